@@ -1,0 +1,22 @@
+"""What torch finds on this machine, and what Lightning calls it."""
+
+from typing import Any
+
+import torch
+
+from runner import devices as runner_devices
+
+
+def devices() -> list[str]:
+    found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    return [*found, "mps"] if torch.backends.mps.is_available() else found
+
+
+def resolve(requested: str) -> torch.device:
+    return torch.device(runner_devices.resolve(requested, devices()))
+
+
+def trainer_arguments(device: torch.device) -> dict[str, Any]:
+    """The Trainer's own words for one device."""
+    accelerator = {"cpu": "cpu", "cuda": "gpu", "mps": "mps"}[device.type]
+    return {"accelerator": accelerator, "devices": [device.index or 0] if device.type == "cuda" else 1}

@@ -1,0 +1,250 @@
+"""The layer vocabulary as torch.nn. Inside, images are [B, C, H, W]; a model takes and gives canonical [B, H, W, C]."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from runner import layers as spec
+from runner.random import MASK, layer_key, mix, threshold
+from runner.spec import TrainState
+
+# canonical variable -> torch's name for it
+_NAMES = {
+    "dense": {"kernel": "weight", "bias": "bias"},
+    "conv2d": {"kernel": "weight", "bias": "bias"},
+    "batch_norm": {"scale": "weight", "offset": "bias", "mean": "running_mean", "variance": "running_var"},
+    "layer_norm": {"scale": "weight", "offset": "bias"},
+}
+
+
+class Place:
+    """Which forward pass this is: what keys the dropout masks besides the seed and the layer."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.step, self.micro_batch = seed, 0, 0
+
+
+class Network(nn.Module):
+    """The whole model: nn.Modules in order, each under its canonical name."""
+
+    def __init__(self, network: spec.Network, place: Place | None = None) -> None:
+        super().__init__()
+        self.body = _sequence(network.nodes, place)
+        self.image_in, self.image_out = len(network.input_shape) == 3, len(network.output_shape) == 3
+
+    def forward(self, x: Tensor) -> Tensor:  # x  # [B, *input_shape] -> [B, *output_shape]
+        y: Tensor = self.body(x.permute(0, 3, 1, 2) if self.image_in else x)
+        return y.permute(0, 2, 3, 1) if self.image_out else y
+
+    def named(self) -> dict[str, Tensor]:
+        """Canonical name -> the module's own tensor, parameters and buffers."""
+        return {
+            f"{name.rpartition('.')[2]}/{canonical}": getattr(module, native)
+            for name, module in self.named_modules()
+            for canonical, native in _NAMES.get(name.rpartition(".")[2].rpartition("_")[0], {}).items()
+            if getattr(module, native) is not None
+        }
+
+
+def load(model: Network, values: Mapping[str, np.ndarray]) -> None:
+    """Canonical values into the module."""
+    with torch.no_grad():
+        for name, tensor in model.named().items():
+            tensor.copy_(from_canonical(values[name]))
+
+
+def save(model: Network, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The module's values as canonical copies."""
+    tensors = model.named()
+    return {name: to_canonical(tensors[name]) for name in names}
+
+
+def load_state(model: Network, state: TrainState) -> None:
+    load(model, {**state.weights, **state.buffers})
+
+
+def from_canonical(value: np.ndarray) -> Tensor:
+    """[in, out] -> [out, in]; [height, width, in, out] -> [out, in, height, width]."""
+    return torch.from_numpy(np.transpose(value, (3, 2, 0, 1) if value.ndim == 4 else None).copy())
+
+
+def to_canonical(tensor: Tensor) -> np.ndarray:
+    """The inverse of from_canonical, as a copy."""
+    value = tensor.detach().cpu().numpy()
+    return np.transpose(value, (2, 3, 1, 0) if value.ndim == 4 else None).copy(order="C")
+
+
+def _pads(node: spec.Node, window: int) -> list[int]:
+    """What F.pad takes for `padding: same`: low and high of the width, then of the height."""
+    if node.spec.padding == "valid":
+        return [0, 0, 0, 0]
+    height, width = (spec.padding_same(size, window, node.spec.stride) for size in node.input_shape[:2])
+    return [*width, *height]
+
+
+class _Conv2d(nn.Conv2d):
+    """With the padding that torch's own argument cannot say: one more row or column on the high side."""
+
+    pads: list[int]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, self.pads))
+
+
+class _MaxPool2d(nn.MaxPool2d):
+    """The same, padded with what never wins."""
+
+    pads: list[int]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, self.pads, value=float("-inf")))
+
+
+def _conv2d(node: spec.Node) -> nn.Conv2d:
+    s, pads = node.spec, _pads(node, node.spec.kernel_size)
+    shape: Any = (node.input_shape[2], s.filters, s.kernel_size, s.stride)
+    if pads[::2] == pads[1::2]:
+        return nn.Conv2d(*shape, padding=(pads[2], pads[0]), bias=s.bias)
+    conv = _Conv2d(*shape, bias=s.bias)
+    conv.pads = pads
+    return conv
+
+
+def _max_pool(node: spec.Node) -> nn.MaxPool2d:
+    s, pads = node.spec, _pads(node, node.spec.pool_size)
+    if not any(pads):
+        return nn.MaxPool2d(s.pool_size, s.stride)
+    pool = _MaxPool2d(s.pool_size, s.stride)
+    pool.pads = pads
+    return pool
+
+
+class _AveragePoolSame(nn.Module):
+    """torch counts asymmetric padding in the mean: divide by the number of values instead."""
+
+    def __init__(self, node: spec.Node) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(node.spec.pool_size, node.spec.stride)
+        self.pads = _pads(node, node.spec.pool_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(F.pad(x, self.pads)) / self.pool(F.pad(torch.ones_like(x[:1, :1]), self.pads))
+
+
+class _GlobalAveragePool(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+class _Flatten(nn.Module):
+    """In canonical order: height, width, channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).flatten(1)
+
+
+class _Reshape(nn.Module):
+    def __init__(self, node: spec.Node) -> None:
+        super().__init__()
+        self.shape, self.image_in = node.output_shape, len(node.input_shape) == 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = (x.permute(0, 2, 3, 1) if self.image_in else x).reshape(-1, *self.shape)
+        return y.permute(0, 3, 1, 2) if len(self.shape) == 3 else y
+
+
+class _LayerNorm(nn.LayerNorm):
+    """Over the channels of an image too, which torch keeps on axis 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if x.ndim == 4 else super().forward(x)
+
+
+class Dropout(nn.Module):
+    """The masks of runner.random.keep, drawn on the device; without a place (a native export) it never acts."""
+
+    def __init__(self, rate: float, index: int, place: Place) -> None:
+        super().__init__()
+        self.rate, self.place, self.key = rate, place, layer_key(place.seed, index)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        return x * (self.keep(x) * (1 / (1 - self.rate))).to(x.dtype)
+
+    def keep(self, x: Tensor) -> Tensor:
+        shape = (x.shape[0], *x.shape[2:], x.shape[1]) if x.ndim == 4 else x.shape  # masks are canonical
+        k = mix(mix(self.key + self.place.step) + self.place.micro_batch)
+        i = torch.arange(x.numel(), device=x.device)
+        mask = (_mix_tensor(_mix_tensor((i + k) & MASK) ^ k) >= threshold(self.rate)).view(shape)
+        return mask.permute(0, 3, 1, 2) if x.ndim == 4 else mask
+
+
+def _mix_tensor(x: Tensor) -> Tensor:
+    """runner.random.mix on int64 tensors that hold 32 bits."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & MASK
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & MASK
+    return x ^ (x >> 16)
+
+
+class _Residual(nn.Module):
+    def __init__(self, node: spec.Node, place: Place | None) -> None:
+        super().__init__()
+        main, shortcut = node.branches
+        self.main, self.shortcut = _sequence(main, place), _sequence(shortcut, place)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.main(x) + self.shortcut(x)
+
+
+def _sequence(nodes: Sequence[spec.Node], place: Place | None) -> nn.Sequential:
+    sequence = nn.Sequential()
+    for node in nodes:
+        sequence.add_module(node.name, _build(node, place))
+    return sequence
+
+
+_ACTIVATIONS = {
+    "relu": lambda s: nn.ReLU(),
+    "leaky_relu": lambda s: nn.LeakyReLU(s.negative_slope),
+    "gelu": lambda s: nn.GELU(),
+    "gelu_tanh": lambda s: nn.GELU(approximate="tanh"),
+    "silu": lambda s: nn.SiLU(),
+    "tanh": lambda s: nn.Tanh(),
+    "sigmoid": lambda s: nn.Sigmoid(),
+}
+
+
+def _build(node: spec.Node, place: Place | None) -> nn.Module:
+    s, channels = node.spec, node.input_shape[-1]
+    match s.layer:
+        case "dense":
+            return nn.Linear(channels, node.output_shape[0], bias=s.bias)
+        case "conv2d":
+            return _conv2d(node)
+        case "max_pool":
+            return _max_pool(node)
+        case "average_pool":
+            return _AveragePoolSame(node) if s.padding == "same" else nn.AvgPool2d(s.pool_size, s.stride)
+        case "global_average_pool":
+            return _GlobalAveragePool()
+        case "flatten":
+            return _Flatten()
+        case "reshape":
+            return _Reshape(node)
+        case "activation":
+            return _ACTIVATIONS[s.function](s)
+        case "dropout":
+            return Dropout(s.rate, node.index, place) if place else nn.Dropout(s.rate)
+        case "batch_norm":
+            norm = nn.BatchNorm2d if len(node.input_shape) == 3 else nn.BatchNorm1d
+            return norm(channels, eps=s.eps, momentum=1 - s.momentum)
+        case "layer_norm":
+            return _LayerNorm(channels, eps=s.eps)
+        case "residual":
+            return _Residual(node, place)
+    raise AssertionError(s.layer)

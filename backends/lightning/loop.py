@@ -1,0 +1,168 @@
+"""Training in chunks: K updates in one `training_step` of a LightningModule, under a Lightning Trainer.
+
+Legend of shapes: K updates, A micro-batches an update, B rows each, n = all rows of a chunk.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from backends.lightning import device, layers, losses, optimizers
+from backends.lightning.schedule import TableLR
+from runner.data.order import Chunk
+from runner.optimizers import decaying
+from runner.spec import ModelSpec, OnChunk, Report, RunSpec, TrainState
+
+_PRECISION: dict[str, Any] = {"float32": "32-true", "float64": "64-true", "bf16-mixed": "bf16-mixed"}
+
+
+class Module(pl.LightningModule):
+    """The network, its loss and its optimizer, as the seam's `Live`."""
+
+    def __init__(self, run: RunSpec, start: TrainState, where: torch.device) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.run, self.step = run, start.step
+        self.place = layers.Place(run.seed)
+        dtype = torch.from_numpy(np.empty(0, run.dtype)).dtype
+        self.network = layers.Network(run.network, self.place).to(where, dtype)
+        layers.load_state(self.network, start)
+        tensors = self.network.named()
+        self.weights = {name: tensors[name] for name in start.weights}
+        self.buffer_names, self.slot_names = list(start.buffers), list(start.slots)
+        self.loss = losses.build(run.loss)
+        self.x, self.y = (torch.from_numpy(values).to(where) for values in (run.x, run.y))
+        self.optimizer = optimizers.build(run.optimizer, self.weights, decaying(run.optimizer, run.network))
+        optimizers.load_slots(run.optimizer, self.optimizer, self.weights, start.slots, start.step)
+        self.schedule = TableLR(self.optimizer, run.rates, run.dtype, start.step)
+
+    def configure_optimizers(self) -> Any:
+        return {"optimizer": self.optimizer, "lr_scheduler": self.schedule}
+
+    def training_step(self, chunk: Chunk, index: int) -> None:
+        """The chunk's updates, one after another; its report is left in `self.report`."""
+        group, parameters = self.optimizer.param_groups[0], list(self.weights.values())
+        rates, means, outputs = [], [], []
+        blocks = [torch.from_numpy(block).to(self.x.device) for block in chunk.blocks]
+        data = [(self.x[block], self.y[block]) for block in blocks]  # x  # [K, A, B, ...]
+        for k in range(chunk.num_steps):
+            self.place.step, self.place.micro_batch = self.step, 0
+            self.optimizer.zero_grad()
+            total: Tensor | float = 0.0
+            for x_block, y_block in data:
+                for x, y in zip(x_block[k].unbind(), y_block[k].unbind(), strict=True):
+                    z = self.network(x)
+                    share = self.loss(z, y)
+                    if chunk.rows_per_step != len(x):
+                        share = share * (len(x) / chunk.rows_per_step)
+                    share.backward()
+                    total = total + share.detach()
+                    outputs.append(z.detach())
+                    self.place.micro_batch += 1
+            if self.run.gradient_clip_norm is not None:
+                optimizers.clip_by_global_norm([p.grad for p in parameters], self.run.gradient_clip_norm)
+            rates.append(group["lr"])
+            self.optimizer.step()
+            self.schedule.step()
+            self.step += 1
+            means.append(total)
+        self._count(chunk.num_steps)
+        self.report = Report(
+            losses=_to_numpy(torch.stack(means)),
+            rates=np.array(rates, dtype=self.run.dtype),
+            outputs=_to_numpy(torch.cat(outputs)),
+        )
+
+    def _count(self, num_steps: int) -> None:
+        """The Trainer counts updates of its own wrapper; these went past it."""
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        for tracker in (progress.total, progress.current):
+            tracker.ready += num_steps
+            tracker.completed += num_steps
+
+    def state(self) -> TrainState:
+        slots = optimizers.save_slots(self.run.optimizer, self.optimizer, self.weights, self.slot_names)
+        return TrainState(
+            self.step,
+            layers.save(self.network, list(self.weights)),
+            slots,
+            layers.save(self.network, self.buffer_names),
+        )
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        return _predict(self.network, self.run, x)
+
+
+class _AfterChunk(pl.Callback):
+    """Tells the runner of each chunk, and stops the Trainer when it says so."""
+
+    def __init__(self, on_chunk: OnChunk) -> None:
+        self.on_chunk = on_chunk
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        trainer.should_stop = not self.on_chunk(batch, module.report, module)
+
+
+class _Loader:
+    """The chunks as what the Trainer calls batches."""
+
+    def __init__(self, chunks: Iterable[Chunk]) -> None:
+        self.chunks = chunks
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return iter(self.chunks)
+
+
+def train(run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk) -> TrainState:
+    where = device.resolve(run.device)
+    module = Module(run, start, where)
+    trainer = pl.Trainer(
+        **device.trainer_arguments(where),
+        precision=_PRECISION[run.precision],
+        max_epochs=1,
+        callbacks=[_AfterChunk(on_chunk)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, _Loader(chunks))
+    return module.state()
+
+
+def predict(model: ModelSpec, state: TrainState, x: np.ndarray) -> np.ndarray:
+    return _predict(_network(model, state, layers.Place(0)), model, x)
+
+
+def export(model: ModelSpec, state: TrainState) -> nn.Module:
+    return _network(model, state, None).cpu().eval()
+
+
+def _network(model: ModelSpec, state: TrainState, place: layers.Place | None) -> layers.Network:
+    network = layers.Network(model.network, place)
+    dtype = torch.from_numpy(np.empty(0, model.dtype)).dtype
+    network.to(device.resolve(model.device), dtype)
+    layers.load_state(network, state)
+    return network
+
+
+def _predict(network: layers.Network, model: ModelSpec, x: np.ndarray) -> np.ndarray:
+    where = next(network.parameters()).device
+    mixed = torch.autocast(where.type, torch.bfloat16, enabled=model.precision == "bf16-mixed")
+    training = network.training
+    network.eval()
+    with torch.inference_mode(), mixed:
+        rows = torch.from_numpy(x).split(model.batch_size * 8)
+        outputs = [_to_numpy(network(batch.to(where))) for batch in rows]
+    network.train(training)
+    return np.concatenate(outputs) if outputs else np.empty((0, *model.network.output_shape))
+
+
+def _to_numpy(tensor: Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    array: np.ndarray = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return array

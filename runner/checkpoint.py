@@ -1,0 +1,119 @@
+"""TrainState <-> folder: tensors as safetensors, numbers as JSON, a manifest with the SHA-256 of each part; no pickles.
+
+A checkpoint is written beside its place, synced, and renamed into it, so that a name never stands for half of one.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from runner.errors import RunError
+from runner.spec import TrainState
+
+FORMAT = 1
+_PARTS = ("weights.safetensors", "optimizer.safetensors", "state.json")
+
+
+def write(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
+    """checkpoints/STEP of a run; `extra` goes into state.json. Its place afterwards."""
+    place = folder / "checkpoints" / str(state.step)
+    beside = place.with_name(f".{state.step}.{os.getpid()}")
+    beside.mkdir(parents=True)
+    slots = {f"{slot}/{name}": value for slot, values in state.slots.items() for name, value in values.items()}
+    numbers = {"format": FORMAT, "step": state.step, "buffers": sorted(state.buffers), **extra}
+    parts = (save({**state.weights, **state.buffers}), save(slots), json.dumps(numbers, indent=2).encode())
+    hashes = {name: hashlib.sha256(part).hexdigest() for name, part in zip(_PARTS, parts, strict=True)}
+    for name, part in (*zip(_PARTS, parts, strict=True), ("manifest.json", json.dumps(hashes, indent=2).encode())):
+        _write_synced(beside / name, part)
+    if place.exists():
+        shutil.rmtree(place)
+    beside.rename(place)
+    _sync_folder(place.parent)
+    return place
+
+
+def point(folder: Path, name: str, step: int) -> None:
+    """checkpoints/last or /best: a symbolic link to the step's folder, replaced in one go."""
+    link = folder / "checkpoints" / name
+    beside = link.with_name(f".{name}.{os.getpid()}")
+    try:
+        beside.symlink_to(str(step))
+    except OSError:  # a file system without links
+        beside.write_text(str(step))
+    beside.replace(link)
+
+
+def keep(folder: Path, steps: set[int]) -> None:
+    """Remove the checkpoints of all other steps."""
+    for place in (folder / "checkpoints").iterdir():
+        if place.is_dir() and not place.is_symlink() and place.name.isdigit() and int(place.name) not in steps:
+            shutil.rmtree(place)
+
+
+def read(folder: Path, which: str | int = "last") -> tuple[TrainState, dict[str, Any]]:
+    """The state of checkpoints/`which` and its state.json, checked against the manifest."""
+    place = _place(folder, which)
+    try:
+        parts = {name: (place / name).read_bytes() for name in _PARTS}
+        hashes = json.loads((place / "manifest.json").read_bytes())
+        for name, part in parts.items():
+            if hashlib.sha256(part).hexdigest() != hashes.get(name):
+                raise RunError(f"{place / name} does not match its SHA-256 in manifest.json: the checkpoint is damaged")
+        numbers: dict[str, Any] = json.loads(parts["state.json"])
+        if numbers["format"] != FORMAT:
+            raise RunError(f"{place} has checkpoint format {numbers['format']}; this version reads format {FORMAT}")
+        values, flat = load(parts["weights.safetensors"]), load(parts["optimizer.safetensors"])
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise RunError(f"{place} is not a whole checkpoint: {error}") from None
+    slots: dict[str, dict[str, np.ndarray]] = {}
+    for key, value in flat.items():
+        slot, _, name = key.partition("/")
+        slots.setdefault(slot, {})[name] = value
+    buffers = {name: values.pop(name) for name in numbers["buffers"]}
+    return TrainState(numbers["step"], values, slots, buffers), numbers
+
+
+def _place(folder: Path, which: str | int) -> Path:
+    place = folder / "checkpoints" / str(which)
+    if place.is_file():
+        place = place.with_name(place.read_text().strip())
+    if not place.is_dir():
+        there = sorted(p.name for p in place.parent.glob("[!.]*")) if place.parent.is_dir() else []
+        raise RunError(f"{folder} has no checkpoint {which}; it has {', '.join(there) or 'none'}")
+    return place.resolve()
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def weights_sha256(state: TrainState) -> str:
+    """Over the canonical weights and buffers in float32, by sorted name: the name in UTF-8, the shape as little-endian
+    int64, the values as little-endian float32 in row-major order. Equal hashes mean equal models."""
+    digest = hashlib.sha256()
+    values = {**state.weights, **state.buffers}
+    for name in sorted(values):
+        digest.update(name.encode())
+        digest.update(np.array(values[name].shape, dtype="<i8").tobytes())
+        digest.update(np.ascontiguousarray(values[name], dtype="<f4").tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,108 @@
+"""A data set in memory: three splits of rows, checked, and how its values were scaled."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from runner.errors import ConfigError
+from runner.random import permutation
+
+Task = Literal["classification", "regression"]
+
+
+@dataclass(frozen=True)
+class Split:
+    x: np.ndarray  # float64[N, ...]
+    y: np.ndarray  # labels int64[N], or targets float64[N, C]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Values as the network sees them: (raw - offset) / scale, per feature."""
+
+    offset: np.ndarray
+    scale: np.ndarray
+
+    def apply(self, raw: np.ndarray) -> np.ndarray:
+        return (raw - self.offset) / self.scale
+
+    def invert(self, value: np.ndarray) -> np.ndarray:
+        return value * self.scale + self.offset
+
+
+@dataclass(frozen=True)
+class Dataset:
+    train: Split
+    val: Split
+    test: Split
+    task: Task
+    classes: tuple[str, ...]  # the names of the labels, empty for regression
+    features: tuple[str, ...]  # the names of the columns of x, empty for images
+    x_scaling: Scaling | None = None
+    y_scaling: Scaling | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.train.x.shape[1:]
+
+    def description(self) -> dict[str, Any]:
+        """What a later prediction on new rows needs, and a hash that tells whether the data is the same."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.val, self.test):
+            for array in (split.x, split.y):
+                digest.update(repr((array.shape, array.dtype.str)).encode() + np.ascontiguousarray(array).tobytes())
+        scalings = {"x_scaling": self.x_scaling, "y_scaling": self.y_scaling}
+        return {
+            "task": self.task,
+            "classes": list(self.classes),
+            "features": list(self.features),
+            "input_shape": list(self.input_shape),
+            "rows": {"train": len(self.train), "val": len(self.val), "test": len(self.test)},
+            "sha256": digest.hexdigest(),
+            **{k: s and {"offset": s.offset.tolist(), "scale": s.scale.tolist()} for k, s in scalings.items()},
+        }
+
+
+def split_rows(x: np.ndarray, y: np.ndarray, num_val: int, num_test: int, seed: int) -> tuple[Split, Split, Split]:
+    """Train, validation and test rows: a fixed permutation of all rows, cut at the end."""
+    order = permutation(len(x), seed, "split")
+    num_train = len(x) - num_val - num_test
+    cuts = np.split(order, [num_train, num_train + num_val])
+    train, val, test = (Split(x[rows], y[rows]) for rows in cuts)
+    return train, val, test
+
+
+def standardize(data: Dataset, *, x: bool, y: bool) -> Dataset:
+    """Mean 0 and variance 1 of every feature (`x`) and target (`y`) over the training rows. A constant is only shifted."""
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    x_scaling = _scaling(data.train.x) if x else None
+    y_scaling = _scaling(data.train.y) if y else None
+    scaled = {
+        name: Split(x_scaling.apply(s.x) if x_scaling else s.x, y_scaling.apply(s.y) if y_scaling else s.y)
+        for name, s in splits.items()
+    }
+    return replace(data, **scaled, x_scaling=x_scaling, y_scaling=y_scaling)  # type: ignore[arg-type]
+
+
+def _scaling(values: np.ndarray) -> Scaling:
+    scale = values.std(axis=0)
+    return Scaling(values.mean(axis=0), np.where(scale > 0, scale, 1.0))
+
+
+def check(x: np.ndarray, y: np.ndarray, source: str, columns: tuple[str, ...] = ()) -> None:
+    """Refuse what cannot be trained on, naming row and column, counted from 0."""
+    if len(x) == 0:
+        raise ConfigError(f"{source} holds no rows")
+    if len(x) != len(y):
+        raise ConfigError(f"{source}: x has {len(x)} rows, y has {len(y)}")
+    for name, values in (("x", x), ("y", y)):
+        bad = np.argwhere(~np.isfinite(values)) if values.dtype.kind == "f" else np.empty((0, 1))
+        if len(bad):
+            row, *rest = (int(i) for i in bad[0])
+            column = (columns[rest[0]] if columns and name == "x" else f"{name}{rest}") if rest else name
+            raise ConfigError(f"{source}: row {row}, column {column} is {values[tuple(bad[0])]}; all values must be finite")

@@ -1,0 +1,141 @@
+"""A user's own files: NPZ and CSV, checked before anything trains."""
+
+import csv
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from runner.data.dataset import Dataset, Task, check, split_rows, standardize
+from runner.errors import ConfigError, nearest
+from runner.section import Fraction, Index, Section
+
+
+class _File(Section):
+    path: str
+    task: Task
+    val_fraction: Fraction
+    test_fraction: Fraction
+    split_seed: Index
+    standardize: bool
+
+    def _dataset(self, x: np.ndarray, y: np.ndarray, classes: Sequence[str], columns: tuple[str, ...]) -> Dataset:
+        """Rows -> splits: round(fraction * rows) for validation and test, drawn with `split_seed`; the rest trains."""
+        check(x, y, self.path, columns)
+        num_val, num_test = round(self.val_fraction * len(x)), round(self.test_fraction * len(x))
+        if num_val + num_test >= len(x):
+            raise ConfigError(
+                f"data.val_fraction + data.test_fraction leave none of the {len(x)} rows of {self.path} to train on"
+            )
+        splits = split_rows(x, y, num_val, num_test, self.split_seed)
+        data = Dataset(*splits, task=self.task, classes=tuple(classes), features=columns)
+        return standardize(data, x=True, y=self.task == "regression") if self.standardize else data
+
+    def _exists(self) -> Path:
+        path = Path(self.path).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"data.path must be a file, got {self.path}, which is not there")
+        return path
+
+
+class NPZ(_File):
+    """Arrays `x` [N, ...] (numbers; images channels last) and `y`: labels 0 ... C-1 (integers [N]) for classification,
+    targets ([N] or [N, C]) for regression. `standardize` scales by the training rows."""
+
+    name: Literal["npz"]
+
+    def load(self) -> Dataset:
+        arrays = read_npz(self._exists())
+        for name in ("x", "y"):
+            if name not in arrays:
+                raise ConfigError(f"{self.path} must hold arrays x and y, got {', '.join(sorted(arrays)) or 'none'}")
+        x = as_float(arrays["x"], "x", self.path)
+        y = arrays["y"]
+        if self.task == "regression":
+            y = as_float(y, "y", self.path)
+            return self._dataset(x, y.reshape(len(y), -1), (), ())
+        if y.ndim != 1 or y.dtype.kind not in "iu":
+            raise ConfigError(f"{self.path}: y must be labels, integers of shape [N], got {y.dtype} of shape {list(y.shape)}")
+        if len(y) and y.min() < 0:
+            raise ConfigError(f"{self.path}: row {int(y.argmin())}, column y is {y.min()}; labels count from 0")
+        classes = [str(label) for label in range(int(y.max(initial=0)) + 1)]
+        return self._dataset(x, y.astype(np.int64), classes, ())
+
+
+class CSV(_File):
+    """A header, then one row a line: numbers, and the column `target` (null: the last one). For classification any text
+    is a label; labels are sorted (as numbers, if all are). `standardize` scales by the training rows."""
+
+    name: Literal["csv"]
+    target: str | None
+
+    def load(self) -> Dataset:
+        header, rows = read_csv(self._exists())
+        target = header[-1] if self.target is None else self.target
+        if target not in header:
+            raise ConfigError(f"data.target must be a column of {self.path}, got {target}{nearest(target, header)}")
+        at = header.index(target)
+        columns = tuple(name for name in header if name != target)
+        x = numbers(header, rows, [i for i in range(len(header)) if i != at], self.path)
+        if self.task == "regression":
+            return self._dataset(x, numbers(header, rows, [at], self.path), (), columns)
+        labels = [row[at] for row in rows]
+        classes = sorted(set(labels), key=_label_key(labels))
+        number = {label: i for i, label in enumerate(classes)}
+        return self._dataset(x, np.array([number[label] for label in labels], dtype=np.int64), classes, columns)
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an NPZ file; pickles are refused."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+        raise ConfigError(f"{path} cannot be read as NPZ: {error}") from None
+
+
+def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows; every row as long as the header."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path} cannot be read as CSV in UTF-8: {error}") from None
+    if not lines:
+        raise ConfigError(f"{path} is empty")
+    header, *rows = lines
+    if len(set(header)) != len(header):
+        raise ConfigError(f"{path}: a column name stands twice in the header: {', '.join(header)}")
+    for i, row in enumerate(rows):
+        if len(row) != len(header):
+            raise ConfigError(f"{path}: row {i} has {len(row)} cells, the header has {len(header)}")
+    return header, rows
+
+
+def numbers(header: Sequence[str], rows: Sequence[Sequence[str]], columns: Sequence[int], source: object) -> np.ndarray:
+    """float64[rows, columns] of the cells; the first that is no number is named."""
+    try:
+        return np.array([[float(row[j]) for j in columns] for row in rows], dtype=np.float64).reshape(-1, len(columns))
+    except ValueError:
+        i, j = next((i, j) for i, row in enumerate(rows) for j in columns if not _is_number(row[j]))
+        raise ConfigError(f"{source}: row {i}, column {header[j]} is {rows[i][j]!r}; a number is needed") from None
+
+
+def as_float(values: np.ndarray, name: str, source: object) -> np.ndarray:
+    if values.dtype.kind not in "iufb" or values.ndim == 0:
+        raise ConfigError(f"{source}: {name} must be an array of numbers, got {values.dtype} of shape {list(values.shape)}")
+    return values.astype(np.float64)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _label_key(labels: Sequence[str]):  # type: ignore[no-untyped-def]
+    return float if all(map(_is_number, labels)) else str

@@ -1,0 +1,110 @@
+"""Which rows each update uses: a pure function of (seed, epoch, step), so that a run goes on from any step.
+
+An epoch is one pass over a permutation of the rows. It is cut into micro-batches of B = `batch_size` rows, and A =
+`accumulate` of them make an update, whose gradient is that of the mean loss over all its rows: as one batch of A * B.
+The last update of an epoch has what is left: fewer micro-batches, the last of them short.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from runner.random import permutation
+
+
+class Chunk(NamedTuple):
+    """K consecutive updates of equal shape. Blocks of micro-batches, in order of use:
+
+    rows  # int64[K, A, B] for whole micro-batches; a second block int64[1, 1, b] for a short one at an epoch's end
+    """
+
+    first_step: int
+    num_steps: int
+    blocks: tuple[np.ndarray, ...]
+
+    @property
+    def rows(self) -> np.ndarray:
+        """All rows, in order of use: an update's after those of the update before it.  # int64[n]"""
+        return np.concatenate([block.reshape(self.num_steps, -1) for block in self.blocks], axis=1).reshape(-1)
+
+    @property
+    def rows_per_step(self) -> int:
+        return sum(block.shape[1] * block.shape[2] for block in self.blocks)
+
+
+@dataclass(frozen=True)
+class Order:
+    """The updates of a whole run, without a clock of its own."""
+
+    num_rows: int
+    batch_size: int
+    accumulate: int
+    seed: int
+    total_steps: int
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.batch_size * self.accumulate
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.num_rows // self.rows_per_step)
+
+    def epoch(self, number: int) -> np.ndarray:
+        """The permutation of an epoch.  # int64[num_rows]"""
+        return _epoch(self.num_rows, self.seed, number)
+
+    def chunk(self, first_step: int, num_steps: int) -> Chunk:
+        """At most `num_steps` updates from `first_step`, ending with the epoch's whole updates or with its last one."""
+        epoch, first = divmod(first_step, self.steps_per_epoch)
+        order = self.epoch(epoch)
+        size, num_whole = self.rows_per_step, self.num_rows // self.rows_per_step
+        if first < num_whole:
+            last = min(first + num_steps, num_whole)
+            block = order[first * size : last * size].reshape(last - first, self.accumulate, self.batch_size)
+            return Chunk(first_step, last - first, (block,))
+        rest = order[num_whole * size :]
+        num_full, short = divmod(len(rest), self.batch_size)
+        full = rest[: num_full * self.batch_size].reshape(1, num_full, self.batch_size)
+        blocks = (full, rest[len(rest) - short :].reshape(1, 1, short))
+        return Chunk(first_step, 1, tuple(block for block in blocks if block.size))
+
+
+@dataclass
+class Chunks:
+    """The chunks of a run from a step on. A chunk ends where something has to happen: an epoch, a checkpoint, the end.
+
+    At most `largest` updates each. With `adapt` a chunk is also kept near a second of work, so that progress, signals
+    and saves are never far away; what a run computes does not depend on it.
+    """
+
+    order: Order
+    start: int
+    largest: int
+    checkpoint_steps: int | None
+    adapt: bool
+
+    def __iter__(self) -> Iterator[Chunk]:
+        step, num = self.start, min(8, self.largest) if self.adapt else self.largest
+        while step < self.order.total_steps:
+            chunk = self.order.chunk(step, min(num, self._until_event(step)))
+            before = time.perf_counter()
+            yield chunk
+            if self.adapt:
+                per_step = (time.perf_counter() - before) / chunk.num_steps
+                num = max(1, min(self.largest, int(1.0 / per_step)))
+            step += chunk.num_steps
+
+    def _until_event(self, step: int) -> int:
+        periods = [self.order.steps_per_epoch, *([self.checkpoint_steps] if self.checkpoint_steps else [])]
+        ends = [self.order.total_steps, *((step // period + 1) * period for period in periods)]
+        return min(ends) - step
+
+
+@lru_cache(maxsize=1)
+def _epoch(num_rows: int, seed: int, number: int) -> np.ndarray:
+    return permutation(num_rows, seed, f"order/{number}")

@@ -1,0 +1,320 @@
+"""The layer vocabulary: what a layer's keys are, the shape it makes, the variables it owns, their first values.
+
+Shapes leave out the batch: (features,) or (height, width, channels), channels last. Weights are canonical, the same for
+every backend: dense kernel [in, out]; convolution kernel [height, width, in, out]; names `KIND_INDEX/VARIABLE`, with
+an index per kind in order of definition, nested layers included.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union
+
+import numpy as np
+from pydantic import Field
+
+from runner.errors import ConfigError
+from runner.random import uniform
+from runner.section import Count, Fraction, NonNegative, Positive, Section
+
+Shape = tuple[int, ...]
+Padding = Literal["same", "valid"]
+Init = Literal["glorot_uniform", "he_uniform", "zeros", "ones"]
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One tensor of a layer. A buffer is not trained (running statistics); `decays` = weight decay may touch it."""
+
+    name: str
+    shape: Shape
+    init: Init
+    trainable: bool = True
+    decays: bool = False
+
+
+class _Layer(Section):
+    def output_shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def variables(self, shape: Shape) -> tuple[Variable, ...]:
+        """The variables, given the shape of the input."""
+        return ()
+
+
+class Dense(_Layer):
+    """y = x W + b; W [in, out] = `kernel`."""
+
+    layer: Literal["dense"]
+    units: Count | Literal["outputs"]
+    bias: bool
+    init: Init
+
+    def output_shape(self, shape: Shape) -> Shape:
+        _rank(shape, 1, "flatten or global_average_pool")
+        return (int(self.units),)
+
+    def variables(self, shape: Shape) -> tuple[Variable, ...]:
+        kernel = Variable("kernel", (shape[0], int(self.units)), self.init, decays=True)
+        return (kernel, Variable("bias", (int(self.units),), "zeros")) if self.bias else (kernel,)
+
+
+class Conv2D(_Layer):
+    """Cross-correlation with a kernel [height, width, in, out]. Padding `same` is `padding_same`."""
+
+    layer: Literal["conv2d"]
+    filters: Count
+    kernel_size: Count
+    stride: Count
+    padding: Padding
+    bias: bool
+    init: Init
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return (*_window(shape, self.kernel_size, self.stride, self.padding), self.filters)
+
+    def variables(self, shape: Shape) -> tuple[Variable, ...]:
+        size = self.kernel_size
+        kernel = Variable("kernel", (size, size, shape[2], self.filters), self.init, decays=True)
+        return (kernel, Variable("bias", (self.filters,), "zeros")) if self.bias else (kernel,)
+
+
+class _Pool(_Layer):
+    pool_size: Count
+    stride: Count
+    padding: Padding
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return (*_window(shape, self.pool_size, self.stride, self.padding), shape[2])
+
+
+class MaxPool(_Pool):
+    """The largest value of each window; padding never wins."""
+
+    layer: Literal["max_pool"]
+
+
+class AveragePool(_Pool):
+    """The mean of each window; padding is not counted."""
+
+    layer: Literal["average_pool"]
+
+
+class GlobalAveragePool(_Layer):
+    """The mean over height and width: [H, W, C] -> [C]."""
+
+    layer: Literal["global_average_pool"]
+
+    def output_shape(self, shape: Shape) -> Shape:
+        _rank(shape, 3, "an image")
+        return shape[2:]
+
+
+class Flatten(_Layer):
+    """[H, W, C] -> [H * W * C], in that order."""
+
+    layer: Literal["flatten"]
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return (int(np.prod(shape)),)
+
+
+class Reshape(_Layer):
+    """To `shape`, in row-major order: [64] -> [8, 8, 1] makes images of rows."""
+
+    layer: Literal["reshape"]
+    shape: list[Count]
+
+    def output_shape(self, shape: Shape) -> Shape:
+        if int(np.prod(shape)) != int(np.prod(self.shape)):
+            raise ValueError(f"cannot turn {_show(shape)} into {_show(tuple(self.shape))}")
+        return tuple(self.shape)
+
+
+class Activation(_Layer):
+    """relu; leaky_relu with `negative_slope`; gelu = x Phi(x); gelu_tanh, its approximation; silu = x sigmoid(x)."""
+
+    layer: Literal["activation"]
+    function: Literal["relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid"]
+    negative_slope: NonNegative
+
+
+class Dropout(_Layer):
+    """In training x / (1 - rate) where the mask of runner.random.keep holds, else 0; the identity elsewhere."""
+
+    layer: Literal["dropout"]
+    rate: Fraction
+
+
+class BatchNorm(_Layer):
+    """y = (x - mean) / sqrt(variance + eps) * scale + offset, over all axes but the last.
+
+    In training the batch's mean and biased variance; elsewhere the running ones, which move by
+    running = momentum * running + (1 - momentum) * batch, with the unbiased variance, as in torch.
+    `momentum` is that of Keras and Flax; torch's is 1 - momentum. Ioffe and Szegedy (2015).
+    """
+
+    layer: Literal["batch_norm"]
+    momentum: Fraction
+    eps: Positive
+
+    def variables(self, shape: Shape) -> tuple[Variable, ...]:
+        size = shape[-1:]
+        return (
+            Variable("scale", size, "ones"),
+            Variable("offset", size, "zeros"),
+            Variable("mean", size, "zeros", trainable=False),
+            Variable("variance", size, "ones", trainable=False),
+        )
+
+
+class LayerNorm(_Layer):
+    """y = (x - mean) / sqrt(variance + eps) * scale + offset, over the last axis of each row. Ba et al. (2016)."""
+
+    layer: Literal["layer_norm"]
+    eps: Positive
+
+    def variables(self, shape: Shape) -> tuple[Variable, ...]:
+        return (Variable("scale", shape[-1:], "ones"), Variable("offset", shape[-1:], "zeros"))
+
+
+class Residual(_Layer):
+    """y = layers(x) + shortcut(x); no shortcut layers: + x. He et al. (2016)."""
+
+    layer: Literal["residual"]
+    layers: list["Layer"]
+    shortcut: list["Layer"]
+
+
+Layer = Annotated[
+    Union[
+        Dense, Conv2D, MaxPool, AveragePool, GlobalAveragePool, Flatten, Reshape,
+        Activation, Dropout, BatchNorm, LayerNorm, Residual,
+    ],
+    Field(discriminator="layer"),
+]  # fmt: skip
+Residual.model_rebuild()
+
+
+@dataclass(frozen=True)
+class Node:
+    """A layer in its place: its name, the shapes around it, its variables, and for a residual its two branches."""
+
+    name: str
+    spec: Any
+    input_shape: Shape
+    output_shape: Shape
+    variables: tuple[Variable, ...]
+    branches: tuple[tuple["Node", ...], tuple["Node", ...]] = ((), ())
+    index: int = 0  # among all nodes, in order of definition: it keys the dropout masks
+
+
+@dataclass(frozen=True)
+class Network:
+    """The layers of a model in order, with every shape known: what a backend builds from."""
+
+    nodes: tuple[Node, ...]
+    input_shape: Shape
+
+    @property
+    def output_shape(self) -> Shape:
+        return self.nodes[-1].output_shape if self.nodes else self.input_shape
+
+    def walk(self) -> Iterator[Node]:
+        """All nodes in order of definition; a residual before its branches."""
+        return _walk(self.nodes)
+
+    def variables(self) -> dict[str, Variable]:
+        """Canonical name -> variable, in order of definition."""
+        return {f"{node.name}/{v.name}": v for node in self.walk() for v in node.variables}
+
+
+def network(layers: Sequence[Any], input_shape: Shape, num_outputs: int) -> Network:
+    """Name the layers and follow the shapes through them; a misfit is a ConfigError that names its place in the list."""
+    counts: Counter[str] = Counter()
+
+    def place(specs: Sequence[Any], shape: Shape, path: str) -> tuple[tuple[Node, ...], Shape]:
+        nodes = []
+        for i, spec in enumerate(specs):
+            where = f"{path}[{i}]"
+            if spec.layer == "dense" and spec.units == "outputs":
+                spec = spec.model_copy(update={"units": num_outputs})
+            name, index = f"{spec.layer}_{counts[spec.layer]}", counts.total()
+            counts[spec.layer] += 1
+            if isinstance(spec, Residual):
+                main, output = place(spec.layers, shape, f"{where}.layers")
+                shortcut, other = place(spec.shortcut, shape, f"{where}.shortcut")
+                if output != other:
+                    raise ConfigError(f"{where}: the branches make {_show(output)} and {_show(other)}; they must agree")
+                nodes.append(Node(name, spec, shape, output, (), (main, shortcut), index))
+            else:
+                try:
+                    output = spec.output_shape(shape)
+                except ValueError as error:
+                    raise ConfigError(f"{where} ({spec.layer}): {error}") from None
+                nodes.append(Node(name, spec, shape, output, spec.variables(shape), index=index))
+            shape = output
+        return tuple(nodes), shape
+
+    nodes, output = place(layers, input_shape, "model.layers")
+    if output != (num_outputs,):
+        raise ConfigError(f"model.layers end in {_show(output)}; the data asks for {_show((num_outputs,))}")
+    return Network(nodes, input_shape)
+
+
+def initial_variables(net: Network, seed: int) -> dict[str, np.ndarray]:
+    """The first value of every variable, float64, drawn from (seed, name): the same on every backend.
+
+    glorot_uniform: U(-a, a), a = sqrt(6 / (fan_in + fan_out)), Glorot and Bengio (2010), equation 16.
+    he_uniform: a = sqrt(6 / fan_in), He et al. (2015), equation 10, as a uniform draw.
+    """
+    return {name: _initial(variable, name, seed) for name, variable in net.variables().items()}
+
+
+def _initial(variable: Variable, name: str, seed: int) -> np.ndarray:
+    if variable.init in ("zeros", "ones"):
+        return np.full(variable.shape, float(variable.init == "ones"))
+    receptive = int(np.prod(variable.shape[:-2]))
+    fan_in, fan_out = variable.shape[-2] * receptive, variable.shape[-1] * receptive
+    fan = fan_in + fan_out if variable.init == "glorot_uniform" else fan_in
+    return (2 * uniform(variable.shape, seed, name) - 1) * np.sqrt(6 / fan)
+
+
+def padding_same(size: int, window: int, stride: int) -> tuple[int, int]:
+    """(low, high) padding of one axis so that it gives ceil(size / stride) windows; the odd one goes high."""
+    total = max((-(-size // stride) - 1) * stride + window - size, 0)
+    return total // 2, total - total // 2
+
+
+def with_defaults(layer: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of `model.layers` with what `layer_defaults` says of its kind filled in, nested layers too."""
+    filled = {**defaults.get(str(layer.get("layer")), {}), **layer}
+    for branch in ("layers", "shortcut"):
+        if isinstance(filled.get(branch), list):
+            filled[branch] = [with_defaults(inner, defaults) for inner in filled[branch]]
+    return filled
+
+
+def _walk(nodes: Sequence[Node]) -> Iterator[Node]:
+    for node in nodes:
+        yield node
+        for branch in node.branches:
+            yield from _walk(branch)
+
+
+def _window(shape: Shape, window: int, stride: int, padding: Padding) -> Shape:
+    _rank(shape, 3, "an image; a reshape layer makes one of a row")
+    if padding == "same":
+        return tuple(-(-size // stride) for size in shape[:2])
+    if min(shape[:2]) < window:
+        raise ValueError(f"a window of {window} does not fit into {_show(shape)}")
+    return tuple((size - window) // stride + 1 for size in shape[:2])
+
+
+def _rank(shape: Shape, rank: int, hint: str) -> None:
+    if len(shape) != rank:
+        raise ValueError(f"needs {rank} axes, got {_show(shape)}: {hint}")
+
+
+def _show(shape: Shape) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"

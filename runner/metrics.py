@@ -1,0 +1,72 @@
+"""The metrics, and sums over an epoch that do not depend on how it was cut into batches.
+
+z  # outputs [N, C]; y  # labels int[N] or targets float[N, C]; each function gives the value of every row, float64[N].
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from runner.errors import ConfigError, nearest
+
+Array = np.ndarray
+Rows = Callable[[Array, Array], Array]
+
+
+def accuracy(z: Array, y: Array) -> Array:
+    """1 where the largest output is the label's (the first of equals), else 0. One output: where z > 0 is y > 1/2."""
+    if z.shape[1] == 1:
+        return ((z[:, 0] > 0) == (y.reshape(-1) > 0.5)).astype(np.float64)
+    return (np.argmax(z, axis=1) == y).astype(np.float64)
+
+
+def top_k_accuracy(k: int) -> Rows:
+    """1 where fewer than k outputs are larger than the label's, else 0."""
+
+    def rows(z: Array, y: Array) -> Array:
+        of_label = z[np.arange(len(y)), y][:, None]
+        return ((z > of_label).sum(axis=1) < k).astype(np.float64)
+
+    return rows
+
+
+def mean_absolute_error(z: Array, y: Array) -> Array:
+    """The mean over outputs of |z - y|."""
+    return np.mean(np.abs(z.astype(np.float64) - y), axis=1)
+
+
+def choose(names: Sequence[str] | str, task: str) -> dict[str, Rows]:
+    """The metrics by name. `auto`: accuracy for classification, none for regression (the loss says it)."""
+    if names == "auto":
+        names = ["accuracy"] if task == "classification" else []
+    return {name: _find(name, task) for name in names}
+
+
+def _find(name: str, task: str) -> Rows:
+    fitting: Mapping[str, Rows] = (
+        {"accuracy": accuracy} if task == "classification" else {"mean_absolute_error": mean_absolute_error}
+    )
+    if name in fitting:
+        return fitting[name]
+    match = re.fullmatch(r"top_([1-9]\d*)_accuracy", name)
+    if match and task == "classification":
+        return top_k_accuracy(int(match[1]))
+    allowed = [*fitting, *(["top_5_accuracy"] if task == "classification" else [])]
+    raise ConfigError(f"metrics must be auto or a list of {', '.join(allowed)} ({task}), got {name}{nearest(name, allowed)}")
+
+
+class Means:
+    """Means over an epoch, correctly rounded (math.fsum) from every row's value, so that batches do not matter."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, list[Array]] = {}
+
+    def add(self, rows: Mapping[str, Array]) -> None:
+        for name, values in rows.items():
+            self._rows.setdefault(name, []).append(values)
+
+    def result(self) -> dict[str, float]:
+        joined = {name: np.concatenate(values) for name, values in self._rows.items()}
+        return {name: math.fsum(values) / len(values) for name, values in joined.items() if len(values)}

@@ -1,0 +1,115 @@
+"""From a config to what runs: data, network, order, clock, rates. Everything that can be refused without a framework is."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from runner import losses, metrics, schedules
+from runner.config import Config
+from runner.data import Dataset, Split
+from runner.data.order import Order
+from runner.errors import ConfigError
+from runner.layers import Network, network
+from runner.schedules import Clock
+from runner.spec import ModelSpec, RunSpec
+
+_CHUNK_BYTES = 64 * 2**20  # of gathered rows and outputs that one call of a framework may hold
+
+
+@dataclass(frozen=True)
+class Plan:
+    config: Config
+    data: Dataset
+    loss: Any
+    metrics: dict[str, metrics.Rows]
+    network: Network
+    order: Order
+    clock: Clock
+    model: ModelSpec
+
+    @property
+    def num_parameters(self) -> int:
+        variables = self.network.variables().values()
+        return sum(int(np.prod(v.shape)) for v in variables if v.trainable)
+
+    def checkpoint_steps(self) -> int | None:
+        every = self.config.trainer.checkpoint_every
+        return None if every is None else max(1, self.clock.steps(every))
+
+    def run_spec(self) -> RunSpec:
+        """With the rates of every step and the training rows in the run's dtype."""
+        trainer, model = self.config.trainer, self.model
+        return RunSpec(
+            **vars(model),
+            x=np.ascontiguousarray(self.data.train.x, dtype=model.dtype),
+            y=losses.targets(self.loss, self.data.train.y, model.dtype),
+            loss=self.loss,
+            optimizer=self.config.optimizer,
+            rates=self.rates(),
+            gradient_clip_norm=trainer.gradient_clip_norm,
+            seed=self.config.seed,
+            largest_chunk=self.largest_chunk(),
+        )
+
+    def rates(self) -> np.ndarray:
+        """eta(t) of every update.  # float64[T]"""
+        try:
+            return schedules.table(self.config.schedule, self.clock, self.config.optimizer.lr)
+        except ValueError as error:
+            raise ConfigError(f"schedule: {error}") from None
+
+    def largest_chunk(self) -> int:
+        """Updates in one call: what was asked for, or an epoch, as far as its rows and outputs stay in bounds."""
+        asked = self.config.trainer.steps_per_call
+        if asked != "auto":
+            return int(asked)
+        row = int(np.prod(self.network.input_shape)) + int(np.prod(self.network.output_shape))
+        fitting = _CHUNK_BYTES // (row * self.order.rows_per_step * self.model.dtype.itemsize)
+        return max(1, min(self.order.steps_per_epoch, fitting))
+
+
+def plan(config: Config) -> Plan:
+    data = config.data.load()
+    loss = losses.choose(config.loss, data.task, len(data.classes))
+    num_outputs = losses.num_outputs(loss, data.task, len(data.classes), data.train.y)
+    net = network(config.model.layers, data.input_shape, num_outputs)
+    trainer = config.trainer
+    steps_per_epoch = -(-len(data.train) // (trainer.batch_size * trainer.accumulate_grad_batches))
+    limits = [trainer.max_steps, trainer.max_epochs and trainer.max_epochs * steps_per_epoch]
+    total_steps = min(limit for limit in limits if limit is not None)
+    order = Order(len(data.train), trainer.batch_size, trainer.accumulate_grad_batches, config.seed, total_steps)
+    _check_batch_norm(net, order)
+    return Plan(
+        config=config,
+        data=data,
+        loss=loss,
+        metrics=metrics.choose(config.metrics, data.task),
+        network=net,
+        order=order,
+        clock=Clock(total_steps, steps_per_epoch),
+        model=ModelSpec(net, trainer.precision, config.device, trainer.batch_size),
+    )
+
+
+def evaluate(plan: Plan, outputs: np.ndarray, split: Split) -> dict[str, float]:
+    """Loss and metrics of a split from the network's outputs for its rows."""
+    means = metrics.Means()
+    means.add(rows(plan, outputs, split.y))
+    return means.result()
+
+
+def rows(plan: Plan, outputs: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+    """The loss and every metric of each row."""
+    y = losses.targets(plan.loss, y, np.dtype(np.float64))
+    return {"loss": plan.loss.rows(outputs, y), **{name: metric(outputs, y) for name, metric in plan.metrics.items()}}
+
+
+def _check_batch_norm(net: Network, order: Order) -> None:
+    """A batch of one row has no variance to normalise by."""
+    last = order.num_rows % order.batch_size
+    for node in net.walk():
+        if node.spec.layer == "batch_norm" and len(node.input_shape) == 1 and 1 in (last, order.batch_size):
+            raise ConfigError(
+                f"trainer.batch_size={order.batch_size} leaves a batch of one row, which {node.name} cannot normalise"
+            )

@@ -1,0 +1,124 @@
+"""A run's folder: its name, and the files that contract every reader can rely on."""
+
+import csv
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from runner.errors import ConfigError
+
+_PACKAGES = ("twinrun", "numpy", "hydra-core", "torch", "pytorch-lightning", "tensorflow", "keras")
+
+
+def create(parent: Path, name: str) -> Path:
+    """A new folder parent/name, or parent/name_2, _3, ...: two runs never share one, since making it is atomic."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while True:
+            folder = parent / (name if number == 1 else f"{name}_{number}")
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:
+                number += 1
+    except OSError as error:
+        raise ConfigError(f"output.root must be a folder that can be written to; {parent}: {error.strerror}") from None
+
+
+def timestamp() -> str:
+    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def job_name(overrides: Sequence[str]) -> str:
+    """A multirun's job as a folder's name: its overrides, without what a file system minds, at most 120 characters."""
+    name = re.sub(r"[^\w=,.+%\[\]-]+", "-", ",".join(overrides)) or "defaults"
+    return name[:120]
+
+
+class RunFolder:
+    """Writes the files. metrics.csv and trace.csv are only ever appended to."""
+
+    def __init__(self, path: Path, metric_columns: Sequence[str]) -> None:
+        self.path = path
+        self._columns = metric_columns
+        self._trace = (path / "trace.csv").open("a", newline="")
+        self._metrics = (path / "metrics.csv").open("a", newline="")
+        if self._trace.tell() == 0:
+            self._trace.write("step,learning_rate,loss\n")
+        if self._metrics.tell() == 0:
+            self._metrics.write(",".join(metric_columns) + "\n")
+
+    def trace(self, first_step: int, rates: np.ndarray, losses: np.ndarray) -> None:
+        """One row per applied update; numbers in the shortest form that reads back the same."""
+        steps = range(first_step, first_step + len(rates))
+        rows = zip(steps, rates.astype(str), losses.astype(str), strict=True)
+        self._trace.writelines(f"{step},{rate},{loss}\n" for step, rate, loss in rows)
+        self._trace.flush()
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        """One row an epoch."""
+        self._metrics.write(",".join(str(row.get(column, "")) for column in self._columns) + "\n")
+        self._metrics.flush()
+
+    def close(self) -> None:
+        self._trace.close()
+        self._metrics.close()
+
+
+def write_config(folder: Path, composed: Mapping[str, Any]) -> None:
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(dict(composed))), encoding="utf-8")
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What a reader may want to know of where this ran; nothing of it is read back."""
+    return {
+        "command": ["python", "-m", "runner", *sys.argv[1:]],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "git_commit": _git_commit(),
+        "device": device,
+        "cores": os.cpu_count(),
+    }
+
+
+def read_columns(path: Path) -> dict[str, np.ndarray]:
+    """trace.csv or metrics.csv as float64 columns by name; an empty cell is NaN."""
+    with path.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    values = np.array([[float(cell) if cell else np.nan for cell in row] for row in rows]).reshape(-1, len(header))
+    return {name: values[:, i] for i, name in enumerate(header)}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,29 @@
+"""The base of every part of a config: typed, closed, finite. A part that has a `name` or a `layer` is found by it.
+
+A part is declared once: a class whose fields are the keys that its YAML names (with their types and ranges) and whose
+methods are what it means. Defaults live in conf/, none in the classes.
+"""
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A group of keys. Unknown keys, missing keys, wrong types, NaN and infinity are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Index = Annotated[int, Field(ge=0)]
+
+
+def choices(annotation: Any) -> tuple[str, ...]:
+    """The names in a `Literal[...]`."""
+    assert getattr(annotation, "__origin__", None) is Literal
+    return tuple(str(name) for name in get_args(annotation))

@@ -1,0 +1,103 @@
+"""The data that flows, and the seam between what a run means (runner/) and how a framework does it (backends/)."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from runner.data.order import Chunk
+from runner.layers import Network, initial_variables
+
+Weights = Mapping[str, np.ndarray]  # "dense_0/kernel" -> float[in, out]: one canonical layout for every framework
+Precision = Literal["float32", "float64", "bf16-mixed"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What turns rows into outputs: enough to predict."""
+
+    network: Network
+    precision: Precision
+    device: str  # what was asked for: auto, cpu, cuda, cuda:N, mps
+    batch_size: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of weights, slots, data and rates; bf16-mixed keeps them in float32 and computes in bfloat16."""
+        return np.dtype(np.float64 if self.precision == "float64" else np.float32)
+
+
+@dataclass(frozen=True)
+class RunSpec(ModelSpec):
+    """Everything that fixes the numbers of a training run."""
+
+    x: np.ndarray  # dtype[N, ...], the training rows
+    y: np.ndarray  # labels int64[N], or targets dtype[N, C]
+    loss: Any  # runner.losses.Loss
+    optimizer: Any  # runner.optimizers.Optimizer
+    rates: np.ndarray  # float64[T]: eta(t); cast once to dtype, looked up, never computed again
+    gradient_clip_norm: float | None
+    seed: int
+    largest_chunk: int
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Everything a continuation needs, and nothing of a framework."""
+
+    step: int  # applied updates so far
+    weights: Weights
+    slots: Mapping[str, Weights]  # the optimizer's memory by its standard name: "momentum", "first_moment", ...
+    buffers: Weights  # batch norm's running statistics
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a chunk of K updates on n rows did. Losses and outputs are of the weights before each update."""
+
+    losses: np.ndarray  # dtype[K]
+    rates: np.ndarray  # dtype[K], read back from the framework's own optimizer
+    outputs: np.ndarray  # float[n, C], in the order of Chunk.rows
+
+
+class Live(Protocol):
+    """The model while it trains, between two chunks."""
+
+    def state(self) -> TrainState: ...
+
+    def predict(self, x: np.ndarray) -> np.ndarray: ...
+
+
+OnChunk = Callable[[Chunk, Report, Live], bool]  # False ends the training
+
+
+class Backend(Protocol):
+    """A framework. It never initialises, shuffles, seeds, saves or reports by itself."""
+
+    name: str
+
+    def devices(self) -> Sequence[str]:
+        """What is there: "cpu", "cuda:0", "mps", ..."""
+        ...
+
+    def train(self, run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk) -> TrainState:
+        """Apply the chunks' updates to `start`, telling each; the state after the last."""
+        ...
+
+    def predict(self, model: ModelSpec, state: TrainState, x: np.ndarray) -> np.ndarray:
+        """The network's outputs for rows x, float[N, C], as in evaluation."""
+        ...
+
+    def export(self, model: ModelSpec, state: TrainState) -> Any:
+        """The framework's own model with these weights; it loads and runs without this project."""
+        ...
+
+
+def first_state(network: Network, optimizer: Any, dtype: np.dtype, seed: int) -> TrainState:
+    """Fresh weights and slots at step 0."""
+    values = {name: value.astype(dtype) for name, value in initial_variables(network, seed).items()}
+    trainable = {name for name, variable in network.variables().items() if variable.trainable}
+    weights = {name: value for name, value in values.items() if name in trainable}
+    buffers = {name: value for name, value in values.items() if name not in trainable}
+    return TrainState(0, weights, optimizer.initial_slots(weights), buffers)
