@@ -25,6 +25,7 @@ class Chunk(NamedTuple):
     first_step: int
     num_steps: int
     blocks: tuple[np.ndarray, ...]
+    is_whole: bool  # False: the last update of an epoch, with fewer rows than the others
 
     @property
     def rows(self) -> np.ndarray:
@@ -66,12 +67,12 @@ class Order:
         if first < num_whole:
             last = min(first + num_steps, num_whole)
             block = order[first * size : last * size].reshape(last - first, self.accumulate, self.batch_size)
-            return Chunk(first_step, last - first, (block,))
+            return Chunk(first_step, last - first, (block,), is_whole=True)
         rest = order[num_whole * size :]
         num_full, short = divmod(len(rest), self.batch_size)
         full = rest[: num_full * self.batch_size].reshape(1, num_full, self.batch_size)
         blocks = (full, rest[len(rest) - short :].reshape(1, 1, short))
-        return Chunk(first_step, 1, tuple(block for block in blocks if block.size))
+        return Chunk(first_step, 1, tuple(block for block in blocks if block.size), is_whole=False)
 
 
 @dataclass

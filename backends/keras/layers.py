@@ -1,0 +1,211 @@
+"""The layer vocabulary as keras.layers. Canonical layout is Keras's own: channels last, kernels [..., in, out]."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import KerasTensor, ops
+from keras import layers as native
+
+from runner import layers as spec
+from runner.random import MASK, layer_key, mix, threshold
+from runner.spec import TrainState
+
+# canonical variable -> Keras's attribute for it
+_NAMES = {
+    "dense": {"kernel": "kernel", "bias": "bias"},
+    "conv2d": {"kernel": "kernel", "bias": "bias"},
+    "batch_norm": {"scale": "gamma", "offset": "beta", "mean": "moving_mean", "variance": "moving_variance"},
+    "layer_norm": {"scale": "gamma", "offset": "beta"},
+}
+
+
+class Place:
+    """Which forward pass this is: what keys the dropout masks besides the seed and the layer."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.step: Any = 0
+        self.micro_batch: Any = 0
+
+
+def build(network: spec.Network, place: Place | None, kind: type[keras.Model] = keras.Model) -> keras.Model:
+    """The whole model, functional: keras.layers in order, each under its canonical name."""
+    x = keras.Input(network.input_shape)
+    return kind(x, _sequence(network.nodes, x, place))
+
+
+def named(model: keras.Model) -> dict[str, Any]:
+    """Canonical name -> the model's own variable, trained or not."""
+    return {
+        f"{layer.name}/{canonical}": getattr(layer, attribute)
+        for layer in model.layers
+        for canonical, attribute in _NAMES.get(layer.name.rpartition("_")[0], {}).items()
+        if getattr(layer, attribute) is not None
+    }
+
+
+def load(model: keras.Model, values: Mapping[str, np.ndarray]) -> None:
+    """Canonical values into the model."""
+    for name, variable in named(model).items():
+        variable.assign(values[name])
+
+
+def save(model: keras.Model, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The model's values as canonical copies."""
+    variables = named(model)
+    return {name: np.array(variables[name]) for name in names}
+
+
+def load_state(model: keras.Model, state: TrainState) -> None:
+    load(model, {**state.weights, **state.buffers})
+
+
+def constant(value: float, like: Any) -> Any:
+    """A Python number in a tensor's dtype. Keras's own casts go through float32 and round it."""
+    return tf.constant(value, dtype=tf.as_dtype(keras.backend.standardize_dtype(like.dtype)))
+
+
+class _BatchNorm(native.BatchNormalization):
+    """Keras's running variance is biased; this is torch's, unbiased: n / (n - 1) of the batch's."""
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        x = inputs
+        low = keras.backend.standardize_dtype(x.dtype) in ("bfloat16", "float16")
+        if low:
+            x = ops.cast(x, "float32")
+        if training:
+            axes = list(range(len(x.shape) - 1))
+            mean, variance = tf.nn.moments(x, axes)
+            n = tf.cast(tf.size(x) // x.shape[-1], x.dtype)
+            for running, batch in ((self.moving_mean, mean), (self.moving_variance, variance * (n / (n - 1)))):
+                old = constant(self.momentum, running)
+                running.assign(running * old + batch * constant(1 - self.momentum, running))
+        else:
+            mean, variance = self.moving_mean.value, self.moving_variance.value
+        scale = self.gamma * tf.math.rsqrt(variance + constant(self.epsilon, variance))
+        y = (x - mean) * scale + self.beta
+        return ops.cast(y, self.compute_dtype) if low else y
+
+
+class _LayerNorm(native.LayerNormalization):
+    """Keras's eps passes through float32; this one does not."""
+
+    def call(self, inputs: Any) -> Any:
+        x = inputs
+        low = keras.backend.standardize_dtype(x.dtype) in ("bfloat16", "float16")
+        if low:
+            x = ops.cast(x, "float32")
+        mean, variance = tf.nn.moments(x, [-1], keepdims=True)
+        y = (x - mean) * tf.math.rsqrt(variance + constant(self.epsilon, variance)) * self.gamma + self.beta
+        return ops.cast(y, self.compute_dtype) if low else y
+
+
+class Dropout(native.Layer):
+    """The masks of runner.random.keep, drawn on the device."""
+
+    def __init__(self, rate: float, index: int, place: Place, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rate, self.place, self.key = rate, place, layer_key(place.seed, index)
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        if not training or self.rate == 0:
+            return x
+        return x * tf.where(self.keep(x), constant(1 / (1 - self.rate), x), constant(0.0, x))
+
+    def keep(self, x: Any) -> Any:
+        k = _mix_tensor(_low(_mix_tensor(_low(self.key + tf.cast(self.place.step, tf.int64))) + self.place.micro_batch))
+        i = tf.range(tf.size(x, tf.int64), dtype=tf.int64)
+        hashes = _mix_tensor(tf.bitwise.bitwise_xor(_mix_tensor(_low(i + k)), k))
+        return tf.reshape(hashes >= threshold(self.rate), tf.shape(x))
+
+
+def _low(x: Any) -> Any:
+    """The low 32 bits of int64."""
+    return tf.bitwise.bitwise_and(tf.cast(x, tf.int64), tf.constant(MASK, tf.int64))
+
+
+def _mix_tensor(x: Any) -> Any:
+    """runner.random.mix on int64 tensors that hold 32 bits."""
+    shift, xor = tf.bitwise.right_shift, tf.bitwise.bitwise_xor
+    x = _low(xor(x, shift(x, tf.constant(16, tf.int64))) * 0x7FEB352D)
+    x = _low(xor(x, shift(x, tf.constant(15, tf.int64))) * 0x846CA68B)
+    return xor(x, shift(x, tf.constant(16, tf.int64)))
+
+
+def _sequence(nodes: Sequence[spec.Node], x: KerasTensor, place: Place | None) -> KerasTensor:
+    for node in nodes:
+        if node.spec.layer == "residual":
+            main, shortcut = (_sequence(branch, x, place) for branch in node.branches)
+            x = native.Add(name=node.name)([main, shortcut])
+        else:
+            x = _build(node, place)(x)
+    return x
+
+
+# gelu, its approximation and leaky ReLU are written out: Keras rounds their constants to float32
+_ACTIVATIONS = {
+    "relu": lambda s: tf.nn.relu,
+    "leaky_relu": lambda s: lambda x: tf.where(x > 0, x, x * constant(s.negative_slope, x)),
+    "gelu": lambda s: lambda x: x * constant(0.5, x) * (constant(1, x) + tf.math.erf(x * constant(0.5**0.5, x))),
+    "gelu_tanh": lambda s: _gelu_tanh,
+    "silu": lambda s: lambda x: x * tf.sigmoid(x),
+    "tanh": lambda s: tf.tanh,
+    "sigmoid": lambda s: tf.sigmoid,
+}
+
+
+def _gelu_tanh(x: Any) -> Any:
+    inner = constant((2 / np.pi) ** 0.5, x) * (x + constant(0.044715, x) * x * x * x)
+    return constant(0.5, x) * x * (constant(1, x) + tf.tanh(inner))
+
+
+class _Activation(native.Layer):
+    def __init__(self, function: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.function = function
+
+    def call(self, x: Any) -> Any:
+        return self.function(x)
+
+
+def _native_activation(s: Any, name: str) -> native.Layer:
+    """For an export, which has to load without this project."""
+    if s.function == "leaky_relu":
+        return native.LeakyReLU(negative_slope=s.negative_slope, name=name)
+    if s.function == "gelu_tanh":
+        return native.Activation("gelu", name=name)
+    return native.Activation(s.function, name=name)
+
+
+def _build(node: spec.Node, place: Place | None) -> native.Layer:
+    """Without a place: the stock layers, for an export."""
+    s, name = node.spec, node.name
+    match s.layer:
+        case "dense":
+            return native.Dense(s.units, use_bias=s.bias, name=name)
+        case "conv2d":
+            return native.Conv2D(s.filters, s.kernel_size, s.stride, padding=s.padding, use_bias=s.bias, name=name)
+        case "max_pool":
+            return native.MaxPooling2D(s.pool_size, s.stride, padding=s.padding, name=name)
+        case "average_pool":
+            return native.AveragePooling2D(s.pool_size, s.stride, padding=s.padding, name=name)
+        case "global_average_pool":
+            return native.GlobalAveragePooling2D(name=name)
+        case "flatten":
+            return native.Flatten(name=name)
+        case "reshape":
+            return native.Reshape(node.output_shape, name=name)
+        case "activation":
+            return _Activation(_ACTIVATIONS[s.function](s), name=name) if place else _native_activation(s, name)
+        case "dropout":
+            return Dropout(s.rate, node.index, place, name=name) if place else native.Dropout(s.rate, name=name)
+        case "batch_norm":
+            norm = _BatchNorm if place else native.BatchNormalization
+            return norm(momentum=s.momentum, epsilon=s.eps, name=name)
+        case "layer_norm":
+            norm = _LayerNorm if place else native.LayerNormalization
+            return norm(epsilon=s.eps, name=name)
+    raise AssertionError(s.layer)

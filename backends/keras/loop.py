@@ -1,0 +1,211 @@
+"""Training in chunks: K updates in a `tf.while_loop` in one `train_step` of a keras.Model, under its own `fit`.
+
+Legend of shapes: K updates, A micro-batches an update, B rows each, n = all rows of a chunk.
+"""
+
+import functools
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from backends.keras import device, layers, losses, optimizers
+from backends.keras.schedule import TableLR
+from runner.data.order import Chunk
+from runner.optimizers import decaying
+from runner.spec import ModelSpec, OnChunk, Report, RunSpec, TrainState
+
+_POLICY = {"float32": "float32", "float64": "float64", "bf16-mixed": "mixed_bfloat16"}
+
+
+@dataclass
+class _Work:
+    """What a model trains on and with; out of the sight of Keras's attribute tracking."""
+
+    run: RunSpec
+    place: layers.Place
+    parameters: dict[str, Any]  # canonical name -> variable
+    buffers: list[str]
+    loss: Any
+    x: Any
+    y: Any
+
+
+class Model(keras.Model):
+    """The network, its loss and its optimizer, as the seam's `Live`."""
+
+    work: _Work
+
+    def connect(self, run: RunSpec, start: TrainState, place: layers.Place) -> None:
+        """Load the state, make the optimizer, compile."""
+        layers.load_state(self, start)
+        variables = layers.named(self)
+        parameters = {name: variables[name] for name in start.weights}
+        self.work = _Work(
+            run, place, parameters, list(start.buffers), losses.build(run.loss), tf.constant(run.x), tf.constant(run.y)
+        )
+        schedule, decays = TableLR(run.rates, run.dtype), decaying(run.optimizer, run.network)
+        optimizer = optimizers.build(run.optimizer, schedule, parameters, list(start.slots), decays)
+        optimizer.load_slots(start.slots, start.step)
+        # XLA pays for small and dense networks; its convolutions on the CPU are slower than TensorFlow's own
+        convolves = any(node.spec.layer == "conv2d" for node in run.network.walk())
+        self.compile(optimizer=optimizer, jit_compile=not convolves)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """fit's: takes the next chunk off its iterator and runs it. One compilation per shape of the chunk's blocks,
+        whatever the number of updates, which is an argument."""
+        compiled = tf.function(self.train_step, jit_compile=self.jit_compile)
+
+        def train_function(iterator: Iterator[Any]) -> dict[str, Any]:
+            num_steps, *blocks = next(iterator)
+            blocks = [block for block in blocks if block.shape[1]]
+            rates, means, outputs = compiled((num_steps, *blocks))
+            num = int(num_steps)
+            self.report = Report(
+                losses=means.numpy()[:num],
+                rates=rates.numpy()[:num],
+                outputs=outputs.numpy()[:num].reshape(-1, *self.work.run.network.output_shape),
+            )
+            return {"loss": self.report.losses[-1]}
+
+        self.train_function = train_function
+        return train_function
+
+    def train_step(self, data: Any) -> Any:
+        """The chunk's updates, one after another: (rates [K], losses [K], outputs [K, A * B, C])."""
+        num_steps, *blocks = data  # block  # int64[K, A, B]; rows past num_steps are padding
+        num_rows = sum(block.shape[1] * block.shape[2] for block in blocks)
+        dtype, length = tf.as_dtype(self.work.run.dtype), blocks[0].shape[0]
+        shape = (num_rows, *self.work.run.network.output_shape)
+        rates = tf.TensorArray(dtype, length, element_shape=())
+        means = tf.TensorArray(dtype, length, element_shape=())
+        outputs = tf.TensorArray(dtype, length, element_shape=shape)
+
+        def update(k: Any, rates: Any, means: Any, outputs: Any) -> Any:
+            self.work.place.step = self.optimizer.iterations.value
+            rate = tf.cast(self.optimizer.learning_rate, dtype)
+            total, gradients, z = self._gradients([block[k] for block in blocks], num_rows)
+            if self.work.run.gradient_clip_norm is not None:
+                gradients = optimizers.clip_by_global_norm(gradients, self.work.run.gradient_clip_norm)
+            self.optimizer.apply(gradients, list(self.work.parameters.values()))
+            return k + 1, rates.write(k, rate), means.write(k, total), outputs.write(k, z)
+
+        _, rates, means, outputs = tf.while_loop(
+            lambda k, *_: k < num_steps, update, (tf.constant(0), rates, means, outputs), parallel_iterations=1
+        )
+        return rates.stack(), means.stack(), outputs.stack()
+
+    def _gradients(self, blocks: list[Any], num_rows: int) -> Any:
+        """Of one update: its mean loss, the gradients of that, the outputs. block  # int64[A, B]"""
+        total, gradients, outputs, micro_batch = None, None, [], 0
+        for block in blocks:
+            for rows in tf.unstack(block):
+                self.work.place.micro_batch = micro_batch
+                x, y = tf.gather(self.work.x, rows), tf.gather(self.work.y, rows)
+                with tf.GradientTape() as tape:
+                    z = tf.cast(self(x, training=True), self.work.x.dtype)
+                    share = self.work.loss(z, y)
+                    if num_rows != len(rows):
+                        share = share * layers.constant(len(rows) / num_rows, share)
+                new = tape.gradient(share, [v.value for v in self.work.parameters.values()])
+                total = share if total is None else total + share
+                gradients = new if gradients is None else [a + b for a, b in zip(gradients, new, strict=True)]
+                outputs.append(z)
+                micro_batch += 1
+        return total, gradients, tf.concat(outputs, axis=0)
+
+    def state(self) -> TrainState:
+        return TrainState(
+            int(self.optimizer.iterations),
+            layers.save(self, list(self.work.parameters)),
+            self.optimizer.save_slots(),
+            layers.save(self, self.work.buffers),
+        )
+
+    def predict(self, x: np.ndarray) -> np.ndarray:  # type: ignore[override]
+        return _predict(self, self.work.run, x)
+
+
+class _AfterChunk(keras.callbacks.Callback):
+    """Tells the runner of each chunk, and stops `fit` when it says so."""
+
+    def __init__(self, on_chunk: OnChunk, loader: "_Loader") -> None:
+        super().__init__()
+        self.on_chunk, self.loader = on_chunk, loader
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if not self.on_chunk(self.loader.taken.popleft(), self.model.report, self.model):
+            self.model.stop_training = True
+
+
+class _Loader:
+    """The chunks as what `fit` calls batches: (num_steps, whole micro-batches, short ones), all with equal ranks."""
+
+    def __init__(self, chunks: Iterable[Chunk], length: int) -> None:
+        self.chunks, self.length = chunks, length
+        self.taken: deque[Chunk] = deque()
+
+    def __iter__(self) -> Iterator[Any]:
+        for chunk in self.chunks:
+            self.taken.append(chunk)
+            blocks = [self._padded(chunk, block) for block in chunk.blocks]
+            yield (chunk.num_steps, *blocks, *[np.empty((1, 0, 0), np.int64)] * (2 - len(blocks)))
+
+    def _padded(self, chunk: Chunk, block: np.ndarray) -> np.ndarray:
+        """Whole updates fill up to `length`, so that one compilation serves every number of them."""
+        missing = self.length - len(block) if chunk.is_whole else 0
+        return np.pad(block, ((0, missing), (0, 0), (0, 0)))
+
+    def dataset(self) -> tf.data.Dataset:
+        block = tf.TensorSpec((None, None, None), tf.int64)
+        signature = (tf.TensorSpec((), tf.int32), block, block)
+        options = tf.data.Options()
+        options.experimental_optimization.inject_prefetch = False  # the next chunk's length follows from this one's time
+        return tf.data.Dataset.from_generator(lambda: iter(self), output_signature=signature).with_options(options)
+
+
+def train(run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk) -> TrainState:
+    place = layers.Place(run.seed)
+    with tf.device(device.resolve(run.device)):
+        model = _network(run, place, Model)
+        model.connect(run, start, place)
+        loader = _Loader(chunks, run.largest_chunk)
+        model.fit(loader.dataset(), epochs=1, verbose=0, callbacks=[_AfterChunk(on_chunk, loader)])
+        return model.state()
+
+
+def predict(model: ModelSpec, state: TrainState, x: np.ndarray) -> np.ndarray:
+    with tf.device(device.resolve(model.device)):
+        network = _network(model, layers.Place(0), keras.Model)
+        layers.load_state(network, state)
+        return _predict(network, model, x)
+
+
+def export(model: ModelSpec, state: TrainState) -> keras.Model:
+    network = _network(model, None, keras.Model)
+    layers.load_state(network, state)
+    return network
+
+
+def _network(model: ModelSpec, place: layers.Place | None, kind: type[keras.Model]) -> Any:
+    keras.config.set_floatx(model.dtype.name)
+    keras.config.set_dtype_policy(_POLICY[model.precision])
+    return layers.build(model.network, place, kind)
+
+
+def _predict(network: keras.Model, model: ModelSpec, x: np.ndarray) -> np.ndarray:
+    size = model.batch_size * 8
+    function = _inference(network)
+    outputs = [tf.cast(function(tf.constant(x[i : i + size])), model.dtype).numpy() for i in range(0, len(x), size)]
+    return np.concatenate(outputs) if outputs else np.empty((0, *model.network.output_shape))
+
+
+@functools.lru_cache(maxsize=1)
+def _inference(network: keras.Model) -> Any:
+    """The forward pass of evaluation, traced once for any number of rows."""
+    signature = [tf.TensorSpec(network.inputs[0].shape, network.inputs[0].dtype)]
+    return tf.function(lambda x: network(x, training=False), input_signature=signature)

@@ -1,0 +1,35 @@
+"""The losses in TensorFlow, from raw outputs; the mean over rows. z  # [B, C]; y  # labels [B] or targets [B, C]"""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from backends.keras.layers import constant
+
+
+def build(loss: Any) -> Callable[[Any, Any], Any]:
+    """runner.losses.Loss -> mean loss of a batch."""
+    match loss.name:
+        case "cross_entropy":
+            return lambda z, y: _cross_entropy(z, y, loss.label_smoothing)
+        case "binary_cross_entropy":
+            return lambda z, y: tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=y, logits=z))
+        case "mean_squared_error":
+            return lambda z, y: tf.reduce_mean(tf.math.squared_difference(z, y))
+        case "huber":
+            return lambda z, y: _huber(z, y, loss.delta)
+    raise AssertionError(loss.name)
+
+
+def _cross_entropy(z: Any, y: Any, smoothing: float) -> Any:
+    of_label = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=z))
+    if smoothing == 0:
+        return of_label
+    uniform = -tf.reduce_mean(tf.nn.log_softmax(z))
+    return constant(1 - smoothing, z) * of_label + constant(smoothing, z) * uniform
+
+
+def _huber(z: Any, y: Any, delta: float) -> Any:
+    size, edge, half = tf.abs(z - y), constant(delta, z), constant(0.5, z)
+    return tf.reduce_mean(tf.where(size <= edge, half * size * size, edge * (size - half * edge)))

@@ -1,0 +1,196 @@
+"""The optimizers in Keras, in the form that runner/optimizers.py gives them, which is torch's.
+
+Scalars are computed in float64 and rounded once to the variables' dtype: Keras's own casts go through float32.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from backends.keras.layers import constant
+from runner.spec import Weights
+
+
+@dataclass
+class _Memory:
+    """Keeps variables out of the sight of Keras's attribute tracking, which would list them twice."""
+
+    names: list[str]
+    slots: dict[str, dict[str, Any]]
+    scalars: dict[str, Any]
+
+
+class _Optimizer(keras.optimizers.Optimizer):
+    """Slots by their standard names, weight decay as the config means it, then the class's own `update`."""
+
+    def __init__(
+        self, spec: Any, schedule: Any, variables: Mapping[str, Any], slots: Iterable[str], decays: Iterable[str]
+    ) -> None:
+        super().__init__(learning_rate=schedule, name=spec.name)
+        self.spec, self.decays = spec, frozenset(decays)
+        native = list(variables.values())
+        self.build(native)
+        self.memory = _Memory(
+            names=list(variables),
+            slots={
+                slot: dict(zip(variables, self.add_optimizer_variables(native, slot), strict=True)) for slot in slots
+            },
+            scalars={name: self.add_variable((), dtype="float64", name=name) for name in spec.scalars(0)},
+        )
+
+    def load_slots(self, slots: Mapping[str, Weights], step: int) -> None:
+        """Canonical slots, as if `step` updates had been made."""
+        self.iterations.assign(step)
+        for slot, values in slots.items():
+            for name, value in values.items():
+                self.memory.slots[slot][name].assign(value)
+        for name, number in self.spec.scalars(step).items():
+            self.memory.scalars[name].assign(number)
+
+    def save_slots(self) -> dict[str, dict[str, np.ndarray]]:
+        """Canonical copies."""
+        return {slot: {name: np.array(v) for name, v in values.items()} for slot, values in self.memory.slots.items()}
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        name, s = self.memory.names[self._get_variable_index(variable)], self.spec
+        p, g, lr = tf.convert_to_tensor(variable), tf.convert_to_tensor(gradient), tf.cast(learning_rate, tf.float64)
+        if s.weight_decay and name in self.decays:
+            if s.weight_decay_mode == "coupled":
+                g = g + constant(s.weight_decay, p) * p
+            else:
+                p = p * tf.cast(1 - lr * s.weight_decay, p.dtype)
+        memory = {slot: values[name] for slot, values in self.memory.slots.items()}
+        variable.assign(self.update(p, g, lr, memory))
+
+    def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
+        """The new p; lr  # float64 scalar. The slots in `memory` are assigned."""
+        raise AssertionError("each optimizer has its own")
+
+    @property
+    def count(self) -> Any:
+        """t' = t + 1, the number of this update from 1, in float64."""
+        return tf.cast(self.iterations, tf.float64) + 1
+
+
+def _mean(old: Any, new: Any, beta: float) -> Any:
+    """old * beta + new * (1 - beta)"""
+    return old.assign(old * constant(beta, new) + new * constant(1 - beta, new))
+
+
+def _power(base: float, exponent: Any) -> Any:
+    return tf.pow(tf.constant(base, tf.float64), exponent)
+
+
+class SGD(_Optimizer):
+    def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
+        s, step = self.spec, tf.cast(lr, p.dtype)
+        if not s.momentum:
+            return p - step * g
+        buffer = memory["momentum"].assign(memory["momentum"] * constant(s.momentum, p) + g)
+        return p - step * (g + constant(s.momentum, p) * buffer if s.nesterov else buffer)
+
+
+class Adam(_Optimizer):
+    def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
+        s = self.spec
+        m = _mean(memory["first_moment"], g, s.beta1)
+        v = _mean(memory["second_moment"], g * g, s.beta2)
+        if s.amsgrad:
+            v = memory["max_second_moment"].assign(tf.maximum(memory["max_second_moment"], v))
+        step = tf.cast(lr / (1 - _power(s.beta1, self.count)), p.dtype)
+        root = tf.cast(tf.sqrt(1 - _power(s.beta2, self.count)), p.dtype)
+        return p - step * m / (tf.sqrt(v) / root + constant(s.eps, p))
+
+
+class Adamax(_Optimizer):
+    def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
+        s = self.spec
+        m, u = _mean(memory["first_moment"], g, s.beta1), memory["infinity_norm"]
+        u = u.assign(tf.maximum(u * constant(s.beta2, p), tf.abs(g) + constant(s.eps, p)))
+        return p - tf.cast(lr / (1 - _power(s.beta1, self.count)), p.dtype) * m / u
+
+
+class NAdam(_Optimizer):
+    def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
+        s = self.spec
+        m = _mean(memory["first_moment"], g, s.beta1)
+        v = _mean(memory["second_moment"], g * g, s.beta2)
+        mu, next_mu = self._mu(self.count), self._mu(self.count + 1)
+        product = self.memory.scalars["mu_product"] * mu
+        root = tf.sqrt(v / tf.cast(1 - _power(s.beta2, self.count), p.dtype)) + constant(s.eps, p)
+        p = p - tf.cast(lr * (1 - mu) / (1 - product), p.dtype) * g / root
+        return p - tf.cast(lr * next_mu / (1 - product * next_mu), p.dtype) * m / root
+
+    def _mu(self, count: Any) -> Any:
+        return self.spec.beta1 * (1 - 0.5 * _power(0.96, count * self.spec.momentum_decay))
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        mu = self._mu(self.count)
+        super().apply(grads, trainable_variables)
+        self.memory.scalars["mu_product"].assign(self.memory.scalars["mu_product"] * mu)
+
+
+class RMSprop(_Optimizer):
+    def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
+        s, step = self.spec, tf.cast(lr, p.dtype)
+        square = _mean(memory["square_average"], g * g, s.rho)
+        if s.centered:
+            mean = _mean(memory["gradient_average"], g, s.rho)
+            square = square - mean * mean
+        d = g / (tf.sqrt(square) + constant(s.eps, p))
+        if not s.momentum:
+            return p - step * d
+        return p - step * memory["momentum"].assign(memory["momentum"] * constant(s.momentum, p) + d)
+
+
+class Adagrad(_Optimizer):
+    def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
+        total = memory["accumulator"].assign(memory["accumulator"] + g * g)
+        return p - tf.cast(lr, p.dtype) * g / (tf.sqrt(total) + constant(self.spec.eps, p))
+
+
+class Adadelta(_Optimizer):
+    def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
+        s, eps = self.spec, constant(self.spec.eps, p)
+        square = _mean(memory["square_average"], g * g, s.rho)
+        d = tf.sqrt(memory["delta_average"] + eps) / tf.sqrt(square + eps) * g
+        _mean(memory["delta_average"], d * d, s.rho)
+        return p - tf.cast(lr, p.dtype) * d
+
+
+class Lion(_Optimizer):
+    def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
+        s, m = self.spec, memory["first_moment"]
+        p = p - tf.cast(lr, p.dtype) * tf.sign(m * constant(s.beta1, p) + g * constant(1 - s.beta1, p))
+        _mean(m, g, s.beta2)
+        return p
+
+
+_OPTIMIZERS: dict[str, type[_Optimizer]] = {
+    "sgd": SGD,
+    "adam": Adam,
+    "adamw": Adam,
+    "adamax": Adamax,
+    "nadam": NAdam,
+    "rmsprop": RMSprop,
+    "adagrad": Adagrad,
+    "adadelta": Adadelta,
+    "lion": Lion,
+}
+
+
+def build(spec: Any, schedule: Any, variables: Mapping[str, Any], slots: Iterable[str], decays: Iterable[str]) -> _Optimizer:
+    """A Keras optimizer over canonical names -> variables, in the order of the model's trainable ones; weight decay for
+    the names in `decays` only."""
+    return _OPTIMIZERS[spec.name](spec, schedule, variables, slots, decays)
+
+
+def clip_by_global_norm(gradients: Sequence[Any], largest: float) -> list[Any]:
+    """g *= min(1, largest / norm), norm = the root of the sum of all squares."""
+    norm = tf.sqrt(tf.add_n([tf.reduce_sum(g * g) for g in gradients]))
+    factor = tf.minimum(constant(largest, norm) / norm, constant(1.0, norm))
+    return [g * factor for g in gradients]
