@@ -1,1 +1,25 @@
-"""What a run means: config, schedules, weights, order of the data, files. No framework is imported here."""
+"""What a run means: config, schedules, weights, order of the data, files. No framework is imported here.
+
+from runner import load_run, rates
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from runner.compose import rates
+    from runner.saved import Run, load_run
+
+__all__ = ["Run", "load_run", "rates"]
+
+
+def __getattr__(name: str) -> Any:
+    """On first use: importing a part of this package should not import all of it."""
+    if name == "rates":
+        from runner.compose import rates
+
+        return rates
+    if name in ("Run", "load_run"):
+        from runner import saved
+
+        return getattr(saved, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,61 +2,121 @@
 
 import os
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from time import time
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
 
 from runner import run_folder
-from runner.compose import CONF, check_jobs, to_values
+from runner.compose import CONF, compose, jobs, parse_overrides, set_keys, to_values
 from runner.config import parse
 from runner.errors import ConfigError, RunError
+from runner.saved import Run, config_of
+
+# What may be said beside `run=FOLDER`; all else is the saved config's.
+_ON_A_RUN = ("task", "run", "checkpoint", "format", "backend", "device", "data.path")
 
 
 def main() -> int:
-    import hydra
-
-    started = _process_start()
     arguments = get_args_parser().parse_args()
-    asks = arguments.help or arguments.hydra_help or arguments.cfg or arguments.info
-    statuses: list[int] = []
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; the words are ours
-    extra: list[str] = []
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing: the words are ours
     try:
-        if not (asks or arguments.shell_completion):
-            jobs = check_jobs(arguments.overrides, arguments.config_dir, bool(arguments.multirun))
-            if arguments.multirun:
-                parent = Path(jobs[0].output.root) / "multiruns"
-                extra = [f"hydra.sweep.dir={run_folder.create(parent, run_folder.timestamp())}"]
-        sys.argv += extra
-
-        @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
-        def job(composed: Any) -> None:
-            statuses.append(_run(composed, _process_start() if not statuses else time.time()))
-
-        job()
+        if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
+            return _hydra()
+        each = jobs(arguments.overrides, arguments.multirun)
+        if any(override.startswith("run=") for override in arguments.overrides):
+            return max(_on_a_run(job) for job in each)
+        configs = [parse(compose(job, arguments.config_dir)) for job in each]
+        for config in configs:
+            if config.task != "train":
+                raise ConfigError(f"task={config.task} needs run=FOLDER, the folder of a finished run")
+        return _multirun(Path(configs[0].output.root), len(each)) if arguments.multirun else _hydra()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    del started
+
+
+def _hydra(extra: Sequence[str] = ()) -> int:
+    """Let Hydra compose once more and launch; the worst status of the jobs that ran in this process."""
+    import hydra
+
+    statuses: list[int] = []
+
+    @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
+    def job(composed: Any) -> None:
+        statuses.append(_train(composed, first=not statuses))
+
+    sys.argv += extra
+    job()
     return max(statuses, default=0)
 
 
-def _run(composed: Any, started: float) -> int:
+def _multirun(root: Path, num_jobs: int) -> int:
+    """All jobs in a folder of their own, whatever launches them; then what came of them."""
+    from runner.report import comparison
+
+    folder = run_folder.create(root / "multiruns", run_folder.timestamp())
+    _hydra([f"hydra.sweep.dir={folder}"])
+    return comparison.write(folder, num_jobs)
+
+
+def _train(composed: Any, first: bool) -> int:
+    """One job, alone or of a multirun, where its failure is written down and the others go on."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    values = to_values(composed)
-    config, hydra_config = parse(values), HydraConfig.get()
     from runner.tasks.train import train
 
-    if hydra_config.mode == RunMode.MULTIRUN:
-        return train(config, values, Path(hydra_config.sweep.dir), run_folder.job_name(hydra_config.overrides.task), started)
-    return train(config, values, Path(config.output.root) / "runs", None, started)
+    values, hydra = to_values(composed), HydraConfig.get()
+    config, started = parse(values), _process_start() if first else time()
+    if hydra.mode == RunMode.RUN:
+        return train(config, values, Path(config.output.root) / "runs", None, started)
+    parent, name = Path(hydra.sweep.dir), run_folder.job_name(hydra.overrides.task)
+    print(f"job {hydra.job.num}: {name}", flush=True)
+    try:
+        status = train(config, values, parent, name, started)
+    except ConfigError as error:
+        failed = {"status": "failed", "backend": config.backend, "schedule": config.schedule.name}
+        run_folder.write_json(run_folder.create(parent, name) / "result.json", {**failed, "error": str(error)})
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if status > 128:
+        sys.exit(status)  # a signal ends the whole multirun
+    return status
+
+
+def _on_a_run(overrides: Sequence[str]) -> int:
+    """The tasks that take a finished run's folder; nothing is composed but what it saved."""
+    said = parse_overrides(overrides)
+    keys = {override.key_or_group: override.value() for override in said}
+    folder = Path(str(keys["run"]))
+    values = set_keys(
+        config_of(folder), [override for override in said if override.key_or_group != "data.path"], _ON_A_RUN
+    )
+    config = parse({**values, "resume": None})
+    run = Run(folder, config, config.checkpoint)
+    source = keys.get("data.path")
+    if (source is None) == (config.task == "predict"):
+        raise ConfigError("task=predict needs data.path=FILE, and no other task takes it")
+    match config.task:
+        case "evaluate":
+            from runner.tasks.evaluate import evaluate
+
+            return evaluate(run)
+        case "predict":
+            from runner.tasks.predict import predict
+
+            return predict(run, str(source))
+        case "export":
+            from runner.tasks.export import export
+
+            return export(run, config.format)
+    raise ConfigError(f"run=FOLDER goes with task=evaluate, predict or export, got task={config.task}")
 
 
 def _process_start() -> float:

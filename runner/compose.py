@@ -1,14 +1,15 @@
 """Command line -> composed configs, through Hydra, with every error in our own words before Hydra acts on anything."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
@@ -16,30 +17,28 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from runner.config import Config, parse
 from runner.errors import ConfigError, nearest
 
 _HERE = Path(__file__).resolve().parent
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  # in a wheel; in a checkout
 
 
-def compose(overrides: Sequence[str], config_dir: str | None = None, config_name: str = "config") -> dict[str, Any]:
+def compose(overrides: Sequence[str], config_dir: str | None = None) -> dict[str, Any]:
     """The composed config as plain values, checked in nothing but its composition."""
-    parsed = _parse_overrides(overrides)
-    GlobalHydra.instance().clear()
+    parsed = parse_overrides(overrides)
     search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = hydra_compose(config_name, [*map(_forced, parsed), *search])
-            return to_values(composed)
+            return to_values(hydra_compose("config", [*map(_forced, parsed), *search]))
     except MissingConfigException as error:
-        raise ConfigError(_missing(error, parsed)) from None
+        raise ConfigError(_missing(error)) from None
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error)) from None
 
 
 def to_values(composed: DictConfig) -> dict[str, Any]:
-    """Interpolations resolved; a value that is still `???` is named."""
+    """Interpolations resolved, Hydra's own part left out; a value that is still `???` is named."""
     try:
         values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
@@ -49,20 +48,18 @@ def to_values(composed: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key != "hydra"}
 
 
-def check_jobs(overrides: Sequence[str], config_dir: str | None, multirun: bool) -> list[Config]:
-    """The config of the run, or of every job of a multirun, all checked before the first one starts."""
-    parsed = _parse_overrides(overrides)
-    if multirun:
-        batches = BasicSweeper.split_arguments(parsed, None)
-        jobs = [list(job) for job in chain.from_iterable(batches)]
-    else:
-        jobs = [list(overrides)]
-    return [parse(compose(job, config_dir)) for job in jobs]
+def jobs(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
+    """The overrides of the run, or of every job of a multirun."""
+    parsed = parse_overrides(overrides)
+    if not multirun:
+        return [list(overrides)]
+    return [list(job) for job in chain.from_iterable(BasicSweeper.split_arguments(parsed, None))]
 
 
-def _parse_overrides(overrides: Sequence[str]) -> list[Override]:
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """Hydra's overrides; a key given twice is refused."""
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise ConfigError(_first_line(error)) from None
     seen: set[str] = set()
@@ -73,21 +70,29 @@ def _parse_overrides(overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
+def rates(overrides: str, total_steps: int, lr: float | None = None, steps_per_epoch: int | None = None) -> np.ndarray:
+    """The table that a run would train with: eta(t) for t = 0 ... total_steps - 1.  # float64[total_steps]
+
+    `overrides` as on the command line: "schedule=cosine schedule.warmup=5%". `lr` is `optimizer.lr`; an epoch is
+    `steps_per_epoch` updates, by default the whole run.
+    """
+    from runner import schedules
+    from runner.config import parse
+
+    base = [] if lr is None else [f"optimizer.lr={lr!r}"]
+    config = parse(compose([*shlex.split(overrides), *base]))
+    clock = schedules.Clock(total_steps, steps_per_epoch or total_steps)
+    return schedules.table(config.schedule, clock, config.optimizer.lr)
+
+
 def _forced(override: Override) -> str:
     """`a.b=c` as `++a.b=c`: Hydra then takes unknown keys too, and the schema refuses them in its own words."""
-    line = override.input_line or ""
-    is_value = override.type == OverrideType.CHANGE and not _is_group(override.key_or_group)
-    if not is_value or override.key_or_group.startswith("hydra"):
-        return line
-    return "++" + line
+    line, key = override.input_line or "", override.key_or_group
+    is_value = override.type == OverrideType.CHANGE and not (CONF / key).is_dir() and not key.startswith("hydra")
+    return f"++{line}" if is_value else line
 
 
-def _is_group(key: str) -> bool:
-    stored = ConfigStore.instance().repo
-    return (CONF / key).is_dir() or key in stored or key.startswith("hydra/")
-
-
-def _missing(error: MissingConfigException, overrides: Sequence[Override]) -> str:
+def _missing(error: MissingConfigException) -> str:
     name = (error.missing_cfg_file or "").removesuffix(".yaml")
     group, _, choice = name.rpartition("/")
     options = list(error.options or [])
@@ -97,9 +102,17 @@ def _missing(error: MissingConfigException, overrides: Sequence[Override]) -> st
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def show(values: Mapping[str, Any]) -> str:
-    """As YAML."""
-    return OmegaConf.to_yaml(OmegaConf.create(dict(values)))
+def set_keys(values: Mapping[str, Any], overrides: Sequence[Override], allowed: Sequence[str]) -> dict[str, Any]:
+    """A finished run's config with the overrides of a task upon it; only the `allowed` keys may differ."""
+    changed = dict(values)
+    for override in overrides:
+        key = override.key_or_group
+        if key not in allowed:
+            raise ConfigError(
+                f"{key} cannot be set for a finished run{nearest(key, allowed)}; {', '.join(allowed)} can"
+            )
+        changed[key] = override.value()
+    return changed

@@ -133,7 +133,9 @@ def _explain(error: Mapping[str, Any], values: Mapping[str, Any]) -> str:
         allowed = _sentence(context.get("expected_tags", ""))
         if kind == "union_tag_not_found":
             return f"{key}.{tag} is missing; it names the kind of {path[-1] if path else 'config'}"
-        return f"{key}.{tag} must be one of {', '.join(allowed)}, got {context['tag']}{nearest(context['tag'], allowed)}"
+        return (
+            f"{key}.{tag} must be one of {', '.join(allowed)}, got {context['tag']}{nearest(context['tag'], allowed)}"
+        )
     if kind == "string_pattern_mismatch":
         return f"{key} must be auto, cpu, cuda, cuda:N or mps, got {_show(found)}{nearest(found, ['auto', 'cpu', 'cuda', 'mps'])}"
     words = _ALLOWED.get(kind)
@@ -147,9 +149,9 @@ def _path(location: Sequence[Any], values: Any) -> list[Any]:
     """The user's keys in an error's place, without the names of unions' members that pydantic puts between."""
     path: list[Any] = []
     for step in location:
-        if isinstance(values, Mapping) and step in values:
-            values = values[step]
-        elif isinstance(values, list) and isinstance(step, int) and step < len(values):
+        if (isinstance(values, Mapping) and step in values) or (
+            isinstance(values, list) and isinstance(step, int) and step < len(values)
+        ):
             values = values[step]
         elif step != location[-1] or not isinstance(values, Mapping):
             continue

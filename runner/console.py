@@ -67,7 +67,7 @@ class Capture:
     """File descriptors 1 and 2 go to a temporary file, and from `into` on to a run's log, which gets what came before."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile("w+b")
+        self._file = tempfile.TemporaryFile("w+b")  # noqa: SIM115  # lives as long as the capture
 
     def into(self, log: Path) -> None:
         _flush()

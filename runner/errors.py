@@ -1,7 +1,7 @@
 """The two ways a run can fail, each told to the user in one line."""
 
-from difflib import get_close_matches
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class ConfigError(Exception):

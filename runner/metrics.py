@@ -54,7 +54,9 @@ def _find(name: str, task: str) -> Rows:
     if match and task == "classification":
         return top_k_accuracy(int(match[1]))
     allowed = [*fitting, *(["top_5_accuracy"] if task == "classification" else [])]
-    raise ConfigError(f"metrics must be auto or a list of {', '.join(allowed)} ({task}), got {name}{nearest(name, allowed)}")
+    raise ConfigError(
+        f"metrics must be auto or a list of {', '.join(allowed)} ({task}), got {name}{nearest(name, allowed)}"
+    )
 
 
 class Means:

@@ -9,7 +9,7 @@ from runner import losses, metrics, schedules
 from runner.config import Config
 from runner.data import Dataset, Split
 from runner.data.order import Order
-from runner.errors import ConfigError
+from runner.errors import ConfigError, nearest
 from runner.layers import Network, network
 from runner.schedules import Clock
 from runner.spec import ModelSpec, RunSpec
@@ -32,6 +32,11 @@ class Plan:
     def num_parameters(self) -> int:
         variables = self.network.variables().values()
         return sum(int(np.prod(v.shape)) for v in variables if v.trainable)
+
+    def columns(self) -> list[str]:
+        """The header of metrics.csv; a split without rows has no columns."""
+        splits = ["train", "val"] if len(self.data.val) else ["train"]
+        return ["epoch", "step", *(f"{s}/{name}" for s in splits for name in ("loss", *self.metrics)), "seconds"]
 
     def checkpoint_steps(self) -> int | None:
         every = self.config.trainer.checkpoint_every
@@ -80,7 +85,7 @@ def plan(config: Config) -> Plan:
     total_steps = min(limit for limit in limits if limit is not None)
     order = Order(len(data.train), trainer.batch_size, trainer.accumulate_grad_batches, config.seed, total_steps)
     _check_batch_norm(net, order)
-    return Plan(
+    prepared = Plan(
         config=config,
         data=data,
         loss=loss,
@@ -90,6 +95,11 @@ def plan(config: Config) -> Plan:
         clock=Clock(total_steps, steps_per_epoch),
         model=ModelSpec(net, trainer.precision, config.device, trainer.batch_size),
     )
+    measured = [column for column in prepared.columns() if "/" in column]
+    if trainer.monitor not in measured:
+        found = f"got {trainer.monitor}{nearest(trainer.monitor, measured)}"
+        raise ConfigError(f"trainer.monitor must be one of {', '.join(measured)}, {found}")
+    return prepared
 
 
 def evaluate(plan: Plan, outputs: np.ndarray, split: Split) -> dict[str, float]:

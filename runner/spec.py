@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -89,8 +90,12 @@ class Backend(Protocol):
         """The network's outputs for rows x, float[N, C], as in evaluation."""
         ...
 
-    def export(self, model: ModelSpec, state: TrainState) -> Any:
-        """The framework's own model with these weights; it loads and runs without this project."""
+    def native_model(self, model: ModelSpec, state: TrainState) -> Any:
+        """The framework's own model with these weights, of stock parts where the framework has them, for evaluation."""
+        ...
+
+    def export(self, model: ModelSpec, state: TrainState, path: Path) -> None:
+        """The same in a file that loads without this project."""
         ...
 
 

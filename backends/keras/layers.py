@@ -10,7 +10,7 @@ from keras import KerasTensor, ops
 from keras import layers as native
 
 from runner import layers as spec
-from runner.random import MASK, layer_key, mix, threshold
+from runner.random import MASK, layer_key, threshold
 from runner.spec import TrainState
 
 # canonical variable -> Keras's attribute for it

@@ -7,6 +7,7 @@ import functools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -164,7 +165,9 @@ class _Loader:
         block = tf.TensorSpec((None, None, None), tf.int64)
         signature = (tf.TensorSpec((), tf.int32), block, block)
         options = tf.data.Options()
-        options.experimental_optimization.inject_prefetch = False  # the next chunk's length follows from this one's time
+        options.experimental_optimization.inject_prefetch = (
+            False  # the next chunk's length follows from this one's time
+        )
         return tf.data.Dataset.from_generator(lambda: iter(self), output_signature=signature).with_options(options)
 
 
@@ -185,10 +188,15 @@ def predict(model: ModelSpec, state: TrainState, x: np.ndarray) -> np.ndarray:
         return _predict(network, model, x)
 
 
-def export(model: ModelSpec, state: TrainState) -> keras.Model:
+def native_model(model: ModelSpec, state: TrainState) -> keras.Model:
     network = _network(model, None, keras.Model)
     layers.load_state(network, state)
     return network
+
+
+def export(model: ModelSpec, state: TrainState, path: Path) -> None:
+    """A .keras file; keras.models.load_model(path) is the model."""
+    native_model(model, state).save(path)
 
 
 def _network(model: ModelSpec, place: layers.Place | None, kind: type[keras.Model]) -> Any:

@@ -183,7 +183,9 @@ _OPTIMIZERS: dict[str, type[_Optimizer]] = {
 }
 
 
-def build(spec: Any, schedule: Any, variables: Mapping[str, Any], slots: Iterable[str], decays: Iterable[str]) -> _Optimizer:
+def build(
+    spec: Any, schedule: Any, variables: Mapping[str, Any], slots: Iterable[str], decays: Iterable[str]
+) -> _Optimizer:
     """A Keras optimizer over canonical names -> variables, in the order of the model's trainable ones; weight decay for
     the names in `decays` only."""
     return _OPTIMIZERS[spec.name](spec, schedule, variables, slots, decays)

@@ -105,11 +105,11 @@ class _MaxPool2d(nn.MaxPool2d):
 
 
 def _conv2d(node: spec.Node) -> nn.Conv2d:
-    s, pads = node.spec, _pads(node, node.spec.kernel_size)
-    shape: Any = (node.input_shape[2], s.filters, s.kernel_size, s.stride)
+    s, pads, channels = node.spec, _pads(node, node.spec.kernel_size), node.input_shape[2]
     if pads[::2] == pads[1::2]:
-        return nn.Conv2d(*shape, padding=(pads[2], pads[0]), bias=s.bias)
-    conv = _Conv2d(*shape, bias=s.bias)
+        padding = (pads[2], pads[0])
+        return nn.Conv2d(channels, s.filters, s.kernel_size, s.stride, padding=padding, bias=s.bias)
+    conv = _Conv2d(channels, s.filters, s.kernel_size, s.stride, bias=s.bias)
     conv.pads = pads
     return conv
 

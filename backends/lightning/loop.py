@@ -4,6 +4,7 @@ Legend of shapes: K updates, A micro-batches an update, B rows each, n = all row
 """
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class Module(pl.LightningModule):
         for k in range(chunk.num_steps):
             self.place.step, self.place.micro_batch = self.step, 0
             self.optimizer.zero_grad()
-            total: Tensor | float = 0.0
+            total = torch.zeros((), dtype=self.x.dtype, device=self.x.device)
             for x_block, y_block in data:
                 for x, y in zip(x_block[k].unbind(), y_block[k].unbind(), strict=True):
                     z = self.network(x)
@@ -64,7 +65,7 @@ class Module(pl.LightningModule):
                     outputs.append(z.detach())
                     self.place.micro_batch += 1
             if self.run.gradient_clip_norm is not None:
-                optimizers.clip_by_global_norm([p.grad for p in parameters], self.run.gradient_clip_norm)
+                optimizers.clip_by_global_norm([p.grad for p in parameters if p.grad is not None], self.run.gradient_clip_norm)
             rates.append(group["lr"])
             self.optimizer.step()
             self.schedule.step()
@@ -138,8 +139,15 @@ def predict(model: ModelSpec, state: TrainState, x: np.ndarray) -> np.ndarray:
     return _predict(_network(model, state, layers.Place(0)), model, x)
 
 
-def export(model: ModelSpec, state: TrainState) -> nn.Module:
+def native_model(model: ModelSpec, state: TrainState) -> nn.Module:
     return _network(model, state, None).cpu().eval()
+
+
+def export(model: ModelSpec, state: TrainState, path: Path) -> None:
+    """A torch.export program with any number of rows; torch.export.load(path).module() is the model."""
+    example = torch.zeros(2, *model.network.input_shape, dtype=torch.from_numpy(np.empty(0, model.dtype)).dtype)
+    rows = {"x": {0: torch.export.Dim("rows", min=1)}}
+    torch.export.save(torch.export.export(native_model(model, state), (example,), dynamic_shapes=rows), path)
 
 
 def _network(model: ModelSpec, state: TrainState, place: layers.Place | None) -> layers.Network:

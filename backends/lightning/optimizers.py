@@ -48,7 +48,7 @@ def build(spec: Any, parameters: Mapping[str, Tensor], decays: Iterable[str]) ->
     """A torch optimizer over canonical names -> parameters; weight decay for the names in `decays` only."""
     decaying = set(decays)
     native = spec.weight_decay_mode == "coupled" or spec.name in ("adam", "adamw", "nadam")
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for name, p in parameters.items() if (name in decaying) == with_decay], "decays": with_decay}
         for with_decay in (True, False)
     ]

@@ -105,4 +105,6 @@ def check(x: np.ndarray, y: np.ndarray, source: str, columns: tuple[str, ...] = 
         if len(bad):
             row, *rest = (int(i) for i in bad[0])
             column = (columns[rest[0]] if columns and name == "x" else f"{name}{rest}") if rest else name
-            raise ConfigError(f"{source}: row {row}, column {column} is {values[tuple(bad[0])]}; all values must be finite")
+            raise ConfigError(
+                f"{source}: row {row}, column {column} is {values[tuple(bad[0])]}; all values must be finite"
+            )

@@ -57,7 +57,9 @@ class NPZ(_File):
             y = as_float(y, "y", self.path)
             return self._dataset(x, y.reshape(len(y), -1), (), ())
         if y.ndim != 1 or y.dtype.kind not in "iu":
-            raise ConfigError(f"{self.path}: y must be labels, integers of shape [N], got {y.dtype} of shape {list(y.shape)}")
+            raise ConfigError(
+                f"{self.path}: y must be labels, integers of shape [N], got {y.dtype} of shape {list(y.shape)}"
+            )
         if len(y) and y.min() < 0:
             raise ConfigError(f"{self.path}: row {int(y.argmin())}, column y is {y.min()}; labels count from 0")
         classes = [str(label) for label in range(int(y.max(initial=0)) + 1)]
@@ -125,7 +127,9 @@ def numbers(header: Sequence[str], rows: Sequence[Sequence[str]], columns: Seque
 
 def as_float(values: np.ndarray, name: str, source: object) -> np.ndarray:
     if values.dtype.kind not in "iufb" or values.ndim == 0:
-        raise ConfigError(f"{source}: {name} must be an array of numbers, got {values.dtype} of shape {list(values.shape)}")
+        raise ConfigError(
+            f"{source}: {name} must be an array of numbers, got {values.dtype} of shape {list(values.shape)}"
+        )
     return values.astype(np.float64)
 
 

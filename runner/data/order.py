@@ -88,8 +88,10 @@ class Chunks:
     largest: int
     checkpoint_steps: int | None
     adapt: bool
+    began: float | None = None  # when the first chunk was asked for, in seconds since the epoch
 
     def __iter__(self) -> Iterator[Chunk]:
+        self.began = time.time()
         step, num = self.start, min(8, self.largest) if self.adapt else self.largest
         while step < self.order.total_steps:
             chunk = self.order.chunk(step, min(num, self._until_event(step)))

@@ -142,7 +142,9 @@ class Piecewise(_Schedule):
     @model_validator(mode="after")
     def _fits(self) -> "Piecewise":
         if len(self.factors) != len(self.boundaries) + 1:
-            raise ValueError(f"one more of factors than of boundaries, got {len(self.factors)} and {len(self.boundaries)}")
+            raise ValueError(
+                f"one more of factors than of boundaries, got {len(self.factors)} and {len(self.boundaries)}"
+            )
         return self
 
     def after_warmup(self, tau: Array, num_warmup: int, clock: Clock, lr: float) -> Array:

@@ -1,0 +1,80 @@
+"""A finished run, read from its folder."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from runner import checkpoint, dispatcher, run_folder
+from runner.config import Config, parse
+from runner.errors import ConfigError
+from runner.plan import Plan, plan
+from runner.spec import TrainState
+
+
+def config_of(folder: str | Path) -> dict[str, Any]:
+    """The config that ran, as plain values."""
+    path = Path(folder) / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"run must be the folder of a run, got {folder}, which holds no config.yaml")
+    values: Any = OmegaConf.to_container(OmegaConf.load(path))
+    return values
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's config, records, weights and model."""
+
+    folder: Path
+    config: Config
+    checkpoint: str | int = "last"
+
+    @cached_property
+    def state(self) -> TrainState:
+        return checkpoint.read(self.folder, self.checkpoint)[0]
+
+    @cached_property
+    def plan(self) -> Plan:
+        """With its data loaded."""
+        return plan(self.config)
+
+    @property
+    def weights(self) -> Mapping[str, np.ndarray]:
+        """Canonical name -> value, buffers included."""
+        return {**self.state.weights, **self.state.buffers}
+
+    @property
+    def metrics(self) -> dict[str, np.ndarray]:
+        """metrics.csv by column."""
+        return run_folder.read_columns(self.folder / "metrics.csv")
+
+    @property
+    def trace(self) -> dict[str, np.ndarray]:
+        """trace.csv by column."""
+        return run_folder.read_columns(self.folder / "trace.csv")
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """result.json."""
+        values: dict[str, Any] = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
+        return values
+
+    def model(self) -> Any:
+        """The native model of the run's backend: an nn.Module or a keras.Model, with the run's weights."""
+        return dispatcher.load(self.config.backend).native_model(self.plan.model, self.state)
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """The network's outputs for rows as the network sees them.  # x float[N, ...] -> float[N, C]"""
+        rows = np.ascontiguousarray(x, dtype=self.plan.model.dtype)
+        return dispatcher.load(self.config.backend).predict(self.plan.model, self.state, rows)
+
+
+def load_run(folder: str | Path, backend: str | None = None, checkpoint: str | int = "last") -> Run:
+    """A run's folder in Python; `backend` opens it on the other framework than it ran on."""
+    values = config_of(folder)
+    return Run(Path(folder), parse({**values, **({"backend": backend} if backend else {})}), checkpoint)

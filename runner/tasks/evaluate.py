@@ -1,0 +1,29 @@
+"""task=evaluate: the loss and metrics of a finished run on the test split, which nothing else reads."""
+
+from pathlib import Path
+
+import numpy as np
+
+from runner import run_folder
+from runner.console import capture
+from runner.errors import ConfigError
+from runner.plan import evaluate as evaluate_split
+from runner.saved import Run
+from runner.training import show
+
+
+def evaluate(run: Run) -> int:
+    """Says them, and leaves them in FOLDER/test.json."""
+    with capture() as (console, held):
+        data = run.plan.data.test
+        if not len(data):
+            raise ConfigError(f"{run.folder} has no test rows: data.test_fraction was 0")
+        held.into(run.folder / "run.log")
+        outputs = run.predict(np.asarray(data.x))
+        values = {f"test/{name}": value for name, value in evaluate_split(run.plan, outputs, data).items()}
+        path = run.folder / "test.json"
+        about = {"checkpoint": run.state.step, "backend": run.config.backend, "rows": len(data)}
+        run_folder.write_json(Path(path), {**values, **about})
+        console.say(f"result   {show(values)}  ({len(data)} rows, checkpoint {run.state.step}, {run.config.backend})")
+        console.say(f"file     {path}")
+        return 0
