@@ -8,11 +8,13 @@ from time import time
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from runner import run_folder
-from runner.compose import CONF, compose, jobs, parse_overrides, set_keys, to_values
+from runner.compose import CONF, compose, explained, jobs, parse_overrides, set_keys, to_values
 from runner.config import parse
-from runner.errors import ConfigError, RunError
+from runner.errors import ConfigError, RunError, show
 from runner.saved import Run, config_of
 
 # What may be said beside `run=FOLDER`; all else is the saved config's.
@@ -20,21 +22,36 @@ _ON_A_RUN = ("task", "run", "checkpoint", "format", "backend", "device", "data.p
 
 
 def main() -> int:
-    arguments = get_args_parser().parse_args()
+    parser = get_args_parser()
+    parser.prog, parser.usage = "python -m runner", "%(prog)s [-m] [KEY=VALUE ...]; --help tells more"
+    arguments = parser.parse_args()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing: the words are ours
     try:
+        if arguments.config_name or arguments.config_path:
+            raise ConfigError("--config-name and --config-path are not taken; --config-dir adds a folder of choices")
+        if arguments.config_dir and not Path(arguments.config_dir).is_dir():
+            raise ConfigError(f"--config-dir must be a folder, got {arguments.config_dir}")
+        each = jobs(arguments.overrides, arguments.multirun, arguments.config_dir)
         if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
             return _hydra()
-        each = jobs(arguments.overrides, arguments.multirun)
-        if any(override.startswith("run=") for override in arguments.overrides):
+        said = {override.key_or_group for override in parse_overrides(arguments.overrides, arguments.config_dir)}
+        if "run" in said:
             return max(_on_a_run(job) for job in each)
+        for key in ("checkpoint", "format"):
+            if key in said:
+                raise ConfigError(f"{key} is for a finished run: it needs run=FOLDER")
         configs = [parse(compose(job, arguments.config_dir)) for job in each]
         for config in configs:
             if config.task != "train":
                 raise ConfigError(f"task={config.task} needs run=FOLDER, the folder of a finished run")
+            if config.resume is not None:
+                raise ConfigError(f"resume must be null, got {config.resume}: this version cannot go on with a run")
         return _multirun(Path(configs[0].output.root), len(each)) if arguments.multirun else _hydra()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"error: {explained(error)}", file=sys.stderr)
         return 2
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -46,13 +63,19 @@ def _hydra(extra: Sequence[str] = ()) -> int:
     import hydra
 
     statuses: list[int] = []
+    refused: list[ConfigError] = []
 
     @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
     def job(composed: Any) -> None:
-        statuses.append(_train(composed, first=not statuses))
+        try:
+            statuses.append(_train(composed, first=not statuses))
+        except ConfigError as error:  # Hydra would put a line of its own before ours
+            refused.append(error)
 
     sys.argv += extra
     job()
+    if refused:
+        raise refused[0]
     return max(statuses, default=0)
 
 
@@ -94,7 +117,9 @@ def _on_a_run(overrides: Sequence[str]) -> int:
     """The tasks that take a finished run's folder; nothing is composed but what it saved."""
     said = parse_overrides(overrides)
     keys = {override.key_or_group: override.value() for override in said}
-    folder = Path(str(keys["run"]))
+    if not isinstance(keys["run"], str) or not keys["run"]:
+        raise ConfigError(f"run must be the folder of a run, got {show(keys['run'])}")
+    folder = Path(keys["run"])
     values = set_keys(
         config_of(folder), [override for override in said if override.key_or_group != "data.path"], _ON_A_RUN
     )

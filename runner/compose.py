@@ -12,12 +12,12 @@ from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import HydraException, MissingConfigException
+from hydra.core.override_parser.types import Override, OverrideType, ValueType
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from runner.errors import ConfigError, nearest
+from runner.errors import ConfigError, nearest, show
 
 _HERE = Path(__file__).resolve().parent
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  # in a wheel; in a checkout
@@ -25,16 +25,19 @@ CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  #
 
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> dict[str, Any]:
     """The composed config as plain values, checked in nothing but its composition."""
-    parsed = parse_overrides(overrides)
+    parsed = parse_overrides(overrides, config_dir)
+    for override in parsed:
+        if override.is_sweep_override():
+            raise ConfigError(
+                f"{override.input_line} gives several values, which needs -m (--multirun); a list is [a,b]"
+            )
     search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return to_values(hydra_compose("config", [*map(_forced, parsed), *search]))
-    except MissingConfigException as error:
-        raise ConfigError(_missing(error)) from None
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_first_line(error)) from None
+        raise explained(error) from None
 
 
 def to_values(composed: DictConfig) -> dict[str, Any]:
@@ -44,29 +47,37 @@ def to_values(composed: DictConfig) -> dict[str, Any]:
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} is missing; it needs a value") from None
     except OmegaConfBaseException as error:
-        raise ConfigError(_first_line(error)) from None
+        raise ConfigError(f"{error.full_key}: {_first_line(error)}") from None
     return {key: value for key, value in values.items() if key != "hydra"}
 
 
-def jobs(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
+def jobs(overrides: Sequence[str], multirun: bool, config_dir: str | None = None) -> list[list[str]]:
     """The overrides of the run, or of every job of a multirun."""
-    parsed = parse_overrides(overrides)
+    parsed = parse_overrides(overrides, config_dir)
     if not multirun:
         return [list(overrides)]
+    for override in parsed:
+        if override.value_type in (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP):
+            raise ConfigError(
+                f"{override.input_line} is no list of values; write {override.key_or_group}=a,b or range(...)"
+            )
     return [list(job) for job in chain.from_iterable(BasicSweeper.split_arguments(parsed, None))]
 
 
-def parse_overrides(overrides: Sequence[str]) -> list[Override]:
-    """Hydra's overrides; a key given twice is refused."""
+def parse_overrides(overrides: Sequence[str], config_dir: str | None = None) -> list[Override]:
+    """Hydra's overrides; a key given twice is refused, and a choice that its group does not have."""
     try:
         parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
-        raise ConfigError(_first_line(error)) from None
+        raise explained(error) from None
     seen: set[str] = set()
     for override in parsed:
+        if not override.key_or_group:
+            raise ConfigError(f"{override.input_line} is not KEY=VALUE")
         if override.key_or_group in seen:
             raise ConfigError(f"{override.key_or_group} is given twice on the command line")
         seen.add(override.key_or_group)
+        _check_choice(override, config_dir)
     return parsed
 
 
@@ -92,13 +103,35 @@ def _forced(override: Override) -> str:
     return f"++{line}" if is_value else line
 
 
-def _missing(error: MissingConfigException) -> str:
-    name = (error.missing_cfg_file or "").removesuffix(".yaml")
-    group, _, choice = name.rpartition("/")
-    options = list(error.options or [])
-    if not group or not options:
-        return _first_line(error)
-    return f"{group} must be one of {', '.join(options)}, got {choice}{nearest(choice, options)}"
+def _check_choice(override: Override, config_dir: str | None) -> None:
+    """Hydra's words for a group's wrong value differ with its kind, and for an optional group there are none."""
+    group, places = override.key_or_group, [CONF, *([Path(config_dir)] if config_dir else [])]
+    if (
+        override.type == OverrideType.DEL
+        or override.is_sweep_override()
+        or not any((place / group).is_dir() for place in places)
+    ):
+        return
+    if override.type != OverrideType.CHANGE:
+        raise ConfigError(f"{group} is a group of choices: write it without +, {group}=CHOICE")
+    options = sorted({file.stem for place in places for file in (place / group).glob("*.yaml")})
+    choice = override.value()
+    if not isinstance(choice, dict) and choice not in options:
+        allowed = options[0] if len(options) == 1 else f"one of {', '.join(options)}"
+        raise ConfigError(f"{group} must be {allowed}, got {show(choice)}{nearest(choice, options)}")
+
+
+def explained(error: Exception) -> ConfigError:
+    """What Hydra says, in our words where it is short of them."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, choice = (error.missing_cfg_file or "").removesuffix(".yaml").rpartition("/")
+        found = f"got {choice}{nearest(choice, error.options)}"
+        return ConfigError(f"{group} must be one of {', '.join(error.options)}, {found}")
+    if isinstance(error, OverrideParseException):
+        return ConfigError(
+            f"{error.override} cannot be read as KEY=VALUE; a list's item is KEY.0, other signs need quotes"
+        )
+    return ConfigError(_first_line(error))
 
 
 def _first_line(error: Exception) -> str:

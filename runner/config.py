@@ -6,6 +6,7 @@ key, what was found, what is allowed, and the nearest match.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
@@ -13,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from runner import devices
 from runner.data import Data
-from runner.errors import ConfigError, nearest
+from runner.errors import ConfigError, closest, nearest, show
 from runner.layers import Layer, with_defaults
 from runner.losses import Loss
 from runner.optimizers import Optimizer
@@ -77,13 +78,15 @@ def parse(composed: Mapping[str, Any]) -> Config:
     """The typed config. `layer_defaults` is folded into the layers that it speaks of."""
     values = dict(composed)
     defaults, model = values.pop("layer_defaults", None), values.get("model")
-    if isinstance(model, dict) and isinstance(model.get("layers"), list) and isinstance(defaults, dict):
-        whole = [with_defaults(layer, defaults) if isinstance(layer, dict) else layer for layer in model["layers"]]
-        values["model"] = {**model, "layers": whole}
+    if isinstance(defaults, dict):
+        _check_layer_defaults(defaults)
+        if isinstance(model, dict) and isinstance(model.get("layers"), list):
+            whole = [with_defaults(layer, defaults) if isinstance(layer, dict) else layer for layer in model["layers"]]
+            values["model"] = {**model, "layers": whole}
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error.errors()[0], values)) from None
+        raise ConfigError(_explain(error.errors(), values, composed)) from None
 
 
 def sha256(composed: Mapping[str, Any]) -> str:
@@ -95,19 +98,20 @@ def sha256(composed: Mapping[str, Any]) -> str:
 
 # pydantic's kind of error -> what is allowed, from the error's context
 _ALLOWED = {
-    "greater_than": "must be > {gt}",
-    "greater_than_equal": "must be >= {ge}",
-    "less_than": "must be < {lt}",
-    "less_than_equal": "must be <= {le}",
+    "greater_than": "must be > {gt:g}",
+    "greater_than_equal": "must be >= {ge:g}",
+    "less_than": "must be < {lt:g}",
+    "less_than_equal": "must be <= {le:g}",
     "finite_number": "must be finite",
     "int_type": "must be an integer",
     "int_from_float": "must be an integer",
     "float_type": "must be a number",
     "bool_type": "must be true or false",
     "string_type": "must be text",
+    "string_pattern_mismatch": "must be auto, cpu, cuda, cuda:N or mps",  # the one key with a pattern is `device`
     "list_type": "must be a list",
     "string_too_short": "must not be empty",
-    "too_short": "must hold at least {min_length}",
+    "too_short": "must not be empty",
     "value_error": "must be {error}",
     "model_type": "must be a group of keys",
     "model_attributes_type": "must be a group of keys",
@@ -115,72 +119,135 @@ _ALLOWED = {
 }
 
 
-def _explain(error: Mapping[str, Any], values: Mapping[str, Any]) -> str:
-    kind, found, context = error["type"], error.get("input"), error.get("ctx", {})
-    path = _path(error["loc"], values)
-    key = _dotted(path)
+def _explain(errors: Sequence[Mapping[str, Any]], values: Mapping[str, Any], composed: Mapping[str, Any]) -> str:
+    """One sentence. An unknown key comes first, since it is often the right one misspelled."""
+    error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
+    path = _path(error, values)
+    for other in errors:  # of a union's members the one that looked further into the value
+        longer = _path(other, values)
+        if longer[: len(path)] == path and len(longer) > len(path):
+            error, path = other, longer
+    kind, found = error["type"], error.get("input")
+    key = _key(path, values, composed)
     if kind == "extra_forbidden":
-        allowed = _keys(error["loc"][:-1])
-        where = _dotted(path[:-1]) or "the config"
-        return f"{key} is no key of {where}{nearest(path[-1], allowed)}; its keys are {', '.join(allowed)}"
+        return _no_key(key, error["loc"], path)
     if kind == "missing":
         return f"{key} is missing; it needs a value"
-    if kind == "literal_error":
-        allowed = _sentence(context["expected"])
-        return f"{key} must be {_or(allowed)}, got {_show(found)}{nearest(found, allowed)}"
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        tag = context["discriminator"].strip("'")
-        allowed = _sentence(context.get("expected_tags", ""))
-        if kind == "union_tag_not_found":
-            return f"{key}.{tag} is missing; it names the kind of {path[-1] if path else 'config'}"
-        return (
-            f"{key}.{tag} must be one of {', '.join(allowed)}, got {context['tag']}{nearest(context['tag'], allowed)}"
-        )
-    if kind == "string_pattern_mismatch":
-        return f"{key} must be auto, cpu, cuda, cuda:N or mps, got {_show(found)}{nearest(found, ['auto', 'cpu', 'cuda', 'mps'])}"
-    words = _ALLOWED.get(kind)
-    if words is None:
-        return f"{key}: {error['msg']}, got {_show(found)}"
-    text = words.format(**context)
-    return f"{key} {text}" if isinstance(found, (dict, list)) else f"{key} {text}, got {_show(found)}"
+    if kind == "union_tag_not_found":
+        tag = error["ctx"]["discriminator"].strip("'")
+        return f"{key}.{tag} is missing; it must be one of {', '.join(_sections(_annotation(error['loc'])))}"
+    if kind == "union_tag_invalid":
+        tag, found = error["ctx"]["discriminator"].strip("'"), error["ctx"]["tag"]
+        allowed = _words(error["ctx"]["expected_tags"])
+        return f"{key}.{tag} must be {_or(allowed)}, got {show(found)}{nearest(found, allowed)}"
+    if kind == "value_error" and isinstance(found, dict):  # of keys together
+        return f"{key} must have {error['ctx']['error']}"
+    same = [other for other in errors if _path(other, values) == path]  # of a union, what each member allows
+    names = [name for other in same if other["type"] == "literal_error" for name in _words(other["ctx"]["expected"])]
+    hint = nearest(found, names)
+    if kind == "string_pattern_mismatch":  # what others call a gpu
+        hint = nearest(str(found).replace("gpu", "cuda"), ["auto", "cuda", "mps"])
+    text = " or ".join(dict.fromkeys(_allowed(other).removeprefix("must be ") for other in same))
+    return f"{key} {text if text.startswith('must') else f'must be {text}'}, got {show(found)}{hint}"
 
 
-def _path(location: Sequence[Any], values: Any) -> list[Any]:
+def _allowed(error: Mapping[str, Any]) -> str:
+    if error["type"] == "literal_error":
+        return f"must be {_or(_words(error['ctx']['expected']))}"
+    annotation = _annotation(error["loc"])
+    if error["type"] == "string_type" and Duration in (annotation, *get_args(annotation)):
+        return "must be a duration such as 500steps, 3epochs or 10%"
+    words = _ALLOWED.get(error["type"])
+    return words.format(**error.get("ctx", {})) if words else f"must be valid ({error['msg']})"
+
+
+def _no_key(key: str, location: Sequence[Any], path: Sequence[Any]) -> str:
+    """Which keys there are, and where the one that was said may belong: in another choice, beside it, elsewhere."""
+    section, parent = _annotation(location[:-1]), key.rpartition(".")[0]
+    tag, choices = _tag(section), _sections(_annotation(location[:-2]))
+    allowed = [name for name in section.model_fields if name != tag]
+    allowed += [] if parent else ["layer_defaults", "experiment"]
+    others = [choice for choice, other in choices.items() if path[-1] in other.model_fields]
+    beside = closest(path[-1], allowed)
+    elsewhere = [name for name in _every_key(Config) if re.search(rf"[._]{re.escape(path[-1])}$", name)]
+    hint = ""
+    if others:
+        hint = f"; it belongs to {f'{parent}=' if tag == 'name' else ''}{', '.join(others)}"
+    elif beside:
+        hint = f"; did you mean {parent}{'.' if parent else ''}{beside}?"
+    elif elsewhere:
+        hint = f"; did you mean {min(elsewhere, key=lambda name: len(name.rpartition('.')[2]))}?"
+    where = parent or "the config"
+    if tag:
+        where = f"{parent}={location[-2]}" if tag == "name" else f"{parent} ({location[-2]})"
+    return f"{key} is no key of {where}, which has {', '.join(allowed) or 'no keys'}{hint}"
+
+
+def _check_layer_defaults(defaults: Mapping[str, Any]) -> None:
+    layers = _sections(Layer)
+    for kind, keys in defaults.items():
+        if kind not in layers:
+            raise ConfigError(
+                f"layer_defaults.{kind} is no layer; layers are {', '.join(layers)}{nearest(kind, layers)}"
+            )
+        if not isinstance(keys, dict):
+            raise ConfigError(f"layer_defaults.{kind} must be a group of keys, got {show(keys)}")
+        allowed = [name for name in layers[kind].model_fields if name != "layer"]
+        for key in keys:
+            if key not in allowed:
+                has = f"which has {', '.join(allowed) or 'no keys'}"
+                raise ConfigError(f"layer_defaults.{kind}.{key} is no key of {kind}, {has}{nearest(key, allowed)}")
+
+
+def _path(error: Mapping[str, Any], values: Any) -> list[Any]:
     """The user's keys in an error's place, without the names of unions' members that pydantic puts between."""
     path: list[Any] = []
-    for step in location:
+    for step in error["loc"]:
         if (isinstance(values, Mapping) and step in values) or (
             isinstance(values, list) and isinstance(step, int) and step < len(values)
         ):
             values = values[step]
-        elif step != location[-1] or not isinstance(values, Mapping):
-            continue
-        path.append(step)
-    return path
+            path.append(step)
+    return [*path, error["loc"][-1]] if error["type"] == "missing" else path
 
 
-def _dotted(path: Sequence[Any]) -> str:
+def _key(path: Sequence[Any], values: Mapping[str, Any], composed: Mapping[str, Any]) -> str:
+    """The path as the user writes it; what stands in no layer but in `layer_defaults` is named there."""
+    said, whole = composed, values
+    for step in path[:-1]:
+        said, whole = said[step], whole[step]
+    if isinstance(said, dict) and isinstance(whole, dict) and path[-1] in whole and path[-1] not in said:
+        return f"layer_defaults.{whole['layer']}.{path[-1]}"
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
 
 
-def _keys(location: Sequence[Any]) -> list[str]:
-    """The keys that the section at this place has."""
-    section: Any = Config
+def _every_key(section: Any, parent: str = "") -> list[str]:
+    """The dotted keys of a section and of all choices of the sections in it; those of layers have no fixed place."""
+    keys = []
+    for name, field in section.model_fields.items():
+        inner = [member for member in _members(field.annotation) if hasattr(member, "model_fields")]
+        keys.append(f"{parent}{name}")
+        keys += [key for other in inner if _tag(other) != "layer" for key in _every_key(other, f"{parent}{name}.")]
+    return keys
+
+
+def _annotation(location: Sequence[Any]) -> Any:
+    """What Config declares at an error's place."""
+    annotation: Any = Config
     for step in location:
-        section = _descend(section, step)
-    return list(section.model_fields) if hasattr(section, "model_fields") else []
-
-
-def _descend(annotation: Any, step: Any) -> Any:
-    if hasattr(annotation, "model_fields"):
-        return annotation.model_fields[step].annotation if step in annotation.model_fields else annotation
-    if isinstance(step, int):
-        return get_args(annotation)[0]
-    for member in _members(annotation):
-        tag = getattr(member, "model_fields", {}).get("name") or getattr(member, "model_fields", {}).get("layer")
-        if tag is not None and step in get_args(tag.annotation):
-            return member
+        if hasattr(annotation, "model_fields"):
+            annotation = annotation.model_fields[step].rebuild_annotation()
+        elif isinstance(step, int):
+            annotation = get_args(annotation)[0]
+        else:
+            annotation = _sections(annotation).get(step, annotation)
     return annotation
+
+
+def _sections(annotation: Any) -> dict[str, Any]:
+    """The members of a union by the names that choose them."""
+    members = [member for member in _members(annotation) if _tag(member)]
+    return {name: member for member in members for name in get_args(member.model_fields[_tag(member)].annotation)}
 
 
 def _members(annotation: Any) -> list[Any]:
@@ -188,14 +255,17 @@ def _members(annotation: Any) -> list[Any]:
     return [member for argument in arguments for member in _members(argument)] if arguments else [annotation]
 
 
-def _sentence(expected: str) -> list[str]:
-    """pydantic's "'a', 'b' or 'c'" as a list."""
-    return [word.strip(" '") for part in expected.split(" or ") for word in part.split(",")]
+def _tag(section: Any) -> str | None:
+    """`layer` or `name`, the key that chooses this section."""
+    fields = getattr(section, "model_fields", {})
+    return next((name for name in ("layer", "name") if name in fields and get_args(fields[name].annotation)), None)
+
+
+def _words(expected: str) -> list[str]:
+    """pydantic's "'a', 'b' or 'c'" as a list, in YAML's spelling."""
+    words = [word.strip(" '") for part in expected.split(" or ") for word in part.split(",")]
+    return [word.lower() if word in ("True", "False") else word for word in words]
 
 
 def _or(allowed: Sequence[str]) -> str:
     return allowed[0] if len(allowed) == 1 else f"one of {', '.join(allowed)}"
-
-
-def _show(found: Any) -> str:
-    return "null" if found is None else str(found).lower() if isinstance(found, bool) else str(found)

@@ -12,7 +12,24 @@ class RunError(Exception):
     """The run failed: exit status 1, the traceback is in run.log."""
 
 
+def closest(found: object, allowed: Iterable[str]) -> str | None:
+    """The allowed name that was probably meant: one spelled alike, else one that begins so; letter case aside."""
+    names, word = {name.lower(): name for name in allowed}, str(found).lower()
+    alike = get_close_matches(word, names, n=1, cutoff=0.6) or [
+        name for name in names if word and name.startswith(word)
+    ]
+    return names[alike[0]] if alike else None
+
+
 def nearest(found: object, allowed: Iterable[str]) -> str:
-    """`; did you mean "adam"?` if one of the allowed names is close to what was found, else nothing."""
-    close = get_close_matches(str(found), list(allowed), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
+    """`; did you mean adam?` if one of the allowed names is close to what was found, else nothing."""
+    close = closest(found, allowed)
+    return f"; did you mean {close}?" if close else ""
+
+
+def show(found: object) -> str:
+    """A value as the command line spells it, at most 60 characters; an empty text is ""."""
+    if found is None or isinstance(found, bool):
+        return {None: "null", True: "true", False: "false"}[found]
+    text = str(found) or '""'
+    return text if len(text) <= 60 else f"{text[:57]}..."

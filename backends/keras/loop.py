@@ -139,8 +139,11 @@ class _AfterChunk(keras.callbacks.Callback):
         self.on_chunk, self.loader = on_chunk, loader
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if not self.on_chunk(self.loader.taken.popleft(), self.model.report, self.model):
-            self.model.stop_training = True
+        going_on = self.on_chunk(self.loader.taken.popleft(), self.model.report, self.model)
+        over = int(self.model.optimizer.iterations) >= len(
+            self.model.work.run.rates
+        )  # else `fit` asks for more, and warns
+        self.model.stop_training = over or not going_on
 
 
 class _Loader:
@@ -172,12 +175,13 @@ class _Loader:
 
 
 def train(run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk) -> TrainState:
+    keras.utils.clear_session()  # the graphs of earlier runs in this process
     place = layers.Place(run.seed)
     with tf.device(device.resolve(run.device)):
         model = _network(run, place, Model)
         model.connect(run, start, place)
         loader = _Loader(chunks, run.largest_chunk)
-        model.fit(loader.dataset(), epochs=1, verbose=0, callbacks=[_AfterChunk(on_chunk, loader)])
+        model.fit(loader.dataset(), epochs=1, verbose=0, shuffle=False, callbacks=[_AfterChunk(on_chunk, loader)])
         return model.state()
 
 
@@ -200,6 +204,7 @@ def export(model: ModelSpec, state: TrainState, path: Path) -> None:
 
 
 def _network(model: ModelSpec, place: layers.Place | None, kind: type[keras.Model]) -> Any:
+    """In the run's dtype, which Keras takes from its global settings."""
     keras.config.set_floatx(model.dtype.name)
     keras.config.set_dtype_policy(_POLICY[model.precision])
     return layers.build(model.network, place, kind)

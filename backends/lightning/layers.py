@@ -1,7 +1,6 @@
 """The layer vocabulary as torch.nn. Inside, images are [B, C, H, W]; a model takes and gives canonical [B, H, W, C]."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch

@@ -65,7 +65,9 @@ class Module(pl.LightningModule):
                     outputs.append(z.detach())
                     self.place.micro_batch += 1
             if self.run.gradient_clip_norm is not None:
-                optimizers.clip_by_global_norm([p.grad for p in parameters if p.grad is not None], self.run.gradient_clip_norm)
+                optimizers.clip_by_global_norm(
+                    [p.grad for p in parameters if p.grad is not None], self.run.gradient_clip_norm
+                )
             rates.append(group["lr"])
             self.optimizer.step()
             self.schedule.step()

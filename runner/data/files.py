@@ -1,10 +1,12 @@
 """A user's own files: NPZ and CSV, checked before anything trains."""
 
 import csv
+import math
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -52,6 +54,8 @@ class NPZ(_File):
             if name not in arrays:
                 raise ConfigError(f"{self.path} must hold arrays x and y, got {', '.join(sorted(arrays)) or 'none'}")
         x = as_float(arrays["x"], "x", self.path)
+        if x.ndim < 2 or 0 in x.shape[1:]:
+            raise ConfigError(f"{self.path}: x must hold a row of values per sample, got the shape {list(x.shape)}")
         y = arrays["y"]
         if self.task == "regression":
             y = as_float(y, "y", self.path)
@@ -62,6 +66,9 @@ class NPZ(_File):
             )
         if len(y) and y.min() < 0:
             raise ConfigError(f"{self.path}: row {int(y.argmin())}, column y is {y.min()}; labels count from 0")
+        if len(y) and y.max() >= len(y):
+            row, more = int(y.argmax()), f"that is more classes than the {len(y)} rows"
+            raise ConfigError(f"{self.path}: row {row}, column y is {y.max()}; labels count from 0, {more}")
         classes = [str(label) for label in range(int(y.max(initial=0)) + 1)]
         return self._dataset(x, y.astype(np.int64), classes, ())
 
@@ -80,10 +87,16 @@ class CSV(_File):
             raise ConfigError(f"data.target must be a column of {self.path}, got {target}{nearest(target, header)}")
         at = header.index(target)
         columns = tuple(name for name in header if name != target)
+        if not columns:
+            raise ConfigError(f"{self.path} holds no column but the target {target}")
         x = numbers(header, rows, [i for i in range(len(header)) if i != at], self.path)
         if self.task == "regression":
-            return self._dataset(x, numbers(header, rows, [at], self.path), (), columns)
+            y = numbers(header, rows, [at], self.path)
+            check(y, y, self.path, (target,))  # here its column has a name
+            return self._dataset(x, y, (), columns)
         labels = [row[at] for row in rows]
+        if "" in labels:
+            raise ConfigError(f"{self.path}: row {labels.index('')}, column {target} is empty; a label is needed")
         classes = sorted(set(labels), key=_label_key(labels))
         number = {label: i for i, label in enumerate(classes)}
         return self._dataset(x, np.array([number[label] for label in labels], dtype=np.int64), classes, columns)
@@ -94,7 +107,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(f"{path} cannot be read as NPZ: {error}") from None
 
 
@@ -103,7 +116,7 @@ def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             lines = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path} cannot be read as CSV in UTF-8: {error}") from None
     if not lines:
         raise ConfigError(f"{path} is empty")
@@ -141,5 +154,8 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _label_key(labels: Sequence[str]):  # type: ignore[no-untyped-def]
-    return float if all(map(_is_number, labels)) else str
+def _label_key(labels: Sequence[str]) -> Callable[[str], Any]:
+    """By number, if all are; labels of one number (1 and 1.0) by their text, so that the order is always the same."""
+    if all(_is_number(label) and math.isfinite(float(label)) for label in labels):
+        return lambda label: (float(label), label)
+    return str

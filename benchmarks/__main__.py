@@ -1,0 +1,75 @@
+"""Times the training phase of both backends against scripts of the same frameworks, side by side in one go.
+
+Two models on the digits: a small MLP, where overhead is all, and a CNN. Every contestant runs in a fresh process, one
+after another, round after round, so that a slow minute of the machine hits all of them; the first round only warms up.
+The numbers that mean something are the ratios of the last table: ours / peer, of medians, out of the same rounds.
+
+    python -m benchmarks                        # some ten minutes on two cores
+    python -m benchmarks --models mlp --markdown --json speed.json
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import report
+from benchmarks.contestants import CONTESTANTS, Model, models, write_rows
+from benchmarks.measure import Run, measure
+
+
+def main() -> int:
+    said = _parser().parse_args()
+    chosen = [model for model in models(said.epochs, said.cnn_epochs) if model.name in said.models]
+    runs = _run(chosen, said.repeats, said.threads)
+    print(report.notes(chosen, said.repeats, said.threads), end="\n\n")
+    print(report.table(runs, chosen, said.markdown))
+    if said.json is not None:
+        found = report.as_json(runs, chosen, said.repeats, said.threads)
+        said.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Twinrun against idiomatic scripts.")
+    parser.add_argument("--repeats", type=_count, default=5, help="counted runs of each contestant; report 5 or more")
+    parser.add_argument("--epochs", type=_count, default=20, help="of the MLP")
+    parser.add_argument("--cnn-epochs", type=_count, default=5, help="of the CNN")
+    parser.add_argument("--models", nargs="+", choices=["mlp", "cnn"], default=["mlp", "cnn"])
+    parser.add_argument("--threads", type=_count, default=1, help="for every contestant, as far as it listens")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _run(chosen: Sequence[Model], num_repeats: int, num_threads: int) -> dict[tuple[str, str], list[Run]]:
+    """One uncounted round, then the counted ones; in each, every contestant once per model."""
+    runs: dict[tuple[str, str], list[Run]] = {(m.name, c.name): [] for m in chosen for c in CONTESTANTS}
+    with tempfile.TemporaryDirectory() as folder:
+        rows = {model.name: write_rows(model, Path(folder)) for model in chosen}
+        for number in range(num_repeats + 1):
+            for model in chosen:
+                for contestant in CONTESTANTS:
+                    run = measure(contestant, model, rows[model.name], num_threads)
+                    _progress(number, num_repeats, model, contestant.name, run)
+                    if number > 0:
+                        runs[model.name, contestant.name].append(run)
+    return runs
+
+
+def _progress(number: int, num_repeats: int, model: Model, contestant: str, run: Run) -> None:
+    where = f"round {number}/{num_repeats}" if number else "warm-up"
+    print(f"{where}  {model.name}  {contestant}: {run.steps_per_second:,.0f} steps/s", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""One run of one contestant in a process of its own: its training phase, the whole of it, its memory."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contestants import Contestant, Model, environment
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Run:
+    train_seconds: float
+    whole_seconds: float  # from before the process is made until it has ended
+    peak_megabytes: float
+    num_steps: int
+    val_accuracy: float
+
+    @property
+    def steps_per_second(self) -> float:
+        return self.num_steps / self.train_seconds
+
+
+def measure(contestant: Contestant, model: Model, rows: Path, num_threads: int) -> Run:
+    """A fresh process in a fresh folder."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        command = contestant.command(model, rows, folder)
+        seconds, megabytes, output = _execute(command, {**os.environ, **environment(num_threads)})
+        told = _ours(folder) if contestant.backend else json.loads(output.splitlines()[-1])
+    return Run(told["train_seconds"], seconds, megabytes, told["steps"], told["val_accuracy"])
+
+
+def _ours(folder: Path) -> dict[str, Any]:
+    """What the only run below `folder` says of itself."""
+    (path,) = folder.glob("runs/*/result.json")
+    result = json.loads(path.read_text())
+    return {
+        "train_seconds": result["seconds"]["train"],
+        "steps": result["steps"],
+        "val_accuracy": result["metrics"]["val/accuracy"],
+    }
+
+
+def _execute(command: Sequence[str], variables: Mapping[str, str]) -> tuple[float, float, str]:
+    """Seconds, peak resident megabytes and standard output of a command that must end well."""
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=output, stderr=errors)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        errors.seek(0)
+        if process.returncode != 0:
+            raise RuntimeError(f"{' '.join(command[1:])} ended with {process.returncode}:\n{errors.read()[-2000:]}")
+        return seconds, _megabytes(usage.ru_maxrss), output.read()
+
+
+def _megabytes(maxrss: int) -> float:
+    """ru_maxrss counts kilobytes, on macOS bytes."""
+    return maxrss / (2**20 if sys.platform == "darwin" else 2**10)

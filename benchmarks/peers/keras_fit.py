@@ -1,0 +1,69 @@
+"""Keras on TensorFlow, as its users write it: `compile` and `fit` on arrays.
+
+Does: Adam with ExponentialDecay, the metric accuracy in training and validation, validation_data, a ModelCheckpoint
+after every epoch; jit_compile is Keras's default (auto). Does not: a progress bar, a log file, a trace of every step.
+Timed from the start of the first training batch to the end of `fit`: tracing and compilation are in it.
+"""
+
+import time
+from typing import Any
+
+import keras
+from keras import layers
+
+from benchmarks.peers import job as jobs
+
+
+def network(model: str) -> keras.Model:
+    """The layers of conf/model/mlp.yaml and conf/model/cnn.yaml."""
+    if model == "mlp":
+        return keras.Sequential([keras.Input((64,)), layers.Dense(128, activation="relu"), layers.Dense(10)])
+    return keras.Sequential([keras.Input((8, 8, 1)), *_block(16), *_block(32), *_head()])
+
+
+def _block(filters: int) -> list[layers.Layer]:
+    return [
+        layers.Conv2D(filters, 3, padding="same", use_bias=False),
+        layers.BatchNormalization(momentum=0.9, epsilon=1e-5),
+        layers.Activation("relu"),
+        layers.MaxPooling2D(2),
+    ]
+
+
+def _head() -> list[layers.Layer]:
+    return [layers.Flatten(), layers.Dropout(0.25), layers.Dense(10)]
+
+
+class Clock(keras.callbacks.Callback):
+    began: float | None = None
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if self.began is None:
+            self.began = time.perf_counter()
+
+
+def main() -> None:
+    job = jobs.read()
+    keras.utils.set_random_seed(0)
+    model, clock = network(job.model), Clock()
+    rate = keras.optimizers.schedules.ExponentialDecay(jobs.LEARNING_RATE, decay_steps=1, decay_rate=jobs.DECAY_RATE)
+    model.compile(
+        optimizer=keras.optimizers.Adam(rate),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    history = model.fit(
+        job.train.x,
+        job.train.y,
+        batch_size=jobs.BATCH_SIZE,
+        epochs=job.num_epochs,
+        validation_data=(job.val.x, job.val.y),
+        callbacks=[clock, keras.callbacks.ModelCheckpoint(job.folder / "{epoch:02d}.keras")],
+        verbose=0,
+    )
+    seconds = time.perf_counter() - (clock.began or 0.0)
+    jobs.tell(seconds, int(model.optimizer.iterations.numpy()), history.history["val_accuracy"][-1])
+
+
+if __name__ == "__main__":
+    main()

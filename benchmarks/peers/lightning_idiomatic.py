@@ -1,0 +1,76 @@
+"""Lightning, as its users write it: a LightningModule in automatic optimization under a Trainer.
+
+Does: self.log of the training loss each step (kept every 50 steps, the default) and of validation loss and accuracy,
+a DataLoader over a shuffled TensorDataset, ExponentialLR moved every step, CSVLogger, validation and the default
+checkpoint after every epoch. Does not: a progress bar, training accuracy, a trace of every step.
+Timed from the start of the first training batch to the end of `fit`; the sanity check before it is not in it.
+"""
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.loggers import CSVLogger
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks.peers import job as jobs
+from benchmarks.peers.torch_layers import inputs, network
+
+
+class Classifier(pl.LightningModule):
+    def __init__(self, model: str) -> None:
+        super().__init__()
+        self.network = network(model)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        loss = F.cross_entropy(self.network(x), y)
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        x, y = batch
+        z = self.network(x)
+        self.log("val/loss", F.cross_entropy(z, y))
+        self.log("val/accuracy", (z.argmax(1) == y).float().mean())
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=jobs.LEARNING_RATE)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=jobs.DECAY_RATE)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Clock(pl.Callback):
+    began: float | None = None
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self.began is None:
+            self.began = time.perf_counter()
+
+
+def loader(rows: jobs.Rows, shuffle: bool) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(inputs(rows.x), torch.from_numpy(rows.y)), jobs.BATCH_SIZE, shuffle=shuffle)
+
+
+def main() -> None:
+    job = jobs.read()
+    pl.seed_everything(0)
+    clock = Clock()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=job.num_epochs,
+        logger=CSVLogger(job.folder),
+        callbacks=[clock],
+        enable_progress_bar=False,
+    )
+    trainer.fit(Classifier(job.model), loader(job.train, shuffle=True), loader(job.val, shuffle=False))
+    seconds = time.perf_counter() - (clock.began or 0.0)
+    jobs.tell(seconds, trainer.global_step, float(trainer.callback_metrics["val/accuracy"]))
+
+
+if __name__ == "__main__":
+    main()

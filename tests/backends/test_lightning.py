@@ -1,0 +1,93 @@
+"""The contract on Lightning, and that its optimizers are torch's own."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.contract import F64, BackendContract
+from tests.training import first, prepare, train
+
+
+class TestLightning(BackendContract):
+    name = "lightning"
+    export_name = "model.pt2"
+    export_script = """
+import sys, numpy, torch
+model = torch.export.load(sys.argv[1]).module()
+assert "runner" not in sys.modules and "backends" not in sys.modules
+numpy.save(sys.argv[2] + "/z.npy", model(torch.from_numpy(numpy.load(sys.argv[2] + "/x.npy"))).detach().numpy())
+"""
+
+
+STOCK: dict[str, Any] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=1.0, momentum=0.9, weight_decay=0.01),
+    "adam": lambda p: torch.optim.Adam(p, lr=1.0, weight_decay=0.01),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1.0, weight_decay=0.01),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1.0, momentum=0.9, centered=True),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=1.0),
+    "adadelta": lambda p: torch.optim.Adadelta(p, lr=1.0),
+    "adamax": lambda p: torch.optim.Adamax(p, lr=1.0),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=1.0),
+}
+KEYS = {
+    "sgd": ["optimizer.momentum=0.9", "optimizer.weight_decay=0.01"],
+    "adam": ["optimizer.weight_decay=0.01"],
+    "rmsprop": ["optimizer.momentum=0.9", "optimizer.centered=true"],
+}
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_a_run_is_what_a_plain_torch_loop_with_the_stock_optimizer_gives(name: str) -> None:
+    """Independent of this project's loop: nn.Linear, cross_entropy, the stock class, the rate set by hand.
+
+    1e-7: NAdam's stock class keeps the product of its momenta in float32, ours in float64; the others agree to 1e-13.
+    """
+    overrides = [*F64, f"optimizer={name}", *KEYS.get(name, [])]
+    prepared = prepare(overrides)
+    weights, rates, trained = first(prepared).weights, prepared.rates(), train("lightning", overrides)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10)).double()
+    with torch.no_grad():
+        for layer, linear in (("dense_0", model[0]), ("dense_1", model[2])):
+            linear.weight.copy_(torch.from_numpy(weights[f"{layer}/kernel"].T))
+            linear.bias.copy_(torch.from_numpy(weights[f"{layer}/bias"]))
+    optimizer = STOCK[name](model.parameters())
+    x, y = torch.from_numpy(prepared.data.train.x), torch.from_numpy(prepared.data.train.y)
+    losses = []
+    for step, rate in enumerate(rates):
+        epoch, batch = divmod(step, 40)
+        rows = torch.from_numpy(prepared.order.epoch(epoch)[32 * batch : 32 * batch + 32].copy())
+        optimizer.param_groups[0]["lr"] = float(rate)
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x[rows]), y[rows])
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    tolerance = 1e-7 if name == "nadam" else 1e-13
+    np.testing.assert_allclose(trained.losses, losses, rtol=0, atol=tolerance)
+    kernel = model[2].weight.detach().numpy().T
+    np.testing.assert_allclose(trained.state.weights["dense_1/kernel"], kernel, rtol=0, atol=tolerance)
+
+
+def test_lion_is_its_papers_algorithm() -> None:
+    """Chen et al. (2023), algorithm 2, in NumPy, on the gradients that plain SGD reveals."""
+    layers = "model.layers=[{layer: dense, units: outputs}]"
+    shared = ["trainer.precision=float64", "trainer.max_steps=2", layers]
+    prepared = prepare(shared)
+    x, y = prepared.data.train.x, prepared.data.train.y
+    w, b = (first(prepared).weights[f"dense_0/{name}"].copy() for name in ("kernel", "bias"))
+    m = np.zeros_like(w)
+    for step in range(2):
+        rows = prepared.order.epoch(0)[32 * step : 32 * step + 32]
+        z = x[rows] @ w + b
+        p = np.exp(z - z.max(1, keepdims=True))
+        error = (p / p.sum(1, keepdims=True) - np.eye(10)[y[rows]]) / 32
+        g, gb = x[rows].T @ error, error.sum(0)
+        mb = np.zeros_like(b) if step == 0 else mb  # noqa: F821
+        w -= 1e-3 * np.sign(0.9 * m + 0.1 * g)
+        b -= 1e-3 * np.sign(0.9 * mb + 0.1 * gb)
+        m, mb = 0.99 * m + 0.01 * g, 0.99 * mb + 0.01 * gb
+    trained = train("lightning", [*shared, "optimizer=lion", "optimizer.lr=1e-3"]).state
+    np.testing.assert_allclose(trained.weights["dense_0/kernel"], w, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(trained.slots["first_moment"]["dense_0/kernel"], m, rtol=0, atol=1e-15)

@@ -1,0 +1,218 @@
+"""What every backend promises. A backend's test module subclasses `BackendContract` and names itself."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runner import dispatcher
+from runner.data.order import Chunk, Chunks
+from runner.random import keep, layer_key
+from runner.spec import Live, Report, TrainState
+from tests.training import Trained, difference, differences, first, prepare, train
+
+SMALL = ["trainer.max_steps=90", "schedule=exponential", "schedule.decay_rate=0.5"]
+F64 = [*SMALL, "trainer.precision=float64"]
+CNN = ["model=cnn", "data.images=true"]
+
+
+def assert_same_bits(a: Trained, b: Trained) -> None:
+    np.testing.assert_array_equal(a.losses, b.losses)
+    np.testing.assert_array_equal(a.rates, b.rates)
+    assert max(differences(a, b).values()) == 0.0
+
+
+class BackendContract:
+    name: str
+
+    def train(self, overrides: list[str], **how: object) -> Trained:
+        return train(self.name, overrides, **how)  # type: ignore[arg-type]
+
+    def test_it_calls_itself_by_its_name_and_finds_the_cpu(self) -> None:
+        backend = dispatcher.load(self.name)
+        assert backend.name == self.name
+        assert "cpu" in backend.devices()
+
+    @pytest.mark.parametrize("precision", ["float32", "float64"])
+    @pytest.mark.parametrize("length", [1, 7])
+    def test_the_result_does_not_depend_on_the_length_of_the_chunk(self, precision: str, length: int) -> None:
+        overrides = [*SMALL, f"trainer.precision={precision}"]
+        whole = self.train(overrides)
+        assert_same_bits(self.train([*overrides, f"trainer.steps_per_call={length}"]), whole)
+
+    def test_nor_with_convolutions_batch_norm_dropout_and_accumulation(self) -> None:
+        overrides = [*SMALL, *CNN, "trainer.accumulate_grad_batches=3", "trainer.max_steps=30"]
+        assert_same_bits(self.train([*overrides, "trainer.steps_per_call=4"]), self.train(overrides))
+
+    def test_the_same_run_twice_gives_the_same_bits(self) -> None:
+        assert_same_bits(self.train([*SMALL, *CNN]), self.train([*SMALL, *CNN]))
+
+    def test_another_seed_gives_another_run(self) -> None:
+        assert differences(self.train(SMALL), self.train([*SMALL, "seed=1"]))["weights"] > 1e-3
+
+    @pytest.mark.parametrize("optimizer", ["sgd", "adam", "nadam", "rmsprop"])
+    def test_a_run_goes_on_from_its_state_to_the_same_bits(self, optimizer: str) -> None:
+        momentum = ["optimizer.momentum=0.9"] if optimizer in ("sgd", "rmsprop") else []
+        overrides = [*F64, f"optimizer={optimizer}", *momentum, "trainer.steps_per_call=10"]
+        whole, half = self.train(overrides), self.train(overrides, stop_after=50)
+        rest = self.train(overrides, start=half.state)
+        assert (half.state.step, rest.state.step) == (50, 90)
+        joined = Trained(*(np.concatenate(pair) for pair in zip(half[:3], rest[:3], strict=True)), rest.state)  # type: ignore[misc]
+        assert_same_bits(joined, whole)
+
+    def test_it_stops_when_it_is_told_to(self) -> None:
+        stopped = self.train([*SMALL, "trainer.steps_per_call=5"], stop_after=20)
+        assert stopped.state.step == 20
+        assert len(stopped.losses) == 20
+
+    def test_what_it_starts_from_is_left_as_it_was(self) -> None:
+        start = first(prepare(F64))
+        copy = {name: value.copy() for name, value in start.weights.items()}
+        self.train(F64, start=start)
+        assert difference(start.weights, copy) == 0
+
+    def test_the_rate_is_read_back_and_is_the_table_rounded_once(self) -> None:
+        overrides = [*SMALL, "trainer.precision=float32", "schedule.warmup=10%"]
+        trained = self.train(overrides)
+        assert trained.rates.dtype == np.float32
+        np.testing.assert_array_equal(trained.rates, prepare(overrides).rates().astype(np.float32))
+
+    def test_the_loss_is_that_of_the_batch_before_the_update(self) -> None:
+        """Its oracle: the NumPy loss of the network's outputs on the first batch, with the first weights."""
+        prepared, trained = prepare(F64), self.train(F64)
+        rows, start = prepared.order.chunk(0, 1).rows, first(prepared)
+        x = np.ascontiguousarray(prepared.data.train.x[rows])
+        outputs = dispatcher.load(self.name).predict(prepared.model, start, x)
+        expected = prepared.loss.rows(outputs, prepared.data.train.y[rows]).mean()
+        assert trained.losses[0] == pytest.approx(expected, rel=1e-14)  # float64 rounding of a mean over 32 rows
+
+    @pytest.mark.parametrize("loss", ["mean_squared_error", "huber"])
+    def test_losses_on_targets_are_numpys(self, loss: str) -> None:
+        overrides = [*F64, "data=diabetes", f"loss={loss}"]
+        prepared, trained = prepare(overrides), self.train(overrides)
+        rows = prepared.order.chunk(0, 1).rows
+        expected = prepared.loss.rows(trained.outputs[: len(rows)], prepared.data.train.y[rows]).mean()
+        assert trained.losses[0] == pytest.approx(expected, rel=1e-14)  # as above
+
+    def test_accumulated_batches_are_one_large_batch(self) -> None:
+        """1e-13: sums of the same products in another order, over 30 updates."""
+        large = self.train([*F64, "trainer.batch_size=96", "trainer.max_steps=30"])
+        small = self.train([*F64, "trainer.accumulate_grad_batches=3", "trainer.max_steps=30"])
+        assert max(differences(large, small).values()) < 1e-13
+
+    def test_the_last_update_of_an_epoch_takes_what_is_left(self) -> None:
+        """1,280 rows in batches of 100, 4 to an update: 3 updates of 400, one of 80, whose mean is over 80 rows."""
+        overrides = [*F64, "trainer.batch_size=100", "trainer.accumulate_grad_batches=4", "trainer.max_steps=4"]
+        trained = self.train(overrides)
+        assert len(trained.losses) == 4
+        assert len(trained.outputs) == 1280
+        prepared = prepare(overrides)
+        labels = prepared.data.train.y[prepared.order.epoch(0)]
+        expected = prepared.loss.rows(trained.outputs[1200:], labels[1200:]).mean()
+        assert trained.losses[3] == pytest.approx(expected, rel=1e-14)
+
+    def test_clipping_bounds_the_norm_of_all_gradients_together(self) -> None:
+        """Plain SGD at rate 1 moves the weights by the clipped gradient: its norm is the bound. 1e-12: its rounding."""
+        overrides = ["trainer.precision=float64", "trainer.max_steps=1", "optimizer=sgd", "optimizer.lr=1.0"]
+        start = first(prepare(overrides))
+
+        def moved(extra: list[str]) -> float:
+            end = self.train([*overrides, *extra]).state.weights
+            return float(np.sqrt(sum(np.sum((end[name] - start.weights[name]) ** 2) for name in end)))
+
+        free = moved([])
+        assert moved(["trainer.gradient_clip_norm=0.01"]) == pytest.approx(0.01, rel=1e-12)
+        assert moved([f"trainer.gradient_clip_norm={2 * free}"]) == pytest.approx(free, rel=1e-12)
+
+    @pytest.mark.parametrize("mode", ["coupled", "decoupled"])
+    def test_weight_decay_spares_what_it_is_told_to(self, mode: str) -> None:
+        """One step of SGD: kernels move by a further lr * lambda * p, biases and norms as without decay."""
+        layers = (
+            "model.layers=[{layer: dense, units: 8},{layer: layer_norm},"
+            "{layer: activation, function: tanh},{layer: dense, units: outputs}]"
+        )
+        overrides = ["trainer.precision=float64", "trainer.max_steps=1", "optimizer=sgd", "optimizer.lr=0.5", layers]
+        decay = ["optimizer.weight_decay=0.1", f"optimizer.weight_decay_mode={mode}"]
+        start, plain = first(prepare(overrides)).weights, self.train(overrides).state.weights
+        decayed = self.train([*overrides, *decay, "optimizer.decay_exclude=bias_and_norm"]).state.weights
+        for name, value in decayed.items():
+            expected = plain[name] - 0.5 * 0.1 * start[name] * name.endswith("kernel")
+            np.testing.assert_allclose(value, expected, rtol=0, atol=1e-15)  # one rounding
+
+    def test_dropout_uses_the_masks_of_the_core(self) -> None:
+        """A row of ones through dropout alone: kept values are 1 / (1 - rate), where runner.random.keep says so."""
+        layers = "model.layers=[{layer: dropout, rate: 0.25},{layer: dense, units: outputs, bias: false}]"
+        overrides = ["trainer.precision=float64", "trainer.max_steps=3", layers, "seed=3"]
+        prepared = prepare([*overrides, "optimizer=sgd", "optimizer.lr=1e-30"])
+        trained = self.train([*overrides, "optimizer=sgd", "optimizer.lr=1e-30"])
+        kernel, rows = first(prepared).weights["dense_0/kernel"], prepared.order.epoch(0)
+        for step in range(3):
+            x = prepared.data.train.x[rows[32 * step : 32 * step + 32]]
+            mask = keep(x.size, 0.25, layer_key(3, 0), step, 0).reshape(x.shape)
+            expected = (x * mask / 0.75) @ kernel
+            np.testing.assert_allclose(trained.outputs[32 * step : 32 * step + 32], expected, rtol=0, atol=1e-13)
+
+    def test_running_statistics_follow_their_formula(self) -> None:
+        """One update: mean = 0.1 batch mean; variance = 0.9 + 0.1 n / (n - 1) biased batch variance."""
+        layers = "model.layers=[{layer: batch_norm, momentum: 0.9},{layer: dense, units: outputs}]"
+        overrides = ["trainer.precision=float64", "trainer.max_steps=1", layers]
+        prepared = prepare(overrides)
+        buffers = self.train(overrides).state.buffers
+        x = prepared.data.train.x[prepared.order.chunk(0, 1).rows]
+        np.testing.assert_allclose(buffers["batch_norm_0/mean"], 0.1 * x.mean(0), rtol=0, atol=1e-15)
+        np.testing.assert_allclose(buffers["batch_norm_0/variance"], 0.9 + 0.1 * x.var(0, ddof=1), rtol=0, atol=1e-15)
+
+    def test_predictions_between_chunks_are_those_from_the_state(self) -> None:
+        prepared = prepare([*F64, *CNN])
+        x, seen = np.ascontiguousarray(prepared.data.val.x), []
+
+        def on_chunk(chunk: Chunk, report: Report, live: Live) -> bool:
+            seen.append((live.state(), live.predict(x)))
+            return True
+
+        chunks = Chunks(prepared.order, 0, 40, None, adapt=False)
+        backend = dispatcher.load(self.name)
+        backend.train(prepared.run_spec(), first(prepared), chunks, on_chunk)
+        for state, outputs in seen:
+            np.testing.assert_array_equal(outputs, backend.predict(prepared.model, state, x))
+
+    def test_bf16_mixed_trains_with_weights_and_rates_in_float32(self) -> None:
+        trained = self.train([*SMALL, "trainer.precision=bf16-mixed"])
+        assert {value.dtype for value in trained.state.weights.values()} == {np.dtype(np.float32)}
+        exact = self.train(SMALL)
+        np.testing.assert_array_equal(trained.rates, exact.rates)
+        # bfloat16 has 8 bits: the loss follows that of float32 within a few per cent, and is not the same
+        np.testing.assert_allclose(trained.losses[-20:].mean(), exact.losses[-20:].mean(), rtol=0.05)
+        assert not np.array_equal(trained.losses, exact.losses)
+
+    @pytest.mark.parametrize("model", ["cnn", "resnet"])
+    def test_an_exported_model_loads_without_this_project(self, model: str, tmp_path: Path) -> None:
+        overrides = [*SMALL, f"model={model}", "data.images=true", "trainer.max_steps=20"]
+        prepared, state = prepare(overrides), self.train(overrides).state
+        x = np.ascontiguousarray(prepared.data.test.x[:17], dtype=np.float32)
+        np.save(tmp_path / "x.npy", x)
+        path = tmp_path / self.export_name
+        dispatcher.load(self.name).export(prepared.model, state, path)
+        script = tmp_path / "alone.py"
+        script.write_text(self.export_script)
+        subprocess.run([sys.executable, script, path, tmp_path], check=True, cwd=tmp_path, capture_output=True)
+        expected = dispatcher.load(self.name).predict(prepared.model, state, x)
+        # float32, evaluation kernels that fuse differently: a few ulp of outputs near 1
+        np.testing.assert_allclose(np.load(tmp_path / "z.npy"), expected, rtol=0, atol=2e-5)
+
+    def test_digits_are_learnt_with_the_defaults(self) -> None:
+        """The mean test accuracy of 5 seeds is at least 0.94."""
+        prepared = prepare([])
+        x, y = np.ascontiguousarray(prepared.data.test.x, dtype=np.float32), prepared.data.test.y
+        accuracies = []
+        for seed in range(5):
+            state: TrainState = self.train([f"seed={seed}"]).state
+            outputs = dispatcher.load(self.name).predict(replace(prepared.model, device="cpu"), state, x)
+            accuracies.append(np.mean(outputs.argmax(axis=1) == y))
+        assert np.mean(accuracies) >= 0.94
+
+    export_name: str
+    export_script: str

@@ -1,0 +1,228 @@
+"""The claim: the same config is the same training run on both frameworks.
+
+float64: losses, weights, buffers and slots within 1e-12 after 300 updates; rates equal to the bit, and equal to the
+closed form rounded once. The tolerance: rounding errors of 1e-16 an operation add up to some 1e-15 in 300 updates of these
+networks; 1e-12 is far above that and far below what any difference of meaning makes (1e-2 to 1e-5). Differences are
+taken relative to the largest value of the tensor where that is above 1: a slot such as RMSprop's momentum reaches 1e3.
+
+A new optimizer, layer, loss or setting is one row.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from runner.spec import TrainState
+from tests.training import Trained, differences, first, prepare, train
+
+TOLERANCE = 1e-12
+BASE = ["trainer.precision=float64", "trainer.max_steps=300"]
+
+OPTIMIZERS = {
+    "sgd": ["optimizer=sgd", "optimizer.lr=0.1"],
+    "momentum": ["optimizer=sgd", "optimizer.lr=0.05", "optimizer.momentum=0.9"],
+    "nesterov": ["optimizer=sgd", "optimizer.lr=0.05", "optimizer.momentum=0.9", "optimizer.nesterov=true"],
+    "adam": ["optimizer=adam"],
+    "amsgrad": ["optimizer=adam", "optimizer.amsgrad=true"],
+    "adamw": ["optimizer=adamw"],
+    "rmsprop": ["optimizer=rmsprop"],
+    # at their default rates, with coupled decay, weights of pixels that are always 0 are chaotic: a change of 1 ulp in the
+    # first weights then grows to 1e-7 (nadam) on one framework alone; momentum 0.9 makes RMSprop's rate ten times itself
+    "rmsprop_momentum": ["optimizer=rmsprop", "optimizer.momentum=0.9", "optimizer.lr=1e-4"],
+    "rmsprop_centered": ["optimizer=rmsprop", "optimizer.centered=true"],
+    "rmsprop_both": ["optimizer=rmsprop", "optimizer.momentum=0.9", "optimizer.centered=true", "optimizer.lr=1e-4"],
+    "adagrad": ["optimizer=adagrad", "optimizer.initial_accumulator=0.1"],
+    "adadelta": ["optimizer=adadelta"],
+    "adamax": ["optimizer=adamax"],
+    "nadam": ["optimizer=nadam", "optimizer.lr=1e-3"],
+    "lion": ["optimizer=lion"],
+}
+IMAGES = "data.images=true"
+SCHEDULES = {"constant": ["schedule=constant"], "exponential": ["schedule=exponential"]}
+MODELS = {"mlp": ["model=mlp"], "cnn": ["model=cnn", IMAGES]}  # the cnn has batch norm and dropout
+_CLIPPED = ["trainer.gradient_clip_norm=0.5", "trainer.accumulate_grad_batches=3", "optimizer.weight_decay=0.01"]
+SETTINGS = {
+    "plain": ["optimizer.weight_decay=0.0"],
+    "coupled": [*_CLIPPED, "optimizer.weight_decay_mode=coupled"],
+    "decoupled": [*_CLIPPED, "optimizer.weight_decay_mode=decoupled", "optimizer.decay_exclude=bias_and_norm"],
+}
+DEFAULT = {
+    ("mlp", "constant", "plain"),
+    ("mlp", "exponential", "coupled"),
+    ("mlp", "exponential", "decoupled"),
+    ("cnn", "exponential", "coupled"),
+}
+TABLE = [
+    pytest.param(
+        OPTIMIZERS[optimizer] + MODELS[model] + SCHEDULES[schedule] + SETTINGS[setting],
+        id=f"{optimizer}-{model}-{schedule}-{setting}",
+        marks=[] if (model, schedule, setting) in DEFAULT else [pytest.mark.slow],
+    )
+    for optimizer in OPTIMIZERS
+    for model in MODELS
+    for schedule in SCHEDULES
+    for setting in SETTINGS
+]
+
+
+def stack(layers: str) -> str:
+    """The override of a model of these layers and a dense layer of one unit per output."""
+    return f"model.layers=[{layers}, {{layer: dense, units: outputs}}]"
+
+
+LAYERS = {
+    "leaky_relu": [stack("{layer: dense, units: 16},{layer: activation, function: leaky_relu}")],
+    "gelu": [stack("{layer: dense, units: 16},{layer: activation, function: gelu}")],
+    "gelu_tanh": [stack("{layer: dense, units: 16},{layer: activation, function: gelu_tanh}")],
+    "silu": [stack("{layer: dense, units: 16},{layer: activation, function: silu}")],
+    "tanh": [stack("{layer: dense, units: 16},{layer: activation, function: tanh}")],
+    "sigmoid": [stack("{layer: dense, units: 16},{layer: activation, function: sigmoid}")],
+    "no_bias": [stack("{layer: dense, units: 16, bias: false}")],
+    "dropout": [stack("{layer: dense, units: 32},{layer: dropout, rate: 0.5}")],
+    # without a bias before it: its true gradient is 0, and Adam would turn the rounding noise in its place into steps
+    "batch_norm": [stack("{layer: dense, units: 16, bias: false},{layer: batch_norm, momentum: 0.5}")],
+    "layer_norm": [stack("{layer: dense, units: 16},{layer: layer_norm}")],
+    "conv_same_stride_2": [
+        stack("{layer: conv2d, filters: 4, kernel_size: 3, stride: 2},{layer: flatten}"),
+        IMAGES,
+    ],
+    "conv_same_even_kernel": [
+        stack("{layer: conv2d, filters: 4, kernel_size: 2},{layer: flatten}"),
+        IMAGES,
+    ],
+    "conv_valid": [
+        stack("{layer: conv2d, filters: 4, kernel_size: 3, padding: valid},{layer: flatten}"),
+        IMAGES,
+    ],
+    "max_pool_same": [
+        stack(
+            "{layer: conv2d, filters: 4, kernel_size: 3},"
+            "{layer: max_pool, pool_size: 3, stride: 2, padding: same},{layer: flatten}"
+        ),
+        IMAGES,
+    ],
+    "average_pool_same": [
+        stack(
+            "{layer: conv2d, filters: 4, kernel_size: 3},"
+            "{layer: average_pool, pool_size: 3, stride: 2, padding: same},{layer: flatten}"
+        ),
+        IMAGES,
+    ],
+    "average_pool_valid": [stack("{layer: average_pool},{layer: flatten}"), IMAGES],
+    "global_average_pool": [
+        stack("{layer: conv2d, filters: 8, kernel_size: 3},{layer: global_average_pool}"),
+        IMAGES,
+    ],
+    "image_norms_and_dropout": [
+        stack(
+            "{layer: reshape, shape: [8, 8, 1]},{layer: conv2d, filters: 4, kernel_size: 3},"
+            "{layer: layer_norm},{layer: dropout, rate: 0.3},{layer: batch_norm},{layer: reshape, shape: [256]}"
+        )
+    ],
+    "residual": [
+        stack(
+            "{layer: residual, layers: [{layer: dense, units: 64},{layer: activation, function: tanh}]},"
+            "{layer: residual, layers: [{layer: dense, units: 16}], shortcut: [{layer: dense, units: 16}]}"
+        )
+    ],
+    "resnet": ["model=resnet", IMAGES],
+}
+LOSSES = {
+    "label_smoothing": ["loss=cross_entropy", "loss.label_smoothing=0.1"],
+    "mean_squared_error": ["data=diabetes"],
+    "huber": ["data=diabetes", "loss=huber", "loss.delta=0.5"],
+    "linear_model": ["model=linear"],
+}
+SHORT = {"short_batches": ["trainer.batch_size=48"], "short_group": ["trainer.accumulate_grad_batches=7"]}
+
+
+def both(overrides: list[str]) -> tuple[Trained, Trained]:
+    return train("lightning", overrides), train("keras", overrides)
+
+
+def assert_parity(overrides: list[str]) -> None:
+    torch_run, keras_run = both(overrides)
+    assert len(torch_run.losses) == prepare(overrides).order.total_steps
+    np.testing.assert_array_equal(torch_run.rates, keras_run.rates)
+    np.testing.assert_array_equal(torch_run.rates, prepare(overrides).rates())
+    apart = differences(torch_run, keras_run)
+    assert max(apart.values()) < TOLERANCE, apart
+
+
+@pytest.mark.parametrize("overrides", TABLE)
+def test_optimizers_agree(overrides: list[str]) -> None:
+    assert_parity(BASE + overrides)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_agree(name: str) -> None:
+    assert_parity(["trainer.precision=float64", "trainer.max_steps=60", "schedule=cosine", *LAYERS[name]])
+
+
+@pytest.mark.parametrize("name", [*LOSSES, *SHORT])
+def test_losses_and_short_batches_agree(name: str) -> None:
+    assert_parity(["trainer.precision=float64", "trainer.max_steps=100", *{**LOSSES, **SHORT}[name]])
+
+
+def test_binary_cross_entropy_agrees(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 5))
+    np.savez(tmp_path / "data.npz", x=x, y=(x[:, 0] + x[:, 1] > 0).astype(int))
+    data = [f"data.path={tmp_path / 'data.npz'}", "data=npz", "loss=binary_cross_entropy"]
+    assert_parity(["trainer.precision=float64", "trainer.max_steps=60", *data])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "exponential", "linear", "step", "polynomial", "cosine", "piecewise"])
+def test_rates_are_equal_to_the_bit_and_rounded_once(schedule: str) -> None:
+    """In float32; in float64 `assert_parity` says it of every run here."""
+    overrides = [
+        f"schedule={schedule}", "schedule.warmup=10%", "trainer.max_steps=90", "trainer.accumulate_grad_batches=2",
+    ]  # fmt: skip
+    torch_run, keras_run = both(overrides)
+    closed_form = prepare(overrides).rates()
+    np.testing.assert_array_equal(torch_run.rates, keras_run.rates)
+    np.testing.assert_array_equal(torch_run.rates, closed_form.astype(np.float32))
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam", "adamw", "nadam", "rmsprop_both", "adagrad", "adadelta", "lion"])
+@pytest.mark.parametrize("order", [("lightning", "keras"), ("keras", "lightning")])
+def test_a_run_started_on_one_framework_is_finished_on_the_other(name: str, order: tuple[str, str]) -> None:
+    overrides = [*BASE, *OPTIMIZERS[name], "schedule=exponential", "trainer.steps_per_call=30"]
+    whole = train(order[0], overrides)
+    half = train(order[0], overrides, stop_after=150)
+    assert half.state.step == 150
+    rest = train(order[1], overrides, start=half.state)
+    joined = Trained(
+        np.concatenate([half.losses, rest.losses]),
+        np.concatenate([half.rates, rest.rates]),
+        np.concatenate([half.outputs, rest.outputs]),
+        rest.state,
+    )
+    np.testing.assert_array_equal(joined.rates, whole.rates)
+    apart = differences(joined, whole)
+    assert max(apart.values()) < TOLERANCE, apart
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_float32_differs_no_more_than_ten_times_what_one_ulp_does(model: str) -> None:
+    """The control: the same framework, every first weight moved by one ulp up or down, in three draws. Two float32 runs
+    part by rounding alone: once a ReLU or a max-pool decides otherwise, by 1e-3, on one framework as between two."""
+    overrides = ["trainer.precision=float32", "trainer.max_steps=300", *MODELS[model], "schedule=exponential"]
+    torch_run, keras_run = both(overrides)
+    controls = [
+        differences(train("lightning", overrides, start=moved(overrides, draw)), torch_run) for draw in range(3)
+    ]
+    apart = differences(torch_run, keras_run)
+    for what in ("losses", "weights"):
+        assert apart[what] <= 10 * max(control[what] for control in controls), (what, apart, controls)
+
+
+def moved(overrides: list[str], draw: int) -> TrainState:
+    """The run's first state, every weight one ulp up or down."""
+    rng, start = np.random.default_rng(draw), first(prepare(overrides))
+    weights = {
+        name: np.nextafter(value, np.where(rng.random(value.shape) < 0.5, -np.inf, np.inf).astype(value.dtype))
+        for name, value in start.weights.items()
+    }
+    return replace(start, weights=weights)

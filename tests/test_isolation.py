@@ -1,0 +1,145 @@
+"""Only what is used is imported, and everything in conf/ is used."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runner.compose import CONF, compose
+from runner.config import Config, parse
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+FRAMEWORKS = {"torch", "pytorch_lightning", "lightning", "tensorflow", "keras", "jax"}
+
+# Of a group, an option, and what it needs to be said with it.
+OPTIONS = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml"))
+NEEDS = {("data", "npz"): ["data.path=a.npz"], ("data", "csv"): ["data.path=a.csv"]}
+
+
+def imported_after(code: str, folder: Path) -> set[str]:
+    """The frameworks in sys.modules after `code` ran in an interpreter of its own, in `folder`."""
+    tell = "import json, sys; print('MODULES', json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", f"{code}\n{tell}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("MODULES "))
+    return set(json.loads(line.removeprefix("MODULES "))) & FRAMEWORKS
+
+
+def test_no_module_of_runner_imports_a_framework(tmp_path: Path) -> None:
+    code = """
+import importlib, pkgutil, runner
+names = [module.name for module in pkgutil.walk_packages(runner.__path__, "runner.")]
+for name in names:
+    importlib.import_module(name)
+print(len(names))
+assert {"runner.config", "runner.plan", "runner.tasks.train", "runner.data.files", "runner.__main__"} <= set(names)
+"""
+    assert imported_after(code, tmp_path) == set()
+
+
+RUN = """
+import sys
+from runner.__main__ import main
+sys.argv = ["runner", {overrides}]
+assert main() == {status}
+"""
+
+
+def run(folder: Path, *overrides: str, status: int = 0) -> set[str]:
+    given = ", ".join(map(repr, [*overrides, "output.root=out"]))
+    return imported_after(RUN.format(overrides=given, status=status), folder)
+
+
+@pytest.mark.parametrize(
+    ("backend", "own", "other"),
+    [
+        ("lightning", {"torch", "pytorch_lightning"}, {"tensorflow", "keras", "jax"}),
+        ("keras", {"tensorflow", "keras"}, {"torch", "pytorch_lightning", "lightning", "jax"}),
+    ],
+)
+def test_a_run_imports_its_own_framework_and_not_the_other(
+    tmp_path: Path, backend: str, own: set[str], other: set[str]
+) -> None:
+    imported = run(tmp_path, f"backend={backend}", "trainer.max_steps=2", "device=cpu")
+    assert own <= imported
+    assert not other & imported
+    (result,) = tmp_path.glob("out/runs/*/result.json")
+    found = json.loads(result.read_text())
+    assert (found["status"], found["steps"], found["backend"]) == ("completed", 2, backend)
+
+
+def test_a_wrong_config_is_refused_before_any_framework_is_imported(tmp_path: Path) -> None:
+    assert run(tmp_path, "data=diabetes", "loss=cross_entropy", status=2) == set()
+    assert run(tmp_path, "trainer.monitor=val/los", status=2) == set()
+
+
+def test_rates_in_python_import_no_framework(tmp_path: Path) -> None:
+    code = "from runner import rates; assert len(rates('schedule=cosine schedule.warmup=5%', total_steps=100, lr=0.1)) == 100"
+    assert imported_after(code, tmp_path) == set()
+
+
+def composed(group: str, option: str) -> dict[str, Any]:
+    return compose([f"{group}={option}", *NEEDS.get((group, option), [])])
+
+
+def test_conf_has_the_groups_of_the_contract() -> None:
+    assert {"task", "backend", "data", "model", "loss", "optimizer", "schedule", "trainer"} <= {g for g, _ in OPTIONS}
+    assert [path.name for path in CONF.glob("*.yaml")] == ["config.yaml"]
+    assert len(OPTIONS) == len(list(CONF.rglob("*.yaml"))) - 1
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_passes_the_check(group: str, option: str) -> None:
+    assert isinstance(parse(composed(group, option)), Config)
+
+
+@pytest.mark.parametrize("group", sorted({group for group, _ in OPTIONS}))
+def test_every_option_of_a_group_makes_another_config(group: str) -> None:
+    options = [option for of, option in OPTIONS if of == group]
+    made = {json.dumps(composed(group, option), sort_keys=True) for option in options}
+    assert len(made) == len(options)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_s_file_is_what_the_config_takes_its_values_from(group: str, option: str) -> None:
+    """The values of the file stand in the composed config: below the group's name, or at the top where it says so."""
+    from omegaconf import OmegaConf
+
+    file = CONF / group / f"{option}.yaml"
+    said: Any = OmegaConf.to_container(OmegaConf.load(file))
+    said.pop("defaults", None)
+    if said.get("path") == "???":
+        said["path"] = NEEDS[group, option][0].partition("=")[2]
+    whole = composed(group, option)
+    place = whole if "@package _global_" in file.read_text(encoding="utf-8") else whole[group]
+    assert said
+    assert holds(place, said)
+
+
+def holds(place: Any, said: Any) -> bool:
+    if isinstance(said, dict):
+        return all(key in place and holds(place[key], value) for key, value in said.items())
+    return bool(place == said)
+
+
+@pytest.mark.parametrize(
+    ("group", "option"), [(g, o) for g, o in OPTIONS if g in ("schedule", "optimizer", "loss", "data")]
+)
+def test_an_option_s_name_is_its_file_s(group: str, option: str) -> None:
+    assert composed(group, option)[group]["name"] == option
+
+
+def test_every_schedule_of_conf_gives_a_table_of_rates() -> None:
+    from runner import rates
+
+    names = [option for group, option in OPTIONS if group == "schedule"]
+    tables = {name: rates(f"schedule={name}", total_steps=1000, lr=0.1) for name in names}
+    assert all(table.shape == (1000,) and np.isfinite(table).all() for table in tables.values())
+    assert len({table.tobytes() for table in tables.values()}) == len(names)

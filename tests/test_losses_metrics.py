@@ -1,0 +1,187 @@
+"""Losses and metrics against SciPy and scikit-learn, and their means over an epoch."""
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import special
+from sklearn import metrics as oracle
+
+from runner import losses, metrics
+from runner.errors import ConfigError
+from runner.losses import Auto, BinaryCrossEntropy, CrossEntropy, Huber, MeanSquaredError
+
+NUM, CLASSES = 200, 7
+
+# Both sides compute in float64, in another order of operations: some roundings of 1.1e-16.
+CLOSE: dict[str, Any] = {"rtol": 1e-13, "atol": 1e-14}
+
+
+def logits(seed: int = 0, columns: int = CLASSES) -> np.ndarray:
+    return np.random.Generator(np.random.PCG64(seed)).normal(scale=4, size=(NUM, columns))
+
+
+def labels(seed: int = 1, classes: int = CLASSES) -> np.ndarray:
+    return np.random.Generator(np.random.PCG64(seed)).integers(0, classes, NUM)
+
+
+def cross_entropy(smoothing: float = 0.0) -> CrossEntropy:
+    return CrossEntropy(name="cross_entropy", label_smoothing=smoothing)
+
+
+MEAN_SQUARED_ERROR = MeanSquaredError(name="mean_squared_error")
+BINARY = BinaryCrossEntropy(name="binary_cross_entropy")
+
+
+def test_cross_entropy_is_scikit_learn_s_log_loss_of_the_softmax() -> None:
+    z, y = logits(), labels()
+    expected = oracle.log_loss(y, special.softmax(z, axis=1), labels=range(CLASSES))
+    np.testing.assert_allclose(cross_entropy().rows(z, y).mean(), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_smoothed_cross_entropy_is_that_of_the_mixed_target(smoothing: float) -> None:
+    """Szegedy et al. (2016), section 7: q = (1 - s) one_hot + s / C, the loss -sum q log softmax."""
+    z, y = logits(), labels()
+    q = (1 - smoothing) * np.eye(CLASSES)[y] + smoothing / CLASSES
+    expected = -(q * special.log_softmax(z, axis=1)).sum(axis=1)
+    np.testing.assert_allclose(cross_entropy(smoothing).rows(z, y), expected, **CLOSE)
+
+
+def test_binary_cross_entropy_is_the_log_loss_of_the_sigmoid() -> None:
+    z, y = logits(columns=1), labels(classes=2)[:, None].astype(float)
+    expected = oracle.log_loss(y[:, 0], special.expit(z[:, 0]), labels=[0, 1])
+    np.testing.assert_allclose(BINARY.rows(z, y).mean(), expected, **CLOSE)
+
+
+def test_binary_cross_entropy_takes_the_mean_over_outputs_and_targets_between_0_and_1() -> None:
+    z, y = logits(columns=3), special.expit(logits(seed=2, columns=3))
+    p = special.expit(z)
+    expected = (special.xlogy(y, p) + special.xlogy(1 - y, 1 - p)).mean(axis=1)
+    # log(1 - p) loses digits where p is near 1: up to 1e-16 / (1 - p) of it, p as large as 1 - 1e-6 here.
+    np.testing.assert_allclose(BINARY.rows(z, y), -expected, rtol=1e-9)
+
+
+def test_mean_squared_error_is_scikit_learn_s() -> None:
+    z, y = logits(), logits(seed=2)
+    np.testing.assert_allclose(MEAN_SQUARED_ERROR.rows(z, y).mean(), oracle.mean_squared_error(y, z), **CLOSE)
+
+
+def test_huber_by_hand() -> None:
+    """delta 2: squares / 2 up to an error of 2, then 2 (|e| - 1); the mean of the two outputs."""
+    huber = Huber(name="huber", delta=2.0)
+    z = np.array([[0.0, 0.0], [1.0, -1.0], [2.0, -2.0], [3.0, -5.0]])
+    expected = [0.0, 0.5, 2.0, (4.0 + 8.0) / 2]
+    np.testing.assert_array_equal(huber.rows(z, np.zeros((4, 2))), expected)
+
+
+def test_huber_is_scipy_s() -> None:
+    z, y = logits(columns=1), logits(seed=2, columns=1)
+    np.testing.assert_allclose(Huber(name="huber", delta=1.5).rows(z, y), special.huber(1.5, (z - y)[:, 0]), **CLOSE)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy(), cross_entropy(0.1), BINARY])
+def test_a_loss_from_logits_is_finite_and_right_for_very_large_ones(loss: Any) -> None:
+    z = np.array([[1e4, -1e4], [-1e4, 1e4]], dtype=np.float32)
+    y = np.array([0, 0]) if loss.name == "cross_entropy" else np.array([[1.0, 0.0], [1.0, 0.0]])
+    found = loss.rows(z, y)
+    smoothing = getattr(loss, "label_smoothing", 0.0)
+    size = 2e4 if loss.name == "cross_entropy" else 1e4
+    np.testing.assert_allclose(found, [size * smoothing / 2, size * (1 - smoothing / 2)], rtol=1e-15)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy(), BINARY, MEAN_SQUARED_ERROR, Huber(name="huber", delta=1.0)])
+def test_a_loss_of_float32_outputs_is_computed_in_float64(loss: Any) -> None:
+    z = logits(columns=3).astype(np.float32)
+    y = labels(classes=3) if loss.name == "cross_entropy" else special.expit(logits(seed=2, columns=3))
+    found = loss.rows(z, y)
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, loss.rows(z.astype(np.float64), y))
+
+
+def test_accuracy_is_scikit_learn_s() -> None:
+    z, y = logits(), labels()
+    assert metrics.accuracy(z, y).mean() == oracle.accuracy_score(y, z.argmax(axis=1))
+
+
+def test_accuracy_of_one_output_splits_at_0() -> None:
+    z, y = np.array([[2.0], [-2.0], [0.0], [3.0]]), np.array([1, 1, 0, 1])
+    assert metrics.accuracy(z, y).tolist() == [1.0, 0.0, 1.0, 1.0]
+
+
+def test_of_equal_outputs_the_first_is_the_answer() -> None:
+    z = np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
+    assert metrics.accuracy(z, np.array([0, 1])).tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 6])
+def test_top_k_accuracy_is_scikit_learn_s(k: int) -> None:
+    z, y = logits(), labels()
+    expected = oracle.top_k_accuracy_score(y, z, k=k, labels=range(CLASSES))
+    assert metrics.top_k_accuracy(k)(z, y).mean() == expected
+
+
+def test_mean_absolute_error_is_scikit_learn_s() -> None:
+    z, y = logits(), logits(seed=2)
+    np.testing.assert_allclose(metrics.mean_absolute_error(z, y).mean(), oracle.mean_absolute_error(y, z), **CLOSE)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7, 64, NUM])
+def test_a_mean_over_an_epoch_is_correctly_rounded_however_the_rows_were_cut(batch: int) -> None:
+    values = np.concatenate([logits().reshape(-1)[: NUM - 3], [1e16, 1.0, -1e16]])
+    means = metrics.Means()
+    for start in range(0, NUM, batch):
+        means.add({"loss": values[start : start + batch]})
+    exact = sum(map(Fraction, values.tolist()), Fraction(0))
+    assert means.result() == {"loss": float(exact) / NUM}
+
+
+def test_a_mean_of_no_rows_is_left_out() -> None:
+    means = metrics.Means()
+    means.add({"loss": np.empty(0)})
+    assert means.result() == {}
+
+
+def test_auto_is_the_usual_loss_and_metric_of_the_task() -> None:
+    auto = Auto(name="auto")
+    assert losses.choose(auto, "classification", 10) == cross_entropy()
+    assert losses.choose(auto, "regression", 0) == MEAN_SQUARED_ERROR
+    assert list(metrics.choose("auto", "classification")) == ["accuracy"]
+    assert metrics.choose("auto", "regression") == {}
+
+
+@pytest.mark.parametrize(
+    ("loss", "task", "num_classes", "message"),
+    [
+        (cross_entropy(), "regression", 0, "loss=cross_entropy does not fit this data, which has targets, not labels"),
+        (
+            BINARY,
+            "classification",
+            3,
+            "loss=binary_cross_entropy does not fit this data, which has labels of 3 classes",
+        ),
+        (
+            MEAN_SQUARED_ERROR,
+            "classification",
+            2,
+            "loss=mean_squared_error does not fit this data, which has labels of 2",
+        ),
+    ],
+)
+def test_a_loss_that_does_not_fit_the_data_is_refused(loss: Any, task: str, num_classes: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        losses.choose(loss, task, num_classes)
+
+
+def test_the_number_of_outputs_follows_from_loss_and_data() -> None:
+    y = np.zeros((4, 3))
+    assert losses.num_outputs(cross_entropy(), "classification", 10, y) == 10
+    assert losses.num_outputs(BINARY, "classification", 2, y) == 1
+    assert losses.num_outputs(MEAN_SQUARED_ERROR, "regression", 0, y) == 3
+
+
+@pytest.mark.parametrize("name", ["acuracy", "top_0_accuracy", "top_5", "mean_absolute_error", ""])
+def test_a_metric_that_does_not_fit_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="metrics must be auto or a list of accuracy, top_5_accuracy"):
+        metrics.choose([name], "classification")

@@ -1,0 +1,126 @@
+"""Which rows each update uses."""
+
+from itertools import pairwise
+from math import ceil
+
+import numpy as np
+import pytest
+
+from runner.data.order import Chunk, Chunks, Order
+
+# rows, batch size, accumulation: epochs that divide evenly, end in a short batch, in an incomplete group, in both, in
+# one row, or are smaller than one batch or one group.
+SIZES = [
+    (12, 3, 1), (12, 3, 2), (13, 3, 1), (13, 3, 2), (16, 3, 2), (9, 3, 2), (10, 3, 3), (2, 5, 1), (2, 5, 4), (7, 5, 4), (1, 1, 1)
+]  # fmt: skip
+
+
+def order(num_rows: int, batch_size: int, accumulate: int, num_epochs: float = 3, seed: int = 0) -> Order:
+    steps_per_epoch = ceil(num_rows / (batch_size * accumulate))
+    return Order(num_rows, batch_size, accumulate, seed, ceil(num_epochs * steps_per_epoch))
+
+
+def chunks(of: Order, start: int = 0, largest: int = 10**6, every: int | None = None) -> list[Chunk]:
+    return list(Chunks(of, start, largest, every, adapt=False))
+
+
+def updates(made: list[Chunk]) -> list[list[list[int]]]:
+    """Each update as its micro-batches, each as its rows."""
+    return [
+        [micro.tolist() for block in chunk.blocks for micro in block[k]]
+        for chunk in made
+        for k in range(chunk.num_steps)
+    ]
+
+
+@pytest.mark.parametrize(("num_rows", "batch_size", "accumulate"), SIZES)
+@pytest.mark.parametrize("largest", [1, 2, 3, 1000])
+def test_every_epoch_uses_every_row_exactly_once(num_rows: int, batch_size: int, accumulate: int, largest: int) -> None:
+    of = order(num_rows, batch_size, accumulate)
+    made = updates(chunks(of, largest=largest))
+    assert len(made) == of.total_steps == 3 * of.steps_per_epoch
+    for epoch in range(3):
+        own = made[epoch * of.steps_per_epoch : (epoch + 1) * of.steps_per_epoch]
+        used = [row for update in own for micro in update for row in micro]
+        assert sorted(used) == list(range(num_rows))
+        assert used == of.epoch(epoch).tolist()
+
+
+@pytest.mark.parametrize(("num_rows", "batch_size", "accumulate"), SIZES)
+def test_the_updates_are_the_same_however_they_are_cut_into_chunks(
+    num_rows: int, batch_size: int, accumulate: int
+) -> None:
+    of = order(num_rows, batch_size, accumulate)
+    whole = updates(chunks(of))
+    assert all(
+        updates(chunks(of, largest=largest, every=every)) == whole for largest in (1, 2, 5) for every in (None, 2, 3)
+    )
+
+
+@pytest.mark.parametrize(("num_rows", "batch_size", "accumulate"), SIZES)
+def test_a_run_goes_on_from_any_step_with_the_same_rows(num_rows: int, batch_size: int, accumulate: int) -> None:
+    of = order(num_rows, batch_size, accumulate)
+    whole = updates(chunks(of))
+    assert all(updates(chunks(of, start=start)) == whole[start:] for start in range(of.total_steps + 1))
+
+
+def test_the_last_update_of_an_epoch_has_the_rows_that_are_left() -> None:
+    """13 rows, batches of 3, two to an update: 6 and 6, then a micro-batch of one row."""
+    sizes = [[len(micro) for micro in update] for update in updates(chunks(order(13, 3, 2, num_epochs=1)))]
+    assert sizes == [[3, 3], [3, 3], [1]]
+
+
+def test_an_incomplete_group_keeps_its_whole_batches_and_its_short_one() -> None:
+    """16 rows, batches of 3, three to an update: 9, then 3, 3 and 1."""
+    last = chunks(order(16, 3, 3, num_epochs=1))[-1]
+    assert [block.shape for block in last.blocks] == [(1, 2, 3), (1, 1, 1)]
+    assert not last.is_whole
+    assert last.rows_per_step == 7
+    assert len(last.rows) == 7
+
+
+def test_whole_updates_are_one_block_of_steps_micro_batches_and_rows() -> None:
+    first = chunks(order(16, 3, 2, num_epochs=1))[0]
+    assert [block.shape for block in first.blocks] == [(2, 2, 3)]
+    assert first.is_whole
+    assert first.rows_per_step == 6
+
+
+@pytest.mark.parametrize(("num_rows", "batch_size", "accumulate"), SIZES)
+def test_a_chunk_s_rows_are_those_of_its_updates_in_turn(num_rows: int, batch_size: int, accumulate: int) -> None:
+    for chunk in chunks(order(num_rows, batch_size, accumulate)):
+        in_turn = [row for update in updates([chunk]) for micro in update for row in micro]
+        assert chunk.rows.tolist() == in_turn
+
+
+@pytest.mark.parametrize("every", [None, 1, 2, 3, 7, 100])
+@pytest.mark.parametrize("largest", [1, 3, 1000])
+def test_a_chunk_ends_where_something_has_to_happen(every: int | None, largest: int) -> None:
+    of = order(23, 2, 2, num_epochs=2.5)  # 6 updates an epoch, the last of them short; ends within the third
+    made = chunks(of, largest=largest, every=every)
+    ends = [chunk.first_step + chunk.num_steps for chunk in made]
+    starts = [chunk.first_step for chunk in made]
+    assert starts == [0, *ends[:-1]]
+    due = {step for step in range(1, 16) if step % 6 == 0 or step == 15 or (every and step % every == 0)}
+    assert due <= set(ends)
+    assert all(b - a <= largest for a, b in pairwise([0, *ends]))
+
+
+def test_epochs_differ_and_the_seed_decides_on_them() -> None:
+    of, same, other = (order(50, 5, 1, seed=seed) for seed in (0, 0, 1))
+    assert not np.array_equal(of.epoch(0), of.epoch(1))
+    assert np.array_equal(of.epoch(1), same.epoch(1))
+    assert not np.array_equal(of.epoch(0), other.epoch(0))
+
+
+def test_the_rows_do_not_depend_on_the_batch_size_or_the_length_of_the_run() -> None:
+    few, many = order(50, 5, 1, num_epochs=1), order(50, 7, 3, num_epochs=9)
+    assert np.array_equal(few.epoch(0), many.epoch(0))
+
+
+def test_a_chunk_of_its_own_choosing_is_cut_by_the_same_rules() -> None:
+    """With `adapt` the lengths follow the clock, the updates do not."""
+    of = order(100, 3, 1)
+    adapted = list(Chunks(of, 0, 1000, None, adapt=True))
+    assert updates(adapted) == updates(chunks(of))
+    assert adapted[0].num_steps == 8

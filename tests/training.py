@@ -1,0 +1,76 @@
+"""Training through the seam, without a folder: what the parity and contract suites compare."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from runner import dispatcher
+from runner.compose import compose
+from runner.config import parse
+from runner.data.order import Chunk, Chunks
+from runner.plan import Plan, plan
+from runner.spec import Live, Report, RunSpec, TrainState, first_state
+
+
+class Trained(NamedTuple):
+    losses: np.ndarray  # [T]
+    rates: np.ndarray  # [T], as read back from the framework's optimizer
+    outputs: np.ndarray  # [n, C]
+    state: TrainState
+
+
+def prepare(overrides: Sequence[str]) -> Plan:
+    return plan(parse(compose(overrides)))
+
+
+def first(prepared: Plan) -> TrainState:
+    return first_state(prepared.network, prepared.config.optimizer, prepared.model.dtype, prepared.config.seed)
+
+
+def train(
+    backend: str, overrides: Sequence[str], start: TrainState | None = None, stop_after: int | None = None
+) -> Trained:
+    """Train as the command line would, from `start` or from fresh weights; stop at the chunk that ends `stop_after`."""
+    prepared = prepare(overrides)
+    spec: RunSpec = prepared.run_spec()
+    start = start or first(prepared)
+    reports: list[Report] = []
+
+    def on_chunk(chunk: Chunk, report: Report, live: Live) -> bool:
+        reports.append(report)
+        return chunk.first_step + chunk.num_steps != stop_after
+
+    chunks = Chunks(prepared.order, start.step, spec.largest_chunk, prepared.checkpoint_steps(), adapt=False)
+    state = dispatcher.load(backend).train(spec, start, chunks, on_chunk)
+    return Trained(
+        np.concatenate([report.losses for report in reports]),
+        np.concatenate([report.rates for report in reports]),
+        np.concatenate([report.outputs for report in reports]),
+        state,
+    )
+
+
+def difference(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> float:
+    """The largest difference of two sets of tensors of the same names and shapes, by `apart`."""
+    assert a.keys() == b.keys()
+    assert all(a[name].shape == b[name].shape for name in a)
+    return max((apart(a[name], b[name]) for name in a), default=0.0)
+
+
+def apart(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest absolute difference, relative to the largest value where that is above 1."""
+    return float(np.abs(a - b).max() / max(1.0, np.abs(a).max()))
+
+
+def differences(a: Trained, b: Trained) -> dict[str, float]:
+    """The largest difference of losses, outputs, weights, buffers and every slot."""
+    assert a.state.step == b.state.step
+    assert a.state.slots.keys() == b.state.slots.keys()
+    return {
+        "losses": apart(a.losses, b.losses),
+        "outputs": apart(a.outputs, b.outputs),
+        "weights": difference(a.state.weights, b.state.weights),
+        "buffers": difference(a.state.buffers, b.state.buffers),
+        **{slot: difference(a.state.slots[slot], b.state.slots[slot]) for slot in a.state.slots},
+    }
