@@ -78,7 +78,7 @@ class Model(keras.Model):
 
     def train_step(self, data: Any) -> Any:
         """The chunk's updates, one after another: (rates [K], losses [K], outputs [K, A * B, C])."""
-        num_steps, *blocks = data  # block  # int64[K, A, B]; rows past num_steps are padding
+        num_steps, *blocks = data  # int64[K, A, B] each; rows past num_steps are padding
         num_rows = sum(block.shape[1] * block.shape[2] for block in blocks)
         dtype, length = tf.as_dtype(self.work.run.dtype), blocks[0].shape[0]
         shape = (num_rows, *self.work.run.network.output_shape)
@@ -140,9 +140,8 @@ class _AfterChunk(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         going_on = self.on_chunk(self.loader.taken.popleft(), self.model.report, self.model)
-        over = int(self.model.optimizer.iterations) >= len(
-            self.model.work.run.rates
-        )  # else `fit` asks for more, and warns
+        # at the end too, or `fit` asks for more and warns
+        over = int(self.model.optimizer.iterations) >= len(self.model.work.run.rates)
         self.model.stop_training = over or not going_on
 
 
@@ -150,7 +149,8 @@ class _Loader:
     """The chunks as what `fit` calls batches: (num_steps, whole micro-batches, short ones), all with equal ranks."""
 
     def __init__(self, chunks: Iterable[Chunk], length: int) -> None:
-        self.chunks, self.length = chunks, length
+        self.chunks = chunks
+        self.length = max(2, length)  # XLA drops a dimension of 1, fuses otherwise and so rounds otherwise
         self.taken: deque[Chunk] = deque()
 
     def __iter__(self) -> Iterator[Any]:
@@ -168,9 +168,8 @@ class _Loader:
         block = tf.TensorSpec((None, None, None), tf.int64)
         signature = (tf.TensorSpec((), tf.int32), block, block)
         options = tf.data.Options()
-        options.experimental_optimization.inject_prefetch = (
-            False  # the next chunk's length follows from this one's time
-        )
+        # the next chunk's length follows from this one's time
+        options.experimental_optimization.inject_prefetch = False
         return tf.data.Dataset.from_generator(lambda: iter(self), output_signature=signature).with_options(options)
 
 
