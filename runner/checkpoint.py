@@ -63,22 +63,22 @@ def read(folder: Path, which: str | int = "last") -> tuple[TrainState, dict[str,
     place = _place(folder, which)
     try:
         parts = {name: (place / name).read_bytes() for name in _PARTS}
-        hashes = json.loads((place / "manifest.json").read_bytes())
+        hashes = dict(json.loads((place / "manifest.json").read_bytes()))
         for name, part in parts.items():
             if hashlib.sha256(part).hexdigest() != hashes.get(name):
                 raise RunError(f"{place / name} does not match its SHA-256 in manifest.json: the checkpoint is damaged")
         numbers: dict[str, Any] = json.loads(parts["state.json"])
         if numbers["format"] != FORMAT:
             raise RunError(f"{place} has checkpoint format {numbers['format']}; this version reads format {FORMAT}")
-        values, flat = load(parts["weights.safetensors"]), load(parts["optimizer.safetensors"])
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        step, values, flat = numbers["step"], load(parts["weights.safetensors"]), load(parts["optimizer.safetensors"])
+        buffers = {name: values.pop(name) for name in numbers["buffers"]}
+    except (OSError, TypeError, ValueError, KeyError, SafetensorError) as error:
         raise RunError(f"{place} is not a whole checkpoint: {error}") from None
     slots: dict[str, dict[str, np.ndarray]] = {}
     for key, value in flat.items():
         slot, _, name = key.partition("/")
         slots.setdefault(slot, {})[name] = value
-    buffers = {name: values.pop(name) for name in numbers["buffers"]}
-    return TrainState(numbers["step"], values, slots, buffers), numbers
+    return TrainState(step, values, slots, buffers), numbers
 
 
 def _place(folder: Path, which: str | int) -> Path:

@@ -18,7 +18,5 @@ def resolve(requested: str, available: Sequence[str]) -> str:
         return accelerators[0] if accelerators else "cpu"
     device = "cuda:0" if requested == "cuda" else requested
     if not re.fullmatch(PATTERN, requested) or device not in available:
-        raise ConfigError(
-            f"device must be auto or one of {', '.join(available)} (found on this machine), got {requested}"
-        )
+        raise ConfigError(f"device must be auto or {' or '.join(available)}, which this machine has, got {requested}")
     return device

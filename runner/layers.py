@@ -313,7 +313,8 @@ def _window(shape: Shape, window: int, stride: int, padding: Padding) -> Shape:
 
 def _rank(shape: Shape, rank: int, hint: str) -> None:
     if len(shape) != rank:
-        raise ValueError(f"needs {rank} axes, got {_show(shape)}: {hint}")
+        axes = "axis" if rank == 1 else "axes"
+        raise ValueError(f"needs {rank} {axes}, got {_show(shape)}: {hint}")
 
 
 def _show(shape: Shape) -> str:

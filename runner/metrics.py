@@ -37,30 +37,32 @@ def mean_absolute_error(z: Array, y: Array) -> Array:
     return np.mean(np.abs(z.astype(np.float64) - y), axis=1)
 
 
-def choose(names: Sequence[str] | str, task: str) -> dict[str, Rows]:
+def choose(names: Sequence[str] | str, task: str, num_outputs: int) -> dict[str, Rows]:
     """The metrics by name. `auto`: accuracy for classification, none for regression (the loss says it)."""
     if names == "auto":
         names = ["accuracy"] if task == "classification" else []
-    return {name: _find(name, task) for name in names}
+    return {name: _find(name, task, num_outputs) for name in names}
 
 
-def _find(name: str, task: str) -> Rows:
+def _find(name: str, task: str, num_outputs: int) -> Rows:
     fitting: Mapping[str, Rows] = (
         {"accuracy": accuracy} if task == "classification" else {"mean_absolute_error": mean_absolute_error}
     )
     if name in fitting:
         return fitting[name]
     match = re.fullmatch(r"top_([1-9]\d*)_accuracy", name)
-    if match and task == "classification":
+    ranks = task == "classification" and num_outputs > 1
+    if match and ranks:
         return top_k_accuracy(int(match[1]))
-    allowed = [*fitting, *(["top_5_accuracy"] if task == "classification" else [])]
+    allowed = [*fitting, *(["top_5_accuracy"] if ranks else [])]
     raise ConfigError(
         f"metrics must be auto or a list of {', '.join(allowed)} ({task}), got {name}{nearest(name, allowed)}"
     )
 
 
 class Means:
-    """Means over an epoch, correctly rounded (math.fsum) from every row's value, so that batches do not matter."""
+    """Means over an epoch: the exact sum of every row's value, rounded once (math.fsum), by their number; so the order
+    and the batches do not matter."""
 
     def __init__(self) -> None:
         self._rows: dict[str, list[Array]] = {}

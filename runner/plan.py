@@ -62,7 +62,7 @@ class Plan:
         try:
             return schedules.table(self.config.schedule, self.clock, self.config.optimizer.lr)
         except ValueError as error:
-            raise ConfigError(f"schedule: {error}") from None
+            raise ConfigError(f"schedule.{error}") from None
 
     def largest_chunk(self) -> int:
         """Updates in one call: what was asked for, or an epoch, as far as its rows and outputs stay in bounds."""
@@ -89,7 +89,7 @@ def plan(config: Config) -> Plan:
         config=config,
         data=data,
         loss=loss,
-        metrics=metrics.choose(config.metrics, data.task),
+        metrics=metrics.choose(config.metrics, data.task, num_outputs),
         network=net,
         order=order,
         clock=Clock(total_steps, steps_per_epoch),

@@ -144,7 +144,7 @@ def test_the_mlp_of_the_contract_is_64_128_10() -> None:
     [
         ((4,), [dense(3)], r"model.layers end in \[3\]; the data asks for \[2\]"),
         ((4,), [conv(3, 3)], r"model.layers\[0\] \(conv2d\): needs 3 axes, got \[4\]"),
-        ((4, 4, 1), [dense(2)], r"model.layers\[0\] \(dense\): needs 1 axes, got \[4, 4, 1\]"),
+        ((4, 4, 1), [dense(2)], r"model.layers\[0\] \(dense\): needs 1 axis, got \[4, 4, 1\]"),
         ((4,), [{"layer": "global_average_pool"}], r"model.layers\[0\] \(global_average_pool\): needs 3 axes"),
         ((4, 4, 1), [conv(3, 5, padding="valid")], r"a window of 5 does not fit into \[4, 4, 1\]"),
         ((4,), [{"layer": "reshape", "shape": [3]}], r"cannot turn \[4\] into \[3\]"),

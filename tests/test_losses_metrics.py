@@ -147,8 +147,8 @@ def test_auto_is_the_usual_loss_and_metric_of_the_task() -> None:
     auto = Auto(name="auto")
     assert losses.choose(auto, "classification", 10) == cross_entropy()
     assert losses.choose(auto, "regression", 0) == MEAN_SQUARED_ERROR
-    assert list(metrics.choose("auto", "classification")) == ["accuracy"]
-    assert metrics.choose("auto", "regression") == {}
+    assert list(metrics.choose("auto", "classification", 10)) == ["accuracy"]
+    assert metrics.choose("auto", "regression", 1) == {}
 
 
 @pytest.mark.parametrize(
@@ -184,4 +184,9 @@ def test_the_number_of_outputs_follows_from_loss_and_data() -> None:
 @pytest.mark.parametrize("name", ["acuracy", "top_0_accuracy", "top_5", "mean_absolute_error", ""])
 def test_a_metric_that_does_not_fit_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="metrics must be auto or a list of accuracy, top_5_accuracy"):
-        metrics.choose([name], "classification")
+        metrics.choose([name], "classification", 10)
+
+
+def test_one_output_has_no_top_k() -> None:
+    with pytest.raises(ConfigError, match=r"metrics must be auto or a list of accuracy \(classification\), got top_2"):
+        metrics.choose(["top_2_accuracy"], "classification", 1)

@@ -1,7 +1,9 @@
 """Durations carry a unit: `500steps`, `3epochs`, `10%`. The clock turns them into steps."""
 
+import math
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -19,16 +21,16 @@ class Clock:
     def steps(self, duration: str) -> int:
         """A duration in whole steps: `10%` of the run, `3epochs`, `500steps`; rounded half up."""
         number, unit = _parse(duration)
-        per_unit = {"steps": 1.0, "epochs": float(self.steps_per_epoch), "%": self.total_steps / 100}[unit]
-        return int(number * per_unit + 0.5)
+        units = {"steps": Fraction(1), "epochs": Fraction(self.steps_per_epoch), "%": Fraction(self.total_steps, 100)}
+        return math.floor(number * units[unit] + Fraction(1, 2))
 
 
-def _parse(duration: str) -> tuple[float, str]:
+def _parse(duration: str) -> tuple[Fraction, str]:
     match = _DURATION.fullmatch(duration)
     if match is None:
         raise ValueError("a duration such as 500steps, 3epochs or 10%")
-    number, unit = float(match[1]), match[2]
-    if unit == "steps" and not number.is_integer():
+    number, unit = Fraction(match[1]), match[2]
+    if unit == "steps" and number.denominator != 1:
         raise ValueError("a whole number of steps, such as 500steps")
     return number, unit
 

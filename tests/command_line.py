@@ -1,0 +1,93 @@
+"""The real command line, in processes of their own."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BACKENDS = ("lightning", "keras")
+OTHER = {"lightning": "keras", "keras": "lightning"}
+
+# What `finished` of conftest.py runs. 1,280 rows in batches of 100 are 12 whole ones and one of 80, so 13 updates an
+# epoch; 30 updates are two epochs and 4 updates of a third.
+SHORT = (
+    "schedule=exponential",
+    "schedule.decay_rate=0.5",
+    "schedule.decay_steps=10",
+    "trainer.batch_size=100",
+    "trainer.max_steps=30",
+    "device=cpu",
+)
+
+# Two processes at once on two cores run faster with a thread each.
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
+
+
+class Done(NamedTuple):
+    status: int
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def folder(self) -> str:
+        """The run's or multirun's folder, as the last lines say it."""
+        return next(line.removeprefix("folder   ") for line in self.out.splitlines()[::-1] if line.startswith("folder"))
+
+
+class Finished(NamedTuple):
+    done: Done
+    path: Path
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`python -m runner ARGUMENTS` in `folder`."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **ONE_THREAD}
+    return subprocess.Popen(
+        [sys.executable, "-m", "runner", *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def together(folder: Path, *command_lines: tuple[str, ...]) -> list[Done]:
+    """All of them started at once; what came of each."""
+    began = time.time()
+    done = []
+    for process in [start(folder, *arguments) for arguments in command_lines]:
+        out, err = process.communicate(timeout=300)
+        done.append(Done(process.returncode, out, err, time.time() - began))
+    return done
+
+
+def mlp(weights: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+    """The default model's outputs, in NumPy and float64.  # x [N, D] -> float64[N, C]"""
+    w = {name: value.astype(np.float64) for name, value in weights.items()}
+    hidden = np.maximum(x @ w["dense_0/kernel"] + w["dense_0/bias"], 0)
+    return hidden @ w["dense_1/kernel"] + w["dense_1/bias"]
+
+
+def loss_and_accuracy(z: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Mean of -log softmax(z)_y, and the share of rows whose largest output is the label's."""
+    log_sum = np.log(np.exp(z - z.max(1, keepdims=True)).sum(1)) + z.max(1)
+    return float(np.mean(log_sum - z[np.arange(len(y)), y])), float(np.mean(z.argmax(1) == y))
+
+
+def weights_sha256(weights: Mapping[str, np.ndarray]) -> str:
+    """As contract.md spells it; a shape is int64 numbers. Written again here, so that runner/ has a witness."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(name.encode("utf-8"))
+        digest.update(b"".join(size.to_bytes(8, "little") for size in value.shape))
+        digest.update(value.astype("<f4").tobytes("C"))
+    return digest.hexdigest()
