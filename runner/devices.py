@@ -18,5 +18,6 @@ def resolve(requested: str, available: Sequence[str]) -> str:
         return accelerators[0] if accelerators else "cpu"
     device = "cuda:0" if requested == "cuda" else requested
     if not re.fullmatch(PATTERN, requested) or device not in available:
-        raise ConfigError(f"device must be auto or {' or '.join(available)}, which this machine has, got {requested}")
+        found = ", ".join(available)
+        raise ConfigError(f"device must be auto or one that this machine has ({found}), got {requested}")
     return device
