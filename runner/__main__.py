@@ -1,8 +1,10 @@
 """The command line: compose, check, hand over to the task."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import time
 from typing import Any
@@ -22,6 +24,7 @@ _ON_A_RUN = ("task", "run", "checkpoint", "format", "backend", "device", "data.p
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # until the training takes over
     parser = get_args_parser()
     parser.prog, parser.usage = "python -m runner", "%(prog)s [-m] [KEY=VALUE ...]; --help tells more"
     arguments = parser.parse_args()
@@ -56,6 +59,8 @@ def main() -> int:
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def _hydra(extra: Sequence[str] = ()) -> int:
@@ -84,7 +89,12 @@ def _multirun(root: Path, num_jobs: int) -> int:
     from runner.report import comparison
 
     folder = run_folder.create(root / "multiruns", run_folder.timestamp())
-    _hydra([f"hydra.sweep.dir={folder}"])
+    try:
+        _hydra([f"hydra.sweep.dir={folder}"])
+    except SystemExit:  # a signal: what is done is done
+        with suppress(RunError):
+            comparison.write(folder, num_jobs)
+        raise
     return comparison.write(folder, num_jobs)
 
 
@@ -93,19 +103,18 @@ def _train(composed: Any, first: bool) -> int:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from runner.tasks.train import train
+    from runner.tasks.train import Job, refuse, train
 
-    values, hydra = to_values(composed), HydraConfig.get()
+    values, hydra, overrides = to_values(composed), HydraConfig.get(), list(HydraConfig.get().overrides.task)
     config, started = parse(values), _process_start() if first else time()
     if hydra.mode == RunMode.RUN:
-        return train(config, values, Path(config.output.root) / "runs", None, started)
-    parent, name = Path(hydra.sweep.dir), run_folder.job_name(hydra.overrides.task)
-    print(f"job {hydra.job.num}: {name}", flush=True)
+        return train(Job(config, values, overrides, Path(config.output.root) / "runs", None, started))
+    job = Job(config, values, overrides, Path(hydra.sweep.dir), run_folder.job_name(overrides), started)
+    print(f"job {hydra.job.num}: {job.name}", flush=True)
     try:
-        status = train(config, values, parent, name, started)
+        status = train(job)
     except ConfigError as error:
-        failed = {"status": "failed", "backend": config.backend, "schedule": config.schedule.name}
-        run_folder.write_json(run_folder.create(parent, name) / "result.json", {**failed, "error": str(error)})
+        refuse(job, error)
         print(f"error: {error}", file=sys.stderr)
         return 1
     if status > 128:

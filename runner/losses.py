@@ -82,11 +82,11 @@ def choose(loss: Any, task: str, num_classes: int) -> Any:
     return loss
 
 
-def num_outputs(loss: Any, task: str, num_classes: int, y: Array) -> int:
+def num_outputs(loss: Any, task: str, num_classes: int, num_targets: int) -> int:
     """How many values per row the network has to give."""
     if task == "classification":
         return 1 if loss.name == "binary_cross_entropy" else num_classes
-    return int(y.shape[1])
+    return num_targets
 
 
 def targets(loss: Any, y: Array, dtype: np.dtype) -> Array:

@@ -1,5 +1,6 @@
 """From a config to what runs: data, network, order, clock, rates. Everything that can be refused without a framework is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from runner import losses, metrics, schedules
 from runner.config import Config
 from runner.data import Dataset, Split
+from runner.data.dataset import Task, check_range
 from runner.data.order import Order
 from runner.errors import ConfigError, nearest
 from runner.layers import Network, network
@@ -77,29 +79,37 @@ class Plan:
 def plan(config: Config) -> Plan:
     data = config.data.load()
     loss = losses.choose(config.loss, data.task, len(data.classes))
-    num_outputs = losses.num_outputs(loss, data.task, len(data.classes), data.train.y)
-    net = network(config.model.layers, data.input_shape, num_outputs)
+    model = model_spec(config, data.task, len(data.classes), data.num_targets, data.input_shape)
     trainer = config.trainer
     steps_per_epoch = -(-len(data.train) // (trainer.batch_size * trainer.accumulate_grad_batches))
     limits = [trainer.max_steps, trainer.max_epochs and trainer.max_epochs * steps_per_epoch]
     total_steps = min(limit for limit in limits if limit is not None)
     order = Order(len(data.train), trainer.batch_size, trainer.accumulate_grad_batches, config.seed, total_steps)
-    _check_batch_norm(net, order)
+    check_range(data, model.dtype)
+    _check_batch_norm(model.network, order)
     prepared = Plan(
         config=config,
         data=data,
         loss=loss,
-        metrics=metrics.choose(config.metrics, data.task, num_outputs),
-        network=net,
+        metrics=metrics.choose(config.metrics, data.task, model.network.output_shape[0]),
+        network=model.network,
         order=order,
         clock=Clock(total_steps, steps_per_epoch),
-        model=ModelSpec(net, trainer.precision, config.device, trainer.batch_size),
+        model=model,
     )
     measured = [column for column in prepared.columns() if "/" in column]
     if trainer.monitor not in measured:
         found = f"got {trainer.monitor}{nearest(trainer.monitor, measured)}"
         raise ConfigError(f"trainer.monitor must be one of {', '.join(measured)}, {found}")
     return prepared
+
+
+def model_spec(config: Config, task: Task, num_classes: int, num_targets: int, input_shape: Sequence[int]) -> ModelSpec:
+    """The model, from the config and what data.json says of the data."""
+    loss = losses.choose(config.loss, task, num_classes)
+    num_outputs = losses.num_outputs(loss, task, num_classes, num_targets)
+    net = network(config.model.layers, tuple(input_shape), num_outputs)
+    return ModelSpec(net, config.trainer.precision, config.device, config.trainer.batch_size)
 
 
 def evaluate(plan: Plan, outputs: np.ndarray, split: Split) -> dict[str, float]:

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from runner import checkpoint, dispatcher, run_folder
 from runner.config import Config, parse
 from runner.errors import ConfigError
-from runner.plan import Plan, plan
-from runner.spec import TrainState
+from runner.plan import Plan, model_spec, plan
+from runner.spec import ModelSpec, TrainState
 
 
 def config_of(folder: str | Path) -> dict[str, Any]:
@@ -43,6 +43,18 @@ class Run:
         """With its data loaded."""
         return plan(self.config)
 
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """data.json: names, shapes and scalings of what it was trained on, not the rows."""
+        values: dict[str, Any] = json.loads((self.folder / "data.json").read_text(encoding="utf-8"))
+        return values
+
+    @cached_property
+    def model_spec(self) -> ModelSpec:
+        """What turns rows into outputs; the data itself is not needed."""
+        data = self.data
+        return model_spec(self.config, data["task"], len(data["classes"]), data["num_targets"], data["input_shape"])
+
     @property
     def weights(self) -> Mapping[str, np.ndarray]:
         """Canonical name -> value, buffers included."""
@@ -66,12 +78,12 @@ class Run:
 
     def model(self) -> Any:
         """The native model of the run's backend: an nn.Module or a keras.Model, with the run's weights."""
-        return dispatcher.load(self.config.backend).native_model(self.plan.model, self.state)
+        return dispatcher.load(self.config.backend).native_model(self.model_spec, self.state)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """The network's outputs for rows as the network sees them.  # x float[N, ...] -> float[N, C]"""
-        rows = np.ascontiguousarray(x, dtype=self.plan.model.dtype)
-        return dispatcher.load(self.config.backend).predict(self.plan.model, self.state, rows)
+        rows = np.ascontiguousarray(x, dtype=self.model_spec.dtype)
+        return dispatcher.load(self.config.backend).predict(self.model_spec, self.state, rows)
 
 
 def load_run(folder: str | Path, backend: str | None = None, checkpoint: str | int = "last") -> Run:

@@ -35,6 +35,7 @@ class Training:
         self._every = self.plan.checkpoint_steps()
         self._means = Means()
         self._saved: int | None = None
+        self.step = 0  # applied updates whose loss was finite
 
     def __enter__(self) -> "Training":
         return self
@@ -45,10 +46,12 @@ class Training:
     def on_chunk(self, chunk: Chunk, report: Report, live: Live) -> bool:
         """The seam's OnChunk."""
         order, step = self.plan.order, chunk.first_step + chunk.num_steps
-        self._files.trace(chunk.first_step, report.rates, report.losses)
         bad = np.flatnonzero(~np.isfinite(report.losses))
+        good = int(bad[0]) if len(bad) else chunk.num_steps
+        self._files.trace(chunk.first_step, report.rates[:good], report.losses[:good])
+        self.step = chunk.first_step + good
         if len(bad):
-            raise RunError(f"the loss of update {chunk.first_step + bad[0]} is {report.losses[bad[0]]}")
+            raise RunError(f"the loss of update {self.step} is {report.losses[good]}")
         self._means.add(rows(self.plan, report.outputs, self.plan.data.train.y[chunk.rows]))
         self.console.advance(step, f"rate {report.rates[-1]:.3g}  loss {report.losses[-1]:.4g}")
         over, stop = step == order.total_steps, self.signals.received is not None

@@ -110,7 +110,7 @@ def test_a_seed_makes_another_run_and_the_schedule_another(sweeps: dict[str, Job
 @both
 def test_the_comparison_has_a_row_a_job_with_its_metrics(sweeps: dict[str, Jobs], backend: str) -> None:
     jobs = sweeps[backend]
-    rows, results = jobs.comparison(), jobs.results()
+    rows, results = jobs.comparison(), {" ".join(found["overrides"]): found for found in jobs.results().values()}
     assert list(rows[0]) == ["overrides", "backend", "schedule", "seed", *METRICS, "seconds", "status"]
     assert {row["overrides"] for row in rows} == set(results)
     assert len(rows) == 8
@@ -118,14 +118,13 @@ def test_the_comparison_has_a_row_a_job_with_its_metrics(sweeps: dict[str, Jobs]
         found = results[row["overrides"]]
         assert (row["backend"], row["schedule"], row["status"]) == (backend, found["schedule"], found["status"])
         if row["status"] == "completed":
-            assert f"seed={row['seed']}" in row["overrides"].split(",")
+            assert f"seed={row['seed']}" in row["overrides"].split()
             assert {name: float(row[name]) for name in METRICS} == found["metrics"]
             assert float(row["seconds"]) == found["seconds"]["train"]
         else:
             assert {row[name] for name in METRICS} == {""}
 
 
-@pytest.mark.xfail(strict=True, reason="a job that is refused leaves a result.json, and so a row, without its seed")
 @both
 def test_the_comparison_says_every_job_s_seed(sweeps: dict[str, Jobs], backend: str) -> None:
     assert sorted(row["seed"] for row in sweeps[backend].comparison()) == ["0"] * 4 + ["1"] * 4
@@ -189,9 +188,6 @@ def test_a_diverging_job_fails_with_the_update_named_and_the_others_go_on(mixed:
         assert json.loads((path / "result.json").read_text())["status"] == "completed"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a failed run's result.json lacks steps, epochs, metrics, best, seconds, weights"
-)
 def test_a_failed_run_s_result_has_the_keys_of_the_contract(mixed: dict[str, Jobs]) -> None:
     keys = {"status", "backend", "schedule", "steps", "epochs", "metrics", "best", "seconds", "num_parameters"}
     for path in by_backend(mixed["backends"], 20).values():
@@ -225,18 +221,14 @@ def test_a_multirun_with_a_long_output_root_completes(mixed: dict[str, Jobs]) ->
     assert sorted(found["seed"] for found in mixed["long"].results().values()) == [0, 1]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="overrides are read from the folder's name, which is cut at 120 characters and loses the seed"
-)
 def test_the_comparison_tells_jobs_apart_where_a_value_is_long(mixed: dict[str, Jobs]) -> None:
     """Two seeds are one group of two, however long the overrides before them."""
     rows = mixed["long"].comparison()
     assert sorted(re.findall(r"seed=\d", " ".join(row["overrides"] for row in rows))) == ["seed=0", "seed=1"]
-    table = (mixed["long"].path / "comparison.md").read_text().splitlines()
-    assert len([line for line in table if "WWW" in line]) == 1
+    _, _, group = (mixed["long"].path / "comparison.md").read_text().splitlines()
+    assert group.split("|")[2].strip() == "2"
 
 
-@pytest.mark.xfail(strict=True, reason="Matplotlib's warning about comparison.png reaches the terminal")
 def test_nothing_but_the_run_s_own_lines_reaches_the_terminal(mixed: dict[str, Jobs]) -> None:
     assert mixed["long"].done.err == ""
 

@@ -229,7 +229,6 @@ def test_predictions_are_in_the_target_s_own_units(lines: dict[str, Path], backe
     assert [float(row[0]) for row in rows] == pytest.approx([400, -1200], abs=0.1)
 
 
-@pytest.mark.xfail(strict=True, reason="a finished run loads its training data again, even to predict new rows")
 def test_a_prediction_needs_the_run_s_folder_and_the_new_rows_alone(lines: dict[str, Path], tmp_path: Path) -> None:
     """The folder moved to another place, where the file that it was trained on is not."""
     path = lines["lightning"]

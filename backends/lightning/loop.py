@@ -133,6 +133,8 @@ def train(run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: On
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    # SIGTERM is the runner's, as in Keras: it saves between two chunks. Lightning's handler would end the process.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit(module, _Loader(chunks))
     return module.state()
 

@@ -1,6 +1,7 @@
 """A data set in memory: three splits of rows, checked, and how its values were scaled."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -50,6 +51,11 @@ class Dataset:
     def input_shape(self) -> tuple[int, ...]:
         return self.train.x.shape[1:]
 
+    @property
+    def num_targets(self) -> int:
+        """Columns of y; labels have none."""
+        return 0 if self.task == "classification" else int(self.train.y.shape[1])
+
     def description(self) -> dict[str, Any]:
         """What a later prediction on new rows needs, and a hash that tells whether the data is the same."""
         digest = hashlib.sha256()
@@ -62,6 +68,7 @@ class Dataset:
             "classes": list(self.classes),
             "features": list(self.features),
             "input_shape": list(self.input_shape),
+            "num_targets": self.num_targets,
             "rows": {"train": len(self.train), "val": len(self.val), "test": len(self.test)},
             "sha256": digest.hexdigest(),
             **{k: s and {"offset": s.offset.tolist(), "scale": s.scale.tolist()} for k, s in scalings.items()},
@@ -94,17 +101,31 @@ def _scaling(values: np.ndarray) -> Scaling:
     return Scaling(values.mean(axis=0), np.where(scale > 0, scale, 1.0))
 
 
-def check(x: np.ndarray, y: np.ndarray, source: str, columns: tuple[str, ...] = ()) -> None:
+def check(x: np.ndarray, y: np.ndarray, source: str, columns: Sequence[str] = ()) -> None:
     """Refuse what cannot be trained on, naming row and column, counted from 0."""
     if len(x) == 0:
         raise ConfigError(f"{source} holds no rows")
     if len(x) != len(y):
         raise ConfigError(f"{source}: x has {len(x)} rows, y has {len(y)}")
-    for name, values in (("x", x), ("y", y)):
-        bad = np.argwhere(~np.isfinite(values)) if values.dtype.kind == "f" else np.empty((0, 1))
-        if len(bad):
-            row, *rest = (int(i) for i in bad[0])
-            column = (columns[rest[0]] if columns and name == "x" else f"{name}{rest}") if rest else name
-            raise ConfigError(
-                f"{source}: row {row}, column {column} is {values[tuple(bad[0])]}; all values must be finite"
-            )
+    check_finite("x", x, source, columns)
+    check_finite("y", y, source)
+
+
+def check_finite(name: str, values: np.ndarray, source: str, columns: Sequence[str] = ()) -> None:
+    """Refuse NaN and infinity, naming the first one's row and column, counted from 0."""
+    bad = np.argwhere(~np.isfinite(values)) if values.dtype.kind == "f" else np.empty((0, 1))
+    if len(bad):
+        row, *rest = (int(i) for i in bad[0])
+        column = (columns[rest[0]] if columns else f"{name}{rest}") if rest else name
+        found = values[tuple(bad[0])]
+        raise ConfigError(f"{source}: row {row}, column {column} is {found}; all values must be finite")
+
+
+def check_range(data: Dataset, dtype: np.dtype) -> None:
+    """Refuse values, scaled as the network sees them, that `dtype` cannot hold."""
+    largest = float(np.finfo(dtype).max)
+    for split in (data.train, data.val, data.test):
+        for name, values in (("x", split.x), ("y", split.y)):
+            size = float(np.abs(values).max(initial=0))
+            if size > largest:
+                raise ConfigError(f"data: {name} holds values up to {size:g}, which {dtype.name} does not hold")

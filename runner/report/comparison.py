@@ -27,7 +27,7 @@ def write(folder: Path, num_jobs: int) -> int:
     print(f"\n{table}\n")
     for row in rows:
         if row["status"] != "completed":
-            print(f"{row['status']}: {row['job']}  {row.get('error', '')}".rstrip())
+            print(f"{row['status']}: {row['folder'].name}  {row.get('error', '')}".rstrip())
     print(f"{len(completed)} of {num_jobs} jobs completed")
     print(f"folder   {folder}")
     if completed:
@@ -37,7 +37,7 @@ def write(folder: Path, num_jobs: int) -> int:
 
 def _row(path: Path) -> dict[str, Any]:
     result = json.loads(path.read_text(encoding="utf-8"))
-    return {"job": path.parent.name, "folder": path.parent, "metrics": {}, "seconds": {}, **result}
+    return {"folder": path.parent, **result}
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]], metrics: list[str]) -> None:
@@ -46,22 +46,17 @@ def _write_csv(path: Path, rows: list[dict[str, Any]], metrics: list[str]) -> No
         writer.writerow(["overrides", "backend", "schedule", "seed", *metrics, "seconds", "status"])
         for row in rows:
             values = [row["metrics"].get(name, "") for name in metrics]
-            seconds = row["seconds"].get("train", "")
-            writer.writerow(
-                [row["job"], row["backend"], row["schedule"], row.get("seed", ""), *values, seconds, row["status"]]
-            )
-
-
-def _without_seed(row: dict[str, Any]) -> str:
-    """The job's overrides but for the seed: what is grouped over seeds."""
-    kept = [part for part in row["job"].split(",") if not part.startswith("seed=")]
-    return ",".join(kept) or "defaults"
+            about = [row["backend"], row["schedule"], row["seed"]]
+            writer.writerow([" ".join(row["overrides"]), *about, *values, row["seconds"]["train"], row["status"]])
 
 
 def _groups(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows that differ in the seed alone, by the overrides that not all rows share."""
+    shared = set.intersection(*(set(row["overrides"]) for row in rows)) if rows else set()
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        groups[_without_seed(row)].append(row)
+        own = [said for said in row["overrides"] if said not in shared and not said.startswith("seed=")]
+        groups[" ".join(own) or "all jobs"].append(row)
     return groups
 
 
@@ -89,12 +84,13 @@ def _draw(path: Path, rows: list[dict[str, Any]]) -> None:
     rate, loss = figure.subplots(1, 2)
     for name, group in _groups(rows).items():
         trace = read_columns(group[0]["folder"] / "trace.csv")
-        (line,) = rate.plot(trace["step"], trace["learning_rate"], label=name)
+        label = name if len(name) <= 40 else f"{name[:39]}…"
+        (line,) = rate.plot(trace["step"], trace["learning_rate"], label=label)
         tables = [read_columns(row["folder"] / "metrics.csv") for row in group]
         column = "val/loss" if "val/loss" in tables[0] else "train/loss"
         if len({len(table["step"]) for table in tables}) == 1:
             curves = np.stack([table[column] for table in tables])
-            loss.plot(tables[0]["step"], curves.mean(axis=0), color=line.get_color(), label=name)
+            loss.plot(tables[0]["step"], curves.mean(axis=0), color=line.get_color(), label=label)
             loss.fill_between(
                 tables[0]["step"],
                 curves.min(axis=0),

@@ -29,6 +29,6 @@ def export(run: Run, format: str | None) -> int:
             save_file(dict(run.weights), place)
         else:
             run = replace(run, config=run.config.model_copy(update={"backend": backend}))
-            dispatcher.load(backend).export(run.plan.model, run.state, place)
+            dispatcher.load(backend).export(run.model_spec, run.state, place)
         console.say(f"file     {place}")
         return 0

@@ -1,14 +1,13 @@
 """task=predict: a finished run's predictions for new rows, from CSV to CSV or from NPZ to NPZ."""
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from runner.console import capture
-from runner.data.dataset import Scaling
+from runner.data.dataset import Scaling, check_finite
 from runner.data.files import as_float, numbers, read_csv, read_npz
 from runner.errors import ConfigError
 from runner.saved import Run
@@ -20,22 +19,19 @@ def predict(run: Run, source: str) -> int:
     Rows are scaled as the training rows were. A CSV needs the training columns, in any order; an NPZ the array `x`.
     """
     with capture() as (console, held):
-        description = json.loads((run.folder / "data.json").read_text(encoding="utf-8"))
         path = Path(source).expanduser()
         if not path.is_file():
             raise ConfigError(f"data.path must be a file, got {source}, which is not there")
-        x = _read(path, description)
-        bad = np.argwhere(~np.isfinite(x))
-        if len(bad):
-            raise ConfigError(f"{source}: row {bad[0][0]} holds {x[tuple(bad[0])]}; all values must be finite")
+        x = _read(path, run.data)
+        check_finite("x", x, source, run.data["features"])
         held.into(run.folder / "run.log")
-        outputs = run.predict(_scaling(description, "x_scaling", x).apply(x)).astype(np.float64)
-        classes: list[str] = description["classes"]
+        outputs = run.predict(_scaling(run.data, "x_scaling", x).apply(x)).astype(np.float64)
+        classes: list[str] = run.data["classes"]
         if classes:
             best = (outputs[:, 0] > 0).astype(int) if outputs.shape[1] == 1 else outputs.argmax(axis=1)
             labels = [classes[i] for i in best]
         else:
-            outputs, labels = _scaling(description, "y_scaling", outputs).invert(outputs), None
+            outputs, labels = _scaling(run.data, "y_scaling", outputs).invert(outputs), None
         place = run.folder / f"predictions{path.suffix.lower()}"
         _write(place, outputs, labels)
         console.say(f"file     {place}  ({len(outputs)} rows)")

@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from time import time
 from typing import Any
@@ -10,68 +11,101 @@ from runner import checkpoint, devices, dispatcher, run_folder
 from runner.config import Config, sha256
 from runner.console import Console, capture
 from runner.data.order import Chunks
+from runner.errors import ConfigError
 from runner.plan import plan
 from runner.signals import Signals
 from runner.spec import first_state
 from runner.training import Training, show
 
 
-def train(config: Config, composed: Mapping[str, Any], parent: Path, name: str | None, started: float) -> int:
-    """Train in a new folder below `parent`, called `name` or by date, time, schedule and backend; the exit status."""
-    with capture() as (console, held):
+@dataclass(frozen=True)
+class Job:
+    """What was said, and where the run's folder goes."""
+
+    config: Config
+    composed: Mapping[str, Any]  # the config as plain values, as config.yaml keeps it
+    overrides: list[str]
+    parent: Path
+    name: str | None  # of the folder; None: date, time, schedule and backend
+    started: float  # seconds since the epoch
+
+    def folder(self) -> Path:
+        """Made anew, with config.yaml in it."""
+        config = self.config
+        name = self.name or f"{run_folder.timestamp()}_{config.schedule.name}_{config.backend}"
+        path = run_folder.create(self.parent, name)
+        run_folder.write_config(path, self.composed)
+        return path
+
+    def result(self) -> dict[str, Any]:
+        """result.json of a run of which nothing is known yet."""
+        return {
+            "status": "failed",
+            "backend": self.config.backend,
+            "schedule": self.config.schedule.name,
+            "seed": self.config.seed,
+            "overrides": self.overrides,
+            "steps": 0,
+            "epochs": 0,
+            "metrics": {},
+            "best": None,
+            "seconds": {"startup": None, "train": None, "total": None},
+            "weights_sha256": None,
+            "config_sha256": sha256(self.composed),
+            "num_parameters": None,
+        }
+
+    def seconds(self, began: float, ended: float) -> dict[str, float]:
+        """Until the first chunk, from there to the last one's end, and until now."""
+        spans = {"startup": began - self.started, "train": ended - began, "total": time() - self.started}
+        return {name: round(span, 3) for name, span in spans.items()}
+
+
+def refuse(job: Job, error: ConfigError) -> None:
+    """A multirun's job that cannot start leaves its config and the reason."""
+    run_folder.write_json(job.folder() / "result.json", {**job.result(), "error": str(error)})
+
+
+def train(job: Job) -> int:
+    """Train in a new folder; the exit status."""
+    config = job.config
+    with capture() as (console, held), Signals() as signals:
         prepared = plan(config)
         spec = prepared.run_spec()
         backend = dispatcher.load(config.backend)
         device = devices.resolve(config.device, backend.devices())
-        path = run_folder.create(parent, name or f"{run_folder.timestamp()}_{config.schedule.name}_{config.backend}")
+        path = job.folder()
         held.into(path / "run.log")
-        run_folder.write_config(path, composed)
         run_folder.write_json(path / "environment.json", run_folder.environment(device))
         run_folder.write_json(path / "data.json", prepared.data.description())
         order, start = prepared.order, first_state(prepared.network, config.optimizer, spec.dtype, config.seed)
         adapt = config.trainer.steps_per_call == "auto"
         chunks = Chunks(order, start.step, spec.largest_chunk, prepared.checkpoint_steps(), adapt)
-        result: dict[str, Any] = {
-            "status": "failed",
-            "backend": config.backend,
-            "schedule": config.schedule.name,
-            "seed": config.seed,
-            "config_sha256": sha256(composed),
-            "num_parameters": prepared.num_parameters,
-        }
+        result = {**job.result(), "num_parameters": prepared.num_parameters}
         with (
-            Signals() as signals,
             console.progress(order.total_steps, start.step),
-            Training(prepared, path, console, signals, result["config_sha256"], started) as training,
+            Training(prepared, path, console, signals, result["config_sha256"], job.started) as training,
         ):
             try:
                 state = backend.train(spec, start, chunks, training.on_chunk)
             except Exception as error:
                 traceback.print_exc()
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                run_folder.write_json(path / "result.json", {**result, "error": reason})
-                console.say(f"failed: {reason[:300]}")
-                console.say(f"traceback in {path / 'run.log'}")
-                return 1
+                result["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            else:
+                result["status"] = "completed" if state.step == order.total_steps else "interrupted"
+                result["weights_sha256"] = checkpoint.weights_sha256(state)
         ended, began = time(), chunks.began or time()
-        interrupted = state.step < order.total_steps
         picture = _draw(path, f"{config.schedule.name}, {config.optimizer.name}, {config.backend}")
         result |= {
-            "status": "interrupted" if interrupted else "completed",
-            "steps": state.step,
-            "epochs": -(-state.step // order.steps_per_epoch),
+            "steps": training.step,
+            "epochs": -(-training.step // order.steps_per_epoch),
             "metrics": training.metrics,
             "best": training.best,
-            "weights_sha256": checkpoint.weights_sha256(state),
-            "seconds": {
-                "startup": round(began - started, 3),
-                "train": round(ended - began, 3),
-                "total": round(time() - started, 3),
-            },
+            "seconds": job.seconds(began, ended),
         }
         run_folder.write_json(path / "result.json", result)
         _say(console, result, path, picture)
-        return 128 + (signals.received or 0) if interrupted else 0
+        return 128 + signals.received if signals.received else int(result["status"] != "completed")
 
 
 def _draw(path: Path, title: str) -> Path | None:
@@ -87,9 +121,12 @@ def _draw(path: Path, title: str) -> Path | None:
 
 def _say(console: Console, result: Mapping[str, Any], path: Path, picture: Path | None) -> None:
     best, seconds = result["best"], result["seconds"]
-    console.say(
-        f"{result['status']}: {result['steps']} steps in {seconds['train']:.1f} s, {seconds['total']:.1f} s in all"
-    )
+    if "error" in result:
+        console.say(f"failed: {result['error'][:300]}")
+        console.say(f"traceback in {path / 'run.log'}")
+    else:
+        spent = f"{result['steps']} steps in {seconds['train']:.1f} s, {seconds['total']:.1f} s in all"
+        console.say(f"{result['status']}: {spent}")
     if best:
         found = f"best {best['metric']} {best['value']:.4f} after epoch {best['epoch']}"
         console.say(f"result   {show(result['metrics'])}  ({found})")
