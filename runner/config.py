@@ -68,6 +68,7 @@ class Config(Section):
     metrics: Literal["auto"] | list[str]
     trainer: Trainer
     output: Output
+    print_config: bool
     run: str | None
     format: Literal["keras", "torch", "safetensors"] | None
     checkpoint: Literal["last", "best"] | Index
@@ -91,7 +92,7 @@ def parse(composed: Mapping[str, Any]) -> Config:
 
 def sha256(composed: Mapping[str, Any]) -> str:
     """Of what fixes a run: the composed config without the folder it writes to and the tasks done on its result."""
-    aside = {"output", "task", "run", "format", "checkpoint", "resume"}
+    aside = {"output", "task", "run", "format", "checkpoint", "resume", "print_config"}
     kept = {key: value for key, value in composed.items() if key not in aside}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 

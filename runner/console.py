@@ -4,13 +4,16 @@ While a run lasts, whatever a framework prints (from Python or below it) goes to
 reaches the terminal, and run.log too.
 """
 
+import io
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
+
+from runner.errors import show
 
 
 class Console:
@@ -61,6 +64,29 @@ class Console:
         sys.stdout.flush()
         sys.stderr.write(line + "\n")
         sys.stderr.flush()
+
+
+def tree(values: Mapping[str, Any]) -> str:
+    """Nested values as a drawn tree: a branch per mapping, items of lists by their number."""
+    from rich.console import Console as RichConsole
+    from rich.text import Text
+    from rich.tree import Tree
+
+    def grow(branch: Tree, items: Iterable[tuple[Any, Any]]) -> None:
+        for key, value in items:
+            if isinstance(value, Mapping) and value:
+                grow(branch.add(Text(str(key))), value.items())
+            elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+                grow(branch.add(Text(str(key))), enumerate(value))
+            else:
+                branch.add(Text(f"{key}: {show(value)}"))
+
+    root = Tree("config")
+    grow(root, values.items())
+    console = RichConsole(width=120, file=io.StringIO())
+    with console.capture() as drawn:
+        console.print(root)
+    return drawn.get().rstrip()
 
 
 class Capture:

@@ -9,7 +9,7 @@ from typing import Any
 
 from runner import checkpoint, devices, dispatcher, run_folder
 from runner.config import Config, sha256
-from runner.console import Console, capture
+from runner.console import Console, capture, tree
 from runner.data.order import Chunks
 from runner.errors import ConfigError
 from runner.plan import plan
@@ -76,6 +76,8 @@ def train(job: Job) -> int:
         device = devices.resolve(config.device, backend.devices())
         path = job.folder()
         held.into(path / "run.log")
+        if config.print_config:
+            console.say(tree(job.composed))
         run_folder.write_json(path / "environment.json", run_folder.environment(device))
         run_folder.write_json(path / "data.json", prepared.data.description())
         order, start = prepared.order, first_state(prepared.network, config.optimizer, spec.dtype, config.seed)
