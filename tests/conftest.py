@@ -1,8 +1,14 @@
-"""Runs that more than one module looks at."""
+"""What holds for all tests, and runs that more than one module looks at."""
+
+import os
 
 import pytest
 
-from tests.command_line import BACKENDS, SHORT, Finished, together
+from tests.command_line import BACKENDS, ONE_THREAD, SHORT, Finished, together
+
+# Before any framework is imported: two workers on two cores, each with two threads that wait for each other, take tens of
+# times as long.
+os.environ.update(ONE_THREAD)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,77 @@
+"""Every command of the README runs, in the order of the page, as a reader would paste it into one folder.
+
+The language of a code block says how: `bash` as it stands; `setup` makes environments, which .ci/run does with the very
+same line, so here only what it ends with; `tests` is a part of this suite; `benchmark` in its shortest form; `console`
+shows a command and what it says; `python` with FOLDER being the last run's.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import ONE_THREAD, REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    found = re.findall(rf"^ *```{language}\n(.*?)^ *```$", README, flags=re.MULTILINE | re.DOTALL)
+    assert found, f"the README has no block of {language}"
+    return [re.sub("^ +(?=python)", "", text) for text in found]
+
+
+def execute(script: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, **ONE_THREAD, "PATH": path, "PYTHONPATH": str(REPOSITORY)}
+    command = ["bash", "-euo", "pipefail", "-c", script, *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_ci_runs_the_second_command_as_it_stands() -> None:
+    train, test = (text.strip() for text in blocks("bash setup"))
+    assert test in (REPOSITORY / ".ci" / "run").read_text().replace("pip install -q", "pip install")
+    assert train.split(" && ")[:2] == test.split(" && ")[:2]
+    assert test.split(" && ")[2:] == ['pip install -c constraints.txt -e ".[test]"', "python -m pytest"]
+    assert train.split(" && ")[2:] == ["pip install -c constraints.txt -e .", "python -m runner schedule=exponential"]
+
+
+def test_the_tests_it_names_are_there() -> None:
+    for text in blocks("bash tests"):
+        command, place = text.rsplit(maxsplit=1)
+        assert command == "python -m pytest"
+        assert (REPOSITORY / place).exists()
+
+
+def test_every_command_runs_and_its_python_too(tmp_path: Path) -> None:
+    first = blocks("bash setup")[0].split(" && ")[-1]
+    for script in [first, *blocks("bash")]:
+        done = execute(script, tmp_path)
+        assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+    last = sorted((tmp_path / "outputs" / "runs").iterdir())[-1]
+    for code in blocks("python"):
+        done = execute('python -c "$0"', tmp_path, code.replace("FOLDER", str(last)))
+        assert done.returncode == 0, done.stderr
+
+
+def test_what_it_shows_a_command_to_say_is_what_it_says(tmp_path: Path) -> None:
+    for text in blocks("console"):
+        command, said = text.split("\n", 1)
+        done = execute(command.removeprefix("$ "), tmp_path)
+        assert done.stdout + done.stderr == said
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs(tmp_path: Path) -> None:
+    (text,) = blocks("bash benchmark")
+    done = execute(f"{text.strip()} --models mlp --epochs 2 --repeats 1 --json {tmp_path / 'found.json'}", REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "found.json").stat().st_size > 0
+
+
+def test_its_pictures_and_pages_are_there() -> None:
+    for place in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (REPOSITORY / place).is_file(), place
