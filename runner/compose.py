@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,33 @@ def to_values(composed: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"{error.full_key} is missing; it needs a value") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {_first_line(error)}") from None
-    return {key: value for key, value in values.items() if key != "hydra"}
+    return with_schedules_whole({key: value for key, value in values.items() if key != "hydra"})
+
+
+def with_schedules_whole(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a schedule, with what conf/schedule/NAME.yaml says where they say nothing."""
+    schedule = values.get("schedule")
+    return {**values, "schedule": _parts_whole(schedule)} if isinstance(schedule, dict) else dict(values)
+
+
+def _parts_whole(schedule: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: [_whole(part) for part in value] if isinstance(value, list) else _whole(value)
+        for key, value in schedule.items()
+    }
+
+
+def _whole(part: Any) -> Any:
+    if not isinstance(part, dict) or not isinstance(part.get("name"), str):
+        return part
+    return _parts_whole({**_defaults(part["name"]), **part})
+
+
+@cache
+def _defaults(name: str) -> dict[str, Any]:
+    file = CONF / "schedule" / f"{name}.yaml"
+    values: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+    return {key: value for key, value in values.items() if value != "???"}
 
 
 def jobs(overrides: Sequence[str], multirun: bool, config_dir: str | None = None) -> list[list[str]]:
@@ -78,6 +105,7 @@ def parse_overrides(overrides: Sequence[str], config_dir: str | None = None) -> 
             raise ConfigError(f"{override.key_or_group} is given twice on the command line")
         seen.add(override.key_or_group)
         _check_choice(override, config_dir)
+        _check_name(override)
     return parsed
 
 
@@ -119,6 +147,14 @@ def _check_choice(override: Override, config_dir: str | None) -> None:
     if not isinstance(choice, dict) and choice not in options:
         allowed = options[0] if len(options) == 1 else f"one of {', '.join(options)}"
         raise ConfigError(f"{group} must be {allowed}, got {show(choice)}{nearest(choice, options)}")
+
+
+def _check_name(override: Override) -> None:
+    """`schedule.name=cosine` would leave the other keys those of another choice."""
+    group, _, key = override.key_or_group.rpartition(".")
+    if key == "name" and group in ("data", "loss", "optimizer", "schedule"):
+        said = "CHOICE" if override.is_sweep_override() else show(override.value())
+        raise ConfigError(f"{override.key_or_group} goes with the other keys of its choice: write {group}={said}")
 
 
 def explained(error: Exception) -> ConfigError:

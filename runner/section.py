@@ -27,3 +27,8 @@ def choices(annotation: Any) -> tuple[str, ...]:
     """The names in a `Literal[...]`."""
     assert getattr(annotation, "__origin__", None) is Literal
     return tuple(str(name) for name in get_args(annotation))
+
+
+def keys(section: type[BaseModel]) -> dict[str, Any]:
+    """The keys of a section as the user writes them -> their fields; `from` and `for` are no names in Python."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}

@@ -20,6 +20,17 @@ FRAMEWORKS = {"torch", "pytorch_lightning", "lightning", "tensorflow", "keras", 
 OPTIONS = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml"))
 NEEDS = {("data", "npz"): ["data.path=a.npz"], ("data", "csv"): ["data.path=a.csv"]}
 
+# Options that are another one with other values, worked out for a reader.
+EXAMPLES = {
+    ("schedule", "warmup_cosine"): "cosine",
+    ("schedule", "sgdr"): "cosine_restarts",
+    ("schedule", "triangular2"): "cyclic",
+    ("schedule", "wsd_sqrt"): "sequence",
+}
+# Primitives that are another schedule where nothing else is said: hold is constant, inverse is inverse_time, and clip
+# bounds an exponential.
+ALIKE = {"hold", "inverse", "clip"}
+
 
 def imported_after(code: str, folder: Path) -> set[str]:
     """The frameworks in sys.modules after `code` ran in an interpreter of its own, in `folder`."""
@@ -124,6 +135,8 @@ def test_every_option_s_file_is_what_the_config_takes_its_values_from(group: str
 
 
 def holds(place: Any, said: Any) -> bool:
+    if isinstance(said, list) and isinstance(place, list):  # of a schedule's parts, whose other keys are filled in
+        return len(said) == len(place) and all(map(holds, place, said))
     if isinstance(said, dict):
         return all(key in place and holds(place[key], value) for key, value in said.items())
     return bool(place == said)
@@ -133,7 +146,7 @@ def holds(place: Any, said: Any) -> bool:
     ("group", "option"), [(g, o) for g, o in OPTIONS if g in ("schedule", "optimizer", "loss", "data")]
 )
 def test_an_option_s_name_is_its_file_s(group: str, option: str) -> None:
-    assert composed(group, option)[group]["name"] == option
+    assert composed(group, option)[group]["name"] == EXAMPLES.get((group, option), option)
 
 
 def test_every_schedule_of_conf_gives_a_table_of_rates() -> None:
@@ -142,4 +155,4 @@ def test_every_schedule_of_conf_gives_a_table_of_rates() -> None:
     names = [option for group, option in OPTIONS if group == "schedule"]
     tables = {name: rates(f"schedule={name}", total_steps=1000, lr=0.1) for name in names}
     assert all(table.shape == (1000,) and np.isfinite(table).all() for table in tables.values())
-    assert len({table.tobytes() for table in tables.values()}) == len(names)
+    assert len({table.tobytes() for name, table in tables.items() if name not in ALIKE}) == len(names) - len(ALIKE)
