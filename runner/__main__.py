@@ -41,6 +41,12 @@ def main() -> int:
             if key in said:
                 raise ConfigError(f"{key} is for a finished run: it needs run=FOLDER")
         configs = [parse(compose(job, arguments.config_dir)) for job in each]
+        if any(config.task == "preview" for config in configs):
+            from runner.tasks.preview import preview
+
+            if any(config.task != "preview" for config in configs):
+                raise ConfigError("task must be the same for all jobs where one is preview")
+            return preview(configs, each if arguments.multirun else None)
         for config in configs:
             if config.task != "train":
                 raise ConfigError(f"task={config.task} needs run=FOLDER, the folder of a finished run")

@@ -13,7 +13,7 @@ from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType, ValueType
+from hydra.core.override_parser.types import Glob, Override, OverrideType, ValueType
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -83,12 +83,29 @@ def jobs(overrides: Sequence[str], multirun: bool, config_dir: str | None = None
     parsed = parse_overrides(overrides, config_dir)
     if not multirun:
         return [list(overrides)]
+    if any(override.key_or_group == "task" and override.value() == "preview" for override in parsed):
+        overrides = [_globbed(override) for override in parsed]
+        parsed = parse_overrides(overrides, config_dir)
     for override in parsed:
         if override.value_type in (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP):
             raise ConfigError(
                 f"{override.input_line} is no list of values; write {override.key_or_group}=a,b or range(...)"
             )
     return [list(job) for job in chain.from_iterable(BasicSweeper.split_arguments(parsed, None))]
+
+
+def _globbed(override: Override) -> str:
+    """`schedule=glob(*)` as the list of the choices that need nothing else said."""
+    group, value = override.key_or_group, override.value()
+    if not isinstance(value, Glob) or not (CONF / group).is_dir():
+        return override.input_line or ""
+    names = [
+        file.stem for file in sorted((CONF / group).glob("*.yaml")) if "???" not in file.read_text(encoding="utf-8")
+    ]
+    chosen = value.filter(names)
+    if not chosen:
+        raise ConfigError(f"{override.input_line} fits none of {', '.join(names)}")
+    return f"{group}={','.join(chosen)}"
 
 
 def parse_overrides(overrides: Sequence[str], config_dir: str | None = None) -> list[Override]:

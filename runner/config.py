@@ -40,6 +40,7 @@ class Trainer(Section):
     checkpoint_every: Duration | None
     monitor: str
     monitor_mode: Literal["min", "max"]
+    strict: bool
 
     @model_validator(mode="after")
     def _ends(self) -> "Trainer":
@@ -53,7 +54,7 @@ class Output(Section):
 
 
 class Config(Section):
-    task: Literal["train", "evaluate", "predict", "export"]
+    task: Literal["train", "preview", "evaluate", "predict", "export"]
     backend: Literal["lightning", "keras"]
     device: Annotated[str, Field(pattern=f"^({devices.PATTERN})$")]
     devices: Literal[1]

@@ -22,5 +22,6 @@ def table(schedule: Curve, clock: Clock, lr: float) -> np.ndarray:
     rates = np.empty(clock.total_steps)
     for begin in range(0, clock.total_steps, _BLOCK):
         t = np.arange(begin, min(begin + _BLOCK, clock.total_steps))
-        rates[begin : begin + len(t)] = schedule.rates(t, clock, lr)
+        with np.errstate(over="ignore", invalid="ignore"):  # the linter says it
+            rates[begin : begin + len(t)] = schedule.rates(t, clock, lr)
     return rates

@@ -20,11 +20,14 @@ def train(config: Config, composed: Mapping[str, Any], parent: Path, name: str |
     """Train in a new folder below `parent`, called `name` or by date, time, schedule and backend; the exit status."""
     with capture() as (console, held):
         prepared = plan(config)
+        warnings = prepared.check_schedule()
         spec = prepared.run_spec()
         backend = dispatcher.load(config.backend)
         device = devices.resolve(config.device, backend.devices())
         path = run_folder.create(parent, name or f"{run_folder.timestamp()}_{config.schedule.name}_{config.backend}")
         held.into(path / "run.log")
+        for warning in warnings:
+            console.say(f"warning: {warning}")
         run_folder.write_config(path, composed)
         run_folder.write_json(path / "environment.json", run_folder.environment(device))
         run_folder.write_json(path / "data.json", prepared.data.description())
