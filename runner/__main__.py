@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from runner import run_folder
-from runner.compose import CONF, compose, explained, jobs, parse_overrides, set_keys, to_values
+from runner.compose import CONF, compose, explained, jobs, opened, parse_overrides, set_keys, to_values
 from runner.config import parse
 from runner.errors import ConfigError, RunError, show
 from runner.saved import Run, config_of
@@ -32,6 +32,7 @@ def main() -> int:
         if arguments.config_dir and not Path(arguments.config_dir).is_dir():
             raise ConfigError(f"--config-dir must be a folder, got {arguments.config_dir}")
         each = jobs(arguments.overrides, arguments.multirun, arguments.config_dir)
+        sys.argv = [opened(argument) for argument in sys.argv]
         if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
             return _hydra()
         said = {override.key_or_group for override in parse_overrides(arguments.overrides, arguments.config_dir)}
@@ -105,7 +106,10 @@ def _train(composed: Any, first: bool) -> int:
     config, started = parse(values), _process_start() if first else time()
     if hydra.mode == RunMode.RUN:
         return train(config, values, Path(config.output.root) / "runs", None, started)
-    parent, name = Path(hydra.sweep.dir), run_folder.job_name(hydra.overrides.task)
+    parent, name = (
+        Path(hydra.sweep.dir),
+        run_folder.job_name([override.lstrip("+") for override in hydra.overrides.task]),
+    )
     print(f"job {hydra.job.num}: {name}", flush=True)
     try:
         status = train(config, values, parent, name, started)

@@ -1,5 +1,6 @@
 """Command line -> composed configs, through Hydra, with every error in our own words before Hydra acts on anything."""
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -146,6 +147,11 @@ def _forced(override: Override) -> str:
     line, key = override.input_line or "", override.key_or_group
     is_value = override.type == OverrideType.CHANGE and not (CONF / key).is_dir() and not key.startswith("hydra")
     return f"++{line}" if is_value else line
+
+
+def opened(argument: str) -> str:
+    """An override of a schedule's key as one that may also add it: its parts' keys and `args` are not all in YAML."""
+    return f"++{argument}" if re.match(r"(schedule|optimizer\.schedules)\.", argument) else argument
 
 
 def _check_choice(override: Override, config_dir: str | None) -> None:

@@ -19,7 +19,8 @@ from runner.layers import Layer, with_defaults
 from runner.losses import Loss
 from runner.optimizers import Optimizer
 from runner.schedules import Curve, Duration, Length, Schedule
-from runner.section import Count, Index, Positive, Section, keys
+from runner.schedules.dialects.calls import SentenceError
+from runner.section import ALLOWED, Count, Index, Positive, Section, keys
 from runner.spec import Precision
 
 
@@ -97,29 +98,6 @@ def sha256(composed: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-# pydantic's kind of error -> what is allowed, from the error's context
-_ALLOWED = {
-    "greater_than": "must be > {gt:g}",
-    "greater_than_equal": "must be >= {ge:g}",
-    "less_than": "must be < {lt:g}",
-    "less_than_equal": "must be <= {le:g}",
-    "finite_number": "must be finite",
-    "int_type": "must be an integer",
-    "int_from_float": "must be an integer",
-    "float_type": "must be a number",
-    "bool_type": "must be true or false",
-    "string_type": "must be text",
-    "string_pattern_mismatch": "must be auto, cpu, cuda, cuda:N or mps",  # the one key with a pattern is `device`
-    "list_type": "must be a list",
-    "string_too_short": "must not be empty",
-    "too_short": "must not be empty",
-    "value_error": "must be {error}",
-    "model_type": "must be a group of keys",
-    "model_attributes_type": "must be a group of keys",
-    "dict_type": "must be a group of keys",
-}
-
-
 def _explain(errors: Sequence[Mapping[str, Any]], values: Mapping[str, Any], composed: Mapping[str, Any]) -> str:
     """One sentence. An unknown key comes first, since it is often the right one misspelled."""
     error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
@@ -141,6 +119,8 @@ def _explain(errors: Sequence[Mapping[str, Any]], values: Mapping[str, Any], com
         tag, found = error["ctx"]["discriminator"].strip("'"), error["ctx"]["tag"]
         allowed = _words(error["ctx"]["expected_tags"])
         return f"{key}.{tag} must be {_or(allowed)}, got {show(found)}{nearest(found, allowed)}"
+    if kind == "value_error" and isinstance(error["ctx"]["error"], SentenceError):
+        return f"{key}.{error['ctx']['error']}"
     if kind == "value_error" and isinstance(found, dict):  # of keys together
         return f"{key} must have {error['ctx']['error']}"
     same = [other for other in errors if _path(other, values) == path]  # of a union, what each member allows
@@ -158,7 +138,7 @@ def _allowed(error: Mapping[str, Any]) -> str:
     annotation = _annotation(error["loc"])
     if error["type"] == "string_type" and {Duration, Length} & {annotation, *get_args(annotation)}:
         return "must be a duration such as 500steps, 3epochs or 10%"
-    words = _ALLOWED.get(error["type"])
+    words = ALLOWED.get(error["type"])
     return words.format(**error.get("ctx", {})) if words else f"must be valid ({error['msg']})"
 
 

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from runner.schedules import ramps
 from runner.schedules.curve import Curve, part
 from runner.schedules.cycles import cycles
+from runner.schedules.dialects import DIALECTS
 from runner.schedules.named import NAMED
 from runner.schedules.ramps import Array, Edge, between, progress
 from runner.schedules.units import Clock, Length, Share
@@ -237,6 +238,6 @@ COMBINED = (Hold, Ramp, Inverse, Sequence, Repeat, Product, Clip)
 if TYPE_CHECKING:
     AnyCurve = Curve
 else:
-    AnyCurve = Annotated[Union[(*NAMED, *COMBINED)], Field(discriminator="name")]
+    AnyCurve = Annotated[Union[(*NAMED, *COMBINED, *DIALECTS)], Field(discriminator="name")]
 for _kind in (Phase, Sequence, Repeat, Product, Clip):
     _kind.model_rebuild()

@@ -324,7 +324,7 @@ class OneCycle(Curve):
         return [max(0, round(self._peak(clock))), *super().joints(clock)]
 
 
-def one_cycle(t: Array, peak: float, end: int, values: tuple[float, float, float], fall: ramps.Fall) -> Array:
+def one_cycle(t: Array, peak: float, end: float, values: tuple[float, float, float], fall: ramps.Fall) -> Array:
     """From values[0] at t = 0 to values[1] at t = peak and to values[2] at t = end, then held; falls g(u) from 1 to 0."""
     initial, high, final = values
     up = np.clip(t / peak, 0.0, 1.0) if peak > 0 else np.ones(t.shape)
