@@ -36,8 +36,8 @@ EXAMPLES = {
     ("schedule", "wsd_sqrt"): "sequence",
 }
 # Primitives that are another schedule where nothing else is said: hold is constant, inverse is inverse_time, and clip
-# bounds an exponential.
-ALIKE = {"hold", "inverse", "clip"}
+# bounds an exponential; from_timm counts epochs, and the table below is of a single one.
+ALIKE = {"hold", "inverse", "clip", "from_timm"}
 
 
 def imported_after(code: str, folder: Path) -> set[str]:
