@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from runner import run_folder
-from runner.compose import CONF, compose, explained, jobs, parse_overrides, set_keys, to_values
+from runner.compose import CONF, compose, explained, jobs, opened, parse_overrides, set_keys, to_values
 from runner.config import parse
 from runner.errors import ConfigError, RunError, show
 from runner.saved import Run, config_of
@@ -35,6 +35,7 @@ def main() -> int:
         if arguments.config_dir and not Path(arguments.config_dir).is_dir():
             raise ConfigError(f"--config-dir must be a folder, got {arguments.config_dir}")
         each = jobs(arguments.overrides, arguments.multirun, arguments.config_dir)
+        sys.argv = [opened(argument) for argument in sys.argv]
         if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
             return _hydra()
         said = {override.key_or_group for override in parse_overrides(arguments.overrides, arguments.config_dir)}
@@ -44,6 +45,12 @@ def main() -> int:
             if key in said:
                 raise ConfigError(f"{key} is for a finished run: it needs run=FOLDER")
         configs = [parse(compose(job, arguments.config_dir)) for job in each]
+        if any(config.task == "preview" for config in configs):
+            from runner.tasks.preview import preview
+
+            if any(config.task != "preview" for config in configs):
+                raise ConfigError("task must be the same for all jobs where one is preview")
+            return preview(configs, each if arguments.multirun else None)
         for config in configs:
             if config.task != "train":
                 raise ConfigError(f"task={config.task} needs run=FOLDER, the folder of a finished run")
@@ -105,7 +112,8 @@ def _train(composed: Any, first: bool) -> int:
 
     from runner.tasks.train import Job, refuse, train
 
-    values, hydra, overrides = to_values(composed), HydraConfig.get(), list(HydraConfig.get().overrides.task)
+    values, hydra = to_values(composed), HydraConfig.get()
+    overrides = [said.lstrip("+") for said in hydra.overrides.task]
     config, started = parse(values), _process_start() if first else time()
     if hydra.mode == RunMode.RUN:
         return train(Job(config, values, overrides, Path(config.output.root) / "runs", None, started))

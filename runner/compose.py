@@ -1,7 +1,9 @@
 """Command line -> composed configs, through Hydra, with every error in our own words before Hydra acts on anything."""
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType, ValueType
+from hydra.core.override_parser.types import Glob, Override, OverrideType, ValueType
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -48,7 +50,33 @@ def to_values(composed: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"{error.full_key} is missing; it needs a value") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {_first_line(error)}") from None
-    return {key: value for key, value in values.items() if key != "hydra"}
+    return with_schedules_whole({key: value for key, value in values.items() if key != "hydra"})
+
+
+def with_schedules_whole(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a schedule, with what conf/schedule/NAME.yaml says where they say nothing."""
+    schedule = values.get("schedule")
+    return {**values, "schedule": _parts_whole(schedule)} if isinstance(schedule, dict) else dict(values)
+
+
+def _parts_whole(schedule: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: [_whole(part) for part in value] if isinstance(value, list) else _whole(value)
+        for key, value in schedule.items()
+    }
+
+
+def _whole(part: Any) -> Any:
+    if not isinstance(part, dict) or not isinstance(part.get("name"), str):
+        return part
+    return _parts_whole({**_defaults(part["name"]), **part})
+
+
+@cache
+def _defaults(name: str) -> dict[str, Any]:
+    file = CONF / "schedule" / f"{name}.yaml"
+    values: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+    return {key: value for key, value in values.items() if value != "???"}
 
 
 def jobs(overrides: Sequence[str], multirun: bool, config_dir: str | None = None) -> list[list[str]]:
@@ -56,12 +84,29 @@ def jobs(overrides: Sequence[str], multirun: bool, config_dir: str | None = None
     parsed = parse_overrides(overrides, config_dir)
     if not multirun:
         return [list(overrides)]
+    if any(override.key_or_group == "task" and override.value() == "preview" for override in parsed):
+        overrides = [_globbed(override) for override in parsed]
+        parsed = parse_overrides(overrides, config_dir)
     for override in parsed:
         if override.value_type in (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP):
             raise ConfigError(
                 f"{override.input_line} is no list of values; write {override.key_or_group}=a,b or range(...)"
             )
     return [list(job) for job in chain.from_iterable(BasicSweeper.split_arguments(parsed, None))]
+
+
+def _globbed(override: Override) -> str:
+    """`schedule=glob(*)` as the list of the choices that need nothing else said."""
+    group, value = override.key_or_group, override.value()
+    if not isinstance(value, Glob) or not (CONF / group).is_dir():
+        return override.input_line or ""
+    names = [
+        file.stem for file in sorted((CONF / group).glob("*.yaml")) if "???" not in file.read_text(encoding="utf-8")
+    ]
+    chosen = value.filter(names)
+    if not chosen:
+        raise ConfigError(f"{override.input_line} fits none of {', '.join(names)}")
+    return f"{group}={','.join(chosen)}"
 
 
 def parse_overrides(overrides: Sequence[str], config_dir: str | None = None) -> list[Override]:
@@ -78,6 +123,7 @@ def parse_overrides(overrides: Sequence[str], config_dir: str | None = None) -> 
             raise ConfigError(f"{override.key_or_group} is given twice on the command line")
         seen.add(override.key_or_group)
         _check_choice(override, config_dir)
+        _check_name(override)
     return parsed
 
 
@@ -103,6 +149,11 @@ def _forced(override: Override) -> str:
     return f"++{line}" if is_value else line
 
 
+def opened(argument: str) -> str:
+    """An override of a schedule's key as one that may also add it: its parts' keys and `args` are not all in YAML."""
+    return f"++{argument}" if re.match(r"(schedule|optimizer\.schedules)\.", argument) else argument
+
+
 def _check_choice(override: Override, config_dir: str | None) -> None:
     """Hydra's words for a group's wrong value differ with its kind, and for an optional group there are none."""
     group, places = override.key_or_group, [CONF, *([Path(config_dir)] if config_dir else [])]
@@ -119,6 +170,14 @@ def _check_choice(override: Override, config_dir: str | None) -> None:
     if not isinstance(choice, dict) and choice not in options:
         allowed = options[0] if len(options) == 1 else f"one of {', '.join(options)}"
         raise ConfigError(f"{group} must be {allowed}, got {show(choice)}{nearest(choice, options)}")
+
+
+def _check_name(override: Override) -> None:
+    """`schedule.name=cosine` would leave the other keys those of another choice."""
+    group, _, key = override.key_or_group.rpartition(".")
+    if key == "name" and group in ("data", "loss", "optimizer", "schedule"):
+        said = "CHOICE" if override.is_sweep_override() else show(override.value())
+        raise ConfigError(f"{override.key_or_group} goes with the other keys of its choice: write {group}={said}")
 
 
 def explained(error: Exception) -> ConfigError:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -18,8 +18,9 @@ from runner.errors import ConfigError, closest, nearest, show
 from runner.layers import Layer, with_defaults
 from runner.losses import Loss
 from runner.optimizers import Optimizer
-from runner.schedules import Duration, Schedule
-from runner.section import Count, Index, Positive, Section
+from runner.schedules import Curve, Duration, Length, Schedule
+from runner.schedules.dialects.calls import SentenceError
+from runner.section import ALLOWED, Count, Index, Positive, Section, keys
 from runner.spec import Precision
 
 
@@ -40,6 +41,7 @@ class Trainer(Section):
     checkpoint_every: Duration | None
     monitor: str
     monitor_mode: Literal["min", "max"]
+    strict: bool
 
     @model_validator(mode="after")
     def _ends(self) -> "Trainer":
@@ -53,7 +55,7 @@ class Output(Section):
 
 
 class Config(Section):
-    task: Literal["train", "evaluate", "predict", "export"]
+    task: Literal["train", "preview", "evaluate", "predict", "export"]
     backend: Literal["lightning", "keras"]
     device: Annotated[str, Field(pattern=f"^({devices.PATTERN})$")]
     devices: Literal[1]
@@ -97,29 +99,6 @@ def sha256(composed: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-# pydantic's kind of error -> what is allowed, from the error's context
-_ALLOWED = {
-    "greater_than": "must be > {gt:g}",
-    "greater_than_equal": "must be >= {ge:g}",
-    "less_than": "must be < {lt:g}",
-    "less_than_equal": "must be <= {le:g}",
-    "finite_number": "must be finite",
-    "int_type": "must be an integer",
-    "int_from_float": "must be an integer",
-    "float_type": "must be a number",
-    "bool_type": "must be true or false",
-    "string_type": "must be text",
-    "string_pattern_mismatch": "must be auto, cpu, cuda, cuda:N or mps",  # the one key with a pattern is `device`
-    "list_type": "must be a list",
-    "string_too_short": "must not be empty",
-    "too_short": "must not be empty",
-    "value_error": "must be {error}",
-    "model_type": "must be a group of keys",
-    "model_attributes_type": "must be a group of keys",
-    "dict_type": "must be a group of keys",
-}
-
-
 def _explain(errors: Sequence[Mapping[str, Any]], values: Mapping[str, Any], composed: Mapping[str, Any]) -> str:
     """One sentence. An unknown key comes first, since it is often the right one misspelled."""
     error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
@@ -141,6 +120,8 @@ def _explain(errors: Sequence[Mapping[str, Any]], values: Mapping[str, Any], com
         tag, found = error["ctx"]["discriminator"].strip("'"), error["ctx"]["tag"]
         allowed = _words(error["ctx"]["expected_tags"])
         return f"{key}.{tag} must be {_or(allowed)}, got {show(found)}{nearest(found, allowed)}"
+    if kind == "value_error" and isinstance(error["ctx"]["error"], SentenceError):
+        return f"{key}.{error['ctx']['error']}"
     if kind == "value_error" and isinstance(found, dict):  # of keys together
         return f"{key} must have {error['ctx']['error']}"
     same = [other for other in errors if _path(other, values) == path]  # of a union, what each member allows
@@ -156,9 +137,9 @@ def _allowed(error: Mapping[str, Any]) -> str:
     if error["type"] == "literal_error":
         return f"must be {_or(_words(error['ctx']['expected']))}"
     annotation = _annotation(error["loc"])
-    if error["type"] == "string_type" and Duration in (annotation, *get_args(annotation)):
+    if error["type"] == "string_type" and {Duration, Length} & {annotation, *get_args(annotation)}:
         return "must be a duration such as 500steps, 3epochs or 10%"
-    words = _ALLOWED.get(error["type"])
+    words = ALLOWED.get(error["type"])
     return words.format(**error.get("ctx", {})) if words else f"must be valid ({error['msg']})"
 
 
@@ -166,9 +147,9 @@ def _no_key(key: str, location: Sequence[Any], path: Sequence[Any]) -> str:
     """Which keys there are, and where the one that was said may belong: in another choice, beside it, elsewhere."""
     section, parent = _annotation(location[:-1]), key.rpartition(".")[0]
     tag, choices = _tag(section), _sections(_annotation(location[:-2]))
-    allowed = [name for name in section.model_fields if name != tag]
+    allowed = [name for name in keys(section) if name != tag]
     allowed += [] if parent else ["layer_defaults", "experiment"]
-    others = [choice for choice, other in choices.items() if path[-1] in other.model_fields]
+    others = [choice for choice, other in choices.items() if path[-1] in keys(other)]
     beside = closest(path[-1], allowed)
     elsewhere = [name for name in _every_key(Config) if re.search(rf"[._]{re.escape(path[-1])}$", name)]
     hint = ""
@@ -186,15 +167,15 @@ def _no_key(key: str, location: Sequence[Any], path: Sequence[Any]) -> str:
 
 def _check_layer_defaults(defaults: Mapping[str, Any]) -> None:
     layers = _sections(Layer)
-    for kind, keys in defaults.items():
+    for kind, said in defaults.items():
         if kind not in layers:
             raise ConfigError(
                 f"layer_defaults.{kind} is no layer; layers are {', '.join(layers)}{nearest(kind, layers)}"
             )
-        if not isinstance(keys, dict):
-            raise ConfigError(f"layer_defaults.{kind} must be a group of keys, got {show(keys)}")
-        allowed = [name for name in layers[kind].model_fields if name != "layer"]
-        for key in keys:
+        if not isinstance(said, dict):
+            raise ConfigError(f"layer_defaults.{kind} must be a group of keys, got {show(said)}")
+        allowed = [name for name in keys(layers[kind]) if name != "layer"]
+        for key in said:
             if key not in allowed:
                 has = f"which has {', '.join(allowed) or 'no keys'}"
                 raise ConfigError(f"layer_defaults.{kind}.{key} is no key of {kind}, {has}{nearest(key, allowed)}")
@@ -223,13 +204,15 @@ def _key(path: Sequence[Any], values: Mapping[str, Any], composed: Mapping[str, 
 
 
 def _every_key(section: Any, parent: str = "") -> list[str]:
-    """The dotted keys of a section and of all choices of the sections in it; those of layers have no fixed place."""
-    keys = []
-    for name, field in section.model_fields.items():
+    """The dotted keys of a section and of all choices of the sections in it; those of layers and of a schedule's parts
+    have no fixed place."""
+    found = []
+    for name, field in keys(section).items():
         inner = [member for member in _members(field.annotation) if hasattr(member, "model_fields")]
-        keys.append(f"{parent}{name}")
-        keys += [key for other in inner if _tag(other) != "layer" for key in _every_key(other, f"{parent}{name}.")]
-    return keys
+        found.append(f"{parent}{name}")
+        if not issubclass(section, Curve):
+            found += [key for other in inner if _tag(other) != "layer" for key in _every_key(other, f"{parent}{name}.")]
+    return found
 
 
 def _annotation(location: Sequence[Any]) -> Any:
@@ -237,12 +220,19 @@ def _annotation(location: Sequence[Any]) -> Any:
     annotation: Any = Config
     for step in location:
         if hasattr(annotation, "model_fields"):
-            annotation = annotation.model_fields[step].rebuild_annotation()
+            annotation = keys(annotation)[step].rebuild_annotation()
         elif isinstance(step, int):
-            annotation = get_args(annotation)[0]
+            annotation = _item(annotation)
         else:
             annotation = _sections(annotation).get(step, annotation)
     return annotation
+
+
+def _item(annotation: Any) -> Any:
+    """What a list is declared to hold, the list alone or among others."""
+    if get_origin(annotation) is list:
+        return get_args(annotation)[0]
+    return next((item for inner in get_args(annotation) if (item := _item(inner)) is not None), None)
 
 
 def _sections(annotation: Any) -> dict[str, Any]:

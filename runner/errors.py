@@ -13,12 +13,12 @@ class RunError(Exception):
 
 
 def closest(found: object, allowed: Iterable[str]) -> str | None:
-    """The allowed name that was probably meant: one spelled alike, else one that begins so; letter case aside."""
+    """The allowed name that was probably meant: one that begins so, else one spelled alike; letter case aside."""
     names, word = {name.lower(): name for name in allowed}, str(found).lower()
-    alike = get_close_matches(word, names, n=1, cutoff=0.6) or [
-        name for name in names if word and name.startswith(word)
-    ]
-    return names[alike[0]] if alike else None
+    begun = [name for name in names if word and name.startswith(word)]
+    alike = get_close_matches(word, names, n=1, cutoff=0.6)
+    likely = begun + alike if len(word) > 2 else alike + begun
+    return names[likely[0]] if likely else None
 
 
 def nearest(found: object, allowed: Iterable[str]) -> str:

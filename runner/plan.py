@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from runner.data.dataset import Task, check_range
 from runner.data.order import Order
 from runner.errors import ConfigError, nearest
 from runner.layers import Network, network
-from runner.schedules import Clock
+from runner.schedules import Clock, lint
 from runner.spec import ModelSpec, RunSpec
 
 _CHUNK_BYTES = 64 * 2**20  # of gathered rows and outputs that one call of a framework may hold
@@ -59,12 +60,26 @@ class Plan:
             largest_chunk=self.largest_chunk(),
         )
 
-    def rates(self) -> np.ndarray:
-        """eta(t) of every update.  # float64[T]"""
+    @cached_property
+    def _rates(self) -> np.ndarray:
         try:
             return schedules.table(self.config.schedule, self.clock, self.config.optimizer.lr)
         except ValueError as error:
             raise ConfigError(f"schedule.{error}") from None
+
+    def rates(self) -> np.ndarray:
+        """eta(t) of every update.  # float64[T]"""
+        return self._rates
+
+    def check_schedule(self) -> list[str]:
+        """What is probably not meant, a line each; with `trainer.strict`, and where nothing could be learnt, an error."""
+        found = lint.findings(
+            self.config.schedule, self.clock, self.rates(), self.config.optimizer.lr, self.model.dtype
+        )
+        for finding in found:
+            if finding.is_error or self.config.trainer.strict:
+                raise ConfigError(finding.text)
+        return [finding.text for finding in found]
 
     def largest_chunk(self) -> int:
         """Updates in one call: what was asked for, or an epoch, as far as its rows and outputs stay in bounds."""

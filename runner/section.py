@@ -27,3 +27,31 @@ def choices(annotation: Any) -> tuple[str, ...]:
     """The names in a `Literal[...]`."""
     assert getattr(annotation, "__origin__", None) is Literal
     return tuple(str(name) for name in get_args(annotation))
+
+
+def keys(section: type[BaseModel]) -> dict[str, Any]:
+    """The keys of a section as the user writes them -> their fields; `from` and `for` are no names in Python."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
+
+
+# pydantic's kind of error -> what is allowed, from the error's context
+ALLOWED = {
+    "greater_than": "must be > {gt:g}",
+    "greater_than_equal": "must be >= {ge:g}",
+    "less_than": "must be < {lt:g}",
+    "less_than_equal": "must be <= {le:g}",
+    "finite_number": "must be finite",
+    "int_type": "must be an integer",
+    "int_from_float": "must be an integer",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "string_pattern_mismatch": "must be auto, cpu, cuda, cuda:N or mps",  # the one key with a pattern is `device`
+    "list_type": "must be a list",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+    "value_error": "must be {error}",
+    "model_type": "must be a group of keys",
+    "model_attributes_type": "must be a group of keys",
+    "dict_type": "must be a group of keys",
+}

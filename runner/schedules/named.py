@@ -1,54 +1,71 @@
 """The named schedules: eta(t), the rate that update t uses, as closed forms in float64.
 
-Symbols: eta0 = `optimizer.lr`; t = applied updates so far, from 0; W = warm-up in steps; tau = t - W, the schedule's own
-clock after its warm-up; N = steps from the end of the warm-up to the end of `duration`; u = progress of that phase
-(ramps.py). A key that ends in `_lr` is an absolute rate, every other value is a factor of eta0 or a count of steps.
+Symbols: eta0 = `optimizer.lr`; t = applied updates so far, from 0; T = all updates of the run; W = warm-up in steps;
+tau = t - W, the schedule's own clock after its warm-up; N = steps from the end of the warm-up to the end of `duration`;
+u = progress of that phase (ramps.py); eta_f = `final_lr`. A key that ends in `_lr` is an absolute rate, one that ends in
+`_steps` a bare count; every other value is a factor of eta0, a number without a unit, or a duration.
 
 During the warm-up, t < W, every schedule is eta0 * rise(u(t)), with the rise `warmup_shape` and the edge `warmup_edge`.
 """
 
-from typing import Annotated, Literal, Union
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from runner.schedules.ramps import RISE, Array, Edge, Shape, progress
-from runner.schedules.units import Clock, Duration
-from runner.section import Count, NonNegative, Positive, Section
+from runner.schedules import ramps
+from runner.schedules.curve import Curve
+from runner.schedules.cycles import cycles
+from runner.schedules.ramps import Array, Edge, Shape, between, progress
+from runner.schedules.units import Clock, Duration, Length, half_up
+from runner.section import Count, NonNegative, Positive, Probability
+from runner.section import Fraction as BelowOne
 
 
-class _Schedule(Section):
+class _Warmed(Curve):
     warmup: Duration
     warmup_shape: Shape
     warmup_edge: Edge
 
     def rates(self, t: Array, clock: Clock, lr: float) -> Array:
-        """eta(t) for an array of steps t  # int64[n] -> float64[n]"""
         num_warmup = clock.steps(self.warmup)
         eta = np.broadcast_to(self.after_warmup(np.maximum(t - num_warmup, 0), num_warmup, clock, lr), t.shape)
         if num_warmup == 0:
             return eta
-        rise = lr * RISE[self.warmup_shape](progress(t, num_warmup, self.warmup_edge))
+        rise = lr * ramps.rise(self.warmup_shape, progress(t, num_warmup, self.warmup_edge))
         return np.where(t < num_warmup, rise, eta)
 
     def after_warmup(self, tau: Array, num_warmup: int, clock: Clock, lr: float) -> Array:
         raise AssertionError("each schedule has its own closed form")
 
+    def spans(self, clock: Clock) -> dict[str, int]:
+        return {"warmup": clock.steps(self.warmup)}
 
-class _Ending(_Schedule):
-    """A schedule that reaches its last value when `duration` (counted from step 0) is over, and then holds it."""
+
+class _Ending(_Warmed):
+    """From eta0 to `final_lr`, reached when `duration` (counted from step 0) is over, and then held."""
 
     duration: Duration
     edge: Edge
+    final_lr: NonNegative
 
-    def progress(self, tau: Array, num_warmup: int, clock: Clock) -> Array:
-        return progress(tau, max(clock.steps(self.duration) - num_warmup, 0), self.edge)
+    def after_warmup(self, tau: Array, num_warmup: int, clock: Clock, lr: float) -> Array:
+        u = progress(tau, max(clock.steps(self.duration) - num_warmup, 0), self.edge)
+        return between(lr, self.final_lr, self.fall(u))
+
+    def fall(self, u: Array) -> Array:
+        """g(u), from 1 to 0: eta = eta_f + (eta0 - eta_f) g."""
+        raise AssertionError("each schedule has its own")
+
+    def spans(self, clock: Clock) -> dict[str, int]:
+        return {**super().spans(clock), "duration": clock.steps(self.duration)}
 
 
-class Constant(_Schedule):
+class Constant(_Warmed):
     """eta(t) = eta0.
 
-    torch: no scheduler at all; its ConstantLR is not constant (a factor for the first `total_iters` steps).
+    torch: no scheduler at all; its ConstantLR is not constant (a factor for the first `total_iters` steps). Hugging Face:
+    constant, constant_with_warmup. Composer: ConstantScheduler, ConstantWithWarmupScheduler.
     """
 
     name: Literal["constant"]
@@ -57,10 +74,11 @@ class Constant(_Schedule):
         return np.full(tau.shape, lr)
 
 
-class Exponential(_Schedule):
+class Exponential(_Warmed):
     """eta(t) = eta0 * r^(tau / s), or eta0 * r^floor(tau / s) with `staircase`; r = `decay_rate`, s = `decay_steps`.
 
-    Keras: ExponentialDecay(eta0, decay_steps=s, decay_rate=r, staircase). torch: ExponentialLR(gamma = r^(1/s)).
+    Keras: ExponentialDecay(eta0, decay_steps=s, decay_rate=r, staircase). torch: ExponentialLR(gamma = r^(1/s)). Optax:
+    exponential_decay(eta0, s, r).
     """
 
     name: Literal["exponential"]
@@ -72,23 +90,30 @@ class Exponential(_Schedule):
         periods = tau // self.decay_steps if self.staircase else tau / self.decay_steps
         return lr * np.power(self.decay_rate, periods, dtype=np.float64)
 
+    def spans(self, clock: Clock) -> dict[str, int]:
+        warmup = super().spans(clock)
+        return {**warmup, "decay_steps": warmup["warmup"] + self.decay_steps} if self.staircase else warmup
+
 
 class Linear(_Ending):
-    """eta(t) = eta0 + u * (eta_f - eta0), eta_f = `final_lr`.
+    """eta(t) = eta0 + u * (eta_f - eta0).
 
-    torch: LinearLR(start_factor=1, end_factor=eta_f/eta0, total_iters=N). Keras: PolynomialDecay with power 1.
+    torch: LinearLR(start_factor=1, end_factor=eta_f/eta0, total_iters=N). Keras: PolynomialDecay with power 1. Optax:
+    linear_schedule(eta0, eta_f, N). Hugging Face: linear.
     """
 
     name: Literal["linear"]
-    final_lr: NonNegative
 
     def after_warmup(self, tau: Array, num_warmup: int, clock: Clock, lr: float) -> Array:
-        u = self.progress(tau, num_warmup, clock)
+        u = progress(tau, max(clock.steps(self.duration) - num_warmup, 0), self.edge)
         return (1 - u) * lr + u * self.final_lr
 
 
-class Step(_Schedule):
-    """eta(t) = eta0 * r^floor(tau / s); r = `decay_rate`, s = `step_size` in steps. torch: StepLR(step_size=s, gamma=r)."""
+class Step(_Warmed):
+    """eta(t) = eta0 * r^floor(tau / s); r = `decay_rate`, s = `step_size` in steps.
+
+    torch: StepLR(step_size=s, gamma=r). timm: StepLRScheduler(decay_t=s, decay_rate=r). Paddle: StepDecay.
+    """
 
     name: Literal["step"]
     decay_rate: Positive
@@ -97,42 +122,75 @@ class Step(_Schedule):
     def after_warmup(self, tau: Array, num_warmup: int, clock: Clock, lr: float) -> Array:
         return lr * np.power(self.decay_rate, tau // self.step_size, dtype=np.float64)
 
+    def spans(self, clock: Clock) -> dict[str, int]:
+        warmup = super().spans(clock)
+        return {**warmup, "step_size": warmup["warmup"] + self.step_size}
+
 
 class Polynomial(_Ending):
-    """eta(t) = (eta0 - eta_f) * (1 - u)^p + eta_f; p = `power`, eta_f = `final_lr`.
+    """eta(t) = (eta0 - eta_f) * (1 - u)^p + eta_f; p = `power`.
 
-    torch: PolynomialLR(total_iters=N, power=p), eta_f = 0. Keras: PolynomialDecay(eta0, N, eta_f, p), cycle=False.
+    torch: PolynomialLR(total_iters=N, power=p), eta_f = 0. Keras: PolynomialDecay(eta0, N, eta_f, p), cycle=False. Optax:
+    polynomial_schedule(eta0, eta_f, p, N).
     """
 
     name: Literal["polynomial"]
     power: Positive
-    final_lr: NonNegative
 
-    def after_warmup(self, tau: Array, num_warmup: int, clock: Clock, lr: float) -> Array:
-        fall = np.power(1 - self.progress(tau, num_warmup, clock), self.power)
-        return (lr - self.final_lr) * fall + self.final_lr
+    def fall(self, u: Array) -> Array:
+        return ramps.polynomial(u, self.power)
 
 
 class Cosine(_Ending):
-    """eta(t) = eta_f + (eta0 - eta_f) * (1 + cos(pi u)) / 2, eta_f = `final_lr`.
+    """eta(t) = eta_f + (eta0 - eta_f) * (1 + cos(pi u)) / 2.
 
     Loshchilov and Hutter, SGDR (2017), equation 5, one cycle. torch: CosineAnnealingLR(T_max=N, eta_min=eta_f) up to its
-    end, where torch climbs again and this holds. Keras: CosineDecay(eta0, N, alpha=eta_f/eta0).
+    end, where torch climbs again and this holds. Keras: CosineDecay(eta0, N, alpha=eta_f/eta0). Optax:
+    warmup_cosine_decay_schedule. Hugging Face: cosine, cosine_with_min_lr.
     """
 
     name: Literal["cosine"]
+
+    def fall(self, u: Array) -> Array:
+        return ramps.cosine(u)
+
+
+class CosineRestarts(_Warmed):
+    """eta(t) = eta_f + (eta0 - eta_f) d^i (1 + cos(pi k / P_i)) / 2 in cycle i = 0, 1, ... at its step k.
+
+    Cycle i + 1 begins at b_(i+1) = half_up(P (1 + g + ... + g^i)) steps after the warm-up, P = `period`, g = `growth`;
+    P_i = b_(i+1) - b_i; d = `decay`, eta_f = `final_lr`.
+
+    Loshchilov and Hutter, SGDR (2017), equation 5. torch: CosineAnnealingWarmRestarts(T_0=P, T_mult=g, eta_min=eta_f).
+    Keras: CosineDecayRestarts(eta0, P, t_mul=g, m_mul=d, alpha=eta_f/eta0); for a g that is no whole number Keras lets a
+    cycle begin between two steps, where this rounds. Optax: sgdr_decay_schedule.
+    """
+
+    name: Literal["cosine_restarts"]
+    period: Length
+    growth: Annotated[float, Field(ge=1)]
+    decay: Annotated[float, Field(gt=0, le=1)]
     final_lr: NonNegative
 
     def after_warmup(self, tau: Array, num_warmup: int, clock: Clock, lr: float) -> Array:
-        fall = 1 - RISE["cosine"](self.progress(tau, num_warmup, clock))
-        return (lr - self.final_lr) * fall + self.final_lr
+        cycle = cycles(clock.exact(self.period), self.growth).at(tau)
+        fall = np.power(self.decay, cycle.number, dtype=np.float64) * ramps.cosine(cycle.step / cycle.length)
+        return between(lr, self.final_lr, fall)
+
+    def spans(self, clock: Clock) -> dict[str, int]:
+        warmup = super().spans(clock)
+        return {**warmup, "period": warmup["warmup"] + clock.steps(self.period)}
+
+    def joints(self, clock: Clock) -> list[int]:
+        warmup = clock.steps(self.warmup)
+        return [warmup + b for b in cycles(clock.exact(self.period), self.growth).begins(clock.total_steps - warmup)]
 
 
-class Piecewise(_Schedule):
+class Piecewise(_Warmed):
     """eta(t) = eta0 * f_i, i = the number of `boundaries` b with t >= b; one more of `factors` f than boundaries.
 
     Boundaries are counted from step 0, warm-up included. torch: MultiStepLR(milestones, gamma) with factors 1, gamma,
-    gamma^2, ... Keras's PiecewiseConstantDecay switches one step later (t > b).
+    gamma^2, ... Optax: piecewise_constant_schedule. Keras's PiecewiseConstantDecay switches one step later (t > b).
     """
 
     name: Literal["piecewise"]
@@ -154,7 +212,292 @@ class Piecewise(_Schedule):
         interval = np.searchsorted(boundaries, tau + num_warmup, side="right")
         return lr * np.asarray(self.factors, dtype=np.float64)[interval]
 
+    def spans(self, clock: Clock) -> dict[str, int]:
+        boundaries = {f"boundaries[{i}]": clock.steps(boundary) for i, boundary in enumerate(self.boundaries)}
+        return {**super().spans(clock), **boundaries}
 
-Schedule = Annotated[
-    Union[Constant, Exponential, Linear, Step, Polynomial, Cosine, Piecewise], Field(discriminator="name")
-]
+
+class InverseTime(_Warmed):
+    """eta(t) = eta0 / (1 + r tau / s), with `staircase` floor(tau / s); r = `decay_rate`, s = `decay_steps`.
+
+    Robbins and Monro (1951) for the 1/t of it. Keras: InverseTimeDecay(eta0, s, r, staircase). Paddle: InverseTimeDecay
+    with s = 1.
+    """
+
+    name: Literal["inverse_time"]
+    decay_rate: Positive
+    decay_steps: Count
+    staircase: bool
+
+    def after_warmup(self, tau: Array, num_warmup: int, clock: Clock, lr: float) -> Array:
+        periods = tau // self.decay_steps if self.staircase else tau / self.decay_steps
+        return lr / (1 + self.decay_rate * periods)
+
+    def spans(self, clock: Clock) -> dict[str, int]:
+        warmup = super().spans(clock)
+        return {**warmup, "decay_steps": warmup["warmup"] + self.decay_steps} if self.staircase else warmup
+
+
+class InverseSqrt(_Warmed):
+    """eta(t) = eta0 (1 + tau / c)^(-1/2), c = `scale` in steps.
+
+    Zhai et al., Scaling Vision Transformers (2022), reciprocal square root. Hugging Face: inverse_sqrt with timescale c
+    (there W if none is given). fairseq: inverse_sqrt, c = W.
+    """
+
+    name: Literal["inverse_sqrt"]
+    scale: Length
+
+    def after_warmup(self, tau: Array, num_warmup: int, clock: Clock, lr: float) -> Array:
+        return lr / np.sqrt(1 + tau / _scale(self.scale, clock))
+
+
+class Power(_Warmed):
+    """eta(t) = eta0 (1 + tau / c)^(-p), c = `scale` in steps, p = `power`: p = 1/2 is inverse_sqrt, p = 1 inverse_time.
+
+    Shen et al., Power Scheduler (2024), for the power law. NeMo: InverseSquareRootAnnealing is p = 1/2.
+    """
+
+    name: Literal["power"]
+    scale: Length
+    power: Positive
+
+    def after_warmup(self, tau: Array, num_warmup: int, clock: Clock, lr: float) -> Array:
+        return lr * np.power(1 + tau / _scale(self.scale, clock), -self.power)
+
+
+class Noam(Curve):
+    """eta(t) = eta0 d^(-1/2) min((t + 1)^(-1/2), (t + 1) W^(-3/2)); d = `model_size`, W = `warmup`, at least one step.
+
+    Vaswani et al., Attention is all you need (2017), equation 3, has eta0 = 1 and counts t + 1 from 1: say
+    optimizer.lr=1.0. Paddle: NoamDecay(d, W, eta0), whose first update has rate 0. NeMo: NoamAnnealing.
+    """
+
+    name: Literal["noam"]
+    model_size: Count
+    warmup: Duration
+
+    def rates(self, t: Array, clock: Clock, lr: float) -> Array:
+        num_warmup = max(1, clock.steps(self.warmup))
+        rise, fall = (t + 1) * float(num_warmup) ** -1.5, np.power(t + 1.0, -0.5)
+        return lr * self.model_size**-0.5 * np.minimum(fall, rise)
+
+    def spans(self, clock: Clock) -> dict[str, int]:
+        return {"warmup": clock.steps(self.warmup)}
+
+
+class OneCycle(Curve):
+    """eta(t) from eta0 f_1 up to eta0 over t = 0 ... p, p = R - 1, and down to eta0 f_2 at t = N - 1, then held.
+
+    N = `duration`, R = `rise` in steps (a percentage of it is one of N), f_1 = `initial_factor`, f_2 = `final_factor`;
+    both ways in `shape`. R need not be whole: the curve then turns between two steps.
+
+    Smith and Topin, Super-convergence (2018). torch: OneCycleLR(max_lr=eta0, total_steps=N, pct_start=R/N,
+    div_factor=1/f_1, final_div_factor=f_1/f_2, anneal_strategy="cos" or "linear"); a momentum that cycles against it is
+    `optimizer.schedules`. A rise of no or of all steps is no error here.
+    """
+
+    name: Literal["one_cycle"]
+    initial_factor: Probability
+    final_factor: Probability
+    rise: Duration
+    shape: Shape
+    duration: Duration
+
+    def rates(self, t: Array, clock: Clock, lr: float) -> Array:
+        end = max(1, clock.steps(self.duration)) - 1
+        return lr * one_cycle(
+            np.minimum(t, end),
+            self._peak(clock),
+            end,
+            (self.initial_factor, 1.0, self.final_factor),
+            getattr(ramps, self.shape),
+        )
+
+    def _peak(self, clock: Clock) -> float:
+        return float(clock.within(clock.steps(self.duration)).exact(self.rise) - 1)
+
+    def spans(self, clock: Clock) -> dict[str, int]:
+        return {"duration": clock.steps(self.duration)}
+
+    def joints(self, clock: Clock) -> list[int]:
+        return [max(0, round(self._peak(clock))), *super().joints(clock)]
+
+
+def one_cycle(t: Array, peak: float, end: float, values: tuple[float, float, float], fall: ramps.Fall) -> Array:
+    """From values[0] at t = 0 to values[1] at t = peak and to values[2] at t = end, then held; falls g(u) from 1 to 0."""
+    initial, high, final = values
+    up = np.clip(t / peak, 0.0, 1.0) if peak > 0 else np.ones(t.shape)
+    down = np.clip((t - peak) / (end - peak), 0.0, 1.0) if end > peak else np.zeros(t.shape)
+    return np.where(t <= peak, between(initial, high, fall(up)), between(high, final, fall(down)))
+
+
+class Cyclic(Curve):
+    """eta(t) = eta_m + (eta0 - eta_m) s(t) x; x rises from 0 to 1 over U = `up` steps and falls over D = `down`.
+
+    eta_m = `min_lr`; cycle c = floor(t / (U + D)); s = 1 in `mode` triangular, 2^(-c) in triangular2, r^t in exp_range with
+    r = `decay_rate`.
+
+    Smith, Cyclical learning rates (2017). torch: CyclicLR(base_lr=eta_m, max_lr=eta0, U, D, mode, gamma=r).
+    """
+
+    name: Literal["cyclic"]
+    min_lr: NonNegative
+    up: Length
+    down: Length
+    mode: Literal["triangular", "triangular2", "exp_range"]
+    decay_rate: Positive
+
+    def rates(self, t: Array, clock: Clock, lr: float) -> Array:
+        top, end = self._turns(clock)
+        number, k = np.divmod(t, end)
+        x = np.where(k <= top, k / top, (end - k) / (end - top))
+        return self.min_lr + (lr - self.min_lr) * x * self._scale(number, t)
+
+    def _turns(self, clock: Clock) -> tuple[int, int]:
+        """U and U + D, each way at least a step."""
+        _, top, end = clock.boundaries([self.up, self.down])
+        top = max(top, 1)
+        return top, max(end, top + 1)
+
+    def _scale(self, number: Array, t: Array) -> Array | float:
+        if self.mode == "triangular":
+            return 1.0
+        return np.exp2(-1.0 * number) if self.mode == "triangular2" else np.power(self.decay_rate, 1.0 * t)
+
+    def spans(self, clock: Clock) -> dict[str, int]:
+        top, end = self._turns(clock)
+        return {"up": top, "down": end}
+
+    def joints(self, clock: Clock) -> list[int]:
+        top, end = self._turns(clock)
+        begins = range(0, clock.total_steps + 1, end)
+        return [step for begin in begins for step in (begin, begin + top)]
+
+
+class WSD(_Warmed):
+    """Warm up, stay, decay: eta0 from W to S = max(W, half_up(N - D)), then from eta0 to eta_f over the last D steps.
+
+    N = `duration`, D = `decay`; the decay is eta_f + (eta0 - eta_f) g(u) with `decay_shape` linear, g = 1 - u; cosine,
+    g = (1 + cos(pi u)) / 2; or 1-sqrt, g = 1 - sqrt(u); its `edge` as everywhere.
+
+    Hu et al., MiniCPM (2024); Haegele et al. (2024), equation 2, for 1-sqrt. Hugging Face: warmup_stable_decay. torchtitan
+    is edge=left with one step more of decay. Zhai et al. (2022) call it a cooldown; others trapezoid.
+    """
+
+    name: Literal["wsd"]
+    decay: Duration
+    decay_shape: Literal["linear", "cosine", "1-sqrt"]
+    final_lr: NonNegative
+    duration: Duration
+    edge: Edge
+
+    def after_warmup(self, tau: Array, num_warmup: int, clock: Clock, lr: float) -> Array:
+        stay, end = self._decay(clock)
+        u = np.where(tau + num_warmup < stay, 0.0, progress(tau + num_warmup - stay, end - stay, self.edge))
+        if self.decay_shape == "1-sqrt":
+            fall = ramps.late(u, 0.5)
+        else:
+            fall = ramps.linear(u) if self.decay_shape == "linear" else ramps.cosine(u)
+        return between(lr, self.final_lr, fall)
+
+    def _decay(self, clock: Clock) -> tuple[int, int]:
+        """Where it begins and ends."""
+        begin = half_up(clock.exact(self.duration) - clock.exact(self.decay))
+        return max(clock.steps(self.warmup), begin), clock.steps(self.duration)
+
+    def spans(self, clock: Clock) -> dict[str, int]:
+        begin, end = self._decay(clock)
+        return {**super().spans(clock), "decay": begin, "duration": end}
+
+
+class TriStage(Curve):
+    """Up from eta0 f_1 to eta0 over W = `warmup`, eta0 for H = `hold`, then eta0 f_2^u over D = `decay`; eta0 f_2 after.
+
+    f_1 = `initial_factor`, f_2 = `final_factor`, the rise linear with `warmup_edge`, the fall geometric with `edge`; the
+    boundaries of the three are rounded, so that they add up.
+
+    Park et al., SpecAugment (2019), section 4.2. fairseq: tri_stage with phase_ratio, init_lr_scale, final_lr_scale.
+    """
+
+    name: Literal["tri_stage"]
+    initial_factor: Probability
+    final_factor: Positive
+    warmup: Duration
+    hold: Duration
+    decay: Duration
+    warmup_edge: Edge
+    edge: Edge
+
+    def rates(self, t: Array, clock: Clock, lr: float) -> Array:
+        _, top, begin, end = clock.boundaries([self.warmup, self.hold, self.decay])
+        up = between(self.initial_factor, 1.0, 1 - progress(t, top, self.warmup_edge))
+        down = ramps.geometric(progress(np.maximum(t - begin, 0), end - begin, self.edge), 1.0, self.final_factor)
+        return lr * np.where(t < top, up, np.where(t < begin, 1.0, down))
+
+    def spans(self, clock: Clock) -> dict[str, int]:
+        _, top, begin, end = clock.boundaries([self.warmup, self.hold, self.decay])
+        return {"warmup": top, "hold": begin, "decay": end}
+
+
+class Rex(_Ending):
+    """eta(t) = eta_f + (eta0 - eta_f) z / ((1 - d) + d z), z = 1 - u; d = `bend` in [0, 1).
+
+    Chen, Wolfe and Kyrillidis, REX (2022), d = 1/2. d = 0 is linear; the nearer to 1, the later the fall.
+    """
+
+    name: Literal["rex"]
+    bend: BelowOne
+
+    def fall(self, u: Array) -> Array:
+        return ramps.rex(u, self.bend)
+
+
+class Tanh(_Ending):
+    """eta(t) = eta_f + (eta0 - eta_f) (1 - tanh(a (1 - u) + b u)) / 2; a = `lower`, b = `upper`.
+
+    Hsueh, Li and Wu, Stochastic gradient descent with hyperbolic-tangent decay (2019). timm: TanhLRScheduler(N, lb=a,
+    ub=b, lr_min=eta_f), whose update 0 has exactly eta0. It begins a little below eta0 and ends a little above eta_f.
+    """
+
+    name: Literal["tanh"]
+    lower: float
+    upper: float
+
+    def fall(self, u: Array) -> Array:
+        return ramps.tanh(u, self.lower, self.upper)
+
+
+class RangeTest(Curve):
+    """eta(t) = eta_a (eta_b / eta_a)^u, or with `shape` linear eta_a + (eta_b - eta_a) u; `optimizer.lr` is not used.
+
+    eta_a = `initial_lr`, eta_b = `final_lr`, u over `duration` with `edge`. Smith (2017), section 3.3: the LR range test,
+    to be read off the loss (task=find_lr). Lightning: Tuner.lr_find, whose u is (t + 1) / N.
+    """
+
+    name: Literal["range_test"]
+    initial_lr: Positive
+    final_lr: Positive
+    shape: Literal["geometric", "linear"]
+    duration: Duration
+    edge: Edge
+
+    def rates(self, t: Array, clock: Clock, lr: float) -> Array:
+        u = progress(t, clock.steps(self.duration), self.edge)
+        if self.shape == "geometric":
+            return ramps.geometric(u, self.initial_lr, self.final_lr)
+        return (1 - u) * self.initial_lr + u * self.final_lr
+
+    def spans(self, clock: Clock) -> dict[str, int]:
+        return {"duration": clock.steps(self.duration)}
+
+
+def _scale(duration: str, clock: Clock) -> float:
+    """In steps, unrounded: it divides, and nothing begins there."""
+    return float(clock.exact(duration))
+
+
+NAMED = (
+    Constant, Exponential, Linear, Step, Polynomial, Cosine, CosineRestarts, Piecewise, InverseTime, InverseSqrt, Power,
+    Noam, OneCycle, Cyclic, WSD, TriStage, Rex, Tanh, RangeTest,
+)  # fmt: skip

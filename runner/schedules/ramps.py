@@ -19,16 +19,11 @@ from typing import Literal
 import numpy as np
 
 Array = np.ndarray
+Fall = Callable[[Array], Array]  # from 1 to 0 over the progress u
 Edge = Literal["left", "right", "inner", "both"]
 Shape = Literal["linear", "cosine"]
 
 _SKIPS: dict[str, tuple[int, int]] = {"left": (0, 1), "right": (1, 0), "inner": (1, 1), "both": (0, 0)}
-
-# Rising from 0 to 1 over the progress u; a fall is 1 minus it.
-RISE: dict[str, Callable[[Array], Array]] = {
-    "linear": lambda u: u,
-    "cosine": lambda u: (1 - np.cos(np.pi * u)) / 2,
-}
 
 
 def progress(k: Array, num_steps: int, edge: Edge) -> Array:
@@ -38,3 +33,52 @@ def progress(k: Array, num_steps: int, edge: Edge) -> Array:
     if length <= 0:
         return np.ones(k.shape)
     return np.clip((k + skip_start) / length, 0.0, 1.0)
+
+
+# Of a fall from 1 to 0 over the progress u; a rise is 1 minus it.
+
+
+def linear(u: Array) -> Array:
+    """1 - u"""
+    return 1 - u
+
+
+def cosine(u: Array) -> Array:
+    """(1 + cos(pi u)) / 2"""
+    return (1 + np.cos(np.pi * u)) / 2
+
+
+def polynomial(u: Array, power: float) -> Array:
+    """(1 - u)^p: for p > 1 steep first."""
+    return np.power(1 - u, power)
+
+
+def late(u: Array, power: float) -> Array:
+    """1 - u^p: for p > 1 steep last. p = 1/2 is the 1 - sqrt of WSD (Haegele et al. 2024)."""
+    return 1 - np.power(u, power)
+
+
+def rex(u: Array, bend: float) -> Array:
+    """z / ((1 - d) + d z), z = 1 - u: d = 0 is linear, the nearer d is to 1 the later the fall."""
+    z = 1 - u
+    return z / ((1 - bend) + bend * z)
+
+
+def tanh(u: Array, lower: float, upper: float) -> Array:
+    """(1 - tanh(a (1 - u) + b u)) / 2, a = `lower`, b = `upper`: near 1 at u = 0 and near 0 at u = 1, never quite."""
+    return (1 - np.tanh(lower * (1 - u) + upper * u)) / 2
+
+
+def geometric(u: Array, start: float, end: float) -> Array:
+    """From start to end, each step by the same factor: start (end / start)^u."""
+    return start * np.power(end / start, u)
+
+
+def between(start: float | Array, end: float, fall: Array) -> Array:
+    """start where the fall is 1, end (exactly) where it is 0: end + (start - end) g."""
+    return (start - end) * fall + end
+
+
+def rise(shape: Shape, u: Array) -> Array:
+    """A warm-up's way from 0 to 1: u, or (1 - cos(pi u)) / 2."""
+    return u if shape == "linear" else (1 - np.cos(np.pi * u)) / 2

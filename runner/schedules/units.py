@@ -2,9 +2,11 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated
+from itertools import accumulate
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
@@ -13,16 +15,41 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(steps|epochs|%)")
 
 @dataclass(frozen=True)
 class Clock:
-    """T = `total_steps` applied updates, counted t = 0 ... T-1; an epoch is `steps_per_epoch` of them."""
+    """T = `total_steps` applied updates, counted t = 0 ... T-1; an epoch is `steps_per_epoch` of them.
+
+    A run has one; a phase of a sequence and a cycle of a repetition have their own, whose T is their length.
+    """
 
     total_steps: int
     steps_per_epoch: int
 
-    def steps(self, duration: str) -> int:
-        """A duration in whole steps: `10%` of the run, `3epochs`, `500steps`; rounded half up."""
+    def exact(self, duration: str) -> Fraction:
+        """A duration in steps, unrounded: `10%` of the run, `3epochs`, `500steps`."""
         number, unit = _parse(duration)
         units = {"steps": Fraction(1), "epochs": Fraction(self.steps_per_epoch), "%": Fraction(self.total_steps, 100)}
-        return math.floor(number * units[unit] + Fraction(1, 2))
+        return number * units[unit]
+
+    def steps(self, duration: str) -> int:
+        """A duration in whole steps, rounded half up."""
+        return half_up(self.exact(duration))
+
+    def boundaries(self, durations: Sequence[str]) -> list[int]:
+        """Where consecutive phases begin and the last one ends, in whole steps: b_i = half_up(d_1 + ... + d_i).
+
+        The boundaries are rounded and not the lengths, so that the phases add up. One of the durations may be `rest`:
+        what the others leave of T, at least 0.
+        """
+        exact = [None if duration == "rest" else self.exact(duration) for duration in durations]
+        rest = max(Fraction(0), self.total_steps - sum((d for d in exact if d is not None), Fraction(0)))
+        return [half_up(b) for b in accumulate((rest if d is None else d for d in exact), initial=Fraction(0))]
+
+    def within(self, total_steps: int) -> "Clock":
+        """The clock of a part of this run."""
+        return Clock(total_steps, self.steps_per_epoch)
+
+
+def half_up(number: Fraction) -> int:
+    return math.floor(number + Fraction(1, 2))
 
 
 def _parse(duration: str) -> tuple[Fraction, str]:
@@ -40,4 +67,12 @@ def _check(duration: str) -> str:
     return duration
 
 
+def _check_length(duration: str) -> str:
+    if Fraction(_parse(duration)[0]) == 0:
+        raise ValueError("a duration above 0, such as 500steps, 3epochs or 10%")
+    return duration
+
+
 Duration = Annotated[str, AfterValidator(_check)]
+Length = Annotated[str, AfterValidator(_check_length)]  # a duration that is not 0
+Share = Literal["rest"] | Duration  # of a sequence's time

@@ -71,6 +71,7 @@ def train(job: Job) -> int:
     config = job.config
     with capture() as (console, held), Signals() as signals:
         prepared = plan(config)
+        warnings = prepared.check_schedule()
         spec = prepared.run_spec()
         backend = dispatcher.load(config.backend)
         device = devices.resolve(config.device, backend.devices())
@@ -78,6 +79,8 @@ def train(job: Job) -> int:
         held.into(path / "run.log")
         if config.print_config:
             console.say(tree(job.composed))
+        for warning in warnings:
+            console.say(f"warning: {warning}")
         run_folder.write_json(path / "environment.json", run_folder.environment(device))
         run_folder.write_json(path / "data.json", prepared.data.description())
         order, start = prepared.order, first_state(prepared.network, config.optimizer, spec.dtype, config.seed)

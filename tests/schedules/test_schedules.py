@@ -222,7 +222,7 @@ def test_boundaries_that_fall_are_refused() -> None:
         values(falling, 3, total=10)
 
 
-def test_ten_million_steps_take_a_few_tables_of_memory() -> None:
+def test_ten_million_steps_take_little_more_memory_than_their_table() -> None:
     made: Exponential = schedule("exponential", decay_rate=0.9, decay_steps=10000, staircase=False, warmup="1%")
     num = 10**7
     tracemalloc.start()
@@ -232,7 +232,6 @@ def test_ten_million_steps_take_a_few_tables_of_memory() -> None:
     finally:
         tracemalloc.stop()
     assert found.nbytes == 8 * num
-    # t, tau, its quotient, its power, the product, the rise, the choice, the result: eight arrays of the table's size.
-    assert peak <= 8 * found.nbytes
+    assert peak <= 100e6  # the table itself is 80 MB
     # 990 periods of 0.9 after the warm-up: 1e-3 * exp(990 ln 0.9), one step short of it.
     assert found[-1] == pytest.approx(1e-3 * 0.9 ** (9_899_999 / 10000), rel=1e-12)

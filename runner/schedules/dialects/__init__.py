@@ -1,0 +1,113 @@
+"""Other libraries' schedules by their own names: the numbers that they apply, their edge conventions included.
+
+None of the libraries is imported. What needs Python there (LambdaLR, a scale_fn) is not taken; ReduceLROnPlateau is
+schedule=plateau.
+"""
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from runner.schedules.curve import Curve
+from runner.schedules.dialects import huggingface, keras, timm, torch
+from runner.schedules.dialects.calls import Registry, SentenceError, bind
+from runner.schedules.ramps import Array
+from runner.schedules.units import Clock
+
+if TYPE_CHECKING:
+    from builtins import str as HuggingFaceName
+    from builtins import str as KerasName
+    from builtins import str as TimmName
+    from builtins import str as TorchName
+else:
+    TorchName, KerasName = Literal[tuple(torch.REGISTRY)], Literal[tuple(keras.REGISTRY)]
+    HuggingFaceName, TimmName = Literal[tuple(huggingface.REGISTRY)], Literal[tuple(timm.REGISTRY)]
+
+
+class _Dialect(Curve):
+    """eta(t) = f(k, eta0): f the library's `class` with its `args`, k the scheduler's tick at update t.
+
+    `tick`: step, k = t, where the library's user steps its scheduler after every update; epoch, k = floor(t / updates an
+    epoch), where after every epoch.
+    """
+
+    registry: ClassVar[Registry]
+
+    kind: str = Field(alias="class")
+    args: dict[str, Any]
+    tick: Literal["step", "epoch"]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "_Dialect":
+        bind(self.registry, self.kind, self._said(), self._given(Clock(1, 1), 1.0))
+        return self
+
+    def _said(self) -> dict[str, Any]:
+        """The arguments of the function that stands for the class."""
+        return self.args
+
+    def rates(self, t: Array, clock: Clock, lr: float) -> Array:
+        tick = t if self.tick == "step" else t // clock.steps_per_epoch
+        try:
+            return bind(self.registry, self.kind, self._said(), self._given(clock, lr))(tick, lr)
+        except SentenceError as error:
+            raise ValueError(str(error)) from None
+
+    def _given(self, clock: Clock, lr: float) -> dict[str, Any]:
+        """What the run knows, of the arguments that need not be said."""
+        total = clock.total_steps
+        ticks = total if self.tick == "step" else -(-total // clock.steps_per_epoch)
+        return {"num_training_steps": ticks, "t_initial": ticks, "initial_learning_rate": lr}
+
+    def joints(self, clock: Clock) -> list[int]:
+        """Where the slope changes its sign or jumps by half of the range."""
+        rates = self.rates(np.arange(clock.total_steps), clock, 1.0)
+        slope = np.diff(rates)
+        turns = np.flatnonzero(slope[1:] * slope[:-1] < 0) + 1
+        jumps = np.flatnonzero(np.abs(slope) > np.ptp(rates) / 2) + 1
+        return [int(step) for step in (*turns, *jumps)]
+
+
+class FromTorch(_Dialect):
+    """torch.optim.lr_scheduler, stepped after every tick; eta0 = optimizer.lr is the optimizer's rate (torch.py)."""
+
+    name: Literal["from_torch"]
+    kind: TorchName = Field(alias="class")
+    registry: ClassVar[Registry] = torch.REGISTRY
+
+
+class FromKeras(_Dialect):
+    """keras.optimizers.schedules; `initial_learning_rate` is optimizer.lr where it is not in `args` (keras.py)."""
+
+    name: Literal["from_keras"]
+    kind: KerasName = Field(alias="class")
+    registry: ClassVar[Registry] = keras.REGISTRY
+
+
+class FromHuggingFace(_Dialect):
+    """transformers.get_scheduler(class, ...); `num_training_steps` is T where it is not in `args` (huggingface.py)."""
+
+    name: Literal["from_huggingface"]
+    kind: HuggingFaceName = Field(alias="class")
+    registry: ClassVar[Registry] = huggingface.REGISTRY
+
+
+class FromTimm(_Dialect):
+    """timm.scheduler, in epochs or steps by `tick`; `t_initial` is T where it is not in `args` (timm.py)."""
+
+    name: Literal["from_timm"]
+    kind: TimmName = Field(alias="class")
+    registry: ClassVar[Registry] = timm.REGISTRY
+
+    def _said(self) -> dict[str, Any]:
+        """timm's `t_in_epochs` is `tick`; where it is said all the same, it must say the same."""
+        said = dict(self.args)
+        if said.pop("t_in_epochs", self.tick == "epoch") != (self.tick == "epoch"):
+            raise SentenceError(
+                f"tick must be {'step' if self.tick == 'epoch' else 'epoch'} with args.t_in_epochs, got {self.tick}"
+            )
+        return said
+
+
+DIALECTS = (FromTorch, FromKeras, FromHuggingFace, FromTimm)
