@@ -35,7 +35,6 @@ def main() -> int:
         if arguments.config_dir and not Path(arguments.config_dir).is_dir():
             raise ConfigError(f"--config-dir must be a folder, got {arguments.config_dir}")
         each = jobs(arguments.overrides, arguments.multirun, arguments.config_dir)
-        sys.argv = [opened(argument) for argument in sys.argv]
         if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
             return _hydra()
         said = {override.key_or_group for override in parse_overrides(arguments.overrides, arguments.config_dir)}
@@ -74,17 +73,18 @@ def _hydra(extra: Sequence[str] = ()) -> int:
     """Let Hydra compose once more and launch; the worst status of the jobs that ran in this process."""
     import hydra
 
+    program, *command = sys.argv
     statuses: list[int] = []
     refused: list[ConfigError] = []
 
     @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
     def job(composed: Any) -> None:
         try:
-            statuses.append(_train(composed, first=not statuses))
+            statuses.append(_train(composed, command, first=not statuses))
         except ConfigError as error:  # Hydra would put a line of its own before ours
             refused.append(error)
 
-    sys.argv += extra
+    sys.argv = [program, *map(opened, command), *extra]
     job()
     if refused:
         raise refused[0]
@@ -105,7 +105,7 @@ def _multirun(root: Path, num_jobs: int) -> int:
     return comparison.write(folder, num_jobs)
 
 
-def _train(composed: Any, first: bool) -> int:
+def _train(composed: Any, command: Sequence[str], first: bool) -> int:
     """One job, alone or of a multirun, where its failure is written down and the others go on."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -116,8 +116,8 @@ def _train(composed: Any, first: bool) -> int:
     overrides = [said.lstrip("+") for said in hydra.overrides.task]
     config, started = parse(values), _process_start() if first else time()
     if hydra.mode == RunMode.RUN:
-        return train(Job(config, values, overrides, Path(config.output.root) / "runs", None, started))
-    job = Job(config, values, overrides, Path(hydra.sweep.dir), run_folder.job_name(overrides), started)
+        return train(Job(config, values, command, overrides, Path(config.output.root) / "runs", None, started))
+    job = Job(config, values, command, overrides, Path(hydra.sweep.dir), run_folder.job_name(overrides), started)
     print(f"job {hydra.job.num}: {job.name}", flush=True)
     try:
         status = train(job)

@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -89,10 +88,10 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     beside.replace(path)
 
 
-def environment(device: str) -> dict[str, Any]:
+def environment(device: str, command: Sequence[str]) -> dict[str, Any]:
     """What a reader may want to know of where this ran; nothing of it is read back."""
     return {
-        "command": ["python", "-m", "runner", *sys.argv[1:]],
+        "command": ["python", "-m", "runner", *command],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: found for name in _PACKAGES if (found := _version(name))},

@@ -153,9 +153,12 @@ def test_the_comparison_has_a_picture(sweeps: dict[str, Jobs], backend: str) -> 
     assert min(imread(sweeps[backend].path / "comparison.png").shape[:2]) > 300
 
 
-# Both backends in one multirun. The first rate is 0, the others 1e30: one update changes nothing, three end in NaN
+# Both backends in one multirun. The first rate is 0: update 0 changes nothing; then 1e30 ends in NaN, and 1e-3 trains
 
-START = ("optimizer.lr=1e30", "schedule.warmup=1steps", "schedule.warmup_edge=left", "device=cpu")
+START = (
+    "optimizer.lr=1e-3,1e30", "schedule.warmup=1steps", "schedule.warmup_edge=left", "trainer.max_steps=20",
+    "trainer.checkpoint_every=1steps", "device=cpu",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -163,46 +166,57 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Jobs]:
     """`backends`: jobs on both; beside it `long`, in a folder with a long name, over two seeds."""
     here = tmp_path_factory.mktemp("mixed")
     root = here / ("W" * 150)
-    backends = ("-m", "backend=lightning,keras", "trainer.max_steps=1,20", *START)
+    backends = ("-m", "backend=lightning,keras", *START)
     long = ("-m", f"output.root={root}", "seed=0,1", "trainer.max_steps=2", "device=cpu")
     each = together(here, backends, long)
     return {name: Jobs(done, here / done.folder) for name, done in zip(("backends", "long"), each, strict=True)}
 
 
-def by_backend(jobs: Jobs, num_steps: int) -> dict[str, Path]:
-    """The jobs of so many steps."""
-    return {backend: next(jobs.path.glob(f"backend={backend},*max_steps={num_steps},*")) for backend in BACKENDS}
+def by_backend(jobs: Jobs, lr: str) -> dict[str, Path]:
+    """The jobs with this rate."""
+    return {backend: next(jobs.path.glob(f"backend={backend},optimizer.lr={lr},*")) for backend in BACKENDS}
+
+
+DIVERGING, TRAINING = "1e+30", "0.001"
 
 
 def test_a_diverging_job_fails_with_the_update_named_and_the_others_go_on(mixed: dict[str, Jobs]) -> None:
     """Update 0 has rate 0, update 1 throws the weights to 1e30, whose outputs overflow float32 in update 2."""
     jobs = mixed["backends"]
     assert jobs.done.status == 1
-    results = {path.name: json.loads((path / "result.json").read_text()) for path in by_backend(jobs, 20).values()}
+    results = {
+        path.name: json.loads((path / "result.json").read_text()) for path in by_backend(jobs, DIVERGING).values()
+    }
     assert [found["status"] for found in results.values()] == ["failed"] * 2
     assert jobs.done.out.count("failed: RunError: the loss of update 2 is nan") == 2
-    for path in by_backend(jobs, 20).values():
+    for path in by_backend(jobs, DIVERGING).values():
         assert "Traceback" in (path / "run.log").read_text()
     assert "Traceback" not in jobs.done.out + jobs.done.err
-    for path in by_backend(jobs, 1).values():
+    for path in by_backend(jobs, TRAINING).values():
         assert json.loads((path / "result.json").read_text())["status"] == "completed"
 
 
 def test_a_failed_run_s_result_has_the_keys_of_the_contract(mixed: dict[str, Jobs]) -> None:
     keys = {"status", "backend", "schedule", "steps", "epochs", "metrics", "best", "seconds", "num_parameters"}
-    for path in by_backend(mixed["backends"], 20).values():
+    for path in by_backend(mixed["backends"], DIVERGING).values():
         assert keys <= set(json.loads((path / "result.json").read_text()))
 
 
 def test_both_backends_start_from_the_same_bits(mixed: dict[str, Jobs]) -> None:
-    """After one update of rate 0 the weights are those that the core drew, and so is their hash."""
+    """After one update of rate 0 the weights are those that the core drew; the checkpoint before the loss that was no
+    number is still there."""
     drawn = first(prepare([])).weights
-    for path in by_backend(mixed["backends"], 1).values():
-        weights = load_file(path / "checkpoints" / "last" / "weights.safetensors")
+    for path in by_backend(mixed["backends"], DIVERGING).values():
+        weights = load_file(path / "checkpoints" / "1" / "weights.safetensors")
         assert weights.keys() == drawn.keys()
         for name, value in weights.items():
             np.testing.assert_array_equal(value, drawn[name])
-        assert json.loads((path / "result.json").read_text())["weights_sha256"] == weights_sha256(drawn)
+
+
+def test_a_completed_job_s_hash_is_that_of_its_last_weights(mixed: dict[str, Jobs]) -> None:
+    for path in by_backend(mixed["backends"], TRAINING).values():
+        weights = load_file(path / "checkpoints" / "last" / "weights.safetensors")
+        assert json.loads((path / "result.json").read_text())["weights_sha256"] == weights_sha256(weights)
 
 
 def test_the_first_loss_is_numpys(mixed: dict[str, Jobs]) -> None:
@@ -211,7 +225,7 @@ def test_the_first_loss_is_numpys(mixed: dict[str, Jobs]) -> None:
     rows = prepared.order.chunk(0, 1).rows
     z, y = mlp(first(prepared).weights, prepared.data.train.x[rows]), prepared.data.train.y[rows]
     expected = np.mean(np.log(np.exp(z).sum(1)) - z[np.arange(32), y])
-    for path in by_backend(mixed["backends"], 20).values():
+    for path in by_backend(mixed["backends"], DIVERGING).values():
         assert trace(path)["learning_rate"][0] == 0
         assert trace(path)["loss"][0] == pytest.approx(expected, rel=1e-6)
 

@@ -1,5 +1,6 @@
 """task=preview: the table that trains, before any training, without a framework, in a moment."""
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from runner import rates
 from runner.compose import CONF
 from runner.report.rates import draw
-from tests.command_line import together
+from tests.command_line import REPOSITORY, together
 from tests.test_isolation import run
 
 
@@ -67,6 +68,21 @@ def test_a_warning_is_said_and_with_strict_refused(tmp_path: Path) -> None:
     assert len(list((tmp_path / "outputs" / "previews").iterdir())) == 1
 
 
+NO_PYPLOT = """
+import sys
+from pathlib import Path
+import numpy as np
+from runner.report.rates import draw
+draw(Path(sys.argv[1]), {"a": np.ones(9)}, 1.0)
+assert "matplotlib.pyplot" not in sys.modules
+"""
+
+
+def test_its_picture_needs_no_pyplot(tmp_path: Path) -> None:
+    """Which would open windows, keep figures, and cost its import."""
+    subprocess.run([sys.executable, "-c", NO_PYPLOT, str(tmp_path / "a.png")], cwd=REPOSITORY, check=True)
+
+
 def test_it_takes_about_a_second(tmp_path: Path) -> None:
     """1.5 s on an idle machine; the fastest of three, and 4 s, since the cores of this one are shared."""
     seconds = []
@@ -79,7 +95,6 @@ def test_it_takes_about_a_second(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num", [1, 8, 9])
 def test_a_picture_of_a_long_table_is_drawn_from_a_part_of_it(tmp_path: Path, num: int) -> None:
-    assert "matplotlib.pyplot" not in sys.modules
     tables = {f"curve {i}": np.linspace(0, 1, 10**6) for i in range(num)}
     began = time.perf_counter()
     draw(tmp_path / "rates.png", tables, 1.0)

@@ -1,7 +1,7 @@
 """task=train: one run, from the config to its folder."""
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import time
@@ -24,6 +24,7 @@ class Job:
 
     config: Config
     composed: Mapping[str, Any]  # the config as plain values, as config.yaml keeps it
+    command: Sequence[str]  # what was said after `python -m runner`
     overrides: list[str]
     parent: Path
     name: str | None  # of the folder; None: date, time, schedule and backend
@@ -81,7 +82,7 @@ def train(job: Job) -> int:
             console.say(tree(job.composed))
         for warning in warnings:
             console.say(f"warning: {warning}")
-        run_folder.write_json(path / "environment.json", run_folder.environment(device))
+        run_folder.write_json(path / "environment.json", run_folder.environment(device, job.command))
         run_folder.write_json(path / "data.json", prepared.data.description())
         order, start = prepared.order, first_state(prepared.network, config.optimizer, spec.dtype, config.seed)
         adapt = config.trainer.steps_per_call == "auto"
