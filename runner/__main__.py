@@ -20,7 +20,7 @@ from runner.errors import ConfigError, RunError, show
 from runner.saved import Run, config_of
 
 # What may be said beside `run=FOLDER`; all else is the saved config's.
-_ON_A_RUN = ("task", "run", "checkpoint", "format", "backend", "device", "data.path")
+_ON_A_RUN = ("task", "run", "checkpoint", "format", "steps", "backend", "device", "data.path")
 
 
 def main() -> int:
@@ -40,7 +40,7 @@ def main() -> int:
         said = {override.key_or_group for override in parse_overrides(arguments.overrides, arguments.config_dir)}
         if "run" in said:
             return max(_on_a_run(job) for job in each)
-        for key in ("checkpoint", "format"):
+        for key in ("checkpoint", "format", "steps"):
             if key in said:
                 raise ConfigError(f"{key} is for a finished run: it needs run=FOLDER")
         configs = [parse(compose(job, arguments.config_dir)) for job in each]
@@ -158,7 +158,11 @@ def _on_a_run(overrides: Sequence[str]) -> int:
             from runner.tasks.export import export
 
             return export(run, config.format)
-    raise ConfigError(f"run=FOLDER goes with task=evaluate, predict or export, got task={config.task}")
+        case "verify":
+            from runner.tasks.verify import verify
+
+            return verify(run, config.steps)
+    raise ConfigError(f"run=FOLDER goes with task=evaluate, predict, export or verify, got task={config.task}")
 
 
 def _process_start() -> float:

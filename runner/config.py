@@ -55,8 +55,8 @@ class Output(Section):
 
 
 class Config(Section):
-    task: Literal["train", "preview", "evaluate", "predict", "export"]
-    backend: Literal["lightning", "keras"]
+    task: Literal["train", "preview", "evaluate", "predict", "export", "verify"]
+    backend: Literal["lightning", "keras", "witness"]
     device: Annotated[str, Field(pattern=f"^({devices.PATTERN})$")]
     devices: Literal[1]
     num_nodes: Literal[1]
@@ -74,6 +74,7 @@ class Config(Section):
     run: str | None
     format: Literal["keras", "torch", "safetensors"] | None
     checkpoint: Literal["last", "best"] | Index
+    steps: str | None
     resume: str | None
 
 
@@ -94,7 +95,7 @@ def parse(composed: Mapping[str, Any]) -> Config:
 
 def sha256(composed: Mapping[str, Any]) -> str:
     """Of what fixes a run: the composed config without the folder it writes to and the tasks done on its result."""
-    aside = {"output", "task", "run", "format", "checkpoint", "resume", "print_config"}
+    aside = {"output", "task", "run", "format", "checkpoint", "steps", "resume", "print_config"}
     kept = {key: value for key, value in composed.items() if key not in aside}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 

@@ -13,6 +13,7 @@ from runner.data import Dataset, Split
 from runner.data.dataset import Task, check_range
 from runner.data.order import Order
 from runner.errors import ConfigError, nearest
+from runner.exact.refuse import refuse
 from runner.layers import Network, network
 from runner.schedules import Clock, lint
 from runner.spec import ModelSpec, RunSpec
@@ -102,6 +103,10 @@ def plan(config: Config) -> Plan:
     order = Order(len(data.train), trainer.batch_size, trainer.accumulate_grad_batches, config.seed, total_steps)
     check_range(data, model.dtype)
     _check_batch_norm(model.network, order)
+    if trainer.precision == "exact":
+        refuse(model.network, loss, config.optimizer, order)
+    elif config.backend == "witness":
+        raise ConfigError(f"backend=witness trains with trainer.precision=exact alone, got {trainer.precision}")
     prepared = Plan(
         config=config,
         data=data,

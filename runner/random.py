@@ -5,6 +5,7 @@ Nothing here keeps a state, so a run continues from any step without one; raw bi
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,9 +29,10 @@ def permutation(num: int, seed: int, place: str) -> np.ndarray:
     return np.argsort(_bits(num, seed, place), kind="stable")
 
 
-def mix(x: int) -> int:
-    """The 32-bit finalizer `lowbias32` of Wellons's hash prospector. The backends spell the same on tensors."""
-    x &= MASK
+def mix(x: Any) -> Any:
+    """The 32-bit finalizer `lowbias32` of Wellons's hash prospector, of an int or of int64s: products that wrap keep the
+    low 32 bits. The backends spell the same on tensors."""
+    x = x & MASK
     x = ((x ^ x >> 16) * 0x7FEB352D) & MASK
     x = ((x ^ x >> 15) * 0x846CA68B) & MASK
     return x ^ x >> 16
@@ -52,5 +54,4 @@ def keep(num: int, rate: float, key: int, step: int, micro_batch: int) -> np.nda
     k = mix(mix(key + step) + micro_batch); element i is kept where mix(mix(i + k) xor k) >= rate * 2^32.
     """
     k = mix(mix(key + step) + micro_batch)
-    hashes = np.array([mix(mix(i + k) ^ k) for i in range(num)])
-    return hashes >= threshold(rate)
+    return mix(mix(np.arange(num) + k) ^ k) >= threshold(rate)

@@ -88,6 +88,11 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     beside.replace(path)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
+
+
 def environment(device: str, command: Sequence[str]) -> dict[str, Any]:
     """What a reader may want to know of where this ran; nothing of it is read back."""
     return {

@@ -11,7 +11,7 @@ from runner.data.order import Chunk
 from runner.layers import Network, initial_variables
 
 Weights = Mapping[str, np.ndarray]  # "dense_0/kernel" -> float[in, out]: one canonical layout for every framework
-Precision = Literal["float32", "float64", "bf16-mixed"]
+Precision = Literal["float32", "float64", "bf16-mixed", "exact"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ModelSpec:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of weights, slots, data and rates; bf16-mixed keeps them in float32 and computes in bfloat16."""
+        """Of weights, slots, data and rates; bf16-mixed computes in bfloat16, exact in float64 that holds float32's numbers."""
         return np.dtype(np.float64 if self.precision == "float64" else np.float32)
 
 

@@ -1,9 +1,11 @@
 """A wrong command line: exit status 2, a short sentence that names the key, nothing written, nothing trained.
 
-command_line_errors.txt is the catalogue: `$` and what follows `python -m runner`, below it all that stderr says.
+command_line_errors.txt is the catalogue: `$` and what follows `python -m runner`, below it all that stderr says; lists that
+recur are written once, at its top.
 """
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -24,6 +26,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def cases() -> list[tuple[str, str]]:
     """(command line, stderr) of every entry."""
     lines = [line for line in CATALOGUE.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    lists = dict(line[1:].split(" ", 1) for line in lines if line.startswith("@"))
+    lines = [re.sub(r"<(\w+)>", lambda name: lists.get(name[1], name[0]), line) for line in lines if line[0] != "@"]
     starts = [i for i, line in enumerate(lines) if line.startswith("$ ")]
     ends = [*starts[1:], len(lines)]
     return [(lines[i][2:], "\n".join(lines[i + 1 : j])) for i, j in zip(starts, ends, strict=True)]
@@ -71,7 +75,7 @@ def test_a_wrong_command_line_is_refused_in_exactly_these_words(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # main sets it; this puts it back afterwards
-    monkeypatch.setattr(dispatcher, "load", lambda name: OnlyCpu())
+    monkeypatch.setattr(dispatcher, "load", lambda name, lean=False: OnlyCpu())
     monkeypatch.setattr(sys, "argv", ["runner", *arguments(line)])
     status = status_of_main()
     out, err = capfd.readouterr()

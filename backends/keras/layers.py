@@ -116,10 +116,15 @@ class Dropout(native.Layer):
         return x * tf.where(self.keep(x), constant(1 / (1 - self.rate), x), constant(0.0, x))
 
     def keep(self, x: Any) -> Any:
-        k = _mix_tensor(_low(_mix_tensor(_low(self.key + tf.cast(self.place.step, tf.int64))) + self.place.micro_batch))
-        i = tf.range(tf.size(x, tf.int64), dtype=tf.int64)
-        hashes = _mix_tensor(tf.bitwise.bitwise_xor(_mix_tensor(_low(i + k)), k))
-        return tf.reshape(hashes >= threshold(self.rate), tf.shape(x))
+        return keep(tf.shape(x), self.rate, self.key, self.place.step, self.place.micro_batch)
+
+
+def keep(shape: Any, rate: float, key: int, step: Any, micro_batch: Any) -> Any:
+    """runner.random.keep in a shape."""
+    k = _mix_tensor(_low(_mix_tensor(_low(key + tf.cast(step, tf.int64))) + micro_batch))
+    i = tf.range(tf.reduce_prod(tf.cast(shape, tf.int64)), dtype=tf.int64)
+    hashes = _mix_tensor(tf.bitwise.bitwise_xor(_mix_tensor(_low(i + k)), k))
+    return tf.reshape(hashes >= threshold(rate), shape)
 
 
 def _low(x: Any) -> Any:

@@ -6,7 +6,6 @@ Legend of shapes: K updates, A micro-batches an update, B rows each, n = all row
 import functools
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,47 +13,67 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from backends.keras import device, layers, losses, optimizers
+from backends.keras import device, exact, layers, losses, optimizers
 from backends.keras.schedule import TableLR
 from runner.data.order import Chunk
 from runner.optimizers import decaying
 from runner.spec import ModelSpec, OnChunk, Report, RunSpec, TrainState
 
-_POLICY = {"float32": "float32", "float64": "float64", "bf16-mixed": "mixed_bfloat16"}
+_POLICY = {"float32": "float32", "float64": "float64", "bf16-mixed": "mixed_bfloat16", "exact": "float32"}
 
 
-@dataclass
-class _Work:
-    """What a model trains on and with; out of the sight of Keras's attribute tracking."""
+class _Native:
+    """What most precisions train with: keras.layers, a tape, this room's optimizers. Not a Keras object, so that its
+    attribute tracking does not list the variables twice."""
 
-    run: RunSpec
-    place: layers.Place
-    parameters: dict[str, Any]  # canonical name -> variable
-    buffers: list[str]
-    loss: Any
-    x: Any
-    y: Any
+    def __init__(self, model: keras.Model, run: RunSpec, start: TrainState, place: layers.Place) -> None:
+        self.model, self.run, self.place, self.loss = model, run, place, losses.build(run.loss)
+        layers.load_state(model, start)
+        variables = layers.named(model)
+        self.parameters = {name: variables[name] for name in start.weights}
+        self.buffers = list(start.buffers)
+        schedule, decays = TableLR(run.rates, run.dtype), decaying(run.optimizer, run.network)
+        self.optimizer = optimizers.build(run.optimizer, schedule, self.parameters, list(start.slots), decays)
+        self.optimizer.load_slots(start.slots, start.step)
+        self.x, self.y = tf.constant(run.x), tf.constant(run.y)
+        # XLA pays for small and dense networks; its convolutions on the CPU are slower than TensorFlow's own
+        self.jit_compile = not any(node.spec.layer == "conv2d" for node in run.network.walk())
+
+    def update(self, batches: Iterable[tuple[Any, Any]], num_rows: int) -> tuple[Any, Any]:
+        """One update from its micro-batches of num_rows rows: its mean loss before it, the outputs."""
+        total: Any = None
+        gradients: Any = None
+        outputs, self.place.step = [], self.optimizer.iterations.value
+        for micro_batch, (x, y) in enumerate(batches):
+            self.place.micro_batch = micro_batch
+            with tf.GradientTape() as tape:
+                z = tf.cast(self.model(x, training=True), self.x.dtype)
+                share = self.loss(z, y)
+                if num_rows != len(x):
+                    share = share * layers.constant(len(x) / num_rows, share)
+            new = tape.gradient(share, [v.value for v in self.parameters.values()])
+            total = share if total is None else total + share
+            gradients = new if gradients is None else [a + b for a, b in zip(gradients, new, strict=True)]
+            outputs.append(z)
+        if self.run.gradient_clip_norm is not None:
+            gradients = optimizers.clip_by_global_norm(gradients, self.run.gradient_clip_norm)
+        self.optimizer.apply(gradients, list(self.parameters.values()))
+        return total, tf.concat(outputs, axis=0)
+
+    def state(self, step: int) -> TrainState:
+        weights, buffers = (layers.save(self.model, names) for names in (list(self.parameters), self.buffers))
+        return TrainState(step, weights, self.optimizer.save_slots(), buffers)
 
 
 class Model(keras.Model):
     """The network, its loss and its optimizer, as the seam's `Live`."""
 
-    work: _Work
+    work: Any
 
     def connect(self, run: RunSpec, start: TrainState, place: layers.Place) -> None:
         """Load the state, make the optimizer, compile."""
-        layers.load_state(self, start)
-        variables = layers.named(self)
-        parameters = {name: variables[name] for name in start.weights}
-        self.work = _Work(
-            run, place, parameters, list(start.buffers), losses.build(run.loss), tf.constant(run.x), tf.constant(run.y)
-        )
-        schedule, decays = TableLR(run.rates, run.dtype), decaying(run.optimizer, run.network)
-        optimizer = optimizers.build(run.optimizer, schedule, parameters, list(start.slots), decays)
-        optimizer.load_slots(start.slots, start.step)
-        # XLA pays for small and dense networks; its convolutions on the CPU are slower than TensorFlow's own
-        convolves = any(node.spec.layer == "conv2d" for node in run.network.walk())
-        self.compile(optimizer=optimizer, jit_compile=not convolves)
+        self.work = (exact.Work if run.precision == "exact" else _Native)(self, run, start, place)
+        self.compile(optimizer=self.work.optimizer, jit_compile=self.work.jit_compile)
 
     def make_train_function(self, force: bool = False) -> Any:
         """fit's: takes the next chunk off its iterator and runs it. One compilation per shape of the chunk's blocks,
@@ -80,19 +99,16 @@ class Model(keras.Model):
         """The chunk's updates, one after another: (rates [K], losses [K], outputs [K, A * B, C])."""
         num_steps, *blocks = data  # int64[K, A, B] each; rows past num_steps are padding
         num_rows = sum(block.shape[1] * block.shape[2] for block in blocks)
-        dtype, length = tf.as_dtype(self.work.run.dtype), blocks[0].shape[0]
+        dtype, length, x, y = tf.as_dtype(self.work.run.dtype), blocks[0].shape[0], self.work.x, self.work.y
         shape = (num_rows, *self.work.run.network.output_shape)
         rates = tf.TensorArray(dtype, length, element_shape=())
         means = tf.TensorArray(dtype, length, element_shape=())
         outputs = tf.TensorArray(dtype, length, element_shape=shape)
 
         def update(k: Any, rates: Any, means: Any, outputs: Any) -> Any:
-            self.work.place.step = self.optimizer.iterations.value
             rate = tf.cast(self.optimizer.learning_rate, dtype)
-            total, gradients, z = self._gradients([block[k] for block in blocks], num_rows)
-            if self.work.run.gradient_clip_norm is not None:
-                gradients = optimizers.clip_by_global_norm(gradients, self.work.run.gradient_clip_norm)
-            self.optimizer.apply(gradients, list(self.work.parameters.values()))
+            batches = [rows for block in blocks for rows in tf.unstack(block[k])]
+            total, z = self.work.update([(tf.gather(x, rows), tf.gather(y, rows)) for rows in batches], num_rows)
             return k + 1, rates.write(k, rate), means.write(k, total), outputs.write(k, z)
 
         _, rates, means, outputs = tf.while_loop(
@@ -100,32 +116,8 @@ class Model(keras.Model):
         )
         return rates.stack(), means.stack(), outputs.stack()
 
-    def _gradients(self, blocks: list[Any], num_rows: int) -> Any:
-        """Of one update: its mean loss, the gradients of that, the outputs. block  # int64[A, B]"""
-        total, gradients, outputs, micro_batch = None, None, [], 0
-        for block in blocks:
-            for rows in tf.unstack(block):
-                self.work.place.micro_batch = micro_batch
-                x, y = tf.gather(self.work.x, rows), tf.gather(self.work.y, rows)
-                with tf.GradientTape() as tape:
-                    z = tf.cast(self(x, training=True), self.work.x.dtype)
-                    share = self.work.loss(z, y)
-                    if num_rows != len(rows):
-                        share = share * layers.constant(len(rows) / num_rows, share)
-                new = tape.gradient(share, [v.value for v in self.work.parameters.values()])
-                total = share if total is None else total + share
-                gradients = new if gradients is None else [a + b for a, b in zip(gradients, new, strict=True)]
-                outputs.append(z)
-                micro_batch += 1
-        return total, gradients, tf.concat(outputs, axis=0)
-
     def state(self) -> TrainState:
-        return TrainState(
-            int(self.optimizer.iterations),
-            layers.save(self, list(self.work.parameters)),
-            self.optimizer.save_slots(),
-            layers.save(self, self.work.buffers),
-        )
+        return self.work.state(int(self.optimizer.iterations))
 
     def predict(self, x: np.ndarray) -> np.ndarray:  # type: ignore[override]
         return _predict(self, self.work.run, x)
@@ -187,7 +179,7 @@ def train(run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: On
 def predict(model: ModelSpec, state: TrainState, x: np.ndarray) -> np.ndarray:
     with tf.device(device.resolve(model.device)):
         network = _network(model, layers.Place(0), keras.Model)
-        layers.load_state(network, state)
+        (exact if model.precision == "exact" else layers).load_state(network, state)
         return _predict(network, model, x)
 
 
@@ -206,6 +198,8 @@ def _network(model: ModelSpec, place: layers.Place | None, kind: type[keras.Mode
     """In the run's dtype, which Keras takes from its global settings."""
     keras.config.set_floatx(model.dtype.name)
     keras.config.set_dtype_policy(_POLICY[model.precision])
+    if place and model.precision == "exact":
+        return exact.build(model.network, kind)
     return layers.build(model.network, place, kind)
 
 

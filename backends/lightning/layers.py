@@ -1,5 +1,6 @@
 """The layer vocabulary as torch.nn. Inside, images are [B, C, H, W]; a model takes and gives canonical [B, H, W, C]."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -177,10 +178,15 @@ class Dropout(nn.Module):
 
     def keep(self, x: Tensor) -> Tensor:
         shape = (x.shape[0], *x.shape[2:], x.shape[1]) if x.ndim == 4 else x.shape  # masks are canonical
-        k = mix(mix(self.key + self.place.step) + self.place.micro_batch)
-        i = torch.arange(x.numel(), device=x.device)
-        mask = (_mix_tensor(_mix_tensor((i + k) & MASK) ^ k) >= threshold(self.rate)).view(shape)
+        mask = keep(shape, self.rate, self.key, self.place.step, self.place.micro_batch, x.device)
         return mask.permute(0, 3, 1, 2) if x.ndim == 4 else mask
+
+
+def keep(shape: Sequence[int], rate: float, key: int, step: int, micro_batch: int, where: torch.device) -> Tensor:
+    """runner.random.keep in a shape, on a device."""
+    k = mix(mix(key + step) + micro_batch)
+    i = torch.arange(math.prod(shape), device=where)
+    return (_mix_tensor(_mix_tensor((i + k) & MASK) ^ k) >= threshold(rate)).view(tuple(shape))
 
 
 def _mix_tensor(x: Tensor) -> Tensor:

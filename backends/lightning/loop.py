@@ -12,22 +12,25 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from backends.lightning import device, layers, losses, optimizers
+from backends.lightning import device, exact, layers, losses, optimizers
 from backends.lightning.schedule import TableLR
 from runner.data.order import Chunk
 from runner.optimizers import decaying
 from runner.spec import ModelSpec, OnChunk, Report, RunSpec, TrainState
 
-_PRECISION: dict[str, Any] = {"float32": "32-true", "float64": "64-true", "bf16-mixed": "bf16-mixed"}
+_PRECISION: dict[str, Any] = {
+    "float32": "32-true",
+    "float64": "64-true",
+    "bf16-mixed": "bf16-mixed",
+    "exact": "64-true",
+}
 
 
-class Module(pl.LightningModule):
-    """The network, its loss and its optimizer, as the seam's `Live`."""
+class _Native:
+    """What most precisions train with: torch.nn, autograd, stock optimizers."""
 
     def __init__(self, run: RunSpec, start: TrainState, where: torch.device) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.run, self.step = run, start.step
+        self.run = run
         self.place = layers.Place(run.seed)
         dtype = torch.from_numpy(np.empty(0, run.dtype)).dtype
         self.network = layers.Network(run.network, self.place).to(where, dtype)
@@ -39,6 +42,50 @@ class Module(pl.LightningModule):
         self.x, self.y = (torch.from_numpy(values).to(where) for values in (run.x, run.y))
         self.optimizer = optimizers.build(run.optimizer, self.weights, decaying(run.optimizer, run.network))
         optimizers.load_slots(run.optimizer, self.optimizer, self.weights, start.slots, start.step)
+        self._totals: list[Tensor] = []
+
+    def update(self, step: int, batches: Iterable[tuple[Tensor, Tensor]], num_rows: int) -> list[Tensor]:
+        """One update from its micro-batches of num_rows rows; the outputs of each."""
+        outputs = []
+        self.place.step, self.place.micro_batch = step, 0
+        self.optimizer.zero_grad()
+        total = torch.zeros((), dtype=self.x.dtype, device=self.x.device)
+        for x, y in batches:
+            z = self.network(x)
+            share = self.loss(z, y)
+            if num_rows != len(x):
+                share = share * (len(x) / num_rows)
+            share.backward()
+            total = total + share.detach()
+            outputs.append(z.detach())
+            self.place.micro_batch += 1
+        if self.run.gradient_clip_norm is not None:
+            gradients = [p.grad for p in self.weights.values() if p.grad is not None]
+            optimizers.clip_by_global_norm(gradients, self.run.gradient_clip_norm)
+        self.optimizer.step()
+        self._totals.append(total)
+        return outputs
+
+    def losses(self) -> Tensor:
+        """The mean loss, before each update, of the updates since it was last asked for."""
+        totals, self._totals = torch.stack(self._totals), []
+        return totals
+
+    def state(self, step: int) -> TrainState:
+        slots = optimizers.save_slots(self.run.optimizer, self.optimizer, self.weights, self.slot_names)
+        weights, buffers = (layers.save(self.network, names) for names in (list(self.weights), self.buffer_names))
+        return TrainState(step, weights, slots, buffers)
+
+
+class Module(pl.LightningModule):
+    """The network, its loss and its optimizer, as the seam's `Live`."""
+
+    def __init__(self, run: RunSpec, start: TrainState, where: torch.device) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.run, self.step = run, start.step
+        self.work = (exact.Work if run.precision == "exact" else _Native)(run, start, where)
+        self.network, self.optimizer = self.work.network, self.work.optimizer
         self.schedule = TableLR(self.optimizer, run.rates, run.dtype, start.step)
 
     def configure_optimizers(self) -> Any:
@@ -46,36 +93,19 @@ class Module(pl.LightningModule):
 
     def training_step(self, chunk: Chunk, index: int) -> None:
         """The chunk's updates, one after another; its report is left in `self.report`."""
-        group, parameters = self.optimizer.param_groups[0], list(self.weights.values())
-        rates, means, outputs = [], [], []
-        blocks = [torch.from_numpy(block).to(self.x.device) for block in chunk.blocks]
-        data = [(self.x[block], self.y[block]) for block in blocks]  # x  # [K, A, B, ...]
+        group, work = self.optimizer.param_groups[0], self.work
+        rates, outputs = [], []
+        blocks = [torch.from_numpy(block).to(work.x.device) for block in chunk.blocks]
+        data = [(work.x[block], work.y[block]) for block in blocks]  # x  # [K, A, B, ...]
         for k in range(chunk.num_steps):
-            self.place.step, self.place.micro_batch = self.step, 0
-            self.optimizer.zero_grad()
-            total = torch.zeros((), dtype=self.x.dtype, device=self.x.device)
-            for x_block, y_block in data:
-                for x, y in zip(x_block[k].unbind(), y_block[k].unbind(), strict=True):
-                    z = self.network(x)
-                    share = self.loss(z, y)
-                    if chunk.rows_per_step != len(x):
-                        share = share * (len(x) / chunk.rows_per_step)
-                    share.backward()
-                    total = total + share.detach()
-                    outputs.append(z.detach())
-                    self.place.micro_batch += 1
-            if self.run.gradient_clip_norm is not None:
-                optimizers.clip_by_global_norm(
-                    [p.grad for p in parameters if p.grad is not None], self.run.gradient_clip_norm
-                )
             rates.append(group["lr"])
-            self.optimizer.step()
+            batches = (pair for x, y in data for pair in zip(x[k].unbind(), y[k].unbind(), strict=True))
+            outputs += work.update(self.step, batches, chunk.rows_per_step)
             self.schedule.step()
             self.step += 1
-            means.append(total)
         self._count(chunk.num_steps)
         self.report = Report(
-            losses=_to_numpy(torch.stack(means)),
+            losses=_to_numpy(work.losses()),
             rates=np.array(rates, dtype=self.run.dtype),
             outputs=_to_numpy(torch.cat(outputs)),
         )
@@ -88,13 +118,7 @@ class Module(pl.LightningModule):
             tracker.completed += num_steps
 
     def state(self) -> TrainState:
-        slots = optimizers.save_slots(self.run.optimizer, self.optimizer, self.weights, self.slot_names)
-        return TrainState(
-            self.step,
-            layers.save(self.network, list(self.weights)),
-            slots,
-            layers.save(self.network, self.buffer_names),
-        )
+        return self.work.state(self.step)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         return _predict(self.network, self.run, x)
@@ -154,7 +178,9 @@ def export(model: ModelSpec, state: TrainState, path: Path) -> None:
     torch.export.save(torch.export.export(native_model(model, state), (example,), dynamic_shapes=rows), path)
 
 
-def _network(model: ModelSpec, state: TrainState, place: layers.Place | None) -> layers.Network:
+def _network(model: ModelSpec, state: TrainState, place: layers.Place | None) -> nn.Module:
+    if place and model.precision == "exact":
+        return exact.Network(model, state, device.resolve(model.device))
     network = layers.Network(model.network, place)
     dtype = torch.from_numpy(np.empty(0, model.dtype)).dtype
     network.to(device.resolve(model.device), dtype)
@@ -162,7 +188,7 @@ def _network(model: ModelSpec, state: TrainState, place: layers.Place | None) ->
     return network
 
 
-def _predict(network: layers.Network, model: ModelSpec, x: np.ndarray) -> np.ndarray:
+def _predict(network: nn.Module, model: ModelSpec, x: np.ndarray) -> np.ndarray:
     where = next(network.parameters()).device
     mixed = torch.autocast(where.type, torch.bfloat16, enabled=model.precision == "bf16-mixed")
     training = network.training

@@ -12,6 +12,7 @@ from runner.config import Config, sha256
 from runner.console import Console, capture, tree
 from runner.data.order import Chunks
 from runner.errors import ConfigError
+from runner.exact import certificate
 from runner.plan import plan
 from runner.signals import Signals
 from runner.spec import first_state
@@ -100,6 +101,8 @@ def train(job: Job) -> int:
             else:
                 result["status"] = "completed" if state.step == order.total_steps else "interrupted"
                 result["weights_sha256"] = checkpoint.weights_sha256(state)
+                if spec.precision == "exact":
+                    result |= certificate.write(path, job.composed, state)
         ended, began = time(), chunks.began or time()
         picture = _draw(path, f"{config.schedule.name}, {config.optimizer.name}, {config.backend}")
         result |= {

@@ -1,0 +1,290 @@
+"""Exact mode in TensorFlow: the primitives of runner.exact, and the network and optimizer that the loop trains with them."""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from backends.keras import layers
+from backends.keras.schedule import TableLR
+from runner import layers as spec
+from runner.exact import gradient, optimizers, self_test
+from runner.exact.layers import Pass
+from runner.exact.network import Layout, forward
+from runner.exact.primitives import Pads
+from runner.exact.rules import TINY, r
+from runner.exact.tables import table
+from runner.exact.witness import finite
+from runner.optimizers import decaying
+from runner.spec import RunSpec, TrainState
+
+_EXPONENT = 0x7FF0000000000000  # of a float64's bits
+
+
+class TensorFlow:
+    """The primitives, in a graph or out of one."""
+
+    def constant(self, value: np.ndarray) -> Any:
+        return tf.constant(value)
+
+    def r(self, x: Any) -> Any:
+        return tf.cast(tf.cast(self.where(tf.abs(x) < TINY, 0.0, x), tf.float32), tf.float64)
+
+    def rint(self, x: Any) -> Any:
+        return tf.round(x)
+
+    def grid(self, x: Any, bits: int, per_row: bool = False) -> tuple[Any, Any]:
+        axes = list(range(1, len(x.shape))) if per_row else None
+        power, _ = self.power(tf.maximum(tf.reduce_max(tf.abs(x), axes, keepdims=per_row), _real(2.0**-200)))
+        return tf.round(x * (2.0 ** (bits - 1) / power)), power * 2.0 ** (1 - bits)
+
+    def plus(self, a: Any, b: Any, scale: Any) -> Any:
+        return a + b * scale
+
+    def sqrt(self, x: Any) -> Any:
+        return tf.sqrt(x)
+
+    def abs(self, x: Any) -> Any:
+        return tf.abs(x)
+
+    def maximum(self, a: Any, b: Any) -> Any:
+        return tf.maximum(a, _real(b))
+
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        return tf.where(condition, _real(a), _real(b))
+
+    def gate(self, g: Any, y: Any) -> Any:
+        return self.where(y > 0.0, g, 0.0)
+
+    def sum(self, x: Any, axes: tuple[int, ...], keep: bool = False) -> Any:
+        return tf.reduce_sum(x, list(axes), keepdims=keep)
+
+    def largest(self, x: Any) -> Any:
+        return tf.reduce_max(x, -1, keepdims=True)
+
+    def matmul(self, a: Any, b: Any) -> Any:
+        return tf.matmul(a, b)
+
+    def transpose(self, a: Any) -> Any:
+        return tf.linalg.matrix_transpose(a)
+
+    def reverse(self, a: Any) -> Any:
+        return tf.reverse(a, [0])
+
+    def spread(self, x: Any, shape: Sequence[int]) -> Any:
+        return tf.broadcast_to(x, shape)
+
+    def reshape(self, x: Any, shape: Sequence[int]) -> Any:
+        return tf.reshape(x, shape)
+
+    def join(self, parts: Sequence[Any]) -> Any:
+        return tf.concat([tf.reshape(part, [-1]) for part in parts], 0)
+
+    def pad(self, x: Any, pads: Pads, value: float) -> Any:
+        return tf.pad(x, [(0, 0), *pads, (0, 0)], constant_values=_real(value))
+
+    def patches(self, x: Any, size: int, stride: int, pads: Pads) -> Any:
+        x = self.pad(x, pads, 0.0) if any(pads[0] + pads[1]) else x
+        down, across = (stride * ((length - size) // stride) + 1 for length in x.shape[1:3])
+        parts = [x[:, i : i + down : stride, j : j + across : stride] for i in range(size) for j in range(size)]
+        return tf.reshape(tf.concat(parts, 3), [-1, size * size * x.shape[3]])
+
+    def fold(self, parts: Sequence[Any], size: int, stride: int, shape: tuple[int, int]) -> Any:
+        if stride >= size:  # nothing overlaps: place the parts side by side
+            empty = tf.zeros_like(parts[0])
+            rows = [
+                tf.stack([parts[a * size + b] if max(a, b) < size else empty for b in range(stride)], 3)
+                for a in range(stride)
+            ]
+            return _fit(_merge(tf.stack(rows, 2), stride), 0, 0, shape)
+        whole = None
+        for i, part in enumerate(parts):
+            a, b = divmod(i, size)
+            placed = _fit(_dilate(part, stride), a, b, shape)
+            whole = placed if whole is None else whole + placed
+        return whole
+
+    def power(self, x: Any) -> tuple[Any, Any]:
+        bits = tf.bitwise.bitwise_and(tf.bitcast(x, tf.int64), _whole(_EXPONENT))
+        return tf.bitcast(bits, tf.float64), tf.cast(tf.bitwise.right_shift(bits, _whole(52)), tf.float64) - 1023.0
+
+    def split(self, x: Any, bits: int) -> tuple[Any, Any]:
+        whole = tf.cast(x, tf.int32)
+        high = tf.bitwise.right_shift(whole, tf.constant(bits, tf.int32))
+        return high, tf.bitwise.bitwise_and(whole, tf.constant((1 << bits) - 1, tf.int32))
+
+    def real(self, index: Any) -> Any:
+        return tf.cast(index, tf.float64)
+
+    def take(self, name: str, index: Any) -> Any:
+        return tf.gather(tf.constant(table(name)), index)
+
+    def one_hot(self, labels: Any, num: int) -> Any:
+        return tf.one_hot(labels, num, dtype=tf.float64)
+
+    def keep(self, x: Any, rate: float, key: int, step: Any, micro_batch: int) -> Any:
+        return layers.keep(tf.shape(x), rate, key, step, micro_batch)
+
+
+def _real(value: Any) -> Any:
+    return tf.convert_to_tensor(value, tf.float64)
+
+
+def _whole(value: int) -> Any:
+    return tf.constant(value, tf.int64)
+
+
+def _dilate(x: Any, stride: int) -> Any:
+    """Zeros between the values of images: [N, H, W, C] -> [N, stride H, stride W, C]."""
+    if stride == 1:
+        return x
+    between = [(0, 0), (0, 0), (0, stride - 1), (0, 0), (0, stride - 1), (0, 0)]
+    return _merge(tf.pad(x[:, :, None, :, None], between), stride)
+
+
+def _merge(x: Any, stride: int) -> Any:
+    """[N, H, stride, W, stride, C] -> [N, stride H, stride W, C]"""
+    _, height, _, width, _, channels = x.shape
+    return tf.reshape(x, [-1, height * stride, width * stride, channels])
+
+
+def _fit(x: Any, top: int, left: int, shape: tuple[int, int]) -> Any:
+    """Images put at [top, left] of images of zeros of this shape; what stands out, zeros too, is cut off."""
+    height, width = min(x.shape[1], shape[0] - top), min(x.shape[2], shape[1] - left)
+    x = x[:, :height, :width]
+    border = [(0, 0), (top, shape[0] - top - height), (left, shape[1] - left - width), (0, 0)]
+    return tf.pad(x, border) if any(low + high for low, high in border) else x
+
+
+class Network(keras.layers.Layer):
+    """All weights as one vector of float64, and the running statistics; call = evaluation, every row by itself."""
+
+    def __init__(self, network: spec.Network) -> None:
+        super().__init__(autocast=False, name="network")
+        self.spec, self.layout, self.o = network, Layout.of(network), TensorFlow()
+        self.weights_vector = self.add_weight(shape=(self.layout.size,), dtype="float64", name="weights")
+        self.statistics_of = [(name, v) for name, v in network.variables().items() if not v.trainable]
+        self.statistics_list = [
+            self.add_weight(shape=v.shape, dtype="float64", trainable=False, name=name.replace("/", "_"))
+            for name, v in self.statistics_of
+        ]
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """Canonical name -> variable."""
+        return {name: variable for (name, _), variable in zip(self.statistics_of, self.statistics_list, strict=True)}
+
+    def load(self, state: TrainState) -> None:
+        self.weights_vector.assign(r(self.layout.pack(state.weights)))
+        for name, variable in self.statistics.items():
+            variable.assign(r(state.buffers[name]))
+
+    def values(self) -> dict[str, Any]:
+        """Canonical name -> tensor."""
+        weights = self.layout.views(self.o, tf.convert_to_tensor(self.weights_vector))
+        return {**weights, **self.current_statistics()}
+
+    def current_statistics(self) -> dict[str, Any]:
+        return {name: tf.convert_to_tensor(variable) for name, variable in self.statistics.items()}
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return (input_shape[0], *self.spec.output_shape)
+
+    def compute_output_spec(self, x: Any, **_: Any) -> Any:
+        return keras.KerasTensor(self.compute_output_shape(x.shape), "float32")
+
+    def call(self, x: Any) -> Any:
+        x = self.o.r(tf.cast(x, tf.float64))
+        return tf.cast(forward(Pass(self.o, self.values()), self.spec.nodes, x)[0], tf.float32)
+
+
+def build(network: spec.Network, kind: type[keras.Model]) -> keras.Model:
+    """The model: one layer, which holds the whole network."""
+    x = keras.Input(network.input_shape)
+    return kind(x, Network(network)(x))
+
+
+def load_state(model: keras.Model, state: TrainState) -> None:
+    model.get_layer("network").load(state)
+
+
+class Optimizer(keras.optimizers.Optimizer):
+    """Any optimizer of the config on the vector of all weights; `memory` holds the slots by their standard names, out of
+    the sight of Keras's attribute tracking, which would list them twice."""
+
+    def __init__(self, run: RunSpec, network: Network, start: TrainState) -> None:
+        super().__init__(learning_rate=TableLR(run.rates, run.dtype), name=run.optimizer.name)
+        self.spec, self.o, self.layout = run.optimizer, network.o, network.layout
+        self.build([network.weights_vector])
+        self.iterations.assign(start.step)
+        tables = optimizers.tables(run.optimizer, len(run.rates))
+        self.memory = SimpleNamespace(
+            slots={slot: self.add_variable((self.layout.size,), dtype="float64", name=slot) for slot in start.slots},
+            # in variables: a large constant would be slow to trace
+            tables={name: tf.Variable(values, trainable=False, name=name) for name, values in tables.items()},
+        )
+        for slot, values in start.slots.items():
+            self.memory.slots[slot].assign(r(self.layout.pack(values)))
+        self.decays = self.layout.mask(decaying(run.optimizer, run.network))
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        slots = {slot: tf.convert_to_tensor(value) for slot, value in self.memory.slots.items()}
+        scalars = {name: tf.gather(values, self.iterations.value) for name, values in self.memory.tables.items()}
+        weights, after = optimizers.update(
+            self.o,
+            self.spec,
+            tf.convert_to_tensor(variable),
+            tf.convert_to_tensor(gradient),
+            slots,
+            tf.cast(learning_rate, tf.float64),
+            scalars,
+            self.decays,
+        )
+        variable.assign(weights)
+        for slot, value in after.items():
+            self.memory.slots[slot].assign(value)
+
+
+class Work:
+    """What the loop trains with; the counterpart of the loop's own."""
+
+    jit_compile = True
+
+    def __init__(self, model: keras.Model, run: RunSpec, start: TrainState, place: layers.Place) -> None:
+        self.run, self.network = run, model.get_layer("network")
+        load_state(model, start)
+        self_test.check(run.device, self._outcome)
+        self.optimizer = Optimizer(run, self.network, start)
+        self.x = tf.constant(r(run.x))
+        self.y = tf.constant(run.y if run.loss.name == "cross_entropy" else r(run.y))
+
+    def _outcome(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Compiled as the updates are; the inputs are arguments, for constants would be computed by the compiler."""
+        compiled = tf.function(lambda *given: self_test.outcome(self.network.o, *given), jit_compile=self.jit_compile)
+        return [tensor.numpy() for tensor in compiled(*map(tf.constant, inputs))]
+
+    def update(self, batches: Sequence[tuple[Any, Any]], num_rows: int) -> tuple[Any, Any]:
+        n = self.network
+        weights = n.layout.views(n.o, tf.convert_to_tensor(n.weights_vector))
+        g, statistics, outputs = gradient.gradient(
+            n.o, self.run, n.layout, weights, n.current_statistics(), batches, num_rows, self.optimizer.iterations.value
+        )
+        loss = gradient.losses(n.o, self.run, [(z, y) for z, (_, y) in zip(outputs, batches, strict=True)], 1)[0]
+        for name, variable in n.statistics.items():
+            variable.assign(statistics[name])
+        self.optimizer.apply([g], [n.weights_vector])
+        return tf.cast(loss, tf.float32), tf.cast(tf.concat(outputs, 0), tf.float32)
+
+    def state(self, step: int) -> TrainState:
+        n = self.network
+        weights = np.array(n.weights_vector)
+        finite(weights)
+        return TrainState(
+            step,
+            n.layout.unpack(weights),
+            {slot: n.layout.unpack(np.array(value)) for slot, value in self.optimizer.memory.slots.items()},
+            {name: np.array(value, np.float32) for name, value in n.statistics.items()},
+        )

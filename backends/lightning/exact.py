@@ -1,0 +1,248 @@
+"""Exact mode in torch: the primitives of runner.exact, and the network and optimizer that the loop trains with them."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backends.lightning import layers
+from runner.errors import RunError
+from runner.exact import gradient, optimizers, self_test
+from runner.exact.layers import Pass
+from runner.exact.network import Layout, forward
+from runner.exact.primitives import Pads
+from runner.exact.rules import TINY
+from runner.exact.tables import table
+from runner.exact.witness import finite
+from runner.optimizers import decaying
+from runner.spec import ModelSpec, RunSpec, TrainState
+
+_EXPONENT = 0x7FF0000000000000  # of a float64's bits
+_BELOW_TINY = math.nextafter(TINY, 0.0)
+_SLICE = 1 << 15  # elements that an optimizer works on at a time: what stays in the cache
+
+
+class Torch:
+    """The primitives on one device. On the CPU a scalar is a Python number: two reads cost less than six kernels."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.on_cpu = device, device.type == "cpu"
+        self._tables: dict[str, Tensor] = {}
+        self._eyes: dict[int, Tensor] = {}
+
+    def constant(self, value: np.ndarray) -> Tensor:
+        return torch.from_numpy(value).to(self.device)
+
+    def r(self, x: Any) -> Any:
+        if isinstance(x, float):
+            return float(np.float32(x)) if abs(x) >= TINY else 0.0
+        return F.hardshrink(x, _BELOW_TINY).float().double()
+
+    def rint(self, x: Tensor) -> Tensor:
+        return torch.round(x)
+
+    def grid(self, x: Tensor, bits: int, per_row: bool = False) -> tuple[Tensor, Any]:
+        if self.on_cpu and not per_row:
+            low, high = torch.aminmax(x if x.is_contiguous() else x.movedim(-1, 0))  # as it lies in memory
+            largest = max(-low.item(), high.item(), 2.0**-200)
+            if not math.isfinite(largest):
+                raise RunError("a value is not finite: an update went beyond the range of float32")
+            exponent = math.frexp(largest)[1] - bits
+            return (x * 2.0**-exponent).round_(), 2.0**exponent
+        size = x.abs()
+        size = size.amax(tuple(range(1, x.ndim)), keepdim=True) if per_row else size.amax()
+        power, _ = self.power(size.clamp_min(2.0**-200))
+        return (x * (2.0 ** (bits - 1) / power)).round_(), power * 2.0 ** (1 - bits)
+
+    def plus(self, a: Tensor, b: Tensor, scale: Any) -> Tensor:
+        return torch.add(a, b, alpha=scale) if isinstance(scale, float) else a + b * scale
+
+    def sqrt(self, x: Tensor) -> Tensor:
+        return torch.sqrt(x)
+
+    def abs(self, x: Tensor) -> Tensor:
+        return torch.abs(x)
+
+    def maximum(self, a: Tensor, b: Any) -> Tensor:
+        return a.clamp_min(b) if isinstance(b, float) else torch.maximum(a, b)
+
+    def where(self, condition: Tensor, a: Any, b: Any) -> Tensor:
+        return torch.where(condition, a, b)
+
+    def gate(self, g: Tensor, y: Tensor) -> Tensor:
+        return torch.ops.aten.threshold_backward(g, y, 0.0)
+
+    def sum(self, x: Tensor, axes: tuple[int, ...], keep: bool = False) -> Tensor:
+        return x.sum(axes, keepdim=keep)
+
+    def largest(self, x: Tensor) -> Tensor:
+        return x.amax(-1, keepdim=True)
+
+    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        if a.shape[0] >= 4 * b.shape[1]:  # MKL's fast way is the one with the long axis last
+            return (b.t() @ a.t()).t()
+        return a @ b
+
+    def transpose(self, a: Tensor) -> Tensor:
+        return a.transpose(-1, -2)
+
+    def reverse(self, a: Tensor) -> Tensor:
+        return a.flip(0)
+
+    def spread(self, x: Tensor, shape: Sequence[int]) -> Tensor:
+        return x.expand(shape)
+
+    def reshape(self, x: Tensor, shape: Sequence[int]) -> Tensor:
+        return x.reshape(tuple(shape))
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat([part.reshape(-1) for part in parts])
+
+    def pad(self, x: Tensor, pads: Pads, value: float) -> Tensor:
+        return F.pad(x, (0, 0, *pads[1], *pads[0]), value=value)
+
+    def patches(self, x: Tensor, size: int, stride: int, pads: Pads) -> Tensor:
+        x = (F.pad(x, (0, 0, *pads[1], *pads[0])) if any(pads[0] + pads[1]) else x).contiguous()
+        (num, height, width, channels), (n, h, w, c) = x.shape, x.stride()
+        down, across = ((length - size) // stride + 1 for length in (height, width))
+        windows = x.as_strided((num, down, across, size, size, channels), (n, stride * h, stride * w, h, w, c))
+        return windows.reshape(num * down * across, size * size * channels)
+
+    def fold(self, parts: Sequence[Tensor], size: int, stride: int, shape: tuple[int, int]) -> Tensor:
+        num, height, width, channels = parts[0].shape
+        whole = parts[0].new_zeros((num, *shape, channels))
+        for i, part in enumerate(parts):
+            a, b = divmod(i, size)
+            whole[:, a : a + stride * (height - 1) + 1 : stride, b : b + stride * (width - 1) + 1 : stride] += part
+        return whole
+
+    def power(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        bits = x.view(torch.int64) & _EXPONENT
+        return bits.view(torch.float64), (bits >> 52).double() - 1023.0
+
+    def split(self, x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+        whole = x.long()
+        return whole >> bits, whole & ((1 << bits) - 1)
+
+    def real(self, index: Tensor) -> Tensor:
+        return index.double()
+
+    def take(self, name: str, index: Tensor) -> Tensor:
+        if name not in self._tables:
+            self._tables[name] = self.constant(table(name))
+        return self._tables[name].take(index)
+
+    def one_hot(self, labels: Tensor, num: int) -> Tensor:
+        if num not in self._eyes:
+            self._eyes[num] = torch.eye(num, dtype=torch.float64, device=self.device)
+        return self._eyes[num][labels]
+
+    def keep(self, x: Tensor, rate: float, key: int, step: int, micro_batch: int) -> Tensor:
+        return layers.keep(x.shape, rate, key, step, micro_batch, self.device)
+
+
+class Network(nn.Module):
+    """All weights as one vector of float64, and the running statistics; forward = evaluation, every row by itself."""
+
+    def __init__(self, model: ModelSpec, state: TrainState, where: torch.device) -> None:
+        super().__init__()
+        self.nodes, self.layout, self.o = model.network.nodes, Layout.of(model.network), Torch(where)
+        self.weights = nn.Parameter(self.o.r(self.o.constant(self.layout.pack(state.weights))), requires_grad=False)
+        self.statistics = {name: self.o.r(self.o.constant(v.astype(np.float64))) for name, v in state.buffers.items()}
+
+        self._views: tuple[int, dict[str, Tensor]] = (0, {})
+
+    def values(self) -> dict[str, Tensor]:
+        """Canonical name -> view of the weights, made again only where they have moved."""
+        if self._views[0] != self.weights.data_ptr():
+            self._views = (self.weights.data_ptr(), self.layout.views(self.o, self.weights))
+        return self._views[1]
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        p = Pass(self.o, {**self.values(), **self.statistics})
+        return forward(p, self.nodes, self.o.r(x.double()))[0].float()
+
+
+class Optimizer(torch.optim.Optimizer):
+    """Any optimizer of the config on the vector of all weights; its state holds the slots by their standard names."""
+
+    def __init__(self, run: RunSpec, network: Network, start: TrainState) -> None:
+        super().__init__([network.weights], {"lr": run.optimizer.lr})
+        self.spec, self.o, self.layout = run.optimizer, network.o, network.layout
+        self.tables = optimizers.tables(run.optimizer, len(run.rates))
+        mask = self.layout.mask(decaying(run.optimizer, run.network))
+        self.decays = None if mask is None else self.o.constant(mask)
+        self.num_updates = start.step
+        self.state[network.weights] = {
+            slot: self.o.r(self.o.constant(self.layout.pack(values))) for slot, values in start.slots.items()
+        }
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        (group,) = self.param_groups
+        (weights,) = group["params"]
+        slots, scalars = self.state[weights], {name: float(t[self.num_updates]) for name, t in self.tables.items()}
+        for begin in range(0, len(weights), _SLICE):
+            part = slice(begin, begin + _SLICE)
+            before = {slot: value[part] for slot, value in slots.items()}
+            decays = None if self.decays is None else self.decays[part]
+            after, slots_after = optimizers.update(
+                self.o, self.spec, weights[part], weights.grad[part], before, group["lr"], scalars, decays
+            )
+            weights[part] = after
+            for slot, value in slots_after.items():
+                slots[slot][part] = value
+        self.num_updates += 1
+
+
+class Work:
+    """What the loop trains with; the counterpart of the loop's own."""
+
+    def __init__(self, run: RunSpec, start: TrainState, where: torch.device) -> None:
+        self.run, self.network = run, Network(run, start, where)
+        self_test.check(str(where), self._outcome)
+        self.optimizer = Optimizer(run, self.network, start)
+        o = self.network.o
+        self.x, self.y = o.r(o.constant(run.x.astype(np.float64))), o.constant(run.y)
+        if run.loss.name != "cross_entropy":
+            self.y = o.r(self.y.double())
+        self._done: list[list[tuple[Tensor, Tensor]]] = []  # outputs and targets since the losses were last asked for
+
+    def _outcome(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        o = self.network.o
+        return [tensor.cpu().numpy() for tensor in self_test.outcome(o, *map(o.constant, inputs))]
+
+    @torch.inference_mode()
+    def update(self, step: int, batches: Iterable[tuple[Tensor, Tensor]], num_rows: int) -> list[Tensor]:
+        n, batches = self.network, list(batches)
+        n.weights.grad, n.statistics, outputs = gradient.gradient(
+            n.o, self.run, n.layout, n.values(), n.statistics, batches, num_rows, step
+        )
+        self.optimizer.step()
+        self._done.append([(z, y) for z, (_, y) in zip(outputs, batches, strict=True)])
+        return [z.float() for z in outputs]
+
+    @torch.inference_mode()
+    def losses(self) -> Tensor:
+        """All at once: what is only reported need not be computed update by update."""
+        each = [zip(*parts, strict=True) for parts in zip(*self._done, strict=True)]  # by micro-batch: outputs, targets
+        batches = [(torch.cat(z), torch.cat(y)) for z, y in each]
+        num_steps, self._done = len(self._done), []
+        return gradient.losses(self.network.o, self.run, batches, num_steps).float()
+
+    def state(self, step: int) -> TrainState:
+        n = self.network
+        weights = n.weights.detach().cpu().numpy()
+        finite(weights)
+        slots = self.optimizer.state[n.weights]
+        return TrainState(
+            step,
+            n.layout.unpack(weights),
+            {slot: n.layout.unpack(value.cpu().numpy()) for slot, value in slots.items()},
+            {name: value.float().cpu().numpy() for name, value in n.statistics.items()},
+        )

@@ -1,0 +1,74 @@
+"""exp, log, sigmoid, tanh and the normal distribution from tables: exact products and sums between two roundings.
+
+A value that is not a number passes through the comparisons below as the largest one, so that no table is read past its
+end; it is told by the loss and by the weights, which every chunk looks at.
+"""
+
+from runner.exact.primitives import Primitives, Tensor
+from runner.exact.rules import constant
+from runner.exact.tables import EXP_ENTRIES, EXP_LOW_BITS, LOG_ENTRIES, LOG_GRID, ln2
+
+ONE = 2.0**40  # exp_negative(0): the grid that its values lie on is 2^-40
+_FARTHEST = 31.0  # exp(-31) 2^40 < 1/2
+
+
+def exp_negative(o: Primitives, d: Tensor) -> Tensor:
+    """exp(-d) for d >= 0, as a whole number of 2^-40. |error| <= 2^-24 exp(-d) + 2^-41.
+
+    d to 2^-23, in two halves: exp(-high 2^-9) exp(-low 2^-23), the exact product of two entries of 26 bits.
+    """
+    fixed = o.rint(o.where(d < _FARTHEST, d, _FARTHEST) * 2.0**EXP_LOW_BITS)
+    high, low = o.split(fixed, EXP_ENTRIES)
+    return o.rint(o.take("exp_high", high) * o.take("exp_low", low) * ONE)
+
+
+def log(o: Primitives, s: Tensor) -> Tensor:
+    """ln(s 2^-40) of whole numbers 2^40 <= s < 2^53, on the grid 2^-34. |error| <= 2^-26.
+
+    s = 2^e f, f to 2^-26; with c = 1 / f to 7 bits, ln f = -ln c + ln(1 + t), t = f c - 1, |t| < 2^-7;
+    ln(1 + t) = t - t^2 / 2 + t^3 / 3, the next term is below 2^-30.
+    """
+    power, exponent = o.power(s)
+    f = o.rint(s * (1.0 / power) * 2.0**26)
+    f = o.where(f < 2.0**27, f, 2.0**27 - 1)
+    j, _ = o.split(f - 2.0**26, 26 - LOG_ENTRIES)
+    t = o.rint((f * 2.0**-26 * o.take("log_inverse", j) - 1.0) * 2.0**34) * 2.0**-34
+    square = o.rint(t * t * 2.0**36) * 2.0**-36
+    cube = o.rint(square * t * 2.0**36) * 2.0**-36
+    third = o.rint(cube * constant(1 / 3) * 2.0**34) * 2.0**-34
+    series = o.rint((t - square * 0.5 + third) * 2.0**LOG_GRID)
+    return (series + o.take("log_value", j) + (exponent - 40.0) * ln2()) * 2.0**-LOG_GRID
+
+
+def sigmoid(o: Primitives, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(1 / (1 + exp(-x)), 1 / (1 + exp(x))). |error| <= 2^-22 of each and 2^-40."""
+    e = exp_negative(o, o.abs(x))
+    whole = o.r(e + ONE)
+    large, small = o.r(ONE / whole), o.r(o.r(e) / whole)
+    negative = x < 0.0
+    return o.where(negative, small, large), o.where(negative, large, small)
+
+
+def tanh(o: Primitives, x: Tensor) -> Tensor:
+    """(1 - e) / (1 + e) with e = exp(-2 |x|); below 2^-4 x (1 - x^2 / 3 + 2 x^4 / 15). |error| <= 2^-22 |tanh x|."""
+    size = o.abs(x)
+    e = exp_negative(o, size * 2.0)
+    far = o.r(o.r(ONE - e) / o.r(ONE + e))
+    square = o.r(x * x)
+    near = o.r(x * o.r(o.r(square * constant(2 / 15) - constant(1 / 3)) * square + 1.0))
+    return o.where(size < 2.0**-4, near, o.where(x < 0.0, -far, far))
+
+
+def normal(o: Primitives, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(Phi(x), phi(x)) of the standard normal distribution. |error| <= 2^-24 of Phi, 2^-24 of phi.
+
+    Phi by its Taylor series to the third power around the middle of 1,024 cells of 2^-7, in fixed point.
+    """
+    size = o.abs(x)
+    high, low = o.split(o.rint(o.where(size < 7.999, size, 7.999) * 2.0**23), 16)
+    t = (o.real(low) - 2.0**15) * 2.0**-23
+    u = o.rint((o.take("phi_3", high) * t + o.take("phi_2", high)) * 2.0**26) * 2.0**-26
+    u = o.rint((u * t + o.take("phi_1", high)) * 2.0**30) * 2.0**-30
+    u = o.rint((u * t + o.take("phi_0", high)) * 2.0**36) * 2.0**-36
+    density = o.r(o.r(exp_negative(o, o.r(x * x * 0.5)) * (1 / ONE)) * constant((2 * 3.141592653589793) ** -0.5))
+    return o.r(o.where(x < 0.0, 1.0 - u, u)), density

@@ -1,0 +1,65 @@
+"""The gradient of one update, from its micro-batches, and the losses of many."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from runner.exact import optimizers
+from runner.exact.layers import Pass
+from runner.exact.losses import FORMS, values_per_row
+from runner.exact.network import Layout, backward, forward
+from runner.exact.primitives import Primitives, Tensor
+from runner.exact.rules import divide, sum_bits
+from runner.spec import RunSpec
+
+Buffers = dict[str, Tensor]
+
+
+def gradient(
+    o: Primitives,
+    run: RunSpec,
+    layout: Layout,
+    weights: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_rows: int,
+    step: Any,
+) -> tuple[Tensor, Buffers, list[Tensor]]:
+    """(the gradient by all weights as one vector, the running statistics, the outputs of each micro-batch), of the mean
+    loss over the num_rows rows of all micro-batches. batches  # x [B, ...], y labels [B] or targets [B, C]"""
+    vector, outputs, buffers = None, [], dict(buffers)
+    for micro_batch, (x, y) in enumerate(batches):
+        p = Pass(o, {**weights, **buffers}, x.shape[0], run.seed, step, micro_batch)
+        z, tape = forward(p, run.network.nodes, x)
+        g = FORMS[run.loss.name][0](o, run.loss, z, _target(o, run, y))
+        found: dict[str, Tensor] = {}
+        backward(p, tape, divide(o, g, num_rows * _values_per_row(run)), found)
+        share = layout.join(o, found)
+        vector = share if vector is None else o.r(vector + share)
+        buffers.update(p.buffers)
+        outputs.append(z)
+    if run.gradient_clip_norm is not None:
+        vector = optimizers.clip(o, vector, run.gradient_clip_norm, layout.size)
+    return vector, buffers, outputs
+
+
+def losses(o: Primitives, run: RunSpec, batches: Sequence[tuple[Tensor, Tensor]], num_steps: int) -> Tensor:
+    """The loss of each of K updates, from their outputs and targets: for each micro-batch of an update z [K B, C] and y,
+    all K one after another.  # [K]"""
+    loss_sum, num_rows = None, 0
+    for z, y in batches:
+        values = FORMS[run.loss.name][1](o, run.loss, z, _target(o, run, y))
+        rows = z.shape[0] // num_steps
+        num_values = rows * values.shape[1]
+        q, unit = o.grid(o.reshape(values, (num_steps, num_values)), sum_bits(num_values), per_row=True)
+        share = o.r(o.sum(q, (1,), True) * unit)
+        loss_sum = share if loss_sum is None else o.r(loss_sum + share)
+        num_rows += rows
+    return o.reshape(divide(o, loss_sum, num_rows * _values_per_row(run)), (num_steps,))
+
+
+def _target(o: Primitives, run: RunSpec, y: Tensor) -> Tensor:
+    return o.one_hot(y, run.network.output_shape[-1]) if run.loss.name == "cross_entropy" else y
+
+
+def _values_per_row(run: RunSpec) -> int:
+    return values_per_row(run.loss, run.network.output_shape[-1])

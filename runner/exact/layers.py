@@ -1,0 +1,406 @@
+"""Forward and backward of every layer of runner/layers.py; formulas are that module's.
+
+x  # the input [N, ...]; y  # the output; g  # the derivative of the loss by y. A forward gives (y, memory); a backward takes
+the memory and g and gives (dx, gradients by variable), dx only where it is needed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from runner.exact.functions import normal, sigmoid, tanh
+from runner.exact.primitives import Pads, Primitives, Tensor
+from runner.exact.rules import constant, divide, product_bits, sum_bits, total
+from runner.layers import Node, padding_same
+from runner.random import layer_key
+
+Memory = Any
+Gradients = dict[str, Tensor]
+LOWEST = -(2.0**128)  # below every value: what padding is to a maximum
+
+
+@dataclass
+class Pass:
+    """One forward pass: of training over `rows` rows, or of evaluation, where nothing of a row depends on the others."""
+
+    o: Primitives
+    values: dict[str, Tensor]  # weights and buffers by canonical name
+    rows: int | None = None  # None: evaluation
+    seed: int = 0
+    step: Any = 0
+    micro_batch: int = 0
+    buffers: dict[str, Tensor] = field(default_factory=dict)  # the running statistics after this pass
+
+    @property
+    def alone(self) -> bool:
+        return self.rows is None
+
+    def value(self, node: Node, name: str) -> Tensor:
+        return self.values[f"{node.name}/{name}"]
+
+
+# --- products
+
+
+def dense(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
+    (num_in,), (num_out,) = node.input_shape, node.output_shape
+    bits = product_bits(num_in if p.alone else max(p.rows or 0, num_in, num_out))
+    qx, ux = p.o.grid(x, bits, p.alone)
+    qw, uw = p.o.grid(p.value(node, "kernel"), bits)
+    return _biased(p, node, p.o.matmul(qx, qw), ux * uw), (qx, ux, qw, uw, bits)
+
+
+def dense_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool) -> tuple[Tensor, Gradients]:
+    qx, ux, qw, uw, bits = memory
+    qg, ug = p.o.grid(g, bits)
+    gradients = {"kernel": p.o.r(p.o.matmul(p.o.transpose(qx), qg) * (ux * ug))}
+    if node.spec.bias:
+        gradients["bias"] = p.o.r(p.o.sum(qg, (0,)) * ug)
+    return p.o.r(p.o.matmul(qg, p.o.transpose(qw)) * (ug * uw)) if needs_dx else None, gradients
+
+
+def _biased(p: Pass, node: Node, products: Tensor, unit: Any) -> Tensor:
+    return p.o.r(p.o.plus(p.value(node, "bias"), products, unit) if node.spec.bias else products * unit)
+
+
+def conv2d(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
+    """The product of every window as a row [size size in] and the kernel as [size size in, out]."""
+    size, (height, width, num_out) = node.spec.kernel_size, node.output_shape
+    num_in = size * size * node.input_shape[2]
+    bits = product_bits(num_in if p.alone else max((p.rows or 0) * height * width, num_in, size * size * num_out))
+    qx, ux = p.o.grid(x, bits, p.alone)
+    qw, uw = p.o.grid(p.value(node, "kernel"), bits)
+    columns = p.o.patches(qx, size, node.spec.stride, _pads(node, size))
+    y = p.o.matmul(columns, p.o.reshape(qw, (num_in, num_out)))
+    return _biased(p, node, p.o.reshape(y, (-1, height, width, num_out)), ux * uw), (columns, ux, qw, uw, bits)
+
+
+def conv2d_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool) -> tuple[Tensor, Gradients]:
+    columns, ux, qw, uw, bits = memory
+    qg, ug = p.o.grid(g, bits)
+    rows = p.o.reshape(qg, (-1, node.output_shape[2]))
+    kernel = p.o.r(p.o.matmul(p.o.transpose(columns), rows) * (ux * ug))
+    gradients = {"kernel": p.o.reshape(kernel, node.variables[0].shape)}
+    if node.spec.bias:
+        gradients["bias"] = p.o.r(p.o.sum(rows, (0,)) * ug)
+    return p.o.r(_conv2d_dx(p, node, qg, rows, qw) * (ug * uw)) if needs_dx else None, gradients
+
+
+def _conv2d_dx(p: Pass, node: Node, qg: Tensor, rows: Tensor, qw: Tensor) -> Tensor:
+    """The adjoint of the windows. With stride 1 it is a convolution with the kernel turned round."""
+    (size, num_out), (height, width, num_in) = (node.spec.kernel_size, node.output_shape[2]), node.input_shape
+    pads = _pads(node, size)
+    if node.spec.stride == 1:
+        turned = p.o.transpose(p.o.reverse(p.o.reshape(qw, (size * size, num_in, num_out))))  # [size size, out, in]
+        around = _around(pads, size)
+        columns = p.o.patches(qg, size, 1, around)
+        dx = p.o.matmul(columns, p.o.reshape(turned, (size * size * num_out, num_in)))
+        return p.o.reshape(dx, (-1, height, width, num_in))
+    kernel = p.o.reshape(qw, (size * size, num_in, num_out))
+    parts = [
+        p.o.reshape(p.o.matmul(rows, p.o.transpose(kernel[i])), (-1, *node.output_shape[:2], num_in))
+        for i in range(size * size)
+    ]
+    return _unpadded(p, node, parts, size, pads)
+
+
+def _around(pads: Pads, size: int) -> Pads:
+    (top, bottom), (left, right) = pads
+    return (size - 1 - top, size - 1 - bottom), (size - 1 - left, size - 1 - right)
+
+
+def _pads(node: Node, size: int) -> Pads:
+    if node.spec.padding == "valid":
+        return (0, 0), (0, 0)
+    height, width = (padding_same(length, size, node.spec.stride) for length in node.input_shape[:2])
+    return height, width
+
+
+def _unpadded(p: Pass, node: Node, parts: list[Tensor], size: int, pads: Pads) -> Tensor:
+    """Windows' values added where they came from, without the border."""
+    (top, bottom), (left, right) = pads
+    height, width = node.input_shape[:2]
+    whole = p.o.fold(parts, size, node.spec.stride, (top + height + bottom, left + width + right))
+    return whole[:, top : top + height, left : left + width] if any((top, bottom, left, right)) else whole
+
+
+# --- pools
+
+
+def _windows(node: Node, x: Tensor) -> list[Tensor]:
+    """Of a padded image, the value at each place of a window, for every window: size size of [N, H', W', C]."""
+    size, stride, (height, width) = node.spec.pool_size, node.spec.stride, node.output_shape[:2]
+    down, across = stride * (height - 1) + 1, stride * (width - 1) + 1
+    return [x[:, i : i + down : stride, j : j + across : stride] for i in range(size) for j in range(size)]
+
+
+def _padded(p: Pass, node: Node, x: Tensor, value: float) -> Tensor:
+    pads = _pads(node, node.spec.pool_size)
+    return p.o.pad(x, pads, value) if any(pads[0] + pads[1]) else x
+
+
+def max_pool(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
+    places = _windows(node, _padded(p, node, x, LOWEST))
+    y = places[0]
+    for place in places[1:]:
+        y = p.o.maximum(y, place)
+    return y, (places, y)
+
+
+def max_pool_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool) -> tuple[Tensor, Gradients]:
+    """To the first of equal maxima; where windows overlap the sums are exact."""
+    if not needs_dx:
+        return None, {}
+    places, y = memory
+    overlap = node.spec.stride < node.spec.pool_size
+    unit: Any = 1.0
+    if overlap:
+        g, unit = p.o.grid(g, sum_bits(node.spec.pool_size**2))
+    parts, free = [], None
+    for place in places:
+        hit = place == y if free is None else (place == y) & free
+        free = ~hit if free is None else free & ~hit
+        parts.append(p.o.where(hit, g, 0.0))
+    dx = _unpadded(p, node, parts, node.spec.pool_size, _pads(node, node.spec.pool_size))
+    return p.o.r(dx * unit) if overlap else dx, {}
+
+
+def average_pool(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
+    """On the grid of all values; the mean divides by the number of values that are no padding."""
+    q, unit = p.o.grid(x, sum_bits(node.spec.pool_size**2), p.alone)
+    places = _windows(node, _padded(p, node, q, 0.0))
+    sums = places[0]
+    for place in places[1:]:
+        sums = sums + place
+    return p.o.r(p.o.r(sums * unit) / _counts(p, node)), None
+
+
+def average_pool_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool) -> tuple[Tensor, Gradients]:
+    if not needs_dx:
+        return None, {}
+    size = node.spec.pool_size
+    q, unit = p.o.grid(p.o.r(g / _counts(p, node)), sum_bits(size**2))
+    return p.o.r(_unpadded(p, node, [q] * (size * size), size, _pads(node, size)) * unit), {}
+
+
+def _counts(p: Pass, node: Node) -> Tensor:
+    """The number of values in each window that are no padding.  # float64[H', W', 1]"""
+    size, stride, pads = node.spec.pool_size, node.spec.stride, _pads(node, node.spec.pool_size)
+    along = []
+    for axis in (0, 1):
+        starts = np.arange(node.output_shape[axis]) * stride - pads[axis][0]
+        along.append(np.minimum(starts + size, node.input_shape[axis]) - np.maximum(starts, 0))
+    return p.o.constant((along[0][:, None, None] * along[1][None, :, None]).astype(np.float64))
+
+
+def global_average_pool(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
+    num = node.input_shape[0] * node.input_shape[1]
+    mean = divide(p.o, total(p.o, x, (1, 2), num, p.alone, keep=True), num)
+    return p.o.reshape(mean, (-1, node.input_shape[2])), None
+
+
+def global_average_pool_backward(
+    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
+    if not needs_dx:
+        return None, {}
+    height, width, channels = node.input_shape
+    share = p.o.reshape(divide(p.o, g, height * width), (-1, 1, 1, channels))
+    return p.o.spread(share, (p.rows or 0, height, width, channels)), {}
+
+
+# --- shapes
+
+
+def shape(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
+    return p.o.reshape(x, (-1, *node.output_shape)), None
+
+
+def shape_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool) -> tuple[Tensor, Gradients]:
+    return p.o.reshape(g, (-1, *node.input_shape)), {}
+
+
+# --- element by element
+
+
+def activation(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
+    """The memory is what the derivative needs."""
+    return ACTIVATIONS[node.spec.function][0](p.o, node.spec, x)
+
+
+def activation_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool) -> tuple[Tensor, Gradients]:
+    return ACTIVATIONS[node.spec.function][1](p.o, node.spec, memory, g) if needs_dx else None, {}
+
+
+def _relu(o: Primitives, s: Any, x: Tensor) -> tuple[Tensor, Memory]:
+    y = o.maximum(x, 0.0)
+    return y, y
+
+
+def _relu_backward(o: Primitives, s: Any, y: Tensor, g: Tensor) -> Tensor:
+    return o.gate(g, y)
+
+
+def _leaky_relu(o: Primitives, s: Any, x: Tensor) -> tuple[Tensor, Memory]:
+    return o.where(x > 0.0, x, o.r(x * constant(s.negative_slope))), x
+
+
+def _leaky_relu_backward(o: Primitives, s: Any, x: Tensor, g: Tensor) -> Tensor:
+    return o.where(x > 0.0, g, o.r(g * constant(s.negative_slope)))
+
+
+def _times(o: Primitives, s: Any, derivative: Tensor, g: Tensor) -> Tensor:
+    return o.r(g * derivative)
+
+
+def _sigmoid(o: Primitives, s: Any, x: Tensor) -> tuple[Tensor, Memory]:
+    y, rest = sigmoid(o, x)
+    return y, o.r(y * rest)
+
+
+def _tanh(o: Primitives, s: Any, x: Tensor) -> tuple[Tensor, Memory]:
+    y = tanh(o, x)
+    return y, o.r(1.0 - y * y)
+
+
+def _silu(o: Primitives, s: Any, x: Tensor) -> tuple[Tensor, Memory]:
+    """With a = sigmoid(x): y = x a; y' = a + y (1 - a)."""
+    a, rest = sigmoid(o, x)
+    y = o.r(x * a)
+    return y, o.r(y * rest + a)
+
+
+def _gelu(o: Primitives, s: Any, x: Tensor) -> tuple[Tensor, Memory]:
+    """y = x Phi(x); y' = Phi(x) + x phi(x)."""
+    below, density = normal(o, x)
+    return o.r(x * below), o.r(x * density + below)
+
+
+def _gelu_tanh(o: Primitives, s: Any, x: Tensor) -> tuple[Tensor, Memory]:
+    """(1 + tanh u) / 2 = sigmoid(2 u), 2 u = c x (1 + k x^2), c = 2 sqrt(2 / pi), k = 0.044715.
+
+    With a = sigmoid(2 u): y = x a; y' = a + y (1 - a) c (1 + 3 k x^2).
+    """
+    c, k = constant(2 * (2 / 3.141592653589793) ** 0.5), 0.044715
+    square = o.r(x * x)
+    a, rest = sigmoid(o, o.r(o.r(x * c) * o.r(square * constant(k) + 1.0)))
+    y = o.r(x * a)
+    slope = o.r(o.r(square * constant(3 * k) + 1.0) * c)
+    return y, o.r(o.r(y * rest) * slope + a)
+
+
+ACTIVATIONS: dict[str, tuple[Callable[..., tuple[Tensor, Memory]], Callable[..., Tensor]]] = {
+    "relu": (_relu, _relu_backward),
+    "leaky_relu": (_leaky_relu, _leaky_relu_backward),
+    "sigmoid": (_sigmoid, _times),
+    "tanh": (_tanh, _times),
+    "silu": (_silu, _times),
+    "gelu": (_gelu, _times),
+    "gelu_tanh": (_gelu_tanh, _times),
+}
+
+
+def dropout(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
+    if p.alone or node.spec.rate == 0:
+        return x, None
+    mask = p.o.keep(x, node.spec.rate, layer_key(p.seed, node.index), p.step, p.micro_batch)
+    return _drop(p, node, mask, x), mask
+
+
+def dropout_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool) -> tuple[Tensor, Gradients]:
+    return (g if memory is None else _drop(p, node, memory, g)) if needs_dx else None, {}
+
+
+def _drop(p: Pass, node: Node, mask: Tensor, x: Tensor) -> Tensor:
+    return p.o.where(mask, p.o.r(x * constant(1 / (1 - node.spec.rate))), 0.0)
+
+
+# --- norms
+
+
+def batch_norm(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
+    o, s = p.o, node.spec
+    scale, offset, running_mean, running_variance = (p.value(node, v.name) for v in node.variables)
+    if p.alone:
+        inverse = _inverse_root(o, running_variance, s.eps)
+        return o.r(o.r(x - running_mean) * o.r(scale * inverse) + offset), None
+    num, axes = _num_normed(p, node), tuple(range(len(node.input_shape)))
+    mean = divide(o, total(o, x, axes, num), num)
+    centred = o.r(x - mean)
+    q, unit = o.grid(centred, product_bits(num))
+    variance = divide(o, o.r(o.sum(q * q, axes) * (unit * unit)), num)
+    unbiased = o.r(variance * constant(num / max(1, num - 1)))
+    for name, old, new in (("mean", running_mean, mean), ("variance", running_variance, unbiased)):
+        p.buffers[f"{node.name}/{name}"] = o.r(o.plus(old * constant(s.momentum), new, constant(1 - s.momentum)))
+    inverse = _inverse_root(o, variance, s.eps)
+    normed = o.r(centred * inverse)
+    return o.r(normed * scale + offset), (normed, inverse)
+
+
+def batch_norm_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool) -> tuple[Tensor, Gradients]:
+    """With n = the normalised input: dx = (g - mean(g) - n mean(g n)) scale / root."""
+    o, (normed, inverse), num = p.o, memory, _num_normed(p, node)
+    axes, bits = tuple(range(len(node.input_shape))), product_bits(num)
+    (qg, ug), (qn, un) = o.grid(g, bits), o.grid(normed, bits)
+    scale, offset = o.r(o.sum(qg * qn, axes) * (ug * un)), o.r(o.sum(qg, axes) * ug)
+    gradients = {"scale": scale, "offset": offset}
+    if not needs_dx:
+        return None, gradients
+    rest = o.r(o.r(g - divide(o, offset, num)) - normed * divide(o, scale, num))
+    return o.r(rest * o.r(p.value(node, "scale") * inverse)), gradients
+
+
+def layer_norm(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
+    o, num, last = p.o, node.input_shape[-1], (len(node.input_shape),)
+    mean = divide(o, total(o, x, last, num, p.alone, keep=True), num)
+    centred = o.r(x - mean)
+    q, unit = o.grid(centred, product_bits(num), p.alone)
+    variance = divide(o, o.r(o.sum(q * q, last, True) * (unit * unit)), num)
+    inverse = _inverse_root(o, variance, node.spec.eps)
+    normed = o.r(centred * inverse)
+    return o.r(normed * p.value(node, "scale") + p.value(node, "offset")), (normed, inverse)
+
+
+def layer_norm_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool) -> tuple[Tensor, Gradients]:
+    """With h = g scale: dx = (h - mean(h) - n mean(h n)) / root, means over the last axis."""
+    o, (normed, inverse), num = p.o, memory, node.input_shape[-1]
+    others, last = tuple(range(len(node.input_shape))), (len(node.input_shape),)
+    bits = product_bits(max(num, _num_normed(p, node)))
+    (qg, ug), (qn, un) = o.grid(g, bits), o.grid(normed, bits)
+    gradients = {"scale": o.r(o.sum(qg * qn, others) * (ug * un)), "offset": o.r(o.sum(qg, others) * ug)}
+    if not needs_dx:
+        return None, gradients
+    h = o.r(g * p.value(node, "scale"))
+    qh, uh = o.grid(h, bits)
+    mean = divide(o, o.r(o.sum(qh, last, True) * uh), num)
+    product = divide(o, o.r(o.sum(qh * qn, last, True) * (uh * un)), num)
+    return o.r(o.r(o.r(h - mean) - normed * product) * inverse), gradients
+
+
+def _inverse_root(o: Primitives, variance: Tensor, eps: float) -> Tensor:
+    return o.r(1.0 / o.r(o.sqrt(o.r(variance + constant(eps)))))
+
+
+def _num_normed(p: Pass, node: Node) -> int:
+    """How many values stand for one of the last axis."""
+    num = p.rows or 0
+    for size in node.input_shape[:-1]:
+        num *= size
+    return num
+
+
+FORMS: dict[str, tuple[Callable[..., tuple[Tensor, Memory]], Callable[..., tuple[Tensor, Gradients]]]] = {
+    "dense": (dense, dense_backward),
+    "conv2d": (conv2d, conv2d_backward),
+    "max_pool": (max_pool, max_pool_backward),
+    "average_pool": (average_pool, average_pool_backward),
+    "global_average_pool": (global_average_pool, global_average_pool_backward),
+    "flatten": (shape, shape_backward),
+    "reshape": (shape, shape_backward),
+    "activation": (activation, activation_backward),
+    "dropout": (dropout, dropout_backward),
+    "batch_norm": (batch_norm, batch_norm_backward),
+    "layer_norm": (layer_norm, layer_norm_backward),
+}

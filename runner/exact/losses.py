@@ -1,0 +1,86 @@
+"""Every loss of runner/losses.py: its derivative, which an update needs, and its value, which a report does.
+
+z  # outputs [N, C]; y  # one-hot labels or targets [N, C]. `values_per_row` V: the sum of the values [N, V] of a row,
+divided by V, is its loss; a derivative is that of the sum of all values.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from runner.exact.functions import ONE, exp_negative, log, sigmoid
+from runner.exact.primitives import Primitives, Tensor
+from runner.exact.rules import constant, total
+
+
+def values_per_row(loss: Any, num_outputs: int) -> int:
+    """The losses of targets are means over the outputs."""
+    return 1 if loss.name == "cross_entropy" else num_outputs
+
+
+def _softmax(o: Primitives, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """d = max z - z, e = exp(-d), s = the exact sum of e."""
+    d = o.r(o.largest(z) - z)
+    e = exp_negative(o, d)
+    return d, e, o.sum(e, (1,), True)
+
+
+def cross_entropy(o: Primitives, loss: Any, z: Tensor, y: Tensor) -> Tensor:
+    """(e - y s) / s; with label smoothing a over C classes + a (y - 1 / C)."""
+    _, e, s = _softmax(o, z)
+    g = o.r(o.r(e - y * s) / o.r(s))
+    a, num = loss.label_smoothing, z.shape[1]
+    return g if a == 0 else o.r(g + o.where(y > 0.0, y * constant(a - a / num), constant(-a / num)))
+
+
+def cross_entropy_value(o: Primitives, loss: Any, z: Tensor, y: Tensor) -> Tensor:
+    """ln s + d_y; with label smoothing ln s + (1 - a) d_y + a mean(d)."""
+    d, _, s = _softmax(o, z)
+    of_label = o.sum(y * d, (1,), True)  # one of them: exact
+    a, num = loss.label_smoothing, z.shape[1]
+    if a == 0:
+        return o.r(log(o, s) + of_label)
+    others = o.r(total(o, d, (1,), num, per_row=True, keep=True) * constant(a / num))
+    return o.r(o.r(log(o, s) + o.r(of_label * constant(1 - a))) + others)
+
+
+def binary_cross_entropy(o: Primitives, loss: Any, z: Tensor, y: Tensor) -> Tensor:
+    """sigmoid(z) - y"""
+    return o.r(sigmoid(o, z)[0] - y)
+
+
+def binary_cross_entropy_value(o: Primitives, loss: Any, z: Tensor, y: Tensor) -> Tensor:
+    """max(z, 0) - z y + ln(1 + exp(-|z|))"""
+    return o.r(o.r(o.maximum(z, 0.0) - z * y) + o.r(log(o, exp_negative(o, o.abs(z)) + ONE)))
+
+
+def mean_squared_error(o: Primitives, loss: Any, z: Tensor, y: Tensor) -> Tensor:
+    """2 (z - y)"""
+    return o.r(z - y) * 2.0
+
+
+def mean_squared_error_value(o: Primitives, loss: Any, z: Tensor, y: Tensor) -> Tensor:
+    """(z - y)^2"""
+    error = o.r(z - y)
+    return o.r(error * error)
+
+
+def huber(o: Primitives, loss: Any, z: Tensor, y: Tensor) -> Tensor:
+    """e = z - y, at most delta in size."""
+    error, delta = o.r(z - y), constant(loss.delta)
+    return o.where(error < -delta, -delta, o.where(error > delta, delta, error))
+
+
+def huber_value(o: Primitives, loss: Any, z: Tensor, y: Tensor) -> Tensor:
+    """e^2 / 2 where |e| <= delta, else delta (|e| - delta / 2)."""
+    error, delta = o.r(z - y), constant(loss.delta)
+    size = o.abs(error)
+    return o.where(size <= delta, o.r(error * error * 0.5), o.r(o.r(size - delta * 0.5) * delta))
+
+
+# loss -> (derivative, value)
+FORMS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "cross_entropy": (cross_entropy, cross_entropy_value),
+    "binary_cross_entropy": (binary_cross_entropy, binary_cross_entropy_value),
+    "mean_squared_error": (mean_squared_error, mean_squared_error_value),
+    "huber": (huber, huber_value),
+}

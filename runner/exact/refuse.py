@@ -1,0 +1,67 @@
+"""What has no exact form is refused by name, before anything trains."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from runner.data.order import Order
+from runner.errors import ConfigError
+from runner.exact import layers, losses, optimizers
+from runner.exact.rules import FEWEST_BITS, SIGNIFICAND, TINY
+from runner.layers import Network, Node
+
+LONGEST_SUM = 2 ** (SIGNIFICAND - 2 * FEWEST_BITS)  # of products of 16-bit integers
+_MOST_CLASSES = 2**13  # their exponentials, at most 2^40 each, have a sum below 2^53
+_MOST_VALUES = 2**24  # rows times outputs of an update: a count has 24 bits
+
+
+def refuse(net: Network, loss: Any, optimizer: Any, order: Order) -> None:
+    """A ConfigError in the user's keys for whatever of the run the rules do not cover."""
+    for node in net.walk():
+        _known("model.layers", node.spec.layer, [*layers.FORMS, "residual"])
+        if node.spec.layer == "activation":
+            _known("model.layers: activation", node.spec.function, layers.ACTIVATIONS)
+        num = longest_sum(node, order.batch_size)
+        if num > LONGEST_SUM:
+            raise ConfigError(
+                f"trainer.precision=exact cannot sum {num} products, as {node.name} does with "
+                f"trainer.batch_size={order.batch_size}; {LONGEST_SUM} is the most"
+            )
+        _not_tiny("model.layers: eps", getattr(node.spec, "eps", None))
+    _known("loss", loss.name, losses.FORMS)
+    _known("optimizer", optimizer.name, optimizers.FORMS)
+    _not_tiny("optimizer.eps", getattr(optimizer, "eps", None))
+    num_outputs = int(np.prod(net.output_shape))
+    if loss.name == "cross_entropy" and num_outputs > _MOST_CLASSES:
+        raise ConfigError(f"trainer.precision=exact takes at most {_MOST_CLASSES} classes, got {num_outputs}")
+    if order.rows_per_step * num_outputs >= _MOST_VALUES:
+        raise ConfigError(
+            f"trainer.precision=exact takes fewer than {_MOST_VALUES} outputs an update, got "
+            f"{order.rows_per_step} rows of {num_outputs}: trainer.batch_size or accumulate_grad_batches is too large"
+        )
+
+
+def longest_sum(node: Node, rows: int) -> int:
+    """The most products that a layer adds up to one value, forward or backward, with micro-batches of `rows` rows."""
+    places = rows * int(np.prod(node.output_shape[:-1]))
+    match node.spec.layer:
+        case "dense":
+            return max(rows, node.input_shape[0], node.output_shape[0])
+        case "conv2d":
+            return max(places, node.spec.kernel_size**2 * max(node.input_shape[2], node.output_shape[2]))
+        case "batch_norm":
+            return places
+        case "layer_norm":
+            return max(places, node.input_shape[-1])
+    return 1
+
+
+def _known(key: str, name: str, forms: Iterable[str]) -> None:
+    if name not in forms:
+        raise ConfigError(f"{key}={name} has no exact form; trainer.precision=exact takes {', '.join(forms)}")
+
+
+def _not_tiny(key: str, value: float | None) -> None:
+    if value is not None and value < TINY:
+        raise ConfigError(f"{key} must be >= 2^-126 with trainer.precision=exact, got {value}")

@@ -1,0 +1,109 @@
+"""task=verify: repeat a run made in exact mode, or a stretch of it, and say whether every bit is the same."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from runner import checkpoint, dispatcher, run_folder
+from runner.console import capture
+from runner.data.order import Chunk, Chunks
+from runner.errors import ConfigError, RunError
+from runner.exact import certificate
+from runner.saved import Run
+from runner.spec import Live, OnChunk, Report, TrainState, first_state
+
+
+def verify(run: Run, steps: str | None) -> int:
+    """`identical` and status 0, or the first step or tensor that differs and status 1.
+
+    steps=A..B starts from the checkpoint of step A (or from the seed, A = 0) and ends before update B. The rates are those
+    of trace.csv where it has them: they belong to the run, as the data does.
+    """
+    if run.config.trainer.precision != "exact":
+        raise ConfigError(
+            f"task=verify takes runs with trainer.precision=exact, got one with {run.config.trainer.precision}"
+        )
+    said = _certificate(run)
+    begin, end, backend = *_stretch(steps, said["steps"]), run.config.backend
+    with capture() as (console, held):
+        held.into(run.folder / "run.log")
+        if run.plan.data.description()["sha256"] != said["data_sha256"]:
+            console.say("different: the data is not what the run was trained on (data_sha256 of certificate.json)")
+            return 1
+        trace = _trace(run)
+        start = _state(run, begin)
+        expected = said["tensors_sha256"] if end == said["steps"] else _hashes_at(run, end)
+        with console.progress(end, begin):
+            state, step = _repeat(run, start, end, trace, console.advance)
+        if step is not None:
+            console.say(f"different: the loss of step {step} on {backend}")
+            return 1
+        found = certificate.tensor_hashes(state)
+        names = [name for name in sorted(expected) if found.get(name) != expected[name]]
+        if names:
+            console.say(f"different: {names[0]} after step {end} on {backend} ({len(names)} of {len(found)} tensors)")
+            return 1
+        console.say(f"identical: steps {begin} to {end} on {backend}: {end - begin} losses, {len(found)} tensors")
+        console.say(f"hash     {checkpoint.weights_sha256(state)}")
+        return 0
+
+
+def _repeat(
+    run: Run,
+    start: TrainState,
+    end: int,
+    trace: dict[str, np.ndarray],
+    advance: Callable[[int, str], None],
+) -> tuple[TrainState, int | None]:
+    """The state after update `end`, and the first step before it whose loss differs."""
+    spec = run.plan.run_spec()
+    rates = spec.rates.copy()
+    rates[: len(trace["learning_rate"])] = trace["learning_rate"]
+    chunks = Chunks(replace(run.plan.order, total_steps=end), start.step, spec.largest_chunk, None, adapt=True)
+    first: list[int] = []
+
+    def on_chunk(chunk: Chunk, report: Report, live: Live) -> bool:
+        step = chunk.first_step + chunk.num_steps
+        expected = trace["loss"][chunk.first_step : step].astype(np.float32)
+        different = np.flatnonzero(report.losses[: len(expected)] != expected)
+        first.extend(int(chunk.first_step + i) for i in different[:1])
+        advance(step, "")
+        return not first and step < end
+
+    listener: OnChunk = on_chunk
+    state = dispatcher.load(run.config.backend).train(replace(spec, rates=rates), start, chunks, listener)
+    return state, first[0] if first else None
+
+
+def _certificate(run: Run) -> dict[str, Any]:
+    path = run.folder / "certificate.json"
+    if not path.is_file():
+        raise RunError(f"{run.folder} has no certificate.json: the run did not end")
+    return run_folder.read_json(path)
+
+
+def _trace(run: Run) -> dict[str, np.ndarray]:
+    """Empty where the run came without it: then tensors alone are compared."""
+    return run.trace if (run.folder / "trace.csv").is_file() else {"learning_rate": np.empty(0), "loss": np.empty(0)}
+
+
+def _stretch(steps: str | None, total: int) -> tuple[int, int]:
+    if steps is None:
+        return 0, total
+    match = re.fullmatch(r"(\d+)\.\.(\d+)", steps)
+    if not match or not int(match[1]) < int(match[2]) <= total:
+        raise ConfigError(f"steps must be A..B with 0 <= A < B <= {total}, the run's updates, got {steps}")
+    return int(match[1]), int(match[2])
+
+
+def _state(run: Run, step: int) -> TrainState:
+    if step:
+        return checkpoint.read(run.folder, step)[0]
+    return first_state(run.plan.network, run.config.optimizer, run.plan.model.dtype, run.config.seed)
+
+
+def _hashes_at(run: Run, step: int) -> dict[str, str]:
+    return certificate.tensor_hashes(checkpoint.read(run.folder, step)[0])

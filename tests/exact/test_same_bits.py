@@ -1,0 +1,88 @@
+"""The claim: Lightning, Keras and the NumPy witness make the same run to the last bit: losses, outputs, weights, slots,
+running statistics. There is no tolerance."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.exact.common import BASE, assert_same_bits, bits
+from tests.parity.test_parity import IMAGES, LAYERS, LOSSES, OPTIMIZERS, SHORT
+from tests.training import train
+
+BACKENDS = ("lightning", "keras")
+HARD = [
+    "schedule=cosine",
+    "schedule.warmup=10%",
+    "trainer.gradient_clip_norm=0.5",
+    "trainer.accumulate_grad_batches=3",
+    "optimizer.weight_decay=0.01",
+]
+MODELS = {"mlp": ["model=mlp"], "cnn": ["model=cnn", IMAGES], "resnet": ["model=resnet", IMAGES]}
+LISTED = ("momentum", "nesterov", "adam", "adamw", "rmsprop", "lion")
+
+
+def assert_all_the_same(overrides: list[str]) -> None:
+    overrides = [*BASE, *overrides]
+    witness = train("witness", overrides)
+    assert np.isfinite(witness.losses).all()
+    for backend in BACKENDS:
+        assert_same_bits(train(backend, overrides), witness)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer(name: str) -> None:
+    """With clipping, accumulation, coupled or decoupled decay, a rate that changes; 43 updates with a short epoch's end."""
+    small = "model.layers=[{layer: dense, units: 8},{layer: activation, function: relu},{layer: dense, units: outputs}]"
+    assert_all_the_same([*OPTIMIZERS[name], *HARD, small, "trainer.max_steps=43", "trainer.batch_size=48"])
+
+
+@pytest.mark.parametrize("mode", ["coupled", "decoupled"])
+def test_decay_that_spares_biases(mode: str) -> None:
+    decay = [f"optimizer.weight_decay_mode={mode}", "optimizer.decay_exclude=bias_and_norm"]
+    assert_all_the_same([*HARD, *decay, "trainer.max_steps=20"])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer(name: str) -> None:
+    assert_all_the_same([*LAYERS[name], "schedule=cosine", "trainer.max_steps=12"])
+
+
+@pytest.mark.parametrize("name", [*LOSSES, *SHORT])
+def test_every_loss_and_short_batches(name: str) -> None:
+    assert_all_the_same([*{**LOSSES, **SHORT}[name], "trainer.max_steps=30"])
+
+
+def test_binary_cross_entropy(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 5))
+    np.savez(tmp_path / "data.npz", x=x, y=(x[:, 0] + x[:, 1] > 0).astype(int))
+    data = [f"data.path={tmp_path / 'data.npz'}", "data=npz", "loss=binary_cross_entropy"]
+    assert_all_the_same([*data, "trainer.max_steps=40"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", LISTED)
+def test_after_5000_updates(model: str, name: str) -> None:
+    assert_all_the_same([*MODELS[model], *OPTIMIZERS[name], *HARD, "trainer.max_steps=5000"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in LISTED])
+def test_the_other_optimizers_after_500_updates(name: str) -> None:
+    assert_all_the_same([*MODELS["cnn"], *OPTIMIZERS[name], *HARD, "trainer.max_steps=500"])
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "witness"])
+def test_a_row_does_not_depend_on_its_batch(backend: str) -> None:
+    """Predicted alone, a row has the bits that it has among 261 others."""
+    from runner import dispatcher
+    from tests.training import first, prepare
+
+    prepared = prepare([*BASE, *MODELS["resnet"]])
+    x = np.ascontiguousarray(prepared.data.test.x, dtype=np.float32)
+    predict, state = dispatcher.load(backend).predict, first(prepared)
+    together = predict(prepared.model, state, x)
+    np.testing.assert_array_equal(bits(predict(prepared.model, state, x[7:8])), bits(together[7:8]))
+    np.testing.assert_array_equal(bits(predict(prepared.model, state, x[::9])), bits(together[::9]))
