@@ -54,9 +54,14 @@ def to_values(composed: DictConfig) -> dict[str, Any]:
 
 
 def with_schedules_whole(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a schedule, with what conf/schedule/NAME.yaml says where they say nothing."""
-    schedule = values.get("schedule")
-    return {**values, "schedule": _parts_whole(schedule)} if isinstance(schedule, dict) else dict(values)
+    """The parts of a schedule, and those of `optimizer.schedules`, with what conf/schedule/NAME.yaml says where they say
+    nothing."""
+    whole, optimizer = dict(values), values.get("optimizer")
+    if isinstance(values.get("schedule"), dict):
+        whole["schedule"] = _parts_whole(values["schedule"])
+    if isinstance(optimizer, dict) and isinstance(optimizer.get("schedules"), dict):
+        whole["optimizer"] = {**optimizer, "schedules": _parts_whole(optimizer["schedules"])}
+    return whole
 
 
 def _parts_whole(schedule: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,6 +195,11 @@ def explained(error: Exception) -> ConfigError:
         return ConfigError(
             f"{error.override} cannot be read as KEY=VALUE; a list's item is KEY.0, other signs need quotes"
         )
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException) and cause.object_type in (list, dict):  # it says neither what nor why
+        said = str(error).removeprefix("Error merging override ")
+        there = "a list" if cause.object_type is list else "a group of keys"
+        return ConfigError(f"{cause.full_key} must be {there}, got {said.partition('=')[2]}")
     return ConfigError(_first_line(error))
 
 

@@ -205,14 +205,14 @@ def _key(path: Sequence[Any], values: Mapping[str, Any], composed: Mapping[str, 
 
 
 def _every_key(section: Any, parent: str = "") -> list[str]:
-    """The dotted keys of a section and of all choices of the sections in it; those of layers and of a schedule's parts
-    have no fixed place."""
+    """The dotted keys of a section and of all choices of the sections in it; those in lists and mappings, and of a
+    schedule's parts, have no fixed place."""
     found = []
     for name, field in keys(section).items():
         inner = [member for member in _members(field.annotation) if hasattr(member, "model_fields")]
         found.append(f"{parent}{name}")
-        if not issubclass(section, Curve):
-            found += [key for other in inner if _tag(other) != "layer" for key in _every_key(other, f"{parent}{name}.")]
+        if not issubclass(section, Curve) and get_origin(field.annotation) not in (list, dict):
+            found += [key for other in inner for key in _every_key(other, f"{parent}{name}.")]
     return found
 
 

@@ -208,6 +208,10 @@ class Node:
     branches: tuple[tuple["Node", ...], tuple["Node", ...]] = ((), ())
     index: int = 0  # among all nodes, in order of definition: it keys the dropout masks
 
+    def trainable(self) -> list[str]:
+        """The canonical names of its weights and of those in its branches."""
+        return [f"{node.name}/{v.name}" for node in _walk([self]) for v in node.variables if v.trainable]
+
 
 @dataclass(frozen=True)
 class Network:

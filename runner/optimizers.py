@@ -6,16 +6,47 @@ t' = t + 1, the number of this update counted from 1. Slots are the memory an up
 Weight decay lambda: `coupled` is an L2 penalty, g + lambda p, before anything else (torch's usual `weight_decay`);
 `decoupled` shrinks p by (1 - lr lambda) before the update (AdamW; Loshchilov and Hutter 2019). `decay_exclude: bias_and_norm`
 spares every bias and every scale and offset of a norm.
+
+Weights may differ in their rate and decay: `groups` gives those whose names match a pattern factors of lr and lambda, the
+first entry that matches; `layer_decay` d multiplies lr by d^(L - 1 - i) in the i-th of L layers that own weights (a residual
+counts as one), as in Clark et al., ELECTRA (2020), and timm's layer_decay.
+
+`schedules` moves other hyperparameters than lr by the schedules' own specs, whose base is then the hyperparameter's value and
+whose keys that end in `_lr` are values of it; a bias correction takes the value in force, as in torch.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Union
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, ClassVar, Literal, Union
 
 import numpy as np
 from pydantic import Field
 
+from runner.errors import ConfigError, nearest
 from runner.layers import Network
+from runner.schedules import Clock, Curve, Schedule, table
 from runner.section import Fraction, NonNegative, Positive, Section
+
+
+class Matching(Section):
+    """An entry of `groups`: factors for the weights whose name, or whose layer's name, fits the pattern `match`."""
+
+    match: Annotated[str, Field(min_length=1)]  # dense_0/kernel, dense_*, */bias
+    lr_factor: NonNegative = 1.0  # a factor that is not said changes nothing
+    weight_decay_factor: NonNegative = 1.0
+
+    def fits(self, name: str) -> bool:
+        return fnmatchcase(name, self.match) or fnmatchcase(name.rpartition("/")[0], self.match)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Weights with a common rate, lr_factor eta(t), and a common weight decay, decay_factor lambda."""
+
+    names: tuple[str, ...]
+    lr_factor: float = 1.0
+    decay_factor: float = 1.0
 
 
 class _Optimizer(Section):
@@ -23,6 +54,16 @@ class _Optimizer(Section):
     weight_decay: NonNegative
     weight_decay_mode: Literal["coupled", "decoupled"]
     decay_exclude: Literal["none", "bias_and_norm"]
+    groups: list[Matching]
+    layer_decay: Positive
+    schedules: dict[str, Schedule]
+
+    schedulable: ClassVar[Sequence[str]] = ("weight_decay",)  # of the hyperparameters besides lr
+
+    @property
+    def decays(self) -> bool:
+        """Whether there is weight decay at any time."""
+        return self.weight_decay > 0 or "weight_decay" in self.schedules
 
     def slots(self) -> dict[str, float]:
         """Slot name -> the value it starts with."""
@@ -49,6 +90,8 @@ class SGD(_Optimizer):
     momentum: Fraction
     nesterov: bool
 
+    schedulable: ClassVar[Sequence[str]] = ("momentum", "weight_decay")
+
     def slots(self) -> dict[str, float]:
         return {"momentum": 0.0} if self.momentum else {}
 
@@ -57,6 +100,8 @@ class _Adam(_Optimizer):
     beta1: Fraction
     beta2: Fraction
     eps: Positive
+
+    schedulable: ClassVar[Sequence[str]] = ("beta1", "beta2", "weight_decay")
 
 
 class Adam(_Adam):
@@ -102,6 +147,8 @@ class NAdam(_Adam):
     name: Literal["nadam"]
     momentum_decay: NonNegative
 
+    schedulable: ClassVar[Sequence[str]] = ("beta2", "weight_decay")  # beta1 has a schedule of its own, mu
+
     def slots(self) -> dict[str, float]:
         return {"first_moment": 0.0, "second_moment": 0.0}
 
@@ -122,6 +169,8 @@ class RMSprop(_Optimizer):
     eps: Positive
     momentum: Fraction
     centered: bool
+
+    schedulable: ClassVar[Sequence[str]] = ("momentum", "rho", "weight_decay")
 
     def slots(self) -> dict[str, float]:
         slots = {"square_average": 0.0}
@@ -164,6 +213,8 @@ class Lion(_Optimizer):
     beta1: Fraction
     beta2: Fraction
 
+    schedulable: ClassVar[Sequence[str]] = ("beta1", "beta2", "weight_decay")
+
     def slots(self) -> dict[str, float]:
         return {"first_moment": 0.0}
 
@@ -177,3 +228,60 @@ def decaying(optimizer: Any, network: Network) -> list[str]:
     """The weights that weight decay touches: all, or with `bias_and_norm` excluded the kernels."""
     everything = optimizer.decay_exclude == "none"
     return [name for name, v in network.variables().items() if v.trainable and (everything or v.decays)]
+
+
+def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
+    """The weights by what they have in common. The first group has lr_factor 1, so that its rate is eta(t); it may be empty.
+
+    A pattern that fits nothing, or nothing that the entries before it left, is refused.
+    """
+    decay, layers = set(decaying(optimizer, network)), _layer_factors(optimizer.layer_decay, network)
+    used: set[int] = set()
+    together: dict[tuple[float, float], list[str]] = {(1.0, 1.0): []}
+    for name, layer in layers.items():
+        i = next((i for i, entry in enumerate(optimizer.groups) if entry.fits(name)), None)
+        entry = Matching(match=name) if i is None else optimizer.groups[i]
+        used |= {i} if i is not None else set()
+        factors = layer * entry.lr_factor, entry.weight_decay_factor if name in decay else 0.0
+        together.setdefault(factors, []).append(name)
+    for i, entry in enumerate(optimizer.groups):
+        if i not in used:
+            names = [*layers, *dict.fromkeys(name.rpartition("/")[0] for name in layers)]
+            why = f"which none does{nearest(entry.match, names)}"
+            if any(map(entry.fits, layers)):
+                why = "and those that do fit an entry before it"
+            raise ConfigError(
+                f"optimizer.groups[{i}].match must fit a weight of the model ({', '.join(layers)}), got {entry.match}, {why}"
+            )
+    return tuple(Group(tuple(names), *factors) for factors, names in together.items())
+
+
+def _layer_factors(decay: float, network: Network) -> dict[str, float]:
+    """Every weight and the factor of its layer, d^(L - 1 - i)."""
+    layers = [names for node in network.nodes if (names := node.trainable())]
+    return {name: decay ** (len(layers) - 1 - i) for i, names in enumerate(layers) for name in names}
+
+
+def hyperparameters(optimizer: Any, clock: Clock) -> dict[str, np.ndarray]:
+    """The tables of what `schedules` moves: name -> its value at every update.  # float64[T]"""
+    return {name: _hyperparameter(optimizer, name, curve, clock) for name, curve in optimizer.schedules.items()}
+
+
+def _hyperparameter(optimizer: Any, name: str, curve: Curve, clock: Clock) -> np.ndarray:
+    allowed = optimizer.schedulable
+    if name not in allowed:
+        raise ConfigError(
+            f"optimizer.schedules.{name} is no hyperparameter of {optimizer.name} that can be scheduled, which are "
+            f"{', '.join(allowed)}{nearest(name, allowed)}"
+        )
+    try:
+        values = table(curve, clock, getattr(optimizer, name))
+    except ValueError as error:
+        raise ConfigError(f"optimizer.schedules.{name}.{error}") from None
+    # with momentum 0 there is no buffer to go on with
+    fits = np.isfinite(values) & (values >= 0) if name == "weight_decay" else (values > 0) & (values < 1)
+    if not fits.all():
+        t = int(np.flatnonzero(~fits)[0])
+        words = "finite and >= 0" if name == "weight_decay" else "above 0 and below 1"
+        raise ConfigError(f"optimizer.schedules.{name} must stay {words}, got {values[t]:.6g} at update {t}")
+    return values

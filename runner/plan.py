@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from runner import losses, metrics, schedules
+from runner import losses, metrics, optimizers, schedules
 from runner.config import Config
 from runner.data import Dataset, Split
 from runner.data.dataset import Task, check_range
@@ -31,6 +31,8 @@ class Plan:
     order: Order
     clock: Clock
     model: ModelSpec
+    groups: tuple[optimizers.Group, ...]
+    hyperparameters: dict[str, np.ndarray]
 
     @property
     def num_parameters(self) -> int:
@@ -56,6 +58,8 @@ class Plan:
             loss=self.loss,
             optimizer=self.config.optimizer,
             rates=self.rates(),
+            hyperparameters=self.hyperparameters,
+            groups=self.groups,
             gradient_clip_norm=trainer.gradient_clip_norm,
             seed=self.config.seed,
             largest_chunk=self.largest_chunk(),
@@ -100,6 +104,7 @@ def plan(config: Config) -> Plan:
     steps_per_epoch = -(-len(data.train) // (trainer.batch_size * trainer.accumulate_grad_batches))
     limits = [trainer.max_steps, trainer.max_epochs and trainer.max_epochs * steps_per_epoch]
     total_steps = min(limit for limit in limits if limit is not None)
+    clock = Clock(total_steps, steps_per_epoch)
     order = Order(len(data.train), trainer.batch_size, trainer.accumulate_grad_batches, config.seed, total_steps)
     check_range(data, model.dtype)
     _check_batch_norm(model.network, order)
@@ -114,8 +119,10 @@ def plan(config: Config) -> Plan:
         metrics=metrics.choose(config.metrics, data.task, model.network.output_shape[0]),
         network=model.network,
         order=order,
-        clock=Clock(total_steps, steps_per_epoch),
+        clock=clock,
         model=model,
+        groups=optimizers.groups(config.optimizer, model.network),
+        hyperparameters=optimizers.hyperparameters(config.optimizer, clock),
     )
     measured = [column for column in prepared.columns() if "/" in column]
     if trainer.monitor not in measured:

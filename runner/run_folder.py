@@ -50,21 +50,23 @@ def job_name(overrides: Sequence[str]) -> str:
 class RunFolder:
     """Writes the files. metrics.csv and trace.csv are only ever appended to."""
 
-    def __init__(self, path: Path, metric_columns: Sequence[str]) -> None:
+    def __init__(self, path: Path, metric_columns: Sequence[str], applied: Sequence[str]) -> None:
+        """`applied`: the names of what RunSpec.applied has besides learning_rate, columns after the contract's three."""
         self.path = path
         self._columns = metric_columns
         self._trace = (path / "trace.csv").open("a", newline="")
         self._metrics = (path / "metrics.csv").open("a", newline="")
         if self._trace.tell() == 0:
-            self._trace.write("step,learning_rate,loss\n")
+            self._trace.write(",".join(["step", "learning_rate", "loss", *applied]) + "\n")
         if self._metrics.tell() == 0:
             self._metrics.write(",".join(metric_columns) + "\n")
 
-    def trace(self, first_step: int, rates: np.ndarray, losses: np.ndarray) -> None:
+    def trace(self, first_step: int, losses: np.ndarray, applied: Mapping[str, np.ndarray]) -> None:
         """One row per applied update; numbers in the shortest form that reads back the same."""
-        steps = range(first_step, first_step + len(rates))
-        rows = zip(steps, rates.astype(str), losses.astype(str), strict=True)
-        self._trace.writelines(f"{step},{rate},{loss}\n" for step, rate, loss in rows)
+        rates, *others = (values[: len(losses)].astype(str) for values in applied.values())
+        steps = map(str, range(first_step, first_step + len(losses)))
+        rows = zip(steps, rates, losses.astype(str), *others, strict=True)
+        self._trace.writelines(",".join(row) + "\n" for row in rows)
         self._trace.flush()
 
     def metrics(self, row: Mapping[str, Any]) -> None:

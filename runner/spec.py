@@ -9,6 +9,7 @@ import numpy as np
 
 from runner.data.order import Chunk
 from runner.layers import Network, initial_variables
+from runner.optimizers import Group
 
 Weights = Mapping[str, np.ndarray]  # "dense_0/kernel" -> float[in, out]: one canonical layout for every framework
 Precision = Literal["float32", "float64", "bf16-mixed", "exact"]
@@ -38,9 +39,34 @@ class RunSpec(ModelSpec):
     loss: Any  # runner.losses.Loss
     optimizer: Any  # runner.optimizers.Optimizer
     rates: np.ndarray  # float64[T]: eta(t); cast once to dtype, looked up, never computed again
+    hyperparameters: Mapping[str, np.ndarray]  # scheduled ones by name, float64[T]
+    groups: Sequence[Group]  # of weights, by rate and decay; the first one's rate is eta(t)
     gradient_clip_norm: float | None
     seed: int
     largest_chunk: int
+
+    @property
+    def applied_names(self) -> list[str]:
+        """What the framework's optimizer is set to at every update: `learning_rate`, `learning_rate*FACTOR` of the groups
+        with another rate, then the scheduled hyperparameters."""
+        return [*dict.fromkeys(rate_name(group.lr_factor) for group in self.groups), *self.hyperparameters]
+
+    def applied(self, rates: np.ndarray) -> dict[str, np.ndarray]:
+        """`applied_names` -> the values of every update: lr_factor eta(t) rounded once to dtype; float64 of the others."""
+        factors = {rate_name(group.lr_factor): group.lr_factor for group in self.groups}
+        tables = {name: (rates * factor).astype(self.dtype) for name, factor in factors.items()}
+        return {**tables, **self.hyperparameters}
+
+    def as_applied(self, values: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+        """What was read back of K updates, [K] for each of `applied_names`, as a report has it."""
+        return {
+            name: np.asarray(value, dtype=np.float64 if name in self.hyperparameters else self.dtype)
+            for name, value in zip(self.applied_names, values, strict=True)
+        }
+
+
+def rate_name(factor: float) -> str:
+    return "learning_rate" if factor == 1 else f"learning_rate*{factor!r}"
 
 
 @dataclass(frozen=True)
@@ -58,7 +84,9 @@ class Report:
     """What a chunk of K updates on n rows did. Losses and outputs are of the weights before each update."""
 
     losses: np.ndarray  # dtype[K]
-    rates: np.ndarray  # dtype[K], read back from the framework's own optimizer
+    applied: Mapping[
+        str, np.ndarray
+    ]  # [K] each, as RunSpec.applied names them: read back from the framework's optimizer
     outputs: np.ndarray  # float[n, C], in the order of Chunk.rows
 
 

@@ -25,13 +25,14 @@ class Training:
     path: Path
     console: Console
     signals: Signals
+    applied_names: list[str]  # RunSpec's
     config_sha256: str
     started: float  # seconds since the epoch
     best: dict[str, Any] | None = None  # metric, value, epoch, step of the best epoch so far
     metrics: dict[str, float] = field(default_factory=dict)  # of the last epoch
 
     def __post_init__(self) -> None:
-        self._files = RunFolder(self.path, self.plan.columns())
+        self._files = RunFolder(self.path, self.plan.columns(), self.applied_names[1:])
         self._every = self.plan.checkpoint_steps()
         self._means = Means()
         self._saved: int | None = None
@@ -48,12 +49,12 @@ class Training:
         order, step = self.plan.order, chunk.first_step + chunk.num_steps
         bad = np.flatnonzero(~np.isfinite(report.losses))
         good = int(bad[0]) if len(bad) else chunk.num_steps
-        self._files.trace(chunk.first_step, report.rates[:good], report.losses[:good])
+        self._files.trace(chunk.first_step, report.losses[:good], report.applied)
         self.step = chunk.first_step + good
         if len(bad):
             raise RunError(f"the loss of update {self.step} is {report.losses[good]}")
         self._means.add(rows(self.plan, report.outputs, self.plan.data.train.y[chunk.rows]))
-        self.console.advance(step, f"rate {report.rates[-1]:.3g}  loss {report.losses[-1]:.4g}")
+        self.console.advance(step, f"rate {report.applied['learning_rate'][-1]:.3g}  loss {report.losses[-1]:.4g}")
         over, stop = step == order.total_steps, self.signals.received is not None
         if over or step % order.steps_per_epoch == 0:
             self._end_epoch(step, live)

@@ -61,8 +61,7 @@ class BackendContract:
         whole, half = self.train(overrides), self.train(overrides, stop_after=50)
         rest = self.train(overrides, start=half.state)
         assert (half.state.step, rest.state.step) == (50, 90)
-        joined = Trained(*(np.concatenate(pair) for pair in zip(half[:3], rest[:3], strict=True)), rest.state)  # type: ignore[misc]
-        assert_same_bits(joined, whole)
+        assert_same_bits(half.then(rest), whole)
 
     def test_it_stops_when_it_is_told_to(self) -> None:
         stopped = self.train([*SMALL, "trainer.steps_per_call=5"], stop_after=20)

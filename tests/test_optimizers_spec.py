@@ -8,8 +8,12 @@ import pytest
 from runner.compose import compose
 from runner.config import parse
 from runner.layers import network
-from runner.optimizers import decaying
+from runner.optimizers import Group, decaying, groups
 from runner.spec import first_state
+from tests.training import prepare
+
+ALL = ("dense_0/kernel", "dense_0/bias", "dense_1/kernel", "dense_1/bias")  # of the default model
+KERNELS, BIASES = ALL[::2], ALL[1::2]
 
 
 def optimizer(line: str) -> Any:
@@ -84,3 +88,57 @@ def test_the_first_state_separates_weights_from_buffers_and_gives_slots_to_weigh
     assert set(state.buffers) == {f"batch_norm_{i}/{name}" for i in (0, 1) for name in ("mean", "variance")}
     assert all(slot.keys() == state.weights.keys() for slot in state.slots.values())
     assert {value.dtype for value in (*state.weights.values(), *state.buffers.values())} == {np.dtype(np.float32)}
+
+
+def test_one_cycle_s_inverse_momentum_is_torch_s() -> None:
+    """experiment=super_convergence over 800 updates against torch's own OneCycleLR, stepped; 1e-12: cosines of float64."""
+    import torch
+
+    prepared = prepare(["experiment=super_convergence"])
+    stock = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.2, momentum=0.85)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(stock, max_lr=0.2, total_steps=800)
+    applied = []
+    for _ in range(800):
+        applied.append([stock.param_groups[0][key] for key in ("lr", "momentum")])
+        stock.step()
+        if cycle.last_epoch < 799:
+            cycle.step()
+    rates, momenta = np.array(applied).T
+    np.testing.assert_allclose(prepared.rates(), rates, rtol=1e-12, atol=1e-16)
+    np.testing.assert_allclose(prepared.hyperparameters["momentum"], momenta, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (["optimizer=adam"], [Group(ALL)]),
+        (
+            ["optimizer=adamw", "optimizer.decay_exclude=bias_and_norm"],
+            [Group(KERNELS), Group(BIASES, decay_factor=0.0)],
+        ),
+        (["optimizer.groups=[{match: dense_0, lr_factor: 0.1}]"], [Group(ALL[2:]), Group(ALL[:2], 0.1)]),
+        (
+            ["optimizer.groups=[{match: '*/bias', weight_decay_factor: 2},{match: dense_1, lr_factor: 0.5}]"],
+            [Group(ALL[:1]), Group(BIASES, 1.0, 2.0), Group(ALL[2:3], 0.5)],
+        ),
+        # two layers own weights: the first one's rate is d, the last one's 1
+        (["optimizer.layer_decay=0.75"], [Group(ALL[2:]), Group(ALL[:2], 0.75)]),
+        (
+            ["optimizer.layer_decay=0.75", "optimizer.groups=[{match: '*', lr_factor: 2}]"],
+            [Group(()), Group(ALL[:2], 1.5), Group(ALL[2:], 2.0)],
+        ),
+    ],
+)
+def test_weights_of_a_common_rate_and_decay_are_a_group(said: list[str], expected: list[Group]) -> None:
+    assert list(groups(prepare(said).config.optimizer, prepare(said).network)) == expected
+
+
+def test_a_residual_is_one_layer_to_layer_decay() -> None:
+    """resnet has layers with weights at conv, norm, residual, residual, dense: L = 5."""
+    made = prepare(["model=resnet", "data.images=true", "optimizer.layer_decay=0.5"]).groups
+    factors = {name: group.lr_factor for group in made for name in group.names}
+    assert factors["conv2d_0/kernel"] == 0.5**4
+    assert factors["batch_norm_0/scale"] == 0.5**3
+    assert {factors[f"conv2d_{i}/kernel"] for i in (1, 2)} == {0.5**2}
+    assert {factors[f"conv2d_{i}/kernel"] for i in (3, 4, 5)} == {0.5}
+    assert factors["dense_0/kernel"] == 1

@@ -15,9 +15,19 @@ from runner.spec import Live, Report, RunSpec, TrainState, first_state
 
 class Trained(NamedTuple):
     losses: np.ndarray  # [T]
-    rates: np.ndarray  # [T], as read back from the framework's optimizer
+    applied: dict[str, np.ndarray]  # [T] each, as read back from the framework's optimizer
     outputs: np.ndarray  # [n, C]
     state: TrainState
+
+    @property
+    def rates(self) -> np.ndarray:
+        return self.applied["learning_rate"]
+
+    def then(self, rest: "Trained") -> "Trained":
+        """This run and what went on from its state, as one."""
+        applied = {name: np.concatenate([values, rest.applied[name]]) for name, values in self.applied.items()}
+        losses, outputs = (np.concatenate(pair) for pair in ((self.losses, rest.losses), (self.outputs, rest.outputs)))
+        return Trained(losses, applied, outputs, rest.state)
 
 
 def prepare(overrides: Sequence[str]) -> Plan:
@@ -45,7 +55,7 @@ def train(
     state = dispatcher.load(backend).train(spec, start, chunks, on_chunk)
     return Trained(
         np.concatenate([report.losses for report in reports]),
-        np.concatenate([report.rates for report in reports]),
+        {name: np.concatenate([report.applied[name] for report in reports]) for name in spec.applied_names},
         np.concatenate([report.outputs for report in reports]),
         state,
     )

@@ -215,8 +215,8 @@ class Optimizer(keras.optimizers.Optimizer):
     """Any optimizer of the config on the vector of all weights; `memory` holds the slots by their standard names, out of
     the sight of Keras's attribute tracking, which would list them twice."""
 
-    def __init__(self, run: RunSpec, network: Network, start: TrainState) -> None:
-        super().__init__(learning_rate=TableLR(run.rates, run.dtype), name=run.optimizer.name)
+    def __init__(self, run: RunSpec, network: Network, schedule: TableLR, start: TrainState) -> None:
+        super().__init__(learning_rate=schedule, name=run.optimizer.name)
         self.spec, self.o, self.layout = run.optimizer, network.o, network.layout
         self.build([network.weights_vector])
         self.iterations.assign(start.step)
@@ -257,7 +257,8 @@ class Work:
         self.run, self.network = run, model.get_layer("network")
         load_state(model, start)
         self_test.check(run.device, self._outcome)
-        self.optimizer = Optimizer(run, self.network, start)
+        self.schedule = TableLR(run)
+        self.optimizer = Optimizer(run, self.network, self.schedule, start)
         self.x = tf.constant(r(run.x))
         self.y = tf.constant(run.y if run.loss.name == "cross_entropy" else r(run.y))
 

@@ -63,9 +63,10 @@ def load_state(model: keras.Model, state: TrainState) -> None:
     load(model, {**state.weights, **state.buffers})
 
 
-def constant(value: float, like: Any) -> Any:
-    """A Python number in a tensor's dtype. Keras's own casts go through float32 and round it."""
-    return tf.constant(value, dtype=tf.as_dtype(keras.backend.standardize_dtype(like.dtype)))
+def constant(value: Any, like: Any) -> Any:
+    """A Python number, or a tensor, in a tensor's dtype. Keras's own casts go through float32 and round it."""
+    dtype = tf.as_dtype(keras.backend.standardize_dtype(like.dtype))
+    return tf.cast(value, dtype) if tf.is_tensor(value) else tf.constant(value, dtype=dtype)
 
 
 class _BatchNorm(native.BatchNormalization):

@@ -16,7 +16,6 @@ import tensorflow as tf
 from backends.keras import device, exact, layers, losses, optimizers
 from backends.keras.schedule import TableLR
 from runner.data.order import Chunk
-from runner.optimizers import decaying
 from runner.spec import ModelSpec, OnChunk, Report, RunSpec, TrainState
 
 _POLICY = {"float32": "float32", "float64": "float64", "bf16-mixed": "mixed_bfloat16", "exact": "float32"}
@@ -32,8 +31,8 @@ class _Native:
         variables = layers.named(model)
         self.parameters = {name: variables[name] for name in start.weights}
         self.buffers = list(start.buffers)
-        schedule, decays = TableLR(run.rates, run.dtype), decaying(run.optimizer, run.network)
-        self.optimizer = optimizers.build(run.optimizer, schedule, self.parameters, list(start.slots), decays)
+        self.schedule = TableLR(run)
+        self.optimizer = optimizers.build(run, self.schedule, self.parameters, list(start.slots))
         self.optimizer.load_slots(start.slots, start.step)
         self.x, self.y = tf.constant(run.x), tf.constant(run.y)
         # XLA pays for small and dense networks; its convolutions on the CPU are slower than TensorFlow's own
@@ -83,11 +82,11 @@ class Model(keras.Model):
         def train_function(iterator: Iterator[Any]) -> dict[str, Any]:
             num_steps, *blocks = next(iterator)
             blocks = [block for block in blocks if block.shape[1]]
-            rates, means, outputs = compiled((num_steps, *blocks))
+            applied, means, outputs = compiled((num_steps, *blocks))
             num = int(num_steps)
             self.report = Report(
                 losses=means.numpy()[:num],
-                rates=rates.numpy()[:num],
+                applied=self.work.run.as_applied(applied.numpy()[:num].T),
                 outputs=outputs.numpy()[:num].reshape(-1, *self.work.run.network.output_shape),
             )
             return {"loss": self.report.losses[-1]}
@@ -96,25 +95,26 @@ class Model(keras.Model):
         return train_function
 
     def train_step(self, data: Any) -> Any:
-        """The chunk's updates, one after another: (rates [K], losses [K], outputs [K, A * B, C])."""
+        """The chunk's updates, one after another: (what was applied [K, P], losses [K], outputs [K, A * B, C])."""
         num_steps, *blocks = data  # int64[K, A, B] each; rows past num_steps are padding
         num_rows = sum(block.shape[1] * block.shape[2] for block in blocks)
-        dtype, length, x, y = tf.as_dtype(self.work.run.dtype), blocks[0].shape[0], self.work.x, self.work.y
-        shape = (num_rows, *self.work.run.network.output_shape)
-        rates = tf.TensorArray(dtype, length, element_shape=())
+        run, length, x, y = self.work.run, blocks[0].shape[0], self.work.x, self.work.y
+        dtype, shape = tf.as_dtype(run.dtype), (num_rows, *run.network.output_shape)
+        applied = tf.TensorArray(tf.float64, length, element_shape=(len(run.applied_names),))
         means = tf.TensorArray(dtype, length, element_shape=())
         outputs = tf.TensorArray(dtype, length, element_shape=shape)
 
-        def update(k: Any, rates: Any, means: Any, outputs: Any) -> Any:
-            rate = tf.cast(self.optimizer.learning_rate, dtype)
+        def update(k: Any, applied: Any, means: Any, outputs: Any) -> Any:
+            others = self.work.schedule.others(self.optimizer.iterations)
+            read = tf.stack([tf.cast(self.optimizer.learning_rate, tf.float64), *others])
             batches = [rows for block in blocks for rows in tf.unstack(block[k])]
             total, z = self.work.update([(tf.gather(x, rows), tf.gather(y, rows)) for rows in batches], num_rows)
-            return k + 1, rates.write(k, rate), means.write(k, total), outputs.write(k, z)
+            return k + 1, applied.write(k, read), means.write(k, total), outputs.write(k, z)
 
-        _, rates, means, outputs = tf.while_loop(
-            lambda k, *_: k < num_steps, update, (tf.constant(0), rates, means, outputs), parallel_iterations=1
+        _, applied, means, outputs = tf.while_loop(
+            lambda k, *_: k < num_steps, update, (tf.constant(0), applied, means, outputs), parallel_iterations=1
         )
-        return rates.stack(), means.stack(), outputs.stack()
+        return applied.stack(), means.stack(), outputs.stack()
 
     def state(self) -> TrainState:
         return self.work.state(int(self.optimizer.iterations))

@@ -12,7 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from backends.keras.layers import constant
-from runner.spec import Weights
+from backends.keras.schedule import TableLR
+from runner.optimizers import Group
+from runner.spec import RunSpec, Weights, rate_name
 
 
 @dataclass
@@ -20,6 +22,7 @@ class _Memory:
     """Keeps variables out of the sight of Keras's attribute tracking, which would list them twice."""
 
     names: list[str]
+    groups: dict[str, Group]
     slots: dict[str, dict[str, Any]]
     scalars: dict[str, Any]
 
@@ -28,19 +31,30 @@ class _Optimizer(keras.optimizers.Optimizer):
     """Slots by their standard names, weight decay as the config means it, then the class's own `update`."""
 
     def __init__(
-        self, spec: Any, schedule: Any, variables: Mapping[str, Any], slots: Iterable[str], decays: Iterable[str]
+        self,
+        spec: Any,
+        schedule: TableLR,
+        variables: Mapping[str, Any],
+        slots: Iterable[str],
+        groups: Iterable[Group],
+        scheduled: Iterable[str],
     ) -> None:
         super().__init__(learning_rate=schedule, name=spec.name)
-        self.spec, self.decays = spec, frozenset(decays)
+        self.spec, self.scheduled = spec, frozenset(scheduled)
         native = list(variables.values())
         self.build(native)
         self.memory = _Memory(
             names=list(variables),
+            groups={name: group for group in groups for name in group.names},
             slots={
                 slot: dict(zip(variables, self.add_optimizer_variables(native, slot), strict=True)) for slot in slots
             },
             scalars={name: self.add_variable((), dtype="float64", name=name) for name in spec.scalars(0)},
         )
+
+    def hyper(self, name: str) -> Any:
+        """A hyperparameter in force, in float64: a number, or of a scheduled one a tensor."""
+        return self._learning_rate.at(name, self.iterations) if name in self.scheduled else getattr(self.spec, name)
 
     def load_slots(self, slots: Mapping[str, Weights], step: int) -> None:
         """Canonical slots, as if `step` updates had been made."""
@@ -57,12 +71,16 @@ class _Optimizer(keras.optimizers.Optimizer):
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         name, s = self.memory.names[self._get_variable_index(variable)], self.spec
+        group = self.memory.groups[name]
+        if group.lr_factor != 1:
+            learning_rate = self._learning_rate.at(rate_name(group.lr_factor), self.iterations)
         p, g, lr = tf.convert_to_tensor(variable), tf.convert_to_tensor(gradient), tf.cast(learning_rate, tf.float64)
-        if s.weight_decay and name in self.decays:
+        if s.decays and group.decay_factor:
+            decay = self.hyper("weight_decay") * group.decay_factor
             if s.weight_decay_mode == "coupled":
-                g = g + constant(s.weight_decay, p) * p
+                g = g + constant(decay, p) * p
             else:
-                p = p * tf.cast(1 - lr * s.weight_decay, p.dtype)
+                p = p * tf.cast(1 - lr * decay, p.dtype)
         memory = {slot: values[name] for slot, values in self.memory.slots.items()}
         variable.assign(self.update(p, g, lr, memory))
 
@@ -76,13 +94,13 @@ class _Optimizer(keras.optimizers.Optimizer):
         return tf.cast(self.iterations, tf.float64) + 1
 
 
-def _mean(old: Any, new: Any, beta: float) -> Any:
+def _mean(old: Any, new: Any, beta: Any) -> Any:
     """old * beta + new * (1 - beta)"""
     return old.assign(old * constant(beta, new) + new * constant(1 - beta, new))
 
 
-def _power(base: float, exponent: Any) -> Any:
-    return tf.pow(tf.constant(base, tf.float64), exponent)
+def _power(base: Any, exponent: Any) -> Any:
+    return tf.pow(tf.convert_to_tensor(base, tf.float64), exponent)
 
 
 class SGD(_Optimizer):
@@ -90,38 +108,38 @@ class SGD(_Optimizer):
         s, step = self.spec, tf.cast(lr, p.dtype)
         if not s.momentum:
             return p - step * g
-        buffer = memory["momentum"].assign(memory["momentum"] * constant(s.momentum, p) + g)
-        return p - step * (g + constant(s.momentum, p) * buffer if s.nesterov else buffer)
+        buffer = memory["momentum"].assign(memory["momentum"] * constant(self.hyper("momentum"), p) + g)
+        return p - step * (g + constant(self.hyper("momentum"), p) * buffer if s.nesterov else buffer)
 
 
 class Adam(_Optimizer):
     def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
         s = self.spec
-        m = _mean(memory["first_moment"], g, s.beta1)
-        v = _mean(memory["second_moment"], g * g, s.beta2)
+        m = _mean(memory["first_moment"], g, self.hyper("beta1"))
+        v = _mean(memory["second_moment"], g * g, self.hyper("beta2"))
         if s.amsgrad:
             v = memory["max_second_moment"].assign(tf.maximum(memory["max_second_moment"], v))
-        step = tf.cast(lr / (1 - _power(s.beta1, self.count)), p.dtype)
-        root = tf.cast(tf.sqrt(1 - _power(s.beta2, self.count)), p.dtype)
+        step = tf.cast(lr / (1 - _power(self.hyper("beta1"), self.count)), p.dtype)
+        root = tf.cast(tf.sqrt(1 - _power(self.hyper("beta2"), self.count)), p.dtype)
         return p - step * m / (tf.sqrt(v) / root + constant(s.eps, p))
 
 
 class Adamax(_Optimizer):
     def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
         s = self.spec
-        m, u = _mean(memory["first_moment"], g, s.beta1), memory["infinity_norm"]
-        u = u.assign(tf.maximum(u * constant(s.beta2, p), tf.abs(g) + constant(s.eps, p)))
-        return p - tf.cast(lr / (1 - _power(s.beta1, self.count)), p.dtype) * m / u
+        m, u = _mean(memory["first_moment"], g, self.hyper("beta1")), memory["infinity_norm"]
+        u = u.assign(tf.maximum(u * constant(self.hyper("beta2"), p), tf.abs(g) + constant(s.eps, p)))
+        return p - tf.cast(lr / (1 - _power(self.hyper("beta1"), self.count)), p.dtype) * m / u
 
 
 class NAdam(_Optimizer):
     def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
         s = self.spec
-        m = _mean(memory["first_moment"], g, s.beta1)
-        v = _mean(memory["second_moment"], g * g, s.beta2)
+        m = _mean(memory["first_moment"], g, self.hyper("beta1"))
+        v = _mean(memory["second_moment"], g * g, self.hyper("beta2"))
         mu, next_mu = self._mu(self.count), self._mu(self.count + 1)
         product = self.memory.scalars["mu_product"] * mu
-        root = tf.sqrt(v / tf.cast(1 - _power(s.beta2, self.count), p.dtype)) + constant(s.eps, p)
+        root = tf.sqrt(v / tf.cast(1 - _power(self.hyper("beta2"), self.count), p.dtype)) + constant(s.eps, p)
         p = p - tf.cast(lr * (1 - mu) / (1 - product), p.dtype) * g / root
         return p - tf.cast(lr * next_mu / (1 - product * next_mu), p.dtype) * m / root
 
@@ -137,14 +155,14 @@ class NAdam(_Optimizer):
 class RMSprop(_Optimizer):
     def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
         s, step = self.spec, tf.cast(lr, p.dtype)
-        square = _mean(memory["square_average"], g * g, s.rho)
+        square = _mean(memory["square_average"], g * g, self.hyper("rho"))
         if s.centered:
-            mean = _mean(memory["gradient_average"], g, s.rho)
+            mean = _mean(memory["gradient_average"], g, self.hyper("rho"))
             square = square - mean * mean
         d = g / (tf.sqrt(square) + constant(s.eps, p))
         if not s.momentum:
             return p - step * d
-        return p - step * memory["momentum"].assign(memory["momentum"] * constant(s.momentum, p) + d)
+        return p - step * memory["momentum"].assign(memory["momentum"] * constant(self.hyper("momentum"), p) + d)
 
 
 class Adagrad(_Optimizer):
@@ -155,18 +173,20 @@ class Adagrad(_Optimizer):
 
 class Adadelta(_Optimizer):
     def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
-        s, eps = self.spec, constant(self.spec.eps, p)
-        square = _mean(memory["square_average"], g * g, s.rho)
+        eps = constant(self.spec.eps, p)
+        square = _mean(memory["square_average"], g * g, self.hyper("rho"))
         d = tf.sqrt(memory["delta_average"] + eps) / tf.sqrt(square + eps) * g
-        _mean(memory["delta_average"], d * d, s.rho)
+        _mean(memory["delta_average"], d * d, self.hyper("rho"))
         return p - tf.cast(lr, p.dtype) * d
 
 
 class Lion(_Optimizer):
     def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
-        s, m = self.spec, memory["first_moment"]
-        p = p - tf.cast(lr, p.dtype) * tf.sign(m * constant(s.beta1, p) + g * constant(1 - s.beta1, p))
-        _mean(m, g, s.beta2)
+        m = memory["first_moment"]
+        p = p - tf.cast(lr, p.dtype) * tf.sign(
+            m * constant(self.hyper("beta1"), p) + g * constant(1 - self.hyper("beta1"), p)
+        )
+        _mean(m, g, self.hyper("beta2"))
         return p
 
 
@@ -183,12 +203,11 @@ _OPTIMIZERS: dict[str, type[_Optimizer]] = {
 }
 
 
-def build(
-    spec: Any, schedule: Any, variables: Mapping[str, Any], slots: Iterable[str], decays: Iterable[str]
-) -> _Optimizer:
-    """A Keras optimizer over canonical names -> variables, in the order of the model's trainable ones; weight decay for
-    the names in `decays` only."""
-    return _OPTIMIZERS[spec.name](spec, schedule, variables, slots, decays)
+def build(run: RunSpec, schedule: TableLR, variables: Mapping[str, Any], slots: Iterable[str]) -> _Optimizer:
+    """A Keras optimizer over canonical names -> variables, in the order of the model's trainable ones, each with the rate
+    and the weight decay of its group."""
+    kind, spec = _OPTIMIZERS[run.optimizer.name], run.optimizer
+    return kind(spec, schedule, variables, slots, run.groups, run.hyperparameters)
 
 
 def clip_by_global_norm(gradients: Sequence[Any], largest: float) -> list[Any]:

@@ -172,7 +172,7 @@ class Optimizer(torch.optim.Optimizer):
     """Any optimizer of the config on the vector of all weights; its state holds the slots by their standard names."""
 
     def __init__(self, run: RunSpec, network: Network, start: TrainState) -> None:
-        super().__init__([network.weights], {"lr": run.optimizer.lr})
+        super().__init__([{"params": [network.weights], "lr_factor": 1.0}], {"lr": run.optimizer.lr})
         self.spec, self.o, self.layout = run.optimizer, network.o, network.layout
         self.tables = optimizers.tables(run.optimizer, len(run.rates))
         mask = self.layout.mask(decaying(run.optimizer, run.network))

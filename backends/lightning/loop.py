@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from backends.lightning import device, exact, layers, losses, optimizers
 from backends.lightning.schedule import TableLR
 from runner.data.order import Chunk
-from runner.optimizers import decaying
 from runner.spec import ModelSpec, OnChunk, Report, RunSpec, TrainState
 
 _PRECISION: dict[str, Any] = {
@@ -40,7 +39,7 @@ class _Native:
         self.buffer_names, self.slot_names = list(start.buffers), list(start.slots)
         self.loss = losses.build(run.loss)
         self.x, self.y = (torch.from_numpy(values).to(where) for values in (run.x, run.y))
-        self.optimizer = optimizers.build(run.optimizer, self.weights, decaying(run.optimizer, run.network))
+        self.optimizer = optimizers.build(run.optimizer, self.weights, run.groups)
         optimizers.load_slots(run.optimizer, self.optimizer, self.weights, start.slots, start.step)
         self._totals: list[Tensor] = []
 
@@ -86,19 +85,19 @@ class Module(pl.LightningModule):
         self.run, self.step = run, start.step
         self.work = (exact.Work if run.precision == "exact" else _Native)(run, start, where)
         self.network, self.optimizer = self.work.network, self.work.optimizer
-        self.schedule = TableLR(self.optimizer, run.rates, run.dtype, start.step)
+        self.schedule = TableLR(self.optimizer, run, start.step)
 
     def configure_optimizers(self) -> Any:
         return {"optimizer": self.optimizer, "lr_scheduler": self.schedule}
 
     def training_step(self, chunk: Chunk, index: int) -> None:
         """The chunk's updates, one after another; its report is left in `self.report`."""
-        group, work = self.optimizer.param_groups[0], self.work
-        rates, outputs = [], []
+        work = self.work
+        applied, outputs = [], []
         blocks = [torch.from_numpy(block).to(work.x.device) for block in chunk.blocks]
         data = [(work.x[block], work.y[block]) for block in blocks]  # x  # [K, A, B, ...]
         for k in range(chunk.num_steps):
-            rates.append(group["lr"])
+            applied.append(self.schedule.read())
             batches = (pair for x, y in data for pair in zip(x[k].unbind(), y[k].unbind(), strict=True))
             outputs += work.update(self.step, batches, chunk.rows_per_step)
             self.schedule.step()
@@ -106,7 +105,7 @@ class Module(pl.LightningModule):
         self._count(chunk.num_steps)
         self.report = Report(
             losses=_to_numpy(work.losses()),
-            rates=np.array(rates, dtype=self.run.dtype),
+            applied=self.run.as_applied(np.array(applied).T),
             outputs=_to_numpy(torch.cat(outputs)),
         )
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from backends.lightning.layers import from_canonical, to_canonical
+from runner.optimizers import Group
 from runner.spec import Weights
 
 
@@ -44,32 +45,32 @@ _STATE["adamw"] = _STATE["adam"]
 _COUNTS = {"adam", "adamw", "adamax", "nadam", "rmsprop", "adagrad", "adadelta"}  # those whose state has a `step`
 
 
-def build(spec: Any, parameters: Mapping[str, Tensor], decays: Iterable[str]) -> Optimizer:
-    """A torch optimizer over canonical names -> parameters; weight decay for the names in `decays` only."""
-    decaying = set(decays)
+def build(spec: Any, parameters: Mapping[str, Tensor], groups: Iterable[Group]) -> Optimizer:
+    """A torch optimizer over canonical names -> parameters in groups of their own rate and weight decay."""
     native = spec.weight_decay_mode == "coupled" or spec.name in ("adam", "adamw", "nadam")
-    groups: list[dict[str, Any]] = [
-        {"params": [p for name, p in parameters.items() if (name in decaying) == with_decay], "decays": with_decay}
-        for with_decay in (True, False)
+    made = [
+        {
+            "params": [parameters[name] for name in group.names],
+            "lr_factor": group.lr_factor,
+            "decay_factor": group.decay_factor,
+            "decays_by": "weight_decay" if native else "shrinks",  # the key of the group that says how much
+            "weight_decay": spec.weight_decay * group.decay_factor if native else 0.0,
+            "shrinks": 0.0 if native else spec.weight_decay * group.decay_factor,
+        }
+        for group in groups
     ]
-    for group in groups:
-        group["weight_decay"] = spec.weight_decay if native and group["decays"] else 0.0
-    optimizer = _OPTIMIZERS[spec.name](spec, [group for group in groups if group["params"]])
-    if spec.weight_decay and not native:
-        optimizer.register_step_pre_hook(_shrink(spec.weight_decay))
+    optimizer = _OPTIMIZERS[spec.name](spec, made)
+    if spec.decays and not native:
+        optimizer.register_step_pre_hook(_shrink)
     return optimizer
 
 
-def _shrink(weight_decay: float) -> Any:
+@torch.no_grad()
+def _shrink(optimizer: Optimizer, *_: Any) -> None:
     """Decoupled weight decay before the update, for the classes that have none: p *= 1 - lr lambda."""
-
-    @torch.no_grad()
-    def hook(optimizer: Optimizer, *_: Any) -> None:
-        for group in optimizer.param_groups:
-            if group["decays"]:
-                torch._foreach_mul_(group["params"], 1 - group["lr"] * weight_decay)
-
-    return hook
+    for group in optimizer.param_groups:
+        if group["shrinks"]:
+            torch._foreach_mul_(group["params"], 1 - group["lr"] * group["shrinks"])
 
 
 def _adam(s: Any, groups: Any) -> Optimizer:

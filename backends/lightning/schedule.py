@@ -1,19 +1,69 @@
-"""The table of rates as torch's scheduler."""
+"""The tables of rates, and of what else is scheduled, as torch's scheduler."""
+
+from typing import Any
 
 import numpy as np
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from runner.spec import RunSpec, rate_name
+
+# hyperparameter -> torch's name for it, and where in it
+_NAMES: dict[str, tuple[str, int | None]] = {
+    "momentum": ("momentum", None),
+    "beta1": ("betas", 0),
+    "beta2": ("betas", 1),
+    "rho": ("alpha", None),
+}
+
 
 class TableLR(LRScheduler):
-    """The rate of update t is rates[t], cast once to the run's dtype; past the end the last value holds."""
+    """The rate of update t is rates[t], of a group lr_factor rates[t], cast once to the run's dtype; past the end the last
+    value holds. A group of the optimizer says its `lr_factor` and `decay_factor`."""
 
-    def __init__(self, optimizer: Optimizer, rates: np.ndarray, dtype: np.dtype, step: int) -> None:
-        self._rates = rates.astype(dtype).tolist()
+    def __init__(self, optimizer: Optimizer, run: RunSpec, step: int) -> None:
+        self._run, self._tables = run, run.applied(run.rates)
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         super().__init__(optimizer, last_epoch=step - 1)
 
-    def get_lr(self) -> list[float | np.ndarray]:  # type: ignore[override]
-        rate = self._rates[min(self.last_epoch, len(self._rates) - 1)]
-        return [rate] * len(self.optimizer.param_groups)
+    def use(self, rates: np.ndarray) -> None:
+        """Other rates, from the next update on."""
+        self._tables = self._run.applied(rates)
+        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            group["lr"] = rate
+
+    def get_lr(self) -> list[float | Any]:
+        for name in self._run.hyperparameters:
+            for group in self.optimizer.param_groups:
+                _set(group, name, self._at(name))
+        return [self._at(rate_name(group["lr_factor"])) for group in self.optimizer.param_groups]
+
+    def _at(self, name: str) -> float:
+        values = self._tables[name]
+        return float(values[min(self.last_epoch, len(values) - 1)])
+
+    def read(self) -> list[float]:
+        """What the optimizer is set to, in the order of RunSpec.applied."""
+        groups = {rate_name(group["lr_factor"]): group for group in reversed(self.optimizer.param_groups)}
+        first = self.optimizer.param_groups[0]
+        return [groups[name]["lr"] if name in groups else _get(first, name) for name in self._tables]
+
+
+def _set(group: dict[str, Any], name: str, value: float) -> None:
+    if name == "weight_decay":
+        group[group["decays_by"]] = value * group["decay_factor"]
+        return
+    native, index = _NAMES[name]
+    if index is None:
+        group[native] = value
+    else:
+        group[native] = (*group[native][:index], value, *group[native][index + 1 :])
+
+
+def _get(group: dict[str, Any], name: str) -> float:
+    """Of the first group, whose decay_factor is 1."""
+    if name == "weight_decay":
+        return float(group[group["decays_by"]])
+    native, index = _NAMES[name]
+    return float(group[native] if index is None else group[native][index])

@@ -156,8 +156,8 @@ class _Live:
             outputs += z
             self.step += 1
         rates = self.rates[chunk.first_step : chunk.first_step + chunk.num_steps]
-        single = (np.asarray(values, np.float32) for values in (losses, rates, np.concatenate(outputs)))
-        return Report(*single)
+        means, joined = (np.asarray(values, np.float32) for values in (losses, np.concatenate(outputs)))
+        return Report(means, self.run.as_applied([rates]), joined)
 
     def state(self) -> TrainState:
         finite(self.weights)

@@ -91,7 +91,9 @@ def train(job: Job) -> int:
         result = {**job.result(), "num_parameters": prepared.num_parameters}
         with (
             console.progress(order.total_steps, start.step),
-            Training(prepared, path, console, signals, result["config_sha256"], job.started) as training,
+            Training(
+                prepared, path, console, signals, spec.applied_names, result["config_sha256"], job.started
+            ) as training,
         ):
             try:
                 state = backend.train(spec, start, chunks, training.on_chunk)

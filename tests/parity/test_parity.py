@@ -128,6 +128,35 @@ LAYERS = {
     ],
     "resnet": ["model=resnet", IMAGES],
 }
+# Groups of weights with their own rate and decay, and hyperparameters with a schedule of their own
+_MOMENTUM = (
+    "optimizer.schedules.momentum={name: sequence, phases: [{for: 30%, name: ramp, from: 1.1, to: 1.0, edge: both},"
+    "{for: rest, name: ramp, from: 1.0, to: 1.1, shape: cosine}]}"
+)
+GROUPS = {
+    "rates": ["optimizer=adam", "optimizer.groups=[{match: dense_0, lr_factor: 0.1},{match: '*/bias', lr_factor: 0.0}]"],
+    "layer_decay": ["optimizer=adamw", "optimizer.layer_decay=0.5", "model=cnn", IMAGES],
+    "decays": [
+        "optimizer=sgd", "optimizer.lr=0.05", "optimizer.weight_decay=0.1", "optimizer.weight_decay_mode=decoupled",
+        "optimizer.groups=[{match: dense_1/kernel, weight_decay_factor: 0.5},{match: 'dense_?/bias', weight_decay_factor: 0}]",
+    ],
+    "momentum": ["optimizer=sgd", "optimizer.lr=0.05", "optimizer.momentum=0.85", _MOMENTUM, "schedule=one_cycle"],
+    "nesterov": ["optimizer=sgd", "optimizer.lr=0.05", "optimizer.momentum=0.85", "optimizer.nesterov=true", _MOMENTUM],
+    "beta1": ["optimizer=adam", "optimizer.beta1=0.85", _MOMENTUM.replace("momentum", "beta1")],
+    "betas": ["optimizer=lion", _MOMENTUM.replace("momentum", "beta2"), "optimizer.beta2=0.9"],
+    "rho": [
+        "optimizer=rmsprop", "optimizer.momentum=0.85", "optimizer.lr=1e-4", _MOMENTUM, "optimizer.schedules.rho={name: hold}",
+    ],
+    "weight_decay": [
+        "optimizer=adamw", "optimizer.weight_decay=0.1", "optimizer.schedules.weight_decay={name: cosine, final_lr: 0.01}",
+        "optimizer.groups=[{match: '*/bias', weight_decay_factor: 0.5}]", "optimizer.layer_decay=0.8",
+    ],
+    "coupled_decay": ["optimizer=adadelta", "optimizer.schedules.weight_decay={name: cosine}", "optimizer.weight_decay=0.01"],
+    "shrinking": [
+        "optimizer=rmsprop", "optimizer.weight_decay=0.1", "optimizer.weight_decay_mode=decoupled",
+        "optimizer.schedules.weight_decay={name: linear}", "optimizer.decay_exclude=bias_and_norm",
+    ],
+}  # fmt: skip
 LOSSES = {
     "label_smoothing": ["loss=cross_entropy", "loss.label_smoothing=0.1"],
     "mean_squared_error": ["data=diabetes"],
@@ -144,8 +173,10 @@ def both(overrides: list[str]) -> tuple[Trained, Trained]:
 def assert_parity(overrides: list[str]) -> None:
     torch_run, keras_run = both(overrides)
     assert len(torch_run.losses) == prepare(overrides).order.total_steps
-    np.testing.assert_array_equal(torch_run.rates, keras_run.rates)
-    np.testing.assert_array_equal(torch_run.rates, prepare(overrides).rates())
+    planned = prepare(overrides).run_spec()
+    for name, expected in planned.applied(planned.rates).items():
+        np.testing.assert_array_equal(torch_run.applied[name], expected)
+        np.testing.assert_array_equal(keras_run.applied[name], expected)
     apart = differences(torch_run, keras_run)
     assert max(apart.values()) < TOLERANCE, apart
 
@@ -153,6 +184,11 @@ def assert_parity(overrides: list[str]) -> None:
 @pytest.mark.parametrize("overrides", TABLE)
 def test_optimizers_agree(overrides: list[str]) -> None:
     assert_parity(BASE + overrides)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_groups_and_scheduled_hyperparameters_agree(name: str) -> None:
+    assert_parity(["trainer.precision=float64", "trainer.max_steps=100", *GROUPS[name]])
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -193,12 +229,7 @@ def test_a_run_started_on_one_framework_is_finished_on_the_other(name: str, orde
     half = train(order[0], overrides, stop_after=150)
     assert half.state.step == 150
     rest = train(order[1], overrides, start=half.state)
-    joined = Trained(
-        np.concatenate([half.losses, rest.losses]),
-        np.concatenate([half.rates, rest.rates]),
-        np.concatenate([half.outputs, rest.outputs]),
-        rest.state,
-    )
+    joined = half.then(rest)
     np.testing.assert_array_equal(joined.rates, whole.rates)
     apart = differences(joined, whole)
     assert max(apart.values()) < TOLERANCE, apart
