@@ -20,8 +20,9 @@ from runner.losses import Loss
 from runner.optimizers import Optimizer
 from runner.schedules import Curve, Duration, Length, Schedule
 from runner.schedules.dialects.calls import SentenceError
-from runner.section import ALLOWED, Count, Index, Positive, Section, keys
+from runner.section import ALLOWED, Count, Index, NonNegative, Positive, Section, keys
 from runner.spec import Precision
+from runner.stall import Mode
 
 
 class Model(Section):
@@ -40,7 +41,9 @@ class Trainer(Section):
     compile: Literal[False]
     checkpoint_every: Duration | None
     monitor: str
-    monitor_mode: Literal["min", "max"]
+    monitor_mode: Mode
+    early_stopping_patience: Count | None
+    early_stopping_min_delta: NonNegative
     strict: bool
 
     @model_validator(mode="after")

@@ -25,7 +25,7 @@ from pydantic import Field
 
 from runner.errors import ConfigError, nearest
 from runner.layers import Network
-from runner.schedules import Clock, Curve, Schedule, table
+from runner.schedules import AnyCurve, Clock, Curve, table
 from runner.section import Fraction, NonNegative, Positive, Section
 
 
@@ -56,7 +56,7 @@ class _Optimizer(Section):
     decay_exclude: Literal["none", "bias_and_norm"]
     groups: list[Matching]
     layer_decay: Positive
-    schedules: dict[str, Schedule]
+    schedules: dict[str, AnyCurve]
 
     schedulable: ClassVar[Sequence[str]] = ("weight_decay",)  # of the hyperparameters besides lr
 

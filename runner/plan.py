@@ -15,8 +15,10 @@ from runner.data.order import Order
 from runner.errors import ConfigError, nearest
 from runner.exact.refuse import refuse
 from runner.layers import Network, network
-from runner.schedules import Clock, lint
+from runner.schedules import Clock, Plateau, lint
+from runner.schedules.plateau import State
 from runner.spec import ModelSpec, RunSpec
+from runner.stall import Stall
 
 _CHUNK_BYTES = 64 * 2**20  # of gathered rows and outputs that one call of a framework may hold
 
@@ -72,17 +74,37 @@ class Plan:
         except ValueError as error:
             raise ConfigError(f"schedule.{error}") from None
 
-    def rates(self) -> np.ndarray:
-        """eta(t) of every update.  # float64[T]"""
-        return self._rates
+    @property
+    def plateau(self) -> Plateau | None:
+        """The schedule, if it has a state."""
+        return self.config.schedule if isinstance(self.config.schedule, Plateau) else None
+
+    @property
+    def early_stopping(self) -> Stall | None:
+        """What ends the run early. With a patience of p it ends in the p-th epoch that is no better, as in Lightning and
+        Keras."""
+        trainer = self.config.trainer
+        if trainer.early_stopping_patience is None:
+            return None
+        return Stall(trainer.monitor_mode, trainer.early_stopping_patience - 1, trainer.early_stopping_min_delta)
+
+    def rates(self, plateau: State | None = None) -> np.ndarray:
+        """eta(t) of every update; of a plateau, with its state.  # float64[T]"""
+        return self.plateau.scaled(self._rates, plateau) if self.plateau and plateau else self._rates
 
     def check_schedule(self) -> list[str]:
         """What is probably not meant, a line each; with `trainer.strict`, and where nothing could be learnt, an error."""
+        config, trainer = self.config, self.config.trainer
         found = lint.findings(
-            self.config.schedule, self.clock, self.rates(), self.config.optimizer.lr, self.model.dtype
+            config.schedule,
+            self.clock,
+            self.rates(),
+            config.optimizer.lr,
+            self.model.dtype,
+            trainer.early_stopping_patience,
         )
         for finding in found:
-            if finding.is_error or self.config.trainer.strict:
+            if finding.is_error or trainer.strict:
                 raise ConfigError(finding.text)
         return [finding.text for finding in found]
 
@@ -125,9 +147,12 @@ def plan(config: Config) -> Plan:
         hyperparameters=optimizers.hyperparameters(config.optimizer, clock),
     )
     measured = [column for column in prepared.columns() if "/" in column]
-    if trainer.monitor not in measured:
-        found = f"got {trainer.monitor}{nearest(trainer.monitor, measured)}"
-        raise ConfigError(f"trainer.monitor must be one of {', '.join(measured)}, {found}")
+    watched = {"trainer.monitor": trainer.monitor}
+    if prepared.plateau:
+        watched["schedule.metric"] = prepared.plateau.metric
+    for key, metric in watched.items():
+        if metric not in measured:
+            raise ConfigError(f"{key} must be one of {', '.join(measured)}, got {metric}{nearest(metric, measured)}")
     return prepared
 
 

@@ -97,6 +97,10 @@ class Live(Protocol):
 
     def predict(self, x: np.ndarray) -> np.ndarray: ...
 
+    def use_rates(self, rates: np.ndarray) -> None:
+        """Another table eta(t) than RunSpec's, from the next update on.  # float64[T]"""
+        ...
+
 
 OnChunk = Callable[[Chunk, Report, Live], bool]  # False ends the training
 

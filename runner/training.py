@@ -1,7 +1,7 @@
 """What happens between two chunks, written once for every backend: records, evaluation, checkpoints, progress, the end."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import time
 from typing import Any
@@ -15,8 +15,10 @@ from runner.errors import RunError
 from runner.metrics import Means
 from runner.plan import Plan, evaluate, rows
 from runner.run_folder import RunFolder
+from runner.schedules.plateau import State
 from runner.signals import Signals
 from runner.spec import Live, Report, TrainState
+from runner.stall import Stall, Watch
 
 
 @dataclass
@@ -30,6 +32,9 @@ class Training:
     started: float  # seconds since the epoch
     best: dict[str, Any] | None = None  # metric, value, epoch, step of the best epoch so far
     metrics: dict[str, float] = field(default_factory=dict)  # of the last epoch
+    plateau: State = field(default_factory=State)
+    watch: Watch = field(default_factory=Watch)  # early stopping's
+    stopped_early: bool = False
 
     def __post_init__(self) -> None:
         self._files = RunFolder(self.path, self.plan.columns(), self.applied_names[1:])
@@ -55,9 +60,10 @@ class Training:
             raise RunError(f"the loss of update {self.step} is {report.losses[good]}")
         self._means.add(rows(self.plan, report.outputs, self.plan.data.train.y[chunk.rows]))
         self.console.advance(step, f"rate {report.applied['learning_rate'][-1]:.3g}  loss {report.losses[-1]:.4g}")
-        over, stop = step == order.total_steps, self.signals.received is not None
+        over = step == order.total_steps
         if over or step % order.steps_per_epoch == 0:
             self._end_epoch(step, live)
+        stop = self.signals.received is not None or self.stopped_early
         if over or stop or (self._every is not None and step % self._every == 0):
             self._save(live.state())
         return not stop
@@ -73,18 +79,33 @@ class Training:
         self._files.metrics({"epoch": epoch, "step": step, **values, "seconds": round(time() - self.started, 3)})
         self.console.epoch(f"epoch {epoch}  step {step}  {show(values)}")
         monitor = plan.config.trainer.monitor
-        if self._is_better(values[monitor]):
+        best = float(self.best["value"]) if self.best else None
+        if Stall(plan.config.trainer.monitor_mode, patience=0).is_better(values[monitor], best):
             self.best = {"metric": monitor, "value": values[monitor], "epoch": epoch, "step": step}
+        if step < plan.order.total_steps:
+            self._look_out(step, values, live)
 
-    def _is_better(self, value: float) -> bool:
-        if self.best is None:
-            return True
-        best = float(self.best["value"])
-        return value < best if self.plan.config.trainer.monitor_mode == "min" else value > best
+    def _look_out(self, step: int, values: Mapping[str, float], live: Live) -> None:
+        """For a metric that has stalled, between two epochs."""
+        plan, before = self.plan, self.plateau
+        if plan.early_stopping:
+            self.watch, self.stopped_early = plan.early_stopping.after(self.watch, values[plan.config.trainer.monitor])
+        if plan.plateau:
+            self.plateau = plan.plateau.after(before, values[plan.plateau.metric])
+            if self.plateau.factor != before.factor and not self.stopped_early:
+                live.use_rates(plan.rates(self.plateau))
+                lowered = f"from step {step} on rates times {self.plateau.factor:g}"
+                self.console.say(f"plateau  {plan.plateau.metric} has stalled: {lowered}")
 
     def _save(self, state: TrainState) -> None:
         """A checkpoint, with the one before and the best one kept."""
-        extra = {"best": self.best, "metrics": self.metrics, "config_sha256": self.config_sha256}
+        extra = {
+            "best": self.best,
+            "metrics": self.metrics,
+            "plateau": self.plateau.numbers(),
+            "early_stopping": asdict(self.watch),
+            "config_sha256": self.config_sha256,
+        }
         checkpoint.write(self.path, state, extra)
         checkpoint.point(self.path, "last", state.step)
         best = self.best["step"] if self.best else None

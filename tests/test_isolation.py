@@ -34,10 +34,12 @@ EXAMPLES = {
     ("schedule", "sgdr"): "cosine_restarts",
     ("schedule", "triangular2"): "cyclic",
     ("schedule", "wsd_sqrt"): "sequence",
+    ("schedule", "plateau_warmup"): "plateau",
 }
 # Primitives that are another schedule where nothing else is said: hold is constant, inverse is inverse_time, and clip
-# bounds an exponential; from_timm counts epochs, and the table below is of a single one.
-ALIKE = {"hold", "inverse", "clip", "from_timm"}
+# bounds an exponential; a plateau that has seen nothing is what it
+# multiplies; from_timm counts epochs, and the table below is of a single one.
+ALIKE = {"hold", "inverse", "clip", "from_timm", "plateau", "plateau_warmup"}
 
 
 def imported_after(code: str, folder: Path) -> set[str]:
@@ -132,12 +134,13 @@ def test_every_option_s_file_is_what_the_config_takes_its_values_from(group: str
     from omegaconf import OmegaConf
 
     file = CONF / group / f"{option}.yaml"
-    said: Any = OmegaConf.to_container(OmegaConf.load(file))
+    whole = composed(group, option)
+    known = OmegaConf.create({**whole, "file": OmegaConf.load(file)})  # interpolations find the other keys
+    said: Any = OmegaConf.to_container(known, resolve=True)["file"]
     said.pop("defaults", None)
     for key, value in list(said.items()):
         if value == "???":
             said[key] = NEEDS[group, option][0].partition("=")[2]
-    whole = composed(group, option)
     place = whole if "@package _global_" in file.read_text(encoding="utf-8") else whole[group]
     assert said
     assert holds(place, said)

@@ -1,6 +1,7 @@
 """Training through the seam, without a folder: what the parity and contract suites compare."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -39,11 +40,17 @@ def first(prepared: Plan) -> TrainState:
 
 
 def train(
-    backend: str, overrides: Sequence[str], start: TrainState | None = None, stop_after: int | None = None
+    backend: str,
+    overrides: Sequence[str],
+    start: TrainState | None = None,
+    stop_after: int | None = None,
+    rates: np.ndarray | None = None,
 ) -> Trained:
-    """Train as the command line would, from `start` or from fresh weights; stop at the chunk that ends `stop_after`."""
+    """Train as the command line would, from `start` or from fresh weights, with the config's rates or other ones; stop at
+    the chunk that ends `stop_after`."""
     prepared = prepare(overrides)
     spec: RunSpec = prepared.run_spec()
+    spec = spec if rates is None else replace(spec, rates=rates)
     start = start or first(prepared)
     reports: list[Report] = []
 

@@ -122,6 +122,9 @@ class Model(keras.Model):
     def predict(self, x: np.ndarray) -> np.ndarray:  # type: ignore[override]
         return _predict(self, self.work.run, x)
 
+    def use_rates(self, rates: np.ndarray) -> None:
+        self.work.schedule.use(rates)
+
 
 class _AfterChunk(keras.callbacks.Callback):
     """Tells the runner of each chunk, and stops `fit` when it says so."""

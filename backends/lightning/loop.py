@@ -122,6 +122,9 @@ class Module(pl.LightningModule):
     def predict(self, x: np.ndarray) -> np.ndarray:
         return _predict(self.network, self.run, x)
 
+    def use_rates(self, rates: np.ndarray) -> None:
+        self.schedule.use(rates)
+
 
 class _AfterChunk(pl.Callback):
     """Tells the runner of each chunk, and stops the Trainer when it says so."""

@@ -168,6 +168,9 @@ class _Live:
     def predict(self, x: Array) -> Array:
         return predict(self.run, self.state(), x)
 
+    def use_rates(self, rates: Array) -> None:
+        self.rates = rules.r(rates)
+
 
 def finite(weights: Array) -> None:
     """Overflow of float32 ends a run: beyond it nothing is determined by the rules."""

@@ -3,13 +3,22 @@
 t counts applied optimizer updates from 0, across gradient accumulation and devices; eta(t) is the rate that update t uses.
 """
 
-import numpy as np
+from typing import TYPE_CHECKING, Annotated, Union
 
-from runner.schedules.combined import AnyCurve as Schedule
+import numpy as np
+from pydantic import Field
+
+from runner.schedules.combined import ALL, AnyCurve
 from runner.schedules.curve import Curve
+from runner.schedules.plateau import Plateau
 from runner.schedules.units import Clock, Duration, Length
 
-__all__ = ["Clock", "Curve", "Duration", "Length", "Schedule", "table"]
+__all__ = ["AnyCurve", "Clock", "Curve", "Duration", "Length", "Plateau", "Schedule", "table"]
+
+if TYPE_CHECKING:
+    Schedule = Curve
+else:
+    Schedule = Annotated[Union[(*ALL, Plateau)], Field(discriminator="name")]
 
 _BLOCK = 2**15  # steps evaluated at a time: intermediate arrays stay in the processor's cache
 

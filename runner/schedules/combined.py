@@ -233,11 +233,11 @@ class Clip(Curve):
         return self.of.joints(clock)
 
 
-COMBINED = (Hold, Ramp, Inverse, Sequence, Repeat, Product, Clip)
+ALL = (*NAMED, Hold, Ramp, Inverse, Sequence, Repeat, Product, Clip, *DIALECTS)
 
 if TYPE_CHECKING:
     AnyCurve = Curve
 else:
-    AnyCurve = Annotated[Union[(*NAMED, *COMBINED, *DIALECTS)], Field(discriminator="name")]
+    AnyCurve = Annotated[Union[ALL], Field(discriminator="name")]
 for _kind in (Phase, Sequence, Repeat, Product, Clip):
     _kind.model_rebuild()

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from runner.schedules.curve import Curve
+from runner.schedules.plateau import Plateau
 from runner.schedules.units import Clock
 
 
@@ -13,8 +14,11 @@ class Finding(NamedTuple):
     is_error: bool = False  # training would be meaningless
 
 
-def findings(schedule: Curve, clock: Clock, rates: np.ndarray, lr: float, dtype: np.dtype) -> list[Finding]:
-    """Of a run whose table is `rates`  # float64[T], cast to `dtype` when it trains."""
+def findings(
+    schedule: Curve, clock: Clock, rates: np.ndarray, lr: float, dtype: np.dtype, early_stopping: int | None = None
+) -> list[Finding]:
+    """Of a run whose table is `rates`  # float64[T], cast to `dtype` when it trains; `early_stopping` = the epochs that are
+    no better after which it ends."""
     found = [*_no_numbers(schedule, rates, dtype)]
     if found:
         return found
@@ -24,6 +28,7 @@ def findings(schedule: Curve, clock: Clock, rates: np.ndarray, lr: float, dtype:
         *_first(schedule, rates),
         *_rises_at_the_end(schedule, clock, rates, lr),
         *_too_small(rates, dtype),
+        *_stalling(schedule, clock, rates, early_stopping),
     ]
 
 
@@ -92,3 +97,26 @@ def _too_small(rates: np.ndarray, dtype: np.dtype) -> list[Finding]:
     if not len(lost):
         return []
     return [Finding(f"schedule: from update {lost[0]} on a rate is below {smallest:.2g}, the least {dtype.name} holds")]
+
+
+def _stalling(schedule: Curve, clock: Clock, rates: np.ndarray, early_stopping: int | None) -> list[Finding]:
+    """Of what waits for a metric to stall."""
+    found = []
+    if isinstance(schedule, Plateau):
+        if not schedule.metric.startswith("val/"):
+            found.append(
+                f"schedule.metric: {schedule.metric} is measured on the rows that are trained on, not on others"
+            )
+        first, num = schedule.patience + 2, -(-clock.total_steps // clock.steps_per_epoch)
+        if first >= num:
+            words = f"nothing can be lowered before the end of epoch {first}, the run has {num}"
+            found.append(f"schedule.patience: {words}: the factor stays 1")
+        elif early_stopping is not None and early_stopping <= schedule.patience + 1:
+            words = f"the run ends before {schedule.patience + 1} epochs in a row were no better"
+            found.append(f"trainer.early_stopping_patience: {words}, which is when schedule.patience lowers the rate")
+    falls = np.flatnonzero(np.diff(rates) < 0)
+    earliest = ((early_stopping or 0) + 1) * clock.steps_per_epoch
+    if early_stopping is not None and len(falls) and earliest < min(clock.total_steps, falls[0] + 1):
+        words = f"the run may end at step {earliest}, the rate first falls at step {falls[0] + 1}"
+        found.append(f"trainer.early_stopping_patience: {words}")
+    return [Finding(text) for text in found]

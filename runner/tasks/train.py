@@ -51,6 +51,7 @@ class Job:
             "epochs": 0,
             "metrics": {},
             "best": None,
+            "stopped_early": False,
             "seconds": {"startup": None, "train": None, "total": None},
             "weights_sha256": None,
             "config_sha256": sha256(self.composed),
@@ -101,7 +102,8 @@ def train(job: Job) -> int:
                 traceback.print_exc()
                 result["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
             else:
-                result["status"] = "completed" if state.step == order.total_steps else "interrupted"
+                over = state.step == order.total_steps or training.stopped_early
+                result["status"] = "completed" if over else "interrupted"
                 result["weights_sha256"] = checkpoint.weights_sha256(state)
                 if spec.precision == "exact":
                     result |= certificate.write(path, job.composed, state)
@@ -112,10 +114,11 @@ def train(job: Job) -> int:
             "epochs": -(-training.step // order.steps_per_epoch),
             "metrics": training.metrics,
             "best": training.best,
+            "stopped_early": training.stopped_early,
             "seconds": job.seconds(began, ended),
         }
         run_folder.write_json(path / "result.json", result)
-        _say(console, result, path, picture)
+        _say(console, result, config.trainer.early_stopping_patience, path, picture)
         return 128 + signals.received if signals.received else int(result["status"] != "completed")
 
 
@@ -130,12 +133,14 @@ def _draw(path: Path, title: str) -> Path | None:
         return None
 
 
-def _say(console: Console, result: Mapping[str, Any], path: Path, picture: Path | None) -> None:
+def _say(console: Console, result: Mapping[str, Any], patience: int | None, path: Path, picture: Path | None) -> None:
     best, seconds = result["best"], result["seconds"]
     if "error" in result:
         console.say(f"failed: {result['error'][:300]}")
         console.say(f"traceback in {path / 'run.log'}")
     else:
+        if result["stopped_early"]:
+            console.say(f"stopped early: {best['metric']} was no better for {patience} epochs")
         spent = f"{result['steps']} steps in {seconds['train']:.1f} s, {seconds['total']:.1f} s in all"
         console.say(f"{result['status']}: {spent}")
     if best:

@@ -17,7 +17,8 @@ def found(*overrides: str, total: int = RUN, dtype: str = "float32") -> list[Fin
     config = parse(compose(overrides))
     clock = Clock(total, 40)
     rates = table(config.schedule, clock, config.optimizer.lr)
-    return findings(config.schedule, clock, rates, config.optimizer.lr, np.dtype(dtype))
+    patience = config.trainer.early_stopping_patience
+    return findings(config.schedule, clock, rates, config.optimizer.lr, np.dtype(dtype), patience)
 
 
 # overrides -> the one thing that is said
@@ -37,6 +38,27 @@ SAID = [
     (
         ["schedule=exponential", "schedule.decay_steps=10000", "schedule.staircase=true"],
         "schedule.decay_steps: nothing changes before step 10000, the run has 800 steps: the rate is 0.001 throughout",
+    ),
+    (
+        ["schedule=plateau", "schedule.metric=train/loss"],
+        "schedule.metric: train/loss is measured on the rows that are trained on, not on others",
+    ),
+    (  # 20 epochs: the first is best, 18 are bad, so that the 20th could lower what nothing uses any more
+        ["schedule=plateau", "schedule.patience=18"],
+        "schedule.patience: nothing can be lowered before the end of epoch 20, the run has 20: the factor stays 1",
+    ),
+    (  # a warning of what is inside names its key
+        ["schedule=plateau", "schedule.of={name: linear, duration: 1000steps}"],
+        "schedule.of.duration: reaches to step 1000, the run has 800 steps: the last rate is 0.000201",
+    ),
+    (
+        ["schedule=plateau", "trainer.early_stopping_patience=11"],
+        "trainer.early_stopping_patience: the run ends before 11 epochs in a row were no better, which is when "
+        "schedule.patience lowers the rate",
+    ),
+    (
+        ["schedule=step", "schedule.step_size=300", "trainer.early_stopping_patience=5"],
+        "trainer.early_stopping_patience: the run may end at step 240, the rate first falls at step 300",
     ),
     (
         ["schedule=step", "schedule.step_size=800"],
@@ -79,6 +101,20 @@ def test_what_is_probably_not_meant_is_said_in_one_line(overrides: list[str], te
         "schedule.step_size: nothing changes before step 800, the run has 800 steps: the rate is 0.001 throughout"
     )
     assert found(*overrides) == [Finding(text or expected)]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["schedule=plateau", "schedule.patience=17"],
+        ["schedule=plateau", "trainer.early_stopping_patience=12"],
+        ["schedule=step", "schedule.step_size=240", "trainer.early_stopping_patience=5"],
+        ["schedule=cosine", "trainer.early_stopping_patience=1"],
+    ],
+)
+def test_what_waits_long_enough_is_not_warned_of(overrides: list[str]) -> None:
+    """The earliest that each may mean, one less than in the cases above."""
+    assert found(*overrides) == []
 
 
 @pytest.mark.parametrize(
