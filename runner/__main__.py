@@ -40,6 +40,10 @@ def main() -> int:
         said = {override.key_or_group for override in parse_overrides(arguments.overrides, arguments.config_dir)}
         if "run" in said:
             return max(_on_a_run(job) for job in each)
+        if "resume" in said:
+            if arguments.multirun:
+                raise ConfigError("resume goes on with one run: it cannot be said with -m")
+            return _resume(each[0], sys.argv[1:])
         for key in ("checkpoint", "format", "steps"):
             if key in said:
                 raise ConfigError(f"{key} is for a finished run: it needs run=FOLDER")
@@ -53,8 +57,6 @@ def main() -> int:
         for config in configs:
             if config.task != "train":
                 raise ConfigError(f"task={config.task} needs run=FOLDER, the folder of a finished run")
-            if config.resume is not None:
-                raise ConfigError(f"resume must be null, got {config.resume}: this version cannot go on with a run")
         return _multirun(Path(configs[0].output.root), len(each)) if arguments.multirun else _hydra()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -128,6 +130,23 @@ def _train(composed: Any, command: Sequence[str], first: bool) -> int:
     if status > 128:
         sys.exit(status)  # a signal ends the whole multirun
     return status
+
+
+def _resume(overrides: Sequence[str], command: Sequence[str]) -> int:
+    """A run goes on in its folder, with the config that it saved."""
+    from runner.resume import resume
+    from runner.tasks.train import Job, train
+
+    said = parse_overrides(overrides)
+    folder = next(override.value() for override in said if override.key_or_group == "resume")
+    if not isinstance(folder, str) or not folder:
+        raise ConfigError(f"resume must be the folder of a run, got {show(folder)}")
+    path = Path(folder)
+    resumed = resume(path, said)
+    before = run_folder.read_json(path / "result.json")["overrides"] if (path / "result.json").is_file() else []
+    return train(
+        Job(resumed.config, resumed.values, command, before, path.parent, path.name, _process_start(), resumed)
+    )
 
 
 def _on_a_run(overrides: Sequence[str]) -> int:

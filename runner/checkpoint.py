@@ -81,6 +81,25 @@ def read(folder: Path, which: str | int = "last") -> tuple[TrainState, dict[str,
     return TrainState(step, values, slots, buffers), numbers
 
 
+def read_newest(folder: Path) -> tuple[TrainState, dict[str, Any], list[RunError]]:
+    """`last`, or where it is damaged the newest whole one; and what is wrong with those passed over."""
+    steps = sorted((int(place.name) for place in (folder / "checkpoints").glob("[0-9]*")), reverse=True)
+    damaged: list[RunError] = []
+    places: list[str | int] = ["last", *steps]
+    for which in places:
+        try:
+            return *read(folder, which), damaged
+        except RunError as error:
+            damaged.append(error)
+    raise damaged[0]
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a process that was killed while it saved has left."""
+    for place in (folder / "checkpoints").glob(".*"):
+        shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
+
+
 def _place(folder: Path, which: str | int) -> Path:
     place = folder / "checkpoints" / str(which)
     if place.is_file():

@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -209,12 +210,16 @@ def _first_line(error: Exception) -> str:
 
 def set_keys(values: Mapping[str, Any], overrides: Sequence[Override], allowed: Sequence[str]) -> dict[str, Any]:
     """A finished run's config with the overrides of a task upon it; only the `allowed` keys may differ."""
-    changed = dict(values)
+    changed = deepcopy(dict(values))
     for override in overrides:
         key = override.key_or_group
         if key not in allowed:
             raise ConfigError(
                 f"{key} cannot be set for a finished run{nearest(key, allowed)}; {', '.join(allowed)} can"
             )
-        changed[key] = override.value()
+        *groups, last = key.split(".")
+        place = changed
+        for group in groups:
+            place = place[group]
+        place[last] = override.value()
     return changed

@@ -64,13 +64,30 @@ class Means:
     """Means over an epoch: the exact sum of every row's value, rounded once (math.fsum), by their number; so the order
     and the batches do not matter."""
 
-    def __init__(self) -> None:
-        self._rows: dict[str, list[Array]] = {}
+    def __init__(self, state: Mapping[str, tuple[int, list[float]]] | None = None) -> None:
+        """Empty, or as `state` said."""
+        said = state or {}
+        self._num = {name: num for name, (num, _) in said.items()}
+        self._values: dict[str, list[Array]] = {name: [np.array(parts)] for name, (_, parts) in said.items()}
 
     def add(self, rows: Mapping[str, Array]) -> None:
         for name, values in rows.items():
-            self._rows.setdefault(name, []).append(values)
+            self._num[name] = self._num.get(name, 0) + len(values)
+            self._values.setdefault(name, []).append(values)
 
     def result(self) -> dict[str, float]:
-        joined = {name: np.concatenate(values) for name, values in self._rows.items()}
-        return {name: math.fsum(values) / len(values) for name, values in joined.items() if len(values)}
+        return {name: math.fsum(np.concatenate(self._values[name])) / num for name, num in self._num.items() if num}
+
+    def state(self) -> dict[str, tuple[int, list[float]]]:
+        """What a checkpoint keeps: of each, the number of rows and a few numbers whose sum is exactly theirs."""
+        return {name: (num, _expansion(np.concatenate(self._values[name]))) for name, num in self._num.items()}
+
+
+def _expansion(values: Array) -> list[float]:
+    """The exact sum as numbers that add up to it: the sum rounded, then what is left of it rounded, ..."""
+    parts: list[float] = []
+    while part := math.fsum([*values, *(-p for p in parts)]):
+        parts.append(part)
+        if not math.isfinite(part):
+            break
+    return parts

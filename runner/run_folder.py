@@ -6,7 +6,8 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +16,12 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from runner.errors import ConfigError
+from runner.errors import ConfigError, RunError
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
 
 _PACKAGES = ("twinrun", "numpy", "hydra-core", "torch", "pytorch-lightning", "tensorflow", "keras")
 
@@ -47,6 +53,37 @@ def job_name(overrides: Sequence[str]) -> str:
     return re.sub(r"[^\w=,.+%\[\]-]+", "-", ",".join(said))[:120] or "defaults"
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time trains in a folder. The lock is the system's and ends with the process, however it ends."""
+    if fcntl is None:  # no such locks on this system
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ConfigError(f"resume: {folder} is in use, another process trains in it") from None
+    finally:
+        os.close(descriptor)
+
+
+def rewind(folder: Path, step: int) -> None:
+    """Take back what trace.csv and metrics.csv say of updates from `step` on, which will be made again."""
+    for name, column, last in (("trace.csv", 0, step - 1), ("metrics.csv", 1, step)):
+        path = folder / name
+        beside = path.with_name(f".{name}.{os.getpid()}")
+        with path.open(newline="") as before, beside.open("w", newline="") as after:
+            header, *rows = before
+            kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[column]) <= last]
+            after.writelines([header, *kept])
+        if name == "trace.csv" and len(kept) != step:
+            beside.unlink()
+            raise RunError(f"{path} has {len(kept)} of the {step} updates before the checkpoint")
+        beside.replace(path)
+
+
 class RunFolder:
     """Writes the files. metrics.csv and trace.csv are only ever appended to."""
 
@@ -60,6 +97,8 @@ class RunFolder:
             self._trace.write(",".join(["step", "learning_rate", "loss", *applied]) + "\n")
         if self._metrics.tell() == 0:
             self._metrics.write(",".join(metric_columns) + "\n")
+        self._trace.flush()
+        self._metrics.flush()  # a process that is killed leaves whole lines
 
     def trace(self, first_step: int, losses: np.ndarray, applied: Mapping[str, np.ndarray]) -> None:
         """One row per applied update; numbers in the shortest form that reads back the same."""

@@ -17,11 +17,11 @@ from runner.plan import Plan, model_spec, plan
 from runner.spec import ModelSpec, TrainState
 
 
-def config_of(folder: str | Path) -> dict[str, Any]:
-    """The config that ran, as plain values."""
+def config_of(folder: str | Path, key: str = "run") -> dict[str, Any]:
+    """The config that ran, as plain values; `key` is where the folder was said."""
     path = Path(folder) / "config.yaml"
     if not path.is_file():
-        raise ConfigError(f"run must be the folder of a run, got {folder}, which holds no config.yaml")
+        raise ConfigError(f"{key} must be the folder of a run, got {folder}, which holds no config.yaml")
     values: Any = OmegaConf.to_container(OmegaConf.load(path))
     return values
 

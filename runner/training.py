@@ -1,7 +1,7 @@
 """What happens between two chunks, written once for every backend: records, evaluation, checkpoints, progress, the end."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import InitVar, asdict, dataclass, field
 from pathlib import Path
 from time import time
 from typing import Any
@@ -36,12 +36,20 @@ class Training:
     watch: Watch = field(default_factory=Watch)  # early stopping's
     stopped_early: bool = False
 
-    def __post_init__(self) -> None:
+    resumed: InitVar[Mapping[str, Any] | None] = None  # a checkpoint's state.json
+
+    def __post_init__(self, resumed: Mapping[str, Any] | None) -> None:
         self._files = RunFolder(self.path, self.plan.columns(), self.applied_names[1:])
         self._every = self.plan.checkpoint_steps()
         self._means = Means()
         self._saved: int | None = None
         self.step = 0  # applied updates whose loss was finite
+        if resumed is not None:
+            self.best, self.metrics = resumed["best"], resumed["metrics"]
+            self.plateau, self.watch = State.of(resumed["plateau"]), Watch(**resumed["early_stopping"])
+            self._means, self.step = Means(resumed["means"]), resumed["step"]
+            self._saved = self.step
+            self.started -= resumed["seconds"]
 
     def __enter__(self) -> "Training":
         return self
@@ -71,7 +79,8 @@ class Training:
     def _end_epoch(self, step: int, live: Live) -> None:
         plan, epoch = self.plan, -(-step // self.plan.order.steps_per_epoch)
         values = {f"train/{name}": value for name, value in self._means.result().items()}
-        self._means = Means()
+        if step % plan.order.steps_per_epoch == 0:  # else the run may be made longer, and the epoch with it
+            self._means = Means()
         if len(plan.data.val):
             outputs = live.predict(np.ascontiguousarray(plan.data.val.x, dtype=plan.model.dtype))
             values |= {f"val/{name}": value for name, value in evaluate(plan, outputs, plan.data.val).items()}
@@ -104,6 +113,9 @@ class Training:
             "metrics": self.metrics,
             "plateau": self.plateau.numbers(),
             "early_stopping": asdict(self.watch),
+            "stopped_early": self.stopped_early,
+            "means": self._means.state(),
+            "seconds": round(time() - self.started, 3),
             "config_sha256": self.config_sha256,
         }
         checkpoint.write(self.path, state, extra)

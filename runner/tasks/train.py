@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import time
 from typing import Any
@@ -12,10 +12,12 @@ from runner.config import Config, sha256
 from runner.console import Console, capture, tree
 from runner.data.order import Chunks
 from runner.errors import ConfigError
+from runner.errors import show as show_value
 from runner.exact import certificate
-from runner.plan import plan
+from runner.plan import Plan, plan
+from runner.resume import Resumed, check
 from runner.signals import Signals
-from runner.spec import first_state
+from runner.spec import Backend, TrainState, first_state
 from runner.training import Training, show
 
 
@@ -30,10 +32,13 @@ class Job:
     parent: Path
     name: str | None  # of the folder; None: date, time, schedule and backend
     started: float  # seconds since the epoch
+    resumed: Resumed | None = None
 
     def folder(self) -> Path:
-        """Made anew, with config.yaml in it."""
+        """Made anew, with config.yaml in it; or that of the run that goes on."""
         config = self.config
+        if self.resumed is not None:
+            return self.resumed.folder
         name = self.name or f"{run_folder.timestamp()}_{config.schedule.name}_{config.backend}"
         path = run_folder.create(self.parent, name)
         run_folder.write_config(path, self.composed)
@@ -52,6 +57,7 @@ class Job:
             "metrics": {},
             "best": None,
             "stopped_early": False,
+            "resumed_from": None,
             "seconds": {"startup": None, "train": None, "total": None},
             "weights_sha256": None,
             "config_sha256": sha256(self.composed),
@@ -70,56 +76,95 @@ def refuse(job: Job, error: ConfigError) -> None:
 
 
 def train(job: Job) -> int:
-    """Train in a new folder; the exit status."""
-    config = job.config
+    """Train in a new folder, or go on in one; the exit status."""
+    config, resumed = job.config, job.resumed
     with capture() as (console, held), Signals() as signals:
         prepared = plan(config)
         warnings = prepared.check_schedule()
-        spec = prepared.run_spec()
+        start = first_state(prepared.network, config.optimizer, prepared.model.dtype, config.seed)
+        if resumed is not None:
+            check(resumed, prepared, start)
         backend = dispatcher.load(config.backend)
         device = devices.resolve(config.device, backend.devices())
         path = job.folder()
-        held.into(path / "run.log")
-        if config.print_config:
-            console.say(tree(job.composed))
-        for warning in warnings:
-            console.say(f"warning: {warning}")
-        run_folder.write_json(path / "environment.json", run_folder.environment(device, job.command))
-        run_folder.write_json(path / "data.json", prepared.data.description())
-        order, start = prepared.order, first_state(prepared.network, config.optimizer, spec.dtype, config.seed)
-        adapt = config.trainer.steps_per_call == "auto"
-        chunks = Chunks(order, start.step, spec.largest_chunk, prepared.checkpoint_steps(), adapt)
-        result = {**job.result(), "num_parameters": prepared.num_parameters}
-        with (
-            console.progress(order.total_steps, start.step),
-            Training(
-                prepared, path, console, signals, spec.applied_names, result["config_sha256"], job.started
-            ) as training,
-        ):
-            try:
-                state = backend.train(spec, start, chunks, training.on_chunk)
-            except Exception as error:
-                traceback.print_exc()
-                result["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        with run_folder.locked(path):
+            held.into(path / "run.log")
+            if config.print_config:
+                console.say(tree(job.composed))
+            for warning in warnings:
+                console.say(f"warning: {warning}")
+            if resumed is None:
+                run_folder.write_json(path / "environment.json", run_folder.environment(device, job.command))
+                run_folder.write_json(path / "data.json", prepared.data.description())
             else:
-                over = state.step == order.total_steps or training.stopped_early
-                result["status"] = "completed" if over else "interrupted"
-                result["weights_sha256"] = checkpoint.weights_sha256(state)
-                if spec.precision == "exact":
-                    result |= certificate.write(path, job.composed, state)
-        ended, began = time(), chunks.began or time()
-        picture = _draw(path, f"{config.schedule.name}, {config.optimizer.name}, {config.backend}")
-        result |= {
-            "steps": training.step,
-            "epochs": -(-training.step // order.steps_per_epoch),
-            "metrics": training.metrics,
-            "best": training.best,
-            "stopped_early": training.stopped_early,
-            "seconds": job.seconds(began, ended),
-        }
-        run_folder.write_json(path / "result.json", result)
-        _say(console, result, config.trainer.early_stopping_patience, path, picture)
-        return 128 + signals.received if signals.received else int(result["status"] != "completed")
+                _go_on(resumed, run_folder.environment(device, job.command), console)
+                start = resumed.state
+            return _train(job, prepared, backend, start, path, console, signals)
+
+
+def _go_on(resumed: Resumed, environment: Mapping[str, Any], console: Console) -> None:
+    """Say from where and with what changed; take back what will be made again."""
+    folder, step = resumed.folder, resumed.state.step
+    for note in resumed.notes:
+        console.say(note)
+    console.say(f"resume   {folder} from step {step}")
+    for key, (before, after) in resumed.changes.items():
+        console.say(f"changed  {key} {show_value(before)} -> {show_value(after)}")
+    checkpoint.tidy(folder)
+    run_folder.rewind(folder, step)
+    run_folder.write_config(folder, resumed.values)
+    before = run_folder.read_json(folder / "environment.json")
+    again = [*before.get("resumed", []), {"step": step, **environment}]
+    run_folder.write_json(folder / "environment.json", {**before, "resumed": again})
+
+
+def _train(
+    job: Job, prepared: Plan, backend: Backend, start: TrainState, path: Path, console: Console, signals: Signals
+) -> int:
+    config, order, spec = job.config, prepared.order, prepared.run_spec()
+    adapt = config.trainer.steps_per_call == "auto"
+    chunks = Chunks(order, start.step, spec.largest_chunk, prepared.checkpoint_steps(), adapt)
+    result = {**job.result(), "num_parameters": prepared.num_parameters}
+    numbers = job.resumed.numbers if job.resumed else None
+    with (
+        console.progress(order.total_steps, start.step),
+        Training(
+            prepared,
+            path,
+            console,
+            signals,
+            spec.applied_names,
+            result["config_sha256"],
+            job.started,
+            resumed=numbers,
+        ) as training,
+    ):
+        try:
+            spec = replace(spec, rates=prepared.rates(training.plateau))
+            state = backend.train(spec, start, chunks, training.on_chunk)
+        except Exception as error:
+            traceback.print_exc()
+            result["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        else:
+            over = state.step == order.total_steps or training.stopped_early
+            result["status"] = "completed" if over else "interrupted"
+            result["weights_sha256"] = checkpoint.weights_sha256(state)
+            if spec.precision == "exact":
+                result |= certificate.write(path, job.composed, state)
+    ended, began = time(), chunks.began or time()
+    picture = _draw(path, f"{config.schedule.name}, {config.optimizer.name}, {config.backend}")
+    result |= {
+        "steps": training.step,
+        "epochs": -(-training.step // order.steps_per_epoch),
+        "metrics": training.metrics,
+        "best": training.best,
+        "stopped_early": training.stopped_early,
+        "resumed_from": job.resumed and start.step,
+        "seconds": job.seconds(began, ended),
+    }
+    run_folder.write_json(path / "result.json", result)
+    _say(console, result, config.trainer.early_stopping_patience, path, picture)
+    return 128 + signals.received if signals.received else int(result["status"] != "completed")
 
 
 def _draw(path: Path, title: str) -> Path | None:
