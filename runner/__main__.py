@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import time
@@ -47,13 +47,19 @@ def main() -> int:
         for key in ("checkpoint", "format", "steps"):
             if key in said:
                 raise ConfigError(f"{key} is for a finished run: it needs run=FOLDER")
-        configs = [parse(compose(job, arguments.config_dir)) for job in each]
-        if any(config.task == "preview" for config in configs):
+        composed = [compose(job, arguments.config_dir) for job in each]
+        configs = [parse(values) for values in composed]
+        alone = {config.task for config in configs} & {"preview", "find_lr"}
+        if alone and any({config.task} != alone for config in configs):
+            raise ConfigError(f"task must be the same for all jobs where one is {min(alone)}")
+        if alone == {"preview"}:
             from runner.tasks.preview import preview
 
-            if any(config.task != "preview" for config in configs):
-                raise ConfigError("task must be the same for all jobs where one is preview")
             return preview(configs, each if arguments.multirun else None)
+        if alone:
+            from runner.tasks.find_lr import find_lr
+
+            return _each(find_lr, composed, each if arguments.multirun else None)
         for config in configs:
             if config.task != "train":
                 raise ConfigError(f"task={config.task} needs run=FOLDER, the folder of a finished run")
@@ -91,6 +97,16 @@ def _hydra(extra: Sequence[str] = ()) -> int:
     if refused:
         raise refused[0]
     return max(statuses, default=0)
+
+
+def _each(task: Callable[[Any], int], composed: Sequence[Any], names: Sequence[Sequence[str]] | None) -> int:
+    """One job after another, named where there are several; the worst status."""
+    statuses = []
+    for i, values in enumerate(composed):
+        if names is not None:
+            print(f"job {i}: {run_folder.job_name(names[i])}", flush=True)
+        statuses.append(task(values))
+    return max(statuses)
 
 
 def _multirun(root: Path, num_jobs: int) -> int:

@@ -20,7 +20,7 @@ from runner.losses import Loss
 from runner.optimizers import Optimizer
 from runner.schedules import Curve, Duration, Length, Schedule
 from runner.schedules.dialects.calls import SentenceError
-from runner.section import ALLOWED, Count, Index, NonNegative, Positive, Section, keys
+from runner.section import ALLOWED, Count, Fraction, Index, NonNegative, Positive, Section, keys
 from runner.spec import Precision
 from runner.stall import Mode
 
@@ -53,12 +53,20 @@ class Trainer(Section):
         return self
 
 
+class FindLR(Section):
+    min_lr: Positive
+    max_lr: Positive
+    num_steps: Annotated[int, Field(ge=20)]
+    stop_factor: Annotated[float, Field(gt=1)]
+    smoothing: Fraction
+
+
 class Output(Section):
     root: str = Field(min_length=1)
 
 
 class Config(Section):
-    task: Literal["train", "preview", "evaluate", "predict", "export", "verify"]
+    task: Literal["train", "preview", "find_lr", "evaluate", "predict", "export", "verify"]
     backend: Literal["lightning", "keras", "witness"]
     device: Annotated[str, Field(pattern=f"^({devices.PATTERN})$")]
     devices: Literal[1]
@@ -74,6 +82,7 @@ class Config(Section):
     trainer: Trainer
     output: Output
     print_config: bool
+    find_lr: FindLR
     run: str | None
     format: Literal["keras", "torch", "safetensors"] | None
     checkpoint: Literal["last", "best"] | Index
@@ -98,7 +107,7 @@ def parse(composed: Mapping[str, Any]) -> Config:
 
 def sha256(composed: Mapping[str, Any]) -> str:
     """Of what fixes a run: the composed config without the folder it writes to and the tasks done on its result."""
-    aside = {"output", "task", "run", "format", "checkpoint", "steps", "resume", "print_config"}
+    aside = {"output", "task", "find_lr", "run", "format", "checkpoint", "steps", "resume", "print_config"}
     kept = {key: value for key, value in composed.items() if key not in aside}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
@@ -162,7 +171,8 @@ def _no_key(key: str, location: Sequence[Any], path: Sequence[Any]) -> str:
     elif beside:
         hint = f"; did you mean {parent}{'.' if parent else ''}{beside}?"
     elif elsewhere:
-        hint = f"; did you mean {min(elsewhere, key=lambda name: len(name.rpartition('.')[2]))}?"
+        nearby = [name for name in elsewhere if name.startswith(f"{parent}.")]
+        hint = f"; did you mean {min(nearby or elsewhere, key=lambda name: len(name.rpartition('.')[2]))}?"
     where = parent or "the config"
     if tag:
         where = f"{parent}={location[-2]}" if tag == "name" else f"{parent} ({location[-2]})"

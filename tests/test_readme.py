@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,13 @@ from tests.command_line import ONE_THREAD, REPOSITORY
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    found = re.findall(rf"^ *```{language}\n(.*?)^ *```$", README, flags=re.MULTILINE | re.DOTALL)
-    assert found, f"the README has no block of {language}"
-    return [re.sub("^ +(?=python)", "", text) for text in found]
+SCHEDULES = (REPOSITORY / "docs" / "schedules.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str, page: str = README) -> list[str]:
+    found = re.findall(rf"^ *```{language}\n(.*?)^ *```$", page, flags=re.MULTILINE | re.DOTALL)
+    assert found, f"the page has no block of {language}"
+    return [textwrap.dedent(text) for text in found]
 
 
 def execute(script: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -57,6 +61,27 @@ def test_every_command_runs_and_its_python_too(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+def test_every_command_of_the_schedules_page_runs(tmp_path: Path) -> None:
+    for script in blocks("bash", SCHEDULES):
+        done = execute(script, tmp_path)
+        assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+        assert "warning" not in done.stdout.split("picture")[0] or "glob" in script
+
+
+def test_the_schedules_page_names_every_schedule_and_every_key() -> None:
+    """Those of conf/schedule/; `name`, and what warm-up stands for, aside."""
+    from omegaconf import OmegaConf
+
+    for file in (REPOSITORY / "conf" / "schedule").glob("*.yaml"):
+        assert f"`{file.stem}`" in SCHEDULES or f"schedule={file.stem}" in SCHEDULES, file.stem
+        row = next((line for line in SCHEDULES.splitlines() if line.startswith(f"| `{file.stem}` |")), None)
+        if row is not None:
+            keys = {str(key) for key in OmegaConf.load(file)} - {"name"}
+            keys -= {"warmup", "warmup_shape", "warmup_edge"} if "warm-up" in row else set()
+            missing = [key for key in keys if not re.search(rf"`{key}`", row)]
+            assert not missing, (file.stem, missing)
+
+
 def test_what_it_shows_a_command_to_say_is_what_it_says(tmp_path: Path) -> None:
     for text in blocks("console"):
         command, said = text.split("\n", 1)
@@ -73,5 +98,6 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
 
 
 def test_its_pictures_and_pages_are_there() -> None:
-    for place in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (REPOSITORY / place).is_file(), place
+    for folder, page in ((REPOSITORY, README), (REPOSITORY / "docs", SCHEDULES)):
+        for place in re.findall(r"\]\(([^)#:]+)\)", page):
+            assert (folder / place).is_file(), place

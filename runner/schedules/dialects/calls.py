@@ -6,6 +6,7 @@ meaning and no defaults of this project. Each takes t  # int64[n], the tick, and
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def bind(
         raise
     except ValueError as error:
         raise SentenceError(f"{where}.{error}") from None
-    return lambda t, lr: function(t, lr, **values)
+    return partial(function, **values)
 
 
 def _tried(function: Callable[..., Array], values: Mapping[str, Any]) -> None:

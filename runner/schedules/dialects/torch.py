@@ -128,7 +128,8 @@ def OneCycleLR(
 
 
 def SequentialLR(t: Array, lr: float, schedulers: list[Call], milestones: list[Whole]) -> Array:
-    """Each from its milestone on, at its own step 0 there."""
+    """Each from its milestone on, at its own step 0 there; a ConstantLR with n = 0 is then lr, and keeps its factor for ever
+    only as the first."""
     if len(milestones) != len(schedulers) - 1:
         raise ValueError(f"milestones must be one fewer than schedulers, got {len(milestones)} and {len(schedulers)}")
     if milestones != sorted(milestones):
@@ -137,7 +138,8 @@ def SequentialLR(t: Array, lr: float, schedulers: list[Call], milestones: list[W
     number = np.searchsorted(milestones, t, side="right")
     rates = np.empty(t.shape)
     for i, part in enumerate(schedulers):
-        rates[number == i] = part(t[number == i] - begins[i], lr)  # type: ignore[operator]
+        over = i > 0 and part.func is ConstantLR and part.keywords.get("total_iters") == 0  # type: ignore[attr-defined]
+        rates[number == i] = lr if over else part(t[number == i] - begins[i], lr)  # type: ignore[operator]
     return rates
 
 
