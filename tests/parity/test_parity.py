@@ -49,7 +49,6 @@ SETTINGS = {
 }
 DEFAULT = {
     ("mlp", "constant", "plain"),
-    ("mlp", "exponential", "coupled"),
     ("mlp", "exponential", "decoupled"),
     ("cnn", "exponential", "coupled"),
 }

@@ -1,0 +1,96 @@
+"""The bits do not depend on how a framework computes: threads, compilation, libraries, instruction set, updates a call."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.command_line import BACKENDS, REPOSITORY
+from tests.exact.common import BASE, assert_same_bits
+from tests.parity.test_parity import IMAGES
+from tests.training import train
+
+RUN = [*BASE, "model=cnn", IMAGES, "schedule=cosine", "trainer.max_steps=6"]
+_HASHES = f"""
+import sys
+from tests.training import train
+from runner.exact.certificate import hashes
+trained = train(sys.argv[1], {RUN!r})
+print(*hashes(trained.state, trained.losses).values())
+"""
+# a setting of the environment that moves sums, products or kernels; the names are the libraries' own
+SETTINGS = {
+    "one thread": {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"},
+    "two threads": {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "TF_NUM_INTRAOP_THREADS": "2"},
+    "SSE4.2": {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "ONEDNN_MAX_CPU_ISA": "SSE41",
+               "XLA_FLAGS": "--xla_cpu_max_isa=SSE4_2", "TF_ENABLE_ONEDNN_OPTS": "0"},
+    "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2",
+             "XLA_FLAGS": "--xla_cpu_max_isa=AVX2"},
+}  # fmt: skip
+
+
+def in_a_process(backend: str, setting: dict[str, str]) -> str:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
+        **setting,
+    }
+    command = [sys.executable, "-c", _HASHES, backend]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def witness() -> str:
+    from runner.exact.certificate import hashes
+
+    trained = train("witness", RUN)
+    return " ".join(hashes(trained.state, trained.losses).values())
+
+
+def _slow_but_one(name: str) -> object:
+    return pytest.param(name, marks=() if name == "SSE4.2" else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", map(_slow_but_one, SETTINGS))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_threads_libraries_and_instruction_set(backend: str, name: str, witness: str) -> None:
+    assert in_a_process(backend, SETTINGS[name]) == witness
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_updates_a_call(backend: str) -> None:
+    short = [*BASE, "schedule=cosine", "trainer.max_steps=12"]
+    assert_same_bits(
+        train(backend, [*short, "trainer.steps_per_call=1"]), train(backend, [*short, "trainer.steps_per_call=6"])
+    )
+
+
+def test_keras_eager() -> None:
+    import tensorflow as tf
+
+    short = [*BASE, "schedule=cosine", "trainer.max_steps=4"]
+    compiled = train("keras", short)
+    tf.config.run_functions_eagerly(True)
+    try:
+        assert_same_bits(train("keras", short), compiled)
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
+def test_exact_mode_learns_as_float32_does() -> None:
+    """Four seeds of 200 updates. A rounding of 2^-24 is what float32 does too, so that the two differ by less than seeds
+    do: the tolerance is the spread of float32's own last losses."""
+    last: dict[str, list[float]] = {"exact": [], "float32": []}
+    for precision, losses in last.items():
+        for seed in range(4):
+            run = train(
+                "lightning", ["device=cpu", f"trainer.precision={precision}", f"seed={seed}", "trainer.max_steps=200"]
+            )
+            losses.append(float(run.losses[-40:].mean()))
+    exact, single = (np.array(values) for values in last.values())
+    assert abs(exact.mean() - single.mean()) < single.std(ddof=1)
+    assert single.mean() < 0.5  # it has learnt: ln 10 = 2.3 at first
