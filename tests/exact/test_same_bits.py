@@ -1,6 +1,7 @@
 """The claim: Lightning, Keras and the NumPy witness make the same run to the last bit: losses, outputs, weights, slots,
 running statistics. There is no tolerance."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,12 @@ def assert_all_the_same(overrides: list[str]) -> None:
         assert_same_bits(train(backend, overrides), witness)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+def _slow_but(names: Iterable[str], *quick: str) -> list[object]:
+    """All of them; each is compiled, which takes seconds, so that by default a few stand for the rest."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", _slow_but(OPTIMIZERS, "nesterov", "amsgrad", "nadam", "rmsprop_both", "lion"))
 def test_every_optimizer(name: str) -> None:
     """With clipping, accumulation, coupled or decoupled decay, a rate that changes; an epoch's short end is update 8."""
     small = "model.layers=[{layer: dense, units: 8},{layer: activation, function: relu},{layer: dense, units: outputs}]"
@@ -42,12 +48,14 @@ def test_decay_that_spares_biases(mode: str) -> None:
     assert_all_the_same([*HARD, *decay, "trainer.max_steps=5"])
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    "name", _slow_but(LAYERS, "gelu", "tanh", "dropout", "layer_norm", "max_pool_same", "conv_same_stride_2", "resnet")
+)
 def test_every_layer(name: str) -> None:
     assert_all_the_same([*LAYERS[name], "schedule=cosine", "trainer.max_steps=5"])
 
 
-@pytest.mark.parametrize("name", [*LOSSES, *SHORT])
+@pytest.mark.parametrize("name", _slow_but([*LOSSES, *SHORT], "label_smoothing", "huber", "short_batches"))
 def test_every_loss_and_short_batches(name: str) -> None:
     assert_all_the_same([*{**LOSSES, **SHORT}[name], "trainer.max_steps=30"])
 

@@ -61,7 +61,7 @@ def test_threads_libraries_and_instruction_set(backend: str, name: str, witness:
     assert in_a_process(backend, SETTINGS[name]) == witness
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["lightning", pytest.param("keras", marks=pytest.mark.slow)])
 def test_updates_a_call(backend: str) -> None:
     short = [*BASE, "schedule=cosine", "trainer.max_steps=12"]
     assert_same_bits(
