@@ -4,6 +4,7 @@ Legend of shapes: K updates, A micro-batches an update, B rows each, n = all row
 """
 
 import functools
+import gc
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -176,7 +177,10 @@ def train(run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: On
         model.connect(run, start, place)
         loader = _Loader(chunks, run.largest_chunk)
         model.fit(loader.dataset(), epochs=1, verbose=0, shuffle=False, callbacks=[_AfterChunk(on_chunk, loader)])
-        return model.state()
+        state = model.state()
+    del model, loader
+    gc.collect()  # the iterator of a run that was stopped ends here; with the interpreter it would complain
+    return state
 
 
 def predict(model: ModelSpec, state: TrainState, x: np.ndarray) -> np.ndarray:

@@ -14,8 +14,8 @@ from runner import rates
 from runner.compose import CONF, compose
 from runner.config import parse
 from runner.schedules import Clock, table
-from runner.schedules.combined import COMBINED
-from runner.schedules.named import NAMED
+from runner.schedules.combined import ALL
+from runner.schedules.dialects import DIALECTS
 from runner.schedules.units import half_up
 from tests.schedules.drawn import ANY, DURATIONS, ENDS, KEYS, SAID, keys_of, made
 
@@ -23,7 +23,7 @@ from tests.schedules.drawn import ANY, DURATIONS, ENDS, KEYS, SAID, keys_of, mad
 ROUNDING = 2e-15
 
 FILES = sorted(file.stem for file in (CONF / "schedule").glob("*.yaml"))
-NAMES = [name for kind in (*NAMED, *COMBINED) for name in get_args(kind.model_fields["name"].annotation)]
+NAMES = [name for kind in ALL if kind not in DIALECTS for name in get_args(kind.model_fields["name"].annotation)]
 
 
 def test_every_schedule_has_its_file_and_is_drawn() -> None:
