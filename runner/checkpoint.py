@@ -84,14 +84,14 @@ def read(folder: Path, which: str | int = "last") -> tuple[TrainState, dict[str,
 def read_newest(folder: Path) -> tuple[TrainState, dict[str, Any], list[RunError]]:
     """`last`, or where it is damaged the newest whole one; and what is wrong with those passed over."""
     steps = sorted((int(place.name) for place in (folder / "checkpoints").glob("[0-9]*")), reverse=True)
-    damaged: list[RunError] = []
+    damaged: dict[str, RunError] = {}  # by what is said: `last` is one of the steps
     places: list[str | int] = ["last", *steps]
     for which in places:
         try:
-            return *read(folder, which), damaged
+            return *read(folder, which), [*damaged.values()]
         except RunError as error:
-            damaged.append(error)
-    raise damaged[0]
+            damaged.setdefault(str(error), error)
+    raise next(iter(damaged.values()))
 
 
 def tidy(folder: Path) -> None:

@@ -80,7 +80,9 @@ class Means:
 
     def state(self) -> dict[str, tuple[int, list[float]]]:
         """What a checkpoint keeps: of each, the number of rows and a few numbers whose sum is exactly theirs."""
-        return {name: (num, _expansion(np.concatenate(self._values[name]))) for name, num in self._num.items()}
+        for name, values in self._values.items():  # the next time only what has come since is added up
+            self._values[name] = [np.array(_expansion(np.concatenate(values)))]
+        return {name: (num, self._values[name][0].tolist()) for name, num in self._num.items()}
 
 
 def _expansion(values: Array) -> list[float]:
