@@ -50,6 +50,7 @@ def test_the_tests_it_names_are_there() -> None:
         assert (REPOSITORY / place).exists()
 
 
+@pytest.mark.slow
 def test_every_command_runs_and_its_python_too(tmp_path: Path) -> None:
     first = blocks("bash setup")[0].split(" && ")[-1]
     for script in [first, *blocks("bash")]:

@@ -67,7 +67,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @both
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("kind", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_run_that_a_signal_ended_goes_on_to_the_same_bits(
     whole: dict[str, Path], tmp_path: Path, backend: str, kind: signal.Signals
 ) -> None:
