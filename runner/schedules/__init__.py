@@ -3,6 +3,9 @@
 t counts applied optimizer updates from 0, across gradient accumulation and devices; eta(t) is the rate that update t uses.
 """
 
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, Union
 
 import numpy as np
@@ -29,8 +32,16 @@ def table(schedule: Curve, clock: Clock, lr: float) -> np.ndarray:
     Evaluated once, in float64, by the closed form; a backend casts it once to the run's dtype and only looks it up.
     """
     rates = np.empty(clock.total_steps)
-    for begin in range(0, clock.total_steps, _BLOCK):
+
+    def fill(begin: int) -> None:
         t = np.arange(begin, min(begin + _BLOCK, clock.total_steps))
         with np.errstate(over="ignore", invalid="ignore"):  # the linter says it
             rates[begin : begin + len(t)] = schedule.rates(t, clock, lr)
+
+    starts = range(0, clock.total_steps, _BLOCK)
+    if len(starts) < 8:
+        deque(map(fill, starts), maxlen=0)
+    else:  # NumPy lets go of the interpreter's lock; each rate is its own, so no thread can change another's
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            deque(pool.map(fill, starts), maxlen=0)
     return rates

@@ -1,6 +1,5 @@
 """Every schedule of conf/schedule: values worked by hand, and what holds for all of them and for what is made of them."""
 
-import time
 from fractions import Fraction
 from math import cos, pi, sqrt, tanh
 from typing import Any, get_args
@@ -312,14 +311,3 @@ def test_phases_add_up(shares: list[str], rest: int, total: int) -> None:
     assert found == sorted(found)
     with_rest = clock.boundaries([*shares[:rest], "rest", *shares[rest:]])
     assert with_rest[-1] == max(total, half_up(sum(exact, Fraction(0))))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("file", [name for name in FILES if not name.startswith("from_")])
-def test_ten_million_steps_take_a_second(file: str) -> None:
-    """On an idle core; 4 s here, since this machine's cores are shared."""
-    made = said(f"schedule={file}")
-    began = time.perf_counter()
-    found = table(made, Clock(10**7, 10**5), 1e-3)
-    assert time.perf_counter() - began < 4
-    assert len(found) == 10**7
