@@ -172,3 +172,22 @@ def test_every_schedule_of_conf_gives_a_table_of_rates() -> None:
     }
     assert all(table.shape == (1000,) and np.isfinite(table).all() for table in tables.values())
     assert len({table.tobytes() for name, table in tables.items() if name not in ALIKE}) == len(names) - len(ALIKE)
+
+
+@pytest.mark.parametrize("ask", ["torchmetrics.MeanMetric", "torchmetrics.functional.accuracy", "star['MeanMetric']"])
+def test_lightning_comes_without_the_metrics_that_it_does_not_use_and_they_come_when_asked_for(
+    ask: str, tmp_path: Path
+) -> None:
+    code = f"""
+import sys
+import backends.lightning
+assert "torchmetrics.functional" not in sys.modules and "scipy.signal" not in sys.modules
+import torchmetrics
+assert torchmetrics.__version__
+metric, star = torchmetrics.Metric, {{}}
+if {ask.startswith("star")}:
+    exec("from torchmetrics import *", star)
+{ask}
+assert torchmetrics.Metric is metric and issubclass(torchmetrics.MeanMetric, metric)
+"""
+    assert "pytorch_lightning" in imported_after(code, tmp_path)

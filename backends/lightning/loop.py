@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from backends.lightning import device, exact, layers, losses, optimizers
+from backends.lightning.imports import pl
 from backends.lightning.schedule import TableLR
 from runner.data.order import Chunk
 from runner.spec import ModelSpec, OnChunk, Report, RunSpec, TrainState
@@ -39,30 +39,33 @@ class _Native:
         self.buffer_names, self.slot_names = list(start.buffers), list(start.slots)
         self.loss = losses.build(run.loss)
         self.x, self.y = (torch.from_numpy(values).to(where) for values in (run.x, run.y))
-        self.optimizer = optimizers.build(run.optimizer, self.weights, run.groups)
-        optimizers.load_slots(run.optimizer, self.optimizer, self.weights, start.slots, start.step)
+        self.flats = optimizers.flatten(self.weights, run.groups)
+        self.optimizer = optimizers.build(run.optimizer, self.flats, run.groups)
+        optimizers.load_slots(run.optimizer, self.optimizer, self.flats, start.slots, start.step)
+        self.apply = optimizers.update(run.optimizer, self.optimizer)
         self._totals: list[Tensor] = []
 
     def update(self, step: int, batches: Iterable[tuple[Tensor, Tensor]], num_rows: int) -> list[Tensor]:
         """One update from its micro-batches of num_rows rows; the outputs of each."""
         outputs = []
         self.place.step, self.place.micro_batch = step, 0
-        self.optimizer.zero_grad()
-        total = torch.zeros((), dtype=self.x.dtype, device=self.x.device)
+        gradients = [flat.gradient for flat in self.flats]
+        for gradient in gradients:
+            gradient.zero_()
+        shares = []
         for x, y in batches:
             z = self.network(x)
             share = self.loss(z, y)
             if num_rows != len(x):
                 share = share * (len(x) / num_rows)
             share.backward()
-            total = total + share.detach()
+            shares.append(share.detach())
             outputs.append(z.detach())
             self.place.micro_batch += 1
         if self.run.gradient_clip_norm is not None:
-            gradients = [p.grad for p in self.weights.values() if p.grad is not None]
             optimizers.clip_by_global_norm(gradients, self.run.gradient_clip_norm)
-        self.optimizer.step()
-        self._totals.append(total)
+        self.apply()
+        self._totals.append(sum(shares[1:], shares[0]))
         return outputs
 
     def losses(self) -> Tensor:
@@ -71,7 +74,7 @@ class _Native:
         return totals
 
     def state(self, step: int) -> TrainState:
-        slots = optimizers.save_slots(self.run.optimizer, self.optimizer, self.weights, self.slot_names)
+        slots = optimizers.save_slots(self.run.optimizer, self.optimizer, self.flats, self.slot_names)
         weights, buffers = (layers.save(self.network, names) for names in (list(self.weights), self.buffer_names))
         return TrainState(step, weights, slots, buffers)
 
@@ -95,10 +98,11 @@ class Module(pl.LightningModule):
         work = self.work
         applied, outputs = [], []
         blocks = [torch.from_numpy(block).to(work.x.device) for block in chunk.blocks]
-        data = [(work.x[block], work.y[block]) for block in blocks]  # x  # [K, A, B, ...]
+        # [K][A] of x  # [B, ...] and y: each block is gathered at once
+        data = [tuple([row.unbind() for row in v[block].unbind()] for v in (work.x, work.y)) for block in blocks]
         for k in range(chunk.num_steps):
             applied.append(self.schedule.read())
-            batches = (pair for x, y in data for pair in zip(x[k].unbind(), y[k].unbind(), strict=True))
+            batches = (pair for x, y in data for pair in zip(x[k], y[k], strict=True))
             outputs += work.update(self.step, batches, chunk.rows_per_step)
             self.schedule.step()
             self.step += 1
@@ -108,6 +112,10 @@ class Module(pl.LightningModule):
             applied=self.run.as_applied(np.array(applied).T),
             outputs=_to_numpy(torch.cat(outputs)),
         )
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """The Trainer's call before the first update. The gradients stay where they are: the optimizer looks there."""
+        super().zero_grad(set_to_none=False)
 
     def _count(self, num_steps: int) -> None:
         """The Trainer counts updates of its own wrapper; these went past it."""

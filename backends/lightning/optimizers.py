@@ -1,6 +1,6 @@
 """The optimizers in torch: the stock classes, whose meaning runner/optimizers.py takes, and Lion."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,38 @@ class Lion(Optimizer):
                 m.mul_(beta2).add_(g, alpha=1 - beta2)
 
 
+class Flat:
+    """Parameters as views of one buffer and their gradients as views of another, so that one kernel updates them all. Every
+    update here is elementwise: each number comes out as it would from a parameter of its own."""
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self._parameters, first = parameters, next(iter(parameters.values()))
+        num = sum(p.numel() for p in parameters.values())
+        self.buffer = torch.empty(num, dtype=first.dtype, device=first.device)
+        self.buffer.grad = torch.zeros_like(self.buffer)
+        values, gradients = self.views(self.buffer), self.views(self.buffer.grad)
+        for name, p in parameters.items():
+            p.data, p.grad = values[name].copy_(p.detach()), gradients[name]
+
+    def views(self, buffer: Tensor) -> dict[str, Tensor]:
+        """Of a buffer like this one: by the parameters' names, in their shapes and memory order."""
+        found, offset = {}, 0
+        for name, p in self._parameters.items():
+            found[name] = buffer.as_strided(p.shape, p.stride(), buffer.storage_offset() + offset)
+            offset += p.numel()
+        return found
+
+    @property
+    def gradient(self) -> Tensor:
+        assert self.buffer.grad is not None
+        return self.buffer.grad
+
+
+def flatten(parameters: Mapping[str, Tensor], groups: Iterable[Group]) -> list[Flat]:
+    """A buffer for each group of their own rate and weight decay."""
+    return [Flat({name: parameters[name] for name in group.names}) for group in groups]
+
+
 # optimizer -> slot -> where torch keeps it
 _STATE = {
     "sgd": {"momentum": "momentum_buffer"},
@@ -45,19 +77,19 @@ _STATE["adamw"] = _STATE["adam"]
 _COUNTS = {"adam", "adamw", "adamax", "nadam", "rmsprop", "adagrad", "adadelta"}  # those whose state has a `step`
 
 
-def build(spec: Any, parameters: Mapping[str, Tensor], groups: Iterable[Group]) -> Optimizer:
-    """A torch optimizer over canonical names -> parameters in groups of their own rate and weight decay."""
+def build(spec: Any, flats: Sequence[Flat], groups: Iterable[Group]) -> Optimizer:
+    """A torch optimizer over the groups' buffers."""
     native = spec.weight_decay_mode == "coupled" or spec.name in ("adam", "adamw", "nadam")
     made = [
         {
-            "params": [parameters[name] for name in group.names],
+            "params": [flat.buffer],
             "lr_factor": group.lr_factor,
             "decay_factor": group.decay_factor,
             "decays_by": "weight_decay" if native else "shrinks",  # the key of the group that says how much
             "weight_decay": spec.weight_decay * group.decay_factor if native else 0.0,
             "shrinks": 0.0 if native else spec.weight_decay * group.decay_factor,
         }
-        for group in groups
+        for flat, group in zip(flats, groups, strict=True)
     ]
     optimizer = _OPTIMIZERS[spec.name](spec, made)
     if spec.decays and not native:
@@ -108,32 +140,96 @@ _OPTIMIZERS: dict[str, Any] = {
 }
 
 
-def load_slots(
-    spec: Any, optimizer: Optimizer, parameters: Mapping[str, Tensor], slots: Mapping[str, Weights], step: int
-) -> None:
+def load_slots(spec: Any, optimizer: Optimizer, flats: Iterable[Flat], slots: Mapping[str, Weights], step: int) -> None:
     """Canonical slots into the optimizer's state, as if it had made `step` updates."""
-    for name, p in parameters.items():
-        state = {_STATE[spec.name][slot]: _like(values[name], p) for slot, values in slots.items()}
+    for flat in flats:
+        state = {}
+        for slot, values in slots.items():
+            state[_STATE[spec.name][slot]] = buffer = torch.empty_like(flat.buffer)
+            for name, view in flat.views(buffer).items():
+                view.copy_(from_canonical(values[name]))
         if spec.name in _COUNTS:
             state["step"] = torch.tensor(float(step), dtype=torch.float32)
         for scalar, value in spec.scalars(step).items():
             state[scalar] = torch.tensor(value, dtype=torch.float64)
-        optimizer.state[p] = state
+        optimizer.state[flat.buffer] = state
 
 
 def save_slots(
-    spec: Any, optimizer: Optimizer, parameters: Mapping[str, Tensor], slots: Iterable[str]
+    spec: Any, optimizer: Optimizer, flats: Sequence[Flat], slots: Iterable[str]
 ) -> dict[str, dict[str, np.ndarray]]:
     """The optimizer's state as canonical copies."""
     return {
-        slot: {name: to_canonical(optimizer.state[p][_STATE[spec.name][slot]]) for name, p in parameters.items()}
+        slot: {
+            name: to_canonical(view)
+            for flat in flats
+            for name, view in flat.views(optimizer.state[flat.buffer][_STATE[spec.name][slot]]).items()
+        }
         for slot in slots
     }
 
 
-def _like(value: np.ndarray, p: Tensor) -> Tensor:
-    """On the parameter's device, in its dtype and its memory order."""
-    return torch.empty_like(p, requires_grad=False).copy_(from_canonical(value))
+def update(spec: Any, optimizer: Optimizer) -> Callable[[], Any]:
+    """What applies the gradients: `step`, or for the commonest on the CPU the kernels that a fused `step` ends in. Around
+    them `step` looks at its groups and tensors anew each time, which takes longer than they do."""
+    groups = optimizer.param_groups
+    if not all(group.get("fused") and group["params"][0].device.type == "cpu" for group in groups):
+        return optimizer.step
+    if spec.name in ("adam", "adamw"):
+        return _fused_adam(groups, optimizer.state)
+    if spec.name == "sgd" and not (
+        spec.decays and spec.weight_decay_mode == "decoupled"
+    ):  # _shrink goes before a `step`
+        return _fused_sgd(groups, optimizer.state)
+    return optimizer.step
+
+
+def _fused_adam(groups: list[dict[str, Any]], states: Mapping[Tensor, Any]) -> Callable[[], None]:
+    def apply() -> None:
+        for group, (kernel, tensors, steps) in calls:
+            steps[0] += 1
+            beta1, beta2 = group["betas"]
+            kernel(
+                *tensors,
+                steps,
+                amsgrad=group["amsgrad"],
+                lr=group["lr"],
+                beta1=beta1,
+                beta2=beta2,
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
+
+    calls: list[Any] = []
+    for group in groups:
+        (p,) = group["params"]
+        state, kernel = states[p], torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
+        largest = [state["max_exp_avg_sq"]] if group["amsgrad"] else []
+        tensors = ([p], [p.grad], [state["exp_avg"]], [state["exp_avg_sq"]], largest)
+        calls.append((group, (kernel, tensors, [state["step"]])))
+    return torch.no_grad()(apply)
+
+
+def _fused_sgd(groups: list[dict[str, Any]], states: Mapping[Tensor, Any]) -> Callable[[], None]:
+    def apply() -> None:
+        for group, p, momenta in calls:
+            torch._fused_sgd_(
+                [p],
+                [p.grad],
+                momenta if group["momentum"] else [],
+                weight_decay=group["weight_decay"],
+                momentum=group["momentum"],
+                lr=group["lr"],
+                dampening=0.0,
+                nesterov=group["nesterov"],
+                maximize=False,
+                is_first_step=False,
+            )
+
+    buffers = ((group, group["params"][0]) for group in groups)
+    calls = [(group, p, [m for m in (states[p].get("momentum_buffer"),) if m is not None]) for group, p in buffers]
+    return torch.no_grad()(apply)
 
 
 def clip_by_global_norm(gradients: list[Tensor], largest: float) -> None:

@@ -27,6 +27,13 @@ class TableLR(LRScheduler):
             group["initial_lr"] = group["lr"]
         super().__init__(optimizer, last_epoch=step - 1)
 
+    def step(self, epoch: int | None = None) -> None:
+        """LRScheduler's, without its checks of the order of calls, which take longer than an update's kernel."""
+        self.last_epoch += 1
+        self._last_lr = self.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
+
     def use(self, rates: np.ndarray) -> None:
         """Other rates, from the next update on."""
         self._tables = self._run.applied(rates)

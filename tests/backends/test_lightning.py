@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from backends.lightning import optimizers
+from runner.spec import TrainState, Weights
 from tests.contract import F64, BackendContract
 from tests.training import first, prepare, train
 
@@ -68,6 +70,35 @@ def test_a_run_is_what_a_plain_torch_loop_with_the_stock_optimizer_gives(name: s
     np.testing.assert_allclose(trained.losses, losses, rtol=0, atol=tolerance)
     kernel = model[2].weight.detach().numpy().T
     np.testing.assert_allclose(trained.state.weights["dense_1/kernel"], kernel, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optimizer=adam", "optimizer.weight_decay=0.01"],
+        ["optimizer=adamw", "optimizer.amsgrad=true"],
+        ["optimizer=sgd", "optimizer.momentum=0.9", "optimizer.nesterov=true", "optimizer.weight_decay=0.01"],
+        ["optimizer=sgd"],
+        ["optimizer=adamw", "optimizer.groups=[{match: '*/bias', lr_factor: 0.1}]", "trainer.gradient_clip_norm=0.1"],
+    ],
+    ids=lambda said: "-".join(said),
+)
+def test_the_kernels_called_directly_are_the_optimizer_s_own_step(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, in float32: weights and slots after 50 updates."""
+    said = ["trainer.max_steps=50", "device=cpu", *overrides]
+    directly = train("lightning", said).state
+    monkeypatch.setattr(optimizers, "update", lambda spec, optimizer: optimizer.step)
+    stepped = train("lightning", said).state
+    for found, expected in ((directly.weights, stepped.weights), *zip_slots(directly, stepped)):
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value)
+
+
+def zip_slots(a: TrainState, b: TrainState) -> list[tuple[Weights, Weights]]:
+    assert a.slots.keys() == b.slots.keys()
+    return [(a.slots[slot], b.slots[slot]) for slot in a.slots]
 
 
 def test_lion_is_its_papers_algorithm() -> None:
