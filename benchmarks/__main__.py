@@ -35,8 +35,8 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Twinrun against idiomatic scripts.")
     parser.add_argument("--repeats", type=_count, default=5, help="counted runs of each contestant; report 5 or more")
-    parser.add_argument("--epochs", type=_count, default=20, help="of the MLP")
-    parser.add_argument("--cnn-epochs", type=_count, default=5, help="of the CNN")
+    parser.add_argument("--epochs", type=_epochs, default=20, help="of the MLP, at least 2")
+    parser.add_argument("--cnn-epochs", type=_epochs, default=5, help="of the CNN, at least 2")
     parser.add_argument("--models", nargs="+", choices=["mlp", "cnn"], default=["mlp", "cnn"])
     parser.add_argument("--threads", type=_count, default=1, help="for every contestant, as far as it listens")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
@@ -49,6 +49,13 @@ def _count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
+
+
+def _epochs(text: str) -> int:
+    """Speed is told after the first epoch too."""
+    if int(text) < 2:
+        raise argparse.ArgumentTypeError(f"must be at least 2, got {text}")
+    return int(text)
 
 
 def _run(chosen: Sequence[Model], num_repeats: int, num_threads: int) -> dict[tuple[str, str], list[Run]]:
@@ -68,7 +75,8 @@ def _run(chosen: Sequence[Model], num_repeats: int, num_threads: int) -> dict[tu
 
 def _progress(number: int, num_repeats: int, model: Model, contestant: str, run: Run) -> None:
     where = f"round {number}/{num_repeats}" if number else "warm-up"
-    print(f"{where}  {model.name}  {contestant}: {run.steps_per_second:,.0f} steps/s", file=sys.stderr, flush=True)
+    speeds = f"{run.steps_per_second:,.0f} steps/s, {run.later_steps_per_second:,.0f} after the first epoch"
+    print(f"{where}  {model.name}  {contestant}: {speeds}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

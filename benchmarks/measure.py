@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contestants import Contestant, Model, environment
+from runner.run_folder import read_columns
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,14 +20,20 @@ ROOT = Path(__file__).parents[1]
 @dataclass(frozen=True)
 class Run:
     train_seconds: float
+    later_seconds: float  # of the training phase, without the first epoch and what it has to trace, compile and import
     whole_seconds: float  # from before the process is made until it has ended
     peak_megabytes: float
     num_steps: int
+    num_epochs: int
     val_accuracy: float
 
     @property
     def steps_per_second(self) -> float:
         return self.num_steps / self.train_seconds
+
+    @property
+    def later_steps_per_second(self) -> float:
+        return self.num_steps * (1 - 1 / self.num_epochs) / self.later_seconds
 
 
 def measure(contestant: Contestant, model: Model, rows: Path, num_threads: int) -> Run:
@@ -36,15 +43,18 @@ def measure(contestant: Contestant, model: Model, rows: Path, num_threads: int) 
         command = contestant.command(model, rows, folder)
         seconds, megabytes, output = _execute(command, {**os.environ, **environment(num_threads)})
         told = _ours(folder) if contestant.backend else json.loads(output.splitlines()[-1])
-    return Run(told["train_seconds"], seconds, megabytes, told["steps"], told["val_accuracy"])
+    spans = (told["train_seconds"], told["later_seconds"], seconds)
+    return Run(*spans, megabytes, told["steps"], model.num_epochs, told["val_accuracy"])
 
 
 def _ours(folder: Path) -> dict[str, Any]:
     """What the only run below `folder` says of itself."""
     (path,) = folder.glob("runs/*/result.json")
     result = json.loads(path.read_text())
+    ends = read_columns(path.with_name("metrics.csv"))["seconds"]  # of each epoch, since the process began
     return {
         "train_seconds": result["seconds"]["train"],
+        "later_seconds": float(ends[-1] - ends[0]),
         "steps": result["steps"],
         "val_accuracy": result["metrics"]["val/accuracy"],
     }

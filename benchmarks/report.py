@@ -15,17 +15,32 @@ from benchmarks.peers.job import BATCH_SIZE, DECAY_RATE, LEARNING_RATE
 Runs = Mapping[tuple[str, str], Sequence[Run]]  # (model, contestant) -> its counted runs
 
 _PACKAGES = ("twinrun", "numpy", "torch", "pytorch-lightning", "tensorflow", "keras")
-_QUANTITIES = ("train_seconds", "steps_per_second", "whole_seconds", "peak_megabytes", "val_accuracy")
+_QUANTITIES = (
+    "train_seconds",
+    "steps_per_second",
+    "later_steps_per_second",
+    "whole_seconds",
+    "peak_megabytes",
+    "val_accuracy",
+)
 _HEADER = (
     "model",
     "contestant",
     "training s (min-max)",
     "steps/s (min-max)",
+    "after the first epoch (min-max)",
     "whole s (min-max)",
     "peak MB",
     "val acc",
 )
-_RATIOS = ("model", "ours / peer", "steps/s (more is better)", "whole s (less is better)", "peak MB (less is better)")
+_RATIOS = (
+    "model",
+    "ours / peer",
+    "steps/s (more is better)",
+    "after the first epoch",
+    "whole s (less is better)",
+    "peak MB (less is better)",
+)
 
 
 def summary(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
@@ -37,7 +52,7 @@ def summary(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
 def ratios(runs: Runs, model: str, ours: str, peer: str) -> dict[str, float]:
     """Ratios of medians, ours / peer, of one model."""
     a, b = (summary(runs[model, name]) for name in (ours, peer))
-    return {name: a[name]["median"] / b[name]["median"] for name in _QUANTITIES[1:4]}
+    return {name: a[name]["median"] / b[name]["median"] for name in _QUANTITIES[1:5]}
 
 
 def table(runs: Runs, models: Sequence[Model], markdown: bool) -> str:
@@ -96,13 +111,21 @@ def _pairs(runs: Runs, models: Sequence[Model]) -> list[tuple[Model, Contestant,
 
 def _result(model: Model, contestant: Contestant, runs: Runs) -> dict[str, Any]:
     own = runs[model.name, contestant.name]
-    each = [{**asdict(run), "steps_per_second": run.steps_per_second} for run in own]
+    each = [
+        {**asdict(run), "steps_per_second": run.steps_per_second, "later_steps_per_second": run.later_steps_per_second}
+        for run in own
+    ]
     return {"model": model.name, "contestant": contestant.name, "summary": summary(own), "runs": each}
 
 
 def _row(model: Model, contestant: Contestant, runs: Runs) -> tuple[str, ...]:
     found = summary(runs[model.name, contestant.name])
-    formats = {"train_seconds": ".3f", "steps_per_second": ",.0f", "whole_seconds": ".2f"}
+    formats = {
+        "train_seconds": ".3f",
+        "steps_per_second": ",.0f",
+        "later_steps_per_second": ",.0f",
+        "whole_seconds": ".2f",
+    }
     spans = [
         f"{values['median']:{form}} ({values['min']:{form}}-{values['max']:{form}})"
         for name, form in formats.items()

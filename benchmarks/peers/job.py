@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,23 @@ def read() -> Job:
     return Job(said.model, said.epochs, said.folder, train, val)
 
 
-def tell(train_seconds: float, num_steps: int, val_accuracy: float) -> None:
-    """The last line of the output, which the benchmark reads."""
-    print(json.dumps({"train_seconds": train_seconds, "steps": num_steps, "val_accuracy": val_accuracy}), flush=True)
+@dataclass
+class Clock:
+    """Marks the training phase, in seconds of time.perf_counter(); each mark is made once."""
+
+    began: float | None = None  # the first batch
+    after_first_epoch: float | None = None
+
+    def begin(self) -> None:
+        self.began = self.began or time.perf_counter()
+
+    def end_epoch(self) -> None:
+        self.after_first_epoch = self.after_first_epoch or time.perf_counter()
+
+    def tell(self, num_steps: int, val_accuracy: float, ended: float | None = None) -> None:
+        """The last line of the output, which the benchmark reads; `ended`: now, if nothing else is said."""
+        ended = ended or time.perf_counter()
+        assert self.began is not None
+        assert self.after_first_epoch is not None
+        spans = {"train_seconds": ended - self.began, "later_seconds": ended - self.after_first_epoch}
+        print(json.dumps({**spans, "steps": num_steps, "val_accuracy": val_accuracy}), flush=True)

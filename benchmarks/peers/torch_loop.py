@@ -20,9 +20,9 @@ def main() -> None:
     model, x, y = network(job.model), inputs(job.train.x), torch.from_numpy(job.train.y)
     optimizer = torch.optim.Adam(model.parameters(), lr=jobs.LEARNING_RATE, fused=True)
     rates = iter([jobs.LEARNING_RATE * jobs.DECAY_RATE**step for step in range(job.num_steps)])
-    group, num_steps = optimizer.param_groups[0], 0
+    group, num_steps, clock = optimizer.param_groups[0], 0, jobs.Clock()
 
-    began = time.perf_counter()
+    clock.begin()
     for _ in range(job.num_epochs):
         for rows in torch.randperm(len(x)).split(jobs.BATCH_SIZE):
             optimizer.zero_grad()
@@ -30,11 +30,12 @@ def main() -> None:
             group["lr"] = next(rates)
             optimizer.step()
             num_steps += 1
-    seconds = time.perf_counter() - began
+        clock.end_epoch()
+    ended = time.perf_counter()
 
     with torch.inference_mode():
         z = model.eval()(inputs(job.val.x))
-    jobs.tell(seconds, num_steps, float((z.argmax(1) == torch.from_numpy(job.val.y)).float().mean()))
+    clock.tell(num_steps, float((z.argmax(1) == torch.from_numpy(job.val.y)).float().mean()), ended)
 
 
 if __name__ == "__main__":
