@@ -113,6 +113,11 @@ class RunFolder:
         self._metrics.write(",".join(str(row.get(column, "")) for column in self._columns) + "\n")
         self._metrics.flush()
 
+    def sync(self) -> None:
+        """On the disk, whatever the machine does next."""
+        for file in (self._trace, self._metrics):
+            os.fsync(file.fileno())
+
     def close(self) -> None:
         self._trace.close()
         self._metrics.close()

@@ -1,6 +1,7 @@
 """What happens between two chunks, written once for every backend: records, evaluation, checkpoints, progress, the end."""
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import InitVar, asdict, dataclass, field
 from pathlib import Path
 from time import time
@@ -43,6 +44,8 @@ class Training:
         self._every = self.plan.checkpoint_steps()
         self._means = Means()
         self._saved: int | None = None
+        self._writer = ThreadPoolExecutor(1, "checkpoints")
+        self._writing: Future[None] | None = None
         self.step = 0  # applied updates whose loss was finite
         if resumed is not None:
             self.best, self.metrics = resumed["best"], resumed["metrics"]
@@ -55,7 +58,14 @@ class Training:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._writer.shutdown()
         self._files.close()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written; if it could not be, that is raised here."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
 
     def on_chunk(self, chunk: Chunk, report: Report, live: Live) -> bool:
         """The seam's OnChunk."""
@@ -107,7 +117,7 @@ class Training:
                 self.console.say(f"plateau  {plan.plateau.metric} has stalled: {lowered}")
 
     def _save(self, state: TrainState) -> None:
-        """A checkpoint, with the one before and the best one kept."""
+        """A checkpoint, with the one before and the best one kept; it is written while the next chunk trains."""
         extra = {
             "best": self.best,
             "metrics": self.metrics,
@@ -118,13 +128,18 @@ class Training:
             "seconds": round(time() - self.started, 3),
             "config_sha256": self.config_sha256,
         }
+        best = self.best["step"] if self.best else None
+        self.finish()
+        self._writing = self._writer.submit(self._write, state, extra, best, self._saved)
+        self._saved = state.step
+
+    def _write(self, state: TrainState, extra: Mapping[str, Any], best: int | None, before: int | None) -> None:
+        self._files.sync()  # a checkpoint never knows of updates that the logs do not
         checkpoint.write(self.path, state, extra)
         checkpoint.point(self.path, "last", state.step)
-        best = self.best["step"] if self.best else None
         if best == state.step:
             checkpoint.point(self.path, "best", state.step)
-        checkpoint.keep(self.path, {step for step in (state.step, self._saved, best) if step is not None})
-        self._saved = state.step
+        checkpoint.keep(self.path, {step for step in (state.step, before, best) if step is not None})
 
 
 def show(values: Mapping[str, float]) -> str:

@@ -142,6 +142,7 @@ def _train(
         try:
             spec = replace(spec, rates=prepared.rates(training.plateau))
             state = backend.train(spec, start, chunks, training.on_chunk)
+            training.finish()
         except Exception as error:
             traceback.print_exc()
             result["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
