@@ -1,5 +1,7 @@
 """From a backend's name to the backend: the one place that imports one."""
 
+import gc
+import sys
 from importlib import import_module
 
 from runner.errors import ConfigError
@@ -13,12 +15,19 @@ def load(name: str) -> Backend:
     """The backend's module, which is the seam's `Backend`. Only its own framework is imported; the witness has none."""
     if name == "witness":
         return import_module("runner.exact.witness")  # type: ignore[return-value]
+    module = f"backends.{name}"
+    if module in sys.modules:
+        return sys.modules[module]  # type: ignore[return-value]
     try:
-        backend: Backend = import_module(f"backends.{name}")  # type: ignore[assignment]
+        gc.disable()  # a framework's import makes some hundred thousand objects, and drops none
+        backend: Backend = import_module(module)  # type: ignore[assignment]
+        gc.freeze()  # nor does a later collection have to look at them again
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("backends"):
             raise
         raise ConfigError(
             f"backend={name} needs the package {error.name}, which is not installed: pip install {BACKENDS[name]}"
         ) from None
+    finally:
+        gc.enable()
     return backend

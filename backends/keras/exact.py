@@ -264,7 +264,9 @@ class Work:
 
     def _outcome(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Compiled as the updates are; the inputs are arguments, for constants would be computed by the compiler."""
-        compiled = tf.function(lambda *given: self_test.outcome(self.network.o, *given), jit_compile=self.jit_compile)
+        compiled = tf.function(
+            lambda *given: self_test.outcome(self.network.o, *given), jit_compile=self.jit_compile, autograph=False
+        )
         return [tensor.numpy() for tensor in compiled(*map(tf.constant, inputs))]
 
     def update(self, batches: Sequence[tuple[Any, Any]], num_rows: int) -> tuple[Any, Any]:

@@ -49,8 +49,8 @@ class _Native:
             with tf.GradientTape() as tape:
                 z = tf.cast(self.model(x, training=True), self.x.dtype)
                 share = self.loss(z, y)
-                if num_rows != len(x):
-                    share = share * layers.constant(len(x) / num_rows, share)
+                if num_rows != x.shape[0]:
+                    share = share * layers.constant(x.shape[0] / num_rows, share)
             new = tape.gradient(share, [v.value for v in self.parameters.values()])
             total = share if total is None else total + share
             gradients = new if gradients is None else [a + b for a, b in zip(gradients, new, strict=True)]
@@ -77,8 +77,9 @@ class Model(keras.Model):
 
     def make_train_function(self, force: bool = False) -> Any:
         """fit's: takes the next chunk off its iterator and runs it. One compilation per shape of the chunk's blocks,
-        whatever the number of updates, which is an argument."""
-        compiled = tf.function(self.train_step, jit_compile=self.jit_compile)
+        whatever the number of updates, which is an argument. Without autograph: nothing here loops or asks over tensors in
+        Python, and rewriting all of it took longer than tracing it."""
+        compiled = tf.function(self.train_step, jit_compile=self.jit_compile, autograph=False)
 
         def train_function(iterator: Iterator[Any]) -> dict[str, Any]:
             num_steps, *blocks = next(iterator)
@@ -221,4 +222,4 @@ def _predict(network: keras.Model, model: ModelSpec, x: np.ndarray) -> np.ndarra
 def _inference(network: keras.Model) -> Any:
     """The forward pass of evaluation, traced once for any number of rows."""
     signature = [tf.TensorSpec(network.inputs[0].shape, network.inputs[0].dtype)]
-    return tf.function(lambda x: network(x, training=False), input_signature=signature)
+    return tf.function(lambda x: network(x, training=False), input_signature=signature, autograph=False)
