@@ -18,6 +18,7 @@ def load(name: str) -> Backend:
     module = f"backends.{name}"
     if module in sys.modules:
         return sys.modules[module]  # type: ignore[return-value]
+    collects = gc.isenabled()
     try:
         gc.disable()  # a framework's import makes some hundred thousand objects, and drops none
         backend: Backend = import_module(module)  # type: ignore[assignment]
@@ -29,5 +30,6 @@ def load(name: str) -> Backend:
             f"backend={name} needs the package {error.name}, which is not installed: pip install {BACKENDS[name]}"
         ) from None
     finally:
-        gc.enable()
+        if collects:
+            gc.enable()
     return backend

@@ -177,9 +177,8 @@ def update(spec: Any, optimizer: Optimizer) -> Callable[[], Any]:
         return optimizer.step
     if spec.name in ("adam", "adamw"):
         return _fused_adam(groups, optimizer.state)
-    if spec.name == "sgd" and not (
-        spec.decays and spec.weight_decay_mode == "decoupled"
-    ):  # _shrink goes before a `step`
+    shrinks = spec.decays and groups[0]["decays_by"] == "shrinks"  # by a hook, which goes before a `step`
+    if spec.name == "sgd" and not shrinks:
         return _fused_sgd(groups, optimizer.state)
     return optimizer.step
 
@@ -227,8 +226,7 @@ def _fused_sgd(groups: list[dict[str, Any]], states: Mapping[Tensor, Any]) -> Ca
                 is_first_step=False,
             )
 
-    buffers = ((group, group["params"][0]) for group in groups)
-    calls = [(group, p, [m for m in (states[p].get("momentum_buffer"),) if m is not None]) for group, p in buffers]
+    calls = [(group, p, [*states[p].values()]) for group in groups for p in group["params"]]  # momentum or nothing
     return torch.no_grad()(apply)
 
 
