@@ -204,7 +204,12 @@ def _process_start() -> float:
     """Seconds since the epoch at which this process began."""
     import psutil
 
-    return float(psutil.Process().create_time())
+    began = float(psutil.Process().create_time())
+    if sys.platform == "linux":  # there it is the boot's whole second and the time since the boot
+        from time import CLOCK_BOOTTIME, clock_gettime
+
+        began += time() - clock_gettime(CLOCK_BOOTTIME) - psutil.boot_time()
+    return began
 
 
 if __name__ == "__main__":
