@@ -7,7 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from runner.data import Dataset
 from runner.data.embedded import Digits
+from runner.data.files import NPZ
+
+CONF = Path(__file__).with_name("conf")
 
 _OURS_DOES = (
     "the real command line, defaults unchanged: trace.csv of every update (rate read back, loss), training and "
@@ -18,10 +22,24 @@ _OURS_DOES = (
 
 @dataclass(frozen=True)
 class Model:
-    name: str  # mlp, cnn
-    num_epochs: int
-    overrides: tuple[str, ...]  # what the command line says to get it
+    name: str
     title: str
+    num_epochs: int
+    batch_size: int
+    num_threads: int
+    is_small: bool = False  # measured against the practical limit too
+
+    def overrides(self, rows: Path) -> list[str]:
+        """What the command line says to get it, with the rows in a file where they are not the digits."""
+        if self.is_small:
+            return [f"model={self.name}"]
+        data = [
+            "data=npz",
+            f"data.path={rows.with_name('images.npz')}",
+            "data.val_fraction=0.125",
+            "data.test_fraction=0",
+        ]
+        return ["--config-dir", str(CONF), f"model={self.name}", *data]
 
 
 @dataclass(frozen=True)
@@ -29,24 +47,31 @@ class Contestant:
     """`module` is a peer's script; without one it is our command line with `backend`."""
 
     name: str
-    framework: str  # torch, tensorflow
+    framework: str  # torch, tensorflow, jax
     does: str
     backend: str | None = None
     module: str | None = None
     peers: tuple[str, ...] = ()  # ours only: who it is measured against, the idiomatic script first
+    small_only: bool = False
 
     def command(self, model: Model, rows: Path, folder: Path) -> list[str]:
         if self.backend is not None:
-            return [sys.executable, "-m", "runner", f"backend={self.backend}", *_overrides(model, folder)]
-        arguments = ["--model", model.name, "--epochs", str(model.num_epochs)]
+            return [sys.executable, "-m", "runner", *_overrides(model, rows, folder), f"backend={self.backend}"]
+        arguments = ["--model", model.name, "--epochs", str(model.num_epochs), "--batch-size", str(model.batch_size)]
         return [sys.executable, "-m", str(self.module), *arguments, "--rows", str(rows), "--folder", str(folder)]
 
 
 CONTESTANTS = (
     Contestant(
-        "twinrun lightning", "torch", _OURS_DOES, backend="lightning", peers=("Lightning, idiomatic", "torch loop")
+        "twinrun lightning",
+        "torch",
+        _OURS_DOES,
+        backend="lightning",
+        peers=("Lightning, idiomatic", "torch loop", "JAX scan"),
     ),
-    Contestant("twinrun keras", "tensorflow", _OURS_DOES, backend="keras", peers=("keras.fit",)),
+    Contestant(
+        "twinrun keras", "tensorflow", _OURS_DOES, backend="keras", peers=("keras.fit", "TensorFlow loop", "JAX scan")
+    ),
     Contestant(
         "Lightning, idiomatic",
         "torch",
@@ -66,28 +91,72 @@ CONTESTANTS = (
     Contestant(
         "torch loop",
         "torch",
-        "hand-written: fused Adam and a table of rates, rows gathered by a permutation; no validation, metrics, "
-        "checkpoints or logs. Training phase: the loop over the epochs.",
+        "hand-written: fused Adam and a table of rates, rows gathered by a permutation, channels last for "
+        "convolutions; no validation, metrics, checkpoints or logs. Training phase: the loop over the epochs.",
         module="benchmarks.peers.torch_loop",
+    ),
+    Contestant(
+        "TensorFlow loop",
+        "tensorflow",
+        "hand-written: an epoch is one tf.function that gathers its rows by a permutation, with Keras's layers and Adam "
+        "and a table of rates, under XLA unless the model has convolutions; no validation, metrics, checkpoints or logs. "
+        "Training phase: the loop over the epochs.",
+        module="benchmarks.peers.tensorflow_loop",
+    ),
+    Contestant(
+        "JAX scan",
+        "jax",
+        "the practical limit of the small model: an epoch is one compiled lax.scan with Adam written out; nothing else. "
+        "Training phase: the loop over the epochs.",
+        module="benchmarks.peers.jax_scan",
+        small_only=True,
     ),
 )
 
 
-def models(num_epochs: int, num_cnn_epochs: int) -> tuple[Model, ...]:
-    return (
-        Model("mlp", num_epochs, ("model=mlp",), "small: MLP 64-128-10, ReLU"),
-        Model("cnn", num_cnn_epochs, ("model=cnn", "data.images=true"), "mid-size: CNN 16-32, batch norm, dropout"),
+def models(num_epochs: Mapping[str, int]) -> tuple[Model, ...]:
+    """With other numbers of epochs than these, where some are said."""
+    all_models = (
+        ("mlp", "digits, 1,280 rows: MLP 64-128-10, ReLU, batch 32", 20, 32, 1, True),
+        (
+            "cnn_1m",
+            "1,792 images of 32x32x3: CNN 32-64-128, batch norm, dropout, 1.02 M parameters, batch 64",
+            4,
+            64,
+            2,
+        ),
+        ("mlp_4m", "1,792 images of 32x32x3: MLP 3072-1024-896-10, 4.07 M parameters, batch 64", 6, 64, 2),
     )
+    return tuple(Model(name, title, num_epochs.get(name, default), *rest) for name, title, default, *rest in all_models)
+
+
+def taking_part(model: Model) -> list[Contestant]:
+    return [contestant for contestant in CONTESTANTS if model.is_small or not contestant.small_only]
 
 
 def write_rows(model: Model, folder: Path) -> Path:
-    """The rows of Twinrun's own split, in float32, for the peers."""
-    data = Digits(name="digits", images="data.images=true" in model.overrides).load()
-    path, splits = folder / f"{model.name}.npz", {"train": data.train, "val": data.val}
+    """The rows of Twinrun's own split, in float32, for the peers; beside them, if they are not the digits, the file that
+    Twinrun reads."""
+    data, path = _digits() if model.is_small else _images(folder / "images.npz"), folder / f"{model.name}.npz"
+    splits = {"train": data.train, "val": data.val}
     x = {f"x_{name}": split.x.astype(np.float32) for name, split in splits.items()}
     y = {f"y_{name}": split.y for name, split in splits.items()}
     np.savez(path, **x, **y)  # type: ignore[arg-type]
     return path
+
+
+def _digits() -> Dataset:
+    return Digits(name="digits", images=False).load()
+
+
+def _images(path: Path) -> Dataset:
+    """2,048 images in 10 classes: a fixed picture of each class, with noise."""
+    generator = np.random.default_rng(0)
+    y = generator.integers(0, 10, 2048)
+    x = generator.random((10, 32, 32, 3))[y] + generator.normal(0, 1, (2048, 32, 32, 3))
+    np.savez(path, x=x.astype(np.float32), y=y)
+    fractions = {"val_fraction": 0.125, "test_fraction": 0, "split_seed": 0, "standardize": False}
+    return NPZ(name="npz", path=str(path), task="classification", **fractions).load()  # type: ignore[arg-type]
 
 
 def environment(num_threads: int) -> Mapping[str, str]:
@@ -97,19 +166,22 @@ def environment(num_threads: int) -> Mapping[str, str]:
         **{f"{library}_NUM_THREADS": str(num_threads) for library in threads},
         "TF_NUM_INTRAOP_THREADS": str(num_threads),
         "TF_NUM_INTEROP_THREADS": str(num_threads),
+        "XLA_FLAGS": f"--xla_cpu_multi_thread_eigen={'true' if num_threads > 1 else 'false'}",
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "KERAS_BACKEND": "tensorflow",
         "CUDA_VISIBLE_DEVICES": "-1",
+        "JAX_PLATFORMS": "cpu",
     }
 
 
-def _overrides(model: Model, folder: Path) -> list[str]:
+def _overrides(model: Model, rows: Path, folder: Path) -> list[str]:
     return [
-        *model.overrides,
+        *model.overrides(rows),
         "device=cpu",
         "schedule=exponential",
         "schedule.decay_rate=0.999",
         "schedule.decay_steps=1",
+        f"trainer.batch_size={model.batch_size}",
         f"trainer.max_epochs={model.num_epochs}",
         f"output.root={folder}",
     ]

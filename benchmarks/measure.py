@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 class Run:
     train_seconds: float
     later_seconds: float  # of the training phase, without the first epoch and what it has to trace, compile and import
+    first_seconds: float  # from before the process is made to the first batch
     whole_seconds: float  # from before the process is made until it has ended
     peak_megabytes: float
     num_steps: int
@@ -36,15 +37,25 @@ class Run:
         return self.num_steps * (1 - 1 / self.num_epochs) / self.later_seconds
 
 
-def measure(contestant: Contestant, model: Model, rows: Path, num_threads: int) -> Run:
+def measure(contestant: Contestant, model: Model, rows: Path) -> Run:
     """A fresh process in a fresh folder."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = contestant.command(model, rows, folder)
-        seconds, megabytes, output = _execute(command, {**os.environ, **environment(num_threads)})
+        began = time.time()
+        seconds, megabytes, output = execute(command, {**os.environ, **environment(model.num_threads)})
         told = _ours(folder) if contestant.backend else json.loads(output.splitlines()[-1])
-    spans = (told["train_seconds"], told["later_seconds"], seconds)
-    return Run(*spans, megabytes, told["steps"], model.num_epochs, told["val_accuracy"])
+    first = told["startup"] if contestant.backend else told["began"] - began
+    return Run(
+        train_seconds=told["train_seconds"],
+        later_seconds=told["later_seconds"],
+        first_seconds=first,
+        whole_seconds=seconds,
+        peak_megabytes=megabytes,
+        num_steps=told["steps"],
+        num_epochs=model.num_epochs,
+        val_accuracy=told["val_accuracy"],
+    )
 
 
 def _ours(folder: Path) -> dict[str, Any]:
@@ -53,6 +64,7 @@ def _ours(folder: Path) -> dict[str, Any]:
     result = json.loads(path.read_text())
     ends = read_columns(path.with_name("metrics.csv"))["seconds"]  # of each epoch, since the process began
     return {
+        "startup": result["seconds"]["startup"],
         "train_seconds": result["seconds"]["train"],
         "later_seconds": float(ends[-1] - ends[0]),
         "steps": result["steps"],
@@ -60,7 +72,7 @@ def _ours(folder: Path) -> dict[str, Any]:
     }
 
 
-def _execute(command: Sequence[str], variables: Mapping[str, str]) -> tuple[float, float, str]:
+def execute(command: Sequence[str], variables: Mapping[str, str]) -> tuple[float, float, str]:
     """Seconds, peak resident megabytes and standard output of a command that must end well."""
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         began = time.perf_counter()

@@ -8,39 +8,23 @@ from importlib.metadata import PackageNotFoundError, version
 from statistics import median
 from typing import Any
 
-from benchmarks.contestants import CONTESTANTS, Contestant, Model, environment
+from benchmarks.contestants import Contestant, Model, environment, taking_part
 from benchmarks.measure import Run
-from benchmarks.peers.job import BATCH_SIZE, DECAY_RATE, LEARNING_RATE
+from benchmarks.peers.job import DECAY_RATE, LEARNING_RATE
 
 Runs = Mapping[tuple[str, str], Sequence[Run]]  # (model, contestant) -> its counted runs
 
-_PACKAGES = ("twinrun", "numpy", "torch", "pytorch-lightning", "tensorflow", "keras")
-_QUANTITIES = (
-    "train_seconds",
-    "steps_per_second",
-    "later_steps_per_second",
-    "whole_seconds",
-    "peak_megabytes",
-    "val_accuracy",
-)
-_HEADER = (
-    "model",
-    "contestant",
-    "training s (min-max)",
-    "steps/s (min-max)",
-    "after the first epoch (min-max)",
-    "whole s (min-max)",
-    "peak MB",
-    "val acc",
-)
-_RATIOS = (
-    "model",
-    "ours / peer",
-    "steps/s (more is better)",
-    "after the first epoch",
-    "whole s (less is better)",
-    "peak MB (less is better)",
-)
+_PACKAGES = ("twinrun", "numpy", "torch", "pytorch-lightning", "tensorflow", "keras", "jax")
+# quantity of a Run -> its column, its format, whether ours / peer is told of it and which way is better
+_QUANTITIES: Mapping[str, tuple[str, str, str | None]] = {
+    "steps_per_second": ("steps/s", ",.0f", "more is better"),
+    "later_steps_per_second": ("after the first epoch", ",.0f", "more is better"),
+    "first_seconds": ("first batch s", ".2f", "less is better"),
+    "whole_seconds": ("whole s", ".2f", "less is better"),
+    "peak_megabytes": ("peak MB", ",.0f", "less is better"),
+    "val_accuracy": ("val acc", ".3f", None),
+}
+_RATIOS = {name: (title, better) for name, (title, _, better) in _QUANTITIES.items() if better}
 
 
 def summary(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
@@ -52,47 +36,47 @@ def summary(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
 def ratios(runs: Runs, model: str, ours: str, peer: str) -> dict[str, float]:
     """Ratios of medians, ours / peer, of one model."""
     a, b = (summary(runs[model, name]) for name in (ours, peer))
-    return {name: a[name]["median"] / b[name]["median"] for name in _QUANTITIES[1:5]}
+    return {name: a[name]["median"] / b[name]["median"] for name in _RATIOS}
 
 
 def table(runs: Runs, models: Sequence[Model], markdown: bool) -> str:
-    """Measurements, then ratios."""
-    measured = [_row(model, contestant, runs) for model in models for contestant in CONTESTANTS]
+    """Measurements, median and extremes; then ratios."""
+    header = ["model", "contestant", *(title for title, _, _ in _QUANTITIES.values())]
+    measured = [_row(model, contestant, runs) for model in models for contestant in taking_part(model)]
+    ratio_header = ["model", "ours / peer", *(f"{title} ({better})" for title, better in _RATIOS.values())]
     compared = [
         (model.name, f"{ours.name} / {peer}", *(f"{value:.2f}" for value in found.values()))
         for model, ours, peer, found in _pairs(runs, models)
     ]
-    layout = _as_markdown if markdown else _as_text
-    return layout([_HEADER, *measured]) + "\n\n" + layout([_RATIOS, *compared])
+    return layout([header, *measured], markdown) + "\n\n" + layout([ratio_header, *compared], markdown)
 
 
-def notes(models: Sequence[Model], num_repeats: int, num_threads: int) -> str:
+def notes(models: Sequence[Model], num_repeats: int) -> str:
     """What was run, in words."""
-    variables = " ".join(f"{name}={value}" for name, value in environment(num_threads).items())
-    titles = [f"{model.name}: {model.title}, {model.num_epochs} epochs" for model in models]
+    variables = " ".join(f"{name}={value}" for name, value in environment(1).items())
+    seen = dict.fromkeys(contestant for model in models for contestant in taking_part(model))
     return "\n".join(
         [
-            f"digits, 1,280 training rows, batch {BATCH_SIZE}, Adam {LEARNING_RATE:g}, rate times {DECAY_RATE} every "
-            "step, float32, on the CPU",
-            *titles,
+            f"Adam {LEARNING_RATE:g}, rate times {DECAY_RATE} every step, float32, on the CPU",
+            *(f"{m.name}: {m.title}; {m.num_epochs} epochs, {m.num_threads} threads" for m in models),
             f"{num_repeats} counted runs each after one warm-up round, every run its own process, contestants taking "
-            "turns; ratios are of medians",
-            f"set alike for all: {variables}",
+            "turns; median (least-largest), ratios are of medians",
+            f"set alike for all, with the model's number of threads: {variables}",
             "tracing and compilation are inside the training phase; imports are inside the whole",
-            *(f"{contestant.name}: {contestant.does}" for contestant in CONTESTANTS),
+            *(f"{contestant.name}: {contestant.does}" for contestant in seen),
         ]
     )
 
 
-def as_json(runs: Runs, models: Sequence[Model], num_repeats: int, num_threads: int) -> dict[str, Any]:
+def as_json(runs: Runs, models: Sequence[Model], num_repeats: int) -> dict[str, Any]:
     """Everything: settings, versions, machine, each run, summaries, ratios."""
+    seen = dict.fromkeys(contestant for model in models for contestant in taking_part(model))
     return {
-        "settings": {"repeats": num_repeats, "threads": num_threads, "environment": dict(environment(num_threads))},
-        "machine": {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
-        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "settings": {"repeats": num_repeats, "environment": dict(environment(1))},
+        "machine": machine(),
         "models": [asdict(model) for model in models],
-        "contestants": {c.name: {"framework": c.framework, "does": c.does} for c in CONTESTANTS},
-        "results": [_result(model, contestant, runs) for model in models for contestant in CONTESTANTS],
+        "contestants": {c.name: {"framework": c.framework, "does": c.does} for c in seen},
+        "results": [_result(model, contestant, runs) for model in models for contestant in taking_part(model)],
         "ratios": [
             {"model": model.name, "ours": ours.name, "peer": peer, **found}
             for model, ours, peer, found in _pairs(runs, models)
@@ -100,12 +84,31 @@ def as_json(runs: Runs, models: Sequence[Model], num_repeats: int, num_threads: 
     }
 
 
+def machine() -> dict[str, Any]:
+    return {
+        "cores": os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+    }
+
+
+def layout(rows: Sequence[Sequence[str]], markdown: bool) -> str:
+    """A header and rows, aligned or as Markdown."""
+    if markdown:
+        header, *body = ["| " + " | ".join(row) + " |" for row in rows]
+        return "\n".join([header, "|" + " --- |" * len(rows[0]), *body])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
 def _pairs(runs: Runs, models: Sequence[Model]) -> list[tuple[Model, Contestant, str, dict[str, float]]]:
     return [
         (model, ours, peer, ratios(runs, model.name, ours.name, peer))
         for model in models
-        for ours in CONTESTANTS
+        for ours in taking_part(model)
         for peer in ours.peers
+        if (model.name, peer) in runs
     ]
 
 
@@ -120,29 +123,11 @@ def _result(model: Model, contestant: Contestant, runs: Runs) -> dict[str, Any]:
 
 def _row(model: Model, contestant: Contestant, runs: Runs) -> tuple[str, ...]:
     found = summary(runs[model.name, contestant.name])
-    formats = {
-        "train_seconds": ".3f",
-        "steps_per_second": ",.0f",
-        "later_steps_per_second": ",.0f",
-        "whole_seconds": ".2f",
-    }
-    spans = [
-        f"{values['median']:{form}} ({values['min']:{form}}-{values['max']:{form}})"
-        for name, form in formats.items()
-        for values in [found[name]]
+    cells = [
+        f"{found[name]['median']:{form}} ({found[name]['min']:{form}}-{found[name]['max']:{form}})"
+        for name, (_, form, _) in _QUANTITIES.items()
     ]
-    memory, accuracy = found["peak_megabytes"]["median"], found["val_accuracy"]["median"]
-    return (model.name, contestant.name, *spans, f"{memory:,.0f}", f"{accuracy:.3f}")
-
-
-def _as_text(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def _as_markdown(rows: Sequence[Sequence[str]]) -> str:
-    header, *body = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([header, "|" + " --- |" * len(rows[0]), *body])
+    return (model.name, contestant.name, *cells)
 
 
 def _version(package: str) -> str | None:

@@ -20,24 +20,44 @@ from runner.spec import TrainState
 
 FORMAT = 1
 _PARTS = ("weights.safetensors", "optimizer.safetensors", "state.json")
+_MANIFEST = "manifest.json"
 
 
 def write(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
     """checkpoints/STEP of a run; `extra` goes into state.json. Its place afterwards."""
-    place = folder / "checkpoints" / str(state.step)
-    beside = place.with_name(f".{state.step}.{os.getpid()}")
+    return commit(stage(folder, state, extra), state.step)
+
+
+def stage(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
+    """All files of a checkpoint, beside its place: not yet one that a reader finds, nor safe from a power cut."""
+    beside = folder / "checkpoints" / f".{state.step}.{os.getpid()}"
     beside.mkdir(parents=True)
     slots = {f"{slot}/{name}": value for slot, values in state.slots.items() for name, value in values.items()}
     numbers = {"format": FORMAT, "step": state.step, "buffers": sorted(state.buffers), **extra}
     parts = (save({**state.weights, **state.buffers}), save(slots), json.dumps(numbers, indent=2).encode())
     hashes = {name: hashlib.sha256(part).hexdigest() for name, part in zip(_PARTS, parts, strict=True)}
-    for name, part in (*zip(_PARTS, parts, strict=True), ("manifest.json", json.dumps(hashes, indent=2).encode())):
-        _write_synced(beside / name, part)
+    for name, part in (*zip(_PARTS, parts, strict=True), (_MANIFEST, json.dumps(hashes, indent=2).encode())):
+        (beside / name).write_bytes(part)
+    return beside
+
+
+def commit(beside: Path, step: int) -> Path:
+    """Sync what was staged, then rename it into its place."""
+    for name in (*_PARTS, _MANIFEST):
+        _sync(beside / name, os.O_RDWR)
+    place = beside.with_name(str(step))
     if place.exists():
         shutil.rmtree(place)
     beside.rename(place)
-    _sync_folder(place.parent)
+    if os.name == "posix":
+        _sync(place.parent, os.O_RDONLY)
     return place
+
+
+def num_bytes(state: TrainState) -> int:
+    """Of its tensors."""
+    groups = (state.weights, state.buffers, *state.slots.values())
+    return sum(value.nbytes for values in groups for value in values.values())
 
 
 def point(folder: Path, name: str, step: int) -> None:
@@ -63,7 +83,7 @@ def read(folder: Path, which: str | int = "last") -> tuple[TrainState, dict[str,
     place = _place(folder, which)
     try:
         parts = {name: (place / name).read_bytes() for name in _PARTS}
-        hashes = dict(json.loads((place / "manifest.json").read_bytes()))
+        hashes = dict(json.loads((place / _MANIFEST).read_bytes()))
         for name, part in parts.items():
             if hashlib.sha256(part).hexdigest() != hashes.get(name):
                 raise RunError(f"{place / name} does not match its SHA-256 in manifest.json: the checkpoint is damaged")
@@ -110,20 +130,12 @@ def _place(folder: Path, which: str | int) -> Path:
     return place.resolve()
 
 
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def weights_sha256(state: TrainState) -> str:

@@ -5,6 +5,7 @@ import sys
 from importlib import import_module
 
 from runner.errors import ConfigError
+from runner.memory import keep_freed_pages
 from runner.spec import Backend
 
 # backend -> the distribution that its framework comes in
@@ -18,6 +19,7 @@ def load(name: str) -> Backend:
     module = f"backends.{name}"
     if module in sys.modules:
         return sys.modules[module]  # type: ignore[return-value]
+    keep_freed_pages()
     collects = gc.isenabled()
     try:
         gc.disable()  # a framework's import makes some hundred thousand objects, and drops none

@@ -1,8 +1,9 @@
 """What happens between two chunks, written once for every backend: records, evaluation, checkpoints, progress, the end."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import InitVar, asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from time import time
 from typing import Any
@@ -20,6 +21,9 @@ from runner.schedules.plateau import State
 from runner.signals import Signals
 from runner.spec import Live, Report, TrainState
 from runner.stall import Stall, Watch
+
+# of a checkpoint: below, a thread that serialises it costs the training more, by taking turns with it, than it would itself
+_QUICKLY_STAGED = 2**20
 
 
 @dataclass
@@ -130,16 +134,20 @@ class Training:
         }
         best = self.best["step"] if self.best else None
         self.finish()
-        self._writing = self._writer.submit(self._write, state, extra, best, self._saved)
+        stage = partial(checkpoint.stage, self.path, state, extra)
+        if checkpoint.num_bytes(state) < _QUICKLY_STAGED:
+            staged = stage()
+            stage = lambda: staged  # noqa: E731
+        self._writing = self._writer.submit(self._write, stage, state.step, best, self._saved)
         self._saved = state.step
 
-    def _write(self, state: TrainState, extra: Mapping[str, Any], best: int | None, before: int | None) -> None:
+    def _write(self, stage: Callable[[], Path], step: int, best: int | None, before: int | None) -> None:
         self._files.sync()  # a checkpoint never knows of updates that the logs do not
-        checkpoint.write(self.path, state, extra)
-        checkpoint.point(self.path, "last", state.step)
-        if best == state.step:
-            checkpoint.point(self.path, "best", state.step)
-        checkpoint.keep(self.path, {step for step in (state.step, before, best) if step is not None})
+        checkpoint.commit(stage(), step)
+        checkpoint.point(self.path, "last", step)
+        if best == step:
+            checkpoint.point(self.path, "best", step)
+        checkpoint.keep(self.path, {step for step in (step, before, best) if step is not None})
 
 
 def show(values: Mapping[str, float]) -> str:

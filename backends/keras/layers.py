@@ -56,7 +56,7 @@ def load(model: keras.Model, values: Mapping[str, np.ndarray]) -> None:
 def save(model: keras.Model, names: Sequence[str]) -> dict[str, np.ndarray]:
     """The model's values as canonical copies."""
     variables = named(model)
-    return {name: np.array(variables[name]) for name in names}
+    return {name: variables[name].value.numpy() for name in names}
 
 
 def load_state(model: keras.Model, state: TrainState) -> None:

@@ -74,8 +74,9 @@ def from_canonical(value: np.ndarray) -> Tensor:
 
 def to_canonical(tensor: Tensor) -> np.ndarray:
     """The inverse of from_canonical, as a copy."""
-    value = tensor.detach().cpu().numpy()
-    return np.transpose(value, (2, 3, 1, 0) if value.ndim == 4 else None).copy(order="C")
+    axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(tensor.ndim, tuple(range(tensor.ndim)))
+    value: np.ndarray = tensor.detach().permute(axes).clone(memory_format=torch.contiguous_format).cpu().numpy()
+    return value
 
 
 def _pads(node: spec.Node, window: int) -> list[int]:

@@ -39,8 +39,9 @@ class _Native:
         self.buffer_names, self.slot_names = list(start.buffers), list(start.slots)
         self.loss = losses.build(run.loss)
         self.x, self.y = (torch.from_numpy(values).to(where) for values in (run.x, run.y))
-        self.flats = optimizers.flatten(self.weights, run.groups)
-        self.optimizer = optimizers.build(run.optimizer, self.flats, run.groups)
+        flats = optimizers.flatten(self.weights, run.groups)
+        self.flats = [flat for own in flats for flat in own]
+        self.optimizer = optimizers.build(run.optimizer, flats, run.groups)
         optimizers.load_slots(run.optimizer, self.optimizer, self.flats, start.slots, start.step)
         self.apply = optimizers.update(run.optimizer, self.optimizer)
         self._totals: list[Tensor] = []
@@ -49,9 +50,8 @@ class _Native:
         """One update from its micro-batches of num_rows rows; the outputs of each."""
         outputs = []
         self.place.step, self.place.micro_batch = step, 0
-        gradients = [flat.gradient for flat in self.flats]
-        for gradient in gradients:
-            gradient.zero_()
+        for flat in self.flats:
+            flat.forget()
         shares = []
         for x, y in batches:
             z = self.network(x)
@@ -63,7 +63,7 @@ class _Native:
             outputs.append(z.detach())
             self.place.micro_batch += 1
         if self.run.gradient_clip_norm is not None:
-            optimizers.clip_by_global_norm(gradients, self.run.gradient_clip_norm)
+            optimizers.clip_by_global_norm([flat.gradient for flat in self.flats], self.run.gradient_clip_norm)
         self.apply()
         self._totals.append(sum(shares[1:], shares[0]))
         return outputs

@@ -31,11 +31,16 @@ class Lion(Optimizer):
 
 
 class Flat:
-    """Parameters as views of one buffer and their gradients as views of another, so that one kernel updates them all. Every
-    update here is elementwise: each number comes out as it would from a parameter of its own."""
+    """Small parameters as views of one buffer and their gradients as views of another, so that one kernel updates them all.
+    Every update here is elementwise: each number comes out as it would from a parameter of its own. A large parameter is
+    a buffer of its own, and its gradient what the backward pass made: there copying costs more than calling."""
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         self._parameters, first = parameters, next(iter(parameters.values()))
+        self.alone = len(parameters) == 1
+        if self.alone:
+            self.buffer = first
+            return
         num = sum(p.numel() for p in parameters.values())
         self.buffer = torch.empty(num, dtype=first.dtype, device=first.device)
         self.buffer.grad = torch.zeros_like(self.buffer)
@@ -56,10 +61,25 @@ class Flat:
         assert self.buffer.grad is not None
         return self.buffer.grad
 
+    def forget(self) -> None:
+        """The gradient, before a backward pass."""
+        if self.alone:
+            self.buffer.grad = None
+        else:
+            self.gradient.zero_()
 
-def flatten(parameters: Mapping[str, Tensor], groups: Iterable[Group]) -> list[Flat]:
-    """A buffer for each group of their own rate and weight decay."""
-    return [Flat({name: parameters[name] for name in group.names}) for group in groups]
+
+_LARGE = 2**16  # numbers
+
+
+def flatten(parameters: Mapping[str, Tensor], groups: Iterable[Group]) -> list[list[Flat]]:
+    """The buffers of each group of weights with a rate and weight decay of its own."""
+    made = []
+    for group in groups:
+        small = {name: parameters[name] for name in group.names if parameters[name].numel() < _LARGE}
+        large = [Flat({name: parameters[name]}) for name in group.names if name not in small]
+        made.append([*([Flat(small)] if small else []), *large])
+    return made
 
 
 # optimizer -> slot -> where torch keeps it
@@ -77,19 +97,19 @@ _STATE["adamw"] = _STATE["adam"]
 _COUNTS = {"adam", "adamw", "adamax", "nadam", "rmsprop", "adagrad", "adadelta"}  # those whose state has a `step`
 
 
-def build(spec: Any, flats: Sequence[Flat], groups: Iterable[Group]) -> Optimizer:
+def build(spec: Any, flats: Iterable[Sequence[Flat]], groups: Iterable[Group]) -> Optimizer:
     """A torch optimizer over the groups' buffers."""
     native = spec.weight_decay_mode == "coupled" or spec.name in ("adam", "adamw", "nadam")
     made = [
         {
-            "params": [flat.buffer],
+            "params": [flat.buffer for flat in own],
             "lr_factor": group.lr_factor,
             "decay_factor": group.decay_factor,
             "decays_by": "weight_decay" if native else "shrinks",  # the key of the group that says how much
             "weight_decay": spec.weight_decay * group.decay_factor if native else 0.0,
             "shrinks": 0.0 if native else spec.weight_decay * group.decay_factor,
         }
-        for flat, group in zip(flats, groups, strict=True)
+        for own, group in zip(flats, groups, strict=True)
     ]
     optimizer = _OPTIMIZERS[spec.name](spec, made)
     if spec.decays and not native:
@@ -185,10 +205,13 @@ def update(spec: Any, optimizer: Optimizer) -> Callable[[], Any]:
 
 def _fused_adam(groups: list[dict[str, Any]], states: Mapping[Tensor, Any]) -> Callable[[], None]:
     def apply() -> None:
-        for group, (kernel, tensors, steps) in calls:
-            steps[0] += 1
+        for group, kernel, tensors, steps in calls:
+            for step in steps:
+                step += 1
             beta1, beta2 = group["betas"]
             kernel(
+                group["params"],
+                [p.grad for p in group["params"]],
                 *tensors,
                 steps,
                 amsgrad=group["amsgrad"],
@@ -202,20 +225,20 @@ def _fused_adam(groups: list[dict[str, Any]], states: Mapping[Tensor, Any]) -> C
 
     calls: list[Any] = []
     for group in groups:
-        (p,) = group["params"]
-        state, kernel = states[p], torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
-        largest = [state["max_exp_avg_sq"]] if group["amsgrad"] else []
-        tensors = ([p], [p.grad], [state["exp_avg"]], [state["exp_avg_sq"]], largest)
-        calls.append((group, (kernel, tensors, [state["step"]])))
+        own = [states[p] for p in group["params"]]
+        kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
+        largest = [state["max_exp_avg_sq"] for state in own] if group["amsgrad"] else []
+        tensors = ([state["exp_avg"] for state in own], [state["exp_avg_sq"] for state in own], largest)
+        calls.append((group, kernel, tensors, [state["step"] for state in own]))
     return torch.no_grad()(apply)
 
 
 def _fused_sgd(groups: list[dict[str, Any]], states: Mapping[Tensor, Any]) -> Callable[[], None]:
     def apply() -> None:
-        for group, p, momenta in calls:
+        for group, momenta in calls:
             torch._fused_sgd_(
-                [p],
-                [p.grad],
+                group["params"],
+                [p.grad for p in group["params"]],
                 momenta if group["momentum"] else [],
                 weight_decay=group["weight_decay"],
                 momentum=group["momentum"],
@@ -226,7 +249,7 @@ def _fused_sgd(groups: list[dict[str, Any]], states: Mapping[Tensor, Any]) -> Ca
                 is_first_step=False,
             )
 
-    calls = [(group, p, [*states[p].values()]) for group in groups for p in group["params"]]  # momentum or nothing
+    calls = [(group, [m for p in group["params"] for m in states[p].values()]) for group in groups]  # or none
     return torch.no_grad()(apply)
 
 

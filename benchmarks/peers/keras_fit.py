@@ -8,29 +8,9 @@ Timed from the start of the first training batch to the end of `fit`: tracing an
 from typing import Any
 
 import keras
-from keras import layers
 
 from benchmarks.peers import job as jobs
-
-
-def network(model: str) -> keras.Model:
-    """The layers of conf/model/mlp.yaml and conf/model/cnn.yaml."""
-    if model == "mlp":
-        return keras.Sequential([keras.Input((64,)), layers.Dense(128, activation="relu"), layers.Dense(10)])
-    return keras.Sequential([keras.Input((8, 8, 1)), *_block(16), *_block(32), *_head()])
-
-
-def _block(filters: int) -> list[layers.Layer]:
-    return [
-        layers.Conv2D(filters, 3, padding="same", use_bias=False),
-        layers.BatchNormalization(momentum=0.9, epsilon=1e-5),
-        layers.Activation("relu"),
-        layers.MaxPooling2D(2),
-    ]
-
-
-def _head() -> list[layers.Layer]:
-    return [layers.Flatten(), layers.Dropout(0.25), layers.Dense(10)]
+from benchmarks.peers.keras_layers import network
 
 
 class Timed(keras.callbacks.Callback):
@@ -58,7 +38,7 @@ def main() -> None:
     history = model.fit(
         job.train.x,
         job.train.y,
-        batch_size=jobs.BATCH_SIZE,
+        batch_size=job.batch_size,
         epochs=job.num_epochs,
         validation_data=(job.val.x, job.val.y),
         callbacks=[keras.callbacks.ModelCheckpoint(job.folder / "{epoch:02d}.keras"), timed],

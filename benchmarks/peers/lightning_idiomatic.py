@@ -53,8 +53,8 @@ class Timed(pl.Callback):
         self.clock.end_epoch()
 
 
-def loader(rows: jobs.Rows, shuffle: bool) -> DataLoader[Any]:
-    return DataLoader(TensorDataset(inputs(rows.x), torch.from_numpy(rows.y)), jobs.BATCH_SIZE, shuffle=shuffle)
+def loader(job: jobs.Job, rows: jobs.Rows, shuffle: bool) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(inputs(rows.x), torch.from_numpy(rows.y)), job.batch_size, shuffle=shuffle)
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def main() -> None:
         callbacks=[timed],
         enable_progress_bar=False,
     )
-    trainer.fit(Classifier(job.model), loader(job.train, shuffle=True), loader(job.val, shuffle=False))
+    trainer.fit(Classifier(job.model), loader(job, job.train, shuffle=True), loader(job, job.val, shuffle=False))
     timed.clock.tell(trainer.global_step, float(trainer.callback_metrics["val/accuracy"]))
 
 

@@ -15,7 +15,7 @@ Task = Literal["classification", "regression"]
 
 @dataclass(frozen=True)
 class Split:
-    x: np.ndarray  # float64[N, ...]
+    x: np.ndarray  # float64[N, ...]; float32, if that is what the file holds
     y: np.ndarray  # labels int64[N], or targets float64[N, C]
 
     def __len__(self) -> int:
@@ -61,7 +61,8 @@ class Dataset:
         digest = hashlib.sha256()
         for split in (self.train, self.val, self.test):
             for array in (split.x, split.y):
-                digest.update(repr((array.shape, array.dtype.str)).encode() + np.ascontiguousarray(array).tobytes())
+                digest.update(repr((array.shape, array.dtype.str)).encode())
+                digest.update(np.ascontiguousarray(array))
         scalings = {"x_scaling": self.x_scaling, "y_scaling": self.y_scaling}
         return {
             "task": self.task,
@@ -97,8 +98,8 @@ def standardize(data: Dataset, *, x: bool, y: bool) -> Dataset:
 
 
 def _scaling(values: np.ndarray) -> Scaling:
-    scale = values.std(axis=0)
-    return Scaling(values.mean(axis=0), np.where(scale > 0, scale, 1.0))
+    scale = values.std(axis=0, dtype=np.float64)
+    return Scaling(values.mean(axis=0, dtype=np.float64), np.where(scale > 0, scale, 1.0))
 
 
 def check(x: np.ndarray, y: np.ndarray, source: str, columns: Sequence[str] = ()) -> None:
@@ -113,11 +114,11 @@ def check(x: np.ndarray, y: np.ndarray, source: str, columns: Sequence[str] = ()
 
 def check_finite(name: str, values: np.ndarray, source: str, columns: Sequence[str] = ()) -> None:
     """Refuse NaN and infinity, naming the first one's row and column, counted from 0."""
-    bad = np.argwhere(~np.isfinite(values)) if values.dtype.kind == "f" else np.empty((0, 1))
-    if len(bad):
-        row, *rest = (int(i) for i in bad[0])
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        bad = np.argwhere(~np.isfinite(values))[0]
+        row, *rest = (int(i) for i in bad)
         column = (columns[rest[0]] if columns else f"{name}{rest}") if rest else name
-        found = values[tuple(bad[0])]
+        found = values[tuple(bad)]
         raise ConfigError(f"{source}: row {row}, column {column} is {found}; all values must be finite")
 
 
@@ -126,6 +127,6 @@ def check_range(data: Dataset, dtype: np.dtype) -> None:
     largest = float(np.finfo(dtype).max)
     for split in (data.train, data.val, data.test):
         for name, values in (("x", split.x), ("y", split.y)):
-            size = float(np.abs(values).max(initial=0))
+            size = max(float(values.max(initial=0)), -float(values.min(initial=0)))
             if size > largest:
                 raise ConfigError(f"data: {name} holds values up to {size:g}, which {dtype.name} does not hold")

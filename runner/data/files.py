@@ -58,7 +58,7 @@ class NPZ(_File):
             raise ConfigError(f"{self.path}: x must hold a row of values per sample, got the shape {list(x.shape)}")
         y = arrays["y"]
         if self.task == "regression":
-            y = as_float(y, "y", self.path)
+            y = as_float(y, "y", self.path).astype(np.float64)
             return self._dataset(x, y.reshape(len(y), -1), (), ())
         if y.ndim != 1 or y.dtype.kind not in "iu":
             raise ConfigError(
@@ -143,7 +143,8 @@ def as_float(values: np.ndarray, name: str, source: object) -> np.ndarray:
         raise ConfigError(
             f"{source}: {name} must be an array of numbers, got {values.dtype} of shape {list(values.shape)}"
         )
-    return values.astype(np.float64)
+    small = values.dtype.itemsize <= (4 if values.dtype.kind == "f" else 2)  # what float32 holds exactly stays as small
+    return values.astype(np.float32 if small else np.float64, copy=False)
 
 
 def _is_number(cell: str) -> bool:

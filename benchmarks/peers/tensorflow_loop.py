@@ -1,0 +1,60 @@
+"""A hand-written TensorFlow loop: the floor of Keras's layers and optimizer on TensorFlow.
+
+Does: a fresh permutation each epoch, forward, backward and Keras's Adam in one tf.function an epoch, rates out of a table
+made beforehand; XLA for dense models, and without it for convolutions, which are slower under it on the CPU.
+Does not, in the time taken: validation, metrics, checkpoints, logs; not even the loss is kept.
+Timed from before the first epoch's permutation to after the last update. The accuracy is computed after that.
+"""
+
+import time
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.peers import job as jobs
+from benchmarks.peers.keras_layers import network
+
+
+def main() -> None:
+    job = jobs.read()
+    keras.utils.set_random_seed(0)
+    model = network(job.model)
+    x, y, rates = tf.constant(job.train.x), tf.constant(job.train.y), tf.constant(job.rates(), tf.float32)
+    optimizer = keras.optimizers.Adam(jobs.LEARNING_RATE)
+    optimizer.build(model.trainable_variables)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def update(rows: Any) -> None:
+        optimizer.learning_rate.assign(tf.gather(rates, optimizer.iterations.value))
+        with tf.GradientTape() as tape:
+            value = loss(tf.gather(y, rows), model(tf.gather(x, rows), training=True))
+        gradients = tape.gradient(value, [variable.value for variable in model.trainable_variables])
+        optimizer.apply(gradients, model.trainable_variables)
+
+    @tf.function(jit_compile="cnn" not in job.model, autograph=False)
+    def epoch(whole: Any, rest: Any) -> None:
+        def body(k: Any) -> Any:
+            update(whole[k])
+            return (k + 1,)
+
+        tf.while_loop(lambda k: k < whole.shape[0], body, (0,), parallel_iterations=1)
+        if rest.shape[0]:
+            update(rest)
+
+    clock, num_whole = jobs.Clock(), len(x) // job.batch_size * job.batch_size
+    clock.begin()
+    for _ in range(job.num_epochs):
+        order = np.random.permutation(len(x))
+        epoch(tf.constant(order[:num_whole].reshape(-1, job.batch_size)), tf.constant(order[num_whole:]))
+        clock.end_epoch()
+    num_steps = int(optimizer.iterations)
+    ended = time.time()
+
+    z = np.concatenate([model(job.val.x[i : i + 256], training=False) for i in range(0, len(job.val.x), 256)])
+    clock.tell(num_steps, float((z.argmax(1) == job.val.y).mean()), ended)
+
+
+if __name__ == "__main__":
+    main()
