@@ -38,7 +38,7 @@ class Trainer(Section):
     gradient_clip_norm: Positive | None
     precision: Precision
     steps_per_call: Literal["auto"] | Count
-    compile: Literal[False]
+    compile: bool
     checkpoint_every: Duration | None
     monitor: str
     monitor_mode: Mode

@@ -1,7 +1,9 @@
 """From a config to what runs: data, network, order, clock, rates. Everything that can be refused without a framework is."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +13,7 @@ from runner import losses, metrics, optimizers, schedules
 from runner.config import Config
 from runner.data import Dataset, Split
 from runner.data.dataset import Task, check_range
-from runner.data.order import Order
+from runner.data.order import Chunks, Order
 from runner.errors import ConfigError, nearest
 from runner.exact.refuse import refuse
 from runner.layers import Network, network
@@ -55,7 +57,7 @@ class Plan:
         trainer, model = self.config.trainer, self.model
         return RunSpec(
             **vars(model),
-            x=np.ascontiguousarray(self.data.train.x, dtype=model.dtype),
+            x=None if self.data.streams else np.ascontiguousarray(self.data.train.x, dtype=model.dtype),
             y=losses.targets(self.loss, self.data.train.y, model.dtype),
             loss=self.loss,
             optimizer=self.config.optimizer,
@@ -65,6 +67,7 @@ class Plan:
             gradient_clip_norm=trainer.gradient_clip_norm,
             seed=self.config.seed,
             largest_chunk=self.largest_chunk(),
+            compile=trainer.compile,
         )
 
     @cached_property
@@ -110,12 +113,32 @@ class Plan:
 
     def largest_chunk(self) -> int:
         """Updates in one call: what was asked for, or an epoch, as far as its rows and outputs stay in bounds."""
-        asked = self.config.trainer.steps_per_call
-        if asked != "auto":
-            return int(asked)
-        row = int(np.prod(self.network.input_shape)) + int(np.prod(self.network.output_shape))
-        fitting = _CHUNK_BYTES // (row * self.order.rows_per_step * self.model.dtype.itemsize)
-        return max(1, min(self.order.steps_per_epoch, fitting))
+        asked, itemsize = self.config.trainer.steps_per_call, self.model.dtype.itemsize
+        inputs, outputs = (int(np.prod(shape)) for shape in (self.network.input_shape, self.network.output_shape))
+        fitting = max(1, _CHUNK_BYTES // ((inputs + outputs) * self.order.rows_per_step * itemsize))
+        if self.data.memory is not None:
+            update = 3 * inputs * self.order.rows_per_step * itemsize
+            if self.data.memory < update:
+                raise ConfigError(
+                    f"data.memory_mb must be at least {-(-update // 2**20)} for three updates of "
+                    f"{self.order.rows_per_step} rows, got {self.data.memory // 2**20}"
+                )
+            fitting = self.data.memory // update
+            return min(self.order.steps_per_epoch if asked == "auto" else int(asked), fitting)
+        return min(self.order.steps_per_epoch, fitting) if asked == "auto" else int(asked)
+
+    def chunks(self, start: int, checkpoint_steps: int | None, adapt: bool, end: int | None = None) -> Chunks:
+        """The run's chunks from a step on, to its end or an earlier one."""
+        order = self.order if end is None else replace(self.order, total_steps=end)
+        read = (
+            (lambda rows: self.data.train.x[rows].astype(self.model.dtype, copy=False)) if self.data.streams else None
+        )
+        return Chunks(order, start, self.largest_chunk(), checkpoint_steps, adapt, read)
+
+    def outputs(self, split: Split, predict: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """The network's outputs for all rows of a split.  # float[N, C]"""
+        blocks = split.x.blocks() if self.data.streams else [split.x]
+        return np.concatenate([predict(np.ascontiguousarray(block, dtype=self.model.dtype)) for block in blocks])
 
 
 def plan(config: Config) -> Plan:
@@ -132,8 +155,14 @@ def plan(config: Config) -> Plan:
     _check_batch_norm(model.network, order)
     if trainer.precision == "exact":
         refuse(model.network, loss, config.optimizer, order)
+        if data.streams:
+            raise ConfigError(
+                f"data={config.data.name} cannot be trained on with trainer.precision=exact; data=npz can"
+            )
     elif config.backend == "witness":
         raise ConfigError(f"backend=witness trains with trainer.precision=exact alone, got {trainer.precision}")
+    if trainer.compile:
+        _check_compile(config)
     prepared = Plan(
         config=config,
         data=data,
@@ -154,6 +183,17 @@ def plan(config: Config) -> Plan:
         if metric not in measured:
             raise ConfigError(f"{key} must be one of {', '.join(measured)}, got {metric}{nearest(metric, measured)}")
     return prepared
+
+
+def _check_compile(config: Config) -> None:
+    """Refuse what a compiler would change or cannot do."""
+    if config.trainer.precision == "exact":
+        raise ConfigError("trainer.compile=true cannot be had with trainer.precision=exact, which decides by itself")
+    compilers = [os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl"]
+    if config.backend == "lightning" and not any(map(shutil.which, filter(None, compilers))):
+        raise ConfigError(
+            "trainer.compile=true needs a C++ compiler on backend=lightning: g++, clang++ or what CXX names"
+        )
 
 
 def model_spec(config: Config, task: Task, num_classes: int, num_targets: int, input_shape: Sequence[int]) -> ModelSpec:

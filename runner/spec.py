@@ -34,7 +34,7 @@ class ModelSpec:
 class RunSpec(ModelSpec):
     """Everything that fixes the numbers of a training run."""
 
-    x: np.ndarray  # dtype[N, ...], the training rows
+    x: np.ndarray | None  # dtype[N, ...], the training rows; None: each chunk brings its own
     y: np.ndarray  # labels int64[N], or targets dtype[N, C]
     loss: Any  # runner.losses.Loss
     optimizer: Any  # runner.optimizers.Optimizer
@@ -44,6 +44,7 @@ class RunSpec(ModelSpec):
     gradient_clip_norm: float | None
     seed: int
     largest_chunk: int
+    compile: bool  # by torch.compile or XLA, what is not compiled anyway
 
     @property
     def applied_names(self) -> list[str]:
@@ -88,6 +89,7 @@ class Report:
         str, np.ndarray
     ]  # [K] each, as RunSpec.applied names them: read back from the framework's optimizer
     outputs: np.ndarray  # float[n, C], in the order of Chunk.rows
+    compile_seconds: float = 0.0  # of calls that were compiled first, their own work included
 
 
 class Live(Protocol):

@@ -51,6 +51,7 @@ class Training:
         self._writer = ThreadPoolExecutor(1, "checkpoints")
         self._writing: Future[None] | None = None
         self.step = 0  # applied updates whose loss was finite
+        self.compile_seconds = 0.0
         if resumed is not None:
             self.best, self.metrics = resumed["best"], resumed["metrics"]
             self.plateau, self.watch = State.of(resumed["plateau"]), Watch(**resumed["early_stopping"])
@@ -80,6 +81,7 @@ class Training:
         self.step = chunk.first_step + good
         if len(bad):
             raise RunError(f"the loss of update {self.step} is {report.losses[good]}")
+        self.compile_seconds += report.compile_seconds
         self._means.add(rows(self.plan, report.outputs, self.plan.data.train.y[chunk.rows]))
         self.console.advance(step, f"rate {report.applied['learning_rate'][-1]:.3g}  loss {report.losses[-1]:.4g}")
         over = step == order.total_steps
@@ -96,7 +98,7 @@ class Training:
         if step % plan.order.steps_per_epoch == 0:  # else the run may be made longer, and the epoch with it
             self._means = Means()
         if len(plan.data.val):
-            outputs = live.predict(np.ascontiguousarray(plan.data.val.x, dtype=plan.model.dtype))
+            outputs = plan.outputs(plan.data.val, live.predict)
             values |= {f"val/{name}": value for name, value in evaluate(plan, outputs, plan.data.val).items()}
         self.metrics = values
         self._files.metrics({"epoch": epoch, "step": step, **values, "seconds": round(time() - self.started, 3)})
@@ -134,7 +136,7 @@ class Training:
         }
         best = self.best["step"] if self.best else None
         self.finish()
-        stage = partial(checkpoint.stage, self.path, state, extra)
+        stage: Callable[[], Path] = partial(checkpoint.stage, self.path, state, extra)
         if checkpoint.num_bytes(state) < _QUICKLY_STAGED:
             staged = stage()
             stage = lambda: staged  # noqa: E731

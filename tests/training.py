@@ -9,7 +9,7 @@ import numpy as np
 from runner import dispatcher
 from runner.compose import compose
 from runner.config import parse
-from runner.data.order import Chunk, Chunks
+from runner.data.order import Chunk
 from runner.plan import Plan, plan
 from runner.spec import Live, Report, RunSpec, TrainState, first_state
 
@@ -58,7 +58,7 @@ def train(
         reports.append(report)
         return chunk.first_step + chunk.num_steps != stop_after
 
-    chunks = Chunks(prepared.order, start.step, spec.largest_chunk, prepared.checkpoint_steps(), adapt=False)
+    chunks = prepared.chunks(start.step, prepared.checkpoint_steps(), adapt=False)
     state = dispatcher.load(backend).train(spec, start, chunks, on_chunk)
     return Trained(
         np.concatenate([report.losses for report in reports]),

@@ -5,8 +5,9 @@ Legend of shapes: K updates, A micro-batches an update, B rows each, n = all row
 
 import functools
 import gc
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,9 @@ class _Native:
         self.schedule = TableLR(run)
         self.optimizer = optimizers.build(run, self.schedule, self.parameters, list(start.slots))
         self.optimizer.load_slots(start.slots, start.step)
-        self.x, self.y = tf.constant(run.x), tf.constant(run.y)
+        self.x, self.y = None if run.x is None else tf.constant(run.x), tf.constant(run.y)
         # XLA pays for small and dense networks; its convolutions on the CPU are slower than TensorFlow's own
-        self.jit_compile = not any(node.spec.layer == "conv2d" for node in run.network.walk())
+        self.jit_compile = run.compile or not any(node.spec.layer == "conv2d" for node in run.network.walk())
 
     def update(self, batches: Iterable[tuple[Any, Any]], num_rows: int) -> tuple[Any, Any]:
         """One update from its micro-batches of num_rows rows: its mean loss before it, the outputs."""
@@ -47,7 +48,7 @@ class _Native:
         for micro_batch, (x, y) in enumerate(batches):
             self.place.micro_batch = micro_batch
             with tf.GradientTape() as tape:
-                z = tf.cast(self.model(x, training=True), self.x.dtype)
+                z = tf.cast(self.model(x, training=True), self.run.dtype)
                 share = self.loss(z, y)
                 if num_rows != x.shape[0]:
                     share = share * layers.constant(x.shape[0] / num_rows, share)
@@ -80,16 +81,21 @@ class Model(keras.Model):
         whatever the number of updates, which is an argument. Without autograph: nothing here loops or asks over tensors in
         Python, and rewriting all of it took longer than tracing it."""
         compiled = tf.function(self.train_step, jit_compile=self.jit_compile, autograph=False)
+        seen: set[Any] = set()
 
         def train_function(iterator: Iterator[Any]) -> dict[str, Any]:
-            num_steps, *blocks = next(iterator)
-            blocks = [block for block in blocks if block.shape[1]]
-            applied, means, outputs = compiled((num_steps, *blocks))
+            num_steps, blocks, given = next(iterator)
+            num_blocks = sum(block.shape[1] > 0 for block in blocks)
+            began, shapes = time.perf_counter(), tuple(tuple(block.shape) for block in blocks[:num_blocks])
+            applied, means, outputs = compiled((num_steps, blocks[:num_blocks], given[:num_blocks]))
             num = int(num_steps)
+            is_new = shapes not in seen
+            seen.add(shapes)
             self.report = Report(
                 losses=means.numpy()[:num],
                 applied=self.work.run.as_applied(applied.numpy()[:num].T),
                 outputs=outputs.numpy()[:num].reshape(-1, *self.work.run.network.output_shape),
+                compile_seconds=time.perf_counter() - began if is_new else 0.0,
             )
             return {"loss": self.report.losses[-1]}
 
@@ -98,7 +104,7 @@ class Model(keras.Model):
 
     def train_step(self, data: Any) -> Any:
         """The chunk's updates, one after another: (what was applied [K, P], losses [K], outputs [K, A * B, C])."""
-        num_steps, *blocks = data  # int64[K, A, B] each; rows past num_steps are padding
+        num_steps, blocks, given = data  # int64[K, A, B] each, and x of them or nothing; past num_steps is padding
         num_rows = sum(block.shape[1] * block.shape[2] for block in blocks)
         run, length, x, y = self.work.run, blocks[0].shape[0], self.work.x, self.work.y
         dtype, shape = tf.as_dtype(run.dtype), (num_rows, *run.network.output_shape)
@@ -109,8 +115,10 @@ class Model(keras.Model):
         def update(k: Any, applied: Any, means: Any, outputs: Any) -> Any:
             others = self.work.schedule.others(self.optimizer.iterations)
             read = tf.stack([tf.cast(self.optimizer.learning_rate, tf.float64), *others])
-            batches = [rows for block in blocks for rows in tf.unstack(block[k])]
-            total, z = self.work.update([(tf.gather(x, rows), tf.gather(y, rows)) for rows in batches], num_rows)
+            rows = [rows for block in blocks for rows in tf.unstack(block[k])]
+            own = [x for block in given for x in tf.unstack(block[k])] or [tf.gather(x, one) for one in rows]
+            batches = list(zip(own, [tf.gather(y, one) for one in rows], strict=True))
+            total, z = self.work.update(batches, num_rows)
             return k + 1, applied.write(k, read), means.write(k, total), outputs.write(k, z)
 
         _, applied, means, outputs = tf.while_loop(
@@ -143,27 +151,36 @@ class _AfterChunk(keras.callbacks.Callback):
 
 
 class _Loader:
-    """The chunks as what `fit` calls batches: (num_steps, whole micro-batches, short ones), all with equal ranks."""
+    """The chunks as what `fit` calls batches: num_steps, the blocks of whole micro-batches and of short ones, and x of both
+    where a chunk brings it; all with equal ranks."""
 
-    def __init__(self, chunks: Iterable[Chunk], length: int) -> None:
-        self.chunks = chunks
+    def __init__(self, chunks: Iterable[Chunk], length: int, run: RunSpec) -> None:
+        self.chunks, self.run = chunks, run
         self.length = max(2, length)  # XLA drops a dimension of 1, fuses otherwise and so rounds otherwise
         self.taken: deque[Chunk] = deque()
 
     def __iter__(self) -> Iterator[Any]:
         for chunk in self.chunks:
             self.taken.append(chunk)
-            blocks = [self._padded(chunk, block) for block in chunk.blocks]
-            yield (chunk.num_steps, *blocks, *[np.empty((1, 0, 0), np.int64)] * (2 - len(blocks)))
+            yield (
+                chunk.num_steps,
+                self._two(chunk, chunk.blocks),
+                self._two(chunk, () if chunk.x is None else chunk.given()),
+            )
 
-    def _padded(self, chunk: Chunk, block: np.ndarray) -> np.ndarray:
+    def _two(self, chunk: Chunk, blocks: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         """Whole updates fill up to `length`, so that one compilation serves every number of them."""
-        missing = self.length - len(block) if chunk.is_whole else 0
-        return np.pad(block, ((0, missing), (0, 0), (0, 0)))
+        missing = self.length - chunk.num_steps if chunk.is_whole else 0
+        padded = [np.pad(block, [(0, missing), *[(0, 0)] * (block.ndim - 1)]) for block in blocks]
+        return (
+            *padded,
+            *[np.empty((1, 0, 0, *block.shape[3:]), block.dtype) for block in padded[:1] * (2 - len(padded))],
+        )
 
     def dataset(self) -> tf.data.Dataset:
         block = tf.TensorSpec((None, None, None), tf.int64)
-        signature = (tf.TensorSpec((), tf.int32), block, block)
+        x = tf.TensorSpec((None, None, None, *self.run.network.input_shape), tf.as_dtype(self.run.dtype))
+        signature = (tf.TensorSpec((), tf.int32), (block, block), (x, x) if self.run.x is None else ())
         options = tf.data.Options()
         # the next chunk's length follows from this one's time
         options.experimental_optimization.inject_prefetch = False
@@ -176,7 +193,7 @@ def train(run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: On
     with tf.device(device.resolve(run.device)):
         model = _network(run, place, Model)
         model.connect(run, start, place)
-        loader = _Loader(chunks, run.largest_chunk)
+        loader = _Loader(chunks, run.largest_chunk, run)
         model.fit(loader.dataset(), epochs=1, verbose=0, shuffle=False, callbacks=[_AfterChunk(on_chunk, loader)])
         state = model.state()
     del model, loader

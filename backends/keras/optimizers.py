@@ -67,7 +67,9 @@ class _Optimizer(keras.optimizers.Optimizer):
 
     def save_slots(self) -> dict[str, dict[str, np.ndarray]]:
         """Canonical copies."""
-        return {slot: {name: v.value.numpy() for name, v in values.items()} for slot, values in self.memory.slots.items()}
+        return {
+            slot: {name: v.value.numpy() for name, v in values.items()} for slot, values in self.memory.slots.items()
+        }
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         name, s = self.memory.names[self._get_variable_index(variable)], self.spec

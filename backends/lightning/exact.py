@@ -203,11 +203,14 @@ class Optimizer(torch.optim.Optimizer):
 class Work:
     """What the loop trains with; the counterpart of the loop's own."""
 
+    compile_seconds = 0.0  # nothing is compiled
+
     def __init__(self, run: RunSpec, start: TrainState, where: torch.device) -> None:
         self.run, self.network = run, Network(run, start, where)
         self_test.check(str(where), self._outcome)
         self.optimizer = Optimizer(run, self.network, start)
         o = self.network.o
+        assert run.x is not None
         self.x, self.y = o.r(o.constant(run.x.astype(np.float64))), o.constant(run.y)
         if run.loss.name != "cross_entropy":
             self.y = o.r(self.y.double())

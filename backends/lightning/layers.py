@@ -1,7 +1,8 @@
 """The layer vocabulary as torch.nn. Inside, images are [B, C, H, W]; a model takes and gives canonical [B, H, W, C]."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +49,14 @@ class Network(nn.Module):
             for canonical, native in _NAMES.get(name.rpartition(".")[2].rpartition("_")[0], {}).items()
             if getattr(module, native) is not None
         }
+
+
+def compiled(function: Callable[..., Any], model: nn.Module) -> Callable[..., Any]:
+    """By torch.compile, for each shape anew; dropout masks, which differ by Python numbers every step, stay outside."""
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.keep = torch.compiler.disable(module.keep)  # type: ignore[method-assign]
+    return torch.compile(function, dynamic=False)
 
 
 def load(model: Network, values: Mapping[str, np.ndarray]) -> None:

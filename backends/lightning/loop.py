@@ -3,6 +3,7 @@
 Legend of shapes: K updates, A micro-batches an update, B rows each, n = all rows of a chunk.
 """
 
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,20 @@ class _Native:
         self.weights = {name: tensors[name] for name in start.weights}
         self.buffer_names, self.slot_names = list(start.buffers), list(start.slots)
         self.loss = losses.build(run.loss)
-        self.x, self.y = (torch.from_numpy(values).to(where) for values in (run.x, run.y))
+        self.forward = layers.compiled(self._forward, self.network) if run.compile else self._forward
+        self.compile_seconds, self._compiled_for = 0.0, set[torch.Size]()
+        self.x = None if run.x is None else torch.from_numpy(run.x).to(where)
+        self.y = torch.from_numpy(run.y).to(where)
         flats = optimizers.flatten(self.weights, run.groups)
         self.flats = [flat for own in flats for flat in own]
         self.optimizer = optimizers.build(run.optimizer, flats, run.groups)
         optimizers.load_slots(run.optimizer, self.optimizer, self.flats, start.slots, start.step)
         self.apply = optimizers.update(run.optimizer, self.optimizer)
         self._totals: list[Tensor] = []
+
+    def _forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.network(x)
+        return z, self.loss(z, y)
 
     def update(self, step: int, batches: Iterable[tuple[Tensor, Tensor]], num_rows: int) -> list[Tensor]:
         """One update from its micro-batches of num_rows rows; the outputs of each."""
@@ -54,11 +62,14 @@ class _Native:
             flat.forget()
         shares = []
         for x, y in batches:
-            z = self.network(x)
-            share = self.loss(z, y)
+            began = time.perf_counter()
+            z, share = self.forward(x, y)
             if num_rows != len(x):
                 share = share * (len(x) / num_rows)
             share.backward()
+            if self.run.compile and x.shape not in self._compiled_for:
+                self._compiled_for.add(x.shape)
+                self.compile_seconds += time.perf_counter() - began
             shares.append(share.detach())
             outputs.append(z.detach())
             self.place.micro_batch += 1
@@ -86,7 +97,7 @@ class Module(pl.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.run, self.step = run, start.step
-        self.work = (exact.Work if run.precision == "exact" else _Native)(run, start, where)
+        self.work: Any = (exact.Work if run.precision == "exact" else _Native)(run, start, where)
         self.network, self.optimizer = self.work.network, self.work.optimizer
         self.schedule = TableLR(self.optimizer, run, start.step)
 
@@ -97,9 +108,14 @@ class Module(pl.LightningModule):
         """The chunk's updates, one after another; its report is left in `self.report`."""
         work = self.work
         applied, outputs = [], []
-        blocks = [torch.from_numpy(block).to(work.x.device) for block in chunk.blocks]
+        where, resident = work.y.device, chunk.x is None
+        blocks = [torch.from_numpy(block).to(where) for block in chunk.blocks]
+        given = [work.x[b] for b in blocks] if resident else [torch.from_numpy(x).to(where) for x in chunk.given()]
         # [K][A] of x  # [B, ...] and y: each block is gathered at once
-        data = [tuple([row.unbind() for row in v[block].unbind()] for v in (work.x, work.y)) for block in blocks]
+        data = [
+            tuple([row.unbind() for row in v.unbind()] for v in (x, work.y[block]))
+            for x, block in zip(given, blocks, strict=True)
+        ]
         for k in range(chunk.num_steps):
             applied.append(self.schedule.read())
             batches = (pair for x, y in data for pair in zip(x[k], y[k], strict=True))
@@ -111,7 +127,9 @@ class Module(pl.LightningModule):
             losses=_to_numpy(work.losses()),
             applied=self.run.as_applied(np.array(applied).T),
             outputs=_to_numpy(torch.cat(outputs)),
+            compile_seconds=work.compile_seconds,
         )
+        work.compile_seconds = 0.0
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """The Trainer's call before the first update. The gradients stay where they are: the optimizer looks there."""

@@ -15,7 +15,8 @@ Task = Literal["classification", "regression"]
 
 @dataclass(frozen=True)
 class Split:
-    x: np.ndarray  # float64[N, ...]; float32, if that is what the file holds
+    # float64[N, ...]; float32, if that is what the file holds; or a runner.data.stream.FileRows, which reads them
+    x: Any
     y: np.ndarray  # labels int64[N], or targets float64[N, C]
 
     def __len__(self) -> int:
@@ -46,10 +47,17 @@ class Dataset:
     features: tuple[str, ...]  # the names of the columns of x, empty for images
     x_scaling: Scaling | None = None
     y_scaling: Scaling | None = None
+    memory: int | None = None  # bytes that rows of x may take, if they stay in their files
+
+    @property
+    def streams(self) -> bool:
+        """x is read while the training goes on."""
+        return self.memory is not None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        return self.train.x.shape[1:]
+        shape: tuple[int, ...] = self.train.x.shape[1:]
+        return shape
 
     @property
     def num_targets(self) -> int:
@@ -60,9 +68,11 @@ class Dataset:
         """What a later prediction on new rows needs, and a hash that tells whether the data is the same."""
         digest = hashlib.sha256()
         for split in (self.train, self.val, self.test):
-            for array in (split.x, split.y):
+            if self.streams:
+                digest.update(split.x.sha256.encode())
+            for array in (split.x.rows if self.streams else split.x, split.y):
                 digest.update(repr((array.shape, array.dtype.str)).encode())
-                digest.update(np.ascontiguousarray(array))
+                digest.update(np.ascontiguousarray(array).data)
         scalings = {"x_scaling": self.x_scaling, "y_scaling": self.y_scaling}
         return {
             "task": self.task,
@@ -74,6 +84,16 @@ class Dataset:
             "sha256": digest.hexdigest(),
             **{k: s and {"offset": s.offset.tolist(), "scale": s.scale.tolist()} for k, s in scalings.items()},
         }
+
+
+def num_held_out(num_rows: int, val_fraction: float, test_fraction: float, source: str) -> tuple[int, int]:
+    """Rows for validation and for the test, round(fraction * rows) each; some must be left to train on."""
+    num_val, num_test = round(val_fraction * num_rows), round(test_fraction * num_rows)
+    if num_val + num_test >= num_rows:
+        raise ConfigError(
+            f"data.val_fraction + data.test_fraction leave none of the {num_rows} rows of {source} to train on"
+        )
+    return num_val, num_test
 
 
 def split_rows(x: np.ndarray, y: np.ndarray, num_val: int, num_test: int, seed: int) -> tuple[Split, Split, Split]:
@@ -112,21 +132,25 @@ def check(x: np.ndarray, y: np.ndarray, source: str, columns: Sequence[str] = ()
     check_finite("y", y, source)
 
 
-def check_finite(name: str, values: np.ndarray, source: str, columns: Sequence[str] = ()) -> None:
+def check_finite(name: str, values: np.ndarray, source: str, columns: Sequence[str] = (), first_row: int = 0) -> None:
     """Refuse NaN and infinity, naming the first one's row and column, counted from 0."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         bad = np.argwhere(~np.isfinite(values))[0]
         row, *rest = (int(i) for i in bad)
         column = (columns[rest[0]] if columns else f"{name}{rest}") if rest else name
         found = values[tuple(bad)]
-        raise ConfigError(f"{source}: row {row}, column {column} is {found}; all values must be finite")
+        raise ConfigError(f"{source}: row {first_row + row}, column {column} is {found}; all values must be finite")
 
 
 def check_range(data: Dataset, dtype: np.dtype) -> None:
     """Refuse values, scaled as the network sees them, that `dtype` cannot hold."""
     largest = float(np.finfo(dtype).max)
     for split in (data.train, data.val, data.test):
-        for name, values in (("x", split.x), ("y", split.y)):
-            size = max(float(values.max(initial=0)), -float(values.min(initial=0)))
+        x = split.x.largest if data.streams else _largest(split.x)
+        for name, size in (("x", x), ("y", _largest(split.y))):
             if size > largest:
                 raise ConfigError(f"data: {name} holds values up to {size:g}, which {dtype.name} does not hold")
+
+
+def _largest(values: np.ndarray) -> float:
+    return max(float(values.max(initial=0)), -float(values.min(initial=0)))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from runner.data.dataset import Dataset, Task, check, split_rows, standardize
+from runner.data.dataset import Dataset, Task, check, num_held_out, split_rows, standardize
 from runner.errors import ConfigError, nearest
 from runner.section import Fraction, Index, Section
 
@@ -24,14 +24,10 @@ class _File(Section):
     standardize: bool
 
     def _dataset(self, x: np.ndarray, y: np.ndarray, classes: Sequence[str], columns: tuple[str, ...]) -> Dataset:
-        """Rows -> splits: round(fraction * rows) for validation and test, drawn with `split_seed`; the rest trains."""
+        """Rows -> splits, drawn with `split_seed`."""
         check(x, y, self.path, columns)
-        num_val, num_test = round(self.val_fraction * len(x)), round(self.test_fraction * len(x))
-        if num_val + num_test >= len(x):
-            raise ConfigError(
-                f"data.val_fraction + data.test_fraction leave none of the {len(x)} rows of {self.path} to train on"
-            )
-        splits = split_rows(x, y, num_val, num_test, self.split_seed)
+        held_out = num_held_out(len(x), self.val_fraction, self.test_fraction, self.path)
+        splits = split_rows(x, y, *held_out, self.split_seed)
         data = Dataset(*splits, task=self.task, classes=tuple(classes), features=columns)
         return standardize(data, x=True, y=self.task == "regression") if self.standardize else data
 
@@ -60,17 +56,7 @@ class NPZ(_File):
         if self.task == "regression":
             y = as_float(y, "y", self.path).astype(np.float64)
             return self._dataset(x, y.reshape(len(y), -1), (), ())
-        if y.ndim != 1 or y.dtype.kind not in "iu":
-            raise ConfigError(
-                f"{self.path}: y must be labels, integers of shape [N], got {y.dtype} of shape {list(y.shape)}"
-            )
-        if len(y) and y.min() < 0:
-            raise ConfigError(f"{self.path}: row {int(y.argmin())}, column y is {y.min()}; labels count from 0")
-        if len(y) and y.max() >= len(y):
-            row, more = int(y.argmax()), f"that is more classes than the {len(y)} rows"
-            raise ConfigError(f"{self.path}: row {row}, column y is {y.max()}; labels count from 0, {more}")
-        classes = [str(label) for label in range(int(y.max(initial=0)) + 1)]
-        return self._dataset(x, y.astype(np.int64), classes, ())
+        return self._dataset(x, *as_labels(y, self.path), ())
 
 
 class CSV(_File):
@@ -145,6 +131,18 @@ def as_float(values: np.ndarray, name: str, source: object) -> np.ndarray:
         )
     small = values.dtype.itemsize <= (4 if values.dtype.kind == "f" else 2)  # what float32 holds exactly stays as small
     return values.astype(np.float32 if small else np.float64, copy=False)
+
+
+def as_labels(y: np.ndarray, source: object) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Integers 0 ... C-1 and the classes' names.  # int64[N]"""
+    if y.ndim != 1 or y.dtype.kind not in "iu":
+        raise ConfigError(f"{source}: y must be labels, integers of shape [N], got {y.dtype} of shape {list(y.shape)}")
+    if len(y) and y.min() < 0:
+        raise ConfigError(f"{source}: row {int(y.argmin())}, column y is {y.min()}; labels count from 0")
+    if len(y) and y.max() >= len(y):
+        row, more = int(y.argmax()), f"that is more classes than the {len(y)} rows"
+        raise ConfigError(f"{source}: row {row}, column y is {y.max()}; labels count from 0, {more}")
+    return y.astype(np.int64), tuple(str(label) for label in range(int(y.max(initial=0)) + 1))
 
 
 def _is_number(cell: str) -> bool:

@@ -6,7 +6,8 @@ The last update of an epoch has what is left: fewer micro-batches, the last of t
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -20,12 +21,14 @@ class Chunk(NamedTuple):
     """K consecutive updates of equal shape. Blocks of micro-batches, in order of use:
 
     rows  # int64[K, A, B] for whole micro-batches; a second block int64[1, 1, b] for a short one at an epoch's end
+    x  # dtype[n, ...], the rows themselves in order of use, where the data is not held in memory
     """
 
     first_step: int
     num_steps: int
     blocks: tuple[np.ndarray, ...]
     is_whole: bool  # False: the last update of an epoch, with fewer rows than the others
+    x: np.ndarray | None = None
 
     @property
     def rows(self) -> np.ndarray:
@@ -35,6 +38,13 @@ class Chunk(NamedTuple):
     @property
     def rows_per_step(self) -> int:
         return sum(block.shape[1] * block.shape[2] for block in self.blocks)
+
+    def given(self) -> list[np.ndarray]:
+        """x of each block, in its shape.  # dtype[K, A, B, ...]"""
+        assert self.x is not None
+        ends = np.cumsum([block.size for block in self.blocks])
+        parts = np.split(self.x, ends[:-1])
+        return [part.reshape(*block.shape, *part.shape[1:]) for part, block in zip(parts, self.blocks, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,8 @@ class Chunks:
     """The chunks of a run from a step on. A chunk ends where something has to happen: an epoch, a checkpoint, the end.
 
     At most `largest` updates each. With `adapt` a chunk is also kept near a second of work, so that progress, signals
-    and saves are never far away; what a run computes does not depend on it.
+    and saves are never far away; what a run computes does not depend on it. With `read` each brings its rows, which are
+    read while the one before it trains.
     """
 
     order: Order
@@ -88,19 +99,35 @@ class Chunks:
     largest: int
     checkpoint_steps: int | None
     adapt: bool
+    read: Callable[[np.ndarray], np.ndarray] | None = None  # int64[n] -> dtype[n, ...]
     began: float | None = None  # when the first chunk was asked for, in seconds since the epoch
 
     def __iter__(self) -> Iterator[Chunk]:
         self.began = time.time()
         step, num = self.start, min(8, self.largest) if self.adapt else self.largest
-        while step < self.order.total_steps:
-            chunk = self.order.chunk(step, min(num, self._until_event(step)))
-            before = time.perf_counter()
-            yield chunk
-            if self.adapt:
-                per_step = (time.perf_counter() - before) / chunk.num_steps
-                num = max(1, min(self.largest, int(1.0 / per_step)))
-            step += chunk.num_steps
+        with ThreadPoolExecutor(1, "rows") as reader:
+            coming = self._ask(step, num, reader)
+            while coming is not None:
+                chunk = coming()
+                step += chunk.num_steps
+                coming = self._ask(step, num, reader) if self.read else None
+                before = time.perf_counter()
+                yield chunk
+                if self.adapt:
+                    per_step = (time.perf_counter() - before) / chunk.num_steps
+                    num = max(1, min(self.largest, int(1.0 / per_step)))
+                if self.read is None:
+                    coming = self._ask(step, num, reader)
+
+    def _ask(self, step: int, num: int, reader: Executor) -> Callable[[], Chunk] | None:
+        """What gives the chunk from a step on, with its rows on their way; None at the end."""
+        if step >= self.order.total_steps:
+            return None
+        chunk = self.order.chunk(step, min(num, self._until_event(step)))
+        if self.read is None:
+            return lambda: chunk
+        rows = reader.submit(self.read, chunk.rows)
+        return lambda: chunk._replace(x=rows.result())
 
     def _until_event(self, step: int) -> int:
         periods = [self.order.steps_per_epoch, *([self.checkpoint_steps] if self.checkpoint_steps else [])]

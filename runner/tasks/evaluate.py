@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from runner import run_folder
 from runner.console import capture
 from runner.errors import ConfigError
@@ -19,7 +17,7 @@ def evaluate(run: Run) -> int:
         if not len(data):
             raise ConfigError(f"{run.folder} has no test rows: data.test_fraction was 0")
         held.into(run.folder / "run.log")
-        outputs = run.predict(np.asarray(data.x))
+        outputs = run.plan.outputs(data, run.predict)
         values = {f"test/{name}": value for name, value in evaluate_split(run.plan, outputs, data).items()}
         path = run.folder / "test.json"
         about = {"checkpoint": run.state.step, "backend": run.config.backend, "rows": len(data)}

@@ -9,7 +9,7 @@ import numpy as np
 from runner import devices, dispatcher, run_folder
 from runner.config import Config, parse
 from runner.console import Console, capture
-from runner.data.order import Chunk, Chunks
+from runner.data.order import Chunk
 from runner.errors import ConfigError
 from runner.lr_range import Suggestion, end, smooth, suggest
 from runner.plan import Plan, plan
@@ -72,9 +72,7 @@ def _train(prepared: Plan, console: Console, signals: Signals) -> tuple[np.ndarr
 
     start = first_state(prepared.network, config.optimizer, spec.dtype, config.seed)
     with console.progress(order.total_steps, 0):
-        dispatcher.load(config.backend).train(
-            spec, start, Chunks(order, 0, spec.largest_chunk, None, adapt=False), on_chunk
-        )
+        dispatcher.load(config.backend).train(spec, start, prepared.chunks(0, None, adapt=False), on_chunk)
     rates, losses = (np.concatenate(parts) for parts in zip(*seen, strict=True))
     return rates, losses
 

@@ -8,9 +8,8 @@ from time import time
 from typing import Any
 
 from runner import checkpoint, devices, dispatcher, run_folder
-from runner.config import Config, sha256
+from runner.config import Config, Trainer, sha256
 from runner.console import Console, capture, tree
-from runner.data.order import Chunks
 from runner.errors import ConfigError
 from runner.errors import show as show_value
 from runner.exact import certificate
@@ -58,15 +57,16 @@ class Job:
             "best": None,
             "stopped_early": False,
             "resumed_from": None,
-            "seconds": {"startup": None, "train": None, "total": None},
+            "seconds": {"startup": None, "train": None, "compile": None, "total": None},
             "weights_sha256": None,
             "config_sha256": sha256(self.composed),
             "num_parameters": None,
         }
 
-    def seconds(self, began: float, ended: float) -> dict[str, float]:
-        """Until the first chunk, from there to the last one's end, and until now."""
-        spans = {"startup": began - self.started, "train": ended - began, "total": time() - self.started}
+    def seconds(self, began: float, ended: float, compiling: float) -> dict[str, float]:
+        """Until the first chunk, from there to the last one's end, of that in calls that were compiled first, until now."""
+        spans = {"startup": began - self.started, "train": ended - began, "compile": compiling}
+        spans["total"] = time() - self.started
         return {name: round(span, 3) for name, span in spans.items()}
 
 
@@ -123,7 +123,7 @@ def _train(
 ) -> int:
     config, order, spec = job.config, prepared.order, prepared.run_spec()
     adapt = config.trainer.steps_per_call == "auto"
-    chunks = Chunks(order, start.step, spec.largest_chunk, prepared.checkpoint_steps(), adapt)
+    chunks = prepared.chunks(start.step, prepared.checkpoint_steps(), adapt)
     result = {**job.result(), "num_parameters": prepared.num_parameters}
     numbers = job.resumed.numbers if job.resumed else None
     with (
@@ -161,10 +161,10 @@ def _train(
         "best": training.best,
         "stopped_early": training.stopped_early,
         "resumed_from": job.resumed and start.step,
-        "seconds": job.seconds(began, ended),
+        "seconds": job.seconds(began, ended, training.compile_seconds),
     }
     run_folder.write_json(path / "result.json", result)
-    _say(console, result, config.trainer.early_stopping_patience, path, picture)
+    _say(console, result, config.trainer, path, picture)
     return 128 + signals.received if signals.received else int(result["status"] != "completed")
 
 
@@ -179,15 +179,17 @@ def _draw(path: Path, title: str) -> Path | None:
         return None
 
 
-def _say(console: Console, result: Mapping[str, Any], patience: int | None, path: Path, picture: Path | None) -> None:
+def _say(console: Console, result: Mapping[str, Any], trainer: Trainer, path: Path, picture: Path | None) -> None:
     best, seconds = result["best"], result["seconds"]
     if "error" in result:
         console.say(f"failed: {result['error'][:300]}")
         console.say(f"traceback in {path / 'run.log'}")
     else:
         if result["stopped_early"]:
-            console.say(f"stopped early: {best['metric']} was no better for {patience} epochs")
+            console.say(f"stopped early: {best['metric']} was no better for {trainer.early_stopping_patience} epochs")
         spent = f"{result['steps']} steps in {seconds['train']:.1f} s, {seconds['total']:.1f} s in all"
+        if trainer.compile:
+            spent += f" ({seconds['compile']:.1f} s of it compiling)"
         console.say(f"{result['status']}: {spent}")
     if best:
         found = f"best {best['metric']} {best['value']:.4f} after epoch {best['epoch']}"

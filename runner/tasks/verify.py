@@ -9,7 +9,7 @@ import numpy as np
 
 from runner import checkpoint, dispatcher, run_folder
 from runner.console import capture
-from runner.data.order import Chunk, Chunks
+from runner.data.order import Chunk
 from runner.errors import ConfigError, RunError
 from runner.exact import certificate
 from runner.saved import Run
@@ -62,7 +62,7 @@ def _repeat(
     spec = run.plan.run_spec()
     rates = spec.rates.copy()
     rates[: len(trace["learning_rate"])] = trace["learning_rate"]
-    chunks = Chunks(replace(run.plan.order, total_steps=end), start.step, spec.largest_chunk, None, adapt=True)
+    chunks = run.plan.chunks(start.step, None, adapt=True, end=end)
     first: list[int] = []
 
     def on_chunk(chunk: Chunk, report: Report, live: Live) -> bool:

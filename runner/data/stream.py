@@ -1,0 +1,145 @@
+"""Data larger than memory: rows that stay in .npy files and are read when they are asked for."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from runner.data.dataset import Dataset, Split, Task, check_finite, num_held_out, split_rows
+from runner.data.files import as_float, as_labels
+from runner.errors import ConfigError
+from runner.section import Count, Fraction, Index, Section
+
+_BLOCK = 16 * 2**20  # bytes that are read at once where all rows are gone through
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """Rows of an array that lies in .npy files, one after another along the first axis. Reading them leaves nothing in
+    memory but the rows read: a file is mapped for as long as that takes."""
+
+    files: tuple[Path, ...]
+    starts: np.ndarray  # int64[files], the number of each one's first row
+    rows: np.ndarray  # int64[N], which of all the rows these are, in order
+    row_shape: tuple[int, ...]
+    dtype: np.dtype
+    largest: float  # absolute value in the files
+    sha256: str  # of what the files hold
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self), *self.row_shape)
+
+    @property
+    def row_bytes(self) -> int:
+        return int(np.prod(self.row_shape)) * self.dtype.itemsize
+
+    def __getitem__(self, which: np.ndarray | slice) -> np.ndarray:
+        """Read rows, in the order asked for; from each file in the file's.  # int64[n] -> dtype[n, ...]"""
+        rows = self.rows[which]
+        found = np.empty((len(rows), *self.row_shape), self.dtype)
+        file_of = np.searchsorted(self.starts, rows, side="right") - 1
+        for i in np.unique(file_of):
+            here = np.flatnonzero(file_of == i)
+            here = here[np.argsort(rows[here])]
+            found[here] = _mapped(self.files[i])[rows[here] - self.starts[i]]
+        return found
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All of them, some at a time."""
+        size = max(1, _BLOCK // self.row_bytes)
+        for first in range(0, len(self), size):
+            yield self[first : first + size]
+
+
+class NPY(Section):
+    """A folder with `x.npy` [N, ...] (numbers; images channels last) and `y.npy` (as in data=npz), or with parts of them:
+    `x_0.npy`, `y_0.npy`, `x_1.npy`, ... Only y is held in memory; rows of x are read while the training goes on, a chunk
+    ahead of it. `memory_mb` bounds what they take: three chunks, in megabytes of 2^20 bytes."""
+
+    name: Literal["npy"]
+    path: str
+    task: Task
+    val_fraction: Fraction
+    test_fraction: Fraction
+    split_seed: Index
+    memory_mb: Count
+
+    def load(self) -> Dataset:
+        folder = Path(self.path).expanduser()
+        if not folder.is_dir():
+            raise ConfigError(f"data.path must be a folder, got {self.path}, which is not there")
+        files = _parts(folder)
+        targets = [_mapped(x.with_name(f"y{x.name[1:]}")) for x in files]
+        arrays = [_mapped(x) for x in files]
+        for file, x, y in zip(files, arrays, targets, strict=True):
+            if x.ndim < 2 or x.dtype.kind not in "iufb" or 0 in x.shape[1:]:
+                raise ConfigError(
+                    f"{file}: x must hold a row of numbers per sample, got {x.dtype} of shape {list(x.shape)}"
+                )
+            if (x.shape[1:], x.dtype) != (arrays[0].shape[1:], arrays[0].dtype):
+                raise ConfigError(
+                    f"{file}: rows are {x.dtype}{list(x.shape[1:])}, in {files[0].name} "
+                    f"{arrays[0].dtype}{list(arrays[0].shape[1:])}"
+                )
+            if len(x) != len(y):
+                raise ConfigError(f"{file}: x has {len(x)} rows, y has {len(y)}")
+        return self._dataset(files, arrays, np.concatenate(targets))
+
+    def _dataset(self, files: Sequence[Path], arrays: Sequence[np.ndarray], y: np.ndarray) -> Dataset:
+        starts = np.cumsum([0, *(len(x) for x in arrays)])
+        if starts[-1] == 0:
+            raise ConfigError(f"{self.path} holds no rows")
+        largest, sha256 = _gone_through(files, arrays)
+        classes: tuple[str, ...] = ()
+        if self.task == "regression":
+            y = as_float(y, "y", self.path).astype(np.float64).reshape(len(y), -1)
+            check_finite("y", y, self.path)
+        else:
+            y, classes = as_labels(y, self.path)
+        rows = np.arange(len(y))
+        all_rows = FileRows(tuple(files), starts[:-1], rows, arrays[0].shape[1:], arrays[0].dtype, largest, sha256)
+        held_out = num_held_out(len(y), self.val_fraction, self.test_fraction, self.path)
+        train, val, test = (
+            Split(replace(all_rows, rows=split.x), split.y) for split in split_rows(rows, y, *held_out, self.split_seed)
+        )
+        return Dataset(train, val, test, self.task, classes, features=(), memory=self.memory_mb * 2**20)
+
+
+def _parts(folder: Path) -> list[Path]:
+    """x.npy, or x_0.npy, x_1.npy, ... by their numbers."""
+    if (folder / "x.npy").is_file():
+        return [folder / "x.npy"]
+    numbers = {int(found[1]): path for path in folder.glob("x_*.npy") if (found := re.fullmatch(r"x_(\d+)", path.stem))}
+    if not numbers:
+        raise ConfigError(f"{folder} must hold x.npy and y.npy, or parts of them: x_0.npy, y_0.npy, x_1.npy, ...")
+    return [numbers[number] for number in sorted(numbers)]
+
+
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ConfigError(f"{path} cannot be read as NPY: {error}") from None
+    return array
+
+
+def _gone_through(files: Sequence[Path], arrays: Sequence[np.ndarray]) -> tuple[float, str]:
+    """The largest absolute value and a hash of all of it; what is not finite is refused."""
+    largest, digest = 0.0, hashlib.sha256()
+    for file, array in zip(files, arrays, strict=True):
+        digest.update(repr((array.shape, array.dtype.str)).encode())
+        size = max(1, _BLOCK // max(1, array[:1].nbytes))
+        for first in range(0, len(array), size):
+            block = np.ascontiguousarray(_mapped(file)[first : first + size])
+            check_finite("x", block, str(file), first_row=first)
+            largest = max(largest, float(block.max(initial=0)), -float(block.min(initial=0)))
+            digest.update(block.data)
+    return largest, digest.hexdigest()
