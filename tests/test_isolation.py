@@ -22,6 +22,7 @@ OPTIONS = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml")
 NEEDS = {
     ("data", "npz"): ["data.path=a.npz"],
     ("data", "csv"): ["data.path=a.csv"],
+    ("data", "npy"): ["data.path=a"],
     ("schedule", "from_torch"): ["schedule.class=LinearLR"],
     ("schedule", "from_keras"): ["schedule.class=ExponentialDecay", "schedule.args={decay_steps: 9, decay_rate: 0.5}"],
     ("schedule", "from_huggingface"): ["schedule.class=cosine", "schedule.args.num_warmup_steps=9"],

@@ -1,0 +1,144 @@
+"""What a run costs, ours alone: as the model, the batch and the number of updates grow; with rows that stay in their files;
+and what the records take.
+
+    python -m benchmarks.cost                     # some ten minutes on two cores
+    python -m benchmarks.cost --parts steps --markdown --json cost.json
+
+Every figure is the median of three runs, each in a process of its own, of the real command line with its defaults. Time
+for an update is that of the training phase after its first tenth, in which a framework traces and compiles, from the
+times in metrics.csv; memory is the process's peak.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from benchmarks.contestants import environment
+from benchmarks.measure import execute
+from benchmarks.report import layout, machine
+from runner.run_folder import read_columns, read_json
+
+BACKENDS = ("lightning", "keras")
+_REPEATS = 3
+_CNN = ("--config-dir", str(Path(__file__).with_name("conf")), "model=cnn_1m", "trainer.batch_size=64")
+
+
+@dataclass(frozen=True)
+class Cost:
+    part: str
+    case: str
+    backend: str
+    microseconds: float  # an update
+    peak_megabytes: float
+    whole_seconds: float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description="How the cost of a run grows.")
+    parser.add_argument("--parts", nargs="+", choices=list(_PARTS), default=list(_PARTS))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    said = parser.parse_args()
+    found: list[Cost] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for part in said.parts:
+            for case, num_threads, overrides in _PARTS[part](Path(folder)):
+                for backend in BACKENDS:
+                    found.append(_measure(part, case, backend, num_threads, overrides))
+                    print(found[-1], file=sys.stderr, flush=True)
+    header = ("part", "case", "backend", "us an update", "peak MB", "whole s")
+    rows = [
+        (c.part, c.case, c.backend, f"{c.microseconds:,.0f}", f"{c.peak_megabytes:,.0f}", f"{c.whole_seconds:.1f}")
+        for c in found
+    ]
+    print(layout([header, *rows], said.markdown))
+    if said.json is not None:
+        values = {"machine": machine(), "costs": [asdict(cost) for cost in found]}
+        said.json.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+Cases = Iterator[tuple[str, int, Sequence[str]]]  # what it is called, threads, overrides
+
+
+def _parameters(folder: Path) -> Cases:
+    """The MLP, wider and wider: 2 k to 1.2 M parameters."""
+    for units in (32, 128, 512, 2048, 16384):
+        layers = (
+            f"[{{layer: dense, units: {units}}},{{layer: activation, function: relu}},{{layer: dense, units: outputs}}]"
+        )
+        yield f"{75 * units + 10:,} parameters", 1, [f"model.layers={layers}"]
+
+
+def _batch(folder: Path) -> Cases:
+    for size in (8, 32, 128, 512):
+        yield f"batch {size}", 1, [f"trainer.batch_size={size}", "trainer.max_epochs=null", "trainer.max_steps=800"]
+
+
+def _steps(folder: Path) -> Cases:
+    for num_steps in (1_000, 10_000, 100_000, 1_000_000):
+        yield f"{num_steps:,} updates", 1, ["trainer.max_epochs=null", f"trainer.max_steps={num_steps}"]
+
+
+def _records(folder: Path) -> Cases:
+    """A checkpoint an epoch, as by default, and none until the end."""
+    long = ["trainer.max_epochs=200"]
+    yield "200 epochs of the MLP, 200 checkpoints", 1, long
+    yield "200 epochs of the MLP, 1 checkpoint", 1, [*long, "trainer.checkpoint_every=null"]
+
+
+def _files(folder: Path) -> Cases:
+    """6,400 images of 32x32x3 in 79 MB, on the CNN of a million parameters: in memory, and 32 MB of them at a time."""
+    generator = np.random.default_rng(0)
+    y = generator.integers(0, 10, 6400)
+    x = (generator.random((10, 32, 32, 3))[y] + generator.normal(0, 1, (6400, 32, 32, 3))).astype(np.float32)
+    np.savez(folder / "images.npz", x=x, y=y)
+    (folder / "images").mkdir()
+    np.save(folder / "images" / "x.npy", x)
+    np.save(folder / "images" / "y.npy", y)
+    common = [*_CNN, "trainer.max_epochs=3", "data.val_fraction=0.1", "data.test_fraction=0"]
+    yield "79 MB of images in memory", 2, [*common, "data=npz", f"data.path={folder / 'images.npz'}"]
+    streamed = ["data=npy", f"data.path={folder / 'images'}", "data.memory_mb=32"]
+    yield "79 MB of images in files, 32 MB at a time", 2, [*common, *streamed]
+
+
+_PARTS = {"parameters": _parameters, "batch": _batch, "steps": _steps, "records": _records, "files": _files}
+
+
+def _measure(part: str, case: str, backend: str, num_threads: int, overrides: Sequence[str]) -> Cost:
+    runs = [_run(backend, num_threads, overrides) for _ in range(_REPEATS)]
+    return Cost(part, case, backend, *(median(values) for values in zip(*runs, strict=True)))
+
+
+def _run(backend: str, num_threads: int, overrides: Sequence[str]) -> tuple[float, float, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable,
+            "-m",
+            "runner",
+            *overrides,
+            f"backend={backend}",
+            "device=cpu",
+            f"output.root={folder}",
+        ]
+        seconds, megabytes, _ = execute(command, {**os.environ, **environment(num_threads)})
+        (result,) = Path(folder).glob("runs/*/result.json")
+        assert read_json(result)["status"] == "completed"
+        columns = read_columns(result.with_name("metrics.csv"))
+    steps, ends = columns["step"], columns["seconds"]
+    first = len(steps) // 10
+    if len(steps) < 2:
+        raise RuntimeError("a run of one epoch has no time after its first tenth")
+    return (ends[-1] - ends[first]) / (steps[-1] - steps[first]) * 1e6, megabytes, seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())
