@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import time
@@ -40,6 +40,8 @@ def main() -> int:
         said = {override.key_or_group for override in parse_overrides(arguments.overrides, arguments.config_dir)}
         if "run" in said:
             return max(_on_a_run(job) for job in each)
+        if "runs" in said:
+            return _compare(each[0], said, arguments.multirun)
         if "resume" in said:
             if arguments.multirun:
                 raise ConfigError("resume goes on with one run: it cannot be said with -m")
@@ -61,6 +63,8 @@ def main() -> int:
 
             return _each(find_lr, composed, each if arguments.multirun else None)
         for config in configs:
+            if config.task == "compare":
+                raise ConfigError("task=compare needs runs=[FOLDER,...], the folders of finished runs")
             if config.task != "train":
                 raise ConfigError(f"task={config.task} needs run=FOLDER, the folder of a finished run")
         return _multirun(Path(configs[0].output.root), len(each)) if arguments.multirun else _hydra()
@@ -163,6 +167,21 @@ def _resume(overrides: Sequence[str], command: Sequence[str]) -> int:
     return train(
         Job(resumed.config, resumed.values, command, before, path.parent, path.name, _process_start(), resumed)
     )
+
+
+def _compare(job: Sequence[str], said: Collection[str], is_multirun: bool) -> int:
+    """Runs that exist, beside each other."""
+    other = next((key for key in said if key not in ("task", "runs", "output.root")), None)
+    if other is not None or is_multirun:
+        raise ConfigError(f"task=compare takes runs and output.root alone, got {'-m' if other is None else other}")
+    config = parse(compose(job))
+    if config.task != "compare" or not config.runs:
+        raise ConfigError(
+            f"runs=[FOLDER,...] goes with task=compare and holds at least one folder, got task={config.task}"
+        )
+    from runner.tasks.compare import compare
+
+    return compare(config.runs, Path(config.output.root))
 
 
 def _on_a_run(overrides: Sequence[str]) -> int:

@@ -66,7 +66,7 @@ class Output(Section):
 
 
 class Config(Section):
-    task: Literal["train", "preview", "find_lr", "evaluate", "predict", "export", "verify"]
+    task: Literal["train", "preview", "find_lr", "evaluate", "predict", "export", "verify", "compare"]
     backend: Literal["lightning", "keras", "witness"]
     device: Annotated[str, Field(pattern=f"^({devices.PATTERN})$")]
     devices: Literal[1]
@@ -84,6 +84,7 @@ class Config(Section):
     print_config: bool
     find_lr: FindLR
     run: str | None
+    runs: list[str] | None
     format: Literal["keras", "torch", "safetensors"] | None
     checkpoint: Literal["last", "best"] | Index
     steps: str | None
@@ -107,7 +108,7 @@ def parse(composed: Mapping[str, Any]) -> Config:
 
 def sha256(composed: Mapping[str, Any]) -> str:
     """Of what fixes a run: the composed config without the folder it writes to and the tasks done on its result."""
-    aside = {"output", "task", "find_lr", "run", "format", "checkpoint", "steps", "resume", "print_config"}
+    aside = {"output", "task", "find_lr", "run", "runs", "format", "checkpoint", "steps", "resume", "print_config"}
     kept = {key: value for key, value in composed.items() if key not in aside}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 

@@ -1,110 +1,154 @@
-"""What came of a multirun: a table of its jobs and a picture of their curves."""
+"""What came of several runs: which is best and whether that is more than noise, as a table, a page and a picture."""
 
 import csv
-import json
-from collections import defaultdict
+import math
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from runner.errors import RunError
-from runner.run_folder import read_columns
+from runner.report import page, parity
+from runner.report.answer import Answer, Ranked, answer
+from runner.report.jobs import Group, Job, read
+from runner.report.markdown import as_markdown
 
 
 def write(folder: Path, num_jobs: int) -> int:
-    """comparison.csv, .md and .png in the multirun's folder; 0 if all of its `num_jobs` completed, else 1."""
-    rows = [_row(path) for path in sorted(folder.glob("*/result.json"))]
-    if not rows:
+    """The comparison of a multirun, in its folder; 0 if all of its `num_jobs` completed, else 1."""
+    found = sorted(path.parent for path in folder.glob("*/result.json"))
+    if not found:
         raise RunError(f"no job of {folder} left a result")
-    metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
-    _write_csv(folder / "comparison.csv", rows, metrics)
-    completed = [row for row in rows if row["status"] == "completed"]
-    table = _table(completed, metrics)
-    (folder / "comparison.md").write_text(table + "\n", encoding="utf-8")
-    if completed:
-        _draw(folder / "comparison.png", completed)
-    print(f"\n{table}\n")
-    for row in rows:
-        if row["status"] != "completed":
-            print(f"{row['status']}: {row['folder'].name}  {row.get('error', '')}".rstrip())
+    return compare(folder, read(found), num_jobs)
+
+
+def compare(folder: Path, jobs: Sequence[Job], num_jobs: int) -> int:
+    """comparison.csv, .md, .html and .png of these jobs, and their last lines on the terminal."""
+    metrics = list(dict.fromkeys(name for job in jobs for name in job.result["metrics"]))
+    _write_csv(folder / "comparison.csv", jobs, metrics)
+    completed = [job for job in jobs if job.is_completed]
+    found = answer(completed)
+    same = parity.table(completed)
+    text = _text(found, same, metrics)
+    (folder / "comparison.md").write_text(text + "\n", encoding="utf-8")
+    print(f"\n{text}\n")
+    for job in jobs:
+        if not job.is_completed:
+            print(f"{job.result['status']}: {job.folder.name}  {job.result.get('error', '')}".rstrip())
     print(f"{len(completed)} of {num_jobs} jobs completed")
     print(f"folder   {folder}")
-    if completed:
+    if found is not None:
+        _draw(folder / "comparison.png", found)
+        again = command(found.best.group)
+        page.write(folder / "comparison.html", found, again, table_of(found, metrics), same)
         print(f"picture  {folder / 'comparison.png'}")
+        print(f"page     {folder / 'comparison.html'}")
+        print(f"winner   {found.winner()}")
+        print(f"to copy  {again}")
     return 0 if len(completed) == num_jobs else 1
 
 
-def _row(path: Path) -> dict[str, Any]:
-    result = json.loads(path.read_text(encoding="utf-8"))
-    return {"folder": path.parent, **result}
+def command(group: Group) -> str:
+    """What trains it again."""
+    return shlex.join(["python", "-m", "runner", *group.to_copy()])
 
 
-def _write_csv(path: Path, rows: list[dict[str, Any]], metrics: list[str]) -> None:
+def table_of(found: Answer, metrics: Sequence[str]) -> list[tuple[str, ...]]:
+    """A header, then a row a group, best first."""
+    others = [name for name in metrics if name.startswith("val/") and name != found.metric]
+    header = (
+        "rank",
+        "overrides",
+        "seeds",
+        found.metric,
+        "sd",
+        "95 % interval",
+        "from the best",
+        "p",
+        "more seeds",
+        *others,
+        f"steps to {found.target:.4g}",
+        "seconds",
+        "rate at its best",
+    )
+    return [header, *(_cells(ranked, others) for ranked in found.ranked)]
+
+
+def _cells(ranked: Ranked, others: Sequence[str]) -> tuple[str, ...]:
+    known, against = ranked.summary, ranked.against_best
+    unknown = against is None or against.p is None
+    return (
+        str(ranked.rank),
+        ranked.group.label,
+        str(known.num),
+        f"{known.mean:.4f}",
+        "" if known.sd is None else f"{known.sd:.4f}",
+        "" if known.interval is None else f"{known.interval[0]:.4f} to {known.interval[1]:.4f}",
+        "" if against is None else f"{against.difference:+.4f}",
+        "" if against is None or against.p is None else f"{against.p:.2g}",
+        "" if unknown or against is None or against.more_seeds is None else str(against.more_seeds),
+        *(f"{ranked.group.mean(name):.4f}" for name in others),
+        "never" if math.isinf(ranked.steps) else f"{ranked.steps:.0f}",
+        "" if math.isinf(ranked.seconds) else f"{ranked.seconds:.2f}",
+        f"{ranked.rate_at_best:.3g}",
+    )
+
+
+def _text(found: Answer | None, same: Sequence[parity.Parity], metrics: Sequence[str]) -> str:
+    """comparison.md: the answer, its table, and the parity of backends."""
+    if found is None:
+        return "No completed job has the metric that it monitors."
+    parts = ["\n".join(found.says()), as_markdown(table_of(found, metrics))]
+    if len(found.ranked) > 1:
+        parts.append(
+            f"Ranked by {found.metric} after the last epoch. p: Student's paired test over the seeds in common, corrected by "
+            "Holm for all pairs. Steps and seconds of training: until the first epoch that is as good as the worst group's "
+            "best one, medians. Rate at its best: of the last update before the best epoch's end."
+        )
+    if same:
+        parts.append(as_markdown([parity.HEADER, *(row.cells() for row in same)]))
+    return "\n\n".join(parts)
+
+
+def _write_csv(path: Path, jobs: Sequence[Job], metrics: Sequence[str]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["overrides", "backend", "schedule", "seed", *metrics, "seconds", "status"])
-        for row in rows:
-            values = [row["metrics"].get(name, "") for name in metrics]
-            about = [row["backend"], row["schedule"], row["seed"]]
-            writer.writerow([" ".join(row["overrides"]), *about, *values, row["seconds"]["train"], row["status"]])
+        for job in jobs:
+            result = job.result
+            values = [result["metrics"].get(name, "") for name in metrics]
+            about = [job.backend, result["schedule"], job.seed]
+            writer.writerow([" ".join(job.overrides), *about, *values, result["seconds"]["train"], result["status"]])
 
 
-def _groups(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The rows that differ in the seed alone, by the overrides that not all rows share."""
-    shared = set.intersection(*(set(row["overrides"]) for row in rows)) if rows else set()
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        own = [said for said in row["overrides"] if said not in shared and not said.startswith("seed=")]
-        groups[" ".join(own) or "all jobs"].append(row)
-    return groups
-
-
-def _table(rows: list[dict[str, Any]], metrics: list[str]) -> str:
-    """Markdown: a line per group of jobs that differ in the seed alone, by the monitored metric's mean, best first."""
-    monitored = [name for name in metrics if name.startswith("val/")] or metrics
-    lines = ["| overrides | seeds | " + " | ".join(f"{name} (mean)" for name in monitored) + " |"]
-    lines.append("| --- | --- |" + " --- |" * len(monitored))
-    means = {
-        name: (len(group), [float(np.mean([row["metrics"].get(m, np.nan) for row in group])) for m in monitored])
-        for name, group in _groups(rows).items()
-    }
-    for name, (num, values) in sorted(means.items(), key=lambda item: item[1][1][0] if item[1][1] else 0):
-        lines.append(f"| {name} | {num} | " + " | ".join(f"{value:.4f}" for value in values) + " |")
-    return "\n".join(lines)
-
-
-def _draw(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The rate and the validation loss of every group over its steps; of several seeds the mean, and their range."""
+def _draw(path: Path, found: Answer) -> None:
+    """The rate and the monitored metric of every group over its steps; of several seeds the mean, and their range."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
-    rate, loss = figure.subplots(1, 2)
-    for name, group in _groups(rows).items():
-        trace = read_columns(group[0]["folder"] / "trace.csv")
-        label = name if len(name) <= 40 else f"{name[:39]}…"
-        (line,) = rate.plot(trace["step"], trace["learning_rate"], label=label)
-        tables = [read_columns(row["folder"] / "metrics.csv") for row in group]
-        column = "val/loss" if "val/loss" in tables[0] else "train/loss"
-        if len({len(table["step"]) for table in tables}) == 1:
-            curves = np.stack([table[column] for table in tables])
-            loss.plot(tables[0]["step"], curves.mean(axis=0), color=line.get_color(), label=label)
-            loss.fill_between(
-                tables[0]["step"],
-                curves.min(axis=0),
-                curves.max(axis=0),
-                color=line.get_color(),
-                alpha=0.15,
-                linewidth=0,
-            )
-            loss.set_ylabel(column)
+    rate, metric = figure.subplots(1, 2)
+    for ranked in found.ranked:
+        job, label = ranked.group.jobs[0], ranked.group.label
+        label = f"{ranked.rank}. {label if len(label) <= 40 else f'{label[:39]}…'}"
+        (line,) = rate.plot(job.trace["step"], job.trace["learning_rate"], drawstyle="steps-post", label=label)
+        curves = [job.epochs[found.metric] for job in ranked.group.jobs]
+        if len({len(curve) for curve in curves}) == 1:
+            steps, color = job.epochs["step"], line.get_color()
+            metric.plot(steps, np.mean(curves, axis=0), color=color, label=label)
+            if len(curves) > 1:
+                low, high = np.min(curves, axis=0), np.max(curves, axis=0)
+                metric.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
     rate.set_ylabel("learning rate")
     rate.set_ylim(bottom=0)
-    loss.set_yscale("log")
-    for axes in (rate, loss):
+    metric.set_ylabel(found.metric)
+    if min(ranked.summary.mean for ranked in found.ranked) > 0 and found.mode == "min":
+        metric.set_yscale("log")
+    for axes in (rate, metric):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-    loss.legend(fontsize="small")
+    metric.legend(fontsize="small")
+    figure.suptitle(f"best {found.metric}: {found.winner()}", fontsize="medium", wrap=True)
     figure.savefig(path, dpi=110)

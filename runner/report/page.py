@@ -1,0 +1,102 @@
+"""comparison.html: the answer with curves to hover and zoom and a table to sort, one file that needs no network."""
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from runner.report import parity
+from runner.report.answer import Answer, Ranked
+
+# Okabe and Ito (2008): told apart with any colour vision, and on a light as on a dark ground; then again, dashed
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a6d3b", "#7a7a7a")
+_DASHES = ("solid", "dash", "dot", "dashdot")
+_MOST_POINTS = 2000  # of a line
+
+
+def write(
+    path: Path, found: Answer, command: str, table: Sequence[Sequence[str]], same: Sequence[parity.Parity]
+) -> None:
+    """`table` has a header and a row a group, as comparison.md has; `command` trains the best one."""
+    from plotly.offline import get_plotlyjs
+
+    lines = found.says()
+    style = [_style(i) for i in range(len(found.ranked))]
+    data = {
+        "metric": found.metric,
+        "logarithmic": found.mode == "min" and min(ranked.summary.mean for ranked in found.ranked) > 0,
+        "groups": [
+            {"label": ranked.group.label, **look, **_curves(ranked, found.metric)}
+            for ranked, look in zip(found.ranked, style, strict=True)
+        ],
+    }
+    template = Template(files("runner.report").joinpath("page.html").read_text(encoding="utf-8"))
+    page = template.substitute(
+        title=html.escape(f"{found.metric}: {found.winner()}"),
+        answer="".join(f"<p>{html.escape(line.strip())}</p>" for line in lines),
+        command=html.escape(command),
+        lines="".join(
+            _choice(i, ranked, look) for i, (ranked, look) in enumerate(zip(found.ranked, style, strict=True))
+        ),
+        table=_table("groups", table),
+        parity=_table("parity", [parity.HEADER, *(row.cells() for row in same)], "Backends") if same else "",
+        data=json.dumps(data).replace("</", "<\\/"),
+        plotly=get_plotlyjs(),
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _style(i: int) -> dict[str, str]:
+    return {
+        "colour": _COLOURS[i % len(_COLOURS)],
+        "dash": _DASHES[i // len(_COLOURS) % len(_DASHES)],
+    }
+
+
+def _curves(ranked: Ranked, metric: str) -> dict[str, Any]:
+    """The first seed's rates, and the metric's mean over the seeds with their range."""
+    job, curves = ranked.group.jobs[0], [job.epochs[metric] for job in ranked.group.jobs]
+    num = min(map(len, curves))
+    values = np.stack([curve[:num] for curve in curves])
+    rate = _thinned(job.trace["step"], job.trace["learning_rate"])
+    return {
+        "rate": rate,
+        "mean": _thinned(job.epochs["step"][:num], values.mean(axis=0)),
+        "low": _thinned(job.epochs["step"][:num], values.min(axis=0))["y"] if len(curves) > 1 else None,
+        "high": _thinned(job.epochs["step"][:num], values.max(axis=0))["y"] if len(curves) > 1 else None,
+    }
+
+
+def _thinned(x: np.ndarray, y: np.ndarray) -> dict[str, list[float | None]]:
+    kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), _MOST_POINTS)).round().astype(int))
+    return {"x": _numbers(x[kept]), "y": _numbers(y[kept])}
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    """JSON has no NaN."""
+    return [float(value) if np.isfinite(value) else None for value in values]
+
+
+def _choice(i: int, ranked: Ranked, look: Mapping[str, str]) -> str:
+    """The legend is of checkboxes: they are reached by keyboard, and read aloud."""
+    swatch = f'<span class="swatch {look["dash"]}" style="border-color: {look["colour"]}"></span>'
+    label = html.escape(ranked.group.label)
+    return f'<label><input type="checkbox" data-group="{i}" checked> {swatch} {ranked.rank}. {label}</label>'
+
+
+def _table(name: str, rows: Sequence[Sequence[str]], caption: str = "") -> str:
+    header, *body = rows
+    head = "".join(
+        f'<th scope="col" aria-sort="none"><button type="button">{html.escape(cell)}</button></th>' for cell in header
+    )
+    cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
+    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">'
+        f'<table id="{name}">{title}<thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table></div>'
+    )
