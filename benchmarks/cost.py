@@ -4,7 +4,8 @@ and what the records take.
     python -m benchmarks.cost                     # some ten minutes on two cores
     python -m benchmarks.cost --parts steps --markdown --json cost.json
 
-Every figure is the median of three runs, each in a process of its own, of the real command line with its defaults. Time
+Every figure is the median of three runs, or of as many as a minute holds, each in a process of its own, of the real
+command line with its defaults. Time
 for an update is that of the training phase after its first tenth, in which a framework traces and compiles, from the
 times in metrics.csv; memory is the process's peak.
 """
@@ -114,7 +115,9 @@ _PARTS = {"parameters": _parameters, "batch": _batch, "steps": _steps, "records"
 
 
 def _measure(part: str, case: str, backend: str, num_threads: int, overrides: Sequence[str]) -> Cost:
-    runs = [_run(backend, num_threads, overrides) for _ in range(_REPEATS)]
+    runs: list[tuple[float, float, float]] = []
+    while len(runs) < _REPEATS and sum(seconds for _, _, seconds in runs) < 60:
+        runs.append(_run(backend, num_threads, overrides))
     return Cost(part, case, backend, *(median(values) for values in zip(*runs, strict=True)))
 
 
@@ -137,7 +140,7 @@ def _run(backend: str, num_threads: int, overrides: Sequence[str]) -> tuple[floa
     first = len(steps) // 10
     if len(steps) < 2:
         raise RuntimeError("a run of one epoch has no time after its first tenth")
-    return (ends[-1] - ends[first]) / (steps[-1] - steps[first]) * 1e6, megabytes, seconds
+    return float(ends[-1] - ends[first]) / float(steps[-1] - steps[first]) * 1e6, megabytes, seconds
 
 
 if __name__ == "__main__":
