@@ -1,10 +1,12 @@
 """The command line: compose, check, hand over to the task."""
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from time import time
 from typing import Any
@@ -13,9 +15,9 @@ from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from runner import run_folder
+from runner import multirun, run_folder
 from runner.compose import CONF, compose, explained, jobs, opened, parse_overrides, set_keys, to_values
-from runner.config import parse
+from runner.config import Config, parse, sha256
 from runner.errors import ConfigError, RunError, show
 from runner.saved import Run, config_of
 
@@ -36,7 +38,7 @@ def main() -> int:
             raise ConfigError(f"--config-dir must be a folder, got {arguments.config_dir}")
         each = jobs(arguments.overrides, arguments.multirun, arguments.config_dir)
         if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
-            return _hydra()
+            return _hydra(arguments.overrides)
         said = {override.key_or_group for override in parse_overrides(arguments.overrides, arguments.config_dir)}
         if "run" in said:
             return max(_on_a_run(job) for job in each)
@@ -51,6 +53,12 @@ def main() -> int:
                 raise ConfigError(f"{key} is for a finished run: it needs run=FOLDER")
         composed = [compose(job, arguments.config_dir) for job in each]
         configs = [parse(values) for values in composed]
+        command = arguments.overrides
+        if any(config.tune for config in configs):
+            if not arguments.multirun:
+                raise ConfigError("tune=lr makes several runs, which needs -m (--multirun)")
+            command = multirun.tuned(command, parse_overrides(command, arguments.config_dir), configs)
+            each = jobs(command, True, arguments.config_dir)
         alone = {config.task for config in configs} & {"preview", "find_lr"}
         if alone and any({config.task} != alone for config in configs):
             raise ConfigError(f"task must be the same for all jobs where one is {min(alone)}")
@@ -67,7 +75,7 @@ def main() -> int:
                 raise ConfigError("task=compare needs runs=[FOLDER,...], the folders of finished runs")
             if config.task != "train":
                 raise ConfigError(f"task={config.task} needs run=FOLDER, the folder of a finished run")
-        return _multirun(Path(configs[0].output.root), len(each)) if arguments.multirun else _hydra()
+        return _multirun(configs[0], command, len(each)) if arguments.multirun else _hydra(command)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -81,11 +89,12 @@ def main() -> int:
         return 128 + signal.SIGINT
 
 
-def _hydra(extra: Sequence[str] = ()) -> int:
+def _hydra(overrides: Sequence[str], extra: Sequence[str] = ()) -> int:
     """Let Hydra compose once more and launch; the worst status of the jobs that ran in this process."""
     import hydra
 
     program, *command = sys.argv
+    options = [argument for argument in command if argument not in get_args_parser().parse_args(command).overrides]
     statuses: list[int] = []
     refused: list[ConfigError] = []
 
@@ -96,7 +105,7 @@ def _hydra(extra: Sequence[str] = ()) -> int:
         except ConfigError as error:  # Hydra would put a line of its own before ours
             refused.append(error)
 
-    sys.argv = [program, *map(opened, command), *extra]
+    sys.argv = [program, *options, *map(opened, overrides), *extra]
     job()
     if refused:
         raise refused[0]
@@ -113,13 +122,13 @@ def _each(task: Callable[[Any], int], composed: Sequence[Any], names: Sequence[S
     return max(statuses)
 
 
-def _multirun(root: Path, num_jobs: int) -> int:
+def _multirun(config: Config, overrides: Sequence[str], num_jobs: int) -> int:
     """All jobs in a folder of their own, whatever launches them; then what came of them."""
     from runner.report import comparison
 
-    folder = run_folder.create(root / "multiruns", run_folder.timestamp())
+    folder = multirun.folder(config)
     try:
-        _hydra([f"hydra.sweep.dir={folder}"])
+        _hydra(overrides, [f"hydra.sweep.dir={folder}"])
     except SystemExit:  # a signal: what is done is done
         with suppress(RunError):
             comparison.write(folder, num_jobs)
@@ -132,6 +141,7 @@ def _train(composed: Any, command: Sequence[str], first: bool) -> int:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    from runner.resume import resume
     from runner.tasks.train import Job, refuse, train
 
     values, hydra = to_values(composed), HydraConfig.get()
@@ -140,8 +150,16 @@ def _train(composed: Any, command: Sequence[str], first: bool) -> int:
     if hydra.mode == RunMode.RUN:
         return train(Job(config, values, command, overrides, Path(config.output.root) / "runs", None, started))
     job = Job(config, values, command, overrides, Path(hydra.sweep.dir), run_folder.job_name(overrides), started)
-    print(f"job {hydra.job.num}: {job.name}", flush=True)
+    before = multirun.earlier(job.parent, str(job.name), sha256(values)) if config.output.multirun else None
+    done = before is not None and before.is_completed
+    print(f"job {hydra.job.num}: {job.name}{' was completed before' if done else ''}", flush=True)
+    if done:
+        return 0
     try:
+        if before is not None and before.has_checkpoint:
+            job = replace(job, resumed=resume(before.path, []))
+        elif before is not None:  # of what ended before its first checkpoint nothing goes on
+            shutil.rmtree(before.path)
         status = train(job)
     except ConfigError as error:
         refuse(job, error)

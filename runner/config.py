@@ -63,6 +63,12 @@ class FindLR(Section):
 
 class Output(Section):
     root: str = Field(min_length=1)
+    multirun: str | None
+
+
+class Tune(Section):
+    name: Literal["lr"]
+    factors: list[Positive] = Field(min_length=2)
 
 
 class Config(Section):
@@ -80,6 +86,7 @@ class Config(Section):
     schedule: Schedule
     metrics: Literal["auto"] | list[str]
     trainer: Trainer
+    tune: Tune | None
     output: Output
     print_config: bool
     find_lr: FindLR

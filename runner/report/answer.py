@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runner.report.jobs import Group, Job, groups
+from runner.report.jobs import Group, Job, best_rates, groups
 from runner.report.statistics import Paired, Summary, compare, summary
 
 
@@ -24,7 +24,8 @@ class Answer:
     metric: str
     mode: str  # min, max
     target: float  # what all groups reach in the mean: the worst of the means of their best epochs
-    ranked: list[Ranked]  # best first
+    ranked: list[Ranked]  # best first; of each schedule whose rate was tuned, at its best rate
+    tried: list[Group]  # all groups, in the order of their jobs
 
     @property
     def best(self) -> Ranked:
@@ -64,6 +65,18 @@ class Answer:
         more = "" if found.more_seeds is None else f"; about {found.more_seeds} more seeds would tell such a difference"
         return f"  {name}: {by}, within the noise ({_p(found.p)}{more})"
 
+    def at_edges(self) -> list[str]:
+        """Warnings: where the best rate that was tried is the least or the largest, a better one may lie beyond."""
+        lines = []
+        for ranked in self.ranked:
+            group, same = ranked.group, ranked.group.but_for_rate()
+            rates = sorted(other.base_rate for other in self.tried if other.but_for_rate() == same)
+            rate = group.base_rate
+            if len(rates) > 1 and rate in (rates[0], rates[-1]):
+                which = "least" if rate == rates[0] else "largest"
+                lines.append(f"warning: {group.label} is best at the {which} rate that was tried")
+        return lines
+
     def winner(self) -> str:
         if len(self.ranked) == 1:
             return self.best.group.label
@@ -81,9 +94,9 @@ def answer(jobs: Sequence[Job]) -> Answer | None:
     found = [group for group in groups(alike) if math.isfinite(group.mean(metric))]
     if not found:
         return None
-    sign = 1 if mode == "min" else -1
-    found.sort(key=lambda group: sign * group.mean(metric))
-    tests = compare({group.label: group.values(metric) for group in found})
+    sign, tried = 1 if mode == "min" else -1, found
+    found = best_rates(found, metric, mode)
+    tests = compare({group.label: group.values(metric) for group in [*found, *(g for g in tried if g not in found)]})
     target = sign * max(
         sign * sum(float(job.result["best"]["value"]) for job in group.jobs) / len(group.jobs) for group in found
     )
@@ -96,7 +109,7 @@ def answer(jobs: Sequence[Job]) -> Answer | None:
         reached = group.reached(metric, mode, target)
         values = [*group.values(metric).values()]
         ranked.append(Ranked(i + 1, group, summary(values), against, *reached, group.rate_at_best()))
-    return Answer(metric, mode, target, ranked)
+    return Answer(metric, mode, target, ranked, tried)
 
 
 def describe(found: Summary) -> str:

@@ -44,6 +44,7 @@ def compare(folder: Path, jobs: Sequence[Job], num_jobs: int) -> int:
         page.write(folder / "comparison.html", found, again, table_of(found, metrics), same)
         print(f"picture  {folder / 'comparison.png'}")
         print(f"page     {folder / 'comparison.html'}")
+        print(f"to test  python -m runner task=evaluate run={shlex.quote(str(found.best.group.jobs[0].folder))}")
         print(f"winner   {found.winner()}")
         print(f"to copy  {again}")
     return 0 if len(completed) == num_jobs else 1
@@ -99,7 +100,10 @@ def _text(found: Answer | None, same: Sequence[parity.Parity], metrics: Sequence
     """comparison.md: the answer, its table, and the parity of backends."""
     if found is None:
         return "No completed job has the metric that it monitors."
-    parts = ["\n".join(found.says()), as_markdown(table_of(found, metrics))]
+    parts = ["\n".join([*found.says(), *found.at_edges()]), as_markdown(table_of(found, metrics))]
+    if len(found.tried) > len(found.ranked):
+        means = [(group.label, f"{group.mean(found.metric):.4f}") for group in found.tried]
+        parts.append("All rates that were tried:\n\n" + as_markdown([("overrides", found.metric), *means]))
     if len(found.ranked) > 1:
         parts.append(
             f"Ranked by {found.metric} after the last epoch. p: Student's paired test over the seeds in common, corrected by "

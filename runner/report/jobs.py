@@ -84,6 +84,18 @@ class Group:
         """Seed -> the metric after the last epoch."""
         return {job.seed: float(job.result["metrics"].get(metric, math.nan)) for job in self.jobs}
 
+    @property
+    def base_rate(self) -> float:
+        return float(self.jobs[0].config["optimizer"]["lr"])
+
+    def but_for_rate(self) -> str:
+        """What it trained, equal of groups that tuning makes one of."""
+        job = self.jobs[0]
+        if not job.config.get("tune"):
+            return job.settings()
+        optimizer = {k: v for k, v in job.config["optimizer"].items() if k != "lr"}
+        return job.settings("optimizer") + json.dumps(optimizer, sort_keys=True)
+
     def mean(self, metric: str) -> float:
         return float(np.mean([*self.values(metric).values()]))
 
@@ -97,7 +109,7 @@ class Group:
 
     def to_copy(self) -> list[str]:
         """What to say on the command line to train it."""
-        return [said for said in self.jobs[0].overrides if not said.startswith(("seed=", "output."))]
+        return [said for said in self.jobs[0].overrides if not said.startswith(("seed=", "output.", "tune"))]
 
 
 def read(folders: Iterable[Path]) -> list[Job]:
@@ -120,6 +132,15 @@ def groups(jobs: Sequence[Job]) -> list[Group]:
         Group(f"{label} ({own[0].folder.name})" if label in twice else label, tuple(own))
         for label, own in zip(labels, by_settings.values(), strict=True)
     ]
+
+
+def best_rates(found: Sequence[Group], metric: str, mode: str) -> list[Group]:
+    """Of groups that differ in the base rate alone, where it was tuned, the one with the best mean."""
+    sign = 1 if mode == "min" else -1
+    best: dict[str, Group] = {}
+    for group in sorted(found, key=lambda group: sign * group.mean(metric)):
+        best.setdefault(group.but_for_rate(), group)
+    return list(best.values())
 
 
 def pairs(jobs: Sequence[Job]) -> list[tuple[Job, Job]]:
