@@ -44,6 +44,8 @@ class Trainer(Section):
     monitor_mode: Mode
     early_stopping_patience: Count | None
     early_stopping_min_delta: NonNegative
+    on_nonfinite: Literal["stop", "skip"]
+    max_skipped: Count
     strict: bool
 
     @model_validator(mode="after")

@@ -68,6 +68,7 @@ class Plan:
             seed=self.config.seed,
             largest_chunk=self.largest_chunk(),
             compile=trainer.compile,
+            skip_nonfinite=trainer.on_nonfinite == "skip",
         )
 
     @cached_property
@@ -155,6 +156,10 @@ def plan(config: Config) -> Plan:
     _check_batch_norm(model.network, order)
     if trainer.precision == "exact":
         refuse(model.network, loss, config.optimizer, order)
+        if trainer.on_nonfinite == "skip":
+            raise ConfigError(
+                "trainer.on_nonfinite=skip cannot be had with trainer.precision=exact, whose sums are finite"
+            )
         if data.streams:
             raise ConfigError(
                 f"data={config.data.name} cannot be trained on with trainer.precision=exact; data=npz can"

@@ -44,6 +44,7 @@ class RunSpec(ModelSpec):
     gradient_clip_norm: float | None
     seed: int
     largest_chunk: int
+    skip_nonfinite: bool  # an update whose loss is NaN or infinite leaves weights, slots and buffers as they were
     compile: bool  # by torch.compile or XLA, what is not compiled anyway
 
     @property

@@ -52,11 +52,13 @@ class Training:
         self._writing: Future[None] | None = None
         self.step = 0  # applied updates whose loss was finite
         self.compile_seconds = 0.0
+        self.skipped: list[int] = []  # updates whose loss was not finite, passed over
         if resumed is not None:
             self.best, self.metrics = resumed["best"], resumed["metrics"]
             self.plateau, self.watch = State.of(resumed["plateau"]), Watch(**resumed["early_stopping"])
             self._means, self.step = Means(resumed["means"]), resumed["step"]
             self._saved = self.step
+            self.skipped = list(resumed.get("skipped", []))
             self.started -= resumed["seconds"]
 
     def __enter__(self) -> "Training":
@@ -75,14 +77,19 @@ class Training:
     def on_chunk(self, chunk: Chunk, report: Report, live: Live) -> bool:
         """The seam's OnChunk."""
         order, step = self.plan.order, chunk.first_step + chunk.num_steps
+        trainer = self.plan.config.trainer
         bad = np.flatnonzero(~np.isfinite(report.losses))
-        good = int(bad[0]) if len(bad) else chunk.num_steps
+        left = trainer.max_skipped - len(self.skipped) if trainer.on_nonfinite == "skip" else 0
+        good = int(bad[left]) if len(bad) > left else chunk.num_steps
         self._files.trace(chunk.first_step, report.losses[:good], report.applied)
         self.step = chunk.first_step + good
-        if len(bad):
-            raise RunError(f"the loss of update {self.step} is {report.losses[good]}")
+        if len(bad) > left:
+            more = f", after {trainer.max_skipped} that were skipped" if trainer.on_nonfinite == "skip" else ""
+            raise RunError(f"the loss of update {self.step} is {report.losses[good]}{more}")
+        self.skipped += [chunk.first_step + int(i) for i in bad]
         self.compile_seconds += report.compile_seconds
-        self._means.add(rows(self.plan, report.outputs, self.plan.data.train.y[chunk.rows]))
+        counted = np.repeat(np.isfinite(report.losses), chunk.rows_per_step)
+        self._means.add(rows(self.plan, report.outputs[counted], self.plan.data.train.y[chunk.rows[counted]]))
         self.console.advance(step, f"rate {report.applied['learning_rate'][-1]:.3g}  loss {report.losses[-1]:.4g}")
         over = step == order.total_steps
         if over or step % order.steps_per_epoch == 0:
@@ -131,6 +138,7 @@ class Training:
             "early_stopping": asdict(self.watch),
             "stopped_early": self.stopped_early,
             "means": self._means.state(),
+            "skipped": self.skipped,
             "seconds": round(time() - self.started, 3),
             "config_sha256": self.config_sha256,
         }

@@ -44,6 +44,8 @@ class _Native:
         """One update from its micro-batches of num_rows rows: its mean loss before it, the outputs."""
         total: Any = None
         gradients: Any = None
+        kept = [*self.model.variables, *self.optimizer.memories()] if self.run.skip_nonfinite else []
+        before = [tf.identity(variable.value) for variable in kept]
         outputs, self.place.step = [], self.optimizer.iterations.value
         for micro_batch, (x, y) in enumerate(batches):
             self.place.micro_batch = micro_batch
@@ -59,6 +61,8 @@ class _Native:
         if self.run.gradient_clip_norm is not None:
             gradients = optimizers.clip_by_global_norm(gradients, self.run.gradient_clip_norm)
         self.optimizer.apply(gradients, list(self.parameters.values()))
+        for variable, value in zip(kept, before, strict=True):
+            variable.assign(tf.where(tf.math.is_finite(total), variable.value, value))
         return total, tf.concat(outputs, axis=0)
 
     def state(self, step: int) -> TrainState:

@@ -71,6 +71,10 @@ class _Optimizer(keras.optimizers.Optimizer):
             slot: {name: v.value.numpy() for name, v in values.items()} for slot, values in self.memory.slots.items()
         }
 
+    def memories(self) -> list[Any]:
+        """The variables that an update changes, but for the count of updates and what follows from it alone."""
+        return [variable for slot in self.memory.slots.values() for variable in slot.values()]
+
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         name, s = self.memory.names[self._get_variable_index(variable)], self.spec
         group = self.memory.groups[name]

@@ -60,6 +60,7 @@ class _Native:
         self.place.step, self.place.micro_batch = step, 0
         for flat in self.flats:
             flat.forget()
+        before = [buffer.clone() for buffer in self.network.buffers()] if self.run.skip_nonfinite else []
         shares = []
         for x, y in batches:
             began = time.perf_counter()
@@ -73,10 +74,16 @@ class _Native:
             shares.append(share.detach())
             outputs.append(z.detach())
             self.place.micro_batch += 1
+        total = sum(shares[1:], shares[0])
+        self._totals.append(total)
+        if self.run.skip_nonfinite and not bool(torch.isfinite(total)):
+            for buffer, value in zip(self.network.buffers(), before, strict=True):
+                buffer.copy_(value)
+            optimizers.pass_over(self.optimizer)
+            return outputs
         if self.run.gradient_clip_norm is not None:
             optimizers.clip_by_global_norm([flat.gradient for flat in self.flats], self.run.gradient_clip_norm)
         self.apply()
-        self._totals.append(sum(shares[1:], shares[0]))
         return outputs
 
     def losses(self) -> Tensor:

@@ -253,6 +253,17 @@ def _fused_sgd(groups: list[dict[str, Any]], states: Mapping[Tensor, Any]) -> Ca
     return torch.no_grad()(apply)
 
 
+def pass_over(optimizer: Optimizer) -> None:
+    """Count an update that is not made: what goes by the number of updates goes by the schedule's."""
+    for group in optimizer.param_groups:
+        for state in (optimizer.state[p] for p in group["params"]):
+            if "step" in state:
+                state["step"] += 1
+            if "mu_product" in state:  # NAdam's
+                decay = 0.96 ** (float(state["step"]) * group["momentum_decay"])
+                state["mu_product"] *= group["betas"][0] * (1 - 0.5 * decay)
+
+
 def clip_by_global_norm(gradients: list[Tensor], largest: float) -> None:
     """g *= min(1, largest / norm), norm = the root of the sum of all squares. torch's own divides by norm + 1e-6."""
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))

@@ -56,6 +56,7 @@ class Job:
             "metrics": {},
             "best": None,
             "stopped_early": False,
+            "skipped": [],
             "resumed_from": None,
             "seconds": {"startup": None, "train": None, "compile": None, "total": None},
             "weights_sha256": None,
@@ -160,6 +161,7 @@ def _train(
         "metrics": training.metrics,
         "best": training.best,
         "stopped_early": training.stopped_early,
+        "skipped": training.skipped,
         "resumed_from": job.resumed and start.step,
         "seconds": job.seconds(began, ended, training.compile_seconds),
     }
@@ -185,6 +187,9 @@ def _say(console: Console, result: Mapping[str, Any], trainer: Trainer, path: Pa
         console.say(f"failed: {result['error'][:300]}")
         console.say(f"traceback in {path / 'run.log'}")
     else:
+        if result["skipped"]:
+            listed = ", ".join(map(str, result["skipped"]))
+            console.say(f"warning: skipped {len(result['skipped'])} updates whose loss was not finite: {listed}")
         if result["stopped_early"]:
             console.say(f"stopped early: {best['metric']} was no better for {trainer.early_stopping_patience} epochs")
         spent = f"{result['steps']} steps in {seconds['train']:.1f} s, {seconds['total']:.1f} s in all"
