@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from runner import multirun, run_folder
-from runner.compose import CONF, compose, explained, jobs, opened, parse_overrides, set_keys, to_values
+from runner.compose import CONF, compose, composed, explained, jobs, opened, parse_overrides, set_keys, to_values
 from runner.config import Config, parse, sha256
 from runner.errors import ConfigError, RunError, show
 from runner.saved import Run, config_of
@@ -38,6 +38,7 @@ def main() -> int:
             raise ConfigError(f"--config-dir must be a folder, got {arguments.config_dir}")
         each = jobs(arguments.overrides, arguments.multirun, arguments.config_dir)
         if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
+            composed(each[0], arguments.config_dir)  # refuses what Hydra would run
             return _hydra(arguments.overrides)
         said = {override.key_or_group for override in parse_overrides(arguments.overrides, arguments.config_dir)}
         if "run" in said:
@@ -51,8 +52,8 @@ def main() -> int:
         for key in ("checkpoint", "format", "steps"):
             if key in said:
                 raise ConfigError(f"{key} is for a finished run: it needs run=FOLDER")
-        composed = [compose(job, arguments.config_dir) for job in each]
-        configs = [parse(values) for values in composed]
+        values = [compose(job, arguments.config_dir) for job in each]
+        configs = [parse(each_values) for each_values in values]
         command = arguments.overrides
         if any(config.tune for config in configs):
             if not arguments.multirun:
@@ -69,7 +70,7 @@ def main() -> int:
         if alone:
             from runner.tasks.find_lr import find_lr
 
-            return _each(find_lr, composed, each if arguments.multirun else None)
+            return _each(find_lr, values, each if arguments.multirun else None)
         for config in configs:
             if config.task == "compare":
                 raise ConfigError("task=compare needs runs=[FOLDER,...], the folders of finished runs")

@@ -20,6 +20,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from runner import trust
 from runner.errors import ConfigError, nearest, show
 
 _HERE = Path(__file__).resolve().parent
@@ -27,7 +28,12 @@ CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  #
 
 
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> dict[str, Any]:
-    """The composed config as plain values, checked in nothing but its composition."""
+    """The composed config as plain values, checked in nothing but its composition and in what Hydra would run of it."""
+    return to_values(composed(overrides, config_dir))
+
+
+def composed(overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
+    """The whole of it, Hydra's own part included."""
     parsed = parse_overrides(overrides, config_dir)
     for override in parsed:
         if override.is_sweep_override():
@@ -38,15 +44,18 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> dict[str
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return to_values(hydra_compose("config", [*map(_forced, parsed), *search]))
+            whole = hydra_compose("config", [*map(_forced, parsed), *search], return_hydra_config=True)
+        trust.check(OmegaConf.to_container(whole))  # type: ignore[arg-type]
+        return whole
     except (HydraException, OmegaConfBaseException) as error:
         raise explained(error) from None
 
 
-def to_values(composed: DictConfig) -> dict[str, Any]:
+def to_values(whole: DictConfig) -> dict[str, Any]:
     """Interpolations resolved, Hydra's own part left out; a value that is still `???` is named."""
+    own = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
     try:
-        values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        values: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} is missing; it needs a value") from None
     except OmegaConfBaseException as error:
@@ -128,6 +137,8 @@ def parse_overrides(overrides: Sequence[str], config_dir: str | None = None) -> 
         if override.key_or_group in seen:
             raise ConfigError(f"{override.key_or_group} is given twice on the command line")
         seen.add(override.key_or_group)
+        if override.key_or_group == "hydra.searchpath":  # pkg://NAME imports NAME
+            raise ConfigError("hydra.searchpath is not taken; --config-dir adds a folder of choices")
         _check_choice(override, config_dir)
         _check_name(override)
     return parsed
@@ -205,7 +216,9 @@ def explained(error: Exception) -> ConfigError:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """And the next, where the first only says that it comes."""
+    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return f"{first} {rest[0]}" if first.endswith(":") and rest else first
 
 
 def set_keys(values: Mapping[str, Any], overrides: Sequence[Override], allowed: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,96 @@
+"""Several runs of one command: tune=lr, and going on with a multirun that was stopped."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from runner.run_folder import read_json
+from tests.command_line import BACKENDS, start, together
+
+# tune=lr
+
+
+def test_each_schedule_is_compared_at_its_own_best_base_rate(tmp_path: Path) -> None:
+    """Three rates of two schedules over two seeds; the table ranks two, each with the least mean of its three."""
+    sweep = ("-m", "schedule=constant,linear", "seed=0,1", "trainer.max_epochs=2", "device=cpu")
+    (done,) = together(tmp_path, (*sweep, "tune=lr", "tune.factors=[0.1,1,10]", "optimizer.lr=2e-3"))
+    assert (done.status, done.err) == (0, "")
+    folder = tmp_path / done.folder
+    means: dict[str, dict[str, float]] = {}
+    for schedule in ("constant", "linear"):
+        for rate in ("0.0002", "0.002", "0.02"):
+            found = list(folder.glob(f"schedule={schedule},*,optimizer.lr={rate}/result.json"))
+            assert len(found) == 2
+            values = [read_json(path)["metrics"]["val/loss"] for path in found]
+            means.setdefault(schedule, {})[rate] = sum(values) / 2
+    best = {schedule: min(each, key=lambda rate: each[rate]) for schedule, each in means.items()}
+    order = sorted(best, key=lambda schedule: means[schedule][best[schedule]])
+    lines = [line for line in (folder / "comparison.md").read_text().splitlines() if line.startswith("| ")]
+    ranked = [line for line in lines if line.startswith(("| 1 ", "| 2 "))]
+    assert len(ranked) == 2
+    for line, schedule in zip(ranked, order, strict=True):
+        assert f"schedule={schedule} optimizer.lr={best[schedule]}" in line
+        assert f"{means[schedule][best[schedule]]:.4f}" in line
+        if best[schedule] != "0.002":
+            assert f"warning: schedule={schedule} optimizer.lr={best[schedule]} is best at the largest rate" in done.out
+    tried = [line for line in lines if line.startswith("| schedule=")]
+    assert len(tried) == 6
+    *_, test, winner, command = done.out.splitlines()
+    assert test.startswith("to test  python -m runner task=evaluate run=")
+    assert winner.startswith(f"winner   schedule={order[0]} optimizer.lr={best[order[0]]}")
+    expected = f"schedule={order[0]} trainer.max_epochs=2 device=cpu optimizer.lr={best[order[0]]}"
+    assert command == f"to copy  python -m runner {expected}"
+
+
+# output.multirun
+
+LONG = ("-m", "schedule=constant,cosine", "seed=0,1", "trainer.max_epochs=40", "device=cpu")
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.parent.name: read_json(path)["weights_sha256"] for path in folder.glob("*/result.json")}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_multirun_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, backend: str, number: int) -> None:
+    """Stopped in its second job or later: what is completed is left alone, what is half done goes on in its folder."""
+    sweep = (*LONG, f"backend={backend}")
+    (whole,) = together(tmp_path, sweep)
+    assert whole.status == 0
+    again = (*sweep, "output.multirun=outputs/multiruns/mine")
+    process = start(tmp_path, *again)
+    folder = tmp_path / "outputs" / "multiruns" / "mine"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:  # until the second job has a checkpoint
+        second = list(folder.glob("*seed=1*/checkpoints/[0-9]*"))
+        if second and len(list(folder.glob("*/result.json"))) >= 1:
+            break
+        time.sleep(0.005)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == (143 if number == signal.SIGTERM else -9)
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in folder.glob("*/result.json")
+        if read_json(path)["status"] == "completed"
+    }
+    assert 1 <= len(before) < 4
+    (done,) = together(tmp_path, again)
+    assert (done.status, done.err) == (0, "")
+    assert done.out.count(" was completed before\n") == len(before)
+    assert done.out.count("resume   ") == 1
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert hashes(folder) == hashes(tmp_path / whole.folder)
+    assert "4 of 4 jobs completed" in done.out
+
+
+def test_one_that_is_completed_is_only_compared_again(tmp_path: Path) -> None:
+    short = ("-m", "seed=0,1", "trainer.max_steps=20", "device=cpu", "output.multirun=outputs/here")
+    first, second = together(tmp_path, short)[0], together(tmp_path, short)[0]
+    assert (first.status, second.status) == (0, 0)
+    assert second.out.count(" was completed before\n") == 2
+    assert "completed: 20 steps" not in second.out
+    assert second.out.splitlines()[-1] == first.out.splitlines()[-1]
