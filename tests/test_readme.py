@@ -93,7 +93,9 @@ def test_what_it_shows_a_command_to_say_is_what_it_says(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_benchmark_runs(tmp_path: Path) -> None:
     (text,) = blocks("bash benchmark")
-    done = execute(f"{text.strip()} --models mlp --epochs mlp=2 --repeats 1 --json {tmp_path / 'found.json'}", REPOSITORY)
+    done = execute(
+        f"{text.strip()} --models mlp --epochs mlp=2 --repeats 1 --json {tmp_path / 'found.json'}", REPOSITORY
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "found.json").stat().st_size > 0
 

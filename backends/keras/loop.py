@@ -40,6 +40,13 @@ class _Native:
         # XLA pays for small and dense networks; its convolutions on the CPU are slower than TensorFlow's own
         self.jit_compile = run.compile or not any(node.spec.layer == "conv2d" for node in run.network.walk())
 
+    def start(self, run: RunSpec, start: TrainState) -> None:
+        """Another run that is compiled alike."""
+        self.run = run
+        layers.load_state(self.model, start)
+        self.schedule.start(run)
+        self.optimizer.load_slots(start.slots, start.step)
+
     def update(self, batches: Iterable[tuple[Any, Any]], num_rows: int) -> tuple[Any, Any]:
         """One update from its micro-batches of num_rows rows: its mean loss before it, the outputs."""
         total: Any = None
@@ -79,22 +86,22 @@ class Model(keras.Model):
         """Load the state, make the optimizer, compile."""
         self.work = (exact.Work if run.precision == "exact" else _Native)(self, run, start, place)
         self.compile(optimizer=self.work.optimizer, jit_compile=self.work.jit_compile)
+        # One compilation per shape of the chunk's blocks, whatever the number of updates, which is an argument. Without
+        # autograph: nothing here loops or asks over tensors in Python, and rewriting all of it took longer than tracing it.
+        self.compiled = tf.function(self.train_step, jit_compile=self.jit_compile, autograph=False)
+        self.compiled_for: set[Any] = set()
 
     def make_train_function(self, force: bool = False) -> Any:
-        """fit's: takes the next chunk off its iterator and runs it. One compilation per shape of the chunk's blocks,
-        whatever the number of updates, which is an argument. Without autograph: nothing here loops or asks over tensors in
-        Python, and rewriting all of it took longer than tracing it."""
-        compiled = tf.function(self.train_step, jit_compile=self.jit_compile, autograph=False)
-        seen: set[Any] = set()
+        """fit's: takes the next chunk off its iterator and runs it."""
 
         def train_function(iterator: Iterator[Any]) -> dict[str, Any]:
             num_steps, blocks, given = next(iterator)
             num_blocks = sum(block.shape[1] > 0 for block in blocks)
             began, shapes = time.perf_counter(), tuple(tuple(block.shape) for block in blocks[:num_blocks])
-            applied, means, outputs = compiled((num_steps, blocks[:num_blocks], given[:num_blocks]))
+            applied, means, outputs = self.compiled((num_steps, blocks[:num_blocks], given[:num_blocks]))
             num = int(num_steps)
-            is_new = shapes not in seen
-            seen.add(shapes)
+            is_new = shapes not in self.compiled_for
+            self.compiled_for.add(shapes)
             self.report = Report(
                 losses=means.numpy()[:num],
                 applied=self.work.run.as_applied(applied.numpy()[:num].T),
@@ -191,18 +198,51 @@ class _Loader:
         return tf.data.Dataset.from_generator(lambda: iter(self), output_signature=signature).with_options(options)
 
 
+_last: tuple[RunSpec, Model] | None = None  # what this process trained last
+
+
 def train(run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk) -> TrainState:
-    keras.utils.clear_session()  # the graphs of earlier runs in this process
-    place = layers.Place(run.seed)
+    global _last
     with tf.device(device.resolve(run.device)):
-        model = _network(run, place, Model)
-        model.connect(run, start, place)
+        if _last is not None and _is_compiled_alike(run, _last[0]):
+            model = _last[1]
+            model.work.start(run, start)
+        else:
+            _last = None
+            keras.utils.clear_session()  # the graphs of earlier runs in this process
+            place = layers.Place(run.seed)
+            model = _network(run, place, Model)
+            model.connect(run, start, place)
+            _last = run, model
         loader = _Loader(chunks, run.largest_chunk, run)
         model.fit(loader.dataset(), epochs=1, verbose=0, shuffle=False, callbacks=[_AfterChunk(on_chunk, loader)])
         state = model.state()
     del model, loader
     gc.collect()  # the iterator of a run that was stopped ends here; with the interpreter it would complain
     return state
+
+
+def _is_compiled_alike(a: RunSpec, b: RunSpec) -> bool:
+    """They differ in nothing that a compiled function has in it: rates, hyperparameters with a schedule and all of the state
+    are variables; the seed is in it where masks are drawn."""
+    return (
+        a.precision != "exact"
+        and _constants(a) == _constants(b)
+        and (a.x is b.x if a.x is None or b.x is None else np.array_equal(a.x, b.x))
+        and np.array_equal(a.y, b.y)
+    )
+
+
+def _constants(run: RunSpec) -> dict[str, Any]:
+    masks = any(node.spec.layer == "dropout" for node in run.network.walk())
+    own = {name: value for name, value in vars(run).items() if name not in ("x", "y")}
+    return {
+        **own,
+        "optimizer": run.optimizer.model_copy(update={"lr": 1.0}),  # which is in the table alone
+        "rates": len(run.rates),
+        "hyperparameters": [*run.hyperparameters],
+        "seed": run.seed if masks else None,
+    }
 
 
 def predict(model: ModelSpec, state: TrainState, x: np.ndarray) -> np.ndarray:

@@ -24,6 +24,11 @@ class TableLR(keras.optimizers.schedules.LearningRateSchedule):
             for name, values in run.applied(run.rates).items()
         }
 
+    def start(self, run: RunSpec) -> None:
+        """The tables of another run, as long as this one and of the same names."""
+        self._run = run
+        self.use(run.rates)
+
     def use(self, rates: np.ndarray) -> None:
         """Other rates, from the next update on."""
         for name, values in self._run.applied(rates).items():
