@@ -8,7 +8,6 @@ import pytest
 
 from tests.command_line import BACKENDS, together
 
-
 KEYS = ("schedule", "seed", "optimizer.lr", "trainer.batch_size")
 
 

@@ -94,3 +94,21 @@ def test_one_that_is_completed_is_only_compared_again(tmp_path: Path) -> None:
     assert second.out.count(" was completed before\n") == 2
     assert "completed: 20 steps" not in second.out
     assert second.out.splitlines()[-1] == first.out.splitlines()[-1]
+
+
+# hydra/launcher=joblib
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_jobs_side_by_side_are_those_of_one_after_another(tmp_path: Path, backend: str) -> None:
+    """One of them diverges: it is named and shows in the exit status, the others have the hashes that they have in turn."""
+    sweep = ("-m", f"backend={backend}", "optimizer.lr=1e-3,3e-3,1e30", "trainer.max_steps=40", "device=cpu")
+    found = []
+    for launcher in ((), ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")):
+        (done,) = together(tmp_path, (*sweep, *launcher))
+        assert done.status == 1
+        assert "2 of 3 jobs completed" in done.out
+        assert "failed: " in done.out
+        found.append(hashes(tmp_path / done.folder))
+    assert found[0] == found[1]
+    assert sum(value is not None for value in found[0].values()) == 2

@@ -146,7 +146,7 @@ def _train(
             training.finish()
         except Exception as error:
             traceback.print_exc()
-            result["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            result["error"] = _told(error, config)
         else:
             over = state.step == order.total_steps or training.stopped_early
             result["status"] = "completed" if over else "interrupted"
@@ -165,9 +165,29 @@ def _train(
         "resumed_from": job.resumed and start.step,
         "seconds": job.seconds(began, ended, training.compile_seconds),
     }
-    run_folder.write_json(path / "result.json", result)
+    try:
+        run_folder.write_json(path / "result.json", result)
+    except OSError as error:
+        console.say(f"warning: {path / 'result.json'} cannot be written: {error.strerror}")
+        result["status"] = "failed"
     _say(console, result, config.trainer, path, picture)
     return 128 + signals.received if signals.received else int(result["status"] != "completed")
+
+
+# how frameworks and NumPy say that memory was not enough
+_MEMORY = ("OutOfMemoryError", "ResourceExhaustedError", "MemoryError", "ArrayMemoryError")
+
+
+def _told(error: Exception, config: Config) -> str:
+    """An error that ended the training, in one line."""
+    name, text = type(error).__name__, " ".join(str(error).split())
+    if name in _MEMORY or "can't allocate memory" in text or "bad_alloc" in text:
+        trainer = config.trainer
+        return (
+            f"RunError: memory was not enough for trainer.batch_size={trainer.batch_size} ({name}); a smaller one with a larger "
+            f"trainer.accumulate_grad_batches, now {trainer.accumulate_grad_batches}, trains the same"
+        )
+    return f"{name}: {text}"
 
 
 def _draw(path: Path, title: str) -> Path | None:

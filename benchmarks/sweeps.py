@@ -1,0 +1,66 @@
+"""Several runs in one command against as many commands of one: seconds from start to exit.
+
+    python -m benchmarks.sweeps                   # some ten minutes on two cores
+    python -m benchmarks.sweeps --jobs 1 4 16 --markdown
+
+Jobs are seeds of the default model and schedules in turn, 20 epochs each, with all that a run leaves and the comparison at
+the end. Medians of three, single runs and sweeps taking turns; ratio: of the sweep's time and a single run's.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from statistics import median
+
+from benchmarks.contestants import environment
+from benchmarks.cost import BACKENDS
+from benchmarks.measure import execute
+from benchmarks.report import layout
+
+_SCHEDULES = ("constant", "exponential", "linear", "step", "cosine", "polynomial", "inverse_sqrt", "wsd")
+_REPEATS = 3
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sweeps", description="What a multirun costs.")
+    parser.add_argument("--jobs", nargs="+", type=int, default=[1, 4, 16, 64])
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    said = parser.parse_args()
+    rows = [("backend", "jobs", "seconds", "of a single run's")]
+    for backend in BACKENDS:
+        singles: list[float] = []
+        swept: dict[int, list[float]] = {num: [] for num in said.jobs}
+        for _ in range(_REPEATS):
+            singles.append(_seconds(backend, []))
+            for num in said.jobs:
+                swept[num].append(_seconds(backend, ["-m", *_jobs(num)]))
+                print(backend, num, f"{swept[num][-1]:.1f} s, single {singles[-1]:.1f} s", file=sys.stderr, flush=True)
+        single = median(singles)
+        rows += [(backend, str(num), f"{median(v):.1f}", f"{median(v) / single:.2f}") for num, v in swept.items()]
+        rows.append((backend, "a single run", f"{single:.1f}", "1"))
+    print(layout(rows, said.markdown))
+    return 0
+
+
+def _jobs(num: int) -> list[str]:
+    schedules = _SCHEDULES[: min(num, len(_SCHEDULES))]
+    return [f"schedule={','.join(schedules)}", f"seed={','.join(map(str, range(-(-num // len(schedules)))))}"]
+
+
+def _seconds(backend: str, overrides: list[str]) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable,
+            "-m",
+            "runner",
+            *overrides,
+            f"backend={backend}",
+            "device=cpu",
+            f"output.root={folder}",
+        ]
+        return execute(command, {**os.environ, **environment(1)})[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""python -m tests.faults [--long]: every fault on both backends, and the table of what was survived."""
+
+import argparse
+import random
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from runner import run_folder
+from tests.faults import rows, warm
+
+SHORT = {"kill": 6, "end": 4, "end_twice": 2, "full": 2, "read_only": 1, "cut": 20, "flip": 50, "race": 2}
+LONG = {"kill": 500, "end": 200, "end_twice": 50, "full": 100, "read_only": 3, "cut": 200, "flip": 500, "race": 100}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults")
+    parser.add_argument("--long", action="store_true", help="as many trials as the README's table has")
+    parser.add_argument("--backend", choices=["lightning", "keras"], required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    said = parser.parse_args()
+    warm.prepare(said.backend)
+    with tempfile.TemporaryDirectory() as name:
+        failures = survive(said.backend, LONG if said.long else SHORT, Path(name), random.Random(said.seed), print)
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    return int(bool(failures))
+
+
+def survive(
+    backend: str, trials: dict[str, int], here: Path, draw: random.Random, say: Callable[[str], None]
+) -> list[str]:
+    """A line for each fault; what was not survived."""
+    failures: list[str] = []
+    expected = rows.uninterrupted(here / "whole", backend)
+    whole = rows.folder_of(here / "whole")
+    assert whole is not None
+    half = here / "half"
+    half.mkdir()
+    constant = [said for said in rows.command(backend) if said != "schedule=cosine"]  # which does not go by its length
+    stopped = warm.run(half, [*constant, "trainer.max_steps=50"])
+    assert stopped.status == 0, stopped.output
+    unfinished = rows.folder_of(half)
+    assert unfinished is not None
+    _as_interrupted(unfinished)
+
+    def each(fault: str, trial: Callable[[Path, int], Any]) -> list[Any]:
+        found, before = [], len(failures)
+        for number in range(trials[fault]):
+            with tempfile.TemporaryDirectory(dir=here) as name:
+                try:
+                    found.append(trial(Path(name), number))
+                except PermissionError as error:
+                    say(f"{backend}  {fault}: cannot be made here, {error}")
+                    return found
+                except (AssertionError, TimeoutError) as error:
+                    failures.append(f"{backend}  {fault} {number}: {error}")
+        say(f"{backend}  {fault}: {len(found)} of {len(found) + len(failures) - before} survived")
+        return found
+
+    hits = each("kill", lambda folder, i: rows.kill(folder, backend, draw, expected, i))
+    say(f"{backend}  kill: {sum(hits)} of them inside a save")
+    spent = each("end", lambda folder, i: rows.end(folder, backend, draw, expected, i))
+    say(f"{backend}  end: the longest took {max(spent, default=0):.2f} s")
+    each("end_twice", lambda folder, i: rows.end_twice(folder, backend, draw, expected, i))
+    each("full", lambda folder, i: rows.full(folder, backend, draw))
+    each("read_only", lambda folder, i: rows.read_only(folder, backend))
+    each("cut", lambda folder, i: rows.damage(whole, draw, cut=True))
+    each("flip", lambda folder, i: rows.damage(whole, draw, cut=False))
+    each("race", lambda folder, i: rows.race(folder, backend, unfinished))
+    return failures
+
+
+def _as_interrupted(folder: Path) -> None:
+    """A run of 50 updates as one that was to make 96 and was killed: its config says so."""
+    values = rows.read_json(folder / "result.json")
+    (folder / "result.json").unlink()
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("max_steps: 50", "max_steps: null"))
+    assert values["steps"] == 50
+    run_folder.write_json(folder / "result.json", {**values, "status": "interrupted"})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""A parent that has imported a backend and forks a process for each run: what is killed is a whole run of the program, from
+its command line to its exit, without the seconds that the imports take."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Ended(NamedTuple):
+    status: int  # as a shell has it: 128 + n after signal n
+    seconds: float  # from the first signal to its end, or of all of it
+    output: str
+
+
+def prepare(backend: str) -> None:
+    """Import, once, what every run imports."""
+    from importlib import import_module
+
+    from runner import dispatcher
+
+    for name in ("matplotlib.backends.backend_agg", "matplotlib.figure", "runner.tasks.train", "runner.report.curves"):
+        import_module(name)
+
+    dispatcher.load(backend)
+
+
+def start(folder: Path, arguments: list[str], log: Path) -> int:
+    """`python -m runner ARGUMENTS` in `folder`, forked; its process id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        os.chdir(folder)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+        sys.argv = ["runner", *arguments]
+        from runner.__main__ import main
+
+        try:
+            status = main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    except BaseException as error:  # as the interpreter would end
+        os.write(2, f"{type(error).__name__}: {error}\n".encode())
+        os._exit(1)
+
+
+def wait(child: int, log: Path, since: float | None = None, timeout: float = 60) -> Ended:
+    """Until it has ended; one that does not is an error."""
+    began = time.monotonic() if since is None else since
+    while time.monotonic() < began + timeout:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            code = os.waitstatus_to_exitcode(status)
+            seconds = time.monotonic() - began
+            return Ended(code if code >= 0 else 128 - code, seconds, log.read_text(encoding="utf-8", errors="replace"))
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise TimeoutError(f"no end within {timeout} s: {log.read_text(errors='replace')[-500:]}")
+
+
+def run(folder: Path, arguments: list[str]) -> Ended:
+    log = folder / "log.txt"
+    return wait(start(folder, arguments, log), log)
+
+
+def until(holds: Callable[[], bool], timeout: float = 60) -> None:
+    deadline = time.monotonic() + timeout
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError("what was waited for did not come")
+        time.sleep(0.0005)
