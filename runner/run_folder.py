@@ -1,6 +1,6 @@
 """A run's folder: its name, and the files that contract every reader can rely on."""
 
-import csv
+import io
 import json
 import os
 import platform
@@ -154,10 +154,13 @@ def environment(device: str, command: Sequence[str]) -> dict[str, Any]:
 
 def read_columns(path: Path) -> dict[str, np.ndarray]:
     """trace.csv or metrics.csv as float64 columns by name; an empty cell is NaN."""
-    with path.open(newline="") as file:
-        header, *rows = csv.reader(file)
-    values = np.array([[float(cell) if cell else np.nan for cell in row] for row in rows]).reshape(-1, len(header))
-    return {name: values[:, i] for i, name in enumerate(header)}
+    header, _, rows = path.read_text(encoding="utf-8").partition("\n")
+    names = header.split(",")
+    try:  # as quick and as small as millions of rows need it
+        values = np.loadtxt(io.StringIO(rows), delimiter=",", ndmin=2) if rows else np.empty((0, len(names)))
+    except ValueError:  # an empty cell
+        values = np.array([[float(cell) if cell else np.nan for cell in row.split(",")] for row in rows.splitlines()])
+    return {name: values[:, i] for i, name in enumerate(names)}
 
 
 def _version(package: str) -> str | None:

@@ -6,6 +6,8 @@ import numpy as np
 
 from runner.run_folder import read_columns
 
+_MOST_POINTS = 5000  # of a line: more than there are pixels
+
 
 def draw(folder: Path, title: str) -> Path:
     """From the run's trace.csv and metrics.csv. Matplotlib without pyplot: no state, no window."""
@@ -13,6 +15,8 @@ def draw(folder: Path, title: str) -> Path:
     from matplotlib.figure import Figure
 
     trace, metrics = read_columns(folder / "trace.csv"), read_columns(folder / "metrics.csv")
+    every = max(1, len(trace["step"]) // _MOST_POINTS)
+    trace = {name: values[::every] for name, values in trace.items()}
     figure = Figure(figsize=(8, 6), layout="constrained")
     FigureCanvasAgg(figure)
     rate, loss = figure.subplots(2, 1, sharex=True)
