@@ -7,6 +7,8 @@ same rounds.
 
     python -m benchmarks                        # some twenty minutes on two cores
     python -m benchmarks --models mlp --markdown --json speed.json
+    python -m benchmarks --models exact_mlp exact_cnn exact_resnet  # exact mode against the peers in float32
+    python -m benchmarks.sweeps                 # many runs in one command
     python -m benchmarks.cost                   # how it grows with parameters, batch and steps; what the records take
 """
 
@@ -36,9 +38,10 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     names = [model.name for model in models({})]
+    default = [model.name for model in models({}) if model.by_default]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Twinrun against idiomatic scripts.")
     parser.add_argument("--repeats", type=_count, default=5, help="counted runs of each contestant; report 5 or more")
-    parser.add_argument("--models", nargs="+", choices=names, default=names)
+    parser.add_argument("--models", nargs="+", choices=names, default=default)
     parser.add_argument("--epochs", nargs="+", type=_epochs, metavar="MODEL=N", help="other numbers, at least 2")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,19 +27,22 @@ class Model:
     num_epochs: int
     batch_size: int
     num_threads: int
-    is_small: bool = False  # measured against the practical limit too
+    network: str  # the peers' name for it
+    rows: str  # digits, digits as images, images
+    by_default: bool = True
+    more: tuple[str, ...] = ()  # what is said to ours alone
 
     def overrides(self, rows: Path) -> list[str]:
         """What the command line says to get it, with the rows in a file where they are not the digits."""
-        if self.is_small:
-            return [f"model={self.name}"]
-        data = [
-            "data=npz",
-            f"data.path={rows.with_name('images.npz')}",
-            "data.val_fraction=0.125",
-            "data.test_fraction=0",
-        ]
-        return ["--config-dir", str(CONF), f"model={self.name}", *data]
+        if self.rows == "images":
+            own = [
+                "data=npz",
+                f"data.path={rows.with_name('images.npz')}",
+                "data.val_fraction=0.125",
+                "data.test_fraction=0",
+            ]
+            return ["--config-dir", str(CONF), f"model={self.network}", *own, *self.more]
+        return [f"model={self.network}", f"data.images={str(self.rows != 'digits').lower()}", *self.more]
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Contestant:
     def command(self, model: Model, rows: Path, folder: Path) -> list[str]:
         if self.backend is not None:
             return [sys.executable, "-m", "runner", *_overrides(model, rows, folder), f"backend={self.backend}"]
-        arguments = ["--model", model.name, "--epochs", str(model.num_epochs), "--batch-size", str(model.batch_size)]
+        arguments = ["--model", model.network, "--epochs", str(model.num_epochs), "--batch-size", str(model.batch_size)]
         return [sys.executable, "-m", str(self.module), *arguments, "--rows", str(rows), "--folder", str(folder)]
 
 
@@ -114,30 +117,62 @@ CONTESTANTS = (
 )
 
 
+_EXACT = ("trainer.precision=exact",)
+_MODELS = (
+    Model("mlp", "digits, 1,280 rows: MLP 64-128-10, ReLU, batch 32", 20, 32, 1, "mlp", "digits"),
+    Model(
+        "cnn_1m",
+        "1,792 images of 32x32x3: CNN 32-64-128, batch norm, dropout, 1.02 M parameters, batch 64",
+        *(4, 64, 2),
+        "cnn_1m",
+        "images",
+    ),
+    Model(
+        "mlp_4m",
+        "1,792 images of 32x32x3: MLP 3072-1024-896-10, 4.07 M parameters, batch 64",
+        *(6, 64, 2),
+        "mlp_4m",
+        "images",
+    ),
+    # exact mode against the peers in float32
+    Model("exact_mlp", "the MLP of mlp, ours in exact mode", 20, 32, 1, "mlp", "digits", False, _EXACT),
+    Model(
+        "exact_cnn",
+        "digits as images: CNN 16-32, batch 32, ours exact",
+        5,
+        32,
+        1,
+        "cnn",
+        "digits as images",
+        False,
+        _EXACT,
+    ),
+    Model(
+        "exact_resnet",
+        "digits as images: ResNet of two blocks, batch 32, ours exact",
+        *(3, 32, 1),
+        "resnet",
+        "digits as images",
+        False,
+        _EXACT,
+    ),
+)
+
+
 def models(num_epochs: Mapping[str, int]) -> tuple[Model, ...]:
-    """With other numbers of epochs than these, where some are said."""
-    all_models = (
-        ("mlp", "digits, 1,280 rows: MLP 64-128-10, ReLU, batch 32", 20, 32, 1, True),
-        (
-            "cnn_1m",
-            "1,792 images of 32x32x3: CNN 32-64-128, batch norm, dropout, 1.02 M parameters, batch 64",
-            4,
-            64,
-            2,
-        ),
-        ("mlp_4m", "1,792 images of 32x32x3: MLP 3072-1024-896-10, 4.07 M parameters, batch 64", 6, 64, 2),
-    )
-    return tuple(Model(name, title, num_epochs.get(name, default), *rest) for name, title, default, *rest in all_models)
+    """With other numbers of epochs than their own, where some are said."""
+    return tuple(replace(model, num_epochs=num_epochs.get(model.name, model.num_epochs)) for model in _MODELS)
 
 
 def taking_part(model: Model) -> list[Contestant]:
-    return [contestant for contestant in CONTESTANTS if model.is_small or not contestant.small_only]
+    return [contestant for contestant in CONTESTANTS if model.network == "mlp" or not contestant.small_only]
 
 
 def write_rows(model: Model, folder: Path) -> Path:
     """The rows of Twinrun's own split, in float32, for the peers; beside them, if they are not the digits, the file that
     Twinrun reads."""
-    data, path = _digits() if model.is_small else _images(folder / "images.npz"), folder / f"{model.name}.npz"
+    path = folder / f"{model.name}.npz"
+    data = _images(folder / "images.npz") if model.rows == "images" else _digits(model.rows != "digits")
     splits = {"train": data.train, "val": data.val}
     x = {f"x_{name}": split.x.astype(np.float32) for name, split in splits.items()}
     y = {f"y_{name}": split.y for name, split in splits.items()}
@@ -145,8 +180,8 @@ def write_rows(model: Model, folder: Path) -> Path:
     return path
 
 
-def _digits() -> Dataset:
-    return Digits(name="digits", images=False).load()
+def _digits(images: bool) -> Dataset:
+    return Digits(name="digits", images=images).load()
 
 
 def _images(path: Path) -> Dataset:

@@ -8,8 +8,9 @@ import io
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -61,9 +62,7 @@ class Console:
 
     @staticmethod
     def _log(line: str) -> None:
-        sys.stdout.flush()
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+        _write(line + "\n")
 
 
 def tree(values: Mapping[str, Any]) -> str:
@@ -126,6 +125,19 @@ def _redirect(descriptor: int) -> None:
         os.dup2(descriptor, original)
 
 
+def log_traceback() -> None:
+    """Of the exception that is being handled, into run.log."""
+    _write(traceback.format_exc())
+
+
+def _write(text: str) -> None:
+    """To the log, past all buffers: what a full disk does not take must not come out on the terminal later."""
+    _flush()
+    with suppress(OSError):
+        os.write(2, text.encode(errors="replace"))
+
+
 def _flush() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()

@@ -51,6 +51,8 @@ def check(config: Mapping[str, Any]) -> None:
         logs = path.startswith(("hydra.job_logging.", "hydra.hydra_logging."))
         if logs and (key == "()" or (key == "class" and value not in _LOGGING)):
             raise _refused(path, value)
+        if path.startswith(("hydra.overrides.", "hydra.job.override_dirname")):  # what was said, as text
+            continue
         if path.startswith("hydra.") and isinstance(value, str) and "${" in _PLAIN.sub("", value):
             raise _refused(path, value)
 

@@ -12,7 +12,7 @@ KEYS = ("schedule", "seed", "optimizer.lr", "trainer.batch_size")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("model", ["mlp", "dropout"])
+@pytest.mark.parametrize("model", [pytest.param("mlp", marks=pytest.mark.slow), "dropout"])
 def test_jobs_of_a_multirun_have_the_hashes_of_runs_of_their_own(tmp_path: Path, backend: str, model: str) -> None:
     """Of mixed schedules, seeds, rates; with masks, which the seed draws; a batch size that asks for another compilation."""
     masks = "model.layers=[{layer: dense, units: 16},{layer: dropout, rate: 0.4},{layer: dense, units: outputs}]"

@@ -54,7 +54,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_multirun_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, backend: str, number: int) -> None:
     """Stopped in its second job or later: what is completed is left alone, what is half done goes on in its folder."""
     sweep = (*LONG, f"backend={backend}")

@@ -14,13 +14,13 @@ DECAY_RATE = 0.999  # per step
 
 @dataclass(frozen=True)
 class Rows:
-    x: np.ndarray  # float32[N, 64], or images float32[N, 32, 32, 3]
+    x: np.ndarray  # float32[N, 64], or images float32[N, H, W, C]
     y: np.ndarray  # int64[N]
 
 
 @dataclass(frozen=True)
 class Job:
-    model: str  # mlp, cnn_1m, mlp_4m
+    model: str  # mlp, cnn, resnet, cnn_1m, mlp_4m
     num_epochs: int
     batch_size: int
     folder: Path  # for what the script leaves: checkpoints, logs
@@ -39,7 +39,7 @@ class Job:
 def read() -> Job:
     """The job that the command line asks for."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", choices=["mlp", "cnn_1m", "mlp_4m"], required=True)
+    parser.add_argument("--model", choices=["mlp", "cnn", "resnet", "cnn_1m", "mlp_4m"], required=True)
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--rows", type=Path, required=True, help="an .npz with x_train, y_train, x_val, y_val")

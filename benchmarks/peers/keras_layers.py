@@ -7,6 +7,8 @@ from keras import layers
 def network(model: str) -> keras.Model:
     if model == "mlp":
         return keras.Sequential([keras.Input((64,)), layers.Dense(128, activation="relu"), layers.Dense(10)])
+    if model in ("cnn", "resnet"):
+        return _small(model)
     image = keras.Input((32, 32, 3))
     if model == "mlp_4m":
         hidden = [layers.Dense(units, activation="relu") for units in (1024, 896)]
@@ -14,6 +16,24 @@ def network(model: str) -> keras.Model:
     blocks = [layer for filters in (32, 64, 128) for layer in _block(filters)]
     head = [layers.Flatten(), layers.Dense(448, activation="relu"), layers.Dropout(0.25), layers.Dense(10)]
     return keras.Sequential([image, *blocks, *head])
+
+
+def _small(model: str) -> keras.Model:
+    if model == "cnn":
+        head = [layers.Flatten(), layers.Dropout(0.25), layers.Dense(10)]
+        return keras.Sequential([keras.Input((8, 8, 1)), *_block(16), *_block(32), *head])
+    image = keras.Input((8, 8, 1))
+    x = layers.Activation("relu")(_normed(image, 16, 3, 1))
+    for filters, stride in ((16, 1), (32, 2)):
+        main = layers.Activation("relu")(_normed(x, filters, 3, stride))
+        shortcut = x if stride == 1 else _normed(x, filters, 1, stride)
+        x = layers.Activation("relu")(layers.Add()([_normed(main, filters, 3, 1), shortcut]))
+    return keras.Model(image, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+
+
+def _normed(x: keras.KerasTensor, filters: int, size: int, stride: int) -> keras.KerasTensor:
+    x = layers.Conv2D(filters, size, strides=stride, padding="same", use_bias=False)(x)
+    return layers.BatchNormalization(momentum=0.9, epsilon=1e-5)(x)
 
 
 def _block(filters: int) -> list[layers.Layer]:

@@ -33,7 +33,7 @@ def main() -> None:
         gradients = tape.gradient(value, [variable.value for variable in model.trainable_variables])
         optimizer.apply(gradients, model.trainable_variables)
 
-    @tf.function(jit_compile="cnn" not in job.model, autograph=False)
+    @tf.function(jit_compile="mlp" in job.model, autograph=False)
     def epoch(whole: Any, rest: Any) -> None:
         def body(k: Any) -> Any:
             update(whole[k])

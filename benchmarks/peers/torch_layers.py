@@ -11,8 +11,35 @@ def network(model: str) -> nn.Module:
     if model == "mlp_4m":
         hidden = [nn.Linear(3072, 1024), nn.ReLU(), nn.Linear(1024, 896), nn.ReLU()]
         return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(896, 10))
+    if model == "cnn":
+        head = [nn.Flatten(), nn.Dropout(0.25), nn.Linear(128, 10)]
+        return nn.Sequential(*_block(1, 16), *_block(16, 32), *head)
+    if model == "resnet":
+        stem = [nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+        tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)]
+        return nn.Sequential(*stem, _Residual(16, 16, 1), nn.ReLU(), _Residual(16, 32, 2), nn.ReLU(), *tail)
     blocks = [*_block(3, 32), *_block(32, 64), *_block(64, 128)]
-    return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(2048, 448), nn.ReLU(), nn.Dropout(0.25), nn.Linear(448, 10))
+    head = [nn.Flatten(), nn.Linear(2048, 448), nn.ReLU(), nn.Dropout(0.25), nn.Linear(448, 10)]
+    return nn.Sequential(*blocks, *head)
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int, filters: int, stride: int) -> None:
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.Conv2d(channels, filters, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(filters),
+            nn.ReLU(),
+            nn.Conv2d(filters, filters, 3, padding=1, bias=False),
+            nn.BatchNorm2d(filters),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1:
+            convolution = nn.Conv2d(channels, filters, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(filters))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.main(x) + self.shortcut(x)
 
 
 def _block(channels: int, filters: int) -> list[nn.Module]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median_high
 
 from runner.report.jobs import Group, Job, best_rates, groups
 from runner.report.statistics import Paired, Summary, compare, summary
@@ -23,7 +24,7 @@ class Ranked:
 class Answer:
     metric: str
     mode: str  # min, max
-    target: float  # what all groups reach in the mean: the worst of the means of their best epochs
+    target: float  # what most seeds of every group reach: the worst group's best epoch, the median of its seeds
     ranked: list[Ranked]  # best first; of each schedule whose rate was tuned, at its best rate
     tried: list[Group]  # all groups, in the order of their jobs
 
@@ -97,9 +98,8 @@ def answer(jobs: Sequence[Job]) -> Answer | None:
     sign, tried = 1 if mode == "min" else -1, found
     found = best_rates(found, metric, mode)
     tests = compare({group.label: group.values(metric) for group in [*found, *(g for g in tried if g not in found)]})
-    target = sign * max(
-        sign * sum(float(job.result["best"]["value"]) for job in group.jobs) / len(group.jobs) for group in found
-    )
+    best = [[sign * float(job.result["best"]["value"]) for job in group.jobs] for group in found]
+    target = sign * max(median_high(values) for values in best)
     ranked = []
     for i, group in enumerate(found):
         against = None

@@ -1,6 +1,5 @@
 """task=train: one run, from the config to its folder."""
 
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from runner import checkpoint, devices, dispatcher, run_folder
 from runner.config import Config, Trainer, sha256
-from runner.console import Console, capture, tree
+from runner.console import Console, capture, log_traceback, tree
 from runner.errors import ConfigError
 from runner.errors import show as show_value
 from runner.exact import certificate
@@ -145,7 +144,7 @@ def _train(
             state = backend.train(spec, start, chunks, training.on_chunk)
             training.finish()
         except Exception as error:
-            traceback.print_exc()
+            log_traceback()
             result["error"] = _told(error, config)
         else:
             over = state.step == order.total_steps or training.stopped_early
@@ -197,7 +196,7 @@ def _draw(path: Path, title: str) -> Path | None:
     try:
         return curves.draw(path, title)
     except Exception:
-        traceback.print_exc()
+        log_traceback()
         return None
 
 

@@ -1,4 +1,4 @@
-"""python -m tests.faults [--long]: every fault on both backends, and the table of what was survived."""
+"""python -m tests.faults --backend NAME [--long]: every fault on both backends, and the table of what was survived."""
 
 import argparse
 import random
@@ -17,16 +17,22 @@ LONG = {"kill": 500, "end": 200, "end_twice": 50, "full": 100, "read_only": 3, "
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
-    parser.add_argument("--long", action="store_true", help="as many trials as the README's table has")
+    parser.add_argument("--long", action="store_true", help="the long pass, an hour or so on two cores")
+    parser.add_argument("--share", type=float, default=1.0, help="of the long pass's trials")
     parser.add_argument("--backend", choices=["lightning", "keras"], required=True)
     parser.add_argument("--seed", type=int, default=0)
     said = parser.parse_args()
     warm.prepare(said.backend)
     with tempfile.TemporaryDirectory() as name:
-        failures = survive(said.backend, LONG if said.long else SHORT, Path(name), random.Random(said.seed), print)
+        trials = {fault: max(1, round(num * said.share)) for fault, num in LONG.items()} if said.long else SHORT
+        failures = survive(said.backend, trials, Path(name), random.Random(said.seed), _say)
     for failure in failures:
         print(failure, file=sys.stderr)
     return int(bool(failures))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def survive(

@@ -33,9 +33,9 @@ def start(folder: Path, arguments: list[str], log: Path) -> int:
     child = os.fork()
     if child:
         return child
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
         os.chdir(folder)
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         sys.stdout = os.fdopen(1, "w", closefd=False)
@@ -51,7 +51,8 @@ def start(folder: Path, arguments: list[str], log: Path) -> int:
         sys.stderr.flush()
         os._exit(status)
     except BaseException as error:  # as the interpreter would end
-        os.write(2, f"{type(error).__name__}: {error}\n".encode())
+        os.write(descriptor, f"{type(error).__name__}: {error}\n".encode())
+    finally:  # never back into what the parent is in
         os._exit(1)
 
 
