@@ -4,7 +4,8 @@
     python -m benchmarks.sweeps --jobs 1 4 16 --markdown
 
 Jobs are seeds of the default model and schedules in turn, 20 epochs each, with all that a run leaves and the comparison at
-the end. Medians of three, or of one where that takes a minute, single runs and sweeps taking turns; ratio: of the sweep's time and a single run's.
+the end. Medians of three, or of one where that takes a minute, single runs and sweeps taking turns; ratio: of the sweep's
+time and a single run's.
 """
 
 import argparse

@@ -53,6 +53,10 @@ def check(config: Mapping[str, Any]) -> None:
             raise _refused(path, value)
         if path.startswith(("hydra.overrides.", "hydra.job.override_dirname")):  # what was said, as text
             continue
+        if isinstance(value, str) and re.search(r"\$\{\s*oc\.env\b", value) and not path.startswith("hydra."):
+            raise ConfigError(
+                f"{path} would write a variable of the environment into the run's folder: say its value instead"
+            )
         if path.startswith("hydra.") and isinstance(value, str) and "${" in _PLAIN.sub("", value):
             raise _refused(path, value)
 
