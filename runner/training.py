@@ -89,7 +89,7 @@ class Training:
             raise RunError(f"the loss of update {self.step} is {report.losses[good]}{more}")
         self.skipped += [chunk.first_step + int(i) for i in bad]
         self.compile_seconds += report.compile_seconds
-        counted = np.repeat(np.isfinite(report.losses), chunk.rows_per_step)
+        counted = np.repeat(np.isfinite(report.losses), chunk.rows_per_step) if len(bad) else slice(None)
         self._means.add(rows(self.plan, report.outputs[counted], self.plan.data.train.y[chunk.rows[counted]]))
         self.console.advance(step, f"rate {report.applied['learning_rate'][-1]:.3g}  loss {report.losses[-1]:.4g}")
         over = step == order.total_steps

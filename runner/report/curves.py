@@ -17,9 +17,10 @@ def draw(folder: Path, title: str) -> Path:
     trace, metrics = read_columns(folder / "trace.csv"), read_columns(folder / "metrics.csv")
     every = max(1, len(trace["step"]) // _MOST_POINTS)
     trace = {name: values[::every] for name, values in trace.items()}
-    figure = Figure(figsize=(8, 6), layout="constrained")
+    figure = Figure(figsize=(8, 6))  # of fixed margins: to fit them would draw it twice
     FigureCanvasAgg(figure)
     rate, loss = figure.subplots(2, 1, sharex=True)
+    figure.subplots_adjust(left=0.11, right=0.98, bottom=0.09, top=0.94, hspace=0.08)
     rate.plot(trace["step"], trace["learning_rate"], color="tab:blue", drawstyle="steps-post")
     rate.set_ylabel("learning rate")
     rate.set_ylim(bottom=0)
@@ -32,7 +33,7 @@ def draw(folder: Path, title: str) -> Path:
         loss.set_yscale("log")
     loss.set_xlabel("step")
     loss.set_ylabel("loss")
-    loss.legend()
+    loss.legend(loc="upper right")
     for axes in (rate, loss):
         axes.grid(alpha=0.3)
     path = folder / "curves.png"
