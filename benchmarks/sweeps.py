@@ -28,20 +28,28 @@ def main() -> int:
     parser.add_argument("--jobs", nargs="+", type=int, default=[1, 4, 16, 64])
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     said = parser.parse_args()
-    rows = [("backend", "jobs", "seconds", "of a single run's")]
+    rows = [("backend", "jobs", "seconds", "of a single run's", "peak MB")]
     for backend in BACKENDS:
-        singles: list[float] = []
-        swept: dict[int, list[float]] = {num: [] for num in said.jobs}
+        singles: list[tuple[float, float]] = []
+        swept: dict[int, list[tuple[float, float]]] = {num: [] for num in said.jobs}
         for _ in range(_REPEATS):
-            singles.append(_seconds(backend, []))
+            singles.append(_run(backend, []))
             for num in said.jobs:
-                if sum(swept[num]) > 60:  # once is enough
+                if sum(seconds for seconds, _ in swept[num]) > 60:  # once is enough
                     continue
-                swept[num].append(_seconds(backend, ["-m", *_jobs(num)]))
-                print(backend, num, f"{swept[num][-1]:.1f} s, single {singles[-1]:.1f} s", file=sys.stderr, flush=True)
-        single = median(singles)
-        rows += [(backend, str(num), f"{median(v):.1f}", f"{median(v) / single:.2f}") for num, v in swept.items()]
-        rows.append((backend, "a single run", f"{single:.1f}", "1"))
+                swept[num].append(_run(backend, ["-m", *_jobs(num)]))
+                print(
+                    backend,
+                    num,
+                    f"{swept[num][-1][0]:.1f} s, single {singles[-1][0]:.1f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        single, megabytes = map(median, zip(*singles, strict=True))
+        for num, runs in swept.items():
+            seconds, peak = map(median, zip(*runs, strict=True))
+            rows.append((backend, str(num), f"{seconds:.1f}", f"{seconds / single:.2f}", f"{peak:,.0f}"))
+        rows.append((backend, "a single run", f"{single:.1f}", "1", f"{megabytes:,.0f}"))
     print(layout(rows, said.markdown))
     return 0
 
@@ -51,7 +59,8 @@ def _jobs(num: int) -> list[str]:
     return [f"schedule={','.join(schedules)}", f"seed={','.join(map(str, range(-(-num // len(schedules)))))}"]
 
 
-def _seconds(backend: str, overrides: list[str]) -> float:
+def _run(backend: str, overrides: list[str]) -> tuple[float, float]:
+    """Seconds and peak megabytes."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable,
@@ -62,7 +71,7 @@ def _seconds(backend: str, overrides: list[str]) -> float:
             "device=cpu",
             f"output.root={folder}",
         ]
-        return execute(command, {**os.environ, **environment(1)})[0]
+        return execute(command, {**os.environ, **environment(1)})[:2]
 
 
 if __name__ == "__main__":

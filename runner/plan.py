@@ -11,7 +11,7 @@ import numpy as np
 
 from runner import losses, metrics, optimizers, schedules
 from runner.config import Config
-from runner.data import Dataset, Split
+from runner.data import Dataset, Split, load
 from runner.data.dataset import Task, check_range
 from runner.data.order import Chunks, Order
 from runner.errors import ConfigError, nearest
@@ -143,7 +143,7 @@ class Plan:
 
 
 def plan(config: Config) -> Plan:
-    data = config.data.load()
+    data = load(config.data)
     loss = losses.choose(config.loss, data.task, len(data.classes))
     model = model_spec(config, data.task, len(data.classes), data.num_targets, data.input_shape)
     trainer = config.trainer
