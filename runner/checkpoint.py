@@ -44,13 +44,13 @@ def stage(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
 def commit(beside: Path, step: int) -> Path:
     """Sync what was staged, then rename it into its place."""
     for name in (*_PARTS, _MANIFEST):
-        _sync(beside / name, os.O_RDWR)
+        _sync(f"{beside}/{name}", os.O_RDWR)
     place = beside.with_name(str(step))
     if place.exists():
         shutil.rmtree(place)
-    beside.rename(place)
+    os.rename(beside, place)
     if os.name == "posix":
-        _sync(place.parent, os.O_RDONLY)
+        _sync(str(place.parent), os.O_RDONLY)
     return place
 
 
@@ -62,20 +62,23 @@ def num_bytes(state: TrainState) -> int:
 
 def point(folder: Path, name: str, step: int) -> None:
     """checkpoints/last or /best: a symbolic link to the step's folder, replaced in one go."""
-    link = folder / "checkpoints" / name
-    beside = link.with_name(f".{name}.{os.getpid()}")
+    places = f"{folder}/checkpoints"
+    beside = f"{places}/.{name}.{os.getpid()}"
     try:
-        beside.symlink_to(str(step))
+        os.symlink(str(step), beside)
     except OSError:  # a file system without links
-        beside.write_text(str(step))
-    beside.replace(link)
+        Path(beside).write_text(str(step))
+    os.replace(beside, f"{places}/{name}")
 
 
 def keep(folder: Path, steps: set[int]) -> None:
     """Remove the checkpoints of all other steps."""
-    for place in (folder / "checkpoints").iterdir():
-        if place.is_dir() and not place.is_symlink() and place.name.isdigit() and int(place.name) not in steps:
-            shutil.rmtree(place)
+    places = f"{folder}/checkpoints"
+    for name in os.listdir(places):
+        if name.isdigit() and int(name) not in steps:
+            for part in os.listdir(f"{places}/{name}"):
+                os.unlink(f"{places}/{name}/{part}")
+            os.rmdir(f"{places}/{name}")
 
 
 def read(folder: Path, which: str | int = "last") -> tuple[TrainState, dict[str, Any]]:
@@ -130,7 +133,7 @@ def _place(folder: Path, which: str | int) -> Path:
     return place.resolve()
 
 
-def _sync(path: Path, flags: int) -> None:
+def _sync(path: str, flags: int) -> None:
     descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
