@@ -25,6 +25,9 @@ from runner.saved import Run, config_of
 _ON_A_RUN = ("task", "run", "checkpoint", "format", "steps", "backend", "device", "data.path")
 
 
+_IMPORTED = time()  # a tenth of a second after the interpreter's start
+
+
 def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # until the training takes over
     parser = get_args_parser()
@@ -252,7 +255,8 @@ def _process_start() -> float:
         from time import CLOCK_BOOTTIME, clock_gettime
 
         began += time() - clock_gettime(CLOCK_BOOTTIME) - psutil.boot_time()
-    return began
+    # a shell may have become this process, whose age is then the shell's
+    return began if _IMPORTED - began < 5 else _IMPORTED
 
 
 if __name__ == "__main__":
