@@ -91,7 +91,7 @@ def test_a_write_that_fails_half_way_leaves_no_checkpoint_of_that_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint.write(tmp_path, state(5), {})
-    monkeypatch.setattr(Path, "rename", lambda self, target: (_ for _ in ()).throw(OSError("no space left")))
+    monkeypatch.setattr("os.rename", lambda source, target: (_ for _ in ()).throw(OSError("no space left")))
     with pytest.raises(OSError, match="no space left"):
         checkpoint.write(tmp_path, state(7), {})
     monkeypatch.undo()
@@ -109,10 +109,10 @@ def test_last_and_best_follow_the_step_that_they_point_to(tmp_path: Path) -> Non
 
 
 def test_a_file_that_holds_the_step_s_name_does_for_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Path, target: str) -> None:
+    def refuse(target: str, link: str) -> None:
         raise OSError("no links here")
 
-    monkeypatch.setattr(Path, "symlink_to", refuse)
+    monkeypatch.setattr("os.symlink", refuse)
     checkpoint.write(tmp_path, state(5), {})
     checkpoint.point(tmp_path, "last", 5)
     assert (tmp_path / "checkpoints" / "last").read_text() == "5"
