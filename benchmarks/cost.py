@@ -12,7 +12,6 @@ times in metrics.csv; memory is the process's peak.
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,8 +21,7 @@ from statistics import median
 
 import numpy as np
 
-from benchmarks.contestants import environment
-from benchmarks.measure import execute
+from benchmarks.measure import ours
 from benchmarks.report import layout, machine
 from runner.run_folder import read_columns, read_json
 
@@ -122,18 +120,8 @@ def _measure(part: str, case: str, backend: str, num_threads: int, overrides: Se
 
 
 def _run(backend: str, num_threads: int, overrides: Sequence[str]) -> tuple[float, float, float]:
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "runner",
-            *overrides,
-            f"backend={backend}",
-            "device=cpu",
-            f"output.root={folder}",
-        ]
-        seconds, megabytes, _ = execute(command, {**os.environ, **environment(num_threads)})
-        (result,) = Path(folder).glob("runs/*/result.json")
+    with ours(backend, overrides, num_threads) as (seconds, megabytes, root):
+        (result,) = root.glob("runs/*/result.json")
         assert read_json(result)["status"] == "completed"
         columns = read_columns(result.with_name("metrics.csv"))
     steps, ends = columns["step"], columns["seconds"]

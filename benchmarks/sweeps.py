@@ -9,14 +9,11 @@ time and a single run's.
 """
 
 import argparse
-import os
 import sys
-import tempfile
 from statistics import median
 
-from benchmarks.contestants import environment
 from benchmarks.cost import BACKENDS
-from benchmarks.measure import execute
+from benchmarks.measure import ours
 from benchmarks.report import layout
 
 _SCHEDULES = ("constant", "exponential", "linear", "step", "cosine", "polynomial", "inverse_sqrt", "wsd")
@@ -61,17 +58,8 @@ def _jobs(num: int) -> list[str]:
 
 def _run(backend: str, overrides: list[str]) -> tuple[float, float]:
     """Seconds and peak megabytes."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "runner",
-            *overrides,
-            f"backend={backend}",
-            "device=cpu",
-            f"output.root={folder}",
-        ]
-        return execute(command, {**os.environ, **environment(1)})[:2]
+    with ours(backend, overrides, 1) as (seconds, megabytes, _):
+        return seconds, megabytes
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ def main() -> int:
         if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
             composed(each[0], arguments.config_dir)  # refuses what Hydra would run
             return _hydra(arguments.overrides)
-        said = {override.key_or_group for override in parse_overrides(arguments.overrides, arguments.config_dir)}
+        parsed = parse_overrides(arguments.overrides, arguments.config_dir)
+        said = {override.key_or_group for override in parsed}
         if "run" in said:
             return max(_on_a_run(job) for job in each)
         if "runs" in said:
@@ -58,10 +59,11 @@ def main() -> int:
         values = [compose(job, arguments.config_dir) for job in each]
         configs = [parse(each_values) for each_values in values]
         command = arguments.overrides
-        if any(config.tune for config in configs):
+        tune = configs[0].tune
+        if tune is not None:
             if not arguments.multirun:
                 raise ConfigError("tune=lr makes several runs, which needs -m (--multirun)")
-            command = multirun.tuned(command, parse_overrides(command, arguments.config_dir), configs)
+            command = multirun.tuned(parsed, tune, configs)
             each = jobs(command, True, arguments.config_dir)
         alone = {config.task for config in configs} & {"preview", "find_lr"}
         if alone and any({config.task} != alone for config in configs):

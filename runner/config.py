@@ -115,9 +115,22 @@ def parse(composed: Mapping[str, Any]) -> Config:
         raise ConfigError(_explain(error.errors(), values, composed)) from None
 
 
-def sha256(composed: Mapping[str, Any]) -> str:
-    """Of what fixes a run: the composed config without the folder it writes to and the tasks done on its result."""
-    aside = {"output", "task", "find_lr", "run", "runs", "format", "checkpoint", "steps", "resume", "print_config"}
+def sha256(composed: Mapping[str, Any], *without: str) -> str:
+    """Of what fixes a run: the composed config without the folder it writes to and the tasks done on its result, and without
+    more of its keys."""
+    aside = {
+        "output",
+        "task",
+        "find_lr",
+        "run",
+        "runs",
+        "format",
+        "checkpoint",
+        "steps",
+        "resume",
+        "print_config",
+        *without,
+    }
     kept = {key: value for key, value in composed.items() if key not in aside}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 

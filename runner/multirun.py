@@ -8,7 +8,7 @@ from pathlib import Path
 from hydra.core.override_parser.types import Override
 
 from runner import run_folder
-from runner.config import Config, sha256
+from runner.config import Config, Tune, sha256
 from runner.errors import ConfigError
 from runner.saved import config_of
 
@@ -49,16 +49,14 @@ def earlier(parent: Path, name: str, config_sha256: str) -> Earlier | None:
     return None
 
 
-def tuned(overrides: Sequence[str], said: Sequence[Override], each: Sequence[Config]) -> list[str]:
+def tuned(said: Sequence[Override], tune: Tune, each: Sequence[Config]) -> list[str]:
     """With tune=lr: the overrides with the base rate as a list, those of tune.factors times what it would be."""
-    if each[0].tune is None:
-        return list(overrides)
     rates = {config.optimizer.lr for config in each}
     if len(rates) > 1:
         raise ConfigError(
             f"tune=lr takes one base rate, got {len(rates)}: optimizer or optimizer.lr has several values"
         )
     (base,) = rates
-    values = [float(f"{base * factor:.3g}") for factor in sorted(each[0].tune.factors)]
+    values = [float(f"{base * factor:.3g}") for factor in sorted(tune.factors)]
     kept = [override.input_line or "" for override in said if override.key_or_group != "optimizer.lr"]
     return [*kept, f"optimizer.lr={','.join(map(repr, values))}"]

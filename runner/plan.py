@@ -114,19 +114,21 @@ class Plan:
 
     def largest_chunk(self) -> int:
         """Updates in one call: what was asked for, or an epoch, as far as its rows and outputs stay in bounds."""
-        asked, itemsize = self.config.trainer.steps_per_call, self.model.dtype.itemsize
+        asked, memory = self.config.trainer.steps_per_call, self.data.memory
         inputs, outputs = (int(np.prod(shape)) for shape in (self.network.input_shape, self.network.output_shape))
-        fitting = max(1, _CHUNK_BYTES // ((inputs + outputs) * self.order.rows_per_step * itemsize))
-        if self.data.memory is not None:
-            update = 3 * inputs * self.order.rows_per_step * itemsize
-            if self.data.memory < update:
-                raise ConfigError(
-                    f"data.memory_mb must be at least {-(-update // 2**20)} for three updates of "
-                    f"{self.order.rows_per_step} rows, got {self.data.memory // 2**20}"
-                )
-            fitting = self.data.memory // update
-            return min(self.order.steps_per_epoch if asked == "auto" else int(asked), fitting)
-        return min(self.order.steps_per_epoch, fitting) if asked == "auto" else int(asked)
+        numbers = self.order.rows_per_step * self.model.dtype.itemsize  # bytes of one value of each of an update's rows
+        if memory is None:
+            if asked != "auto":
+                return int(asked)
+            return max(1, min(self.order.steps_per_epoch, _CHUNK_BYTES // ((inputs + outputs) * numbers)))
+        fitting = memory // (3 * inputs * numbers)
+        if fitting == 0:
+            least = -(-3 * inputs * numbers // 2**20)
+            raise ConfigError(
+                f"data.memory_mb must be at least {least} for three updates of {self.order.rows_per_step} rows, "
+                f"got {memory // 2**20}"
+            )
+        return min(self.order.steps_per_epoch if asked == "auto" else int(asked), fitting)
 
     def chunks(self, start: int, checkpoint_steps: int | None, adapt: bool, end: int | None = None) -> Chunks:
         """The run's chunks from a step on, to its end or an earlier one."""

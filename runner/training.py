@@ -1,8 +1,9 @@
 """What happens between two chunks, written once for every backend: records, evaluation, checkpoints, progress, the end."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import InitVar, asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -147,15 +148,13 @@ class Training:
         self.finish()
         stage: Callable[[], Path] = partial(checkpoint.stage, self.path, state, extra)
         if checkpoint.num_bytes(state) < _QUICKLY_STAGED:
-            try:
+            with self._saving(state.step):
                 staged = stage()
-            except OSError as error:
-                raise self._not_saved(state.step, error) from error
             stage = lambda: staged  # noqa: E731
         self._writing = self._writer.submit(self._write, stage, state.step, best, self._saved)
 
     def _write(self, stage: Callable[[], Path], step: int, best: int | None, before: int | None) -> None:
-        try:
+        with self._saving(step):
             self._files.sync()  # a checkpoint never knows of updates that the logs do not
             checkpoint.commit(stage(), step)
             checkpoint.point(self.path, "last", step)
@@ -163,13 +162,16 @@ class Training:
                 checkpoint.point(self.path, "best", step)
             checkpoint.keep(self.path, {step for step in (step, before, best) if step is not None})
             self._saved = step
-        except OSError as error:
-            raise self._not_saved(step, error) from error
 
-    def _not_saved(self, step: int, error: OSError) -> RunError:
-        before = "none before" if self._saved is None else f"the one before, of step {self._saved}, is whole"
-        place, free = self.path / "checkpoints" / str(step), shutil.disk_usage(self.path).free
-        return RunError(f"{place} cannot be written: {error.strerror}, {free} bytes are free; {before}")
+    @contextmanager
+    def _saving(self, step: int) -> Iterator[None]:
+        """What the disk refuses is told with its place, the bytes that are free, and which checkpoint is whole."""
+        try:
+            yield
+        except OSError as error:
+            before = "none before" if self._saved is None else f"the one before, of step {self._saved}, is whole"
+            place, free = self.path / "checkpoints" / str(step), shutil.disk_usage(self.path).free
+            raise RunError(f"{place} cannot be written: {error.strerror}, {free} bytes are free; {before}") from error
 
 
 def show(values: Mapping[str, float]) -> str:

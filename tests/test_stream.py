@@ -10,7 +10,7 @@ from runner.config import parse
 from runner.data.dataset import Dataset
 from runner.errors import ConfigError
 from runner.run_folder import read_json
-from tests.command_line import together
+from tests.command_line import BACKENDS, together
 from tests.training import difference, prepare, train
 
 MODEL = ["model=cnn", "trainer.max_epochs=2", "trainer.batch_size=16", "trainer.precision=float64"]
@@ -54,7 +54,7 @@ def test_rows_come_from_the_file_they_are_in_in_the_order_asked_for(tmp_path: Pa
     np.testing.assert_array_equal(parts.train.y[order], Y[parts.train.x.rows[order]])
 
 
-@pytest.mark.parametrize("backend", ["lightning", "keras"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("more", [[], ["trainer.accumulate_grad_batches=3"], ["trainer.steps_per_call=2"]])
 def test_training_is_that_of_rows_in_memory(tmp_path: Path, backend: str, more: list[str]) -> None:
     """The last update of an epoch is short. 1e-12: a compiler may fuse what gathers the rows with what uses them."""
@@ -75,7 +75,7 @@ def test_chunks_stay_within_the_memory_that_was_given(tmp_path: Path) -> None:
         prepare([*read, "data.memory_mb=1"]).largest_chunk()
 
 
-@pytest.mark.parametrize("backend", ["lightning", "keras"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_whole_of_it_on_the_command_line(tmp_path: Path, backend: str) -> None:
     """Train and evaluate: the same metrics as with the rows in memory, to float32's rounding."""
     common = ["model=cnn", f"backend={backend}", "schedule=cosine", "trainer.max_epochs=2", "trainer.batch_size=16"]

@@ -89,11 +89,11 @@ def test_no_option_comes_before_the_check(option: str, tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     "said",
     [
-        "hydra.run.dir=/tmp/elsewhere",
-        "hydra.sweep.dir=/tmp/elsewhere",
+        "hydra.run.dir=elsewhere",
+        "hydra.sweep.dir=elsewhere",
         "hydra.output_subdir=.hydra",
         "hydra.job.chdir=true",
-        "+hydra.job.env_set.PATH=/tmp",
+        "+hydra.job.env_set.PATH=elsewhere",
         "hydra.job.env_copy=[HOME]",
         "hydra.searchpath=[pkg://antigravity]",
         "+hydra.launcher.x='${oc.env:HOME}'",

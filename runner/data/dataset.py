@@ -146,11 +146,12 @@ def check_range(data: Dataset, dtype: np.dtype) -> None:
     """Refuse values, scaled as the network sees them, that `dtype` cannot hold."""
     largest = float(np.finfo(dtype).max)
     for split in (data.train, data.val, data.test):
-        x = split.x.largest if data.streams else _largest(split.x)
-        for name, size in (("x", x), ("y", _largest(split.y))):
+        x = split.x.largest if data.streams else largest_of(split.x)
+        for name, size in (("x", x), ("y", largest_of(split.y))):
             if size > largest:
                 raise ConfigError(f"data: {name} holds values up to {size:g}, which {dtype.name} does not hold")
 
 
-def _largest(values: np.ndarray) -> float:
+def largest_of(values: np.ndarray) -> float:
+    """Absolute value; 0 of none."""
     return max(float(values.max(initial=0)), -float(values.min(initial=0)))

@@ -52,11 +52,7 @@ class NPZ(_File):
         x = as_float(arrays["x"], "x", self.path)
         if x.ndim < 2 or 0 in x.shape[1:]:
             raise ConfigError(f"{self.path}: x must hold a row of values per sample, got the shape {list(x.shape)}")
-        y = arrays["y"]
-        if self.task == "regression":
-            y = as_float(y, "y", self.path).astype(np.float64)
-            return self._dataset(x, y.reshape(len(y), -1), (), ())
-        return self._dataset(x, *as_labels(y, self.path), ())
+        return self._dataset(x, *as_targets(arrays["y"], self.task, self.path), ())
 
 
 class CSV(_File):
@@ -133,8 +129,10 @@ def as_float(values: np.ndarray, name: str, source: object) -> np.ndarray:
     return values.astype(np.float32 if small else np.float64, copy=False)
 
 
-def as_labels(y: np.ndarray, source: object) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Integers 0 ... C-1 and the classes' names.  # int64[N]"""
+def as_targets(y: np.ndarray, task: Task, source: object) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Targets float64[N, C] and no classes; or labels 0 ... C-1, int64[N], and the classes' names."""
+    if task == "regression":
+        return as_float(y, "y", source).astype(np.float64).reshape(len(y), -1), ()
     if y.ndim != 1 or y.dtype.kind not in "iu":
         raise ConfigError(f"{source}: y must be labels, integers of shape [N], got {y.dtype} of shape {list(y.shape)}")
     if len(y) and y.min() < 0:

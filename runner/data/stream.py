@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from runner.data.dataset import Dataset, Split, Task, check_finite, num_held_out, split_rows
-from runner.data.files import as_float, as_labels
+from runner.data.dataset import Dataset, Split, Task, check_finite, largest_of, num_held_out, split_rows
+from runner.data.files import as_targets
 from runner.errors import ConfigError
 from runner.section import Count, Fraction, Index, Section
 
@@ -98,12 +98,8 @@ class NPY(Section):
         if starts[-1] == 0:
             raise ConfigError(f"{self.path} holds no rows")
         largest, sha256 = _gone_through(files, arrays)
-        classes: tuple[str, ...] = ()
-        if self.task == "regression":
-            y = as_float(y, "y", self.path).astype(np.float64).reshape(len(y), -1)
-            check_finite("y", y, self.path)
-        else:
-            y, classes = as_labels(y, self.path)
+        y, classes = as_targets(y, self.task, self.path)
+        check_finite("y", y, self.path)
         rows = np.arange(len(y))
         all_rows = FileRows(tuple(files), starts[:-1], rows, arrays[0].shape[1:], arrays[0].dtype, largest, sha256)
         held_out = num_held_out(len(y), self.val_fraction, self.test_fraction, self.path)
@@ -140,6 +136,6 @@ def _gone_through(files: Sequence[Path], arrays: Sequence[np.ndarray]) -> tuple[
         for first in range(0, len(array), size):
             block = np.ascontiguousarray(_mapped(file)[first : first + size])
             check_finite("x", block, str(file), first_row=first)
-            largest = max(largest, float(block.max(initial=0)), -float(block.min(initial=0)))
+            largest = max(largest, largest_of(block))
             digest.update(block.data)
     return largest, digest.hexdigest()

@@ -33,6 +33,11 @@ class Answer:
         return self.ranked[0]
 
     @property
+    def is_logarithmic(self) -> bool:
+        """How its curves are drawn."""
+        return self.mode == "min" and min(ranked.summary.mean for ranked in self.ranked) > 0
+
+    @property
     def noise(self) -> list[Ranked]:
         """Those that the best cannot be told from."""
         return [other for other in self.ranked[1:] if other.against_best is None or not other.against_best.is_real]
@@ -96,7 +101,7 @@ def answer(jobs: Sequence[Job]) -> Answer | None:
     if not found:
         return None
     sign, tried = 1 if mode == "min" else -1, found
-    found = best_rates(found, metric, mode)
+    found = best_rates(tried, lambda group: sign * group.mean(metric))
     tests = compare({group.label: group.values(metric) for group in [*found, *(g for g in tried if g not in found)]})
     best = [[sign * float(job.result["best"]["value"]) for job in group.jobs] for group in found]
     target = sign * max(median_high(values) for values in best)

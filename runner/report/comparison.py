@@ -11,13 +11,14 @@ import numpy as np
 from runner.errors import RunError
 from runner.report import page, parity
 from runner.report.answer import Answer, Ranked, answer
-from runner.report.jobs import Group, Job, read
+from runner.report.curves import points
+from runner.report.jobs import Group, Job, inside, read
 from runner.report.markdown import as_markdown
 
 
 def write(folder: Path, num_jobs: int) -> int:
     """The comparison of a multirun, in its folder; 0 if all of its `num_jobs` completed, else 1."""
-    found = sorted(path.parent for path in folder.glob("*/result.json"))
+    found = inside(folder)
     if not found:
         raise RunError(f"no job of {folder} left a result")
     return compare(folder, read(found), num_jobs)
@@ -78,7 +79,7 @@ def table_of(found: Answer, metrics: Sequence[str]) -> list[tuple[str, ...]]:
 
 def _cells(ranked: Ranked, others: Sequence[str]) -> tuple[str, ...]:
     known, against = ranked.summary, ranked.against_best
-    unknown = against is None or against.p is None
+    p, more_seeds = (against.p, against.more_seeds) if against else (None, None)
     return (
         str(ranked.rank),
         ranked.group.label,
@@ -87,8 +88,8 @@ def _cells(ranked: Ranked, others: Sequence[str]) -> tuple[str, ...]:
         "" if known.sd is None else f"{known.sd:.4f}",
         "" if known.interval is None else f"{known.interval[0]:.4f} to {known.interval[1]:.4f}",
         "" if against is None else f"{against.difference:+.4f}",
-        "" if against is None or against.p is None else f"{against.p:.2g}",
-        "" if unknown or against is None or against.more_seeds is None else str(against.more_seeds),
+        "" if p is None else f"{p:.2g}",
+        "" if more_seeds is None else str(more_seeds),
         *(f"{ranked.group.mean(name):.4f}" for name in others),
         "never" if math.isinf(ranked.steps) else f"{ranked.steps:.0f}",
         "" if math.isinf(ranked.seconds) else f"{ranked.seconds:.2f}",
@@ -137,7 +138,9 @@ def _draw(path: Path, found: Answer) -> None:
     for ranked in found.ranked:
         job, label = ranked.group.jobs[0], ranked.group.label
         label = f"{ranked.rank}. {label if len(label) <= 40 else f'{label[:39]}…'}"
-        (line,) = rate.plot(job.trace["step"], job.trace["learning_rate"], drawstyle="steps-post", label=label)
+        drawn = points(len(job.trace["step"]))
+        steps, rates = (job.trace[name][drawn] for name in ("step", "learning_rate"))
+        (line,) = rate.plot(steps, rates, drawstyle="steps-post", label=label)
         curves = [job.epochs[found.metric] for job in ranked.group.jobs]
         if len({len(curve) for curve in curves}) == 1:
             steps, color = job.epochs["step"], line.get_color()
@@ -148,7 +151,7 @@ def _draw(path: Path, found: Answer) -> None:
     rate.set_ylabel("learning rate")
     rate.set_ylim(bottom=0)
     metric.set_ylabel(found.metric)
-    if min(ranked.summary.mean for ranked in found.ranked) > 0 and found.mode == "min":
+    if found.is_logarithmic:
         metric.set_yscale("log")
     for axes in (rate, metric):
         axes.set_xlabel("step")

@@ -6,7 +6,10 @@ import numpy as np
 
 from runner.run_folder import read_columns
 
-_MOST_POINTS = 5000  # of a line: more than there are pixels
+
+def points(num: int, most: int = 5000) -> np.ndarray:
+    """Which of a line's points are drawn: evenly spaced, both ends among them, more than there are pixels.  # int64[n]"""
+    return np.unique(np.linspace(0, num - 1, min(num, most)).round().astype(int))
 
 
 def draw(folder: Path, title: str) -> Path:
@@ -15,8 +18,8 @@ def draw(folder: Path, title: str) -> Path:
     from matplotlib.figure import Figure
 
     trace, metrics = read_columns(folder / "trace.csv"), read_columns(folder / "metrics.csv")
-    every = max(1, len(trace["step"]) // _MOST_POINTS)
-    trace = {name: values[::every] for name, values in trace.items()}
+    drawn = points(len(trace["step"]))
+    trace = {name: values[drawn] for name, values in trace.items()}
     figure = Figure(figsize=(8, 6))  # of fixed margins: to fit them would draw it twice
     FigureCanvasAgg(figure)
     rate, loss = figure.subplots(2, 1, sharex=True)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from runner.config import sha256
 from runner.run_folder import read_columns, read_json
 from runner.saved import config_of
-
-# of a config, what does not make another run to be compared
-_ASIDE = ("output", "task", "find_lr", "run", "runs", "format", "checkpoint", "steps", "resume", "print_config", "seed")
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Job:
 
     def settings(self, *without: str) -> str:
         """What it trained, but for the seed: equal of jobs that can be averaged."""
-        return json.dumps({k: v for k, v in self.config.items() if k not in (*_ASIDE, *without)}, sort_keys=True)
+        return sha256(self.config, "seed", *without)
 
     def rate_at_best(self) -> float:
         """Of the last update before its best epoch's end."""
@@ -112,6 +110,11 @@ class Group:
         return [said for said in self.jobs[0].overrides if not said.startswith(("seed=", "output.", "tune"))]
 
 
+def inside(folder: Path) -> list[Path]:
+    """The runs' folders in a multirun's."""
+    return sorted(path.parent for path in folder.glob("*/result.json"))
+
+
 def read(folders: Iterable[Path]) -> list[Job]:
     return [Job(folder, read_json(folder / "result.json")) for folder in folders]
 
@@ -134,11 +137,10 @@ def groups(jobs: Sequence[Job]) -> list[Group]:
     ]
 
 
-def best_rates(found: Sequence[Group], metric: str, mode: str) -> list[Group]:
-    """Of groups that differ in the base rate alone, where it was tuned, the one with the best mean."""
-    sign = 1 if mode == "min" else -1
+def best_rates(found: Iterable[Group], badness: Callable[[Group], float]) -> list[Group]:
+    """In order, the best first; of groups that differ in the base rate alone, where it was tuned, the best one."""
     best: dict[str, Group] = {}
-    for group in sorted(found, key=lambda group: sign * group.mean(metric)):
+    for group in sorted(found, key=badness):
         best.setdefault(group.but_for_rate(), group)
     return list(best.values())
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from runner.report import parity
 from runner.report.answer import Answer, Ranked
+from runner.report.curves import points
 
 # Okabe and Ito (2008): told apart with any colour vision, and on a light as on a dark ground; then again, dashed
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a6d3b", "#7a7a7a")
 _DASHES = ("solid", "dash", "dot", "dashdot")
-_MOST_POINTS = 2000  # of a line
 
 
 def write(
@@ -29,7 +29,7 @@ def write(
     style = [_style(i) for i in range(len(found.ranked))]
     data = {
         "metric": found.metric,
-        "logarithmic": found.mode == "min" and min(ranked.summary.mean for ranked in found.ranked) > 0,
+        "logarithmic": found.is_logarithmic,
         "groups": [
             {"label": ranked.group.label, **look, **_curves(ranked, found.metric)}
             for ranked, look in zip(found.ranked, style, strict=True)
@@ -73,8 +73,8 @@ def _curves(ranked: Ranked, metric: str) -> dict[str, Any]:
 
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> dict[str, list[float | None]]:
-    kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), _MOST_POINTS)).round().astype(int))
-    return {"x": _numbers(x[kept]), "y": _numbers(y[kept])}
+    drawn = points(len(x), 2000)
+    return {"x": _numbers(x[drawn]), "y": _numbers(y[drawn])}
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from runner import run_folder
 from runner.errors import ConfigError
 from runner.report import comparison
-from runner.report.jobs import read
+from runner.report.jobs import inside, read
 
 
 def compare(folders: Sequence[str], root: Path) -> int:
@@ -24,7 +24,7 @@ def compare(folders: Sequence[str], root: Path) -> int:
 def _runs(folder: Path) -> list[Path]:
     if (folder / "result.json").is_file():
         return [folder]
-    inside = sorted(path.parent for path in folder.glob("*/result.json"))
-    if not inside:
+    found = inside(folder)
+    if not found:
         raise ConfigError(f"runs must be folders of runs, got {folder}, which holds no result.json")
-    return inside
+    return found
