@@ -15,14 +15,14 @@ from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from runner import multirun, run_folder
+from runner import multirun, own_code, run_folder
 from runner.compose import CONF, compose, composed, explained, jobs, opened, parse_overrides, set_keys, to_values
 from runner.config import Config, parse, sha256
 from runner.errors import ConfigError, RunError, show
 from runner.saved import Run, config_of
 
 # What may be said beside `run=FOLDER`; all else is the saved config's.
-_ON_A_RUN = ("task", "run", "checkpoint", "format", "steps", "backend", "device", "data.path")
+_ON_A_RUN = ("task", "run", "checkpoint", "format", "steps", "backend", "device", "data.path", "trusted_modules")
 
 
 _IMPORTED = time()  # a tenth of a second after the interpreter's start
@@ -50,14 +50,15 @@ def main() -> int:
         if "runs" in said:
             return _compare(each[0], said, arguments.multirun)
         if "resume" in said:
-            if arguments.multirun:
-                raise ConfigError("resume goes on with one run: it cannot be said with -m")
-            return _resume(each[0], sys.argv[1:])
+            return _branches(each, sys.argv[1:]) if arguments.multirun else _resume(each[0], sys.argv[1:])
+        if "schedule.on_extend" in said:
+            raise ConfigError("schedule.on_extend is for a run that is made longer: it needs resume=FOLDER")
         for key in ("checkpoint", "format", "steps"):
             if key in said:
                 raise ConfigError(f"{key} is for a finished run: it needs run=FOLDER")
         values = [compose(job, arguments.config_dir) for job in each]
         configs = [parse(each_values) for each_values in values]
+        own_code.announce(list(dict.fromkeys(name for config in configs for name in config.trusted_modules)))
         command = arguments.overrides
         tune = configs[0].tune
         if tune is not None:
@@ -161,7 +162,9 @@ def _train(composed: Any, command: Sequence[str], first: bool) -> int:
     if hydra.mode == RunMode.RUN:
         return train(Job(config, values, command, overrides, Path(config.output.root) / "runs", None, started))
     job = Job(config, values, command, overrides, Path(hydra.sweep.dir), run_folder.job_name(overrides), started)
-    before = multirun.earlier(job.parent, str(job.name), sha256(values)) if config.output.multirun else None
+    before = multirun.earlier(
+        job.parent, str(job.name), sha256(values)
+    )  # of output.multirun, or queued again by a scheduler
     done = before is not None and before.is_completed
     print(f"job {hydra.job.num}: {job.name}{' was completed before' if done else ''}", flush=True)
     if done:
@@ -183,19 +186,46 @@ def _train(composed: Any, command: Sequence[str], first: bool) -> int:
 
 def _resume(overrides: Sequence[str], command: Sequence[str]) -> int:
     """A run goes on in its folder, with the config that it saved."""
-    from runner.resume import resume
     from runner.tasks.train import Job, train
+
+    resumed = _resumed(overrides)
+    path = resumed.folder
+    before = run_folder.read_json(path / "result.json")["overrides"] if (path / "result.json").is_file() else []
+    return train(
+        Job(resumed.config, resumed.values, command, before, path.parent, path.name, _process_start(), resumed)
+    )
+
+
+def _resumed(overrides: Sequence[str]) -> Any:
+    """Where a run goes on, which nothing has touched yet."""
+    from runner.resume import resume
 
     said = parse_overrides(overrides)
     folder = next(override.value() for override in said if override.key_or_group == "resume")
     if not isinstance(folder, str) or not folder:
         raise ConfigError(f"resume must be the folder of a run, got {show(folder)}")
-    path = Path(folder)
-    resumed = resume(path, said)
-    before = run_folder.read_json(path / "result.json")["overrides"] if (path / "result.json").is_file() else []
-    return train(
-        Job(resumed.config, resumed.values, command, before, path.parent, path.name, _process_start(), resumed)
-    )
+    resumed = resume(Path(folder), said)
+    own_code.announce(resumed.values["trusted_modules"])
+    return resumed
+
+
+def _branches(each: Sequence[Sequence[str]], command: Sequence[str]) -> int:
+    """Several runs from one checkpoint, each in a folder of its own, and the comparison."""
+    from runner.report import comparison
+    from runner.resume import branch
+    from runner.tasks.train import Job, train
+
+    made = [_resumed(overrides) for overrides in each]
+    folder = run_folder.create(Path(made[0].config.output.root) / "multiruns", run_folder.timestamp())
+    for i, (overrides, resumed) in enumerate(zip(each, made, strict=True)):
+        name = run_folder.job_name([said for said in overrides if not said.startswith("resume=")])
+        print(f"job {i}: {name}", flush=True)
+        started = time() if i else _process_start()
+        here = branch(resumed, run_folder.create(folder, name))
+        status = train(Job(here.config, here.values, command, list(overrides), folder, name, started, here))
+        if status > 128:
+            break
+    return status if status > 128 else comparison.write(folder, len(each))
 
 
 def _compare(job: Sequence[str], said: Collection[str], is_multirun: bool) -> int:
@@ -224,6 +254,7 @@ def _on_a_run(overrides: Sequence[str]) -> int:
         config_of(folder), [override for override in said if override.key_or_group != "data.path"], _ON_A_RUN
     )
     config = parse({**values, "resume": None})
+    own_code.announce(config.trusted_modules)
     run = Run(folder, config, config.checkpoint)
     source = keys.get("data.path")
     if (source is None) == (config.task == "predict"):

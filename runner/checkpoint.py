@@ -71,14 +71,19 @@ def point(folder: Path, name: str, step: int) -> None:
     os.replace(beside, f"{places}/{name}")
 
 
-def keep(folder: Path, steps: set[int]) -> None:
+def keep(folder: Path, kept: set[int]) -> None:
     """Remove the checkpoints of all other steps."""
     places = f"{folder}/checkpoints"
     for name in os.listdir(places):
-        if name.isdigit() and int(name) not in steps:
+        if name.isdigit() and int(name) not in kept:
             for part in os.listdir(f"{places}/{name}"):
                 os.unlink(f"{places}/{name}/{part}")
             os.rmdir(f"{places}/{name}")
+
+
+def steps(folder: Path) -> list[int]:
+    """Of the checkpoints that there are, whole or not."""
+    return sorted(int(place.name) for place in (folder / "checkpoints").glob("[0-9]*"))
 
 
 def read(folder: Path, which: str | int = "last") -> tuple[TrainState, dict[str, Any]]:
@@ -106,9 +111,8 @@ def read(folder: Path, which: str | int = "last") -> tuple[TrainState, dict[str,
 
 def read_newest(folder: Path) -> tuple[TrainState, dict[str, Any], list[RunError]]:
     """`last`, or where it is damaged the newest whole one; and what is wrong with those passed over."""
-    steps = sorted((int(place.name) for place in (folder / "checkpoints").glob("[0-9]*")), reverse=True)
     damaged: dict[str, RunError] = {}  # by what is said: `last` is one of the steps
-    places: list[str | int] = ["last", *steps]
+    places: list[str | int] = ["last", *reversed(steps(folder))]
     for which in places:
         try:
             return *read(folder, which), [*damaged.values()]

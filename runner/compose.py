@@ -167,8 +167,8 @@ def _forced(override: Override) -> str:
 
 
 def opened(argument: str) -> str:
-    """An override of a schedule's key as one that may also add it: its parts' keys and `args` are not all in YAML."""
-    return f"++{argument}" if re.match(r"(schedule|optimizer\.schedules)\.", argument) else argument
+    """An override of a schedule's key, or of `args`, as one that may also add it: they are not all in YAML."""
+    return f"++{argument}" if re.match(r"(schedule|optimizer\.schedules|data\.args)\.", argument) else argument
 
 
 def _check_choice(override: Override, config_dir: str | None) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import Field, ValidationError, model_validator
 
-from runner import devices
+from runner import devices, own_code
 from runner.data import Data
 from runner.errors import ConfigError, closest, nearest, show
 from runner.layers import Layer, with_defaults
@@ -40,6 +40,7 @@ class Trainer(Section):
     steps_per_call: Literal["auto"] | Count
     compile: bool
     checkpoint_every: Duration | None
+    keep_checkpoints: Annotated[int, Field(ge=2)] | None
     monitor: str
     monitor_mode: Mode
     early_stopping_patience: Count | None
@@ -96,6 +97,7 @@ class Config(Section):
     runs: list[str] | None
     format: Literal["keras", "torch", "safetensors"] | None
     checkpoint: Literal["last", "best"] | Index
+    trusted_modules: list[str]
     steps: str | None
     resume: str | None
 
@@ -103,6 +105,7 @@ class Config(Section):
 def parse(composed: Mapping[str, Any]) -> Config:
     """The typed config. `layer_defaults` is folded into the layers that it speaks of."""
     values = dict(composed)
+    own_code.check(values)
     defaults, model = values.pop("layer_defaults", None), values.get("model")
     if isinstance(defaults, dict):
         _check_layer_defaults(defaults)
@@ -129,6 +132,7 @@ def sha256(composed: Mapping[str, Any], *without: str) -> str:
         "steps",
         "resume",
         "print_config",
+        "trusted_modules",
         *without,
     }
     kept = {key: value for key, value in composed.items() if key not in aside}

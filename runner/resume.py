@@ -4,8 +4,10 @@ Order, masks and rates are functions of the step, so that a checkpoint is all th
 what would have been trained without the interruption.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ from hydra.core.override_parser.types import Override
 from runner import checkpoint
 from runner.compose import set_keys
 from runner.config import Config, parse
-from runner.errors import ConfigError, RunError, show
+from runner.errors import ConfigError, RunError, nearest, show
 from runner.plan import Plan, plan
 from runner.run_folder import read_json
 from runner.saved import config_of
+from runner.schedules.extend import HOW, extended
 from runner.spec import TrainState
 
 # What may be another than before; all else fixes the numbers of the run.
@@ -27,14 +30,20 @@ CHANGEABLE = (
     "device",
     "checkpoint",
     "print_config",
+    "trusted_modules",
     "trainer.max_epochs",
     "trainer.max_steps",
     "trainer.steps_per_call",
     "trainer.checkpoint_every",
+    "trainer.keep_checkpoints",
     "trainer.early_stopping_patience",
     "trainer.early_stopping_min_delta",
     "trainer.strict",
 )
+
+
+ON_EXTEND = "schedule.on_extend"
+_LENGTH = {"trainer.max_epochs", "trainer.max_steps"}
 
 
 @dataclass(frozen=True)
@@ -56,13 +65,34 @@ class Resumed:
 def resume(folder: Path, overrides: Sequence[Override]) -> Resumed:
     """Read and checked; nothing is written."""
     saved = {**config_of(folder, "resume"), "resume": None, "run": None, "task": "train"}
-    said = [override for override in overrides if override.key_or_group not in ("resume", "task")]
-    values = set_keys(saved, said, CHANGEABLE)
+    on_extend = next((override.value() for override in overrides if override.key_or_group == ON_EXTEND), None)
+    said = [override for override in overrides if override.key_or_group not in ("resume", "task", ON_EXTEND)]
+    values = set_keys(saved, said, (*CHANGEABLE, ON_EXTEND))
     changes = {key: (_at(saved, key), after) for key in CHANGEABLE if (after := _at(values, key)) != _at(saved, key)}
     which = values["checkpoint"] if "checkpoint" in changes else None
     state, numbers, damaged = checkpoint.read_newest(folder) if which is None else (*checkpoint.read(folder, which), ())
     notes = [f"warning: {error}; going on from step {state.step}" for error in damaged]
-    return Resumed(folder, {**values, "checkpoint": saved["checkpoint"]}, changes, state, numbers, notes)
+    values["checkpoint"] = saved["checkpoint"]
+    if _LENGTH & set(changes):
+        values, more = _extend(saved, values, state.step, on_extend)
+        notes += more
+    elif on_extend is not None:
+        raise ConfigError(f"{ON_EXTEND} is for a run of another length: it needs {' or '.join(sorted(_LENGTH))}")
+    return Resumed(folder, values, changes, state, numbers, notes)
+
+
+def branch(resumed: Resumed, folder: Path) -> Resumed:
+    """The same, going on in a folder of its own: its files up to the checkpoint are copied there, and it stays as it is."""
+    source, step = resumed.folder, resumed.state.step
+    for name in ("config.yaml", "data.json", "environment.json", "trace.csv", "metrics.csv"):
+        shutil.copy2(source / name, folder / name)
+    best = resumed.numbers["best"]
+    for name, kept in (("best", best and best["step"]), ("last", step)):
+        place = source / "checkpoints" / str(kept)
+        if place.is_dir():
+            shutil.copytree(place, folder / "checkpoints" / str(kept), dirs_exist_ok=True)
+            checkpoint.point(folder, name, kept)
+    return replace(resumed, folder=folder)
 
 
 def check(resumed: Resumed, prepared: Plan, start: TrainState) -> None:
@@ -87,32 +117,52 @@ def check(resumed: Resumed, prepared: Plan, start: TrainState) -> None:
             f"resume: {folder} is at step {step} of {total}, nothing is left; a larger trainer.max_epochs or "
             "trainer.max_steps makes it longer"
         )
-    longer = {"trainer.max_epochs", "trainer.max_steps"} & set(resumed.changes)
-    if longer:
-        _check_rates(sorted(longer)[0], resumed, prepared)
 
 
-def _check_rates(key: str, resumed: Resumed, prepared: Plan) -> None:
-    """A schedule that knows the run's length would have had other rates from the beginning."""
-    before = plan(parse({**resumed.values, "trainer": {**resumed.values["trainer"], **_limits(resumed)}}))
-    tables = [
-        {"schedule": p.rates(), **{f"optimizer.schedules.{n}": v for n, v in p.hyperparameters.items()}}
-        for p in (before, prepared)
-    ]
-    num = min(before.order.total_steps, prepared.order.total_steps)
-    for name, old in tables[0].items():
-        different = np.flatnonzero(old[:num] != tables[1][name][:num])
-        if len(different):
-            raise ConfigError(
-                f"{key} cannot be {show(resumed.changes[key][1])}: {name} goes by the run's length, {before.order.total_steps} "
-                f"steps; for {prepared.order.total_steps} its value would have been another from step {different[0]} on"
-            )
+def _extend(
+    saved: Mapping[str, Any], values: dict[str, Any], step: int, how: Any
+) -> tuple[dict[str, Any], Sequence[str]]:
+    """The config of a run that is made longer or shorter; and what to say of it. What goes by the run's length would have had
+    other values from the beginning, and whoever asks for that says which it has from now on."""
+    saved = {
+        **values,
+        "trainer": {**values["trainer"], **{n: saved["trainer"][n] for n in ("max_epochs", "max_steps")}},
+    }
+    before, plain = (plan(parse(v)) for v in (saved, values))
+    lengths = before.order.total_steps, plain.order.total_steps
+    ways = [way for way in HOW if way != "append" or lengths[1] > lengths[0]]
+    if how is not None and how not in ways:
+        raise ConfigError(f"{ON_EXTEND} must be one of {', '.join(ways)}, got {show(how)}{nearest(how, ways)}")
+    old, new = _tables(before), _tables(plain)
+    other = [name for name in old if not np.array_equal(old[name][:step], new[name][:step])]
+    if lengths[1] <= step or (how is None and not other):
+        return values, ()
+    each = {
+        way: _with_schedules(values, partial(extended, how=way, step=step, before=lengths[0], after=lengths[1]))
+        for way in ways
+    }
+    if how is not None:
+        rate = _tables(plan(parse(each[how])))["schedule"][step]
+        return each[how], [f"{ON_EXTEND.rpartition('.')[2]} {how}: the rate is {rate:.3g} from step {step} on"]
+    tables = {way: _tables(plan(parse(each[way])))[other[0]] for way in ways}
+    each_way = ", ".join(f"{way} ({table[step]:.3g} to {table[-1]:.3g})" for way, table in tables.items())
+    raise ConfigError(
+        f"{other[0]} goes by the run's length, which was {lengths[0]} steps and is to be {lengths[1]};\n"
+        f"  say what it is from step {step} on: {ON_EXTEND}={each_way}"
+    )
 
 
-def _limits(resumed: Resumed) -> dict[str, Any]:
-    """The run's end as it was before."""
-    names = ("max_epochs", "max_steps")
-    return {name: resumed.changes[key][0] for name in names if (key := f"trainer.{name}") in resumed.changes}
+def _tables(prepared: Plan) -> dict[str, np.ndarray]:
+    """What is scheduled, by its key."""
+    others = {f"optimizer.schedules.{name}": values for name, values in prepared.hyperparameters.items()}
+    return {"schedule": prepared.rates(), **others}
+
+
+def _with_schedules(values: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """The config with each of its schedules changed."""
+    optimizer = values["optimizer"]
+    schedules = {name: change(schedule) for name, schedule in optimizer["schedules"].items()}
+    return {**values, "schedule": change(values["schedule"]), "optimizer": {**optimizer, "schedules": schedules}}
 
 
 def _fits(folder: Path, kind: str, found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:

@@ -1,7 +1,7 @@
 """A finished run, read from its folder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +18,12 @@ from runner.spec import ModelSpec, TrainState
 
 
 def config_of(folder: str | Path, key: str = "run") -> dict[str, Any]:
-    """The config that ran, as plain values; `key` is where the folder was said."""
+    """The config that ran, as plain values; `key` is where the folder was said. Whose code it trusted is not taken from it."""
     path = Path(folder) / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{key} must be the folder of a run, got {folder}, which holds no config.yaml")
     values: Any = OmegaConf.to_container(OmegaConf.load(path))
-    return values
+    return {**values, "trusted_modules": []}
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,13 @@ class Run:
         return dispatcher.load(self.config.backend).predict(self.model_spec, self.state, rows)
 
 
-def load_run(folder: str | Path, backend: str | None = None, checkpoint: str | int = "last") -> Run:
-    """A run's folder in Python; `backend` opens it on the other framework than it ran on."""
-    values = config_of(folder)
+def load_run(
+    folder: str | Path,
+    backend: str | None = None,
+    checkpoint: str | int = "last",
+    trusted_modules: Sequence[str] = (),
+) -> Run:
+    """A run's folder in Python; `backend` opens it on the other framework than it ran on; `trusted_modules` as on the command
+    line, for a run with code of your own."""
+    values = {**config_of(folder), "trusted_modules": [*trusted_modules]}
     return Run(Path(folder), parse({**values, **({"backend": backend} if backend else {})}), checkpoint)

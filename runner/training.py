@@ -49,7 +49,7 @@ class Training:
         self._files = RunFolder(self.path, self.plan.columns(), self.applied_names[1:])
         self._every = self.plan.checkpoint_steps()
         self._means = Means()
-        self._saved: int | None = None
+        self._saved: list[int] = []  # the steps of the checkpoints of this run, oldest first
         self._writer = ThreadPoolExecutor(1, "checkpoints")
         self._writing: Future[None] | None = None
         self.step = 0  # applied updates whose loss was finite
@@ -59,7 +59,7 @@ class Training:
             self.best, self.metrics = resumed["best"], resumed["metrics"]
             self.plateau, self.watch = State.of(resumed["plateau"]), Watch(**resumed["early_stopping"])
             self._means, self.step = Means(resumed["means"]), resumed["step"]
-            self._saved = self.step
+            self._saved = [step for step in checkpoint.steps(self.path) if step <= self.step]
             self.skipped = list(resumed.get("skipped", []))
             self.started -= resumed["seconds"]
 
@@ -132,7 +132,7 @@ class Training:
                 self.console.say(f"plateau  {plan.plateau.metric} has stalled: {lowered}")
 
     def _save(self, state: TrainState) -> None:
-        """A checkpoint, with the one before and the best one kept; it is written while the next chunk trains."""
+        """A checkpoint, with those before it that are kept, and the best one; it is written while the next chunk trains."""
         extra = {
             "best": self.best,
             "metrics": self.metrics,
@@ -151,17 +151,18 @@ class Training:
             with self._saving(state.step):
                 staged = stage()
             stage = lambda: staged  # noqa: E731
-        self._writing = self._writer.submit(self._write, stage, state.step, best, self._saved)
+        self._writing = self._writer.submit(self._write, stage, state.step, best)
 
-    def _write(self, stage: Callable[[], Path], step: int, best: int | None, before: int | None) -> None:
+    def _write(self, stage: Callable[[], Path], step: int, best: int | None) -> None:
         with self._saving(step):
             self._files.sync()  # a checkpoint never knows of updates that the logs do not
             checkpoint.commit(stage(), step)
             checkpoint.point(self.path, "last", step)
             if best == step:
                 checkpoint.point(self.path, "best", step)
-            checkpoint.keep(self.path, {step for step in (step, before, best) if step is not None})
-            self._saved = step
+            saved = [*(before for before in self._saved if before != step), step]
+            self._saved = saved[-(self.plan.config.trainer.keep_checkpoints or 0) :]
+            checkpoint.keep(self.path, {*self._saved, *([] if best is None else [best])})
 
     @contextmanager
     def _saving(self, step: int) -> Iterator[None]:
@@ -169,7 +170,7 @@ class Training:
         try:
             yield
         except OSError as error:
-            before = "none before" if self._saved is None else f"the one before, of step {self._saved}, is whole"
+            before = "none before" if not self._saved else f"the one before, of step {self._saved[-1]}, is whole"
             place, free = self.path / "checkpoints" / str(step), shutil.disk_usage(self.path).free
             raise RunError(f"{place} cannot be written: {error.strerror}, {free} bytes are free; {before}") from error
 

@@ -90,13 +90,12 @@ HALF = (*SHORT, "trainer.max_steps=20")  # 13 updates an epoch: in the middle of
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Runs of 20 updates: two in exact mode, two in float32, one of them with a schedule that goes by the run's length."""
+    """Runs of 20 updates: two in exact mode, one in float32."""
     here = tmp_path_factory.mktemp("halves")
     runs = {
         "lightning": ("backend=lightning", "trainer.precision=exact", *HALF),
         "keras": ("backend=keras", "trainer.precision=exact", *HALF),
         "plain": (*HALF, "trainer.checkpoint_every=5steps"),
-        "cosine": ("schedule=cosine", *HALF[2:]),
     }
     each = together(here, *runs.values())
     return {name: here / done.folder for name, done in zip(runs, each, strict=True)}
@@ -147,12 +146,6 @@ def test_of_a_damaged_checkpoint_the_newest_whole_one_before_it_is_taken(
 
 MORE = "nothing is left; a larger trainer.max_epochs or trainer.max_steps makes it longer"
 REFUSED = [
-    (
-        "cosine",
-        ["trainer.max_steps=30"],
-        "trainer.max_steps cannot be 30: schedule goes by the run's length, 20 steps; for 30 its value would have been "
-        "another from step 1 on",
-    ),
     ("plain", [], f"resume: {{folder}} is at step 20 of 20, {MORE}"),
     ("plain", ["trainer.max_steps=10"], f"resume: {{folder}} is at step 20 of 10, {MORE}"),
     ("plain", ["optimizer.lr=0.1"], "optimizer.lr cannot be set for a finished run; {changeable} can"),
@@ -174,13 +167,13 @@ REFUSED = [
 def test_what_would_be_another_run_is_refused_in_one_line(
     halves: dict[str, Path], tmp_path: Path, name: str, said: list[str], expected: str
 ) -> None:
-    from runner.resume import CHANGEABLE
+    from runner.resume import CHANGEABLE, ON_EXTEND
 
     folder = halves[name]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     (done,) = together(tmp_path, (f"resume={folder}", *said))
     assert (done.status, done.out) == (2, "")
-    assert done.err == f"error: {expected.format(folder=folder, changeable=', '.join(CHANGEABLE))}\n"
+    assert done.err == f"error: {expected.format(folder=folder, changeable=', '.join((*CHANGEABLE, ON_EXTEND)))}\n"
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 

@@ -1,9 +1,11 @@
 """Several runs of one command: tune=lr, and going on with a multirun that was stopped."""
 
 import signal
+import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from runner.run_folder import read_json
@@ -112,3 +114,37 @@ def test_jobs_side_by_side_are_those_of_one_after_another(tmp_path: Path, backen
         found.append(hashes(tmp_path / done.folder))
     assert found[0] == found[1]
     assert sum(value is not None for value in found[0].values()) == 2
+
+
+# hydra/launcher=submitit_local, as on a Slurm cluster
+
+
+def children_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The jobs' own processes."""
+    found = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in found if "submitit.core._submit" in child.cmdline()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_job_that_the_scheduler_takes_off_is_queued_again_and_goes_on_to_the_same_bits(
+    tmp_path: Path, backend: str
+) -> None:
+    """SIGUSR2 is what submitit has Slurm send before it takes a job's place; the job saves, and is started again from there."""
+    sweep = ("-m", f"backend={backend}", "schedule=cosine", "seed=0,1", "trainer.max_epochs=150", "device=cpu")
+    (whole,) = together(tmp_path, sweep)
+    process = start(tmp_path, *sweep, "hydra/launcher=submitit_local")
+    deadline = time.monotonic() + 120
+    multirun = tmp_path / whole.folder
+    while len(list(multirun.parent.glob("*/seed=*/checkpoints/last"))) < 4:  # two of them of the first command
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for job in children_of(process):
+        job.send_signal(signal.SIGUSR2)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, out + err
+    assert "2 of 2 jobs completed" in out
+    (folder,) = set(multirun.parent.iterdir()) - {multirun}
+    assert hashes(folder) == hashes(multirun)
+    assert all(read_json(path)["resumed_from"] for path in folder.glob("*/result.json"))
+    assert len(list(folder.glob("seed=*"))) == 2

@@ -8,12 +8,12 @@ from pydantic import Field, TypeAdapter
 
 from runner.data.dataset import Dataset, Split
 from runner.data.embedded import Diabetes, Digits
-from runner.data.files import CSV, NPZ
+from runner.data.files import CSV, NPZ, Python
 from runner.data.stream import NPY
 
 __all__ = ["Data", "Dataset", "Split", "load"]
 
-Data = Annotated[Union[Digits, Diabetes, NPZ, CSV, NPY], Field(discriminator="name")]
+Data = Annotated[Union[Digits, Diabetes, NPZ, CSV, NPY, Python], Field(discriminator="name")]
 
 
 def load(data: Any) -> Dataset:

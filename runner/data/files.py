@@ -10,26 +10,38 @@ from typing import Any, Literal
 
 import numpy as np
 
+from runner import own_code
 from runner.data.dataset import Dataset, Task, check, num_held_out, split_rows, standardize
-from runner.errors import ConfigError, nearest
+from runner.errors import ConfigError, nearest, show
 from runner.section import Fraction, Index, Section
 
 
-class _File(Section):
-    path: str
+class _Rows(Section):
     task: Task
     val_fraction: Fraction
     test_fraction: Fraction
     split_seed: Index
     standardize: bool
 
-    def _dataset(self, x: np.ndarray, y: np.ndarray, classes: Sequence[str], columns: tuple[str, ...]) -> Dataset:
+    def _dataset(
+        self, source: str, x: np.ndarray, y: np.ndarray, classes: Sequence[str], columns: tuple[str, ...]
+    ) -> Dataset:
         """Rows -> splits, drawn with `split_seed`."""
-        check(x, y, self.path, columns)
-        held_out = num_held_out(len(x), self.val_fraction, self.test_fraction, self.path)
+        check(x, y, source, columns)
+        held_out = num_held_out(len(x), self.val_fraction, self.test_fraction, source)
         splits = split_rows(x, y, *held_out, self.split_seed)
         data = Dataset(*splits, task=self.task, classes=tuple(classes), features=columns)
         return standardize(data, x=True, y=self.task == "regression") if self.standardize else data
+
+    def _of_arrays(self, source: str, x: np.ndarray, y: np.ndarray) -> Dataset:
+        x = as_float(x, "x", source)
+        if x.ndim < 2 or 0 in x.shape[1:]:
+            raise ConfigError(f"{source}: x must hold a row of values per sample, got the shape {list(x.shape)}")
+        return self._dataset(source, x, *as_targets(y, self.task, source), ())
+
+
+class _File(_Rows):
+    path: str
 
     def _exists(self) -> Path:
         path = Path(self.path).expanduser()
@@ -49,10 +61,27 @@ class NPZ(_File):
         for name in ("x", "y"):
             if name not in arrays:
                 raise ConfigError(f"{self.path} must hold arrays x and y, got {', '.join(sorted(arrays)) or 'none'}")
-        x = as_float(arrays["x"], "x", self.path)
-        if x.ndim < 2 or 0 in x.shape[1:]:
-            raise ConfigError(f"{self.path}: x must hold a row of values per sample, got the shape {list(x.shape)}")
-        return self._dataset(x, *as_targets(arrays["y"], self.task, self.path), ())
+        return self._of_arrays(self.path, arrays["x"], arrays["y"])
+
+
+class Python(_Rows):
+    """What a function of your own gives, called with `args`: x and y, as data=npz takes them. Its module is one that
+    `trusted_modules` names."""
+
+    name: Literal["python"]
+    function: str
+    args: dict[str, Any]
+
+    def load(self) -> Dataset:
+        try:
+            given = own_code.call(self.function, **self.args)
+        except ValueError as error:
+            raise ConfigError(f"data.{error}") from error
+        try:
+            x, y = map(np.asarray, given)
+        except (TypeError, ValueError):
+            raise ConfigError(f"data.function {self.function} must give x and y, got {show(given)}") from None
+        return self._of_arrays(self.function, x, y)
 
 
 class CSV(_File):
@@ -75,13 +104,15 @@ class CSV(_File):
         if self.task == "regression":
             y = numbers(header, rows, [at], self.path)
             check(y, y, self.path, (target,))  # here its column has a name
-            return self._dataset(x, y, (), columns)
+            return self._dataset(self.path, x, y, (), columns)
         labels = [row[at] for row in rows]
         if "" in labels:
             raise ConfigError(f"{self.path}: row {labels.index('')}, column {target} is empty; a label is needed")
         classes = sorted(set(labels), key=_label_key(labels))
         number = {label: i for i, label in enumerate(classes)}
-        return self._dataset(x, np.array([number[label] for label in labels], dtype=np.int64), classes, columns)
+        return self._dataset(
+            self.path, x, np.array([number[label] for label in labels], dtype=np.int64), classes, columns
+        )
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -53,7 +53,9 @@ def compare(folder: Path, jobs: Sequence[Job], num_jobs: int) -> int:
 
 def command(group: Group) -> str:
     """What trains it again."""
-    return shlex.join(["python", "-m", "runner", *group.to_copy()])
+    said = group.to_copy()
+    branched = any(override.startswith("resume=") for override in said)  # in a folder of its own, as it was
+    return shlex.join(["python", "-m", "runner", *(["-m"] if branched else []), *said])
 
 
 def table_of(found: Answer, metrics: Sequence[str]) -> list[tuple[str, ...]]:

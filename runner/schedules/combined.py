@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 import numpy as np
 from pydantic import Field, model_validator
 
+from runner import own_code
 from runner.schedules import ramps
 from runner.schedules.curve import Curve, part
 from runner.schedules.cycles import cycles
@@ -233,7 +234,30 @@ class Clip(Curve):
         return self.of.joints(clock)
 
 
-ALL = (*NAMED, Hold, Ramp, Inverse, Sequence, Repeat, Product, Clip, *DIALECTS)
+class Python(Curve):
+    """eta(t) = f(t, total_steps=T, steps_per_epoch=..., lr=eta0, **args): f a `function` of your own, MODULE.FUNCTION, that
+    takes an array of steps and gives as many rates. Its module is one that `trusted_modules` names.
+
+    f is called for parts of the run in any order: eta(t) may depend on t alone, not on the other steps.
+    """
+
+    name: Literal["python"]
+    function: str
+    args: dict[str, Any]
+
+    def rates(self, t: Array, clock: Clock, lr: float) -> Array:
+        total, epoch = clock.total_steps, clock.steps_per_epoch
+        given = own_code.call(self.function, t, total_steps=total, steps_per_epoch=epoch, lr=lr, **self.args)
+        rates = np.asarray(given)
+        if rates.dtype.kind not in "iuf" or rates.shape != t.shape:
+            raise ValueError(
+                f"function {self.function} must give a rate for each of {len(t)} steps, got {rates.dtype} of shape "
+                f"{list(rates.shape)}"
+            )
+        return rates.astype(np.float64)
+
+
+ALL = (*NAMED, Hold, Ramp, Inverse, Sequence, Repeat, Product, Clip, Python, *DIALECTS)
 
 if TYPE_CHECKING:
     AnyCurve = Curve
