@@ -16,7 +16,18 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from runner import multirun, own_code, run_folder
-from runner.compose import CONF, compose, composed, explained, jobs, opened, parse_overrides, set_keys, to_values
+from runner.compose import (
+    CONF,
+    SEARCHES,
+    compose,
+    composed,
+    explained,
+    jobs,
+    opened,
+    parse_overrides,
+    set_keys,
+    to_values,
+)
 from runner.config import Config, parse, sha256
 from runner.errors import ConfigError, RunError, show
 from runner.saved import Run, config_of
@@ -82,7 +93,12 @@ def main() -> int:
                 raise ConfigError("task=compare needs runs=[FOLDER,...], the folders of finished runs")
             if config.task != "train":
                 raise ConfigError(f"task={config.task} needs run=FOLDER, the folder of a finished run")
-        return _multirun(configs[0], command, len(each)) if arguments.multirun else _hydra(command)
+        num_jobs = len(each)
+        if said & set(SEARCHES):
+            if not arguments.multirun:
+                raise ConfigError("search makes several runs, which needs -m (--multirun)")
+            num_jobs = composed(each[0], arguments.config_dir).hydra.sweeper.get("n_trials", num_jobs)
+        return _multirun(configs[0], command, num_jobs) if arguments.multirun else _hydra(command)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -111,11 +127,13 @@ def _hydra(overrides: Sequence[str], extra: Sequence[str] = ()) -> int:
     refused: list[ConfigError] = []
 
     @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
-    def job(composed: Any) -> None:
+    def job(composed: Any) -> float | None:
         try:
             statuses.append(_train(composed, command, first=not statuses))
         except ConfigError as error:  # Hydra would put a line of its own before ours
             refused.append(error)
+            return None
+        return multirun.objective(composed)
 
     sys.argv = [program, *options, *map(opened, overrides), *extra]
     job()

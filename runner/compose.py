@@ -27,6 +27,9 @@ _HERE = Path(__file__).resolve().parent
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  # in a wheel; in a checkout
 
 
+SEARCHES = ("search", "hydra/sweeper")  # what says who chooses a multirun's values
+
+
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> dict[str, Any]:
     """The composed config as plain values, checked in nothing but its composition and in what Hydra would run of it."""
     return to_values(composed(overrides, config_dir))
@@ -102,12 +105,24 @@ def jobs(overrides: Sequence[str], multirun: bool, config_dir: str | None = None
     if any(override.key_or_group == "task" and override.value() == "preview" for override in parsed):
         overrides = [_globbed(override) for override in parsed]
         parsed = parse_overrides(overrides, config_dir)
+    if any(
+        override.key_or_group in SEARCHES for override in parsed
+    ):  # a range is for the sweeper; its ends are looked at
+        parsed = parse_overrides([_ends(override) for override in parsed], config_dir)
     for override in parsed:
         if override.value_type in (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP):
             raise ConfigError(
                 f"{override.input_line} is no list of values; write {override.key_or_group}=a,b or range(...)"
             )
     return [list(job) for job in chain.from_iterable(BasicSweeper.split_arguments(parsed, None))]
+
+
+def _ends(override: Override) -> str:
+    """`optimizer.lr=interval(1e-4,1e-1)` as the list of the two."""
+    found = override.value()
+    if override.value_type != ValueType.INTERVAL_SWEEP:
+        return override.input_line or ""
+    return f"{override.key_or_group}={found.start},{found.end}"
 
 
 def _globbed(override: Override) -> str:
@@ -197,11 +212,23 @@ def _check_name(override: Override) -> None:
         raise ConfigError(f"{override.key_or_group} goes with the other keys of its choice: write {group}={said}")
 
 
+# Hydra's plugins by the choices that they bring, and the extras that install them
+_EXTRAS = {
+    "joblib": "joblib",
+    "submitit_local": "submitit",
+    "submitit_slurm": "submitit",
+    "ray": "ray",
+    "optuna": "optuna",
+}
+
+
 def explained(error: Exception) -> ConfigError:
     """What Hydra says, in our words where it is short of them."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = (error.missing_cfg_file or "").removesuffix(".yaml").rpartition("/")
-        found = f"got {choice}{nearest(choice, error.options)}"
+        extra = _EXTRAS.get(choice) if group.startswith("hydra/") else None
+        hint = f"; pip install 'twinrun[{extra}]' brings it" if extra else nearest(choice, error.options)
+        found = f"got {choice}{hint}"
         return ConfigError(f"{group} must be one of {', '.join(error.options)}, {found}")
     if isinstance(error, OverrideParseException):
         return ConfigError(

@@ -1,13 +1,16 @@
 """The jobs of a multirun: where they go, which of them are done already, and the grid of a tuned rate."""
 
 import glob
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.types import Override
 
 from runner import run_folder
+from runner.compose import to_values
 from runner.config import Config, Tune, sha256
 from runner.errors import ConfigError
 from runner.saved import config_of
@@ -47,6 +50,24 @@ def earlier(parent: Path, name: str, config_sha256: str) -> Earlier | None:
             completed = result.is_file() and run_folder.read_json(result)["status"] == "completed"
             return Earlier(path, completed, any((path / "checkpoints").glob("[0-9]*")))
     return None
+
+
+def objective(composed: Any) -> float | None:
+    """What a search makes small: the monitored metric after a job's last epoch, its sign turned where more is better;
+    infinity where the job did not get there. None outside a multirun."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN:
+        return None
+    name = run_folder.job_name([said.lstrip("+") for said in hydra.overrides.task])
+    found = earlier(Path(hydra.sweep.dir), name, sha256(to_values(composed)))
+    if found is None or not found.is_completed:
+        return math.inf
+    trainer = composed.trainer
+    value = float(run_folder.read_json(found.path / "result.json")["metrics"][trainer.monitor])
+    return -value if trainer.monitor_mode == "max" else value
 
 
 def tuned(said: Sequence[Override], tune: Tune, each: Sequence[Config]) -> list[str]:

@@ -48,9 +48,9 @@ def timestamp() -> str:
 
 
 def job_name(overrides: Sequence[str]) -> str:
-    """A multirun's job as a folder's name: its overrides but for the place of the outputs, without what a file system
-    minds, at most 120 characters. The overrides themselves are in result.json."""
-    said = [override for override in overrides if not override.startswith("output.")]
+    """A multirun's job as a folder's name: its overrides but for the place of the outputs and the search, without what
+    a file system minds, at most 120 characters. The overrides themselves are in result.json."""
+    said = [override for override in overrides if not override.startswith(("output.", "search="))]
     return re.sub(r"[^\w=,.+%\[\]-]+", "-", ",".join(said))[:120] or "defaults"
 
 

@@ -107,7 +107,7 @@ class Group:
 
     def to_copy(self) -> list[str]:
         """What to say on the command line to train it."""
-        return [said for said in self.jobs[0].overrides if not said.startswith(("seed=", "output.", "tune"))]
+        return [said for said in self.jobs[0].overrides if not said.startswith(("seed=", "output.", "tune", "search="))]
 
 
 def inside(folder: Path) -> list[Path]:
