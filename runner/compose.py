@@ -217,7 +217,6 @@ _EXTRAS = {
     "joblib": "joblib",
     "submitit_local": "submitit",
     "submitit_slurm": "submitit",
-    "ray": "ray",
     "optuna": "optuna",
 }
 

@@ -27,7 +27,7 @@ NAMES = [name for kind in ALL if kind not in DIALECTS for name in get_args(kind.
 
 def test_every_schedule_has_its_file_and_is_drawn() -> None:
     assert set(NAMES) <= set(FILES)
-    assert set(NAMES) == {*KEYS, "piecewise", "sequence", "repeat", "product", "clip"}
+    assert set(NAMES) == {*KEYS, "piecewise", "sequence", "repeat", "product", "clip", "python"}
 
 
 def said(*overrides: str) -> Any:
