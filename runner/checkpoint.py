@@ -123,7 +123,7 @@ def read_newest(folder: Path) -> tuple[TrainState, dict[str, Any], list[RunError
 
 def tidy(folder: Path) -> None:
     """Remove what a process that was killed while it saved has left."""
-    for place in (folder / "checkpoints").glob(".*"):
+    for place in (*folder.glob(".*"), *(folder / "checkpoints").glob(".*")):
         shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
 
 

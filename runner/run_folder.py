@@ -125,13 +125,17 @@ class RunFolder:
 
 
 def write_config(folder: Path, composed: Mapping[str, Any]) -> None:
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(dict(composed))), encoding="utf-8")
+    _write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(composed))))
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    _write(path, json.dumps(values, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
     """Whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    beside.write_text(text, encoding="utf-8")
     beside.replace(path)
 
 
