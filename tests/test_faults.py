@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.command_line import BACKENDS, REPOSITORY
+from runner.run_folder import read_json
+from tests.command_line import BACKENDS, REPOSITORY, together
 
 FAULTS = ("kill", "end", "end_twice", "cut", "flip", "race")
 
@@ -26,3 +28,29 @@ def test_what_a_run_survives(backend: str) -> None:
         (line,) = [line for line in done.stdout.splitlines() if f"  {fault}: " in line and "survived" in line]
         survived, _, tried = line.rpartition(": ")[2].split()[:3]
         assert survived == tried
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_neither_the_locale_nor_the_folder_nor_the_clock_changes_the_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """The same hashes under the plainest locale, one whose i has no dot, a path that is not ASCII, and a clock of another zone.
+    The clock itself cannot be set back from within a test."""
+    arguments = (f"backend={backend}", "schedule=cosine", "trainer.max_steps=60", "device=cpu")
+    found = []
+    for name, variables in (
+        ("plain", {}),
+        ("c", {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0"}),
+        ("ığİ Ωμ 試験", {"LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8", "TZ": "Pacific/Kiritimati"}),
+    ):
+        here = tmp_path / name
+        here.mkdir()
+        with monkeypatch.context() as patched:
+            for key, value in variables.items():
+                patched.setenv(key, value)
+            (done,) = together(here, arguments)
+        assert (done.status, done.err) == (0, "")
+        (folder,) = (here / "outputs" / "runs").iterdir()
+        found.append((read_json(folder / "result.json")["weights_sha256"], (folder / "trace.csv").read_bytes()))
+    assert found[0] == found[1] == found[2]

@@ -20,11 +20,14 @@ def main() -> int:
     parser.add_argument("--long", action="store_true", help="the long pass, an hour or so on two cores")
     parser.add_argument("--share", type=float, default=1.0, help="of the long pass's trials")
     parser.add_argument("--backend", choices=["lightning", "keras"], required=True)
+    parser.add_argument("--only", choices=[*LONG], help="one of the faults")
+    parser.add_argument("--folder", type=Path, help="where the runs are made, if not in TMPDIR")
     parser.add_argument("--seed", type=int, default=0)
     said = parser.parse_args()
     warm.prepare(said.backend)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=said.folder) as name:
         trials = {fault: max(1, round(num * said.share)) for fault, num in LONG.items()} if said.long else SHORT
+        trials = {fault: num for fault, num in trials.items() if said.only in (None, fault)}
         failures = survive(said.backend, trials, Path(name), random.Random(said.seed), _say)
     for failure in failures:
         print(failure, file=sys.stderr)
@@ -54,6 +57,8 @@ def survive(
 
     def each(fault: str, trial: Callable[[Path, int], Any]) -> list[Any]:
         found, before = [], len(failures)
+        if fault not in trials:
+            return found
         for number in range(trials[fault]):
             with tempfile.TemporaryDirectory(dir=here) as name:
                 try:
@@ -67,9 +72,11 @@ def survive(
         return found
 
     hits = each("kill", lambda folder, i: rows.kill(folder, backend, draw, expected, i))
-    say(f"{backend}  kill: {sum(hits)} of them inside a save")
+    if hits:
+        say(f"{backend}  kill: {sum(hits)} of them inside a save")
     spent = each("end", lambda folder, i: rows.end(folder, backend, draw, expected, i))
-    say(f"{backend}  end: the longest took {max(spent, default=0):.2f} s")
+    if spent:
+        say(f"{backend}  end: the longest took {max(spent):.2f} s")
     each("end_twice", lambda folder, i: rows.end_twice(folder, backend, draw, expected, i))
     each("full", lambda folder, i: rows.full(folder, backend, draw))
     each("read_only", lambda folder, i: rows.read_only(folder, backend))
