@@ -51,6 +51,20 @@ class Network(nn.Module):
         }
 
 
+def direct(model: Network) -> Callable[[Tensor], Tensor]:
+    """model.forward past nn.Module.__call__, whose look for hooks takes as long as a small layer."""
+    calls = [module.forward for module in model.body]
+    image_in, image_out = model.image_in, model.image_out
+
+    def forward(x: Tensor) -> Tensor:
+        y = x.permute(0, 3, 1, 2) if image_in else x
+        for call in calls:
+            y = call(y)
+        return y.permute(0, 2, 3, 1) if image_out else y
+
+    return forward
+
+
 def compiled(function: Callable[..., Any], model: nn.Module) -> Callable[..., Any]:
     """By torch.compile, for each shape anew; dropout masks, which differ by Python numbers every step, stay outside."""
     for module in model.modules():

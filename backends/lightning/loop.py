@@ -39,8 +39,10 @@ class _Native:
         self.weights = {name: tensors[name] for name in start.weights}
         self.buffer_names, self.slot_names = list(start.buffers), list(start.slots)
         self.loss = losses.build(run.loss)
+        self.call = layers.direct(self.network)
         self.forward = layers.compiled(self._forward, self.network) if run.compile else self._forward
         self.compile_seconds, self._compiled_for = 0.0, set[torch.Size]()
+        self.one = torch.ones((), dtype=dtype, device=where)
         self.x = None if run.x is None else torch.from_numpy(run.x).to(where)
         self.y = torch.from_numpy(run.y).to(where)
         flats = optimizers.flatten(self.weights, run.groups)
@@ -51,7 +53,7 @@ class _Native:
         self._totals: list[Tensor] = []
 
     def _forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        z = self.network(x)
+        z = self.call(x)
         return z, self.loss(z, y)
 
     def update(self, step: int, batches: Iterable[tuple[Tensor, Tensor]], num_rows: int) -> list[Tensor]:
@@ -67,7 +69,7 @@ class _Native:
             z, share = self.forward(x, y)
             if num_rows != len(x):
                 share = share * (len(x) / num_rows)
-            share.backward()
+            _backward(share, self.one)
             if self.run.compile and x.shape not in self._compiled_for:
                 self._compiled_for.add(x.shape)
                 self.compile_seconds += time.perf_counter() - began
@@ -97,6 +99,13 @@ class _Native:
         return TrainState(step, weights, slots, buffers)
 
 
+def _backward(loss: Tensor, one: Tensor) -> None:
+    """loss.backward(), without what it looks at before it calls the engine: a fifth of the pass of a small network."""
+    torch.autograd.Variable._execution_engine.run_backward(
+        (loss,), (one,), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )
+
+
 class Module(pl.LightningModule):
     """The network, its loss and its optimizer, as the seam's `Live`."""
 
@@ -118,17 +127,18 @@ class Module(pl.LightningModule):
         where, resident = work.y.device, chunk.x is None
         blocks = [torch.from_numpy(block).to(where) for block in chunk.blocks]
         given = [work.x[b] for b in blocks] if resident else [torch.from_numpy(x).to(where) for x in chunk.given()]
-        # [K][A] of x  # [B, ...] and y: each block is gathered at once
+        # pairs of x  # [B, ...] and y, K * A of each block, which is gathered at once
         data = [
-            tuple([row.unbind() for row in v.unbind()] for v in (x, work.y[block]))
+            [*zip(x.flatten(0, 1).unbind(), work.y[block].flatten(0, 1).unbind(), strict=True)]
             for x, block in zip(given, blocks, strict=True)
         ]
         for k in range(chunk.num_steps):
             applied.append(self.schedule.read())
-            batches = (pair for x, y in data for pair in zip(x[k], y[k], strict=True))
-            outputs += work.update(self.step, batches, chunk.rows_per_step)
+            num = [len(pairs) // chunk.num_steps for pairs in data]
+            batches = [pair for pairs, a in zip(data, num, strict=True) for pair in pairs[k * a : (k + 1) * a]]
+            outputs += work.update(self.step + k, batches, chunk.rows_per_step)
             self.schedule.step()
-            self.step += 1
+        self.step += chunk.num_steps
         self._count(chunk.num_steps)
         self.report = Report(
             losses=_to_numpy(work.losses()),

@@ -205,12 +205,12 @@ def update(spec: Any, optimizer: Optimizer) -> Callable[[], Any]:
 
 def _fused_adam(groups: list[dict[str, Any]], states: Mapping[Tensor, Any]) -> Callable[[], None]:
     def apply() -> None:
-        for group, kernel, tensors, steps in calls:
+        for group, kernel, values, tensors, steps in calls:
             for step in steps:
                 step += 1
             beta1, beta2 = group["betas"]
             kernel(
-                group["params"],
+                values,
                 [p.grad for p in group["params"]],
                 *tensors,
                 steps,
@@ -229,15 +229,16 @@ def _fused_adam(groups: list[dict[str, Any]], states: Mapping[Tensor, Any]) -> C
         kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
         largest = [state["max_exp_avg_sq"] for state in own] if group["amsgrad"] else []
         tensors = ([state["exp_avg"] for state in own], [state["exp_avg_sq"] for state in own], largest)
-        calls.append((group, kernel, tensors, [state["step"] for state in own]))
-    return torch.no_grad()(apply)
+        values = [p.detach() for p in group["params"]]  # the same memory, which autograd does not watch
+        calls.append((group, kernel, values, tensors, [state["step"] for state in own]))
+    return apply
 
 
 def _fused_sgd(groups: list[dict[str, Any]], states: Mapping[Tensor, Any]) -> Callable[[], None]:
     def apply() -> None:
-        for group, momenta in calls:
+        for group, values, momenta in calls:
             torch._fused_sgd_(
-                group["params"],
+                values,
                 [p.grad for p in group["params"]],
                 momenta if group["momentum"] else [],
                 weight_decay=group["weight_decay"],
@@ -249,8 +250,11 @@ def _fused_sgd(groups: list[dict[str, Any]], states: Mapping[Tensor, Any]) -> Ca
                 is_first_step=False,
             )
 
-    calls = [(group, [m for p in group["params"] for m in states[p].values()]) for group in groups]  # or none
-    return torch.no_grad()(apply)
+    calls = []
+    for group in groups:
+        values = [p.detach() for p in group["params"]]  # the same memory, which autograd does not watch
+        calls.append((group, values, [m for p in group["params"] for m in states[p].values()]))  # or none
+    return apply
 
 
 def pass_over(optimizer: Optimizer) -> None:

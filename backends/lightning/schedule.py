@@ -23,6 +23,8 @@ class TableLR(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, run: RunSpec, step: int) -> None:
         self._run, self._tables = run, run.applied(run.rates)
+        self._names = [rate_name(group["lr_factor"]) for group in optimizer.param_groups]
+        self._first = dict(zip(reversed(self._names), reversed(optimizer.param_groups), strict=True))  # group of each
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         super().__init__(optimizer, last_epoch=step - 1)
@@ -44,7 +46,7 @@ class TableLR(LRScheduler):
         for name in self._run.hyperparameters:
             for group in self.optimizer.param_groups:
                 _set(group, name, self._at(name))
-        return [self._at(rate_name(group["lr_factor"])) for group in self.optimizer.param_groups]
+        return [self._at(name) for name in self._names]
 
     def _at(self, name: str) -> float:
         values = self._tables[name]
@@ -52,8 +54,7 @@ class TableLR(LRScheduler):
 
     def read(self) -> list[float]:
         """What the optimizer is set to, in the order of RunSpec.applied."""
-        groups = {rate_name(group["lr_factor"]): group for group in reversed(self.optimizer.param_groups)}
-        first = self.optimizer.param_groups[0]
+        groups, first = self._first, self.optimizer.param_groups[0]
         return [groups[name]["lr"] if name in groups else _get(first, name) for name in self._tables]
 
 
