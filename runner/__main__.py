@@ -20,6 +20,7 @@ from runner.compose import (
     CONF,
     SEARCHES,
     compose,
+    compose_each,
     composed,
     explained,
     jobs,
@@ -67,7 +68,7 @@ def main() -> int:
         for key in ("checkpoint", "format", "steps"):
             if key in said:
                 raise ConfigError(f"{key} is for a finished run: it needs run=FOLDER")
-        values = [compose(job, arguments.config_dir) for job in each]
+        values = compose_each(each, arguments.config_dir)
         configs = [parse(each_values) for each_values in values]
         own_code.announce(list(dict.fromkeys(name for config in configs for name in config.trusted_modules)))
         command = arguments.overrides

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import cache
 from itertools import chain
@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, OverrideType, ValueType
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -35,8 +37,18 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> dict[str
     return to_values(composed(overrides, config_dir))
 
 
-def composed(overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
-    """The whole of it, Hydra's own part included."""
+def compose_each(jobs: Sequence[Sequence[str]], config_dir: str | None = None) -> list[dict[str, Any]]:
+    """The same of several jobs."""
+    known: Known = {}
+    return [to_values(composed(overrides, config_dir, known)) for overrides in jobs]
+
+
+Known = dict[tuple[str, ...], DictConfig]  # what was composed from these choices of groups, before any value
+
+
+def composed(overrides: Sequence[str], config_dir: str | None = None, known: Known | None = None) -> DictConfig:
+    """The whole of it, Hydra's own part included. Jobs of the same groups' choices, which Hydra takes most of its time for,
+    share `known`."""
     parsed = parse_overrides(overrides, config_dir)
     for override in parsed:
         if override.is_sweep_override():
@@ -44,14 +56,56 @@ def composed(overrides: Sequence[str], config_dir: str | None = None) -> DictCon
                 f"{override.input_line} gives several values, which needs -m (--multirun); a list is [a,b]"
             )
     search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
-    GlobalHydra.instance().clear()
-    try:
+
+    def choose(choices: list[str]) -> DictConfig:
+        GlobalHydra.instance().clear()
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            whole = hydra_compose("config", [*map(_forced, parsed), *search], return_hydra_config=True)
+            return hydra_compose("config", [*choices, *search], return_hydra_config=True)
+
+    try:
+        whole = _with_values(parsed, {} if known is None else known, choose)
         trust.check(OmegaConf.to_container(whole))  # type: ignore[arg-type]
         return whole
     except (HydraException, OmegaConfBaseException) as error:
         raise explained(error) from None
+
+
+def _with_values(parsed: Sequence[Override], known: Known, choose: Callable[[list[str]], DictConfig]) -> DictConfig:
+    """As `choose`, Hydra's composition, would make it of all overrides: of those that choose from groups it does, once; the
+    values are put upon a copy, as Hydra puts them upon what it has composed."""
+    forced = OverridesParser.create().parse_overrides([*map(_forced, parsed)])
+    values = [override for override in forced if override.is_force_add() and override.package is None]
+    choices = tuple(override.input_line or "" for override in forced if override not in values)
+    if choices not in known:
+        known[choices] = choose([*choices])
+    whole = deepcopy(known[choices])
+    ConfigLoaderImpl._apply_overrides_to_config(values, whole)
+    return whole
+
+
+class ComposeOnce(Callback):  # type: ignore[misc]
+    """Of a multirun Hydra composes every job twice, from all files each time; with this it does as _with_values."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        hydra.config_loader = _Loader(hydra.config_loader.config_search_path)
+
+
+class _Loader(ConfigLoaderImpl):  # type: ignore[misc]
+    def __init__(self, config_search_path: Any) -> None:
+        super().__init__(config_search_path)
+        self._known: Known = {}
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        parsed = OverridesParser.create().parse_overrides(sweep_overrides)
+        load = super().load_sweep_config
+        whole = _with_values(parsed, self._known, lambda choices: load(master_config, choices))
+        own = [override for override in parsed if not override.is_hydra_override()]
+        names = whole.hydra.job.config.override_dirname
+        whole.hydra.overrides.task = [override.input_line for override in own]
+        whole.hydra.job.override_dirname = get_overrides_dirname(own, names.exclude_keys, names.item_sep, names.kv_sep)
+        return whole
 
 
 def to_values(whole: DictConfig) -> dict[str, Any]:

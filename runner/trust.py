@@ -10,11 +10,12 @@ from typing import Any
 
 from runner.errors import ConfigError, show
 
-# Hydra's own launchers and sweeper, and its plugins that are installed as packages of the same names
+# Hydra's own launchers and sweeper, our callback, and its plugins that are installed as packages of the same names
 _TARGETS = frozenset(
     {
         "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
         "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+        "runner.compose.ComposeOnce",
         "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
         "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
         "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
