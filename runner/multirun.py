@@ -54,12 +54,12 @@ def earlier(parent: Path, name: str, config_sha256: str) -> Earlier | None:
 
 def objective(composed: Any) -> float | None:
     """What a search makes small: the monitored metric after a job's last epoch, its sign turned where more is better;
-    infinity where the job did not get there. None outside a multirun."""
+    infinity where the job did not get there. None where there is no search."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     hydra = HydraConfig.get()
-    if hydra.mode != RunMode.MULTIRUN:
+    if hydra.mode != RunMode.MULTIRUN or str(hydra.sweeper["_target_"]).endswith(".BasicSweeper"):
         return None
     name = run_folder.job_name([said.lstrip("+") for said in hydra.overrides.task])
     found = earlier(Path(hydra.sweep.dir), name, sha256(to_values(composed)))
