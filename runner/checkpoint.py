@@ -7,13 +7,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from runner.errors import RunError
 from runner.spec import TrainState
@@ -34,11 +34,42 @@ def stage(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
     beside.mkdir(parents=True)
     slots = {f"{slot}/{name}": value for slot, values in state.slots.items() for name, value in values.items()}
     numbers = {"format": FORMAT, "step": state.step, "buffers": sorted(state.buffers), **extra}
-    parts = (save({**state.weights, **state.buffers}), save(slots), json.dumps(numbers, indent=2).encode())
-    hashes = {name: hashlib.sha256(part).hexdigest() for name, part in zip(_PARTS, parts, strict=True)}
-    for name, part in (*zip(_PARTS, parts, strict=True), (_MANIFEST, json.dumps(hashes, indent=2).encode())):
-        (beside / name).write_bytes(part)
+    parts = (
+        _serialized({**state.weights, **state.buffers}),
+        _serialized(slots),
+        [json.dumps(numbers, indent=2).encode()],
+    )
+    hashes = {name: _write(beside / name, pieces) for name, pieces in zip(_PARTS, parts, strict=True)}
+    _write(beside / _MANIFEST, [json.dumps(hashes, indent=2).encode()])
     return beside
+
+
+def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
+    """Its SHA-256."""
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for piece in pieces:
+            digest.update(piece)
+            file.write(piece)
+    return digest.hexdigest()
+
+
+_DTYPES = ("F64", "F32")  # safetensors' names of those that a state has, in the order of its files
+
+
+def _serialized(tensors: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
+    """The bytes of safetensors.numpy.save, which copies all of them twice: the header's length, the header, the tensors."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, value in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])):
+        begin, end = end, end + value.nbytes
+        dtype = _DTYPES[("<f8", "<f4").index(value.dtype.str)]
+        header[name] = {"dtype": dtype, "shape": value.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in header:
+        yield np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data
 
 
 def commit(beside: Path, step: int) -> Path:

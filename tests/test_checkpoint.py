@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save
 
 from runner import checkpoint
 from runner.checkpoint import weights_sha256
@@ -75,6 +75,24 @@ def test_the_tensors_are_ordinary_safetensors_and_the_manifest_their_sha256(tmp_
     assert same(load_file(place / "weights.safetensors"), {**written.weights, **written.buffers})
     manifest = json.loads((place / "manifest.json").read_text())
     assert manifest == {name: hashlib.sha256((place / name).read_bytes()).hexdigest() for name in PARTS[:3]}
+
+
+def test_the_files_are_safetensors_own_bytes(tmp_path: Path) -> None:
+    """We write them without its two copies: it says what they are. Names out of order, of more than ASCII, a scalar, nothing
+    in one of two axes, two types; and one laid out column by column, of which it would write the memory as it lies."""
+    some = np.random.default_rng(0).normal
+    tensors = {
+        "z/kernel": some(size=(3, 5)),
+        "dense_10/bias": some(size=4).astype(np.float32),
+        "dense_2/bias": some(size=()).astype(np.float32),
+        "é": some(size=(2, 0)).astype(np.float32),
+    }
+    place = checkpoint.write(tmp_path, TrainState(1, tensors, {"first_moment": tensors}, {}), {})
+    assert (place / "weights.safetensors").read_bytes() == save(tensors)
+    assert (place / "optimizer.safetensors").read_bytes() == save({f"first_moment/{n}": v for n, v in tensors.items()})
+    turned = {"kernel": some(size=(3, 5)).T}
+    checkpoint.write(tmp_path, TrainState(2, turned, {}, {}), {})
+    np.testing.assert_array_equal(checkpoint.read(tmp_path, 2)[0].weights["kernel"], turned["kernel"])
 
 
 def test_writing_a_step_again_replaces_it(tmp_path: Path) -> None:
