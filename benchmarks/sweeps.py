@@ -4,8 +4,8 @@
     python -m benchmarks.sweeps --jobs 1 4 16 --markdown
 
 Jobs are seeds of the default model and schedules in turn, 20 epochs each, with all that a run leaves and the comparison at
-the end. Medians of three, or of one where that takes a minute, single runs and sweeps taking turns; ratio: of the sweep's
-time and a single run's.
+the end; one after another, and two at a time by joblib's launcher (an extra). Medians of three, or of one where that takes a
+minute, single runs and sweeps taking turns; ratio: of the sweep's time and a single run's. Memory is the first process's.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from benchmarks.measure import ours
 from benchmarks.report import layout
 
 _SCHEDULES = ("constant", "exponential", "linear", "step", "cosine", "polynomial", "inverse_sqrt", "wsd")
+_WAYS: dict[str, list[str]] = {"in turn": [], "two at a time": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]}
 _REPEATS = 3
 
 
@@ -28,24 +29,19 @@ def main() -> int:
     rows = [("backend", "jobs", "seconds", "of a single run's", "peak MB")]
     for backend in BACKENDS:
         singles: list[tuple[float, float]] = []
-        swept: dict[int, list[tuple[float, float]]] = {num: [] for num in said.jobs}
+        sweeps = {(num, way): list[tuple[float, float]]() for num in said.jobs for way in _WAYS}
         for _ in range(_REPEATS):
             singles.append(_run(backend, []))
-            for num in said.jobs:
-                if sum(seconds for seconds, _ in swept[num]) > 60:  # once is enough
+            for (num, way), runs in sweeps.items():
+                if sum(seconds for seconds, _ in runs) > 60:  # once is enough
                     continue
-                swept[num].append(_run(backend, ["-m", *_jobs(num)]))
-                print(
-                    backend,
-                    num,
-                    f"{swept[num][-1][0]:.1f} s, single {singles[-1][0]:.1f} s",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                runs.append(_run(backend, ["-m", *_WAYS[way], *_jobs(num)]))
+                told = f"{runs[-1][0]:.1f} s, single {singles[-1][0]:.1f} s"
+                print(backend, num, way, told, file=sys.stderr, flush=True)
         single, megabytes = map(median, zip(*singles, strict=True))
-        for num, runs in swept.items():
+        for (num, way), runs in sweeps.items():
             seconds, peak = map(median, zip(*runs, strict=True))
-            rows.append((backend, str(num), f"{seconds:.1f}", f"{seconds / single:.2f}", f"{peak:,.0f}"))
+            rows.append((backend, f"{num} {way}", f"{seconds:.1f}", f"{seconds / single:.2f}", f"{peak:,.0f}"))
         rows.append((backend, "a single run", f"{single:.1f}", "1", f"{megabytes:,.0f}"))
     print(layout(rows, said.markdown))
     return 0

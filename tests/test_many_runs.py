@@ -34,9 +34,18 @@ def test_jobs_of_a_multirun_have_the_hashes_of_runs_of_their_own(tmp_path: Path,
 
 
 def test_a_keras_job_after_another_of_its_kind_compiles_nothing(tmp_path: Path) -> None:
-    (done,) = together(
-        tmp_path, ("-m", "schedule=constant,cosine", "seed=0,1", "backend=keras", "trainer.max_epochs=2", "device=cpu")
+    """Nor where the seed draws masks."""
+    masks = "model.layers=[{layer: dense, units: 16},{layer: dropout, rate: 0.4},{layer: dense, units: outputs}]"
+    command = (
+        "-m",
+        "schedule=constant,cosine",
+        "seed=0,1",
+        "backend=keras",
+        "trainer.max_epochs=2",
+        "device=cpu",
+        masks,
     )
+    (done,) = together(tmp_path, command)
     seconds = [json.loads(path.read_text())["seconds"] for path in (tmp_path / done.folder).glob("*/result.json")]
     assert sum(each["compile"] > 0 for each in seconds) == 1
     assert len(re.findall("^completed", done.out, re.MULTILINE)) == 4

@@ -10,7 +10,7 @@ from keras import KerasTensor, ops
 from keras import layers as native
 
 from runner import layers as spec
-from runner.random import MASK, layer_key, threshold
+from runner.random import MASK, threshold
 from runner.spec import TrainState
 
 # canonical variable -> Keras's attribute for it
@@ -26,7 +26,7 @@ class Place:
     """Which forward pass this is: what keys the dropout masks besides the seed and the layer."""
 
     def __init__(self, seed: int) -> None:
-        self.seed = seed
+        self.seed = tf.Variable(seed, trainable=False, dtype=tf.int64)  # so that runs of other seeds are compiled alike
         self.step: Any = 0
         self.micro_batch: Any = 0
 
@@ -109,7 +109,7 @@ class Dropout(native.Layer):
 
     def __init__(self, rate: float, index: int, place: Place, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.rate, self.place, self.key = rate, place, layer_key(place.seed, index)
+        self.rate, self.index, self.place = rate, index, place
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         if not training or self.rate == 0:
@@ -117,10 +117,16 @@ class Dropout(native.Layer):
         return x * tf.where(self.keep(x), constant(1 / (1 - self.rate), x), constant(0.0, x))
 
     def keep(self, x: Any) -> Any:
-        return keep(tf.shape(x), self.rate, self.key, self.place.step, self.place.micro_batch)
+        key = layer_key(self.place.seed, self.index)
+        return keep(tf.shape(x), self.rate, key, self.place.step, self.place.micro_batch)
 
 
-def keep(shape: Any, rate: float, key: int, step: Any, micro_batch: Any) -> Any:
+def layer_key(seed: Any, layer_index: int) -> Any:
+    """runner.random.layer_key of a tensor."""
+    return _mix_tensor(_low(_mix_tensor(_low(seed)) + layer_index))
+
+
+def keep(shape: Any, rate: float, key: Any, step: Any, micro_batch: Any) -> Any:
     """runner.random.keep in a shape."""
     k = _mix_tensor(_low(_mix_tensor(_low(key + tf.cast(step, tf.int64))) + micro_batch))
     i = tf.range(tf.reduce_prod(tf.cast(shape, tf.int64)), dtype=tf.int64)

@@ -43,6 +43,7 @@ class _Native:
     def start(self, run: RunSpec, start: TrainState) -> None:
         """Another run that is compiled alike."""
         self.run = run
+        self.place.seed.assign(run.seed)
         layers.load_state(self.model, start)
         self.schedule.start(run)
         self.optimizer.load_slots(start.slots, start.step)
@@ -223,8 +224,8 @@ def train(run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: On
 
 
 def _is_compiled_alike(a: RunSpec, b: RunSpec) -> bool:
-    """They differ in nothing that a compiled function has in it: rates, hyperparameters with a schedule and all of the state
-    are variables; the seed is in it where masks are drawn."""
+    """They differ in nothing that a compiled function has in it: rates, hyperparameters with a schedule, the seed of the masks
+    and all of the state are variables."""
     return (
         a.precision != "exact"
         and _constants(a) == _constants(b)
@@ -234,14 +235,13 @@ def _is_compiled_alike(a: RunSpec, b: RunSpec) -> bool:
 
 
 def _constants(run: RunSpec) -> dict[str, Any]:
-    masks = any(node.spec.layer == "dropout" for node in run.network.walk())
     own = {name: value for name, value in vars(run).items() if name not in ("x", "y")}
     return {
         **own,
         "optimizer": run.optimizer.model_copy(update={"lr": 1.0}),  # which is in the table alone
         "rates": len(run.rates),
         "hyperparameters": [*run.hyperparameters],
-        "seed": run.seed if masks else None,
+        "seed": None,
     }
 
 
