@@ -11,6 +11,15 @@ from tests.command_line import BACKENDS, ONE_THREAD, SHORT, Finished, together
 os.environ.update(ONE_THREAD)
 
 
+# Files that take longest, for the workers to begin with: the last one would keep one of them while the other is done.
+_LONG = ("test_parity", "test_same_bits", "test_sweeps", "test_keras", "test_resume", "test_faults", "test_many_runs")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: i for i, name in enumerate(_LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(_LONG)))
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
     """The short run on each backend; nobody writes into its folder."""

@@ -56,7 +56,7 @@ def hashes(folder: Path) -> dict[str, str]:
     return {path.parent.name: read_json(path)["weights_sha256"] for path in folder.glob("*/result.json")}
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["lightning", pytest.param("keras", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_multirun_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, backend: str, number: int) -> None:
     """Stopped in its second job or later: what is completed is left alone, what is half done goes on in its folder."""
@@ -102,7 +102,7 @@ def test_one_that_is_completed_is_only_compared_again(tmp_path: Path) -> None:
 # hydra/launcher=joblib
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["lightning", pytest.param("keras", marks=pytest.mark.slow)])
 def test_jobs_side_by_side_are_those_of_one_after_another(tmp_path: Path, backend: str) -> None:
     """One of them diverges: it is named and shows in the exit status, the others have the hashes that they have in turn."""
     sweep = ("-m", f"backend={backend}", "optimizer.lr=1e-3,3e-3,1e30", "trainer.max_steps=40", "device=cpu")

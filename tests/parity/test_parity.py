@@ -52,7 +52,7 @@ DEFAULT = {
     ("mlp", "constant", "plain"),
     ("mlp", "exponential", "decoupled"),
 }
-CNN_DEFAULT = {"momentum", "adam", "rmsprop_both", "lion"}  # of the rows with the cnn, which take longest
+CNN_DEFAULT = {"momentum", "adam"}  # of the rows with the cnn, which take longest
 
 
 def by_default(optimizer: str, model: str, schedule: str, setting: str) -> bool:
