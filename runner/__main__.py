@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from time import time
+from time import monotonic, time
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
@@ -37,7 +37,7 @@ from runner.saved import Run, config_of
 _ON_A_RUN = ("task", "run", "checkpoint", "format", "steps", "backend", "device", "data.path", "trusted_modules")
 
 
-_IMPORTED = time()  # a tenth of a second after the interpreter's start
+_IMPORTED = monotonic()  # a tenth of a second after the interpreter's start
 
 
 def main() -> int:
@@ -177,7 +177,7 @@ def _train(composed: Any, command: Sequence[str], first: bool) -> int:
 
     values, hydra = to_values(composed), HydraConfig.get()
     overrides = [said.lstrip("+") for said in hydra.overrides.task]
-    config, started = parse(values), _process_start() if first else time()
+    config, started = parse(values), _process_start() if first else monotonic()
     if hydra.mode == RunMode.RUN:
         return train(Job(config, values, command, overrides, Path(config.output.root) / "runs", None, started))
     job = Job(config, values, command, overrides, Path(hydra.sweep.dir), run_folder.job_name(overrides), started)
@@ -239,7 +239,7 @@ def _branches(each: Sequence[Sequence[str]], command: Sequence[str]) -> int:
     for i, (overrides, resumed) in enumerate(zip(each, made, strict=True)):
         name = run_folder.job_name([said for said in overrides if not said.startswith("resume=")])
         print(f"job {i}: {name}", flush=True)
-        started = time() if i else _process_start()
+        started = monotonic() if i else _process_start()
         here = branch(resumed, run_folder.create(folder, name))
         status = train(Job(here.config, here.values, command, list(overrides), folder, name, started, here))
         if status > 128:
@@ -299,14 +299,17 @@ def _on_a_run(overrides: Sequence[str]) -> int:
 
 
 def _process_start() -> float:
-    """Seconds since the epoch at which this process began."""
+    """When this process began, by time.monotonic."""
     import psutil
 
-    began = float(psutil.Process().create_time())
+    created = float(psutil.Process().create_time())
     if sys.platform == "linux":  # there it is the boot's whole second and the time since the boot
         from time import CLOCK_BOOTTIME, clock_gettime
 
-        began += time() - clock_gettime(CLOCK_BOOTTIME) - psutil.boot_time()
+        age = clock_gettime(CLOCK_BOOTTIME) - (created - psutil.boot_time())
+    else:
+        age = time() - created
+    began = monotonic() - age
     # a shell may have become this process, whose age is then the shell's
     return began if _IMPORTED - began < 5 else _IMPORTED
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import InitVar, asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from time import time
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ class Training:
     signals: Signals
     applied_names: list[str]  # RunSpec's
     config_sha256: str
-    started: float  # seconds since the epoch
+    started: float  # by time.monotonic
     best: dict[str, Any] | None = None  # metric, value, epoch, step of the best epoch so far
     metrics: dict[str, float] = field(default_factory=dict)  # of the last epoch
     plateau: State = field(default_factory=State)
@@ -110,7 +110,7 @@ class Training:
             outputs = plan.outputs(plan.data.val, live.predict)
             values |= {f"val/{name}": value for name, value in evaluate(plan, outputs, plan.data.val).items()}
         self.metrics = values
-        self._files.metrics({"epoch": epoch, "step": step, **values, "seconds": round(time() - self.started, 3)})
+        self._files.metrics({"epoch": epoch, "step": step, **values, "seconds": round(monotonic() - self.started, 3)})
         self.console.epoch(f"epoch {epoch}  step {step}  {show(values)}")
         monitor = plan.config.trainer.monitor
         best = float(self.best["value"]) if self.best else None
@@ -141,7 +141,7 @@ class Training:
             "stopped_early": self.stopped_early,
             "means": self._means.state(),
             "skipped": self.skipped,
-            "seconds": round(time() - self.started, 3),
+            "seconds": round(monotonic() - self.started, 3),
             "config_sha256": self.config_sha256,
         }
         best = self.best["step"] if self.best else None

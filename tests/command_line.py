@@ -49,7 +49,8 @@ class Finished(NamedTuple):
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """`python -m runner ARGUMENTS` in `folder`."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **ONE_THREAD}
+    path = os.pathsep.join([str(REPOSITORY), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    environment = {**os.environ, "PYTHONPATH": path, **ONE_THREAD}
     return subprocess.Popen(
         [sys.executable, "-m", "runner", *arguments],
         cwd=folder,

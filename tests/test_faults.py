@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.run_folder import read_json
+from runner.run_folder import read_columns, read_json
 from tests.command_line import BACKENDS, REPOSITORY, together
 
 FAULTS = ("kill", "end", "end_twice", "cut", "flip", "race")
@@ -35,14 +35,16 @@ def test_what_a_run_survives(backend: str) -> None:
 def test_neither_the_locale_nor_the_folder_nor_the_clock_changes_the_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
-    """The same hashes under the plainest locale, one whose i has no dot, a path that is not ASCII, and a clock of another zone.
-    The clock itself cannot be set back from within a test."""
+    """The same hashes under the plainest locale, one whose i has no dot, a path that is not ASCII, a clock of another zone, and
+    one that falls back by an hour while the run goes on, after which no span of time is negative."""
+    (tmp_path / "sitecustomize.py").write_text(_SET_BACK)  # imported by Python before anything else
     arguments = (f"backend={backend}", "schedule=cosine", "trainer.max_steps=60", "device=cpu")
     found = []
     for name, variables in (
         ("plain", {}),
         ("c", {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0"}),
         ("ığİ Ωμ 試験", {"LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8", "TZ": "Pacific/Kiritimati"}),
+        ("back", {"PYTHONPATH": str(tmp_path)}),
     ):
         here = tmp_path / name
         here.mkdir()
@@ -53,4 +55,21 @@ def test_neither_the_locale_nor_the_folder_nor_the_clock_changes_the_numbers(
         assert (done.status, done.err) == (0, "")
         (folder,) = (here / "outputs" / "runs").iterdir()
         found.append((read_json(folder / "result.json")["weights_sha256"], (folder / "trace.csv").read_bytes()))
-    assert found[0] == found[1] == found[2]
+        spans = [*read_json(folder / "result.json")["seconds"].values()]
+        assert all(0 <= seconds < 300 for seconds in [*spans, *read_columns(folder / "metrics.csv")["seconds"]])
+    assert found[0] == found[1] == found[2] == found[3]
+    assert (tmp_path / "fell back").exists()
+
+
+# Instead of Python's clock, since the system's is not ours to set
+_SET_BACK = """
+import time
+from pathlib import Path
+asked, real = [], time.time
+def set_back():
+    asked.append(0)
+    if len(asked) == 4:
+        (Path(__file__).parent / "fell back").touch()
+    return real() - 3600 * (len(asked) >= 4)
+time.time = set_back
+"""

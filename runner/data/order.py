@@ -103,7 +103,7 @@ class Chunks:
     began: float | None = None  # when the first chunk was asked for, in seconds since the epoch
 
     def __iter__(self) -> Iterator[Chunk]:
-        self.began = time.time()
+        self.began = time.monotonic()
         step, num = self.start, min(8, self.largest) if self.adapt else self.largest
         with ThreadPoolExecutor(1, "rows") as reader:
             coming = self._ask(step, num, reader)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from time import time
+from time import monotonic
 from typing import Any
 
 from runner import checkpoint, devices, dispatcher, run_folder
@@ -29,7 +29,7 @@ class Job:
     overrides: list[str]
     parent: Path
     name: str | None  # of the folder; None: date, time, schedule and backend
-    started: float  # seconds since the epoch
+    started: float  # by time.monotonic, which nobody sets back
     resumed: Resumed | None = None
 
     def folder(self) -> Path:
@@ -66,7 +66,7 @@ class Job:
     def seconds(self, began: float, ended: float, compiling: float) -> dict[str, float]:
         """Until the first chunk, from there to the last one's end, of that in calls that were compiled first, until now."""
         spans = {"startup": began - self.started, "train": ended - began, "compile": compiling}
-        spans["total"] = time() - self.started
+        spans["total"] = monotonic() - self.started
         return {name: round(span, 3) for name, span in spans.items()}
 
 
@@ -152,7 +152,7 @@ def _train(
             result["weights_sha256"] = checkpoint.weights_sha256(state)
             if spec.precision == "exact":
                 result |= certificate.write(path, job.composed, state)
-    ended, began = time(), chunks.began or time()
+    ended, began = monotonic(), chunks.began or monotonic()
     picture = _draw(path, f"{config.schedule.name}, {config.optimizer.name}, {config.backend}")
     result |= {
         "steps": training.step,
