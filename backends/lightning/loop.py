@@ -132,10 +132,10 @@ class Module(pl.LightningModule):
             [*zip(x.flatten(0, 1).unbind(), work.y[block].flatten(0, 1).unbind(), strict=True)]
             for x, block in zip(given, blocks, strict=True)
         ]
+        of_each = [(pairs, len(pairs) // chunk.num_steps) for pairs in data]
         for k in range(chunk.num_steps):
             applied.append(self.schedule.read())
-            num = [len(pairs) // chunk.num_steps for pairs in data]
-            batches = [pair for pairs, a in zip(data, num, strict=True) for pair in pairs[k * a : (k + 1) * a]]
+            batches = [pair for pairs, num in of_each for pair in pairs[k * num : (k + 1) * num]]
             outputs += work.update(self.step + k, batches, chunk.rows_per_step)
             self.schedule.step()
         self.step += chunk.num_steps

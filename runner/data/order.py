@@ -100,7 +100,7 @@ class Chunks:
     checkpoint_steps: int | None
     adapt: bool
     read: Callable[[np.ndarray], np.ndarray] | None = None  # int64[n] -> dtype[n, ...]
-    began: float | None = None  # when the first chunk was asked for, in seconds since the epoch
+    began: float | None = None  # when the first chunk was asked for, by time.monotonic
 
     def __iter__(self) -> Iterator[Chunk]:
         self.began = time.monotonic()

@@ -1,0 +1,50 @@
+"""A run's picture: the same whatever was drawn before it in the process."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runner.report import curves
+
+
+def run(folder: Path, losses: np.ndarray, val: float | None) -> Path:
+    """A folder with what a picture is drawn from."""
+    folder.mkdir()
+    rows = [f"{t},{0.1 * 0.9**t},{loss}" for t, loss in enumerate(losses)]
+    (folder / "trace.csv").write_text("\n".join(["step,learning_rate,loss", *rows]) + "\n")
+    last = f"1,{len(losses)},{losses.mean()},{'' if val is None else val},1.0"
+    (folder / "metrics.csv").write_text(f"epoch,step,train/loss,val/loss,seconds\n{last}\n")
+    return folder
+
+
+def test_a_picture_does_not_depend_on_those_before_it(tmp_path: Path) -> None:
+    """Of a short run, a long one with losses on both sides of zero, and one without validation, in two orders and alone."""
+    runs = [
+        run(tmp_path / "short", np.linspace(2.3, 0.1, 20), 0.5),
+        run(tmp_path / "signed", np.linspace(1.0, -3.0, 300), -2.0),
+        run(tmp_path / "no validation", np.full(50, 1e-6), None),
+    ]
+
+    def pictures(order: list[int]) -> dict[int, bytes]:
+        return {i: curves.draw(runs[i], f"run {i}").read_bytes() for i in order}
+
+    alone = {}
+    for i in range(3):
+        curves._figure.cache_clear()
+        alone |= pictures([i])
+    curves._figure.cache_clear()
+    assert pictures([0, 1, 2]) == alone
+    assert pictures([1, 0, 2]) == alone
+    assert len(set(alone.values())) == 3
+
+
+def test_a_long_line_is_thinned_with_both_its_ends() -> None:
+    drawn = curves.points(1_000_000)
+    assert (len(drawn), drawn[0], drawn[-1]) == (5000, 0, 999_999)
+    np.testing.assert_array_equal(curves.points(7), np.arange(7))
+
+
+@pytest.mark.parametrize("num", [1, 2])
+def test_the_shortest_runs_have_one(tmp_path: Path, num: int) -> None:
+    assert curves.draw(run(tmp_path / "run", np.ones(num), 1.0), "short").stat().st_size > 1000
