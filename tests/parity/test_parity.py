@@ -228,6 +228,22 @@ def test_rates_are_equal_to_the_bit_and_rounded_once(schedule: str) -> None:
     np.testing.assert_array_equal(torch_run.rates, closed_form.astype(np.float32))
 
 
+@pytest.mark.parametrize("backend", ["lightning", "keras"])
+def test_subnormals_are_zero_on_both_and_nobody_s_else(backend: str) -> None:
+    """The moment of a weight whose pixel is never lit is 0.9 of what it was: of 1e-40, which float32 has only as a subnormal,
+    0. NumPy's own arithmetic in the process is left as it was."""
+    overrides = ["device=cpu", "trainer.max_steps=1"]
+    prepared = prepare(overrides)
+    start = first(prepared)
+    dark = np.flatnonzero((prepared.data.train.x == 0).all(0))
+    start.slots["first_moment"]["dense_0/kernel"][dark] = 1e-40
+    moments = train(backend, overrides, start=start).state.slots["first_moment"]["dense_0/kernel"]
+    assert len(dark) > 0
+    np.testing.assert_array_equal(moments[dark], 0)
+    assert np.count_nonzero(moments) > moments.size / 2
+    assert np.float32(1e-40) * np.float32(0.5) > 0
+
+
 @pytest.mark.parametrize("name", ["momentum", "adam", "adamw", "nadam", "rmsprop_both", "adagrad", "adadelta", "lion"])
 @pytest.mark.parametrize("order", [("lightning", "keras"), ("keras", "lightning")])
 def test_a_run_started_on_one_framework_is_finished_on_the_other(name: str, order: tuple[str, str]) -> None:
