@@ -1,18 +1,17 @@
 """A run's folder: its name, and the files that contract every reader can rely on."""
 
-import io
 import json
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -157,15 +156,36 @@ def environment(device: str, command: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def read_columns(path: Path) -> dict[str, np.ndarray]:
-    """trace.csv or metrics.csv as float64 columns by name; an empty cell is NaN."""
-    header, _, rows = path.read_text(encoding="utf-8").partition("\n")
-    names = header.split(",")
-    try:  # as quick and as small as millions of rows need it
-        values = np.loadtxt(io.StringIO(rows), delimiter=",", ndmin=2) if rows else np.empty((0, len(names)))
-    except ValueError:  # an empty cell
-        values = np.array([[float(cell) if cell else np.nan for cell in row.split(",")] for row in rows.splitlines()])
+def read_columns(path: Path, most: int | None = None) -> dict[str, np.ndarray]:
+    """trace.csv or metrics.csv as float64 columns by name; an empty cell is NaN. `most`: no more rows than that, evenly spaced,
+    so that of millions only those are held."""
+    with path.open(encoding="utf-8") as file:
+        names = file.readline().rstrip("\n").split(",")
+        begin = file.tell()
+        if not file.readline():
+            return {name: np.empty(0) for name in names}
+        try:  # as quick as millions of rows need it
+            values = np.loadtxt(_rows(file, begin, most), delimiter=",", ndmin=2)
+        except ValueError:  # an empty cell
+            rows = _rows(file, begin, most)
+            values = np.array(
+                [[float(cell) if cell else np.nan for cell in row.rstrip("\n").split(",")] for row in rows]
+            )
     return {name: values[:, i] for i, name in enumerate(names)}
+
+
+def _rows(file: TextIO, begin: int, most: int | None) -> Iterable[str]:
+    file.seek(begin)
+    if most is None:
+        return file
+    chosen = set(points(sum(1 for _ in file), most).tolist())
+    file.seek(begin)
+    return [row for i, row in enumerate(file) if i in chosen]
+
+
+def points(num: int, most: int) -> np.ndarray:
+    """Which of a line's points stand for all: evenly spaced, both ends among them.  # int64[n]"""
+    return np.unique(np.linspace(0, num - 1, min(num, most)).round().astype(int))
 
 
 @cache

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from runner.report import curves
+from runner.run_folder import points, read_columns
 
 
 def run(folder: Path, losses: np.ndarray, val: float | None) -> Path:
@@ -40,9 +41,18 @@ def test_a_picture_does_not_depend_on_those_before_it(tmp_path: Path) -> None:
 
 
 def test_a_long_line_is_thinned_with_both_its_ends() -> None:
-    drawn = curves.points(1_000_000)
+    drawn = points(1_000_000, 5000)
     assert (len(drawn), drawn[0], drawn[-1]) == (5000, 0, 999_999)
-    np.testing.assert_array_equal(curves.points(7), np.arange(7))
+    np.testing.assert_array_equal(points(7, 5000), np.arange(7))
+
+
+def test_of_a_long_trace_only_the_drawn_rows_are_read(tmp_path: Path) -> None:
+    folder = run(tmp_path / "long", np.linspace(2.0, 1.0, 12_345), 1.0)
+    whole, thinned = read_columns(folder / "trace.csv"), read_columns(folder / "trace.csv", 100)
+    for name, values in whole.items():
+        np.testing.assert_array_equal(thinned[name], values[points(12_345, 100)])
+    assert len(thinned["step"]) == 100
+    np.testing.assert_array_equal(read_columns(folder / "metrics.csv", 100)["val/loss"], [1.0])
 
 
 @pytest.mark.parametrize("num", [1, 2])

@@ -11,9 +11,10 @@ import numpy as np
 from runner.errors import RunError
 from runner.report import page, parity
 from runner.report.answer import Answer, Ranked, answer
-from runner.report.curves import points
+from runner.report.curves import MOST_POINTS
 from runner.report.jobs import Group, Job, inside, read
 from runner.report.markdown import as_markdown
+from runner.run_folder import points
 
 
 def write(folder: Path, num_jobs: int) -> int:
@@ -140,7 +141,7 @@ def _draw(path: Path, found: Answer) -> None:
     for ranked in found.ranked:
         job, label = ranked.group.jobs[0], ranked.group.label
         label = f"{ranked.rank}. {label if len(label) <= 40 else f'{label[:39]}…'}"
-        drawn = points(len(job.trace["step"]))
+        drawn = points(len(job.trace["step"]), MOST_POINTS)
         steps, rates = (job.trace[name][drawn] for name in ("step", "learning_rate"))
         (line,) = rate.plot(steps, rates, drawstyle="steps-post", label=label)
         curves = [job.epochs[found.metric] for job in ranked.group.jobs]

@@ -8,10 +8,7 @@ import numpy as np
 
 from runner.run_folder import read_columns
 
-
-def points(num: int, most: int = 5000) -> np.ndarray:
-    """Which of a line's points are drawn: evenly spaced, both ends among them, more than there are pixels.  # int64[n]"""
-    return np.unique(np.linspace(0, num - 1, min(num, most)).round().astype(int))
+MOST_POINTS = 5000  # of a line: more than there are pixels
 
 
 @cache
@@ -35,9 +32,7 @@ def _figure() -> Any:
 
 def draw(folder: Path, title: str) -> Path:
     """From the run's trace.csv and metrics.csv."""
-    trace, metrics = read_columns(folder / "trace.csv"), read_columns(folder / "metrics.csv")
-    drawn = points(len(trace["step"]))
-    trace = {name: values[drawn] for name, values in trace.items()}
+    trace, metrics = read_columns(folder / "trace.csv", MOST_POINTS), read_columns(folder / "metrics.csv")
     figure = _figure()
     rate, loss = figure.axes
     for axes in (rate, loss):
