@@ -66,13 +66,14 @@ def test_binary_cross_entropy(tmp_path: Path) -> None:
     assert_all_the_same([*data, "trainer.max_steps=8"])
 
 
-LONG = [("mlp", "adam", 5000), ("mlp", "momentum", 5000), ("cnn", "adam", 5000), ("resnet", "momentum", 500)]
+LONG = [("mlp", "adam", 5000), ("mlp", "momentum", 5000), ("cnn", "adam", 1000), ("resnet", "momentum", 300)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "optimizer", "num_steps"), LONG)
 def test_after_thousands_of_updates(model: str, optimizer: str, num_steps: int) -> None:
-    """Of three micro-batches each; the witness, which is slow, goes along with the smallest one."""
+    """Of three micro-batches each; the witness, which is slow, goes along with the smallest one. `python -m tests.exact` makes
+    more of them, and longer ones."""
     overrides = [*MODELS[model], *OPTIMIZERS[optimizer], *HARD, f"trainer.max_steps={num_steps}"]
     overrides += ["trainer.max_epochs=1000"]
     if (model, optimizer) == ("mlp", "adam"):
