@@ -54,7 +54,7 @@ def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
     return digest.hexdigest()
 
 
-_DTYPES = ("F64", "F32")  # safetensors' names of those that a state has, in the order of its files
+_DTYPES = {"<f8": "F64", "<f4": "F32"}  # those that a state has, by safetensors' names
 
 
 def _serialized(tensors: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
@@ -63,8 +63,7 @@ def _serialized(tensors: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryvie
     end = 0
     for name, value in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])):
         begin, end = end, end + value.nbytes
-        dtype = _DTYPES[("<f8", "<f4").index(value.dtype.str)]
-        header[name] = {"dtype": dtype, "shape": value.shape, "data_offsets": [begin, end]}
+        header[name] = {"dtype": _DTYPES[value.dtype.str], "shape": value.shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text

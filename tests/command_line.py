@@ -49,7 +49,7 @@ class Finished(NamedTuple):
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """`python -m runner ARGUMENTS` in `folder`."""
-    path = os.pathsep.join([str(REPOSITORY), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, **ONE_THREAD}
     return subprocess.Popen(
         [sys.executable, "-m", "runner", *arguments],

@@ -1,7 +1,7 @@
 """Exact mode in torch: the primitives of runner.exact, and the network and optimizer that the loop trains with them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -221,8 +221,8 @@ class Work:
         return [tensor.cpu().numpy() for tensor in self_test.outcome(o, *map(o.constant, inputs))]
 
     @torch.inference_mode()
-    def update(self, step: int, batches: Iterable[tuple[Tensor, Tensor]], num_rows: int) -> list[Tensor]:
-        n, batches = self.network, list(batches)
+    def update(self, step: int, batches: Sequence[tuple[Tensor, Tensor]], num_rows: int) -> list[Tensor]:
+        n = self.network
         n.weights.grad, n.statistics, outputs = gradient.gradient(
             n.o, self.run, n.layout, n.values(), n.statistics, batches, num_rows, step
         )

@@ -38,7 +38,11 @@ class Network(nn.Module):
         self.image_in, self.image_out = len(network.input_shape) == 3, len(network.output_shape) == 3
 
     def forward(self, x: Tensor) -> Tensor:  # x  # [B, *input_shape] -> [B, *output_shape]
-        y: Tensor = self.body(x.permute(0, 3, 1, 2) if self.image_in else x)
+        return self.around(self.body, x)
+
+    def around(self, body: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The layers between a canonical input and a canonical output."""
+        y = body(x.permute(0, 3, 1, 2) if self.image_in else x)
         return y.permute(0, 2, 3, 1) if self.image_out else y
 
     def named(self) -> dict[str, Tensor]:
@@ -54,15 +58,13 @@ class Network(nn.Module):
 def direct(model: Network) -> Callable[[Tensor], Tensor]:
     """model.forward past nn.Module.__call__, whose look for hooks takes as long as a small layer."""
     calls = [module.forward for module in model.body]
-    image_in, image_out = model.image_in, model.image_out
 
-    def forward(x: Tensor) -> Tensor:
-        y = x.permute(0, 3, 1, 2) if image_in else x
+    def body(x: Tensor) -> Tensor:
         for call in calls:
-            y = call(y)
-        return y.permute(0, 2, 3, 1) if image_out else y
+            x = call(x)
+        return x
 
-    return forward
+    return lambda x: model.around(body, x)
 
 
 def compiled(function: Callable[..., Any], model: nn.Module) -> Callable[..., Any]:

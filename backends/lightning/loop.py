@@ -4,7 +4,7 @@ Legend of shapes: K updates, A micro-batches an update, B rows each, n = all row
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class _Native:
         z = self.call(x)
         return z, self.loss(z, y)
 
-    def update(self, step: int, batches: Iterable[tuple[Tensor, Tensor]], num_rows: int) -> list[Tensor]:
+    def update(self, step: int, batches: Sequence[tuple[Tensor, Tensor]], num_rows: int) -> list[Tensor]:
         """One update from its micro-batches of num_rows rows; the outputs of each."""
         outputs = []
         self.place.step, self.place.micro_batch = step, 0

@@ -229,8 +229,7 @@ def _fused_adam(groups: list[dict[str, Any]], states: Mapping[Tensor, Any]) -> C
         kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
         largest = [state["max_exp_avg_sq"] for state in own] if group["amsgrad"] else []
         tensors = ([state["exp_avg"] for state in own], [state["exp_avg_sq"] for state in own], largest)
-        values = [p.detach() for p in group["params"]]  # the same memory, which autograd does not watch
-        calls.append((group, kernel, values, tensors, [state["step"] for state in own]))
+        calls.append((group, kernel, _unwatched(group), tensors, [state["step"] for state in own]))
     return apply
 
 
@@ -250,11 +249,13 @@ def _fused_sgd(groups: list[dict[str, Any]], states: Mapping[Tensor, Any]) -> Ca
                 is_first_step=False,
             )
 
-    calls = []
-    for group in groups:
-        values = [p.detach() for p in group["params"]]  # the same memory, which autograd does not watch
-        calls.append((group, values, [m for p in group["params"] for m in states[p].values()]))  # or none
+    calls = [(group, _unwatched(group), [m for p in group["params"] for m in states[p].values()]) for group in groups]
     return apply
+
+
+def _unwatched(group: Mapping[str, Any]) -> list[Tensor]:
+    """Its parameters' memory, which autograd does not watch."""
+    return [p.detach() for p in group["params"]]
 
 
 def pass_over(optimizer: Optimizer) -> None:

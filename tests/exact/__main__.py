@@ -16,7 +16,7 @@ from tests.parity.test_parity import OPTIMIZERS
 from tests.training import train
 
 # name -> backend, whether TensorFlow compiles by XLA
-WAYS = {
+IMPLEMENTATIONS = {
     "lightning": ("lightning", True),
     "xla": ("keras", True),
     "graph": ("keras", False),
@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=5000, help="updates of each run")
     parser.add_argument("--models", nargs="+", choices=[*MODELS], default=[*MODELS])
     parser.add_argument("--optimizers", nargs="+", choices=[*OPTIMIZERS], default=MAIN)
-    parser.add_argument("--ways", nargs="+", choices=[*WAYS], default=[*WAYS])
+    parser.add_argument("--ways", nargs="+", choices=[*IMPLEMENTATIONS], default=[*IMPLEMENTATIONS])
     said = parser.parse_args()
     rows = [(model, optimizer) for model in said.models for optimizer in said.optimizers]
     differing = [row for row in rows if not _alike(*row, said.steps, said.ways)]
@@ -50,7 +50,7 @@ def _alike(model: str, optimizer: str, num_steps: int, ways: list[str]) -> bool:
     ]
     found, spent = {}, []
     for way in ways:
-        backend, keras_exact.Work.jit_compile = WAYS[way]
+        backend, keras_exact.Work.jit_compile = IMPLEMENTATIONS[way]
         began = time.perf_counter()
         trained = train(backend, run)
         found[way] = tuple(hashes(trained.state, trained.losses).values())

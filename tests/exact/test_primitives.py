@@ -2,7 +2,9 @@
 the bits of the NumPy witness, whose errors test_rules.py bounds. There is no tolerance but where a bound is stated."""
 
 from collections.abc import Sequence
+from functools import cache
 from math import fsum
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from runner.exact.losses import FORMS as LOSSES
 from runner.exact.network import Layout, backward, forward
 from runner.exact.primitives import Primitives, Tensor
 from tests.exact.common import BASE, bits
-from tests.exact.ways import NUMPY, WAYS, numpy
+from tests.exact.ways import NUMPY, WAYS, WITH_WITNESS, Function, numpy
 from tests.parity.test_parity import LAYERS
 from tests.training import prepare
 
@@ -135,7 +137,7 @@ def at_the_edge(rng: np.random.Generator, num: int, num_bits: int, one_sign: boo
     return a * sign, b
 
 
-@pytest.mark.parametrize("way", ["numpy", *WAYS])
+@pytest.mark.parametrize("way", WITH_WITNESS)
 @pytest.mark.parametrize("num", [1, 2, 3, 64, 1000, 8192])
 def test_products_on_the_grid_are_those_of_integers(way: str, num: int) -> None:
     rng = np.random.default_rng(num)
@@ -143,7 +145,7 @@ def test_products_on_the_grid_are_those_of_integers(way: str, num: int) -> None:
         assert_products_of_integers(way, *at_the_edge(rng, num, rules.product_bits(num), one_sign))
 
 
-@pytest.mark.parametrize("way", ["numpy", *WAYS])
+@pytest.mark.parametrize("way", WITH_WITNESS)
 def test_without_the_budget_they_are_not(way: str) -> None:
     """The negative control: with three bits more the same claim fails, in every implementation."""
     beyond = at_the_edge(np.random.default_rng(0), 8192, rules.product_bits(8192) + 3, one_sign=True)
@@ -153,7 +155,7 @@ def test_without_the_budget_they_are_not(way: str) -> None:
 
 def assert_products_of_integers(way: str, a: np.ndarray, b: np.ndarray) -> None:
     right = a.astype(np.int64) @ b.astype(np.int64)
-    first, second = (numpy if way == "numpy" else WAYS[way])(product, a, b)
+    first, second = WITH_WITNESS[way](product, a, b)
     np.testing.assert_array_equal(first, right)
     np.testing.assert_array_equal(second.T, right)
 
@@ -201,22 +203,18 @@ def test_every_layer_forward_and_backward(name: str, way: str) -> None:
     check()
 
 
+@cache  # so that each is traced once
+def _both_of(name: str) -> Function:
+    loss = SimpleNamespace(name=name, label_smoothing=0.1, delta=1.0)
+    return lambda o, z, y: [form(o, loss, o.r(z), y) for form in LOSSES[name]]
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", LOSSES)
 @quickly
 @given(z=arrays(np.float64, (6, 4), elements=MODERATE), shift=st.integers(0, 3))
 def test_every_loss_and_its_derivative(name: str, way: str, z: np.ndarray, shift: int) -> None:
-    class Loss:
-        label_smoothing, delta = 0.1, 1.0
-
-    Loss.name = name  # type: ignore[attr-defined]
-    y = np.eye(4)[(np.arange(6) + shift) % 4]
-    assert_as_the_witness(
-        way, _LOSSES.setdefault(name, lambda o, z, y: [f(o, Loss, o.r(z), y) for f in LOSSES[name]]), z, y
-    )
-
-
-_LOSSES: dict[str, Any] = {}  # so that each is traced once
+    assert_as_the_witness(way, _both_of(name), z, np.eye(4)[(np.arange(6) + shift) % 4])
 
 
 @quickly

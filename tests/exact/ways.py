@@ -1,4 +1,4 @@
-"""The ways in which the primitives are there, and what the rules would let through if one of them were off."""
+"""The ways in which the primitives are there."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -19,8 +19,8 @@ TORCH = Torch(torch.device("cpu"))
 TENSORFLOW = TensorFlow()
 
 
-def numpy(function: Function, *given: np.ndarray, o: NumPy = NUMPY) -> list[np.ndarray]:
-    return [np.asarray(value, np.float64) for value in function(o, *given)]
+def numpy(function: Function, *given: np.ndarray) -> list[np.ndarray]:
+    return [np.asarray(value, np.float64) for value in function(NUMPY, *given)]
 
 
 def _torch(function: Function, *given: np.ndarray) -> list[np.ndarray]:
@@ -55,3 +55,4 @@ WAYS: dict[str, Callable[..., list[np.ndarray]]] = {
     "graph": _graph,
     "xla": _xla,
 }
+WITH_WITNESS = {"numpy": numpy, **WAYS}
