@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ class Contestant:
     backend: str | None = None
     module: str | None = None
     peers: tuple[str, ...] = ()  # ours only: who it is measured against, the idiomatic script first
-    small_only: bool = False
+    only: str | None = None  # takes part only in models whose name matches this pattern
 
     def command(self, model: Model, rows: Path, folder: Path) -> list[str]:
         if self.backend is not None:
@@ -70,10 +71,14 @@ CONTESTANTS = (
         "torch",
         _OURS_DOES,
         backend="lightning",
-        peers=("Lightning, idiomatic", "torch loop", "JAX scan"),
+        peers=("Lightning, idiomatic", "torch loop", "torch loop, plain", "JAX scan"),
     ),
     Contestant(
-        "twinrun keras", "tensorflow", _OURS_DOES, backend="keras", peers=("keras.fit", "TensorFlow loop", "JAX scan")
+        "twinrun keras",
+        "tensorflow",
+        _OURS_DOES,
+        backend="keras",
+        peers=("keras.fit", "TensorFlow loop", "TensorFlow loop, plain", "JAX scan"),
     ),
     Contestant(
         "Lightning, idiomatic",
@@ -107,12 +112,28 @@ CONTESTANTS = (
         module="benchmarks.peers.tensorflow_loop",
     ),
     Contestant(
+        "torch loop, plain",
+        "torch",
+        "the same with torch's Adam and memory layout as they come.",
+        module="benchmarks.peers.torch_plain",
+        only="exact_*",
+    ),
+    Contestant(
+        "TensorFlow loop, plain",
+        "tensorflow",
+        "hand-written: a tf.function of one update, called from Python with rows gathered by NumPy, Keras's layers and "
+        "Adam, its rate set before each update; no validation, metrics, checkpoints or logs. "
+        "Training phase: the loop over the epochs.",
+        module="benchmarks.peers.tensorflow_plain",
+        only="exact_*",
+    ),
+    Contestant(
         "JAX scan",
         "jax",
         "the practical limit of the small model: an epoch is one compiled lax.scan with Adam written out; nothing else. "
         "Training phase: the loop over the epochs.",
         module="benchmarks.peers.jax_scan",
-        small_only=True,
+        only="*mlp",
     ),
 )
 
@@ -165,7 +186,7 @@ def models(num_epochs: Mapping[str, int]) -> tuple[Model, ...]:
 
 
 def taking_part(model: Model) -> list[Contestant]:
-    return [contestant for contestant in CONTESTANTS if model.network == "mlp" or not contestant.small_only]
+    return [contestant for contestant in CONTESTANTS if fnmatch(model.name, contestant.only or "*")]
 
 
 def write_rows(model: Model, folder: Path) -> Path:

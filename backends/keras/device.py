@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from runner import devices as runner_devices
+from runner.spec import RunSpec
 
 
 def devices() -> list[str]:
@@ -13,3 +14,9 @@ def resolve(requested: str) -> str:
     """TensorFlow's name for it: /CPU:0, /GPU:1."""
     kind, _, index = runner_devices.resolve(requested, devices()).partition(":")
     return f"/{'GPU' if kind == 'cuda' else 'CPU'}:{index or 0}"
+
+
+def by_xla(run: RunSpec) -> bool:
+    """Whether the updates are compiled. It pays for small and dense networks; with convolutions on the CPU TensorFlow's own
+    kernels are no slower, and XLA takes seconds to compile them."""
+    return run.compile or not any(node.spec.layer == "conv2d" for node in run.network.walk())

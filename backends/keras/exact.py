@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from backends.keras import layers
+from backends.keras import device, layers
 from backends.keras.schedule import TableLR
 from runner import layers as spec
 from runner.exact import gradient, optimizers, self_test
@@ -89,8 +89,11 @@ class TensorFlow:
     def patches(self, x: Any, size: int, stride: int, pads: Pads) -> Any:
         x = self.pad(x, pads, 0.0) if any(pads[0] + pads[1]) else x
         down, across = (stride * ((length - size) // stride) + 1 for length in x.shape[1:3])
-        parts = [x[:, i : i + down : stride, j : j + across : stride] for i in range(size) for j in range(size)]
-        return tf.reshape(tf.concat(parts, 3), [-1, size * size * x.shape[3]])
+        rows = tf.concat(
+            [x[:, :, j : j + across : stride] for j in range(size)], 3
+        )  # first across: larger pieces to copy
+        windows = tf.concat([rows[:, i : i + down : stride] for i in range(size)], 3)
+        return tf.reshape(windows, [-1, size * size * x.shape[3]])
 
     def fold(self, parts: Sequence[Any], size: int, stride: int, shape: tuple[int, int]) -> Any:
         if stride >= size:  # nothing overlaps: place the parts side by side
@@ -251,8 +254,6 @@ class Optimizer(keras.optimizers.Optimizer):
 class Work:
     """What the loop trains with; the counterpart of the loop's own."""
 
-    jit_compile = True
-
     def __init__(self, model: keras.Model, run: RunSpec, start: TrainState, place: layers.Place) -> None:
         self.run, self.network = run, model.get_layer("network")
         load_state(model, start)
@@ -265,7 +266,9 @@ class Work:
     def _outcome(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Compiled as the updates are; the inputs are arguments, for constants would be computed by the compiler."""
         compiled = tf.function(
-            lambda *given: self_test.outcome(self.network.o, *given), jit_compile=self.jit_compile, autograph=False
+            lambda *given: self_test.outcome(self.network.o, *given),
+            jit_compile=device.by_xla(self.run),
+            autograph=False,
         )
         return [tensor.numpy() for tensor in compiled(*map(tf.constant, inputs))]
 

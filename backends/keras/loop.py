@@ -37,8 +37,6 @@ class _Native:
         self.optimizer = optimizers.build(run, self.schedule, self.parameters, list(start.slots))
         self.optimizer.load_slots(start.slots, start.step)
         self.x, self.y = None if run.x is None else tf.constant(run.x), tf.constant(run.y)
-        # XLA pays for small and dense networks; its convolutions on the CPU are slower than TensorFlow's own
-        self.jit_compile = run.compile or not any(node.spec.layer == "conv2d" for node in run.network.walk())
 
     def start(self, run: RunSpec, start: TrainState) -> None:
         """Another run that is compiled alike."""
@@ -86,7 +84,7 @@ class Model(keras.Model):
     def connect(self, run: RunSpec, start: TrainState, place: layers.Place) -> None:
         """Load the state, make the optimizer, compile."""
         self.work = (exact.Work if run.precision == "exact" else _Native)(self, run, start, place)
-        self.compile(optimizer=self.work.optimizer, jit_compile=self.work.jit_compile)
+        self.compile(optimizer=self.work.optimizer, jit_compile=device.by_xla(run))
         # One compilation per shape of the chunk's blocks, whatever the number of updates, which is an argument. Without
         # autograph: nothing here loops or asks over tensors in Python, and rewriting all of it took longer than tracing it.
         self.compiled = tf.function(self.train_step, jit_compile=self.jit_compile, autograph=False)

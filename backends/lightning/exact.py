@@ -40,7 +40,8 @@ class Torch:
     def r(self, x: Any) -> Any:
         if isinstance(x, float):
             return float(np.float32(x)) if abs(x) >= TINY else 0.0
-        return F.hardshrink(x, _BELOW_TINY).float().double()
+        y = F.hardshrink(x, _BELOW_TINY)
+        return y.copy_(y.float())
 
     def rint(self, x: Tensor) -> Tensor:
         return torch.round(x)
@@ -106,7 +107,8 @@ class Torch:
         return F.pad(x, (0, 0, *pads[1], *pads[0]), value=value)
 
     def patches(self, x: Tensor, size: int, stride: int, pads: Pads) -> Tensor:
-        x = (F.pad(x, (0, 0, *pads[1], *pads[0])) if any(pads[0] + pads[1]) else x).contiguous()
+        x = x.reshape(-1, x.shape[-1]).contiguous().view(x.shape)  # a transposed matrix is copied in blocks
+        x = F.pad(x, (0, 0, *pads[1], *pads[0])) if any(pads[0] + pads[1]) else x
         (num, height, width, channels), (n, h, w, c) = x.shape, x.stride()
         down, across = ((length - size) // stride + 1 for length in (height, width))
         windows = x.as_strided((num, down, across, size, size, channels), (n, stride * h, stride * w, h, w, c))
@@ -114,7 +116,7 @@ class Torch:
 
     def fold(self, parts: Sequence[Tensor], size: int, stride: int, shape: tuple[int, int]) -> Tensor:
         num, height, width, channels = parts[0].shape
-        whole = parts[0].new_zeros((num, *shape, channels))
+        whole = parts[0].new_zeros((channels, num, *shape)).movedim(0, -1)  # as products and what follows them lie
         for i, part in enumerate(parts):
             a, b = divmod(i, size)
             whole[:, a : a + stride * (height - 1) + 1 : stride, b : b + stride * (width - 1) + 1 : stride] += part
@@ -184,6 +186,10 @@ class Optimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        self.apply()
+
+    def apply(self) -> None:
+        """One update, without what torch wraps around `step`; the caller has switched autograd off."""
         (group,) = self.param_groups
         (weights,) = group["params"]
         slots, scalars = self.state[weights], {name: float(t[self.num_updates]) for name, t in self.tables.items()}
@@ -226,7 +232,7 @@ class Work:
         n.weights.grad, n.statistics, outputs = gradient.gradient(
             n.o, self.run, n.layout, n.values(), n.statistics, batches, num_rows, step
         )
-        self.optimizer.step()
+        self.optimizer.apply()
         self._done.append([(z, y) for z, (_, y) in zip(outputs, batches, strict=True)])
         return [z.float() for z in outputs]
 

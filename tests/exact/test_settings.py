@@ -71,6 +71,15 @@ def test_updates_a_call(backend: str) -> None:
     )
 
 
+def test_convolutions_under_xla_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default only networks without convolutions are compiled."""
+    from backends.keras import device
+
+    as_usual = train("keras", RUN)
+    monkeypatch.setattr(device, "by_xla", lambda run: True)
+    assert_same_bits(train("keras", RUN), as_usual)
+
+
 def test_keras_eager() -> None:
     import tensorflow as tf
 
