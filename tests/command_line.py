@@ -1,15 +1,19 @@
-"""The real command line, in processes of their own."""
+"""The command line, in processes of their own: interpreters of their own, or forks of one that has imported a backend."""
 
 import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from tests.warm import Parent
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BACKENDS = ("lightning", "keras")
@@ -47,14 +51,17 @@ class Finished(NamedTuple):
     path: Path
 
 
+def _environment() -> dict[str, str]:
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, **ONE_THREAD}
+
+
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """`python -m runner ARGUMENTS` in `folder`."""
-    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, **ONE_THREAD}
     return subprocess.Popen(
         [sys.executable, "-m", "runner", *arguments],
         cwd=folder,
-        env=environment,
+        env=_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -62,13 +69,36 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def together(folder: Path, *command_lines: tuple[str, ...]) -> list[Done]:
-    """All of them started at once; what came of each."""
+    """All of them started at once, each an interpreter of its own; what came of each."""
     began = time.time()
     done = []
     for process in [start(folder, *arguments) for arguments in command_lines]:
         out, err = process.communicate(timeout=300)
         done.append(Done(process.returncode, out, err, time.time() - began))
     return done
+
+
+def forked(folder: Path, *command_lines: tuple[str, ...]) -> list[Done]:
+    """The same in forks of an interpreter that has imported the backend: for what does not go by how a process starts."""
+    if sys.platform != "linux":  # elsewhere frameworks do not bear it
+        return together(folder, *command_lines)
+    began = time.time()
+    done = []
+    with tempfile.TemporaryDirectory() as name:
+        started = []
+        for i, arguments in enumerate(command_lines):
+            parent = _parent("keras" if "backend=keras" in arguments else "lightning")
+            out, err = (Path(name) / f"{i}.{stream}" for stream in ("out", "err"))
+            started.append((parent, parent.start(folder, arguments, out, err), out, err))
+        for parent, child, out, err in started:
+            status = parent.wait(child, err)
+            done.append(Done(status, out.read_text(), err.read_text(), time.time() - began))
+    return done
+
+
+@cache
+def _parent(backend: str) -> Parent:
+    return Parent(backend, _environment())
 
 
 def mlp(weights: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:

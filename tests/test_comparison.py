@@ -10,7 +10,7 @@ from scipy import stats
 
 from runner.report.statistics import compare, holm, power, seeds_needed, summary
 from runner.run_folder import read_json
-from tests.command_line import Done, together
+from tests.command_line import Done, forked
 
 # The statistics
 
@@ -96,7 +96,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, Path]:
     """Three schedules, two of them the same thing by two names."""
     here = tmp_path_factory.mktemp("swept")
     command = ("-m", "schedule=constant,linear,power", "seed=0,1,2,3,4", "trainer.max_epochs=3", "device=cpu")
-    (done,) = together(here, command)
+    (done,) = forked(here, command)
     assert (done.status, done.err) == (0, "")
     return done, here / done.folder
 
@@ -168,20 +168,20 @@ def test_compare_says_of_the_same_runs_what_the_multirun_said(swept: tuple[Done,
     _, folder = swept
     each = ",".join(f"'{path.parent}'" for path in sorted(folder.glob("*/result.json")))
     for runs in (f"'{folder}'", each):
-        (done,) = together(tmp_path, ("task=compare", f"runs=[{runs}]"))
+        (done,) = forked(tmp_path, ("task=compare", f"runs=[{runs}]"))
         assert (done.status, done.err) == (0, "")
         path = tmp_path / done.folder
         assert path.parent == tmp_path / "outputs" / "comparisons"
         assert (path / "comparison.md").read_text() == (folder / "comparison.md").read_text()
         assert {"comparison.csv", "comparison.html", "comparison.png"} <= {file.name for file in path.iterdir()}
-    (twice,) = together(tmp_path, ("task=compare", f"runs=['{folder}','{folder}']"))
+    (twice,) = forked(tmp_path, ("task=compare", f"runs=['{folder}','{folder}']"))
     assert twice.status == 2
     assert re.fullmatch(r"error: runs holds .* twice\n", twice.err)
 
 
 def test_with_one_seed_it_says_that_it_cannot_know_and_backends_get_a_parity_table(tmp_path: Path) -> None:
     """In float64: rates are equal; 1e-12 for weights, as the parity suite has it."""
-    (done,) = together(
+    (done,) = forked(
         tmp_path,
         (
             "-m",
@@ -208,7 +208,7 @@ def test_with_one_seed_it_says_that_it_cannot_know_and_backends_get_a_parity_tab
 
 
 def test_a_failed_job_is_named_and_not_ranked(tmp_path: Path) -> None:
-    (done,) = together(tmp_path, ("-m", "optimizer.lr=1e-3,1e30", "seed=0,1", "trainer.max_steps=20", "device=cpu"))
+    (done,) = forked(tmp_path, ("-m", "optimizer.lr=1e-3,1e30", "seed=0,1", "trainer.max_steps=20", "device=cpu"))
     assert done.status == 1
     assert done.out.count("failed: optimizer.lr=1e+30") == 2
     assert "2 of 4 jobs completed" in done.out

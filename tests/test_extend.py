@@ -14,7 +14,7 @@ from runner.run_folder import read_columns, read_json
 from runner.saved import config_of
 from runner.schedules import Clock, table
 from runner.schedules.extend import HOW, extended
-from tests.command_line import BACKENDS, OTHER, together
+from tests.command_line import BACKENDS, OTHER, forked
 
 SCHEDULES = (
     "schedule=cosine schedule.warmup=5%", "schedule=linear", "schedule=wsd schedule.decay=25%", "schedule=one_cycle",
@@ -83,7 +83,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         **{backend: (f"backend={backend}", "trainer.precision=exact", *COSINE) for backend in BACKENDS},
         "wsd": (*stable, "trainer.checkpoint_every=10steps"),
     }
-    each = together(here, *runs.values())
+    each = forked(here, *runs.values())
     assert [done.status for done in each] == [0] * len(each)
     return {name: here / done.folder for name, done in zip(runs, each, strict=True)}
 
@@ -100,7 +100,7 @@ def test_a_finished_run_goes_on_as_it_is_told_and_repeats_to_the_bit(
     backend = BACKENDS[HOW.index(how) % 2]  # type: ignore[arg-type]
     folder = copied(finished[backend], tmp_path)
     before = read_columns(folder / "trace.csv")["learning_rate"]
-    (done,) = together(
+    (done,) = forked(
         tmp_path,
         (f"resume={folder}", "trainer.max_steps=40", f"schedule.on_extend={how}", f"backend={OTHER[backend]}"),
     )
@@ -112,7 +112,7 @@ def test_a_finished_run_goes_on_as_it_is_told_and_repeats_to_the_bit(
     if first is None:  # 26 of 40 updates along the half wave from 1e-3 to 1e-5
         first = 1e-5 + (1e-3 - 1e-5) * (1 + np.cos(np.pi * 26 / 40)) / 2
     assert np.float32(found[26]) == np.float32(first)
-    (verified,) = together(tmp_path, (f"run={folder}", "task=verify", f"backend={backend}"))
+    (verified,) = forked(tmp_path, (f"run={folder}", "task=verify", f"backend={backend}"))
     assert (verified.status, verified.err) == (0, "")
     assert "identical" in verified.out
     assert config_of(folder)["schedule"]["name"] == "sequence"
@@ -145,7 +145,7 @@ def test_it_asks_what_is_meant_and_shows_what_each_would_do(
     finished: dict[str, Path], tmp_path: Path, said: list[str], expected: str
 ) -> None:
     """rescale at update 26 of 40: 1e-5 + 9.9e-4 (1 + cos(26 pi / 40)) / 2 = 2.8e-4, as a bc agrees; the last one by 39 / 40."""
-    (done,) = together(tmp_path, (f"resume={finished['lightning']}", *said))
+    (done,) = forked(tmp_path, (f"resume={finished['lightning']}", *said))
     assert (done.status, done.out, done.err) == (2, "", f"error: {expected}\n")
 
 
@@ -155,7 +155,7 @@ def test_runs_branch_from_one_checkpoint_each_in_its_own_folder(finished: dict[s
     source = copied(finished["wsd"], tmp_path)
     untouched = {path: path.stat().st_mtime_ns for path in source.rglob("*")}
     alone = ("schedule=wsd", "schedule.decay=6steps", *SHORT, "trainer.checkpoint_every=10steps")
-    done, *whole = together(
+    done, *whole = forked(
         tmp_path,
         ("-m", f"resume={source}", "checkpoint=20", "trainer.max_steps=26,36"),
         *((*alone, f"trainer.max_steps={num}") for num in (26, 36)),
@@ -182,7 +182,7 @@ def test_so_many_checkpoints_are_kept_as_are_asked_for(finished: dict[str, Path]
     assert steps == [10, 20, 30, 39]
     copies = [copied(finished["wsd"], tmp_path / str(num)) for num in (2, 3)]
     longer = ("trainer.max_steps=75", "schedule.on_extend=append")
-    each = together(
+    each = forked(
         tmp_path,
         *(
             (f"resume={folder}", *longer, f"trainer.keep_checkpoints={n}")

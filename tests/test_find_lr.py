@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from runner import lr_range
-from tests.command_line import BACKENDS, start, together
+from tests.command_line import BACKENDS, forked, start
 from tests.training import prepare, train
 
 
@@ -51,7 +51,7 @@ FOUND = ("task=find_lr", "trainer.precision=float64", "device=cpu")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Path]]:
     """What is said, and the folder, for two optimizers at once on each backend."""
     here = tmp_path_factory.mktemp("found")
-    each = together(here, *(("-m", *FOUND, f"backend={backend}", "optimizer=adam,sgd") for backend in BACKENDS))
+    each = forked(here, *(("-m", *FOUND, f"backend={backend}", "optimizer=adam,sgd") for backend in BACKENDS))
     assert [done.status for done in each] == [0, 0], each
     return {backend: (done.out, here) for backend, done in zip(BACKENDS, each, strict=True)}
 
@@ -106,7 +106,7 @@ def test_training_at_the_suggestion_is_better_than_at_a_tenth_or_ten_times_of_it
 
 def test_what_fails_and_what_is_interrupted_say_so(tmp_path: Path) -> None:
     """The very first update throws the weights away."""
-    (done,) = together(
+    (done,) = forked(
         tmp_path, ("task=find_lr", "find_lr.min_lr=1e5", "find_lr.max_lr=1e6", "optimizer=sgd", "device=cpu")
     )
     assert (done.status, done.err) == (1, "")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import BACKENDS, together
+from tests.command_line import BACKENDS, forked
 
 KEYS = ("schedule", "seed", "optimizer.lr", "trainer.batch_size")
 
@@ -17,9 +17,9 @@ def test_jobs_of_a_multirun_have_the_hashes_of_runs_of_their_own(tmp_path: Path,
     """Of mixed schedules, seeds, rates; with masks, which the seed draws; a batch size that asks for another compilation."""
     masks = "model.layers=[{layer: dense, units: 16},{layer: dropout, rate: 0.4},{layer: dense, units: outputs}]"
     common = [f"backend={backend}", "trainer.max_epochs=2", "device=cpu", *([masks] if model == "dropout" else [])]
-    (swept,) = together(
+    (swept,) = forked(
         tmp_path,
-        ("-m", "schedule=constant,cosine", "seed=0,1", "optimizer.lr=0.001,0.01", "trainer.batch_size=32,64", *common),
+        ("-m", "trainer.batch_size=32,64", "schedule=constant,cosine", "seed=0,1", "optimizer.lr=0.001,0.01", *common),
     )
     assert swept.status == 0
     found = {}
@@ -29,7 +29,7 @@ def test_jobs_of_a_multirun_have_the_hashes_of_runs_of_their_own(tmp_path: Path,
         found[tuple(said[key] for key in KEYS)] = result["weights_sha256"]
     assert len(set(found.values())) == len(found) == 16
     for values in (("cosine", "1", "0.01", "32"), ("constant", "1", "0.001", "64"), ("constant", "0", "0.01", "32")):
-        (alone,) = together(tmp_path, (*map("=".join, zip(KEYS, values, strict=True)), *common))
+        (alone,) = forked(tmp_path, (*map("=".join, zip(KEYS, values, strict=True)), *common))
         assert found[values] == json.loads((tmp_path / alone.folder / "result.json").read_text())["weights_sha256"]
 
 
@@ -45,7 +45,7 @@ def test_a_keras_job_after_another_of_its_kind_compiles_nothing(tmp_path: Path) 
         "device=cpu",
         masks,
     )
-    (done,) = together(tmp_path, command)
+    (done,) = forked(tmp_path, command)
     seconds = [json.loads(path.read_text())["seconds"] for path in (tmp_path / done.folder).glob("*/result.json")]
     assert sum(each["compile"] > 0 for each in seconds) == 1
     assert len(re.findall("^completed", done.out, re.MULTILINE)) == 4

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.command_line import BACKENDS, Done, mlp, together, weights_sha256
+from tests.command_line import BACKENDS, Done, forked, mlp, weights_sha256
 from tests.training import first, prepare
 
 both = pytest.mark.parametrize("backend", BACKENDS)
@@ -49,7 +49,7 @@ SWEEP = (
 @pytest.fixture(scope="module")
 def sweeps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Jobs]:
     here = tmp_path_factory.mktemp("sweeps")
-    each = together(here, *(("-m", f"backend={backend}", *SWEEP) for backend in BACKENDS))
+    each = forked(here, *(("-m", f"backend={backend}", *SWEEP) for backend in BACKENDS))
     return {backend: Jobs(done, here / done.folder) for backend, done in zip(BACKENDS, each, strict=True)}
 
 
@@ -168,7 +168,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Jobs]:
     root = here / ("W" * 150)
     backends = ("-m", "backend=lightning,keras", *START)
     long = ("-m", f"output.root={root}", "seed=0,1", "trainer.max_steps=2", "device=cpu")
-    each = together(here, backends, long)
+    each = forked(here, backends, long)
     return {name: Jobs(done, here / done.folder) for name, done in zip(("backends", "long"), each, strict=True)}
 
 
@@ -265,7 +265,7 @@ def chapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Jobs]:
     here = tmp_path_factory.mktemp("chapters")
     experiments = f"experiment={','.join(CHAPTER)}"
     options = ("trainer.batch_size=1", "device=cpu")
-    each = together(here, *(("-m", f"backend={backend}", experiments, *options) for backend in BACKENDS))
+    each = forked(here, *(("-m", f"backend={backend}", experiments, *options) for backend in BACKENDS))
     return {backend: Jobs(done, here / done.folder) for backend, done in zip(BACKENDS, each, strict=True)}
 
 

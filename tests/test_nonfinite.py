@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from runner.run_folder import read_columns, read_json
-from tests.command_line import BACKENDS, Done, together
+from tests.command_line import BACKENDS, Done, forked
 from tests.training import differences, prepare, train
 
 # Rows of 4 features; row 17 is finite, and its sums are not: in its batch the loss is NaN. With batch norm, whose running
@@ -42,7 +42,7 @@ def skipping(overrides: list[str]) -> list[str]:
 def skipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, tuple[Done, Path]], list[int]]:
     here = tmp_path_factory.mktemp("skipped")
     overrides = skipping([*data(here), *COMMON])
-    each = together(here, *((*overrides, f"backend={backend}") for backend in BACKENDS))
+    each = forked(here, *((*overrides, f"backend={backend}") for backend in BACKENDS))
     return {b: (done, here / done.folder) for b, done in zip(BACKENDS, each, strict=True)}, spoiled(overrides)
 
 
@@ -71,7 +71,7 @@ def test_a_skipped_update_changes_nothing(
     states = {}
     for step in (bad[0], bad[0] + 1):
         overrides = skipping([*data(tmp_path), *COMMON, f"trainer.max_steps={step}", "schedule.duration=16steps"])
-        (done,) = together(tmp_path, (*overrides, f"backend={backend}"))
+        (done,) = forked(tmp_path, (*overrides, f"backend={backend}"))
         place = tmp_path / done.folder / "checkpoints" / "last"
         states[step] = [load_file(place / f"{part}.safetensors") for part in ("weights", "optimizer")]
     for before, after in zip(*states.values(), strict=True):
@@ -96,7 +96,7 @@ def test_both_backends_skip_alike(tmp_path: Path, optimizer: str) -> None:
 def test_otherwise_or_after_too_many_the_run_ends_at_the_update(tmp_path: Path, backend: str) -> None:
     overrides = [*data(tmp_path), *COMMON, "trainer.monitor=train/loss", f"backend={backend}"]
     first, second = spoiled(overrides)
-    stopped, one = together(tmp_path, (*overrides,), (*overrides, "trainer.on_nonfinite=skip", "trainer.max_skipped=1"))
+    stopped, one = forked(tmp_path, (*overrides,), (*overrides, "trainer.on_nonfinite=skip", "trainer.max_skipped=1"))
     assert (stopped.status, one.status) == (1, 1)
     assert f"failed: RunError: the loss of update {first} is nan\n" in stopped.out
     assert f"failed: RunError: the loss of update {second} is nan, after 1 that were skipped\n" in one.out

@@ -8,7 +8,7 @@ import pytest
 from runner import load_run, rates
 from runner.errors import ConfigError
 from runner.run_folder import read_columns, read_json
-from tests.command_line import BACKENDS, together
+from tests.command_line import BACKENDS, forked
 
 MODULE = """
 from pathlib import Path
@@ -51,7 +51,7 @@ def here(tmp_path: Path) -> Path:
 def test_own_rates_and_rows_train_alike_on_both_backends(here: Path) -> None:
     """120 rows in batches of 32 are 4 updates an epoch: 1e-3 (1 - k / 4) + 1e-5 for k = 0 ... 3, twice. The code is said to be
     trusted at the start; with the run's folder alone it is not."""
-    each = together(here, *((f"backend={backend}", *OWN, TRUSTED, *SHORT) for backend in BACKENDS))
+    each = forked(here, *((f"backend={backend}", *OWN, TRUSTED, *SHORT) for backend in BACKENDS))
     folders = [here / done.folder for done in each]
     for done, folder in zip(each, folders, strict=True):
         assert (done.status, done.err) == (0, "")
@@ -61,7 +61,7 @@ def test_own_rates_and_rows_train_alike_on_both_backends(here: Path) -> None:
     assert read_json(folders[0] / "data.json") == read_json(folders[1] / "data.json")
     (here / "imported").unlink()
     lines = [(f"run={folders[0]}", "task=evaluate"), (f"resume={folders[0]}", "trainer.max_epochs=3")]
-    for done in together(here, *lines):
+    for done in forked(here, *lines):
         assert (done.status, done.out) == (2, "")
         assert done.err == (
             "error: data.function is code of mine, which is not trusted; trusted_modules=[mine] on the command line trusts it\n"
@@ -70,7 +70,7 @@ def test_own_rates_and_rows_train_alike_on_both_backends(here: Path) -> None:
         load_run(folders[0])
     assert load_run(folders[0], trusted_modules=["mine"]).config.schedule.name == "python"
     assert not (here / "imported").exists()
-    evaluated, resumed = together(here, *((*line, TRUSTED) for line in lines))
+    evaluated, resumed = forked(here, *((*line, TRUSTED) for line in lines))
     assert (evaluated.status, resumed.status) == (0, 0)
     assert read_json(folders[0] / "result.json")["steps"] == 12
 
@@ -132,7 +132,7 @@ REFUSED = [  # what is said, the error, whether the module is imported for it
 def test_what_cannot_be_trusted_or_called_is_refused_before_training(
     here: Path, line: str, expected: str, imports: bool
 ) -> None:
-    (done,) = together(here, (*line.split(), "device=cpu"))
+    (done,) = forked(here, (*line.split(), "device=cpu"))
     assert (done.status, done.err) == (2, f"error: {expected}\n")
     assert (here / "imported").exists() == imports
     assert not (here / "outputs").exists()

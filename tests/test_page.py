@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.command_line import together
+from tests.command_line import forked
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("chromium") and shutil.which("chromedriver")), reason="needs chromium and chromedriver"
@@ -21,7 +21,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     here = tmp_path_factory.mktemp("page")
     command = ("-m", "schedule=constant,linear,step", "seed=0,1", "trainer.max_epochs=2", "device=cpu")
-    (done,) = together(here, command)
+    (done,) = forked(here, command)
     assert done.status == 0
     options = webdriver.ChromeOptions()
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,1000"):

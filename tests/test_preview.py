@@ -11,7 +11,7 @@ import pytest
 from runner import rates
 from runner.compose import CONF
 from runner.report.rates import draw
-from tests.command_line import REPOSITORY, together
+from tests.command_line import REPOSITORY, forked
 from tests.test_isolation import run
 
 
@@ -21,7 +21,7 @@ def test_it_imports_no_framework(tmp_path: Path) -> None:
 
 def test_it_says_the_turning_points_the_sum_and_the_picture(tmp_path: Path) -> None:
     overrides = ("task=preview", "schedule=wsd", "schedule.warmup=10%", "schedule.decay_shape=linear")
-    (done,) = together(tmp_path, overrides)
+    (done,) = forked(tmp_path, overrides)
     assert (done.status, done.err) == (0, "")
     lines = done.out.splitlines()
     assert lines[0] == "schedule wsd  optimizer.lr 0.001  800 steps = 20 epochs of 40"
@@ -37,7 +37,7 @@ def test_it_says_the_turning_points_the_sum_and_the_picture(tmp_path: Path) -> N
 
 
 def test_several_are_a_line_each_and_one_picture(tmp_path: Path) -> None:
-    (done,) = together(tmp_path, ("-m", "task=preview", "schedule=linear,cosine", "optimizer.lr=0.1"))
+    (done,) = forked(tmp_path, ("-m", "task=preview", "schedule=linear,cosine", "optimizer.lr=0.1"))
     assert (done.status, done.err) == (0, "")
     lines = [line.split() for line in done.out.splitlines()]
     expected = rates("schedule=linear", total_steps=800, lr=0.1)
@@ -47,7 +47,7 @@ def test_several_are_a_line_each_and_one_picture(tmp_path: Path) -> None:
 
 
 def test_glob_shows_every_schedule_that_needs_nothing_else_said(tmp_path: Path) -> None:
-    (done,) = together(tmp_path, ("-m", "task=preview", "schedule=glob(*)", "trainer.max_steps=50"))
+    (done,) = forked(tmp_path, ("-m", "task=preview", "schedule=glob(*)", "trainer.max_steps=50"))
     assert (done.status, done.err) == (0, "")
     shown = [line.split()[0] for line in done.out.splitlines() if not line.startswith(("warning", "picture", " "))]
     assert shown == [
@@ -55,13 +55,13 @@ def test_glob_shows_every_schedule_that_needs_nothing_else_said(tmp_path: Path) 
         for file in sorted((CONF / "schedule").glob("*.yaml"))
         if "???" not in file.read_text(encoding="utf-8")
     ]
-    (some,) = together(tmp_path, ("-m", "task=preview", "schedule=glob(cosine*)", "trainer.max_steps=50"))
+    (some,) = forked(tmp_path, ("-m", "task=preview", "schedule=glob(cosine*)", "trainer.max_steps=50"))
     assert [line.split()[0] for line in some.out.splitlines()[1:-1]] == ["cosine", "cosine_restarts"]
 
 
 def test_a_warning_is_said_and_with_strict_refused(tmp_path: Path) -> None:
     late = ("task=preview", "schedule=linear", "schedule.duration=1000steps")
-    warned, refused = together(tmp_path, late, (*late, "trainer.strict=true"))
+    warned, refused = forked(tmp_path, late, (*late, "trainer.strict=true"))
     said = "schedule.duration: reaches to step 1000, the run has 800 steps: the last rate is 0.000201"
     assert warned.out.splitlines()[0] == f"warning: {said}"
     assert (refused.status, refused.out, refused.err) == (2, "", f"error: {said}\n")
@@ -88,7 +88,7 @@ def test_it_takes_about_a_second(tmp_path: Path) -> None:
     seconds = []
     for _ in range(3):
         began = time.time()
-        together(tmp_path, ("task=preview", "schedule=cosine"))
+        forked(tmp_path, ("task=preview", "schedule=cosine"))
         seconds.append(time.time() - began)
     assert min(seconds) < 4
 

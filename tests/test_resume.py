@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.command_line import BACKENDS, OTHER, start, together
+from tests.command_line import BACKENDS, OTHER, forked, start
 
 both = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -62,7 +62,7 @@ def interrupt(here: Path, arguments: tuple[str, ...], backend: str, after: int, 
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """HARD without an interruption, on each backend."""
     here = tmp_path_factory.mktemp("whole")
-    each = together(here, *((f"backend={backend}", *HARD) for backend in BACKENDS))
+    each = forked(here, *((f"backend={backend}", *HARD) for backend in BACKENDS))
     return {backend: here / done.folder for backend, done in zip(BACKENDS, each, strict=True)}
 
 
@@ -76,7 +76,7 @@ def test_a_run_that_a_signal_ended_goes_on_to_the_same_bits(
     after = random.randrange(20, 120)
     folder = interrupt(tmp_path, (f"backend={backend}", *HARD), backend, after, kind)
     assert interrupt(tmp_path, (f"resume={folder}",), backend, after + 60, kind) == folder
-    (done,) = together(tmp_path, (f"resume={folder}",))
+    (done,) = forked(tmp_path, (f"resume={folder}",))
     assert (done.status, done.err) == (0, ""), after
     assert f"resume   {folder} from step " in done.out
     assert records(folder) == records(whole[backend]), after
@@ -97,7 +97,7 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "keras": ("backend=keras", "trainer.precision=exact", *HALF),
         "plain": (*HALF, "trainer.checkpoint_every=5steps"),
     }
-    each = together(here, *runs.values())
+    each = forked(here, *runs.values())
     return {name: here / done.folder for name, done in zip(runs, each, strict=True)}
 
 
@@ -112,7 +112,7 @@ def test_in_exact_mode_a_run_is_finished_on_the_other_framework_with_the_same_ha
     lines = [
         (f"resume={copied(halves[backend], tmp_path)}", f"backend={OTHER[backend]}", longer) for backend in BACKENDS
     ]
-    *resumed, alone = together(tmp_path, *lines, ("trainer.precision=exact", *SHORT, longer))
+    *resumed, alone = forked(tmp_path, *lines, ("trainer.precision=exact", *SHORT, longer))
     expected = read(tmp_path / alone.folder, "result.json")
     for done, backend in zip(resumed, BACKENDS, strict=True):
         assert (done.status, done.err) == (0, "")
@@ -134,7 +134,7 @@ def test_of_a_damaged_checkpoint_the_newest_whole_one_before_it_is_taken(
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
-    damaged, good = together(
+    damaged, good = forked(
         tmp_path, (f"resume={folder}", "trainer.max_steps=30"), (f"resume={alone}", "trainer.max_steps=30")
     )
     assert (damaged.status, good.status) == (0, 0)
@@ -171,7 +171,7 @@ def test_what_would_be_another_run_is_refused_in_one_line(
 
     folder = halves[name]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    (done,) = together(tmp_path, (f"resume={folder}", *said))
+    (done,) = forked(tmp_path, (f"resume={folder}", *said))
     assert (done.status, done.out) == (2, "")
     assert done.err == f"error: {expected.format(folder=folder, changeable=', '.join((*CHANGEABLE, ON_EXTEND)))}\n"
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
@@ -180,7 +180,7 @@ def test_what_would_be_another_run_is_refused_in_one_line(
 def test_a_run_without_a_checkpoint_is_refused(halves: dict[str, Path], tmp_path: Path) -> None:
     empty = copied(halves["plain"], tmp_path)
     shutil.rmtree(empty / "checkpoints")
-    (done,) = together(tmp_path, (f"resume={empty}",))
+    (done,) = forked(tmp_path, (f"resume={empty}",))
     assert (done.status, done.err) == (1, f"error: {empty} has no checkpoint last; it has none\n")
 
 
@@ -191,7 +191,7 @@ def test_other_data_and_another_model_are_refused(halves: dict[str, Path], tmp_p
     config = (model / "config.yaml").read_text()
     assert "units: 128" in config
     (model / "config.yaml").write_text(config.replace("units: 128", "units: 64"))
-    other, narrow = together(tmp_path, *((f"resume={folder}", "trainer.max_steps=30") for folder in (data, model)))
+    other, narrow = forked(tmp_path, *((f"resume={folder}", "trainer.max_steps=30") for folder in (data, model)))
     assert (other.status, narrow.status) == (2, 1)
     assert other.err == (
         f"error: resume: the data is not what {data} was trained on: SHA-256 {described['sha256']}, then {'0' * 64}\n"
@@ -212,13 +212,13 @@ def test_two_processes_never_train_in_one_folder(tmp_path: Path, backend: str) -
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
         (folder,) = tmp_path.glob("outputs/runs/*")
-        (second,) = together(tmp_path, (f"resume={folder}",))
+        (second,) = forked(tmp_path, (f"resume={folder}",))
         assert (second.status, second.err) == (2, f"error: resume: {folder} is in use, another process trains in it\n")
         assert process.poll() is None
     finally:
         process.kill()
         process.communicate()
-    (done,) = together(tmp_path, (f"resume={folder}", f"trainer.max_steps={num_rows(folder) + 20}"))
+    (done,) = forked(tmp_path, (f"resume={folder}", f"trainer.max_steps={num_rows(folder) + 20}"))
     assert done.status == 0
 
 

@@ -10,7 +10,7 @@ from runner.config import parse
 from runner.data.dataset import Dataset
 from runner.errors import ConfigError
 from runner.run_folder import read_json
-from tests.command_line import BACKENDS, together
+from tests.command_line import BACKENDS, forked
 from tests.training import difference, prepare, train
 
 MODEL = ["model=cnn", "trainer.max_epochs=2", "trainer.batch_size=16", "trainer.precision=float64"]
@@ -55,7 +55,14 @@ def test_rows_come_from_the_file_they_are_in_in_the_order_asked_for(tmp_path: Pa
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("more", [[], ["trainer.accumulate_grad_batches=3"], ["trainer.steps_per_call=2"]])
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param([], marks=pytest.mark.slow),
+        ["trainer.accumulate_grad_batches=3"],
+        pytest.param(["trainer.steps_per_call=2"], marks=pytest.mark.slow),
+    ],
+)
 def test_training_is_that_of_rows_in_memory(tmp_path: Path, backend: str, more: list[str]) -> None:
     """The last update of an epoch is short. 1e-12: a compiler may fuse what gathers the rows with what uses them."""
     held = train(backend, [*npz(tmp_path), *MODEL, *more])
@@ -79,11 +86,11 @@ def test_chunks_stay_within_the_memory_that_was_given(tmp_path: Path) -> None:
 def test_the_whole_of_it_on_the_command_line(tmp_path: Path, backend: str) -> None:
     """Train and evaluate: the same metrics as with the rows in memory, to float32's rounding."""
     common = ["model=cnn", f"backend={backend}", "schedule=cosine", "trainer.max_epochs=2", "trainer.batch_size=16"]
-    held, read = together(tmp_path, (*npz(tmp_path), *common), (*write(tmp_path / "parts", 100, 110), *common))
+    held, read = forked(tmp_path, (*npz(tmp_path), *common), (*write(tmp_path / "parts", 100, 110), *common))
     assert (held.err, read.err) == ("", "")
     found = [read_json(tmp_path / done.folder / "result.json")["metrics"] for done in (held, read)]
     assert found[1] == pytest.approx(found[0], rel=1e-5)
-    tested = together(tmp_path, *(("task=evaluate", f"run={done.folder}") for done in (held, read)))
+    tested = forked(tmp_path, *(("task=evaluate", f"run={done.folder}") for done in (held, read)))
     assert [done.status for done in tested] == [0, 0]
     assert tested[0].out.split("(")[0] == tested[1].out.split("(")[0]
 

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from runner.run_folder import read_json
-from tests.command_line import BACKENDS, start, together
+from tests.command_line import BACKENDS, forked, start, together
 
 # tune=lr
 
@@ -18,7 +18,7 @@ from tests.command_line import BACKENDS, start, together
 def test_each_schedule_is_compared_at_its_own_best_base_rate(tmp_path: Path) -> None:
     """Three rates of two schedules over two seeds; the table ranks two, each with the least mean of its three."""
     sweep = ("-m", "schedule=constant,linear", "seed=0,1", "trainer.max_epochs=2", "device=cpu")
-    (done,) = together(tmp_path, (*sweep, "tune=lr", "tune.factors=[0.1,1,10]", "optimizer.lr=2e-3"))
+    (done,) = forked(tmp_path, (*sweep, "tune=lr", "tune.factors=[0.1,1,10]", "optimizer.lr=2e-3"))
     assert (done.status, done.err) == (0, "")
     folder = tmp_path / done.folder
     means: dict[str, dict[str, float]] = {}
@@ -61,7 +61,7 @@ def hashes(folder: Path) -> dict[str, str]:
 def test_a_multirun_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, backend: str, number: int) -> None:
     """Stopped in its second job or later: what is completed is left alone, what is half done goes on in its folder."""
     sweep = (*LONG, f"backend={backend}")
-    (whole,) = together(tmp_path, sweep)
+    (whole,) = forked(tmp_path, sweep)
     assert whole.status == 0
     again = (*sweep, "output.multirun=outputs/multiruns/mine")
     process = start(tmp_path, *again)
@@ -81,7 +81,7 @@ def test_a_multirun_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, ba
         if read_json(path)["status"] == "completed"
     }
     assert 1 <= len(before) < 4
-    (done,) = together(tmp_path, again)
+    (done,) = forked(tmp_path, again)
     assert (done.status, done.err) == (0, "")
     assert done.out.count(" was completed before\n") == len(before)
     assert done.out.count("resume   ") == 1
@@ -92,7 +92,7 @@ def test_a_multirun_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, ba
 
 def test_one_that_is_completed_is_only_compared_again(tmp_path: Path) -> None:
     short = ("-m", "seed=0,1", "trainer.max_steps=20", "device=cpu", "output.multirun=outputs/here")
-    first, second = together(tmp_path, short)[0], together(tmp_path, short)[0]
+    first, second = forked(tmp_path, short)[0], forked(tmp_path, short)[0]
     assert (first.status, second.status) == (0, 0)
     assert second.out.count(" was completed before\n") == 2
     assert "completed: 20 steps" not in second.out
@@ -133,7 +133,7 @@ def test_a_job_that_the_scheduler_takes_off_is_queued_again_and_goes_on_to_the_s
 ) -> None:
     """SIGUSR2 is what submitit has Slurm send before it takes a job's place; the job saves, and is started again from there."""
     sweep = ("-m", f"backend={backend}", "schedule=cosine", "seed=0,1", "trainer.max_epochs=150", "device=cpu")
-    (whole,) = together(tmp_path, sweep)
+    (whole,) = forked(tmp_path, sweep)
     process = start(tmp_path, *sweep, "hydra/launcher=submitit_local")
     deadline = time.monotonic() + 120
     multirun = tmp_path / whole.folder
@@ -159,7 +159,7 @@ def test_a_search_makes_the_monitored_metric_better_and_ends_with_the_comparison
     """Six trials; the first of the diverging range ends at infinity and is no reason to stop. What Optuna calls the best is
     as good as what the comparison calls the winner."""
     monitored = {"min": "val/loss", "max": "val/accuracy"}[mode]
-    (done,) = together(
+    (done,) = forked(
         tmp_path,
         (
             "-m", "search=optuna_lr", "optimizer=sgd", "optimizer.lr=tag(log, interval(1e-3, 1e9))", "device=cpu",

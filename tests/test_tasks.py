@@ -19,9 +19,9 @@ from tests.command_line import (
     OTHER,
     Done,
     Finished,
+    forked,
     loss_and_accuracy,
     mlp,
-    together,
 )
 
 both = pytest.mark.parametrize("backend", BACKENDS)
@@ -51,11 +51,11 @@ def tasks(finished: dict[str, Finished], new_rows: Split, tmp_path_factory: pyte
     np.savez(here / "new.npz", x=new_rows.x)
     for backend in BACKENDS:
         shutil.copytree(finished[backend].path, here / backend, symlinks=True)
-    evaluated = together(here, *(("task=evaluate", f"run={b}") for b in BACKENDS))
+    evaluated = forked(here, *(("task=evaluate", f"run={b}") for b in BACKENDS))
     other = {b: f"backend={OTHER[b]}" for b in BACKENDS}
-    predicted = together(here, *(("task=predict", f"run={b}", "data.path=new.npz", other[b]) for b in BACKENDS))
-    exported = together(here, *(("task=export", f"run={b}", f"format={EXPORTS[b][0]}") for b in BACKENDS))
-    together(here, *(("task=export", f"run={b}", "format=safetensors") for b in BACKENDS))
+    predicted = forked(here, *(("task=predict", f"run={b}", "data.path=new.npz", other[b]) for b in BACKENDS))
+    exported = forked(here, *(("task=export", f"run={b}", f"format={EXPORTS[b][0]}") for b in BACKENDS))
+    forked(here, *(("task=export", f"run={b}", "format=safetensors") for b in BACKENDS))
     each = zip(BACKENDS, evaluated, predicted, exported, strict=True)
     return {backend: Tasks(here / backend, *done) for backend, *done in each}
 
@@ -206,9 +206,9 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (here / "new.csv").write_text("b,name,a\n0,first,1\n2,second,-3\n")
     data = ("data=csv", "data.path=line.csv", "data.task=regression")
     options = (*data, "model=linear", "optimizer=sgd", "optimizer.lr=0.1", "trainer.max_epochs=60", "device=cpu")
-    trained = together(here, *((f"backend={backend}", *options) for backend in BACKENDS))
+    trained = forked(here, *((f"backend={backend}", *options) for backend in BACKENDS))
     predict = [("task=predict", f"run={done.folder}", "data.path=new.csv") for done in trained]
-    predicted = together(here, *predict)
+    predicted = forked(here, *predict)
     assert [done.status for done in (*trained, *predicted)] == [0] * 4, (trained, predicted)
     return {backend: here / done.folder for backend, done in zip(BACKENDS, trained, strict=True)}
 
@@ -235,6 +235,6 @@ def test_a_prediction_needs_the_run_s_folder_and_the_new_rows_alone(lines: dict[
     shutil.copytree(path, tmp_path / "run", symlinks=True)
     (tmp_path / "run" / "predictions.csv").unlink()
     shutil.copy(path.parents[2] / "new.csv", tmp_path)
-    (done,) = together(tmp_path, ("task=predict", "run=run", "data.path=new.csv"))
+    (done,) = forked(tmp_path, ("task=predict", "run=run", "data.path=new.csv"))
     assert (done.status, done.err) == (0, "")
     assert (tmp_path / "run" / "predictions.csv").read_text() == (path / "predictions.csv").read_text()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from runner.run_folder import read_json
-from tests.command_line import BACKENDS, together
+from tests.command_line import BACKENDS, forked
 
 SEEDS = range(10)
 
@@ -19,7 +19,7 @@ def test_its_losses_are_those_of_float32_within_the_seeds_spread(tmp_path: Path,
     its standard error."""
     seeds = ",".join(map(str, SEEDS))
     common = (f"data={data}", f"backend={backend}", "trainer.max_epochs=5", "schedule=cosine", "device=cpu")
-    (done,) = together(tmp_path, ("-m", "trainer.precision=float32,exact", f"seed={seeds}", *common))
+    (done,) = forked(tmp_path, ("-m", "trainer.precision=float32,exact", f"seed={seeds}", *common))
     assert (done.status, done.err) == (0, "")
     losses = {}
     for precision in ("float32", "exact"):

@@ -71,6 +71,7 @@ def test_updates_a_call(backend: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_convolutions_under_xla_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """By default only networks without convolutions are compiled."""
     from backends.keras import device

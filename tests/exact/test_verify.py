@@ -13,7 +13,7 @@ from runner import checkpoint
 from runner.errors import ConfigError, RunError
 from runner.saved import load_run
 from runner.tasks.verify import verify
-from tests.command_line import BACKENDS, OTHER, Finished, together
+from tests.command_line import BACKENDS, OTHER, Finished, forked
 from tests.exact.common import assert_same_bits
 from tests.training import train
 
@@ -30,7 +30,7 @@ def read(folder: Path, name: str) -> Any:
 @pytest.fixture(scope="module")
 def certified(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
     here = tmp_path_factory.mktemp("certified")
-    each = together(here, *((f"backend={backend}", *ARGUMENTS) for backend in BACKENDS))
+    each = forked(here, *((f"backend={backend}", *ARGUMENTS) for backend in BACKENDS))
     assert [done.status for done in each] == [0, 0], each
     return {backend: Finished(done, here / done.folder) for backend, done in zip(BACKENDS, each, strict=True)}
 
@@ -61,7 +61,7 @@ def test_verify_says_identical_on_either_backend(certified: dict[str, Finished])
     """Each backend repeats the other's run; the hash that it prints is the one of result.json."""
     here = certified["keras"].path.parents[2]
     lines = [("task=verify", f"run={certified[b].path}", f"backend={OTHER[b]}") for b in BACKENDS]
-    for backend, done in zip(BACKENDS, together(here, *lines), strict=True):
+    for backend, done in zip(BACKENDS, forked(here, *lines), strict=True):
         assert done.status == 0, done
         assert f"identical: steps 0 to 24 on {OTHER[backend]}: 24 losses" in done.out
         assert read(certified[backend].path, "result.json")["weights_sha256"] in done.out

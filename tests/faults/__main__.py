@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from runner import run_folder
-from tests.faults import rows, warm
+from tests import warm
+from tests.faults import rows
 
-SHORT = {"kill": 6, "end": 4, "end_twice": 2, "full": 2, "read_only": 1, "cut": 20, "flip": 50, "race": 2}
+SHORT = {"kill": 5, "end": 3, "end_twice": 1, "full": 1, "read_only": 1, "cut": 20, "flip": 50, "race": 1}
 LONG = {"kill": 500, "end": 200, "end_twice": 50, "full": 100, "read_only": 3, "cut": 200, "flip": 500, "race": 100}
 
 

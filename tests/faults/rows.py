@@ -14,7 +14,7 @@ from pathlib import Path
 from runner import checkpoint
 from runner.errors import RunError
 from runner.run_folder import read_json
-from tests.faults.warm import Ended, run, start, until, wait
+from tests.warm import Ended, run, start, until, wait
 
 # twelve epochs of eight updates, a checkpoint every three, so that many saves fall inside an epoch; with masks
 RUN = [

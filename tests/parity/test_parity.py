@@ -48,16 +48,15 @@ SETTINGS = {
     "coupled": [*_CLIPPED, "optimizer.weight_decay_mode=coupled"],
     "decoupled": [*_CLIPPED, "optimizer.weight_decay_mode=decoupled", "optimizer.decay_exclude=bias_and_norm"],
 }
-DEFAULT = {
-    ("mlp", "constant", "plain"),
-    ("mlp", "exponential", "decoupled"),
-}
+DEFAULT = ("mlp", "exponential", "decoupled")
+PLAIN_DEFAULT = {"sgd", "adam"}
 CNN_DEFAULT = {"momentum", "adam"}  # of the rows with the cnn, which take longest
 
 
 def by_default(optimizer: str, model: str, schedule: str, setting: str) -> bool:
     of_cnn = optimizer in CNN_DEFAULT and (model, schedule, setting) == ("cnn", "exponential", "coupled")
-    return of_cnn or (model, schedule, setting) in DEFAULT
+    plain = optimizer in PLAIN_DEFAULT and (model, schedule, setting) == ("mlp", "constant", "plain")
+    return of_cnn or plain or (model, schedule, setting) == DEFAULT
 
 
 TABLE = [
@@ -244,8 +243,18 @@ def test_subnormals_are_zero_on_both_and_nobody_s_else(backend: str) -> None:
     assert np.float32(1e-40) * np.float32(0.5) > 0
 
 
-@pytest.mark.parametrize("name", ["momentum", "adam", "adamw", "nadam", "rmsprop_both", "adagrad", "adadelta", "lion"])
-@pytest.mark.parametrize("order", [("lightning", "keras"), ("keras", "lightning")])
+HANDED_OVER = ("momentum", "adam", "adamw", "nadam", "rmsprop_both", "adagrad", "adadelta", "lion")
+BACK = {"momentum", "adam"}  # by default from Keras to Lightning too
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        pytest.param(name, order, marks=[] if order[0] == "lightning" or name in BACK else [pytest.mark.slow])
+        for order in (("lightning", "keras"), ("keras", "lightning"))
+        for name in HANDED_OVER
+    ],
+)
 def test_a_run_started_on_one_framework_is_finished_on_the_other(name: str, order: tuple[str, str]) -> None:
     overrides = [*BASE, *OPTIMIZERS[name], "schedule=exponential", "trainer.steps_per_call=30"]
     whole = train(order[0], overrides)

@@ -16,7 +16,7 @@ from runner.schedules import Plateau
 from runner.schedules.plateau import State
 from runner.spec import Live, Report
 from runner.stall import Stall, Watch
-from tests.command_line import BACKENDS, together
+from tests.command_line import BACKENDS, forked
 from tests.training import first, prepare, train
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "plateau.json").read_text())
@@ -139,7 +139,7 @@ EARLY = (
 
 def test_both_backends_lower_at_the_same_epochs_and_keep_the_state(tmp_path: Path) -> None:
     """The oracle: the rule above on the metrics that metrics.csv has."""
-    each = together(tmp_path, *((f"backend={backend}", *STALLING) for backend in BACKENDS))
+    each = forked(tmp_path, *((f"backend={backend}", *STALLING) for backend in BACKENDS))
     for done in each:
         folder = tmp_path / done.folder
         trace = np.genfromtxt(folder / "trace.csv", delimiter=",", names=True, deletechars="")
@@ -160,7 +160,7 @@ def test_both_backends_lower_at_the_same_epochs_and_keep_the_state(tmp_path: Pat
 
 def test_a_run_ends_early_as_completed(tmp_path: Path) -> None:
     """After the third epoch in a row whose validation loss was not 0.1 below the best before it."""
-    for done in together(tmp_path, *((f"backend={backend}", *EARLY) for backend in BACKENDS)):
+    for done in forked(tmp_path, *((f"backend={backend}", *EARLY) for backend in BACKENDS)):
         assert done.status == 0
         folder = tmp_path / done.folder
         result = json.loads((folder / "result.json").read_text())

@@ -1,13 +1,18 @@
-"""A parent that has imported a backend and forks a process for each run: what is killed is a whole run of the program, from
-its command line to its exit, without the seconds that the imports take."""
+"""A parent that has imported a backend and forks a process for each run: a whole run of the program, from its command line to
+its exit, without the seconds that the imports take.
 
+`python -m tests.warm BACKEND` is such a parent for other processes, which may not fork themselves: `Parent` is their side.
+"""
+
+import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Ended(NamedTuple):
@@ -28,19 +33,21 @@ def prepare(backend: str) -> None:
     dispatcher.load(backend)
 
 
-def start(folder: Path, arguments: list[str], log: Path) -> int:
-    """`python -m runner ARGUMENTS` in `folder`, forked; its process id."""
+def start(folder: Path, arguments: list[str], log: Path, errors: Path | None = None) -> int:
+    """`python -m runner ARGUMENTS` in `folder`, forked; its process id. `errors`: where stderr goes, if not to the log."""
     child = os.fork()
     if child:
         return child
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    how = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    descriptor = os.open(log, how)
     try:
         os.chdir(folder)
         os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
+        os.dup2(descriptor if errors is None else os.open(errors, how), 2)
         sys.stdout = os.fdopen(1, "w", closefd=False)
         sys.stderr = os.fdopen(2, "w", closefd=False)
         sys.argv = ["runner", *arguments]
+        sys.path.insert(0, str(folder))
         from runner.__main__ import main
 
         try:
@@ -51,7 +58,7 @@ def start(folder: Path, arguments: list[str], log: Path) -> int:
         sys.stderr.flush()
         os._exit(status)
     except BaseException as error:  # as the interpreter would end
-        os.write(descriptor, f"{type(error).__name__}: {error}\n".encode())
+        os.write(2, f"{type(error).__name__}: {error}\n".encode())
     finally:  # never back into what the parent is in
         os._exit(1)
 
@@ -82,3 +89,49 @@ def until(holds: Callable[[], bool], timeout: float = 60) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError("what was waited for did not come")
         time.sleep(0.0005)
+
+
+class Parent:
+    """A parent in a process of its own."""
+
+    def __init__(self, backend: str, environment: dict[str, str]) -> None:
+        command = [sys.executable, "-m", "tests.warm", backend]
+        self._process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def start(self, folder: Path, arguments: tuple[str, ...], log: Path, errors: Path) -> int:
+        return int(self._ask(str(folder), list(arguments), str(log), str(errors)))
+
+    def wait(self, child: int, log: Path) -> int:
+        """Its exit status."""
+        return int(self._ask(child, str(log)))
+
+    def _ask(self, *request: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        return json.loads(self._process.stdout.readline())
+
+
+def _serve(backend: str) -> None:
+    """Until the other side has ended."""
+    prepare(backend)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if isinstance(request[0], str):
+            folder, arguments, log, errors = request
+            answer = start(Path(folder), arguments, Path(log), Path(errors))
+        else:
+            child, log = request
+            answer = wait(child, Path(log), timeout=300).status
+        print(answer, flush=True)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])
