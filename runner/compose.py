@@ -271,6 +271,7 @@ _EXTRAS = {
     "joblib": "joblib",
     "submitit_local": "submitit",
     "submitit_slurm": "submitit",
+    "ray": "ray",
     "optuna": "optuna",
 }
 

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -99,16 +100,28 @@ def test_one_that_is_completed_is_only_compared_again(tmp_path: Path) -> None:
     assert second.out.splitlines()[-1] == first.out.splitlines()[-1]
 
 
-# hydra/launcher=joblib
+# hydra/launcher=joblib, ray
+
+JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+on_ray = [pytest.mark.slow, pytest.mark.skipif(not find_spec("ray"), reason="the extra ray is not installed")]
 
 
-@pytest.mark.parametrize("backend", ["lightning", pytest.param("keras", marks=pytest.mark.slow)])
-def test_jobs_side_by_side_are_those_of_one_after_another(tmp_path: Path, backend: str) -> None:
+@pytest.mark.parametrize(
+    ("backend", "launcher"),
+    [
+        pytest.param("lightning", JOBLIB, id="lightning"),
+        pytest.param("keras", JOBLIB, id="keras", marks=pytest.mark.slow),
+        pytest.param("lightning", ("hydra/launcher=ray",), id="ray", marks=on_ray),
+    ],
+)
+def test_jobs_side_by_side_are_those_of_one_after_another(
+    tmp_path: Path, backend: str, launcher: tuple[str, ...]
+) -> None:
     """One of them diverges: it is named and shows in the exit status, the others have the hashes that they have in turn."""
     sweep = ("-m", f"backend={backend}", "optimizer.lr=1e-3,3e-3,1e30", "trainer.max_steps=40", "device=cpu")
     found = []
-    for launcher in ((), ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")):
-        (done,) = together(tmp_path, (*sweep, *launcher))
+    for said in ((), launcher):
+        (done,) = together(tmp_path, (*sweep, *said))
         assert done.status == 1
         assert "2 of 3 jobs completed" in done.out
         assert "failed: " in done.out
