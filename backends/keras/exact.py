@@ -89,9 +89,8 @@ class TensorFlow:
     def patches(self, x: Any, size: int, stride: int, pads: Pads) -> Any:
         x = self.pad(x, pads, 0.0) if any(pads[0] + pads[1]) else x
         down, across = (stride * ((length - size) // stride) + 1 for length in x.shape[1:3])
-        rows = tf.concat(
-            [x[:, :, j : j + across : stride] for j in range(size)], 3
-        )  # first across: larger pieces to copy
+        # first across, then down: larger pieces to copy
+        rows = tf.concat([x[:, :, j : j + across : stride] for j in range(size)], 3)
         windows = tf.concat([rows[:, i : i + down : stride] for i in range(size)], 3)
         return tf.reshape(windows, [-1, size * size * x.shape[3]])
 
