@@ -79,7 +79,8 @@ def together(folder: Path, *command_lines: tuple[str, ...]) -> list[Done]:
 
 
 def forked(folder: Path, *command_lines: tuple[str, ...]) -> list[Done]:
-    """The same in forks of an interpreter that has imported the backend: for what does not go by how a process starts."""
+    """The same in forks of an interpreter that has imported the backend: for what does not go by how a process starts, nor by
+    an environment that the test has changed."""
     if sys.platform != "linux":  # elsewhere frameworks do not bear it
         return together(folder, *command_lines)
     began = time.time()

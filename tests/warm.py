@@ -97,12 +97,7 @@ class Parent:
     def __init__(self, backend: str, environment: dict[str, str]) -> None:
         command = [sys.executable, "-m", "tests.warm", backend]
         self._process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def start(self, folder: Path, arguments: tuple[str, ...], log: Path, errors: Path) -> int:

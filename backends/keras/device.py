@@ -1,4 +1,4 @@
-"""What TensorFlow finds on this machine, and what it calls it."""
+"""What TensorFlow finds on this machine, what it calls it, and what it compiles there."""
 
 import tensorflow as tf
 
