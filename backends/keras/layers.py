@@ -77,18 +77,36 @@ class _BatchNorm(native.BatchNormalization):
         low = keras.backend.standardize_dtype(x.dtype) in ("bfloat16", "float16")
         if low:
             x = ops.cast(x, "float32")
+        # images in float32 by TensorFlow's own kernel, which takes half the time of the formula and knows no float64
+        form = self._by_kernel if len(x.shape) == 4 and x.dtype == tf.float32 else self._by_formula
         if training:
-            axes = list(range(len(x.shape) - 1))
-            mean, variance = tf.nn.moments(x, axes)
-            n = tf.cast(tf.size(x) // x.shape[-1], x.dtype)
-            for running, batch in ((self.moving_mean, mean), (self.moving_variance, variance * (n / (n - 1)))):
+            y, mean, variance = form(x, None)
+            for running, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
                 old = constant(self.momentum, running)
                 running.assign(running * old + batch * constant(1 - self.momentum, running))
         else:
-            mean, variance = self.moving_mean.value, self.moving_variance.value
-        scale = self.gamma * tf.math.rsqrt(variance + constant(self.epsilon, variance))
-        y = (x - mean) * scale + self.beta
+            y, _, _ = form(x, (self.moving_mean.value, self.moving_variance.value))
         return ops.cast(y, self.compute_dtype) if low else y
+
+    def _by_formula(self, x: Any, statistics: tuple[Any, Any] | None) -> tuple[Any, Any, Any]:
+        """The output, by the batch's mean and variance if none are given; the mean; the unbiased variance."""
+        mean, variance = statistics or tf.nn.moments(x, list(range(len(x.shape) - 1)))
+        n = tf.cast(tf.size(x) // x.shape[-1], x.dtype)
+        scale = self.gamma * tf.math.rsqrt(variance + constant(self.epsilon, variance))
+        return (x - mean) * scale + self.beta, mean, variance * (n / (n - 1))
+
+    def _by_kernel(self, x: Any, statistics: tuple[Any, Any] | None) -> tuple[Any, Any, Any]:
+        mean, variance = statistics or ([], [])
+        y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=x,
+            scale=self.gamma,
+            offset=self.beta,
+            mean=mean,
+            variance=variance,
+            epsilon=self.epsilon,
+            is_training=statistics is None,
+        )
+        return y, mean, variance
 
 
 class _LayerNorm(native.LayerNormalization):
