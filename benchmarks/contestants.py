@@ -13,6 +13,7 @@ from runner.data.embedded import Digits
 from runner.data.files import NPZ
 
 CONF = Path(__file__).with_name("conf")
+_VAL_FRACTION = 0.125
 
 _OURS_DOES = (
     "the real command line, defaults unchanged: trace.csv of every update (rate read back, loss), training and "
@@ -29,17 +30,17 @@ class Model:
     batch_size: int
     num_threads: int
     network: str  # the peers' name for it
-    rows: str  # digits, digits as images, images
+    rows: str  # digits, digits as images, or images: their number and shape
     by_default: bool = True
     more: tuple[str, ...] = ()  # what is said to ours alone
 
     def overrides(self, rows: Path) -> list[str]:
         """What the command line says to get it, with the rows in a file where they are not the digits."""
-        if self.rows == "images":
+        if not self.rows.startswith("digits"):
             own = [
                 "data=npz",
-                f"data.path={rows.with_name('images.npz')}",
-                "data.val_fraction=0.125",
+                f"data.path={images(rows)}",
+                f"data.val_fraction={_VAL_FRACTION}",
                 "data.test_fraction=0",
             ]
             return ["--config-dir", str(CONF), f"model={self.network}", *own, *self.more]
@@ -100,14 +101,16 @@ CONTESTANTS = (
         "torch loop",
         "torch",
         "hand-written: fused Adam and a table of rates, rows gathered by a permutation, channels last for "
-        "convolutions; no validation, metrics, checkpoints or logs. Training phase: the loop over the epochs.",
+        "convolutions, validation accuracy an epoch; no other metrics, checkpoints or logs. "
+        "Training phase: the loop over the epochs.",
         module="benchmarks.peers.torch_loop",
     ),
     Contestant(
         "TensorFlow loop",
         "tensorflow",
         "hand-written: an epoch is one tf.function that gathers its rows by a permutation, with Keras's layers and Adam "
-        "and a table of rates, under XLA unless the model has convolutions; no validation, metrics, checkpoints or logs. "
+        "and a table of rates, under XLA unless the model has convolutions, validation accuracy an epoch; no other metrics, "
+        "checkpoints or logs. "
         "Training phase: the loop over the epochs.",
         module="benchmarks.peers.tensorflow_loop",
     ),
@@ -122,7 +125,7 @@ CONTESTANTS = (
         "TensorFlow loop, plain",
         "tensorflow",
         "hand-written: a tf.function of one update, called from Python with rows gathered by NumPy, Keras's layers and "
-        "Adam, its rate set before each update; no validation, metrics, checkpoints or logs. "
+        "Adam, its rate set before each update, validation accuracy an epoch; no other metrics, checkpoints or logs. "
         "Training phase: the loop over the epochs.",
         module="benchmarks.peers.tensorflow_plain",
         only="exact_*",
@@ -146,14 +149,14 @@ _MODELS = (
         "1,792 images of 32x32x3: CNN 32-64-128, batch norm, dropout, 1.02 M parameters, batch 64",
         *(4, 64, 2),
         "cnn_1m",
-        "images",
+        "2048 32 32 3",
     ),
     Model(
         "mlp_4m",
-        "1,792 images of 32x32x3: MLP 3072-1024-896-10, 4.07 M parameters, batch 64",
-        *(6, 64, 2),
+        "52,500 images of 28x28: MLP 784-1650-1650-10, 4.03 M parameters, batch 64",
+        *(2, 64, 2),
         "mlp_4m",
-        "images",
+        "60000 28 28 1",
     ),
     # exact mode against the peers in float32
     Model("exact_mlp", "the MLP of mlp, ours in exact mode", 20, 32, 1, "mlp", "digits", False, _EXACT),
@@ -193,7 +196,10 @@ def write_rows(model: Model, folder: Path) -> Path:
     """The rows of Twinrun's own split, in float32, for the peers; beside them, if they are not the digits, the file that
     Twinrun reads."""
     path = folder / f"{model.name}.npz"
-    data = _images(folder / "images.npz") if model.rows == "images" else _digits(model.rows != "digits")
+    if model.rows.startswith("digits"):
+        data = Digits(name="digits", images=model.rows != "digits").load()
+    else:
+        data = _images(images(path), *map(int, model.rows.split()))
     splits = {"train": data.train, "val": data.val}
     x = {f"x_{name}": split.x.astype(np.float32) for name, split in splits.items()}
     y = {f"y_{name}": split.y for name, split in splits.items()}
@@ -201,17 +207,18 @@ def write_rows(model: Model, folder: Path) -> Path:
     return path
 
 
-def _digits(images: bool) -> Dataset:
-    return Digits(name="digits", images=images).load()
+def images(rows: Path) -> Path:
+    """The file that Twinrun reads, which splits it by itself, beside the peers'."""
+    return rows.with_stem(f"{rows.stem}_whole")
 
 
-def _images(path: Path) -> Dataset:
-    """2,048 images in 10 classes: a fixed picture of each class, with noise."""
+def _images(path: Path, num: int, *shape: int) -> Dataset:
+    """Images in 10 classes: a fixed picture of each class, with noise."""
     generator = np.random.default_rng(0)
-    y = generator.integers(0, 10, 2048)
-    x = generator.random((10, 32, 32, 3))[y] + generator.normal(0, 1, (2048, 32, 32, 3))
+    y = generator.integers(0, 10, num)
+    x = generator.random((10, *shape))[y] + generator.normal(0, 1, (num, *shape))
     np.savez(path, x=x.astype(np.float32), y=y)
-    fractions = {"val_fraction": 0.125, "test_fraction": 0, "split_seed": 0, "standardize": False}
+    fractions = {"val_fraction": _VAL_FRACTION, "test_fraction": 0, "split_seed": 0, "standardize": False}
     return NPZ(name="npz", path=str(path), task="classification", **fractions).load()  # type: ignore[arg-type]
 
 

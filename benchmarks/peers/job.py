@@ -3,6 +3,7 @@
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 
 LEARNING_RATE = 1e-3
 DECAY_RATE = 0.999  # per step
+VAL_BATCH_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,13 @@ def read() -> Job:
     with np.load(said.rows) as rows:
         train, val = (Rows(rows[f"x_{split}"], rows[f"y_{split}"]) for split in ("train", "val"))
     return Job(said.model, said.epochs, said.batch_size, said.folder, train, val)
+
+
+def accuracy(rows: Rows, predict: Callable[[np.ndarray], np.ndarray]) -> float:
+    """Of outputs that `predict` gives for a batch."""
+    batches = [rows.x[i : i + VAL_BATCH_SIZE] for i in range(0, len(rows.x), VAL_BATCH_SIZE)]
+    outputs = np.concatenate([predict(batch) for batch in batches])
+    return float((outputs.argmax(1) == rows.y).mean())
 
 
 @dataclass

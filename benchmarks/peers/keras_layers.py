@@ -9,10 +9,10 @@ def network(model: str) -> keras.Model:
         return keras.Sequential([keras.Input((64,)), layers.Dense(128, activation="relu"), layers.Dense(10)])
     if model in ("cnn", "resnet"):
         return _small(model)
-    image = keras.Input((32, 32, 3))
     if model == "mlp_4m":
-        hidden = [layers.Dense(units, activation="relu") for units in (1024, 896)]
-        return keras.Sequential([image, layers.Flatten(), *hidden, layers.Dense(10)])
+        hidden = [layers.Dense(1650, activation="relu") for _ in range(2)]
+        return keras.Sequential([keras.Input((28, 28, 1)), layers.Flatten(), *hidden, layers.Dense(10)])
+    image = keras.Input((32, 32, 3))
     blocks = [layer for filters in (32, 64, 128) for layer in _block(filters)]
     head = [layers.Flatten(), layers.Dense(448, activation="relu"), layers.Dropout(0.25), layers.Dense(10)]
     return keras.Sequential([image, *blocks, *head])

@@ -9,8 +9,8 @@ def network(model: str) -> nn.Module:
     if model == "mlp":
         return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
     if model == "mlp_4m":
-        hidden = [nn.Linear(3072, 1024), nn.ReLU(), nn.Linear(1024, 896), nn.ReLU()]
-        return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(896, 10))
+        hidden = [nn.Linear(784, 1650), nn.ReLU(), nn.Linear(1650, 1650), nn.ReLU()]
+        return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(1650, 10))
     if model == "cnn":
         head = [nn.Flatten(), nn.Dropout(0.25), nn.Linear(128, 10)]
         return nn.Sequential(*_block(1, 16), *_block(16, 32), *head)
@@ -48,5 +48,5 @@ def _block(channels: int, filters: int) -> list[nn.Module]:
 
 
 def inputs(x: np.ndarray) -> Tensor:
-    """Rows as torch wants them: [N, 64], or [N, 32, 32, 3] -> [N, 3, 32, 32]."""
+    """Rows as torch wants them: [N, 64], or [N, H, W, C] -> [N, C, H, W]."""
     return torch.from_numpy(x if x.ndim == 2 else np.ascontiguousarray(x.transpose(0, 3, 1, 2)))

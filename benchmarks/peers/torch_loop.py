@@ -1,12 +1,10 @@
 """A hand-written torch loop: the floor of eager torch.
 
 Does: a fresh permutation each epoch, forward, backward, torch's fused Adam, rates out of a table made beforehand, images
-and convolutions channels last.
-Does not, in the time taken: validation, metrics, checkpoints, logs; not even the loss is kept.
-Timed from before the first epoch's permutation to after the last update. The accuracy is computed after that.
+and convolutions channels last; the validation rows' accuracy after every epoch.
+Does not: metrics of the training, checkpoints, logs; not even the loss is kept.
+Timed from before the first epoch's permutation to after the last epoch's validation.
 """
-
-import time
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +18,10 @@ def main(tuned: bool = True) -> None:
     job = jobs.read()
     torch.manual_seed(0)
     model, x, y = network(job.model), inputs(job.train.x), torch.from_numpy(job.train.y)
+    x_val, y_val = inputs(job.val.x), torch.from_numpy(job.val.y)
     if tuned and x.ndim == 4:
-        model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+        model, last = model.to(memory_format=torch.channels_last), torch.channels_last
+        x, x_val = x.to(memory_format=last), x_val.to(memory_format=last)
     optimizer = torch.optim.Adam(model.parameters(), lr=jobs.LEARNING_RATE, fused=tuned or None)
     rates = iter(job.rates())
     group, num_steps, clock = optimizer.param_groups[0], 0, jobs.Clock()
@@ -34,12 +34,12 @@ def main(tuned: bool = True) -> None:
             group["lr"] = next(rates)
             optimizer.step()
             num_steps += 1
+        with torch.inference_mode():
+            z = torch.cat([model.eval()(rows) for rows in x_val.split(jobs.VAL_BATCH_SIZE)])
+            accuracy = float((z.argmax(1) == y_val).float().mean())
+        model.train()
         clock.end_epoch()
-    ended = time.time()
-
-    with torch.inference_mode():
-        z = model.eval()(inputs(job.val.x))
-    clock.tell(num_steps, float((z.argmax(1) == torch.from_numpy(job.val.y)).float().mean()), ended)
+    clock.tell(num_steps, accuracy)
 
 
 if __name__ == "__main__":
