@@ -18,8 +18,7 @@ from runner.exact.primitives import Pads
 from runner.exact.rules import TINY, r
 from runner.exact.tables import table
 from runner.exact.witness import finite
-from runner.optimizers import decaying
-from runner.spec import RunSpec, TrainState
+from runner.spec import RunSpec, TrainState, rate_name
 
 _EXPONENT = 0x7FF0000000000000  # of a float64's bits
 
@@ -219,10 +218,15 @@ class Optimizer(keras.optimizers.Optimizer):
 
     def __init__(self, run: RunSpec, network: Network, schedule: TableLR, start: TrainState) -> None:
         super().__init__(learning_rate=schedule, name=run.optimizer.name)
-        self.spec, self.o, self.layout = run.optimizer, network.o, network.layout
+        self.spec, self.o, self.layout, self.scheduled = (
+            run.optimizer,
+            network.o,
+            network.layout,
+            [*run.hyperparameters],
+        )
         self.build([network.weights_vector])
         self.iterations.assign(start.step)
-        tables = optimizers.tables(run.optimizer, len(run.rates))
+        tables = optimizers.tables(run.optimizer, len(run.rates), run.hyperparameters)
         self.memory = SimpleNamespace(
             slots={slot: self.add_variable((self.layout.size,), dtype="float64", name=slot) for slot in start.slots},
             # in variables: a large constant would be slow to trace
@@ -230,20 +234,22 @@ class Optimizer(keras.optimizers.Optimizer):
         )
         for slot, values in start.slots.items():
             self.memory.slots[slot].assign(r(self.layout.pack(values)))
-        self.decays = self.layout.mask(decaying(run.optimizer, run.network))
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        slots = {slot: tf.convert_to_tensor(value) for slot, value in self.memory.slots.items()}
-        scalars = {name: tf.gather(values, self.iterations.value) for name, values in self.memory.tables.items()}
-        weights, after = optimizers.update(
+        step, table = self.iterations.value, self._learning_rate
+        h = optimizers.InForce(
             self.o,
             self.spec,
+            {name: table.at(name, step) for name in self.scheduled},
+            {name: tf.gather(values, step) for name, values in self.memory.tables.items()},
+        )
+        weights, after = optimizers.update_all(
+            h,
+            self.layout,
             tf.convert_to_tensor(variable),
             tf.convert_to_tensor(gradient),
-            slots,
-            tf.cast(learning_rate, tf.float64),
-            scalars,
-            self.decays,
+            {slot: tf.convert_to_tensor(value) for slot, value in self.memory.slots.items()},
+            [tf.cast(table.at(rate_name(group.lr_factor), step), tf.float64) for group, _ in self.layout.parts],
         )
         variable.assign(weights)
         for slot, value in after.items():
@@ -255,6 +261,7 @@ class Work:
 
     def __init__(self, model: keras.Model, run: RunSpec, start: TrainState, place: layers.Place) -> None:
         self.run, self.network = run, model.get_layer("network")
+        self.network.layout = Layout.of(run.network, run.groups)
         load_state(model, start)
         self_test.check(run.device, self._outcome)
         self.schedule = TableLR(run)

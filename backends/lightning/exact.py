@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backends.lightning import layers
+from backends.lightning.schedule import hyperparameters, read
 from runner.errors import RunError
 from runner.exact import gradient, optimizers, self_test
 from runner.exact.layers import Pass
@@ -18,7 +19,7 @@ from runner.exact.primitives import Pads
 from runner.exact.rules import TINY
 from runner.exact.tables import table
 from runner.exact.witness import finite
-from runner.optimizers import decaying
+from runner.optimizers import Group
 from runner.spec import ModelSpec, RunSpec, TrainState
 
 _EXPONENT = 0x7FF0000000000000  # of a float64's bits
@@ -150,9 +151,9 @@ class Torch:
 class Network(nn.Module):
     """All weights as one vector of float64, and the running statistics; forward = evaluation, every row by itself."""
 
-    def __init__(self, model: ModelSpec, state: TrainState, where: torch.device) -> None:
+    def __init__(self, model: ModelSpec, state: TrainState, where: torch.device, groups: Sequence[Group] = ()) -> None:
         super().__init__()
-        self.nodes, self.layout, self.o = model.network.nodes, Layout.of(model.network), Torch(where)
+        self.nodes, self.layout, self.o = model.network.nodes, Layout.of(model.network, groups), Torch(where)
         self.weights = nn.Parameter(self.o.r(self.o.constant(self.layout.pack(state.weights))), requires_grad=False)
         self.statistics = {name: self.o.r(self.o.constant(v.astype(np.float64))) for name, v in state.buffers.items()}
 
@@ -171,18 +172,28 @@ class Network(nn.Module):
 
 
 class Optimizer(torch.optim.Optimizer):
-    """Any optimizer of the config on the vector of all weights; its state holds the slots by their standard names."""
+    """Any optimizer of the config on the vector of all weights, of which each group has a part; its state holds the slots by
+    their standard names."""
 
     def __init__(self, run: RunSpec, network: Network, start: TrainState) -> None:
-        super().__init__([{"params": [network.weights], "lr_factor": 1.0}], {"lr": run.optimizer.lr})
-        self.spec, self.o, self.layout = run.optimizer, network.o, network.layout
-        self.tables = optimizers.tables(run.optimizer, len(run.rates))
-        mask = self.layout.mask(decaying(run.optimizer, run.network))
-        self.decays = None if mask is None else self.o.constant(mask)
+        parts, hyper = network.layout.parts, hyperparameters(run.optimizer)
+        groups = [
+            {
+                **hyper,
+                "params": [network.weights.data[part]],
+                "lr_factor": group.lr_factor,
+                "decay_factor": group.decay_factor,
+            }
+            for group, part in parts
+        ]
+        super().__init__(groups, {"lr": run.optimizer.lr})
+        self.spec, self.network, self.scheduled = run.optimizer, network, [*run.hyperparameters]
+        self.tables = optimizers.tables(run.optimizer, len(run.rates), run.hyperparameters)
         self.num_updates = start.step
-        self.state[network.weights] = {
-            slot: self.o.r(self.o.constant(self.layout.pack(values))) for slot, values in start.slots.items()
-        }
+        o, layout = network.o, network.layout
+        self.slots = {slot: o.r(o.constant(layout.pack(values))) for slot, values in start.slots.items()}
+        for group, (_, part) in zip(self.param_groups, parts, strict=True):
+            self.state[group["params"][0]] = {slot: value[part] for slot, value in self.slots.items()}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -190,19 +201,22 @@ class Optimizer(torch.optim.Optimizer):
 
     def apply(self) -> None:
         """One update, without what torch wraps around `step`; the caller has switched autograd off."""
-        (group,) = self.param_groups
-        (weights,) = group["params"]
-        slots, scalars = self.state[weights], {name: float(t[self.num_updates]) for name, t in self.tables.items()}
-        for begin in range(0, len(weights), _SLICE):
-            part = slice(begin, begin + _SLICE)
-            before = {slot: value[part] for slot, value in slots.items()}
-            decays = None if self.decays is None else self.decays[part]
-            after, slots_after = optimizers.update(
-                self.o, self.spec, weights[part], weights.grad[part], before, group["lr"], scalars, decays
-            )
-            weights[part] = after
-            for slot, value in slots_after.items():
-                slots[slot][part] = value
+        gradients: Any = self.network.weights.grad
+        h = optimizers.InForce(
+            self.network.o,
+            self.spec,
+            {name: read(self.param_groups[0], name) for name in self.scheduled},
+            {name: float(values[self.num_updates]) for name, values in self.tables.items()},
+        )
+        for own, (group, part) in zip(self.param_groups, self.network.layout.parts, strict=True):
+            (weights,) = own["params"]
+            slots, g = self.state[weights], gradients[part]
+            for begin in range(0, len(weights), _SLICE):
+                few = slice(begin, begin + _SLICE)
+                before = {slot: value[few] for slot, value in slots.items()}
+                weights[few], after = optimizers.update(h, weights[few], g[few], before, own["lr"], group)
+                for slot, value in after.items():
+                    slots[slot][few] = value
         self.num_updates += 1
 
 
@@ -212,7 +226,7 @@ class Work:
     compile_seconds = 0.0  # nothing is compiled
 
     def __init__(self, run: RunSpec, start: TrainState, where: torch.device) -> None:
-        self.run, self.network = run, Network(run, start, where)
+        self.run, self.network = run, Network(run, start, where, run.groups)
         self_test.check(str(where), self._outcome)
         self.optimizer = Optimizer(run, self.network, start)
         o = self.network.o
@@ -248,10 +262,9 @@ class Work:
         n = self.network
         weights = n.weights.detach().cpu().numpy()
         finite(weights)
-        slots = self.optimizer.state[n.weights]
         return TrainState(
             step,
             n.layout.unpack(weights),
-            {slot: n.layout.unpack(value.cpu().numpy()) for slot, value in slots.items()},
+            {slot: n.layout.unpack(value.cpu().numpy()) for slot, value in self.optimizer.slots.items()},
             {name: value.float().cpu().numpy() for name, value in n.statistics.items()},
         )

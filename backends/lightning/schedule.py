@@ -55,7 +55,15 @@ class TableLR(LRScheduler):
     def read(self) -> list[float]:
         """What the optimizer is set to, in the order of RunSpec.applied."""
         groups, first = self._first, self.optimizer.param_groups[0]
-        return [groups[name]["lr"] if name in groups else _get(first, name) for name in self._tables]
+        return [groups[name]["lr"] if name in groups else read(first, name) for name in self._tables]
+
+
+def hyperparameters(spec: Any) -> dict[str, Any]:
+    """Those that can be scheduled, as a group of a torch optimizer has them."""
+    group: dict[str, Any] = {"betas": (0.0, 0.0), "decays_by": "weight_decay", "decay_factor": 1.0}
+    for name in spec.schedulable:
+        _set(group, name, getattr(spec, name))
+    return group
 
 
 def _set(group: dict[str, Any], name: str, value: float) -> None:
@@ -69,7 +77,7 @@ def _set(group: dict[str, Any], name: str, value: float) -> None:
         group[native] = (*group[native][:index], value, *group[native][index + 1 :])
 
 
-def _get(group: dict[str, Any], name: str) -> float:
+def read(group: dict[str, Any], name: str) -> float:
     """Of the first group, whose decay_factor is 1."""
     if name == "weight_decay":
         return float(group[group["decays_by"]])

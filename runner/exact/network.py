@@ -1,6 +1,6 @@
 """A whole network forward and backward, and its weights as one vector."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,19 +9,29 @@ import numpy as np
 from runner.exact.layers import FORMS, Gradients, Pass
 from runner.exact.primitives import Primitives, Tensor
 from runner.layers import Network, Node
+from runner.optimizers import Group
 
 Tape = list[tuple[Node, Any, bool]]  # node, memory, whether anything before it is trained
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each trained variable stands in the vector of all: names in order of definition, row-major."""
+    """Where each trained variable stands in the vector of all: group by group, in order of definition, row-major."""
 
     shapes: Mapping[str, tuple[int, ...]]
+    parts: tuple[tuple[Group, slice], ...] = ()  # each group of the optimizer's, and where it stands
 
     @classmethod
-    def of(cls, network: Network) -> "Layout":
-        return cls({name: v.shape for name, v in network.variables().items() if v.trainable})
+    def of(cls, network: Network, groups: Iterable[Group] = ()) -> "Layout":
+        shapes = {name: v.shape for name, v in network.variables().items() if v.trainable}
+        ordered: dict[str, tuple[int, ...]] = {}
+        parts, at = [], 0
+        for group in groups:
+            own = {name: shapes[name] for name in group.names}
+            end = at + sum(int(np.prod(shape)) for shape in own.values())
+            parts.append((group, slice(at, end)))
+            ordered, at = {**ordered, **own}, end
+        return cls(ordered or shapes, tuple(parts))
 
     @property
     def size(self) -> int:
@@ -41,14 +51,6 @@ class Layout:
 
     def join(self, o: Primitives, gradients: Gradients) -> Tensor:
         return o.join([gradients[name] for name in self.shapes])
-
-    def mask(self, names: Sequence[str]) -> np.ndarray | None:
-        """True for every element of the named variables; None where that is all of them."""
-        if set(names) == set(self.shapes):
-            return None
-        chosen = set(names)
-        parts = [np.full(int(np.prod(shape)), name in chosen) for name, shape in self.shapes.items()]
-        return np.concatenate(parts)
 
     def _parts(self, vector: Any) -> list[tuple[str, Any]]:
         parts, at = [], 0

@@ -31,9 +31,6 @@ def refuse(net: Network, loss: Any, optimizer: Any, order: Order) -> None:
         _not_tiny("model.layers: eps", getattr(node.spec, "eps", None))
     _known("loss", loss.name, losses.FORMS)
     _known("optimizer", optimizer.name, optimizers.FORMS)
-    for key, plain in (("groups", []), ("layer_decay", 1.0), ("schedules", {})):
-        if getattr(optimizer, key) != plain:
-            raise ConfigError(f"optimizer.{key} has no exact form; with trainer.precision=exact it must be {plain}")
     _not_tiny("optimizer.eps", getattr(optimizer, "eps", None))
     num_outputs = int(np.prod(net.output_shape))
     if loss.name == "cross_entropy" and num_outputs > _MOST_CLASSES:

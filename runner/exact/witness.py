@@ -14,8 +14,7 @@ from runner.exact.layers import Pass
 from runner.exact.network import Layout, forward
 from runner.exact.primitives import Pads
 from runner.exact.tables import table
-from runner.optimizers import decaying
-from runner.spec import ModelSpec, OnChunk, Report, RunSpec, TrainState, Weights
+from runner.spec import ModelSpec, OnChunk, Report, RunSpec, TrainState, Weights, rate_name
 
 Array = np.ndarray
 _EXPONENT = 0x7FF0000000000000  # of a float64's bits
@@ -123,15 +122,14 @@ class _Live:
     """A run between two chunks."""
 
     def __init__(self, run: RunSpec, start: TrainState) -> None:
-        self.run, self.o, self.layout, self.step = run, NumPy(), Layout.of(run.network), start.step
+        self.run, self.o, self.layout, self.step = run, NumPy(), Layout.of(run.network, run.groups), start.step
         self.weights = rules.r(self.layout.pack(start.weights))
         self.slots = {slot: rules.r(self.layout.pack(values)) for slot, values in start.slots.items()}
         self.buffers = {name: rules.r(value) for name, value in start.buffers.items()}
         self.x = rules.r(run.x)
         self.y = run.y if run.loss.name == "cross_entropy" else rules.r(run.y)
-        self.rates = rules.r(run.rates)
-        self.tables = optimizers.tables(run.optimizer, len(run.rates))
-        self.decays = self.layout.mask(decaying(run.optimizer, run.network))
+        self.applied = run.applied(run.rates)
+        self.tables = optimizers.tables(run.optimizer, len(run.rates), run.hyperparameters)
 
     def train(self, chunk: Chunk) -> Report:
         losses, outputs = [], []
@@ -147,17 +145,19 @@ class _Live:
                 chunk.rows_per_step,
                 self.step,
             )
-            scalars = {name: values[self.step] for name, values in self.tables.items()}
-            rate = self.rates[self.step]
-            self.weights, self.slots = optimizers.update(
-                self.o, self.run.optimizer, self.weights, g, self.slots, rate, scalars, self.decays
+            scalars, scheduled = (
+                {name: values[self.step] for name, values in tables.items()}
+                for tables in (self.tables, self.run.hyperparameters)
             )
+            h = optimizers.InForce(self.o, self.run.optimizer, scheduled, scalars)
+            rates = [np.float64(self.applied[rate_name(group.lr_factor)][self.step]) for group, _ in self.layout.parts]
+            self.weights, self.slots = optimizers.update_all(h, self.layout, self.weights, g, self.slots, rates)
             losses += list(gradient.losses(self.o, self.run, [(a, y) for a, (_, y) in zip(z, batches, strict=True)], 1))
             outputs += z
             self.step += 1
-        rates = self.rates[chunk.first_step : chunk.first_step + chunk.num_steps]
+        made = slice(chunk.first_step, chunk.first_step + chunk.num_steps)
         means, joined = (np.asarray(values, np.float32) for values in (losses, np.concatenate(outputs)))
-        return Report(means, self.run.as_applied([rates]), joined)
+        return Report(means, self.run.as_applied([values[made] for values in self.applied.values()]), joined)
 
     def state(self) -> TrainState:
         finite(self.weights)
@@ -169,7 +169,7 @@ class _Live:
         return predict(self.run, self.state(), x)
 
     def use_rates(self, rates: Array) -> None:
-        self.rates = rules.r(rates)
+        self.applied = self.run.applied(rates)
 
 
 def finite(weights: Array) -> None:

@@ -1,8 +1,9 @@
 """task=verify: repeat a run made in exact mode, or a stretch of it, and say whether every bit is the same."""
 
 import re
-from collections.abc import Callable
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,14 @@ from runner.data.order import Chunk
 from runner.errors import ConfigError, RunError
 from runner.exact import certificate
 from runner.saved import Run
-from runner.spec import Live, OnChunk, Report, TrainState, first_state
+from runner.spec import Live, OnChunk, Report, RunSpec, TrainState, first_state
 
 
 def verify(run: Run, steps: str | None) -> int:
     """`identical` and status 0, or the first step or tensor that differs and status 1.
 
-    steps=A..B starts from the checkpoint of step A (or from the seed, A = 0) and ends before update B. The rates are those
-    of trace.csv where it has them: they belong to the run, as the data does.
+    steps=A..B starts from the checkpoint of step A (or from the seed, A = 0) and ends before update B. Rates and scheduled
+    hyperparameters are those of trace.csv where it has them: they belong to the run, as the data does.
     """
     if run.config.trainer.precision != "exact":
         raise ConfigError(
@@ -51,17 +52,35 @@ def verify(run: Run, steps: str | None) -> int:
         return 0
 
 
+@dataclass(frozen=True)
+class _AsRecorded(RunSpec):
+    """A run whose optimizer is set to what was read back from it."""
+
+    trace: Mapping[str, np.ndarray]
+
+    def applied(self, rates: np.ndarray) -> dict[str, np.ndarray]:
+        return _as_recorded(super().applied(rates), self.trace)
+
+
+def _as_recorded(tables: Mapping[str, np.ndarray], trace: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Tables by name with the trace's values, as far as it goes."""
+    found = {name: values.copy() for name, values in tables.items()}
+    for name, values in found.items():
+        values[: len(trace[name])] = trace[name][: len(values)]
+    return found
+
+
 def _repeat(
     run: Run,
     start: TrainState,
     end: int,
-    trace: dict[str, np.ndarray],
+    trace: Mapping[str, np.ndarray],
     advance: Callable[[int, str], None],
 ) -> tuple[TrainState, int | None]:
     """The state after update `end`, and the first step before it whose loss differs."""
-    spec = run.plan.run_spec()
-    rates = spec.rates.copy()
-    rates[: len(trace["learning_rate"])] = trace["learning_rate"]
+    planned = run.plan.run_spec()
+    scheduled = _as_recorded(planned.hyperparameters, trace)
+    spec = _AsRecorded(**{**vars(planned), "hyperparameters": scheduled}, trace=trace)
     chunks = run.plan.chunks(start.step, None, adapt=True, end=end)
     first: list[int] = []
 
@@ -74,7 +93,7 @@ def _repeat(
         return not first and step < end
 
     listener: OnChunk = on_chunk
-    state = dispatcher.load(run.config.backend).train(replace(spec, rates=rates), start, chunks, listener)
+    state = dispatcher.load(run.config.backend).train(spec, start, chunks, listener)
     return state, first[0] if first else None
 
 
@@ -85,9 +104,9 @@ def _certificate(run: Run) -> dict[str, Any]:
     return run_folder.read_json(path)
 
 
-def _trace(run: Run) -> dict[str, np.ndarray]:
+def _trace(run: Run) -> Mapping[str, np.ndarray]:
     """Empty where the run came without it: then tensors alone are compared."""
-    return run.trace if (run.folder / "trace.csv").is_file() else {"learning_rate": np.empty(0), "loss": np.empty(0)}
+    return run.trace if (run.folder / "trace.csv").is_file() else defaultdict(lambda: np.empty(0))
 
 
 def _stretch(steps: str | None, total: int) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from tests.training import train
 
 ARGUMENTS = (
     "trainer.precision=exact", "device=cpu", "schedule=cosine", "trainer.max_steps=24", "trainer.checkpoint_every=8steps",
+    "optimizer.layer_decay=0.9", "optimizer.schedules.beta1={name: cosine, final_lr: 0.85}",
 )  # fmt: skip
 HASHES = ("weights_sha256", "slots_sha256", "losses_sha256")
 
