@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks import report
 from benchmarks.contestants import Model, models, taking_part, write_rows
-from benchmarks.measure import Run, measure
+from benchmarks.measure import Run, apart, measure
 
 
 def main() -> int:
@@ -67,7 +67,7 @@ def _run(chosen: Sequence[Model], num_repeats: int) -> dict[tuple[str, str], lis
     """One uncounted round, then the counted ones; in each, every contestant once per model."""
     runs: dict[tuple[str, str], list[Run]] = {(m.name, c.name): [] for m in chosen for c in taking_part(m)}
     with tempfile.TemporaryDirectory() as folder:
-        rows = {model.name: write_rows(model, Path(folder)) for model in chosen}
+        rows = {model.name: apart(write_rows, model, Path(folder)) for model in chosen}
         for number in range(num_repeats + 1):
             for model in chosen:
                 for contestant in taking_part(model):

@@ -74,10 +74,11 @@ class _Optimizer(Section):
         return {}
 
     def initial_slots(self, weights: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-        return {
-            slot: {name: np.full(w.shape, value, dtype=w.dtype) for name, w in weights.items()}
-            for slot, value in self.slots().items()
-        }
+        def filled(value: float, w: np.ndarray) -> np.ndarray:
+            # of zeros alone the system gives no page before it is written
+            return np.full(w.shape, value, w.dtype) if value else np.zeros(w.shape, w.dtype)
+
+        return {slot: {name: filled(value, w) for name, w in weights.items()} for slot, value in self.slots().items()}
 
 
 class SGD(_Optimizer):

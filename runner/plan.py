@@ -22,7 +22,7 @@ from runner.schedules.plateau import State
 from runner.spec import ModelSpec, RunSpec
 from runner.stall import Stall
 
-_CHUNK_BYTES = 64 * 2**20  # of gathered rows and outputs that one call of a framework may hold
+_CHUNK_BYTES = 16 * 2**20  # of gathered rows and outputs that one call of a framework may hold
 
 
 @dataclass(frozen=True)

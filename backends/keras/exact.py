@@ -30,7 +30,7 @@ class TensorFlow:
         return tf.constant(value)
 
     def r(self, x: Any) -> Any:
-        return tf.cast(tf.cast(self.where(tf.abs(x) < TINY, 0.0, x), tf.float32), tf.float64)
+        return tf.cast(tf.cast(_chosen(tf.abs(x) < TINY, tf.zeros_like(x), x), tf.float32), tf.float64)
 
     def rint(self, x: Any) -> Any:
         return tf.round(x)
@@ -53,6 +53,11 @@ class TensorFlow:
         return tf.maximum(a, _real(b))
 
     def where(self, condition: Any, a: Any, b: Any) -> Any:
+        tensor = a if tf.is_tensor(a) else b
+        if condition.shape.is_fully_defined() and condition.shape == tensor.shape:
+            a, b = (side if tf.is_tensor(side) else tf.fill(condition.shape, _real(side)) for side in (a, b))
+            if a.shape == b.shape:
+                return _chosen(condition, a, b)
         return tf.where(condition, _real(a), _real(b))
 
     def gate(self, g: Any, y: Any) -> Any:
@@ -128,6 +133,11 @@ class TensorFlow:
 
     def keep(self, x: Any, rate: float, key: int, step: Any, micro_batch: int) -> Any:
         return layers.keep(tf.shape(x), rate, key, step, micro_batch)
+
+
+def _chosen(condition: Any, a: Any, b: Any) -> Any:
+    """tf.where of equal shapes, which takes half the time where nothing has to be spread."""
+    return tf.raw_ops.Select(condition=condition, x=a, y=b)
 
 
 def _real(value: Any) -> Any:
