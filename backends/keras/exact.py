@@ -92,11 +92,11 @@ class TensorFlow:
 
     def patches(self, x: Any, size: int, stride: int, pads: Pads) -> Any:
         x = self.pad(x, pads, 0.0) if any(pads[0] + pads[1]) else x
-        down, across = (stride * ((length - size) // stride) + 1 for length in x.shape[1:3])
-        # first across, then down: larger pieces to copy
-        rows = tf.concat([x[:, :, j : j + across : stride] for j in range(size)], 3)
-        windows = tf.concat([rows[:, i : i + down : stride] for i in range(size)], 3)
-        return tf.reshape(windows, [-1, size * size * x.shape[3]])
+        height, width, channels = x.shape[1:]
+        places = np.arange(height * width, dtype=np.int32).reshape(height, width)
+        windows = np.lib.stride_tricks.sliding_window_view(places, (size, size))[::stride, ::stride]
+        pixels = tf.gather(tf.reshape(x, [-1, height * width, channels]), np.ravel(windows), axis=1)
+        return tf.reshape(pixels, [-1, size * size * channels])
 
     def fold(self, parts: Sequence[Any], size: int, stride: int, shape: tuple[int, int]) -> Any:
         if stride >= size:  # nothing overlaps: place the parts side by side
