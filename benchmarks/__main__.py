@@ -5,7 +5,7 @@ in a fresh process, one after another, round after round, so that a slow minute 
 round only warms up. The numbers that mean something are the ratios of the last table: ours / peer, of medians, out of the
 same rounds.
 
-    python -m benchmarks                        # some half an hour on two cores
+    python -m benchmarks                        # half an hour on two cores
     python -m benchmarks --models mlp --markdown --json speed.json
     python -m benchmarks --models exact_mlp exact_cnn exact_resnet  # exact mode against the peers in float32
     python -m benchmarks.sweeps                 # many runs in one command
