@@ -228,12 +228,8 @@ class Optimizer(keras.optimizers.Optimizer):
 
     def __init__(self, run: RunSpec, network: Network, schedule: TableLR, start: TrainState) -> None:
         super().__init__(learning_rate=schedule, name=run.optimizer.name)
-        self.spec, self.o, self.layout, self.scheduled = (
-            run.optimizer,
-            network.o,
-            network.layout,
-            [*run.hyperparameters],
-        )
+        self.spec, self.o, self.layout = run.optimizer, network.o, network.layout
+        self.scheduled = [*run.hyperparameters]
         self.build([network.weights_vector])
         self.iterations.assign(start.step)
         tables = optimizers.tables(run.optimizer, len(run.rates), run.hyperparameters)

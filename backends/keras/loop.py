@@ -194,6 +194,7 @@ class _Loader:
         options = tf.data.Options()
         # the next chunk's length follows from this one's time
         options.experimental_optimization.inject_prefetch = False
+        # it has nothing to tune here, and its thread sometimes lets the iterator's end wait for five seconds
         options.autotune.enabled = False
         return tf.data.Dataset.from_generator(lambda: iter(self), output_signature=signature).with_options(options)
 
