@@ -30,7 +30,8 @@ class TensorFlow:
         return tf.constant(value)
 
     def r(self, x: Any) -> Any:
-        return tf.cast(tf.cast(_chosen(tf.abs(x) < TINY, tf.zeros_like(x), x), tf.float32), tf.float64)
+        rounded = tf.cast(x, tf.float32)
+        return tf.cast(_chosen(tf.abs(rounded) <= TINY, tf.zeros_like(rounded), rounded), tf.float64)
 
     def rint(self, x: Any) -> Any:
         return tf.round(x)

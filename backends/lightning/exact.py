@@ -23,7 +23,6 @@ from runner.optimizers import Group
 from runner.spec import ModelSpec, RunSpec, TrainState
 
 _EXPONENT = 0x7FF0000000000000  # of a float64's bits
-_BELOW_TINY = math.nextafter(TINY, 0.0)
 _SLICE = 1 << 15  # elements that an optimizer works on at a time: what stays in the cache
 
 
@@ -34,15 +33,16 @@ class Torch:
         self.device, self.on_cpu = device, device.type == "cpu"
         self._tables: dict[str, Tensor] = {}
         self._eyes: dict[int, Tensor] = {}
+        self._windows: dict[tuple[Any, ...], Tensor] = {}
 
     def constant(self, value: np.ndarray) -> Tensor:
         return torch.from_numpy(value).to(self.device)
 
     def r(self, x: Any) -> Any:
         if isinstance(x, float):
-            return float(np.float32(x)) if abs(x) >= TINY else 0.0
-        y = F.hardshrink(x, _BELOW_TINY)
-        return y.copy_(y.float())
+            rounded = float(np.float32(x))
+            return rounded if abs(rounded) > TINY else 0.0
+        return F.hardshrink(x.float(), TINY).double()
 
     def rint(self, x: Tensor) -> Tensor:
         return torch.round(x)
@@ -61,7 +61,7 @@ class Torch:
         return (x * (2.0 ** (bits - 1) / power)).round_(), power * 2.0 ** (1 - bits)
 
     def plus(self, a: Tensor, b: Tensor, scale: Any) -> Tensor:
-        return torch.add(a, b, alpha=scale) if isinstance(scale, float) else a + b * scale
+        return torch.add(a, b, alpha=scale) if isinstance(scale, float) else torch.addcmul(a, b, scale)
 
     def sqrt(self, x: Tensor) -> Tensor:
         return torch.sqrt(x)
@@ -108,12 +108,14 @@ class Torch:
         return F.pad(x, (0, 0, *pads[1], *pads[0]), value=value)
 
     def patches(self, x: Tensor, size: int, stride: int, pads: Pads) -> Tensor:
-        x = x.reshape(-1, x.shape[-1]).contiguous().view(x.shape)  # a transposed matrix is copied in blocks
-        x = F.pad(x, (0, 0, *pads[1], *pads[0])) if any(pads[0] + pads[1]) else x
-        (num, height, width, channels), (n, h, w, c) = x.shape, x.stride()
-        down, across = ((length - size) // stride + 1 for length in (height, width))
-        windows = x.as_strided((num, down, across, size, size, channels), (n, stride * h, stride * w, h, w, c))
-        return windows.reshape(num * down * across, size * size * channels)
+        *images, channels = x.shape
+        key = (*images, size, stride, pads)
+        if key not in self._windows:
+            self._windows[key] = self.constant(_windows(images, size, stride, pads))
+        pixels = x.new_empty((math.prod(images) + 1, channels))
+        pixels[:-1] = x.reshape(-1, channels)
+        pixels[-1] = 0.0
+        return pixels.index_select(0, self._windows[key]).view(-1, size * size * channels)
 
     def fold(self, parts: Sequence[Tensor], size: int, stride: int, shape: tuple[int, int]) -> Tensor:
         num, height, width, channels = parts[0].shape
@@ -146,6 +148,14 @@ class Torch:
 
     def keep(self, x: Tensor, rate: float, key: int, step: int, micro_batch: int) -> Tensor:
         return layers.keep(x.shape, rate, key, step, micro_batch, self.device)
+
+
+def _windows(images: Sequence[int], size: int, stride: int, pads: Pads) -> np.ndarray:
+    """Which pixel of all [N, H, W] stands at each place of each window, in the order of `patches`; the border is one more."""
+    num = math.prod(images)
+    places = np.pad(np.arange(num, dtype=np.int32).reshape(images), ((0, 0), *pads), constant_values=num)
+    windows = np.lib.stride_tricks.sliding_window_view(places, (size, size), (1, 2))[:, ::stride, ::stride]
+    return np.ascontiguousarray(windows).reshape(-1)
 
 
 class Network(nn.Module):

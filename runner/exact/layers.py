@@ -348,7 +348,7 @@ def batch_norm_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx
     gradients = {"scale": scale, "offset": offset}
     if not needs_dx:
         return None, gradients
-    rest = o.r(o.r(g - divide(o, offset, num)) - normed * divide(o, scale, num))
+    rest = o.r(o.plus(o.r(g - divide(o, offset, num)), normed, -divide(o, scale, num)))
     return o.r(rest * o.r(p.value(node, "scale") * inverse)), gradients
 
 

@@ -63,5 +63,5 @@ def _known(key: str, name: str, forms: Iterable[str]) -> None:
 
 
 def _not_tiny(key: str, value: float | None) -> None:
-    if value is not None and value < TINY:
-        raise ConfigError(f"{key} must be >= 2^-126 with trainer.precision=exact, got {value}")
+    if value is not None and value <= TINY:
+        raise ConfigError(f"{key} must be > 2^-126 with trainer.precision=exact, got {value}")

@@ -12,18 +12,22 @@ import numpy as np
 from runner.exact.primitives import Primitives, Tensor
 
 SIGNIFICAND = 53  # bits of an integer that float64 holds, and all sums of such that stay below
-TINY = 2.0**-126  # the smallest normal float32; what is smaller becomes +0
+TINY = 2.0**-126  # the smallest normal float32: what is rounded to it, or to less, becomes +0
 FEWEST_BITS = 16  # of an operand on the grid; below, training is no longer float32's
 MOST_BITS = 24  # of an operand of a product: R's outputs have no more
 _SUM_BITS = 32  # of a term of a sum: more than R keeps, since terms differ in size
 
 
 def r(x: Any) -> np.ndarray:
-    """R(x): |x| < 2^-126 becomes +0, the rest is rounded to 24 bits, half to even, in a float64. |R(x) - x| <= 2^-24 |x|."""
+    """R(x): x rounded to 24 bits, half to even, in a float64; +0 where that is at most 2^-126 in magnitude.
+
+    |R(x) - x| <= 2^-24 |x| elsewhere. The zero comes after the rounding, so that R is the same whether or not the processor
+    flushes subnormals.
+    """
     x = np.asarray(x, np.float64)
     with np.errstate(over="ignore"):
-        rounded: np.ndarray = np.where(np.abs(x) < TINY, 0.0, x).astype(np.float32).astype(np.float64)
-    return rounded
+        rounded = x.astype(np.float32)
+    return np.where(np.abs(rounded) <= TINY, 0.0, rounded).astype(np.float64)
 
 
 @lru_cache

@@ -27,6 +27,7 @@ SHAPE = (6, 5, 4)
 # ties of the rounding to 24 bits, both zeros, the edge of what is flushed, subnormals of float32 and of float64
 EDGES = [
     0.0, -0.0, 1.0, -1.0, 1 + 2.0**-24, 1 + 3 * 2.0**-24, -1 - 2.0**-24, 2.0**-126, -(2.0**-126), 2.0**-126 * (1 - 2.0**-30),
+    2.0**-126 * (1 + 2.0**-24), -(2.0**-126) * (1 + 2.0**-23), 2.0**-126 * (1 - 2.0**-24), -(2.0**-126) * (1 - 2.0**-25),
     2.0**-140, -(2.0**-149), 5e-324, 0.5, 31.0, -31.0, 2.0**-4, 7.999, 88.0, 2.0**100,
 ]  # fmt: skip
 ANY = st.one_of(st.sampled_from(EDGES), st.floats(-(2.0**100), 2.0**100, allow_subnormal=True))

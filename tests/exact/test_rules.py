@@ -29,13 +29,11 @@ TABLES = {
 
 
 def rounded(x: float) -> Fraction:
-    """The nearest number of 24 bits, half to even; below 2^-126 zero."""
-    exact = Fraction(x)
-    if abs(exact) < Fraction(2) ** -126:
-        return Fraction(0)
+    """The nearest number of 24 bits, half to even; zero where that is at most 2^-126."""
     _, exponent = np.frexp(x)
     unit = Fraction(2) ** (int(exponent) - 24)
-    return round(exact / unit) * unit  # Python rounds a Fraction half to even
+    nearest = round(Fraction(x) / unit) * unit  # Python rounds a Fraction half to even
+    return nearest if abs(nearest) > Fraction(2) ** -126 else Fraction(0)
 
 
 def hostile() -> np.ndarray:
@@ -43,6 +41,7 @@ def hostile() -> np.ndarray:
     sizes = 2.0 ** rng.integers(-160, 120, 2000)
     halves = 1.0 + (2 * rng.integers(0, 2**23, 500) + 1) * 2.0**-24
     edges = [0.0, -0.0, 5e-324, 2.0**-126, -(2.0**-126), np.nextafter(2.0**-126, 0), 2.0**-149, 2.0**127]
+    edges += [2.0**-126 * (1 + sign * 2.0**-k) for k in (23, 24, 25) for sign in (-1, 1)]
     return np.concatenate([rng.normal(size=2000) * sizes, halves, -halves, edges])
 
 
