@@ -1,10 +1,11 @@
 """The layer vocabulary: what a layer's keys are, the shape it makes, the variables it owns, their first values.
 
-Shapes leave out the batch: (features,) or (height, width, channels), channels last. Weights are canonical, the same for
-every backend: dense kernel [in, out]; convolution kernel [height, width, in, out]; names `KIND_INDEX/VARIABLE`, with
-an index per kind in order of definition, nested layers included.
+Shapes leave out the batch: (features,), (steps, features) of a sequence, or (height, width, channels), channels last.
+Weights are canonical, the same for every backend: dense kernel [in, out]; convolution kernel [height, width, in, out]; names
+`KIND_INDEX/VARIABLE`, with an index per kind in order of definition, nested layers included.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from runner.section import Count, Fraction, NonNegative, Positive, Section
 Shape = tuple[int, ...]
 Padding = Literal["same", "valid"]
 Init = Literal["glorot_uniform", "he_uniform", "zeros", "ones"]
+_SEQUENCE = "a sequence [steps, features]; a reshape layer makes one"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class _Layer(Section):
 
 
 class Dense(_Layer):
-    """y = x W + b; W [in, out] = `kernel`."""
+    """y = x W + b; W [in, out] = `kernel`. Of a sequence, each step by itself."""
 
     layer: Literal["dense"]
     units: Count | Literal["outputs"]
@@ -51,11 +53,11 @@ class Dense(_Layer):
     init: Init
 
     def output_shape(self, shape: Shape) -> Shape:
-        _rank(shape, 1, "flatten or global_average_pool")
-        return (int(self.units),)
+        _rank(shape, (1, 2), "flatten or global_average_pool")
+        return (*shape[:-1], int(self.units))
 
     def variables(self, shape: Shape) -> tuple[Variable, ...]:
-        kernel = Variable("kernel", (shape[0], int(self.units)), self.init, decays=True)
+        kernel = Variable("kernel", (shape[-1], int(self.units)), self.init, decays=True)
         return (kernel, Variable("bias", (int(self.units),), "zeros")) if self.bias else (kernel,)
 
 
@@ -101,13 +103,13 @@ class AveragePool(_Pool):
 
 
 class GlobalAveragePool(_Layer):
-    """The mean over height and width: [H, W, C] -> [C]."""
+    """The mean over height and width, or over the steps of a sequence: [H, W, C] -> [C], [T, D] -> [D]."""
 
     layer: Literal["global_average_pool"]
 
     def output_shape(self, shape: Shape) -> Shape:
-        _rank(shape, 3, "an image")
-        return shape[2:]
+        _rank(shape, (2, 3), "an image or a sequence")
+        return shape[-1:]
 
 
 class Flatten(_Layer):
@@ -120,15 +122,17 @@ class Flatten(_Layer):
 
 
 class Reshape(_Layer):
-    """To `shape`, in row-major order: [64] -> [8, 8, 1] makes images of rows."""
+    """To `shape`, in row-major order: [64] -> [8, 8, 1] makes images of rows. One size may be -1: what is left."""
 
     layer: Literal["reshape"]
-    shape: list[Count]
+    shape: list[Annotated[int, Field(ge=-1)]]
 
     def output_shape(self, shape: Shape) -> Shape:
-        if int(np.prod(shape)) != int(np.prod(self.shape)):
+        size, known = math.prod(shape), math.prod(num for num in self.shape if num != -1)
+        made = tuple(size // max(1, known) if num == -1 else num for num in self.shape)
+        if self.shape.count(-1) > 1 or math.prod(made) != size:
             raise ValueError(f"cannot turn {_show(shape)} into {_show(tuple(self.shape))}")
-        return tuple(self.shape)
+        return made
 
 
 class Activation(_Layer):
@@ -178,6 +182,44 @@ class LayerNorm(_Layer):
         return (Variable("scale", shape[-1:], "ones"), Variable("offset", shape[-1:], "zeros"))
 
 
+class PositionEmbedding(_Layer):
+    """y = x + E for a sequence [T, D]; E [1, T, D] = `embedding`, trained. Gehring et al. (2017)."""
+
+    layer: Literal["position_embedding"]
+    init: Init
+
+    def output_shape(self, shape: Shape) -> Shape:
+        _rank(shape, (2,), _SEQUENCE)
+        return shape
+
+    def variables(self, shape: Shape) -> tuple[Variable, ...]:
+        return (Variable("embedding", (1, *shape), self.init),)
+
+
+class Attention(_Layer):
+    """Self-attention of H = `num_heads` heads over the steps of a sequence [T, D]. Head h has the columns h D/H to
+    (h + 1) D/H of q = x Q, k = x K and v = x V and gives softmax(q k^T / sqrt(D/H)) v; y = (all heads side by side) O.
+
+    Q, K, V, O [D, D] = `query`, `key`, `value`, `output`. There are no biases: that of the keys would move no output, so that
+    its gradient would be rounding noise. Vaswani et al. (2017), section 3.2.2; torch's MultiheadAttention with bias=False,
+    Keras's with use_bias=False.
+    """
+
+    layer: Literal["attention"]
+    num_heads: Count
+    init: Init
+
+    def output_shape(self, shape: Shape) -> Shape:
+        _rank(shape, (2,), _SEQUENCE)
+        if shape[-1] % self.num_heads:
+            raise ValueError(f"num_heads={self.num_heads} does not divide {shape[-1]} features")
+        return shape
+
+    def variables(self, shape: Shape) -> tuple[Variable, ...]:
+        square = (shape[-1], shape[-1])
+        return tuple(Variable(name, square, self.init, decays=True) for name in ("query", "key", "value", "output"))
+
+
 class Residual(_Layer):
     """y = layers(x) + shortcut(x); no shortcut layers: + x. He et al. (2016)."""
 
@@ -189,7 +231,7 @@ class Residual(_Layer):
 Layer = Annotated[
     Union[
         Dense, Conv2D, MaxPool, AveragePool, GlobalAveragePool, Flatten, Reshape,
-        Activation, Dropout, BatchNorm, LayerNorm, Residual,
+        Activation, Dropout, BatchNorm, LayerNorm, PositionEmbedding, Attention, Residual,
     ],
     Field(discriminator="layer"),
 ]  # fmt: skip
@@ -307,7 +349,7 @@ def _walk(nodes: Sequence[Node]) -> Iterator[Node]:
 
 
 def _window(shape: Shape, window: int, stride: int, padding: Padding) -> Shape:
-    _rank(shape, 3, "an image; a reshape layer makes one of a row")
+    _rank(shape, (3,), "an image; a reshape layer makes one of a row")
     if padding == "same":
         return tuple(-(-size // stride) for size in shape[:2])
     if min(shape[:2]) < window:
@@ -315,10 +357,9 @@ def _window(shape: Shape, window: int, stride: int, padding: Padding) -> Shape:
     return tuple((size - window) // stride + 1 for size in shape[:2])
 
 
-def _rank(shape: Shape, rank: int, hint: str) -> None:
-    if len(shape) != rank:
-        axes = "axis" if rank == 1 else "axes"
-        raise ValueError(f"needs {rank} {axes}, got {_show(shape)}: {hint}")
+def _rank(shape: Shape, ranks: tuple[int, ...], hint: str) -> None:
+    if len(shape) not in ranks:
+        raise ValueError(f"needs {' or '.join(map(str, ranks))} axes, got {_show(shape)}: {hint}")
 
 
 def _show(shape: Shape) -> str:

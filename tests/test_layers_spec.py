@@ -60,7 +60,14 @@ POOL = {"layer": "max_pool"}
         ((12,), FLATTEN, (12,)),
         ((12,), {"layer": "reshape", "shape": [2, 3, 2]}, (2, 3, 2)),
         ((2, 3, 2), {"layer": "reshape", "shape": [12]}, (12,)),
+        ((12,), {"layer": "reshape", "shape": [2, -1]}, (2, 6)),
+        ((2, 3, 2), {"layer": "reshape", "shape": [-1, 2]}, (6, 2)),
         ((12,), dense(7), (7,)),
+        ((5, 12), dense(7), (5, 7)),
+        ((5, 12), {"layer": "global_average_pool"}, (12,)),
+        ((5, 12), {"layer": "layer_norm"}, (5, 12)),
+        ((5, 12), {"layer": "position_embedding"}, (5, 12)),
+        ((5, 12), {"layer": "attention", "num_heads": 3}, (5, 12)),
         ((12,), {"layer": "dropout", "rate": 0.5}, (12,)),
         ((9, 7, 3), {"layer": "batch_norm"}, (9, 7, 3)),
         ((9, 7, 3), {"layer": "layer_norm"}, (9, 7, 3)),
@@ -118,6 +125,18 @@ def test_names_count_each_kind_in_order_of_definition_nested_layers_included() -
     assert {name for name, variable in variables.items() if variable.decays} == {n for n in expected if "kernel" in n}
 
 
+def test_attention_has_four_square_kernels_and_no_bias() -> None:
+    made = net(
+        (5, 12), 2, {"layer": "position_embedding"}, {"layer": "attention", "num_heads": 3}, FLATTEN, dense("outputs")
+    )
+    variables = {name: v for name, v in made.variables().items() if not name.startswith("dense")}
+    assert {name: variable.shape for name, variable in variables.items()} == {
+        "position_embedding_0/embedding": (1, 5, 12),
+        **{f"attention_0/{name}": (12, 12) for name in ("query", "key", "value", "output")},
+    }
+    assert [name for name, variable in variables.items() if not variable.decays] == ["position_embedding_0/embedding"]
+
+
 def test_every_node_has_an_index_of_its_own_in_order_of_definition() -> None:
     inner = {"layer": "residual", "layers": [dense(6), {"layer": "dropout", "rate": 0.1}]}
     made = net((6,), 2, inner, {"layer": "dropout", "rate": 0.1}, dense("outputs"))
@@ -144,8 +163,13 @@ def test_the_mlp_of_the_contract_is_64_128_10() -> None:
     [
         ((4,), [dense(3)], r"model.layers end in \[3\]; the data asks for \[2\]"),
         ((4,), [conv(3, 3)], r"model.layers\[0\] \(conv2d\): needs 3 axes, got \[4\]"),
-        ((4, 4, 1), [dense(2)], r"model.layers\[0\] \(dense\): needs 1 axis, got \[4, 4, 1\]"),
-        ((4,), [{"layer": "global_average_pool"}], r"model.layers\[0\] \(global_average_pool\): needs 3 axes"),
+        ((4, 4, 1), [dense(2)], r"model.layers\[0\] \(dense\): needs 1 or 2 axes, got \[4, 4, 1\]"),
+        ((4,), [{"layer": "global_average_pool"}], r"model.layers\[0\] \(global_average_pool\): needs 2 or 3 axes"),
+        ((4, 4), [dense(2)], r"model.layers end in \[4, 2\]; the data asks for \[2\]"),
+        ((4,), [{"layer": "position_embedding"}], r"\(position_embedding\): needs 2 axes, got \[4\]: a sequence"),
+        ((4, 6), [{"layer": "attention", "num_heads": 4}], r"\(attention\): num_heads=4 does not divide 6 features"),
+        ((4,), [{"layer": "reshape", "shape": [-1, -1]}], r"cannot turn \[4\] into \[-1, -1\]"),
+        ((4,), [{"layer": "reshape", "shape": [-1, 0]}], r"cannot turn \[4\] into \[-1, 0\]"),
         ((4, 4, 1), [conv(3, 5, padding="valid")], r"a window of 5 does not fit into \[4, 4, 1\]"),
         ((4,), [{"layer": "reshape", "shape": [3]}], r"cannot turn \[4\] into \[3\]"),
         ((4,), [{"layer": "residual", "layers": [dense(3)]}], r"model.layers\[0\]: the branches make \[3\] and \[4\]"),

@@ -76,6 +76,9 @@ class TensorFlow:
     def transpose(self, a: Any) -> Any:
         return tf.linalg.matrix_transpose(a)
 
+    def permute(self, a: Any, axes: Sequence[int]) -> Any:
+        return tf.transpose(a, axes)
+
     def reverse(self, a: Any) -> Any:
         return tf.reverse(a, [0])
 

@@ -1,6 +1,7 @@
 """The layer vocabulary as keras.layers. Canonical layout is Keras's own: channels last, kernels [..., in, out]."""
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import keras
@@ -19,6 +20,13 @@ _NAMES = {
     "conv2d": {"kernel": "kernel", "bias": "bias"},
     "batch_norm": {"scale": "gamma", "offset": "beta", "mean": "moving_mean", "variance": "moving_variance"},
     "layer_norm": {"scale": "gamma", "offset": "beta"},
+    "position_embedding": {"embedding": "embedding"},
+    "attention": {"query": "query", "key": "key", "value": "value", "output": "out"},
+}
+# the same of the stock layers that an export has in place of ours
+_STOCK_NAMES = {
+    "position_embedding": {"embedding": "bias"},
+    "attention": {name: f"{name}_dense.kernel" for name in ("query", "key", "value", "output")},
 }
 
 
@@ -39,18 +47,20 @@ def build(network: spec.Network, place: Place | None, kind: type[keras.Model] = 
 
 def named(model: keras.Model) -> dict[str, Any]:
     """Canonical name -> the model's own variable, trained or not."""
-    return {
-        f"{layer.name}/{canonical}": getattr(layer, attribute)
-        for layer in model.layers
-        for canonical, attribute in _NAMES.get(layer.name.rpartition("_")[0], {}).items()
-        if getattr(layer, attribute) is not None
-    }
+    found = {}
+    for layer in model.layers:
+        kind = layer.name.rpartition("_")[0]
+        stock = isinstance(layer, (native.MultiHeadAttention, native.EinsumDense))
+        for canonical, attribute in (_STOCK_NAMES if stock else _NAMES).get(kind, {}).items():
+            if (variable := attrgetter(attribute)(layer)) is not None:
+                found[f"{layer.name}/{canonical}"] = variable
+    return found
 
 
 def load(model: keras.Model, values: Mapping[str, np.ndarray]) -> None:
     """Canonical values into the model."""
     for name, variable in named(model).items():
-        variable.assign(values[name])
+        variable.assign(values[name].reshape(variable.shape))  # stock attention has its heads on an axis of their own
 
 
 def save(model: keras.Model, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -122,6 +132,41 @@ class _LayerNorm(native.LayerNormalization):
         return ops.cast(y, self.compute_dtype) if low else y
 
 
+class _PositionEmbedding(native.Layer):
+    def build(self, shape: Any) -> None:
+        self.embedding = self.add_weight(shape=(1, *shape[1:]), name="embedding")
+
+    def call(self, x: Any) -> Any:
+        return x + self.embedding
+
+
+class _Attention(native.Layer):
+    """As spec.Attention; Keras's own has a bias for all of its kernels or for none, and rounds the scale to float32."""
+
+    def __init__(self, num_heads: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+
+    def build(self, shape: Any) -> None:
+        square = (shape[-1], shape[-1])
+        self.query, self.key, self.value, self.out = (
+            self.add_weight(shape=square, name=name) for name in ("query", "key", "value", "output")
+        )
+
+    def call(self, x: Any) -> Any:  # [B, T, D]
+        steps, width = x.shape[1:]
+        rows = tf.reshape(x, [-1, width]) @ tf.concat(
+            [tf.convert_to_tensor(w) for w in (self.query, self.key, self.value)], 1
+        )
+        by_head = tf.reshape(rows, [-1, steps, 3, self.num_heads, width // self.num_heads])
+        q, k, v = tf.unstack(tf.transpose(by_head, [2, 0, 3, 1, 4]))  # [B, H, T, D / H]
+        scores = tf.matmul(q, k, transpose_b=True) * constant((width // self.num_heads) ** -0.5, q)
+        low = scores.dtype in (tf.bfloat16, tf.float16)
+        weights = tf.nn.softmax(tf.cast(scores, tf.float32) if low else scores)
+        heads = tf.transpose(tf.matmul(tf.cast(weights, v.dtype), v), [0, 2, 1, 3])
+        return tf.reshape(tf.reshape(heads, [-1, width]) @ tf.convert_to_tensor(self.out), [-1, steps, width])
+
+
 class Dropout(native.Layer):
     """The masks of runner.random.keep, drawn on the device."""
 
@@ -171,7 +216,8 @@ def _sequence(nodes: Sequence[spec.Node], x: KerasTensor, place: Place | None) -
             main, shortcut = (_sequence(branch, x, place) for branch in node.branches)
             x = native.Add(name=node.name)([main, shortcut])
         else:
-            x = _build(node, place)(x)
+            layer = _build(node, place)
+            x = layer(x, x) if isinstance(layer, native.MultiHeadAttention) else layer(x)
     return x
 
 
@@ -210,6 +256,13 @@ def _native_activation(s: Any, name: str) -> native.Layer:
     return native.Activation(s.function, name=name)
 
 
+def _native_embedding(node: spec.Node) -> native.Layer:
+    """x + E for an export: the bias of a product with the identity, since Keras has no layer for it."""
+    return native.EinsumDense(
+        "btd,de->bte", node.input_shape, bias_axes="te", kernel_initializer="identity", name=node.name
+    )
+
+
 def _build(node: spec.Node, place: Place | None) -> native.Layer:
     """Without a place: the stock layers, for an export."""
     s, name = node.spec, node.name
@@ -223,7 +276,8 @@ def _build(node: spec.Node, place: Place | None) -> native.Layer:
         case "average_pool":
             return native.AveragePooling2D(s.pool_size, s.stride, padding=s.padding, name=name)
         case "global_average_pool":
-            return native.GlobalAveragePooling2D(name=name)
+            pool = native.GlobalAveragePooling1D if len(node.input_shape) == 2 else native.GlobalAveragePooling2D
+            return pool(name=name)
         case "flatten":
             return native.Flatten(name=name)
         case "reshape":
@@ -238,4 +292,11 @@ def _build(node: spec.Node, place: Place | None) -> native.Layer:
         case "layer_norm":
             norm = _LayerNorm if place else native.LayerNormalization
             return norm(epsilon=s.eps, name=name)
+        case "position_embedding":
+            return _PositionEmbedding(name=name) if place else _native_embedding(node)
+        case "attention":
+            if place:
+                return _Attention(s.num_heads, name=name)
+            size = node.input_shape[-1] // s.num_heads
+            return native.MultiHeadAttention(s.num_heads, size, use_bias=False, name=name)
     raise AssertionError(s.layer)

@@ -85,12 +85,15 @@ class Torch:
         return x.amax(-1, keepdim=True)
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
-        if a.shape[0] >= 4 * b.shape[1]:  # MKL's fast way is the one with the long axis last
+        if a.ndim == 2 and a.shape[0] >= 4 * b.shape[1]:  # MKL's fast way is the one with the long axis last
             return (b.t() @ a.t()).t()
         return a @ b
 
     def transpose(self, a: Tensor) -> Tensor:
         return a.transpose(-1, -2)
+
+    def permute(self, a: Tensor, axes: Sequence[int]) -> Tensor:
+        return a.permute(*axes)
 
     def reverse(self, a: Tensor) -> Tensor:
         return a.flip(0)

@@ -19,7 +19,11 @@ _NAMES = {
     "conv2d": {"kernel": "weight", "bias": "bias"},
     "batch_norm": {"scale": "weight", "offset": "bias", "mean": "running_mean", "variance": "running_var"},
     "layer_norm": {"scale": "weight", "offset": "bias"},
+    "position_embedding": {"embedding": "weight"},
+    "attention": {name: name for name in ("query", "key", "value", "output")},
 }
+_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}  # number of axes -> torch's order of canonical ones
+_CANONICAL = {4: (2, 3, 1, 0), 2: (1, 0)}  # and the inverse
 
 
 class Place:
@@ -94,12 +98,12 @@ def load_state(model: Network, state: TrainState) -> None:
 
 def from_canonical(value: np.ndarray) -> Tensor:
     """[in, out] -> [out, in]; [height, width, in, out] -> [out, in, height, width]."""
-    return torch.from_numpy(np.transpose(value, (3, 2, 0, 1) if value.ndim == 4 else None).copy())
+    return torch.from_numpy(np.transpose(value, _AXES.get(value.ndim, range(value.ndim))).copy())
 
 
 def to_canonical(tensor: Tensor) -> np.ndarray:
     """The inverse of from_canonical, as a copy."""
-    axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(tensor.ndim, tuple(range(tensor.ndim)))
+    axes = _CANONICAL.get(tensor.ndim, tuple(range(tensor.ndim)))
     value: np.ndarray = tensor.detach().permute(axes).clone(memory_format=torch.contiguous_format).cpu().numpy()
     return value
 
@@ -163,7 +167,7 @@ class _AveragePoolSame(nn.Module):
 
 class _GlobalAveragePool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3))
+        return x.mean((2, 3) if x.ndim == 4 else 1)
 
 
 class _Flatten(nn.Module):
@@ -183,11 +187,50 @@ class _Reshape(nn.Module):
         return y.permute(0, 3, 1, 2) if len(self.shape) == 3 else y
 
 
+class _BatchNorm1d(nn.BatchNorm1d):
+    """Over the features of a sequence too, which torch wants on axis 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, 2)).transpose(1, 2) if x.ndim == 3 else super().forward(x)
+
+
 class _LayerNorm(nn.LayerNorm):
     """Over the channels of an image too, which torch keeps on axis 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if x.ndim == 4 else super().forward(x)
+
+
+class _PositionEmbedding(nn.Module):
+    def __init__(self, node: spec.Node) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, *node.input_shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight
+
+
+class _Attention(nn.Module):
+    """As spec.Attention; kernels [out, in], as torch's own have them."""
+
+    query: nn.Parameter
+    key: nn.Parameter
+    value: nn.Parameter
+    output: nn.Parameter
+
+    def __init__(self, node: spec.Node) -> None:
+        super().__init__()
+        self.num_heads, width = node.spec.num_heads, node.input_shape[-1]
+        for variable in node.variables:
+            self.register_parameter(variable.name, nn.Parameter(torch.empty(width, width)))
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, T, D]
+        kernels = torch.cat([self.query, self.key, self.value])
+        q, k, v = (
+            F.linear(x, kernels).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # [B, H, T, D / H] each
+        heads = F.scaled_dot_product_attention(q, k, v)
+        return F.linear(heads.transpose(1, 2).flatten(2), self.output)
 
 
 class Dropout(nn.Module):
@@ -254,7 +297,7 @@ def _build(node: spec.Node, place: Place | None) -> nn.Module:
     s, channels = node.spec, node.input_shape[-1]
     match s.layer:
         case "dense":
-            return nn.Linear(channels, node.output_shape[0], bias=s.bias)
+            return nn.Linear(channels, node.output_shape[-1], bias=s.bias)
         case "conv2d":
             return _conv2d(node)
         case "max_pool":
@@ -272,10 +315,14 @@ def _build(node: spec.Node, place: Place | None) -> nn.Module:
         case "dropout":
             return Dropout(s.rate, node.index, place) if place else nn.Dropout(s.rate)
         case "batch_norm":
-            norm = nn.BatchNorm2d if len(node.input_shape) == 3 else nn.BatchNorm1d
+            norm = nn.BatchNorm2d if len(node.input_shape) == 3 else _BatchNorm1d
             return norm(channels, eps=s.eps, momentum=1 - s.momentum)
         case "layer_norm":
             return _LayerNorm(channels, eps=s.eps)
+        case "position_embedding":
+            return _PositionEmbedding(node)
+        case "attention":
+            return _Attention(node)
         case "residual":
             return _Residual(node, place)
     raise AssertionError(s.layer)

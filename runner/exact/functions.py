@@ -23,6 +23,13 @@ def exp_negative(o: Primitives, d: Tensor) -> Tensor:
     return o.rint(o.take("exp_high", high) * o.take("exp_low", low) * ONE)
 
 
+def exponentials(o: Primitives, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the last axis, at most 2^13 values: d = max z - z, e = exp(-d) as whole numbers of 2^-40, s = the exact sum of e."""
+    d = o.r(o.largest(z) - z)
+    e = exp_negative(o, d)
+    return d, e, o.sum(e, (len(z.shape) - 1,), True)
+
+
 def log(o: Primitives, s: Tensor) -> Tensor:
     """ln(s 2^-40) of whole numbers 2^40 <= s < 2^53, on the grid 2^-34. |error| <= 2^-26.
 

@@ -4,13 +4,14 @@ x  # the input [N, ...]; y  # the output; g  # the derivative of the loss by y. 
 the memory and g and gives (dx, gradients by variable), dx only where it is needed.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from runner.exact.functions import normal, sigmoid, tanh
+from runner.exact.functions import exponentials, normal, sigmoid, tanh
 from runner.exact.primitives import Pads, Primitives, Tensor
 from runner.exact.rules import constant, divide, product_bits, sum_bits, total
 from runner.layers import Node, padding_same
@@ -45,24 +46,34 @@ class Pass:
 
 
 def dense(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
-    (num_in,), (num_out,) = node.input_shape, node.output_shape
-    bits = product_bits(num_in if p.alone else max(p.rows or 0, num_in, num_out))
+    num_in, num_out = node.input_shape[-1], node.output_shape[-1]
+    bits = product_bits(num_in if p.alone else max(_num_rows(p, node), num_in, num_out))
     qx, ux = p.o.grid(x, bits, p.alone)
     qw, uw = p.o.grid(p.value(node, "kernel"), bits)
-    return _biased(p, node, p.o.matmul(qx, qw), ux * uw), (qx, ux, qw, uw, bits)
+    rows = p.o.reshape(qx, (-1, num_in))
+    products = p.o.reshape(p.o.matmul(rows, qw), (-1, *node.output_shape))
+    return _biased(p, node, products, ux * uw), (rows, ux, qw, uw, bits)
 
 
 def dense_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool) -> tuple[Tensor, Gradients]:
-    qx, ux, qw, uw, bits = memory
-    qg, ug = p.o.grid(g, bits)
-    gradients = {"kernel": p.o.r(p.o.matmul(p.o.transpose(qx), qg) * (ux * ug))}
+    rows, ux, qw, uw, bits = memory
+    qg, ug = p.o.grid(p.o.reshape(g, (-1, node.output_shape[-1])), bits)
+    gradients = {"kernel": p.o.r(p.o.matmul(p.o.transpose(rows), qg) * (ux * ug))}
     if node.spec.bias:
         gradients["bias"] = p.o.r(p.o.sum(qg, (0,)) * ug)
-    return p.o.r(p.o.matmul(qg, p.o.transpose(qw)) * (ug * uw)) if needs_dx else None, gradients
+    if not needs_dx:
+        return None, gradients
+    dx = p.o.r(p.o.matmul(qg, p.o.transpose(qw)) * (ug * uw))
+    return p.o.reshape(dx, (-1, *node.input_shape)), gradients
 
 
 def _biased(p: Pass, node: Node, products: Tensor, unit: Any) -> Tensor:
     return p.o.r(p.o.plus(p.value(node, "bias"), products, unit) if node.spec.bias else products * unit)
+
+
+def _num_rows(p: Pass, node: Node) -> int:
+    """How many values of a batch stand for one of the last axis."""
+    return (p.rows or 0) * math.prod(node.input_shape[:-1])
 
 
 def conv2d(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
@@ -196,9 +207,10 @@ def _counts(p: Pass, node: Node) -> Tensor:
 
 
 def global_average_pool(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
-    num = node.input_shape[0] * node.input_shape[1]
-    mean = divide(p.o, total(p.o, x, (1, 2), num, p.alone, keep=True), num)
-    return p.o.reshape(mean, (-1, node.input_shape[2])), None
+    *places, channels = node.input_shape
+    num, axes = math.prod(places), tuple(range(1, len(places) + 1))
+    mean = divide(p.o, total(p.o, x, axes, num, p.alone, keep=True), num)
+    return p.o.reshape(mean, (-1, channels)), None
 
 
 def global_average_pool_backward(
@@ -206,9 +218,9 @@ def global_average_pool_backward(
 ) -> tuple[Tensor, Gradients]:
     if not needs_dx:
         return None, {}
-    height, width, channels = node.input_shape
-    share = p.o.reshape(divide(p.o, g, height * width), (-1, 1, 1, channels))
-    return p.o.spread(share, (p.rows or 0, height, width, channels)), {}
+    *places, channels = node.input_shape
+    share = p.o.reshape(divide(p.o, g, math.prod(places)), (-1, *(1 for _ in places), channels))
+    return p.o.spread(share, (p.rows or 0, *places, channels)), {}
 
 
 # --- shapes
@@ -326,7 +338,7 @@ def batch_norm(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     if p.alone:
         inverse = _inverse_root(o, running_variance, s.eps)
         return o.r(o.r(x - running_mean) * o.r(scale * inverse) + offset), None
-    num, axes = _num_normed(p, node), tuple(range(len(node.input_shape)))
+    num, axes = _num_rows(p, node), tuple(range(len(node.input_shape)))
     mean = divide(o, total(o, x, axes, num), num)
     centred = o.r(x - mean)
     q, unit = o.grid(centred, product_bits(num))
@@ -341,7 +353,7 @@ def batch_norm(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
 
 def batch_norm_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool) -> tuple[Tensor, Gradients]:
     """With n = the normalised input: dx = (g - mean(g) - n mean(g n)) scale / root."""
-    o, (normed, inverse), num = p.o, memory, _num_normed(p, node)
+    o, (normed, inverse), num = p.o, memory, _num_rows(p, node)
     axes, bits = tuple(range(len(node.input_shape))), product_bits(num)
     (qg, ug), (qn, un) = o.grid(g, bits), o.grid(normed, bits)
     scale, offset = o.r(o.sum(qg * qn, axes) * (ug * un)), o.r(o.sum(qg, axes) * ug)
@@ -367,7 +379,7 @@ def layer_norm_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx
     """With h = g scale: dx = (h - mean(h) - n mean(h n)) / root, means over the last axis."""
     o, (normed, inverse), num = p.o, memory, node.input_shape[-1]
     others, last = tuple(range(len(node.input_shape))), (len(node.input_shape),)
-    bits = product_bits(max(num, _num_normed(p, node)))
+    bits = product_bits(max(num, _num_rows(p, node)))
     (qg, ug), (qn, un) = o.grid(g, bits), o.grid(normed, bits)
     gradients = {"scale": o.r(o.sum(qg * qn, others) * (ug * un)), "offset": o.r(o.sum(qg, others) * ug)}
     if not needs_dx:
@@ -383,12 +395,90 @@ def _inverse_root(o: Primitives, variance: Tensor, eps: float) -> Tensor:
     return o.r(1.0 / o.r(o.sqrt(o.r(variance + constant(eps)))))
 
 
-def _num_normed(p: Pass, node: Node) -> int:
-    """How many values stand for one of the last axis."""
-    num = p.rows or 0
-    for size in node.input_shape[:-1]:
-        num *= size
-    return num
+# --- sequences
+
+
+def position_embedding(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
+    return p.o.r(x + p.value(node, "embedding")), None
+
+
+def position_embedding_backward(
+    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
+    return g if needs_dx else None, {"embedding": total(p.o, g, (0,), p.rows or 0, keep=True)}
+
+
+def attention(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
+    """s = R(q k^T) c, c = R(1 / sqrt(D / H)); w = R(e) / R(sum e), e = exp(s - max s); y = R(w v) O."""
+    o, (steps, width) = p.o, node.input_shape
+    outer = product_bits(width if p.alone else max(_num_rows(p, node), width))
+    inner = product_bits(max(steps, width // node.spec.num_heads))
+    kernels = {name: o.grid(p.value(node, name), outer) for name in _KERNELS}
+
+    def times(q: Tensor, unit: Any, name: str) -> Tensor:
+        kernel, uw = kernels[name]
+        products = o.matmul(o.reshape(q, (-1, width)), kernel)
+        return o.r(o.reshape(products, (-1, steps, width)) * (unit * uw))
+
+    qx, ux = o.grid(x, outer, p.alone)
+    parts = [o.grid(_split(p, node, times(qx, ux, name)), inner, p.alone) for name in _KERNELS[:3]]
+    (q, uq), (k, uk), (v, uv) = parts
+    scores = o.r(o.r(o.matmul(q, o.transpose(k)) * (uq * uk)) * _scale(node))
+    _, e, s = exponentials(o, scores)
+    weights = o.r(o.r(e) / o.r(s))
+    qw, uw = o.grid(weights, inner, p.alone)
+    qh, uh = o.grid(_joined(p, node, o.r(o.matmul(qw, v) * (uw * uv))), outer, p.alone)
+    return times(qh, uh, "output"), (qx, ux, kernels, parts, weights, (qw, uw), (qh, uh), outer, inner)
+
+
+def attention_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool) -> tuple[Tensor, Gradients]:
+    """ds = w (dw - sum(dw w)) c, the sum over the last axis; dx = (dq Q^T + dk K^T) + dv V^T."""
+    o, width = p.o, node.input_shape[1]
+    qx, ux, kernels, ((q, uq), (k, uk), (v, uv)), weights, (qw, uw), (qh, uh), outer, inner = memory
+
+    def through(name: str, given: Tensor, unit: Any, g: Tensor, needs_dx: bool) -> Tensor:
+        """Of a product with a kernel: its gradient, and the derivative by what was given."""
+        (kernel, uk), (qg, ug) = kernels[name], o.grid(o.reshape(g, (-1, width)), outer)
+        rows = o.reshape(given, (-1, width))
+        gradients[name] = o.r(o.matmul(o.transpose(rows), qg) * (unit * ug))
+        if needs_dx:
+            return o.reshape(o.r(o.matmul(qg, o.transpose(kernel)) * (ug * uk)), (-1, *node.input_shape))
+        return None
+
+    gradients: Gradients = {}
+    qd, ud = o.grid(_split(p, node, through("output", qh, uh, g, True)), inner)
+    dw = o.r(o.matmul(qd, o.transpose(v)) * (ud * uv))
+    qdw, udw = o.grid(dw, inner)
+    along = o.r(o.sum(qdw * qw, (3,), True) * (udw * uw))
+    qs, us = o.grid(o.r(o.r(weights * o.r(dw - along)) * _scale(node)), inner)
+    derivatives = {
+        "query": o.matmul(qs, k) * (us * uk),
+        "key": o.matmul(o.transpose(qs), q) * (us * uq),
+        "value": o.matmul(o.transpose(qw), qd) * (uw * ud),
+    }
+    dx = None
+    for name, derivative in derivatives.items():
+        part = through(name, qx, ux, _joined(p, node, o.r(derivative)), needs_dx)
+        dx = part if dx is None else o.r(dx + part)
+    return dx, gradients
+
+
+_KERNELS = ("query", "key", "value", "output")
+
+
+def _scale(node: Node) -> float:
+    return constant(1 / math.sqrt(node.input_shape[1] // node.spec.num_heads))
+
+
+def _split(p: Pass, node: Node, x: Tensor) -> Tensor:
+    """[N, T, D] -> [N, H, T, D / H]"""
+    (steps, width), num_heads = node.input_shape, node.spec.num_heads
+    return p.o.permute(p.o.reshape(x, (-1, steps, num_heads, width // num_heads)), (0, 2, 1, 3))
+
+
+def _joined(p: Pass, node: Node, x: Tensor) -> Tensor:
+    """The inverse."""
+    return p.o.reshape(p.o.permute(x, (0, 2, 1, 3)), (-1, *node.input_shape))
 
 
 FORMS: dict[str, tuple[Callable[..., tuple[Tensor, Memory]], Callable[..., tuple[Tensor, Gradients]]]] = {
@@ -403,4 +493,6 @@ FORMS: dict[str, tuple[Callable[..., tuple[Tensor, Memory]], Callable[..., tuple
     "dropout": (dropout, dropout_backward),
     "batch_norm": (batch_norm, batch_norm_backward),
     "layer_norm": (layer_norm, layer_norm_backward),
+    "position_embedding": (position_embedding, position_embedding_backward),
+    "attention": (attention, attention_backward),
 }

@@ -7,7 +7,7 @@ divided by V, is its loss; a derivative is that of the sum of all values.
 from collections.abc import Callable
 from typing import Any
 
-from runner.exact.functions import ONE, exp_negative, log, sigmoid
+from runner.exact.functions import ONE, exp_negative, exponentials, log, sigmoid
 from runner.exact.primitives import Primitives, Tensor
 from runner.exact.rules import constant, total
 
@@ -17,16 +17,9 @@ def values_per_row(loss: Any, num_outputs: int) -> int:
     return 1 if loss.name == "cross_entropy" else num_outputs
 
 
-def _softmax(o: Primitives, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """d = max z - z, e = exp(-d), s = the exact sum of e."""
-    d = o.r(o.largest(z) - z)
-    e = exp_negative(o, d)
-    return d, e, o.sum(e, (1,), True)
-
-
 def cross_entropy(o: Primitives, loss: Any, z: Tensor, y: Tensor) -> Tensor:
     """(e - y s) / s; with label smoothing a over C classes + a (y - 1 / C)."""
-    _, e, s = _softmax(o, z)
+    _, e, s = exponentials(o, z)
     g = o.r(o.r(e - y * s) / o.r(s))
     a, num = loss.label_smoothing, z.shape[1]
     return g if a == 0 else o.r(g + o.where(y > 0.0, y * constant(a - a / num), constant(-a / num)))
@@ -34,7 +27,7 @@ def cross_entropy(o: Primitives, loss: Any, z: Tensor, y: Tensor) -> Tensor:
 
 def cross_entropy_value(o: Primitives, loss: Any, z: Tensor, y: Tensor) -> Tensor:
     """ln s + d_y; with label smoothing ln s + (1 - a) d_y + a mean(d)."""
-    d, _, s = _softmax(o, z)
+    d, _, s = exponentials(o, z)
     of_label = o.sum(y * d, (1,), True)  # one of them: exact
     a, num = loss.label_smoothing, z.shape[1]
     if a == 0:

@@ -61,11 +61,15 @@ class Primitives(Protocol):
         ...
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
-        """[M, K] x [K, N], in any order of summation."""
+        """[..., M, K] x [..., K, N], in any order of summation; what stands before agrees."""
         ...
 
     def transpose(self, a: Tensor) -> Tensor:
         """The last two axes exchanged."""
+        ...
+
+    def permute(self, a: Tensor, axes: Sequence[int]) -> Tensor:
+        """The axes in another order."""
         ...
 
     def reverse(self, a: Tensor) -> Tensor:

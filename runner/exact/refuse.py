@@ -12,7 +12,9 @@ from runner.exact.rules import FEWEST_BITS, SIGNIFICAND, TINY
 from runner.layers import Network, Node
 
 LONGEST_SUM = 2 ** (SIGNIFICAND - 2 * FEWEST_BITS)  # of products of 16-bit integers
-_MOST_CLASSES = 2**13  # their exponentials, at most 2^40 each, have a sum below 2^53
+_MOST_IN_SOFTMAX = (
+    2**13
+)  # classes, or steps of a sequence: their exponentials, at most 2^40 each, have a sum below 2^53
 _MOST_VALUES = 2**24  # rows times outputs of an update: a count has 24 bits
 
 
@@ -28,13 +30,18 @@ def refuse(net: Network, loss: Any, optimizer: Any, order: Order) -> None:
                 f"trainer.precision=exact cannot sum {num} products, as {node.name} does with "
                 f"trainer.batch_size={order.batch_size}; {LONGEST_SUM} is the most"
             )
+        if node.spec.layer == "attention" and node.input_shape[0] > _MOST_IN_SOFTMAX:
+            raise ConfigError(
+                f"trainer.precision=exact takes at most {_MOST_IN_SOFTMAX} steps of a sequence, got {node.input_shape[0]} at "
+                f"{node.name}"
+            )
         _not_tiny("model.layers: eps", getattr(node.spec, "eps", None))
     _known("loss", loss.name, losses.FORMS)
     _known("optimizer", optimizer.name, optimizers.FORMS)
     _not_tiny("optimizer.eps", getattr(optimizer, "eps", None))
     num_outputs = int(np.prod(net.output_shape))
-    if loss.name == "cross_entropy" and num_outputs > _MOST_CLASSES:
-        raise ConfigError(f"trainer.precision=exact takes at most {_MOST_CLASSES} classes, got {num_outputs}")
+    if loss.name == "cross_entropy" and num_outputs > _MOST_IN_SOFTMAX:
+        raise ConfigError(f"trainer.precision=exact takes at most {_MOST_IN_SOFTMAX} classes, got {num_outputs}")
     if order.rows_per_step * num_outputs >= _MOST_VALUES:
         raise ConfigError(
             f"trainer.precision=exact takes fewer than {_MOST_VALUES} outputs an update, got "
@@ -47,13 +54,15 @@ def longest_sum(node: Node, rows: int) -> int:
     places = rows * int(np.prod(node.output_shape[:-1]))
     match node.spec.layer:
         case "dense":
-            return max(rows, node.input_shape[0], node.output_shape[0])
+            return max(places, node.input_shape[-1], node.output_shape[-1])
         case "conv2d":
             return max(places, node.spec.kernel_size**2 * max(node.input_shape[2], node.output_shape[2]))
         case "batch_norm":
             return places
         case "layer_norm":
             return max(places, node.input_shape[-1])
+        case "attention":
+            return max(places, *node.input_shape)
     return 1
 
 

@@ -68,6 +68,9 @@ class NumPy:
     def transpose(self, a: Array) -> Array:
         return np.swapaxes(a, -1, -2)
 
+    def permute(self, a: Array, axes: Sequence[int]) -> Array:
+        return np.transpose(a, axes)
+
     def reverse(self, a: Array) -> Array:
         return a[::-1]
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from backends.lightning import optimizers
+from runner import dispatcher
 from runner.spec import TrainState, Weights
 from tests.contract import F64, BackendContract
 from tests.training import first, prepare, train
@@ -122,3 +123,22 @@ def test_lion_is_its_papers_algorithm() -> None:
     trained = train("lightning", [*shared, "optimizer=lion", "optimizer.lr=1e-3"]).state
     np.testing.assert_allclose(trained.weights["dense_0/kernel"], w, rtol=0, atol=1e-15)
     np.testing.assert_allclose(trained.slots["first_moment"]["dense_0/kernel"], m, rtol=0, atol=1e-15)
+
+
+def test_attention_is_torch_s_own() -> None:
+    """nn.MultiheadAttention without biases, given the same kernels, which torch keeps as [out, in]. float64: a few ulp."""
+    layers = "{layer: reshape, shape: [8, -1]}, {layer: attention, num_heads: 4}, {layer: flatten}"
+    prepared = prepare(["trainer.precision=float64", f"model.layers=[{layers}, {{layer: dense, units: outputs}}]"])
+    x, state = np.asarray(prepared.data.test.x[:9], np.float64), first(prepared)
+    kernels = {
+        name: torch.from_numpy(state.weights[f"attention_0/{name}"].T) for name in ("query", "key", "value", "output")
+    }
+    stock = torch.nn.MultiheadAttention(8, 4, bias=False, batch_first=True, dtype=torch.float64)
+    with torch.no_grad():
+        stock.in_proj_weight.copy_(torch.cat([kernels["query"], kernels["key"], kernels["value"]]))
+        stock.out_proj.weight.copy_(kernels["output"])
+        steps = torch.from_numpy(x).reshape(-1, 8, 8)
+        heads = stock(steps, steps, steps)[0].flatten(1).numpy()
+    expected = heads @ state.weights["dense_0/kernel"] + state.weights["dense_0/bias"]
+    found = dispatcher.load("lightning").predict(prepared.model, state, x)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13)

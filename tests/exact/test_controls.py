@@ -16,7 +16,7 @@ from runner.exact.witness import NumPy
 from tests.exact.common import BASE, assert_same_bits
 from tests.exact.test_same_bits import HARD, MODELS
 from tests.exact.ways import TENSORFLOW, TORCH, WAYS, numpy
-from tests.parity.test_parity import IMAGES
+from tests.parity.test_parity import IMAGES, LAYERS
 from tests.training import train
 
 SMALL = "model.layers=[{layer: dense, units: 16},{layer: activation, function: gelu},{layer: dense, units: outputs}]"
@@ -32,8 +32,8 @@ def shuffle(monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
     rng, take, matmul, total = np.random.default_rng(0), TAKE[kind], kind.matmul, kind.sum  # type: ignore[attr-defined]
 
     def shuffled_matmul(self: Any, a: Any, b: Any) -> Any:
-        order = rng.permutation(int(a.shape[1]))
-        return matmul(self, take(a, order, 1), take(b, order, 0))
+        order = rng.permutation(int(a.shape[-1]))
+        return matmul(self, take(a, order, -1), take(b, order, -2))
 
     def shuffled_sum(self: Any, x: Any, axes: tuple[int, ...], keep: bool = False) -> Any:
         for axis in axes:
@@ -50,6 +50,7 @@ RUNS = {
     "norms": ["model=mlp", "model.layers=[{layer: dense, units: 24},{layer: layer_norm},{layer: dense, units: outputs}]",
               "trainer.max_steps=10"],
     "resnet": [*MODELS["resnet"], *HARD, "trainer.max_steps=4"],
+    "attention": [*LAYERS["attention"], *HARD, "trainer.max_steps=4"],
 }  # fmt: skip
 
 

@@ -181,7 +181,7 @@ def _of(overrides: Sequence[str]) -> Any:
     return both, layout.size, (8, *network.input_shape), (8, *network.output_shape)
 
 
-_QUICK = ("gelu", "batch_norm", "layer_norm", "conv_same_stride_2", "max_pool_same")
+_QUICK = ("gelu", "batch_norm", "layer_norm", "conv_same_stride_2", "max_pool_same", "attention")
 
 
 @pytest.mark.parametrize("way", [pytest.param(way, marks=pytest.mark.slow if way == "xla" else ()) for way in WAYS])

@@ -19,7 +19,10 @@ HARD = [
     "trainer.accumulate_grad_batches=3",
     "optimizer.weight_decay=0.01",
 ]
-MODELS = {"mlp": ["model=mlp"], "cnn": ["model=cnn", IMAGES], "resnet": ["model=resnet", IMAGES]}
+MODELS = {
+    "mlp": ["model=mlp"],
+    **{model: [f"model={model}", IMAGES] for model in ("cnn", "resnet", "transformer")},
+}
 
 
 def assert_all_the_same(overrides: list[str]) -> None:
@@ -60,7 +63,7 @@ def test_decay_that_spares_biases(mode: str) -> None:
     assert_all_the_same([*HARD, *decay, "trainer.max_steps=5"])
 
 
-@pytest.mark.parametrize("name", _slow_but(LAYERS, "gelu", "dropout", "layer_norm", "conv_same_stride_2"))
+@pytest.mark.parametrize("name", _slow_but(LAYERS, "gelu", "dropout", "layer_norm", "conv_same_stride_2", "attention"))
 def test_every_layer(name: str) -> None:
     assert_all_the_same([*LAYERS[name], "schedule=cosine", "trainer.max_steps=5"])
 
@@ -78,7 +81,13 @@ def test_binary_cross_entropy(tmp_path: Path) -> None:
     assert_all_the_same([*data, "trainer.max_steps=8"])
 
 
-LONG = [("mlp", "adam", 5000), ("mlp", "momentum", 5000), ("cnn", "adam", 1000), ("resnet", "momentum", 300)]
+LONG = [
+    ("mlp", "adam", 5000),
+    ("mlp", "momentum", 5000),
+    ("cnn", "adam", 1000),
+    ("resnet", "momentum", 300),
+    ("transformer", "adam", 300),
+]
 
 
 @pytest.mark.slow
@@ -100,13 +109,14 @@ def test_every_optimizer_with_convolutions(name: str) -> None:
     assert_all_the_same([*MODELS["cnn"], *OPTIMIZERS[name], *HARD, "trainer.max_steps=100", "trainer.max_epochs=100"])
 
 
+@pytest.mark.parametrize("model", ["resnet", "transformer"])
 @pytest.mark.parametrize("backend", [*BACKENDS, "witness"])
-def test_a_row_does_not_depend_on_its_batch(backend: str) -> None:
+def test_a_row_does_not_depend_on_its_batch(backend: str, model: str) -> None:
     """Predicted alone, a row has the bits that it has among 261 others."""
     from runner import dispatcher
     from tests.training import first, prepare
 
-    prepared = prepare([*BASE, *MODELS["resnet"]])
+    prepared = prepare([*BASE, *MODELS[model]])
     x = np.ascontiguousarray(prepared.data.test.x, dtype=np.float32)
     predict, state = dispatcher.load(backend).predict, first(prepared)
     together = predict(prepared.model, state, x)

@@ -133,6 +133,20 @@ LAYERS = {
         )
     ],
     "resnet": ["model=resnet", IMAGES],
+    "sequence": [
+        stack(
+            "{layer: reshape, shape: [8, -1]},{layer: dense, units: 12, bias: false},{layer: batch_norm},"
+            "{layer: position_embedding},{layer: dropout, rate: 0.3},{layer: layer_norm},"
+            "{layer: activation, function: tanh},{layer: global_average_pool}"
+        )
+    ],
+    # 1 / sqrt(3) is no number of 24 bits; the steps are as many as the features of a head and more
+    "attention": [
+        stack(
+            "{layer: reshape, shape: [16, 4]},{layer: dense, units: 6},{layer: attention, num_heads: 2},{layer: flatten}"
+        )
+    ],
+    "transformer": ["model=transformer", IMAGES],
 }
 # Groups of weights with their own rate and decay, and hyperparameters with a schedule of their own
 _MOMENTUM = (
