@@ -158,6 +158,13 @@ _MODELS = (
         "mlp_4m",
         "60000 28 28 1",
     ),
+    Model(
+        "transformer",
+        "digits as images: vision transformer of two blocks, 32 wide, 4 heads, batch 32",
+        *(10, 32, 1),
+        "transformer",
+        "digits as images",
+    ),
     # exact mode against the peers in float32
     Model("exact_mlp", "the MLP of mlp, ours in exact mode", 20, 32, 1, "mlp", "digits", False, _EXACT),
     Model(
@@ -176,6 +183,15 @@ _MODELS = (
         "digits as images: ResNet of two blocks, batch 32, ours exact",
         *(3, 32, 1),
         "resnet",
+        "digits as images",
+        False,
+        _EXACT,
+    ),
+    Model(
+        "exact_transformer",
+        "the transformer of transformer, ours in exact mode",
+        *(3, 32, 1),
+        "transformer",
         "digits as images",
         False,
         _EXACT,

@@ -8,15 +8,22 @@ import pytest
 
 from tests.command_line import BACKENDS, forked
 
+SLOW = pytest.mark.slow
 KEYS = ("schedule", "seed", "optimizer.lr", "trainer.batch_size")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("model", [pytest.param("mlp", marks=pytest.mark.slow), "dropout"])
-def test_jobs_of_a_multirun_have_the_hashes_of_runs_of_their_own(tmp_path: Path, backend: str, model: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "precision"),
+    [pytest.param("mlp", "float32", marks=SLOW), ("dropout", "float32"), pytest.param("dropout", "exact", marks=SLOW)],
+)
+def test_jobs_of_a_multirun_have_the_hashes_of_runs_of_their_own(
+    tmp_path: Path, backend: str, model: str, precision: str
+) -> None:
     """Of mixed schedules, seeds, rates; with masks, which the seed draws; a batch size that asks for another compilation."""
     masks = "model.layers=[{layer: dense, units: 16},{layer: dropout, rate: 0.4},{layer: dense, units: outputs}]"
-    common = [f"backend={backend}", "trainer.max_epochs=2", "device=cpu", *([masks] if model == "dropout" else [])]
+    common = [f"backend={backend}", "trainer.max_epochs=2", "device=cpu", f"trainer.precision={precision}"]
+    common += [masks] if model == "dropout" else []
     (swept,) = forked(
         tmp_path,
         ("-m", "trainer.batch_size=32,64", "schedule=constant,cosine", "seed=0,1", "optimizer.lr=0.001,0.01", *common),
@@ -33,7 +40,8 @@ def test_jobs_of_a_multirun_have_the_hashes_of_runs_of_their_own(tmp_path: Path,
         assert found[values] == json.loads((tmp_path / alone.folder / "result.json").read_text())["weights_sha256"]
 
 
-def test_a_keras_job_after_another_of_its_kind_compiles_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", pytest.param("exact", marks=SLOW)])
+def test_a_keras_job_after_another_of_its_kind_compiles_nothing(tmp_path: Path, precision: str) -> None:
     """Nor where the seed draws masks."""
     masks = "model.layers=[{layer: dense, units: 16},{layer: dropout, rate: 0.4},{layer: dense, units: outputs}]"
     command = (
@@ -43,6 +51,7 @@ def test_a_keras_job_after_another_of_its_kind_compiles_nothing(tmp_path: Path) 
         "backend=keras",
         "trainer.max_epochs=2",
         "device=cpu",
+        f"trainer.precision={precision}",
         masks,
     )
     (done,) = forked(tmp_path, command)

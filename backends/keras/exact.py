@@ -135,8 +135,8 @@ class TensorFlow:
     def one_hot(self, labels: Any, num: int) -> Any:
         return tf.one_hot(labels, num, dtype=tf.float64)
 
-    def keep(self, x: Any, rate: float, key: int, step: Any, micro_batch: int) -> Any:
-        return layers.keep(tf.shape(x), rate, key, step, micro_batch)
+    def keep(self, x: Any, rate: float, seed: Any, layer_index: int, step: Any, micro_batch: int) -> Any:
+        return layers.keep(tf.shape(x), rate, layers.layer_key(seed, layer_index), step, micro_batch)
 
 
 def _chosen(condition: Any, a: Any, b: Any) -> Any:
@@ -235,13 +235,18 @@ class Optimizer(keras.optimizers.Optimizer):
         self.spec, self.o, self.layout = run.optimizer, network.o, network.layout
         self.scheduled = [*run.hyperparameters]
         self.build([network.weights_vector])
-        self.iterations.assign(start.step)
-        tables = optimizers.tables(run.optimizer, len(run.rates), run.hyperparameters)
         self.memory = SimpleNamespace(
             slots={slot: self.add_variable((self.layout.size,), dtype="float64", name=slot) for slot in start.slots},
             # in variables: a large constant would be slow to trace
-            tables={name: tf.Variable(values, trainable=False, name=name) for name, values in tables.items()},
+            tables={name: tf.Variable(values, trainable=False, name=name) for name, values in _tables(run).items()},
         )
+        self.start(run, start)
+
+    def start(self, run: RunSpec, start: TrainState) -> None:
+        """From this state, by the tables of this run."""
+        self.iterations.assign(start.step)
+        for name, entries in _tables(run).items():
+            self.memory.tables[name].assign(entries)
         for slot, values in start.slots.items():
             self.memory.slots[slot].assign(r(self.layout.pack(values)))
 
@@ -266,18 +271,30 @@ class Optimizer(keras.optimizers.Optimizer):
             self.memory.slots[slot].assign(value)
 
 
+def _tables(run: RunSpec) -> dict[str, np.ndarray]:
+    return optimizers.tables(run.optimizer, len(run.rates), run.hyperparameters)
+
+
 class Work:
     """What the loop trains with; the counterpart of the loop's own."""
 
     def __init__(self, model: keras.Model, run: RunSpec, start: TrainState, place: layers.Place) -> None:
-        self.run, self.network = run, model.get_layer("network")
+        self.run, self.network, self.place = run, model.get_layer("network"), place
         self.network.layout = Layout.of(run.network, run.groups)
-        load_state(model, start)
+        self.network.load(start)
         self_test.check(run.device, self._outcome)
         self.schedule = TableLR(run)
         self.optimizer = Optimizer(run, self.network, self.schedule, start)
         self.x = tf.constant(r(run.x))
         self.y = tf.constant(run.y if run.loss.name == "cross_entropy" else r(run.y))
+
+    def start(self, run: RunSpec, start: TrainState) -> None:
+        """Another run that is compiled alike."""
+        self.run = run
+        self.place.seed.assign(run.seed)
+        self.network.load(start)
+        self.schedule.start(run)
+        self.optimizer.start(run, start)
 
     def _outcome(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Compiled as the updates are; the inputs are arguments, for constants would be computed by the compiler."""
@@ -291,8 +308,9 @@ class Work:
     def update(self, batches: Sequence[tuple[Any, Any]], num_rows: int) -> tuple[Any, Any]:
         n = self.network
         weights = n.layout.views(n.o, tf.convert_to_tensor(n.weights_vector))
+        seed, step = self.place.seed, self.optimizer.iterations.value
         g, statistics, outputs = gradient.gradient(
-            n.o, self.run, n.layout, weights, n.current_statistics(), batches, num_rows, self.optimizer.iterations.value
+            n.o, self.run, n.layout, weights, n.current_statistics(), batches, num_rows, seed, step
         )
         loss = gradient.losses(n.o, self.run, [(z, y) for z, (_, y) in zip(outputs, batches, strict=True)], 1)[0]
         for name, variable in n.statistics.items():

@@ -227,8 +227,7 @@ def _is_compiled_alike(a: RunSpec, b: RunSpec) -> bool:
     """They differ in nothing that a compiled function has in it: rates, hyperparameters with a schedule, the seed of the masks
     and all of the state are variables."""
     return (
-        a.precision != "exact"
-        and _constants(a) == _constants(b)
+        _constants(a) == _constants(b)
         and (a.x is b.x if a.x is None or b.x is None else np.array_equal(a.x, b.x))
         and np.array_equal(a.y, b.y)
     )

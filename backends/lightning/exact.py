@@ -20,6 +20,7 @@ from runner.exact.rules import TINY
 from runner.exact.tables import table
 from runner.exact.witness import finite
 from runner.optimizers import Group
+from runner.random import layer_key
 from runner.spec import ModelSpec, RunSpec, TrainState
 
 _EXPONENT = 0x7FF0000000000000  # of a float64's bits
@@ -149,8 +150,8 @@ class Torch:
             self._eyes[num] = torch.eye(num, dtype=torch.float64, device=self.device)
         return self._eyes[num][labels]
 
-    def keep(self, x: Tensor, rate: float, key: int, step: int, micro_batch: int) -> Tensor:
-        return layers.keep(x.shape, rate, key, step, micro_batch, self.device)
+    def keep(self, x: Tensor, rate: float, seed: int, layer_index: int, step: int, micro_batch: int) -> Tensor:
+        return layers.keep(x.shape, rate, layer_key(seed, layer_index), step, micro_batch, self.device)
 
 
 def _windows(images: Sequence[int], size: int, stride: int, pads: Pads) -> np.ndarray:
@@ -257,7 +258,7 @@ class Work:
     def update(self, step: int, batches: Sequence[tuple[Tensor, Tensor]], num_rows: int) -> list[Tensor]:
         n = self.network
         n.weights.grad, n.statistics, outputs = gradient.gradient(
-            n.o, self.run, n.layout, n.values(), n.statistics, batches, num_rows, step
+            n.o, self.run, n.layout, n.values(), n.statistics, batches, num_rows, self.run.seed, step
         )
         self.optimizer.apply()
         self._done.append([(z, y) for z, (_, y) in zip(outputs, batches, strict=True)])

@@ -22,7 +22,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Job:
-    model: str  # mlp, cnn, resnet, cnn_1m, mlp_4m
+    model: str  # mlp, cnn, resnet, transformer, cnn_1m, mlp_4m
     num_epochs: int
     batch_size: int
     folder: Path  # for what the script leaves: checkpoints, logs
@@ -41,7 +41,7 @@ class Job:
 def read() -> Job:
     """The job that the command line asks for."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", choices=["mlp", "cnn", "resnet", "cnn_1m", "mlp_4m"], required=True)
+    parser.add_argument("--model", choices=["mlp", "cnn", "resnet", "transformer", "cnn_1m", "mlp_4m"], required=True)
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--rows", type=Path, required=True, help="an .npz with x_train, y_train, x_val, y_val")

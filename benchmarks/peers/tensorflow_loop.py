@@ -1,8 +1,8 @@
 """A hand-written TensorFlow loop: the floor of Keras's layers and optimizer on TensorFlow.
 
 Does: a fresh permutation each epoch, forward, backward and Keras's Adam in one tf.function an epoch, rates out of a table
-made beforehand; XLA for dense models, and without it for convolutions, which are slower under it on the CPU; the validation
-rows' accuracy after every epoch.
+made beforehand; XLA for dense models and the transformer, and without it for other convolutions, which are slower under it on
+the CPU; the validation rows' accuracy after every epoch.
 Does not: metrics of the training, checkpoints, logs; not even the loss is kept.
 Timed from before the first epoch's permutation to after the last epoch's validation.
 """
@@ -33,7 +33,7 @@ def main() -> None:
         gradients = tape.gradient(value, [variable.value for variable in model.trainable_variables])
         optimizer.apply(gradients, model.trainable_variables)
 
-    @tf.function(jit_compile="mlp" in job.model, autograph=False)
+    @tf.function(jit_compile="mlp" in job.model or job.model == "transformer", autograph=False)
     def epoch(whole: Any, rest: Any) -> None:
         def body(k: Any) -> Any:
             update(whole[k])

@@ -18,6 +18,9 @@ def network(model: str) -> nn.Module:
         stem = [nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
         tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)]
         return nn.Sequential(*stem, _Residual(16, 16, 1), nn.ReLU(), _Residual(16, 32, 2), nn.ReLU(), *tail)
+    if model == "transformer":
+        body = [_TransformerBlock(32, 4, 64) for _ in range(2)]
+        return nn.Sequential(_Patches(32, 2, 16), *body, nn.LayerNorm(32), _Mean(), nn.Linear(32, 10))
     blocks = [*_block(3, 32), *_block(32, 64), *_block(64, 128)]
     head = [nn.Flatten(), nn.Linear(2048, 448), nn.ReLU(), nn.Dropout(0.25), nn.Linear(448, 10)]
     return nn.Sequential(*blocks, *head)
@@ -40,6 +43,36 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.main(x) + self.shortcut(x)
+
+
+class _Patches(nn.Module):
+    """Images as sequences of patches, with a position embedding."""
+
+    def __init__(self, width: int, size: int, num: int) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(1, width, size, size)
+        self.positions = nn.Parameter(torch.randn(1, num, width) * 0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(x).flatten(2).transpose(1, 2) + self.positions
+
+
+class _TransformerBlock(nn.Module):
+    def __init__(self, width: int, num_heads: int, hidden: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, num_heads, bias=False, batch_first=True)
+        self.dense = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        return x + self.dense(self.second(x))
+
+
+class _Mean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
 
 
 def _block(channels: int, filters: int) -> list[nn.Module]:

@@ -15,7 +15,6 @@ from runner.exact.functions import exponentials, normal, sigmoid, tanh
 from runner.exact.primitives import Pads, Primitives, Tensor
 from runner.exact.rules import constant, divide, product_bits, sum_bits, total
 from runner.layers import Node, padding_same
-from runner.random import layer_key
 
 Memory = Any
 Gradients = dict[str, Tensor]
@@ -29,7 +28,7 @@ class Pass:
     o: Primitives
     values: dict[str, Tensor]  # weights and buffers by canonical name
     rows: int | None = None  # None: evaluation
-    seed: int = 0
+    seed: Any = 0  # of the run
     step: Any = 0
     micro_batch: int = 0
     buffers: dict[str, Tensor] = field(default_factory=dict)  # the running statistics after this pass
@@ -317,7 +316,7 @@ ACTIVATIONS: dict[str, tuple[Callable[..., tuple[Tensor, Memory]], Callable[...,
 def dropout(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     if p.alone or node.spec.rate == 0:
         return x, None
-    mask = p.o.keep(x, node.spec.rate, layer_key(p.seed, node.index), p.step, p.micro_batch)
+    mask = p.o.keep(x, node.spec.rate, p.seed, node.index, p.step, p.micro_batch)
     return _drop(p, node, mask, x), mask
 
 

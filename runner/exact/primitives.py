@@ -118,6 +118,6 @@ class Primitives(Protocol):
         """int[N] -> float64[N, num]"""
         ...
 
-    def keep(self, x: Tensor, rate: float, key: int, step: Any, micro_batch: int) -> Tensor:
-        """runner.random.keep in the shape of x: bool."""
+    def keep(self, x: Tensor, rate: float, seed: Any, layer_index: int, step: Any, micro_batch: int) -> Tensor:
+        """runner.random.keep of a layer in the shape of x: bool."""
         ...

@@ -117,8 +117,8 @@ class NumPy:
     def one_hot(self, labels: Array, num: int) -> Array:
         return np.eye(num)[labels]
 
-    def keep(self, x: Array, rate: float, key: int, step: int, micro_batch: int) -> Array:
-        return random.keep(x.size, rate, key, step, micro_batch).reshape(x.shape)
+    def keep(self, x: Array, rate: float, seed: int, layer_index: int, step: int, micro_batch: int) -> Array:
+        return random.keep(x.size, rate, random.layer_key(seed, layer_index), step, micro_batch).reshape(x.shape)
 
 
 class _Live:
@@ -146,6 +146,7 @@ class _Live:
                 self.buffers,
                 batches,
                 chunk.rows_per_step,
+                self.run.seed,
                 self.step,
             )
             scalars, scheduled = (

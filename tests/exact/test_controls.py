@@ -88,7 +88,7 @@ def test_with_the_frameworks_own_exp_training_parts(monkeypatch: pytest.MonkeyPa
         e = np.exp(-d.astype("f4")).astype("f8") if isinstance(o, NumPy) else torch.exp(-d.float()).double()
         return o.rint(e * functions.ONE)
 
-    monkeypatch.setattr("runner.exact.losses.exp_negative", own)
+    monkeypatch.setattr("runner.exact.functions.exp_negative", own)
     with pytest.raises(AssertionError):
         assert_same_bits(*(train(name, [*BASE, SMALL, "trainer.max_steps=10"]) for name in ("lightning", "witness")))
 
