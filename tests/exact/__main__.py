@@ -1,18 +1,22 @@
 """python -m tests.exact [--steps 5000]: the same long runs on every implementation, and whether their hashes are equal.
 
-Models x optimizers, under a cosine schedule with warm-up, clipping, three micro-batches an update and weight decay. Hours for
-all of it; the tests have the same claims for fewer rows and fewer updates.
+Models x optimizers, or with --losses the small MLP under other losses, all under a cosine schedule with warm-up, clipping,
+three micro-batches an update and weight decay. Hours for all of it; the tests have the same claims for fewer rows and fewer
+updates.
 """
 
 import argparse
 import sys
 import time
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from backends.keras import device
 from runner.exact.certificate import hashes
-from tests.exact.common import BASE
+from tests.exact.common import BASE, binary_cross_entropy
 from tests.exact.test_same_bits import HARD, MODELS
-from tests.parity.test_parity import OPTIMIZERS
+from tests.parity.test_parity import LOSSES, OPTIMIZERS
 from tests.training import train
 
 # name -> backend, whether TensorFlow compiles by XLA
@@ -31,23 +35,25 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", choices=[*MODELS], default=[*MODELS])
     parser.add_argument("--optimizers", nargs="+", choices=[*OPTIMIZERS], default=MAIN)
     parser.add_argument("--ways", nargs="+", choices=[*IMPLEMENTATIONS], default=[*IMPLEMENTATIONS])
+    parser.add_argument(
+        "--losses", nargs="+", choices=[*LOSSES, "binary_cross_entropy"], help="these in place of the models"
+    )
     said = parser.parse_args()
-    rows = [(model, optimizer) for model in said.models for optimizer in said.optimizers]
-    differing = [row for row in rows if not _alike(*row, said.steps, said.ways)]
+    with TemporaryDirectory() as folder:
+        losses = {**LOSSES, "binary_cross_entropy": binary_cross_entropy(Path(folder))}
+        if said.losses:
+            rows = {name: [*losses[name], *OPTIMIZERS["adam"]] for name in said.losses}
+        else:
+            pairs = product(said.models, said.optimizers)
+            rows = {f"{model}  {name}": [*MODELS[model], *OPTIMIZERS[name]] for model, name in pairs}
+        differing = [name for name, row in rows.items() if not _alike(name, row, said.steps, said.ways)]
     print(f"{len(rows) - len(differing)} of {len(rows)} runs of {said.steps} updates have equal hashes on {said.ways}")
     return int(bool(differing))
 
 
-def _alike(model: str, optimizer: str, num_steps: int, ways: list[str]) -> bool:
+def _alike(name: str, row: list[str], num_steps: int, ways: list[str]) -> bool:
     """One run on each; a line that tells their hashes of weights, slots and losses."""
-    run = [
-        *BASE,
-        *MODELS[model],
-        *OPTIMIZERS[optimizer],
-        *HARD,
-        f"trainer.max_steps={num_steps}",
-        "trainer.max_epochs=100000",
-    ]
+    run = [*BASE, *row, *HARD, f"trainer.max_steps={num_steps}", "trainer.max_epochs=100000"]
     found, spent = {}, []
     for way in ways:
         backend, by_xla = IMPLEMENTATIONS[way]
@@ -58,7 +64,7 @@ def _alike(model: str, optimizer: str, num_steps: int, ways: list[str]) -> bool:
         spent.append(f"{way} {time.perf_counter() - began:.0f} s")
     alike = len(set(found.values())) == 1
     told = " ".join(value[:12] for value in found[ways[0]]) if alike else f"DIFFERENT {found}"
-    print(f"{model}  {optimizer}  {told}  ({', '.join(spent)})", flush=True)
+    print(f"{name}  {told}  ({', '.join(spent)})", flush=True)
     return alike
 
 

@@ -1,12 +1,20 @@
 """What the tests of exact mode share."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
 from tests.training import Trained
 
 BASE = ["trainer.precision=exact", "device=cpu"]
+
+
+def binary_cross_entropy(folder: Path) -> list[str]:
+    """On two classes of drawn rows."""
+    x = np.random.default_rng(0).normal(size=(200, 5))
+    np.savez(folder / "data.npz", x=x, y=(x[:, 0] + x[:, 1] > 0).astype(int))
+    return [f"data.path={folder / 'data.npz'}", "data=npz", "loss=binary_cross_entropy"]
 
 
 def bits(values: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.exact.common import BASE, assert_same_bits, bits
+from tests.exact.common import BASE, assert_same_bits, binary_cross_entropy, bits
 from tests.parity.test_parity import GROUPS, IMAGES, LAYERS, LOSSES, OPTIMIZERS, SHORT
 from tests.training import train
 
@@ -74,11 +74,7 @@ def test_every_loss_and_short_batches(name: str) -> None:
 
 
 def test_binary_cross_entropy(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(200, 5))
-    np.savez(tmp_path / "data.npz", x=x, y=(x[:, 0] + x[:, 1] > 0).astype(int))
-    data = [f"data.path={tmp_path / 'data.npz'}", "data=npz", "loss=binary_cross_entropy"]
-    assert_all_the_same([*data, "trainer.max_steps=8"])
+    assert_all_the_same([*binary_cross_entropy(tmp_path), "trainer.max_steps=8"])
 
 
 LONG = [
