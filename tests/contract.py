@@ -190,7 +190,7 @@ class BackendContract:
         np.testing.assert_allclose(trained.losses[-20:].mean(), exact.losses[-20:].mean(), rtol=0.05)
         assert not np.array_equal(trained.losses, exact.losses)
 
-    @pytest.mark.parametrize("model", ["cnn", "resnet", "transformer"])
+    @pytest.mark.parametrize("model", ["cnn", pytest.param("resnet", marks=pytest.mark.slow), "transformer"])
     def test_an_exported_model_loads_without_this_project(self, model: str, tmp_path: Path) -> None:
         overrides = [f"model={model}", "data.images=true", "trainer.max_steps=20"]
         prepared, state = prepare(overrides), self.train(overrides).state

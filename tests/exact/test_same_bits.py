@@ -63,7 +63,7 @@ def test_decay_that_spares_biases(mode: str) -> None:
     assert_all_the_same([*HARD, *decay, "trainer.max_steps=5"])
 
 
-@pytest.mark.parametrize("name", _slow_but(LAYERS, "gelu", "dropout", "layer_norm", "conv_same_stride_2", "attention"))
+@pytest.mark.parametrize("name", _slow_but(LAYERS, "gelu", "dropout", "conv_same_stride_2", "attention"))
 def test_every_layer(name: str) -> None:
     assert_all_the_same([*LAYERS[name], "schedule=cosine", "trainer.max_steps=5"])
 
@@ -105,7 +105,7 @@ def test_every_optimizer_with_convolutions(name: str) -> None:
     assert_all_the_same([*MODELS["cnn"], *OPTIMIZERS[name], *HARD, "trainer.max_steps=100", "trainer.max_epochs=100"])
 
 
-@pytest.mark.parametrize("model", ["resnet", "transformer"])
+@pytest.mark.parametrize("model", [pytest.param("resnet", marks=pytest.mark.slow), "transformer"])
 @pytest.mark.parametrize("backend", [*BACKENDS, "witness"])
 def test_a_row_does_not_depend_on_its_batch(backend: str, model: str) -> None:
     """Predicted alone, a row has the bits that it has among 261 others."""
