@@ -5,7 +5,7 @@ t' = t + 1, the number of this update counted from 1. Slots are the memory an up
 
 Weight decay lambda: `coupled` is an L2 penalty, g + lambda p, before anything else (torch's usual `weight_decay`);
 `decoupled` shrinks p by (1 - lr lambda) before the update (AdamW; Loshchilov and Hutter 2019). `decay_exclude: bias_and_norm`
-spares every bias and every scale and offset of a norm.
+spares every bias, every scale and offset of a norm, and position embeddings.
 
 Weights may differ in their rate and decay: `groups` gives those whose names match a pattern factors of lr and lambda, the
 first entry that matches; `layer_decay` d multiplies lr by d^(L - 1 - i) in the i-th of L layers that own weights (a residual

@@ -155,10 +155,10 @@ class _Attention(native.Layer):
 
     def call(self, x: Any) -> Any:  # [B, T, D]
         steps, width = x.shape[1:]
-        rows = tf.reshape(x, [-1, width]) @ tf.concat(
-            [tf.convert_to_tensor(w) for w in (self.query, self.key, self.value)], 1
+        kernels = tf.concat([tf.convert_to_tensor(kernel) for kernel in (self.query, self.key, self.value)], 1)
+        by_head = tf.reshape(
+            tf.reshape(x, [-1, width]) @ kernels, [-1, steps, 3, self.num_heads, width // self.num_heads]
         )
-        by_head = tf.reshape(rows, [-1, steps, 3, self.num_heads, width // self.num_heads])
         q, k, v = tf.unstack(tf.transpose(by_head, [2, 0, 3, 1, 4]))  # [B, H, T, D / H]
         scores = tf.matmul(q, k, transpose_b=True) * constant((width // self.num_heads) ** -0.5, q)
         low = scores.dtype in (tf.bfloat16, tf.float16)

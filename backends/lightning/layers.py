@@ -226,9 +226,8 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [B, T, D]
         kernels = torch.cat([self.query, self.key, self.value])
-        q, k, v = (
-            F.linear(x, kernels).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        )  # [B, H, T, D / H] each
+        by_head = F.linear(x, kernels).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = by_head.permute(2, 0, 3, 1, 4)  # [B, H, T, D / H] each
         heads = F.scaled_dot_product_attention(q, k, v)
         return F.linear(heads.transpose(1, 2).flatten(2), self.output)
 

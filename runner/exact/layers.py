@@ -437,11 +437,11 @@ def attention_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx:
 
     def through(name: str, given: Tensor, unit: Any, g: Tensor, needs_dx: bool) -> Tensor:
         """Of a product with a kernel: its gradient, and the derivative by what was given."""
-        (kernel, uk), (qg, ug) = kernels[name], o.grid(o.reshape(g, (-1, width)), outer)
+        (kernel, of_kernel), (qg, ug) = kernels[name], o.grid(o.reshape(g, (-1, width)), outer)
         rows = o.reshape(given, (-1, width))
         gradients[name] = o.r(o.matmul(o.transpose(rows), qg) * (unit * ug))
         if needs_dx:
-            return o.reshape(o.r(o.matmul(qg, o.transpose(kernel)) * (ug * uk)), (-1, *node.input_shape))
+            return o.reshape(o.r(o.matmul(qg, o.transpose(kernel)) * (ug * of_kernel)), (-1, *node.input_shape))
         return None
 
     gradients: Gradients = {}
