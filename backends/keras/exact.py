@@ -235,18 +235,22 @@ class Optimizer(keras.optimizers.Optimizer):
         self.spec, self.o, self.layout = run.optimizer, network.o, network.layout
         self.scheduled = [*run.hyperparameters]
         self.build([network.weights_vector])
+        tables = _tables(run)
         self.memory = SimpleNamespace(
             slots={slot: self.add_variable((self.layout.size,), dtype="float64", name=slot) for slot in start.slots},
             # in variables: a large constant would be slow to trace
-            tables={name: tf.Variable(values, trainable=False, name=name) for name, values in _tables(run).items()},
+            tables={name: tf.Variable(values, trainable=False, name=name) for name, values in tables.items()},
         )
-        self.start(run, start)
+        self.load_slots(start)
 
     def start(self, run: RunSpec, start: TrainState) -> None:
-        """From this state, by the tables of this run."""
-        self.iterations.assign(start.step)
+        """Another run that is compiled alike."""
         for name, entries in _tables(run).items():
             self.memory.tables[name].assign(entries)
+        self.load_slots(start)
+
+    def load_slots(self, start: TrainState) -> None:
+        self.iterations.assign(start.step)
         for slot, values in start.slots.items():
             self.memory.slots[slot].assign(r(self.layout.pack(values)))
 

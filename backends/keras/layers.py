@@ -79,12 +79,17 @@ def constant(value: Any, like: Any) -> Any:
     return tf.cast(value, dtype) if tf.is_tensor(value) else tf.constant(value, dtype=dtype)
 
 
+def _is_low(x: Any) -> bool:
+    """Whether sums over x have to be made in float32."""
+    return keras.backend.standardize_dtype(x.dtype) in ("bfloat16", "float16")
+
+
 class _BatchNorm(native.BatchNormalization):
     """Keras's running variance is biased; this is torch's, unbiased: n / (n - 1) of the batch's."""
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         x = inputs
-        low = keras.backend.standardize_dtype(x.dtype) in ("bfloat16", "float16")
+        low = _is_low(x)
         if low:
             x = ops.cast(x, "float32")
         # images in float32 by TensorFlow's own kernel, which takes half the time of the formula and knows no float64
@@ -124,7 +129,7 @@ class _LayerNorm(native.LayerNormalization):
 
     def call(self, inputs: Any) -> Any:
         x = inputs
-        low = keras.backend.standardize_dtype(x.dtype) in ("bfloat16", "float16")
+        low = _is_low(x)
         if low:
             x = ops.cast(x, "float32")
         mean, variance = tf.nn.moments(x, [-1], keepdims=True)
@@ -161,8 +166,7 @@ class _Attention(native.Layer):
         )
         q, k, v = tf.unstack(tf.transpose(by_head, [2, 0, 3, 1, 4]))  # [B, H, T, D / H]
         scores = tf.matmul(q, k, transpose_b=True) * constant((width // self.num_heads) ** -0.5, q)
-        low = scores.dtype in (tf.bfloat16, tf.float16)
-        weights = tf.nn.softmax(tf.cast(scores, tf.float32) if low else scores)
+        weights = tf.nn.softmax(tf.cast(scores, tf.float32) if _is_low(scores) else scores)
         heads = tf.transpose(tf.matmul(tf.cast(weights, v.dtype), v), [0, 2, 1, 3])
         return tf.reshape(tf.reshape(heads, [-1, width]) @ tf.convert_to_tensor(self.out), [-1, steps, width])
 

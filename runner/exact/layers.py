@@ -18,6 +18,7 @@ from runner.layers import Node, padding_same
 
 Memory = Any
 Gradients = dict[str, Tensor]
+Grid = tuple[Tensor, Any]  # integers and their unit
 LOWEST = -(2.0**128)  # below every value: what padding is to a maximum
 
 
@@ -57,13 +58,20 @@ def dense(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
 def dense_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool) -> tuple[Tensor, Gradients]:
     rows, ux, qw, uw, bits = memory
     qg, ug = p.o.grid(p.o.reshape(g, (-1, node.output_shape[-1])), bits)
-    gradients = {"kernel": p.o.r(p.o.matmul(p.o.transpose(rows), qg) * (ux * ug))}
+    kernel, dx = _product_backward(p, node, (rows, ux), (qw, uw), (qg, ug), needs_dx)
+    gradients = {"kernel": kernel}
     if node.spec.bias:
         gradients["bias"] = p.o.r(p.o.sum(qg, (0,)) * ug)
+    return dx, gradients
+
+
+def _product_backward(p: Pass, node: Node, x: Grid, kernel: Grid, g: Grid, needs_dx: bool) -> tuple[Tensor, Tensor]:
+    """Of rows x [M, in] times a kernel [in, out], g [M, out]: the derivatives by the kernel, and by x as the layer's input."""
+    (qx, ux), (qw, uw), (qg, ug) = x, kernel, g
+    by_kernel = p.o.r(p.o.matmul(p.o.transpose(qx), qg) * (ux * ug))
     if not needs_dx:
-        return None, gradients
-    dx = p.o.r(p.o.matmul(qg, p.o.transpose(qw)) * (ug * uw))
-    return p.o.reshape(dx, (-1, *node.input_shape)), gradients
+        return by_kernel, None
+    return by_kernel, p.o.reshape(p.o.r(p.o.matmul(qg, p.o.transpose(qw)) * (ug * uw)), (-1, *node.input_shape))
 
 
 def _biased(p: Pass, node: Node, products: Tensor, unit: Any) -> Tensor:
@@ -436,13 +444,9 @@ def attention_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx:
     qx, ux, kernels, ((q, uq), (k, uk), (v, uv)), weights, (qw, uw), (qh, uh), outer, inner = memory
 
     def through(name: str, given: Tensor, unit: Any, g: Tensor, needs_dx: bool) -> Tensor:
-        """Of a product with a kernel: its gradient, and the derivative by what was given."""
-        (kernel, of_kernel), (qg, ug) = kernels[name], o.grid(o.reshape(g, (-1, width)), outer)
-        rows = o.reshape(given, (-1, width))
-        gradients[name] = o.r(o.matmul(o.transpose(rows), qg) * (unit * ug))
-        if needs_dx:
-            return o.reshape(o.r(o.matmul(qg, o.transpose(kernel)) * (ug * of_kernel)), (-1, *node.input_shape))
-        return None
+        rows, of_rows = o.reshape(given, (-1, width)), o.grid(o.reshape(g, (-1, width)), outer)
+        gradients[name], dx = _product_backward(p, node, (rows, unit), kernels[name], of_rows, needs_dx)
+        return dx
 
     gradients: Gradients = {}
     qd, ud = o.grid(_split(p, node, through("output", qh, uh, g, True)), inner)

@@ -12,9 +12,8 @@ from runner.exact.rules import FEWEST_BITS, SIGNIFICAND, TINY
 from runner.layers import Network, Node
 
 LONGEST_SUM = 2 ** (SIGNIFICAND - 2 * FEWEST_BITS)  # of products of 16-bit integers
-_MOST_IN_SOFTMAX = (
-    2**13
-)  # classes, or steps of a sequence: their exponentials, at most 2^40 each, have a sum below 2^53
+# classes, or steps of a sequence: their exponentials, at most 2^40 each, have a sum of at most 2^53
+_MOST_IN_SOFTMAX = 2**13
 _MOST_VALUES = 2**24  # rows times outputs of an update: a count has 24 bits
 
 
