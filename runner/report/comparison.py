@@ -2,13 +2,13 @@
 
 import csv
 import math
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from runner.errors import RunError
+from runner.quoting import command_line, override
 from runner.report import page, parity
 from runner.report.answer import Answer, Ranked, answer
 from runner.report.curves import MOST_POINTS
@@ -46,7 +46,8 @@ def compare(folder: Path, jobs: Sequence[Job], num_jobs: int) -> int:
         page.write(folder / "comparison.html", found, again, table_of(found, metrics), same)
         print(f"picture  {folder / 'comparison.png'}")
         print(f"page     {folder / 'comparison.html'}")
-        print(f"to test  python -m runner task=evaluate run={shlex.quote(str(found.best.group.jobs[0].folder))}")
+        tested = ["task=evaluate", override("run", str(found.best.group.jobs[0].folder))]
+        print(f"to test  {command_line(tested)}")
         print(f"winner   {found.winner()}")
         print(f"to copy  {again}")
     return 0 if len(completed) == num_jobs else 1
@@ -56,7 +57,7 @@ def command(group: Group) -> str:
     """What trains it again."""
     said = group.to_copy()
     branched = any(override.startswith("resume=") for override in said)  # in a folder of its own, as it was
-    return shlex.join(["python", "-m", "runner", *(["-m"] if branched else []), *said])
+    return command_line([*(["-m"] if branched else []), *said])
 
 
 def table_of(found: Answer, metrics: Sequence[str]) -> list[tuple[str, ...]]:
