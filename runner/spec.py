@@ -73,12 +73,24 @@ def rate_name(factor: float) -> str:
 
 @dataclass(frozen=True)
 class TrainState:
-    """Everything a continuation needs, and nothing of a framework."""
+    """Everything a continuation needs, and nothing of a framework. Its mappings are sorted by name, whatever order they
+    come in: safetensors returns tensors in another order each time, and a sum in the order of a mapping rounds by it.
+    """
 
     step: int  # applied updates so far
     weights: Weights
     slots: Mapping[str, Weights]  # the optimizer's memory by its standard name: "momentum", "first_moment", ...
     buffers: Weights  # batch norm's running statistics
+
+    def __post_init__(self) -> None:
+        slots = {slot: _by_name(values) for slot, values in self.slots.items()}
+        ordered = {"weights": _by_name(self.weights), "slots": _by_name(slots), "buffers": _by_name(self.buffers)}
+        for name, values in ordered.items():
+            object.__setattr__(self, name, values)  # the way of a frozen dataclass
+
+
+def _by_name(values: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(sorted(values.items()))
 
 
 @dataclass(frozen=True)

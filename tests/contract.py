@@ -63,6 +63,15 @@ class BackendContract:
         assert (half.state.step, rest.state.step) == (50, 90)
         assert_same_bits(half.then(rest), whole)
 
+    def test_the_order_of_a_state_s_mappings_reaches_no_sum(self) -> None:
+        """The norm of all gradients is a sum over weights. A TrainState sorts its mappings: here they are put in another
+        order behind its back, and chunks of another length see to it that Keras compiles anew."""
+        overrides = [*SCHEDULE, "trainer.max_steps=40", "optimizer=nadam", "trainer.gradient_clip_norm=0.5"]
+        turned = first(prepare(overrides))
+        for name in ("weights", "slots", "buffers"):
+            object.__setattr__(turned, name, dict(reversed(getattr(turned, name).items())))
+        assert_same_bits(self.train([*overrides, "trainer.steps_per_call=20"], start=turned), self.train(overrides))
+
     def test_it_stops_when_it_is_told_to(self) -> None:
         stopped = self.train([*SMALL, "trainer.steps_per_call=5"], stop_after=20)
         assert stopped.state.step == 20

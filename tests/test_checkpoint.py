@@ -49,6 +49,18 @@ def test_what_is_read_is_what_was_written_to_the_last_bit(tmp_path: Path, dtype:
     assert numbers["best"] == {"value": 0.5}
 
 
+def test_a_state_is_in_one_order_whatever_order_it_comes_in(tmp_path: Path) -> None:
+    """Sorted by name when it is made and when it is read, where safetensors returns another order each time."""
+    made = state()
+    turned = {slot: dict(reversed(values.items())) for slot, values in reversed(made.slots.items())}
+    again = TrainState(7, dict(reversed(made.weights.items())), turned, dict(reversed(made.buffers.items())))
+    checkpoint.write(tmp_path, again, {})
+    for found in (made, again, checkpoint.read(tmp_path, 7)[0]):
+        assert [*found.weights] == ["batch_norm_0/scale", "dense_0/bias", "dense_0/kernel"]
+        assert [*found.slots] == ["first_moment", "second_moment"]
+        assert [*found.slots["first_moment"]] == [*found.weights]
+
+
 def test_numbers_that_are_not_finite_and_negative_zero_survive(tmp_path: Path) -> None:
     odd = {"w": np.array([np.nan, np.inf, -np.inf, -0.0, 1e-45], dtype=np.float32)}
     checkpoint.write(tmp_path, TrainState(0, odd, {}, {}), {})

@@ -31,7 +31,8 @@ class _Native:
         self.model, self.run, self.place, self.loss = model, run, place, losses.build(run.loss)
         layers.load_state(model, start)
         variables = layers.named(model)
-        self.parameters = {name: variables[name] for name in start.weights}
+        # in the network's order, which the norm of the gradients is summed in
+        self.parameters = {name: variables[name] for name in run.network.variables() if name in start.weights}
         self.buffers = list(start.buffers)
         self.schedule = TableLR(run)
         self.optimizer = optimizers.build(run, self.schedule, self.parameters, list(start.slots))
