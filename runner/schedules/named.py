@@ -142,17 +142,19 @@ class Polynomial(_Ending):
 
 
 class Cosine(_Ending):
-    """eta(t) = eta_f + (eta0 - eta_f) * (1 + cos(pi u)) / 2.
+    """eta(t) = eta_f + (eta0 - eta_f) * ((1 + cos(pi u)) / 2)^p; p = `exponent`.
 
-    Loshchilov and Hutter, SGDR (2017), equation 5, one cycle. torch: CosineAnnealingLR(T_max=N, eta_min=eta_f) up to its
-    end, where torch climbs again and this holds. Keras: CosineDecay(eta0, N, alpha=eta_f/eta0). Optax:
-    warmup_cosine_decay_schedule. Hugging Face: cosine, cosine_with_min_lr.
+    Loshchilov and Hutter, SGDR (2017), equation 5, one cycle, has p = 1. torch: CosineAnnealingLR(T_max=N,
+    eta_min=eta_f) up to its end, where torch climbs again and this holds. Keras: CosineDecay(eta0, N, alpha=eta_f/eta0).
+    Optax: cosine_decay_schedule(eta0, N, alpha=eta_f/eta0, exponent=p). Hugging Face: cosine, cosine_with_min_lr.
     """
 
     name: Literal["cosine"]
+    exponent: Positive = 1.0  # config.yaml of an earlier run may lack it
 
     def fall(self, u: Array) -> Array:
-        return ramps.cosine(u)
+        fall = ramps.cosine(u)
+        return fall if self.exponent == 1 else np.power(fall, self.exponent)
 
 
 class CosineRestarts(_Warmed):
@@ -225,7 +227,7 @@ class InverseTime(_Warmed):
     """
 
     name: Literal["inverse_time"]
-    decay_rate: Positive
+    decay_rate: NonNegative
     decay_steps: Count
     staircase: bool
 

@@ -33,7 +33,7 @@ KEYS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "linear": ENDING,
     "step": {"decay_rate": st.floats(0.01, 1.5), "step_size": st.integers(1, 60), **WARMUP},
     "polynomial": {"power": st.floats(0.1, 5), **ENDING},
-    "cosine": ENDING,
+    "cosine": {"exponent": st.floats(0.1, 5), **ENDING},
     "cosine_restarts": {**CYCLE, "final_lr": RATES, **WARMUP},
     "inverse_time": {**DECAY, **WARMUP},
     "inverse_sqrt": {"scale": LENGTHS, **WARMUP},

@@ -84,6 +84,8 @@ def test_what_the_run_knows_need_not_be_said() -> None:
     np.testing.assert_array_equal(linear, [1, 0.75, 0.5, 0.25])
     cosine = rates("schedule=from_timm schedule.class=CosineLRScheduler", 4, 1.0, steps_per_epoch=2)
     np.testing.assert_allclose(cosine, [1, 1, 0.5, 0.5], rtol=1e-15)
+    held = rates("schedule=from_timm schedule.class=WSDLRScheduler schedule.args.decay_t=2", 4, 1.0, steps_per_epoch=1)
+    np.testing.assert_allclose(held, [1, 1, 1, 1 - 0.5**0.5], rtol=1e-15)
     decay = rates(
         "schedule=from_keras schedule.class=ExponentialDecay 'schedule.args={decay_steps: 1, decay_rate: 0.5}'", 3, 0.1
     )

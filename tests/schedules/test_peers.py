@@ -318,7 +318,8 @@ def torch_named(name: str, args: dict[str, Any], lr: float) -> tuple[dict[str, A
         case "PolynomialLR":
             return {"name": "polynomial", "power": args["power"], **ending(args["total_iters"])}, lr, 160
         case "CosineAnnealingLR":
-            return {"name": "cosine", **ending(args["T_max"], args["eta_min"])}, lr, args["T_max"] + 1
+            said = {"name": "cosine", "exponent": 1.0, **ending(args["T_max"], args["eta_min"])}
+            return said, lr, args["T_max"] + 1
         case "CosineAnnealingWarmRestarts":
             cycle = {"period": f"{args['T_0']}steps", "growth": float(args["T_mult"]), "decay": 1.0}
             return {"name": "cosine_restarts", **cycle, "final_lr": args["eta_min"], **NO_WARMUP}, lr, 160
@@ -362,8 +363,8 @@ def test_named_schedules_are_optax_s() -> None:
                 {"name": "polynomial", "power": power, **ending(total, final)},
             ),
             "cosine": (
-                optax.warmup_cosine_decay_schedule(0.0, lr, warmup, total, final),
-                {"name": "cosine", **ending(total, final, warmup)},
+                optax.warmup_cosine_decay_schedule(0.0, lr, warmup, total, final, exponent=power),
+                {"name": "cosine", "exponent": power, **ending(total, final, warmup)},
             ),
             "exponential": (
                 optax.exponential_decay(lr, total, gamma, staircase=True),

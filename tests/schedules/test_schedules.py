@@ -58,6 +58,7 @@ BY_HAND: list[tuple[str, dict[str, Any], int, list[float]]] = [
     ("polynomial", {"power": 0.5, "final_lr": 0.0}, 4, [1, sqrt(3) / 2, sqrt(0.5), HALF, 0, 0]),
     ("cosine", {"final_lr": 0.0}, 4, [1, COSINE_1, HALF, COSINE_3, 0, 0, 0]),
     ("cosine", {"final_lr": 0.5}, 2, [1, 0.75, HALF, HALF]),
+    ("cosine", {"final_lr": 0.5, "exponent": 2.0}, 2, [1, 0.625, HALF, HALF]),
     ("piecewise", {"boundaries": ["3steps", "50%"], "factors": [1.0, 0.5, 0.1]}, 10, [1, 1, 1, HALF, HALF, 0.1, 0.1]),
     ("piecewise", {"boundaries": ["0steps", "2steps", "2steps"], "factors": [9.0, 3.0, 8.0, 0.0]}, 4, [3, 3, 0, 0]),
     ("piecewise", {"boundaries": [], "factors": [0.5]}, 2, [HALF, HALF, HALF]),

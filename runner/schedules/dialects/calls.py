@@ -24,6 +24,7 @@ Count = Annotated[int, Field(ge=1)]
 Real = float
 Rate = Annotated[float, Field(ge=0)]
 Factor = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class SentenceError(ValueError):

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from runner.schedules.dialects.calls import Rate, Real, Registry, Whole
+from runner.schedules.dialects.calls import Count, Rate, Real, Registry, Whole
 from runner.schedules.ramps import Array, between, cosine
 
 
@@ -54,15 +54,17 @@ def cosine_with_restarts(
 def polynomial(
     t: Array, lr: float, num_warmup_steps: Whole, num_training_steps: Whole, lr_end: Rate = 1e-7, power: Real = 1.0
 ) -> Array:
-    """lr t / W, then e + (lr - e) (1 - u)^p, e after T."""
+    """lr t / W, then e + (lr - e) (1 - u)^p, e after T. At t = W = T transformers divides 0 by 0."""
     if len(t) and not lr > lr_end:
         raise ValueError(f"args.lr_end must be below optimizer.lr, got {lr_end:g} and {lr:g}")
     u = np.clip(_progress(t, num_warmup_steps, num_training_steps), 0.0, 1.0)
-    fall = between(lr, lr_end, np.power(1 - u, power))
+    fall = np.where(t > num_training_steps, lr_end, between(lr, lr_end, np.power(1 - u, power)))
+    if num_warmup_steps == num_training_steps:
+        fall[t == num_warmup_steps] = np.nan
     return np.where(t < num_warmup_steps, lr * _rise(t, num_warmup_steps), fall)
 
 
-def inverse_sqrt(t: Array, lr: float, num_warmup_steps: Whole, timescale: Whole | None = None) -> Array:
+def inverse_sqrt(t: Array, lr: float, num_warmup_steps: Whole, timescale: Count | None = None) -> Array:
     """lr t / W, then lr ((t + c - W) / c)^(-1/2), c = timescale, or W, or 10,000."""
     scale = timescale or num_warmup_steps or 10_000
     fall = 1 / np.sqrt((np.maximum(t, num_warmup_steps) + scale - num_warmup_steps) / scale)

@@ -3,7 +3,10 @@
 Keras computes in float32 (2e-6 of the peak from these); what it means is computed here in float64.
 """
 
+from typing import Annotated
+
 import numpy as np
+from pydantic import Field
 
 from runner.schedules.dialects.calls import Count, Rate, Real, Registry, Whole
 from runner.schedules.ramps import Array, cosine
@@ -23,7 +26,9 @@ def InverseTimeDecay(
     return initial_learning_rate / (1 + decay_rate * (t // decay_steps if staircase else t / decay_steps))
 
 
-def PiecewiseConstantDecay(t: Array, lr: float, boundaries: list[Whole], values: list[Rate]) -> Array:
+def PiecewiseConstantDecay(
+    t: Array, lr: float, boundaries: Annotated[list[Whole], Field(min_length=1)], values: list[Rate]
+) -> Array:
     """values[i], i = the number of boundaries b with t > b: at t = b the old value still holds."""
     if len(values) != len(boundaries) + 1:
         raise ValueError(f"values must be one more than boundaries, got {len(values)} and {len(boundaries)}")

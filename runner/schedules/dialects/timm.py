@@ -6,9 +6,10 @@ t = 0 has what timm's constructor leaves: the optimizer's rate, or with a warm-u
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from runner.schedules.dialects.calls import Count, Factor, Rate, Real, Registry, Whole
 from runner.schedules.ramps import Array, cosine
@@ -50,12 +51,12 @@ def CosineLRScheduler(
     t_initial: Count,
     lr_min: Rate = 0.0,
     cycle_mul: Factor = 1.0,
-    cycle_decay: Factor = 1.0,
+    cycle_decay: Rate = 1.0,
     cycle_limit: Whole = 1,
     warmup_t: Whole = 0,
     warmup_lr_init: Rate = 0.0,
     warmup_prefix: bool = False,
-    k_decay: Factor = 1.0,
+    k_decay: Rate = 1.0,
 ) -> Array:
     """Cycles of (1 + cos(pi t_curr^k / t_i^k)) / 2."""
 
@@ -75,12 +76,12 @@ def PolyLRScheduler(
     power: Real = 0.5,
     lr_min: Rate = 0.0,
     cycle_mul: Factor = 1.0,
-    cycle_decay: Factor = 1.0,
+    cycle_decay: Rate = 1.0,
     cycle_limit: Whole = 1,
     warmup_t: Whole = 0,
     warmup_lr_init: Rate = 0.0,
     warmup_prefix: bool = False,
-    k_decay: Factor = 1.0,
+    k_decay: Rate = 1.0,
 ) -> Array:
     """Cycles of (1 - t_curr^k / t_i^k)^p."""
 
@@ -101,13 +102,15 @@ def TanhLRScheduler(
     ub: Real = 3.0,
     lr_min: Rate = 0.0,
     cycle_mul: Factor = 1.0,
-    cycle_decay: Factor = 1.0,
+    cycle_decay: Rate = 1.0,
     cycle_limit: Whole = 1,
     warmup_t: Whole = 0,
     warmup_lr_init: Rate = 0.0,
     warmup_prefix: bool = False,
 ) -> Array:
     """Cycles of (1 - tanh(lb (1 - u) + ub u)) / 2, u = t_curr / t_i; a warm-up that is no prefix aims at the value at its end."""
+    if not lb < ub:
+        raise ValueError(f"lb must be below ub, got {lb:g} and {ub:g}")
 
     def fall(now: Array, all: Array) -> Array:
         return (1 - np.tanh(lb * (1 - now / all) + ub * (now / all))) / 2
@@ -160,20 +163,22 @@ def WSDLRScheduler(
     decay_t: Count,
     lr_min: Rate = 0.0,
     stable_fn: Literal["constant", "rsqrt", "power"] = "constant",
-    stable_timescale: Factor | None = None,
+    stable_timescale: Rate | None = None,
     stable_power: Factor = 0.5,
     decay_fn: Literal["linear", "1-sqrt", "cosine", "power", "exp"] = "1-sqrt",
     decay_power: Factor = 0.5,
-    decay_ratio: Factor = 0.1,
+    decay_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.1,
     warmup_t: Whole = 0,
     warmup_lr_init: Rate = 0.0,
 ) -> Array:
     """Warm up, then max(lr s(t), m), s = 1 or (1 + t / c)^(-p), and over the last decay_t of t_initial down to m by g."""
     if decay_t > t_initial:
         raise ValueError(f"decay_t must be at most t_initial, got {decay_t} and {t_initial}")
-    scale = stable_timescale or warmup_t
+    scale = warmup_t if stable_timescale is None else stable_timescale
     if stable_fn != "constant" and not scale:
-        raise ValueError(f"stable_timescale is missing; stable_fn={stable_fn} needs it without a warm-up")
+        raise ValueError(
+            f"stable_timescale must be > 0 with stable_fn={stable_fn}, got {scale:g}; without it warmup_t is taken"
+        )
 
     def fall(u: Array) -> Array:
         match decay_fn:

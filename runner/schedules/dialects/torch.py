@@ -3,25 +3,26 @@
 torch multiplies most rates up from step to step; here are the closed forms that it documents for the same numbers.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from runner.schedules.dialects.calls import Call, Count, Factor, Rate, Real, Registry, Whole
+from runner.schedules.dialects.calls import Call, Count, Factor, Rate, Real, Registry, Share, Whole
 from runner.schedules.named import one_cycle
 from runner.schedules.ramps import Array, between, cosine, linear
+from runner.section import Probability
 
 
-def ConstantLR(t: Array, lr: float, factor: Rate = 1 / 3, total_iters: Whole = 5) -> Array:
-    """lr f for t < n, then lr; with n = 0 torch keeps the factor for ever."""
+def ConstantLR(t: Array, lr: float, factor: Probability = 1 / 3, total_iters: Whole = 5) -> Array:
+    """lr f for t < n, then lr. With n = 0 torch keeps the factor for ever; with f = 0 it fails at t = n, where lr is here."""
     return np.where((t < total_iters) | (total_iters == 0), lr * factor, lr)
 
 
 def LinearLR(
-    t: Array, lr: float, start_factor: Factor = 1 / 3, end_factor: Rate = 1.0, total_iters: Whole = 5
+    t: Array, lr: float, start_factor: Share = 1 / 3, end_factor: Probability = 1.0, total_iters: Whole = 5
 ) -> Array:
-    """lr (a + (b - a) min(t, n) / n)"""
-    share = np.minimum(t, total_iters) / total_iters if total_iters else np.ones(t.shape)
+    """lr (a + (b - a) min(t, n) / n). With n = 0 torch keeps lr a for ever."""
+    share = np.minimum(t, total_iters) / max(1, total_iters)
     return lr * (start_factor + (end_factor - start_factor) * share)
 
 
@@ -40,9 +41,9 @@ def ExponentialLR(t: Array, lr: float, gamma: Real) -> Array:
     return lr * np.power(gamma, 1.0 * t)
 
 
-def PolynomialLR(t: Array, lr: float, total_iters: Count = 5, power: Real = 1.0) -> Array:
-    """lr (1 - min(t, n) / n)^p"""
-    return lr * np.power(1 - np.minimum(t, total_iters) / total_iters, power)
+def PolynomialLR(t: Array, lr: float, total_iters: Whole = 5, power: Real = 1.0) -> Array:
+    """lr (1 - min(t, n) / n)^p. With n = 0 torch keeps lr for ever."""
+    return lr * np.power(1 - np.minimum(t, total_iters) / max(1, total_iters), power)
 
 
 def CosineAnnealingLR(t: Array, lr: float, T_max: Count, eta_min: Rate = 0.0) -> Array:
@@ -68,7 +69,7 @@ def CyclicLR(
     base_lr: Rate,
     max_lr: Rate,
     step_size_up: Count = 2000,
-    step_size_down: Count | None = None,
+    step_size_down: Whole | None = None,
     mode: Literal["triangular", "triangular2", "exp_range"] = "triangular",
     gamma: Real = 1.0,
     scale_mode: Literal["cycle", "iterations"] = "cycle",
@@ -76,12 +77,14 @@ def CyclicLR(
     base_momentum: Rate = 0.8,
     max_momentum: Rate = 0.9,
 ) -> Array:
-    """From base_lr up to max_lr and down; the optimizer's rate is not used, nor is momentum (optimizer.schedules)."""
-    size = float(step_size_up + (step_size_down or step_size_up))
+    """From base_lr up to max_lr and down; the optimizer's rate is not used, nor is momentum (optimizer.schedules).
+
+    With step_size_down = 0 a cycle has no way down, as in torch."""
+    size = float(step_size_up + (step_size_up if step_size_down is None else step_size_down))
     ratio = step_size_up / size
     cycle = np.floor(1 + t / size)
     x = 1.0 + t / size - cycle
-    height = np.where(x <= ratio, x / ratio, (x - 1) / (ratio - 1))
+    height = x if ratio == 1 else np.where(x <= ratio, x / ratio, (x - 1) / (ratio - 1))
     scale = {
         "triangular": lambda: 1.0,
         "triangular2": lambda: np.exp2(-(cycle - 1)),
@@ -116,6 +119,8 @@ def OneCycleLR(
         if epochs is None or steps_per_epoch is None:
             raise ValueError("total_steps is missing; OneCycleLR needs it, or epochs and steps_per_epoch")
         total_steps = epochs * steps_per_epoch
+    if pct_start * total_steps == 1:
+        raise ValueError(f"pct_start must not be 1 / total_steps, where torch divides by 0, got {pct_start:g}")
     initial, fall, end = max_lr / div_factor, cosine if anneal_strategy == "cos" else linear, total_steps - 1
     k, peak = np.minimum(t, end), pct_start * total_steps - 1
     final = initial / final_div_factor
@@ -128,8 +133,8 @@ def OneCycleLR(
 
 
 def SequentialLR(t: Array, lr: float, schedulers: list[Call], milestones: list[Whole]) -> Array:
-    """Each from its milestone on, at its own step 0 there; a ConstantLR with n = 0 is then lr, and keeps its factor for ever
-    only as the first."""
+    """Each from its milestone on, at its own step 0 there, by its closed form: a ConstantLR with n = 0 is then lr, and keeps
+    its factor for ever only at the start; a LinearLR or PolynomialLR with n = 0 is refused, since torch divides by 0."""
     if len(milestones) != len(schedulers) - 1:
         raise ValueError(f"milestones must be one fewer than schedulers, got {len(milestones)} and {len(schedulers)}")
     if milestones != sorted(milestones):
@@ -138,8 +143,13 @@ def SequentialLR(t: Array, lr: float, schedulers: list[Call], milestones: list[W
     number = np.searchsorted(milestones, t, side="right")
     rates = np.empty(t.shape)
     for i, part in enumerate(schedulers):
-        over = i > 0 and part.func is ConstantLR and part.keywords.get("total_iters") == 0  # type: ignore[attr-defined]
-        rates[number == i] = lr if over else part(t[number == i] - begins[i], lr)  # type: ignore[operator]
+        call: Any = part  # bound by calls.py
+        within = number == i
+        without_steps = begins[i] > 0 and call.keywords.get("total_iters") == 0
+        if without_steps and call.func is not ConstantLR and within.any():
+            name = f"args.schedulers[{i}].args.total_iters"
+            raise ValueError(f"{name} must be >= 1 after a milestone, where torch divides by it, got 0")
+        rates[within] = lr if without_steps else call(t[within] - begins[i], lr)
     return rates
 
 
