@@ -30,6 +30,7 @@ from runner.compose import (
     to_values,
 )
 from runner.config import Config, parse, sha256
+from runner.console import steady
 from runner.errors import ConfigError, RunError, show
 from runner.saved import Run, config_of
 
@@ -40,6 +41,7 @@ _ON_A_RUN = ("task", "run", "checkpoint", "format", "steps", "backend", "device"
 _IMPORTED = monotonic()  # a tenth of a second after the interpreter's start
 
 
+@steady
 def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # until the training takes over
     parser = get_args_parser()
@@ -110,9 +112,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        if error.filename is None:
-            raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -125,13 +125,13 @@ def _hydra(overrides: Sequence[str], extra: Sequence[str] = ()) -> int:
     program, *command = sys.argv
     options = [argument for argument in command if argument not in get_args_parser().parse_args(command).overrides]
     statuses: list[int] = []
-    refused: list[ConfigError] = []
+    refused: list[ConfigError | RunError | OSError] = []
 
     @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
     def job(composed: Any) -> float | None:
         try:
             statuses.append(_train(composed, command, first=not statuses))
-        except ConfigError as error:  # Hydra would put a line of its own before ours
+        except (ConfigError, RunError, OSError) as error:  # Hydra would put a line of its own before ours
             refused.append(error)
             return None
         return multirun.objective(composed)
@@ -194,8 +194,9 @@ def _train(composed: Any, command: Sequence[str], first: bool) -> int:
         elif before is not None:  # of what ended before its first checkpoint nothing goes on
             shutil.rmtree(before.path)
         status = train(job)
-    except ConfigError as error:
-        refuse(job, error)
+    except (ConfigError, RunError, OSError) as error:
+        with suppress(RunError, OSError):  # a full disk does not take that either
+            refuse(job, error)
         print(f"error: {error}", file=sys.stderr)
         return 1
     if status > 128:

@@ -1,20 +1,148 @@
 """What the user sees, and run.log, which sees everything.
 
 While a run lasts, whatever a framework prints (from Python or below it) goes to run.log; only what is said here
-reaches the terminal, and run.log too.
+reaches the terminal, and run.log too. Nothing that a run does depends on the terminal: where it is gone or takes no
+more, the run goes on without it.
 """
 
+import errno
+import functools
 import io
 import os
+import select
+import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 from runner.errors import show
+
+# A reader that has gone away has seen what it wanted: `| head -1`, a terminal that was closed.
+_READER_GONE = (errno.EPIPE, errno.EIO)
+_DEPRECATIONS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
+_is_kept = False  # what this process says is in files too
+_is_captured = False  # what a library prints goes to a log
+
+
+class _Stream(io.FileIO):
+    """A descriptor whose failures raise nothing; `lost` is the first of them."""
+
+    lost: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            while (written := super().write(data)) is None:  # a terminal that does not block
+                select.select([], [self], [])
+            return written
+        except OSError as error:
+            self.lost = self.lost or error
+            return len(data)
+
+
+def _text(descriptor: int, encoding: str = "utf-8", closes: bool = False) -> tuple[_Stream, TextIO]:
+    raw = _Stream(descriptor, "wb", closefd=closes)
+    text = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=True)
+    return raw, text
+
+
+@contextmanager
+def _standing_streams() -> Iterator[_Stream | None]:
+    """sys.stdout and sys.stderr that raise nothing, over open descriptors; the first one's `_Stream`.
+
+    A closed descriptor (`>&-`) is opened on the null device, since the next file to be opened would get its number.
+    Streams that are not the process's own (a test's, a notebook's) are left as they are.
+    """
+    kept = sys.stdout, sys.stderr
+    out: _Stream | None = None
+    for descriptor, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            _open_on_null(descriptor)
+        if descriptor == 0 or (stream is not None and not _is_own(stream, descriptor)):
+            continue
+        raw, text = _text(descriptor, getattr(stream, "encoding", None) or "utf-8")
+        setattr(sys, name, text)
+        out = raw if descriptor == 1 else out
+    try:
+        yield out
+    finally:
+        _flush()
+        sys.stdout, sys.stderr = kept
+
+
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """What libraries say of their own future stays off the terminal, unless Python was asked for it (-W)."""
+    show_warning = warnings.showwarning
+
+    def show_to_user(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+        if _is_captured or sys.warnoptions or not issubclass(category, _DEPRECATIONS):
+            show_warning(message, category, *place, **more)
+
+    warnings.showwarning = show_to_user
+    try:
+        yield
+    finally:
+        warnings.showwarning = show_warning
+
+
+def _open_on_null(descriptor: int) -> None:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        null = os.open(os.devnull, os.O_RDWR)
+        if null != descriptor:
+            os.dup2(null, descriptor)
+            os.close(null)
+
+
+def _is_own(stream: TextIO, descriptor: int) -> bool:
+    try:
+        return stream.fileno() == descriptor
+    except (OSError, ValueError):  # a stream in memory has none
+        return False
+
+
+def steady(main: Callable[[], int]) -> Callable[[], int]:
+    """A command that does not depend on its terminal.
+
+    Training goes on when the terminal hangs up and when nobody reads what it prints. A command whose only result is
+    what it prints ends with 1 where the disk did not take that, and says so.
+    """
+
+    @functools.wraps(main)
+    def run() -> int:
+        hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+        before = None if hangup is None else signal.signal(hangup, signal.SIG_IGN)
+        try:
+            with _without_deprecations(), _standing_streams() as out:
+                try:
+                    status = main()
+                except SystemExit as end:  # argparse's, a signal's
+                    status = int(end.code or 0)
+                _flush()
+                lost = out and out.lost
+                if lost and lost.errno not in _READER_GONE:
+                    print(f"error: standard output cannot be written: {lost.strerror}", file=sys.stderr)
+                    status = status or int(not _is_kept)
+                return status
+        finally:
+            if hangup is not None:
+                signal.signal(hangup, before)
+
+    return run
+
+
+def kept_in_files() -> None:
+    """What is said from now on is in run.log or the comparison as well, so that losing it loses nothing."""
+    global _is_kept
+    _is_kept = True
 
 
 class Console:
@@ -62,7 +190,8 @@ class Console:
 
     @staticmethod
     def _log(line: str) -> None:
-        _write(line + "\n")
+        now = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
+        _write("".join(f"{now}  {part}\n" for part in line.split("\n")))
 
 
 def tree(values: Mapping[str, Any]) -> str:
@@ -97,22 +226,26 @@ class Capture:
     def into(self, log: Path) -> None:
         _flush()
         self._file.seek(0)
-        with log.open("ab") as file:
-            file.write(self._file.read())
-            file.flush()
+        with log.open("ab", buffering=0) as file:
+            with suppress(OSError):  # a full disk: the run's own files say so
+                file.write(self._file.read())
             _redirect(file.fileno())
 
 
 @contextmanager
 def capture() -> Iterator[tuple[Console, Capture]]:
+    global _is_captured
     _flush()
+    kept_in_files()
+    _is_captured = True
     kept = [os.dup(1), os.dup(2)]
     held = Capture()
-    terminal = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
+    _, terminal = _text(os.dup(1), closes=True)
     _redirect(held._file.fileno())
     try:
         yield Console(terminal), held
     finally:
+        _is_captured = False
         _flush()
         for descriptor, original in zip(kept, (1, 2), strict=True):
             os.dup2(descriptor, original)
@@ -139,5 +272,6 @@ def _write(text: str) -> None:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):
-            stream.flush()
+        if stream is not None:
+            with suppress(OSError):
+                stream.flush()

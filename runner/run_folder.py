@@ -4,9 +4,10 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -69,6 +70,16 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the disk refuses is told in one line, with its place and the bytes that are free."""
+    try:
+        yield
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free
+        raise RunError(f"{path} cannot be written: {error.strerror}, {free} bytes are free") from error
+
+
 def rewind(folder: Path, step: int) -> None:
     """Take back what trace.csv and metrics.csv say of updates from `step` on, which will be made again."""
     for name, column, last in (("trace.csv", 0, step - 1), ("metrics.csv", 1, step)):
@@ -94,24 +105,27 @@ class RunFolder:
         self._trace = (path / "trace.csv").open("a", newline="")
         self._metrics = (path / "metrics.csv").open("a", newline="")
         if self._trace.tell() == 0:
-            self._trace.write(",".join(["step", "learning_rate", "loss", *applied]) + "\n")
+            self._append(self._trace, [",".join(["step", "learning_rate", "loss", *applied]) + "\n"])
         if self._metrics.tell() == 0:
-            self._metrics.write(",".join(metric_columns) + "\n")
-        self._trace.flush()
-        self._metrics.flush()  # a process that is killed leaves whole lines
+            self._append(self._metrics, [",".join(metric_columns) + "\n"])
+
+    @staticmethod
+    def _append(file: TextIO, rows: Iterable[str]) -> None:
+        """Flushed, so that a process that is killed leaves whole lines."""
+        with writing(Path(file.name)):
+            file.writelines(rows)
+            file.flush()
 
     def trace(self, first_step: int, losses: np.ndarray, applied: Mapping[str, np.ndarray]) -> None:
         """One row per applied update; numbers in the shortest form that reads back the same."""
         rates, *others = (values[: len(losses)].astype(str) for values in applied.values())
         steps = map(str, range(first_step, first_step + len(losses)))
         rows = zip(steps, rates, losses.astype(str), *others, strict=True)
-        self._trace.writelines(",".join(row) + "\n" for row in rows)
-        self._trace.flush()
+        self._append(self._trace, (",".join(row) + "\n" for row in rows))
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """One row an epoch."""
-        self._metrics.write(",".join(str(row.get(column, "")) for column in self._columns) + "\n")
-        self._metrics.flush()
+        self._append(self._metrics, [",".join(str(row.get(column, "")) for column in self._columns) + "\n"])
 
     def sync(self) -> None:
         """On the disk, whatever the machine does next."""
@@ -119,8 +133,9 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def close(self) -> None:
-        self._trace.close()
-        self._metrics.close()
+        for file in (self._trace, self._metrics):
+            with suppress(OSError):  # rows that the disk refused, which has been told
+                file.close()
 
 
 def write_config(folder: Path, composed: Mapping[str, Any]) -> None:
@@ -134,8 +149,13 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 def _write(path: Path, text: str) -> None:
     """Whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    try:
+        with writing(path):
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(path)
+    except RunError:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -56,10 +56,11 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, **ONE_THREAD}
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """`python -m runner ARGUMENTS` in `folder`."""
+def start(folder: Path, *arguments: str, shell: str | None = None) -> subprocess.Popen[str]:
+    """`python -m runner ARGUMENTS` in `folder`; `shell` is a script that has the command as "$@"."""
+    command = [sys.executable, "-m", "runner", *arguments]
     return subprocess.Popen(
-        [sys.executable, "-m", "runner", *arguments],
+        command if shell is None else ["sh", "-c", shell, "sh", *command],
         cwd=folder,
         env=_environment(),
         stdout=subprocess.PIPE,
@@ -95,6 +96,16 @@ def forked(folder: Path, *command_lines: tuple[str, ...]) -> list[Done]:
             status = parent.wait(child, err)
             done.append(Done(status, out.read_text(), err.read_text(), time.time() - began))
     return done
+
+
+def begun(folder: Path, *arguments: str, out: Path, err: Path) -> int:
+    """A run on Lightning that is forked as those are, with other files for what it says; its process."""
+    return _parent("lightning").start(folder, arguments, out, err)
+
+
+def ended(child: int, err: Path) -> int:
+    """Its exit status."""
+    return _parent("lightning").wait(child, err)
 
 
 @cache

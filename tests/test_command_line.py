@@ -76,9 +76,19 @@ def test_a_run_says_its_epochs_its_result_folder_and_picture_and_nothing_else(
 
 @both
 def test_the_log_has_all_that_was_said(finished: dict[str, Finished], backend: str) -> None:
+    """Each line with the time at which it was said."""
     done, path = finished[backend]
-    log = (path / "run.log").read_text().splitlines()
+    timed = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ")
+    lines = (path / "run.log").read_text().splitlines()
+    log = [timed.sub("", line) for line in lines if timed.match(line)]
     assert [line for line in done.out.splitlines() if line not in log] == []
+
+
+def test_the_log_has_no_advertisement_of_a_library(finished: dict[str, Finished]) -> None:
+    """Lightning says at every start which other products to install, and which devices it does not use."""
+    for backend in BACKENDS:
+        text = (finished[backend].path / "run.log").read_text()
+        assert not re.search(r"\bTip\b|litlogger|GPU available|TPU available|max_epochs=", text)
 
 
 def test_what_a_framework_prints_is_in_the_log_and_not_on_the_terminal(finished: dict[str, Finished]) -> None:

@@ -3,6 +3,7 @@
 Legend of shapes: K updates, A micro-batches an update, B rows each, n = all rows of a chunk.
 """
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -202,7 +203,20 @@ def _subnormals_flushed() -> Iterator[None]:
         torch.set_flush_denormal(not kept)
 
 
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Lightning's logger says at INFO which devices there are and which other products to install."""
+    logger = logging.getLogger(pl.__name__)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 @_subnormals_flushed()
+@_without_advice()
 def train(run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk) -> TrainState:
     where = device.resolve(run.device)
     module = Module(run, start, where)

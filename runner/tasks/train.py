@@ -9,7 +9,7 @@ from typing import Any
 from runner import checkpoint, devices, dispatcher, run_folder
 from runner.config import Config, Trainer, sha256
 from runner.console import Console, capture, log_traceback, tree
-from runner.errors import ConfigError
+from runner.errors import RunError
 from runner.errors import show as show_value
 from runner.exact import certificate
 from runner.plan import Plan, plan
@@ -70,7 +70,7 @@ class Job:
         return {name: round(span, 3) for name, span in spans.items()}
 
 
-def refuse(job: Job, error: ConfigError) -> None:
+def refuse(job: Job, error: Exception) -> None:
     """A multirun's job that cannot start leaves its config and the reason."""
     run_folder.write_json(job.folder() / "result.json", {**job.result(), "error": str(error)})
 
@@ -166,8 +166,8 @@ def _train(
     }
     try:
         run_folder.write_json(path / "result.json", result)
-    except OSError as error:
-        console.say(f"warning: {path / 'result.json'} cannot be written: {error.strerror}")
+    except RunError as error:
+        console.say(f"warning: {error}")
         result["status"] = "failed"
     _say(console, result, config.trainer, path, picture)
     return 128 + signals.received if signals.received else int(result["status"] != "completed")
