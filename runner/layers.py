@@ -308,6 +308,20 @@ def network(layers: Sequence[Any], input_shape: Shape, num_outputs: int) -> Netw
     return Network(nodes, input_shape)
 
 
+def needs_images(layers: Sequence[Any]) -> bool:
+    """The first layer that asks for a number of axes asks for an image's."""
+    for spec in layers:
+        if isinstance(spec, Residual):
+            found = [needs_images(branch) for branch in (spec.layers, spec.shortcut) if branch]
+            if any(found):
+                return True
+        elif isinstance(spec, (Conv2D, _Pool, GlobalAveragePool)):
+            return True
+        elif isinstance(spec, (Dense, Flatten, Reshape, PositionEmbedding, Attention)):
+            return False
+    return False
+
+
 def initial_variables(net: Network, seed: int) -> dict[str, np.ndarray]:
     """The first value of every variable, float64, drawn from (seed, name): the same on every backend.
 

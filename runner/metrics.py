@@ -1,6 +1,7 @@
 """The metrics, and sums over an epoch that do not depend on how it was cut into batches.
 
-z  # outputs [N, C]; y  # labels int[N] or targets float[N, C]; each function gives the value of every row, float64[N].
+z  # outputs [N, C]; y  # labels int[N] or targets float[N, C], both in the data's units even where the targets are trained on
+standardized; each function gives the value of every row, float64[N].
 """
 
 import math

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from runner.data.dataset import Task, check_range
 from runner.data.order import Chunks, Order
 from runner.errors import ConfigError, nearest
 from runner.exact.refuse import refuse
-from runner.layers import Network, network
+from runner.layers import Network, needs_images, network
 from runner.schedules import Clock, Plateau, lint
 from runner.schedules.plateau import State
 from runner.spec import ModelSpec, RunSpec
@@ -144,8 +144,15 @@ class Plan:
         return np.concatenate([predict(np.ascontiguousarray(block, dtype=self.model.dtype)) for block in blocks])
 
 
-def plan(config: Config) -> Plan:
-    data = load(config.data)
+def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
+    """`like`: data.json of a run, by which the data's columns are found."""
+    data = load(config.data, like)
+    if data.image_shape is not None and needs_images(config.model.layers):
+        if getattr(config.data, "images", "auto") is False:
+            raise ConfigError(
+                f"data.images must be auto or true for model={config.model.name}, which needs images, got false"
+            )
+        data = data.as_images()
     loss = losses.choose(config.loss, data.task, len(data.classes))
     model = model_spec(config, data.task, len(data.classes), data.num_targets, data.input_shape)
     trainer = config.trainer
@@ -219,9 +226,12 @@ def evaluate(plan: Plan, outputs: np.ndarray, split: Split) -> dict[str, float]:
 
 
 def rows(plan: Plan, outputs: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-    """The loss and every metric of each row."""
+    """The loss of each row, of targets as they are trained on; and every metric, of targets in the data's units."""
     y = losses.targets(plan.loss, y, np.dtype(np.float64))
-    return {"loss": plan.loss.rows(outputs, y), **{name: metric(outputs, y) for name, metric in plan.metrics.items()}}
+    loss = plan.loss.rows(outputs, y)
+    if plan.data.y_scaling is not None and plan.metrics:
+        outputs, y = (plan.data.y_scaling.invert(values.astype(np.float64)) for values in (outputs, y))
+    return {"loss": loss, **{name: metric(outputs, y) for name, metric in plan.metrics.items()}}
 
 
 def _check_batch_norm(net: Network, order: Order) -> None:

@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import Override
 from runner import checkpoint
 from runner.compose import set_keys
 from runner.config import Config, parse
+from runner.data.dataset import changed
 from runner.errors import ConfigError, RunError, nearest, show
 from runner.plan import Plan, plan
 from runner.run_folder import read_json
@@ -99,9 +100,9 @@ def check(resumed: Resumed, prepared: Plan, start: TrainState) -> None:
     """Refuse what would not be the same run: other data, another network, rates that were others, nothing left to do.
     `start` is the first state, for its names and shapes."""
     folder, step = resumed.folder, resumed.state.step
-    found = prepared.data.description()["sha256"]
-    if (expected := read_json(folder / "data.json")["sha256"]) != found:
-        raise ConfigError(f"resume: the data is not what {folder} was trained on: SHA-256 {found}, then {expected}")
+    difference = changed(read_json(folder / "data.json"), prepared.data.description())
+    if difference is not None:
+        raise ConfigError(f"resume: the data is not what {folder} was trained on: {difference}")
     for kind in ("weights", "buffers"):
         _fits(folder, kind, getattr(resumed.state, kind), getattr(start, kind))
     for slot in {**start.slots, **resumed.state.slots}:

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from runner import checkpoint, dispatcher, run_folder
 from runner.config import Config, parse
+from runner.data.dataset import Scaling, check_finite
 from runner.errors import ConfigError
 from runner.plan import Plan, model_spec, plan
 from runner.spec import ModelSpec, TrainState
@@ -40,8 +41,8 @@ class Run:
 
     @cached_property
     def plan(self) -> Plan:
-        """With its data loaded."""
-        return plan(self.config)
+        """With its data loaded, its columns as data.json has them."""
+        return plan(self.config, self.data)
 
     @cached_property
     def data(self) -> dict[str, Any]:
@@ -80,8 +81,32 @@ class Run:
         """The native model of the run's backend: an nn.Module or a keras.Model, with the run's weights."""
         return dispatcher.load(self.config.backend).native_model(self.model_spec, self.state)
 
-    def predict(self, x: np.ndarray) -> np.ndarray:
-        """The network's outputs for rows as the network sees them.  # x float[N, ...] -> float[N, C]"""
+    def predict(self, x: Any) -> np.ndarray:
+        """Outputs for raw rows, as the data's file has them: logits of the classes, or targets in the data's units. Of a
+        table with named columns (a DataFrame), those that the run was trained on, in any order.
+        # x float[N, ...] -> float[N, C]
+        """
+        data = self.data
+        if hasattr(x, "columns") and data["features"]:
+            missing = [name for name in data["features"] if name not in x.columns]
+            if missing:
+                raise ConfigError(f"x lacks the column {missing[0]}, which the run was trained on")
+            x = x[data["features"]]
+        values = np.asarray(x)
+        if list(values.shape[1:]) != data["input_shape"]:
+            raise ConfigError(
+                f"a row of x has shape {list(values.shape[1:])}; the run was trained on {data['input_shape']}"
+            )
+        check_finite("x", values, "the new rows")
+        x_scaling, y_scaling = (Scaling.of(data[key]) for key in ("x_scaling", "y_scaling"))
+        with np.errstate(over="ignore"):
+            rows = (x_scaling.apply(values) if x_scaling else values).astype(self.model_spec.dtype)
+        check_finite("x", rows, f"the new rows, scaled and in {rows.dtype}")
+        outputs = self.outputs(rows)
+        return y_scaling.invert(outputs.astype(np.float64)) if y_scaling else outputs
+
+    def outputs(self, x: np.ndarray) -> np.ndarray:
+        """The network's outputs for rows scaled as it was trained on them.  # x float[N, ...] -> float[N, C]"""
         rows = np.ascontiguousarray(x, dtype=self.model_spec.dtype)
         return dispatcher.load(self.config.backend).predict(self.model_spec, self.state, rows)
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from runner.data.dataset import Scaling
 from runner.data.order import Chunk
 from runner.layers import Network, initial_variables
 from runner.optimizers import Group
@@ -141,8 +142,16 @@ class Backend(Protocol):
         """The framework's own model with these weights, of stock parts where the framework has them, for evaluation."""
         ...
 
-    def export(self, model: ModelSpec, state: TrainState, path: Path) -> None:
-        """The same in a file that loads without this project."""
+    def export(
+        self,
+        model: ModelSpec,
+        state: TrainState,
+        path: Path,
+        x_scaling: Scaling | None = None,
+        y_scaling: Scaling | None = None,
+    ) -> None:
+        """The same in a file that loads without this project, with the scalings around it: from raw rows to outputs in the
+        data's units."""
         ...
 
 

@@ -1,6 +1,9 @@
 """Data sets: the embedded ones are scikit-learn's, a user's own files are checked before anything trains."""
 
-from collections.abc import Sequence
+import json
+import os
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from runner.compose import compose
 from runner.config import parse
 from runner.data import Dataset, Split
 from runner.errors import ConfigError
+from tests.training import prepare
 
 
 def dataset(*overrides: str) -> Dataset:
@@ -129,17 +133,98 @@ def test_standardize_leaves_a_constant_column_at_0(tmp_path: Path) -> None:
     np.testing.assert_allclose(data.train.x[:, 0].std(), 1, rtol=1e-14)
 
 
+@pytest.mark.parametrize("constant", [0.1, 0.3, 1e9 + 0.1, -1e-3, 1e160, 1e300, 1e-170, 5e-324, 0.0])
+def test_a_constant_is_only_shifted_whatever_its_mean(tmp_path: Path, constant: float) -> None:
+    """Also one that rounding has moved by a unit in the last place. 1,001 rows: their mean is rounded."""
+    moved = np.full(1001, constant)
+    moved[::3] = np.nextafter(constant, np.inf)
+    x = np.column_stack([np.full(1001, constant), moved])
+    data = dataset(*write_npz(tmp_path / "a.npz", x=x, y=np.arange(1001) % 4), "data.standardize=true")
+    assert data.x_scaling is not None
+    assert data.x_scaling.scale.tolist() == [1, 1]
+    assert (whole(data, "x")[:, 0] == 0).all()
+    assert np.abs(whole(data, "x")[:, 1]).max() <= np.spacing(abs(constant))
+    assert data.x_scaling.apply(np.array([[constant + 0.1] * 2])).max() <= 0.2
+
+
+@pytest.mark.parametrize("size", [1e160, 1e300, 1e307, 1e-170, 1e-300])
+def test_values_whose_squares_leave_float64_are_standardized_as_any(tmp_path: Path, size: float) -> None:
+    """To a few roundings of what the same values of size 1 give; and data.json holds numbers alone."""
+    x, y = rows(40, 2) / 80, rows(40, 1) / 40
+    options = ("data.standardize=true", "data.task=regression")
+    plain = dataset(*write_npz(tmp_path / "a.npz", x=x, y=y), *options)
+    data = dataset(*write_npz(tmp_path / "b.npz", x=x * size, y=y * size), *options)
+    for part in ("x", "y"):
+        np.testing.assert_allclose(whole(data, part), whole(plain, part), rtol=0, atol=1e-14)
+    assert data.y_scaling is not None
+    np.testing.assert_allclose(data.y_scaling.scale / size, np.std(plain.train.y) * plain.y_scaling.scale, rtol=1e-14)
+    json.dumps(data.description(), allow_nan=False)
+
+
+@pytest.mark.parametrize(("size", "said"), [(1e160, "does not hold"), (1e-170, "takes for 0")])
+def test_values_that_float32_does_not_hold_are_refused_unless_scaled(tmp_path: Path, size: float, said: str) -> None:
+    file = write_npz(tmp_path / "a.npz", x=(1 + rows()) * size, y=LABELS)
+    with pytest.raises(ConfigError, match=f"data: x holds values up to .*, which float32 {said}"):
+        prepare(file)
+    prepare([*file, "data.standardize=true"])
+    prepare([*file, "trainer.precision=float64"])
+
+
+def test_a_row_too_far_from_the_training_rows_to_scale_is_refused(tmp_path: Path) -> None:
+    """1e-300 apart in training, 1e300 elsewhere: 1e600 standard deviations."""
+    numbers = np.arange(20.0)[:, None]
+    held_out = int(dataset(*write_npz(tmp_path / "a.npz", x=numbers, y=LABELS)).val.x[0, 0])
+    x = numbers * 1e-300
+    x[held_out] = 1e300
+    with pytest.raises(ConfigError, match="data: x holds values up to inf, which float32 does not hold"):
+        prepare([*write_npz(tmp_path / "b.npz", x=x, y=LABELS), "data.standardize=true"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (range(1, 11), [str(i) for i in range(1, 11)]),
+        (range(0, 500, 50), [str(i) for i in range(0, 500, 50)]),
+        ([-1, 1], ["-1", "1"]),
+        ([0, 2**40], ["0", str(2**40)]),
+    ],
+)
+def test_labels_of_an_npz_are_compacted_and_keep_their_names(
+    tmp_path: Path, labels: Sequence[int], classes: list[str]
+) -> None:
+    y = np.resize(np.array([*labels]), 60)
+    data = dataset(*write_npz(tmp_path / "a.npz", x=rows(60), y=y))
+    assert list(data.classes) == classes
+    named = [int(data.classes[label]) for label in whole(data, "y")]
+    assert sorted(zip(whole(data, "x")[:, 0], named, strict=True)) == [*zip(rows(60)[:, 0], y, strict=True)]
+
+
+def test_what_is_probably_not_meant_is_said(tmp_path: Path) -> None:
+    """Before the training, as warnings: pixels as they are, a column that counts, numbers taken for labels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 1), dtype=np.uint8)
+    file = write_npz(tmp_path / "a.npz", x=pixels, y=LABELS)
+    (said,) = dataset(*file).warnings
+    assert said.endswith(
+        f"x holds values up to {pixels.max()}, which are not scaled; data.standardize=true scales them"
+    )
+    assert dataset(*file, "data.standardize=true").warnings == ()
+    assert dataset(*write_npz(tmp_path / "b.npz", x=pixels / 255, y=LABELS)).warnings == ()
+    cells = [[i + 1, i % 7, i / 8] for i in range(30)]
+    text = csv_text(["number", "a", "price"], cells)
+    assert dataset(*write_csv(tmp_path / "a.csv", text)).warnings == (
+        "column number counts the rows; if it is an index, remove it",
+        "column price has 30 different numbers in 30 rows, each taken for a class; data.task=regression takes them as "
+        "numbers",
+    )
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
         ({"x": [[1.0, 2.0], [3.0, np.nan]], "y": [0, 1]}, r"row 1, column x\[1\] is nan; all values must be finite"),
         ({"x": [[np.inf, 2.0], [3.0, 4.0]], "y": [0, 1]}, r"row 0, column x\[0\] is inf; all values must be finite"),
         ({"x": [[[1.0], [-np.inf]]], "y": [0]}, r"row 0, column x\[1, 0\] is -inf; all values must be finite"),
-        ({"x": [[1.0], [2.0]], "y": [0, -3]}, "row 1, column y is -3; labels count from 0"),
-        (
-            {"x": [[1.0], [2.0]], "y": [0, 10**9]},
-            "row 1, column y is 1000000000; labels count from 0, that is more classes",
-        ),
+        ({"x": [[1.0], [2.0]], "y": [7, 7]}, "y holds one class only, 7; a classification needs two"),
         (
             {"x": [[1.0], [2.0]], "y": [0.0, 1.0]},
             r"y must be labels, integers of shape \[N\], got float64 of shape \[2\]",
@@ -201,29 +286,110 @@ def plain_npy(path: Path) -> None:
         np.save(file, rows())
 
 
+def encrypted(path: Path) -> None:
+    """The bit of the flags that says so, in both headers of every member."""
+    np.savez(path, x=rows(), y=LABELS)
+    content = bytearray(path.read_bytes())
+    for sign, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = -1
+        while (at := content.find(sign, at + 1)) >= 0:
+            content[at + flags] |= 1
+    path.write_bytes(content)
+
+
+def unknown_compression(path: Path) -> None:
+    np.savez(path, x=rows(), y=LABELS)
+    content = bytearray(path.read_bytes())
+    for sign, method in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        at = -1
+        while (at := content.find(sign, at + 1)) >= 0:
+            content[at + method] = 77
+    path.write_bytes(content)
+
+
+def with_member(header: bytes) -> Callable[[Path], None]:
+    """x.npy is this NPY header and no data."""
+
+    def write(path: Path) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+
+    return write
+
+
 @pytest.mark.parametrize(
     "write",
     [
+        encrypted,
+        unknown_compression,
+        with_member(b"{'descr': '<f8', 'fortran_order': False, 'shape': (9999999999999, 9)}\n"),
+        with_member(b"{'descr': '<f8', 'fortran_order': False, 'shape': (-1,)}\n"),
+        with_member(b"(" * 20000),
+        with_member(b"{'descr': 'no such type', 'fortran_order': False, 'shape': (1,)}\n"),
+        with_member(b" " * 60000 + b"{}\n"),
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(b"PK\x03\x04 and no more"),
         lambda path: path.write_text("x,y\n1,2\n"),
         damaged_zip,
         plain_npy,
     ],
-    ids=["empty", "cut", "text", "damaged", "npy"],
+    ids=[
+        "encrypted",
+        "compression",
+        "huge",
+        "negative",
+        "nested",
+        "type",
+        "header",
+        "empty",
+        "cut",
+        "text",
+        "damaged",
+        "npy",
+    ],
 )
 def test_a_file_that_is_no_npz_is_refused_by_name(tmp_path: Path, write: Any) -> None:
     path = tmp_path / "a.npz"
     write(path)
-    with pytest.raises(ConfigError, match=rf"{path} cannot be read as NPZ"):
+    with pytest.raises(ConfigError, match=rf"{path} cannot be read as NPZ") as refused:
         dataset("data=npz", f"data.path={path}")
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_members_that_are_no_arrays_are_refused_and_others_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x", b"no array")
+        archive.writestr("y.npy", b"nor this")
+        archive.writestr("z\x1b[31m.npy", b"")
+    with pytest.raises(ConfigError, match="x must be an array in NPY format, got other bytes"):
+        dataset("data=npz", f"data.path={path}")
+    (tmp_path / "b.npz").write_bytes(path.read_bytes().replace(b"y.npy", b"Y.npy"))
+    with pytest.raises(ConfigError, match=r"must hold arrays x and y, got Y, x, 'z\\x1b\[31m'"):
+        dataset("data=npz", f"data.path={tmp_path / 'b.npz'}")
+    np.savez(path, x=rows(), y=LABELS, objects=np.array([{}], dtype=object))
+    assert len(dataset("data=npz", f"data.path={path}").train) == 12
+
+
+@pytest.mark.parametrize("data", ["npz", "csv", "npy"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "too long", "user"])
+def test_only_a_regular_file_is_opened(tmp_path: Path, data: str, kind: str) -> None:
+    """A pipe or a device may never end; of a path that cannot be, the reason is said."""
+    os.mkfifo(tmp_path / "pipe")
+    path = {"pipe": f"{tmp_path}/pipe", "device": "/dev/zero", "too long": "x" * 300, "user": "'~nobody_here/a'"}[kind]
+    is_open = {"pipe": "is a pipe or a device", "device": "is a pipe or a device"}.get(kind, "cannot be opened: ")
+    if data == "npy" and kind in ("pipe", "device"):
+        is_open = "is none"
+    with pytest.raises(ConfigError, match=f"data.path must be a (file|folder), got .*, which {is_open}"):
+        dataset(f"data={data}", f"data.path={path}")
 
 
 @pytest.mark.parametrize("data", ["npz", "csv"])
 @pytest.mark.parametrize("name", ["nowhere", ""])
 def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path, data: str, name: str) -> None:
     path = tmp_path / name  # with no name it is a folder
-    with pytest.raises(ConfigError, match=f"data.path must be a file, got {path}, which is not there"):
+    reason = "is not there" if name else "is a folder"
+    with pytest.raises(ConfigError, match=f"data.path must be a file, got {path}, which {reason}"):
         dataset(f"data={data}", f"data.path={path}")
 
 
@@ -286,18 +452,41 @@ def test_a_byte_order_mark_blank_lines_and_spaces_are_no_part_of_a_csv(tmp_path:
 @pytest.mark.parametrize(
     ("text", "more", "message"),
     [
-        ("a,b,y\n1,2,u\n3,nan,v\n", [], "row 1, column b is nan; all values must be finite"),
-        ("a,b,y\n1,2,u\n3,-inf,v\n", [], "row 1, column b is -inf; all values must be finite"),
-        ("a,b,y\n1,1e999,u\n", [], "row 0, column b is inf; all values must be finite"),
-        ("a,b,y\n1,2,u\n3,v\n", [], "row 1 has 2 cells, the header has 3"),
-        ("a,b,y\n1,2,u\n3,4,v,5\n", [], "row 1 has 4 cells, the header has 3"),
-        ("a,b,y\n1,2,u\n3,four,v\n", [], "row 1, column b is 'four'; a number is needed"),
-        ("a,b,y\n1,,u\n", [], "row 0, column b is ''; a number is needed"),
-        ("a,b,y\n1,2,u\n3,4,\n", [], "row 1, column y is empty; a label is needed"),
-        ("a,y\n1,u\n", ["data.task=regression"], "row 0, column y is 'u'; a number is needed"),
-        ("a,price\n1,2\n3,nan\n", ["data.task=regression"], "row 1, column price is nan; all values must be finite"),
+        ("a,b,y\n1,2,u\n3,nan,v\n", [], "line 3, column b is 'nan'; finite numbers are needed"),
+        ("a,b,y\n1,2,u\n3,-inf,v\n", [], "line 3, column b is '-inf'; finite numbers are needed"),
+        ("a,b,y\n1,1e999,u\n", [], "line 2, column b is '1e999'; finite numbers are needed"),
+        ("a,b,y\n1,2,u\n3,v\n", [], "line 3 has 2 cells, the header has 3"),
+        ("a,b,y\n1,2,u\n3,4,v,5\n", [], "line 3 has 4 cells, the header has 3"),
+        ("a,b,y\n1,2,u\n3,four,v\n", [], "line 3, column b is 'four'; finite numbers are needed: give text a number"),
+        ("a,b,y\n1,,u\n", [], "line 2, column b is ''; finite numbers are needed: .*, fill what is missing"),
+        ("a,b,y\n1,2,u\n3,4,\n", [], "line 3, column y is empty; a label is needed"),
+        ("a,y\n1,u\n", ["data.task=regression"], "line 2, column y is 'u'; finite numbers are needed"),
+        ("a,price\n1,2\n3,nan\n", ["data.task=regression"], "line 3, column price is 'nan'"),
+        # as an editor counts: blank lines, and lines inside quotes
+        ("a,y\n\n\n1,u\n\nx,v\n", [], "line 6, column a is 'x'"),
+        ('a,y\n1,"u\nv\nw"\nx,v\n', [], "line 5, column a is 'x'"),
+        ('\n"a",y\r\n1,u\r\nx,v\r\n', [], "line 4, column a is 'x'"),
+        (
+            "a,b,c,y\n1,red,,u\n2,3,,v\n4,blue,5,w\n",
+            [],
+            r"line 2, column b is 'red' \(2 such lines\); line 2, column c is '' \(2 such lines\); finite",
+        ),
+        (
+            ",".join(f"c{i}" for i in range(12)) + ",y\n" + "?," * 12 + "u\n",
+            [],
+            r"column c7 is '\?'; 4 more columns; finite",
+        ),
+        ("a,y\n1,u\n2,u\n3,u\n", [], "column y holds one class only, u; a classification needs two"),
+        (",a,y\n0,1,u\n1,2,v\n", [], "column 1 has no name, as an index has none: remove it"),
+        ("a,,y\n0,1,u\n1,2,v\n", [], "column 2 has no name"),
+        ("a;b;y\n1;2;u\n", [], "holds no column but the target a;b;y; its cells are separated by ';'"),
+        ("a,b\x1b[31m,y\n1,2,u\n", [], r"line 1 holds the control character '\\x1b'; remove it"),
+        ("a,b,y\n1,2,u\n1,2,\x00v\n", [], r"line 3 holds the control character '\\x00'; remove it"),
+        ("a,b,y\n1,2,u\n\x1a", [], r"line 3 holds the control character '\\x1a'; remove it"),
+        ('a,"b\nc",y\n1,2,u\n', [], r"the column name 'b\\nc' holds a line break"),
+        ("a,y\n1," + "u" * 200_000 + "\n", [], "line 2: field larger than field limit"),
         ("a,y\n1,u\n", ["data.target=Y"], "data.target must be a column of .*, got Y; did you mean y"),
-        ("a,a,y\n1,2,u\n", [], "a column name stands twice in the header: a, a, y"),
+        ("a,a,y\n1,2,u\n", [], "a column name stands twice in the header: a$"),
         ("y\nu\nv\n", [], "holds no column but the target y"),
         ("a,y\n", [], "holds no rows"),
         ("", [], "is empty"),
@@ -330,3 +519,29 @@ def test_the_description_tells_two_data_sets_apart(tmp_path: Path) -> None:
     assert a == again
     assert a["sha256"] != other["sha256"]
     assert a["rows"] == {"train": 12, "val": 4, "test": 4}
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"), [("mlp", (64,)), ("linear", (64,)), ("cnn", (8, 8, 1)), ("resnet", (8, 8, 1))]
+)
+def test_digits_are_images_for_a_model_that_needs_them(model: str, shape: tuple[int, ...]) -> None:
+    prepared = prepare([f"model={model}"])
+    assert prepared.data.input_shape == prepared.network.input_shape == shape
+    expected = dataset("data.images=true" if len(shape) > 1 else "data.images=false").train.x
+    assert np.array_equal(prepared.data.train.x, expected)
+
+
+@pytest.mark.parametrize(
+    ("layers", "images"),
+    [
+        ("[{layer:reshape,shape:[8,8,1]},{layer:conv2d,filters:2,kernel_size:3},{layer:flatten}", False),
+        ("[{layer:dropout,rate:0.1},{layer:batch_norm},{layer:max_pool},{layer:flatten}", True),
+        ("[{layer:residual,layers:[{layer:conv2d,filters:1,kernel_size:3}]},{layer:global_average_pool}", True),
+        ("[{layer:residual,layers:[{layer:activation,function:relu}]},{layer:average_pool},{layer:flatten}", True),
+        ("[{layer:residual,layers:[{layer:dense,units:64}]}", False),
+        ("[{layer:activation,function:relu}", False),
+    ],
+)
+def test_the_first_layer_that_asks_for_axes_says_what_a_model_needs(layers: str, images: bool) -> None:
+    prepared = prepare([f"model.layers={layers},{{layer:dense,units:outputs}}]"])
+    assert (len(prepared.data.input_shape) == 3) == images

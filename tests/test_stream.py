@@ -1,5 +1,6 @@
 """data=npy: rows that stay in their files. What it trains is what data=npz trains on the same rows."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,7 @@ def test_the_whole_of_it_on_the_command_line(tmp_path: Path, backend: str) -> No
         ({"x": X[:, 0, 0, 0]}, r"x\.npy: x must hold a row of numbers per sample, got float32 of shape \[210\]"),
         ({"x": X[:200]}, r"x\.npy: x has 200 rows, y has 210"),
         ({"y": Y.astype(float)}, r"y must be labels, integers of shape \[N\], got float64 of shape \[210\]"),
-        ({"y": Y - 1}, r"row 0, column y is -1; labels count from 0"),
+        ({"y": Y * 0}, "y holds one class only, 0; a classification needs two"),
         (
             {"x": np.where(np.arange(210)[:, None, None, None] == 7, np.nan, X)},
             r"x\.npy: row 7, column x\[0, 0, 0\] is nan; all values must be finite",
@@ -116,6 +117,29 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path: Path, broken: dict[str, 
         dataset(*read)
 
 
+@pytest.mark.parametrize("name", ["x.npy", "y.npy", "x_0.npy", "y_0.npy"])
+def test_a_pipe_among_the_files_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    read = write(tmp_path / "x", *([210] if "_0" in name else []))
+    (tmp_path / "x" / name).unlink()
+    os.mkfifo(tmp_path / "x" / name)
+    with pytest.raises(ConfigError, match=rf"{name} cannot be read as NPY: it is no regular file"):
+        dataset(*read)
+
+
+def test_what_numpy_reads_besides_is_no_npy(tmp_path: Path) -> None:
+    read = write(tmp_path / "x")
+    with (tmp_path / "x" / "x.npy").open("wb") as file:
+        np.savez(file, x=X)
+    with pytest.raises(ConfigError, match=r"x\.npy cannot be read as NPY: it is another kind of file"):
+        dataset(*read)
+
+
+def test_rows_that_are_far_from_1_are_told_of(tmp_path: Path) -> None:
+    (said,) = dataset(*write(tmp_path / "x", x=X * 255)).warnings
+    assert "which are not scaled; save them scaled, or begin model.layers with {layer: batch_norm}" in said
+    assert dataset(*write(tmp_path / "y")).warnings == ()
+
+
 def test_so_are_parts_that_do_not_fit_and_folders_without_any(tmp_path: Path) -> None:
     read = write(tmp_path / "x", 100, 110)
     np.save(tmp_path / "x" / "x_1.npy", X[100:].astype(np.float64))
@@ -123,6 +147,17 @@ def test_so_are_parts_that_do_not_fit_and_folders_without_any(tmp_path: Path) ->
         dataset(*read)
     (tmp_path / "x" / "y_1.npy").unlink()
     with pytest.raises(ConfigError, match=r"y_1\.npy cannot be read as NPY"):
+        dataset(*read)
+    np.save(tmp_path / "x" / "y_1.npy", np.array(0))
+    np.save(tmp_path / "x" / "x_1.npy", X[100:])
+    with pytest.raises(ConfigError, match=r"y must hold a value or row per sample, alike in all parts, got int64\[\]"):
+        dataset(*read)
+    np.save(tmp_path / "x" / "x_01.npy", X[100:])
+    with pytest.raises(ConfigError, match=r"holds x_01\.npy and x_1\.npy, which have the same number"):
+        dataset(*read)
+    (tmp_path / "x" / "x_01.npy").unlink()
+    np.save(tmp_path / "x" / "x.npy", X)
+    with pytest.raises(ConfigError, match=r"holds x\.npy and parts of it, such as x_0\.npy"):
         dataset(*read)
     (tmp_path / "none").mkdir()
     with pytest.raises(ConfigError, match=r"must hold x\.npy and y\.npy, or parts of them"):

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from backends.keras import device, exact, layers, losses, optimizers
 from backends.keras.schedule import TableLR
+from runner.data.dataset import Scaling
 from runner.data.order import Chunk
 from runner.spec import ModelSpec, OnChunk, Report, RunSpec, TrainState
 
@@ -258,9 +259,26 @@ def native_model(model: ModelSpec, state: TrainState) -> keras.Model:
     return network
 
 
-def export(model: ModelSpec, state: TrainState, path: Path) -> None:
-    """A .keras file; keras.models.load_model(path) is the model."""
-    native_model(model, state).save(path)
+def export(
+    model: ModelSpec, state: TrainState, path: Path, x_scaling: Scaling | None = None, y_scaling: Scaling | None = None
+) -> None:
+    """A .keras file; keras.models.load_model(path) is the model. It takes raw rows and gives targets in the data's
+    units: around the network it scales in float64."""
+    network = native_model(model, state)
+    if x_scaling or y_scaling:
+        x = keras.Input(model.network.input_shape, dtype=model.dtype.name)
+        y = network(_rescaled(x, 1.0, -x_scaling.offset, 1 / x_scaling.scale, 0.0) if x_scaling else x)
+        y = _rescaled(y, y_scaling.scale, y_scaling.offset) if y_scaling else y
+        network = keras.Model(x, keras.layers.Activation("linear", dtype=model.dtype.name)(y))
+    network.save(path)
+
+
+def _rescaled(x: Any, *numbers: np.ndarray | float) -> Any:
+    """Stock layers x -> x scale + offset, of each scale and offset."""
+    for scale, offset in zip(numbers[::2], numbers[1::2], strict=True):
+        lists = (np.asarray(value).tolist() for value in (scale, offset))
+        x = keras.layers.Rescaling(*lists, dtype="float64")(x)
+    return x
 
 
 def _network(model: ModelSpec, place: layers.Place | None, kind: type[keras.Model]) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from backends.lightning import device, exact, layers, losses, optimizers
 from backends.lightning.imports import pl
 from backends.lightning.schedule import TableLR
+from runner.data.dataset import Scaling
 from runner.data.order import Chunk
 from runner.spec import ModelSpec, OnChunk, Report, RunSpec, TrainState
 
@@ -244,11 +245,42 @@ def native_model(model: ModelSpec, state: TrainState) -> nn.Module:
     return _network(model, state, None).cpu().eval()
 
 
-def export(model: ModelSpec, state: TrainState, path: Path) -> None:
-    """A torch.export program with any number of rows; torch.export.load(path).module() is the model."""
+def export(
+    model: ModelSpec, state: TrainState, path: Path, x_scaling: Scaling | None = None, y_scaling: Scaling | None = None
+) -> None:
+    """A torch.export program with any number of rows; torch.export.load(path).module() is the model. It takes raw rows and
+    gives targets in the data's units: around the network it scales in float64."""
+    network = native_model(model, state)
+    if x_scaling or y_scaling:
+        network = _Raw(network, x_scaling, y_scaling)
     example = torch.zeros(2, *model.network.input_shape, dtype=torch.from_numpy(np.empty(0, model.dtype)).dtype)
     rows = {"x": {0: torch.export.Dim("rows", min=1)}}
-    torch.export.save(torch.export.export(native_model(model, state), (example,), dynamic_shapes=rows), path)
+    torch.export.save(torch.export.export(network, (example,), dynamic_shapes=rows), path)
+
+
+class _Raw(nn.Module):
+    """A network between the scaling of its rows and that of its outputs."""
+
+    x_offset: Tensor
+    x_scale: Tensor
+    y_offset: Tensor
+    y_scale: Tensor
+
+    def __init__(self, network: nn.Module, x: Scaling | None, y: Scaling | None) -> None:
+        super().__init__()
+        self.network = network
+        self.scales_x, self.scales_y = x is not None, y is not None
+        for name, scaling in (("x", x), ("y", y)):
+            if scaling is not None:
+                self.register_buffer(f"{name}_offset", torch.from_numpy(scaling.offset))
+                self.register_buffer(f"{name}_scale", torch.from_numpy(scaling.scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = x.dtype
+        if self.scales_x:
+            x = ((x.double() - self.x_offset) / self.x_scale).to(dtype)
+        y: Tensor = self.network(x)
+        return (y.double() * self.y_scale + self.y_offset).to(dtype) if self.scales_y else y
 
 
 def _network(model: ModelSpec, state: TrainState, place: layers.Place | None) -> nn.Module:

@@ -1,5 +1,6 @@
 """Data sets by name: what their keys are, and the arrays they give."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Union
@@ -16,12 +17,25 @@ __all__ = ["Data", "Dataset", "Split", "load"]
 Data = Annotated[Union[Digits, Diabetes, NPZ, CSV, NPY, Python], Field(discriminator="name")]
 
 
-def load(data: Any) -> Dataset:
-    """What a section of the config speaks of. Runs of one process share it, while its files are as they were."""
-    path = Path(getattr(data, "path", "")).expanduser()
-    files = sorted(path.glob("*.npy")) if path.is_dir() else [path] if path.is_file() else []
-    stamps = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    return _load(data.model_dump_json(), stamps)
+def load(data: Any, like: Mapping[str, Any] | None = None) -> Dataset:
+    """What a section of the config speaks of. Runs of one process share it, while its files are as they were. `like`: a
+    run's data.json, by which columns are found: its target, where the section names none, and its features."""
+    if like is not None and getattr(data, "target", "") is None:
+        data = data.model_copy(update={"target": like.get("target")})
+    dataset = _load(data.model_dump_json(), _stamps(getattr(data, "path", None)))
+    return dataset if like is None else dataset.with_columns(like["features"])
+
+
+def _stamps(path: str | None) -> tuple[Any, ...]:
+    """Name, size and time of each file; none of what is not there, which the section refuses in its own words."""
+    if path is None:
+        return ()
+    try:
+        place = Path(path).expanduser()
+        files = sorted(place.glob("*.npy")) if place.is_dir() else [place]
+        return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    except (OSError, ValueError, RuntimeError):
+        return ()
 
 
 @lru_cache(maxsize=1)

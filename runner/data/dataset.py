@@ -1,13 +1,13 @@
 """A data set in memory: three splits of rows, checked, and how its values were scaled."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from runner.errors import ConfigError
+from runner.errors import ConfigError, show
 from runner.random import permutation
 
 Task = Literal["classification", "regression"]
@@ -30,8 +30,15 @@ class Scaling:
     offset: np.ndarray
     scale: np.ndarray
 
+    @classmethod
+    def of(cls, saved: Mapping[str, Any] | None) -> "Scaling | None":
+        """From data.json."""
+        return None if saved is None else cls(np.array(saved["offset"]), np.array(saved["scale"]))
+
     def apply(self, raw: np.ndarray) -> np.ndarray:
-        return (raw - self.offset) / self.scale
+        """Infinite where a row is too far from the training rows for float64."""
+        with np.errstate(over="ignore"):
+            return (raw - self.offset) / self.scale
 
     def invert(self, value: np.ndarray) -> np.ndarray:
         return value * self.scale + self.offset
@@ -48,6 +55,9 @@ class Dataset:
     x_scaling: Scaling | None = None
     y_scaling: Scaling | None = None
     memory: int | None = None  # bytes that rows of x may take, if they stay in their files
+    target: str | None = None  # the name of y's column
+    image_shape: tuple[int, ...] | None = None  # that a row can take
+    warnings: tuple[str, ...] = ()  # what is probably not meant
 
     @property
     def streams(self) -> bool:
@@ -78,12 +88,65 @@ class Dataset:
             "task": self.task,
             "classes": list(self.classes),
             "features": list(self.features),
+            "target": self.target,
             "input_shape": list(self.input_shape),
             "num_targets": self.num_targets,
             "rows": {"train": len(self.train), "val": len(self.val), "test": len(self.test)},
             "sha256": digest.hexdigest(),
             **{k: s and {"offset": s.offset.tolist(), "scale": s.scale.tolist()} for k, s in scalings.items()},
         }
+
+    def as_images(self) -> "Dataset":
+        """The same rows in `image_shape`."""
+        assert self.image_shape is not None
+        splits = (Split(split.x.reshape(-1, *self.image_shape), split.y) for split in (self.train, self.val, self.test))
+        train, val, test = splits
+        return replace(self, train=train, val=val, test=test, image_shape=None)
+
+    def with_columns(self, features: Sequence[str]) -> "Dataset":
+        """Only these columns of x, in this order, where all of them are there."""
+        if not features or tuple(features) == self.features or set(features) - set(self.features):
+            return self
+        which = [self.features.index(name) for name in features]
+        train, val, test = (Split(split.x[:, which], split.y) for split in (self.train, self.val, self.test))
+        scaling = self.x_scaling and Scaling(self.x_scaling.offset[which], self.x_scaling.scale[which])
+        return replace(self, train=train, val=val, test=test, features=tuple(features), x_scaling=scaling)
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """How data differs from what a run's data.json describes, the plainest difference first."""
+    told = {
+        "features": "its columns are",
+        "target": "its target is",
+        "classes": "its classes are",
+        "input_shape": "a row's shape is",
+        "num_targets": "the number of its targets is",
+        "rows": "its rows are",
+    }
+    for key, words in told.items():
+        if key in before and before[key] != now[key]:
+            found, expected = (_listed(values[key]) for values in (now, before))
+            return f"{words} {found}, were {expected}"
+    for key, name in (("x_scaling", "x"), ("y_scaling", "y")):
+        if before[key] != now[key]:
+            return f"mean or variance of {_rescaled(before[key], now[key], now, name)} is another"
+    if before["sha256"] != now["sha256"]:
+        return f"SHA-256 {now['sha256']}, then {before['sha256']}"
+    return None
+
+
+def _rescaled(before: Any, now: Any, description: Mapping[str, Any], name: str) -> str:
+    """The first column with another scaling."""
+    names = description["features"] if name == "x" else [description["target"]]
+    if not before or not now or not names or not names[0]:
+        return name
+    differ = [np.not_equal(before[key], now[key]) for key in ("offset", "scale")]
+    return f"column {names[int(np.argmax(np.logical_or(*differ)))]}"
+
+
+def _listed(value: Any) -> str:
+    items = [f"{k} {v}" for k, v in value.items()] if isinstance(value, dict) else value
+    return show(", ".join(map(str, items)) if isinstance(items, list) else items)
 
 
 def num_held_out(num_rows: int, val_fraction: float, test_fraction: float, source: str) -> tuple[int, int]:
@@ -106,7 +169,8 @@ def split_rows(x: np.ndarray, y: np.ndarray, num_val: int, num_test: int, seed: 
 
 
 def standardize(data: Dataset, *, x: bool, y: bool) -> Dataset:
-    """Mean 0 and variance 1 of every feature (`x`) and target (`y`) over the training rows. A constant is only shifted."""
+    """Mean 0 and variance 1 of every feature (`x`) and target (`y`) over the training rows. A constant
+    is only shifted."""
     splits = {"train": data.train, "val": data.val, "test": data.test}
     x_scaling = _scaling(data.train.x) if x else None
     y_scaling = _scaling(data.train.y) if y else None
@@ -117,39 +181,67 @@ def standardize(data: Dataset, *, x: bool, y: bool) -> Dataset:
     return replace(data, **scaled, x_scaling=x_scaling, y_scaling=y_scaling)  # type: ignore[arg-type]
 
 
+_SQUARES = 1e100  # sizes beyond this or below its inverse leave float64's range when squared
+_NOISE = 4  # units in the last place of the largest value: what rounding sets equal values apart by
+
+
 def _scaling(values: np.ndarray) -> Scaling:
-    scale = values.std(axis=0, dtype=np.float64)
-    return Scaling(values.mean(axis=0, dtype=np.float64), np.where(scale > 0, scale, 1.0))
+    """Mean and standard deviation, in units of the largest value where its square has no place in
+    float64. A column without a spread but rounding's is a constant: offset its least value, scale 1."""
+    low, high = (edge(axis=0).astype(np.float64) for edge in (values.min, values.max))
+    largest = np.maximum(np.abs(low), np.abs(high))
+    extreme = (largest > 0) & ((largest > _SQUARES) | (largest < 1 / _SQUARES))
+    unit = np.where(extreme, largest, 1.0)
+    measured = values / unit if extreme.any() else values
+    scale = measured.std(axis=0, dtype=np.float64) * unit
+    mean = measured.mean(axis=0, dtype=np.float64) * unit
+    constant = high / unit - low / unit <= _NOISE * (np.spacing(largest) / unit)
+    return Scaling(np.where(constant, low, mean), np.where(constant, 1.0, scale))
 
 
-def check(x: np.ndarray, y: np.ndarray, source: str, columns: Sequence[str] = ()) -> None:
+def check(x: np.ndarray, y: np.ndarray, source: str) -> None:
     """Refuse what cannot be trained on, naming row and column, counted from 0."""
     if len(x) == 0:
         raise ConfigError(f"{source} holds no rows")
     if len(x) != len(y):
         raise ConfigError(f"{source}: x has {len(x)} rows, y has {len(y)}")
-    check_finite("x", x, source, columns)
+    check_finite("x", x, source)
     check_finite("y", y, source)
 
 
-def check_finite(name: str, values: np.ndarray, source: str, columns: Sequence[str] = (), first_row: int = 0) -> None:
+def check_classes(data: Dataset, source: str) -> None:
+    """Refuse labels that leave nothing to tell apart."""
+    if data.task == "classification":
+        found = np.unique(data.train.y)
+        if len(found) == 1:
+            where = "" if len(data.classes) == 1 else "the training rows of "
+            column = "y" if data.target is None else f"column {data.target}"
+            raise ConfigError(
+                f"{where}{source}: {column} holds one class only, {show(data.classes[found[0]])}; "
+                "a classification needs two, data.task=regression takes numbers"
+            )
+
+
+def check_finite(name: str, values: np.ndarray, source: str, first_row: int = 0) -> None:
     """Refuse NaN and infinity, naming the first one's row and column, counted from 0."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         bad = np.argwhere(~np.isfinite(values))[0]
         row, *rest = (int(i) for i in bad)
-        column = (columns[rest[0]] if columns else f"{name}{rest}") if rest else name
+        column = f"{name}{rest}" if rest else name
         found = values[tuple(bad)]
         raise ConfigError(f"{source}: row {first_row + row}, column {column} is {found}; all values must be finite")
 
 
 def check_range(data: Dataset, dtype: np.dtype) -> None:
     """Refuse values, scaled as the network sees them, that `dtype` cannot hold."""
-    largest = float(np.finfo(dtype).max)
+    largest, least = float(np.finfo(dtype).max), float(np.finfo(dtype).tiny)
     for split in (data.train, data.val, data.test):
         x = split.x.largest if data.streams else largest_of(split.x)
         for name, size in (("x", x), ("y", largest_of(split.y))):
             if size > largest:
                 raise ConfigError(f"data: {name} holds values up to {size:g}, which {dtype.name} does not hold")
+            if 0 < size < least:
+                raise ConfigError(f"data: {name} holds values up to {size:g}, which {dtype.name} takes for 0")
 
 
 def largest_of(values: np.ndarray) -> float:

@@ -22,18 +22,20 @@ class Digits(Section):
     """1,797 images of handwritten digits, 8x8, 16 grey levels, 10 classes; x = level / 16.
 
     UCI, Alpaydin and Kaynak (1998); sklearn.datasets.load_digits. 1,280 training, 256 validation and 261 test rows of
-    one fixed permutation, whatever the run's seed. `images: true` gives [8, 8, 1] instead of [64].
+    one fixed permutation, whatever the run's seed. `images: true` gives [8, 8, 1] instead of [64], and
+    `auto` where the model needs images.
     """
 
     name: Literal["digits"]
-    images: bool
+    images: Literal["auto"] | bool
 
     def load(self) -> Dataset:
         rows = np.loadtxt(_file("digits.csv.gz"), delimiter=",")
         x, y = rows[:, :-1] / 16, rows[:, -1].astype(np.int64)
-        x = x.reshape(-1, 8, 8, 1) if self.images else x
         train, val, test = split_rows(x, y, num_val=256, num_test=261, seed=0)
-        return Dataset(train, val, test, "classification", tuple("0123456789"), ())
+        classes, shape = tuple("0123456789"), (8, 8, 1)
+        data = Dataset(train, val, test, "classification", classes, (), image_shape=shape)
+        return data.as_images() if self.images is True else data
 
 
 class Diabetes(Section):

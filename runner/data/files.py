@@ -1,17 +1,20 @@
 """A user's own files: NPZ and CSV, checked before anything trains."""
 
 import csv
+import io
 import math
-import zipfile
-import zlib
+import re
+import stat
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from runner import own_code
-from runner.data.dataset import Dataset, Task, check, num_held_out, split_rows, standardize
+from runner.data.dataset import Dataset, Task, check, check_classes, largest_of, num_held_out, split_rows, standardize
 from runner.errors import ConfigError, nearest, show
 from runner.section import Fraction, Index, Section
 
@@ -24,44 +27,46 @@ class _Rows(Section):
     standardize: bool
 
     def _dataset(
-        self, source: str, x: np.ndarray, y: np.ndarray, classes: Sequence[str], columns: tuple[str, ...]
+        self,
+        source: str,
+        x: np.ndarray,
+        y: np.ndarray,
+        classes: Sequence[str],
+        columns: tuple[str, ...] = (),
+        target: str | None = None,
     ) -> Dataset:
         """Rows -> splits, drawn with `split_seed`."""
-        check(x, y, source, columns)
+        check(x, y, source)
         held_out = num_held_out(len(x), self.val_fraction, self.test_fraction, source)
         splits = split_rows(x, y, *held_out, self.split_seed)
-        data = Dataset(*splits, task=self.task, classes=tuple(classes), features=columns)
-        return standardize(data, x=True, y=self.task == "regression") if self.standardize else data
+        data = Dataset(*splits, task=self.task, classes=tuple(classes), features=columns, target=target)
+        check_classes(data, source)
+        if self.standardize:
+            return standardize(data, x=True, y=self.task == "regression")
+        return data
 
     def _of_arrays(self, source: str, x: np.ndarray, y: np.ndarray) -> Dataset:
         x = as_float(x, "x", source)
         if x.ndim < 2 or 0 in x.shape[1:]:
             raise ConfigError(f"{source}: x must hold a row of values per sample, got the shape {list(x.shape)}")
-        return self._dataset(source, x, *as_targets(y, self.task, source), ())
+        data = self._dataset(source, x, *as_targets(y, self.task, source))
+        remedy = "data.standardize=true scales them"
+        return replace(data, warnings=unscaled(x, source, remedy)) if not self.standardize else data
 
 
 class _File(_Rows):
     path: str
 
-    def _exists(self) -> Path:
-        path = Path(self.path).expanduser()
-        if not path.is_file():
-            raise ConfigError(f"data.path must be a file, got {self.path}, which is not there")
-        return path
-
 
 class NPZ(_File):
-    """Arrays `x` [N, ...] (numbers; images channels last) and `y`: labels 0 ... C-1 (integers [N]) for classification,
-    targets ([N] or [N, C]) for regression. `standardize` scales by the training rows."""
+    """Arrays `x` [N, ...] (numbers; images channels last) and `y`: labels (integers [N], which name the
+    classes) for classification, targets ([N] or [N, C]) for regression. `standardize` scales by the
+    training rows."""
 
     name: Literal["npz"]
 
     def load(self) -> Dataset:
-        arrays = read_npz(self._exists())
-        for name in ("x", "y"):
-            if name not in arrays:
-                raise ConfigError(f"{self.path} must hold arrays x and y, got {', '.join(sorted(arrays)) or 'none'}")
-        return self._of_arrays(self.path, arrays["x"], arrays["y"])
+        return self._of_arrays(self.path, *read_npz(regular_file(self.path), "x", "y"))
 
 
 class Python(_Rows):
@@ -92,63 +97,192 @@ class CSV(_File):
     target: str | None
 
     def load(self) -> Dataset:
-        header, rows = read_csv(self._exists())
+        table = read_csv(regular_file(self.path))
+        header = table.header
         target = header[-1] if self.target is None else self.target
         if target not in header:
             raise ConfigError(f"data.target must be a column of {self.path}, got {target}{nearest(target, header)}")
+        if "" in header:
+            raise ConfigError(
+                f"{self.path}: column {header.index('') + 1} has no name, as an index has none: remove it "
+                "(pandas writes none with index=False) or name it"
+            )
         at = header.index(target)
         columns = tuple(name for name in header if name != target)
         if not columns:
-            raise ConfigError(f"{self.path} holds no column but the target {target}")
-        x = numbers(header, rows, [i for i in range(len(header)) if i != at], self.path)
+            raise ConfigError(f"{self.path} holds no column but the target {target}{_separator(target)}")
+        features = [i for i in range(len(header)) if i != at]
         if self.task == "regression":
-            y = numbers(header, rows, [at], self.path)
-            check(y, y, self.path, (target,))  # here its column has a name
-            return self._dataset(self.path, x, y, (), columns)
-        labels = [row[at] for row in rows]
+            values = numbers(table, [*features, at], self.path)
+            data = self._dataset(self.path, values[:, :-1], values[:, -1:], (), columns, target)
+            return replace(data, warnings=_counting(values[:, :-1], columns))
+        labels = [row[at] for row in table.rows]
         if "" in labels:
-            raise ConfigError(f"{self.path}: row {labels.index('')}, column {target} is empty; a label is needed")
+            line = table.lines[labels.index("")]
+            raise ConfigError(f"{self.path}: line {line}, column {target} is empty; a label is needed")
+        x = numbers(table, features, self.path)
         classes = sorted(set(labels), key=_label_key(labels))
         number = {label: i for i, label in enumerate(classes)}
-        return self._dataset(
-            self.path, x, np.array([number[label] for label in labels], dtype=np.int64), classes, columns
-        )
+        y = np.array([number[label] for label in labels], dtype=np.int64)
+        data = self._dataset(self.path, x, y, classes, columns, target)
+        warnings = (*_counting(x, columns), *_own_labels(labels, classes, target))
+        return replace(data, warnings=warnings)
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an NPZ file; pickles are refused."""
+def regular_file(path: str | Path) -> Path:
+    """Refuse what is not there, a folder, and what may never end: a pipe or a device."""
+    place, mode = found(path, "file")
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise ConfigError(f"data.path must be a file, got {_shown(path)}, which is {kind}")
+    return place
+
+
+def found(path: str | Path, kind: str) -> tuple[Path, int]:
+    """The path without ~, and its mode."""
+    try:
+        place = Path(path).expanduser()
+        return place, place.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        reason = "which is not there"
+    except (OSError, ValueError, RuntimeError) as error:  # too long, no right to, a null byte, no such user
+        reason = f"which cannot be opened: {getattr(error, 'strerror', None) or error}"
+    raise ConfigError(f"data.path must be a {kind}, got {_shown(path)}, {reason}")
+
+
+def _shown(path: str | Path) -> str:
+    text = str(path) if str(path).isprintable() else repr(str(path))
+    return text if len(text) <= 500 else show(text)
+
+
+def read_npz(path: Path, *names: str) -> list[np.ndarray]:
+    """The arrays of these names in an NPZ file; pickles are refused."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ConfigError(f"{path} cannot be read as NPZ: {error}") from None
+            there = [str(name) for name in archive.files]
+            arrays = [archive[name] for name in names if name in there]
+    except Exception as error:  # a damaged file raises a dozen kinds, of zipfile, zlib, lzma and NumPy
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{path} cannot be read as NPZ: {text}") from None
+    if len(arrays) < len(names):
+        wanted = f"arrays {' and '.join(names)}" if len(names) > 1 else f"an array {names[0]}"
+        raise ConfigError(f"{path} must hold {wanted}, got {_listed(sorted(there)) or 'none'}")
+    for name, array in zip(names, arrays, strict=True):
+        if not isinstance(array, np.ndarray):
+            raise ConfigError(f"{path}: {name} must be an array in NPY format, got other bytes")
+    return arrays
 
 
-def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and rows; every row as long as the header."""
+class Table(NamedTuple):
+    """A CSV's cells; every row is as long as the header."""
+
+    header: list[str]
+    rows: list[list[str]]
+    lines: list[int]  # where each row begins, as an editor counts
+
+
+# C0 and C1 but for tab and line ends, and what Unicode ends lines with
+_CONTROL = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
+
+
+def read_csv(path: Path) -> Table:
+    content = path.read_bytes()
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path} cannot be read as CSV in UTF-8: {error}") from None
-    if not lines:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
+        raise ConfigError(
+            f"{path} cannot be read as CSV in UTF-8: line {line} holds the byte 0x{byte:02x}; save it in UTF-8"
+        ) from None
+    if control := _CONTROL.search(text):
+        line = text.count("\n", 0, control.start()) + 1
+        raise ConfigError(f"{path}: line {line} holds the control character {control[0]!r}; remove it")
+    rows, lines, line = [], [], 1
+    reader = csv.reader(io.StringIO(text, newline=""))
+    try:
+        for row in reader:
+            if row:
+                rows.append([cell.strip() for cell in row])
+                lines.append(line)
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ConfigError(f"{path} cannot be read as CSV: line {line}: {error}") from None
+    if not rows:
         raise ConfigError(f"{path} is empty")
-    header, *rows = lines
-    if len(set(header)) != len(header):
-        raise ConfigError(f"{path}: a column name stands twice in the header: {', '.join(header)}")
-    for i, row in enumerate(rows):
+    header, *rows = rows
+    twice = [name for name, number in Counter(header).items() if number > 1]
+    if twice:
+        raise ConfigError(f"{path}: a column name stands twice in the header: {_listed(twice)}")
+    broken = next((name for name in header if "\n" in name or "\r" in name), None)
+    if broken is not None:
+        raise ConfigError(f"{path}: the column name {show(repr(broken))} holds a line break; a quote may not be closed")
+    for row, line in zip(rows, lines[1:], strict=True):
         if len(row) != len(header):
-            raise ConfigError(f"{path}: row {i} has {len(row)} cells, the header has {len(header)}")
-    return header, rows
+            raise ConfigError(f"{path}: line {line} has {len(row)} cells, the header has {len(header)}")
+    return Table(header, rows, lines[1:])
 
 
-def numbers(header: Sequence[str], rows: Sequence[Sequence[str]], columns: Sequence[int], source: object) -> np.ndarray:
-    """float64[rows, columns] of the cells; the first that is no number is named."""
+def numbers(table: Table, columns: Sequence[int], source: object) -> np.ndarray:
+    """float64[rows, columns] of the cells; all columns with a cell that is no finite number are named."""
     try:
-        return np.array([[float(row[j]) for j in columns] for row in rows], dtype=np.float64).reshape(-1, len(columns))
+        cells = [[float(row[j]) for j in columns] for row in table.rows]
+        values = np.array(cells, dtype=np.float64).reshape(-1, len(columns))
+        if np.isfinite(values).all():
+            return values
     except ValueError:
-        i, j = next((i, j) for i, row in enumerate(rows) for j in columns if not _is_number(row[j]))
-        raise ConfigError(f"{source}: row {i}, column {header[j]} is {rows[i][j]!r}; a number is needed") from None
+        pass
+    wrong = {j: [i for i, row in enumerate(table.rows) if not _is_finite(row[j])] for j in columns}
+    parts = [
+        f"line {table.lines[bad[0]]}, column {table.header[j]} is {show(repr(table.rows[bad[0]][j]))}"
+        + (f" ({len(bad)} such lines)" if len(bad) > 1 else "")
+        for j, bad in wrong.items()
+        if bad
+    ]
+    more = [f"{len(parts) - _MOST} more columns"] if len(parts) > _MOST else []
+    raise ConfigError(
+        f"{source}: {'; '.join([*parts[:_MOST], *more])}; finite numbers are needed: "
+        "give text a number each, fill what is missing, or remove the column"
+    )
+
+
+_MOST = 8  # names in one message
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first ones, printable."""
+    told = [show(name if name.isprintable() else repr(name)) for name in names[:_MOST]]
+    return ", ".join([*told, *([f"{len(names) - _MOST} more"] if len(names) > _MOST else [])])
+
+
+def _separator(header: str) -> str:
+    """A hint where the whole header was taken for one name."""
+    other = next((sign for sign in (";", "\t", "|") if sign in header), None)
+    return f"; its cells are separated by {other!r}, commas are needed" if other else ""
+
+
+def _counting(x: np.ndarray, columns: Sequence[str]) -> tuple[str, ...]:
+    """A column that counts the rows is probably an index."""
+    steps = np.arange(len(x))
+    counts = [name for name, column in zip(columns, x.T, strict=True) if np.array_equal(column - column[0], steps)]
+    if len(x) < 10:
+        return ()
+    return tuple(f"column {name} counts the rows; if it is an index, remove it" for name in counts)
+
+
+def _own_labels(labels: Sequence[str], classes: Sequence[str], target: str) -> tuple[str, ...]:
+    """Numbers of which hardly two are equal are probably no labels."""
+    if len(labels) < 20 or len(classes) <= len(labels) / 2 or not all(map(_is_finite, classes)):
+        return ()
+    found = f"column {target} has {len(classes)} different numbers in {len(labels)} rows"
+    return (f"{found}, each taken for a class; data.task=regression takes them as numbers",)
+
+
+def unscaled(x: Any, source: str, remedy: str) -> tuple[str, ...]:
+    """Values far from 1, such as pixels of 0 to 255, train badly as they are."""
+    largest = x.largest if hasattr(x, "largest") else largest_of(x)
+    if largest <= 10:
+        return ()
+    return (f"{source}: x holds values up to {largest:g}, which are not scaled; {remedy}",)
 
 
 def as_float(values: np.ndarray, name: str, source: object) -> np.ndarray:
@@ -161,29 +295,25 @@ def as_float(values: np.ndarray, name: str, source: object) -> np.ndarray:
 
 
 def as_targets(y: np.ndarray, task: Task, source: object) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Targets float64[N, C] and no classes; or labels 0 ... C-1, int64[N], and the classes' names."""
+    """Targets float64[N, C] and no classes; or labels int64[N], counted from 0, and the classes' names:
+    the different integers of y, in order."""
     if task == "regression":
         return as_float(y, "y", source).astype(np.float64).reshape(len(y), -1), ()
     if y.ndim != 1 or y.dtype.kind not in "iu":
         raise ConfigError(f"{source}: y must be labels, integers of shape [N], got {y.dtype} of shape {list(y.shape)}")
-    if len(y) and y.min() < 0:
-        raise ConfigError(f"{source}: row {int(y.argmin())}, column y is {y.min()}; labels count from 0")
-    if len(y) and y.max() >= len(y):
-        row, more = int(y.argmax()), f"that is more classes than the {len(y)} rows"
-        raise ConfigError(f"{source}: row {row}, column y is {y.max()}; labels count from 0, {more}")
-    return y.astype(np.int64), tuple(str(label) for label in range(int(y.max(initial=0)) + 1))
+    names, labels = np.unique(y, return_inverse=True)
+    return labels.astype(np.int64), tuple(str(name) for name in names)
 
 
-def _is_number(cell: str) -> bool:
+def _is_finite(cell: str) -> bool:
     try:
-        float(cell)
+        return math.isfinite(float(cell))
     except ValueError:
         return False
-    return True
 
 
 def _label_key(labels: Sequence[str]) -> Callable[[str], Any]:
     """By number, if all are; labels of one number (1 and 1.0) by their text, so that the order is always the same."""
-    if all(_is_number(label) and math.isfinite(float(label)) for label in labels):
+    if all(map(_is_finite, labels)):
         return lambda label: (float(label), label)
     return str

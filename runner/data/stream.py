@@ -1,7 +1,9 @@
 """Data larger than memory: rows that stay in .npy files and are read when they are asked for."""
 
 import hashlib
+import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from runner.data.dataset import Dataset, Split, Task, check_finite, largest_of, num_held_out, split_rows
-from runner.data.files import as_targets
+from runner.data.dataset import Dataset, Split, Task, check_classes, check_finite, largest_of, num_held_out, split_rows
+from runner.data.files import as_targets, found, unscaled
 from runner.errors import ConfigError
 from runner.section import Count, Fraction, Index, Section
 
@@ -73,9 +75,9 @@ class NPY(Section):
     memory_mb: Count
 
     def load(self) -> Dataset:
-        folder = Path(self.path).expanduser()
-        if not folder.is_dir():
-            raise ConfigError(f"data.path must be a folder, got {self.path}, which is not there")
+        folder, mode = found(self.path, "folder")
+        if not stat.S_ISDIR(mode):
+            raise ConfigError(f"data.path must be a folder, got {self.path}, which is none")
         files = _parts(folder)
         targets = [_mapped(x.with_name(f"y{x.name[1:]}")) for x in files]
         arrays = [_mapped(x) for x in files]
@@ -88,6 +90,11 @@ class NPY(Section):
                 raise ConfigError(
                     f"{file}: rows are {x.dtype}{list(x.shape[1:])}, in {files[0].name} "
                     f"{arrays[0].dtype}{list(arrays[0].shape[1:])}"
+                )
+            if y.ndim == 0 or (y.shape[1:], y.dtype.kind) != (targets[0].shape[1:], targets[0].dtype.kind):
+                first, other = (f"{a.dtype}{list(a.shape)}" for a in (targets[0], y))
+                raise ConfigError(
+                    f"{file}: y must hold a value or row per sample, alike in all parts, got {other} and {first}"
                 )
             if len(x) != len(y):
                 raise ConfigError(f"{file}: x has {len(x)} rows, y has {len(y)}")
@@ -106,24 +113,41 @@ class NPY(Section):
         train, val, test = (
             Split(replace(all_rows, rows=split.x), split.y) for split in split_rows(rows, y, *held_out, self.split_seed)
         )
-        return Dataset(train, val, test, self.task, classes, features=(), memory=self.memory_mb * 2**20)
+        data = Dataset(train, val, test, self.task, classes, features=(), memory=self.memory_mb * 2**20)
+        check_classes(data, self.path)
+        remedy = "save them scaled, or begin model.layers with {layer: batch_norm}"
+        return replace(data, warnings=unscaled(all_rows, self.path, remedy))
 
 
 def _parts(folder: Path) -> list[Path]:
     """x.npy, or x_0.npy, x_1.npy, ... by their numbers."""
-    if (folder / "x.npy").is_file():
+    parts: dict[int, Path] = {}
+    for path in sorted(folder.glob("x_*.npy")):
+        if match := re.fullmatch(r"x_(\d+)", path.stem):
+            same = parts.setdefault(int(match[1]), path)
+            if same != path:
+                raise ConfigError(f"{folder} holds {same.name} and {path.name}, which have the same number")
+    if os.path.lexists(folder / "x.npy"):
+        if parts:
+            raise ConfigError(
+                f"{folder} holds x.npy and parts of it, such as {parts[min(parts)].name}; remove one of them"
+            )
         return [folder / "x.npy"]
-    numbers = {int(found[1]): path for path in folder.glob("x_*.npy") if (found := re.fullmatch(r"x_(\d+)", path.stem))}
-    if not numbers:
+    if not parts:
         raise ConfigError(f"{folder} must hold x.npy and y.npy, or parts of them: x_0.npy, y_0.npy, x_1.npy, ...")
-    return [numbers[number] for number in sorted(numbers)]
+    return [parts[number] for number in sorted(parts)]
 
 
 def _mapped(path: Path) -> np.ndarray:
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no regular file")
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"{path} cannot be read as NPY: {error}") from None
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is another kind of file")
+    except Exception as error:  # a damaged file raises several kinds
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{path} cannot be read as NPY: {text}") from None
     return array
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from runner import random
+from runner.data.dataset import Scaling
 from runner.data.order import Chunk
 from runner.errors import ConfigError, RunError
 from runner.exact import gradient, optimizers, rules
@@ -208,7 +209,9 @@ def native_model(model: ModelSpec, state: TrainState) -> Any:
     raise ConfigError("backend=witness has no native model; backend=lightning and backend=keras have one each")
 
 
-def export(model: ModelSpec, state: TrainState, path: Path) -> None:
+def export(
+    model: ModelSpec, state: TrainState, path: Path, x_scaling: Scaling | None = None, y_scaling: Scaling | None = None
+) -> None:
     native_model(model, state)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from runner import run_folder
 from runner.console import capture
+from runner.data.dataset import changed
 from runner.errors import ConfigError
 from runner.plan import evaluate as evaluate_split
 from runner.saved import Run
@@ -13,11 +14,17 @@ from runner.training import show
 def evaluate(run: Run) -> int:
     """Says them, and leaves them in FOLDER/test.json."""
     with capture() as (console, held):
+        difference = changed(run.data, run.plan.data.description())
+        if difference is not None:
+            raise ConfigError(
+                f"task=evaluate: the data is not what {run.folder} was trained on: {difference}; "
+                "task=predict takes new rows"
+            )
         data = run.plan.data.test
         if not len(data):
             raise ConfigError(f"{run.folder} has no test rows: data.test_fraction was 0")
         held.into(run.folder / "run.log")
-        outputs = run.plan.outputs(data, run.predict)
+        outputs = run.plan.outputs(data, run.outputs)
         values = {f"test/{name}": value for name, value in evaluate_split(run.plan, outputs, data).items()}
         path = run.folder / "test.json"
         about = {"checkpoint": run.state.step, "backend": run.config.backend, "rows": len(data)}

@@ -1,58 +1,67 @@
 """task=predict: a finished run's predictions for new rows, from CSV to CSV or from NPZ to NPZ."""
 
 import csv
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from runner.console import capture
-from runner.data.dataset import Scaling, check_finite
-from runner.data.files import as_float, numbers, read_csv, read_npz
+from runner.data.files import as_float, numbers, read_csv, read_npz, regular_file
 from runner.errors import ConfigError
 from runner.saved import Run
 
 
 def predict(run: Run, source: str) -> int:
-    """FOLDER/predictions.csv or .npz: the outputs, and for classification the label of the largest one.
+    """FOLDER/predictions.csv or .npz, or predictions_2, _3, ... where that holds others.
 
-    Rows are scaled as the training rows were. A CSV needs the training columns, in any order; an NPZ the array `x`.
+    The outputs (of a regression in the data's units), and for classification the probability of each class and the label
+    of the largest one. Rows are scaled as the training rows were. A CSV needs the training columns, in any order; an NPZ
+    the array `x`.
     """
     with capture() as (console, held):
-        path = Path(source).expanduser()
-        if not path.is_file():
-            raise ConfigError(f"data.path must be a file, got {source}, which is not there")
+        path = regular_file(source)
         x = _read(path, run.data)
-        check_finite("x", x, source, run.data["features"])
+        outputs = run.predict(x).astype(np.float64)
         held.into(run.folder / "run.log")
-        outputs = run.predict(_scaling(run.data, "x_scaling", x).apply(x)).astype(np.float64)
         classes: list[str] = run.data["classes"]
+        columns: dict[str, Any] = {"outputs": outputs}
         if classes:
-            best = (outputs[:, 0] > 0).astype(int) if outputs.shape[1] == 1 else outputs.argmax(axis=1)
-            labels = [classes[i] for i in best]
-        else:
-            outputs, labels = _scaling(run.data, "y_scaling", outputs).invert(outputs), None
-        place = run.folder / f"predictions{path.suffix.lower()}"
-        _write(place, outputs, labels)
+            columns["probability"] = probabilities(outputs)
+            best = outputs[:, 0] > 0 if outputs.shape[1] == 1 else outputs.argmax(axis=1)
+            columns["label"] = np.array(classes)[best.astype(int)]
+        content = _npz(columns) if path.suffix.lower() == ".npz" else _csv(columns, classes)
+        place = _write(run.folder, path.suffix.lower(), content)
         console.say(f"file     {place}  ({len(outputs)} rows)")
         return 0
+
+
+def probabilities(z: np.ndarray) -> np.ndarray:
+    """Of each class: exp(z_c) / sum exp(z), or with one output 1 / (1 + exp(z)) and 1 / (1 + exp(-z)).
+    # float64[N, C]"""
+    if z.shape[1] == 1:
+        z = np.concatenate([np.zeros_like(z), z], axis=1)  # the same, of logits 0 and z
+    shifted = np.exp(z - z.max(axis=1, keepdims=True, initial=-np.inf))
+    total: np.ndarray = shifted.sum(axis=1, keepdims=True)
+    return shifted / total
 
 
 def _read(path: Path, description: dict[str, Any]) -> np.ndarray:
     """float64[N, *input_shape], checked against what the run was trained on."""
     shape = tuple(description["input_shape"])
     if path.suffix.lower() == ".npz":
-        arrays = read_npz(path)
-        if "x" not in arrays:
-            raise ConfigError(f"{path} must hold an array x, got {', '.join(sorted(arrays)) or 'none'}")
-        x = as_float(arrays["x"], "x", path)
+        (x,) = read_npz(path, "x")
+        x = as_float(x, "x", path)
     elif path.suffix.lower() == ".csv":
-        header, rows = read_csv(path)
-        features = description["features"] or header
-        missing = [name for name in features if name not in header]
+        table = read_csv(path)
+        features = description["features"] or table.header
+        missing = [name for name in features if name not in table.header]
         if missing:
             raise ConfigError(f"{path} lacks the column {missing[0]}, which the run was trained on")
-        x = numbers(header, rows, [header.index(name) for name in features], path)
+        x = numbers(table, [table.header.index(name) for name in features], path)
         if len(shape) > 1 and x.shape[1] == int(np.prod(shape)):
             x = x.reshape(-1, *shape)
     else:
@@ -62,21 +71,43 @@ def _read(path: Path, description: dict[str, Any]) -> np.ndarray:
     return x
 
 
-def _scaling(description: dict[str, Any], key: str, like: np.ndarray) -> Scaling:
-    saved = description[key]
-    if saved is None:
-        return Scaling(np.zeros(like.shape[1:]), np.ones(like.shape[1:]))
-    return Scaling(np.array(saved["offset"]), np.array(saved["scale"]))
+def _npz(columns: dict[str, Any]) -> bytes:
+    content = io.BytesIO()
+    np.savez(content, **columns)
+    return content.getvalue()
 
 
-def _write(place: Path, outputs: np.ndarray, labels: list[str] | None) -> None:
-    if place.suffix == ".npz":
-        arrays: dict[str, Any] = {"outputs": outputs, **({} if labels is None else {"label": np.array(labels)})}
-        np.savez(place, **arrays)
-        return
-    header = [f"output_{i}" for i in range(outputs.shape[1])] + (["label"] if labels is not None else [])
-    with place.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        for i, row in enumerate(outputs.tolist()):
-            writer.writerow([*row, labels[i]] if labels is not None else row)
+def _csv(columns: dict[str, Any], classes: list[str]) -> bytes:
+    """output_0, ... in the order of the network's outputs; probability_CLASS of each; label."""
+    content = io.StringIO(newline="")
+    writer = csv.writer(content)
+    header = [f"output_{i}" for i in range(columns["outputs"].shape[1])]
+    writer.writerow([*header, *(f"probability_{name}" for name in classes), *(["label"] if classes else [])])
+    cells = [np.reshape(values, (len(values), -1)).tolist() for values in columns.values()]
+    writer.writerows([cell for part in row for cell in part] for row in zip(*cells, strict=True))
+    return content.getvalue().encode()
+
+
+@contextmanager
+def _whole(place: Path) -> Iterator[None]:
+    """Leaves no half of a file where the disk is full."""
+    try:
+        yield
+    except OSError:
+        place.unlink()
+        raise
+
+
+def _write(folder: Path, suffix: str, content: bytes) -> Path:
+    """To the first of predictions, predictions_2, ... that is not there or holds the same."""
+    number = 1
+    while True:
+        place = folder / f"predictions{'' if number == 1 else f'_{number}'}{suffix}"
+        try:
+            with place.open("xb") as file, _whole(place):
+                file.write(content)
+            return place
+        except FileExistsError:
+            if place.is_file() and place.read_bytes() == content:
+                return place
+            number += 1
