@@ -210,7 +210,7 @@ def _resume(overrides: Sequence[str], command: Sequence[str]) -> int:
 
     resumed = _resumed(overrides)
     path = resumed.folder
-    before = run_folder.read_json(path / "result.json")["overrides"] if (path / "result.json").is_file() else []
+    before = resumed.overrides
     return train(
         Job(resumed.config, resumed.values, command, before, path.parent, path.name, _process_start(), resumed)
     )

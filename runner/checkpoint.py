@@ -6,8 +6,9 @@ A checkpoint is written beside its place, synced, and renamed into it, so that a
 import hashlib
 import json
 import os
-import shutil
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from runner.errors import RunError
+from runner.errors import RunError, show
+from runner.run_folder import sync
 from runner.spec import TrainState
 
 FORMAT = 1
 _PARTS = ("weights.safetensors", "optimizer.safetensors", "state.json")
 _MANIFEST = "manifest.json"
+_STEP = r"(?:0|[1-9][0-9]*)"  # a checkpoint's folder, by its exact name: 007, 20.bak and ² are not ours
+_STAGED, _POINTER = re.compile(rf"\.{_STEP}\.[0-9]+"), re.compile(r"\.(?:last|best)\.[0-9]+")
 
 
 def write(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
@@ -31,6 +35,7 @@ def write(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
 def stage(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
     """All files of a checkpoint, beside its place: not yet one that a reader finds, nor safe from a power cut."""
     beside = folder / "checkpoints" / f".{state.step}.{os.getpid()}"
+    _remove(beside)  # of an earlier process with this number
     beside.mkdir(parents=True)
     slots = {f"{slot}/{name}": value for slot, values in state.slots.items() for name, value in values.items()}
     numbers = {"format": FORMAT, "step": state.step, "buffers": sorted(state.buffers), **extra}
@@ -72,15 +77,19 @@ def _serialized(tensors: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryvie
 
 
 def commit(beside: Path, step: int) -> Path:
-    """Sync what was staged, then rename it into its place."""
+    """Sync what was staged, its folder with it, then rename it into its place and sync that."""
     for name in (*_PARTS, _MANIFEST):
-        _sync(f"{beside}/{name}", os.O_RDWR)
+        sync(beside / name)
+    sync(beside)
     place = beside.with_name(str(step))
     if place.exists():
-        shutil.rmtree(place)
+        _remove(place)
+        if place.exists():  # files of the user's own: they stay where they are
+            for file in os.listdir(place):
+                os.rename(place / file, beside / file)
+            os.rmdir(place)
     os.rename(beside, place)
-    if os.name == "posix":
-        _sync(str(place.parent), os.O_RDONLY)
+    sync(place.parent)
     return place
 
 
@@ -94,6 +103,8 @@ def point(folder: Path, name: str, step: int) -> None:
     """checkpoints/last or /best: a symbolic link to the step's folder, replaced in one go."""
     places = f"{folder}/checkpoints"
     beside = f"{places}/.{name}.{os.getpid()}"
+    with suppress(FileNotFoundError):
+        os.unlink(beside)  # of an earlier process with this number
     try:
         os.symlink(str(step), beside)
     except OSError:  # a file system without links
@@ -101,19 +112,41 @@ def point(folder: Path, name: str, step: int) -> None:
     os.replace(beside, f"{places}/{name}")
 
 
+def target(folder: Path, name: str) -> int | None:
+    """The step that checkpoints/last or /best points to; None: it is no pointer, or not there."""
+    path = folder / "checkpoints" / name
+    if not os.path.lexists(path) or (path.is_dir() and not path.is_symlink()):
+        return None
+    step = os.readlink(path) if path.is_symlink() else path.read_text(errors="replace").strip()
+    if not re.fullmatch(_STEP, step):
+        raise RunError(f"{path} must be a link to a step beside it, got {show(step)}")
+    return int(step)
+
+
 def keep(folder: Path, kept: set[int]) -> None:
     """Remove the checkpoints of all other steps."""
-    places = f"{folder}/checkpoints"
-    for name in os.listdir(places):
-        if name.isdigit() and int(name) not in kept:
-            for part in os.listdir(f"{places}/{name}"):
-                os.unlink(f"{places}/{name}/{part}")
-            os.rmdir(f"{places}/{name}")
+    for step in steps(folder):
+        if step not in kept:
+            _remove(folder / "checkpoints" / str(step))
+
+
+def _remove(place: Path) -> None:
+    """A checkpoint's files by their names, and its folder where nothing else is in it."""
+    for name in (*_PARTS, _MANIFEST):
+        with suppress(FileNotFoundError):
+            os.unlink(place / name)
+    with suppress(OSError):
+        os.rmdir(place)
 
 
 def steps(folder: Path) -> list[int]:
-    """Of the checkpoints that there are, whole or not."""
-    return sorted(int(place.name) for place in (folder / "checkpoints").glob("[0-9]*"))
+    """Of the checkpoints that there are, whole or not, in order."""
+    try:
+        entries = [*os.scandir(folder / "checkpoints")]
+    except FileNotFoundError:
+        return []
+    mine = [entry for entry in entries if re.fullmatch(_STEP, entry.name) and entry.is_dir(follow_symlinks=False)]
+    return sorted(int(entry.name) for entry in mine if any(os.path.lexists(f"{entry.path}/{name}") for name in _PARTS))
 
 
 def read(folder: Path, which: str | int = "last") -> tuple[TrainState, dict[str, Any]]:
@@ -151,28 +184,55 @@ def read_newest(folder: Path) -> tuple[TrainState, dict[str, Any], list[RunError
     raise next(iter(damaged.values()))
 
 
-def tidy(folder: Path) -> None:
-    """Remove what a process that was killed while it saved has left."""
-    for place in (*folder.glob(".*"), *(folder / "checkpoints").glob(".*")):
-        shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
+def best_saved(folder: Path, step: int, best: Mapping[str, Any] | None) -> int | None:
+    """The best epoch's checkpoint for a run that goes on from `step`, whose state.json has `best`; None: there is none."""
+    known = [] if best is None else [int(best["step"])]
+    known += [pointed] if (pointed := target(folder, "best")) is not None else []
+    saved = steps(folder)
+    return next((one for one in known if one <= step and one in saved), None)
+
+
+def go_back(folder: Path, step: int, best: int | None) -> None:
+    """Before a run goes on from a step: `last` and `best` point to what they were then, and what a process that was killed
+    while it saved has left is removed. Later checkpoints stay until they are written again or no longer kept."""
+    for entry in [*os.scandir(folder / "checkpoints")]:
+        if _STAGED.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+            _remove(Path(entry.path))
+        elif _POINTER.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False):
+            os.unlink(entry.path)
+    point(folder, "last", step)
+    if best is None:
+        (folder / "checkpoints" / "best").unlink(missing_ok=True)
+    else:
+        point(folder, "best", best)
+
+
+def links(folder: Path) -> Iterator[Path]:
+    """Symbolic links where a checkpoint's files belong, and what stands for `last` and `best` but is none to a step."""
+    places = folder / "checkpoints"
+    if places.is_symlink():
+        yield places
+        return
+    for name in ("last", "best"):
+        try:
+            if target(folder, name) is None and (places / name).exists():
+                yield places / name
+        except RunError:
+            yield places / name
+    for entry in os.scandir(places) if places.is_dir() else ():
+        if re.fullmatch(_STEP, entry.name):
+            own = (Path(entry.path), *(Path(entry.path, name) for name in (*_PARTS, _MANIFEST)))
+            yield from (path for path in own if path.is_symlink())
 
 
 def _place(folder: Path, which: str | int) -> Path:
-    place = folder / "checkpoints" / str(which)
-    if place.is_file():
-        place = place.with_name(place.read_text().strip())
-    if not place.is_dir():
-        there = sorted(p.name for p in place.parent.glob("[!.]*")) if place.parent.is_dir() else []
+    pointed = target(folder, which) if which in ("last", "best") else None
+    place = folder / "checkpoints" / str(which if pointed is None else pointed)
+    if place.is_symlink() or not place.is_dir():
+        pointers = [name for name in ("best", "last") if os.path.lexists(folder / "checkpoints" / name)]
+        there = [*map(str, steps(folder)), *pointers]
         raise RunError(f"{folder} has no checkpoint {which}; it has {', '.join(there) or 'none'}")
-    return place.resolve()
-
-
-def _sync(path: str, flags: int) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return place
 
 
 def weights_sha256(state: TrainState) -> str:

@@ -20,8 +20,8 @@ from runner.config import Config, parse
 from runner.data.dataset import changed
 from runner.errors import ConfigError, RunError, nearest, show
 from runner.plan import Plan, plan
-from runner.run_folder import read_json
-from runner.saved import config_of
+from runner.run_folder import read_json, records
+from runner.saved import config_of, refuse_links
 from runner.schedules.extend import HOW, extended
 from runner.spec import TrainState
 
@@ -57,6 +57,14 @@ class Resumed:
     state: TrainState
     numbers: dict[str, Any]  # the checkpoint's state.json
     notes: Sequence[str]  # for the user
+    is_completed: bool  # as result.json of the folder that it comes from says
+    overrides: list[str]  # likewise
+
+    def is_over(self, total_steps: int) -> bool:
+        """Its last update was made and its last checkpoint written: what is missing are the files of a run's end."""
+        if self.numbers["stopped_early"] and "trainer.early_stopping_patience" not in self.changes:
+            return True
+        return self.state.step == total_steps and not _LENGTH & set(self.changes)
 
     @property
     def config(self) -> Config:
@@ -66,6 +74,7 @@ class Resumed:
 def resume(folder: Path, overrides: Sequence[Override]) -> Resumed:
     """Read and checked; nothing is written."""
     saved = {**config_of(folder, "resume"), "resume": None, "run": None, "task": "train"}
+    refuse_links(folder, "resume")
     on_extend = next((override.value() for override in overrides if override.key_or_group == ON_EXTEND), None)
     said = [override for override in overrides if override.key_or_group not in ("resume", "task", ON_EXTEND)]
     values = set_keys(saved, said, (*CHANGEABLE, ON_EXTEND))
@@ -79,7 +88,12 @@ def resume(folder: Path, overrides: Sequence[Override]) -> Resumed:
         notes += more
     elif on_extend is not None:
         raise ConfigError(f"{ON_EXTEND} is for a run of another length: it needs {' or '.join(sorted(_LENGTH))}")
-    return Resumed(folder, values, changes, state, numbers, notes)
+    try:
+        result = read_json(folder / "result.json")
+    except ConfigError:  # none, or a damaged one: it is made again
+        result = {}
+    is_completed, before = result.get("status") == "completed", [*map(str, result.get("overrides", []))]
+    return Resumed(folder, values, changes, state, numbers, notes, is_completed, before)
 
 
 def branch(resumed: Resumed, folder: Path) -> Resumed:
@@ -87,11 +101,11 @@ def branch(resumed: Resumed, folder: Path) -> Resumed:
     source, step = resumed.folder, resumed.state.step
     for name in ("config.yaml", "data.json", "environment.json", "trace.csv", "metrics.csv"):
         shutil.copy2(source / name, folder / name)
-    best = resumed.numbers["best"]
-    for name, kept in (("best", best and best["step"]), ("last", step)):
-        place = source / "checkpoints" / str(kept)
-        if place.is_dir():
-            shutil.copytree(place, folder / "checkpoints" / str(kept), dirs_exist_ok=True)
+    best = checkpoint.best_saved(source, step, resumed.numbers["best"])
+    for name, kept in (("best", best), ("last", step)):
+        if kept is not None:
+            place = Path("checkpoints", str(kept))
+            shutil.copytree(source / place, folder / place, dirs_exist_ok=True)
             checkpoint.point(folder, name, kept)
     return replace(resumed, folder=folder)
 
@@ -107,12 +121,16 @@ def check(resumed: Resumed, prepared: Plan, start: TrainState) -> None:
         _fits(folder, kind, getattr(resumed.state, kind), getattr(start, kind))
     for slot in {**start.slots, **resumed.state.slots}:
         _fits(folder, f"slot {slot}", resumed.state.slots.get(slot, {}), start.slots.get(slot, {}))
-    if resumed.numbers["stopped_early"] and "trainer.early_stopping_patience" not in resumed.changes:
+    total, is_over = prepared.order.total_steps, resumed.is_over(prepared.order.total_steps)
+    if not is_over:
+        records(folder, step, prepared.order.steps_per_epoch)
+    elif not resumed.is_completed:  # it was stopped after its last checkpoint
+        return
+    elif step < total:
         patience = show(prepared.config.trainer.early_stopping_patience)
         raise ConfigError(
             f"resume: {folder} has ended early at step {step}; trainer.early_stopping_patience, now {patience}, can be changed"
         )
-    total = prepared.order.total_steps
     if step >= total:
         raise ConfigError(
             f"resume: {folder} is at step {step} of {total}, nothing is left; a larger trainer.max_epochs or "

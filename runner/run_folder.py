@@ -1,5 +1,6 @@
 """A run's folder: its name, and the files that contract every reader can rely on."""
 
+import itertools
 import json
 import os
 import platform
@@ -17,12 +18,26 @@ from typing import Any, TextIO
 import numpy as np
 from omegaconf import OmegaConf
 
-from runner.errors import ConfigError, RunError
+from runner.errors import ConfigError, RunError, show
 
 try:
     import fcntl
 except ImportError:
     fcntl = None  # type: ignore[assignment]
+
+# Files that are written beside their place and then renamed into it: .NAME.PID until then
+_REPLACED = (
+    "config.yaml",
+    "data.json",
+    "environment.json",
+    "result.json",
+    "certificate.json",
+    "test.json",
+    "trace.csv",
+    "metrics.csv",
+)
+_BESIDE = re.compile(rf"\.(?:{'|'.join(map(re.escape, _REPLACED))})\.[0-9]+")
+_WRITTEN = ("*.yaml", "*.json", "*.csv", "*.npz", "*.png", "run.log", "model.*")  # what a run or a task on it writes
 
 _PACKAGES = ("twinrun", "numpy", "hydra-core", "torch", "pytorch-lightning", "tensorflow", "keras")
 
@@ -80,19 +95,52 @@ def writing(path: Path) -> Iterator[None]:
         raise RunError(f"{path} cannot be written: {error.strerror}, {free} bytes are free") from error
 
 
-def rewind(folder: Path, step: int) -> None:
-    """Take back what trace.csv and metrics.csv say of updates from `step` on, which will be made again."""
-    for name, column, last in (("trace.csv", 0, step - 1), ("metrics.csv", 1, step)):
-        path = folder / name
-        beside = path.with_name(f".{name}.{os.getpid()}")
-        with path.open(newline="") as before, beside.open("w", newline="") as after:
-            header, *rows = before
-            kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[column]) <= last]
-            after.writelines([header, *kept])
-        if name == "trace.csv" and len(kept) != step:
-            beside.unlink()
-            raise RunError(f"{path} has {len(kept)} of the {step} updates before the checkpoint")
-        beside.replace(path)
+def links(folder: Path) -> list[Path]:
+    """Symbolic links in the place of a file that a run, or a task on it, writes."""
+    return [path for path in folder.iterdir() if path.is_symlink() and any(map(path.match, _WRITTEN))]
+
+
+def records(folder: Path, step: int, steps_per_epoch: int) -> dict[str, list[str]]:
+    """The lines of trace.csv and metrics.csv up to `step`: the header, a row for each update, one for each whole epoch.
+    What comes after, with the row of an epoch that a shorter run left unfinished, will be made again."""
+    return {
+        "trace.csv": _lines(folder / "trace.csv", step, "step,", 0, range(step)),
+        "metrics.csv": _lines(
+            folder / "metrics.csv", step, "epoch,step,", 1, range(steps_per_epoch, step + 1, steps_per_epoch)
+        ),
+    }
+
+
+def _lines(path: Path, step: int, header: str, column: int, steps: range) -> list[str]:
+    """The header and the row of each of `steps`."""
+    numbers = {str(one) for one in steps}
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            first, *rows = [*file] or [""]
+    except OSError as error:
+        raise ConfigError(f"resume: {path} cannot be read: {error.strerror}") from None
+    kept = [(cells[column], row) for row in rows if len(cells := row.split(",")) > column and cells[column] in numbers]
+    pairs = itertools.zip_longest(map(str, steps), (number for number, row in kept if row.endswith("\n")))
+    missing = next((expected or found for expected, found in pairs if expected != found), None)
+    if not first.startswith(header) or missing is not None:
+        what = f"the header {header}..." if missing is None else f"one row for step {missing}"
+        raise ConfigError(
+            f"resume: {path} must have {what} to go on from step {step}; checkpoint=STEP goes on from an earlier one"
+        )
+    return [first, *(row for _, row in kept)]
+
+
+def rewind(folder: Path, kept: Mapping[str, Sequence[str]]) -> None:
+    """Leave of trace.csv and metrics.csv the lines that `records` gave."""
+    for name, lines in kept.items():
+        _write(folder / name, "".join(lines), newline="")
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote a file has left: our own names alone."""
+    for entry in [*os.scandir(folder)]:
+        if _BESIDE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+            os.unlink(entry.path)
 
 
 class RunFolder:
@@ -101,6 +149,7 @@ class RunFolder:
     def __init__(self, path: Path, metric_columns: Sequence[str], applied: Sequence[str]) -> None:
         """`applied`: the names of what RunSpec.applied has besides learning_rate, columns after the contract's three."""
         self.path = path
+        self._is_synced = False
         self._columns = metric_columns
         self._trace = (path / "trace.csv").open("a", newline="")
         self._metrics = (path / "metrics.csv").open("a", newline="")
@@ -128,9 +177,14 @@ class RunFolder:
         self._append(self._metrics, [",".join(str(row.get(column, "")) for column in self._columns) + "\n"])
 
     def sync(self) -> None:
-        """On the disk, whatever the machine does next."""
+        """On the disk, whatever the machine does next. The first time all files of the folder, and the folder itself."""
         for file in (self._trace, self._metrics):
             os.fsync(file.fileno())
+        if not self._is_synced:
+            for path in (*(self.path / name for name in _REPLACED), self.path, self.path.parent):
+                if path.exists():
+                    sync(path)
+            self._is_synced = True
 
     def close(self) -> None:
         for file in (self._trace, self._metrics):
@@ -146,20 +200,44 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     _write(path, json.dumps(values, indent=2) + "\n")
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: str, newline: str | None = None) -> None:
     """Whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.unlink(missing_ok=True)  # of an earlier process with this number
     try:
         with writing(path):
-            beside.write_text(text, encoding="utf-8")
+            with beside.open("x", encoding="utf-8", newline=newline) as file:  # which goes through no link
+                file.write(text)
             beside.replace(path)
     except RunError:
         beside.unlink(missing_ok=True)
         raise
 
 
+def sync(path: Path) -> None:
+    """A file's content, or which files a folder has, on the disk."""
+    is_folder = path.is_dir()
+    if is_folder and os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    """A JSON object; a ConfigError in one line where the file holds none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if text.strip() else None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged, it is not JSON: {show(error)}") from None
+    if not isinstance(values, dict):
+        what = "is empty" if not text.strip() else "holds no JSON object"
+        raise ConfigError(f"{path} is damaged, it {what}")
     return values
 
 

@@ -27,6 +27,16 @@ def config_of(folder: str | Path, key: str = "run") -> dict[str, Any]:
     return {**values, "trusted_modules": []}
 
 
+def refuse_links(folder: Path, key: str) -> None:
+    """A run's files are its own: nothing is written, nor deleted, through a symbolic link in its folder."""
+    for path in (*run_folder.links(folder), *checkpoint.links(folder)):
+        if path.name in ("last", "best"):
+            raise ConfigError(f"{key}: {path} must be a symbolic link to a step beside it, or a file that names one")
+        raise ConfigError(
+            f"{key}: {path} is a symbolic link, which nothing is written through; put the file itself there"
+        )
+
+
 @dataclass(frozen=True)
 class Run:
     """A run's config, records, weights and model."""

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import InitVar, asdict, dataclass, field
+from dataclasses import InitVar, asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -37,19 +37,23 @@ class Training:
     applied_names: list[str]  # RunSpec's
     config_sha256: str
     started: float  # by time.monotonic
-    best: dict[str, Any] | None = None  # metric, value, epoch, step of the best epoch so far
-    metrics: dict[str, float] = field(default_factory=dict)  # of the last epoch
+    best: dict[str, Any] | None = None  # metric, value, epoch, step of the best whole epoch so far
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last whole epoch
+    # `metrics` and `best` of a run that ends inside an epoch: all else is as if the run went on
+    unfinished: dict[str, Any] | None = None
     plateau: State = field(default_factory=State)
     watch: Watch = field(default_factory=Watch)  # early stopping's
     stopped_early: bool = False
 
     resumed: InitVar[Mapping[str, Any] | None] = None  # a checkpoint's state.json
+    is_over: InitVar[bool] = False  # it is the run's last, and nothing is left to train
 
-    def __post_init__(self, resumed: Mapping[str, Any] | None) -> None:
+    def __post_init__(self, resumed: Mapping[str, Any] | None, is_over: bool) -> None:
         self._files = RunFolder(self.path, self.plan.columns(), self.applied_names[1:])
         self._every = self.plan.checkpoint_steps()
         self._means = Means()
         self._saved: list[int] = []  # the steps of the checkpoints of this run, oldest first
+        self._best_saved: int | None = None  # the one that `best` points to
         self._writer = ThreadPoolExecutor(1, "checkpoints")
         self._writing: Future[None] | None = None
         self.step = 0  # applied updates whose loss was finite
@@ -59,7 +63,10 @@ class Training:
             self.best, self.metrics = resumed["best"], resumed["metrics"]
             self.plateau, self.watch = State.of(resumed["plateau"]), Watch(**resumed["early_stopping"])
             self._means, self.step = Means(resumed["means"]), resumed["step"]
+            if is_over:
+                self.unfinished, self.stopped_early = resumed.get("unfinished"), resumed["stopped_early"]
             self._saved = [step for step in checkpoint.steps(self.path) if step <= self.step]
+            self._best_saved = checkpoint.target(self.path, "best")
             self.skipped = list(resumed.get("skipped", []))
             self.started -= resumed["seconds"]
 
@@ -75,6 +82,10 @@ class Training:
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
+
+    def outcome(self) -> dict[str, Any]:
+        """`metrics` and `best` as result.json has them."""
+        return self.unfinished or {"metrics": self.metrics, "best": self.best}
 
     def on_chunk(self, chunk: Chunk, report: Report, live: Live) -> bool:
         """The seam's OnChunk."""
@@ -104,29 +115,40 @@ class Training:
     def _end_epoch(self, step: int, live: Live) -> None:
         plan, epoch = self.plan, -(-step // self.plan.order.steps_per_epoch)
         values = {f"train/{name}": value for name, value in self._means.result().items()}
-        if step % plan.order.steps_per_epoch == 0:  # else the run may be made longer, and the epoch with it
-            self._means = Means()
         if len(plan.data.val):
             outputs = plan.outputs(plan.data.val, live.predict)
             values |= {f"val/{name}": value for name, value in evaluate(plan, outputs, plan.data.val).items()}
-        self.metrics = values
         self._files.metrics({"epoch": epoch, "step": step, **values, "seconds": round(monotonic() - self.started, 3)})
         self.console.epoch(f"epoch {epoch}  step {step}  {show(values)}")
-        monitor = plan.config.trainer.monitor
-        best = float(self.best["value"]) if self.best else None
-        if Stall(plan.config.trainer.monitor_mode, patience=0).is_better(values[monitor], best):
-            self.best = {"metric": monitor, "value": values[monitor], "epoch": epoch, "step": step}
-        if step < plan.order.total_steps:
-            self._look_out(step, values, live)
+        best = self._better(values, epoch, step)
+        if step % plan.order.steps_per_epoch:  # a longer run would not evaluate here: nothing that it needs may change
+            self.unfinished = {"metrics": values, "best": self.best or best}
+            return
+        self._means = Means()
+        self.metrics, self.best = values, best or self.best
+        self._react_to_stall(step, values, live)
 
-    def _look_out(self, step: int, values: Mapping[str, float], live: Live) -> None:
-        """For a metric that has stalled, between two epochs."""
+    def _better(self, values: Mapping[str, float], epoch: int, step: int) -> dict[str, Any] | None:
+        """What `best` becomes with an epoch's metrics; None: it stays."""
+        trainer = self.plan.config.trainer
+        best = float(self.best["value"]) if self.best else None
+        if not Stall(trainer.monitor_mode, patience=0).is_better(values[trainer.monitor], best):
+            return None
+        return {"metric": trainer.monitor, "value": values[trainer.monitor], "epoch": epoch, "step": step}
+
+    def _react_to_stall(self, step: int, values: Mapping[str, float], live: Live) -> None:
+        """Early stopping and a plateau see the metrics of every whole epoch. Those of the run's last one too: the run
+        may be made longer."""
         plan, before = self.plan, self.plateau
         if plan.early_stopping:
+            num_bad = self.watch.num_bad + 1
             self.watch, self.stopped_early = plan.early_stopping.after(self.watch, values[plan.config.trainer.monitor])
+            if self.stopped_early:  # with more patience the run goes on, and these epochs count
+                self.watch = replace(self.watch, num_bad=num_bad)
         if plan.plateau:
             self.plateau = plan.plateau.after(before, values[plan.plateau.metric])
-            if self.plateau.factor != before.factor and not self.stopped_early:
+            is_over = self.stopped_early or step == plan.order.total_steps
+            if self.plateau.factor != before.factor and not is_over:
                 live.use_rates(plan.rates(self.plateau))
                 lowered = f"from step {step} on rates times {self.plateau.factor:g}"
                 self.console.say(f"plateau  {plan.plateau.metric} has stalled: {lowered}")
@@ -136,6 +158,7 @@ class Training:
         extra = {
             "best": self.best,
             "metrics": self.metrics,
+            "unfinished": self.unfinished,
             "plateau": self.plateau.numbers(),
             "early_stopping": asdict(self.watch),
             "stopped_early": self.stopped_early,
@@ -144,7 +167,7 @@ class Training:
             "seconds": round(monotonic() - self.started, 3),
             "config_sha256": self.config_sha256,
         }
-        best = self.best["step"] if self.best else None
+        best = (self.outcome()["best"] or {}).get("step")
         self.finish()
         stage: Callable[[], Path] = partial(checkpoint.stage, self.path, state, extra)
         if checkpoint.num_bytes(state) < _QUICKLY_STAGED:
@@ -160,9 +183,10 @@ class Training:
             checkpoint.point(self.path, "last", step)
             if best == step:
                 checkpoint.point(self.path, "best", step)
+                self._best_saved = step
             saved = [*(before for before in self._saved if before != step), step]
             self._saved = saved[-(self.plan.config.trainer.keep_checkpoints or 0) :]
-            checkpoint.keep(self.path, {*self._saved, *([] if best is None else [best])})
+            checkpoint.keep(self.path, {*self._saved, *([] if self._best_saved is None else [self._best_saved])})
 
     @contextmanager
     def _saving(self, step: int) -> Iterator[None]:

@@ -15,6 +15,8 @@ from runner.saved import config_of
 from runner.schedules import Clock, table
 from runner.schedules.extend import HOW, extended
 from tests.command_line import BACKENDS, OTHER, forked
+from tests.test_nonfinite import MODEL
+from tests.test_resume import records
 
 SCHEDULES = (
     "schedule=cosine schedule.warmup=5%", "schedule=linear", "schedule=wsd schedule.decay=25%", "schedule=one_cycle",
@@ -171,6 +173,115 @@ def test_runs_branch_from_one_checkpoint_each_in_its_own_folder(finished: dict[s
         assert read_columns(folder / "trace.csv")["learning_rate"][num - 1] < 1e-3
     assert {path: path.stat().st_mtime_ns for path in source.rglob("*")} == untouched
     assert done.out.splitlines()[-1].startswith(f"to copy  python -m runner -m resume={source} checkpoint=20 ")
+
+
+# Everything with a state, of a run that was made longer: it is the run that never ended. 20 updates an epoch
+
+_LINEAR = ("model=linear", "trainer.batch_size=64", "optimizer.lr=0.1")
+STATES = {
+    "plateau": (
+        *_LINEAR, "schedule=plateau", "schedule.patience=1", "schedule.factor=0.5", "schedule.threshold=0.2",
+    ),
+    "early stopping": (*_LINEAR, "trainer.early_stopping_patience=2", "trainer.early_stopping_min_delta=0.02"),
+    "the best epoch, the means of one": _LINEAR,
+    "all of a backend": (  # slots, statistics, masks, the norm of gradients, another table of rates
+        "schedule=plateau", "schedule.patience=0", "schedule.threshold=0.9", "schedule.factor=0.5",
+        "model.layers=[{layer: dense, units: 8},{layer: batch_norm},{layer: dropout, rate: 0.2},"
+        "{layer: dense, units: outputs}]",
+        "trainer.batch_size=32", "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_norm=0.5", "optimizer=nadam",
+    ),
+    "skipped updates": (MODEL, "trainer.batch_size=64", "trainer.on_nonfinite=skip", "trainer.max_skipped=10", "data=npz"),
+}  # fmt: skip
+_SLOW = {("keras", name) for name in STATES} - {("keras", "all of a backend")}
+
+
+def _spoiled(here: Path) -> tuple[str, ...]:
+    """1,280 rows, one of them finite with a sum that is not: the update that it is in has no finite loss."""
+    x = np.random.default_rng(0).normal(size=(1280, 4)).astype(np.float32)
+    x[17] = 3e38
+    np.savez(here / "data.npz", x=x, y=np.arange(1280) % 2)
+    return (
+        f"data.path={here / 'data.npz'}",
+        "data.val_fraction=0",
+        "data.test_fraction=0",
+        "trainer.monitor=train/loss",
+    )
+
+
+@pytest.mark.parametrize(
+    ("backend", "state"),
+    [
+        pytest.param(backend, state, marks=pytest.mark.slow if (backend, state) in _SLOW else ())
+        for backend in BACKENDS
+        for state in STATES
+    ],
+)
+def test_a_longer_run_equals_the_run_that_never_ended(tmp_path: Path, backend: str, state: str) -> None:
+    """200 updates at once, and ended at 110, inside the sixth epoch, or at 100 first; early stopping after 80 of them, and
+    ended at 50 or 60. Rates, losses, metrics, the best epoch and the weights are the same to the bit."""
+    run = (
+        *STATES[state],
+        f"backend={backend}",
+        "device=cpu",
+        *(_spoiled(tmp_path) if "npz" in STATES[state][-1] else ()),
+    )
+    ends = (50, 60) if state == "early stopping" else (110, 100)
+    whole, *short = forked(tmp_path, *((*run, f"trainer.max_steps={num}") for num in (200, *ends)))
+    before = [read_json(tmp_path / done.folder / "result.json") for done in short]
+    longer = forked(tmp_path, *((f"resume={done.folder}", "trainer.max_steps=200") for done in short))
+    expected = read_json(tmp_path / whole.folder / "result.json")
+    for end, done, result in zip(ends, longer, before, strict=True):
+        assert (done.status, done.err) == (0, "")
+        assert result["steps"] == end
+        assert result["best"]["step"] % 20 == 0
+        assert records(tmp_path / done.folder) == records(tmp_path / whole.folder)
+        found = read_json(tmp_path / done.folder / "result.json")
+        assert found["skipped"] == expected["skipped"]
+    if state == "early stopping":
+        assert (expected["steps"], expected["stopped_early"]) == (80, True)
+    if state == "skipped updates":
+        assert len(expected["skipped"]) == 10
+    if state in ("plateau", "all of a backend"):
+        assert len(set(read_columns(tmp_path / whole.folder / "trace.csv")["learning_rate"])) > 2
+
+
+def test_a_run_shorter_than_an_epoch_has_its_one_evaluation_as_its_best(tmp_path: Path) -> None:
+    """And a longer one begins anew: its best is that of a whole epoch."""
+    (short,) = forked(tmp_path, (*_LINEAR, "device=cpu", "trainer.max_steps=5"))
+    result = read_json(tmp_path / short.folder / "result.json")
+    assert (result["best"]["step"], result["best"]["value"]) == (5, result["metrics"]["val/loss"])
+    assert (tmp_path / short.folder / "checkpoints" / "best").resolve().name == "5"
+    longer, whole = forked(
+        tmp_path,
+        (f"resume={short.folder}", "trainer.max_steps=50"),
+        (*_LINEAR, "device=cpu", "trainer.max_steps=50"),
+    )
+    assert records(tmp_path / longer.folder) == records(tmp_path / whole.folder)
+    assert (tmp_path / short.folder / "checkpoints" / "best").resolve().name == "40"
+
+
+def test_a_run_that_is_over_when_its_metric_stalls_has_ended_early(tmp_path: Path) -> None:
+    """After 80 updates, the last ones of that run: made longer it is refused, and with more patience it goes on to what
+    it had been with that patience from the beginning."""
+    run = (*STATES["early stopping"], "device=cpu")
+    short, whole = forked(
+        tmp_path,
+        (*run, "trainer.max_steps=80"),
+        (*run[:-3], "trainer.early_stopping_patience=3", *run[-2:], "trainer.max_steps=400"),
+    )
+    assert read_json(tmp_path / short.folder / "result.json")["stopped_early"] is True
+    refused, more = forked(
+        tmp_path,
+        (f"resume={short.folder}", "trainer.max_steps=400"),
+        (f"resume={shutil.copytree(tmp_path / short.folder, tmp_path / 'more', symlinks=True)}", "trainer.max_steps=400",
+         "trainer.early_stopping_patience=3"),
+    )  # fmt: skip
+    assert (refused.status, refused.err) == (
+        2,
+        f"error: resume: {short.folder} has ended early at step 80; trainer.early_stopping_patience, now 2, can be changed\n",
+    )
+    assert records(tmp_path / "more") == records(tmp_path / whole.folder)
+    assert more.status == 0
 
 
 # trainer.keep_checkpoints

@@ -197,8 +197,8 @@ def test_other_data_and_another_model_are_refused(halves: dict[str, Path], tmp_p
         f"error: resume: the data is not what {data} was trained on: SHA-256 {described['sha256']}, then {'0' * 64}\n"
     )
     assert narrow.err == (
-        f"error: the checkpoint of {model} does not fit its config: weights dense_0/kernel is float32[64, 128], "
-        "expected float32[64, 64]\n"
+        f"error: the checkpoint of {model} does not fit its config: weights dense_0/bias is float32[128], "
+        "expected float32[64]\n"
     )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from runner import checkpoint, devices, dispatcher, run_folder
 from runner.config import Config, Trainer, sha256
 from runner.console import Console, capture, log_traceback, tree
-from runner.errors import RunError
+from runner.data.order import Order
+from runner.errors import ConfigError, RunError
 from runner.errors import show as show_value
 from runner.exact import certificate
 from runner.plan import Plan, plan
@@ -97,25 +98,42 @@ def train(job: Job) -> int:
                 run_folder.write_json(path / "environment.json", run_folder.environment(device, job.command))
                 run_folder.write_json(path / "data.json", prepared.data.description())
             else:
-                _go_on(resumed, run_folder.environment(device, job.command), console)
+                _go_on(resumed, prepared.order, run_folder.environment(device, job.command), console)
                 start = resumed.state
             return _train(job, prepared, backend, start, path, console, signals)
 
 
-def _go_on(resumed: Resumed, environment: Mapping[str, Any], console: Console) -> None:
+def _go_on(resumed: Resumed, order: Order, environment: Mapping[str, Any], console: Console) -> None:
     """Say from where and with what changed; take back what will be made again."""
-    folder, step = resumed.folder, resumed.state.step
+    folder, step, is_over = resumed.folder, resumed.state.step, resumed.is_over(order.total_steps)
     for note in resumed.notes:
         console.say(note)
     console.say(f"resume   {folder} from step {step}")
     for key, (before, after) in resumed.changes.items():
         console.say(f"changed  {key} {show_value(before)} -> {show_value(after)}")
-    checkpoint.tidy(folder)
-    run_folder.rewind(folder, step)
+    if (folder / "result.json").is_file():  # until this ends there is no result
+        run_folder.write_json(
+            folder / "result.json", {**_read(folder, "result.json", console), "status": "interrupted"}
+        )
+    run_folder.tidy(folder)
+    checkpoint.go_back(folder, step, checkpoint.best_saved(folder, step, resumed.numbers["best"]))
+    if is_over:
+        console.say("nothing is left to train; the files of the run's end are written")
+    else:
+        run_folder.rewind(folder, run_folder.records(folder, step, order.steps_per_epoch))
     run_folder.write_config(folder, resumed.values)
-    before = run_folder.read_json(folder / "environment.json")
+    before = _read(folder, "environment.json", console)
     again = [*before.get("resumed", []), {"step": step, **environment}]
     run_folder.write_json(folder / "environment.json", {**before, "resumed": again})
+
+
+def _read(folder: Path, name: str, console: Console) -> dict[str, Any]:
+    """A file that nothing depends on: where it is damaged it is written anew."""
+    try:
+        return run_folder.read_json(folder / name)
+    except ConfigError as error:
+        console.say(f"warning: {error}; it is written anew")
+        return {}
 
 
 def _train(
@@ -126,6 +144,7 @@ def _train(
     chunks = prepared.chunks(start.step, prepared.checkpoint_steps(), adapt)
     result = {**job.result(), "num_parameters": prepared.num_parameters}
     numbers = job.resumed.numbers if job.resumed else None
+    is_over = job.resumed is not None and job.resumed.is_over(order.total_steps)
     with (
         console.progress(order.total_steps, start.step),
         Training(
@@ -137,11 +156,12 @@ def _train(
             result["config_sha256"],
             job.started,
             resumed=numbers,
+            is_over=is_over,
         ) as training,
     ):
         try:
             spec = replace(spec, rates=prepared.rates(training.plateau))
-            state = backend.train(spec, start, chunks, training.on_chunk)
+            state = start if is_over else backend.train(spec, start, chunks, training.on_chunk)
             training.finish()
         except Exception as error:
             log_traceback()
@@ -152,13 +172,13 @@ def _train(
             result["weights_sha256"] = checkpoint.weights_sha256(state)
             if spec.precision == "exact":
                 result |= certificate.write(path, job.composed, state)
-    ended, began = monotonic(), chunks.began or monotonic()
+    ended = monotonic()
+    began = chunks.began or ended
     picture = _draw(path, f"{config.schedule.name}, {config.optimizer.name}, {config.backend}")
     result |= {
         "steps": training.step,
         "epochs": -(-training.step // order.steps_per_epoch),
-        "metrics": training.metrics,
-        "best": training.best,
+        **training.outcome(),
         "stopped_early": training.stopped_early,
         "skipped": training.skipped,
         "resumed_from": job.resumed and start.step,
