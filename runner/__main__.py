@@ -1,7 +1,6 @@
 """The command line: compose, check, hand over to the task."""
 
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -29,7 +28,7 @@ from runner.compose import (
     set_keys,
     to_values,
 )
-from runner.config import Config, parse, sha256
+from runner.config import Config, parse
 from runner.console import steady
 from runner.errors import ConfigError, RunError, show
 from runner.saved import Run, config_of
@@ -172,8 +171,7 @@ def _train(composed: Any, command: Sequence[str], first: bool) -> int:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from runner.resume import resume
-    from runner.tasks.train import Job, refuse, train
+    from runner.tasks.train import Job, train
 
     values, hydra = to_values(composed), HydraConfig.get()
     overrides = [said.lstrip("+") for said in hydra.overrides.task]
@@ -181,18 +179,29 @@ def _train(composed: Any, command: Sequence[str], first: bool) -> int:
     if hydra.mode == RunMode.RUN:
         return train(Job(config, values, command, overrides, Path(config.output.root) / "runs", None, started))
     job = Job(config, values, command, overrides, Path(hydra.sweep.dir), run_folder.job_name(overrides), started)
-    before = multirun.earlier(
-        job.parent, str(job.name), sha256(values)
-    )  # of output.multirun, or queued again by a scheduler
-    done = before is not None and before.is_completed
-    print(f"job {hydra.job.num}: {job.name}{' was completed before' if done else ''}", flush=True)
-    if done:
+    try:  # the folder may be of output.multirun, or of a job that a scheduler has queued again
+        with multirun.claimed(job.parent, str(job.name), values) as claim:
+            done = " was completed before" if claim.is_completed else ""
+            print(f"job {hydra.job.num}: {job.name}{done}", flush=True)
+            return 0 if done else _train_claimed(replace(job, path=claim.path), claim.has_checkpoint)
+    except run_folder.InUseError as error:
+        print(f"job {hydra.job.num}: {job.name} is left to {error.holder}", flush=True)
         return 0
+    except (RunError, OSError) as error:  # the folder cannot be made or written to
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _train_claimed(job: Any, has_checkpoint: bool) -> int:
+    """A multirun's job, from the beginning or from its checkpoint."""
+    from runner.resume import resume
+    from runner.tasks.train import refuse, train
+
     try:
-        if before is not None and before.has_checkpoint:
-            job = replace(job, resumed=resume(before.path, []))
-        elif before is not None:  # of what ended before its first checkpoint nothing goes on
-            shutil.rmtree(before.path)
+        if has_checkpoint:
+            job = replace(job, resumed=resume(job.path, []))
+        else:
+            run_folder.restart(job.path)
         status = train(job)
     except (ConfigError, RunError, OSError) as error:
         with suppress(RunError, OSError):  # a full disk does not take that either

@@ -2,14 +2,17 @@
 
 import glob
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
-from runner import run_folder
+from runner import checkpoint, run_folder
 from runner.compose import to_values
 from runner.config import Config, Tune, sha256
 from runner.errors import ConfigError
@@ -34,22 +37,54 @@ def folder(config: Config) -> Path:
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """The folder of a job of an earlier start of the same multirun."""
+class Claim:
+    """A job's folder, which this process holds."""
 
     path: Path
     is_completed: bool
     has_checkpoint: bool
 
 
-def earlier(parent: Path, name: str, config_sha256: str) -> Earlier | None:
+@contextmanager
+def claimed(parent: Path, name: str, values: Mapping[str, Any]) -> Iterator[Claim]:
+    """The folder of one job, made or found, as long as this process trains in it. InUseError where another one does.
+
+    Several commands may work on one multirun: each takes the jobs that nobody holds. Finding or making a folder is done
+    by one of them at a time.
+    """
+    with ExitStack() as stack:
+        with run_folder.turn(parent):
+            path = job_folder(parent, name, sha256(values)) or run_folder.create(parent, name)
+            stack.enter_context(run_folder.locked(path))
+            if not (path / "config.yaml").is_file():
+                run_folder.write_config(path, values)
+        yield Claim(path, is_completed(path), bool(checkpoint.steps(path)))
+
+
+def job_folder(parent: Path, name: str, config_sha256: str) -> Path | None:
     """By the job's name, and by its config: names may be cut short."""
     for path in sorted(parent.glob(f"{glob.escape(name)}*")):
-        if (path / "config.yaml").is_file() and sha256(config_of(path)) == config_sha256:
-            result = path / "result.json"
-            completed = result.is_file() and run_folder.read_json(result)["status"] == "completed"
-            return Earlier(path, completed, any((path / "checkpoints").glob("[0-9]*")))
+        if path.is_symlink():  # what it leads to is not this multirun's
+            continue
+        with suppress(
+            ConfigError, YAMLError, OmegaConfBaseException, OSError, ValueError
+        ):  # no config, or a broken one
+            if sha256(config_of(path)) == config_sha256:
+                return path
     return None
+
+
+def is_completed(path: Path) -> bool:
+    try:
+        return bool(run_folder.read_json(path / "result.json")["status"] == "completed")
+    except (OSError, ValueError, KeyError, TypeError):  # none, or a broken one
+        return False
+
+
+def held(folder: Path) -> dict[str, str]:
+    """The jobs that other commands are training: folder's name -> who."""
+    each = {path.parent.name: run_folder.holder(path.parent) for path in folder.glob("*/config.yaml")}
+    return {name: who for name, who in sorted(each.items()) if who is not None}
 
 
 def objective(composed: Any) -> float | None:
@@ -62,11 +97,11 @@ def objective(composed: Any) -> float | None:
     if hydra.mode != RunMode.MULTIRUN or str(hydra.sweeper["_target_"]).endswith(".BasicSweeper"):
         return None
     name = run_folder.job_name([said.lstrip("+") for said in hydra.overrides.task])
-    found = earlier(Path(hydra.sweep.dir), name, sha256(to_values(composed)))
-    if found is None or not found.is_completed:
+    found = job_folder(Path(hydra.sweep.dir), name, sha256(to_values(composed)))
+    if found is None or not is_completed(found):
         return math.inf
     trainer = composed.trainer
-    value = float(run_folder.read_json(found.path / "result.json")["metrics"][trainer.monitor])
+    value = float(run_folder.read_json(found / "result.json")["metrics"][trainer.monitor])
     return -value if trainer.monitor_mode == "max" else value
 
 

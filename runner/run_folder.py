@@ -69,20 +69,90 @@ def job_name(overrides: Sequence[str]) -> str:
     return re.sub(r"[^\w=,.+%\[\]-]+", "-", ",".join(said))[:120] or "defaults"
 
 
+class InUseError(ConfigError):
+    """Another process, `holder`, trains in the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.holder = holder(folder) or "another process"
+        super().__init__(f"resume: {folder} is in use, another process trains in it: {self.holder}")
+
+
+_OWNER = ".owner"
+_held: set[tuple[int, int]] = set()  # the folders that this process has locked, by device and inode
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time trains in a folder. The lock is the system's and ends with the process, however it ends."""
+    """One process at a time trains in a folder. The lock is the system's and ends with the process, however it ends.
+
+    What this process has locked it may lock again. The holder is named in the folder's `.owner` meanwhile.
+    """
     if fcntl is None:  # no such locks on this system
+        yield
+        return
+    status = folder.stat()
+    place = status.st_dev, status.st_ino
+    if place in _held:
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
     except BlockingIOError:
-        raise ConfigError(f"resume: {folder} is in use, another process trains in it") from None
+        os.close(descriptor)
+        raise InUseError(folder) from None
+    _held.add(place)
+    try:
+        _write_owner(folder)
+        yield
+    finally:
+        (folder / _OWNER).unlink(missing_ok=True)
+        _held.discard(place)
+        os.close(descriptor)
+
+
+@contextmanager
+def turn(folder: Path) -> Iterator[None]:
+    """What several commands do in one multirun's folder, one after another; it takes moments, so that this one waits."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(descriptor)
+
+
+def _write_owner(folder: Path) -> None:
+    import psutil
+
+    process = psutil.Process()
+    owner = {"pid": process.pid, "began": process.create_time(), "host": platform.node()}
+    with suppress(RunError):  # a full disk: the lock holds without it
+        write_json(folder / _OWNER, owner)
+
+
+def holder(folder: Path) -> str | None:
+    """Who trains in the folder: `process 123 on HOST`. None where nobody does any more, and where nobody knows."""
+    import psutil
+
+    try:
+        owner = read_json(folder / _OWNER)
+        pid, host = int(owner["pid"]), re.sub(r"[^\w.-]", "", str(owner["host"]))[:64]
+        if host == re.sub(r"[^\w.-]", "", platform.node())[:64]:
+            is_alive = psutil.Process(pid).create_time() == owner["began"]
+            return f"process {pid}" if is_alive else None
+        return f"process {pid} on {host}"
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        return None
+
+
+def restart(folder: Path) -> None:
+    """Take back what a run without a checkpoint has recorded; run.log and all that is not the run's stay."""
+    for name in ("trace.csv", "metrics.csv", "result.json", "curves.png"):
+        (folder / name).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Several runs of one command: tune=lr, and going on with a multirun that was stopped."""
 
+import os
+import re
 import signal
 import subprocess
 import time
@@ -10,8 +12,9 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 
+from runner.quoting import override
 from runner.run_folder import read_json
-from tests.command_line import BACKENDS, forked, start, together
+from tests.command_line import BACKENDS, begun, ended, forked, start, together
 
 # tune=lr
 
@@ -98,6 +101,66 @@ def test_one_that_is_completed_is_only_compared_again(tmp_path: Path) -> None:
     assert second.out.count(" was completed before\n") == 2
     assert "completed: 20 steps" not in second.out
     assert second.out.splitlines()[-1] == first.out.splitlines()[-1]
+
+
+# Two commands with one output.multirun
+
+SHARED = ("-m", "seed=0,1,2,3", "device=cpu", "output.multirun=outputs/shared")
+
+
+def once_each(folder: Path, num: int, steps: int, said: str) -> None:
+    """Every job has one folder, was trained once and from update 0 to the last."""
+    jobs = [path for path in folder.iterdir() if path.is_dir()]
+    assert len(jobs) == num
+    assert len(hashes(folder)) == num
+    for job in jobs:
+        assert read_json(job / "result.json")["status"] == "completed"
+        assert read_json(job / "result.json")["resumed_from"] is None
+        rows = (job / "trace.csv").read_text().splitlines()[1:]
+        assert [int(row.split(",")[0]) for row in rows] == [*range(steps)]
+        assert not [*job.glob(".*")]
+    assert said.count(f"completed: {steps} steps") == num
+
+
+@pytest.mark.parametrize("backend", ["lightning", pytest.param("keras", marks=pytest.mark.slow)])
+def test_two_commands_started_at_once_train_each_job_once(tmp_path: Path, backend: str) -> None:
+    """They share the jobs; whoever ends last compares all four."""
+    command = (*SHARED, f"backend={backend}", "trainer.max_steps=200")
+    first, second = forked(tmp_path, command, command)
+    assert [(done.status, done.err) for done in (first, second)] == [(0, "")] * 2
+    said = first.out + second.out
+    once_each(tmp_path / "outputs" / "shared", 4, 200, said)
+    assert "4 of 4 jobs completed" in said
+    assert len(re.findall(r"^job \d: .* is left to process \d+$", said, re.MULTILINE)) >= 1
+
+
+def test_a_command_beside_another_takes_what_is_left_and_says_who_has_the_rest(tmp_path: Path) -> None:
+    """The first is in its only job, which the second has too; a note in that job's folder stays."""
+    folder = tmp_path / "outputs" / "shared"
+    out, err = tmp_path / "out", tmp_path / "err"
+    long = ("-m", "seed=0", "device=cpu", "output.multirun=outputs/shared", "trainer.max_epochs=30")
+    child = begun(tmp_path, *long, out=out, err=err)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("*/checkpoints/last")):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    (job,) = (path for path in folder.iterdir() if path.is_dir())
+    (job / "note.txt").write_text("mine")
+    os.kill(child, signal.SIGSTOP)  # so that it is still there however slow this machine is
+    try:
+        (refused,) = forked(tmp_path, (override("resume", str(job)),))
+        (second,) = forked(tmp_path, ("-m", "seed=0,1", *long[2:]))
+    finally:
+        os.kill(child, signal.SIGCONT)
+    assert ended(child, err) == 0
+    assert refused.status == 2
+    assert refused.err == f"error: resume: {job} is in use, another process trains in it: process {child}\n"
+    assert (second.status, second.err) == (0, "")
+    assert f"job 0: {job.name} is left to process {child}\n" in second.out
+    assert f"training: {job.name} in process {child}\n" in second.out
+    assert "1 of 2 jobs completed" in second.out
+    assert (job / "note.txt").read_text() == "mine"
+    once_each(folder, 2, 1200, second.out + out.read_text())
 
 
 # hydra/launcher=joblib, ray

@@ -8,21 +8,34 @@ from pathlib import Path
 import numpy as np
 
 from runner.errors import RunError
+from runner.multirun import held
 from runner.quoting import command_line, override
 from runner.report import page, parity
 from runner.report.answer import Answer, Ranked, answer
 from runner.report.curves import MOST_POINTS
 from runner.report.jobs import Group, Job, inside, read
 from runner.report.markdown import as_markdown
-from runner.run_folder import points
+from runner.run_folder import points, turn
 
 
 def write(folder: Path, num_jobs: int) -> int:
-    """The comparison of a multirun, in its folder; 0 if all of its `num_jobs` completed, else 1."""
-    found = inside(folder)
-    if not found:
-        raise RunError(f"no job of {folder} left a result")
-    return compare(folder, read(found), num_jobs)
+    """The comparison of a multirun, in its folder; 0 if all of its `num_jobs` completed, else 1.
+
+    Jobs that other commands are training are named and left out; they are no reason to end with 1. Of several commands
+    one writes at a time, and the last one sees all jobs.
+    """
+    with turn(folder):
+        others = held(folder)
+        found = [path for path in inside(folder) if path.name not in others]
+        if not found and not others:
+            raise RunError(f"no job of {folder} left a result")
+        num_jobs = max(num_jobs, len(found) + len(others))
+        jobs = read(found)
+        status = compare(folder, jobs, num_jobs) if jobs else 0
+        for name, who in others.items():
+            print(f"training: {name} in {who}")
+        is_whole = len(jobs) + len(others) == num_jobs and all(job.is_completed for job in jobs)
+        return 0 if others and is_whole else status
 
 
 def compare(folder: Path, jobs: Sequence[Job], num_jobs: int) -> int:

@@ -32,12 +32,15 @@ class Job:
     name: str | None  # of the folder; None: date, time, schedule and backend
     started: float  # by time.monotonic, which nobody sets back
     resumed: Resumed | None = None
+    path: Path | None = None  # of a multirun's job: the folder, which is made and locked already
 
     def folder(self) -> Path:
         """Made anew, with config.yaml in it; or that of the run that goes on."""
         config = self.config
         if self.resumed is not None:
             return self.resumed.folder
+        if self.path is not None:
+            return self.path
         name = self.name or f"{run_folder.timestamp()}_{config.schedule.name}_{config.backend}"
         path = run_folder.create(self.parent, name)
         run_folder.write_config(path, self.composed)
