@@ -2,6 +2,7 @@
 against it. z  # outputs [N, C]; y  # labels int[N], or targets float[N, C]; each gives the loss of every row, float64[N].
 """
 
+import math
 from typing import Annotated, Any, Literal, Union
 
 import numpy as np
@@ -93,4 +94,4 @@ def targets(loss: Any, y: Array, dtype: np.dtype) -> Array:
     """y as the loss takes it: labels as int64[N], all else as dtype[N, C]."""
     if loss.name == "cross_entropy":
         return y.astype(np.int64)
-    return np.ascontiguousarray(y.reshape(len(y), -1), dtype=dtype)
+    return np.ascontiguousarray(y.reshape(len(y), math.prod(y.shape[1:])), dtype=dtype)  # of no rows too

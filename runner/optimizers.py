@@ -234,7 +234,7 @@ def decaying(optimizer: Any, network: Network) -> list[str]:
 def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
     """The weights by what they have in common. The first group has lr_factor 1, so that its rate is eta(t); it may be empty.
 
-    A pattern that fits nothing, or nothing that the entries before it left, is refused.
+    A pattern that fits nothing, or nothing that the entries before it left, is refused; so is a run that trains nothing.
     """
     decay, layers = set(decaying(optimizer, network)), _layer_factors(optimizer.layer_decay, network)
     used: set[int] = set()
@@ -254,6 +254,10 @@ def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
             raise ConfigError(
                 f"optimizer.groups[{i}].match must fit a weight of the model ({', '.join(layers)}), got {entry.match}, {why}"
             )
+    if not layers:
+        raise ConfigError("model.layers must have a weight, got none: nothing would be trained")
+    if not any(lr_factor for (lr_factor, _), names in together.items() if names):
+        raise ConfigError("optimizer.groups must leave a weight with lr_factor above 0, got 0 for all of them")
     return tuple(Group(tuple(names), *factors) for factors, names in together.items())
 
 

@@ -104,3 +104,35 @@ def test_otherwise_or_after_too_many_the_run_ends_at_the_update(tmp_path: Path, 
         place = tmp_path / done.folder / "checkpoints" / "last"
         assert place.resolve().name == str(step)
         assert all(np.isfinite(value).all() for value in load_file(place / "weights.safetensors").values())
+
+
+def regression(folder: Path, far: list[int]) -> list[str]:
+    """64 rows of a linear target; the targets of the rows `far` are 1e25, so that float32's squares overflow."""
+    x = np.random.default_rng(0).normal(size=(64, 2)).astype("f4")
+    y = x @ np.array([2, -1], dtype="f4")
+    y[far] = 1e25
+    np.savez(folder / "regression.npz", x=x, y=y)
+    overrides = ["data=npz", f"data.path={folder / 'regression.npz'}", "data.task=regression", "model=linear"]
+    return [*overrides, "trainer.on_nonfinite=skip", "trainer.monitor=train/loss", "device=cpu"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_chunk_of_skipped_updates_alone_is_skipped(tmp_path: Path, backend: str) -> None:
+    """One update a chunk: what is left of the chunk with the far row has no rows."""
+    overrides = [*regression(tmp_path, [5]), "trainer.max_steps=8", "trainer.batch_size=8", "data.val_fraction=0"]
+    overrides += ["data.test_fraction=0", "trainer.steps_per_call=1"]
+    (done,) = forked(tmp_path, (*overrides, f"backend={backend}"))
+    assert (done.status, done.err) == (0, "")
+    result = read_json(tmp_path / done.folder / "result.json")
+    assert (result["status"], result["steps"], len(result["skipped"])) == ("completed", 8, 1)
+    assert np.isfinite(result["metrics"]["train/loss"])
+
+
+def test_an_epoch_of_skipped_updates_alone_has_a_metric_that_is_no_number(tmp_path: Path) -> None:
+    overrides = [*regression(tmp_path, list(range(64))), "trainer.max_epochs=4", "trainer.early_stopping_patience=3"]
+    (done,) = forked(tmp_path, tuple(overrides))
+    assert (done.status, done.err) == (0, "")
+    assert "stopped early: train/loss was no better for 3 epochs" in done.out
+    result = read_json(tmp_path / done.folder / "result.json")
+    assert (result["status"], result["best"], len(result["skipped"])) == ("completed", None, result["steps"])
+    assert np.isnan(read_columns(tmp_path / done.folder / "metrics.csv")["train/loss"]).all()

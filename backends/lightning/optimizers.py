@@ -121,7 +121,7 @@ def build(spec: Any, flats: Iterable[Sequence[Flat]], groups: Iterable[Group]) -
 def _shrink(optimizer: Optimizer, *_: Any) -> None:
     """Decoupled weight decay before the update, for the classes that have none: p *= 1 - lr lambda."""
     for group in optimizer.param_groups:
-        if group["shrinks"]:
+        if group["shrinks"] and group["params"]:
             torch._foreach_mul_(group["params"], 1 - group["lr"] * group["shrinks"])
 
 
@@ -193,8 +193,10 @@ def update(spec: Any, optimizer: Optimizer) -> Callable[[], Any]:
     """What applies the gradients: `step`, or for the commonest on the CPU the kernels that a fused `step` ends in. Around
     them `step` looks at its groups and tensors anew each time, which takes longer than they do."""
     groups = optimizer.param_groups
-    if not all(group.get("fused") and group["params"][0].device.type == "cpu" for group in groups):
+    on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
+    if not (on_cpu and all(group.get("fused") for group in groups)):
         return optimizer.step
+    groups = [group for group in groups if group["params"]]  # the first one has the rate eta(t) and may be empty
     if spec.name in ("adam", "adamw"):
         return _fused_adam(groups, optimizer.state)
     shrinks = spec.decays and groups[0]["decays_by"] == "shrinks"  # by a hook, which goes before a `step`

@@ -233,7 +233,7 @@ def _say(console: Console, result: Mapping[str, Any], trainer: Trainer, path: Pa
             listed = ", ".join(map(str, result["skipped"]))
             console.say(f"warning: skipped {len(result['skipped'])} updates whose loss was not finite: {listed}")
         if result["stopped_early"]:
-            console.say(f"stopped early: {best['metric']} was no better for {trainer.early_stopping_patience} epochs")
+            console.say(f"stopped early: {trainer.monitor} was no better for {trainer.early_stopping_patience} epochs")
         spent = f"{result['steps']} steps in {seconds['train']:.1f} s, {seconds['total']:.1f} s in all"
         if trainer.compile:
             spent += f" ({seconds['compile']:.1f} s of it compiling)"

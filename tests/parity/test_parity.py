@@ -155,6 +155,12 @@ _MOMENTUM = (
 )
 GROUPS = {
     "rates": ["optimizer=adam", "optimizer.groups=[{match: dense_0, lr_factor: 0.1},{match: '*/bias', lr_factor: 0.0}]"],
+    # no weight has the rate eta(t) itself, and one layer is frozen
+    "frozen": ["optimizer=adam", "optimizer.groups=[{match: dense_0, lr_factor: 0.0},{match: '*', lr_factor: 0.5}]"],
+    "frozen_shrinking": [
+        "optimizer=rmsprop", "optimizer.weight_decay=0.1", "optimizer.weight_decay_mode=decoupled",
+        "optimizer.groups=[{match: dense_1/bias, lr_factor: 0.0},{match: '*', lr_factor: 0.5}]",
+    ],
     "layer_decay": ["optimizer=adamw", "optimizer.layer_decay=0.5", "model=cnn", IMAGES],
     "decays": [
         "optimizer=sgd", "optimizer.lr=0.05", "optimizer.weight_decay=0.1", "optimizer.weight_decay_mode=decoupled",
