@@ -14,7 +14,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from runner import multirun, own_code, run_folder
+from runner import multirun, own_code, run_folder, threads
 from runner.compose import (
     CONF,
     SEARCHES,
@@ -157,6 +157,7 @@ def _multirun(config: Config, overrides: Sequence[str], num_jobs: int) -> int:
     from runner.report import comparison
 
     folder = multirun.folder(config)
+    threads.keep_limits()
     try:
         _hydra(overrides, [f"hydra.sweep.dir={folder}"])
     except SystemExit:  # a signal: what is done is done

@@ -38,6 +38,7 @@ class Trainer(Section):
     gradient_clip_norm: Positive | None
     precision: Precision
     steps_per_call: Literal["auto"] | Count
+    threads: Literal["auto"] | Count
     compile: bool
     checkpoint_every: Duration | None
     keep_checkpoints: Annotated[int, Field(ge=2)] | None

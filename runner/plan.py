@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from runner import losses, metrics, optimizers, schedules
+from runner import losses, metrics, optimizers, schedules, threads
 from runner.config import Config
 from runner.data import Dataset, Split, load
 from runner.data.dataset import Task, check_range
@@ -70,6 +70,11 @@ class Plan:
             compile=trainer.compile,
             skip_nonfinite=trainer.on_nonfinite == "skip",
         )
+
+    def remark_on_threads(self) -> str | None:
+        """What the user should know of their number, if anything."""
+        trainer, model = self.config.trainer, self.model
+        return threads.remark(trainer.threads, model.threads, model.network, model.batch_size)
 
     @cached_property
     def _rates(self) -> np.ndarray:
@@ -215,7 +220,9 @@ def model_spec(config: Config, task: Task, num_classes: int, num_targets: int, i
     loss = losses.choose(config.loss, task, num_classes)
     num_outputs = losses.num_outputs(loss, task, num_classes, num_targets)
     net = network(config.model.layers, tuple(input_shape), num_outputs)
-    return ModelSpec(net, config.trainer.precision, config.device, config.trainer.batch_size)
+    trainer = config.trainer
+    num_threads = threads.resolve(trainer.threads, net, trainer.batch_size)
+    return ModelSpec(net, trainer.precision, config.device, trainer.batch_size, num_threads)
 
 
 def evaluate(plan: Plan, outputs: np.ndarray, split: Split) -> dict[str, float]:

@@ -35,6 +35,7 @@ CHANGEABLE = (
     "trainer.max_epochs",
     "trainer.max_steps",
     "trainer.steps_per_call",
+    "trainer.threads",
     "trainer.checkpoint_every",
     "trainer.keep_checkpoints",
     "trainer.early_stopping_patience",
@@ -136,6 +137,19 @@ def check(resumed: Resumed, prepared: Plan, start: TrainState) -> None:
             f"resume: {folder} is at step {step} of {total}, nothing is left; a larger trainer.max_epochs or "
             "trainer.max_steps makes it longer"
         )
+
+
+def with_saved_threads(resumed: Resumed, prepared: Plan) -> tuple[Plan, Resumed]:
+    """The plan with the number of threads that the checkpoint has, and what to say of it. `trainer.threads` can be changed."""
+    chosen, saved = prepared.model.threads, resumed.numbers.get("threads")
+    if "trainer.threads" in resumed.changes or saved == chosen:
+        return prepared, resumed
+    if saved is None:
+        note = f"threads  {chosen} from here on: the checkpoint, of an older version, does not say how many there were"
+        return prepared, replace(resumed, notes=[*resumed.notes, note])
+    note = f"threads  {saved} as before; here trainer.threads=auto would take {chosen}"
+    kept = replace(prepared, model=replace(prepared.model, threads=saved))
+    return kept, replace(resumed, notes=[*resumed.notes, note])
 
 
 def _extend(

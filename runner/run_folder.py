@@ -18,6 +18,7 @@ from typing import Any, TextIO
 import numpy as np
 from omegaconf import OmegaConf
 
+from runner import threads
 from runner.errors import ConfigError, RunError, show
 
 try:
@@ -311,7 +312,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def environment(device: str, command: Sequence[str]) -> dict[str, Any]:
+def environment(device: str, num_threads: int, command: Sequence[str]) -> dict[str, Any]:
     """What a reader may want to know of where this ran; nothing of it is read back."""
     return {
         "command": ["python", "-m", "runner", *command],
@@ -321,6 +322,9 @@ def environment(device: str, command: Sequence[str]) -> dict[str, Any]:
         "git_commit": _git_commit(),
         "device": device,
         "cores": os.cpu_count(),
+        "usable_cores": threads.cores(),
+        "threads": num_threads,
+        "thread_limits": threads.limits(),
     }
 
 

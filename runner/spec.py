@@ -24,6 +24,7 @@ class ModelSpec:
     precision: Precision
     device: str  # what was asked for: auto, cpu, cuda, cuda:N, mps
     batch_size: int
+    threads: int  # of one operation of the framework: sums of float32 depend on it
 
     @property
     def dtype(self) -> np.dtype:
@@ -128,6 +129,10 @@ class Backend(Protocol):
 
     def devices(self) -> Sequence[str]:
         """What is there: "cpu", "cuda:0", "mps", ..."""
+        ...
+
+    def can_use_threads(self, num: int) -> bool:
+        """Whether this process can train with so many. A framework that takes one number for good takes it here."""
         ...
 
     def train(self, run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk) -> TrainState:

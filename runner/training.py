@@ -166,6 +166,7 @@ class Training:
             "skipped": self.skipped,
             "seconds": round(monotonic() - self.started, 3),
             "config_sha256": self.config_sha256,
+            "threads": self.plan.model.threads,
         }
         best = (self.outcome()["best"] or {}).get("step")
         self.finish()

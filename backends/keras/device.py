@@ -16,6 +16,16 @@ def resolve(requested: str) -> str:
     return f"/{'GPU' if kind == 'cuda' else 'CPU'}:{index or 0}"
 
 
+def can_use_threads(num: int) -> bool:
+    """TensorFlow takes the number when it first computes, and keeps it: True if it has this one now."""
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(num)
+        tf.config.threading.set_inter_op_parallelism_threads(num)
+    except RuntimeError:  # it has another
+        return False
+    return True
+
+
 def by_xla(run: RunSpec) -> bool:
     """Whether the updates are compiled. It pays for small and dense networks; with convolutions on the CPU TensorFlow's own
     kernels are no slower, and XLA takes seconds to compile them."""

@@ -19,6 +19,7 @@ from backends.keras import device, exact, layers, losses, optimizers
 from backends.keras.schedule import TableLR
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
+from runner.errors import RunError
 from runner.spec import ModelSpec, OnChunk, Report, RunSpec, TrainState
 
 _POLICY = {"float32": "float32", "float64": "float64", "bf16-mixed": "mixed_bfloat16", "exact": "float32"}
@@ -206,6 +207,10 @@ _last: tuple[RunSpec, Model] | None = None  # what this process trained last
 
 def train(run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk) -> TrainState:
     global _last
+    if not device.can_use_threads(run.threads) and run.precision != "exact":
+        raise RunError(
+            f"TensorFlow has taken another number of threads than {run.threads}: it needs a process of its own"
+        )
     with tf.device(device.resolve(run.device)):
         if _last is not None and _is_compiled_alike(run, _last[0]):
             model = _last[1]
@@ -247,6 +252,7 @@ def _constants(run: RunSpec) -> dict[str, Any]:
 
 
 def predict(model: ModelSpec, state: TrainState, x: np.ndarray) -> np.ndarray:
+    device.can_use_threads(model.threads)
     with tf.device(device.resolve(model.device)):
         network = _network(model, layers.Place(0), keras.Model)
         (exact if model.precision == "exact" else layers).load_state(network, state)

@@ -1,5 +1,7 @@
 """What torch finds on this machine, and what Lightning calls it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +16,21 @@ def devices() -> list[str]:
 
 def resolve(requested: str) -> torch.device:
     return torch.device(runner_devices.resolve(requested, devices()))
+
+
+def can_use_threads(num: int) -> bool:
+    return True
+
+
+@contextmanager
+def threads(num: int) -> Iterator[None]:
+    """So many for every operation within the block; afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def trainer_arguments(device: torch.device) -> dict[str, Any]:

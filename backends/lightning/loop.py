@@ -233,12 +233,14 @@ def train(run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: On
     )
     # SIGTERM is the runner's, as in Keras: it saves between two chunks. Lightning's handler would end the process.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    trainer.fit(module, _Loader(chunks))
+    with device.threads(run.threads):
+        trainer.fit(module, _Loader(chunks))
     return module.state()
 
 
 def predict(model: ModelSpec, state: TrainState, x: np.ndarray) -> np.ndarray:
-    return _predict(_network(model, state, layers.Place(0)), model, x)
+    with device.threads(model.threads):
+        return _predict(_network(model, state, layers.Place(0)), model, x)
 
 
 def native_model(model: ModelSpec, state: TrainState) -> nn.Module:

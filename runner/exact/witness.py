@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from runner import random
 from runner.data.dataset import Scaling
@@ -190,11 +191,16 @@ def devices() -> list[str]:
     return ["cpu"]
 
 
+def can_use_threads(num: int) -> bool:
+    return True
+
+
 def train(run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk) -> TrainState:
     live = _Live(run, start)
-    for chunk in chunks:
-        if not on_chunk(chunk, live.train(chunk), live):
-            break
+    with threadpool_limits(run.threads, "blas"):
+        for chunk in chunks:
+            if not on_chunk(chunk, live.train(chunk), live):
+                break
     return live.state()
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from runner import devices, dispatcher, run_folder
+from runner import apart, devices, dispatcher, run_folder
 from runner.config import Config, parse
 from runner.console import Console, capture
 from runner.data.order import Chunk
@@ -27,15 +27,17 @@ def find_lr(values: Mapping[str, Any]) -> int:
         prepared = plan(config)
         backend = dispatcher.load(config.backend)
         devices.resolve(config.device, backend.devices())
-        root = Path(config.output.root) / "find_lr"
-        path = run_folder.create(root, f"{run_folder.timestamp()}_{config.backend}")
-        held.into(path / "run.log")
-        run_folder.write_config(path, values)
-        rates, losses = _train(prepared, console, signals)
-        if signals.received:
-            console.say(f"interrupted after {len(losses)} updates: nothing is suggested")
-            return 128 + signals.received
-        return _tell(config, path, rates, losses, console)
+        if backend.can_use_threads(prepared.model.threads):
+            root = Path(config.output.root) / "find_lr"
+            path = run_folder.create(root, f"{run_folder.timestamp()}_{config.backend}")
+            held.into(path / "run.log")
+            run_folder.write_config(path, values)
+            rates, losses = _train(prepared, console, signals)
+            if signals.received:
+                console.say(f"interrupted after {len(losses)} updates: nothing is suggested")
+                return 128 + signals.received
+            return _tell(config, path, rates, losses, console)
+    return apart.run(find_lr, values, prepared.model.threads)
 
 
 def _range_test(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from runner import checkpoint, devices, dispatcher, run_folder
+from runner import apart, checkpoint, devices, dispatcher, run_folder
 from runner.config import Config, Trainer, sha256
 from runner.console import Console, capture, log_traceback, tree
 from runner.data.order import Order
@@ -14,7 +14,7 @@ from runner.errors import ConfigError, RunError
 from runner.errors import show as show_value
 from runner.exact import certificate
 from runner.plan import Plan, plan
-from runner.resume import Resumed, check
+from runner.resume import Resumed, check, with_saved_threads
 from runner.signals import Signals
 from runner.spec import Backend, TrainState, first_state
 from runner.training import Training, show
@@ -88,22 +88,29 @@ def train(job: Job) -> int:
         start = first_state(prepared.network, config.optimizer, prepared.model.dtype, config.seed)
         if resumed is not None:
             check(resumed, prepared, start)
+            prepared, resumed = with_saved_threads(resumed, prepared)
         backend = dispatcher.load(config.backend)
         device = devices.resolve(config.device, backend.devices())
-        path = job.folder()
-        with run_folder.locked(path):
-            held.into(path / "run.log")
-            if config.print_config:
-                console.say(tree(job.composed))
-            for warning in warnings:
-                console.say(f"warning: {warning}")
-            if resumed is None:
-                run_folder.write_json(path / "environment.json", run_folder.environment(device, job.command))
-                run_folder.write_json(path / "data.json", prepared.data.description())
-            else:
-                _go_on(resumed, prepared.order, run_folder.environment(device, job.command), console)
-                start = resumed.state
-            return _train(job, prepared, backend, start, path, console, signals)
+        num_threads = prepared.model.threads
+        if backend.can_use_threads(num_threads):
+            path = job.folder()
+            with run_folder.locked(path):
+                held.into(path / "run.log")
+                if config.print_config:
+                    console.say(tree(job.composed))
+                for warning in warnings:
+                    console.say(f"warning: {warning}")
+                if remark := prepared.remark_on_threads():
+                    console.say(remark)
+                environment = run_folder.environment(device, num_threads, job.command)
+                if resumed is None:
+                    run_folder.write_json(path / "environment.json", environment)
+                    run_folder.write_json(path / "data.json", prepared.data.description())
+                else:
+                    _go_on(resumed, prepared.order, environment, console)
+                    start = resumed.state
+                return _train(job, prepared, backend, start, path, console, signals)
+    return apart.run(train, job, num_threads)
 
 
 def _go_on(resumed: Resumed, order: Order, environment: Mapping[str, Any], console: Console) -> None:
