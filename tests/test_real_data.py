@@ -1,0 +1,371 @@
+"""From a file of raw rows to an answer in its units: training, evaluation, predictions and exports of scikit-learn's data."""
+
+import csv
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from sklearn import datasets
+from sklearn.metrics import mean_absolute_error, mean_squared_error
+
+from runner import load_run
+from tests.command_line import BACKENDS, Done, forked, mlp
+
+both = pytest.mark.parametrize("backend", BACKENDS)
+
+WINE, DIABETES = datasets.load_wine(), datasets.load_diabetes(scaled=False)
+NAMES = [str(WINE.target_names[label]) for label in WINE.target]
+
+# Raw rows go into an export in float32: relative 6e-8 of values up to 14 standard deviations from 0 (wine's alcohol is
+# 13 +- 0.8), moves logits of size 1 by some 1e-5. Ten times that.
+EXPORTED = 1e-4
+
+Rows = list[list[Any]]
+
+
+def write(path: Path, header: Sequence[str], rows: Rows) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def wine() -> tuple[list[str], Rows]:
+    header = [*WINE.feature_names, "cultivar"]
+    return header, [[*row, name] for row, name in zip(WINE.data.tolist(), NAMES, strict=True)]
+
+
+def diabetes() -> tuple[list[str], Rows]:
+    header = [*DIABETES.feature_names, "progression"]
+    return header, np.column_stack([DIABETES.data, DIABETES.target]).tolist()
+
+
+class Trained(NamedTuple):
+    wine: Path
+    diabetes: Path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
+    """Both data sets on each backend; nobody writes into these folders."""
+    here = tmp_path_factory.mktemp("real")
+    write(here / "wine.csv", *wine())
+    write(here / "diabetes.csv", *diabetes())
+    short = ("device=cpu", "trainer.max_epochs=8", "optimizer.lr=0.01")
+    regression = ("data.task=regression", "metrics=[mean_absolute_error]")
+    lines = [
+        line
+        for backend in BACKENDS
+        for line in (
+            (f"backend={backend}", "data=csv", "data.path=wine.csv", *short),
+            (f"backend={backend}", "data=csv", "data.path=diabetes.csv", *regression, *short),
+        )
+    ]
+    done = forked(here, *lines)
+    assert [(each.status, each.err) for each in done] == [(0, "")] * 4
+    folders = [here / each.folder for each in done]
+    return {backend: Trained(*folders[2 * i : 2 * i + 2]) for i, backend in enumerate(BACKENDS)}
+
+
+def copied(run: Path, tmp_path: Path) -> Path:
+    """The run's folder and its data, in a folder of their own; the run's."""
+    for file in run.parents[2].glob("*.csv"):
+        shutil.copy(file, tmp_path)
+    shutil.copytree(run, tmp_path / "run", symlinks=True)
+    return tmp_path / "run"
+
+
+def standardized(run: Path, raw: np.ndarray) -> np.ndarray:
+    """By the mean and deviation of the training rows, which are taken from the file unscaled."""
+    section = load_run(run).config.data.model_copy(
+        update={"standardize": False, "path": str(run.parents[2] / source(run))}
+    )
+    train = section.load().train.x
+    return np.asarray((raw - train.mean(0)) / train.std(0))
+
+
+def source(run: Path) -> str:
+    return str(load_run(run).config.data.path)
+
+
+def predictions(path: Path) -> dict[str, np.ndarray]:
+    with path.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    return {name: np.array(column) for name, column in zip(header, zip(*rows, strict=True), strict=True)}
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    return np.asarray(np.exp(z) / np.exp(z).sum(1, keepdims=True))
+
+
+@both
+def test_a_loaded_run_predicts_from_raw_rows(trained: dict[str, Trained], backend: str) -> None:
+    """NumPy's network on rows scaled by NumPy; targets in the data's units."""
+    run = trained[backend].wine
+    expected = mlp(dict(load_run(run).weights), standardized(run, WINE.data))
+    np.testing.assert_allclose(load_run(run).predict(WINE.data), expected, rtol=0, atol=1e-4)
+    assert np.mean(expected.argmax(1) == WINE.target) > 0.95
+    run = trained[backend].diabetes
+    outputs = load_run(run).predict(DIABETES.data)
+    assert mean_absolute_error(DIABETES.target, outputs) < 60  # the mean of all is off by 66
+    assert outputs.shape == (442, 1)
+
+
+def test_columns_of_a_table_are_found_by_name(trained: dict[str, Trained]) -> None:
+    class Table:
+        """What of a DataFrame is used."""
+
+        def __init__(self, columns: list[str], values: np.ndarray) -> None:
+            self.columns, self.values = columns, values
+
+        def __getitem__(self, names: list[str]) -> np.ndarray:
+            return self.values[:, [self.columns.index(name) for name in names]]
+
+    run = load_run(trained["lightning"].wine)
+    names = ["unused", *WINE.feature_names[::-1]]
+    table: Any = Table(names, np.column_stack([np.zeros(178), WINE.data[:, ::-1]]))
+    np.testing.assert_array_equal(run.predict(table), run.predict(WINE.data))
+    table = Table(names[:-1], table.values[:, :-1])
+    with pytest.raises(Exception, match="x lacks the column alcohol, which the run was trained on"):
+        run.predict(table)
+    with pytest.raises(Exception, match=r"a row of x has shape \[12\]; the run was trained on \[13\]"):
+        run.predict(WINE.data[:, 1:])
+    with pytest.raises(Exception, match=r"the new rows: row 3, column x\[2\] is nan"):
+        run.predict(np.where(np.arange(178 * 13).reshape(178, 13) == 3 * 13 + 2, np.nan, WINE.data))
+    with pytest.raises(Exception, match=r"scaled and in float32: row 0, column x\[0\] is inf"):
+        run.predict(WINE.data[:1] * 1e200)
+
+
+@both
+def test_metrics_are_in_the_data_s_units_and_the_loss_as_trained(
+    trained: dict[str, Trained], tmp_path: Path, backend: str
+) -> None:
+    """Against scikit-learn, of the same predictions; the loss is in units of the training targets' variance."""
+    run = copied(trained[backend].diabetes, tmp_path)
+    (evaluated,) = forked(tmp_path, ("task=evaluate", "run=run"))
+    found = json.loads((run / "test.json").read_text())
+    loaded = load_run(run)
+    section = loaded.config.data.model_copy(update={"standardize": False, "path": str(tmp_path / "diabetes.csv")})
+    data = section.load()
+    outputs = loaded.predict(data.test.x)
+    # float32 outputs of two calls, times a deviation of 77
+    assert found["test/mean_absolute_error"] == pytest.approx(mean_absolute_error(data.test.y, outputs), rel=1e-5)
+    loss = mean_squared_error(data.test.y, outputs) / data.train.y.var()
+    assert found["test/loss"] == pytest.approx(loss, rel=1e-5)
+    assert f"test/mean_absolute_error {found['test/mean_absolute_error']:.4f}" in evaluated.out
+    during = loaded.metrics
+    val, train = (loaded.predict(split.x) for split in (data.val, data.train))
+    assert during["val/mean_absolute_error"][-1] == pytest.approx(mean_absolute_error(data.val.y, val), rel=1e-5)
+    # of the training rows over the last epoch, while the weights still moved
+    assert during["train/mean_absolute_error"][-1] == pytest.approx(mean_absolute_error(data.train.y, train), rel=0.1)
+
+
+def test_exports_take_raw_rows_and_a_file_beside_names_them(trained: dict[str, Trained], tmp_path: Path) -> None:
+    """Of both tasks and for both frameworks, whichever trained it."""
+    import keras
+    import torch
+
+    for backend, name, x in (("lightning", "wine", WINE.data), ("keras", "diabetes", DIABETES.data)):
+        here = tmp_path / name
+        here.mkdir()
+        run = copied(getattr(trained[backend], name), here)
+        done = forked(
+            here, *(("task=export", "run=run", f"format={kind}") for kind in ("keras", "torch", "safetensors"))
+        )
+        assert [(each.status, each.err) for each in done] == [(0, "")] * 3
+        expected, raw = load_run(run).predict(x), x.astype(np.float32)
+        scale = np.abs(expected).max()
+        from_keras = np.asarray(keras.models.load_model(run / "model.keras").predict(raw, verbose=0))
+        from_torch = torch.export.load(run / "model.pt2").module()(torch.from_numpy(raw)).detach().numpy()
+        assert from_keras.dtype == from_torch.dtype == np.float32
+        np.testing.assert_allclose(from_keras, expected, rtol=0, atol=EXPORTED * scale)
+        np.testing.assert_allclose(from_torch, expected, rtol=0, atol=EXPORTED * scale)
+        about = json.loads((run / "model.safetensors.json").read_text())
+        scaled = (x - about["x_scaling"]["offset"]) / about["x_scaling"]["scale"]
+        outputs = mlp(load_file(run / "model.safetensors"), scaled)
+        if about["y_scaling"]:
+            outputs = outputs * about["y_scaling"]["scale"] + about["y_scaling"]["offset"]
+        np.testing.assert_allclose(outputs, expected, rtol=0, atol=EXPORTED * scale)
+        header = (wine() if name == "wine" else diabetes())[0]
+        umask = os.umask(0)
+        os.umask(umask)
+        for file in ("model.keras", "model.pt2", "model.safetensors"):
+            said = json.loads((run / f"{file}.json").read_text())
+            assert [*said["features"], said["target"]] == header
+            assert said["classes"] == (sorted(set(NAMES)) if name == "wine" else [])
+            assert said["scales"] == (file != "model.safetensors")
+            for each in (run / file, run / f"{file}.json"):
+                assert stat.S_IMODE(each.stat().st_mode) == 0o666 & ~umask
+        assert not [*run.glob(".*")]
+
+
+def test_an_export_does_not_take_numbers_that_its_dtype_cannot(tmp_path: Path) -> None:
+    """Refused for frameworks; as safetensors, beside its scaling, it is whole."""
+    x = np.random.default_rng(0).random((60, 2)) * [1e160, 1]
+    np.savez(tmp_path / "a.npz", x=x, y=np.arange(60) % 2)
+    options = ("data=npz", "data.path=a.npz", "data.standardize=true", "trainer.max_steps=3", "device=cpu")
+    (run,) = forked(tmp_path, options)
+    assert run.status == 0
+    kinds = ("keras", "safetensors")
+    refused, whole = forked(tmp_path, *(("task=export", f"run={run.folder}", f"format={kind}") for kind in kinds))
+    assert (refused.status, whole.status) == (2, 0)
+    assert refused.err == (
+        f"error: format must be safetensors for {run.folder}: x holds values that float32 does not, so that no model "
+        "could take or give them raw\n"
+    )
+
+
+Change = Callable[[list[str], Rows], tuple[list[str], Rows]]
+
+
+def with_column(name: str, change: Callable[[Any], Any]) -> Change:
+    def made(header: list[str], rows: Rows) -> tuple[list[str], Rows]:
+        at = header.index(name)
+        return header, [[*row[:at], change(row[at]), *row[at + 1 :]] for row in rows]
+
+    return made
+
+
+SAME: dict[str, Change] = {
+    "columns reordered": lambda header, rows: (header[::-1], [row[::-1] for row in rows]),
+    "column added": lambda header, rows: ([*header, "more"], [[*row, 1.5] for row in rows]),
+}
+CHANGED: dict[str, tuple[Change, str]] = {
+    "rows appended": (lambda header, rows: (header, rows + rows[:10]), "its rows are train 112, "),
+    "a column gone": (lambda header, rows: (header[1:], [row[1:] for row in rows]), "its columns are malic_acid, "),
+    "columns swapped": (
+        lambda header, rows: ([header[1], header[0], *header[2:]], rows),
+        "mean or variance of column alcohol is another",
+    ),
+    "a column times 1000": (
+        with_column("hue", lambda value: value * 1000),
+        "mean or variance of column hue is another",
+    ),
+    # the scaled rows are the same to the bit
+    "a column times 1024": (
+        with_column("hue", lambda value: value * 1024),
+        "mean or variance of column hue is another",
+    ),
+    "labels flipped": (
+        with_column("cultivar", lambda name: {"class_0": "class_1", "class_1": "class_0"}.get(name, name)),
+        "SHA-256 ",
+    ),
+    "labels renamed": (with_column("cultivar", lambda name: f"new_{name}"), "its classes are new_class_0, "),
+    "rows reordered": (lambda header, rows: (header, rows[::-1]), ""),
+    "a test row changed": (lambda header, rows: (header, [[*rows[0][:-1], "class_2"], *rows[1:]]), "SHA-256 "),
+}
+
+
+def test_evaluate_finds_columns_by_name_and_refuses_other_data(trained: dict[str, Trained], tmp_path: Path) -> None:
+    """Resume refuses it likewise. Nothing is written."""
+    runs = {}
+    for name, change in {**SAME, **{name: change for name, (change, _) in CHANGED.items()}}.items():
+        here = tmp_path / name.replace(" ", "_")
+        here.mkdir()
+        runs[name] = copied(trained["lightning"].wine, here)
+        write(here / "wine.csv", *change(*wine()))
+    done: dict[str, Done] = {}
+    for name, run in runs.items():
+        (done[name],) = forked(run.parent, ("task=evaluate", "run=run"))
+    (original,) = forked(copied(trained["lightning"].wine, tmp_path).parent, ("task=evaluate", "run=run"))
+    assert original.status == 0
+    for name in SAME:
+        assert (done[name].status, done[name].out, done[name].err) == (0, original.out, "")
+    for name, (_, said) in CHANGED.items():
+        assert done[name].status == 2, name
+        assert done[name].err.startswith(f"error: task=evaluate: the data is not what run was trained on: {said}"), name
+        assert done[name].err.endswith("; task=predict takes new rows\n")
+        assert not (runs[name] / "test.json").exists()
+    for name in ("a column times 1024", "labels renamed"):
+        (resumed,) = forked(runs[name].parent, ("resume=run", "trainer.max_epochs=9"))
+        assert resumed.status == 2
+        assert f"resume: the data is not what run was trained on: {CHANGED[name][1]}" in resumed.err
+
+
+def test_predictions_have_probabilities_and_replace_no_others(trained: dict[str, Trained], tmp_path: Path) -> None:
+    run = copied(trained["lightning"].wine, tmp_path)
+    header, rows = wine()
+    write(tmp_path / "new.csv", header[::-1], [row[::-1] for row in rows])
+    write(tmp_path / "other.csv", header, rows[:5])
+    np.savez(tmp_path / "new.npz", x=WINE.data)
+    paths = ("new.csv", "other.csv", "new.csv", "other.csv", "new.npz")
+    done = [forked(tmp_path, ("task=predict", "run=run", f"data.path={path}"))[0] for path in paths]
+    names = ["predictions.csv", "predictions_2.csv", "predictions.csv", "predictions_2.csv", "predictions.npz"]
+    nums = [178, 5, 178, 5, 178]
+    assert [each.out for each in done] == [
+        f"file     run/{name}  ({num} rows)\n" for name, num in zip(names, nums, strict=True)
+    ]
+    found = predictions(run / "predictions.csv")
+    classes = sorted(set(NAMES))
+    outputs = np.column_stack([found[f"output_{i}"].astype(float) for i in range(3)])
+    probability = np.column_stack([found[f"probability_{name}"].astype(float) for name in classes])
+    np.testing.assert_allclose(outputs, load_run(run).predict(WINE.data), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(probability, softmax(outputs), rtol=1e-12)
+    assert found["label"].tolist() == [classes[i] for i in outputs.argmax(1)]
+    with np.load(run / "predictions.npz") as arrays:
+        np.testing.assert_allclose(arrays["probability"], probability, rtol=0, atol=1e-5)
+        assert arrays["label"].tolist() == found["label"].tolist()
+
+
+def test_with_one_output_the_probabilities_are_of_both_classes(tmp_path: Path) -> None:
+    """binary_cross_entropy of scikit-learn's breast_cancer, its labels 0 and 1 by name."""
+    data = datasets.load_breast_cancer()
+    np.savez(tmp_path / "cancer.npz", x=data.data, y=data.target * 5 - 2)  # -2 and 3
+    options = ("data=npz", "data.path=cancer.npz", "data.standardize=true", "loss=binary_cross_entropy")
+    (run,) = forked(tmp_path, (*options, "model=linear", "optimizer.lr=0.05", "trainer.max_epochs=3", "device=cpu"))
+    (done,) = forked(tmp_path, ("task=predict", f"run={run.folder}", "data.path=cancer.npz"))
+    assert (run.status, done.status) == (0, 0)
+    with np.load(tmp_path / run.folder / "predictions.npz") as found:
+        z = found["outputs"][:, 0]
+        np.testing.assert_allclose(found["probability"], np.column_stack([1 / (1 + np.exp(z)), 1 / (1 + np.exp(-z))]))
+        assert set(found["label"]) == {"-2", "3"}
+        assert np.mean((found["label"] == "3") == data.target) > 0.9
+
+
+def test_what_cannot_be_trained_on_or_predicted_is_refused_in_one_line(
+    trained: dict[str, Trained], tmp_path: Path
+) -> None:
+    """On the command line, with exit status 2 and nothing written."""
+    header, rows = wine()
+    copied(trained["lightning"].wine, tmp_path)
+    write(tmp_path / "index.csv", ["", *header], [[i, *row] for i, row in enumerate(rows)])
+    write(tmp_path / "one.csv", header, [row for row in rows if row[-1] == "class_0"])
+    write(tmp_path / "text.csv", header, [["high", *row[1:4], "", *row[5:]] for row in rows])
+    write(tmp_path / "gap.csv", header, [*rows[:3], [*rows[3][:5], "?", *rows[3][6:]]])
+    os.mkfifo(tmp_path / "pipe.csv")
+    needed = "finite numbers are needed: give text a number each, fill what is missing, or remove the column"
+    expected = {
+        ("data=csv", "data.path=index.csv"): "index.csv: column 1 has no name, as an index has none: remove it "
+        "(pandas writes none with index=False) or name it",
+        ("data=csv", "data.path=one.csv"): "one.csv: column cultivar holds one class only, class_0; a classification "
+        "needs two, data.task=regression takes numbers",
+        (
+            "data=csv",
+            "data.path=text.csv",
+        ): "text.csv: line 2, column alcohol is 'high' (178 such lines); line 2, column "
+        f"magnesium is '' (178 such lines); {needed}",
+        ("data=csv", "data.path=pipe.csv"): "data.path must be a file, got pipe.csv, which is a pipe or a device",
+        ("task=predict", "run=run", "data.path=."): "data.path must be a file, got ., which is a folder",
+        ("task=predict", "run=run", "data.path=pipe.csv"): "data.path must be a file, got pipe.csv, which is a pipe or "
+        "a device",
+        ("task=predict", "run=run", "data.path=gap.csv"): f"gap.csv: line 5, column total_phenols is '?'; {needed}",
+    }
+    before = sorted(tmp_path.rglob("*"))
+    done = forked(tmp_path, *expected)
+    assert [(each.status, each.err) for each in done] == [(2, f"error: {said}\n") for said in expected.values()]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_models_of_images_train_on_the_default_data(tmp_path: Path) -> None:
+    lines = [(f"backend={backend}", "model=cnn", "trainer.max_steps=2", "device=cpu") for backend in BACKENDS]
+    done = forked(tmp_path, *lines)
+    assert [(each.status, each.err) for each in done] == [(0, "")] * 2
+    shapes = [json.loads((tmp_path / each.folder / "data.json").read_text())["input_shape"] for each in done]
+    assert shapes == [[8, 8, 1]] * 2
+    (evaluated,) = forked(tmp_path, ("task=evaluate", f"run={done[0].folder}"))
+    assert evaluated.status == 0
