@@ -77,11 +77,7 @@ class Means:
             self._values.setdefault(name, []).append(values)
 
     def result(self) -> dict[str, float]:
-        """NaN where every row was passed over (trainer.on_nonfinite=skip)."""
-        return {name: self._sum(name) / num if num else math.nan for name, num in self._num.items()}
-
-    def _sum(self, name: str) -> float:
-        return math.fsum(np.concatenate(self._values[name]))
+        return {name: math.fsum(np.concatenate(self._values[name])) / num for name, num in self._num.items() if num}
 
     def state(self) -> dict[str, tuple[int, list[float]]]:
         """What a checkpoint keeps: of each, the number of rows and a few numbers whose sum is exactly theirs."""

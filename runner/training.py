@@ -1,5 +1,6 @@
 """What happens between two chunks, written once for every backend: records, evaluation, checkpoints, progress, the end."""
 
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -114,7 +115,8 @@ class Training:
 
     def _end_epoch(self, step: int, live: Live) -> None:
         plan, epoch = self.plan, -(-step // self.plan.order.steps_per_epoch)
-        values = {f"train/{name}": value for name, value in self._means.result().items()}
+        means = self._means.result()  # without a name whose every row was skipped
+        values = {f"train/{name}": means.get(name, math.nan) for name in ("loss", *plan.metrics)}
         if len(plan.data.val):
             outputs = plan.outputs(plan.data.val, live.predict)
             values |= {f"val/{name}": value for name, value in evaluate(plan, outputs, plan.data.val).items()}
