@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from runner import strict_json
 from runner.errors import RunError, show
 from runner.run_folder import sync
 from runner.spec import TrainState
@@ -42,7 +43,7 @@ def stage(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
     parts = (
         _serialized({**state.weights, **state.buffers}),
         _serialized(slots),
-        [json.dumps(numbers, indent=2).encode()],
+        [strict_json.dumps(numbers).encode()],
     )
     hashes = {name: _write(beside / name, pieces) for name, pieces in zip(_PARTS, parts, strict=True)}
     _write(beside / _MANIFEST, [json.dumps(hashes, indent=2).encode()])
@@ -158,7 +159,7 @@ def read(folder: Path, which: str | int = "last") -> tuple[TrainState, dict[str,
         for name, part in parts.items():
             if hashlib.sha256(part).hexdigest() != hashes.get(name):
                 raise RunError(f"{place / name} does not match its SHA-256 in manifest.json: the checkpoint is damaged")
-        numbers: dict[str, Any] = json.loads(parts["state.json"])
+        numbers: dict[str, Any] = strict_json.with_numbers(json.loads(parts["state.json"]))
         if numbers["format"] != FORMAT:
             raise RunError(f"{place} has checkpoint format {numbers['format']}; this version reads format {FORMAT}")
         step, values, flat = numbers["step"], load(parts["weights.safetensors"]), load(parts["optimizer.safetensors"])

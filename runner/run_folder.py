@@ -18,7 +18,7 @@ from typing import Any, TextIO
 import numpy as np
 from omegaconf import OmegaConf
 
-from runner import threads
+from runner import strict_json, threads
 from runner.errors import ConfigError, RunError, show
 
 try:
@@ -268,7 +268,7 @@ def write_config(folder: Path, composed: Mapping[str, Any]) -> None:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    _write(path, json.dumps(values, indent=2) + "\n")
+    _write(path, strict_json.dumps(values) + "\n")
 
 
 def _write(path: Path, text: str, newline: str | None = None) -> None:

@@ -16,6 +16,7 @@ from runner.data.dataset import Scaling, check_finite
 from runner.errors import ConfigError
 from runner.plan import Plan, model_spec, plan
 from runner.spec import ModelSpec, TrainState
+from runner.strict_json import with_numbers
 
 
 def config_of(folder: str | Path, key: str = "run") -> dict[str, Any]:
@@ -85,7 +86,7 @@ class Run:
     def result(self) -> dict[str, Any]:
         """result.json."""
         values: dict[str, Any] = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
-        return values
+        return {**values, **with_numbers({key: values[key] for key in ("metrics", "best") if key in values})}
 
     def model(self) -> Any:
         """The native model of the run's backend: an nn.Module or a keras.Model, with the run's weights."""

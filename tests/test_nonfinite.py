@@ -1,11 +1,14 @@
 """A loss that is NaN or infinite: it ends the run, or with trainer.on_nonfinite=skip its update is passed over."""
 
+import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from runner import load_run, strict_json
 from runner.run_folder import read_columns, read_json
 from tests.command_line import BACKENDS, Done, forked
 from tests.training import differences, prepare, train
@@ -136,3 +139,36 @@ def test_an_epoch_of_skipped_updates_alone_has_a_metric_that_is_no_number(tmp_pa
     result = read_json(tmp_path / done.folder / "result.json")
     assert (result["status"], result["best"], len(result["skipped"])) == ("completed", None, result["steps"])
     assert np.isnan(read_columns(tmp_path / done.folder / "metrics.csv")["train/loss"]).all()
+
+
+def test_json_files_are_strict_whatever_the_numbers(tmp_path: Path) -> None:
+    """A last update at a rate of 1e37: the loss before it is finite, the metrics after it are not. Going on fails by
+    the next loss."""
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    x = np.random.default_rng(0).normal(size=(64, 4)) * 1000
+    np.savez(tmp_path / "data.npz", x=x, y=np.arange(64) % 2)
+    options = ("data=npz", "data.path=data.npz", "model=linear", "optimizer=sgd", "optimizer.lr=1e37", "device=cpu")
+    one = ("trainer.batch_size=64", "trainer.max_epochs=1", *options)
+    lines = (f"backend={backend}" for backend in BACKENDS)
+    for line in lines:
+        (done,) = forked(tmp_path, (line, *one))
+        run = tmp_path / done.folder
+        assert done.status == 0
+        files = sorted(run.rglob("*.json"))
+        assert {"result.json", "data.json", "state.json"} <= {file.name for file in files}
+        for file in files:
+            json.loads(file.read_text(), parse_constant=refuse)
+        val = load_run(run).result["metrics"]["val/loss"]
+        assert not np.isfinite(val)
+        assert str(val) == str(float(read_json(run / "result.json")["metrics"]["val/loss"]))
+        assert forked(tmp_path, (f"resume={done.folder}", "trainer.max_epochs=2"))[0].status == 1
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan, 1e308, -0.0])
+def test_a_number_is_read_back_as_it_was(number: float) -> None:
+    written = strict_json.dumps({"metrics": {"a": number}, "means": [(1, [number])], "best": None})
+    read = strict_json.with_numbers(json.loads(written))
+    assert repr(read) == repr({"metrics": {"a": number}, "means": [[1, [number]]], "best": None})

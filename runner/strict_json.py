@@ -1,0 +1,32 @@
+"""JSON as RFC 8259 has it: a number that is not finite is "NaN", "Infinity" or "-Infinity", as in the JSON of protocol
+buffers; Python's float() reads them, and so does NumPy."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+_NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def dumps(values: Mapping[str, Any]) -> str:
+    return json.dumps(_strict(values), indent=2, allow_nan=False)
+
+
+def with_numbers(values: Any) -> Any:
+    """What was written, where no text can be one of those words."""
+    if isinstance(values, dict):
+        return {key: with_numbers(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [with_numbers(value) for value in values]
+    return _NUMBERS.get(values, values) if isinstance(values, str) else values
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return next(word for word, number in _NUMBERS.items() if number == value or (word == "NaN" and value != value))
+    if isinstance(value, Mapping):
+        return {key: _strict(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(inner) for inner in value]
+    return value
