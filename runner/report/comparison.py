@@ -2,16 +2,15 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from runner.errors import RunError
 from runner.multirun import held
-from runner.quoting import command_line, override
-from runner.report import page, parity
-from runner.report.answer import Answer, Ranked, answer
+from runner.report import answer, escape, page, parity, pictures
+from runner.report.answer import Answer, Ranked, answers
 from runner.report.curves import MOST_POINTS
 from runner.report.jobs import Group, Job, inside, read
 from runner.report.markdown import as_markdown
@@ -39,43 +38,54 @@ def write(folder: Path, num_jobs: int) -> int:
 
 
 def compare(folder: Path, jobs: Sequence[Job], num_jobs: int) -> int:
-    """comparison.csv, .md, .html and .png of these jobs, and their last lines on the terminal."""
-    metrics = list(dict.fromkeys(name for job in jobs for name in job.result["metrics"]))
-    _write_csv(folder / "comparison.csv", jobs, metrics)
+    """comparison.csv, .md, .html, .png and answer.json of these jobs, and their last lines on the
+    terminal. Jobs that measure different things get an answer each: comparison_2.html, ..."""
+    _write_csv(folder / "comparison.csv", jobs, _metrics(jobs))
     completed = [job for job in jobs if job.is_completed]
-    found = answer(completed)
-    same = parity.table(completed)
-    text = _text(found, same, metrics)
+    found, same = answers(jobs), parity.table(completed)
+    text = _text(found, same, escape.markdown)
     (folder / "comparison.md").write_text(text + "\n", encoding="utf-8")
-    print(f"\n{text}\n")
+    print(f"\n{_text(found, same, escape.terminal)}\n")
     for job in jobs:
         if not job.is_completed:
-            print(f"{job.result['status']}: {job.folder.name}  {job.result.get('error', '')}".rstrip())
-    print(f"{len(completed)} of {num_jobs} jobs completed")
-    print(f"folder   {folder}")
-    if found is not None:
-        _draw(folder / "comparison.png", found)
-        again = command(found.best.group)
-        page.write(folder / "comparison.html", found, again, table_of(found, metrics), same)
-        print(f"picture  {folder / 'comparison.png'}")
-        print(f"page     {folder / 'comparison.html'}")
-        tested = ["task=evaluate", override("run", str(found.best.group.jobs[0].folder))]
-        print(f"to test  {command_line(tested)}")
-        print(f"winner   {found.winner()}")
-        print(f"to copy  {again}")
+            _say(f"{job.status}: {job.folder.name}  {job.result.get('error', '')}".rstrip())
+    _say(f"{len(completed)} of {num_jobs} jobs completed")
+    _say(f"folder   {folder}")
+    for i, each in enumerate(found, start=1):
+        if len(found) > 1:
+            _say(f"answer   {each.title}")
+        _write_answer(folder, each, same, "" if i == 1 else f"_{i}")
     return 0 if len(completed) == num_jobs else 1
 
 
-def command(group: Group) -> str:
-    """What trains it again."""
-    said = group.to_copy()
-    branched = any(override.startswith("resume=") for override in said)  # in a folder of its own, as it was
-    return command_line([*(["-m"] if branched else []), *said])
+def _write_answer(folder: Path, found: Answer, same: Sequence[parity.Parity], suffix: str) -> None:
+    """answer.json, and of what is ranked a picture, a page and the commands to copy."""
+    answer.write(folder / f"answer{suffix}.json", found)
+    if not found.ranked:
+        return
+    picture, html = (folder / f"comparison{suffix}{end}" for end in (".png", ".html"))
+    _draw(picture, found)
+    again = answer.command(found.best.group)
+    page.write(html, found, again, table_of(found), same)
+    _say(f"picture  {picture}")
+    _say(f"page     {html}")
+    _say(f"to test  {answer.command_to_test(found.best.group)}")
+    _say(f"winner   {found.winner()}")
+    _say(f"to copy  {again}")
 
 
-def table_of(found: Answer, metrics: Sequence[str]) -> list[tuple[str, ...]]:
-    """A header, then a row a group, best first."""
-    others = [name for name in metrics if name.startswith("val/") and name != found.metric]
+def _say(line: str) -> None:
+    print(escape.terminal(line))
+
+
+def _metrics(jobs: Iterable[Job]) -> list[str]:
+    return list(dict.fromkeys(name for job in jobs for name in job.metrics))
+
+
+def table_of(found: Answer) -> list[tuple[str, ...]]:
+    """A header, then a row a ranked group, best first; every cell as it is, not escaped."""
+    names = _metrics(job for ranked in found.ranked for job in ranked.group.completed)
+    others = [name for name in names if name.startswith("val/") and name != found.metric]
     header = (
         "rank",
         "overrides",
@@ -104,7 +114,7 @@ def _cells(ranked: Ranked, others: Sequence[str]) -> tuple[str, ...]:
         f"{known.mean:.4f}",
         "" if known.sd is None else f"{known.sd:.4f}",
         "" if known.interval is None else f"{known.interval[0]:.4f} to {known.interval[1]:.4f}",
-        "" if against is None else f"{against.difference:+.4f}",
+        "" if against is None or not against.num else f"{against.difference:+.4f}",
         "" if p is None else f"{p:.2g}",
         "" if more_seeds is None else str(more_seeds),
         *(f"{ranked.group.mean(name):.4f}" for name in others),
@@ -114,34 +124,60 @@ def _cells(ranked: Ranked, others: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _text(found: Answer | None, same: Sequence[parity.Parity], metrics: Sequence[str]) -> str:
-    """comparison.md: the answer, its table, and the parity of backends."""
-    if found is None:
-        return "No completed job has the metric that it monitors."
-    parts = ["\n".join([*found.says(), *found.at_edges()]), as_markdown(table_of(found, metrics))]
-    if len(found.tried) > len(found.ranked):
-        means = [(group.label, f"{group.mean(found.metric):.4f}") for group in found.tried]
-        parts.append("All rates that were tried:\n\n" + as_markdown([("overrides", found.metric), *means]))
-    if len(found.ranked) > 1:
+def _text(found: Sequence[Answer], same: Sequence[parity.Parity], medium: Callable[[str], str]) -> str:
+    """comparison.md: the answers, their tables, and the parity of backends. `medium`: how text is
+    escaped."""
+    parts = []
+    if len(found) > 1:
+        parts.append(f"These runs measure {len(found)} different things, so they are not in one list.")
+    for each in found:
+        if len(found) > 1:
+            parts.append(f"## {medium(each.title)}")
+        parts += _parts(each, medium)
+    if any(len(each.ranked) > 1 for each in found):
         parts.append(
-            f"Ranked by {found.metric} after the last epoch. p: Student's paired test over the seeds in common, corrected by "
-            "Holm for all pairs. Steps and seconds of training: until the first epoch that is as good as the worst group's "
-            "best one, medians. Rate at its best: of the last update before the best epoch's end."
+            "Ranked by the monitored metric after the last epoch. p: Student's paired test over "
+            "the seeds in common, corrected by Holm for all pairs; the deviation of a share of "
+            "rows counts as one row at least. Steps and seconds of training: until the first epoch "
+            "that is as good as the worst group's best one, medians. Rate at its best: of the last "
+            "update before the best epoch's end."
         )
     if same:
-        parts.append(as_markdown([parity.HEADER, *(row.cells() for row in same)]))
+        rows = [parity.HEADER, *(row.cells() for row in same)]
+        parts.append(as_markdown(rows, medium))
     return "\n\n".join(parts)
 
 
+def _parts(found: Answer, medium: Callable[[str], str]) -> list[str]:
+    """Of one answer: its words, its table, and all rates that were tried."""
+    parts = ["\n".join(map(medium, [*found.says(), *found.at_edges()]))]
+    if found.ranked:
+        parts.append(as_markdown(table_of(found), medium))
+    whole = [group for group in found.tried if group not in found.unranked]
+    if len(whole) > len(found.ranked):
+        means = [(group.label, _mean_or_fate(group, found)) for group in found.tried]
+        table = as_markdown([("overrides", found.metric), *means], medium)
+        parts.append(f"All rates that were tried:\n\n{table}")
+    return parts
+
+
+def _mean_or_fate(group: Group, found: Answer) -> str:
+    over = group if found.seeds is None else group.over(found.seeds)
+    return answer.fate(group, found.metric) or f"{over.mean(found.metric):.4f}"
+
+
 def _write_csv(path: Path, jobs: Sequence[Job], metrics: Sequence[str]) -> None:
+    """A row a job; what is text in result.json is escaped, numbers are written as they are."""
+    header = ["overrides", "backend", "schedule", "seed", *metrics, "seconds", "status"]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["overrides", "backend", "schedule", "seed", *metrics, "seconds", "status"])
+        writer.writerow(map(escape.csv, header))
         for job in jobs:
             result = job.result
-            values = [result["metrics"].get(name, "") for name in metrics]
-            about = [job.backend, result["schedule"], job.seed]
-            writer.writerow([" ".join(job.overrides), *about, *values, result["seconds"]["train"], result["status"]])
+            about = [" ".join(job.overrides), job.backend, result["schedule"], job.seed]
+            values = [job.metrics.get(name, "") for name in metrics]
+            row = [*about, *values, result["seconds"]["train"], job.status]
+            writer.writerow([escape.csv(v) if isinstance(v, str) else v for v in row])
 
 
 def _draw(path: Path, found: Answer) -> None:
@@ -153,12 +189,12 @@ def _draw(path: Path, found: Answer) -> None:
     FigureCanvasAgg(figure)
     rate, metric = figure.subplots(1, 2)
     for ranked in found.ranked:
-        job, label = ranked.group.jobs[0], ranked.group.label
-        label = f"{ranked.rank}. {label if len(label) <= 40 else f'{label[:39]}…'}"
+        jobs = ranked.group.completed
+        job, label = jobs[0], escape.picture(f"{ranked.rank}. {ranked.group.label}", most=42)
         drawn = points(len(job.trace["step"]), MOST_POINTS)
         steps, rates = (job.trace[name][drawn] for name in ("step", "learning_rate"))
         (line,) = rate.plot(steps, rates, drawstyle="steps-post", label=label)
-        curves = [job.epochs[found.metric] for job in ranked.group.jobs]
+        curves = [job.epochs[found.metric] for job in jobs]
         if len({len(curve) for curve in curves}) == 1:
             steps, color = job.epochs["step"], line.get_color()
             metric.plot(steps, np.mean(curves, axis=0), color=color, label=label)
@@ -167,12 +203,13 @@ def _draw(path: Path, found: Answer) -> None:
                 metric.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
     rate.set_ylabel("learning rate")
     rate.set_ylim(bottom=0)
-    metric.set_ylabel(found.metric)
+    metric.set_ylabel(escape.picture(found.metric))
     if found.is_logarithmic:
-        metric.set_yscale("log")
+        pictures.use_log_scale(metric)
     for axes in (rate, metric):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
     metric.legend(fontsize="small")
-    figure.suptitle(f"best {found.metric}: {found.winner()}", fontsize="medium", wrap=True)
-    figure.savefig(path, dpi=110)
+    title = escape.picture(f"best {found.metric}: {found.winner()}", most=240)
+    figure.suptitle(title, fontsize="medium", wrap=True)
+    pictures.save(figure, path)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from runner.report import escape, pictures
 from runner.run_folder import read_columns
 
 MOST_POINTS = 5000  # of a line: more than there are pixels
@@ -42,14 +43,16 @@ def draw(folder: Path, title: str) -> Path:
         axes.autoscale()
     rate.plot(trace["step"], trace["learning_rate"], color="tab:blue", drawstyle="steps-post")
     rate.set_ylim(bottom=0)
-    rate.set_title(title, y=1.0)
+    rate.set_title(escape.picture(title, most=100), y=1.0, fontsize="medium")
     loss.plot(trace["step"], trace["loss"], color="tab:gray", alpha=0.35, linewidth=0.8, label="batch")
     for column, color in (("train/loss", "tab:blue"), ("val/loss", "tab:orange")):
         if column in metrics and np.isfinite(metrics[column]).any():
             loss.plot(metrics["step"], metrics[column], color=color, marker=".", label=column)
-    loss.set_yscale("log" if np.nanmin(trace["loss"], initial=np.inf) > 0 else "linear")
-    loss.minorticks_off()
+    if np.nanmin(trace["loss"], initial=np.inf) > 0:
+        pictures.use_log_scale(loss)
+    else:
+        loss.set_yscale("linear")
     loss.legend(loc="upper right")
     path = folder / "curves.png"
-    figure.savefig(path, dpi=110)
+    pictures.save(figure, path)
     return path

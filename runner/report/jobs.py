@@ -2,8 +2,9 @@
 
 import json
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,12 @@ import numpy as np
 from runner.config import sha256
 from runner.run_folder import read_columns, read_json
 from runner.saved import config_of
+
+# What loss=auto is, by the data's task
+_USUAL_LOSS: dict[str, dict[str, Any]] = {
+    "classification": {"name": "cross_entropy", "label_smoothing": 0.0},
+    "regression": {"name": "mean_squared_error"},
+}
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,25 @@ class Job:
         return read_columns(self.folder / "metrics.csv")
 
     @property
+    def status(self) -> str:
+        """completed, interrupted, failed; unfinished: it has no result.json."""
+        return str(self.result["status"])
+
+    @property
     def is_completed(self) -> bool:
-        return bool(self.result["status"] == "completed")
+        return self.status == "completed"
+
+    @property
+    def has_diverged(self) -> bool:
+        """It ended by a loss that is NaN or infinite."""
+        error = str(self.result.get("error", ""))
+        return re.search(r"the loss of update \d+ is (nan|-?inf)", error) is not None
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """After the last epoch."""
+        found: Mapping[str, Any] = self.result["metrics"]
+        return found
 
     @property
     def seed(self) -> int:
@@ -57,6 +81,44 @@ class Job:
         """What it trained, but for the seed: equal of jobs that can be averaged."""
         return sha256(self.config, "seed", *without)
 
+    @cached_property
+    def data(self) -> Mapping[str, Any]:
+        """data.json; empty of a run that was refused before it was written."""
+        path = self.folder / "data.json"
+        return read_json(path) if path.is_file() else {}
+
+    def meaning(self) -> str:
+        """What its monitored metric measures; only runs of one meaning can be ranked."""
+        return json.dumps([*self._meaning(), self._data_hash], sort_keys=True)
+
+    def measures(self) -> str:
+        """The same in words."""
+        metric, mode, loss = self._meaning()
+        numbers = ", ".join(f"{key} {value}" for key, value in (loss or {}).items() if key != "name")
+        named = f" ({loss['name']}{', ' if numbers else ''}{numbers})" if loss else ""
+        return f"{metric}{named}, {mode}, of data={self.config['data']['name']} {self._data_hash[:8]}"
+
+    def _meaning(self) -> tuple[str, str, dict[str, Any] | None]:
+        """The metric, the better direction, and for a loss its kind and numbers."""
+        trainer, loss = self.config["trainer"], dict(self.config["loss"])
+        metric = str(trainer["monitor"])
+        if loss["name"] == "auto":
+            loss = _USUAL_LOSS.get(str(self.data.get("task")), loss)
+        return metric, str(trainer["monitor_mode"]), loss if metric.endswith("/loss") else None
+
+    @property
+    def _data_hash(self) -> str:
+        """Of the data's values; of its config where there is no data.json."""
+        found = self.data.get("values_sha256") or self.data.get("sha256")
+        return str(found or sha256({"data": self.config["data"]}))
+
+    def resolution(self, metric: str) -> float:
+        """The step between the values that a metric can have: a count's, one row; else 0."""
+        split, _, name = metric.partition("/")
+        num_rows = self.data.get("rows", {}).get(split)
+        counts = name == "accuracy" or name.startswith("top_")
+        return 1 / num_rows if counts and num_rows else 0.0
+
     def rate_at_best(self) -> float:
         """Of the last update before its best epoch's end."""
         return float(self.trace["learning_rate"][self.result["best"]["step"] - 1])
@@ -73,14 +135,38 @@ class Job:
 
 @dataclass(frozen=True)
 class Group:
-    """Jobs that differ in the seed alone."""
+    """Jobs that differ in the seed alone, one a seed, whatever became of them."""
 
     label: str  # the overrides that not all jobs share
     jobs: tuple[Job, ...]
 
+    @property
+    def completed(self) -> list[Job]:
+        return [job for job in self.jobs if job.is_completed]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [job.seed for job in self.jobs]
+
+    def over(self, seeds: Collection[int]) -> "Group":
+        """The same of these seeds alone."""
+        return Group(self.label, tuple(job for job in self.jobs if job.seed in seeds))
+
     def values(self, metric: str) -> dict[int, float]:
-        """Seed -> the metric after the last epoch."""
-        return {job.seed: float(job.result["metrics"].get(metric, math.nan)) for job in self.jobs}
+        """Seed -> the metric after the last epoch, of the completed jobs where it is finite."""
+        values = {job.seed: float(job.metrics.get(metric, math.nan)) for job in self.completed}
+        return {seed: value for seed, value in values.items() if math.isfinite(value)}
+
+    def diverged(self, metric: str) -> list[int]:
+        """The seeds of jobs that ended by a loss, or with a metric, that is NaN or infinite."""
+        values = self.values(metric)
+        bad = [job for job in self.jobs if job.seed not in values]
+        return [job.seed for job in bad if job.is_completed or job.has_diverged]
+
+    def failed(self, metric: str) -> list[int]:
+        """The seeds of the other jobs that did not complete: failed, interrupted or unfinished."""
+        gone = {*self.values(metric), *self.diverged(metric)}
+        return [seed for seed in self.seeds if seed not in gone]
 
     @property
     def base_rate(self) -> float:
@@ -95,46 +181,81 @@ class Group:
         return job.settings("optimizer") + json.dumps(optimizer, sort_keys=True)
 
     def mean(self, metric: str) -> float:
-        return float(np.mean([*self.values(metric).values()]))
+        values = self.values(metric)
+        return float(np.mean([*values.values()])) if values else math.nan
 
     def reached(self, metric: str, mode: str, target: float) -> tuple[float, float]:
         """Medians over the seeds."""
-        steps, seconds = zip(*(job.reached(metric, mode, target) for job in self.jobs), strict=True)
+        found = [job.reached(metric, mode, target) for job in self.completed]
+        steps, seconds = zip(*found, strict=True)
         return median(steps), median(seconds)
 
     def rate_at_best(self) -> float:
-        return median(job.rate_at_best() for job in self.jobs)
+        return median(job.rate_at_best() for job in self.completed)
 
     def to_copy(self) -> list[str]:
         """What to say on the command line to train it."""
-        return [said for said in self.jobs[0].overrides if not said.startswith(("seed=", "output.", "tune", "search="))]
+        without = ("seed=", "output.", "tune", "search=")
+        return [said for said in self.jobs[0].overrides if not said.startswith(without)]
 
 
 def inside(folder: Path) -> list[Path]:
-    """The runs' folders in a multirun's."""
-    return sorted(path.parent for path in folder.glob("*/result.json"))
+    """The runs' folders in a multirun's; one without a result.json is a run that has not ended."""
+    records = [*folder.glob("*/result.json"), *folder.glob("*/config.yaml")]
+    return sorted({path.parent for path in records})
 
 
 def read(folders: Iterable[Path]) -> list[Job]:
-    return [Job(folder, read_json(folder / "result.json")) for folder in folders]
+    return [Job(folder, _result(folder)) for folder in folders]
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    """result.json, or what is known of a run that has not ended."""
+    if (folder / "result.json").is_file():
+        return read_json(folder / "result.json")
+    config = config_of(folder, "runs")
+    return {
+        "status": "unfinished",
+        "backend": config["backend"],
+        "schedule": config["schedule"]["name"],
+        "seed": config["seed"],
+        "overrides": [],
+        "metrics": {},
+        "seconds": {"train": None},
+    }
 
 
 def groups(jobs: Sequence[Job]) -> list[Group]:
-    """In order of their first jobs; of the same run on two backends only the first one's, since it is the same."""
-    by_settings: dict[str, list[Job]] = {}
-    backends: dict[str, str] = {}
+    """In order of their first jobs. Of a job that is there twice, the one that completed; of the
+    same settings on two backends, which train the same run, the one where more jobs completed."""
+    by_settings: dict[str, dict[str, dict[int, Job]]] = {}
     for job in jobs:
-        same_on_any = job.settings("backend")
-        if backends.setdefault(same_on_any, job.backend) == job.backend:
-            by_settings.setdefault(same_on_any, []).append(job)
-    ranked = [job for own in by_settings.values() for job in own]
-    shared = set.intersection(*(set(job.overrides) for job in ranked)) if len(by_settings) > 1 else set()
-    labels = [_label(own[0].overrides, shared) for own in by_settings.values()]
+        by_backend = by_settings.setdefault(job.settings("backend"), {})
+        seeds = by_backend.setdefault(job.backend, {})
+        if job.seed not in seeds or (job.is_completed and not seeds[job.seed].is_completed):
+            seeds[job.seed] = job
+    each = [
+        _with_overrides_first(max(own.values(), key=lambda seeds: _num_completed(seeds.values())))
+        for own in by_settings.values()
+    ]
+    ranked = [job for own in each for job in own if job.overrides]
+    alone = len(each) < 2 or not ranked
+    shared = set() if alone else set.intersection(*(set(job.overrides) for job in ranked))
+    labels = [_label(own[0], shared) for own in each]
     twice = {label for label, number in Counter(labels).items() if number > 1}
     return [
         Group(f"{label} ({own[0].folder.name})" if label in twice else label, tuple(own))
-        for label, own in zip(labels, by_settings.values(), strict=True)
+        for label, own in zip(labels, each, strict=True)
     ]
+
+
+def _num_completed(jobs: Iterable[Job]) -> int:
+    return sum(job.is_completed for job in jobs)
+
+
+def _with_overrides_first(seeds: Mapping[int, Job]) -> list[Job]:
+    """A run that has not ended has none to name the group by."""
+    return sorted(seeds.values(), key=lambda job: job.status == "unfinished")
 
 
 def best_rates(found: Iterable[Group], badness: Callable[[Group], float]) -> list[Group]:
@@ -153,6 +274,9 @@ def pairs(jobs: Sequence[Job]) -> list[tuple[Job, Job]]:
     return [(own[0], other) for own in found.values() for other in own[1:] if other.backend != own[0].backend]
 
 
-def _label(overrides: Sequence[str], shared: set[str]) -> str:
-    own = [said for said in overrides if said not in shared and not said.startswith(("seed=", "output.", "backend="))]
+def _label(job: Job, shared: set[str]) -> str:
+    if job.status == "unfinished":
+        return job.folder.name
+    without = ("seed=", "output.", "backend=")
+    own = [said for said in job.overrides if said not in shared and not said.startswith(without)]
     return " ".join(own) or "defaults"

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from runner.lr_range import Suggestion
+from runner.report import pictures
 
 
 def draw(path: Path, rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, found: Suggestion | None) -> None:
@@ -31,4 +32,4 @@ def draw(path: Path, rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray
     axes.set_ylabel("loss")
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    pictures.save(figure, path)

@@ -1,10 +1,11 @@
 """Tables as Markdown that reads well on a terminal too."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
-def as_markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A header, then rows; columns of equal width."""
+def as_markdown(rows: Sequence[Sequence[str]], escape: Callable[[str], str]) -> str:
+    """A header, then rows; columns of equal width. `escape` is the medium's, of escape.py."""
+    rows = [[escape(cell) for cell in row] for row in rows]
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     header, *body = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
     return "\n".join([header, "|" + "".join(f" {'-' * width} |" for width in widths), *body])

@@ -1,7 +1,5 @@
 """comparison.html: the answer with curves to hover and zoom and a table to sort, one file that needs no network."""
 
-import html
-import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from runner.report import parity
+from runner.report import escape, parity
 from runner.report.answer import Answer, Ranked
 from runner.run_folder import points
 
@@ -28,24 +26,24 @@ def write(
     lines = found.says()
     style = [_style(i) for i in range(len(found.ranked))]
     data = {
-        "metric": found.metric,
+        "metric": escape.plotly(found.metric),
         "logarithmic": found.is_logarithmic,
         "groups": [
-            {"label": ranked.group.label, **look, **_curves(ranked, found.metric)}
+            {"label": escape.plotly(ranked.group.label), **look, **_curves(ranked, found.metric)}
             for ranked, look in zip(found.ranked, style, strict=True)
         ],
     }
     template = Template(files("runner.report").joinpath("page.html").read_text(encoding="utf-8"))
     page = template.substitute(
-        title=html.escape(f"{found.metric}: {found.winner()}"),
-        answer="".join(f"<p>{html.escape(line.strip())}</p>" for line in lines),
-        command=html.escape(command),
+        title=escape.html(f"{found.metric}: {found.winner()}"),
+        answer="".join(f"<p>{escape.html(line.strip())}</p>" for line in lines),
+        command=escape.html(command),
         lines="".join(
             _choice(i, ranked, look) for i, (ranked, look) in enumerate(zip(found.ranked, style, strict=True))
         ),
         table=_table("groups", table),
         parity=_table("parity", [parity.HEADER, *(row.cells() for row in same)], "Backends") if same else "",
-        data=json.dumps(data).replace("</", "<\\/"),
+        data=escape.script(data),
         plotly=get_plotlyjs(),
     )
     path.write_text(page, encoding="utf-8")
@@ -60,7 +58,8 @@ def _style(i: int) -> dict[str, str]:
 
 def _curves(ranked: Ranked, metric: str) -> dict[str, Any]:
     """The first seed's rates, and the metric's mean over the seeds with their range."""
-    job, curves = ranked.group.jobs[0], [job.epochs[metric] for job in ranked.group.jobs]
+    jobs = ranked.group.completed
+    job, curves = jobs[0], [job.epochs[metric] for job in jobs]
     num = min(map(len, curves))
     values = np.stack([curve[:num] for curve in curves])
     rate = _thinned(job.trace["step"], job.trace["learning_rate"])
@@ -85,17 +84,17 @@ def _numbers(values: np.ndarray) -> list[float | None]:
 def _choice(i: int, ranked: Ranked, look: Mapping[str, str]) -> str:
     """The legend is of checkboxes: they are reached by keyboard, and read aloud."""
     swatch = f'<span class="swatch {look["dash"]}" style="border-color: {look["colour"]}"></span>'
-    label = html.escape(ranked.group.label)
+    label = escape.html(ranked.group.label)
     return f'<label><input type="checkbox" data-group="{i}" checked> {swatch} {ranked.rank}. {label}</label>'
 
 
 def _table(name: str, rows: Sequence[Sequence[str]], caption: str = "") -> str:
     header, *body = rows
     head = "".join(
-        f'<th scope="col" aria-sort="none"><button type="button">{html.escape(cell)}</button></th>' for cell in header
+        f'<th scope="col" aria-sort="none"><button type="button">{escape.html(cell)}</button></th>' for cell in header
     )
-    cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
-    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    cells = "".join("<tr>" + "".join(f"<td>{escape.html(cell)}</td>" for cell in row) + "</tr>" for row in body)
+    title = f"<caption>{escape.html(caption)}</caption>" if caption else ""
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">'
         f'<table id="{name}">{title}<thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table></div>'

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from runner.report import escape, pictures
+
 _OVERLAID = 8  # curves that one pair of axes shows legibly
 _POINTS = 4000  # more than a picture has columns
 
@@ -20,7 +22,7 @@ def draw(path: Path, tables: Mapping[str, np.ndarray], base: float) -> None:
         figure = Figure(figsize=(9, 4.5), layout="constrained")
         axes = figure.subplots()
         for name, rates in tables.items():
-            _plot(axes, rates, label=name)
+            _plot(axes, rates, label=escape.picture(name, most=60))
         axes.axhline(base, color="gray", linestyle="--", linewidth=0.8, label=f"optimizer.lr {base:g}")
         axes.set_xlabel("step")
         axes.set_ylabel("learning rate")
@@ -33,7 +35,7 @@ def draw(path: Path, tables: Mapping[str, np.ndarray], base: float) -> None:
         grid = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes, (name, rates) in zip(grid, tables.items(), strict=False):
             _plot(axes, rates)
-            axes.set_title(name, fontsize="medium")
+            axes.set_title(escape.picture(name, most=28), fontsize="medium")
             axes.tick_params(labelsize="x-small")
             axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
             axes.yaxis.offsetText.set_fontsize("x-small")
@@ -43,7 +45,7 @@ def draw(path: Path, tables: Mapping[str, np.ndarray], base: float) -> None:
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110)
+    pictures.save(figure, path)
 
 
 def _plot(axes: Any, rates: np.ndarray, label: str | None = None) -> None:

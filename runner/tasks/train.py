@@ -184,7 +184,7 @@ def _train(
                 result |= certificate.write(path, job.composed, state)
     ended = monotonic()
     began = chunks.began or ended
-    picture = _draw(path, f"{config.schedule.name}, {config.optimizer.name}, {config.backend}")
+    picture = _draw(path, _title(config))
     result |= {
         "steps": training.step,
         "epochs": -(-training.step // order.steps_per_epoch),
@@ -217,6 +217,14 @@ def _told(error: Exception, config: Config) -> str:
             f"trainer.accumulate_grad_batches, now {trainer.accumulate_grad_batches}, trains the same"
         )
     return f"{name}: {text}"
+
+
+def _title(config: Config) -> str:
+    """Of the picture: data, model, optimizer, schedule and base rate."""
+    source = getattr(config.data, "path", None)
+    data = f"{config.data.name} {Path(source).name}" if source else config.data.name
+    named = (data, config.model.name, config.optimizer.name, config.schedule.name)
+    return f"{', '.join(named)}, lr {config.optimizer.lr:g}, seed {config.seed}, {config.backend}"
 
 
 def _draw(path: Path, title: str) -> Path | None:
