@@ -77,7 +77,7 @@ def job_folder(parent: Path, name: str, config_sha256: str) -> Path | None:
 def is_completed(path: Path) -> bool:
     try:
         return bool(run_folder.read_json(path / "result.json")["status"] == "completed")
-    except (OSError, ValueError, KeyError, TypeError):  # none, or a broken one
+    except (ConfigError, OSError, ValueError, KeyError, TypeError):  # none, or a broken one
         return False
 
 
