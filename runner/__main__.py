@@ -31,7 +31,7 @@ from runner.compose import (
 from runner.config import Config, parse
 from runner.console import steady
 from runner.errors import ConfigError, RunError, show
-from runner.saved import Run, config_of
+from runner.saved import Run, config_of, refuse_links
 
 # What may be said beside `run=FOLDER`; all else is the saved config's.
 _ON_A_RUN = ("task", "run", "checkpoint", "format", "steps", "backend", "device", "data.path", "trusted_modules")
@@ -202,6 +202,7 @@ def _train_claimed(job: Any, has_checkpoint: bool) -> int:
         if has_checkpoint:
             job = replace(job, resumed=resume(job.path, []))
         else:
+            refuse_links(job.path, "output.multirun")
             run_folder.restart(job.path)
         status = train(job)
     except (ConfigError, RunError, OSError) as error:
@@ -285,6 +286,7 @@ def _on_a_run(overrides: Sequence[str]) -> int:
     )
     config = parse({**values, "resume": None})
     own_code.announce(config.trusted_modules)
+    refuse_links(folder, "run")
     run = Run(folder, config, config.checkpoint)
     source = keys.get("data.path")
     if (source is None) == (config.task == "predict"):

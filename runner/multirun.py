@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
 from runner import checkpoint, run_folder
 from runner.compose import to_values
@@ -66,9 +64,7 @@ def job_folder(parent: Path, name: str, config_sha256: str) -> Path | None:
     for path in sorted(parent.glob(f"{glob.escape(name)}*")):
         if path.is_symlink():  # what it leads to is not this multirun's
             continue
-        with suppress(
-            ConfigError, YAMLError, OmegaConfBaseException, OSError, ValueError
-        ):  # no config, or a broken one
+        with suppress(ConfigError):  # no config, or a broken one
             if sha256(config_of(path)) == config_sha256:
                 return path
     return None
@@ -77,7 +73,7 @@ def job_folder(parent: Path, name: str, config_sha256: str) -> Path | None:
 def is_completed(path: Path) -> bool:
     try:
         return bool(run_folder.read_json(path / "result.json")["status"] == "completed")
-    except (ConfigError, OSError, ValueError, KeyError, TypeError):  # none, or a broken one
+    except (ConfigError, KeyError):  # none, or a broken one
         return False
 
 

@@ -21,7 +21,7 @@ from runner.data.dataset import changed
 from runner.errors import ConfigError, RunError, nearest, show
 from runner.plan import Plan, plan
 from runner.run_folder import read_json, records
-from runner.saved import config_of, refuse_links
+from runner.saved import config_of, data_of, refuse_links
 from runner.schedules.extend import HOW, extended
 from runner.spec import TrainState
 
@@ -115,7 +115,7 @@ def check(resumed: Resumed, prepared: Plan, start: TrainState) -> None:
     """Refuse what would not be the same run: other data, another network, rates that were others, nothing left to do.
     `start` is the first state, for its names and shapes."""
     folder, step = resumed.folder, resumed.state.step
-    difference = changed(read_json(folder / "data.json"), prepared.data.description())
+    difference = changed(data_of(folder), prepared.data.description())
     if difference is not None:
         raise ConfigError(f"resume: the data is not what {folder} was trained on: {difference}")
     for kind in ("weights", "buffers"):

@@ -1,18 +1,20 @@
 """A run's folder: its name, and the files that contract every reader can rely on."""
 
-import itertools
 import json
+import math
 import os
 import platform
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import NoneType
 from typing import Any, TextIO
 
 import numpy as np
@@ -36,6 +38,7 @@ _REPLACED = (
     "test.json",
     "trace.csv",
     "metrics.csv",
+    ".owner",
 )
 _BESIDE = re.compile(rf"\.(?:{'|'.join(map(re.escape, _REPLACED))})\.[0-9]+")
 _WRITTEN = ("*.yaml", "*.json", "*.csv", "*.npz", "*.png", "run.log", "model.*")  # what a run or a task on it writes
@@ -146,7 +149,7 @@ def holder(folder: Path) -> str | None:
             is_alive = psutil.Process(pid).create_time() == owner["began"]
             return f"process {pid}" if is_alive else None
         return f"process {pid} on {host}"
-    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+    except (ConfigError, ValueError, KeyError, TypeError, psutil.Error):
         return None
 
 
@@ -190,15 +193,31 @@ def _lines(path: Path, step: int, header: str, column: int, steps: range) -> lis
             first, *rows = [*file] or [""]
     except OSError as error:
         raise ConfigError(f"resume: {path} cannot be read: {error.strerror}") from None
-    kept = [(cells[column], row) for row in rows if len(cells := row.split(",")) > column and cells[column] in numbers]
-    pairs = itertools.zip_longest(map(str, steps), (number for number, row in kept if row.endswith("\n")))
-    missing = next((expected or found for expected, found in pairs if expected != found), None)
-    if not first.startswith(header) or missing is not None:
-        what = f"the header {header}..." if missing is None else f"one row for step {missing}"
+    num = first.count(",") + 1
+    whole = ((row.rstrip("\n").split(","), row) for row in rows if row.endswith("\n"))
+    kept = [
+        (cells[column], row)
+        for cells, row in whole
+        if len(cells) == num and cells[column] in numbers and _are_numbers(cells)
+    ]
+    expected, found = [*map(str, steps)], [number for number, _ in kept]
+    counts = Counter(found)
+    wrong = [number for number in expected if counts[number] != 1]
+    wrong += [number for number, other in zip(expected, found, strict=False) if number != other]
+    if wrong or not first.startswith(header):
+        what = f"one row for step {wrong[0]}" if first.startswith(header) else f"the header {header}..."
         raise ConfigError(
             f"resume: {path} must have {what} to go on from step {step}; checkpoint=STEP goes on from an earlier one"
         )
     return [first, *(row for _, row in kept)]
+
+
+def _are_numbers(cells: Iterable[str]) -> bool:
+    """An empty cell is one that has no value."""
+    try:
+        return all(not cell or math.isfinite(float(cell)) or cell in ("nan", "inf", "-inf") for cell in cells)
+    except ValueError:
+        return False
 
 
 def rewind(folder: Path, kept: Mapping[str, Sequence[str]]) -> None:
@@ -297,8 +316,12 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; a ConfigError in one line where the file holds none."""
+_KINDS = {str: "text", list: "a list", dict: "a mapping", int: "a whole number", NoneType: "null"}
+
+
+def read_json(path: Path, needs: Mapping[str, Sequence[type]] | None = None) -> dict[str, Any]:
+    """A JSON object; a ConfigError in one line where the file holds none, or has a key that it `needs` not as one of
+    these types."""
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if text.strip() else None
@@ -309,6 +332,10 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         what = "is empty" if not text.strip() else "holds no JSON object"
         raise ConfigError(f"{path} is damaged, it {what}")
+    for key, kinds in (needs or {}).items():
+        if type(values.get(key)) not in kinds:
+            got = show(values[key]) if key in values else "nothing"
+            raise ConfigError(f"{path} is damaged: {key} must be {' or '.join(_KINDS[k] for k in kinds)}, got {got}")
     return values
 
 

@@ -1,31 +1,91 @@
 """A finished run, read from its folder."""
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
+import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from runner import checkpoint, dispatcher, run_folder
 from runner.config import Config, parse
 from runner.data.dataset import Scaling, check_finite
-from runner.errors import ConfigError
+from runner.errors import ConfigError, show
 from runner.plan import Plan, model_spec, plan
 from runner.spec import ModelSpec, TrainState
 from runner.strict_json import with_numbers
 
 
 def config_of(folder: str | Path, key: str = "run") -> dict[str, Any]:
-    """The config that ran, as plain values; `key` is where the folder was said. Whose code it trusted is not taken from it."""
+    """The config that ran, as plain values; `key` is where the folder was said. A key that the program has learnt since
+    then has its default, which changes nothing. Whose code it trusted is not taken from it."""
+    from runner.compose import with_schedules_whole
+
     path = Path(folder) / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{key} must be the folder of a run, got {folder}, which holds no config.yaml")
-    values: Any = OmegaConf.to_container(OmegaConf.load(path))
-    return {**values, "trusted_modules": []}
+    values = _load(path, key)
+    for group, choice in _CHOICES.items():
+        section = values.get(group)
+        if isinstance(section, dict):
+            values[group] = {**_defaults(group, choice or str(section.get("name"))), **section}
+    if isinstance(values.get("layer_defaults"), dict):
+        for kind, known in _defaults("layer_defaults", "default").items():
+            own = values["layer_defaults"].get(kind) or {}
+            values["layer_defaults"][kind] = {**known, **own} if isinstance(own, dict) else own
+    whole = {key: default for key, default in _defaults("", "config").items() if key not in ("defaults", "hydra")}
+    return {**with_schedules_whole({**whole, **values}), "trusted_modules": []}
+
+
+# Groups whose keys have their defaults in conf/GROUP/NAME.yaml, and NAME where the section does not say it
+_CHOICES = {"data": "", "loss": "", "optimizer": "", "schedule": "", "trainer": "default"}
+
+
+def _load(path: Path, key: str) -> dict[str, Any]:
+    try:
+        values: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        line = f"line {mark.line + 1}: " if (mark := getattr(error, "problem_mark", None)) else ""
+        why = show(" ".join(str(getattr(error, "problem", None) or error).split()))
+        raise ConfigError(f"{key}: {path} cannot be read: {line}{why}") from None
+    if not isinstance(values, dict) or not values:
+        what = "is empty" if not values else "holds no keys"
+        raise ConfigError(f"{key}: {path} {what}; it must hold the config that ran")
+    return values
+
+
+@cache
+def _defaults(group: str, name: str) -> dict[str, Any]:
+    """What a file of conf/ says, but for what has to be said."""
+    from runner.compose import CONF
+
+    path = CONF / group / f"{name}.yaml"
+    if not re.fullmatch(r"\w+", name) or not path.is_file():
+        return {}
+    return {key: value for key, value in _load(path, group).items() if value != "???"}
+
+
+# What data.json must have for a run to be read
+_DATA: dict[str, Sequence[type]] = {
+    "task": (str,),
+    "classes": (list,),
+    "features": (list,),
+    "input_shape": (list,),
+    "num_targets": (int,),
+    "sha256": (str,),
+    "x_scaling": (dict, NoneType),
+    "y_scaling": (dict, NoneType),
+}
+
+
+def data_of(folder: Path) -> dict[str, Any]:
+    return run_folder.read_json(folder / "data.json", _DATA)
 
 
 def refuse_links(folder: Path, key: str) -> None:
@@ -58,8 +118,7 @@ class Run:
     @cached_property
     def data(self) -> dict[str, Any]:
         """data.json: names, shapes and scalings of what it was trained on, not the rows."""
-        values: dict[str, Any] = json.loads((self.folder / "data.json").read_text(encoding="utf-8"))
-        return values
+        return data_of(self.folder)
 
     @cached_property
     def model_spec(self) -> ModelSpec:
@@ -85,7 +144,7 @@ class Run:
     @property
     def result(self) -> dict[str, Any]:
         """result.json."""
-        values: dict[str, Any] = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
+        values = run_folder.read_json(self.folder / "result.json")
         return {**values, **with_numbers({key: values[key] for key in ("metrics", "best") if key in values})}
 
     def model(self) -> Any:

@@ -132,7 +132,7 @@ def _go_on(resumed: Resumed, order: Order, environment: Mapping[str, Any], conso
     else:
         run_folder.rewind(folder, run_folder.records(folder, step, order.steps_per_epoch))
     run_folder.write_config(folder, resumed.values)
-    before = _read(folder, "environment.json", console)
+    before = _read(folder, "environment.json", console) or dict(environment)
     again = [*before.get("resumed", []), {"step": step, **environment}]
     run_folder.write_json(folder / "environment.json", {**before, "resumed": again})
 
