@@ -304,9 +304,13 @@ def test_while_a_run_is_made_longer_its_result_is_not_completed(
     def end(*_: Any) -> int:
         return 7
 
+    class Trainable(OnlyCpu):
+        def can_use_threads(self, num: int) -> bool:
+            return True
+
     monkeypatch.setattr("runner.tasks.train._train", end)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-    monkeypatch.setattr(dispatcher, "load", lambda name, lean=False: OnlyCpu())
+    monkeypatch.setattr(dispatcher, "load", lambda name, lean=False: Trainable())
     monkeypatch.setattr(sys, "argv", ["runner", f"resume={folder}", LONGER, "checkpoint=40"])
     assert main() == 7
     assert read_json(folder / "result.json")["status"] == "interrupted"
