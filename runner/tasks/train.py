@@ -85,7 +85,7 @@ def train(job: Job) -> int:
     config, resumed = job.config, job.resumed
     with capture() as (console, held), Signals() as signals:
         prepared = plan(config)
-        warnings = [*prepared.data.warnings, *prepared.check_schedule()]
+        warnings = prepared.check_schedule()
         start = first_state(prepared.network, config.optimizer, prepared.model.dtype, config.seed)
         if resumed is not None:
             check(resumed, prepared, start)
