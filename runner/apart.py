@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
-from runner import signals
 from runner.errors import RunError
 
 T = TypeVar("T")
@@ -26,7 +25,7 @@ def run(function: Callable[[T], int], argument: T, num_threads: int) -> int:
     pool, process = _pool(num_threads)
     with _passed_on(process):
         try:
-            return pool.submit(function, argument).result()
+            return pool.submit(_call, function, argument).result()
         except BrokenProcessPool:
             _pool.cache_clear()
             raise RunError(f"the process that trains with {num_threads} threads was killed") from None
@@ -53,6 +52,14 @@ def _begin() -> None:
     threading.Thread(target=end_with_it, daemon=True).start()
 
 
+def _call(function: Callable[[T], int], argument: T) -> int:
+    """In the process itself. Without its parent it would wait for more work for ever."""
+    status, parent = function(argument), multiprocessing.parent_process()
+    if parent is None or not parent.is_alive():
+        os._exit(status)
+    return status
+
+
 @contextmanager
 def _passed_on(process: int) -> Iterator[None]:
     """Signals that this process handles go to the other one as long as the block lasts."""
@@ -64,10 +71,8 @@ def _passed_on(process: int) -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
         handled = [number for number in _FORWARDED if callable(signal.getsignal(number))]
         before = {number: signal.signal(number, pass_on) for number in handled}
-    signals.children.add(process)
     try:
         yield
     finally:
-        signals.children.discard(process)
         for number, handler in before.items():
             signal.signal(number, handler)

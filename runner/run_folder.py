@@ -82,7 +82,7 @@ class InUseError(ConfigError):
 
 
 _OWNER = ".owner"
-_held: set[tuple[int, int]] = set()  # the folders that this process has locked, by device and inode
+_held: dict[tuple[int, int], int] = {}  # the folders that this process has locked, by device and inode -> the lock
 
 
 @contextmanager
@@ -94,8 +94,7 @@ def locked(folder: Path) -> Iterator[None]:
     if fcntl is None:  # no such locks on this system
         yield
         return
-    status = folder.stat()
-    place = status.st_dev, status.st_ino
+    place = _identity(folder)
     if place in _held:
         yield
         return
@@ -105,14 +104,42 @@ def locked(folder: Path) -> Iterator[None]:
     except BlockingIOError:
         os.close(descriptor)
         raise InUseError(folder) from None
-    _held.add(place)
+    _held[place] = descriptor
     try:
         _write_owner(folder)
         yield
     finally:
         (folder / _OWNER).unlink(missing_ok=True)
-        _held.discard(place)
+        del _held[place]
         os.close(descriptor)
+
+
+def lent(folder: Path | None) -> Any:
+    """This process's lock on a folder, for one that it has started: pickled there, it is the same lock. None: it has none."""
+    from multiprocessing.reduction import DupFd
+
+    descriptor = None if folder is None or fcntl is None else _held.get(_identity(folder))
+    return None if descriptor is None else DupFd(descriptor)
+
+
+@contextmanager
+def borrowed(folder: Path | None, lock: Any) -> Iterator[None]:
+    """What is done in the folder goes by the other process's lock, which lasts until both have let it go."""
+    if folder is None or lock is None:
+        yield
+        return
+    place, descriptor = _identity(folder), lock.detach()
+    _held[place] = descriptor
+    try:
+        yield
+    finally:
+        del _held[place]
+        os.close(descriptor)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 @contextmanager
@@ -150,14 +177,6 @@ def holder(folder: Path) -> str | None:
             return f"process {pid}" if is_alive else None
         return f"process {pid} on {host}"
     except (ConfigError, ValueError, KeyError, TypeError, psutil.Error):
-        return None
-
-
-def owner(folder: Path) -> int | None:
-    """The process that its `.owner` names."""
-    try:
-        return int(read_json(folder / _OWNER)["pid"])
-    except (ConfigError, ValueError, KeyError, TypeError):
         return None
 
 

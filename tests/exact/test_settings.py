@@ -17,17 +17,19 @@ _HASHES = f"""
 import sys
 from tests.training import train
 from runner.exact.certificate import hashes
-trained = train(sys.argv[1], {RUN!r})
+trained = train(sys.argv[1], [*{RUN!r}, "trainer.threads=" + sys.argv[2]])
 print(*hashes(trained.state, trained.losses).values())
 """
-# a setting of the environment that moves sums, products or kernels; the names are the libraries' own
+# a setting of the environment that moves sums, products or kernels, by the libraries' own names; `threads` is trainer.threads
 SETTINGS = {
-    "one thread": {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"},
-    "two threads": {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "TF_NUM_INTRAOP_THREADS": "2"},
+    "one thread": {},
+    "two threads": {"threads": "2"},
+    "three threads": {"threads": "3"},
     "oneDNN off": {"TF_ENABLE_ONEDNN_OPTS": "0"},
     "oneDNN on": {"TF_ENABLE_ONEDNN_OPTS": "1"},
-    "SSE4.2": {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "ONEDNN_MAX_CPU_ISA": "SSE41",
-               "XLA_FLAGS": "--xla_cpu_max_isa=SSE4_2", "TF_ENABLE_ONEDNN_OPTS": "0"},
+    "SSE4.2, two threads": {"threads": "2", "ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+                            "ONEDNN_MAX_CPU_ISA": "SSE41", "XLA_FLAGS": "--xla_cpu_max_isa=SSE4_2",
+                            "TF_ENABLE_ONEDNN_OPTS": "0"},
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2",
              "XLA_FLAGS": "--xla_cpu_max_isa=AVX2"},
 }  # fmt: skip
@@ -37,9 +39,9 @@ def in_a_process(backend: str, setting: dict[str, str]) -> str:
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
-        **setting,
+        **{name: value for name, value in setting.items() if name != "threads"},
     }
-    command = [sys.executable, "-c", _HASHES, backend]
+    command = [sys.executable, "-c", _HASHES, backend, setting.get("threads", "1")]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
@@ -54,7 +56,7 @@ def witness() -> str:
 
 
 def _slow_but_one(name: str) -> object:
-    return pytest.param(name, marks=() if name == "SSE4.2" else pytest.mark.slow)
+    return pytest.param(name, marks=() if name == "SSE4.2, two threads" else pytest.mark.slow)
 
 
 @pytest.mark.parametrize("name", map(_slow_but_one, SETTINGS))
