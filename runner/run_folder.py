@@ -40,6 +40,7 @@ _REPLACED = (
     "metrics.csv",
     ".owner",
 )
+_HEADERS = {"trace.csv": "step,learning_rate,loss", "metrics.csv": "epoch,step"}  # how they begin
 _BESIDE = re.compile(rf"\.(?:{'|'.join(map(re.escape, _REPLACED))})\.[0-9]+")
 _WRITTEN = ("*.yaml", "*.json", "*.csv", "*.npz", "*.png", "run.log", "model.*")  # what a run or a task on it writes
 
@@ -205,15 +206,14 @@ def records(folder: Path, step: int, steps_per_epoch: int) -> dict[str, list[str
     """The lines of trace.csv and metrics.csv up to `step`: the header, a row for each update, one for each whole epoch.
     What comes after, with the row of an epoch that a shorter run left unfinished, will be made again."""
     return {
-        "trace.csv": _lines(folder / "trace.csv", step, "step,", 0, range(step)),
-        "metrics.csv": _lines(
-            folder / "metrics.csv", step, "epoch,step,", 1, range(steps_per_epoch, step + 1, steps_per_epoch)
-        ),
+        "trace.csv": _lines(folder / "trace.csv", step, 0, range(step)),
+        "metrics.csv": _lines(folder / "metrics.csv", step, 1, range(steps_per_epoch, step + 1, steps_per_epoch)),
     }
 
 
-def _lines(path: Path, step: int, header: str, column: int, steps: range) -> list[str]:
+def _lines(path: Path, step: int, column: int, steps: range) -> list[str]:
     """The header and the row of each of `steps`."""
+    header = _HEADERS[path.name]
     numbers = {str(one) for one in steps}
     try:
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
@@ -232,7 +232,7 @@ def _lines(path: Path, step: int, header: str, column: int, steps: range) -> lis
     wrong = [number for number in expected if counts[number] != 1]
     wrong += [number for number, other in zip(expected, found, strict=False) if number != other]
     if wrong or not first.startswith(header):
-        what = f"one row for step {wrong[0]}" if first.startswith(header) else f"the header {header}..."
+        what = f"one row for step {wrong[0]}" if first.startswith(header) else f"the header {header},..."
         raise ConfigError(
             f"resume: {path} must have {what} to go on from step {step}; checkpoint=STEP goes on from an earlier one"
         )
@@ -359,11 +359,16 @@ def read_json(path: Path, needs: Mapping[str, Sequence[type]] | None = None) -> 
     if not isinstance(values, dict):
         what = "is empty" if not text.strip() else "holds no JSON object"
         raise ConfigError(f"{path} is damaged, it {what}")
-    for key, kinds in (needs or {}).items():
+    check_types(path, values, needs or {})
+    return values
+
+
+def check_types(path: Path, values: Mapping[str, Any], needs: Mapping[str, Sequence[type]]) -> None:
+    """A ConfigError where a key of a file is missing or of none of its types."""
+    for key, kinds in needs.items():
         if type(values.get(key)) not in kinds:
             got = show(values[key]) if key in values else "nothing"
             raise ConfigError(f"{path} is damaged: {key} must be {' or '.join(_KINDS[k] for k in kinds)}, got {got}")
-    return values
 
 
 def environment(device: str, num_threads: int, command: Sequence[str]) -> dict[str, Any]:
@@ -385,6 +390,28 @@ def environment(device: str, num_threads: int, command: Sequence[str]) -> dict[s
 def read_columns(path: Path, most: int | None = None) -> dict[str, np.ndarray]:
     """trace.csv or metrics.csv as float64 columns by name; an empty cell is NaN. `most`: no more rows than that, evenly spaced,
     so that of millions only those are held."""
+    try:
+        return _read_columns(path, most)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged: {show(error)}") from None
+
+
+def check_headers(folder: Path) -> None:
+    """A ConfigError where trace.csv or metrics.csv is not there or does not begin as it should."""
+    for name, header in _HEADERS.items():
+        path = folder / name
+        try:
+            with path.open(encoding="utf-8", errors="replace") as file:
+                first = file.readline()
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+        if not first.startswith(header):
+            raise ConfigError(f"{path} is damaged: it must begin with {header}, got {show(first.strip())}")
+
+
+def _read_columns(path: Path, most: int | None) -> dict[str, np.ndarray]:
     with path.open(encoding="utf-8") as file:
         names = file.readline().rstrip("\n").split(",")
         begin = file.tell()

@@ -64,7 +64,8 @@ def lines(change: Callable[[list[str]], list[str]]) -> Callable[[str], str]:
 
 
 EARLIER = "; checkpoint=STEP goes on from an earlier one"
-HEADER = f"resume: {{}}/trace.csv must have the header step,... to go on from step 50{EARLIER}"
+HEADER = f"resume: {{}}/trace.csv must have the header step,learning_rate,loss,... to go on from step 50{EARLIER}"
+METRICS = f"resume: {{}}/metrics.csv must have the header epoch,step,... to go on from step 50{EARLIER}"
 TRACE = f"resume: {{}}/trace.csv must have one row for step 6 to go on from step 50{EARLIER}"
 # file, what is made of its text, the message
 BROKEN: list[tuple[str, Callable[[str], str], str]] = [
@@ -108,7 +109,7 @@ BROKEN: list[tuple[str, Callable[[str], str], str]] = [
     ("trace.csv", lines(lambda rows: [*rows[:7], "6,x,y\n", *rows[8:]]), TRACE),
     ("trace.csv", lines(lambda rows: [*rows[:7], "6,0.1\n", *rows[8:]]), TRACE),
     ("trace.csv", lines(lambda rows: [*rows[:8], *rows[7:]]), TRACE),
-    ("metrics.csv", lambda text: "", HEADER.replace("trace.csv", "metrics.csv").replace("step,...", "epoch,step,...")),
+    ("metrics.csv", lambda text: "", METRICS),
 ]  # fmt: skip
 
 
@@ -195,6 +196,68 @@ def test_a_job_that_starts_anew_removes_no_file_of_the_user_s(ended: dict[str, P
     assert (again.status, again.err) == (0, "")
     assert (job / ".notes").read_text() == "mine"
     assert "2 of 2 jobs completed" in again.out
+
+
+# of one of three runs: the file, its new text, what is said of it
+HALF_READ = [
+    ("result.json", "", "{}/result.json is damaged, it is empty"),
+    ("result.json", "[1]", "{}/result.json is damaged, it holds no JSON object"),
+    ("result.json", '{"status": 7}', "{}/result.json is damaged: status must be text, got 7"),
+    ("result.json", '{"metrics": {"val/loss": "x"}}', "{}/result.json is damaged: metrics.val/loss must be a number, got x"),
+    ("trace.csv", "", '{}/trace.csv is damaged: it must begin with step,learning_rate,loss, got ""'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text", "said"), HALF_READ, ids=range(len(HALF_READ)))
+def test_a_comparison_names_the_damaged_run_and_compares_the_others(
+    ended: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+    text: str,
+    said: str,
+) -> None:
+    runs = [
+        shutil.copytree(ended[run], tmp_path / str(i), symlinks=True)
+        for i, run in enumerate(("plain", "longer", "longer"))
+    ]
+    (runs[2] / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["runner", "task=compare", f"runs=[{','.join(map(str, runs))}]"])
+    assert main() == 1  # not all of them completed
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert f"damaged: 2  {said.format(runs[2])}" in out
+    assert "2 of 3 jobs completed" in out
+    assert "winner " in out
+
+
+def test_a_result_of_an_older_version_is_read(
+    ended: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Which lacked what a newer one has written: what is left out is what the config says, or unknown."""
+    runs = [shutil.copytree(ended[run], tmp_path / run, symlinks=True) for run in ("plain", "longer")]
+    for run in runs:
+        result = read_json(run / "result.json")
+        kept = {key: result[key] for key in ("status", "metrics", "seconds", "best")}
+        (run / "result.json").write_text(json.dumps(kept))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["runner", "task=compare", f"runs=[{','.join(map(str, runs))}]"])
+    assert main() == 0
+    assert "2 of 2 jobs completed" in capfd.readouterr().out
+
+
+def test_a_multirun_with_a_broken_config_names_it(ended: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
+    from runner.report import comparison
+
+    for name, run in (("a", "plain"), ("b", "longer")):
+        shutil.copytree(ended[run], tmp_path / name, symlinks=True)
+    (tmp_path / "b" / "config.yaml").write_text("")
+    assert comparison.write(tmp_path, 2) == 1
+    out = capsys.readouterr().out
+    assert f"damaged: output.multirun: {tmp_path}/b/config.yaml is empty" in out
+    assert "1 of 2 jobs completed" in out
 
 
 # the link, where it leads to, the message

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runner.errors import RunError
+from runner.errors import ConfigError, RunError
 from runner.multirun import held
 from runner.report import answer, escape, page, parity, pictures
 from runner.report.answer import Answer, Ranked, answers
@@ -15,6 +15,7 @@ from runner.report.curves import MOST_POINTS
 from runner.report.jobs import Group, Job, inside, read
 from runner.report.markdown import as_markdown
 from runner.run_folder import points, turn
+from runner.saved import config_of
 
 
 def write(folder: Path, num_jobs: int) -> int:
@@ -25,7 +26,7 @@ def write(folder: Path, num_jobs: int) -> int:
     """
     with turn(folder):
         others = held(folder)
-        found = [path for path in inside(folder) if path.name not in others]
+        found = [path for path in inside(folder) if path.name not in others and _has_config(path)]
         if not found and not others:
             raise RunError(f"no job of {folder} left a result")
         num_jobs = max(num_jobs, len(found) + len(others))
@@ -35,6 +36,16 @@ def write(folder: Path, num_jobs: int) -> int:
             print(f"training: {name} in {who}")
         is_whole = len(jobs) + len(others) == num_jobs and all(job.is_completed for job in jobs)
         return 0 if others and is_whole else status
+
+
+def _has_config(folder: Path) -> bool:
+    """Says where it has none; the other jobs are compared."""
+    try:
+        config_of(folder, "output.multirun")
+    except ConfigError as error:
+        _say(f"damaged: {error}")
+        return False
+    return True
 
 
 def compare(folder: Path, jobs: Sequence[Job], num_jobs: int) -> int:

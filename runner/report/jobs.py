@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
+from types import NoneType
 from typing import Any
 
 import numpy as np
 
 from runner.config import sha256
-from runner.run_folder import read_columns, read_json
+from runner.errors import ConfigError, show
+from runner.run_folder import check_headers, check_types, read_columns, read_json
 from runner.saved import config_of
+from runner.strict_json import with_numbers
 
 # What loss=auto is, by the data's task
 _USUAL_LOSS: dict[str, dict[str, Any]] = {
@@ -46,7 +49,7 @@ class Job:
 
     @property
     def status(self) -> str:
-        """completed, interrupted, failed; unfinished: it has no result.json."""
+        """completed, interrupted, failed; unfinished: it has no result.json; damaged: it has no whole one."""
         return str(self.result["status"])
 
     @property
@@ -121,7 +124,8 @@ class Job:
 
     def rate_at_best(self) -> float:
         """Of the last update before its best epoch's end."""
-        return float(self.trace["learning_rate"][self.result["best"]["step"] - 1])
+        step, rates = (self.result["best"] or {}).get("step"), self.trace["learning_rate"]
+        return float(rates[step - 1]) if isinstance(step, int) and 0 < step <= len(rates) else math.nan
 
     def reached(self, metric: str, mode: str, target: float) -> tuple[float, float]:
         """Step and seconds of training at the end of the first epoch that was as good as the target; else infinite."""
@@ -209,20 +213,46 @@ def read(folders: Iterable[Path]) -> list[Job]:
     return [Job(folder, _result(folder)) for folder in folders]
 
 
+# What the comparison takes from result.json, and of which types
+_NEEDS: dict[str, Sequence[type]] = {
+    "status": (str,),
+    "backend": (str,),
+    "schedule": (str,),
+    "seed": (int,),
+    "overrides": (list,),
+    "metrics": (dict,),
+    "best": (dict, NoneType),
+    "seconds": (dict,),
+}
+
+
 def _result(folder: Path) -> dict[str, Any]:
-    """result.json, or what is known of a run that has not ended."""
-    if (folder / "result.json").is_file():
-        return read_json(folder / "result.json")
-    config = config_of(folder, "runs")
-    return {
+    """result.json; a key that an older version did not write is what the config says or unknown. Of a run that has not
+    ended what is known, and of one with a damaged file the same and why."""
+    config, path = config_of(folder, "runs"), folder / "result.json"
+    known = {
         "status": "unfinished",
         "backend": config["backend"],
         "schedule": config["schedule"]["name"],
         "seed": config["seed"],
         "overrides": [],
         "metrics": {},
-        "seconds": {"train": None},
+        "best": None,
+        "seconds": {"startup": None, "train": None},
     }
+    if not path.is_file():
+        return known
+    try:
+        result = {**known, **read_json(path)}
+        check_types(path, result, _NEEDS)
+        for name, value in result["metrics"].items():
+            if not isinstance(with_numbers(value), (int, float)):
+                raise ConfigError(f"{path} is damaged: metrics.{name} must be a number, got {show(value)}")
+        if result["status"] == "completed":
+            check_headers(folder)
+    except ConfigError as error:
+        return {**known, "status": "damaged", "error": str(error)}
+    return result
 
 
 def groups(jobs: Sequence[Job]) -> list[Group]:

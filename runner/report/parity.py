@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from runner import checkpoint
+from runner.errors import RunError
+from runner.report import escape
 from runner.report.jobs import Job, pairs
 
 # of losses, relative where they are above 1: what rounding alone may make of a run in this precision
@@ -33,8 +35,14 @@ HEADER = ("overrides", "backends", "largest difference of rate", "of loss", "of 
 
 
 def table(jobs: list[Job]) -> list[Parity]:
-    """A row a pair."""
-    return [_compare(a, b) for a, b in pairs(jobs)]
+    """A row a pair; one whose checkpoint is damaged is named and left out."""
+    found = []
+    for a, b in pairs(jobs):
+        try:
+            found.append(_compare(a, b))
+        except RunError as error:
+            print(escape.terminal(f"no table of the differences of {a.folder.name} and {b.folder.name}: {error}"))
+    return found
 
 
 def _compare(a: Job, b: Job) -> Parity:
