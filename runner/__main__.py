@@ -14,12 +14,12 @@ from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from runner import multirun, own_code, run_folder, threads
+from runner import multirun, own_code, run_folder, signals, threads
 from runner.compose import (
     CONF,
     SEARCHES,
+    Known,
     compose,
-    compose_each,
     composed,
     explained,
     jobs,
@@ -69,7 +69,9 @@ def main() -> int:
         for key in ("checkpoint", "format", "steps"):
             if key in said:
                 raise ConfigError(f"{key} is for a finished run: it needs run=FOLDER")
-        values = compose_each(each, arguments.config_dir)
+        known: Known = {}
+        whole = [composed(job, arguments.config_dir, known) for job in each]
+        values = [to_values(one) for one in whole]
         configs = [parse(each_values) for each_values in values]
         own_code.announce(list(dict.fromkeys(name for config in configs for name in config.trusted_modules)))
         command = arguments.overrides
@@ -99,8 +101,8 @@ def main() -> int:
         if said & set(SEARCHES):
             if not arguments.multirun:
                 raise ConfigError("search makes several runs, which needs -m (--multirun)")
-            num_jobs = composed(each[0], arguments.config_dir).hydra.sweeper.get("n_trials", num_jobs)
-        return _multirun(configs[0], command, num_jobs) if arguments.multirun else _hydra(command)
+            num_jobs = whole[0].hydra.sweeper.get("n_trials", num_jobs)
+        return _multirun(configs[0], command, num_jobs, whole[0].hydra) if arguments.multirun else _hydra(command)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -152,19 +154,23 @@ def _each(task: Callable[[Any], int], composed: Sequence[Any], names: Sequence[S
     return max(statuses)
 
 
-def _multirun(config: Config, overrides: Sequence[str], num_jobs: int) -> int:
+def _multirun(config: Config, overrides: Sequence[str], num_jobs: int, hydra: Any) -> int:
     """All jobs in a folder of their own, whatever launches them; then what came of them."""
     from runner.report import comparison
 
     folder = multirun.folder(config)
     threads.keep_limits()
-    try:
-        _hydra(overrides, [f"hydra.sweep.dir={folder}"])
-    except SystemExit:  # a signal: what is done is done
-        with suppress(RunError):
-            comparison.write(folder, num_jobs)
-        raise
-    return comparison.write(folder, num_jobs)
+    with multirun.launching(folder, str(hydra.launcher["_target_"])) as launch:
+        try:
+            _hydra(overrides, [f"hydra.sweep.dir={folder}", *multirun.workers(hydra.launcher, num_jobs)])
+            ended = launch.ended if launch else None
+        except SystemExit as end:  # a signal: what is done is done
+            ended = int(end.code or 0) - 128
+    if ended is None:
+        return comparison.write(folder, num_jobs)
+    with suppress(RunError):
+        comparison.write(folder, num_jobs)
+    return 128 + ended
 
 
 def _train(composed: Any, command: Sequence[str], first: bool) -> int:
@@ -180,13 +186,19 @@ def _train(composed: Any, command: Sequence[str], first: bool) -> int:
     if hydra.mode == RunMode.RUN:
         return train(Job(config, values, command, overrides, Path(config.output.root) / "runs", None, started))
     job = Job(config, values, command, overrides, Path(hydra.sweep.dir), run_folder.job_name(overrides), started)
+    with signals.job() as ended:
+        return 128 + ended if ended else _train_one_of_many(job, hydra.job.num)
+
+
+def _train_one_of_many(job: Any, number: int) -> int:
+    """A multirun's job, if nobody else has it."""
     try:  # the folder may be of output.multirun, or of a job that a scheduler has queued again
-        with multirun.claimed(job.parent, str(job.name), values) as claim:
+        with multirun.claimed(job.parent, str(job.name), job.composed) as claim:
             done = " was completed before" if claim.is_completed else ""
-            print(f"job {hydra.job.num}: {job.name}{done}", flush=True)
+            print(f"job {number}: {job.name}{done}", flush=True)
             return 0 if done else _train_claimed(replace(job, path=claim.path), claim.has_checkpoint)
     except run_folder.InUseError as error:
-        print(f"job {hydra.job.num}: {job.name} is left to {error.holder}", flush=True)
+        print(f"job {number}: {job.name} is left to {error.holder}", flush=True)
         return 0
     except (RunError, OSError) as error:  # the folder cannot be made or written to
         print(f"error: {error}", file=sys.stderr)
@@ -211,7 +223,7 @@ def _train_claimed(job: Any, has_checkpoint: bool) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if status > 128:
-        sys.exit(status)  # a signal ends the whole multirun
+        signals.end_multirun(status - 128)
     return status
 
 

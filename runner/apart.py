@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
+from runner import signals
 from runner.errors import RunError
 
 T = TypeVar("T")
@@ -71,8 +72,10 @@ def _passed_on(process: int) -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
         handled = [number for number in _FORWARDED if callable(signal.getsignal(number))]
         before = {number: signal.signal(number, pass_on) for number in handled}
+    signals.children.add(process)
     try:
         yield
     finally:
+        signals.children.discard(process)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -16,7 +16,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -27,6 +27,7 @@ from runner.errors import show
 _READER_GONE = (errno.EPIPE, errno.EIO)
 _DEPRECATIONS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 _is_kept = False  # what this process says is in files too
+_stands = ExitStack()  # lasts as long as the process
 _is_captured = False  # what a library prints goes to a log
 
 
@@ -107,6 +108,12 @@ def _is_own(stream: TextIO, descriptor: int) -> bool:
         return stream.fileno() == descriptor
     except (OSError, ValueError):  # a stream in memory has none
         return False
+
+
+def stand() -> None:
+    """The streams of a process that another program's code runs: they raise nothing from now on."""
+    _stands.enter_context(_without_deprecations())
+    _stands.enter_context(_standing_streams())
 
 
 def steady(main: Callable[[], int]) -> Callable[[], int]:

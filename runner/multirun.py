@@ -2,6 +2,7 @@
 
 import glob
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
-from runner import checkpoint, run_folder
+from runner import checkpoint, run_folder, signals
 from runner.compose import to_values
 from runner.config import Config, Tune, sha256
+from runner.console import kept_in_files
 from runner.errors import ConfigError
 from runner.saved import config_of
+from runner.signals import Launch
 
 
 def folder(config: Config) -> Path:
@@ -75,6 +78,39 @@ def is_completed(path: Path) -> bool:
         return bool(run_folder.read_json(path / "result.json")["status"] == "completed")
     except (ConfigError, KeyError):  # none, or a broken one
         return False
+
+
+# Launchers whose jobs are processes of this machine that end with the command; the others' jobs are a scheduler's.
+_OWN_PROCESSES = ("JoblibLauncher", "LocalLauncher")
+
+
+@contextmanager
+def launching(folder: Path, launcher: str) -> Iterator[Launch | None]:
+    """Around what the launcher of this class does."""
+    kept_in_files()
+    if not launcher.endswith(_OWN_PROCESSES):
+        yield None
+        return
+    if launcher.endswith("JoblibLauncher"):
+        signals.start_trackers()
+    with signals.launching(folder, lambda: _is_training_for_us(folder)) as launch:
+        yield launch
+
+
+def workers(launcher: Mapping[str, Any], num_jobs: int) -> list[str]:
+    """joblib starts all its processes at once: no more than there are jobs."""
+    if not str(launcher["_target_"]).endswith("JoblibLauncher"):
+        return []
+    said = int(launcher["n_jobs"])
+    num = said if said > 0 else (os.cpu_count() or 1) + 1 + said
+    return [f"hydra.launcher.n_jobs={max(1, min(num, num_jobs))}"]
+
+
+def _is_training_for_us(folder: Path) -> bool:
+    import psutil
+
+    ours = {child.pid for child in psutil.Process().children(recursive=True)}
+    return any(run_folder.owner(path) in ours for path in folder.iterdir() if path.is_dir())
 
 
 def held(folder: Path) -> dict[str, str]:

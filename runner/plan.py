@@ -115,7 +115,9 @@ class Plan:
         for finding in found:
             if finding.is_error or trainer.strict:
                 raise ConfigError(finding.text)
-        return [finding.text for finding in found]
+        if trainer.strict and self.data.warnings:
+            raise ConfigError(self.data.warnings[0])
+        return [*self.data.warnings, *(finding.text for finding in found)]
 
     def largest_chunk(self) -> int:
         """Updates in one call: what was asked for, or an epoch, as far as its rows and outputs stay in bounds."""

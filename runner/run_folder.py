@@ -181,6 +181,14 @@ def holder(folder: Path) -> str | None:
         return None
 
 
+def owner(folder: Path) -> int | None:
+    """The process that its `.owner` names."""
+    try:
+        return int(read_json(folder / _OWNER)["pid"])
+    except (ConfigError, ValueError, KeyError, TypeError):
+        return None
+
+
 def restart(folder: Path) -> None:
     """Take back what a run without a checkpoint has recorded; run.log and all that is not the run's stay."""
     for name in ("trace.csv", "metrics.csv", "result.json", "curves.png"):

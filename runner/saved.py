@@ -160,7 +160,7 @@ class Run:
         if hasattr(x, "columns") and data["features"]:
             missing = [name for name in data["features"] if name not in x.columns]
             if missing:
-                raise ConfigError(f"x lacks the column {missing[0]}, which the run was trained on")
+                raise ConfigError(f"x lacks the column {show(missing[0])}, which the run was trained on")
             x = x[data["features"]]
         values = np.asarray(x)
         if list(values.shape[1:]) != data["input_shape"]:

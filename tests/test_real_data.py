@@ -327,6 +327,21 @@ def test_with_one_output_the_probabilities_are_of_both_classes(tmp_path: Path) -
         assert np.mean((found["label"] == "3") == data.target) > 0.9
 
 
+def test_what_is_probably_not_meant_is_said_before_the_training(tmp_path: Path) -> None:
+    """And refused with trainer.strict. Digits' levels, 0 to 16, as a user would save them."""
+    digits = datasets.load_digits()
+    np.savez(tmp_path / "digits.npz", x=digits.images[..., None].astype(np.uint8), y=digits.target)
+    line = ("data=npz", "data.path=digits.npz", "model=linear", "trainer.max_steps=2", "device=cpu")
+    told, strict, ranged = forked(
+        tmp_path, line, (*line, "trainer.strict=true"), (*line[:3], "task=find_lr", "find_lr.num_steps=20")
+    )
+    said = "digits.npz: x holds values up to 16, which are not scaled; data.standardize=true scales them"
+    assert told.status == 0
+    assert told.out.startswith(f"warning: {said}\n")
+    assert (strict.status, strict.err) == (2, f"error: {said}\n")
+    assert ranged.out.startswith(f"warning: {said}\n")
+
+
 def test_what_cannot_be_trained_on_or_predicted_is_refused_in_one_line(
     trained: dict[str, Trained], tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -191,6 +192,77 @@ def test_jobs_side_by_side_are_those_of_one_after_another(
         found.append(hashes(tmp_path / done.folder))
     assert found[0] == found[1]
     assert sum(value is not None for value in found[0].values()) == 2
+
+
+# A signal to the command whose jobs are processes of their own
+
+ALIKE = pytest.mark.slow
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its signals are POSIX's")
+@pytest.mark.parametrize(
+    ("launcher", "number", "backend"),
+    [
+        (JOBLIB, signal.SIGTERM, "lightning"),
+        pytest.param(JOBLIB, signal.SIGINT, "keras", marks=ALIKE),
+        pytest.param(JOBLIB, signal.SIGKILL, "lightning", marks=ALIKE),
+        pytest.param(("hydra/launcher=submitit_local",), signal.SIGTERM, "lightning", marks=ALIKE),
+        pytest.param(("hydra/launcher=submitit_local",), signal.SIGKILL, "keras", marks=ALIKE),
+    ],
+)
+def test_jobs_end_with_their_command_and_save(
+    tmp_path: Path, launcher: tuple[str, ...], number: signal.Signals, backend: str
+) -> None:
+    """All that each has trained is in its checkpoint; none goes on, and no process stays. They go on to the same command's end.
+
+    5 s is what a run takes on two cores of its own; this machine may be shared by ten.
+    """
+    sweep = ("-m", f"backend={backend}", "seed=0,1", "device=cpu", "output.multirun=outputs/m", *launcher)
+    process = start(tmp_path, *sweep, "trainer.max_epochs=5000")
+    folder = tmp_path / "outputs" / "m"
+    deadline = time.monotonic() + 200
+    while len(list(folder.glob("*/checkpoints/last"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)
+    assert psutil.wait_procs(children, timeout=50)[1] == []
+    assert "Traceback" not in out + err
+    jobs = [path for path in folder.glob("seed=*") if path.is_dir()] or [*folder.glob("backend=*")]
+    assert len(jobs) == 2
+    for job in jobs:
+        result = read_json(job / "result.json")
+        assert result["status"] == "interrupted"
+        assert result["steps"] == len((job / "trace.csv").read_text().splitlines()) - 1
+        assert read_json(job / "checkpoints" / "last" / "state.json")["step"] == result["steps"]
+    assert not [*folder.glob(".end.*")]
+
+
+def test_a_job_whose_command_is_gone_is_asked_to_end_and_its_process_ends_after_it(tmp_path: Path) -> None:
+    code = """
+import time
+from runner import signals
+with signals.job() as ended:
+    assert ended is None
+    with signals.Signals() as running:
+        print("here", flush=True)
+        while running.received is None:
+            time.sleep(0.01)
+        print(int(running.received), flush=True)
+time.sleep(60)
+"""
+    command = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    began = psutil.Process(command.pid).create_time()
+    environment = {**os.environ, "TWINRUN_MULTIRUN": f"{command.pid}:{began!r}:{tmp_path / 'end'}"}
+    job = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+    assert job.stdout is not None
+    assert job.stdout.readline() == "here\n"
+    command.kill()  # and not waited for: a zombie trains nothing either
+    assert job.stdout.readline() == "15\n"
+    assert job.wait(timeout=30) == 143
+    command.wait()
 
 
 # hydra/launcher=submitit_local, as on a Slurm cluster

@@ -220,7 +220,7 @@ def check_classes(data: Dataset, source: str) -> None:
         found = np.unique(data.train.y)
         if len(found) == 1:
             where = "" if len(data.classes) == 1 else "the training rows of "
-            column = "y" if data.target is None else f"column {data.target}"
+            column = "y" if data.target is None else f"column {show(data.target)}"
             raise ConfigError(
                 f"{where}{source}: {column} holds one class only, {show(data.classes[found[0]])}; "
                 "a classification needs two, data.task=regression takes numbers"

@@ -101,7 +101,9 @@ class CSV(_File):
         header = table.header
         target = header[-1] if self.target is None else self.target
         if target not in header:
-            raise ConfigError(f"data.target must be a column of {self.path}, got {target}{nearest(target, header)}")
+            raise ConfigError(
+                f"data.target must be a column of {self.path}, got {show(target)}{nearest(target, header)}"
+            )
         if "" in header:
             raise ConfigError(
                 f"{self.path}: column {header.index('') + 1} has no name, as an index has none: remove it "
@@ -110,7 +112,7 @@ class CSV(_File):
         at = header.index(target)
         columns = tuple(name for name in header if name != target)
         if not columns:
-            raise ConfigError(f"{self.path} holds no column but the target {target}{_separator(target)}")
+            raise ConfigError(f"{self.path} holds no column but the target {show(target)}{_separator(target)}")
         features = [i for i in range(len(header)) if i != at]
         if self.task == "regression":
             values = numbers(table, [*features, at], self.path)
@@ -119,7 +121,7 @@ class CSV(_File):
         labels = [row[at] for row in table.rows]
         if "" in labels:
             line = table.lines[labels.index("")]
-            raise ConfigError(f"{self.path}: line {line}, column {target} is empty; a label is needed")
+            raise ConfigError(f"{self.path}: line {line}, column {show(target)} is empty; a label is needed")
         x = numbers(table, features, self.path)
         classes = sorted(set(labels), key=_label_key(labels))
         number = {label: i for i, label in enumerate(classes)}
@@ -233,7 +235,7 @@ def numbers(table: Table, columns: Sequence[int], source: object) -> np.ndarray:
         pass
     wrong = {j: [i for i, row in enumerate(table.rows) if not _is_finite(row[j])] for j in columns}
     parts = [
-        f"line {table.lines[bad[0]]}, column {table.header[j]} is {show(repr(table.rows[bad[0]][j]))}"
+        f"line {table.lines[bad[0]]}, column {show(table.header[j])} is {show(repr(table.rows[bad[0]][j]))}"
         + (f" ({len(bad)} such lines)" if len(bad) > 1 else "")
         for j, bad in wrong.items()
         if bad
@@ -266,14 +268,14 @@ def _counting(x: np.ndarray, columns: Sequence[str]) -> tuple[str, ...]:
     counts = [name for name, column in zip(columns, x.T, strict=True) if np.array_equal(column - column[0], steps)]
     if len(x) < 10:
         return ()
-    return tuple(f"column {name} counts the rows; if it is an index, remove it" for name in counts)
+    return tuple(f"column {show(name)} counts the rows; if it is an index, remove it" for name in counts)
 
 
 def _own_labels(labels: Sequence[str], classes: Sequence[str], target: str) -> tuple[str, ...]:
     """Numbers of which hardly two are equal are probably no labels."""
     if len(labels) < 20 or len(classes) <= len(labels) / 2 or not all(map(_is_finite, classes)):
         return ()
-    found = f"column {target} has {len(classes)} different numbers in {len(labels)} rows"
+    found = f"column {show(target)} has {len(classes)} different numbers in {len(labels)} rows"
     return (f"{found}, each taken for a class; data.task=regression takes them as numbers",)
 
 

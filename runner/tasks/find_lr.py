@@ -32,6 +32,8 @@ def find_lr(values: Mapping[str, Any]) -> int:
             path = run_folder.create(root, f"{run_folder.timestamp()}_{config.backend}")
             held.into(path / "run.log")
             run_folder.write_config(path, values)
+            for warning in prepared.data.warnings:
+                console.say(f"warning: {warning}")
             rates, losses = _train(prepared, console, signals)
             if signals.received:
                 console.say(f"interrupted after {len(losses)} updates: nothing is suggested")

@@ -11,7 +11,7 @@ import numpy as np
 
 from runner.console import capture
 from runner.data.files import as_float, numbers, read_csv, read_npz, regular_file
-from runner.errors import ConfigError
+from runner.errors import ConfigError, show
 from runner.saved import Run
 
 
@@ -60,7 +60,7 @@ def _read(path: Path, description: dict[str, Any]) -> np.ndarray:
         features = description["features"] or table.header
         missing = [name for name in features if name not in table.header]
         if missing:
-            raise ConfigError(f"{path} lacks the column {missing[0]}, which the run was trained on")
+            raise ConfigError(f"{path} lacks the column {show(missing[0])}, which the run was trained on")
         x = numbers(table, [table.header.index(name) for name in features], path)
         if len(shape) > 1 and x.shape[1] == int(np.prod(shape)):
             x = x.reshape(-1, *shape)

@@ -1,6 +1,7 @@
 """task=train: one run, from the config to its folder."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -84,17 +85,20 @@ def train(job: Job) -> int:
     config, resumed = job.config, job.resumed
     with capture() as (console, held), Signals() as signals:
         prepared = plan(config)
-        warnings = [*prepared.data.warnings, *prepared.check_schedule()]
+        warnings = prepared.check_schedule()
         start = first_state(prepared.network, config.optimizer, prepared.model.dtype, config.seed)
         if resumed is not None:
             check(resumed, prepared, start)
             prepared, resumed = with_saved_threads(resumed, prepared)
         backend = dispatcher.load(config.backend)
         device = devices.resolve(config.device, backend.devices())
+        if signals.received is not None:
+            console.say("interrupted before the training began")
+            return 128 + signals.received
         num_threads = prepared.model.threads
         if backend.can_use_threads(num_threads):
             path = job.folder()
-            with run_folder.locked(path):
+            with nullcontext() if job.path is not None else run_folder.locked(path):
                 held.into(path / "run.log")
                 if config.print_config:
                     console.say(tree(job.composed))
