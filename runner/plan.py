@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from runner import losses, metrics, optimizers, schedules, threads
+from runner.cancelled import cancelled
 from runner.config import Config
 from runner.data import Dataset, Split, load
 from runner.data.dataset import Task, check_range
@@ -112,12 +113,27 @@ class Plan:
             self.model.dtype,
             trainer.early_stopping_patience,
         )
+        found += [lint.Finding(text) for text in self._cancelled()]
         for finding in found:
             if finding.is_error or trainer.strict:
                 raise ConfigError(finding.text)
         if trainer.strict and self.data.warnings:
             raise ConfigError(self.data.warnings[0])
         return [*self.data.warnings, *(finding.text for finding in found)]
+
+    def _cancelled(self) -> Iterator[str]:
+        """Weights whose gradient is rounding noise, where the optimizer makes steps of it."""
+        optimizer = self.config.optimizer
+        moved = {name for group in self.groups if group.lr_factor for name in group.names}
+        for name, layer in cancelled(self.network).items():
+            if optimizer.name == "sgd" or name not in moved:
+                continue
+            freeze = f"optimizer.groups=[{{match: {name}, lr_factor: 0}}]"
+            fix = f"bias: false of {name.partition('/')[0]}" if name.endswith("/bias") else freeze
+            yield (
+                f"model.layers: {layer} cancels {name}, whose gradient is rounding noise; optimizer={optimizer.name} "
+                f"makes steps of it, and the backends part; {fix} prevents that"
+            )
 
     def largest_chunk(self) -> int:
         """Updates in one call: what was asked for, or an epoch, as far as its rows and outputs stay in bounds."""
