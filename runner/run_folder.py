@@ -258,7 +258,7 @@ def _are_numbers(cells: Iterable[str]) -> bool:
 def rewind(folder: Path, kept: Mapping[str, Sequence[str]]) -> None:
     """Leave of trace.csv and metrics.csv the lines that `records` gave."""
     for name, lines in kept.items():
-        _write(folder / name, "".join(lines), newline="")
+        _write(folder / name, "".join(lines), is_durable=True, newline="")
 
 
 def tidy(folder: Path) -> None:
@@ -321,18 +321,20 @@ def write_config(folder: Path, composed: Mapping[str, Any]) -> None:
     _write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(composed))))
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    _write(path, strict_json.dumps(values) + "\n")
+def write_json(path: Path, values: Mapping[str, Any], is_durable: bool = False) -> None:
+    _write(path, strict_json.dumps(values) + "\n", is_durable)
 
 
-def _write(path: Path, text: str, newline: str | None = None) -> None:
-    """Whole or not at all."""
+def _write(path: Path, text: str, is_durable: bool = False, newline: str | None = None) -> None:
+    """Whole or not at all; `is_durable`: after a power cut too, which takes the time of a sync."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.unlink(missing_ok=True)  # of an earlier process with this number
     try:
         with writing(path):
             with beside.open("x", encoding="utf-8", newline=newline) as file:  # which goes through no link
                 file.write(text)
+            if is_durable:
+                sync(beside)
             beside.replace(path)
     except RunError:
         beside.unlink(missing_ok=True)

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
 import struct
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save
 
 from runner import checkpoint
+from runner.__main__ import main
 from runner.checkpoint import weights_sha256
 from runner.errors import RunError
 from runner.spec import TrainState
@@ -128,6 +132,83 @@ def test_a_write_that_fails_half_way_leaves_no_checkpoint_of_that_name(
     with pytest.raises(RunError, match=r"has no checkpoint 7; it has 5$"):
         checkpoint.read(tmp_path, 7)
     assert same(checkpoint.read(tmp_path, 5)[0].weights, state(5).weights)
+
+
+Event = tuple[str, str, int]  # fsync or rename, the path's name, its bytes (of a folder: its entries)
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
+    """What is synced and renamed, in order."""
+    events: list[Event] = []
+
+    def seen(what: str, path: str) -> None:
+        size = len(os.listdir(path)) if os.path.isdir(path) else os.path.getsize(path)
+        events.append((what, "/".join(Path(path).parts[-2:]), size))
+
+    sync, rename, replace = os.fsync, os.rename, os.replace
+
+    def fsync(descriptor: int) -> None:
+        sync(descriptor)
+        seen("fsync", os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    def renamed(move: Any, source: Any, target: Any) -> None:
+        move(source, target)
+        if not Path(target).is_symlink():
+            seen("rename", os.fspath(target))
+
+    monkeypatch.setattr("os.fsync", fsync)
+    monkeypatch.setattr("os.rename", partial(renamed, rename))
+    monkeypatch.setattr("os.replace", partial(renamed, replace))
+    return events
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc which file a descriptor is of")
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, recorded: list[Event]) -> None:
+    """A power cut: every part is written whole and synced, then the folder that has them, then it gets its name, then that
+    is synced."""
+    place = checkpoint.write(tmp_path, state(7), {})
+    staged = f".7.{os.getpid()}"
+    parts = [("fsync", f"{staged}/{part}", (place / part).stat().st_size) for part in PARTS]
+    assert sorted(recorded[:4]) == sorted(parts)
+    assert recorded[4:] == [
+        ("fsync", f"checkpoints/{staged}", 4),
+        ("rename", "checkpoints/7", 4),
+        ("fsync", f"{tmp_path.name}/checkpoints", 1),
+    ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc which file a descriptor is of")
+def test_a_run_s_records_are_on_the_disk_before_its_checkpoint(
+    tmp_path: Path, recorded: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows of all updates that a checkpoint knows of; before the first one the config, and the folders that have it; at
+    the end the result."""
+    monkeypatch.chdir(tmp_path)
+    run = [
+        "backend=witness",
+        "trainer.precision=exact",
+        "model=linear",
+        "trainer.batch_size=640",
+        "trainer.max_steps=4",
+    ]
+    monkeypatch.setattr(sys, "argv", ["runner", *run])
+    assert main() == 0
+    (folder,) = (tmp_path / "outputs" / "runs").iterdir()
+    at = {step: recorded.index(("rename", f"checkpoints/{step}", 4)) for step in (2, 4)}
+    first, second = recorded[: at[2]], recorded[at[2] : at[4]]
+    lines = (folder / "trace.csv").read_bytes().splitlines(keepends=True)
+    for before, step in ((first, 2), (second, 4)):
+        rows = len(b"".join(lines[: step + 1]))
+        sizes = [size for what, name, size in before if (what, name) == ("fsync", f"{folder.name}/trace.csv")]
+        assert sizes[0] >= rows  # more, if the next chunk was as quick
+        assert any(name == f"{folder.name}/metrics.csv" for _, name, _ in before)
+    synced = {name for what, name, _ in first if what == "fsync"}
+    assert {f"{folder.name}/{name}" for name in ("config.yaml", "data.json", "environment.json")} < synced
+    assert {f"runs/{folder.name}", "outputs/runs"} < synced
+    end = recorded[at[4] :]
+    result = next(i for i, event in enumerate(end) if event[:2] == ("rename", f"{folder.name}/result.json"))
+    assert end[result - 1] == ("fsync", f"{folder.name}/.result.json.{os.getpid()}", end[result][2])
 
 
 def test_last_and_best_follow_the_step_that_they_point_to(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def _train(
         "seconds": job.seconds(began, ended, training.compile_seconds),
     }
     try:
-        run_folder.write_json(path / "result.json", result)
+        run_folder.write_json(path / "result.json", result, is_durable=True)
     except RunError as error:
         console.say(f"warning: {error}")
         result["status"] = "failed"
