@@ -9,7 +9,7 @@ import pytest
 from runner.run_folder import read_columns, read_json
 from tests.command_line import BACKENDS, REPOSITORY, together
 
-FAULTS = ("kill", "end", "end_twice", "cut", "flip", "race")
+FAULTS = ("kill", "end", "end_twice", "cut", "flip", "race", "kill_at_end", "kill_longer", "link", "cut_short")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -21,7 +21,7 @@ def test_what_a_run_survives(backend: str) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for fault in FAULTS:

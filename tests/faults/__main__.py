@@ -2,6 +2,7 @@
 
 import argparse
 import random
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -13,7 +14,9 @@ from tests import warm
 from tests.faults import rows
 
 SHORT = {"kill": 5, "end": 3, "end_twice": 1, "full": 1, "read_only": 1, "cut": 20, "flip": 50, "race": 1}
+SHORT |= {"kill_at_end": 1, "kill_longer": 1, "link": 2, "cut_short": 2}
 LONG = {"kill": 500, "end": 200, "end_twice": 50, "full": 100, "read_only": 3, "cut": 200, "flip": 500, "race": 100}
+LONG |= {"kill_at_end": 50, "kill_longer": 100, "link": 50, "cut_short": 100}
 
 
 def main() -> int:
@@ -44,7 +47,7 @@ def survive(
 ) -> list[str]:
     """A line for each fault; what was not survived."""
     failures: list[str] = []
-    expected = rows.uninterrupted(here / "whole", backend)
+    expected = rows.uninterrupted(here / "whole", rows.command(backend))
     whole = rows.folder_of(here / "whole")
     assert whole is not None
     half = here / "half"
@@ -52,9 +55,11 @@ def survive(
     constant = [said for said in rows.command(backend) if said != "schedule=cosine"]  # which does not go by its length
     stopped = warm.run(half, [*constant, "trainer.max_steps=50"])
     assert stopped.status == 0, stopped.output
-    unfinished = rows.folder_of(half)
-    assert unfinished is not None
+    short = rows.folder_of(half)
+    assert short is not None
+    unfinished = shutil.copytree(short, here / "unfinished", symlinks=True)
     _as_interrupted(unfinished)
+    constantly = rows.uninterrupted(here / "constant", constant)  # what a longer one must come to
 
     def each(fault: str, trial: Callable[[Path, int], Any]) -> list[Any]:
         found, before = [], len(failures)
@@ -75,6 +80,12 @@ def survive(
     hits = each("kill", lambda folder, i: rows.kill(folder, backend, draw, expected, i))
     if hits:
         say(f"{backend}  kill: {sum(hits)} of them inside a save")
+    hits = each("kill_at_end", lambda folder, i: rows.kill_at_end(folder, backend, expected))
+    if hits:
+        say(f"{backend}  kill_at_end: {sum(hits)} of them before the result")
+    each("kill_longer", lambda folder, i: rows.kill_longer(folder, backend, draw, short, constantly))
+    each("link", lambda folder, i: rows.link(folder, backend, draw, short))
+    each("cut_short", lambda folder, i: rows.cut_short(folder, backend, draw, short, constantly))
     spent = each("end", lambda folder, i: rows.end(folder, backend, draw, expected, i))
     if spent:
         say(f"{backend}  end: the longest took {max(spent):.2f} s")

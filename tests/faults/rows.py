@@ -50,10 +50,10 @@ def leftovers(folder: Path) -> list[str]:
     return [str(path) for path in folder.rglob(".*")]
 
 
-def uninterrupted(here: Path, backend: str) -> dict[str, str]:
+def uninterrupted(here: Path, said: list[str]) -> dict[str, str]:
     """What every interrupted run must come to."""
     here.mkdir()
-    ended = run(here, command(backend))
+    ended = run(here, said)
     assert ended.status == 0, ended.output
     folder = folder_of(here)
     assert folder is not None
@@ -93,6 +93,95 @@ def kill(here: Path, backend: str, draw: random.Random, expected: dict[str, str]
     hit = any((folder / "checkpoints").glob(".*"))
     _goes_on(here, folder, backend, expected)
     return hit
+
+
+def kill_at_end(here: Path, backend: str, expected: dict[str, str]) -> bool:
+    """kill -9 as soon as the last checkpoint has its name: `resume` writes the files of the run's end. True if it had none."""
+    log = here / "log.txt"
+    child = start(here, command(backend), log)
+    until(lambda: (folder := folder_of(here)) is not None and (folder / "checkpoints" / "96").is_dir())
+    os.kill(child, signal.SIGKILL)
+    wait(child, log)
+    folder = folder_of(here)
+    assert folder is not None
+    hit = not (folder / "result.json").is_file()
+    _goes_on(here, folder, backend, expected)
+    assert (folder / "curves.png").is_file()
+    return hit
+
+
+def kill_longer(here: Path, backend: str, draw: random.Random, source: Path, expected: dict[str, str]) -> None:
+    """kill -9 while a run of 50 updates that had ended is made one of 96, whose result.json is that of the 50 until then;
+    with files of the user's own beside ours, which stay."""
+    folder = here / "run"
+    shutil.copytree(source, folder, symlinks=True)
+    own = [
+        folder / name
+        for name in (".notes", ".git/HEAD", "checkpoints/007/x", "checkpoints/20.bak/x", "checkpoints/.env")
+    ]
+    for path in own:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(path.name)
+    before = (folder / "result.json").read_bytes()
+    child = start(here, [f"resume={folder}", f"backend={backend}", "trainer.max_steps=96"], here / "log.txt")
+    until(lambda: (folder / "result.json").read_bytes() != before)
+    time.sleep(draw.uniform(0, 0.4))
+    os.kill(child, signal.SIGKILL)
+    wait(child, here / "log.txt")
+    step = checkpoint.read_newest(folder)[0].step
+    if step == 50:  # killed before config.yaml was to say 96
+        _retry(here, folder, backend)
+    assert [path.read_text() for path in own] == [path.name for path in own]
+    for path in (*own, folder / ".git", folder / "checkpoints" / "007", folder / "checkpoints" / "20.bak"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    _goes_on(here, folder, backend, expected)
+
+
+def _retry(here: Path, folder: Path, backend: str) -> None:
+    ended = run(here, [f"resume={folder}", f"backend={backend}", "trainer.max_steps=96"])
+    assert ended.status == 0, ended.output
+
+
+# a file of a run's folder, and what may stand in its place
+_PLACES = ("config.yaml", "data.json", "environment.json", "result.json", "trace.csv", "metrics.csv", "run.log", "checkpoints",
+           "checkpoints/last", "checkpoints/best", "checkpoints/50", "checkpoints/50/state.json")  # fmt: skip
+
+
+def link(here: Path, backend: str, draw: random.Random, source: Path) -> None:
+    """A symbolic link to elsewhere in the place of one of our files: refused, and nothing is written there."""
+    folder, elsewhere = here / "run", here / "elsewhere"
+    shutil.copytree(source, folder, symlinks=True)
+    shutil.copytree(source, elsewhere, symlinks=True)
+    place = folder / draw.choice(_PLACES)
+    target = elsewhere / place.relative_to(folder)
+    shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
+    place.symlink_to(target)
+    before = {path: path.lstat().st_mtime_ns for path in elsewhere.rglob("*")}
+    ended = run(here, [f"resume={folder}", f"backend={backend}", "trainer.max_steps=96"])
+    assert ended.status == 2, ended.output
+    assert str(place) in ended.output
+    assert len(ended.output.splitlines()) == 1, ended.output
+    assert {path: path.lstat().st_mtime_ns for path in elsewhere.rglob("*")} == before
+
+
+def cut_short(here: Path, backend: str, draw: random.Random, source: Path, expected: dict[str, str]) -> None:
+    """A file of the folder that ends at some byte: refused in one line with nothing written, or the run goes on to the same
+    bits (where the file is written anew, or what it has lost was not needed)."""
+    folder = here / "run"
+    shutil.copytree(source, folder, symlinks=True)
+    files = [folder / name for name in _PLACES[:6]]
+    path = draw.choice(files)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: draw.choice([0, draw.randrange(len(whole))])])
+    before = {other: other.lstat().st_mtime_ns for other in folder.rglob("*")}
+    ended = run(here, [f"resume={folder}", f"backend={backend}", "trainer.max_steps=96"])
+    if ended.status == 0:
+        assert path.name != "data.json"
+        assert fingerprint(folder) == expected
+    else:
+        assert ended.status == 2, ended.output
+        assert len(ended.output.splitlines()) == 1, ended.output
+        assert {other: other.lstat().st_mtime_ns for other in folder.rglob("*")} == before
 
 
 def end(here: Path, backend: str, draw: random.Random, expected: dict[str, str], number: int) -> float:
