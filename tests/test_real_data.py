@@ -3,8 +3,11 @@
 import csv
 import json
 import os
+import re
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +19,7 @@ from sklearn import datasets
 from sklearn.metrics import mean_absolute_error, mean_squared_error
 
 from runner import load_run
-from tests.command_line import BACKENDS, Done, forked, mlp
+from tests.command_line import BACKENDS, ONE_THREAD, REPOSITORY, Done, forked, mlp
 
 both = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -384,3 +387,31 @@ def test_models_of_images_train_on_the_default_data(tmp_path: Path) -> None:
     assert shapes == [[8, 8, 1]] * 2
     (evaluated,) = forked(tmp_path, ("task=evaluate", f"run={done[0].folder}"))
     assert evaluated.status == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a limit of the shell stands for a full disk")
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        ("task=export format=torch", "model.pt2"),
+        pytest.param("task=export format=keras", "model.keras", marks=pytest.mark.slow),
+        pytest.param("task=export format=safetensors", "model.safetensors", marks=pytest.mark.slow),
+        pytest.param("task=predict data.path=wine.csv", "predictions.csv", marks=pytest.mark.slow),
+    ],
+)
+def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(
+    trained: dict[str, Trained], tmp_path: Path, task: str, name: str
+) -> None:
+    """6 KB at most a file: run.log has its place, a model none."""
+    run = copied(trained["lightning"].wine, tmp_path)
+    (run / "run.log").write_text("")
+    before = sorted(file.name for file in run.iterdir())
+    script = f"ulimit -f 6; exec {sys.executable} -m runner run=run {task}"
+    environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    said = rf"error: run/{re.escape(name)} cannot be written: File too large, \d+ bytes are free\n"
+    assert re.fullmatch(said, done.stderr)
+    assert sorted(file.name for file in run.iterdir()) == before

@@ -3,6 +3,7 @@
 Legend of shapes: K updates, A micro-batches an update, B rows each, n = all rows of a chunk.
 """
 
+import io
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -257,7 +258,9 @@ def export(
         network = _Raw(network, x_scaling, y_scaling)
     example = torch.zeros(2, *model.network.input_shape, dtype=torch.from_numpy(np.empty(0, model.dtype)).dtype)
     rows = {"x": {0: torch.export.Dim("rows", min=1)}}
-    torch.export.save(torch.export.export(network, (example,), dynamic_shapes=rows), path)
+    content = io.BytesIO()  # where a disk is full, torch's own writer ends the process
+    torch.export.save(torch.export.export(network, (example,), dynamic_shapes=rows), content)
+    path.write_bytes(content.getbuffer())
 
 
 class _Raw(nn.Module):

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from runner import dispatcher, run_folder
 from runner.console import capture
@@ -36,10 +36,13 @@ def export(run: Run, format: str | None) -> int:
         if backend is not None:
             _check_range(scalings, run)
         held.into(run.folder / "run.log")
-        with TemporaryDirectory(dir=run.folder, prefix=".export-") as beside:
+        with (
+            run_folder.writing(place),
+            TemporaryDirectory(dir=run.folder, prefix=".export-") as beside,
+        ):
             made = Path(beside) / name
             if backend is None:
-                save_file(dict(run.weights), made)
+                made.write_bytes(save(dict(run.weights)))
             else:
                 run = replace(run, config=run.config.model_copy(update={"backend": backend}))
                 dispatcher.load(backend).export(run.model_spec, run.state, made, *scalings)

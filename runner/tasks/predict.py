@@ -2,16 +2,16 @@
 
 import csv
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from runner import run_folder
 from runner.console import capture
 from runner.data.files import as_float, numbers, read_csv, read_npz, regular_file
-from runner.errors import ConfigError, show
+from runner.errors import ConfigError, RunError, show
 from runner.saved import Run
 
 
@@ -88,26 +88,20 @@ def _csv(columns: dict[str, Any], classes: list[str]) -> bytes:
     return content.getvalue().encode()
 
 
-@contextmanager
-def _whole(place: Path) -> Iterator[None]:
-    """Leaves no half of a file where the disk is full."""
-    try:
-        yield
-    except OSError:
-        place.unlink()
-        raise
-
-
 def _write(folder: Path, suffix: str, content: bytes) -> Path:
     """To the first of predictions, predictions_2, ... that is not there or holds the same."""
     number = 1
     while True:
         place = folder / f"predictions{'' if number == 1 else f'_{number}'}{suffix}"
-        try:
-            with place.open("xb") as file, _whole(place):
-                file.write(content)
+        if place.is_file() and place.read_bytes() == content:
             return place
-        except FileExistsError:
-            if place.is_file() and place.read_bytes() == content:
-                return place
-            number += 1
+        number += 1
+        if os.path.lexists(place):
+            continue
+        try:
+            with run_folder.writing(place), place.open("xb") as file:
+                file.write(content)
+        except RunError:
+            place.unlink(missing_ok=True)  # no half of a file
+            raise
+        return place
