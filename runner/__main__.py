@@ -14,7 +14,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from runner import multirun, own_code, run_folder, signals, threads
+from runner import multirun, own_code, run_folder, signals, sweep, threads
 from runner.compose import (
     CONF,
     SEARCHES,
@@ -28,7 +28,7 @@ from runner.compose import (
     set_keys,
     to_values,
 )
-from runner.config import Config, parse
+from runner.config import Config, parse, sha256
 from runner.console import steady
 from runner.errors import ConfigError, RunError, show
 from runner.saved import Run, config_of, refuse_links
@@ -52,12 +52,17 @@ def main() -> int:
             raise ConfigError("--config-name and --config-path are not taken; --config-dir adds a folder of choices")
         if arguments.config_dir and not Path(arguments.config_dir).is_dir():
             raise ConfigError(f"--config-dir must be a folder, got {arguments.config_dir}")
+        parsed = parse_overrides(arguments.overrides, arguments.config_dir)
+        if arguments.multirun:
+            sweep.check_size(parsed)
         each = jobs(arguments.overrides, arguments.multirun, arguments.config_dir)
         if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
             composed(each[0], arguments.config_dir)  # refuses what Hydra would run
             return _hydra(arguments.overrides)
-        parsed = parse_overrides(arguments.overrides, arguments.config_dir)
         said = {override.key_or_group for override in parsed}
+        swept = [override.key_or_group for override in parsed if override.is_sweep_override()]
+        if not said & set(SEARCHES):
+            sweep.check_twice(each, [tuple(job) for job in each], swept)
         if "run" in said:
             return max(_on_a_run(job) for job in each)
         if "runs" in said:
@@ -74,6 +79,10 @@ def main() -> int:
         values = [to_values(one) for one in whole]
         configs = [parse(each_values) for each_values in values]
         own_code.announce(list(dict.fromkeys(name for config in configs for name in config.trusted_modules)))
+        if arguments.multirun:
+            sweep.check_launch(whole[0].hydra)
+            if not said & set(SEARCHES):
+                sweep.check_twice(each, [(one["task"], sha256(one)) for one in values], swept)
         command = arguments.overrides
         tune = configs[0].tune
         if tune is not None:
@@ -160,17 +169,24 @@ def _multirun(config: Config, overrides: Sequence[str], num_jobs: int, hydra: An
 
     folder = multirun.folder(config)
     threads.keep_limits()
+    ended, failed = None, None
     with multirun.launching(folder, str(hydra.launcher["_target_"])) as launch:
         try:
             _hydra(overrides, [f"hydra.sweep.dir={folder}", *multirun.workers(hydra.launcher, num_jobs)])
             ended = launch.ended if launch else None
         except SystemExit as end:  # a signal: what is done is done
             ended = int(end.code or 0) - 128
-    if ended is None:
+        except (ConfigError, RunError, OSError, HydraException, OmegaConfBaseException):
+            raise
+        except Exception as error:  # the launcher's or the sweeper's: a job's process was killed
+            failed = RunError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    if ended is None and failed is None:
         return comparison.write(folder, num_jobs)
     with suppress(RunError):
         comparison.write(folder, num_jobs)
-    return 128 + ended
+    if failed is not None:
+        raise failed
+    return 128 + (ended or 0)
 
 
 def _train(composed: Any, command: Sequence[str], first: bool) -> int:

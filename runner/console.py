@@ -27,6 +27,7 @@ from runner.errors import show
 _READER_GONE = (errno.EPIPE, errno.EIO)
 _DEPRECATIONS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 _is_kept = False  # what this process says is in files too
+_current: "Console | None" = None  # while what a library prints is captured
 _stands = ExitStack()  # lasts as long as the process
 _is_captured = False  # what a library prints goes to a log
 
@@ -241,7 +242,7 @@ class Capture:
 
 @contextmanager
 def capture() -> Iterator[tuple[Console, Capture]]:
-    global _is_captured
+    global _is_captured, _current
     _flush()
     kept_in_files()
     _is_captured = True
@@ -249,10 +250,11 @@ def capture() -> Iterator[tuple[Console, Capture]]:
     held = Capture()
     _, terminal = _text(os.dup(1), closes=True)
     _redirect(held._file.fileno())
+    _current = Console(terminal)
     try:
-        yield Console(terminal), held
+        yield _current, held
     finally:
-        _is_captured = False
+        _is_captured, _current = False, None
         _flush()
         for descriptor, original in zip(kept, (1, 2), strict=True):
             os.dup2(descriptor, original)
@@ -263,6 +265,14 @@ def capture() -> Iterator[tuple[Console, Capture]]:
 def _redirect(descriptor: int) -> None:
     for original in (1, 2):
         os.dup2(descriptor, original)
+
+
+def warn(line: str) -> None:
+    """A line for the user from where no console is at hand."""
+    if _current is not None:
+        _current.say(f"warning: {line}")
+    else:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def log_traceback() -> None:

@@ -1,10 +1,12 @@
 """From a backend's name to the backend: the one place that imports one."""
 
 import gc
+import os
 import sys
 from importlib import import_module
 
-from runner.errors import ConfigError
+from runner import console
+from runner.errors import ConfigError, show
 from runner.memory import keep_freed_pages
 from runner.spec import Backend
 
@@ -20,6 +22,9 @@ def load(name: str) -> Backend:
     if module in sys.modules:
         return sys.modules[module]  # type: ignore[return-value]
     keep_freed_pages()
+    said = os.environ.get("KERAS_BACKEND", "tensorflow")
+    if name == "keras" and said != "tensorflow":
+        console.warn(f"KERAS_BACKEND={show(said)} is set aside: backend=keras runs on TensorFlow")
     collects = gc.isenabled()
     try:
         gc.disable()  # a framework's import makes some hundred thousand objects, and drops none

@@ -146,5 +146,8 @@ def tuned(said: Sequence[Override], tune: Tune, each: Sequence[Config]) -> list[
         )
     (base,) = rates
     values = [float(f"{base * factor:.3g}") for factor in sorted(tune.factors)]
+    twice = next((value for value in values if values.count(value) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"tune.factors must give each rate once, got {twice!r} twice")
     kept = [override.input_line or "" for override in said if override.key_or_group != "optimizer.lr"]
     return [*kept, f"optimizer.lr={','.join(map(repr, values))}"]

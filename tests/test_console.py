@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from runner import dispatcher
 from runner.console import steady, tree
 from runner.run_folder import read_json
-from tests.command_line import begun, ended, start
+from tests.command_line import begun, ended, start, together
 
 only_linux = pytest.mark.skipif(sys.platform != "linux", reason="its devices and limits are Linux's")
 
@@ -154,6 +155,34 @@ def test_a_library_s_deprecations_stay_off_the_terminal_and_other_warnings_do_no
         warnings.showwarning = lambda message, *_: seen.append(str(message))  # type: ignore[assignment]
         assert main() == 0
     assert seen == ["odd"]
+
+
+# What else the terminal is told
+
+
+def test_a_variable_of_the_environment_that_is_set_aside_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before Keras is imported, which overrides it."""
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    monkeypatch.delitem(sys.modules, "backends.keras", raising=False)
+    monkeypatch.setattr(dispatcher, "import_module", lambda name: os.environ.update(KERAS_BACKEND="tensorflow"))
+    for _ in range(2):
+        dispatcher.load("keras")
+    said = "warning: KERAS_BACKEND=torch is set aside: backend=keras runs on TensorFlow\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.slow
+def test_a_run_on_keras_tells_it_on_the_terminal_and_in_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    (done,) = together(tmp_path, ("backend=keras", *SHORT))
+    assert (done.status, done.err) == (0, "")
+    said = "warning: KERAS_BACKEND=torch is set aside: backend=keras runs on TensorFlow"
+    assert said in done.out.splitlines()
+    assert said in (the_run(tmp_path) / "run.log").read_text()
 
 
 # A disk that takes nothing more
