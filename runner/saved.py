@@ -1,7 +1,9 @@
 """A finished run, read from its folder."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -14,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner import checkpoint, dispatcher, run_folder
-from runner.config import Config, parse
+from runner.config import Config, parse, sha256
 from runner.data.dataset import Scaling, check_finite
 from runner.errors import ConfigError, show
 from runner.plan import Plan, model_spec, plan
@@ -24,27 +26,69 @@ from runner.strict_json import with_numbers
 
 def config_of(folder: str | Path, key: str = "run") -> dict[str, Any]:
     """The config that ran, as plain values; `key` is where the folder was said. A key that the program has learnt since
-    then has its default, which changes nothing. Whose code it trusted is not taken from it."""
-    from runner.compose import with_schedules_whole
+    then has its default, which changes nothing. Whose code it trusted is not taken from it.
 
+    Its hash, which result.json and the checkpoints have, tells a key that was unknown then, or had its default, from one
+    that somebody has taken away.
+    """
     path = Path(folder) / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{key} must be the folder of a run, got {folder}, which holds no config.yaml")
-    values = _load(path, key)
-    for group, choice in _CHOICES.items():
-        section = values.get(group)
-        if isinstance(section, dict):
-            values[group] = {**_defaults(group, choice or str(section.get("name"))), **section}
-    if isinstance(values.get("layer_defaults"), dict):
-        for kind, known in _defaults("layer_defaults", "default").items():
-            own = values["layer_defaults"].get(kind) or {}
-            values["layer_defaults"][kind] = {**known, **own} if isinstance(own, dict) else own
-    whole = {key: default for key, default in _defaults("", "config").items() if key not in ("defaults", "hydra")}
-    return {**with_schedules_whole({**whole, **values}), "trusted_modules": []}
+    saved = _load(path, key)
+    for section in ("model", "output", *_CHOICES):
+        if not isinstance(saved.get(section), dict):
+            got = show(saved[section]) if section in saved else "nothing"
+            raise ConfigError(f"{key}: {path} must hold the config that ran, with the keys of {section}, got {got}")
+    values = _filled(saved)
+    lacking = next(_lacking(saved, values), None)
+    if lacking is not None and (hashes := _hashes(Path(folder))) and not hashes & {sha256(saved), sha256(values)}:
+        raise ConfigError(f"{key}: {path} lacks {lacking} and is not the config that ran: its SHA-256 is another")
+    return {**values, "trusted_modules": []}
 
 
 # Groups whose keys have their defaults in conf/GROUP/NAME.yaml, and NAME where the section does not say it
 _CHOICES = {"data": "", "loss": "", "optimizer": "", "schedule": "", "trainer": "default"}
+
+
+def _filled(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """With the default of every key that it lacks."""
+    from runner.compose import with_schedules_whole
+
+    default = {key: value for key, value in _defaults("", "config").items() if key not in ("defaults", "hydra")}
+    default |= {group: _defaults(group, name or str(saved[group].get("name"))) for group, name in _CHOICES.items()}
+    if "layer_defaults" in saved:
+        default["layer_defaults"] = _defaults("layer_defaults", "default")
+    return with_schedules_whole(_merged(default, saved, depth=2))
+
+
+def _merged(default: Mapping[str, Any], saved: Any, depth: int) -> Any:
+    """What is saved, and the defaults of keys that are not, sections in it likewise down to a depth."""
+    if not isinstance(saved, dict):
+        return saved
+    inner = {
+        k: _merged(default[k], v, depth - 1) if depth and isinstance(default.get(k), dict) else v
+        for k, v in saved.items()
+    }
+    return {**inner, **{key: deepcopy(value) for key, value in default.items() if key not in saved}}
+
+
+def _lacking(saved: Any, values: Any, at: str = "") -> Iterator[str]:
+    """The dotted keys that `values` has besides."""
+    if isinstance(saved, dict) and isinstance(values, dict):
+        for key, value in values.items():
+            yield from _lacking(saved[key], value, f"{at}{key}.") if key in saved else (f"{at}{key}",)
+    elif isinstance(saved, list) and isinstance(values, list):
+        for one, other in zip(saved, values, strict=False):
+            yield from _lacking(one, other, at)
+
+
+def _hashes(folder: Path) -> set[str]:
+    """Of the config that ran, as result.json and the last checkpoint say."""
+    found = set()
+    for name in ("result.json", "checkpoints/last/state.json"):
+        with suppress(ConfigError):
+            found.add(str(run_folder.read_json(folder / name).get("config_sha256")))
+    return found
 
 
 def _load(path: Path, key: str) -> dict[str, Any]:
@@ -54,7 +98,7 @@ def _load(path: Path, key: str) -> dict[str, Any]:
         line = f"line {mark.line + 1}: " if (mark := getattr(error, "problem_mark", None)) else ""
         why = show(" ".join(str(getattr(error, "problem", None) or error).split()))
         raise ConfigError(f"{key}: {path} cannot be read: {line}{why}") from None
-    if not isinstance(values, dict) or not values:
+    if not isinstance(values, dict) or not values or not all(isinstance(name, str) for name in values):
         what = "is empty" if not values else "holds no keys"
         raise ConfigError(f"{key}: {path} {what}; it must hold the config that ran")
     return values

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from runner import checkpoint, dispatcher, run_folder
 from runner.__main__ import main
@@ -86,6 +87,16 @@ BROKEN: list[tuple[str, Callable[[str], str], str]] = [
         lambda text: text.replace("batch_size: 64", "batch_size: many"),
         "trainer.batch_size must be an integer, got many",
     ),
+    (
+        "config.yaml",
+        lines(lambda rows: [row for row in rows if "batch_size" not in row]),
+        "resume: {}/config.yaml lacks trainer.batch_size and is not the config that ran: its SHA-256 is another",
+    ),
+    (
+        "config.yaml",
+        lambda text: text[: text.index("trainer:")],
+        "resume: {}/config.yaml must hold the config that ran, with the keys of trainer, got nothing",
+    ),
     ("data.json", lambda text: "", "{}/data.json is damaged, it is empty"),
     ("data.json", lambda text: "[]", "{}/data.json is damaged, it holds no JSON object"),
     (
@@ -150,10 +161,9 @@ def test_what_a_run_writes_anew_may_be_broken(ended: dict[str, Path], tmp_path: 
 def test_a_folder_of_a_version_that_knew_fewer_keys_is_read(ended: dict[str, Path], tmp_path: Path) -> None:
     """A key of the trainer, of a group, of a layer's defaults, and of the top: each has its default."""
     folder = copied(ended["plain"], tmp_path)
-    config = (folder / "config.yaml").read_text()
-    kept = [line for line in config.splitlines() if line.strip().split(":")[0] not in ("strict", "eps", "steps")]
-    assert len(kept) == len(config.splitlines()) - 5
-    (folder / "config.yaml").write_text("\n".join(kept) + "\n")
+    config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    del config["trainer"]["strict"], config["optimizer"]["eps"], config["layer_defaults"]["layer_norm"], config["steps"]
+    OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
     (done,) = forked(tmp_path, (f"resume={folder}", LONGER))
     assert (done.status, done.err) == (0, "")
     assert records(folder) == records(ended["longer"])
