@@ -14,7 +14,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from runner import multirun, own_code, run_folder, signals, sweep, threads
+from runner import multirun, own_code, quoting, run_folder, signals, sweep, threads
 from runner.compose import (
     CONF,
     SEARCHES,
@@ -167,12 +167,15 @@ def _multirun(config: Config, overrides: Sequence[str], num_jobs: int, hydra: An
     """All jobs in a folder of their own, whatever launches them; then what came of them."""
     from runner.report import comparison
 
-    folder = multirun.folder(config)
+    folder, command = multirun.folder(config), sys.argv[1:]
     threads.keep_limits()
     ended, failed = None, None
     with multirun.launching(folder, str(hydra.launcher["_target_"])) as launch:
         try:
-            _hydra(overrides, [f"hydra.sweep.dir={folder}", *multirun.workers(hydra.launcher, num_jobs)])
+            _hydra(
+                overrides,
+                [quoting.override("hydra.sweep.dir", str(folder)), *multirun.workers(hydra.launcher, num_jobs)],
+            )
             ended = launch.ended if launch else None
         except SystemExit as end:  # a signal: what is done is done
             ended = int(end.code or 0) - 128
@@ -184,6 +187,7 @@ def _multirun(config: Config, overrides: Sequence[str], num_jobs: int, hydra: An
         return comparison.write(folder, num_jobs)
     with suppress(RunError):
         comparison.write(folder, num_jobs)
+    print(f"go on    {multirun.again(command, folder)}")
     if failed is not None:
         raise failed
     return 128 + (ended or 0)

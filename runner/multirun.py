@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
-from runner import checkpoint, run_folder, signals
+from runner import checkpoint, quoting, run_folder, signals
 from runner.compose import to_values
 from runner.config import Config, Tune, sha256
 from runner.console import kept_in_files
@@ -117,6 +117,12 @@ def held(folder: Path) -> dict[str, str]:
     """The jobs that other commands are training: folder's name -> who."""
     each = {path.parent.name: run_folder.holder(path.parent) for path in folder.glob("*/config.yaml")}
     return {name: who for name, who in sorted(each.items()) if who is not None}
+
+
+def again(command: Sequence[str], folder: Path) -> str:
+    """The command that goes on with a multirun that this one has begun in `folder`."""
+    kept = [said for said in command if not said.startswith("output.multirun=")]
+    return quoting.command_line([*kept, quoting.override("output.multirun", str(folder))])
 
 
 def objective(composed: Any) -> float | None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -162,6 +163,31 @@ def test_a_command_beside_another_takes_what_is_left_and_says_who_has_the_rest(t
     assert "1 of 2 jobs completed" in second.out
     assert (job / "note.txt").read_text() == "mine"
     once_each(folder, 2, 1200, second.out + out.read_text())
+
+
+# The command that goes on, which is printed for copying
+
+
+@pytest.mark.parametrize(("many", "ends"), [((), "completed: "), (("-m", "seed=0,1"), "2 of 2 jobs completed")])
+def test_what_was_interrupted_goes_on_by_the_command_that_it_prints(
+    tmp_path: Path, many: tuple[str, ...], ends: str
+) -> None:
+    """Below a folder whose name both Hydra and the shell would read otherwise without quotes."""
+    out, err = tmp_path / "out", tmp_path / "err"
+    more = ("device=cpu", "trainer.max_epochs=40", override("output.root", "a=1, 'ü' $x"))
+    child = begun(tmp_path, *many, *more, out=out, err=err)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("*/*/**/checkpoints/last")):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(child, signal.SIGTERM)
+    assert ended(child, err) == 143
+    (printed,) = [line for line in out.read_text().splitlines() if line.startswith("go on    python -m runner ")]
+    (done,) = forked(tmp_path, tuple(shlex.split(printed)[5:]))
+    assert (done.status, done.err) == (0, "")
+    assert ends in done.out
+    assert done.out.count("resume   ") == 1
+    assert not (tmp_path / "outputs").exists()
 
 
 # hydra/launcher=joblib, ray

@@ -7,8 +7,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from runner import apart, checkpoint, devices, dispatcher, run_folder
-from runner.config import Config, Trainer, sha256
+from runner import apart, checkpoint, devices, dispatcher, quoting, run_folder
+from runner.config import Config, sha256
 from runner.console import Console, capture, log_traceback, tree
 from runner.data.order import Order
 from runner.errors import ConfigError, RunError
@@ -209,7 +209,7 @@ def _train(
     except RunError as error:
         console.say(f"warning: {error}")
         result["status"] = "failed"
-    _say(console, result, config.trainer, path, picture)
+    _say(console, result, config, path, picture, is_alone=job.path is None)
     return 128 + signals.received if signals.received else int(result["status"] != "completed")
 
 
@@ -248,7 +248,16 @@ def _draw(path: Path, title: str) -> Path | None:
         return None
 
 
-def _say(console: Console, result: Mapping[str, Any], trainer: Trainer, path: Path, picture: Path | None) -> None:
+def _say(
+    console: Console,
+    result: Mapping[str, Any],
+    config: Config,
+    path: Path,
+    picture: Path | None,
+    is_alone: bool,
+) -> None:
+    """What came of the run; `is_alone`: it is no job of a multirun, which goes on as a whole."""
+    trainer, trusted_modules = config.trainer, config.trusted_modules
     best, seconds = result["best"], result["seconds"]
     if "error" in result:
         console.say(f"failed: {result['error'][:300]}")
@@ -267,5 +276,8 @@ def _say(console: Console, result: Mapping[str, Any], trainer: Trainer, path: Pa
         found = f"best {best['metric']} {best['value']:.4f} after epoch {best['epoch']}"
         console.say(f"result   {show(result['metrics'])}  ({found})")
     console.say(f"folder   {path}")
+    if result["status"] == "interrupted" and is_alone:
+        trusted = [quoting.override("trusted_modules", list(trusted_modules))] if trusted_modules else []
+        console.say(f"go on    {quoting.command_line([quoting.override('resume', str(path)), *trusted])}")
     if picture is not None:
         console.say(f"picture  {picture}")
