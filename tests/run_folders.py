@@ -19,18 +19,18 @@ def _config(overrides: tuple[str, ...]) -> dict[str, Any]:
 
 def write_run(
     parent: Path,
-    overrides: Sequence[str],
+    choices: Sequence[str],
     seed: int,
     last: float | None = 0.5,
     monitor: str = "val/loss",
     **more: Any,
 ) -> Path:
-    """A run of two epochs that ended with `last`; None: it failed. `more`: result.json's others,
-    and data: data.json's."""
-    folder = parent / f"{'_'.join(overrides).replace('/', '-')[:80]}_{seed}"
+    """A run of two epochs that ended with `last`; None: it failed. `more`: result.json's keys,
+    and data: data.json's. `choices` are the overrides that its config comes from."""
+    folder = parent / f"{'_'.join(choices).replace('/', '-')[:80]}_{seed}"
     folder.mkdir(parents=True)
     mode = "max" if "accuracy" in monitor else "min"
-    own = (*overrides, f"trainer.monitor={monitor}", f"trainer.monitor_mode={mode}")
+    own = (*choices, f"trainer.monitor={monitor}", f"trainer.monitor_mode={mode}")
     config = {**_config(own), "seed": seed}
     write_config(folder, config)
     data = {"task": "classification", "rows": ROWS, "sha256": "0" * 64, **more.pop("data", {})}
@@ -40,13 +40,13 @@ def write_run(
         "backend": config["backend"],
         "schedule": config["schedule"]["name"],
         "seed": seed,
-        "overrides": [*overrides, f"seed={seed}"],
+        "overrides": [*choices, f"seed={seed}"],
         "steps": 80,
         "epochs": 2,
         "metrics": {} if last is None else {monitor: last},
         "best": None if last is None else {"metric": monitor, "value": last, "epoch": 2, "step": 80},
         "seconds": {"startup": 1.0, "train": 2.0, "compile": 0.0, "total": 3.0},
-        "weights_sha256": f"{overrides} {seed}",
+        "weights_sha256": f"{choices} {seed}",
         **({"error": "RunError: out of luck"} if last is None else {}),
         **more,
     }

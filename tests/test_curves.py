@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runner.report import curves
+from runner.report import curves, pictures
 from runner.run_folder import points, read_columns
 
 
@@ -58,3 +58,47 @@ def test_of_a_long_trace_only_the_drawn_rows_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num", [1, 2])
 def test_the_shortest_runs_have_one(tmp_path: Path, num: int) -> None:
     assert curves.draw(run(tmp_path / "run", np.ones(num), 1.0), "short").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.01, 5.0, [0.01, 0.03, 0.1, 0.3, 1, 3]),
+        (0.53, 1.9, [0.7, 1, 1.5]),
+        (2.2, 2.31, [2.2, 2.225, 2.25, 2.275, 2.3]),
+        (1e-6, 3.0, [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1]),
+        (1e-30, 1e10, [1e-30, 1e-25, 1e-20, 1e-15, 1e-10, 1e-5, 1, 1e5, 1e10]),
+    ],
+)
+def test_ticks_of_a_logarithmic_axis(low: float, high: float, ticks: list[float]) -> None:
+    assert pictures.log_ticks(low, high) == ticks
+
+
+def test_every_logarithmic_axis_has_three_to_nine_ticks_and_no_large_gap() -> None:
+    """1,000 random axes of up to twelve decades."""
+    draw = np.random.default_rng(0)
+    for _ in range(1000):
+        low = 10 ** draw.uniform(-9, 3)
+        high = low * 10 ** draw.uniform(0.02, 12)
+        found = pictures.log_ticks(low, high)
+        assert 2 < len(found) < 10
+        assert low <= found[0] < found[-1] <= high
+        gaps = np.diff(np.log([low, *found, high])) / np.log(high / low)
+        assert gaps.max() < 0.5
+
+
+def test_a_run_s_picture_has_a_title_with_all_that_it_is_and_plain_ticks(
+    tmp_path: Path,
+) -> None:
+    """Of the default run; between 0.5 and 2.3 an axis of whole decades has one tick."""
+    from runner.compose import compose
+    from runner.config import parse
+    from runner.tasks.train import _title
+
+    title = _title(parse(compose(["schedule=cosine", "optimizer.lr=3e-3"])))
+    assert title == "digits, mlp, adam, cosine, lr 0.003, seed 0, lightning"
+    curves.draw(run(tmp_path / "run", np.geomspace(2.3, 0.5, 100), 0.6), f"{title} $^$")
+    rate, loss = curves._figure().axes
+    assert rate.get_title() == f"{title} " + r"\$^\$"
+    labels = [label.get_text() for label in loss.get_yticklabels()]
+    assert labels == ["0.5", "0.7", "1", "1.5", "2"]

@@ -266,7 +266,7 @@ def test_a_multirun_with_a_broken_config_names_it(ended: dict[str, Path], tmp_pa
     (tmp_path / "b" / "config.yaml").write_text("")
     assert comparison.write(tmp_path, 2) == 1
     out = capsys.readouterr().out
-    assert f"damaged: output.multirun: {tmp_path}/b/config.yaml is empty" in out
+    assert f"damaged: b  runs: {tmp_path}/b/config.yaml is empty" in out
     assert "1 of 2 jobs completed" in out
 
 

@@ -102,7 +102,8 @@ class Answer:
         if found.is_real:
             return f"  {name}: {by}, beyond the noise ({_p(found.p)})"
         more = found.more_seeds
-        needed = "" if more is None else f"; about {more} more seeds are needed to confirm it"
+        seeds = "seed is" if more == 1 else "seeds are"
+        needed = "" if more is None else f"; about {more} more {seeds} needed to confirm it"
         return f"  {name}: {by}, within the noise ({_p(found.p)}{needed})"
 
     def whole(self, label: str) -> Group:
@@ -156,6 +157,7 @@ class Answer:
 def answers(jobs: Sequence[Job]) -> list[Answer]:
     """One for each meaning of the monitored metric, in order of their first jobs: runs on other
     data, with another loss or another metric are not ranked in one list."""
+    jobs = [job for job in jobs if job.has_config]
     sets: dict[str, list[Job]] = {}
     unknown = []  # refused before their data was read
     for job in jobs:

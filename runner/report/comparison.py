@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runner.errors import ConfigError, RunError
+from runner.errors import RunError
 from runner.multirun import held
 from runner.report import answer, escape, page, parity, pictures
 from runner.report.answer import Answer, Ranked, answers
@@ -15,7 +15,6 @@ from runner.report.curves import MOST_POINTS
 from runner.report.jobs import Group, Job, inside, read
 from runner.report.markdown import as_markdown
 from runner.run_folder import points, turn
-from runner.saved import config_of
 
 
 def write(folder: Path, num_jobs: int) -> int:
@@ -26,7 +25,7 @@ def write(folder: Path, num_jobs: int) -> int:
     """
     with turn(folder):
         others = held(folder)
-        found = [path for path in inside(folder) if path.name not in others and _has_config(path)]
+        found = [path for path in inside(folder) if path.name not in others]
         if not found and not others:
             raise RunError(f"no job of {folder} left a result")
         num_jobs = max(num_jobs, len(found) + len(others))
@@ -36,16 +35,6 @@ def write(folder: Path, num_jobs: int) -> int:
             print(f"training: {name} in {who}")
         is_whole = len(jobs) + len(others) == num_jobs and all(job.is_completed for job in jobs)
         return 0 if others and is_whole else status
-
-
-def _has_config(folder: Path) -> bool:
-    """Says where it has none; the other jobs are compared."""
-    try:
-        config_of(folder, "output.multirun")
-    except ConfigError as error:
-        _say(f"damaged: {error}")
-        return False
-    return True
 
 
 def compare(folder: Path, jobs: Sequence[Job], num_jobs: int) -> int:
@@ -185,9 +174,10 @@ def _write_csv(path: Path, jobs: Sequence[Job], metrics: Sequence[str]) -> None:
         writer.writerow(map(escape.csv, header))
         for job in jobs:
             result = job.result
-            about = [" ".join(job.overrides), job.backend, result["schedule"], job.seed]
+            seed = job.seed if job.has_config else ""
+            about = [" ".join(job.overrides), job.backend, result["schedule"], seed]
             values = [job.metrics.get(name, "") for name in metrics]
-            row = [*about, *values, result["seconds"]["train"], job.status]
+            row = [*about, *values, result["seconds"].get("train"), job.status]
             writer.writerow([escape.csv(v) if isinstance(v, str) else v for v in row])
 
 

@@ -49,12 +49,18 @@ class Job:
 
     @property
     def status(self) -> str:
-        """completed, interrupted, failed; unfinished: it has no result.json; damaged: it has no whole one."""
+        """completed, interrupted, failed; unfinished: without a result.json; damaged: what is there
+        cannot be read."""
         return str(self.result["status"])
 
     @property
     def is_completed(self) -> bool:
         return self.status == "completed"
+
+    @property
+    def has_config(self) -> bool:
+        """It can be told which group it belongs to."""
+        return bool(self.result["backend"])
 
     @property
     def has_diverged(self) -> bool:
@@ -86,9 +92,12 @@ class Job:
 
     @cached_property
     def data(self) -> Mapping[str, Any]:
-        """data.json; empty of a run that was refused before it was written."""
-        path = self.folder / "data.json"
-        return read_json(path) if path.is_file() else {}
+        """data.json; empty of a run that was refused before it was written, or where the file is
+        damaged."""
+        try:
+            return read_json(self.folder / "data.json")
+        except ConfigError:
+            return {}
 
     def meaning(self) -> str:
         """What its monitored metric measures; only runs of one meaning can be ranked."""
@@ -109,6 +118,35 @@ class Job:
             loss = _USUAL_LOSS.get(str(self.data.get("task")), loss)
         return metric, str(trainer["monitor_mode"]), loss if metric.endswith("/loss") else None
 
+    def check(self) -> None:
+        """A completed run's records; a ConfigError where one cannot be read."""
+        metric, best, path = self.config["trainer"]["monitor"], self.result["best"], self.folder
+        numbers = {f"metrics.{name}": value for name, value in self.metrics.items()}
+        numbers |= {f"seconds.{name}": value for name, value in self.result["seconds"].items()}
+        numbers |= {f"best.{name}": (best or {}).get(name) for name in ("value", "step")}
+        for key, value in numbers.items():
+            if not isinstance(with_numbers(value), (int, float, NoneType)):
+                raise _damaged(path / "result.json", f"{key} must be a number, got {show(value)}")
+        check_headers(path)
+        for name, table, columns in (
+            ("trace.csv", self.trace, ["learning_rate", "loss"]),
+            ("metrics.csv", self.epochs, ["seconds", metric]),
+        ):
+            for column in columns:
+                if not len(table.get(column, ())):
+                    raise _damaged(path / name, f"it has no {column}")
+        if math.isfinite(self.last(metric)):
+            step = (best or {}).get("step")
+            if not isinstance(step, int) or not 0 < step <= len(self.trace["step"]):
+                raise _damaged(path / "result.json", f"best.step must be one of trace.csv, got {show(step)}")
+            if (best or {}).get("value") is None:
+                raise _damaged(path / "result.json", "best.value must be a number, got null")
+
+    def last(self, metric: str) -> float:
+        """The metric after the last epoch; NaN where there is none."""
+        value = self.metrics.get(metric)
+        return math.nan if value is None else float(value)
+
     @property
     def _data_hash(self) -> str:
         """Of the data's values; of its config where there is no data.json."""
@@ -124,8 +162,7 @@ class Job:
 
     def rate_at_best(self) -> float:
         """Of the last update before its best epoch's end."""
-        step, rates = (self.result["best"] or {}).get("step"), self.trace["learning_rate"]
-        return float(rates[step - 1]) if isinstance(step, int) and 0 < step <= len(rates) else math.nan
+        return float(self.trace["learning_rate"][self.result["best"]["step"] - 1])
 
     def reached(self, metric: str, mode: str, target: float) -> tuple[float, float]:
         """Step and seconds of training at the end of the first epoch that was as good as the target; else infinite."""
@@ -133,7 +170,7 @@ class Job:
         good = np.flatnonzero(values <= target if mode == "min" else values >= target)
         if not len(good):
             return math.inf, math.inf
-        spent = self.epochs["seconds"][good[0]] - self.result["seconds"]["startup"]
+        spent = self.epochs["seconds"][good[0]] - (self.result["seconds"].get("startup") or 0.0)
         return float(self.epochs["step"][good[0]]), float(spent)
 
 
@@ -158,7 +195,7 @@ class Group:
 
     def values(self, metric: str) -> dict[int, float]:
         """Seed -> the metric after the last epoch, of the completed jobs where it is finite."""
-        values = {job.seed: float(job.metrics.get(metric, math.nan)) for job in self.completed}
+        values = {job.seed: job.last(metric) for job in self.completed}
         return {seed: value for seed, value in values.items() if math.isfinite(value)}
 
     def diverged(self, metric: str) -> list[int]:
@@ -209,12 +246,47 @@ def inside(folder: Path) -> list[Path]:
     return sorted({path.parent for path in records})
 
 
+def _damaged(path: Path, what: str) -> ConfigError:
+    return ConfigError(f"{path} is damaged: {what}")
+
+
 def read(folders: Iterable[Path]) -> list[Job]:
-    return [Job(folder, _result(folder)) for folder in folders]
+    """A run that cannot be read is no reason to lose the others: its status is damaged."""
+    return [_read(folder) for folder in folders]
 
 
-# What the comparison takes from result.json, and of which types
-_NEEDS: dict[str, Sequence[type]] = {
+def _read(folder: Path) -> Job:
+    """A folder without result.json is a run that has not ended. A key that an older version did
+    not write is what the config says, or unknown."""
+    known: dict[str, Any] = {
+        "backend": "",
+        "schedule": "",
+        "seed": -1,
+        "overrides": [],
+        "metrics": {},
+        "best": None,
+        "seconds": {},
+    }
+    path = folder / "result.json"
+    try:
+        config = config_of(folder, "runs")
+        for section, types in _CONFIG.items():
+            check_types(folder / "config.yaml", config.get(section) if section else config, types)
+        known |= {"backend": config["backend"], "seed": config["seed"]}
+        known["schedule"] = config["schedule"]["name"]
+        if not path.is_file():
+            return Job(folder, {**known, "status": "unfinished"})
+        job = Job(folder, {**known, **read_json(path)})
+        check_types(path, job.result, _RESULT)
+        if job.is_completed:
+            job.check()
+        return job
+    except ConfigError as error:
+        return Job(folder, {**known, "status": "damaged", "error": str(error)})
+
+
+# What is read of a run, by the types that it must have
+_RESULT: dict[str, Sequence[type]] = {
     "status": (str,),
     "backend": (str,),
     "schedule": (str,),
@@ -224,35 +296,18 @@ _NEEDS: dict[str, Sequence[type]] = {
     "best": (dict, NoneType),
     "seconds": (dict,),
 }
-
-
-def _result(folder: Path) -> dict[str, Any]:
-    """result.json; a key that an older version did not write is what the config says or unknown. Of a run that has not
-    ended what is known, and of one with a damaged file the same and why."""
-    config, path = config_of(folder, "runs"), folder / "result.json"
-    known = {
-        "status": "unfinished",
-        "backend": config["backend"],
-        "schedule": config["schedule"]["name"],
-        "seed": config["seed"],
-        "overrides": [],
-        "metrics": {},
-        "best": None,
-        "seconds": {"startup": None, "train": None},
-    }
-    if not path.is_file():
-        return known
-    try:
-        result = {**known, **read_json(path)}
-        check_types(path, result, _NEEDS)
-        for name, value in result["metrics"].items():
-            if not isinstance(with_numbers(value), (int, float)):
-                raise ConfigError(f"{path} is damaged: metrics.{name} must be a number, got {show(value)}")
-        if result["status"] == "completed":
-            check_headers(folder)
-    except ConfigError as error:
-        return {**known, "status": "damaged", "error": str(error)}
-    return result
+_CONFIG: dict[str, dict[str, Sequence[type]]] = {
+    "": {
+        "backend": (str,),
+        "seed": (int,),
+        **dict.fromkeys(("data", "loss", "optimizer", "schedule", "trainer"), (dict,)),
+    },
+    "optimizer": {"lr": (int, float)},
+    "data": {"name": (str,)},
+    "loss": {"name": (str,)},
+    "schedule": {"name": (str,)},
+    "trainer": dict.fromkeys(("monitor", "monitor_mode", "precision"), (str,)),
+}
 
 
 def groups(jobs: Sequence[Job]) -> list[Group]:
@@ -284,8 +339,8 @@ def _num_completed(jobs: Iterable[Job]) -> int:
 
 
 def _with_overrides_first(seeds: Mapping[int, Job]) -> list[Job]:
-    """A run that has not ended has none to name the group by."""
-    return sorted(seeds.values(), key=lambda job: job.status == "unfinished")
+    """A run that has not ended, or is damaged, has none to name the group by."""
+    return sorted(seeds.values(), key=lambda job: not job.overrides)
 
 
 def best_rates(found: Iterable[Group], badness: Callable[[Group], float]) -> list[Group]:
@@ -305,7 +360,7 @@ def pairs(jobs: Sequence[Job]) -> list[tuple[Job, Job]]:
 
 
 def _label(job: Job, shared: set[str]) -> str:
-    if job.status == "unfinished":
+    if job.status in ("unfinished", "damaged"):
         return job.folder.name
     without = ("seed=", "output.", "backend=")
     own = [said for said in job.overrides if said not in shared and not said.startswith(without)]

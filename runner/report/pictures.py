@@ -21,17 +21,19 @@ def log_ticks(low: float, high: float) -> list[float]:
         ticks = [float(f"{step}e{decade}") for decade in decades for step in steps]
         inside = [tick for tick in ticks if low <= tick <= high]
         edges = np.log([low, *inside, high]) / math.log(high / low)
-        if inside and np.diff(edges).max() <= _LARGEST_GAP:
+        if len(inside) > 2 and np.diff(edges).max() <= _LARGEST_GAP:
             return inside[:: math.ceil(len(inside) / _MOST)]
     from matplotlib.ticker import MaxNLocator
 
-    found = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    found = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], min_n_ticks=4).tick_values(low, high)
     return [float(f"{tick:.6g}") for tick in found if low <= tick <= high]
 
 
 def use_log_scale(axes: Any) -> None:
     """A logarithmic y axis, its ticks as plain numbers; call it when the curves are drawn."""
-    axes.set_yscale("log")
+    with warnings.catch_warnings():  # a constant curve's limits are equal until it has expanded them
+        warnings.filterwarnings("ignore", message="Attempting to set identical", category=UserWarning)
+        axes.set_yscale("log")
     low, high = axes.get_ylim()
     ticks = log_ticks(low, high)
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
