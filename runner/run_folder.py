@@ -353,7 +353,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-_KINDS = {str: "text", list: "a list", dict: "a mapping", int: "a whole number", NoneType: "null"}
+_KINDS = {str: "text", list: "a list", dict: "a mapping", int: "a whole number", float: "a number", NoneType: "null"}
 
 
 def read_json(path: Path, needs: Mapping[str, Sequence[type]] | None = None) -> dict[str, Any]:

@@ -119,7 +119,7 @@ class Job:
         return metric, str(trainer["monitor_mode"]), loss if metric.endswith("/loss") else None
 
     def check(self) -> None:
-        """A completed run's records; a ConfigError where one cannot be read."""
+        """A ConfigError where a number is none, or a completed run's records cannot be read."""
         metric, best, path = self.config["trainer"]["monitor"], self.result["best"], self.folder
         numbers = {f"metrics.{name}": value for name, value in self.metrics.items()}
         numbers |= {f"seconds.{name}": value for name, value in self.result["seconds"].items()}
@@ -127,6 +127,8 @@ class Job:
         for key, value in numbers.items():
             if not isinstance(with_numbers(value), (int, float, NoneType)):
                 raise _damaged(path / "result.json", f"{key} must be a number, got {show(value)}")
+        if not self.is_completed:
+            return
         check_headers(path)
         for name, table, columns in (
             ("trace.csv", self.trace, ["learning_rate", "loss"]),
@@ -259,6 +261,7 @@ def _read(folder: Path) -> Job:
     """A folder without result.json is a run that has not ended. A key that an older version did
     not write is what the config says, or unknown."""
     known: dict[str, Any] = {
+        "status": "unfinished",
         "backend": "",
         "schedule": "",
         "seed": -1,
@@ -271,15 +274,14 @@ def _read(folder: Path) -> Job:
     try:
         config = config_of(folder, "runs")
         for section, types in _CONFIG.items():
-            check_types(folder / "config.yaml", config.get(section) if section else config, types)
+            check_types(folder / "config.yaml", config[section] if section else config, types)
         known |= {"backend": config["backend"], "seed": config["seed"]}
         known["schedule"] = config["schedule"]["name"]
         if not path.is_file():
-            return Job(folder, {**known, "status": "unfinished"})
+            return Job(folder, known)
         job = Job(folder, {**known, **read_json(path)})
         check_types(path, job.result, _RESULT)
-        if job.is_completed:
-            job.check()
+        job.check()
         return job
     except ConfigError as error:
         return Job(folder, {**known, "status": "damaged", "error": str(error)})
@@ -302,7 +304,7 @@ _CONFIG: dict[str, dict[str, Sequence[type]]] = {
         "seed": (int,),
         **dict.fromkeys(("data", "loss", "optimizer", "schedule", "trainer"), (dict,)),
     },
-    "optimizer": {"lr": (int, float)},
+    "optimizer": {"lr": (float, int)},
     "data": {"name": (str,)},
     "loss": {"name": (str,)},
     "schedule": {"name": (str,)},
