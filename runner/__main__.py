@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runner import multirun, own_code, quoting, run_folder, signals, sweep, threads
 from runner.compose import (
     CONF,
+    NESTED,
     SEARCHES,
     Known,
     compose,
@@ -117,6 +118,9 @@ def main() -> int:
         return 2
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {explained(error)}", file=sys.stderr)
+        return 2
+    except RecursionError:
+        print(f"error: the config {NESTED}", file=sys.stderr)
         return 2
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import cache
@@ -68,6 +69,12 @@ def composed(overrides: Sequence[str], config_dir: str | None = None, known: Kno
         return whole
     except (HydraException, OmegaConfBaseException) as error:
         raise explained(error) from None
+    except RecursionError:
+        raise ConfigError(f"the config {NESTED}") from None
+    except ValueError as error:
+        if "integer string conversion" not in str(error):
+            raise
+        raise ConfigError(f"a file of the config holds {_LONG_NUMBER}") from None
 
 
 def _with_values(parsed: Sequence[Override], known: Known, choose: Callable[[list[str]], DictConfig]) -> DictConfig:
@@ -193,12 +200,26 @@ def _globbed(override: Override) -> str:
     return f"{group}={','.join(chosen)}"
 
 
+# Python reads no longer integer, and follows no deeper nesting
+_LONG_NUMBER = f"a number of more than {sys.get_int_max_str_digits()} digits"
+NESTED = "holds more lists or groups in one another than can be read"
+
+
+def _longest(overrides: Sequence[str]) -> str:
+    """The key of the longest override."""
+    return max(overrides, key=len).partition("=")[0].lstrip("+~")
+
+
 def parse_overrides(overrides: Sequence[str], config_dir: str | None = None) -> list[Override]:
     """Hydra's overrides; a key given twice is refused, and a choice that its group does not have."""
     try:
         parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise explained(error) from None
+    except ValueError:
+        raise ConfigError(f"{_longest(overrides)} holds {_LONG_NUMBER}") from None
+    except RecursionError:
+        raise ConfigError(f"{_longest(overrides)} {NESTED}") from None
     seen: set[str] = set()
     for override in parsed:
         if not override.key_or_group:

@@ -88,7 +88,7 @@ class Config(Section):
     loss: Loss
     optimizer: Optimizer
     schedule: Schedule
-    metrics: Literal["auto"] | list[str]
+    metrics: Literal["auto"] | Annotated[list[str], Field(max_length=100)]
     trainer: Trainer
     tune: Tune | None
     output: Output

@@ -118,7 +118,7 @@ class Flatten(_Layer):
     layer: Literal["flatten"]
 
     def output_shape(self, shape: Shape) -> Shape:
-        return (int(np.prod(shape)),)
+        return (math.prod(shape),)
 
 
 class Reshape(_Layer):
@@ -334,7 +334,7 @@ def initial_variables(net: Network, seed: int) -> dict[str, np.ndarray]:
 def _initial(variable: Variable, name: str, seed: int) -> np.ndarray:
     if variable.init in ("zeros", "ones"):
         return np.full(variable.shape, float(variable.init == "ones"))
-    receptive = int(np.prod(variable.shape[:-2]))
+    receptive = math.prod(variable.shape[:-2])
     fan_in, fan_out = variable.shape[-2] * receptive, variable.shape[-1] * receptive
     fan = fan_in + fan_out if variable.init == "glorot_uniform" else fan_in
     return (2 * uniform(variable.shape, seed, name) - 1) * np.sqrt(6 / fan)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from runner import losses, metrics, optimizers, schedules, threads
+from runner import losses, metrics, optimizers, schedules, sizes, threads
 from runner.cancelled import cancelled
 from runner.config import Config
 from runner.data import Dataset, Split, load
@@ -142,7 +142,7 @@ class Plan:
         numbers = self.order.rows_per_step * self.model.dtype.itemsize  # bytes of one value of each of an update's rows
         if memory is None:
             if asked != "auto":
-                return int(asked)
+                return min(int(asked), self.order.steps_per_epoch)  # where every chunk ends
             return max(1, min(self.order.steps_per_epoch, _CHUNK_BYTES // ((inputs + outputs) * numbers)))
         fitting = memory // (3 * inputs * numbers)
         if fitting == 0:
@@ -184,6 +184,7 @@ def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
     total_steps = min(limit for limit in limits if limit is not None)
     clock = Clock(total_steps, steps_per_epoch)
     order = Order(len(data.train), trainer.batch_size, trainer.accumulate_grad_batches, config.seed, total_steps)
+    sizes.check(model, len(config.optimizer.slots()), min(trainer.batch_size, len(data.train)), total_steps)
     check_range(data, model.dtype)
     _check_batch_norm(model.network, order)
     if trainer.precision == "exact":

@@ -19,8 +19,9 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Index = Annotated[int, Field(ge=0)]
+MOST = 2**63 - 1  # what a framework's integer holds
+Count = Annotated[int, Field(ge=1, le=MOST)]
+Index = Annotated[int, Field(ge=0, le=MOST)]
 
 
 def choices(annotation: Any) -> tuple[str, ...]:
@@ -50,6 +51,7 @@ ALLOWED = {
     "list_type": "must be a list",
     "string_too_short": "must not be empty",
     "too_short": "must not be empty",
+    "too_long": "must have at most {max_length} items",
     "value_error": "must be {error}",
     "model_type": "must be a group of keys",
     "model_attributes_type": "must be a group of keys",
