@@ -9,7 +9,20 @@ import pytest
 from runner.run_folder import read_columns, read_json
 from tests.command_line import BACKENDS, REPOSITORY, together
 
-FAULTS = ("kill", "end", "end_twice", "cut", "flip", "race", "kill_at_end", "kill_longer", "link", "cut_short")
+FAULTS = (
+    "kill",
+    "end",
+    "end_twice",
+    "cut",
+    "flip",
+    "race",
+    "kill_at_end",
+    "kill_longer",
+    "link",
+    "cut_short",
+    "terminal",
+    "file_limit",
+)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -11,11 +11,14 @@ from typing import Any
 
 from runner import run_folder
 from tests import warm
+from tests.faults import many as rows_of_many
 from tests.faults import rows
 
 SHORT = {"kill": 5, "end": 3, "end_twice": 1, "full": 1, "read_only": 1, "cut": 20, "flip": 50, "race": 1}
+SHORT |= {"terminal": 1, "file_limit": 1}
 SHORT |= {"kill_at_end": 1, "kill_longer": 1, "link": 2, "cut_short": 2}
 LONG = {"kill": 500, "end": 200, "end_twice": 50, "full": 100, "read_only": 3, "cut": 200, "flip": 500, "race": 100}
+LONG |= {"share": 60, "parent": 30, "terminal": 100, "file_limit": 100}
 LONG |= {"kill_at_end": 50, "kill_longer": 100, "link": 50, "cut_short": 100}
 
 
@@ -95,6 +98,16 @@ def survive(
     each("cut", lambda folder, i: rows.damage(whole, draw, cut=True))
     each("flip", lambda folder, i: rows.damage(whole, draw, cut=False))
     each("race", lambda folder, i: rows.race(folder, backend, unfinished))
+    each("terminal", lambda folder, i: rows_of_many.terminal(folder, backend, draw, expected, i))
+    hits = each("file_limit", lambda folder, i: rows_of_many.file_limit(folder, backend, draw, expected))
+    if hits:
+        say(f"{backend}  file_limit: {sum(hits)} of them met it")
+    if {"share", "parent"} & set(trials):
+        of_seeds = rows_of_many.alone(here / "alone", backend)
+        each("share", lambda folder, i: rows_of_many.share(folder, backend, draw, of_seeds, i))
+        spent = each("parent", lambda folder, i: rows_of_many.parent(folder, backend, draw, of_seeds, i))
+        if spent:
+            say(f"{backend}  parent: the last process was gone after {max(spent):.2f} s at most")
     return failures
 
 
