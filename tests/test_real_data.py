@@ -207,6 +207,29 @@ def test_exports_take_raw_rows_and_a_file_beside_names_them(trained: dict[str, T
         assert not [*run.glob(".*")]
 
 
+def test_exports_in_float64_scale_in_float64(tmp_path: Path) -> None:
+    """Raw rows without a rounding: 1e-12 of outputs of some hundreds is sums of 10 products in another order."""
+    import keras
+    import torch
+
+    write(tmp_path / "diabetes.csv", *diabetes())
+    options = (
+        "data=csv",
+        "data.path=diabetes.csv",
+        "data.task=regression",
+        "trainer.precision=float64",
+        "model=linear",
+    )
+    (done,) = forked(tmp_path, (*options, "trainer.max_steps=3", "device=cpu"))
+    run, x = tmp_path / done.folder, DIABETES.data
+    forked(tmp_path, *(("task=export", f"run={done.folder}", f"format={kind}") for kind in ("keras", "torch")))
+    from_keras = np.asarray(keras.models.load_model(run / "model.keras")(x))
+    from_torch = torch.export.load(run / "model.pt2").module()(torch.from_numpy(x)).detach().numpy()
+    for outputs in (from_keras, from_torch):
+        assert outputs.dtype == np.float64
+        np.testing.assert_allclose(outputs, load_run(run).predict(x), rtol=1e-12)
+
+
 def test_an_export_does_not_take_numbers_that_its_dtype_cannot(tmp_path: Path) -> None:
     """Refused for frameworks; as safetensors, beside its scaling, it is whole."""
     x = np.random.default_rng(0).random((60, 2)) * [1e160, 1]

@@ -280,10 +280,9 @@ def export(
 
 
 def _rescaled(x: Any, *numbers: np.ndarray | float) -> Any:
-    """Stock layers x -> x scale + offset, of each scale and offset."""
+    """Stock layers x -> x scale + offset, of each scale and offset; arrays, since Keras makes lists float32."""
     for scale, offset in zip(numbers[::2], numbers[1::2], strict=True):
-        lists = (np.asarray(value).tolist() for value in (scale, offset))
-        x = keras.layers.Rescaling(*lists, dtype="float64")(x)
+        x = keras.layers.Rescaling(scale, offset, dtype="float64")(x)
     return x
 
 
