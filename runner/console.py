@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from runner.errors import show
+from runner.report import escape
 
 # A reader that has gone away has seen what it wanted: `| head -1`, a terminal that was closed.
 _READER_GONE = (errno.EPIPE, errno.EIO)
@@ -162,6 +163,8 @@ class Console:
         self._task: Any = None
 
     def say(self, line: str) -> None:
+        """What a terminal would act on is spelled out: the values of a stranger's run folder may hold it."""
+        line = escape.terminal(line)
         self._log(line)
         if self._bar is not None:
             self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -211,11 +214,11 @@ def tree(values: Mapping[str, Any]) -> str:
     def grow(branch: Tree, items: Iterable[tuple[Any, Any]]) -> None:
         for key, value in items:
             if isinstance(value, Mapping) and value:
-                grow(branch.add(Text(str(key))), value.items())
+                grow(branch.add(Text(escape.terminal(str(key)))), value.items())
             elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-                grow(branch.add(Text(str(key))), enumerate(value))
+                grow(branch.add(Text(escape.terminal(str(key)))), enumerate(value))
             else:
-                branch.add(Text(f"{key}: {show(value)}"))
+                branch.add(Text(escape.terminal(f"{key}: {show(value)}")))
 
     root = Tree("config")
     grow(root, values.items())

@@ -1,6 +1,7 @@
 """Text that a stranger wrote, in every medium that a report has."""
 
 import csv
+import io
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runner.console import Console, tree
 from runner.report import escape, rates
 from runner.report.markdown import as_markdown
 from runner.tasks.compare import compare
@@ -125,6 +127,19 @@ def test_the_page_s_scripts_are_ours_alone(reports: tuple[str, Path]) -> None:
 def test_answer_json_keeps_the_text_as_it_was(reports: tuple[str, Path]) -> None:
     groups = json.loads((reports[1] / "answer.json").read_text())["groups"]
     assert HOSTILE["script"] in {group["overrides"][0] for group in groups}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_what_a_run_says_is_printable(text: str) -> None:
+    """Values of a stranger's config, as a line and in the tree of print_config."""
+    terminal = io.StringIO()
+    console = Console(terminal)
+    console.say(f"changed  model.name {text} -> mlp")
+    drawn = tree({"model": {"name": text, text: [text]}}).splitlines()
+    assert len(terminal.getvalue().splitlines()) == 1
+    lines = [*terminal.getvalue().splitlines(), *drawn]
+    assert all(line.isprintable() for line in lines)
+    assert not [line for line in lines if line.startswith("winner")]
 
 
 @pytest.mark.parametrize("backend", ["lightning", pytest.param("keras", marks=pytest.mark.slow)])

@@ -2,11 +2,15 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runner.tasks.compare import compare
 from tests.command_line import forked
+from tests.run_folders import write_run
+from tests.test_escape import HOSTILE
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("chromium") and shutil.which("chromedriver")), reason="needs chromium and chromedriver"
@@ -115,3 +119,24 @@ def test_it_fits_a_phone(page: Any) -> None:
     )
     assert tops[1] > tops[0]
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_labels_of_a_stranger_are_text(page: Any, tmp_path: Path) -> None:
+    """The last one, for it opens a page of its own: scripts, tags, links and controls in labels run and load nothing,
+    and Plotly shows them as text."""
+    for i, text in enumerate(HOSTILE.values()):
+        for seed in (0, 1):
+            last = 0.5 + seed / 10 + i / 100
+            choices = [f"trainer.max_epochs={i + 2}"]
+            write_run(tmp_path / "runs", choices, seed, last, overrides=[text, *choices])
+    compare([str(tmp_path / "runs")], tmp_path)
+    (path,) = tmp_path.glob("comparisons/*/comparison.html")
+    page.get_log("browser")
+    page.get(path.as_uri())
+    assert page.get_log("browser") == []
+    assert page.execute_script("return [document.scripts.length, document.images.length]") == [3, 0]
+    labels = [label.text for label in page.find_elements("css selector", "fieldset label")]
+    assert len(labels) == len(HOSTILE)
+    assert any("<!--<script>alert(1)</script>" in label for label in labels)
+    shown = "return document.getElementById('rate').data.map(line => line.name)"
+    assert not [name for name in page.execute_script(shown) if "<" in name]

@@ -101,7 +101,8 @@ def train(job: Job) -> int:
             with nullcontext() if job.path is not None else run_folder.locked(path):
                 held.into(path / "run.log")
                 if config.print_config:
-                    console.say(tree(job.composed))
+                    for line in tree(job.composed).splitlines():
+                        console.say(line)
                 for warning in warnings:
                     console.say(f"warning: {warning}")
                 if remark := prepared.remark_on_threads():
