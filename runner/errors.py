@@ -28,8 +28,21 @@ def nearest(found: object, allowed: Iterable[str]) -> str:
 
 
 def show(found: object) -> str:
-    """A value as the command line spells it, at most 60 characters; an empty text is ""."""
+    """A value as the command line spells it, on one line of at most 60 characters; an empty text
+    is "", a control character its escape."""
     if found is None or isinstance(found, bool):
         return {None: "null", True: "true", False: "false"}[found]
-    text = str(found) or '""'
+    text = printable(str(found)) or '""'
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def printable(text: str) -> str:
+    """The text with each character that a terminal would act on as its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def few_lines(text: str) -> str:
+    """A message as the terminal gets it: at most three lines, each of a bounded length."""
+    lines = [printable(line) for line in text.split("\n")]
+    lines = [*lines[:2], " ".join(lines[2:])] if len(lines) > 3 else lines
+    return "\n".join(line if len(line) <= 2000 else f"{line[:1997]}..." for line in lines)

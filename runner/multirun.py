@@ -1,6 +1,5 @@
 """The jobs of a multirun: where they go, which of them are done already, and the grid of a tuned rate."""
 
-import glob
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,6 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from runner import checkpoint, quoting, run_folder, signals
-from runner.compose import to_values
 from runner.config import Config, Tune, sha256
 from runner.console import kept_in_files
 from runner.errors import ConfigError
@@ -63,13 +61,19 @@ def claimed(parent: Path, name: str, values: Mapping[str, Any]) -> Iterator[Clai
 
 
 def job_folder(parent: Path, name: str, config_sha256: str) -> Path | None:
-    """By the job's name, and by its config: names may be cut short."""
-    for path in sorted(parent.glob(f"{glob.escape(name)}*")):
-        if path.is_symlink():  # what it leads to is not this multirun's
-            continue
-        with suppress(ConfigError):  # no config, or a broken one
-            if sha256(config_of(path)) == config_sha256:
-                return path
+    """The folder whose config has this hash: one of the job's name first, since a multirun of
+    other values, which names its jobs by other keys, may have made it too."""
+    folders = [path for path in sorted(parent.iterdir()) if path.is_dir() and not path.is_symlink()]
+    folders.sort(key=lambda path: not path.name.startswith(name))
+    return next((path for path in folders if _config_sha256(path) == config_sha256), None)
+
+
+def _config_sha256(path: Path) -> str | None:
+    """As a job's result has it, else of its config; None where both are missing or broken."""
+    with suppress(ConfigError, KeyError):
+        return str(run_folder.read_json(path / "result.json")["config_sha256"])
+    with suppress(ConfigError):
+        return sha256(config_of(path))
     return None
 
 
@@ -119,6 +123,7 @@ def held(folder: Path) -> dict[str, str]:
     return {name: who for name, who in sorted(each.items()) if who is not None}
 
 
+<<<<<<< HEAD
 def again(command: Sequence[str], folder: Path) -> str:
     """The command that goes on with a multirun that this one has begun in `folder`."""
     kept = [said for said in command if not said.startswith("output.multirun=")]
@@ -136,9 +141,15 @@ def objective(composed: Any) -> float | None:
         return None
     name = run_folder.job_name([said.lstrip("+") for said in hydra.overrides.task])
     found = job_folder(Path(hydra.sweep.dir), name, sha256(to_values(composed)))
+=======
+def objective(folder: Path, name: str, config_sha256: str, config: Config) -> float:
+    """What a search makes small: the monitored metric after a job's last epoch, its sign turned
+    where more is better; infinity where the job did not get there."""
+    found = job_folder(folder, name, config_sha256)
+>>>>>>> 8607cb9 (A config is composed once: checked, frozen, and that object trains; of Hydra's part only listed keys are taken; a table of commands; YAML of --config-dir read strictly)
     if found is None or not is_completed(found):
         return math.inf
-    trainer = composed.trainer
+    trainer = config.trainer
     value = float(run_folder.read_json(found / "result.json")["metrics"][trainer.monitor])
     return -value if trainer.monitor_mode == "max" else value
 

@@ -15,7 +15,7 @@ import numpy as np
 from hydra.core.override_parser.types import Override
 
 from runner import checkpoint
-from runner.compose import set_keys
+from runner.cli.overrides import set_keys
 from runner.config import Config, parse
 from runner.data.dataset import changed
 from runner.errors import ConfigError, RunError, nearest, show

@@ -67,13 +67,6 @@ def timestamp() -> str:
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
 
-def job_name(overrides: Sequence[str]) -> str:
-    """A multirun's job as a folder's name: its overrides but for the place of the outputs and the search, without what
-    a file system minds, at most 120 characters. The overrides themselves are in result.json."""
-    said = [override for override in overrides if not override.startswith(("output.", "search="))]
-    return re.sub(r"[^\w=,.+%\[\]-]+", "-", ",".join(said))[:120] or "defaults"
-
-
 class InUseError(ConfigError):
     """Another process, `holder`, trains in the folder."""
 

@@ -1,84 +1,182 @@
-"""What a config may make Python import or run: nothing but the classes listed here.
+"""What a config may make Hydra do: choose a launcher and a sweeper, and set the keys listed here.
 
-Our own parts are names in closed registries. Hydra, though, instantiates what its own part of the config names, from the
-command line, a file of --config-dir or of its search path, before the program's first line; so this is checked first.
+The list says what is allowed. A launcher or sweeper is started from Hydra's own description of it
+plus these keys, each with its type; nothing else from a command line or a YAML file reaches Hydra.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
-from runner.errors import ConfigError, show
+from runner.errors import ConfigError, nearest, show
 
-# Hydra's own launchers and sweeper, our callback, and its plugins that are installed as packages of the same names
-_TARGETS = frozenset(
-    {
-        "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
-        "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
-        "runner.compose.ComposeOnce",
-        "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
-        "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
-        "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
-        "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher",
-        "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper",
-        "optuna.samplers.TPESampler",
-        "optuna.samplers.RandomSampler",
-        "optuna.samplers.GridSampler",
-    }
-)
-# of logging.config's dictionaries, where a class and a factory are looked up by name
-_LOGGING = frozenset({"logging.StreamHandler", "logging.FileHandler", "logging.NullHandler", "logging.Formatter"})
-# What Hydra would do by itself with files, folders and the environment stays as conf/config.yaml has it
-_FIXED: Mapping[str, Any] = {
-    "run.dir": ".",
-    "sweep.dir": "${output.root}/multiruns",
-    "sweep.subdir": ".",
-    "output_subdir": None,
-    "job.chdir": False,
-    "job.env_set": {},
-    "job.env_copy": [],
+# group -> the choices that can be started; each but the first is an extra
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "hydra/launcher": ("basic", "joblib", "submitit_local", "submitit_slurm", "ray"),
+    "hydra/sweeper": ("basic", "optuna"),
+    "hydra/sweeper/sampler": ("tpe", "random", "grid"),
 }
-# interpolations that look at the config or at what Hydra knows of a job; no resolver that reads or makes anything else
-_PLAIN = re.compile(r"\$\{[\w.\[\]/@]+\}|\$\{(hydra|now|oc\.select):[^${}]*\}")
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """`config` is the whole of what Hydra composed, its own part included, interpolations as they are written."""
-    for path, key, value in _walk(config, ""):
-        if key in ("_target_", "_partial_", "_args_", "_recursive_", "_convert_") and path.rpartition(".")[0] == "":
-            raise _refused(path, value)
-        if key == "_target_" and value not in _TARGETS:
-            raise _refused(path, value)
-        logs = path.startswith(("hydra.job_logging.", "hydra.hydra_logging."))
-        if logs and (key == "()" or (key == "class" and value not in _LOGGING)):
-            raise _refused(path, value)
-        if path.startswith(("hydra.overrides.", "hydra.job.override_dirname")):  # what was said, as text
-            continue
-        if isinstance(value, str) and re.search(r"\$\{\s*oc\.env\b", value) and not path.startswith("hydra."):
+class _Kind(NamedTuple):
+    words: str
+    fits: Callable[[Any], bool]
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_int(value) or isinstance(value, float)
+
+
+_COUNT = _Kind("an integer >= 1", lambda v: _is_int(v) and v >= 1)
+_INDEX = _Kind("an integer >= 0", lambda v: _is_int(v) and v >= 0)
+_JOBS = _Kind("an integer >= 1, or -1 for all cores", lambda v: _is_int(v) and (v >= 1 or v == -1))
+_SHARE = _Kind("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
+_POSITIVE = _Kind("a number > 0", lambda v: _is_number(v) and v > 0)
+_AMOUNT = _Kind("a number >= 0", lambda v: _is_number(v) and v >= 0)
+_SWITCH = _Kind("true or false", lambda v: isinstance(v, bool))
+_WORD = _Kind(
+    "a word of letters, digits and _.:,=-",
+    lambda v: isinstance(v, str) and re.fullmatch(r"[\w.:,=-]{1,100}", v, re.ASCII) is not None,
+)
+_MINIMIZE = _Kind("minimize (for trainer.monitor_mode=max its sign is turned)", lambda v: v == "minimize")
+
+_KEYS: Mapping[str, _Kind] = {
+    # joblib
+    "launcher.n_jobs": _JOBS,
+    "launcher.verbose": _INDEX,
+    "launcher.timeout": _POSITIVE,
+    "launcher.batch_size": _COUNT,
+    # submitit
+    **dict.fromkeys(
+        (
+            "launcher.timeout_min",
+            "launcher.cpus_per_task",
+            "launcher.tasks_per_node",
+            "launcher.nodes",
+            "launcher.mem_gb",
+            "launcher.cpus_per_gpu",
+            "launcher.array_parallelism",
+        ),
+        _COUNT,
+    ),
+    **dict.fromkeys(
+        (
+            "launcher.gpus_per_node",
+            "launcher.gpus_per_task",
+            "launcher.signal_delay_s",
+            "launcher.max_num_timeout",
+        ),
+        _INDEX,
+    ),
+    "launcher.stderr_to_stdout": _SWITCH,
+    **dict.fromkeys(
+        (f"launcher.{name}" for name in ("partition", "qos", "account", "constraint", "gres", "mem_per_gpu")),
+        _WORD,
+    ),
+    "launcher.mem_per_cpu": _WORD,
+    # ray
+    "launcher.ray.init.num_cpus": _COUNT,
+    "launcher.ray.init.num_gpus": _INDEX,
+    "launcher.ray.init.address": _WORD,
+    "launcher.ray.remote.num_cpus": _AMOUNT,
+    "launcher.ray.remote.num_gpus": _AMOUNT,
+    # the sweepers
+    "sweeper.max_batch_size": _COUNT,
+    "sweeper.n_trials": _COUNT,
+    "sweeper.n_jobs": _COUNT,
+    "sweeper.direction": _MINIMIZE,
+    "sweeper.max_failure_rate": _SHARE,
+    "sweeper.sampler.seed": _INDEX,
+    "sweeper.sampler.n_startup_trials": _INDEX,
+    "sweeper.sampler.n_ei_candidates": _COUNT,
+    "sweeper.sampler.multivariate": _SWITCH,
+}
+_PARAMS = "sweeper.params."  # KEY -> a range, as `KEY=RANGE` on the command line
+# what Hydra notes of a composition; it acts on none of it
+_NOTES = ("overrides.", "runtime.", "job.override_dirname", "job.name", "job.config_name")
+_INTERPOLATION = re.compile(r"\$\{[A-Za-z_]\w*(\.\w+|\[\d+\])*\}")
+
+
+def check_choice(group: str, choice: Any) -> None:
+    """Refuse a launcher or sweeper that is not listed, before Hydra looks for it."""
+    choices = CHOICES.get(group)
+    if choices is None:
+        raise ConfigError(f"{group} is fixed; of Hydra's groups {', '.join(CHOICES)} can be chosen, got {show(choice)}")
+    if choice not in choices:
+        raise ConfigError(f"{group} must be one of {', '.join(choices)}, got {show(choice)}{nearest(choice, choices)}")
+
+
+def allowed(found: Mapping[str, Any], said: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """What is set of Hydra's part beside what its choices hold by themselves, `own`: by the files
+    that made up `found`, or by the command line, `said`; dotted key -> value, interpolations as
+    they are written. ConfigError where a key is not listed or its value is of another type."""
+    before, after = dict(_leaves(own)), dict(_leaves(found))
+    for key, value in said.items():
+        after |= dict(_leaves(value, key))
+    changed = {
+        key: value
+        for key, value in after.items()
+        if not key.startswith(_NOTES) and (key not in before or before[key] != value)
+    }
+    params = {k.removeprefix(_PARAMS): changed.pop(k) for k in [*changed] if k.startswith(_PARAMS)}
+    for key, value in changed.items():
+        kind = _KEYS.get(key)
+        if kind is None or (key not in before and not key.startswith("launcher.ray.")):
+            names = [f"hydra.{name}" for name in _KEYS if name in before]
             raise ConfigError(
-                f"{path} would write a variable of the environment into the run's folder: say its value instead"
+                f"hydra.{key} cannot be set, got {show(value)}; {', '.join(names) or 'no key'} of "
+                f"hydra can{nearest(f'hydra.{key}', names)}"
             )
-        if path.startswith("hydra.") and isinstance(value, str) and "${" in _PLAIN.sub("", value):
-            raise _refused(path, value)
-
-    for name, expected in _FIXED.items():
-        found = config["hydra"]
-        for key in name.split("."):
-            found = found[key]
-        if found != expected:
-            raise ConfigError(f"hydra.{name} must be {show(expected)}, got {show(found)}")
-
-
-def _refused(path: str, value: Any) -> ConfigError:
-    return ConfigError(
-        f"{path} is not taken from a config: it would run {show(value)}; SECURITY.md lists what may be named"
-    )
+        if not kind.fits(value):
+            raise ConfigError(f"hydra.{key} must be {kind.words}, got {show(value)}")
+    for key in before:
+        if key not in after and not key.startswith(_NOTES) and not key == _PARAMS[:-1]:
+            raise ConfigError(f"hydra.{key} cannot be removed")
+    for name, value in params.items():
+        if name.startswith("hydra") or not re.fullmatch(r"[\w./@]+", name):
+            raise ConfigError(f"hydra.{_PARAMS}{name} must name a key of the config")
+        if not (isinstance(value, str) or _is_number(value)) or "${" in str(value):
+            raise ConfigError(f"hydra.{_PARAMS}{name} must be a range such as interval(1e-4,1e-1), got {show(value)}")
+    return {**changed, **({_PARAMS[:-1]: params} if params else {})}
 
 
-def _walk(value: Any, path: str) -> Iterator[tuple[str, str, Any]]:
-    """(dotted path, last key, value) of everything in it."""
-    items: Any = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        place = f"{path}.{key}" if path else str(key)
-        yield place, str(key), inner
-        yield from _walk(inner, place)
+def check_values(values: Mapping[str, Any]) -> None:
+    """Refuse in the config's own part, as it is written, what names a class to run, and each
+    `${...}` that is anything but another key of the config: a resolver could read the environment
+    or make what was not checked."""
+    for path, key, value in walk(values):
+        if key in ("_target_", "_partial_", "_args_", "_recursive_", "_convert_"):
+            raise ConfigError(
+                f"{path} is not taken from a config: it would run {show(value)}; SECURITY.md lists what may be named"
+            )
+        if isinstance(value, str) and "${" in _INTERPOLATION.sub("", value):
+            raise ConfigError(
+                f"{path} may refer to keys of the config alone, as in ${{optimizer.lr}}: write the "
+                f"value itself, got {show(value)}"
+            )
+
+
+def walk(value: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
+    """(path as the user writes it, last key, value) of everything in nested values."""
+    if isinstance(value, Mapping):
+        items = [(f"{path}.{key}" if path else str(key), str(key), v) for key, v in value.items()]
+    elif isinstance(value, list):
+        items = [(f"{path}[{i}]", "", item) for i, item in enumerate(value)]
+    else:
+        items = []
+    for place, key, inner in items:
+        yield place, key, inner
+        yield from walk(inner, place)
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of everything that is no mapping with keys."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value

@@ -74,7 +74,6 @@ def test_a_wrong_command_line_is_refused_in_exactly_these_words(
     line: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # main sets it; this puts it back afterwards
     monkeypatch.setattr(dispatcher, "load", lambda name, lean=False: OnlyCpu())
     monkeypatch.setattr(sys, "argv", ["runner", *arguments(line)])
     status = status_of_main()

@@ -210,7 +210,7 @@ def losses(folder: Path, schedule: str) -> list[float]:
     """The last validation loss of each seed, from metrics.csv."""
     found = []
     for seed in SEEDS:
-        (path,) = folder.glob(f"schedule={schedule},seed={seed},*/metrics.csv")
+        (path,) = folder.glob(f"schedule-{schedule}_seed-{seed}/metrics.csv")
         with path.open(newline="") as file:
             found.append(float(list(csv.DictReader(file))[-1]["val/loss"]))
     return found
@@ -256,7 +256,7 @@ def test_it_says_what_each_group_took_to_reach_the_target(swept: tuple[Done, Pat
     _, folder = swept
     curves = {}
     for name in ("constant", "linear", "power"):
-        paths = [next(folder.glob(f"schedule={name},seed={seed},*/metrics.csv")) for seed in SEEDS]
+        paths = [next(folder.glob(f"schedule-{name}_seed-{seed}/metrics.csv")) for seed in SEEDS]
         curves[name] = [[float(row["val/loss"]) for row in csv.DictReader(path.open(newline=""))] for path in paths]
     target = max(np.median([min(curve) for curve in each]) for each in curves.values())
     table = rows(folder)
@@ -317,9 +317,8 @@ def test_a_failed_job_is_named_and_not_ranked(tmp_path: Path) -> None:
     assert done.status == 1
     assert done.out.count("failed: optimizer.lr=1e+30") == 2
     assert "2 of 4 jobs completed" in done.out
-    assert (
-        read_json(next((tmp_path / done.folder).glob("optimizer.lr=1e+30,seed=0*/result.json")))["status"] == "failed"
-    )
+    failed = tmp_path / done.folder / "optimizer.lr-1e+30_seed-0"
+    assert read_json(failed / "result.json")["status"] == "failed"
     assert done.out.splitlines()[-2] == "winner   optimizer.lr=0.001"
     assert "  optimizer.lr=1e+30: 2 of 2 seeds diverged (seeds 0, 1); not ranked" in done.out.splitlines()
 

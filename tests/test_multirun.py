@@ -55,8 +55,7 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Jobs]:
 
 def sweep_name(backend: str, schedule: str, seed: int, monitor: str) -> str:
     """A job's overrides as its folder's name: a slash becomes a dash."""
-    said = f"schedule={schedule},seed={seed},trainer.monitor=val-{monitor},trainer.max_steps=20,device=cpu"
-    return f"backend={backend},{said}"
+    return f"schedule-{schedule}_seed-{seed}_trainer.monitor-val-{monitor}"
 
 
 @both
@@ -174,7 +173,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Jobs]:
 
 def by_backend(jobs: Jobs, lr: str) -> dict[str, Path]:
     """The jobs with this rate."""
-    return {backend: next(jobs.path.glob(f"backend={backend},optimizer.lr={lr},*")) for backend in BACKENDS}
+    return {backend: next(jobs.path.glob(f"backend-{backend}_optimizer.lr-{lr}")) for backend in BACKENDS}
 
 
 DIVERGING, TRAINING = "1e+30", "0.001"
@@ -270,7 +269,7 @@ def chapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Jobs]:
 
 
 def chapter(chapters: dict[str, Jobs], backend: str, experiment: str) -> Path:
-    (path,) = chapters[backend].path.glob(f"*experiment={experiment},*")
+    (path,) = chapters[backend].path.glob(f"*experiment-{experiment}")
     return path
 
 

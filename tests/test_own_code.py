@@ -97,7 +97,7 @@ REFUSED = [  # what is said, the error, whether the module is imported for it
     ("trusted_modules=mine", "trusted_modules must be a list, got mine", False),
     (
         f"{OWN_SCHEDULE}mine.absent {TRUSTED}",
-        "schedule.function must be one that can be imported, got mine.absent: module 'mine' has no attribute 'absent'",
+        "schedule.function must be importable, got mine.absent: module 'mine' has no attribute 'absent'",
         True,
     ),
     (
@@ -107,7 +107,7 @@ REFUSED = [  # what is said, the error, whether the module is imported for it
     ),
     (
         f"{OWN_SCHEDULE}mine.number {TRUSTED}",
-        "schedule.function mine.number raised TypeError: 'int' object is not callable",
+        "schedule.function must be callable, got mine.number of type int",
         True,
     ),
     (

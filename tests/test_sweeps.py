@@ -30,7 +30,7 @@ def test_each_schedule_is_compared_at_its_own_best_base_rate(tmp_path: Path) -> 
     means: dict[str, dict[str, float]] = {}
     for schedule in ("constant", "linear"):
         for rate in ("0.0002", "0.002", "0.02"):
-            found = list(folder.glob(f"schedule={schedule},*,optimizer.lr={rate}/result.json"))
+            found = list(folder.glob(f"schedule-{schedule}_*_optimizer.lr-{rate}/result.json"))
             assert len(found) == 2
             values = [read_json(path)["metrics"]["val/loss"] for path in found]
             means.setdefault(schedule, {})[rate] = sum(values) / 2
@@ -74,7 +74,7 @@ def test_a_multirun_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, ba
     folder = tmp_path / "outputs" / "multiruns" / "mine"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:  # until the second job has a checkpoint
-        second = list(folder.glob("*seed=1*/checkpoints/[0-9]*"))
+        second = list(folder.glob("*seed-1*/checkpoints/[0-9]*"))
         if second and len(list(folder.glob("*/result.json"))) >= 1:
             break
         time.sleep(0.005)
@@ -311,7 +311,7 @@ def test_a_job_that_the_scheduler_takes_off_is_queued_again_and_goes_on_to_the_s
     process = start(tmp_path, *sweep, "hydra/launcher=submitit_local")
     deadline = time.monotonic() + 120
     multirun = tmp_path / whole.folder
-    while len(list(multirun.parent.glob("*/*seed=*/checkpoints/last"))) < 4:  # two of them of the first command
+    while len(list(multirun.parent.glob("*/*seed-*/checkpoints/last"))) < 4:  # two of them of the first command
         assert time.monotonic() < deadline
         time.sleep(0.01)
     for job in children_of(process):
@@ -322,7 +322,7 @@ def test_a_job_that_the_scheduler_takes_off_is_queued_again_and_goes_on_to_the_s
     (folder,) = set(multirun.parent.iterdir()) - {multirun}
     assert hashes(folder) == hashes(multirun)
     assert all(read_json(path)["resumed_from"] for path in folder.glob("*/result.json"))
-    assert len(list(folder.glob("*seed=*"))) == 2
+    assert len(list(folder.glob("*seed-*"))) == 2
 
 
 # search=optuna_lr

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from runner import checkpoint
+from runner import checkpoint, own_code
 from runner.__main__ import main
 from runner.data.files import read_npz
 from runner.errors import ConfigError, RunError
@@ -33,7 +34,6 @@ PAYLOADS = list(product(PLACES, TARGETS, ["said", "in a file"]))
 
 
 def status(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # main sets it; this puts it back afterwards
     monkeypatch.setattr(sys, "argv", ["runner", *arguments])
     try:
         return main()
@@ -86,27 +86,140 @@ def test_no_option_comes_before_the_check(option: str, tmp_path: Path, monkeypat
     assert not (tmp_path / "canary").exists()
 
 
+SET = "cannot be set"  # what Hydra's part is told
+INTERPOLATION = "may refer to keys of the config alone"
+JOBLIB, LOCAL, SLURM = (("-m", f"hydra/launcher={name}") for name in ("joblib", "submitit_local", "submitit_slurm"))
+SEARCH = ("-m", "search=optuna_lr")
+NOT_TAKEN: list[tuple[tuple[str, ...], str]] = [  # the arguments; the last one is about
+    # Hydra's own files, folders and environment
+    (("hydra.run.dir=elsewhere",), f"hydra.run.dir {SET}"),
+    (("hydra.sweep.dir=elsewhere",), f"hydra.sweep.dir {SET}"),
+    (("hydra.sweep.subdir=../elsewhere",), f"hydra.sweep.subdir {SET}"),
+    (("hydra.output_subdir=.hydra",), f"hydra.output_subdir {SET}"),
+    (("hydra.job.chdir=true",), f"hydra.job.chdir {SET}"),
+    (("+hydra.job.env_set.PATH=elsewhere",), f"hydra.job.env_set.PATH {SET}"),
+    (("hydra.job.env_copy=[HOME]",), "hydra.job.env_"),
+    (("hydra.mode=MULTIRUN",), f"hydra.mode {SET}"),
+    (("hydra.verbose=true",), f"hydra.verbose {SET}"),
+    (("~hydra.run.dir",), "hydra.run.dir cannot be removed"),
+    (("hydra.searchpath=[pkg://antigravity]",), "hydra.searchpath is not taken"),
+    (("hydra/job_logging=default",), "hydra/job_logging is fixed"),
+    (("hydra/hydra_logging=colorlog",), "hydra/hydra_logging is fixed"),
+    (("hydra/help=default",), "hydra/help is fixed"),
+    (("hydra/launcher=nope",), "hydra/launcher must be one of basic, joblib"),
+    # logging
+    (("+hydra.job_logging.formatters.x.format=ext://os.environ",), f"hydra.job_logging.formatters.x.format {SET}"),
+    (("+hydra.job_logging.handlers.x={class: logging.FileHandler, filename: f, mode: w}",), f"handlers.x.class {SET}"),
+    # launchers and sweepers
+    (("+hydra.launcher.x=1",), "hydra.launcher.x"),
+    (("+hydra.launcher.x='${oc.env:HOME}'",), "hydra.launcher.x"),
+    ((*JOBLIB, "hydra.launcher.n_jobs=many"), "hydra.launcher.n_jobs"),
+    ((*JOBLIB, "hydra.launcher.n_jobs='${seed}'"), "hydra.launcher.n_jobs"),
+    ((*JOBLIB, "hydra.launcher.n_jobs=0"), "hydra.launcher.n_jobs must be an integer >= 1, or -1 for all cores, got 0"),
+    ((*JOBLIB, "hydra.launcher.temp_folder=elsewhere"), f"hydra.launcher.temp_folder {SET}"),
+    ((*JOBLIB, "hydra.launcher.pre_dispatch='__import__(1)'"), f"hydra.launcher.pre_dispatch {SET}"),
+    ((*LOCAL, "hydra.launcher.submitit_folder=elsewhere"), f"hydra.launcher.submitit_folder {SET}"),
+    ((*SLURM, "hydra.launcher.setup=['touch canary']"), f"hydra.launcher.setup {SET}"),
+    ((*SLURM, "hydra.launcher.partition='a b;c'"), "hydra.launcher.partition must be a word"),
+    ((*SLURM, "hydra.launcher.timeout_min=0"), "hydra.launcher.timeout_min must be an integer >= 1, got 0"),
+    ((*SEARCH, "hydra.sweeper.storage=sqlite:///elsewhere.db"), f"hydra.sweeper.storage {SET}"),
+    ((*SEARCH, "hydra.sweeper.study_name=mine"), f"hydra.sweeper.study_name {SET}"),
+    ((*SEARCH, "hydra.sweeper.custom_search_space=os.mkdir"), f"hydra.sweeper.custom_search_space {SET}"),
+    ((*SEARCH, "hydra.sweeper.sampler._target_=os.mkdir"), f"hydra.sweeper.sampler._target_ {SET}"),
+    ((*SEARCH, "hydra.sweeper.direction=up"), "hydra.sweeper.direction must be minimize"),
+    ((*SEARCH, "hydra.sweeper.n_trials=0"), "hydra.sweeper.n_trials must be an integer >= 1, got 0"),
+    ((*SEARCH, "hydra.sweeper.n_trials=1.5"), "hydra.sweeper.n_trials"),
+    ((*SEARCH, "hydra.sweeper.max_failure_rate=2"), "hydra.sweeper.max_failure_rate must be a number from 0 to 1"),
+    (("-m", "+hydra.sweeper.params={hydra.output_subdir: elsewhere}"), "must name a key of the config"),
+    (
+        ("-m", "+hydra.sweeper.params={hydra.job_logging.formatters.x: '{(): os.mkdir, path: canary}'}"),
+        "must name a key of the config",
+    ),
+    # what is text while it is checked and something else when it is resolved
+    (("model.name='${oc.decode:\"{_target_: os.mkdir}\"}'",), f"model.name {INTERPOLATION}"),
+    (("model.name='${oc.env:HOME}'",), f"model.name {INTERPOLATION}"),
+    (("output.multirun=env", "model.name='${oc.${output.multirun}:HOME}'"), f"model.name {INTERPOLATION}"),
+    (("model.name='${hydra:runtime.cwd}'",), f"model.name {INTERPOLATION}"),
+    (("metrics=['${oc.create:{a: 1}}']",), f"metrics[0] {INTERPOLATION}"),
+    (("model.name='${hydra.runtime.cwd}'",), "model.name"),
+    # _target_ wherever it stands
+    (("optimizer.groups=[{_target_: os.mkdir, path: canary}]",), "optimizer.groups[0]._target_ is not taken"),
+    (("+schedule.args={x: [{_target_: os.mkdir}]}",), "schedule.args.x[0]._target_ is not taken"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "said"), NOT_TAKEN, ids=[" ".join(line) for line, _ in NOT_TAKEN])
+@pytest.mark.parametrize("way", ["said", "in a file"])
+def test_what_hydra_would_act_on_is_allowed_by_name_or_refused(
+    arguments: tuple[str, ...],
+    said: str,
+    way: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The same from a file of --config-dir, where a file can hold it."""
+    monkeypatch.chdir(tmp_path)
+    *before, last = arguments
+    key, _, value = last.lstrip("+").partition("=")
+    if way == "in a file" and key[0] != "~" and "/" not in key and key != "hydra.searchpath":
+        (tmp_path / "conf" / "experiment").mkdir(parents=True)
+        body: Any = OverridesParser.create().parse_overrides([f"key={value}"])[0].value()
+        for part in reversed(key.split(".")):
+            body = {part: body}
+        file = tmp_path / "conf" / "experiment" / "evil.yaml"
+        file.write_text("# @package _global_\n" + json.dumps(body))
+        arguments = (*before, "--config-dir", str(tmp_path / "conf"), "experiment=evil")
+    there = sorted(tmp_path.rglob("*"))
+    assert status([*arguments, "trainer.max_steps=1"], monkeypatch) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("error: ")
+    assert said in err
+    assert len(err.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == there
+
+
+def test_nor_is_a_pickle_to_run_again(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    assert status(["--experimental-rerun", "config.pickle"], monkeypatch) == 2
+    assert capfd.readouterr().err.startswith("error: --experimental-rerun is not taken")
+
+
+def test_a_module_s_origin_is_said_before_anything_of_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its package is not imported to look for it either."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evilmod").mkdir()
+    (tmp_path / "evilmod" / "__init__.py").write_text("open('canary', 'w')")
+    (tmp_path / "evilmod" / "part.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert status(["trusted_modules=[evilmod.x]"], monkeypatch) == 2
+    assert "there is no module evilmod.x" in capfd.readouterr().err
+    own_code.announce(["evilmod.part"])
+    assert capfd.readouterr().out.startswith("trusted  evilmod.part  ")
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_trusted_module_s_function_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has imported, `system` say, is another module's."""
+    (tmp_path / "trusted_by_name.py").write_text("from os import system")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match=r"must be defined in trusted_by_name itself, got .* of posix"):
+        own_code.call("trusted_by_name.system", "touch canary")
+
+
 @pytest.mark.parametrize(
-    "said",
-    [
-        "hydra.run.dir=elsewhere",
-        "hydra.sweep.dir=elsewhere",
-        "hydra.output_subdir=.hydra",
-        "hydra.job.chdir=true",
-        "+hydra.job.env_set.PATH=elsewhere",
-        "hydra.job.env_copy=[HOME]",
-        "hydra.searchpath=[pkg://antigravity]",
-        "+hydra.launcher.x='${oc.env:HOME}'",
-        "+hydra.launcher.x='${oc.decode:\"{_target_: os.mkdir}\"}'",
-    ],
+    "key", ["run: outputs", "resume: outputs", "format: keras", "checkpoint: 3", "trusted_modules: [os]"]
 )
-def test_hydra_s_own_files_folders_and_environment_stay_as_they_are(
-    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_what_only_the_command_line_says_is_not_ignored_in_a_file(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert status([said, "trainer.max_steps=1"], monkeypatch) == 2
-    assert said.lstrip("+").partition("=")[0].rpartition(".")[0] in capfd.readouterr().err
-    assert not list(tmp_path.iterdir())
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{key}\n")
+    assert status(["--config-dir", ".", "experiment=mine"], monkeypatch) == 2
+    name = key.partition(":")[0]
+    assert capfd.readouterr().err.startswith(f"error: {name} is taken from the command line only, not from a file")
 
 
 class Evil:

@@ -1,0 +1,474 @@
+"""The commands: what triggers each of them and what it does.
+
+A command line becomes a `Request`. Each of its runs is composed once, checked and frozen; that
+object is what trains, is hashed, saved and handed to a launcher.
+"""
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+
+from runner import multirun, own_code, run_folder, threads
+from runner.cli import hydra_bridge
+from runner.cli.overrides import SEARCHES, job_names, jobs, parse_overrides, set_keys
+from runner.compose import Composer, compose
+from runner.config import Config, parse, sha256
+from runner.errors import ConfigError, RunError, few_lines, show
+from runner.saved import Run, config_of
+from runner.startup import process_start
+
+# Keys that only the command line sets; in a file they would change nothing, or trust a stranger.
+_COMMAND_LINE_ONLY = ("run", "runs", "resume", "format", "checkpoint", "steps", "trusted_modules")
+_NEEDED = {
+    "schedule.on_extend": "a run that is made longer: it needs resume=FOLDER",
+    "checkpoint": "a finished run: it needs run=FOLDER",
+    "format": "a finished run: it needs run=FOLDER",
+    "steps": "a finished run: it needs run=FOLDER",
+}
+# Besides `run`: what may be said of a finished run; all else is as it was saved.
+_ON_A_RUN = (
+    "task",
+    "run",
+    "checkpoint",
+    "format",
+    "steps",
+    "backend",
+    "device",
+    "data.path",
+    "trusted_modules",
+)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A run's config: composed, resolved, checked."""
+
+    values: dict[str, Any]  # as config.yaml keeps it
+
+    @cached_property
+    def config(self) -> Config:
+        return parse(self.values)
+
+    @cached_property
+    def sha256(self) -> str:
+        return sha256(self.values)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"values": self.values}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A command line, read."""
+
+    arguments: Sequence[str]  # all that follows `python -m runner`
+    overrides: Sequence[Override]
+    jobs: Sequence[Sequence[str]]  # the overrides of the run, or of each job of a multirun
+    is_multirun: bool
+    composer: Composer
+
+    @property
+    def keys(self) -> set[str]:
+        return {override.key_or_group for override in self.overrides}
+
+    @property
+    def lines(self) -> list[str]:
+        """The overrides as Hydra reads them."""
+        return [override.input_line or "" for override in self.overrides]
+
+    @property
+    def is_search(self) -> bool:
+        return bool(self.keys & set(SEARCHES))
+
+    def freeze(self, overrides: Sequence[str]) -> Frozen:
+        """Compose and check one run's config."""
+        values = self.composer.values(overrides)
+        for key in _COMMAND_LINE_ONLY:
+            if key not in self.keys and values.get(key) != _DEFAULTS.get(key):
+                raise ConfigError(
+                    f"{key} is taken from the command line only, not from a file, got {show(values[key])}"
+                )
+        frozen = Frozen(values)
+        _ = frozen.config  # refused here, if it is
+        return frozen
+
+    @cached_property
+    def frozen(self) -> list[Frozen]:
+        """All runs' configs. Code that they trust is announced before it can be imported."""
+        found = [self.freeze(overrides) for overrides in self.jobs]
+        own_code.announce(list(dict.fromkeys(n for f in found for n in f.config.trusted_modules)))
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: the configs of all jobs stay here."""
+        return {key: value for key, value in vars(self).items() if key != "frozen"}
+
+    def replaced(self, lines: Sequence[str]) -> "Request":
+        """The same command with other overrides."""
+        config_dir = self.composer.config_dir
+        parsed = parse_overrides(lines, config_dir)
+        return replace(self, overrides=parsed, jobs=jobs(lines, self.is_multirun, config_dir))
+
+
+_DEFAULTS: Mapping[str, Any] = {"checkpoint": "last", "trusted_modules": []}  # else null
+
+
+def execute(argv: Sequence[str]) -> int:
+    """Do what a command line asks for; its exit status."""
+    options = hydra_bridge.argument_parser().parse_intermixed_args([*argv])
+    _check_options(options)
+    config_dir, composer = options.config_dir, Composer(options.config_dir)
+    each = jobs(options.overrides, options.multirun, config_dir)
+    overrides = parse_overrides(options.overrides, config_dir)
+    if _only_shows(options):
+        composer.whole(each[0])  # refuses what Hydra would not be given
+        return hydra_bridge.show(options, config_dir)
+    request = Request(argv, overrides, each, options.multirun, composer)
+    return _find(request)(request)
+
+
+def _check_options(options: Namespace) -> None:
+    if options.config_name or options.config_path:
+        raise ConfigError("--config-name and --config-path are not taken; --config-dir adds a folder of choices")
+    if options.experimental_rerun:  # a pickle
+        raise ConfigError("--experimental-rerun is not taken; resume=FOLDER goes on with a run")
+    if options.config_dir and not Path(options.config_dir).is_dir():
+        raise ConfigError(f"--config-dir must be a folder, got {show(options.config_dir)}")
+
+
+def _only_shows(options: Namespace) -> bool:
+    names = ("help", "hydra_help", "cfg", "info", "shell_completion")
+    return any(getattr(options, name) for name in names)
+
+
+def _find(request: Request) -> Callable[[Request], int]:
+    """The command: that of a key which names a folder, else that of the task."""
+    for key, command in _BY_KEY.items():
+        if key in request.keys:
+            return command
+    for key, needed in _NEEDED.items():
+        if key in request.keys:
+            raise ConfigError(f"{key} is for {needed}")
+    tasks = {frozen.config.task for frozen in request.frozen}
+    alone = tasks & {"preview", "find_lr"}
+    if alone and tasks != alone:
+        raise ConfigError(f"task must be the same for all jobs where one is {min(alone)}")
+    for task in sorted(tasks - set(_BY_TASK)):
+        folder = "run=FOLDER, the folder of a finished run"
+        folders = "runs=[FOLDER,...], the folders of finished runs"
+        raise ConfigError(f"task={task} needs {folders if task == 'compare' else folder}")
+    return _BY_TASK[min(tasks)]
+
+
+def _preview(request: Request) -> int:
+    """The curves of all jobs, before any training."""
+    from runner.tasks.preview import preview
+
+    configs = [frozen.config for frozen in request.frozen]
+    return preview(configs, request.jobs if request.is_multirun else None)
+
+
+def _find_lr(request: Request) -> int:
+    """An LR range test for each job, one after another; the worst status."""
+    from runner.tasks.find_lr import find_lr
+
+    names = job_names(request.jobs) if request.is_multirun else [""]
+    statuses = []
+    for i, (name, frozen) in enumerate(zip(names, request.frozen, strict=True)):
+        if request.is_multirun:
+            print(f"job {i}: {name}", flush=True)
+        statuses.append(find_lr(frozen.values))
+    return max(statuses)
+
+
+def _train(request: Request) -> int:
+    """One run in a new folder, or all jobs of a multirun."""
+    from runner.tasks.train import Job, train
+
+    if request.is_multirun:
+        return _multirun(request)
+    if request.is_search:
+        raise ConfigError("search makes several runs, which needs -m (--multirun)")
+    (frozen,) = request.frozen
+    if frozen.config.tune is not None:
+        raise ConfigError("tune=lr makes several runs, which needs -m (--multirun)")
+    return train(
+        Job(
+            config=frozen.config,
+            composed=frozen.values,
+            command=request.arguments,
+            overrides=request.lines,
+            parent=Path(frozen.config.output.root) / "runs",
+            name=None,
+            started=process_start(),
+        )
+    )
+
+
+def _multirun(request: Request) -> int:
+    """All jobs in a folder of their own, whatever launches them; then what came of them."""
+    from runner.report import comparison
+
+    first = request.frozen[0].config
+    if first.tune is not None:
+        configs = [frozen.config for frozen in request.frozen]
+        request = request.replaced(multirun.tuned(request.overrides, first.tune, configs))
+    hydra = request.composer.hydra_part(request.jobs[0])
+    params = {} if hydra.sweeper.params is None else dict(hydra.sweeper.params)
+    if params and not request.is_search:  # Hydra's basic sweeper: as if on the command line
+        more = [f"{key}={value}" for key, value in params.items() if key not in request.keys]
+        request, hydra.sweeper.params = request.replaced([*more, *request.lines]), None
+    folder = multirun.folder(first)
+    threads.keep_limits()
+    task = _JobTask(request, folder, process_start(), frozenset(params))
+    num_jobs = int(hydra.sweeper.n_trials) if request.is_search else len(request.jobs)
+    try:
+        hydra_bridge.launch(hydra, folder, request.lines, task)
+    except SystemExit:  # a signal: what is done is done
+        with suppress(RunError):
+            comparison.write(folder, num_jobs)
+        raise
+    return comparison.write(folder, num_jobs)
+
+
+@dataclass
+class _JobTask:
+    """What a launcher calls for each job of a multirun, in this process or in another."""
+
+    request: Request
+    folder: Path
+    started: float | None  # of the process, for its first job
+    searched: frozenset[str]  # keys that a search chooses
+    _known: dict[tuple[str, ...], tuple[str, Frozen]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names, frozen = job_names(self.request.jobs), self.request.frozen
+        if not self.request.is_search:
+            each = zip(self.request.jobs, names, frozen, strict=True)
+            self._known = {tuple(said): (name, config) for said, name, config in each}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, whose first job starts when it does."""
+        return {**vars(self), "started": None}
+
+    def __call__(self, overrides: list[str], number: int) -> float | None:
+        """Train a job, or go on with it; its failure is written down and the others go on."""
+        name, frozen = self._job(overrides)
+        started, self.started = self.started, None
+        status = self._train(name, frozen, overrides, number, started or monotonic())
+        if status > 128:
+            sys.exit(status)  # a signal ends the whole multirun
+        if not self.request.is_search:
+            return None
+        return multirun.objective(self.folder, name, frozen.sha256, frozen.config)
+
+    def _job(self, overrides: Sequence[str]) -> tuple[str, Frozen]:
+        """A job's name and config, composed here if a search has just chosen its values."""
+        known = self._known.get(tuple(overrides))
+        if known is not None:
+            return known
+        searched = [o for o in self.request.overrides if o.is_sweep_override()]
+        keys = self.searched | {override.key_or_group for override in searched}
+        return job_names([overrides], keys)[0], self.request.freeze(overrides)
+
+    def _train(self, name: str, frozen: Frozen, overrides: list[str], number: int, started: float) -> int:
+        from runner.tasks.train import Job
+
+        job = Job(
+            config=frozen.config,
+            composed=frozen.values,
+            command=self.request.arguments,
+            overrides=overrides,
+            parent=self.folder,
+            name=name,
+            started=started,
+        )
+        try:  # the folder may be of output.multirun, or of a job that a scheduler has queued again
+            with multirun.claimed(self.folder, name, frozen.values) as claim:
+                done = " was completed before" if claim.is_completed else ""
+                print(f"job {number}: {name}{done}", flush=True)
+                return 0 if done else _train_claimed(job, claim)
+        except run_folder.InUseError as error:
+            print(f"job {number}: {name} is left to {error.holder}", flush=True)
+            return 0
+        except (ConfigError, RunError, OSError) as error:  # the folder cannot be made or written to
+            print(few_lines(f"error: {error}"), file=sys.stderr)
+            return 1
+
+
+def _train_claimed(job: Any, claim: multirun.Claim) -> int:
+    """A multirun's job, from the beginning or from its checkpoint."""
+    from runner.resume import resume
+    from runner.tasks.train import refuse, train
+
+    job = replace(job, path=claim.path)
+    try:
+        if claim.has_checkpoint:
+            job = replace(job, resumed=resume(claim.path, []))
+        else:
+            run_folder.restart(claim.path)
+        return train(job)
+    except (ConfigError, RunError, OSError) as error:
+        with suppress(RunError, OSError):  # a full disk does not take that either
+            refuse(job, error)
+        print(few_lines(f"error: {error}"), file=sys.stderr)
+        return 1
+
+
+def _resume(request: Request) -> int:
+    """A run goes on in its folder, with the config that it saved."""
+    from runner.tasks.train import Job, train
+
+    if request.is_multirun:
+        return _branches(request)
+    resumed = _resumed(request.lines)
+    path = resumed.folder
+    return train(
+        Job(
+            config=resumed.config,
+            composed=resumed.values,
+            command=request.arguments,
+            overrides=resumed.overrides,
+            parent=path.parent,
+            name=path.name,
+            started=process_start(),
+            resumed=resumed,
+        )
+    )
+
+
+def _resumed(overrides: Sequence[str]) -> Any:
+    """Where a run goes on; nothing has been touched yet."""
+    from runner.resume import resume
+
+    said = parse_overrides(overrides)
+    folder = next(override.value() for override in said if override.key_or_group == "resume")
+    if not isinstance(folder, str) or not folder:
+        raise ConfigError(f"resume must be the folder of a run, got {show(folder)}")
+    resumed = resume(Path(folder), said)
+    own_code.announce(resumed.values["trusted_modules"])
+    return resumed
+
+
+def _branches(request: Request) -> int:
+    """Several runs from one checkpoint, each in a folder of its own, and the comparison."""
+    from runner.report import comparison
+    from runner.resume import branch
+    from runner.tasks.train import Job, train
+
+    each = request.jobs
+    made = [_resumed(overrides) for overrides in each]
+    root = Path(made[0].config.output.root)
+    folder = run_folder.create(root / "multiruns", run_folder.timestamp())
+    status = 0
+    for i, (name, resumed) in enumerate(zip(job_names(each), made, strict=True)):
+        print(f"job {i}: {name}", flush=True)
+        started = monotonic() if i else process_start()
+        here = branch(resumed, run_folder.create(folder, name))
+        job = Job(
+            config=here.config,
+            composed=here.values,
+            command=request.arguments,
+            overrides=list(each[i]),
+            parent=folder,
+            name=name,
+            started=started,
+            resumed=here,
+        )
+        status = train(job)
+        if status > 128:
+            return status
+    return comparison.write(folder, len(each))
+
+
+def _compare(request: Request) -> int:
+    """Runs that exist, beside each other."""
+    from runner.tasks.compare import compare
+
+    other = next((k for k in request.keys if k not in ("task", "runs", "output.root")), None)
+    if other is not None or request.is_multirun:
+        raise ConfigError(
+            f"task=compare takes runs and output.root alone, got {'-m' if other is None else show(other)}"
+        )
+    config = parse(compose(request.jobs[0]))
+    if config.task != "compare" or not config.runs:
+        raise ConfigError(
+            f"runs=[FOLDER,...] goes with task=compare and holds at least one folder, got task={config.task}"
+        )
+    return compare(config.runs, Path(config.output.root))
+
+
+def _on_runs(request: Request) -> int:
+    """The tasks that take a finished run's folder, for each job; the worst status."""
+    return max(_on_a_run(job) for job in request.jobs)
+
+
+def _on_a_run(overrides: Sequence[str]) -> int:
+    """Nothing is composed but what the run saved."""
+    said = parse_overrides(overrides)
+    keys = {override.key_or_group: override.value() for override in said}
+    if not isinstance(keys["run"], str) or not keys["run"]:
+        raise ConfigError(f"run must be the folder of a run, got {show(keys['run'])}")
+    folder = Path(keys["run"])
+    changes = [override for override in said if override.key_or_group != "data.path"]
+    values = set_keys(config_of(folder), changes, _ON_A_RUN)
+    config = parse({**values, "resume": None})
+    task = _TASKS_ON_A_RUN.get(config.task)
+    if task is None:
+        allowed = ", ".join(_TASKS_ON_A_RUN)
+        raise ConfigError(f"run=FOLDER goes with task={allowed}, got task={config.task}")
+    source = keys.get("data.path")
+    if (source is None) == (config.task == "predict"):
+        raise ConfigError("task=predict needs data.path=FILE, and no other task takes it")
+    own_code.announce(config.trusted_modules)
+    return task(Run(folder, config, config.checkpoint), source)
+
+
+def _evaluate(run: Run, _: Any) -> int:
+    from runner.tasks.evaluate import evaluate
+
+    return evaluate(run)
+
+
+def _predict(run: Run, source: Any) -> int:
+    from runner.tasks.predict import predict
+
+    return predict(run, str(source))
+
+
+def _export(run: Run, _: Any) -> int:
+    from runner.tasks.export import export
+
+    return export(run, run.config.format)
+
+
+def _verify(run: Run, _: Any) -> int:
+    from runner.tasks.verify import verify
+
+    return verify(run, run.config.steps)
+
+
+_BY_KEY: Mapping[str, Callable[[Request], int]] = {
+    "run": _on_runs,
+    "runs": _compare,
+    "resume": _resume,
+}
+_BY_TASK: Mapping[str, Callable[[Request], int]] = {
+    "train": _train,
+    "preview": _preview,
+    "find_lr": _find_lr,
+}
+_TASKS_ON_A_RUN: Mapping[str, Callable[[Run, Any], int]] = {
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "export": _export,
+    "verify": _verify,
+}

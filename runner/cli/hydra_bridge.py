@@ -1,0 +1,145 @@
+"""Hydra's machinery: composing, launching jobs, and what its own options show.
+
+This is the one file that imports hydra._internal. Nothing public gives what it takes from there: a
+config loader over a search path of our own, and launching jobs whose configs were composed before.
+tests/cli/test_hydra_bridge.py fails with Hydra's version if one of these changes.
+"""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.hydra import Hydra
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobRuntime, setup_globals
+from hydra.plugins.config_source import ConfigResult
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from runner.cli import yaml_files
+from runner.conf_folder import CONF
+from runner.errors import ConfigError
+
+
+def argument_parser() -> ArgumentParser:
+    """Hydra's options, but for those that read code or configs from elsewhere."""
+    parser: ArgumentParser = get_args_parser()
+    parser.prog = "python -m runner"
+    parser.usage = "%(prog)s [-m] [KEY=VALUE ...]; --help tells more"
+    return parser
+
+
+class _UserFiles(FileConfigSource):  # type: ignore[misc]
+    """The folder of --config-dir as a source of Hydra's, `user://FOLDER`: its files are read
+    strictly."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "user"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        path = Path(self.path) / self._normalize_file_name(config_path)
+        text = yaml_files.read_text(path)
+        try:
+            header = self._get_header_dict(text[:512])
+        except ValueError as error:
+            raise ConfigError(f"{path}: {error}") from None
+        return ConfigResult(
+            config=yaml_files.parse(text, path),
+            path=f"{self.scheme()}://{self.path}",
+            provider=self.provider,
+            header=header,
+        )
+
+
+def _loader(config_dir: str | None) -> ConfigLoaderImpl:
+    """Over conf/ and the files of --config-dir."""
+    SourcesRegistry.instance().register(_UserFiles)
+    path = create_config_search_path(str(CONF))
+    if config_dir:
+        folder = f"{_UserFiles.scheme()}://{Path(config_dir).resolve()}"
+        path.prepend("command-line", folder, anchor=SearchPathQuery(provider="schema"))
+    return ConfigLoaderImpl(path)
+
+
+def load(config_dir: str | None, overrides: Sequence[str]) -> DictConfig:
+    """What Hydra composes of these overrides, its own part included."""
+    whole: DictConfig = _loader(config_dir).load_configuration("config", [*overrides], RunMode.RUN)
+    return whole
+
+
+def apply(values: Sequence[Override], whole: DictConfig) -> None:
+    """Put values upon what was composed, as Hydra does."""
+    ConfigLoaderImpl._apply_overrides_to_config([*values], whole)
+
+
+def show(arguments: Namespace, config_dir: str | None) -> int:
+    """--help, --hydra-help, --cfg, --info and --shell-completion."""
+    hydra = Hydra.create_main_hydra2("runner", _loader(config_dir).get_search_path())
+    parser, overrides = argument_parser(), arguments.overrides
+    if arguments.help:
+        hydra.app_help(config_name="config", args_parser=parser, args=arguments)
+    elif arguments.hydra_help:
+        hydra.hydra_help(config_name="config", args_parser=parser, args=arguments)
+    elif arguments.cfg:
+        hydra.show_cfg("config", overrides, arguments.cfg, arguments.package, arguments.resolve)
+    elif arguments.info:
+        hydra.show_info(arguments.info, config_name="config", overrides=overrides)
+    else:
+        hydra.shell_completion(config_name="config", overrides=overrides)
+    return 0
+
+
+# (a job's overrides, its number) -> what a search makes small
+Task = Callable[[list[str], int], float | None]
+
+
+def launch(hydra: DictConfig, folder: Path, overrides: Sequence[str], task: Task) -> None:
+    """Let the sweeper choose the jobs and the launcher run `task` for each, in this process or in
+    others. `hydra` is Hydra's own part, checked; `overrides` are those of the command line."""
+    JobRuntime.instance().set("name", "twinrun")
+    setup_globals()  # the resolvers that Hydra's own part uses
+    config = OmegaConf.create({"hydra": hydra})
+    with open_dict(config):
+        config.hydra.mode = RunMode.MULTIRUN
+        config.hydra.sweep.dir = str(folder).replace("${", r"\${")
+        config.hydra.overrides.task = [*overrides]
+    context = HydraContext(config_loader=_JobLoader(), callbacks=Callbacks())
+    sweeper = Plugins.instance().instantiate_sweeper(
+        config=config, hydra_context=context, task_function=_ForHydra(task)
+    )
+    sweeper.sweep([*overrides])
+
+
+class _JobLoader(ConfigLoaderImpl):  # type: ignore[misc]
+    """Gives a launcher Hydra's part with a job's overrides in it. The job's own config stays with
+    the task, which composed and checked it."""
+
+    def __init__(self) -> None:
+        super().__init__(_loader(None).get_search_path())
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        config = deepcopy(master_config)
+        config.hydra.overrides.task = sweep_overrides
+        return config
+
+
+class _ForHydra:
+    """A task as Hydra calls it: with the job's own config, which is empty here."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def __call__(self, _: Any) -> float | None:
+        hydra = HydraConfig.get()
+        return self._task([*hydra.overrides.task], int(hydra.job.num))
