@@ -60,6 +60,7 @@ class Resumed:
     notes: Sequence[str]  # for the user
     is_completed: bool  # as result.json of the folder that it comes from says
     overrides: list[str]  # likewise
+    config_dir: str | None  # likewise
 
     def is_over(self, total_steps: int) -> bool:
         """Its last update was made and its last checkpoint written: what is missing are the files of a run's end."""
@@ -94,7 +95,18 @@ def resume(folder: Path, overrides: Sequence[Override]) -> Resumed:
     except ConfigError:  # none, or a damaged one: it is made again
         result = {}
     is_completed, before = result.get("status") == "completed", [*map(str, result.get("overrides", []))]
-    return Resumed(folder, values, changes, state, numbers, notes, is_completed, before)
+    config_dir = result.get("config_dir")
+    return Resumed(
+        folder,
+        values,
+        changes,
+        state,
+        numbers,
+        notes,
+        is_completed,
+        before,
+        None if config_dir is None else str(config_dir),
+    )
 
 
 def branch(resumed: Resumed, folder: Path) -> Resumed:

@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import Override
 
 from runner import multirun, own_code, run_folder, threads
 from runner.cli import hydra_bridge
-from runner.cli.overrides import SEARCHES, job_names, jobs, parse_overrides, set_keys
+from runner.cli.overrides import SEARCHES, job_names, jobs, parse_overrides, set_keys, without_hydra
 from runner.compose import Composer, compose
 from runner.config import Config, parse, sha256
 from runner.errors import ConfigError, RunError, few_lines, show
@@ -81,8 +81,8 @@ class Request:
 
     @property
     def lines(self) -> list[str]:
-        """The overrides as Hydra reads them."""
-        return [override.input_line or "" for override in self.overrides]
+        """The overrides as Hydra reads them, but for those of its own part."""
+        return [o.input_line or "" for o in self.overrides if not o.is_hydra_override()]
 
     @property
     def is_search(self) -> bool:
@@ -206,6 +206,7 @@ def _train(request: Request) -> int:
             composed=frozen.values,
             command=request.arguments,
             overrides=request.lines,
+            config_dir=request.composer.config_dir,
             parent=Path(frozen.config.output.root) / "runs",
             name=None,
             started=process_start(),
@@ -225,7 +226,8 @@ def _multirun(request: Request) -> int:
     params = {} if hydra.sweeper.params is None else dict(hydra.sweeper.params)
     if params and not request.is_search:  # Hydra's basic sweeper: as if on the command line
         more = [f"{key}={value}" for key, value in params.items() if key not in request.keys]
-        request, hydra.sweeper.params = request.replaced([*more, *request.lines]), None
+        said = [override.input_line or "" for override in request.overrides]
+        request, hydra.sweeper.params = request.replaced([*more, *said]), None
     folder = multirun.folder(first)
     threads.keep_limits()
     task = _JobTask(request, folder, process_start(), frozenset(params))
@@ -250,10 +252,10 @@ class _JobTask:
     _known: dict[tuple[str, ...], tuple[str, Frozen]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names, frozen = job_names(self.request.jobs), self.request.frozen
         if not self.request.is_search:
-            each = zip(self.request.jobs, names, frozen, strict=True)
-            self._known = {tuple(said): (name, config) for said, name, config in each}
+            frozen = self.request.frozen
+            each = [tuple(without_hydra(overrides)) for overrides in self.request.jobs]
+            self._known = dict(zip(each, zip(job_names(each), frozen, strict=True), strict=True))
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process, whose first job starts when it does."""
@@ -287,6 +289,7 @@ class _JobTask:
             composed=frozen.values,
             command=self.request.arguments,
             overrides=overrides,
+            config_dir=self.request.composer.config_dir,
             parent=self.folder,
             name=name,
             started=started,
@@ -337,6 +340,7 @@ def _resume(request: Request) -> int:
             composed=resumed.values,
             command=request.arguments,
             overrides=resumed.overrides,
+            config_dir=resumed.config_dir,
             parent=path.parent,
             name=path.name,
             started=process_start(),

@@ -50,6 +50,11 @@ def _values(override: Override) -> list[str]:
     return [f"{key}={override.get_value_element_as_str()}"]
 
 
+def without_hydra(overrides: Sequence[str]) -> list[str]:
+    """Those of the config alone."""
+    return [override for override in overrides if not override.lstrip("+~").startswith("hydra")]
+
+
 def _ends(override: Override) -> str:
     """`optimizer.lr=interval(1e-4,1e-1)` as the list of the two."""
     found = override.value()

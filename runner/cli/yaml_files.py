@@ -9,7 +9,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.errors import ConfigError, show
+from runner.errors import ConfigError, printable, show
 
 try:
     from yaml import CSafeLoader as _Loader
@@ -54,11 +54,11 @@ def parse(text: str, path: Path) -> DictConfig:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: {show(error.problem or error.context)}") from None
+        raise ConfigError(f"{path}{line}: {printable(str(error.problem or error.context))}") from None
     except yaml.YAMLError as error:  # the reader's, of characters that YAML does not allow
-        raise ConfigError(f"{path}: {show(' '.join(str(error).split()))}") from None
+        raise ConfigError(f"{path}: {printable(' '.join(str(error).split()))}") from None
     except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"{path}: {show(' '.join(str(error).split()))}") from None
+        raise ConfigError(f"{path}: {printable(' '.join(str(error).split()))}") from None
     assert isinstance(config, DictConfig)
     return config
 

@@ -329,7 +329,8 @@ def command(group: Group) -> str:
     """What trains it again."""
     said = group.to_copy()
     branched = any(override.startswith("resume=") for override in said)  # in a folder of its own
-    return command_line([*(["-m"] if branched else []), *said])
+    choices = ["--config-dir", group.config_dir] if group.config_dir is not None else []
+    return command_line([*(["-m"] if branched else []), *choices, *said])
 
 
 def command_to_test(group: Group) -> str:

@@ -236,6 +236,12 @@ class Group:
     def rate_at_best(self) -> float:
         return median(job.rate_at_best() for job in self.completed)
 
+    @property
+    def config_dir(self) -> str | None:
+        """The folder of --config-dir, which its choices may come from."""
+        found = self.jobs[0].result.get("config_dir")
+        return None if found is None else str(found)
+
     def to_copy(self) -> list[str]:
         """What to say on the command line to train it."""
         without = ("seed=", "output.", "tune", "search=")

@@ -33,6 +33,7 @@ class Job:
     name: str | None  # of the folder; None: date, time, schedule and backend
     started: float  # by time.monotonic, which nobody sets back
     resumed: Resumed | None = None
+    config_dir: str | None = None  # --config-dir
     path: Path | None = None  # of a multirun's job: the folder, which is made and locked already
 
     def folder(self) -> Path:
@@ -55,6 +56,7 @@ class Job:
             "schedule": self.config.schedule.name,
             "seed": self.config.seed,
             "overrides": self.overrides,
+            "config_dir": self.config_dir,
             "steps": 0,
             "epochs": 0,
             "metrics": {},

@@ -1,0 +1,61 @@
+"""A file of --config-dir that is no good is told in one line, with its name and the line."""
+
+import os
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from runner.cli.yaml_files import parse, read_text
+from runner.errors import ConfigError
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+BROKEN = [
+    ("a: [1, 2", "line 2: did not find expected ',' or ']'"),
+    ("a: 1\n\tb: 2\n", "line 2: found a tab character"),
+    ("a: 1\nb: 2\na: 3\n", "line 3: a stands twice"),
+    ("x:\n  a: 1\n  a: 3\n", "line 3: a stands twice"),
+    ("a: \x07\n", "control characters are not allowed"),
+    ("just text", "must hold KEY: VALUE, got just text"),
+    ("- 1\n- 2\n", "must hold KEY: VALUE"),
+    ("a: &a [1, *a]\n", "line 1: the value contains itself"),
+    ("a: *nowhere\n", "line 1: found undefined alias"),
+    (BOMB, "more than 20000 values"),
+    ("a: " + "[" * 100_000, "line 1: values nest deeper than 60 levels"),
+    ("a: " + "{a: " * 61 + "1" + "}" * 61, "line 1: values nest deeper than 60 levels"),
+    ("a: !!python/object/apply:os.mkdir [canary]\n", "could not determine a constructor for the tag"),
+    ("a: ${\n", "no viable alternative"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), BROKEN, ids=[said for _, said in BROKEN])
+def test_what_is_wrong_is_said_in_one_line(text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse(text, Path("mine.yaml"))
+    assert str(error.value).startswith("mine.yaml")
+    assert said in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value)) < 200
+
+
+def test_what_is_right_is_what_omegaconf_reads() -> None:
+    text = "a: &a {b: 1e-3, c: [1, null, yes]}\nd: *a\ne: ${a.b}\n"
+    assert parse(text, Path("mine.yaml")) == OmegaConf.create(text)
+    assert parse("# nothing\n", Path("mine.yaml")) == {}
+
+
+def test_text_is_utf8_of_a_regular_file_of_bounded_size(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes("\ufeffname: ü\n".encode())
+    assert read_text(path) == "name: ü\n"
+    path.write_bytes(b"a: 1\nname: \xfc\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml, line 2: the text must be UTF-8$"):
+        read_text(path)
+    path.write_bytes(b"#" * (2**20 + 1))
+    with pytest.raises(ConfigError, match=r"must have at most 1048576 bytes$"):
+        read_text(path)
+    os.mkfifo(tmp_path / "pipe")  # nobody writes to it: a plain open would wait for ever
+    with pytest.raises(ConfigError, match=r"pipe must be a file of YAML"):
+        read_text(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match=r"nowhere cannot be read: No such file"):
+        read_text(tmp_path / "nowhere")
