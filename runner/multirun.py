@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
 
 from runner import checkpoint, quoting, run_folder, signals
 from runner.config import Config, Tune, sha256
@@ -101,13 +102,12 @@ def launching(folder: Path, launcher: str) -> Iterator[Launch | None]:
         yield launch
 
 
-def workers(launcher: Mapping[str, Any], num_jobs: int) -> list[str]:
+def limit_workers(launcher: DictConfig, num_jobs: int) -> None:
     """joblib starts all its processes at once: no more than there are jobs."""
-    if not str(launcher["_target_"]).endswith("JoblibLauncher"):
-        return []
-    said = int(launcher["n_jobs"])
-    num = said if said > 0 else (os.cpu_count() or 1) + 1 + said
-    return [f"hydra.launcher.n_jobs={max(1, min(num, num_jobs))}"]
+    if str(launcher["_target_"]).endswith("JoblibLauncher"):
+        said = int(launcher.n_jobs)
+        num = said if said > 0 else (os.cpu_count() or 1) + 1 + said
+        launcher.n_jobs = max(1, min(num, num_jobs))
 
 
 def _is_training_for_us(folder: Path) -> bool:

@@ -16,13 +16,13 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
-from runner import multirun, own_code, run_folder, threads
+from runner import multirun, own_code, run_folder, signals, threads
 from runner.cli import hydra_bridge
 from runner.cli.overrides import SEARCHES, job_names, jobs, parse_overrides, set_keys, without_hydra
 from runner.compose import Composer, compose
 from runner.config import Config, parse, sha256
 from runner.errors import ConfigError, RunError, few_lines, show
-from runner.saved import Run, config_of
+from runner.saved import Run, config_of, refuse_links
 from runner.startup import process_start
 
 # Keys that only the command line sets; in a file they would change nothing, or trust a stranger.
@@ -232,13 +232,18 @@ def _multirun(request: Request) -> int:
     threads.keep_limits()
     task = _JobTask(request, folder, process_start(), frozenset(params))
     num_jobs = int(hydra.sweeper.n_trials) if request.is_search else len(request.jobs)
-    try:
-        hydra_bridge.launch(hydra, folder, request.lines, task)
-    except SystemExit:  # a signal: what is done is done
-        with suppress(RunError):
-            comparison.write(folder, num_jobs)
-        raise
-    return comparison.write(folder, num_jobs)
+    multirun.limit_workers(hydra.launcher, num_jobs)
+    with multirun.launching(folder, str(hydra.launcher["_target_"])) as launched:
+        try:
+            hydra_bridge.launch(hydra, folder, request.lines, task)
+            ended = launched.ended if launched else None
+        except SystemExit as end:  # a signal: what is done is done
+            ended = int(end.code or 0) - 128
+    if ended is None:
+        return comparison.write(folder, num_jobs)
+    with suppress(RunError):
+        comparison.write(folder, num_jobs)
+    return 128 + ended
 
 
 @dataclass
@@ -265,9 +270,11 @@ class _JobTask:
         """Train a job, or go on with it; its failure is written down and the others go on."""
         name, frozen = self._job(overrides)
         started, self.started = self.started, None
-        status = self._train(name, frozen, overrides, number, started or monotonic())
-        if status > 128:
-            sys.exit(status)  # a signal ends the whole multirun
+        with signals.job() as ended:
+            if not ended:
+                status = self._train(name, frozen, overrides, number, started or monotonic())
+                if status > 128:
+                    signals.end_multirun(status - 128)
         if not self.request.is_search:
             return None
         return multirun.objective(self.folder, name, frozen.sha256, frozen.config)
@@ -317,6 +324,7 @@ def _train_claimed(job: Any, claim: multirun.Claim) -> int:
         if claim.has_checkpoint:
             job = replace(job, resumed=resume(claim.path, []))
         else:
+            refuse_links(claim.path, "output.multirun")
             run_folder.restart(claim.path)
         return train(job)
     except (ConfigError, RunError, OSError) as error:
@@ -433,6 +441,7 @@ def _on_a_run(overrides: Sequence[str]) -> int:
     if (source is None) == (config.task == "predict"):
         raise ConfigError("task=predict needs data.path=FILE, and no other task takes it")
     own_code.announce(config.trusted_modules)
+    refuse_links(folder, "run")
     return task(Run(folder, config, config.checkpoint), source)
 
 
