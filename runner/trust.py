@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from runner.errors import ConfigError, nearest, show
+from runner.errors import ConfigError, closest, nearest, show
+from runner.sweep import MOST_JOBS
 
 # group -> the choices that can be started; each but the first is an extra
 CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -34,6 +35,8 @@ def _is_number(value: Any) -> bool:
 _COUNT = _Kind("an integer >= 1", lambda v: _is_int(v) and v >= 1)
 _INDEX = _Kind("an integer >= 0", lambda v: _is_int(v) and v >= 0)
 _JOBS = _Kind("an integer >= 1, or -1 for all cores", lambda v: _is_int(v) and (v >= 1 or v == -1))
+_ONE = _Kind("1: a job is one process", lambda v: _is_int(v) and v == 1)
+_TRIALS = _Kind(f"an integer from 1 to {MOST_JOBS}", lambda v: _is_int(v) and 1 <= v <= MOST_JOBS)
 _SHARE = _Kind("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
 _POSITIVE = _Kind("a number > 0", lambda v: _is_number(v) and v > 0)
 _AMOUNT = _Kind("a number >= 0", lambda v: _is_number(v) and v >= 0)
@@ -55,8 +58,6 @@ _KEYS: Mapping[str, _Kind] = {
         (
             "launcher.timeout_min",
             "launcher.cpus_per_task",
-            "launcher.tasks_per_node",
-            "launcher.nodes",
             "launcher.mem_gb",
             "launcher.cpus_per_gpu",
             "launcher.array_parallelism",
@@ -72,6 +73,8 @@ _KEYS: Mapping[str, _Kind] = {
         ),
         _INDEX,
     ),
+    "launcher.nodes": _ONE,
+    "launcher.tasks_per_node": _ONE,
     "launcher.stderr_to_stdout": _SWITCH,
     **dict.fromkeys(
         (f"launcher.{name}" for name in ("partition", "qos", "account", "constraint", "gres", "mem_per_gpu")),
@@ -86,7 +89,7 @@ _KEYS: Mapping[str, _Kind] = {
     "launcher.ray.remote.num_gpus": _AMOUNT,
     # the sweepers
     "sweeper.max_batch_size": _COUNT,
-    "sweeper.n_trials": _COUNT,
+    "sweeper.n_trials": _TRIALS,
     "sweeper.n_jobs": _COUNT,
     "sweeper.direction": _MINIMIZE,
     "sweeper.max_failure_rate": _SHARE,
@@ -126,10 +129,13 @@ def allowed(found: Mapping[str, Any], said: Mapping[str, Any], own: Mapping[str,
     for key, value in changed.items():
         kind = _KEYS.get(key)
         if kind is None or (key not in before and not key.startswith("launcher.ray.")):
-            names = [f"hydra.{name}" for name in _KEYS if name in before]
+            names = [name for name in _KEYS if name in before]
+            last = {name.rpartition(".")[2]: f"hydra.{name}" for name in names}
+            close = closest(key.rpartition(".")[2], last)
+            hint = f"; did you mean {last[close]}?" if close else ""
             raise ConfigError(
-                f"hydra.{key} cannot be set, got {show(value)}; {', '.join(names) or 'no key'} of "
-                f"hydra can{nearest(f'hydra.{key}', names)}"
+                f"hydra.{key} cannot be set, got {show(value)}; "
+                f"{', '.join(last.values()) or 'no key'} of hydra can{hint}"
             )
         if not kind.fits(value):
             raise ConfigError(f"hydra.{key} must be {kind.words}, got {show(value)}")

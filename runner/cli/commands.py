@@ -15,8 +15,10 @@ from time import monotonic
 from typing import Any
 
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
-from runner import multirun, own_code, run_folder, signals, threads
+from runner import multirun, own_code, run_folder, signals, sweep, threads
 from runner.cli import hydra_bridge
 from runner.cli.overrides import SEARCHES, job_names, jobs, parse_overrides, set_keys, without_hydra
 from runner.compose import Composer, compose
@@ -88,6 +90,12 @@ class Request:
     def is_search(self) -> bool:
         return bool(self.keys & set(SEARCHES))
 
+    def check_twice(self, identities: Sequence[Any]) -> None:
+        """Refuse jobs that are alike; a search may try a value twice."""
+        if not self.is_search:
+            swept = [o.key_or_group for o in self.overrides if o.is_sweep_override()]
+            sweep.check_twice(self.jobs, identities, swept)
+
     def freeze(self, overrides: Sequence[str]) -> Frozen:
         """Compose and check one run's config."""
         values = self.composer.values(overrides)
@@ -104,6 +112,7 @@ class Request:
     def frozen(self) -> list[Frozen]:
         """All runs' configs. Code that they trust is announced before it can be imported."""
         found = [self.freeze(overrides) for overrides in self.jobs]
+        self.check_twice([(each.config.task, each.sha256) for each in found])
         own_code.announce(list(dict.fromkeys(n for f in found for n in f.config.trusted_modules)))
         return found
 
@@ -126,12 +135,15 @@ def execute(argv: Sequence[str]) -> int:
     options = hydra_bridge.argument_parser().parse_intermixed_args([*argv])
     _check_options(options)
     config_dir, composer = options.config_dir, Composer(options.config_dir)
-    each = jobs(options.overrides, options.multirun, config_dir)
     overrides = parse_overrides(options.overrides, config_dir)
+    if options.multirun:
+        sweep.check_size(overrides)
+    each = jobs(options.overrides, options.multirun, config_dir)
     if _only_shows(options):
         composer.whole(each[0])  # refuses what Hydra would not be given
         return hydra_bridge.show(options, config_dir)
     request = Request(argv, overrides, each, options.multirun, composer)
+    request.check_twice([tuple(job) for job in each])
     return _find(request)(request)
 
 
@@ -233,17 +245,24 @@ def _multirun(request: Request) -> int:
     task = _JobTask(request, folder, process_start(), frozenset(params))
     num_jobs = int(hydra.sweeper.n_trials) if request.is_search else len(request.jobs)
     multirun.limit_workers(hydra.launcher, num_jobs)
+    ended, failed = None, None
     with multirun.launching(folder, str(hydra.launcher["_target_"])) as launched:
         try:
             hydra_bridge.launch(hydra, folder, request.lines, task)
             ended = launched.ended if launched else None
         except SystemExit as end:  # a signal: what is done is done
             ended = int(end.code or 0) - 128
-    if ended is None:
+        except (ConfigError, RunError, OSError, HydraException, OmegaConfBaseException):
+            raise
+        except Exception as error:  # the launcher's or the sweeper's: a job's process was killed
+            failed = RunError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    if ended is None and failed is None:
         return comparison.write(folder, num_jobs)
     with suppress(RunError):
         comparison.write(folder, num_jobs)
-    return 128 + ended
+    if failed is not None:
+        raise failed
+    return 128 + (ended or 0)
 
 
 @dataclass
