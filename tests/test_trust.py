@@ -127,7 +127,7 @@ NOT_TAKEN: list[tuple[tuple[str, ...], str]] = [  # the arguments; the last one 
     ((*SEARCH, "hydra.sweeper.custom_search_space=os.mkdir"), f"hydra.sweeper.custom_search_space {SET}"),
     ((*SEARCH, "hydra.sweeper.sampler._target_=os.mkdir"), f"hydra.sweeper.sampler._target_ {SET}"),
     ((*SEARCH, "hydra.sweeper.direction=up"), "hydra.sweeper.direction must be minimize"),
-    ((*SEARCH, "hydra.sweeper.n_trials=0"), "hydra.sweeper.n_trials must be an integer >= 1, got 0"),
+    ((*SEARCH, "hydra.sweeper.n_trials=0"), "hydra.sweeper.n_trials must be an integer from 1 to 10000, got 0"),
     ((*SEARCH, "hydra.sweeper.n_trials=1.5"), "hydra.sweeper.n_trials"),
     ((*SEARCH, "hydra.sweeper.max_failure_rate=2"), "hydra.sweeper.max_failure_rate must be a number from 0 to 1"),
     (("-m", "+hydra.sweeper.params={hydra.output_subdir: elsewhere}"), "must name a key of the config"),
