@@ -26,7 +26,7 @@ def main() -> int:
         return commands.execute(sys.argv[1:])
     except ConfigError as error:
         return _fail(error, 2)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, RecursionError) as error:
         return _fail(explained(error), 2)
     except RunError as error:
         return _fail(error, 1)

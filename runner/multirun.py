@@ -123,30 +123,16 @@ def held(folder: Path) -> dict[str, str]:
     return {name: who for name, who in sorted(each.items()) if who is not None}
 
 
-<<<<<<< HEAD
 def again(command: Sequence[str], folder: Path) -> str:
     """The command that goes on with a multirun that this one has begun in `folder`."""
     kept = [said for said in command if not said.startswith("output.multirun=")]
     return quoting.command_line([*kept, quoting.override("output.multirun", str(folder))])
 
 
-def objective(composed: Any) -> float | None:
-    """What a search makes small: the monitored metric after a job's last epoch, its sign turned where more is better;
-    infinity where the job did not get there. None where there is no search."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    hydra = HydraConfig.get()
-    if hydra.mode != RunMode.MULTIRUN or str(hydra.sweeper["_target_"]).endswith(".BasicSweeper"):
-        return None
-    name = run_folder.job_name([said.lstrip("+") for said in hydra.overrides.task])
-    found = job_folder(Path(hydra.sweep.dir), name, sha256(to_values(composed)))
-=======
 def objective(folder: Path, name: str, config_sha256: str, config: Config) -> float:
     """What a search makes small: the monitored metric after a job's last epoch, its sign turned
     where more is better; infinity where the job did not get there."""
     found = job_folder(folder, name, config_sha256)
->>>>>>> 8607cb9 (A config is composed once: checked, frozen, and that object trains; of Hydra's part only listed keys are taken; a table of commands; YAML of --config-dir read strictly)
     if found is None or not is_completed(found):
         return math.inf
     trainer = config.trainer

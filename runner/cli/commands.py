@@ -260,6 +260,7 @@ def _multirun(request: Request) -> int:
         return comparison.write(folder, num_jobs)
     with suppress(RunError):
         comparison.write(folder, num_jobs)
+    print(f"go on    {multirun.again(request.arguments, folder)}")
     if failed is not None:
         raise failed
     return 128 + (ended or 0)

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
@@ -77,6 +78,15 @@ def _globbed(override: Override) -> str:
     return f"{group}={','.join(chosen)}"
 
 
+# Python reads no longer integer, and follows no deeper nesting
+_LONG_NUMBER = f"a number of more than {sys.get_int_max_str_digits()} digits"
+NESTED = "holds more lists or groups in one another than can be read"
+
+
+def _key(argument: str) -> str:
+    return argument.partition("=")[0].lstrip("+~")
+
+
 def parse_overrides(overrides: Sequence[str], config_dir: str | None = None) -> list[Override]:
     """Hydra's overrides; a key given twice is refused, and a choice that its group does not have."""
     parsed = [_parse(argument) for argument in overrides]
@@ -103,6 +113,10 @@ def _parse(argument: str) -> Override:
     parser = OverridesParser.create()
     try:
         return parser.parse_overrides([argument])[0]
+    except ValueError:
+        raise ConfigError(f"{_key(argument)} holds {_LONG_NUMBER}") from None
+    except RecursionError:
+        raise ConfigError(f"{_key(argument)} {NESTED}") from None
     except HydraException as error:
         key, sign, value = argument.partition("=")
         if sign and value and not set("\"'\\,()[]{}$=") & set(value):
@@ -178,6 +192,10 @@ def explained(error: Exception) -> ConfigError:
         return ConfigError(
             f"{show(error.override)} cannot be read as KEY=VALUE; a list's item is KEY.0, other signs need quotes"
         )
+    if isinstance(error, RecursionError):
+        return ConfigError(f"the config {NESTED}")
+    if "integer string conversion" in str(error):
+        return ConfigError(f"a file of the config holds {_LONG_NUMBER}")
     cause = error.__cause__ or error.__context__ or error
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:  # Hydra names no key
         said = str(error).removeprefix("Error merging override ").partition("=")[2]
