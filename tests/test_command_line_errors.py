@@ -42,6 +42,9 @@ class OnlyCpu:
     def devices(self) -> list[str]:
         return ["cpu"]
 
+    def can_use_threads(self, num: int) -> bool:
+        return True
+
     def train(self, *_: Any) -> None:
         raise AssertionError("a wrong config must not come as far as training")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -194,3 +195,14 @@ if {ask.startswith("star")}:
 assert torchmetrics.Metric is metric and issubclass(torchmetrics.MeanMetric, metric)
 """
     assert "pytorch_lightning" in imported_after(code, tmp_path)
+
+
+def test_one_file_imports_what_is_hydra_s_own() -> None:
+    """hydra._internal may change with any release."""
+    files = [*REPOSITORY.glob("runner/**/*.py"), *REPOSITORY.glob("backends/**/*.py")]
+    found = [
+        str(f.relative_to(REPOSITORY))
+        for f in files
+        if re.search(r"^\s*(from|import) hydra\._internal", f.read_text(encoding="utf-8"), re.M)
+    ]
+    assert sorted(found) == ["runner/cli/hydra_bridge.py"]

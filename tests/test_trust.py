@@ -251,8 +251,8 @@ def test_nor_is_one_in_a_data_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     np.savez(tmp_path / "x.npz", x=np.array([Evil()], dtype=object), y=np.zeros(1, int))
     with pytest.raises(ConfigError, match="cannot be read as NPZ"):
-        read_npz(tmp_path / "x.npz")
+        read_npz(tmp_path / "x.npz", "x")
     (tmp_path / "y.npz").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(ConfigError, match="cannot be read as NPZ"):
-        read_npz(tmp_path / "y.npz")
+        read_npz(tmp_path / "y.npz", "x")
     assert not (tmp_path / "canary").exists()

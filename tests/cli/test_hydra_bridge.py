@@ -1,0 +1,38 @@
+"""What the bridge takes of Hydra's internals is there. A failure names the release that changed it."""
+
+from pathlib import Path
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from runner.cli import hydra_bridge
+
+RELEASE = f"Hydra {hydra.__version__}"
+
+
+def test_it_composes_and_puts_values_upon_what_was_composed() -> None:
+    whole = hydra_bridge.load(None, ["schedule=cosine"])
+    assert whole.schedule.name == "cosine", RELEASE
+    assert whole.hydra.runtime.choices["schedule"] == "cosine", RELEASE
+    hydra_bridge.apply(OverridesParser.create().parse_overrides(["++seed=7"]), whole)
+    assert whole.seed == 7, RELEASE
+
+
+def test_its_options_are_those_that_are_looked_at() -> None:
+    options = vars(hydra_bridge.argument_parser().parse_args([]))
+    looked_at = {"help", "hydra_help", "cfg", "info", "shell_completion", "config_dir", "config_name", "config_path"}
+    known = {*looked_at, "experimental_rerun", "multirun", "run", "overrides", "package", "resolve", "version"}
+    assert set(options) <= known, f"{RELEASE} has options of which nobody has decided whether they are taken"
+
+
+def test_a_launcher_is_given_each_job_s_overrides(tmp_path: Path) -> None:
+    seen: list[tuple[list[str], int]] = []
+
+    def task(overrides: list[str], number: int) -> None:
+        seen.append((overrides, number))
+
+    part = hydra_bridge.load(None, []).hydra
+    hydra_bridge.launch(part, tmp_path, ["seed=3,4", "schedule=cosine"], task)
+    assert seen == [(["seed=3", "schedule=cosine"], 0), (["seed=4", "schedule=cosine"], 1)], RELEASE
+    assert OmegaConf.load(f"{tmp_path}/multirun.yaml").hydra.overrides.task == ["seed=3,4", "schedule=cosine"]
