@@ -262,5 +262,6 @@ def _overrides(model: Model, rows: Path, folder: Path) -> list[str]:
         "schedule.decay_steps=1",
         f"trainer.batch_size={model.batch_size}",
         f"trainer.max_epochs={model.num_epochs}",
+        f"trainer.threads={model.num_threads}",
         f"output.root={folder}",
     ]

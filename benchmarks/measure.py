@@ -64,12 +64,23 @@ def measure(contestant: Contestant, model: Model, rows: Path) -> Run:
 
 
 @contextmanager
-def ours(backend: str, overrides: Sequence[str], num_threads: int) -> Iterator[tuple[float, float, Path]]:
-    """A command line of ours: its seconds and peak megabytes; its outputs are there for as long as the block lasts."""
+def ours(
+    backend: str,
+    overrides: Sequence[str],
+    num_threads: int | None,
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[tuple[float, float, Path]]:
+    """A command line of ours: its seconds and peak megabytes; its outputs are there for as long as the block lasts. With
+    no number of threads the environment says nothing of them but `variables`."""
     with tempfile.TemporaryDirectory() as name:
         said = [*overrides, f"backend={backend}", "device=cpu", f"output.root={name}"]
+        if num_threads is not None:
+            said.append(f"trainer.threads={num_threads}")
         command = [sys.executable, "-m", "runner", *said]
-        seconds, megabytes, _ = execute(command, {**os.environ, **environment(num_threads)})
+        plain = {key: value for key, value in os.environ.items() if key not in environment(1)}
+        seconds, megabytes, _ = execute(
+            command, {**plain, **(environment(num_threads) if num_threads is not None else {}), **(variables or {})}
+        )
         yield seconds, megabytes, Path(name)
 
 

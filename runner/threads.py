@@ -14,9 +14,9 @@ import numpy as np
 from runner.errors import ConfigError, show
 from runner.layers import Network, Node
 
-# The first work of one operation, in FLOP, that pays for a thread of its own: 0.2 ms of one core. Below it the threads
+# The first work of one operation, in FLOP, that pays for a thread of its own: 0.6 ms of one core. Below it the threads
 # wait for each other longer than they compute, and far longer where another process takes a core (benchmarks/README.md).
-WORTH_A_THREAD = 2**23
+WORTH_A_THREAD = 2**25
 # A user's limit on the threads of a process; `auto` stays within all that are set, on every backend.
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
 # The limit as the first process of a command found it: launchers such as joblib set the variables for their workers, and
@@ -35,7 +35,8 @@ def resolve(asked: Literal["auto"] | int, net: Network, batch_size: int) -> int:
 def remark(asked: Literal["auto"] | int, number: int, net: Network, batch_size: int) -> str | None:
     """What the user should know of the number, if anything."""
     if number > cores():
-        return f"warning: {number} threads on {cores()} cores wait for each other; trainer.threads=auto takes fewer"
+        said = f"{number} threads are more than the cores here ({cores()}) and wait for each other"
+        return f"warning: {said}; trainer.threads=auto takes fewer"
     if asked == "auto" and number < _paid_for(net, batch_size):
         said = " ".join(f"{name}={value}" for name, value in limits().items() if value == number)
         return f"threads  {number}, by {said} of the environment; trainer.threads=N overrides it"

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_the_work_of_an_operation_is_the_mean_over_all_flops(overrides: list[str
     [
         (["model=mlp"], 1),
         (["model=transformer"], 1),
-        ([WIDE, "trainer.batch_size=64"], 3),  # 2^25 FLOP and 0.16 of it: (1 + 0.16^2) / 1.16 of 4 times 2^23
+        ([WIDE, "trainer.batch_size=256"], 3),  # 2^27 FLOP and 0.16 of it: (1 + 0.16^2) / 1.16 of 4 times 2^25
         ([WIDE, "trainer.batch_size=4096"], 16),
         (["trainer.threads=3"], 3),
         (["trainer.threads=40"], 40),
@@ -111,7 +112,8 @@ def test_what_a_launcher_sets_for_its_workers_is_no_limit(machine: pytest.Monkey
     ("environment", "asked", "remark"),
     [
         ({}, "16", None),
-        ({}, "17", "warning: 17 threads on 16 cores wait for each other; trainer.threads=auto takes fewer"),
+        ({}, "17",
+         "warning: 17 threads are more than the cores here (16) and wait for each other; trainer.threads=auto takes fewer"),
         ({}, "auto", None),
         ({"OMP_NUM_THREADS": "16"}, "auto", None),
         ({"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "3"}, "auto",
@@ -217,9 +219,9 @@ def test_a_run_goes_on_with_the_number_that_it_had(machine: pytest.MonkeyPatch) 
     """`auto` would now be another: the environment has a limit."""
     from runner.resume import Resumed, with_saved_threads
 
-    prepared = prepare([WIDE, "trainer.batch_size=64"])
+    prepared = prepare([WIDE, "trainer.batch_size=256"])
     machine.setenv("OMP_NUM_THREADS", "1")
-    limited = prepare([WIDE, "trainer.batch_size=64"])
+    limited = prepare([WIDE, "trainer.batch_size=256"])
     parts = {field.name: None for field in fields(Resumed)} | {"changes": {}, "notes": []}
     resumed = Resumed(**{**parts, "numbers": {"threads": 3}})  # type: ignore[arg-type]
     assert with_saved_threads(resumed, prepared) == (prepared, resumed)
@@ -244,6 +246,27 @@ def test_a_keras_job_with_another_number_is_the_run_that_it_would_be_alone(tmp_p
     }
     assert found[2] == read(tmp_path / alone.folder, "result.json")["weights_sha256"]
     assert found[1] != found[2]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("hydra_plugins.hydra_joblib_launcher") is None, reason="joblib's launcher is an extra")
+def test_jobs_side_by_side_take_what_a_run_alone_takes(tmp_path: Path) -> None:
+    """joblib sets OMP_NUM_THREADS and its like for its workers: the cores by their number."""
+    plain = {key: value for key, value in os.environ.items() if key not in threads.VARIABLES}
+    environment = {**plain, "PYTHONPATH": str(REPOSITORY)}
+    large = (WIDE, "trainer.batch_size=1024", "trainer.max_steps=3", "device=cpu")
+    side = ("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1")
+    for arguments in (large, (*side, *large)):
+        command = [sys.executable, "-m", "runner", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+    (alone,) = tmp_path.glob("outputs/runs/*/result.json")
+    jobs = {
+        read(path.parent, "result.json")["seed"]: path for path in tmp_path.glob("outputs/multiruns/*/*/result.json")
+    }
+    numbers = [read(path.parent, "environment.json")["threads"] for path in (alone, jobs[0], jobs[1])]
+    assert numbers == [threads.cores()] * 3
+    assert read(jobs[0].parent, "result.json")["weights_sha256"] == read(alone.parent, "result.json")["weights_sha256"]
 
 
 # a process of its own
