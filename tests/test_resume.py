@@ -213,7 +213,8 @@ def test_two_processes_never_train_in_one_folder(tmp_path: Path, backend: str) -
             time.sleep(0.05)
         (folder,) = tmp_path.glob("outputs/runs/*")
         (second,) = forked(tmp_path, (f"resume={folder}",))
-        assert (second.status, second.err) == (2, f"error: resume: {folder} is in use, another process trains in it\n")
+        said = f"resume: {folder} is in use, another process trains in it: process {process.pid}"
+        assert (second.status, second.err) == (2, f"error: {said}\n")
         assert process.poll() is None
     finally:
         process.kill()

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -99,15 +99,23 @@ def kill_at_end(here: Path, backend: str, expected: dict[str, str]) -> bool:
     """kill -9 as soon as the last checkpoint has its name: `resume` writes the files of the run's end. True if it had none."""
     log = here / "log.txt"
     child = start(here, command(backend), log)
-    until(lambda: (folder := folder_of(here)) is not None and (folder / "checkpoints" / "96").is_dir())
-    os.kill(child, signal.SIGKILL)
-    wait(child, log)
+    _kill_when(child, log, lambda: (folder := folder_of(here)) is not None and (folder / "checkpoints" / "96").is_dir())
     folder = folder_of(here)
     assert folder is not None
     hit = not (folder / "result.json").is_file()
     _goes_on(here, folder, backend, expected)
     assert (folder / "curves.png").is_file()
     return hit
+
+
+def _kill_when(child: int, log: Path, holds: Callable[[], bool], later: float = 0.0) -> None:
+    """kill -9 so many seconds after it holds; a child for which it never does is killed too, before its folder goes."""
+    try:
+        until(holds, timeout=300)
+        time.sleep(later)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        wait(child, log)
 
 
 def kill_longer(here: Path, backend: str, draw: random.Random, source: Path, expected: dict[str, str]) -> None:
@@ -124,10 +132,7 @@ def kill_longer(here: Path, backend: str, draw: random.Random, source: Path, exp
         path.write_text(path.name)
     before = (folder / "result.json").read_bytes()
     child = start(here, [f"resume={folder}", f"backend={backend}", "trainer.max_steps=96"], here / "log.txt")
-    until(lambda: (folder / "result.json").read_bytes() != before)
-    time.sleep(draw.uniform(0, 0.4))
-    os.kill(child, signal.SIGKILL)
-    wait(child, here / "log.txt")
+    _kill_when(child, here / "log.txt", lambda: (folder / "result.json").read_bytes() != before, draw.uniform(0, 0.4))
     step = checkpoint.read_newest(folder)[0].step
     if step == 50:  # killed before config.yaml was to say 96
         _retry(here, folder, backend)
