@@ -98,8 +98,10 @@ def parse_overrides(overrides: Sequence[str], config_dir: str | None = None) -> 
         if key in seen:
             raise ConfigError(f"{show(key)} is given twice on the command line")
         seen.add(key)
-        if key == "hydra" or "@" in key:
-            raise ConfigError(f"{show(key)} cannot be set; a choice is GROUP=CHOICE, a value KEY=VALUE")
+        if key == "hydra" or override.package is not None:
+            raise ConfigError(
+                f"{show(override.get_key_element())} cannot be set; a choice is GROUP=CHOICE, a value KEY=VALUE"
+            )
         if key == "hydra.searchpath":  # pkg://NAME imports NAME
             raise ConfigError("hydra.searchpath is not taken; --config-dir adds a folder of choices")
         if override.is_hydra_override() and override.is_sweep_override():
