@@ -123,6 +123,14 @@ def held(folder: Path) -> dict[str, str]:
     return {name: who for name, who in sorted(each.items()) if who is not None}
 
 
+def told(error: Exception) -> str:
+    """What ended a launcher or a sweeper, in one line."""
+    name = type(error).__name__
+    if name in ("TerminatedWorkerError", "BrokenProcessPool"):  # joblib's, concurrent.futures's
+        return "the process of a job was killed, by somebody or because memory was short; the other jobs ended with it"
+    return f"{name}: {' '.join(str(error).split())[:300]}"
+
+
 def again(command: Sequence[str], folder: Path) -> str:
     """The command that goes on with a multirun that this one has begun in `folder`."""
     kept = [said for said in command if not said.startswith("output.multirun=")]

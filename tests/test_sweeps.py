@@ -266,6 +266,22 @@ def test_jobs_end_with_their_command_and_save(
     assert not [*folder.glob(".end.*")]
 
 
+@pytest.mark.slow
+def test_a_job_s_process_that_is_killed_ends_the_command_in_one_line(tmp_path: Path) -> None:
+    sweep = ("-m", "seed=0,1", "trainer.max_epochs=5000", "device=cpu", "output.multirun=outputs/m", *JOBLIB)
+    process = start(tmp_path, *sweep)
+    deadline = time.monotonic() + 200
+    while not (found := list(tmp_path.glob("outputs/m/*/checkpoints/last"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(read_json(found[0].parents[1] / ".owner")["pid"], signal.SIGKILL)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    said = "the process of a job was killed, by somebody or because memory was short; the other jobs ended with it"
+    assert err == f"error: {said}\n"
+    assert out.splitlines()[-1].startswith("go on    python -m runner -m seed=0,1 ")
+
+
 def test_a_job_whose_command_is_gone_is_asked_to_end_and_its_process_ends_after_it(tmp_path: Path) -> None:
     code = """
 import time

@@ -254,8 +254,8 @@ def _multirun(request: Request) -> int:
             ended = int(end.code or 0) - 128
         except (ConfigError, RunError, OSError, HydraException, OmegaConfBaseException):
             raise
-        except Exception as error:  # the launcher's or the sweeper's: a job's process was killed
-            failed = RunError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        except Exception as error:  # the launcher's or the sweeper's
+            failed = RunError(multirun.told(error))
     if ended is None and failed is None:
         return comparison.write(folder, num_jobs)
     with suppress(RunError):
