@@ -256,3 +256,27 @@ def test_nor_is_one_in_a_data_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ConfigError, match="cannot be read as NPZ"):
         read_npz(tmp_path / "y.npz", "x")
     assert not (tmp_path / "canary").exists()
+
+
+IN_LISTS = ["[{_target_: os.mkdir, path: canary}]", "[[{_target_: os.mkdir, path: canary}]]"]
+
+
+@pytest.mark.parametrize("way", ["said", "in a file"])
+@pytest.mark.parametrize("value", IN_LISTS)
+@pytest.mark.parametrize("key", ["mine", "model.layers", "metrics", "runs", "schedule.of"])
+def test_a_target_inside_a_list_is_refused(
+    key: str, value: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = [f"++{key}={value}"]
+    if way == "in a file":
+        group, _, name = key.rpartition(".")
+        (tmp_path / "mine" / "experiment").mkdir(parents=True)
+        body = f"{group}:\n  {name}: {value}\n" if group else f"{name}: {value}\n"
+        (tmp_path / "mine" / "experiment" / "bad.yaml").write_text(f"# @package _global_\n{body}")
+        said = ["--config-dir", "mine", "experiment=bad"]
+    assert status(said, monkeypatch) == 2
+    out, err = capfd.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert "_target_" in err or key.partition(".")[0] in err
+    assert {path.name for path in tmp_path.iterdir()} <= {"mine"}

@@ -97,6 +97,13 @@ LAYERS = {
         stack("{layer: conv2d, filters: 4, kernel_size: 2},{layer: flatten}"),
         IMAGES,
     ],
+    # padding that is symmetric and differs by axis: 1 and 1 of the height, 2 and 2 of the width
+    "conv_same_6x7": [
+        stack(
+            "{layer: dense, units: 42},{layer: reshape, shape: [6, 7, 1]},"
+            "{layer: conv2d, filters: 4, kernel_size: 5, stride: 3},{layer: flatten}"
+        )
+    ],
     "conv_valid": [
         stack("{layer: conv2d, filters: 4, kernel_size: 3, padding: valid},{layer: flatten}"),
         IMAGES,
