@@ -579,3 +579,17 @@ def test_with_tune_p_is_corrected_for_all_pairs_that_were_tried(
     assert other["p_raw"] == pytest.approx(raw[winners], rel=1e-9)
     assert other["p"] == pytest.approx(corrected, rel=1e-9)
     assert corrected > raw[winners]
+
+
+def test_a_resumed_run_s_seconds_to_the_target_are_left_blank(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its metrics.csv counts from the first start, whose start-up result.json does not know; other
+    runs took 3.0 s in all, 1.0 s of it to start."""
+    write_run(tmp_path / "runs", ["schedule=constant"], 0, 0.5, resumed_from=40)
+    write_run(tmp_path / "runs", ["schedule=linear"], 0, 0.5)
+    found = rows(said(tmp_path, capsys).folder)
+    assert {name: row["seconds"] for name, row in found.items()} == {
+        "schedule=constant": "",
+        "schedule=linear": "2.00",
+    }

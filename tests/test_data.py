@@ -216,6 +216,15 @@ def test_what_is_probably_not_meant_is_said(tmp_path: Path) -> None:
         "column price has 30 different numbers in 30 rows, each taken for a class; data.task=regression takes them as "
         "numbers",
     )
+    counted = "has 21 different numbers in 200 rows, each taken for a class"  # 9.5 rows of each
+    cells = [[i % 7 + 0.5, 10 * (i % 21)] for i in range(200)]
+    (said,) = dataset(*write_csv(tmp_path / "b.csv", csv_text(["a", "price"], cells))).warnings
+    assert said.startswith(f"column price {counted}")
+    x, y = np.array(cells)[:, :1], np.array(cells)[:, 1].astype(int)
+    (said,) = dataset(*write_npz(tmp_path / "c.npz", x=x, y=y)).warnings
+    assert said.startswith(f"{tmp_path / 'c.npz'}: y {counted}")
+    assert dataset(*write_npz(tmp_path / "d.npz", x=x, y=y % 20)).warnings == ()
+    assert dataset(*write_npz(tmp_path / "e.npz", x=x, y=y), "data.task=regression").warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -227,7 +236,7 @@ def test_what_is_probably_not_meant_is_said(tmp_path: Path) -> None:
         ({"x": [[1.0], [2.0]], "y": [7, 7]}, "y holds one class only, 7; a classification needs two"),
         (
             {"x": [[1.0], [2.0]], "y": [0.0, 1.0]},
-            r"y must be labels, integers of shape \[N\], got float64 of shape \[2\]",
+            r"y must be labels, integers of shape \[N\], got float64 of shape \[2\]; data.task=regression takes",
         ),
         (
             {"x": [[1.0], [2.0]], "y": [[0], [1]]},
@@ -458,7 +467,7 @@ def test_a_byte_order_mark_blank_lines_and_spaces_are_no_part_of_a_csv(tmp_path:
         ("a,b,y\n1,2,u\n3,v\n", [], "line 3 has 2 cells, the header has 3"),
         ("a,b,y\n1,2,u\n3,4,v,5\n", [], "line 3 has 4 cells, the header has 3"),
         ("a,b,y\n1,2,u\n3,four,v\n", [], "line 3, column b is 'four'; finite numbers are needed: give text a number"),
-        ("a,b,y\n1,,u\n", [], "line 2, column b is ''; finite numbers are needed: .*, fill what is missing"),
+        ("a,b,y\n1,,u\n", [], "line 2, column b is empty; finite numbers are needed: .*, fill what is missing"),
         ("a,b,y\n1,2,u\n3,4,\n", [], "line 3, column y is empty; a label is needed"),
         ("a,y\n1,u\n", ["data.task=regression"], "line 2, column y is 'u'; finite numbers are needed"),
         ("a,price\n1,2\n3,nan\n", ["data.task=regression"], "line 3, column price is 'nan'"),
@@ -469,7 +478,7 @@ def test_a_byte_order_mark_blank_lines_and_spaces_are_no_part_of_a_csv(tmp_path:
         (
             "a,b,c,y\n1,red,,u\n2,3,,v\n4,blue,5,w\n",
             [],
-            r"line 2, column b is 'red' \(2 such lines\); line 2, column c is '' \(2 such lines\); finite",
+            r"line 2, column b is 'red' \(2 such lines\); line 2, column c is empty \(2 such lines\); finite",
         ),
         (
             ",".join(f"c{i}" for i in range(12)) + ",y\n" + "?," * 12 + "u\n",

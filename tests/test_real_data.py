@@ -389,7 +389,7 @@ def test_what_cannot_be_trained_on_or_predicted_is_refused_in_one_line(
             "data=csv",
             "data.path=text.csv",
         ): "text.csv: line 2, column alcohol is 'high' (178 such lines); line 2, column "
-        f"magnesium is '' (178 such lines); {needed}",
+        f"magnesium is empty (178 such lines); {needed}",
         ("data=csv", "data.path=pipe.csv"): "data.path must be a file, got pipe.csv, which is a pipe or a device",
         ("task=predict", "run=run", "data.path=."): "data.path must be a file, got ., which is a folder",
         ("task=predict", "run=run", "data.path=pipe.csv"): "data.path must be a file, got pipe.csv, which is a pipe or "

@@ -49,9 +49,11 @@ class _Rows(Section):
         x = as_float(x, "x", source)
         if x.ndim < 2 or 0 in x.shape[1:]:
             raise ConfigError(f"{source}: x must hold a row of values per sample, got the shape {list(x.shape)}")
-        data = self._dataset(source, x, *as_targets(y, self.task, source))
+        y, classes = as_targets(y, self.task, source)
+        data = self._dataset(source, x, y, classes)
         remedy = "data.standardize=true scales them"
-        return replace(data, warnings=unscaled(x, source, remedy)) if not self.standardize else data
+        scaled = () if self.standardize else unscaled(x, source, remedy)
+        return replace(data, warnings=(*scaled, *numbers_as_labels(f"{source}: y", len(y), classes)))
 
 
 class _File(_Rows):
@@ -127,7 +129,8 @@ class CSV(_File):
         number = {label: i for i, label in enumerate(classes)}
         y = np.array([number[label] for label in labels], dtype=np.int64)
         data = self._dataset(self.path, x, y, classes, columns, target)
-        warnings = (*_counting(x, columns), *_own_labels(labels, classes, target))
+        counted = numbers_as_labels(f"column {show(target)}", len(labels), classes)
+        warnings = (*_counting(x, columns), *counted)
         return replace(data, warnings=warnings)
 
 
@@ -235,7 +238,7 @@ def numbers(table: Table, columns: Sequence[int], source: object) -> np.ndarray:
         pass
     wrong = {j: [i for i, row in enumerate(table.rows) if not _is_finite(row[j])] for j in columns}
     parts = [
-        f"line {table.lines[bad[0]]}, column {show(table.header[j])} is {show(repr(table.rows[bad[0]][j]))}"
+        f"line {table.lines[bad[0]]}, column {show(table.header[j])} is {_cell(table.rows[bad[0]][j])}"
         + (f" ({len(bad)} such lines)" if len(bad) > 1 else "")
         for j, bad in wrong.items()
         if bad
@@ -245,6 +248,10 @@ def numbers(table: Table, columns: Sequence[int], source: object) -> np.ndarray:
         f"{source}: {'; '.join([*parts[:_MOST], *more])}; finite numbers are needed: "
         "give text a number each, fill what is missing, or remove the column"
     )
+
+
+def _cell(text: str) -> str:
+    return show(repr(text)) if text else "empty"
 
 
 _MOST = 8  # names in one message
@@ -271,11 +278,14 @@ def _counting(x: np.ndarray, columns: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"column {show(name)} counts the rows; if it is an index, remove it" for name in counts)
 
 
-def _own_labels(labels: Sequence[str], classes: Sequence[str], target: str) -> tuple[str, ...]:
-    """Numbers of which hardly two are equal are probably no labels."""
-    if len(labels) < 20 or len(classes) <= len(labels) / 2 or not all(map(_is_finite, classes)):
+def numbers_as_labels(name: str, num_rows: int, classes: Sequence[str]) -> tuple[str, ...]:
+    """Warn where numbers are probably no labels: more than 20 of them with less than 10 rows each
+    on average, or hardly two rows alike."""
+    many = len(classes) > 20 and num_rows < 10 * len(classes)
+    unlike = num_rows >= 20 and len(classes) > num_rows / 2
+    if not (many or unlike) or not all(map(_is_finite, classes)):
         return ()
-    found = f"column {show(target)} has {len(classes)} different numbers in {len(labels)} rows"
+    found = f"{name} has {len(classes)} different numbers in {num_rows} rows"
     return (f"{found}, each taken for a class; data.task=regression takes them as numbers",)
 
 
@@ -302,7 +312,9 @@ def as_targets(y: np.ndarray, task: Task, source: object) -> tuple[np.ndarray, t
     if task == "regression":
         return as_float(y, "y", source).astype(np.float64).reshape(len(y), -1), ()
     if y.ndim != 1 or y.dtype.kind not in "iu":
-        raise ConfigError(f"{source}: y must be labels, integers of shape [N], got {y.dtype} of shape {list(y.shape)}")
+        got = f"got {y.dtype} of shape {list(y.shape)}"
+        hint = "; data.task=regression takes y as numbers" if y.dtype.kind == "f" else ""
+        raise ConfigError(f"{source}: y must be labels, integers of shape [N], {got}{hint}")
     names, labels = np.unique(y, return_inverse=True)
     return labels.astype(np.int64), tuple(str(name) for name in names)
 

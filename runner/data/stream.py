@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from runner.data.dataset import Dataset, Split, Task, check_classes, check_finite, largest_of, num_held_out, split_rows
-from runner.data.files import as_targets, found, unscaled
+from runner.data.files import as_targets, found, numbers_as_labels, unscaled
 from runner.errors import ConfigError
 from runner.section import Count, Fraction, Index, Section
 
@@ -116,7 +116,8 @@ class NPY(Section):
         data = Dataset(train, val, test, self.task, classes, features=(), memory=self.memory_mb * 2**20)
         check_classes(data, self.path)
         remedy = "save them scaled, or begin model.layers with {layer: batch_norm}"
-        return replace(data, warnings=unscaled(all_rows, self.path, remedy))
+        counted = numbers_as_labels(f"{self.path}: y", len(y), classes)
+        return replace(data, warnings=(*unscaled(all_rows, self.path, remedy), *counted))
 
 
 def _parts(folder: Path) -> list[Path]:

@@ -167,13 +167,18 @@ class Job:
         return float(self.trace["learning_rate"][self.result["best"]["step"] - 1])
 
     def reached(self, metric: str, mode: str, target: float) -> tuple[float, float]:
-        """Step and seconds of training at the end of the first epoch that was as good as the target; else infinite."""
+        """Step and seconds of training at the end of the first epoch that was as good as the target;
+        infinite where there is none. A resumed run's seconds are infinite too: its clock holds start-ups
+        that result.json does not know."""
         values = self.epochs[metric]
         good = np.flatnonzero(values <= target if mode == "min" else values >= target)
         if not len(good):
             return math.inf, math.inf
-        spent = self.epochs["seconds"][good[0]] - (self.result["seconds"].get("startup") or 0.0)
-        return float(self.epochs["step"][good[0]]), float(spent)
+        step = float(self.epochs["step"][good[0]])
+        if self.result.get("resumed_from") is not None:
+            return step, math.inf
+        startup = self.result["seconds"].get("startup") or 0.0
+        return step, float(self.epochs["seconds"][good[0]] - startup)
 
 
 @dataclass(frozen=True)
