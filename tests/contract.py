@@ -12,6 +12,7 @@ from runner import dispatcher
 from runner.data.order import Chunk, Chunks
 from runner.random import keep, layer_key
 from runner.spec import Live, Report, TrainState
+from tests.rows import slow_but
 from tests.training import Trained, difference, differences, first, prepare, train
 
 SCHEDULE = ["schedule=exponential", "schedule.decay_rate=0.5"]
@@ -37,8 +38,8 @@ class BackendContract:
         assert backend.name == self.name
         assert "cpu" in backend.devices()
 
-    @pytest.mark.parametrize("precision", ["float32", "float64"])
-    @pytest.mark.parametrize("length", [1, 2, 7])
+    @pytest.mark.parametrize("precision", slow_but(["float32", "float64"], "float32"))
+    @pytest.mark.parametrize("length", slow_but([1, 2, 7], 1, 7))
     def test_the_result_does_not_depend_on_the_length_of_the_chunk(self, precision: str, length: int) -> None:
         overrides = [*SMALL, f"trainer.precision={precision}"]
         whole = self.train(overrides)
@@ -54,7 +55,7 @@ class BackendContract:
     def test_another_seed_gives_another_run(self) -> None:
         assert differences(self.train(SMALL), self.train([*SMALL, "seed=1"]))["weights"] > 1e-3
 
-    @pytest.mark.parametrize("optimizer", ["sgd", "adam", "nadam", "rmsprop"])
+    @pytest.mark.parametrize("optimizer", slow_but(["sgd", "adam", "nadam", "rmsprop"], "adam", "nadam"))
     def test_a_run_goes_on_from_its_state_to_the_same_bits(self, optimizer: str) -> None:
         momentum = ["optimizer.momentum=0.9"] if optimizer in ("sgd", "rmsprop") else []
         overrides = [*F64, f"optimizer={optimizer}", *momentum, "trainer.steps_per_call=10"]
@@ -199,7 +200,7 @@ class BackendContract:
         np.testing.assert_allclose(trained.losses[-20:].mean(), exact.losses[-20:].mean(), rtol=0.05)
         assert not np.array_equal(trained.losses, exact.losses)
 
-    @pytest.mark.parametrize("model", ["cnn", pytest.param("resnet", marks=pytest.mark.slow), "transformer"])
+    @pytest.mark.parametrize("model", slow_but(["cnn", "resnet", "transformer"], "cnn"))
     def test_an_exported_model_loads_without_this_project(self, model: str, tmp_path: Path) -> None:
         overrides = [f"model={model}", "data.images=true", "trainer.max_steps=20"]
         prepared, state = prepare(overrides), self.train(overrides).state

@@ -315,7 +315,7 @@ def test_with_one_seed_it_says_that_it_cannot_know_and_backends_get_a_parity_tab
 def test_a_failed_job_is_named_and_not_ranked(tmp_path: Path) -> None:
     (done,) = forked(tmp_path, ("-m", "optimizer.lr=1e-3,1e30", "seed=0,1", "trainer.max_steps=20", "device=cpu"))
     assert done.status == 1
-    assert done.out.count("failed: optimizer.lr=1e+30") == 2
+    assert done.out.count("failed: optimizer.lr-1e+30_seed-") == 2
     assert "2 of 4 jobs completed" in done.out
     failed = tmp_path / done.folder / "optimizer.lr-1e+30_seed-0"
     assert read_json(failed / "result.json")["status"] == "failed"

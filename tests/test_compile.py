@@ -38,6 +38,7 @@ def test_so_is_one_with_convolutions_and_batch_norm(backend: str) -> None:
     assert max(found.values()) < 1e-11  # batch norm divides by small variances
 
 
+@pytest.mark.slow
 def test_the_time_that_it_took_is_told(tmp_path: Path) -> None:
     for done in together(tmp_path, *((f"backend={backend}", *MODEL, "trainer.compile=true") for backend in BACKENDS)):
         assert "s of it compiling)" in done.out

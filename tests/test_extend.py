@@ -165,7 +165,7 @@ def test_runs_branch_from_one_checkpoint_each_in_its_own_folder(finished: dict[s
     assert (done.status, done.err) == (0, "")
     assert "2 of 2 jobs completed" in done.out
     for num, other in zip((26, 36), whole, strict=True):
-        folder, expected = tmp_path / done.folder / f"checkpoint=20,trainer.max_steps={num}", tmp_path / other.folder
+        folder, expected = tmp_path / done.folder / f"trainer.max_steps-{num}", tmp_path / other.folder
         assert (folder / "trace.csv").read_text() == (expected / "trace.csv").read_text()
         hashes = [read_json(path / "result.json")["weights_sha256"] for path in (folder, expected)]
         assert hashes[0] == hashes[1]

@@ -8,6 +8,7 @@ import pytest
 
 from runner.run_folder import read_columns, read_json
 from tests.command_line import BACKENDS, REPOSITORY, together
+from tests.rows import slow_but
 
 FAULTS = (
     "kill",
@@ -25,7 +26,7 @@ FAULTS = (
 )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_what_a_run_survives(backend: str) -> None:
     """Full and read-only disks need the right to mount; where it is missing they say so and are left out."""
     done = subprocess.run(

@@ -14,6 +14,7 @@ import pytest
 
 from runner.compose import CONF, compose
 from runner.config import Config, parse
+from tests.rows import slow_but
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FRAMEWORKS = {"torch", "pytorch_lightning", "lightning", "tensorflow", "keras", "jax"}
@@ -178,7 +179,12 @@ def test_every_schedule_of_conf_gives_a_table_of_rates() -> None:
     assert len({table.tobytes() for name, table in tables.items() if name not in ALIKE}) == len(names) - len(ALIKE)
 
 
-@pytest.mark.parametrize("ask", ["torchmetrics.MeanMetric", "torchmetrics.functional.accuracy", "star['MeanMetric']"])
+@pytest.mark.parametrize(
+    "ask",
+    slow_but(
+        ["torchmetrics.MeanMetric", "torchmetrics.functional.accuracy", "star['MeanMetric']"], "torchmetrics.MeanMetric"
+    ),
+)
 def test_lightning_comes_without_the_metrics_that_it_does_not_use_and_they_come_when_asked_for(
     ask: str, tmp_path: Path
 ) -> None:

@@ -78,6 +78,7 @@ def test_the_data_page_runs_and_its_predictions_are_right(tmp_path: Path) -> Non
     assert "['area', 'rooms'] -> price" in done.stdout
 
 
+@pytest.mark.slow
 def test_every_command_of_the_schedules_page_runs(tmp_path: Path) -> None:
     for script in blocks("bash", SCHEDULES):
         done = execute(script, tmp_path)

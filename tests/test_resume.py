@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.command_line import BACKENDS, OTHER, forked, start
+from tests.rows import slow_but
 
 both = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -202,7 +203,7 @@ def test_other_data_and_another_model_are_refused(halves: dict[str, Path], tmp_p
     )
 
 
-@both
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_two_processes_never_train_in_one_folder(tmp_path: Path, backend: str) -> None:
     """The second one is refused while the first runs, and not once it was killed."""
     endless = (f"backend={backend}", *SHORT, "trainer.max_epochs=100000", "trainer.checkpoint_every=5steps")

@@ -198,7 +198,7 @@ def test_a_job_that_starts_anew_removes_no_file_of_the_user_s(ended: dict[str, P
     """A multirun's job without a checkpoint trains from the beginning."""
     (first,) = forked(tmp_path, ("-m", *RUN, "seed=0,1"))
     folder = tmp_path / first.folder
-    job = next(path for path in folder.iterdir() if "seed=1" in path.name)
+    job = next(path for path in folder.iterdir() if "seed-1" in path.name)
     shutil.rmtree(job / "checkpoints")
     (job / "result.json").unlink()
     (job / ".notes").write_text("mine")

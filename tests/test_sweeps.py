@@ -158,7 +158,7 @@ def test_a_command_beside_another_takes_what_is_left_and_says_who_has_the_rest(t
     assert refused.status == 2
     assert refused.err == f"error: resume: {job} is in use, another process trains in it: process {child}\n"
     assert (second.status, second.err) == (0, "")
-    assert f"job 0: {job.name} is left to process {child}\n" in second.out
+    assert f"job 0: seed-0 is left to process {child}\n" in second.out
     assert f"training: {job.name} in process {child}\n" in second.out
     assert "1 of 2 jobs completed" in second.out
     assert (job / "note.txt").read_text() == "mine"
@@ -199,7 +199,7 @@ on_ray = [pytest.mark.slow, pytest.mark.skipif(not find_spec("ray"), reason="the
 @pytest.mark.parametrize(
     ("backend", "launcher"),
     [
-        pytest.param("lightning", JOBLIB, id="lightning"),
+        pytest.param("lightning", JOBLIB, id="lightning", marks=pytest.mark.slow),
         pytest.param("keras", JOBLIB, id="keras", marks=pytest.mark.slow),
         pytest.param("lightning", ("hydra/launcher=ray",), id="ray", marks=on_ray),
     ],

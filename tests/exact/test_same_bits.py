@@ -1,7 +1,6 @@
 """The claim: Lightning, Keras and the NumPy witness make the same run to the last bit: losses, outputs, weights, slots,
 running statistics. There is no tolerance."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 
 from tests.exact.common import BASE, assert_same_bits, binary_cross_entropy, bits
 from tests.parity.test_parity import GROUPS, IMAGES, LAYERS, LOSSES, OPTIMIZERS, SHORT
+from tests.rows import slow_but
 from tests.training import train
 
 BACKENDS = ("lightning", "keras")
@@ -33,19 +33,14 @@ def assert_all_the_same(overrides: list[str]) -> None:
         assert_same_bits(train(backend, overrides), witness)
 
 
-def _slow_but(names: Iterable[str], *quick: str) -> list[object]:
-    """All of them; each is compiled, which takes seconds, so that by default a few stand for the rest."""
-    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
-
-
-@pytest.mark.parametrize("name", _slow_but(OPTIMIZERS, "amsgrad", "rmsprop_both"))
+@pytest.mark.parametrize("name", slow_but(OPTIMIZERS, "rmsprop_both"))
 def test_every_optimizer(name: str) -> None:
     """With clipping, accumulation, coupled or decoupled decay, a rate that changes; an epoch's short end is update 8."""
     small = "model.layers=[{layer: dense, units: 8},{layer: activation, function: relu},{layer: dense, units: outputs}]"
     assert_all_the_same([*OPTIMIZERS[name], *HARD, small, "trainer.max_steps=11", "trainer.batch_size=48"])
 
 
-@pytest.mark.parametrize("name", _slow_but(GROUPS, "weight_decay", "rates"))
+@pytest.mark.parametrize("name", slow_but(GROUPS, "rates"))
 def test_groups_and_scheduled_hyperparameters(name: str) -> None:
     """And they mean what they mean in float64: 11 updates in 24 bits stay within 1e-4 of it."""
     overrides = [*GROUPS[name], "trainer.max_steps=11", "trainer.batch_size=48"]
@@ -57,18 +52,18 @@ def test_groups_and_scheduled_hyperparameters(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("mode", ["coupled", "decoupled"])
+@pytest.mark.parametrize("mode", slow_but(["coupled", "decoupled"], "decoupled"))
 def test_decay_that_spares_biases(mode: str) -> None:
     decay = [f"optimizer.weight_decay_mode={mode}", "optimizer.decay_exclude=bias_and_norm"]
     assert_all_the_same([*HARD, *decay, "trainer.max_steps=5"])
 
 
-@pytest.mark.parametrize("name", _slow_but(LAYERS, "gelu", "dropout", "conv_same_stride_2", "attention"))
+@pytest.mark.parametrize("name", slow_but(LAYERS, "dropout", "conv_same_stride_2"))
 def test_every_layer(name: str) -> None:
     assert_all_the_same([*LAYERS[name], "schedule=cosine", "trainer.max_steps=5"])
 
 
-@pytest.mark.parametrize("name", _slow_but([*LOSSES, *SHORT], "label_smoothing", "short_batches"))
+@pytest.mark.parametrize("name", slow_but([*LOSSES, *SHORT], "short_batches"))
 def test_every_loss_and_short_batches(name: str) -> None:
     assert_all_the_same([*{**LOSSES, **SHORT}[name], "trainer.max_steps=30"])
 
@@ -106,7 +101,7 @@ def test_every_optimizer_with_convolutions(name: str) -> None:
 
 
 @pytest.mark.parametrize("model", [pytest.param("resnet", marks=pytest.mark.slow), "transformer"])
-@pytest.mark.parametrize("backend", [*BACKENDS, "witness"])
+@pytest.mark.parametrize("backend", slow_but([*BACKENDS, "witness"], "lightning", "witness"))
 def test_a_row_does_not_depend_on_its_batch(backend: str, model: str) -> None:
     """Predicted alone, a row has the bits that it has among 261 others."""
     from runner import dispatcher

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from runner.spec import TrainState
+from tests.rows import slow_but
 from tests.training import Trained, differences, first, prepare, train
 
 TOLERANCE = 1e-12
@@ -49,14 +50,13 @@ SETTINGS = {
     "decoupled": [*_CLIPPED, "optimizer.weight_decay_mode=decoupled", "optimizer.decay_exclude=bias_and_norm"],
 }
 DEFAULT = ("mlp", "exponential", "decoupled")
-PLAIN_DEFAULT = {"sgd", "adam"}
-CNN_DEFAULT = {"momentum", "adam"}  # of the rows with the cnn, which take longest
+MLP_DEFAULT = {"nesterov", "amsgrad", "rmsprop_both", "lion"}
+PLAIN_DEFAULT = {"adam"}
 
 
 def by_default(optimizer: str, model: str, schedule: str, setting: str) -> bool:
-    of_cnn = optimizer in CNN_DEFAULT and (model, schedule, setting) == ("cnn", "exponential", "coupled")
     plain = optimizer in PLAIN_DEFAULT and (model, schedule, setting) == ("mlp", "constant", "plain")
-    return of_cnn or plain or (model, schedule, setting) == DEFAULT
+    return plain or (optimizer in MLP_DEFAULT and (model, schedule, setting) == DEFAULT)
 
 
 TABLE = [
@@ -219,17 +219,19 @@ def test_optimizers_agree(overrides: list[str]) -> None:
     assert_parity(BASE + overrides)
 
 
-@pytest.mark.parametrize("name", GROUPS)
+@pytest.mark.parametrize("name", slow_but(GROUPS, "frozen", "beta1"))
 def test_groups_and_scheduled_hyperparameters_agree(name: str) -> None:
     assert_parity(["trainer.precision=float64", "trainer.max_steps=100", *GROUPS[name]])
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    "name", slow_but(LAYERS, "gelu", "batch_norm", "conv_same_even_kernel", "attention", "dropout", "residual")
+)
 def test_layers_agree(name: str) -> None:
     assert_parity(["trainer.precision=float64", "trainer.max_steps=60", "schedule=cosine", *LAYERS[name]])
 
 
-@pytest.mark.parametrize("name", [*LOSSES, *SHORT])
+@pytest.mark.parametrize("name", slow_but([*LOSSES, *SHORT], "huber", "short_group"))
 def test_losses_and_short_batches_agree(name: str) -> None:
     assert_parity(["trainer.precision=float64", "trainer.max_steps=100", *{**LOSSES, **SHORT}[name]])
 
@@ -242,7 +244,12 @@ def test_binary_cross_entropy_agrees(tmp_path) -> None:  # type: ignore[no-untyp
     assert_parity(["trainer.precision=float64", "trainer.max_steps=60", *data])
 
 
-@pytest.mark.parametrize("schedule", ["constant", "exponential", "linear", "step", "polynomial", "cosine", "piecewise"])
+@pytest.mark.parametrize(
+    "schedule",
+    slow_but(
+        ["constant", "exponential", "linear", "step", "polynomial", "cosine", "piecewise"], "exponential", "piecewise"
+    ),
+)
 def test_rates_are_equal_to_the_bit_and_rounded_once(schedule: str) -> None:
     """In float32; in float64 `assert_parity` says it of every run here."""
     overrides = [

@@ -1,0 +1,11 @@
+"""Which rows of a table of tests belong to the default suite."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+
+def slow_but(names: Iterable[object], *quick: object) -> list[Any]:
+    """All rows; by default the `quick` ones stand for the rest, which are marked slow."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
