@@ -30,6 +30,11 @@ def cross_entropy(smoothing: float = 0.0) -> CrossEntropy:
     return CrossEntropy(name="cross_entropy", label_smoothing=smoothing)
 
 
+def assert_rows(found: np.ndarray, of_outputs: Any, z: np.ndarray, y: np.ndarray) -> None:
+    """A value for each row, scikit-learn's for that row alone."""
+    np.testing.assert_allclose(found, of_outputs(y.T, z.T, multioutput="raw_values"), **CLOSE)
+
+
 MEAN_SQUARED_ERROR = MeanSquaredError(name="mean_squared_error")
 BINARY = BinaryCrossEntropy(name="binary_cross_entropy")
 
@@ -65,7 +70,7 @@ def test_binary_cross_entropy_takes_the_mean_over_outputs_and_targets_between_0_
 
 def test_mean_squared_error_is_scikit_learn_s() -> None:
     z, y = logits(), logits(seed=2)
-    np.testing.assert_allclose(MEAN_SQUARED_ERROR.rows(z, y).mean(), oracle.mean_squared_error(y, z), **CLOSE)
+    assert_rows(MEAN_SQUARED_ERROR.rows(z, y), oracle.mean_squared_error, z, y)
 
 
 def test_huber_by_hand() -> None:
@@ -106,8 +111,11 @@ def test_accuracy_is_scikit_learn_s() -> None:
 
 
 def test_accuracy_of_one_output_splits_at_0() -> None:
-    z, y = np.array([[2.0], [-2.0], [0.0], [3.0]]), np.array([1, 1, 0, 1])
-    assert metrics.accuracy(z, y).tolist() == [1.0, 0.0, 1.0, 1.0]
+    """Labels of any shape; 0 and a half are class 0, as are small outputs below it and not those above."""
+    z, y = np.array([[2.0], [-2.0], [0.0], [3.0], [0.5], [0.5], [1.0]]), np.array([1, 1, 0, 1, 1, 0, 0.5])
+    expected = [1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0]
+    assert metrics.accuracy(z, y).tolist() == expected
+    assert metrics.accuracy(z, y[:, None]).tolist() == expected
 
 
 def test_of_equal_outputs_the_first_is_the_answer() -> None:
@@ -124,7 +132,7 @@ def test_top_k_accuracy_is_scikit_learn_s(k: int) -> None:
 
 def test_mean_absolute_error_is_scikit_learn_s() -> None:
     z, y = logits(), logits(seed=2)
-    np.testing.assert_allclose(metrics.mean_absolute_error(z, y).mean(), oracle.mean_absolute_error(y, z), **CLOSE)
+    assert_rows(metrics.mean_absolute_error(z, y), oracle.mean_absolute_error, z, y)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7, 64, NUM])
@@ -135,6 +143,37 @@ def test_a_mean_over_an_epoch_is_correctly_rounded_however_the_rows_were_cut(bat
         means.add({"loss": values[start : start + batch]})
     exact = sum(map(Fraction, values.tolist()), Fraction(0))
     assert means.result() == {"loss": float(exact) / NUM}
+
+
+@pytest.mark.parametrize("saves", [1, 2, 5])
+def test_a_mean_goes_on_from_its_state_as_if_it_had_never_been_saved(saves: int) -> None:
+    """1e16 and 1e-16 need parts that one float64 cannot hold; the exact sum is a fraction's."""
+    values = np.array([1e16, 1.0, -1e16, 1e-16, 3.0, 1e-30])
+    means = metrics.Means()
+    for part in np.split(values, 3):
+        means.add({"loss": part})
+        for _ in range(saves):
+            kept = means.state()["loss"]
+            assert sum(map(Fraction, kept[1])) == sum(map(Fraction, values[: kept[0]].tolist()))
+            assert len(kept[1]) <= 3  # few numbers, however many rows
+            means = metrics.Means({"loss": kept})
+    assert means.result() == {"loss": float(sum(map(Fraction, values.tolist()))) / 6}
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_mean_that_is_not_finite_stays_so_across_its_state(value: float) -> None:
+    means = metrics.Means()
+    means.add({"loss": np.array([1.0, value])})
+    np.testing.assert_equal(metrics.Means(means.state()).result(), {"loss": value})
+
+
+def test_a_mean_that_is_saved_goes_on_itself() -> None:
+    means = metrics.Means()
+    for value in (1.0, 2.0, 6.0):
+        means.add({"loss": np.array([value])})
+        means.state()
+    assert means.state() == {"loss": (3, [9.0])}
+    assert means.result() == {"loss": 3.0}
 
 
 def test_a_mean_of_no_rows_is_left_out() -> None:
@@ -174,6 +213,32 @@ def test_a_loss_that_does_not_fit_the_data_is_refused(loss: Any, task: str, num_
         losses.choose(loss, task, num_classes)
 
 
+@pytest.mark.parametrize(
+    ("loss", "task", "num_classes"),
+    [(BINARY, "classification", 2), (BINARY, "regression", 0), (Huber(name="huber", delta=1.0), "regression", 0)],
+)
+def test_a_loss_that_fits_the_data_is_taken_as_it_is(loss: Any, task: str, num_classes: int) -> None:
+    assert losses.choose(loss, task, num_classes) is loss
+
+
+def test_a_binary_loss_of_one_class_is_refused() -> None:
+    with pytest.raises(ConfigError, match="labels of 1 classes"):
+        losses.choose(BINARY, "classification", 1)
+
+
+def test_labels_are_integers_to_cross_entropy_and_rows_of_numbers_to_other_losses() -> None:
+    y = np.array([1, 0, 2], dtype=np.int32)
+    assert losses.targets(cross_entropy(), y, np.dtype(np.float32)).dtype == np.int64
+    assert losses.targets(cross_entropy(), y, np.dtype(np.float32)).tolist() == [1, 0, 2]
+    for loss in (BINARY, MEAN_SQUARED_ERROR, Huber(name="huber", delta=1.0)):
+        found = losses.targets(loss, y, np.dtype(np.float32))
+        assert (found.dtype, found.tolist()) == (np.float32, [[1.0], [0.0], [2.0]])
+    wide = np.arange(12.0).reshape(2, 2, 3)
+    found = losses.targets(MEAN_SQUARED_ERROR, wide, np.dtype(np.float64))
+    assert found.tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    assert losses.targets(MEAN_SQUARED_ERROR, wide[:0], np.dtype(np.float64)).shape == (0, 6)
+
+
 def test_the_number_of_outputs_follows_from_loss_and_data() -> None:
     assert losses.num_outputs(cross_entropy(), "classification", 10, 0) == 10
     assert losses.num_outputs(BINARY, "classification", 2, 0) == 1
@@ -189,3 +254,17 @@ def test_a_metric_that_does_not_fit_is_refused(name: str) -> None:
 def test_one_output_has_no_top_k() -> None:
     with pytest.raises(ConfigError, match=r"metrics must be auto or a list of accuracy \(classification\), got top_2"):
         metrics.choose(["top_2_accuracy"], "classification", 1)
+
+
+def test_a_metric_is_found_by_its_name() -> None:
+    found = metrics.choose(["top_2_accuracy", "accuracy"], "classification", 2)
+    assert list(found) == ["top_2_accuracy", "accuracy"]
+    z, y = logits(), labels()
+    expected = oracle.top_k_accuracy_score(y, z, k=2, labels=range(CLASSES))
+    assert found["top_2_accuracy"](z, y).mean() == expected
+    assert metrics.choose(["mean_absolute_error"], "regression", 1) == {
+        "mean_absolute_error": metrics.mean_absolute_error
+    }
+    allowed = r"metrics must be auto or a list of mean_absolute_error \(regression\), got top_2_accuracy"
+    with pytest.raises(ConfigError, match=allowed):
+        metrics.choose(["top_2_accuracy"], "regression", 2)

@@ -6,6 +6,7 @@ from math import ceil
 import numpy as np
 import pytest
 
+from runner.data import order as module
 from runner.data.order import Chunk, Chunks, Order
 
 # rows, batch size, accumulation: epochs that divide evenly, end in a short batch, in an incomplete group, in both, in
@@ -124,3 +125,57 @@ def test_a_chunk_of_its_own_choosing_is_cut_by_the_same_rules() -> None:
     adapted = list(Chunks(of, 0, 1000, None, adapt=True))
     assert updates(adapted) == updates(chunks(of))
     assert adapted[0].num_steps == 8
+
+
+@pytest.mark.parametrize(
+    ("seconds_each", "largest", "lengths"),
+    [
+        (0.25, 1000, [8, 4, 4, 4]),  # 1 / 0.25
+        (0.3, 1000, [8, 3, 3, 3, 3]),  # 3.3, downwards
+        (4.0, 1000, [8, 1, 1]),  # at least one
+        (0.0625, 11, [8, 11, 1]),  # 16, at most `largest`
+        (0.25, 6, [6, 4, 4, 4, 2]),
+    ],
+)
+def test_a_chunk_is_kept_near_a_second(
+    monkeypatch: pytest.MonkeyPatch, seconds_each: float, largest: int, lengths: list[int]
+) -> None:
+    """A clock that moves by `seconds_each` for every update; 1 / seconds_each updates take a second."""
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    found = []
+    for chunk in Chunks(order(60, 3, 1, num_epochs=1), 0, largest, None, adapt=True):
+        found.append(chunk.num_steps)
+        now[0] += seconds_each * chunk.num_steps
+    assert sum(found) == 20
+    assert found[: len(lengths)] == lengths
+
+
+def test_without_adapt_the_clock_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    found = []
+    for chunk in Chunks(order(60, 3, 1, num_epochs=1), 0, 7, None, adapt=False):
+        found.append(chunk.num_steps)
+        now[0] += 100.0
+    assert found == [7, 7, 6]
+
+
+@pytest.mark.parametrize("more", [0, 1, 1000])
+def test_a_run_that_starts_at_or_after_its_end_has_no_chunk(more: int) -> None:
+    of = order(12, 3, 1)
+    assert chunks(of, start=of.total_steps + more) == []
+
+
+def test_a_chunk_brings_its_rows_in_the_shape_of_its_blocks() -> None:
+    """x of row i is (i, i + 1/2): whole micro-batches, then the short one of the epoch's end."""
+    of = order(16, 3, 3, num_epochs=1)
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        return np.stack([rows, rows + 0.5], axis=1)
+
+    made = list(Chunks(of, 0, 1000, None, adapt=False, read=read))
+    assert [[part.shape for part in chunk.given()] for chunk in made] == [[(1, 3, 3, 2)], [(1, 2, 3, 2), (1, 1, 1, 2)]]
+    for chunk in made:
+        for part, block in zip(chunk.given(), chunk.blocks, strict=True):
+            np.testing.assert_array_equal(part, np.stack([block, block + 0.5], axis=-1))

@@ -95,6 +95,17 @@ def test_what_is_better(rule: Stall, best: float, better: float, worse: float) -
     assert rule.is_better(best, None)
 
 
+def test_what_was_not_said_is_zero() -> None:
+    """NaN is never the first best; a cooldown of 0 counts from the next epoch on, a watch starts without one."""
+    assert not Stall("min", 0).is_better(float("nan"), None)
+    rule, watch, seen = Stall("min", patience=0), Watch(), []
+    for value in (1.0, float("nan"), 2.0, 2.0):
+        watch, stalled = rule.after(watch, value)
+        seen.append(stalled)
+    assert seen == [False, True, True, True]
+    assert Stall("max", 0).after(Watch(), float("nan")) == (Watch(), True)
+
+
 def test_the_minimum_holds_what_the_plateau_lowers_and_lifts_nothing() -> None:
     """eta_m = 0.3: a rate of 1 times 0.1 is 0.3; a warm-up's 0.2 stays 0.2, and does not become 0.02."""
     schedule = plateau(factor=0.1, min_lr=0.3)
