@@ -42,7 +42,7 @@ NEAR = {
     "runner/metrics.py": "tests/test_losses_metrics.py",
     "runner/data/order.py": "tests/test_order.py",
     "runner/schedules/units.py": "tests/schedules/test_units.py",
-    "runner/schedules/ramps.py": "tests/schedules/test_schedules.py",
+    "runner/schedules/ramps.py": "tests/schedules/test_ramps.py",
     "runner/report/statistics.py": "tests/test_comparison.py",
     "runner/schedules/named.py": "tests/schedules/test_schedules.py tests/schedules/test_edges.py",
     "runner/optimizers.py": "tests/test_optimizers_spec.py",

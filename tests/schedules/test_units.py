@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from runner.schedules import Clock, Duration
+from runner.schedules.units import Length
 
 DURATION: TypeAdapter[str] = TypeAdapter(Duration)
 
@@ -84,3 +85,38 @@ def test_a_part_of_a_step_is_refused() -> None:
 def test_a_number_without_its_unit_is_refused(value: Any) -> None:
     with pytest.raises(ValidationError):
         DURATION.validate_python(value)
+
+
+@pytest.mark.parametrize(
+    ("durations", "expected"),
+    [
+        ([], [0]),
+        (["30steps", "50%", "1epochs"], [0, 30, 130, 170]),
+        (["30steps", "rest", "25%"], [0, 30, 150, 200]),
+        (["rest"], [0, 200]),
+        (["rest", "40steps"], [0, 160, 200]),
+        (["40steps", "rest"], [0, 40, 200]),
+        (["100%", "rest"], [0, 200, 200]),
+        (["150%", "rest"], [0, 300, 300]),  # nothing is left
+        (["99.9%", "rest"], [0, 200, 200]),  # 199.8
+        (["0.2%", "0.2%", "0.2%", "rest"], [0, 0, 1, 1, 200]),  # 0.4, 0.8, 1.2: the sums are rounded
+    ],
+)
+def test_the_boundaries_of_phases_in_200_steps_with_epochs_of_40(durations: list[str], expected: list[int]) -> None:
+    assert Clock(200, 40).boundaries(durations) == expected
+
+
+def test_the_clock_of_a_part_keeps_the_epoch() -> None:
+    part = Clock(200, 40).within(50)
+    assert (part.steps("100%"), part.steps("1epochs")) == (50, 40)
+
+
+@pytest.mark.parametrize("spelled", ["1steps", "0.5%", "0.1epochs", "2epochs", "100%"])
+def test_a_length_is_kept_as_it_was_written(spelled: str) -> None:
+    assert TypeAdapter(Length).validate_python(spelled) == spelled
+
+
+@pytest.mark.parametrize("spelled", ["0steps", "0%", "0.0epochs"])
+def test_a_length_of_0_is_refused(spelled: str) -> None:
+    with pytest.raises(ValidationError, match="a duration above 0, such as 500steps, 3epochs or 10%"):
+        TypeAdapter(Length).validate_python(spelled)
