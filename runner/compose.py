@@ -108,7 +108,8 @@ class Composer:
 
 def own_part(whole: DictConfig) -> DictConfig:
     """All but Hydra's."""
-    own: DictConfig = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+    keys: list[Any] = [key for key in whole if key != "hydra"]  # a file's may be other than text
+    own: DictConfig = OmegaConf.masked_copy(whole, keys)
     return own
 
 

@@ -20,7 +20,17 @@ from runner.losses import Loss
 from runner.optimizers import Optimizer
 from runner.schedules import Curve, Duration, Length, Schedule
 from runner.schedules.dialects.calls import SentenceError
-from runner.section import ALLOWED, Count, Fraction, Index, NonNegative, Positive, Section, keys
+from runner.section import (
+    ALLOWED,
+    Count,
+    Fraction,
+    Index,
+    NonNegative,
+    One,
+    Positive,
+    Section,
+    keys,
+)
 from runner.spec import Precision
 from runner.stall import Mode
 
@@ -79,8 +89,8 @@ class Config(Section):
     task: Literal["train", "preview", "find_lr", "evaluate", "predict", "export", "verify", "compare"]
     backend: Literal["lightning", "keras", "witness"]
     device: Annotated[str, Field(pattern=f"^({devices.PATTERN})$")]
-    devices: Literal[1]
-    num_nodes: Literal[1]
+    devices: One
+    num_nodes: One
     strategy: Literal["auto"]
     seed: Index
     data: Data
@@ -106,6 +116,7 @@ class Config(Section):
 def parse(composed: Mapping[str, Any]) -> Config:
     """The typed config. `layer_defaults` is folded into the layers that it speaks of."""
     values = dict(composed)
+    _check_keys(values)
     own_code.check(values)
     defaults, model = values.pop("layer_defaults", None), values.get("model")
     if isinstance(defaults, dict):
@@ -117,6 +128,23 @@ def parse(composed: Mapping[str, Any]) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(error.errors(), values, composed)) from None
+
+
+def _check_keys(values: Mapping[Any, Any], path: str = "") -> None:
+    """Refuse a key that is no text or holds a dot; `args` belong to a function, which names its own."""
+    for key, value in values.items():
+        where = f"{path}.{key}" if path else str(key)
+        if not isinstance(key, str) or not key:
+            raise ConfigError(f"a key of {path or 'the config'} must be text, got {show(key)}")
+        if "." in key:
+            group, _, last = key.rpartition(".")
+            raise ConfigError(
+                f"{show(where)} is one key with a dot in it; in a file, write {show(last)} below {show(group)}"
+            )
+        if key != "args":
+            for item in value if isinstance(value, list) else (value,):
+                if isinstance(item, Mapping):
+                    _check_keys(item, where)
 
 
 def sha256(composed: Mapping[str, Any], *without: str) -> str:
@@ -178,6 +206,8 @@ def _allowed(error: Mapping[str, Any]) -> str:
     if error["type"] == "literal_error":
         return f"must be {_or(_words(error['ctx']['expected']))}"
     annotation = _annotation(error["loc"])
+    if error["loc"] == ("device",):
+        return ALLOWED["string_pattern_mismatch"]
     if error["type"] == "string_type" and {Duration, Length} & {annotation, *get_args(annotation)}:
         return "must be a duration such as 500steps, 3epochs or 10%"
     words = ALLOWED.get(error["type"])
@@ -186,6 +216,8 @@ def _allowed(error: Mapping[str, Any]) -> str:
 
 def _no_key(key: str, location: Sequence[Any], path: Sequence[Any]) -> str:
     """Which keys there are, and where the one that was said may belong: in another choice, beside it, elsewhere."""
+    if key == "experiment":  # without the header, a file's keys are put below its group's name
+        return "experiment: the first line of its file must be '# @package _global_'"
     section, parent = _annotation(location[:-1]), key.rpartition(".")[0]
     tag, choices = _tag(section), _sections(_annotation(location[:-2]))
     allowed = [name for name in keys(section) if name != tag]
@@ -203,7 +235,8 @@ def _no_key(key: str, location: Sequence[Any], path: Sequence[Any]) -> str:
         hint = f"; did you mean {min(nearby or elsewhere, key=lambda name: len(name.rpartition('.')[2]))}?"
     where = parent or "the config"
     if tag:
-        where = f"{parent}={location[-2]}" if tag == "name" else f"{parent} ({location[-2]})"
+        choice = location[-2] if location[-2] in choices else next(iter(_sections(section)))
+        where = f"{parent}={choice}" if tag == "name" else f"{parent} ({choice})"
     return f"{key} is no key of {where}, which has {', '.join(allowed) or 'no keys'}{hint}"
 
 
@@ -267,7 +300,8 @@ def _annotation(location: Sequence[Any]) -> Any:
             annotation = _item(annotation)
         else:
             annotation = _sections(annotation).get(step, annotation)
-    return annotation
+    given = [member for member in get_args(annotation) if member is not type(None)]
+    return given[0] if len(given) == 1 and hasattr(given[0], "model_fields") else annotation
 
 
 def _item(annotation: Any) -> Any:

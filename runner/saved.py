@@ -11,11 +11,10 @@ from types import NoneType
 from typing import Any
 
 import numpy as np
-import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from runner import checkpoint, dispatcher, run_folder
+from runner.cli import yaml_files
 from runner.config import Config, parse, sha256
 from runner.data.dataset import Scaling, check_finite
 from runner.errors import ConfigError, show
@@ -93,11 +92,10 @@ def _hashes(folder: Path) -> set[str]:
 
 def _load(path: Path, key: str) -> dict[str, Any]:
     try:
-        values: Any = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
-        line = f"line {mark.line + 1}: " if (mark := getattr(error, "problem_mark", None)) else ""
-        why = show(" ".join(str(getattr(error, "problem", None) or error).split()))
-        raise ConfigError(f"{key}: {path} cannot be read: {line}{why}") from None
+        values: Any = OmegaConf.to_container(yaml_files.parse(yaml_files.read_text(path), path))
+    except ConfigError as error:
+        why = str(error).removeprefix(str(path)).lstrip(",: ").removeprefix("cannot be read: ")
+        raise ConfigError(f"{key}: {path} cannot be read: {why}") from None
     if not isinstance(values, dict) or not values or not all(isinstance(name, str) for name in values):
         what = "is empty" if not values else "holds no keys"
         raise ConfigError(f"{key}: {path} {what}; it must hold the config that ran")

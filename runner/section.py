@@ -6,7 +6,8 @@ methods are what it means. Defaults live in conf/, none in the classes.
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):
@@ -22,6 +23,15 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 MOST = 2**63 - 1  # what a framework's integer holds
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Index = Annotated[int, Field(ge=0, le=MOST)]
+
+
+def _one(value: object) -> int:
+    if type(value) is not int or value != 1:  # True == 1, so that Literal[1] takes it
+        raise PydanticCustomError("one", "must be 1")
+    return 1
+
+
+One = Annotated[int, PlainValidator(_one)]
 
 
 def choices(annotation: Any) -> tuple[str, ...]:
@@ -52,6 +62,7 @@ ALLOWED = {
     "string_too_short": "must not be empty",
     "too_short": "must not be empty",
     "too_long": "must have at most {max_length} items",
+    "one": "must be 1",
     "value_error": "must be {error}",
     "model_type": "must be a group of keys",
     "model_attributes_type": "must be a group of keys",

@@ -554,3 +554,20 @@ def test_digits_are_images_for_a_model_that_needs_them(model: str, shape: tuple[
 def test_the_first_layer_that_asks_for_axes_says_what_a_model_needs(layers: str, images: bool) -> None:
     prepared = prepare([f"model.layers={layers},{{layer:dense,units:outputs}}]"])
     assert (len(prepared.data.input_shape) == 3) == images
+
+
+def test_numbers_with_underscores_are_text(tmp_path: Path) -> None:
+    """Python reads 1_000 as 1000; pandas and spreadsheets do not."""
+    path = tmp_path / "rows.csv"
+    path.write_text("a,y\n" + "1_000,1\n2,2\n" * 20)
+    config = parse(compose(["data=csv", f"data.path={path}", "data.task=regression"]))
+    with pytest.raises(ConfigError, match=r"line 2, column a is '1_000' \(20 such lines\); finite numbers are needed"):
+        config.data.load()
+
+
+def test_targets_without_a_column_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.npz"
+    np.savez(path, x=np.ones((20, 2)), y=np.ones((20, 0)))
+    config = parse(compose(["data=npz", f"data.path={path}", "data.task=regression"]))
+    with pytest.raises(ConfigError, match=r"y must hold a target per row, got the shape \[20, 0\]$"):
+        config.data.load()

@@ -71,16 +71,26 @@ TRACE = f"resume: {{}}/trace.csv must have one row for step 6 to go on from step
 # file, what is made of its text, the message
 BROKEN: list[tuple[str, Callable[[str], str], str]] = [
     ("config.yaml", lambda text: "", "resume: {}/config.yaml is empty; it must hold the config that ran"),
-    ("config.yaml", lambda text: "- 1\n", "resume: {}/config.yaml holds no keys; it must hold the config that ran"),
+    ("config.yaml", lambda text: "- 1\n", "resume: {}/config.yaml cannot be read: must hold KEY: VALUE, got - 1"),
     (
         "config.yaml",
         lambda text: "a: 1\n\tb: 2\n",
-        "resume: {}/config.yaml cannot be read: line 2: found character '\\t' that cannot start any token",
+        "resume: {}/config.yaml cannot be read: line 2: found a tab character that violates indentation",
     ),
     (
         "config.yaml",
         lambda text: "a: 1\na: 2\n",
-        "resume: {}/config.yaml cannot be read: line 2: found duplicate key a",
+        "resume: {}/config.yaml cannot be read: line 2: a stands twice",
+    ),
+    (
+        "config.yaml",
+        lambda text: "a: &a [1, *a]\n",
+        "resume: {}/config.yaml cannot be read: line 1: the value contains itself",
+    ),
+    (
+        "config.yaml",
+        lambda text: "".join(f"a{i}: &a{i} [{f'*a{i - 1}, *a{i - 1}' if i else 'x'}]\n" for i in range(40)),
+        "resume: {}/config.yaml cannot be read: line 14: more than 20000 values",
     ),
     (
         "config.yaml",

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner import multirun, own_code, run_folder, signals, sweep, threads
 from runner.cli import hydra_bridge
-from runner.cli.overrides import SEARCHES, job_names, jobs, parse_overrides, set_keys, without_hydra
+from runner.cli.overrides import SEARCHES, is_dir, job_names, jobs, parse_overrides, set_keys, without_hydra
 from runner.compose import Composer, compose
 from runner.config import Config, parse, sha256
 from runner.errors import ConfigError, RunError, few_lines, show
@@ -152,7 +152,7 @@ def _check_options(options: Namespace) -> None:
         raise ConfigError("--config-name and --config-path are not taken; --config-dir adds a folder of choices")
     if options.experimental_rerun:  # a pickle
         raise ConfigError("--experimental-rerun is not taken; resume=FOLDER goes on with a run")
-    if options.config_dir and not Path(options.config_dir).is_dir():
+    if options.config_dir is not None and not (options.config_dir and is_dir(Path(options.config_dir))):
         raise ConfigError(f"--config-dir must be a folder, got {show(options.config_dir)}")
 
 
@@ -212,6 +212,8 @@ def _train(request: Request) -> int:
     (frozen,) = request.frozen
     if frozen.config.tune is not None:
         raise ConfigError("tune=lr makes several runs, which needs -m (--multirun)")
+    if frozen.config.output.multirun is not None:
+        raise ConfigError("output.multirun is a folder of several runs, which needs -m (--multirun)")
     return train(
         Job(
             config=frozen.config,

@@ -5,6 +5,7 @@ config loader over a search path of our own, and launching jobs whose configs we
 tests/cli/test_hydra_bridge.py fails with Hydra's version if one of these changes.
 """
 
+import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -74,7 +75,9 @@ def _loader(config_dir: str | None) -> ConfigLoaderImpl:
 
 def load(config_dir: str | None, overrides: Sequence[str]) -> DictConfig:
     """What Hydra composes of these overrides, its own part included."""
-    whole: DictConfig = _loader(config_dir).load_configuration("config", [*overrides], RunMode.RUN)
+    with warnings.catch_warnings():  # Hydra's, of what its next version reads in another way
+        warnings.simplefilter("ignore", UserWarning)
+        whole: DictConfig = _loader(config_dir).load_configuration("config", [*overrides], RunMode.RUN)
     return whole
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, OverrideType, RangeSweep, ValueType
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from runner import trust
 from runner.conf_folder import CONF
@@ -132,7 +132,7 @@ def _parse(argument: str) -> Override:
 def forced(override: Override) -> str:
     """`a.b=c` as `++a.b=c`: Hydra then takes unknown keys too, and the schema refuses them in its own words."""
     line, key = override.input_line or "", override.key_or_group
-    is_value = override.type == OverrideType.CHANGE and not _is_dir(CONF / key)
+    is_value = override.type == OverrideType.CHANGE and not is_dir(CONF / key)
     is_value = is_value and not key.startswith("hydra")
     return f"++{line}" if is_value else line
 
@@ -144,7 +144,7 @@ def _check_choice(override: Override, config_dir: str | None) -> None:
     if group.startswith("hydra/") and override.type == OverrideType.CHANGE:
         trust.check_choice(group, choice)
     folders = [CONF / group, *([Path(config_dir) / group] if config_dir else [])]
-    folders = [folder for folder in folders if _is_dir(folder)]
+    folders = [folder for folder in folders if is_dir(folder)]
     if not folders or override.type == OverrideType.DEL:
         return
     if override.type != OverrideType.CHANGE:
@@ -159,7 +159,7 @@ def _check_choice(override: Override, config_dir: str | None) -> None:
             raise ConfigError(f"{group} must be {allowed}, got {show(choice)}{nearest(choice, options)}")
 
 
-def _is_dir(path: Path) -> bool:
+def is_dir(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError:  # a name that no file system takes
@@ -201,12 +201,23 @@ def explained(error: Exception) -> ConfigError:
     if "integer string conversion" in str(error):
         return ConfigError(f"a file of the config holds {_LONG_NUMBER}")
     cause = error.__cause__ or error.__context__ or error
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key == "_dummy_":  # an entry of a defaults list
+        return ConfigError("a defaults list names its choices: ${...} is not taken there")
+    if isinstance(cause, IndexError) or isinstance(getattr(cause, "__cause__", None), IndexError):
+        return ConfigError(f"{getattr(cause, 'full_key', 'a key')} is past the end of its list")
+    file = re.match(r"In '(.*)': \w+ raised while composing config:\s+Cannot merge", str(error))
+    if file:
+        return ConfigError(
+            f"{file[1]}.yaml holds a list where the config has a group of keys, or a group where it has a list"
+        )
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:  # Hydra names no key
         said = str(error).removeprefix("Error merging override ").partition("=")[2]
         kinds: dict[Any, str] = {list: "a list", dict: "a group of keys"}
         kind = kinds.get(cause.object_type)
         if kind and said:
             return ConfigError(f"{cause.full_key} must be {kind}, got {show(said)}")
+        if isinstance(cause, ConfigKeyError) and cause.full_key.startswith("hydra."):
+            return ConfigError(f"{cause.full_key} is no key of the launcher or sweeper that is chosen")
         return ConfigError(f"{cause.full_key}: {first_line(cause)}")
     return ConfigError(first_line(error))
 

@@ -57,7 +57,10 @@ def parse(text: str, path: Path) -> DictConfig:
         raise ConfigError(f"{path}{line}: {printable(str(error.problem or error.context))}") from None
     except yaml.YAMLError as error:  # the reader's, of characters that YAML does not allow
         raise ConfigError(f"{path}: {printable(' '.join(str(error).split()))}") from None
-    except (OmegaConfBaseException, ValueError) as error:
+    except OmegaConfBaseException as error:  # its own first line; it adds lines about its classes
+        key = f" {error.full_key}:" if error.full_key else ""
+        raise ConfigError(f"{path}:{key} {printable(str(error).partition(chr(10))[0])}") from None
+    except ValueError as error:
         raise ConfigError(f"{path}: {printable(' '.join(str(error).split()))}") from None
     assert isinstance(config, DictConfig)
     return config

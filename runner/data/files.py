@@ -230,7 +230,7 @@ def read_csv(path: Path) -> Table:
 def numbers(table: Table, columns: Sequence[int], source: object) -> np.ndarray:
     """float64[rows, columns] of the cells; all columns with a cell that is no finite number are named."""
     try:
-        cells = [[float(row[j]) for j in columns] for row in table.rows]
+        cells = [[_number(row[j]) for j in columns] for row in table.rows]
         values = np.array(cells, dtype=np.float64).reshape(-1, len(columns))
         if np.isfinite(values).all():
             return values
@@ -310,6 +310,8 @@ def as_targets(y: np.ndarray, task: Task, source: object) -> tuple[np.ndarray, t
     """Targets float64[N, C] and no classes; or labels int64[N], counted from 0, and the classes' names:
     the different integers of y, in order."""
     if task == "regression":
+        if 0 in y.shape[1:]:
+            raise ConfigError(f"{source}: y must hold a target per row, got the shape {list(y.shape)}")
         return as_float(y, "y", source).astype(np.float64).reshape(len(y), -1), ()
     if y.ndim != 1 or y.dtype.kind not in "iu":
         got = f"got {y.dtype} of shape {list(y.shape)}"
@@ -319,9 +321,15 @@ def as_targets(y: np.ndarray, task: Task, source: object) -> tuple[np.ndarray, t
     return labels.astype(np.int64), tuple(str(name) for name in names)
 
 
+def _number(cell: str) -> float:
+    if "_" in cell:  # Python reads 1_000 as 1000; other readers of CSV do not
+        raise ValueError(cell)
+    return float(cell)
+
+
 def _is_finite(cell: str) -> bool:
     try:
-        return math.isfinite(float(cell))
+        return math.isfinite(_number(cell))
     except ValueError:
         return False
 

@@ -7,6 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from runner.cli.yaml_files import parse, read_text
+from runner.compose import compose
+from runner.config import parse as config
 from runner.errors import ConfigError
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
@@ -42,6 +44,45 @@ def test_what_is_right_is_what_omegaconf_reads() -> None:
     text = "a: &a {b: 1e-3, c: [1, null, yes]}\nd: *a\ne: ${a.b}\n"
     assert parse(text, Path("mine.yaml")) == OmegaConf.create(text)
     assert parse("# nothing\n", Path("mine.yaml")) == {}
+
+
+HEADER = "# @package _global_\n"
+# a file's text -> the message; Hydra's own words name no key, or nothing is said at all
+EXPERIMENTS = [
+    (HEADER + "1: 1\n", "a key of the config must be text, got 1"),
+    (HEADER + "true: 1\n", "a key of the config must be text, got true"),
+    (
+        HEADER + "'optimizer.lr': 1\n",
+        "optimizer.lr is one key with a dot in it; in a file, write lr below optimizer",
+    ),
+    ("seed: 1\n", "experiment: the first line of its file must be '# @package _global_'"),
+    (
+        HEADER + "optimizer: [1]\n",
+        "experiment/mine.yaml holds a list where the config has a group of keys, or a group where it has a list",
+    ),
+    (
+        HEADER + "defaults:\n  - /optimizer: ${seed}\n",
+        "a defaults list names its choices: ${...} is not taken there",
+    ),
+    (
+        HEADER + "hydra:\n  launcher:\n    n_jobs: 2\n",
+        "hydra.launcher.n_jobs is no key of the launcher or sweeper that is chosen",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), EXPERIMENTS, ids=[said for _, said in EXPERIMENTS])
+def test_an_experiment_that_means_nothing_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        config(compose(["experiment=mine"], str(tmp_path)))
+    assert str(error.value) == said
+
+
+def test_an_item_past_the_end_of_a_list_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"^model\.layers\[99\] is past the end of its list$"):
+        compose(["model.layers.99.units=5"])
 
 
 def test_text_is_utf8_of_a_regular_file_of_bounded_size(tmp_path: Path) -> None:
