@@ -466,11 +466,11 @@ def test_where_every_seed_diverged_there_is_no_winner(tmp_path: Path, capsys: py
     assert (found.answer()["winner"], found.answer()["command"]) == (None, None)
 
 
-def test_a_run_that_has_not_ended_counts_as_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_has_not_ended_is_named_and_not_ranked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It was killed: a config.yaml and no result.json."""
     (write_run(tmp_path / "runs", ["schedule=linear"], 1) / "result.json").unlink()
     found = compared(tmp_path, capsys, {"schedule=constant": [0.5, 0.6], "schedule=linear": [0.1]})
-    assert "  schedule=linear: 1 of 2 seeds failed (seed 1); not ranked" in found.out.splitlines()
+    assert "  schedule=linear: 1 of 2 seeds not finished (seed 1); not ranked" in found.out.splitlines()
     assert "unfinished: schedule=linear_1" in found.out.splitlines()
     assert "3 of 4 jobs completed" in found.out.splitlines()
 

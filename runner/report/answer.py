@@ -280,8 +280,14 @@ def _is_same_run(group: Group, other: Group) -> bool:
 
 def fate(group: Group, metric: str) -> str:
     """How many of its seeds did not finish, and which; nothing where all did."""
+    ended = {job.seed for job in group.jobs if job.status in ("failed", "damaged")}
+    gone = group.failed(metric)
     parts = []
-    for seeds, what in ((group.diverged(metric), "diverged"), (group.failed(metric), "failed")):
+    for seeds, what in (
+        (group.diverged(metric), "diverged"),
+        ([seed for seed in gone if seed in ended], "failed"),
+        ([seed for seed in gone if seed not in ended], "not finished"),
+    ):
         if seeds:
             of = f"{len(seeds)} of {len(group.jobs)} seeds {what}"
             parts.append(f"{of} ({'seed' if len(seeds) == 1 else 'seeds'} {_listed(seeds)})")
