@@ -17,7 +17,7 @@ Step = Callable[[np.ndarray], None]
 
 
 def gradient(w: np.ndarray, t: int) -> np.ndarray:
-    """Of a quadratic with curvatures from 0.1 to 10, and noise drawn from the step."""
+    """Gradients of a quadratic with curvatures from 0.1 to 10, plus noise drawn from the step."""
     noise = np.random.default_rng(t).normal(size=w.shape)
     return np.geomspace(0.1, 10.0, len(w)) * (w - 1.0) + 0.1 * noise
 

@@ -67,7 +67,7 @@ def _through(nodes: Sequence[Node], change: Change, by: str) -> tuple[Change, st
 
 
 def _after(node: Node, change: Change) -> Change:
-    """What becomes of a change of the node's input."""
+    """Follow a change of the node's input to its output."""
     s = node.spec
     match s.layer:
         case "residual":
@@ -94,6 +94,6 @@ def _after(node: Node, change: Change) -> Change:
 
 
 def _narrowed(change: Change, node: Node) -> Change:
-    """Where there is one place only, what is the same for all rows is the same for all places."""
+    """With a single position, a change that is the same for all rows is the same for all positions."""
     one = all(size == 1 for size in node.output_shape[:-1])
     return Change.CHANNEL if change == Change.ROWS and one else change

@@ -141,7 +141,7 @@ def _remove(place: Path) -> None:
 
 
 def steps(folder: Path) -> list[int]:
-    """Of the checkpoints that there are, whole or not, in order."""
+    """Steps of the existing checkpoints, whole or damaged, in ascending order."""
     try:
         entries = [*os.scandir(folder / "checkpoints")]
     except FileNotFoundError:

@@ -81,7 +81,7 @@ def _standing_streams() -> Iterator[_Stream | None]:
 
 @contextmanager
 def _without_deprecations() -> Iterator[None]:
-    """What libraries say of their own future stays off the terminal, unless Python was asked for it (-W)."""
+    """Keep libraries' deprecation warnings off the terminal, unless Python was asked for them (-W)."""
     show_warning = warnings.showwarning
 
     def show_to_user(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
@@ -149,7 +149,7 @@ def steady(main: Callable[[], int]) -> Callable[[], int]:
 
 
 def kept_in_files() -> None:
-    """What is said from now on is in run.log or the comparison as well, so that losing it loses nothing."""
+    """Note that run.log or the comparison holds all further output, so losing the terminal's copy is no error."""
     global _is_kept
     _is_kept = True
 
@@ -163,7 +163,7 @@ class Console:
         self._task: Any = None
 
     def say(self, line: str) -> None:
-        """What a terminal would act on is spelled out: the values of a stranger's run folder may hold it."""
+        """Escape control characters: a stranger's run folder may hold them."""
         line = escape.terminal(line)
         self._log(line)
         if self._bar is not None:

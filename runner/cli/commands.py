@@ -270,7 +270,7 @@ def _multirun(request: Request) -> int:
 
 @dataclass
 class _JobTask:
-    """What a launcher calls for each job of a multirun, in this process or in another."""
+    """Trains one job of a multirun; a launcher calls it, in this process or in another."""
 
     request: Request
     folder: Path
@@ -380,7 +380,7 @@ def _resume(request: Request) -> int:
 
 
 def _resumed(overrides: Sequence[str]) -> Any:
-    """Where a run goes on; nothing has been touched yet."""
+    """Read the checkpoint that a run resumes from; nothing is written yet."""
     from runner.resume import resume
 
     said = parse_overrides(overrides)

@@ -74,7 +74,7 @@ def _loader(config_dir: str | None) -> ConfigLoaderImpl:
 
 
 def load(config_dir: str | None, overrides: Sequence[str]) -> DictConfig:
-    """What Hydra composes of these overrides, its own part included."""
+    """Compose these overrides with Hydra; the result includes Hydra's own part."""
     with warnings.catch_warnings():  # Hydra's, of what its next version reads in another way
         warnings.simplefilter("ignore", UserWarning)
         whole: DictConfig = _loader(config_dir).load_configuration("config", [*overrides], RunMode.RUN)

@@ -52,7 +52,7 @@ def _values(override: Override) -> list[str]:
 
 
 def without_hydra(overrides: Sequence[str]) -> list[str]:
-    """Those of the config alone."""
+    """Overrides of the config, without those of Hydra's own part."""
     return [override for override in overrides if not override.lstrip("+~").startswith("hydra")]
 
 
@@ -185,7 +185,7 @@ _EXTRAS = {
 
 
 def explained(error: Exception) -> ConfigError:
-    """What Hydra says, in our words where it is short of them."""
+    """Turn an error of Hydra's into a ConfigError, in our words where Hydra names no key."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = (error.missing_cfg_file or "").removesuffix(".yaml").rpartition("/")
         extra = _EXTRAS.get(choice) if group.startswith("hydra/") else None
