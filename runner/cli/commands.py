@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -26,6 +26,10 @@ from runner.config import Config, parse, sha256
 from runner.errors import ConfigError, RunError, few_lines, show
 from runner.saved import Run, config_of, refuse_links
 from runner.startup import process_start
+
+if TYPE_CHECKING:
+    from runner.resume import Resumed
+    from runner.tasks.train import Job
 
 # Keys that only the command line sets; in a file they would change nothing, or trust a stranger.
 _COMMAND_LINE_ONLY = ("run", "runs", "resume", "format", "checkpoint", "steps", "trusted_modules")
@@ -120,6 +124,21 @@ class Request:
         """For another process: the configs of all jobs stay here."""
         return {key: value for key, value in vars(self).items() if key != "frozen"}
 
+    def job(
+        self,
+        of: "Frozen | Resumed",
+        overrides: list[str],
+        parent: Path,
+        name: str | None,
+        started: float,
+        config_dir: str | None = None,
+    ) -> "Job":
+        """One run that this command line asks for: a new one, or one that goes on."""
+        from runner.tasks.train import Job
+
+        resumed = None if isinstance(of, Frozen) else of
+        return Job(of.config, of.values, self.arguments, overrides, parent, name, started, resumed, config_dir)
+
     def replaced(self, lines: Sequence[str]) -> "Request":
         """The same command with other overrides."""
         config_dir = self.composer.config_dir
@@ -203,7 +222,7 @@ def _find_lr(request: Request) -> int:
 
 def _train(request: Request) -> int:
     """One run in a new folder, or all jobs of a multirun."""
-    from runner.tasks.train import Job, train
+    from runner.tasks.train import train
 
     if request.is_multirun:
         return _multirun(request)
@@ -215,15 +234,13 @@ def _train(request: Request) -> int:
     if frozen.config.output.multirun is not None:
         raise ConfigError("output.multirun is a folder of several runs, which needs -m (--multirun)")
     return train(
-        Job(
-            config=frozen.config,
-            composed=frozen.values,
-            command=request.arguments,
-            overrides=request.lines,
-            config_dir=request.composer.config_dir,
-            parent=Path(frozen.config.output.root) / "runs",
-            name=None,
-            started=process_start(),
+        request.job(
+            frozen,
+            request.lines,
+            Path(frozen.config.output.root) / "runs",
+            None,
+            process_start(),
+            request.composer.config_dir,
         )
     )
 
@@ -311,18 +328,7 @@ class _JobTask:
         return job_names([overrides], keys)[0], self.request.freeze(overrides)
 
     def _train(self, name: str, frozen: Frozen, overrides: list[str], number: int, started: float) -> int:
-        from runner.tasks.train import Job
-
-        job = Job(
-            config=frozen.config,
-            composed=frozen.values,
-            command=self.request.arguments,
-            overrides=overrides,
-            config_dir=self.request.composer.config_dir,
-            parent=self.folder,
-            name=name,
-            started=started,
-        )
+        job = self.request.job(frozen, overrides, self.folder, name, started, self.request.composer.config_dir)
         try:  # the folder may be of output.multirun, or of a job that a scheduler has queued again
             with multirun.claimed(self.folder, name, frozen.values) as claim:
                 done = " was completed before" if claim.is_completed else ""
@@ -358,25 +364,13 @@ def _train_claimed(job: Any, claim: multirun.Claim) -> int:
 
 def _resume(request: Request) -> int:
     """A run goes on in its folder, with the config that it saved."""
-    from runner.tasks.train import Job, train
+    from runner.tasks.train import train
 
     if request.is_multirun:
         return _branches(request)
     resumed = _resumed(request.lines)
     path = resumed.folder
-    return train(
-        Job(
-            config=resumed.config,
-            composed=resumed.values,
-            command=request.arguments,
-            overrides=resumed.overrides,
-            config_dir=resumed.config_dir,
-            parent=path.parent,
-            name=path.name,
-            started=process_start(),
-            resumed=resumed,
-        )
-    )
+    return train(request.job(resumed, resumed.overrides, path.parent, path.name, process_start(), resumed.config_dir))
 
 
 def _resumed(overrides: Sequence[str]) -> Any:
@@ -396,7 +390,7 @@ def _branches(request: Request) -> int:
     """Several runs from one checkpoint, each in a folder of its own, and the comparison."""
     from runner.report import comparison
     from runner.resume import branch
-    from runner.tasks.train import Job, train
+    from runner.tasks.train import train
 
     each = request.jobs
     made = [_resumed(overrides) for overrides in each]
@@ -407,16 +401,7 @@ def _branches(request: Request) -> int:
         print(f"job {i}: {name}", flush=True)
         started = monotonic() if i else process_start()
         here = branch(resumed, run_folder.create(folder, name))
-        job = Job(
-            config=here.config,
-            composed=here.values,
-            command=request.arguments,
-            overrides=list(each[i]),
-            parent=folder,
-            name=name,
-            started=started,
-            resumed=here,
-        )
+        job = request.job(here, list(each[i]), folder, name, started)
         status = train(job)
         if status > 128:
             return status
