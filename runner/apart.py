@@ -40,7 +40,7 @@ def _pool(num_threads: int) -> tuple[ProcessPoolExecutor, int]:
 
 
 def _begin() -> None:
-    """In the process itself: it ends with its parent, and a terminal's Ctrl-C reaches it through the parent alone."""
+    """Prepare the child process: it ends with its parent, and Ctrl-C reaches it through the parent alone."""
     if hasattr(os, "setsid"):
         os.setsid()
     parent = multiprocessing.parent_process()
@@ -54,7 +54,7 @@ def _begin() -> None:
 
 
 def _call(function: Callable[[T], int], argument: T) -> int:
-    """In the process itself. Without its parent it would wait for more work for ever."""
+    """Run in the child process. Without its parent it would wait for more work for ever."""
     status, parent = function(argument), multiprocessing.parent_process()
     if parent is None or not parent.is_alive():
         os._exit(status)

@@ -13,7 +13,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from runner import trust
 from runner.cli import hydra_bridge
 from runner.cli.overrides import explained, first_line, forced, parse_overrides
-from runner.conf_folder import CONF, schedule_defaults
+from runner.conf_folder import CONF, defaults
 from runner.errors import ConfigError, show
 
 __all__ = ["CONF", "Composer", "compose", "rates", "to_values"]
@@ -42,7 +42,7 @@ class Composer:
         return {"config_dir": self.config_dir, "_known": {}, "_hydra": {}}
 
     def values(self, overrides: Sequence[str]) -> dict[str, Any]:
-        """As `compose`."""
+        """Compose one run's config, as `compose` does."""
         return to_values(self.whole(overrides))
 
     def whole(self, overrides: Sequence[str]) -> DictConfig:
@@ -151,7 +151,7 @@ def _parts_whole(schedule: Mapping[str, Any]) -> dict[str, Any]:
 def _whole(part: Any) -> Any:
     if not isinstance(part, dict) or not isinstance(part.get("name"), str):
         return part
-    return _parts_whole({**schedule_defaults(part["name"]), **part})
+    return _parts_whole({**defaults("schedule", part["name"]), **part})
 
 
 def rates(overrides: str, total_steps: int, lr: float | None = None, steps_per_epoch: int | None = None) -> np.ndarray:

@@ -1,5 +1,6 @@
 """conf/: where the choices and every default lie."""
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
 
 
 @cache
-def schedule_defaults(name: str) -> dict[str, Any]:
-    """The keys of conf/schedule/NAME.yaml that have a default."""
-    file = CONF / "schedule" / f"{name}.yaml"
-    values: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+def defaults(group: str, name: str) -> dict[str, Any]:
+    """The keys of conf/GROUP/NAME.yaml that have a default; none where there is no such choice.
+    conf/config.yaml is in no group, ""."""
+    file = CONF / group / f"{name}.yaml"
+    if not re.fullmatch(r"\w+", name) or not file.is_file():
+        return {}
+    values: Any = OmegaConf.to_container(OmegaConf.load(file))
     return {key: value for key, value in values.items() if value != "???"}

@@ -70,7 +70,7 @@ def job_folder(parent: Path, name: str, config_sha256: str) -> Path | None:
 
 
 def _config_sha256(path: Path) -> str | None:
-    """As a job's result has it, else of its config; None where both are missing or broken."""
+    """Hash in the job's result.json, else of its config.yaml; None where both are missing or broken."""
     with suppress(ConfigError, KeyError):
         return str(run_folder.read_json(path / "result.json")["config_sha256"])
     with suppress(ConfigError):
@@ -91,7 +91,7 @@ _OWN_PROCESSES = ("JoblibLauncher", "LocalLauncher")
 
 @contextmanager
 def launching(folder: Path, launcher: str) -> Iterator[Launch | None]:
-    """Around what the launcher of this class does."""
+    """Watch over the launcher of this class while it runs the jobs."""
     kept_in_files()
     if not launcher.endswith(_OWN_PROCESSES):
         yield None
@@ -124,7 +124,7 @@ def held(folder: Path) -> dict[str, str]:
 
 
 def told(error: Exception) -> str:
-    """What ended a launcher or a sweeper, in one line."""
+    """Describe in one line the error that ended a launcher or a sweeper."""
     name = type(error).__name__
     if name in ("TerminatedWorkerError", "BrokenProcessPool"):  # joblib's, concurrent.futures's
         return "the process of a job was killed, by somebody or because memory was short; the other jobs ended with it"

@@ -61,7 +61,7 @@ def call(function: str, *arguments: Any, **named: Any) -> Any:
 
 
 def _find(name: str) -> ModuleSpec | None:
-    """Where a module lies; its parents are not imported, as importlib.util.find_spec would."""
+    """Find a module's file. Its parents are not imported, as importlib.util.find_spec would."""
     first, *rest = name.split(".")
     try:
         spec = importlib.util.find_spec(first)

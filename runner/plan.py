@@ -73,7 +73,7 @@ class Plan:
         )
 
     def remark_on_threads(self) -> str | None:
-        """What the user should know of their number, if anything."""
+        """Remark on the number of threads, if the user should know of it."""
         trainer, model = self.config.trainer, self.model
         return threads.remark(trainer.threads, model.threads, model.network, model.batch_size)
 

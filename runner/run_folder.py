@@ -118,7 +118,7 @@ def lent(folder: Path | None) -> Any:
 
 @contextmanager
 def borrowed(folder: Path | None, lock: Any) -> Iterator[None]:
-    """What is done in the folder goes by the other process's lock, which lasts until both have let it go."""
+    """Work in the folder under the other process's lock, which lasts until both have released it."""
     if folder is None or lock is None:
         yield
         return
@@ -138,7 +138,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 @contextmanager
 def turn(folder: Path) -> Iterator[None]:
-    """What several commands do in one multirun's folder, one after another; it takes moments, so that this one waits."""
+    """Take turns with other commands in a multirun's folder. A turn takes moments, so this one waits."""
     if fcntl is None:
         yield
         return
@@ -160,14 +160,14 @@ def _write_owner(folder: Path) -> None:
 
 
 def holder(folder: Path) -> str | None:
-    """Who trains in the folder: `process 123 on HOST`. None where nobody does any more, and where nobody knows."""
+    """Name the process that trains in the folder: `process 123 on HOST`. None if there is none or it is unknown."""
     import psutil
 
     try:
-        owner = read_json(folder / _OWNER)
-        pid, host = int(owner["pid"]), re.sub(r"[^\w.-]", "", str(owner["host"]))[:64]
-        if host == re.sub(r"[^\w.-]", "", platform.node())[:64]:
-            is_alive = psutil.Process(pid).create_time() == owner["began"]
+        pid, said = _owner(folder)
+        host, here = (re.sub(r"[^\w.-]", "", str(name))[:64] for name in (said["host"], platform.node()))
+        if host == here:
+            is_alive = psutil.Process(pid).create_time() == said["began"]
             return f"process {pid}" if is_alive else None
         return f"process {pid} on {host}"
     except (ConfigError, ValueError, KeyError, TypeError, psutil.Error):
@@ -177,9 +177,15 @@ def holder(folder: Path) -> str | None:
 def owner(folder: Path) -> int | None:
     """The process that its `.owner` names."""
     try:
-        return int(read_json(folder / _OWNER)["pid"])
+        return _owner(folder)[0]
     except (ConfigError, ValueError, KeyError, TypeError):
         return None
+
+
+def _owner(folder: Path) -> tuple[int, dict[str, Any]]:
+    """The process that `.owner` names, and all that it says."""
+    said = read_json(folder / _OWNER)
+    return int(said["pid"]), said
 
 
 def restart(folder: Path) -> None:
@@ -190,7 +196,7 @@ def restart(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the disk refuses is told in one line, with its place and the bytes that are free."""
+    """Turn a failed write into one line with the path and the number of free bytes."""
     try:
         yield
     except OSError as error:
@@ -295,7 +301,7 @@ class RunFolder:
         self._append(self._metrics, [",".join(str(row.get(column, "")) for column in self._columns) + "\n"])
 
     def sync(self) -> None:
-        """On the disk, whatever the machine does next. The first time all files of the folder, and the folder itself."""
+        """Sync the logs to the disk. The first call syncs all files of the folder and the folder itself."""
         for file in (self._trace, self._metrics):
             os.fsync(file.fileno())
         if not self._is_synced:

@@ -1,11 +1,10 @@
 """A finished run, read from its folder."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -15,6 +14,7 @@ from omegaconf import OmegaConf
 
 from runner import checkpoint, dispatcher, run_folder
 from runner.cli import yaml_files
+from runner.conf_folder import defaults
 from runner.config import Config, parse, sha256
 from runner.data.dataset import Scaling, check_finite
 from runner.errors import ConfigError, show
@@ -50,18 +50,18 @@ _CHOICES = {"data": "", "loss": "", "optimizer": "", "schedule": "", "trainer": 
 
 
 def _filled(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """With the default of every key that it lacks."""
+    """Fill in the default of every missing key."""
     from runner.compose import with_schedules_whole
 
-    default = {key: value for key, value in _defaults("", "config").items() if key not in ("defaults", "hydra")}
-    default |= {group: _defaults(group, name or str(saved[group].get("name"))) for group, name in _CHOICES.items()}
+    default = {key: value for key, value in defaults("", "config").items() if key not in ("defaults", "hydra")}
+    default |= {group: defaults(group, name or str(saved[group].get("name"))) for group, name in _CHOICES.items()}
     if "layer_defaults" in saved:
-        default["layer_defaults"] = _defaults("layer_defaults", "default")
+        default["layer_defaults"] = defaults("layer_defaults", "default")
     return with_schedules_whole(_merged(default, saved, depth=2))
 
 
 def _merged(default: Mapping[str, Any], saved: Any, depth: int) -> Any:
-    """What is saved, and the defaults of keys that are not, sections in it likewise down to a depth."""
+    """Merge saved values with the defaults of missing keys, in sections too, down to a depth."""
     if not isinstance(saved, dict):
         return saved
     inner = {
@@ -82,7 +82,7 @@ def _lacking(saved: Any, values: Any, at: str = "") -> Iterator[str]:
 
 
 def _hashes(folder: Path) -> set[str]:
-    """Of the config that ran, as result.json and the last checkpoint say."""
+    """Hashes of the config that ran, from result.json and the last checkpoint."""
     found = set()
     for name in ("result.json", "checkpoints/last/state.json"):
         with suppress(ConfigError):
@@ -100,17 +100,6 @@ def _load(path: Path, key: str) -> dict[str, Any]:
         what = "is empty" if not values else "holds no keys"
         raise ConfigError(f"{key}: {path} {what}; it must hold the config that ran")
     return values
-
-
-@cache
-def _defaults(group: str, name: str) -> dict[str, Any]:
-    """What a file of conf/ says, but for what has to be said."""
-    from runner.compose import CONF
-
-    path = CONF / group / f"{name}.yaml"
-    if not re.fullmatch(r"\w+", name) or not path.is_file():
-        return {}
-    return {key: value for key, value in _load(path, group).items() if value != "???"}
 
 
 # What data.json must have for a run to be read
@@ -154,7 +143,7 @@ class Run:
 
     @cached_property
     def plan(self) -> Plan:
-        """With its data loaded, its columns as data.json has them."""
+        """Load the data, its columns as in data.json, and plan the run."""
         return plan(self.config, self.data)
 
     @cached_property

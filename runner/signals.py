@@ -147,7 +147,7 @@ def start_trackers() -> None:
 
 @contextmanager
 def job() -> Iterator[int | None]:
-    """Around a job of a multirun: the signal that has ended the multirun before the job could begin, or None."""
+    """Run one job of a multirun; yields the signal that ended the multirun before the job began, or None."""
     global _in_job
     _follow()
     _in_job = True
@@ -168,7 +168,7 @@ def end_multirun(number: int) -> None:
 
 
 def _follow() -> None:
-    """In a job's process, once: from now on it goes by the command that launched it."""
+    """Follow the command that launched this job's process; done once per process."""
     global _end_file
     said = os.environ.get(_PARENT)
     if said is None or _end_file is not None or threading.current_thread() is not threading.main_thread():

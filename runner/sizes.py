@@ -1,4 +1,4 @@
-"""What cannot be held in this machine's memory is refused before anything of it is made."""
+"""Refuse models and batches that this machine's memory cannot hold, before anything is allocated."""
 
 import math
 import os
@@ -33,7 +33,7 @@ def check(model: ModelSpec, slots: int, rows: int, num_steps: int) -> None:
 
 
 def memory() -> int:
-    """Of the machine, in bytes; where the system does not say, as much as can be addressed."""
+    """Memory of the machine in bytes; where the system does not say, as much as can be addressed."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
@@ -41,7 +41,7 @@ def memory() -> int:
 
 
 def _values(network: Network) -> Iterator[tuple[str, int]]:
-    """How many numbers each layer holds of a row: its output, a padded input, an attention's weights."""
+    """Count the numbers that each layer holds per row: its output, a padded input, attention weights."""
     for node in network.walk():
         yield node.name, math.prod(node.output_shape)
         window = getattr(node.spec, "kernel_size", getattr(node.spec, "pool_size", None))

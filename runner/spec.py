@@ -132,7 +132,7 @@ class Backend(Protocol):
         ...
 
     def can_use_threads(self, num: int) -> bool:
-        """Whether this process can train with so many. A framework that takes one number for good takes it here."""
+        """Return whether this process can train with so many threads. A framework that keeps its first number takes it here."""
         ...
 
     def train(self, run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk) -> TrainState:

@@ -7,7 +7,7 @@ _IMPORTED = monotonic()  # a tenth of a second after the interpreter's start
 
 
 def process_start() -> float:
-    """By time.monotonic, which nobody sets back."""
+    """Return this process's start by time.monotonic, which nobody sets back."""
     import psutil
 
     created = float(psutil.Process().create_time())

@@ -14,7 +14,7 @@ def dumps(values: Mapping[str, Any]) -> str:
 
 
 def with_numbers(values: Any) -> Any:
-    """What was written, where no text can be one of those words."""
+    """Return the original values; no text in them can be one of those words."""
     if isinstance(values, dict):
         return {key: with_numbers(value) for key, value in values.items()}
     if isinstance(values, list):

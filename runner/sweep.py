@@ -1,4 +1,4 @@
-"""What a multirun's command line may ask for: how many jobs, and each of them once."""
+"""Limits on a multirun's jobs: how many there are, and each of them once."""
 
 import math
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def check_size(overrides: Sequence[Override]) -> None:
 
 
 def _count(override: Override) -> float:
-    """How many values; 1 where that is not known, of a glob or an interval."""
+    """Count an override's values; 1 where that is not known, for a glob or an interval."""
     found: Any = override.value()
     if isinstance(found, ChoiceSweep):
         return len(found.list)

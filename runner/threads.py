@@ -1,4 +1,4 @@
-"""How many threads a run uses.
+"""Number of threads that a run uses.
 
 `trainer.threads=auto` is a function of the config, the network and the machine, never of a measurement: sums of float32
 depend on the number of threads, so a number that depended on the machine's load would give other weights every time.
@@ -33,7 +33,7 @@ def resolve(asked: Literal["auto"] | int, net: Network, batch_size: int) -> int:
 
 
 def remark(asked: Literal["auto"] | int, number: int, net: Network, batch_size: int) -> str | None:
-    """What the user should know of the number, if anything."""
+    """Remark on the number of threads, if the user should know of it."""
     if number > cores():
         said = f"{number} threads are more than the cores here ({cores()}) and wait for each other"
         return f"warning: {said}; trainer.threads=auto takes fewer"

@@ -131,7 +131,7 @@ class Training:
         self._react_to_stall(step, values, live)
 
     def _better(self, values: Mapping[str, float], epoch: int, step: int) -> dict[str, Any] | None:
-        """What `best` becomes with an epoch's metrics; None: it stays."""
+        """Compare an epoch's metrics with `best`; return the new one, or None if `best` stays."""
         trainer = self.plan.config.trainer
         best = float(self.best["value"]) if self.best else None
         if not Stall(trainer.monitor_mode, patience=0).is_better(values[trainer.monitor], best):

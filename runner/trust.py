@@ -1,4 +1,4 @@
-"""What a config may make Hydra do: choose a launcher and a sweeper, and set the keys listed here.
+"""Keys of Hydra's part that a config may set: a launcher, a sweeper, and the keys listed here.
 
 The list says what is allowed. A launcher or sweeper is started from Hydra's own description of it
 plus these keys, each with its type; nothing else from a command line or a YAML file reaches Hydra.

@@ -1,4 +1,4 @@
-"""Which rows of a table of tests belong to the default suite."""
+"""Choice of the rows of a table of tests that belong to the default suite."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -139,7 +139,7 @@ Event = tuple[str, str, int]  # fsync or rename, the path's name, its bytes (of 
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
-    """What is synced and renamed, in order."""
+    """Record the calls to fsync and rename, in order."""
     events: list[Event] = []
 
     def seen(what: str, path: str) -> None:

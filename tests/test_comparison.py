@@ -395,7 +395,7 @@ def test_groups_with_different_seeds_are_ranked_and_tested_over_the_same_seeds(
 
 
 def test_two_seeds_with_equal_differences_are_never_certain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of the 256 rows of validation that data.json has."""
+    """Use the 256 validation rows that data.json has."""
     values = {"schedule=constant": [238 / 256, 240 / 256], "schedule=linear": [239 / 256, 241 / 256]}
     found = compared(tmp_path, capsys, values, monitor="val/accuracy")
     assert "schedule=constant: 0.003906 less, within the noise (p = 0.39" in found.out
@@ -487,7 +487,7 @@ def test_no_seed_in_common_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_group_with_too_few_seeds_does_not_take_them_from_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of three groups one has a seed of its own alone: the other two are compared over theirs."""
+    """Set aside a group that has a seed of its own alone; the other two are compared over theirs."""
     values: dict[str, Any] = {
         "schedule=constant": [0.5, 0.6, 0.55],
         "schedule=cosine": [0.3, 0.43, 0.34],

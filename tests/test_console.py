@@ -1,4 +1,4 @@
-"""What the console draws; and runs whose terminal goes away or whose disk is full."""
+"""The console's output, and runs whose terminal goes away or whose disk is full."""
 
 import io
 import os
@@ -51,7 +51,7 @@ def the_run(here: Path) -> Path:
 
 @only_linux
 def test_a_run_whose_output_the_disk_does_not_take_completes_and_says_so_in_one_line(tmp_path: Path) -> None:
-    """What it said is in run.log."""
+    """The output is in run.log."""
     err = tmp_path / "err"
     assert ended(begun(tmp_path, *SHORT, out=Path("/dev/full"), err=err), err) == 0
     assert err.read_text() == ""
@@ -61,7 +61,7 @@ def test_a_run_whose_output_the_disk_does_not_take_completes_and_says_so_in_one_
 
 @only_linux
 def test_a_run_whose_reader_goes_away_completes(tmp_path: Path) -> None:
-    """As with `| head -1`: the pipe is closed after the first line."""
+    """Close the pipe after the first line, as `| head -1` does."""
     pipe, err = tmp_path / "pipe", tmp_path / "err"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
@@ -77,7 +77,7 @@ def test_a_run_whose_reader_goes_away_completes(tmp_path: Path) -> None:
 
 @only_linux
 def test_a_run_whose_terminal_hangs_up_completes(tmp_path: Path) -> None:
-    """With a progress bar, which is drawn on it all the while."""
+    """Draw the progress bar all the while."""
     from pty import openpty
 
     control, terminal = openpty()
@@ -190,7 +190,7 @@ def test_a_run_on_keras_tells_it_on_the_terminal_and_in_its_log(
 
 @only_linux
 def test_a_full_disk_is_one_line_wherever_a_run_meets_it(tmp_path: Path) -> None:
-    """By the limit on a file's size, in a process of its own: rows of 4 bytes are refused after the header's."""
+    """Refuse rows after the header's 4 bytes by the limit on a file's size, in a process of its own."""
     code = f"""
 import numpy as np, resource, sys
 from pathlib import Path

@@ -90,7 +90,7 @@ def test_every_logarithmic_axis_has_three_to_nine_ticks_and_no_large_gap() -> No
 def test_a_run_s_picture_has_a_title_with_all_that_it_is_and_plain_ticks(
     tmp_path: Path,
 ) -> None:
-    """Of the default run; between 0.5 and 2.3 an axis of whole decades has one tick."""
+    """Use the default run's range: between 0.5 and 2.3 an axis of whole decades has one tick."""
     from runner.compose import compose
     from runner.config import parse
     from runner.tasks.train import _title

@@ -44,7 +44,7 @@ def test_no_medium_acts_on_it(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["schedule=constant", "model.layers=[{units: 8}]", "p < 0.0001", "模型", "a_b*c"])
 def test_plain_text_stays_as_it_is(text: str) -> None:
-    """On a terminal and in CSV; in Markdown but for a star."""
+    """Show it unchanged on a terminal and in CSV, and in Markdown but for a star."""
     assert escape.terminal(text) == escape.csv(text) == text
     assert escape.markdown(text) == text.replace("*", "&#42;")
 
@@ -204,7 +204,7 @@ def test_a_damaged_run_is_told_and_the_others_are_compared(tmp_path: Path, capsy
 
 
 def test_the_result_of_an_older_version_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What it lacks is in the config, or not known; data.json has no hash of the values."""
+    """Missing keys are read from the config or unknown; data.json has no hash of the values."""
     for seed in (0, 1, 2):
         for schedule, last in (("constant", 0.5 + seed / 10), ("linear", 0.6 + seed**2 / 10)):
             folder = write_run(tmp_path / "runs", [f"schedule={schedule}"], seed, last)

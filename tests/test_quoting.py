@@ -1,4 +1,4 @@
-"""What the program prints for copying is read back unchanged, by the shell and by Hydra."""
+"""Commands printed for copying are read back unchanged, by the shell and by Hydra."""
 
 import shlex
 from typing import Any

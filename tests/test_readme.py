@@ -65,7 +65,7 @@ def test_every_command_runs_and_its_python_too(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_data_page_runs_and_its_predictions_are_right(tmp_path: Path) -> None:
-    """Of the run and of its export about 3 * 120 + 20 * 3, to the noise of 5 and what is not yet learnt."""
+    """Predict about 3 * 120 + 20 * 3 by the run and its export, up to the noise of 5 and the remaining training error."""
     for script in blocks("bash", DATA):
         done = execute(script, tmp_path)
         assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"

@@ -84,7 +84,7 @@ def copied(run: Path, tmp_path: Path) -> Path:
 
 
 def standardized(run: Path, raw: np.ndarray) -> np.ndarray:
-    """By the mean and deviation of the training rows, which are taken from the file unscaled."""
+    """Scale by the mean and deviation of the training rows, read unscaled from the file."""
     section = load_run(run).config.data.model_copy(
         update={"standardize": False, "path": str(run.parents[2] / source(run))}
     )
@@ -121,7 +121,7 @@ def test_a_loaded_run_predicts_from_raw_rows(trained: dict[str, Trained], backen
 
 def test_columns_of_a_table_are_found_by_name(trained: dict[str, Trained]) -> None:
     class Table:
-        """What of a DataFrame is used."""
+        """Stand in for a DataFrame, with the parts that are used."""
 
         def __init__(self, columns: list[str], values: np.ndarray) -> None:
             self.columns, self.values = columns, values
@@ -169,7 +169,7 @@ def test_metrics_are_in_the_data_s_units_and_the_loss_as_trained(
 
 
 def test_exports_take_raw_rows_and_a_file_beside_names_them(trained: dict[str, Trained], tmp_path: Path) -> None:
-    """Of both tasks and for both frameworks, whichever trained it."""
+    """Cover both tasks and both frameworks, whichever trained the run."""
     import keras
     import torch
 
@@ -371,7 +371,7 @@ def test_what_is_probably_not_meant_is_said_before_the_training(tmp_path: Path) 
 def test_what_cannot_be_trained_on_or_predicted_is_refused_in_one_line(
     trained: dict[str, Trained], tmp_path: Path
 ) -> None:
-    """On the command line, with exit status 2 and nothing written."""
+    """Refuse it on the command line with exit status 2 and nothing written."""
     header, rows = wine()
     copied(trained["lightning"].wine, tmp_path)
     write(tmp_path / "index.csv", ["", *header], [[i, *row] for i, row in enumerate(rows)])

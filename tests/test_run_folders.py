@@ -49,7 +49,7 @@ def everything(folder: Path) -> dict[str, Any]:
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What is said of a command that must not come as far as training."""
+    """Return the error of a command that must not reach training."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setattr(dispatcher, "load", lambda name, lean=False: OnlyCpu())
     monkeypatch.setattr(sys, "argv", ["runner", *arguments])
@@ -185,7 +185,7 @@ LEFT = (".config.yaml.123", "checkpoints/.40.123/state.json", "checkpoints/.last
 
 
 def test_files_of_the_user_s_own_are_left_alone(ended: dict[str, Path], tmp_path: Path) -> None:
-    """What a killed process has left is removed by its exact names. Checkpoint 40 is replaced and then no longer kept."""
+    """Remove a killed process's leftovers by their exact names. Checkpoint 40 is replaced and then no longer kept."""
     folder = copied(ended["plain"], tmp_path)
     for name in (*OWN, *LEFT):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -256,7 +256,7 @@ def test_a_comparison_names_the_damaged_run_and_compares_the_others(
 def test_a_result_of_an_older_version_is_read(
     ended: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Which lacked what a newer one has written: what is left out is what the config says, or unknown."""
+    """Read an older version's file: missing keys are read from the config, or unknown."""
     runs = [shutil.copytree(ended[run], tmp_path / run, symlinks=True) for run in ("plain", "longer")]
     for run in runs:
         result = read_json(run / "result.json")

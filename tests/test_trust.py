@@ -201,7 +201,7 @@ def test_a_module_s_origin_is_said_before_anything_of_it_is_imported(
 
 
 def test_a_trusted_module_s_function_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it has imported, `system` say, is another module's."""
+    """A name that it imports, such as `system`, belongs to another module."""
     (tmp_path / "trusted_by_name.py").write_text("from os import system")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ValueError, match=r"must be defined in trusted_by_name itself, got .* of posix"):

@@ -24,7 +24,7 @@ def can_use_threads(num: int) -> bool:
 
 @contextmanager
 def threads(num: int) -> Iterator[None]:
-    """So many for every operation within the block; afterwards as many as before."""
+    """Set the number of threads for the block; restore it afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(num)
     try:

@@ -22,6 +22,7 @@ from runner import multirun, own_code, run_folder, signals, sweep, threads
 from runner.cli import hydra_bridge
 from runner.cli.overrides import SEARCHES, is_dir, job_names, jobs, parse_overrides, set_keys, without_hydra
 from runner.compose import Composer, compose
+from runner.conf_folder import defaults
 from runner.config import Config, parse, sha256
 from runner.errors import ConfigError, RunError, few_lines, show
 from runner.saved import Run, config_of, refuse_links
@@ -103,8 +104,9 @@ class Request:
     def freeze(self, overrides: Sequence[str]) -> Frozen:
         """Compose and check one run's config."""
         values = self.composer.values(overrides)
-        for key in _COMMAND_LINE_ONLY:
-            if key not in self.keys and values.get(key) != _DEFAULTS.get(key):
+        of_files = _COMMAND_LINE_ONLY if self.composer.config_dir else ()
+        for key in of_files:
+            if key not in self.keys and values.get(key) != defaults("", "config")[key]:
                 raise ConfigError(
                     f"{key} is taken from the command line only, not from a file, got {show(values[key])}"
                 )
@@ -144,9 +146,6 @@ class Request:
         config_dir = self.composer.config_dir
         parsed = parse_overrides(lines, config_dir)
         return replace(self, overrides=parsed, jobs=jobs(lines, self.is_multirun, config_dir))
-
-
-_DEFAULTS: Mapping[str, Any] = {"checkpoint": "last", "trusted_modules": []}  # else null
 
 
 def execute(argv: Sequence[str]) -> int:

@@ -77,7 +77,7 @@ def _check_depth(text: str, path: Path) -> None:
 
 
 def _measure(node: Any, path: Path, sizes: dict[int, int], above: set[int]) -> int:
-    """How many values a node stands for, each *alias replaced by what it stands for."""
+    """Count the values of a node, with each *alias expanded."""
     if isinstance(node, yaml.ScalarNode):
         return 1
     line = node.start_mark.line + 1

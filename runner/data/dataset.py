@@ -36,7 +36,7 @@ class Scaling:
         return None if saved is None else cls(np.array(saved["offset"]), np.array(saved["scale"]))
 
     def apply(self, raw: np.ndarray) -> np.ndarray:
-        """Infinite where a row is too far from the training rows for float64."""
+        """Scale rows; infinite where a row is too far from the training rows for float64."""
         with np.errstate(over="ignore"):
             return (raw - self.offset) / self.scale
 
@@ -119,7 +119,7 @@ class Dataset:
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """How data differs from what a run's data.json describes, the plainest difference first."""
+    """Describe how data differs from a run's data.json, the plainest difference first; None if it does not."""
     told = {
         "features": "its columns are",
         "target": "its target is",

@@ -111,7 +111,7 @@ class Answer:
         return next(group for group in self.tried if group.label == label)
 
     def _of_seeds(self) -> list[str]:
-        """Which seeds are left out, because not every group has them."""
+        """Name the seeds that are left out because not every group has them."""
         wholes = [self.whole(other.group.label) for other in self.ranked]
         had = {seed for whole in wholes for seed in whole.values(self.metric)}
         if self.seeds is None or had == set(self.seeds):
@@ -120,7 +120,7 @@ class Answer:
         return [f"compared over the seeds that all have, {_listed(self.seeds)}; left out: {left}"]
 
     def _of_unfinished(self) -> list[str]:
-        """Where no group finished every seed."""
+        """Explain the ranking where no group finished every seed."""
         labels = [other.group.label for other in self.ranked]
         fates = [(label, fate(self.whole(label), self.metric)) for label in labels]
         return [f"  {label}: {known}; ranked over its other seeds" for label, known in fates if known]
@@ -129,7 +129,7 @@ class Answer:
         return [f"  {group.label}: {self.why_unranked(group)}" for group in self.unranked]
 
     def why_unranked(self, group: Group) -> str:
-        """How many of its seeds diverged or failed; else it shares too few seeds."""
+        """Say how many of its seeds diverged or failed, or that it shares too few seeds."""
         return f"{fate(group, self.metric) or 'too few seeds in common'}; not ranked"
 
     def at_edges(self) -> list[str]:
@@ -211,13 +211,13 @@ def _panel(found: Sequence[Group], metric: str) -> tuple[list[Group], list[int] 
 
 
 def _num_shared(group: Group, others: Sequence[Group], metric: str) -> int:
-    """Of its seeds, how many the others have, all counted."""
+    """Count how often the others have its seeds."""
     own = group.values(metric).keys()
     return sum(len(own & other.values(metric).keys()) for other in others)
 
 
 def _target(best: Sequence[Group], sign: int) -> float:
-    """What most seeds of every group reach."""
+    """Value of the metric that most seeds of every group reach."""
     values = [[sign * float(job.result["best"]["value"]) for job in group.completed] for group in best]
     return sign * max(map(median_high, values), default=math.nan)
 
@@ -279,7 +279,7 @@ def _is_same_run(group: Group, other: Group) -> bool:
 
 
 def fate(group: Group, metric: str) -> str:
-    """How many of its seeds did not finish, and which; nothing where all did."""
+    """List the seeds that did not finish, by what became of them; empty where all did."""
     ended = {job.seed for job in group.jobs if job.status in ("failed", "damaged")}
     gone = group.failed(metric)
     parts = []
@@ -332,7 +332,7 @@ def _of_group(whole: Group, metric: str, ranked: Ranked | None = None) -> dict[s
 
 
 def command(group: Group) -> str:
-    """What trains it again."""
+    """Command that trains the group again."""
     said = group.to_copy()
     branched = any(override.startswith("resume=") for override in said)  # in a folder of its own
     choices = ["--config-dir", group.config_dir] if group.config_dir is not None else []
@@ -340,7 +340,7 @@ def command(group: Group) -> str:
 
 
 def command_to_test(group: Group) -> str:
-    """What evaluates the run of its first seed on the test split."""
+    """Command that evaluates the run of its first seed on the test split."""
     return command_line(["task=evaluate", override("run", str(group.completed[0].folder))])
 
 

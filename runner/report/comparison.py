@@ -149,7 +149,7 @@ def _text(found: Sequence[Answer], same: Sequence[parity.Parity], medium: Callab
 
 
 def _parts(found: Answer, medium: Callable[[str], str]) -> list[str]:
-    """Of one answer: its words, its table, and all rates that were tried."""
+    """Write one answer: its words, its table, and all rates that were tried."""
     parts = ["\n".join(map(medium, [*found.says(), *found.at_edges()]))]
     if found.ranked:
         parts.append(as_markdown(table_of(found), medium))

@@ -17,7 +17,7 @@ _DIRECTIONS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def terminal(text: str) -> str:
-    """What a terminal would act on is spelled as Python spells it: ESC is \\x1b, a newline \\n."""
+    """Escape control characters as Python does: ESC becomes \\x1b, a newline \\n."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(_visible(character) for character in text)

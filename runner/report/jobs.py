@@ -100,7 +100,7 @@ class Job:
             return {}
 
     def meaning(self) -> str:
-        """What its monitored metric measures; only runs of one meaning can be ranked."""
+        """Identify what the monitored metric measures; only runs with the same one can be ranked."""
         return json.dumps([*self._meaning(), self._data_hash], sort_keys=True)
 
     def measures(self) -> str:
@@ -151,7 +151,7 @@ class Job:
 
     @property
     def _data_hash(self) -> str:
-        """Of the data's values; of its config where there is no data.json."""
+        """Hash the data's values, or its config where there is no data.json."""
         found = self.data.get("values_sha256") or self.data.get("sha256")
         return str(found or sha256({"data": self.config["data"]}))
 

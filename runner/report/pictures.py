@@ -1,4 +1,4 @@
-"""What all pictures share: readable ticks of a logarithmic axis, and saving without noise."""
+"""Shared parts of all pictures: readable ticks of a logarithmic axis, and saving without warnings."""
 
 import math
 import warnings

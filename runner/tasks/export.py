@@ -58,7 +58,7 @@ def export(run: Run, format: str | None) -> int:
 
 
 def _description(data: Mapping[str, Any], scales: bool) -> dict[str, Any]:
-    """What the model's rows and outputs are, from data.json."""
+    """Describe the model's rows and outputs, from data.json."""
     logits = "logits" if data["num_targets"] == 0 else "targets"
     kept = ("task", "features", "target", "classes", "input_shape", "num_targets", "x_scaling", "y_scaling")
     return {

@@ -233,7 +233,7 @@ def _told(error: Exception, config: Config) -> str:
 
 
 def _title(config: Config) -> str:
-    """Of the picture: data, model, optimizer, schedule and base rate."""
+    """Title of the picture: data, model, optimizer, schedule and base rate."""
     source = getattr(config.data, "path", None)
     data = f"{config.data.name} {Path(source).name}" if source else config.data.name
     named = (data, config.model.name, config.optimizer.name, config.schedule.name)
@@ -259,7 +259,7 @@ def _say(
     picture: Path | None,
     is_alone: bool,
 ) -> None:
-    """What came of the run; `is_alone`: it is no job of a multirun, which goes on as a whole."""
+    """Print the run's outcome; `is_alone`: it is no job of a multirun, which goes on as a whole."""
     trainer, trusted_modules = config.trainer, config.trusted_modules
     best, seconds = result["best"], result["seconds"]
     if "error" in result:

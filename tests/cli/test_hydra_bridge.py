@@ -1,4 +1,4 @@
-"""What the bridge takes of Hydra's internals is there. A failure names the release that changed it."""
+"""Canaries of Hydra's internals that the bridge uses. A failure names the release that changed them."""
 
 from pathlib import Path
 

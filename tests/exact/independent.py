@@ -221,7 +221,7 @@ def drawn(seed: int, shape: tuple[int, ...], scale: float = 1.0) -> np.ndarray:
 
 
 def optimizer(spec: Mapping[str, Any], slots: Mapping[str, float]) -> dict[str, list[str]]:
-    """Of 6 weights over 4 updates: the weights and every slot at their end, with weight decay of 0.01."""
+    """Train 6 weights for 4 updates with weight decay 0.01; return the weights and every slot."""
     weights, gradients = drawn(1, (6,)), drawn(2, (len(RATES), 6))
     after: dict[str, list[Fraction]] = {"weights": [], **{slot: [] for slot in slots}}
     for i in range(6):

@@ -24,7 +24,7 @@ def _multirun(backend: str, *more: str) -> list[str]:
 
 
 def alone(here: Path, backend: str) -> dict[int, dict[str, str]]:
-    """What each seed's job must come to, whoever trains it."""
+    """Result that each seed's job must have, whichever command trains it."""
     here.mkdir()
     ended = run(here, _multirun(backend))
     assert ended.status == 0, ended.output
