@@ -82,8 +82,8 @@ from pathlib import Path
 asked, real = [], time.time
 def set_back():
     asked.append(0)
-    if len(asked) == 4:
+    if len(asked) == 2:
         (Path(__file__).parent / "fell back").touch()
-    return real() - 3600 * (len(asked) >= 4)
+    return real() - 3600 * (len(asked) >= 2)
 time.time = set_back
 """

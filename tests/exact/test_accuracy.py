@@ -23,8 +23,8 @@ def test_its_losses_are_those_of_float32_within_the_seeds_spread(tmp_path: Path,
     assert (done.status, done.err) == (0, "")
     losses = {}
     for precision in ("float32", "exact"):
-        paths = [next((tmp_path / done.folder).glob(f"*{precision},seed={seed},*/result.json")) for seed in SEEDS]
-        losses[precision] = np.array([read_json(path)["metrics"]["val/loss"] for path in paths])
+        folders = [tmp_path / done.folder / f"trainer.precision-{precision}_seed-{seed}" for seed in SEEDS]
+        losses[precision] = np.array([read_json(path / "result.json")["metrics"]["val/loss"] for path in folders])
     spread = losses["float32"].std(ddof=1)
     difference = losses["exact"] - losses["float32"]
     assert np.abs(difference).max() < spread / 10
