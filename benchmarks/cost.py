@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.measure import apart, ours
 from benchmarks.report import layout, machine
-from runner.run_folder import read_columns, read_json
+from runner.run.run_folder import read_columns, read_json
 
 BACKENDS = ("lightning", "keras")
 _REPEATS = 3

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks.contestants import Contestant, Model, environment
-from runner.run_folder import read_columns
+from runner.run.run_folder import read_columns
 
 T = TypeVar("T")
 

@@ -29,8 +29,8 @@ from benchmarks.contestants import CONF
 from benchmarks.cost import BACKENDS
 from benchmarks.measure import apart, ours
 from benchmarks.report import layout, machine
-from runner import threads
-from runner.run_folder import read_columns, read_json
+from runner.machine import threads
+from runner.run.run_folder import read_columns, read_json
 
 _BUSY = "while True: pass"
 _THREADS = "import torch; torch.set_num_threads({cores}); a = torch.randn(512, 512)\nwhile True: a @ a"

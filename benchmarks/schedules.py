@@ -13,7 +13,7 @@ from statistics import median
 import numpy as np
 
 from runner import rates
-from runner.compose import CONF
+from runner.cli.compose import CONF
 
 _REPEATS = 3
 _STEPS_PER_EPOCH = 10**5

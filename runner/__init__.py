@@ -6,8 +6,8 @@ from runner import load_run, rates
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from runner.compose import rates
-    from runner.saved import Run, load_run
+    from runner.cli.compose import rates
+    from runner.run.saved import Run, load_run
 
 __all__ = ["Run", "load_run", "rates"]
 
@@ -15,11 +15,11 @@ __all__ = ["Run", "load_run", "rates"]
 def __getattr__(name: str) -> Any:
     """On first use: importing a part of this package should not import all of it."""
     if name == "rates":
-        from runner.compose import rates
+        from runner.cli.compose import rates
 
         return rates
     if name in ("Run", "load_run"):
-        from runner import saved
+        from runner.run import saved
 
         return getattr(saved, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

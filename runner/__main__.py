@@ -7,11 +7,13 @@ from types import FrameType
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from runner import startup  # noqa: F401  # notes when the process began
-from runner.cli import commands
+from runner.cli import (
+    commands,
+    startup,  # noqa: F401  # notes when the process began
+)
 from runner.cli.overrides import explained
-from runner.console import steady
 from runner.errors import ConfigError, RunError, few_lines
+from runner.text.console import steady
 
 
 @steady

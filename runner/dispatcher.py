@@ -5,10 +5,10 @@ import os
 import sys
 from importlib import import_module
 
-from runner import console
 from runner.errors import ConfigError, show
-from runner.memory import keep_freed_pages
+from runner.machine.malloc import keep_freed_pages
 from runner.spec import Backend
+from runner.text import console
 
 # backend -> the distribution that its framework comes in
 BACKENDS = {"lightning": "pytorch-lightning", "keras": "tensorflow"}
@@ -17,7 +17,7 @@ BACKENDS = {"lightning": "pytorch-lightning", "keras": "tensorflow"}
 def load(name: str) -> Backend:
     """The backend's module, which is the seam's `Backend`. Only its own framework is imported; the witness has none."""
     if name == "witness":
-        return import_module("runner.exact.witness")  # type: ignore[return-value]
+        return import_module("backends.witness")  # type: ignore[return-value]
     module = f"backends.{name}"
     if module in sys.modules:
         return sys.modules[module]  # type: ignore[return-value]

@@ -9,19 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from runner import losses, metrics, optimizers, schedules, sizes, threads
-from runner.cancelled import cancelled
-from runner.config import Config
+from runner import schedules
+from runner.components import losses, metrics, optimizers
+from runner.components.cancelled import cancelled
+from runner.components.layers import Network, needs_images, network
+from runner.config.schema import Config
 from runner.data import Dataset, Split, load
 from runner.data.dataset import Task, check_range
 from runner.data.order import Chunks, Order
 from runner.errors import ConfigError, nearest
 from runner.exact.refuse import refuse
-from runner.layers import Network, needs_images, network
+from runner.machine import memory, threads
 from runner.schedules import Clock, Plateau, lint
 from runner.schedules.plateau import State
+from runner.schedules.stall import Stall
 from runner.spec import ModelSpec, RunSpec
-from runner.stall import Stall
 
 _CHUNK_BYTES = 16 * 2**20  # of gathered rows and outputs that one call of a framework may hold
 
@@ -184,7 +186,7 @@ def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
     total_steps = min(limit for limit in limits if limit is not None)
     clock = Clock(total_steps, steps_per_epoch)
     order = Order(len(data.train), trainer.batch_size, trainer.accumulate_grad_batches, config.seed, total_steps)
-    sizes.check(model, len(config.optimizer.slots()), min(trainer.batch_size, len(data.train)), total_steps)
+    memory.check(model, len(config.optimizer.slots()), min(trainer.batch_size, len(data.train)), total_steps)
     check_range(data, model.dtype)
     _check_batch_norm(model.network, order)
     if trainer.precision == "exact":

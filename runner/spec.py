@@ -7,10 +7,10 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from runner.components.layers import Network, initial_variables
+from runner.components.optimizers import Group
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
-from runner.layers import Network, initial_variables
-from runner.optimizers import Group
 
 Weights = Mapping[str, np.ndarray]  # "dense_0/kernel" -> float[in, out]: one canonical layout for every framework
 Precision = Literal["float32", "float64", "bf16-mixed", "exact"]

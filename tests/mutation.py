@@ -1,6 +1,6 @@
 """Mutation testing: do the tests near a module notice a small slip in it?
 
-    python -m tests.mutation runner/stall.py
+    python -m tests.mutation runner/schedules/stall.py
 
 makes every mutant of the module that cosmic-ray's operators know, runs the near tests on each,
 and prints the mutants that survive. The operators are cosmic-ray's; its own runner starts an
@@ -37,17 +37,17 @@ EQUIVALENT = REPOSITORY / "tests" / "equivalent_mutants.txt"
 
 # The cheapest tests that hold what a module claims.
 NEAR = {
-    "runner/stall.py": "tests/schedules/test_plateau.py -k 'not backends and not in_force and not early'",
-    "runner/losses.py": "tests/test_losses_metrics.py",
-    "runner/metrics.py": "tests/test_losses_metrics.py",
-    "runner/data/order.py": "tests/test_order.py",
+    "runner/schedules/stall.py": "tests/schedules/test_plateau.py -k 'not backends and not in_force and not early'",
+    "runner/components/losses.py": "tests/components/test_losses_metrics.py",
+    "runner/components/metrics.py": "tests/components/test_losses_metrics.py",
+    "runner/data/order.py": "tests/data/test_order.py",
     "runner/schedules/units.py": "tests/schedules/test_units.py",
     "runner/schedules/ramps.py": "tests/schedules/test_ramps.py",
-    "runner/report/statistics.py": "tests/test_comparison.py",
+    "runner/report/statistics.py": "tests/report/test_comparison.py",
     "runner/schedules/named.py": "tests/schedules/test_schedules.py tests/schedules/test_edges.py",
-    "runner/optimizers.py": "tests/test_optimizers_spec.py",
-    "runner/checkpoint.py": "tests/test_checkpoint.py",
-    "runner/resume.py": "tests/test_resume.py",
+    "runner/components/optimizers.py": "tests/components/test_optimizers.py",
+    "runner/run/checkpoint.py": "tests/run/test_checkpoint.py",
+    "runner/run/resume.py": "tests/run/test_resume.py",
 }
 
 

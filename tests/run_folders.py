@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from runner.compose import compose
-from runner.run_folder import write_config
+from runner.cli.compose import compose
+from runner.run.run_folder import write_config
 
 ROWS = {"train": 1280, "val": 256, "test": 261}
 

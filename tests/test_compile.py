@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from runner.compose import compose
-from runner.config import parse
+from runner.cli.compose import compose
+from runner.config.schema import parse
 from runner.errors import ConfigError
 from runner.plan import plan
-from runner.run_folder import read_json
+from runner.run.run_folder import read_json
 from tests.command_line import BACKENDS, together
 from tests.training import differences, train
 

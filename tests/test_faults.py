@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.run_folder import read_columns, read_json
+from runner.run.run_folder import read_columns, read_json
 from tests.command_line import BACKENDS, REPOSITORY, together
 from tests.rows import slow_but
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runner.compose import CONF, compose
-from runner.config import Config, parse
+from runner.cli.compose import CONF, compose
+from runner.config.schema import Config, parse
 from tests.rows import slow_but
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -65,7 +65,7 @@ names = [module.name for module in pkgutil.walk_packages(runner.__path__, "runne
 for name in names:
     importlib.import_module(name)
 print(len(names))
-assert {"runner.config", "runner.plan", "runner.tasks.train", "runner.data.files", "runner.__main__"} <= set(names)
+assert {"runner.config.schema", "runner.plan", "runner.tasks.train", "runner.data.files", "runner.__main__"} <= set(names)
 """
     assert imported_after(code, tmp_path) == set()
 

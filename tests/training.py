@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from runner import dispatcher
-from runner.compose import compose
-from runner.config import parse
+from runner.cli.compose import compose
+from runner.config.schema import parse
 from runner.data.order import Chunk
 from runner.plan import Plan, plan
 from runner.spec import Live, Report, RunSpec, TrainState, first_state

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from runner import devices as runner_devices
+from runner.machine import devices as runner_devices
 from runner.spec import RunSpec
 
 

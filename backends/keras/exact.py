@@ -10,14 +10,13 @@ import tensorflow as tf
 
 from backends.keras import device, layers
 from backends.keras.schedule import TableLR
-from runner import layers as spec
+from runner.components import layers as spec
 from runner.exact import gradient, optimizers, self_test
 from runner.exact.layers import Pass
 from runner.exact.network import Layout, forward
 from runner.exact.primitives import Pads
-from runner.exact.rules import TINY, r
+from runner.exact.rules import TINY, finite, r
 from runner.exact.tables import table
-from runner.exact.witness import finite
 from runner.spec import RunSpec, TrainState, rate_name
 
 _EXPONENT = 0x7FF0000000000000  # of a float64's bits

@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import KerasTensor, ops
 from keras import layers as native
 
-from runner import layers as spec
+from runner.components import layers as spec
 from runner.random import MASK, threshold
 from runner.spec import TrainState
 

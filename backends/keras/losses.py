@@ -9,7 +9,7 @@ from backends.keras.layers import constant
 
 
 def build(loss: Any) -> Callable[[Any, Any], Any]:
-    """runner.losses.Loss -> mean loss of a batch."""
+    """runner.components.losses.Loss -> mean loss of a batch."""
     match loss.name:
         case "cross_entropy":
             return lambda z, y: _cross_entropy(z, y, loss.label_smoothing)

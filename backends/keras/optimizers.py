@@ -1,4 +1,4 @@
-"""The optimizers in Keras, in the form that runner/optimizers.py gives them, which is torch's.
+"""The optimizers in Keras, in the form that runner/components/optimizers.py gives them, which is torch's.
 
 Scalars are computed in float64 and rounded once to the variables' dtype: Keras's own casts go through float32.
 """
@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from backends.keras.layers import constant
 from backends.keras.schedule import TableLR
-from runner.optimizers import Group
+from runner.components.optimizers import Group
 from runner.spec import RunSpec, Weights, rate_name
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from runner import devices as runner_devices
+from runner.machine import devices as runner_devices
 
 
 def devices() -> list[str]:

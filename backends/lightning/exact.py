@@ -11,15 +11,14 @@ from torch import Tensor, nn
 
 from backends.lightning import layers
 from backends.lightning.schedule import hyperparameters, read
+from runner.components.optimizers import Group
 from runner.errors import RunError
 from runner.exact import gradient, optimizers, self_test
 from runner.exact.layers import Pass
 from runner.exact.network import Layout, forward
 from runner.exact.primitives import Pads
-from runner.exact.rules import TINY
+from runner.exact.rules import TINY, finite
 from runner.exact.tables import table
-from runner.exact.witness import finite
-from runner.optimizers import Group
 from runner.random import layer_key
 from runner.spec import ModelSpec, RunSpec, TrainState
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runner import layers as spec
+from runner.components import layers as spec
 from runner.random import MASK, layer_key, mix, threshold
 from runner.spec import TrainState
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def build(loss: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """runner.losses.Loss -> mean loss of a batch."""
+    """runner.components.losses.Loss -> mean loss of a batch."""
     match loss.name:
         case "cross_entropy":
             return lambda z, y: F.cross_entropy(z, y, label_smoothing=loss.label_smoothing)

@@ -1,4 +1,4 @@
-"""The optimizers in torch: the stock classes, whose meaning runner/optimizers.py takes, and Lion."""
+"""The optimizers in torch: the stock classes, whose meaning runner/components/optimizers.py takes, and Lion."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from backends.lightning.layers import from_canonical, to_canonical
-from runner.optimizers import Group
+from runner.components.optimizers import Group
 from runner.spec import Weights
 
 

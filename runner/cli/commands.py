@@ -18,18 +18,19 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from runner import multirun, own_code, run_folder, signals, sweep, threads
-from runner.cli import hydra_bridge
-from runner.cli.overrides import SEARCHES, is_dir, job_names, jobs, parse_overrides, set_keys, without_hydra
-from runner.compose import Composer, compose
-from runner.conf_folder import defaults
-from runner.config import Config, parse, sha256
+from runner.cli import hydra_bridge, multirun, sweep
+from runner.cli.compose import Composer, compose
+from runner.cli.overrides import SEARCHES, is_dir, job_names, jobs, parse_overrides, without_hydra
+from runner.cli.startup import process_start
+from runner.config.conf_folder import defaults
+from runner.config.schema import Config, parse, sha256, user_code
 from runner.errors import ConfigError, RunError, few_lines, show
-from runner.saved import Run, config_of, refuse_links
-from runner.startup import process_start
+from runner.machine import threads
+from runner.run import run_folder, signals
+from runner.run.saved import Run, config_of, refuse_links, set_keys
 
 if TYPE_CHECKING:
-    from runner.resume import Resumed
+    from runner.run.resume import Resumed
     from runner.tasks.train import Job
 
 # Keys that only the command line sets; in a file they would change nothing, or trust a stranger.
@@ -119,7 +120,7 @@ class Request:
         """All runs' configs. Code that they trust is announced before it can be imported."""
         found = [self.freeze(overrides) for overrides in self.jobs]
         self.check_twice([(each.config.task, each.sha256) for each in found])
-        own_code.announce(list(dict.fromkeys(n for f in found for n in f.config.trusted_modules)))
+        user_code.announce(list(dict.fromkeys(n for f in found for n in f.config.trusted_modules)))
         return found
 
     def __getstate__(self) -> dict[str, Any]:
@@ -343,7 +344,7 @@ class _JobTask:
 
 def _train_claimed(job: Any, claim: multirun.Claim) -> int:
     """A multirun's job, from the beginning or from its checkpoint."""
-    from runner.resume import resume
+    from runner.run.resume import resume
     from runner.tasks.train import refuse, train
 
     job = replace(job, path=claim.path)
@@ -374,21 +375,21 @@ def _resume(request: Request) -> int:
 
 def _resumed(overrides: Sequence[str]) -> Any:
     """Read the checkpoint that a run resumes from; nothing is written yet."""
-    from runner.resume import resume
+    from runner.run.resume import resume
 
     said = parse_overrides(overrides)
     folder = next(override.value() for override in said if override.key_or_group == "resume")
     if not isinstance(folder, str) or not folder:
         raise ConfigError(f"resume must be the folder of a run, got {show(folder)}")
     resumed = resume(Path(folder), said)
-    own_code.announce(resumed.values["trusted_modules"])
+    user_code.announce(resumed.values["trusted_modules"])
     return resumed
 
 
 def _branches(request: Request) -> int:
     """Several runs from one checkpoint, each in a folder of its own, and the comparison."""
     from runner.report import comparison
-    from runner.resume import branch
+    from runner.run.resume import branch
     from runner.tasks.train import train
 
     each = request.jobs
@@ -446,7 +447,7 @@ def _on_a_run(overrides: Sequence[str]) -> int:
     source = keys.get("data.path")
     if (source is None) == (config.task == "predict"):
         raise ConfigError("task=predict needs data.path=FILE, and no other task takes it")
-    own_code.announce(config.trusted_modules)
+    user_code.announce(config.trusted_modules)
     refuse_links(folder, "run")
     return task(Run(folder, config, config.checkpoint), source)
 

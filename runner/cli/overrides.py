@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from copy import deepcopy
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Over
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from runner import trust
-from runner.conf_folder import CONF
+from runner.config.conf_folder import CONF
+from runner.config.schema import trust
 from runner.errors import ConfigError, nearest, show
-from runner.quoting import spell
+from runner.text.quoting import spell
 
 SEARCHES = ("search", "hydra/sweeper")  # what says who chooses a multirun's values
 
@@ -226,23 +225,6 @@ def first_line(error: Exception) -> str:
     """And the next, where the first only says that it comes."""
     first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return f"{first} {rest[0]}" if first.endswith(":") and rest else first
-
-
-def set_keys(values: Mapping[str, Any], overrides: Sequence[Override], allowed: Sequence[str]) -> dict[str, Any]:
-    """A finished run's config with the overrides of a task upon it; only the `allowed` keys may differ."""
-    changed = deepcopy(dict(values))
-    for override in overrides:
-        key = override.key_or_group
-        if key not in allowed:
-            raise ConfigError(
-                f"{show(key)} cannot be set for a finished run{nearest(key, allowed)}; {', '.join(allowed)} can"
-            )
-        *groups, last = key.split(".")
-        place = changed
-        for group in groups:
-            place = place[group]
-        place[last] = override.value()
-    return changed
 
 
 _LONGEST_NAME = 120

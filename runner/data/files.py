@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from runner import own_code
+from runner import user_code
 from runner.data.dataset import Dataset, Task, check, check_classes, largest_of, num_held_out, split_rows, standardize
 from runner.errors import ConfigError, nearest, show
 from runner.section import Fraction, Index, Section
@@ -81,7 +81,7 @@ class Python(_Rows):
 
     def load(self) -> Dataset:
         try:
-            given = own_code.call(self.function, **self.args)
+            given = user_code.call(self.function, **self.args)
         except ValueError as error:
             raise ConfigError(f"data.{error}") from error
         try:

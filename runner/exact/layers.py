@@ -1,4 +1,4 @@
-"""Forward and backward of every layer of runner/layers.py; formulas are that module's.
+"""Forward and backward of every layer of runner/components/layers.py; formulas are that module's.
 
 x  # the input [N, ...]; y  # the output; g  # the derivative of the loss by y. A forward gives (y, memory); a backward takes
 the memory and g and gives (dx, gradients by variable), dx only where it is needed.
@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from runner.components.layers import Node, padding_same
 from runner.exact.functions import exponentials, normal, sigmoid, tanh
 from runner.exact.primitives import Pads, Primitives, Tensor
 from runner.exact.rules import constant, divide, product_bits, sum_bits, total
-from runner.layers import Node, padding_same
 
 Memory = Any
 Gradients = dict[str, Tensor]

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from runner.components.layers import Network, Node
+from runner.components.optimizers import Group
 from runner.exact.layers import FORMS, Gradients, Pass
 from runner.exact.primitives import Primitives, Tensor
-from runner.layers import Network, Node
-from runner.optimizers import Group
 
 Tape = list[tuple[Node, Any, bool]]  # node, memory, whether anything before it is trained
 

@@ -1,4 +1,4 @@
-"""Every optimizer of runner/optimizers.py, on all weights as one vector; formulas and symbols are that module's.
+"""Every optimizer of runner/components/optimizers.py, on all weights as one vector; formulas and symbols are that module's.
 
 Scalars that need a power are tables made on the host in float64 by * and / alone; a library's `pow` differs from machine to
 machine. Every other scalar is a 24-bit number.
@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from runner.components.optimizers import Group
 from runner.exact.network import Layout
 from runner.exact.primitives import Primitives, Tensor
 from runner.exact.rules import constant, r, total
-from runner.optimizers import Group
 
 Slots = dict[str, Tensor]
 Scalars = Mapping[str, Any]

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from runner.components.layers import Network, Node
 from runner.data.order import Order
 from runner.errors import ConfigError
 from runner.exact import layers, losses, optimizers
 from runner.exact.rules import FEWEST_BITS, SIGNIFICAND, TINY
-from runner.layers import Network, Node
 
 LONGEST_SUM = 2 ** (SIGNIFICAND - 2 * FEWEST_BITS)  # of products of 16-bit integers
 # classes, or steps of a sequence: their exponentials, at most 2^40 each, have a sum of at most 2^53

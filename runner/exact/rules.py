@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from runner.errors import RunError
 from runner.exact.primitives import Primitives, Tensor
 
 SIGNIFICAND = 53  # bits of an integer that float64 holds, and all sums of such that stay below
@@ -68,3 +69,9 @@ def divide(o: Primitives, x: Tensor, num: int) -> Tensor:
     """R(x / num) of 24-bit x and a count; a power of two only scales."""
     assert num < 2**24
     return o.r(x * (1.0 / num) if num & (num - 1) == 0 else x / float(num))
+
+
+def finite(weights: np.ndarray) -> None:
+    """Overflow of float32 ends a run: beyond it nothing is determined by the rules."""
+    if not np.isfinite(weights).all():
+        raise RunError("a weight is not finite: an update went beyond the range of float32")

@@ -8,8 +8,8 @@ import numpy as np
 from runner import random
 from runner.errors import ConfigError
 from runner.exact.primitives import Primitives, Tensor
+from runner.exact.reference import NumPy
 from runner.exact.rules import product_bits
-from runner.exact.witness import NumPy
 
 _K = 1024
 _PADS = ((1, 1), (1, 1))

@@ -9,9 +9,9 @@ from statistics import median_high
 
 import numpy as np
 
-from runner.quoting import command_line, override
 from runner.report.jobs import Group, Job, best_rates, groups
 from runner.report.statistics import Paired, Summary, compare, probabilities_best, summary
+from runner.text.quoting import command_line, override
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from runner.errors import RunError
-from runner.multirun import held
-from runner.report import answer, escape, page, parity, pictures
+from runner.report import answer, page, parity, pictures
 from runner.report.answer import Answer, Ranked, answers
 from runner.report.curves import MOST_POINTS
 from runner.report.jobs import Group, Job, inside, read
 from runner.report.markdown import as_markdown
-from runner.run_folder import points, turn
+from runner.run.run_folder import held, points, turn
+from runner.text import escape
 
 
 def write(folder: Path, num_jobs: int) -> int:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from runner.report import escape, pictures
-from runner.run_folder import read_columns
+from runner.report import pictures
+from runner.run.run_folder import read_columns
+from runner.text import escape
 
 MOST_POINTS = 5000  # of a line: more than there are pixels
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from runner.config import sha256
+from runner.config.schema import sha256
 from runner.errors import ConfigError, show
-from runner.run_folder import check_headers, check_types, read_columns, read_json
-from runner.saved import config_of
-from runner.strict_json import with_numbers
+from runner.run.run_folder import check_headers, check_types, read_columns, read_json
+from runner.run.saved import config_of
+from runner.run.strict_json import with_numbers
 
 # What loss=auto is, by the data's task
 _USUAL_LOSS: dict[str, dict[str, Any]] = {

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from runner.lr_range import Suggestion
 from runner.report import pictures
+from runner.report.range_test import Suggestion
 
 
 def draw(path: Path, rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, found: Suggestion | None) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from runner.report import escape, parity
+from runner.report import parity
 from runner.report.answer import Answer, Ranked
-from runner.run_folder import points
+from runner.run.run_folder import points
+from runner.text import escape
 
 # Okabe and Ito (2008): told apart with any colour vision, and on a light as on a dark ground; then again, dashed
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a6d3b", "#7a7a7a")

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runner import checkpoint
 from runner.errors import RunError
-from runner.report import escape
 from runner.report.jobs import Job, pairs
+from runner.run import checkpoint
+from runner.text import escape
 
 # of losses, relative where they are above 1: what rounding alone may make of a run in this precision
 _TOLERANCE = {"exact": 0.0, "float64": 1e-10, "float32": 1e-4, "bf16-mixed": 0.1}

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from runner.report import escape, pictures
+from runner.report import pictures
+from runner.text import escape
 
 _OVERLAID = 8  # curves that one pair of axes shows legibly
 _POINTS = 4000  # more than a picture has columns

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 import numpy as np
 from pydantic import Field, model_validator
 
-from runner import own_code
+from runner import user_code
 from runner.schedules import ramps
 from runner.schedules.curve import Curve, part
 from runner.schedules.cycles import cycles
@@ -247,7 +247,7 @@ class Python(Curve):
 
     def rates(self, t: Array, clock: Clock, lr: float) -> Array:
         total, epoch = clock.total_steps, clock.steps_per_epoch
-        given = own_code.call(self.function, t, total_steps=total, steps_per_epoch=epoch, lr=lr, **self.args)
+        given = user_code.call(self.function, t, total_steps=total, steps_per_epoch=epoch, lr=lr, **self.args)
         rates = np.asarray(given)
         if rates.dtype.kind not in "iuf" or rates.shape != t.shape:
             raise ValueError(

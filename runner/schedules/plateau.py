@@ -9,9 +9,9 @@ from pydantic import Field
 from runner.schedules.combined import AnyCurve
 from runner.schedules.curve import Curve, part
 from runner.schedules.ramps import Array
+from runner.schedules.stall import Mode, Stall, Watch
 from runner.schedules.units import Clock
 from runner.section import Index, NonNegative
-from runner.stall import Mode, Stall, Watch
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class State:
 
 class Plateau(Curve):
     """eta(t) = max(f eta_of(t), min(eta_m, eta_of(t))): f = 1, times `factor` whenever `metric` has stalled at an epoch's end
-    (runner/stall.py: `mode`, `patience`, `threshold`, `threshold_mode`, `cooldown`); eta_m = `min_lr`.
+    (runner/schedules/stall.py: `mode`, `patience`, `threshold`, `threshold_mode`, `cooldown`); eta_m = `min_lr`.
 
     torch: ReduceLROnPlateau with the same arguments, for a constant `of`; its `eps`, which leaves out changes below 1e-8, is
     not here. Keras: the callback ReduceLROnPlateau lowers and ends a cooldown one epoch earlier (its patience and cooldown are

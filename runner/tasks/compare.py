@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner import run_folder
 from runner.errors import ConfigError
 from runner.report import comparison
 from runner.report.jobs import inside, read
+from runner.run import run_folder
 
 
 def compare(folders: Sequence[str], root: Path) -> int:

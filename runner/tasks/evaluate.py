@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from runner import run_folder
-from runner.console import capture
 from runner.data.dataset import changed
 from runner.errors import ConfigError
 from runner.plan import evaluate as evaluate_split
-from runner.saved import Run
-from runner.training import show
+from runner.run import run_folder
+from runner.run.saved import Run
+from runner.run.training import show
+from runner.text.console import capture
 
 
 def evaluate(run: Run) -> int:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from runner import dispatcher, run_folder
-from runner.console import capture
+from runner import dispatcher
 from runner.data.dataset import Scaling
 from runner.errors import ConfigError
-from runner.saved import Run
+from runner.run import run_folder
+from runner.run.saved import Run
+from runner.text.console import capture
 
 # format -> the backend that makes it (None: no framework is needed) and the file
 _FORMATS = {

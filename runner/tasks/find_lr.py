@@ -6,16 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from runner import apart, devices, dispatcher, run_folder
-from runner.config import Config, parse
-from runner.console import Console, capture
+from runner import dispatcher
+from runner.config.schema import Config, parse
 from runner.data.order import Chunk
 from runner.errors import ConfigError
-from runner.lr_range import Suggestion, end, smooth, suggest
+from runner.machine import devices
 from runner.plan import Plan, plan
 from runner.report import lr_range as picture
-from runner.signals import Signals
+from runner.report.range_test import Suggestion, end, smooth, suggest
+from runner.run import apart, run_folder
+from runner.run.signals import Signals
 from runner.spec import Live, Report, first_state
+from runner.text.console import Console, capture
 
 _STEPS_PER_CALL = 10  # so that it ends soon after the loss has risen
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from runner import run_folder
-from runner.console import capture
 from runner.data.files import as_float, numbers, read_csv, read_npz, regular_file
 from runner.errors import ConfigError, RunError, show
-from runner.saved import Run
+from runner.run import run_folder
+from runner.run.saved import Run
+from runner.text.console import capture
 
 
 def predict(run: Run, source: str) -> int:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from runner import run_folder
-from runner.config import Config
+from runner.config.schema import Config
 from runner.plan import Plan, plan
 from runner.report import rates as picture
+from runner.run import run_folder
 
 _ROWS = 24  # of the table of turning points
 

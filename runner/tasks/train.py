@@ -7,18 +7,20 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from runner import apart, checkpoint, devices, dispatcher, quoting, run_folder
-from runner.config import Config, sha256
-from runner.console import Console, capture, log_traceback, tree
+from runner import dispatcher
+from runner.config.schema import Config, sha256
 from runner.data.order import Order
 from runner.errors import ConfigError, RunError
 from runner.errors import show as show_value
-from runner.exact import certificate
+from runner.machine import devices
 from runner.plan import Plan, plan
-from runner.resume import Resumed, check, with_saved_threads
-from runner.signals import Signals
+from runner.run import apart, certificate, checkpoint, run_folder
+from runner.run.resume import Resumed, check, with_saved_threads
+from runner.run.signals import Signals
+from runner.run.training import Training, show
 from runner.spec import Backend, TrainState, first_state
-from runner.training import Training, show
+from runner.text import quoting
+from runner.text.console import Console, capture, log_traceback, tree
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from runner import checkpoint, dispatcher, run_folder
-from runner.console import capture
+from runner import dispatcher
 from runner.data.order import Chunk
 from runner.errors import ConfigError, RunError
-from runner.exact import certificate
-from runner.saved import Run
+from runner.run import certificate, checkpoint, run_folder
+from runner.run.saved import Run
 from runner.spec import Live, OnChunk, Report, RunSpec, TrainState, first_state
+from runner.text.console import capture
 
 
 def verify(run: Run, steps: str | None) -> int:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.cli.overrides import job_names, jobs, parse_overrides
-from runner.quoting import override
+from runner.text.quoting import override
 
 NAMES = [
     (["seed=0", "seed=1"], ["seed-0", "seed-1"]),

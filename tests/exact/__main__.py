@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from backends.keras import device
-from runner.exact.certificate import hashes
+from runner.run.certificate import hashes
 from tests.exact.common import BASE, binary_cross_entropy
 from tests.exact.test_same_bits import HARD, MODELS
 from tests.parity.test_parity import LOSSES, OPTIMIZERS

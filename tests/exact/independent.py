@@ -1,6 +1,6 @@
 """python -m tests.exact.independent: the bits of every optimizer and loss in exact mode, by fractions and mpmath.
 
-Nothing of runner/exact is used: the formulas of runner/optimizers.py and runner/losses.py are written out once more, a
+Nothing of runner/exact is used: the formulas of runner/components/optimizers.py and losses.py are written out once more, a
 value is a Fraction, one IEEE 754 operation rounds it to float64 and R to 24 bits. Writes golden.json, which the tests
 compare with; its numbers are float64 in hexadecimal.
 """

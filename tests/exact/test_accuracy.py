@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runner.run_folder import read_json
+from runner.run.run_folder import read_json
 from tests.command_line import BACKENDS, forked
 
 SEEDS = range(10)

@@ -12,7 +12,7 @@ from backends.keras.exact import TensorFlow
 from backends.lightning.exact import Torch
 from runner.errors import RunError
 from runner.exact import functions
-from runner.exact.witness import NumPy
+from runner.exact.reference import NumPy
 from tests.exact.common import BASE, assert_same_bits
 from tests.exact.test_same_bits import HARD, MODELS
 from tests.exact.ways import TENSORFLOW, TORCH, WAYS, numpy

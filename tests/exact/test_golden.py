@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runner.config import parse
+from runner.components.losses import BinaryCrossEntropy, CrossEntropy, Huber, MeanSquaredError
+from runner.components.optimizers import Group
+from runner.config.schema import parse
 from runner.exact import losses, optimizers
-from runner.exact.witness import NumPy
-from runner.losses import BinaryCrossEntropy, CrossEntropy, Huber, MeanSquaredError
-from runner.optimizers import Group
+from runner.exact.reference import NumPy
 from tests.exact import independent
 from tests.parity.test_parity import OPTIMIZERS
 from tests.training import compose

@@ -11,8 +11,8 @@ import pytest
 
 from runner.errors import ConfigError
 from runner.exact import functions, rules, self_test
+from runner.exact.reference import NumPy
 from runner.exact.tables import ln2, table
-from runner.exact.witness import NumPy
 from tests.exact.common import bits
 
 NUMPY = NumPy()

@@ -16,7 +16,7 @@ RUN = [*BASE, "model=cnn", IMAGES, "schedule=cosine", "trainer.max_steps=6"]
 _HASHES = f"""
 import sys
 from tests.training import train
-from runner.exact.certificate import hashes
+from runner.run.certificate import hashes
 trained = train(sys.argv[1], [*{RUN!r}, "trainer.threads=" + sys.argv[2]])
 print(*hashes(trained.state, trained.losses).values())
 """
@@ -49,7 +49,7 @@ def in_a_process(backend: str, setting: dict[str, str]) -> str:
 
 @pytest.fixture(scope="module")
 def witness() -> str:
-    from runner.exact.certificate import hashes
+    from runner.run.certificate import hashes
 
     trained = train("witness", RUN)
     return " ".join(hashes(trained.state, trained.losses).values())

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runner import checkpoint
 from runner.errors import ConfigError, RunError
-from runner.saved import load_run
+from runner.run import checkpoint
+from runner.run.saved import load_run
 from runner.tasks.verify import verify
 from tests.command_line import BACKENDS, OTHER, Finished, forked
 from tests.exact.common import assert_same_bits

@@ -10,7 +10,7 @@ import torch
 
 from backends.keras.exact import TensorFlow
 from backends.lightning.exact import Torch
-from runner.exact.witness import NumPy
+from runner.exact.reference import NumPy
 
 Function = Callable[..., Sequence[Any]]  # (primitives, *tensors) -> tensors, or numbers where a way has such
 

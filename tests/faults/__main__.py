@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runner import run_folder
+from runner.run import run_folder
 from tests import warm
 from tests.faults import many as rows_of_many
 from tests.faults import rows

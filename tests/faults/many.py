@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from runner import checkpoint
-from runner.run_folder import read_json
+from runner.run import checkpoint
+from runner.run.run_folder import read_json
 from tests.faults.rows import RUN, command, fingerprint, folder_of, leftovers
 from tests.warm import run, start, until, wait
 

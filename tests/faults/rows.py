@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from runner import checkpoint
 from runner.errors import RunError
-from runner.run_folder import read_json
+from runner.run import checkpoint
+from runner.run.run_folder import read_json
 from tests.warm import Ended, run, start, until, wait
 
 # twelve epochs of eight updates, a checkpoint every three, so that many saves fall inside an epoch; with masks

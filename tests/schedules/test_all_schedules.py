@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner import rates
-from runner.compose import CONF, compose
-from runner.config import parse
+from runner.cli.compose import CONF, compose
+from runner.config.schema import parse
 from runner.schedules import Clock, table
 from runner.schedules.combined import ALL
 from runner.schedules.dialects import DIALECTS

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from runner.compose import compose
-from runner.config import parse
+from runner.cli.compose import compose
+from runner.config.schema import parse
 from runner.errors import ConfigError
 from runner.plan import plan
 from runner.schedules import Clock, table

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from runner import dispatcher
-from runner.compose import compose
-from runner.config import parse
+from runner.cli.compose import compose
+from runner.config.schema import parse
 from runner.data.order import Chunk, Chunks
 from runner.schedules import Plateau
 from runner.schedules.plateau import State
+from runner.schedules.stall import Stall, Watch
 from runner.spec import Live, Report
-from runner.stall import Stall, Watch
 from tests.command_line import BACKENDS, forked
 from tests.training import first, prepare, train
 

@@ -1,0 +1,1 @@
+"""What a config names: layers, losses, metrics, optimizers."""

@@ -1,0 +1,292 @@
+"""The optimizers: their hyperparameters, their memory, and the update each one makes.
+
+Symbols: p = a parameter; g = its gradient (clipped, and with `weight_decay` added when that is coupled); lr = eta(t);
+t' = t + 1, the number of this update counted from 1. Slots are the memory an update needs, by standard names.
+
+Weight decay lambda: `coupled` is an L2 penalty, g + lambda p, before anything else (torch's usual `weight_decay`);
+`decoupled` shrinks p by (1 - lr lambda) before the update (AdamW; Loshchilov and Hutter 2019). `decay_exclude: bias_and_norm`
+spares every bias, every scale and offset of a norm, and position embeddings.
+
+Weights may differ in their rate and decay: `groups` gives those whose names match a pattern factors of lr and lambda, the
+first entry that matches; `layer_decay` d multiplies lr by d^(L - 1 - i) in the i-th of L layers that own weights (a residual
+counts as one), as in Clark et al., ELECTRA (2020), and timm's layer_decay.
+
+`schedules` moves other hyperparameters than lr by the schedules' own specs, whose base is then the hyperparameter's value and
+whose keys that end in `_lr` are values of it; a bias correction takes the value in force, as in torch.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, ClassVar, Literal, Union
+
+import numpy as np
+from pydantic import Field
+
+from runner.components.layers import Network
+from runner.errors import ConfigError, nearest
+from runner.schedules import AnyCurve, Clock, Curve, table
+from runner.section import Fraction, NonNegative, Positive, Section
+
+
+class Matching(Section):
+    """An entry of `groups`: factors for the weights whose name, or whose layer's name, fits the pattern `match`."""
+
+    match: Annotated[str, Field(min_length=1)]  # dense_0/kernel, dense_*, */bias
+    lr_factor: NonNegative = 1.0  # a factor that is not said changes nothing
+    weight_decay_factor: NonNegative = 1.0
+
+    def fits(self, name: str) -> bool:
+        return fnmatchcase(name, self.match) or fnmatchcase(name.rpartition("/")[0], self.match)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Weights with a common rate, lr_factor eta(t), and a common weight decay, decay_factor lambda."""
+
+    names: tuple[str, ...]
+    lr_factor: float = 1.0
+    decay_factor: float = 1.0
+
+
+class _Optimizer(Section):
+    lr: Positive
+    weight_decay: NonNegative
+    weight_decay_mode: Literal["coupled", "decoupled"]
+    decay_exclude: Literal["none", "bias_and_norm"]
+    groups: list[Matching]
+    layer_decay: Positive
+    schedules: dict[str, AnyCurve]
+
+    schedulable: ClassVar[Sequence[str]] = ("weight_decay",)  # of the hyperparameters besides lr
+
+    @property
+    def decays(self) -> bool:
+        """Whether there is weight decay at any time."""
+        return self.weight_decay > 0 or "weight_decay" in self.schedules
+
+    def slots(self) -> dict[str, float]:
+        """Slot name -> the value it starts with."""
+        return {}
+
+    def scalars(self, step: int) -> dict[str, float]:
+        """Memory that is a number and a pure function of the applied updates."""
+        return {}
+
+    def initial_slots(self, weights: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+        def filled(value: float, w: np.ndarray) -> np.ndarray:
+            # of zeros alone the system gives no page before it is written
+            return np.full(w.shape, value, w.dtype) if value else np.zeros(w.shape, w.dtype)
+
+        return {slot: {name: filled(value, w) for name, w in weights.items()} for slot, value in self.slots().items()}
+
+
+class SGD(_Optimizer):
+    """b = momentum b + g; p -= lr b, or with `nesterov` p -= lr (g + momentum b). Without momentum p -= lr g.
+
+    torch.optim.SGD. Keras keeps lr inside its buffer, so that it differs as soon as lr changes.
+    """
+
+    name: Literal["sgd"]
+    momentum: Fraction
+    nesterov: bool
+
+    schedulable: ClassVar[Sequence[str]] = ("momentum", "weight_decay")
+
+    def slots(self) -> dict[str, float]:
+        return {"momentum": 0.0} if self.momentum else {}
+
+
+class _Adam(_Optimizer):
+    beta1: Fraction
+    beta2: Fraction
+    eps: Positive
+
+    schedulable: ClassVar[Sequence[str]] = ("beta1", "beta2", "weight_decay")
+
+
+class Adam(_Adam):
+    """m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2; p -= lr mhat / (sqrt(vhat) + eps),
+    mhat = m / (1 - beta1^t'), vhat = v / (1 - beta2^t'); with `amsgrad` v is its largest value so far.
+
+    Kingma and Ba (2015), algorithm 1; torch.optim.Adam. Keras puts eps beside the uncorrected root.
+    """
+
+    name: Literal["adam"]
+    amsgrad: bool
+
+    def slots(self) -> dict[str, float]:
+        slots = {"first_moment": 0.0, "second_moment": 0.0}
+        return {**slots, "max_second_moment": 0.0} if self.amsgrad else slots
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay as its default. Loshchilov and Hutter (2019), algorithm 2; torch.optim.AdamW."""
+
+    name: Literal["adamw"]  # type: ignore[assignment]
+
+
+class Adamax(_Adam):
+    """m as in Adam; u = max(beta2 u, |g| + eps); p -= lr / (1 - beta1^t') m / u.
+
+    Kingma and Ba (2015), algorithm 2; torch.optim.Adamax. Keras adds eps to u instead.
+    """
+
+    name: Literal["adamax"]
+
+    def slots(self) -> dict[str, float]:
+        return {"first_moment": 0.0, "infinity_norm": 0.0}
+
+
+class NAdam(_Adam):
+    """m, v as in Adam; mu_t' = beta1 (1 - 0.5 * 0.96^(t' momentum_decay)), P = product of mu_1 ... mu_t';
+    p -= lr [(1 - mu_t') g / (1 - P) + mu_(t'+1) m / (1 - P mu_(t'+1))] / (sqrt(vhat) + eps).
+
+    Dozat (2016); torch.optim.NAdam. Keras is the same with momentum_decay = 1.
+    """
+
+    name: Literal["nadam"]
+    momentum_decay: NonNegative
+
+    schedulable: ClassVar[Sequence[str]] = ("beta2", "weight_decay")  # beta1 has a schedule of its own, mu
+
+    def slots(self) -> dict[str, float]:
+        return {"first_moment": 0.0, "second_moment": 0.0}
+
+    def scalars(self, step: int) -> dict[str, float]:
+        t = np.arange(1, step + 1)
+        return {"mu_product": float(np.prod(self.beta1 * (1 - 0.5 * 0.96 ** (t * self.momentum_decay))))}
+
+
+class RMSprop(_Optimizer):
+    """v = rho v + (1 - rho) g^2; d = g / (sqrt(v) + eps); p -= lr d, or with momentum b = momentum b + d; p -= lr b.
+    `centered`: a = rho a + (1 - rho) g and v - a^2 under the root.
+
+    Tieleman and Hinton (2012), Graves (2013) for centered; torch.optim.RMSprop. Keras: eps inside the root, lr in b.
+    """
+
+    name: Literal["rmsprop"]
+    rho: Fraction
+    eps: Positive
+    momentum: Fraction
+    centered: bool
+
+    schedulable: ClassVar[Sequence[str]] = ("momentum", "rho", "weight_decay")
+
+    def slots(self) -> dict[str, float]:
+        slots = {"square_average": 0.0}
+        if self.centered:
+            slots["gradient_average"] = 0.0
+        if self.momentum:
+            slots["momentum"] = 0.0
+        return slots
+
+
+class Adagrad(_Optimizer):
+    """s = s + g^2; p -= lr g / (sqrt(s) + eps). Duchi et al. (2011); torch.optim.Adagrad. Keras: eps inside the root."""
+
+    name: Literal["adagrad"]
+    eps: Positive
+    initial_accumulator: NonNegative
+
+    def slots(self) -> dict[str, float]:
+        return {"accumulator": self.initial_accumulator}
+
+
+class Adadelta(_Optimizer):
+    """v = rho v + (1 - rho) g^2; d = sqrt(a + eps) / sqrt(v + eps) g; a = rho a + (1 - rho) d^2; p -= lr d.
+
+    Zeiler (2012), algorithm 1; torch.optim.Adadelta and Keras alike, given the same rho and eps.
+    """
+
+    name: Literal["adadelta"]
+    rho: Fraction
+    eps: Positive
+
+    def slots(self) -> dict[str, float]:
+        return {"square_average": 0.0, "delta_average": 0.0}
+
+
+class Lion(_Optimizer):
+    """p -= lr sign(beta1 m + (1 - beta1) g); then m = beta2 m + (1 - beta2) g. Chen et al. (2023), algorithm 2."""
+
+    name: Literal["lion"]
+    beta1: Fraction
+    beta2: Fraction
+
+    schedulable: ClassVar[Sequence[str]] = ("beta1", "beta2", "weight_decay")
+
+    def slots(self) -> dict[str, float]:
+        return {"first_moment": 0.0}
+
+
+Optimizer = Annotated[
+    Union[SGD, Adam, AdamW, Adamax, NAdam, RMSprop, Adagrad, Adadelta, Lion], Field(discriminator="name")
+]
+
+
+def decaying(optimizer: Any, network: Network) -> list[str]:
+    """The weights that weight decay touches: all, or with `bias_and_norm` excluded the kernels."""
+    everything = optimizer.decay_exclude == "none"
+    return [name for name, v in network.variables().items() if v.trainable and (everything or v.decays)]
+
+
+def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
+    """The weights by what they have in common. The first group has lr_factor 1, so that its rate is eta(t); it may be empty.
+
+    A pattern that fits nothing, or nothing that the entries before it left, is refused; so is a run that trains nothing.
+    """
+    decay, layers = set(decaying(optimizer, network)), _layer_factors(optimizer.layer_decay, network)
+    used: set[int] = set()
+    together: dict[tuple[float, float], list[str]] = {(1.0, 1.0): []}
+    for name, layer in layers.items():
+        i = next((i for i, entry in enumerate(optimizer.groups) if entry.fits(name)), None)
+        entry = Matching(match=name) if i is None else optimizer.groups[i]
+        used |= {i} if i is not None else set()
+        factors = layer * entry.lr_factor, entry.weight_decay_factor if name in decay else 0.0
+        together.setdefault(factors, []).append(name)
+    for i, entry in enumerate(optimizer.groups):
+        if i not in used:
+            names = [*layers, *dict.fromkeys(name.rpartition("/")[0] for name in layers)]
+            why = f"which none does{nearest(entry.match, names)}"
+            if any(map(entry.fits, layers)):
+                why = "and those that do fit an entry before it"
+            raise ConfigError(
+                f"optimizer.groups[{i}].match must fit a weight of the model ({', '.join(layers)}), got {entry.match}, {why}"
+            )
+    if not layers:
+        raise ConfigError("model.layers must have a weight, got none: nothing would be trained")
+    if not any(lr_factor for (lr_factor, _), names in together.items() if names):
+        raise ConfigError("optimizer.groups must leave a weight with lr_factor above 0, got 0 for all of them")
+    return tuple(Group(tuple(names), *factors) for factors, names in together.items())
+
+
+def _layer_factors(decay: float, network: Network) -> dict[str, float]:
+    """Every weight and the factor of its layer, d^(L - 1 - i)."""
+    layers = [names for node in network.nodes if (names := node.trainable())]
+    return {name: decay ** (len(layers) - 1 - i) for i, names in enumerate(layers) for name in names}
+
+
+def hyperparameters(optimizer: Any, clock: Clock) -> dict[str, np.ndarray]:
+    """The tables of what `schedules` moves: name -> its value at every update.  # float64[T]"""
+    return {name: _hyperparameter(optimizer, name, curve, clock) for name, curve in optimizer.schedules.items()}
+
+
+def _hyperparameter(optimizer: Any, name: str, curve: Curve, clock: Clock) -> np.ndarray:
+    allowed = optimizer.schedulable
+    if name not in allowed:
+        raise ConfigError(
+            f"optimizer.schedules.{name} is no hyperparameter of {optimizer.name} that can be scheduled, which are "
+            f"{', '.join(allowed)}{nearest(name, allowed)}"
+        )
+    try:
+        values = table(curve, clock, getattr(optimizer, name))
+    except ValueError as error:
+        raise ConfigError(f"optimizer.schedules.{name}.{error}") from None
+    # with momentum 0 there is no buffer to go on with
+    fits = np.isfinite(values) & (values >= 0) if name == "weight_decay" else (values > 0) & (values < 1)
+    if not fits.all():
+        t = int(np.flatnonzero(~fits)[0])
+        words = "finite and >= 0" if name == "weight_decay" else "above 0 and below 1"
+        raise ConfigError(f"optimizer.schedules.{name} must stay {words}, got {values[t]:.6g} at update {t}")
+    return values

@@ -1,0 +1,115 @@
+"""The primitives in NumPy: what a device's own are checked against, and what the witness trains with."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from runner import random
+from runner.exact import rules
+from runner.exact.primitives import Pads
+from runner.exact.tables import table
+
+Array = np.ndarray
+_EXPONENT = 0x7FF0000000000000  # of a float64's bits
+
+
+class NumPy:
+    """The primitives."""
+
+    def constant(self, value: Array) -> Array:
+        return value
+
+    def r(self, x: Any) -> Array:
+        return rules.r(x)
+
+    def rint(self, x: Array) -> Array:
+        return np.rint(x)
+
+    def grid(self, x: Array, bits: int, per_row: bool = False) -> tuple[Array, Array]:
+        axes = tuple(range(1, x.ndim)) if per_row else None
+        largest = np.max(np.abs(x), axis=axes, keepdims=per_row, initial=0.0)
+        power, _ = self.power(np.maximum(largest, 2.0**-200))
+        return np.rint(x * (2.0 ** (bits - 1) / power)), power * 2.0 ** (1 - bits)
+
+    def plus(self, a: Array, b: Array, scale: Any) -> Array:
+        return a + b * scale
+
+    def sqrt(self, x: Array) -> Array:
+        return np.sqrt(x)
+
+    def abs(self, x: Array) -> Array:
+        return np.abs(x)
+
+    def maximum(self, a: Array, b: Array) -> Array:
+        return np.maximum(a, b)
+
+    def where(self, condition: Array, a: Any, b: Any) -> Array:
+        return np.where(condition, a, b)
+
+    def gate(self, g: Array, y: Array) -> Array:
+        return np.where(y > 0.0, g, 0.0)
+
+    def sum(self, x: Array, axes: tuple[int, ...], keep: bool = False) -> Array:
+        return np.sum(x, axis=axes, keepdims=keep)
+
+    def largest(self, x: Array) -> Array:
+        return np.max(x, axis=-1, keepdims=True)
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        return a @ b
+
+    def transpose(self, a: Array) -> Array:
+        return np.swapaxes(a, -1, -2)
+
+    def permute(self, a: Array, axes: Sequence[int]) -> Array:
+        return np.transpose(a, axes)
+
+    def reverse(self, a: Array) -> Array:
+        return a[::-1]
+
+    def spread(self, x: Array, shape: Sequence[int]) -> Array:
+        return np.broadcast_to(x, shape)
+
+    def reshape(self, x: Array, shape: Sequence[int]) -> Array:
+        return x.reshape(shape)
+
+    def join(self, parts: Sequence[Array]) -> Array:
+        return np.concatenate([part.reshape(-1) for part in parts])
+
+    def pad(self, x: Array, pads: Pads, value: float) -> Array:
+        return np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=value)
+
+    def patches(self, x: Array, size: int, stride: int, pads: Pads) -> Array:
+        windows = np.lib.stride_tricks.sliding_window_view(self.pad(x, pads, 0.0), (size, size), (1, 2))
+        chosen = windows[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)  # [N, H', W', size, size, C]
+        return chosen.reshape(-1, size * size * x.shape[3])
+
+    def fold(self, parts: Sequence[Array], size: int, stride: int, shape: tuple[int, int]) -> Array:
+        num, height, width, channels = parts[0].shape
+        whole = np.zeros((num, *shape, channels))
+        for i, part in enumerate(parts):
+            a, b = divmod(i, size)
+            whole[:, a : a + stride * height : stride, b : b + stride * width : stride][:, :height, :width] += part
+        return whole
+
+    def power(self, x: Array) -> tuple[Array, Array]:
+        bits = np.atleast_1d(x).view(np.int64) & _EXPONENT
+        power, exponent = bits.view(np.float64), (bits >> 52) - 1023.0
+        return power.reshape(np.shape(x)), exponent.reshape(np.shape(x))
+
+    def split(self, x: Array, bits: int) -> tuple[Array, Array]:
+        whole = x.astype(np.int64)
+        return whole >> bits, whole & ((1 << bits) - 1)
+
+    def real(self, index: Array) -> Array:
+        return index.astype(np.float64)
+
+    def take(self, name: str, index: Array) -> Array:
+        return table(name)[index]
+
+    def one_hot(self, labels: Array, num: int) -> Array:
+        return np.eye(num)[labels]
+
+    def keep(self, x: Array, rate: float, seed: int, layer_index: int, step: int, micro_batch: int) -> Array:
+        return random.keep(x.size, rate, random.layer_key(seed, layer_index), step, micro_batch).reshape(x.shape)

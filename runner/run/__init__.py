@@ -1,0 +1,1 @@
+"""A run: what happens between its chunks, and what it leaves behind."""

@@ -1,0 +1,56 @@
+"""What a run in exact mode says of itself, so that anyone can repeat it and compare: hashes, of all and of each tensor."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runner.run import checkpoint, run_folder
+from runner.spec import TrainState
+
+FORMAT = 1
+
+
+def tensors(state: TrainState) -> dict[str, np.ndarray]:
+    """Everything that training changes, by name; a slot's tensors as SLOT/NAME."""
+    slots = {f"{slot}/{name}": value for slot, values in state.slots.items() for name, value in values.items()}
+    return {**state.weights, **state.buffers, **slots}
+
+
+def tensor_hashes(state: TrainState) -> dict[str, str]:
+    """Of every tensor's values, float32 little-endian, row-major."""
+    return {name: _sha256(value) for name, value in sorted(tensors(state).items())}
+
+
+def hashes(state: TrainState, losses: np.ndarray) -> dict[str, str]:
+    """What result.json holds: the weights as everywhere, the slots likewise, and the losses of all updates in order."""
+    slots = {name: value for name, value in tensors(state).items() if name not in {**state.weights, **state.buffers}}
+    return {
+        "weights_sha256": checkpoint.weights_sha256(state),
+        "slots_sha256": checkpoint.weights_sha256(TrainState(state.step, slots, {}, {})),
+        "losses_sha256": _sha256(losses),
+    }
+
+
+def write(folder: Path, composed: Mapping[str, Any], state: TrainState) -> dict[str, str]:
+    """FOLDER/certificate.json: the config, the data's hash and what came of them; versions are information only."""
+    losses = run_folder.read_columns(folder / "trace.csv")["loss"][: state.step]
+    found = hashes(state, losses)
+    data, environment = (run_folder.read_json(folder / f"{name}.json") for name in ("data", "environment"))
+    certificate = {
+        "format": FORMAT,
+        "steps": state.step,
+        **found,
+        "tensors_sha256": tensor_hashes(state),
+        "data_sha256": data["sha256"],
+        "config": dict(composed),
+        "made_with": {key: environment[key] for key in ("python", "platform", "packages", "device")},
+    }
+    run_folder.write_json(folder / "certificate.json", certificate)
+    return found
+
+
+def _sha256(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values, dtype="<f4").tobytes()).hexdigest()

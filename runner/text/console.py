@@ -1,0 +1,297 @@
+"""What the user sees, and run.log, which sees everything.
+
+While a run lasts, whatever a framework prints (from Python or below it) goes to run.log; only what is said here
+reaches the terminal, and run.log too. Nothing that a run does depends on the terminal: where it is gone or takes no
+more, the run goes on without it.
+"""
+
+import errno
+import functools
+import io
+import os
+import select
+import signal
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from runner.errors import show
+from runner.text import escape
+
+# A reader that has gone away has seen what it wanted: `| head -1`, a terminal that was closed.
+_READER_GONE = (errno.EPIPE, errno.EIO)
+_DEPRECATIONS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
+_is_kept = False  # what this process says is in files too
+_current: "Console | None" = None  # while what a library prints is captured
+_stands = ExitStack()  # lasts as long as the process
+_is_captured = False  # what a library prints goes to a log
+
+
+class _Stream(io.FileIO):
+    """A descriptor whose failures raise nothing; `lost` is the first of them."""
+
+    lost: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            while (written := super().write(data)) is None:  # a terminal that does not block
+                select.select([], [self], [])
+            return written
+        except OSError as error:
+            self.lost = self.lost or error
+            return len(data)
+
+
+def _text(descriptor: int, encoding: str = "utf-8", closes: bool = False) -> tuple[_Stream, TextIO]:
+    raw = _Stream(descriptor, "wb", closefd=closes)
+    text = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=True)
+    return raw, text
+
+
+@contextmanager
+def _standing_streams() -> Iterator[_Stream | None]:
+    """sys.stdout and sys.stderr that raise nothing, over open descriptors; the first one's `_Stream`.
+
+    A closed descriptor (`>&-`) is opened on the null device, since the next file to be opened would get its number.
+    Streams that are not the process's own (a test's, a notebook's) are left as they are.
+    """
+    kept = sys.stdout, sys.stderr
+    out: _Stream | None = None
+    for descriptor, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            _open_on_null(descriptor)
+        if descriptor == 0 or (stream is not None and not _is_own(stream, descriptor)):
+            continue
+        raw, text = _text(descriptor, getattr(stream, "encoding", None) or "utf-8")
+        setattr(sys, name, text)
+        out = raw if descriptor == 1 else out
+    try:
+        yield out
+    finally:
+        _flush()
+        sys.stdout, sys.stderr = kept
+
+
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """Keep libraries' deprecation warnings off the terminal, unless Python was asked for them (-W)."""
+    show_warning = warnings.showwarning
+
+    def show_to_user(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+        if _is_captured or sys.warnoptions or not issubclass(category, _DEPRECATIONS):
+            show_warning(message, category, *place, **more)
+
+    warnings.showwarning = show_to_user
+    try:
+        yield
+    finally:
+        warnings.showwarning = show_warning
+
+
+def _open_on_null(descriptor: int) -> None:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        null = os.open(os.devnull, os.O_RDWR)
+        if null != descriptor:
+            os.dup2(null, descriptor)
+            os.close(null)
+
+
+def _is_own(stream: TextIO, descriptor: int) -> bool:
+    try:
+        return stream.fileno() == descriptor
+    except (OSError, ValueError):  # a stream in memory has none
+        return False
+
+
+def stand() -> None:
+    """The streams of a process that another program's code runs: they raise nothing from now on."""
+    _stands.enter_context(_without_deprecations())
+    _stands.enter_context(_standing_streams())
+
+
+def steady(main: Callable[[], int]) -> Callable[[], int]:
+    """A command that does not depend on its terminal.
+
+    Training goes on when the terminal hangs up and when nobody reads what it prints. A command whose only result is
+    what it prints ends with 1 where the disk did not take that, and says so.
+    """
+
+    @functools.wraps(main)
+    def run() -> int:
+        hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+        before = None if hangup is None else signal.signal(hangup, signal.SIG_IGN)
+        try:
+            with _without_deprecations(), _standing_streams() as out:
+                try:
+                    status = main()
+                except SystemExit as end:  # argparse's, a signal's
+                    status = int(end.code or 0)
+                _flush()
+                lost = out and out.lost
+                if lost and lost.errno not in _READER_GONE:
+                    print(f"error: standard output cannot be written: {lost.strerror}", file=sys.stderr)
+                    status = status or int(not _is_kept)
+                return status
+        finally:
+            if hangup is not None:
+                signal.signal(hangup, before)
+
+    return run
+
+
+def kept_in_files() -> None:
+    """Note that run.log or the comparison holds all further output, so losing the terminal's copy is no error."""
+    global _is_kept
+    _is_kept = True
+
+
+class Console:
+    """Lines for the user, and a progress bar on a terminal (plain lines elsewhere)."""
+
+    def __init__(self, terminal: TextIO) -> None:
+        self._terminal = terminal
+        self._bar: Any = None
+        self._task: Any = None
+
+    def say(self, line: str) -> None:
+        """Escape control characters: a stranger's run folder may hold them."""
+        line = escape.terminal(line)
+        self._log(line)
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        else:
+            print(line, file=self._terminal, flush=True)
+
+    def epoch(self, line: str) -> None:
+        """A line per epoch where there is no bar to show it."""
+        if self._bar is None:
+            self.say(line)
+        else:
+            self._log(line)
+
+    @contextmanager
+    def progress(self, total_steps: int, done: int) -> Iterator[None]:
+        if not self._terminal.isatty():
+            yield
+            return
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+        with Progress(*columns, console=RichConsole(file=self._terminal), transient=True) as self._bar:
+            self._task = self._bar.add_task("", total=total_steps, completed=done)
+            try:
+                yield
+            finally:
+                bar, self._bar = self._bar, None
+                bar.stop()
+
+    def advance(self, step: int, description: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=description)
+
+    @staticmethod
+    def _log(line: str) -> None:
+        now = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
+        _write("".join(f"{now}  {part}\n" for part in line.split("\n")))
+
+
+def tree(values: Mapping[str, Any]) -> str:
+    """Nested values as a drawn tree: a branch per mapping, items of lists by their number."""
+    from rich.console import Console as RichConsole
+    from rich.text import Text
+    from rich.tree import Tree
+
+    def grow(branch: Tree, items: Iterable[tuple[Any, Any]]) -> None:
+        for key, value in items:
+            if isinstance(value, Mapping) and value:
+                grow(branch.add(Text(escape.terminal(str(key)))), value.items())
+            elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+                grow(branch.add(Text(escape.terminal(str(key)))), enumerate(value))
+            else:
+                branch.add(Text(escape.terminal(f"{key}: {show(value)}")))
+
+    root = Tree("config")
+    grow(root, values.items())
+    console = RichConsole(width=120, file=io.StringIO())
+    with console.capture() as drawn:
+        console.print(root)
+    return drawn.get().rstrip()
+
+
+class Capture:
+    """File descriptors 1 and 2 go to a temporary file, and from `into` on to a run's log, which gets what came before."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile("w+b")  # noqa: SIM115  # lives as long as the capture
+
+    def into(self, log: Path) -> None:
+        _flush()
+        self._file.seek(0)
+        with log.open("ab", buffering=0) as file:
+            with suppress(OSError):  # a full disk: the run's own files say so
+                file.write(self._file.read())
+            _redirect(file.fileno())
+
+
+@contextmanager
+def capture() -> Iterator[tuple[Console, Capture]]:
+    global _is_captured, _current
+    _flush()
+    kept_in_files()
+    _is_captured = True
+    kept = [os.dup(1), os.dup(2)]
+    held = Capture()
+    _, terminal = _text(os.dup(1), closes=True)
+    _redirect(held._file.fileno())
+    _current = Console(terminal)
+    try:
+        yield _current, held
+    finally:
+        _is_captured, _current = False, None
+        _flush()
+        for descriptor, original in zip(kept, (1, 2), strict=True):
+            os.dup2(descriptor, original)
+            os.close(descriptor)
+        terminal.close()
+
+
+def _redirect(descriptor: int) -> None:
+    for original in (1, 2):
+        os.dup2(descriptor, original)
+
+
+def warn(line: str) -> None:
+    """A line for the user from where no console is at hand."""
+    if _current is not None:
+        _current.say(f"warning: {line}")
+    else:
+        print(f"warning: {line}", file=sys.stderr)
+
+
+def log_traceback() -> None:
+    """Of the exception that is being handled, into run.log."""
+    _write(traceback.format_exc())
+
+
+def _write(text: str) -> None:
+    """To the log, past all buffers: what a full disk does not take must not come out on the terminal later."""
+    _flush()
+    with suppress(OSError):
+        os.write(2, text.encode(errors="replace"))
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            with suppress(OSError):
+                stream.flush()

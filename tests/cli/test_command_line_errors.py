@@ -1,0 +1,140 @@
+"""A wrong command line: exit status 2, a short sentence that names the key, nothing written, nothing trained.
+
+command_line_errors.txt is the catalogue: `$` and what follows `python -m runner`, below it all that stderr says; lists that
+recur are written once, at its top.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner import dispatcher
+from runner.__main__ import main
+from runner.config.schema import parse
+from runner.errors import ConfigError, closest, nearest, show
+
+CATALOGUE = Path(__file__).with_name("command_line_errors.txt")
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def cases() -> list[tuple[str, str]]:
+    """(command line, stderr) of every entry."""
+    lines = [line for line in CATALOGUE.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    lists = dict(line[1:].split(" ", 1) for line in lines if line.startswith("@"))
+    lines = [re.sub(r"<(\w+)>", lambda name: lists.get(name[1], name[0]), line) for line in lines if line[0] != "@"]
+    starts = [i for i, line in enumerate(lines) if line.startswith("$ ")]
+    ends = [*starts[1:], len(lines)]
+    return [(lines[i][2:], "\n".join(lines[i + 1 : j])) for i, j in zip(starts, ends, strict=True)]
+
+
+CASES = cases()
+
+
+class OnlyCpu:
+    """A backend that has a CPU and trains nothing."""
+
+    def devices(self) -> list[str]:
+        return ["cpu"]
+
+    def can_use_threads(self, num: int) -> bool:
+        return True
+
+    def train(self, *_: Any) -> None:
+        raise AssertionError("a wrong config must not come as far as training")
+
+
+def arguments(line: str) -> list[str]:
+    given = shlex.split(line)
+    return given if "output.root=" in line else [*given, "output.root=out"]
+
+
+def status_of_main() -> Any:
+    try:
+        return main()
+    except SystemExit as end:  # argparse's way, for options
+        return end.code
+
+
+def named(line: str) -> str:
+    """The key that the last override is about."""
+    last = shlex.split(line)[-1].lstrip("+~-")
+    return last.partition("=")[0].partition("[")[0]
+
+
+def test_the_catalogue_is_long_and_says_nothing_twice() -> None:
+    assert len(CASES) > 200
+    assert len({line for line, _ in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize(("line", "said"), CASES, ids=[line for line, _ in CASES])
+def test_a_wrong_command_line_is_refused_in_exactly_these_words(
+    line: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dispatcher, "load", lambda name, lean=False: OnlyCpu())
+    monkeypatch.setattr(sys, "argv", ["runner", *arguments(line)])
+    status = status_of_main()
+    out, err = capfd.readouterr()
+    assert err.strip() == said
+    assert status == 2
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("line", "said"), CASES, ids=[line for line, _ in CASES])
+def test_the_sentence_is_short_and_names_the_key(line: str, said: str) -> None:
+    assert len(said.splitlines()) <= 3
+    assert "Traceback" not in said
+    assert "Hydra" not in said
+    assert "omegaconf" not in said.lower()
+    key = named(line).removeprefix("model.")
+    if line.startswith(("--cfg job", "schedule.name", "~layer_defaults")):
+        return  # what is wrong follows from the key, and is named instead
+    group, _, last = key.rpartition(".")
+    assert last in said or group in said
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["optimzer=adam", "optimizer.lr=-1", "schedule=cosin", "trainer.monitor=val/los", "--multirn"],
+)
+def test_a_process_of_its_own_says_the_same(line: str, tmp_path: Path) -> None:
+    said = dict(CASES)[line]
+    command = [sys.executable, "-m", "runner", *arguments(line)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (2, "", said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hint_ignores_case_and_takes_the_beginning_of_a_name() -> None:
+    options = ["adam", "sgd", "exponential"]
+    assert closest("SGD", options) == "sgd"
+    assert closest("exp", options) == "exponential"
+    assert closest("", options) is None
+    assert closest("zzz", options) is None
+    assert nearest("adm", options) == "; did you mean adam?"
+    assert nearest("zzz", options) == ""
+
+
+def test_a_value_is_shown_as_yaml_spells_it_and_at_most_60_characters_long() -> None:
+    assert [show(value) for value in (None, True, False, "", 0.1, [1, 2])] == [
+        "null",
+        "true",
+        "false",
+        '""',
+        "0.1",
+        "[1, 2]",
+    ]
+    assert len(show("x" * 1000)) == 60
+
+
+def test_a_config_that_is_no_mapping_of_groups_is_refused_with_the_first_missing_key_named() -> None:
+    with pytest.raises(ConfigError, match=r"^task is missing; it needs a value$"):
+        parse({})

@@ -1,0 +1,242 @@
+"""The layer vocabulary: shapes, names, first weights."""
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runner.cli.compose import compose
+from runner.components.layers import Network, Shape, initial_variables, network, padding_same
+from runner.config.schema import parse
+from runner.errors import ConfigError
+
+
+def layers(*given: Mapping[str, Any]) -> list[Any]:
+    """Layers with the defaults of conf/layer_defaults."""
+    composed = compose([])
+    return parse({**composed, "model": {"name": "mine", "layers": list(given)}}).model.layers
+
+
+def net(input_shape: Shape, num_outputs: int, *given: Mapping[str, Any]) -> Network:
+    return network(layers(*given), input_shape, num_outputs)
+
+
+def shapes(made: Network) -> list[Shape]:
+    return [node.output_shape for node in made.nodes]
+
+
+def dense(units: Any, **more: Any) -> dict[str, Any]:
+    return {"layer": "dense", "units": units, **more}
+
+
+def conv(filters: int, kernel_size: int, **more: Any) -> dict[str, Any]:
+    return {"layer": "conv2d", "filters": filters, "kernel_size": kernel_size, **more}
+
+
+FLATTEN: dict[str, Any] = {"layer": "flatten"}
+POOL = {"layer": "max_pool"}
+
+
+@pytest.mark.parametrize(
+    ("size", "layer", "output"),
+    [
+        # same: ceil(size / stride)
+        ((8, 8, 1), conv(5, 3), (8, 8, 5)),
+        ((8, 8, 1), conv(5, 3, stride=2), (4, 4, 5)),
+        ((9, 7, 1), conv(5, 3, stride=2), (5, 4, 5)),
+        ((9, 7, 1), conv(5, 4, stride=3), (3, 3, 5)),
+        # valid: floor((size - window) / stride) + 1
+        ((8, 8, 1), conv(5, 3, padding="valid"), (6, 6, 5)),
+        ((9, 7, 2), conv(5, 3, stride=2, padding="valid"), (4, 3, 5)),
+        ((3, 3, 2), conv(5, 3, padding="valid"), (1, 1, 5)),
+        ((8, 8, 3), POOL, (4, 4, 3)),
+        ((9, 7, 3), POOL, (4, 3, 3)),
+        ((9, 7, 3), {**POOL, "padding": "same"}, (5, 4, 3)),
+        ((9, 7, 3), {"layer": "average_pool", "pool_size": 3, "stride": 1}, (7, 5, 3)),
+        ((9, 7, 3), {"layer": "global_average_pool"}, (3,)),
+        ((9, 7, 3), FLATTEN, (189,)),
+        ((12,), FLATTEN, (12,)),
+        ((12,), {"layer": "reshape", "shape": [2, 3, 2]}, (2, 3, 2)),
+        ((2, 3, 2), {"layer": "reshape", "shape": [12]}, (12,)),
+        ((12,), {"layer": "reshape", "shape": [2, -1]}, (2, 6)),
+        ((2, 3, 2), {"layer": "reshape", "shape": [-1, 2]}, (6, 2)),
+        ((12,), dense(7), (7,)),
+        ((5, 12), dense(7), (5, 7)),
+        ((5, 12), {"layer": "global_average_pool"}, (12,)),
+        ((5, 12), {"layer": "layer_norm"}, (5, 12)),
+        ((5, 12), {"layer": "position_embedding"}, (5, 12)),
+        ((5, 12), {"layer": "attention", "num_heads": 3}, (5, 12)),
+        ((12,), {"layer": "dropout", "rate": 0.5}, (12,)),
+        ((9, 7, 3), {"layer": "batch_norm"}, (9, 7, 3)),
+        ((9, 7, 3), {"layer": "layer_norm"}, (9, 7, 3)),
+        ((12,), {"layer": "activation", "function": "relu"}, (12,)),
+    ],
+)
+def test_the_shape_that_a_layer_makes(size: Shape, layer: Mapping[str, Any], output: Shape) -> None:
+    assert shapes(net(size, 2, layer, FLATTEN, dense("outputs")))[0] == output
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "stride", "expected"),
+    [(8, 3, 1, (1, 1)), (8, 3, 2, (0, 1)), (7, 3, 2, (1, 1)), (8, 2, 2, (0, 0)), (5, 4, 1, (1, 2)), (8, 1, 2, (0, 0))],
+)
+def test_same_padding_is_split_in_two_with_the_odd_one_at_the_end(
+    size: int, window: int, stride: int, expected: tuple[int, int]
+) -> None:
+    assert padding_same(size, window, stride) == expected
+
+
+def test_names_count_each_kind_in_order_of_definition_nested_layers_included() -> None:
+    made = net(
+        (8, 8, 1),
+        10,
+        conv(4, 3),
+        {"layer": "batch_norm"},
+        {"layer": "residual", "layers": [conv(4, 3), {"layer": "batch_norm"}], "shortcut": [conv(4, 1, bias=False)]},
+        conv(4, 3, bias=False),
+        FLATTEN,
+        dense("outputs"),
+    )
+    expected = {
+        "conv2d_0/kernel": (3, 3, 1, 4),
+        "conv2d_0/bias": (4,),
+        "batch_norm_0/scale": (4,),
+        "batch_norm_0/offset": (4,),
+        "batch_norm_0/mean": (4,),
+        "batch_norm_0/variance": (4,),
+        "conv2d_1/kernel": (3, 3, 4, 4),
+        "conv2d_1/bias": (4,),
+        "batch_norm_1/scale": (4,),
+        "batch_norm_1/offset": (4,),
+        "batch_norm_1/mean": (4,),
+        "batch_norm_1/variance": (4,),
+        "conv2d_2/kernel": (1, 1, 4, 4),
+        "conv2d_3/kernel": (3, 3, 4, 4),
+        "dense_0/kernel": (256, 10),
+        "dense_0/bias": (10,),
+    }
+    variables = made.variables()
+    assert {name: variable.shape for name, variable in variables.items()} == expected
+    assert list(variables) == list(expected)
+    untrained = {name for name, variable in variables.items() if not variable.trainable}
+    assert untrained == {f"batch_norm_{i}/{name}" for i in (0, 1) for name in ("mean", "variance")}
+    assert {name for name, variable in variables.items() if variable.decays} == {n for n in expected if "kernel" in n}
+
+
+def test_attention_has_four_square_kernels_and_no_bias() -> None:
+    made = net(
+        (5, 12), 2, {"layer": "position_embedding"}, {"layer": "attention", "num_heads": 3}, FLATTEN, dense("outputs")
+    )
+    variables = {name: v for name, v in made.variables().items() if not name.startswith("dense")}
+    assert {name: variable.shape for name, variable in variables.items()} == {
+        "position_embedding_0/embedding": (1, 5, 12),
+        **{f"attention_0/{name}": (12, 12) for name in ("query", "key", "value", "output")},
+    }
+    assert [name for name, variable in variables.items() if not variable.decays] == ["position_embedding_0/embedding"]
+
+
+def test_every_node_has_an_index_of_its_own_in_order_of_definition() -> None:
+    inner = {"layer": "residual", "layers": [dense(6), {"layer": "dropout", "rate": 0.1}]}
+    made = net((6,), 2, inner, {"layer": "dropout", "rate": 0.1}, dense("outputs"))
+    assert [node.index for node in made.walk()] == [0, 1, 2, 3, 4]
+    assert [node.name for node in made.walk()] == ["residual_0", "dense_0", "dropout_0", "dropout_1", "dense_1"]
+
+
+def test_outputs_stands_for_what_the_data_asks_for() -> None:
+    assert net((6,), 3, dense("outputs")).output_shape == (3,)
+
+
+def test_the_mlp_of_the_contract_is_64_128_10() -> None:
+    made = network(parse(compose(["model=mlp"])).model.layers, (64,), 10)
+    assert {name: variable.shape for name, variable in made.variables().items()} == {
+        "dense_0/kernel": (64, 128),
+        "dense_0/bias": (128,),
+        "dense_1/kernel": (128, 10),
+        "dense_1/bias": (10,),
+    }
+
+
+@pytest.mark.parametrize(
+    ("size", "given", "message"),
+    [
+        ((4,), [dense(3)], r"model.layers end in \[3\]; the data asks for \[2\]"),
+        ((4,), [conv(3, 3)], r"model.layers\[0\] \(conv2d\): needs 3 axes, got \[4\]"),
+        ((4, 4, 1), [dense(2)], r"model.layers\[0\] \(dense\): needs 1 or 2 axes, got \[4, 4, 1\]"),
+        ((4,), [{"layer": "global_average_pool"}], r"model.layers\[0\] \(global_average_pool\): needs 2 or 3 axes"),
+        ((4, 4), [dense(2)], r"model.layers end in \[4, 2\]; the data asks for \[2\]"),
+        ((4,), [{"layer": "position_embedding"}], r"\(position_embedding\): needs 2 axes, got \[4\]: a sequence"),
+        ((4, 6), [{"layer": "attention", "num_heads": 4}], r"\(attention\): num_heads=4 does not divide 6 features"),
+        ((4,), [{"layer": "reshape", "shape": [-1, -1]}], r"cannot turn \[4\] into \[-1, -1\]"),
+        ((4,), [{"layer": "reshape", "shape": [-1, 0]}], r"cannot turn \[4\] into \[-1, 0\]"),
+        ((4, 4, 1), [conv(3, 5, padding="valid")], r"a window of 5 does not fit into \[4, 4, 1\]"),
+        ((4,), [{"layer": "reshape", "shape": [3]}], r"cannot turn \[4\] into \[3\]"),
+        ((4,), [{"layer": "residual", "layers": [dense(3)]}], r"model.layers\[0\]: the branches make \[3\] and \[4\]"),
+        (
+            (4, 4, 1),
+            [{"layer": "residual", "layers": [conv(2, 3)], "shortcut": [conv(2, 1, stride=2)]}],
+            r"model.layers\[0\]: the branches make \[4, 4, 2\] and \[2, 2, 2\]",
+        ),
+        (
+            (4,),
+            [{"layer": "residual", "layers": [dense(4), conv(3, 3)]}],
+            r"model.layers\[0\].layers\[1\] \(conv2d\): needs 3 axes",
+        ),
+    ],
+)
+def test_a_misfit_is_refused_with_its_place(size: Shape, given: Sequence[Mapping[str, Any]], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        net(size, 2, *given)
+
+
+def first_values(seed: int, *given: Mapping[str, Any], size: Shape = (64,)) -> dict[str, np.ndarray]:
+    return initial_variables(net(size, 10, *given), seed)
+
+
+@pytest.mark.parametrize(
+    ("layer", "size", "limit"),
+    [
+        # Glorot and Bengio (2010), equation 16: sqrt(6 / (fan_in + fan_out)); He et al. (2015): variance 2 / fan_in, which
+        # a uniform draw has at sqrt(3 * 2 / fan_in). A convolution's fans are its channels times the kernel's area.
+        (dense(100, init="glorot_uniform"), (64,), sqrt(6 / (64 + 100))),
+        (dense(100, init="he_uniform"), (64,), sqrt(6 / 64)),
+        (conv(16, 3, init="he_uniform"), (8, 8, 4), sqrt(6 / (9 * 4))),
+        (conv(16, 3, init="glorot_uniform"), (8, 8, 4), sqrt(6 / (9 * (4 + 16)))),
+    ],
+)
+def test_first_kernels_fill_the_range_that_the_papers_give(layer: Mapping[str, Any], size: Shape, limit: float) -> None:
+    kernel = first_values(0, layer, FLATTEN, dense("outputs"), size=size)[f"{layer['layer']}_0/kernel"]
+    assert np.abs(kernel).max() <= limit
+    # Of n uniform draws the largest lies above (1 - 20 / n) of the limit but with probability exp(-20).
+    assert np.abs(kernel).max() >= limit * (1 - 20 / kernel.size)
+    # Mean 0 and variance limit^2 / 3, each to six of its standard deviations.
+    assert abs(kernel.mean()) <= 6 * limit / sqrt(3 * kernel.size)
+    assert abs(kernel.var() - limit**2 / 3) <= 6 * limit**2 * sqrt(4 / 45 / kernel.size)
+
+
+def test_what_is_not_a_kernel_starts_at_0_or_1() -> None:
+    given = [{"layer": "batch_norm"}, {"layer": "layer_norm"}, dense("outputs")]
+    for name, value in first_values(0, *given).items():
+        last = name.rpartition("/")[2]
+        if last != "kernel":
+            assert (value == (1.0 if last in ("scale", "variance") else 0.0)).all()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
+    model = [dense(16), dense("outputs")]
+    a, again, b = first_values(3, *model), first_values(3, *model), first_values(4, *model)
+    assert all((a[name] == again[name]).all() for name in a)
+    assert not np.isclose(a["dense_0/kernel"], b["dense_0/kernel"]).any()
+
+
+def test_a_layer_s_weights_do_not_depend_on_the_layers_around_it() -> None:
+    alone = first_values(0, dense(16), dense("outputs"))
+    norm = {"layer": "batch_norm"}
+    among = first_values(0, norm, dense(16), {"layer": "dropout", "rate": 0.5}, norm, dense("outputs"))
+    assert all((among[name] == value).all() for name, value in alone.items())
+
+
+def test_two_layers_of_one_shape_start_apart() -> None:
+    values = first_values(0, dense(64), dense(64), dense("outputs"))
+    assert not np.isclose(values["dense_0/kernel"], values["dense_1/kernel"]).any()

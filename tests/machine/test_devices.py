@@ -1,0 +1,60 @@
+"""Which device a run uses, on machines made up."""
+
+import pytest
+
+from runner.errors import ConfigError
+from runner.machine.devices import resolve
+
+LAPTOP = ["cpu"]
+MAC = ["cpu", "mps"]
+SERVER = ["cpu", "cuda:0", "cuda:1"]
+OTHER_ORDER = ["cuda:0", "cuda:1", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("requested", "available", "device"),
+    [
+        ("auto", LAPTOP, "cpu"),
+        ("auto", MAC, "mps"),
+        ("auto", SERVER, "cuda:0"),
+        ("auto", OTHER_ORDER, "cuda:0"),
+        ("cpu", LAPTOP, "cpu"),
+        ("cpu", SERVER, "cpu"),
+        ("cuda", SERVER, "cuda:0"),
+        ("cuda:0", SERVER, "cuda:0"),
+        ("cuda:1", SERVER, "cuda:1"),
+        ("mps", MAC, "mps"),
+    ],
+)
+def test_the_device_that_is_asked_for_is_the_device_used(requested: str, available: list[str], device: str) -> None:
+    assert resolve(requested, available) == device
+
+
+@pytest.mark.parametrize(
+    ("requested", "available"),
+    [
+        ("cuda", LAPTOP),
+        ("cuda", MAC),
+        ("cuda:0", LAPTOP),
+        ("cuda:2", SERVER),
+        ("cuda:99", SERVER),
+        ("mps", SERVER),
+        ("tpu", SERVER),
+        ("gpu", SERVER),
+        ("", LAPTOP),
+        ("CPU", LAPTOP),
+        ("cuda:", SERVER),
+        ("cuda:-1", SERVER),
+        ("cuda:00", SERVER),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_and_what_is_there_is_listed(
+    requested: str, available: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        resolve(requested, available)
+    said = str(refused.value)
+    assert said.startswith("device must be ")
+    assert said.endswith(f"got {requested}")
+    assert ", ".join(available) in said
+    assert len(said.splitlines()) == 1

@@ -1,0 +1,86 @@
+"""Sizes that no machine holds are refused in one line, with nothing written and before anything is allocated."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from runner.errors import ConfigError
+from runner.machine import memory
+from tests.command_line import forked
+from tests.training import prepare
+
+OUT = "{layer: dense, units: outputs}"
+NESTED = "{layer: dense, units: 64}"
+for _ in range(60):
+    NESTED = f"{{layer: residual, layers: [{NESTED}]}}"
+
+# overrides -> the error
+TOO_LARGE = {
+    "units": (
+        [f"model.layers=[{{layer: dense, units: 999999999999}},{OUT}]"],
+        r"model\.layers must fit into this machine's \S+ GiB of memory, got \d+ weights, dense_0/kernel is 64 x 999999999999",
+    ),
+    "flattened": (
+        [
+            "data.images=true",
+            f"model.layers=[{{layer: conv2d, filters: 9999999999, kernel_size: 3}},{{layer: flatten}},{OUT}]",
+        ],
+        r"model\.layers must fit into .*, got \d+ weights, dense_0/kernel is 639999999936 x 10",
+    ),
+    "pool": (
+        [
+            "data.images=true",
+            f"model.layers=[{{layer: max_pool, pool_size: 9999999999, padding: same}},{{layer: flatten}},{OUT}]",
+        ],
+        r"model\.layers must fit into .*, got \d+ values a row at max_pool_0 for 32 rows of trainer\.batch_size",
+    ),
+    "epochs": (
+        ["trainer.max_epochs=999999999999999"],
+        r"trainer\.max_steps and trainer\.max_epochs must leave a table of rates that fits into .*, got \d+ updates",
+    ),
+    "digits": (["seed=" + "9" * 5000], "seed holds a number of more than 4300 digits"),
+    "metrics": (
+        ["metrics=[" + "accuracy," * 100 + "accuracy]"],
+        r"metrics must be auto or must have at most 100 items, got \['accuracy', .*",
+    ),
+    "nested": (
+        [f"model.layers=[{NESTED},{OUT}]"],
+        "the config holds more lists or groups in one another than can be read",
+    ),
+    "deeper": (
+        ["model.layers=" + "[" * 400 + "]" * 400],
+        "(model.layers|the config) holds more lists or groups in one another than can be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_a_size_that_no_machine_holds_is_refused(name: str, tmp_path: Path) -> None:
+    overrides, said = TOO_LARGE[name]
+    (done,) = forked(tmp_path, tuple(overrides))
+    assert re.fullmatch(f"error: {said}", done.err.strip()), done.err[:300]
+    assert (done.status, done.out) == (2, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "least"),
+    [
+        # 9,610 weights of 4 bytes, their gradients and Adam's two slots
+        (["model=mlp"], 4 * 4 * (64 * 128 + 128 + 128 * 10 + 10)),
+        (["model=mlp", "trainer.precision=float64"], 2 * 4 * 4 * (64 * 128 + 128 + 128 * 10 + 10)),
+        (["model=mlp", "optimizer=sgd"], 2 * 4 * (64 * 128 + 128 + 128 * 10 + 10)),
+        # 32 rows of 128 values are more than the 2 x 650 weights of a linear model
+        ([f"model.layers=[{{layer: reshape, shape: [1, 64]}},{{layer: flatten}},{OUT}]", "optimizer=sgd"], 4 * 32 * 64),
+        (["model=linear", "trainer.max_epochs=1000"], 8 * 1000 * 40),
+    ],
+)
+def test_the_least_memory_is_that_of_the_largest_thing(
+    monkeypatch: pytest.MonkeyPatch, overrides: list[str], least: int
+) -> None:
+    monkeypatch.setattr(memory, "memory", lambda: least)
+    prepare(overrides)
+    monkeypatch.setattr(memory, "memory", lambda: least - 1)
+    with pytest.raises(ConfigError, match="of memory"):
+        prepare(overrides)

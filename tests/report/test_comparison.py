@@ -1,0 +1,595 @@
+"""Which schedule is best and whether that is more than noise: the statistics, and what a multirun and task=compare say."""
+
+import csv
+import json
+import math
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from runner.report.statistics import (
+    compare,
+    holm,
+    power,
+    probabilities_best,
+    seeds_needed,
+    summary,
+)
+from runner.run.run_folder import read_json
+from runner.tasks.compare import compare as compare_task
+from tests.command_line import Done, forked
+from tests.run_folders import write_run
+
+# The statistics
+
+
+def test_a_summary_is_that_of_a_table_of_student_s_t() -> None:
+    """n = 5: t(0.975, 4) = 2.776; 1 ... 5 have the mean 3 and the deviation sqrt(2.5)."""
+    found = summary([1, 2, 3, 4, 5])
+    assert (found.num, found.mean) == (5, 3)
+    assert found.sd == pytest.approx(2.5**0.5)
+    assert found.interval == pytest.approx((3 - 2.776 * 0.5**0.5, 3 + 2.776 * 0.5**0.5), abs=1e-3)  # its digits
+    assert (summary([7.0]).sd, summary([7.0]).interval) == (None, None)
+
+
+def test_p_is_that_of_the_paired_test_over_the_seeds_in_common() -> None:
+    a, b = {0: 0.30, 1: 0.35, 2: 0.32, 4: 0.9}, {1: 0.30, 0: 0.29, 2: 0.28, 3: 0.1}
+    found = compare({"a": a, "b": b})["a", "b"]
+    expected = stats.ttest_rel([a[0], a[1], a[2]], [b[0], b[1], b[2]])
+    assert found.num == 3
+    assert found.difference == pytest.approx(0.1 / 3)
+    assert found.p == pytest.approx(float(expected.pvalue), rel=1e-12)
+
+
+def test_holm_s_correction_by_hand() -> None:
+    """Four p in order, times 4, 3, 2, 1, none below the one before."""
+    given = {("a", "b"): 0.01, ("a", "c"): 0.04, ("b", "c"): 0.03, ("c", "d"): 0.005}
+    expected = {("c", "d"): 0.02, ("a", "b"): 0.03, ("b", "c"): 0.06, ("a", "c"): 0.06}
+    assert holm(given) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("effect", "num"), [(0.2, 199), (0.5, 34), (0.8, 15)])
+def test_the_seeds_needed_are_those_of_the_tables(effect: float, num: int) -> None:
+    """A paired t test, two-sided at 0.05, power 0.8: what G*Power gives for Cohen's small, medium and large effect."""
+    assert seeds_needed(effect, 0.05) == num
+    assert power(effect, num, 0.05) >= 0.8 > power(effect, num - 1, 0.05)
+
+
+def test_the_power_of_a_difference_of_many_deviations() -> None:
+    """Two pairs, 40 deviations, at 0.05 / 3: the normal tail beyond, averaged over the chi-square
+    deviation by its 20,000 quantiles; 1e-4 is their step. The other tail is below 1e-16."""
+    chi = np.sqrt(stats.chi2.ppf((np.arange(20_000) + 0.5) / 20_000, 1))
+    critical = float(stats.t.ppf(1 - 0.05 / 6, 1))
+    expected = stats.norm.sf(critical * chi - 40 * 2**0.5).mean()
+    assert power(40, 2, 0.05 / 3) == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_what_cannot_be_known_is_not_said() -> None:
+    """One seed; a difference that is the same in every seed; none at all."""
+    assert compare({"a": {0: 1.0}, "b": {0: 2.0}})["a", "b"].p is None
+    assert compare({"a": {0: 1.0, 1: 2.0}, "b": {2: 1.0, 3: 2.0}})["a", "b"].p is None
+    same = compare({"a": {0: 1.0, 1: 2.0}, "b": {0: 1.0, 1: 2.0}})["a", "b"]
+    assert (same.p, same.is_real, same.more_seeds) == (1.0, False, None)
+    equal = compare({"a": {0: 1.0, 1: 2.0}, "b": {0: 1.5, 1: 2.5}})["a", "b"]
+    assert (equal.difference, equal.p, equal.interval) == (-0.5, None, None)
+
+
+def test_the_deviation_of_a_count_is_one_row_at_least() -> None:
+    """Equal differences of one row in 256: t = sqrt(2) 1 / 1, whose tail with one degree of freedom
+    is 1/2 - atan(t) / pi. Where the deviation is larger than a row, p is scipy's."""
+    a, b = {0: 238 / 256, 1: 240 / 256}, {0: 239 / 256, 1: 241 / 256}
+    found = compare({"a": a, "b": b}, resolution=1 / 256)["a", "b"]
+    assert found.p == pytest.approx(1 - 2 * math.atan(2**0.5) / math.pi, rel=1e-12)
+    half = 12.7062 / 2**0.5 / 256  # t(0.975, 1) = 12.7062, to its digits
+    assert found.interval == pytest.approx((-1 / 256 - half, -1 / 256 + half), rel=1e-5)
+    wide = {0: 0.1, 1: 0.2, 2: 0.15}, {0: 0.3, 1: 0.25, 2: 0.5}
+    expected = stats.ttest_rel([*wide[0].values()], [*wide[1].values()])
+    paired = compare(dict(zip("ab", wide, strict=True)), resolution=1 / 256)["a", "b"]
+    assert (paired.p_raw, paired.p) == pytest.approx([expected.pvalue] * 2, rel=1e-12)
+    assert paired.interval == pytest.approx(tuple(expected.confidence_interval(0.95)), rel=1e-12)
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3, 4, 5])
+@pytest.mark.parametrize("noise", [0.3, 0.7, 1.5, 5.0])
+def test_a_coarse_metric_tells_equal_groups_apart_in_no_more_than_5_of_100_cases(num_seeds: int, noise: float) -> None:
+    """Counts of rows, the differences with a deviation of `noise` rows. 2,000 repetitions; three
+    deviations of their share are allowed. Without the bound 12 of 100 at two seeds are wrong."""
+    draw = np.random.default_rng(num_seeds)
+    wrong = [told(counts(draw, num_seeds, noise, gap=0.0)) for _ in range(2000)]
+    assert np.mean(wrong) < 0.05 + 3 * (0.05 * 0.95 / 2000) ** 0.5
+
+
+@pytest.mark.parametrize(("num_seeds", "effect"), [(3, 3.26), (5, 1.68)])
+def test_a_coarse_metric_finds_what_an_exact_one_would(num_seeds: int, effect: float) -> None:
+    """Noise of two rows: the difference that the paired test finds in 80 of 100 cases (G*Power) is
+    found as often; three deviations of the share of 1,000, and 2 of 100 for the rounding."""
+    draw = np.random.default_rng(num_seeds)
+    found = [told(counts(draw, num_seeds, 2.0, gap=2.0 * effect)) for _ in range(1000)]
+    assert np.mean(found) > 0.78 - 3 * (0.8 * 0.2 / 1000) ** 0.5
+
+
+def counts(draw: np.random.Generator, num_seeds: int, noise: float, gap: float) -> dict[str, dict[int, float]]:
+    """Two accuracies of 256 rows, with the noise of a seed that both share."""
+    seed = 200 + draw.normal(0, 5, num_seeds)
+    own = [draw.normal(0, noise / 2**0.5, num_seeds) + shift for shift in (0.0, gap)]
+    values = [np.round(seed + each) / 256 for each in own]
+    return {name: dict(enumerate(each.tolist())) for name, each in zip("ab", values, strict=True)}
+
+
+def told(values: dict[str, dict[int, float]]) -> bool:
+    return compare(values, resolution=1 / 256)["a", "b"].is_real
+
+
+def test_seeds_needed_are_those_of_the_corrected_level() -> None:
+    """Three groups are three comparisons: the least n where the noncentral t passes 0.8 at a level
+    of 0.05 / 3, here by scipy alone."""
+    noise = [0.3, -0.3, 0.1, -0.1]
+    groups = {
+        name: {i: gap * i + gap + (value if name == "b" else 0.0) for i, value in enumerate(noise)}
+        for name, gap in (("a", 1.0), ("b", 1.0), ("c", 1.0))
+    }
+    groups["b"] = {i: value + 0.2 for i, value in groups["b"].items()}
+    groups["c"] = {i: value + 0.1 * (-1) ** i for i, value in groups["c"].items()}
+    found = compare(groups)["a", "b"]
+    differences = np.array([groups["a"][i] - groups["b"][i] for i in range(4)])
+    effect = abs(differences.mean()) / differences.std(ddof=1)
+
+    def needed(level: float) -> int:
+        for n in range(2, 1000):
+            critical, shift = stats.t.ppf(1 - level / 2, n - 1), effect * n**0.5
+            if stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift) >= 0.8:
+                return n
+        raise AssertionError
+
+    assert needed(0.05 / 3) > needed(0.05)
+    assert found.more_seeds == needed(0.05 / 3) - 4
+
+
+def test_of_two_groups_the_probability_to_be_best_is_one_minus_half_of_p() -> None:
+    """To three standard errors of 20,000 draws."""
+    a, b = np.array([0.31, 0.33, 0.28, 0.36]), np.array([0.30, 0.35, 0.30, 0.41])
+    p = float(stats.ttest_rel(a, b).pvalue)
+    found = probabilities_best(np.stack([a, b]), "min")
+    assert found == pytest.approx([1 - p / 2, p / 2], abs=3 * (0.25 / 20_000) ** 0.5)
+    assert probabilities_best(np.stack([a, a]), "max") == [0.5, 0.5]
+    assert probabilities_best(np.ones((3, 1)), "max") is None
+
+
+def simulated(draw: np.random.Generator, num_seeds: int, gaps: list[float]) -> dict[str, dict[int, float]]:
+    """Groups with the same noise of a seed and noise of their own; the difference of two has a deviation of 1."""
+    seed = draw.normal(0, 3, num_seeds)
+    own = {f"{i}": gap + seed + draw.normal(0, 0.5**0.5, num_seeds) for i, gap in enumerate(gaps)}
+    return {name: dict(enumerate(values.tolist())) for name, values in own.items()}
+
+
+def best_is_told(values: dict[str, dict[int, float]]) -> bool:
+    """Some other group is told from the one with the least mean."""
+    best = min(values, key=lambda name: sum(values[name].values()))
+    return any(found.is_real for pair, found in compare(values).items() if best in pair)
+
+
+@pytest.mark.parametrize("num_groups", [2, 4])
+def test_identical_schedules_are_told_apart_in_no_more_than_5_of_100_cases(num_groups: int) -> None:
+    """Though the best is chosen from the same values. 600 repetitions; three deviations of their share are allowed."""
+    draw = np.random.default_rng(0)
+    wrong = [best_is_told(simulated(draw, 5, [0.0] * num_groups)) for _ in range(600)]
+    assert np.mean(wrong) < 0.05 + 3 * (0.05 * 0.95 / 600) ** 0.5
+
+
+def test_a_difference_of_two_deviations_is_found_with_the_seeds_that_the_calculation_says() -> None:
+    """5 of them, found in at least 80 of 100; three deviations of the share are allowed."""
+    num = seeds_needed(2.0, 0.05)
+    assert num == 5  # t(0.975, 4) = 2.78 against a shift of 2 sqrt(5) = 4.47
+    draw = np.random.default_rng(0)
+    found = [best_is_told(simulated(draw, num, [0.0, 2.0])) for _ in range(400)]
+    assert np.mean(found) > 0.8 - 3 * (0.8 * 0.2 / 400) ** 0.5
+
+
+# What a multirun says
+
+SEEDS = range(5)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, Path]:
+    """Three schedules, two of them the same thing by two names."""
+    here = tmp_path_factory.mktemp("swept")
+    command = ("-m", "schedule=constant,linear,power", "seed=0,1,2,3,4", "trainer.max_epochs=3", "device=cpu")
+    (done,) = forked(here, command)
+    assert (done.status, done.err) == (0, "")
+    return done, here / done.folder
+
+
+def losses(folder: Path, schedule: str) -> list[float]:
+    """The last validation loss of each seed, from metrics.csv."""
+    found = []
+    for seed in SEEDS:
+        (path,) = folder.glob(f"schedule-{schedule}_seed-{seed}/metrics.csv")
+        with path.open(newline="") as file:
+            found.append(float(list(csv.DictReader(file))[-1]["val/loss"]))
+    return found
+
+
+def rows(folder: Path) -> dict[str, dict[str, str]]:
+    """comparison.md's table of groups, by their overrides."""
+    lines = [line for line in (folder / "comparison.md").read_text().splitlines() if line.startswith("|")]
+    header, _, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row["overrides"]: row for row in (dict(zip(header, cells, strict=True)) for cells in body)}
+
+
+def test_winner_intervals_and_p_are_those_of_an_independent_calculation(swept: tuple[Done, Path]) -> None:
+    """From metrics.csv by scipy alone, to the digits that are printed."""
+    done, folder = swept
+    values = {name: losses(folder, name) for name in ("constant", "linear", "power")}
+    order = sorted(values, key=lambda name: np.mean(values[name]))
+    pairs = [(a, b) for i, a in enumerate(order) for b in order[i + 1 :]]
+    raw = {pair: float(stats.ttest_rel(values[pair[0]], values[pair[1]]).pvalue) for pair in pairs}
+    ranked, adjusted = sorted(raw, key=lambda pair: raw[pair]), {}
+    for i, pair in enumerate(ranked):
+        adjusted[pair] = min(1.0, max((len(pairs) - j) * raw[ranked[j]] for j in range(i + 1)))
+    table = rows(folder)
+    assert [row["overrides"] for row in table.values()] == [f"schedule={name}" for name in order]
+    for rank, name in enumerate(order, start=1):
+        row, own = table[f"schedule={name}"], values[name]
+        low, high = stats.t.interval(0.95, 4, loc=np.mean(own), scale=stats.sem(own))
+        assert (row["rank"], row["seeds"]) == (str(rank), "5")
+        assert row["val/loss"] == f"{np.mean(own):.4f}"
+        assert row["sd"] == f"{np.std(own, ddof=1):.4f}"
+        assert row["95 % interval"] == f"{low:.4f} to {high:.4f}"
+        if rank > 1:
+            assert row["from the best"] == f"{np.mean(own) - np.mean(values[order[0]]):+.4f}"
+            assert row["p"] == f"{adjusted[order[0], name]:.2g}"
+    *_, winner, command = done.out.splitlines()
+    assert winner.startswith(f"winner   schedule={order[0]}")
+    assert ("not beyond noise" in winner) == any(adjusted[order[0], name] >= 0.05 for name in order[1:])
+    assert command == f"to copy  python -m runner schedule={order[0]} trainer.max_epochs=3 device=cpu"
+
+
+def test_it_says_what_each_group_took_to_reach_the_target(swept: tuple[Done, Path]) -> None:
+    """The worst median of the best epochs: the first epoch at least as good, by its last step, median over the seeds."""
+    _, folder = swept
+    curves = {}
+    for name in ("constant", "linear", "power"):
+        paths = [next(folder.glob(f"schedule-{name}_seed-{seed}/metrics.csv")) for seed in SEEDS]
+        curves[name] = [[float(row["val/loss"]) for row in csv.DictReader(path.open(newline=""))] for path in paths]
+    target = max(np.median([min(curve) for curve in each]) for each in curves.values())
+    table = rows(folder)
+    (column,) = [key for key in next(iter(table.values())) if key.startswith("steps to ")]
+    assert column == f"steps to {target:.4g}"
+    for name, each in curves.items():
+        first = [next((40 * (i + 1) for i, v in enumerate(curve) if v <= target), np.inf) for curve in each]
+        expected = np.median(first)
+        assert table[f"schedule={name}"][column] == ("never" if np.isinf(expected) else f"{expected:.0f}")
+
+
+def test_compare_says_of_the_same_runs_what_the_multirun_said(swept: tuple[Done, Path], tmp_path: Path) -> None:
+    """A folder of runs, and the runs one by one; test/loss is never read."""
+    _, folder = swept
+    each = ",".join(f"'{path.parent}'" for path in sorted(folder.glob("*/result.json")))
+    for runs in (f"'{folder}'", each):
+        (done,) = forked(tmp_path, ("task=compare", f"runs=[{runs}]"))
+        assert (done.status, done.err) == (0, "")
+        path = tmp_path / done.folder
+        assert path.parent == tmp_path / "outputs" / "comparisons"
+        assert (path / "comparison.md").read_text() == (folder / "comparison.md").read_text()
+        assert {"comparison.csv", "comparison.html", "comparison.png"} <= {file.name for file in path.iterdir()}
+    (twice,) = forked(tmp_path, ("task=compare", f"runs=['{folder}','{folder}']"))
+    assert twice.status == 2
+    assert re.fullmatch(r"error: runs holds .* twice\n", twice.err)
+
+
+def test_with_one_seed_it_says_that_it_cannot_know_and_backends_get_a_parity_table(tmp_path: Path) -> None:
+    """In float64: rates are equal; 1e-12 for weights, as the parity suite has it."""
+    (done,) = forked(
+        tmp_path,
+        (
+            "-m",
+            "backend=lightning,keras",
+            "schedule=constant,linear",
+            "trainer.max_epochs=2",
+            "device=cpu",
+            "trainer.precision=float64",
+        ),
+    )
+    assert done.status == 0
+    assert "with one seed in common it cannot be known whether that is more than noise" in done.out
+    assert "(by its mean; not beyond noise)" in done.out
+    lines = [line.strip("|").split("|") for line in done.out.splitlines() if "keras, lightning" in line]
+    assert [line[0].strip() for line in lines] == [
+        f"schedule={name} trainer.max_epochs=2 device=cpu trainer.precision=float64" for name in ("constant", "linear")
+    ]
+    for _, _, rate, loss, weights, beyond in lines:
+        assert float(rate) == 0
+        assert float(loss) < 1e-12
+        assert float(weights) < 1e-12
+        assert beyond.strip().startswith("none")
+    assert len([line for line in done.out.splitlines() if re.match(r"\| [12] +\| schedule=", line)]) == 2
+
+
+def test_a_failed_job_is_named_and_not_ranked(tmp_path: Path) -> None:
+    (done,) = forked(tmp_path, ("-m", "optimizer.lr=1e-3,1e30", "seed=0,1", "trainer.max_steps=20", "device=cpu"))
+    assert done.status == 1
+    assert done.out.count("failed: optimizer.lr-1e+30_seed-") == 2
+    assert "2 of 4 jobs completed" in done.out
+    failed = tmp_path / done.folder / "optimizer.lr-1e+30_seed-0"
+    assert read_json(failed / "result.json")["status"] == "failed"
+    assert done.out.splitlines()[-2] == "winner   optimizer.lr=0.001"
+    assert "  optimizer.lr=1e+30: 2 of 2 seeds diverged (seeds 0, 1); not ranked" in done.out.splitlines()
+
+
+# What task=compare says of runs whose values the tests choose
+
+
+class Compared(NamedTuple):
+    out: str
+    folder: Path
+
+    def answer(self, name: str = "answer.json") -> dict[str, Any]:
+        """Strict JSON: no NaN."""
+
+        def refuse(constant: str) -> None:
+            raise AssertionError(f"{constant} is not JSON")
+
+        text = (self.folder / name).read_text()
+        found: dict[str, Any] = json.loads(text, parse_constant=refuse)
+        return found
+
+    def groups(self) -> dict[str, dict[str, Any]]:
+        return {group["label"]: group for group in self.answer()["groups"]}
+
+
+def compared(
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    values: Mapping[str, Mapping[int, float | None] | Sequence[float | None]],
+    **more: Any,
+) -> Compared:
+    """Overrides -> seed -> the metric after the last epoch, None of a failed run."""
+    for overrides, each in values.items():
+        seeds = dict(enumerate(each)) if isinstance(each, Sequence) else each
+        for seed, last in seeds.items():
+            write_run(here / "runs", overrides.split(), seed, last, **more)
+    return said(here, capsys)
+
+
+def said(here: Path, capsys: pytest.CaptureFixture[str]) -> Compared:
+    capsys.readouterr()
+    compare_task([str(here / "runs")], here)
+    (folder,) = (here / "comparisons").iterdir()
+    return Compared(capsys.readouterr().out, folder)
+
+
+def test_groups_with_different_seeds_are_ranked_and_tested_over_the_same_seeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """linear is better with each seed that both have; the mean of all of constant's is lower."""
+    constant, linear = [0.501, 0.514, 0.522, 0.305, 0.29], [0.45, 0.466, 0.468]
+    found = compared(tmp_path, capsys, {"schedule=constant": constant, "schedule=linear": linear})
+    expected = stats.ttest_rel(constant[:3], linear)
+    assert "better than schedule=constant beyond the seeds' noise (p = 0.0012)" in found.out
+    assert "compared over the seeds that all have, 0, 1, 2; left out: 3, 4" in found.out
+    answer, groups = found.answer(), found.groups()
+    assert (answer["metric"], answer["mode"]) == ("val/loss", "min")
+    assert (answer["winner"], answer["is_real"]) == ("schedule=linear", True)
+    assert shlex.split(answer["command"]) == ["python", "-m", "runner", "schedule=linear"]
+    assert [*groups] == ["schedule=linear", "schedule=constant"]
+    best, other = groups.values()
+    assert (best["overrides"], best["seeds"], other["seeds"]) == (["schedule=linear"], [0, 1, 2], [0, 1, 2])
+    assert best["mean"] == pytest.approx(np.mean(linear), rel=1e-12)
+    low, high = stats.t.interval(0.95, 2, loc=np.mean(linear), scale=stats.sem(linear))
+    assert best["interval"] == pytest.approx([low, high], rel=1e-12)
+    assert (best["difference"], best["difference_interval"], best["p"]) == (None, None, None)
+    assert other["difference"] == pytest.approx(np.mean(constant[:3]) - np.mean(linear), rel=1e-12)
+    interval = [*expected.confidence_interval(0.95)]
+    assert other["difference_interval"] == pytest.approx(interval, rel=1e-9)
+    assert (other["p_raw"], other["p"]) == pytest.approx([expected.pvalue] * 2, rel=1e-9)
+    # three standard errors of 20,000 draws
+    assert best["probability_best"] == pytest.approx(1 - expected.pvalue / 2, abs=0.001)
+    assert (best["diverged"], other["diverged"]) == (0, 0)
+
+
+def test_two_seeds_with_equal_differences_are_never_certain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Use the 256 validation rows that data.json has."""
+    values = {"schedule=constant": [238 / 256, 240 / 256], "schedule=linear": [239 / 256, 241 / 256]}
+    found = compared(tmp_path, capsys, values, monitor="val/accuracy")
+    assert "schedule=constant: 0.003906 less, within the noise (p = 0.39" in found.out
+    assert "winner   schedule=linear (by its mean; not beyond noise)" in found.out
+    assert found.answer()["is_real"] is False
+
+
+def test_equal_differences_of_a_loss_tell_nothing_of_the_noise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"schedule=constant": [0.3, 0.4, 0.5], "schedule=linear": [0.2, 0.3, 0.4]}
+    found = compared(tmp_path, capsys, values)
+    line = "  schedule=constant: 0.1 more, the same in every seed, which does not tell the noise"
+    assert line in found.out.splitlines()
+    assert (found.answer()["is_real"], found.groups()["schedule=constant"]["p"]) == (False, None)
+
+
+def test_groups_with_a_seed_that_diverged_or_failed_are_named_and_not_ranked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both would win by the seeds that are left."""
+    values: dict[str, list[float | None]] = {
+        "schedule=constant": [0.5, 0.6, 0.55],
+        "schedule=cosine": [0.7, 0.7, 0.8],
+        "schedule=linear": [0.1, math.nan, 0.1],
+        "schedule=power": [0.1, None, None],
+    }
+    found = compared(tmp_path, capsys, values)
+    lines = [
+        "  schedule=linear: 1 of 3 seeds diverged (seed 1); not ranked",
+        "  schedule=power: 2 of 3 seeds failed (seeds 1, 2); not ranked",
+    ]
+    assert set(lines) <= set(found.out.splitlines())
+    assert set(lines) <= set((found.folder / "comparison.md").read_text().splitlines())
+    page = (found.folder / "comparison.html").read_text()
+    assert all(line.strip() in page for line in lines)
+    groups = found.groups()
+    order = ["schedule=constant", "schedule=cosine", "schedule=linear", "schedule=power"]
+    assert [*groups] == order
+    assert [groups[label]["diverged"] for label in order] == [0, 0, 1, 0]
+    assert [groups[label]["failed"] for label in order] == [0, 0, 0, 2]
+    assert [groups[label]["rank"] for label in order] == [1, 2, None, None]
+    assert found.answer()["winner"] == "schedule=constant"
+    assert found.answer()["seeds"] == [0, 1, 2]
+
+
+def test_where_no_group_finished_every_seed_it_says_so_of_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"schedule=constant": [0.5, 0.6, None], "schedule=linear": [0.4, None, 0.4]}
+    found = compared(tmp_path, capsys, values)
+    for line in (
+        "  schedule=linear: 1 of 3 seeds failed (seed 1); ranked over its other seeds",
+        "  schedule=constant: 1 of 3 seeds failed (seed 2); ranked over its other seeds",
+        "winner   schedule=linear (by its mean; not beyond noise) (1 of 3 seeds failed (seed 1))",
+    ):
+        assert line in found.out.splitlines()
+    assert found.answer()["seeds"] == [0]
+
+
+def test_where_every_seed_diverged_there_is_no_winner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = "RunError: the loss of update 7 is nan"
+    write_run(tmp_path / "runs", ["schedule=constant"], 0, None, error=error)
+    found = compared(tmp_path, capsys, {"schedule=linear": [math.nan, math.inf]})
+    assert "no group has a finite val/loss" in found.out.splitlines()
+    assert "  schedule=linear: 2 of 2 seeds diverged (seeds 0, 1); not ranked" in found.out
+    assert found.groups()["schedule=constant"]["diverged"] == 1
+    assert (found.answer()["winner"], found.answer()["command"]) == (None, None)
+
+
+def test_a_run_that_has_not_ended_is_named_and_not_ranked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It was killed: a config.yaml and no result.json."""
+    (write_run(tmp_path / "runs", ["schedule=linear"], 1) / "result.json").unlink()
+    found = compared(tmp_path, capsys, {"schedule=constant": [0.5, 0.6], "schedule=linear": [0.1]})
+    assert "  schedule=linear: 1 of 2 seeds not finished (seed 1); not ranked" in found.out.splitlines()
+    assert "unfinished: schedule=linear_1" in found.out.splitlines()
+    assert "3 of 4 jobs completed" in found.out.splitlines()
+
+
+def test_no_seed_in_common_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"schedule=constant": {0: 0.5, 1: 0.6}, "schedule=linear": {2: 0.45, 3: 0.5}}
+    found = compared(tmp_path, capsys, values)
+    assert "the groups have no seed in common, so a difference may come from the seeds" in found.out
+    assert "nan" not in found.out
+    assert found.groups()["schedule=constant"]["difference"] is None
+    assert found.answer()["is_real"] is False
+
+
+def test_a_group_with_too_few_seeds_does_not_take_them_from_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Set aside a group that has a seed of its own alone; the other two are compared over theirs."""
+    values: dict[str, Any] = {
+        "schedule=constant": [0.5, 0.6, 0.55],
+        "schedule=cosine": [0.3, 0.43, 0.34],
+        "schedule=linear": {7: 0.1},
+    }
+    found = compared(tmp_path, capsys, values)
+    assert "  schedule=linear: too few seeds in common; not ranked" in found.out.splitlines()
+    assert (found.answer()["winner"], found.answer()["seeds"]) == ("schedule=cosine", [0, 1, 2])
+    p = float(stats.ttest_rel([0.5, 0.6, 0.55], [0.3, 0.43, 0.34]).pvalue)
+    assert found.groups()["schedule=constant"]["p"] == pytest.approx(p, rel=1e-9)
+
+
+def test_bit_identical_runs_are_called_the_same_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"schedule=constant": [0.5, 0.6], "schedule=linear": [0.5, 0.6]}
+    found = compared(tmp_path, capsys, values, weights_sha256="0" * 64)
+    line = "  schedule=linear: the same run, to the last bit of its weights"
+    assert line in found.out.splitlines()
+    assert "within the noise" not in found.out
+    assert "winner   schedule=constant (all groups are the same run)" in found.out
+    assert [group["probability_best"] for group in found.groups().values()] == [0.5, 0.5]
+
+
+def test_runs_of_other_data_losses_or_metrics_are_not_in_one_list(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two data sets, two losses and two metrics: an answer each. Images and the same pixels in one
+    row are the same data, loss=auto is the loss by its name, and an accuracy has no loss."""
+    runs = tmp_path / "runs"
+    for seed in (0, 1):
+        write_run(runs, ["model=linear"], seed, 0.5 + seed / 10)
+        write_run(runs, ["loss=cross_entropy"], seed, 0.4 + seed / 10)
+        images = {"sha256": "1" * 64, "values_sha256": "2" * 64}
+        write_run(runs, ["schedule=cosine"], seed, 0.3, data={"sha256": "3" * 64})
+        write_run(runs, ["loss=cross_entropy", "loss.label_smoothing=0.1"], seed, 0.2)
+        write_run(runs, ["schedule=step"], seed, 0.9, monitor="val/accuracy", data=images)
+        write_run(
+            runs,
+            ["schedule=step", "loss.label_smoothing=0.2", "loss=cross_entropy"],
+            seed,
+            0.8,
+            monitor="val/accuracy",
+            data={**images, "sha256": "4" * 64},
+        )
+    found = said(tmp_path, capsys)
+    assert "These runs measure 4 different things, so they are not in one list." in found.out
+    names = ["answer.json", *(f"answer_{i}.json" for i in (2, 3, 4))]
+    each = {frozenset(tuple(group["overrides"]) for group in found.answer(name)["groups"]) for name in names}
+    assert each == {
+        frozenset({("model=linear",), ("loss=cross_entropy",)}),
+        frozenset({("schedule=cosine",)}),
+        frozenset({("loss=cross_entropy", "loss.label_smoothing=0.1")}),
+        frozenset(
+            {
+                ("schedule=step",),
+                ("schedule=step", "loss.label_smoothing=0.2", "loss=cross_entropy"),
+            }
+        ),
+    }
+    files = {path.name for path in found.folder.iterdir()}
+    assert {"comparison_2.html", "comparison_3.png", "comparison_4.html"} <= files
+    assert "comparison_5.html" not in files
+
+
+def test_with_tune_p_is_corrected_for_all_pairs_that_were_tried(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two schedules at two rates are six pairs, of which Holm takes the p of the two winners."""
+    draw = np.random.default_rng(3)
+    noise = draw.normal(0, 0.02, 5)
+    values = {
+        f"schedule={schedule} optimizer.lr={rate} tune=lr": (
+            mean + noise + draw.normal(0, 0.004, 5)
+        ).tolist()
+        for schedule, rate, mean in (
+            ("constant", "0.1", 0.5), ("constant", "0.2", 0.502), ("linear", "0.1", 0.48), ("linear", "0.2", 0.482),
+        )
+    }  # fmt: skip
+    found = compared(tmp_path, capsys, values)
+    labels = [*values]
+    pairs = [(a, b) for i, a in enumerate(labels) for b in labels[i + 1 :]]
+    raw = {pair: float(stats.ttest_rel(values[pair[0]], values[pair[1]]).pvalue) for pair in pairs}
+    order = sorted(raw, key=lambda pair: raw[pair])
+    winners = (labels[0], labels[2])
+    at = order.index(winners)
+    corrected = min(1.0, max((6 - i) * raw[pair] for i, pair in enumerate(order[: at + 1])))
+    best, other = found.answer()["groups"]
+    assert (best["rank"], other["rank"]) == (1, 2)
+    assert "schedule=linear optimizer.lr=0.1" in best["label"]
+    assert other["p_raw"] == pytest.approx(raw[winners], rel=1e-9)
+    assert other["p"] == pytest.approx(corrected, rel=1e-9)
+    assert corrected > raw[winners]
+
+
+def test_a_resumed_run_s_seconds_to_the_target_are_left_blank(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its metrics.csv counts from the first start, whose start-up result.json does not know; other
+    runs took 3.0 s in all, 1.0 s of it to start."""
+    write_run(tmp_path / "runs", ["schedule=constant"], 0, 0.5, resumed_from=40)
+    write_run(tmp_path / "runs", ["schedule=linear"], 0, 0.5)
+    found = rows(said(tmp_path, capsys).folder)
+    assert {name: row["seconds"] for name, row in found.items()} == {
+        "schedule=constant": "",
+        "schedule=linear": "2.00",
+    }

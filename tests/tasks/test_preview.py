@@ -1,0 +1,102 @@
+"""task=preview: the table that trains, before any training, without a framework, in a moment."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runner import rates
+from runner.cli.compose import CONF
+from runner.report.rates import draw
+from tests.command_line import REPOSITORY, forked
+from tests.test_isolation import run
+
+
+def test_it_imports_no_framework(tmp_path: Path) -> None:
+    assert run(tmp_path, "task=preview", "schedule=one_cycle") == set()
+
+
+def test_it_says_the_turning_points_the_sum_and_the_picture(tmp_path: Path) -> None:
+    overrides = ("task=preview", "schedule=wsd", "schedule.warmup=10%", "schedule.decay_shape=linear")
+    (done,) = forked(tmp_path, overrides)
+    assert (done.status, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert lines[0] == "schedule wsd  optimizer.lr 0.001  800 steps = 20 epochs of 40"
+    assert lines[1].split() == ["step", "epoch", "of", "run", "rate"]
+    rows = {int(row[0]): float(row[3]) for row in (line.split() for line in lines[2:-2])}
+    # W = 80, the decay begins at 640: both sides of each, the ends, the middle
+    assert rows == {0: 1.25e-5, 79: 1e-3, 80: 1e-3, 400: 1e-3, 639: 1e-3, 640: 1e-3, 799: 6.25e-6}
+    # the sum: 1e-3 * (80 * 81 / 160 + 560 + 160 * 161 / 320)
+    assert lines[-2] == "sum of rates 0.681  mean 0.00085125  largest 0.001"
+    picture = tmp_path / lines[-1].removeprefix("picture  ")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert [path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*.png")] == [("outputs", "previews")]
+
+
+def test_several_are_a_line_each_and_one_picture(tmp_path: Path) -> None:
+    (done,) = forked(tmp_path, ("-m", "task=preview", "schedule=linear,cosine", "optimizer.lr=0.1"))
+    assert (done.status, done.err) == (0, "")
+    lines = [line.split() for line in done.out.splitlines()]
+    expected = rates("schedule=linear", total_steps=800, lr=0.1)
+    assert lines[1] == ["linear", "800", "0.1", "0.1", "0", "0.000125", f"{expected.sum():.6g}"]
+    assert [line[0] for line in lines[1:]] == ["linear", "cosine", "picture"]
+    assert len(list(tmp_path.rglob("*.png"))) == 1
+
+
+def test_glob_shows_every_schedule_that_needs_nothing_else_said(tmp_path: Path) -> None:
+    (done,) = forked(tmp_path, ("-m", "task=preview", "schedule=glob(*)", "trainer.max_steps=50"))
+    assert (done.status, done.err) == (0, "")
+    shown = [line.split()[0] for line in done.out.splitlines() if not line.startswith(("warning", "picture", " "))]
+    assert shown == [
+        file.stem
+        for file in sorted((CONF / "schedule").glob("*.yaml"))
+        if "???" not in file.read_text(encoding="utf-8")
+    ]
+    (some,) = forked(tmp_path, ("-m", "task=preview", "schedule=glob(cosine*)", "trainer.max_steps=50"))
+    assert [line.split()[0] for line in some.out.splitlines()[1:-1]] == ["cosine", "cosine_restarts"]
+
+
+def test_a_warning_is_said_and_with_strict_refused(tmp_path: Path) -> None:
+    late = ("task=preview", "schedule=linear", "schedule.duration=1000steps")
+    warned, refused = forked(tmp_path, late, (*late, "trainer.strict=true"))
+    said = "schedule.duration: reaches to step 1000, the run has 800 steps: the last rate is 0.000201"
+    assert warned.out.splitlines()[0] == f"warning: {said}"
+    assert (refused.status, refused.out, refused.err) == (2, "", f"error: {said}\n")
+    assert len(list((tmp_path / "outputs" / "previews").iterdir())) == 1
+
+
+NO_PYPLOT = """
+import sys
+from pathlib import Path
+import numpy as np
+from runner.report.rates import draw
+draw(Path(sys.argv[1]), {"a": np.ones(9)}, 1.0)
+assert "matplotlib.pyplot" not in sys.modules
+"""
+
+
+def test_its_picture_needs_no_pyplot(tmp_path: Path) -> None:
+    """Which would open windows, keep figures, and cost its import."""
+    subprocess.run([sys.executable, "-c", NO_PYPLOT, str(tmp_path / "a.png")], cwd=REPOSITORY, check=True)
+
+
+def test_it_takes_about_a_second(tmp_path: Path) -> None:
+    """1.5 s on an idle machine; the fastest of three, and 4 s, since the cores of this one are shared."""
+    seconds = []
+    for _ in range(3):
+        began = time.time()
+        forked(tmp_path, ("task=preview", "schedule=cosine"))
+        seconds.append(time.time() - began)
+    assert min(seconds) < 4
+
+
+@pytest.mark.parametrize("num", [1, 8, 9])
+def test_a_picture_of_a_long_table_is_drawn_from_a_part_of_it(tmp_path: Path, num: int) -> None:
+    tables = {f"curve {i}": np.linspace(0, 1, 10**6) for i in range(num)}
+    began = time.perf_counter()
+    draw(tmp_path / "rates.png", tables, 1.0)
+    assert time.perf_counter() - began < 10  # it is a second; not a minute
+    assert (tmp_path / "rates.png").stat().st_size > 5000

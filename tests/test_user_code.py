@@ -1,0 +1,138 @@
+"""Functions of the user's own: called where the command line trusts their module, and nowhere else."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runner import load_run, rates
+from runner.errors import ConfigError
+from runner.run.run_folder import read_columns, read_json
+from tests.command_line import BACKENDS, forked
+
+MODULE = """
+from pathlib import Path
+
+import numpy as np
+
+Path("imported").touch()
+
+
+def saw(t, total_steps, steps_per_epoch, lr, floor=0.0):
+    return lr * (1 - (t % steps_per_epoch) / steps_per_epoch) + floor
+
+
+def rows(num):
+    x = np.random.default_rng(0).normal(size=(num, 3))
+    return x, (x.sum(1) > 0).astype(int)
+
+
+def broken(t, **_):
+    return 1 / 0
+
+
+def one(t, **_):
+    return 1.0
+
+
+number = 7
+"""
+OWN = ("schedule=python", "schedule.function=mine.saw", "data=python", "data.function=mine.rows", "data.args.num=200")
+TRUSTED = "trusted_modules=[mine]"
+SHORT = ("trainer.max_epochs=2", "device=cpu", "schedule.args.floor=1e-5")
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(MODULE)
+    return tmp_path
+
+
+def test_own_rates_and_rows_train_alike_on_both_backends(here: Path) -> None:
+    """120 rows in batches of 32 are 4 updates an epoch: 1e-3 (1 - k / 4) + 1e-5 for k = 0 ... 3, twice. The code is said to be
+    trusted at the start; with the run's folder alone it is not."""
+    each = forked(here, *((f"backend={backend}", *OWN, TRUSTED, *SHORT) for backend in BACKENDS))
+    folders = [here / done.folder for done in each]
+    for done, folder in zip(each, folders, strict=True):
+        assert (done.status, done.err) == (0, "")
+        assert done.out.startswith(f"trusted  mine  {here / 'mine.py'}\n")
+        expected = np.float32([1e-3 * (1 - k / 4) + 1e-5 for k in range(4)] * 2)
+        assert np.array_equal(read_columns(folder / "trace.csv")["learning_rate"].astype(np.float32), expected)
+    assert read_json(folders[0] / "data.json") == read_json(folders[1] / "data.json")
+    (here / "imported").unlink()
+    lines = [(f"run={folders[0]}", "task=evaluate"), (f"resume={folders[0]}", "trainer.max_epochs=3")]
+    for done in forked(here, *lines):
+        assert (done.status, done.out) == (2, "")
+        assert done.err == (
+            "error: data.function is code of mine, which is not trusted; trusted_modules=[mine] on the command line trusts it\n"
+        )
+    with pytest.raises(ConfigError, match=r"data\.function is code of mine"):
+        load_run(folders[0])
+    assert load_run(folders[0], trusted_modules=["mine"]).config.schedule.name == "python"
+    assert not (here / "imported").exists()
+    evaluated, resumed = forked(here, *((*line, TRUSTED) for line in lines))
+    assert (evaluated.status, resumed.status) == (0, 0)
+    assert read_json(folders[0] / "result.json")["steps"] == 12
+
+
+def test_as_a_part_of_a_schedule_it_has_the_clock_of_its_phase(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """10 updates at the base rate, then the saw with teeth of 4 from there on."""
+    monkeypatch.chdir(here)
+    monkeypatch.syspath_prepend(str(here))
+    phases = "schedule.phases=[{for: 10steps, name: hold}, {for: rest, name: python, function: mine.saw}]"
+    eta = rates(f"schedule=sequence '{phases}' {TRUSTED}", total_steps=16, lr=1.0, steps_per_epoch=4)
+    assert eta.tolist() == [1.0] * 10 + [1.0, 0.75, 0.5, 0.25, 1.0, 0.75]
+
+
+OWN_SCHEDULE = "schedule=python schedule.function="
+UNTRUSTED = (
+    "schedule.function is code of {0}, which is not trusted; trusted_modules=[{0}] on the command line trusts it"
+)
+REFUSED = [  # what is said, the error, whether the module is imported for it
+    (f"{OWN_SCHEDULE}mine.saw", UNTRUSTED.format("mine"), False),
+    (f"{OWN_SCHEDULE}mine.saw trusted_modules=[other]", UNTRUSTED.format("mine"), False),
+    (f"{OWN_SCHEDULE}mine.deep.saw {TRUSTED}", UNTRUSTED.format("mine.deep"), False),
+    (f"{OWN_SCHEDULE}saw {TRUSTED}", "schedule.function must be MODULE.FUNCTION, got saw", False),
+    ("trusted_modules=[nowhere]", "trusted_modules: there is no module nowhere to be imported from here", False),
+    ("trusted_modules=mine", "trusted_modules must be a list, got mine", False),
+    (
+        f"{OWN_SCHEDULE}mine.absent {TRUSTED}",
+        "schedule.function must be importable, got mine.absent: module 'mine' has no attribute 'absent'",
+        True,
+    ),
+    (
+        f"{OWN_SCHEDULE}mine.broken {TRUSTED}",
+        "schedule.function mine.broken raised ZeroDivisionError: division by zero",
+        True,
+    ),
+    (
+        f"{OWN_SCHEDULE}mine.number {TRUSTED}",
+        "schedule.function must be callable, got mine.number of type int",
+        True,
+    ),
+    (
+        f"{OWN_SCHEDULE}mine.one {TRUSTED}",
+        "schedule.function mine.one must give a rate for each of 800 steps, got float64 of shape []",
+        True,
+    ),
+    (
+        f"data=python data.function=mine.one data.args.t=1 {TRUSTED}",
+        "data.function mine.one must give x and y, got 1.0",
+        True,
+    ),
+    (
+        f"data=python data.function=mine.rows data.args.num=-1 {TRUSTED}",
+        "data.function mine.rows raised ValueError: negative dimensions are not allowed",
+        True,
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "expected", "imports"), REFUSED)
+def test_what_cannot_be_trusted_or_called_is_refused_before_training(
+    here: Path, line: str, expected: str, imports: bool
+) -> None:
+    (done,) = forked(here, (*line.split(), "device=cpu"))
+    assert (done.status, done.err) == (2, f"error: {expected}\n")
+    assert (here / "imported").exists() == imports
+    assert not (here / "outputs").exists()
