@@ -1,1 +1,2 @@
-"""Twinrun's training phase against idiomatic scripts of the same frameworks: `python -m benchmarks`."""
+"""Twinrun's training phase against idiomatic scripts of the same frameworks: `python -m
+benchmarks`."""

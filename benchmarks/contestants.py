@@ -1,4 +1,5 @@
-"""Who is measured, on what, and what each of them does: everything a reader needs to judge the comparison."""
+"""Who is measured, on what, and what each of them does: everything a reader needs to judge the
+comparison."""
 
 import sys
 from collections.abc import Mapping
@@ -16,9 +17,12 @@ CONF = Path(__file__).with_name("conf")
 _VAL_FRACTION = 0.125
 
 _OURS_DOES = (
-    "the real command line, defaults unchanged: trace.csv of every update (rate read back, loss), training and "
-    "validation loss and accuracy an epoch, a synced and hashed checkpoint an epoch, curves.png after training. "
-    "Training phase: seconds.train of result.json, from the first chunk asked for to the end of the backend's training."
+    "the real command line, defaults unchanged: trace.csv of every update (rate read back, "
+    "loss), training and "
+    "validation loss and accuracy an epoch, a synced and hashed checkpoint an epoch, "
+    "curves.png after training. "
+    "Training phase: seconds.train of result.json, from the first chunk asked for to the "
+    "end of the backend's training."
 )
 
 
@@ -35,7 +39,8 @@ class Model:
     more: tuple[str, ...] = ()  # what is said to ours alone
 
     def overrides(self, rows: Path) -> list[str]:
-        """What the command line says to get it, with the rows in a file where they are not the digits."""
+        """What the command line says to get it, with the rows in a file where they are not the
+        digits."""
         if not self.rows.startswith("digits"):
             own = [
                 "data=npz",
@@ -44,7 +49,11 @@ class Model:
                 "data.test_fraction=0",
             ]
             return ["--config-dir", str(CONF), f"model={self.network}", *own, *self.more]
-        return [f"model={self.network}", f"data.images={str(self.rows != 'digits').lower()}", *self.more]
+        return [
+            f"model={self.network}",
+            f"data.images={str(self.rows != 'digits').lower()}",
+            *self.more,
+        ]
 
 
 @dataclass(frozen=True)
@@ -61,9 +70,31 @@ class Contestant:
 
     def command(self, model: Model, rows: Path, folder: Path) -> list[str]:
         if self.backend is not None:
-            return [sys.executable, "-m", "runner", *_overrides(model, rows, folder), f"backend={self.backend}"]
-        arguments = ["--model", model.network, "--epochs", str(model.num_epochs), "--batch-size", str(model.batch_size)]
-        return [sys.executable, "-m", str(self.module), *arguments, "--rows", str(rows), "--folder", str(folder)]
+            return [
+                sys.executable,
+                "-m",
+                "runner",
+                *_overrides(model, rows, folder),
+                f"backend={self.backend}",
+            ]
+        arguments = [
+            "--model",
+            model.network,
+            "--epochs",
+            str(model.num_epochs),
+            "--batch-size",
+            str(model.batch_size),
+        ]
+        return [
+            sys.executable,
+            "-m",
+            str(self.module),
+            *arguments,
+            "--rows",
+            str(rows),
+            "--folder",
+            str(folder),
+        ]
 
 
 CONTESTANTS = (
@@ -84,15 +115,18 @@ CONTESTANTS = (
     Contestant(
         "Lightning, idiomatic",
         "torch",
-        "LightningModule with self.log, DataLoader over a shuffled TensorDataset, ExponentialLR moved every step, "
+        "LightningModule with self.log, DataLoader over a shuffled TensorDataset, "
+        "ExponentialLR moved every step, "
         "CSVLogger, validation and the default checkpoint an epoch; no bar, no training accuracy. "
-        "Training phase: from the start of the first training batch to the end of fit, without the sanity check.",
+        "Training phase: from the start of the first training batch to the end of fit, "
+        "without the sanity check.",
         module="benchmarks.peers.lightning_idiomatic",
     ),
     Contestant(
         "keras.fit",
         "tensorflow",
-        "compile with Adam(ExponentialDecay) and accuracy, fit on arrays with validation_data and a ModelCheckpoint "
+        "compile with Adam(ExponentialDecay) and accuracy, fit on arrays with "
+        "validation_data and a ModelCheckpoint "
         "an epoch, verbose=0, jit_compile as Keras chooses; no log file. "
         "Training phase: from the start of the first training batch to the end of fit.",
         module="benchmarks.peers.keras_fit",
@@ -100,7 +134,8 @@ CONTESTANTS = (
     Contestant(
         "torch loop",
         "torch",
-        "hand-written: fused Adam and a table of rates, rows gathered by a permutation, channels last for "
+        "hand-written: fused Adam and a table of rates, rows gathered by a permutation, "
+        "channels last for "
         "convolutions, validation accuracy an epoch; no other metrics, checkpoints or logs. "
         "Training phase: the loop over the epochs.",
         module="benchmarks.peers.torch_loop",
@@ -108,8 +143,10 @@ CONTESTANTS = (
     Contestant(
         "TensorFlow loop",
         "tensorflow",
-        "hand-written: an epoch is one tf.function that gathers its rows by a permutation, with Keras's layers and Adam "
-        "and a table of rates, under XLA unless the model has convolutions, validation accuracy an epoch; no other metrics, "
+        "hand-written: an epoch is one tf.function that gathers its rows by a permutation, "
+        "with Keras's layers and Adam "
+        "and a table of rates, under XLA unless the model has convolutions, validation "
+        "accuracy an epoch; no other metrics, "
         "checkpoints or logs. "
         "Training phase: the loop over the epochs.",
         module="benchmarks.peers.tensorflow_loop",
@@ -124,8 +161,10 @@ CONTESTANTS = (
     Contestant(
         "TensorFlow loop, plain",
         "tensorflow",
-        "hand-written: a tf.function of one update, called from Python with rows gathered by NumPy, Keras's layers and "
-        "Adam, its rate set before each update, validation accuracy an epoch; no other metrics, checkpoints or logs. "
+        "hand-written: a tf.function of one update, called from Python with rows gathered "
+        "by NumPy, Keras's layers and "
+        "Adam, its rate set before each update, validation accuracy an epoch; no other "
+        "metrics, checkpoints or logs. "
         "Training phase: the loop over the epochs.",
         module="benchmarks.peers.tensorflow_plain",
         only="exact_*",
@@ -133,7 +172,8 @@ CONTESTANTS = (
     Contestant(
         "JAX scan",
         "jax",
-        "the practical limit of the small model: an epoch is one compiled lax.scan with Adam written out; nothing else. "
+        "the practical limit of the small model: an epoch is one compiled lax.scan with "
+        "Adam written out; nothing else. "
         "Training phase: the loop over the epochs.",
         module="benchmarks.peers.jax_scan",
         only="*mlp",
@@ -166,7 +206,9 @@ _MODELS = (
         "digits as images",
     ),
     # exact mode against the peers in float32
-    Model("exact_mlp", "the MLP of mlp, ours in exact mode", 20, 32, 1, "mlp", "digits", False, _EXACT),
+    Model(
+        "exact_mlp", "the MLP of mlp, ours in exact mode", 20, 32, 1, "mlp", "digits", False, _EXACT
+    ),
     Model(
         "exact_cnn",
         "digits as images: CNN 16-32, batch 32, ours exact",
@@ -201,7 +243,9 @@ _MODELS = (
 
 def models(num_epochs: Mapping[str, int]) -> tuple[Model, ...]:
     """With other numbers of epochs than their own, where some are said."""
-    return tuple(replace(model, num_epochs=num_epochs.get(model.name, model.num_epochs)) for model in _MODELS)
+    return tuple(
+        replace(model, num_epochs=num_epochs.get(model.name, model.num_epochs)) for model in _MODELS
+    )
 
 
 def taking_part(model: Model) -> list[Contestant]:
@@ -209,8 +253,8 @@ def taking_part(model: Model) -> list[Contestant]:
 
 
 def write_rows(model: Model, folder: Path) -> Path:
-    """The rows of Twinrun's own split, in float32, for the peers; beside them, if they are not the digits, the file that
-    Twinrun reads."""
+    """The rows of Twinrun's own split, in float32, for the peers; beside them, if they are not the
+    digits, the file that Twinrun reads."""
     path = folder / f"{model.name}.npz"
     if model.rows.startswith("digits"):
         data = Digits(name="digits", images=model.rows != "digits").load()
@@ -234,12 +278,18 @@ def _images(path: Path, num: int, *shape: int) -> Dataset:
     y = generator.integers(0, 10, num)
     x = generator.random((10, *shape))[y] + generator.normal(0, 1, (num, *shape))
     np.savez(path, x=x.astype(np.float32), y=y)
-    fractions = {"val_fraction": _VAL_FRACTION, "test_fraction": 0, "split_seed": 0, "standardize": False}
+    fractions = {
+        "val_fraction": _VAL_FRACTION,
+        "test_fraction": 0,
+        "split_seed": 0,
+        "standardize": False,
+    }
     return NPZ(name="npz", path=str(path), task="classification", **fractions).load()  # type: ignore[arg-type]
 
 
 def environment(num_threads: int) -> Mapping[str, str]:
-    """Environment variables set alike for every contestant; the processor's cores are left to the system."""
+    """Environment variables set alike for every contestant; the processor's cores are left to the
+    system."""
     threads = ("OMP", "MKL", "OPENBLAS")
     return {
         **{f"{library}_NUM_THREADS": str(num_threads) for library in threads},

@@ -1,13 +1,13 @@
-"""What a run costs, ours alone: as the model, the batch and the number of updates grow; with rows that stay in their files;
-and what the records take.
+"""What a run costs, ours alone: as the model, the batch and the number of updates grow; with rows
+that stay in their files; and what the records take.
 
     python -m benchmarks.cost                     # some ten minutes on two cores
     python -m benchmarks.cost --parts steps --markdown --json cost.json
 
-Every figure is the median of three runs, or of as many as a minute holds, each in a process of its own, of the real
-command line with its defaults. Time
-for an update is that of the training phase after its first tenth, in which a framework traces and compiles, from the
-times in metrics.csv; memory is the process's peak.
+Every figure is the median of three runs, or of as many as a minute holds, each in a process of its
+own, of the real command line with its defaults. Time
+for an update is that of the training phase after its first tenth, in which a framework traces and
+compiles, from the times in metrics.csv; memory is the process's peak.
 """
 
 import argparse
@@ -27,7 +27,12 @@ from runner.run.run_folder import read_columns, read_json
 
 BACKENDS = ("lightning", "keras")
 _REPEATS = 3
-_CNN = ("--config-dir", str(Path(__file__).with_name("conf")), "model=cnn_1m", "trainer.batch_size=64")
+_CNN = (
+    "--config-dir",
+    str(Path(__file__).with_name("conf")),
+    "model=cnn_1m",
+    "trainer.batch_size=64",
+)
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,13 @@ class Cost:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description="How the cost of a run grows.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cost", description="How the cost of a run grows."
+    )
     parser.add_argument("--parts", nargs="+", choices=list(_PARTS), default=list(_PARTS))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write everything that was measured"
+    )
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     said = parser.parse_args()
     found: list[Cost] = []
@@ -55,7 +64,14 @@ def main() -> int:
                     print(found[-1], file=sys.stderr, flush=True)
     header = ("part", "case", "backend", "us an update", "peak MB", "whole s")
     rows = [
-        (c.part, c.case, c.backend, f"{c.microseconds:,.0f}", f"{c.peak_megabytes:,.0f}", f"{c.whole_seconds:.1f}")
+        (
+            c.part,
+            c.case,
+            c.backend,
+            f"{c.microseconds:,.0f}",
+            f"{c.peak_megabytes:,.0f}",
+            f"{c.whole_seconds:.1f}",
+        )
         for c in found
     ]
     print(layout([header, *rows], said.markdown))
@@ -72,19 +88,28 @@ def _parameters(folder: Path) -> Cases:
     """The MLP, wider and wider: 2 k to 1.2 M parameters."""
     for units in (32, 128, 512, 2048, 16384):
         layers = (
-            f"[{{layer: dense, units: {units}}},{{layer: activation, function: relu}},{{layer: dense, units: outputs}}]"
+            f"[{{layer: dense, units: {units}}},{{layer: activation, function: relu}},{{layer: "
+            f"dense, units: outputs}}]"
         )
         yield f"{75 * units + 10:,} parameters", 1, [f"model.layers={layers}"]
 
 
 def _batch(folder: Path) -> Cases:
     for size in (8, 32, 128, 512):
-        yield f"batch {size}", 1, [f"trainer.batch_size={size}", "trainer.max_epochs=null", "trainer.max_steps=800"]
+        yield (
+            f"batch {size}",
+            1,
+            [f"trainer.batch_size={size}", "trainer.max_epochs=null", "trainer.max_steps=800"],
+        )
 
 
 def _steps(folder: Path) -> Cases:
     for num_steps in (1_000, 10_000, 100_000, 1_000_000):
-        yield f"{num_steps:,} updates", 1, ["trainer.max_epochs=null", f"trainer.max_steps={num_steps}"]
+        yield (
+            f"{num_steps:,} updates",
+            1,
+            ["trainer.max_epochs=null", f"trainer.max_steps={num_steps}"],
+        )
 
 
 def _records(folder: Path) -> Cases:
@@ -95,10 +120,15 @@ def _records(folder: Path) -> Cases:
 
 
 def _files(folder: Path) -> Cases:
-    """6,400 images of 32x32x3 in 79 MB, on the CNN of a million parameters: in memory, and 32 MB of them at a time."""
+    """6,400 images of 32x32x3 in 79 MB, on the CNN of a million parameters: in memory, and 32 MB of
+    them at a time."""
     apart(_write_images, folder)
     common = [*_CNN, "trainer.max_epochs=3", "data.val_fraction=0.1", "data.test_fraction=0"]
-    yield "79 MB of images in memory", 2, [*common, "data=npz", f"data.path={folder / 'images.npz'}"]
+    yield (
+        "79 MB of images in memory",
+        2,
+        [*common, "data=npz", f"data.path={folder / 'images.npz'}"],
+    )
     streamed = ["data=npy", f"data.path={folder / 'images'}", "data.memory_mb=32"]
     yield "79 MB of images in files, 32 MB at a time", 2, [*common, *streamed]
 
@@ -106,17 +136,27 @@ def _files(folder: Path) -> Cases:
 def _write_images(folder: Path) -> None:
     generator = np.random.default_rng(0)
     y = generator.integers(0, 10, 6400)
-    x = (generator.random((10, 32, 32, 3))[y] + generator.normal(0, 1, (6400, 32, 32, 3))).astype(np.float32)
+    x = (generator.random((10, 32, 32, 3))[y] + generator.normal(0, 1, (6400, 32, 32, 3))).astype(
+        np.float32
+    )
     np.savez(folder / "images.npz", x=x, y=y)
     (folder / "images").mkdir()
     np.save(folder / "images" / "x.npy", x)
     np.save(folder / "images" / "y.npy", y)
 
 
-_PARTS = {"parameters": _parameters, "batch": _batch, "steps": _steps, "records": _records, "files": _files}
+_PARTS = {
+    "parameters": _parameters,
+    "batch": _batch,
+    "steps": _steps,
+    "records": _records,
+    "files": _files,
+}
 
 
-def _measure(part: str, case: str, backend: str, num_threads: int, overrides: Sequence[str]) -> Cost:
+def _measure(
+    part: str, case: str, backend: str, num_threads: int, overrides: Sequence[str]
+) -> Cost:
     runs: list[tuple[float, float, float]] = []
     while len(runs) < _REPEATS and sum(seconds for _, _, seconds in runs) < 60:
         runs.append(_run(backend, num_threads, overrides))

@@ -1,4 +1,5 @@
-"""One run of one contestant in a process of its own: its training phase, the whole of it, its memory."""
+"""One run of one contestant in a process of its own: its training phase, the whole of it, its
+memory."""
 
 import json
 import os
@@ -25,7 +26,8 @@ ROOT = Path(__file__).parents[1]
 @dataclass(frozen=True)
 class Run:
     train_seconds: float
-    later_seconds: float  # of the training phase, without the first epoch and what it has to trace, compile and import
+    # of the training phase, without the first epoch and what it has to trace, compile and import
+    later_seconds: float
     first_seconds: float  # from before the process is made to the first batch
     whole_seconds: float  # from before the process is made until it has ended
     peak_megabytes: float
@@ -48,7 +50,9 @@ def measure(contestant: Contestant, model: Model, rows: Path) -> Run:
         folder = Path(name)
         command = contestant.command(model, rows, folder)
         began = time.time()
-        seconds, megabytes, output = execute(command, {**os.environ, **environment(model.num_threads)})
+        seconds, megabytes, output = execute(
+            command, {**os.environ, **environment(model.num_threads)}
+        )
         told = _ours(folder) if contestant.backend else json.loads(output.splitlines()[-1])
     first = told["startup"] if contestant.backend else told["began"] - began
     return Run(
@@ -70,8 +74,9 @@ def ours(
     num_threads: int | None,
     variables: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[float, float, Path]]:
-    """A command line of ours: its seconds and peak megabytes; its outputs are there for as long as the block lasts. With
-    no number of threads the environment says nothing of them but `variables`."""
+    """A command line of ours: its seconds and peak megabytes; its outputs are there for as long as
+    the block lasts. With no number of threads the environment says nothing of them but
+    `variables`."""
     with tempfile.TemporaryDirectory() as name:
         said = [*overrides, f"backend={backend}", "device=cpu", f"output.root={name}"]
         if num_threads is not None:
@@ -79,7 +84,12 @@ def ours(
         command = [sys.executable, "-m", "runner", *said]
         plain = {key: value for key, value in os.environ.items() if key not in environment(1)}
         seconds, megabytes, _ = execute(
-            command, {**plain, **(environment(num_threads) if num_threads is not None else {}), **(variables or {})}
+            command,
+            {
+                **plain,
+                **(environment(num_threads) if num_threads is not None else {}),
+                **(variables or {}),
+            },
         )
         yield seconds, megabytes, Path(name)
 
@@ -88,7 +98,8 @@ def _ours(folder: Path) -> dict[str, Any]:
     """What the only run below `folder` says of itself."""
     (path,) = folder.glob("runs/*/result.json")
     result = json.loads(path.read_text())
-    ends = read_columns(path.with_name("metrics.csv"))["seconds"]  # of each epoch, since the process began
+    # of each epoch, since the process began
+    ends = read_columns(path.with_name("metrics.csv"))["seconds"]
     return {
         "startup": result["seconds"]["startup"],
         "train_seconds": result["seconds"]["train"],
@@ -99,8 +110,8 @@ def _ours(folder: Path) -> dict[str, Any]:
 
 
 def apart(function: Callable[..., T], *arguments: Any) -> T:
-    """The function's value, out of a process of its own: on Linux the peak memory of a command counts what the process that
-    started it had taken before."""
+    """The function's value, out of a process of its own: on Linux the peak memory of a command
+    counts what the process that started it had taken before."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -116,7 +127,9 @@ def execute(command: Sequence[str], variables: Mapping[str, str]) -> tuple[float
         output.seek(0)
         errors.seek(0)
         if process.returncode != 0:
-            raise RuntimeError(f"{' '.join(command[1:])} ended with {process.returncode}:\n{errors.read()[-2000:]}")
+            raise RuntimeError(
+                f"{' '.join(command[1:])} ended with {process.returncode}:\n{errors.read()[-2000:]}"
+            )
         return seconds, _megabytes(usage.ru_maxrss), output.read()
 
 

@@ -1,12 +1,14 @@
-"""A run beside others on the same machine: does it leave what it does not need, and take what is left?
+"""A run beside others on the same machine: does it leave what it does not need, and take what is
+left?
 
     python -m benchmarks.neighbours               # some twenty minutes on two cores
     python -m benchmarks.neighbours --models mlp --repeats 1 --before
 
-Small and large models on both backends, with `trainer.threads=auto` and with one thread: alone; beside processes that keep
-all cores but one busy; beside a process that multiplies matrices on all cores; and two runs at once. Time is that of an update
-after the first epoch, in which a framework traces and compiles. All cases of a model take turns, round after round; the ratios
-are of medians. `--before` adds a thread for every core whose idle threads keep their core, as torch comes.
+Small and large models on both backends, with `trainer.threads=auto` and with one thread: alone;
+beside processes that keep all cores but one busy; beside a process that multiplies matrices on all
+cores; and two runs at once. Time is that of an update after the first epoch, in which a framework
+traces and compiles. All cases of a model take turns, round after round; the ratios are of medians.
+`--before` adds a thread for every core whose idle threads keep their core, as torch comes.
 """
 
 import argparse
@@ -33,7 +35,9 @@ from runner.machine import threads
 from runner.run.run_folder import read_columns, read_json
 
 _BUSY = "while True: pass"
-_THREADS = "import torch; torch.set_num_threads({cores}); a = torch.randn(512, 512)\nwhile True: a @ a"
+_THREADS = (
+    "import torch; torch.set_num_threads({cores}); a = torch.randn(512, 512)\nwhile True: a @ a"
+)
 _OWN = ("--config-dir", str(CONF))
 MODELS: Mapping[str, Sequence[str]] = {
     "mlp": ("model=mlp", "trainer.max_epochs=20"),
@@ -49,12 +53,19 @@ MODELS: Mapping[str, Sequence[str]] = {
         "trainer.max_epochs=4",
     ),
 }
-_ONE_LEFT, _WITH_THREADS, _TWO = "a busy process a core but one", "a process with threads", "two runs at once"
+_ONE_LEFT, _WITH_THREADS, _TWO = (
+    "a busy process a core but one",
+    "a process with threads",
+    "two runs at once",
+)
 NEIGHBOURS = ("none", _ONE_LEFT, _WITH_THREADS, _TWO)
 WAYS: Mapping[str, tuple[Sequence[str], Mapping[str, str]]] = {  # overrides, environment
     "auto": (["trainer.threads=auto"], {}),
     "one thread": (["trainer.threads=1"], {}),
-    "before": ([f"trainer.threads={os.cpu_count()}"], {"OMP_WAIT_POLICY": "", "GOMP_SPINCOUNT": "300000"}),
+    "before": (
+        [f"trainer.threads={os.cpu_count()}"],
+        {"OMP_WAIT_POLICY": "", "GOMP_SPINCOUNT": "300000"},
+    ),
 }
 
 
@@ -66,12 +77,20 @@ class Case(NamedTuple):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.neighbours", description="Runs beside others.")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["mlp", "transformer", "mlp_4m", "cnn_1m"])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.neighbours", description="Runs beside others."
+    )
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, default=["mlp", "transformer", "mlp_4m", "cnn_1m"]
+    )
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--before", action="store_true", help="a thread for every core too, as torch comes; minutes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    parser.add_argument(
+        "--before", action="store_true", help="a thread for every core too, as torch comes; minutes"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write everything that was measured"
+    )
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     said = parser.parse_args()
     ways = [way for way in WAYS if way != "before" or said.before]
@@ -91,18 +110,36 @@ def main() -> int:
                         found.setdefault(case, []).append(milliseconds)
                         if case.way == "auto":
                             numbers[model, backend] = number
-                        print(*case, f"{milliseconds:.3f} ms, {number} threads", file=sys.stderr, flush=True)
+                        print(
+                            *case,
+                            f"{milliseconds:.3f} ms, {number} threads",
+                            file=sys.stderr,
+                            flush=True,
+                        )
     print(layout([_HEADER, *_rows(found, numbers)], said.markdown))
     if said.json is not None:
         values = [{**case._asdict(), "milliseconds": each} for case, each in found.items()]
-        said.json.write_text(json.dumps({"machine": machine(), "cases": values}, indent=2) + "\n", encoding="utf-8")
+        said.json.write_text(
+            json.dumps({"machine": machine(), "cases": values}, indent=2) + "\n", encoding="utf-8"
+        )
     return 0
 
 
-_HEADER = ("model", "backend", "threads", "beside", "way", "ms an update", "of alone", "of one thread")
+_HEADER = (
+    "model",
+    "backend",
+    "threads",
+    "beside",
+    "way",
+    "ms an update",
+    "of alone",
+    "of one thread",
+)
 
 
-def _rows(found: Mapping[Case, Sequence[float]], numbers: Mapping[tuple[str, str], int]) -> Iterator[Sequence[str]]:
+def _rows(
+    found: Mapping[Case, Sequence[float]], numbers: Mapping[tuple[str, str], int]
+) -> Iterator[Sequence[str]]:
     """Medians; against the same alone, and against one thread beside the same neighbours."""
     for case, each in found.items():
         alone = median(found[case._replace(neighbour="none")])
@@ -115,7 +152,8 @@ def _rows(found: Mapping[Case, Sequence[float]], numbers: Mapping[tuple[str, str
 
 
 def _measure(case: Case, overrides: Sequence[str]) -> tuple[float, int]:
-    """Milliseconds of an update after the first epoch, of two runs the mean; and the number of threads."""
+    """Milliseconds of an update after the first epoch, of two runs the mean; and the number of
+    threads."""
     num = 2 if case.neighbour == _TWO else 1
     with _neighbours(case.neighbour), ThreadPoolExecutor(num) as pool:
         each = [*pool.map(lambda _: _run(case, overrides), range(num))]
@@ -127,7 +165,10 @@ def _run(case: Case, overrides: Sequence[str]) -> tuple[float, int]:
     every = [*overrides, "trainer.checkpoint_every=null"]
     with ours(case.backend, [*every, *more], None, environment) as (_, _, root):
         (path,) = root.glob("runs/*/metrics.csv")
-        columns, number = read_columns(path), read_json(path.with_name("environment.json"))["threads"]
+        columns, number = (
+            read_columns(path),
+            read_json(path.with_name("environment.json"))["threads"],
+        )
     steps, ends = columns["step"], columns["seconds"]
     return float(ends[-1] - ends[0]) / float(steps[-1] - steps[0]) * 1e3, number
 
@@ -136,7 +177,9 @@ def _run(case: Case, overrides: Sequence[str]) -> tuple[float, int]:
 def _neighbours(kind: str) -> Iterator[None]:
     """Processes beside the run. The one with threads is given time to import torch."""
     cores = threads.cores()
-    codes = {_ONE_LEFT: [_BUSY] * (cores - 1), _WITH_THREADS: [_THREADS.format(cores=cores)]}.get(kind, [])
+    codes = {_ONE_LEFT: [_BUSY] * (cores - 1), _WITH_THREADS: [_THREADS.format(cores=cores)]}.get(
+        kind, []
+    )
     processes = [subprocess.Popen([sys.executable, "-c", code]) for code in codes]
     try:
         if kind == _WITH_THREADS:

@@ -1,7 +1,9 @@
-"""python -m benchmarks.optimizers [--steps 200]: how far torch's clipping and Keras's own optimizers are from ours.
+"""python -m benchmarks.optimizers [--steps 200]: how far torch's clipping and Keras's own
+optimizers are from ours.
 
-A problem of ten weights with noisy gradients, in float64, the same for all: the largest difference of a weight after the
-last update, relative to the largest weight. docs/optimizers.md has the figures.
+A problem of ten weights with noisy gradients, in float64, the same for all: the largest difference
+of a weight after the last update, relative to the largest weight. docs/optimizers.md has the
+figures.
 """
 
 import argparse
@@ -27,7 +29,9 @@ def rate(t: int, num: int) -> float:
     return LR * (1 - t / num)
 
 
-def by_torch(name: str, num: int, clip: float | None = None, stock_clip: bool = False) -> np.ndarray:
+def by_torch(
+    name: str, num: int, clip: float | None = None, stock_clip: bool = False
+) -> np.ndarray:
     """Our meaning is torch's: its classes, with our clipping or its own."""
     import torch
 
@@ -65,8 +69,12 @@ def by_keras(name: str, num: int) -> np.ndarray:
         "adam": lambda: keras.optimizers.Adam(LR, epsilon=1e-7),
         "adamax": lambda: keras.optimizers.Adamax(LR, epsilon=1e-7),
         "rmsprop": lambda: keras.optimizers.RMSprop(LR, rho=0.9, epsilon=1e-7),
-        "rmsprop_momentum": lambda: keras.optimizers.RMSprop(LR, rho=0.9, epsilon=1e-7, momentum=0.9),
-        "adagrad": lambda: keras.optimizers.Adagrad(LR, initial_accumulator_value=0.1, epsilon=1e-7),
+        "rmsprop_momentum": lambda: keras.optimizers.RMSprop(
+            LR, rho=0.9, epsilon=1e-7, momentum=0.9
+        ),
+        "adagrad": lambda: keras.optimizers.Adagrad(
+            LR, initial_accumulator_value=0.1, epsilon=1e-7
+        ),
         "adadelta": lambda: keras.optimizers.Adadelta(LR, rho=0.95, epsilon=1e-7),
     }
     keras.config.set_floatx("float64")
@@ -90,7 +98,16 @@ def main() -> None:
     for clip in (0.5, 1e-3):
         ours, stock = (by_torch("sgd", num, clip, stock_clip) for stock_clip in (False, True))
         print(f"torch's own clipping at {clip:g} (sgd, momentum 0.9): {apart(ours, stock):.1e}")
-    for name in ("sgd", "nesterov", "adam", "adamax", "rmsprop", "rmsprop_momentum", "adagrad", "adadelta"):
+    for name in (
+        "sgd",
+        "nesterov",
+        "adam",
+        "adamax",
+        "rmsprop",
+        "rmsprop_momentum",
+        "adagrad",
+        "adadelta",
+    ):
         print(f"Keras's own {name}: {apart(by_torch(name, num), by_keras(name, num)):.1e}")
 
 

@@ -15,7 +15,8 @@ from benchmarks.peers.job import DECAY_RATE, LEARNING_RATE
 Runs = Mapping[tuple[str, str], Sequence[Run]]  # (model, contestant) -> its counted runs
 
 _PACKAGES = ("twinrun", "numpy", "torch", "pytorch-lightning", "tensorflow", "keras", "jax")
-# quantity of a Run -> its column, its format, whether ours / peer is told of it and which way is better
+# quantity of a Run -> its column, its format, whether ours / peer is told of it and which way is
+# better
 _QUANTITIES: Mapping[str, tuple[str, str, str | None]] = {
     "steps_per_second": ("steps/s", ",.0f", "more is better"),
     "later_steps_per_second": ("after the first epoch", ",.0f", "more is better"),
@@ -30,7 +31,9 @@ _RATIOS = {name: (title, better) for name, (title, _, better) in _QUANTITIES.ite
 def summary(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
     """Median, least and largest of each quantity."""
     columns = {name: [float(getattr(run, name)) for run in runs] for name in _QUANTITIES}
-    return {name: {"median": median(v), "min": min(v), "max": max(v)} for name, v in columns.items()}
+    return {
+        name: {"median": median(v), "min": min(v), "max": max(v)} for name, v in columns.items()
+    }
 
 
 def ratios(runs: Runs, model: str, ours: str, peer: str) -> dict[str, float]:
@@ -42,13 +45,21 @@ def ratios(runs: Runs, model: str, ours: str, peer: str) -> dict[str, float]:
 def table(runs: Runs, models: Sequence[Model], markdown: bool) -> str:
     """Measurements, median and extremes; then ratios."""
     header = ["model", "contestant", *(title for title, _, _ in _QUANTITIES.values())]
-    measured = [_row(model, contestant, runs) for model in models for contestant in taking_part(model)]
-    ratio_header = ["model", "ours / peer", *(f"{title} ({better})" for title, better in _RATIOS.values())]
+    measured = [
+        _row(model, contestant, runs) for model in models for contestant in taking_part(model)
+    ]
+    ratio_header = [
+        "model",
+        "ours / peer",
+        *(f"{title} ({better})" for title, better in _RATIOS.values()),
+    ]
     compared = [
         (model.name, f"{ours.name} / {peer}", *(f"{value:.2f}" for value in found.values()))
         for model, ours, peer, found in _pairs(runs, models)
     ]
-    return layout([header, *measured], markdown) + "\n\n" + layout([ratio_header, *compared], markdown)
+    return (
+        layout([header, *measured], markdown) + "\n\n" + layout([ratio_header, *compared], markdown)
+    )
 
 
 def notes(models: Sequence[Model], num_repeats: int) -> str:
@@ -58,8 +69,12 @@ def notes(models: Sequence[Model], num_repeats: int) -> str:
     return "\n".join(
         [
             f"Adam {LEARNING_RATE:g}, rate times {DECAY_RATE} every step, float32, on the CPU",
-            *(f"{m.name}: {m.title}; {m.num_epochs} epochs, {m.num_threads} threads" for m in models),
-            f"{num_repeats} counted runs each after one warm-up round, every run its own process, contestants taking "
+            *(
+                f"{m.name}: {m.title}; {m.num_epochs} epochs, {m.num_threads} threads"
+                for m in models
+            ),
+            f"{num_repeats} counted runs each after one warm-up round, every run its own "
+            f"process, contestants taking "
             "turns; median (least-largest), ratios are of medians",
             f"set alike for all, with the model's number of threads: {variables}",
             "tracing and compilation are inside the training phase; imports are inside the whole",
@@ -76,7 +91,11 @@ def as_json(runs: Runs, models: Sequence[Model], num_repeats: int) -> dict[str, 
         "machine": machine(),
         "models": [asdict(model) for model in models],
         "contestants": {c.name: {"framework": c.framework, "does": c.does} for c in seen},
-        "results": [_result(model, contestant, runs) for model in models for contestant in taking_part(model)],
+        "results": [
+            _result(model, contestant, runs)
+            for model in models
+            for contestant in taking_part(model)
+        ],
         "ratios": [
             {"model": model.name, "ours": ours.name, "peer": peer, **found}
             for model, ours, peer, found in _pairs(runs, models)
@@ -102,7 +121,9 @@ def layout(rows: Sequence[Sequence[str]], markdown: bool) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def _pairs(runs: Runs, models: Sequence[Model]) -> list[tuple[Model, Contestant, str, dict[str, float]]]:
+def _pairs(
+    runs: Runs, models: Sequence[Model]
+) -> list[tuple[Model, Contestant, str, dict[str, float]]]:
     return [
         (model, ours, peer, ratios(runs, model.name, ours.name, peer))
         for model in models
@@ -115,10 +136,19 @@ def _pairs(runs: Runs, models: Sequence[Model]) -> list[tuple[Model, Contestant,
 def _result(model: Model, contestant: Contestant, runs: Runs) -> dict[str, Any]:
     own = runs[model.name, contestant.name]
     each = [
-        {**asdict(run), "steps_per_second": run.steps_per_second, "later_steps_per_second": run.later_steps_per_second}
+        {
+            **asdict(run),
+            "steps_per_second": run.steps_per_second,
+            "later_steps_per_second": run.later_steps_per_second,
+        }
         for run in own
     ]
-    return {"model": model.name, "contestant": contestant.name, "summary": summary(own), "runs": each}
+    return {
+        "model": model.name,
+        "contestant": contestant.name,
+        "summary": summary(own),
+        "runs": each,
+    }
 
 
 def _row(model: Model, contestant: Contestant, runs: Runs) -> tuple[str, ...]:

@@ -1,4 +1,5 @@
-"""The table of ten million steps of every schedule: seconds, and megabytes while it is made (the table itself is 80).
+"""The table of ten million steps of every schedule: seconds, and megabytes while it is made (the
+table itself is 80).
 
 python -m benchmarks.schedules
 python -m benchmarks.schedules --steps 1000000 --only cosine one_cycle
@@ -21,7 +22,10 @@ _STEPS_PER_EPOCH = 10**5
 
 def main() -> int:
     said = _parser().parse_args()
-    print(f"{'schedule':20} {'seconds':>8} {'peak MB':>8}   of {said.steps:,} steps; medians of {_REPEATS}")
+    print(
+        f"{'schedule':20} {'seconds':>8} {'peak MB':>8}   of {said.steps:,} steps; medians "
+        f"of {_REPEATS}"
+    )
     for name in said.only:
         seconds = median(_seconds(name, said.steps) for _ in range(_REPEATS))
         print(f"{name:20} {seconds:8.2f} {_megabytes(name, said.steps):8.0f}", flush=True)
@@ -30,8 +34,12 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     # the dialects ask for a class and its arguments, and are made of the same parts
-    names = sorted(f.stem for f in (CONF / "schedule").glob("*.yaml") if not f.stem.startswith("from_"))
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.schedules", description="Tables of rates, timed.")
+    names = sorted(
+        f.stem for f in (CONF / "schedule").glob("*.yaml") if not f.stem.startswith("from_")
+    )
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.schedules", description="Tables of rates, timed."
+    )
     parser.add_argument("--steps", type=int, default=10**7)
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="SCHEDULE")
     return parser

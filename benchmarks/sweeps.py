@@ -3,9 +3,10 @@
     python -m benchmarks.sweeps                   # some ten minutes on two cores
     python -m benchmarks.sweeps --jobs 1 4 16 --markdown
 
-Jobs are seeds of the default model and schedules in turn, 20 epochs each, with all that a run leaves and the comparison at
-the end; one after another, and two at a time by joblib's launcher (an extra). Medians of three, or of one where that takes a
-minute, single runs and sweeps taking turns; ratio: of the sweep's time and a single run's. Memory is the first process's.
+Jobs are seeds of the default model and schedules in turn, 20 epochs each, with all that a run
+leaves and the comparison at the end; one after another, and two at a time by joblib's launcher (an
+extra). Medians of three, or of one where that takes a minute, single runs and sweeps taking turns;
+ratio: of the sweep's time and a single run's. Memory is the first process's.
 """
 
 import argparse
@@ -16,13 +17,27 @@ from benchmarks.cost import BACKENDS
 from benchmarks.measure import ours
 from benchmarks.report import layout
 
-_SCHEDULES = ("constant", "exponential", "linear", "step", "cosine", "polynomial", "inverse_sqrt", "wsd")
-_WAYS: dict[str, list[str]] = {"in turn": [], "two at a time": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]}
+_SCHEDULES = (
+    "constant",
+    "exponential",
+    "linear",
+    "step",
+    "cosine",
+    "polynomial",
+    "inverse_sqrt",
+    "wsd",
+)
+_WAYS: dict[str, list[str]] = {
+    "in turn": [],
+    "two at a time": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+}
 _REPEATS = 3
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sweeps", description="What a multirun costs.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.sweeps", description="What a multirun costs."
+    )
     parser.add_argument("--jobs", nargs="+", type=int, default=[1, 4, 16, 64])
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     said = parser.parse_args()
@@ -41,7 +56,15 @@ def main() -> int:
         single, megabytes = map(median, zip(*singles, strict=True))
         for (num, way), runs in sweeps.items():
             seconds, peak = map(median, zip(*runs, strict=True))
-            rows.append((backend, f"{num} {way}", f"{seconds:.1f}", f"{seconds / single:.2f}", f"{peak:,.0f}"))
+            rows.append(
+                (
+                    backend,
+                    f"{num} {way}",
+                    f"{seconds:.1f}",
+                    f"{seconds / single:.2f}",
+                    f"{peak:,.0f}",
+                )
+            )
         rows.append((backend, "a single run", f"{single:.1f}", "1", f"{megabytes:,.0f}"))
     print(layout(rows, said.markdown))
     return 0
@@ -49,7 +72,10 @@ def main() -> int:
 
 def _jobs(num: int) -> list[str]:
     schedules = _SCHEDULES[: min(num, len(_SCHEDULES))]
-    return [f"schedule={','.join(schedules)}", f"seed={','.join(map(str, range(-(-num // len(schedules)))))}"]
+    return [
+        f"schedule={','.join(schedules)}",
+        f"seed={','.join(map(str, range(-(-num // len(schedules)))))}",
+    ]
 
 
 def _run(backend: str, overrides: list[str]) -> tuple[float, float]:

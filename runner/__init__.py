@@ -1,4 +1,5 @@
-"""What a run means: config, schedules, weights, order of the data, files. No framework is imported here.
+"""What a run means: config, schedules, weights, order of the data, files. No framework is imported
+here.
 
 from runner import load_run, rates
 """

@@ -15,7 +15,8 @@ BACKENDS = {"lightning": "pytorch-lightning", "keras": "tensorflow"}
 
 
 def load(name: str) -> Backend:
-    """The backend's module, which is the seam's `Backend`. Only its own framework is imported; the witness has none."""
+    """The backend's module, which is the seam's `Backend`. Only its own framework is imported; the
+    witness has none."""
     if name == "witness":
         return import_module("backends.witness")  # type: ignore[return-value]
     module = f"backends.{name}"
@@ -34,7 +35,8 @@ def load(name: str) -> Backend:
         if error.name is None or error.name.startswith("backends"):
             raise
         raise ConfigError(
-            f"backend={name} needs the package {error.name}, which is not installed: pip install {BACKENDS[name]}"
+            f"backend={name} needs the package {error.name}, which is not installed: pip "
+            f"install {BACKENDS[name]}"
         ) from None
     finally:
         if collects:

@@ -13,7 +13,8 @@ class RunError(Exception):
 
 
 def closest(found: object, allowed: Iterable[str]) -> str | None:
-    """The allowed name that was probably meant: one that begins so, else one spelled alike; letter case aside."""
+    """The allowed name that was probably meant: one that begins so, else one spelled alike; letter
+    case aside."""
     names, word = {name.lower(): name for name in allowed}, str(found).lower()
     begun = [name for name in names if word and name.startswith(word)]
     alike = get_close_matches(word, names, n=1, cutoff=0.6)
@@ -22,7 +23,8 @@ def closest(found: object, allowed: Iterable[str]) -> str | None:
 
 
 def nearest(found: object, allowed: Iterable[str]) -> str:
-    """`; did you mean adam?` if one of the allowed names is close to what was found, else nothing."""
+    """`; did you mean adam?` if one of the allowed names is close to what was found, else
+    nothing."""
     close = closest(found, allowed)
     return f"; did you mean {close}?" if close else ""
 

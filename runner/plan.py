@@ -1,4 +1,5 @@
-"""From a config to what runs: data, network, order, clock, rates. Everything that can be refused without a framework is."""
+"""From a config to what runs: data, network, order, clock, rates. Everything that can be refused
+without a framework is."""
 
 import os
 import shutil
@@ -49,7 +50,12 @@ class Plan:
     def columns(self) -> list[str]:
         """The header of metrics.csv; a split without rows has no columns."""
         splits = ["train", "val"] if len(self.data.val) else ["train"]
-        return ["epoch", "step", *(f"{s}/{name}" for s in splits for name in ("loss", *self.metrics)), "seconds"]
+        return [
+            "epoch",
+            "step",
+            *(f"{s}/{name}" for s in splits for name in ("loss", *self.metrics)),
+            "seconds",
+        ]
 
     def checkpoint_steps(self) -> int | None:
         every = self.config.trainer.checkpoint_every
@@ -60,7 +66,9 @@ class Plan:
         trainer, model = self.config.trainer, self.model
         return RunSpec(
             **vars(model),
-            x=None if self.data.streams else np.ascontiguousarray(self.data.train.x, dtype=model.dtype),
+            x=None
+            if self.data.streams
+            else np.ascontiguousarray(self.data.train.x, dtype=model.dtype),
             y=losses.targets(self.loss, self.data.train.y, model.dtype),
             loss=self.loss,
             optimizer=self.config.optimizer,
@@ -93,19 +101,26 @@ class Plan:
 
     @property
     def early_stopping(self) -> Stall | None:
-        """What ends the run early. With a patience of p it ends in the p-th epoch that is no better, as in Lightning and
-        Keras."""
+        """What ends the run early. With a patience of p it ends in the p-th epoch that is no
+        better, as in Lightning and Keras."""
         trainer = self.config.trainer
         if trainer.early_stopping_patience is None:
             return None
-        return Stall(trainer.monitor_mode, trainer.early_stopping_patience - 1, trainer.early_stopping_min_delta)
+        return Stall(
+            trainer.monitor_mode,
+            trainer.early_stopping_patience - 1,
+            trainer.early_stopping_min_delta,
+        )
 
     def rates(self, plateau: State | None = None) -> np.ndarray:
         """eta(t) of every update; of a plateau, with its state.  # float64[T]"""
-        return self.plateau.scaled(self._rates, plateau) if self.plateau and plateau else self._rates
+        return (
+            self.plateau.scaled(self._rates, plateau) if self.plateau and plateau else self._rates
+        )
 
     def check_schedule(self) -> list[str]:
-        """What is probably not meant, a line each; with `trainer.strict`, and where nothing could be learnt, an error."""
+        """What is probably not meant, a line each; with `trainer.strict`, and where nothing could
+        be learnt, an error."""
         config, trainer = self.config, self.config.trainer
         found = lint.findings(
             config.schedule,
@@ -133,40 +148,54 @@ class Plan:
             freeze = f"optimizer.groups=[{{match: {name}, lr_factor: 0}}]"
             fix = f"bias: false of {name.partition('/')[0]}" if name.endswith("/bias") else freeze
             yield (
-                f"model.layers: {layer} cancels {name}, whose gradient is rounding noise; optimizer={optimizer.name} "
+                f"model.layers: {layer} cancels {name}, whose gradient is rounding noise; "
+                f"optimizer={optimizer.name} "
                 f"makes steps of it, and the backends part; {fix} prevents that"
             )
 
     def largest_chunk(self) -> int:
-        """Updates in one call: what was asked for, or an epoch, as far as its rows and outputs stay in bounds."""
+        """Updates in one call: what was asked for, or an epoch, as far as its rows and outputs stay
+        in bounds."""
         asked, memory = self.config.trainer.steps_per_call, self.data.memory
-        inputs, outputs = (int(np.prod(shape)) for shape in (self.network.input_shape, self.network.output_shape))
-        numbers = self.order.rows_per_step * self.model.dtype.itemsize  # bytes of one value of each of an update's rows
+        inputs, outputs = (
+            int(np.prod(shape)) for shape in (self.network.input_shape, self.network.output_shape)
+        )
+        # bytes of one value of each of an update's rows
+        numbers = self.order.rows_per_step * self.model.dtype.itemsize
         if memory is None:
             if asked != "auto":
                 return min(int(asked), self.order.steps_per_epoch)  # where every chunk ends
-            return max(1, min(self.order.steps_per_epoch, _CHUNK_BYTES // ((inputs + outputs) * numbers)))
+            return max(
+                1, min(self.order.steps_per_epoch, _CHUNK_BYTES // ((inputs + outputs) * numbers))
+            )
         fitting = memory // (3 * inputs * numbers)
         if fitting == 0:
             least = -(-3 * inputs * numbers // 2**20)
             raise ConfigError(
-                f"data.memory_mb must be at least {least} for three updates of {self.order.rows_per_step} rows, "
+                f"data.memory_mb must be at least {least} for three updates of "
+                f"{self.order.rows_per_step} rows, "
                 f"got {memory // 2**20}"
             )
         return min(self.order.steps_per_epoch if asked == "auto" else int(asked), fitting)
 
-    def chunks(self, start: int, checkpoint_steps: int | None, adapt: bool, end: int | None = None) -> Chunks:
+    def chunks(
+        self, start: int, checkpoint_steps: int | None, adapt: bool, end: int | None = None
+    ) -> Chunks:
         """The run's chunks from a step on, to its end or an earlier one."""
         order = self.order if end is None else replace(self.order, total_steps=end)
         read = (
-            (lambda rows: self.data.train.x[rows].astype(self.model.dtype, copy=False)) if self.data.streams else None
+            (lambda rows: self.data.train.x[rows].astype(self.model.dtype, copy=False))
+            if self.data.streams
+            else None
         )
         return Chunks(order, start, self.largest_chunk(), checkpoint_steps, adapt, read)
 
     def outputs(self, split: Split, predict: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """The network's outputs for all rows of a split.  # float[N, C]"""
         blocks = split.x.blocks() if self.data.streams else [split.x]
-        return np.concatenate([predict(np.ascontiguousarray(block, dtype=self.model.dtype)) for block in blocks])
+        return np.concatenate(
+            [predict(np.ascontiguousarray(block, dtype=self.model.dtype)) for block in blocks]
+        )
 
 
 def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
@@ -175,7 +204,8 @@ def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
     if data.image_shape is not None and needs_images(config.model.layers):
         if getattr(config.data, "images", "auto") is False:
             raise ConfigError(
-                f"data.images must be auto or true for model={config.model.name}, which needs images, got false"
+                f"data.images must be auto or true for model={config.model.name}, which "
+                f"needs images, got false"
             )
         data = data.as_images()
     loss = losses.choose(config.loss, data.task, len(data.classes))
@@ -185,22 +215,34 @@ def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
     limits = [trainer.max_steps, trainer.max_epochs and trainer.max_epochs * steps_per_epoch]
     total_steps = min(limit for limit in limits if limit is not None)
     clock = Clock(total_steps, steps_per_epoch)
-    order = Order(len(data.train), trainer.batch_size, trainer.accumulate_grad_batches, config.seed, total_steps)
-    memory.check(model, len(config.optimizer.slots()), min(trainer.batch_size, len(data.train)), total_steps)
+    order = Order(
+        len(data.train),
+        trainer.batch_size,
+        trainer.accumulate_grad_batches,
+        config.seed,
+        total_steps,
+    )
+    memory.check(
+        model, len(config.optimizer.slots()), min(trainer.batch_size, len(data.train)), total_steps
+    )
     check_range(data, model.dtype)
     _check_batch_norm(model.network, order)
     if trainer.precision == "exact":
         refuse(model.network, loss, config.optimizer, order)
         if trainer.on_nonfinite == "skip":
             raise ConfigError(
-                "trainer.on_nonfinite=skip cannot be had with trainer.precision=exact, whose sums are finite"
+                "trainer.on_nonfinite=skip cannot be had with trainer.precision=exact, "
+                "whose sums are finite"
             )
         if data.streams:
             raise ConfigError(
-                f"data={config.data.name} cannot be trained on with trainer.precision=exact; data=npz can"
+                f"data={config.data.name} cannot be trained on with "
+                f"trainer.precision=exact; data=npz can"
             )
     elif config.backend == "witness":
-        raise ConfigError(f"backend=witness trains with trainer.precision=exact alone, got {trainer.precision}")
+        raise ConfigError(
+            f"backend=witness trains with trainer.precision=exact alone, got {trainer.precision}"
+        )
     if trainer.compile:
         _check_compile(config)
     prepared = Plan(
@@ -221,22 +263,31 @@ def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
         watched["schedule.metric"] = prepared.plateau.metric
     for key, metric in watched.items():
         if metric not in measured:
-            raise ConfigError(f"{key} must be one of {', '.join(measured)}, got {metric}{nearest(metric, measured)}")
+            raise ConfigError(
+                f"{key} must be one of {', '.join(measured)}, got "
+                f"{metric}{nearest(metric, measured)}"
+            )
     return prepared
 
 
 def _check_compile(config: Config) -> None:
     """Refuse what a compiler would change or cannot do."""
     if config.trainer.precision == "exact":
-        raise ConfigError("trainer.compile=true cannot be had with trainer.precision=exact, which decides by itself")
+        raise ConfigError(
+            "trainer.compile=true cannot be had with trainer.precision=exact, which decides "
+            "by itself"
+        )
     compilers = [os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl"]
     if config.backend == "lightning" and not any(map(shutil.which, filter(None, compilers))):
         raise ConfigError(
-            "trainer.compile=true needs a C++ compiler on backend=lightning: g++, clang++ or what CXX names"
+            "trainer.compile=true needs a C++ compiler on backend=lightning: g++, clang++ "
+            "or what CXX names"
         )
 
 
-def model_spec(config: Config, task: Task, num_classes: int, num_targets: int, input_shape: Sequence[int]) -> ModelSpec:
+def model_spec(
+    config: Config, task: Task, num_classes: int, num_targets: int, input_shape: Sequence[int]
+) -> ModelSpec:
     """The model, from the config and what data.json says of the data."""
     loss = losses.choose(config.loss, task, num_classes)
     num_outputs = losses.num_outputs(loss, task, num_classes, num_targets)
@@ -254,11 +305,14 @@ def evaluate(plan: Plan, outputs: np.ndarray, split: Split) -> dict[str, float]:
 
 
 def rows(plan: Plan, outputs: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-    """The loss of each row, of targets as they are trained on; and every metric, of targets in the data's units."""
+    """The loss of each row, of targets as they are trained on; and every metric, of targets in the
+    data's units."""
     y = losses.targets(plan.loss, y, np.dtype(np.float64))
     loss = plan.loss.rows(outputs, y)
     if plan.data.y_scaling is not None and plan.metrics:
-        outputs, y = (plan.data.y_scaling.invert(values.astype(np.float64)) for values in (outputs, y))
+        outputs, y = (
+            plan.data.y_scaling.invert(values.astype(np.float64)) for values in (outputs, y)
+        )
     return {"loss": loss, **{name: metric(outputs, y) for name, metric in plan.metrics.items()}}
 
 
@@ -266,7 +320,12 @@ def _check_batch_norm(net: Network, order: Order) -> None:
     """A batch of one row has no variance to normalise by."""
     last = order.num_rows % order.batch_size
     for node in net.walk():
-        if node.spec.layer == "batch_norm" and len(node.input_shape) == 1 and 1 in (last, order.batch_size):
+        if (
+            node.spec.layer == "batch_norm"
+            and len(node.input_shape) == 1
+            and 1 in (last, order.batch_size)
+        ):
             raise ConfigError(
-                f"trainer.batch_size={order.batch_size} leaves a batch of one row, which {node.name} cannot normalise"
+                f"trainer.batch_size={order.batch_size} leaves a batch of one row, which "
+                f"{node.name} cannot normalise"
             )

@@ -1,6 +1,8 @@
-"""All randomness of a run: pure functions of the seed and a place, from raw Philox bits and one integer hash.
+"""All randomness of a run: pure functions of the seed and a place, from raw Philox bits and one
+integer hash.
 
-Nothing here keeps a state, so a run continues from any step without one; raw bits do not change between NumPy releases.
+Nothing here keeps a state, so a run continues from any step without one; raw bits do not change
+between NumPy releases.
 """
 
 import hashlib
@@ -30,8 +32,8 @@ def permutation(num: int, seed: int, place: str) -> np.ndarray:
 
 
 def mix(x: Any) -> Any:
-    """The 32-bit finalizer `lowbias32` of Wellons's hash prospector, of an int or of int64s: products that wrap keep the
-    low 32 bits. The backends spell the same on tensors."""
+    """The 32-bit finalizer `lowbias32` of Wellons's hash prospector, of an int or of int64s:
+    products that wrap keep the low 32 bits. The backends spell the same on tensors."""
     x = x & MASK
     x = ((x ^ x >> 16) * 0x7FEB352D) & MASK
     x = ((x ^ x >> 15) * 0x846CA68B) & MASK
@@ -49,9 +51,11 @@ def threshold(rate: float) -> int:
 
 
 def keep(num: int, rate: float, key: int, step: int, micro_batch: int) -> np.ndarray:
-    """The dropout mask of a layer at one forward pass, bool[num]; True = kept. The backends' oracle.
+    """The dropout mask of a layer at one forward pass, bool[num]; True = kept. The backends'
+    oracle.
 
-    k = mix(mix(key + step) + micro_batch); element i is kept where mix(mix(i + k) xor k) >= rate * 2^32.
+    k = mix(mix(key + step) + micro_batch); element i is kept where mix(mix(i + k) xor k) >= rate *
+    2^32.
     """
     k = mix(mix(key + step) + micro_batch)
     return mix(mix(np.arange(num) + k) ^ k) >= threshold(rate)

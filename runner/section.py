@@ -1,7 +1,8 @@
-"""The base of every part of a config: typed, closed, finite. A part that has a `name` or a `layer` is found by it.
+"""The base of every part of a config: typed, closed, finite. A part that has a `name` or a `layer`
+is found by it.
 
-A part is declared once: a class whose fields are the keys that its YAML names (with their types and ranges) and whose
-methods are what it means. Defaults live in conf/, none in the classes.
+A part is declared once: a class whose fields are the keys that its YAML names (with their types and
+ranges) and whose methods are what it means. Defaults live in conf/, none in the classes.
 """
 
 from typing import Annotated, Any, Literal, get_args
@@ -13,7 +14,9 @@ from pydantic_core import PydanticCustomError
 class Section(BaseModel):
     """A group of keys. Unknown keys, missing keys, wrong types, NaN and infinity are refused."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 Positive = Annotated[float, Field(gt=0)]
@@ -41,7 +44,8 @@ def choices(annotation: Any) -> tuple[str, ...]:
 
 
 def keys(section: type[BaseModel]) -> dict[str, Any]:
-    """The keys of a section as the user writes them -> their fields; `from` and `for` are no names in Python."""
+    """The keys of a section as the user writes them -> their fields; `from` and `for` are no names
+    in Python."""
     return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
@@ -57,7 +61,8 @@ ALLOWED = {
     "float_type": "must be a number",
     "bool_type": "must be true or false",
     "string_type": "must be text",
-    "string_pattern_mismatch": "must be auto, cpu, cuda, cuda:N or mps",  # the one key with a pattern is `device`
+    # the one key with a pattern is `device`
+    "string_pattern_mismatch": "must be auto, cpu, cuda, cuda:N or mps",
     "list_type": "must be a list",
     "string_too_short": "must not be empty",
     "too_short": "must not be empty",

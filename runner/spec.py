@@ -1,4 +1,5 @@
-"""The data that flows, and the seam between what a run means (runner/) and how a framework does it (backends/)."""
+"""The data that flows, and the seam between what a run means (runner/) and how a framework does it
+(backends/)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from runner.components.optimizers import Group
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
 
-Weights = Mapping[str, np.ndarray]  # "dense_0/kernel" -> float[in, out]: one canonical layout for every framework
+# "dense_0/kernel" -> float[in, out]: one canonical layout for every framework
+Weights = Mapping[str, np.ndarray]
 Precision = Literal["float32", "float64", "bf16-mixed", "exact"]
 
 
@@ -28,7 +30,8 @@ class ModelSpec:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of weights, slots, data and rates; bf16-mixed computes in bfloat16, exact in float64 that holds float32's numbers."""
+        """Of weights, slots, data and rates; bf16-mixed computes in bfloat16, exact in float64 that
+        holds float32's numbers."""
         return np.dtype(np.float64 if self.precision == "float64" else np.float32)
 
 
@@ -46,17 +49,23 @@ class RunSpec(ModelSpec):
     gradient_clip_norm: float | None
     seed: int
     largest_chunk: int
-    skip_nonfinite: bool  # an update whose loss is NaN or infinite leaves weights, slots and buffers as they were
+    # an update whose loss is NaN or infinite leaves weights, slots and buffers as they were
+    skip_nonfinite: bool
     compile: bool  # by torch.compile or XLA, what is not compiled anyway
 
     @property
     def applied_names(self) -> list[str]:
-        """What the framework's optimizer is set to at every update: `learning_rate`, `learning_rate*FACTOR` of the groups
-        with another rate, then the scheduled hyperparameters."""
-        return [*dict.fromkeys(rate_name(group.lr_factor) for group in self.groups), *self.hyperparameters]
+        """What the framework's optimizer is set to at every update: `learning_rate`,
+        `learning_rate*FACTOR` of the groups with another rate, then the scheduled
+        hyperparameters."""
+        return [
+            *dict.fromkeys(rate_name(group.lr_factor) for group in self.groups),
+            *self.hyperparameters,
+        ]
 
     def applied(self, rates: np.ndarray) -> dict[str, np.ndarray]:
-        """`applied_names` -> the values of every update: lr_factor eta(t) rounded once to dtype; float64 of the others."""
+        """`applied_names` -> the values of every update: lr_factor eta(t) rounded once to dtype;
+        float64 of the others."""
         factors = {rate_name(group.lr_factor): group.lr_factor for group in self.groups}
         tables = {name: (rates * factor).astype(self.dtype) for name, factor in factors.items()}
         return {**tables, **self.hyperparameters}
@@ -64,7 +73,9 @@ class RunSpec(ModelSpec):
     def as_applied(self, values: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
         """What was read back of K updates, [K] for each of `applied_names`, as a report has it."""
         return {
-            name: np.asarray(value, dtype=np.float64 if name in self.hyperparameters else self.dtype)
+            name: np.asarray(
+                value, dtype=np.float64 if name in self.hyperparameters else self.dtype
+            )
             for name, value in zip(self.applied_names, values, strict=True)
         }
 
@@ -75,18 +86,24 @@ def rate_name(factor: float) -> str:
 
 @dataclass(frozen=True)
 class TrainState:
-    """Everything a continuation needs, and nothing of a framework. Its mappings are sorted by name, whatever order they
-    come in: safetensors returns tensors in another order each time, and a sum in the order of a mapping rounds by it.
+    """Everything a continuation needs, and nothing of a framework. Its mappings are sorted by name,
+    whatever order they come in: safetensors returns tensors in another order each time, and a sum
+    in the order of a mapping rounds by it.
     """
 
     step: int  # applied updates so far
     weights: Weights
-    slots: Mapping[str, Weights]  # the optimizer's memory by its standard name: "momentum", "first_moment", ...
+    # the optimizer's memory by its standard name: "momentum", "first_moment", ...
+    slots: Mapping[str, Weights]
     buffers: Weights  # batch norm's running statistics
 
     def __post_init__(self) -> None:
         slots = {slot: _by_name(values) for slot, values in self.slots.items()}
-        ordered = {"weights": _by_name(self.weights), "slots": _by_name(slots), "buffers": _by_name(self.buffers)}
+        ordered = {
+            "weights": _by_name(self.weights),
+            "slots": _by_name(slots),
+            "buffers": _by_name(self.buffers),
+        }
         for name, values in ordered.items():
             object.__setattr__(self, name, values)  # the way of a frozen dataclass
 
@@ -97,7 +114,8 @@ def _by_name(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Report:
-    """What a chunk of K updates on n rows did. Losses and outputs are of the weights before each update."""
+    """What a chunk of K updates on n rows did. Losses and outputs are of the weights before each
+    update."""
 
     losses: np.ndarray  # dtype[K]
     applied: Mapping[
@@ -132,10 +150,13 @@ class Backend(Protocol):
         ...
 
     def can_use_threads(self, num: int) -> bool:
-        """Return whether this process can train with so many threads. A framework that keeps its first number takes it here."""
+        """Return whether this process can train with so many threads. A framework that keeps its
+        first number takes it here."""
         ...
 
-    def train(self, run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk) -> TrainState:
+    def train(
+        self, run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk
+    ) -> TrainState:
         """Apply the chunks' updates to `start`, telling each; the state after the last."""
         ...
 
@@ -144,7 +165,8 @@ class Backend(Protocol):
         ...
 
     def native_model(self, model: ModelSpec, state: TrainState) -> Any:
-        """The framework's own model with these weights, of stock parts where the framework has them, for evaluation."""
+        """The framework's own model with these weights, of stock parts where the framework has
+        them, for evaluation."""
         ...
 
     def export(
@@ -155,8 +177,8 @@ class Backend(Protocol):
         x_scaling: Scaling | None = None,
         y_scaling: Scaling | None = None,
     ) -> None:
-        """The same in a file that loads without this project, with the scalings around it: from raw rows to outputs in the
-        data's units."""
+        """The same in a file that loads without this project, with the scalings around it: from raw
+        rows to outputs in the data's units."""
         ...
 
 

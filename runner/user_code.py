@@ -36,7 +36,9 @@ def announce(modules: Sequence[str]) -> None:
     for name in modules:
         spec = _find(name)
         if spec is None:
-            raise ConfigError(f"trusted_modules: there is no module {show(name)} to be imported from here")
+            raise ConfigError(
+                f"trusted_modules: there is no module {show(name)} to be imported from here"
+            )
         print(f"trusted  {name}  {spec.origin}", flush=True)
 
 
@@ -50,7 +52,9 @@ def call(function: str, *arguments: Any, **named: Any) -> Any:
         raise ValueError(f"function must be importable, got {function}: {error}") from None
     home = getattr(found, "__module__", None)
     if not callable(found):
-        raise ValueError(f"function must be callable, got {function} of type {type(found).__name__}")
+        raise ValueError(
+            f"function must be callable, got {function} of type {type(found).__name__}"
+        )
     if home != module:
         raise ValueError(f"function must be defined in {module} itself, got {function} of {home}")
     try:

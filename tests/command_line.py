@@ -1,4 +1,5 @@
-"""The command line, in processes of their own: interpreters of their own, or forks of one that has imported a backend."""
+"""The command line, in processes of their own: interpreters of their own, or forks of one that has
+imported a backend."""
 
 import hashlib
 import os
@@ -19,8 +20,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 BACKENDS = ("lightning", "keras")
 OTHER = {"lightning": "keras", "keras": "lightning"}
 
-# What `finished` of conftest.py runs. 1,280 rows in batches of 100 are 12 whole ones and one of 80, so 13 updates an
-# epoch; 30 updates are two epochs and 4 updates of a third.
+# What `finished` of conftest.py runs. 1,280 rows in batches of 100 are 12 whole ones and one of 80,
+# so 13 updates an epoch; 30 updates are two epochs and 4 updates of a third.
 SHORT = (
     "schedule=exponential",
     "schedule.decay_rate=0.5",
@@ -31,7 +32,9 @@ SHORT = (
 )
 
 # Two processes at once on two cores run faster with a thread each.
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1"
+)
 
 
 class Done(NamedTuple):
@@ -43,7 +46,11 @@ class Done(NamedTuple):
     @property
     def folder(self) -> str:
         """The run's or multirun's folder, as the last lines say it."""
-        return next(line.removeprefix("folder   ") for line in self.out.splitlines()[::-1] if line.startswith("folder"))
+        return next(
+            line.removeprefix("folder   ")
+            for line in self.out.splitlines()[::-1]
+            if line.startswith("folder")
+        )
 
 
 class Finished(NamedTuple):
@@ -57,7 +64,8 @@ def _environment() -> dict[str, str]:
 
 
 def start(folder: Path, *arguments: str, shell: str | None = None) -> subprocess.Popen[str]:
-    """`python -m runner ARGUMENTS` in `folder`; `shell` is a script that has the command as "$@"."""
+    """`python -m runner ARGUMENTS` in `folder`; `shell` is a script that has the command as
+    "$@"."""
     command = [sys.executable, "-m", "runner", *arguments]
     return subprocess.Popen(
         command if shell is None else ["sh", "-c", shell, "sh", *command],
@@ -80,8 +88,8 @@ def together(folder: Path, *command_lines: tuple[str, ...]) -> list[Done]:
 
 
 def forked(folder: Path, *command_lines: tuple[str, ...]) -> list[Done]:
-    """The same in forks of an interpreter that has imported the backend: for what does not go by how a process starts, nor by
-    an environment that the test has changed."""
+    """The same in forks of an interpreter that has imported the backend: for what does not go by
+    how a process starts, nor by an environment that the test has changed."""
     if sys.platform != "linux":  # elsewhere frameworks do not bear it
         return together(folder, *command_lines)
     began = time.time()
@@ -99,7 +107,8 @@ def forked(folder: Path, *command_lines: tuple[str, ...]) -> list[Done]:
 
 
 def begun(folder: Path, *arguments: str, out: Path, err: Path) -> int:
-    """A run on Lightning that is forked as those are, with other files for what it says; its process."""
+    """A run on Lightning that is forked as those are, with other files for what it says; its
+    process."""
     return _parent("lightning").start(folder, arguments, out, err)
 
 
@@ -127,7 +136,8 @@ def loss_and_accuracy(z: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def weights_sha256(weights: Mapping[str, np.ndarray]) -> str:
-    """As contract.md spells it; a shape is int64 numbers. Written again here, so that runner/ has a witness."""
+    """As contract.md spells it; a shape is int64 numbers. Written again here, so that runner/ has a
+    witness."""
     digest = hashlib.sha256()
     for name, value in sorted(weights.items()):
         digest.update(name.encode("utf-8"))

@@ -6,13 +6,22 @@ import pytest
 
 from tests.command_line import BACKENDS, ONE_THREAD, SHORT, Finished, together
 
-# Before any framework is imported: two workers on two cores, each with two threads that wait for each other, take tens of
-# times as long.
+# Before any framework is imported: two workers on two cores, each with two threads that wait for
+# each other, take tens of times as long.
 os.environ.update(ONE_THREAD)
 
 
-# Files that take longest, for the workers to begin with: the last one would keep one of them while the other is done.
-_LONG = ("test_parity", "test_same_bits", "test_sweeps", "test_keras", "test_resume", "test_faults", "test_many_runs")
+# Files that take longest, for the workers to begin with: the last one would keep one of them while
+# the other is done.
+_LONG = (
+    "test_parity",
+    "test_same_bits",
+    "test_sweeps",
+    "test_keras",
+    "test_resume",
+    "test_faults",
+    "test_many_runs",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,4 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
     """The short run on each backend; nobody writes into its folder."""
     here = tmp_path_factory.mktemp("finished")
     each = together(here, *((f"backend={backend}", *SHORT) for backend in BACKENDS))
-    return {backend: Finished(done, here / done.folder) for backend, done in zip(BACKENDS, each, strict=True)}
+    return {
+        backend: Finished(done, here / done.folder)
+        for backend, done in zip(BACKENDS, each, strict=True)
+    }

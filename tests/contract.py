@@ -1,4 +1,5 @@
-"""What every backend promises. A backend's test module subclasses `BackendContract` and names itself."""
+"""What every backend promises. A backend's test module subclasses `BackendContract` and names
+itself."""
 
 import subprocess
 import sys
@@ -40,14 +41,18 @@ class BackendContract:
 
     @pytest.mark.parametrize("precision", slow_but(["float32", "float64"], "float32"))
     @pytest.mark.parametrize("length", slow_but([1, 2, 7], 1, 7))
-    def test_the_result_does_not_depend_on_the_length_of_the_chunk(self, precision: str, length: int) -> None:
+    def test_the_result_does_not_depend_on_the_length_of_the_chunk(
+        self, precision: str, length: int
+    ) -> None:
         overrides = [*SMALL, f"trainer.precision={precision}"]
         whole = self.train(overrides)
         assert_same_bits(self.train([*overrides, f"trainer.steps_per_call={length}"]), whole)
 
     def test_nor_with_convolutions_batch_norm_dropout_and_accumulation(self) -> None:
         overrides = [*SCHEDULE, *CNN, "trainer.accumulate_grad_batches=3", "trainer.max_steps=30"]
-        assert_same_bits(self.train([*overrides, "trainer.steps_per_call=4"]), self.train(overrides))
+        assert_same_bits(
+            self.train([*overrides, "trainer.steps_per_call=4"]), self.train(overrides)
+        )
 
     def test_the_same_run_twice_gives_the_same_bits(self) -> None:
         assert_same_bits(self.train([*SMALL, *CNN]), self.train([*SMALL, *CNN]))
@@ -55,7 +60,9 @@ class BackendContract:
     def test_another_seed_gives_another_run(self) -> None:
         assert differences(self.train(SMALL), self.train([*SMALL, "seed=1"]))["weights"] > 1e-3
 
-    @pytest.mark.parametrize("optimizer", slow_but(["sgd", "adam", "nadam", "rmsprop"], "adam", "nadam"))
+    @pytest.mark.parametrize(
+        "optimizer", slow_but(["sgd", "adam", "nadam", "rmsprop"], "adam", "nadam")
+    )
     def test_a_run_goes_on_from_its_state_to_the_same_bits(self, optimizer: str) -> None:
         momentum = ["optimizer.momentum=0.9"] if optimizer in ("sgd", "rmsprop") else []
         overrides = [*F64, f"optimizer={optimizer}", *momentum, "trainer.steps_per_call=10"]
@@ -65,13 +72,22 @@ class BackendContract:
         assert_same_bits(half.then(rest), whole)
 
     def test_the_order_of_a_state_s_mappings_reaches_no_sum(self) -> None:
-        """The norm of all gradients is a sum over weights. A TrainState sorts its mappings: here they are put in another
-        order behind its back, and chunks of another length see to it that Keras compiles anew."""
-        overrides = [*SCHEDULE, "trainer.max_steps=40", "optimizer=nadam", "trainer.gradient_clip_norm=0.5"]
+        """The norm of all gradients is a sum over weights. A TrainState sorts its mappings: here
+        they are put in another order behind its back, and chunks of another length see to it that
+        Keras compiles anew."""
+        overrides = [
+            *SCHEDULE,
+            "trainer.max_steps=40",
+            "optimizer=nadam",
+            "trainer.gradient_clip_norm=0.5",
+        ]
         turned = first(prepare(overrides))
         for name in ("weights", "slots", "buffers"):
             object.__setattr__(turned, name, dict(reversed(getattr(turned, name).items())))
-        assert_same_bits(self.train([*overrides, "trainer.steps_per_call=20"], start=turned), self.train(overrides))
+        assert_same_bits(
+            self.train([*overrides, "trainer.steps_per_call=20"], start=turned),
+            self.train(overrides),
+        )
 
     def test_it_stops_when_it_is_told_to(self) -> None:
         stopped = self.train([*SMALL, "trainer.steps_per_call=5"], stop_after=20)
@@ -91,20 +107,24 @@ class BackendContract:
         np.testing.assert_array_equal(trained.rates, prepare(overrides).rates().astype(np.float32))
 
     def test_the_loss_is_that_of_the_batch_before_the_update(self) -> None:
-        """Its oracle: the NumPy loss of the network's outputs on the first batch, with the first weights."""
+        """Its oracle: the NumPy loss of the network's outputs on the first batch, with the first
+        weights."""
         prepared, trained = prepare(F64), self.train(F64)
         rows, start = prepared.order.chunk(0, 1).rows, first(prepared)
         x = np.ascontiguousarray(prepared.data.train.x[rows])
         outputs = dispatcher.load(self.name).predict(prepared.model, start, x)
         expected = prepared.loss.rows(outputs, prepared.data.train.y[rows]).mean()
-        assert trained.losses[0] == pytest.approx(expected, rel=1e-14)  # float64 rounding of a mean over 32 rows
+        # float64 rounding of a mean over 32 rows
+        assert trained.losses[0] == pytest.approx(expected, rel=1e-14)
 
     @pytest.mark.parametrize("loss", ["mean_squared_error", "huber"])
     def test_losses_on_targets_are_numpys(self, loss: str) -> None:
         overrides = [*F64, "data=diabetes", f"loss={loss}"]
         prepared, trained = prepare(overrides), self.train(overrides)
         rows = prepared.order.chunk(0, 1).rows
-        expected = prepared.loss.rows(trained.outputs[: len(rows)], prepared.data.train.y[rows]).mean()
+        expected = prepared.loss.rows(
+            trained.outputs[: len(rows)], prepared.data.train.y[rows]
+        ).mean()
         assert trained.losses[0] == pytest.approx(expected, rel=1e-14)  # as above
 
     def test_accumulated_batches_are_one_large_batch(self) -> None:
@@ -115,7 +135,8 @@ class BackendContract:
         assert max(differences(large, small).values()) < 1e-13
 
     def test_the_last_update_of_an_epoch_takes_what_is_left(self) -> None:
-        """1,280 rows in batches of 100, 4 to an update: 3 updates of 400, one of 80, whose mean is over 80 rows."""
+        """1,280 rows in batches of 100, 4 to an update: 3 updates of 400, one of 80, whose mean is
+        over 80 rows."""
         batches = ["trainer.batch_size=100", "trainer.accumulate_grad_batches=4"]
         overrides = ["trainer.precision=float64", "trainer.max_steps=4", *batches]
         trained = self.train(overrides)
@@ -127,13 +148,21 @@ class BackendContract:
         assert trained.losses[3] == pytest.approx(expected, rel=1e-14)
 
     def test_clipping_bounds_the_norm_of_all_gradients_together(self) -> None:
-        """Plain SGD at rate 1 moves the weights by the clipped gradient: its norm is the bound. 1e-12: its rounding."""
-        overrides = ["trainer.precision=float64", "trainer.max_steps=1", "optimizer=sgd", "optimizer.lr=1.0"]
+        """Plain SGD at rate 1 moves the weights by the clipped gradient: its norm is the bound.
+        1e-12: its rounding."""
+        overrides = [
+            "trainer.precision=float64",
+            "trainer.max_steps=1",
+            "optimizer=sgd",
+            "optimizer.lr=1.0",
+        ]
         start = first(prepare(overrides))
 
         def moved(extra: list[str]) -> float:
             end = self.train([*overrides, *extra]).state.weights
-            return float(np.sqrt(sum(np.sum((end[name] - start.weights[name]) ** 2) for name in end)))
+            return float(
+                np.sqrt(sum(np.sum((end[name] - start.weights[name]) ** 2) for name in end))
+            )
 
         free = moved([])
         assert moved(["trainer.gradient_clip_norm=0.01"]) == pytest.approx(0.01, rel=1e-12)
@@ -141,22 +170,35 @@ class BackendContract:
 
     @pytest.mark.parametrize("mode", ["coupled", "decoupled"])
     def test_weight_decay_spares_what_it_is_told_to(self, mode: str) -> None:
-        """One step of SGD: kernels move by a further lr * lambda * p, biases and norms as without decay."""
+        """One step of SGD: kernels move by a further lr * lambda * p, biases and norms as without
+        decay."""
         layers = (
             "model.layers=[{layer: dense, units: 8},{layer: layer_norm},"
             "{layer: activation, function: tanh},{layer: dense, units: outputs}]"
         )
-        overrides = ["trainer.precision=float64", "trainer.max_steps=1", "optimizer=sgd", "optimizer.lr=0.5", layers]
+        overrides = [
+            "trainer.precision=float64",
+            "trainer.max_steps=1",
+            "optimizer=sgd",
+            "optimizer.lr=0.5",
+            layers,
+        ]
         decay = ["optimizer.weight_decay=0.1", f"optimizer.weight_decay_mode={mode}"]
         start, plain = first(prepare(overrides)).weights, self.train(overrides).state.weights
-        decayed = self.train([*overrides, *decay, "optimizer.decay_exclude=bias_and_norm"]).state.weights
+        decayed = self.train(
+            [*overrides, *decay, "optimizer.decay_exclude=bias_and_norm"]
+        ).state.weights
         for name, value in decayed.items():
             expected = plain[name] - 0.5 * 0.1 * start[name] * name.endswith("kernel")
             np.testing.assert_allclose(value, expected, rtol=0, atol=1e-15)  # one rounding
 
     def test_dropout_uses_the_masks_of_the_core(self) -> None:
-        """A row of ones through dropout alone: kept values are 1 / (1 - rate), where runner.random.keep says so."""
-        layers = "model.layers=[{layer: dropout, rate: 0.25},{layer: dense, units: outputs, bias: false}]"
+        """A row of ones through dropout alone: kept values are 1 / (1 - rate), where
+        runner.random.keep says so."""
+        layers = (
+            "model.layers=[{layer: dropout, rate: 0.25},{layer: dense, units: outputs, bias: "
+            "false}]"
+        )
         overrides = ["trainer.precision=float64", "trainer.max_steps=3", layers, "seed=3"]
         prepared = prepare([*overrides, "optimizer=sgd", "optimizer.lr=1e-30"])
         trained = self.train([*overrides, "optimizer=sgd", "optimizer.lr=1e-30"])
@@ -165,17 +207,24 @@ class BackendContract:
             x = prepared.data.train.x[rows[32 * step : 32 * step + 32]]
             mask = keep(x.size, 0.25, layer_key(3, 0), step, 0).reshape(x.shape)
             expected = (x * mask / 0.75) @ kernel
-            np.testing.assert_allclose(trained.outputs[32 * step : 32 * step + 32], expected, rtol=0, atol=1e-13)
+            np.testing.assert_allclose(
+                trained.outputs[32 * step : 32 * step + 32], expected, rtol=0, atol=1e-13
+            )
 
     def test_running_statistics_follow_their_formula(self) -> None:
-        """One update: mean = 0.1 batch mean; variance = 0.9 + 0.1 n / (n - 1) biased batch variance."""
+        """One update: mean = 0.1 batch mean; variance = 0.9 + 0.1 n / (n - 1) biased batch
+        variance."""
         layers = "model.layers=[{layer: batch_norm, momentum: 0.9},{layer: dense, units: outputs}]"
         overrides = ["trainer.precision=float64", "trainer.max_steps=1", layers]
         prepared = prepare(overrides)
         buffers = self.train(overrides).state.buffers
         x = prepared.data.train.x[prepared.order.chunk(0, 1).rows]
-        np.testing.assert_allclose(buffers["batch_norm_0/mean"], 0.1 * x.mean(0), rtol=0, atol=1e-15)
-        np.testing.assert_allclose(buffers["batch_norm_0/variance"], 0.9 + 0.1 * x.var(0, ddof=1), rtol=0, atol=1e-15)
+        np.testing.assert_allclose(
+            buffers["batch_norm_0/mean"], 0.1 * x.mean(0), rtol=0, atol=1e-15
+        )
+        np.testing.assert_allclose(
+            buffers["batch_norm_0/variance"], 0.9 + 0.1 * x.var(0, ddof=1), rtol=0, atol=1e-15
+        )
 
     def test_predictions_between_chunks_are_those_from_the_state(self) -> None:
         prepared = prepare([*F64, *CNN])
@@ -196,8 +245,11 @@ class BackendContract:
         assert {value.dtype for value in trained.state.weights.values()} == {np.dtype(np.float32)}
         exact = self.train(SMALL)
         np.testing.assert_array_equal(trained.rates, exact.rates)
-        # bfloat16 has 8 bits: the loss follows that of float32 within a few per cent, and is not the same
-        np.testing.assert_allclose(trained.losses[-20:].mean(), exact.losses[-20:].mean(), rtol=0.05)
+        # bfloat16 has 8 bits: the loss follows that of float32 within a few per cent, and is not
+        # the same
+        np.testing.assert_allclose(
+            trained.losses[-20:].mean(), exact.losses[-20:].mean(), rtol=0.05
+        )
         assert not np.array_equal(trained.losses, exact.losses)
 
     @pytest.mark.parametrize("model", slow_but(["cnn", "resnet", "transformer"], "cnn"))
@@ -210,7 +262,9 @@ class BackendContract:
         dispatcher.load(self.name).export(prepared.model, state, path)
         script = tmp_path / "alone.py"
         script.write_text(self.export_script)
-        subprocess.run([sys.executable, script, path, tmp_path], check=True, cwd=tmp_path, capture_output=True)
+        subprocess.run(
+            [sys.executable, script, path, tmp_path], check=True, cwd=tmp_path, capture_output=True
+        )
         expected = dispatcher.load(self.name).predict(prepared.model, state, x)
         # float32, evaluation kernels that fuse differently: a few ulp of outputs near 1
         np.testing.assert_allclose(np.load(tmp_path / "z.npy"), expected, rtol=0, atol=2e-5)
@@ -222,7 +276,9 @@ class BackendContract:
         accuracies = []
         for seed in range(5):
             state: TrainState = self.train([f"seed={seed}"]).state
-            outputs = dispatcher.load(self.name).predict(replace(prepared.model, device="cpu"), state, x)
+            outputs = dispatcher.load(self.name).predict(
+                replace(prepared.model, device="cpu"), state, x
+            )
             accuracies.append(np.mean(outputs.argmax(axis=1) == y))
         assert np.mean(accuracies) >= 0.94
 

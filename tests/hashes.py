@@ -3,8 +3,9 @@
     python -m tests.hashes before.json      # on the commit before
     python -m tests.hashes after.json --against before.json
 
-Every optimizer, model and precision on both backends, schedules with and without a state, an extended run, and one that
-the other backend finishes. With --against it prints the runs whose numbers changed, and exits with 1 if there are any.
+Every optimizer, model and precision on both backends, schedules with and without a state, an
+extended run, and one that the other backend finishes. With --against it prints the runs whose
+numbers changed, and exits with 1 if there are any.
 """
 
 import argparse
@@ -18,16 +19,35 @@ from tempfile import TemporaryDirectory
 _SHORT = ("trainer.max_steps=30", "trainer.batch_size=100", "device=cpu")
 _OPTIMIZERS = "adadelta,adagrad,adam,adamax,adamw,lion,nadam,rmsprop,sgd"
 _SWEEPS: Sequence[Sequence[str]] = (
-    (f"optimizer={_OPTIMIZERS}", "trainer.precision=float32,float64,bf16-mixed,exact", "schedule=cosine"),
-    ("model=linear,cnn,resnet,transformer", "trainer.precision=float32,float64,bf16-mixed,exact", "data.images=true"),
-    ("schedule=constant,wsd,plateau,one_cycle", "data=digits,diabetes", "trainer.gradient_clip_norm=0.5"),
-    ("trainer.accumulate_grad_batches=1,3", "trainer.steps_per_call=1,7", "optimizer=adamw", "seed=1"),
+    (
+        f"optimizer={_OPTIMIZERS}",
+        "trainer.precision=float32,float64,bf16-mixed,exact",
+        "schedule=cosine",
+    ),
+    (
+        "model=linear,cnn,resnet,transformer",
+        "trainer.precision=float32,float64,bf16-mixed,exact",
+        "data.images=true",
+    ),
+    (
+        "schedule=constant,wsd,plateau,one_cycle",
+        "data=digits,diabetes",
+        "trainer.gradient_clip_norm=0.5",
+    ),
+    (
+        "trainer.accumulate_grad_batches=1,3",
+        "trainer.steps_per_call=1,7",
+        "optimizer=adamw",
+        "seed=1",
+    ),
 )
 _OTHER = {"lightning": "keras", "keras": "lightning"}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.hashes", description="Hashes of a fixed set of runs.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.hashes", description="Hashes of a fixed set of runs."
+    )
     parser.add_argument("file", type=Path, help="where to write them, as JSON")
     parser.add_argument("--against", type=Path, metavar="FILE", help="hashes of another commit")
     arguments = parser.parse_args()
@@ -37,7 +57,9 @@ def main() -> int:
     if arguments.against is None:
         return 0
     before = json.loads(arguments.against.read_text(encoding="utf-8"))
-    changed = sorted(name for name in before.keys() | found.keys() if before.get(name) != found.get(name))
+    changed = sorted(
+        name for name in before.keys() | found.keys() if before.get(name) != found.get(name)
+    )
     print(f"{len(found)} runs, {len(changed)} with other numbers", *changed, sep="\n")
     return bool(changed)
 
@@ -53,7 +75,13 @@ def _hashes(root: Path) -> Iterator[tuple[str, str]]:
     for backend, other in _OTHER.items():
         for name, second in (("extended", backend), ("finished by the other", other)):
             folder = root / f"{backend}_{second}"
-            _run(f"backend={backend}", f"output.root={folder}", *_SHORT, "schedule=inverse_sqrt", "optimizer=adamw")
+            _run(
+                f"backend={backend}",
+                f"output.root={folder}",
+                *_SHORT,
+                "schedule=inverse_sqrt",
+                "optimizer=adamw",
+            )
             (path,) = folder.glob("runs/*")
             _run(f"resume={path}", "trainer.max_steps=45", f"backend={second}")
             yield f"{backend} {name}", _of(path)
@@ -64,7 +92,9 @@ def _of(path: Path) -> str:
 
 
 def _run(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "runner", *arguments], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "runner", *arguments], check=True, stdout=subprocess.DEVNULL
+    )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ EQUIVALENT = REPOSITORY / "tests" / "equivalent_mutants.txt"
 
 # The cheapest tests that hold what a module claims.
 NEAR = {
-    "runner/schedules/stall.py": "tests/schedules/test_plateau.py -k 'not backends and not in_force and not early'",
+    "runner/schedules/stall.py": (
+        "tests/schedules/test_plateau.py -k 'not backends and not in_force and not early'"
+    ),
     "runner/components/losses.py": "tests/components/test_losses_metrics.py",
     "runner/components/metrics.py": "tests/components/test_losses_metrics.py",
     "runner/data/order.py": "tests/data/test_order.py",
@@ -141,7 +143,9 @@ def equivalent(module: str) -> dict[tuple[str, str], str]:
 def _copy(folder: Path) -> Path:
     """The tracked files, and those that git would track."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    names = subprocess.run(
+        listed, cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout
     for name in names.split("\0"):
         if (REPOSITORY / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +202,9 @@ def _warm(copy: Path, tests: list[str]) -> float:
         while (status := _status(child, began, 900)) is None:
             time.sleep(0.02)
         if status:
-            sys.exit((copy / "log.txt").read_text(errors="replace") + "The tests fail without a mutant.")
+            sys.exit(
+                (copy / "log.txt").read_text(errors="replace") + "The tests fail without a mutant."
+            )
         seconds = time.monotonic() - began
         loaded, environment = json.loads((copy / "loaded.json").read_text(encoding="utf-8"))
         os.environ.update(environment)
@@ -209,7 +215,9 @@ def _warm(copy: Path, tests: list[str]) -> float:
     return seconds
 
 
-def run(module: str, tests: list[str], chosen: list[Mutant], num_jobs: int) -> Iterator[tuple[Mutant, int]]:
+def run(
+    module: str, tests: list[str], chosen: list[Mutant], num_jobs: int
+) -> Iterator[tuple[Mutant, int]]:
     """Each mutant with the exit status of the tests: 0 if they did not notice it."""
     source = (REPOSITORY / module).read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
@@ -233,7 +241,9 @@ def run(module: str, tests: list[str], chosen: list[Mutant], num_jobs: int) -> I
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.mutation", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("module", help=f"such as {next(iter(NEAR))}")
     parser.add_argument("--tests", help="pytest's arguments, if not those of NEAR")
     parser.add_argument("--most", type=int, default=150, help="a sample, always the same, of more")
@@ -241,7 +251,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     given = parser.parse_args()
     os.environ.update(PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")
-    sys.dont_write_bytecode = True  # two mutants of one second and one size would share their bytecode
+    # two mutants of one second and one size would share their bytecode
+    sys.dont_write_bytecode = True
     os.nice(19)
 
     every = mutants((REPOSITORY / given.module).read_text(encoding="utf-8"))
@@ -262,7 +273,11 @@ def main() -> None:
         if outcome == "survived":
             print(mutant, flush=True)
     share = num["killed"] / max(1, num["killed"] + num["survived"])
-    print(", ".join(f"{count} {outcome}" for outcome, count in num.items()), f"{share:.1%} caught", sep="; ")
+    print(
+        ", ".join(f"{count} {outcome}" for outcome, count in num.items()),
+        f"{share:.1%} caught",
+        sep="; ",
+    )
 
 
 if __name__ == "__main__":

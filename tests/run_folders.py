@@ -1,4 +1,5 @@
-"""Runs' folders without any training: what a comparison reads, with the values that a test needs."""
+"""Runs' folders without any training: what a comparison reads, with the values that a test
+needs."""
 
 import json
 from collections.abc import Sequence
@@ -44,7 +45,9 @@ def write_run(
         "steps": 80,
         "epochs": 2,
         "metrics": {} if last is None else {monitor: last},
-        "best": None if last is None else {"metric": monitor, "value": last, "epoch": 2, "step": 80},
+        "best": None
+        if last is None
+        else {"metric": monitor, "value": last, "epoch": 2, "step": 80},
         "seconds": {"startup": 1.0, "train": 2.0, "compile": 0.0, "total": 3.0},
         "weights_sha256": f"{choices} {seed}",
         **({"error": "RunError: out of luck"} if last is None else {}),

@@ -1,4 +1,5 @@
-"""trainer.compile=true: the same numbers, the time that it took said, and a refusal where it cannot be."""
+"""trainer.compile=true: the same numbers, the time that it took said, and a refusal where it cannot
+be."""
 
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from tests.training import differences, train
 
 # with masks, and 80 rows left for an epoch's last update: two shapes
 MODEL = [
-    "model.layers=[{layer: dense, units: 16},{layer: activation, function: gelu},{layer: dropout, rate: 0.3},"
+    "model.layers=[{layer: dense, units: 16},{layer: activation, function: gelu},{layer: "
+    "dropout, rate: 0.3},"
     "{layer: dense, units: outputs}]",
     "trainer.batch_size=100",
     "trainer.max_epochs=2",
@@ -26,31 +28,47 @@ MODEL = [
 def test_a_compiled_run_is_the_same_run(backend: str) -> None:
     """1e-12: what the compiler fuses rounds otherwise in the last bits of float64."""
     overrides = [*MODEL, "trainer.precision=float64"]
-    found = differences(train(backend, overrides), train(backend, [*overrides, "trainer.compile=true"]))
+    found = differences(
+        train(backend, overrides), train(backend, [*overrides, "trainer.compile=true"])
+    )
     assert max(found.values()) < 1e-12
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_so_is_one_with_convolutions_and_batch_norm(backend: str) -> None:
-    overrides = ["model=cnn", "data.images=true", "trainer.max_steps=41", "trainer.precision=float64"]
-    found = differences(train(backend, overrides), train(backend, [*overrides, "trainer.compile=true"]))
+    overrides = [
+        "model=cnn",
+        "data.images=true",
+        "trainer.max_steps=41",
+        "trainer.precision=float64",
+    ]
+    found = differences(
+        train(backend, overrides), train(backend, [*overrides, "trainer.compile=true"])
+    )
     assert max(found.values()) < 1e-11  # batch norm divides by small variances
 
 
 @pytest.mark.slow
 def test_the_time_that_it_took_is_told(tmp_path: Path) -> None:
-    for done in together(tmp_path, *((f"backend={backend}", *MODEL, "trainer.compile=true") for backend in BACKENDS)):
+    for done in together(
+        tmp_path, *((f"backend={backend}", *MODEL, "trainer.compile=true") for backend in BACKENDS)
+    ):
         assert "s of it compiling)" in done.out
         seconds = read_json(tmp_path / done.folder / "result.json")["seconds"]
         assert 0.05 < seconds["compile"] < seconds["train"]
 
 
 def test_it_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"trainer.compile=true cannot be had with trainer.precision=exact"):
+    with pytest.raises(
+        ConfigError, match=r"trainer.compile=true cannot be had with trainer.precision=exact"
+    ):
         plan(parse(compose(["trainer.compile=true", "trainer.precision=exact"])))
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler on backend=lightning: g\+\+, clang\+\+ or what CXX"):
+    with pytest.raises(
+        ConfigError,
+        match=r"needs a C\+\+ compiler on backend=lightning: g\+\+, clang\+\+ or what CXX",
+    ):
         plan(parse(compose(["trainer.compile=true"])))
     plan(parse(compose(["trainer.compile=true", "backend=keras"])))  # XLA brings its own

@@ -1,4 +1,5 @@
-"""The short pass over tests/faults, on both backends, each in a process of its own that forks the runs."""
+"""The short pass over tests/faults, on both backends, each in a process of its own that forks the
+runs."""
 
 import subprocess
 import sys
@@ -28,7 +29,8 @@ FAULTS = (
 
 @pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_what_a_run_survives(backend: str) -> None:
-    """Full and read-only disks need the right to mount; where it is missing they say so and are left out."""
+    """Full and read-only disks need the right to mount; where it is missing they say so and are
+    left out."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults", "--backend", backend],
         cwd=REPOSITORY,
@@ -39,7 +41,11 @@ def test_what_a_run_survives(backend: str) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for fault in FAULTS:
-        (line,) = [line for line in done.stdout.splitlines() if f"  {fault}: " in line and "survived" in line]
+        (line,) = [
+            line
+            for line in done.stdout.splitlines()
+            if f"  {fault}: " in line and "survived" in line
+        ]
         survived, _, tried = line.rpartition(": ")[2].split()[:3]
         assert survived == tried
 
@@ -49,15 +55,19 @@ def test_what_a_run_survives(backend: str) -> None:
 def test_neither_the_locale_nor_the_folder_nor_the_clock_changes_the_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
-    """The same hashes under the plainest locale, one whose i has no dot, a path that is not ASCII, a clock of another zone, and
-    one that falls back by an hour while the run goes on, after which no span of time is negative."""
+    """The same hashes under the plainest locale, one whose i has no dot, a path that is not ASCII,
+    a clock of another zone, and one that falls back by an hour while the run goes on, after which
+    no span of time is negative."""
     (tmp_path / "sitecustomize.py").write_text(_SET_BACK)  # imported by Python before anything else
     arguments = (f"backend={backend}", "schedule=cosine", "trainer.max_steps=60", "device=cpu")
     found = []
     for name, variables in (
         ("plain", {}),
         ("c", {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0"}),
-        ("ığİ Ωμ 試験", {"LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8", "TZ": "Pacific/Kiritimati"}),
+        (
+            "ığİ Ωμ 試験",
+            {"LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8", "TZ": "Pacific/Kiritimati"},
+        ),
         ("back", {"PYTHONPATH": str(tmp_path)}),
     ):
         here = tmp_path / name
@@ -68,9 +78,17 @@ def test_neither_the_locale_nor_the_folder_nor_the_clock_changes_the_numbers(
             (done,) = together(here, arguments)
         assert (done.status, done.err) == (0, "")
         (folder,) = (here / "outputs" / "runs").iterdir()
-        found.append((read_json(folder / "result.json")["weights_sha256"], (folder / "trace.csv").read_bytes()))
+        found.append(
+            (
+                read_json(folder / "result.json")["weights_sha256"],
+                (folder / "trace.csv").read_bytes(),
+            )
+        )
         spans = [*read_json(folder / "result.json")["seconds"].values()]
-        assert all(0 <= seconds < 300 for seconds in [*spans, *read_columns(folder / "metrics.csv")["seconds"]])
+        assert all(
+            0 <= seconds < 300
+            for seconds in [*spans, *read_columns(folder / "metrics.csv")["seconds"]]
+        )
     assert found[0] == found[1] == found[2] == found[3]
     assert (tmp_path / "fell back").exists()
 

@@ -34,7 +34,8 @@ def test_seed_and_place_do_not_run_into_each_other() -> None:
 
 
 def test_every_row_is_as_likely_at_every_place() -> None:
-    """Over 4,000 permutations of 5 a number stands at a place 800 times, give or take six standard deviations."""
+    """Over 4,000 permutations of 5 a number stands at a place 800 times, give or take six standard
+    deviations."""
     drawn = np.array([permutation(5, seed, "fair") for seed in range(4000)])
     for number in range(5):
         counts = (drawn == number).sum(axis=0)
@@ -42,7 +43,8 @@ def test_every_row_is_as_likely_at_every_place() -> None:
 
 
 def test_uniform_draws_are_those_of_a_philox_generator_keyed_by_a_sha256() -> None:
-    """Salmon et al. (2011); NumPy's own Generator.random makes the same 53 bits of each raw draw."""
+    """Salmon et al. (2011); NumPy's own Generator.random makes the same 53 bits of each raw
+    draw."""
     from hashlib import sha256
 
     key = np.frombuffer(sha256(b"5/dense_0/kernel").digest()[:16], dtype="<u8")
@@ -59,7 +61,9 @@ def test_pinned_values_of_every_source_of_randomness() -> None:
 
 def test_another_process_draws_the_same() -> None:
     code = "from runner.random import permutation; print(permutation(50, 3, 'order/1').tolist())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True
+    )
     assert done.stdout.strip() == str(permutation(50, 3, "order/1").tolist())
 
 
@@ -82,7 +86,8 @@ def test_mix_maps_no_two_numbers_to_one() -> None:
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.25, 0.5, 0.9])
 def test_dropout_keeps_one_minus_rate_of_the_elements(rate: float) -> None:
-    """Binomial: within six standard deviations of the mean, over several steps and micro-batches."""
+    """Binomial: within six standard deviations of the mean, over several steps and
+    micro-batches."""
     num = 5000
     for step, micro_batch in ((0, 0), (1, 0), (0, 1), (123456, 7)):
         kept = keep(num, rate, layer_key(0, 2), step, micro_batch).sum()
@@ -94,7 +99,11 @@ def test_the_masks_of_two_places_agree_by_chance_only() -> None:
     num, key = 4000, layer_key(0, 1)
     first = keep(num, 0.5, key, 0, 0)
     assert np.array_equal(first, keep(num, 0.5, key, 0, 0))
-    others = [keep(num, 0.5, key, 1, 0), keep(num, 0.5, key, 0, 1), keep(num, 0.5, layer_key(0, 2), 0, 0)]
+    others = [
+        keep(num, 0.5, key, 1, 0),
+        keep(num, 0.5, key, 0, 1),
+        keep(num, 0.5, layer_key(0, 2), 0, 0),
+    ]
     others += [keep(num, 0.5, layer_key(1, 1), 0, 0), np.roll(first, 1)]
     for other in others:
         assert abs((first == other).sum() - num / 2) <= 6 * sqrt(num / 4)

@@ -1,8 +1,10 @@
-"""Every command of the README runs, in the order of the page, as a reader would paste it into one folder.
+"""Every command of the README runs, in the order of the page, as a reader would paste it into one
+folder.
 
-The language of a code block says how: `bash` as it stands; `setup` makes environments, which .ci/run does with the very
-same line, so here only what it ends with; `tests` is a part of this suite; `benchmark` in its shortest form; `console`
-shows a command and what it says; `python` with FOLDER being the last run's.
+The language of a code block says how: `bash` as it stands; `setup` makes environments, which
+.ci/run does with the very same line, so here only what it ends with; `tests` is a part of this
+suite; `benchmark` in its shortest form; `console` shows a command and what it says; `python` with
+FOLDER being the last run's.
 """
 
 import os
@@ -33,15 +35,23 @@ def execute(script: str, folder: Path, *arguments: str) -> subprocess.CompletedP
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, **ONE_THREAD, "PATH": path, "PYTHONPATH": str(REPOSITORY)}
     command = ["bash", "-euo", "pipefail", "-c", script, *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def test_ci_runs_the_second_command_as_it_stands() -> None:
     train, test = (text.strip() for text in blocks("bash setup"))
     assert test in (REPOSITORY / ".ci" / "run").read_text().replace("pip install -q", "pip install")
     assert train.split(" && ")[:2] == test.split(" && ")[:2]
-    assert test.split(" && ")[2:] == ['pip install -c constraints.txt -e ".[test]"', "python -m pytest"]
-    assert train.split(" && ")[2:] == ["pip install -c constraints.txt -e .", "python -m runner schedule=exponential"]
+    assert test.split(" && ")[2:] == [
+        'pip install -c constraints.txt -e ".[test]"',
+        "python -m pytest",
+    ]
+    assert train.split(" && ")[2:] == [
+        "pip install -c constraints.txt -e .",
+        "python -m runner schedule=exponential",
+    ]
 
 
 def test_the_tests_it_names_are_there() -> None:
@@ -65,7 +75,8 @@ def test_every_command_runs_and_its_python_too(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_data_page_runs_and_its_predictions_are_right(tmp_path: Path) -> None:
-    """Predict about 3 * 120 + 20 * 3 by the run and its export, up to the noise of 5 and the remaining training error."""
+    """Predict about 3 * 120 + 20 * 3 by the run and its export, up to the noise of 5 and the
+    remaining training error."""
     for script in blocks("bash", DATA):
         done = execute(script, tmp_path)
         assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
@@ -92,7 +103,9 @@ def test_the_schedules_page_names_every_schedule_and_every_key() -> None:
 
     for file in (REPOSITORY / "conf" / "schedule").glob("*.yaml"):
         assert f"`{file.stem}`" in SCHEDULES or f"schedule={file.stem}" in SCHEDULES, file.stem
-        row = next((line for line in SCHEDULES.splitlines() if line.startswith(f"| `{file.stem}` |")), None)
+        row = next(
+            (line for line in SCHEDULES.splitlines() if line.startswith(f"| `{file.stem}` |")), None
+        )
         if row is not None:
             keys = {str(key) for key in OmegaConf.load(file)} - {"name"}
             keys -= {"warmup", "warmup_shape", "warmup_edge"} if "warm-up" in row else set()
@@ -111,7 +124,8 @@ def test_what_it_shows_a_command_to_say_is_what_it_says(tmp_path: Path) -> None:
 def test_the_benchmark_runs(tmp_path: Path) -> None:
     (text,) = blocks("bash benchmark")
     done = execute(
-        f"{text.strip()} --models mlp --epochs mlp=2 --repeats 1 --json {tmp_path / 'found.json'}", REPOSITORY
+        f"{text.strip()} --models mlp --epochs mlp=2 --repeats 1 --json {tmp_path / 'found.json'}",
+        REPOSITORY,
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "found.json").stat().st_size > 0

@@ -1,4 +1,5 @@
-"""Functions of the user's own: called where the command line trusts their module, and nowhere else."""
+"""Functions of the user's own: called where the command line trusts their module, and nowhere
+else."""
 
 from pathlib import Path
 
@@ -37,7 +38,13 @@ def one(t, **_):
 
 number = 7
 """
-OWN = ("schedule=python", "schedule.function=mine.saw", "data=python", "data.function=mine.rows", "data.args.num=200")
+OWN = (
+    "schedule=python",
+    "schedule.function=mine.saw",
+    "data=python",
+    "data.function=mine.rows",
+    "data.args.num=200",
+)
 TRUSTED = "trusted_modules=[mine]"
 SHORT = ("trainer.max_epochs=2", "device=cpu", "schedule.args.floor=1e-5")
 
@@ -49,22 +56,28 @@ def here(tmp_path: Path) -> Path:
 
 
 def test_own_rates_and_rows_train_alike_on_both_backends(here: Path) -> None:
-    """120 rows in batches of 32 are 4 updates an epoch: 1e-3 (1 - k / 4) + 1e-5 for k = 0 ... 3, twice. The code is said to be
-    trusted at the start; with the run's folder alone it is not."""
+    """120 rows in batches of 32 are 4 updates an epoch: 1e-3 (1 - k / 4) + 1e-5 for k = 0 ... 3,
+    twice. The code is said to be trusted at the start; with the run's folder alone it is not."""
     each = forked(here, *((f"backend={backend}", *OWN, TRUSTED, *SHORT) for backend in BACKENDS))
     folders = [here / done.folder for done in each]
     for done, folder in zip(each, folders, strict=True):
         assert (done.status, done.err) == (0, "")
         assert done.out.startswith(f"trusted  mine  {here / 'mine.py'}\n")
         expected = np.float32([1e-3 * (1 - k / 4) + 1e-5 for k in range(4)] * 2)
-        assert np.array_equal(read_columns(folder / "trace.csv")["learning_rate"].astype(np.float32), expected)
+        assert np.array_equal(
+            read_columns(folder / "trace.csv")["learning_rate"].astype(np.float32), expected
+        )
     assert read_json(folders[0] / "data.json") == read_json(folders[1] / "data.json")
     (here / "imported").unlink()
-    lines = [(f"run={folders[0]}", "task=evaluate"), (f"resume={folders[0]}", "trainer.max_epochs=3")]
+    lines = [
+        (f"run={folders[0]}", "task=evaluate"),
+        (f"resume={folders[0]}", "trainer.max_epochs=3"),
+    ]
     for done in forked(here, *lines):
         assert (done.status, done.out) == (2, "")
         assert done.err == (
-            "error: data.function is code of mine, which is not trusted; trusted_modules=[mine] on the command line trusts it\n"
+            "error: data.function is code of mine, which is not trusted; "
+            "trusted_modules=[mine] on the command line trusts it\n"
         )
     with pytest.raises(ConfigError, match=r"data\.function is code of mine"):
         load_run(folders[0])
@@ -75,29 +88,44 @@ def test_own_rates_and_rows_train_alike_on_both_backends(here: Path) -> None:
     assert read_json(folders[0] / "result.json")["steps"] == 12
 
 
-def test_as_a_part_of_a_schedule_it_has_the_clock_of_its_phase(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_a_part_of_a_schedule_it_has_the_clock_of_its_phase(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """10 updates at the base rate, then the saw with teeth of 4 from there on."""
     monkeypatch.chdir(here)
     monkeypatch.syspath_prepend(str(here))
-    phases = "schedule.phases=[{for: 10steps, name: hold}, {for: rest, name: python, function: mine.saw}]"
-    eta = rates(f"schedule=sequence '{phases}' {TRUSTED}", total_steps=16, lr=1.0, steps_per_epoch=4)
+    phases = (
+        "schedule.phases=[{for: 10steps, name: hold}, {for: rest, name: python, function: "
+        "mine.saw}]"
+    )
+    eta = rates(
+        f"schedule=sequence '{phases}' {TRUSTED}", total_steps=16, lr=1.0, steps_per_epoch=4
+    )
     assert eta.tolist() == [1.0] * 10 + [1.0, 0.75, 0.5, 0.25, 1.0, 0.75]
 
 
 OWN_SCHEDULE = "schedule=python schedule.function="
 UNTRUSTED = (
-    "schedule.function is code of {0}, which is not trusted; trusted_modules=[{0}] on the command line trusts it"
+    "schedule.function is code of {0}, which is not trusted; trusted_modules=[{0}] on the "
+    "command line trusts it"
 )
 REFUSED = [  # what is said, the error, whether the module is imported for it
     (f"{OWN_SCHEDULE}mine.saw", UNTRUSTED.format("mine"), False),
     (f"{OWN_SCHEDULE}mine.saw trusted_modules=[other]", UNTRUSTED.format("mine"), False),
     (f"{OWN_SCHEDULE}mine.deep.saw {TRUSTED}", UNTRUSTED.format("mine.deep"), False),
     (f"{OWN_SCHEDULE}saw {TRUSTED}", "schedule.function must be MODULE.FUNCTION, got saw", False),
-    ("trusted_modules=[nowhere]", "trusted_modules: there is no module nowhere to be imported from here", False),
+    (
+        "trusted_modules=[nowhere]",
+        "trusted_modules: there is no module nowhere to be imported from here",
+        False,
+    ),
     ("trusted_modules=mine", "trusted_modules must be a list, got mine", False),
     (
         f"{OWN_SCHEDULE}mine.absent {TRUSTED}",
-        "schedule.function must be importable, got mine.absent: module 'mine' has no attribute 'absent'",
+        (
+            "schedule.function must be importable, got mine.absent: module 'mine' has no "
+            "attribute 'absent'"
+        ),
         True,
     ),
     (
@@ -112,7 +140,10 @@ REFUSED = [  # what is said, the error, whether the module is imported for it
     ),
     (
         f"{OWN_SCHEDULE}mine.one {TRUSTED}",
-        "schedule.function mine.one must give a rate for each of 800 steps, got float64 of shape []",
+        (
+            "schedule.function mine.one must give a rate for each of 800 steps, got float64 of "
+            "shape []"
+        ),
         True,
     ),
     (

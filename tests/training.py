@@ -26,8 +26,14 @@ class Trained(NamedTuple):
 
     def then(self, rest: "Trained") -> "Trained":
         """This run and what went on from its state, as one."""
-        applied = {name: np.concatenate([values, rest.applied[name]]) for name, values in self.applied.items()}
-        losses, outputs = (np.concatenate(pair) for pair in ((self.losses, rest.losses), (self.outputs, rest.outputs)))
+        applied = {
+            name: np.concatenate([values, rest.applied[name]])
+            for name, values in self.applied.items()
+        }
+        losses, outputs = (
+            np.concatenate(pair)
+            for pair in ((self.losses, rest.losses), (self.outputs, rest.outputs))
+        )
         return Trained(losses, applied, outputs, rest.state)
 
 
@@ -36,7 +42,9 @@ def prepare(overrides: Sequence[str]) -> Plan:
 
 
 def first(prepared: Plan) -> TrainState:
-    return first_state(prepared.network, prepared.config.optimizer, prepared.model.dtype, prepared.config.seed)
+    return first_state(
+        prepared.network, prepared.config.optimizer, prepared.model.dtype, prepared.config.seed
+    )
 
 
 def train(
@@ -46,8 +54,8 @@ def train(
     stop_after: int | None = None,
     rates: np.ndarray | None = None,
 ) -> Trained:
-    """Train as the command line would, from `start` or from fresh weights, with the config's rates or other ones; stop at
-    the chunk that ends `stop_after`."""
+    """Train as the command line would, from `start` or from fresh weights, with the config's rates
+    or other ones; stop at the chunk that ends `stop_after`."""
     prepared = prepare(overrides)
     spec: RunSpec = prepared.run_spec()
     spec = spec if rates is None else replace(spec, rates=rates)
@@ -62,7 +70,10 @@ def train(
     state = dispatcher.load(backend).train(spec, start, chunks, on_chunk)
     return Trained(
         np.concatenate([report.losses for report in reports]),
-        {name: np.concatenate([report.applied[name] for report in reports]) for name in spec.applied_names},
+        {
+            name: np.concatenate([report.applied[name] for report in reports])
+            for name in spec.applied_names
+        },
         np.concatenate([report.outputs for report in reports]),
         state,
     )

@@ -1,7 +1,8 @@
-"""A parent that has imported a backend and forks a process for each run: a whole run of the program, from its command line to
-its exit, without the seconds that the imports take.
+"""A parent that has imported a backend and forks a process for each run: a whole run of the
+program, from its command line to its exit, without the seconds that the imports take.
 
-`python -m tests.warm BACKEND` is such a parent for other processes, which may not fork themselves: `Parent` is their side.
+`python -m tests.warm BACKEND` is such a parent for other processes, which may not fork themselves:
+`Parent` is their side.
 """
 
 import json
@@ -27,14 +28,20 @@ def prepare(backend: str) -> None:
 
     from runner import dispatcher
 
-    for name in ("matplotlib.backends.backend_agg", "matplotlib.figure", "runner.tasks.train", "runner.report.curves"):
+    for name in (
+        "matplotlib.backends.backend_agg",
+        "matplotlib.figure",
+        "runner.tasks.train",
+        "runner.report.curves",
+    ):
         import_module(name)
 
     dispatcher.load(backend)
 
 
 def start(folder: Path, arguments: list[str], log: Path, errors: Path | None = None) -> int:
-    """`python -m runner ARGUMENTS` in `folder`, forked; its process id. `errors`: where stderr goes, if not to the log."""
+    """`python -m runner ARGUMENTS` in `folder`, forked; its process id. `errors`: where stderr
+    goes, if not to the log."""
     child = os.fork()
     if child:
         return child
@@ -71,7 +78,11 @@ def wait(child: int, log: Path, since: float | None = None, timeout: float = 60)
         if ended:
             code = os.waitstatus_to_exitcode(status)
             seconds = time.monotonic() - began
-            return Ended(code if code >= 0 else 128 - code, seconds, log.read_text(encoding="utf-8", errors="replace"))
+            return Ended(
+                code if code >= 0 else 128 - code,
+                seconds,
+                log.read_text(encoding="utf-8", errors="replace"),
+            )
         time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)

@@ -17,7 +17,8 @@ def resolve(requested: str) -> str:
 
 
 def can_use_threads(num: int) -> bool:
-    """TensorFlow takes the number when it first computes, and keeps it: True if it has this one now."""
+    """TensorFlow takes the number when it first computes, and keeps it: True if it has this one
+    now."""
     try:
         tf.config.threading.set_intra_op_parallelism_threads(num)
         tf.config.threading.set_inter_op_parallelism_threads(num)
@@ -27,6 +28,6 @@ def can_use_threads(num: int) -> bool:
 
 
 def by_xla(run: RunSpec) -> bool:
-    """Whether the updates are compiled. It pays for small and dense networks; with convolutions on the CPU TensorFlow's own
-    kernels are no slower, and XLA takes seconds to compile them."""
+    """Whether the updates are compiled. It pays for small and dense networks; with convolutions on
+    the CPU TensorFlow's own kernels are no slower, and XLA takes seconds to compile them."""
     return run.compile or not any(node.spec.layer == "conv2d" for node in run.network.walk())

@@ -1,4 +1,5 @@
-"""Exact mode in TensorFlow: the primitives of runner.exact, and the network and optimizer that the loop trains with them."""
+"""Exact mode in TensorFlow: the primitives of runner.exact, and the network and optimizer that the
+loop trains with them."""
 
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -30,14 +31,18 @@ class TensorFlow:
 
     def r(self, x: Any) -> Any:
         rounded = tf.cast(x, tf.float32)
-        return tf.cast(_chosen(tf.abs(rounded) <= TINY, tf.zeros_like(rounded), rounded), tf.float64)
+        return tf.cast(
+            _chosen(tf.abs(rounded) <= TINY, tf.zeros_like(rounded), rounded), tf.float64
+        )
 
     def rint(self, x: Any) -> Any:
         return tf.round(x)
 
     def grid(self, x: Any, bits: int, per_row: bool = False) -> tuple[Any, Any]:
         axes = list(range(1, len(x.shape))) if per_row else None
-        power, _ = self.power(tf.maximum(tf.reduce_max(tf.abs(x), axes, keepdims=per_row), _real(2.0**-200)))
+        power, _ = self.power(
+            tf.maximum(tf.reduce_max(tf.abs(x), axes, keepdims=per_row), _real(2.0**-200))
+        )
         return tf.round(x * (2.0 ** (bits - 1) / power)), power * 2.0 ** (1 - bits)
 
     def plus(self, a: Any, b: Any, scale: Any) -> Any:
@@ -55,7 +60,10 @@ class TensorFlow:
     def where(self, condition: Any, a: Any, b: Any) -> Any:
         tensor = a if tf.is_tensor(a) else b
         if condition.shape.is_fully_defined() and condition.shape == tensor.shape:
-            a, b = (side if tf.is_tensor(side) else tf.fill(condition.shape, _real(side)) for side in (a, b))
+            a, b = (
+                side if tf.is_tensor(side) else tf.fill(condition.shape, _real(side))
+                for side in (a, b)
+            )
             if a.shape == b.shape:
                 return _chosen(condition, a, b)
         return tf.where(condition, _real(a), _real(b))
@@ -105,7 +113,9 @@ class TensorFlow:
         if stride >= size:  # nothing overlaps: place the parts side by side
             empty = tf.zeros_like(parts[0])
             rows = [
-                tf.stack([parts[a * size + b] if max(a, b) < size else empty for b in range(stride)], 3)
+                tf.stack(
+                    [parts[a * size + b] if max(a, b) < size else empty for b in range(stride)], 3
+                )
                 for a in range(stride)
             ]
             return _fit(_merge(tf.stack(rows, 2), stride), 0, 0, shape)
@@ -118,7 +128,9 @@ class TensorFlow:
 
     def power(self, x: Any) -> tuple[Any, Any]:
         bits = tf.bitwise.bitwise_and(tf.bitcast(x, tf.int64), _whole(_EXPONENT))
-        return tf.bitcast(bits, tf.float64), tf.cast(tf.bitwise.right_shift(bits, _whole(52)), tf.float64) - 1023.0
+        return tf.bitcast(bits, tf.float64), tf.cast(
+            tf.bitwise.right_shift(bits, _whole(52)), tf.float64
+        ) - 1023.0
 
     def split(self, x: Any, bits: int) -> tuple[Any, Any]:
         whole = tf.cast(x, tf.int32)
@@ -134,8 +146,12 @@ class TensorFlow:
     def one_hot(self, labels: Any, num: int) -> Any:
         return tf.one_hot(labels, num, dtype=tf.float64)
 
-    def keep(self, x: Any, rate: float, seed: Any, layer_index: int, step: Any, micro_batch: int) -> Any:
-        return layers.keep(tf.shape(x), rate, layers.layer_key(seed, layer_index), step, micro_batch)
+    def keep(
+        self, x: Any, rate: float, seed: Any, layer_index: int, step: Any, micro_batch: int
+    ) -> Any:
+        return layers.keep(
+            tf.shape(x), rate, layers.layer_key(seed, layer_index), step, micro_batch
+        )
 
 
 def _chosen(condition: Any, a: Any, b: Any) -> Any:
@@ -166,7 +182,8 @@ def _merge(x: Any, stride: int) -> Any:
 
 
 def _fit(x: Any, top: int, left: int, shape: tuple[int, int]) -> Any:
-    """Images put at [top, left] of images of zeros of this shape; what stands out, zeros too, is cut off."""
+    """Images put at [top, left] of images of zeros of this shape; what stands out, zeros too, is
+    cut off."""
     height, width = min(x.shape[1], shape[0] - top), min(x.shape[2], shape[1] - left)
     x = x[:, :height, :width]
     border = [(0, 0), (top, shape[0] - top - height), (left, shape[1] - left - width), (0, 0)]
@@ -174,22 +191,32 @@ def _fit(x: Any, top: int, left: int, shape: tuple[int, int]) -> Any:
 
 
 class Network(keras.layers.Layer):
-    """All weights as one vector of float64, and the running statistics; call = evaluation, every row by itself."""
+    """All weights as one vector of float64, and the running statistics; call = evaluation, every
+    row by itself."""
 
     def __init__(self, network: spec.Network) -> None:
         super().__init__(autocast=False, name="network")
         self.spec, self.layout, self.o = network, Layout.of(network), TensorFlow()
-        self.weights_vector = self.add_weight(shape=(self.layout.size,), dtype="float64", name="weights")
-        self.statistics_of = [(name, v) for name, v in network.variables().items() if not v.trainable]
+        self.weights_vector = self.add_weight(
+            shape=(self.layout.size,), dtype="float64", name="weights"
+        )
+        self.statistics_of = [
+            (name, v) for name, v in network.variables().items() if not v.trainable
+        ]
         self.statistics_list = [
-            self.add_weight(shape=v.shape, dtype="float64", trainable=False, name=name.replace("/", "_"))
+            self.add_weight(
+                shape=v.shape, dtype="float64", trainable=False, name=name.replace("/", "_")
+            )
             for name, v in self.statistics_of
         ]
 
     @property
     def statistics(self) -> dict[str, Any]:
         """Canonical name -> variable."""
-        return {name: variable for (name, _), variable in zip(self.statistics_of, self.statistics_list, strict=True)}
+        return {
+            name: variable
+            for (name, _), variable in zip(self.statistics_of, self.statistics_list, strict=True)
+        }
 
     def load(self, state: TrainState) -> None:
         self.weights_vector.assign(r(self.layout.pack(state.weights)))
@@ -226,19 +253,27 @@ def load_state(model: keras.Model, state: TrainState) -> None:
 
 
 class Optimizer(keras.optimizers.Optimizer):
-    """Any optimizer of the config on the vector of all weights; `memory` holds the slots by their standard names, out of
-    the sight of Keras's attribute tracking, which would list them twice."""
+    """Any optimizer of the config on the vector of all weights; `memory` holds the slots by their
+    standard names, out of the sight of Keras's attribute tracking, which would list them twice."""
 
-    def __init__(self, run: RunSpec, network: Network, schedule: TableLR, start: TrainState) -> None:
+    def __init__(
+        self, run: RunSpec, network: Network, schedule: TableLR, start: TrainState
+    ) -> None:
         super().__init__(learning_rate=schedule, name=run.optimizer.name)
         self.spec, self.o, self.layout = run.optimizer, network.o, network.layout
         self.scheduled = [*run.hyperparameters]
         self.build([network.weights_vector])
         tables = _tables(run)
         self.memory = SimpleNamespace(
-            slots={slot: self.add_variable((self.layout.size,), dtype="float64", name=slot) for slot in start.slots},
+            slots={
+                slot: self.add_variable((self.layout.size,), dtype="float64", name=slot)
+                for slot in start.slots
+            },
             # in variables: a large constant would be slow to trace
-            tables={name: tf.Variable(values, trainable=False, name=name) for name, values in tables.items()},
+            tables={
+                name: tf.Variable(values, trainable=False, name=name)
+                for name, values in tables.items()
+            },
         )
         self.load_slots(start)
 
@@ -267,7 +302,10 @@ class Optimizer(keras.optimizers.Optimizer):
             tf.convert_to_tensor(variable),
             tf.convert_to_tensor(gradient),
             {slot: tf.convert_to_tensor(value) for slot, value in self.memory.slots.items()},
-            [tf.cast(table.at(rate_name(group.lr_factor), step), tf.float64) for group, _ in self.layout.parts],
+            [
+                tf.cast(table.at(rate_name(group.lr_factor), step), tf.float64)
+                for group, _ in self.layout.parts
+            ],
         )
         variable.assign(weights)
         for slot, value in after.items():
@@ -281,7 +319,9 @@ def _tables(run: RunSpec) -> dict[str, np.ndarray]:
 class Work:
     """What the loop trains with; the counterpart of the loop's own."""
 
-    def __init__(self, model: keras.Model, run: RunSpec, start: TrainState, place: layers.Place) -> None:
+    def __init__(
+        self, model: keras.Model, run: RunSpec, start: TrainState, place: layers.Place
+    ) -> None:
         self.run, self.network, self.place = run, model.get_layer("network"), place
         self.network.layout = Layout.of(run.network, run.groups)
         self.network.load(start)
@@ -300,7 +340,8 @@ class Work:
         self.optimizer.start(run, start)
 
     def _outcome(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Compiled as the updates are; the inputs are arguments, for constants would be computed by the compiler."""
+        """Compiled as the updates are; the inputs are arguments, for constants would be computed by
+        the compiler."""
         compiled = tf.function(
             lambda *given: self_test.outcome(self.network.o, *given),
             jit_compile=device.by_xla(self.run),
@@ -315,7 +356,9 @@ class Work:
         g, statistics, outputs = gradient.gradient(
             n.o, self.run, n.layout, weights, n.current_statistics(), batches, num_rows, seed, step
         )
-        loss = gradient.losses(n.o, self.run, [(z, y) for z, (_, y) in zip(outputs, batches, strict=True)], 1)[0]
+        loss = gradient.losses(
+            n.o, self.run, [(z, y) for z, (_, y) in zip(outputs, batches, strict=True)], 1
+        )[0]
         for name, variable in n.statistics.items():
             variable.assign(statistics[name])
         self.optimizer.apply([g], [n.weights_vector])
@@ -328,6 +371,9 @@ class Work:
         return TrainState(
             step,
             n.layout.unpack(weights),
-            {slot: n.layout.unpack(np.array(value)) for slot, value in self.optimizer.memory.slots.items()},
+            {
+                slot: n.layout.unpack(np.array(value))
+                for slot, value in self.optimizer.memory.slots.items()
+            },
             {name: np.array(value, np.float32) for name, value in n.statistics.items()},
         )

@@ -1,4 +1,5 @@
-"""The layer vocabulary as keras.layers. Canonical layout is Keras's own: channels last, kernels [..., in, out]."""
+"""The layer vocabulary as keras.layers. Canonical layout is Keras's own: channels last, kernels
+[..., in, out]."""
 
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
@@ -18,7 +19,12 @@ from runner.spec import TrainState
 _NAMES = {
     "dense": {"kernel": "kernel", "bias": "bias"},
     "conv2d": {"kernel": "kernel", "bias": "bias"},
-    "batch_norm": {"scale": "gamma", "offset": "beta", "mean": "moving_mean", "variance": "moving_variance"},
+    "batch_norm": {
+        "scale": "gamma",
+        "offset": "beta",
+        "mean": "moving_mean",
+        "variance": "moving_variance",
+    },
     "layer_norm": {"scale": "gamma", "offset": "beta"},
     "position_embedding": {"embedding": "embedding"},
     "attention": {"query": "query", "key": "key", "value": "value", "output": "out"},
@@ -34,12 +40,15 @@ class Place:
     """Which forward pass this is: what keys the dropout masks besides the seed and the layer."""
 
     def __init__(self, seed: int) -> None:
-        self.seed = tf.Variable(seed, trainable=False, dtype=tf.int64)  # so that runs of other seeds are compiled alike
+        # so that runs of other seeds are compiled alike
+        self.seed = tf.Variable(seed, trainable=False, dtype=tf.int64)
         self.step: Any = 0
         self.micro_batch: Any = 0
 
 
-def build(network: spec.Network, place: Place | None, kind: type[keras.Model] = keras.Model) -> keras.Model:
+def build(
+    network: spec.Network, place: Place | None, kind: type[keras.Model] = keras.Model
+) -> keras.Model:
     """The whole model, functional: keras.layers in order, each under its canonical name."""
     x = keras.Input(network.input_shape)
     return kind(x, _sequence(network.nodes, x, place))
@@ -60,7 +69,8 @@ def named(model: keras.Model) -> dict[str, Any]:
 def load(model: keras.Model, values: Mapping[str, np.ndarray]) -> None:
     """Canonical values into the model."""
     for name, variable in named(model).items():
-        variable.assign(values[name].reshape(variable.shape))  # stock attention has its heads on an axis of their own
+        # stock attention has its heads on an axis of their own
+        variable.assign(values[name].reshape(variable.shape))
 
 
 def save(model: keras.Model, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -74,7 +84,8 @@ def load_state(model: keras.Model, state: TrainState) -> None:
 
 
 def constant(value: Any, like: Any) -> Any:
-    """A Python number, or a tensor, in a tensor's dtype. Keras's own casts go through float32 and round it."""
+    """A Python number, or a tensor, in a tensor's dtype. Keras's own casts go through float32 and
+    round it."""
     dtype = tf.as_dtype(keras.backend.standardize_dtype(like.dtype))
     return tf.cast(value, dtype) if tf.is_tensor(value) else tf.constant(value, dtype=dtype)
 
@@ -92,7 +103,8 @@ class _BatchNorm(native.BatchNormalization):
         low = _is_low(x)
         if low:
             x = ops.cast(x, "float32")
-        # images in float32 by TensorFlow's own kernel, which takes half the time of the formula and knows no float64
+        # images in float32 by TensorFlow's own kernel, which takes half the time of the formula and
+        # knows no float64
         form = self._by_kernel if len(x.shape) == 4 and x.dtype == tf.float32 else self._by_formula
         if training:
             y, mean, variance = form(x, None)
@@ -104,7 +116,8 @@ class _BatchNorm(native.BatchNormalization):
         return ops.cast(y, self.compute_dtype) if low else y
 
     def _by_formula(self, x: Any, statistics: tuple[Any, Any] | None) -> tuple[Any, Any, Any]:
-        """The output, by the batch's mean and variance if none are given; the mean; the unbiased variance."""
+        """The output, by the batch's mean and variance if none are given; the mean; the unbiased
+        variance."""
         mean, variance = statistics or tf.nn.moments(x, list(range(len(x.shape) - 1)))
         n = tf.cast(tf.size(x) // x.shape[-1], x.dtype)
         scale = self.gamma * tf.math.rsqrt(variance + constant(self.epsilon, variance))
@@ -133,7 +146,9 @@ class _LayerNorm(native.LayerNormalization):
         if low:
             x = ops.cast(x, "float32")
         mean, variance = tf.nn.moments(x, [-1], keepdims=True)
-        y = (x - mean) * tf.math.rsqrt(variance + constant(self.epsilon, variance)) * self.gamma + self.beta
+        y = (x - mean) * tf.math.rsqrt(
+            variance + constant(self.epsilon, variance)
+        ) * self.gamma + self.beta
         return ops.cast(y, self.compute_dtype) if low else y
 
 
@@ -146,7 +161,8 @@ class _PositionEmbedding(native.Layer):
 
 
 class _Attention(native.Layer):
-    """As spec.Attention; Keras's own has a bias for all of its kernels or for none, and rounds the scale to float32."""
+    """As spec.Attention; Keras's own has a bias for all of its kernels or for none, and rounds the
+    scale to float32."""
 
     def __init__(self, num_heads: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -160,15 +176,20 @@ class _Attention(native.Layer):
 
     def call(self, x: Any) -> Any:  # [B, T, D]
         steps, width = x.shape[1:]
-        kernels = tf.concat([tf.convert_to_tensor(kernel) for kernel in (self.query, self.key, self.value)], 1)
+        kernels = tf.concat(
+            [tf.convert_to_tensor(kernel) for kernel in (self.query, self.key, self.value)], 1
+        )
         by_head = tf.reshape(
-            tf.reshape(x, [-1, width]) @ kernels, [-1, steps, 3, self.num_heads, width // self.num_heads]
+            tf.reshape(x, [-1, width]) @ kernels,
+            [-1, steps, 3, self.num_heads, width // self.num_heads],
         )
         q, k, v = tf.unstack(tf.transpose(by_head, [2, 0, 3, 1, 4]))  # [B, H, T, D / H]
         scores = tf.matmul(q, k, transpose_b=True) * constant((width // self.num_heads) ** -0.5, q)
         weights = tf.nn.softmax(tf.cast(scores, tf.float32) if _is_low(scores) else scores)
         heads = tf.transpose(tf.matmul(tf.cast(weights, v.dtype), v), [0, 2, 1, 3])
-        return tf.reshape(tf.reshape(heads, [-1, width]) @ tf.convert_to_tensor(self.out), [-1, steps, width])
+        return tf.reshape(
+            tf.reshape(heads, [-1, width]) @ tf.convert_to_tensor(self.out), [-1, steps, width]
+        )
 
 
 class Dropout(native.Layer):
@@ -229,7 +250,9 @@ def _sequence(nodes: Sequence[spec.Node], x: KerasTensor, place: Place | None) -
 _ACTIVATIONS = {
     "relu": lambda s: tf.nn.relu,
     "leaky_relu": lambda s: lambda x: tf.where(x > 0, x, x * constant(s.negative_slope, x)),
-    "gelu": lambda s: lambda x: x * constant(0.5, x) * (constant(1, x) + tf.math.erf(x * constant(0.5**0.5, x))),
+    "gelu": lambda s: (
+        lambda x: x * constant(0.5, x) * (constant(1, x) + tf.math.erf(x * constant(0.5**0.5, x)))
+    ),
     "gelu_tanh": lambda s: _gelu_tanh,
     "silu": lambda s: lambda x: x * tf.sigmoid(x),
     "tanh": lambda s: tf.tanh,
@@ -261,9 +284,14 @@ def _native_activation(s: Any, name: str) -> native.Layer:
 
 
 def _native_embedding(node: spec.Node) -> native.Layer:
-    """x + E for an export: the bias of a product with the identity, since Keras has no layer for it."""
+    """x + E for an export: the bias of a product with the identity, since Keras has no layer for
+    it."""
     return native.EinsumDense(
-        "btd,de->bte", node.input_shape, bias_axes="te", kernel_initializer="identity", name=node.name
+        "btd,de->bte",
+        node.input_shape,
+        bias_axes="te",
+        kernel_initializer="identity",
+        name=node.name,
     )
 
 
@@ -274,22 +302,36 @@ def _build(node: spec.Node, place: Place | None) -> native.Layer:
         case "dense":
             return native.Dense(s.units, use_bias=s.bias, name=name)
         case "conv2d":
-            return native.Conv2D(s.filters, s.kernel_size, s.stride, padding=s.padding, use_bias=s.bias, name=name)
+            return native.Conv2D(
+                s.filters, s.kernel_size, s.stride, padding=s.padding, use_bias=s.bias, name=name
+            )
         case "max_pool":
             return native.MaxPooling2D(s.pool_size, s.stride, padding=s.padding, name=name)
         case "average_pool":
             return native.AveragePooling2D(s.pool_size, s.stride, padding=s.padding, name=name)
         case "global_average_pool":
-            pool = native.GlobalAveragePooling1D if len(node.input_shape) == 2 else native.GlobalAveragePooling2D
+            pool = (
+                native.GlobalAveragePooling1D
+                if len(node.input_shape) == 2
+                else native.GlobalAveragePooling2D
+            )
             return pool(name=name)
         case "flatten":
             return native.Flatten(name=name)
         case "reshape":
             return native.Reshape(node.output_shape, name=name)
         case "activation":
-            return _Activation(_ACTIVATIONS[s.function](s), name=name) if place else _native_activation(s, name)
+            return (
+                _Activation(_ACTIVATIONS[s.function](s), name=name)
+                if place
+                else _native_activation(s, name)
+            )
         case "dropout":
-            return Dropout(s.rate, node.index, place, name=name) if place else native.Dropout(s.rate, name=name)
+            return (
+                Dropout(s.rate, node.index, place, name=name)
+                if place
+                else native.Dropout(s.rate, name=name)
+            )
         case "batch_norm":
             norm = _BatchNorm if place else native.BatchNormalization
             return norm(momentum=s.momentum, epsilon=s.eps, name=name)

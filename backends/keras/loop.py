@@ -1,4 +1,5 @@
-"""Training in chunks: K updates in a `tf.while_loop` in one `train_step` of a keras.Model, under its own `fit`.
+"""Training in chunks: K updates in a `tf.while_loop` in one `train_step` of a keras.Model, under
+its own `fit`.
 
 Legend of shapes: K updates, A micro-batches an update, B rows each, n = all rows of a chunk.
 """
@@ -22,19 +23,28 @@ from runner.data.order import Chunk
 from runner.errors import RunError
 from runner.spec import ModelSpec, OnChunk, Report, RunSpec, TrainState
 
-_POLICY = {"float32": "float32", "float64": "float64", "bf16-mixed": "mixed_bfloat16", "exact": "float32"}
+_POLICY = {
+    "float32": "float32",
+    "float64": "float64",
+    "bf16-mixed": "mixed_bfloat16",
+    "exact": "float32",
+}
 
 
 class _Native:
-    """What most precisions train with: keras.layers, a tape, this room's optimizers. Not a Keras object, so that its
-    attribute tracking does not list the variables twice."""
+    """What most precisions train with: keras.layers, a tape, this room's optimizers. Not a Keras
+    object, so that its attribute tracking does not list the variables twice."""
 
-    def __init__(self, model: keras.Model, run: RunSpec, start: TrainState, place: layers.Place) -> None:
+    def __init__(
+        self, model: keras.Model, run: RunSpec, start: TrainState, place: layers.Place
+    ) -> None:
         self.model, self.run, self.place, self.loss = model, run, place, losses.build(run.loss)
         layers.load_state(model, start)
         variables = layers.named(model)
         # in the network's order, which the norm of the gradients is summed in
-        self.parameters = {name: variables[name] for name in run.network.variables() if name in start.weights}
+        self.parameters = {
+            name: variables[name] for name in run.network.variables() if name in start.weights
+        }
         self.buffers = list(start.buffers)
         self.schedule = TableLR(run)
         self.optimizer = optimizers.build(run, self.schedule, self.parameters, list(start.slots))
@@ -50,10 +60,13 @@ class _Native:
         self.optimizer.load_slots(start.slots, start.step)
 
     def update(self, batches: Iterable[tuple[Any, Any]], num_rows: int) -> tuple[Any, Any]:
-        """One update from its micro-batches of num_rows rows: its mean loss before it, the outputs."""
+        """One update from its micro-batches of num_rows rows: its mean loss before it, the
+        outputs."""
         total: Any = None
         gradients: Any = None
-        kept = [*self.model.variables, *self.optimizer.memories()] if self.run.skip_nonfinite else []
+        kept = (
+            [*self.model.variables, *self.optimizer.memories()] if self.run.skip_nonfinite else []
+        )
         before = [tf.identity(variable.value) for variable in kept]
         outputs, self.place.step = [], self.optimizer.iterations.value
         for micro_batch, (x, y) in enumerate(batches):
@@ -65,7 +78,9 @@ class _Native:
                     share = share * layers.constant(x.shape[0] / num_rows, share)
             new = tape.gradient(share, [v.value for v in self.parameters.values()])
             total = share if total is None else total + share
-            gradients = new if gradients is None else [a + b for a, b in zip(gradients, new, strict=True)]
+            gradients = (
+                new if gradients is None else [a + b for a, b in zip(gradients, new, strict=True)]
+            )
             outputs.append(z)
         if self.run.gradient_clip_norm is not None:
             gradients = optimizers.clip_by_global_norm(gradients, self.run.gradient_clip_norm)
@@ -75,7 +90,9 @@ class _Native:
         return total, tf.concat(outputs, axis=0)
 
     def state(self, step: int) -> TrainState:
-        weights, buffers = (layers.save(self.model, names) for names in (list(self.parameters), self.buffers))
+        weights, buffers = (
+            layers.save(self.model, names) for names in (list(self.parameters), self.buffers)
+        )
         return TrainState(step, weights, self.optimizer.save_slots(), buffers)
 
 
@@ -88,8 +105,9 @@ class Model(keras.Model):
         """Load the state, make the optimizer, compile."""
         self.work = (exact.Work if run.precision == "exact" else _Native)(self, run, start, place)
         self.compile(optimizer=self.work.optimizer, jit_compile=device.by_xla(run))
-        # One compilation per shape of the chunk's blocks, whatever the number of updates, which is an argument. Without
-        # autograph: nothing here loops or asks over tensors in Python, and rewriting all of it took longer than tracing it.
+        # One compilation per shape of the chunk's blocks, whatever the number of updates, which is
+        # an argument. Without autograph: nothing here loops or asks over tensors in Python, and
+        # rewriting all of it took longer than tracing it.
         self.compiled = tf.function(self.train_step, jit_compile=self.jit_compile, autograph=False)
         self.compiled_for: set[Any] = set()
 
@@ -99,8 +117,13 @@ class Model(keras.Model):
         def train_function(iterator: Iterator[Any]) -> dict[str, Any]:
             num_steps, blocks, given = next(iterator)
             num_blocks = sum(block.shape[1] > 0 for block in blocks)
-            began, shapes = time.perf_counter(), tuple(tuple(block.shape) for block in blocks[:num_blocks])
-            applied, means, outputs = self.compiled((num_steps, blocks[:num_blocks], given[:num_blocks]))
+            began, shapes = (
+                time.perf_counter(),
+                tuple(tuple(block.shape) for block in blocks[:num_blocks]),
+            )
+            applied, means, outputs = self.compiled(
+                (num_steps, blocks[:num_blocks], given[:num_blocks])
+            )
             num = int(num_steps)
             is_new = shapes not in self.compiled_for
             self.compiled_for.add(shapes)
@@ -116,8 +139,10 @@ class Model(keras.Model):
         return train_function
 
     def train_step(self, data: Any) -> Any:
-        """The chunk's updates, one after another: (what was applied [K, P], losses [K], outputs [K, A * B, C])."""
-        num_steps, blocks, given = data  # int64[K, A, B] each, and x of them or nothing; past num_steps is padding
+        """The chunk's updates, one after another: (what was applied [K, P], losses [K], outputs [K,
+        A * B, C])."""
+        # int64[K, A, B] each, and x of them or nothing; past num_steps is padding
+        num_steps, blocks, given = data
         num_rows = sum(block.shape[1] * block.shape[2] for block in blocks)
         run, length, x, y = self.work.run, blocks[0].shape[0], self.work.x, self.work.y
         dtype, shape = tf.as_dtype(run.dtype), (num_rows, *run.network.output_shape)
@@ -129,13 +154,18 @@ class Model(keras.Model):
             others = self.work.schedule.others(self.optimizer.iterations)
             read = tf.stack([tf.cast(self.optimizer.learning_rate, tf.float64), *others])
             rows = [rows for block in blocks for rows in tf.unstack(block[k])]
-            own = [x for block in given for x in tf.unstack(block[k])] or [tf.gather(x, one) for one in rows]
+            own = [x for block in given for x in tf.unstack(block[k])] or [
+                tf.gather(x, one) for one in rows
+            ]
             batches = list(zip(own, [tf.gather(y, one) for one in rows], strict=True))
             total, z = self.work.update(batches, num_rows)
             return k + 1, applied.write(k, read), means.write(k, total), outputs.write(k, z)
 
         _, applied, means, outputs = tf.while_loop(
-            lambda k, *_: k < num_steps, update, (tf.constant(0), applied, means, outputs), parallel_iterations=1
+            lambda k, *_: k < num_steps,
+            update,
+            (tf.constant(0), applied, means, outputs),
+            parallel_iterations=1,
         )
         return applied.stack(), means.stack(), outputs.stack()
 
@@ -164,12 +194,13 @@ class _AfterChunk(keras.callbacks.Callback):
 
 
 class _Loader:
-    """The chunks as what `fit` calls batches: num_steps, the blocks of whole micro-batches and of short ones, and x of both
-    where a chunk brings it; all with equal ranks."""
+    """The chunks as what `fit` calls batches: num_steps, the blocks of whole micro-batches and of
+    short ones, and x of both where a chunk brings it; all with equal ranks."""
 
     def __init__(self, chunks: Iterable[Chunk], length: int, run: RunSpec) -> None:
         self.chunks, self.run = chunks, run
-        self.length = max(2, length)  # XLA drops a dimension of 1, fuses otherwise and so rounds otherwise
+        # XLA drops a dimension of 1, fuses otherwise and so rounds otherwise
+        self.length = max(2, length)
         self.taken: deque[Chunk] = deque()
 
     def __iter__(self) -> Iterator[Any]:
@@ -182,34 +213,50 @@ class _Loader:
             )
 
     def _two(self, chunk: Chunk, blocks: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-        """Whole updates fill up to `length`, so that one compilation serves every number of them."""
+        """Whole updates fill up to `length`, so that one compilation serves every number of
+        them."""
         missing = self.length - chunk.num_steps if chunk.is_whole else 0
         padded = [np.pad(block, [(0, missing), *[(0, 0)] * (block.ndim - 1)]) for block in blocks]
         return (
             *padded,
-            *[np.empty((1, 0, 0, *block.shape[3:]), block.dtype) for block in padded[:1] * (2 - len(padded))],
+            *[
+                np.empty((1, 0, 0, *block.shape[3:]), block.dtype)
+                for block in padded[:1] * (2 - len(padded))
+            ],
         )
 
     def dataset(self) -> tf.data.Dataset:
         block = tf.TensorSpec((None, None, None), tf.int64)
-        x = tf.TensorSpec((None, None, None, *self.run.network.input_shape), tf.as_dtype(self.run.dtype))
-        signature = (tf.TensorSpec((), tf.int32), (block, block), (x, x) if self.run.x is None else ())
+        x = tf.TensorSpec(
+            (None, None, None, *self.run.network.input_shape), tf.as_dtype(self.run.dtype)
+        )
+        signature = (
+            tf.TensorSpec((), tf.int32),
+            (block, block),
+            (x, x) if self.run.x is None else (),
+        )
         options = tf.data.Options()
         # the next chunk's length follows from this one's time
         options.experimental_optimization.inject_prefetch = False
-        # it has nothing to tune here, and its thread sometimes lets the iterator's end wait for five seconds
+        # it has nothing to tune here, and its thread sometimes lets the iterator's end wait for
+        # five seconds
         options.autotune.enabled = False
-        return tf.data.Dataset.from_generator(lambda: iter(self), output_signature=signature).with_options(options)
+        return tf.data.Dataset.from_generator(
+            lambda: iter(self), output_signature=signature
+        ).with_options(options)
 
 
 _last: tuple[RunSpec, Model] | None = None  # what this process trained last
 
 
-def train(run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk) -> TrainState:
+def train(
+    run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk
+) -> TrainState:
     global _last
     if not device.can_use_threads(run.threads) and run.precision != "exact":
         raise RunError(
-            f"TensorFlow has taken another number of threads than {run.threads}: it needs a process of its own"
+            f"TensorFlow has taken another number of threads than {run.threads}: it needs a "
+            f"process of its own"
         )
     with tf.device(device.resolve(run.device)):
         if _last is not None and _is_compiled_alike(run, _last[0]):
@@ -223,16 +270,23 @@ def train(run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: On
             model.connect(run, start, place)
             _last = run, model
         loader = _Loader(chunks, run.largest_chunk, run)
-        model.fit(loader.dataset(), epochs=1, verbose=0, shuffle=False, callbacks=[_AfterChunk(on_chunk, loader)])
+        model.fit(
+            loader.dataset(),
+            epochs=1,
+            verbose=0,
+            shuffle=False,
+            callbacks=[_AfterChunk(on_chunk, loader)],
+        )
         state = model.state()
     del model, loader
-    gc.collect()  # the iterator of a run that was stopped ends here; with the interpreter it would complain
+    # the iterator of a run that was stopped ends here; with the interpreter it would complain
+    gc.collect()
     return state
 
 
 def _is_compiled_alike(a: RunSpec, b: RunSpec) -> bool:
-    """They differ in nothing that a compiled function has in it: rates, hyperparameters with a schedule, the seed of the masks
-    and all of the state are variables."""
+    """They differ in nothing that a compiled function has in it: rates, hyperparameters with a
+    schedule, the seed of the masks and all of the state are variables."""
     return (
         _constants(a) == _constants(b)
         and (a.x is b.x if a.x is None or b.x is None else np.array_equal(a.x, b.x))
@@ -266,21 +320,28 @@ def native_model(model: ModelSpec, state: TrainState) -> keras.Model:
 
 
 def export(
-    model: ModelSpec, state: TrainState, path: Path, x_scaling: Scaling | None = None, y_scaling: Scaling | None = None
+    model: ModelSpec,
+    state: TrainState,
+    path: Path,
+    x_scaling: Scaling | None = None,
+    y_scaling: Scaling | None = None,
 ) -> None:
-    """A .keras file; keras.models.load_model(path) is the model. It takes raw rows and gives targets in the data's
-    units: around the network it scales in float64."""
+    """A .keras file; keras.models.load_model(path) is the model. It takes raw rows and gives
+    targets in the data's units: around the network it scales in float64."""
     network = native_model(model, state)
     if x_scaling or y_scaling:
         x = keras.Input(model.network.input_shape, dtype=model.dtype.name)
-        y = network(_rescaled(x, 1.0, -x_scaling.offset, 1 / x_scaling.scale, 0.0) if x_scaling else x)
+        y = network(
+            _rescaled(x, 1.0, -x_scaling.offset, 1 / x_scaling.scale, 0.0) if x_scaling else x
+        )
         y = _rescaled(y, y_scaling.scale, y_scaling.offset) if y_scaling else y
         network = keras.Model(x, keras.layers.Activation("linear", dtype=model.dtype.name)(y))
     network.save(path)
 
 
 def _rescaled(x: Any, *numbers: np.ndarray | float) -> Any:
-    """Stock layers x -> x scale + offset, of each scale and offset; arrays, since Keras makes lists float32."""
+    """Stock layers x -> x scale + offset, of each scale and offset; arrays, since Keras makes lists
+    float32."""
     for scale, offset in zip(numbers[::2], numbers[1::2], strict=True):
         x = keras.layers.Rescaling(scale, offset, dtype="float64")(x)
     return x
@@ -298,7 +359,10 @@ def _network(model: ModelSpec, place: layers.Place | None, kind: type[keras.Mode
 def _predict(network: keras.Model, model: ModelSpec, x: np.ndarray) -> np.ndarray:
     size = model.batch_size * 8
     function = _inference(network)
-    outputs = [tf.cast(function(tf.constant(x[i : i + size])), model.dtype).numpy() for i in range(0, len(x), size)]
+    outputs = [
+        tf.cast(function(tf.constant(x[i : i + size])), model.dtype).numpy()
+        for i in range(0, len(x), size)
+    ]
     return np.concatenate(outputs) if outputs else np.empty((0, *model.network.output_shape))
 
 
@@ -306,4 +370,6 @@ def _predict(network: keras.Model, model: ModelSpec, x: np.ndarray) -> np.ndarra
 def _inference(network: keras.Model) -> Any:
     """The forward pass of evaluation, traced once for any number of rows."""
     signature = [tf.TensorSpec(network.inputs[0].shape, network.inputs[0].dtype)]
-    return tf.function(lambda x: network(x, training=False), input_signature=signature, autograph=False)
+    return tf.function(
+        lambda x: network(x, training=False), input_signature=signature, autograph=False
+    )

@@ -1,4 +1,5 @@
-"""The losses in TensorFlow, from raw outputs; the mean over rows. z  # [B, C]; y  # labels [B] or targets [B, C]"""
+"""The losses in TensorFlow, from raw outputs; the mean over rows. z  # [B, C]; y  # labels [B] or
+targets [B, C]"""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,9 @@ def build(loss: Any) -> Callable[[Any, Any], Any]:
         case "cross_entropy":
             return lambda z, y: _cross_entropy(z, y, loss.label_smoothing)
         case "binary_cross_entropy":
-            return lambda z, y: tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=y, logits=z))
+            return lambda z, y: tf.reduce_mean(
+                tf.nn.sigmoid_cross_entropy_with_logits(labels=y, logits=z)
+            )
         case "mean_squared_error":
             return lambda z, y: tf.reduce_mean(tf.math.squared_difference(z, y))
         case "huber":

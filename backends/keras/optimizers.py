@@ -1,6 +1,8 @@
-"""The optimizers in Keras, in the form that runner/components/optimizers.py gives them, which is torch's.
+"""The optimizers in Keras, in the form that runner/components/optimizers.py gives them, which is
+torch's.
 
-Scalars are computed in float64 and rounded once to the variables' dtype: Keras's own casts go through float32.
+Scalars are computed in float64 and rounded once to the variables' dtype: Keras's own casts go
+through float32.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +21,8 @@ from runner.spec import RunSpec, Weights, rate_name
 
 @dataclass
 class _Memory:
-    """Keeps variables out of the sight of Keras's attribute tracking, which would list them twice."""
+    """Keeps variables out of the sight of Keras's attribute tracking, which would list them
+    twice."""
 
     names: list[str]
     groups: dict[str, Group]
@@ -28,7 +31,8 @@ class _Memory:
 
 
 class _Optimizer(keras.optimizers.Optimizer):
-    """Slots by their standard names, weight decay as the config means it, then the class's own `update`."""
+    """Slots by their standard names, weight decay as the config means it, then the class's own
+    `update`."""
 
     def __init__(
         self,
@@ -47,14 +51,21 @@ class _Optimizer(keras.optimizers.Optimizer):
             names=list(variables),
             groups={name: group for group in groups for name in group.names},
             slots={
-                slot: dict(zip(variables, self.add_optimizer_variables(native, slot), strict=True)) for slot in slots
+                slot: dict(zip(variables, self.add_optimizer_variables(native, slot), strict=True))
+                for slot in slots
             },
-            scalars={name: self.add_variable((), dtype="float64", name=name) for name in spec.scalars(0)},
+            scalars={
+                name: self.add_variable((), dtype="float64", name=name) for name in spec.scalars(0)
+            },
         )
 
     def hyper(self, name: str) -> Any:
         """A hyperparameter in force, in float64: a number, or of a scheduled one a tensor."""
-        return self._learning_rate.at(name, self.iterations) if name in self.scheduled else getattr(self.spec, name)
+        return (
+            self._learning_rate.at(name, self.iterations)
+            if name in self.scheduled
+            else getattr(self.spec, name)
+        )
 
     def load_slots(self, slots: Mapping[str, Weights], step: int) -> None:
         """Canonical slots, as if `step` updates had been made."""
@@ -68,11 +79,13 @@ class _Optimizer(keras.optimizers.Optimizer):
     def save_slots(self) -> dict[str, dict[str, np.ndarray]]:
         """Canonical copies."""
         return {
-            slot: {name: v.value.numpy() for name, v in values.items()} for slot, values in self.memory.slots.items()
+            slot: {name: v.value.numpy() for name, v in values.items()}
+            for slot, values in self.memory.slots.items()
         }
 
     def memories(self) -> list[Any]:
-        """The variables that an update changes, but for the count of updates and what follows from it alone."""
+        """The variables that an update changes, but for the count of updates and what follows from
+        it alone."""
         return [variable for slot in self.memory.slots.values() for variable in slot.values()]
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
@@ -80,7 +93,11 @@ class _Optimizer(keras.optimizers.Optimizer):
         group = self.memory.groups[name]
         if group.lr_factor != 1:
             learning_rate = self._learning_rate.at(rate_name(group.lr_factor), self.iterations)
-        p, g, lr = tf.convert_to_tensor(variable), tf.convert_to_tensor(gradient), tf.cast(learning_rate, tf.float64)
+        p, g, lr = (
+            tf.convert_to_tensor(variable),
+            tf.convert_to_tensor(gradient),
+            tf.cast(learning_rate, tf.float64),
+        )
         if s.decays and group.decay_factor:
             decay = self.hyper("weight_decay") * group.decay_factor
             if s.weight_decay_mode == "coupled":
@@ -114,8 +131,12 @@ class SGD(_Optimizer):
         s, step = self.spec, tf.cast(lr, p.dtype)
         if not s.momentum:
             return p - step * g
-        buffer = memory["momentum"].assign(memory["momentum"] * constant(self.hyper("momentum"), p) + g)
-        return p - step * (g + constant(self.hyper("momentum"), p) * buffer if s.nesterov else buffer)
+        buffer = memory["momentum"].assign(
+            memory["momentum"] * constant(self.hyper("momentum"), p) + g
+        )
+        return p - step * (
+            g + constant(self.hyper("momentum"), p) * buffer if s.nesterov else buffer
+        )
 
 
 class Adam(_Optimizer):
@@ -134,7 +155,9 @@ class Adamax(_Optimizer):
     def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
         s = self.spec
         m, u = _mean(memory["first_moment"], g, self.hyper("beta1")), memory["infinity_norm"]
-        u = u.assign(tf.maximum(u * constant(self.hyper("beta2"), p), tf.abs(g) + constant(s.eps, p)))
+        u = u.assign(
+            tf.maximum(u * constant(self.hyper("beta2"), p), tf.abs(g) + constant(s.eps, p))
+        )
         return p - tf.cast(lr / (1 - _power(self.hyper("beta1"), self.count)), p.dtype) * m / u
 
 
@@ -145,7 +168,9 @@ class NAdam(_Optimizer):
         v = _mean(memory["second_moment"], g * g, self.hyper("beta2"))
         mu, next_mu = self._mu(self.count), self._mu(self.count + 1)
         product = self.memory.scalars["mu_product"] * mu
-        root = tf.sqrt(v / tf.cast(1 - _power(self.hyper("beta2"), self.count), p.dtype)) + constant(s.eps, p)
+        root = tf.sqrt(
+            v / tf.cast(1 - _power(self.hyper("beta2"), self.count), p.dtype)
+        ) + constant(s.eps, p)
         p = p - tf.cast(lr * (1 - mu) / (1 - product), p.dtype) * g / root
         return p - tf.cast(lr * next_mu / (1 - product * next_mu), p.dtype) * m / root
 
@@ -168,7 +193,9 @@ class RMSprop(_Optimizer):
         d = g / (tf.sqrt(square) + constant(s.eps, p))
         if not s.momentum:
             return p - step * d
-        return p - step * memory["momentum"].assign(memory["momentum"] * constant(self.hyper("momentum"), p) + d)
+        return p - step * memory["momentum"].assign(
+            memory["momentum"] * constant(self.hyper("momentum"), p) + d
+        )
 
 
 class Adagrad(_Optimizer):
@@ -209,9 +236,11 @@ _OPTIMIZERS: dict[str, type[_Optimizer]] = {
 }
 
 
-def build(run: RunSpec, schedule: TableLR, variables: Mapping[str, Any], slots: Iterable[str]) -> _Optimizer:
-    """A Keras optimizer over canonical names -> variables, in the order of the model's trainable ones, each with the rate
-    and the weight decay of its group."""
+def build(
+    run: RunSpec, schedule: TableLR, variables: Mapping[str, Any], slots: Iterable[str]
+) -> _Optimizer:
+    """A Keras optimizer over canonical names -> variables, in the order of the model's trainable
+    ones, each with the rate and the weight decay of its group."""
     kind, spec = _OPTIMIZERS[run.optimizer.name], run.optimizer
     return kind(spec, schedule, variables, slots, run.groups, run.hyperparameters)
 

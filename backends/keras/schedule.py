@@ -10,8 +10,8 @@ from runner.spec import RunSpec, rate_name
 
 
 class TableLR(keras.optimizers.schedules.LearningRateSchedule):
-    """The rate of update t is rates[t], of a group lr_factor rates[t], cast once to the run's dtype; past the end the last
-    value holds.
+    """The rate of update t is rates[t], of a group lr_factor rates[t], cast once to the run's
+    dtype; past the end the last value holds.
 
     In variables: a large constant would be slow to trace.
     """

@@ -2,8 +2,9 @@
 
 import os
 
-# Read when torch is imported. Threads that have nothing to do sleep: by default they run idle for a while, and where
-# another process needs the core, each of thousands of small operations waits for its time slices.
+# Read when torch is imported. Threads that have nothing to do sleep: by default they run idle for a
+# while, and where another process needs the core, each of thousands of small operations waits for
+# its time slices.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from backends.lightning.device import can_use_threads, devices

@@ -36,4 +36,7 @@ def threads(num: int) -> Iterator[None]:
 def trainer_arguments(device: torch.device) -> dict[str, Any]:
     """The Trainer's own words for one device."""
     accelerator = {"cpu": "cpu", "cuda": "gpu", "mps": "mps"}[device.type]
-    return {"accelerator": accelerator, "devices": [device.index or 0] if device.type == "cuda" else 1}
+    return {
+        "accelerator": accelerator,
+        "devices": [device.index or 0] if device.type == "cuda" else 1,
+    }

@@ -1,4 +1,5 @@
-"""Exact mode in torch: the primitives of runner.exact, and the network and optimizer that the loop trains with them."""
+"""Exact mode in torch: the primitives of runner.exact, and the network and optimizer that the loop
+trains with them."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +28,8 @@ _SLICE = 1 << 15  # elements that an optimizer works on at a time: what stays in
 
 
 class Torch:
-    """The primitives on one device. On the CPU a scalar is a Python number: two reads cost less than six kernels."""
+    """The primitives on one device. On the CPU a scalar is a Python number: two reads cost less
+    than six kernels."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.on_cpu = device, device.type == "cpu"
@@ -49,7 +51,8 @@ class Torch:
 
     def grid(self, x: Tensor, bits: int, per_row: bool = False) -> tuple[Tensor, Any]:
         if self.on_cpu and not per_row:
-            low, high = torch.aminmax(x if x.is_contiguous() else x.movedim(-1, 0))  # as it lies in memory
+            # as it lies in memory
+            low, high = torch.aminmax(x if x.is_contiguous() else x.movedim(-1, 0))
             largest = max(-low.item(), high.item(), 2.0**-200)
             if not math.isfinite(largest):
                 raise RunError("a value is not finite: an update went beyond the range of float32")
@@ -61,7 +64,9 @@ class Torch:
         return (x * (2.0 ** (bits - 1) / power)).round_(), power * 2.0 ** (1 - bits)
 
     def plus(self, a: Tensor, b: Tensor, scale: Any) -> Tensor:
-        return torch.add(a, b, alpha=scale) if isinstance(scale, float) else torch.addcmul(a, b, scale)
+        return (
+            torch.add(a, b, alpha=scale) if isinstance(scale, float) else torch.addcmul(a, b, scale)
+        )
 
     def sqrt(self, x: Tensor) -> Tensor:
         return torch.sqrt(x)
@@ -85,7 +90,8 @@ class Torch:
         return x.amax(-1, keepdim=True)
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
-        if a.ndim == 2 and a.shape[0] >= 4 * b.shape[1]:  # MKL's fast way is the one with the long axis last
+        # MKL's fast way is the one with the long axis last
+        if a.ndim == 2 and a.shape[0] >= 4 * b.shape[1]:
             return (b.t() @ a.t()).t()
         return a @ b
 
@@ -120,12 +126,19 @@ class Torch:
         pixels[-1] = 0.0
         return pixels.index_select(0, self._windows[key]).view(-1, size * size * channels)
 
-    def fold(self, parts: Sequence[Tensor], size: int, stride: int, shape: tuple[int, int]) -> Tensor:
+    def fold(
+        self, parts: Sequence[Tensor], size: int, stride: int, shape: tuple[int, int]
+    ) -> Tensor:
         num, height, width, channels = parts[0].shape
-        whole = parts[0].new_zeros((channels, num, *shape)).movedim(0, -1)  # as products and what follows them lie
+        # as products and what follows them lie
+        whole = parts[0].new_zeros((channels, num, *shape)).movedim(0, -1)
         for i, part in enumerate(parts):
             a, b = divmod(i, size)
-            whole[:, a : a + stride * (height - 1) + 1 : stride, b : b + stride * (width - 1) + 1 : stride] += part
+            whole[
+                :,
+                a : a + stride * (height - 1) + 1 : stride,
+                b : b + stride * (width - 1) + 1 : stride,
+            ] += part
         return whole
 
     def power(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,26 +162,47 @@ class Torch:
             self._eyes[num] = torch.eye(num, dtype=torch.float64, device=self.device)
         return self._eyes[num][labels]
 
-    def keep(self, x: Tensor, rate: float, seed: int, layer_index: int, step: int, micro_batch: int) -> Tensor:
-        return layers.keep(x.shape, rate, layer_key(seed, layer_index), step, micro_batch, self.device)
+    def keep(
+        self, x: Tensor, rate: float, seed: int, layer_index: int, step: int, micro_batch: int
+    ) -> Tensor:
+        return layers.keep(
+            x.shape, rate, layer_key(seed, layer_index), step, micro_batch, self.device
+        )
 
 
 def _windows(images: Sequence[int], size: int, stride: int, pads: Pads) -> np.ndarray:
-    """Which pixel of all [N, H, W] stands at each place of each window, in the order of `patches`; the border is one more."""
+    """Which pixel of all [N, H, W] stands at each place of each window, in the order of `patches`;
+    the border is one more."""
     num = math.prod(images)
-    places = np.pad(np.arange(num, dtype=np.int32).reshape(images), ((0, 0), *pads), constant_values=num)
-    windows = np.lib.stride_tricks.sliding_window_view(places, (size, size), (1, 2))[:, ::stride, ::stride]
+    places = np.pad(
+        np.arange(num, dtype=np.int32).reshape(images), ((0, 0), *pads), constant_values=num
+    )
+    windows = np.lib.stride_tricks.sliding_window_view(places, (size, size), (1, 2))[
+        :, ::stride, ::stride
+    ]
     return np.ascontiguousarray(windows).reshape(-1)
 
 
 class Network(nn.Module):
-    """All weights as one vector of float64, and the running statistics; forward = evaluation, every row by itself."""
+    """All weights as one vector of float64, and the running statistics; forward = evaluation, every
+    row by itself."""
 
-    def __init__(self, model: ModelSpec, state: TrainState, where: torch.device, groups: Sequence[Group] = ()) -> None:
+    def __init__(
+        self, model: ModelSpec, state: TrainState, where: torch.device, groups: Sequence[Group] = ()
+    ) -> None:
         super().__init__()
-        self.nodes, self.layout, self.o = model.network.nodes, Layout.of(model.network, groups), Torch(where)
-        self.weights = nn.Parameter(self.o.r(self.o.constant(self.layout.pack(state.weights))), requires_grad=False)
-        self.statistics = {name: self.o.r(self.o.constant(v.astype(np.float64))) for name, v in state.buffers.items()}
+        self.nodes, self.layout, self.o = (
+            model.network.nodes,
+            Layout.of(model.network, groups),
+            Torch(where),
+        )
+        self.weights = nn.Parameter(
+            self.o.r(self.o.constant(self.layout.pack(state.weights))), requires_grad=False
+        )
+        self.statistics = {
+            name: self.o.r(self.o.constant(v.astype(np.float64)))
+            for name, v in state.buffers.items()
+        }
 
         self._views: tuple[int, dict[str, Tensor]] = (0, {})
 
@@ -185,8 +219,8 @@ class Network(nn.Module):
 
 
 class Optimizer(torch.optim.Optimizer):
-    """Any optimizer of the config on the vector of all weights, of which each group has a part; its state holds the slots by
-    their standard names."""
+    """Any optimizer of the config on the vector of all weights, of which each group has a part; its
+    state holds the slots by their standard names."""
 
     def __init__(self, run: RunSpec, network: Network, start: TrainState) -> None:
         parts, hyper = network.layout.parts, hyperparameters(run.optimizer)
@@ -204,16 +238,21 @@ class Optimizer(torch.optim.Optimizer):
         self.tables = optimizers.tables(run.optimizer, len(run.rates), run.hyperparameters)
         self.num_updates = start.step
         o, layout = network.o, network.layout
-        self.slots = {slot: o.r(o.constant(layout.pack(values))) for slot, values in start.slots.items()}
+        self.slots = {
+            slot: o.r(o.constant(layout.pack(values))) for slot, values in start.slots.items()
+        }
         for group, (_, part) in zip(self.param_groups, parts, strict=True):
-            self.state[group["params"][0]] = {slot: value[part] for slot, value in self.slots.items()}
+            self.state[group["params"][0]] = {
+                slot: value[part] for slot, value in self.slots.items()
+            }
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         self.apply()
 
     def apply(self) -> None:
-        """One update, without what torch wraps around `step`; the caller has switched autograd off."""
+        """One update, without what torch wraps around `step`; the caller has switched autograd
+        off."""
         gradients: Any = self.network.weights.grad
         h = optimizers.InForce(
             self.network.o,
@@ -227,7 +266,9 @@ class Optimizer(torch.optim.Optimizer):
             for begin in range(0, len(weights), _SLICE):
                 few = slice(begin, begin + _SLICE)
                 before = {slot: value[few] for slot, value in slots.items()}
-                weights[few], after = optimizers.update(h, weights[few], g[few], before, own["lr"], group)
+                weights[few], after = optimizers.update(
+                    h, weights[few], g[few], before, own["lr"], group
+                )
                 for slot, value in after.items():
                     slots[slot][few] = value
         self.num_updates += 1
@@ -247,17 +288,28 @@ class Work:
         self.x, self.y = o.r(o.constant(run.x.astype(np.float64))), o.constant(run.y)
         if run.loss.name != "cross_entropy":
             self.y = o.r(self.y.double())
-        self._done: list[list[tuple[Tensor, Tensor]]] = []  # outputs and targets since the losses were last asked for
+        # outputs and targets since the losses were last asked for
+        self._done: list[list[tuple[Tensor, Tensor]]] = []
 
     def _outcome(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         o = self.network.o
         return [tensor.cpu().numpy() for tensor in self_test.outcome(o, *map(o.constant, inputs))]
 
     @torch.inference_mode()
-    def update(self, step: int, batches: Sequence[tuple[Tensor, Tensor]], num_rows: int) -> list[Tensor]:
+    def update(
+        self, step: int, batches: Sequence[tuple[Tensor, Tensor]], num_rows: int
+    ) -> list[Tensor]:
         n = self.network
         n.weights.grad, n.statistics, outputs = gradient.gradient(
-            n.o, self.run, n.layout, n.values(), n.statistics, batches, num_rows, self.run.seed, step
+            n.o,
+            self.run,
+            n.layout,
+            n.values(),
+            n.statistics,
+            batches,
+            num_rows,
+            self.run.seed,
+            step,
         )
         self.optimizer.apply()
         self._done.append([(z, y) for z, (_, y) in zip(outputs, batches, strict=True)])
@@ -266,7 +318,8 @@ class Work:
     @torch.inference_mode()
     def losses(self) -> Tensor:
         """All at once: what is only reported need not be computed update by update."""
-        each = [zip(*parts, strict=True) for parts in zip(*self._done, strict=True)]  # by micro-batch: outputs, targets
+        # by micro-batch: outputs, targets
+        each = [zip(*parts, strict=True) for parts in zip(*self._done, strict=True)]
         batches = [(torch.cat(z), torch.cat(y)) for z, y in each]
         num_steps, self._done = len(self._done), []
         return gradient.losses(self.network.o, self.run, batches, num_steps).float()
@@ -278,6 +331,9 @@ class Work:
         return TrainState(
             step,
             n.layout.unpack(weights),
-            {slot: n.layout.unpack(value.cpu().numpy()) for slot, value in self.optimizer.slots.items()},
+            {
+                slot: n.layout.unpack(value.cpu().numpy())
+                for slot, value in self.optimizer.slots.items()
+            },
             {name: value.float().cpu().numpy() for name, value in n.statistics.items()},
         )

@@ -1,9 +1,11 @@
-"""pytorch_lightning, imported without what it does not use. Keras's room has no counterpart: TensorFlow's start is its own.
+"""pytorch_lightning, imported without what it does not use. Keras's room has no counterpart:
+TensorFlow's start is its own.
 
-pytorch_lightning uses `Metric` and `MetricCollection` of torchmetrics, whose `__init__` imports every metric there is with
-what those need (scipy.signal, and transformers where it is installed): the larger half of the time that the import takes.
-Here the package first has these two alone. Its own `__init__` runs as soon as anything else of it is asked for, so nothing
-is missing, in this process or in code that shares it.
+pytorch_lightning uses `Metric` and `MetricCollection` of torchmetrics, whose `__init__` imports
+every metric there is with what those need (scipy.signal, and transformers where it is installed):
+the larger half of the time that the import takes. Here the package first has these two alone. Its
+own `__init__` runs as soon as anything else of it is asked for, so nothing is missing, in this
+process or in code that shares it.
 """
 
 import importlib
@@ -38,7 +40,10 @@ def _lean_torchmetrics() -> None:
     sys.modules["torchmetrics"] = lazy
     parts = {name: importlib.import_module(f"torchmetrics.{name}") for name in _IN_ORDER}
     lazy.__version__ = parts["__about__"].__version__
-    lazy.Metric, lazy.MetricCollection = parts["metric"].Metric, parts["collections"].MetricCollection
+    lazy.Metric, lazy.MetricCollection = (
+        parts["metric"].Metric,
+        parts["collections"].MetricCollection,
+    )
 
 
 _lean_torchmetrics()

@@ -1,4 +1,5 @@
-"""The layer vocabulary as torch.nn. Inside, images are [B, C, H, W]; a model takes and gives canonical [B, H, W, C]."""
+"""The layer vocabulary as torch.nn. Inside, images are [B, C, H, W]; a model takes and gives
+canonical [B, H, W, C]."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,12 @@ from runner.spec import TrainState
 _NAMES = {
     "dense": {"kernel": "weight", "bias": "bias"},
     "conv2d": {"kernel": "weight", "bias": "bias"},
-    "batch_norm": {"scale": "weight", "offset": "bias", "mean": "running_mean", "variance": "running_var"},
+    "batch_norm": {
+        "scale": "weight",
+        "offset": "bias",
+        "mean": "running_mean",
+        "variance": "running_var",
+    },
     "layer_norm": {"scale": "weight", "offset": "bias"},
     "position_embedding": {"embedding": "weight"},
     "attention": {name: name for name in ("query", "key", "value", "output")},
@@ -39,7 +45,10 @@ class Network(nn.Module):
     def __init__(self, network: spec.Network, place: Place | None = None) -> None:
         super().__init__()
         self.body = _sequence(network.nodes, place)
-        self.image_in, self.image_out = len(network.input_shape) == 3, len(network.output_shape) == 3
+        self.image_in, self.image_out = (
+            len(network.input_shape) == 3,
+            len(network.output_shape) == 3,
+        )
 
     def forward(self, x: Tensor) -> Tensor:  # x  # [B, *input_shape] -> [B, *output_shape]
         return self.around(self.body, x)
@@ -54,13 +63,16 @@ class Network(nn.Module):
         return {
             f"{name.rpartition('.')[2]}/{canonical}": getattr(module, native)
             for name, module in self.named_modules()
-            for canonical, native in _NAMES.get(name.rpartition(".")[2].rpartition("_")[0], {}).items()
+            for canonical, native in _NAMES.get(
+                name.rpartition(".")[2].rpartition("_")[0], {}
+            ).items()
             if getattr(module, native) is not None
         }
 
 
 def direct(model: Network) -> Callable[[Tensor], Tensor]:
-    """model.forward past nn.Module.__call__, whose look for hooks takes as long as a small layer."""
+    """model.forward past nn.Module.__call__, whose look for hooks takes as long as a small
+    layer."""
     calls = [module.forward for module in model.body]
 
     def body(x: Tensor) -> Tensor:
@@ -72,7 +84,8 @@ def direct(model: Network) -> Callable[[Tensor], Tensor]:
 
 
 def compiled(function: Callable[..., Any], model: nn.Module) -> Callable[..., Any]:
-    """By torch.compile, for each shape anew; dropout masks, which differ by Python numbers every step, stay outside."""
+    """By torch.compile, for each shape anew; dropout masks, which differ by Python numbers every
+    step, stay outside."""
     for module in model.modules():
         if isinstance(module, Dropout):
             module.keep = torch.compiler.disable(module.keep)  # type: ignore[method-assign]
@@ -104,7 +117,9 @@ def from_canonical(value: np.ndarray) -> Tensor:
 def to_canonical(tensor: Tensor) -> np.ndarray:
     """The inverse of from_canonical, as a copy."""
     axes = _CANONICAL.get(tensor.ndim, tuple(range(tensor.ndim)))
-    value: np.ndarray = tensor.detach().permute(axes).clone(memory_format=torch.contiguous_format).cpu().numpy()
+    value: np.ndarray = (
+        tensor.detach().permute(axes).clone(memory_format=torch.contiguous_format).cpu().numpy()
+    )
     return value
 
 
@@ -112,12 +127,15 @@ def _pads(node: spec.Node, window: int) -> list[int]:
     """What F.pad takes for `padding: same`: low and high of the width, then of the height."""
     if node.spec.padding == "valid":
         return [0, 0, 0, 0]
-    height, width = (spec.padding_same(size, window, node.spec.stride) for size in node.input_shape[:2])
+    height, width = (
+        spec.padding_same(size, window, node.spec.stride) for size in node.input_shape[:2]
+    )
     return [*width, *height]
 
 
 class _Conv2d(nn.Conv2d):
-    """With the padding that torch's own argument cannot say: one more row or column on the high side."""
+    """With the padding that torch's own argument cannot say: one more row or column on the high
+    side."""
 
     pads: list[int]
 
@@ -162,7 +180,9 @@ class _AveragePoolSame(nn.Module):
         self.pads = _pads(node, node.spec.pool_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pool(F.pad(x, self.pads)) / self.pool(F.pad(torch.ones_like(x[:1, :1]), self.pads))
+        return self.pool(F.pad(x, self.pads)) / self.pool(
+            F.pad(torch.ones_like(x[:1, :1]), self.pads)
+        )
 
 
 class _GlobalAveragePool(nn.Module):
@@ -191,14 +211,22 @@ class _BatchNorm1d(nn.BatchNorm1d):
     """Over the features of a sequence too, which torch wants on axis 1."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.transpose(1, 2)).transpose(1, 2) if x.ndim == 3 else super().forward(x)
+        return (
+            super().forward(x.transpose(1, 2)).transpose(1, 2)
+            if x.ndim == 3
+            else super().forward(x)
+        )
 
 
 class _LayerNorm(nn.LayerNorm):
     """Over the channels of an image too, which torch keeps on axis 1."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if x.ndim == 4 else super().forward(x)
+        return (
+            super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            if x.ndim == 4
+            else super().forward(x)
+        )
 
 
 class _PositionEmbedding(nn.Module):
@@ -233,7 +261,8 @@ class _Attention(nn.Module):
 
 
 class Dropout(nn.Module):
-    """The masks of runner.random.keep, drawn on the device; without a place (a native export) it never acts."""
+    """The masks of runner.random.keep, drawn on the device; without a place (a native export) it
+    never acts."""
 
     def __init__(self, rate: float, index: int, place: Place) -> None:
         super().__init__()
@@ -245,12 +274,15 @@ class Dropout(nn.Module):
         return x * (self.keep(x) * (1 / (1 - self.rate))).to(x.dtype)
 
     def keep(self, x: Tensor) -> Tensor:
-        shape = (x.shape[0], *x.shape[2:], x.shape[1]) if x.ndim == 4 else x.shape  # masks are canonical
+        # masks are canonical
+        shape = (x.shape[0], *x.shape[2:], x.shape[1]) if x.ndim == 4 else x.shape
         mask = keep(shape, self.rate, self.key, self.place.step, self.place.micro_batch, x.device)
         return mask.permute(0, 3, 1, 2) if x.ndim == 4 else mask
 
 
-def keep(shape: Sequence[int], rate: float, key: int, step: int, micro_batch: int, where: torch.device) -> Tensor:
+def keep(
+    shape: Sequence[int], rate: float, key: int, step: int, micro_batch: int, where: torch.device
+) -> Tensor:
     """runner.random.keep in a shape, on a device."""
     k = mix(mix(key + step) + micro_batch)
     i = torch.arange(math.prod(shape), device=where)
@@ -302,7 +334,11 @@ def _build(node: spec.Node, place: Place | None) -> nn.Module:
         case "max_pool":
             return _max_pool(node)
         case "average_pool":
-            return _AveragePoolSame(node) if s.padding == "same" else nn.AvgPool2d(s.pool_size, s.stride)
+            return (
+                _AveragePoolSame(node)
+                if s.padding == "same"
+                else nn.AvgPool2d(s.pool_size, s.stride)
+            )
         case "global_average_pool":
             return _GlobalAveragePool()
         case "flatten":

@@ -1,4 +1,5 @@
-"""Training in chunks: K updates in one `training_step` of a LightningModule, under a Lightning Trainer.
+"""Training in chunks: K updates in one `training_step` of a LightningModule, under a Lightning
+Trainer.
 
 Legend of shapes: K updates, A micro-batches an update, B rows each, n = all rows of a chunk.
 """
@@ -44,7 +45,9 @@ class _Native:
         self.buffer_names, self.slot_names = list(start.buffers), list(start.slots)
         self.loss = losses.build(run.loss)
         self.call = layers.direct(self.network)
-        self.forward = layers.compiled(self._forward, self.network) if run.compile else self._forward
+        self.forward = (
+            layers.compiled(self._forward, self.network) if run.compile else self._forward
+        )
         self.compile_seconds, self._compiled_for = 0.0, set[torch.Size]()
         self.one = torch.ones((), dtype=dtype, device=where)
         self.x = None if run.x is None else torch.from_numpy(run.x).to(where)
@@ -60,13 +63,17 @@ class _Native:
         z = self.call(x)
         return z, self.loss(z, y)
 
-    def update(self, step: int, batches: Sequence[tuple[Tensor, Tensor]], num_rows: int) -> list[Tensor]:
+    def update(
+        self, step: int, batches: Sequence[tuple[Tensor, Tensor]], num_rows: int
+    ) -> list[Tensor]:
         """One update from its micro-batches of num_rows rows; the outputs of each."""
         outputs = []
         self.place.step, self.place.micro_batch = step, 0
         for flat in self.flats:
             flat.forget()
-        before = [buffer.clone() for buffer in self.network.buffers()] if self.run.skip_nonfinite else []
+        before = (
+            [buffer.clone() for buffer in self.network.buffers()] if self.run.skip_nonfinite else []
+        )
         shares = []
         for x, y in batches:
             began = time.perf_counter()
@@ -88,7 +95,9 @@ class _Native:
             optimizers.pass_over(self.optimizer)
             return outputs
         if self.run.gradient_clip_norm is not None:
-            optimizers.clip_by_global_norm([flat.gradient for flat in self.flats], self.run.gradient_clip_norm)
+            optimizers.clip_by_global_norm(
+                [flat.gradient for flat in self.flats], self.run.gradient_clip_norm
+            )
         self.apply()
         return outputs
 
@@ -98,13 +107,18 @@ class _Native:
         return totals
 
     def state(self, step: int) -> TrainState:
-        slots = optimizers.save_slots(self.run.optimizer, self.optimizer, self.flats, self.slot_names)
-        weights, buffers = (layers.save(self.network, names) for names in (list(self.weights), self.buffer_names))
+        slots = optimizers.save_slots(
+            self.run.optimizer, self.optimizer, self.flats, self.slot_names
+        )
+        weights, buffers = (
+            layers.save(self.network, names) for names in (list(self.weights), self.buffer_names)
+        )
         return TrainState(step, weights, slots, buffers)
 
 
 def _backward(loss: Tensor, one: Tensor) -> None:
-    """loss.backward(), without what it looks at before it calls the engine: a fifth of the pass of a small network."""
+    """loss.backward(), without what it looks at before it calls the engine: a fifth of the pass of
+    a small network."""
     torch.autograd.Variable._execution_engine.run_backward(
         (loss,), (one,), False, False, (), allow_unreachable=True, accumulate_grad=True
     )
@@ -130,7 +144,11 @@ class Module(pl.LightningModule):
         applied, outputs = [], []
         where, resident = work.y.device, chunk.x is None
         blocks = [torch.from_numpy(block).to(where) for block in chunk.blocks]
-        given = [work.x[b] for b in blocks] if resident else [torch.from_numpy(x).to(where) for x in chunk.given()]
+        given = (
+            [work.x[b] for b in blocks]
+            if resident
+            else [torch.from_numpy(x).to(where) for x in chunk.given()]
+        )
         # pairs of x  # [B, ...] and y, K * A of each block, which is gathered at once
         data = [
             [*zip(x.flatten(0, 1).unbind(), work.y[block].flatten(0, 1).unbind(), strict=True)]
@@ -153,7 +171,8 @@ class Module(pl.LightningModule):
         work.compile_seconds = 0.0
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """The Trainer's call before the first update. The gradients stay where they are: the optimizer looks there."""
+        """The Trainer's call before the first update. The gradients stay where they are: the
+        optimizer looks there."""
         super().zero_grad(set_to_none=False)
 
     def _count(self, num_steps: int) -> None:
@@ -179,7 +198,9 @@ class _AfterChunk(pl.Callback):
     def __init__(self, on_chunk: OnChunk) -> None:
         self.on_chunk = on_chunk
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         trainer.should_stop = not self.on_chunk(batch, module.report, module)
 
 
@@ -195,8 +216,9 @@ class _Loader:
 
 @contextmanager
 def _subnormals_flushed() -> Iterator[None]:
-    """Below the smallest normal number arithmetic gives 0, as TensorFlow's does by itself. What is left of the moments of a
-    weight without gradients would stay there for ever, and the processor takes tens of times as long for it."""
+    """Below the smallest normal number arithmetic gives 0, as TensorFlow's does by itself. What is
+    left of the moments of a weight without gradients would stay there for ever, and the processor
+    takes tens of times as long for it."""
     kept = bool(torch.tensor(5e-324, dtype=torch.float64) * 1 > 0)
     torch.set_flush_denormal(True)
     try:
@@ -207,7 +229,8 @@ def _subnormals_flushed() -> Iterator[None]:
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """Lightning's logger says at INFO which devices there are and which other products to install."""
+    """Lightning's logger says at INFO which devices there are and which other products to
+    install."""
     logger = logging.getLogger(pl.__name__)
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -219,7 +242,9 @@ def _without_advice() -> Iterator[None]:
 
 @_subnormals_flushed()
 @_without_advice()
-def train(run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk) -> TrainState:
+def train(
+    run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk
+) -> TrainState:
     where = device.resolve(run.device)
     module = Module(run, start, where)
     trainer = pl.Trainer(
@@ -232,7 +257,8 @@ def train(run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: On
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    # SIGTERM is the runner's, as in Keras: it saves between two chunks. Lightning's handler would end the process.
+    # SIGTERM is the runner's, as in Keras: it saves between two chunks. Lightning's handler would
+    # end the process.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     with device.threads(run.threads):
         trainer.fit(module, _Loader(chunks))
@@ -249,14 +275,21 @@ def native_model(model: ModelSpec, state: TrainState) -> nn.Module:
 
 
 def export(
-    model: ModelSpec, state: TrainState, path: Path, x_scaling: Scaling | None = None, y_scaling: Scaling | None = None
+    model: ModelSpec,
+    state: TrainState,
+    path: Path,
+    x_scaling: Scaling | None = None,
+    y_scaling: Scaling | None = None,
 ) -> None:
-    """A torch.export program with any number of rows; torch.export.load(path).module() is the model. It takes raw rows and
-    gives targets in the data's units: around the network it scales in float64."""
+    """A torch.export program with any number of rows; torch.export.load(path).module() is the
+    model. It takes raw rows and gives targets in the data's units: around the network it scales in
+    float64."""
     network = native_model(model, state)
     if x_scaling or y_scaling:
         network = _Raw(network, x_scaling, y_scaling)
-    example = torch.zeros(2, *model.network.input_shape, dtype=torch.from_numpy(np.empty(0, model.dtype)).dtype)
+    example = torch.zeros(
+        2, *model.network.input_shape, dtype=torch.from_numpy(np.empty(0, model.dtype)).dtype
+    )
     rows = {"x": {0: torch.export.Dim("rows", min=1)}}
     content = io.BytesIO()  # where a disk is full, torch's own writer ends the process
     torch.export.save(torch.export.export(network, (example,), dynamic_shapes=rows), content)

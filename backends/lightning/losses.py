@@ -1,4 +1,5 @@
-"""The losses in torch, from raw outputs; the mean over rows. z  # [B, C]; y  # labels [B] or targets [B, C]"""
+"""The losses in torch, from raw outputs; the mean over rows. z  # [B, C]; y  # labels [B] or
+targets [B, C]"""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,5 @@
-"""The optimizers in torch: the stock classes, whose meaning runner/components/optimizers.py takes, and Lion."""
+"""The optimizers in torch: the stock classes, whose meaning runner/components/optimizers.py takes,
+and Lion."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,9 @@ from runner.spec import Weights
 class Lion(Optimizer):
     """torch has none. p -= lr sign(beta1 m + (1 - beta1) g); then m = beta2 m + (1 - beta2) g."""
 
-    def __init__(self, params: Any, lr: float, betas: tuple[float, float], weight_decay: float) -> None:
+    def __init__(
+        self, params: Any, lr: float, betas: tuple[float, float], weight_decay: float
+    ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -31,9 +34,10 @@ class Lion(Optimizer):
 
 
 class Flat:
-    """Small parameters as views of one buffer and their gradients as views of another, so that one kernel updates them all.
-    Every update here is elementwise: each number comes out as it would from a parameter of its own. A large parameter is
-    a buffer of its own, and its gradient what the backward pass made: there copying costs more than calling."""
+    """Small parameters as views of one buffer and their gradients as views of another, so that one
+    kernel updates them all. Every update here is elementwise: each number comes out as it would
+    from a parameter of its own. A large parameter is a buffer of its own, and its gradient what the
+    backward pass made: there copying costs more than calling."""
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         self._parameters, first = parameters, next(iter(parameters.values()))
@@ -76,7 +80,9 @@ def flatten(parameters: Mapping[str, Tensor], groups: Iterable[Group]) -> list[l
     """The buffers of each group of weights with a rate and weight decay of its own."""
     made = []
     for group in groups:
-        small = {name: parameters[name] for name in group.names if parameters[name].numel() < _LARGE}
+        small = {
+            name: parameters[name] for name in group.names if parameters[name].numel() < _LARGE
+        }
         large = [Flat({name: parameters[name]}) for name in group.names if name not in small]
         made.append([*([Flat(small)] if small else []), *large])
     return made
@@ -85,16 +91,25 @@ def flatten(parameters: Mapping[str, Tensor], groups: Iterable[Group]) -> list[l
 # optimizer -> slot -> where torch keeps it
 _STATE = {
     "sgd": {"momentum": "momentum_buffer"},
-    "adam": {"first_moment": "exp_avg", "second_moment": "exp_avg_sq", "max_second_moment": "max_exp_avg_sq"},
+    "adam": {
+        "first_moment": "exp_avg",
+        "second_moment": "exp_avg_sq",
+        "max_second_moment": "max_exp_avg_sq",
+    },
     "adamax": {"first_moment": "exp_avg", "infinity_norm": "exp_inf"},
     "nadam": {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"},
-    "rmsprop": {"square_average": "square_avg", "gradient_average": "grad_avg", "momentum": "momentum_buffer"},
+    "rmsprop": {
+        "square_average": "square_avg",
+        "gradient_average": "grad_avg",
+        "momentum": "momentum_buffer",
+    },
     "adagrad": {"accumulator": "sum"},
     "adadelta": {"square_average": "square_avg", "delta_average": "acc_delta"},
     "lion": {"first_moment": "exp_avg"},
 }
 _STATE["adamw"] = _STATE["adam"]
-_COUNTS = {"adam", "adamw", "adamax", "nadam", "rmsprop", "adagrad", "adadelta"}  # those whose state has a `step`
+# those whose state has a `step`
+_COUNTS = {"adam", "adamw", "adamax", "nadam", "rmsprop", "adagrad", "adadelta"}
 
 
 def build(spec: Any, flats: Iterable[Sequence[Flat]], groups: Iterable[Group]) -> Optimizer:
@@ -105,7 +120,8 @@ def build(spec: Any, flats: Iterable[Sequence[Flat]], groups: Iterable[Group]) -
             "params": [flat.buffer for flat in own],
             "lr_factor": group.lr_factor,
             "decay_factor": group.decay_factor,
-            "decays_by": "weight_decay" if native else "shrinks",  # the key of the group that says how much
+            # the key of the group that says how much
+            "decays_by": "weight_decay" if native else "shrinks",
             "weight_decay": spec.weight_decay * group.decay_factor if native else 0.0,
             "shrinks": 0.0 if native else spec.weight_decay * group.decay_factor,
         }
@@ -119,7 +135,8 @@ def build(spec: Any, flats: Iterable[Sequence[Flat]], groups: Iterable[Group]) -
 
 @torch.no_grad()
 def _shrink(optimizer: Optimizer, *_: Any) -> None:
-    """Decoupled weight decay before the update, for the classes that have none: p *= 1 - lr lambda."""
+    """Decoupled weight decay before the update, for the classes that have none: p *= 1 - lr
+    lambda."""
     for group in optimizer.param_groups:
         if group["shrinks"] and group["params"]:
             torch._foreach_mul_(group["params"], 1 - group["lr"] * group["shrinks"])
@@ -142,7 +159,9 @@ _OPTIMIZERS: dict[str, Any] = {
     ),
     "adam": _adam,
     "adamw": _adam,
-    "adamax": lambda s, groups: torch.optim.Adamax(groups, lr=s.lr, betas=(s.beta1, s.beta2), eps=s.eps),
+    "adamax": lambda s, groups: torch.optim.Adamax(
+        groups, lr=s.lr, betas=(s.beta1, s.beta2), eps=s.eps
+    ),
     "nadam": lambda s, groups: torch.optim.NAdam(
         groups,
         lr=s.lr,
@@ -154,13 +173,17 @@ _OPTIMIZERS: dict[str, Any] = {
     "rmsprop": lambda s, groups: torch.optim.RMSprop(
         groups, lr=s.lr, alpha=s.rho, eps=s.eps, momentum=s.momentum, centered=s.centered
     ),
-    "adagrad": lambda s, groups: torch.optim.Adagrad(groups, lr=s.lr, eps=s.eps, fused=_fused(groups)),
+    "adagrad": lambda s, groups: torch.optim.Adagrad(
+        groups, lr=s.lr, eps=s.eps, fused=_fused(groups)
+    ),
     "adadelta": lambda s, groups: torch.optim.Adadelta(groups, lr=s.lr, rho=s.rho, eps=s.eps),
     "lion": lambda s, groups: Lion(groups, lr=s.lr, betas=(s.beta1, s.beta2), weight_decay=0.0),
 }
 
 
-def load_slots(spec: Any, optimizer: Optimizer, flats: Iterable[Flat], slots: Mapping[str, Weights], step: int) -> None:
+def load_slots(
+    spec: Any, optimizer: Optimizer, flats: Iterable[Flat], slots: Mapping[str, Weights], step: int
+) -> None:
     """Canonical slots into the optimizer's state, as if it had made `step` updates."""
     for flat in flats:
         state = {}
@@ -183,23 +206,28 @@ def save_slots(
         slot: {
             name: to_canonical(view)
             for flat in flats
-            for name, view in flat.views(optimizer.state[flat.buffer][_STATE[spec.name][slot]]).items()
+            for name, view in flat.views(
+                optimizer.state[flat.buffer][_STATE[spec.name][slot]]
+            ).items()
         }
         for slot in slots
     }
 
 
 def update(spec: Any, optimizer: Optimizer) -> Callable[[], Any]:
-    """What applies the gradients: `step`, or for the commonest on the CPU the kernels that a fused `step` ends in. Around
-    them `step` looks at its groups and tensors anew each time, which takes longer than they do."""
+    """What applies the gradients: `step`, or for the commonest on the CPU the kernels that a fused
+    `step` ends in. Around them `step` looks at its groups and tensors anew each time, which takes
+    longer than they do."""
     groups = optimizer.param_groups
     on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
     if not (on_cpu and all(group.get("fused") for group in groups)):
         return optimizer.step
-    groups = [group for group in groups if group["params"]]  # the first one has the rate eta(t) and may be empty
+    # the first one has the rate eta(t) and may be empty
+    groups = [group for group in groups if group["params"]]
     if spec.name in ("adam", "adamw"):
         return _fused_adam(groups, optimizer.state)
-    shrinks = spec.decays and groups[0]["decays_by"] == "shrinks"  # by a hook, which goes before a `step`
+    # by a hook, which goes before a `step`
+    shrinks = spec.decays and groups[0]["decays_by"] == "shrinks"
     if spec.name == "sgd" and not shrinks:
         return _fused_sgd(groups, optimizer.state)
     return optimizer.step
@@ -230,7 +258,11 @@ def _fused_adam(groups: list[dict[str, Any]], states: Mapping[Tensor, Any]) -> C
         own = [states[p] for p in group["params"]]
         kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
         largest = [state["max_exp_avg_sq"] for state in own] if group["amsgrad"] else []
-        tensors = ([state["exp_avg"] for state in own], [state["exp_avg_sq"] for state in own], largest)
+        tensors = (
+            [state["exp_avg"] for state in own],
+            [state["exp_avg_sq"] for state in own],
+            largest,
+        )
         calls.append((group, kernel, _unwatched(group), tensors, [state["step"] for state in own]))
     return apply
 
@@ -251,7 +283,10 @@ def _fused_sgd(groups: list[dict[str, Any]], states: Mapping[Tensor, Any]) -> Ca
                 is_first_step=False,
             )
 
-    calls = [(group, _unwatched(group), [m for p in group["params"] for m in states[p].values()]) for group in groups]
+    calls = [
+        (group, _unwatched(group), [m for p in group["params"] for m in states[p].values()])
+        for group in groups
+    ]
     return apply
 
 
@@ -261,7 +296,8 @@ def _unwatched(group: Mapping[str, Any]) -> list[Tensor]:
 
 
 def pass_over(optimizer: Optimizer) -> None:
-    """Count an update that is not made: what goes by the number of updates goes by the schedule's."""
+    """Count an update that is not made: what goes by the number of updates goes by the
+    schedule's."""
     for group in optimizer.param_groups:
         for state in (optimizer.state[p] for p in group["params"]):
             if "step" in state:
@@ -272,6 +308,7 @@ def pass_over(optimizer: Optimizer) -> None:
 
 
 def clip_by_global_norm(gradients: list[Tensor], largest: float) -> None:
-    """g *= min(1, largest / norm), norm = the root of the sum of all squares. torch's own divides by norm + 1e-6."""
+    """g *= min(1, largest / norm), norm = the root of the sum of all squares. torch's own divides
+    by norm + 1e-6."""
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     torch._foreach_mul_(gradients, torch.clamp(largest / norm, max=1.0))

@@ -18,19 +18,24 @@ _NAMES: dict[str, tuple[str, int | None]] = {
 
 
 class TableLR(LRScheduler):
-    """The rate of update t is rates[t], of a group lr_factor rates[t], cast once to the run's dtype; past the end the last
-    value holds. A group of the optimizer says its `lr_factor` and `decay_factor`."""
+    """The rate of update t is rates[t], of a group lr_factor rates[t], cast once to the run's
+    dtype; past the end the last value holds. A group of the optimizer says its `lr_factor` and
+    `decay_factor`."""
 
     def __init__(self, optimizer: Optimizer, run: RunSpec, step: int) -> None:
         self._run, self._tables = run, run.applied(run.rates)
         self._names = [rate_name(group["lr_factor"]) for group in optimizer.param_groups]
-        self._first = dict(zip(reversed(self._names), reversed(optimizer.param_groups), strict=True))  # group of each
+        # group of each
+        self._first = dict(
+            zip(reversed(self._names), reversed(optimizer.param_groups), strict=True)
+        )
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         super().__init__(optimizer, last_epoch=step - 1)
 
     def step(self, epoch: int | None = None) -> None:
-        """LRScheduler's, without its checks of the order of calls, which take longer than an update's kernel."""
+        """LRScheduler's, without its checks of the order of calls, which take longer than an
+        update's kernel."""
         self.last_epoch += 1
         self._last_lr = self.get_lr()
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
@@ -55,7 +60,9 @@ class TableLR(LRScheduler):
     def read(self) -> list[float]:
         """What the optimizer is set to, in the order of RunSpec.applied."""
         groups, first = self._first, self.optimizer.param_groups[0]
-        return [groups[name]["lr"] if name in groups else read(first, name) for name in self._tables]
+        return [
+            groups[name]["lr"] if name in groups else read(first, name) for name in self._tables
+        ]
 
 
 def hyperparameters(spec: Any) -> dict[str, Any]:

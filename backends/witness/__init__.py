@@ -1,4 +1,5 @@
-"""Exact mode in NumPy: a backend that no framework has touched. It is slow, and it is the oracle."""
+"""Exact mode in NumPy: a backend that no framework has touched. It is slow, and it is the
+oracle."""
 
 from backends.witness.loop import can_use_threads, devices, export, native_model, predict, train
 

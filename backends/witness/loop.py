@@ -21,9 +21,16 @@ class _Live:
     """A run between two chunks."""
 
     def __init__(self, run: RunSpec, start: TrainState) -> None:
-        self.run, self.o, self.layout, self.step = run, NumPy(), Layout.of(run.network, run.groups), start.step
+        self.run, self.o, self.layout, self.step = (
+            run,
+            NumPy(),
+            Layout.of(run.network, run.groups),
+            start.step,
+        )
         self.weights = rules.r(self.layout.pack(start.weights))
-        self.slots = {slot: rules.r(self.layout.pack(values)) for slot, values in start.slots.items()}
+        self.slots = {
+            slot: rules.r(self.layout.pack(values)) for slot, values in start.slots.items()
+        }
         self.buffers = {name: rules.r(value) for name, value in start.buffers.items()}
         self.x = rules.r(run.x)
         self.y = run.y if run.loss.name == "cross_entropy" else rules.r(run.y)
@@ -50,14 +57,27 @@ class _Live:
                 for tables in (self.tables, self.run.hyperparameters)
             )
             h = optimizers.InForce(self.o, self.run.optimizer, scheduled, scalars)
-            rates = [np.float64(self.applied[rate_name(group.lr_factor)][self.step]) for group, _ in self.layout.parts]
-            self.weights, self.slots = optimizers.update_all(h, self.layout, self.weights, g, self.slots, rates)
-            losses += list(gradient.losses(self.o, self.run, [(a, y) for a, (_, y) in zip(z, batches, strict=True)], 1))
+            rates = [
+                np.float64(self.applied[rate_name(group.lr_factor)][self.step])
+                for group, _ in self.layout.parts
+            ]
+            self.weights, self.slots = optimizers.update_all(
+                h, self.layout, self.weights, g, self.slots, rates
+            )
+            losses += list(
+                gradient.losses(
+                    self.o, self.run, [(a, y) for a, (_, y) in zip(z, batches, strict=True)], 1
+                )
+            )
             outputs += z
             self.step += 1
         made = slice(chunk.first_step, chunk.first_step + chunk.num_steps)
-        means, joined = (np.asarray(values, np.float32) for values in (losses, np.concatenate(outputs)))
-        return Report(means, self.run.as_applied([values[made] for values in self.applied.values()]), joined)
+        means, joined = (
+            np.asarray(values, np.float32) for values in (losses, np.concatenate(outputs))
+        )
+        return Report(
+            means, self.run.as_applied([values[made] for values in self.applied.values()]), joined
+        )
 
     def state(self) -> TrainState:
         rules.finite(self.weights)
@@ -80,7 +100,9 @@ def can_use_threads(num: int) -> bool:
     return True
 
 
-def train(run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk) -> TrainState:
+def train(
+    run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk
+) -> TrainState:
     live = _Live(run, start)
     with threadpool_limits(run.threads, "blas"):
         for chunk in chunks:
@@ -93,15 +115,25 @@ def predict(model: ModelSpec, state: TrainState, x: np.ndarray) -> np.ndarray:
     values = {name: rules.r(value) for name, value in {**state.weights, **state.buffers}.items()}
     size = model.batch_size * 8
     outputs = [_evaluate(model, values, x[i : i + size]) for i in range(0, len(x), size)]
-    return np.concatenate(outputs) if outputs else np.empty((0, *model.network.output_shape), np.float32)
+    return (
+        np.concatenate(outputs)
+        if outputs
+        else np.empty((0, *model.network.output_shape), np.float32)
+    )
 
 
 def native_model(model: ModelSpec, state: TrainState) -> Any:
-    raise ConfigError("backend=witness has no native model; backend=lightning and backend=keras have one each")
+    raise ConfigError(
+        "backend=witness has no native model; backend=lightning and backend=keras have one each"
+    )
 
 
 def export(
-    model: ModelSpec, state: TrainState, path: Path, x_scaling: Scaling | None = None, y_scaling: Scaling | None = None
+    model: ModelSpec,
+    state: TrainState,
+    path: Path,
+    x_scaling: Scaling | None = None,
+    y_scaling: Scaling | None = None,
 ) -> None:
     native_model(model, state)
 

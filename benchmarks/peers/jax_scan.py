@@ -1,8 +1,10 @@
-"""The small model's practical limit on a CPU: JAX, an epoch in one compiled lax.scan, Adam written out.
+"""The small model's practical limit on a CPU: JAX, an epoch in one compiled lax.scan, Adam written
+out.
 
-Does: a fresh permutation each epoch, forward, backward, Adam (Kingma and Ba, 2015), rates out of a table made beforehand.
-Does not, in the time taken: validation, metrics, checkpoints, logs.
-Timed from before the first epoch's permutation to after the last update. The accuracy is computed after that.
+Does: a fresh permutation each epoch, forward, backward, Adam (Kingma and Ba, 2015), rates out of a
+table made beforehand. Does not, in the time taken: validation, metrics, checkpoints, logs.
+Timed from before the first epoch's permutation to after the last update. The accuracy is computed
+after that.
 """
 
 import time
@@ -31,7 +33,9 @@ def main() -> None:
     x, y, rates = jnp.asarray(job.train.x), jnp.asarray(job.train.y), jnp.asarray(job.rates())
     draw = np.random.default_rng(0)
     shapes = {"w0": (64, 128), "b0": (128,), "w1": (128, 10), "b1": (10,)}
-    p = {name: jnp.asarray(draw.normal(0, 0.1, shape), jnp.float32) for name, shape in shapes.items()}
+    p = {
+        name: jnp.asarray(draw.normal(0, 0.1, shape), jnp.float32) for name, shape in shapes.items()
+    }
     zeros = jax.tree.map(jnp.zeros_like, p)
 
     def update(state: Any, rows: Any) -> Any:
@@ -52,7 +56,9 @@ def main() -> None:
     state, clock = (p, zeros, zeros, 0), jobs.Clock()
     clock.begin()
     for _ in range(job.num_epochs):
-        state, values = epoch(state, jnp.asarray(draw.permutation(len(x)).reshape(-1, job.batch_size)))
+        state, values = epoch(
+            state, jnp.asarray(draw.permutation(len(x)).reshape(-1, job.batch_size))
+        )
         values.block_until_ready()
         clock.end_epoch()
     num_steps, ended = int(state[3]), time.time()

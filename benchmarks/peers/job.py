@@ -1,4 +1,5 @@
-"""What the peers have in common, without a framework: their arguments, the rows, the line they print."""
+"""What the peers have in common, without a framework: their arguments, the rows, the line they
+print."""
 
 import argparse
 import json
@@ -41,10 +42,16 @@ class Job:
 def read() -> Job:
     """The job that the command line asks for."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", choices=["mlp", "cnn", "resnet", "transformer", "cnn_1m", "mlp_4m"], required=True)
+    parser.add_argument(
+        "--model",
+        choices=["mlp", "cnn", "resnet", "transformer", "cnn_1m", "mlp_4m"],
+        required=True,
+    )
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--batch-size", type=int, required=True)
-    parser.add_argument("--rows", type=Path, required=True, help="an .npz with x_train, y_train, x_val, y_val")
+    parser.add_argument(
+        "--rows", type=Path, required=True, help="an .npz with x_train, y_train, x_val, y_val"
+    )
     parser.add_argument("--folder", type=Path, required=True, help="where checkpoints and logs go")
     said = parser.parse_args()
     with np.load(said.rows) as rows:
@@ -73,7 +80,8 @@ class Clock:
         self.after_first_epoch = self.after_first_epoch or time.time()
 
     def tell(self, num_steps: int, val_accuracy: float, ended: float | None = None) -> None:
-        """The last line of the output, which the benchmark reads; `ended`: now, if nothing else is said."""
+        """The last line of the output, which the benchmark reads; `ended`: now, if nothing else is
+        said."""
         ended = ended or time.time()
         assert self.began is not None
         assert self.after_first_epoch is not None

@@ -1,8 +1,9 @@
 """Keras on TensorFlow, as its users write it: `compile` and `fit` on arrays.
 
-Does: Adam with ExponentialDecay, the metric accuracy in training and validation, validation_data, a ModelCheckpoint
-after every epoch; jit_compile is Keras's default (auto). Does not: a progress bar, a log file, a trace of every step.
-Timed from the start of the first training batch to the end of `fit`: tracing and compilation are in it.
+Does: Adam with ExponentialDecay, the metric accuracy in training and validation, validation_data, a
+ModelCheckpoint after every epoch; jit_compile is Keras's default (auto). Does not: a progress bar,
+a log file, a trace of every step. Timed from the start of the first training batch to the end of
+`fit`: tracing and compilation are in it.
 """
 
 from typing import Any
@@ -29,7 +30,9 @@ def main() -> None:
     job = jobs.read()
     keras.utils.set_random_seed(0)
     model, timed = network(job.model), Timed()
-    rate = keras.optimizers.schedules.ExponentialDecay(jobs.LEARNING_RATE, decay_steps=1, decay_rate=jobs.DECAY_RATE)
+    rate = keras.optimizers.schedules.ExponentialDecay(
+        jobs.LEARNING_RATE, decay_steps=1, decay_rate=jobs.DECAY_RATE
+    )
     model.compile(
         optimizer=keras.optimizers.Adam(rate),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),

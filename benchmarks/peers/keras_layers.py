@@ -1,4 +1,5 @@
-"""The models in keras.layers, for both TensorFlow peers: conf/model/mlp.yaml and those of benchmarks/conf/model."""
+"""The models in keras.layers, for both TensorFlow peers: conf/model/mlp.yaml and those of
+benchmarks/conf/model."""
 
 from typing import Any
 
@@ -8,17 +9,26 @@ from keras import layers
 
 def network(model: str) -> keras.Model:
     if model == "mlp":
-        return keras.Sequential([keras.Input((64,)), layers.Dense(128, activation="relu"), layers.Dense(10)])
+        return keras.Sequential(
+            [keras.Input((64,)), layers.Dense(128, activation="relu"), layers.Dense(10)]
+        )
     if model in ("cnn", "resnet"):
         return _small(model)
     if model == "transformer":
         return _transformer(width=32, num_heads=4, hidden=64)
     if model == "mlp_4m":
         hidden = [layers.Dense(1650, activation="relu") for _ in range(2)]
-        return keras.Sequential([keras.Input((28, 28, 1)), layers.Flatten(), *hidden, layers.Dense(10)])
+        return keras.Sequential(
+            [keras.Input((28, 28, 1)), layers.Flatten(), *hidden, layers.Dense(10)]
+        )
     image = keras.Input((32, 32, 3))
     blocks = [layer for filters in (32, 64, 128) for layer in _block(filters)]
-    head = [layers.Flatten(), layers.Dense(448, activation="relu"), layers.Dropout(0.25), layers.Dense(10)]
+    head = [
+        layers.Flatten(),
+        layers.Dense(448, activation="relu"),
+        layers.Dropout(0.25),
+        layers.Dense(10),
+    ]
     return keras.Sequential([image, *blocks, *head])
 
 
@@ -48,7 +58,9 @@ def _transformer(width: int, num_heads: int, hidden: int) -> keras.Model:
     x = _Positions()(layers.Reshape((-1, width))(layers.Conv2D(width, 2, strides=2)(image)))
     for _ in range(2):
         y = layers.LayerNormalization(epsilon=1e-5)(x)
-        x = layers.Add()([x, layers.MultiHeadAttention(num_heads, width // num_heads, use_bias=False)(y, y)])
+        x = layers.Add()(
+            [x, layers.MultiHeadAttention(num_heads, width // num_heads, use_bias=False)(y, y)]
+        )
         y = layers.LayerNormalization(epsilon=1e-5)(x)
         y = layers.Dense(width)(layers.Dense(hidden, activation="gelu")(y))
         x = layers.Add()([x, y])

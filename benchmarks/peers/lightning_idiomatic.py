@@ -1,9 +1,10 @@
 """Lightning, as its users write it: a LightningModule in automatic optimization under a Trainer.
 
-Does: self.log of the training loss each step (kept every 50 steps, the default) and of validation loss and accuracy,
-a DataLoader over a shuffled TensorDataset, ExponentialLR moved every step, CSVLogger, validation and the default
-checkpoint after every epoch. Does not: a progress bar, training accuracy, a trace of every step.
-Timed from the start of the first training batch to the end of `fit`; the sanity check before it is not in it.
+Does: self.log of the training loss each step (kept every 50 steps, the default) and of validation
+loss and accuracy, a DataLoader over a shuffled TensorDataset, ExponentialLR moved every step,
+CSVLogger, validation and the default checkpoint after every epoch. Does not: a progress bar,
+training accuracy, a trace of every step. Timed from the start of the first training batch to the
+end of `fit`; the sanity check before it is not in it.
 """
 
 from typing import Any
@@ -46,7 +47,9 @@ class Timed(pl.Callback):
     def __init__(self) -> None:
         self.clock = jobs.Clock()
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.clock.begin()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -54,7 +57,9 @@ class Timed(pl.Callback):
 
 
 def loader(job: jobs.Job, rows: jobs.Rows, shuffle: bool) -> DataLoader[Any]:
-    return DataLoader(TensorDataset(inputs(rows.x), torch.from_numpy(rows.y)), job.batch_size, shuffle=shuffle)
+    return DataLoader(
+        TensorDataset(inputs(rows.x), torch.from_numpy(rows.y)), job.batch_size, shuffle=shuffle
+    )
 
 
 def main() -> None:
@@ -69,7 +74,11 @@ def main() -> None:
         callbacks=[timed],
         enable_progress_bar=False,
     )
-    trainer.fit(Classifier(job.model), loader(job, job.train, shuffle=True), loader(job, job.val, shuffle=False))
+    trainer.fit(
+        Classifier(job.model),
+        loader(job, job.train, shuffle=True),
+        loader(job, job.val, shuffle=False),
+    )
     timed.clock.tell(trainer.global_step, float(trainer.callback_metrics["val/accuracy"]))
 
 

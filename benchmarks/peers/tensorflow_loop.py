@@ -1,9 +1,9 @@
 """A hand-written TensorFlow loop: the floor of Keras's layers and optimizer on TensorFlow.
 
-Does: a fresh permutation each epoch, forward, backward and Keras's Adam in one tf.function an epoch, rates out of a table
-made beforehand; XLA for dense models and the transformer, and without it for other convolutions, which are slower under it on
-the CPU; the validation rows' accuracy after every epoch.
-Does not: metrics of the training, checkpoints, logs; not even the loss is kept.
+Does: a fresh permutation each epoch, forward, backward and Keras's Adam in one tf.function an
+epoch, rates out of a table made beforehand; XLA for dense models and the transformer, and without
+it for other convolutions, which are slower under it on the CPU; the validation rows' accuracy after
+every epoch. Does not: metrics of the training, checkpoints, logs; not even the loss is kept.
 Timed from before the first epoch's permutation to after the last epoch's validation.
 """
 
@@ -21,7 +21,11 @@ def main() -> None:
     job = jobs.read()
     keras.utils.set_random_seed(0)
     model = network(job.model)
-    x, y, rates = tf.constant(job.train.x), tf.constant(job.train.y), tf.constant(job.rates(), tf.float32)
+    x, y, rates = (
+        tf.constant(job.train.x),
+        tf.constant(job.train.y),
+        tf.constant(job.rates(), tf.float32),
+    )
     optimizer = keras.optimizers.Adam(jobs.LEARNING_RATE)
     optimizer.build(model.trainable_variables)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -48,7 +52,10 @@ def main() -> None:
     clock.begin()
     for _ in range(job.num_epochs):
         order = np.random.permutation(len(x))
-        epoch(tf.constant(order[:num_whole].reshape(-1, job.batch_size)), tf.constant(order[num_whole:]))
+        epoch(
+            tf.constant(order[:num_whole].reshape(-1, job.batch_size)),
+            tf.constant(order[num_whole:]),
+        )
         accuracy = jobs.accuracy(job.val, lambda x: evaluate(tf.constant(x)).numpy())
         clock.end_epoch()
     clock.tell(int(optimizer.iterations), accuracy)

@@ -1,7 +1,7 @@
 """A TensorFlow loop as most are written by hand: one tf.function an update, called from Python.
 
-Does: a fresh permutation each epoch, forward, backward and Keras's Adam in a tf.function of one batch, its rate set before
-each update; the validation rows' accuracy after every epoch.
+Does: a fresh permutation each epoch, forward, backward and Keras's Adam in a tf.function of one
+batch, its rate set before each update; the validation rows' accuracy after every epoch.
 Does not: metrics of the training, checkpoints, logs; not even the loss is kept.
 Timed from before the first epoch's permutation to after the last epoch's validation.
 """

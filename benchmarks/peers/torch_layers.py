@@ -1,4 +1,5 @@
-"""The models in torch.nn, for both torch peers: conf/model/mlp.yaml and those of benchmarks/conf/model."""
+"""The models in torch.nn, for both torch peers: conf/model/mlp.yaml and those of
+benchmarks/conf/model."""
 
 import numpy as np
 import torch
@@ -17,10 +18,14 @@ def network(model: str) -> nn.Module:
     if model == "resnet":
         stem = [nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
         tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)]
-        return nn.Sequential(*stem, _Residual(16, 16, 1), nn.ReLU(), _Residual(16, 32, 2), nn.ReLU(), *tail)
+        return nn.Sequential(
+            *stem, _Residual(16, 16, 1), nn.ReLU(), _Residual(16, 32, 2), nn.ReLU(), *tail
+        )
     if model == "transformer":
         body = [_TransformerBlock(32, 4, 64) for _ in range(2)]
-        return nn.Sequential(_Patches(32, 2, 16), *body, nn.LayerNorm(32), _Mean(), nn.Linear(32, 10))
+        return nn.Sequential(
+            _Patches(32, 2, 16), *body, nn.LayerNorm(32), _Mean(), nn.Linear(32, 10)
+        )
     blocks = [*_block(3, 32), *_block(32, 64), *_block(64, 128)]
     head = [nn.Flatten(), nn.Linear(2048, 448), nn.ReLU(), nn.Dropout(0.25), nn.Linear(448, 10)]
     return nn.Sequential(*blocks, *head)

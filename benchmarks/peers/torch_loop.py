@@ -1,8 +1,8 @@
 """A hand-written torch loop: the floor of eager torch.
 
-Does: a fresh permutation each epoch, forward, backward, torch's fused Adam, rates out of a table made beforehand, images
-and convolutions channels last; the validation rows' accuracy after every epoch.
-Does not: metrics of the training, checkpoints, logs; not even the loss is kept.
+Does: a fresh permutation each epoch, forward, backward, torch's fused Adam, rates out of a table
+made beforehand, images and convolutions channels last; the validation rows' accuracy after every
+epoch. Does not: metrics of the training, checkpoints, logs; not even the loss is kept.
 Timed from before the first epoch's permutation to after the last epoch's validation.
 """
 
@@ -14,7 +14,8 @@ from benchmarks.peers.torch_layers import inputs, network
 
 
 def main(tuned: bool = True) -> None:
-    """`tuned`: with the fused optimizer and channels last, which torch does not choose by itself."""
+    """`tuned`: with the fused optimizer and channels last, which torch does not choose by
+    itself."""
     job = jobs.read()
     torch.manual_seed(0)
     model, x, y = network(job.model), inputs(job.train.x), torch.from_numpy(job.train.y)

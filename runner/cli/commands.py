@@ -109,7 +109,8 @@ class Request:
         for key in of_files:
             if key not in self.keys and values.get(key) != defaults("", "config")[key]:
                 raise ConfigError(
-                    f"{key} is taken from the command line only, not from a file, got {show(values[key])}"
+                    f"{key} is taken from the command line only, not from a file, got "
+                    f"{show(values[key])}"
                 )
         frozen = Frozen(values)
         _ = frozen.config  # refused here, if it is
@@ -140,7 +141,17 @@ class Request:
         from runner.tasks.train import Job
 
         resumed = None if isinstance(of, Frozen) else of
-        return Job(of.config, of.values, self.arguments, overrides, parent, name, started, resumed, config_dir)
+        return Job(
+            of.config,
+            of.values,
+            self.arguments,
+            overrides,
+            parent,
+            name,
+            started,
+            resumed,
+            config_dir,
+        )
 
     def replaced(self, lines: Sequence[str]) -> "Request":
         """The same command with other overrides."""
@@ -168,10 +179,14 @@ def execute(argv: Sequence[str]) -> int:
 
 def _check_options(options: Namespace) -> None:
     if options.config_name or options.config_path:
-        raise ConfigError("--config-name and --config-path are not taken; --config-dir adds a folder of choices")
+        raise ConfigError(
+            "--config-name and --config-path are not taken; --config-dir adds a folder of choices"
+        )
     if options.experimental_rerun:  # a pickle
         raise ConfigError("--experimental-rerun is not taken; resume=FOLDER goes on with a run")
-    if options.config_dir is not None and not (options.config_dir and is_dir(Path(options.config_dir))):
+    if options.config_dir is not None and not (
+        options.config_dir and is_dir(Path(options.config_dir))
+    ):
         raise ConfigError(f"--config-dir must be a folder, got {show(options.config_dir)}")
 
 
@@ -232,7 +247,9 @@ def _train(request: Request) -> int:
     if frozen.config.tune is not None:
         raise ConfigError("tune=lr makes several runs, which needs -m (--multirun)")
     if frozen.config.output.multirun is not None:
-        raise ConfigError("output.multirun is a folder of several runs, which needs -m (--multirun)")
+        raise ConfigError(
+            "output.multirun is a folder of several runs, which needs -m (--multirun)"
+        )
     return train(
         request.job(
             frozen,
@@ -327,8 +344,12 @@ class _JobTask:
         keys = self.searched | {override.key_or_group for override in searched}
         return job_names([overrides], keys)[0], self.request.freeze(overrides)
 
-    def _train(self, name: str, frozen: Frozen, overrides: list[str], number: int, started: float) -> int:
-        job = self.request.job(frozen, overrides, self.folder, name, started, self.request.composer.config_dir)
+    def _train(
+        self, name: str, frozen: Frozen, overrides: list[str], number: int, started: float
+    ) -> int:
+        job = self.request.job(
+            frozen, overrides, self.folder, name, started, self.request.composer.config_dir
+        )
         try:  # the folder may be of output.multirun, or of a job that a scheduler has queued again
             with multirun.claimed(self.folder, name, frozen.values) as claim:
                 done = " was completed before" if claim.is_completed else ""
@@ -370,7 +391,11 @@ def _resume(request: Request) -> int:
         return _branches(request)
     resumed = _resumed(request.lines)
     path = resumed.folder
-    return train(request.job(resumed, resumed.overrides, path.parent, path.name, process_start(), resumed.config_dir))
+    return train(
+        request.job(
+            resumed, resumed.overrides, path.parent, path.name, process_start(), resumed.config_dir
+        )
+    )
 
 
 def _resumed(overrides: Sequence[str]) -> Any:
@@ -415,12 +440,14 @@ def _compare(request: Request) -> int:
     other = next((k for k in request.keys if k not in ("task", "runs", "output.root")), None)
     if other is not None or request.is_multirun:
         raise ConfigError(
-            f"task=compare takes runs and output.root alone, got {'-m' if other is None else show(other)}"
+            f"task=compare takes runs and output.root alone, got "
+            f"{'-m' if other is None else show(other)}"
         )
     config = parse(compose(request.jobs[0]))
     if config.task != "compare" or not config.runs:
         raise ConfigError(
-            f"runs=[FOLDER,...] goes with task=compare and holds at least one folder, got task={config.task}"
+            f"runs=[FOLDER,...] goes with task=compare and holds at least one folder, got "
+            f"task={config.task}"
         )
     return compare(config.runs, Path(config.output.root))
 

@@ -83,7 +83,8 @@ class Composer:
         for override in parsed:
             if override.is_sweep_override():
                 raise ConfigError(
-                    f"{show(override.input_line)} gives several values, which needs -m (--multirun); a list is [a,b]"
+                    f"{show(override.input_line)} gives several values, which needs -m "
+                    f"(--multirun); a list is [a,b]"
                 )
         said = {o.key_or_group: o for o in parsed if o.key_or_group.startswith("hydra.")}
         for key, override in said.items():
@@ -130,10 +131,14 @@ def to_values(whole: DictConfig) -> dict[str, Any]:
     return with_schedules_whole(values)
 
 
-def rates(overrides: str, total_steps: int, lr: float | None = None, steps_per_epoch: int | None = None) -> np.ndarray:
-    """The table that a run would train with: eta(t) for t = 0 ... total_steps - 1.  # float64[total_steps]
+def rates(
+    overrides: str, total_steps: int, lr: float | None = None, steps_per_epoch: int | None = None
+) -> np.ndarray:
+    """The table that a run would train with: eta(t) for t = 0 ... total_steps - 1.  #
+    float64[total_steps]
 
-    `overrides` as on the command line: "schedule=cosine schedule.warmup=5%". `lr` is `optimizer.lr`; an epoch is
+    `overrides` as on the command line: "schedule=cosine schedule.warmup=5%". `lr` is
+    `optimizer.lr`; an epoch is
     `steps_per_epoch` updates, by default the whole run.
     """
     from runner import schedules

@@ -77,7 +77,9 @@ def load(config_dir: str | None, overrides: Sequence[str]) -> DictConfig:
     """Compose these overrides with Hydra; the result includes Hydra's own part."""
     with warnings.catch_warnings():  # Hydra's, of what its next version reads in another way
         warnings.simplefilter("ignore", UserWarning)
-        whole: DictConfig = _loader(config_dir).load_configuration("config", [*overrides], RunMode.RUN)
+        whole: DictConfig = _loader(config_dir).load_configuration(
+            "config", [*overrides], RunMode.RUN
+        )
     return whole
 
 
@@ -131,7 +133,9 @@ class _JobLoader(ConfigLoaderImpl):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__(_loader(None).get_search_path())
 
-    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+    def load_sweep_config(
+        self, master_config: DictConfig, sweep_overrides: list[str]
+    ) -> DictConfig:
         config = deepcopy(master_config)
         config.hydra.overrides.task = sweep_overrides
         return config

@@ -1,4 +1,5 @@
-"""The jobs of a multirun: where they go, which of them are done already, and the grid of a tuned rate."""
+"""The jobs of a multirun: where they go, which of them are done already, and the grid of a tuned
+rate."""
 
 import math
 import os
@@ -21,7 +22,8 @@ from runner.text.console import kept_in_files
 
 
 def folder(config: Config) -> Path:
-    """A new one, or the one that output.multirun names: its completed jobs are not trained again."""
+    """A new one, or the one that output.multirun names: its completed jobs are not trained
+    again."""
     root, said = Path(config.output.root), config.output.multirun
     if said is None:
         return run_folder.create(root / "multiruns", run_folder.timestamp())
@@ -48,10 +50,11 @@ class Claim:
 
 @contextmanager
 def claimed(parent: Path, name: str, values: Mapping[str, Any]) -> Iterator[Claim]:
-    """The folder of one job, made or found, as long as this process trains in it. InUseError where another one does.
+    """The folder of one job, made or found, as long as this process trains in it. InUseError where
+    another one does.
 
-    Several commands may work on one multirun: each takes the jobs that nobody holds. Finding or making a folder is done
-    by one of them at a time.
+    Several commands may work on one multirun: each takes the jobs that nobody holds. Finding or
+    making a folder is done by one of them at a time.
     """
     with ExitStack() as stack:
         with run_folder.turn(parent):
@@ -71,7 +74,8 @@ def job_folder(parent: Path, name: str, config_sha256: str) -> Path | None:
 
 
 def _config_sha256(path: Path) -> str | None:
-    """Hash in the job's result.json, else of its config.yaml; None where both are missing or broken."""
+    """Hash in the job's result.json, else of its config.yaml; None where both are missing or
+    broken."""
     with suppress(ConfigError, KeyError):
         return str(run_folder.read_json(path / "result.json")["config_sha256"])
     with suppress(ConfigError):
@@ -86,7 +90,8 @@ def is_completed(path: Path) -> bool:
         return False
 
 
-# Launchers whose jobs are processes of this machine that end with the command; the others' jobs are a scheduler's.
+# Launchers whose jobs are processes of this machine that end with the command; the others' jobs are
+# a scheduler's.
 _OWN_PROCESSES = ("JoblibLauncher", "LocalLauncher")
 
 
@@ -122,7 +127,10 @@ def told(error: Exception) -> str:
     """Describe in one line the error that ended a launcher or a sweeper."""
     name = type(error).__name__
     if name in ("TerminatedWorkerError", "BrokenProcessPool"):  # joblib's, concurrent.futures's
-        return "the process of a job was killed, by somebody or because memory was short; the other jobs ended with it"
+        return (
+            "the process of a job was killed, by somebody or because memory was short; the "
+            "other jobs ended with it"
+        )
     return f"{name}: {' '.join(str(error).split())[:300]}"
 
 
@@ -144,16 +152,20 @@ def objective(folder: Path, name: str, config_sha256: str, config: Config) -> fl
 
 
 def tuned(said: Sequence[Override], tune: Tune, each: Sequence[Config]) -> list[str]:
-    """With tune=lr: the overrides with the base rate as a list, those of tune.factors times what it would be."""
+    """With tune=lr: the overrides with the base rate as a list, those of tune.factors times what it
+    would be."""
     rates = {config.optimizer.lr for config in each}
     if len(rates) > 1:
         raise ConfigError(
-            f"tune=lr takes one base rate, got {len(rates)}: optimizer or optimizer.lr has several values"
+            f"tune=lr takes one base rate, got {len(rates)}: optimizer or optimizer.lr has "
+            f"several values"
         )
     (base,) = rates
     values = [float(f"{base * factor:.3g}") for factor in sorted(tune.factors)]
     twice = next((value for value in values if values.count(value) > 1), None)
     if twice is not None:
         raise ConfigError(f"tune.factors must give each rate once, got {twice!r} twice")
-    kept = [override.input_line or "" for override in said if override.key_or_group != "optimizer.lr"]
+    kept = [
+        override.input_line or "" for override in said if override.key_or_group != "optimizer.lr"
+    ]
     return [*kept, f"optimizer.lr={','.join(map(repr, values))}"]

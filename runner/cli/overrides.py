@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override, OverrideType, RangeSweep, ValueType
+from hydra.core.override_parser.types import (
+    Glob,
+    IntervalSweep,
+    Override,
+    OverrideType,
+    RangeSweep,
+    ValueType,
+)
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -22,12 +29,16 @@ from runner.text.quoting import spell
 SEARCHES = ("search", "hydra/sweeper")  # what says who chooses a multirun's values
 
 
-def jobs(overrides: Sequence[str], multirun: bool, config_dir: str | None = None) -> list[list[str]]:
+def jobs(
+    overrides: Sequence[str], multirun: bool, config_dir: str | None = None
+) -> list[list[str]]:
     """The overrides of the run, or of every job of a multirun."""
     parsed = parse_overrides(overrides, config_dir)
     if not multirun:
         return [list(overrides)]
-    if any(override.key_or_group == "task" and override.value() == "preview" for override in parsed):
+    if any(
+        override.key_or_group == "task" and override.value() == "preview" for override in parsed
+    ):
         overrides = [_globbed(override) for override in parsed]
         parsed = parse_overrides(overrides, config_dir)
     if any(
@@ -37,7 +48,8 @@ def jobs(overrides: Sequence[str], multirun: bool, config_dir: str | None = None
     for override in parsed:
         if override.value_type in (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP):
             raise ConfigError(
-                f"{show(override.input_line)} is no list of values; write {override.key_or_group}=a,b or range(...)"
+                f"{show(override.input_line)} is no list of values; write "
+                f"{override.key_or_group}=a,b or range(...)"
             )
     return [list(job) for job in product(*map(_values, parsed))]
 
@@ -69,7 +81,9 @@ def _globbed(override: Override) -> str:
     if not isinstance(value, Glob) or not (CONF / group).is_dir():
         return override.input_line or ""
     names = [
-        file.stem for file in sorted((CONF / group).glob("*.yaml")) if "???" not in file.read_text(encoding="utf-8")
+        file.stem
+        for file in sorted((CONF / group).glob("*.yaml"))
+        if "???" not in file.read_text(encoding="utf-8")
     ]
     chosen = value.filter(names)
     if not chosen:
@@ -87,7 +101,8 @@ def _key(argument: str) -> str:
 
 
 def parse_overrides(overrides: Sequence[str], config_dir: str | None = None) -> list[Override]:
-    """Hydra's overrides; a key given twice is refused, and a choice that its group does not have."""
+    """Hydra's overrides; a key given twice is refused, and a choice that its group does not
+    have."""
     parsed = [_parse(argument) for argument in overrides]
     seen: set[str] = set()
     for override in parsed:
@@ -99,10 +114,13 @@ def parse_overrides(overrides: Sequence[str], config_dir: str | None = None) -> 
         seen.add(key)
         if key == "hydra" or override.package is not None:
             raise ConfigError(
-                f"{show(override.get_key_element())} cannot be set; a choice is GROUP=CHOICE, a value KEY=VALUE"
+                f"{show(override.get_key_element())} cannot be set; a choice is "
+                f"GROUP=CHOICE, a value KEY=VALUE"
             )
         if key == "hydra.searchpath":  # pkg://NAME imports NAME
-            raise ConfigError("hydra.searchpath is not taken; --config-dir adds a folder of choices")
+            raise ConfigError(
+                "hydra.searchpath is not taken; --config-dir adds a folder of choices"
+            )
         if override.is_hydra_override() and override.is_sweep_override():
             raise ConfigError(f"{show(key)} must have one value, got {show(override.input_line)}")
         _check_choice(override, config_dir)
@@ -129,7 +147,8 @@ def _parse(argument: str) -> Override:
 
 
 def forced(override: Override) -> str:
-    """`a.b=c` as `++a.b=c`: Hydra then takes unknown keys too, and the schema refuses them in its own words."""
+    """`a.b=c` as `++a.b=c`: Hydra then takes unknown keys too, and the schema refuses them in its
+    own words."""
     line, key = override.input_line or "", override.key_or_group
     is_value = override.type == OverrideType.CHANGE and not is_dir(CONF / key)
     is_value = is_value and not key.startswith("hydra")
@@ -155,7 +174,9 @@ def _check_choice(override: Override, config_dir: str | None) -> None:
         by_a_search = isinstance(choice, Glob | IntervalSweep | RangeSweep)
         if not by_a_search and not isinstance(choice, dict) and choice not in options:
             allowed = options[0] if len(options) == 1 else f"one of {', '.join(options)}"
-            raise ConfigError(f"{group} must be {allowed}, got {show(choice)}{nearest(choice, options)}")
+            raise ConfigError(
+                f"{group} must be {allowed}, got {show(choice)}{nearest(choice, options)}"
+            )
 
 
 def is_dir(path: Path) -> bool:
@@ -170,7 +191,9 @@ def _check_name(override: Override) -> None:
     group, _, key = override.key_or_group.rpartition(".")
     if key == "name" and group in ("data", "loss", "optimizer", "schedule"):
         said = "CHOICE" if override.is_sweep_override() else show(override.value())
-        raise ConfigError(f"{override.key_or_group} goes with the other keys of its choice: write {group}={said}")
+        raise ConfigError(
+            f"{override.key_or_group} goes with the other keys of its choice: write {group}={said}"
+        )
 
 
 # Hydra's plugins by the choices that they bring, and the extras that install them
@@ -188,26 +211,33 @@ def explained(error: Exception) -> ConfigError:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = (error.missing_cfg_file or "").removesuffix(".yaml").rpartition("/")
         extra = _EXTRAS.get(choice) if group.startswith("hydra/") else None
-        hint = f"; pip install 'twinrun[{extra}]' brings it" if extra else nearest(choice, error.options)
+        hint = (
+            f"; pip install 'twinrun[{extra}]' brings it"
+            if extra
+            else nearest(choice, error.options)
+        )
         found = f"got {choice}{hint}"
         return ConfigError(f"{group} must be one of {', '.join(error.options)}, {found}")
     if isinstance(error, OverrideParseException):
         return ConfigError(
-            f"{show(error.override)} cannot be read as KEY=VALUE; a list's item is KEY.0, other signs need quotes"
+            f"{show(error.override)} cannot be read as KEY=VALUE; a list's item is KEY.0, "
+            f"other signs need quotes"
         )
     if isinstance(error, RecursionError):
         return ConfigError(f"the config {NESTED}")
     if "integer string conversion" in str(error):
         return ConfigError(f"a file of the config holds {_LONG_NUMBER}")
     cause = error.__cause__ or error.__context__ or error
-    if isinstance(cause, OmegaConfBaseException) and cause.full_key == "_dummy_":  # an entry of a defaults list
+    # an entry of a defaults list
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key == "_dummy_":
         return ConfigError("a defaults list names its choices: ${...} is not taken there")
     if isinstance(cause, IndexError) or isinstance(getattr(cause, "__cause__", None), IndexError):
         return ConfigError(f"{getattr(cause, 'full_key', 'a key')} is past the end of its list")
     file = re.match(r"In '(.*)': \w+ raised while composing config:\s+Cannot merge", str(error))
     if file:
         return ConfigError(
-            f"{file[1]}.yaml holds a list where the config has a group of keys, or a group where it has a list"
+            f"{file[1]}.yaml holds a list where the config has a group of keys, or a group "
+            f"where it has a list"
         )
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:  # Hydra names no key
         said = str(error).removeprefix("Error merging override ").partition("=")[2]
@@ -216,14 +246,18 @@ def explained(error: Exception) -> ConfigError:
         if kind and said:
             return ConfigError(f"{cause.full_key} must be {kind}, got {show(said)}")
         if isinstance(cause, ConfigKeyError) and cause.full_key.startswith("hydra."):
-            return ConfigError(f"{cause.full_key} is no key of the launcher or sweeper that is chosen")
+            return ConfigError(
+                f"{cause.full_key} is no key of the launcher or sweeper that is chosen"
+            )
         return ConfigError(f"{cause.full_key}: {first_line(cause)}")
     return ConfigError(first_line(error))
 
 
 def first_line(error: Exception) -> str:
     """And the next, where the first only says that it comes."""
-    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [
+        type(error).__name__
+    ]
     return f"{first} {rest[0]}" if first.endswith(":") and rest else first
 
 

@@ -12,10 +12,14 @@ from runner.errors import ConfigError, show
 
 def check_size(overrides: Sequence[Override]) -> None:
     """Before anything is expanded: a range may stand for more jobs than memory has room for."""
-    counts = [(_count(override), override) for override in overrides if override.is_sweep_override()]
+    counts = [
+        (_count(override), override) for override in overrides if override.is_sweep_override()
+    ]
     for count, override in counts:
         if override.key_or_group.startswith("output."):
-            raise ConfigError(f"{override.key_or_group} must be one folder for all jobs, got {_value(override)}")
+            raise ConfigError(
+                f"{override.key_or_group} must be one folder for all jobs, got {_value(override)}"
+            )
         if count == 0:
             raise ConfigError(f"{override.input_line} gives no value")
     num = math.prod(count for count, _ in counts)
@@ -50,8 +54,11 @@ def _value(override: Override) -> str:
     return show(override.get_value_string())
 
 
-def check_twice(jobs: Sequence[Sequence[str]], identities: Sequence[Any], swept: Sequence[str]) -> None:
-    """No two jobs alike: the second would be the first one's folder. `swept`: the keys with several values."""
+def check_twice(
+    jobs: Sequence[Sequence[str]], identities: Sequence[Any], swept: Sequence[str]
+) -> None:
+    """No two jobs alike: the second would be the first one's folder. `swept`: the keys with several
+    values."""
     first: dict[Any, int] = {}
     for number, identity in enumerate(identities):
         if identity in first:

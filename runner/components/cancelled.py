@@ -1,10 +1,12 @@
-"""Weights that change no output: their true gradient is 0, and what is computed for it is rounding noise.
+"""Weights that change no output: their true gradient is 0, and what is computed for it is rounding
+noise.
 
-A bias before a batch norm is the common case: the norm subtracts the batch's mean, and the bias with it. Optimizers that
-divide by the gradient's size (all but sgd) turn such noise into whole steps, which differ from framework to framework.
+A bias before a batch norm is the common case: the norm subtracts the batch's mean, and the bias
+with it. Optimizers that divide by the gradient's size (all but sgd) turn such noise into whole
+steps, which differ from framework to framework.
 
-The rules below follow a change of one weight through the layers behind it. `Change` says what the change of a layer's
-output has in common for any change of that weight.
+The rules below follow a change of one weight through the layers behind it. `Change` says what the
+change of a layer's output has in common for any change of that weight.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +33,8 @@ def cancelled(network: Network) -> dict[str, str]:
 
 
 def _changes(nodes: Sequence[Node]) -> Iterator[tuple[str, Change, str]]:
-    """Every trained weight of these nodes, its change at their end, and the layer that made it that."""
+    """Every trained weight of these nodes, its change at their end, and the layer that made it
+    that."""
     for i, node in enumerate(nodes):
         for name, change, by in [*_own(node), *_inner(node)]:
             yield (name, *_through(nodes[i + 1 :], change, by))
@@ -40,7 +43,9 @@ def _changes(nodes: Sequence[Node]) -> Iterator[tuple[str, Change, str]]:
 def _own(node: Node) -> Iterator[tuple[str, Change, str]]:
     """The node's own weights, at its output."""
     for variable in node.variables:
-        change = Change.NONE if _alone(node, variable.name) else _FIRST.get(variable.name, Change.ANY)
+        change = (
+            Change.NONE if _alone(node, variable.name) else _FIRST.get(variable.name, Change.ANY)
+        )
         if variable.trainable:
             yield f"{node.name}/{variable.name}", _narrowed(change, node), node.name
 
@@ -94,6 +99,7 @@ def _after(node: Node, change: Change) -> Change:
 
 
 def _narrowed(change: Change, node: Node) -> Change:
-    """With a single position, a change that is the same for all rows is the same for all positions."""
+    """With a single position, a change that is the same for all rows is the same for all
+    positions."""
     one = all(size == 1 for size in node.output_shape[:-1])
     return Change.CHANNEL if change == Change.ROWS and one else change

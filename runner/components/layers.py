@@ -1,7 +1,9 @@
-"""The layer vocabulary: what a layer's keys are, the shape it makes, the variables it owns, their first values.
+"""The layer vocabulary: what a layer's keys are, the shape it makes, the variables it owns, their
+first values.
 
-Shapes leave out the batch: (features,), (steps, features) of a sequence, or (height, width, channels), channels last.
-Weights are canonical, the same for every backend: dense kernel [in, out]; convolution kernel [height, width, in, out]; names
+Shapes leave out the batch: (features,), (steps, features) of a sequence, or (height, width,
+channels), channels last. Weights are canonical, the same for every backend: dense kernel [in, out];
+convolution kernel [height, width, in, out]; names
 `KIND_INDEX/VARIABLE`, with an index per kind in order of definition, nested layers included.
 """
 
@@ -26,7 +28,8 @@ _SEQUENCE = "a sequence [steps, features]; a reshape layer makes one"
 
 @dataclass(frozen=True)
 class Variable:
-    """One tensor of a layer. A buffer is not trained (running statistics); `decays` = weight decay may touch it."""
+    """One tensor of a layer. A buffer is not trained (running statistics); `decays` = weight decay
+    may touch it."""
 
     name: str
     shape: Shape
@@ -62,7 +65,8 @@ class Dense(_Layer):
 
 
 class Conv2D(_Layer):
-    """Cross-correlation with a kernel [height, width, in, out]. Padding `same` is `padding_same`."""
+    """Cross-correlation with a kernel [height, width, in, out]. Padding `same` is
+    `padding_same`."""
 
     layer: Literal["conv2d"]
     filters: Count
@@ -103,7 +107,8 @@ class AveragePool(_Pool):
 
 
 class GlobalAveragePool(_Layer):
-    """The mean over height and width, or over the steps of a sequence: [H, W, C] -> [C], [T, D] -> [D]."""
+    """The mean over height and width, or over the steps of a sequence: [H, W, C] -> [C], [T, D] ->
+    [D]."""
 
     layer: Literal["global_average_pool"]
 
@@ -122,7 +127,8 @@ class Flatten(_Layer):
 
 
 class Reshape(_Layer):
-    """To `shape`, in row-major order: [64] -> [8, 8, 1] makes images of rows. One size may be -1: what is left."""
+    """To `shape`, in row-major order: [64] -> [8, 8, 1] makes images of rows. One size may be -1:
+    what is left."""
 
     layer: Literal["reshape"]
     shape: list[Annotated[int, Field(ge=-1)]]
@@ -136,7 +142,8 @@ class Reshape(_Layer):
 
 
 class Activation(_Layer):
-    """relu; leaky_relu with `negative_slope`; gelu = x Phi(x); gelu_tanh, its approximation; silu = x sigmoid(x)."""
+    """relu; leaky_relu with `negative_slope`; gelu = x Phi(x); gelu_tanh, its approximation; silu =
+    x sigmoid(x)."""
 
     layer: Literal["activation"]
     function: Literal["relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid"]
@@ -144,7 +151,8 @@ class Activation(_Layer):
 
 
 class Dropout(_Layer):
-    """In training x / (1 - rate) where the mask of runner.random.keep holds, else 0; the identity elsewhere."""
+    """In training x / (1 - rate) where the mask of runner.random.keep holds, else 0; the identity
+    elsewhere."""
 
     layer: Literal["dropout"]
     rate: Fraction
@@ -173,7 +181,8 @@ class BatchNorm(_Layer):
 
 
 class LayerNorm(_Layer):
-    """y = (x - mean) / sqrt(variance + eps) * scale + offset, over the last axis of each row. Ba et al. (2016)."""
+    """y = (x - mean) / sqrt(variance + eps) * scale + offset, over the last axis of each row. Ba et
+    al. (2016)."""
 
     layer: Literal["layer_norm"]
     eps: Positive
@@ -183,7 +192,8 @@ class LayerNorm(_Layer):
 
 
 class PositionEmbedding(_Layer):
-    """y = x + E for a sequence [T, D]; E [1, T, D] = `embedding`, trained. Gehring et al. (2017)."""
+    """y = x + E for a sequence [T, D]; E [1, T, D] = `embedding`, trained. Gehring et al.
+    (2017)."""
 
     layer: Literal["position_embedding"]
     init: Init
@@ -197,12 +207,13 @@ class PositionEmbedding(_Layer):
 
 
 class Attention(_Layer):
-    """Self-attention of H = `num_heads` heads over the steps of a sequence [T, D]. Head h has the columns h D/H to
-    (h + 1) D/H of q = x Q, k = x K and v = x V and gives softmax(q k^T / sqrt(D/H)) v; y = (all heads side by side) O.
+    """Self-attention of H = `num_heads` heads over the steps of a sequence [T, D]. Head h has the
+    columns h D/H to (h + 1) D/H of q = x Q, k = x K and v = x V and gives softmax(q k^T /
+    sqrt(D/H)) v; y = (all heads side by side) O.
 
-    Q, K, V, O [D, D] = `query`, `key`, `value`, `output`. There are no biases: that of the keys would move no output, so that
-    its gradient would be rounding noise. Vaswani et al. (2017), section 3.2.2; torch's MultiheadAttention with bias=False,
-    Keras's with use_bias=False.
+    Q, K, V, O [D, D] = `query`, `key`, `value`, `output`. There are no biases: that of the keys
+    would move no output, so that its gradient would be rounding noise. Vaswani et al. (2017),
+    section 3.2.2; torch's MultiheadAttention with bias=False, Keras's with use_bias=False.
     """
 
     layer: Literal["attention"]
@@ -217,7 +228,10 @@ class Attention(_Layer):
 
     def variables(self, shape: Shape) -> tuple[Variable, ...]:
         square = (shape[-1], shape[-1])
-        return tuple(Variable(name, square, self.init, decays=True) for name in ("query", "key", "value", "output"))
+        return tuple(
+            Variable(name, square, self.init, decays=True)
+            for name in ("query", "key", "value", "output")
+        )
 
 
 class Residual(_Layer):
@@ -240,7 +254,8 @@ Residual.model_rebuild()
 
 @dataclass(frozen=True)
 class Node:
-    """A layer in its place: its name, the shapes around it, its variables, and for a residual its two branches."""
+    """A layer in its place: its name, the shapes around it, its variables, and for a residual its
+    two branches."""
 
     name: str
     spec: Any
@@ -252,7 +267,9 @@ class Node:
 
     def trainable(self) -> list[str]:
         """The canonical names of its weights and of those in its branches."""
-        return [f"{node.name}/{v.name}" for node in _walk([self]) for v in node.variables if v.trainable]
+        return [
+            f"{node.name}/{v.name}" for node in _walk([self]) for v in node.variables if v.trainable
+        ]
 
 
 @dataclass(frozen=True)
@@ -276,7 +293,8 @@ class Network:
 
 
 def network(layers: Sequence[Any], input_shape: Shape, num_outputs: int) -> Network:
-    """Name the layers and follow the shapes through them; a misfit is a ConfigError that names its place in the list."""
+    """Name the layers and follow the shapes through them; a misfit is a ConfigError that names its
+    place in the list."""
     counts: Counter[str] = Counter()
 
     def place(specs: Sequence[Any], shape: Shape, path: str) -> tuple[tuple[Node, ...], Shape]:
@@ -291,7 +309,10 @@ def network(layers: Sequence[Any], input_shape: Shape, num_outputs: int) -> Netw
                 main, output = place(spec.layers, shape, f"{where}.layers")
                 shortcut, other = place(spec.shortcut, shape, f"{where}.shortcut")
                 if output != other:
-                    raise ConfigError(f"{where}: the branches make {_show(output)} and {_show(other)}; they must agree")
+                    raise ConfigError(
+                        f"{where}: the branches make {_show(output)} and {_show(other)}; "
+                        f"they must agree"
+                    )
                 nodes.append(Node(name, spec, shape, output, (), (main, shortcut), index))
             else:
                 try:
@@ -304,7 +325,9 @@ def network(layers: Sequence[Any], input_shape: Shape, num_outputs: int) -> Netw
 
     nodes, output = place(layers, input_shape, "model.layers")
     if output != (num_outputs,):
-        raise ConfigError(f"model.layers end in {_show(output)}; the data asks for {_show((num_outputs,))}")
+        raise ConfigError(
+            f"model.layers end in {_show(output)}; the data asks for {_show((num_outputs,))}"
+        )
     return Network(nodes, input_shape)
 
 
@@ -323,10 +346,11 @@ def needs_images(layers: Sequence[Any]) -> bool:
 
 
 def initial_variables(net: Network, seed: int) -> dict[str, np.ndarray]:
-    """The first value of every variable, float64, drawn from (seed, name): the same on every backend.
+    """The first value of every variable, float64, drawn from (seed, name): the same on every
+    backend.
 
-    glorot_uniform: U(-a, a), a = sqrt(6 / (fan_in + fan_out)), Glorot and Bengio (2010), equation 16.
-    he_uniform: a = sqrt(6 / fan_in), He et al. (2015), equation 10, as a uniform draw.
+    glorot_uniform: U(-a, a), a = sqrt(6 / (fan_in + fan_out)), Glorot and Bengio (2010), equation
+    16. he_uniform: a = sqrt(6 / fan_in), He et al. (2015), equation 10, as a uniform draw.
     """
     return {name: _initial(variable, name, seed) for name, variable in net.variables().items()}
 
@@ -341,13 +365,15 @@ def _initial(variable: Variable, name: str, seed: int) -> np.ndarray:
 
 
 def padding_same(size: int, window: int, stride: int) -> tuple[int, int]:
-    """(low, high) padding of one axis so that it gives ceil(size / stride) windows; the odd one goes high."""
+    """(low, high) padding of one axis so that it gives ceil(size / stride) windows; the odd one
+    goes high."""
     total = max((-(-size // stride) - 1) * stride + window - size, 0)
     return total // 2, total - total // 2
 
 
 def with_defaults(layer: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """An entry of `model.layers` with what `layer_defaults` says of its kind filled in, nested layers too."""
+    """An entry of `model.layers` with what `layer_defaults` says of its kind filled in, nested
+    layers too."""
     filled = {**defaults.get(str(layer.get("layer")), {}), **layer}
     for branch in ("layers", "shortcut"):
         if isinstance(filled.get(branch), list):

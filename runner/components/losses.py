@@ -1,5 +1,7 @@
-"""The losses, from the network's raw outputs. NumPy float64 here, for evaluation; the backends' native ones are tested
-against it. z  # outputs [N, C]; y  # labels int[N], or targets float[N, C]; each gives the loss of every row, float64[N].
+"""The losses, from the network's raw outputs. NumPy float64 here, for evaluation; the backends'
+native ones are tested
+against it. z  # outputs [N, C]; y  # labels int[N], or targets float[N, C]; each gives the loss of
+every row, float64[N].
 """
 
 import math
@@ -15,7 +17,8 @@ Array = np.ndarray
 
 
 class CrossEntropy(Section):
-    """-log softmax(z)_y; with `label_smoothing` s the target is (1 - s) one_hot(y) + s / C. Szegedy et al. (2016)."""
+    """-log softmax(z)_y; with `label_smoothing` s the target is (1 - s) one_hot(y) + s / C. Szegedy
+    et al. (2016)."""
 
     name: Literal["cross_entropy"]
     label_smoothing: Fraction
@@ -48,23 +51,30 @@ class MeanSquaredError(Section):
 
 
 class Huber(Section):
-    """The mean over outputs of e^2 / 2 where |e| <= delta, else delta (|e| - delta / 2), e = z - y. Huber (1964)."""
+    """The mean over outputs of e^2 / 2 where |e| <= delta, else delta (|e| - delta / 2), e = z - y.
+    Huber (1964)."""
 
     name: Literal["huber"]
     delta: Positive
 
     def rows(self, z: Array, y: Array) -> Array:
         size = np.abs(z.astype(np.float64) - y)
-        return np.mean(np.where(size <= self.delta, size**2 / 2, self.delta * (size - self.delta / 2)), axis=1)
+        return np.mean(
+            np.where(size <= self.delta, size**2 / 2, self.delta * (size - self.delta / 2)), axis=1
+        )
 
 
 class Auto(Section):
-    """The usual loss of the data's task: cross_entropy for labels, mean_squared_error for targets."""
+    """The usual loss of the data's task: cross_entropy for labels, mean_squared_error for
+    targets."""
 
     name: Literal["auto"]
 
 
-Loss = Annotated[Union[CrossEntropy, BinaryCrossEntropy, MeanSquaredError, Huber, Auto], Field(discriminator="name")]
+Loss = Annotated[
+    Union[CrossEntropy, BinaryCrossEntropy, MeanSquaredError, Huber, Auto],
+    Field(discriminator="name"),
+]
 
 
 def choose(loss: Any, task: str, num_classes: int) -> Any:
@@ -76,7 +86,9 @@ def choose(loss: Any, task: str, num_classes: int) -> Any:
             else MeanSquaredError(name="mean_squared_error")
         )
     labels = task == "classification"
-    fits = {"cross_entropy": labels, "binary_cross_entropy": not labels or num_classes == 2}.get(loss.name, not labels)
+    fits = {"cross_entropy": labels, "binary_cross_entropy": not labels or num_classes == 2}.get(
+        loss.name, not labels
+    )
     if not fits:
         found = f"labels of {num_classes} classes" if labels else "targets, not labels"
         raise ConfigError(f"loss={loss.name} does not fit this data, which has {found}")
@@ -94,4 +106,5 @@ def targets(loss: Any, y: Array, dtype: np.dtype) -> Array:
     """y as the loss takes it: labels as int64[N], all else as dtype[N, C]."""
     if loss.name == "cross_entropy":
         return y.astype(np.int64)
-    return np.ascontiguousarray(y.reshape(len(y), math.prod(y.shape[1:])), dtype=dtype)  # of no rows too
+    # of no rows too
+    return np.ascontiguousarray(y.reshape(len(y), math.prod(y.shape[1:])), dtype=dtype)

@@ -1,18 +1,23 @@
 """The optimizers: their hyperparameters, their memory, and the update each one makes.
 
-Symbols: p = a parameter; g = its gradient (clipped, and with `weight_decay` added when that is coupled); lr = eta(t);
-t' = t + 1, the number of this update counted from 1. Slots are the memory an update needs, by standard names.
+Symbols: p = a parameter; g = its gradient (clipped, and with `weight_decay` added when that is
+coupled); lr = eta(t); t' = t + 1, the number of this update counted from 1. Slots are the memory an
+update needs, by standard names.
 
-Weight decay lambda: `coupled` is an L2 penalty, g + lambda p, before anything else (torch's usual `weight_decay`);
-`decoupled` shrinks p by (1 - lr lambda) before the update (AdamW; Loshchilov and Hutter 2019). `decay_exclude: bias_and_norm`
-spares every bias, every scale and offset of a norm, and position embeddings.
+Weight decay lambda: `coupled` is an L2 penalty, g + lambda p, before anything else (torch's usual
+`weight_decay`);
+`decoupled` shrinks p by (1 - lr lambda) before the update (AdamW; Loshchilov and Hutter 2019).
+`decay_exclude: bias_and_norm` spares every bias, every scale and offset of a norm, and position
+embeddings.
 
-Weights may differ in their rate and decay: `groups` gives those whose names match a pattern factors of lr and lambda, the
-first entry that matches; `layer_decay` d multiplies lr by d^(L - 1 - i) in the i-th of L layers that own weights (a residual
-counts as one), as in Clark et al., ELECTRA (2020), and timm's layer_decay.
+Weights may differ in their rate and decay: `groups` gives those whose names match a pattern factors
+of lr and lambda, the first entry that matches; `layer_decay` d multiplies lr by d^(L - 1 - i) in
+the i-th of L layers that own weights (a residual counts as one), as in Clark et al., ELECTRA
+(2020), and timm's layer_decay.
 
-`schedules` moves other hyperparameters than lr by the schedules' own specs, whose base is then the hyperparameter's value and
-whose keys that end in `_lr` are values of it; a bias correction takes the value in force, as in torch.
+`schedules` moves other hyperparameters than lr by the schedules' own specs, whose base is then the
+hyperparameter's value and whose keys that end in `_lr` are values of it; a bias correction takes
+the value in force, as in torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +35,8 @@ from runner.section import Fraction, NonNegative, Positive, Section
 
 
 class Matching(Section):
-    """An entry of `groups`: factors for the weights whose name, or whose layer's name, fits the pattern `match`."""
+    """An entry of `groups`: factors for the weights whose name, or whose layer's name, fits the
+    pattern `match`."""
 
     match: Annotated[str, Field(min_length=1)]  # dense_0/kernel, dense_*, */bias
     lr_factor: NonNegative = 1.0  # a factor that is not said changes nothing
@@ -42,7 +48,8 @@ class Matching(Section):
 
 @dataclass(frozen=True)
 class Group:
-    """Weights with a common rate, lr_factor eta(t), and a common weight decay, decay_factor lambda."""
+    """Weights with a common rate, lr_factor eta(t), and a common weight decay, decay_factor
+    lambda."""
 
     names: tuple[str, ...]
     lr_factor: float = 1.0
@@ -78,11 +85,15 @@ class _Optimizer(Section):
             # of zeros alone the system gives no page before it is written
             return np.full(w.shape, value, w.dtype) if value else np.zeros(w.shape, w.dtype)
 
-        return {slot: {name: filled(value, w) for name, w in weights.items()} for slot, value in self.slots().items()}
+        return {
+            slot: {name: filled(value, w) for name, w in weights.items()}
+            for slot, value in self.slots().items()
+        }
 
 
 class SGD(_Optimizer):
-    """b = momentum b + g; p -= lr b, or with `nesterov` p -= lr (g + momentum b). Without momentum p -= lr g.
+    """b = momentum b + g; p -= lr b, or with `nesterov` p -= lr (g + momentum b). Without momentum
+    p -= lr g.
 
     torch.optim.SGD. Keras keeps lr inside its buffer, so that it differs as soon as lr changes.
     """
@@ -106,8 +117,9 @@ class _Adam(_Optimizer):
 
 
 class Adam(_Adam):
-    """m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2; p -= lr mhat / (sqrt(vhat) + eps),
-    mhat = m / (1 - beta1^t'), vhat = v / (1 - beta2^t'); with `amsgrad` v is its largest value so far.
+    """m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2; p -= lr mhat / (sqrt(vhat) +
+    eps), mhat = m / (1 - beta1^t'), vhat = v / (1 - beta2^t'); with `amsgrad` v is its largest
+    value so far.
 
     Kingma and Ba (2015), algorithm 1; torch.optim.Adam. Keras puts eps beside the uncorrected root.
     """
@@ -121,7 +133,8 @@ class Adam(_Adam):
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay as its default. Loshchilov and Hutter (2019), algorithm 2; torch.optim.AdamW."""
+    """Adam with decoupled weight decay as its default. Loshchilov and Hutter (2019), algorithm 2;
+    torch.optim.AdamW."""
 
     name: Literal["adamw"]  # type: ignore[assignment]
 
@@ -139,8 +152,8 @@ class Adamax(_Adam):
 
 
 class NAdam(_Adam):
-    """m, v as in Adam; mu_t' = beta1 (1 - 0.5 * 0.96^(t' momentum_decay)), P = product of mu_1 ... mu_t';
-    p -= lr [(1 - mu_t') g / (1 - P) + mu_(t'+1) m / (1 - P mu_(t'+1))] / (sqrt(vhat) + eps).
+    """m, v as in Adam; mu_t' = beta1 (1 - 0.5 * 0.96^(t' momentum_decay)), P = product of mu_1 ...
+    mu_t'; p -= lr [(1 - mu_t') g / (1 - P) + mu_(t'+1) m / (1 - P mu_(t'+1))] / (sqrt(vhat) + eps).
 
     Dozat (2016); torch.optim.NAdam. Keras is the same with momentum_decay = 1.
     """
@@ -148,21 +161,26 @@ class NAdam(_Adam):
     name: Literal["nadam"]
     momentum_decay: NonNegative
 
-    schedulable: ClassVar[Sequence[str]] = ("beta2", "weight_decay")  # beta1 has a schedule of its own, mu
+    # beta1 has a schedule of its own, mu
+    schedulable: ClassVar[Sequence[str]] = ("beta2", "weight_decay")
 
     def slots(self) -> dict[str, float]:
         return {"first_moment": 0.0, "second_moment": 0.0}
 
     def scalars(self, step: int) -> dict[str, float]:
         t = np.arange(1, step + 1)
-        return {"mu_product": float(np.prod(self.beta1 * (1 - 0.5 * 0.96 ** (t * self.momentum_decay))))}
+        return {
+            "mu_product": float(np.prod(self.beta1 * (1 - 0.5 * 0.96 ** (t * self.momentum_decay))))
+        }
 
 
 class RMSprop(_Optimizer):
-    """v = rho v + (1 - rho) g^2; d = g / (sqrt(v) + eps); p -= lr d, or with momentum b = momentum b + d; p -= lr b.
+    """v = rho v + (1 - rho) g^2; d = g / (sqrt(v) + eps); p -= lr d, or with momentum b = momentum
+    b + d; p -= lr b.
     `centered`: a = rho a + (1 - rho) g and v - a^2 under the root.
 
-    Tieleman and Hinton (2012), Graves (2013) for centered; torch.optim.RMSprop. Keras: eps inside the root, lr in b.
+    Tieleman and Hinton (2012), Graves (2013) for centered; torch.optim.RMSprop. Keras: eps inside
+    the root, lr in b.
     """
 
     name: Literal["rmsprop"]
@@ -183,7 +201,8 @@ class RMSprop(_Optimizer):
 
 
 class Adagrad(_Optimizer):
-    """s = s + g^2; p -= lr g / (sqrt(s) + eps). Duchi et al. (2011); torch.optim.Adagrad. Keras: eps inside the root."""
+    """s = s + g^2; p -= lr g / (sqrt(s) + eps). Duchi et al. (2011); torch.optim.Adagrad. Keras:
+    eps inside the root."""
 
     name: Literal["adagrad"]
     eps: Positive
@@ -194,7 +213,8 @@ class Adagrad(_Optimizer):
 
 
 class Adadelta(_Optimizer):
-    """v = rho v + (1 - rho) g^2; d = sqrt(a + eps) / sqrt(v + eps) g; a = rho a + (1 - rho) d^2; p -= lr d.
+    """v = rho v + (1 - rho) g^2; d = sqrt(a + eps) / sqrt(v + eps) g; a = rho a + (1 - rho) d^2; p
+    -= lr d.
 
     Zeiler (2012), algorithm 1; torch.optim.Adadelta and Keras alike, given the same rho and eps.
     """
@@ -208,7 +228,8 @@ class Adadelta(_Optimizer):
 
 
 class Lion(_Optimizer):
-    """p -= lr sign(beta1 m + (1 - beta1) g); then m = beta2 m + (1 - beta2) g. Chen et al. (2023), algorithm 2."""
+    """p -= lr sign(beta1 m + (1 - beta1) g); then m = beta2 m + (1 - beta2) g. Chen et al. (2023),
+    algorithm 2."""
 
     name: Literal["lion"]
     beta1: Fraction
@@ -221,22 +242,30 @@ class Lion(_Optimizer):
 
 
 Optimizer = Annotated[
-    Union[SGD, Adam, AdamW, Adamax, NAdam, RMSprop, Adagrad, Adadelta, Lion], Field(discriminator="name")
+    Union[SGD, Adam, AdamW, Adamax, NAdam, RMSprop, Adagrad, Adadelta, Lion],
+    Field(discriminator="name"),
 ]
 
 
 def decaying(optimizer: Any, network: Network) -> list[str]:
     """The weights that weight decay touches: all, or with `bias_and_norm` excluded the kernels."""
     everything = optimizer.decay_exclude == "none"
-    return [name for name, v in network.variables().items() if v.trainable and (everything or v.decays)]
+    return [
+        name for name, v in network.variables().items() if v.trainable and (everything or v.decays)
+    ]
 
 
 def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
-    """The weights by what they have in common. The first group has lr_factor 1, so that its rate is eta(t); it may be empty.
+    """The weights by what they have in common. The first group has lr_factor 1, so that its rate is
+    eta(t); it may be empty.
 
-    A pattern that fits nothing, or nothing that the entries before it left, is refused; so is a run that trains nothing.
+    A pattern that fits nothing, or nothing that the entries before it left, is refused; so is a run
+    that trains nothing.
     """
-    decay, layers = set(decaying(optimizer, network)), _layer_factors(optimizer.layer_decay, network)
+    decay, layers = (
+        set(decaying(optimizer, network)),
+        _layer_factors(optimizer.layer_decay, network),
+    )
     used: set[int] = set()
     together: dict[tuple[float, float], list[str]] = {(1.0, 1.0): []}
     for name, layer in layers.items():
@@ -252,31 +281,40 @@ def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
             if any(map(entry.fits, layers)):
                 why = "and those that do fit an entry before it"
             raise ConfigError(
-                f"optimizer.groups[{i}].match must fit a weight of the model ({', '.join(layers)}), got {entry.match}, {why}"
+                f"optimizer.groups[{i}].match must fit a weight of the model "
+                f"({', '.join(layers)}), got {entry.match}, {why}"
             )
     if not layers:
         raise ConfigError("model.layers must have a weight, got none: nothing would be trained")
     if not any(lr_factor for (lr_factor, _), names in together.items() if names):
-        raise ConfigError("optimizer.groups must leave a weight with lr_factor above 0, got 0 for all of them")
+        raise ConfigError(
+            "optimizer.groups must leave a weight with lr_factor above 0, got 0 for all of them"
+        )
     return tuple(Group(tuple(names), *factors) for factors, names in together.items())
 
 
 def _layer_factors(decay: float, network: Network) -> dict[str, float]:
     """Every weight and the factor of its layer, d^(L - 1 - i)."""
     layers = [names for node in network.nodes if (names := node.trainable())]
-    return {name: decay ** (len(layers) - 1 - i) for i, names in enumerate(layers) for name in names}
+    return {
+        name: decay ** (len(layers) - 1 - i) for i, names in enumerate(layers) for name in names
+    }
 
 
 def hyperparameters(optimizer: Any, clock: Clock) -> dict[str, np.ndarray]:
     """The tables of what `schedules` moves: name -> its value at every update.  # float64[T]"""
-    return {name: _hyperparameter(optimizer, name, curve, clock) for name, curve in optimizer.schedules.items()}
+    return {
+        name: _hyperparameter(optimizer, name, curve, clock)
+        for name, curve in optimizer.schedules.items()
+    }
 
 
 def _hyperparameter(optimizer: Any, name: str, curve: Curve, clock: Clock) -> np.ndarray:
     allowed = optimizer.schedulable
     if name not in allowed:
         raise ConfigError(
-            f"optimizer.schedules.{name} is no hyperparameter of {optimizer.name} that can be scheduled, which are "
+            f"optimizer.schedules.{name} is no hyperparameter of {optimizer.name} that can "
+            f"be scheduled, which are "
             f"{', '.join(allowed)}{nearest(name, allowed)}"
         )
     try:
@@ -284,9 +322,15 @@ def _hyperparameter(optimizer: Any, name: str, curve: Curve, clock: Clock) -> np
     except ValueError as error:
         raise ConfigError(f"optimizer.schedules.{name}.{error}") from None
     # with momentum 0 there is no buffer to go on with
-    fits = np.isfinite(values) & (values >= 0) if name == "weight_decay" else (values > 0) & (values < 1)
+    fits = (
+        np.isfinite(values) & (values >= 0)
+        if name == "weight_decay"
+        else (values > 0) & (values < 1)
+    )
     if not fits.all():
         t = int(np.flatnonzero(~fits)[0])
         words = "finite and >= 0" if name == "weight_decay" else "above 0 and below 1"
-        raise ConfigError(f"optimizer.schedules.{name} must stay {words}, got {values[t]:.6g} at update {t}")
+        raise ConfigError(
+            f"optimizer.schedules.{name} must stay {words}, got {values[t]:.6g} at update {t}"
+        )
     return values

@@ -25,8 +25,8 @@ def defaults(group: str, name: str) -> dict[str, Any]:
 
 
 def with_schedules_whole(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a schedule, and those of `optimizer.schedules`, with what conf/schedule/NAME.yaml says where they say
-    nothing."""
+    """The parts of a schedule, and those of `optimizer.schedules`, with what
+    conf/schedule/NAME.yaml says where they say nothing."""
     whole, optimizer = dict(values), values.get("optimizer")
     if isinstance(values.get("schedule"), dict):
         whole["schedule"] = _parts_whole(values["schedule"])

@@ -1,7 +1,7 @@
 """The whole config, typed: what a user may say, and the words when it is wrong.
 
-`parse` is the one door: it takes what Hydra composed and gives a `Config`, or raises a ConfigError in one line with the
-key, what was found, what is allowed, and the nearest match.
+`parse` is the one door: it takes what Hydra composed and gives a `Config`, or raises a ConfigError
+in one line with the key, what was found, what is allowed, and the nearest match.
 """
 
 import hashlib
@@ -87,7 +87,9 @@ class Tune(Section):
 
 
 class Config(Section):
-    task: Literal["train", "preview", "find_lr", "evaluate", "predict", "export", "verify", "compare"]
+    task: Literal[
+        "train", "preview", "find_lr", "evaluate", "predict", "export", "verify", "compare"
+    ]
     backend: Literal["lightning", "keras", "witness"]
     device: Annotated[str, Field(pattern=f"^({devices.PATTERN})$")]
     devices: One
@@ -123,7 +125,10 @@ def parse(composed: Mapping[str, Any]) -> Config:
     if isinstance(defaults, dict):
         _check_layer_defaults(defaults)
         if isinstance(model, dict) and isinstance(model.get("layers"), list):
-            whole = [with_defaults(layer, defaults) if isinstance(layer, dict) else layer for layer in model["layers"]]
+            whole = [
+                with_defaults(layer, defaults) if isinstance(layer, dict) else layer
+                for layer in model["layers"]
+            ]
             values["model"] = {**model, "layers": whole}
     try:
         return Config.model_validate(values)
@@ -132,7 +137,8 @@ def parse(composed: Mapping[str, Any]) -> Config:
 
 
 def _check_keys(values: Mapping[Any, Any], path: str = "") -> None:
-    """Refuse a key that is no text or holds a dot; `args` belong to a function, which names its own."""
+    """Refuse a key that is no text or holds a dot; `args` belong to a function, which names its
+    own."""
     for key, value in values.items():
         where = f"{path}.{key}" if path else str(key)
         if not isinstance(key, str) or not key:
@@ -140,7 +146,8 @@ def _check_keys(values: Mapping[Any, Any], path: str = "") -> None:
         if "." in key:
             group, _, last = key.rpartition(".")
             raise ConfigError(
-                f"{show(where)} is one key with a dot in it; in a file, write {show(last)} below {show(group)}"
+                f"{show(where)} is one key with a dot in it; in a file, write {show(last)} "
+                f"below {show(group)}"
             )
         if key != "args":
             for item in value if isinstance(value, list) else (value,):
@@ -149,8 +156,8 @@ def _check_keys(values: Mapping[Any, Any], path: str = "") -> None:
 
 
 def sha256(composed: Mapping[str, Any], *without: str) -> str:
-    """Of what fixes a run: the composed config without the folder it writes to and the tasks done on its result, and without
-    more of its keys."""
+    """Of what fixes a run: the composed config without the folder it writes to and the tasks done
+    on its result, and without more of its keys."""
     aside = {
         "output",
         "task",
@@ -169,7 +176,9 @@ def sha256(composed: Mapping[str, Any], *without: str) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-def _explain(errors: Sequence[Mapping[str, Any]], values: Mapping[str, Any], composed: Mapping[str, Any]) -> str:
+def _explain(
+    errors: Sequence[Mapping[str, Any]], values: Mapping[str, Any], composed: Mapping[str, Any]
+) -> str:
     """One sentence. An unknown key comes first, since it is often the right one misspelled."""
     error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
     path = _path(error, values)
@@ -185,7 +194,10 @@ def _explain(errors: Sequence[Mapping[str, Any]], values: Mapping[str, Any], com
         return f"{key} is missing; it needs a value"
     if kind == "union_tag_not_found":
         tag = error["ctx"]["discriminator"].strip("'")
-        return f"{key}.{tag} is missing; it must be one of {', '.join(_sections(_annotation(error['loc'])))}"
+        return (
+            f"{key}.{tag} is missing; it must be one of "
+            f"{', '.join(_sections(_annotation(error['loc'])))}"
+        )
     if kind == "union_tag_invalid":
         tag, found = error["ctx"]["discriminator"].strip("'"), error["ctx"]["tag"]
         allowed = _words(error["ctx"]["expected_tags"])
@@ -194,13 +206,21 @@ def _explain(errors: Sequence[Mapping[str, Any]], values: Mapping[str, Any], com
         return f"{key}.{error['ctx']['error']}"
     if kind == "value_error" and isinstance(found, dict):  # of keys together
         return f"{key} must have {error['ctx']['error']}"
-    same = [other for other in errors if _path(other, values) == path]  # of a union, what each member allows
-    names = [name for other in same if other["type"] == "literal_error" for name in _words(other["ctx"]["expected"])]
+    # of a union, what each member allows
+    same = [other for other in errors if _path(other, values) == path]
+    names = [
+        name
+        for other in same
+        if other["type"] == "literal_error"
+        for name in _words(other["ctx"]["expected"])
+    ]
     hint = nearest(found, names)
     if kind == "string_pattern_mismatch":  # what others call a gpu
         hint = nearest(str(found).replace("gpu", "cuda"), ["auto", "cuda", "mps"])
     text = " or ".join(dict.fromkeys(_allowed(other).removeprefix("must be ") for other in same))
-    return f"{key} {text if text.startswith('must') else f'must be {text}'}, got {show(found)}{hint}"
+    return (
+        f"{key} {text if text.startswith('must') else f'must be {text}'}, got {show(found)}{hint}"
+    )
 
 
 def _allowed(error: Mapping[str, Any]) -> str:
@@ -216,7 +236,8 @@ def _allowed(error: Mapping[str, Any]) -> str:
 
 
 def _no_key(key: str, location: Sequence[Any], path: Sequence[Any]) -> str:
-    """Which keys there are, and where the one that was said may belong: in another choice, beside it, elsewhere."""
+    """Which keys there are, and where the one that was said may belong: in another choice, beside
+    it, elsewhere."""
     if key == "experiment":  # without the header, a file's keys are put below its group's name
         return "experiment: the first line of its file must be '# @package _global_'"
     section, parent = _annotation(location[:-1]), key.rpartition(".")[0]
@@ -225,7 +246,9 @@ def _no_key(key: str, location: Sequence[Any], path: Sequence[Any]) -> str:
     allowed += [] if parent else ["layer_defaults", "experiment"]
     others = [choice for choice, other in choices.items() if path[-1] in keys(other)]
     beside = closest(path[-1], allowed)
-    elsewhere = [name for name in _every_key(Config) if re.search(rf"[._]{re.escape(path[-1])}$", name)]
+    elsewhere = [
+        name for name in _every_key(Config) if re.search(rf"[._]{re.escape(path[-1])}$", name)
+    ]
     hint = ""
     if others:
         hint = f"; it belongs to {f'{parent}=' if tag == 'name' else ''}{', '.join(others)}"
@@ -233,7 +256,10 @@ def _no_key(key: str, location: Sequence[Any], path: Sequence[Any]) -> str:
         hint = f"; did you mean {parent}{'.' if parent else ''}{beside}?"
     elif elsewhere:
         nearby = [name for name in elsewhere if name.startswith(f"{parent}.")]
-        hint = f"; did you mean {min(nearby or elsewhere, key=lambda name: len(name.rpartition('.')[2]))}?"
+        hint = (
+            f"; did you mean "
+            f"{min(nearby or elsewhere, key=lambda name: len(name.rpartition('.')[2]))}?"
+        )
     where = parent or "the config"
     if tag:
         choice = location[-2] if location[-2] in choices else next(iter(_sections(section)))
@@ -246,7 +272,8 @@ def _check_layer_defaults(defaults: Mapping[str, Any]) -> None:
     for kind, said in defaults.items():
         if kind not in layers:
             raise ConfigError(
-                f"layer_defaults.{kind} is no layer; layers are {', '.join(layers)}{nearest(kind, layers)}"
+                f"layer_defaults.{kind} is no layer; layers are "
+                f"{', '.join(layers)}{nearest(kind, layers)}"
             )
         if not isinstance(said, dict):
             raise ConfigError(f"layer_defaults.{kind} must be a group of keys, got {show(said)}")
@@ -254,11 +281,14 @@ def _check_layer_defaults(defaults: Mapping[str, Any]) -> None:
         for key in said:
             if key not in allowed:
                 has = f"which has {', '.join(allowed) or 'no keys'}"
-                raise ConfigError(f"layer_defaults.{kind}.{key} is no key of {kind}, {has}{nearest(key, allowed)}")
+                raise ConfigError(
+                    f"layer_defaults.{kind}.{key} is no key of {kind}, {has}{nearest(key, allowed)}"
+                )
 
 
 def _path(error: Mapping[str, Any], values: Any) -> list[Any]:
-    """The user's keys in an error's place, without the names of unions' members that pydantic puts between."""
+    """The user's keys in an error's place, without the names of unions' members that pydantic puts
+    between."""
     path: list[Any] = []
     for step in error["loc"]:
         if (isinstance(values, Mapping) and step in values) or (
@@ -270,18 +300,26 @@ def _path(error: Mapping[str, Any], values: Any) -> list[Any]:
 
 
 def _key(path: Sequence[Any], values: Mapping[str, Any], composed: Mapping[str, Any]) -> str:
-    """The path as the user writes it; what stands in no layer but in `layer_defaults` is named there."""
+    """The path as the user writes it; what stands in no layer but in `layer_defaults` is named
+    there."""
     said, whole = composed, values
     for step in path[:-1]:
         said, whole = said[step], whole[step]
-    if isinstance(said, dict) and isinstance(whole, dict) and path[-1] in whole and path[-1] not in said:
+    if (
+        isinstance(said, dict)
+        and isinstance(whole, dict)
+        and path[-1] in whole
+        and path[-1] not in said
+    ):
         return f"layer_defaults.{whole['layer']}.{path[-1]}"
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(
+        "."
+    )
 
 
 def _every_key(section: Any, parent: str = "") -> list[str]:
-    """The dotted keys of a section and of all choices of the sections in it; those in lists and mappings, and of a
-    schedule's parts, have no fixed place."""
+    """The dotted keys of a section and of all choices of the sections in it; those in lists and
+    mappings, and of a schedule's parts, have no fixed place."""
     found = []
     for name, field in keys(section).items():
         inner = [member for member in _members(field.annotation) if hasattr(member, "model_fields")]
@@ -309,24 +347,41 @@ def _item(annotation: Any) -> Any:
     """What a list is declared to hold, the list alone or among others."""
     if get_origin(annotation) is list:
         return get_args(annotation)[0]
-    return next((item for inner in get_args(annotation) if (item := _item(inner)) is not None), None)
+    return next(
+        (item for inner in get_args(annotation) if (item := _item(inner)) is not None), None
+    )
 
 
 def _sections(annotation: Any) -> dict[str, Any]:
     """The members of a union by the names that choose them."""
     members = [member for member in _members(annotation) if _tag(member)]
-    return {name: member for member in members for name in get_args(member.model_fields[_tag(member)].annotation)}
+    return {
+        name: member
+        for member in members
+        for name in get_args(member.model_fields[_tag(member)].annotation)
+    }
 
 
 def _members(annotation: Any) -> list[Any]:
     arguments = get_args(annotation)
-    return [member for argument in arguments for member in _members(argument)] if arguments else [annotation]
+    return (
+        [member for argument in arguments for member in _members(argument)]
+        if arguments
+        else [annotation]
+    )
 
 
 def _tag(section: Any) -> str | None:
     """`layer` or `name`, the key that chooses this section."""
     fields = getattr(section, "model_fields", {})
-    return next((name for name in ("layer", "name") if name in fields and get_args(fields[name].annotation)), None)
+    return next(
+        (
+            name
+            for name in ("layer", "name")
+            if name in fields and get_args(fields[name].annotation)
+        ),
+        None,
+    )
 
 
 def _words(expected: str) -> list[str]:

@@ -47,7 +47,9 @@ _WORD = _Kind(
     "a word of letters, digits and _.:,=-",
     lambda v: isinstance(v, str) and re.fullmatch(r"[\w.:,=-]{1,100}", v, re.ASCII) is not None,
 )
-_MINIMIZE = _Kind("minimize (for trainer.monitor_mode=max its sign is turned)", lambda v: v == "minimize")
+_MINIMIZE = _Kind(
+    "minimize (for trainer.monitor_mode=max its sign is turned)", lambda v: v == "minimize"
+)
 
 _KEYS: Mapping[str, _Kind] = {
     # joblib
@@ -79,7 +81,10 @@ _KEYS: Mapping[str, _Kind] = {
     "launcher.tasks_per_node": _ONE,
     "launcher.stderr_to_stdout": _SWITCH,
     **dict.fromkeys(
-        (f"launcher.{name}" for name in ("partition", "qos", "account", "constraint", "gres", "mem_per_gpu")),
+        (
+            f"launcher.{name}"
+            for name in ("partition", "qos", "account", "constraint", "gres", "mem_per_gpu")
+        ),
         _WORD,
     ),
     "launcher.mem_per_cpu": _WORD,
@@ -110,12 +115,20 @@ def check_choice(group: str, choice: Any) -> None:
     """Refuse a launcher or sweeper that is not listed, before Hydra looks for it."""
     choices = CHOICES.get(group)
     if choices is None:
-        raise ConfigError(f"{group} is fixed; of Hydra's groups {', '.join(CHOICES)} can be chosen, got {show(choice)}")
+        raise ConfigError(
+            f"{group} is fixed; of Hydra's groups {', '.join(CHOICES)} can be chosen, got "
+            f"{show(choice)}"
+        )
     if choice not in choices:
-        raise ConfigError(f"{group} must be one of {', '.join(choices)}, got {show(choice)}{nearest(choice, choices)}")
+        raise ConfigError(
+            f"{group} must be one of {', '.join(choices)}, got "
+            f"{show(choice)}{nearest(choice, choices)}"
+        )
 
 
-def allowed(found: Mapping[str, Any], said: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def allowed(
+    found: Mapping[str, Any], said: Mapping[str, Any], own: Mapping[str, Any]
+) -> dict[str, Any]:
     """What is set of Hydra's part beside what its choices hold by themselves, `own`: by the files
     that made up `found`, or by the command line, `said`; dotted key -> value, interpolations as
     they are written. ConfigError where a key is not listed or its value is of another type."""
@@ -148,7 +161,10 @@ def allowed(found: Mapping[str, Any], said: Mapping[str, Any], own: Mapping[str,
         if name.startswith("hydra") or not re.fullmatch(r"[\w./@]+", name):
             raise ConfigError(f"hydra.{_PARAMS}{name} must name a key of the config")
         if not (isinstance(value, str) or _is_number(value)) or "${" in str(value):
-            raise ConfigError(f"hydra.{_PARAMS}{name} must be a range such as interval(1e-4,1e-1), got {show(value)}")
+            raise ConfigError(
+                f"hydra.{_PARAMS}{name} must be a range such as interval(1e-4,1e-1), got "
+                f"{show(value)}"
+            )
     return {**changed, **({_PARAMS[:-1]: params} if params else {})}
 
 
@@ -159,7 +175,8 @@ def check_values(values: Mapping[str, Any]) -> None:
     for path, key, value in walk(values):
         if key in ("_target_", "_partial_", "_args_", "_recursive_", "_convert_"):
             raise ConfigError(
-                f"{path} is not taken from a config: it would run {show(value)}; SECURITY.md lists what may be named"
+                f"{path} is not taken from a config: it would run {show(value)}; "
+                f"SECURITY.md lists what may be named"
             )
         if isinstance(value, str) and "${" in _INTERPOLATION.sub("", value):
             raise ConfigError(

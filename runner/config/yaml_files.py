@@ -54,7 +54,9 @@ def parse(text: str, path: Path) -> DictConfig:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: {printable(str(error.problem or error.context))}") from None
+        raise ConfigError(
+            f"{path}{line}: {printable(str(error.problem or error.context))}"
+        ) from None
     except yaml.YAMLError as error:  # the reader's, of characters that YAML does not allow
         raise ConfigError(f"{path}: {printable(' '.join(str(error).split()))}") from None
     except OmegaConfBaseException as error:  # its own first line; it adds lines about its classes

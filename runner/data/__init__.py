@@ -18,8 +18,9 @@ Data = Annotated[Union[Digits, Diabetes, NPZ, CSV, NPY, Python], Field(discrimin
 
 
 def load(data: Any, like: Mapping[str, Any] | None = None) -> Dataset:
-    """What a section of the config speaks of. Runs of one process share it, while its files are as they were. `like`: a
-    run's data.json, by which columns are found: its target, where the section names none, and its features."""
+    """What a section of the config speaks of. Runs of one process share it, while its files are as
+    they were. `like`: a run's data.json, by which columns are found: its target, where the section
+    names none, and its features."""
     if like is not None and getattr(data, "target", "") is None:
         data = data.model_copy(update={"target": like.get("target")})
     dataset = _load(data.model_dump_json(), _stamps(getattr(data, "path", None)))
@@ -27,7 +28,8 @@ def load(data: Any, like: Mapping[str, Any] | None = None) -> Dataset:
 
 
 def _stamps(path: str | None) -> tuple[Any, ...]:
-    """Name, size and time of each file; none of what is not there, which the section refuses in its own words."""
+    """Name, size and time of each file; none of what is not there, which the section refuses in its
+    own words."""
     if path is None:
         return ()
     try:

@@ -15,7 +15,8 @@ Task = Literal["classification", "regression"]
 
 @dataclass(frozen=True)
 class Split:
-    # float64[N, ...]; float32, if that is what the file holds; or a runner.data.stream.FileRows, which reads them
+    # float64[N, ...]; float32, if that is what the file holds; or a runner.data.stream.FileRows,
+    # which reads them
     x: Any
     y: np.ndarray  # labels int64[N], or targets float64[N, C]
 
@@ -75,7 +76,8 @@ class Dataset:
         return 0 if self.task == "classification" else int(self.train.y.shape[1])
 
     def description(self) -> dict[str, Any]:
-        """What a later prediction on new rows needs, and a hash that tells whether the data is the same."""
+        """What a later prediction on new rows needs, and a hash that tells whether the data is the
+        same."""
         digest = hashlib.sha256()
         values = hashlib.sha256()  # without shapes: images equal the same pixels in one row
         for split in (self.train, self.val, self.test):
@@ -98,13 +100,19 @@ class Dataset:
             "rows": {"train": len(self.train), "val": len(self.val), "test": len(self.test)},
             "sha256": digest.hexdigest(),
             "values_sha256": values.hexdigest(),
-            **{k: s and {"offset": s.offset.tolist(), "scale": s.scale.tolist()} for k, s in scalings.items()},
+            **{
+                k: s and {"offset": s.offset.tolist(), "scale": s.scale.tolist()}
+                for k, s in scalings.items()
+            },
         }
 
     def as_images(self) -> "Dataset":
         """The same rows in `image_shape`."""
         assert self.image_shape is not None
-        splits = (Split(split.x.reshape(-1, *self.image_shape), split.y) for split in (self.train, self.val, self.test))
+        splits = (
+            Split(split.x.reshape(-1, *self.image_shape), split.y)
+            for split in (self.train, self.val, self.test)
+        )
         train, val, test = splits
         return replace(self, train=train, val=val, test=test, image_shape=None)
 
@@ -113,13 +121,20 @@ class Dataset:
         if not features or tuple(features) == self.features or set(features) - set(self.features):
             return self
         which = [self.features.index(name) for name in features]
-        train, val, test = (Split(split.x[:, which], split.y) for split in (self.train, self.val, self.test))
-        scaling = self.x_scaling and Scaling(self.x_scaling.offset[which], self.x_scaling.scale[which])
-        return replace(self, train=train, val=val, test=test, features=tuple(features), x_scaling=scaling)
+        train, val, test = (
+            Split(split.x[:, which], split.y) for split in (self.train, self.val, self.test)
+        )
+        scaling = self.x_scaling and Scaling(
+            self.x_scaling.offset[which], self.x_scaling.scale[which]
+        )
+        return replace(
+            self, train=train, val=val, test=test, features=tuple(features), x_scaling=scaling
+        )
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Describe how data differs from a run's data.json, the plainest difference first; None if it does not."""
+    """Describe how data differs from a run's data.json, the plainest difference first; None if it
+    does not."""
     told = {
         "features": "its columns are",
         "target": "its target is",
@@ -154,17 +169,23 @@ def _listed(value: Any) -> str:
     return show(", ".join(map(str, items)) if isinstance(items, list) else items)
 
 
-def num_held_out(num_rows: int, val_fraction: float, test_fraction: float, source: str) -> tuple[int, int]:
-    """Rows for validation and for the test, round(fraction * rows) each; some must be left to train on."""
+def num_held_out(
+    num_rows: int, val_fraction: float, test_fraction: float, source: str
+) -> tuple[int, int]:
+    """Rows for validation and for the test, round(fraction * rows) each; some must be left to train
+    on."""
     num_val, num_test = round(val_fraction * num_rows), round(test_fraction * num_rows)
     if num_val + num_test >= num_rows:
         raise ConfigError(
-            f"data.val_fraction + data.test_fraction leave none of the {num_rows} rows of {source} to train on"
+            f"data.val_fraction + data.test_fraction leave none of the {num_rows} rows of "
+            f"{source} to train on"
         )
     return num_val, num_test
 
 
-def split_rows(x: np.ndarray, y: np.ndarray, num_val: int, num_test: int, seed: int) -> tuple[Split, Split, Split]:
+def split_rows(
+    x: np.ndarray, y: np.ndarray, num_val: int, num_test: int, seed: int
+) -> tuple[Split, Split, Split]:
     """Train, validation and test rows: a fixed permutation of all rows, cut at the end."""
     order = permutation(len(x), seed, "split")
     num_train = len(x) - num_val - num_test
@@ -174,13 +195,15 @@ def split_rows(x: np.ndarray, y: np.ndarray, num_val: int, num_test: int, seed: 
 
 
 def standardize(data: Dataset, *, x: bool, y: bool) -> Dataset:
-    """Mean 0 and variance 1 of every feature (`x`) and target (`y`) over the training rows. A constant
-    is only shifted."""
+    """Mean 0 and variance 1 of every feature (`x`) and target (`y`) over the training rows. A
+    constant is only shifted."""
     splits = {"train": data.train, "val": data.val, "test": data.test}
     x_scaling = _scaling(data.train.x) if x else None
     y_scaling = _scaling(data.train.y) if y else None
     scaled = {
-        name: Split(x_scaling.apply(s.x) if x_scaling else s.x, y_scaling.apply(s.y) if y_scaling else s.y)
+        name: Split(
+            x_scaling.apply(s.x) if x_scaling else s.x, y_scaling.apply(s.y) if y_scaling else s.y
+        )
         for name, s in splits.items()
     }
     return replace(data, **scaled, x_scaling=x_scaling, y_scaling=y_scaling)  # type: ignore[arg-type]
@@ -192,7 +215,8 @@ _NOISE = 4  # units in the last place of the largest value: what rounding sets e
 
 def _scaling(values: np.ndarray) -> Scaling:
     """Mean and standard deviation, in units of the largest value where its square has no place in
-    float64. A column without a spread but rounding's is a constant: offset its least value, scale 1."""
+    float64. A column without a spread but rounding's is a constant: offset its least value, scale
+    1."""
     low, high = (edge(axis=0).astype(np.float64) for edge in (values.min, values.max))
     largest = np.maximum(np.abs(low), np.abs(high))
     extreme = (largest > 0) & ((largest > _SQUARES) | (largest < 1 / _SQUARES))
@@ -234,7 +258,10 @@ def check_finite(name: str, values: np.ndarray, source: str, first_row: int = 0)
         row, *rest = (int(i) for i in bad)
         column = f"{name}{rest}" if rest else name
         found = values[tuple(bad)]
-        raise ConfigError(f"{source}: row {first_row + row}, column {column} is {found}; all values must be finite")
+        raise ConfigError(
+            f"{source}: row {first_row + row}, column {column} is {found}; all values must "
+            f"be finite"
+        )
 
 
 def check_range(data: Dataset, dtype: np.dtype) -> None:
@@ -244,9 +271,13 @@ def check_range(data: Dataset, dtype: np.dtype) -> None:
         x = split.x.largest if data.streams else largest_of(split.x)
         for name, size in (("x", x), ("y", largest_of(split.y))):
             if size > largest:
-                raise ConfigError(f"data: {name} holds values up to {size:g}, which {dtype.name} does not hold")
+                raise ConfigError(
+                    f"data: {name} holds values up to {size:g}, which {dtype.name} does not hold"
+                )
             if 0 < size < least:
-                raise ConfigError(f"data: {name} holds values up to {size:g}, which {dtype.name} takes for 0")
+                raise ConfigError(
+                    f"data: {name} holds values up to {size:g}, which {dtype.name} takes for 0"
+                )
 
 
 def largest_of(values: np.ndarray) -> float:

@@ -1,4 +1,5 @@
-"""Data sets that come with scikit-learn. Its files are read directly: importing the package takes over a second."""
+"""Data sets that come with scikit-learn. Its files are read directly: importing the package takes
+over a second."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,15 +15,19 @@ from runner.section import Section
 def _file(name: str) -> Path:
     spec = find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError("this data set comes with scikit-learn, which is not installed: pip install scikit-learn")
+        raise ConfigError(
+            "this data set comes with scikit-learn, which is not installed: pip install "
+            "scikit-learn"
+        )
     return Path(spec.submodule_search_locations[0]) / "datasets" / "data" / name
 
 
 class Digits(Section):
     """1,797 images of handwritten digits, 8x8, 16 grey levels, 10 classes; x = level / 16.
 
-    UCI, Alpaydin and Kaynak (1998); sklearn.datasets.load_digits. 1,280 training, 256 validation and 261 test rows of
-    one fixed permutation, whatever the run's seed. `images: true` gives [8, 8, 1] instead of [64], and
+    UCI, Alpaydin and Kaynak (1998); sklearn.datasets.load_digits. 1,280 training, 256 validation
+    and 261 test rows of one fixed permutation, whatever the run's seed. `images: true` gives [8, 8,
+    1] instead of [64], and
     `auto` where the model needs images.
     """
 
@@ -39,10 +44,12 @@ class Digits(Section):
 
 
 class Diabetes(Section):
-    """442 patients, 10 baseline measurements, disease progression after a year; all standardized over the training rows.
+    """442 patients, 10 baseline measurements, disease progression after a year; all standardized
+    over the training rows.
 
-    Efron et al. (2004); sklearn.datasets.load_diabetes(scaled=False). 310 training, 66 validation and 66 test rows of
-    one fixed permutation. The loss is in units of the target's variance: 1 is as good as the mean.
+    Efron et al. (2004); sklearn.datasets.load_diabetes(scaled=False). 310 training, 66 validation
+    and 66 test rows of one fixed permutation. The loss is in units of the target's variance: 1 is
+    as good as the mean.
     """
 
     name: Literal["diabetes"]

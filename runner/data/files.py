@@ -14,7 +14,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from runner import user_code
-from runner.data.dataset import Dataset, Task, check, check_classes, largest_of, num_held_out, split_rows, standardize
+from runner.data.dataset import (
+    Dataset,
+    Task,
+    check,
+    check_classes,
+    largest_of,
+    num_held_out,
+    split_rows,
+    standardize,
+)
 from runner.errors import ConfigError, nearest, show
 from runner.section import Fraction, Index, Section
 
@@ -39,7 +48,9 @@ class _Rows(Section):
         check(x, y, source)
         held_out = num_held_out(len(x), self.val_fraction, self.test_fraction, source)
         splits = split_rows(x, y, *held_out, self.split_seed)
-        data = Dataset(*splits, task=self.task, classes=tuple(classes), features=columns, target=target)
+        data = Dataset(
+            *splits, task=self.task, classes=tuple(classes), features=columns, target=target
+        )
         check_classes(data, source)
         if self.standardize:
             return standardize(data, x=True, y=self.task == "regression")
@@ -48,12 +59,16 @@ class _Rows(Section):
     def _of_arrays(self, source: str, x: np.ndarray, y: np.ndarray) -> Dataset:
         x = as_float(x, "x", source)
         if x.ndim < 2 or 0 in x.shape[1:]:
-            raise ConfigError(f"{source}: x must hold a row of values per sample, got the shape {list(x.shape)}")
+            raise ConfigError(
+                f"{source}: x must hold a row of values per sample, got the shape {list(x.shape)}"
+            )
         y, classes = as_targets(y, self.task, source)
         data = self._dataset(source, x, y, classes)
         remedy = "data.standardize=true scales them"
         scaled = () if self.standardize else unscaled(x, source, remedy)
-        return replace(data, warnings=(*scaled, *numbers_as_labels(f"{source}: y", len(y), classes)))
+        return replace(
+            data, warnings=(*scaled, *numbers_as_labels(f"{source}: y", len(y), classes))
+        )
 
 
 class _File(_Rows):
@@ -61,9 +76,9 @@ class _File(_Rows):
 
 
 class NPZ(_File):
-    """Arrays `x` [N, ...] (numbers; images channels last) and `y`: labels (integers [N], which name the
-    classes) for classification, targets ([N] or [N, C]) for regression. `standardize` scales by the
-    training rows."""
+    """Arrays `x` [N, ...] (numbers; images channels last) and `y`: labels (integers [N], which name
+    the classes) for classification, targets ([N] or [N, C]) for regression. `standardize` scales by
+    the training rows."""
 
     name: Literal["npz"]
 
@@ -72,7 +87,8 @@ class NPZ(_File):
 
 
 class Python(_Rows):
-    """What a function of your own gives, called with `args`: x and y, as data=npz takes them. Its module is one that
+    """What a function of your own gives, called with `args`: x and y, as data=npz takes them. Its
+    module is one that
     `trusted_modules` names."""
 
     name: Literal["python"]
@@ -87,13 +103,16 @@ class Python(_Rows):
         try:
             x, y = map(np.asarray, given)
         except (TypeError, ValueError):
-            raise ConfigError(f"data.function {self.function} must give x and y, got {show(given)}") from None
+            raise ConfigError(
+                f"data.function {self.function} must give x and y, got {show(given)}"
+            ) from None
         return self._of_arrays(self.function, x, y)
 
 
 class CSV(_File):
-    """A header, then one row a line: numbers, and the column `target` (null: the last one). For classification any text
-    is a label; labels are sorted (as numbers, if all are). `standardize` scales by the training rows."""
+    """A header, then one row a line: numbers, and the column `target` (null: the last one). For
+    classification any text is a label; labels are sorted (as numbers, if all are). `standardize`
+    scales by the training rows."""
 
     name: Literal["csv"]
     target: str | None
@@ -104,17 +123,21 @@ class CSV(_File):
         target = header[-1] if self.target is None else self.target
         if target not in header:
             raise ConfigError(
-                f"data.target must be a column of {self.path}, got {show(target)}{nearest(target, header)}"
+                f"data.target must be a column of {self.path}, got "
+                f"{show(target)}{nearest(target, header)}"
             )
         if "" in header:
             raise ConfigError(
-                f"{self.path}: column {header.index('') + 1} has no name, as an index has none: remove it "
+                f"{self.path}: column {header.index('') + 1} has no name, as an index has "
+                f"none: remove it "
                 "(pandas writes none with index=False) or name it"
             )
         at = header.index(target)
         columns = tuple(name for name in header if name != target)
         if not columns:
-            raise ConfigError(f"{self.path} holds no column but the target {show(target)}{_separator(target)}")
+            raise ConfigError(
+                f"{self.path} holds no column but the target {show(target)}{_separator(target)}"
+            )
         features = [i for i in range(len(header)) if i != at]
         if self.task == "regression":
             values = numbers(table, [*features, at], self.path)
@@ -123,7 +146,9 @@ class CSV(_File):
         labels = [row[at] for row in table.rows]
         if "" in labels:
             line = table.lines[labels.index("")]
-            raise ConfigError(f"{self.path}: line {line}, column {show(target)} is empty; a label is needed")
+            raise ConfigError(
+                f"{self.path}: line {line}, column {show(target)} is empty; a label is needed"
+            )
         x = numbers(table, features, self.path)
         classes = sorted(set(labels), key=_label_key(labels))
         number = {label: i for i, label in enumerate(classes)}
@@ -150,7 +175,8 @@ def found(path: str | Path, kind: str) -> tuple[Path, int]:
         return place, place.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         reason = "which is not there"
-    except (OSError, ValueError, RuntimeError) as error:  # too long, no right to, a null byte, no such user
+    # too long, no right to, a null byte, no such user
+    except (OSError, ValueError, RuntimeError) as error:
         reason = f"which cannot be opened: {getattr(error, 'strerror', None) or error}"
     raise ConfigError(f"data.path must be a {kind}, got {_shown(path)}, {reason}")
 
@@ -166,7 +192,8 @@ def read_npz(path: Path, *names: str) -> list[np.ndarray]:
         with np.load(path, allow_pickle=False) as archive:
             there = [str(name) for name in archive.files]
             arrays = [archive[name] for name in names if name in there]
-    except Exception as error:  # a damaged file raises a dozen kinds, of zipfile, zlib, lzma and NumPy
+    # a damaged file raises a dozen kinds, of zipfile, zlib, lzma and NumPy
+    except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{path} cannot be read as NPZ: {text}") from None
     if len(arrays) < len(names):
@@ -197,11 +224,14 @@ def read_csv(path: Path) -> Table:
     except UnicodeDecodeError as error:
         line, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
         raise ConfigError(
-            f"{path} cannot be read as CSV in UTF-8: line {line} holds the byte 0x{byte:02x}; save it in UTF-8"
+            f"{path} cannot be read as CSV in UTF-8: line {line} holds the byte "
+            f"0x{byte:02x}; save it in UTF-8"
         ) from None
     if control := _CONTROL.search(text):
         line = text.count("\n", 0, control.start()) + 1
-        raise ConfigError(f"{path}: line {line} holds the control character {control[0]!r}; remove it")
+        raise ConfigError(
+            f"{path}: line {line} holds the control character {control[0]!r}; remove it"
+        )
     rows, lines, line = [], [], 1
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
@@ -220,15 +250,21 @@ def read_csv(path: Path) -> Table:
         raise ConfigError(f"{path}: a column name stands twice in the header: {_listed(twice)}")
     broken = next((name for name in header if "\n" in name or "\r" in name), None)
     if broken is not None:
-        raise ConfigError(f"{path}: the column name {show(repr(broken))} holds a line break; a quote may not be closed")
+        raise ConfigError(
+            f"{path}: the column name {show(repr(broken))} holds a line break; a quote may "
+            f"not be closed"
+        )
     for row, line in zip(rows, lines[1:], strict=True):
         if len(row) != len(header):
-            raise ConfigError(f"{path}: line {line} has {len(row)} cells, the header has {len(header)}")
+            raise ConfigError(
+                f"{path}: line {line} has {len(row)} cells, the header has {len(header)}"
+            )
     return Table(header, rows, lines[1:])
 
 
 def numbers(table: Table, columns: Sequence[int], source: object) -> np.ndarray:
-    """float64[rows, columns] of the cells; all columns with a cell that is no finite number are named."""
+    """float64[rows, columns] of the cells; all columns with a cell that is no finite number are
+    named."""
     try:
         cells = [[_number(row[j]) for j in columns] for row in table.rows]
         values = np.array(cells, dtype=np.float64).reshape(-1, len(columns))
@@ -238,7 +274,10 @@ def numbers(table: Table, columns: Sequence[int], source: object) -> np.ndarray:
         pass
     wrong = {j: [i for i, row in enumerate(table.rows) if not _is_finite(row[j])] for j in columns}
     parts = [
-        f"line {table.lines[bad[0]]}, column {show(table.header[j])} is {_cell(table.rows[bad[0]][j])}"
+        (
+            f"line {table.lines[bad[0]]}, column {show(table.header[j])} is "
+            f"{_cell(table.rows[bad[0]][j])}"
+        )
         + (f" ({len(bad)} such lines)" if len(bad) > 1 else "")
         for j, bad in wrong.items()
         if bad
@@ -272,10 +311,16 @@ def _separator(header: str) -> str:
 def _counting(x: np.ndarray, columns: Sequence[str]) -> tuple[str, ...]:
     """A column that counts the rows is probably an index."""
     steps = np.arange(len(x))
-    counts = [name for name, column in zip(columns, x.T, strict=True) if np.array_equal(column - column[0], steps)]
+    counts = [
+        name
+        for name, column in zip(columns, x.T, strict=True)
+        if np.array_equal(column - column[0], steps)
+    ]
     if len(x) < 10:
         return ()
-    return tuple(f"column {show(name)} counts the rows; if it is an index, remove it" for name in counts)
+    return tuple(
+        f"column {show(name)} counts the rows; if it is an index, remove it" for name in counts
+    )
 
 
 def numbers_as_labels(name: str, num_rows: int, classes: Sequence[str]) -> tuple[str, ...]:
@@ -300,18 +345,22 @@ def unscaled(x: Any, source: str, remedy: str) -> tuple[str, ...]:
 def as_float(values: np.ndarray, name: str, source: object) -> np.ndarray:
     if values.dtype.kind not in "iufb" or values.ndim == 0:
         raise ConfigError(
-            f"{source}: {name} must be an array of numbers, got {values.dtype} of shape {list(values.shape)}"
+            f"{source}: {name} must be an array of numbers, got {values.dtype} of shape "
+            f"{list(values.shape)}"
         )
-    small = values.dtype.itemsize <= (4 if values.dtype.kind == "f" else 2)  # what float32 holds exactly stays as small
+    # what float32 holds exactly stays as small
+    small = values.dtype.itemsize <= (4 if values.dtype.kind == "f" else 2)
     return values.astype(np.float32 if small else np.float64, copy=False)
 
 
 def as_targets(y: np.ndarray, task: Task, source: object) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Targets float64[N, C] and no classes; or labels int64[N], counted from 0, and the classes' names:
-    the different integers of y, in order."""
+    """Targets float64[N, C] and no classes; or labels int64[N], counted from 0, and the classes'
+    names: the different integers of y, in order."""
     if task == "regression":
         if 0 in y.shape[1:]:
-            raise ConfigError(f"{source}: y must hold a target per row, got the shape {list(y.shape)}")
+            raise ConfigError(
+                f"{source}: y must hold a target per row, got the shape {list(y.shape)}"
+            )
         return as_float(y, "y", source).astype(np.float64).reshape(len(y), -1), ()
     if y.ndim != 1 or y.dtype.kind not in "iu":
         got = f"got {y.dtype} of shape {list(y.shape)}"
@@ -335,7 +384,8 @@ def _is_finite(cell: str) -> bool:
 
 
 def _label_key(labels: Sequence[str]) -> Callable[[str], Any]:
-    """By number, if all are; labels of one number (1 and 1.0) by their text, so that the order is always the same."""
+    """By number, if all are; labels of one number (1 and 1.0) by their text, so that the order is
+    always the same."""
     if all(map(_is_finite, labels)):
         return lambda label: (float(label), label)
     return str

@@ -1,8 +1,11 @@
-"""Which rows each update uses: a pure function of (seed, epoch, step), so that a run goes on from any step.
+"""Which rows each update uses: a pure function of (seed, epoch, step), so that a run goes on from
+any step.
 
-An epoch is one pass over a permutation of the rows. It is cut into micro-batches of B = `batch_size` rows, and A =
-`accumulate` of them make an update, whose gradient is that of the mean loss over all its rows: as one batch of A * B.
-The last update of an epoch has what is left: fewer micro-batches, the last of them short.
+An epoch is one pass over a permutation of the rows. It is cut into micro-batches of B =
+`batch_size` rows, and A =
+`accumulate` of them make an update, whose gradient is that of the mean loss over all its rows: as
+one batch of A * B. The last update of an epoch has what is left: fewer micro-batches, the last of
+them short.
 """
 
 import time
@@ -20,7 +23,8 @@ from runner.random import permutation
 class Chunk(NamedTuple):
     """K consecutive updates of equal shape. Blocks of micro-batches, in order of use:
 
-    rows  # int64[K, A, B] for whole micro-batches; a second block int64[1, 1, b] for a short one at an epoch's end
+    rows  # int64[K, A, B] for whole micro-batches; a second block int64[1, 1, b] for a short one at
+    an epoch's end
     x  # dtype[n, ...], the rows themselves in order of use, where the data is not held in memory
     """
 
@@ -32,8 +36,11 @@ class Chunk(NamedTuple):
 
     @property
     def rows(self) -> np.ndarray:
-        """All rows, in order of use: an update's after those of the update before it.  # int64[n]"""
-        return np.concatenate([block.reshape(self.num_steps, -1) for block in self.blocks], axis=1).reshape(-1)
+        """All rows, in order of use: an update's after those of the update before it.  #
+        int64[n]"""
+        return np.concatenate(
+            [block.reshape(self.num_steps, -1) for block in self.blocks], axis=1
+        ).reshape(-1)
 
     @property
     def rows_per_step(self) -> int:
@@ -44,7 +51,10 @@ class Chunk(NamedTuple):
         assert self.x is not None
         ends = np.cumsum([block.size for block in self.blocks])
         parts = np.split(self.x, ends[:-1])
-        return [part.reshape(*block.shape, *part.shape[1:]) for part, block in zip(parts, self.blocks, strict=True)]
+        return [
+            part.reshape(*block.shape, *part.shape[1:])
+            for part, block in zip(parts, self.blocks, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -70,13 +80,16 @@ class Order:
         return _epoch(self.num_rows, self.seed, number)
 
     def chunk(self, first_step: int, num_steps: int) -> Chunk:
-        """At most `num_steps` updates from `first_step`, ending with the epoch's whole updates or with its last one."""
+        """At most `num_steps` updates from `first_step`, ending with the epoch's whole updates or
+        with its last one."""
         epoch, first = divmod(first_step, self.steps_per_epoch)
         order = self.epoch(epoch)
         size, num_whole = self.rows_per_step, self.num_rows // self.rows_per_step
         if first < num_whole:
             last = min(first + num_steps, num_whole)
-            block = order[first * size : last * size].reshape(last - first, self.accumulate, self.batch_size)
+            block = order[first * size : last * size].reshape(
+                last - first, self.accumulate, self.batch_size
+            )
             return Chunk(first_step, last - first, (block,), is_whole=True)
         rest = order[num_whole * size :]
         num_full, short = divmod(len(rest), self.batch_size)
@@ -87,11 +100,12 @@ class Order:
 
 @dataclass
 class Chunks:
-    """The chunks of a run from a step on. A chunk ends where something has to happen: an epoch, a checkpoint, the end.
+    """The chunks of a run from a step on. A chunk ends where something has to happen: an epoch, a
+    checkpoint, the end.
 
-    At most `largest` updates each. With `adapt` a chunk is also kept near a second of work, so that progress, signals
-    and saves are never far away; what a run computes does not depend on it. With `read` each brings its rows, which are
-    read while the one before it trains.
+    At most `largest` updates each. With `adapt` a chunk is also kept near a second of work, so that
+    progress, signals and saves are never far away; what a run computes does not depend on it. With
+    `read` each brings its rows, which are read while the one before it trains.
     """
 
     order: Order
@@ -130,7 +144,10 @@ class Chunks:
         return lambda: chunk._replace(x=rows.result())
 
     def _until_event(self, step: int) -> int:
-        periods = [self.order.steps_per_epoch, *([self.checkpoint_steps] if self.checkpoint_steps else [])]
+        periods = [
+            self.order.steps_per_epoch,
+            *([self.checkpoint_steps] if self.checkpoint_steps else []),
+        ]
         ends = [self.order.total_steps, *((step // period + 1) * period for period in periods)]
         return min(ends) - step
 

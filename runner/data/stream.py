@@ -11,7 +11,16 @@ from typing import Literal
 
 import numpy as np
 
-from runner.data.dataset import Dataset, Split, Task, check_classes, check_finite, largest_of, num_held_out, split_rows
+from runner.data.dataset import (
+    Dataset,
+    Split,
+    Task,
+    check_classes,
+    check_finite,
+    largest_of,
+    num_held_out,
+    split_rows,
+)
 from runner.data.files import as_targets, found, numbers_as_labels, unscaled
 from runner.errors import ConfigError
 from runner.section import Count, Fraction, Index, Section
@@ -21,8 +30,8 @@ _BLOCK = 16 * 2**20  # bytes that are read at once where all rows are gone throu
 
 @dataclass(frozen=True)
 class FileRows:
-    """Rows of an array that lies in .npy files, one after another along the first axis. Reading them leaves nothing in
-    memory but the rows read: a file is mapped for as long as that takes."""
+    """Rows of an array that lies in .npy files, one after another along the first axis. Reading
+    them leaves nothing in memory but the rows read: a file is mapped for as long as that takes."""
 
     files: tuple[Path, ...]
     starts: np.ndarray  # int64[files], the number of each one's first row
@@ -44,7 +53,8 @@ class FileRows:
         return int(np.prod(self.row_shape)) * self.dtype.itemsize
 
     def __getitem__(self, which: np.ndarray | slice) -> np.ndarray:
-        """Read rows, in the order asked for; from each file in the file's.  # int64[n] -> dtype[n, ...]"""
+        """Read rows, in the order asked for; from each file in the file's.  # int64[n] -> dtype[n,
+        ...]"""
         rows = self.rows[which]
         found = np.empty((len(rows), *self.row_shape), self.dtype)
         file_of = np.searchsorted(self.starts, rows, side="right") - 1
@@ -62,9 +72,11 @@ class FileRows:
 
 
 class NPY(Section):
-    """A folder with `x.npy` [N, ...] (numbers; images channels last) and `y.npy` (as in data=npz), or with parts of them:
-    `x_0.npy`, `y_0.npy`, `x_1.npy`, ... Only y is held in memory; rows of x are read while the training goes on, a chunk
-    ahead of it. `memory_mb` bounds what they take: three chunks, in megabytes of 2^20 bytes."""
+    """A folder with `x.npy` [N, ...] (numbers; images channels last) and `y.npy` (as in data=npz),
+    or with parts of them:
+    `x_0.npy`, `y_0.npy`, `x_1.npy`, ... Only y is held in memory; rows of x are read while the
+    training goes on, a chunk ahead of it. `memory_mb` bounds what they take: three chunks, in
+    megabytes of 2^20 bytes."""
 
     name: Literal["npy"]
     path: str
@@ -84,23 +96,30 @@ class NPY(Section):
         for file, x, y in zip(files, arrays, targets, strict=True):
             if x.ndim < 2 or x.dtype.kind not in "iufb" or 0 in x.shape[1:]:
                 raise ConfigError(
-                    f"{file}: x must hold a row of numbers per sample, got {x.dtype} of shape {list(x.shape)}"
+                    f"{file}: x must hold a row of numbers per sample, got {x.dtype} of "
+                    f"shape {list(x.shape)}"
                 )
             if (x.shape[1:], x.dtype) != (arrays[0].shape[1:], arrays[0].dtype):
                 raise ConfigError(
                     f"{file}: rows are {x.dtype}{list(x.shape[1:])}, in {files[0].name} "
                     f"{arrays[0].dtype}{list(arrays[0].shape[1:])}"
                 )
-            if y.ndim == 0 or (y.shape[1:], y.dtype.kind) != (targets[0].shape[1:], targets[0].dtype.kind):
+            if y.ndim == 0 or (y.shape[1:], y.dtype.kind) != (
+                targets[0].shape[1:],
+                targets[0].dtype.kind,
+            ):
                 first, other = (f"{a.dtype}{list(a.shape)}" for a in (targets[0], y))
                 raise ConfigError(
-                    f"{file}: y must hold a value or row per sample, alike in all parts, got {other} and {first}"
+                    f"{file}: y must hold a value or row per sample, alike in all parts, "
+                    f"got {other} and {first}"
                 )
             if len(x) != len(y):
                 raise ConfigError(f"{file}: x has {len(x)} rows, y has {len(y)}")
         return self._dataset(files, arrays, np.concatenate(targets))
 
-    def _dataset(self, files: Sequence[Path], arrays: Sequence[np.ndarray], y: np.ndarray) -> Dataset:
+    def _dataset(
+        self, files: Sequence[Path], arrays: Sequence[np.ndarray], y: np.ndarray
+    ) -> Dataset:
         starts = np.cumsum([0, *(len(x) for x in arrays)])
         if starts[-1] == 0:
             raise ConfigError(f"{self.path} holds no rows")
@@ -108,12 +127,17 @@ class NPY(Section):
         y, classes = as_targets(y, self.task, self.path)
         check_finite("y", y, self.path)
         rows = np.arange(len(y))
-        all_rows = FileRows(tuple(files), starts[:-1], rows, arrays[0].shape[1:], arrays[0].dtype, largest, sha256)
+        all_rows = FileRows(
+            tuple(files), starts[:-1], rows, arrays[0].shape[1:], arrays[0].dtype, largest, sha256
+        )
         held_out = num_held_out(len(y), self.val_fraction, self.test_fraction, self.path)
         train, val, test = (
-            Split(replace(all_rows, rows=split.x), split.y) for split in split_rows(rows, y, *held_out, self.split_seed)
+            Split(replace(all_rows, rows=split.x), split.y)
+            for split in split_rows(rows, y, *held_out, self.split_seed)
         )
-        data = Dataset(train, val, test, self.task, classes, features=(), memory=self.memory_mb * 2**20)
+        data = Dataset(
+            train, val, test, self.task, classes, features=(), memory=self.memory_mb * 2**20
+        )
         check_classes(data, self.path)
         remedy = "save them scaled, or begin model.layers with {layer: batch_norm}"
         counted = numbers_as_labels(f"{self.path}: y", len(y), classes)
@@ -127,15 +151,20 @@ def _parts(folder: Path) -> list[Path]:
         if match := re.fullmatch(r"x_(\d+)", path.stem):
             same = parts.setdefault(int(match[1]), path)
             if same != path:
-                raise ConfigError(f"{folder} holds {same.name} and {path.name}, which have the same number")
+                raise ConfigError(
+                    f"{folder} holds {same.name} and {path.name}, which have the same number"
+                )
     if os.path.lexists(folder / "x.npy"):
         if parts:
             raise ConfigError(
-                f"{folder} holds x.npy and parts of it, such as {parts[min(parts)].name}; remove one of them"
+                f"{folder} holds x.npy and parts of it, such as {parts[min(parts)].name}; "
+                f"remove one of them"
             )
         return [folder / "x.npy"]
     if not parts:
-        raise ConfigError(f"{folder} must hold x.npy and y.npy, or parts of them: x_0.npy, y_0.npy, x_1.npy, ...")
+        raise ConfigError(
+            f"{folder} must hold x.npy and y.npy, or parts of them: x_0.npy, y_0.npy, x_1.npy, ..."
+        )
     return [parts[number] for number in sorted(parts)]
 
 

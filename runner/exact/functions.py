@@ -1,7 +1,8 @@
-"""exp, log, sigmoid, tanh and the normal distribution from tables: exact products and sums between two roundings.
+"""exp, log, sigmoid, tanh and the normal distribution from tables: exact products and sums between
+two roundings.
 
-A value that is not a number passes through the comparisons below as the largest one, so that no table is read past its
-end; it is told by the loss and by the weights, which every chunk looks at.
+A value that is not a number passes through the comparisons below as the largest one, so that no
+table is read past its end; it is told by the loss and by the weights, which every chunk looks at.
 """
 
 from runner.exact.primitives import Primitives, Tensor
@@ -15,8 +16,8 @@ _FARTHEST = 31.0  # exp(-31) 2^40 < 1/2
 def exp_negative(o: Primitives, d: Tensor) -> Tensor:
     """exp(-d) for d >= 0, as a whole number of 2^-40. |error| <= 2^-23 exp(-d) + 2^-41.
 
-    d to 2^-23, in two halves: exp(-high 2^-9) exp(-low 2^-23), the exact product of two entries of 26 bits. The rounding of
-    d costs 2^-24 relative, each entry 2^-26.
+    d to 2^-23, in two halves: exp(-high 2^-9) exp(-low 2^-23), the exact product of two entries of
+    26 bits. The rounding of d costs 2^-24 relative, each entry 2^-26.
     """
     fixed = o.rint(o.where(d < _FARTHEST, d, _FARTHEST) * 2.0**EXP_LOW_BITS)
     high, low = o.split(fixed, EXP_ENTRIES)
@@ -24,7 +25,8 @@ def exp_negative(o: Primitives, d: Tensor) -> Tensor:
 
 
 def exponentials(o: Primitives, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the last axis, at most 2^13 values: d = max z - z, e = exp(-d) as whole numbers of 2^-40, s = the exact sum of e."""
+    """Of the last axis, at most 2^13 values: d = max z - z, e = exp(-d) as whole numbers of 2^-40,
+    s = the exact sum of e."""
     d = o.r(o.largest(z) - z)
     e = exp_negative(o, d)
     return d, e, o.sum(e, (len(z.shape) - 1,), True)
@@ -33,8 +35,8 @@ def exponentials(o: Primitives, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def log(o: Primitives, s: Tensor) -> Tensor:
     """ln(s 2^-40) of whole numbers 2^40 <= s < 2^53, on the grid 2^-34. |error| <= 2^-26.
 
-    s = 2^e f, f to 2^-26; with c = 1 / f to 7 bits, ln f = -ln c + ln(1 + t), t = f c - 1, |t| < 2^-7;
-    ln(1 + t) = t - t^2 / 2 + t^3 / 3, the next term is below 2^-30.
+    s = 2^e f, f to 2^-26; with c = 1 / f to 7 bits, ln f = -ln c + ln(1 + t), t = f c - 1, |t| <
+    2^-7; ln(1 + t) = t - t^2 / 2 + t^3 / 3, the next term is below 2^-30.
     """
     power, exponent = o.power(s)
     f = o.rint(s * (1.0 / power) * 2.0**26)
@@ -58,9 +60,11 @@ def sigmoid(o: Primitives, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tanh(o: Primitives, x: Tensor) -> Tensor:
-    """(1 - e) / (1 + e) with e = exp(-2 |x|); below 2^-4 x (1 - x^2 / 3 + 2 x^4 / 15). |error| <= 2^-19 |tanh x|.
+    """(1 - e) / (1 + e) with e = exp(-2 |x|); below 2^-4 x (1 - x^2 / 3 + 2 x^4 / 15). |error| <=
+    2^-19 |tanh x|.
 
-    Most of it just above 2^-4, where 1 - e magnifies the 2^-23 e of e by 1 / sinh(2 |x|) <= 8; 2^-21 from |x| = 1 on.
+    Most of it just above 2^-4, where 1 - e magnifies the 2^-23 e of e by 1 / sinh(2 |x|) <= 8;
+    2^-21 from |x| = 1 on.
     """
     size = o.abs(x)
     e = exp_negative(o, size * 2.0)
@@ -73,7 +77,8 @@ def tanh(o: Primitives, x: Tensor) -> Tensor:
 def normal(o: Primitives, x: Tensor) -> tuple[Tensor, Tensor]:
     """(Phi(x), phi(x)) of the standard normal distribution. |error| <= 2^-24 of Phi, 2^-23 of phi.
 
-    Phi by its Taylor series to the third power around the middle of 1,024 cells of 2^-7, in fixed point.
+    Phi by its Taylor series to the third power around the middle of 1,024 cells of 2^-7, in fixed
+    point.
     """
     size = o.abs(x)
     high, low = o.split(o.rint(o.where(size < 7.999, size, 7.999) * 2.0**23), 16)
@@ -81,5 +86,8 @@ def normal(o: Primitives, x: Tensor) -> tuple[Tensor, Tensor]:
     u = o.rint((o.take("phi_3", high) * t + o.take("phi_2", high)) * 2.0**26) * 2.0**-26
     u = o.rint((u * t + o.take("phi_1", high)) * 2.0**30) * 2.0**-30
     u = o.rint((u * t + o.take("phi_0", high)) * 2.0**36) * 2.0**-36
-    density = o.r(o.r(exp_negative(o, o.r(x * x * 0.5)) * (1 / ONE)) * constant((2 * 3.141592653589793) ** -0.5))
+    density = o.r(
+        o.r(exp_negative(o, o.r(x * x * 0.5)) * (1 / ONE))
+        * constant((2 * 3.141592653589793) ** -0.5)
+    )
     return o.r(o.where(x < 0.0, 1.0 - u, u)), density

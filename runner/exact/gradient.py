@@ -25,8 +25,10 @@ def gradient(
     seed: Any,
     step: Any,
 ) -> tuple[Tensor, Buffers, list[Tensor]]:
-    """(the gradient by all weights as one vector, the running statistics, the outputs of each micro-batch), of the mean
-    loss over the num_rows rows of all micro-batches. batches  # x [B, ...], y labels [B] or targets [B, C]"""
+    """(the gradient by all weights as one vector, the running statistics, the outputs of each
+    micro-batch), of the mean
+    loss over the num_rows rows of all micro-batches. batches  # x [B, ...], y labels [B] or targets
+    [B, C]"""
     vector, outputs, buffers = None, [], dict(buffers)
     for micro_batch, (x, y) in enumerate(batches):
         p = Pass(o, {**weights, **buffers}, x.shape[0], seed, step, micro_batch)
@@ -43,15 +45,20 @@ def gradient(
     return vector, buffers, outputs
 
 
-def losses(o: Primitives, run: RunSpec, batches: Sequence[tuple[Tensor, Tensor]], num_steps: int) -> Tensor:
-    """The loss of each of K updates, from their outputs and targets: for each micro-batch of an update z [K B, C] and y,
+def losses(
+    o: Primitives, run: RunSpec, batches: Sequence[tuple[Tensor, Tensor]], num_steps: int
+) -> Tensor:
+    """The loss of each of K updates, from their outputs and targets: for each micro-batch of an
+    update z [K B, C] and y,
     all K one after another.  # [K]"""
     loss_sum, num_rows = None, 0
     for z, y in batches:
         values = FORMS[run.loss.name][1](o, run.loss, z, _target(o, run, y))
         rows = z.shape[0] // num_steps
         num_values = rows * values.shape[1]
-        q, unit = o.grid(o.reshape(values, (num_steps, num_values)), sum_bits(num_values), per_row=True)
+        q, unit = o.grid(
+            o.reshape(values, (num_steps, num_values)), sum_bits(num_values), per_row=True
+        )
         share = o.r(o.sum(q, (1,), True) * unit)
         loss_sum = share if loss_sum is None else o.r(loss_sum + share)
         num_rows += rows

@@ -1,7 +1,8 @@
 """Forward and backward of every layer of runner/components/layers.py; formulas are that module's.
 
-x  # the input [N, ...]; y  # the output; g  # the derivative of the loss by y. A forward gives (y, memory); a backward takes
-the memory and g and gives (dx, gradients by variable), dx only where it is needed.
+x  # the input [N, ...]; y  # the output; g  # the derivative of the loss by y. A forward gives (y,
+memory); a backward takes the memory and g and gives (dx, gradients by variable), dx only where it
+is needed.
 """
 
 import math
@@ -24,7 +25,8 @@ LOWEST = -(2.0**128)  # below every value: what padding is to a maximum
 
 @dataclass
 class Pass:
-    """One forward pass: of training over `rows` rows, or of evaluation, where nothing of a row depends on the others."""
+    """One forward pass: of training over `rows` rows, or of evaluation, where nothing of a row
+    depends on the others."""
 
     o: Primitives
     values: dict[str, Tensor]  # weights and buffers by canonical name
@@ -32,7 +34,8 @@ class Pass:
     seed: Any = 0  # of the run
     step: Any = 0
     micro_batch: int = 0
-    buffers: dict[str, Tensor] = field(default_factory=dict)  # the running statistics after this pass
+    # the running statistics after this pass
+    buffers: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def alone(self) -> bool:
@@ -55,7 +58,9 @@ def dense(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     return _biased(p, node, products, ux * uw), (rows, ux, qw, uw, bits)
 
 
-def dense_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool) -> tuple[Tensor, Gradients]:
+def dense_backward(
+    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
     rows, ux, qw, uw, bits = memory
     qg, ug = p.o.grid(p.o.reshape(g, (-1, node.output_shape[-1])), bits)
     kernel, dx = _product_backward(p, node, (rows, ux), (qw, uw), (qg, ug), needs_dx)
@@ -65,17 +70,24 @@ def dense_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: boo
     return dx, gradients
 
 
-def _product_backward(p: Pass, node: Node, x: Grid, kernel: Grid, g: Grid, needs_dx: bool) -> tuple[Tensor, Tensor]:
-    """Of rows x [M, in] times a kernel [in, out], g [M, out]: the derivatives by the kernel, and by x as the layer's input."""
+def _product_backward(
+    p: Pass, node: Node, x: Grid, kernel: Grid, g: Grid, needs_dx: bool
+) -> tuple[Tensor, Tensor]:
+    """Of rows x [M, in] times a kernel [in, out], g [M, out]: the derivatives by the kernel, and by
+    x as the layer's input."""
     (qx, ux), (qw, uw), (qg, ug) = x, kernel, g
     by_kernel = p.o.r(p.o.matmul(p.o.transpose(qx), qg) * (ux * ug))
     if not needs_dx:
         return by_kernel, None
-    return by_kernel, p.o.reshape(p.o.r(p.o.matmul(qg, p.o.transpose(qw)) * (ug * uw)), (-1, *node.input_shape))
+    return by_kernel, p.o.reshape(
+        p.o.r(p.o.matmul(qg, p.o.transpose(qw)) * (ug * uw)), (-1, *node.input_shape)
+    )
 
 
 def _biased(p: Pass, node: Node, products: Tensor, unit: Any) -> Tensor:
-    return p.o.r(p.o.plus(p.value(node, "bias"), products, unit) if node.spec.bias else products * unit)
+    return p.o.r(
+        p.o.plus(p.value(node, "bias"), products, unit) if node.spec.bias else products * unit
+    )
 
 
 def _num_rows(p: Pass, node: Node) -> int:
@@ -87,15 +99,25 @@ def conv2d(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     """The product of every window as a row [size size in] and the kernel as [size size in, out]."""
     size, (height, width, num_out) = node.spec.kernel_size, node.output_shape
     num_in = size * size * node.input_shape[2]
-    bits = product_bits(num_in if p.alone else max((p.rows or 0) * height * width, num_in, size * size * num_out))
+    bits = product_bits(
+        num_in if p.alone else max((p.rows or 0) * height * width, num_in, size * size * num_out)
+    )
     qx, ux = p.o.grid(x, bits, p.alone)
     qw, uw = p.o.grid(p.value(node, "kernel"), bits)
     columns = p.o.patches(qx, size, node.spec.stride, _pads(node, size))
     y = p.o.matmul(columns, p.o.reshape(qw, (num_in, num_out)))
-    return _biased(p, node, p.o.reshape(y, (-1, height, width, num_out)), ux * uw), (columns, ux, qw, uw, bits)
+    return _biased(p, node, p.o.reshape(y, (-1, height, width, num_out)), ux * uw), (
+        columns,
+        ux,
+        qw,
+        uw,
+        bits,
+    )
 
 
-def conv2d_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool) -> tuple[Tensor, Gradients]:
+def conv2d_backward(
+    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
     columns, ux, qw, uw, bits = memory
     qg, ug = p.o.grid(g, bits)
     rows = p.o.reshape(qg, (-1, node.output_shape[2]))
@@ -107,18 +129,25 @@ def conv2d_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bo
 
 
 def _conv2d_dx(p: Pass, node: Node, qg: Tensor, rows: Tensor, qw: Tensor) -> Tensor:
-    """The adjoint of the windows. With stride 1 it is a convolution with the kernel turned round."""
-    (size, num_out), (height, width, num_in) = (node.spec.kernel_size, node.output_shape[2]), node.input_shape
+    """The adjoint of the windows. With stride 1 it is a convolution with the kernel turned
+    round."""
+    (size, num_out), (height, width, num_in) = (
+        (node.spec.kernel_size, node.output_shape[2]),
+        node.input_shape,
+    )
     pads = _pads(node, size)
     if node.spec.stride == 1:
-        turned = p.o.transpose(p.o.reverse(p.o.reshape(qw, (size * size, num_in, num_out))))  # [size size, out, in]
+        # [size size, out, in]
+        turned = p.o.transpose(p.o.reverse(p.o.reshape(qw, (size * size, num_in, num_out))))
         around = _around(pads, size)
         columns = p.o.patches(qg, size, 1, around)
         dx = p.o.matmul(columns, p.o.reshape(turned, (size * size * num_out, num_in)))
         return p.o.reshape(dx, (-1, height, width, num_in))
     kernel = p.o.reshape(qw, (size * size, num_in, num_out))
     parts = [
-        p.o.reshape(p.o.matmul(rows, p.o.transpose(kernel[i])), (-1, *node.output_shape[:2], num_in))
+        p.o.reshape(
+            p.o.matmul(rows, p.o.transpose(kernel[i])), (-1, *node.output_shape[:2], num_in)
+        )
         for i in range(size * size)
     ]
     return _unpadded(p, node, parts, size, pads)
@@ -132,7 +161,9 @@ def _around(pads: Pads, size: int) -> Pads:
 def _pads(node: Node, size: int) -> Pads:
     if node.spec.padding == "valid":
         return (0, 0), (0, 0)
-    height, width = (padding_same(length, size, node.spec.stride) for length in node.input_shape[:2])
+    height, width = (
+        padding_same(length, size, node.spec.stride) for length in node.input_shape[:2]
+    )
     return height, width
 
 
@@ -141,17 +172,26 @@ def _unpadded(p: Pass, node: Node, parts: list[Tensor], size: int, pads: Pads) -
     (top, bottom), (left, right) = pads
     height, width = node.input_shape[:2]
     whole = p.o.fold(parts, size, node.spec.stride, (top + height + bottom, left + width + right))
-    return whole[:, top : top + height, left : left + width] if any((top, bottom, left, right)) else whole
+    return (
+        whole[:, top : top + height, left : left + width]
+        if any((top, bottom, left, right))
+        else whole
+    )
 
 
 # --- pools
 
 
 def _windows(node: Node, x: Tensor) -> list[Tensor]:
-    """Of a padded image, the value at each place of a window, for every window: size size of [N, H', W', C]."""
+    """Of a padded image, the value at each place of a window, for every window: size size of [N,
+    H', W', C]."""
     size, stride, (height, width) = node.spec.pool_size, node.spec.stride, node.output_shape[:2]
     down, across = stride * (height - 1) + 1, stride * (width - 1) + 1
-    return [x[:, i : i + down : stride, j : j + across : stride] for i in range(size) for j in range(size)]
+    return [
+        x[:, i : i + down : stride, j : j + across : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
 
 
 def _padded(p: Pass, node: Node, x: Tensor, value: float) -> Tensor:
@@ -167,7 +207,9 @@ def max_pool(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     return y, (places, y)
 
 
-def max_pool_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool) -> tuple[Tensor, Gradients]:
+def max_pool_backward(
+    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
     """To the first of equal maxima; where windows overlap the sums are exact."""
     if not needs_dx:
         return None, {}
@@ -195,7 +237,9 @@ def average_pool(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     return p.o.r(p.o.r(sums * unit) / _counts(p, node)), None
 
 
-def average_pool_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool) -> tuple[Tensor, Gradients]:
+def average_pool_backward(
+    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
     if not needs_dx:
         return None, {}
     size = node.spec.pool_size
@@ -237,7 +281,9 @@ def shape(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     return p.o.reshape(x, (-1, *node.output_shape)), None
 
 
-def shape_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool) -> tuple[Tensor, Gradients]:
+def shape_backward(
+    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
     return p.o.reshape(g, (-1, *node.input_shape)), {}
 
 
@@ -249,7 +295,9 @@ def activation(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     return ACTIVATIONS[node.spec.function][0](p.o, node.spec, x)
 
 
-def activation_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool) -> tuple[Tensor, Gradients]:
+def activation_backward(
+    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
     return ACTIVATIONS[node.spec.function][1](p.o, node.spec, memory, g) if needs_dx else None, {}
 
 
@@ -328,7 +376,9 @@ def dropout(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     return _drop(p, node, mask, x), mask
 
 
-def dropout_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool) -> tuple[Tensor, Gradients]:
+def dropout_backward(
+    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
     return (g if memory is None else _drop(p, node, memory, g)) if needs_dx else None, {}
 
 
@@ -352,13 +402,17 @@ def batch_norm(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     variance = divide(o, o.r(o.sum(q * q, axes) * (unit * unit)), num)
     unbiased = o.r(variance * constant(num / max(1, num - 1)))
     for name, old, new in (("mean", running_mean, mean), ("variance", running_variance, unbiased)):
-        p.buffers[f"{node.name}/{name}"] = o.r(o.plus(old * constant(s.momentum), new, constant(1 - s.momentum)))
+        p.buffers[f"{node.name}/{name}"] = o.r(
+            o.plus(old * constant(s.momentum), new, constant(1 - s.momentum))
+        )
     inverse = _inverse_root(o, variance, s.eps)
     normed = o.r(centred * inverse)
     return o.r(normed * scale + offset), (normed, inverse)
 
 
-def batch_norm_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool) -> tuple[Tensor, Gradients]:
+def batch_norm_backward(
+    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
     """With n = the normalised input: dx = (g - mean(g) - n mean(g n)) scale / root."""
     o, (normed, inverse), num = p.o, memory, _num_rows(p, node)
     axes, bits = tuple(range(len(node.input_shape))), product_bits(num)
@@ -382,13 +436,18 @@ def layer_norm(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     return o.r(normed * p.value(node, "scale") + p.value(node, "offset")), (normed, inverse)
 
 
-def layer_norm_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool) -> tuple[Tensor, Gradients]:
+def layer_norm_backward(
+    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
     """With h = g scale: dx = (h - mean(h) - n mean(h n)) / root, means over the last axis."""
     o, (normed, inverse), num = p.o, memory, node.input_shape[-1]
     others, last = tuple(range(len(node.input_shape))), (len(node.input_shape),)
     bits = product_bits(max(num, _num_rows(p, node)))
     (qg, ug), (qn, un) = o.grid(g, bits), o.grid(normed, bits)
-    gradients = {"scale": o.r(o.sum(qg * qn, others) * (ug * un)), "offset": o.r(o.sum(qg, others) * ug)}
+    gradients = {
+        "scale": o.r(o.sum(qg * qn, others) * (ug * un)),
+        "offset": o.r(o.sum(qg, others) * ug),
+    }
     if not needs_dx:
         return None, gradients
     h = o.r(g * p.value(node, "scale"))
@@ -416,7 +475,8 @@ def position_embedding_backward(
 
 
 def attention(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
-    """s = R(q k^T) c, c = R(1 / sqrt(D / H)); w = R(e) / R(sum e), e = exp(s - max s); y = R(w v) O."""
+    """s = R(q k^T) c, c = R(1 / sqrt(D / H)); w = R(e) / R(sum e), e = exp(s - max s); y = R(w v)
+    O."""
     o, (steps, width) = p.o, node.input_shape
     outer = product_bits(width if p.alone else max(_num_rows(p, node), width))
     inner = product_bits(max(steps, width // node.spec.num_heads))
@@ -435,17 +495,31 @@ def attention(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     weights = o.r(o.r(e) / o.r(s))
     qw, uw = o.grid(weights, inner, p.alone)
     qh, uh = o.grid(_joined(p, node, o.r(o.matmul(qw, v) * (uw * uv))), outer, p.alone)
-    return times(qh, uh, "output"), (qx, ux, kernels, parts, weights, (qw, uw), (qh, uh), outer, inner)
+    return times(qh, uh, "output"), (
+        qx,
+        ux,
+        kernels,
+        parts,
+        weights,
+        (qw, uw),
+        (qh, uh),
+        outer,
+        inner,
+    )
 
 
-def attention_backward(p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool) -> tuple[Tensor, Gradients]:
+def attention_backward(
+    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
     """ds = w (dw - sum(dw w)) c, the sum over the last axis; dx = (dq Q^T + dk K^T) + dv V^T."""
     o, width = p.o, node.input_shape[1]
     qx, ux, kernels, ((q, uq), (k, uk), (v, uv)), weights, (qw, uw), (qh, uh), outer, inner = memory
 
     def through(name: str, given: Tensor, unit: Any, g: Tensor, needs_dx: bool) -> Tensor:
         rows, of_rows = o.reshape(given, (-1, width)), o.grid(o.reshape(g, (-1, width)), outer)
-        gradients[name], dx = _product_backward(p, node, (rows, unit), kernels[name], of_rows, needs_dx)
+        gradients[name], dx = _product_backward(
+            p, node, (rows, unit), kernels[name], of_rows, needs_dx
+        )
         return dx
 
     gradients: Gradients = {}
@@ -484,7 +558,9 @@ def _joined(p: Pass, node: Node, x: Tensor) -> Tensor:
     return p.o.reshape(p.o.permute(x, (0, 2, 1, 3)), (-1, *node.input_shape))
 
 
-FORMS: dict[str, tuple[Callable[..., tuple[Tensor, Memory]], Callable[..., tuple[Tensor, Gradients]]]] = {
+FORMS: dict[
+    str, tuple[Callable[..., tuple[Tensor, Memory]], Callable[..., tuple[Tensor, Gradients]]]
+] = {
     "dense": (dense, dense_backward),
     "conv2d": (conv2d, conv2d_backward),
     "max_pool": (max_pool, max_pool_backward),

@@ -1,7 +1,8 @@
-"""Every loss of runner/components/losses.py: its derivative, which an update needs, and its value, which a report does.
+"""Every loss of runner/components/losses.py: its derivative, which an update needs, and its value,
+which a report does.
 
-z  # outputs [N, C]; y  # one-hot labels or targets [N, C]. `values_per_row` V: the sum of the values [N, V] of a row,
-divided by V, is its loss; a derivative is that of the sum of all values.
+z  # outputs [N, C]; y  # one-hot labels or targets [N, C]. `values_per_row` V: the sum of the
+values [N, V] of a row, divided by V, is its loss; a derivative is that of the sum of all values.
 """
 
 from collections.abc import Callable

@@ -16,10 +16,12 @@ Tape = list[tuple[Node, Any, bool]]  # node, memory, whether anything before it 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each trained variable stands in the vector of all: group by group, in order of definition, row-major."""
+    """Where each trained variable stands in the vector of all: group by group, in order of
+    definition, row-major."""
 
     shapes: Mapping[str, tuple[int, ...]]
-    parts: tuple[tuple[Group, slice], ...] = ()  # each group of the optimizer's, and where it stands
+    # each group of the optimizer's, and where it stands
+    parts: tuple[tuple[Group, slice], ...] = ()
 
     @classmethod
     def of(cls, network: Network, groups: Iterable[Group] = ()) -> "Layout":
@@ -44,7 +46,10 @@ class Layout:
 
     def unpack(self, vector: np.ndarray) -> dict[str, np.ndarray]:
         """The inverse, float32: R's outputs are float32's numbers."""
-        return {name: np.array(part, np.float32).reshape(self.shapes[name]) for name, part in self._parts(vector)}
+        return {
+            name: np.array(part, np.float32).reshape(self.shapes[name])
+            for name, part in self._parts(vector)
+        }
 
     def views(self, o: Primitives, vector: Tensor) -> dict[str, Tensor]:
         return {name: o.reshape(part, self.shapes[name]) for name, part in self._parts(vector)}
@@ -61,7 +66,9 @@ class Layout:
         return parts
 
 
-def forward(p: Pass, nodes: Sequence[Node], x: Tensor, trained: bool = False) -> tuple[Tensor, Tape]:
+def forward(
+    p: Pass, nodes: Sequence[Node], x: Tensor, trained: bool = False
+) -> tuple[Tensor, Tape]:
     """The output, and what `backward` needs; `trained`: whether something before these nodes is."""
     tape: Tape = []
     for node in nodes:
@@ -76,7 +83,8 @@ def forward(p: Pass, nodes: Sequence[Node], x: Tensor, trained: bool = False) ->
 
 
 def backward(p: Pass, tape: Tape, g: Tensor, gradients: Gradients) -> Tensor:
-    """The derivative by the tape's input, where anything before it is trained; `gradients` takes those by the weights."""
+    """The derivative by the tape's input, where anything before it is trained; `gradients` takes
+    those by the weights."""
     for node, memory, needs_dx in reversed(tape):
         if node.spec.layer == "residual":
             parts = [backward(p, branch, g, gradients) for branch in memory]

@@ -1,7 +1,8 @@
-"""Every optimizer of runner/components/optimizers.py, on all weights as one vector; formulas and symbols are that module's.
+"""Every optimizer of runner/components/optimizers.py, on all weights as one vector; formulas and
+symbols are that module's.
 
-Scalars that need a power are tables made on the host in float64 by * and / alone; a library's `pow` differs from machine to
-machine. Every other scalar is a 24-bit number.
+Scalars that need a power are tables made on the host in float64 by * and / alone; a library's `pow`
+differs from machine to machine. Every other scalar is a 24-bit number.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,15 +22,16 @@ Scalars = Mapping[str, Any]
 
 
 def tables(spec: Any, num_steps: int, scheduled: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What an update needs besides its rate, by name: float64[num_steps] of 24-bit values; t' = 1 ... num_steps. `scheduled`:
-    the hyperparameters that `schedules` moves, float64[num_steps]."""
+    """What an update needs besides its rate, by name: float64[num_steps] of 24-bit values; t' = 1
+    ... num_steps. `scheduled`: the hyperparameters that `schedules` moves, float64[num_steps]."""
 
     def powers(name: str) -> np.ndarray:
         """The value in force to the power of t'."""
         return _powers(scheduled.get(name, getattr(spec, name)), num_steps)
 
     def root() -> np.ndarray:
-        """1 / sqrt(1 - beta2^t'). IEEE 754 asks sqrt and / to be correctly rounded, and NumPy's are."""
+        """1 / sqrt(1 - beta2^t'). IEEE 754 asks sqrt and / to be correctly rounded, and NumPy's
+        are."""
         return r(1 / np.sqrt(1 - powers("beta2")))
 
     if spec.name in ("adam", "adamw"):
@@ -46,7 +48,8 @@ def tables(spec: Any, num_steps: int, scheduled: Mapping[str, np.ndarray]) -> di
 
 
 def _powers(base: float | np.ndarray, num: int) -> np.ndarray:
-    """base^1 ... base^num as running products; of a base that changes, base[t]^(t + 1), by repeated squaring."""
+    """base^1 ... base^num as running products; of a base that changes, base[t]^(t + 1), by repeated
+    squaring."""
     if not isinstance(base, np.ndarray):
         return np.multiply.accumulate(np.full(num, base))
     exponent, result = np.arange(1, num + 1), np.ones(num)
@@ -65,7 +68,8 @@ def _power(base: float, exponent: float) -> float:
 
 @dataclass(frozen=True)
 class InForce:
-    """The hyperparameters of one update: the config's, and those that `schedules` moves, as 24-bit numbers."""
+    """The hyperparameters of one update: the config's, and those that `schedules` moves, as 24-bit
+    numbers."""
 
     o: Primitives
     spec: Any
@@ -73,7 +77,11 @@ class InForce:
     scalars: Scalars  # this update's entries of `tables`
 
     def __getitem__(self, name: str) -> Any:
-        return self.o.r(self.scheduled[name]) if name in self.scheduled else constant(getattr(self.spec, name))
+        return (
+            self.o.r(self.scheduled[name])
+            if name in self.scheduled
+            else constant(getattr(self.spec, name))
+        )
 
     def rest(self, name: str) -> Any:
         """R(1 - value)"""
@@ -90,7 +98,9 @@ class InForce:
         return self.o.r(value * group.decay_factor)
 
 
-def update(h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any, group: Group) -> tuple[Tensor, Slots]:
+def update(
+    h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any, group: Group
+) -> tuple[Tensor, Slots]:
     """(weights, slots) of one group after an update; rate = its lr."""
     o, decay = h.o, h.decay(group)
     if decay is not None and h.spec.weight_decay_mode == "coupled":
@@ -107,16 +117,23 @@ def update_all(
     if len(layout.parts) == 1:
         return update(h, w, g, slots, rates[0], layout.parts[0][0])
     after = [
-        update(h, w[part], g[part], {slot: value[part] for slot, value in slots.items()}, rate, group)
+        update(
+            h, w[part], g[part], {slot: value[part] for slot, value in slots.items()}, rate, group
+        )
         for (group, part), rate in zip(layout.parts, rates, strict=True)
     ]
-    return h.o.join([w for w, _ in after]), {slot: h.o.join([own[slot] for _, own in after]) for slot in slots}
+    return h.o.join([w for w, _ in after]), {
+        slot: h.o.join([own[slot] for _, own in after]) for slot in slots
+    }
 
 
 def clip(o: Primitives, g: Tensor, largest: float, num: int) -> Tensor:
-    """g min(1, largest / norm), norm = the root of the sum of all `num` squares, on the grid of the squares."""
+    """g min(1, largest / norm), norm = the root of the sum of all `num` squares, on the grid of the
+    squares."""
     norm = o.r(o.sqrt(total(o, o.r(g * g), (0,), num)))
-    factor = o.where(norm <= constant(largest), 1.0, o.r(constant(largest) / o.where(norm > 0.0, norm, 1.0)))
+    factor = o.where(
+        norm <= constant(largest), 1.0, o.r(constant(largest) / o.where(norm > 0.0, norm, 1.0))
+    )
     return o.r(g * factor)
 
 
@@ -131,7 +148,9 @@ def _root_eps(o: Primitives, v: Tensor, eps: float, root: Any = None) -> Tensor:
     return o.r((size if root is None else size * root) + constant(eps))
 
 
-def sgd(o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any) -> tuple[Tensor, Slots]:
+def sgd(
+    o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any
+) -> tuple[Tensor, Slots]:
     if not h.spec.momentum:
         return o.r(o.plus(w, g, -rate)), {}
     b = o.r(o.plus(g, slots["momentum"], h["momentum"]))
@@ -139,7 +158,9 @@ def sgd(o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any
     return o.r(o.plus(w, d, -rate)), {"momentum": b}
 
 
-def adam(o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any) -> tuple[Tensor, Slots]:
+def adam(
+    o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any
+) -> tuple[Tensor, Slots]:
     m = _mean(h, slots["first_moment"], g, "beta1")
     v = _mean(h, slots["second_moment"], o.r(g * g), "beta2")
     after, size = {"first_moment": m, "second_moment": v}, v
@@ -149,13 +170,20 @@ def adam(o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: An
     return o.r(o.plus(w, d, -o.r(rate / h.scalars["correction"]))), after
 
 
-def adamax(o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any) -> tuple[Tensor, Slots]:
+def adamax(
+    o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any
+) -> tuple[Tensor, Slots]:
     m = _mean(h, slots["first_moment"], g, "beta1")
     u = o.maximum(o.r(slots["infinity_norm"] * h["beta2"]), o.r(o.abs(g) + constant(h.spec.eps)))
-    return o.r(o.plus(w, o.r(m / u), -o.r(rate / h.scalars["correction"]))), {"first_moment": m, "infinity_norm": u}
+    return o.r(o.plus(w, o.r(m / u), -o.r(rate / h.scalars["correction"]))), {
+        "first_moment": m,
+        "infinity_norm": u,
+    }
 
 
-def nadam(o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any) -> tuple[Tensor, Slots]:
+def nadam(
+    o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any
+) -> tuple[Tensor, Slots]:
     m = _mean(h, slots["first_moment"], g, "beta1")
     v = _mean(h, slots["second_moment"], o.r(g * g), "beta2")
     size = _root_eps(o, v, h.spec.eps, h.scalars["root"])
@@ -164,7 +192,9 @@ def nadam(o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: A
     return w, {"first_moment": m, "second_moment": v}
 
 
-def rmsprop(o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any) -> tuple[Tensor, Slots]:
+def rmsprop(
+    o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any
+) -> tuple[Tensor, Slots]:
     v = _mean(h, slots["square_average"], o.r(g * g), "rho")
     after, spread = {"square_average": v}, v
     if h.spec.centered:
@@ -177,12 +207,16 @@ def rmsprop(o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate:
     return o.r(o.plus(w, d, -rate)), after
 
 
-def adagrad(o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any) -> tuple[Tensor, Slots]:
+def adagrad(
+    o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any
+) -> tuple[Tensor, Slots]:
     a = o.r(slots["accumulator"] + g * g)
     return o.r(o.plus(w, o.r(g / _root_eps(o, a, h.spec.eps)), -rate)), {"accumulator": a}
 
 
-def adadelta(o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any) -> tuple[Tensor, Slots]:
+def adadelta(
+    o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any
+) -> tuple[Tensor, Slots]:
     eps = constant(h.spec.eps)
     v = _mean(h, slots["square_average"], o.r(g * g), "rho")
     ratio = o.r(o.r(o.sqrt(o.r(slots["delta_average"] + eps))) / o.r(o.sqrt(o.r(v + eps))))
@@ -191,7 +225,9 @@ def adadelta(o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate
     return o.r(o.plus(w, d, -rate)), {"square_average": v, "delta_average": a}
 
 
-def lion(o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any) -> tuple[Tensor, Slots]:
+def lion(
+    o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any
+) -> tuple[Tensor, Slots]:
     m = slots["first_moment"]
     u = _mean(h, m, g, "beta1")
     w = o.r(w + o.where(u > 0.0, -rate, o.where(u < 0.0, rate, 0.0 * u)))

@@ -1,7 +1,9 @@
-"""What a framework has to give: some 25 operations on float64 tensors. Everything else is written once, over these.
+"""What a framework has to give: some 25 operations on float64 tensors. Everything else is written
+once, over these.
 
-Tensors have the operators + - * / < <= > >= == & ~ and slices, among themselves and with Python numbers. Images are
-[N, H, W, C]. `Unit` is a power of two: a number, or a tensor that spreads over what it belongs to.
+Tensors have the operators + - * / < <= > >= == & ~ and slices, among themselves and with Python
+numbers. Images are [N, H, W, C]. `Unit` is a power of two: a number, or a tensor that spreads over
+what it belongs to.
 """
 
 from collections.abc import Sequence
@@ -28,7 +30,8 @@ class Primitives(Protocol):
         ...
 
     def grid(self, x: Tensor, bits: int, per_row: bool = False) -> tuple[Tensor, Unit]:
-        """Q(x, bits) = (i, u): integers |i| <= 2^bits and u = 2^(1 - bits) 2^floor(log2 max|x|), |x - i u| <= u / 2.
+        """Q(x, bits) = (i, u): integers |i| <= 2^bits and u = 2^(1 - bits) 2^floor(log2 max|x|), |x
+        - i u| <= u / 2.
 
         The maximum is over all of x, or of each row [N, 1, ...]; where it is 0 it counts as 2^-200.
         """
@@ -91,11 +94,15 @@ class Primitives(Protocol):
         ...
 
     def patches(self, x: Tensor, size: int, stride: int, pads: Pads) -> Tensor:
-        """Every window of zero-padded images as a row, [N H' W', size size C], in the order of a kernel's axes."""
+        """Every window of zero-padded images as a row, [N H' W', size size C], in the order of a
+        kernel's axes."""
         ...
 
-    def fold(self, parts: Sequence[Tensor], size: int, stride: int, shape: tuple[int, int]) -> Tensor:
-        """Images [N, *shape, C] with parts[size a + b][:, i, j] added at [:, stride i + a, stride j + b]: exact terms."""
+    def fold(
+        self, parts: Sequence[Tensor], size: int, stride: int, shape: tuple[int, int]
+    ) -> Tensor:
+        """Images [N, *shape, C] with parts[size a + b][:, i, j] added at [:, stride i + a, stride j
+        + b]: exact terms."""
         ...
 
     def power(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,6 +125,8 @@ class Primitives(Protocol):
         """int[N] -> float64[N, num]"""
         ...
 
-    def keep(self, x: Tensor, rate: float, seed: Any, layer_index: int, step: Any, micro_batch: int) -> Tensor:
+    def keep(
+        self, x: Tensor, rate: float, seed: Any, layer_index: int, step: Any, micro_batch: int
+    ) -> Tensor:
         """runner.random.keep of a layer in the shape of x: bool."""
         ...

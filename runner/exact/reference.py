@@ -1,4 +1,5 @@
-"""The primitives in NumPy: what a device's own are checked against, and what the witness trains with."""
+"""The primitives in NumPy: what a device's own are checked against, and what the witness trains
+with."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -81,8 +82,11 @@ class NumPy:
         return np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=value)
 
     def patches(self, x: Array, size: int, stride: int, pads: Pads) -> Array:
-        windows = np.lib.stride_tricks.sliding_window_view(self.pad(x, pads, 0.0), (size, size), (1, 2))
-        chosen = windows[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)  # [N, H', W', size, size, C]
+        windows = np.lib.stride_tricks.sliding_window_view(
+            self.pad(x, pads, 0.0), (size, size), (1, 2)
+        )
+        # [N, H', W', size, size, C]
+        chosen = windows[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
         return chosen.reshape(-1, size * size * x.shape[3])
 
     def fold(self, parts: Sequence[Array], size: int, stride: int, shape: tuple[int, int]) -> Array:
@@ -90,7 +94,9 @@ class NumPy:
         whole = np.zeros((num, *shape, channels))
         for i, part in enumerate(parts):
             a, b = divmod(i, size)
-            whole[:, a : a + stride * height : stride, b : b + stride * width : stride][:, :height, :width] += part
+            whole[:, a : a + stride * height : stride, b : b + stride * width : stride][
+                :, :height, :width
+            ] += part
         return whole
 
     def power(self, x: Array) -> tuple[Array, Array]:
@@ -111,5 +117,9 @@ class NumPy:
     def one_hot(self, labels: Array, num: int) -> Array:
         return np.eye(num)[labels]
 
-    def keep(self, x: Array, rate: float, seed: int, layer_index: int, step: int, micro_batch: int) -> Array:
-        return random.keep(x.size, rate, random.layer_key(seed, layer_index), step, micro_batch).reshape(x.shape)
+    def keep(
+        self, x: Array, rate: float, seed: int, layer_index: int, step: int, micro_batch: int
+    ) -> Array:
+        return random.keep(
+            x.size, rate, random.layer_key(seed, layer_index), step, micro_batch
+        ).reshape(x.shape)

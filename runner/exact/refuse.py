@@ -31,7 +31,8 @@ def refuse(net: Network, loss: Any, optimizer: Any, order: Order) -> None:
             )
         if node.spec.layer == "attention" and node.input_shape[0] > _MOST_IN_SOFTMAX:
             raise ConfigError(
-                f"trainer.precision=exact takes at most {_MOST_IN_SOFTMAX} steps of a sequence, got {node.input_shape[0]} at "
+                f"trainer.precision=exact takes at most {_MOST_IN_SOFTMAX} steps of a "
+                f"sequence, got {node.input_shape[0]} at "
                 f"{node.name}"
             )
         _not_tiny("model.layers: eps", getattr(node.spec, "eps", None))
@@ -40,22 +41,28 @@ def refuse(net: Network, loss: Any, optimizer: Any, order: Order) -> None:
     _not_tiny("optimizer.eps", getattr(optimizer, "eps", None))
     num_outputs = int(np.prod(net.output_shape))
     if loss.name == "cross_entropy" and num_outputs > _MOST_IN_SOFTMAX:
-        raise ConfigError(f"trainer.precision=exact takes at most {_MOST_IN_SOFTMAX} classes, got {num_outputs}")
+        raise ConfigError(
+            f"trainer.precision=exact takes at most {_MOST_IN_SOFTMAX} classes, got {num_outputs}"
+        )
     if order.rows_per_step * num_outputs >= _MOST_VALUES:
         raise ConfigError(
             f"trainer.precision=exact takes fewer than {_MOST_VALUES} outputs an update, got "
-            f"{order.rows_per_step} rows of {num_outputs}: trainer.batch_size or accumulate_grad_batches is too large"
+            f"{order.rows_per_step} rows of {num_outputs}: trainer.batch_size or "
+            f"accumulate_grad_batches is too large"
         )
 
 
 def longest_sum(node: Node, rows: int) -> int:
-    """The most products that a layer adds up to one value, forward or backward, with micro-batches of `rows` rows."""
+    """The most products that a layer adds up to one value, forward or backward, with micro-batches
+    of `rows` rows."""
     places = rows * int(np.prod(node.output_shape[:-1]))
     match node.spec.layer:
         case "dense":
             return max(places, node.input_shape[-1], node.output_shape[-1])
         case "conv2d":
-            return max(places, node.spec.kernel_size**2 * max(node.input_shape[2], node.output_shape[2]))
+            return max(
+                places, node.spec.kernel_size**2 * max(node.input_shape[2], node.output_shape[2])
+            )
         case "batch_norm":
             return places
         case "layer_norm":
@@ -67,7 +74,9 @@ def longest_sum(node: Node, rows: int) -> int:
 
 def _known(key: str, name: str, forms: Iterable[str]) -> None:
     if name not in forms:
-        raise ConfigError(f"{key}={name} has no exact form; trainer.precision=exact takes {', '.join(forms)}")
+        raise ConfigError(
+            f"{key}={name} has no exact form; trainer.precision=exact takes {', '.join(forms)}"
+        )
 
 
 def _not_tiny(key: str, value: float | None) -> None:

@@ -1,7 +1,8 @@
 """The rules of exact arithmetic, as functions: R and what the grid Q may hold.
 
-Every tensor between two operations is an output of R: at most 24 significant bits, no subnormals, no negative zero, in a
-float64. Between two roundings stands exact arithmetic, or one operation on 24-bit operands.
+Every tensor between two operations is an output of R: at most 24 significant bits, no subnormals,
+no negative zero, in a float64. Between two roundings stands exact arithmetic, or one operation on
+24-bit operands.
 """
 
 from functools import lru_cache
@@ -20,10 +21,11 @@ _SUM_BITS = 32  # of a term of a sum: more than R keeps, since terms differ in s
 
 
 def r(x: Any) -> np.ndarray:
-    """R(x): x rounded to 24 bits, half to even, in a float64; +0 where that is at most 2^-126 in magnitude.
+    """R(x): x rounded to 24 bits, half to even, in a float64; +0 where that is at most 2^-126 in
+    magnitude.
 
-    |R(x) - x| <= 2^-24 |x| elsewhere. The zero comes after the rounding, so that R is the same whether or not the processor
-    flushes subnormals.
+    |R(x) - x| <= 2^-24 |x| elsewhere. The zero comes after the rounding, so that R is the same
+    whether or not the processor flushes subnormals.
     """
     x = np.asarray(x, np.float64)
     with np.errstate(over="ignore"):
@@ -43,7 +45,8 @@ def log2_ceil(num: int) -> int:
 
 
 def product_bits(num: int) -> int:
-    """b = min(24, (53 - ceil(log2 num)) // 2): a sum of `num` products of integers |i| <= 2^b is exact in any order."""
+    """b = min(24, (53 - ceil(log2 num)) // 2): a sum of `num` products of integers |i| <= 2^b is
+    exact in any order."""
     bits = min(MOST_BITS, (SIGNIFICAND - log2_ceil(num)) // 2)
     assert 2 * bits + log2_ceil(num) <= SIGNIFICAND
     assert bits >= FEWEST_BITS, "runner.exact.refuse lets no such sum through"
@@ -51,16 +54,23 @@ def product_bits(num: int) -> int:
 
 
 def sum_bits(num: int) -> int:
-    """b = min(32, 53 - ceil(log2 num)): a sum of `num` integers |i| <= 2^b is exact in any order."""
+    """b = min(32, 53 - ceil(log2 num)): a sum of `num` integers |i| <= 2^b is exact in any
+    order."""
     bits = min(_SUM_BITS, SIGNIFICAND - log2_ceil(num))
     assert bits + log2_ceil(num) <= SIGNIFICAND
     return bits
 
 
 def total(
-    o: Primitives, x: Tensor, axes: tuple[int, ...], num: int, per_row: bool = False, keep: bool = False
+    o: Primitives,
+    x: Tensor,
+    axes: tuple[int, ...],
+    num: int,
+    per_row: bool = False,
+    keep: bool = False,
 ) -> Tensor:
-    """R of the sum of `num` values on the grid; its error is at most num 2^-b max|x| / 2 and half a unit of R."""
+    """R of the sum of `num` values on the grid; its error is at most num 2^-b max|x| / 2 and half a
+    unit of R."""
     q, unit = o.grid(x, sum_bits(num), per_row)
     return o.r(o.sum(q, axes, keep) * unit)
 

@@ -1,5 +1,6 @@
-"""At a run's start: does this device, with these settings, do what the rules take for granted? IEEE 754 float64, whatever
-its libraries are called. A device that emulates float64, or multiplies by transforms, is refused."""
+"""At a run's start: does this device, with these settings, do what the rules take for granted? IEEE
+754 float64, whatever its libraries are called. A device that emulates float64, or multiplies by
+transforms, is refused."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,7 +17,8 @@ _PADS = ((1, 1), (1, 1))
 
 
 def inputs() -> list[np.ndarray]:
-    """Integers at the edge of the budget, as matrices and images; 24-bit values of all sizes; positive ones."""
+    """Integers at the edge of the budget, as matrices and images; 24-bit values of all sizes;
+    positive ones."""
     limit = 2.0 ** product_bits(_K)
     a, b, images = (
         np.rint((2 * random.uniform(shape, 0, f"self_test/{i}") - 1) * limit)
@@ -24,11 +26,15 @@ def inputs() -> list[np.ndarray]:
     )
     spread = 2 * random.uniform((512,), 0, "self_test/3") - 1
     sizes = np.rint(250 * random.uniform((512,), 0, "self_test/4") - 150)
-    values = np.concatenate([spread * 2.0**sizes, [0.0, -0.0, 2.0**-126, -(2.0**-126) * (1 - 2.0**-30), 1 + 2.0**-24]])
+    values = np.concatenate(
+        [spread * 2.0**sizes, [0.0, -0.0, 2.0**-126, -(2.0**-126) * (1 - 2.0**-30), 1 + 2.0**-24]]
+    )
     return [a, b, images, values, random.uniform(values.shape, 0, "self_test/5") + 2.0**-20]
 
 
-def outcome(o: Primitives, a: Tensor, b: Tensor, images: Tensor, values: Tensor, positive: Tensor) -> list[Tensor]:
+def outcome(
+    o: Primitives, a: Tensor, b: Tensor, images: Tensor, values: Tensor, positive: Tensor
+) -> list[Tensor]:
     """What is compared, by `_WHAT`."""
     columns = o.patches(images, 3, 1, _PADS)
     return [
@@ -49,7 +55,9 @@ def expected() -> list[np.ndarray]:
     """By NumPy, the products and sums in int64."""
     given = inputs()
     found = outcome(NumPy(), *given)
-    a, b, columns = (x.astype(np.int64) for x in (given[0], given[1], NumPy().patches(given[2], 3, 1, _PADS)))
+    a, b, columns = (
+        x.astype(np.int64) for x in (given[0], given[1], NumPy().patches(given[2], 3, 1, _PADS))
+    )
     return [a @ b, columns.T @ columns, a.sum(), *found[3:]]
 
 
@@ -57,7 +65,14 @@ def check(device: str, run: Callable[[Sequence[np.ndarray]], Sequence[np.ndarray
     """`run` gives `outcome` of these inputs on the device, as arrays."""
     for what, found, right in zip(_WHAT, run(inputs()), expected(), strict=True):
         same = np.array_equal(found, right) and np.array_equal(np.signbit(found), np.signbit(right))
-        if not (same or (what in ("products", "convolutions", "sums", "grids") and np.array_equal(found, right))):
+        if not (
+            same
+            or (
+                what in ("products", "convolutions", "sums", "grids")
+                and np.array_equal(found, right)
+            )
+        ):
             raise ConfigError(
-                f"trainer.precision=exact needs IEEE 754 float64 arithmetic; on device={device} {what} are different"
+                f"trainer.precision=exact needs IEEE 754 float64 arithmetic; on "
+                f"device={device} {what} are different"
             )

@@ -1,7 +1,9 @@
-"""Tables of exp, log and Phi, from integer arithmetic: the same bits wherever they are built. Built once a process.
+"""Tables of exp, log and Phi, from integer arithmetic: the same bits wherever they are built. Built
+once a process.
 
-A fixed-point number with F fraction bits is an integer n that stands for n 2^-F; every step below truncates at 2^-F, F = 256,
-so that an entry is correctly rounded unless it lies within 2^-200 of a tie.
+A fixed-point number with F fraction bits is an integer n that stands for n 2^-F; every step below
+truncates at 2^-F, F = 256, so that an entry is correctly rounded unless it lies within 2^-200 of a
+tie.
 """
 
 from collections.abc import Callable
@@ -13,12 +15,15 @@ import numpy as np
 _F = 256
 _ONE = 1 << _F
 
-EXP_HIGH_BITS = 9  # exp_high[k] = exp(-k 2^-9), exp_low[k] = exp(-k 2^-23), k < 2^14, 26 significant bits each
+# exp_high[k] = exp(-k 2^-9), exp_low[k] = exp(-k 2^-23), k < 2^14, 26 significant bits each
+EXP_HIGH_BITS = 9
 EXP_LOW_BITS = 23
 EXP_ENTRIES = 14
-LOG_ENTRIES = 7  # log_inverse[j] = c_j = 1 / (1 + (j + 1/2) 2^-7) to 2^-20; log_value[j] = -ln c_j in units of 2^-34
+# log_inverse[j] = c_j = 1 / (1 + (j + 1/2) 2^-7) to 2^-20; log_value[j] = -ln c_j in units of 2^-34
+LOG_ENTRIES = 7
 LOG_GRID = 34
-PHI_ENTRIES = 1024  # phi_n[k] = the n-th Taylor coefficient of Phi at (k + 1/2) 2^-7, in units of 2^-40, -34, -30, -16
+# phi_n[k] = the n-th Taylor coefficient of Phi at (k + 1/2) 2^-7, in units of 2^-40, -34, -30, -16
+PHI_ENTRIES = 1024
 PHI_GRIDS = (40, 34, 30, 16)
 
 
@@ -83,7 +88,10 @@ def _powers(scale: int) -> np.ndarray:
 
 def _log_inverses() -> list[int]:
     num = 1 << LOG_ENTRIES
-    return [((1 << 20) * 4 * num + 2 * num + 2 * j + 1) // (2 * (2 * num + 2 * j + 1)) for j in range(num)]
+    return [
+        ((1 << 20) * 4 * num + 2 * num + 2 * j + 1) // (2 * (2 * num + 2 * j + 1))
+        for j in range(num)
+    ]
 
 
 def _log_values() -> np.ndarray:
@@ -94,7 +102,8 @@ def _log_values() -> np.ndarray:
 def _phi() -> tuple[np.ndarray, ...]:
     """Phi, phi, -h phi / 2 and (h^2 - 1) phi / 6 at h = (k + 1/2) / 128.
 
-    phi(h) = exp(-h^2 / 2) / sqrt(2 pi); Phi(h) = 1/2 + phi(h) sum of h^(2n + 1) / (1 3 5 ... (2n + 1)).
+    phi(h) = exp(-h^2 / 2) / sqrt(2 pi); Phi(h) = 1/2 + phi(h) sum of h^(2n + 1) / (1 3 5 ... (2n +
+    1)).
     """
     scale = (_ONE << _F) // isqrt(2 * _pi() << _F)
     columns: tuple[list[float], ...] = ([], [], [], [])

@@ -11,7 +11,8 @@ PATTERN = r"auto|cpu|mps|cuda(:\d+)?"
 def resolve(requested: str, available: Sequence[str]) -> str:
     """One of `available` ("cpu", "cuda:0", "cuda:1", "mps").
 
-    auto: the first accelerator, else the CPU. cuda: cuda:0. What is not there is refused, with the list of what is.
+    auto: the first accelerator, else the CPU. cuda: cuda:0. What is not there is refused, with the
+    list of what is.
     """
     accelerators = [device for device in available if device != "cpu"]
     if requested == "auto":
@@ -19,5 +20,7 @@ def resolve(requested: str, available: Sequence[str]) -> str:
     device = "cuda:0" if requested == "cuda" else requested
     if not re.fullmatch(PATTERN, requested) or device not in available:
         found = ", ".join(available)
-        raise ConfigError(f"device must be auto or one that this machine has ({found}), got {requested}")
+        raise ConfigError(
+            f"device must be auto or one that this machine has ({found}), got {requested}"
+        )
     return device

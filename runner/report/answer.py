@@ -75,7 +75,9 @@ class Answer:
             return [f"{name} has a {self.metric}, {known}"]
         lead = f"{name} has the best {self.metric}, {known}"
         if self.seeds is None:
-            known = "the groups have no seed in common, so a difference may come from the seeds alone"
+            known = (
+                "the groups have no seed in common, so a difference may come from the seeds alone"
+            )
             return [lead, f"{known}; run every group with the same seeds, such as seed=0,1,2,3,4"]
         same = [self._of_other(other) for other in others if other.is_same_run]
         if len(self.seeds) == 1 and len(same) < len(others):
@@ -123,7 +125,9 @@ class Answer:
         """Explain the ranking where no group finished every seed."""
         labels = [other.group.label for other in self.ranked]
         fates = [(label, fate(self.whole(label), self.metric)) for label in labels]
-        return [f"  {label}: {known}; ranked over its other seeds" for label, known in fates if known]
+        return [
+            f"  {label}: {known}; ranked over its other seeds" for label, known in fates if known
+        ]
 
     def _of_unranked(self) -> list[str]:
         return [f"  {group.label}: {self.why_unranked(group)}" for group in self.unranked]
@@ -218,7 +222,9 @@ def _num_shared(group: Group, others: Sequence[Group], metric: str) -> int:
 
 def _target(best: Sequence[Group], sign: int) -> float:
     """Value of the metric that most seeds of every group reach."""
-    values = [[sign * float(job.result["best"]["value"]) for job in group.completed] for group in best]
+    values = [
+        [sign * float(job.result["best"]["value"]) for job in group.completed] for group in best
+    ]
     return sign * max(map(median_high, values), default=math.nan)
 
 
@@ -253,7 +259,9 @@ def _ranked(
 def _turned(found: Paired) -> Paired:
     """b - a of a - b."""
     interval = None if found.interval is None else (-found.interval[1], -found.interval[0])
-    return Paired(found.num, 0.0 - found.difference, interval, found.p_raw, found.p, found.more_seeds)
+    return Paired(
+        found.num, 0.0 - found.difference, interval, found.p_raw, found.p, found.more_seeds
+    )
 
 
 def _probabilities(
@@ -274,7 +282,10 @@ def _probabilities(
 
 def _is_same_run(group: Group, other: Group) -> bool:
     """The same bits of weights for every seed, and as many seeds."""
-    own, others = ({job.seed: job.result.get("weights_sha256") for job in each.completed} for each in (group, other))
+    own, others = (
+        {job.seed: job.result.get("weights_sha256") for job in each.completed}
+        for each in (group, other)
+    )
     return own == others and None not in own.values()
 
 
@@ -296,7 +307,9 @@ def fate(group: Group, metric: str) -> str:
 
 def write(path: Path, found: Answer) -> None:
     """answer.json, strict JSON: what is not known is null."""
-    ranked = [_of_group(found.whole(other.group.label), found.metric, other) for other in found.ranked]
+    ranked = [
+        _of_group(found.whole(other.group.label), found.metric, other) for other in found.ranked
+    ]
     values = {
         "metric": found.metric,
         "mode": found.mode,

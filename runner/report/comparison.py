@@ -1,4 +1,5 @@
-"""What came of several runs: which is best and whether that is more than noise, as a table, a page and a picture."""
+"""What came of several runs: which is best and whether that is more than noise, as a table, a page
+and a picture."""
 
 import csv
 import math
@@ -20,8 +21,8 @@ from runner.text import escape
 def write(folder: Path, num_jobs: int) -> int:
     """The comparison of a multirun, in its folder; 0 if all of its `num_jobs` completed, else 1.
 
-    Jobs that other commands are training are named and left out; they are no reason to end with 1. Of several commands
-    one writes at a time, and the last one sees all jobs.
+    Jobs that other commands are training are named and left out; they are no reason to end with 1.
+    Of several commands one writes at a time, and the last one sees all jobs.
     """
     with turn(folder):
         others = held(folder)
@@ -124,12 +125,16 @@ def _cells(ranked: Ranked, others: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _text(found: Sequence[Answer], same: Sequence[parity.Parity], medium: Callable[[str], str]) -> str:
+def _text(
+    found: Sequence[Answer], same: Sequence[parity.Parity], medium: Callable[[str], str]
+) -> str:
     """comparison.md: the answers, their tables, and the parity of backends. `medium`: how text is
     escaped."""
     parts = []
     if len(found) > 1:
-        parts.append(f"These runs measure {len(found)} different things, so they are not in one list.")
+        parts.append(
+            f"These runs measure {len(found)} different things, so they are not in one list."
+        )
     for each in found:
         if len(found) > 1:
             parts.append(f"## {medium(each.title)}")
@@ -182,7 +187,8 @@ def _write_csv(path: Path, jobs: Sequence[Job], metrics: Sequence[str]) -> None:
 
 
 def _draw(path: Path, found: Answer) -> None:
-    """The rate and the monitored metric of every group over its steps; of several seeds the mean, and their range."""
+    """The rate and the monitored metric of every group over its steps; of several seeds the mean,
+    and their range."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -15,8 +15,8 @@ MOST_POINTS = 5000  # of a line: more than there are pixels
 
 @cache
 def _figure() -> Any:
-    """Made once a process: of the time that a picture takes, its axes and ticks are the half. Its margins are fixed, for to
-    fit them would be to draw it twice, and so is the title's place."""
+    """Made once a process: of the time that a picture takes, its axes and ticks are the half. Its
+    margins are fixed, for to fit them would be to draw it twice, and so is the title's place."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -34,7 +34,10 @@ def _figure() -> Any:
 
 def draw(folder: Path, title: str) -> Path:
     """From the run's trace.csv and metrics.csv."""
-    trace, metrics = read_columns(folder / "trace.csv", MOST_POINTS), read_columns(folder / "metrics.csv")
+    trace, metrics = (
+        read_columns(folder / "trace.csv", MOST_POINTS),
+        read_columns(folder / "metrics.csv"),
+    )
     figure = _figure()
     rate, loss = figure.axes
     for axes in (rate, loss):
@@ -45,7 +48,9 @@ def draw(folder: Path, title: str) -> Path:
     rate.plot(trace["step"], trace["learning_rate"], color="tab:blue", drawstyle="steps-post")
     rate.set_ylim(bottom=0)
     rate.set_title(escape.picture(title, most=100), y=1.0, fontsize="medium")
-    loss.plot(trace["step"], trace["loss"], color="tab:gray", alpha=0.35, linewidth=0.8, label="batch")
+    loss.plot(
+        trace["step"], trace["loss"], color="tab:gray", alpha=0.35, linewidth=0.8, label="batch"
+    )
     for column, color in (("train/loss", "tab:blue"), ("val/loss", "tab:orange")):
         if column in metrics and np.isfinite(metrics[column]).any():
             loss.plot(metrics["step"], metrics[column], color=color, marker=".", label=column)

@@ -100,15 +100,20 @@ class Job:
             return {}
 
     def meaning(self) -> str:
-        """Identify what the monitored metric measures; only runs with the same one can be ranked."""
+        """Identify what the monitored metric measures; only runs with the same one can be
+        ranked."""
         return json.dumps([*self._meaning(), self._data_hash], sort_keys=True)
 
     def measures(self) -> str:
         """The same in words."""
         metric, mode, loss = self._meaning()
-        numbers = ", ".join(f"{key} {value}" for key, value in (loss or {}).items() if key != "name")
+        numbers = ", ".join(
+            f"{key} {value}" for key, value in (loss or {}).items() if key != "name"
+        )
         named = f" ({loss['name']}{', ' if numbers else ''}{numbers})" if loss else ""
-        return f"{metric}{named}, {mode}, of data={self.config['data']['name']} {self._data_hash[:8]}"
+        return (
+            f"{metric}{named}, {mode}, of data={self.config['data']['name']} {self._data_hash[:8]}"
+        )
 
     def _meaning(self) -> tuple[str, str, dict[str, Any] | None]:
         """The metric, the better direction, and for a loss its kind and numbers."""
@@ -140,7 +145,9 @@ class Job:
         if math.isfinite(self.last(metric)):
             step = (best or {}).get("step")
             if not isinstance(step, int) or not 0 < step <= len(self.trace["step"]):
-                raise _damaged(path / "result.json", f"best.step must be one of trace.csv, got {show(step)}")
+                raise _damaged(
+                    path / "result.json", f"best.step must be one of trace.csv, got {show(step)}"
+                )
             if (best or {}).get("value") is None:
                 raise _damaged(path / "result.json", "best.value must be a number, got null")
 
@@ -167,9 +174,9 @@ class Job:
         return float(self.trace["learning_rate"][self.result["best"]["step"] - 1])
 
     def reached(self, metric: str, mode: str, target: float) -> tuple[float, float]:
-        """Step and seconds of training at the end of the first epoch that was as good as the target;
-        infinite where there is none. A resumed run's seconds are infinite too: its clock holds start-ups
-        that result.json does not know."""
+        """Step and seconds of training at the end of the first epoch that was as good as the
+        target; infinite where there is none. A resumed run's seconds are infinite too: its clock
+        holds start-ups that result.json does not know."""
         values = self.epochs[metric]
         good = np.flatnonzero(values <= target if mode == "min" else values >= target)
         if not len(good):
@@ -357,7 +364,8 @@ def _with_overrides_first(seeds: Mapping[int, Job]) -> list[Job]:
 
 
 def best_rates(found: Iterable[Group], badness: Callable[[Group], float]) -> list[Group]:
-    """In order, the best first; of groups that differ in the base rate alone, where it was tuned, the best one."""
+    """In order, the best first; of groups that differ in the base rate alone, where it was tuned,
+    the best one."""
     best: dict[str, Group] = {}
     for group in sorted(found, key=badness):
         best.setdefault(group.but_for_rate(), group)
@@ -369,7 +377,12 @@ def pairs(jobs: Sequence[Job]) -> list[tuple[Job, Job]]:
     found: dict[str, list[Job]] = {}
     for job in jobs:
         found.setdefault(job.settings("backend") + f" {job.seed}", []).append(job)
-    return [(own[0], other) for own in found.values() for other in own[1:] if other.backend != own[0].backend]
+    return [
+        (own[0], other)
+        for own in found.values()
+        for other in own[1:]
+        if other.backend != own[0].backend
+    ]
 
 
 def _label(job: Job, shared: set[str]) -> str:

@@ -8,7 +8,13 @@ from runner.report import pictures
 from runner.report.range_test import Suggestion
 
 
-def draw(path: Path, rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, found: Suggestion | None) -> None:
+def draw(
+    path: Path,
+    rates: np.ndarray,
+    losses: np.ndarray,
+    smoothed: np.ndarray,
+    found: Suggestion | None,
+) -> None:
     """Matplotlib without pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -24,7 +30,9 @@ def draw(path: Path, rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray
             (found.tenth, "tab:green", "a tenth of the minimum's"),
         )
         for rate, color, label in marks:
-            axes.axvline(rate, color=color, linestyle="--", linewidth=1, label=f"{label}: {rate:.2g}")
+            axes.axvline(
+                rate, color=color, linestyle="--", linewidth=1, label=f"{label}: {rate:.2g}"
+            )
     low, high = float(np.minimum(losses, smoothed).min()), float(smoothed[0])
     axes.set_ylim(low - 0.1 * (high - low) - 1e-9, max(high, float(np.median(smoothed))) * 1.3)
     axes.set_xscale("log")

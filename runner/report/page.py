@@ -1,4 +1,5 @@
-"""comparison.html: the answer with curves to hover and zoom and a table to sort, one file that needs no network."""
+"""comparison.html: the answer with curves to hover and zoom and a table to sort, one file that
+needs no network."""
 
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -13,15 +14,21 @@ from runner.report.answer import Answer, Ranked
 from runner.run.run_folder import points
 from runner.text import escape
 
-# Okabe and Ito (2008): told apart with any colour vision, and on a light as on a dark ground; then again, dashed
+# Okabe and Ito (2008): told apart with any colour vision, and on a light as on a dark ground; then
+# again, dashed
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a6d3b", "#7a7a7a")
 _DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 def write(
-    path: Path, found: Answer, command: str, table: Sequence[Sequence[str]], same: Sequence[parity.Parity]
+    path: Path,
+    found: Answer,
+    command: str,
+    table: Sequence[Sequence[str]],
+    same: Sequence[parity.Parity],
 ) -> None:
-    """`table` has a header and a row a group, as comparison.md has; `command` trains the best one."""
+    """`table` has a header and a row a group, as comparison.md has; `command` trains the best
+    one."""
     from plotly.offline import get_plotlyjs
 
     lines = found.says()
@@ -40,10 +47,13 @@ def write(
         answer="".join(f"<p>{escape.html(line.strip())}</p>" for line in lines),
         command=escape.html(command),
         lines="".join(
-            _choice(i, ranked, look) for i, (ranked, look) in enumerate(zip(found.ranked, style, strict=True))
+            _choice(i, ranked, look)
+            for i, (ranked, look) in enumerate(zip(found.ranked, style, strict=True))
         ),
         table=_table("groups", table),
-        parity=_table("parity", [parity.HEADER, *(row.cells() for row in same)], "Backends") if same else "",
+        parity=_table("parity", [parity.HEADER, *(row.cells() for row in same)], "Backends")
+        if same
+        else "",
         data=escape.script(data),
         plotly=get_plotlyjs(),
     )
@@ -67,8 +77,12 @@ def _curves(ranked: Ranked, metric: str) -> dict[str, Any]:
     return {
         "rate": rate,
         "mean": _thinned(job.epochs["step"][:num], values.mean(axis=0)),
-        "low": _thinned(job.epochs["step"][:num], values.min(axis=0))["y"] if len(curves) > 1 else None,
-        "high": _thinned(job.epochs["step"][:num], values.max(axis=0))["y"] if len(curves) > 1 else None,
+        "low": _thinned(job.epochs["step"][:num], values.min(axis=0))["y"]
+        if len(curves) > 1
+        else None,
+        "high": _thinned(job.epochs["step"][:num], values.max(axis=0))["y"]
+        if len(curves) > 1
+        else None,
     }
 
 
@@ -86,17 +100,24 @@ def _choice(i: int, ranked: Ranked, look: Mapping[str, str]) -> str:
     """The legend is of checkboxes: they are reached by keyboard, and read aloud."""
     swatch = f'<span class="swatch {look["dash"]}" style="border-color: {look["colour"]}"></span>'
     label = escape.html(ranked.group.label)
-    return f'<label><input type="checkbox" data-group="{i}" checked> {swatch} {ranked.rank}. {label}</label>'
+    return (
+        f'<label><input type="checkbox" data-group="{i}" checked> {swatch} {ranked.rank}. '
+        f"{label}</label>"
+    )
 
 
 def _table(name: str, rows: Sequence[Sequence[str]], caption: str = "") -> str:
     header, *body = rows
     head = "".join(
-        f'<th scope="col" aria-sort="none"><button type="button">{escape.html(cell)}</button></th>' for cell in header
+        f'<th scope="col" aria-sort="none"><button type="button">{escape.html(cell)}</button></th>'
+        for cell in header
     )
-    cells = "".join("<tr>" + "".join(f"<td>{escape.html(cell)}</td>" for cell in row) + "</tr>" for row in body)
+    cells = "".join(
+        "<tr>" + "".join(f"<td>{escape.html(cell)}</td>" for cell in row) + "</tr>" for row in body
+    )
     title = f"<caption>{escape.html(caption)}</caption>" if caption else ""
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">'
-        f'<table id="{name}">{title}<thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table></div>'
+        f"<table "
+        f'id="{name}">{title}<thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table></div>'
     )

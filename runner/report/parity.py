@@ -9,13 +9,15 @@ from runner.report.jobs import Job, pairs
 from runner.run import checkpoint
 from runner.text import escape
 
-# of losses, relative where they are above 1: what rounding alone may make of a run in this precision
+# of losses, relative where they are above 1: what rounding alone may make of a run in this
+# precision
 _TOLERANCE = {"exact": 0.0, "float64": 1e-10, "float32": 1e-4, "bf16-mixed": 0.1}
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The largest differences of two runs; `first_step` is where the losses part by more than the tolerance."""
+    """The largest differences of two runs; `first_step` is where the losses part by more than the
+    tolerance."""
 
     overrides: str
     backends: str
@@ -27,11 +29,20 @@ class Parity:
 
     def cells(self) -> tuple[str, ...]:
         beyond = "none" if self.first_step is None else f"step {self.first_step}"
-        numbers = (f"{value:.1e}" if value else "0" for value in (self.rate, self.loss, self.weights))
+        numbers = (
+            f"{value:.1e}" if value else "0" for value in (self.rate, self.loss, self.weights)
+        )
         return (self.overrides, self.backends, *numbers, f"{beyond} (over {self.tolerance:g})")
 
 
-HEADER = ("overrides", "backends", "largest difference of rate", "of loss", "of weights", "losses part at")
+HEADER = (
+    "overrides",
+    "backends",
+    "largest difference of rate",
+    "of loss",
+    "of weights",
+    "losses part at",
+)
 
 
 def table(jobs: list[Job]) -> list[Parity]:
@@ -41,7 +52,11 @@ def table(jobs: list[Job]) -> list[Parity]:
         try:
             found.append(_compare(a, b))
         except RunError as error:
-            print(escape.terminal(f"no table of the differences of {a.folder.name} and {b.folder.name}: {error}"))
+            print(
+                escape.terminal(
+                    f"no table of the differences of {a.folder.name} and {b.folder.name}: {error}"
+                )
+            )
     return found
 
 
@@ -53,11 +68,19 @@ def _compare(a: Job, b: Job) -> Parity:
     beyond = np.flatnonzero(apart > tolerance)
     weights = [checkpoint.read(job.folder)[0].weights for job in (a, b)]
     return Parity(
-        overrides=" ".join(said for said in a.overrides if not said.startswith(("backend=", "output."))) or "defaults",
+        overrides=" ".join(
+            said for said in a.overrides if not said.startswith(("backend=", "output."))
+        )
+        or "defaults",
         backends=f"{a.backend}, {b.backend}",
-        rate=float(np.abs(a.trace["learning_rate"][:num] - b.trace["learning_rate"][:num]).max(initial=0)),
+        rate=float(
+            np.abs(a.trace["learning_rate"][:num] - b.trace["learning_rate"][:num]).max(initial=0)
+        ),
         loss=float(apart.max(initial=0)),
-        weights=max((float(np.abs(weights[0][name] - weights[1][name]).max()) for name in weights[0]), default=0.0),
+        weights=max(
+            (float(np.abs(weights[0][name] - weights[1][name]).max()) for name in weights[0]),
+            default=0.0,
+        ),
         tolerance=tolerance,
         first_step=int(a.trace["step"][beyond[0]]) if len(beyond) else None,
     )

@@ -1,4 +1,5 @@
-"""Shared parts of all pictures: readable ticks of a logarithmic axis, and saving without warnings."""
+"""Shared parts of all pictures: readable ticks of a logarithmic axis, and saving without
+warnings."""
 
 import math
 import warnings
@@ -31,8 +32,11 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 def use_log_scale(axes: Any) -> None:
     """A logarithmic y axis, its ticks as plain numbers; call it when the curves are drawn."""
-    with warnings.catch_warnings():  # a constant curve's limits are equal until it has expanded them
-        warnings.filterwarnings("ignore", message="Attempting to set identical", category=UserWarning)
+    # a constant curve's limits are equal until it has expanded them
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="Attempting to set identical", category=UserWarning
+        )
         axes.set_yscale("log")
     low, high = axes.get_ylim()
     ticks = log_ticks(low, high)

@@ -1,4 +1,5 @@
-"""Reading an LR range test: the loss while the rate rises geometrically, and the rates that it speaks for."""
+"""Reading an LR range test: the loss while the rate rises geometrically, and the rates that it
+speaks for."""
 
 from dataclasses import dataclass
 
@@ -8,7 +9,8 @@ Array = np.ndarray
 
 
 def smooth(losses: Array, beta: float) -> Array:
-    """s_t = beta s_(t-1) + (1 - beta) l_t with s_(-1) = 0, over its bias 1 - beta^(t+1): Adam's first moment of the loss,
+    """s_t = beta s_(t-1) + (1 - beta) l_t with s_(-1) = 0, over its bias 1 - beta^(t+1): Adam's
+    first moment of the loss,
     as in fastai's lr_find.  # float64[n] -> float64[n]"""
     smoothed, s = np.empty(len(losses)), 0.0
     for t, loss in enumerate(losses):
@@ -18,7 +20,8 @@ def smooth(losses: Array, beta: float) -> Array:
 
 
 def end(losses: Array, smoothed: Array, factor: float) -> int | None:
-    """The first update whose loss is not finite, or whose smoothed one is above `factor` times the least before it."""
+    """The first update whose loss is not finite, or whose smoothed one is above `factor` times the
+    least before it."""
     with np.errstate(invalid="ignore"):
         worse = smoothed > factor * np.minimum.accumulate(smoothed)
     bad = np.flatnonzero(~np.isfinite(losses) | worse)
@@ -38,11 +41,12 @@ class Suggestion:
 
 
 def suggest(rates: Array, smoothed: Array) -> Suggestion | None:
-    """From the first updates to the one with the least smoothed loss; None where it does not fall on the way there.
+    """From the first updates to the one with the least smoothed loss; None where it does not fall
+    on the way there.
 
-    The slope is ds / d ln(rate), by central differences (numpy.gradient). The first tenth of the updates is left out: few
-    losses are in its means. Smith (2017), section 3.3, reads the same off by eye; Lightning's Tuner.lr_find takes the
-    steepest slope of the raw losses.
+    The slope is ds / d ln(rate), by central differences (numpy.gradient). The first tenth of the
+    updates is left out: few losses are in its means. Smith (2017), section 3.3, reads the same off
+    by eye; Lightning's Tuner.lr_find takes the steepest slope of the raw losses.
     """
     skipped, least = len(smoothed) // 10, int(np.argmin(smoothed))
     if least - skipped < 2:

@@ -1,4 +1,5 @@
-"""The picture of schedules before any training: one curve, a few laid over each other, or a gallery."""
+"""The picture of schedules before any training: one curve, a few laid over each other, or a
+gallery."""
 
 from collections.abc import Mapping
 from math import ceil
@@ -15,7 +16,8 @@ _POINTS = 4000  # more than a picture has columns
 
 
 def draw(path: Path, tables: Mapping[str, np.ndarray], base: float) -> None:
-    """Rates over steps, by name; `base` is optimizer.lr, the dashed line. Matplotlib without pyplot."""
+    """Rates over steps, by name; `base` is optimizer.lr, the dashed line. Matplotlib without
+    pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -24,7 +26,9 @@ def draw(path: Path, tables: Mapping[str, np.ndarray], base: float) -> None:
         axes = figure.subplots()
         for name, rates in tables.items():
             _plot(axes, rates, label=escape.picture(name, most=60))
-        axes.axhline(base, color="gray", linestyle="--", linewidth=0.8, label=f"optimizer.lr {base:g}")
+        axes.axhline(
+            base, color="gray", linestyle="--", linewidth=0.8, label=f"optimizer.lr {base:g}"
+        )
         axes.set_xlabel("step")
         axes.set_ylabel("learning rate")
         axes.legend(fontsize="small")
@@ -51,5 +55,7 @@ def draw(path: Path, tables: Mapping[str, np.ndarray], base: float) -> None:
 
 def _plot(axes: Any, rates: np.ndarray, label: str | None = None) -> None:
     """A rate holds for its step; of a long table every n-th and the last."""
-    steps = np.unique(np.append(np.arange(0, len(rates), max(1, len(rates) // _POINTS)), len(rates) - 1))
+    steps = np.unique(
+        np.append(np.arange(0, len(rates), max(1, len(rates) // _POINTS)), len(rates) - 1)
+    )
     axes.plot(steps, rates[steps], drawstyle="steps-post", label=label)

@@ -54,7 +54,9 @@ def summary(values: Sequence[float]) -> Summary:
     return Summary(num, mean, sd, (mean - half, mean + half))
 
 
-def compare(groups: Mapping[str, Mapping[int, float]], resolution: float = 0.0) -> dict[tuple[str, str], Paired]:
+def compare(
+    groups: Mapping[str, Mapping[int, float]], resolution: float = 0.0
+) -> dict[tuple[str, str], Paired]:
     """Every pair of groups, each seed -> value; `resolution` is the step between values that the
     metric can have (1 / rows of an accuracy), 0 of a continuous one.
 
@@ -64,8 +66,8 @@ def compare(groups: Mapping[str, Mapping[int, float]], resolution: float = 0.0) 
     and not that the seeds agree. Sheppard (1898) corrects variances for such grouping on average
     over many values, which is no help for the s of two or three. With the bound, at most 5 % of
     equal groups are told apart for 2 to 5 seeds, whatever the noise, and power is lost only where
-    the noise is below the resolution (tests/report/test_comparison.py simulates both). Equal differences
-    of a continuous metric show that it has a resolution that is not known: no p.
+    the noise is below the resolution (tests/report/test_comparison.py simulates both). Equal
+    differences of a continuous metric show that it has a resolution that is not known: no p.
 
     Holm (1979), over all pairs and not only those with the best: it is chosen from the same values.
     Seeds needed: the least n at which the paired test at the level LEVEL over the number of
@@ -87,7 +89,9 @@ def compare(groups: Mapping[str, Mapping[int, float]], resolution: float = 0.0) 
     return found
 
 
-def probabilities_best(values: np.ndarray, mode: str, resolution: float = 0.0) -> list[float] | None:
+def probabilities_best(
+    values: np.ndarray, mode: str, resolution: float = 0.0
+) -> list[float] | None:
     """The probability that a group has the best true mean, for each.  # values [groups, seeds]
 
     A draw of all means is mean + (z s + e r / sqrt(2)) / sqrt(n), Student's t with n - 1 degrees
@@ -102,7 +106,9 @@ def probabilities_best(values: np.ndarray, mode: str, resolution: float = 0.0) -
         return None
     draw = np.random.default_rng(0)
     mean = values.mean(axis=1)
-    seeds = draw.standard_normal((_NUM_DRAWS, num)) @ (values - mean[:, None]).T / math.sqrt(num - 1)
+    seeds = (
+        draw.standard_normal((_NUM_DRAWS, num)) @ (values - mean[:, None]).T / math.sqrt(num - 1)
+    )
     own = draw.standard_normal((_NUM_DRAWS, num_groups)) * resolution / math.sqrt(2)
     scale = np.sqrt((num - 1) / draw.chisquare(num - 1, (_NUM_DRAWS, 1)) / num)
     means = (mean + (seeds + own) * scale) * (1 if mode == "max" else -1)
@@ -121,7 +127,8 @@ def holm(p_values: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], flo
 
 
 def power(effect: float, num: int, level: float) -> float:
-    """Of the two-sided paired t test of `num` pairs for a difference of `effect` standard deviations of the differences."""
+    """Of the two-sided paired t test of `num` pairs for a difference of `effect` standard
+    deviations of the differences."""
     from scipy import special
 
     critical = special.stdtrit(num - 1, 1 - level / 2)
@@ -182,7 +189,9 @@ def _interval(mean: float, sd: float | None, num: int) -> tuple[float, float] | 
     return mean - half, mean + half
 
 
-def _more_seeds(mean: float, sd: float | None, num: int, p: float | None, num_comparisons: int) -> int | None:
+def _more_seeds(
+    mean: float, sd: float | None, num: int, p: float | None, num_comparisons: int
+) -> int | None:
     if p is None or sd is None:
         return None
     if p < LEVEL:

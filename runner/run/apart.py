@@ -1,4 +1,5 @@
-"""Runs in a process of their own, where this one's framework has taken another number of threads for good."""
+"""Runs in a process of their own, where this one's framework has taken another number of threads
+for good."""
 
 import multiprocessing
 import os
@@ -16,12 +17,17 @@ from runner.errors import RunError
 from runner.run import signals
 
 T = TypeVar("T")
-_FORWARDED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+_FORWARDED = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+]
 
 
 def run(function: Callable[[T], int], argument: T, num_threads: int) -> int:
-    """`function(argument)`, its exit status, in the process that runs everything with so many threads: what it imported and
-    compiled serves the next one. It writes to the same terminal; this process's signals are passed on to it."""
+    """`function(argument)`, its exit status, in the process that runs everything with so many
+    threads: what it imported and compiled serves the next one. It writes to the same terminal; this
+    process's signals are passed on to it."""
     sys.stdout.flush()
     pool, process = _pool(num_threads)
     with _passed_on(process):
@@ -29,7 +35,9 @@ def run(function: Callable[[T], int], argument: T, num_threads: int) -> int:
             return pool.submit(_call, function, argument).result()
         except BrokenProcessPool:
             _pool.cache_clear()
-            raise RunError(f"the process that trains with {num_threads} threads was killed") from None
+            raise RunError(
+                f"the process that trains with {num_threads} threads was killed"
+            ) from None
 
 
 @cache
@@ -40,7 +48,8 @@ def _pool(num_threads: int) -> tuple[ProcessPoolExecutor, int]:
 
 
 def _begin() -> None:
-    """Prepare the child process: it ends with its parent, and Ctrl-C reaches it through the parent alone."""
+    """Prepare the child process: it ends with its parent, and Ctrl-C reaches it through the parent
+    alone."""
     if hasattr(os, "setsid"):
         os.setsid()
     parent = multiprocessing.parent_process()

@@ -1,4 +1,5 @@
-"""What a run in exact mode says of itself, so that anyone can repeat it and compare: hashes, of all and of each tensor."""
+"""What a run in exact mode says of itself, so that anyone can repeat it and compare: hashes, of all
+and of each tensor."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,7 +16,11 @@ FORMAT = 1
 
 def tensors(state: TrainState) -> dict[str, np.ndarray]:
     """Everything that training changes, by name; a slot's tensors as SLOT/NAME."""
-    slots = {f"{slot}/{name}": value for slot, values in state.slots.items() for name, value in values.items()}
+    slots = {
+        f"{slot}/{name}": value
+        for slot, values in state.slots.items()
+        for name, value in values.items()
+    }
     return {**state.weights, **state.buffers, **slots}
 
 
@@ -25,8 +30,13 @@ def tensor_hashes(state: TrainState) -> dict[str, str]:
 
 
 def hashes(state: TrainState, losses: np.ndarray) -> dict[str, str]:
-    """What result.json holds: the weights as everywhere, the slots likewise, and the losses of all updates in order."""
-    slots = {name: value for name, value in tensors(state).items() if name not in {**state.weights, **state.buffers}}
+    """What result.json holds: the weights as everywhere, the slots likewise, and the losses of all
+    updates in order."""
+    slots = {
+        name: value
+        for name, value in tensors(state).items()
+        if name not in {**state.weights, **state.buffers}
+    }
     return {
         "weights_sha256": checkpoint.weights_sha256(state),
         "slots_sha256": checkpoint.weights_sha256(TrainState(state.step, slots, {}, {})),
@@ -35,10 +45,13 @@ def hashes(state: TrainState, losses: np.ndarray) -> dict[str, str]:
 
 
 def write(folder: Path, composed: Mapping[str, Any], state: TrainState) -> dict[str, str]:
-    """FOLDER/certificate.json: the config, the data's hash and what came of them; versions are information only."""
+    """FOLDER/certificate.json: the config, the data's hash and what came of them; versions are
+    information only."""
     losses = run_folder.read_columns(folder / "trace.csv")["loss"][: state.step]
     found = hashes(state, losses)
-    data, environment = (run_folder.read_json(folder / f"{name}.json") for name in ("data", "environment"))
+    data, environment = (
+        run_folder.read_json(folder / f"{name}.json") for name in ("data", "environment")
+    )
     certificate = {
         "format": FORMAT,
         "steps": state.step,
@@ -46,7 +59,9 @@ def write(folder: Path, composed: Mapping[str, Any], state: TrainState) -> dict[
         "tensors_sha256": tensor_hashes(state),
         "data_sha256": data["sha256"],
         "config": dict(composed),
-        "made_with": {key: environment[key] for key in ("python", "platform", "packages", "device")},
+        "made_with": {
+            key: environment[key] for key in ("python", "platform", "packages", "device")
+        },
     }
     run_folder.write_json(folder / "certificate.json", certificate)
     return found

@@ -1,6 +1,8 @@
-"""TrainState <-> folder: tensors as safetensors, numbers as JSON, a manifest with the SHA-256 of each part; no pickles.
+"""TrainState <-> folder: tensors as safetensors, numbers as JSON, a manifest with the SHA-256 of
+each part; no pickles.
 
-A checkpoint is written beside its place, synced, and renamed into it, so that a name never stands for half of one.
+A checkpoint is written beside its place, synced, and renamed into it, so that a name never stands
+for half of one.
 """
 
 import hashlib
@@ -24,7 +26,8 @@ from runner.spec import TrainState
 FORMAT = 1
 _PARTS = ("weights.safetensors", "optimizer.safetensors", "state.json")
 _MANIFEST = "manifest.json"
-_STEP = r"(?:0|[1-9][0-9]*)"  # a checkpoint's folder, by its exact name: 007, 20.bak and ² are not ours
+# a checkpoint's folder, by its exact name: 007, 20.bak and ² are not ours
+_STEP = r"(?:0|[1-9][0-9]*)"
 _STAGED, _POINTER = re.compile(rf"\.{_STEP}\.[0-9]+"), re.compile(r"\.(?:last|best)\.[0-9]+")
 
 
@@ -34,18 +37,25 @@ def write(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
 
 
 def stage(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
-    """All files of a checkpoint, beside its place: not yet one that a reader finds, nor safe from a power cut."""
+    """All files of a checkpoint, beside its place: not yet one that a reader finds, nor safe from a
+    power cut."""
     beside = folder / "checkpoints" / f".{state.step}.{os.getpid()}"
     _remove(beside)  # of an earlier process with this number
     beside.mkdir(parents=True)
-    slots = {f"{slot}/{name}": value for slot, values in state.slots.items() for name, value in values.items()}
+    slots = {
+        f"{slot}/{name}": value
+        for slot, values in state.slots.items()
+        for name, value in values.items()
+    }
     numbers = {"format": FORMAT, "step": state.step, "buffers": sorted(state.buffers), **extra}
     parts = (
         _serialized({**state.weights, **state.buffers}),
         _serialized(slots),
         [strict_json.dumps(numbers).encode()],
     )
-    hashes = {name: _write(beside / name, pieces) for name, pieces in zip(_PARTS, parts, strict=True)}
+    hashes = {
+        name: _write(beside / name, pieces) for name, pieces in zip(_PARTS, parts, strict=True)
+    }
     _write(beside / _MANIFEST, [json.dumps(hashes, indent=2).encode()])
     return beside
 
@@ -64,12 +74,17 @@ _DTYPES = {"<f8": "F64", "<f4": "F32"}  # those that a state has, by safetensors
 
 
 def _serialized(tensors: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
-    """The bytes of safetensors.numpy.save, which copies all of them twice: the header's length, the header, the tensors."""
+    """The bytes of safetensors.numpy.save, which copies all of them twice: the header's length, the
+    header, the tensors."""
     header: dict[str, Any] = {}
     end = 0
     for name, value in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])):
         begin, end = end, end + value.nbytes
-        header[name] = {"dtype": _DTYPES[value.dtype.str], "shape": value.shape, "data_offsets": [begin, end]}
+        header[name] = {
+            "dtype": _DTYPES[value.dtype.str],
+            "shape": value.shape,
+            "data_offsets": [begin, end],
+        }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
@@ -146,8 +161,16 @@ def steps(folder: Path) -> list[int]:
         entries = [*os.scandir(folder / "checkpoints")]
     except FileNotFoundError:
         return []
-    mine = [entry for entry in entries if re.fullmatch(_STEP, entry.name) and entry.is_dir(follow_symlinks=False)]
-    return sorted(int(entry.name) for entry in mine if any(os.path.lexists(f"{entry.path}/{name}") for name in _PARTS))
+    mine = [
+        entry
+        for entry in entries
+        if re.fullmatch(_STEP, entry.name) and entry.is_dir(follow_symlinks=False)
+    ]
+    return sorted(
+        int(entry.name)
+        for entry in mine
+        if any(os.path.lexists(f"{entry.path}/{name}") for name in _PARTS)
+    )
 
 
 def read(folder: Path, which: str | int = "last") -> tuple[TrainState, dict[str, Any]]:
@@ -158,11 +181,21 @@ def read(folder: Path, which: str | int = "last") -> tuple[TrainState, dict[str,
         hashes = dict(json.loads((place / _MANIFEST).read_bytes()))
         for name, part in parts.items():
             if hashlib.sha256(part).hexdigest() != hashes.get(name):
-                raise RunError(f"{place / name} does not match its SHA-256 in manifest.json: the checkpoint is damaged")
+                raise RunError(
+                    f"{place / name} does not match its SHA-256 in manifest.json: the "
+                    f"checkpoint is damaged"
+                )
         numbers: dict[str, Any] = strict_json.with_numbers(json.loads(parts["state.json"]))
         if numbers["format"] != FORMAT:
-            raise RunError(f"{place} has checkpoint format {numbers['format']}; this version reads format {FORMAT}")
-        step, values, flat = numbers["step"], load(parts["weights.safetensors"]), load(parts["optimizer.safetensors"])
+            raise RunError(
+                f"{place} has checkpoint format {numbers['format']}; this version reads "
+                f"format {FORMAT}"
+            )
+        step, values, flat = (
+            numbers["step"],
+            load(parts["weights.safetensors"]),
+            load(parts["optimizer.safetensors"]),
+        )
         buffers = {name: values.pop(name) for name in numbers["buffers"]}
     except (OSError, TypeError, ValueError, KeyError, SafetensorError) as error:
         raise RunError(f"{place} is not a whole checkpoint: {error}") from None
@@ -174,7 +207,8 @@ def read(folder: Path, which: str | int = "last") -> tuple[TrainState, dict[str,
 
 
 def read_newest(folder: Path) -> tuple[TrainState, dict[str, Any], list[RunError]]:
-    """`last`, or where it is damaged the newest whole one; and what is wrong with those passed over."""
+    """`last`, or where it is damaged the newest whole one; and what is wrong with those passed
+    over."""
     damaged: dict[str, RunError] = {}  # by what is said: `last` is one of the steps
     places: list[str | int] = ["last", *reversed(steps(folder))]
     for which in places:
@@ -186,7 +220,8 @@ def read_newest(folder: Path) -> tuple[TrainState, dict[str, Any], list[RunError
 
 
 def best_saved(folder: Path, step: int, best: Mapping[str, Any] | None) -> int | None:
-    """The best epoch's checkpoint for a run that goes on from `step`, whose state.json has `best`; None: there is none."""
+    """The best epoch's checkpoint for a run that goes on from `step`, whose state.json has `best`;
+    None: there is none."""
     known = [] if best is None else [int(best["step"])]
     known += [pointed] if (pointed := target(folder, "best")) is not None else []
     saved = steps(folder)
@@ -194,8 +229,9 @@ def best_saved(folder: Path, step: int, best: Mapping[str, Any] | None) -> int |
 
 
 def go_back(folder: Path, step: int, best: int | None) -> None:
-    """Before a run goes on from a step: `last` and `best` point to what they were then, and what a process that was killed
-    while it saved has left is removed. Later checkpoints stay until they are written again or no longer kept."""
+    """Before a run goes on from a step: `last` and `best` point to what they were then, and what a
+    process that was killed while it saved has left is removed. Later checkpoints stay until they
+    are written again or no longer kept."""
     for entry in [*os.scandir(folder / "checkpoints")]:
         if _STAGED.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
             _remove(Path(entry.path))
@@ -209,7 +245,8 @@ def go_back(folder: Path, step: int, best: int | None) -> None:
 
 
 def links(folder: Path) -> Iterator[Path]:
-    """Symbolic links where a checkpoint's files belong, and what stands for `last` and `best` but is none to a step."""
+    """Symbolic links where a checkpoint's files belong, and what stands for `last` and `best` but
+    is none to a step."""
     places = folder / "checkpoints"
     if places.is_symlink():
         yield places
@@ -230,15 +267,18 @@ def _place(folder: Path, which: str | int) -> Path:
     pointed = target(folder, which) if which in ("last", "best") else None
     place = folder / "checkpoints" / str(which if pointed is None else pointed)
     if place.is_symlink() or not place.is_dir():
-        pointers = [name for name in ("best", "last") if os.path.lexists(folder / "checkpoints" / name)]
+        pointers = [
+            name for name in ("best", "last") if os.path.lexists(folder / "checkpoints" / name)
+        ]
         there = [*map(str, steps(folder)), *pointers]
         raise RunError(f"{folder} has no checkpoint {which}; it has {', '.join(there) or 'none'}")
     return place
 
 
 def weights_sha256(state: TrainState) -> str:
-    """Over the canonical weights and buffers in float32, by sorted name: the name in UTF-8, the shape as little-endian
-    int64, the values as little-endian float32 in row-major order. Equal hashes mean equal models."""
+    """Over the canonical weights and buffers in float32, by sorted name: the name in UTF-8, the
+    shape as little-endian int64, the values as little-endian float32 in row-major order. Equal
+    hashes mean equal models."""
     digest = hashlib.sha256()
     values = {**state.weights, **state.buffers}
     for name in sorted(values):

@@ -1,7 +1,8 @@
-"""resume=FOLDER: a run goes on from a checkpoint in its own folder, with its saved config, on either backend.
+"""resume=FOLDER: a run goes on from a checkpoint in its own folder, with its saved config, on
+either backend.
 
-Order, masks and rates are functions of the step, so that a checkpoint is all that a continuation needs: what is trained is
-what would have been trained without the interruption.
+Order, masks and rates are functions of the step, so that a checkpoint is all that a continuation
+needs: what is trained is what would have been trained without the interruption.
 """
 
 import shutil
@@ -62,7 +63,8 @@ class Resumed:
     config_dir: str | None  # likewise
 
     def is_over(self, total_steps: int) -> bool:
-        """Its last update was made and its last checkpoint written: what is missing are the files of a run's end."""
+        """Its last update was made and its last checkpoint written: what is missing are the files
+        of a run's end."""
         if self.numbers["stopped_early"] and "trainer.early_stopping_patience" not in self.changes:
             return True
         return self.state.step == total_steps and not _LENGTH & set(self.changes)
@@ -76,24 +78,41 @@ def resume(folder: Path, overrides: Sequence[Override]) -> Resumed:
     """Read and checked; nothing is written."""
     saved = {**config_of(folder, "resume"), "resume": None, "run": None, "task": "train"}
     refuse_links(folder, "resume")
-    on_extend = next((override.value() for override in overrides if override.key_or_group == ON_EXTEND), None)
-    said = [override for override in overrides if override.key_or_group not in ("resume", "task", ON_EXTEND)]
+    on_extend = next(
+        (override.value() for override in overrides if override.key_or_group == ON_EXTEND), None
+    )
+    said = [
+        override
+        for override in overrides
+        if override.key_or_group not in ("resume", "task", ON_EXTEND)
+    ]
     values = set_keys(saved, said, (*CHANGEABLE, ON_EXTEND))
-    changes = {key: (_at(saved, key), after) for key in CHANGEABLE if (after := _at(values, key)) != _at(saved, key)}
+    changes = {
+        key: (_at(saved, key), after)
+        for key in CHANGEABLE
+        if (after := _at(values, key)) != _at(saved, key)
+    }
     which = values["checkpoint"] if "checkpoint" in changes else None
-    state, numbers, damaged = checkpoint.read_newest(folder) if which is None else (*checkpoint.read(folder, which), ())
+    state, numbers, damaged = (
+        checkpoint.read_newest(folder) if which is None else (*checkpoint.read(folder, which), ())
+    )
     notes = [f"warning: {error}; going on from step {state.step}" for error in damaged]
     values["checkpoint"] = saved["checkpoint"]
     if _LENGTH & set(changes):
         values, more = _extend(saved, values, state.step, on_extend)
         notes += more
     elif on_extend is not None:
-        raise ConfigError(f"{ON_EXTEND} is for a run of another length: it needs {' or '.join(sorted(_LENGTH))}")
+        raise ConfigError(
+            f"{ON_EXTEND} is for a run of another length: it needs {' or '.join(sorted(_LENGTH))}"
+        )
     try:
         result = read_json(folder / "result.json")
     except ConfigError:  # none, or a damaged one: it is made again
         result = {}
-    is_completed, before = result.get("status") == "completed", [*map(str, result.get("overrides", []))]
+    is_completed, before = (
+        result.get("status") == "completed",
+        [*map(str, result.get("overrides", []))],
+    )
     config_dir = result.get("config_dir")
     return Resumed(
         folder,
@@ -109,7 +128,8 @@ def resume(folder: Path, overrides: Sequence[Override]) -> Resumed:
 
 
 def branch(resumed: Resumed, folder: Path) -> Resumed:
-    """The same, going on in a folder of its own: its files up to the checkpoint are copied there, and it stays as it is."""
+    """The same, going on in a folder of its own: its files up to the checkpoint are copied there,
+    and it stays as it is."""
     source, step = resumed.folder, resumed.state.step
     for name in ("config.yaml", "data.json", "environment.json", "trace.csv", "metrics.csv"):
         shutil.copy2(source / name, folder / name)
@@ -123,7 +143,8 @@ def branch(resumed: Resumed, folder: Path) -> Resumed:
 
 
 def check(resumed: Resumed, prepared: Plan, start: TrainState) -> None:
-    """Refuse what would not be the same run: other data, another network, rates that were others, nothing left to do.
+    """Refuse what would not be the same run: other data, another network, rates that were others,
+    nothing left to do.
     `start` is the first state, for its names and shapes."""
     folder, step = resumed.folder, resumed.state.step
     difference = changed(data_of(folder), prepared.data.description())
@@ -141,22 +162,28 @@ def check(resumed: Resumed, prepared: Plan, start: TrainState) -> None:
     elif step < total:
         patience = show(prepared.config.trainer.early_stopping_patience)
         raise ConfigError(
-            f"resume: {folder} has ended early at step {step}; trainer.early_stopping_patience, now {patience}, can be changed"
+            f"resume: {folder} has ended early at step {step}; "
+            f"trainer.early_stopping_patience, now {patience}, can be changed"
         )
     if step >= total:
         raise ConfigError(
-            f"resume: {folder} is at step {step} of {total}, nothing is left; a larger trainer.max_epochs or "
+            f"resume: {folder} is at step {step} of {total}, nothing is left; a larger "
+            f"trainer.max_epochs or "
             "trainer.max_steps makes it longer"
         )
 
 
 def with_saved_threads(resumed: Resumed, prepared: Plan) -> tuple[Plan, Resumed]:
-    """The plan with the number of threads that the checkpoint has, and what to say of it. `trainer.threads` can be changed."""
+    """The plan with the number of threads that the checkpoint has, and what to say of it.
+    `trainer.threads` can be changed."""
     chosen, saved = prepared.model.threads, resumed.numbers.get("threads")
     if "trainer.threads" in resumed.changes or saved == chosen:
         return prepared, resumed
     if saved is None:
-        note = f"threads  {chosen} from here on: the checkpoint, of an older version, does not say how many there were"
+        note = (
+            f"threads  {chosen} from here on: the checkpoint, of an older version, does not say "
+            f"how many there were"
+        )
         return prepared, replace(resumed, notes=[*resumed.notes, note])
     note = f"threads  {saved} as before; here trainer.threads=auto would take {chosen}"
     kept = replace(prepared, model=replace(prepared.model, threads=saved))
@@ -166,39 +193,54 @@ def with_saved_threads(resumed: Resumed, prepared: Plan) -> tuple[Plan, Resumed]
 def _extend(
     saved: Mapping[str, Any], values: dict[str, Any], step: int, how: Any
 ) -> tuple[dict[str, Any], Sequence[str]]:
-    """The config of a run that is made longer or shorter; and what to say of it. What goes by the run's length would have had
-    other values from the beginning, and whoever asks for that says which it has from now on."""
+    """The config of a run that is made longer or shorter; and what to say of it. What goes by the
+    run's length would have had other values from the beginning, and whoever asks for that says
+    which it has from now on."""
     saved = {
         **values,
-        "trainer": {**values["trainer"], **{n: saved["trainer"][n] for n in ("max_epochs", "max_steps")}},
+        "trainer": {
+            **values["trainer"],
+            **{n: saved["trainer"][n] for n in ("max_epochs", "max_steps")},
+        },
     }
     before, plain = (plan(parse(v)) for v in (saved, values))
     lengths = before.order.total_steps, plain.order.total_steps
     ways = [way for way in HOW if way != "append" or lengths[1] > lengths[0]]
     if how is not None and how not in ways:
-        raise ConfigError(f"{ON_EXTEND} must be one of {', '.join(ways)}, got {show(how)}{nearest(how, ways)}")
+        raise ConfigError(
+            f"{ON_EXTEND} must be one of {', '.join(ways)}, got {show(how)}{nearest(how, ways)}"
+        )
     old, new = _tables(before), _tables(plain)
     other = [name for name in old if not np.array_equal(old[name][:step], new[name][:step])]
     if lengths[1] <= step or (how is None and not other):
         return values, ()
     each = {
-        way: _with_schedules(values, partial(extended, how=way, step=step, before=lengths[0], after=lengths[1]))
+        way: _with_schedules(
+            values, partial(extended, how=way, step=step, before=lengths[0], after=lengths[1])
+        )
         for way in ways
     }
     if how is not None:
         rate = _tables(plan(parse(each[how])))["schedule"][step]
-        return each[how], [f"{ON_EXTEND.rpartition('.')[2]} {how}: the rate is {rate:.3g} from step {step} on"]
+        return each[how], [
+            f"{ON_EXTEND.rpartition('.')[2]} {how}: the rate is {rate:.3g} from step {step} on"
+        ]
     tables = {way: _tables(plan(parse(each[way])))[other[0]] for way in ways}
-    each_way = ", ".join(f"{way} ({table[step]:.3g} to {table[-1]:.3g})" for way, table in tables.items())
+    each_way = ", ".join(
+        f"{way} ({table[step]:.3g} to {table[-1]:.3g})" for way, table in tables.items()
+    )
     raise ConfigError(
-        f"{other[0]} goes by the run's length, which was {lengths[0]} steps and is to be {lengths[1]};\n"
+        f"{other[0]} goes by the run's length, which was {lengths[0]} steps and is to be "
+        f"{lengths[1]};\n"
         f"  say what it is from step {step} on: {ON_EXTEND}={each_way}"
     )
 
 
 def _tables(prepared: Plan) -> dict[str, np.ndarray]:
     """What is scheduled, by its key."""
-    others = {f"optimizer.schedules.{name}": values for name, values in prepared.hyperparameters.items()}
+    others = {
+        f"optimizer.schedules.{name}": values for name, values in prepared.hyperparameters.items()
+    }
     return {"schedule": prepared.rates(), **others}
 
 
@@ -206,14 +248,26 @@ def _with_schedules(values: Mapping[str, Any], change: Callable[[Any], Any]) -> 
     """The config with each of its schedules changed."""
     optimizer = values["optimizer"]
     schedules = {name: change(schedule) for name, schedule in optimizer["schedules"].items()}
-    return {**values, "schedule": change(values["schedule"]), "optimizer": {**optimizer, "schedules": schedules}}
+    return {
+        **values,
+        "schedule": change(values["schedule"]),
+        "optimizer": {**optimizer, "schedules": schedules},
+    }
 
 
-def _fits(folder: Path, kind: str, found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
+def _fits(
+    folder: Path, kind: str, found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
+) -> None:
     for name in {**expected, **found}:
-        a, b = (f"{v[name].dtype}{list(v[name].shape)}" if name in v else "nothing" for v in (found, expected))
+        a, b = (
+            f"{v[name].dtype}{list(v[name].shape)}" if name in v else "nothing"
+            for v in (found, expected)
+        )
         if a != b:
-            raise RunError(f"the checkpoint of {folder} does not fit its config: {kind} {name} is {a}, expected {b}")
+            raise RunError(
+                f"the checkpoint of {folder} does not fit its config: {kind} {name} is {a}, "
+                f"expected {b}"
+            )
 
 
 def _at(values: Mapping[str, Any], key: str) -> Any:

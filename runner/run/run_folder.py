@@ -43,13 +43,15 @@ _REPLACED = (
 )
 _HEADERS = {"trace.csv": "step,learning_rate,loss", "metrics.csv": "epoch,step"}  # how they begin
 _BESIDE = re.compile(rf"\.(?:{'|'.join(map(re.escape, _REPLACED))})\.[0-9]+")
-_WRITTEN = ("*.yaml", "*.json", "*.csv", "*.npz", "*.png", "run.log", "model.*")  # what a run or a task on it writes
+# what a run or a task on it writes
+_WRITTEN = ("*.yaml", "*.json", "*.csv", "*.npz", "*.png", "run.log", "model.*")
 
 _PACKAGES = ("twinrun", "numpy", "hydra-core", "torch", "pytorch-lightning", "tensorflow", "keras")
 
 
 def create(parent: Path, name: str) -> Path:
-    """A new folder parent/name, or parent/name_2, _3, ...: two runs never share one, since making it is atomic."""
+    """A new folder parent/name, or parent/name_2, _3, ...: two runs never share one, since making
+    it is atomic."""
     try:
         parent.mkdir(parents=True, exist_ok=True)
         number = 1
@@ -61,7 +63,9 @@ def create(parent: Path, name: str) -> Path:
             except FileExistsError:
                 number += 1
     except OSError as error:
-        raise ConfigError(f"output.root must be a folder that can be written to; {parent}: {error.strerror}") from None
+        raise ConfigError(
+            f"output.root must be a folder that can be written to; {parent}: {error.strerror}"
+        ) from None
 
 
 def timestamp() -> str:
@@ -77,14 +81,17 @@ class InUseError(ConfigError):
 
 
 _OWNER = ".owner"
-_held: dict[tuple[int, int], int] = {}  # the folders that this process has locked, by device and inode -> the lock
+# the folders that this process has locked, by device and inode -> the lock
+_held: dict[tuple[int, int], int] = {}
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time trains in a folder. The lock is the system's and ends with the process, however it ends.
+    """One process at a time trains in a folder. The lock is the system's and ends with the process,
+    however it ends.
 
-    What this process has locked it may lock again. The holder is named in the folder's `.owner` meanwhile.
+    What this process has locked it may lock again. The holder is named in the folder's `.owner`
+    meanwhile.
     """
     if fcntl is None:  # no such locks on this system
         yield
@@ -110,7 +117,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def lent(folder: Path | None) -> Any:
-    """This process's lock on a folder, for one that it has started: pickled there, it is the same lock. None: it has none."""
+    """This process's lock on a folder, for one that it has started: pickled there, it is the same
+    lock. None: it has none."""
     from multiprocessing.reduction import DupFd
 
     descriptor = None if folder is None or fcntl is None else _held.get(_identity(folder))
@@ -119,7 +127,8 @@ def lent(folder: Path | None) -> Any:
 
 @contextmanager
 def borrowed(folder: Path | None, lock: Any) -> Iterator[None]:
-    """Work in the folder under the other process's lock, which lasts until both have released it."""
+    """Work in the folder under the other process's lock, which lasts until both have released
+    it."""
     if folder is None or lock is None:
         yield
         return
@@ -139,7 +148,8 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 @contextmanager
 def turn(folder: Path) -> Iterator[None]:
-    """Take turns with other commands in a multirun's folder. A turn takes moments, so this one waits."""
+    """Take turns with other commands in a multirun's folder. A turn takes moments, so this one
+    waits."""
     if fcntl is None:
         yield
         return
@@ -161,12 +171,15 @@ def _write_owner(folder: Path) -> None:
 
 
 def holder(folder: Path) -> str | None:
-    """Name the process that trains in the folder: `process 123 on HOST`. None if there is none or it is unknown."""
+    """Name the process that trains in the folder: `process 123 on HOST`. None if there is none or
+    it is unknown."""
     import psutil
 
     try:
         pid, said = _owner(folder)
-        host, here = (re.sub(r"[^\w.-]", "", str(name))[:64] for name in (said["host"], platform.node()))
+        host, here = (
+            re.sub(r"[^\w.-]", "", str(name))[:64] for name in (said["host"], platform.node())
+        )
         if host == here:
             is_alive = psutil.Process(pid).create_time() == said["began"]
             return f"process {pid}" if is_alive else None
@@ -196,7 +209,8 @@ def _owner(folder: Path) -> tuple[int, dict[str, Any]]:
 
 
 def restart(folder: Path) -> None:
-    """Take back what a run without a checkpoint has recorded; run.log and all that is not the run's stay."""
+    """Take back what a run without a checkpoint has recorded; run.log and all that is not the run's
+    stay."""
     for name in ("trace.csv", "metrics.csv", "result.json", "curves.png"):
         (folder / name).unlink(missing_ok=True)
 
@@ -208,20 +222,27 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         free = shutil.disk_usage(path.parent).free
-        raise RunError(f"{path} cannot be written: {error.strerror}, {free} bytes are free") from error
+        raise RunError(
+            f"{path} cannot be written: {error.strerror}, {free} bytes are free"
+        ) from error
 
 
 def links(folder: Path) -> list[Path]:
     """Symbolic links in the place of a file that a run, or a task on it, writes."""
-    return [path for path in folder.iterdir() if path.is_symlink() and any(map(path.match, _WRITTEN))]
+    return [
+        path for path in folder.iterdir() if path.is_symlink() and any(map(path.match, _WRITTEN))
+    ]
 
 
 def records(folder: Path, step: int, steps_per_epoch: int) -> dict[str, list[str]]:
-    """The lines of trace.csv and metrics.csv up to `step`: the header, a row for each update, one for each whole epoch.
-    What comes after, with the row of an epoch that a shorter run left unfinished, will be made again."""
+    """The lines of trace.csv and metrics.csv up to `step`: the header, a row for each update, one
+    for each whole epoch. What comes after, with the row of an epoch that a shorter run left
+    unfinished, will be made again."""
     return {
         "trace.csv": _lines(folder / "trace.csv", step, 0, range(step)),
-        "metrics.csv": _lines(folder / "metrics.csv", step, 1, range(steps_per_epoch, step + 1, steps_per_epoch)),
+        "metrics.csv": _lines(
+            folder / "metrics.csv", step, 1, range(steps_per_epoch, step + 1, steps_per_epoch)
+        ),
     }
 
 
@@ -246,9 +267,14 @@ def _lines(path: Path, step: int, column: int, steps: range) -> list[str]:
     wrong = [number for number in expected if counts[number] != 1]
     wrong += [number for number, other in zip(expected, found, strict=False) if number != other]
     if wrong or not first.startswith(header):
-        what = f"one row for step {wrong[0]}" if first.startswith(header) else f"the header {header},..."
+        what = (
+            f"one row for step {wrong[0]}"
+            if first.startswith(header)
+            else f"the header {header},..."
+        )
         raise ConfigError(
-            f"resume: {path} must have {what} to go on from step {step}; checkpoint=STEP goes on from an earlier one"
+            f"resume: {path} must have {what} to go on from step {step}; checkpoint=STEP "
+            f"goes on from an earlier one"
         )
     return [first, *(row for _, row in kept)]
 
@@ -256,7 +282,10 @@ def _lines(path: Path, step: int, column: int, steps: range) -> list[str]:
 def _are_numbers(cells: Iterable[str]) -> bool:
     """An empty cell is one that has no value."""
     try:
-        return all(not cell or math.isfinite(float(cell)) or cell in ("nan", "inf", "-inf") for cell in cells)
+        return all(
+            not cell or math.isfinite(float(cell)) or cell in ("nan", "inf", "-inf")
+            for cell in cells
+        )
     except ValueError:
         return False
 
@@ -278,14 +307,17 @@ class RunFolder:
     """Writes the files. metrics.csv and trace.csv are only ever appended to."""
 
     def __init__(self, path: Path, metric_columns: Sequence[str], applied: Sequence[str]) -> None:
-        """`applied`: the names of what RunSpec.applied has besides learning_rate, columns after the contract's three."""
+        """`applied`: the names of what RunSpec.applied has besides learning_rate, columns after the
+        contract's three."""
         self.path = path
         self._is_synced = False
         self._columns = metric_columns
         self._trace = (path / "trace.csv").open("a", newline="")
         self._metrics = (path / "metrics.csv").open("a", newline="")
         if self._trace.tell() == 0:
-            self._append(self._trace, [",".join(["step", "learning_rate", "loss", *applied]) + "\n"])
+            self._append(
+                self._trace, [",".join(["step", "learning_rate", "loss", *applied]) + "\n"]
+            )
         if self._metrics.tell() == 0:
             self._append(self._metrics, [",".join(metric_columns) + "\n"])
 
@@ -305,10 +337,13 @@ class RunFolder:
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """One row an epoch."""
-        self._append(self._metrics, [",".join(str(row.get(column, "")) for column in self._columns) + "\n"])
+        self._append(
+            self._metrics, [",".join(str(row.get(column, "")) for column in self._columns) + "\n"]
+        )
 
     def sync(self) -> None:
-        """Sync the logs to the disk. The first call syncs all files of the folder and the folder itself."""
+        """Sync the logs to the disk. The first call syncs all files of the folder and the folder
+        itself."""
         for file in (self._trace, self._metrics):
             os.fsync(file.fileno())
         if not self._is_synced:
@@ -337,7 +372,8 @@ def _write(path: Path, text: str, is_durable: bool = False, newline: str | None 
     beside.unlink(missing_ok=True)  # of an earlier process with this number
     try:
         with writing(path):
-            with beside.open("x", encoding="utf-8", newline=newline) as file:  # which goes through no link
+            # which goes through no link
+            with beside.open("x", encoding="utf-8", newline=newline) as file:
                 file.write(text)
             if is_durable:
                 sync(beside)
@@ -359,12 +395,19 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-_KINDS = {str: "text", list: "a list", dict: "a mapping", int: "a whole number", float: "a number", NoneType: "null"}
+_KINDS = {
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+    int: "a whole number",
+    float: "a number",
+    NoneType: "null",
+}
 
 
 def read_json(path: Path, needs: Mapping[str, Sequence[type]] | None = None) -> dict[str, Any]:
-    """A JSON object; a ConfigError in one line where the file holds none, or has a key that it `needs` not as one of
-    these types."""
+    """A JSON object; a ConfigError in one line where the file holds none, or has a key that it
+    `needs` not as one of these types."""
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if text.strip() else None
@@ -384,7 +427,10 @@ def check_types(path: Path, values: Mapping[str, Any], needs: Mapping[str, Seque
     for key, kinds in needs.items():
         if type(values.get(key)) not in kinds:
             got = show(values[key]) if key in values else "nothing"
-            raise ConfigError(f"{path} is damaged: {key} must be {' or '.join(_KINDS[k] for k in kinds)}, got {got}")
+            raise ConfigError(
+                f"{path} is damaged: {key} must be {' or '.join(_KINDS[k] for k in kinds)}, "
+                f"got {got}"
+            )
 
 
 def environment(device: str, num_threads: int, command: Sequence[str]) -> dict[str, Any]:
@@ -404,8 +450,8 @@ def environment(device: str, num_threads: int, command: Sequence[str]) -> dict[s
 
 
 def read_columns(path: Path, most: int | None = None) -> dict[str, np.ndarray]:
-    """trace.csv or metrics.csv as float64 columns by name; an empty cell is NaN. `most`: no more rows than that, evenly spaced,
-    so that of millions only those are held."""
+    """trace.csv or metrics.csv as float64 columns by name; an empty cell is NaN. `most`: no more
+    rows than that, evenly spaced, so that of millions only those are held."""
     try:
         return _read_columns(path, most)
     except OSError as error:
@@ -424,7 +470,9 @@ def check_headers(folder: Path) -> None:
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
         if not first.startswith(header):
-            raise ConfigError(f"{path} is damaged: it must begin with {header}, got {show(first.strip())}")
+            raise ConfigError(
+                f"{path} is damaged: it must begin with {header}, got {show(first.strip())}"
+            )
 
 
 def _read_columns(path: Path, most: int | None) -> dict[str, np.ndarray]:
@@ -438,7 +486,10 @@ def _read_columns(path: Path, most: int | None) -> dict[str, np.ndarray]:
         except ValueError:  # an empty cell
             rows = _rows(file, begin, most)
             values = np.array(
-                [[float(cell) if cell else np.nan for cell in row.rstrip("\n").split(",")] for row in rows]
+                [
+                    [float(cell) if cell else np.nan for cell in row.rstrip("\n").split(",")]
+                    for row in rows
+                ]
             )
     return {name: values[:, i] for i, name in enumerate(names)}
 
@@ -468,7 +519,9 @@ def _version(package: str) -> str | None:
 @cache
 def _git_commit() -> str | None:
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None

@@ -25,35 +25,51 @@ from runner.spec import ModelSpec, TrainState
 
 
 def config_of(folder: str | Path, key: str = "run") -> dict[str, Any]:
-    """The config that ran, as plain values; `key` is where the folder was said. A key that the program has learnt since
-    then has its default, which changes nothing. Whose code it trusted is not taken from it.
+    """The config that ran, as plain values; `key` is where the folder was said. A key that the
+    program has learnt since then has its default, which changes nothing. Whose code it trusted is
+    not taken from it.
 
-    Its hash, which result.json and the checkpoints have, tells a key that was unknown then, or had its default, from one
-    that somebody has taken away.
+    Its hash, which result.json and the checkpoints have, tells a key that was unknown then, or had
+    its default, from one that somebody has taken away.
     """
     path = Path(folder) / "config.yaml"
     if not path.is_file():
-        raise ConfigError(f"{key} must be the folder of a run, got {folder}, which holds no config.yaml")
+        raise ConfigError(
+            f"{key} must be the folder of a run, got {folder}, which holds no config.yaml"
+        )
     saved = _load(path, key)
     for section in ("model", "output", *_CHOICES):
         if not isinstance(saved.get(section), dict):
             got = show(saved[section]) if section in saved else "nothing"
-            raise ConfigError(f"{key}: {path} must hold the config that ran, with the keys of {section}, got {got}")
+            raise ConfigError(
+                f"{key}: {path} must hold the config that ran, with the keys of {section}, "
+                f"got {got}"
+            )
     values = _filled(saved)
     lacking = next(_lacking(saved, values), None)
-    if lacking is not None and (hashes := _hashes(Path(folder))) and not hashes & {sha256(saved), sha256(values)}:
-        raise ConfigError(f"{key}: {path} lacks {lacking} and is not the config that ran: its SHA-256 is another")
+    if (
+        lacking is not None
+        and (hashes := _hashes(Path(folder)))
+        and not hashes & {sha256(saved), sha256(values)}
+    ):
+        raise ConfigError(
+            f"{key}: {path} lacks {lacking} and is not the config that ran: its SHA-256 is another"
+        )
     return {**values, "trusted_modules": []}
 
 
-def set_keys(values: Mapping[str, Any], overrides: Sequence[Override], allowed: Sequence[str]) -> dict[str, Any]:
-    """A finished run's config with the overrides of a task upon it; only the `allowed` keys may differ."""
+def set_keys(
+    values: Mapping[str, Any], overrides: Sequence[Override], allowed: Sequence[str]
+) -> dict[str, Any]:
+    """A finished run's config with the overrides of a task upon it; only the `allowed` keys may
+    differ."""
     changed = deepcopy(dict(values))
     for override in overrides:
         key = override.key_or_group
         if key not in allowed:
             raise ConfigError(
-                f"{show(key)} cannot be set for a finished run{nearest(key, allowed)}; {', '.join(allowed)} can"
+                f"{show(key)} cannot be set for a finished run{nearest(key, allowed)}; "
+                f"{', '.join(allowed)} can"
             )
         *groups, last = key.split(".")
         place = changed
@@ -63,14 +79,22 @@ def set_keys(values: Mapping[str, Any], overrides: Sequence[Override], allowed: 
     return changed
 
 
-# Groups whose keys have their defaults in conf/GROUP/NAME.yaml, and NAME where the section does not say it
+# Groups whose keys have their defaults in conf/GROUP/NAME.yaml, and NAME where the section does not
+# say it
 _CHOICES = {"data": "", "loss": "", "optimizer": "", "schedule": "", "trainer": "default"}
 
 
 def _filled(saved: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in the default of every missing key."""
-    default = {key: value for key, value in defaults("", "config").items() if key not in ("defaults", "hydra")}
-    default |= {group: defaults(group, name or str(saved[group].get("name"))) for group, name in _CHOICES.items()}
+    default = {
+        key: value
+        for key, value in defaults("", "config").items()
+        if key not in ("defaults", "hydra")
+    }
+    default |= {
+        group: defaults(group, name or str(saved[group].get("name")))
+        for group, name in _CHOICES.items()
+    }
     if "layer_defaults" in saved:
         default["layer_defaults"] = defaults("layer_defaults", "default")
     return with_schedules_whole(_merged(default, saved, depth=2))
@@ -91,7 +115,9 @@ def _lacking(saved: Any, values: Any, at: str = "") -> Iterator[str]:
     """The dotted keys that `values` has besides."""
     if isinstance(saved, dict) and isinstance(values, dict):
         for key, value in values.items():
-            yield from _lacking(saved[key], value, f"{at}{key}.") if key in saved else (f"{at}{key}",)
+            yield from (
+                _lacking(saved[key], value, f"{at}{key}.") if key in saved else (f"{at}{key}",)
+            )
     elif isinstance(saved, list) and isinstance(values, list):
         for one, other in zip(saved, values, strict=False):
             yield from _lacking(one, other, at)
@@ -112,7 +138,11 @@ def _load(path: Path, key: str) -> dict[str, Any]:
     except ConfigError as error:
         why = str(error).removeprefix(str(path)).lstrip(",: ").removeprefix("cannot be read: ")
         raise ConfigError(f"{key}: {path} cannot be read: {why}") from None
-    if not isinstance(values, dict) or not values or not all(isinstance(name, str) for name in values):
+    if (
+        not isinstance(values, dict)
+        or not values
+        or not all(isinstance(name, str) for name in values)
+    ):
         what = "is empty" if not values else "holds no keys"
         raise ConfigError(f"{key}: {path} {what}; it must hold the config that ran")
     return values
@@ -136,12 +166,17 @@ def data_of(folder: Path) -> dict[str, Any]:
 
 
 def refuse_links(folder: Path, key: str) -> None:
-    """A run's files are its own: nothing is written, nor deleted, through a symbolic link in its folder."""
+    """A run's files are its own: nothing is written, nor deleted, through a symbolic link in its
+    folder."""
     for path in (*run_folder.links(folder), *checkpoint.links(folder)):
         if path.name in ("last", "best"):
-            raise ConfigError(f"{key}: {path} must be a symbolic link to a step beside it, or a file that names one")
+            raise ConfigError(
+                f"{key}: {path} must be a symbolic link to a step beside it, or a file that "
+                f"names one"
+            )
         raise ConfigError(
-            f"{key}: {path} is a symbolic link, which nothing is written through; put the file itself there"
+            f"{key}: {path} is a symbolic link, which nothing is written through; put the "
+            f"file itself there"
         )
 
 
@@ -171,7 +206,13 @@ class Run:
     def model_spec(self) -> ModelSpec:
         """What turns rows into outputs; the data itself is not needed."""
         data = self.data
-        return model_spec(self.config, data["task"], len(data["classes"]), data["num_targets"], data["input_shape"])
+        return model_spec(
+            self.config,
+            data["task"],
+            len(data["classes"]),
+            data["num_targets"],
+            data["input_shape"],
+        )
 
     @property
     def weights(self) -> Mapping[str, np.ndarray]:
@@ -192,27 +233,35 @@ class Run:
     def result(self) -> dict[str, Any]:
         """result.json."""
         values = run_folder.read_json(self.folder / "result.json")
-        return {**values, **with_numbers({key: values[key] for key in ("metrics", "best") if key in values})}
+        return {
+            **values,
+            **with_numbers({key: values[key] for key in ("metrics", "best") if key in values}),
+        }
 
     def model(self) -> Any:
-        """The native model of the run's backend: an nn.Module or a keras.Model, with the run's weights."""
+        """The native model of the run's backend: an nn.Module or a keras.Model, with the run's
+        weights."""
         return dispatcher.load(self.config.backend).native_model(self.model_spec, self.state)
 
     def predict(self, x: Any) -> np.ndarray:
-        """Outputs for raw rows, as the data's file has them: logits of the classes, or targets in the data's units. Of a
-        table with named columns (a DataFrame), those that the run was trained on, in any order.
+        """Outputs for raw rows, as the data's file has them: logits of the classes, or targets in
+        the data's units. Of a table with named columns (a DataFrame), those that the run was
+        trained on, in any order.
         # x float[N, ...] -> float[N, C]
         """
         data = self.data
         if hasattr(x, "columns") and data["features"]:
             missing = [name for name in data["features"] if name not in x.columns]
             if missing:
-                raise ConfigError(f"x lacks the column {show(missing[0])}, which the run was trained on")
+                raise ConfigError(
+                    f"x lacks the column {show(missing[0])}, which the run was trained on"
+                )
             x = x[data["features"]]
         values = np.asarray(x)
         if list(values.shape[1:]) != data["input_shape"]:
             raise ConfigError(
-                f"a row of x has shape {list(values.shape[1:])}; the run was trained on {data['input_shape']}"
+                f"a row of x has shape {list(values.shape[1:])}; the run was trained on "
+                f"{data['input_shape']}"
             )
         check_finite("x", values, "the new rows")
         x_scaling, y_scaling = (Scaling.of(data[key]) for key in ("x_scaling", "y_scaling"))
@@ -223,7 +272,8 @@ class Run:
         return y_scaling.invert(outputs.astype(np.float64)) if y_scaling else outputs
 
     def outputs(self, x: np.ndarray) -> np.ndarray:
-        """The network's outputs for rows scaled as it was trained on them.  # x float[N, ...] -> float[N, C]"""
+        """The network's outputs for rows scaled as it was trained on them.  # x float[N, ...] ->
+        float[N, C]"""
         rows = np.ascontiguousarray(x, dtype=self.model_spec.dtype)
         return dispatcher.load(self.config.backend).predict(self.model_spec, self.state, rows)
 
@@ -234,7 +284,9 @@ def load_run(
     checkpoint: str | int = "last",
     trusted_modules: Sequence[str] = (),
 ) -> Run:
-    """A run's folder in Python; `backend` opens it on the other framework than it ran on; `trusted_modules` as on the command
-    line, for a run with code of your own."""
+    """A run's folder in Python; `backend` opens it on the other framework than it ran on;
+    `trusted_modules` as on the command line, for a run with code of your own."""
     values = {**config_of(folder), "trusted_modules": [*trusted_modules]}
-    return Run(Path(folder), parse({**values, **({"backend": backend} if backend else {})}), checkpoint)
+    return Run(
+        Path(folder), parse({**values, **({"backend": backend} if backend else {})}), checkpoint
+    )

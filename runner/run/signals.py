@@ -1,11 +1,13 @@
-"""SIGINT and SIGTERM end the chunk in hand, not the process: the run saves and says so. A second one ends it at once.
+"""SIGINT and SIGTERM end the chunk in hand, not the process: the run saves and says so. A second
+one ends it at once.
 
-So does a scheduler's own signal, SIGUSR1 or SIGUSR2, where whoever launched the run waits for it (submitit does, to have
-the job queued again): that handler runs when the run has saved.
+So does a scheduler's own signal, SIGUSR1 or SIGUSR2, where whoever launched the run waits for it
+(submitit does, to have the job queued again): that handler runs when the run has saved.
 
-Jobs of a multirun that are processes of their own end with the command that launched them. `launching` is the command's
-side: it takes the signals, asks the jobs to end, and waits until they have saved. `job` is theirs: a thread looks ten
-times a second for the file that asks them to end, and whether the command is still there.
+Jobs of a multirun that are processes of their own end with the command that launched them.
+`launching` is the command's side: it takes the signals, asks the jobs to end, and waits until they
+have saved. `job` is theirs: a thread looks ten times a second for the file that asks them to end,
+and whether the command is still there.
 """
 
 import os
@@ -21,14 +23,16 @@ from types import FrameType
 from typing import Any
 
 _KINDS = (signal.SIGINT, signal.SIGTERM)
-_USER = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))  # not on Windows
+# not on Windows
+_USER = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 _PARENT = "TWINRUN_MULTIRUN"  # process, its start, and the file that asks its jobs to end
 _LOOK = 0.1  # seconds
 
 _asked: int | None = None  # the signal with which this process's runs are to end, whoever got it
 _end_file: Path | None = None  # of the multirun that this process was launched by
 _in_job = False
-children: set[int] = set()  # processes that train for this one, which are to end when it is asked to
+# processes that train for this one, which are to end when it is asked to
+children: set[int] = set()
 
 
 class Signals:
@@ -45,7 +49,9 @@ class Signals:
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
             awaited = [kind for kind in _USER if callable(signal.getsignal(kind))]
-            self._before = {kind: signal.signal(kind, self._on_signal) for kind in (*_KINDS, *awaited)}
+            self._before = {
+                kind: signal.signal(kind, self._on_signal) for kind in (*_KINDS, *awaited)
+            }
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -61,7 +67,8 @@ class Signals:
 
 
 class Launch:
-    """A command that launches jobs as processes of their own; `ended`: the signal that it got, if any."""
+    """A command that launches jobs as processes of their own; `ended`: the signal that it got, if
+    any."""
 
     def __init__(self, file: Path, is_busy: Callable[[], bool]) -> None:
         self.ended: int | None = None
@@ -103,10 +110,11 @@ class Launch:
 
 @contextmanager
 def launching(folder: Path, is_busy: Callable[[], bool]) -> Iterator[Launch]:
-    """Around the launching of a multirun's jobs as processes of this machine. `is_busy`: whether one of them trains.
+    """Around the launching of a multirun's jobs as processes of this machine. `is_busy`: whether
+    one of them trains.
 
-    The signals are blocked, which what is started inherits, so that those that reach a whole group of processes do not
-    end a job before it can save.
+    The signals are blocked, which what is started inherits, so that those that reach a whole group
+    of processes do not end a job before it can save.
     """
     import psutil
 
@@ -133,7 +141,8 @@ def launching(folder: Path, is_busy: Callable[[], bool]) -> Iterator[Launch]:
 
 
 def start_trackers() -> None:
-    """Python's and joblib's trackers of resources: starting one later would unblock the signals again."""
+    """Python's and joblib's trackers of resources: starting one later would unblock the signals
+    again."""
     from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()
@@ -147,7 +156,8 @@ def start_trackers() -> None:
 
 @contextmanager
 def job() -> Iterator[int | None]:
-    """Run one job of a multirun; yields the signal that ended the multirun before the job began, or None."""
+    """Run one job of a multirun; yields the signal that ended the multirun before the job began, or
+    None."""
     global _in_job
     _follow()
     _in_job = True
@@ -171,7 +181,11 @@ def _follow() -> None:
     """Follow the command that launched this job's process; done once per process."""
     global _end_file
     said = os.environ.get(_PARENT)
-    if said is None or _end_file is not None or threading.current_thread() is not threading.main_thread():
+    if (
+        said is None
+        or _end_file is not None
+        or threading.current_thread() is not threading.main_thread()
+    ):
         return
     process, began, file = said.split(":", 2)
     if int(process) == os.getpid():
@@ -183,7 +197,9 @@ def _follow() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # outside a run; the command gets it too
     signal.signal(signal.SIGTERM, lambda number, frame: end_multirun(number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _KINDS)
-    threading.Thread(target=_watch, args=(int(process), float(began), Path(file)), daemon=True).start()
+    threading.Thread(
+        target=_watch, args=(int(process), float(began), Path(file)), daemon=True
+    ).start()
 
 
 def _watch(process: int, began: float, file: Path) -> None:

@@ -1,5 +1,5 @@
-"""JSON as RFC 8259 has it: a number that is not finite is "NaN", "Infinity" or "-Infinity", as in the JSON of protocol
-buffers; Python's float() reads them, and so does NumPy."""
+"""JSON as RFC 8259 has it: a number that is not finite is "NaN", "Infinity" or "-Infinity", as in
+the JSON of protocol buffers; Python's float() reads them, and so does NumPy."""
 
 import json
 import math
@@ -24,7 +24,11 @@ def with_numbers(values: Any) -> Any:
 
 def _strict(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
-        return next(word for word, number in _NUMBERS.items() if number == value or (word == "NaN" and value != value))
+        return next(
+            word
+            for word, number in _NUMBERS.items()
+            if number == value or (word == "NaN" and value != value)
+        )
     if isinstance(value, Mapping):
         return {key: _strict(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

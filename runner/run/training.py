@@ -1,4 +1,5 @@
-"""What happens between two chunks, written once for every backend: records, evaluation, checkpoints, progress, the end."""
+"""What happens between two chunks, written once for every backend: records, evaluation,
+checkpoints, progress, the end."""
 
 import math
 import shutil
@@ -25,7 +26,8 @@ from runner.schedules.stall import Stall, Watch
 from runner.spec import Live, Report, TrainState
 from runner.text.console import Console
 
-# of a checkpoint: below, a thread that serialises it costs the training more, by taking turns with it, than it would itself
+# of a checkpoint: below, a thread that serialises it costs the training more, by taking turns with
+# it, than it would itself
 _QUICKLY_STAGED = 2**20
 
 
@@ -62,10 +64,16 @@ class Training:
         self.skipped: list[int] = []  # updates whose loss was not finite, passed over
         if resumed is not None:
             self.best, self.metrics = resumed["best"], resumed["metrics"]
-            self.plateau, self.watch = State.of(resumed["plateau"]), Watch(**resumed["early_stopping"])
+            self.plateau, self.watch = (
+                State.of(resumed["plateau"]),
+                Watch(**resumed["early_stopping"]),
+            )
             self._means, self.step = Means(resumed["means"]), resumed["step"]
             if is_over:
-                self.unfinished, self.stopped_early = resumed.get("unfinished"), resumed["stopped_early"]
+                self.unfinished, self.stopped_early = (
+                    resumed.get("unfinished"),
+                    resumed["stopped_early"],
+                )
             self._saved = [step for step in checkpoint.steps(self.path) if step <= self.step]
             self._best_saved = checkpoint.target(self.path, "best")
             self.skipped = list(resumed.get("skipped", []))
@@ -79,7 +87,8 @@ class Training:
         self._files.close()
 
     def finish(self) -> None:
-        """Wait for the checkpoint that is being written; if it could not be, that is raised here."""
+        """Wait for the checkpoint that is being written; if it could not be, that is raised
+        here."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
@@ -98,13 +107,23 @@ class Training:
         self._files.trace(chunk.first_step, report.losses[:good], report.applied)
         self.step = chunk.first_step + good
         if len(bad) > left:
-            more = f", after {trainer.max_skipped} that were skipped" if trainer.on_nonfinite == "skip" else ""
+            more = (
+                f", after {trainer.max_skipped} that were skipped"
+                if trainer.on_nonfinite == "skip"
+                else ""
+            )
             raise RunError(f"the loss of update {self.step} is {report.losses[good]}{more}")
         self.skipped += [chunk.first_step + int(i) for i in bad]
         self.compile_seconds += report.compile_seconds
-        counted = np.repeat(np.isfinite(report.losses), chunk.rows_per_step) if len(bad) else slice(None)
-        self._means.add(rows(self.plan, report.outputs[counted], self.plan.data.train.y[chunk.rows[counted]]))
-        self.console.advance(step, f"rate {report.applied['learning_rate'][-1]:.3g}  loss {report.losses[-1]:.4g}")
+        counted = (
+            np.repeat(np.isfinite(report.losses), chunk.rows_per_step) if len(bad) else slice(None)
+        )
+        self._means.add(
+            rows(self.plan, report.outputs[counted], self.plan.data.train.y[chunk.rows[counted]])
+        )
+        self.console.advance(
+            step, f"rate {report.applied['learning_rate'][-1]:.3g}  loss {report.losses[-1]:.4g}"
+        )
         over = step == order.total_steps
         if over or step % order.steps_per_epoch == 0:
             self._end_epoch(step, live)
@@ -119,11 +138,22 @@ class Training:
         values = {f"train/{name}": means.get(name, math.nan) for name in ("loss", *plan.metrics)}
         if len(plan.data.val):
             outputs = plan.outputs(plan.data.val, live.predict)
-            values |= {f"val/{name}": value for name, value in evaluate(plan, outputs, plan.data.val).items()}
-        self._files.metrics({"epoch": epoch, "step": step, **values, "seconds": round(monotonic() - self.started, 3)})
+            values |= {
+                f"val/{name}": value
+                for name, value in evaluate(plan, outputs, plan.data.val).items()
+            }
+        self._files.metrics(
+            {
+                "epoch": epoch,
+                "step": step,
+                **values,
+                "seconds": round(monotonic() - self.started, 3),
+            }
+        )
         self.console.epoch(f"epoch {epoch}  step {step}  {show(values)}")
         best = self._better(values, epoch, step)
-        if step % plan.order.steps_per_epoch:  # a longer run would not evaluate here: nothing that it needs may change
+        # a longer run would not evaluate here: nothing that it needs may change
+        if step % plan.order.steps_per_epoch:
             self.unfinished = {"metrics": values, "best": self.best or best}
             return
         self._means = Means()
@@ -136,15 +166,22 @@ class Training:
         best = float(self.best["value"]) if self.best else None
         if not Stall(trainer.monitor_mode, patience=0).is_better(values[trainer.monitor], best):
             return None
-        return {"metric": trainer.monitor, "value": values[trainer.monitor], "epoch": epoch, "step": step}
+        return {
+            "metric": trainer.monitor,
+            "value": values[trainer.monitor],
+            "epoch": epoch,
+            "step": step,
+        }
 
     def _react_to_stall(self, step: int, values: Mapping[str, float], live: Live) -> None:
-        """Early stopping and a plateau see the metrics of every whole epoch. Those of the run's last one too: the run
-        may be made longer."""
+        """Early stopping and a plateau see the metrics of every whole epoch. Those of the run's
+        last one too: the run may be made longer."""
         plan, before = self.plan, self.plateau
         if plan.early_stopping:
             num_bad = self.watch.num_bad + 1
-            self.watch, self.stopped_early = plan.early_stopping.after(self.watch, values[plan.config.trainer.monitor])
+            self.watch, self.stopped_early = plan.early_stopping.after(
+                self.watch, values[plan.config.trainer.monitor]
+            )
             if self.stopped_early:  # with more patience the run goes on, and these epochs count
                 self.watch = replace(self.watch, num_bad=num_bad)
         if plan.plateau:
@@ -156,7 +193,8 @@ class Training:
                 self.console.say(f"plateau  {plan.plateau.metric} has stalled: {lowered}")
 
     def _save(self, state: TrainState) -> None:
-        """A checkpoint, with those before it that are kept, and the best one; it is written while the next chunk trains."""
+        """A checkpoint, with those before it that are kept, and the best one; it is written while
+        the next chunk trains."""
         extra = {
             "best": self.best,
             "metrics": self.metrics,
@@ -189,17 +227,26 @@ class Training:
                 self._best_saved = step
             saved = [*(before for before in self._saved if before != step), step]
             self._saved = saved[-(self.plan.config.trainer.keep_checkpoints or 0) :]
-            checkpoint.keep(self.path, {*self._saved, *([] if self._best_saved is None else [self._best_saved])})
+            checkpoint.keep(
+                self.path, {*self._saved, *([] if self._best_saved is None else [self._best_saved])}
+            )
 
     @contextmanager
     def _saving(self, step: int) -> Iterator[None]:
-        """What the disk refuses is told with its place, the bytes that are free, and which checkpoint is whole."""
+        """What the disk refuses is told with its place, the bytes that are free, and which
+        checkpoint is whole."""
         try:
             yield
         except OSError as error:
-            before = "none before" if not self._saved else f"the one before, of step {self._saved[-1]}, is whole"
+            before = (
+                "none before"
+                if not self._saved
+                else f"the one before, of step {self._saved[-1]}, is whole"
+            )
             place, free = self.path / "checkpoints" / str(step), shutil.disk_usage(self.path).free
-            raise RunError(f"{place} cannot be written: {error.strerror}, {free} bytes are free; {before}") from error
+            raise RunError(
+                f"{place} cannot be written: {error.strerror}, {free} bytes are free; {before}"
+            ) from error
 
 
 def show(values: Mapping[str, float]) -> str:

@@ -1,6 +1,7 @@
 """Learning-rate schedules: pure functions of the step, one clock, one table of rates.
 
-t counts applied optimizer updates from 0, across gradient accumulation and devices; eta(t) is the rate that update t uses.
+t counts applied optimizer updates from 0, across gradient accumulation and devices; eta(t) is the
+rate that update t uses.
 """
 
 import os
@@ -29,7 +30,8 @@ _BLOCK = 2**15  # steps evaluated at a time: intermediate arrays stay in the pro
 def table(schedule: Curve, clock: Clock, lr: float) -> np.ndarray:
     """The rate of every update of a run.  # float64[T]
 
-    Evaluated once, in float64, by the closed form; a backend casts it once to the run's dtype and only looks it up.
+    Evaluated once, in float64, by the closed form; a backend casts it once to the run's dtype and
+    only looks it up.
     """
     rates = np.empty(clock.total_steps)
 
@@ -41,7 +43,9 @@ def table(schedule: Curve, clock: Clock, lr: float) -> np.ndarray:
     starts = range(0, clock.total_steps, _BLOCK)
     if len(starts) < 8:
         deque(map(fill, starts), maxlen=0)
-    else:  # NumPy lets go of the interpreter's lock; each rate is its own, so no thread can change another's
+    # NumPy lets go of the interpreter's lock; each rate is its own, so no thread can change
+    # another's
+    else:
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             deque(pool.map(fill, starts), maxlen=0)
     return rates

@@ -1,7 +1,9 @@
-"""New curves from known ones: a few primitives that fill the time they are given, and what joins curves to one.
+"""New curves from known ones: a few primitives that fill the time they are given, and what joins
+curves to one.
 
-Every part is a schedule with its own keys; those that are not said are what conf/schedule/NAME.yaml says. A part has a
-clock of its own, so that `100%` is all of its phase and its step counts from 0, unless it is said to go by the global one.
+Every part is a schedule with its own keys; those that are not said are what conf/schedule/NAME.yaml
+says. A part has a clock of its own, so that `100%` is all of its phase and its step counts from 0,
+unless it is said to go by the global one.
 
     name: sequence
     phases:
@@ -38,11 +40,12 @@ class Hold(Curve):
 
 
 class Ramp(Curve):
-    """eta(t) = eta0 (b + (a - b) g(u)), u over all of the clock's steps with `edge`; a = `from`, b = `to`.
+    """eta(t) = eta0 (b + (a - b) g(u)), u over all of the clock's steps with `edge`; a = `from`, b
+    = `to`.
 
-    g by `shape`: linear 1 - u; cosine (1 + cos(pi u)) / 2; polynomial (1 - u)^p and late 1 - u^p, p = `power`; rex
-    z / (1 - d + d z), z = 1 - u, d = `bend`; tanh (1 - tanh(l (1 - u) + h u)) / 2, l = `lower`, h = `upper`; geometric is
-    eta0 a (b / a)^u. The keys of other shapes are not used.
+    g by `shape`: linear 1 - u; cosine (1 + cos(pi u)) / 2; polynomial (1 - u)^p and late 1 - u^p, p
+    = `power`; rex z / (1 - d + d z), z = 1 - u, d = `bend`; tanh (1 - tanh(l (1 - u) + h u)) / 2, l
+    = `lower`, h = `upper`; geometric is eta0 a (b / a)^u. The keys of other shapes are not used.
     """
 
     name: Literal["ramp"]
@@ -58,7 +61,9 @@ class Ramp(Curve):
     @model_validator(mode="after")
     def _fits(self) -> "Ramp":
         if self.shape == "geometric" and not (self.start and self.end):
-            raise ValueError(f"from and to above 0 with shape=geometric, got {self.start:g} and {self.end:g}")
+            raise ValueError(
+                f"from and to above 0 with shape=geometric, got {self.start:g} and {self.end:g}"
+            )
         return self
 
     def rates(self, t: Array, clock: Clock, lr: float) -> Array:
@@ -86,7 +91,8 @@ class Ramp(Curve):
 
 
 class Inverse(Curve):
-    """eta(t) = eta0 (1 + t / c)^(-p), c = `scale` in steps, p = `power`. `power` without its warm-up."""
+    """eta(t) = eta0 (1 + t / c)^(-p), c = `scale` in steps, p = `power`. `power` without its
+    warm-up."""
 
     name: Literal["inverse"]
     scale: Length
@@ -97,7 +103,8 @@ class Inverse(Curve):
 
 
 class Phase(Section):
-    """A schedule and how long it is in force: `for`, a duration or, once in a sequence, the rest."""
+    """A schedule and how long it is in force: `for`, a duration or, once in a sequence, the
+    rest."""
 
     share: Share = Field(alias="for")
     curve: "AnyCurve"
@@ -113,11 +120,13 @@ class Phase(Section):
 
 
 class Sequence(Curve):
-    """One phase after another: eta(t) = eta_i(t - b_i) on a clock of N_i = b_(i+1) - b_i steps for b_i <= t < b_(i+1).
+    """One phase after another: eta(t) = eta_i(t - b_i) on a clock of N_i = b_(i+1) - b_i steps for
+    b_i <= t < b_(i+1).
 
-    b_i = half_up of the phases' lengths so far, so that they add up to T; a duration in percent is one of T. With `clock`
-    global the phases do not start anew: eta(t) = eta_i(t) on the clock of the whole. A phase of no steps is passed over;
-    after the last one its own clock runs on: what ends holds its end.
+    b_i = half_up of the phases' lengths so far, so that they add up to T; a duration in percent is
+    one of T. With `clock` global the phases do not start anew: eta(t) = eta_i(t) on the clock of
+    the whole. A phase of no steps is passed over; after the last one its own clock runs on: what
+    ends holds its end.
 
     torch: SequentialLR. Optax: join_schedules. Neither can join phases of different units.
     """
@@ -135,7 +144,10 @@ class Sequence(Curve):
 
     def rates(self, t: Array, clock: Clock, lr: float) -> Array:
         eta, begins, own = np.empty(t.shape), self._begins(clock), self.clock == "own"
-        last = max((i for i in range(len(self.phases)) if begins[i] < begins[i + 1]), default=len(self.phases) - 1)
+        last = max(
+            (i for i in range(len(self.phases)) if begins[i] < begins[i + 1]),
+            default=len(self.phases) - 1,
+        )
         for i, (phase, begin, end) in enumerate(zip(self.phases, begins, begins[1:], strict=False)):
             inside = (t >= begin) & (t < end) if i != last else t >= begin
             with part(f"phases[{i}]"):
@@ -147,7 +159,9 @@ class Sequence(Curve):
         return clock.boundaries([phase.share for phase in self.phases])
 
     def spans(self, clock: Clock) -> dict[str, int]:
-        last = max((i for i, phase in enumerate(self.phases) if phase.share != "rest"), default=None)
+        last = max(
+            (i for i, phase in enumerate(self.phases) if phase.share != "rest"), default=None
+        )
         return {} if last is None else {f"phases[{last}].for": self._begins(clock)[last + 1]}
 
     def joints(self, clock: Clock) -> list[int]:
@@ -156,15 +170,20 @@ class Sequence(Curve):
         for phase, begin, end in zip(self.phases, begins, begins[1:], strict=False):
             inner = clock.within(end - begin) if self.clock == "own" else clock
             shift = begin if self.clock == "own" else 0
-            joints += [shift + step for step in phase.curve.joints(inner) if begin < shift + step < end]
+            joints += [
+                shift + step for step in phase.curve.joints(inner) if begin < shift + step < end
+            ]
         return joints
 
 
 class Repeat(Curve):
-    """`of` again and again: in cycle i at its step k, eta = eta_m + (eta_of(k) - eta_m) d^i on a clock of P_i steps.
+    """`of` again and again: in cycle i at its step k, eta = eta_m + (eta_of(k) - eta_m) d^i on a
+    clock of P_i steps.
 
-    P_i: lengths that begin with `period` and grow by `growth`, their boundaries rounded (cycles.py); d = `decay`; eta_m =
-    `floor_lr`, the rate that a decay leaves alone. cosine_restarts is `of` a cosine, cyclic's triangular2 of two ramps.
+    P_i: lengths that begin with `period` and grow by `growth`, their boundaries rounded
+    (cycles.py); d = `decay`; eta_m =
+    `floor_lr`, the rate that a decay leaves alone. cosine_restarts is `of` a cosine, cyclic's
+    triangular2 of two ramps.
     """
 
     name: Literal["repeat"]
@@ -195,7 +214,8 @@ class Repeat(Curve):
 class Product(Curve):
     """eta(t) = eta0 * product of eta_i(t) / eta0 over the schedules in `of`, all on this clock.
 
-    torch's ChainedScheduler is no true product where one of its parts is computed from the rate in force.
+    torch's ChainedScheduler is no true product where one of its parts is computed from the rate in
+    force.
     """
 
     name: Literal["product"]
@@ -235,10 +255,12 @@ class Clip(Curve):
 
 
 class Python(Curve):
-    """eta(t) = f(t, total_steps=T, steps_per_epoch=..., lr=eta0, **args): f a `function` of your own, MODULE.FUNCTION, that
-    takes an array of steps and gives as many rates. Its module is one that `trusted_modules` names.
+    """eta(t) = f(t, total_steps=T, steps_per_epoch=..., lr=eta0, **args): f a `function` of your
+    own, MODULE.FUNCTION, that takes an array of steps and gives as many rates. Its module is one
+    that `trusted_modules` names.
 
-    f is called for parts of the run in any order: eta(t) may depend on t alone, not on the other steps.
+    f is called for parts of the run in any order: eta(t) may depend on t alone, not on the other
+    steps.
     """
 
     name: Literal["python"]
@@ -247,11 +269,14 @@ class Python(Curve):
 
     def rates(self, t: Array, clock: Clock, lr: float) -> Array:
         total, epoch = clock.total_steps, clock.steps_per_epoch
-        given = user_code.call(self.function, t, total_steps=total, steps_per_epoch=epoch, lr=lr, **self.args)
+        given = user_code.call(
+            self.function, t, total_steps=total, steps_per_epoch=epoch, lr=lr, **self.args
+        )
         rates = np.asarray(given)
         if rates.dtype.kind not in "iuf" or rates.shape != t.shape:
             raise ValueError(
-                f"function {self.function} must give a rate for each of {len(t)} steps, got {rates.dtype} of shape "
+                f"function {self.function} must give a rate for each of {len(t)} steps, got "
+                f"{rates.dtype} of shape "
                 f"{list(rates.shape)}"
             )
         return rates.astype(np.float64)

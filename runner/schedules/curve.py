@@ -9,12 +9,14 @@ from runner.section import Section
 
 
 class Curve(Section):
-    """eta(t), the rate that update t uses. Vectorised, without state; the value at t depends on t alone."""
+    """eta(t), the rate that update t uses. Vectorised, without state; the value at t depends on t
+    alone."""
 
     name: str
 
     def rates(self, t: Array, clock: Clock, lr: float) -> Array:
-        """eta(t) for an array of steps t >= 0; `lr` is the base rate eta0.  # int64[n] -> float64[n]"""
+        """eta(t) for an array of steps t >= 0; `lr` is the base rate eta0.  # int64[n] ->
+        float64[n]"""
         raise AssertionError("each schedule has its own closed form")
 
     def spans(self, clock: Clock) -> dict[str, int]:

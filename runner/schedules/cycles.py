@@ -24,14 +24,18 @@ def cycles(period: Fraction, growth: float) -> "Cycles":
 
 
 class Cycles:
-    """Cycle i begins at b_i = half_up(P (1 + g + ... + g^(i-1))), and not before b_(i-1) + 1; P = `period`, g = `growth`.
+    """Cycle i begins at b_i = half_up(P (1 + g + ... + g^(i-1))), and not before b_(i-1) + 1; P =
+    `period`, g = `growth`.
 
-    The beginnings are rounded and not the lengths. With g = 1 and a whole P they are the multiples of P.
+    The beginnings are rounded and not the lengths. With g = 1 and a whole P they are the multiples
+    of P.
     """
 
     def __init__(self, period: Fraction, growth: float) -> None:
         self._period, self._growth = period, Fraction(growth)
-        self._constant = max(1, period.numerator) if growth == 1 and period.denominator == 1 else None
+        self._constant = (
+            max(1, period.numerator) if growth == 1 and period.denominator == 1 else None
+        )
         self._begins: list[int] = [0]
         self._exact, self._next = Fraction(0), period
 

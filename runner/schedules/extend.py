@@ -1,5 +1,6 @@
-"""A schedule that goes by the run's length, for a run that becomes longer or shorter: what it is from then on, written as a
-schedule of known parts, so that the config still says every rate of the run, those that are past included."""
+"""A schedule that goes by the run's length, for a run that becomes longer or shorter: what it is
+from then on, written as a schedule of known parts, so that the config still says every rate of the
+run, those that are past included."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
@@ -8,14 +9,18 @@ How = Literal["keep", "rescale", "append"]
 HOW: tuple[How, ...] = get_args(How)
 
 
-def extended(schedule: Mapping[str, Any], how: How, step: int, before: int, after: int) -> dict[str, Any]:
-    """The keys of a schedule, as a config has them, for a run of `before` updates that is at update `step` and is to have
+def extended(
+    schedule: Mapping[str, Any], how: How, step: int, before: int, after: int
+) -> dict[str, Any]:
+    """The keys of a schedule, as a config has them, for a run of `before` updates that is at update
+    `step` and is to have
     `after`; eta_T is the schedule's value in a run of T updates.
 
     keep: eta(t) = eta_before(t): what ends has ended, and holds its end.
-    rescale: eta(t) = eta_before(t) for t < step, eta_after(t) from there on: what was said of a share of the run is one of
-    the longer run; the rate may jump.
-    append: eta(t) = eta_before(t) for t < before, then eta_(after - before)(t - before): the same once more.
+    rescale: eta(t) = eta_before(t) for t < step, eta_after(t) from there on: what was said of a
+    share of the run is one of the longer run; the rate may jump.
+    append: eta(t) = eta_before(t) for t < before, then eta_(after - before)(t - before): the same
+    once more.
     """
     if schedule["name"] == "plateau":  # its factor stays what it has become
         return {**schedule, "of": extended(schedule["of"], how, step, before, after)}

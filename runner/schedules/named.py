@@ -1,11 +1,14 @@
 """The named schedules: eta(t), the rate that update t uses, as closed forms in float64.
 
-Symbols: eta0 = `optimizer.lr`; t = applied updates so far, from 0; T = all updates of the run; W = warm-up in steps;
-tau = t - W, the schedule's own clock after its warm-up; N = steps from the end of the warm-up to the end of `duration`;
-u = progress of that phase (ramps.py); eta_f = `final_lr`. A key that ends in `_lr` is an absolute rate, one that ends in
-`_steps` a bare count; every other value is a factor of eta0, a number without a unit, or a duration.
+Symbols: eta0 = `optimizer.lr`; t = applied updates so far, from 0; T = all updates of the run; W =
+warm-up in steps; tau = t - W, the schedule's own clock after its warm-up; N = steps from the end of
+the warm-up to the end of `duration`; u = progress of that phase (ramps.py); eta_f = `final_lr`. A
+key that ends in `_lr` is an absolute rate, one that ends in
+`_steps` a bare count; every other value is a factor of eta0, a number without a unit, or a
+duration.
 
-During the warm-up, t < W, every schedule is eta0 * rise(u(t)), with the rise `warmup_shape` and the edge `warmup_edge`.
+During the warm-up, t < W, every schedule is eta0 * rise(u(t)), with the rise `warmup_shape` and the
+edge `warmup_edge`.
 """
 
 from typing import Annotated, Literal
@@ -29,7 +32,9 @@ class _Warmed(Curve):
 
     def rates(self, t: Array, clock: Clock, lr: float) -> Array:
         num_warmup = clock.steps(self.warmup)
-        eta = np.broadcast_to(self.after_warmup(np.maximum(t - num_warmup, 0), num_warmup, clock, lr), t.shape)
+        eta = np.broadcast_to(
+            self.after_warmup(np.maximum(t - num_warmup, 0), num_warmup, clock, lr), t.shape
+        )
         if num_warmup == 0:
             return eta
         rise = lr * ramps.rise(self.warmup_shape, progress(t, num_warmup, self.warmup_edge))
@@ -43,7 +48,8 @@ class _Warmed(Curve):
 
 
 class _Ending(_Warmed):
-    """From eta0 to `final_lr`, reached when `duration` (counted from step 0) is over, and then held."""
+    """From eta0 to `final_lr`, reached when `duration` (counted from step 0) is over, and then
+    held."""
 
     duration: Duration
     edge: Edge
@@ -64,8 +70,9 @@ class _Ending(_Warmed):
 class Constant(_Warmed):
     """eta(t) = eta0.
 
-    torch: no scheduler at all; its ConstantLR is not constant (a factor for the first `total_iters` steps). Hugging Face:
-    constant, constant_with_warmup. Composer: ConstantScheduler, ConstantWithWarmupScheduler.
+    torch: no scheduler at all; its ConstantLR is not constant (a factor for the first `total_iters`
+    steps). Hugging Face: constant, constant_with_warmup. Composer: ConstantScheduler,
+    ConstantWithWarmupScheduler.
     """
 
     name: Literal["constant"]
@@ -75,10 +82,11 @@ class Constant(_Warmed):
 
 
 class Exponential(_Warmed):
-    """eta(t) = eta0 * r^(tau / s), or eta0 * r^floor(tau / s) with `staircase`; r = `decay_rate`, s = `decay_steps`.
+    """eta(t) = eta0 * r^(tau / s), or eta0 * r^floor(tau / s) with `staircase`; r = `decay_rate`, s
+    = `decay_steps`.
 
-    Keras: ExponentialDecay(eta0, decay_steps=s, decay_rate=r, staircase). torch: ExponentialLR(gamma = r^(1/s)). Optax:
-    exponential_decay(eta0, s, r).
+    Keras: ExponentialDecay(eta0, decay_steps=s, decay_rate=r, staircase). torch:
+    ExponentialLR(gamma = r^(1/s)). Optax: exponential_decay(eta0, s, r).
     """
 
     name: Literal["exponential"]
@@ -92,14 +100,18 @@ class Exponential(_Warmed):
 
     def spans(self, clock: Clock) -> dict[str, int]:
         warmup = super().spans(clock)
-        return {**warmup, "decay_steps": warmup["warmup"] + self.decay_steps} if self.staircase else warmup
+        return (
+            {**warmup, "decay_steps": warmup["warmup"] + self.decay_steps}
+            if self.staircase
+            else warmup
+        )
 
 
 class Linear(_Ending):
     """eta(t) = eta0 + u * (eta_f - eta0).
 
-    torch: LinearLR(start_factor=1, end_factor=eta_f/eta0, total_iters=N). Keras: PolynomialDecay with power 1. Optax:
-    linear_schedule(eta0, eta_f, N). Hugging Face: linear.
+    torch: LinearLR(start_factor=1, end_factor=eta_f/eta0, total_iters=N). Keras: PolynomialDecay
+    with power 1. Optax: linear_schedule(eta0, eta_f, N). Hugging Face: linear.
     """
 
     name: Literal["linear"]
@@ -112,7 +124,8 @@ class Linear(_Ending):
 class Step(_Warmed):
     """eta(t) = eta0 * r^floor(tau / s); r = `decay_rate`, s = `step_size` in steps.
 
-    torch: StepLR(step_size=s, gamma=r). timm: StepLRScheduler(decay_t=s, decay_rate=r). Paddle: StepDecay.
+    torch: StepLR(step_size=s, gamma=r). timm: StepLRScheduler(decay_t=s, decay_rate=r). Paddle:
+    StepDecay.
     """
 
     name: Literal["step"]
@@ -130,8 +143,8 @@ class Step(_Warmed):
 class Polynomial(_Ending):
     """eta(t) = (eta0 - eta_f) * (1 - u)^p + eta_f; p = `power`.
 
-    torch: PolynomialLR(total_iters=N, power=p), eta_f = 0. Keras: PolynomialDecay(eta0, N, eta_f, p), cycle=False. Optax:
-    polynomial_schedule(eta0, eta_f, p, N).
+    torch: PolynomialLR(total_iters=N, power=p), eta_f = 0. Keras: PolynomialDecay(eta0, N, eta_f,
+    p), cycle=False. Optax: polynomial_schedule(eta0, eta_f, p, N).
     """
 
     name: Literal["polynomial"]
@@ -144,9 +157,10 @@ class Polynomial(_Ending):
 class Cosine(_Ending):
     """eta(t) = eta_f + (eta0 - eta_f) * ((1 + cos(pi u)) / 2)^p; p = `exponent`.
 
-    Loshchilov and Hutter, SGDR (2017), equation 5, one cycle, has p = 1. torch: CosineAnnealingLR(T_max=N,
-    eta_min=eta_f) up to its end, where torch climbs again and this holds. Keras: CosineDecay(eta0, N, alpha=eta_f/eta0).
-    Optax: cosine_decay_schedule(eta0, N, alpha=eta_f/eta0, exponent=p). Hugging Face: cosine, cosine_with_min_lr.
+    Loshchilov and Hutter, SGDR (2017), equation 5, one cycle, has p = 1. torch:
+    CosineAnnealingLR(T_max=N, eta_min=eta_f) up to its end, where torch climbs again and this
+    holds. Keras: CosineDecay(eta0, N, alpha=eta_f/eta0). Optax: cosine_decay_schedule(eta0, N,
+    alpha=eta_f/eta0, exponent=p). Hugging Face: cosine, cosine_with_min_lr.
     """
 
     name: Literal["cosine"]
@@ -158,14 +172,16 @@ class Cosine(_Ending):
 
 
 class CosineRestarts(_Warmed):
-    """eta(t) = eta_f + (eta0 - eta_f) d^i (1 + cos(pi k / P_i)) / 2 in cycle i = 0, 1, ... at its step k.
+    """eta(t) = eta_f + (eta0 - eta_f) d^i (1 + cos(pi k / P_i)) / 2 in cycle i = 0, 1, ... at its
+    step k.
 
-    Cycle i + 1 begins at b_(i+1) = half_up(P (1 + g + ... + g^i)) steps after the warm-up, P = `period`, g = `growth`;
-    P_i = b_(i+1) - b_i; d = `decay`, eta_f = `final_lr`.
+    Cycle i + 1 begins at b_(i+1) = half_up(P (1 + g + ... + g^i)) steps after the warm-up, P =
+    `period`, g = `growth`; P_i = b_(i+1) - b_i; d = `decay`, eta_f = `final_lr`.
 
-    Loshchilov and Hutter, SGDR (2017), equation 5. torch: CosineAnnealingWarmRestarts(T_0=P, T_mult=g, eta_min=eta_f).
-    Keras: CosineDecayRestarts(eta0, P, t_mul=g, m_mul=d, alpha=eta_f/eta0); for a g that is no whole number Keras lets a
-    cycle begin between two steps, where this rounds. Optax: sgdr_decay_schedule.
+    Loshchilov and Hutter, SGDR (2017), equation 5. torch: CosineAnnealingWarmRestarts(T_0=P,
+    T_mult=g, eta_min=eta_f). Keras: CosineDecayRestarts(eta0, P, t_mul=g, m_mul=d,
+    alpha=eta_f/eta0); for a g that is no whole number Keras lets a cycle begin between two steps,
+    where this rounds. Optax: sgdr_decay_schedule.
     """
 
     name: Literal["cosine_restarts"]
@@ -176,7 +192,9 @@ class CosineRestarts(_Warmed):
 
     def after_warmup(self, tau: Array, num_warmup: int, clock: Clock, lr: float) -> Array:
         cycle = cycles(clock.exact(self.period), self.growth).at(tau)
-        fall = np.power(self.decay, cycle.number, dtype=np.float64) * ramps.cosine(cycle.step / cycle.length)
+        fall = np.power(self.decay, cycle.number, dtype=np.float64) * ramps.cosine(
+            cycle.step / cycle.length
+        )
         return between(lr, self.final_lr, fall)
 
     def spans(self, clock: Clock) -> dict[str, int]:
@@ -185,14 +203,21 @@ class CosineRestarts(_Warmed):
 
     def joints(self, clock: Clock) -> list[int]:
         warmup = clock.steps(self.warmup)
-        return [warmup + b for b in cycles(clock.exact(self.period), self.growth).begins(clock.total_steps - warmup)]
+        return [
+            warmup + b
+            for b in cycles(clock.exact(self.period), self.growth).begins(
+                clock.total_steps - warmup
+            )
+        ]
 
 
 class Piecewise(_Warmed):
-    """eta(t) = eta0 * f_i, i = the number of `boundaries` b with t >= b; one more of `factors` f than boundaries.
+    """eta(t) = eta0 * f_i, i = the number of `boundaries` b with t >= b; one more of `factors` f
+    than boundaries.
 
-    Boundaries are counted from step 0, warm-up included. torch: MultiStepLR(milestones, gamma) with factors 1, gamma,
-    gamma^2, ... Optax: piecewise_constant_schedule. Keras's PiecewiseConstantDecay switches one step later (t > b).
+    Boundaries are counted from step 0, warm-up included. torch: MultiStepLR(milestones, gamma) with
+    factors 1, gamma, gamma^2, ... Optax: piecewise_constant_schedule. Keras's
+    PiecewiseConstantDecay switches one step later (t > b).
     """
 
     name: Literal["piecewise"]
@@ -203,7 +228,8 @@ class Piecewise(_Warmed):
     def _fits(self) -> "Piecewise":
         if len(self.factors) != len(self.boundaries) + 1:
             raise ValueError(
-                f"one more of factors than of boundaries, got {len(self.factors)} and {len(self.boundaries)}"
+                f"one more of factors than of boundaries, got {len(self.factors)} and "
+                f"{len(self.boundaries)}"
             )
         return self
 
@@ -215,15 +241,18 @@ class Piecewise(_Warmed):
         return lr * np.asarray(self.factors, dtype=np.float64)[interval]
 
     def spans(self, clock: Clock) -> dict[str, int]:
-        boundaries = {f"boundaries[{i}]": clock.steps(boundary) for i, boundary in enumerate(self.boundaries)}
+        boundaries = {
+            f"boundaries[{i}]": clock.steps(boundary) for i, boundary in enumerate(self.boundaries)
+        }
         return {**super().spans(clock), **boundaries}
 
 
 class InverseTime(_Warmed):
-    """eta(t) = eta0 / (1 + r tau / s), with `staircase` floor(tau / s); r = `decay_rate`, s = `decay_steps`.
+    """eta(t) = eta0 / (1 + r tau / s), with `staircase` floor(tau / s); r = `decay_rate`, s =
+    `decay_steps`.
 
-    Robbins and Monro (1951) for the 1/t of it. Keras: InverseTimeDecay(eta0, s, r, staircase). Paddle: InverseTimeDecay
-    with s = 1.
+    Robbins and Monro (1951) for the 1/t of it. Keras: InverseTimeDecay(eta0, s, r, staircase).
+    Paddle: InverseTimeDecay with s = 1.
     """
 
     name: Literal["inverse_time"]
@@ -237,14 +266,18 @@ class InverseTime(_Warmed):
 
     def spans(self, clock: Clock) -> dict[str, int]:
         warmup = super().spans(clock)
-        return {**warmup, "decay_steps": warmup["warmup"] + self.decay_steps} if self.staircase else warmup
+        return (
+            {**warmup, "decay_steps": warmup["warmup"] + self.decay_steps}
+            if self.staircase
+            else warmup
+        )
 
 
 class InverseSqrt(_Warmed):
     """eta(t) = eta0 (1 + tau / c)^(-1/2), c = `scale` in steps.
 
-    Zhai et al., Scaling Vision Transformers (2022), reciprocal square root. Hugging Face: inverse_sqrt with timescale c
-    (there W if none is given). fairseq: inverse_sqrt, c = W.
+    Zhai et al., Scaling Vision Transformers (2022), reciprocal square root. Hugging Face:
+    inverse_sqrt with timescale c (there W if none is given). fairseq: inverse_sqrt, c = W.
     """
 
     name: Literal["inverse_sqrt"]
@@ -255,9 +288,11 @@ class InverseSqrt(_Warmed):
 
 
 class Power(_Warmed):
-    """eta(t) = eta0 (1 + tau / c)^(-p), c = `scale` in steps, p = `power`: p = 1/2 is inverse_sqrt, p = 1 inverse_time.
+    """eta(t) = eta0 (1 + tau / c)^(-p), c = `scale` in steps, p = `power`: p = 1/2 is inverse_sqrt,
+    p = 1 inverse_time.
 
-    Shen et al., Power Scheduler (2024), for the power law. NeMo: InverseSquareRootAnnealing is p = 1/2.
+    Shen et al., Power Scheduler (2024), for the power law. NeMo: InverseSquareRootAnnealing is p =
+    1/2.
     """
 
     name: Literal["power"]
@@ -269,10 +304,12 @@ class Power(_Warmed):
 
 
 class Noam(Curve):
-    """eta(t) = eta0 d^(-1/2) min((t + 1)^(-1/2), (t + 1) W^(-3/2)); d = `model_size`, W = `warmup`, at least one step.
+    """eta(t) = eta0 d^(-1/2) min((t + 1)^(-1/2), (t + 1) W^(-3/2)); d = `model_size`, W = `warmup`,
+    at least one step.
 
-    Vaswani et al., Attention is all you need (2017), equation 3, has eta0 = 1 and counts t + 1 from 1: say
-    optimizer.lr=1.0. Paddle: NoamDecay(d, W, eta0), whose first update has rate 0. NeMo: NoamAnnealing.
+    Vaswani et al., Attention is all you need (2017), equation 3, has eta0 = 1 and counts t + 1 from
+    1: say optimizer.lr=1.0. Paddle: NoamDecay(d, W, eta0), whose first update has rate 0. NeMo:
+    NoamAnnealing.
     """
 
     name: Literal["noam"]
@@ -289,13 +326,16 @@ class Noam(Curve):
 
 
 class OneCycle(Curve):
-    """eta(t) from eta0 f_1 up to eta0 over t = 0 ... p, p = R - 1, and down to eta0 f_2 at t = N - 1, then held.
+    """eta(t) from eta0 f_1 up to eta0 over t = 0 ... p, p = R - 1, and down to eta0 f_2 at t = N -
+    1, then held.
 
-    N = `duration`, R = `rise` in steps (a percentage of it is one of N), f_1 = `initial_factor`, f_2 = `final_factor`;
-    both ways in `shape`. R need not be whole: the curve then turns between two steps.
+    N = `duration`, R = `rise` in steps (a percentage of it is one of N), f_1 = `initial_factor`,
+    f_2 = `final_factor`; both ways in `shape`. R need not be whole: the curve then turns between
+    two steps.
 
-    Smith and Topin, Super-convergence (2018). torch: OneCycleLR(max_lr=eta0, total_steps=N, pct_start=R/N,
-    div_factor=1/f_1, final_div_factor=f_1/f_2, anneal_strategy="cos" or "linear"); a momentum that cycles against it is
+    Smith and Topin, Super-convergence (2018). torch: OneCycleLR(max_lr=eta0, total_steps=N,
+    pct_start=R/N, div_factor=1/f_1, final_div_factor=f_1/f_2, anneal_strategy="cos" or "linear"); a
+    momentum that cycles against it is
     `optimizer.schedules`. A rise of no or of all steps is no error here.
     """
 
@@ -326,8 +366,11 @@ class OneCycle(Curve):
         return [max(0, round(self._peak(clock))), *super().joints(clock)]
 
 
-def one_cycle(t: Array, peak: float, end: float, values: tuple[float, float, float], fall: ramps.Fall) -> Array:
-    """From values[0] at t = 0 to values[1] at t = peak and to values[2] at t = end, then held; falls g(u) from 1 to 0."""
+def one_cycle(
+    t: Array, peak: float, end: float, values: tuple[float, float, float], fall: ramps.Fall
+) -> Array:
+    """From values[0] at t = 0 to values[1] at t = peak and to values[2] at t = end, then held;
+    falls g(u) from 1 to 0."""
     initial, high, final = values
     up = np.clip(t / peak, 0.0, 1.0) if peak > 0 else np.ones(t.shape)
     down = np.clip((t - peak) / (end - peak), 0.0, 1.0) if end > peak else np.zeros(t.shape)
@@ -335,12 +378,14 @@ def one_cycle(t: Array, peak: float, end: float, values: tuple[float, float, flo
 
 
 class Cyclic(Curve):
-    """eta(t) = eta_m + (eta0 - eta_m) s(t) x; x rises from 0 to 1 over U = `up` steps and falls over D = `down`.
+    """eta(t) = eta_m + (eta0 - eta_m) s(t) x; x rises from 0 to 1 over U = `up` steps and falls
+    over D = `down`.
 
-    eta_m = `min_lr`; cycle c = floor(t / (U + D)); s = 1 in `mode` triangular, 2^(-c) in triangular2, r^t in exp_range with
-    r = `decay_rate`.
+    eta_m = `min_lr`; cycle c = floor(t / (U + D)); s = 1 in `mode` triangular, 2^(-c) in
+    triangular2, r^t in exp_range with r = `decay_rate`.
 
-    Smith, Cyclical learning rates (2017). torch: CyclicLR(base_lr=eta_m, max_lr=eta0, U, D, mode, gamma=r).
+    Smith, Cyclical learning rates (2017). torch: CyclicLR(base_lr=eta_m, max_lr=eta0, U, D, mode,
+    gamma=r).
     """
 
     name: Literal["cyclic"]
@@ -365,7 +410,11 @@ class Cyclic(Curve):
     def _scale(self, number: Array, t: Array) -> Array | float:
         if self.mode == "triangular":
             return 1.0
-        return np.exp2(-1.0 * number) if self.mode == "triangular2" else np.power(self.decay_rate, 1.0 * t)
+        return (
+            np.exp2(-1.0 * number)
+            if self.mode == "triangular2"
+            else np.power(self.decay_rate, 1.0 * t)
+        )
 
     def spans(self, clock: Clock) -> dict[str, int]:
         top, end = self._turns(clock)
@@ -378,13 +427,16 @@ class Cyclic(Curve):
 
 
 class WSD(_Warmed):
-    """Warm up, stay, decay: eta0 from W to S = max(W, half_up(N - D)), then from eta0 to eta_f over the last D steps.
+    """Warm up, stay, decay: eta0 from W to S = max(W, half_up(N - D)), then from eta0 to eta_f over
+    the last D steps.
 
-    N = `duration`, D = `decay`; the decay is eta_f + (eta0 - eta_f) g(u) with `decay_shape` linear, g = 1 - u; cosine,
-    g = (1 + cos(pi u)) / 2; or 1-sqrt, g = 1 - sqrt(u); its `edge` as everywhere.
+    N = `duration`, D = `decay`; the decay is eta_f + (eta0 - eta_f) g(u) with `decay_shape` linear,
+    g = 1 - u; cosine, g = (1 + cos(pi u)) / 2; or 1-sqrt, g = 1 - sqrt(u); its `edge` as
+    everywhere.
 
-    Hu et al., MiniCPM (2024); Haegele et al. (2024), equation 2, for 1-sqrt. Hugging Face: warmup_stable_decay. torchtitan
-    is edge=left with one step more of decay. Zhai et al. (2022) call it a cooldown; others trapezoid.
+    Hu et al., MiniCPM (2024); Haegele et al. (2024), equation 2, for 1-sqrt. Hugging Face:
+    warmup_stable_decay. torchtitan is edge=left with one step more of decay. Zhai et al. (2022)
+    call it a cooldown; others trapezoid.
     """
 
     name: Literal["wsd"]
@@ -396,7 +448,9 @@ class WSD(_Warmed):
 
     def after_warmup(self, tau: Array, num_warmup: int, clock: Clock, lr: float) -> Array:
         stay, end = self._decay(clock)
-        u = np.where(tau + num_warmup < stay, 0.0, progress(tau + num_warmup - stay, end - stay, self.edge))
+        u = np.where(
+            tau + num_warmup < stay, 0.0, progress(tau + num_warmup - stay, end - stay, self.edge)
+        )
         if self.decay_shape == "1-sqrt":
             fall = ramps.late(u, 0.5)
         else:
@@ -414,12 +468,14 @@ class WSD(_Warmed):
 
 
 class TriStage(Curve):
-    """Up from eta0 f_1 to eta0 over W = `warmup`, eta0 for H = `hold`, then eta0 f_2^u over D = `decay`; eta0 f_2 after.
+    """Up from eta0 f_1 to eta0 over W = `warmup`, eta0 for H = `hold`, then eta0 f_2^u over D =
+    `decay`; eta0 f_2 after.
 
-    f_1 = `initial_factor`, f_2 = `final_factor`, the rise linear with `warmup_edge`, the fall geometric with `edge`; the
-    boundaries of the three are rounded, so that they add up.
+    f_1 = `initial_factor`, f_2 = `final_factor`, the rise linear with `warmup_edge`, the fall
+    geometric with `edge`; the boundaries of the three are rounded, so that they add up.
 
-    Park et al., SpecAugment (2019), section 4.2. fairseq: tri_stage with phase_ratio, init_lr_scale, final_lr_scale.
+    Park et al., SpecAugment (2019), section 4.2. fairseq: tri_stage with phase_ratio,
+    init_lr_scale, final_lr_scale.
     """
 
     name: Literal["tri_stage"]
@@ -434,7 +490,9 @@ class TriStage(Curve):
     def rates(self, t: Array, clock: Clock, lr: float) -> Array:
         _, top, begin, end = clock.boundaries([self.warmup, self.hold, self.decay])
         up = between(self.initial_factor, 1.0, 1 - progress(t, top, self.warmup_edge))
-        down = ramps.geometric(progress(np.maximum(t - begin, 0), end - begin, self.edge), 1.0, self.final_factor)
+        down = ramps.geometric(
+            progress(np.maximum(t - begin, 0), end - begin, self.edge), 1.0, self.final_factor
+        )
         return lr * np.where(t < top, up, np.where(t < begin, 1.0, down))
 
     def spans(self, clock: Clock) -> dict[str, int]:
@@ -445,7 +503,8 @@ class TriStage(Curve):
 class Rex(_Ending):
     """eta(t) = eta_f + (eta0 - eta_f) z / ((1 - d) + d z), z = 1 - u; d = `bend` in [0, 1).
 
-    Chen, Wolfe and Kyrillidis, REX (2022), d = 1/2. d = 0 is linear; the nearer to 1, the later the fall.
+    Chen, Wolfe and Kyrillidis, REX (2022), d = 1/2. d = 0 is linear; the nearer to 1, the later the
+    fall.
     """
 
     name: Literal["rex"]
@@ -458,8 +517,9 @@ class Rex(_Ending):
 class Tanh(_Ending):
     """eta(t) = eta_f + (eta0 - eta_f) (1 - tanh(a (1 - u) + b u)) / 2; a = `lower`, b = `upper`.
 
-    Hsueh, Li and Wu, Stochastic gradient descent with hyperbolic-tangent decay (2019). timm: TanhLRScheduler(N, lb=a,
-    ub=b, lr_min=eta_f), whose update 0 has exactly eta0. It begins a little below eta0 and ends a little above eta_f.
+    Hsueh, Li and Wu, Stochastic gradient descent with hyperbolic-tangent decay (2019). timm:
+    TanhLRScheduler(N, lb=a, ub=b, lr_min=eta_f), whose update 0 has exactly eta0. It begins a
+    little below eta0 and ends a little above eta_f.
     """
 
     name: Literal["tanh"]
@@ -471,10 +531,12 @@ class Tanh(_Ending):
 
 
 class RangeTest(Curve):
-    """eta(t) = eta_a (eta_b / eta_a)^u, or with `shape` linear eta_a + (eta_b - eta_a) u; `optimizer.lr` is not used.
+    """eta(t) = eta_a (eta_b / eta_a)^u, or with `shape` linear eta_a + (eta_b - eta_a) u;
+    `optimizer.lr` is not used.
 
-    eta_a = `initial_lr`, eta_b = `final_lr`, u over `duration` with `edge`. Smith (2017), section 3.3: the LR range test,
-    to be read off the loss (task=find_lr). Lightning: Tuner.lr_find, whose u is (t + 1) / N.
+    eta_a = `initial_lr`, eta_b = `final_lr`, u over `duration` with `edge`. Smith (2017), section
+    3.3: the LR range test, to be read off the loss (task=find_lr). Lightning: Tuner.lr_find, whose
+    u is (t + 1) / N.
     """
 
     name: Literal["range_test"]
@@ -500,6 +562,7 @@ def _scale(duration: str, clock: Clock) -> float:
 
 
 NAMED = (
-    Constant, Exponential, Linear, Step, Polynomial, Cosine, CosineRestarts, Piecewise, InverseTime, InverseSqrt, Power,
+    Constant, Exponential, Linear, Step, Polynomial, Cosine, CosineRestarts, Piecewise, InverseTime,
+    InverseSqrt, Power,
     Noam, OneCycle, Cyclic, WSD, TriStage, Rex, Tanh, RangeTest,
 )  # fmt: skip

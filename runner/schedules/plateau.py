@@ -30,13 +30,15 @@ class State:
 
 
 class Plateau(Curve):
-    """eta(t) = max(f eta_of(t), min(eta_m, eta_of(t))): f = 1, times `factor` whenever `metric` has stalled at an epoch's end
-    (runner/schedules/stall.py: `mode`, `patience`, `threshold`, `threshold_mode`, `cooldown`); eta_m = `min_lr`.
+    """eta(t) = max(f eta_of(t), min(eta_m, eta_of(t))): f = 1, times `factor` whenever `metric` has
+    stalled at an epoch's end (runner/schedules/stall.py: `mode`, `patience`, `threshold`,
+    `threshold_mode`, `cooldown`); eta_m = `min_lr`.
 
-    torch: ReduceLROnPlateau with the same arguments, for a constant `of`; its `eps`, which leaves out changes below 1e-8, is
-    not here. Keras: the callback ReduceLROnPlateau lowers and ends a cooldown one epoch earlier (its patience and cooldown are
-    ours + 1, and of both its 0 is its 1), compares absolutely (`min_delta` is a threshold with threshold_mode=abs), and cannot
-    stand beside another schedule.
+    torch: ReduceLROnPlateau with the same arguments, for a constant `of`; its `eps`, which leaves
+    out changes below 1e-8, is not here. Keras: the callback ReduceLROnPlateau lowers and ends a
+    cooldown one epoch earlier (its patience and cooldown are ours + 1, and of both its 0 is its 1),
+    compares absolutely (`min_delta` is a threshold with threshold_mode=abs), and cannot stand
+    beside another schedule.
     """
 
     name: Literal["plateau"]
@@ -63,7 +65,9 @@ class Plateau(Curve):
 
     def after(self, state: State, value: float) -> State:
         """With the metric's value at the end of another epoch."""
-        rule = Stall(self.mode, self.patience, self.threshold, self.threshold_mode == "rel", self.cooldown)
+        rule = Stall(
+            self.mode, self.patience, self.threshold, self.threshold_mode == "rel", self.cooldown
+        )
         watch, stalled = rule.after(state.watch, value)
         return State(state.factor * self.factor if stalled else state.factor, watch)
 

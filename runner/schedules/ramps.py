@@ -1,7 +1,7 @@
 """How far a phase has come, and the curves it may follow.
 
-With local step k = 0 ... N-1 of a phase of N steps, s = 1 if the start value is skipped and e = 1 if the end value is
-not reached within the phase:
+With local step k = 0 ... N-1 of a phase of N steps, s = 1 if the start value is skipped and e = 1
+if the end value is not reached within the phase:
 
     u(k) = (k + s) / (N - 1 + s + e), clipped to [0, 1]
 
@@ -23,11 +23,17 @@ Fall = Callable[[Array], Array]  # from 1 to 0 over the progress u
 Edge = Literal["left", "right", "inner", "both"]
 Shape = Literal["linear", "cosine"]
 
-_SKIPS: dict[str, tuple[int, int]] = {"left": (0, 1), "right": (1, 0), "inner": (1, 1), "both": (0, 0)}
+_SKIPS: dict[str, tuple[int, int]] = {
+    "left": (0, 1),
+    "right": (1, 0),
+    "inner": (1, 1),
+    "both": (0, 0),
+}
 
 
 def progress(k: Array, num_steps: int, edge: Edge) -> Array:
-    """u(k) of the module's formula, float64 of k's shape. A phase of no steps, or of one with `both`, is over at once."""
+    """u(k) of the module's formula, float64 of k's shape. A phase of no steps, or of one with
+    `both`, is over at once."""
     skip_start, skip_end = _SKIPS[edge]
     length = num_steps - 1 + skip_start + skip_end
     if length <= 0:
@@ -65,7 +71,8 @@ def rex(u: Array, bend: float) -> Array:
 
 
 def tanh(u: Array, lower: float, upper: float) -> Array:
-    """(1 - tanh(a (1 - u) + b u)) / 2, a = `lower`, b = `upper`: near 1 at u = 0 and near 0 at u = 1, never quite."""
+    """(1 - tanh(a (1 - u) + b u)) / 2, a = `lower`, b = `upper`: near 1 at u = 0 and near 0 at u =
+    1, never quite."""
     return (1 - np.tanh(lower * (1 - u) + upper * u)) / 2
 
 

@@ -1,4 +1,5 @@
-"""When a metric has stalled: what lowers the rate on a plateau, and what ends a run early. Pure functions of what was seen."""
+"""When a metric has stalled: what lowers the rate on a plateau, and what ends a run early. Pure
+functions of what was seen."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,9 +18,10 @@ class Watch:
 
 @dataclass(frozen=True)
 class Stall:
-    """A value v is better than the best b by more than a threshold h: with mode min, v < b (1 - h) if `relative`, else
-    v < b - h; with mode max, v > b (1 + h), else v > b + h. The metric has stalled when more than `patience` epochs in a row
-    were not better; after that `cooldown` epochs do not count. As in torch's ReduceLROnPlateau.
+    """A value v is better than the best b by more than a threshold h: with mode min, v < b (1 - h)
+    if `relative`, else v < b - h; with mode max, v > b (1 + h), else v > b + h. The metric has
+    stalled when more than `patience` epochs in a row were not better; after that `cooldown` epochs
+    do not count. As in torch's ReduceLROnPlateau.
     """
 
     mode: Mode
@@ -33,7 +35,9 @@ class Stall:
         if best is None:
             return value == value
         sign = 1.0 if self.mode == "min" else -1.0
-        bound = best * (1 - sign * self.threshold) if self.relative else best - sign * self.threshold
+        bound = (
+            best * (1 - sign * self.threshold) if self.relative else best - sign * self.threshold
+        )
         return value < bound if self.mode == "min" else value > bound
 
     def after(self, watch: Watch, value: float) -> tuple[Watch, bool]:

@@ -15,9 +15,11 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(steps|epochs|%)")
 
 @dataclass(frozen=True)
 class Clock:
-    """T = `total_steps` applied updates, counted t = 0 ... T-1; an epoch is `steps_per_epoch` of them.
+    """T = `total_steps` applied updates, counted t = 0 ... T-1; an epoch is `steps_per_epoch` of
+    them.
 
-    A run has one; a phase of a sequence and a cycle of a repetition have their own, whose T is their length.
+    A run has one; a phase of a sequence and a cycle of a repetition have their own, whose T is
+    their length.
     """
 
     total_steps: int
@@ -26,7 +28,11 @@ class Clock:
     def exact(self, duration: str) -> Fraction:
         """A duration in steps, unrounded: `10%` of the run, `3epochs`, `500steps`."""
         number, unit = _parse(duration)
-        units = {"steps": Fraction(1), "epochs": Fraction(self.steps_per_epoch), "%": Fraction(self.total_steps, 100)}
+        units = {
+            "steps": Fraction(1),
+            "epochs": Fraction(self.steps_per_epoch),
+            "%": Fraction(self.total_steps, 100),
+        }
         return number * units[unit]
 
     def steps(self, duration: str) -> int:
@@ -34,14 +40,20 @@ class Clock:
         return half_up(self.exact(duration))
 
     def boundaries(self, durations: Sequence[str]) -> list[int]:
-        """Where consecutive phases begin and the last one ends, in whole steps: b_i = half_up(d_1 + ... + d_i).
+        """Where consecutive phases begin and the last one ends, in whole steps: b_i = half_up(d_1 +
+        ... + d_i).
 
-        The boundaries are rounded and not the lengths, so that the phases add up. One of the durations may be `rest`:
-        what the others leave of T, at least 0.
+        The boundaries are rounded and not the lengths, so that the phases add up. One of the
+        durations may be `rest`: what the others leave of T, at least 0.
         """
         exact = [None if duration == "rest" else self.exact(duration) for duration in durations]
-        rest = max(Fraction(0), self.total_steps - sum((d for d in exact if d is not None), Fraction(0)))
-        return [half_up(b) for b in accumulate((rest if d is None else d for d in exact), initial=Fraction(0))]
+        rest = max(
+            Fraction(0), self.total_steps - sum((d for d in exact if d is not None), Fraction(0))
+        )
+        return [
+            half_up(b)
+            for b in accumulate((rest if d is None else d for d in exact), initial=Fraction(0))
+        ]
 
     def within(self, total_steps: int) -> "Clock":
         """The clock of a part of this run."""

@@ -1,4 +1,5 @@
-"""task=evaluate: the loss and metrics of a finished run on the test split, which nothing else reads."""
+"""task=evaluate: the loss and metrics of a finished run on the test split, which nothing else
+reads."""
 
 from pathlib import Path
 
@@ -25,10 +26,15 @@ def evaluate(run: Run) -> int:
             raise ConfigError(f"{run.folder} has no test rows: data.test_fraction was 0")
         held.into(run.folder / "run.log")
         outputs = run.plan.outputs(data, run.outputs)
-        values = {f"test/{name}": value for name, value in evaluate_split(run.plan, outputs, data).items()}
+        values = {
+            f"test/{name}": value for name, value in evaluate_split(run.plan, outputs, data).items()
+        }
         path = run.folder / "test.json"
         about = {"checkpoint": run.state.step, "backend": run.config.backend, "rows": len(data)}
         run_folder.write_json(Path(path), {**values, **about})
-        console.say(f"result   {show(values)}  ({len(data)} rows, checkpoint {run.state.step}, {run.config.backend})")
+        console.say(
+            f"result   {show(values)}  ({len(data)} rows, checkpoint {run.state.step}, "
+            f"{run.config.backend})"
+        )
         console.say(f"file     {path}")
         return 0

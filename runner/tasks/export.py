@@ -25,9 +25,10 @@ _FORMATS = {
 
 
 def export(run: Run, format: str | None) -> int:
-    """FOLDER/model.keras (keras.models.load_model), model.pt2 (torch.export.load) or model.safetensors (canonical weights);
-    beside it FILE.json, which names its inputs and outputs. The first two take raw rows and give targets in the data's
-    units; around safetensors whoever reads it scales."""
+    """FOLDER/model.keras (keras.models.load_model), model.pt2 (torch.export.load) or
+    model.safetensors (canonical weights); beside it FILE.json, which names its inputs and outputs.
+    The first two take raw rows and give targets in the data's units; around safetensors whoever
+    reads it scales."""
     if format is None:
         raise ConfigError(f"format must be one of {', '.join(_FORMATS)} for task=export, got null")
     with capture() as (console, held):
@@ -61,7 +62,16 @@ def export(run: Run, format: str | None) -> int:
 def _description(data: Mapping[str, Any], scales: bool) -> dict[str, Any]:
     """Describe the model's rows and outputs, from data.json."""
     logits = "logits" if data["num_targets"] == 0 else "targets"
-    kept = ("task", "features", "target", "classes", "input_shape", "num_targets", "x_scaling", "y_scaling")
+    kept = (
+        "task",
+        "features",
+        "target",
+        "classes",
+        "input_shape",
+        "num_targets",
+        "x_scaling",
+        "y_scaling",
+    )
     return {
         "format": 1,
         "scales": scales,

@@ -1,4 +1,5 @@
-"""task=find_lr: the LR range test. A throwaway run at rates that rise until the loss does, and what it suggests."""
+"""task=find_lr: the LR range test. A throwaway run at rates that rise until the loss does, and what
+it suggests."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,7 +49,9 @@ def _range_test(values: Mapping[str, Any]) -> dict[str, Any]:
     """The config with a range test as its schedule and its length."""
     said = parse(values).find_lr
     if said.max_lr <= said.min_lr:
-        raise ConfigError(f"find_lr.max_lr must be above find_lr.min_lr, {said.min_lr:g}, got {said.max_lr:g}")
+        raise ConfigError(
+            f"find_lr.max_lr must be above find_lr.min_lr, {said.min_lr:g}, got {said.max_lr:g}"
+        )
     rates = {
         "initial_lr": said.min_lr,
         "final_lr": said.max_lr,
@@ -56,34 +59,53 @@ def _range_test(values: Mapping[str, Any]) -> dict[str, Any]:
         "duration": "100%",
         "edge": "both",
     }
-    trainer: dict[str, Any] = {"max_epochs": None, "max_steps": said.num_steps, "early_stopping_patience": None}
+    trainer: dict[str, Any] = {
+        "max_epochs": None,
+        "max_steps": said.num_steps,
+        "early_stopping_patience": None,
+    }
     if values["trainer"]["steps_per_call"] == "auto":
         trainer["steps_per_call"] = _STEPS_PER_CALL
-    return {**values, "schedule": {"name": "range_test", **rates}, "trainer": {**values["trainer"], **trainer}}
+    return {
+        **values,
+        "schedule": {"name": "range_test", **rates},
+        "trainer": {**values["trainer"], **trainer},
+    }
 
 
 def _train(prepared: Plan, console: Console, signals: Signals) -> tuple[np.ndarray, np.ndarray]:
-    """(rate, loss) of every update until the end; nothing of the state is kept.  # float64[n] each"""
+    """(rate, loss) of every update until the end; nothing of the state is kept.  # float64[n]
+    each"""
     config, order, spec = prepared.config, prepared.order, prepared.run_spec()
     seen: list[tuple[np.ndarray, np.ndarray]] = []
 
     def on_chunk(chunk: Chunk, report: Report, live: Live) -> bool:
-        seen.append((report.applied["learning_rate"].astype(np.float64), report.losses.astype(np.float64)))
-        console.advance(chunk.first_step + chunk.num_steps, f"rate {seen[-1][0][-1]:.3g}  loss {seen[-1][1][-1]:.4g}")
+        seen.append(
+            (report.applied["learning_rate"].astype(np.float64), report.losses.astype(np.float64))
+        )
+        console.advance(
+            chunk.first_step + chunk.num_steps,
+            f"rate {seen[-1][0][-1]:.3g}  loss {seen[-1][1][-1]:.4g}",
+        )
         losses = np.concatenate([losses for _, losses in seen])
         return (
-            end(losses, smooth(losses, config.find_lr.smoothing), config.find_lr.stop_factor) is None
+            end(losses, smooth(losses, config.find_lr.smoothing), config.find_lr.stop_factor)
+            is None
             and not signals.received
         )
 
     start = first_state(prepared.network, config.optimizer, spec.dtype, config.seed)
     with console.progress(order.total_steps, 0):
-        dispatcher.load(config.backend).train(spec, start, prepared.chunks(0, None, adapt=False), on_chunk)
+        dispatcher.load(config.backend).train(
+            spec, start, prepared.chunks(0, None, adapt=False), on_chunk
+        )
     rates, losses = (np.concatenate(parts) for parts in zip(*seen, strict=True))
     return rates, losses
 
 
-def _tell(config: Config, path: Path, rates: np.ndarray, losses: np.ndarray, console: Console) -> int:
+def _tell(
+    config: Config, path: Path, rates: np.ndarray, losses: np.ndarray, console: Console
+) -> int:
     smoothed = smooth(losses, config.find_lr.smoothing)
     last = end(losses, smoothed, config.find_lr.stop_factor)
     num = len(losses) if last is None else last
@@ -92,14 +114,21 @@ def _tell(config: Config, path: Path, rates: np.ndarray, losses: np.ndarray, con
     _write(path, rates, losses, smoothed, found)
     rose = "" if last is None else f"; the loss rose at update {last}"
     console.say(
-        f"range test: {num} updates at rates from {config.find_lr.min_lr:g} to {rates[-1] if num else 0:.3g}{rose}"
+        f"range test: {num} updates at rates from {config.find_lr.min_lr:g} to "
+        f"{rates[-1] if num else 0:.3g}{rose}"
     )
     if num:
         picture.draw(path / "find_lr.png", rates, losses, smoothed, found)
     if found is None:
-        console.say("failed: the loss does not fall; find_lr.min_lr may be too high or find_lr.num_steps too small")
+        console.say(
+            "failed: the loss does not fall; find_lr.min_lr may be too high or "
+            "find_lr.num_steps too small"
+        )
     else:
-        console.say(f"steepest slope at {found.steepest:.3g}; a tenth of the rate at the minimum is {found.tenth:.3g}")
+        console.say(
+            f"steepest slope at {found.steepest:.3g}; a tenth of the rate at the minimum is "
+            f"{found.tenth:.3g}"
+        )
         console.say(f"suggestion  optimizer.lr={found.lr:g}")
     console.say(f"folder   {path}")
     if num:
@@ -107,9 +136,17 @@ def _tell(config: Config, path: Path, rates: np.ndarray, losses: np.ndarray, con
     return int(found is None)
 
 
-def _write(path: Path, rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, found: Suggestion | None) -> None:
+def _write(
+    path: Path,
+    rates: np.ndarray,
+    losses: np.ndarray,
+    smoothed: np.ndarray,
+    found: Suggestion | None,
+) -> None:
     rows = zip(rates.tolist(), losses.tolist(), smoothed.tolist(), strict=True)
     lines = [f"{step},{rate!r},{loss!r},{mean!r}\n" for step, (rate, loss, mean) in enumerate(rows)]
-    (path / "trace.csv").write_text("step,learning_rate,loss,smoothed_loss\n" + "".join(lines), encoding="utf-8")
+    (path / "trace.csv").write_text(
+        "step,learning_rate,loss,smoothed_loss\n" + "".join(lines), encoding="utf-8"
+    )
     suggestion = None if found is None else {**vars(found), "lr": found.lr}
     run_folder.write_json(path / "find_lr.json", {"suggestion": suggestion, "steps": len(rates)})

@@ -18,9 +18,9 @@ from runner.text.console import capture
 def predict(run: Run, source: str) -> int:
     """FOLDER/predictions.csv or .npz, or predictions_2, _3, ... where that holds others.
 
-    The outputs (of a regression in the data's units), and for classification the probability of each class and the label
-    of the largest one. Rows are scaled as the training rows were. A CSV needs the training columns, in any order; an NPZ
-    the array `x`.
+    The outputs (of a regression in the data's units), and for classification the probability of
+    each class and the label of the largest one. Rows are scaled as the training rows were. A CSV
+    needs the training columns, in any order; an NPZ the array `x`.
     """
     with capture() as (console, held):
         path = regular_file(source)
@@ -40,7 +40,8 @@ def predict(run: Run, source: str) -> int:
 
 
 def probabilities(z: np.ndarray) -> np.ndarray:
-    """Of each class: exp(z_c) / sum exp(z), or with one output 1 / (1 + exp(z)) and 1 / (1 + exp(-z)).
+    """Of each class: exp(z_c) / sum exp(z), or with one output 1 / (1 + exp(z)) and 1 / (1 +
+    exp(-z)).
     # float64[N, C]"""
     if z.shape[1] == 1:
         z = np.concatenate([np.zeros_like(z), z], axis=1)  # the same, of logits 0 and z
@@ -60,14 +61,18 @@ def _read(path: Path, description: dict[str, Any]) -> np.ndarray:
         features = description["features"] or table.header
         missing = [name for name in features if name not in table.header]
         if missing:
-            raise ConfigError(f"{path} lacks the column {show(missing[0])}, which the run was trained on")
+            raise ConfigError(
+                f"{path} lacks the column {show(missing[0])}, which the run was trained on"
+            )
         x = numbers(table, [table.header.index(name) for name in features], path)
         if len(shape) > 1 and x.shape[1] == int(np.prod(shape)):
             x = x.reshape(-1, *shape)
     else:
         raise ConfigError(f"data.path must end in .csv or .npz, got {path}")
     if x.shape[1:] != shape:
-        raise ConfigError(f"{path}: a row has shape {list(x.shape[1:])}; the run was trained on {list(shape)}")
+        raise ConfigError(
+            f"{path}: a row has shape {list(x.shape[1:])}; the run was trained on {list(shape)}"
+        )
     return x
 
 
@@ -82,7 +87,9 @@ def _csv(columns: dict[str, Any], classes: list[str]) -> bytes:
     content = io.StringIO(newline="")
     writer = csv.writer(content)
     header = [f"output_{i}" for i in range(columns["outputs"].shape[1])]
-    writer.writerow([*header, *(f"probability_{name}" for name in classes), *(["label"] if classes else [])])
+    writer.writerow(
+        [*header, *(f"probability_{name}" for name in classes), *(["label"] if classes else [])]
+    )
     cells = [np.reshape(values, (len(values), -1)).tolist() for values in columns.values()]
     writer.writerows([cell for part in row for cell in part] for row in zip(*cells, strict=True))
     return content.getvalue().encode()

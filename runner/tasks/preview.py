@@ -1,4 +1,5 @@
-"""task=preview: the rates of a run before it is trained, as a table and a picture, without a framework."""
+"""task=preview: the rates of a run before it is trained, as a table and a picture, without a
+framework."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ _ROWS = 24  # of the table of turning points
 
 
 def preview(configs: Sequence[Config], overrides: Sequence[Sequence[str]] | None) -> int:
-    """One schedule with its turning points, or, of a multirun's `overrides`, a line each; then the picture."""
+    """One schedule with its turning points, or, of a multirun's `overrides`, a line each; then the
+    picture."""
     plans = [plan(config) for config in configs]
     names = [plans[0].config.schedule.name] if overrides is None else _names(overrides)
     for name, prepared in zip(names, plans, strict=True):
@@ -23,7 +25,9 @@ def preview(configs: Sequence[Config], overrides: Sequence[Sequence[str]] | None
     lines = _turning_points(plans[0]) if overrides is None else _summaries(names, plans)
     print("\n".join(lines))
     root = Path(configs[0].output.root) / "previews"
-    folder = run_folder.create(root, f"{run_folder.timestamp()}_{names[0] if len(names) == 1 else 'schedules'}")
+    folder = run_folder.create(
+        root, f"{run_folder.timestamp()}_{names[0] if len(names) == 1 else 'schedules'}"
+    )
     path = folder / "rates.png"
     tables = {name: prepared.rates() for name, prepared in zip(names, plans, strict=True)}
     picture.draw(path, tables, configs[0].optimizer.lr)
@@ -34,7 +38,10 @@ def preview(configs: Sequence[Config], overrides: Sequence[Sequence[str]] | None
 def _names(overrides: Sequence[Sequence[str]]) -> list[str]:
     """What sets each job apart: its overrides but for those that all jobs share."""
     shared = set.intersection(*map(set, overrides))
-    return [", ".join(o.removeprefix("schedule=") for o in job if o not in shared) or "defaults" for job in overrides]
+    return [
+        ", ".join(o.removeprefix("schedule=") for o in job if o not in shared) or "defaults"
+        for job in overrides
+    ]
 
 
 def _turning_points(prepared: Plan) -> list[str]:
@@ -48,15 +55,20 @@ def _turning_points(prepared: Plan) -> list[str]:
     ]
     steps = _steps(prepared)
     for step in steps[:_ROWS]:
-        lines.append(f"{step:>10}  {step / per_epoch:>8.2f}  {step / total:>7.1%}  {rates[step]:.6g}")
+        lines.append(
+            f"{step:>10}  {step / per_epoch:>8.2f}  {step / total:>7.1%}  {rates[step]:.6g}"
+        )
     if len(steps) > _ROWS:
         lines.append(f"{'...':>10}  and {len(steps) - _ROWS} more turning points")
-    lines.append(f"sum of rates {rates.sum():.6g}  mean {rates.mean():.6g}  largest {rates.max():.6g}")
+    lines.append(
+        f"sum of rates {rates.sum():.6g}  mean {rates.mean():.6g}  largest {rates.max():.6g}"
+    )
     return lines
 
 
 def _steps(prepared: Plan) -> list[int]:
-    """The first and the last step, both sides of every joint, the middle, where the rate is largest and smallest."""
+    """The first and the last step, both sides of every joint, the middle, where the rate is largest
+    and smallest."""
     rates, total = prepared.rates(), prepared.clock.total_steps
     joints = prepared.config.schedule.joints(prepared.clock)
     found = {0, total - 1, total // 2, int(rates.argmax()), int(rates.argmin())}
@@ -66,9 +78,12 @@ def _steps(prepared: Plan) -> list[int]:
 
 def _summaries(names: Sequence[str], plans: Sequence[Plan]) -> list[str]:
     width = max(map(len, names))
-    lines = [f"{'':{width}}  {'steps':>8}  {'first':>11}  {'largest':>11}  {'at step':>8}  {'last':>11}  sum of rates"]
+    columns = (f"{'first':>11}", f"{'largest':>11}", f"{'at step':>8}", f"{'last':>11}")
+    lines = ["  ".join((" " * width, f"{'steps':>8}", *columns, "sum of rates"))]
     for name, prepared in zip(names, plans, strict=True):
         rates: np.ndarray = prepared.rates()
-        numbers = f"{rates[0]:>11.6g}  {rates.max():>11.6g}  {rates.argmax():>8}  {rates[-1]:>11.6g}"
+        numbers = (
+            f"{rates[0]:>11.6g}  {rates.max():>11.6g}  {rates.argmax():>8}  {rates[-1]:>11.6g}"
+        )
         lines.append(f"{name:{width}}  {len(rates):>8}  {numbers}  {rates.sum():.6g}")
     return lines

@@ -73,7 +73,8 @@ class Job:
         }
 
     def seconds(self, began: float, ended: float, compiling: float) -> dict[str, float]:
-        """Until the first chunk, from there to the last one's end, of that in calls that were compiled first, until now."""
+        """Until the first chunk, from there to the last one's end, of that in calls that were
+        compiled first, until now."""
         spans = {"startup": began - self.started, "train": ended - began, "compile": compiling}
         spans["total"] = monotonic() - self.started
         return {name: round(span, 3) for name, span in spans.items()}
@@ -128,7 +129,9 @@ def _train_apart(lent: tuple[Job, Any]) -> int:
         return train(job)
 
 
-def _go_on(resumed: Resumed, order: Order, environment: Mapping[str, Any], console: Console) -> None:
+def _go_on(
+    resumed: Resumed, order: Order, environment: Mapping[str, Any], console: Console
+) -> None:
     """Say from where and with what changed; take back what will be made again."""
     folder, step, is_over = resumed.folder, resumed.state.step, resumed.is_over(order.total_steps)
     for note in resumed.notes:
@@ -138,7 +141,8 @@ def _go_on(resumed: Resumed, order: Order, environment: Mapping[str, Any], conso
         console.say(f"changed  {key} {show_value(before)} -> {show_value(after)}")
     if (folder / "result.json").is_file():  # until this ends there is no result
         run_folder.write_json(
-            folder / "result.json", {**_read(folder, "result.json", console), "status": "interrupted"}
+            folder / "result.json",
+            {**_read(folder, "result.json", console), "status": "interrupted"},
         )
     run_folder.tidy(folder)
     checkpoint.go_back(folder, step, checkpoint.best_saved(folder, step, resumed.numbers["best"]))
@@ -162,7 +166,13 @@ def _read(folder: Path, name: str, console: Console) -> dict[str, Any]:
 
 
 def _train(
-    job: Job, prepared: Plan, backend: Backend, start: TrainState, path: Path, console: Console, signals: Signals
+    job: Job,
+    prepared: Plan,
+    backend: Backend,
+    start: TrainState,
+    path: Path,
+    console: Console,
+    signals: Signals,
 ) -> int:
     config, order, spec = job.config, prepared.order, prepared.run_spec()
     adapt = config.trainer.steps_per_call == "auto"
@@ -228,8 +238,10 @@ def _told(error: Exception, config: Config) -> str:
     if name in _MEMORY or "can't allocate memory" in text or "bad_alloc" in text:
         trainer = config.trainer
         return (
-            f"RunError: memory was not enough for trainer.batch_size={trainer.batch_size} ({name}); a smaller one with a larger "
-            f"trainer.accumulate_grad_batches, now {trainer.accumulate_grad_batches}, trains the same"
+            f"RunError: memory was not enough for trainer.batch_size={trainer.batch_size} "
+            f"({name}); a smaller one with a larger "
+            f"trainer.accumulate_grad_batches, now {trainer.accumulate_grad_batches}, "
+            f"trains the same"
         )
     return f"{name}: {text}"
 
@@ -270,10 +282,18 @@ def _say(
     else:
         if result["skipped"]:
             listed = ", ".join(map(str, result["skipped"]))
-            console.say(f"warning: skipped {len(result['skipped'])} updates whose loss was not finite: {listed}")
+            console.say(
+                f"warning: skipped {len(result['skipped'])} updates whose loss was not "
+                f"finite: {listed}"
+            )
         if result["stopped_early"]:
-            console.say(f"stopped early: {trainer.monitor} was no better for {trainer.early_stopping_patience} epochs")
-        spent = f"{result['steps']} steps in {seconds['train']:.1f} s, {seconds['total']:.1f} s in all"
+            console.say(
+                f"stopped early: {trainer.monitor} was no better for "
+                f"{trainer.early_stopping_patience} epochs"
+            )
+        spent = (
+            f"{result['steps']} steps in {seconds['train']:.1f} s, {seconds['total']:.1f} s in all"
+        )
         if trainer.compile:
             spent += f" ({seconds['compile']:.1f} s of it compiling)"
         console.say(f"{result['status']}: {spent}")
@@ -282,7 +302,11 @@ def _say(
         console.say(f"result   {show(result['metrics'])}  ({found})")
     console.say(f"folder   {path}")
     if result["status"] == "interrupted" and is_alone:
-        trusted = [quoting.override("trusted_modules", list(trusted_modules))] if trusted_modules else []
-        console.say(f"go on    {quoting.command_line([quoting.override('resume', str(path)), *trusted])}")
+        trusted = (
+            [quoting.override("trusted_modules", list(trusted_modules))] if trusted_modules else []
+        )
+        console.say(
+            f"go on    {quoting.command_line([quoting.override('resume', str(path)), *trusted])}"
+        )
     if picture is not None:
         console.say(f"picture  {picture}")

@@ -1,4 +1,5 @@
-"""task=verify: repeat a run made in exact mode, or a stretch of it, and say whether every bit is the same."""
+"""task=verify: repeat a run made in exact mode, or a stretch of it, and say whether every bit is
+the same."""
 
 import re
 from collections import defaultdict
@@ -20,19 +21,24 @@ from runner.text.console import capture
 def verify(run: Run, steps: str | None) -> int:
     """`identical` and status 0, or the first step or tensor that differs and status 1.
 
-    steps=A..B starts from the checkpoint of step A (or from the seed, A = 0) and ends before update B. Rates and scheduled
-    hyperparameters are those of trace.csv where it has them: they belong to the run, as the data does.
+    steps=A..B starts from the checkpoint of step A (or from the seed, A = 0) and ends before update
+    B. Rates and scheduled hyperparameters are those of trace.csv where it has them: they belong to
+    the run, as the data does.
     """
     if run.config.trainer.precision != "exact":
         raise ConfigError(
-            f"task=verify takes runs with trainer.precision=exact, got one with {run.config.trainer.precision}"
+            f"task=verify takes runs with trainer.precision=exact, got one with "
+            f"{run.config.trainer.precision}"
         )
     said = _certificate(run)
     begin, end, backend = *_stretch(steps, said["steps"]), run.config.backend
     with capture() as (console, held):
         held.into(run.folder / "run.log")
         if run.plan.data.description()["sha256"] != said["data_sha256"]:
-            console.say("different: the data is not what the run was trained on (data_sha256 of certificate.json)")
+            console.say(
+                "different: the data is not what the run was trained on (data_sha256 of "
+                "certificate.json)"
+            )
             return 1
         trace = _trace(run)
         start = _state(run, begin)
@@ -45,9 +51,15 @@ def verify(run: Run, steps: str | None) -> int:
         found = certificate.tensor_hashes(state)
         names = [name for name in sorted(expected) if found.get(name) != expected[name]]
         if names:
-            console.say(f"different: {names[0]} after step {end} on {backend} ({len(names)} of {len(found)} tensors)")
+            console.say(
+                f"different: {names[0]} after step {end} on {backend} ({len(names)} of "
+                f"{len(found)} tensors)"
+            )
             return 1
-        console.say(f"identical: steps {begin} to {end} on {backend}: {end - begin} losses, {len(found)} tensors")
+        console.say(
+            f"identical: steps {begin} to {end} on {backend}: {end - begin} losses, "
+            f"{len(found)} tensors"
+        )
         console.say(f"hash     {checkpoint.weights_sha256(state)}")
         return 0
 
@@ -62,7 +74,9 @@ class _AsRecorded(RunSpec):
         return _as_recorded(super().applied(rates), self.trace)
 
 
-def _as_recorded(tables: Mapping[str, np.ndarray], trace: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _as_recorded(
+    tables: Mapping[str, np.ndarray], trace: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """Tables by name with the trace's values, as far as it goes."""
     found = {name: values.copy() for name, values in tables.items()}
     for name, values in found.items():
@@ -114,14 +128,18 @@ def _stretch(steps: str | None, total: int) -> tuple[int, int]:
         return 0, total
     match = re.fullmatch(r"(\d+)\.\.(\d+)", steps)
     if not match or not int(match[1]) < int(match[2]) <= total:
-        raise ConfigError(f"steps must be A..B with 0 <= A < B <= {total}, the run's updates, got {steps}")
+        raise ConfigError(
+            f"steps must be A..B with 0 <= A < B <= {total}, the run's updates, got {steps}"
+        )
     return int(match[1]), int(match[2])
 
 
 def _state(run: Run, step: int) -> TrainState:
     if step:
         return checkpoint.read(run.folder, step)[0]
-    return first_state(run.plan.network, run.config.optimizer, run.plan.model.dtype, run.config.seed)
+    return first_state(
+        run.plan.network, run.config.optimizer, run.plan.model.dtype, run.config.seed
+    )
 
 
 def _hashes_at(run: Run, step: int) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """What the user sees, and run.log, which sees everything.
 
-While a run lasts, whatever a framework prints (from Python or below it) goes to run.log; only what is said here
-reaches the terminal, and run.log too. Nothing that a run does depends on the terminal: where it is gone or takes no
-more, the run goes on without it.
+While a run lasts, whatever a framework prints (from Python or below it) goes to run.log; only what
+is said here reaches the terminal, and run.log too. Nothing that a run does depends on the terminal:
+where it is gone or takes no more, the run goes on without it.
 """
 
 import errno
@@ -50,16 +50,20 @@ class _Stream(io.FileIO):
 
 def _text(descriptor: int, encoding: str = "utf-8", closes: bool = False) -> tuple[_Stream, TextIO]:
     raw = _Stream(descriptor, "wb", closefd=closes)
-    text = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=True)
+    text = io.TextIOWrapper(
+        io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=True
+    )
     return raw, text
 
 
 @contextmanager
 def _standing_streams() -> Iterator[_Stream | None]:
-    """sys.stdout and sys.stderr that raise nothing, over open descriptors; the first one's `_Stream`.
+    """sys.stdout and sys.stderr that raise nothing, over open descriptors; the first one's
+    `_Stream`.
 
-    A closed descriptor (`>&-`) is opened on the null device, since the next file to be opened would get its number.
-    Streams that are not the process's own (a test's, a notebook's) are left as they are.
+    A closed descriptor (`>&-`) is opened on the null device, since the next file to be opened would
+    get its number. Streams that are not the process's own (a test's, a notebook's) are left as they
+    are.
     """
     kept = sys.stdout, sys.stderr
     out: _Stream | None = None
@@ -81,7 +85,8 @@ def _standing_streams() -> Iterator[_Stream | None]:
 
 @contextmanager
 def _without_deprecations() -> Iterator[None]:
-    """Keep libraries' deprecation warnings off the terminal, unless Python was asked for them (-W)."""
+    """Keep libraries' deprecation warnings off the terminal, unless Python was asked for them
+    (-W)."""
     show_warning = warnings.showwarning
 
     def show_to_user(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
@@ -121,8 +126,8 @@ def stand() -> None:
 def steady(main: Callable[[], int]) -> Callable[[], int]:
     """A command that does not depend on its terminal.
 
-    Training goes on when the terminal hangs up and when nobody reads what it prints. A command whose only result is
-    what it prints ends with 1 where the disk did not take that, and says so.
+    Training goes on when the terminal hangs up and when nobody reads what it prints. A command
+    whose only result is what it prints ends with 1 where the disk did not take that, and says so.
     """
 
     @functools.wraps(main)
@@ -138,7 +143,10 @@ def steady(main: Callable[[], int]) -> Callable[[], int]:
                 _flush()
                 lost = out and out.lost
                 if lost and lost.errno not in _READER_GONE:
-                    print(f"error: standard output cannot be written: {lost.strerror}", file=sys.stderr)
+                    print(
+                        f"error: standard output cannot be written: {lost.strerror}",
+                        file=sys.stderr,
+                    )
                     status = status or int(not _is_kept)
                 return status
         finally:
@@ -149,7 +157,8 @@ def steady(main: Callable[[], int]) -> Callable[[], int]:
 
 
 def kept_in_files() -> None:
-    """Note that run.log or the comparison holds all further output, so losing the terminal's copy is no error."""
+    """Note that run.log or the comparison holds all further output, so losing the terminal's copy
+    is no error."""
     global _is_kept
     _is_kept = True
 
@@ -184,10 +193,23 @@ class Console:
             yield
             return
         from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
-        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-        with Progress(*columns, console=RichConsole(file=self._terminal), transient=True) as self._bar:
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+        )
+        with Progress(
+            *columns, console=RichConsole(file=self._terminal), transient=True
+        ) as self._bar:
             self._task = self._bar.add_task("", total=total_steps, completed=done)
             try:
                 yield
@@ -229,7 +251,8 @@ def tree(values: Mapping[str, Any]) -> str:
 
 
 class Capture:
-    """File descriptors 1 and 2 go to a temporary file, and from `into` on to a run's log, which gets what came before."""
+    """File descriptors 1 and 2 go to a temporary file, and from `into` on to a run's log, which
+    gets what came before."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile("w+b")  # noqa: SIM115  # lives as long as the capture
@@ -284,7 +307,8 @@ def log_traceback() -> None:
 
 
 def _write(text: str) -> None:
-    """To the log, past all buffers: what a full disk does not take must not come out on the terminal later."""
+    """To the log, past all buffers: what a full disk does not take must not come out on the
+    terminal later."""
     _flush()
     with suppress(OSError):
         os.write(2, text.encode(errors="replace"))

@@ -20,7 +20,8 @@ class TestLightning(BackendContract):
 import sys, numpy, torch
 model = torch.export.load(sys.argv[1]).module()
 assert "runner" not in sys.modules and "backends" not in sys.modules
-numpy.save(sys.argv[2] + "/z.npy", model(torch.from_numpy(numpy.load(sys.argv[2] + "/x.npy"))).detach().numpy())
+x = torch.from_numpy(numpy.load(sys.argv[2] + "/x.npy"))
+numpy.save(sys.argv[2] + "/z.npy", model(x).detach().numpy())
 """
 
 
@@ -43,14 +44,22 @@ KEYS = {
 
 @pytest.mark.parametrize("name", STOCK)
 def test_a_run_is_what_a_plain_torch_loop_with_the_stock_optimizer_gives(name: str) -> None:
-    """Independent of this project's loop: nn.Linear, cross_entropy, the stock class, the rate set by hand.
+    """Independent of this project's loop: nn.Linear, cross_entropy, the stock class, the rate set
+    by hand.
 
-    1e-7: NAdam's stock class keeps the product of its momenta in float32, ours in float64; the others agree to 1e-13.
+    1e-7: NAdam's stock class keeps the product of its momenta in float32, ours in float64; the
+    others agree to 1e-13.
     """
     overrides = [*F64, f"optimizer={name}", *KEYS.get(name, [])]
     prepared = prepare(overrides)
-    weights, rates, trained = first(prepared).weights, prepared.rates(), train("lightning", overrides)
-    model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10)).double()
+    weights, rates, trained = (
+        first(prepared).weights,
+        prepared.rates(),
+        train("lightning", overrides),
+    )
+    model = torch.nn.Sequential(
+        torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10)
+    ).double()
     with torch.no_grad():
         for layer, linear in (("dense_0", model[0]), ("dense_1", model[2])):
             linear.weight.copy_(torch.from_numpy(weights[f"{layer}/kernel"].T))
@@ -70,7 +79,9 @@ def test_a_run_is_what_a_plain_torch_loop_with_the_stock_optimizer_gives(name: s
     tolerance = 1e-7 if name == "nadam" else 1e-13
     np.testing.assert_allclose(trained.losses, losses, rtol=0, atol=tolerance)
     kernel = model[2].weight.detach().numpy().T
-    np.testing.assert_allclose(trained.state.weights["dense_1/kernel"], kernel, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(
+        trained.state.weights["dense_1/kernel"], kernel, rtol=0, atol=tolerance
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,9 +89,18 @@ def test_a_run_is_what_a_plain_torch_loop_with_the_stock_optimizer_gives(name: s
     [
         ["optimizer=adam", "optimizer.weight_decay=0.01"],
         ["optimizer=adamw", "optimizer.amsgrad=true"],
-        ["optimizer=sgd", "optimizer.momentum=0.9", "optimizer.nesterov=true", "optimizer.weight_decay=0.01"],
+        [
+            "optimizer=sgd",
+            "optimizer.momentum=0.9",
+            "optimizer.nesterov=true",
+            "optimizer.weight_decay=0.01",
+        ],
         ["optimizer=sgd"],
-        ["optimizer=adamw", "optimizer.groups=[{match: '*/bias', lr_factor: 0.1}]", "trainer.gradient_clip_norm=0.1"],
+        [
+            "optimizer=adamw",
+            "optimizer.groups=[{match: '*/bias', lr_factor: 0.1}]",
+            "trainer.gradient_clip_norm=0.1",
+        ],
     ],
     ids=lambda said: "-".join(said),
 )
@@ -122,16 +142,22 @@ def test_lion_is_its_papers_algorithm() -> None:
         m, mb = 0.99 * m + 0.01 * g, 0.99 * mb + 0.01 * gb
     trained = train("lightning", [*shared, "optimizer=lion", "optimizer.lr=1e-3"]).state
     np.testing.assert_allclose(trained.weights["dense_0/kernel"], w, rtol=0, atol=1e-15)
-    np.testing.assert_allclose(trained.slots["first_moment"]["dense_0/kernel"], m, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(
+        trained.slots["first_moment"]["dense_0/kernel"], m, rtol=0, atol=1e-15
+    )
 
 
 def test_attention_is_torch_s_own() -> None:
-    """nn.MultiheadAttention without biases, given the same kernels, which torch keeps as [out, in]. float64: a few ulp."""
+    """nn.MultiheadAttention without biases, given the same kernels, which torch keeps as [out, in].
+    float64: a few ulp."""
     layers = "{layer: reshape, shape: [8, -1]}, {layer: attention, num_heads: 4}, {layer: flatten}"
-    prepared = prepare(["trainer.precision=float64", f"model.layers=[{layers}, {{layer: dense, units: outputs}}]"])
+    prepared = prepare(
+        ["trainer.precision=float64", f"model.layers=[{layers}, {{layer: dense, units: outputs}}]"]
+    )
     x, state = np.asarray(prepared.data.test.x[:9], np.float64), first(prepared)
     kernels = {
-        name: torch.from_numpy(state.weights[f"attention_0/{name}"].T) for name in ("query", "key", "value", "output")
+        name: torch.from_numpy(state.weights[f"attention_0/{name}"].T)
+        for name in ("query", "key", "value", "output")
     }
     stock = torch.nn.MultiheadAttention(8, 4, bias=False, batch_first=True, dtype=torch.float64)
     with torch.no_grad():

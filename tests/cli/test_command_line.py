@@ -86,13 +86,16 @@ def test_the_log_has_all_that_was_said(finished: dict[str, Finished], backend: s
 
 
 def test_the_log_has_no_advertisement_of_a_library(finished: dict[str, Finished]) -> None:
-    """Lightning says at every start which other products to install, and which devices it does not use."""
+    """Lightning says at every start which other products to install, and which devices it does not
+    use."""
     for backend in BACKENDS:
         text = (finished[backend].path / "run.log").read_text()
         assert not re.search(r"\bTip\b|litlogger|GPU available|TPU available|max_epochs=", text)
 
 
-def test_what_a_framework_prints_is_in_the_log_and_not_on_the_terminal(finished: dict[str, Finished]) -> None:
+def test_what_a_framework_prints_is_in_the_log_and_not_on_the_terminal(
+    finished: dict[str, Finished],
+) -> None:
     """TensorFlow greets from C++ on every start."""
     done, path = finished["keras"]
     greeting = "absl::InitializeLog"
@@ -104,7 +107,9 @@ def test_what_a_framework_prints_is_in_the_log_and_not_on_the_terminal(finished:
 
 
 @both
-def test_the_folder_s_name_is_date_time_schedule_and_backend(finished: dict[str, Finished], backend: str) -> None:
+def test_the_folder_s_name_is_date_time_schedule_and_backend(
+    finished: dict[str, Finished], backend: str
+) -> None:
     """Below outputs/runs, where output.root is not said."""
     folder = Path(finished[backend].done.folder)
     assert folder.parent == Path("outputs/runs")
@@ -112,13 +117,23 @@ def test_the_folder_s_name_is_date_time_schedule_and_backend(finished: dict[str,
 
 
 @both
-def test_the_folder_holds_the_files_of_the_contract_and_no_others(finished: dict[str, Finished], backend: str) -> None:
-    """data.json beside them says how new rows are scaled. Of the checkpoints the last, the best and the one before
-    stay: of updates 13, 26 and 30 the last is the best."""
+def test_the_folder_holds_the_files_of_the_contract_and_no_others(
+    finished: dict[str, Finished], backend: str
+) -> None:
+    """data.json beside them says how new rows are scaled. Of the checkpoints the last, the best and
+    the one before stay: of updates 13, 26 and 30 the last is the best."""
     path = finished[backend].path
     files = {str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir()}
     checkpoints = {f"checkpoints/{step}/{name}" for step in (26, 30) for name in CHECKPOINT}
-    records = {"config.yaml", "environment.json", "data.json", "trace.csv", "metrics.csv", "result.json", "run.log"}
+    records = {
+        "config.yaml",
+        "environment.json",
+        "data.json",
+        "trace.csv",
+        "metrics.csv",
+        "result.json",
+        "run.log",
+    }
     links = {"checkpoints/last", "checkpoints/best"}
     assert files - links == records | {"curves.png"} | checkpoints
     there = {name: path / "checkpoints" / name for name in ("last", "best")}
@@ -128,7 +143,9 @@ def test_the_folder_holds_the_files_of_the_contract_and_no_others(finished: dict
 
 
 @both
-def test_the_manifest_holds_the_sha_256_of_every_part(finished: dict[str, Finished], backend: str) -> None:
+def test_the_manifest_holds_the_sha_256_of_every_part(
+    finished: dict[str, Finished], backend: str
+) -> None:
     place = finished[backend].path / "checkpoints" / "30"
     parts = CHECKPOINT - {"manifest.json"}
     expected = {name: hashlib.sha256((place / name).read_bytes()).hexdigest() for name in parts}
@@ -139,15 +156,21 @@ def test_the_manifest_holds_the_sha_256_of_every_part(finished: dict[str, Finish
 def test_the_trace_has_a_row_an_update_with_the_rates_of_the_formula(
     finished: dict[str, Finished], backend: str
 ) -> None:
-    """eta(t) = 0.001 * 0.5^(t / 10), rounded once to float32, in the shortest form that reads back the same."""
+    """eta(t) = 0.001 * 0.5^(t / 10), rounded once to float32, in the shortest form that reads back
+    the same."""
     header, rows = table(finished[backend].path / "trace.csv")
     assert header == ["step", "learning_rate", "loss"]
     assert [row[0] for row in rows] == [str(t) for t in range(30)]
     said = np.array([row[1] for row in rows])
     expected = np.array([np.float32(0.001 * 0.5 ** (t / 10)) for t in range(30)])
-    # a power may differ by an ulp of float64 between C and NumPy: by one of float32 at most after rounding
-    np.testing.assert_allclose(said.astype(np.float32), expected, rtol=float(np.finfo(np.float32).eps))
-    table_of_rates = rates("schedule=exponential schedule.decay_rate=0.5 schedule.decay_steps=10", 30, lr=1e-3)
+    # a power may differ by an ulp of float64 between C and NumPy: by one of float32 at most after
+    # rounding
+    np.testing.assert_allclose(
+        said.astype(np.float32), expected, rtol=float(np.finfo(np.float32).eps)
+    )
+    table_of_rates = rates(
+        "schedule=exponential schedule.decay_rate=0.5 schedule.decay_steps=10", 30, lr=1e-3
+    )
     assert said.tolist() == [str(rate) for rate in table_of_rates.astype(np.float32)]
 
 
@@ -167,25 +190,38 @@ def test_the_metrics_have_a_row_an_epoch_and_the_last_one_may_be_short(
 
 
 @both
-def test_an_epoch_s_training_loss_is_the_mean_over_its_rows(finished: dict[str, Finished], backend: str) -> None:
-    """From trace.csv: the last of an epoch's 13 batches has 80 rows, not 100. 1e-6: a batch's loss is in float32."""
+def test_an_epoch_s_training_loss_is_the_mean_over_its_rows(
+    finished: dict[str, Finished], backend: str
+) -> None:
+    """From trace.csv: the last of an epoch's 13 batches has 80 rows, not 100. 1e-6: a batch's loss
+    is in float32."""
     path = finished[backend].path
     losses, found = column(path / "trace.csv", "loss"), column(path / "metrics.csv", "train/loss")
     rows = [100] * 12 + [80]
-    expected = [np.average(losses[:13], weights=rows), np.average(losses[13:26], weights=rows), losses[26:].mean()]
+    expected = [
+        np.average(losses[:13], weights=rows),
+        np.average(losses[13:26], weights=rows),
+        losses[26:].mean(),
+    ]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @both
-def test_the_validation_metrics_are_those_of_the_saved_weights(finished: dict[str, Finished], backend: str) -> None:
-    """NumPy's forward pass through the checkpoints of epochs 2 and 3. 1e-6: the run's own is in float32."""
+def test_the_validation_metrics_are_those_of_the_saved_weights(
+    finished: dict[str, Finished], backend: str
+) -> None:
+    """NumPy's forward pass through the checkpoints of epochs 2 and 3. 1e-6: the run's own is in
+    float32."""
     path, val = finished[backend].path, parse(compose(["data=digits"])).data.load().val
-    losses, accuracies = (column(path / "metrics.csv", f"val/{name}") for name in ("loss", "accuracy"))
+    losses, accuracies = (
+        column(path / "metrics.csv", f"val/{name}") for name in ("loss", "accuracy")
+    )
     for step, epoch in ((26, 2), (30, 3)):
         weights = load_file(path / "checkpoints" / str(step) / "weights.safetensors")
         loss, accuracy = loss_and_accuracy(mlp(weights, val.x), val.y)
         assert losses[epoch - 1] == pytest.approx(loss, rel=1e-6)
-        assert accuracies[epoch - 1] == pytest.approx(accuracy, abs=0)  # 256 rows, none of them near a tie
+        # 256 rows, none of them near a tie
+        assert accuracies[epoch - 1] == pytest.approx(accuracy, abs=0)
 
 
 @both
@@ -215,27 +251,47 @@ def test_the_result_says_what_came_of_the_run(finished: dict[str, Finished], bac
 
 
 @both
-def test_the_weights_hash_is_over_the_canonical_weights(finished: dict[str, Finished], backend: str) -> None:
+def test_the_weights_hash_is_over_the_canonical_weights(
+    finished: dict[str, Finished], backend: str
+) -> None:
     path = finished[backend].path
     weights = load_file(path / "checkpoints" / "30" / "weights.safetensors")
-    shapes = {"dense_0/kernel": (64, 128), "dense_0/bias": (128,), "dense_1/kernel": (128, 10), "dense_1/bias": (10,)}
+    shapes = {
+        "dense_0/kernel": (64, 128),
+        "dense_0/bias": (128,),
+        "dense_1/kernel": (128, 10),
+        "dense_1/bias": (10,),
+    }
     assert {name: value.shape for name, value in weights.items()} == shapes
     assert result(path)["weights_sha256"] == weights_sha256(weights)
 
 
 @both
-def test_the_config_is_what_was_said_and_every_default_beside_it(finished: dict[str, Finished], backend: str) -> None:
+def test_the_config_is_what_was_said_and_every_default_beside_it(
+    finished: dict[str, Finished], backend: str
+) -> None:
     path = finished[backend].path / "config.yaml"
     config = OmegaConf.load(path)
-    said = [line.split("=") for line in (f"backend={backend}", *SHORT) if not line.startswith("schedule=")]
+    said = [
+        line.split("=")
+        for line in (f"backend={backend}", *SHORT)
+        if not line.startswith("schedule=")
+    ]
     assert {key: str(OmegaConf.select(config, key)) for key, _ in said} == dict(said)
-    defaults = {"schedule.name": "exponential", "optimizer.name": "adam", "optimizer.lr": 1e-3, "seed": 0}
+    defaults = {
+        "schedule.name": "exponential",
+        "optimizer.name": "adam",
+        "optimizer.lr": 1e-3,
+        "seed": 0,
+    }
     assert {key: OmegaConf.select(config, key) for key in defaults} == defaults
     assert "${" not in path.read_text()
 
 
 @both
-def test_the_environment_says_command_versions_and_machine(finished: dict[str, Finished], backend: str) -> None:
+def test_the_environment_says_command_versions_and_machine(
+    finished: dict[str, Finished], backend: str
+) -> None:
     found = json.loads((finished[backend].path / "environment.json").read_text())
     assert found["command"] == ["python", "-m", "runner", f"backend={backend}", *SHORT]
     own = {"lightning": "pytorch-lightning", "keras": "keras"}[backend]
@@ -254,12 +310,17 @@ def test_the_picture_is_one(finished: dict[str, Finished], backend: str) -> None
 
 
 def test_both_backends_leave_the_same_run(finished: dict[str, Finished]) -> None:
-    """Rates as text, the config but for the backend, and numbers within 3e-6: parity.md's bound for float32."""
+    """Rates as text, the config but for the backend, and numbers within 3e-6: parity.md's bound for
+    float32."""
     a, b = (finished[backend].path for backend in BACKENDS)
     rows_a, rows_b = table(a / "trace.csv")[1], table(b / "trace.csv")[1]
     assert [row[:2] for row in rows_a] == [row[:2] for row in rows_b]
-    np.testing.assert_allclose(column(a / "trace.csv", "loss"), column(b / "trace.csv", "loss"), rtol=0, atol=3e-6)
-    weights_a, weights_b = (load_file(p / "checkpoints" / "30" / "weights.safetensors") for p in (a, b))
+    np.testing.assert_allclose(
+        column(a / "trace.csv", "loss"), column(b / "trace.csv", "loss"), rtol=0, atol=3e-6
+    )
+    weights_a, weights_b = (
+        load_file(p / "checkpoints" / "30" / "weights.safetensors") for p in (a, b)
+    )
     assert weights_a.keys() == weights_b.keys()
     for name in weights_a:
         np.testing.assert_allclose(weights_a[name], weights_b[name], rtol=0, atol=3e-6)
@@ -272,7 +333,11 @@ def test_the_composed_config_is_shown_on_request_and_nothing_trains(tmp_path: Pa
     (done,) = together(tmp_path, ("--cfg", "job", *SHORT))
     assert (done.status, done.err) == (0, "")
     shown = OmegaConf.create(done.out)
-    assert (shown.schedule.decay_rate, shown.trainer.max_steps, shown.optimizer.name) == (0.5, 30, "adam")
+    assert (shown.schedule.decay_rate, shown.trainer.max_steps, shown.optimizer.name) == (
+        0.5,
+        30,
+        "adam",
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -289,8 +354,8 @@ class OwnFiles(NamedTuple):
 
 @pytest.fixture(scope="module")
 def own_files(tmp_path_factory: pytest.TempPathFactory) -> OwnFiles:
-    """150 rows around three far centres, as CSV and as NPZ. Per backend both train at once, for the same folder's
-    name, where the names of the next two minutes are taken."""
+    """150 rows around three far centres, as CSV and as NPZ. Per backend both train at once, for the
+    same folder's name, where the names of the next two minutes are taken."""
     here = tmp_path_factory.mktemp("own_files")
     rng = np.random.default_rng(0)
     y = np.arange(150) % 3
@@ -298,9 +363,16 @@ def own_files(tmp_path_factory: pytest.TempPathFactory) -> OwnFiles:
     with (here / "rows.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["a", "kind", "b", "c", "d"])
-        writer.writerows([row[0], KINDS[label], *row[1:]] for row, label in zip(x.tolist(), y, strict=True))
+        writer.writerows(
+            [row[0], KINDS[label], *row[1:]] for row, label in zip(x.tolist(), y, strict=True)
+        )
     np.savez(here / "rows.npz", x=x, y=y)
-    common = ("data.standardize=true", "trainer.max_epochs=10", "trainer.batch_size=7", "device=cpu")
+    common = (
+        "data.standardize=true",
+        "trainer.max_epochs=10",
+        "trainer.batch_size=7",
+        "device=cpu",
+    )
     csv_file = ("data=csv", "data.path=rows.csv", "data.target=kind", *common)
     npz_file = ("data=npz", "data.path=rows.npz", *common)
     runs, taken = {}, []
@@ -315,7 +387,9 @@ def own_files(tmp_path_factory: pytest.TempPathFactory) -> OwnFiles:
 
 
 @both
-def test_two_runs_of_one_second_get_a_folder_each_and_leave_others_alone(own_files: OwnFiles, backend: str) -> None:
+def test_two_runs_of_one_second_get_a_folder_each_and_leave_others_alone(
+    own_files: OwnFiles, backend: str
+) -> None:
     done = [own_files.runs[file, backend] for file in ("csv", "npz")]
     assert [each.status for each in done] == [0, 0], done
     folders = [own_files.here / each.folder for each in done]
@@ -332,9 +406,14 @@ def test_a_folder_s_name_is_given_once_whoever_asks_at_the_same_time(tmp_path: P
 
 
 @both
-def test_rows_of_a_csv_and_of_an_npz_train_to_the_same_weights(own_files: OwnFiles, backend: str) -> None:
-    """Labels of the CSV are sorted text, those of the NPZ their numbers: the same data, so the same bits."""
-    by_csv, by_npz = (result(own_files.here / own_files.runs[file, backend].folder) for file in ("csv", "npz"))
+def test_rows_of_a_csv_and_of_an_npz_train_to_the_same_weights(
+    own_files: OwnFiles, backend: str
+) -> None:
+    """Labels of the CSV are sorted text, those of the NPZ their numbers: the same data, so the same
+    bits."""
+    by_csv, by_npz = (
+        result(own_files.here / own_files.runs[file, backend].folder) for file in ("csv", "npz")
+    )
     assert by_csv["weights_sha256"] == by_npz["weights_sha256"]
     assert by_csv["metrics"] == by_npz["metrics"]
     assert by_csv["config_sha256"] != by_npz["config_sha256"]
@@ -342,7 +421,8 @@ def test_rows_of_a_csv_and_of_an_npz_train_to_the_same_weights(own_files: OwnFil
 
 @both
 def test_a_user_s_rows_are_split_counted_and_learnt(own_files: OwnFiles, backend: str) -> None:
-    """A fifth of 150 rows validates, a fifth tests; 90 rows in batches of 7 are 13 updates an epoch, the last of 6."""
+    """A fifth of 150 rows validates, a fifth tests; 90 rows in batches of 7 are 13 updates an
+    epoch, the last of 6."""
     folder = own_files.here / own_files.runs["csv", backend].folder
     data = json.loads((folder / "data.json").read_text())
     assert data["rows"] == {"train": 90, "val": 30, "test": 30}
@@ -350,7 +430,8 @@ def test_a_user_s_rows_are_split_counted_and_learnt(own_files: OwnFiles, backend
     assert column(folder / "metrics.csv", "step").tolist() == [13 * epoch for epoch in range(1, 11)]
     losses = column(folder / "trace.csv", "loss")[:13]
     expected = np.average(losses, weights=[7] * 12 + [6])
-    assert column(folder / "metrics.csv", "train/loss")[0] == pytest.approx(expected, rel=1e-6)  # float32 losses
+    # float32 losses
+    assert column(folder / "metrics.csv", "train/loss")[0] == pytest.approx(expected, rel=1e-6)
     assert result(folder)["metrics"]["val/accuracy"] > 0.9  # centres lie 5 deviations apart
 
 
@@ -365,7 +446,9 @@ class Interrupted(NamedTuple):
 
 def wait_for_a_row(here: Path, backend: str, process: subprocess.Popen[str]) -> None:
     header, deadline = len("step,learning_rate,loss\n"), time.time() + 60
-    while not any(trace.stat().st_size > header for trace in here.glob(f"outputs/runs/*_{backend}/trace.csv")):
+    while not any(
+        trace.stat().st_size > header for trace in here.glob(f"outputs/runs/*_{backend}/trace.csv")
+    ):
         assert process.poll() is None, process.communicate()
         assert time.time() < deadline
         time.sleep(0.05)
@@ -377,7 +460,10 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str
     ended = {}
     for kind in ("SIGTERM", "SIGINT"):
         here = tmp_path_factory.mktemp(kind)
-        processes = {b: start(here, f"backend={b}", "trainer.max_epochs=1000000", "device=cpu") for b in BACKENDS}
+        processes = {
+            b: start(here, f"backend={b}", "trainer.max_epochs=1000000", "device=cpu")
+            for b in BACKENDS
+        }
         try:
             for backend, process in processes.items():
                 wait_for_a_row(here, backend, process)
@@ -386,7 +472,9 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str
                 out, err = process.communicate(timeout=60)
                 seconds = time.time() - sent
                 (path,) = here.glob(f"outputs/runs/*_{backend}")
-                ended[backend, kind] = Interrupted(Done(process.returncode, out, err, 0.0), path, seconds)
+                ended[backend, kind] = Interrupted(
+                    Done(process.returncode, out, err, 0.0), path, seconds
+                )
         finally:
             for process in processes.values():
                 process.kill()
@@ -405,7 +493,8 @@ def test_a_signal_ends_a_run_with_its_exit_status_within_five_seconds(
     done, _, seconds = interrupted[backend, kind]
     assert done.status == {"SIGINT": 130, "SIGTERM": 143}[kind]
     assert done.err == ""
-    assert seconds < 30  # on a quiet machine 5, which the fault harness measures; this one shares its cores with others
+    # on a quiet machine 5, which the fault harness measures; this one shares its cores with others
+    assert seconds < 30
 
 
 @signals
@@ -419,26 +508,34 @@ def test_an_interrupted_run_says_so_and_leaves_a_checkpoint_of_its_last_update(
     last = path / "checkpoints" / "last"
     assert json.loads((last / "state.json").read_text())["step"] == steps
     assert found["weights_sha256"] == weights_sha256(load_file(last / "weights.safetensors"))
-    assert len(table(path / "metrics.csv")[1]) == steps // 40  # 1,280 rows in batches of 32: whole epochs only
+    # 1,280 rows in batches of 32: whole epochs only
+    assert len(table(path / "metrics.csv")[1]) == steps // 40
 
 
 def test_a_device_that_is_not_there_is_refused_in_one_line(tmp_path: Path) -> None:
     if shutil.which("nvidia-smi"):
         pytest.skip("this machine may have the device")
-    for done in together(tmp_path, *((f"backend={backend}", "device=cuda") for backend in BACKENDS)):
+    for done in together(
+        tmp_path, *((f"backend={backend}", "device=cuda") for backend in BACKENDS)
+    ):
         assert (done.status, done.out) == (2, "")
-        assert done.err == "error: device must be auto or one that this machine has (cpu), got cuda\n"
+        assert (
+            done.err == "error: device must be auto or one that this machine has (cpu), got cuda\n"
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
 def test_a_wheel_trains_in_an_empty_folder(tmp_path: Path) -> None:
-    """Built from a copy without the network, installed into a fresh environment that sees this one's dependencies."""
+    """Built from a copy without the network, installed into a fresh environment that sees this
+    one's dependencies."""
     pytest.importorskip("setuptools")
     source, place, empty = tmp_path / "source", tmp_path / "environment", tmp_path / "empty"
     empty.mkdir()
     for name in ("runner", "backends", "conf"):
-        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
@@ -456,14 +553,18 @@ def test_a_wheel_trains_in_an_empty_folder(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("twinrun-*.whl")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
     python = place / "bin" / "python"
-    subprocess.run([*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True)
+    subprocess.run(
+        [*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True
+    )
     (own,) = place.glob("lib/python*/site-packages")
     (own / "dependencies.pth").write_text(f"{Path(np.__file__).parent.parent}\n")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
 
     def answer(*arguments: str) -> str:
         command = [str(python), *arguments]
-        done = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            command, cwd=empty, env=environment, capture_output=True, text=True, check=True
+        )
         return done.stdout
 
     assert Path(answer("-c", "import runner; print(runner.__file__)").strip()).is_relative_to(own)

@@ -1,7 +1,8 @@
-"""A wrong command line: exit status 2, a short sentence that names the key, nothing written, nothing trained.
+"""A wrong command line: exit status 2, a short sentence that names the key, nothing written,
+nothing trained.
 
-command_line_errors.txt is the catalogue: `$` and what follows `python -m runner`, below it all that stderr says; lists that
-recur are written once, at its top.
+command_line_errors.txt is the catalogue: `$` and what follows `python -m runner`, below it all that
+stderr says; lists that recur are written once, at its top.
 """
 
 import os
@@ -25,9 +26,17 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 def cases() -> list[tuple[str, str]]:
     """(command line, stderr) of every entry."""
-    lines = [line for line in CATALOGUE.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in CATALOGUE.read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    ]
     lists = dict(line[1:].split(" ", 1) for line in lines if line.startswith("@"))
-    lines = [re.sub(r"<(\w+)>", lambda name: lists.get(name[1], name[0]), line) for line in lines if line[0] != "@"]
+    lines = [
+        re.sub(r"<(\w+)>", lambda name: lists.get(name[1], name[0]), line)
+        for line in lines
+        if line[0] != "@"
+    ]
     starts = [i for i, line in enumerate(lines) if line.startswith("$ ")]
     ends = [*starts[1:], len(lines)]
     return [(lines[i][2:], "\n".join(lines[i + 1 : j])) for i, j in zip(starts, ends, strict=True)]
@@ -74,7 +83,11 @@ def test_the_catalogue_is_long_and_says_nothing_twice() -> None:
 
 @pytest.mark.parametrize(("line", "said"), CASES, ids=[line for line, _ in CASES])
 def test_a_wrong_command_line_is_refused_in_exactly_these_words(
-    line: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    line: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dispatcher, "load", lambda name, lean=False: OnlyCpu())
@@ -108,7 +121,9 @@ def test_a_process_of_its_own_says_the_same(line: str, tmp_path: Path) -> None:
     said = dict(CASES)[line]
     command = [sys.executable, "-m", "runner", *arguments(line)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr.strip()) == (2, "", said)
     assert list(tmp_path.iterdir()) == []
 
@@ -135,6 +150,8 @@ def test_a_value_is_shown_as_yaml_spells_it_and_at_most_60_characters_long() -> 
     assert len(show("x" * 1000)) == 60
 
 
-def test_a_config_that_is_no_mapping_of_groups_is_refused_with_the_first_missing_key_named() -> None:
+def test_a_config_that_is_no_mapping_of_groups_is_refused_with_the_first_missing_key_named() -> (
+    None
+):
     with pytest.raises(ConfigError, match=r"^task is missing; it needs a value$"):
         parse({})

@@ -13,7 +13,12 @@ JOBS = [
     ["schedule=cosine", "seed=0"],
     ["schedule=cosine", "seed=1", "optimizer.lr=0.01"],
     ["schedule=cosine", "seed=1", "++schedule.warmup=10%"],
-    ["schedule=linear", "seed=1", "trainer.max_epochs=3", "model.layers=[{layer: dense, units: outputs}]"],
+    [
+        "schedule=linear",
+        "seed=1",
+        "trainer.max_epochs=3",
+        "model.layers=[{layer: dense, units: outputs}]",
+    ],
     ["optimizer=sgd", "optimizer.momentum=0.9", "schedule=cosine"],
     ["experiment=chapter_linear", "seed=5"],
     ["schedule=cosine", "seed=0"],

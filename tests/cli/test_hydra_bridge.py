@@ -1,4 +1,5 @@
-"""Canaries of Hydra's internals that the bridge uses. A failure names the release that changed them."""
+"""Canaries of Hydra's internals that the bridge uses. A failure names the release that changed
+them."""
 
 from pathlib import Path
 
@@ -21,9 +22,29 @@ def test_it_composes_and_puts_values_upon_what_was_composed() -> None:
 
 def test_its_options_are_those_that_are_looked_at() -> None:
     options = vars(hydra_bridge.argument_parser().parse_args([]))
-    looked_at = {"help", "hydra_help", "cfg", "info", "shell_completion", "config_dir", "config_name", "config_path"}
-    known = {*looked_at, "experimental_rerun", "multirun", "run", "overrides", "package", "resolve", "version"}
-    assert set(options) <= known, f"{RELEASE} has options of which nobody has decided whether they are taken"
+    looked_at = {
+        "help",
+        "hydra_help",
+        "cfg",
+        "info",
+        "shell_completion",
+        "config_dir",
+        "config_name",
+        "config_path",
+    }
+    known = {
+        *looked_at,
+        "experimental_rerun",
+        "multirun",
+        "run",
+        "overrides",
+        "package",
+        "resolve",
+        "version",
+    }
+    assert set(options) <= known, (
+        f"{RELEASE} has options of which nobody has decided whether they are taken"
+    )
 
 
 def test_a_launcher_is_given_each_job_s_overrides(tmp_path: Path) -> None:
@@ -35,4 +56,7 @@ def test_a_launcher_is_given_each_job_s_overrides(tmp_path: Path) -> None:
     part = hydra_bridge.load(None, []).hydra
     hydra_bridge.launch(part, tmp_path, ["seed=3,4", "schedule=cosine"], task)
     assert seen == [(["seed=3", "schedule=cosine"], 0), (["seed=4", "schedule=cosine"], 1)], RELEASE
-    assert OmegaConf.load(f"{tmp_path}/multirun.yaml").hydra.overrides.task == ["seed=3,4", "schedule=cosine"]
+    assert OmegaConf.load(f"{tmp_path}/multirun.yaml").hydra.overrides.task == [
+        "seed=3,4",
+        "schedule=cosine",
+    ]

@@ -1,4 +1,5 @@
-"""`-m`: a job per combination, each in its folder; a failed one does not stop the others; then the comparison."""
+"""`-m`: a job per combination, each in its folder; a failed one does not stop the others; then the
+comparison."""
 
 import csv
 import json
@@ -22,7 +23,10 @@ class Jobs(NamedTuple):
 
     def results(self) -> dict[str, dict[str, Any]]:
         """result.json of every job, by its folder's name."""
-        return {file.parent.name: json.loads(file.read_text()) for file in self.path.glob("*/result.json")}
+        return {
+            file.parent.name: json.loads(file.read_text())
+            for file in self.path.glob("*/result.json")
+        }
 
     def comparison(self) -> list[dict[str, str]]:
         with (self.path / "comparison.csv").open(newline="") as file:
@@ -50,7 +54,10 @@ SWEEP = (
 def sweeps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Jobs]:
     here = tmp_path_factory.mktemp("sweeps")
     each = forked(here, *(("-m", f"backend={backend}", *SWEEP) for backend in BACKENDS))
-    return {backend: Jobs(done, here / done.folder) for backend, done in zip(BACKENDS, each, strict=True)}
+    return {
+        backend: Jobs(done, here / done.folder)
+        for backend, done in zip(BACKENDS, each, strict=True)
+    }
 
 
 def sweep_name(backend: str, schedule: str, seed: int, monitor: str) -> str:
@@ -59,7 +66,9 @@ def sweep_name(backend: str, schedule: str, seed: int, monitor: str) -> str:
 
 
 @both
-def test_each_job_has_a_folder_named_by_its_overrides(sweeps: dict[str, Jobs], backend: str) -> None:
+def test_each_job_has_a_folder_named_by_its_overrides(
+    sweeps: dict[str, Jobs], backend: str
+) -> None:
     path = sweeps[backend].path
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_2)?", path.name)
     assert path.parent.parts[-2:] == ("outputs", "multiruns")
@@ -91,31 +100,63 @@ def test_a_refused_job_does_not_stop_the_others_and_shows_in_the_exit_status(
 
 @both
 def test_a_job_leaves_what_a_run_leaves(sweeps: dict[str, Jobs], backend: str) -> None:
-    """Its rates are those of its schedule, eta(t) = 0.001 * 0.9^(t / 100); eps: one ulp of float32."""
+    """Its rates are those of its schedule, eta(t) = 0.001 * 0.9^(t / 100); eps: one ulp of
+    float32."""
     job = sweeps[backend].path / sweep_name(backend, "exponential", 1, "loss")
-    records = {"config.yaml", "environment.json", "trace.csv", "metrics.csv", "result.json", "curves.png", "run.log"}
+    records = {
+        "config.yaml",
+        "environment.json",
+        "trace.csv",
+        "metrics.csv",
+        "result.json",
+        "curves.png",
+        "run.log",
+    }
     assert records | {"checkpoints"} <= {file.name for file in job.iterdir()}
     expected = 0.001 * 0.9 ** (np.arange(20) / 100)
-    np.testing.assert_allclose(trace(job)["learning_rate"], expected, rtol=float(np.finfo(np.float32).eps))
+    np.testing.assert_allclose(
+        trace(job)["learning_rate"], expected, rtol=float(np.finfo(np.float32).eps)
+    )
 
 
 @both
-def test_a_seed_makes_another_run_and_the_schedule_another(sweeps: dict[str, Jobs], backend: str) -> None:
-    completed = [found for found in sweeps[backend].results().values() if found["status"] == "completed"]
+def test_a_seed_makes_another_run_and_the_schedule_another(
+    sweeps: dict[str, Jobs], backend: str
+) -> None:
+    completed = [
+        found for found in sweeps[backend].results().values() if found["status"] == "completed"
+    ]
     assert len({found["weights_sha256"] for found in completed}) == 4
     assert len({found["config_sha256"] for found in completed}) == 4
 
 
 @both
-def test_the_comparison_has_a_row_a_job_with_its_metrics(sweeps: dict[str, Jobs], backend: str) -> None:
+def test_the_comparison_has_a_row_a_job_with_its_metrics(
+    sweeps: dict[str, Jobs], backend: str
+) -> None:
     jobs = sweeps[backend]
-    rows, results = jobs.comparison(), {" ".join(found["overrides"]): found for found in jobs.results().values()}
-    assert list(rows[0]) == ["overrides", "backend", "schedule", "seed", *METRICS, "seconds", "status"]
+    rows, results = (
+        jobs.comparison(),
+        {" ".join(found["overrides"]): found for found in jobs.results().values()},
+    )
+    assert list(rows[0]) == [
+        "overrides",
+        "backend",
+        "schedule",
+        "seed",
+        *METRICS,
+        "seconds",
+        "status",
+    ]
     assert {row["overrides"] for row in rows} == set(results)
     assert len(rows) == 8
     for row in rows:
         found = results[row["overrides"]]
-        assert (row["backend"], row["schedule"], row["status"]) == (backend, found["schedule"], found["status"])
+        assert (row["backend"], row["schedule"], row["status"]) == (
+            backend,
+            found["schedule"],
+            found["status"],
+        )
         if row["status"] == "completed":
             assert f"seed={row['seed']}" in row["overrides"].split()
             assert {name: float(row[name]) for name in METRICS} == found["metrics"]
@@ -131,7 +172,8 @@ def test_the_comparison_says_every_job_s_seed(sweeps: dict[str, Jobs], backend: 
 
 @both
 def test_the_table_groups_over_seeds_with_their_mean(sweeps: dict[str, Jobs], backend: str) -> None:
-    """In the files and on the terminal: one line a schedule, the mean of two validation losses to 4 digits."""
+    """In the files and on the terminal: one line a schedule, the mean of two validation losses to 4
+    digits."""
     jobs = sweeps[backend]
     text = (jobs.path / "comparison.md").read_text()
     assert text.strip() in jobs.done.out
@@ -140,7 +182,10 @@ def test_the_table_groups_over_seeds_with_their_mean(sweeps: dict[str, Jobs], ba
     for schedule in ("constant", "exponential"):
         (line,) = [line for line in lines if f"schedule={schedule}" in line]
         results = jobs.results()
-        losses = [results[sweep_name(backend, schedule, seed, "loss")]["metrics"]["val/loss"] for seed in (0, 1)]
+        losses = [
+            results[sweep_name(backend, schedule, seed, "loss")]["metrics"]["val/loss"]
+            for seed in (0, 1)
+        ]
         assert f"{sum(losses) / 2:.4f}" in line
         assert "seed=" not in line
 
@@ -152,10 +197,12 @@ def test_the_comparison_has_a_picture(sweeps: dict[str, Jobs], backend: str) -> 
     assert min(imread(sweeps[backend].path / "comparison.png").shape[:2]) > 300
 
 
-# Both backends in one multirun. The first rate is 0: update 0 changes nothing; then 1e30 ends in NaN, and 1e-3 trains
+# Both backends in one multirun. The first rate is 0: update 0 changes nothing; then 1e30 ends in
+# NaN, and 1e-3 trains
 
 START = (
-    "optimizer.lr=1e-3,1e30", "schedule.warmup=1steps", "schedule.warmup_edge=left", "trainer.max_steps=20",
+    "optimizer.lr=1e-3,1e30", "schedule.warmup=1steps", "schedule.warmup_edge=left",
+    "trainer.max_steps=20",
     "trainer.checkpoint_every=1steps", "device=cpu",
 )  # fmt: skip
 
@@ -168,23 +215,33 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Jobs]:
     backends = ("-m", "backend=lightning,keras", *START)
     long = ("-m", f"output.root={root}", "seed=0,1", "trainer.max_steps=2", "device=cpu")
     each = forked(here, backends, long)
-    return {name: Jobs(done, here / done.folder) for name, done in zip(("backends", "long"), each, strict=True)}
+    return {
+        name: Jobs(done, here / done.folder)
+        for name, done in zip(("backends", "long"), each, strict=True)
+    }
 
 
 def by_backend(jobs: Jobs, lr: str) -> dict[str, Path]:
     """The jobs with this rate."""
-    return {backend: next(jobs.path.glob(f"backend-{backend}_optimizer.lr-{lr}")) for backend in BACKENDS}
+    return {
+        backend: next(jobs.path.glob(f"backend-{backend}_optimizer.lr-{lr}"))
+        for backend in BACKENDS
+    }
 
 
 DIVERGING, TRAINING = "1e+30", "0.001"
 
 
-def test_a_diverging_job_fails_with_the_update_named_and_the_others_go_on(mixed: dict[str, Jobs]) -> None:
-    """Update 0 has rate 0, update 1 throws the weights to 1e30, whose outputs overflow float32 in update 2."""
+def test_a_diverging_job_fails_with_the_update_named_and_the_others_go_on(
+    mixed: dict[str, Jobs],
+) -> None:
+    """Update 0 has rate 0, update 1 throws the weights to 1e30, whose outputs overflow float32 in
+    update 2."""
     jobs = mixed["backends"]
     assert jobs.done.status == 1
     results = {
-        path.name: json.loads((path / "result.json").read_text()) for path in by_backend(jobs, DIVERGING).values()
+        path.name: json.loads((path / "result.json").read_text())
+        for path in by_backend(jobs, DIVERGING).values()
     }
     assert [found["status"] for found in results.values()] == ["failed"] * 2
     assert jobs.done.out.count("failed: RunError: the loss of update 2 is nan") == 2
@@ -196,14 +253,24 @@ def test_a_diverging_job_fails_with_the_update_named_and_the_others_go_on(mixed:
 
 
 def test_a_failed_run_s_result_has_the_keys_of_the_contract(mixed: dict[str, Jobs]) -> None:
-    keys = {"status", "backend", "schedule", "steps", "epochs", "metrics", "best", "seconds", "num_parameters"}
+    keys = {
+        "status",
+        "backend",
+        "schedule",
+        "steps",
+        "epochs",
+        "metrics",
+        "best",
+        "seconds",
+        "num_parameters",
+    }
     for path in by_backend(mixed["backends"], DIVERGING).values():
         assert keys <= set(json.loads((path / "result.json").read_text()))
 
 
 def test_both_backends_start_from_the_same_bits(mixed: dict[str, Jobs]) -> None:
-    """After one update of rate 0 the weights are those that the core drew; the checkpoint before the loss that was no
-    number is still there."""
+    """After one update of rate 0 the weights are those that the core drew; the checkpoint before
+    the loss that was no number is still there."""
     drawn = first(prepare([])).weights
     for path in by_backend(mixed["backends"], DIVERGING).values():
         weights = load_file(path / "checkpoints" / "1" / "weights.safetensors")
@@ -215,11 +282,14 @@ def test_both_backends_start_from_the_same_bits(mixed: dict[str, Jobs]) -> None:
 def test_a_completed_job_s_hash_is_that_of_its_last_weights(mixed: dict[str, Jobs]) -> None:
     for path in by_backend(mixed["backends"], TRAINING).values():
         weights = load_file(path / "checkpoints" / "last" / "weights.safetensors")
-        assert json.loads((path / "result.json").read_text())["weights_sha256"] == weights_sha256(weights)
+        assert json.loads((path / "result.json").read_text())["weights_sha256"] == weights_sha256(
+            weights
+        )
 
 
 def test_the_first_loss_is_numpys(mixed: dict[str, Jobs]) -> None:
-    """Of the drawn weights on the first 32 rows of the run's order. 1e-6: the run's is in float32."""
+    """Of the drawn weights on the first 32 rows of the run's order. 1e-6: the run's is in
+    float32."""
     prepared = prepare([])
     rows = prepared.order.chunk(0, 1).rows
     z, y = mlp(first(prepared).weights, prepared.data.train.x[rows]), prepared.data.train.y[rows]
@@ -237,7 +307,10 @@ def test_a_multirun_with_a_long_output_root_completes(mixed: dict[str, Jobs]) ->
 def test_the_comparison_tells_jobs_apart_where_a_value_is_long(mixed: dict[str, Jobs]) -> None:
     """Two seeds are one group of two, however long the overrides before them."""
     rows = mixed["long"].comparison()
-    assert sorted(re.findall(r"seed=\d", " ".join(row["overrides"] for row in rows))) == ["seed=0", "seed=1"]
+    assert sorted(re.findall(r"seed=\d", " ".join(row["overrides"] for row in rows))) == [
+        "seed=0",
+        "seed=1",
+    ]
     lines = (mixed["long"].path / "comparison.md").read_text().splitlines()
     _, _, group = (line for line in lines if line.startswith("|"))
     assert group.split("|")[3].strip() == "2"
@@ -264,8 +337,13 @@ def chapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Jobs]:
     here = tmp_path_factory.mktemp("chapters")
     experiments = f"experiment={','.join(CHAPTER)}"
     options = ("trainer.batch_size=1", "device=cpu")
-    each = forked(here, *(("-m", f"backend={backend}", experiments, *options) for backend in BACKENDS))
-    return {backend: Jobs(done, here / done.folder) for backend, done in zip(BACKENDS, each, strict=True)}
+    each = forked(
+        here, *(("-m", f"backend={backend}", experiments, *options) for backend in BACKENDS)
+    )
+    return {
+        backend: Jobs(done, here / done.folder)
+        for backend, done in zip(BACKENDS, each, strict=True)
+    }
 
 
 def chapter(chapters: dict[str, Jobs], backend: str, experiment: str) -> Path:
@@ -278,28 +356,39 @@ def chapter(chapters: dict[str, Jobs], backend: str, experiment: str) -> Path:
 def test_a_chapter_s_experiment_trains_at_the_rates_of_its_formula(
     chapters: dict[str, Jobs], backend: str, experiment: str
 ) -> None:
-    """eta0 = 0.001. constant; eta0 0.9^floor(t / 10000); from eta0 to 0.00001 over 10,000 steps, then that; and
-    eta0 (1 - t / T)^(1 / 2)."""
+    """eta0 = 0.001. constant; eta0 0.9^floor(t / 10000); from eta0 to 0.00001 over 10,000 steps,
+    then that; and eta0 (1 - t / T)^(1 / 2)."""
     path = chapter(chapters, backend, experiment)
     found = json.loads((path / "result.json").read_text())
     assert (found["status"], found["steps"], found["epochs"]) == ("completed", NUM_STEPS, 10)
-    assert found["num_parameters"] == 64 * 128 + 128 + 128 * 10 + 10  # Dense 128 and Dense 10 on 64 pixels
-    # one ulp of float32: the formula's terms may be added in another order before they are rounded once
+    # Dense 128 and Dense 10 on 64 pixels
+    assert found["num_parameters"] == 64 * 128 + 128 + 128 * 10 + 10
+    # one ulp of float32: the formula's terms may be added in another order before they are rounded
+    # once
     eps = float(np.finfo(np.float32).eps)
     np.testing.assert_allclose(trace(path)["learning_rate"], CHAPTER[experiment], rtol=eps, atol=0)
 
 
 @both
-def test_the_exponential_chapter_is_the_constant_one_until_its_stair(chapters: dict[str, Jobs], backend: str) -> None:
-    """The same bits for 10,000 updates, since a job does not depend on those before it; then another run."""
-    constant, stairs = (trace(chapter(chapters, backend, f"chapter_{name}")) for name in ("constant", "exponential"))
+def test_the_exponential_chapter_is_the_constant_one_until_its_stair(
+    chapters: dict[str, Jobs], backend: str
+) -> None:
+    """The same bits for 10,000 updates, since a job does not depend on those before it; then
+    another run."""
+    constant, stairs = (
+        trace(chapter(chapters, backend, f"chapter_{name}")) for name in ("constant", "exponential")
+    )
     np.testing.assert_array_equal(stairs["loss"][:10_001], constant["loss"][:10_001])
     assert not np.array_equal(stairs["loss"][10_001:], constant["loss"][10_001:])
 
 
 @both
-def test_a_multirun_whose_jobs_all_complete_exits_with_0(chapters: dict[str, Jobs], backend: str) -> None:
+def test_a_multirun_whose_jobs_all_complete_exits_with_0(
+    chapters: dict[str, Jobs], backend: str
+) -> None:
     done = chapters[backend].done
     assert (done.status, done.err) == (0, "")
     assert "4 of 4 jobs completed" in done.out
-    assert all(found["metrics"]["val/accuracy"] > 0.9 for found in chapters[backend].results().values())
+    assert all(
+        found["metrics"]["val/accuracy"] > 0.9 for found in chapters[backend].results().values()
+    )

@@ -17,7 +17,10 @@ NAMES = [
     (["a=1,output.root=x", "a=2,output.root=x"], ["a-1", "a-2"]),
     (["seed=3"], ["seed-3"]),  # none differs
     (["output.root=x"], ["defaults"]),
-    (["trainer.monitor=val/loss", "trainer.monitor=val/los"], ["trainer.monitor-val-loss", "trainer.monitor-val-los"]),
+    (
+        ["trainer.monitor=val/loss", "trainer.monitor=val/los"],
+        ["trainer.monitor-val-loss", "trainer.monitor-val-los"],
+    ),
     (["model.name='ü, x'", "model.name=y"], ["model.name-x", "model.name-y"]),
     (["+a=1", "++a=2"], ["a-1", "a-2"]),
 ]
@@ -28,8 +31,13 @@ def test_a_job_is_named_by_the_keys_that_differ(each: list[str], names: list[str
     assert job_names([re.split(r",(?=[\w.]+=)", job) for job in each]) == names
 
 
-@given(st.lists(st.tuples(st.text(min_size=1), st.text()), min_size=1, max_size=5), st.integers(0, 10**6))
-def test_a_name_needs_no_quotes_and_keeps_the_seed_and_the_rate(said: list[tuple[str, str]], seed: int) -> None:
+@given(
+    st.lists(st.tuples(st.text(min_size=1), st.text()), min_size=1, max_size=5),
+    st.integers(0, 10**6),
+)
+def test_a_name_needs_no_quotes_and_keeps_the_seed_and_the_rate(
+    said: list[tuple[str, str]], seed: int
+) -> None:
     first = [f"key{i}={value}" for i, (_, value) in enumerate(said)]
     each = [
         [*first, f"seed={seed}", "optimizer.lr=0.001"],

@@ -22,7 +22,8 @@ from tests.command_line import BACKENDS, begun, ended, forked, start, together
 
 
 def test_each_schedule_is_compared_at_its_own_best_base_rate(tmp_path: Path) -> None:
-    """Three rates of two schedules over two seeds; the table ranks two, each with the least mean of its three."""
+    """Three rates of two schedules over two seeds; the table ranks two, each with the least mean of
+    its three."""
     sweep = ("-m", "schedule=constant,linear", "seed=0,1", "trainer.max_epochs=2", "device=cpu")
     (done,) = forked(tmp_path, (*sweep, "tune=lr", "tune.factors=[0.1,1,10]", "optimizer.lr=2e-3"))
     assert (done.status, done.err) == (0, "")
@@ -36,14 +37,21 @@ def test_each_schedule_is_compared_at_its_own_best_base_rate(tmp_path: Path) -> 
             means.setdefault(schedule, {})[rate] = sum(values) / 2
     best = {schedule: min(each, key=lambda rate: each[rate]) for schedule, each in means.items()}
     order = sorted(best, key=lambda schedule: means[schedule][best[schedule]])
-    lines = [line for line in (folder / "comparison.md").read_text().splitlines() if line.startswith("| ")]
+    lines = [
+        line
+        for line in (folder / "comparison.md").read_text().splitlines()
+        if line.startswith("| ")
+    ]
     ranked = [line for line in lines if line.startswith(("| 1 ", "| 2 "))]
     assert len(ranked) == 2
     for line, schedule in zip(ranked, order, strict=True):
         assert f"schedule={schedule} optimizer.lr={best[schedule]}" in line
         assert f"{means[schedule][best[schedule]]:.4f}" in line
         if best[schedule] != "0.002":
-            assert f"warning: schedule={schedule} optimizer.lr={best[schedule]} is best at the largest rate" in done.out
+            assert (
+                f"warning: schedule={schedule} optimizer.lr={best[schedule]} is best at the "
+                f"largest rate"
+            ) in done.out
     tried = [line for line in lines if line.startswith("| schedule=")]
     assert len(tried) == 6
     *_, test, winner, command = done.out.splitlines()
@@ -59,13 +67,20 @@ LONG = ("-m", "schedule=constant,cosine", "seed=0,1", "trainer.max_epochs=40", "
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {path.parent.name: read_json(path)["weights_sha256"] for path in folder.glob("*/result.json")}
+    return {
+        path.parent.name: read_json(path)["weights_sha256"] for path in folder.glob("*/result.json")
+    }
 
 
 @pytest.mark.parametrize("backend", ["lightning", pytest.param("keras", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_a_multirun_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, backend: str, number: int) -> None:
-    """Stopped in its second job or later: what is completed is left alone, what is half done goes on in its folder."""
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_a_multirun_that_was_stopped_goes_on_to_the_same_bits(
+    tmp_path: Path, backend: str, number: int
+) -> None:
+    """Stopped in its second job or later: what is completed is left alone, what is half done goes
+    on in its folder."""
     sweep = (*LONG, f"backend={backend}")
     (whole,) = forked(tmp_path, sweep)
     assert whole.status == 0
@@ -136,7 +151,9 @@ def test_two_commands_started_at_once_train_each_job_once(tmp_path: Path, backen
     assert len(re.findall(r"^job \d: .* is left to process \d+$", said, re.MULTILINE)) >= 1
 
 
-def test_a_command_beside_another_takes_what_is_left_and_says_who_has_the_rest(tmp_path: Path) -> None:
+def test_a_command_beside_another_takes_what_is_left_and_says_who_has_the_rest(
+    tmp_path: Path,
+) -> None:
     """The first is in its only job, which the second has too; a note in that job's folder stays."""
     folder = tmp_path / "outputs" / "shared"
     out, err = tmp_path / "out", tmp_path / "err"
@@ -156,7 +173,10 @@ def test_a_command_beside_another_takes_what_is_left_and_says_who_has_the_rest(t
         os.kill(child, signal.SIGCONT)
     assert ended(child, err) == 0
     assert refused.status == 2
-    assert refused.err == f"error: resume: {job} is in use, another process trains in it: process {child}\n"
+    assert (
+        refused.err
+        == f"error: resume: {job} is in use, another process trains in it: process {child}\n"
+    )
     assert (second.status, second.err) == (0, "")
     assert f"job 0: seed-0 is left to process {child}\n" in second.out
     assert f"training: {job.name} in process {child}\n" in second.out
@@ -168,7 +188,9 @@ def test_a_command_beside_another_takes_what_is_left_and_says_who_has_the_rest(t
 # The command that goes on, which is printed for copying
 
 
-@pytest.mark.parametrize(("many", "ends"), [((), "completed: "), (("-m", "seed=0,1"), "2 of 2 jobs completed")])
+@pytest.mark.parametrize(
+    ("many", "ends"), [((), "completed: "), (("-m", "seed=0,1"), "2 of 2 jobs completed")]
+)
 def test_what_was_interrupted_goes_on_by_the_command_that_it_prints(
     tmp_path: Path, many: tuple[str, ...], ends: str
 ) -> None:
@@ -182,7 +204,11 @@ def test_what_was_interrupted_goes_on_by_the_command_that_it_prints(
         time.sleep(0.005)
     os.kill(child, signal.SIGTERM)
     assert ended(child, err) == 143
-    (printed,) = [line for line in out.read_text().splitlines() if line.startswith("go on    python -m runner ")]
+    (printed,) = [
+        line
+        for line in out.read_text().splitlines()
+        if line.startswith("go on    python -m runner ")
+    ]
     (done,) = forked(tmp_path, tuple(shlex.split(printed)[5:]))
     assert (done.status, done.err) == (0, "")
     assert ends in done.out
@@ -193,7 +219,10 @@ def test_what_was_interrupted_goes_on_by_the_command_that_it_prints(
 # hydra/launcher=joblib, ray
 
 JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-on_ray = [pytest.mark.slow, pytest.mark.skipif(not find_spec("ray"), reason="the extra ray is not installed")]
+on_ray = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not find_spec("ray"), reason="the extra ray is not installed"),
+]
 
 
 @pytest.mark.parametrize(
@@ -207,8 +236,15 @@ on_ray = [pytest.mark.slow, pytest.mark.skipif(not find_spec("ray"), reason="the
 def test_jobs_side_by_side_are_those_of_one_after_another(
     tmp_path: Path, backend: str, launcher: tuple[str, ...]
 ) -> None:
-    """One of them diverges: it is named and shows in the exit status, the others have the hashes that they have in turn."""
-    sweep = ("-m", f"backend={backend}", "optimizer.lr=1e-3,3e-3,1e30", "trainer.max_steps=40", "device=cpu")
+    """One of them diverges: it is named and shows in the exit status, the others have the hashes
+    that they have in turn."""
+    sweep = (
+        "-m",
+        f"backend={backend}",
+        "optimizer.lr=1e-3,3e-3,1e30",
+        "trainer.max_steps=40",
+        "device=cpu",
+    )
     found = []
     for said in ((), launcher):
         (done,) = together(tmp_path, (*sweep, *said))
@@ -239,11 +275,19 @@ ALIKE = pytest.mark.slow
 def test_jobs_end_with_their_command_and_save(
     tmp_path: Path, launcher: tuple[str, ...], number: signal.Signals, backend: str
 ) -> None:
-    """All that each has trained is in its checkpoint; none goes on, and no process stays. They go on to the same command's end.
+    """All that each has trained is in its checkpoint; none goes on, and no process stays. They go
+    on to the same command's end.
 
     5 s is what a run takes on two cores of its own; this machine may be shared by ten.
     """
-    sweep = ("-m", f"backend={backend}", "seed=0,1", "device=cpu", "output.multirun=outputs/m", *launcher)
+    sweep = (
+        "-m",
+        f"backend={backend}",
+        "seed=0,1",
+        "device=cpu",
+        "output.multirun=outputs/m",
+        *launcher,
+    )
     process = start(tmp_path, *sweep, "trainer.max_epochs=5000")
     folder = tmp_path / "outputs" / "m"
     deadline = time.monotonic() + 200
@@ -268,7 +312,14 @@ def test_jobs_end_with_their_command_and_save(
 
 @pytest.mark.slow
 def test_a_job_s_process_that_is_killed_ends_the_command_in_one_line(tmp_path: Path) -> None:
-    sweep = ("-m", "seed=0,1", "trainer.max_epochs=5000", "device=cpu", "output.multirun=outputs/m", *JOBLIB)
+    sweep = (
+        "-m",
+        "seed=0,1",
+        "trainer.max_epochs=5000",
+        "device=cpu",
+        "output.multirun=outputs/m",
+        *JOBLIB,
+    )
     process = start(tmp_path, *sweep)
     deadline = time.monotonic() + 200
     while not (found := list(tmp_path.glob("outputs/m/*/checkpoints/last"))):
@@ -277,12 +328,17 @@ def test_a_job_s_process_that_is_killed_ends_the_command_in_one_line(tmp_path: P
     os.kill(read_json(found[0].parents[1] / ".owner")["pid"], signal.SIGKILL)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1
-    said = "the process of a job was killed, by somebody or because memory was short; the other jobs ended with it"
+    said = (
+        "the process of a job was killed, by somebody or because memory was short; the other "
+        "jobs ended with it"
+    )
     assert err == f"error: {said}\n"
     assert out.splitlines()[-1].startswith("go on    python -m runner -m seed=0,1 ")
 
 
-def test_a_job_whose_command_is_gone_is_asked_to_end_and_its_process_ends_after_it(tmp_path: Path) -> None:
+def test_a_job_whose_command_is_gone_is_asked_to_end_and_its_process_ends_after_it(
+    tmp_path: Path,
+) -> None:
     code = """
 import time
 from runner import signals
@@ -298,7 +354,9 @@ time.sleep(60)
     command = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     began = psutil.Process(command.pid).create_time()
     environment = {**os.environ, "TWINRUN_MULTIRUN": f"{command.pid}:{began!r}:{tmp_path / 'end'}"}
-    job = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+    job = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True
+    )
     assert job.stdout is not None
     assert job.stdout.readline() == "here\n"
     command.kill()  # and not waited for: a zombie trains nothing either
@@ -321,13 +379,22 @@ def children_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 def test_a_job_that_the_scheduler_takes_off_is_queued_again_and_goes_on_to_the_same_bits(
     tmp_path: Path, backend: str
 ) -> None:
-    """SIGUSR2 is what submitit has Slurm send before it takes a job's place; the job saves, and is started again from there."""
-    sweep = ("-m", f"backend={backend}", "schedule=cosine", "seed=0,1", "trainer.max_epochs=150", "device=cpu")
+    """SIGUSR2 is what submitit has Slurm send before it takes a job's place; the job saves, and is
+    started again from there."""
+    sweep = (
+        "-m",
+        f"backend={backend}",
+        "schedule=cosine",
+        "seed=0,1",
+        "trainer.max_epochs=150",
+        "device=cpu",
+    )
     (whole,) = forked(tmp_path, sweep)
     process = start(tmp_path, *sweep, "hydra/launcher=submitit_local")
     deadline = time.monotonic() + 120
     multirun = tmp_path / whole.folder
-    while len(list(multirun.parent.glob("*/*seed-*/checkpoints/last"))) < 4:  # two of them of the first command
+    # two of them of the first command
+    while len(list(multirun.parent.glob("*/*seed-*/checkpoints/last"))) < 4:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     for job in children_of(process):
@@ -345,14 +412,17 @@ def test_a_job_that_the_scheduler_takes_off_is_queued_again_and_goes_on_to_the_s
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
-def test_a_search_makes_the_monitored_metric_better_and_ends_with_the_comparison(tmp_path: Path, mode: str) -> None:
-    """Six trials; the first of the diverging range ends at infinity and is no reason to stop. What Optuna calls the best is
-    as good as what the comparison calls the winner."""
+def test_a_search_makes_the_monitored_metric_better_and_ends_with_the_comparison(
+    tmp_path: Path, mode: str
+) -> None:
+    """Six trials; the first of the diverging range ends at infinity and is no reason to stop. What
+    Optuna calls the best is as good as what the comparison calls the winner."""
     monitored = {"min": "val/loss", "max": "val/accuracy"}[mode]
     (done,) = forked(
         tmp_path,
         (
-            "-m", "search=optuna_lr", "optimizer=sgd", "optimizer.lr=tag(log, interval(1e-3, 1e9))", "device=cpu",
+            "-m", "search=optuna_lr", "optimizer=sgd", "optimizer.lr=tag(log, interval(1e-3, 1e9))",
+            "device=cpu",
             "trainer.max_epochs=2", f"trainer.monitor={monitored}", f"trainer.monitor_mode={mode}",
             "hydra.sweeper.n_trials=6",
         ),

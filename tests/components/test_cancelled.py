@@ -1,4 +1,5 @@
-"""Weights whose true gradient is 0, found from the layers alone, against the gradients that torch computes in float64."""
+"""Weights whose true gradient is 0, found from the layers alone, against the gradients that torch
+computes in float64."""
 
 from pathlib import Path
 
@@ -14,7 +15,11 @@ from runner.errors import ConfigError
 from tests.command_line import BACKENDS, forked
 from tests.training import compose, prepare, train
 
-TANH, NORM, LINE = "{layer: activation, function: tanh}", "{layer: batch_norm}", "{layer: layer_norm}"
+TANH, NORM, LINE = (
+    "{layer: activation, function: tanh}",
+    "{layer: batch_norm}",
+    "{layer: layer_norm}",
+)
 DENSE, OUT = "{layer: dense, units: 6}", "{layer: dense, units: 3}"
 CONV, FLAT = "{layer: conv2d, filters: 2, kernel_size: 3", "{layer: flatten}"
 ROW, IMAGE, SEQUENCE = (6,), (5, 5, 2), (4, 6)
@@ -23,9 +28,11 @@ ROW, IMAGE, SEQUENCE = (6,), (5, 5, 2), (4, 6)
 TABLE: list[tuple[str, tuple[int, ...], set[str]]] = [
     (f"{DENSE},{TANH},{OUT}", ROW, set()),
     (f"{DENSE},{NORM},{TANH},{OUT}", ROW, {"dense_0/bias"}),
-    (f"{DENSE},{LINE},{TANH},{OUT}", ROW, set()),  # a layer norm cancels one direction of a bias, not all of it
+    # a layer norm cancels one direction of a bias, not all of it
+    (f"{DENSE},{LINE},{TANH},{OUT}", ROW, set()),
     (f"{DENSE},{TANH},{NORM},{OUT}", ROW, set()),
-    (f"{DENSE},{DENSE},{NORM},{NORM},{OUT}", ROW, {"dense_0/bias", "dense_1/bias", "batch_norm_0/offset"}),
+    (f"{DENSE},{DENSE},{NORM},{NORM},{OUT}", ROW, {"dense_0/bias", "dense_1/bias",
+        "batch_norm_0/offset"}),
     (f"{DENSE},{LINE},{DENSE},{NORM},{OUT}", ROW, {"layer_norm_0/offset", "dense_1/bias"}),
     (f"{DENSE},{{layer: dropout, rate: 0.0}},{NORM},{OUT}", ROW, {"dense_0/bias"}),
     (f"{DENSE},{{layer: dropout, rate: 0.5}},{NORM},{OUT}", ROW, set()),
@@ -33,24 +40,34 @@ TABLE: list[tuple[str, tuple[int, ...], set[str]]] = [
         "dense_0/kernel", "dense_0/bias", "dense_1/kernel", "dense_1/bias", "layer_norm_0/scale",
     }),
     (f"{CONV}}},{NORM},{FLAT},{OUT}", IMAGE, {"conv2d_0/bias"}),
-    (f"{CONV}}},{CONV}}},{NORM},{FLAT},{OUT}", IMAGE, {"conv2d_1/bias"}),  # the border of a `same` shows the first one
-    (f"{CONV}}},{CONV}, padding: valid}},{NORM},{FLAT},{OUT}", IMAGE, {"conv2d_0/bias", "conv2d_1/bias"}),
+    # the border of a `same` shows the first one
+    (f"{CONV}}},{CONV}}},{NORM},{FLAT},{OUT}", IMAGE, {"conv2d_1/bias"}),
+    (f"{CONV}}},{CONV}, padding: valid}},{NORM},{FLAT},{OUT}", IMAGE,
+        {"conv2d_0/bias", "conv2d_1/bias"}),
     (f"{CONV}}},{CONV}}},{FLAT},{NORM},{OUT}", IMAGE, {"conv2d_0/bias", "conv2d_1/bias"}),
     (f"{CONV}}},{{layer: max_pool}},{NORM},{FLAT},{OUT}", IMAGE, {"conv2d_0/bias"}),
     (f"{CONV}}},{CONV}}},{{layer: max_pool}},{FLAT},{NORM},{OUT}", IMAGE, {"conv2d_1/bias"}),
-    (f"{CONV}}},{CONV}}},{{layer: average_pool}},{FLAT},{NORM},{OUT}", IMAGE, {"conv2d_0/bias", "conv2d_1/bias"}),
-    (f"{CONV}}},{CONV}}},{{layer: global_average_pool}},{NORM},{OUT}", IMAGE, {"conv2d_0/bias", "conv2d_1/bias"}),
+    (f"{CONV}}},{CONV}}},{{layer: average_pool}},{FLAT},{NORM},{OUT}", IMAGE,
+        {"conv2d_0/bias", "conv2d_1/bias"}),
+    (f"{CONV}}},{CONV}}},{{layer: global_average_pool}},{NORM},{OUT}", IMAGE,
+        {"conv2d_0/bias", "conv2d_1/bias"}),
     (f"{CONV}}},{{layer: reshape, shape: [2, 25]}},{NORM},{FLAT},{OUT}", IMAGE, set()),
     (f"{{layer: position_embedding}},{NORM},{FLAT},{OUT}", SEQUENCE, set()),
-    (f"{{layer: position_embedding}},{DENSE},{FLAT},{NORM},{OUT}", SEQUENCE, {"position_embedding_0/embedding", "dense_0/bias"}),
-    (f"{{layer: position_embedding}},{NORM},{FLAT},{OUT}", (1, 6), {"position_embedding_0/embedding"}),
-    (f"{{layer: attention, num_heads: 2}},{FLAT},{OUT}", (1, 6), {"attention_0/query", "attention_0/key"}),
+    (f"{{layer: position_embedding}},{DENSE},{FLAT},{NORM},{OUT}", SEQUENCE,
+        {"position_embedding_0/embedding", "dense_0/bias"}),
+    (f"{{layer: position_embedding}},{NORM},{FLAT},{OUT}", (1, 6),
+        {"position_embedding_0/embedding"}),
+    (f"{{layer: attention, num_heads: 2}},{FLAT},{OUT}", (1, 6),
+        {"attention_0/query", "attention_0/key"}),
     (f"{DENSE},{{layer: attention, num_heads: 2}},{FLAT},{OUT}", SEQUENCE, set()),
     # what leaves a branch, and what comes into both
     (f"{{layer: residual, layers: [{DENSE},{TANH},{DENSE}]}},{NORM},{OUT}", ROW, {"dense_1/bias"}),
     (f"{DENSE},{{layer: residual, layers: [{DENSE},{NORM}]}},{NORM},{OUT}", ROW,
      {"dense_0/bias", "dense_1/bias", "batch_norm_0/offset"}),
-    (f"{DENSE},{{layer: residual, layers: [{DENSE},{NORM}], shortcut: [{DENSE},{NORM}]}},{TANH},{OUT}", ROW,
+    ((
+        f"{DENSE},{{layer: residual, layers: [{DENSE},{NORM}], shortcut: "
+        f"[{DENSE},{NORM}]}},{TANH},{OUT}"
+    ), ROW,
      {"dense_0/bias", "dense_1/bias", "dense_2/bias"}),
     (f"{DENSE},{{layer: residual, layers: [{TANH},{DENSE}]}},{NORM},{OUT}", ROW, {"dense_1/bias"}),
 ]  # fmt: skip
@@ -61,20 +78,31 @@ def made(layers: str, shape: tuple[int, ...]) -> Network:
 
 
 def gradients(net: Network) -> dict[str, float]:
-    """The largest derivative of a random linear function of the outputs of 7 rows by each weight, all drawn at random."""
+    """The largest derivative of a random linear function of the outputs of 7 rows by each weight,
+    all drawn at random."""
     rng = np.random.default_rng(0)
     model = torch_layers.Network(net, torch_layers.Place(0)).double().train()
-    torch_layers.load(model, {name: rng.normal(size=v.shape) for name, v in initial_variables(net, 0).items()})
+    torch_layers.load(
+        model, {name: rng.normal(size=v.shape) for name, v in initial_variables(net, 0).items()}
+    )
     outputs = model(torch.from_numpy(rng.normal(size=(7, *net.input_shape))))
     (outputs * torch.from_numpy(rng.normal(size=outputs.shape))).sum().backward()  # type: ignore[no-untyped-call]
     trained = {name for name, variable in net.variables().items() if variable.trainable}
-    return {name: float(value.grad.abs().max()) for name, value in model.named().items() if name in trained}
+    return {
+        name: float(value.grad.abs().max())
+        for name, value in model.named().items()
+        if name in trained
+    }
 
 
-@pytest.mark.parametrize(("layers", "shape", "expected"), TABLE, ids=[layers for layers, *_ in TABLE])
-def test_what_is_cancelled_is_what_has_no_gradient(layers: str, shape: tuple[int, ...], expected: set[str]) -> None:
-    """1e-11: float64's rounding of some hundred terms of size 1 to 10. The least true gradient here is that of a scale before
-    a batch norm, which cancels it but for eps / variance."""
+@pytest.mark.parametrize(
+    ("layers", "shape", "expected"), TABLE, ids=[layers for layers, *_ in TABLE]
+)
+def test_what_is_cancelled_is_what_has_no_gradient(
+    layers: str, shape: tuple[int, ...], expected: set[str]
+) -> None:
+    """1e-11: float64's rounding of some hundred terms of size 1 to 10. The least true gradient here
+    is that of a scale before a batch norm, which cancels it but for eps / variance."""
     net = made(layers, shape)
     found = gradients(net)
     assert {name for name, size in found.items() if size < 1e-11} == expected
@@ -84,9 +112,12 @@ def test_what_is_cancelled_is_what_has_no_gradient(layers: str, shape: tuple[int
 
 # --- as a user sees it
 
-PARTING = [f"model.layers=[{{layer: dense, units: 16}},{NORM},{TANH},{{layer: dense, units: outputs}}]"]
+PARTING = [
+    f"model.layers=[{{layer: dense, units: 16}},{NORM},{TANH},{{layer: dense, units: outputs}}]"
+]
 TOLD = (
-    "model.layers: batch_norm_0 cancels dense_0/bias, whose gradient is rounding noise; optimizer=lion makes steps of it, "
+    "model.layers: batch_norm_0 cancels dense_0/bias, whose gradient is rounding noise; "
+    "optimizer=lion makes steps of it, "
     "and the backends part; bias: false of dense_0 prevents that"
 )
 
@@ -94,7 +125,9 @@ TOLD = (
 def test_a_bias_before_a_norm_is_told_before_training(tmp_path: Path) -> None:
     run = (*PARTING, "trainer.max_steps=1")
     told, without = forked(
-        tmp_path, (*run, "optimizer=lion"), (*run, "optimizer=lion", "layer_defaults.dense.bias=false")
+        tmp_path,
+        (*run, "optimizer=lion"),
+        (*run, "optimizer=lion", "layer_defaults.dense.bias=false"),
     )
     (sgd,) = forked(tmp_path, (*run, "optimizer=sgd"))
     assert f"warning: {TOLD}" in told.out
@@ -114,8 +147,18 @@ def test_other_weights_are_told_how_to_freeze_them() -> None:
 
 def test_the_backends_part_by_such_a_bias_and_not_without_it() -> None:
     """Rounding noise differs, and Lion makes steps of 1e-3 of it; 1e-12 as in tests/parity."""
-    common = [*PARTING, "optimizer=lion", "optimizer.lr=1e-3", "trainer.precision=float64", "trainer.max_steps=60"]
+    common = [
+        *PARTING,
+        "optimizer=lion",
+        "optimizer.lr=1e-3",
+        "trainer.precision=float64",
+        "trainer.max_steps=60",
+    ]
     for bias, apart in (("true", True), ("false", False)):
-        a, b = (train(backend, [*common, f"layer_defaults.dense.bias={bias}"]) for backend in BACKENDS)
-        largest = max(np.abs(value - b.state.weights[name]).max() for name, value in a.state.weights.items())
+        a, b = (
+            train(backend, [*common, f"layer_defaults.dense.bias={bias}"]) for backend in BACKENDS
+        )
+        largest = max(
+            np.abs(value - b.state.weights[name]).max() for name, value in a.state.weights.items()
+        )
         assert (largest > 1e-3) if apart else (largest < 1e-12)

@@ -80,7 +80,14 @@ def test_the_shape_that_a_layer_makes(size: Shape, layer: Mapping[str, Any], out
 
 @pytest.mark.parametrize(
     ("size", "window", "stride", "expected"),
-    [(8, 3, 1, (1, 1)), (8, 3, 2, (0, 1)), (7, 3, 2, (1, 1)), (8, 2, 2, (0, 0)), (5, 4, 1, (1, 2)), (8, 1, 2, (0, 0))],
+    [
+        (8, 3, 1, (1, 1)),
+        (8, 3, 2, (0, 1)),
+        (7, 3, 2, (1, 1)),
+        (8, 2, 2, (0, 0)),
+        (5, 4, 1, (1, 2)),
+        (8, 1, 2, (0, 0)),
+    ],
 )
 def test_same_padding_is_split_in_two_with_the_odd_one_at_the_end(
     size: int, window: int, stride: int, expected: tuple[int, int]
@@ -94,7 +101,11 @@ def test_names_count_each_kind_in_order_of_definition_nested_layers_included() -
         10,
         conv(4, 3),
         {"layer": "batch_norm"},
-        {"layer": "residual", "layers": [conv(4, 3), {"layer": "batch_norm"}], "shortcut": [conv(4, 1, bias=False)]},
+        {
+            "layer": "residual",
+            "layers": [conv(4, 3), {"layer": "batch_norm"}],
+            "shortcut": [conv(4, 1, bias=False)],
+        },
         conv(4, 3, bias=False),
         FLATTEN,
         dense("outputs"),
@@ -122,26 +133,41 @@ def test_names_count_each_kind_in_order_of_definition_nested_layers_included() -
     assert list(variables) == list(expected)
     untrained = {name for name, variable in variables.items() if not variable.trainable}
     assert untrained == {f"batch_norm_{i}/{name}" for i in (0, 1) for name in ("mean", "variance")}
-    assert {name for name, variable in variables.items() if variable.decays} == {n for n in expected if "kernel" in n}
+    assert {name for name, variable in variables.items() if variable.decays} == {
+        n for n in expected if "kernel" in n
+    }
 
 
 def test_attention_has_four_square_kernels_and_no_bias() -> None:
     made = net(
-        (5, 12), 2, {"layer": "position_embedding"}, {"layer": "attention", "num_heads": 3}, FLATTEN, dense("outputs")
+        (5, 12),
+        2,
+        {"layer": "position_embedding"},
+        {"layer": "attention", "num_heads": 3},
+        FLATTEN,
+        dense("outputs"),
     )
     variables = {name: v for name, v in made.variables().items() if not name.startswith("dense")}
     assert {name: variable.shape for name, variable in variables.items()} == {
         "position_embedding_0/embedding": (1, 5, 12),
         **{f"attention_0/{name}": (12, 12) for name in ("query", "key", "value", "output")},
     }
-    assert [name for name, variable in variables.items() if not variable.decays] == ["position_embedding_0/embedding"]
+    assert [name for name, variable in variables.items() if not variable.decays] == [
+        "position_embedding_0/embedding"
+    ]
 
 
 def test_every_node_has_an_index_of_its_own_in_order_of_definition() -> None:
     inner = {"layer": "residual", "layers": [dense(6), {"layer": "dropout", "rate": 0.1}]}
     made = net((6,), 2, inner, {"layer": "dropout", "rate": 0.1}, dense("outputs"))
     assert [node.index for node in made.walk()] == [0, 1, 2, 3, 4]
-    assert [node.name for node in made.walk()] == ["residual_0", "dense_0", "dropout_0", "dropout_1", "dense_1"]
+    assert [node.name for node in made.walk()] == [
+        "residual_0",
+        "dense_0",
+        "dropout_0",
+        "dropout_1",
+        "dense_1",
+    ]
 
 
 def test_outputs_stands_for_what_the_data_asks_for() -> None:
@@ -164,15 +190,31 @@ def test_the_mlp_of_the_contract_is_64_128_10() -> None:
         ((4,), [dense(3)], r"model.layers end in \[3\]; the data asks for \[2\]"),
         ((4,), [conv(3, 3)], r"model.layers\[0\] \(conv2d\): needs 3 axes, got \[4\]"),
         ((4, 4, 1), [dense(2)], r"model.layers\[0\] \(dense\): needs 1 or 2 axes, got \[4, 4, 1\]"),
-        ((4,), [{"layer": "global_average_pool"}], r"model.layers\[0\] \(global_average_pool\): needs 2 or 3 axes"),
+        (
+            (4,),
+            [{"layer": "global_average_pool"}],
+            r"model.layers\[0\] \(global_average_pool\): needs 2 or 3 axes",
+        ),
         ((4, 4), [dense(2)], r"model.layers end in \[4, 2\]; the data asks for \[2\]"),
-        ((4,), [{"layer": "position_embedding"}], r"\(position_embedding\): needs 2 axes, got \[4\]: a sequence"),
-        ((4, 6), [{"layer": "attention", "num_heads": 4}], r"\(attention\): num_heads=4 does not divide 6 features"),
+        (
+            (4,),
+            [{"layer": "position_embedding"}],
+            r"\(position_embedding\): needs 2 axes, got \[4\]: a sequence",
+        ),
+        (
+            (4, 6),
+            [{"layer": "attention", "num_heads": 4}],
+            r"\(attention\): num_heads=4 does not divide 6 features",
+        ),
         ((4,), [{"layer": "reshape", "shape": [-1, -1]}], r"cannot turn \[4\] into \[-1, -1\]"),
         ((4,), [{"layer": "reshape", "shape": [-1, 0]}], r"cannot turn \[4\] into \[-1, 0\]"),
         ((4, 4, 1), [conv(3, 5, padding="valid")], r"a window of 5 does not fit into \[4, 4, 1\]"),
         ((4,), [{"layer": "reshape", "shape": [3]}], r"cannot turn \[4\] into \[3\]"),
-        ((4,), [{"layer": "residual", "layers": [dense(3)]}], r"model.layers\[0\]: the branches make \[3\] and \[4\]"),
+        (
+            (4,),
+            [{"layer": "residual", "layers": [dense(3)]}],
+            r"model.layers\[0\]: the branches make \[3\] and \[4\]",
+        ),
         (
             (4, 4, 1),
             [{"layer": "residual", "layers": [conv(2, 3)], "shortcut": [conv(2, 1, stride=2)]}],
@@ -185,30 +227,40 @@ def test_the_mlp_of_the_contract_is_64_128_10() -> None:
         ),
     ],
 )
-def test_a_misfit_is_refused_with_its_place(size: Shape, given: Sequence[Mapping[str, Any]], message: str) -> None:
+def test_a_misfit_is_refused_with_its_place(
+    size: Shape, given: Sequence[Mapping[str, Any]], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         net(size, 2, *given)
 
 
-def first_values(seed: int, *given: Mapping[str, Any], size: Shape = (64,)) -> dict[str, np.ndarray]:
+def first_values(
+    seed: int, *given: Mapping[str, Any], size: Shape = (64,)
+) -> dict[str, np.ndarray]:
     return initial_variables(net(size, 10, *given), seed)
 
 
 @pytest.mark.parametrize(
     ("layer", "size", "limit"),
     [
-        # Glorot and Bengio (2010), equation 16: sqrt(6 / (fan_in + fan_out)); He et al. (2015): variance 2 / fan_in, which
-        # a uniform draw has at sqrt(3 * 2 / fan_in). A convolution's fans are its channels times the kernel's area.
+        # Glorot and Bengio (2010), equation 16: sqrt(6 / (fan_in + fan_out)); He et al. (2015):
+        # variance 2 / fan_in, which a uniform draw has at sqrt(3 * 2 / fan_in). A convolution's
+        # fans are its channels times the kernel's area.
         (dense(100, init="glorot_uniform"), (64,), sqrt(6 / (64 + 100))),
         (dense(100, init="he_uniform"), (64,), sqrt(6 / 64)),
         (conv(16, 3, init="he_uniform"), (8, 8, 4), sqrt(6 / (9 * 4))),
         (conv(16, 3, init="glorot_uniform"), (8, 8, 4), sqrt(6 / (9 * (4 + 16)))),
     ],
 )
-def test_first_kernels_fill_the_range_that_the_papers_give(layer: Mapping[str, Any], size: Shape, limit: float) -> None:
-    kernel = first_values(0, layer, FLATTEN, dense("outputs"), size=size)[f"{layer['layer']}_0/kernel"]
+def test_first_kernels_fill_the_range_that_the_papers_give(
+    layer: Mapping[str, Any], size: Shape, limit: float
+) -> None:
+    kernel = first_values(0, layer, FLATTEN, dense("outputs"), size=size)[
+        f"{layer['layer']}_0/kernel"
+    ]
     assert np.abs(kernel).max() <= limit
-    # Of n uniform draws the largest lies above (1 - 20 / n) of the limit but with probability exp(-20).
+    # Of n uniform draws the largest lies above (1 - 20 / n) of the limit but with probability
+    # exp(-20).
     assert np.abs(kernel).max() >= limit * (1 - 20 / kernel.size)
     # Mean 0 and variance limit^2 / 3, each to six of its standard deviations.
     assert abs(kernel.mean()) <= 6 * limit / sqrt(3 * kernel.size)
@@ -233,7 +285,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
 def test_a_layer_s_weights_do_not_depend_on_the_layers_around_it() -> None:
     alone = first_values(0, dense(16), dense("outputs"))
     norm = {"layer": "batch_norm"}
-    among = first_values(0, norm, dense(16), {"layer": "dropout", "rate": 0.5}, norm, dense("outputs"))
+    among = first_values(
+        0, norm, dense(16), {"layer": "dropout", "rate": 0.5}, norm, dense("outputs")
+    )
     assert all((among[name] == value).all() for name, value in alone.items())
 
 

@@ -47,7 +47,8 @@ def test_cross_entropy_is_scikit_learn_s_log_loss_of_the_softmax() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
 def test_smoothed_cross_entropy_is_that_of_the_mixed_target(smoothing: float) -> None:
-    """Szegedy et al. (2016), section 7: q = (1 - s) one_hot + s / C, the loss -sum q log softmax."""
+    """Szegedy et al. (2016), section 7: q = (1 - s) one_hot + s / C, the loss -sum q log
+    softmax."""
     z, y = logits(), labels()
     q = (1 - smoothing) * np.eye(CLASSES)[y] + smoothing / CLASSES
     expected = -(q * special.log_softmax(z, axis=1)).sum(axis=1)
@@ -64,7 +65,8 @@ def test_binary_cross_entropy_takes_the_mean_over_outputs_and_targets_between_0_
     z, y = logits(columns=3), special.expit(logits(seed=2, columns=3))
     p = special.expit(z)
     expected = (special.xlogy(y, p) + special.xlogy(1 - y, 1 - p)).mean(axis=1)
-    # log(1 - p) loses digits where p is near 1: up to 1e-16 / (1 - p) of it, p as large as 1 - 1e-6 here.
+    # log(1 - p) loses digits where p is near 1: up to 1e-16 / (1 - p) of it, p as large as 1 - 1e-6
+    # here.
     np.testing.assert_allclose(BINARY.rows(z, y), -expected, rtol=1e-9)
 
 
@@ -83,7 +85,9 @@ def test_huber_by_hand() -> None:
 
 def test_huber_is_scipy_s() -> None:
     z, y = logits(columns=1), logits(seed=2, columns=1)
-    np.testing.assert_allclose(Huber(name="huber", delta=1.5).rows(z, y), special.huber(1.5, (z - y)[:, 0]), **CLOSE)
+    np.testing.assert_allclose(
+        Huber(name="huber", delta=1.5).rows(z, y), special.huber(1.5, (z - y)[:, 0]), **CLOSE
+    )
 
 
 @pytest.mark.parametrize("loss", [cross_entropy(), cross_entropy(0.1), BINARY])
@@ -93,13 +97,21 @@ def test_a_loss_from_logits_is_finite_and_right_for_very_large_ones(loss: Any) -
     found = loss.rows(z, y)
     smoothing = getattr(loss, "label_smoothing", 0.0)
     size = 2e4 if loss.name == "cross_entropy" else 1e4
-    np.testing.assert_allclose(found, [size * smoothing / 2, size * (1 - smoothing / 2)], rtol=1e-15)
+    np.testing.assert_allclose(
+        found, [size * smoothing / 2, size * (1 - smoothing / 2)], rtol=1e-15
+    )
 
 
-@pytest.mark.parametrize("loss", [cross_entropy(), BINARY, MEAN_SQUARED_ERROR, Huber(name="huber", delta=1.0)])
+@pytest.mark.parametrize(
+    "loss", [cross_entropy(), BINARY, MEAN_SQUARED_ERROR, Huber(name="huber", delta=1.0)]
+)
 def test_a_loss_of_float32_outputs_is_computed_in_float64(loss: Any) -> None:
     z = logits(columns=3).astype(np.float32)
-    y = labels(classes=3) if loss.name == "cross_entropy" else special.expit(logits(seed=2, columns=3))
+    y = (
+        labels(classes=3)
+        if loss.name == "cross_entropy"
+        else special.expit(logits(seed=2, columns=3))
+    )
     found = loss.rows(z, y)
     assert found.dtype == np.float64
     np.testing.assert_array_equal(found, loss.rows(z.astype(np.float64), y))
@@ -111,8 +123,12 @@ def test_accuracy_is_scikit_learn_s() -> None:
 
 
 def test_accuracy_of_one_output_splits_at_0() -> None:
-    """Labels of any shape; 0 and a half are class 0, as are small outputs below it and not those above."""
-    z, y = np.array([[2.0], [-2.0], [0.0], [3.0], [0.5], [0.5], [1.0]]), np.array([1, 1, 0, 1, 1, 0, 0.5])
+    """Labels of any shape; 0 and a half are class 0, as are small outputs below it and not those
+    above."""
+    z, y = (
+        np.array([[2.0], [-2.0], [0.0], [3.0], [0.5], [0.5], [1.0]]),
+        np.array([1, 1, 0, 1, 1, 0, 0.5]),
+    )
     expected = [1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0]
     assert metrics.accuracy(z, y).tolist() == expected
     assert metrics.accuracy(z, y[:, None]).tolist() == expected
@@ -193,7 +209,12 @@ def test_auto_is_the_usual_loss_and_metric_of_the_task() -> None:
 @pytest.mark.parametrize(
     ("loss", "task", "num_classes", "message"),
     [
-        (cross_entropy(), "regression", 0, "loss=cross_entropy does not fit this data, which has targets, not labels"),
+        (
+            cross_entropy(),
+            "regression",
+            0,
+            "loss=cross_entropy does not fit this data, which has targets, not labels",
+        ),
         (
             BINARY,
             "classification",
@@ -208,16 +229,24 @@ def test_auto_is_the_usual_loss_and_metric_of_the_task() -> None:
         ),
     ],
 )
-def test_a_loss_that_does_not_fit_the_data_is_refused(loss: Any, task: str, num_classes: int, message: str) -> None:
+def test_a_loss_that_does_not_fit_the_data_is_refused(
+    loss: Any, task: str, num_classes: int, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         losses.choose(loss, task, num_classes)
 
 
 @pytest.mark.parametrize(
     ("loss", "task", "num_classes"),
-    [(BINARY, "classification", 2), (BINARY, "regression", 0), (Huber(name="huber", delta=1.0), "regression", 0)],
+    [
+        (BINARY, "classification", 2),
+        (BINARY, "regression", 0),
+        (Huber(name="huber", delta=1.0), "regression", 0),
+    ],
 )
-def test_a_loss_that_fits_the_data_is_taken_as_it_is(loss: Any, task: str, num_classes: int) -> None:
+def test_a_loss_that_fits_the_data_is_taken_as_it_is(
+    loss: Any, task: str, num_classes: int
+) -> None:
     assert losses.choose(loss, task, num_classes) is loss
 
 
@@ -247,12 +276,17 @@ def test_the_number_of_outputs_follows_from_loss_and_data() -> None:
 
 @pytest.mark.parametrize("name", ["acuracy", "top_0_accuracy", "top_5", "mean_absolute_error", ""])
 def test_a_metric_that_does_not_fit_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="metrics must be auto or a list of accuracy, top_5_accuracy"):
+    with pytest.raises(
+        ConfigError, match="metrics must be auto or a list of accuracy, top_5_accuracy"
+    ):
         metrics.choose([name], "classification", 10)
 
 
 def test_one_output_has_no_top_k() -> None:
-    with pytest.raises(ConfigError, match=r"metrics must be auto or a list of accuracy \(classification\), got top_2"):
+    with pytest.raises(
+        ConfigError,
+        match=r"metrics must be auto or a list of accuracy \(classification\), got top_2",
+    ):
         metrics.choose(["top_2_accuracy"], "classification", 1)
 
 
@@ -265,6 +299,8 @@ def test_a_metric_is_found_by_its_name() -> None:
     assert metrics.choose(["mean_absolute_error"], "regression", 1) == {
         "mean_absolute_error": metrics.mean_absolute_error
     }
-    allowed = r"metrics must be auto or a list of mean_absolute_error \(regression\), got top_2_accuracy"
+    allowed = (
+        r"metrics must be auto or a list of mean_absolute_error \(regression\), got top_2_accuracy"
+    )
     with pytest.raises(ConfigError, match=allowed):
         metrics.choose(["top_2_accuracy"], "regression", 2)

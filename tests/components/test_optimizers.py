@@ -43,7 +43,9 @@ def optimizer(line: str) -> Any:
         ("optimizer=lion", {"first_moment": 0.0}),
     ],
 )
-def test_an_optimizer_has_the_memory_that_its_update_needs(line: str, slots: dict[str, float]) -> None:
+def test_an_optimizer_has_the_memory_that_its_update_needs(
+    line: str, slots: dict[str, float]
+) -> None:
     made = optimizer(line)
     assert made.slots() == slots
     weights = {"dense_0/kernel": np.ones((2, 3), dtype=np.float32)}
@@ -55,7 +57,8 @@ def test_an_optimizer_has_the_memory_that_its_update_needs(line: str, slots: dic
 
 
 def test_the_momentum_product_of_nadam_by_hand() -> None:
-    """mu_t = beta1 (1 - 0.96^(t psi) / 2), psi = 4e-3, beta1 = 0.9; the product over t = 1, 2, 3."""
+    """mu_t = beta1 (1 - 0.96^(t psi) / 2), psi = 4e-3, beta1 = 0.9; the product over t = 1, 2,
+    3."""
     made = optimizer("optimizer=nadam")
     product = 1.0
     assert made.scalars(0) == {"mu_product": 1.0}
@@ -83,15 +86,22 @@ def test_weight_decay_touches_all_weights_or_the_kernels_alone() -> None:
 
 def test_the_first_state_separates_weights_from_buffers_and_gives_slots_to_weights_only() -> None:
     config = parse(compose(["model=cnn"]))
-    state = first_state(network(config.model.layers, (8, 8, 1), 10), config.optimizer, np.dtype(np.float32), seed=0)
+    state = first_state(
+        network(config.model.layers, (8, 8, 1), 10), config.optimizer, np.dtype(np.float32), seed=0
+    )
     assert state.step == 0
-    assert set(state.buffers) == {f"batch_norm_{i}/{name}" for i in (0, 1) for name in ("mean", "variance")}
+    assert set(state.buffers) == {
+        f"batch_norm_{i}/{name}" for i in (0, 1) for name in ("mean", "variance")
+    }
     assert all(slot.keys() == state.weights.keys() for slot in state.slots.values())
-    assert {value.dtype for value in (*state.weights.values(), *state.buffers.values())} == {np.dtype(np.float32)}
+    assert {value.dtype for value in (*state.weights.values(), *state.buffers.values())} == {
+        np.dtype(np.float32)
+    }
 
 
 def test_one_cycle_s_inverse_momentum_is_torch_s() -> None:
-    """experiment=super_convergence over 800 updates against torch's own OneCycleLR, stepped; 1e-12: cosines of float64."""
+    """experiment=super_convergence over 800 updates against torch's own OneCycleLR, stepped; 1e-12:
+    cosines of float64."""
     import torch
 
     prepared = prepare(["experiment=super_convergence"])
@@ -116,9 +126,17 @@ def test_one_cycle_s_inverse_momentum_is_torch_s() -> None:
             ["optimizer=adamw", "optimizer.decay_exclude=bias_and_norm"],
             [Group(KERNELS), Group(BIASES, decay_factor=0.0)],
         ),
-        (["optimizer.groups=[{match: dense_0, lr_factor: 0.1}]"], [Group(ALL[2:]), Group(ALL[:2], 0.1)]),
         (
-            ["optimizer.groups=[{match: '*/bias', weight_decay_factor: 2},{match: dense_1, lr_factor: 0.5}]"],
+            ["optimizer.groups=[{match: dense_0, lr_factor: 0.1}]"],
+            [Group(ALL[2:]), Group(ALL[:2], 0.1)],
+        ),
+        (
+            [
+                (
+                    "optimizer.groups=[{match: '*/bias', weight_decay_factor: 2},{match: "
+                    "dense_1, lr_factor: 0.5}]"
+                )
+            ],
             [Group(ALL[:1]), Group(BIASES, 1.0, 2.0), Group(ALL[2:3], 0.5)],
         ),
         # two layers own weights: the first one's rate is d, the last one's 1
@@ -129,7 +147,9 @@ def test_one_cycle_s_inverse_momentum_is_torch_s() -> None:
         ),
     ],
 )
-def test_weights_of_a_common_rate_and_decay_are_a_group(said: list[str], expected: list[Group]) -> None:
+def test_weights_of_a_common_rate_and_decay_are_a_group(
+    said: list[str], expected: list[Group]
+) -> None:
     assert list(groups(prepare(said).config.optimizer, prepare(said).network)) == expected
 
 

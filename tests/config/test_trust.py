@@ -28,7 +28,8 @@ TARGETS = {
     "shutil.copyfile": {"src": "/etc/hostname", "dst": "canary"},
 }
 PLACES = (
-    "hydra.callbacks.mine", "hydra.launcher", "hydra.sweeper", "hydra.launcher.nested", "hydra.job_logging.handlers.mine",
+    "hydra.callbacks.mine", "hydra.launcher", "hydra.sweeper", "hydra.launcher.nested",
+    "hydra.job_logging.handlers.mine",
     "hydra.hydra_logging.formatters.mine", "model", "optimizer", "schedule", "trainer", "mine",
 )  # fmt: skip
 PAYLOADS = list(product(PLACES, TARGETS, ["said", "in a file"]))
@@ -69,7 +70,9 @@ def test_a_hostile_target_is_refused_by_its_key(
         body: Any = payload
         for part in reversed(place.split(".")):
             body = {part: body}
-        (tmp_path / "conf" / "experiment" / "evil.yaml").write_text("# @package _global_\n" + json.dumps(body))
+        (tmp_path / "conf" / "experiment" / "evil.yaml").write_text(
+            "# @package _global_\n" + json.dumps(body)
+        )
         said = ["--config-dir", str(tmp_path / "conf"), "experiment=evil"]
     assert status([*said, "trainer.max_steps=1"], monkeypatch) == 2
     err = capfd.readouterr().err
@@ -80,7 +83,9 @@ def test_a_hostile_target_is_refused_by_its_key(
 
 
 @pytest.mark.parametrize("option", ["--help", "--hydra-help", "--info", "-m", "--cfg=job"])
-def test_no_option_comes_before_the_check(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_option_comes_before_the_check(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     payload = ["+hydra.callbacks.mine._target_=os.mkdir", "+hydra.callbacks.mine.path=canary"]
     assert status([option, *payload], monkeypatch) == 2
@@ -89,7 +94,9 @@ def test_no_option_comes_before_the_check(option: str, tmp_path: Path, monkeypat
 
 SET = "cannot be set"  # what Hydra's part is told
 INTERPOLATION = "may refer to keys of the config alone"
-JOBLIB, LOCAL, SLURM = (("-m", f"hydra/launcher={name}") for name in ("joblib", "submitit_local", "submitit_slurm"))
+JOBLIB, LOCAL, SLURM = (
+    ("-m", f"hydra/launcher={name}") for name in ("joblib", "submitit_local", "submitit_slurm")
+)
 SEARCH = ("-m", "search=optuna_lr")
 NOT_TAKEN: list[tuple[tuple[str, ...], str]] = [  # the arguments; the last one is about
     # Hydra's own files, folders and environment
@@ -109,47 +116,63 @@ NOT_TAKEN: list[tuple[tuple[str, ...], str]] = [  # the arguments; the last one 
     (("hydra/help=default",), "hydra/help is fixed"),
     (("hydra/launcher=nope",), "hydra/launcher must be one of basic, joblib"),
     # logging
-    (("+hydra.job_logging.formatters.x.format=ext://os.environ",), f"hydra.job_logging.formatters.x.format {SET}"),
-    (("+hydra.job_logging.handlers.x={class: logging.FileHandler, filename: f, mode: w}",), f"handlers.x.class {SET}"),
+    (("+hydra.job_logging.formatters.x.format=ext://os.environ",),
+        f"hydra.job_logging.formatters.x.format {SET}"),
+    (("+hydra.job_logging.handlers.x={class: logging.FileHandler, filename: f, mode: w}",),
+        f"handlers.x.class {SET}"),
     # launchers and sweepers
     (("+hydra.launcher.x=1",), "hydra.launcher.x"),
     (("+hydra.launcher.x='${oc.env:HOME}'",), "hydra.launcher.x"),
     ((*JOBLIB, "hydra.launcher.n_jobs=many"), "hydra.launcher.n_jobs"),
     ((*JOBLIB, "hydra.launcher.n_jobs='${seed}'"), "hydra.launcher.n_jobs"),
-    ((*JOBLIB, "hydra.launcher.n_jobs=0"), "hydra.launcher.n_jobs must be an integer >= 1, or -1 for all cores, got 0"),
+    ((*JOBLIB, "hydra.launcher.n_jobs=0"),
+        "hydra.launcher.n_jobs must be an integer >= 1, or -1 for all cores, got 0"),
     ((*JOBLIB, "hydra.launcher.temp_folder=elsewhere"), f"hydra.launcher.temp_folder {SET}"),
-    ((*JOBLIB, "hydra.launcher.pre_dispatch='__import__(1)'"), f"hydra.launcher.pre_dispatch {SET}"),
+    ((*JOBLIB, "hydra.launcher.pre_dispatch='__import__(1)'"),
+        f"hydra.launcher.pre_dispatch {SET}"),
     ((*LOCAL, "hydra.launcher.submitit_folder=elsewhere"), f"hydra.launcher.submitit_folder {SET}"),
     ((*SLURM, "hydra.launcher.setup=['touch canary']"), f"hydra.launcher.setup {SET}"),
     ((*SLURM, "hydra.launcher.partition='a b;c'"), "hydra.launcher.partition must be a word"),
-    ((*SLURM, "hydra.launcher.timeout_min=0"), "hydra.launcher.timeout_min must be an integer >= 1, got 0"),
+    ((*SLURM, "hydra.launcher.timeout_min=0"),
+        "hydra.launcher.timeout_min must be an integer >= 1, got 0"),
     ((*SEARCH, "hydra.sweeper.storage=sqlite:///elsewhere.db"), f"hydra.sweeper.storage {SET}"),
     ((*SEARCH, "hydra.sweeper.study_name=mine"), f"hydra.sweeper.study_name {SET}"),
-    ((*SEARCH, "hydra.sweeper.custom_search_space=os.mkdir"), f"hydra.sweeper.custom_search_space {SET}"),
+    ((*SEARCH, "hydra.sweeper.custom_search_space=os.mkdir"),
+        f"hydra.sweeper.custom_search_space {SET}"),
     ((*SEARCH, "hydra.sweeper.sampler._target_=os.mkdir"), f"hydra.sweeper.sampler._target_ {SET}"),
     ((*SEARCH, "hydra.sweeper.direction=up"), "hydra.sweeper.direction must be minimize"),
-    ((*SEARCH, "hydra.sweeper.n_trials=0"), "hydra.sweeper.n_trials must be an integer from 1 to 10000, got 0"),
+    ((*SEARCH, "hydra.sweeper.n_trials=0"),
+        "hydra.sweeper.n_trials must be an integer from 1 to 10000, got 0"),
     ((*SEARCH, "hydra.sweeper.n_trials=1.5"), "hydra.sweeper.n_trials"),
-    ((*SEARCH, "hydra.sweeper.max_failure_rate=2"), "hydra.sweeper.max_failure_rate must be a number from 0 to 1"),
-    (("-m", "+hydra.sweeper.params={hydra.output_subdir: elsewhere}"), "must name a key of the config"),
+    ((*SEARCH, "hydra.sweeper.max_failure_rate=2"),
+        "hydra.sweeper.max_failure_rate must be a number from 0 to 1"),
+    (("-m", "+hydra.sweeper.params={hydra.output_subdir: elsewhere}"),
+        "must name a key of the config"),
     (
-        ("-m", "+hydra.sweeper.params={hydra.job_logging.formatters.x: '{(): os.mkdir, path: canary}'}"),
+        ("-m", (
+            "+hydra.sweeper.params={hydra.job_logging.formatters.x: '{(): os.mkdir, path: "
+            "canary}'}"
+        )),
         "must name a key of the config",
     ),
     # what is text while it is checked and something else when it is resolved
     (("model.name='${oc.decode:\"{_target_: os.mkdir}\"}'",), f"model.name {INTERPOLATION}"),
     (("model.name='${oc.env:HOME}'",), f"model.name {INTERPOLATION}"),
-    (("output.multirun=env", "model.name='${oc.${output.multirun}:HOME}'"), f"model.name {INTERPOLATION}"),
+    (("output.multirun=env", "model.name='${oc.${output.multirun}:HOME}'"),
+        f"model.name {INTERPOLATION}"),
     (("model.name='${hydra:runtime.cwd}'",), f"model.name {INTERPOLATION}"),
     (("metrics=['${oc.create:{a: 1}}']",), f"metrics[0] {INTERPOLATION}"),
     (("model.name='${hydra.runtime.cwd}'",), "model.name"),
     # _target_ wherever it stands
-    (("optimizer.groups=[{_target_: os.mkdir, path: canary}]",), "optimizer.groups[0]._target_ is not taken"),
+    (("optimizer.groups=[{_target_: os.mkdir, path: canary}]",),
+        "optimizer.groups[0]._target_ is not taken"),
     (("+schedule.args={x: [{_target_: os.mkdir}]}",), "schedule.args.x[0]._target_ is not taken"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("arguments", "said"), NOT_TAKEN, ids=[" ".join(line) for line, _ in NOT_TAKEN])
+@pytest.mark.parametrize(
+    ("arguments", "said"), NOT_TAKEN, ids=[" ".join(line) for line, _ in NOT_TAKEN]
+)
 @pytest.mark.parametrize("way", ["said", "in a file"])
 def test_what_hydra_would_act_on_is_allowed_by_name_or_refused(
     arguments: tuple[str, ...],
@@ -180,7 +203,9 @@ def test_what_hydra_would_act_on_is_allowed_by_name_or_refused(
     assert sorted(tmp_path.rglob("*")) == there
 
 
-def test_nor_is_a_pickle_to_run_again(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nor_is_a_pickle_to_run_again(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert status(["--experimental-rerun", "config.pickle"], monkeypatch) == 2
     assert capfd.readouterr().err.startswith("error: --experimental-rerun is not taken")
 
@@ -201,16 +226,21 @@ def test_a_module_s_origin_is_said_before_anything_of_it_is_imported(
     assert not (tmp_path / "canary").exists()
 
 
-def test_a_trusted_module_s_function_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trusted_module_s_function_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A name that it imports, such as `system`, belongs to another module."""
     (tmp_path / "trusted_by_name.py").write_text("from os import system")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ValueError, match=r"must be defined in trusted_by_name itself, got .* of posix"):
+    with pytest.raises(
+        ValueError, match=r"must be defined in trusted_by_name itself, got .* of posix"
+    ):
         user_code.call("trusted_by_name.system", "touch canary")
 
 
 @pytest.mark.parametrize(
-    "key", ["run: outputs", "resume: outputs", "format: keras", "checkpoint: 3", "trusted_modules: [os]"]
+    "key",
+    ["run: outputs", "resume: outputs", "format: keras", "checkpoint: 3", "trusted_modules: [os]"],
 )
 def test_what_only_the_command_line_says_is_not_ignored_in_a_file(
     key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -220,7 +250,9 @@ def test_what_only_the_command_line_says_is_not_ignored_in_a_file(
     (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{key}\n")
     assert status(["--config-dir", ".", "experiment=mine"], monkeypatch) == 2
     name = key.partition(":")[0]
-    assert capfd.readouterr().err.startswith(f"error: {name} is taken from the command line only, not from a file")
+    assert capfd.readouterr().err.startswith(
+        f"error: {name} is taken from the command line only, not from a file"
+    )
 
 
 class Evil:
@@ -266,7 +298,12 @@ IN_LISTS = ["[{_target_: os.mkdir, path: canary}]", "[[{_target_: os.mkdir, path
 @pytest.mark.parametrize("value", IN_LISTS)
 @pytest.mark.parametrize("key", ["mine", "model.layers", "metrics", "runs", "schedule.of"])
 def test_a_target_inside_a_list_is_refused(
-    key: str, value: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    key: str,
+    value: str,
+    way: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     said = [f"++{key}={value}"]

@@ -25,7 +25,10 @@ BROKEN = [
     (BOMB, "more than 20000 values"),
     ("a: " + "[" * 100_000, "line 1: values nest deeper than 60 levels"),
     ("a: " + "{a: " * 61 + "1" + "}" * 61, "line 1: values nest deeper than 60 levels"),
-    ("a: !!python/object/apply:os.mkdir [canary]\n", "could not determine a constructor for the tag"),
+    (
+        "a: !!python/object/apply:os.mkdir [canary]\n",
+        "could not determine a constructor for the tag",
+    ),
     ("a: ${\n", "no viable alternative"),
 ]
 
@@ -58,7 +61,10 @@ EXPERIMENTS = [
     ("seed: 1\n", "experiment: the first line of its file must be '# @package _global_'"),
     (
         HEADER + "optimizer: [1]\n",
-        "experiment/mine.yaml holds a list where the config has a group of keys, or a group where it has a list",
+        (
+            "experiment/mine.yaml holds a list where the config has a group of keys, or a group "
+            "where it has a list"
+        ),
     ),
     (
         HEADER + "defaults:\n  - /optimizer: ${seed}\n",

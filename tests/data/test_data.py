@@ -1,4 +1,5 @@
-"""Data sets: the embedded ones are scikit-learn's, a user's own files are checked before anything trains."""
+"""Data sets: the embedded ones are scikit-learn's, a user's own files are checked before anything
+trains."""
 
 import json
 import os
@@ -39,7 +40,9 @@ def in_order(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def test_digits_are_scikit_learn_s_levels_over_16() -> None:
     data, bunch = dataset("data=digits"), load_digits()
-    assert np.array_equal(in_order(whole(data, "x"), whole(data, "y")), in_order(bunch.data / 16, bunch.target))
+    assert np.array_equal(
+        in_order(whole(data, "x"), whole(data, "y")), in_order(bunch.data / 16, bunch.target)
+    )
     assert [len(split) for split in splits(data)] == [1280, 256, 261]
     assert data.task == "classification"
     assert data.classes == tuple("0123456789")
@@ -94,7 +97,9 @@ LABELS = np.arange(20) % 4
 
 def test_the_splits_of_a_file_are_disjoint_and_together_all_of_it(tmp_path: Path) -> None:
     data = dataset(
-        *write_npz(tmp_path / "a.npz", x=rows(), y=LABELS), "data.val_fraction=0.25", "data.test_fraction=0.1"
+        *write_npz(tmp_path / "a.npz", x=rows(), y=LABELS),
+        "data.val_fraction=0.25",
+        "data.test_fraction=0.1",
     )
     assert [len(split) for split in splits(data)] == [13, 5, 2]
     assert np.array_equal(in_order(whole(data, "x"), whole(data, "y")), in_order(rows(), LABELS))
@@ -103,16 +108,26 @@ def test_the_splits_of_a_file_are_disjoint_and_together_all_of_it(tmp_path: Path
 
 def test_the_split_depends_on_its_seed_and_not_on_the_run_s(tmp_path: Path) -> None:
     file = write_npz(tmp_path / "a.npz", x=rows(), y=LABELS)
-    first, other_run, other_split = dataset(*file), dataset(*file, "seed=5"), dataset(*file, "data.split_seed=5")
+    first, other_run, other_split = (
+        dataset(*file),
+        dataset(*file, "seed=5"),
+        dataset(*file, "data.split_seed=5"),
+    )
     assert np.array_equal(first.test.x, other_run.test.x)
     assert not np.array_equal(first.test.x, other_split.test.x)
 
 
 @pytest.mark.parametrize(("val", "test"), [(0, 0), (0, 0.5), (0.5, 0)])
-def test_a_split_may_be_empty_but_the_training_rows(tmp_path: Path, val: float, test: float) -> None:
+def test_a_split_may_be_empty_but_the_training_rows(
+    tmp_path: Path, val: float, test: float
+) -> None:
     file = write_npz(tmp_path / "a.npz", x=rows(), y=LABELS)
     data = dataset(*file, f"data.val_fraction={val}", f"data.test_fraction={test}")
-    assert [len(split) for split in splits(data)] == [20 - int(20 * val) - int(20 * test), 20 * val, 20 * test]
+    assert [len(split) for split in splits(data)] == [
+        20 - int(20 * val) - int(20 * test),
+        20 * val,
+        20 * test,
+    ]
 
 
 def test_npz_holds_images_and_targets_of_several_columns(tmp_path: Path) -> None:
@@ -121,7 +136,9 @@ def test_npz_holds_images_and_targets_of_several_columns(tmp_path: Path) -> None
     assert data.input_shape == (2, 3, 2)
     assert data.train.y.shape == (12, 2)
     assert data.classes == ()
-    one = dataset(*write_npz(tmp_path / "b.npz", x=x.astype(np.uint8), y=y[:, 0]), "data.task=regression")
+    one = dataset(
+        *write_npz(tmp_path / "b.npz", x=x.astype(np.uint8), y=y[:, 0]), "data.task=regression"
+    )
     assert one.train.y.shape == (12, 1)
     assert one.train.x.dtype == np.float32  # which holds what the file holds
 
@@ -133,13 +150,18 @@ def test_standardize_leaves_a_constant_column_at_0(tmp_path: Path) -> None:
     np.testing.assert_allclose(data.train.x[:, 0].std(), 1, rtol=1e-14)
 
 
-@pytest.mark.parametrize("constant", [0.1, 0.3, 1e9 + 0.1, -1e-3, 1e160, 1e300, 1e-170, 5e-324, 0.0])
+@pytest.mark.parametrize(
+    "constant", [0.1, 0.3, 1e9 + 0.1, -1e-3, 1e160, 1e300, 1e-170, 5e-324, 0.0]
+)
 def test_a_constant_is_only_shifted_whatever_its_mean(tmp_path: Path, constant: float) -> None:
-    """Also one that rounding has moved by a unit in the last place. 1,001 rows: their mean is rounded."""
+    """Also one that rounding has moved by a unit in the last place. 1,001 rows: their mean is
+    rounded."""
     moved = np.full(1001, constant)
     moved[::3] = np.nextafter(constant, np.inf)
     x = np.column_stack([np.full(1001, constant), moved])
-    data = dataset(*write_npz(tmp_path / "a.npz", x=x, y=np.arange(1001) % 4), "data.standardize=true")
+    data = dataset(
+        *write_npz(tmp_path / "a.npz", x=x, y=np.arange(1001) % 4), "data.standardize=true"
+    )
     assert data.x_scaling is not None
     assert data.x_scaling.scale.tolist() == [1, 1]
     assert (whole(data, "x")[:, 0] == 0).all()
@@ -148,8 +170,11 @@ def test_a_constant_is_only_shifted_whatever_its_mean(tmp_path: Path, constant: 
 
 
 @pytest.mark.parametrize("size", [1e160, 1e300, 1e307, 1e-170, 1e-300])
-def test_values_whose_squares_leave_float64_are_standardized_as_any(tmp_path: Path, size: float) -> None:
-    """To a few roundings of what the same values of size 1 give; and data.json holds numbers alone."""
+def test_values_whose_squares_leave_float64_are_standardized_as_any(
+    tmp_path: Path, size: float
+) -> None:
+    """To a few roundings of what the same values of size 1 give; and data.json holds numbers
+    alone."""
     x, y = rows(40, 2) / 80, rows(40, 1) / 40
     options = ("data.standardize=true", "data.task=regression")
     plain = dataset(*write_npz(tmp_path / "a.npz", x=x, y=y), *options)
@@ -157,12 +182,16 @@ def test_values_whose_squares_leave_float64_are_standardized_as_any(tmp_path: Pa
     for part in ("x", "y"):
         np.testing.assert_allclose(whole(data, part), whole(plain, part), rtol=0, atol=1e-14)
     assert data.y_scaling is not None
-    np.testing.assert_allclose(data.y_scaling.scale / size, np.std(plain.train.y) * plain.y_scaling.scale, rtol=1e-14)
+    np.testing.assert_allclose(
+        data.y_scaling.scale / size, np.std(plain.train.y) * plain.y_scaling.scale, rtol=1e-14
+    )
     json.dumps(data.description(), allow_nan=False)
 
 
 @pytest.mark.parametrize(("size", "said"), [(1e160, "does not hold"), (1e-170, "takes for 0")])
-def test_values_that_float32_does_not_hold_are_refused_unless_scaled(tmp_path: Path, size: float, said: str) -> None:
+def test_values_that_float32_does_not_hold_are_refused_unless_scaled(
+    tmp_path: Path, size: float, said: str
+) -> None:
     file = write_npz(tmp_path / "a.npz", x=(1 + rows()) * size, y=LABELS)
     with pytest.raises(ConfigError, match=f"data: x holds values up to .*, which float32 {said}"):
         prepare(file)
@@ -176,7 +205,9 @@ def test_a_row_too_far_from_the_training_rows_to_scale_is_refused(tmp_path: Path
     held_out = int(dataset(*write_npz(tmp_path / "a.npz", x=numbers, y=LABELS)).val.x[0, 0])
     x = numbers * 1e-300
     x[held_out] = 1e300
-    with pytest.raises(ConfigError, match="data: x holds values up to inf, which float32 does not hold"):
+    with pytest.raises(
+        ConfigError, match="data: x holds values up to inf, which float32 does not hold"
+    ):
         prepare([*write_npz(tmp_path / "b.npz", x=x, y=LABELS), "data.standardize=true"])
 
 
@@ -196,16 +227,20 @@ def test_labels_of_an_npz_are_compacted_and_keep_their_names(
     data = dataset(*write_npz(tmp_path / "a.npz", x=rows(60), y=y))
     assert list(data.classes) == classes
     named = [int(data.classes[label]) for label in whole(data, "y")]
-    assert sorted(zip(whole(data, "x")[:, 0], named, strict=True)) == [*zip(rows(60)[:, 0], y, strict=True)]
+    assert sorted(zip(whole(data, "x")[:, 0], named, strict=True)) == [
+        *zip(rows(60)[:, 0], y, strict=True)
+    ]
 
 
 def test_what_is_probably_not_meant_is_said(tmp_path: Path) -> None:
-    """Before the training, as warnings: pixels as they are, a column that counts, numbers taken for labels."""
+    """Before the training, as warnings: pixels as they are, a column that counts, numbers taken for
+    labels."""
     pixels = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 1), dtype=np.uint8)
     file = write_npz(tmp_path / "a.npz", x=pixels, y=LABELS)
     (said,) = dataset(*file).warnings
     assert said.endswith(
-        f"x holds values up to {pixels.max()}, which are not scaled; data.standardize=true scales them"
+        f"x holds values up to {pixels.max()}, which are not scaled; data.standardize=true "
+        f"scales them"
     )
     assert dataset(*file, "data.standardize=true").warnings == ()
     assert dataset(*write_npz(tmp_path / "b.npz", x=pixels / 255, y=LABELS)).warnings == ()
@@ -213,7 +248,8 @@ def test_what_is_probably_not_meant_is_said(tmp_path: Path) -> None:
     text = csv_text(["number", "a", "price"], cells)
     assert dataset(*write_csv(tmp_path / "a.csv", text)).warnings == (
         "column number counts the rows; if it is an index, remove it",
-        "column price has 30 different numbers in 30 rows, each taken for a class; data.task=regression takes them as "
+        "column price has 30 different numbers in 30 rows, each taken for a class; "
+        "data.task=regression takes them as "
         "numbers",
     )
     counted = "has 21 different numbers in 200 rows, each taken for a class"  # 9.5 rows of each
@@ -230,22 +266,46 @@ def test_what_is_probably_not_meant_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"x": [[1.0, 2.0], [3.0, np.nan]], "y": [0, 1]}, r"row 1, column x\[1\] is nan; all values must be finite"),
-        ({"x": [[np.inf, 2.0], [3.0, 4.0]], "y": [0, 1]}, r"row 0, column x\[0\] is inf; all values must be finite"),
-        ({"x": [[[1.0], [-np.inf]]], "y": [0]}, r"row 0, column x\[1, 0\] is -inf; all values must be finite"),
-        ({"x": [[1.0], [2.0]], "y": [7, 7]}, "y holds one class only, 7; a classification needs two"),
+        (
+            {"x": [[1.0, 2.0], [3.0, np.nan]], "y": [0, 1]},
+            r"row 1, column x\[1\] is nan; all values must be finite",
+        ),
+        (
+            {"x": [[np.inf, 2.0], [3.0, 4.0]], "y": [0, 1]},
+            r"row 0, column x\[0\] is inf; all values must be finite",
+        ),
+        (
+            {"x": [[[1.0], [-np.inf]]], "y": [0]},
+            r"row 0, column x\[1, 0\] is -inf; all values must be finite",
+        ),
+        (
+            {"x": [[1.0], [2.0]], "y": [7, 7]},
+            "y holds one class only, 7; a classification needs two",
+        ),
         (
             {"x": [[1.0], [2.0]], "y": [0.0, 1.0]},
-            r"y must be labels, integers of shape \[N\], got float64 of shape \[2\]; data.task=regression takes",
+            (
+                r"y must be labels, integers of shape \[N\], got float64 of shape \[2\]; "
+                r"data.task=regression takes"
+            ),
         ),
         (
             {"x": [[1.0], [2.0]], "y": [[0], [1]]},
             r"y must be labels, integers of shape \[N\], got int64 of shape \[2, 1\]",
         ),
-        ({"x": [[1.0], [2.0]], "y": ["a", "b"]}, r"y must be labels, integers of shape \[N\], got <U1"),
+        (
+            {"x": [[1.0], [2.0]], "y": ["a", "b"]},
+            r"y must be labels, integers of shape \[N\], got <U1",
+        ),
         ({"x": [[1.0], [2.0], [3.0]], "y": [0, 1]}, "x has 3 rows, y has 2"),
-        ({"x": [1.0, 2.0], "y": [0, 1]}, r"x must hold a row of values per sample, got the shape \[2\]"),
-        ({"x": np.empty((2, 0)), "y": [0, 1]}, r"x must hold a row of values per sample, got the shape \[2, 0\]"),
+        (
+            {"x": [1.0, 2.0], "y": [0, 1]},
+            r"x must hold a row of values per sample, got the shape \[2\]",
+        ),
+        (
+            {"x": np.empty((2, 0)), "y": [0, 1]},
+            r"x must hold a row of values per sample, got the shape \[2, 0\]",
+        ),
         ({"x": 5.0, "y": [0]}, r"x must be an array of numbers, got float64 of shape \[\]"),
         ({"x": [["a"], ["b"]], "y": [0, 1]}, "x must be an array of numbers, got <U1"),
         ({"x": [[1j], [2j]], "y": [0, 1]}, "x must be an array of numbers, got complex128"),
@@ -320,7 +380,9 @@ def with_member(header: bytes) -> Callable[[Path], None]:
 
     def write(path: Path) -> None:
         with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+            archive.writestr(
+                "x.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+            )
 
     return write
 
@@ -384,11 +446,20 @@ def test_members_that_are_no_arrays_are_refused_and_others_not_read(tmp_path: Pa
 def test_only_a_regular_file_is_opened(tmp_path: Path, data: str, kind: str) -> None:
     """A pipe or a device may never end; of a path that cannot be, the reason is said."""
     os.mkfifo(tmp_path / "pipe")
-    path = {"pipe": f"{tmp_path}/pipe", "device": "/dev/zero", "too long": "x" * 300, "user": "'~nobody_here/a'"}[kind]
-    is_open = {"pipe": "is a pipe or a device", "device": "is a pipe or a device"}.get(kind, "cannot be opened: ")
+    path = {
+        "pipe": f"{tmp_path}/pipe",
+        "device": "/dev/zero",
+        "too long": "x" * 300,
+        "user": "'~nobody_here/a'",
+    }[kind]
+    is_open = {"pipe": "is a pipe or a device", "device": "is a pipe or a device"}.get(
+        kind, "cannot be opened: "
+    )
     if data == "npy" and kind in ("pipe", "device"):
         is_open = "is none"
-    with pytest.raises(ConfigError, match=f"data.path must be a (file|folder), got .*, which {is_open}"):
+    with pytest.raises(
+        ConfigError, match=f"data.path must be a (file|folder), got .*, which {is_open}"
+    ):
         dataset(f"data={data}", f"data.path={path}")
 
 
@@ -402,9 +473,13 @@ def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path, data: str, 
 
 
 @pytest.mark.parametrize(("val", "test"), [(0.5, 0.5), (0.9, 0.4)])
-def test_fractions_that_leave_nothing_to_train_on_are_refused(tmp_path: Path, val: float, test: float) -> None:
+def test_fractions_that_leave_nothing_to_train_on_are_refused(
+    tmp_path: Path, val: float, test: float
+) -> None:
     file = write_npz(tmp_path / "a.npz", x=rows(), y=LABELS)
-    with pytest.raises(ConfigError, match=r"data.val_fraction \+ data.test_fraction leave none of the 20 rows"):
+    with pytest.raises(
+        ConfigError, match=r"data.val_fraction \+ data.test_fraction leave none of the 20 rows"
+    ):
         dataset(*file, f"data.val_fraction={val}", f"data.test_fraction={test}")
 
 
@@ -426,7 +501,9 @@ def test_a_csv_has_a_header_numbers_and_its_target_in_the_last_column(tmp_path: 
 
 def test_a_target_can_be_any_column_and_a_number(tmp_path: Path) -> None:
     text = csv_text(["price", "a", "b"], [[10.5, 1, 2], [20.5, 3, 4]])
-    data = dataset(*write_csv(tmp_path / "a.csv", text, *UNSPLIT), "data.target=price", "data.task=regression")
+    data = dataset(
+        *write_csv(tmp_path / "a.csv", text, *UNSPLIT), "data.target=price", "data.task=regression"
+    )
     assert data.features == ("a", "b")
     assert np.array_equal(in_order(data.train.x, data.train.y), [[1, 2, 10.5], [3, 4, 20.5]])
 
@@ -441,11 +518,15 @@ def test_a_target_can_be_any_column_and_a_number(tmp_path: Path) -> None:
         (["ja", " ja ", "nein"], ("ja", "nein")),
     ],
 )
-def test_labels_are_sorted_as_numbers_if_all_are(tmp_path: Path, labels: list[str], classes: tuple[str, ...]) -> None:
+def test_labels_are_sorted_as_numbers_if_all_are(
+    tmp_path: Path, labels: list[str], classes: tuple[str, ...]
+) -> None:
     text = csv_text(["a", "y"], [[i, label] for i, label in enumerate(labels)])
     data = dataset(*write_csv(tmp_path / "a.csv", text, *UNSPLIT))
     assert data.classes == classes
-    assert [classes[i] for i in data.train.y[np.argsort(data.train.x[:, 0])]] == [label.strip() for label in labels]
+    assert [classes[i] for i in data.train.y[np.argsort(data.train.x[:, 0])]] == [
+        label.strip() for label in labels
+    ]
 
 
 def test_a_byte_order_mark_blank_lines_and_spaces_are_no_part_of_a_csv(tmp_path: Path) -> None:
@@ -465,10 +546,22 @@ def test_a_byte_order_mark_blank_lines_and_spaces_are_no_part_of_a_csv(tmp_path:
         ("a,b,y\n1,1e999,u\n", [], "line 2, column b is '1e999'; finite numbers are needed"),
         ("a,b,y\n1,2,u\n3,v\n", [], "line 3 has 2 cells, the header has 3"),
         ("a,b,y\n1,2,u\n3,4,v,5\n", [], "line 3 has 4 cells, the header has 3"),
-        ("a,b,y\n1,2,u\n3,four,v\n", [], "line 3, column b is 'four'; finite numbers are needed: give text a number"),
-        ("a,b,y\n1,,u\n", [], "line 2, column b is empty; finite numbers are needed: .*, fill what is missing"),
+        (
+            "a,b,y\n1,2,u\n3,four,v\n",
+            [],
+            "line 3, column b is 'four'; finite numbers are needed: give text a number",
+        ),
+        (
+            "a,b,y\n1,,u\n",
+            [],
+            "line 2, column b is empty; finite numbers are needed: .*, fill what is missing",
+        ),
         ("a,b,y\n1,2,u\n3,4,\n", [], "line 3, column y is empty; a label is needed"),
-        ("a,y\n1,u\n", ["data.task=regression"], "line 2, column y is 'u'; finite numbers are needed"),
+        (
+            "a,y\n1,u\n",
+            ["data.task=regression"],
+            "line 2, column y is 'u'; finite numbers are needed",
+        ),
         ("a,price\n1,2\n3,nan\n", ["data.task=regression"], "line 3, column price is 'nan'"),
         # as an editor counts: blank lines, and lines inside quotes
         ("a,y\n\n\n1,u\n\nx,v\n", [], "line 6, column a is 'x'"),
@@ -477,23 +570,38 @@ def test_a_byte_order_mark_blank_lines_and_spaces_are_no_part_of_a_csv(tmp_path:
         (
             "a,b,c,y\n1,red,,u\n2,3,,v\n4,blue,5,w\n",
             [],
-            r"line 2, column b is 'red' \(2 such lines\); line 2, column c is empty \(2 such lines\); finite",
+            (
+                r"line 2, column b is 'red' \(2 such lines\); line 2, column c is empty \(2 "
+                r"such lines\); finite"
+            ),
         ),
         (
             ",".join(f"c{i}" for i in range(12)) + ",y\n" + "?," * 12 + "u\n",
             [],
             r"column c7 is '\?'; 4 more columns; finite",
         ),
-        ("a,y\n1,u\n2,u\n3,u\n", [], "column y holds one class only, u; a classification needs two"),
+        (
+            "a,y\n1,u\n2,u\n3,u\n",
+            [],
+            "column y holds one class only, u; a classification needs two",
+        ),
         (",a,y\n0,1,u\n1,2,v\n", [], "column 1 has no name, as an index has none: remove it"),
         ("a,,y\n0,1,u\n1,2,v\n", [], "column 2 has no name"),
-        ("a;b;y\n1;2;u\n", [], "holds no column but the target a;b;y; its cells are separated by ';'"),
+        (
+            "a;b;y\n1;2;u\n",
+            [],
+            "holds no column but the target a;b;y; its cells are separated by ';'",
+        ),
         ("a,b\x1b[31m,y\n1,2,u\n", [], r"line 1 holds the control character '\\x1b'; remove it"),
         ("a,b,y\n1,2,u\n1,2,\x00v\n", [], r"line 3 holds the control character '\\x00'; remove it"),
         ("a,b,y\n1,2,u\n\x1a", [], r"line 3 holds the control character '\\x1a'; remove it"),
         ('a,"b\nc",y\n1,2,u\n', [], r"the column name 'b\\nc' holds a line break"),
         ("a,y\n1," + "u" * 200_000 + "\n", [], "line 2: field larger than field limit"),
-        ("a,y\n1,u\n", ["data.target=Y"], "data.target must be a column of .*, got Y; did you mean y"),
+        (
+            "a,y\n1,u\n",
+            ["data.target=Y"],
+            "data.target must be a column of .*, got Y; did you mean y",
+        ),
         ("a,a,y\n1,2,u\n", [], "a column name stands twice in the header: a$"),
         ("y\nu\nv\n", [], "holds no column but the target y"),
         ("a,y\n", [], "holds no rows"),
@@ -530,7 +638,8 @@ def test_the_description_tells_two_data_sets_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "shape"), [("mlp", (64,)), ("linear", (64,)), ("cnn", (8, 8, 1)), ("resnet", (8, 8, 1))]
+    ("model", "shape"),
+    [("mlp", (64,)), ("linear", (64,)), ("cnn", (8, 8, 1)), ("resnet", (8, 8, 1))],
 )
 def test_digits_are_images_for_a_model_that_needs_them(model: str, shape: tuple[int, ...]) -> None:
     prepared = prepare([f"model={model}"])
@@ -542,15 +651,26 @@ def test_digits_are_images_for_a_model_that_needs_them(model: str, shape: tuple[
 @pytest.mark.parametrize(
     ("layers", "images"),
     [
-        ("[{layer:reshape,shape:[8,8,1]},{layer:conv2d,filters:2,kernel_size:3},{layer:flatten}", False),
+        (
+            "[{layer:reshape,shape:[8,8,1]},{layer:conv2d,filters:2,kernel_size:3},{layer:flatten}",
+            False,
+        ),
         ("[{layer:dropout,rate:0.1},{layer:batch_norm},{layer:max_pool},{layer:flatten}", True),
-        ("[{layer:residual,layers:[{layer:conv2d,filters:1,kernel_size:3}]},{layer:global_average_pool}", True),
-        ("[{layer:residual,layers:[{layer:activation,function:relu}]},{layer:average_pool},{layer:flatten}", True),
+        (
+            "[{layer:residual,layers:[{layer:conv2d,filters:1,kernel_size:3}]},{layer:global_average_pool}",
+            True,
+        ),
+        (
+            "[{layer:residual,layers:[{layer:activation,function:relu}]},{layer:average_pool},{layer:flatten}",
+            True,
+        ),
         ("[{layer:residual,layers:[{layer:dense,units:64}]}", False),
         ("[{layer:activation,function:relu}", False),
     ],
 )
-def test_the_first_layer_that_asks_for_axes_says_what_a_model_needs(layers: str, images: bool) -> None:
+def test_the_first_layer_that_asks_for_axes_says_what_a_model_needs(
+    layers: str, images: bool
+) -> None:
     prepared = prepare([f"model.layers={layers},{{layer:dense,units:outputs}}]"])
     assert (len(prepared.data.input_shape) == 3) == images
 
@@ -560,7 +680,10 @@ def test_numbers_with_underscores_are_text(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("a,y\n" + "1_000,1\n2,2\n" * 20)
     config = parse(compose(["data=csv", f"data.path={path}", "data.task=regression"]))
-    with pytest.raises(ConfigError, match=r"line 2, column a is '1_000' \(20 such lines\); finite numbers are needed"):
+    with pytest.raises(
+        ConfigError,
+        match=r"line 2, column a is '1_000' \(20 such lines\); finite numbers are needed",
+    ):
         config.data.load()
 
 
@@ -568,5 +691,7 @@ def test_targets_without_a_column_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.npz"
     np.savez(path, x=np.ones((20, 2)), y=np.ones((20, 0)))
     config = parse(compose(["data=npz", f"data.path={path}", "data.task=regression"]))
-    with pytest.raises(ConfigError, match=r"y must hold a target per row, got the shape \[20, 0\]$"):
+    with pytest.raises(
+        ConfigError, match=r"y must hold a target per row, got the shape \[20, 0\]$"
+    ):
         config.data.load()

@@ -9,19 +9,24 @@ import pytest
 from runner.data import order as module
 from runner.data.order import Chunk, Chunks, Order
 
-# rows, batch size, accumulation: epochs that divide evenly, end in a short batch, in an incomplete group, in both, in
-# one row, or are smaller than one batch or one group.
+# rows, batch size, accumulation: epochs that divide evenly, end in a short batch, in an incomplete
+# group, in both, in one row, or are smaller than one batch or one group.
 SIZES = [
-    (12, 3, 1), (12, 3, 2), (13, 3, 1), (13, 3, 2), (16, 3, 2), (9, 3, 2), (10, 3, 3), (2, 5, 1), (2, 5, 4), (7, 5, 4), (1, 1, 1)
+    (12, 3, 1), (12, 3, 2), (13, 3, 1), (13, 3, 2), (16, 3, 2), (9, 3, 2), (10, 3, 3), (2, 5, 1),
+    (2, 5, 4), (7, 5, 4), (1, 1, 1)
 ]  # fmt: skip
 
 
-def order(num_rows: int, batch_size: int, accumulate: int, num_epochs: float = 3, seed: int = 0) -> Order:
+def order(
+    num_rows: int, batch_size: int, accumulate: int, num_epochs: float = 3, seed: int = 0
+) -> Order:
     steps_per_epoch = ceil(num_rows / (batch_size * accumulate))
     return Order(num_rows, batch_size, accumulate, seed, ceil(num_epochs * steps_per_epoch))
 
 
-def chunks(of: Order, start: int = 0, largest: int = 10**6, every: int | None = None) -> list[Chunk]:
+def chunks(
+    of: Order, start: int = 0, largest: int = 10**6, every: int | None = None
+) -> list[Chunk]:
     return list(Chunks(of, start, largest, every, adapt=False))
 
 
@@ -36,7 +41,9 @@ def updates(made: list[Chunk]) -> list[list[list[int]]]:
 
 @pytest.mark.parametrize(("num_rows", "batch_size", "accumulate"), SIZES)
 @pytest.mark.parametrize("largest", [1, 2, 3, 1000])
-def test_every_epoch_uses_every_row_exactly_once(num_rows: int, batch_size: int, accumulate: int, largest: int) -> None:
+def test_every_epoch_uses_every_row_exactly_once(
+    num_rows: int, batch_size: int, accumulate: int, largest: int
+) -> None:
     of = order(num_rows, batch_size, accumulate)
     made = updates(chunks(of, largest=largest))
     assert len(made) == of.total_steps == 3 * of.steps_per_epoch
@@ -54,20 +61,29 @@ def test_the_updates_are_the_same_however_they_are_cut_into_chunks(
     of = order(num_rows, batch_size, accumulate)
     whole = updates(chunks(of))
     assert all(
-        updates(chunks(of, largest=largest, every=every)) == whole for largest in (1, 2, 5) for every in (None, 2, 3)
+        updates(chunks(of, largest=largest, every=every)) == whole
+        for largest in (1, 2, 5)
+        for every in (None, 2, 3)
     )
 
 
 @pytest.mark.parametrize(("num_rows", "batch_size", "accumulate"), SIZES)
-def test_a_run_goes_on_from_any_step_with_the_same_rows(num_rows: int, batch_size: int, accumulate: int) -> None:
+def test_a_run_goes_on_from_any_step_with_the_same_rows(
+    num_rows: int, batch_size: int, accumulate: int
+) -> None:
     of = order(num_rows, batch_size, accumulate)
     whole = updates(chunks(of))
-    assert all(updates(chunks(of, start=start)) == whole[start:] for start in range(of.total_steps + 1))
+    assert all(
+        updates(chunks(of, start=start)) == whole[start:] for start in range(of.total_steps + 1)
+    )
 
 
 def test_the_last_update_of_an_epoch_has_the_rows_that_are_left() -> None:
     """13 rows, batches of 3, two to an update: 6 and 6, then a micro-batch of one row."""
-    sizes = [[len(micro) for micro in update] for update in updates(chunks(order(13, 3, 2, num_epochs=1)))]
+    sizes = [
+        [len(micro) for micro in update]
+        for update in updates(chunks(order(13, 3, 2, num_epochs=1)))
+    ]
     assert sizes == [[3, 3], [3, 3], [1]]
 
 
@@ -88,7 +104,9 @@ def test_whole_updates_are_one_block_of_steps_micro_batches_and_rows() -> None:
 
 
 @pytest.mark.parametrize(("num_rows", "batch_size", "accumulate"), SIZES)
-def test_a_chunk_s_rows_are_those_of_its_updates_in_turn(num_rows: int, batch_size: int, accumulate: int) -> None:
+def test_a_chunk_s_rows_are_those_of_its_updates_in_turn(
+    num_rows: int, batch_size: int, accumulate: int
+) -> None:
     for chunk in chunks(order(num_rows, batch_size, accumulate)):
         in_turn = [row for update in updates([chunk]) for micro in update for row in micro]
         assert chunk.rows.tolist() == in_turn
@@ -97,12 +115,17 @@ def test_a_chunk_s_rows_are_those_of_its_updates_in_turn(num_rows: int, batch_si
 @pytest.mark.parametrize("every", [None, 1, 2, 3, 7, 100])
 @pytest.mark.parametrize("largest", [1, 3, 1000])
 def test_a_chunk_ends_where_something_has_to_happen(every: int | None, largest: int) -> None:
-    of = order(23, 2, 2, num_epochs=2.5)  # 6 updates an epoch, the last of them short; ends within the third
+    # 6 updates an epoch, the last of them short; ends within the third
+    of = order(23, 2, 2, num_epochs=2.5)
     made = chunks(of, largest=largest, every=every)
     ends = [chunk.first_step + chunk.num_steps for chunk in made]
     starts = [chunk.first_step for chunk in made]
     assert starts == [0, *ends[:-1]]
-    due = {step for step in range(1, 16) if step % 6 == 0 or step == 15 or (every and step % every == 0)}
+    due = {
+        step
+        for step in range(1, 16)
+        if step % 6 == 0 or step == 15 or (every and step % every == 0)
+    }
     assert due <= set(ends)
     assert all(b - a <= largest for a, b in pairwise([0, *ends]))
 
@@ -140,7 +163,8 @@ def test_a_chunk_of_its_own_choosing_is_cut_by_the_same_rules() -> None:
 def test_a_chunk_is_kept_near_a_second(
     monkeypatch: pytest.MonkeyPatch, seconds_each: float, largest: int, lengths: list[int]
 ) -> None:
-    """A clock that moves by `seconds_each` for every update; 1 / seconds_each updates take a second."""
+    """A clock that moves by `seconds_each` for every update; 1 / seconds_each updates take a
+    second."""
     now = [1000.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
     found = []
@@ -175,7 +199,10 @@ def test_a_chunk_brings_its_rows_in_the_shape_of_its_blocks() -> None:
         return np.stack([rows, rows + 0.5], axis=1)
 
     made = list(Chunks(of, 0, 1000, None, adapt=False, read=read))
-    assert [[part.shape for part in chunk.given()] for chunk in made] == [[(1, 3, 3, 2)], [(1, 2, 3, 2), (1, 1, 1, 2)]]
+    assert [[part.shape for part in chunk.given()] for chunk in made] == [
+        [(1, 3, 3, 2)],
+        [(1, 2, 3, 2), (1, 1, 1, 2)],
+    ]
     for chunk in made:
         for part, block in zip(chunk.given(), chunk.blocks, strict=True):
             np.testing.assert_array_equal(part, np.stack([block, block + 0.5], axis=-1))

@@ -1,4 +1,5 @@
-"""From a file of raw rows to an answer in its units: training, evaluation, predictions and exports of scikit-learn's data."""
+"""From a file of raw rows to an answer in its units: training, evaluation, predictions and exports
+of scikit-learn's data."""
 
 import csv
 import json
@@ -26,8 +27,8 @@ both = pytest.mark.parametrize("backend", BACKENDS)
 WINE, DIABETES = datasets.load_wine(), datasets.load_diabetes(scaled=False)
 NAMES = [str(WINE.target_names[label]) for label in WINE.target]
 
-# Raw rows go into an export in float32: relative 6e-8 of values up to 14 standard deviations from 0 (wine's alcohol is
-# 13 +- 0.8), moves logits of size 1 by some 1e-5. Ten times that.
+# Raw rows go into an export in float32: relative 6e-8 of values up to 14 standard deviations from 0
+# (wine's alcohol is 13 +- 0.8), moves logits of size 1 by some 1e-5. Ten times that.
 EXPORTED = 1e-4
 
 Rows = list[list[Any]]
@@ -99,7 +100,9 @@ def source(run: Path) -> str:
 def predictions(path: Path) -> dict[str, np.ndarray]:
     with path.open(newline="") as file:
         header, *rows = csv.reader(file)
-    return {name: np.array(column) for name, column in zip(header, zip(*rows, strict=True), strict=True)}
+    return {
+        name: np.array(column) for name, column in zip(header, zip(*rows, strict=True), strict=True)
+    }
 
 
 def softmax(z: np.ndarray) -> np.ndarray:
@@ -136,7 +139,9 @@ def test_columns_of_a_table_are_found_by_name(trained: dict[str, Trained]) -> No
     table = Table(names[:-1], table.values[:, :-1])
     with pytest.raises(Exception, match="x lacks the column alcohol, which the run was trained on"):
         run.predict(table)
-    with pytest.raises(Exception, match=r"a row of x has shape \[12\]; the run was trained on \[13\]"):
+    with pytest.raises(
+        Exception, match=r"a row of x has shape \[12\]; the run was trained on \[13\]"
+    ):
         run.predict(WINE.data[:, 1:])
     with pytest.raises(Exception, match=r"the new rows: row 3, column x\[2\] is nan"):
         run.predict(np.where(np.arange(178 * 13).reshape(178, 13) == 3 * 13 + 2, np.nan, WINE.data))
@@ -148,43 +153,65 @@ def test_columns_of_a_table_are_found_by_name(trained: dict[str, Trained]) -> No
 def test_metrics_are_in_the_data_s_units_and_the_loss_as_trained(
     trained: dict[str, Trained], tmp_path: Path, backend: str
 ) -> None:
-    """Against scikit-learn, of the same predictions; the loss is in units of the training targets' variance."""
+    """Against scikit-learn, of the same predictions; the loss is in units of the training targets'
+    variance."""
     run = copied(trained[backend].diabetes, tmp_path)
     (evaluated,) = forked(tmp_path, ("task=evaluate", "run=run"))
     found = json.loads((run / "test.json").read_text())
     loaded = load_run(run)
-    section = loaded.config.data.model_copy(update={"standardize": False, "path": str(tmp_path / "diabetes.csv")})
+    section = loaded.config.data.model_copy(
+        update={"standardize": False, "path": str(tmp_path / "diabetes.csv")}
+    )
     data = section.load()
     outputs = loaded.predict(data.test.x)
     # float32 outputs of two calls, times a deviation of 77
-    assert found["test/mean_absolute_error"] == pytest.approx(mean_absolute_error(data.test.y, outputs), rel=1e-5)
+    assert found["test/mean_absolute_error"] == pytest.approx(
+        mean_absolute_error(data.test.y, outputs), rel=1e-5
+    )
     loss = mean_squared_error(data.test.y, outputs) / data.train.y.var()
     assert found["test/loss"] == pytest.approx(loss, rel=1e-5)
     assert f"test/mean_absolute_error {found['test/mean_absolute_error']:.4f}" in evaluated.out
     during = loaded.metrics
     val, train = (loaded.predict(split.x) for split in (data.val, data.train))
-    assert during["val/mean_absolute_error"][-1] == pytest.approx(mean_absolute_error(data.val.y, val), rel=1e-5)
+    assert during["val/mean_absolute_error"][-1] == pytest.approx(
+        mean_absolute_error(data.val.y, val), rel=1e-5
+    )
     # of the training rows over the last epoch, while the weights still moved
-    assert during["train/mean_absolute_error"][-1] == pytest.approx(mean_absolute_error(data.train.y, train), rel=0.1)
+    assert during["train/mean_absolute_error"][-1] == pytest.approx(
+        mean_absolute_error(data.train.y, train), rel=0.1
+    )
 
 
-def test_exports_take_raw_rows_and_a_file_beside_names_them(trained: dict[str, Trained], tmp_path: Path) -> None:
+def test_exports_take_raw_rows_and_a_file_beside_names_them(
+    trained: dict[str, Trained], tmp_path: Path
+) -> None:
     """Cover both tasks and both frameworks, whichever trained the run."""
     import keras
     import torch
 
-    for backend, name, x in (("lightning", "wine", WINE.data), ("keras", "diabetes", DIABETES.data)):
+    for backend, name, x in (
+        ("lightning", "wine", WINE.data),
+        ("keras", "diabetes", DIABETES.data),
+    ):
         here = tmp_path / name
         here.mkdir()
         run = copied(getattr(trained[backend], name), here)
         done = forked(
-            here, *(("task=export", "run=run", f"format={kind}") for kind in ("keras", "torch", "safetensors"))
+            here,
+            *(
+                ("task=export", "run=run", f"format={kind}")
+                for kind in ("keras", "torch", "safetensors")
+            ),
         )
         assert [(each.status, each.err) for each in done] == [(0, "")] * 3
         expected, raw = load_run(run).predict(x), x.astype(np.float32)
         scale = np.abs(expected).max()
-        from_keras = np.asarray(keras.models.load_model(run / "model.keras").predict(raw, verbose=0))
-        from_torch = torch.export.load(run / "model.pt2").module()(torch.from_numpy(raw)).detach().numpy()
+        from_keras = np.asarray(
+            keras.models.load_model(run / "model.keras").predict(raw, verbose=0)
+        )
+        from_torch = (
+            torch.export.load(run / "model.pt2").module()(torch.from_numpy(raw)).detach().numpy()
+        )
         assert from_keras.dtype == from_torch.dtype == np.float32
         np.testing.assert_allclose(from_keras, expected, rtol=0, atol=EXPORTED * scale)
         np.testing.assert_allclose(from_torch, expected, rtol=0, atol=EXPORTED * scale)
@@ -208,7 +235,8 @@ def test_exports_take_raw_rows_and_a_file_beside_names_them(trained: dict[str, T
 
 
 def test_exports_in_float64_scale_in_float64(tmp_path: Path) -> None:
-    """Raw rows without a rounding: 1e-12 of outputs of some hundreds is sums of 10 products in another order."""
+    """Raw rows without a rounding: 1e-12 of outputs of some hundreds is sums of 10 products in
+    another order."""
     import keras
     import torch
 
@@ -222,7 +250,10 @@ def test_exports_in_float64_scale_in_float64(tmp_path: Path) -> None:
     )
     (done,) = forked(tmp_path, (*options, "trainer.max_steps=3", "device=cpu"))
     run, x = tmp_path / done.folder, DIABETES.data
-    forked(tmp_path, *(("task=export", f"run={done.folder}", f"format={kind}") for kind in ("keras", "torch")))
+    forked(
+        tmp_path,
+        *(("task=export", f"run={done.folder}", f"format={kind}") for kind in ("keras", "torch")),
+    )
     from_keras = np.asarray(keras.models.load_model(run / "model.keras")(x))
     from_torch = torch.export.load(run / "model.pt2").module()(torch.from_numpy(x)).detach().numpy()
     for outputs in (from_keras, from_torch):
@@ -234,14 +265,23 @@ def test_an_export_does_not_take_numbers_that_its_dtype_cannot(tmp_path: Path) -
     """Refused for frameworks; as safetensors, beside its scaling, it is whole."""
     x = np.random.default_rng(0).random((60, 2)) * [1e160, 1]
     np.savez(tmp_path / "a.npz", x=x, y=np.arange(60) % 2)
-    options = ("data=npz", "data.path=a.npz", "data.standardize=true", "trainer.max_steps=3", "device=cpu")
+    options = (
+        "data=npz",
+        "data.path=a.npz",
+        "data.standardize=true",
+        "trainer.max_steps=3",
+        "device=cpu",
+    )
     (run,) = forked(tmp_path, options)
     assert run.status == 0
     kinds = ("keras", "safetensors")
-    refused, whole = forked(tmp_path, *(("task=export", f"run={run.folder}", f"format={kind}") for kind in kinds))
+    refused, whole = forked(
+        tmp_path, *(("task=export", f"run={run.folder}", f"format={kind}") for kind in kinds)
+    )
     assert (refused.status, whole.status) == (2, 0)
     assert refused.err == (
-        f"error: format must be safetensors for {run.folder}: x holds values that float32 does not, so that no model "
+        f"error: format must be safetensors for {run.folder}: x holds values that float32 "
+        f"does not, so that no model "
         "could take or give them raw\n"
     )
 
@@ -263,7 +303,10 @@ SAME: dict[str, Change] = {
 }
 CHANGED: dict[str, tuple[Change, str]] = {
     "rows appended": (lambda header, rows: (header, rows + rows[:10]), "its rows are train 112, "),
-    "a column gone": (lambda header, rows: (header[1:], [row[1:] for row in rows]), "its columns are malic_acid, "),
+    "a column gone": (
+        lambda header, rows: (header[1:], [row[1:] for row in rows]),
+        "its columns are malic_acid, ",
+    ),
     "columns swapped": (
         lambda header, rows: ([header[1], header[0], *header[2:]], rows),
         "mean or variance of column alcohol is another",
@@ -278,16 +321,26 @@ CHANGED: dict[str, tuple[Change, str]] = {
         "mean or variance of column hue is another",
     ),
     "labels flipped": (
-        with_column("cultivar", lambda name: {"class_0": "class_1", "class_1": "class_0"}.get(name, name)),
+        with_column(
+            "cultivar", lambda name: {"class_0": "class_1", "class_1": "class_0"}.get(name, name)
+        ),
         "SHA-256 ",
     ),
-    "labels renamed": (with_column("cultivar", lambda name: f"new_{name}"), "its classes are new_class_0, "),
+    "labels renamed": (
+        with_column("cultivar", lambda name: f"new_{name}"),
+        "its classes are new_class_0, ",
+    ),
     "rows reordered": (lambda header, rows: (header, rows[::-1]), ""),
-    "a test row changed": (lambda header, rows: (header, [[*rows[0][:-1], "class_2"], *rows[1:]]), "SHA-256 "),
+    "a test row changed": (
+        lambda header, rows: (header, [[*rows[0][:-1], "class_2"], *rows[1:]]),
+        "SHA-256 ",
+    ),
 }
 
 
-def test_evaluate_finds_columns_by_name_and_refuses_other_data(trained: dict[str, Trained], tmp_path: Path) -> None:
+def test_evaluate_finds_columns_by_name_and_refuses_other_data(
+    trained: dict[str, Trained], tmp_path: Path
+) -> None:
     """Resume refuses it likewise. Nothing is written."""
     runs = {}
     for name, change in {**SAME, **{name: change for name, (change, _) in CHANGED.items()}}.items():
@@ -298,13 +351,17 @@ def test_evaluate_finds_columns_by_name_and_refuses_other_data(trained: dict[str
     done: dict[str, Done] = {}
     for name, run in runs.items():
         (done[name],) = forked(run.parent, ("task=evaluate", "run=run"))
-    (original,) = forked(copied(trained["lightning"].wine, tmp_path).parent, ("task=evaluate", "run=run"))
+    (original,) = forked(
+        copied(trained["lightning"].wine, tmp_path).parent, ("task=evaluate", "run=run")
+    )
     assert original.status == 0
     for name in SAME:
         assert (done[name].status, done[name].out, done[name].err) == (0, original.out, "")
     for name, (_, said) in CHANGED.items():
         assert done[name].status == 2, name
-        assert done[name].err.startswith(f"error: task=evaluate: the data is not what run was trained on: {said}"), name
+        assert done[name].err.startswith(
+            f"error: task=evaluate: the data is not what run was trained on: {said}"
+        ), name
         assert done[name].err.endswith("; task=predict takes new rows\n")
         assert not (runs[name] / "test.json").exists()
     for name in ("a column times 1024", "labels renamed"):
@@ -313,7 +370,9 @@ def test_evaluate_finds_columns_by_name_and_refuses_other_data(trained: dict[str
         assert f"resume: the data is not what run was trained on: {CHANGED[name][1]}" in resumed.err
 
 
-def test_predictions_have_probabilities_and_replace_no_others(trained: dict[str, Trained], tmp_path: Path) -> None:
+def test_predictions_have_probabilities_and_replace_no_others(
+    trained: dict[str, Trained], tmp_path: Path
+) -> None:
     run = copied(trained["lightning"].wine, tmp_path)
     header, rows = wine()
     write(tmp_path / "new.csv", header[::-1], [row[::-1] for row in rows])
@@ -321,7 +380,13 @@ def test_predictions_have_probabilities_and_replace_no_others(trained: dict[str,
     np.savez(tmp_path / "new.npz", x=WINE.data)
     paths = ("new.csv", "other.csv", "new.csv", "other.csv", "new.npz")
     done = [forked(tmp_path, ("task=predict", "run=run", f"data.path={path}"))[0] for path in paths]
-    names = ["predictions.csv", "predictions_2.csv", "predictions.csv", "predictions_2.csv", "predictions.npz"]
+    names = [
+        "predictions.csv",
+        "predictions_2.csv",
+        "predictions.csv",
+        "predictions_2.csv",
+        "predictions.npz",
+    ]
     nums = [178, 5, 178, 5, 178]
     assert [each.out for each in done] == [
         f"file     run/{name}  ({num} rows)\n" for name, num in zip(names, nums, strict=True)
@@ -342,13 +407,23 @@ def test_with_one_output_the_probabilities_are_of_both_classes(tmp_path: Path) -
     """binary_cross_entropy of scikit-learn's breast_cancer, its labels 0 and 1 by name."""
     data = datasets.load_breast_cancer()
     np.savez(tmp_path / "cancer.npz", x=data.data, y=data.target * 5 - 2)  # -2 and 3
-    options = ("data=npz", "data.path=cancer.npz", "data.standardize=true", "loss=binary_cross_entropy")
-    (run,) = forked(tmp_path, (*options, "model=linear", "optimizer.lr=0.05", "trainer.max_epochs=3", "device=cpu"))
+    options = (
+        "data=npz",
+        "data.path=cancer.npz",
+        "data.standardize=true",
+        "loss=binary_cross_entropy",
+    )
+    (run,) = forked(
+        tmp_path,
+        (*options, "model=linear", "optimizer.lr=0.05", "trainer.max_epochs=3", "device=cpu"),
+    )
     (done,) = forked(tmp_path, ("task=predict", f"run={run.folder}", "data.path=cancer.npz"))
     assert (run.status, done.status) == (0, 0)
     with np.load(tmp_path / run.folder / "predictions.npz") as found:
         z = found["outputs"][:, 0]
-        np.testing.assert_allclose(found["probability"], np.column_stack([1 / (1 + np.exp(z)), 1 / (1 + np.exp(-z))]))
+        np.testing.assert_allclose(
+            found["probability"], np.column_stack([1 / (1 + np.exp(z)), 1 / (1 + np.exp(-z))])
+        )
         assert set(found["label"]) == {"-2", "3"}
         assert np.mean((found["label"] == "3") == data.target) > 0.9
 
@@ -359,9 +434,15 @@ def test_what_is_probably_not_meant_is_said_before_the_training(tmp_path: Path) 
     np.savez(tmp_path / "digits.npz", x=digits.images[..., None].astype(np.uint8), y=digits.target)
     line = ("data=npz", "data.path=digits.npz", "model=linear", "trainer.max_steps=2", "device=cpu")
     told, strict, ranged = forked(
-        tmp_path, line, (*line, "trainer.strict=true"), (*line[:3], "task=find_lr", "find_lr.num_steps=20")
+        tmp_path,
+        line,
+        (*line, "trainer.strict=true"),
+        (*line[:3], "task=find_lr", "find_lr.num_steps=20"),
     )
-    said = "digits.npz: x holds values up to 16, which are not scaled; data.standardize=true scales them"
+    said = (
+        "digits.npz: x holds values up to 16, which are not scaled; data.standardize=true "
+        "scales them"
+    )
     assert told.status == 0
     assert told.out.startswith(f"warning: {said}\n")
     assert (strict.status, strict.err) == (2, f"error: {said}\n")
@@ -379,34 +460,65 @@ def test_what_cannot_be_trained_on_or_predicted_is_refused_in_one_line(
     write(tmp_path / "text.csv", header, [["high", *row[1:4], "", *row[5:]] for row in rows])
     write(tmp_path / "gap.csv", header, [*rows[:3], [*rows[3][:5], "?", *rows[3][6:]]])
     os.mkfifo(tmp_path / "pipe.csv")
-    needed = "finite numbers are needed: give text a number each, fill what is missing, or remove the column"
+    needed = (
+        "finite numbers are needed: give text a number each, fill what is missing, or remove "
+        "the column"
+    )
     expected = {
-        ("data=csv", "data.path=index.csv"): "index.csv: column 1 has no name, as an index has none: remove it "
+        (
+            "data=csv",
+            "data.path=index.csv",
+        ): "index.csv: column 1 has no name, as an index has none: remove it "
         "(pandas writes none with index=False) or name it",
-        ("data=csv", "data.path=one.csv"): "one.csv: column cultivar holds one class only, class_0; a classification "
+        (
+            "data=csv",
+            "data.path=one.csv",
+        ): "one.csv: column cultivar holds one class only, class_0; a classification "
         "needs two, data.task=regression takes numbers",
         (
             "data=csv",
             "data.path=text.csv",
         ): "text.csv: line 2, column alcohol is 'high' (178 such lines); line 2, column "
         f"magnesium is empty (178 such lines); {needed}",
-        ("data=csv", "data.path=pipe.csv"): "data.path must be a file, got pipe.csv, which is a pipe or a device",
-        ("task=predict", "run=run", "data.path=."): "data.path must be a file, got ., which is a folder",
-        ("task=predict", "run=run", "data.path=pipe.csv"): "data.path must be a file, got pipe.csv, which is a pipe or "
-        "a device",
-        ("task=predict", "run=run", "data.path=gap.csv"): f"gap.csv: line 5, column total_phenols is '?'; {needed}",
+        (
+            "data=csv",
+            "data.path=pipe.csv",
+        ): "data.path must be a file, got pipe.csv, which is a pipe or a device",
+        (
+            "task=predict",
+            "run=run",
+            "data.path=.",
+        ): "data.path must be a file, got ., which is a folder",
+        (
+            "task=predict",
+            "run=run",
+            "data.path=pipe.csv",
+        ): "data.path must be a file, got pipe.csv, which is a pipe or a device",
+        (
+            "task=predict",
+            "run=run",
+            "data.path=gap.csv",
+        ): f"gap.csv: line 5, column total_phenols is '?'; {needed}",
     }
     before = sorted(tmp_path.rglob("*"))
     done = forked(tmp_path, *expected)
-    assert [(each.status, each.err) for each in done] == [(2, f"error: {said}\n") for said in expected.values()]
+    assert [(each.status, each.err) for each in done] == [
+        (2, f"error: {said}\n") for said in expected.values()
+    ]
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_models_of_images_train_on_the_default_data(tmp_path: Path) -> None:
-    lines = [(f"backend={backend}", "model=cnn", "trainer.max_steps=2", "device=cpu") for backend in BACKENDS]
+    lines = [
+        (f"backend={backend}", "model=cnn", "trainer.max_steps=2", "device=cpu")
+        for backend in BACKENDS
+    ]
     done = forked(tmp_path, *lines)
     assert [(each.status, each.err) for each in done] == [(0, "")] * 2
-    shapes = [json.loads((tmp_path / each.folder / "data.json").read_text())["input_shape"] for each in done]
+    shapes = [
+        json.loads((tmp_path / each.folder / "data.json").read_text())["input_shape"]
+        for each in done
+    ]
     assert shapes == [[8, 8, 1]] * 2
     (evaluated,) = forked(tmp_path, ("task=evaluate", f"run={done[0].folder}"))
     assert evaluated.status == 0
@@ -432,7 +544,12 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(
     script = f"ulimit -f 6; exec {sys.executable} -m runner run=run {task}"
     environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1
     said = rf"error: run/{re.escape(name)} cannot be written: File too large, \d+ bytes are free\n"

@@ -1,4 +1,5 @@
-"""data=npy: rows that stay in their files. What it trains is what data=npz trains on the same rows."""
+"""data=npy: rows that stay in their files. What it trains is what data=npz trains on the same
+rows."""
 
 import os
 from pathlib import Path
@@ -65,7 +66,8 @@ def test_rows_come_from_the_file_they_are_in_in_the_order_asked_for(tmp_path: Pa
     ],
 )
 def test_training_is_that_of_rows_in_memory(tmp_path: Path, backend: str, more: list[str]) -> None:
-    """The last update of an epoch is short. 1e-12: a compiler may fuse what gathers the rows with what uses them."""
+    """The last update of an epoch is short. 1e-12: a compiler may fuse what gathers the rows with
+    what uses them."""
     held = train(backend, [*npz(tmp_path), *MODEL, *more])
     read = train(backend, [*write(tmp_path / "parts", 100, 110), *MODEL, *more])
     np.testing.assert_allclose(read.losses, held.losses, rtol=1e-12)
@@ -79,15 +81,25 @@ def test_chunks_stay_within_the_memory_that_was_given(tmp_path: Path) -> None:
     assert prepare([*read, "data.memory_mb=3"]).largest_chunk() == 2
     assert prepare([*read, "data.memory_mb=3", "trainer.steps_per_call=500"]).largest_chunk() == 2
     assert prepare([*read, "data.memory_mb=12"]).largest_chunk() == 8
-    with pytest.raises(ConfigError, match=r"data.memory_mb must be at least 2 for three updates of 64 rows, got 1"):
+    with pytest.raises(
+        ConfigError, match=r"data.memory_mb must be at least 2 for three updates of 64 rows, got 1"
+    ):
         prepare([*read, "data.memory_mb=1"]).largest_chunk()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_whole_of_it_on_the_command_line(tmp_path: Path, backend: str) -> None:
     """Train and evaluate: the same metrics as with the rows in memory, to float32's rounding."""
-    common = ["model=cnn", f"backend={backend}", "schedule=cosine", "trainer.max_epochs=2", "trainer.batch_size=16"]
-    held, read = forked(tmp_path, (*npz(tmp_path), *common), (*write(tmp_path / "parts", 100, 110), *common))
+    common = [
+        "model=cnn",
+        f"backend={backend}",
+        "schedule=cosine",
+        "trainer.max_epochs=2",
+        "trainer.batch_size=16",
+    ]
+    held, read = forked(
+        tmp_path, (*npz(tmp_path), *common), (*write(tmp_path / "parts", 100, 110), *common)
+    )
     assert (held.err, read.err) == ("", "")
     found = [read_json(tmp_path / done.folder / "result.json")["metrics"] for done in (held, read)]
     assert found[1] == pytest.approx(found[0], rel=1e-5)
@@ -99,9 +111,15 @@ def test_the_whole_of_it_on_the_command_line(tmp_path: Path, backend: str) -> No
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
-        ({"x": X[:, 0, 0, 0]}, r"x\.npy: x must hold a row of numbers per sample, got float32 of shape \[210\]"),
+        (
+            {"x": X[:, 0, 0, 0]},
+            r"x\.npy: x must hold a row of numbers per sample, got float32 of shape \[210\]",
+        ),
         ({"x": X[:200]}, r"x\.npy: x has 200 rows, y has 210"),
-        ({"y": Y.astype(float)}, r"y must be labels, integers of shape \[N\], got float64 of shape \[210\]"),
+        (
+            {"y": Y.astype(float)},
+            r"y must be labels, integers of shape \[N\], got float64 of shape \[210\]",
+        ),
         ({"y": Y * 0}, "y holds one class only, 0; a classification needs two"),
         (
             {"x": np.where(np.arange(210)[:, None, None, None] == 7, np.nan, X)},
@@ -111,7 +129,9 @@ def test_the_whole_of_it_on_the_command_line(tmp_path: Path, backend: str) -> No
         ({"x": X.astype(object)}, r"x\.npy cannot be read as NPY"),
     ],
 )
-def test_what_cannot_be_trained_on_is_refused(tmp_path: Path, broken: dict[str, np.ndarray], said: str) -> None:
+def test_what_cannot_be_trained_on_is_refused(
+    tmp_path: Path, broken: dict[str, np.ndarray], said: str
+) -> None:
     read = write(tmp_path / "x", **{"x": X, "y": Y, **broken})
     with pytest.raises(ConfigError, match=said):
         dataset(*read)
@@ -130,30 +150,42 @@ def test_what_numpy_reads_besides_is_no_npy(tmp_path: Path) -> None:
     read = write(tmp_path / "x")
     with (tmp_path / "x" / "x.npy").open("wb") as file:
         np.savez(file, x=X)
-    with pytest.raises(ConfigError, match=r"x\.npy cannot be read as NPY: it is another kind of file"):
+    with pytest.raises(
+        ConfigError, match=r"x\.npy cannot be read as NPY: it is another kind of file"
+    ):
         dataset(*read)
 
 
 def test_rows_that_are_far_from_1_are_told_of(tmp_path: Path) -> None:
     (said,) = dataset(*write(tmp_path / "x", x=X * 255)).warnings
-    assert "which are not scaled; save them scaled, or begin model.layers with {layer: batch_norm}" in said
+    assert (
+        "which are not scaled; save them scaled, or begin model.layers with {layer: batch_norm}"
+        in said
+    )
     assert dataset(*write(tmp_path / "y")).warnings == ()
 
 
 def test_so_are_parts_that_do_not_fit_and_folders_without_any(tmp_path: Path) -> None:
     read = write(tmp_path / "x", 100, 110)
     np.save(tmp_path / "x" / "x_1.npy", X[100:].astype(np.float64))
-    with pytest.raises(ConfigError, match=r"x_1\.npy: rows are float64\[8, 8, 1\], in x_0\.npy float32\[8, 8, 1\]"):
+    with pytest.raises(
+        ConfigError, match=r"x_1\.npy: rows are float64\[8, 8, 1\], in x_0\.npy float32\[8, 8, 1\]"
+    ):
         dataset(*read)
     (tmp_path / "x" / "y_1.npy").unlink()
     with pytest.raises(ConfigError, match=r"y_1\.npy cannot be read as NPY"):
         dataset(*read)
     np.save(tmp_path / "x" / "y_1.npy", np.array(0))
     np.save(tmp_path / "x" / "x_1.npy", X[100:])
-    with pytest.raises(ConfigError, match=r"y must hold a value or row per sample, alike in all parts, got int64\[\]"):
+    with pytest.raises(
+        ConfigError,
+        match=r"y must hold a value or row per sample, alike in all parts, got int64\[\]",
+    ):
         dataset(*read)
     np.save(tmp_path / "x" / "x_01.npy", X[100:])
-    with pytest.raises(ConfigError, match=r"holds x_01\.npy and x_1\.npy, which have the same number"):
+    with pytest.raises(
+        ConfigError, match=r"holds x_01\.npy and x_1\.npy, which have the same number"
+    ):
         dataset(*read)
     (tmp_path / "x" / "x_01.npy").unlink()
     np.save(tmp_path / "x" / "x.npy", X)
@@ -162,5 +194,7 @@ def test_so_are_parts_that_do_not_fit_and_folders_without_any(tmp_path: Path) ->
     (tmp_path / "none").mkdir()
     with pytest.raises(ConfigError, match=r"must hold x\.npy and y\.npy, or parts of them"):
         dataset("data=npy", f"data.path={tmp_path / 'none'}")
-    with pytest.raises(ConfigError, match=r"data\.path must be a folder, got nowhere, which is not there"):
+    with pytest.raises(
+        ConfigError, match=r"data\.path must be a folder, got nowhere, which is not there"
+    ):
         dataset("data=npy", "data.path=nowhere")

@@ -1,8 +1,9 @@
-"""python -m tests.exact [--steps 5000]: the same long runs on every implementation, and whether their hashes are equal.
+"""python -m tests.exact [--steps 5000]: the same long runs on every implementation, and whether
+their hashes are equal.
 
-Models x optimizers, or with --losses the small MLP under other losses, all under a cosine schedule with warm-up, clipping,
-three micro-batches an update and weight decay. Hours for all of it; the tests have the same claims for fewer rows and fewer
-updates.
+Models x optimizers, or with --losses the small MLP under other losses, all under a cosine schedule
+with warm-up, clipping, three micro-batches an update and weight decay. Hours for all of it; the
+tests have the same claims for fewer rows and fewer updates.
 """
 
 import argparse
@@ -36,7 +37,10 @@ def main() -> int:
     parser.add_argument("--optimizers", nargs="+", choices=[*OPTIMIZERS], default=MAIN)
     parser.add_argument("--ways", nargs="+", choices=[*IMPLEMENTATIONS], default=[*IMPLEMENTATIONS])
     parser.add_argument(
-        "--losses", nargs="+", choices=[*LOSSES, "binary_cross_entropy"], help="these in place of the models"
+        "--losses",
+        nargs="+",
+        choices=[*LOSSES, "binary_cross_entropy"],
+        help="these in place of the models",
     )
     said = parser.parse_args()
     with TemporaryDirectory() as folder:
@@ -45,9 +49,16 @@ def main() -> int:
             rows = {name: [*losses[name], *OPTIMIZERS["adam"]] for name in said.losses}
         else:
             pairs = product(said.models, said.optimizers)
-            rows = {f"{model}  {name}": [*MODELS[model], *OPTIMIZERS[name]] for model, name in pairs}
-        differing = [name for name, row in rows.items() if not _alike(name, row, said.steps, said.ways)]
-    print(f"{len(rows) - len(differing)} of {len(rows)} runs of {said.steps} updates have equal hashes on {said.ways}")
+            rows = {
+                f"{model}  {name}": [*MODELS[model], *OPTIMIZERS[name]] for model, name in pairs
+            }
+        differing = [
+            name for name, row in rows.items() if not _alike(name, row, said.steps, said.ways)
+        ]
+    print(
+        f"{len(rows) - len(differing)} of {len(rows)} runs of {said.steps} updates have "
+        f"equal hashes on {said.ways}"
+    )
     return int(bool(differing))
 
 

@@ -1,8 +1,9 @@
-"""python -m tests.exact.independent: the bits of every optimizer and loss in exact mode, by fractions and mpmath.
+"""python -m tests.exact.independent: the bits of every optimizer and loss in exact mode, by
+fractions and mpmath.
 
-Nothing of runner/exact is used: the formulas of runner/components/optimizers.py and losses.py are written out once more, a
-value is a Fraction, one IEEE 754 operation rounds it to float64 and R to 24 bits. Writes golden.json, which the tests
-compare with; its numbers are float64 in hexadecimal.
+Nothing of runner/exact is used: the formulas of runner/components/optimizers.py and losses.py are
+written out once more, a value is a Fraction, one IEEE 754 operation rounds it to float64 and R to
+24 bits. Writes golden.json, which the tests compare with; its numbers are float64 in hexadecimal.
 """
 
 import json
@@ -42,7 +43,8 @@ def r(x: Any) -> Fraction:
 
 
 def root(x: Fraction) -> Fraction:
-    """The square root to float64: 100 bits by integers, and a last one that says whether there is more."""
+    """The square root to float64: 100 bits by integers, and a last one that says whether there is
+    more."""
     if x == 0:
         return F(0)
     shift = 400
@@ -72,7 +74,9 @@ def mean(old: Fraction, new: Fraction, beta: float) -> Fraction:
     return r(old * number(beta) + new * r(f64(1 - F(beta))))
 
 
-def update(s: Mapping[str, Any], w: Fraction, g: Fraction, slots: dict[str, Fraction], t: int) -> Fraction:
+def update(
+    s: Mapping[str, Any], w: Fraction, g: Fraction, slots: dict[str, Fraction], t: int
+) -> Fraction:
     """The weight after update t; the slots are changed."""
     rate, decay = RATES[t], number(s["weight_decay"])
     if decay and s["weight_decay_mode"] == "coupled":
@@ -83,7 +87,11 @@ def update(s: Mapping[str, Any], w: Fraction, g: Fraction, slots: dict[str, Frac
     if name == "sgd":
         if s["momentum"]:
             slots["momentum"] = r(g + slots["momentum"] * number(s["momentum"]))
-            g = r(g + slots["momentum"] * number(s["momentum"])) if s["nesterov"] else slots["momentum"]
+            g = (
+                r(g + slots["momentum"] * number(s["momentum"]))
+                if s["nesterov"]
+                else slots["momentum"]
+            )
         return r(w - g * rate)
     if name == "adagrad":
         slots["accumulator"] = r(slots["accumulator"] + g * g)
@@ -162,18 +170,26 @@ def log(s: Fraction) -> Fraction:
     return F(series + value + (exponent - 40) * int(mpmath.nint(mpmath.log(2) * 2**34)), 2**34)
 
 
-def huber(delta: float, z: list[Fraction], y: list[Fraction]) -> tuple[list[Fraction], list[Fraction]]:
+def huber(
+    delta: float, z: list[Fraction], y: list[Fraction]
+) -> tuple[list[Fraction], list[Fraction]]:
     limit, errors = number(delta), [r(a - b) for a, b in zip(z, y, strict=True)]
-    values = [r(f64(e * e) / 2) if abs(e) <= limit else r(r(abs(e) - limit / 2) * limit) for e in errors]
+    values = [
+        r(f64(e * e) / 2) if abs(e) <= limit else r(r(abs(e) - limit / 2) * limit) for e in errors
+    ]
     return [max(-limit, min(limit, e)) for e in errors], values
 
 
-def mean_squared_error(z: list[Fraction], y: list[Fraction]) -> tuple[list[Fraction], list[Fraction]]:
+def mean_squared_error(
+    z: list[Fraction], y: list[Fraction]
+) -> tuple[list[Fraction], list[Fraction]]:
     errors = [r(a - b) for a, b in zip(z, y, strict=True)]
     return [e * 2 for e in errors], [r(e * e) for e in errors]
 
 
-def binary_cross_entropy(z: list[Fraction], y: list[Fraction]) -> tuple[list[Fraction], list[Fraction]]:
+def binary_cross_entropy(
+    z: list[Fraction], y: list[Fraction]
+) -> tuple[list[Fraction], list[Fraction]]:
     derivatives, values = [], []
     for a, b in zip(z, y, strict=True):
         e = exp_negative(abs(a))
@@ -184,7 +200,9 @@ def binary_cross_entropy(z: list[Fraction], y: list[Fraction]) -> tuple[list[Fra
     return derivatives, values
 
 
-def cross_entropy(smoothing: float, z: list[Fraction], y: list[Fraction]) -> tuple[list[Fraction], list[Fraction]]:
+def cross_entropy(
+    smoothing: float, z: list[Fraction], y: list[Fraction]
+) -> tuple[list[Fraction], list[Fraction]]:
     d = [r(max(z) - a) for a in z]
     e = [exp_negative(a) for a in d]
     s, num, label = sum(e, F(0)), len(z), y.index(F(1))
@@ -207,8 +225,10 @@ LOSSES: dict[str, tuple[dict[str, Any], Losses]] = {
     "huber": ({"name": "huber", "delta": 1.0}, lambda z, y: huber(1.0, z, y)),
     "huber_other_delta": ({"name": "huber", "delta": 0.3}, lambda z, y: huber(0.3, z, y)),
     "binary_cross_entropy": ({"name": "binary_cross_entropy"}, binary_cross_entropy),
-    "cross_entropy": ({"name": "cross_entropy", "label_smoothing": 0.0}, lambda z, y: cross_entropy(0.0, z, y)),
-    "label_smoothing": ({"name": "cross_entropy", "label_smoothing": 0.1}, lambda z, y: cross_entropy(0.1, z, y)),
+    "cross_entropy": ({"name": "cross_entropy", "label_smoothing": 0.0}, lambda z,
+        y: cross_entropy(0.0, z, y)),
+    "label_smoothing": ({"name": "cross_entropy", "label_smoothing": 0.1}, lambda z,
+        y: cross_entropy(0.1, z, y)),
 }  # fmt: skip
 
 
@@ -217,7 +237,11 @@ LOSSES: dict[str, tuple[dict[str, Any], Losses]] = {
 
 def drawn(seed: int, shape: tuple[int, ...], scale: float = 1.0) -> np.ndarray:
     """Numbers of 24 bits."""
-    return (np.random.default_rng(seed).normal(size=shape) * scale).astype(np.float32).astype(np.float64)
+    return (
+        (np.random.default_rng(seed).normal(size=shape) * scale)
+        .astype(np.float32)
+        .astype(np.float64)
+    )
 
 
 def optimizer(spec: Mapping[str, Any], slots: Mapping[str, float]) -> dict[str, list[str]]:
@@ -239,14 +263,19 @@ def rows(name: str) -> tuple[np.ndarray, np.ndarray]:
     z = drawn(3, (12, 5), 2.0)
     if name in ("cross_entropy", "label_smoothing"):
         return z, np.eye(5)[np.arange(12) % 5]
-    return z, (np.arange(60).reshape(12, 5) % 2.0 if name == "binary_cross_entropy" else drawn(4, (12, 5)))
+    return z, (
+        np.arange(60).reshape(12, 5) % 2.0 if name == "binary_cross_entropy" else drawn(4, (12, 5))
+    )
 
 
 def loss(name: str) -> dict[str, list[str]]:
     z, y = rows(name)
     found = [LOSSES[name][1]([*map(F, a)], [*map(F, b)]) for a, b in zip(z, y, strict=True)]
     kinds = ("derivatives", "values")
-    return {kind: hexadecimal(value for row in found for value in row[i]) for i, kind in enumerate(kinds)}
+    return {
+        kind: hexadecimal(value for row in found for value in row[i])
+        for i, kind in enumerate(kinds)
+    }
 
 
 def hexadecimal(values: Iterable[Fraction]) -> list[str]:
@@ -256,7 +285,9 @@ def hexadecimal(values: Iterable[Fraction]) -> list[str]:
 def main() -> None:
     from tests.exact.test_golden import OPTIMIZER_SPECS
 
-    made = {name: optimizer(spec.model_dump(), spec.slots()) for name, spec in OPTIMIZER_SPECS.items()}
+    made = {
+        name: optimizer(spec.model_dump(), spec.slots()) for name, spec in OPTIMIZER_SPECS.items()
+    }
     golden = {"optimizers": made, "losses": {name: loss(name) for name in LOSSES}}
     GOLDEN.write_text(json.dumps(golden, indent=0) + "\n", encoding="utf-8")
 

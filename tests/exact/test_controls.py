@@ -1,4 +1,5 @@
-"""That the rules do it: the same bits with every sum's axis shuffled, and other bits where a rule is switched off."""
+"""That the rules do it: the same bits with every sum's axis shuffled, and other bits where a rule
+is switched off."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,10 @@ from tests.exact.ways import TENSORFLOW, TORCH, WAYS, numpy
 from tests.parity.test_parity import IMAGES, LAYERS
 from tests.training import train
 
-SMALL = "model.layers=[{layer: dense, units: 16},{layer: activation, function: gelu},{layer: dense, units: outputs}]"
+SMALL = (
+    "model.layers=[{layer: dense, units: 16},{layer: activation, function: gelu},{layer: dense, "
+    "units: outputs}]"
+)
 TAKE: dict[type, Callable[[Any, Any, int], Any]] = {
     NumPy: lambda x, order, axis: np.take(x, order, axis),
     Torch: lambda x, order, axis: torch.index_select(x, axis, torch.from_numpy(order)),
@@ -28,7 +32,8 @@ TAKE: dict[type, Callable[[Any, Any, int], Any]] = {
 
 
 def shuffle(monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
-    """Every product and every sum along its axes in an order drawn anew each time; in a graph each time it is traced."""
+    """Every product and every sum along its axes in an order drawn anew each time; in a graph each
+    time it is traced."""
     rng, take, matmul, total = np.random.default_rng(0), TAKE[kind], kind.matmul, kind.sum  # type: ignore[attr-defined]
 
     def shuffled_matmul(self: Any, a: Any, b: Any) -> Any:
@@ -47,17 +52,26 @@ def shuffle(monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
 RUNS = {
     "mlp": ["model=mlp", *HARD, "trainer.max_steps=40"],
     "cnn": [*MODELS["cnn"], *HARD, "trainer.max_steps=6"],
-    "norms": ["model=mlp", "model.layers=[{layer: dense, units: 24},{layer: layer_norm},{layer: dense, units: outputs}]",
+    "norms": ["model=mlp", (
+        "model.layers=[{layer: dense, units: 24},{layer: layer_norm},{layer: dense, units: "
+        "outputs}]"
+    ),
               "trainer.max_steps=10"],
     "resnet": [*MODELS["resnet"], *HARD, "trainer.max_steps=4"],
     "attention": [*LAYERS["attention"], *HARD, "trainer.max_steps=4"],
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "resnet" else ()) for n in RUNS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "resnet" else ()) for n in RUNS]
+)
 @pytest.mark.parametrize(
     ("backend", "kind"),
-    [("lightning", Torch), ("witness", NumPy), pytest.param("keras", TensorFlow, marks=pytest.mark.slow)],
+    [
+        ("lightning", Torch),
+        ("witness", NumPy),
+        pytest.param("keras", TensorFlow, marks=pytest.mark.slow),
+    ],
 )
 def test_training_with_every_axis_shuffled_is_the_same_run(
     monkeypatch: pytest.MonkeyPatch, name: str, backend: str, kind: type
@@ -73,7 +87,9 @@ def test_training_with_every_axis_shuffled_is_the_same_run(
 
 def test_with_sums_in_float32_their_order_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same grid, but products are added in 24 bits, as a framework's own are."""
-    monkeypatch.setattr(NumPy, "matmul", lambda self, a, b: (a.astype("f4") @ b.astype("f4")).astype("f8"))
+    monkeypatch.setattr(
+        NumPy, "matmul", lambda self, a, b: (a.astype("f4") @ b.astype("f4")).astype("f8")
+    )
     overrides = [*BASE, SMALL, "trainer.max_steps=5"]
     ordered = train("witness", overrides)
     shuffle(monkeypatch, NumPy)
@@ -85,12 +101,21 @@ def test_with_the_frameworks_own_exp_training_parts(monkeypatch: pytest.MonkeyPa
     """In float32, where the libraries differ in the last place of every third value."""
 
     def own(o: Any, d: Any) -> Any:
-        e = np.exp(-d.astype("f4")).astype("f8") if isinstance(o, NumPy) else torch.exp(-d.float()).double()
+        e = (
+            np.exp(-d.astype("f4")).astype("f8")
+            if isinstance(o, NumPy)
+            else torch.exp(-d.float()).double()
+        )
         return o.rint(e * functions.ONE)
 
     monkeypatch.setattr("runner.exact.functions.exp_negative", own)
     with pytest.raises(AssertionError):
-        assert_same_bits(*(train(name, [*BASE, SMALL, "trainer.max_steps=10"]) for name in ("lightning", "witness")))
+        assert_same_bits(
+            *(
+                train(name, [*BASE, SMALL, "trainer.max_steps=10"])
+                for name in ("lightning", "witness")
+            )
+        )
 
 
 def test_without_the_flush_of_subnormals_roundings_part() -> None:
@@ -121,4 +146,14 @@ def test_without_the_flush_of_subnormals_roundings_part() -> None:
 @pytest.mark.parametrize("backend", ["lightning", "keras", "witness"])
 def test_beyond_the_range_of_float32_a_run_ends_alike(backend: str) -> None:
     with pytest.raises(RunError, match="beyond the range of float32"):
-        train(backend, [*BASE, "model=cnn", IMAGES, "optimizer=sgd", "optimizer.lr=1e30", "trainer.max_steps=4"])
+        train(
+            backend,
+            [
+                *BASE,
+                "model=cnn",
+                IMAGES,
+                "optimizer=sgd",
+                "optimizer.lr=1e30",
+                "trainer.max_steps=4",
+            ],
+        )

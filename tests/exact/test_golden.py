@@ -1,7 +1,8 @@
-"""The bits of every optimizer and loss are those of golden.json, which independent.py made by fractions and mpmath.
+"""The bits of every optimizer and loss are those of golden.json, which independent.py made by
+fractions and mpmath.
 
-All implementations share the formulas of runner/exact, so that a rounding that is left out there moves all of them alike;
-here it shows.
+All implementations share the formulas of runner/exact, so that a rounding that is left out there
+moves all of them alike; here it shows.
 """
 
 import json
@@ -30,7 +31,11 @@ LOSS_KINDS: dict[str, Any] = {
     "cross_entropy": CrossEntropy, "binary_cross_entropy": BinaryCrossEntropy, "huber": Huber,
     "mean_squared_error": MeanSquaredError,
 }  # fmt: skip
-GOLDEN = json.loads(independent.GOLDEN.read_text(encoding="utf-8")) if independent.GOLDEN.exists() else {}
+GOLDEN = (
+    json.loads(independent.GOLDEN.read_text(encoding="utf-8"))
+    if independent.GOLDEN.exists()
+    else {}
+)
 
 
 def hexadecimal(values: np.ndarray) -> list[str]:
@@ -41,14 +46,19 @@ def hexadecimal(values: np.ndarray) -> list[str]:
 def test_every_optimizer_has_the_stored_bits(name: str) -> None:
     spec, o, num = OPTIMIZER_SPECS[name], NumPy(), len(independent.RATES)
     w, gradients = independent.drawn(1, (6,)), independent.drawn(2, (num, 6))
-    slots: dict[str, Any] = {slot: np.full(6, optimizers.constant(value)) for slot, value in spec.slots().items()}
+    slots: dict[str, Any] = {
+        slot: np.full(6, optimizers.constant(value)) for slot, value in spec.slots().items()
+    }
     tables = optimizers.tables(spec, num, {})
     for t in range(num):
         h = optimizers.InForce(o, spec, {}, {key: values[t] for key, values in tables.items()})
-        w, slots = optimizers.update(h, w, gradients[t], slots, np.float64(independent.RATES[t]), Group(("w",)))
-    assert {"weights": hexadecimal(w), **{slot: hexadecimal(v) for slot, v in slots.items()}} == GOLDEN["optimizers"][
-        name
-    ]
+        w, slots = optimizers.update(
+            h, w, gradients[t], slots, np.float64(independent.RATES[t]), Group(("w",))
+        )
+    assert {
+        "weights": hexadecimal(w),
+        **{slot: hexadecimal(v) for slot, v in slots.items()},
+    } == GOLDEN["optimizers"][name]
 
 
 @pytest.mark.parametrize("name", independent.LOSSES)

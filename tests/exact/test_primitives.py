@@ -1,5 +1,6 @@
-"""The claim: on hostile values every implementation of the primitives, and every layer forward and backward over them, gives
-the bits of the NumPy witness, whose errors test_rules.py bounds. There is no tolerance but where a bound is stated."""
+"""The claim: on hostile values every implementation of the primitives, and every layer forward and
+backward over them, gives the bits of the NumPy witness, whose errors test_rules.py bounds. There is
+no tolerance but where a bound is stated."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -24,15 +25,19 @@ from tests.parity.test_parity import LAYERS
 from tests.training import prepare
 
 SHAPE = (6, 5, 4)
-# ties of the rounding to 24 bits, both zeros, the edge of what is flushed, subnormals of float32 and of float64
+# ties of the rounding to 24 bits, both zeros, the edge of what is flushed, subnormals of float32
+# and of float64
 EDGES = [
-    0.0, -0.0, 1.0, -1.0, 1 + 2.0**-24, 1 + 3 * 2.0**-24, -1 - 2.0**-24, 2.0**-126, -(2.0**-126), 2.0**-126 * (1 - 2.0**-30),
-    2.0**-126 * (1 + 2.0**-24), -(2.0**-126) * (1 + 2.0**-23), 2.0**-126 * (1 - 2.0**-24), -(2.0**-126) * (1 - 2.0**-25),
+    0.0, -0.0, 1.0, -1.0, 1 + 2.0**-24, 1 + 3 * 2.0**-24, -1 - 2.0**-24, 2.0**-126, -(2.0**-126),
+    2.0**-126 * (1 - 2.0**-30),
+    2.0**-126 * (1 + 2.0**-24), -(2.0**-126) * (1 + 2.0**-23), 2.0**-126 * (1 - 2.0**-24),
+    -(2.0**-126) * (1 - 2.0**-25),
     2.0**-140, -(2.0**-149), 5e-324, 0.5, 31.0, -31.0, 2.0**-4, 7.999, 88.0, 2.0**100,
 ]  # fmt: skip
 ANY = st.one_of(st.sampled_from(EDGES), st.floats(-(2.0**100), 2.0**100, allow_subnormal=True))
 MODERATE = st.one_of(
-    st.sampled_from([edge for edge in EDGES if abs(edge) < 2**12]), st.floats(-(2.0**12), 2.0**12, width=32)
+    st.sampled_from([edge for edge in EDGES if abs(edge) < 2**12]),
+    st.floats(-(2.0**12), 2.0**12, width=32),
 )
 hostile = arrays(np.float64, SHAPE, elements=ANY)
 quickly = settings(
@@ -47,7 +52,8 @@ def assert_as_the_witness(way: str, function: Any, *values: np.ndarray) -> None:
     expected, found = numpy(function, *values), WAYS[way](function, *values)
     for i, (a, b) in enumerate(zip(found, expected, strict=True)):
         a = np.broadcast_to(a, b.shape)
-        if function is grids:  # a zero there may have a sign: it is only ever multiplied and summed, and R takes it off
+        # a zero there may have a sign: it is only ever multiplied and summed, and R takes it off
+        if function is grids:
             a, b = a + 0.0, b + 0.0
         np.testing.assert_array_equal(bits(a), bits(b), err_msg=f"output {i}")
 
@@ -103,7 +109,10 @@ def tables(o: Primitives, x: Tensor) -> Sequence[Tensor]:
 def totals(o: Primitives, x: Tensor) -> Sequence[Tensor]:
     x = o.r(x)
     rows, num = SHAPE[1] * SHAPE[2], x.shape[0] * SHAPE[1] * SHAPE[2]
-    return [rules.total(o, x, (0, 1, 2), num), rules.total(o, x, (1, 2), rows, per_row=True, keep=True)]
+    return [
+        rules.total(o, x, (0, 1, 2), num),
+        rules.total(o, x, (1, 2), rows, per_row=True, keep=True),
+    ]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -130,10 +139,15 @@ def product(o: Primitives, a: Tensor, b: Tensor) -> Sequence[Tensor]:
     return [o.matmul(a, b), o.matmul(o.transpose(b), o.transpose(a))]
 
 
-def at_the_edge(rng: np.random.Generator, num: int, num_bits: int, one_sign: bool) -> tuple[np.ndarray, np.ndarray]:
+def at_the_edge(
+    rng: np.random.Generator, num: int, num_bits: int, one_sign: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Integers as large as the grid has; of one sign their sums are as large as they can be."""
     limit = 2**num_bits
-    a, b = (rng.integers(limit - 3, limit, shape, endpoint=True).astype(float) for shape in ((5, num), (num, 3)))
+    a, b = (
+        rng.integers(limit - 3, limit, shape, endpoint=True).astype(float)
+        for shape in ((5, num), (num, 3))
+    )
     sign = np.ones(num) if one_sign else rng.choice([-1.0, 1.0], num)
     return a * sign, b
 
@@ -149,7 +163,9 @@ def test_products_on_the_grid_are_those_of_integers(way: str, num: int) -> None:
 @pytest.mark.parametrize("way", WITH_WITNESS)
 def test_without_the_budget_they_are_not(way: str) -> None:
     """The negative control: with three bits more the same claim fails, in every implementation."""
-    beyond = at_the_edge(np.random.default_rng(0), 8192, rules.product_bits(8192) + 3, one_sign=True)
+    beyond = at_the_edge(
+        np.random.default_rng(0), 8192, rules.product_bits(8192) + 3, one_sign=True
+    )
     with pytest.raises(AssertionError):
         assert_products_of_integers(way, *beyond)
 
@@ -165,7 +181,8 @@ def assert_products_of_integers(way: str, a: np.ndarray, b: np.ndarray) -> None:
 
 
 def _of(overrides: Sequence[str]) -> Any:
-    """Forward and backward of a model's layers, as a function of the weights and buffers, the input and the gradient."""
+    """Forward and backward of a model's layers, as a function of the weights and buffers, the input
+    and the gradient."""
     network = prepare([*BASE, *overrides]).network
     layout, variables = Layout.of(network), network.variables()
     buffers = [name for name, variable in variables.items() if not variable.trainable]
@@ -176,7 +193,12 @@ def _of(overrides: Sequence[str]) -> Any:
         y, tape = forward(p, network.nodes, o.r(x), trained=True)
         found: dict[str, Tensor] = {}
         dx = backward(p, tape, o.r(g), found)
-        return [y, dx, layout.join(o, found) if found else y, *(p.buffers[name] for name in buffers)]
+        return [
+            y,
+            dx,
+            layout.join(o, found) if found else y,
+            *(p.buffers[name] for name in buffers),
+        ]
 
     return both, layout.size, (8, *network.input_shape), (8, *network.output_shape)
 
@@ -184,10 +206,15 @@ def _of(overrides: Sequence[str]) -> Any:
 _QUICK = ("gelu", "batch_norm", "layer_norm", "conv_same_stride_2", "max_pool_same", "attention")
 
 
-@pytest.mark.parametrize("way", [pytest.param(way, marks=pytest.mark.slow if way == "xla" else ()) for way in WAYS])
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in _QUICK else pytest.mark.slow) for n in LAYERS])
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=pytest.mark.slow if way == "xla" else ()) for way in WAYS]
+)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in _QUICK else pytest.mark.slow) for n in LAYERS]
+)
 def test_every_layer_forward_and_backward(name: str, way: str) -> None:
-    """Numbers from 2^-149 to 2^12 in one tensor, equal ones, subnormals, zeros of both signs, each drawn anew four times."""
+    """Numbers from 2^-149 to 2^12 in one tensor, equal ones, subnormals, zeros of both signs, each
+    drawn anew four times."""
     function, size, shape_in, shape_out = _of(LAYERS[name])
 
     @settings(quickly, max_examples=4)
@@ -199,7 +226,9 @@ def test_every_layer_forward_and_backward(name: str, way: str) -> None:
         for num in (size, int(np.prod(shape_in)), int(np.prod(shape_out))):
             drawn, noise = data.draw(few), rng.normal(size=num) * 2.0 ** rng.integers(-20, 4, num)
             given.append(np.where(rng.random(num) < 0.5, noise, rng.choice(drawn, num)))
-        assert_as_the_witness(way, function, given[0], given[1].reshape(shape_in), given[2].reshape(shape_out))
+        assert_as_the_witness(
+            way, function, given[0], given[1].reshape(shape_in), given[2].reshape(shape_out)
+        )
 
     check()
 
@@ -219,10 +248,14 @@ def test_every_loss_and_its_derivative(name: str, way: str, z: np.ndarray, shift
 
 
 @quickly
-@given(x=arrays(np.float64, (3, 64), elements=MODERATE), w=arrays(np.float64, (64, 2), elements=MODERATE))
+@given(
+    x=arrays(np.float64, (3, 64), elements=MODERATE),
+    w=arrays(np.float64, (64, 2), elements=MODERATE),
+)
 def test_a_product_is_within_its_error(x: np.ndarray, w: np.ndarray) -> None:
-    """Against the exact sum of exact products. Each operand is off by half a unit of its grid, u = 2^(1 - b) times the largest
-    one's power of two, so that a term is off by (|x| uw + |w| ux + ux uw) / 2 at most; R adds 2^-24 of the result."""
+    """Against the exact sum of exact products. Each operand is off by half a unit of its grid, u =
+    2^(1 - b) times the largest one's power of two, so that a term is off by (|x| uw + |w| ux + ux
+    uw) / 2 at most; R adds 2^-24 of the result."""
     x, w = rules.r(x), rules.r(w)
     b = rules.product_bits(64)
     (qx, ux), (qw, uw) = NUMPY.grid(x, b), NUMPY.grid(w, b)
@@ -230,5 +263,7 @@ def test_a_product_is_within_its_error(x: np.ndarray, w: np.ndarray) -> None:
     for i in range(3):
         for j in range(2):
             right = fsum(x[i] * w[:, j])  # the products have 48 bits
-            slack = fsum(np.abs(x[i]) * float(uw) + np.abs(w[:, j]) * float(ux) + float(ux * uw)) / 2
+            slack = (
+                fsum(np.abs(x[i]) * float(uw) + np.abs(w[:, j]) * float(ux) + float(ux * uw)) / 2
+            )
             assert abs(found[i, j] - right) <= slack + 2.0**-23 * abs(right) + rules.TINY

@@ -1,5 +1,5 @@
-"""The claim: Lightning, Keras and the NumPy witness make the same run to the last bit: losses, outputs, weights, slots,
-running statistics. There is no tolerance."""
+"""The claim: Lightning, Keras and the NumPy witness make the same run to the last bit: losses,
+outputs, weights, slots, running statistics. There is no tolerance."""
 
 from pathlib import Path
 
@@ -35,9 +35,15 @@ def assert_all_the_same(overrides: list[str]) -> None:
 
 @pytest.mark.parametrize("name", slow_but(OPTIMIZERS, "rmsprop_both"))
 def test_every_optimizer(name: str) -> None:
-    """With clipping, accumulation, coupled or decoupled decay, a rate that changes; an epoch's short end is update 8."""
-    small = "model.layers=[{layer: dense, units: 8},{layer: activation, function: relu},{layer: dense, units: outputs}]"
-    assert_all_the_same([*OPTIMIZERS[name], *HARD, small, "trainer.max_steps=11", "trainer.batch_size=48"])
+    """With clipping, accumulation, coupled or decoupled decay, a rate that changes; an epoch's
+    short end is update 8."""
+    small = (
+        "model.layers=[{layer: dense, units: 8},{layer: activation, function: relu},{layer: "
+        "dense, units: outputs}]"
+    )
+    assert_all_the_same(
+        [*OPTIMIZERS[name], *HARD, small, "trainer.max_steps=11", "trainer.batch_size=48"]
+    )
 
 
 @pytest.mark.parametrize("name", slow_but(GROUPS, "rates"))
@@ -84,8 +90,8 @@ LONG = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "optimizer", "num_steps"), LONG)
 def test_after_thousands_of_updates(model: str, optimizer: str, num_steps: int) -> None:
-    """Of three micro-batches each; the witness, which is slow, goes along with the smallest one. `python -m tests.exact` makes
-    more of them, and longer ones."""
+    """Of three micro-batches each; the witness, which is slow, goes along with the smallest one.
+    `python -m tests.exact` makes more of them, and longer ones."""
     overrides = [*MODELS[model], *OPTIMIZERS[optimizer], *HARD, f"trainer.max_steps={num_steps}"]
     overrides += ["trainer.max_epochs=1000"]
     if (model, optimizer) == ("mlp", "adam"):
@@ -97,7 +103,15 @@ def test_after_thousands_of_updates(model: str, optimizer: str, num_steps: int) 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_with_convolutions(name: str) -> None:
-    assert_all_the_same([*MODELS["cnn"], *OPTIMIZERS[name], *HARD, "trainer.max_steps=100", "trainer.max_epochs=100"])
+    assert_all_the_same(
+        [
+            *MODELS["cnn"],
+            *OPTIMIZERS[name],
+            *HARD,
+            "trainer.max_steps=100",
+            "trainer.max_epochs=100",
+        ]
+    )
 
 
 @pytest.mark.parametrize("model", [pytest.param("resnet", marks=pytest.mark.slow), "transformer"])

@@ -1,4 +1,5 @@
-"""The bits do not depend on how a framework computes: threads, compilation, libraries, instruction set, updates a call."""
+"""The bits do not depend on how a framework computes: threads, compilation, libraries, instruction
+set, updates a call."""
 
 import os
 import subprocess
@@ -20,17 +21,20 @@ from runner.run.certificate import hashes
 trained = train(sys.argv[1], [*{RUN!r}, "trainer.threads=" + sys.argv[2]])
 print(*hashes(trained.state, trained.losses).values())
 """
-# a setting of the environment that moves sums, products or kernels, by the libraries' own names; `threads` is trainer.threads
+# a setting of the environment that moves sums, products or kernels, by the libraries' own names;
+# `threads` is trainer.threads
 SETTINGS = {
     "one thread": {},
     "two threads": {"threads": "2"},
     "three threads": {"threads": "3"},
     "oneDNN off": {"TF_ENABLE_ONEDNN_OPTS": "0"},
     "oneDNN on": {"TF_ENABLE_ONEDNN_OPTS": "1"},
-    "SSE4.2, two threads": {"threads": "2", "ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+    "SSE4.2, two threads": {"threads": "2", "ATEN_CPU_CAPABILITY": "default",
+        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
                             "ONEDNN_MAX_CPU_ISA": "SSE41", "XLA_FLAGS": "--xla_cpu_max_isa=SSE4_2",
                             "TF_ENABLE_ONEDNN_OPTS": "0"},
-    "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
              "XLA_FLAGS": "--xla_cpu_max_isa=AVX2"},
 }  # fmt: skip
 
@@ -42,7 +46,9 @@ def in_a_process(backend: str, setting: dict[str, str]) -> str:
         **{name: value for name, value in setting.items() if name != "threads"},
     }
     command = [sys.executable, "-c", _HASHES, backend, setting.get("threads", "1")]
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
 
@@ -69,7 +75,8 @@ def test_threads_libraries_and_instruction_set(backend: str, name: str, witness:
 def test_updates_a_call(backend: str) -> None:
     short = [*BASE, "schedule=cosine", "trainer.max_steps=12"]
     assert_same_bits(
-        train(backend, [*short, "trainer.steps_per_call=1"]), train(backend, [*short, "trainer.steps_per_call=6"])
+        train(backend, [*short, "trainer.steps_per_call=1"]),
+        train(backend, [*short, "trainer.steps_per_call=6"]),
     )
 
 
@@ -96,13 +103,19 @@ def test_keras_eager() -> None:
 
 
 def test_exact_mode_learns_as_float32_does() -> None:
-    """Four seeds of 200 updates. A rounding of 2^-24 is what float32 does too, so that the two differ by less than seeds
-    do: the tolerance is the spread of float32's own last losses."""
+    """Four seeds of 200 updates. A rounding of 2^-24 is what float32 does too, so that the two
+    differ by less than seeds do: the tolerance is the spread of float32's own last losses."""
     last: dict[str, list[float]] = {"exact": [], "float32": []}
     for precision, losses in last.items():
         for seed in range(4):
             run = train(
-                "lightning", ["device=cpu", f"trainer.precision={precision}", f"seed={seed}", "trainer.max_steps=200"]
+                "lightning",
+                [
+                    "device=cpu",
+                    f"trainer.precision={precision}",
+                    f"seed={seed}",
+                    "trainer.max_steps=200",
+                ],
             )
             losses.append(float(run.losses[-40:].mean()))
     exact, single = (np.array(values) for values in last.values())

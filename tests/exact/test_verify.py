@@ -1,4 +1,5 @@
-"""A run in exact mode through the command line: what it certifies, and what task=verify says of it and of what was changed."""
+"""A run in exact mode through the command line: what it certifies, and what task=verify says of it
+and of what was changed."""
 
 import json
 import shutil
@@ -18,7 +19,8 @@ from tests.exact.common import assert_same_bits
 from tests.training import train
 
 ARGUMENTS = (
-    "trainer.precision=exact", "device=cpu", "schedule=cosine", "trainer.max_steps=24", "trainer.checkpoint_every=8steps",
+    "trainer.precision=exact", "device=cpu", "schedule=cosine", "trainer.max_steps=24",
+    "trainer.checkpoint_every=8steps",
     "optimizer.layer_decay=0.9", "optimizer.schedules.beta1={name: cosine, final_lr: 0.85}",
 )  # fmt: skip
 HASHES = ("weights_sha256", "slots_sha256", "losses_sha256")
@@ -33,7 +35,10 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
     here = tmp_path_factory.mktemp("certified")
     each = forked(here, *((f"backend={backend}", *ARGUMENTS) for backend in BACKENDS))
     assert [done.status for done in each] == [0, 0], each
-    return {backend: Finished(done, here / done.folder) for backend, done in zip(BACKENDS, each, strict=True)}
+    return {
+        backend: Finished(done, here / done.folder)
+        for backend, done in zip(BACKENDS, each, strict=True)
+    }
 
 
 @pytest.fixture
@@ -42,14 +47,19 @@ def copied(certified: dict[str, Finished], tmp_path: Path) -> Path:
     return Path(shutil.copytree(certified["lightning"].path, tmp_path / "run"))
 
 
-def witness_says(folder: Path, capfd: pytest.CaptureFixture[str], steps: str | None = None) -> tuple[int, str]:
+def witness_says(
+    folder: Path, capfd: pytest.CaptureFixture[str], steps: str | None = None
+) -> tuple[int, str]:
     status = verify(load_run(folder, backend="witness"), steps)
     return status, capfd.readouterr().out
 
 
-def test_result_and_certificate_hold_the_same_hashes_on_both_backends(certified: dict[str, Finished]) -> None:
+def test_result_and_certificate_hold_the_same_hashes_on_both_backends(
+    certified: dict[str, Finished],
+) -> None:
     results, certificates = (
-        [read(certified[backend].path, name) for backend in BACKENDS] for name in ("result.json", "certificate.json")
+        [read(certified[backend].path, name) for backend in BACKENDS]
+        for name in ("result.json", "certificate.json")
     )
     for found in (*results, *certificates):
         assert {key: found[key] for key in HASHES} == {key: results[0][key] for key in HASHES}
@@ -71,14 +81,19 @@ def test_verify_says_identical_on_either_backend(certified: dict[str, Finished])
 @pytest.mark.parametrize("steps", [None, "0..16", "16..24"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_witness_repeats_any_stretch(
-    certified: dict[str, Finished], backend: str, steps: str | None, capfd: pytest.CaptureFixture[str]
+    certified: dict[str, Finished],
+    backend: str,
+    steps: str | None,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     status, out = witness_says(certified[backend].path, capfd, steps)
     begin, end = (steps or "0..24").split("..")
     assert (status, f"identical: steps {begin} to {end} on witness" in out) == (0, True), out
 
 
-def test_a_changed_loss_is_told_by_its_step(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_loss_is_told_by_its_step(
+    copied: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The smallest change: the neighbouring float32 of the loss of update 11."""
     path = copied / "trace.csv"
     lines = path.read_text().splitlines()
@@ -90,19 +105,25 @@ def test_a_changed_loss_is_told_by_its_step(copied: Path, capfd: pytest.CaptureF
     assert (status, "different: the loss of step 11 on witness" in out) == (1, True), out
 
 
-def test_a_changed_hash_is_told_by_its_tensor(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_hash_is_told_by_its_tensor(
+    copied: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     said = read(copied, "certificate.json")
     said["tensors_sha256"]["dense_1/bias"] = "0" * 64
     (copied / "certificate.json").write_text(json.dumps(said))
     status, out = witness_says(copied, capfd)
-    assert (status, "different: dense_1/bias after step 24 on witness (1 of" in out) == (1, True), out
+    assert (status, "different: dense_1/bias after step 24 on witness (1 of" in out) == (1, True), (
+        out
+    )
 
 
 def test_another_data_set_is_told(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
     said = read(copied, "certificate.json")
     (copied / "certificate.json").write_text(json.dumps({**said, "data_sha256": "0" * 64}))
     status, out = witness_says(copied, capfd)
-    assert (status, "different: the data is not what the run was trained on" in out) == (1, True), out
+    assert (status, "different: the data is not what the run was trained on" in out) == (1, True), (
+        out
+    )
 
 
 def test_a_damaged_checkpoint_is_refused(copied: Path) -> None:
@@ -115,27 +136,43 @@ def test_a_damaged_checkpoint_is_refused(copied: Path) -> None:
         verify(load_run(copied, backend="witness"), "16..24")
 
 
-def test_a_forged_checkpoint_is_told_by_the_first_loss(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Whole by its own hashes, but one weight is the next float32: the losses after it are not those of the trace."""
+def test_a_forged_checkpoint_is_told_by_the_first_loss(
+    copied: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whole by its own hashes, but one weight is the next float32: the losses after it are not
+    those of the trace."""
     state, extra = checkpoint.read(copied, 16)
     value = state.weights["dense_1/bias"].copy()
     value[0] = np.nextafter(value[0], np.float32(1))
     shutil.rmtree(copied / "checkpoints" / "16")
-    checkpoint.write(copied, replace(state, weights={**state.weights, "dense_1/bias": value}), extra)
+    checkpoint.write(
+        copied, replace(state, weights={**state.weights, "dense_1/bias": value}), extra
+    )
     status, out = witness_says(copied, capfd, "16..24")
     assert status == 1
     assert "different: " in out
 
 
 @pytest.mark.parametrize("steps", ["8", "8..", "16..16", "0..25", "-1..3"])
-def test_stretches_that_the_run_does_not_have_are_refused(certified: dict[str, Finished], steps: str) -> None:
-    with pytest.raises(ConfigError, match=r"steps must be A\.\.B with 0 <= A < B <= 24, the run's updates, got "):
+def test_stretches_that_the_run_does_not_have_are_refused(
+    certified: dict[str, Finished], steps: str
+) -> None:
+    with pytest.raises(
+        ConfigError, match=r"steps must be A\.\.B with 0 <= A < B <= 24, the run's updates, got "
+    ):
         verify(load_run(certified["keras"].path, backend="witness"), steps)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_half_on_one_backend_and_half_on_the_other_are_the_bits_of_the_whole(backend: str) -> None:
-    overrides = [*ARGUMENTS[:3], "optimizer=nadam", "trainer.max_steps=20", "trainer.checkpoint_every=10steps"]
+    overrides = [
+        *ARGUMENTS[:3],
+        "optimizer=nadam",
+        "trainer.max_steps=20",
+        "trainer.checkpoint_every=10steps",
+    ]
     half = train(backend, overrides, stop_after=10)
     assert half.state.step == 10
-    assert_same_bits(half.then(train(OTHER[backend], overrides, start=half.state)), train("witness", overrides))
+    assert_same_bits(
+        half.then(train(OTHER[backend], overrides, start=half.state)), train("witness", overrides)
+    )

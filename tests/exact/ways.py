@@ -12,7 +12,8 @@ from backends.keras.exact import TensorFlow
 from backends.lightning.exact import Torch
 from runner.exact.reference import NumPy
 
-Function = Callable[..., Sequence[Any]]  # (primitives, *tensors) -> tensors, or numbers where a way has such
+# (primitives, *tensors) -> tensors, or numbers where a way has such
+Function = Callable[..., Sequence[Any]]
 
 NUMPY = NumPy()
 TORCH = Torch(torch.device("cpu"))

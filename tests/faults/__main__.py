@@ -1,4 +1,5 @@
-"""python -m tests.faults --backend NAME [--long]: every fault on both backends, and the table of what was survived."""
+"""python -m tests.faults --backend NAME [--long]: every fault on both backends, and the table of
+what was survived."""
 
 import argparse
 import random
@@ -14,17 +15,37 @@ from tests import warm
 from tests.faults import many as rows_of_many
 from tests.faults import rows
 
-SHORT = {"kill": 5, "end": 3, "end_twice": 1, "full": 1, "read_only": 1, "cut": 20, "flip": 50, "race": 1}
+SHORT = {
+    "kill": 5,
+    "end": 3,
+    "end_twice": 1,
+    "full": 1,
+    "read_only": 1,
+    "cut": 20,
+    "flip": 50,
+    "race": 1,
+}
 SHORT |= {"terminal": 1, "file_limit": 1}
 SHORT |= {"kill_at_end": 1, "kill_longer": 1, "link": 2, "cut_short": 2}
-LONG = {"kill": 500, "end": 200, "end_twice": 50, "full": 100, "read_only": 3, "cut": 200, "flip": 500, "race": 100}
+LONG = {
+    "kill": 500,
+    "end": 200,
+    "end_twice": 50,
+    "full": 100,
+    "read_only": 3,
+    "cut": 200,
+    "flip": 500,
+    "race": 100,
+}
 LONG |= {"share": 60, "parent": 30, "terminal": 100, "file_limit": 100}
 LONG |= {"kill_at_end": 50, "kill_longer": 100, "link": 50, "cut_short": 100}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
-    parser.add_argument("--long", action="store_true", help="the long pass, an hour or so on two cores")
+    parser.add_argument(
+        "--long", action="store_true", help="the long pass, an hour or so on two cores"
+    )
     parser.add_argument("--share", type=float, default=1.0, help="of the long pass's trials")
     parser.add_argument("--backend", choices=["lightning", "keras"], required=True)
     parser.add_argument("--only", choices=[*LONG], help="one of the faults")
@@ -33,7 +54,11 @@ def main() -> int:
     said = parser.parse_args()
     warm.prepare(said.backend)
     with tempfile.TemporaryDirectory(dir=said.folder) as name:
-        trials = {fault: max(1, round(num * said.share)) for fault, num in LONG.items()} if said.long else SHORT
+        trials = (
+            {fault: max(1, round(num * said.share)) for fault, num in LONG.items()}
+            if said.long
+            else SHORT
+        )
         trials = {fault: num for fault, num in trials.items() if said.only in (None, fault)}
         failures = survive(said.backend, trials, Path(name), random.Random(said.seed), _say)
     for failure in failures:
@@ -46,7 +71,11 @@ def _say(line: str) -> None:
 
 
 def survive(
-    backend: str, trials: dict[str, int], here: Path, draw: random.Random, say: Callable[[str], None]
+    backend: str,
+    trials: dict[str, int],
+    here: Path,
+    draw: random.Random,
+    say: Callable[[str], None],
 ) -> list[str]:
     """A line for each fault; what was not survived."""
     failures: list[str] = []
@@ -55,7 +84,8 @@ def survive(
     assert whole is not None
     half = here / "half"
     half.mkdir()
-    constant = [said for said in rows.command(backend) if said != "schedule=cosine"]  # which does not go by its length
+    # which does not go by its length
+    constant = [said for said in rows.command(backend) if said != "schedule=cosine"]
     stopped = warm.run(half, [*constant, "trainer.max_steps=50"])
     assert stopped.status == 0, stopped.output
     short = rows.folder_of(half)
@@ -86,7 +116,9 @@ def survive(
     hits = each("kill_at_end", lambda folder, i: rows.kill_at_end(folder, backend, expected))
     if hits:
         say(f"{backend}  kill_at_end: {sum(hits)} of them before the result")
-    each("kill_longer", lambda folder, i: rows.kill_longer(folder, backend, draw, short, constantly))
+    each(
+        "kill_longer", lambda folder, i: rows.kill_longer(folder, backend, draw, short, constantly)
+    )
     each("link", lambda folder, i: rows.link(folder, backend, draw, short))
     each("cut_short", lambda folder, i: rows.cut_short(folder, backend, draw, short, constantly))
     spent = each("end", lambda folder, i: rows.end(folder, backend, draw, expected, i))
@@ -99,13 +131,17 @@ def survive(
     each("flip", lambda folder, i: rows.damage(whole, draw, cut=False))
     each("race", lambda folder, i: rows.race(folder, backend, unfinished))
     each("terminal", lambda folder, i: rows_of_many.terminal(folder, backend, draw, expected, i))
-    hits = each("file_limit", lambda folder, i: rows_of_many.file_limit(folder, backend, draw, expected))
+    hits = each(
+        "file_limit", lambda folder, i: rows_of_many.file_limit(folder, backend, draw, expected)
+    )
     if hits:
         say(f"{backend}  file_limit: {sum(hits)} of them met it")
     if {"share", "parent"} & set(trials):
         of_seeds = rows_of_many.alone(here / "alone", backend)
         each("share", lambda folder, i: rows_of_many.share(folder, backend, draw, of_seeds, i))
-        spent = each("parent", lambda folder, i: rows_of_many.parent(folder, backend, draw, of_seeds, i))
+        spent = each(
+            "parent", lambda folder, i: rows_of_many.parent(folder, backend, draw, of_seeds, i)
+        )
         if spent:
             say(f"{backend}  parent: the last process was gone after {max(spent):.2f} s at most")
     return failures

@@ -20,7 +20,15 @@ SEEDS = (0, 1, 2)
 
 def _multirun(backend: str, *more: str) -> list[str]:
     seeds = ",".join(map(str, SEEDS))
-    return ["-m", *RUN, f"backend={backend}", f"seed={seeds}", "output.root=out", "output.multirun=out/m", *more]
+    return [
+        "-m",
+        *RUN,
+        f"backend={backend}",
+        f"seed={seeds}",
+        "output.root=out",
+        "output.multirun=out/m",
+        *more,
+    ]
 
 
 def alone(here: Path, backend: str) -> dict[int, dict[str, str]]:
@@ -32,7 +40,9 @@ def alone(here: Path, backend: str) -> dict[int, dict[str, str]]:
 
 
 def _jobs(here: Path) -> list[Path]:
-    return [path for path in (here / "out" / "m").iterdir() if path.is_dir() and path.name[0] != "."]
+    return [
+        path for path in (here / "out" / "m").iterdir() if path.is_dir() and path.name[0] != "."
+    ]
 
 
 def _fingerprints(here: Path) -> dict[int, dict[str, str]]:
@@ -43,9 +53,12 @@ def _fingerprints(here: Path) -> dict[int, dict[str, str]]:
     return {read_json(job / "result.json")["seed"]: fingerprint(job) for job in jobs}
 
 
-def share(here: Path, backend: str, draw: random.Random, expected: dict[int, dict[str, str]], number: int) -> int:
-    """Two commands on one multirun, the second within 50 ms or while the first trains: every job once. How many the
-    second trained. Every third time one of the two is killed, and a third command ends what is left."""
+def share(
+    here: Path, backend: str, draw: random.Random, expected: dict[int, dict[str, str]], number: int
+) -> int:
+    """Two commands on one multirun, the second within 50 ms or while the first trains: every job
+    once. How many the second trained. Every third time one of the two is killed, and a third
+    command ends what is left."""
     logs = [here / "a.txt", here / "b.txt"]
     first = start(here, _multirun(backend), logs[0])
     time.sleep(draw.uniform(0, 0.05 if number % 2 else 1.0))
@@ -55,7 +68,9 @@ def share(here: Path, backend: str, draw: random.Random, expected: dict[int, dic
         os.kill(draw.choice([first, second]), signal.SIGKILL)
     ended = [wait(child, log) for child, log in zip((first, second), logs, strict=True)]
     killed = [one.status == 128 + signal.SIGKILL for one in ended]
-    assert all(one.status == 0 or was for one, was in zip(ended, killed, strict=True)), [one.output for one in ended]
+    assert all(one.status == 0 or was for one, was in zip(ended, killed, strict=True)), [
+        one.output for one in ended
+    ]
     said = "".join(one.output for one in ended)
     if any(killed):
         last = run(here, _multirun(backend))
@@ -67,9 +82,12 @@ def share(here: Path, backend: str, draw: random.Random, expected: dict[int, dic
     return ended[1].output.count("completed: 96 steps")
 
 
-def parent(here: Path, backend: str, draw: random.Random, expected: dict[int, dict[str, str]], number: int) -> float:
-    """SIGTERM, SIGINT (to the whole group, as a terminal sends it) or SIGKILL to the parent of a joblib multirun: its
-    jobs save and end, the same command goes on to the same bits. The seconds until the last process was gone."""
+def parent(
+    here: Path, backend: str, draw: random.Random, expected: dict[int, dict[str, str]], number: int
+) -> float:
+    """SIGTERM, SIGINT (to the whole group, as a terminal sends it) or SIGKILL to the parent of a
+    joblib multirun: its jobs save and end, the same command goes on to the same bits. The seconds
+    until the last process was gone."""
     which = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)[number % 3]
     more = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     log = here / "log.txt"
@@ -79,7 +97,10 @@ def parent(here: Path, backend: str, draw: random.Random, expected: dict[int, di
             cwd=here, stdout=file, stderr=file, start_new_session=True,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         )  # fmt: skip
-    until(lambda: any((here / "out" / "m").glob("*/checkpoints/last")) or process.poll() is not None, timeout=120)
+    until(
+        lambda: any((here / "out" / "m").glob("*/checkpoints/last")) or process.poll() is not None,
+        timeout=120,
+    )
     assert process.poll() is None, log.read_text()
     time.sleep(draw.uniform(0, 0.3))
     children = psutil.Process(process.pid).children(recursive=True)
@@ -89,7 +110,9 @@ def parent(here: Path, backend: str, draw: random.Random, expected: dict[int, di
     left = psutil.wait_procs(children, timeout=60)[1]
     spent = time.monotonic() - since
     assert not left, left
-    assert process.returncode in (0, -9 if which == signal.SIGKILL else 128 + which), log.read_text()
+    assert process.returncode in (0, -9 if which == signal.SIGKILL else 128 + which), (
+        log.read_text()
+    )
     assert "Traceback" not in log.read_text(), log.read_text()
     for job in _jobs(here):
         if (job / "result.json").is_file() and any((job / "checkpoints").glob("last")):
@@ -101,8 +124,11 @@ def parent(here: Path, backend: str, draw: random.Random, expected: dict[int, di
     return spent
 
 
-def terminal(here: Path, backend: str, draw: random.Random, expected: dict[str, str], number: int) -> None:
-    """A reader that goes away at a random moment, or a device that takes nothing: the run completes to the same bits."""
+def terminal(
+    here: Path, backend: str, draw: random.Random, expected: dict[str, str], number: int
+) -> None:
+    """A reader that goes away at a random moment, or a device that takes nothing: the run completes
+    to the same bits."""
     out, err = here / "pipe", here / "err.txt"
     if number % 2:
         child = start(here, command(backend), Path("/dev/full"), err)
@@ -123,8 +149,9 @@ def terminal(here: Path, backend: str, draw: random.Random, expected: dict[str, 
 
 
 def file_limit(here: Path, backend: str, draw: random.Random, expected: dict[str, str]) -> bool:
-    """No file above a random size, as by `ulimit -f`, from a random moment on: one line and status 1; what has a
-    checkpoint goes on to the same bits when there is room. True if the run met the limit."""
+    """No file above a random size, as by `ulimit -f`, from a random moment on: one line and status
+    1; what has a checkpoint goes on to the same bits when there is room. True if the run met the
+    limit."""
     if sys.platform != "linux":
         raise PermissionError("limits of another process are Linux's")
     import resource

@@ -1,4 +1,5 @@
-"""The faults. Each function injects one, in a folder of its own, and raises AssertionError where the run does not survive."""
+"""The faults. Each function injects one, in a folder of its own, and raises AssertionError where
+the run does not survive."""
 
 import hashlib
 import os
@@ -16,9 +17,13 @@ from runner.run import checkpoint
 from runner.run.run_folder import read_json
 from tests.warm import Ended, run, start, until, wait
 
-# twelve epochs of eight updates, a checkpoint every three, so that many saves fall inside an epoch; with masks
+# twelve epochs of eight updates, a checkpoint every three, so that many saves fall inside an epoch;
+# with masks
 RUN = [
-    "model.layers=[{layer: dense, units: 32},{layer: dropout, rate: 0.2},{layer: dense, units: outputs}]",
+    (
+        "model.layers=[{layer: dense, units: 32},{layer: dropout, rate: 0.2},{layer: dense, "
+        "units: outputs}]"
+    ),
     "trainer.batch_size=160",
     "trainer.max_epochs=12",
     "trainer.checkpoint_every=3steps",
@@ -37,9 +42,13 @@ def folder_of(here: Path) -> Path | None:
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    """SHA-256 of the last weights and slots, of the trace, and of the metrics but for their seconds."""
+    """SHA-256 of the last weights and slots, of the trace, and of the metrics but for their
+    seconds."""
     last = folder / "checkpoints" / "last"
-    parts = {name: (last / name).read_bytes() for name in ("weights.safetensors", "optimizer.safetensors")}
+    parts = {
+        name: (last / name).read_bytes()
+        for name in ("weights.safetensors", "optimizer.safetensors")
+    }
     parts["trace.csv"] = (folder / "trace.csv").read_bytes()
     rows = (folder / "metrics.csv").read_text().splitlines()
     parts["metrics.csv"] = "\n".join(row.rpartition(",")[0] for row in rows).encode()
@@ -60,11 +69,18 @@ def uninterrupted(here: Path, said: list[str]) -> dict[str, str]:
     return fingerprint(folder)
 
 
-def _begun(here: Path, backend: str, draw: random.Random, while_saving: bool) -> tuple[int, Path, Path]:
-    """A run that has its first checkpoint, at a random moment after that; or one while a checkpoint is written."""
+def _begun(
+    here: Path, backend: str, draw: random.Random, while_saving: bool
+) -> tuple[int, Path, Path]:
+    """A run that has its first checkpoint, at a random moment after that; or one while a checkpoint
+    is written."""
     log = here / "log.txt"
     child = start(here, command(backend), log)
-    until(lambda: (folder := folder_of(here)) is not None and (folder / "checkpoints" / "last").exists())
+    until(
+        lambda: (
+            (folder := folder_of(here)) is not None and (folder / "checkpoints" / "last").exists()
+        )
+    )
     folder = folder_of(here)
     assert folder is not None
     time.sleep(draw.uniform(0, 0.35))
@@ -76,7 +92,10 @@ def _begun(here: Path, backend: str, draw: random.Random, while_saving: bool) ->
 
 
 def _goes_on(here: Path, folder: Path, backend: str, expected: dict[str, str]) -> None:
-    if not (folder / "result.json").is_file() or read_json(folder / "result.json")["status"] != "completed":
+    if (
+        not (folder / "result.json").is_file()
+        or read_json(folder / "result.json")["status"] != "completed"
+    ):
         ended = run(here, [f"resume={folder}", f"backend={backend}"])
         assert ended.status == 0, ended.output
     assert read_json(folder / "result.json")["status"] == "completed"
@@ -84,9 +103,11 @@ def _goes_on(here: Path, folder: Path, backend: str, expected: dict[str, str]) -
     assert leftovers(folder) == []
 
 
-def kill(here: Path, backend: str, draw: random.Random, expected: dict[str, str], number: int) -> bool:
-    """kill -9 at a random moment, every third time while a checkpoint is being written; the rest gives the same bits. True
-    if it hit a save."""
+def kill(
+    here: Path, backend: str, draw: random.Random, expected: dict[str, str], number: int
+) -> bool:
+    """kill -9 at a random moment, every third time while a checkpoint is being written; the rest
+    gives the same bits. True if it hit a save."""
     child, folder, log = _begun(here, backend, draw, while_saving=number % 3 == 0)
     os.kill(child, signal.SIGKILL)
     wait(child, log)
@@ -96,10 +117,17 @@ def kill(here: Path, backend: str, draw: random.Random, expected: dict[str, str]
 
 
 def kill_at_end(here: Path, backend: str, expected: dict[str, str]) -> bool:
-    """kill -9 as soon as the last checkpoint has its name: `resume` writes the files of the run's end. True if it had none."""
+    """kill -9 as soon as the last checkpoint has its name: `resume` writes the files of the run's
+    end. True if it had none."""
     log = here / "log.txt"
     child = start(here, command(backend), log)
-    _kill_when(child, log, lambda: (folder := folder_of(here)) is not None and (folder / "checkpoints" / "96").is_dir())
+    _kill_when(
+        child,
+        log,
+        lambda: (
+            (folder := folder_of(here)) is not None and (folder / "checkpoints" / "96").is_dir()
+        ),
+    )
     folder = folder_of(here)
     assert folder is not None
     hit = not (folder / "result.json").is_file()
@@ -109,7 +137,8 @@ def kill_at_end(here: Path, backend: str, expected: dict[str, str]) -> bool:
 
 
 def _kill_when(child: int, log: Path, holds: Callable[[], bool], later: float = 0.0) -> None:
-    """kill -9 so many seconds after it holds; a child for which it never does is killed too, before its folder goes."""
+    """kill -9 so many seconds after it holds; a child for which it never does is killed too, before
+    its folder goes."""
     try:
         until(holds, timeout=300)
         time.sleep(later)
@@ -118,26 +147,46 @@ def _kill_when(child: int, log: Path, holds: Callable[[], bool], later: float = 
         wait(child, log)
 
 
-def kill_longer(here: Path, backend: str, draw: random.Random, source: Path, expected: dict[str, str]) -> None:
-    """kill -9 while a run of 50 updates that had ended is made one of 96, whose result.json is that of the 50 until then;
-    with files of the user's own beside ours, which stay."""
+def kill_longer(
+    here: Path, backend: str, draw: random.Random, source: Path, expected: dict[str, str]
+) -> None:
+    """kill -9 while a run of 50 updates that had ended is made one of 96, whose result.json is that
+    of the 50 until then; with files of the user's own beside ours, which stay."""
     folder = here / "run"
     shutil.copytree(source, folder, symlinks=True)
     own = [
         folder / name
-        for name in (".notes", ".git/HEAD", "checkpoints/007/x", "checkpoints/20.bak/x", "checkpoints/.env")
+        for name in (
+            ".notes",
+            ".git/HEAD",
+            "checkpoints/007/x",
+            "checkpoints/20.bak/x",
+            "checkpoints/.env",
+        )
     ]
     for path in own:
         path.parent.mkdir(exist_ok=True)
         path.write_text(path.name)
     before = (folder / "result.json").read_bytes()
-    child = start(here, [f"resume={folder}", f"backend={backend}", "trainer.max_steps=96"], here / "log.txt")
-    _kill_when(child, here / "log.txt", lambda: (folder / "result.json").read_bytes() != before, draw.uniform(0, 0.4))
+    child = start(
+        here, [f"resume={folder}", f"backend={backend}", "trainer.max_steps=96"], here / "log.txt"
+    )
+    _kill_when(
+        child,
+        here / "log.txt",
+        lambda: (folder / "result.json").read_bytes() != before,
+        draw.uniform(0, 0.4),
+    )
     step = checkpoint.read_newest(folder)[0].step
     if step == 50:  # killed before config.yaml was to say 96
         _retry(here, folder, backend)
     assert [path.read_text() for path in own] == [path.name for path in own]
-    for path in (*own, folder / ".git", folder / "checkpoints" / "007", folder / "checkpoints" / "20.bak"):
+    for path in (
+        *own,
+        folder / ".git",
+        folder / "checkpoints" / "007",
+        folder / "checkpoints" / "20.bak",
+    ):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     _goes_on(here, folder, backend, expected)
 
@@ -148,12 +197,25 @@ def _retry(here: Path, folder: Path, backend: str) -> None:
 
 
 # a file of a run's folder, and what may stand in its place
-_PLACES = ("config.yaml", "data.json", "environment.json", "result.json", "trace.csv", "metrics.csv", "run.log", "checkpoints",
-           "checkpoints/last", "checkpoints/best", "checkpoints/50", "checkpoints/50/state.json")  # fmt: skip
+_PLACES = (
+    "config.yaml",
+    "data.json",
+    "environment.json",
+    "result.json",
+    "trace.csv",
+    "metrics.csv",
+    "run.log",
+    "checkpoints",
+    "checkpoints/last",
+    "checkpoints/best",
+    "checkpoints/50",
+    "checkpoints/50/state.json",
+)
 
 
 def link(here: Path, backend: str, draw: random.Random, source: Path) -> None:
-    """A symbolic link to elsewhere in the place of one of our files: refused, and nothing is written there."""
+    """A symbolic link to elsewhere in the place of one of our files: refused, and nothing is
+    written there."""
     folder, elsewhere = here / "run", here / "elsewhere"
     shutil.copytree(source, folder, symlinks=True)
     shutil.copytree(source, elsewhere, symlinks=True)
@@ -169,9 +231,12 @@ def link(here: Path, backend: str, draw: random.Random, source: Path) -> None:
     assert {path: path.lstat().st_mtime_ns for path in elsewhere.rglob("*")} == before
 
 
-def cut_short(here: Path, backend: str, draw: random.Random, source: Path, expected: dict[str, str]) -> None:
-    """A file of the folder that ends at some byte: refused in one line with nothing written, or the run goes on to the same
-    bits (where the file is written anew, or what it has lost was not needed)."""
+def cut_short(
+    here: Path, backend: str, draw: random.Random, source: Path, expected: dict[str, str]
+) -> None:
+    """A file of the folder that ends at some byte: refused in one line with nothing written, or the
+    run goes on to the same bits (where the file is written anew, or what it has lost was not
+    needed)."""
     folder = here / "run"
     shutil.copytree(source, folder, symlinks=True)
     files = [folder / name for name in _PLACES[:6]]
@@ -189,8 +254,11 @@ def cut_short(here: Path, backend: str, draw: random.Random, source: Path, expec
         assert {other: other.lstat().st_mtime_ns for other in folder.rglob("*")} == before
 
 
-def end(here: Path, backend: str, draw: random.Random, expected: dict[str, str], number: int) -> float:
-    """SIGTERM or SIGINT: 143 or 130 within 5 s, a checkpoint of all updates that the trace has. The seconds that it took."""
+def end(
+    here: Path, backend: str, draw: random.Random, expected: dict[str, str], number: int
+) -> float:
+    """SIGTERM or SIGINT: 143 or 130 within 5 s, a checkpoint of all updates that the trace has. The
+    seconds that it took."""
     which = (signal.SIGTERM, signal.SIGINT)[number % 2]
     child, folder, log = _begun(here, backend, draw, while_saving=number % 3 == 0)
     since = time.monotonic()
@@ -206,7 +274,9 @@ def end(here: Path, backend: str, draw: random.Random, expected: dict[str, str],
     return ended.seconds
 
 
-def end_twice(here: Path, backend: str, draw: random.Random, expected: dict[str, str], number: int) -> None:
+def end_twice(
+    here: Path, backend: str, draw: random.Random, expected: dict[str, str], number: int
+) -> None:
     """A second signal ends it at once; the checkpoint before is whole."""
     which = (signal.SIGTERM, signal.SIGINT)[number % 2]
     child, folder, log = _begun(here, backend, draw, while_saving=False)
@@ -223,7 +293,9 @@ def end_twice(here: Path, backend: str, draw: random.Random, expected: dict[str,
 def mounted(place: Path, *options: str) -> Iterator[None]:
     """A tmpfs; where that is not allowed the fault cannot be made."""
     place.mkdir(exist_ok=True)
-    done = subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", str(place)], capture_output=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", *options, "tmpfs", str(place)], capture_output=True, check=False
+    )
     if done.returncode:
         raise PermissionError(done.stderr.decode())
     try:
@@ -233,7 +305,8 @@ def mounted(place: Path, *options: str) -> Iterator[None]:
 
 
 def full(here: Path, backend: str, draw: random.Random) -> None:
-    """A disk of 8 MB that is full from some save on: one line with the place and the bytes, the checkpoint before whole."""
+    """A disk of 8 MB that is full from some save on: one line with the place and the bytes, the
+    checkpoint before whole."""
     with mounted(here / "disk", "-o", "size=8m"):
         log = here / "log.txt"
         child = start(here, command(backend, root="disk"), log)
@@ -252,7 +325,9 @@ def full(here: Path, backend: str, draw: random.Random) -> None:
         failed = [line for line in ended.output.splitlines() if line.startswith("failed: ")]
         assert len(failed) == 1, ended.output
         assert "No space left on device" in failed[0], ended.output
-        assert str(folder.relative_to(here)) in failed[0] or "bytes are free" in failed[0], ended.output
+        assert str(folder.relative_to(here)) in failed[0] or "bytes are free" in failed[0], (
+            ended.output
+        )
         state, _, damaged = checkpoint.read_newest(folder)
         assert state.step >= 3, damaged
 
@@ -269,16 +344,21 @@ def read_only(here: Path, backend: str) -> float:
 
 
 def damage(folder: Path, draw: random.Random, cut: bool) -> None:
-    """One bit, or everything after some byte, of a part of the last checkpoint: found, named, and the one before is taken."""
+    """One bit, or everything after some byte, of a part of the last checkpoint: found, named, and
+    the one before is taken."""
     last = (folder / "checkpoints" / "last").resolve()
-    part = last / draw.choice(["weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+    part = last / draw.choice(
+        ["weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+    )
     whole = part.read_bytes()
     try:
         if cut:
             part.write_bytes(whole[: draw.randrange(len(whole))])
         else:
             at = draw.randrange(len(whole))
-            part.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << draw.randrange(8)]) + whole[at + 1 :])
+            part.write_bytes(
+                whole[:at] + bytes([whole[at] ^ 1 << draw.randrange(8)]) + whole[at + 1 :]
+            )
         told = None
         try:
             checkpoint.read(folder)
@@ -303,4 +383,7 @@ def race(here: Path, backend: str, source: Path) -> None:
     ended: list[Ended] = [wait(child, log) for child, log in zip(children, logs, strict=True)]
     assert sorted(one.status for one in ended) == [0, 2], [one.output for one in ended]
     loser = next(one for one in ended if one.status == 2)
-    assert "is in use, another process trains in it" in loser.output or "nothing is left" in loser.output, loser.output
+    assert (
+        "is in use, another process trains in it" in loser.output
+        or "nothing is left" in loser.output
+    ), loser.output

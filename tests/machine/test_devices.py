@@ -26,7 +26,9 @@ OTHER_ORDER = ["cuda:0", "cuda:1", "cpu"]
         ("mps", MAC, "mps"),
     ],
 )
-def test_the_device_that_is_asked_for_is_the_device_used(requested: str, available: list[str], device: str) -> None:
+def test_the_device_that_is_asked_for_is_the_device_used(
+    requested: str, available: list[str], device: str
+) -> None:
     assert resolve(requested, available) == device
 
 

@@ -1,4 +1,5 @@
-"""Sizes that no machine holds are refused in one line, with nothing written and before anything is allocated."""
+"""Sizes that no machine holds are refused in one line, with nothing written and before anything is
+allocated."""
 
 import re
 from pathlib import Path
@@ -19,25 +20,40 @@ for _ in range(60):
 TOO_LARGE = {
     "units": (
         [f"model.layers=[{{layer: dense, units: 999999999999}},{OUT}]"],
-        r"model\.layers must fit into this machine's \S+ GiB of memory, got \d+ weights, dense_0/kernel is 64 x 999999999999",
+        (
+            r"model\.layers must fit into this machine's \S+ GiB of memory, got \d+ weights, "
+            r"dense_0/kernel is 64 x 999999999999"
+        ),
     ),
     "flattened": (
         [
             "data.images=true",
-            f"model.layers=[{{layer: conv2d, filters: 9999999999, kernel_size: 3}},{{layer: flatten}},{OUT}]",
+            (
+                f"model.layers=[{{layer: conv2d, filters: 9999999999, kernel_size: 3}},{{layer: "
+                f"flatten}},{OUT}]"
+            ),
         ],
         r"model\.layers must fit into .*, got \d+ weights, dense_0/kernel is 639999999936 x 10",
     ),
     "pool": (
         [
             "data.images=true",
-            f"model.layers=[{{layer: max_pool, pool_size: 9999999999, padding: same}},{{layer: flatten}},{OUT}]",
+            (
+                f"model.layers=[{{layer: max_pool, pool_size: 9999999999, padding: "
+                f"same}},{{layer: flatten}},{OUT}]"
+            ),
         ],
-        r"model\.layers must fit into .*, got \d+ values a row at max_pool_0 for 32 rows of trainer\.batch_size",
+        (
+            r"model\.layers must fit into .*, got \d+ values a row at max_pool_0 for 32 rows of "
+            r"trainer\.batch_size"
+        ),
     ),
     "epochs": (
         ["trainer.max_epochs=999999999999999"],
-        r"trainer\.max_steps and trainer\.max_epochs must leave a table of rates that fits into .*, got \d+ updates",
+        (
+            r"trainer\.max_steps and trainer\.max_epochs must leave a table of rates that fits "
+            r"into .*, got \d+ updates"
+        ),
     ),
     "digits": (["seed=" + "9" * 5000], "seed holds a number of more than 4300 digits"),
     "metrics": (
@@ -72,7 +88,13 @@ def test_a_size_that_no_machine_holds_is_refused(name: str, tmp_path: Path) -> N
         (["model=mlp", "trainer.precision=float64"], 2 * 4 * 4 * (64 * 128 + 128 + 128 * 10 + 10)),
         (["model=mlp", "optimizer=sgd"], 2 * 4 * (64 * 128 + 128 + 128 * 10 + 10)),
         # 32 rows of 128 values are more than the 2 x 650 weights of a linear model
-        ([f"model.layers=[{{layer: reshape, shape: [1, 64]}},{{layer: flatten}},{OUT}]", "optimizer=sgd"], 4 * 32 * 64),
+        (
+            [
+                f"model.layers=[{{layer: reshape, shape: [1, 64]}},{{layer: flatten}},{OUT}]",
+                "optimizer=sgd",
+            ],
+            4 * 32 * 64,
+        ),
         (["model=linear", "trainer.max_epochs=1000"], 8 * 1000 * 40),
     ],
 )

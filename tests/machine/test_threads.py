@@ -1,4 +1,5 @@
-"""trainer.threads: how many, where they are kept, and that a job's number is what it would be alone."""
+"""trainer.threads: how many, where they are kept, and that a job's number is what it would be
+alone."""
 
 import json
 import os
@@ -43,18 +44,24 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     [
         (["model=mlp"], [64 * 128, 128 * 10]),
         (["model=linear", "trainer.batch_size=7"], [64 * 10]),
-        # 8 x 8 pixels, 3 x 3 windows of 1 channel to 16; pooled to 4 x 4, 16 to 32; 2 x 2 x 32 to 10
+        # 8 x 8 pixels, 3 x 3 windows of 1 channel to 16; pooled to 4 x 4, 16 to 32; 2 x 2 x 32 to
+        # 10
         (["model=cnn"], [64 * 9 * 16, 16 * 9 * 16 * 32, 128 * 10]),
-        # patches of 2 x 2 to 32 channels, 16 steps; per block 4 products of attention, its scores and what they weigh, 2 dense
+        # patches of 2 x 2 to 32 channels, 16 steps; per block 4 products of attention, its scores
+        # and what they weigh, 2 dense
         (["model=transformer"],
-         [16 * 4 * 32, *2 * (4 * [16 * 32 * 32] + 2 * [16 * 16 * 32] + 2 * [16 * 32 * 64]), 32 * 10]),
+         [16 * 4 * 32, *2 * (4 * [16 * 32 * 32] + 2 * [16 * 16 * 32] + 2 * [16 * 32 * 64]),
+             32 * 10]),
     ],
 )  # fmt: skip
-def test_the_work_of_an_operation_is_the_mean_over_all_flops(overrides: list[str], flops: list[int]) -> None:
+def test_the_work_of_an_operation_is_the_mean_over_all_flops(
+    overrides: list[str], flops: list[int]
+) -> None:
     rows = prepare(overrides).config.trainer.batch_size
     each = [2 * rows * number for number in flops]
     expected = sum(f * f / sum(each) for f in each)
-    assert threads.work(prepare(overrides).network, rows) == pytest.approx(expected, rel=1e-12)  # sums in another order
+    # sums in another order
+    assert threads.work(prepare(overrides).network, rows) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -62,13 +69,16 @@ def test_the_work_of_an_operation_is_the_mean_over_all_flops(overrides: list[str
     [
         (["model=mlp"], 1),
         (["model=transformer"], 1),
-        ([WIDE, "trainer.batch_size=256"], 3),  # 2^27 FLOP and 0.16 of it: (1 + 0.16^2) / 1.16 of 4 times 2^25
+        # 2^27 FLOP and 0.16 of it: (1 + 0.16^2) / 1.16 of 4 times 2^25
+        ([WIDE, "trainer.batch_size=256"], 3),
         ([WIDE, "trainer.batch_size=4096"], 16),
         (["trainer.threads=3"], 3),
         (["trainer.threads=40"], 40),
     ],
 )
-def test_auto_takes_a_thread_for_what_pays_for_one(asked: list[str], number: int, machine: pytest.MonkeyPatch) -> None:
+def test_auto_takes_a_thread_for_what_pays_for_one(
+    asked: list[str], number: int, machine: pytest.MonkeyPatch
+) -> None:
     assert prepare(asked).model.threads == number
 
 
@@ -79,8 +89,10 @@ def test_auto_takes_a_thread_for_what_pays_for_one(asked: list[str], number: int
         ({"OMP_NUM_THREADS": "5,2"}, 5),  # two levels of nesting
         ({"OMP_NUM_THREADS": "5", "TF_NUM_INTRAOP_THREADS": "4"}, 4),
         ({"MKL_NUM_THREADS": "64"}, 16),
-        ({"TF_NUM_INTRAOP_THREADS": "0", "OMP_NUM_THREADS": ""}, 16),  # TensorFlow's word for no limit
-        ({"OMP_NUM_THREADS": "1", "TWINRUN_THREAD_LIMIT": ""}, 16),  # a launcher's number, not the user's
+        # TensorFlow's word for no limit
+        ({"TF_NUM_INTRAOP_THREADS": "0", "OMP_NUM_THREADS": ""}, 16),
+        # a launcher's number, not the user's
+        ({"OMP_NUM_THREADS": "1", "TWINRUN_THREAD_LIMIT": ""}, 16),
         ({"OMP_NUM_THREADS": "1", "TWINRUN_THREAD_LIMIT": "MKL_NUM_THREADS=6"}, 6),
     ],
 )
@@ -96,7 +108,10 @@ def test_the_environment_limits_auto_and_no_number(
 
 def test_what_is_no_number_in_the_environment_is_refused(machine: pytest.MonkeyPatch) -> None:
     machine.setenv("OMP_NUM_THREADS", "many")
-    with pytest.raises(ConfigError, match=r"^the environment's OMP_NUM_THREADS must be a number of threads, got many$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^the environment's OMP_NUM_THREADS must be a number of threads, got many$",
+    ):
         prepare(["model=mlp"])
 
 
@@ -114,7 +129,10 @@ def test_what_a_launcher_sets_for_its_workers_is_no_limit(machine: pytest.Monkey
     [
         ({}, "16", None),
         ({}, "17",
-         "warning: 17 threads are more than the cores here (16) and wait for each other; trainer.threads=auto takes fewer"),
+         (
+             "warning: 17 threads are more than the cores here (16) and wait for each other; "
+             "trainer.threads=auto takes fewer"
+         )),
         ({}, "auto", None),
         ({"OMP_NUM_THREADS": "16"}, "auto", None),
         ({"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "3"}, "auto",
@@ -136,7 +154,9 @@ def test_the_user_is_told_where_the_number_may_surprise(
 def test_two_threads_of_one_core_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight processors of four cores, of which the process may use five."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 4, 5}, raising=False)
-    monkeypatch.setattr(threads, "_siblings", lambda processor: f"{processor % 4},{processor % 4 + 4}")
+    monkeypatch.setattr(
+        threads, "_siblings", lambda processor: f"{processor % 4},{processor % 4 + 4}"
+    )
     monkeypatch.setattr(threads, "_quota", lambda *_: None)
     assert threads.cores.__wrapped__() == 3
     monkeypatch.setattr(threads, "_quota", lambda *_: 2)
@@ -150,16 +170,20 @@ def test_two_threads_of_one_core_count_once(monkeypatch: pytest.MonkeyPatch) -> 
     [
         ("0::/\n", {"cpu.max": "max 100000\n"}, None),
         ("0::/\n", {"cpu.max": "250000 100000\n"}, 2),
-        ("0::/a/b\n", {"a/cpu.max": "300000 100000\n", "a/b/cpu.max": "max 100000\n"}, 3),  # the outer group's holds too
+        # the outer group's holds too
+        ("0::/a/b\n", {"a/cpu.max": "300000 100000\n", "a/b/cpu.max": "max 100000\n"}, 3),
         ("0::/not/mounted/here\n", {"cpu.max": "100000 50000\n"}, 2),
         ("3:cpuset:/\n2:cpu,cpuacct:/x\n0::/\n",
          {"cpu/x/cpu.cfs_quota_us": "150000\n", "cpu/x/cpu.cfs_period_us": "50000\n"}, 3),
         ("2:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
-        ("2:cpuset:/\n", {"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ("2:cpuset:/\n", {"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            None),
         ("", {}, None),
     ],
 )  # fmt: skip
-def test_quota_of_the_control_group(membership: str, files: dict[str, str], quota: int | None, tmp_path: Path) -> None:
+def test_quota_of_the_control_group(
+    membership: str, files: dict[str, str], quota: int | None, tmp_path: Path
+) -> None:
     (tmp_path / "own").write_text(membership)
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -183,12 +207,19 @@ def test_lightning_takes_the_number_and_gives_it_back() -> None:
 
 @pytest.mark.parametrize(("said", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP says what it has read")
-def test_threads_of_torch_sleep_while_they_wait_unless_the_user_says_otherwise(said: str | None, policy: str) -> None:
+def test_threads_of_torch_sleep_while_they_wait_unless_the_user_says_otherwise(
+    said: str | None, policy: str
+) -> None:
     """OpenMP itself tells, as it is loaded with torch."""
     environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-    environment |= {"OMP_DISPLAY_ENV": "true", **({} if said is None else {"OMP_WAIT_POLICY": said})}
+    environment |= {
+        "OMP_DISPLAY_ENV": "true",
+        **({} if said is None else {"OMP_WAIT_POLICY": said}),
+    }
     command = [sys.executable, "-c", "import backends.lightning"]
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
+    )
     assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr
 
 
@@ -232,17 +263,31 @@ def test_a_run_goes_on_with_the_number_that_it_had(machine: pytest.MonkeyPatch) 
     older, told = with_saved_threads(Resumed(**{**parts, "numbers": {}}), limited)  # type: ignore[arg-type]
     assert older.run_spec().threads == 1
     assert [*told.notes] == [
-        "threads  1 from here on: the checkpoint, of an older version, does not say how many there were"
+        (
+            "threads  1 from here on: the checkpoint, of an older version, does not say how "
+            "many there were"
+        )
     ]
 
 
 def test_a_keras_job_with_another_number_is_the_run_that_it_would_be_alone(tmp_path: Path) -> None:
-    """TensorFlow keeps the number that it began with; float32 sums of this network differ with it."""
-    common = ("backend=keras", "model=cnn", "trainer.max_steps=4", "trainer.batch_size=64", "device=cpu")
-    alone, jobs = forked(tmp_path, (*common, "trainer.threads=2"), ("-m", *common, "trainer.threads=1,2"))
+    """TensorFlow keeps the number that it began with; float32 sums of this network differ with
+    it."""
+    common = (
+        "backend=keras",
+        "model=cnn",
+        "trainer.max_steps=4",
+        "trainer.batch_size=64",
+        "device=cpu",
+    )
+    alone, jobs = forked(
+        tmp_path, (*common, "trainer.threads=2"), ("-m", *common, "trainer.threads=1,2")
+    )
     assert (alone.status, jobs.status, jobs.err) == (0, 0, "")
     found = {
-        read(path.parent, "environment.json")["threads"]: read(path.parent, "result.json")["weights_sha256"]
+        read(path.parent, "environment.json")["threads"]: read(path.parent, "result.json")[
+            "weights_sha256"
+        ]
         for path in (tmp_path / jobs.folder).glob("*/result.json")
     }
     assert found[2] == read(tmp_path / alone.folder, "result.json")["weights_sha256"]
@@ -250,7 +295,9 @@ def test_a_keras_job_with_another_number_is_the_run_that_it_would_be_alone(tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("hydra_plugins.hydra_joblib_launcher") is None, reason="joblib's launcher is an extra")
+@pytest.mark.skipif(
+    find_spec("hydra_plugins.hydra_joblib_launcher") is None, reason="joblib's launcher is an extra"
+)
 def test_jobs_side_by_side_take_what_a_run_alone_takes(tmp_path: Path) -> None:
     """joblib sets OMP_NUM_THREADS and its like for its workers: the cores by their number."""
     plain = {key: value for key, value in os.environ.items() if key not in threads.VARIABLES}
@@ -259,15 +306,23 @@ def test_jobs_side_by_side_take_what_a_run_alone_takes(tmp_path: Path) -> None:
     side = ("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1")
     for arguments in (large, (*side, *large)):
         command = [sys.executable, "-m", "runner", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
         assert (done.returncode, done.stderr) == (0, "")
     (alone,) = tmp_path.glob("outputs/runs/*/result.json")
     jobs = {
-        read(path.parent, "result.json")["seed"]: path for path in tmp_path.glob("outputs/multiruns/*/*/result.json")
+        read(path.parent, "result.json")["seed"]: path
+        for path in tmp_path.glob("outputs/multiruns/*/*/result.json")
     }
-    numbers = [read(path.parent, "environment.json")["threads"] for path in (alone, jobs[0], jobs[1])]
+    numbers = [
+        read(path.parent, "environment.json")["threads"] for path in (alone, jobs[0], jobs[1])
+    ]
     assert numbers == [threads.cores()] * 3
-    assert read(jobs[0].parent, "result.json")["weights_sha256"] == read(alone.parent, "result.json")["weights_sha256"]
+    assert (
+        read(jobs[0].parent, "result.json")["weights_sha256"]
+        == read(alone.parent, "result.json")["weights_sha256"]
+    )
 
 
 # a process of its own
@@ -295,11 +350,15 @@ def pid_in(marker: Path) -> int:
     return int(marker.read_text())
 
 
-def test_a_signal_reaches_the_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_reaches_the_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     marker = tmp_path / "marker"
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        sender = threading.Thread(target=lambda: (pid_in(marker), os.kill(os.getpid(), signal.SIGTERM)))
+        sender = threading.Thread(
+            target=lambda: (pid_in(marker), os.kill(os.getpid(), signal.SIGTERM))
+        )
         sender.start()
         assert apart.run(until_a_signal, str(marker), 2) == 128 + signal.SIGTERM
         sender.join()
@@ -314,7 +373,10 @@ def test_a_process_of_its_own_that_is_killed_is_told() -> None:
 
 def test_a_process_of_its_own_ends_with_its_parent(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
-    code = f"from runner import apart; from tests.machine.test_threads import *; apart.run(until_a_signal, {str(marker)!r}, 2)"
+    code = (
+        f"from runner import apart; from tests.machine.test_threads import *; "
+        f"apart.run(until_a_signal, {str(marker)!r}, 2)"
+    )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     parent = subprocess.Popen([sys.executable, "-c", code], env=environment)
     child = pid_in(marker)

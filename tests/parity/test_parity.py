@@ -1,9 +1,10 @@
 """The claim: the same config is the same training run on both frameworks.
 
-float64: losses, weights, buffers and slots within 1e-12 after 300 updates; rates equal to the bit, and equal to the
-closed form rounded once. The tolerance: rounding errors of 1e-16 an operation add up to some 1e-15 in 300 updates of these
-networks; 1e-12 is far above that and far below what any difference of meaning makes (1e-2 to 1e-5). Differences are
-taken relative to the largest value of the tensor where that is above 1: a slot such as RMSprop's momentum reaches 1e3.
+float64: losses, weights, buffers and slots within 1e-12 after 300 updates; rates equal to the bit,
+and equal to the closed form rounded once. The tolerance: rounding errors of 1e-16 an operation add
+up to some 1e-15 in 300 updates of these networks; 1e-12 is far above that and far below what any
+difference of meaning makes (1e-2 to 1e-5). Differences are taken relative to the largest value of
+the tensor where that is above 1: a slot such as RMSprop's momentum reaches 1e3.
 
 A new optimizer, layer, loss or setting is one row.
 """
@@ -23,17 +24,27 @@ BASE = ["trainer.precision=float64", "trainer.max_steps=300"]
 OPTIMIZERS = {
     "sgd": ["optimizer=sgd", "optimizer.lr=0.1"],
     "momentum": ["optimizer=sgd", "optimizer.lr=0.05", "optimizer.momentum=0.9"],
-    "nesterov": ["optimizer=sgd", "optimizer.lr=0.05", "optimizer.momentum=0.9", "optimizer.nesterov=true"],
+    "nesterov": [
+        "optimizer=sgd",
+        "optimizer.lr=0.05",
+        "optimizer.momentum=0.9",
+        "optimizer.nesterov=true",
+    ],
     "adam": ["optimizer=adam"],
     "amsgrad": ["optimizer=adam", "optimizer.amsgrad=true"],
     "adamw": ["optimizer=adamw"],
     "rmsprop": ["optimizer=rmsprop"],
-    # at their default rates, with coupled decay, weights of pixels that are always 0 are chaotic: a change of 1 ulp in the
-    # first weights then grows on one framework alone, with nadam at 1e-3 to 2e-5 and at 5e-4 to 6e-16; momentum 0.9 makes
-    # RMSprop's rate ten times itself
+    # at their default rates, with coupled decay, weights of pixels that are always 0 are chaotic: a
+    # change of 1 ulp in the first weights then grows on one framework alone, with nadam at 1e-3 to
+    # 2e-5 and at 5e-4 to 6e-16; momentum 0.9 makes RMSprop's rate ten times itself
     "rmsprop_momentum": ["optimizer=rmsprop", "optimizer.momentum=0.9", "optimizer.lr=1e-4"],
     "rmsprop_centered": ["optimizer=rmsprop", "optimizer.centered=true"],
-    "rmsprop_both": ["optimizer=rmsprop", "optimizer.momentum=0.9", "optimizer.centered=true", "optimizer.lr=1e-4"],
+    "rmsprop_both": [
+        "optimizer=rmsprop",
+        "optimizer.momentum=0.9",
+        "optimizer.centered=true",
+        "optimizer.lr=1e-4",
+    ],
     "adagrad": ["optimizer=adagrad", "optimizer.initial_accumulator=0.1"],
     "adadelta": ["optimizer=adadelta"],
     "adamax": ["optimizer=adamax"],
@@ -43,11 +54,19 @@ OPTIMIZERS = {
 IMAGES = "data.images=true"
 SCHEDULES = {"constant": ["schedule=constant"], "exponential": ["schedule=exponential"]}
 MODELS = {"mlp": ["model=mlp"], "cnn": ["model=cnn", IMAGES]}  # the cnn has batch norm and dropout
-_CLIPPED = ["trainer.gradient_clip_norm=0.5", "trainer.accumulate_grad_batches=3", "optimizer.weight_decay=0.01"]
+_CLIPPED = [
+    "trainer.gradient_clip_norm=0.5",
+    "trainer.accumulate_grad_batches=3",
+    "optimizer.weight_decay=0.01",
+]
 SETTINGS = {
     "plain": ["optimizer.weight_decay=0.0"],
     "coupled": [*_CLIPPED, "optimizer.weight_decay_mode=coupled"],
-    "decoupled": [*_CLIPPED, "optimizer.weight_decay_mode=decoupled", "optimizer.decay_exclude=bias_and_norm"],
+    "decoupled": [
+        *_CLIPPED,
+        "optimizer.weight_decay_mode=decoupled",
+        "optimizer.decay_exclude=bias_and_norm",
+    ],
 }
 DEFAULT = ("mlp", "exponential", "decoupled")
 MLP_DEFAULT = {"nesterov", "amsgrad", "rmsprop_both", "lion"}
@@ -55,7 +74,11 @@ PLAIN_DEFAULT = {"adam"}
 
 
 def by_default(optimizer: str, model: str, schedule: str, setting: str) -> bool:
-    plain = optimizer in PLAIN_DEFAULT and (model, schedule, setting) == ("mlp", "constant", "plain")
+    plain = optimizer in PLAIN_DEFAULT and (model, schedule, setting) == (
+        "mlp",
+        "constant",
+        "plain",
+    )
     return plain or (optimizer in MLP_DEFAULT and (model, schedule, setting) == DEFAULT)
 
 
@@ -86,8 +109,11 @@ LAYERS = {
     "sigmoid": [stack("{layer: dense, units: 16},{layer: activation, function: sigmoid}")],
     "no_bias": [stack("{layer: dense, units: 16, bias: false}")],
     "dropout": [stack("{layer: dense, units: 32},{layer: dropout, rate: 0.5}")],
-    # without a bias before it: its true gradient is 0, and Adam would turn the rounding noise in its place into steps
-    "batch_norm": [stack("{layer: dense, units: 16, bias: false},{layer: batch_norm, momentum: 0.5}")],
+    # without a bias before it: its true gradient is 0, and Adam would turn the rounding noise in
+    # its place into steps
+    "batch_norm": [
+        stack("{layer: dense, units: 16, bias: false},{layer: batch_norm, momentum: 0.5}")
+    ],
     "layer_norm": [stack("{layer: dense, units: 16},{layer: layer_norm}")],
     "conv_same_stride_2": [
         stack("{layer: conv2d, filters: 4, kernel_size: 3, stride: 2},{layer: flatten}"),
@@ -130,19 +156,23 @@ LAYERS = {
     "image_norms_and_dropout": [
         stack(
             "{layer: reshape, shape: [8, 8, 1]},{layer: conv2d, filters: 4, kernel_size: 3},"
-            "{layer: layer_norm},{layer: dropout, rate: 0.3},{layer: batch_norm},{layer: reshape, shape: [256]}"
+            "{layer: layer_norm},{layer: dropout, rate: 0.3},{layer: batch_norm},{layer: "
+            "reshape, shape: [256]}"
         )
     ],
     "residual": [
         stack(
-            "{layer: residual, layers: [{layer: dense, units: 64},{layer: activation, function: tanh}]},"
-            "{layer: residual, layers: [{layer: dense, units: 16}], shortcut: [{layer: dense, units: 16}]}"
+            "{layer: residual, layers: [{layer: dense, units: 64},{layer: activation, "
+            "function: tanh}]},"
+            "{layer: residual, layers: [{layer: dense, units: 16}], shortcut: [{layer: "
+            "dense, units: 16}]}"
         )
     ],
     "resnet": ["model=resnet", IMAGES],
     "sequence": [
         stack(
-            "{layer: reshape, shape: [8, -1]},{layer: dense, units: 12, bias: false},{layer: batch_norm},"
+            "{layer: reshape, shape: [8, -1]},{layer: dense, units: 12, bias: "
+            "false},{layer: batch_norm},"
             "{layer: position_embedding},{layer: dropout, rate: 0.3},{layer: layer_norm},"
             "{layer: activation, function: tanh},{layer: global_average_pool}"
         )
@@ -150,41 +180,55 @@ LAYERS = {
     # 1 / sqrt(3) is no number of 24 bits; the steps are as many as the features of a head and more
     "attention": [
         stack(
-            "{layer: reshape, shape: [16, 4]},{layer: dense, units: 6},{layer: attention, num_heads: 2},{layer: flatten}"
+            "{layer: reshape, shape: [16, 4]},{layer: dense, units: 6},{layer: attention, "
+            "num_heads: 2},{layer: flatten}"
         )
     ],
     "transformer": ["model=transformer", IMAGES],
 }
 # Groups of weights with their own rate and decay, and hyperparameters with a schedule of their own
 _MOMENTUM = (
-    "optimizer.schedules.momentum={name: sequence, phases: [{for: 30%, name: ramp, from: 1.1, to: 1.0, edge: both},"
+    "optimizer.schedules.momentum={name: sequence, phases: [{for: 30%, name: ramp, from: "
+    "1.1, to: 1.0, edge: both},"
     "{for: rest, name: ramp, from: 1.0, to: 1.1, shape: cosine}]}"
 )
 GROUPS = {
-    "rates": ["optimizer=adam", "optimizer.groups=[{match: dense_0, lr_factor: 0.1},{match: '*/bias', lr_factor: 0.0}]"],
+    "rates": ["optimizer=adam",
+        "optimizer.groups=[{match: dense_0, lr_factor: 0.1},{match: '*/bias', lr_factor: 0.0}]"],
     # no weight has the rate eta(t) itself, and one layer is frozen
-    "frozen": ["optimizer=adam", "optimizer.groups=[{match: dense_0, lr_factor: 0.0},{match: '*', lr_factor: 0.5}]"],
+    "frozen": ["optimizer=adam",
+        "optimizer.groups=[{match: dense_0, lr_factor: 0.0},{match: '*', lr_factor: 0.5}]"],
     "frozen_shrinking": [
         "optimizer=rmsprop", "optimizer.weight_decay=0.1", "optimizer.weight_decay_mode=decoupled",
         "optimizer.groups=[{match: dense_1/bias, lr_factor: 0.0},{match: '*', lr_factor: 0.5}]",
     ],
     "layer_decay": ["optimizer=adamw", "optimizer.layer_decay=0.5", "model=cnn", IMAGES],
     "decays": [
-        "optimizer=sgd", "optimizer.lr=0.05", "optimizer.weight_decay=0.1", "optimizer.weight_decay_mode=decoupled",
-        "optimizer.groups=[{match: dense_1/kernel, weight_decay_factor: 0.5},{match: 'dense_?/bias', weight_decay_factor: 0}]",
+        "optimizer=sgd", "optimizer.lr=0.05", "optimizer.weight_decay=0.1",
+        "optimizer.weight_decay_mode=decoupled",
+        (
+            "optimizer.groups=[{match: dense_1/kernel, weight_decay_factor: 0.5},{match: "
+            "'dense_?/bias', weight_decay_factor: 0}]"
+        ),
     ],
-    "momentum": ["optimizer=sgd", "optimizer.lr=0.05", "optimizer.momentum=0.85", _MOMENTUM, "schedule=one_cycle"],
-    "nesterov": ["optimizer=sgd", "optimizer.lr=0.05", "optimizer.momentum=0.85", "optimizer.nesterov=true", _MOMENTUM],
+    "momentum": ["optimizer=sgd", "optimizer.lr=0.05", "optimizer.momentum=0.85", _MOMENTUM,
+        "schedule=one_cycle"],
+    "nesterov": ["optimizer=sgd", "optimizer.lr=0.05", "optimizer.momentum=0.85",
+        "optimizer.nesterov=true", _MOMENTUM],
     "beta1": ["optimizer=adam", "optimizer.beta1=0.85", _MOMENTUM.replace("momentum", "beta1")],
     "betas": ["optimizer=lion", _MOMENTUM.replace("momentum", "beta2"), "optimizer.beta2=0.9"],
     "rho": [
-        "optimizer=rmsprop", "optimizer.momentum=0.85", "optimizer.lr=1e-4", _MOMENTUM, "optimizer.schedules.rho={name: hold}",
+        "optimizer=rmsprop", "optimizer.momentum=0.85", "optimizer.lr=1e-4", _MOMENTUM,
+        "optimizer.schedules.rho={name: hold}",
     ],
     "weight_decay": [
-        "optimizer=adamw", "optimizer.weight_decay=0.1", "optimizer.schedules.weight_decay={name: cosine, final_lr: 0.01}",
-        "optimizer.groups=[{match: '*/bias', weight_decay_factor: 0.5}]", "optimizer.layer_decay=0.8",
+        "optimizer=adamw", "optimizer.weight_decay=0.1",
+        "optimizer.schedules.weight_decay={name: cosine, final_lr: 0.01}",
+        "optimizer.groups=[{match: '*/bias', weight_decay_factor: 0.5}]",
+        "optimizer.layer_decay=0.8",
     ],
-    "coupled_decay": ["optimizer=adadelta", "optimizer.schedules.weight_decay={name: cosine}", "optimizer.weight_decay=0.01"],
+    "coupled_decay": ["optimizer=adadelta", "optimizer.schedules.weight_decay={name: cosine}",
+        "optimizer.weight_decay=0.01"],
     "shrinking": [
         "optimizer=rmsprop", "optimizer.weight_decay=0.1", "optimizer.weight_decay_mode=decoupled",
         "optimizer.schedules.weight_decay={name: linear}", "optimizer.decay_exclude=bias_and_norm",
@@ -196,7 +240,10 @@ LOSSES = {
     "huber": ["data=diabetes", "loss=huber", "loss.delta=0.5"],
     "linear_model": ["model=linear"],
 }
-SHORT = {"short_batches": ["trainer.batch_size=48"], "short_group": ["trainer.accumulate_grad_batches=7"]}
+SHORT = {
+    "short_batches": ["trainer.batch_size=48"],
+    "short_group": ["trainer.accumulate_grad_batches=7"],
+}
 
 
 def both(overrides: list[str]) -> tuple[Trained, Trained]:
@@ -225,15 +272,22 @@ def test_groups_and_scheduled_hyperparameters_agree(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", slow_but(LAYERS, "gelu", "batch_norm", "conv_same_even_kernel", "attention", "dropout", "residual")
+    "name",
+    slow_but(
+        LAYERS, "gelu", "batch_norm", "conv_same_even_kernel", "attention", "dropout", "residual"
+    ),
 )
 def test_layers_agree(name: str) -> None:
-    assert_parity(["trainer.precision=float64", "trainer.max_steps=60", "schedule=cosine", *LAYERS[name]])
+    assert_parity(
+        ["trainer.precision=float64", "trainer.max_steps=60", "schedule=cosine", *LAYERS[name]]
+    )
 
 
 @pytest.mark.parametrize("name", slow_but([*LOSSES, *SHORT], "huber", "short_group"))
 def test_losses_and_short_batches_agree(name: str) -> None:
-    assert_parity(["trainer.precision=float64", "trainer.max_steps=100", *{**LOSSES, **SHORT}[name]])
+    assert_parity(
+        ["trainer.precision=float64", "trainer.max_steps=100", *{**LOSSES, **SHORT}[name]]
+    )
 
 
 def test_binary_cross_entropy_agrees(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -247,13 +301,16 @@ def test_binary_cross_entropy_agrees(tmp_path) -> None:  # type: ignore[no-untyp
 @pytest.mark.parametrize(
     "schedule",
     slow_but(
-        ["constant", "exponential", "linear", "step", "polynomial", "cosine", "piecewise"], "exponential", "piecewise"
+        ["constant", "exponential", "linear", "step", "polynomial", "cosine", "piecewise"],
+        "exponential",
+        "piecewise",
     ),
 )
 def test_rates_are_equal_to_the_bit_and_rounded_once(schedule: str) -> None:
     """In float32; in float64 `assert_parity` says it of every run here."""
     overrides = [
-        f"schedule={schedule}", "schedule.warmup=10%", "trainer.max_steps=90", "trainer.accumulate_grad_batches=2",
+        f"schedule={schedule}", "schedule.warmup=10%", "trainer.max_steps=90",
+        "trainer.accumulate_grad_batches=2",
     ]  # fmt: skip
     torch_run, keras_run = both(overrides)
     closed_form = prepare(overrides).rates()
@@ -263,7 +320,8 @@ def test_rates_are_equal_to_the_bit_and_rounded_once(schedule: str) -> None:
 
 @pytest.mark.parametrize("backend", ["lightning", "keras"])
 def test_subnormals_are_zero_on_both_and_nobody_s_else(backend: str) -> None:
-    """The moment of a weight whose pixel is never lit is 0.9 of what it was: of 1e-40, which float32 has only as a subnormal,
+    """The moment of a weight whose pixel is never lit is 0.9 of what it was: of 1e-40, which
+    float32 has only as a subnormal,
     0. NumPy's own arithmetic in the process is left as it was."""
     overrides = ["device=cpu", "trainer.max_steps=1"]
     prepared = prepare(overrides)
@@ -284,12 +342,16 @@ BACK = {"momentum", "adam"}  # by default from Keras to Lightning too
 @pytest.mark.parametrize(
     ("name", "order"),
     [
-        pytest.param(name, order, marks=[] if order[0] == "lightning" or name in BACK else [pytest.mark.slow])
+        pytest.param(
+            name, order, marks=[] if order[0] == "lightning" or name in BACK else [pytest.mark.slow]
+        )
         for order in (("lightning", "keras"), ("keras", "lightning"))
         for name in HANDED_OVER
     ],
 )
-def test_a_run_started_on_one_framework_is_finished_on_the_other(name: str, order: tuple[str, str]) -> None:
+def test_a_run_started_on_one_framework_is_finished_on_the_other(
+    name: str, order: tuple[str, str]
+) -> None:
     overrides = [*BASE, *OPTIMIZERS[name], "schedule=exponential", "trainer.steps_per_call=30"]
     whole = train(order[0], overrides)
     half = train(order[0], overrides, stop_after=150)
@@ -303,23 +365,36 @@ def test_a_run_started_on_one_framework_is_finished_on_the_other(name: str, orde
 
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_float32_differs_no_more_than_ten_times_what_one_ulp_does(model: str) -> None:
-    """The control: the same framework, every first weight moved by one ulp up or down, in three draws. Two float32 runs
-    part by rounding alone: once a ReLU or a max-pool decides otherwise, by 1e-3, on one framework as between two."""
-    overrides = ["trainer.precision=float32", "trainer.max_steps=300", *MODELS[model], "schedule=exponential"]
+    """The control: the same framework, every first weight moved by one ulp up or down, in three
+    draws. Two float32 runs part by rounding alone: once a ReLU or a max-pool decides otherwise, by
+    1e-3, on one framework as between two."""
+    overrides = [
+        "trainer.precision=float32",
+        "trainer.max_steps=300",
+        *MODELS[model],
+        "schedule=exponential",
+    ]
     torch_run, keras_run = both(overrides)
     controls = [
-        differences(train("lightning", overrides, start=moved(overrides, draw)), torch_run) for draw in range(3)
+        differences(train("lightning", overrides, start=moved(overrides, draw)), torch_run)
+        for draw in range(3)
     ]
     apart = differences(torch_run, keras_run)
     for what in ("losses", "weights"):
-        assert apart[what] <= 10 * max(control[what] for control in controls), (what, apart, controls)
+        assert apart[what] <= 10 * max(control[what] for control in controls), (
+            what,
+            apart,
+            controls,
+        )
 
 
 def moved(overrides: list[str], draw: int) -> TrainState:
     """The run's first state, every weight one ulp up or down."""
     rng, start = np.random.default_rng(draw), first(prepare(overrides))
     weights = {
-        name: np.nextafter(value, np.where(rng.random(value.shape) < 0.5, -np.inf, np.inf).astype(value.dtype))
+        name: np.nextafter(
+            value, np.where(rng.random(value.shape) < 0.5, -np.inf, np.inf).astype(value.dtype)
+        )
         for name, value in start.weights.items()
     }
     return replace(start, weights=weights)

@@ -1,4 +1,5 @@
-"""Which schedule is best and whether that is more than noise: the statistics, and what a multirun and task=compare say."""
+"""Which schedule is best and whether that is more than noise: the statistics, and what a multirun
+and task=compare say."""
 
 import csv
 import json
@@ -34,7 +35,8 @@ def test_a_summary_is_that_of_a_table_of_student_s_t() -> None:
     found = summary([1, 2, 3, 4, 5])
     assert (found.num, found.mean) == (5, 3)
     assert found.sd == pytest.approx(2.5**0.5)
-    assert found.interval == pytest.approx((3 - 2.776 * 0.5**0.5, 3 + 2.776 * 0.5**0.5), abs=1e-3)  # its digits
+    # its digits
+    assert found.interval == pytest.approx((3 - 2.776 * 0.5**0.5, 3 + 2.776 * 0.5**0.5), abs=1e-3)
     assert (summary([7.0]).sd, summary([7.0]).interval) == (None, None)
 
 
@@ -56,7 +58,8 @@ def test_holm_s_correction_by_hand() -> None:
 
 @pytest.mark.parametrize(("effect", "num"), [(0.2, 199), (0.5, 34), (0.8, 15)])
 def test_the_seeds_needed_are_those_of_the_tables(effect: float, num: int) -> None:
-    """A paired t test, two-sided at 0.05, power 0.8: what G*Power gives for Cohen's small, medium and large effect."""
+    """A paired t test, two-sided at 0.05, power 0.8: what G*Power gives for Cohen's small, medium
+    and large effect."""
     assert seeds_needed(effect, 0.05) == num
     assert power(effect, num, 0.05) >= 0.8 > power(effect, num - 1, 0.05)
 
@@ -97,7 +100,9 @@ def test_the_deviation_of_a_count_is_one_row_at_least() -> None:
 
 @pytest.mark.parametrize("num_seeds", [2, 3, 4, 5])
 @pytest.mark.parametrize("noise", [0.3, 0.7, 1.5, 5.0])
-def test_a_coarse_metric_tells_equal_groups_apart_in_no_more_than_5_of_100_cases(num_seeds: int, noise: float) -> None:
+def test_a_coarse_metric_tells_equal_groups_apart_in_no_more_than_5_of_100_cases(
+    num_seeds: int, noise: float
+) -> None:
     """Counts of rows, the differences with a deviation of `noise` rows. 2,000 repetitions; three
     deviations of their share are allowed. Without the bound 12 of 100 at two seeds are wrong."""
     draw = np.random.default_rng(num_seeds)
@@ -114,7 +119,9 @@ def test_a_coarse_metric_finds_what_an_exact_one_would(num_seeds: int, effect: f
     assert np.mean(found) > 0.78 - 3 * (0.8 * 0.2 / 1000) ** 0.5
 
 
-def counts(draw: np.random.Generator, num_seeds: int, noise: float, gap: float) -> dict[str, dict[int, float]]:
+def counts(
+    draw: np.random.Generator, num_seeds: int, noise: float, gap: float
+) -> dict[str, dict[int, float]]:
     """Two accuracies of 256 rows, with the noise of a seed that both share."""
     seed = 200 + draw.normal(0, 5, num_seeds)
     own = [draw.normal(0, noise / 2**0.5, num_seeds) + shift for shift in (0.0, gap)]
@@ -161,8 +168,11 @@ def test_of_two_groups_the_probability_to_be_best_is_one_minus_half_of_p() -> No
     assert probabilities_best(np.ones((3, 1)), "max") is None
 
 
-def simulated(draw: np.random.Generator, num_seeds: int, gaps: list[float]) -> dict[str, dict[int, float]]:
-    """Groups with the same noise of a seed and noise of their own; the difference of two has a deviation of 1."""
+def simulated(
+    draw: np.random.Generator, num_seeds: int, gaps: list[float]
+) -> dict[str, dict[int, float]]:
+    """Groups with the same noise of a seed and noise of their own; the difference of two has a
+    deviation of 1."""
     seed = draw.normal(0, 3, num_seeds)
     own = {f"{i}": gap + seed + draw.normal(0, 0.5**0.5, num_seeds) for i, gap in enumerate(gaps)}
     return {name: dict(enumerate(values.tolist())) for name, values in own.items()}
@@ -176,7 +186,8 @@ def best_is_told(values: dict[str, dict[int, float]]) -> bool:
 
 @pytest.mark.parametrize("num_groups", [2, 4])
 def test_identical_schedules_are_told_apart_in_no_more_than_5_of_100_cases(num_groups: int) -> None:
-    """Though the best is chosen from the same values. 600 repetitions; three deviations of their share are allowed."""
+    """Though the best is chosen from the same values. 600 repetitions; three deviations of their
+    share are allowed."""
     draw = np.random.default_rng(0)
     wrong = [best_is_told(simulated(draw, 5, [0.0] * num_groups)) for _ in range(600)]
     assert np.mean(wrong) < 0.05 + 3 * (0.05 * 0.95 / 600) ** 0.5
@@ -200,7 +211,13 @@ SEEDS = range(5)
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, Path]:
     """Three schedules, two of them the same thing by two names."""
     here = tmp_path_factory.mktemp("swept")
-    command = ("-m", "schedule=constant,linear,power", "seed=0,1,2,3,4", "trainer.max_epochs=3", "device=cpu")
+    command = (
+        "-m",
+        "schedule=constant,linear,power",
+        "seed=0,1,2,3,4",
+        "trainer.max_epochs=3",
+        "device=cpu",
+    )
     (done,) = forked(here, command)
     assert (done.status, done.err) == (0, "")
     return done, here / done.folder
@@ -218,12 +235,18 @@ def losses(folder: Path, schedule: str) -> list[float]:
 
 def rows(folder: Path) -> dict[str, dict[str, str]]:
     """comparison.md's table of groups, by their overrides."""
-    lines = [line for line in (folder / "comparison.md").read_text().splitlines() if line.startswith("|")]
+    lines = [
+        line for line in (folder / "comparison.md").read_text().splitlines() if line.startswith("|")
+    ]
     header, _, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return {row["overrides"]: row for row in (dict(zip(header, cells, strict=True)) for cells in body)}
+    return {
+        row["overrides"]: row for row in (dict(zip(header, cells, strict=True)) for cells in body)
+    }
 
 
-def test_winner_intervals_and_p_are_those_of_an_independent_calculation(swept: tuple[Done, Path]) -> None:
+def test_winner_intervals_and_p_are_those_of_an_independent_calculation(
+    swept: tuple[Done, Path],
+) -> None:
     """From metrics.csv by scipy alone, to the digits that are printed."""
     done, folder = swept
     values = {name: losses(folder, name) for name in ("constant", "linear", "power")}
@@ -247,28 +270,43 @@ def test_winner_intervals_and_p_are_those_of_an_independent_calculation(swept: t
             assert row["p"] == f"{adjusted[order[0], name]:.2g}"
     *_, winner, command = done.out.splitlines()
     assert winner.startswith(f"winner   schedule={order[0]}")
-    assert ("not beyond noise" in winner) == any(adjusted[order[0], name] >= 0.05 for name in order[1:])
-    assert command == f"to copy  python -m runner schedule={order[0]} trainer.max_epochs=3 device=cpu"
+    assert ("not beyond noise" in winner) == any(
+        adjusted[order[0], name] >= 0.05 for name in order[1:]
+    )
+    assert (
+        command == f"to copy  python -m runner schedule={order[0]} trainer.max_epochs=3 device=cpu"
+    )
 
 
 def test_it_says_what_each_group_took_to_reach_the_target(swept: tuple[Done, Path]) -> None:
-    """The worst median of the best epochs: the first epoch at least as good, by its last step, median over the seeds."""
+    """The worst median of the best epochs: the first epoch at least as good, by its last step,
+    median over the seeds."""
     _, folder = swept
     curves = {}
     for name in ("constant", "linear", "power"):
         paths = [next(folder.glob(f"schedule-{name}_seed-{seed}/metrics.csv")) for seed in SEEDS]
-        curves[name] = [[float(row["val/loss"]) for row in csv.DictReader(path.open(newline=""))] for path in paths]
+        curves[name] = [
+            [float(row["val/loss"]) for row in csv.DictReader(path.open(newline=""))]
+            for path in paths
+        ]
     target = max(np.median([min(curve) for curve in each]) for each in curves.values())
     table = rows(folder)
     (column,) = [key for key in next(iter(table.values())) if key.startswith("steps to ")]
     assert column == f"steps to {target:.4g}"
     for name, each in curves.items():
-        first = [next((40 * (i + 1) for i, v in enumerate(curve) if v <= target), np.inf) for curve in each]
+        first = [
+            next((40 * (i + 1) for i, v in enumerate(curve) if v <= target), np.inf)
+            for curve in each
+        ]
         expected = np.median(first)
-        assert table[f"schedule={name}"][column] == ("never" if np.isinf(expected) else f"{expected:.0f}")
+        assert table[f"schedule={name}"][column] == (
+            "never" if np.isinf(expected) else f"{expected:.0f}"
+        )
 
 
-def test_compare_says_of_the_same_runs_what_the_multirun_said(swept: tuple[Done, Path], tmp_path: Path) -> None:
+def test_compare_says_of_the_same_runs_what_the_multirun_said(
+    swept: tuple[Done, Path], tmp_path: Path
+) -> None:
     """A folder of runs, and the runs one by one; test/loss is never read."""
     _, folder = swept
     each = ",".join(f"'{path.parent}'" for path in sorted(folder.glob("*/result.json")))
@@ -278,13 +316,17 @@ def test_compare_says_of_the_same_runs_what_the_multirun_said(swept: tuple[Done,
         path = tmp_path / done.folder
         assert path.parent == tmp_path / "outputs" / "comparisons"
         assert (path / "comparison.md").read_text() == (folder / "comparison.md").read_text()
-        assert {"comparison.csv", "comparison.html", "comparison.png"} <= {file.name for file in path.iterdir()}
+        assert {"comparison.csv", "comparison.html", "comparison.png"} <= {
+            file.name for file in path.iterdir()
+        }
     (twice,) = forked(tmp_path, ("task=compare", f"runs=['{folder}','{folder}']"))
     assert twice.status == 2
     assert re.fullmatch(r"error: runs holds .* twice\n", twice.err)
 
 
-def test_with_one_seed_it_says_that_it_cannot_know_and_backends_get_a_parity_table(tmp_path: Path) -> None:
+def test_with_one_seed_it_says_that_it_cannot_know_and_backends_get_a_parity_table(
+    tmp_path: Path,
+) -> None:
     """In float64: rates are equal; 1e-12 for weights, as the parity suite has it."""
     (done,) = forked(
         tmp_path,
@@ -300,27 +342,38 @@ def test_with_one_seed_it_says_that_it_cannot_know_and_backends_get_a_parity_tab
     assert done.status == 0
     assert "with one seed in common it cannot be known whether that is more than noise" in done.out
     assert "(by its mean; not beyond noise)" in done.out
-    lines = [line.strip("|").split("|") for line in done.out.splitlines() if "keras, lightning" in line]
+    lines = [
+        line.strip("|").split("|") for line in done.out.splitlines() if "keras, lightning" in line
+    ]
     assert [line[0].strip() for line in lines] == [
-        f"schedule={name} trainer.max_epochs=2 device=cpu trainer.precision=float64" for name in ("constant", "linear")
+        f"schedule={name} trainer.max_epochs=2 device=cpu trainer.precision=float64"
+        for name in ("constant", "linear")
     ]
     for _, _, rate, loss, weights, beyond in lines:
         assert float(rate) == 0
         assert float(loss) < 1e-12
         assert float(weights) < 1e-12
         assert beyond.strip().startswith("none")
-    assert len([line for line in done.out.splitlines() if re.match(r"\| [12] +\| schedule=", line)]) == 2
+    assert (
+        len([line for line in done.out.splitlines() if re.match(r"\| [12] +\| schedule=", line)])
+        == 2
+    )
 
 
 def test_a_failed_job_is_named_and_not_ranked(tmp_path: Path) -> None:
-    (done,) = forked(tmp_path, ("-m", "optimizer.lr=1e-3,1e30", "seed=0,1", "trainer.max_steps=20", "device=cpu"))
+    (done,) = forked(
+        tmp_path, ("-m", "optimizer.lr=1e-3,1e30", "seed=0,1", "trainer.max_steps=20", "device=cpu")
+    )
     assert done.status == 1
     assert done.out.count("failed: optimizer.lr-1e+30_seed-") == 2
     assert "2 of 4 jobs completed" in done.out
     failed = tmp_path / done.folder / "optimizer.lr-1e+30_seed-0"
     assert read_json(failed / "result.json")["status"] == "failed"
     assert done.out.splitlines()[-2] == "winner   optimizer.lr=0.001"
-    assert "  optimizer.lr=1e+30: 2 of 2 seeds diverged (seeds 0, 1); not ranked" in done.out.splitlines()
+    assert (
+        "  optimizer.lr=1e+30: 2 of 2 seeds diverged (seeds 0, 1); not ranked"
+        in done.out.splitlines()
+    )
 
 
 # What task=compare says of runs whose values the tests choose
@@ -380,7 +433,11 @@ def test_groups_with_different_seeds_are_ranked_and_tested_over_the_same_seeds(
     assert shlex.split(answer["command"]) == ["python", "-m", "runner", "schedule=linear"]
     assert [*groups] == ["schedule=linear", "schedule=constant"]
     best, other = groups.values()
-    assert (best["overrides"], best["seeds"], other["seeds"]) == (["schedule=linear"], [0, 1, 2], [0, 1, 2])
+    assert (best["overrides"], best["seeds"], other["seeds"]) == (
+        ["schedule=linear"],
+        [0, 1, 2],
+        [0, 1, 2],
+    )
     assert best["mean"] == pytest.approx(np.mean(linear), rel=1e-12)
     low, high = stats.t.interval(0.95, 2, loc=np.mean(linear), scale=stats.sem(linear))
     assert best["interval"] == pytest.approx([low, high], rel=1e-12)
@@ -394,9 +451,14 @@ def test_groups_with_different_seeds_are_ranked_and_tested_over_the_same_seeds(
     assert (best["diverged"], other["diverged"]) == (0, 0)
 
 
-def test_two_seeds_with_equal_differences_are_never_certain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_seeds_with_equal_differences_are_never_certain(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Use the 256 validation rows that data.json has."""
-    values = {"schedule=constant": [238 / 256, 240 / 256], "schedule=linear": [239 / 256, 241 / 256]}
+    values = {
+        "schedule=constant": [238 / 256, 240 / 256],
+        "schedule=linear": [239 / 256, 241 / 256],
+    }
     found = compared(tmp_path, capsys, values, monitor="val/accuracy")
     assert "schedule=constant: 0.003906 less, within the noise (p = 0.39" in found.out
     assert "winner   schedule=linear (by its mean; not beyond noise)" in found.out
@@ -456,7 +518,9 @@ def test_where_no_group_finished_every_seed_it_says_so_of_each(
     assert found.answer()["seeds"] == [0]
 
 
-def test_where_every_seed_diverged_there_is_no_winner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_every_seed_diverged_there_is_no_winner(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     error = "RunError: the loss of update 7 is nan"
     write_run(tmp_path / "runs", ["schedule=constant"], 0, None, error=error)
     found = compared(tmp_path, capsys, {"schedule=linear": [math.nan, math.inf]})
@@ -466,11 +530,16 @@ def test_where_every_seed_diverged_there_is_no_winner(tmp_path: Path, capsys: py
     assert (found.answer()["winner"], found.answer()["command"]) == (None, None)
 
 
-def test_a_run_that_has_not_ended_is_named_and_not_ranked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_has_not_ended_is_named_and_not_ranked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """It was killed: a config.yaml and no result.json."""
     (write_run(tmp_path / "runs", ["schedule=linear"], 1) / "result.json").unlink()
     found = compared(tmp_path, capsys, {"schedule=constant": [0.5, 0.6], "schedule=linear": [0.1]})
-    assert "  schedule=linear: 1 of 2 seeds not finished (seed 1); not ranked" in found.out.splitlines()
+    assert (
+        "  schedule=linear: 1 of 2 seeds not finished (seed 1); not ranked"
+        in found.out.splitlines()
+    )
     assert "unfinished: schedule=linear_1" in found.out.splitlines()
     assert "3 of 4 jobs completed" in found.out.splitlines()
 
@@ -487,7 +556,8 @@ def test_no_seed_in_common_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_group_with_too_few_seeds_does_not_take_them_from_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Set aside a group that has a seed of its own alone; the other two are compared over theirs."""
+    """Set aside a group that has a seed of its own alone; the other two are compared over
+    theirs."""
     values: dict[str, Any] = {
         "schedule=constant": [0.5, 0.6, 0.55],
         "schedule=cosine": [0.3, 0.43, 0.34],
@@ -500,7 +570,9 @@ def test_a_group_with_too_few_seeds_does_not_take_them_from_the_others(
     assert found.groups()["schedule=constant"]["p"] == pytest.approx(p, rel=1e-9)
 
 
-def test_bit_identical_runs_are_called_the_same_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bit_identical_runs_are_called_the_same_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     values = {"schedule=constant": [0.5, 0.6], "schedule=linear": [0.5, 0.6]}
     found = compared(tmp_path, capsys, values, weights_sha256="0" * 64)
     line = "  schedule=linear: the same run, to the last bit of its weights"
@@ -534,7 +606,10 @@ def test_runs_of_other_data_losses_or_metrics_are_not_in_one_list(
     found = said(tmp_path, capsys)
     assert "These runs measure 4 different things, so they are not in one list." in found.out
     names = ["answer.json", *(f"answer_{i}.json" for i in (2, 3, 4))]
-    each = {frozenset(tuple(group["overrides"]) for group in found.answer(name)["groups"]) for name in names}
+    each = {
+        frozenset(tuple(group["overrides"]) for group in found.answer(name)["groups"])
+        for name in names
+    }
     assert each == {
         frozenset({("model=linear",), ("loss=cross_entropy",)}),
         frozenset({("schedule=cosine",)}),
@@ -562,7 +637,8 @@ def test_with_tune_p_is_corrected_for_all_pairs_that_were_tried(
             mean + noise + draw.normal(0, 0.004, 5)
         ).tolist()
         for schedule, rate, mean in (
-            ("constant", "0.1", 0.5), ("constant", "0.2", 0.502), ("linear", "0.1", 0.48), ("linear", "0.2", 0.482),
+            ("constant", "0.1", 0.5), ("constant", "0.2", 0.502), ("linear", "0.1", 0.48),
+            ("linear", "0.2", 0.482),
         )
     }  # fmt: skip
     found = compared(tmp_path, capsys, values)

@@ -20,7 +20,8 @@ def run(folder: Path, losses: np.ndarray, val: float | None) -> Path:
 
 
 def test_a_picture_does_not_depend_on_those_before_it(tmp_path: Path) -> None:
-    """Of a short run, a long one with losses on both sides of zero, and one without validation, in two orders and alone."""
+    """Of a short run, a long one with losses on both sides of zero, and one without validation, in
+    two orders and alone."""
     runs = [
         run(tmp_path / "short", np.linspace(2.3, 0.1, 20), 0.5),
         run(tmp_path / "signed", np.linspace(1.0, -3.0, 300), -2.0),

@@ -13,18 +13,26 @@ from tests.run_folders import write_run
 from tests.text.test_escape import HOSTILE
 
 pytestmark = pytest.mark.skipif(
-    not (shutil.which("chromium") and shutil.which("chromedriver")), reason="needs chromium and chromedriver"
+    not (shutil.which("chromium") and shutil.which("chromedriver")),
+    reason="needs chromium and chromedriver",
 )
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A comparison of three schedules with two seeds each, opened from its file, with what the browser logs."""
+    """A comparison of three schedules with two seeds each, opened from its file, with what the
+    browser logs."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
     here = tmp_path_factory.mktemp("page")
-    command = ("-m", "schedule=constant,linear,step", "seed=0,1", "trainer.max_epochs=2", "device=cpu")
+    command = (
+        "-m",
+        "schedule=constant,linear,step",
+        "seed=0,1",
+        "trainer.max_epochs=2",
+        "device=cpu",
+    )
     (done,) = forked(here, command)
     assert done.status == 0
     options = webdriver.ChromeOptions()
@@ -42,14 +50,20 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 def column(page: Any, name: str) -> list[str]:
     script = (
-        "const th = [...document.querySelectorAll('#groups th')].find(th => th.textContent === arguments[0]);"
-        "return [...document.querySelectorAll('#groups tbody tr')].map(row => row.cells[th.cellIndex].textContent)"
+        "const th = [...document.querySelectorAll('#groups th')].find(th => th.textContent "
+        "=== arguments[0]);"
+        "return [...document.querySelectorAll('#groups tbody tr')].map(row => "
+        "row.cells[th.cellIndex].textContent)"
     )
     return list(page.execute_script(script, name))
 
 
 def shown(page: Any, chart: str) -> list[Any]:
-    return list(page.execute_script(f"return document.getElementById('{chart}').data.map(line => line.visible)"))
+    return list(
+        page.execute_script(
+            f"return document.getElementById('{chart}').data.map(line => line.visible)"
+        )
+    )
 
 
 def soon(page: Any, holds: Callable[[], bool]) -> None:
@@ -60,9 +74,13 @@ def soon(page: Any, holds: Callable[[], bool]) -> None:
 
 
 def test_it_loads_without_an_error_and_asks_for_nothing_but_itself(page: Any) -> None:
-    assert [entry for entry in page.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+    assert [
+        entry for entry in page.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")
+    ] == []
     asked = [
-        entry["message"] for entry in page.get_log("performance") if "Network.requestWillBeSent" in entry["message"]
+        entry["message"]
+        for entry in page.get_log("performance")
+        if "Network.requestWillBeSent" in entry["message"]
     ]
     assert not [message for message in asked if '"url":"http' in message]
     assert len(page.find_elements("css selector", ".chart .main-svg")) >= 2
@@ -88,20 +106,28 @@ def test_a_click_on_a_column_s_head_sorts_by_it_and_again_turns_it(page: Any) ->
     ranks = column(page, "rank")
     assert ranks == ["1", "2", "3"]
     head = next(
-        button for button in page.find_elements("css selector", "#groups th button") if button.text == "overrides"
+        button
+        for button in page.find_elements("css selector", "#groups th button")
+        if button.text == "overrides"
     )
     head.click()
     assert column(page, "overrides") == ["schedule=constant", "schedule=linear", "schedule=step"]
     assert head.find_element("xpath", "..").get_attribute("aria-sort") == "ascending"
     head.click()
     assert column(page, "overrides") == ["schedule=step", "schedule=linear", "schedule=constant"]
-    values = next(b for b in page.find_elements("css selector", "#groups th button") if b.text == "val/loss")
+    values = next(
+        b for b in page.find_elements("css selector", "#groups th button") if b.text == "val/loss"
+    )
     values.click()
     assert column(page, "val/loss") == sorted(column(page, "val/loss"), key=float)
 
 
-@pytest.mark.parametrize(("scheme", "ground"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(22, 24, 28)")])
-def test_page_and_charts_follow_the_reader_s_light_or_dark(page: Any, scheme: str, ground: str) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "ground"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(22, 24, 28)")]
+)
+def test_page_and_charts_follow_the_reader_s_light_or_dark(
+    page: Any, scheme: str, ground: str
+) -> None:
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     assert page.execute_script("return getComputedStyle(document.body).backgroundColor") == ground
@@ -110,20 +136,22 @@ def test_page_and_charts_follow_the_reader_s_light_or_dark(page: Any, scheme: st
 
 
 def test_it_fits_a_phone(page: Any) -> None:
-    """Nothing but the table, in its own frame, is wider than 390 points; the charts stand one below the other."""
+    """Nothing but the table, in its own frame, is wider than 390 points; the charts stand one below
+    the other."""
     metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     soon(page, lambda: page.execute_script("return document.documentElement.scrollWidth") <= 390)
     tops = page.execute_script(
-        "return ['rate', 'metric'].map(id => document.getElementById(id).getBoundingClientRect().top)"
+        "return ['rate', 'metric'].map(id => "
+        "document.getElementById(id).getBoundingClientRect().top)"
     )
     assert tops[1] > tops[0]
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_labels_of_a_stranger_are_text(page: Any, tmp_path: Path) -> None:
-    """The last one, for it opens a page of its own: scripts, tags, links and controls in labels run and load nothing,
-    and Plotly shows them as text."""
+    """The last one, for it opens a page of its own: scripts, tags, links and controls in labels run
+    and load nothing, and Plotly shows them as text."""
     for i, text in enumerate(HOSTILE.values()):
         for seed in (0, 1):
             last = 0.5 + seed / 10 + i / 100

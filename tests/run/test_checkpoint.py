@@ -29,7 +29,10 @@ def state(step: int = 7, dtype: Any = np.float32) -> TrainState:
         return random.normal(size=shape).astype(dtype)
 
     weights = {"dense_0/kernel": some(3, 4), "dense_0/bias": some(4), "batch_norm_0/scale": some(4)}
-    slots = {slot: {name: some(*w.shape) for name, w in weights.items()} for slot in ("first_moment", "second_moment")}
+    slots = {
+        slot: {name: some(*w.shape) for name, w in weights.items()}
+        for slot in ("first_moment", "second_moment")
+    }
     return TrainState(step, weights, slots, {"batch_norm_0/mean": some(4)})
 
 
@@ -54,10 +57,13 @@ def test_what_is_read_is_what_was_written_to_the_last_bit(tmp_path: Path, dtype:
 
 
 def test_a_state_is_in_one_order_whatever_order_it_comes_in(tmp_path: Path) -> None:
-    """Sorted by name when it is made and when it is read, where safetensors returns another order each time."""
+    """Sorted by name when it is made and when it is read, where safetensors returns another order
+    each time."""
     made = state()
     turned = {slot: dict(reversed(values.items())) for slot, values in reversed(made.slots.items())}
-    again = TrainState(7, dict(reversed(made.weights.items())), turned, dict(reversed(made.buffers.items())))
+    again = TrainState(
+        7, dict(reversed(made.weights.items())), turned, dict(reversed(made.buffers.items()))
+    )
     checkpoint.write(tmp_path, again, {})
     for found in (made, again, checkpoint.read(tmp_path, 7)[0]):
         assert [*found.weights] == ["batch_norm_0/scale", "dense_0/bias", "dense_0/kernel"]
@@ -79,7 +85,9 @@ def test_a_scalar_and_an_empty_optimizer_survive(tmp_path: Path) -> None:
     assert read.slots == {}
 
 
-def test_the_folder_holds_the_four_files_of_the_contract_and_nothing_stays_beside_it(tmp_path: Path) -> None:
+def test_the_folder_holds_the_four_files_of_the_contract_and_nothing_stays_beside_it(
+    tmp_path: Path,
+) -> None:
     place = checkpoint.write(tmp_path, state(), {})
     assert sorted(path.name for path in place.iterdir()) == sorted(PARTS)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["7"]
@@ -90,12 +98,15 @@ def test_the_tensors_are_ordinary_safetensors_and_the_manifest_their_sha256(tmp_
     place = checkpoint.write(tmp_path, written, {})
     assert same(load_file(place / "weights.safetensors"), {**written.weights, **written.buffers})
     manifest = json.loads((place / "manifest.json").read_text())
-    assert manifest == {name: hashlib.sha256((place / name).read_bytes()).hexdigest() for name in PARTS[:3]}
+    assert manifest == {
+        name: hashlib.sha256((place / name).read_bytes()).hexdigest() for name in PARTS[:3]
+    }
 
 
 def test_the_files_are_safetensors_own_bytes(tmp_path: Path) -> None:
-    """We write them without its two copies: it says what they are. Names out of order, of more than ASCII, a scalar, nothing
-    in one of two axes, two types; and one laid out column by column, of which it would write the memory as it lies."""
+    """We write them without its two copies: it says what they are. Names out of order, of more than
+    ASCII, a scalar, nothing in one of two axes, two types; and one laid out column by column, of
+    which it would write the memory as it lies."""
     some = np.random.default_rng(0).normal
     tensors = {
         "z/kernel": some(size=(3, 5)),
@@ -105,10 +116,14 @@ def test_the_files_are_safetensors_own_bytes(tmp_path: Path) -> None:
     }
     place = checkpoint.write(tmp_path, TrainState(1, tensors, {"first_moment": tensors}, {}), {})
     assert (place / "weights.safetensors").read_bytes() == save(tensors)
-    assert (place / "optimizer.safetensors").read_bytes() == save({f"first_moment/{n}": v for n, v in tensors.items()})
+    assert (place / "optimizer.safetensors").read_bytes() == save(
+        {f"first_moment/{n}": v for n, v in tensors.items()}
+    )
     turned = {"kernel": some(size=(3, 5)).T}
     checkpoint.write(tmp_path, TrainState(2, turned, {}, {}), {})
-    np.testing.assert_array_equal(checkpoint.read(tmp_path, 2)[0].weights["kernel"], turned["kernel"])
+    np.testing.assert_array_equal(
+        checkpoint.read(tmp_path, 2)[0].weights["kernel"], turned["kernel"]
+    )
 
 
 def test_writing_a_step_again_replaces_it(tmp_path: Path) -> None:
@@ -125,7 +140,9 @@ def test_a_write_that_fails_half_way_leaves_no_checkpoint_of_that_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint.write(tmp_path, state(5), {})
-    monkeypatch.setattr("os.rename", lambda source, target: (_ for _ in ()).throw(OSError("no space left")))
+    monkeypatch.setattr(
+        "os.rename", lambda source, target: (_ for _ in ()).throw(OSError("no space left"))
+    )
     with pytest.raises(OSError, match="no space left"):
         checkpoint.write(tmp_path, state(7), {})
     monkeypatch.undo()
@@ -134,7 +151,8 @@ def test_a_write_that_fails_half_way_leaves_no_checkpoint_of_that_name(
     assert same(checkpoint.read(tmp_path, 5)[0].weights, state(5).weights)
 
 
-Event = tuple[str, str, int]  # fsync or rename, the path's name, its bytes (of a folder: its entries)
+# fsync or rename, the path's name, its bytes (of a folder: its entries)
+Event = tuple[str, str, int]
 
 
 @pytest.fixture
@@ -164,9 +182,11 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc which file a descriptor is of")
-def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, recorded: list[Event]) -> None:
-    """A power cut: every part is written whole and synced, then the folder that has them, then it gets its name, then that
-    is synced."""
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, recorded: list[Event]
+) -> None:
+    """A power cut: every part is written whole and synced, then the folder that has them, then it
+    gets its name, then that is synced."""
     place = checkpoint.write(tmp_path, state(7), {})
     staged = f".7.{os.getpid()}"
     parts = [("fsync", f"{staged}/{part}", (place / part).stat().st_size) for part in PARTS]
@@ -182,8 +202,8 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, reco
 def test_a_run_s_records_are_on_the_disk_before_its_checkpoint(
     tmp_path: Path, recorded: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rows of all updates that a checkpoint knows of; before the first one the config, and the folders that have it; at
-    the end the result."""
+    """The rows of all updates that a checkpoint knows of; before the first one the config, and the
+    folders that have it; at the end the result."""
     monkeypatch.chdir(tmp_path)
     run = [
         "backend=witness",
@@ -200,14 +220,22 @@ def test_a_run_s_records_are_on_the_disk_before_its_checkpoint(
     lines = (folder / "trace.csv").read_bytes().splitlines(keepends=True)
     for before, step in ((first, 2), (second, 4)):
         rows = len(b"".join(lines[: step + 1]))
-        sizes = [size for what, name, size in before if (what, name) == ("fsync", f"{folder.name}/trace.csv")]
+        sizes = [
+            size
+            for what, name, size in before
+            if (what, name) == ("fsync", f"{folder.name}/trace.csv")
+        ]
         assert sizes[0] >= rows  # more, if the next chunk was as quick
         assert any(name == f"{folder.name}/metrics.csv" for _, name, _ in before)
     synced = {name for what, name, _ in first if what == "fsync"}
-    assert {f"{folder.name}/{name}" for name in ("config.yaml", "data.json", "environment.json")} < synced
+    assert {
+        f"{folder.name}/{name}" for name in ("config.yaml", "data.json", "environment.json")
+    } < synced
     assert {f"runs/{folder.name}", "outputs/runs"} < synced
     end = recorded[at[4] :]
-    result = next(i for i, event in enumerate(end) if event[:2] == ("rename", f"{folder.name}/result.json"))
+    result = next(
+        i for i, event in enumerate(end) if event[:2] == ("rename", f"{folder.name}/result.json")
+    )
     assert end[result - 1] == ("fsync", f"{folder.name}/.result.json.{os.getpid()}", end[result][2])
 
 
@@ -216,10 +244,17 @@ def test_last_and_best_follow_the_step_that_they_point_to(tmp_path: Path) -> Non
         checkpoint.write(tmp_path, state(step), {})
         checkpoint.point(tmp_path, "last", step)
     checkpoint.point(tmp_path, "best", 5)
-    assert [checkpoint.read(tmp_path, which)[0].step for which in ("last", "best", 5, "10")] == [10, 5, 5, 10]
+    assert [checkpoint.read(tmp_path, which)[0].step for which in ("last", "best", 5, "10")] == [
+        10,
+        5,
+        5,
+        10,
+    ]
 
 
-def test_a_file_that_holds_the_step_s_name_does_for_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_holds_the_step_s_name_does_for_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(target: str, link: str) -> None:
         raise OSError("no links here")
 
@@ -246,7 +281,8 @@ def test_a_damaged_file_is_noticed_and_named(tmp_path: Path, part: str, damage: 
     content[len(content) // 2] ^= 1
     path.write_bytes({"flip": bytes(content), "cut": bytes(content[:-1]), "empty": b""}[damage])
     with pytest.raises(
-        RunError, match=f"{part} does not match its SHA-256 in manifest.json: the checkpoint is damaged"
+        RunError,
+        match=f"{part} does not match its SHA-256 in manifest.json: the checkpoint is damaged",
     ):
         checkpoint.read(tmp_path, 7)
 
@@ -303,10 +339,14 @@ def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(tmp_path:
 
 
 def test_the_weights_hash_is_the_one_that_the_contract_describes() -> None:
-    """Names sorted, each its UTF-8 name, its shape (int64) and its values (float32), all little-endian, row by row."""
+    """Names sorted, each its UTF-8 name, its shape (int64) and its values (float32), all
+    little-endian, row by row."""
     made = TrainState(
         step=3,
-        weights={"b/kernel": np.array([[1.0, 2.0], [3.0, 4.0]]), "a/bias": np.array([0.5], dtype=np.float32)},
+        weights={
+            "b/kernel": np.array([[1.0, 2.0], [3.0, 4.0]]),
+            "a/bias": np.array([0.5], dtype=np.float32),
+        },
         slots={"momentum": {"a/bias": np.array([9.0])}},
         buffers={"a/mean": np.array([-1.0])},
     )

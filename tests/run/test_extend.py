@@ -1,4 +1,5 @@
-"""A run that is made longer or shorter under a schedule that goes by its length, and several runs from one checkpoint."""
+"""A run that is made longer or shorter under a schedule that goes by its length, and several runs
+from one checkpoint."""
 
 import shutil
 from itertools import pairwise
@@ -19,9 +20,12 @@ from tests.run.test_nonfinite import MODEL
 from tests.run.test_resume import records
 
 SCHEDULES = (
-    "schedule=cosine schedule.warmup=5%", "schedule=linear", "schedule=wsd schedule.decay=25%", "schedule=one_cycle",
-    "schedule=polynomial schedule.power=2 schedule.duration=80%", "schedule=sequence", "schedule=exponential",
-    "schedule=from_torch schedule.class=CosineAnnealingLR schedule.args.T_max=30", "schedule=plateau schedule.of.name=tanh",
+    "schedule=cosine schedule.warmup=5%", "schedule=linear", "schedule=wsd schedule.decay=25%",
+    "schedule=one_cycle",
+    "schedule=polynomial schedule.power=2 schedule.duration=80%", "schedule=sequence",
+    "schedule=exponential",
+    "schedule=from_torch schedule.class=CosineAnnealingLR schedule.args.T_max=30",
+    "schedule=plateau schedule.of.name=tanh",
 )  # fmt: skip
 LR, EPOCH = 0.1, 12
 
@@ -38,11 +42,16 @@ def rates(schedule: dict[str, Any], total: int) -> np.ndarray:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("step", [37, 100])
-def test_each_way_to_extend_is_its_formula_and_leaves_the_past_alone(schedule: str, step: int) -> None:
-    """A run of 100 updates, at update 37 or at its end, that is to have 170: to the bit, by the plain schedule's own tables."""
+def test_each_way_to_extend_is_its_formula_and_leaves_the_past_alone(
+    schedule: str, step: int
+) -> None:
+    """A run of 100 updates, at update 37 or at its end, that is to have 170: to the bit, by the
+    plain schedule's own tables."""
     plain = values_of(schedule)
     old, new, again = rates(plain, 100), rates(plain, 170), rates(plain, 70)
-    longer = rates({"name": "sequence", "clock": "own", "phases": [{"for": "100steps", **_of(plain)}]}, 170)
+    longer = rates(
+        {"name": "sequence", "clock": "own", "phases": [{"for": "100steps", **_of(plain)}]}, 170
+    )
     made = {how: rates(extended(plain, how, step, 100, 170), 170) for how in HOW}
     for found in made.values():
         assert np.array_equal(found[:step], old[:step])
@@ -58,7 +67,9 @@ def _of(schedule: dict[str, Any]) -> dict[str, Any]:
 
 def test_what_ends_holds_its_end_where_it_is_kept() -> None:
     """linear from 0.1 to 0.02 over 100 updates: 0.02 from update 100 on."""
-    kept = rates(extended({**values_of("schedule=linear"), "final_lr": 0.02}, "keep", 100, 100, 150), 150)
+    kept = rates(
+        extended({**values_of("schedule=linear"), "final_lr": 0.02}, "keep", 100, 100, 150), 150
+    )
     assert (kept[100:] == 0.02).all()
 
 
@@ -67,7 +78,9 @@ def test_it_can_be_extended_again_and_again() -> None:
     plain = values_of("schedule=cosine")
     twice = extended(extended(plain, "append", 40, 40, 60), "append", 60, 60, 100)
     lengths = (0, 40, 60)
-    assert np.array_equal(rates(twice, 100)[:60], np.concatenate([rates(plain, b - a) for a, b in pairwise(lengths)]))
+    assert np.array_equal(
+        rates(twice, 100)[:60], np.concatenate([rates(plain, b - a) for a, b in pairwise(lengths)])
+    )
     assert rates(twice, 100)[60] == LR
 
 
@@ -80,9 +93,18 @@ COSINE = ("schedule=cosine", "schedule.final_lr=1e-5", *SHORT, "trainer.max_step
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     here = tmp_path_factory.mktemp("finished")
-    stable = ("schedule=wsd", "schedule.decay=6steps", *SHORT, "trainer.max_steps=39", "trainer.keep_checkpoints=null")
+    stable = (
+        "schedule=wsd",
+        "schedule.decay=6steps",
+        *SHORT,
+        "trainer.max_steps=39",
+        "trainer.keep_checkpoints=null",
+    )
     runs = {
-        **{backend: (f"backend={backend}", "trainer.precision=exact", *COSINE) for backend in BACKENDS},
+        **{
+            backend: (f"backend={backend}", "trainer.precision=exact", *COSINE)
+            for backend in BACKENDS
+        },
         "wsd": (*stable, "trainer.checkpoint_every=10steps"),
     }
     each = forked(here, *runs.values())
@@ -98,13 +120,19 @@ def copied(folder: Path, here: Path) -> Path:
 def test_a_finished_run_goes_on_as_it_is_told_and_repeats_to_the_bit(
     finished: dict[str, Path], tmp_path: Path, how: str
 ) -> None:
-    """On the other backend; the config that is left says every rate of the run, since the whole of it can be verified."""
+    """On the other backend; the config that is left says every rate of the run, since the whole of
+    it can be verified."""
     backend = BACKENDS[HOW.index(how) % 2]  # type: ignore[arg-type]
     folder = copied(finished[backend], tmp_path)
     before = read_columns(folder / "trace.csv")["learning_rate"]
     (done,) = forked(
         tmp_path,
-        (f"resume={folder}", "trainer.max_steps=40", f"schedule.on_extend={how}", f"backend={OTHER[backend]}"),
+        (
+            f"resume={folder}",
+            "trainer.max_steps=40",
+            f"schedule.on_extend={how}",
+            f"backend={OTHER[backend]}",
+        ),
     )
     assert (done.status, done.err) == (0, "")
     assert f"on_extend {how}: the rate is " in done.out
@@ -124,12 +152,16 @@ REFUSED = [
     (
         ["trainer.max_steps=40"],
         "schedule goes by the run's length, which was 26 steps and is to be 40;\n"
-        "  say what it is from step 26 on: schedule.on_extend=keep (1e-05 to 1e-05), rescale (0.00028 to 1.15e-05), "
+        "  say what it is from step 26 on: schedule.on_extend=keep (1e-05 to 1e-05), "
+        "rescale (0.00028 to 1.15e-05), "
         "append (0.001 to 2.24e-05)",
     ),
     (
         ["trainer.max_steps=40", "schedule.on_extend=rescal"],
-        "schedule.on_extend must be one of keep, rescale, append, got rescal; did you mean rescale?",
+        (
+            "schedule.on_extend must be one of keep, rescale, append, got rescal; did you mean "
+            "rescale?"
+        ),
     ),
     (
         ["trainer.max_steps=20", "schedule.on_extend=append", "checkpoint=13"],
@@ -137,7 +169,10 @@ REFUSED = [
     ),
     (
         ["schedule.on_extend=keep"],
-        "schedule.on_extend is for a run of another length: it needs trainer.max_epochs or trainer.max_steps",
+        (
+            "schedule.on_extend is for a run of another length: it needs trainer.max_epochs or "
+            "trainer.max_steps"
+        ),
     ),
 ]
 
@@ -146,14 +181,18 @@ REFUSED = [
 def test_it_asks_what_is_meant_and_shows_what_each_would_do(
     finished: dict[str, Path], tmp_path: Path, said: list[str], expected: str
 ) -> None:
-    """rescale at update 26 of 40: 1e-5 + 9.9e-4 (1 + cos(26 pi / 40)) / 2 = 2.8e-4, as a bc agrees; the last one by 39 / 40."""
+    """rescale at update 26 of 40: 1e-5 + 9.9e-4 (1 + cos(26 pi / 40)) / 2 = 2.8e-4, as a bc agrees;
+    the last one by 39 / 40."""
     (done,) = forked(tmp_path, (f"resume={finished['lightning']}", *said))
     assert (done.status, done.out, done.err) == (2, "", f"error: {expected}\n")
 
 
-def test_runs_branch_from_one_checkpoint_each_in_its_own_folder(finished: dict[str, Path], tmp_path: Path) -> None:
-    """The decays of a WSD run from its stable part: 6 updates before the end of runs of 26 and 36 updates, both from step 20.
-    They are the runs that would have had these lengths from the beginning, and the one that they come from is untouched."""
+def test_runs_branch_from_one_checkpoint_each_in_its_own_folder(
+    finished: dict[str, Path], tmp_path: Path
+) -> None:
+    """The decays of a WSD run from its stable part: 6 updates before the end of runs of 26 and 36
+    updates, both from step 20. They are the runs that would have had these lengths from the
+    beginning, and the one that they come from is untouched."""
     source = copied(finished["wsd"], tmp_path)
     untouched = {path: path.stat().st_mtime_ns for path in source.rglob("*")}
     alone = ("schedule=wsd", "schedule.decay=6steps", *SHORT, "trainer.checkpoint_every=10steps")
@@ -165,38 +204,49 @@ def test_runs_branch_from_one_checkpoint_each_in_its_own_folder(finished: dict[s
     assert (done.status, done.err) == (0, "")
     assert "2 of 2 jobs completed" in done.out
     for num, other in zip((26, 36), whole, strict=True):
-        folder, expected = tmp_path / done.folder / f"trainer.max_steps-{num}", tmp_path / other.folder
+        folder, expected = (
+            tmp_path / done.folder / f"trainer.max_steps-{num}",
+            tmp_path / other.folder,
+        )
         assert (folder / "trace.csv").read_text() == (expected / "trace.csv").read_text()
         hashes = [read_json(path / "result.json")["weights_sha256"] for path in (folder, expected)]
         assert hashes[0] == hashes[1]
         assert read_columns(folder / "trace.csv")["learning_rate"][num - 7] == 1e-3
         assert read_columns(folder / "trace.csv")["learning_rate"][num - 1] < 1e-3
     assert {path: path.stat().st_mtime_ns for path in source.rglob("*")} == untouched
-    assert done.out.splitlines()[-1].startswith(f"to copy  python -m runner -m resume={source} checkpoint=20 ")
+    assert done.out.splitlines()[-1].startswith(
+        f"to copy  python -m runner -m resume={source} checkpoint=20 "
+    )
 
 
-# Everything with a state, of a run that was made longer: it is the run that never ended. 20 updates an epoch
+# Everything with a state, of a run that was made longer: it is the run that never ended. 20 updates
+# an epoch
 
 _LINEAR = ("model=linear", "trainer.batch_size=64", "optimizer.lr=0.1")
 STATES = {
     "plateau": (
-        *_LINEAR, "schedule=plateau", "schedule.patience=1", "schedule.factor=0.5", "schedule.threshold=0.2",
+        *_LINEAR, "schedule=plateau", "schedule.patience=1", "schedule.factor=0.5",
+        "schedule.threshold=0.2",
     ),
-    "early stopping": (*_LINEAR, "trainer.early_stopping_patience=2", "trainer.early_stopping_min_delta=0.02"),
+    "early stopping": (*_LINEAR, "trainer.early_stopping_patience=2",
+        "trainer.early_stopping_min_delta=0.02"),
     "the best epoch, the means of one": _LINEAR,
     "all of a backend": (  # slots, statistics, masks, the norm of gradients, another table of rates
         "schedule=plateau", "schedule.patience=0", "schedule.threshold=0.9", "schedule.factor=0.5",
         "model.layers=[{layer: dense, units: 8},{layer: batch_norm},{layer: dropout, rate: 0.2},"
         "{layer: dense, units: outputs}]",
-        "trainer.batch_size=32", "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_norm=0.5", "optimizer=nadam",
+        "trainer.batch_size=32", "trainer.accumulate_grad_batches=2",
+        "trainer.gradient_clip_norm=0.5", "optimizer=nadam",
     ),
-    "skipped updates": (MODEL, "trainer.batch_size=64", "trainer.on_nonfinite=skip", "trainer.max_skipped=10", "data=npz"),
+    "skipped updates": (MODEL, "trainer.batch_size=64", "trainer.on_nonfinite=skip",
+        "trainer.max_skipped=10", "data=npz"),
 }  # fmt: skip
 _SLOW = {("keras", name) for name in STATES} - {("keras", "all of a backend")}
 
 
 def _spoiled(here: Path) -> tuple[str, ...]:
-    """1,280 rows, one of them finite with a sum that is not: the update that it is in has no finite loss."""
+    """1,280 rows, one of them finite with a sum that is not: the update that it is in has no finite
+    loss."""
     x = np.random.default_rng(0).normal(size=(1280, 4)).astype(np.float32)
     x[17] = 3e38
     np.savez(here / "data.npz", x=x, y=np.arange(1280) % 2)
@@ -216,9 +266,12 @@ def _spoiled(here: Path) -> tuple[str, ...]:
         for state in STATES
     ],
 )
-def test_a_longer_run_equals_the_run_that_never_ended(tmp_path: Path, backend: str, state: str) -> None:
-    """200 updates at once, and ended at 110, inside the sixth epoch, or at 100 first; early stopping after 80 of them, and
-    ended at 50 or 60. Rates, losses, metrics, the best epoch and the weights are the same to the bit."""
+def test_a_longer_run_equals_the_run_that_never_ended(
+    tmp_path: Path, backend: str, state: str
+) -> None:
+    """200 updates at once, and ended at 110, inside the sixth epoch, or at 100 first; early
+    stopping after 80 of them, and ended at 50 or 60. Rates, losses, metrics, the best epoch and the
+    weights are the same to the bit."""
     run = (
         *STATES[state],
         f"backend={backend}",
@@ -228,7 +281,9 @@ def test_a_longer_run_equals_the_run_that_never_ended(tmp_path: Path, backend: s
     ends = (50, 60) if state == "early stopping" else (110, 100)
     whole, *short = forked(tmp_path, *((*run, f"trainer.max_steps={num}") for num in (200, *ends)))
     before = [read_json(tmp_path / done.folder / "result.json") for done in short]
-    longer = forked(tmp_path, *((f"resume={done.folder}", "trainer.max_steps=200") for done in short))
+    longer = forked(
+        tmp_path, *((f"resume={done.folder}", "trainer.max_steps=200") for done in short)
+    )
     expected = read_json(tmp_path / whole.folder / "result.json")
     for end, done, result in zip(ends, longer, before, strict=True):
         assert (done.status, done.err) == (0, "")
@@ -261,8 +316,8 @@ def test_a_run_shorter_than_an_epoch_has_its_one_evaluation_as_its_best(tmp_path
 
 
 def test_a_run_that_is_over_when_its_metric_stalls_has_ended_early(tmp_path: Path) -> None:
-    """After 80 updates, the last ones of that run: made longer it is refused, and with more patience it goes on to what
-    it had been with that patience from the beginning."""
+    """After 80 updates, the last ones of that run: made longer it is refused, and with more
+    patience it goes on to what it had been with that patience from the beginning."""
     run = (*STATES["early stopping"], "device=cpu")
     short, whole = forked(
         tmp_path,
@@ -273,12 +328,18 @@ def test_a_run_that_is_over_when_its_metric_stalls_has_ended_early(tmp_path: Pat
     refused, more = forked(
         tmp_path,
         (f"resume={short.folder}", "trainer.max_steps=400"),
-        (f"resume={shutil.copytree(tmp_path / short.folder, tmp_path / 'more', symlinks=True)}", "trainer.max_steps=400",
+        ((
+            f"resume="
+            f"{shutil.copytree(tmp_path / short.folder, tmp_path / 'more', symlinks=True)}"
+        ), "trainer.max_steps=400",
          "trainer.early_stopping_patience=3"),
     )  # fmt: skip
     assert (refused.status, refused.err) == (
         2,
-        f"error: resume: {short.folder} has ended early at step 80; trainer.early_stopping_patience, now 2, can be changed\n",
+        (
+            f"error: resume: {short.folder} has ended early at step 80; "
+            f"trainer.early_stopping_patience, now 2, can be changed\n"
+        ),
     )
     assert records(tmp_path / "more") == records(tmp_path / whole.folder)
     assert more.status == 0
@@ -287,8 +348,11 @@ def test_a_run_that_is_over_when_its_metric_stalls_has_ended_early(tmp_path: Pat
 # trainer.keep_checkpoints
 
 
-def test_so_many_checkpoints_are_kept_as_are_asked_for(finished: dict[str, Path], tmp_path: Path) -> None:
-    """All of 39 updates by tens; of a run that went on, two (the default), three, and the best one besides."""
+def test_so_many_checkpoints_are_kept_as_are_asked_for(
+    finished: dict[str, Path], tmp_path: Path
+) -> None:
+    """All of 39 updates by tens; of a run that went on, two (the default), three, and the best one
+    besides."""
     steps = sorted(int(path.name) for path in (finished["wsd"] / "checkpoints").glob("[0-9]*"))
     assert steps == [10, 20, 30, 39]
     copies = [copied(finished["wsd"], tmp_path / str(num)) for num in (2, 3)]
@@ -303,4 +367,6 @@ def test_so_many_checkpoints_are_kept_as_are_asked_for(finished: dict[str, Path]
     for done, folder, expected in zip(each, copies, ([70, 75], [60, 70, 75]), strict=True):
         assert (done.status, done.err) == (0, "")
         best = int((folder / "checkpoints" / "best").resolve().name)
-        assert sorted(int(path.name) for path in (folder / "checkpoints").glob("[0-9]*")) == sorted({*expected, best})
+        assert sorted(int(path.name) for path in (folder / "checkpoints").glob("[0-9]*")) == sorted(
+            {*expected, best}
+        )

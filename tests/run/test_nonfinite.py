@@ -1,4 +1,5 @@
-"""A loss that is NaN or infinite: it ends the run, or with trainer.on_nonfinite=skip its update is passed over."""
+"""A loss that is NaN or infinite: it ends the run, or with trainer.on_nonfinite=skip its update is
+passed over."""
 
 import json
 import math
@@ -14,13 +15,20 @@ from runner.run.run_folder import read_columns, read_json
 from tests.command_line import BACKENDS, Done, forked
 from tests.training import differences, prepare, train
 
-# Rows of 4 features; row 17 is finite, and its sums are not: in its batch the loss is NaN. With batch norm, whose running
-# statistics that batch would spoil.
+# Rows of 4 features; row 17 is finite, and its sums are not: in its batch the loss is NaN. With
+# batch norm, whose running statistics that batch would spoil.
 MODEL = (
-    "model.layers=[{layer: dense, units: 8, bias: false, init: ones},{layer: batch_norm},{layer: activation, function: relu},"
+    "model.layers=[{layer: dense, units: 8, bias: false, init: ones},{layer: "
+    "batch_norm},{layer: activation, function: relu},"
     "{layer: dropout, rate: 0.2},{layer: dense, units: outputs}]"
 )
-COMMON = [MODEL, "trainer.batch_size=8", "trainer.max_epochs=2", "trainer.precision=float64", "schedule=linear"]
+COMMON = [
+    MODEL,
+    "trainer.batch_size=8",
+    "trainer.max_epochs=2",
+    "trainer.precision=float64",
+    "schedule=linear",
+]
 COMMON += ["trainer.checkpoint_every=1steps", "device=cpu"]
 
 
@@ -28,7 +36,12 @@ def data(folder: Path) -> list[str]:
     x = np.random.default_rng(0).normal(size=(64, 4))
     x[17] = 1.5e308
     np.savez(folder / "data.npz", x=x, y=np.arange(64) % 2)
-    return ["data=npz", f"data.path={folder / 'data.npz'}", "data.val_fraction=0", "data.test_fraction=0"]
+    return [
+        "data=npz",
+        f"data.path={folder / 'data.npz'}",
+        "data.val_fraction=0",
+        "data.test_fraction=0",
+    ]
 
 
 def spoiled(overrides: list[str]) -> list[int]:
@@ -43,11 +56,15 @@ def skipping(overrides: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def skipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, tuple[Done, Path]], list[int]]:
+def skipped(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[dict[str, tuple[Done, Path]], list[int]]:
     here = tmp_path_factory.mktemp("skipped")
     overrides = skipping([*data(here), *COMMON])
     each = forked(here, *((*overrides, f"backend={backend}") for backend in BACKENDS))
-    return {b: (done, here / done.folder) for b, done in zip(BACKENDS, each, strict=True)}, spoiled(overrides)
+    return {b: (done, here / done.folder) for b, done in zip(BACKENDS, each, strict=True)}, spoiled(
+        overrides
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -62,22 +79,29 @@ def test_the_updates_are_named_counted_and_in_the_trace(
     assert (result["status"], result["steps"], result["skipped"]) == ("completed", 16, bad)
     trace = read_columns(folder / "trace.csv")
     assert np.flatnonzero(np.isnan(trace["loss"])).tolist() == bad
-    np.testing.assert_allclose(trace["learning_rate"], 1e-3 * (1 - np.arange(16) / 16), rtol=1e-12)  # it goes on
-    assert np.isfinite(read_columns(folder / "metrics.csv")["train/loss"]).all()  # over the other rows
+    # it goes on
+    np.testing.assert_allclose(trace["learning_rate"], 1e-3 * (1 - np.arange(16) / 16), rtol=1e-12)
+    # over the other rows
+    assert np.isfinite(read_columns(folder / "metrics.csv")["train/loss"]).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_skipped_update_changes_nothing(
     skipped: tuple[dict[str, tuple[Done, Path]], list[int]], backend: str, tmp_path: Path
 ) -> None:
-    """Weights, slots and running statistics of the checkpoints around it: a run is stopped at both of its ends."""
+    """Weights, slots and running statistics of the checkpoints around it: a run is stopped at both
+    of its ends."""
     _, bad = skipped
     states = {}
     for step in (bad[0], bad[0] + 1):
-        overrides = skipping([*data(tmp_path), *COMMON, f"trainer.max_steps={step}", "schedule.duration=16steps"])
+        overrides = skipping(
+            [*data(tmp_path), *COMMON, f"trainer.max_steps={step}", "schedule.duration=16steps"]
+        )
         (done,) = forked(tmp_path, (*overrides, f"backend={backend}"))
         place = tmp_path / done.folder / "checkpoints" / "last"
-        states[step] = [load_file(place / f"{part}.safetensors") for part in ("weights", "optimizer")]
+        states[step] = [
+            load_file(place / f"{part}.safetensors") for part in ("weights", "optimizer")
+        ]
     for before, after in zip(*states.values(), strict=True):
         assert before.keys() == after.keys()
         for name, value in before.items():
@@ -91,39 +115,63 @@ def test_both_backends_skip_alike(tmp_path: Path, optimizer: str) -> None:
     overrides = skipping([*data(tmp_path), *COMMON, *f"optimizer={optimizer}".split()])
     a, b = (train(backend, overrides) for backend in BACKENDS)
     finite = np.isfinite(a.losses)
-    assert np.flatnonzero(~finite).tolist() == np.flatnonzero(~np.isfinite(b.losses)).tolist() == spoiled(overrides)
+    assert (
+        np.flatnonzero(~finite).tolist()
+        == np.flatnonzero(~np.isfinite(b.losses)).tolist()
+        == spoiled(overrides)
+    )
     clean = [one._replace(losses=one.losses[finite], outputs=np.zeros(1)) for one in (a, b)]
     assert max(differences(*clean).values()) < 1e-12
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_otherwise_or_after_too_many_the_run_ends_at_the_update(tmp_path: Path, backend: str) -> None:
+def test_otherwise_or_after_too_many_the_run_ends_at_the_update(
+    tmp_path: Path, backend: str
+) -> None:
     overrides = [*data(tmp_path), *COMMON, "trainer.monitor=train/loss", f"backend={backend}"]
     first, second = spoiled(overrides)
-    stopped, one = forked(tmp_path, (*overrides,), (*overrides, "trainer.on_nonfinite=skip", "trainer.max_skipped=1"))
+    stopped, one = forked(
+        tmp_path, (*overrides,), (*overrides, "trainer.on_nonfinite=skip", "trainer.max_skipped=1")
+    )
     assert (stopped.status, one.status) == (1, 1)
     assert f"failed: RunError: the loss of update {first} is nan\n" in stopped.out
-    assert f"failed: RunError: the loss of update {second} is nan, after 1 that were skipped\n" in one.out
+    assert (
+        f"failed: RunError: the loss of update {second} is nan, after 1 that were skipped\n"
+        in one.out
+    )
     for done, step in ((stopped, first), (one, second)):
         place = tmp_path / done.folder / "checkpoints" / "last"
         assert place.resolve().name == str(step)
-        assert all(np.isfinite(value).all() for value in load_file(place / "weights.safetensors").values())
+        assert all(
+            np.isfinite(value).all() for value in load_file(place / "weights.safetensors").values()
+        )
 
 
 def regression(folder: Path, far: list[int]) -> list[str]:
-    """64 rows of a linear target; the targets of the rows `far` are 1e25, so that float32's squares overflow."""
+    """64 rows of a linear target; the targets of the rows `far` are 1e25, so that float32's squares
+    overflow."""
     x = np.random.default_rng(0).normal(size=(64, 2)).astype("f4")
     y = x @ np.array([2, -1], dtype="f4")
     y[far] = 1e25
     np.savez(folder / "regression.npz", x=x, y=y)
-    overrides = ["data=npz", f"data.path={folder / 'regression.npz'}", "data.task=regression", "model=linear"]
+    overrides = [
+        "data=npz",
+        f"data.path={folder / 'regression.npz'}",
+        "data.task=regression",
+        "model=linear",
+    ]
     return [*overrides, "trainer.on_nonfinite=skip", "trainer.monitor=train/loss", "device=cpu"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_chunk_of_skipped_updates_alone_is_skipped(tmp_path: Path, backend: str) -> None:
     """One update a chunk: what is left of the chunk with the far row has no rows."""
-    overrides = [*regression(tmp_path, [5]), "trainer.max_steps=8", "trainer.batch_size=8", "data.val_fraction=0"]
+    overrides = [
+        *regression(tmp_path, [5]),
+        "trainer.max_steps=8",
+        "trainer.batch_size=8",
+        "data.val_fraction=0",
+    ]
     overrides += ["data.test_fraction=0", "trainer.steps_per_call=1"]
     (done,) = forked(tmp_path, (*overrides, f"backend={backend}"))
     assert (done.status, done.err) == (0, "")
@@ -133,25 +181,40 @@ def test_a_chunk_of_skipped_updates_alone_is_skipped(tmp_path: Path, backend: st
 
 
 def test_an_epoch_of_skipped_updates_alone_has_a_metric_that_is_no_number(tmp_path: Path) -> None:
-    overrides = [*regression(tmp_path, list(range(64))), "trainer.max_epochs=4", "trainer.early_stopping_patience=3"]
+    overrides = [
+        *regression(tmp_path, list(range(64))),
+        "trainer.max_epochs=4",
+        "trainer.early_stopping_patience=3",
+    ]
     (done,) = forked(tmp_path, tuple(overrides))
     assert (done.status, done.err) == (0, "")
     assert "stopped early: train/loss was no better for 3 epochs" in done.out
     result = read_json(tmp_path / done.folder / "result.json")
-    assert (result["status"], result["best"], len(result["skipped"])) == ("completed", None, result["steps"])
+    assert (result["status"], result["best"], len(result["skipped"])) == (
+        "completed",
+        None,
+        result["steps"],
+    )
     assert np.isnan(read_columns(tmp_path / done.folder / "metrics.csv")["train/loss"]).all()
 
 
 def test_json_files_are_strict_whatever_the_numbers(tmp_path: Path) -> None:
-    """A last update at a rate of 1e37: the loss before it is finite, the metrics after it are not. Going on fails by
-    the next loss."""
+    """A last update at a rate of 1e37: the loss before it is finite, the metrics after it are not.
+    Going on fails by the next loss."""
 
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is not JSON")
 
     x = np.random.default_rng(0).normal(size=(64, 4)) * 1000
     np.savez(tmp_path / "data.npz", x=x, y=np.arange(64) % 2)
-    options = ("data=npz", "data.path=data.npz", "model=linear", "optimizer=sgd", "optimizer.lr=1e37", "device=cpu")
+    options = (
+        "data=npz",
+        "data.path=data.npz",
+        "model=linear",
+        "optimizer=sgd",
+        "optimizer.lr=1e37",
+        "device=cpu",
+    )
     one = ("trainer.batch_size=64", "trainer.max_epochs=1", *options)
     lines = (f"backend={backend}" for backend in BACKENDS)
     for line in lines:

@@ -16,11 +16,15 @@ from tests.rows import slow_but
 
 both = pytest.mark.parametrize("backend", BACKENDS)
 
-# All that has a state: dropout, batch norm, accumulation, a plateau, early stopping, means inside an epoch of 80 updates
+# All that has a state: dropout, batch norm, accumulation, a plateau, early stopping, means inside
+# an epoch of 80 updates
 HARD = (
-    "model=cnn", "data.images=true", "optimizer=nadam", "trainer.batch_size=8", "trainer.accumulate_grad_batches=2",
-    "trainer.max_epochs=3", "trainer.checkpoint_every=17steps", "trainer.early_stopping_patience=3", "device=cpu",
-    "schedule=plateau", "schedule.of.name=cosine", "schedule.patience=0", "schedule.threshold=0.9", "schedule.factor=0.5",
+    "model=cnn", "data.images=true", "optimizer=nadam", "trainer.batch_size=8",
+    "trainer.accumulate_grad_batches=2",
+    "trainer.max_epochs=3", "trainer.checkpoint_every=17steps", "trainer.early_stopping_patience=3",
+    "device=cpu",
+    "schedule=plateau", "schedule.of.name=cosine", "schedule.patience=0", "schedule.threshold=0.9",
+    "schedule.factor=0.5",
 )  # fmt: skip
 
 
@@ -33,7 +37,16 @@ def records(folder: Path) -> tuple[str, list[list[str]], dict[str, Any]]:
     rows = [line.split(",")[:-1] for line in (folder / "metrics.csv").read_text().splitlines()]
     result = read(folder, "result.json")
     same = {
-        key: result[key] for key in ("status", "steps", "epochs", "metrics", "best", "weights_sha256", "stopped_early")
+        key: result[key]
+        for key in (
+            "status",
+            "steps",
+            "epochs",
+            "metrics",
+            "best",
+            "weights_sha256",
+            "stopped_early",
+        )
     }
     return (folder / "trace.csv").read_text(), rows, same
 
@@ -43,12 +56,16 @@ def num_rows(folder: Path) -> int:
     return max(0, path.read_bytes().count(b"\n") - 1) if path.is_file() else 0
 
 
-def interrupt(here: Path, arguments: tuple[str, ...], backend: str, after: int, kind: signal.Signals) -> Path:
+def interrupt(
+    here: Path, arguments: tuple[str, ...], backend: str, after: int, kind: signal.Signals
+) -> Path:
     """A run that gets a signal as soon as it has traced so many updates; its folder."""
     process = start(here, *arguments)
     try:
         deadline = time.time() + 120
-        while not (found := [*here.glob(f"outputs/runs/*_{backend}")]) or num_rows(found[0]) < after:
+        while (
+            not (found := [*here.glob(f"outputs/runs/*_{backend}")]) or num_rows(found[0]) < after
+        ):
             assert process.poll() is None, process.communicate()
             assert time.time() < deadline
             time.sleep(0.002)
@@ -68,12 +85,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @both
-@pytest.mark.parametrize("kind", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_run_that_a_signal_ended_goes_on_to_the_same_bits(
     whole: dict[str, Path], tmp_path: Path, backend: str, kind: signal.Signals
 ) -> None:
-    """At a random update, after the first checkpoint at 17, wherever the process is then; twice, the second time in what had
-    gone on."""
+    """At a random update, after the first checkpoint at 17, wherever the process is then; twice,
+    the second time in what had gone on."""
     after = random.randrange(20, 120)
     folder = interrupt(tmp_path, (f"backend={backend}", *HARD), backend, after, kind)
     assert interrupt(tmp_path, (f"resume={folder}",), backend, after + 60, kind) == folder
@@ -111,7 +130,8 @@ def test_in_exact_mode_a_run_is_finished_on_the_other_framework_with_the_same_ha
 ) -> None:
     longer = "trainer.max_steps=33"
     lines = [
-        (f"resume={copied(halves[backend], tmp_path)}", f"backend={OTHER[backend]}", longer) for backend in BACKENDS
+        (f"resume={copied(halves[backend], tmp_path)}", f"backend={OTHER[backend]}", longer)
+        for backend in BACKENDS
     ]
     *resumed, alone = forked(tmp_path, *lines, ("trainer.precision=exact", *SHORT, longer))
     expected = read(tmp_path / alone.folder, "result.json")
@@ -123,23 +143,31 @@ def test_in_exact_mode_a_run_is_finished_on_the_other_framework_with_the_same_ha
         assert (found["backend"], found["steps"], found["resumed_from"]) == (OTHER[backend], 33, 20)
         for key in ("weights_sha256", "slots_sha256", "losses_sha256"):
             assert found[key] == expected[key]
-        assert (folder / "trace.csv").read_text() == (tmp_path / alone.folder / "trace.csv").read_text()
+        assert (folder / "trace.csv").read_text() == (
+            tmp_path / alone.folder / "trace.csv"
+        ).read_text()
 
 
 def test_of_a_damaged_checkpoint_the_newest_whole_one_before_it_is_taken(
     halves: dict[str, Path], tmp_path: Path
 ) -> None:
-    """One flipped bit in the weights of step 20: 15 is whole, and the run goes on from there to the same weights."""
+    """One flipped bit in the weights of step 20: 15 is whole, and the run goes on from there to the
+    same weights."""
     folder, alone = copied(halves["plain"], tmp_path), copied(halves["plain"], tmp_path / "alone")
     path = folder / "checkpoints" / "20" / "weights.safetensors"
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
     damaged, good = forked(
-        tmp_path, (f"resume={folder}", "trainer.max_steps=30"), (f"resume={alone}", "trainer.max_steps=30")
+        tmp_path,
+        (f"resume={folder}", "trainer.max_steps=30"),
+        (f"resume={alone}", "trainer.max_steps=30"),
     )
     assert (damaged.status, good.status) == (0, 0)
-    said = f"{path} does not match its SHA-256 in manifest.json: the checkpoint is damaged; going on from step 15"
+    said = (
+        f"{path} does not match its SHA-256 in manifest.json: the checkpoint is damaged; going "
+        f"on from step 15"
+    )
     assert damaged.out.count(f"warning: {said}") == 1
     assert records(folder)[2]["weights_sha256"] == records(alone)[2]["weights_sha256"]
     assert (folder / "trace.csv").read_text() == (alone / "trace.csv").read_text()
@@ -149,11 +177,18 @@ MORE = "nothing is left; a larger trainer.max_epochs or trainer.max_steps makes 
 REFUSED = [
     ("plain", [], f"resume: {{folder}} is at step 20 of 20, {MORE}"),
     ("plain", ["trainer.max_steps=10"], f"resume: {{folder}} is at step 20 of 10, {MORE}"),
-    ("plain", ["optimizer.lr=0.1"], "optimizer.lr cannot be set for a finished run; {changeable} can"),
+    (
+        "plain",
+        ["optimizer.lr=0.1"],
+        "optimizer.lr cannot be set for a finished run; {changeable} can",
+    ),
     (
         "plain",
         ["trainer.max_step=30"],
-        "trainer.max_step cannot be set for a finished run; did you mean trainer.max_steps?; {changeable} can",
+        (
+            "trainer.max_step cannot be set for a finished run; did you mean "
+            "trainer.max_steps?; {changeable} can"
+        ),
     ),
     ("plain", ["trainer.max_steps=-1"], "trainer.max_steps must be >= 1, got -1"),
     (
@@ -174,7 +209,9 @@ def test_what_would_be_another_run_is_refused_in_one_line(
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     (done,) = forked(tmp_path, (f"resume={folder}", *said))
     assert (done.status, done.out) == (2, "")
-    assert done.err == f"error: {expected.format(folder=folder, changeable=', '.join((*CHANGEABLE, ON_EXTEND)))}\n"
+    assert done.err == (
+        f"error: {expected.format(folder=folder, changeable=', '.join((*CHANGEABLE, ON_EXTEND)))}\n"
+    )
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
@@ -186,19 +223,26 @@ def test_a_run_without_a_checkpoint_is_refused(halves: dict[str, Path], tmp_path
 
 
 def test_other_data_and_another_model_are_refused(halves: dict[str, Path], tmp_path: Path) -> None:
-    data, model = copied(halves["plain"], tmp_path / "data"), copied(halves["plain"], tmp_path / "model")
+    data, model = (
+        copied(halves["plain"], tmp_path / "data"),
+        copied(halves["plain"], tmp_path / "model"),
+    )
     described = read(data, "data.json")
     (data / "data.json").write_text(json.dumps({**described, "sha256": "0" * 64}))
     config = (model / "config.yaml").read_text()
     assert "units: 128" in config
     (model / "config.yaml").write_text(config.replace("units: 128", "units: 64"))
-    other, narrow = forked(tmp_path, *((f"resume={folder}", "trainer.max_steps=30") for folder in (data, model)))
+    other, narrow = forked(
+        tmp_path, *((f"resume={folder}", "trainer.max_steps=30") for folder in (data, model))
+    )
     assert (other.status, narrow.status) == (2, 1)
     assert other.err == (
-        f"error: resume: the data is not what {data} was trained on: SHA-256 {described['sha256']}, then {'0' * 64}\n"
+        f"error: resume: the data is not what {data} was trained on: SHA-256 "
+        f"{described['sha256']}, then {'0' * 64}\n"
     )
     assert narrow.err == (
-        f"error: the checkpoint of {model} does not fit its config: weights dense_0/bias is float32[128], "
+        f"error: the checkpoint of {model} does not fit its config: weights dense_0/bias is "
+        f"float32[128], "
         "expected float32[64]\n"
     )
 
@@ -206,7 +250,12 @@ def test_other_data_and_another_model_are_refused(halves: dict[str, Path], tmp_p
 @pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_two_processes_never_train_in_one_folder(tmp_path: Path, backend: str) -> None:
     """The second one is refused while the first runs, and not once it was killed."""
-    endless = (f"backend={backend}", *SHORT, "trainer.max_epochs=100000", "trainer.checkpoint_every=5steps")
+    endless = (
+        f"backend={backend}",
+        *SHORT,
+        "trainer.max_epochs=100000",
+        "trainer.checkpoint_every=5steps",
+    )
     process = start(tmp_path, *endless)
     try:
         while not [*tmp_path.glob("outputs/runs/*/checkpoints/last")]:
@@ -225,7 +274,8 @@ def test_two_processes_never_train_in_one_folder(tmp_path: Path, backend: str) -
 
 
 def test_the_sum_of_an_epoch_so_far_is_kept_exactly() -> None:
-    """1e16 + 1 + ... : numbers whose float64 sum would be rounded; the mean of all rows is that of one pass."""
+    """1e16 + 1 + ... : numbers whose float64 sum would be rounded; the mean of all rows is that of
+    one pass."""
     from runner.components.metrics import Means
 
     values = np.array([1e16, 1.0, -1e16, 3.0, 1e-9, 2.0**-60, 7.0])

@@ -21,10 +21,22 @@ LENGTHS = st.one_of(
 )
 EDGES = st.sampled_from(["left", "right", "inner", "both"])
 FACTORS, RATES = st.floats(0, 2), st.floats(0, 2)
-WARMUP = {"warmup": DURATIONS, "warmup_shape": st.sampled_from(["linear", "cosine"]), "warmup_edge": EDGES}
+WARMUP = {
+    "warmup": DURATIONS,
+    "warmup_shape": st.sampled_from(["linear", "cosine"]),
+    "warmup_edge": EDGES,
+}
 ENDING = {"final_lr": RATES, "duration": DURATIONS, "edge": EDGES, **WARMUP}
-DECAY = {"decay_rate": st.floats(0.01, 1.5), "decay_steps": st.integers(1, 60), "staircase": st.booleans()}
-CYCLE = {"period": LENGTHS, "growth": st.sampled_from([1.0, 1.3, 2.0, 3.0]), "decay": st.floats(0.1, 1)}
+DECAY = {
+    "decay_rate": st.floats(0.01, 1.5),
+    "decay_steps": st.integers(1, 60),
+    "staircase": st.booleans(),
+}
+CYCLE = {
+    "period": LENGTHS,
+    "growth": st.sampled_from([1.0, 1.3, 2.0, 3.0]),
+    "decay": st.floats(0.1, 1),
+}
 
 # name -> the values each of its keys may have
 KEYS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
@@ -53,7 +65,11 @@ KEYS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "mode": st.sampled_from(["triangular", "triangular2", "exp_range"]),
         "decay_rate": st.floats(0.5, 1),
     },
-    "wsd": {"decay": DURATIONS, "decay_shape": st.sampled_from(["linear", "cosine", "1-sqrt"]), **ENDING},
+    "wsd": {
+        "decay": DURATIONS,
+        "decay_shape": st.sampled_from(["linear", "cosine", "1-sqrt"]),
+        **ENDING,
+    },
     "tri_stage": {
         "initial_factor": st.floats(0, 1),
         "final_factor": st.floats(0.01, 1),
@@ -76,7 +92,9 @@ KEYS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "ramp": {
         "from": st.floats(0.01, 2),
         "to": st.floats(0.01, 2),
-        "shape": st.sampled_from(["linear", "cosine", "polynomial", "late", "geometric", "rex", "tanh"]),
+        "shape": st.sampled_from(
+            ["linear", "cosine", "polynomial", "late", "geometric", "rex", "tanh"]
+        ),
         "edge": EDGES,
         "power": st.floats(0.1, 5),
         "bend": st.floats(0, 0.99),
@@ -85,7 +103,8 @@ KEYS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     },
     "inverse": {"scale": LENGTHS, "power": st.floats(0.1, 3)},
 }
-# Those that hold their last value from a step on that the schedule itself says, and the key that says it.
+# Those that hold their last value from a step on that the schedule itself says, and the key that
+# says it.
 ENDS = {name: "duration" for name, keys in KEYS.items() if "duration" in keys}
 
 
@@ -94,12 +113,21 @@ def piecewise(draw: st.DrawFn) -> dict[str, Any]:
     steps = sorted(draw(st.lists(st.integers(0, 60), max_size=4)))
     factors = draw(st.lists(FACTORS, min_size=len(steps) + 1, max_size=len(steps) + 1))
     boundaries = [f"{step}steps" for step in steps]
-    return {"name": "piecewise", "boundaries": boundaries, "factors": factors, **draw(st.fixed_dictionaries(WARMUP))}
+    return {
+        "name": "piecewise",
+        "boundaries": boundaries,
+        "factors": factors,
+        **draw(st.fixed_dictionaries(WARMUP)),
+    }
 
 
 def keys_of(name: str) -> st.SearchStrategy[dict[str, Any]]:
     """As in YAML."""
-    return piecewise() if name == "piecewise" else st.fixed_dictionaries({"name": st.just(name), **KEYS[name]})
+    return (
+        piecewise()
+        if name == "piecewise"
+        else st.fixed_dictionaries({"name": st.just(name), **KEYS[name]})
+    )
 
 
 SIMPLE = st.sampled_from([*KEYS, "piecewise"]).flatmap(keys_of)
@@ -107,7 +135,9 @@ SIMPLE = st.sampled_from([*KEYS, "piecewise"]).flatmap(keys_of)
 
 @st.composite
 def sequences(draw: st.DrawFn, parts: st.SearchStrategy[dict[str, Any]]) -> dict[str, Any]:
-    phases = [{"for": draw(DURATIONS), **part} for part in draw(st.lists(parts, min_size=1, max_size=4))]
+    phases = [
+        {"for": draw(DURATIONS), **part} for part in draw(st.lists(parts, min_size=1, max_size=4))
+    ]
     rest = draw(st.integers(0, len(phases)))
     if rest < len(phases):
         phases[rest]["for"] = "rest"
@@ -116,10 +146,14 @@ def sequences(draw: st.DrawFn, parts: st.SearchStrategy[dict[str, Any]]) -> dict
 
 def _combined(parts: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
     lists = st.lists(parts, min_size=1, max_size=3)
-    bounds = st.fixed_dictionaries({"min_lr": st.floats(0, 0.1), "max_lr": st.none() | st.floats(0.1, 2)})
+    bounds = st.fixed_dictionaries(
+        {"min_lr": st.floats(0, 0.1), "max_lr": st.none() | st.floats(0.1, 2)}
+    )
     return st.one_of(
         sequences(parts),
-        st.fixed_dictionaries({"name": st.just("repeat"), "of": parts, **CYCLE, "floor_lr": st.floats(0, 0.1)}),
+        st.fixed_dictionaries(
+            {"name": st.just("repeat"), "of": parts, **CYCLE, "floor_lr": st.floats(0, 0.1)}
+        ),
         st.fixed_dictionaries({"name": st.just("product"), "of": lists}),
         st.tuples(parts, bounds).map(lambda pair: {"name": "clip", "of": pair[0], **pair[1]}),
     )

@@ -1,7 +1,9 @@
-"""Other libraries' schedules at their degenerate arguments: 0 steps, factors of 0 and 1, equal boundaries, no decay.
+"""Other libraries' schedules at their degenerate arguments: 0 steps, factors of 0 and 1, equal
+boundaries, no decay.
 
-Every combination of the values below, against the installed library: its numbers, or refused where it fails. Values that a
-class here refuses though the library takes them (a milestone of -1) are not among them.
+Every combination of the values below, against the installed library: its numbers, or refused where
+it fails. Values that a class here refuses though the library takes them (a milestone of -1) are not
+among them.
 """
 
 import importlib
@@ -28,42 +30,59 @@ TORCH: Edges = {
     "ConstantLR": {"factor": FACTORS[1:], "total_iters": [0, 1, 2]},
     "LinearLR": {"start_factor": FACTORS, "end_factor": FACTORS, "total_iters": [0, 1, 3]},
     "StepLR": {"step_size": [1, 3], "gamma": [0.0, 1.0, 2.0, -0.5]},
-    "MultiStepLR": {"milestones": [[], [0], [0, 0], [3, 3], [5, 2]], "gamma": [0.0, 1.0, 2.0, -0.5]},
+    "MultiStepLR": {"milestones": [[], [0], [0, 0], [3, 3], [5, 2]],
+        "gamma": [0.0, 1.0, 2.0, -0.5]},
     "ExponentialLR": {"gamma": [0.0, 1.0, -0.5, 2.0]},
     "PolynomialLR": {"total_iters": [0, 1, 3], "power": [0.0, 1.0, -1.0]},
     "CosineAnnealingLR": {"T_max": [1, 2, 3], "eta_min": [0.0, 0.1, 0.2]},
-    "CosineAnnealingWarmRestarts": {"T_0": [0, 1, 2], "T_mult": [0, 1, 2], "eta_min": [0.0, 0.1, 0.2]},
+    "CosineAnnealingWarmRestarts": {"T_0": [0, 1, 2], "T_mult": [0, 1, 2],
+        "eta_min": [0.0, 0.1, 0.2]},
     "CyclicLR": {
-        "base_lr": [0.0, 0.1], "max_lr": [0.0, 0.1], "step_size_up": [1, 2], "step_size_down": [None, 0, 1],
-        "mode": ["triangular", "triangular2", "exp_range"], "gamma": [0.0, 1.0], "cycle_momentum": [False],
+        "base_lr": [0.0, 0.1], "max_lr": [0.0, 0.1], "step_size_up": [1, 2],
+        "step_size_down": [None, 0, 1],
+        "mode": ["triangular", "triangular2", "exp_range"], "gamma": [0.0, 1.0],
+        "cycle_momentum": [False],
     },
     "OneCycleLR": {
-        "max_lr": [0.1], "total_steps": [1, 2, 5, 12], "pct_start": [0.0, 0.1, 0.5, 1.0], "div_factor": [1.0],
-        "anneal_strategy": ["cos", "linear"], "three_phase": [False, True], "cycle_momentum": [False],
+        "max_lr": [0.1], "total_steps": [1, 2, 5, 12], "pct_start": [0.0, 0.1, 0.5, 1.0],
+        "div_factor": [1.0],
+        "anneal_strategy": ["cos", "linear"], "three_phase": [False, True],
+        "cycle_momentum": [False],
     },
 }  # fmt: skip
 KERAS: Edges = {
-    "ExponentialDecay": {"decay_steps": [1, 3], "decay_rate": [0.0, 1.0, 2.0], "staircase": [False, True]},
-    "InverseTimeDecay": {"decay_steps": [1, 3], "decay_rate": [0.0, 1.0], "staircase": [False, True]},
-    "PiecewiseConstantDecay": {"boundaries": [[], [0], [3], [3, 3]], "values": [[0.1], [0.1, 0.0], [0.1, 0.2, 0.3]]},
-    "PolynomialDecay": {"decay_steps": [1, 3], "end_learning_rate": [0.0, 0.2], "power": [0.0, 2.0], "cycle": [False, True]},
-    "CosineDecay": {"decay_steps": [1, 3], "alpha": [0.0, 2.0], "warmup_target": [None, 0.0, 0.2], "warmup_steps": [0, 3]},
-    "CosineDecayRestarts": {"first_decay_steps": [1, 3], "t_mul": [1.0, 2.0], "m_mul": [0.0, 1.0], "alpha": [0.0, 1.0]},
+    "ExponentialDecay": {"decay_steps": [1, 3], "decay_rate": [0.0, 1.0, 2.0],
+        "staircase": [False, True]},
+    "InverseTimeDecay": {"decay_steps": [1, 3], "decay_rate": [0.0, 1.0],
+        "staircase": [False, True]},
+    "PiecewiseConstantDecay": {"boundaries": [[], [0], [3], [3, 3]],
+        "values": [[0.1], [0.1, 0.0], [0.1, 0.2, 0.3]]},
+    "PolynomialDecay": {"decay_steps": [1, 3], "end_learning_rate": [0.0, 0.2], "power": [0.0, 2.0],
+        "cycle": [False, True]},
+    "CosineDecay": {"decay_steps": [1, 3], "alpha": [0.0, 2.0], "warmup_target": [None, 0.0, 0.2],
+        "warmup_steps": [0, 3]},
+    "CosineDecayRestarts": {"first_decay_steps": [1, 3], "t_mul": [1.0, 2.0], "m_mul": [0.0, 1.0],
+        "alpha": [0.0, 1.0]},
 }  # fmt: skip
 HUGGING_FACE: Edges = {
     "constant_with_warmup": {"num_warmup_steps": WARMUPS},
     "linear": {"num_warmup_steps": WARMUPS, "num_training_steps": TOTALS},
-    "cosine": {"num_warmup_steps": WARMUPS, "num_training_steps": TOTALS, "num_cycles": [0, 0.5, 1.0]},
-    "cosine_with_restarts": {"num_warmup_steps": WARMUPS, "num_training_steps": TOTALS, "num_cycles": [0, 1, 2]},
+    "cosine": {"num_warmup_steps": WARMUPS, "num_training_steps": TOTALS,
+        "num_cycles": [0, 0.5, 1.0]},
+    "cosine_with_restarts": {"num_warmup_steps": WARMUPS, "num_training_steps": TOTALS,
+        "num_cycles": [0, 1, 2]},
     "polynomial": {
-        "num_warmup_steps": WARMUPS, "num_training_steps": TOTALS, "lr_end": [0.0, 0.05, 0.1], "power": [0.0, 1.0],
+        "num_warmup_steps": WARMUPS, "num_training_steps": TOTALS, "lr_end": [0.0, 0.05, 0.1],
+        "power": [0.0, 1.0],
     },
     "inverse_sqrt": {"num_warmup_steps": WARMUPS, "timescale": [None, 1]},
     "cosine_with_min_lr": {
-        "num_warmup_steps": WARMUPS, "num_training_steps": TOTALS, "min_lr": [None, 0.0, 0.2], "min_lr_rate": [None, 0.0, 1.0],
+        "num_warmup_steps": WARMUPS, "num_training_steps": TOTALS, "min_lr": [None, 0.0, 0.2],
+        "min_lr_rate": [None, 0.0, 1.0],
     },
     "warmup_stable_decay": {
-        "num_warmup_steps": WARMUPS, "num_decay_steps": [0, 5], "num_training_steps": [3, 12], "num_stable_steps": [None, 0],
+        "num_warmup_steps": WARMUPS, "num_decay_steps": [0, 5], "num_training_steps": [3, 12],
+        "num_stable_steps": [None, 0],
         "decay_type": ["linear", "1-sqrt"], "min_lr_ratio": [0.0, 1.0],
     },
 }  # fmt: skip
@@ -75,7 +94,8 @@ def combinations(edges: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]
 
 
 def stepped(make: Callable[[Any], Any], num: int) -> list[float]:
-    """The rate of each update; torch's and transformers' schedulers raise here where they divide by 0."""
+    """The rate of each update; torch's and transformers' schedulers raise here where they divide by
+    0."""
     torch = importlib.import_module("torch")
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR, momentum=0.9)
     scheduler, found = make(optimizer), []
@@ -101,7 +121,10 @@ def by_keras(name: str, args: dict[str, Any]) -> list[float]:
 def by_transformers(name: str, args: dict[str, Any]) -> list[float]:
     get, rest = importlib.import_module("transformers").get_scheduler, dict(args)
     common = {key: rest.pop(key, None) for key in ("num_warmup_steps", "num_training_steps")}
-    return stepped(lambda optimizer: get(name, optimizer, **common, scheduler_specific_kwargs=rest or None), NUM)
+    return stepped(
+        lambda optimizer: get(name, optimizer, **common, scheduler_specific_kwargs=rest or None),
+        NUM,
+    )
 
 
 LIBRARIES = {
@@ -121,8 +144,12 @@ def ours(library: str, name: str, args: dict[str, Any], num: int) -> np.ndarray 
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("library", "name"), [(k, name) for k, (edges, *_) in LIBRARIES.items() for name in edges])
-def test_degenerate_arguments_give_the_library_s_numbers_or_are_refused(library: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("library", "name"), [(k, name) for k, (edges, *_) in LIBRARIES.items() for name in edges]
+)
+def test_degenerate_arguments_give_the_library_s_numbers_or_are_refused(
+    library: str, name: str
+) -> None:
     edges, theirs, tolerance = LIBRARIES[library]
     for args in combinations(edges[name]):
         try:
@@ -132,13 +159,18 @@ def test_degenerate_arguments_give_the_library_s_numbers_or_are_refused(library:
         found = ours(library, name, args, len(expected or range(NUM)))
         assert (found is None) == (expected is None), (args, found, expected)
         if found is not None:
-            assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max(), (args, found, expected)
+            assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max(), (
+                args,
+                found,
+                expected,
+            )
 
 
 @pytest.mark.parametrize("milestone", [0, 3])
 @pytest.mark.parametrize("name", ["ConstantLR", "LinearLR", "PolynomialLR"])
 def test_a_part_of_no_steps_behind_a_milestone_is_torch_s(name: str, milestone: int) -> None:
-    """torch enters a part at its milestone by the closed form, which divides by the part's number of steps."""
+    """torch enters a part at its milestone by the closed form, which divides by the part's number
+    of steps."""
     schedulers = importlib.import_module("torch").optim.lr_scheduler
     parts = [("ExponentialLR", {"gamma": 0.5}), (name, {"total_iters": 0})]
     said = [{"class": part, "args": args} for part, args in parts]
@@ -146,7 +178,9 @@ def test_a_part_of_no_steps_behind_a_milestone_is_torch_s(name: str, milestone: 
 
     def make(optimizer: Any) -> Any:
         return schedulers.SequentialLR(
-            optimizer, [getattr(schedulers, part)(optimizer, **args) for part, args in parts], [milestone]
+            optimizer,
+            [getattr(schedulers, part)(optimizer, **args) for part, args in parts],
+            [milestone],
         )
 
     if milestone and name != "ConstantLR":

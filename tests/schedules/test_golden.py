@@ -1,4 +1,5 @@
-"""The schedules give the curves that torch, Keras and Optax compute themselves (tests/golden/README.md)."""
+"""The schedules give the curves that torch, Keras and Optax compute themselves
+(tests/golden/README.md)."""
 
 import json
 from collections import Counter
@@ -12,12 +13,21 @@ import numpy as np
 import pytest
 
 from runner.schedules import Clock
-from runner.schedules.named import Constant, Cosine, Exponential, Linear, Piecewise, Polynomial, Step
+from runner.schedules.named import (
+    Constant,
+    Cosine,
+    Exponential,
+    Linear,
+    Piecewise,
+    Polynomial,
+    Step,
+)
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 
-# Of the curve's peak. float64: room for the libraries' own recursions over some hundred steps (torch multiplies rates up
-# step by step). Keras computes in float32, whose spacing is 1.2e-7 relative, in a few operations.
+# Of the curve's peak. float64: room for the libraries' own recursions over some hundred steps
+# (torch multiplies rates up step by step). Keras computes in float32, whose spacing is 1.2e-7
+# relative, in a few operations.
 TOLERANCE = {"torch": 1e-9, "keras": 2e-6, "optax": 1e-9}
 
 
@@ -30,7 +40,8 @@ class Same(NamedTuple):
 
 
 def keys(num_warmup: int = 0) -> dict[str, Any]:
-    """The keys of every schedule; the libraries' warm-ups start at 0 and reach the rate after the last of their steps."""
+    """The keys of every schedule; the libraries' warm-ups start at 0 and reach the rate after the
+    last of their steps."""
     return {"warmup": f"{num_warmup}steps", "warmup_shape": "linear", "warmup_edge": "left"}
 
 
@@ -39,7 +50,13 @@ def ending(num_steps: int, num_warmup: int = 0) -> dict[str, Any]:
 
 
 def exponential(rate: float, steps: int, staircase: bool, num_warmup: int = 0) -> Exponential:
-    return Exponential(name="exponential", decay_rate=rate, decay_steps=steps, staircase=staircase, **keys(num_warmup))
+    return Exponential(
+        name="exponential",
+        decay_rate=rate,
+        decay_steps=steps,
+        staircase=staircase,
+        **keys(num_warmup),
+    )
 
 
 def linear(final_lr: float, num_steps: int) -> Linear:
@@ -51,11 +68,18 @@ def polynomial(power: float, final_lr: float, num_steps: int) -> Polynomial:
 
 
 def cosine(final_lr: float, num_steps: int, num_warmup: int = 0, exponent: float = 1.0) -> Cosine:
-    return Cosine(name="cosine", final_lr=final_lr, exponent=exponent, **ending(num_steps, num_warmup))
+    return Cosine(
+        name="cosine", final_lr=final_lr, exponent=exponent, **ending(num_steps, num_warmup)
+    )
 
 
 def piecewise(boundaries: Sequence[int], factors: Sequence[float]) -> Piecewise:
-    return Piecewise(name="piecewise", boundaries=[f"{b}steps" for b in boundaries], factors=list(factors), **keys())
+    return Piecewise(
+        name="piecewise",
+        boundaries=[f"{b}steps" for b in boundaries],
+        factors=list(factors),
+        **keys(),
+    )
 
 
 def torch_exponential(lr: float, *, gamma: float) -> Same:
@@ -76,7 +100,9 @@ def torch_constant(lr: float, *, factor: float = 1 / 3, total_iters: int = 5) ->
     )  # 0: torch keeps the factor for ever
 
 
-def torch_linear(lr: float, *, start_factor: float = 1 / 3, end_factor: float = 1.0, total_iters: int = 5) -> Same:
+def torch_linear(
+    lr: float, *, start_factor: float = 1 / 3, end_factor: float = 1.0, total_iters: int = 5
+) -> Same:
     return Same(linear(lr * end_factor, total_iters), lr * start_factor)
 
 
@@ -89,7 +115,12 @@ def torch_cosine(lr: float, *, T_max: int, eta_min: float) -> Same:  # noqa: N80
 
 
 def keras_exponential(
-    _: None, *, initial_learning_rate: float, decay_steps: int, decay_rate: float, staircase: bool = False
+    _: None,
+    *,
+    initial_learning_rate: float,
+    decay_steps: int,
+    decay_rate: float,
+    staircase: bool = False,
 ) -> Same:
     return Same(exponential(decay_rate, decay_steps, staircase), initial_learning_rate)
 
@@ -103,7 +134,11 @@ def keras_polynomial(
     power: float = 1.0,
     cycle: bool = False,
 ) -> Same | None:
-    return None if cycle else Same(polynomial(power, end_learning_rate, decay_steps), initial_learning_rate)
+    return (
+        None
+        if cycle
+        else Same(polynomial(power, end_learning_rate, decay_steps), initial_learning_rate)
+    )
 
 
 def keras_cosine(
@@ -119,11 +154,15 @@ def keras_cosine(
         return Same(cosine(alpha * initial_learning_rate, decay_steps), initial_learning_rate)
     if initial_learning_rate and warmup_steps:
         return None
-    return Same(cosine(alpha * warmup_target, warmup_steps + decay_steps, warmup_steps), warmup_target)
+    return Same(
+        cosine(alpha * warmup_target, warmup_steps + decay_steps, warmup_steps), warmup_target
+    )
 
 
 def keras_piecewise(_: None, *, boundaries: list[int], values: list[float]) -> Same:
-    return Same(piecewise([b + 1 for b in boundaries], [value / values[0] for value in values]), values[0])
+    return Same(
+        piecewise([b + 1 for b in boundaries], [value / values[0] for value in values]), values[0]
+    )
 
 
 def optax_constant(_: None, *, value: float) -> Same:
@@ -131,13 +170,24 @@ def optax_constant(_: None, *, value: float) -> Same:
 
 
 def optax_linear(
-    _: None, *, init_value: float, end_value: float, transition_steps: int, transition_begin: int = 0
+    _: None,
+    *,
+    init_value: float,
+    end_value: float,
+    transition_steps: int,
+    transition_begin: int = 0,
 ) -> Same | None:
     return None if transition_begin else Same(linear(end_value, transition_steps), init_value)
 
 
 def optax_polynomial(
-    _: None, *, init_value: float, end_value: float, power: float, transition_steps: int, transition_begin: int = 0
+    _: None,
+    *,
+    init_value: float,
+    end_value: float,
+    power: float,
+    transition_steps: int,
+    transition_begin: int = 0,
 ) -> Same | None:
     if transition_begin or not transition_steps:  # 0 steps: Optax stays at its first value
         return None
@@ -145,7 +195,13 @@ def optax_polynomial(
 
 
 def optax_exponential(
-    _: None, *, init_value: float, transition_steps: int, decay_rate: float, staircase: bool = False, **more: Any
+    _: None,
+    *,
+    init_value: float,
+    transition_steps: int,
+    decay_rate: float,
+    staircase: bool = False,
+    **more: Any,
 ) -> Same | None:
     if more.get("transition_begin") or "end_value" in more:
         return None
@@ -161,12 +217,16 @@ def optax_cosine(
 def optax_piecewise(
     _: None, *, init_value: float, boundaries_and_scales: Mapping[str, float] | None = None
 ) -> Same | None:
-    scales = sorted((int(boundary), scale) for boundary, scale in (boundaries_and_scales or {}).items())
+    scales = sorted(
+        (int(boundary), scale) for boundary, scale in (boundaries_and_scales or {}).items()
+    )
     factors = accumulate((scale for _, scale in scales), mul, initial=1.0)
     return Same(piecewise([boundary for boundary, _ in scales], list(factors)), init_value)
 
 
-def optax_warmup_constant(_: None, *, init_value: float, peak_value: float, warmup_steps: int) -> Same | None:
+def optax_warmup_constant(
+    _: None, *, init_value: float, peak_value: float, warmup_steps: int
+) -> Same | None:
     return None if init_value else Same(Constant(name="constant", **keys(warmup_steps)), peak_value)
 
 
@@ -201,7 +261,8 @@ def optax_warmup_exponential(
     return Same(exponential(decay_rate, transition_steps, staircase, warmup_steps), peak_value)
 
 
-# (library, its name) -> how it is said here (None: it cannot be), and how many of its nine curves can be, counted by eye
+# (library, its name) -> how it is said here (None: it cannot be), and how many of its nine curves
+# can be, counted by eye
 SAID_HERE: dict[tuple[str, str], tuple[Callable[..., Same | None], int]] = {
     ("torch", "ExponentialLR"): (torch_exponential, 9),
     ("torch", "StepLR"): (torch_step, 9),
@@ -241,7 +302,9 @@ def curves() -> list[tuple[str, dict[str, Any], Same]]:
 CURVES = curves()
 
 
-@pytest.mark.parametrize(("library", "curve", "same"), CURVES, ids=[curve["id"] for _, curve, _ in CURVES])
+@pytest.mark.parametrize(
+    ("library", "curve", "same"), CURVES, ids=[curve["id"] for _, curve, _ in CURVES]
+)
 def test_the_curve_is_the_library_s_at_every_step_and_past_the_end(
     library: str, curve: dict[str, Any], same: Same
 ) -> None:
@@ -261,7 +324,9 @@ def test_as_many_curves_are_compared_as_can_be_said_here() -> None:
 
 
 def test_a_curve_that_is_a_little_off_would_be_noticed() -> None:
-    library, curve, same = next(entry for entry in CURVES if entry[1]["id"] == "torch/PolynomialLR/fixed-2")
+    library, curve, same = next(
+        entry for entry in CURVES if entry[1]["id"] == "torch/PolynomialLR/fixed-2"
+    )
     total = curve["total_steps"]
     late = same.schedule.rates(np.arange(total + 10) + 1, Clock(total, total), same.lr)
     assert np.abs(late - curve["lrs"]).max() > 1000 * TOLERANCE[library] * max(curve["lrs"])

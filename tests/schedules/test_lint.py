@@ -1,4 +1,5 @@
-"""The linter says what is probably not meant, once, with the key; it is silent about what is usual."""
+"""The linter says what is probably not meant, once, with the key; it is silent about what is
+usual."""
 
 import numpy as np
 import pytest
@@ -29,36 +30,57 @@ SAID = [
     ),
     (
         ["schedule=wsd", "schedule.duration=30epochs", "schedule.decay=10%"],
-        "schedule.decay: nothing changes before step 1120, the run has 800 steps: the rate is 0.001 throughout",
+        (
+            "schedule.decay: nothing changes before step 1120, the run has 800 steps: the rate "
+            "is 0.001 throughout"
+        ),
     ),
     (
         ["schedule=cosine", "schedule.warmup=900steps"],
-        "schedule.warmup: the warm-up ends at step 900, the run has 800 steps: the rate gets no further than 0.000889",
+        (
+            "schedule.warmup: the warm-up ends at step 900, the run has 800 steps: the rate "
+            "gets no further than 0.000889"
+        ),
     ),
     (
         ["schedule=exponential", "schedule.decay_steps=10000", "schedule.staircase=true"],
-        "schedule.decay_steps: nothing changes before step 10000, the run has 800 steps: the rate is 0.001 throughout",
+        (
+            "schedule.decay_steps: nothing changes before step 10000, the run has 800 steps: "
+            "the rate is 0.001 throughout"
+        ),
     ),
     (
         ["schedule=plateau", "schedule.metric=train/loss"],
         "schedule.metric: train/loss is measured on the rows that are trained on, not on others",
     ),
-    (  # 20 epochs: the first is best, 18 are bad, so that the 20th could lower what nothing uses any more
+    # 20 epochs: the first is best, 18 are bad, so that the 20th could lower what nothing uses any
+    # more
+    (
         ["schedule=plateau", "schedule.patience=18"],
-        "schedule.patience: nothing can be lowered before the end of epoch 20, the run has 20: the factor stays 1",
+        (
+            "schedule.patience: nothing can be lowered before the end of epoch 20, the run has "
+            "20: the factor stays 1"
+        ),
     ),
     (  # a warning of what is inside names its key
         ["schedule=plateau", "schedule.of={name: linear, duration: 1000steps}"],
-        "schedule.of.duration: reaches to step 1000, the run has 800 steps: the last rate is 0.000201",
+        (
+            "schedule.of.duration: reaches to step 1000, the run has 800 steps: the last rate "
+            "is 0.000201"
+        ),
     ),
     (
         ["schedule=plateau", "trainer.early_stopping_patience=11"],
-        "trainer.early_stopping_patience: the run ends before 11 epochs in a row were no better, which is when "
+        "trainer.early_stopping_patience: the run ends before 11 epochs in a row were no "
+        "better, which is when "
         "schedule.patience lowers the rate",
     ),
     (
         ["schedule=step", "schedule.step_size=300", "trainer.early_stopping_patience=5"],
-        "trainer.early_stopping_patience: the run may end at step 240, the rate first falls at step 300",
+        (
+            "trainer.early_stopping_patience: the run may end at step 240, the rate first falls "
+            "at step 300"
+        ),
     ),
     (
         ["schedule=step", "schedule.step_size=800"],
@@ -66,15 +88,24 @@ SAID = [
     ),
     (
         ["schedule=piecewise", "schedule.boundaries=[50%,900steps]"],
-        "schedule.boundaries[1]: reaches to step 900, the run has 800 steps: the last rate is 0.0001",
+        (
+            "schedule.boundaries[1]: reaches to step 900, the run has 800 steps: the last rate "
+            "is 0.0001"
+        ),
     ),
     (
         ["schedule=constant", "schedule.warmup=5%", "schedule.warmup_edge=left"],
-        "schedule=constant: the first update has the rate 0 and is wasted; schedule.warmup_edge right would not",
+        (
+            "schedule=constant: the first update has the rate 0 and is wasted; "
+            "schedule.warmup_edge right would not"
+        ),
     ),
     (
         ["schedule=cyclic", "schedule.min_lr=0"],
-        "schedule=cyclic: the first update has the rate 0 and is wasted; schedule.min_lr above 0 would not",
+        (
+            "schedule=cyclic: the first update has the rate 0 and is wasted; schedule.min_lr "
+            "above 0 would not"
+        ),
     ),
     (
         ["schedule=linear", "schedule.final_lr=0.01"],
@@ -85,20 +116,31 @@ SAID = [
         "schedule=cyclic: the rate rises at the end, from step 600 on, to 0.000697",
     ),
     (
-        ["schedule=exponential", "schedule.decay_rate=1e-6", "schedule.decay_steps=100", "schedule.staircase=true"],
+        [
+            "schedule=exponential",
+            "schedule.decay_rate=1e-6",
+            "schedule.decay_steps=100",
+            "schedule.staircase=true",
+        ],
         "schedule: from update 600 on a rate is below 1.2e-38, the least float32 holds",
     ),
     (
         ["schedule=noam"],
-        "optimizer.lr: no rate is above 4.94e-06; the base rate is a factor of noam, 1.0 in the paper, got 0.001",
+        (
+            "optimizer.lr: no rate is above 4.94e-06; the base rate is a factor of noam, 1.0 in "
+            "the paper, got 0.001"
+        ),
     ),
 ]
 
 
 @pytest.mark.parametrize(("overrides", "text"), SAID, ids=[" ".join(line) for line, _ in SAID])
-def test_what_is_probably_not_meant_is_said_in_one_line(overrides: list[str], text: str | None) -> None:
+def test_what_is_probably_not_meant_is_said_in_one_line(
+    overrides: list[str], text: str | None
+) -> None:
     expected = (
-        "schedule.step_size: nothing changes before step 800, the run has 800 steps: the rate is 0.001 throughout"
+        "schedule.step_size: nothing changes before step 800, the run has 800 steps: the rate "
+        "is 0.001 throughout"
     )
     assert found(*overrides) == [Finding(text or expected)]
 
@@ -126,11 +168,17 @@ def test_what_waits_long_enough_is_not_warned_of(overrides: list[str]) -> None:
         ),
         (
             ["schedule=exponential", "schedule.decay_rate=10", "schedule.decay_steps=10"],
-            "schedule=exponential: update 416 has the rate 3.98e+38, which is no rate that float32 holds",
+            (
+                "schedule=exponential: update 416 has the rate 3.98e+38, which is no rate that "
+                "float32 holds"
+            ),
         ),
         (
             ["schedule=exponential", "schedule.decay_rate=10", "schedule.decay_steps=1"],
-            "schedule=exponential: update 42 has the rate 1e+39, which is no rate that float32 holds",
+            (
+                "schedule=exponential: update 42 has the rate 1e+39, which is no rate that "
+                "float32 holds"
+            ),
         ),
     ],
 )
@@ -164,11 +212,19 @@ def test_what_is_usual_is_passed_in_silence(overrides: list[str]) -> None:
 
 def test_a_run_of_one_step_is_passed_in_silence_but_for_what_does_not_fit_into_it() -> None:
     assert found("schedule=cosine", total=1) == []
-    assert [finding.is_error for finding in found("schedule=exponential", "schedule.warmup=2steps", total=1)] == [False]
+    assert [
+        finding.is_error
+        for finding in found("schedule=exponential", "schedule.warmup=2steps", total=1)
+    ] == [False]
 
 
 def test_float64_holds_smaller_rates() -> None:
-    tiny = ["schedule=exponential", "schedule.decay_rate=1e-6", "schedule.decay_steps=100", "schedule.staircase=true"]
+    tiny = [
+        "schedule=exponential",
+        "schedule.decay_rate=1e-6",
+        "schedule.decay_steps=100",
+        "schedule.staircase=true",
+    ]
     assert found(*tiny, dtype="float64") == []
 
 

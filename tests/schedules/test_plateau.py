@@ -1,4 +1,5 @@
-"""schedule=plateau: torch's rule, on any other schedule, on both backends; what early stopping shares with it."""
+"""schedule=plateau: torch's rule, on any other schedule, on both backends; what early stopping
+shares with it."""
 
 import json
 from collections.abc import Mapping
@@ -41,7 +42,15 @@ def as_ours(library: str, args: Mapping[str, Any]) -> dict[str, Any]:
     """The other library's arguments as ours; Keras's defaults are its own."""
     if library == "torch":
         return {key: value for key, value in args.items() if key != "eps"}
-    args = {"patience": 10, "factor": 0.1, "min_delta": 1e-4, "cooldown": 0, "min_lr": 0.0, "mode": "min", **args}
+    args = {
+        "patience": 10,
+        "factor": 0.1,
+        "min_delta": 1e-4,
+        "cooldown": 0,
+        "min_lr": 0.0,
+        "mode": "min",
+        **args,
+    }
     return {
         "factor": args["factor"],
         "mode": args["mode"],
@@ -53,10 +62,13 @@ def as_ours(library: str, args: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("library", "case"), [(library, case) for library in CASES for case in CASES[library]])
+@pytest.mark.parametrize(
+    ("library", "case"), [(library, case) for library in CASES for case in CASES[library]]
+)
 def test_it_is_the_other_libraries_rule(library: str, case: dict[str, Any]) -> None:
-    """Rates after each of 60 metrics. torch leaves out changes of less than eps (1e-8): compared up to the first of them.
-    Tolerance: a product of factors in another order (torch, float64); float32 (Keras)."""
+    """Rates after each of 60 metrics. torch leaves out changes of less than eps (1e-8): compared up
+    to the first of them. Tolerance: a product of factors in another order (torch, float64); float32
+    (Keras)."""
     ours = rates_after(plateau(**as_ours(library, case["args"])), case["base_lr"], case["metrics"])
     theirs = np.array(case["lrs_after"])
     eps = case["args"].get("eps", 1e-8) if library == "torch" else 0.0
@@ -67,14 +79,16 @@ def test_it_is_the_other_libraries_rule(library: str, case: dict[str, Any]) -> N
 
 
 def test_the_rule_by_hand() -> None:
-    """patience 1, cooldown 2: 3 is best, 3 and 4 are bad: stalled. Two epochs do not count, then 5 and 6 are bad again."""
+    """patience 1, cooldown 2: 3 is best, 3 and 4 are bad: stalled. Two epochs do not count, then 5
+    and 6 are bad again."""
     rule = Stall("min", patience=1, cooldown=2)
     watch, seen = Watch(), []
     for value in (3.0, 3.0, 4.0, 9.0, 9.0, 5.0, 6.0, 2.0):
         watch, stalled = rule.after(watch, value)
         seen.append((watch.best, watch.num_bad, watch.cooldown, stalled))
     assert seen == [
-        (3.0, 0, 0, False), (3.0, 1, 0, False), (3.0, 0, 2, True), (3.0, 0, 1, False), (3.0, 0, 0, False),
+        (3.0, 0, 0, False), (3.0, 1, 0, False), (3.0, 0, 2, True), (3.0, 0, 1, False),
+        (3.0, 0, 0, False),
         (3.0, 1, 0, False), (3.0, 0, 2, True), (2.0, 0, 1, False),
     ]  # fmt: skip
 
@@ -96,7 +110,8 @@ def test_what_is_better(rule: Stall, best: float, better: float, worse: float) -
 
 
 def test_what_was_not_said_is_zero() -> None:
-    """NaN is never the first best; a cooldown of 0 counts from the next epoch on, a watch starts without one."""
+    """NaN is never the first best; a cooldown of 0 counts from the next epoch on, a watch starts
+    without one."""
     assert not Stall("min", 0).is_better(float("nan"), None)
     rule, watch, seen = Stall("min", patience=0), Watch(), []
     for value in (1.0, float("nan"), 2.0, 2.0):
@@ -107,17 +122,28 @@ def test_what_was_not_said_is_zero() -> None:
 
 
 def test_the_minimum_holds_what_the_plateau_lowers_and_lifts_nothing() -> None:
-    """eta_m = 0.3: a rate of 1 times 0.1 is 0.3; a warm-up's 0.2 stays 0.2, and does not become 0.02."""
+    """eta_m = 0.3: a rate of 1 times 0.1 is 0.3; a warm-up's 0.2 stays 0.2, and does not become
+    0.02."""
     schedule = plateau(factor=0.1, min_lr=0.3)
-    np.testing.assert_array_equal(schedule.scaled(np.array([1.0, 0.2, 5.0]), State(0.1)), [0.3, 0.2, 0.5])
+    np.testing.assert_array_equal(
+        schedule.scaled(np.array([1.0, 0.2, 5.0]), State(0.1)), [0.3, 0.2, 0.5]
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("extra", [[], ["trainer.accumulate_grad_batches=2"], ["trainer.precision=exact"]])
+@pytest.mark.parametrize(
+    "extra", [[], ["trainer.accumulate_grad_batches=2"], ["trainer.precision=exact"]]
+)
 def test_other_rates_are_in_force_from_the_next_update_on(backend: str, extra: list[str]) -> None:
-    """The seam's use_rates after 10 updates: what is read back is the new table from there, and a run that had this table
-    from the start makes the same weights."""
-    overrides = ["trainer.max_steps=20", "trainer.steps_per_call=5", "trainer.batch_size=8", "schedule=cosine", *extra]
+    """The seam's use_rates after 10 updates: what is read back is the new table from there, and a
+    run that had this table from the start makes the same weights."""
+    overrides = [
+        "trainer.max_steps=20",
+        "trainer.steps_per_call=5",
+        "trainer.batch_size=8",
+        "schedule=cosine",
+        *extra,
+    ]
     prepared = prepare(overrides)
     spec, other, applied = prepared.run_spec(), prepared.rates() * 0.5, []
     table = np.append(spec.rates[:10], other[10:])
@@ -138,7 +164,8 @@ def test_other_rates_are_in_force_from_the_next_update_on(backend: str, extra: l
 
 STALLING = (
     "schedule=plateau", "schedule.of.name=cosine", "schedule.of.warmup=5%", "schedule.patience=0",
-    "schedule.threshold=0.2", "schedule.factor=0.5", "trainer.max_epochs=12", "trainer.precision=float64", "device=cpu",
+    "schedule.threshold=0.2", "schedule.factor=0.5", "trainer.max_epochs=12",
+    "trainer.precision=float64", "device=cpu",
 )  # fmt: skip
 EARLY = (
     "trainer.early_stopping_patience=3",
@@ -154,14 +181,19 @@ def test_both_backends_lower_at_the_same_epochs_and_keep_the_state(tmp_path: Pat
     for done in each:
         folder = tmp_path / done.folder
         trace = np.genfromtxt(folder / "trace.csv", delimiter=",", names=True, deletechars="")
-        losses = np.genfromtxt(folder / "metrics.csv", delimiter=",", names=True, deletechars="")["val/loss"]
+        losses = np.genfromtxt(folder / "metrics.csv", delimiter=",", names=True, deletechars="")[
+            "val/loss"
+        ]
         prepared, state, expected = prepare(STALLING), State(), []
         schedule = prepared.plateau
         assert schedule is not None
         for epoch, loss in enumerate(losses):
             expected.append(prepared.rates(state)[40 * epoch : 40 * epoch + 40])
             before, state = state, schedule.after(state, loss)
-            lowered = f"plateau  val/loss has stalled: from step {40 * epoch + 40} on rates times {state.factor:g}"
+            lowered = (
+                f"plateau  val/loss has stalled: from step {40 * epoch + 40} on rates times "
+                f"{state.factor:g}"
+            )
             assert (lowered in done.out) == (state.factor < before.factor and epoch < 11)
         np.testing.assert_array_equal(trace["learning_rate"], np.concatenate(expected))
         assert state.factor < 0.5
@@ -175,7 +207,9 @@ def test_a_run_ends_early_as_completed(tmp_path: Path) -> None:
         assert done.status == 0
         folder = tmp_path / done.folder
         result = json.loads((folder / "result.json").read_text())
-        losses = np.genfromtxt(folder / "metrics.csv", delimiter=",", names=True, deletechars="")["val/loss"]
+        losses = np.genfromtxt(folder / "metrics.csv", delimiter=",", names=True, deletechars="")[
+            "val/loss"
+        ]
         best, bad, ends = np.inf, 0, 0
         while bad < 3:
             loss, ends = losses[ends], ends + 1

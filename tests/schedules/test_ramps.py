@@ -11,7 +11,8 @@ import pytest
 from runner.schedules import ramps
 
 U = [0.0, 0.125, 0.3, 0.5, 0.77, 1.0]
-# Some roundings of 1.1e-16, of values of at most 2; the cosine's end is 0, where only the size counts.
+# Some roundings of 1.1e-16, of values of at most 2; the cosine's end is 0, where only the size
+# counts.
 CLOSE: dict[str, Any] = {"rtol": 1e-14, "atol": 1e-15}
 
 
@@ -29,7 +30,10 @@ CLOSE: dict[str, Any] = {"rtol": 1e-14, "atol": 1e-15}
         (lambda u: ramps.rex(u, 0.5), lambda u: (1 - u) / (1 - u / 2)),
         # (1 - tanh x) / 2 = 1 / (1 + exp(2 x))
         (lambda u: ramps.tanh(u, -4.0, 2.5), lambda u: 1 / (1 + mpmath.exp(2 * (6.5 * u - 4)))),
-        (lambda u: ramps.geometric(u, 0.3, 0.002), lambda u: mpmath.mpf(0.3) ** (1 - u) * mpmath.mpf(0.002) ** u),
+        (
+            lambda u: ramps.geometric(u, 0.3, 0.002),
+            lambda u: mpmath.mpf(0.3) ** (1 - u) * mpmath.mpf(0.002) ** u,
+        ),
         (lambda u: ramps.between(0.3, 0.02, 1 - u), lambda u: 0.3 * (1 - u) + mpmath.mpf(0.02) * u),
         (lambda u: ramps.rise("linear", u), lambda u: u),
         (lambda u: ramps.rise("cosine", u), lambda u: mpmath.sin(mpmath.pi * u / 2) ** 2),
@@ -53,7 +57,9 @@ def test_a_curve_is_its_formula(
     ],
 )
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 7])
-def test_progress_by_the_table(edge: ramps.Edge, u: Callable[[int, int], Fraction], num_steps: int) -> None:
+def test_progress_by_the_table(
+    edge: ramps.Edge, u: Callable[[int, int], Fraction], num_steps: int
+) -> None:
     """Before and after the phase it is clipped."""
     k = range(-2, num_steps + 3)
     expected = [float(min(max(u(i, num_steps), Fraction(0)), Fraction(1))) for i in k]

@@ -17,13 +17,17 @@ from runner.schedules.ramps import progress
 
 SCHEDULE: TypeAdapter[Any] = TypeAdapter(Schedule)
 
-# Of values that are at most 1 and come from a handful of float64 operations: some roundings of 1.1e-16 each.
+# Of values that are at most 1 and come from a handful of float64 operations: some roundings of
+# 1.1e-16 each.
 ROUNDING = 1e-15
 
 
 def schedule(name: str, **keys: Any) -> Any:
-    """With no warm-up, from the left edge, over the whole run, where the keys do not say otherwise."""
-    ends = {"duration": "100%", "edge": "left"} if name in ("linear", "polynomial", "cosine") else {}
+    """With no warm-up, from the left edge, over the whole run, where the keys do not say
+    otherwise."""
+    ends = (
+        {"duration": "100%", "edge": "left"} if name in ("linear", "polynomial", "cosine") else {}
+    )
     usual = {"warmup": "0%", "warmup_shape": "linear", "warmup_edge": "right", **ends}
     return SCHEDULE.validate_python({"name": name, **usual, **keys})
 
@@ -34,13 +38,25 @@ def values(made: Any, num: int, total: int, lr: float = 1.0) -> np.ndarray:
 
 
 HALF, QUARTER = 0.5, 0.25
-COSINE_1, COSINE_3 = (1 + cos(pi / 4)) / 2, (1 - cos(pi / 4)) / 2  # 0.854, 0.146: an eighth of a turn from either end
+# 0.854, 0.146: an eighth of a turn from either end
+COSINE_1, COSINE_3 = (1 + cos(pi / 4)) / 2, (1 - cos(pi / 4)) / 2
 
-# name, keys, steps of the run -> the rates of the first updates, some of them past the run's end; the base rate is 1
+# name, keys, steps of the run -> the rates of the first updates, some of them past the run's end;
+# the base rate is 1
 BY_HAND: list[tuple[str, dict[str, Any], int, list[float]]] = [
     ("constant", {}, 2, [1, 1, 1, 1]),
-    ("exponential", {"decay_rate": 0.25, "decay_steps": 2, "staircase": False}, 3, [1, HALF, QUARTER, 1 / 8, 1 / 16]),
-    ("exponential", {"decay_rate": 0.5, "decay_steps": 2, "staircase": True}, 3, [1, 1, HALF, HALF, QUARTER, QUARTER]),
+    (
+        "exponential",
+        {"decay_rate": 0.25, "decay_steps": 2, "staircase": False},
+        3,
+        [1, HALF, QUARTER, 1 / 8, 1 / 16],
+    ),
+    (
+        "exponential",
+        {"decay_rate": 0.5, "decay_steps": 2, "staircase": True},
+        3,
+        [1, 1, HALF, HALF, QUARTER, QUARTER],
+    ),
     ("exponential", {"decay_rate": 2.0, "decay_steps": 1, "staircase": False}, 3, [1, 2, 4, 8]),
     ("step", {"decay_rate": 0.5, "step_size": 3}, 5, [1, 1, 1, HALF, HALF, HALF, QUARTER]),
     ("step", {"decay_rate": 0.5, "step_size": 1}, 2, [1, HALF, QUARTER, 1 / 8]),
@@ -59,36 +75,93 @@ BY_HAND: list[tuple[str, dict[str, Any], int, list[float]]] = [
     ("cosine", {"final_lr": 0.0}, 4, [1, COSINE_1, HALF, COSINE_3, 0, 0, 0]),
     ("cosine", {"final_lr": 0.5}, 2, [1, 0.75, HALF, HALF]),
     ("cosine", {"final_lr": 0.5, "exponent": 2.0}, 2, [1, 0.625, HALF, HALF]),
-    ("piecewise", {"boundaries": ["3steps", "50%"], "factors": [1.0, 0.5, 0.1]}, 10, [1, 1, 1, HALF, HALF, 0.1, 0.1]),
-    ("piecewise", {"boundaries": ["0steps", "2steps", "2steps"], "factors": [9.0, 3.0, 8.0, 0.0]}, 4, [3, 3, 0, 0]),
+    (
+        "piecewise",
+        {"boundaries": ["3steps", "50%"], "factors": [1.0, 0.5, 0.1]},
+        10,
+        [1, 1, 1, HALF, HALF, 0.1, 0.1],
+    ),
+    (
+        "piecewise",
+        {"boundaries": ["0steps", "2steps", "2steps"], "factors": [9.0, 3.0, 8.0, 0.0]},
+        4,
+        [3, 3, 0, 0],
+    ),
     ("piecewise", {"boundaries": [], "factors": [0.5]}, 2, [HALF, HALF, HALF]),
     # Warm-up over 4 steps: each edge, each shape, each kind of schedule behind it.
     ("constant", {"warmup": "4steps", "warmup_edge": "left"}, 6, [0, QUARTER, HALF, 0.75, 1, 1, 1]),
-    ("constant", {"warmup": "4steps", "warmup_edge": "right"}, 6, [QUARTER, HALF, 0.75, 1, 1, 1, 1]),
+    (
+        "constant",
+        {"warmup": "4steps", "warmup_edge": "right"},
+        6,
+        [QUARTER, HALF, 0.75, 1, 1, 1, 1],
+    ),
     ("constant", {"warmup": "4steps", "warmup_edge": "inner"}, 6, [0.2, 0.4, 0.6, 0.8, 1, 1, 1]),
     ("constant", {"warmup": "4steps", "warmup_edge": "both"}, 6, [0, 1 / 3, 2 / 3, 1, 1, 1, 1]),
-    ("constant", {"warmup": "4steps", "warmup_shape": "cosine"}, 6, [COSINE_3, HALF, COSINE_1, 1, 1, 1]),
+    (
+        "constant",
+        {"warmup": "4steps", "warmup_shape": "cosine"},
+        6,
+        [COSINE_3, HALF, COSINE_1, 1, 1, 1],
+    ),
     ("constant", {"warmup": "1steps", "warmup_edge": "both"}, 6, [1, 1]),
     ("constant", {"warmup": "100%"}, 2, [HALF, 1, 1]),
-    ("linear", {"final_lr": 0.0, "warmup": "50%"}, 8, [QUARTER, HALF, 0.75, 1, 1, 0.75, HALF, QUARTER, 0, 0]),
-    ("linear", {"final_lr": 0.5, "warmup": "4steps", "duration": "4steps"}, 8, [QUARTER, HALF, 0.75, 1, HALF, HALF]),
-    ("linear", {"final_lr": 0.5, "warmup": "4steps", "duration": "2steps"}, 8, [QUARTER, HALF, 0.75, 1, HALF, HALF]),
-    ("polynomial", {"power": 2.0, "final_lr": 0.0, "warmup": "2steps"}, 4, [HALF, 1, 1, QUARTER, 0]),
-    ("cosine", {"final_lr": 0.0, "warmup": "2steps"}, 6, [HALF, 1, 1, COSINE_1, HALF, COSINE_3, 0, 0]),
+    (
+        "linear",
+        {"final_lr": 0.0, "warmup": "50%"},
+        8,
+        [QUARTER, HALF, 0.75, 1, 1, 0.75, HALF, QUARTER, 0, 0],
+    ),
+    (
+        "linear",
+        {"final_lr": 0.5, "warmup": "4steps", "duration": "4steps"},
+        8,
+        [QUARTER, HALF, 0.75, 1, HALF, HALF],
+    ),
+    (
+        "linear",
+        {"final_lr": 0.5, "warmup": "4steps", "duration": "2steps"},
+        8,
+        [QUARTER, HALF, 0.75, 1, HALF, HALF],
+    ),
+    (
+        "polynomial",
+        {"power": 2.0, "final_lr": 0.0, "warmup": "2steps"},
+        4,
+        [HALF, 1, 1, QUARTER, 0],
+    ),
+    (
+        "cosine",
+        {"final_lr": 0.0, "warmup": "2steps"},
+        6,
+        [HALF, 1, 1, COSINE_1, HALF, COSINE_3, 0, 0],
+    ),
     (
         "exponential",
         {"decay_rate": 0.25, "decay_steps": 2, "staircase": False, "warmup": "2steps"},
         6,
         [HALF, 1, 1, HALF, QUARTER],
     ),
-    ("step", {"decay_rate": 0.5, "step_size": 2, "warmup": "2steps"}, 6, [HALF, 1, 1, 1, HALF, HALF, QUARTER]),
+    (
+        "step",
+        {"decay_rate": 0.5, "step_size": 2, "warmup": "2steps"},
+        6,
+        [HALF, 1, 1, 1, HALF, HALF, QUARTER],
+    ),
     # The boundaries of piecewise count from step 0: the one at 1 has passed when the warm-up ends.
-    ("piecewise", {"boundaries": ["1steps"], "factors": [1.0, 0.5], "warmup": "2steps"}, 6, [HALF, 1, HALF, HALF]),
+    (
+        "piecewise",
+        {"boundaries": ["1steps"], "factors": [1.0, 0.5], "warmup": "2steps"},
+        6,
+        [HALF, 1, HALF, HALF],
+    ),
 ]
 
 
 @pytest.mark.parametrize(("name", "keys", "total", "expected"), BY_HAND)
-def test_rates_worked_by_hand(name: str, keys: dict[str, Any], total: int, expected: list[float]) -> None:
+def test_rates_worked_by_hand(
+    name: str, keys: dict[str, Any], total: int, expected: list[float]
+) -> None:
     found = values(schedule(name, **keys), len(expected), total)
     np.testing.assert_allclose(found, expected, rtol=0, atol=ROUNDING * max(expected))
 
@@ -101,13 +174,16 @@ def test_the_base_rate_scales_factors_but_not_final_lr() -> None:
 
 
 def test_the_chapter_s_curves() -> None:
-    """0.001 * 0.9 ** (t // 10000); 0.001 to 0.00001 over 10,000 steps; 0.001 * (1 - t / T) ** (1 / 2)."""
+    """0.001 * 0.9 ** (t // 10000); 0.001 to 0.00001 over 10,000 steps; 0.001 * (1 - t / T) ** (1 /
+    2)."""
     steps = [0, 1, 5000, 9999, 10000, 20000, 29999]
     exponential = rates("experiment=chapter_exponential", total_steps=30000)[steps]
     np.testing.assert_allclose(exponential, [1e-3] * 4 + [9e-4, 8.1e-4, 8.1e-4], rtol=1e-15)
     linear = rates("experiment=chapter_linear", total_steps=30000)[steps]
     # To 1e-18: one rounding of numbers near 0.001.
-    np.testing.assert_allclose(linear, [1e-3, 9.99901e-4, 5.05e-4, 1.0099e-5, 1e-5, 1e-5, 1e-5], rtol=0, atol=1e-18)
+    np.testing.assert_allclose(
+        linear, [1e-3, 9.99901e-4, 5.05e-4, 1.0099e-5, 1e-5, 1e-5, 1e-5], rtol=0, atol=1e-18
+    )
     step = rates("experiment=chapter_step", total_steps=4)
     np.testing.assert_allclose(step, [1e-3, 1e-3 * sqrt(3) / 2, 1e-3 * sqrt(0.5), 5e-4], rtol=1e-15)
     assert (rates("experiment=chapter_constant", total_steps=5) == 1e-3).all()
@@ -115,7 +191,9 @@ def test_the_chapter_s_curves() -> None:
 
 @pytest.mark.parametrize("edge", ["left", "right", "inner", "both"])
 @pytest.mark.parametrize("num_steps", [0, 1, 2, 3, 10])
-def test_progress_rises_within_0_and_1_and_is_over_after_the_phase(edge: Any, num_steps: int) -> None:
+def test_progress_rises_within_0_and_1_and_is_over_after_the_phase(
+    edge: Any, num_steps: int
+) -> None:
     u = progress(np.arange(num_steps + 3), num_steps, edge)
     assert u.dtype == np.float64
     assert (np.diff(u) >= 0).all()
@@ -153,7 +231,9 @@ def any_schedule(draw: st.DrawFn, names: tuple[str, ...] = tuple(NAMES)) -> Any:
     if name == "piecewise":
         steps = sorted(draw(st.lists(st.integers(0, 60), max_size=4)))
         keys["boundaries"] = [f"{step}steps" for step in steps]
-        keys["factors"] = draw(st.lists(st.floats(0, 2), min_size=len(steps) + 1, max_size=len(steps) + 1))
+        keys["factors"] = draw(
+            st.lists(st.floats(0, 2), min_size=len(steps) + 1, max_size=len(steps) + 1)
+        )
     return SCHEDULE.validate_python({"name": name, **keys})
 
 
@@ -182,11 +262,17 @@ def test_every_rate_is_finite_and_not_negative(made: Any, total: int, lr: float)
     assert (found >= 0).all()
 
 
-@given(made=any_schedule(), total=TOTALS, lr=RATES, start=st.integers(0, 30), num=st.integers(0, 30))
-def test_a_slice_of_steps_gives_the_slice_of_the_table(made: Any, total: int, lr: float, start: int, num: int) -> None:
+@given(
+    made=any_schedule(), total=TOTALS, lr=RATES, start=st.integers(0, 30), num=st.integers(0, 30)
+)
+def test_a_slice_of_steps_gives_the_slice_of_the_table(
+    made: Any, total: int, lr: float, start: int, num: int
+) -> None:
     clock = Clock(total, 5)
     whole = made.rates(np.arange(60), clock, lr)
-    assert (made.rates(np.arange(start, start + num), clock, lr) == whole[start : start + num]).all()
+    assert (
+        made.rates(np.arange(start, start + num), clock, lr) == whole[start : start + num]
+    ).all()
     assert (table(made, clock, lr) == made.rates(np.arange(total), clock, lr)).all()
 
 
@@ -196,12 +282,15 @@ def test_a_schedule_that_ends_then_holds_its_final_rate(made: Any, total: int, l
     end = max(clock.steps(made.duration), clock.steps(made.warmup))
     after = made.rates(np.arange(end, end + 50), clock, lr)
     assert (after == after[0]).all()
-    # (1 - u) lr + u final, u = 1, and (lr - final) * 0 + final: exact but for cos(pi), which is exactly -1 too.
+    # (1 - u) lr + u final, u = 1, and (lr - final) * 0 + final: exact but for cos(pi), which is
+    # exactly -1 too.
     assert after[0] == made.final_lr
 
 
 @given(made=any_schedule(("linear", "polynomial", "cosine")), total=TOTALS, lr=RATES)
-def test_a_schedule_that_ends_stays_between_the_rates_it_joins(made: Any, total: int, lr: float) -> None:
+def test_a_schedule_that_ends_stays_between_the_rates_it_joins(
+    made: Any, total: int, lr: float
+) -> None:
     found = values(made, total + 20, total, lr)
     # 4e-16 of the larger: (lr - final) + final need not round back to lr.
     assert found.max() <= max(lr, made.final_lr) * (1 + 4e-16)
@@ -224,7 +313,9 @@ def test_boundaries_that_fall_are_refused() -> None:
 
 
 def test_ten_million_steps_take_little_more_memory_than_their_table() -> None:
-    made: Exponential = schedule("exponential", decay_rate=0.9, decay_steps=10000, staircase=False, warmup="1%")
+    made: Exponential = schedule(
+        "exponential", decay_rate=0.9, decay_steps=10000, staircase=False, warmup="1%"
+    )
     num = 10**7
     tracemalloc.start()
     try:

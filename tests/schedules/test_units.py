@@ -33,7 +33,9 @@ DURATION: TypeAdapter[str] = TypeAdapter(Duration)
         ("150%", 300),  # longer than the run is allowed: the run then ends on the way
     ],
 )
-def test_a_duration_in_steps_of_a_run_of_200_steps_in_epochs_of_40(duration: str, steps: int) -> None:
+def test_a_duration_in_steps_of_a_run_of_200_steps_in_epochs_of_40(
+    duration: str, steps: int
+) -> None:
     assert Clock(total_steps=200, steps_per_epoch=40).steps(duration) == steps
 
 
@@ -43,7 +45,9 @@ def test_all_of_a_run_is_all_its_steps(total: int) -> None:
 
 
 @given(total=st.integers(1, 10**6), percent=st.integers(0, 100))
-def test_a_percentage_is_at_most_half_a_step_away_from_the_exact_one(total: int, percent: int) -> None:
+def test_a_percentage_is_at_most_half_a_step_away_from_the_exact_one(
+    total: int, percent: int
+) -> None:
     exact = Fraction(total * percent, 100)
     assert abs(Clock(total, total).steps(f"{percent}%") - exact) <= Fraction(1, 2)
 
@@ -67,8 +71,10 @@ def test_a_duration_is_kept_as_it_was_written(spelled: str) -> None:
 @pytest.mark.parametrize(
     "spelled",
     [
-        "", "%", "steps", "5", "5step", "5epoch", "5 steps", " 5steps", "5steps ", "5steps\n", "-5steps", "+5steps",
-        "1e3steps", "5%%", "5,5%", ".5%", "5.%", "nan%", "inf%", "5Steps", "5steps3epochs", "0x5steps", "5ep",
+        "", "%", "steps", "5", "5step", "5epoch", "5 steps", " 5steps", "5steps ", "5steps\n",
+        "-5steps", "+5steps",
+        "1e3steps", "5%%", "5,5%", ".5%", "5.%", "nan%", "inf%", "5Steps", "5steps3epochs",
+        "0x5steps", "5ep",
     ],
 )  # fmt: skip
 def test_other_spellings_are_refused_with_the_right_ones_named(spelled: str) -> None:
@@ -99,10 +105,13 @@ def test_a_number_without_its_unit_is_refused(value: Any) -> None:
         (["100%", "rest"], [0, 200, 200]),
         (["150%", "rest"], [0, 300, 300]),  # nothing is left
         (["99.9%", "rest"], [0, 200, 200]),  # 199.8
-        (["0.2%", "0.2%", "0.2%", "rest"], [0, 0, 1, 1, 200]),  # 0.4, 0.8, 1.2: the sums are rounded
+        # 0.4, 0.8, 1.2: the sums are rounded
+        (["0.2%", "0.2%", "0.2%", "rest"], [0, 0, 1, 1, 200]),
     ],
 )
-def test_the_boundaries_of_phases_in_200_steps_with_epochs_of_40(durations: list[str], expected: list[int]) -> None:
+def test_the_boundaries_of_phases_in_200_steps_with_epochs_of_40(
+    durations: list[str], expected: list[int]
+) -> None:
     assert Clock(200, 40).boundaries(durations) == expected
 
 
@@ -118,5 +127,7 @@ def test_a_length_is_kept_as_it_was_written(spelled: str) -> None:
 
 @pytest.mark.parametrize("spelled", ["0steps", "0%", "0.0epochs"])
 def test_a_length_of_0_is_refused(spelled: str) -> None:
-    with pytest.raises(ValidationError, match="a duration above 0, such as 500steps, 3epochs or 10%"):
+    with pytest.raises(
+        ValidationError, match="a duration above 0, such as 500steps, 3epochs or 10%"
+    ):
         TypeAdapter(Length).validate_python(spelled)

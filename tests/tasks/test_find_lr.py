@@ -16,13 +16,22 @@ from tests.training import prepare, train
 
 def test_the_smoothed_loss_by_hand() -> None:
     """beta = 1/2: s = 2, 3, 1.5 of losses 4, 4, 0; over 1 - 1/2, 1 - 1/4, 1 - 1/8."""
-    np.testing.assert_allclose(range_test.smooth(np.array([4.0, 4.0, 0.0]), 0.5), [4.0, 4.0, 1.5 / 0.875], rtol=1e-15)
-    np.testing.assert_array_equal(range_test.smooth(np.array([3.0, 1.0, 2.0]), 0.0), [3.0, 1.0, 2.0])
+    np.testing.assert_allclose(
+        range_test.smooth(np.array([4.0, 4.0, 0.0]), 0.5), [4.0, 4.0, 1.5 / 0.875], rtol=1e-15
+    )
+    np.testing.assert_array_equal(
+        range_test.smooth(np.array([3.0, 1.0, 2.0]), 0.0), [3.0, 1.0, 2.0]
+    )
 
 
 @pytest.mark.parametrize(
     ("losses", "expected"),
-    [([4.0, 2.0, 7.9, 8.1], 3), ([4.0, 2.0, 8.0, 8.0], None), ([1.0, np.nan, 1.0], 1), ([1.0, 0.5, np.inf], 2)],
+    [
+        ([4.0, 2.0, 7.9, 8.1], 3),
+        ([4.0, 2.0, 8.0, 8.0], None),
+        ([1.0, np.nan, 1.0], 1),
+        ([1.0, 0.5, np.inf], 2),
+    ],
 )
 def test_where_the_test_ends(losses: list[float], expected: int | None) -> None:
     """Above four times the least so far, or no number."""
@@ -31,7 +40,8 @@ def test_where_the_test_ends(losses: list[float], expected: int | None) -> None:
 
 
 def test_the_suggestion_by_hand() -> None:
-    """Rates 10^-5 ... 10^0; the loss falls slowly, fastest around 10^-2, least at 10^-1, then rises."""
+    """Rates 10^-5 ... 10^0; the loss falls slowly, fastest around 10^-2, least at 10^-1, then
+    rises."""
     rates = 10.0 ** np.arange(-5, 1)
     found = range_test.suggest(rates, np.array([5.0, 4.9, 4.5, 3.0, 1.0, 9.0]))
     # central differences, in units of ln 10: -0.1, -0.25, -0.95, -1.75, 3.0
@@ -51,14 +61,20 @@ FOUND = ("task=find_lr", "trainer.precision=float64", "device=cpu")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Path]]:
     """What is said, and the folder, for two optimizers at once on each backend."""
     here = tmp_path_factory.mktemp("found")
-    each = forked(here, *(("-m", *FOUND, f"backend={backend}", "optimizer=adam,sgd") for backend in BACKENDS))
+    each = forked(
+        here, *(("-m", *FOUND, f"backend={backend}", "optimizer=adam,sgd") for backend in BACKENDS)
+    )
     assert [done.status for done in each] == [0, 0], each
     return {backend: (done.out, here) for backend, done in zip(BACKENDS, each, strict=True)}
 
 
 def folders(found: dict[str, tuple[str, Path]], backend: str) -> list[Path]:
     out, here = found[backend]
-    return [here / line.removeprefix("folder   ") for line in out.splitlines() if line.startswith("folder")]
+    return [
+        here / line.removeprefix("folder   ")
+        for line in out.splitlines()
+        if line.startswith("folder")
+    ]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -76,17 +92,24 @@ def test_it_says_the_override_to_copy_and_leaves_its_trace_and_picture(
         told = json.loads((folder / "find_lr.json").read_text())
         assert f"suggestion  optimizer.lr={told['suggestion']['lr']:g}" in out
         trace = np.genfromtxt(folder / "trace.csv", delimiter=",", names=True)
-        # geometric from 1e-6 to 10 over 100 updates: a factor of 10^(7 / 99) a step; 1e-12: powers of float64
-        np.testing.assert_allclose(trace["learning_rate"], 1e-6 * 10 ** (7 / 99 * trace["step"]), rtol=1e-12)
+        # geometric from 1e-6 to 10 over 100 updates: a factor of 10^(7 / 99) a step; 1e-12: powers
+        # of float64
+        np.testing.assert_allclose(
+            trace["learning_rate"], 1e-6 * 10 ** (7 / 99 * trace["step"]), rtol=1e-12
+        )
         assert len(trace) == told["steps"]
         smoothed = range_test.smooth(trace["loss"], 0.9)
         np.testing.assert_allclose(trace["smoothed_loss"], smoothed, rtol=1e-15)
 
 
 def test_both_backends_suggest_the_same(found: dict[str, tuple[str, Path]]) -> None:
-    """float64: the same update is steepest; near the end, where the loss explodes, roundings grow."""
+    """float64: the same update is steepest; near the end, where the loss explodes, roundings
+    grow."""
     for one, other in zip(folders(found, "lightning"), folders(found, "keras"), strict=True):
-        a, b = (json.loads((folder / "find_lr.json").read_text())["suggestion"] for folder in (one, other))
+        a, b = (
+            json.loads((folder / "find_lr.json").read_text())["suggestion"]
+            for folder in (one, other)
+        )
         assert a == b
 
 
@@ -95,10 +118,15 @@ def test_training_at_the_suggestion_is_better_than_at_a_tenth_or_ten_times_of_it
     found: dict[str, tuple[str, Path]], optimizer: str, job: int
 ) -> None:
     """The mean loss of the last 20 of 100 updates on digits."""
-    lr = json.loads((folders(found, "lightning")[job] / "find_lr.json").read_text())["suggestion"]["lr"]
+    lr = json.loads((folders(found, "lightning")[job] / "find_lr.json").read_text())["suggestion"][
+        "lr"
+    ]
 
     def loss(rate: float) -> float:
-        trained = train("lightning", [f"optimizer={optimizer}", f"optimizer.lr={rate!r}", "trainer.max_steps=100"])
+        trained = train(
+            "lightning",
+            [f"optimizer={optimizer}", f"optimizer.lr={rate!r}", "trainer.max_steps=100"],
+        )
         return float(np.nan_to_num(trained.losses[-20:].mean(), nan=np.inf))
 
     assert loss(lr) < min(loss(lr / 10), loss(lr * 10))
@@ -107,11 +135,14 @@ def test_training_at_the_suggestion_is_better_than_at_a_tenth_or_ten_times_of_it
 def test_what_fails_and_what_is_interrupted_say_so(tmp_path: Path) -> None:
     """The very first update throws the weights away."""
     (done,) = forked(
-        tmp_path, ("task=find_lr", "find_lr.min_lr=1e5", "find_lr.max_lr=1e6", "optimizer=sgd", "device=cpu")
+        tmp_path,
+        ("task=find_lr", "find_lr.min_lr=1e5", "find_lr.max_lr=1e6", "optimizer=sgd", "device=cpu"),
     )
     assert (done.status, done.err) == (1, "")
     assert "failed: the loss does not fall" in done.out
-    process = start(tmp_path, "task=find_lr", "find_lr.num_steps=10000000", "find_lr.max_lr=1e-5", "device=cpu")
+    process = start(
+        tmp_path, "task=find_lr", "find_lr.num_steps=10000000", "find_lr.max_lr=1e-5", "device=cpu"
+    )
     while len([*tmp_path.glob("outputs/find_lr/*")]) < 2:
         time.sleep(0.05)
     time.sleep(1.0)

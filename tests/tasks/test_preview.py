@@ -20,7 +20,12 @@ def test_it_imports_no_framework(tmp_path: Path) -> None:
 
 
 def test_it_says_the_turning_points_the_sum_and_the_picture(tmp_path: Path) -> None:
-    overrides = ("task=preview", "schedule=wsd", "schedule.warmup=10%", "schedule.decay_shape=linear")
+    overrides = (
+        "task=preview",
+        "schedule=wsd",
+        "schedule.warmup=10%",
+        "schedule.decay_shape=linear",
+    )
     (done,) = forked(tmp_path, overrides)
     assert (done.status, done.err) == (0, "")
     lines = done.out.splitlines()
@@ -33,7 +38,9 @@ def test_it_says_the_turning_points_the_sum_and_the_picture(tmp_path: Path) -> N
     assert lines[-2] == "sum of rates 0.681  mean 0.00085125  largest 0.001"
     picture = tmp_path / lines[-1].removeprefix("picture  ")
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert [path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*.png")] == [("outputs", "previews")]
+    assert [path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*.png")] == [
+        ("outputs", "previews")
+    ]
 
 
 def test_several_are_a_line_each_and_one_picture(tmp_path: Path) -> None:
@@ -49,20 +56,31 @@ def test_several_are_a_line_each_and_one_picture(tmp_path: Path) -> None:
 def test_glob_shows_every_schedule_that_needs_nothing_else_said(tmp_path: Path) -> None:
     (done,) = forked(tmp_path, ("-m", "task=preview", "schedule=glob(*)", "trainer.max_steps=50"))
     assert (done.status, done.err) == (0, "")
-    shown = [line.split()[0] for line in done.out.splitlines() if not line.startswith(("warning", "picture", " "))]
+    shown = [
+        line.split()[0]
+        for line in done.out.splitlines()
+        if not line.startswith(("warning", "picture", " "))
+    ]
     assert shown == [
         file.stem
         for file in sorted((CONF / "schedule").glob("*.yaml"))
         if "???" not in file.read_text(encoding="utf-8")
     ]
-    (some,) = forked(tmp_path, ("-m", "task=preview", "schedule=glob(cosine*)", "trainer.max_steps=50"))
-    assert [line.split()[0] for line in some.out.splitlines()[1:-1]] == ["cosine", "cosine_restarts"]
+    (some,) = forked(
+        tmp_path, ("-m", "task=preview", "schedule=glob(cosine*)", "trainer.max_steps=50")
+    )
+    assert [line.split()[0] for line in some.out.splitlines()[1:-1]] == [
+        "cosine",
+        "cosine_restarts",
+    ]
 
 
 def test_a_warning_is_said_and_with_strict_refused(tmp_path: Path) -> None:
     late = ("task=preview", "schedule=linear", "schedule.duration=1000steps")
     warned, refused = forked(tmp_path, late, (*late, "trainer.strict=true"))
-    said = "schedule.duration: reaches to step 1000, the run has 800 steps: the last rate is 0.000201"
+    said = (
+        "schedule.duration: reaches to step 1000, the run has 800 steps: the last rate is 0.000201"
+    )
     assert warned.out.splitlines()[0] == f"warning: {said}"
     assert (refused.status, refused.out, refused.err) == (2, "", f"error: {said}\n")
     assert len(list((tmp_path / "outputs" / "previews").iterdir())) == 1
@@ -80,11 +98,14 @@ assert "matplotlib.pyplot" not in sys.modules
 
 def test_its_picture_needs_no_pyplot(tmp_path: Path) -> None:
     """Which would open windows, keep figures, and cost its import."""
-    subprocess.run([sys.executable, "-c", NO_PYPLOT, str(tmp_path / "a.png")], cwd=REPOSITORY, check=True)
+    subprocess.run(
+        [sys.executable, "-c", NO_PYPLOT, str(tmp_path / "a.png")], cwd=REPOSITORY, check=True
+    )
 
 
 def test_it_takes_about_a_second(tmp_path: Path) -> None:
-    """1.5 s on an idle machine; the fastest of three, and 4 s, since the cores of this one are shared."""
+    """1.5 s on an idle machine; the fastest of three, and 4 s, since the cores of this one are
+    shared."""
     seconds = []
     for _ in range(3):
         began = time.time()

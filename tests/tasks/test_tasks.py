@@ -1,4 +1,5 @@
-"""What can be done with a finished run: evaluate, predict and export on the command line, and `load_run` in Python."""
+"""What can be done with a finished run: evaluate, predict and export on the command line, and
+`load_run` in Python."""
 
 import csv
 import json
@@ -29,7 +30,8 @@ both = pytest.mark.parametrize("backend", BACKENDS)
 # float32 against NumPy's float64: sums of 64 and 128 products of size 1
 FLOAT32 = 1e-5
 
-EXPORTS = {"lightning": ("keras", "model.keras"), "keras": ("torch", "model.pt2")}  # each to the other's
+# each to the other's
+EXPORTS = {"lightning": ("keras", "model.keras"), "keras": ("torch", "model.pt2")}
 
 
 class Tasks(NamedTuple):
@@ -45,16 +47,23 @@ def new_rows() -> Split:
 
 
 @pytest.fixture(scope="module")
-def tasks(finished: dict[str, Finished], new_rows: Split, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tasks]:
-    """Copies of the short runs: evaluated as they were, predicted with and exported for the other framework."""
+def tasks(
+    finished: dict[str, Finished], new_rows: Split, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Tasks]:
+    """Copies of the short runs: evaluated as they were, predicted with and exported for the other
+    framework."""
     here = tmp_path_factory.mktemp("tasks")
     np.savez(here / "new.npz", x=new_rows.x)
     for backend in BACKENDS:
         shutil.copytree(finished[backend].path, here / backend, symlinks=True)
     evaluated = forked(here, *(("task=evaluate", f"run={b}") for b in BACKENDS))
     other = {b: f"backend={OTHER[b]}" for b in BACKENDS}
-    predicted = forked(here, *(("task=predict", f"run={b}", "data.path=new.npz", other[b]) for b in BACKENDS))
-    exported = forked(here, *(("task=export", f"run={b}", f"format={EXPORTS[b][0]}") for b in BACKENDS))
+    predicted = forked(
+        here, *(("task=predict", f"run={b}", "data.path=new.npz", other[b]) for b in BACKENDS)
+    )
+    exported = forked(
+        here, *(("task=export", f"run={b}", f"format={EXPORTS[b][0]}") for b in BACKENDS)
+    )
     forked(here, *(("task=export", f"run={b}", "format=safetensors") for b in BACKENDS))
     each = zip(BACKENDS, evaluated, predicted, exported, strict=True)
     return {backend: Tasks(here / backend, *done) for backend, *done in each}
@@ -66,15 +75,20 @@ def saved(path: Path) -> dict[str, np.ndarray]:
 
 
 @both
-def test_evaluate_measures_the_test_split(tasks: dict[str, Tasks], new_rows: Split, backend: str) -> None:
+def test_evaluate_measures_the_test_split(
+    tasks: dict[str, Tasks], new_rows: Split, backend: str
+) -> None:
     """Against NumPy's forward pass; said in one line, and in test.json."""
     path, done = tasks[backend].path, tasks[backend].evaluated
     loss, accuracy = loss_and_accuracy(mlp(saved(path), new_rows.x), new_rows.y)
     found = json.loads((path / "test.json").read_text())
     assert found["test/loss"] == pytest.approx(loss, rel=FLOAT32)
-    assert found["test/accuracy"] == pytest.approx(accuracy, abs=1e-12)  # a share of 261 rows, no tie among them
+    # a share of 261 rows, no tie among them
+    assert found["test/accuracy"] == pytest.approx(accuracy, abs=1e-12)
     assert (done.status, done.err) == (0, "")
-    assert done.out.startswith(f"result   test/loss {loss:.4f}  test/accuracy {accuracy:.4f}  (261 rows")
+    assert done.out.startswith(
+        f"result   test/loss {loss:.4f}  test/accuracy {accuracy:.4f}  (261 rows"
+    )
     assert len(done.out.splitlines()) == 2
 
 
@@ -92,7 +106,9 @@ def test_predict_on_the_other_framework_gives_the_outputs_and_labels(
 
 
 @both
-def test_export_for_the_other_framework_loads_there(tasks: dict[str, Tasks], new_rows: Split, backend: str) -> None:
+def test_export_for_the_other_framework_loads_there(
+    tasks: dict[str, Tasks], new_rows: Split, backend: str
+) -> None:
     path, done = tasks[backend].path, tasks[backend].exported
     assert (done.status, done.err) == (0, "")
     place, x = path / EXPORTS[backend][1], new_rows.x.astype(np.float32)
@@ -109,7 +125,9 @@ def test_export_for_the_other_framework_loads_there(tasks: dict[str, Tasks], new
 
 
 @both
-def test_export_as_safetensors_holds_the_canonical_weights(tasks: dict[str, Tasks], backend: str) -> None:
+def test_export_as_safetensors_holds_the_canonical_weights(
+    tasks: dict[str, Tasks], backend: str
+) -> None:
     path = tasks[backend].path
     exported, weights = load_file(path / "model.safetensors"), saved(path)
     assert exported.keys() == weights.keys()
@@ -131,7 +149,9 @@ def test_no_task_changes_what_the_run_left(
 
 
 @both
-def test_a_loaded_run_has_config_records_and_result(finished: dict[str, Finished], backend: str) -> None:
+def test_a_loaded_run_has_config_records_and_result(
+    finished: dict[str, Finished], backend: str
+) -> None:
     path = finished[backend].path
     run = load_run(path)
     assert (run.config.backend, run.config.schedule.name, run.config.trainer.batch_size) == (
@@ -157,13 +177,18 @@ def test_a_loaded_run_predicts_as_numpy_does_and_on_either_framework(
 ) -> None:
     path = finished[backend].path
     expected = mlp(saved(path), new_rows.x)
-    own, other = load_run(path).predict(new_rows.x), load_run(path, backend=OTHER[backend]).predict(new_rows.x)
+    own, other = (
+        load_run(path).predict(new_rows.x),
+        load_run(path, backend=OTHER[backend]).predict(new_rows.x),
+    )
     np.testing.assert_allclose(own, expected, rtol=0, atol=FLOAT32)
     np.testing.assert_allclose(other, expected, rtol=0, atol=FLOAT32)
 
 
 @both
-def test_a_loaded_run_s_model_is_a_native_one(finished: dict[str, Finished], new_rows: Split, backend: str) -> None:
+def test_a_loaded_run_s_model_is_a_native_one(
+    finished: dict[str, Finished], new_rows: Split, backend: str
+) -> None:
     path = finished[backend].path
     model: Any = load_run(path).model()
     x = new_rows.x.astype(np.float32)
@@ -189,7 +214,9 @@ def test_an_earlier_checkpoint_can_be_loaded(finished: dict[str, Finished], back
     val = run.plan.data.val
     loss, _ = loss_and_accuracy(run.predict(val.x).astype(np.float64), val.y)
     assert run.metrics["val/loss"][1] == pytest.approx(loss, rel=FLOAT32)
-    assert not np.array_equal(run.weights["dense_0/kernel"], load_run(path).weights["dense_0/kernel"])
+    assert not np.array_equal(
+        run.weights["dense_0/kernel"], load_run(path).weights["dense_0/kernel"]
+    )
 
 
 # Regression on a user's CSV: y = 300 a - 200 b + 100 to the last digit, which a linear model learns
@@ -202,10 +229,19 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     a, b = np.random.default_rng(0).uniform(-10, 10, (2, 100))
     with (here / "line.csv").open("w", newline="") as file:
         csv.writer(file).writerow(["a", "b", "y"])
-        csv.writer(file).writerows(zip(a.tolist(), b.tolist(), (300 * a - 200 * b + 100).tolist(), strict=True))
+        csv.writer(file).writerows(
+            zip(a.tolist(), b.tolist(), (300 * a - 200 * b + 100).tolist(), strict=True)
+        )
     (here / "new.csv").write_text("b,name,a\n0,first,1\n2,second,-3\n")
     data = ("data=csv", "data.path=line.csv", "data.task=regression")
-    options = (*data, "model=linear", "optimizer=sgd", "optimizer.lr=0.1", "trainer.max_epochs=60", "device=cpu")
+    options = (
+        *data,
+        "model=linear",
+        "optimizer=sgd",
+        "optimizer.lr=0.1",
+        "trainer.max_epochs=60",
+        "device=cpu",
+    )
     trained = forked(here, *((f"backend={backend}", *options) for backend in BACKENDS))
     predict = [("task=predict", f"run={done.folder}", "data.path=new.csv") for done in trained]
     predicted = forked(here, *predict)
@@ -217,19 +253,25 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_a_regression_has_no_accuracy_columns(lines: dict[str, Path], backend: str) -> None:
     header = (lines[backend] / "metrics.csv").read_text().splitlines()[0]
     assert header == "epoch,step,train/loss,val/loss,seconds"
-    assert set(json.loads((lines[backend] / "result.json").read_text())["metrics"]) == {"train/loss", "val/loss"}
+    assert set(json.loads((lines[backend] / "result.json").read_text())["metrics"]) == {
+        "train/loss",
+        "val/loss",
+    }
 
 
 @both
 def test_predictions_are_in_the_target_s_own_units(lines: dict[str, Path], backend: str) -> None:
-    """300 - 0 + 100 and -900 - 400 + 100. 0.1: float32 weights, times the scale of y, about 2,000, and some."""
+    """300 - 0 + 100 and -900 - 400 + 100. 0.1: float32 weights, times the scale of y, about 2,000,
+    and some."""
     with (lines[backend] / "predictions.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
     assert header == ["output_0"]
     assert [float(row[0]) for row in rows] == pytest.approx([400, -1200], abs=0.1)
 
 
-def test_a_prediction_needs_the_run_s_folder_and_the_new_rows_alone(lines: dict[str, Path], tmp_path: Path) -> None:
+def test_a_prediction_needs_the_run_s_folder_and_the_new_rows_alone(
+    lines: dict[str, Path], tmp_path: Path
+) -> None:
     """The folder moved to another place, where the file that it was trained on is not."""
     path = lines["lightning"]
     shutil.copytree(path, tmp_path / "run", symlinks=True)
@@ -237,4 +279,6 @@ def test_a_prediction_needs_the_run_s_folder_and_the_new_rows_alone(lines: dict[
     shutil.copy(path.parents[2] / "new.csv", tmp_path)
     (done,) = forked(tmp_path, ("task=predict", "run=run", "data.path=new.csv"))
     assert (done.status, done.err) == (0, "")
-    assert (tmp_path / "run" / "predictions.csv").read_text() == (path / "predictions.csv").read_text()
+    assert (tmp_path / "run" / "predictions.csv").read_text() == (
+        path / "predictions.csv"
+    ).read_text()

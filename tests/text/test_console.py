@@ -17,11 +17,17 @@ from runner.run.run_folder import read_json
 from runner.text.console import steady, tree
 from tests.command_line import begun, ended, start, together
 
-only_linux = pytest.mark.skipif(sys.platform != "linux", reason="its devices and limits are Linux's")
+only_linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="its devices and limits are Linux's"
+)
 
 
 def test_a_config_is_drawn_as_a_tree_with_a_branch_per_group() -> None:
-    values = {"seed": 0, "model": {"layers": [{"layer": "dense"}, {"layer": "flatten"}]}, "metrics": ["a", "b"]}
+    values = {
+        "seed": 0,
+        "model": {"layers": [{"layer": "dense"}, {"layer": "flatten"}]},
+        "metrics": ["a", "b"],
+    }
     drawn = """\
 config
 ├── seed: 0
@@ -50,7 +56,9 @@ def the_run(here: Path) -> Path:
 
 
 @only_linux
-def test_a_run_whose_output_the_disk_does_not_take_completes_and_says_so_in_one_line(tmp_path: Path) -> None:
+def test_a_run_whose_output_the_disk_does_not_take_completes_and_says_so_in_one_line(
+    tmp_path: Path,
+) -> None:
     """The output is in run.log."""
     err = tmp_path / "err"
     assert ended(begun(tmp_path, *SHORT, out=Path("/dev/full"), err=err), err) == 0
@@ -99,7 +107,11 @@ def test_a_run_whose_terminal_hangs_up_completes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "closed",
-    [">&-", pytest.param(">&- 2>&- <&-", marks=pytest.mark.slow), pytest.param("2>&-", marks=pytest.mark.slow)],
+    [
+        ">&-",
+        pytest.param(">&- 2>&- <&-", marks=pytest.mark.slow),
+        pytest.param("2>&-", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_without_standard_streams_completes(tmp_path: Path, closed: str) -> None:
     """The files that it opens do not take their numbers."""
@@ -124,16 +136,21 @@ def command(*printed: str) -> int:
 
 
 @only_linux
-def test_what_is_only_printed_and_not_taken_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_only_printed_and_not_taken_is_an_error_of_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "runner", "--cfg", "job"],
-        stdout=os.open("/dev/full", os.O_WRONLY), stderr=subprocess.PIPE, text=True, check=False, timeout=120,
+        stdout=os.open("/dev/full", os.O_WRONLY), stderr=subprocess.PIPE, text=True, check=False,
+        timeout=120,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr == "error: standard output cannot be written: No space left on device\n"
 
 
-def test_streams_that_are_not_the_process_s_own_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_that_are_not_the_process_s_own_are_left_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     mine = io.StringIO()
     monkeypatch.setattr(sys, "stdout", mine)
     assert command("a", "b") == 0
@@ -166,7 +183,9 @@ def test_a_variable_of_the_environment_that_is_set_aside_is_told_once(
     """Before Keras is imported, which overrides it."""
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     monkeypatch.delitem(sys.modules, "backends.keras", raising=False)
-    monkeypatch.setattr(dispatcher, "import_module", lambda name: os.environ.update(KERAS_BACKEND="tensorflow"))
+    monkeypatch.setattr(
+        dispatcher, "import_module", lambda name: os.environ.update(KERAS_BACKEND="tensorflow")
+    )
     for _ in range(2):
         dispatcher.load("keras")
     said = "warning: KERAS_BACKEND=torch is set aside: backend=keras runs on TensorFlow\n"
@@ -190,7 +209,8 @@ def test_a_run_on_keras_tells_it_on_the_terminal_and_in_its_log(
 
 @only_linux
 def test_a_full_disk_is_one_line_wherever_a_run_meets_it(tmp_path: Path) -> None:
-    """Refuse rows after the header's 4 bytes by the limit on a file's size, in a process of its own."""
+    """Refuse rows after the header's 4 bytes by the limit on a file's size, in a process of its
+    own."""
     code = f"""
 import numpy as np, resource, sys
 from pathlib import Path
@@ -211,7 +231,9 @@ for write in (
 folder.close()
 print("\\n".join(said))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
     assert (done.returncode, done.stderr) == (0, "")
     names = ["trace.csv", "metrics.csv", "result.json"]
     for line, name in zip(done.stdout.splitlines(), names, strict=True):

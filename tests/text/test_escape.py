@@ -43,7 +43,9 @@ def test_no_medium_acts_on_it(text: str) -> None:
     assert not escape.csv(text).startswith(("=", "+", "-", "@"))
 
 
-@pytest.mark.parametrize("text", ["schedule=constant", "model.layers=[{units: 8}]", "p < 0.0001", "模型", "a_b*c"])
+@pytest.mark.parametrize(
+    "text", ["schedule=constant", "model.layers=[{units: 8}]", "p < 0.0001", "模型", "a_b*c"]
+)
 def test_plain_text_stays_as_it_is(text: str) -> None:
     """Show it unchanged on a terminal and in CSV, and in Markdown but for a star."""
     assert escape.terminal(text) == escape.csv(text) == text
@@ -56,20 +58,24 @@ def test_what_is_escaped_says_what_it_was() -> None:
     assert escape.csv("=1+1") == "'=1+1"
     assert escape.picture("a$b") == r"a\$b"
     assert escape.picture("abcdef", most=4) == "abc…"
-    assert as_markdown([("a", "b"), ("|", "c")], escape.markdown).splitlines()[-1] == "| &#124; | c   |"
+    assert (
+        as_markdown([("a", "b"), ("|", "c")], escape.markdown).splitlines()[-1]
+        == "| &#124; | c   |"
+    )
 
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """What task=compare prints and writes of runs whose result.json a stranger wrote, errors, schedules and
-    metrics among it."""
+    """What task=compare prints and writes of runs whose result.json a stranger wrote, errors,
+    schedules and metrics among it."""
     here = tmp_path_factory.mktemp("hostile")
     for i, text in enumerate(HOSTILE.values()):
         for seed in (0, 1):
             overrides = [text, f"trainer.max_epochs={i + 2}"]
             write_run(
                 here / "runs", [f"trainer.max_epochs={i + 2}"], seed, 0.5 + seed / 10 + i / 100,
-                overrides=overrides, schedule=text, metrics={"val/loss": 0.5 + seed / 10 + i / 100, f"val/{text}": 0.5},
+                overrides=overrides, schedule=text,
+                metrics={"val/loss": 0.5 + seed / 10 + i / 100, f"val/{text}": 0.5},
             )  # fmt: skip
         write_run(here / "runs", ["schedule=cosine"], 10 + i, None, error=text, overrides=[text])
     (done,) = forked(here, ("task=compare", "runs=[runs]"))
@@ -80,7 +86,9 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 def test_nothing_reaches_the_terminal_but_printable_lines(reports: tuple[str, Path]) -> None:
     out, _ = reports
     assert all(line.isprintable() for line in out.splitlines())
-    assert not [line for line in out.splitlines() if line.startswith(("winner   mine", "| 1 | mine"))]
+    assert not [
+        line for line in out.splitlines() if line.startswith(("winner   mine", "| 1 | mine"))
+    ]
 
 
 def test_markdown_has_no_html_no_image_and_no_more_columns(reports: tuple[str, Path]) -> None:
@@ -145,8 +153,15 @@ def test_what_a_run_says_is_printable(text: str) -> None:
 
 @pytest.mark.parametrize("backend", ["lightning", pytest.param("keras", marks=pytest.mark.slow)])
 def test_a_model_s_name_with_dollars_is_drawn_as_it_is(tmp_path: Path, backend: str) -> None:
-    """Between two dollars matplotlib reads mathematics; `^` alone is none, which ended a multirun after its training."""
-    names = ("-m", f"backend={backend}", "model.name='a$b','100$^$','模型'", "trainer.max_steps=2", "device=cpu")
+    """Between two dollars matplotlib reads mathematics; `^` alone is none, which ended a multirun
+    after its training."""
+    names = (
+        "-m",
+        f"backend={backend}",
+        "model.name='a$b','100$^$','模型'",
+        "trainer.max_steps=2",
+        "device=cpu",
+    )
     (done,) = forked(tmp_path, names)
     assert (done.status, done.err) == (0, "")
     folder = tmp_path / done.folder
@@ -154,9 +169,13 @@ def test_a_model_s_name_with_dollars_is_drawn_as_it_is(tmp_path: Path, backend: 
     assert len(list(folder.glob("*/curves.png"))) == 3
 
 
-def test_pictures_of_schedules_take_any_name(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_pictures_of_schedules_take_any_name(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
     """One pair of axes, and a gallery."""
-    tables = {f"{text} {i}": np.linspace(1, 0, 9) for i, text in enumerate([*HOSTILE.values(), "_hidden"])}
+    tables = {
+        f"{text} {i}": np.linspace(1, 0, 9) for i, text in enumerate([*HOSTILE.values(), "_hidden"])
+    }
     few = dict(list(tables.items())[-3:])
     for name, each in (("few", few), ("gallery", tables)):
         rates.draw(tmp_path / f"{name}.png", each, 1.0)
@@ -180,7 +199,9 @@ DAMAGE: dict[str, tuple[str, str | None]] = {
 }
 
 
-def test_a_damaged_run_is_told_and_the_others_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_run_is_told_and_the_others_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Damaged runs of a third setting beside two whole ones; each is one line with its file."""
     for seed in (0, 1, 2):
         write_run(tmp_path / "runs", ["schedule=constant"], seed, 0.5 + seed / 10)
@@ -204,7 +225,9 @@ def test_a_damaged_run_is_told_and_the_others_are_compared(tmp_path: Path, capsy
     assert any(line.startswith("  schedule=cosine_0: 7 of 7 seeds failed") for line in lines)
 
 
-def test_the_result_of_an_older_version_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_result_of_an_older_version_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Missing keys are read from the config or unknown; data.json has no hash of the values."""
     for seed in (0, 1, 2):
         for schedule, last in (("constant", 0.5 + seed / 10), ("linear", 0.6 + seed**2 / 10)):

@@ -31,7 +31,23 @@ def test_hydra_reads_any_value_back_from_its_spelling(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["ü1", "a=1", "a,b", "it's", "a\\", "\\'", "1e-3", "null", "Nan", "", " ", "a: b", "-m", "$(touch x)"]
+    "text",
+    [
+        "ü1",
+        "a=1",
+        "a,b",
+        "it's",
+        "a\\",
+        "\\'",
+        "1e-3",
+        "null",
+        "Nan",
+        "",
+        " ",
+        "a: b",
+        "-m",
+        "$(touch x)",
+    ],
 )
 def test_so_does_the_shell_the_whole_command(text: str) -> None:
     python, option, runner, *arguments = shlex.split(command_line([override("run", text)]))
@@ -39,6 +55,8 @@ def test_so_does_the_shell_the_whole_command(text: str) -> None:
     assert [read_back(argument) for argument in arguments] == [text]
 
 
-@pytest.mark.parametrize("text", ["outputs/runs/2026-11-24_10-15-00_linear_keras", "val/loss", "5%", "cuda:0"])
+@pytest.mark.parametrize(
+    "text", ["outputs/runs/2026-11-24_10-15-00_linear_keras", "val/loss", "5%", "cuda:0"]
+)
 def test_what_needs_no_quotes_gets_none(text: str) -> None:
     assert command_line([f"run={spell(text)}"]) == f"python -m runner run={text}"

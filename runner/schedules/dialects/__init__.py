@@ -1,7 +1,8 @@
-"""Other libraries' schedules by their own names: the numbers that they apply, their edge conventions included.
+"""Other libraries' schedules by their own names: the numbers that they apply, their edge
+conventions included.
 
-None of the libraries is imported. What needs Python there (LambdaLR, a scale_fn) is not taken; ReduceLROnPlateau is
-schedule=plateau.
+None of the libraries is imported. What needs Python there (LambdaLR, a scale_fn) is not taken;
+ReduceLROnPlateau is schedule=plateau.
 """
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -29,10 +30,11 @@ _LONG = Clock(2**53, 1)  # for checks that come before the run's own clock is kn
 
 
 class _Dialect(Curve):
-    """eta(t) = f(k, eta0): f the library's `class` with its `args`, k the scheduler's tick at update t.
+    """eta(t) = f(k, eta0): f the library's `class` with its `args`, k the scheduler's tick at
+    update t.
 
-    `tick`: step, k = t, where the library's user steps its scheduler after every update; epoch, k = floor(t / updates an
-    epoch), where after every epoch.
+    `tick`: step, k = t, where the library's user steps its scheduler after every update; epoch, k =
+    floor(t / updates an epoch), where after every epoch.
     """
 
     registry: ClassVar[Registry]
@@ -73,7 +75,8 @@ class _Dialect(Curve):
 
 
 class FromTorch(_Dialect):
-    """torch.optim.lr_scheduler, stepped after every tick; eta0 = optimizer.lr is the optimizer's rate (torch.py)."""
+    """torch.optim.lr_scheduler, stepped after every tick; eta0 = optimizer.lr is the optimizer's
+    rate (torch.py)."""
 
     name: Literal["from_torch"]
     kind: TorchName = Field(alias="class")
@@ -81,7 +84,8 @@ class FromTorch(_Dialect):
 
 
 class FromKeras(_Dialect):
-    """keras.optimizers.schedules; `initial_learning_rate` is optimizer.lr where it is not in `args` (keras.py)."""
+    """keras.optimizers.schedules; `initial_learning_rate` is optimizer.lr where it is not in `args`
+    (keras.py)."""
 
     name: Literal["from_keras"]
     kind: KerasName = Field(alias="class")
@@ -89,7 +93,8 @@ class FromKeras(_Dialect):
 
 
 class FromHuggingFace(_Dialect):
-    """transformers.get_scheduler(class, ...); `num_training_steps` is T where it is not in `args` (huggingface.py)."""
+    """transformers.get_scheduler(class, ...); `num_training_steps` is T where it is not in `args`
+    (huggingface.py)."""
 
     name: Literal["from_huggingface"]
     kind: HuggingFaceName = Field(alias="class")
@@ -97,7 +102,8 @@ class FromHuggingFace(_Dialect):
 
 
 class FromTimm(_Dialect):
-    """timm.scheduler, in epochs or steps by `tick`; `t_initial` is T where it is not in `args` (timm.py)."""
+    """timm.scheduler, in epochs or steps by `tick`; `t_initial` is T where it is not in `args`
+    (timm.py)."""
 
     name: Literal["from_timm"]
     kind: TimmName = Field(alias="class")
@@ -108,7 +114,8 @@ class FromTimm(_Dialect):
         said = dict(self.args)
         if said.pop("t_in_epochs", self.tick == "epoch") != (self.tick == "epoch"):
             raise SentenceError(
-                f"tick must be {'step' if self.tick == 'epoch' else 'epoch'} with args.t_in_epochs, got {self.tick}"
+                f"tick must be {'step' if self.tick == 'epoch' else 'epoch'} with "
+                f"args.t_in_epochs, got {self.tick}"
             )
         return said
 

@@ -1,7 +1,8 @@
-"""transformers.get_scheduler by its SchedulerType: lr is the optimizer's rate, t counts scheduler steps.
+"""transformers.get_scheduler by its SchedulerType: lr is the optimizer's rate, t counts scheduler
+steps.
 
-`num_training_steps` is the run's T where it is not said; what transformers takes as `scheduler_specific_kwargs` are
-arguments like the others.
+`num_training_steps` is the run's T where it is not said; what transformers takes as
+`scheduler_specific_kwargs` are arguments like the others.
 """
 
 from typing import Literal
@@ -36,7 +37,9 @@ def linear(t: Array, lr: float, num_warmup_steps: Whole, num_training_steps: Who
     return lr * np.where(t < num_warmup_steps, _rise(t, num_warmup_steps), fall)
 
 
-def cosine_(t: Array, lr: float, num_warmup_steps: Whole, num_training_steps: Whole, num_cycles: Real = 0.5) -> Array:
+def cosine_(
+    t: Array, lr: float, num_warmup_steps: Whole, num_training_steps: Whole, num_cycles: Real = 0.5
+) -> Array:
     """lr t / W, then lr (1 + cos(2 pi c u)) / 2, c = num_cycles: after T it climbs again."""
     fall = cosine(2 * num_cycles * _progress(t, num_warmup_steps, num_training_steps))
     return lr * np.where(t < num_warmup_steps, _rise(t, num_warmup_steps), np.maximum(0.0, fall))
@@ -52,9 +55,15 @@ def cosine_with_restarts(
 
 
 def polynomial(
-    t: Array, lr: float, num_warmup_steps: Whole, num_training_steps: Whole, lr_end: Rate = 1e-7, power: Real = 1.0
+    t: Array,
+    lr: float,
+    num_warmup_steps: Whole,
+    num_training_steps: Whole,
+    lr_end: Rate = 1e-7,
+    power: Real = 1.0,
 ) -> Array:
-    """lr t / W, then e + (lr - e) (1 - u)^p, e after T. At t = W = T transformers divides 0 by 0."""
+    """lr t / W, then e + (lr - e) (1 - u)^p, e after T. At t = W = T transformers divides 0 by
+    0."""
     if len(t) and not lr > lr_end:
         raise ValueError(f"args.lr_end must be below optimizer.lr, got {lr_end:g} and {lr:g}")
     u = np.clip(_progress(t, num_warmup_steps, num_training_steps), 0.0, 1.0)
@@ -64,7 +73,9 @@ def polynomial(
     return np.where(t < num_warmup_steps, lr * _rise(t, num_warmup_steps), fall)
 
 
-def inverse_sqrt(t: Array, lr: float, num_warmup_steps: Whole, timescale: Count | None = None) -> Array:
+def inverse_sqrt(
+    t: Array, lr: float, num_warmup_steps: Whole, timescale: Count | None = None
+) -> Array:
     """lr t / W, then lr ((t + c - W) / c)^(-1/2), c = timescale, or W, or 10,000."""
     scale = timescale or num_warmup_steps or 10_000
     fall = 1 / np.sqrt((np.maximum(t, num_warmup_steps) + scale - num_warmup_steps) / scale)
@@ -82,7 +93,10 @@ def cosine_with_min_lr(
 ) -> Array:
     """lr t / W, then lr (m + (1 - m) (1 + cos(2 pi c u)) / 2), m = min_lr_rate or min_lr / lr."""
     least = _least(lr, min_lr, min_lr_rate)
-    fall = cosine(2 * num_cycles * _progress(t, num_warmup_steps, num_training_steps)) * (1 - least) + least
+    fall = (
+        cosine(2 * num_cycles * _progress(t, num_warmup_steps, num_training_steps)) * (1 - least)
+        + least
+    )
     return lr * np.where(t < num_warmup_steps, _rise(t, num_warmup_steps), np.maximum(0.0, fall))
 
 
@@ -96,11 +110,17 @@ def cosine_warmup_with_min_lr(
     min_lr_rate: Rate | None = None,
     warmup_lr_rate: Rate | None = None,
 ) -> Array:
-    """As cosine_with_min_lr, but counted from t + 1; a warm-up from warmup_lr_rate is counted from t over W - 1."""
+    """As cosine_with_min_lr, but counted from t + 1; a warm-up from warmup_lr_rate is counted from
+    t over W - 1."""
     least, warmup = _least(lr, min_lr, min_lr_rate), num_warmup_steps
     first = warmup_lr_rate
-    rise = (t + 1) / max(1, warmup) if first is None else first + (1 - first) * t / max(1, warmup - 1)
-    fall = cosine(2 * num_cycles * _progress(t, warmup, num_training_steps, late=1)) * (1 - least) + least
+    rise = (
+        (t + 1) / max(1, warmup) if first is None else first + (1 - first) * t / max(1, warmup - 1)
+    )
+    fall = (
+        cosine(2 * num_cycles * _progress(t, warmup, num_training_steps, late=1)) * (1 - least)
+        + least
+    )
     return lr * np.where(t < warmup, rise, np.maximum(0.0, fall))
 
 
@@ -116,12 +136,21 @@ def warmup_stable_decay(
     min_lr_ratio: Rate = 0.0,
     num_cycles: Real = 0.5,
 ) -> Array:
-    """lr (m + (1 - m) g): g rises over W, is 1, and falls over D; m = min_lr_ratio from W + S + D on."""
-    stable = num_training_steps - num_warmup_steps - num_decay_steps if num_stable_steps is None else num_stable_steps
+    """lr (m + (1 - m) g): g rises over W, is 1, and falls over D; m = min_lr_ratio from W + S + D
+    on."""
+    stable = (
+        num_training_steps - num_warmup_steps - num_decay_steps
+        if num_stable_steps is None
+        else num_stable_steps
+    )
     begin = num_warmup_steps + stable
     up = np.clip(_rise(t, num_warmup_steps), 0.0, 1.0)
     down = np.clip((t - begin) / max(1, num_decay_steps), 0.0, 1.0)
-    rises = {"linear": lambda: up, "cosine": lambda: 1 - cosine(up), "1-sqrt": lambda: 1 - np.sqrt(1 - up)}
+    rises = {
+        "linear": lambda: up,
+        "cosine": lambda: 1 - cosine(up),
+        "1-sqrt": lambda: 1 - np.sqrt(1 - up),
+    }
     falls = {
         "linear": lambda: 1 - down,
         "cosine": lambda: cosine(2 * num_cycles * down),
@@ -132,7 +161,9 @@ def warmup_stable_decay(
         return np.maximum(0.0, g * (1 - min_lr_ratio) + min_lr_ratio)
 
     ended = np.where(t < begin + num_decay_steps, lifted(falls[decay_type]()), min_lr_ratio)
-    return lr * np.where(t < num_warmup_steps, lifted(rises[warmup_type]()), np.where(t < begin, 1.0, ended))
+    return lr * np.where(
+        t < num_warmup_steps, lifted(rises[warmup_type]()), np.where(t < begin, 1.0, ended)
+    )
 
 
 def _least(lr: float, min_lr: float | None, min_lr_rate: float | None) -> float:

@@ -1,4 +1,5 @@
-"""keras.optimizers.schedules: t is the optimizer's `iterations`; `initial_learning_rate` is optimizer.lr if not said.
+"""keras.optimizers.schedules: t is the optimizer's `iterations`; `initial_learning_rate` is
+optimizer.lr if not said.
 
 Keras computes in float32 (2e-6 of the peak from these); what it means is computed here in float64.
 """
@@ -13,17 +14,31 @@ from runner.schedules.ramps import Array, cosine
 
 
 def ExponentialDecay(
-    t: Array, lr: float, decay_steps: Count, decay_rate: Real, initial_learning_rate: Rate, staircase: bool = False
+    t: Array,
+    lr: float,
+    decay_steps: Count,
+    decay_rate: Real,
+    initial_learning_rate: Rate,
+    staircase: bool = False,
 ) -> Array:
     """eta0 r^(t / s)"""
-    return initial_learning_rate * np.power(decay_rate, t // decay_steps if staircase else t / decay_steps, dtype=float)
+    return initial_learning_rate * np.power(
+        decay_rate, t // decay_steps if staircase else t / decay_steps, dtype=float
+    )
 
 
 def InverseTimeDecay(
-    t: Array, lr: float, decay_steps: Count, decay_rate: Real, initial_learning_rate: Rate, staircase: bool = False
+    t: Array,
+    lr: float,
+    decay_steps: Count,
+    decay_rate: Real,
+    initial_learning_rate: Rate,
+    staircase: bool = False,
 ) -> Array:
     """eta0 / (1 + r t / s)"""
-    return initial_learning_rate / (1 + decay_rate * (t // decay_steps if staircase else t / decay_steps))
+    return initial_learning_rate / (
+        1 + decay_rate * (t // decay_steps if staircase else t / decay_steps)
+    )
 
 
 def PiecewiseConstantDecay(
@@ -31,7 +46,9 @@ def PiecewiseConstantDecay(
 ) -> Array:
     """values[i], i = the number of boundaries b with t > b: at t = b the old value still holds."""
     if len(values) != len(boundaries) + 1:
-        raise ValueError(f"values must be one more than boundaries, got {len(values)} and {len(boundaries)}")
+        raise ValueError(
+            f"values must be one more than boundaries, got {len(values)} and {len(boundaries)}"
+        )
     if boundaries != sorted(boundaries):
         raise ValueError(f"boundaries must rise, got {boundaries}")
     return np.asarray(values, dtype=np.float64)[np.searchsorted(boundaries, t, side="left")]
@@ -46,7 +63,8 @@ def PolynomialDecay(
     power: Real = 1.0,
     cycle: bool = False,
 ) -> Array:
-    """(eta0 - e) (1 - k / s)^p + e; with `cycle` s is the next multiple of decay_steps that is not below t."""
+    """(eta0 - e) (1 - k / s)^p + e; with `cycle` s is the next multiple of decay_steps that is not
+    below t."""
     steps = decay_steps * np.maximum(1, -(-t // decay_steps)) if cycle else np.asarray(decay_steps)
     fall = np.power(1 - np.minimum(t, steps) / steps, power)
     return (initial_learning_rate - end_learning_rate) * fall + end_learning_rate
@@ -61,12 +79,17 @@ def CosineDecay(
     warmup_target: Rate | None = None,
     warmup_steps: Whole = 0,
 ) -> Array:
-    """Linear from eta0 to the target over the warm-up, then the target ((1 - alpha) (1 + cos(pi k / s)) / 2 + alpha)."""
+    """Linear from eta0 to the target over the warm-up, then the target ((1 - alpha) (1 + cos(pi k /
+    s)) / 2 + alpha)."""
     if warmup_target is None:
-        return initial_learning_rate * ((1 - alpha) * cosine(np.minimum(t, decay_steps) / decay_steps) + alpha)
+        return initial_learning_rate * (
+            (1 - alpha) * cosine(np.minimum(t, decay_steps) / decay_steps) + alpha
+        )
     k = np.clip(t - warmup_steps, 0, decay_steps)
     fall = warmup_target * ((1 - alpha) * cosine(k / decay_steps) + alpha)
-    rise = initial_learning_rate + (warmup_target - initial_learning_rate) * (t / max(warmup_steps, 1))
+    rise = initial_learning_rate + (warmup_target - initial_learning_rate) * (
+        t / max(warmup_steps, 1)
+    )
     return np.where(t < warmup_steps, rise, fall)
 
 
@@ -79,9 +102,11 @@ def CosineDecayRestarts(
     m_mul: Real = 1.0,
     alpha: Rate = 0.0,
 ) -> Array:
-    """eta0 ((1 - alpha) m^i (1 + cos(pi c)) / 2 + alpha), c = the share of cycle i, which is t_mul^i of the first.
+    """eta0 ((1 - alpha) m^i (1 + cos(pi c)) / 2 + alpha), c = the share of cycle i, which is
+    t_mul^i of the first.
 
-    A cycle may begin between two steps. Where it begins on one, Keras's float32 logarithm may still be in the one before.
+    A cycle may begin between two steps. Where it begins on one, Keras's float32 logarithm may still
+    be in the one before.
     """
     share = t / first_decay_steps
     if t_mul == 1:
@@ -94,7 +119,8 @@ def CosineDecayRestarts(
 
 
 def _cycles(share: Array, growth: float) -> Array:
-    """i = floor(log_g(1 + share (g - 1))), where a share that ends a cycle but for rounding begins the next."""
+    """i = floor(log_g(1 + share (g - 1))), where a share that ends a cycle but for rounding begins
+    the next."""
     exact = np.log1p(share * (growth - 1)) / np.log(growth)
     return np.floor(exact + 1e-12)
 
@@ -102,6 +128,7 @@ def _cycles(share: Array, growth: float) -> Array:
 REGISTRY: Registry = {
     function.__name__: function
     for function in (
-        ExponentialDecay, InverseTimeDecay, PiecewiseConstantDecay, PolynomialDecay, CosineDecay, CosineDecayRestarts,
+        ExponentialDecay, InverseTimeDecay, PiecewiseConstantDecay, PolynomialDecay, CosineDecay,
+        CosineDecayRestarts,
     )
 }  # fmt: skip

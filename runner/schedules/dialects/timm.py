@@ -1,6 +1,8 @@
-"""timm.scheduler: lr is the optimizer's rate; t counts epochs (`tick`), as timm does unless it is told otherwise.
+"""timm.scheduler: lr is the optimizer's rate; t counts epochs (`tick`), as timm does unless it is
+told otherwise.
 
-t = 0 has what timm's constructor leaves: the optimizer's rate, or with a warm-up its first rate. Noise is not taken.
+t = 0 has what timm's constructor leaves: the optimizer's rate, or with a warm-up its first rate.
+Noise is not taken.
 `t_initial` is the run's T where it is not said.
 """
 
@@ -16,9 +18,16 @@ from runner.schedules.ramps import Array, cosine
 
 
 def _warmed(
-    t: Array, lr: float, warmup_t: int, warmup_lr_init: float, prefix: bool, after: Callable[[Array], Array], top: float
+    t: Array,
+    lr: float,
+    warmup_t: int,
+    warmup_lr_init: float,
+    prefix: bool,
+    after: Callable[[Array], Array],
+    top: float,
 ) -> Array:
-    """w + t (top - w) / W for t < W, then after(t), or after(t - W) with the warm-up as a prefix; t = 0 is the constructor's."""
+    """w + t (top - w) / W for t < W, then after(t), or after(t - W) with the warm-up as a prefix; t
+    = 0 is the constructor's."""
     rise = warmup_lr_init + t * ((top - warmup_lr_init) / max(1, warmup_t))
     fall = after(np.maximum(t - warmup_t, 0) if prefix else np.maximum(t, warmup_t))
     rates = np.where(t < warmup_t, rise, fall)
@@ -26,23 +35,33 @@ def _warmed(
 
 
 def _cycle(t: Array, t_initial: int, growth: float) -> tuple[Array, Array, Array]:
-    """i, t_i and t_curr: the cycle, its length and the time in it, as timm's logarithm counts them."""
+    """i, t_i and t_curr: the cycle, its length and the time in it, as timm's logarithm counts
+    them."""
     if growth == 1:
         number = t // t_initial
         return number, np.full(t.shape, float(t_initial)), t - t_initial * number
-    number = np.array([math.floor(math.log(1 - k / t_initial * (1 - growth), growth)) for k in t.tolist()], dtype=float)
+    number = np.array(
+        [math.floor(math.log(1 - k / t_initial * (1 - growth), growth)) for k in t.tolist()],
+        dtype=float,
+    )
     lengths = np.power(growth, number) * t_initial
     return number, lengths, t - (1 - np.power(growth, number)) / (1 - growth) * t_initial
 
 
 def _restarting(
-    t: Array, lr: float, lr_min: float, cycle: tuple[int, float, float, int], fall: Callable[[Array, Array], Array]
+    t: Array,
+    lr: float,
+    lr_min: float,
+    cycle: tuple[int, float, float, int],
+    fall: Callable[[Array, Array], Array],
 ) -> Array:
     """m + (lr d^i - m) g(t_curr, t_i) in the first `limit` cycles, then m."""
     t_initial, growth, decay, limit = cycle
     number, length, within = _cycle(t, t_initial, growth)
     top = lr * np.power(decay, number, dtype=np.float64)
-    return np.where(number < limit, lr_min + (top - lr_min) * fall(np.minimum(within, length), length), lr_min)
+    return np.where(
+        number < limit, lr_min + (top - lr_min) * fall(np.minimum(within, length), length), lr_min
+    )
 
 
 def CosineLRScheduler(
@@ -63,7 +82,11 @@ def CosineLRScheduler(
     def after(t: Array) -> Array:
         cycle = (t_initial, cycle_mul, cycle_decay, cycle_limit)
         return _restarting(
-            t, lr, lr_min, cycle, lambda now, all: cosine(np.power(now, k_decay) / np.power(all, k_decay))
+            t,
+            lr,
+            lr_min,
+            cycle,
+            lambda now, all: cosine(np.power(now, k_decay) / np.power(all, k_decay)),
         )
 
     return _warmed(t, lr, warmup_t, warmup_lr_init, warmup_prefix, after, lr)
@@ -108,7 +131,8 @@ def TanhLRScheduler(
     warmup_lr_init: Rate = 0.0,
     warmup_prefix: bool = False,
 ) -> Array:
-    """Cycles of (1 - tanh(lb (1 - u) + ub u)) / 2, u = t_curr / t_i; a warm-up that is no prefix aims at the value at its end."""
+    """Cycles of (1 - tanh(lb (1 - u) + ub u)) / 2, u = t_curr / t_i; a warm-up that is no prefix
+    aims at the value at its end."""
     if not lb < ub:
         raise ValueError(f"lb must be below ub, got {lb:g} and {ub:g}")
 
@@ -151,7 +175,9 @@ def MultiStepLRScheduler(
     """lr r^i, i = the number of milestones m with t + 1 >= m: a tick earlier than torch's."""
 
     def after(t: Array) -> Array:
-        return lr * np.power(decay_rate, np.searchsorted(decay_t, t + 1, side="right"), dtype=np.float64)
+        return lr * np.power(
+            decay_rate, np.searchsorted(decay_t, t + 1, side="right"), dtype=np.float64
+        )
 
     return _warmed(t, lr, warmup_t, warmup_lr_init, warmup_prefix, after, lr)
 
@@ -171,13 +197,15 @@ def WSDLRScheduler(
     warmup_t: Whole = 0,
     warmup_lr_init: Rate = 0.0,
 ) -> Array:
-    """Warm up, then max(lr s(t), m), s = 1 or (1 + t / c)^(-p), and over the last decay_t of t_initial down to m by g."""
+    """Warm up, then max(lr s(t), m), s = 1 or (1 + t / c)^(-p), and over the last decay_t of
+    t_initial down to m by g."""
     if decay_t > t_initial:
         raise ValueError(f"decay_t must be at most t_initial, got {decay_t} and {t_initial}")
     scale = warmup_t if stable_timescale is None else stable_timescale
     if stable_fn != "constant" and not scale:
         raise ValueError(
-            f"stable_timescale must be > 0 with stable_fn={stable_fn}, got {scale:g}; without it warmup_t is taken"
+            f"stable_timescale must be > 0 with stable_fn={stable_fn}, got {scale:g}; "
+            f"without it warmup_t is taken"
         )
 
     def fall(u: Array) -> Array:
@@ -192,7 +220,9 @@ def WSDLRScheduler(
 
     def after(t: Array) -> Array:
         power = 0.5 if stable_fn == "rsqrt" else stable_power
-        stable = np.maximum(lr if stable_fn == "constant" else lr * np.power(1 + t / scale, -power), lr_min)
+        stable = np.maximum(
+            lr if stable_fn == "constant" else lr * np.power(1 + t / scale, -power), lr_min
+        )
         u = np.clip((t - (t_initial - decay_t)) / decay_t, 0.0, 1.0)
         return np.where(u > 0, lr_min + (stable - lr_min) * fall(u), stable)
 
@@ -202,6 +232,7 @@ def WSDLRScheduler(
 REGISTRY: Registry = {
     function.__name__: function
     for function in (
-        CosineLRScheduler, PolyLRScheduler, TanhLRScheduler, StepLRScheduler, MultiStepLRScheduler, WSDLRScheduler,
+        CosineLRScheduler, PolyLRScheduler, TanhLRScheduler, StepLRScheduler, MultiStepLRScheduler,
+        WSDLRScheduler,
     )
 }  # fmt: skip

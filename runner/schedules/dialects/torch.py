@@ -1,6 +1,7 @@
 """torch.optim.lr_scheduler: lr is the optimizer's rate, and t counts the scheduler's steps.
 
-torch multiplies most rates up from step to step; here are the closed forms that it documents for the same numbers.
+torch multiplies most rates up from step to step; here are the closed forms that it documents for
+the same numbers.
 """
 
 from typing import Any, Literal
@@ -14,12 +15,17 @@ from runner.section import Probability
 
 
 def ConstantLR(t: Array, lr: float, factor: Probability = 1 / 3, total_iters: Whole = 5) -> Array:
-    """lr f for t < n, then lr. With n = 0 torch keeps the factor for ever; with f = 0 it fails at t = n, where lr is here."""
+    """lr f for t < n, then lr. With n = 0 torch keeps the factor for ever; with f = 0 it fails at t
+    = n, where lr is here."""
     return np.where((t < total_iters) | (total_iters == 0), lr * factor, lr)
 
 
 def LinearLR(
-    t: Array, lr: float, start_factor: Share = 1 / 3, end_factor: Probability = 1.0, total_iters: Whole = 5
+    t: Array,
+    lr: float,
+    start_factor: Share = 1 / 3,
+    end_factor: Probability = 1.0,
+    total_iters: Whole = 5,
 ) -> Array:
     """lr (a + (b - a) min(t, n) / n). With n = 0 torch keeps lr a for ever."""
     share = np.minimum(t, total_iters) / max(1, total_iters)
@@ -33,7 +39,9 @@ def StepLR(t: Array, lr: float, step_size: Count, gamma: Real = 0.1) -> Array:
 
 def MultiStepLR(t: Array, lr: float, milestones: list[Whole], gamma: Real = 0.1) -> Array:
     """lr g^i, i = the number of milestones m with t >= m."""
-    return lr * np.power(gamma, np.searchsorted(sorted(milestones), t, side="right"), dtype=np.float64)
+    return lr * np.power(
+        gamma, np.searchsorted(sorted(milestones), t, side="right"), dtype=np.float64
+    )
 
 
 def ExponentialLR(t: Array, lr: float, gamma: Real) -> Array:
@@ -51,7 +59,9 @@ def CosineAnnealingLR(t: Array, lr: float, T_max: Count, eta_min: Rate = 0.0) ->
     return between(lr, eta_min, cosine(t / T_max))
 
 
-def CosineAnnealingWarmRestarts(t: Array, lr: float, T_0: Count, T_mult: Count = 1, eta_min: Rate = 0.0) -> Array:
+def CosineAnnealingWarmRestarts(
+    t: Array, lr: float, T_0: Count, T_mult: Count = 1, eta_min: Rate = 0.0
+) -> Array:
     """m + (lr - m) (1 + cos(pi k / T_i)) / 2 at step k of cycle i, T_i = T_0 T_mult^i."""
     if T_mult == 1:
         return between(lr, eta_min, cosine(t % T_0 / T_0))
@@ -77,7 +87,8 @@ def CyclicLR(
     base_momentum: Rate = 0.8,
     max_momentum: Rate = 0.9,
 ) -> Array:
-    """From base_lr up to max_lr and down; the optimizer's rate is not used, nor is momentum (optimizer.schedules).
+    """From base_lr up to max_lr and down; the optimizer's rate is not used, nor is momentum
+    (optimizer.schedules).
 
     With step_size_down = 0 a cycle has no way down, as in torch."""
     size = float(step_size_up + (step_size_up if step_size_down is None else step_size_down))
@@ -109,19 +120,29 @@ def OneCycleLR(
     final_div_factor: Factor = 1e4,
     three_phase: bool = False,
 ) -> Array:
-    """From max_lr / d up to it at t = pct n - 1 and down to max_lr / d / f at n - 1; in three phases first back to max_lr / d.
+    """From max_lr / d up to it at t = pct n - 1 and down to max_lr / d / f at n - 1; in three
+    phases first back to max_lr / d.
 
-    Past the end torch raises; here the last value holds. Momentum is left alone (optimizer.schedules).
+    Past the end torch raises; here the last value holds. Momentum is left alone
+    (optimizer.schedules).
     """
     if not 0 <= pct_start <= 1:
         raise ValueError(f"pct_start must be in [0, 1], got {pct_start:g}")
     if total_steps is None:
         if epochs is None or steps_per_epoch is None:
-            raise ValueError("total_steps is missing; OneCycleLR needs it, or epochs and steps_per_epoch")
+            raise ValueError(
+                "total_steps is missing; OneCycleLR needs it, or epochs and steps_per_epoch"
+            )
         total_steps = epochs * steps_per_epoch
     if pct_start * total_steps == 1:
-        raise ValueError(f"pct_start must not be 1 / total_steps, where torch divides by 0, got {pct_start:g}")
-    initial, fall, end = max_lr / div_factor, cosine if anneal_strategy == "cos" else linear, total_steps - 1
+        raise ValueError(
+            f"pct_start must not be 1 / total_steps, where torch divides by 0, got {pct_start:g}"
+        )
+    initial, fall, end = (
+        max_lr / div_factor,
+        cosine if anneal_strategy == "cos" else linear,
+        total_steps - 1,
+    )
     k, peak = np.minimum(t, end), pct_start * total_steps - 1
     final = initial / final_div_factor
     if not three_phase:
@@ -133,10 +154,14 @@ def OneCycleLR(
 
 
 def SequentialLR(t: Array, lr: float, schedulers: list[Call], milestones: list[Whole]) -> Array:
-    """Each from its milestone on, at its own step 0 there, by its closed form: a ConstantLR with n = 0 is then lr, and keeps
-    its factor for ever only at the start; a LinearLR or PolynomialLR with n = 0 is refused, since torch divides by 0."""
+    """Each from its milestone on, at its own step 0 there, by its closed form: a ConstantLR with n
+    = 0 is then lr, and keeps its factor for ever only at the start; a LinearLR or PolynomialLR with
+    n = 0 is refused, since torch divides by 0."""
     if len(milestones) != len(schedulers) - 1:
-        raise ValueError(f"milestones must be one fewer than schedulers, got {len(milestones)} and {len(schedulers)}")
+        raise ValueError(
+            f"milestones must be one fewer than schedulers, got {len(milestones)} and "
+            f"{len(schedulers)}"
+        )
     if milestones != sorted(milestones):
         raise ValueError(f"milestones must rise, got {milestones}")
     begins = np.array([0, *milestones])
@@ -148,20 +173,24 @@ def SequentialLR(t: Array, lr: float, schedulers: list[Call], milestones: list[W
         without_steps = begins[i] > 0 and call.keywords.get("total_iters") == 0
         if without_steps and call.func is not ConstantLR and within.any():
             name = f"args.schedulers[{i}].args.total_iters"
-            raise ValueError(f"{name} must be >= 1 after a milestone, where torch divides by it, got 0")
+            raise ValueError(
+                f"{name} must be >= 1 after a milestone, where torch divides by it, got 0"
+            )
         rates[within] = lr if without_steps else call(t[within] - begins[i], lr)
     return rates
 
 
 def ChainedScheduler(t: Array, lr: float, schedulers: list[Call]) -> Array:
-    """lr times the factors of all. What is not a factor of the rate in force, a cosine with eta_min, is not taken."""
+    """lr times the factors of all. What is not a factor of the rate in force, a cosine with
+    eta_min, is not taken."""
     rates = np.full(t.shape, lr)
     for part in schedulers:
         rates = rates * (part(t, lr) / lr)  # type: ignore[operator]
     return rates
 
 
-# What may stand within another class: what computes from the optimizer's rate alone; in a chain, what multiplies it.
+# What may stand within another class: what computes from the optimizer's rate alone; in a chain,
+# what multiplies it.
 _MULTIPLYING = ("ConstantLR", "LinearLR", "StepLR", "MultiStepLR", "ExponentialLR", "PolynomialLR")
 ChainedScheduler.parts = _MULTIPLYING  # type: ignore[attr-defined]
 SequentialLR.parts = (*_MULTIPLYING, "CosineAnnealingLR", "CosineAnnealingWarmRestarts")  # type: ignore[attr-defined]
