@@ -1,5 +1,6 @@
 """Only what is used is imported, and everything in conf/ is used."""
 
+import ast
 import json
 import os
 import re
@@ -77,6 +78,31 @@ assert {"runner.config.schema", "runner.plan", "runner.tasks.train"} <= set(name
 assert {"runner.data.files", "runner.__main__"} <= set(names)
 """
     assert imported_after(code, tmp_path) == set()
+
+
+# A room imports from itself and from those before it.
+ROOMS = [
+    *("errors", "random", "section", "text", "user_code", "schedules", "components", "data"),
+    *("spec", "machine", "config", "exact", "dispatcher", "plan", "run", "report", "tasks", "cli"),
+    *("", "__main__"),  # "": the Python API
+]
+
+
+def test_no_import_goes_upwards() -> None:
+    upwards = []
+    for path in sorted((REPOSITORY / "runner").rglob("*.py")):
+        inside = path.relative_to(REPOSITORY / "runner").with_suffix("").parts
+        room = ROOMS.index("" if inside == ("__init__",) else inside[0])
+        for node in ast.walk(ast.parse(path.read_text())):
+            found = node.module if isinstance(node, ast.ImportFrom) else None
+            if found == "runner":
+                names = [alias.name for alias in node.names]  # type: ignore[union-attr]
+            elif found is not None and found.partition(".")[0] in ("runner", "backends"):
+                names = [found.removeprefix("runner.").partition(".")[0]]
+            else:
+                names = []
+            upwards += [(str(path), n) for n in names if n not in ROOMS[: room + 1]]
+    assert upwards == []
 
 
 RUN = """

@@ -18,12 +18,13 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from runner import user_code
 from runner.cli import hydra_bridge, multirun, sweep
 from runner.cli.compose import Composer, compose
 from runner.cli.overrides import SEARCHES, is_dir, job_names, jobs, parse_overrides, without_hydra
 from runner.cli.startup import process_start
 from runner.config.conf_folder import defaults
-from runner.config.schema import Config, parse, sha256, user_code
+from runner.config.schema import Config, parse, sha256
 from runner.errors import ConfigError, RunError, few_lines, show
 from runner.machine import threads
 from runner.run import run_folder, signals

@@ -12,8 +12,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from runner.cli import hydra_bridge
 from runner.cli.overrides import explained, first_line, forced, parse_overrides
+from runner.config import trust
 from runner.config.conf_folder import CONF, with_schedules_whole
-from runner.config.schema import trust
 from runner.errors import ConfigError, show
 
 __all__ = ["CONF", "Composer", "compose", "rates", "to_values"]

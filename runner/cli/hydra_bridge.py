@@ -27,8 +27,8 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from runner.config import yaml_files
 from runner.config.conf_folder import CONF
-from runner.config.schema import yaml_files
 from runner.errors import ConfigError
 
 

@@ -21,8 +21,8 @@ from hydra.core.override_parser.types import (
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from runner.config import trust
 from runner.config.conf_folder import CONF
-from runner.config.schema import trust
 from runner.errors import ConfigError, nearest, show
 from runner.text.quoting import spell
 

@@ -14,8 +14,9 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from runner import dispatcher
+from runner.config import yaml_files
 from runner.config.conf_folder import defaults, with_schedules_whole
-from runner.config.schema import Config, parse, sha256, yaml_files
+from runner.config.schema import Config, parse, sha256
 from runner.data.dataset import Scaling, check_finite
 from runner.errors import ConfigError, nearest, show
 from runner.plan import Plan, model_spec, plan
