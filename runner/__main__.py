@@ -9,6 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.cli import (
     commands,
+    process,
     startup,  # noqa: F401  # notes when the process began
 )
 from runner.cli.overrides import explained
@@ -23,6 +24,7 @@ def main() -> int:
     Returns 0 when it is done; 1 when the run failed; 2 when the config is wrong, and then nothing
     was written; 128 + n after signal n.
     """
+    process.tune()
     signal.signal(signal.SIGTERM, _exit)  # until the training takes over
     try:
         return commands.execute(sys.argv[1:])

@@ -1,44 +1,59 @@
 """From a backend's name to the backend: the one place that imports one."""
 
-import gc
 import os
+import pkgutil
 import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
+from typing import Any
 
+import backends
 from runner.errors import ConfigError, show
-from runner.machine.malloc import keep_freed_pages
-from runner.spec import Backend
+from runner.spec import About, Backend
 from runner.text import console
 
-# backend -> the distribution that its framework comes in
-BACKENDS = {"lightning": "pytorch-lightning", "keras": "tensorflow"}
+# every folder of backends/, by name
+BACKENDS: Mapping[str, About] = {
+    folder.name: import_module(f"backends.{folder.name}.about").ABOUT
+    for folder in pkgutil.iter_modules(backends.__path__)
+}
+
+# What the import of a framework happens in. The command line tunes its process there; a notebook
+# stays as it is.
+importing: Callable[[About], AbstractContextManager[Any]] = nullcontext
 
 
 def load(name: str) -> Backend:
-    """The backend's module, which is the seam's `Backend`. Only its own framework is imported; the
-    witness has none."""
-    if name == "witness":
-        return import_module("backends.witness")  # type: ignore[return-value]
-    module = f"backends.{name}"
+    """The seam's `Backend`. Only its own framework is imported."""
+    module, about = f"backends.{name}.backend", BACKENDS[name]
     if module in sys.modules:
         return sys.modules[module]  # type: ignore[return-value]
-    keep_freed_pages()
-    said = os.environ.get("KERAS_BACKEND", "tensorflow")
-    if name == "keras" and said != "tensorflow":
-        console.warn(f"KERAS_BACKEND={show(said)} is set aside: backend=keras runs on TensorFlow")
-    collects = gc.isenabled()
     try:
-        gc.disable()  # a framework's import makes some hundred thousand objects, and drops none
-        backend: Backend = import_module(module)  # type: ignore[assignment]
-        gc.freeze()  # nor does a later collection have to look at them again
+        with importing(about), _environment(about):
+            return import_module(module)  # type: ignore[return-value]
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("backends"):
             raise
         raise ConfigError(
             f"backend={name} needs the package {error.name}, which is not installed: pip "
-            f"install {BACKENDS[name]}"
+            f"install {about.distribution}"
         ) from None
+
+
+@contextmanager
+def _environment(about: About) -> Iterator[None]:
+    """Put the backend's variables in force; say which of the user's are set aside."""
+    before = {key: os.environ.get(key) for key in about.environment}
+    for key, value in about.environment.items():
+        if (users := before[key]) not in (None, value):
+            console.warn(f"{key}={show(users)} is set aside: backend={about.name} needs {value}")
+    os.environ.update(about.environment)
+    try:
+        yield
     finally:
-        if collects:
-            gc.enable()
-    return backend
+        for key, users in before.items():
+            if users is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = users

@@ -1,8 +1,6 @@
 """From a config to what runs: data, network, order, clock, rates. Everything that can be refused
 without a framework is."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,13 +16,15 @@ from runner.config.schema import Config
 from runner.data import Dataset, Split, load
 from runner.data.dataset import Task, check_range
 from runner.data.order import Chunks, Order
+from runner.data.source import Batch, Field
+from runner.dispatcher import BACKENDS
 from runner.errors import ConfigError, nearest
 from runner.exact.refuse import refuse
 from runner.machine import memory, threads
 from runner.schedules import Clock, Plateau, lint
 from runner.schedules.plateau import State
 from runner.schedules.stall import Stall
-from runner.spec import ModelSpec, RunSpec
+from runner.spec import ModelSpec, RunSpec, Tables, tables
 
 _CHUNK_BYTES = 16 * 2**20  # of gathered rows and outputs that one call of a framework may hold
 
@@ -62,18 +62,21 @@ class Plan:
         return None if every is None else max(1, self.clock.steps(every))
 
     def run_spec(self) -> RunSpec:
-        """With the rates of every step and the training rows in the run's dtype."""
+        """With the tables of every step and the training rows in the run's dtype."""
         trainer, model = self.config.trainer, self.model
+        fields = {"y": losses.targets(self.loss, self.data.train.y, model.dtype)}
+        brought = {}
+        if self.data.streams:
+            brought["x"] = Field(model.network.input_shape, model.dtype)
+        else:
+            fields["x"] = np.ascontiguousarray(self.data.train.x, dtype=model.dtype)
         return RunSpec(
             **vars(model),
-            x=None
-            if self.data.streams
-            else np.ascontiguousarray(self.data.train.x, dtype=model.dtype),
-            y=losses.targets(self.loss, self.data.train.y, model.dtype),
+            fields=fields,
+            brought=brought,
             loss=self.loss,
             optimizer=self.config.optimizer,
-            rates=self.rates(),
-            hyperparameters=self.hyperparameters,
+            tables=self.tables(),
             groups=self.groups,
             gradient_clip_norm=trainer.gradient_clip_norm,
             seed=self.config.seed,
@@ -117,6 +120,10 @@ class Plan:
         return (
             self.plateau.scaled(self._rates, plateau) if self.plateau and plateau else self._rates
         )
+
+    def tables(self, plateau: State | None = None) -> Tables:
+        """What the optimizer is set to at every update; of a plateau, with its state."""
+        return tables(self.rates(plateau), self.groups, self.hyperparameters, self.model.dtype)
 
     def check_schedule(self) -> list[str]:
         """What is probably not meant, a line each; with `trainer.strict`, and where nothing could
@@ -183,18 +190,18 @@ class Plan:
     ) -> Chunks:
         """The run's chunks from a step on, to its end or an earlier one."""
         order = self.order if end is None else replace(self.order, total_steps=end)
-        read = (
-            (lambda rows: self.data.train.x[rows].astype(self.model.dtype, copy=False))
-            if self.data.streams
-            else None
-        )
+        read = self._read if self.data.streams else None
         return Chunks(order, start, self.largest_chunk(), checkpoint_steps, adapt, read)
 
-    def outputs(self, split: Split, predict: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    def _read(self, rows: np.ndarray) -> Batch:
+        """The fields of training rows that are not held in memory, in the run's dtype."""
+        return {"x": self.data.train.x[rows].astype(self.model.dtype, copy=False)}
+
+    def outputs(self, split: Split, predict: Callable[[Batch], np.ndarray]) -> np.ndarray:
         """The network's outputs for all rows of a split.  # float[N, C]"""
         blocks = split.x.blocks() if self.data.streams else [split.x]
         return np.concatenate(
-            [predict(np.ascontiguousarray(block, dtype=self.model.dtype)) for block in blocks]
+            [predict({"x": np.ascontiguousarray(x, dtype=self.model.dtype)}) for x in blocks]
         )
 
 
@@ -239,12 +246,12 @@ def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
                 f"data={config.data.name} cannot be trained on with "
                 f"trainer.precision=exact; data=npz can"
             )
-    elif config.backend == "witness":
-        raise ConfigError(
-            f"backend=witness trains with trainer.precision=exact alone, got {trainer.precision}"
-        )
-    if trainer.compile:
-        _check_compile(config)
+        if trainer.compile:
+            raise ConfigError(
+                "trainer.compile=true cannot be had with trainer.precision=exact, which "
+                "decides by itself"
+            )
+    BACKENDS[config.backend].refuse(config)
     prepared = Plan(
         config=config,
         data=data,
@@ -268,21 +275,6 @@ def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
                 f"{metric}{nearest(metric, measured)}"
             )
     return prepared
-
-
-def _check_compile(config: Config) -> None:
-    """Refuse what a compiler would change or cannot do."""
-    if config.trainer.precision == "exact":
-        raise ConfigError(
-            "trainer.compile=true cannot be had with trainer.precision=exact, which decides "
-            "by itself"
-        )
-    compilers = [os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl"]
-    if config.backend == "lightning" and not any(map(shutil.which, filter(None, compilers))):
-        raise ConfigError(
-            "trainer.compile=true needs a C++ compiler on backend=lightning: g++, clang++ "
-            "or what CXX names"
-        )
 
 
 def model_spec(

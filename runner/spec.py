@@ -2,7 +2,7 @@
 (backends/)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -12,9 +12,12 @@ from runner.components.layers import Network, initial_variables
 from runner.components.optimizers import Group
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
+from runner.data.source import Batch, Field
 
 # "dense_0/kernel" -> float[in, out]: one canonical layout for every framework
 Weights = Mapping[str, np.ndarray]
+# what the framework's optimizer is set to at update t, by name: [T] each, rounded once
+Tables = Mapping[str, np.ndarray]
 Precision = Literal["float32", "float64", "bf16-mixed", "exact"]
 
 
@@ -36,15 +39,22 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
+class World:
+    """The processes that train one run together; today there is one."""
+
+    rank: int = 0
+    size: int = 1
+
+
+@dataclass(frozen=True)
 class RunSpec(ModelSpec):
     """Everything that fixes the numbers of a training run."""
 
-    x: np.ndarray | None  # dtype[N, ...], the training rows; None: each chunk brings its own
-    y: np.ndarray  # labels int64[N], or targets dtype[N, C]
-    loss: Any  # runner.losses.Loss
-    optimizer: Any  # runner.optimizers.Optimizer
-    rates: np.ndarray  # float64[T]: eta(t); cast once to dtype, looked up, never computed again
-    hyperparameters: Mapping[str, np.ndarray]  # scheduled ones by name, float64[T]
+    fields: Batch  # the training rows that are held in memory
+    brought: Mapping[str, Field]  # the fields that are not: each chunk brings its own
+    loss: Any  # runner.components.losses.Loss
+    optimizer: Any  # runner.components.optimizers.Optimizer
+    tables: Tables
     groups: Sequence[Group]  # of weights, by rate and decay; the first one's rate is eta(t)
     gradient_clip_norm: float | None
     seed: int
@@ -52,36 +62,48 @@ class RunSpec(ModelSpec):
     # an update whose loss is NaN or infinite leaves weights, slots and buffers as they were
     skip_nonfinite: bool
     compile: bool  # by torch.compile or XLA, what is not compiled anyway
+    world: World = World()
 
     @property
-    def applied_names(self) -> list[str]:
-        """What the framework's optimizer is set to at every update: `learning_rate`,
-        `learning_rate*FACTOR` of the groups with another rate, then the scheduled
-        hyperparameters."""
-        return [
-            *dict.fromkeys(rate_name(group.lr_factor) for group in self.groups),
-            *self.hyperparameters,
-        ]
+    def num_steps(self) -> int:
+        """T, the updates of the whole run."""
+        return len(self.tables[LEARNING_RATE])
 
-    def applied(self, rates: np.ndarray) -> dict[str, np.ndarray]:
-        """`applied_names` -> the values of every update: lr_factor eta(t) rounded once to dtype;
-        float64 of the others."""
-        factors = {rate_name(group.lr_factor): group.lr_factor for group in self.groups}
-        tables = {name: (rates * factor).astype(self.dtype) for name, factor in factors.items()}
-        return {**tables, **self.hyperparameters}
+    @property
+    def scheduled(self) -> dict[str, np.ndarray]:
+        """The tables of hyperparameters other than the rate.  # float64[T] each"""
+        is_rate = {rate_name(group.lr_factor) for group in self.groups} | {LEARNING_RATE}
+        return {name: table for name, table in self.tables.items() if name not in is_rate}
 
-    def as_applied(self, values: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
-        """What was read back of K updates, [K] for each of `applied_names`, as a report has it."""
-        return {
-            name: np.asarray(
-                value, dtype=np.float64 if name in self.hyperparameters else self.dtype
-            )
-            for name, value in zip(self.applied_names, values, strict=True)
-        }
+
+def tables(
+    rates: np.ndarray,
+    groups: Iterable[Group],
+    hyperparameters: Mapping[str, np.ndarray],
+    dtype: np.dtype,
+) -> Tables:
+    """What the optimizer is set to: `learning_rate`, `learning_rate*FACTOR` of the groups with
+    another rate, rates[t] * FACTOR rounded once to `dtype`; then the scheduled hyperparameters in
+    float64.  # [T] each"""
+    factors = {rate_name(group.lr_factor): group.lr_factor for group in groups}
+    by_rate = {name: (rates * factor).astype(dtype) for name, factor in factors.items()}
+    return {**by_rate, **hyperparameters}
+
+
+def read_back(of: Tables, values: Iterable[Any]) -> Tables:
+    """Name values that were read from the optimizer in the order of `of`, in its dtypes."""
+    return {
+        name: np.asarray(value, dtype=table.dtype)
+        for (name, table), value in zip(of.items(), values, strict=True)
+    }
+
+
+LEARNING_RATE = "learning_rate"
 
 
 def rate_name(factor: float) -> str:
-    return "learning_rate" if factor == 1 else f"learning_rate*{factor!r}"
+    """The name of the table of a group's rates."""
+    return LEARNING_RATE if factor == 1 else f"{LEARNING_RATE}*{factor!r}"
 
 
 @dataclass(frozen=True)
@@ -118,9 +140,7 @@ class Report:
     update."""
 
     losses: np.ndarray  # dtype[K]
-    applied: Mapping[
-        str, np.ndarray
-    ]  # [K] each, as RunSpec.applied names them: read back from the framework's optimizer
+    applied: Tables  # [K] each, as RunSpec.tables: read back from the framework's optimizer
     outputs: np.ndarray  # float[n, C], in the order of Chunk.rows
     compile_seconds: float = 0.0  # of calls that were compiled first, their own work included
 
@@ -130,14 +150,49 @@ class Live(Protocol):
 
     def state(self) -> TrainState: ...
 
-    def predict(self, x: np.ndarray) -> np.ndarray: ...
+    def predict(self, rows: Batch) -> np.ndarray:
+        """The network's outputs, as in evaluation.  # float[n, C]"""
+        ...
 
-    def use_rates(self, rates: np.ndarray) -> None:
-        """Another table eta(t) than RunSpec's, from the next update on.  # float64[T]"""
+    def use_tables(self, tables: Tables) -> None:
+        """Other tables than RunSpec's, of the same names, from the next update on."""
         ...
 
 
 OnChunk = Callable[[Chunk, Report, Live], bool]  # False ends the training
+
+
+class Engine(Protocol):
+    """Applies updates inside a backend; native.py and exact.py have one each, and loop.py drives
+    either. Its tensors are the framework's."""
+
+    def update(
+        self, step: Any, batches: Sequence[Mapping[str, Any]], num_rows: int
+    ) -> tuple[Any, list[Any]]:
+        """Make one update from its micro-batches, num_rows rows in all. Return its share of the
+        report, which `losses` reads, and the outputs of each micro-batch, before the update."""
+        ...
+
+    def losses(self, shares: Any) -> Any:
+        """The mean losses of K updates, from their shares.  # [K]"""
+        ...
+
+    def state(self, step: int) -> TrainState: ...
+
+
+@dataclass(frozen=True)
+class About:
+    """What a backend says of itself; backends/NAME/about.py has it and imports no framework."""
+
+    name: str
+    distribution: str  # what pip installs
+    packages: Sequence[str]  # whose versions environment.json records
+    precisions: Sequence[str]
+    exports: Mapping[str, str]  # format of task=export -> file
+    refuse: Callable[[Any], None]  # raises ConfigError for a config that it cannot run
+    tune: Callable[[], None]  # prepares a process of the command line for its framework
+    # variables that are in force while the framework is imported, whatever the user has set
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class Backend(Protocol):
@@ -160,8 +215,8 @@ class Backend(Protocol):
         """Apply the chunks' updates to `start`, telling each; the state after the last."""
         ...
 
-    def predict(self, model: ModelSpec, state: TrainState, x: np.ndarray) -> np.ndarray:
-        """The network's outputs for rows x, float[N, C], as in evaluation."""
+    def predict(self, model: ModelSpec, state: TrainState, rows: Batch) -> np.ndarray:
+        """The network's outputs, as in evaluation.  # float[n, C]"""
         ...
 
     def native_model(self, model: ModelSpec, state: TrainState) -> Any:

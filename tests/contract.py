@@ -112,7 +112,7 @@ class BackendContract:
         prepared, trained = prepare(F64), self.train(F64)
         rows, start = prepared.order.chunk(0, 1).rows, first(prepared)
         x = np.ascontiguousarray(prepared.data.train.x[rows])
-        outputs = dispatcher.load(self.name).predict(prepared.model, start, x)
+        outputs = dispatcher.load(self.name).predict(prepared.model, start, {"x": x})
         expected = prepared.loss.rows(outputs, prepared.data.train.y[rows]).mean()
         # float64 rounding of a mean over 32 rows
         assert trained.losses[0] == pytest.approx(expected, rel=1e-14)
@@ -231,14 +231,14 @@ class BackendContract:
         x, seen = np.ascontiguousarray(prepared.data.val.x), []
 
         def on_chunk(chunk: Chunk, report: Report, live: Live) -> bool:
-            seen.append((live.state(), live.predict(x)))
+            seen.append((live.state(), live.predict({"x": x})))
             return True
 
         chunks = Chunks(prepared.order, 0, 40, None, adapt=False)
         backend = dispatcher.load(self.name)
         backend.train(prepared.run_spec(), first(prepared), chunks, on_chunk)
         for state, outputs in seen:
-            np.testing.assert_array_equal(outputs, backend.predict(prepared.model, state, x))
+            np.testing.assert_array_equal(outputs, backend.predict(prepared.model, state, {"x": x}))
 
     def test_bf16_mixed_trains_with_weights_and_rates_in_float32(self) -> None:
         trained = self.train([*SMALL, "trainer.precision=bf16-mixed"])
@@ -265,7 +265,7 @@ class BackendContract:
         subprocess.run(
             [sys.executable, script, path, tmp_path], check=True, cwd=tmp_path, capture_output=True
         )
-        expected = dispatcher.load(self.name).predict(prepared.model, state, x)
+        expected = dispatcher.load(self.name).predict(prepared.model, state, {"x": x})
         # float32, evaluation kernels that fuse differently: a few ulp of outputs near 1
         np.testing.assert_allclose(np.load(tmp_path / "z.npy"), expected, rtol=0, atol=2e-5)
 
@@ -277,7 +277,7 @@ class BackendContract:
         for seed in range(5):
             state: TrainState = self.train([f"seed={seed}"]).state
             outputs = dispatcher.load(self.name).predict(
-                replace(prepared.model, device="cpu"), state, x
+                replace(prepared.model, device="cpu"), state, {"x": x}
             )
             accuracies.append(np.mean(outputs.argmax(axis=1) == y))
         assert np.mean(accuracies) >= 0.94

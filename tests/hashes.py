@@ -79,7 +79,8 @@ def _hashes(root: Path) -> Iterator[tuple[str, str]]:
                 f"backend={backend}",
                 f"output.root={folder}",
                 *_SHORT,
-                "schedule=inverse_sqrt",
+                "schedule=exponential",
+                "schedule.decay_steps=10",
                 "optimizer=adamw",
             )
             (path,) = folder.glob("runs/*")

@@ -3,10 +3,10 @@
 import ast
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 
 from runner.cli.compose import CONF, compose
 from runner.config.schema import Config, parse
+from tests.command_line import forked
 from tests.rows import slow_but
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -83,7 +84,7 @@ assert {"runner.data.files", "runner.__main__"} <= set(names)
 # A room imports from itself and from those before it.
 ROOMS = [
     *("errors", "random", "section", "text", "user_code", "schedules", "components", "data"),
-    *("spec", "machine", "config", "exact", "dispatcher", "plan", "run", "report", "tasks", "cli"),
+    *("spec", "dispatcher", "machine", "config", "exact", "plan", "run", "report", "tasks", "cli"),
     *("", "__main__"),  # "": the Python API
 ]
 
@@ -244,7 +245,9 @@ def test_lightning_comes_without_the_metrics_that_it_does_not_use_and_they_come_
 ) -> None:
     code = f"""
 import sys
-import backends.lightning
+from backends.lightning import lean
+lean.put_in_place()
+import backends.lightning.backend
 assert "torchmetrics.functional" not in sys.modules and "scipy.signal" not in sys.modules
 import torchmetrics
 assert torchmetrics.__version__
@@ -257,12 +260,110 @@ assert torchmetrics.Metric is metric and issubclass(torchmetrics.MeanMetric, met
     assert "pytorch_lightning" in imported_after(code, tmp_path)
 
 
-def test_one_file_imports_what_is_hydra_s_own() -> None:
-    """hydra._internal may change with any release."""
+# Files that use something private of another library
+PRIVATE = {
+    "backends/lightning/fast.py",  # torch, Lightning
+    "backends/lightning/lean.py",  # torchmetrics
+    "runner/cli/hydra_bridge.py",  # Hydra
+    "runner/run/signals.py",  # the resource tracker of multiprocessing
+}
+
+
+def test_the_named_files_alone_use_what_is_private_of_other_libraries() -> None:
+    """An import of a private module, or an attribute that begins with one underscore and that
+    nothing here defines."""
     files = [*REPOSITORY.glob("runner/**/*.py"), *REPOSITORY.glob("backends/**/*.py")]
-    found = [
-        str(f.relative_to(REPOSITORY))
-        for f in files
-        if re.search(r"^\s*(from|import) hydra\._internal", f.read_text(encoding="utf-8"), re.M)
-    ]
-    assert sorted(found) == ["runner/cli/hydra_bridge.py"]
+    trees = {str(f.relative_to(REPOSITORY)): ast.parse(f.read_text("utf-8")) for f in files}
+    own = {
+        name
+        for tree in trees.values()
+        for node in ast.walk(tree)
+        for name in (getattr(node, "name", None), getattr(node, "id", None))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Name)
+    }
+    found = set()
+    for file, tree in trees.items():
+        mine = own | {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in ("self", "cls")
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                names = [*(node.module or "").split("."), *(a.name for a in node.names)]
+                library = (node.module or "").split(".")[0]
+                if library not in ("runner", "backends") and any(map(_is_private, names)):
+                    found.add(file)
+            elif isinstance(node, ast.Attribute) and _is_private(node.attr, mine):
+                found.add(file)
+    assert found == PRIVATE
+
+
+def _is_private(name: str, own: Collection[str] = ()) -> bool:
+    """`_replace` is NamedTuple's public method."""
+    has_underscore = name.startswith("_") and not name.startswith("__")
+    return has_underscore and name not in ("_", "_replace") and name not in own
+
+
+NOTEBOOK = """
+import gc, json, logging, os, signal, sys, warnings
+import numpy as np
+
+def state():
+    seen = {{
+        "environment": dict(os.environ),
+        "gc": (gc.isenabled(), gc.get_freeze_count(), gc.get_threshold()),
+        "signals": [str(signal.getsignal(n)) for n in sorted(signal.valid_signals())],
+        "numpy": np.geterr(),
+        "excepthook": str(sys.excepthook),
+    }}
+    {framework}
+    return json.dumps(seen, default=str)
+
+import {package}
+before = state()
+from runner import load_run
+run = load_run({folder!r})
+run.model()
+run.predict(np.zeros((3, 64)))
+after = state()
+assert before == after, (before, after)
+"""
+FRAMEWORK_STATE = {
+    "lightning": (
+        "torch",
+        "seen |= {'dtype': torch.get_default_dtype(), 'threads': torch.get_num_threads(), "
+        "'grad': torch.is_grad_enabled(), 'deterministic': "
+        "torch.are_deterministic_algorithms_enabled()}",
+    ),
+    "keras": (
+        "keras",
+        "seen |= {'floatx': keras.config.floatx(), 'policy': keras.config.dtype_policy().name}",
+    ),
+}
+
+
+@pytest.mark.parametrize("backend", FRAMEWORK_STATE)
+def test_a_notebook_that_loads_a_run_finds_its_process_as_it_was(
+    tmp_path: Path, backend: str
+) -> None:
+    """A run in float64, which Keras's global settings would show."""
+    package, framework = FRAMEWORK_STATE[backend]
+    (done,) = forked(
+        tmp_path,
+        (f"backend={backend}", "trainer.max_steps=2", "trainer.precision=float64", "device=cpu"),
+    )
+    assert (done.status, done.err) == (0, "")
+    code = NOTEBOOK.format(framework=framework, package=package, folder=done.folder)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done_here = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done_here.returncode == 0, done_here.stderr[-3000:]

@@ -11,7 +11,7 @@ from runner.cli.compose import compose
 from runner.config.schema import parse
 from runner.data.order import Chunk
 from runner.plan import Plan, plan
-from runner.spec import Live, Report, RunSpec, TrainState, first_state
+from runner.spec import Live, Report, RunSpec, Tables, TrainState, first_state
 
 
 class Trained(NamedTuple):
@@ -52,13 +52,13 @@ def train(
     overrides: Sequence[str],
     start: TrainState | None = None,
     stop_after: int | None = None,
-    rates: np.ndarray | None = None,
+    tables: Tables | None = None,
 ) -> Trained:
-    """Train as the command line would, from `start` or from fresh weights, with the config's rates
+    """Train as the command line would, from `start` or from fresh weights, with the config's tables
     or other ones; stop at the chunk that ends `stop_after`."""
     prepared = prepare(overrides)
     spec: RunSpec = prepared.run_spec()
-    spec = spec if rates is None else replace(spec, rates=rates)
+    spec = spec if tables is None else replace(spec, tables=tables)
     start = start or first(prepared)
     reports: list[Report] = []
 
@@ -72,7 +72,7 @@ def train(
         np.concatenate([report.losses for report in reports]),
         {
             name: np.concatenate([report.applied[name] for report in reports])
-            for name in spec.applied_names
+            for name in spec.tables
         },
         np.concatenate([report.outputs for report in reports]),
         state,

@@ -27,7 +27,9 @@ def prepare(backend: str) -> None:
     from importlib import import_module
 
     from runner import dispatcher
+    from runner.cli import process
 
+    process.tune()
     for name in (
         "matplotlib.backends.backend_agg",
         "matplotlib.figure",

@@ -1,7 +1,7 @@
 """Exact mode in TensorFlow: the primitives of runner.exact, and the network and optimizer that the
 loop trains with them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -261,10 +261,11 @@ class Optimizer(keras.optimizers.Optimizer):
     ) -> None:
         super().__init__(learning_rate=schedule, name=run.optimizer.name)
         self.spec, self.o, self.layout = run.optimizer, network.o, network.layout
-        self.scheduled = [*run.hyperparameters]
+        self.scheduled = [*run.scheduled]
         self.build([network.weights_vector])
         tables = _tables(run)
         self.memory = SimpleNamespace(
+            schedule=schedule,
             slots={
                 slot: self.add_variable((self.layout.size,), dtype="float64", name=slot)
                 for slot in start.slots
@@ -289,7 +290,7 @@ class Optimizer(keras.optimizers.Optimizer):
             self.memory.slots[slot].assign(r(self.layout.pack(values)))
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        step, table = self.iterations.value, self._learning_rate
+        step, table = self.iterations.value, self.memory.schedule
         h = optimizers.InForce(
             self.o,
             self.spec,
@@ -313,11 +314,11 @@ class Optimizer(keras.optimizers.Optimizer):
 
 
 def _tables(run: RunSpec) -> dict[str, np.ndarray]:
-    return optimizers.tables(run.optimizer, len(run.rates), run.hyperparameters)
+    return optimizers.tables(run.optimizer, run.num_steps, run.scheduled)
 
 
-class Work:
-    """What the loop trains with; the counterpart of the loop's own."""
+class Engine:
+    """The vector of all weights, moved by the written-out updates of runner.exact."""
 
     def __init__(
         self, model: keras.Model, run: RunSpec, start: TrainState, place: layers.Place
@@ -328,15 +329,16 @@ class Work:
         self_test.check(run.device, self._outcome)
         self.schedule = TableLR(run)
         self.optimizer = Optimizer(run, self.network, self.schedule, start)
-        self.x = tf.constant(r(run.x))
-        self.y = tf.constant(run.y if run.loss.name == "cross_entropy" else r(run.y))
+        y = run.fields["y"]
+        y = y if run.loss.name == "cross_entropy" else r(y)
+        self.fields = {"x": tf.constant(r(run.fields["x"])), "y": tf.constant(y)}
 
     def start(self, run: RunSpec, start: TrainState) -> None:
         """Another run that is compiled alike."""
         self.run = run
         self.place.seed.assign(run.seed)
         self.network.load(start)
-        self.schedule.start(run)
+        self.schedule.use(run.tables)
         self.optimizer.start(run, start)
 
     def _outcome(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -349,20 +351,25 @@ class Work:
         )
         return [tensor.numpy() for tensor in compiled(*map(tf.constant, inputs))]
 
-    def update(self, batches: Sequence[tuple[Any, Any]], num_rows: int) -> tuple[Any, Any]:
-        n = self.network
+    def update(
+        self, step: Any, batches: Sequence[Mapping[str, Any]], num_rows: int
+    ) -> tuple[Any, list[Any]]:
+        """Make an update; the mean loss and the outputs of each micro-batch before it."""
+        n, seed = self.network, self.place.seed
         weights = n.layout.views(n.o, tf.convert_to_tensor(n.weights_vector))
-        seed, step = self.place.seed, self.optimizer.iterations.value
         g, statistics, outputs = gradient.gradient(
             n.o, self.run, n.layout, weights, n.current_statistics(), batches, num_rows, seed, step
         )
-        loss = gradient.losses(
-            n.o, self.run, [(z, y) for z, (_, y) in zip(outputs, batches, strict=True)], 1
-        )[0]
+        pairs = [(z, batch["y"]) for z, batch in zip(outputs, batches, strict=True)]
+        loss = gradient.losses(n.o, self.run, pairs, 1)[0]
         for name, variable in n.statistics.items():
             variable.assign(statistics[name])
         self.optimizer.apply([g], [n.weights_vector])
-        return tf.cast(loss, tf.float32), tf.cast(tf.concat(outputs, 0), tf.float32)
+        return tf.cast(loss, tf.float32), [tf.cast(z, tf.float32) for z in outputs]
+
+    def losses(self, shares: Any) -> Any:
+        """Updates' losses, which are their shares.  # float32[K]"""
+        return shares
 
     def state(self, step: int) -> TrainState:
         n = self.network

@@ -9,6 +9,7 @@ import gc
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from backends.keras import device, exact, layers, losses, optimizers
-from backends.keras.schedule import TableLR
+from backends.keras import device, exact, layers, native
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
+from runner.data.source import Batch
 from runner.errors import RunError
-from runner.spec import ModelSpec, OnChunk, Report, RunSpec, TrainState
+from runner.spec import ModelSpec, OnChunk, Report, RunSpec, Tables, TrainState, read_back
 
 _POLICY = {
     "float32": "float32",
@@ -31,80 +32,16 @@ _POLICY = {
 }
 
 
-class _Native:
-    """What most precisions train with: keras.layers, a tape, this room's optimizers. Not a Keras
-    object, so that its attribute tracking does not list the variables twice."""
-
-    def __init__(
-        self, model: keras.Model, run: RunSpec, start: TrainState, place: layers.Place
-    ) -> None:
-        self.model, self.run, self.place, self.loss = model, run, place, losses.build(run.loss)
-        layers.load_state(model, start)
-        variables = layers.named(model)
-        # in the network's order, which the norm of the gradients is summed in
-        self.parameters = {
-            name: variables[name] for name in run.network.variables() if name in start.weights
-        }
-        self.buffers = list(start.buffers)
-        self.schedule = TableLR(run)
-        self.optimizer = optimizers.build(run, self.schedule, self.parameters, list(start.slots))
-        self.optimizer.load_slots(start.slots, start.step)
-        self.x, self.y = None if run.x is None else tf.constant(run.x), tf.constant(run.y)
-
-    def start(self, run: RunSpec, start: TrainState) -> None:
-        """Another run that is compiled alike."""
-        self.run = run
-        self.place.seed.assign(run.seed)
-        layers.load_state(self.model, start)
-        self.schedule.start(run)
-        self.optimizer.load_slots(start.slots, start.step)
-
-    def update(self, batches: Iterable[tuple[Any, Any]], num_rows: int) -> tuple[Any, Any]:
-        """One update from its micro-batches of num_rows rows: its mean loss before it, the
-        outputs."""
-        total: Any = None
-        gradients: Any = None
-        kept = (
-            [*self.model.variables, *self.optimizer.memories()] if self.run.skip_nonfinite else []
-        )
-        before = [tf.identity(variable.value) for variable in kept]
-        outputs, self.place.step = [], self.optimizer.iterations.value
-        for micro_batch, (x, y) in enumerate(batches):
-            self.place.micro_batch = micro_batch
-            with tf.GradientTape() as tape:
-                z = tf.cast(self.model(x, training=True), self.run.dtype)
-                share = self.loss(z, y)
-                if num_rows != x.shape[0]:
-                    share = share * layers.constant(x.shape[0] / num_rows, share)
-            new = tape.gradient(share, [v.value for v in self.parameters.values()])
-            total = share if total is None else total + share
-            gradients = (
-                new if gradients is None else [a + b for a, b in zip(gradients, new, strict=True)]
-            )
-            outputs.append(z)
-        if self.run.gradient_clip_norm is not None:
-            gradients = optimizers.clip_by_global_norm(gradients, self.run.gradient_clip_norm)
-        self.optimizer.apply(gradients, list(self.parameters.values()))
-        for variable, value in zip(kept, before, strict=True):
-            variable.assign(tf.where(tf.math.is_finite(total), variable.value, value))
-        return total, tf.concat(outputs, axis=0)
-
-    def state(self, step: int) -> TrainState:
-        weights, buffers = (
-            layers.save(self.model, names) for names in (list(self.parameters), self.buffers)
-        )
-        return TrainState(step, weights, self.optimizer.save_slots(), buffers)
-
-
 class Model(keras.Model):
     """The network, its loss and its optimizer, as the seam's `Live`."""
 
-    work: Any
+    engine: Any
 
     def connect(self, run: RunSpec, start: TrainState, place: layers.Place) -> None:
         """Load the state, make the optimizer, compile."""
-        self.work = (exact.Work if run.precision == "exact" else _Native)(self, run, start, place)
-        self.compile(optimizer=self.work.optimizer, jit_compile=device.by_xla(run))
+        kind: Any = exact.Engine if run.precision == "exact" else native.Engine
+        self.engine = kind(self, run, start, place)
+        self.compile(optimizer=self.engine.optimizer, jit_compile=device.by_xla(run))
         # One compilation per shape of the chunk's blocks, whatever the number of updates, which is
         # an argument. Without autograph: nothing here loops or asks over tensors in Python, and
         # rewriting all of it took longer than tracing it.
@@ -115,22 +52,20 @@ class Model(keras.Model):
         """fit's: takes the next chunk off its iterator and runs it."""
 
         def train_function(iterator: Iterator[Any]) -> dict[str, Any]:
-            num_steps, blocks, given = next(iterator)
+            num_steps, blocks, brought = next(iterator)
             num_blocks = sum(block.shape[1] > 0 for block in blocks)
-            began, shapes = (
-                time.perf_counter(),
-                tuple(tuple(block.shape) for block in blocks[:num_blocks]),
-            )
-            applied, means, outputs = self.compiled(
-                (num_steps, blocks[:num_blocks], given[:num_blocks])
-            )
+            blocks = blocks[:num_blocks]
+            brought = {name: values[:num_blocks] for name, values in brought.items()}
+            began, shapes = time.perf_counter(), tuple(tuple(block.shape) for block in blocks)
+            applied, means, outputs = self.compiled((num_steps, blocks, brought))
             num = int(num_steps)
             is_new = shapes not in self.compiled_for
             self.compiled_for.add(shapes)
+            run = self.engine.run
             self.report = Report(
-                losses=means.numpy()[:num],
-                applied=self.work.run.as_applied(applied.numpy()[:num].T),
-                outputs=outputs.numpy()[:num].reshape(-1, *self.work.run.network.output_shape),
+                losses=self.engine.losses(means).numpy()[:num],
+                applied=read_back(run.tables, applied.numpy()[:num].T),
+                outputs=outputs.numpy()[:num].reshape(-1, *run.network.output_shape),
                 compile_seconds=time.perf_counter() - began if is_new else 0.0,
             )
             return {"loss": self.report.losses[-1]}
@@ -141,25 +76,29 @@ class Model(keras.Model):
     def train_step(self, data: Any) -> Any:
         """The chunk's updates, one after another: (what was applied [K, P], losses [K], outputs [K,
         A * B, C])."""
-        # int64[K, A, B] each, and x of them or nothing; past num_steps is padding
-        num_steps, blocks, given = data
+        # int64[K, A, B] each, and [K, A, B, ...] of each field that chunks bring; past num_steps is
+        # padding
+        num_steps, blocks, brought = data
         num_rows = sum(block.shape[1] * block.shape[2] for block in blocks)
-        run, length, x, y = self.work.run, blocks[0].shape[0], self.work.x, self.work.y
+        engine, run, length = self.engine, self.engine.run, blocks[0].shape[0]
         dtype, shape = tf.as_dtype(run.dtype), (num_rows, *run.network.output_shape)
-        applied = tf.TensorArray(tf.float64, length, element_shape=(len(run.applied_names),))
+        applied = tf.TensorArray(tf.float64, length, element_shape=(len(run.tables),))
         means = tf.TensorArray(dtype, length, element_shape=())
         outputs = tf.TensorArray(dtype, length, element_shape=shape)
 
         def update(k: Any, applied: Any, means: Any, outputs: Any) -> Any:
-            others = self.work.schedule.others(self.optimizer.iterations)
+            others = engine.schedule.others(self.optimizer.iterations)
             read = tf.stack([tf.cast(self.optimizer.learning_rate, tf.float64), *others])
-            rows = [rows for block in blocks for rows in tf.unstack(block[k])]
-            own = [x for block in given for x in tf.unstack(block[k])] or [
-                tf.gather(x, one) for one in rows
+            batches = [
+                {name: tf.gather(values, rows) for name, values in engine.fields.items()}
+                for rows in _micro_batches(blocks, k)
             ]
-            batches = list(zip(own, [tf.gather(y, one) for one in rows], strict=True))
-            total, z = self.work.update(batches, num_rows)
-            return k + 1, applied.write(k, read), means.write(k, total), outputs.write(k, z)
+            for name, values in brought.items():
+                for batch, own in zip(batches, _micro_batches(values, k), strict=True):
+                    batch[name] = own
+            share, z = engine.update(self.optimizer.iterations.value, batches, num_rows)
+            z = tf.concat(z, axis=0)
+            return k + 1, applied.write(k, read), means.write(k, share), outputs.write(k, z)
 
         _, applied, means, outputs = tf.while_loop(
             lambda k, *_: k < num_steps,
@@ -170,13 +109,18 @@ class Model(keras.Model):
         return applied.stack(), means.stack(), outputs.stack()
 
     def state(self) -> TrainState:
-        return self.work.state(int(self.optimizer.iterations))
+        return self.engine.state(int(self.optimizer.iterations))
 
-    def predict(self, x: np.ndarray) -> np.ndarray:  # type: ignore[override]
-        return _predict(self, self.work.run, x)
+    def predict(self, rows: Batch) -> np.ndarray:  # type: ignore[override]
+        return _predict(self, self.engine.run, rows)
 
-    def use_rates(self, rates: np.ndarray) -> None:
-        self.work.schedule.use(rates)
+    def use_tables(self, tables: Tables) -> None:
+        self.engine.schedule.use(tables)
+
+
+def _micro_batches(blocks: Iterable[Any], k: Any) -> list[Any]:
+    """The micro-batches of update k.  # [K, A, B, ...] of each block -> [B, ...] each"""
+    return [batch for block in blocks for batch in tf.unstack(block[k])]
 
 
 class _AfterChunk(keras.callbacks.Callback):
@@ -189,13 +133,13 @@ class _AfterChunk(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         going_on = self.on_chunk(self.loader.taken.popleft(), self.model.report, self.model)
         # at the end too, or `fit` asks for more and warns
-        over = int(self.model.optimizer.iterations) >= len(self.model.work.run.rates)
+        over = int(self.model.optimizer.iterations) >= self.model.engine.run.num_steps
         self.model.stop_training = over or not going_on
 
 
 class _Loader:
     """The chunks as what `fit` calls batches: num_steps, the blocks of whole micro-batches and of
-    short ones, and x of both where a chunk brings it; all with equal ranks."""
+    short ones, and the fields of both that a chunk brings; all with equal ranks."""
 
     def __init__(self, chunks: Iterable[Chunk], length: int, run: RunSpec) -> None:
         self.chunks, self.run = chunks, run
@@ -209,7 +153,7 @@ class _Loader:
             yield (
                 chunk.num_steps,
                 self._two(chunk, chunk.blocks),
-                self._two(chunk, () if chunk.x is None else chunk.given()),
+                {name: self._two(chunk, chunk.by_block(name)) for name in self.run.brought},
             )
 
     def _two(self, chunk: Chunk, blocks: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
@@ -227,13 +171,14 @@ class _Loader:
 
     def dataset(self) -> tf.data.Dataset:
         block = tf.TensorSpec((None, None, None), tf.int64)
-        x = tf.TensorSpec(
-            (None, None, None, *self.run.network.input_shape), tf.as_dtype(self.run.dtype)
-        )
+        brought = {
+            name: tf.TensorSpec((None, None, None, *field.shape), tf.as_dtype(field.dtype))
+            for name, field in self.run.brought.items()
+        }
         signature = (
             tf.TensorSpec((), tf.int32),
             (block, block),
-            (x, x) if self.run.x is None else (),
+            {name: (field, field) for name, field in brought.items()},
         )
         options = tf.data.Options()
         # the next chunk's length follows from this one's time
@@ -258,13 +203,14 @@ def train(
             f"TensorFlow has taken another number of threads than {run.threads}: it needs a "
             f"process of its own"
         )
-    with tf.device(device.resolve(run.device)):
-        if _last is not None and _is_compiled_alike(run, _last[0]):
+    alike = _last is not None and _is_compiled_alike(run, _last[0])
+    if not alike:
+        _last = None  # its memory is free for the new one
+    with tf.device(device.resolve(run.device)), _settings(run, is_fresh=not alike):
+        if _last is not None:
             model = _last[1]
-            model.work.start(run, start)
+            model.engine.start(run, start)
         else:
-            _last = None
-            keras.utils.clear_session()  # the graphs of earlier runs in this process
             place = layers.Place(run.seed)
             model = _network(run, place, Model)
             model.connect(run, start, place)
@@ -285,36 +231,39 @@ def train(
 
 
 def _is_compiled_alike(a: RunSpec, b: RunSpec) -> bool:
-    """They differ in nothing that a compiled function has in it: rates, hyperparameters with a
-    schedule, the seed of the masks and all of the state are variables."""
+    """Whether they differ in nothing that a compiled function has in it: the tables, the seed of
+    the masks and all of the state are variables."""
     return (
         _constants(a) == _constants(b)
-        and (a.x is b.x if a.x is None or b.x is None else np.array_equal(a.x, b.x))
-        and np.array_equal(a.y, b.y)
+        and a.fields.keys() == b.fields.keys()
+        and all(
+            a.fields[name] is b.fields[name] or np.array_equal(a.fields[name], b.fields[name])
+            for name in a.fields
+        )
     )
 
 
 def _constants(run: RunSpec) -> dict[str, Any]:
-    own = {name: value for name, value in vars(run).items() if name not in ("x", "y")}
+    own = {name: value for name, value in vars(run).items() if name != "fields"}
     return {
         **own,
-        "optimizer": run.optimizer.model_copy(update={"lr": 1.0}),  # which is in the table alone
-        "rates": len(run.rates),
-        "hyperparameters": [*run.hyperparameters],
+        # its rate is in the tables alone
+        "optimizer": run.optimizer.model_copy(update={"lr": 1.0}),
+        "tables": (run.num_steps, [*run.tables]),
         "seed": None,
     }
 
 
-def predict(model: ModelSpec, state: TrainState, x: np.ndarray) -> np.ndarray:
-    device.can_use_threads(model.threads)
-    with tf.device(device.resolve(model.device)):
+def predict(model: ModelSpec, state: TrainState, rows: Batch) -> np.ndarray:
+    with tf.device(device.resolve(model.device)), _settings(model):
         network = _network(model, layers.Place(0), keras.Model)
         (exact if model.precision == "exact" else layers).load_state(network, state)
-        return _predict(network, model, x)
+        return _predict(network, model, rows)
 
 
 def native_model(model: ModelSpec, state: TrainState) -> keras.Model:
-    network = _network(model, None, keras.Model)
+    with _settings(model):
+        network = _network(model, None, keras.Model)
     layers.load_state(network, state)
     return network
 
@@ -348,16 +297,29 @@ def _rescaled(x: Any, *numbers: np.ndarray | float) -> Any:
 
 
 def _network(model: ModelSpec, place: layers.Place | None, kind: type[keras.Model]) -> Any:
-    """In the run's dtype, which Keras takes from its global settings."""
-    keras.config.set_floatx(model.dtype.name)
-    keras.config.set_dtype_policy(_POLICY[model.precision])
     if place and model.precision == "exact":
         return exact.build(model.network, kind)
     return layers.build(model.network, place, kind)
 
 
-def _predict(network: keras.Model, model: ModelSpec, x: np.ndarray) -> np.ndarray:
-    size = model.batch_size * 8
+@contextmanager
+def _settings(model: ModelSpec, is_fresh: bool = False) -> Iterator[None]:
+    """Keras's global settings for a model: its dtype. They are the process's own afterwards.
+    `is_fresh` drops the graphs of earlier runs in this process."""
+    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
+    if is_fresh:
+        keras.utils.clear_session()
+    keras.config.set_floatx(model.dtype.name)
+    keras.config.set_dtype_policy(_POLICY[model.precision])
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(floatx)
+        keras.config.set_dtype_policy(policy)
+
+
+def _predict(network: keras.Model, model: ModelSpec, rows: Batch) -> np.ndarray:
+    x, size = rows["x"], model.batch_size * 8
     function = _inference(network)
     outputs = [
         tf.cast(function(tf.constant(x[i : i + size])), model.dtype).numpy()

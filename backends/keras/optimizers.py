@@ -24,7 +24,8 @@ class _Memory:
     """Keeps variables out of the sight of Keras's attribute tracking, which would list them
     twice."""
 
-    names: list[str]
+    schedule: TableLR
+    names: dict[Any, str]  # reference to a variable -> its canonical name
     groups: dict[str, Group]
     slots: dict[str, dict[str, Any]]
     scalars: dict[str, Any]
@@ -48,7 +49,8 @@ class _Optimizer(keras.optimizers.Optimizer):
         native = list(variables.values())
         self.build(native)
         self.memory = _Memory(
-            names=list(variables),
+            schedule=schedule,
+            names={variable.value.ref(): name for name, variable in variables.items()},
             groups={name: group for group in groups for name in group.names},
             slots={
                 slot: dict(zip(variables, self.add_optimizer_variables(native, slot), strict=True))
@@ -62,7 +64,7 @@ class _Optimizer(keras.optimizers.Optimizer):
     def hyper(self, name: str) -> Any:
         """A hyperparameter in force, in float64: a number, or of a scheduled one a tensor."""
         return (
-            self._learning_rate.at(name, self.iterations)
+            self.memory.schedule.at(name, self.iterations)
             if name in self.scheduled
             else getattr(self.spec, name)
         )
@@ -89,10 +91,10 @@ class _Optimizer(keras.optimizers.Optimizer):
         return [variable for slot in self.memory.slots.values() for variable in slot.values()]
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        name, s = self.memory.names[self._get_variable_index(variable)], self.spec
+        name, s = self.memory.names[variable.ref()], self.spec
         group = self.memory.groups[name]
         if group.lr_factor != 1:
-            learning_rate = self._learning_rate.at(rate_name(group.lr_factor), self.iterations)
+            learning_rate = self.memory.schedule.at(rate_name(group.lr_factor), self.iterations)
         p, g, lr = (
             tf.convert_to_tensor(variable),
             tf.convert_to_tensor(gradient),
@@ -242,7 +244,7 @@ def build(
     """A Keras optimizer over canonical names -> variables, in the order of the model's trainable
     ones, each with the rate and the weight decay of its group."""
     kind, spec = _OPTIMIZERS[run.optimizer.name], run.optimizer
-    return kind(spec, schedule, variables, slots, run.groups, run.hyperparameters)
+    return kind(spec, schedule, variables, slots, run.groups, run.scheduled)
 
 
 def clip_by_global_norm(gradients: Sequence[Any], largest: float) -> list[Any]:

@@ -3,10 +3,9 @@
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from runner.spec import RunSpec, rate_name
+from runner.spec import LEARNING_RATE, RunSpec, Tables
 
 
 class TableLR(keras.optimizers.schedules.LearningRateSchedule):
@@ -18,31 +17,26 @@ class TableLR(keras.optimizers.schedules.LearningRateSchedule):
 
     def __init__(self, run: RunSpec) -> None:
         super().__init__()
-        self._run, self._last = run, len(run.rates) - 1
+        self._last = run.num_steps - 1
         self._tables = {
             name: tf.Variable(values, trainable=False, name=name.replace("*", "_"))
-            for name, values in run.applied(run.rates).items()
+            for name, values in run.tables.items()
         }
 
-    def start(self, run: RunSpec) -> None:
-        """The tables of another run, as long as this one and of the same names."""
-        self._run = run
-        self.use(run.rates)
-
-    def use(self, rates: np.ndarray) -> None:
-        """Other rates, from the next update on."""
-        for name, values in self._run.applied(rates).items():
+    def use(self, tables: Tables) -> None:
+        """Take other tables of the same names and length, from the next update on."""
+        for name, values in tables.items():
             self._tables[name].assign(values)
 
     def __call__(self, step: Any) -> Any:
-        return self.at(rate_name(1.0), step)
+        return self.at(LEARNING_RATE, step)
 
     def at(self, name: str, step: Any) -> Any:
-        """By a name of RunSpec.applied."""
+        """By a name of RunSpec.tables."""
         return tf.gather(self._tables[name], tf.minimum(tf.cast(step, tf.int64), self._last))
 
     def others(self, step: Any) -> list[Any]:
-        """All but the rate itself, in the order of RunSpec.applied, in float64."""
+        """All but the rate itself, in the order of RunSpec.tables, in float64."""
         return [tf.cast(self.at(name, step), tf.float64) for name in [*self._tables][1:]]
 
     def get_config(self) -> dict[str, Any]:

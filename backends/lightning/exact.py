@@ -2,7 +2,7 @@
 trains with them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -234,8 +234,8 @@ class Optimizer(torch.optim.Optimizer):
             for group, part in parts
         ]
         super().__init__(groups, {"lr": run.optimizer.lr})
-        self.spec, self.network, self.scheduled = run.optimizer, network, [*run.hyperparameters]
-        self.tables = optimizers.tables(run.optimizer, len(run.rates), run.hyperparameters)
+        self.spec, self.network, self.scheduled = run.optimizer, network, [*run.scheduled]
+        self.tables = optimizers.tables(run.optimizer, run.num_steps, run.scheduled)
         self.num_updates = start.step
         o, layout = network.o, network.layout
         self.slots = {
@@ -274,8 +274,8 @@ class Optimizer(torch.optim.Optimizer):
         self.num_updates += 1
 
 
-class Work:
-    """What the loop trains with; the counterpart of the loop's own."""
+class Engine:
+    """The vector of all weights, moved by the written-out updates of runner.exact."""
 
     compile_seconds = 0.0  # nothing is compiled
 
@@ -283,13 +283,11 @@ class Work:
         self.run, self.network = run, Network(run, start, where, run.groups)
         self_test.check(str(where), self._outcome)
         self.optimizer = Optimizer(run, self.network, start)
-        o = self.network.o
-        assert run.x is not None
-        self.x, self.y = o.r(o.constant(run.x.astype(np.float64))), o.constant(run.y)
-        if run.loss.name != "cross_entropy":
-            self.y = o.r(self.y.double())
-        # outputs and targets since the losses were last asked for
-        self._done: list[list[tuple[Tensor, Tensor]]] = []
+        o, y = self.network.o, self.network.o.constant(run.fields["y"])
+        self.fields = {
+            "x": o.r(o.constant(run.fields["x"].astype(np.float64))),
+            "y": y if run.loss.name == "cross_entropy" else o.r(y.double()),
+        }
 
     def _outcome(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         o = self.network.o
@@ -297,8 +295,9 @@ class Work:
 
     @torch.inference_mode()
     def update(
-        self, step: int, batches: Sequence[tuple[Tensor, Tensor]], num_rows: int
-    ) -> list[Tensor]:
+        self, step: int, batches: Sequence[Mapping[str, Tensor]], num_rows: int
+    ) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
+        """Make an update; the outputs of each micro-batch before it, with the targets too."""
         n = self.network
         n.weights.grad, n.statistics, outputs = gradient.gradient(
             n.o,
@@ -312,17 +311,16 @@ class Work:
             step,
         )
         self.optimizer.apply()
-        self._done.append([(z, y) for z, (_, y) in zip(outputs, batches, strict=True)])
-        return [z.float() for z in outputs]
+        pairs = [(z, batch["y"]) for z, batch in zip(outputs, batches, strict=True)]
+        return pairs, [z.float() for z in outputs]
 
     @torch.inference_mode()
-    def losses(self) -> Tensor:
-        """All at once: what is only reported need not be computed update by update."""
+    def losses(self, shares: Sequence[list[tuple[Tensor, Tensor]]]) -> Tensor:
+        """Updates' losses, computed all at once.  # float32[K]"""
         # by micro-batch: outputs, targets
-        each = [zip(*parts, strict=True) for parts in zip(*self._done, strict=True)]
+        each = [zip(*parts, strict=True) for parts in zip(*shares, strict=True)]
         batches = [(torch.cat(z), torch.cat(y)) for z, y in each]
-        num_steps, self._done = len(self._done), []
-        return gradient.losses(self.network.o, self.run, batches, num_steps).float()
+        return gradient.losses(self.network.o, self.run, batches, len(shares)).float()
 
     def state(self, step: int) -> TrainState:
         n = self.network

@@ -6,22 +6,22 @@ Legend of shapes: K updates, A micro-batches an update, B rows each, n = all row
 
 import io
 import logging
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from backends.lightning import device, exact, layers, losses, optimizers
-from backends.lightning.imports import pl
+from backends.lightning import device, exact, fast, layers, native
 from backends.lightning.schedule import TableLR
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
-from runner.spec import ModelSpec, OnChunk, Report, RunSpec, TrainState
+from runner.data.source import Batch
+from runner.spec import ModelSpec, OnChunk, Report, RunSpec, Tables, TrainState, read_back
 
 _PRECISION: dict[str, Any] = {
     "float32": "32-true",
@@ -31,108 +31,16 @@ _PRECISION: dict[str, Any] = {
 }
 
 
-class _Native:
-    """What most precisions train with: torch.nn, autograd, stock optimizers."""
-
-    def __init__(self, run: RunSpec, start: TrainState, where: torch.device) -> None:
-        self.run = run
-        self.place = layers.Place(run.seed)
-        dtype = torch.from_numpy(np.empty(0, run.dtype)).dtype
-        self.network = layers.Network(run.network, self.place).to(where, dtype)
-        layers.load_state(self.network, start)
-        tensors = self.network.named()
-        self.weights = {name: tensors[name] for name in start.weights}
-        self.buffer_names, self.slot_names = list(start.buffers), list(start.slots)
-        self.loss = losses.build(run.loss)
-        self.call = layers.direct(self.network)
-        self.forward = (
-            layers.compiled(self._forward, self.network) if run.compile else self._forward
-        )
-        self.compile_seconds, self._compiled_for = 0.0, set[torch.Size]()
-        self.one = torch.ones((), dtype=dtype, device=where)
-        self.x = None if run.x is None else torch.from_numpy(run.x).to(where)
-        self.y = torch.from_numpy(run.y).to(where)
-        flats = optimizers.flatten(self.weights, run.groups)
-        self.flats = [flat for own in flats for flat in own]
-        self.optimizer = optimizers.build(run.optimizer, flats, run.groups)
-        optimizers.load_slots(run.optimizer, self.optimizer, self.flats, start.slots, start.step)
-        self.apply = optimizers.update(run.optimizer, self.optimizer)
-        self._totals: list[Tensor] = []
-
-    def _forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        z = self.call(x)
-        return z, self.loss(z, y)
-
-    def update(
-        self, step: int, batches: Sequence[tuple[Tensor, Tensor]], num_rows: int
-    ) -> list[Tensor]:
-        """One update from its micro-batches of num_rows rows; the outputs of each."""
-        outputs = []
-        self.place.step, self.place.micro_batch = step, 0
-        for flat in self.flats:
-            flat.forget()
-        before = (
-            [buffer.clone() for buffer in self.network.buffers()] if self.run.skip_nonfinite else []
-        )
-        shares = []
-        for x, y in batches:
-            began = time.perf_counter()
-            z, share = self.forward(x, y)
-            if num_rows != len(x):
-                share = share * (len(x) / num_rows)
-            _backward(share, self.one)
-            if self.run.compile and x.shape not in self._compiled_for:
-                self._compiled_for.add(x.shape)
-                self.compile_seconds += time.perf_counter() - began
-            shares.append(share.detach())
-            outputs.append(z.detach())
-            self.place.micro_batch += 1
-        total = sum(shares[1:], shares[0])
-        self._totals.append(total)
-        if self.run.skip_nonfinite and not bool(torch.isfinite(total)):
-            for buffer, value in zip(self.network.buffers(), before, strict=True):
-                buffer.copy_(value)
-            optimizers.pass_over(self.optimizer)
-            return outputs
-        if self.run.gradient_clip_norm is not None:
-            optimizers.clip_by_global_norm(
-                [flat.gradient for flat in self.flats], self.run.gradient_clip_norm
-            )
-        self.apply()
-        return outputs
-
-    def losses(self) -> Tensor:
-        """The mean loss, before each update, of the updates since it was last asked for."""
-        totals, self._totals = torch.stack(self._totals), []
-        return totals
-
-    def state(self, step: int) -> TrainState:
-        slots = optimizers.save_slots(
-            self.run.optimizer, self.optimizer, self.flats, self.slot_names
-        )
-        weights, buffers = (
-            layers.save(self.network, names) for names in (list(self.weights), self.buffer_names)
-        )
-        return TrainState(step, weights, slots, buffers)
-
-
-def _backward(loss: Tensor, one: Tensor) -> None:
-    """loss.backward(), without what it looks at before it calls the engine: a fifth of the pass of
-    a small network."""
-    torch.autograd.Variable._execution_engine.run_backward(
-        (loss,), (one,), False, False, (), allow_unreachable=True, accumulate_grad=True
-    )
-
-
 class Module(pl.LightningModule):
     """The network, its loss and its optimizer, as the seam's `Live`."""
 
     def __init__(self, run: RunSpec, start: TrainState, where: torch.device) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.run, self.step = run, start.step
-        self.work: Any = (exact.Work if run.precision == "exact" else _Native)(run, start, where)
-        self.network, self.optimizer = self.work.network, self.work.optimizer
+        self.run, self.where, self.step = run, where, start.step
+        kind: Any = exact.Engine if run.precision == "exact" else native.Engine
+        self.engine = kind(run, start, where)
+        self.network, self.optimizer = self.engine.network, self.engine.optimizer
         self.schedule = TableLR(self.optimizer, run, start.step)
 
     def configure_optimizers(self) -> Any:
@@ -140,56 +48,53 @@ class Module(pl.LightningModule):
 
     def training_step(self, chunk: Chunk, index: int) -> None:
         """The chunk's updates, one after another; its report is left in `self.report`."""
-        work = self.work
-        applied, outputs = [], []
-        where, resident = work.y.device, chunk.x is None
-        blocks = [torch.from_numpy(block).to(where) for block in chunk.blocks]
-        given = (
-            [work.x[b] for b in blocks]
-            if resident
-            else [torch.from_numpy(x).to(where) for x in chunk.given()]
-        )
-        # pairs of x  # [B, ...] and y, K * A of each block, which is gathered at once
-        data = [
-            [*zip(x.flatten(0, 1).unbind(), work.y[block].flatten(0, 1).unbind(), strict=True)]
-            for x, block in zip(given, blocks, strict=True)
-        ]
-        of_each = [(pairs, len(pairs) // chunk.num_steps) for pairs in data]
+        engine = self.engine
+        applied, shares, outputs = [], [], []
+        data = [[*_batches(self._fields(chunk, i))] for i in range(len(chunk.blocks))]
+        of_each = [(batches, len(batches) // chunk.num_steps) for batches in data]
         for k in range(chunk.num_steps):
             applied.append(self.schedule.read())
-            batches = [pair for pairs, num in of_each for pair in pairs[k * num : (k + 1) * num]]
-            outputs += work.update(self.step + k, batches, chunk.rows_per_step)
+            batches = [one for many, num in of_each for one in many[k * num : (k + 1) * num]]
+            share, z = engine.update(self.step + k, batches, chunk.rows_per_step)
+            shares.append(share)
+            outputs += z
             self.schedule.step()
         self.step += chunk.num_steps
-        self._count(chunk.num_steps)
+        fast.count(self.trainer, chunk.num_steps)
         self.report = Report(
-            losses=_to_numpy(work.losses()),
-            applied=self.run.as_applied(np.array(applied).T),
+            losses=_to_numpy(engine.losses(shares)),
+            applied=read_back(self.run.tables, np.array(applied).T),
             outputs=_to_numpy(torch.cat(outputs)),
-            compile_seconds=work.compile_seconds,
+            compile_seconds=engine.compile_seconds,
         )
-        work.compile_seconds = 0.0
+        engine.compile_seconds = 0.0
+
+    def _fields(self, chunk: Chunk, block: int) -> dict[str, Tensor]:
+        """A block's fields, gathered at once.  # [K, A, B, ...] each"""
+        rows, where = torch.from_numpy(chunk.blocks[block]).to(self.where), self.where
+        held = {name: values[rows] for name, values in self.engine.fields.items()}
+        brought = {name: torch.from_numpy(chunk.by_block(name)[block]) for name in chunk.fields}
+        return {**held, **{name: values.to(where) for name, values in brought.items()}}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """The Trainer's call before the first update. The gradients stay where they are: the
         optimizer looks there."""
         super().zero_grad(set_to_none=False)
 
-    def _count(self, num_steps: int) -> None:
-        """The Trainer counts updates of its own wrapper; these went past it."""
-        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
-        for tracker in (progress.total, progress.current):
-            tracker.ready += num_steps
-            tracker.completed += num_steps
-
     def state(self) -> TrainState:
-        return self.work.state(self.step)
+        return self.engine.state(self.step)
 
-    def predict(self, x: np.ndarray) -> np.ndarray:
-        return _predict(self.network, self.run, x)
+    def predict(self, rows: Batch) -> np.ndarray:
+        return _predict(self.network, self.run, rows)
 
-    def use_rates(self, rates: np.ndarray) -> None:
-        self.schedule.use(rates)
+    def use_tables(self, tables: Tables) -> None:
+        self.schedule.use(tables)
+
+
+def _batches(fields: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The micro-batches of a block, in order of use.  # [K, A, B, ...] -> K * A of [B, ...]"""
+    each = [values.flatten(0, 1).unbind() for values in fields.values()]
+    return (dict(zip(fields, values, strict=True)) for values in zip(*each, strict=True))
 
 
 class _AfterChunk(pl.Callback):
@@ -257,17 +162,15 @@ def train(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    # SIGTERM is the runner's, as in Keras: it saves between two chunks. Lightning's handler would
-    # end the process.
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    fast.keep_signal_handlers(trainer)
     with device.threads(run.threads):
         trainer.fit(module, _Loader(chunks))
     return module.state()
 
 
-def predict(model: ModelSpec, state: TrainState, x: np.ndarray) -> np.ndarray:
+def predict(model: ModelSpec, state: TrainState, rows: Batch) -> np.ndarray:
     with device.threads(model.threads):
-        return _predict(_network(model, state, layers.Place(0)), model, x)
+        return _predict(_network(model, state, layers.Place(0)), model, rows)
 
 
 def native_model(model: ModelSpec, state: TrainState) -> nn.Module:
@@ -331,14 +234,14 @@ def _network(model: ModelSpec, state: TrainState, place: layers.Place | None) ->
     return network
 
 
-def _predict(network: nn.Module, model: ModelSpec, x: np.ndarray) -> np.ndarray:
+def _predict(network: nn.Module, model: ModelSpec, rows: Batch) -> np.ndarray:
     where = next(network.parameters()).device
     mixed = torch.autocast(where.type, torch.bfloat16, enabled=model.precision == "bf16-mixed")
     training = network.training
     network.eval()
     with torch.inference_mode(), mixed:
-        rows = torch.from_numpy(x).split(model.batch_size * 8)
-        outputs = [_to_numpy(network(batch.to(where))) for batch in rows]
+        parts = torch.from_numpy(rows["x"]).split(model.batch_size * 8)
+        outputs = [_to_numpy(network(x.to(where))) for x in parts]
     network.train(training)
     return np.concatenate(outputs) if outputs else np.empty((0, *model.network.output_shape))
 

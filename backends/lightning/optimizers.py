@@ -1,7 +1,7 @@
 """The optimizers in torch: the stock classes, whose meaning runner/components/optimizers.py takes,
 and Lion."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from backends.lightning import fast
 from backends.lightning.layers import from_canonical, to_canonical
 from runner.components.optimizers import Group
 from runner.spec import Weights
@@ -139,7 +140,7 @@ def _shrink(optimizer: Optimizer, *_: Any) -> None:
     lambda."""
     for group in optimizer.param_groups:
         if group["shrinks"] and group["params"]:
-            torch._foreach_mul_(group["params"], 1 - group["lr"] * group["shrinks"])
+            fast.scale(group["params"], 1 - group["lr"] * group["shrinks"])
 
 
 def _adam(s: Any, groups: Any) -> Optimizer:
@@ -214,87 +215,6 @@ def save_slots(
     }
 
 
-def update(spec: Any, optimizer: Optimizer) -> Callable[[], Any]:
-    """What applies the gradients: `step`, or for the commonest on the CPU the kernels that a fused
-    `step` ends in. Around them `step` looks at its groups and tensors anew each time, which takes
-    longer than they do."""
-    groups = optimizer.param_groups
-    on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
-    if not (on_cpu and all(group.get("fused") for group in groups)):
-        return optimizer.step
-    # the first one has the rate eta(t) and may be empty
-    groups = [group for group in groups if group["params"]]
-    if spec.name in ("adam", "adamw"):
-        return _fused_adam(groups, optimizer.state)
-    # by a hook, which goes before a `step`
-    shrinks = spec.decays and groups[0]["decays_by"] == "shrinks"
-    if spec.name == "sgd" and not shrinks:
-        return _fused_sgd(groups, optimizer.state)
-    return optimizer.step
-
-
-def _fused_adam(groups: list[dict[str, Any]], states: Mapping[Tensor, Any]) -> Callable[[], None]:
-    def apply() -> None:
-        for group, kernel, values, tensors, steps in calls:
-            for step in steps:
-                step += 1
-            beta1, beta2 = group["betas"]
-            kernel(
-                values,
-                [p.grad for p in group["params"]],
-                *tensors,
-                steps,
-                amsgrad=group["amsgrad"],
-                lr=group["lr"],
-                beta1=beta1,
-                beta2=beta2,
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
-            )
-
-    calls: list[Any] = []
-    for group in groups:
-        own = [states[p] for p in group["params"]]
-        kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
-        largest = [state["max_exp_avg_sq"] for state in own] if group["amsgrad"] else []
-        tensors = (
-            [state["exp_avg"] for state in own],
-            [state["exp_avg_sq"] for state in own],
-            largest,
-        )
-        calls.append((group, kernel, _unwatched(group), tensors, [state["step"] for state in own]))
-    return apply
-
-
-def _fused_sgd(groups: list[dict[str, Any]], states: Mapping[Tensor, Any]) -> Callable[[], None]:
-    def apply() -> None:
-        for group, values, momenta in calls:
-            torch._fused_sgd_(
-                values,
-                [p.grad for p in group["params"]],
-                momenta if group["momentum"] else [],
-                weight_decay=group["weight_decay"],
-                momentum=group["momentum"],
-                lr=group["lr"],
-                dampening=0.0,
-                nesterov=group["nesterov"],
-                maximize=False,
-                is_first_step=False,
-            )
-
-    calls = [
-        (group, _unwatched(group), [m for p in group["params"] for m in states[p].values()])
-        for group in groups
-    ]
-    return apply
-
-
-def _unwatched(group: Mapping[str, Any]) -> list[Tensor]:
-    """Its parameters' memory, which autograd does not watch."""
-    return [p.detach() for p in group["params"]]
-
-
 def pass_over(optimizer: Optimizer) -> None:
     """Count an update that is not made: what goes by the number of updates goes by the
     schedule's."""
@@ -310,5 +230,5 @@ def pass_over(optimizer: Optimizer) -> None:
 def clip_by_global_norm(gradients: list[Tensor], largest: float) -> None:
     """g *= min(1, largest / norm), norm = the root of the sum of all squares. torch's own divides
     by norm + 1e-6."""
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    torch._foreach_mul_(gradients, torch.clamp(largest / norm, max=1.0))
+    norm = torch.linalg.vector_norm(torch.stack(fast.norms(gradients)))
+    fast.scale(gradients, torch.clamp(largest / norm, max=1.0))

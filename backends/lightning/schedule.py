@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import numpy as np
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from runner.spec import RunSpec, rate_name
+from runner.spec import RunSpec, Tables, rate_name
 
 # hyperparameter -> torch's name for it, and where in it
 _NAMES: dict[str, tuple[str, int | None]] = {
@@ -23,7 +22,7 @@ class TableLR(LRScheduler):
     `decay_factor`."""
 
     def __init__(self, optimizer: Optimizer, run: RunSpec, step: int) -> None:
-        self._run, self._tables = run, run.applied(run.rates)
+        self._tables, self._scheduled = run.tables, list(run.scheduled)
         self._names = [rate_name(group["lr_factor"]) for group in optimizer.param_groups]
         # group of each
         self._first = dict(
@@ -41,14 +40,14 @@ class TableLR(LRScheduler):
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = rate
 
-    def use(self, rates: np.ndarray) -> None:
-        """Other rates, from the next update on."""
-        self._tables = self._run.applied(rates)
+    def use(self, tables: Tables) -> None:
+        """Take other tables of the same names, from the next update on."""
+        self._tables = tables
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
 
     def get_lr(self) -> list[float | Any]:
-        for name in self._run.hyperparameters:
+        for name in self._scheduled:
             for group in self.optimizer.param_groups:
                 _set(group, name, self._at(name))
         return [self._at(name) for name in self._names]
@@ -58,7 +57,7 @@ class TableLR(LRScheduler):
         return float(values[min(self.last_epoch, len(values) - 1)])
 
     def read(self) -> list[float]:
-        """What the optimizer is set to, in the order of RunSpec.applied."""
+        """What the optimizer is set to, in the order of RunSpec.tables."""
         groups, first = self._first, self.optimizer.param_groups[0]
         return [
             groups[name]["lr"] if name in groups else read(first, name) for name in self._tables

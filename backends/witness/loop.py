@@ -1,4 +1,4 @@
-"""Exact mode in NumPy: chunks of updates, one after another."""
+"""Training in chunks: K updates, one after another."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,89 +7,49 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from backends.witness.exact import Engine
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
+from runner.data.source import Batch
 from runner.errors import ConfigError
-from runner.exact import gradient, optimizers, rules
+from runner.exact import rules
 from runner.exact.layers import Pass
-from runner.exact.network import Layout, forward
+from runner.exact.network import forward
 from runner.exact.reference import NumPy
-from runner.spec import ModelSpec, OnChunk, Report, RunSpec, TrainState, Weights, rate_name
+from runner.spec import ModelSpec, OnChunk, Report, RunSpec, Tables, TrainState, read_back
 
 
 class _Live:
-    """A run between two chunks."""
+    """The engine, as the seam's `Live`."""
 
     def __init__(self, run: RunSpec, start: TrainState) -> None:
-        self.run, self.o, self.layout, self.step = (
-            run,
-            NumPy(),
-            Layout.of(run.network, run.groups),
-            start.step,
-        )
-        self.weights = rules.r(self.layout.pack(start.weights))
-        self.slots = {
-            slot: rules.r(self.layout.pack(values)) for slot, values in start.slots.items()
-        }
-        self.buffers = {name: rules.r(value) for name, value in start.buffers.items()}
-        self.x = rules.r(run.x)
-        self.y = run.y if run.loss.name == "cross_entropy" else rules.r(run.y)
-        self.applied = run.applied(run.rates)
-        self.tables = optimizers.tables(run.optimizer, len(run.rates), run.hyperparameters)
+        self.run, self.engine, self.step = run, Engine(run, start), start.step
 
     def train(self, chunk: Chunk) -> Report:
-        losses, outputs = [], []
+        """The chunk's updates, one after another."""
+        shares, outputs, fields = [], [], self.engine.fields
         for k in range(chunk.num_steps):
-            batches = [(self.x[rows], self.y[rows]) for block in chunk.blocks for rows in block[k]]
-            g, self.buffers, z = gradient.gradient(
-                self.o,
-                self.run,
-                self.layout,
-                self.layout.views(self.o, self.weights),
-                self.buffers,
-                batches,
-                chunk.rows_per_step,
-                self.run.seed,
-                self.step,
-            )
-            scalars, scheduled = (
-                {name: values[self.step] for name, values in tables.items()}
-                for tables in (self.tables, self.run.hyperparameters)
-            )
-            h = optimizers.InForce(self.o, self.run.optimizer, scheduled, scalars)
-            rates = [
-                np.float64(self.applied[rate_name(group.lr_factor)][self.step])
-                for group, _ in self.layout.parts
+            batches = [
+                {name: values[rows] for name, values in fields.items()}
+                for block in chunk.blocks
+                for rows in block[k]
             ]
-            self.weights, self.slots = optimizers.update_all(
-                h, self.layout, self.weights, g, self.slots, rates
-            )
-            losses += list(
-                gradient.losses(
-                    self.o, self.run, [(a, y) for a, (_, y) in zip(z, batches, strict=True)], 1
-                )
-            )
+            share, z = self.engine.update(self.step, batches, chunk.rows_per_step)
+            shares.append(share)
             outputs += z
             self.step += 1
-        made = slice(chunk.first_step, chunk.first_step + chunk.num_steps)
-        means, joined = (
-            np.asarray(values, np.float32) for values in (losses, np.concatenate(outputs))
-        )
-        return Report(
-            means, self.run.as_applied([values[made] for values in self.applied.values()]), joined
-        )
+        made, tables = slice(self.step - chunk.num_steps, self.step), self.engine.tables
+        applied = read_back(tables, [values[made] for values in tables.values()])
+        return Report(self.engine.losses(shares), applied, np.concatenate(outputs))
 
     def state(self) -> TrainState:
-        rules.finite(self.weights)
-        slots = {slot: self.layout.unpack(values) for slot, values in self.slots.items()}
-        buffers = {name: np.array(value, np.float32) for name, value in self.buffers.items()}
-        return TrainState(self.step, self.layout.unpack(self.weights), slots, buffers)
+        return self.engine.state(self.step)
 
-    def predict(self, x: np.ndarray) -> np.ndarray:
-        return predict(self.run, self.state(), x)
+    def predict(self, rows: Batch) -> np.ndarray:
+        return predict(self.run, self.state(), rows)
 
-    def use_rates(self, rates: np.ndarray) -> None:
-        self.applied = self.run.applied(rates)
+    def use_tables(self, tables: Tables) -> None:
+        self.engine.tables = tables
 
 
 def devices() -> list[str]:
@@ -111,15 +71,16 @@ def train(
     return live.state()
 
 
-def predict(model: ModelSpec, state: TrainState, x: np.ndarray) -> np.ndarray:
+def predict(model: ModelSpec, state: TrainState, rows: Batch) -> np.ndarray:
     values = {name: rules.r(value) for name, value in {**state.weights, **state.buffers}.items()}
-    size = model.batch_size * 8
-    outputs = [_evaluate(model, values, x[i : i + size]) for i in range(0, len(x), size)]
-    return (
-        np.concatenate(outputs)
-        if outputs
-        else np.empty((0, *model.network.output_shape), np.float32)
-    )
+    x, size = rows["x"], model.batch_size * 8
+    outputs = [
+        forward(Pass(NumPy(), dict(values)), model.network.nodes, rules.r(x[i : i + size]))[0]
+        for i in range(0, len(x), size)
+    ]
+    if not outputs:
+        return np.empty((0, *model.network.output_shape), np.float32)
+    return np.concatenate(outputs).astype(np.float32)
 
 
 def native_model(model: ModelSpec, state: TrainState) -> Any:
@@ -136,8 +97,3 @@ def export(
     y_scaling: Scaling | None = None,
 ) -> None:
     native_model(model, state)
-
-
-def _evaluate(model: ModelSpec, values: Weights, x: np.ndarray) -> np.ndarray:
-    z, _ = forward(Pass(NumPy(), dict(values)), model.network.nodes, rules.r(x))
-    return z.astype(np.float32)

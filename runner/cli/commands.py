@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from runner import user_code
-from runner.cli import hydra_bridge, multirun, sweep
+from runner.cli import hydra_bridge, multirun, process, sweep
 from runner.cli.compose import Composer, compose
 from runner.cli.overrides import SEARCHES, is_dir, job_names, jobs, parse_overrides, without_hydra
 from runner.cli.startup import process_start
@@ -325,6 +325,7 @@ class _JobTask:
 
     def __call__(self, overrides: list[str], number: int) -> float | None:
         """Train a job, or go on with it; its failure is written down and the others go on."""
+        process.tune()  # a launcher may have started this process
         name, frozen = self._job(overrides)
         started, self.started = self.started, None
         with signals.job() as ended:

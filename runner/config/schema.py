@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -17,6 +17,7 @@ from runner.components.layers import Layer, with_defaults
 from runner.components.losses import Loss
 from runner.components.optimizers import Optimizer
 from runner.data import Data
+from runner.dispatcher import BACKENDS
 from runner.errors import ConfigError, closest, nearest, show
 from runner.machine import devices
 from runner.schedules import Curve, Duration, Length, Schedule
@@ -34,6 +35,14 @@ from runner.section import (
     keys,
 )
 from runner.spec import Precision
+
+_EXPORTS = (name for about in BACKENDS.values() for name in about.exports)
+if TYPE_CHECKING:
+    Backend: TypeAlias = str
+    Format: TypeAlias = str
+else:
+    Backend = Literal[tuple(BACKENDS)]
+    Format = Literal[*_EXPORTS, "safetensors"]
 
 
 class Model(Section):
@@ -90,7 +99,7 @@ class Config(Section):
     task: Literal[
         "train", "preview", "find_lr", "evaluate", "predict", "export", "verify", "compare"
     ]
-    backend: Literal["lightning", "keras", "witness"]
+    backend: Backend
     device: Annotated[str, Field(pattern=f"^({devices.PATTERN})$")]
     devices: One
     num_nodes: One
@@ -109,7 +118,7 @@ class Config(Section):
     find_lr: FindLR
     run: str | None
     runs: list[str] | None
-    format: Literal["keras", "torch", "safetensors"] | None
+    format: Format | None
     checkpoint: Literal["last", "best"] | Index
     trusted_modules: list[str]
     steps: str | None

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from runner.data.source import Batch, Field
 from runner.errors import ConfigError, show
 from runner.random import permutation
 
@@ -15,6 +16,8 @@ Task = Literal["classification", "regression"]
 
 @dataclass(frozen=True)
 class Split:
+    """A source of the fields x and y."""
+
     # float64[N, ...]; float32, if that is what the file holds; or a runner.data.stream.FileRows,
     # which reads them
     x: Any
@@ -22,6 +25,14 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @property
+    def fields(self) -> dict[str, Field]:
+        arrays = {"x": self.x, "y": self.y}
+        return {name: Field(tuple(a.shape[1:]), a.dtype) for name, a in arrays.items()}
+
+    def read(self, rows: np.ndarray) -> Batch:
+        return {"x": self.x[rows], "y": self.y[rows]}
 
 
 @dataclass(frozen=True)

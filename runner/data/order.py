@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
+from runner.data.source import Batch
 from runner.random import permutation
 
 
@@ -25,14 +27,14 @@ class Chunk(NamedTuple):
 
     rows  # int64[K, A, B] for whole micro-batches; a second block int64[1, 1, b] for a short one at
     an epoch's end
-    x  # dtype[n, ...], the rows themselves in order of use, where the data is not held in memory
+    fields  # dtype[n, ...] each, in order of use: those that are not held in memory
     """
 
     first_step: int
     num_steps: int
     blocks: tuple[np.ndarray, ...]
     is_whole: bool  # False: the last update of an epoch, with fewer rows than the others
-    x: np.ndarray | None = None
+    fields: Batch = MappingProxyType({})
 
     @property
     def rows(self) -> np.ndarray:
@@ -46,11 +48,11 @@ class Chunk(NamedTuple):
     def rows_per_step(self) -> int:
         return sum(block.shape[1] * block.shape[2] for block in self.blocks)
 
-    def given(self) -> list[np.ndarray]:
-        """x of each block, in its shape.  # dtype[K, A, B, ...]"""
-        assert self.x is not None
+    def by_block(self, field: str) -> list[np.ndarray]:
+        """A field that the chunk brings, in the blocks' shapes.  # dtype[K, A, B, ...]"""
+        values = self.fields[field]
         ends = np.cumsum([block.size for block in self.blocks])
-        parts = np.split(self.x, ends[:-1])
+        parts = np.split(values, ends[:-1])
         return [
             part.reshape(*block.shape, *part.shape[1:])
             for part, block in zip(parts, self.blocks, strict=True)
@@ -113,7 +115,7 @@ class Chunks:
     largest: int
     checkpoint_steps: int | None
     adapt: bool
-    read: Callable[[np.ndarray], np.ndarray] | None = None  # int64[n] -> dtype[n, ...]
+    read: Callable[[np.ndarray], Batch] | None = None  # int64[n] -> dtype[n, ...] each
     began: float | None = None  # when the first chunk was asked for, by time.monotonic
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -141,7 +143,7 @@ class Chunks:
         if self.read is None:
             return lambda: chunk
         rows = reader.submit(self.read, chunk.rows)
-        return lambda: chunk._replace(x=rows.result())
+        return lambda: chunk._replace(fields=rows.result())
 
     def _until_event(self, step: int) -> int:
         periods = [

@@ -20,17 +20,17 @@ def gradient(
     layout: Layout,
     weights: Mapping[str, Tensor],
     buffers: Mapping[str, Tensor],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Mapping[str, Tensor]],
     num_rows: int,
     seed: Any,
     step: Any,
 ) -> tuple[Tensor, Buffers, list[Tensor]]:
     """(the gradient by all weights as one vector, the running statistics, the outputs of each
-    micro-batch), of the mean
-    loss over the num_rows rows of all micro-batches. batches  # x [B, ...], y labels [B] or targets
-    [B, C]"""
+    micro-batch), of the mean loss over the num_rows rows of all micro-batches. batches  # x
+    [B, ...], y labels [B] or targets [B, C]"""
     vector, outputs, buffers = None, [], dict(buffers)
-    for micro_batch, (x, y) in enumerate(batches):
+    for micro_batch, batch in enumerate(batches):
+        x, y = batch["x"], batch["y"]
         p = Pass(o, {**weights, **buffers}, x.shape[0], seed, step, micro_batch)
         z, tape = forward(p, run.network.nodes, x)
         g = FORMS[run.loss.name][0](o, run.loss, z, _target(o, run, y))

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
+from runner import dispatcher
 from runner.errors import RunError
 from runner.run import signals
 
@@ -43,13 +44,15 @@ def run(function: Callable[[T], int], argument: T, num_threads: int) -> int:
 @cache
 def _pool(num_threads: int) -> tuple[ProcessPoolExecutor, int]:
     """A fresh interpreter, and its process id."""
-    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin)
+    spawn, tuning = multiprocessing.get_context("spawn"), (dispatcher.importing,)
+    pool = ProcessPoolExecutor(1, spawn, initializer=_begin, initargs=tuning)
     return pool, pool.submit(os.getpid).result()
 
 
-def _begin() -> None:
+def _begin(importing: Any) -> None:
     """Prepare the child process: it ends with its parent, and Ctrl-C reaches it through the parent
     alone."""
+    dispatcher.importing = importing
     if hasattr(os, "setsid"):
         os.setsid()
     parent = multiprocessing.parent_process()

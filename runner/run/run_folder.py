@@ -20,6 +20,7 @@ from typing import Any, TextIO
 import numpy as np
 from omegaconf import OmegaConf
 
+from runner.dispatcher import BACKENDS
 from runner.errors import ConfigError, RunError, show
 from runner.machine import threads
 from runner.run import strict_json
@@ -46,7 +47,10 @@ _BESIDE = re.compile(rf"\.(?:{'|'.join(map(re.escape, _REPLACED))})\.[0-9]+")
 # what a run or a task on it writes
 _WRITTEN = ("*.yaml", "*.json", "*.csv", "*.npz", "*.png", "run.log", "model.*")
 
-_PACKAGES = ("twinrun", "numpy", "hydra-core", "torch", "pytorch-lightning", "tensorflow", "keras")
+_PACKAGES = (
+    *("twinrun", "numpy", "hydra-core"),
+    *(package for about in BACKENDS.values() for package in about.packages),
+)
 
 
 def create(parent: Path, name: str) -> Path:

@@ -18,6 +18,7 @@ from runner.config import yaml_files
 from runner.config.conf_folder import defaults, with_schedules_whole
 from runner.config.schema import Config, parse, sha256
 from runner.data.dataset import Scaling, check_finite
+from runner.data.source import Batch
 from runner.errors import ConfigError, nearest, show
 from runner.plan import Plan, model_spec, plan
 from runner.run import checkpoint, run_folder
@@ -269,13 +270,12 @@ class Run:
         with np.errstate(over="ignore"):
             rows = (x_scaling.apply(values) if x_scaling else values).astype(self.model_spec.dtype)
         check_finite("x", rows, f"the new rows, scaled and in {rows.dtype}")
-        outputs = self.outputs(rows)
+        outputs = self.outputs({"x": np.ascontiguousarray(rows)})
         return y_scaling.invert(outputs.astype(np.float64)) if y_scaling else outputs
 
-    def outputs(self, x: np.ndarray) -> np.ndarray:
-        """The network's outputs for rows scaled as it was trained on them.  # x float[N, ...] ->
-        float[N, C]"""
-        rows = np.ascontiguousarray(x, dtype=self.model_spec.dtype)
+    def outputs(self, rows: Batch) -> np.ndarray:
+        """The network's outputs for rows as it was trained on: scaled, in the run's dtype.
+        # float[N, C]"""
         return dispatcher.load(self.config.backend).predict(self.model_spec, self.state, rows)
 
 

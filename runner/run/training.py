@@ -37,7 +37,7 @@ class Training:
     path: Path
     console: Console
     signals: Signals
-    applied_names: list[str]  # RunSpec's
+    tables: list[str]  # names of RunSpec.tables
     config_sha256: str
     started: float  # by time.monotonic
     best: dict[str, Any] | None = None  # metric, value, epoch, step of the best whole epoch so far
@@ -52,7 +52,7 @@ class Training:
     is_over: InitVar[bool] = False  # it is the run's last, and nothing is left to train
 
     def __post_init__(self, resumed: Mapping[str, Any] | None, is_over: bool) -> None:
-        self._files = RunFolder(self.path, self.plan.columns(), self.applied_names[1:])
+        self._files = RunFolder(self.path, self.plan.columns(), self.tables[1:])
         self._every = self.plan.checkpoint_steps()
         self._means = Means()
         self._saved: list[int] = []  # the steps of the checkpoints of this run, oldest first
@@ -188,7 +188,7 @@ class Training:
             self.plateau = plan.plateau.after(before, values[plan.plateau.metric])
             is_over = self.stopped_early or step == plan.order.total_steps
             if self.plateau.factor != before.factor and not is_over:
-                live.use_rates(plan.rates(self.plateau))
+                live.use_tables(plan.tables(self.plateau))
                 lowered = f"from step {step} on rates times {self.plateau.factor:g}"
                 self.console.say(f"plateau  {plan.plateau.metric} has stalled: {lowered}")
 

@@ -17,9 +17,12 @@ from runner.run.saved import Run
 from runner.text.console import capture
 
 # format -> the backend that makes it (None: no framework is needed) and the file
-_FORMATS = {
-    "keras": ("keras", "model.keras"),
-    "torch": ("lightning", "model.pt2"),
+_FORMATS: dict[str, tuple[str | None, str]] = {
+    **{
+        format: (about.name, file)
+        for about in dispatcher.BACKENDS.values()
+        for format, file in about.exports.items()
+    },
     "safetensors": (None, "model.safetensors"),
 }
 

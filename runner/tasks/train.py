@@ -187,7 +187,7 @@ def _train(
             path,
             console,
             signals,
-            spec.applied_names,
+            list(spec.tables),
             result["config_sha256"],
             job.started,
             resumed=numbers,
@@ -195,7 +195,7 @@ def _train(
         ) as training,
     ):
         try:
-            spec = replace(spec, rates=prepared.rates(training.plateau))
+            spec = replace(spec, tables=prepared.tables(training.plateau))
             state = start if is_over else backend.train(spec, start, chunks, training.on_chunk)
             training.finish()
         except Exception as error:

@@ -4,7 +4,7 @@ the same."""
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from runner.data.order import Chunk
 from runner.errors import ConfigError, RunError
 from runner.run import certificate, checkpoint, run_folder
 from runner.run.saved import Run
-from runner.spec import Live, OnChunk, Report, RunSpec, TrainState, first_state
+from runner.spec import Live, OnChunk, Report, Tables, TrainState, first_state
 from runner.text.console import capture
 
 
@@ -64,20 +64,8 @@ def verify(run: Run, steps: str | None) -> int:
         return 0
 
 
-@dataclass(frozen=True)
-class _AsRecorded(RunSpec):
-    """A run whose optimizer is set to what was read back from it."""
-
-    trace: Mapping[str, np.ndarray]
-
-    def applied(self, rates: np.ndarray) -> dict[str, np.ndarray]:
-        return _as_recorded(super().applied(rates), self.trace)
-
-
-def _as_recorded(
-    tables: Mapping[str, np.ndarray], trace: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Tables by name with the trace's values, as far as it goes."""
+def _as_recorded(tables: Tables, trace: Mapping[str, np.ndarray]) -> Tables:
+    """The tables with the trace's values, as far as it goes."""
     found = {name: values.copy() for name, values in tables.items()}
     for name, values in found.items():
         values[: len(trace[name])] = trace[name][: len(values)]
@@ -93,8 +81,7 @@ def _repeat(
 ) -> tuple[TrainState, int | None]:
     """The state after update `end`, and the first step before it whose loss differs."""
     planned = run.plan.run_spec()
-    scheduled = _as_recorded(planned.hyperparameters, trace)
-    spec = _AsRecorded(**{**vars(planned), "hyperparameters": scheduled}, trace=trace)
+    spec = replace(planned, tables=_as_recorded(planned.tables, trace))
     chunks = run.plan.chunks(start.step, None, adapt=True, end=end)
     first: list[int] = []
 

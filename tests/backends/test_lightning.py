@@ -1,14 +1,17 @@
 """The contract on Lightning, and that its optimizers are torch's own."""
 
+import importlib
 from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
-from backends.lightning import optimizers
+from backends.lightning import fast, lean
 from runner import dispatcher
-from runner.spec import TrainState, Weights
+from runner.data.order import Chunk
+from runner.spec import Live, Report, TrainState, Weights
 from tests.contract import F64, BackendContract
 from tests.training import first, prepare, train
 
@@ -23,6 +26,60 @@ assert "runner" not in sys.modules and "backends" not in sys.modules
 x = torch.from_numpy(numpy.load(sys.argv[2] + "/x.npy"))
 numpy.save(sys.argv[2] + "/z.npy", model(x).detach().numpy())
 """
+
+
+@pytest.mark.slow
+class TestLightningByStockCalls(TestLightning):
+    """The same without anything private of torch and Lightning."""
+
+    @pytest.fixture(autouse=True)
+    def stock(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(fast, "STOCK", True)
+
+
+VERSIONS = f"torch {torch.__version__}, pytorch-lightning {pl.__version__}"
+PRIVATE = {
+    "the engine of autograd": lambda: torch.autograd.Variable._execution_engine.run_backward,
+    "a product with many tensors": lambda: torch._foreach_mul_,
+    "the norms of many tensors": lambda: torch._foreach_norm,
+    "the fused kernel of Adam": lambda: torch._fused_adam_,
+    "the fused kernel of AdamW": lambda: torch._fused_adamw_,
+    "the fused kernel of SGD": lambda: torch._fused_sgd_,
+    "Lightning's signal handlers": lambda: (
+        pl.Trainer(logger=False)._signal_connector.register_signal_handlers
+    ),
+    "Lightning's counts of updates": lambda: (
+        pl.Trainer(
+            logger=False
+        ).fit_loop.epoch_loop.manual_optimization.optim_step_progress.total.completed
+        + 0
+    ),
+    "torchmetrics' own order of imports": lambda: [
+        importlib.import_module(f"torchmetrics.{name}") for name in lean._IN_ORDER
+    ],
+}
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_what_is_private_of_other_libraries_is_still_there(name: str) -> None:
+    try:
+        PRIVATE[name]()
+    except (AttributeError, TypeError, ImportError) as error:
+        pytest.fail(f"{name} has changed in {VERSIONS}: {error}; see backends/lightning/fast.py")
+
+
+def test_the_trainer_counts_every_update() -> None:
+    """By `trainer.global_step`, which fast.count keeps."""
+    prepared, seen = prepare(["trainer.max_steps=50", "device=cpu"]), []
+
+    def on_chunk(chunk: Chunk, report: Report, live: Live) -> bool:
+        seen.append((chunk.first_step + chunk.num_steps, live.trainer.global_step))  # type: ignore[attr-defined]
+        return True
+
+    chunks = prepared.chunks(0, None, adapt=False)
+    dispatcher.load("lightning").train(prepared.run_spec(), first(prepared), chunks, on_chunk)
+    assert [global_step for _, global_step in seen] == [step for step, _ in seen]
+    assert seen[-1][0] == 50
 
 
 STOCK: dict[str, Any] = {
@@ -104,13 +161,13 @@ def test_a_run_is_what_a_plain_torch_loop_with_the_stock_optimizer_gives(name: s
     ],
     ids=lambda said: "-".join(said),
 )
-def test_the_kernels_called_directly_are_the_optimizer_s_own_step(
+def test_private_kernels_give_the_bits_of_the_stock_calls(
     overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the bit, in float32: weights and slots after 50 updates."""
     said = ["trainer.max_steps=50", "device=cpu", *overrides]
     directly = train("lightning", said).state
-    monkeypatch.setattr(optimizers, "update", lambda spec, optimizer: optimizer.step)
+    monkeypatch.setattr(fast, "STOCK", True)
     stepped = train("lightning", said).state
     for found, expected in ((directly.weights, stepped.weights), *zip_slots(directly, stepped)):
         for name, value in expected.items():
@@ -166,5 +223,5 @@ def test_attention_is_torch_s_own() -> None:
         steps = torch.from_numpy(x).reshape(-1, 8, 8)
         heads = stock(steps, steps, steps)[0].flatten(1).numpy()
     expected = heads @ state.weights["dense_0/kernel"] + state.weights["dense_0/bias"]
-    found = dispatcher.load("lightning").predict(prepared.model, state, x)
+    found = dispatcher.load("lightning").predict(prepared.model, state, {"x": x})
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13)

@@ -8,6 +8,7 @@ import pytest
 
 from runner.data import order as module
 from runner.data.order import Chunk, Chunks, Order
+from runner.data.source import Batch
 
 # rows, batch size, accumulation: epochs that divide evenly, end in a short batch, in an incomplete
 # group, in both, in one row, or are smaller than one batch or one group.
@@ -195,14 +196,14 @@ def test_a_chunk_brings_its_rows_in_the_shape_of_its_blocks() -> None:
     """x of row i is (i, i + 1/2): whole micro-batches, then the short one of the epoch's end."""
     of = order(16, 3, 3, num_epochs=1)
 
-    def read(rows: np.ndarray) -> np.ndarray:
-        return np.stack([rows, rows + 0.5], axis=1)
+    def read(rows: np.ndarray) -> Batch:
+        return {"x": np.stack([rows, rows + 0.5], axis=1)}
 
     made = list(Chunks(of, 0, 1000, None, adapt=False, read=read))
-    assert [[part.shape for part in chunk.given()] for chunk in made] == [
+    assert [[part.shape for part in chunk.by_block("x")] for chunk in made] == [
         [(1, 3, 3, 2)],
         [(1, 2, 3, 2), (1, 1, 1, 2)],
     ]
     for chunk in made:
-        for part, block in zip(chunk.given(), chunk.blocks, strict=True):
+        for part, block in zip(chunk.by_block("x"), chunk.blocks, strict=True):
             np.testing.assert_array_equal(part, np.stack([block, block + 0.5], axis=-1))

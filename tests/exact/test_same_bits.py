@@ -124,6 +124,10 @@ def test_a_row_does_not_depend_on_its_batch(backend: str, model: str) -> None:
     prepared = prepare([*BASE, *MODELS[model]])
     x = np.ascontiguousarray(prepared.data.test.x, dtype=np.float32)
     predict, state = dispatcher.load(backend).predict, first(prepared)
-    together = predict(prepared.model, state, x)
-    np.testing.assert_array_equal(bits(predict(prepared.model, state, x[7:8])), bits(together[7:8]))
-    np.testing.assert_array_equal(bits(predict(prepared.model, state, x[::9])), bits(together[::9]))
+    together = predict(prepared.model, state, {"x": x})
+    np.testing.assert_array_equal(
+        bits(predict(prepared.model, state, {"x": x[7:8]})), bits(together[7:8])
+    )
+    np.testing.assert_array_equal(
+        bits(predict(prepared.model, state, {"x": x[::9]})), bits(together[::9])
+    )

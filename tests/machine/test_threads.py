@@ -216,7 +216,8 @@ def test_threads_of_torch_sleep_while_they_wait_unless_the_user_says_otherwise(
         "OMP_DISPLAY_ENV": "true",
         **({} if said is None else {"OMP_WAIT_POLICY": said}),
     }
-    command = [sys.executable, "-c", "import backends.lightning"]
+    code = "from runner.cli import process; process.tune(); from runner import dispatcher; "
+    command = [sys.executable, "-c", code + "dispatcher.load('lightning')"]
     done = subprocess.run(
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
     )
@@ -374,7 +375,7 @@ def test_a_process_of_its_own_that_is_killed_is_told() -> None:
 def test_a_process_of_its_own_ends_with_its_parent(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     code = (
-        f"from runner import apart; from tests.machine.test_threads import *; "
+        f"from runner.run import apart; from tests.machine.test_threads import *; "
         f"apart.run(until_a_signal, {str(marker)!r}, 2)"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

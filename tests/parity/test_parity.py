@@ -254,7 +254,7 @@ def assert_parity(overrides: list[str]) -> None:
     torch_run, keras_run = both(overrides)
     assert len(torch_run.losses) == prepare(overrides).order.total_steps
     planned = prepare(overrides).run_spec()
-    for name, expected in planned.applied(planned.rates).items():
+    for name, expected in planned.tables.items():
         np.testing.assert_array_equal(torch_run.applied[name], expected)
         np.testing.assert_array_equal(keras_run.applied[name], expected)
     apart = differences(torch_run, keras_run)

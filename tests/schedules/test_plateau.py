@@ -135,7 +135,7 @@ def test_the_minimum_holds_what_the_plateau_lowers_and_lifts_nothing() -> None:
     "extra", [[], ["trainer.accumulate_grad_batches=2"], ["trainer.precision=exact"]]
 )
 def test_other_rates_are_in_force_from_the_next_update_on(backend: str, extra: list[str]) -> None:
-    """The seam's use_rates after 10 updates: what is read back is the new table from there, and a
+    """The seam's use_tables after 10 updates: what is read back is the new table from there, and a
     run that had this table from the start makes the same weights."""
     overrides = [
         "trainer.max_steps=20",
@@ -145,19 +145,20 @@ def test_other_rates_are_in_force_from_the_next_update_on(backend: str, extra: l
         *extra,
     ]
     prepared = prepare(overrides)
-    spec, other, applied = prepared.run_spec(), prepared.rates() * 0.5, []
-    table = np.append(spec.rates[:10], other[10:])
+    spec, applied = prepared.run_spec(), []
+    other = {"learning_rate": spec.tables["learning_rate"] * np.float32(0.5)}
+    table = np.append(spec.tables["learning_rate"][:10], other["learning_rate"][10:])
 
     def on_chunk(chunk: Chunk, report: Report, live: Live) -> bool:
         applied.append(report.applied["learning_rate"])
         if chunk.first_step + chunk.num_steps == 10:
-            live.use_rates(other)
+            live.use_tables(other)
         return True
 
     chunks = Chunks(prepared.order, 0, spec.largest_chunk, None, adapt=False)
     state = dispatcher.load(backend).train(spec, first(prepared), chunks, on_chunk)
-    np.testing.assert_array_equal(np.concatenate(applied), table.astype(np.float32))
-    whole = train(backend, overrides, rates=table)
+    np.testing.assert_array_equal(np.concatenate(applied), table)
+    whole = train(backend, overrides, tables={"learning_rate": table})
     for name, value in state.weights.items():
         np.testing.assert_array_equal(value, whole.state.weights[name])
 

@@ -1,5 +1,5 @@
-"""pytorch_lightning, imported without what it does not use. Keras's room has no counterpart:
-TensorFlow's start is its own.
+"""A lean torchmetrics, before pytorch_lightning is imported. The command line uses it: it takes
+0.9 s off the start. Keras's room has no counterpart: TensorFlow's start is its own.
 
 pytorch_lightning uses `Metric` and `MetricCollection` of torchmetrics, whose `__init__` imports
 every metric there is with what those need (scipy.signal, and transformers where it is installed):
@@ -30,7 +30,8 @@ class _Lazy(ModuleType):
         return getattr(self, name)
 
 
-def _lean_torchmetrics() -> None:
+def put_in_place() -> None:
+    """Put `Metric` and `MetricCollection` where torchmetrics would be."""
     spec = importlib.util.find_spec("torchmetrics")
     if "torchmetrics" in sys.modules or spec is None:
         return
@@ -44,9 +45,3 @@ def _lean_torchmetrics() -> None:
         parts["metric"].Metric,
         parts["collections"].MetricCollection,
     )
-
-
-_lean_torchmetrics()
-import pytorch_lightning as pl  # noqa: E402
-
-__all__ = ["pl"]

@@ -1,0 +1,27 @@
+"""What the runner knows of this backend before its framework is imported."""
+
+import os
+from typing import Any
+
+from runner.spec import About
+
+
+def _refuse(config: Any) -> None:
+    """Nothing: this backend takes every config that the schema takes."""
+
+
+def _tune() -> None:
+    """Silence TensorFlow's start-up lines. The variable is read when it is imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+ABOUT = About(
+    name="keras",
+    distribution="tensorflow",
+    packages=("tensorflow", "keras"),
+    precisions=("float32", "float64", "bf16-mixed", "exact"),
+    exports={"keras": "model.keras"},
+    environment={"KERAS_BACKEND": "tensorflow"},
+    refuse=_refuse,
+    tune=_tune,
+)

@@ -1,0 +1,8 @@
+"""The seam's `Backend` on Keras 3 with TensorFlow."""
+
+from backends.keras.device import can_use_threads, devices
+from backends.keras.loop import export, native_model, predict, train
+
+name = "keras"
+
+__all__ = ["can_use_threads", "devices", "export", "name", "native_model", "predict", "train"]

@@ -1,0 +1,8 @@
+"""The seam's `Backend` on PyTorch Lightning."""
+
+from backends.lightning.device import can_use_threads, devices
+from backends.lightning.loop import export, native_model, predict, train
+
+name = "lightning"
+
+__all__ = ["can_use_threads", "devices", "export", "name", "native_model", "predict", "train"]

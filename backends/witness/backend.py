@@ -1,0 +1,7 @@
+"""The seam's `Backend` in NumPy."""
+
+from backends.witness.loop import can_use_threads, devices, export, native_model, predict, train
+
+name = "witness"
+
+__all__ = ["can_use_threads", "devices", "export", "name", "native_model", "predict", "train"]

@@ -1,0 +1,59 @@
+"""The engine: one update after another, in NumPy."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from runner.data.source import Batch
+from runner.exact import gradient, optimizers, rules
+from runner.exact.network import Layout
+from runner.exact.reference import NumPy
+from runner.spec import RunSpec, TrainState, rate_name
+
+
+class Engine:
+    """All weights as one vector of float64, which each update replaces."""
+
+    def __init__(self, run: RunSpec, start: TrainState) -> None:
+        self.run, self.o, self.layout = run, NumPy(), Layout.of(run.network, run.groups)
+        self.weights = rules.r(self.layout.pack(start.weights))
+        self.slots = {s: rules.r(self.layout.pack(values)) for s, values in start.slots.items()}
+        self.buffers = {name: rules.r(value) for name, value in start.buffers.items()}
+        y = run.fields["y"]
+        y = y if run.loss.name == "cross_entropy" else rules.r(y)
+        self.fields = {"x": rules.r(run.fields["x"]), "y": y}
+        self.tables, self.scheduled = run.tables, run.scheduled
+        self.scalars = optimizers.tables(run.optimizer, run.num_steps, self.scheduled)
+
+    def update(
+        self, step: int, batches: Sequence[Batch], num_rows: int
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Make an update; the mean loss and the outputs of each micro-batch before it."""
+        o, run, weights = self.o, self.run, self.layout.views(self.o, self.weights)
+        g, self.buffers, outputs = gradient.gradient(
+            o, run, self.layout, weights, self.buffers, batches, num_rows, run.seed, step
+        )
+        pairs = [(z, batch["y"]) for z, batch in zip(outputs, batches, strict=True)]
+        (loss,) = gradient.losses(o, run, pairs, 1)
+        scheduled = {name: self.tables[name][step] for name in self.scheduled}
+        scalars = {name: values[step] for name, values in self.scalars.items()}
+        rates = [
+            np.float64(self.tables[rate_name(group.lr_factor)][step])
+            for group, _ in self.layout.parts
+        ]
+        h = optimizers.InForce(o, run.optimizer, scheduled, scalars)
+        self.weights, self.slots = optimizers.update_all(
+            h, self.layout, self.weights, g, self.slots, rates
+        )
+        return loss, [z.astype(np.float32) for z in outputs]
+
+    def losses(self, shares: Any) -> np.ndarray:
+        """Updates' losses.  # float32[K]"""
+        return np.asarray(shares, np.float32)
+
+    def state(self, step: int) -> TrainState:
+        rules.finite(self.weights)
+        slots = {slot: self.layout.unpack(values) for slot, values in self.slots.items()}
+        buffers = {name: np.array(value, np.float32) for name, value in self.buffers.items()}
+        return TrainState(step, self.layout.unpack(self.weights), slots, buffers)
