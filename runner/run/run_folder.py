@@ -307,59 +307,11 @@ def tidy(folder: Path) -> None:
             os.unlink(entry.path)
 
 
-class RunFolder:
-    """Writes the files. metrics.csv and trace.csv are only ever appended to."""
-
-    def __init__(self, path: Path, metric_columns: Sequence[str], applied: Sequence[str]) -> None:
-        """`applied`: the names of what RunSpec.applied has besides learning_rate, columns after the
-        contract's three."""
-        self.path = path
-        self._is_synced = False
-        self._columns = metric_columns
-        self._trace = (path / "trace.csv").open("a", newline="")
-        self._metrics = (path / "metrics.csv").open("a", newline="")
-        if self._trace.tell() == 0:
-            self._append(
-                self._trace, [",".join(["step", "learning_rate", "loss", *applied]) + "\n"]
-            )
-        if self._metrics.tell() == 0:
-            self._append(self._metrics, [",".join(metric_columns) + "\n"])
-
-    @staticmethod
-    def _append(file: TextIO, rows: Iterable[str]) -> None:
-        """Flushed, so that a process that is killed leaves whole lines."""
-        with writing(Path(file.name)):
-            file.writelines(rows)
-            file.flush()
-
-    def trace(self, first_step: int, losses: np.ndarray, applied: Mapping[str, np.ndarray]) -> None:
-        """One row per applied update; numbers in the shortest form that reads back the same."""
-        rates, *others = (values[: len(losses)].astype(str) for values in applied.values())
-        steps = map(str, range(first_step, first_step + len(losses)))
-        rows = zip(steps, rates, losses.astype(str), *others, strict=True)
-        self._append(self._trace, (",".join(row) + "\n" for row in rows))
-
-    def metrics(self, row: Mapping[str, Any]) -> None:
-        """One row an epoch."""
-        self._append(
-            self._metrics, [",".join(str(row.get(column, "")) for column in self._columns) + "\n"]
-        )
-
-    def sync(self) -> None:
-        """Sync the logs to the disk. The first call syncs all files of the folder and the folder
-        itself."""
-        for file in (self._trace, self._metrics):
-            os.fsync(file.fileno())
-        if not self._is_synced:
-            for path in (*(self.path / name for name in _REPLACED), self.path, self.path.parent):
-                if path.exists():
-                    sync(path)
-            self._is_synced = True
-
-    def close(self) -> None:
-        for file in (self._trace, self._metrics):
-            with suppress(OSError):  # rows that the disk refused, which has been told
-                file.close()
+def sync_replaced(folder: Path) -> None:
+    """Sync all files of the folder that are written as a whole, and the folder itself."""
+    for path in (*(folder / name for name in _REPLACED), folder, folder.parent):
+        if path.exists():
+            sync(path)
 
 
 def write_config(folder: Path, composed: Mapping[str, Any]) -> None:

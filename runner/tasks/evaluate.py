@@ -7,8 +7,8 @@ from runner.data.dataset import changed
 from runner.errors import ConfigError
 from runner.plan import evaluate as evaluate_split
 from runner.run import run_folder
+from runner.run.progress import show
 from runner.run.saved import Run
-from runner.run.training import show
 from runner.text.console import capture
 
 

@@ -9,16 +9,17 @@ from typing import Any
 
 from runner import dispatcher
 from runner.config.schema import Config, sha256
-from runner.data.order import Order
+from runner.data.order import Chunks, Order
 from runner.errors import ConfigError, RunError
 from runner.errors import show as show_value
 from runner.machine import devices
 from runner.plan import Plan, plan
 from runner.run import apart, certificate, checkpoint, run_folder
+from runner.run.progress import show
 from runner.run.resume import Resumed, check, with_saved_threads
 from runner.run.signals import Signals
-from runner.run.training import Training, show
-from runner.spec import Backend, TrainState, first_state
+from runner.run.training import Training
+from runner.spec import Backend, RunSpec, TrainState, first_state
 from runner.text import quoting
 from runner.text.console import Console, capture, log_traceback, tree
 
@@ -174,11 +175,10 @@ def _train(
     console: Console,
     signals: Signals,
 ) -> int:
-    config, order, spec = job.config, prepared.order, prepared.run_spec()
-    adapt = config.trainer.steps_per_call == "auto"
+    order, spec = prepared.order, prepared.run_spec()
+    adapt = job.config.trainer.steps_per_call == "auto"
     chunks = prepared.chunks(start.step, prepared.checkpoint_steps(), adapt)
     result = {**job.result(), "num_parameters": prepared.num_parameters}
-    numbers = job.resumed.numbers if job.resumed else None
     is_over = job.resumed is not None and job.resumed.is_over(order.total_steps)
     with (
         console.progress(order.total_steps, start.step),
@@ -187,45 +187,63 @@ def _train(
             path,
             console,
             signals,
-            list(spec.tables),
+            spec.tables,
             result["config_sha256"],
             job.started,
-            resumed=numbers,
+            resumed=job.resumed.numbers if job.resumed else None,
             is_over=is_over,
         ) as training,
     ):
+        chosen = None if is_over else backend
+        result |= _updates(job, prepared, spec, chosen, start, chunks, training)
+        ended = monotonic()
+        picture = _draw(path, _title(job.config))
+        result |= {
+            "steps": training.step,
+            "epochs": -(-training.step // order.steps_per_epoch),
+            **training.outcome(),
+            "stopped_early": training.stalls.stopped_early,
+            "skipped": training.skipped,
+            "resumed_from": job.resumed and start.step,
+            "seconds": job.seconds(chunks.began or ended, ended, training.compile_seconds),
+        }
         try:
-            spec = replace(spec, tables=prepared.tables(training.plateau))
-            state = start if is_over else backend.train(spec, start, chunks, training.on_chunk)
-            training.finish()
-        except Exception as error:
-            log_traceback()
-            result["error"] = _told(error, config)
-        else:
-            over = state.step == order.total_steps or training.stopped_early
-            result["status"] = "completed" if over else "interrupted"
-            result["weights_sha256"] = checkpoint.weights_sha256(state)
-            if spec.precision == "exact":
-                result |= certificate.write(path, job.composed, state)
-    ended = monotonic()
-    began = chunks.began or ended
-    picture = _draw(path, _title(config))
-    result |= {
-        "steps": training.step,
-        "epochs": -(-training.step // order.steps_per_epoch),
-        **training.outcome(),
-        "stopped_early": training.stopped_early,
-        "skipped": training.skipped,
-        "resumed_from": job.resumed and start.step,
-        "seconds": job.seconds(began, ended, training.compile_seconds),
-    }
-    try:
-        run_folder.write_json(path / "result.json", result, is_durable=True)
-    except RunError as error:
-        console.say(f"warning: {error}")
-        result["status"] = "failed"
-    _say(console, result, config, path, picture, is_alone=job.path is None)
+            run_folder.write_json(path / "result.json", result, is_durable=True)
+        except RunError as error:
+            console.say(f"warning: {error}")
+            result["status"] = "failed"
+        training.on_end(result)
+    _say(console, result, job.config, path, picture, is_alone=job.path is None)
     return 128 + signals.received if signals.received else int(result["status"] != "completed")
+
+
+def _updates(
+    job: Job,
+    prepared: Plan,
+    spec: RunSpec,
+    backend: Backend | None,
+    start: TrainState,
+    chunks: Chunks,
+    training: Training,
+) -> dict[str, Any]:
+    """Make the run's updates, none without a backend; what result.json then says of it."""
+    try:
+        spec = replace(spec, tables=prepared.tables(training.stalls.plateau))
+        state = start
+        if backend is not None:
+            state = backend.train(spec, start, chunks, training.on_chunk)
+        training.checkpoints.finish()
+    except Exception as error:
+        log_traceback()
+        return {"error": _told(error, job.config)}
+    over = state.step == prepared.order.total_steps or training.stalls.stopped_early
+    result = {
+        "status": "completed" if over else "interrupted",
+        "weights_sha256": checkpoint.weights_sha256(state),
+    }
+    if spec.precision == "exact":
+        result |= certificate.write(training.path, job.composed, state)
+    return result
 
 
 # how frameworks and NumPy say that memory was not enough

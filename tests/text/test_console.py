@@ -216,10 +216,11 @@ def test_a_full_disk_is_one_line_wherever_a_run_meets_it(tmp_path: Path) -> None
 import numpy as np, resource, sys
 from pathlib import Path
 from runner.errors import RunError
-from runner.run.run_folder import RunFolder, write_json
+from runner.run.records import Records
+from runner.run.run_folder import write_json
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 here, said = Path({str(tmp_path)!r}), []
-folder = RunFolder(here, ["epoch"], [])
+folder = Records(here, ["epoch"], [])
 for write in (
     lambda: folder.trace(0, np.ones(50), {{"learning_rate": np.ones(50)}}),
     lambda: folder.metrics({{"epoch": "1" * 200}}),
@@ -229,7 +230,7 @@ for write in (
         write()
     except RunError as error:
         said.append(str(error))
-folder.close()
+folder.__exit__()
 print("\\n".join(said))
 """
     done = subprocess.run(

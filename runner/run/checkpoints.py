@@ -1,0 +1,90 @@
+"""The checkpoints of a run: written while the next chunk trains, the newest and the best kept."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from runner.errors import RunError
+from runner.run import checkpoint
+from runner.run.observer import Observer
+from runner.spec import TrainState
+
+# Bytes. Smaller checkpoints are serialised on the training thread: contention for the GIL would
+# cost more.
+_QUICKLY_STAGED = 2**20
+
+
+class Checkpoints(Observer):
+    """Saves states into FOLDER/checkpoints, by a thread of its own."""
+
+    def __init__(
+        self,
+        path: Path,
+        keep: int | None,
+        before_commit: Callable[[], None],
+        after_commit: Callable[[Path], None],
+        resumed_at: int | None,
+    ) -> None:
+        """`keep`: how many of the newest stay, None for all. `resumed_at`: the step of the
+        checkpoint that the run goes on from."""
+        self.path, self.keep = path, keep
+        self._before_commit, self._after_commit = before_commit, after_commit
+        self._saved: list[int] = []  # the steps of the checkpoints of this run, oldest first
+        self._best_saved: int | None = None  # the one that `best` points to
+        if resumed_at is not None:
+            self._saved = [step for step in checkpoint.steps(path) if step <= resumed_at]
+            self._best_saved = checkpoint.target(path, "best")
+        self._writer = ThreadPoolExecutor(1, "checkpoints")
+        self._writing: Future[None] | None = None
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.shutdown()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written; if it could not be, raise that here."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def save(self, state: TrainState, extra: Mapping[str, Any], best: int | None) -> None:
+        """Save a state with its state.json; `best` is the step of the best epoch so far."""
+        self.finish()
+        stage: Callable[[], Path] = partial(checkpoint.stage, self.path, state, dict(extra))
+        if checkpoint.num_bytes(state) < _QUICKLY_STAGED:
+            with self._saving(state.step):
+                staged = stage()
+            stage = lambda: staged  # noqa: E731
+        self._writing = self._writer.submit(self._write, stage, state.step, best)
+
+    def _write(self, stage: Callable[[], Path], step: int, best: int | None) -> None:
+        with self._saving(step):
+            self._before_commit()  # a checkpoint never knows of updates that the logs do not
+            checkpoint.commit(stage(), step)
+            checkpoint.point(self.path, "last", step)
+            if best == step:
+                checkpoint.point(self.path, "best", step)
+                self._best_saved = step
+            saved = [*(before for before in self._saved if before != step), step]
+            self._saved = saved[-(self.keep or 0) :]
+            best_saved = [] if self._best_saved is None else [self._best_saved]
+            checkpoint.keep(self.path, {*self._saved, *best_saved})
+        self._after_commit(self.path / "checkpoints" / str(step))
+
+    @contextmanager
+    def _saving(self, step: int) -> Iterator[None]:
+        """Say of what the disk refuses its place, the bytes that are free, and which checkpoint is
+        whole."""
+        try:
+            yield
+        except OSError as error:
+            before = "none before"
+            if self._saved:
+                before = f"the one before, of step {self._saved[-1]}, is whole"
+            place, free = self.path / "checkpoints" / str(step), shutil.disk_usage(self.path).free
+            raise RunError(
+                f"{place} cannot be written: {error.strerror}, {free} bytes are free; {before}"
+            ) from error

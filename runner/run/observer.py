@@ -1,0 +1,48 @@
+"""What may watch a run between two chunks: records, checkpoints, stalls, progress, loggers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from runner.data.order import Chunk
+from runner.spec import Live, Report
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The evaluation after an epoch, or after the part of one that a run ends with."""
+
+    number: int  # from 1
+    step: int  # updates so far
+    metrics: Mapping[str, float]  # "train/loss", "val/accuracy", ...
+    seconds: float  # since the run began
+    is_whole: bool  # False: a longer run would not evaluate here
+
+
+class Observer:
+    """Watches a run, on rank 0 alone. A subclass overrides the events that it needs; `with` opens
+    and closes what it holds. An observer changes no numbers but through `Live`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def on_chunk(self, chunk: Chunk, report: Report, live: Live) -> bool:
+        """After each chunk. Return False to end the run."""
+        return True
+
+    def on_epoch(self, epoch: Epoch, live: Live) -> bool:
+        """After each epoch, once its last chunk has been seen. Return False to end the run."""
+        return True
+
+    def on_checkpoint(self, folder: Path) -> None:
+        """After a checkpoint is on the disk. The thread that writes checkpoints calls this."""
+
+    def on_end(self, result: Mapping[str, Any]) -> None:
+        """After the last event, with result.json's values."""
+
+    def state(self) -> dict[str, Any]:
+        """What a run that goes on needs of this, as JSON: entries of a checkpoint's state.json."""
+        return {}
