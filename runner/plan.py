@@ -206,51 +206,20 @@ class Plan:
 
 
 def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
-    """`like`: data.json of a run, by which the data's columns are found."""
-    data = load(config.data, like)
-    if data.image_shape is not None and needs_images(config.model.layers):
-        if getattr(config.data, "images", "auto") is False:
-            raise ConfigError(
-                f"data.images must be auto or true for model={config.model.name}, which "
-                f"needs images, got false"
-            )
-        data = data.as_images()
+    """Plan a run, or refuse it. `like`: data.json of a run, by which the data's columns are
+    found."""
+    data = _data(config, like)
     loss = losses.choose(config.loss, data.task, len(data.classes))
     model = model_spec(config, data.task, len(data.classes), data.num_targets, data.input_shape)
-    trainer = config.trainer
-    steps_per_epoch = -(-len(data.train) // (trainer.batch_size * trainer.accumulate_grad_batches))
-    limits = [trainer.max_steps, trainer.max_epochs and trainer.max_epochs * steps_per_epoch]
-    total_steps = min(limit for limit in limits if limit is not None)
-    clock = Clock(total_steps, steps_per_epoch)
-    order = Order(
-        len(data.train),
-        trainer.batch_size,
-        trainer.accumulate_grad_batches,
-        config.seed,
-        total_steps,
-    )
-    memory.check(
-        model, len(config.optimizer.slots()), min(trainer.batch_size, len(data.train)), total_steps
-    )
+    order = _order(config, len(data.train))
+    clock = Clock(order.total_steps, order.steps_per_epoch)
+    rows = min(order.batch_size, order.num_rows)
+    memory.check(model, len(config.optimizer.slots()), rows, order.total_steps)
     check_range(data, model.dtype)
     _check_batch_norm(model.network, order)
-    if trainer.precision == "exact":
+    if config.trainer.precision == "exact":
         refuse(model.network, loss, config.optimizer, order)
-        if trainer.on_nonfinite == "skip":
-            raise ConfigError(
-                "trainer.on_nonfinite=skip cannot be had with trainer.precision=exact, "
-                "whose sums are finite"
-            )
-        if data.streams:
-            raise ConfigError(
-                f"data={config.data.name} cannot be trained on with "
-                f"trainer.precision=exact; data=npz can"
-            )
-        if trainer.compile:
-            raise ConfigError(
-                "trainer.compile=true cannot be had with trainer.precision=exact, which "
-                "decides by itself"
-            )
+        _refuse_exact(config, data)
     BACKENDS[config.backend].refuse(config)
     prepared = Plan(
         config=config,
@@ -264,8 +233,56 @@ def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
         groups=optimizers.groups(config.optimizer, model.network),
         hyperparameters=optimizers.hyperparameters(config.optimizer, clock),
     )
+    _check_watched(prepared)
+    return prepared
+
+
+def _data(config: Config, like: Mapping[str, Any] | None) -> Dataset:
+    """The data set, as images where the model needs them."""
+    data = load(config.data, like)
+    if data.image_shape is None or not needs_images(config.model.layers):
+        return data
+    if getattr(config.data, "images", "auto") is False:
+        raise ConfigError(
+            f"data.images must be auto or true for model={config.model.name}, which "
+            f"needs images, got false"
+        )
+    return data.as_images()
+
+
+def _order(config: Config, num_rows: int) -> Order:
+    """The updates of the whole run; it ends by max_steps or max_epochs, whichever is sooner."""
+    trainer = config.trainer
+    steps_per_epoch = -(-num_rows // (trainer.batch_size * trainer.accumulate_grad_batches))
+    limits = [trainer.max_steps, trainer.max_epochs and trainer.max_epochs * steps_per_epoch]
+    total_steps = min(limit for limit in limits if limit is not None)
+    batch_size, accumulate = trainer.batch_size, trainer.accumulate_grad_batches
+    return Order(num_rows, batch_size, accumulate, config.seed, total_steps)
+
+
+def _refuse_exact(config: Config, data: Dataset) -> None:
+    """Refuse what the rules of exact mode leave no room for."""
+    if config.trainer.on_nonfinite == "skip":
+        raise ConfigError(
+            "trainer.on_nonfinite=skip cannot be had with trainer.precision=exact, "
+            "whose sums are finite"
+        )
+    if data.streams:
+        raise ConfigError(
+            f"data={config.data.name} cannot be trained on with "
+            f"trainer.precision=exact; data=npz can"
+        )
+    if config.trainer.compile:
+        raise ConfigError(
+            "trainer.compile=true cannot be had with trainer.precision=exact, which "
+            "decides by itself"
+        )
+
+
+def _check_watched(prepared: Plan) -> None:
+    """Refuse to watch a metric that is not measured."""
     measured = [column for column in prepared.columns() if "/" in column]
-    watched = {"trainer.monitor": trainer.monitor}
+    watched = {"trainer.monitor": prepared.config.trainer.monitor}
     if prepared.plateau:
         watched["schedule.metric"] = prepared.plateau.metric
     for key, metric in watched.items():
@@ -274,7 +291,6 @@ def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
                 f"{key} must be one of {', '.join(measured)}, got "
                 f"{metric}{nearest(metric, measured)}"
             )
-    return prepared
 
 
 def model_spec(

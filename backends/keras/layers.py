@@ -310,39 +310,50 @@ def _build(node: spec.Node, place: Place | None) -> native.Layer:
         case "average_pool":
             return native.AveragePooling2D(s.pool_size, s.stride, padding=s.padding, name=name)
         case "global_average_pool":
-            pool = (
-                native.GlobalAveragePooling1D
-                if len(node.input_shape) == 2
-                else native.GlobalAveragePooling2D
-            )
+            is_sequence = len(node.input_shape) == 2
+            pool = native.GlobalAveragePooling1D if is_sequence else native.GlobalAveragePooling2D
             return pool(name=name)
         case "flatten":
             return native.Flatten(name=name)
         case "reshape":
             return native.Reshape(node.output_shape, name=name)
+    return _own(node, place) if place else _stock(node)
+
+
+def _own(node: spec.Node, place: Place) -> native.Layer:
+    """A layer that Keras has none of with our meaning."""
+    s, name = node.spec, node.name
+    match s.layer:
         case "activation":
-            return (
-                _Activation(_ACTIVATIONS[s.function](s), name=name)
-                if place
-                else _native_activation(s, name)
-            )
+            return _Activation(_ACTIVATIONS[s.function](s), name=name)
         case "dropout":
-            return (
-                Dropout(s.rate, node.index, place, name=name)
-                if place
-                else native.Dropout(s.rate, name=name)
-            )
+            return Dropout(s.rate, node.index, place, name=name)
         case "batch_norm":
-            norm = _BatchNorm if place else native.BatchNormalization
-            return norm(momentum=s.momentum, epsilon=s.eps, name=name)
+            return _BatchNorm(momentum=s.momentum, epsilon=s.eps, name=name)
         case "layer_norm":
-            norm = _LayerNorm if place else native.LayerNormalization
-            return norm(epsilon=s.eps, name=name)
+            return _LayerNorm(epsilon=s.eps, name=name)
         case "position_embedding":
-            return _PositionEmbedding(name=name) if place else _native_embedding(node)
+            return _PositionEmbedding(name=name)
         case "attention":
-            if place:
-                return _Attention(s.num_heads, name=name)
+            return _Attention(s.num_heads, name=name)
+    raise AssertionError(s.layer)
+
+
+def _stock(node: spec.Node) -> native.Layer:
+    """Keras's own layer in place of ours; in evaluation they are equal."""
+    s, name = node.spec, node.name
+    match s.layer:
+        case "activation":
+            return _native_activation(s, name)
+        case "dropout":
+            return native.Dropout(s.rate, name=name)
+        case "batch_norm":
+            return native.BatchNormalization(momentum=s.momentum, epsilon=s.eps, name=name)
+        case "layer_norm":
+            return native.LayerNormalization(epsilon=s.eps, name=name)
+        case "position_embedding":
+            return _native_embedding(node)
+        case "attention":
             size = node.input_shape[-1] // s.num_heads
             return native.MultiHeadAttention(s.num_heads, size, use_bias=False, name=name)
     raise AssertionError(s.layer)

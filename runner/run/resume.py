@@ -105,26 +105,20 @@ def resume(folder: Path, overrides: Sequence[Override]) -> Resumed:
         raise ConfigError(
             f"{ON_EXTEND} is for a run of another length: it needs {' or '.join(sorted(_LENGTH))}"
         )
+    return Resumed(folder, values, changes, state, numbers, notes, *_result(folder))
+
+
+def _result(folder: Path) -> tuple[bool, list[str], str | None]:
+    """(is it completed, its overrides, its --config-dir) from result.json; a run without one, or
+    with a damaged one, makes it again."""
     try:
         result = read_json(folder / "result.json")
-    except ConfigError:  # none, or a damaged one: it is made again
-        result = {}
-    is_completed, before = (
-        result.get("status") == "completed",
-        [*map(str, result.get("overrides", []))],
-    )
+    except ConfigError:
+        return False, [], None
     config_dir = result.get("config_dir")
-    return Resumed(
-        folder,
-        values,
-        changes,
-        state,
-        numbers,
-        notes,
-        is_completed,
-        before,
-        None if config_dir is None else str(config_dir),
-    )
+    overrides = [*map(str, result.get("overrides", []))]
+    is_completed = result.get("status") == "completed"
+    return is_completed, overrides, None if config_dir is None else str(config_dir)
 
 
 def branch(resumed: Resumed, folder: Path) -> Resumed:

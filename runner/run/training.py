@@ -90,9 +90,15 @@ class Training:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def outcome(self) -> dict[str, Any]:
-        """`metrics` and `best` as result.json has them."""
-        return self.unfinished or {"metrics": self.metrics, "best": self.best}
+    def result(self) -> dict[str, Any]:
+        """What result.json says of the updates so far."""
+        return {
+            "steps": self.step,
+            "epochs": -(-self.step // self.plan.order.steps_per_epoch),
+            **(self.unfinished or {"metrics": self.metrics, "best": self.best}),
+            "stopped_early": self.stalls.stopped_early,
+            "skipped": self.skipped,
+        }
 
     def on_chunk(self, chunk: Chunk, report: Report, live: Live) -> bool:
         """The seam's OnChunk."""
@@ -105,7 +111,7 @@ class Training:
             going_on += [observer.on_epoch(epoch, live) for observer in self.observers]
         stop = self.signals.received is not None or not all(going_on)
         if over or stop or (self._every is not None and step % self._every == 0):
-            best = (self.outcome()["best"] or {}).get("step")
+            best = (self.result()["best"] or {}).get("step")
             self.checkpoints.save(live.state(), self._state(), best)
         return not stop
 

@@ -199,11 +199,7 @@ def _train(
         ended = monotonic()
         picture = _draw(path, _title(job.config))
         result |= {
-            "steps": training.step,
-            "epochs": -(-training.step // order.steps_per_epoch),
-            **training.outcome(),
-            "stopped_early": training.stalls.stopped_early,
-            "skipped": training.skipped,
+            **training.result(),
             "resumed_from": job.resumed and start.step,
             "seconds": job.seconds(chunks.began or ended, ended, training.compile_seconds),
         }
