@@ -329,11 +329,12 @@ run = load_run({folder!r})
 run.model()
 run.predict(np.zeros((3, 64)))
 after = state()
-assert before == after, (before, after)
+a, b = json.loads(before), json.loads(after)
+assert before == after, {{k: (a[k], b[k]) for k in a if a[k] != b[k]}}
 """
 FRAMEWORK_STATE = {
     "lightning": (
-        "torch",
+        "torch, pytorch_lightning",
         "seen |= {'dtype': torch.get_default_dtype(), 'threads': torch.get_num_threads(), "
         "'grad': torch.is_grad_enabled(), 'deterministic': "
         "torch.are_deterministic_algorithms_enabled()}",
