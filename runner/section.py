@@ -5,6 +5,7 @@ A part is declared once: a class whose fields are the keys that its YAML names (
 ranges) and whose methods are what it means. Defaults live in conf/, none in the classes.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
@@ -17,6 +18,18 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=()
     )
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a key is for besides its value, as `Annotated[TYPE, Mark(...)]`; a group's mark is for
+    all of its keys."""
+
+    outside_hash: bool = False  # the hash of the config leaves it out: it does not fix the run
+    on_resume: bool = False  # may change when a run resumes
+    on_run: bool = False  # a task on a finished run takes it
+    command_line_only: bool = False  # in a file it would change nothing, or trust a stranger
+    needs_run: bool = False  # goes with run=FOLDER
 
 
 Positive = Annotated[float, Field(gt=0)]

@@ -24,7 +24,7 @@ from runner.cli.compose import Composer, compose
 from runner.cli.overrides import SEARCHES, is_dir, job_names, jobs, parse_overrides, without_hydra
 from runner.cli.startup import process_start
 from runner.config.conf_folder import defaults
-from runner.config.schema import Config, parse, sha256
+from runner.config.schema import Config, marked, parse, sha256
 from runner.errors import ConfigError, RunError, few_lines, show
 from runner.machine import threads
 from runner.run import run_folder, signals
@@ -34,26 +34,10 @@ if TYPE_CHECKING:
     from runner.run.resume import Resumed
     from runner.tasks.train import Job
 
-# Keys that only the command line sets; in a file they would change nothing, or trust a stranger.
-_COMMAND_LINE_ONLY = ("run", "runs", "resume", "format", "checkpoint", "steps", "trusted_modules")
 _NEEDED = {
     "schedule.on_extend": "a run that is made longer: it needs resume=FOLDER",
-    "checkpoint": "a finished run: it needs run=FOLDER",
-    "format": "a finished run: it needs run=FOLDER",
-    "steps": "a finished run: it needs run=FOLDER",
+    **dict.fromkeys(marked("needs_run"), "a finished run: it needs run=FOLDER"),
 }
-# Besides `run`: what may be said of a finished run; all else is as it was saved.
-_ON_A_RUN = (
-    "task",
-    "run",
-    "checkpoint",
-    "format",
-    "steps",
-    "backend",
-    "device",
-    "data.path",
-    "trusted_modules",
-)
 
 
 @dataclass(frozen=True)
@@ -106,7 +90,7 @@ class Request:
     def freeze(self, overrides: Sequence[str]) -> Frozen:
         """Compose and check one run's config."""
         values = self.composer.values(overrides)
-        of_files = _COMMAND_LINE_ONLY if self.composer.config_dir else ()
+        of_files = marked("command_line_only") if self.composer.config_dir else ()
         for key in of_files:
             if key not in self.keys and values.get(key) != defaults("", "config")[key]:
                 raise ConfigError(
@@ -467,7 +451,7 @@ def _on_a_run(overrides: Sequence[str]) -> int:
         raise ConfigError(f"run must be the folder of a run, got {show(keys['run'])}")
     folder = Path(keys["run"])
     changes = [override for override in said if override.key_or_group != "data.path"]
-    values = set_keys(config_of(folder), changes, _ON_A_RUN)
+    values = set_keys(config_of(folder), changes, marked("on_run"))
     config = parse({**values, "resume": None})
     task = _TASKS_ON_A_RUN.get(config.task)
     if task is None:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from runner.data.dataset import (
     standardize,
 )
 from runner.errors import ConfigError, nearest, show
-from runner.section import Fraction, Index, Section
+from runner.section import Fraction, Index, Mark, Section
 
 
 class _Rows(Section):
@@ -72,7 +72,7 @@ class _Rows(Section):
 
 
 class _File(_Rows):
-    path: str
+    path: Annotated[str, Mark(on_run=True)]
 
 
 class NPZ(_File):

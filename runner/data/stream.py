@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from runner.data.dataset import (
 )
 from runner.data.files import as_targets, found, numbers_as_labels, unscaled
 from runner.errors import ConfigError
-from runner.section import Count, Fraction, Index, Section
+from runner.section import Count, Fraction, Index, Mark, Section
 
 _BLOCK = 16 * 2**20  # bytes that are read at once where all rows are gone through
 
@@ -79,7 +79,7 @@ class NPY(Section):
     megabytes of 2^20 bytes."""
 
     name: Literal["npy"]
-    path: str
+    path: Annotated[str, Mark(on_run=True)]
     task: Task
     val_fraction: Fraction
     test_fraction: Fraction

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from hydra.core.override_parser.types import Override
 
-from runner.config.schema import Config, parse
+from runner.config.schema import Config, marked, parse
 from runner.data.dataset import changed
 from runner.errors import ConfigError, RunError, nearest, show
 from runner.plan import Plan, plan
@@ -25,25 +25,7 @@ from runner.run.saved import config_of, data_of, refuse_links, set_keys
 from runner.schedules.extend import HOW, extended
 from runner.spec import TrainState
 
-# What may be another than before; all else fixes the numbers of the run.
-CHANGEABLE = (
-    "backend",
-    "device",
-    "checkpoint",
-    "print_config",
-    "trusted_modules",
-    "trainer.max_epochs",
-    "trainer.max_steps",
-    "trainer.steps_per_call",
-    "trainer.threads",
-    "trainer.checkpoint_every",
-    "trainer.keep_checkpoints",
-    "trainer.early_stopping_patience",
-    "trainer.early_stopping_min_delta",
-    "trainer.strict",
-)
-
-
+CHANGEABLE = marked("on_resume")  # all else fixes the numbers of the run
 ON_EXTEND = "schedule.on_extend"
 _LENGTH = {"trainer.max_epochs", "trainer.max_steps"}
 

@@ -164,7 +164,7 @@ class Cosine(_Ending):
     """
 
     name: Literal["cosine"]
-    exponent: Positive = 1.0  # config.yaml of an earlier run may lack it
+    exponent: Positive
 
     def fall(self, u: Array) -> Array:
         fall = ramps.cosine(u)

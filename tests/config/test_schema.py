@@ -1,0 +1,35 @@
+"""The marks of the schema's keys: what the hash leaves out, what may change on resume, what a task
+on a finished run takes. The lists are written out, so that a mark set by mistake shows."""
+
+import pytest
+from pydantic_core import PydanticUndefined
+
+from runner.config.explain import every_key
+from runner.config.schema import Config, marked
+
+MARKED = {
+    "outside_hash": "task output print_config find_lr run runs format checkpoint trusted_modules "
+    "steps resume",
+    "on_resume": "backend device trainer.max_epochs trainer.max_steps trainer.steps_per_call "
+    "trainer.threads trainer.checkpoint_every trainer.keep_checkpoints "
+    "trainer.early_stopping_patience trainer.early_stopping_min_delta trainer.strict print_config "
+    "checkpoint trusted_modules",
+    "on_run": "task backend device data.path run format checkpoint trusted_modules steps",
+    "command_line_only": "run runs format checkpoint trusted_modules steps resume",
+    "needs_run": "format checkpoint steps",
+}
+
+
+@pytest.mark.parametrize(("mark", "names"), MARKED.items())
+def test_the_keys_of_a_mark(mark: str, names: str) -> None:
+    assert marked(mark) == tuple(names.split())
+
+
+def test_no_key_has_a_default_in_its_class() -> None:
+    """Keys in lists are not walked: an entry of optimizer.groups may leave out a factor."""
+    found = {
+        name
+        for name, field in every_key(Config)
+        if field.default is not PydanticUndefined or field.default_factory is not None
+    }
+    assert found == set()
