@@ -35,7 +35,7 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     # the dialects ask for a class and its arguments, and are made of the same parts
     names = sorted(
-        f.stem for f in (CONF / "schedule").glob("*.yaml") if not f.stem.startswith("from_")
+        f.stem for f in (CONF / "schedule").glob("[!_]*.yaml") if not f.stem.startswith("from_")
     )
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.schedules", description="Tables of rates, timed."

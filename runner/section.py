@@ -8,7 +8,7 @@ ranges) and whose methods are what it means. Defaults live in conf/, none in the
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 
@@ -47,7 +47,7 @@ def _one(value: object) -> int:
     return 1
 
 
-One = Annotated[int, PlainValidator(_one)]
+One = Annotated[int, PlainValidator(_one), WithJsonSchema({"const": 1})]
 
 
 def choices(annotation: Any) -> tuple[str, ...]:

@@ -156,7 +156,7 @@ def execute(argv: Sequence[str]) -> int:
     each = jobs(options.overrides, options.multirun, config_dir)
     if _only_shows(options):
         composer.whole(each[0])  # refuses what Hydra would not be given
-        return hydra_bridge.show(options, config_dir)
+        return _show(options, config_dir)
     request = Request(argv, overrides, each, options.multirun, composer)
     request.check_twice([tuple(job) for job in each])
     return _find(request)(request)
@@ -176,8 +176,18 @@ def _check_options(options: Namespace) -> None:
 
 
 def _only_shows(options: Namespace) -> bool:
-    names = ("help", "hydra_help", "cfg", "info", "shell_completion")
+    names = ("help", "schema", "hydra_help", "cfg", "info", "shell_completion")
     return any(getattr(options, name) for name in names)
+
+
+def _show(options: Namespace, config_dir: str | None) -> int:
+    """The command of an option that only shows something."""
+    if not options.help and not options.schema:
+        return hydra_bridge.show(options, config_dir)
+    from runner.cli.help import help_text, schema_text
+
+    print(help_text(config_dir) if options.help else schema_text())
+    return 0
 
 
 def _find(request: Request) -> Callable[[Request], int]:

@@ -36,6 +36,7 @@ def argument_parser() -> ArgumentParser:
     """Hydra's options, but for those that read code or configs from elsewhere."""
     parser: ArgumentParser = get_args_parser()
     parser.prog = "python -m runner"
+    parser.add_argument("--schema", action="store_true", help="print a JSON schema of the config")
     parser.usage = "%(prog)s [-m] [KEY=VALUE ...]; --help tells more"
     return parser
 
@@ -89,12 +90,10 @@ def apply(values: Sequence[Override], whole: DictConfig) -> None:
 
 
 def show(arguments: Namespace, config_dir: str | None) -> int:
-    """--help, --hydra-help, --cfg, --info and --shell-completion."""
+    """--hydra-help, --cfg, --info and --shell-completion."""
     hydra = Hydra.create_main_hydra2("runner", _loader(config_dir).get_search_path())
     parser, overrides = argument_parser(), arguments.overrides
-    if arguments.help:
-        hydra.app_help(config_name="config", args_parser=parser, args=arguments)
-    elif arguments.hydra_help:
+    if arguments.hydra_help:
         hydra.hydra_help(config_name="config", args_parser=parser, args=arguments)
     elif arguments.cfg:
         hydra.show_cfg("config", overrides, arguments.cfg, arguments.package, arguments.resolve)

@@ -22,7 +22,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from runner.config import trust
-from runner.config.conf_folder import CONF
+from runner.config.conf_folder import CONF, choices
 from runner.errors import ConfigError, nearest, show
 from runner.text.quoting import spell
 
@@ -81,9 +81,9 @@ def _globbed(override: Override) -> str:
     if not isinstance(value, Glob) or not (CONF / group).is_dir():
         return override.input_line or ""
     names = [
-        file.stem
-        for file in sorted((CONF / group).glob("*.yaml"))
-        if "???" not in file.read_text(encoding="utf-8")
+        name
+        for name in choices(group)
+        if "???" not in (CONF / group / f"{name}.yaml").read_text(encoding="utf-8")
     ]
     chosen = value.filter(names)
     if not chosen:
@@ -169,7 +169,7 @@ def _check_choice(override: Override, config_dir: str | None) -> None:
         raise ConfigError(f"{group} is a group of choices: write it without +, {group}=CHOICE")
     lists = (ValueType.SIMPLE_CHOICE_SWEEP, ValueType.CHOICE_SWEEP)
     found = [*override.sweep_iterator()] if override.value_type in lists else [choice]
-    options = sorted({f.stem for folder in folders for f in folder.glob("*.yaml") if f.is_file()})
+    options = choices(group, config_dir)
     for choice in found:
         by_a_search = isinstance(choice, Glob | IntervalSweep | RangeSweep)
         if not by_a_search and not isinstance(choice, dict) and choice not in options:

@@ -13,6 +13,29 @@ _RUNNER = Path(__file__).resolve().parents[1]
 CONF = _RUNNER / "conf" if (_RUNNER / "conf").is_dir() else _RUNNER.parent / "conf"
 
 
+def groups(config_dir: str | None = None) -> list[str]:
+    """The groups of conf/ and of a folder of the user's own."""
+    return sorted(
+        {file.parent.name for folder in _folders(config_dir) for file in folder.glob("*/*.yaml")}
+    )
+
+
+def choices(group: str, config_dir: str | None = None) -> list[str]:
+    """The choices of a group. A name that begins with _ is a base of choices, and none itself."""
+    return sorted(
+        {
+            file.stem
+            for folder in _folders(config_dir)
+            for file in (folder / group).glob("*.yaml")
+            if file.is_file() and not file.stem.startswith("_")
+        }
+    )
+
+
+def _folders(config_dir: str | None) -> list[Path]:
+    return [CONF, Path(config_dir)] if config_dir else [CONF]
+
+
 @cache
 def defaults(group: str, name: str) -> dict[str, Any]:
     """The keys of conf/GROUP/NAME.yaml that have a default; none where there is no such choice.

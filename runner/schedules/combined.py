@@ -15,7 +15,7 @@ unless it is said to go by the global one.
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from runner import user_code
 from runner.schedules import ramps
@@ -102,10 +102,18 @@ class Inverse(Curve):
         return lr * np.power(1 + t / float(clock.exact(self.scale)), -self.power)
 
 
+def _flat(schema: dict[str, Any]) -> None:
+    """Make a phase's JSON schema that of what the user writes, for `_split`: the schedule's keys
+    stand beside `for`. Which keys these are, JSON schema cannot say there."""
+    schema["properties"]["name"] = {"type": "string"}
+    del schema["properties"]["curve"], schema["additionalProperties"]
+
+
 class Phase(Section):
     """A schedule and how long it is in force: `for`, a duration or, once in a sequence, the
     rest."""
 
+    model_config = ConfigDict(json_schema_extra=_flat)
     share: Share = Field(alias="for")
     curve: "AnyCurve"
 

@@ -24,6 +24,7 @@ def test_its_options_are_those_that_are_looked_at() -> None:
     options = vars(hydra_bridge.argument_parser().parse_args([]))
     looked_at = {
         "help",
+        "schema",
         "hydra_help",
         "cfg",
         "info",

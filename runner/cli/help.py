@@ -1,0 +1,77 @@
+"""What --help and --schema print."""
+
+import json
+import textwrap
+from typing import Any
+
+from runner.config.conf_folder import choices, groups
+from runner.config.schema import Config
+
+_COLUMNS = 100
+_HELP = """\
+Twinrun trains one config on Lightning or on Keras, and means the same on both.
+
+Groups (GROUP=CHOICE):
+{groups}
+
+Commands:
+  python -m runner schedule=cosine optimizer.lr=3e-4   train
+  python -m runner -m schedule=cosine,linear seed=0,1  one job per combination, then the comparison
+  python -m runner task=preview schedule=cosine        the rates, before any training
+  python -m runner task=find_lr                        a rate to begin with
+  python -m runner task=evaluate run=FOLDER            metrics of a finished run on the test split
+  python -m runner task=predict run=FOLDER data.path=FILE   predictions for new rows
+  python -m runner task=export run=FOLDER format=torch      a model file: keras, torch, safetensors
+  python -m runner task=verify run=FOLDER              repeat a run in exact mode, compare the bits
+  python -m runner task=compare 'runs=[A,B]'           which run is best, beyond the noise or not
+  python -m runner resume=FOLDER                       resume an interrupted run, or extend one
+
+Every key and its value: python -m runner --cfg job (with overrides: as they change it)
+Your own choices: --config-dir FOLDER. A JSON schema for editors: --schema. Hydra: --hydra-help."""
+
+
+def help_text(config_dir: str | None) -> str:
+    """The groups with their choices, the commands and where to see more."""
+    lines = []
+    for group in groups(config_dir):
+        text = f"{f'{group}:':<16}{', '.join(choices(group, config_dir))}"
+        lines += textwrap.wrap(
+            text, _COLUMNS, initial_indent="  ", subsequent_indent=" " * 18, break_on_hyphens=False
+        )
+    return _HELP.format(groups="\n".join(lines))
+
+
+def schema_text() -> str:
+    """A JSON schema (draft 2020-12) of a config, for editors.
+
+    No key is required, since a file of --config-dir sets some of them; so a section without its
+    `name` fits if any choice takes its keys.
+    """
+    schema = _for_files(Config.model_json_schema())
+    schema["properties"] |= {
+        "layer_defaults": {"type": "object"},
+        "experiment": {"type": ["string", "null"]},
+        "defaults": {"type": "array"},
+        "hydra": {"type": "object"},
+    }
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return json.dumps({**head, **schema}, indent=1)
+
+
+def _for_files(node: Any) -> Any:
+    """A schema without required keys, pydantic's titles and OpenAPI's discriminators."""
+    if isinstance(node, list):
+        return [_for_files(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    made = {"anyOf" if key == "oneOf" else key: value for key, value in node.items()}
+    for key in ("required", "discriminator"):
+        made.pop(key, None)
+    if isinstance(made.get("title"), str):
+        del made["title"]
+    return {
+        key: {name: _for_files(item) for name, item in value.items()}
+        if key in ("properties", "$defs")
+        else _for_files(value)
+        for key, value in made.items()
+    }
