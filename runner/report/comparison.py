@@ -5,6 +5,7 @@ import csv
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -188,26 +189,20 @@ def _write_csv(path: Path, jobs: Sequence[Job], metrics: Sequence[str]) -> None:
 
 def _draw(path: Path, found: Answer) -> None:
     """The rate and the monitored metric of every group over its steps; of several seeds the mean,
-    and their range."""
+    and their range. The best groups have a colour and a name, the others are grey."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    figure = Figure(figsize=(12.5, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     rate, metric = figure.subplots(1, 2)
-    for ranked in found.ranked:
-        jobs = ranked.group.completed
-        job, label = jobs[0], escape.picture(f"{ranked.rank}. {ranked.group.label}", most=42)
-        drawn = points(len(job.trace["step"]), MOST_POINTS)
-        steps, rates = (job.trace[name][drawn] for name in ("step", "learning_rate"))
-        (line,) = rate.plot(steps, rates, drawstyle="steps-post", label=label)
-        curves = [job.epochs[found.metric] for job in jobs]
-        if len({len(curve) for curve in curves}) == 1:
-            steps, color = job.epochs["step"], line.get_color()
-            metric.plot(steps, np.mean(curves, axis=0), color=color, label=label)
-            if len(curves) > 1:
-                low, high = np.min(curves, axis=0), np.max(curves, axis=0)
-                metric.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+    for ranked in found.ranked[_NAMED:]:
+        _draw_group(rate, metric, ranked, found.metric, color="0.8", label=None)
+    for number, ranked in enumerate(found.ranked[:_NAMED]):
+        label = escape.picture(f"{ranked.rank}. {ranked.group.label}", most=42)
+        _draw_group(rate, metric, ranked, found.metric, color=f"C{number}", label=label)
+    if len(found.ranked) > _NAMED:
+        metric.plot([], [], color="0.8", label=f"{len(found.ranked) - _NAMED} more")
     rate.set_ylabel("learning rate")
     rate.set_ylim(bottom=0)
     metric.set_ylabel(escape.picture(found.metric))
@@ -216,7 +211,28 @@ def _draw(path: Path, found: Answer) -> None:
     for axes in (rate, metric):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-    metric.legend(fontsize="small")
-    title = escape.picture(f"best {found.metric}: {found.winner()}", most=240)
+    handles, labels = metric.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize="small")
+    title = escape.picture(f"best {found.metric}: {found.winner()}", most=160)
     figure.suptitle(title, fontsize="medium", wrap=True)
     pictures.save(figure, path)
+
+
+_NAMED = 10  # groups with a colour of their own
+
+
+def _draw_group(
+    rate: Any, metric: Any, ranked: Ranked, name: str, color: str, label: str | None
+) -> None:
+    jobs = ranked.group.completed
+    job = jobs[0]
+    drawn = points(len(job.trace["step"]), MOST_POINTS)
+    steps, rates = (job.trace[column][drawn] for column in ("step", "learning_rate"))
+    rate.plot(steps, rates, drawstyle="steps-post", color=color)
+    curves = [job.epochs[name] for job in jobs]
+    if len({len(curve) for curve in curves}) == 1:
+        steps = job.epochs["step"]
+        metric.plot(steps, np.mean(curves, axis=0), color=color, label=label)
+        if len(curves) > 1:
+            low, high = np.min(curves, axis=0), np.max(curves, axis=0)
+            metric.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
