@@ -341,7 +341,7 @@ def test_a_job_whose_command_is_gone_is_asked_to_end_and_its_process_ends_after_
 ) -> None:
     code = """
 import time
-from runner import signals
+from runner.run import signals
 with signals.job() as ended:
     assert ended is None
     with signals.Signals() as running:
