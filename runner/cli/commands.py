@@ -4,6 +4,7 @@ A command line becomes a `Request`. Each of its runs is composed once, checked a
 object is what trains, is hashed, saved and handed to a launcher.
 """
 
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner import user_code
@@ -25,9 +27,9 @@ from runner.cli.overrides import SEARCHES, is_dir, job_names, jobs, parse_overri
 from runner.cli.startup import process_start
 from runner.config.conf_folder import defaults
 from runner.config.schema import Config, marked, parse, sha256
-from runner.errors import ConfigError, RunError, few_lines, show
+from runner.errors import ConfigError, RunError, few_lines, nearest, show
 from runner.machine import threads
-from runner.run import run_folder, signals
+from runner.run import checkpoint, run_folder, signals
 from runner.run.saved import Run, config_of, refuse_links, set_keys
 
 if TYPE_CHECKING:
@@ -148,6 +150,9 @@ class Request:
 def execute(argv: Sequence[str]) -> int:
     """Do what a command line asks for; its exit status."""
     options = hydra_bridge.argument_parser().parse_intermixed_args([*argv])
+    if options.version:
+        print(", ".join(f"{name} {found}" for name, found in run_folder.packages().items()))
+        return 0
     _check_options(options)
     config_dir, composer = options.config_dir, Composer(options.config_dir)
     overrides = parse_overrides(options.overrides, config_dir)
@@ -155,7 +160,7 @@ def execute(argv: Sequence[str]) -> int:
         sweep.check_size(overrides)
     each = jobs(options.overrides, options.multirun, config_dir)
     if _only_shows(options):
-        composer.whole(each[0])  # refuses what Hydra would not be given
+        _check_shown(options, composer.whole(each[0]))
         return _show(options, config_dir)
     request = Request(argv, overrides, each, options.multirun, composer)
     request.check_twice([tuple(job) for job in each])
@@ -173,6 +178,29 @@ def _check_options(options: Namespace) -> None:
         options.config_dir and is_dir(Path(options.config_dir))
     ):
         raise ConfigError(f"--config-dir must be a folder, got {show(options.config_dir)}")
+
+    if options.config_dir:
+        for name in ("config.yaml", "hydra/config.yaml"):
+            file = Path(options.config_dir, name)
+            if file.exists():
+                raise ConfigError(
+                    f"--config-dir adds choices, GROUP/CHOICE.yaml, and takes no {name}: {file}; "
+                    f"as experiment/NAME.yaml it is chosen with experiment=NAME"
+                )
+
+
+def _check_shown(options: Namespace, whole: DictConfig) -> None:
+    """Refuse what Hydra's own options would end on with a status or a traceback of Hydra's."""
+    package = options.package
+    if options.cfg and package and OmegaConf.select(whole, package.removesuffix(".")) is None:
+        names = [str(key) for key in whole]
+        raise ConfigError(
+            f"--package must name a group of the config, got {show(package)}"
+            f"{nearest(package, names)}"
+        )
+    is_query = any(override.startswith("query=") for override in options.overrides)
+    if options.shell_completion and is_query and "COMP_LINE" not in os.environ:
+        raise ConfigError("--shell-completion query=SHELL needs COMP_LINE, which a shell sets")
 
 
 def _only_shows(options: Namespace) -> bool:
@@ -398,7 +426,7 @@ def _resumed(overrides: Sequence[str]) -> Any:
     """Read the checkpoint that a run resumes from; nothing is written yet."""
     from runner.run.resume import resume
 
-    said = parse_overrides(overrides)
+    said = _without_deletions(overrides)
     folder = next(override.value() for override in said if override.key_or_group == "resume")
     if not isinstance(folder, str) or not folder:
         raise ConfigError(f"resume must be the folder of a run, got {show(folder)}")
@@ -407,14 +435,28 @@ def _resumed(overrides: Sequence[str]) -> Any:
     return resumed
 
 
+def _without_deletions(overrides: Sequence[str]) -> list[Override]:
+    """The overrides of a saved config, which keeps all of its keys."""
+    said = parse_overrides(overrides)
+    for override in said:
+        if override.is_delete():
+            raise ConfigError(
+                f"~{override.key_or_group} cannot be removed from the config of a run; write "
+                f"{override.key_or_group}=VALUE"
+            )
+    return said
+
+
 def _branches(request: Request) -> int:
     """Several runs from one checkpoint, each in a folder of its own, and the comparison."""
     from runner.report import comparison
     from runner.run.resume import branch
-    from runner.tasks.train import train
+    from runner.tasks.train import check_resumed, train
 
     each = request.jobs
     made = [_resumed(overrides) for overrides in each]
+    for resumed in made:
+        check_resumed(resumed)
     root = Path(made[0].config.output.root)
     folder = run_folder.create(root / "multiruns", run_folder.timestamp())
     status = 0
@@ -455,7 +497,7 @@ def _on_runs(request: Request) -> int:
 
 def _on_a_run(overrides: Sequence[str]) -> int:
     """Nothing is composed but what the run saved."""
-    said = parse_overrides(overrides)
+    said = _without_deletions(overrides)
     keys = {override.key_or_group: override.value() for override in said}
     if not isinstance(keys["run"], str) or not keys["run"]:
         raise ConfigError(f"run must be the folder of a run, got {show(keys['run'])}")
@@ -472,6 +514,7 @@ def _on_a_run(overrides: Sequence[str]) -> int:
         raise ConfigError("task=predict needs data.path=FILE, and no other task takes it")
     user_code.announce(config.trusted_modules)
     refuse_links(folder, "run")
+    checkpoint.find(folder, config.checkpoint)
     return task(Run(folder, config, config.checkpoint), source)
 
 

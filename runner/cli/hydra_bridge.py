@@ -33,11 +33,17 @@ from runner.errors import ConfigError
 
 
 def argument_parser() -> ArgumentParser:
-    """Hydra's options, but for those that read code or configs from elsewhere."""
-    parser: ArgumentParser = get_args_parser()
-    parser.prog = "python -m runner"
+    """Hydra's options; `--version` is ours, since Hydra's shows its own version alone."""
+    parser = ArgumentParser(
+        prog="python -m runner",
+        usage="%(prog)s [-m] [KEY=VALUE ...]; --help tells more",
+        description="Hydra",
+        parents=[get_args_parser()],
+        add_help=False,
+        conflict_handler="resolve",
+    )
+    parser.add_argument("--version", action="store_true", help="Show the versions and exit")
     parser.add_argument("--schema", action="store_true", help="print a JSON schema of the config")
-    parser.usage = "%(prog)s [-m] [KEY=VALUE ...]; --help tells more"
     return parser
 
 

@@ -30,6 +30,7 @@ def folder(config: Config) -> Path:
     path = Path(said)
     if not path.resolve().is_relative_to(root.resolve()):
         raise ConfigError(f"output.multirun must be a folder below output.root, {root}, got {said}")
+    _check_own(path, root)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -37,6 +38,19 @@ def folder(config: Config) -> Path:
             f"output.multirun must be a folder that can be written to; {path}: {error.strerror}"
         ) from None
     return path
+
+
+def _check_own(path: Path, root: Path) -> None:
+    """Refuse a multirun's folder that holds runs of other commands, or that lies in a run's."""
+    place, top = path.resolve(), root.resolve()
+    inside = [p for p in (place, *place.parents) if p.is_relative_to(top)]
+    if place in (top, *(top / name for name in run_folder.PARENTS)):
+        what = "which is for all runs"
+    elif any(os.path.isfile(p / "config.yaml") for p in inside):
+        what = "which is in a run's folder"
+    else:
+        return
+    raise ConfigError(f"output.multirun must be a folder of its own, got {path}, {what}")
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from runner.config import trust
 from runner.config.conf_folder import CONF, choices
-from runner.errors import ConfigError, nearest, show
+from runner.errors import ConfigError, closest, nearest, show
 from runner.text.quoting import spell
 
+TASKS = sorted(file.stem for file in (CONF / "task").glob("*.yaml"))
 SEARCHES = ("search", "hydra/sweeper")  # what says who chooses a multirun's values
 
 
@@ -140,6 +141,10 @@ def _parse(argument: str) -> Override:
         raise ConfigError(f"{_key(argument)} {NESTED}") from None
     except HydraException as error:
         key, sign, value = argument.partition("=")
+        if not sign and (task := closest(argument, TASKS)):
+            raise ConfigError(
+                f"{show(argument)} is not KEY=VALUE; did you mean task={task}?"
+            ) from None
         if sign and value and not set("\"'\\,()[]{}$=") & set(value):
             with suppress(HydraException):
                 return parser.parse_overrides([f"{key}={spell(value)}"])[0]

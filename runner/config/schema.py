@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from runner import user_code
 from runner.components.layers import Layer, with_defaults
@@ -36,6 +36,7 @@ from runner.section import (
     keys,
 )
 from runner.spec import Precision
+from runner.text import escape
 
 _EXPORTS = (name for about in BACKENDS.values() for name in about.exports)
 if TYPE_CHECKING:
@@ -94,9 +95,15 @@ class FindLR(Section):
     smoothing: Fraction
 
 
+def _one_line(text: str) -> str:
+    if escape.terminal(text) != text:  # no command with it could be copied
+        raise ValueError("text without control characters")
+    return text
+
+
 class Output(Section):
-    root: str = Field(min_length=1)
-    multirun: str | None
+    root: Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
+    multirun: Annotated[str, AfterValidator(_one_line)] | None
 
 
 class Tune(Section):

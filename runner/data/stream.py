@@ -170,7 +170,7 @@ def _parts(folder: Path) -> list[Path]:
 
 def _mapped(path: Path) -> np.ndarray:
     try:
-        if path.exists() and not path.is_file():
+        if os.path.exists(path) and not path.is_file():
             raise ValueError("it is no regular file")
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from runner.errors import RunError, show
+from runner.errors import ConfigError, RunError, show
 from runner.run import strict_json
 from runner.run.run_folder import sync
 from runner.spec import TrainState
@@ -175,7 +175,7 @@ def steps(folder: Path) -> list[int]:
 
 def read(folder: Path, which: str | int = "last") -> tuple[TrainState, dict[str, Any]]:
     """The state of checkpoints/`which` and its state.json, checked against the manifest."""
-    place = _place(folder, which)
+    place = find(folder, which)
     try:
         parts = {name: (place / name).read_bytes() for name in _PARTS}
         hashes = dict(json.loads((place / _MANIFEST).read_bytes()))
@@ -206,15 +206,15 @@ def read(folder: Path, which: str | int = "last") -> tuple[TrainState, dict[str,
     return TrainState(step, values, slots, buffers), numbers
 
 
-def read_newest(folder: Path) -> tuple[TrainState, dict[str, Any], list[RunError]]:
+def read_newest(folder: Path) -> tuple[TrainState, dict[str, Any], list[Exception]]:
     """`last`, or where it is damaged the newest whole one; and what is wrong with those passed
     over."""
-    damaged: dict[str, RunError] = {}  # by what is said: `last` is one of the steps
+    damaged: dict[str, Exception] = {}  # by what is said: `last` is one of the steps
     places: list[str | int] = ["last", *reversed(steps(folder))]
     for which in places:
         try:
             return *read(folder, which), [*damaged.values()]
-        except RunError as error:
+        except (RunError, MissingError) as error:
             damaged.setdefault(str(error), error)
     raise next(iter(damaged.values()))
 
@@ -263,16 +263,24 @@ def links(folder: Path) -> Iterator[Path]:
             yield from (path for path in own if path.is_symlink())
 
 
-def _place(folder: Path, which: str | int) -> Path:
+def find(folder: Path, which: str | int) -> Path:
+    """The folder of a step, or of `last` or `best`. MissingError where there is none."""
     pointed = target(folder, which) if which in ("last", "best") else None
     place = folder / "checkpoints" / str(which if pointed is None else pointed)
-    if place.is_symlink() or not place.is_dir():
+    is_name = which in ("last", "best") or re.fullmatch(_STEP, str(which))
+    if not is_name or place.is_symlink() or not place.is_dir():
         pointers = [
             name for name in ("best", "last") if os.path.lexists(folder / "checkpoints" / name)
         ]
         there = [*map(str, steps(folder)), *pointers]
-        raise RunError(f"{folder} has no checkpoint {which}; it has {', '.join(there) or 'none'}")
+        raise MissingError(
+            f"{folder} has no checkpoint {which}; it has {', '.join(there) or 'none'}"
+        )
     return place
+
+
+class MissingError(ConfigError):
+    """A run's folder has no such checkpoint."""
 
 
 def weights_sha256(state: TrainState) -> str:

@@ -60,6 +60,9 @@ def resume(folder: Path, overrides: Sequence[Override]) -> Resumed:
     """Read and checked; nothing is written."""
     saved = {**config_of(folder, "resume"), "resume": None, "run": None, "task": "train"}
     refuse_links(folder, "resume")
+    task = next((o.value() for o in overrides if o.key_or_group == "task"), "train")
+    if task != "train":
+        raise ConfigError(f"resume=FOLDER goes with task=train, got task={show(task)}")
     on_extend = next(
         (override.value() for override in overrides if override.key_or_group == ON_EXTEND), None
     )
@@ -69,6 +72,7 @@ def resume(folder: Path, overrides: Sequence[Override]) -> Resumed:
         if override.key_or_group not in ("resume", "task", ON_EXTEND)
     ]
     values = set_keys(saved, said, (*CHANGEABLE, ON_EXTEND))
+    parse(values)  # refuses a wrong value before anything is read by it
     changes = {
         key: (_at(saved, key), after)
         for key in CHANGEABLE

@@ -53,6 +53,10 @@ _PACKAGES = (
 )
 
 
+# Folders of output.root; each holds a folder per command
+PARENTS = ("runs", "multiruns", "find_lr", "comparisons", "previews")
+
+
 def create(parent: Path, name: str) -> Path:
     """A new folder parent/name, or parent/name_2, _3, ...: two runs never share one, since making
     it is atomic."""
@@ -395,7 +399,7 @@ def environment(device: str, num_threads: int, command: Sequence[str]) -> dict[s
         "command": ["python", "-m", "runner", *command],
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "packages": packages(),
         "git_commit": _git_commit(),
         "device": device,
         "cores": os.cpu_count(),
@@ -403,6 +407,11 @@ def environment(device: str, num_threads: int, command: Sequence[str]) -> dict[s
         "threads": num_threads,
         "thread_limits": threads.limits(),
     }
+
+
+def packages() -> dict[str, str]:
+    """Versions of this program and of what its numbers depend on; nothing is imported."""
+    return {name: found for name in _PACKAGES if (found := _version(name))}
 
 
 def read_columns(path: Path, most: int | None = None) -> dict[str, np.ndarray]:

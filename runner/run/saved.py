@@ -5,6 +5,7 @@ from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from os.path import isfile  # False for a name that no file system takes
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -35,7 +36,7 @@ def config_of(folder: str | Path, key: str = "run") -> dict[str, Any]:
     its default, from one that somebody has taken away.
     """
     path = Path(folder) / "config.yaml"
-    if not path.is_file():
+    if not isfile(path):
         raise ConfigError(
             f"{key} must be the folder of a run, got {folder}, which holds no config.yaml"
         )
@@ -47,6 +48,11 @@ def config_of(folder: str | Path, key: str = "run") -> dict[str, Any]:
                 f"{key}: {path} must hold the config that ran, with the keys of {section}, "
                 f"got {got}"
             )
+    if saved.get("task") == "find_lr":
+        raise ConfigError(
+            f"{key} must be the folder of a run, got {folder}, which is of task=find_lr and has "
+            f"no checkpoint"
+        )
     values = _filled(saved)
     lacking = next(_lacking(saved, values), None)
     if (

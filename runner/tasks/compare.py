@@ -1,6 +1,7 @@
 """task=compare: the comparison of runs that exist."""
 
 from collections.abc import Sequence
+from os.path import isdir, isfile  # False for a name that no file system takes
 from pathlib import Path
 
 from runner.errors import ConfigError
@@ -32,9 +33,9 @@ def compare(folders: Sequence[str], root: Path) -> int:
 
 
 def _runs(folder: Path) -> list[Path]:
-    if (folder / "result.json").is_file():
+    if isfile(folder / "result.json"):
         return [folder]
-    found = inside(folder)
+    found = inside(folder) if isdir(folder) else []
     if not found:
         raise ConfigError(f"runs must be folders of runs, got {folder}, which holds no result.json")
     return found

@@ -86,6 +86,17 @@ def refuse(job: Job, error: Exception) -> None:
     run_folder.write_json(job.folder() / "result.json", {**job.result(), "error": str(error)})
 
 
+def check_resumed(resumed: Resumed) -> None:
+    """Refuse a run that cannot go on, before anything is written for it."""
+    prepared = plan(resumed.config)
+    network, config = prepared.network, prepared.config
+    check(
+        resumed,
+        prepared,
+        first_state(network, config.optimizer, prepared.model.dtype, config.seed),
+    )
+
+
 def train(job: Job) -> int:
     """Train in a new folder, or go on in one; the exit status."""
     config, resumed = job.config, job.resumed

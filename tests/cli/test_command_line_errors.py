@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,66 @@ def test_a_process_of_its_own_says_the_same(line: str, tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout, done.stderr.strip()) == (2, "", said)
     assert list(tmp_path.iterdir()) == []
+
+
+LONG = "a" * 300  # no file system takes it
+TOO_LONG = {
+    f"resume={LONG}": f"resume must be the folder of a run, got {LONG}, which holds no config.yaml",
+    f"run={LONG}": f"run must be the folder of a run, got {LONG}, which holds no config.yaml",
+    f"task=compare runs=[{LONG}]": (
+        f"runs must be folders of runs, got {LONG}, which holds no result.json"
+    ),
+    f"output.root={LONG}": (
+        f"output.root must be a folder that can be written to; {LONG}/runs: File name too long"
+    ),
+    f"data=csv data.path={LONG}": (
+        f"data.path must be a file, got {LONG}, which cannot be opened: File name too long"
+    ),
+}
+
+
+@pytest.mark.parametrize(("line", "said"), TOO_LONG.items(), ids=lambda text: text[:12])
+def test_a_name_that_is_too_long_is_said_of_its_key(
+    line: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    test_a_wrong_command_line_is_refused_in_exactly_these_words(
+        line, f"error: {said}", tmp_path, monkeypatch, capfd
+    )
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "hydra/config.yaml"])
+def test_a_file_of_config_dir_that_would_change_nothing_is_refused(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("seed: 3\n")
+    monkeypatch.setattr(sys, "argv", ["runner", "--config-dir", str(tmp_path), "task=preview"])
+    assert main() == 2
+    assert capfd.readouterr() == (
+        "",
+        f"error: --config-dir adds choices, GROUP/CHOICE.yaml, and takes no {name}: {file}; "
+        f"as experiment/NAME.yaml it is chosen with experiment=NAME\n",
+    )
+
+
+def test_version_names_the_program_first_and_imports_no_framework(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["runner", "--version"])
+    before = {*sys.modules}
+    assert main() == 0
+    found = dict(part.split(" ") for part in capfd.readouterr().out.strip().split(", "))
+    assert next(iter(found)) == "twinrun"
+    assert found["hydra-core"] == version("hydra-core")
+    assert {"torch", "tensorflow"} & ({*sys.modules} - before) == set()
 
 
 def test_a_hint_ignores_case_and_takes_the_beginning_of_a_name() -> None:

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save
 
 from runner.__main__ import main
-from runner.errors import RunError
+from runner.errors import ConfigError, RunError
 from runner.run import checkpoint
 from runner.run.checkpoint import weights_sha256
 from runner.spec import TrainState
@@ -146,7 +146,7 @@ def test_a_write_that_fails_half_way_leaves_no_checkpoint_of_that_name(
     with pytest.raises(OSError, match="no space left"):
         checkpoint.write(tmp_path, state(7), {})
     monkeypatch.undo()
-    with pytest.raises(RunError, match=r"has no checkpoint 7; it has 5$"):
+    with pytest.raises(ConfigError, match=r"has no checkpoint 7; it has 5$"):
         checkpoint.read(tmp_path, 7)
     assert same(checkpoint.read(tmp_path, 5)[0].weights, state(5).weights)
 
@@ -331,10 +331,10 @@ def test_a_state_without_a_number_that_it_needs_is_refused(tmp_path: Path, missi
 
 
 def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="has no checkpoint last; it has none"):
+    with pytest.raises(ConfigError, match="has no checkpoint last; it has none"):
         checkpoint.read(tmp_path)
     checkpoint.write(tmp_path, state(5), {})
-    with pytest.raises(RunError, match="has no checkpoint 6; it has 5"):
+    with pytest.raises(ConfigError, match="has no checkpoint 6; it has 5"):
         checkpoint.read(tmp_path, 6)
 
 

@@ -219,7 +219,7 @@ def test_a_run_without_a_checkpoint_is_refused(halves: dict[str, Path], tmp_path
     empty = copied(halves["plain"], tmp_path)
     shutil.rmtree(empty / "checkpoints")
     (done,) = forked(tmp_path, (f"resume={empty}",))
-    assert (done.status, done.err) == (1, f"error: {empty} has no checkpoint last; it has none\n")
+    assert (done.status, done.err) == (2, f"error: {empty} has no checkpoint last; it has none\n")
 
 
 def test_other_data_and_another_model_are_refused(halves: dict[str, Path], tmp_path: Path) -> None:

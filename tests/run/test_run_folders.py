@@ -517,3 +517,53 @@ def test_of_checkpoints_the_newest_by_number_is_taken(
     assert checkpoint.steps(folder) == [9, 10]
     assert checkpoint.read_newest(folder)[0].step == 40  # of the folder 10
     json.loads((folder / "checkpoints" / "10" / "state.json").read_text())
+
+
+# of a whole run, {} its folder: what is said, and nothing is written
+NOT_ON_A_RUN = [
+    ("resume={} task=preview", "resume=FOLDER goes with task=train, got task=preview"),
+    ("resume={} task=find_lr", "resume=FOLDER goes with task=train, got task=find_lr"),
+    ("resume={} ~trainer.max_epochs", "~trainer.max_epochs cannot be removed from the config of "
+        "a run; write trainer.max_epochs=VALUE"),
+    ("run={} task=evaluate ~device", "~device cannot be removed from the config of a run; write "
+        "device=VALUE"),
+    ("resume={} checkpoint=999", "{} has no checkpoint 999; it has 40, 50, best, last"),
+    ("run={} task=evaluate checkpoint=999", "{} has no checkpoint 999; it has 40, 50, best, last"),
+    ("resume={} checkpoint=../x", "checkpoint must be one of last, best or an integer, got ../x"),
+    ("-m resume={} trainer.steps_per_call=1,2", "resume: {} is at step 50 of 50, nothing is left; "
+        "a larger trainer.max_epochs or trainer.max_steps makes it longer"),
+    ("-m seed=0,1 output.multirun={} output.root={}/..", "output.multirun must be a folder of its "
+        "own, got {}, which is in a run's folder"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "said"), NOT_ON_A_RUN, ids=[line for line, _ in NOT_ON_A_RUN])
+def test_what_cannot_be_asked_of_a_run_is_refused_before_anything_is_written(
+    ended: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    line: str,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = copied(ended["plain"], tmp_path)
+    before = everything(tmp_path)
+    err = refused(monkeypatch, capfd, *line.format(*[folder] * 2).split())
+    assert err == f"error: {said.format(folder)}\n"
+    assert everything(tmp_path) == before
+
+
+def test_a_range_test_s_folder_is_no_run(
+    ended: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    folder = copied(ended["plain"], tmp_path)
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("task: train", "task: find_lr"))
+    assert refused(monkeypatch, capfd, f"resume={folder}") == (
+        f"error: resume must be the folder of a run, got {folder}, which is of task=find_lr and "
+        f"has no checkpoint\n"
+    )
