@@ -25,9 +25,10 @@ ROUNDING = 1e-15
 def schedule(name: str, **keys: Any) -> Any:
     """With no warm-up, from the left edge, over the whole run, where the keys do not say
     otherwise."""
-    ends = (
+    ends: dict[str, Any] = (
         {"duration": "100%", "edge": "left"} if name in ("linear", "polynomial", "cosine") else {}
     )
+    ends |= {"exponent": 1.0} if name == "cosine" else {}
     usual = {"warmup": "0%", "warmup_shape": "linear", "warmup_edge": "right", **ends}
     return SCHEDULE.validate_python({"name": name, **usual, **keys})
 
@@ -217,6 +218,7 @@ KEYS: dict[str, st.SearchStrategy[Any]] = {
     "staircase": st.booleans(),
     "step_size": st.integers(1, 60),
     "power": st.floats(0.1, 5),
+    "exponent": st.just(1.0),
     "final_lr": st.floats(0, 2),
     "duration": DURATIONS,
     "edge": EDGES,
