@@ -24,7 +24,8 @@ MODEL = [
 ]
 
 
-@pytest.mark.parametrize("backend", [pytest.param("lightning", marks=pytest.mark.slow), "keras"])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_compiled_run_is_the_same_run(backend: str) -> None:
     """1e-12: what the compiler fuses rounds otherwise in the last bits of float64."""
     overrides = [*MODEL, "trainer.precision=float64"]

@@ -124,7 +124,10 @@ def run(folder: Path, *overrides: str, status: int = 0) -> set[str]:
     [
         ("lightning", {"torch", "pytorch_lightning"}, {"tensorflow", "keras", "jax"}),
         # TensorFlow imports jax where it is installed
-        ("keras", {"tensorflow", "keras"}, {"torch", "pytorch_lightning", "lightning"}),
+        pytest.param(
+            *("keras", {"tensorflow", "keras"}, {"torch", "pytorch_lightning", "lightning"}),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_run_imports_its_own_framework_and_not_the_other(
@@ -233,12 +236,9 @@ def test_every_schedule_of_conf_gives_a_table_of_rates() -> None:
     ) - len(ALIKE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "ask",
-    slow_but(
-        ["torchmetrics.MeanMetric", "torchmetrics.functional.accuracy", "star['MeanMetric']"],
-        "torchmetrics.MeanMetric",
-    ),
+    "ask", ["torchmetrics.MeanMetric", "torchmetrics.functional.accuracy", "star['MeanMetric']"]
 )
 def test_lightning_comes_without_the_metrics_that_it_does_not_use_and_they_come_when_asked_for(
     ask: str, tmp_path: Path
@@ -346,7 +346,7 @@ FRAMEWORK_STATE = {
 }
 
 
-@pytest.mark.parametrize("backend", FRAMEWORK_STATE)
+@pytest.mark.parametrize("backend", slow_but(FRAMEWORK_STATE, "lightning"))
 def test_a_notebook_that_loads_a_run_finds_its_process_as_it_was(
     tmp_path: Path, backend: str
 ) -> None:

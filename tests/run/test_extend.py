@@ -16,6 +16,7 @@ from runner.run.saved import config_of
 from runner.schedules import Clock, table
 from runner.schedules.extend import HOW, extended
 from tests.command_line import BACKENDS, OTHER, forked
+from tests.rows import slow_but
 from tests.run.test_nonfinite import MODEL
 from tests.run.test_resume import records
 
@@ -116,7 +117,7 @@ def copied(folder: Path, here: Path) -> Path:
     return shutil.copytree(folder, here / folder.name, symlinks=True)
 
 
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("how", slow_but(HOW, "keep"))
 def test_a_finished_run_goes_on_as_it_is_told_and_repeats_to_the_bit(
     finished: dict[str, Path], tmp_path: Path, how: str
 ) -> None:
@@ -241,7 +242,7 @@ STATES = {
     "skipped updates": (MODEL, "trainer.batch_size=64", "trainer.on_nonfinite=skip",
         "trainer.max_skipped=10", "data=npz"),
 }  # fmt: skip
-_SLOW = {("keras", name) for name in STATES} - {("keras", "all of a backend")}
+_SLOW = {("keras", name) for name in STATES}
 
 
 def _spoiled(here: Path) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from runner import load_run
 from runner.run import strict_json
 from runner.run.run_folder import read_columns, read_json
 from tests.command_line import BACKENDS, Done, forked
+from tests.rows import slow_but
 from tests.training import differences, prepare, train
 
 # Rows of 4 features; row 17 is finite, and its sums are not: in its batch the loss is NaN. With
@@ -85,7 +86,7 @@ def test_the_updates_are_named_counted_and_in_the_trace(
     assert np.isfinite(read_columns(folder / "metrics.csv")["train/loss"]).all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_a_skipped_update_changes_nothing(
     skipped: tuple[dict[str, tuple[Done, Path]], list[int]], backend: str, tmp_path: Path
 ) -> None:
@@ -109,7 +110,9 @@ def test_a_skipped_update_changes_nothing(
             assert np.isfinite(value).all()
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "nadam", "sgd optimizer.momentum=0.9"])
+@pytest.mark.parametrize(
+    "optimizer", slow_but(["adam", "nadam", "sgd optimizer.momentum=0.9"], "nadam")
+)
 def test_both_backends_skip_alike(tmp_path: Path, optimizer: str) -> None:
     """1e-12: float64's rounding over 16 updates. The losses of the two updates are NaN on both."""
     overrides = skipping([*data(tmp_path), *COMMON, *f"optimizer={optimizer}".split()])
@@ -124,7 +127,7 @@ def test_both_backends_skip_alike(tmp_path: Path, optimizer: str) -> None:
     assert max(differences(*clean).values()) < 1e-12
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_otherwise_or_after_too_many_the_run_ends_at_the_update(
     tmp_path: Path, backend: str
 ) -> None:
@@ -163,7 +166,7 @@ def regression(folder: Path, far: list[int]) -> list[str]:
     return [*overrides, "trainer.on_nonfinite=skip", "trainer.monitor=train/loss", "device=cpu"]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_a_chunk_of_skipped_updates_alone_is_skipped(tmp_path: Path, backend: str) -> None:
     """One update a chunk: what is left of the chunk with the far row has no rows."""
     overrides = [

@@ -27,7 +27,6 @@ from tests.schedules.drawn import made
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
-NUM_EXAMPLES = 220  # of each schedule
 # Of the curve's peak. torch multiplies the rate up from step to step: roundings add up over some
 # hundred steps. Keras computes in float32, in a few operations, one of them a power of up to some
 # hundred.
@@ -54,15 +53,21 @@ def both(
     assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
 
 
-def examples(*strategies: Any) -> Callable[[Callable[..., None]], None]:
-    """Run the function that it decorates, at once, on NUM_EXAMPLES draws."""
+Examples = Callable[..., Callable[[Callable[..., None]], None]]
 
-    def run(check: Callable[..., None]) -> None:
-        settings(max_examples=NUM_EXAMPLES, derandomize=True, deadline=None)(
-            given(*strategies)(check)
-        )()
 
-    return run
+@pytest.fixture(params=[20, pytest.param(220, marks=pytest.mark.slow)])
+def examples(request: pytest.FixtureRequest) -> Examples:
+    """Runs the function that it decorates, at once, on so many draws."""
+
+    def decorate(*strategies: Any) -> Callable[[Callable[..., None]], None]:
+        def run(check: Callable[..., None]) -> None:
+            some = settings(max_examples=request.param, derandomize=True, deadline=None)
+            some(given(*strategies)(check))()
+
+        return run
+
+    return decorate
 
 
 # torch
@@ -108,7 +113,7 @@ TORCH = {
 
 
 @pytest.mark.parametrize("name", sorted(TORCH))
-def test_from_torch_is_torch(name: str) -> None:
+def test_from_torch_is_torch(name: str, examples: Examples) -> None:
     schedulers = importlib.import_module("torch").optim.lr_scheduler
 
     @examples(TORCH[name], BASE)
@@ -127,7 +132,7 @@ def test_from_torch_is_torch(name: str) -> None:
 
 
 @pytest.mark.parametrize("outer", ["SequentialLR", "ChainedScheduler"])
-def test_joined_schedulers_are_torch_s(outer: str) -> None:
+def test_joined_schedulers_are_torch_s(outer: str, examples: Examples) -> None:
     schedulers = importlib.import_module("torch").optim.lr_scheduler
     names = ["ConstantLR", "LinearLR", "StepLR", "MultiStepLR", "ExponentialLR", "PolynomialLR"]
     names += ["CosineAnnealingWarmRestarts"] if outer == "SequentialLR" else []
@@ -179,7 +184,7 @@ KERAS = {
 
 
 @pytest.mark.parametrize("name", sorted([*KERAS, "PiecewiseConstantDecay"]))
-def test_from_keras_is_keras(name: str) -> None:
+def test_from_keras_is_keras(name: str, examples: Examples) -> None:
     schedules = importlib.import_module("keras").optimizers.schedules
     piecewise = st.lists(WHOLE, min_size=1, max_size=4, unique=True).flatmap(
         lambda found: st.fixed_dictionaries(
@@ -250,7 +255,7 @@ HUGGING_FACE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", sorted(HUGGING_FACE))
-def test_from_huggingface_is_transformers(name: str) -> None:
+def test_from_huggingface_is_transformers(name: str, examples: Examples) -> None:
     optimization = importlib.import_module("transformers.optimization")
     function = optimization.TYPE_TO_SCHEDULER_FUNCTION[optimization.SchedulerType(name)]
 
@@ -314,7 +319,7 @@ def timm_scheduler(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", sorted(TIMM))
-def test_from_timm_is_timm(name: str) -> None:
+def test_from_timm_is_timm(name: str, examples: Examples) -> None:
     scheduler_of, torch = timm_scheduler(name), importlib.import_module("torch")
 
     @examples(st.fixed_dictionaries(TIMM[name]), BASE)
@@ -438,7 +443,7 @@ def torch_named(name: str, args: dict[str, Any], lr: float) -> tuple[dict[str, A
 
 
 @pytest.mark.parametrize("name", sorted(TORCH))
-def test_named_schedules_are_torch_s(name: str) -> None:
+def test_named_schedules_are_torch_s(name: str, examples: Examples) -> None:
     schedulers = importlib.import_module("torch").optim.lr_scheduler
 
     @examples(TORCH[name], BASE)
@@ -451,7 +456,7 @@ def test_named_schedules_are_torch_s(name: str) -> None:
         both(said, base, expected, 160, EXACT)
 
 
-def test_named_schedules_are_optax_s() -> None:
+def test_named_schedules_are_optax_s(examples: Examples) -> None:
     optax, jax = importlib.import_module("optax"), importlib.import_module("jax")
     jax.config.update("jax_enable_x64", True)
     steps = sorted({0, 1, 2, 19, 20, 21, 59, 60, 61, 99, 100, 101, 150})
@@ -486,7 +491,7 @@ def test_named_schedules_are_optax_s() -> None:
             both(said, lr, [float(schedule(step)) for step in steps], total, EXACT, at=steps)
 
 
-def test_named_schedules_are_transformers_s() -> None:
+def test_named_schedules_are_transformers_s(examples: Examples) -> None:
     optimization = importlib.import_module("transformers.optimization")
 
     @examples(BASE, st.integers(1, 40), st.integers(60, 140), st.integers(1, 50), SHAPES)
@@ -508,7 +513,7 @@ def test_named_schedules_are_transformers_s() -> None:
         both(said, lr, wsd, 160, EXACT)
 
 
-def test_tanh_is_its_paper_s() -> None:
+def test_tanh_is_its_paper_s(examples: Examples) -> None:
     """Hsueh, Li and Wu (2019): (1 - tanh(a (1 - u) + b u)) / 2, as timm has it after its first
     tick."""
 
@@ -521,7 +526,7 @@ def test_tanh_is_its_paper_s() -> None:
         both(said, lr, [lr * fall for fall in falls], total, EXACT)
 
 
-def test_named_schedules_are_their_papers() -> None:
+def test_named_schedules_are_their_papers(examples: Examples) -> None:
     """Written out once more, step by step, in Python's own floats."""
 
     @examples(

@@ -130,9 +130,21 @@ def test_the_minimum_holds_what_the_plateau_lowers_and_lifts_nothing() -> None:
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
-    "extra", [[], ["trainer.accumulate_grad_batches=2"], ["trainer.precision=exact"]]
+    ("backend", "extra"),
+    [
+        ("lightning", []),
+        ("keras", []),
+        ("lightning", ["trainer.precision=exact"]),
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in (
+                ("lightning", ["trainer.accumulate_grad_batches=2"]),
+                ("keras", ["trainer.accumulate_grad_batches=2"]),
+                ("keras", ["trainer.precision=exact"]),
+            )
+        ),
+    ],
 )
 def test_other_rates_are_in_force_from_the_next_update_on(backend: str, extra: list[str]) -> None:
     """The seam's use_tables after 10 updates: what is read back is the new table from there, and a
