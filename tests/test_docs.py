@@ -1,0 +1,62 @@
+"""The pages of docs/: their links, their commands, the reference made from what it describes."""
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from runner.cli.compose import compose
+from tests.command_line import REPOSITORY
+from tests.test_readme import blocks, execute
+
+DOCS = REPOSITORY / "docs"
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(str(DOCS))
+        return importlib.import_module("reference")
+
+
+def test_the_reference_has_every_key_and_every_choice(reference: ModuleType) -> None:
+    pages = reference.pages()
+    for name, value in compose([]).items():
+        inside = value if name in ("trainer", "output", "find_lr") else {}
+        for key in [f"{name}.{inner}" for inner in inside] or [name]:
+            if key not in ("layer_defaults", "tune"):  # tune.name, tune.factors
+                assert f"## `{key}`\n" in pages["keys.md"], key
+    for group in ("schedule", "optimizer", "data", "loss"):
+        for file in (REPOSITORY / "conf" / group).glob("[!_]*.yaml"):
+            assert f"## `{group}={file.stem}`\n" in pages[f"{group}.md"]
+    assert "- `optimizer.beta1`: a number >= 0 and < 1; default `0.9`" in pages["optimizer.md"]
+
+
+def test_every_link_between_pages_leads_somewhere(reference: ModuleType) -> None:
+    made = {f"reference/{name}" for name in reference.pages()}
+    for page in DOCS.glob("*.md"):
+        for place in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+            assert place in made or (DOCS / place).is_file(), (page.name, place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["tutorial.md", "howto.md"])
+def test_every_command_of_a_page_runs(page: str, tmp_path: Path) -> None:
+    for script in blocks("bash", (DOCS / page).read_text("utf-8")):
+        done = execute(script, tmp_path)
+        assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("sphinx", reason="the extra docs brings it")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
+    done = subprocess.run(
+        [*command, str(DOCS), str(tmp_path / "site")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "trainer.batch_size" in (tmp_path / "site" / "searchindex.js").read_text("utf-8")
