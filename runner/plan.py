@@ -62,7 +62,7 @@ class Plan:
         return None if every is None else max(1, self.clock.steps(every))
 
     def run_spec(self) -> RunSpec:
-        """With the tables of every step and the training rows in the run's dtype."""
+        """Return the run's spec: tables of every step, and training rows in the run's dtype."""
         trainer, model = self.config.trainer, self.model
         fields = {"y": losses.targets(self.loss, self.data.train.y, model.dtype)}
         brought = {}
@@ -104,8 +104,8 @@ class Plan:
 
     @property
     def early_stopping(self) -> Stall | None:
-        """What ends the run early. With a patience of p it ends in the p-th epoch that is no
-        better, as in Lightning and Keras."""
+        """The rule that ends the run early. With a patience of p the run ends in the p-th epoch
+        that is no better, as in Lightning and Keras."""
         trainer = self.config.trainer
         if trainer.early_stopping_patience is None:
             return None
@@ -122,12 +122,13 @@ class Plan:
         )
 
     def tables(self, plateau: State | None = None) -> Tables:
-        """What the optimizer is set to at every update; of a plateau, with its state."""
+        """Return what the optimizer is set to at every update; a plateau's tables depend on its
+        state."""
         return tables(self.rates(plateau), self.groups, self.hyperparameters, self.model.dtype)
 
     def check_schedule(self) -> list[str]:
-        """What is probably not meant, a line each; with `trainer.strict`, and where nothing could
-        be learnt, an error."""
+        """Return warnings of what is probably not meant, one line each. With `trainer.strict`, and
+        where nothing could be learnt, raise an error."""
         config, trainer = self.config, self.config.trainer
         found = lint.findings(
             config.schedule,

@@ -41,7 +41,7 @@ def mix(x: Any) -> Any:
 
 
 def layer_key(seed: int, layer_index: int) -> int:
-    """What keys the dropout masks of one layer: mix(mix(seed) + layer_index)."""
+    """Return the key of one layer's dropout masks: mix(mix(seed) + layer_index)."""
     return mix(mix(seed) + layer_index)
 
 

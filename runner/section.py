@@ -22,8 +22,8 @@ class Section(BaseModel):
 
 @dataclass(frozen=True)
 class Mark:
-    """What a key is for besides its value, as `Annotated[TYPE, Mark(...)]`; a group's mark is for
-    all of its keys."""
+    """Uses of a key besides its value, as `Annotated[TYPE, Mark(...)]`; a group's mark is for all
+    of its keys."""
 
     outside_hash: bool = False  # the hash of the config leaves it out: it does not fix the run
     on_resume: bool = False  # may change when a run resumes

@@ -23,7 +23,7 @@ Precision = Literal["float32", "float64", "bf16-mixed", "exact"]
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What turns rows into outputs: enough to predict."""
+    """A model that turns rows into outputs: enough to predict."""
 
     network: Network
     precision: Precision
@@ -33,8 +33,8 @@ class ModelSpec:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of weights, slots, data and rates; bf16-mixed computes in bfloat16, exact in float64 that
-        holds float32's numbers."""
+        """The dtype of weights, slots, data and rates; bf16-mixed computes in bfloat16, exact in
+        float64 that holds float32's numbers."""
         return np.dtype(np.float64 if self.precision == "float64" else np.float32)
 
 
@@ -82,9 +82,9 @@ def tables(
     hyperparameters: Mapping[str, np.ndarray],
     dtype: np.dtype,
 ) -> Tables:
-    """What the optimizer is set to: `learning_rate`, `learning_rate*FACTOR` of the groups with
-    another rate, rates[t] * FACTOR rounded once to `dtype`; then the scheduled hyperparameters in
-    float64.  # [T] each"""
+    """Tables of what the optimizer is set to: `learning_rate`, `learning_rate*FACTOR` of the groups
+    with another rate, rates[t] * FACTOR rounded once to `dtype`; then the scheduled hyperparameters
+    in float64. # [T] each"""
     factors = {rate_name(group.lr_factor): group.lr_factor for group in groups}
     by_rate = {name: (rates * factor).astype(dtype) for name, factor in factors.items()}
     return {**by_rate, **hyperparameters}
@@ -136,7 +136,7 @@ def _by_name(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Report:
-    """What a chunk of K updates on n rows did. Losses and outputs are of the weights before each
+    """Results of a chunk of K updates on n rows. Losses and outputs are of the weights before each
     update."""
 
     losses: np.ndarray  # dtype[K]
@@ -182,7 +182,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class About:
-    """What a backend says of itself; backends/NAME/about.py has it and imports no framework."""
+    """A backend's description of itself, in backends/NAME/about.py, which imports no framework."""
 
     name: str
     distribution: str  # what pip installs
@@ -201,7 +201,7 @@ class Backend(Protocol):
     name: str
 
     def devices(self) -> Sequence[str]:
-        """What is there: "cpu", "cuda:0", "mps", ..."""
+        """List the devices of this machine: "cpu", "cuda:0", "mps", ..."""
         ...
 
     def can_use_threads(self, num: int) -> bool:
@@ -232,8 +232,8 @@ class Backend(Protocol):
         x_scaling: Scaling | None = None,
         y_scaling: Scaling | None = None,
     ) -> None:
-        """The same in a file that loads without this project, with the scalings around it: from raw
-        rows to outputs in the data's units."""
+        """Write the native model to a file that loads without this project. With the scalings
+        around it, it takes raw rows and gives outputs in the data's units."""
         ...
 
 

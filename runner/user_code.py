@@ -43,8 +43,9 @@ def announce(modules: Sequence[str]) -> None:
 
 
 def call(function: str, *arguments: Any, **named: Any) -> Any:
-    """What the function returns. ValueError, with the words for the key `function`, if it cannot
-    be called or is defined in another module than the one that is trusted."""
+    """Call a trusted function; return what it returns. Raise ValueError, worded for the key
+    `function`, if it cannot be called or is defined in another module than the one that is
+    trusted."""
     module, _, name = function.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)

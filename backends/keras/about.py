@@ -7,7 +7,7 @@ from runner.spec import About
 
 
 def _refuse(config: Any) -> None:
-    """Nothing: this backend takes every config that the schema takes."""
+    """Refuse nothing: this backend takes every config that the schema takes."""
 
 
 def _tune() -> None:

@@ -28,6 +28,7 @@ def can_use_threads(num: int) -> bool:
 
 
 def by_xla(run: RunSpec) -> bool:
-    """Whether the updates are compiled. It pays for small and dense networks; with convolutions on
-    the CPU TensorFlow's own kernels are no slower, and XLA takes seconds to compile them."""
+    """Return whether the updates are compiled. Compiling pays for small and dense networks; with
+    convolutions on the CPU TensorFlow's own kernels are no slower, and XLA takes seconds to compile
+    them."""
     return run.compile or not any(node.spec.layer == "conv2d" for node in run.network.walk())

@@ -91,7 +91,7 @@ def constant(value: Any, like: Any) -> Any:
 
 
 def _is_low(x: Any) -> bool:
-    """Whether sums over x have to be made in float32."""
+    """Return whether sums over x need float32."""
     return keras.backend.standardize_dtype(x.dtype) in ("bfloat16", "float16")
 
 
@@ -161,7 +161,7 @@ class _PositionEmbedding(native.Layer):
 
 
 class _Attention(native.Layer):
-    """As spec.Attention; Keras's own has a bias for all of its kernels or for none, and rounds the
+    """spec.Attention. Keras's own has a bias for all of its kernels or for none, and rounds the
     scale to float32."""
 
     def __init__(self, num_heads: int, **kwargs: Any) -> None:
@@ -275,7 +275,7 @@ class _Activation(native.Layer):
 
 
 def _native_activation(s: Any, name: str) -> native.Layer:
-    """For an export, which has to load without this project."""
+    """Keras's own activation, for an export, which loads without this project."""
     if s.function == "leaky_relu":
         return native.LeakyReLU(negative_slope=s.negative_slope, name=name)
     if s.function == "gelu_tanh":
@@ -296,7 +296,7 @@ def _native_embedding(node: spec.Node) -> native.Layer:
 
 
 def _build(node: spec.Node, place: Place | None) -> native.Layer:
-    """Without a place: the stock layers, for an export."""
+    """Build a layer; without a place, the stock layer for an export."""
     s, name = node.spec, node.name
     match s.layer:
         case "dense":

@@ -152,11 +152,11 @@ class _Loader:
             self.taken.append(chunk)
             yield (
                 chunk.num_steps,
-                self._two(chunk, chunk.blocks),
-                {name: self._two(chunk, chunk.by_block(name)) for name in self.run.brought},
+                self._pad_blocks(chunk, chunk.blocks),
+                {name: self._pad_blocks(chunk, chunk.by_block(name)) for name in self.run.brought},
             )
 
-    def _two(self, chunk: Chunk, blocks: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    def _pad_blocks(self, chunk: Chunk, blocks: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         """Whole updates fill up to `length`, so that one compilation serves every number of
         them."""
         missing = self.length - chunk.num_steps if chunk.is_whole else 0
@@ -231,8 +231,8 @@ def train(
 
 
 def _is_compiled_alike(a: RunSpec, b: RunSpec) -> bool:
-    """Whether they differ in nothing that a compiled function has in it: the tables, the seed of
-    the masks and all of the state are variables."""
+    """Return whether two runs differ in nothing that a compiled function holds: the tables, the
+    seed of the masks and all of the state are variables."""
     return (
         _constants(a) == _constants(b)
         and a.fields.keys() == b.fields.keys()

@@ -32,7 +32,7 @@ class TableLR(keras.optimizers.schedules.LearningRateSchedule):
         return self.at(LEARNING_RATE, step)
 
     def at(self, name: str, step: Any) -> Any:
-        """By a name of RunSpec.tables."""
+        """Look up a table of RunSpec.tables by its name."""
         return tf.gather(self._tables[name], tf.minimum(tf.cast(step, tf.int64), self._last))
 
     def others(self, step: Any) -> list[Any]:

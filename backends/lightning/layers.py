@@ -84,8 +84,8 @@ def direct(model: Network) -> Callable[[Tensor], Tensor]:
 
 
 def compiled(function: Callable[..., Any], model: nn.Module) -> Callable[..., Any]:
-    """By torch.compile, for each shape anew; dropout masks, which differ by Python numbers every
-    step, stay outside."""
+    """Compile by torch.compile, once per shape. Dropout masks depend on Python numbers that change
+    every step, so they stay outside."""
     for module in model.modules():
         if isinstance(module, Dropout):
             module.keep = torch.compiler.disable(module.keep)  # type: ignore[method-assign]
@@ -124,7 +124,7 @@ def to_canonical(tensor: Tensor) -> np.ndarray:
 
 
 def _pads(node: spec.Node, window: int) -> list[int]:
-    """What F.pad takes for `padding: same`: low and high of the width, then of the height."""
+    """The argument of F.pad for `padding: same`: low and high of the width, then of the height."""
     if node.spec.padding == "valid":
         return [0, 0, 0, 0]
     height, width = (
@@ -134,8 +134,8 @@ def _pads(node: spec.Node, window: int) -> list[int]:
 
 
 class _Conv2d(nn.Conv2d):
-    """With the padding that torch's own argument cannot say: one more row or column on the high
-    side."""
+    """A convolution with padding that torch's own argument does not have: one more row or column on
+    the high side."""
 
     pads: list[int]
 
@@ -144,7 +144,7 @@ class _Conv2d(nn.Conv2d):
 
 
 class _MaxPool2d(nn.MaxPool2d):
-    """The same, padded with what never wins."""
+    """Max pooling, padded with minus infinity."""
 
     pads: list[int]
 
@@ -191,7 +191,7 @@ class _GlobalAveragePool(nn.Module):
 
 
 class _Flatten(nn.Module):
-    """In canonical order: height, width, channels."""
+    """Flatten in canonical order: height, width, channels."""
 
     def forward(self, x: Tensor) -> Tensor:
         return (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).flatten(1)
@@ -239,7 +239,7 @@ class _PositionEmbedding(nn.Module):
 
 
 class _Attention(nn.Module):
-    """As spec.Attention; kernels [out, in], as torch's own have them."""
+    """spec.Attention, with kernels [out, in] as in torch."""
 
     query: nn.Parameter
     key: nn.Parameter

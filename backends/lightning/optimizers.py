@@ -54,7 +54,8 @@ class Flat:
             p.data, p.grad = values[name].copy_(p.detach()), gradients[name]
 
     def views(self, buffer: Tensor) -> dict[str, Tensor]:
-        """Of a buffer like this one: by the parameters' names, in their shapes and memory order."""
+        """Views of a buffer like this one, by the parameters' names, in their shapes and memory
+        order."""
         found, offset = {}, 0
         for name, p in self._parameters.items():
             found[name] = buffer.as_strided(p.shape, p.stride(), buffer.storage_offset() + offset)

@@ -57,7 +57,7 @@ class TableLR(LRScheduler):
         return float(values[min(self.last_epoch, len(values) - 1)])
 
     def read(self) -> list[float]:
-        """What the optimizer is set to, in the order of RunSpec.tables."""
+        """Read what the optimizer is set to, in the order of RunSpec.tables."""
         groups, first = self._first, self.optimizer.param_groups[0]
         return [
             groups[name]["lr"] if name in groups else read(first, name) for name in self._tables
@@ -84,7 +84,7 @@ def _set(group: dict[str, Any], name: str, value: float) -> None:
 
 
 def read(group: dict[str, Any], name: str) -> float:
-    """Of the first group, whose decay_factor is 1."""
+    """Read a hyperparameter from the first group, whose decay_factor is 1."""
     if name == "weight_decay":
         return float(group[group["decays_by"]])
     native, index = _NAMES[name]

@@ -15,7 +15,7 @@ def _refuse(config: Any) -> None:
 
 
 def _tune() -> None:
-    """Nothing: NumPy is here already."""
+    """Do nothing: NumPy is imported already."""
 
 
 ABOUT = About(

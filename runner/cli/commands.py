@@ -112,7 +112,7 @@ class Request:
         return found
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process: the configs of all jobs stay here."""
+        """Drop the configs of all jobs from what another process gets."""
         return {key: value for key, value in vars(self).items() if key != "frozen"}
 
     def job(
@@ -141,7 +141,7 @@ class Request:
         )
 
     def replaced(self, lines: Sequence[str]) -> "Request":
-        """The same command with other overrides."""
+        """Return the same command with other overrides."""
         config_dir = self.composer.config_dir
         parsed = parse_overrides(lines, config_dir)
         return replace(self, overrides=parsed, jobs=jobs(lines, self.is_multirun, config_dir))
@@ -314,7 +314,7 @@ def _multirun(request: Request) -> int:
         except (ConfigError, RunError, OSError, HydraException, OmegaConfBaseException):
             raise
         except Exception as error:  # the launcher's or the sweeper's
-            failed = RunError(multirun.told(error))
+            failed = RunError(multirun.one_line(error))
     if ended is None and failed is None:
         return comparison.write(folder, num_jobs)
     with suppress(RunError):
@@ -342,7 +342,8 @@ class _JobTask:
             self._known = dict(zip(each, zip(job_names(each), frozen, strict=True), strict=True))
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process, whose first job starts when it does."""
+        """Drop the start of this process from what another process gets; its first job starts when
+        it does."""
         return {**vars(self), "started": None}
 
     def __call__(self, overrides: list[str], number: int) -> float | None:
@@ -496,7 +497,7 @@ def _on_runs(request: Request) -> int:
 
 
 def _on_a_run(overrides: Sequence[str]) -> int:
-    """Nothing is composed but what the run saved."""
+    """Do a task on a finished run, with the config that it saved."""
     said = _without_deletions(overrides)
     keys = {override.key_or_group: override.value() for override in said}
     if not isinstance(keys["run"], str) or not keys["run"]:

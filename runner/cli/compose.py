@@ -38,7 +38,7 @@ class Composer:
         self._hydra: dict[str, DictConfig] = {}  # choices and values of Hydra's -> its part
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process: nothing that can be composed again."""
+        """Drop what can be composed again from what another process gets."""
         return {"config_dir": self.config_dir, "_known": {}, "_hydra": {}}
 
     def values(self, overrides: Sequence[str]) -> dict[str, Any]:

@@ -8,11 +8,10 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def keep_freed_pages() -> None:
-    """What a step of the training frees, the next one takes again. glibc gives large pieces back to
-    the system at once, and each page then costs a fault when it is touched anew: of a network of
-    four million parameters up to half the time. Only pages that were in use are kept, so that the
-    peak stays what it was. Elsewhere than on glibc nothing happens.
-    """
+    """Keep pages that the training frees, for its next step. By default glibc gives large blocks
+    back to the system at once, and touching each page anew costs a page fault: up to half the time
+    of a network of four million parameters. Only pages that were in use are kept, so that the peak
+    stays what it was. Elsewhere than on glibc nothing happens."""
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

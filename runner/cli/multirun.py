@@ -137,7 +137,7 @@ def _is_training_for_us(folder: Path) -> bool:
     return any(run_folder.owner(path) in ours for path in folder.iterdir() if path.is_dir())
 
 
-def told(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Describe in one line the error that ended a launcher or a sweeper."""
     name = type(error).__name__
     if name in ("TerminatedWorkerError", "BrokenProcessPool"):  # joblib's, concurrent.futures's
@@ -155,8 +155,8 @@ def again(command: Sequence[str], folder: Path) -> str:
 
 
 def objective(folder: Path, name: str, config_sha256: str, config: Config) -> float:
-    """What a search makes small: the monitored metric after a job's last epoch, its sign turned
-    where more is better; infinity where the job did not get there."""
+    """Return what a search minimises: the monitored metric after a job's last epoch, its sign
+    turned where more is better; infinity where the job did not get there."""
     found = job_folder(folder, name, config_sha256)
     if found is None or not is_completed(found):
         return math.inf
@@ -166,8 +166,8 @@ def objective(folder: Path, name: str, config_sha256: str, config: Config) -> fl
 
 
 def tuned(said: Sequence[Override], tune: Tune, each: Sequence[Config]) -> list[str]:
-    """With tune=lr: the overrides with the base rate as a list, those of tune.factors times what it
-    would be."""
+    """Expand tune=lr: return the overrides with a list of base rates, tune.factors times the rate
+    that the config has."""
     rates = {config.optimizer.lr for config in each}
     if len(rates) > 1:
         raise ConfigError(

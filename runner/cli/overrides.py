@@ -259,7 +259,7 @@ def explained(error: Exception) -> ConfigError:
 
 
 def first_line(error: Exception) -> str:
-    """And the next, where the first only says that it comes."""
+    """Return the first line of an error, and the next where the first only announces it."""
     first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [
         type(error).__name__
     ]

@@ -11,7 +11,8 @@ from runner.errors import ConfigError, show
 
 
 def check_size(overrides: Sequence[Override]) -> None:
-    """Before anything is expanded: a range may stand for more jobs than memory has room for."""
+    """Limit the number of jobs before anything is expanded: a range may stand for more jobs than
+    fit into memory."""
     counts = [
         (_count(override), override) for override in overrides if override.is_sweep_override()
     ]

@@ -16,7 +16,7 @@ from runner.components.layers import Network, Node, padding_same
 
 
 class Change(IntEnum):
-    """From the most special to the most general."""
+    """Changes of a value, from the most special to the most general."""
 
     NONE = 0
     CHANNEL = 1  # the same for all rows and all places of an image or a sequence
@@ -99,7 +99,7 @@ def _after(node: Node, change: Change) -> Change:
 
 
 def _narrowed(change: Change, node: Node) -> Change:
-    """With a single position, a change that is the same for all rows is the same for all
-    positions."""
+    """Narrow a change: with a single position, a change that is the same for all rows is the same
+    for all positions."""
     one = all(size == 1 for size in node.output_shape[:-1])
     return Change.CHANNEL if change == Change.ROWS and one else change

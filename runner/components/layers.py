@@ -151,7 +151,7 @@ class Activation(_Layer):
 
 
 class Dropout(_Layer):
-    """In training x / (1 - rate) where the mask of runner.random.keep holds, else 0; the identity
+    """x / (1 - rate) in training where the mask of runner.random.keep holds, else 0; the identity
     elsewhere."""
 
     layer: Literal["dropout"]

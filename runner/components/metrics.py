@@ -91,8 +91,8 @@ class Means:
         }
 
     def state(self) -> dict[str, tuple[int, list[float]]]:
-        """What a checkpoint keeps: of each, the number of rows and a few numbers whose sum is
-        exactly theirs."""
+        """Return what a checkpoint keeps: the number of rows of each mean, and a few numbers whose
+        sum is exactly theirs."""
         # the next time only what has come since is added up
         for name, values in self._values.items():
             self._values[name] = [np.array(_expansion(np.concatenate(values)))]

@@ -69,7 +69,7 @@ class _Optimizer(Section):
 
     @property
     def decays(self) -> bool:
-        """Whether there is weight decay at any time."""
+        """Return whether there is weight decay at any time."""
         return self.weight_decay > 0 or "weight_decay" in self.schedules
 
     def slots(self) -> dict[str, float]:

@@ -158,7 +158,7 @@ def every_key(section: Any, parent: str = "") -> Iterator[tuple[str, FieldInfo]]
 
 
 def _annotation(root: Root, location: Sequence[Any]) -> Any:
-    """What `root` declares at an error's place."""
+    """Return what `root` declares at an error's place."""
     annotation: Any = root
     for step in location:
         if hasattr(annotation, "model_fields"):
@@ -178,7 +178,7 @@ def _declared(field: FieldInfo) -> Any:
 
 
 def _item(annotation: Any) -> Any:
-    """What a list is declared to hold, the list alone or among others."""
+    """Return what a list is declared to hold, whether it is the only type or one of several."""
     if get_origin(annotation) is list:
         return get_args(annotation)[0]
     return next(

@@ -129,9 +129,9 @@ def check_choice(group: str, choice: Any) -> None:
 def allowed(
     found: Mapping[str, Any], said: Mapping[str, Any], own: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What is set of Hydra's part beside what its choices hold by themselves, `own`: by the files
-    that made up `found`, or by the command line, `said`; dotted key -> value, interpolations as
-    they are written. ConfigError where a key is not listed or its value is of another type."""
+    """Return what is set of Hydra's part besides what its choices hold by themselves, `own`: by the
+    files that made up `found`, or by the command line, `said`; dotted key -> value, interpolations
+    as they are written. ConfigError where a key is not listed or its value is of another type."""
     before, after = dict(_leaves(own)), dict(_leaves(found))
     for key, value in said.items():
         after |= dict(_leaves(value, key))

@@ -18,8 +18,8 @@ Data = Annotated[Union[Digits, Diabetes, NPZ, CSV, NPY, Python], Field(discrimin
 
 
 def load(data: Any, like: Mapping[str, Any] | None = None) -> Dataset:
-    """What a section of the config speaks of. Runs of one process share it, while its files are as
-    they were. `like`: a run's data.json, by which columns are found: its target, where the section
+    """Load the data set of a config's section. Runs of one process share it as long as its files do
+    not change. `like`: a run's data.json, by which columns are found: its target, where the section
     names none, and its features."""
     if like is not None and getattr(data, "target", "") is None:
         data = data.model_copy(update={"target": like.get("target")})

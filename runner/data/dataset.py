@@ -44,7 +44,7 @@ class Scaling:
 
     @classmethod
     def of(cls, saved: Mapping[str, Any] | None) -> "Scaling | None":
-        """From data.json."""
+        """Read a scaling from data.json."""
         return None if saved is None else cls(np.array(saved["offset"]), np.array(saved["scale"]))
 
     def apply(self, raw: np.ndarray) -> np.ndarray:
@@ -87,8 +87,8 @@ class Dataset:
         return 0 if self.task == "classification" else int(self.train.y.shape[1])
 
     def description(self) -> dict[str, Any]:
-        """What a later prediction on new rows needs, and a hash that tells whether the data is the
-        same."""
+        """Describe the data: what a prediction on new rows needs, and a hash that identifies the
+        data."""
         digest = hashlib.sha256()
         values = hashlib.sha256()  # without shapes: images equal the same pixels in one row
         for split in (self.train, self.val, self.test):
@@ -118,7 +118,7 @@ class Dataset:
         }
 
     def as_images(self) -> "Dataset":
-        """The same rows in `image_shape`."""
+        """Return the same rows in `image_shape`."""
         assert self.image_shape is not None
         splits = (
             Split(split.x.reshape(-1, *self.image_shape), split.y)

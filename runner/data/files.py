@@ -87,9 +87,8 @@ class NPZ(_File):
 
 
 class Python(_Rows):
-    """What a function of your own gives, called with `args`: x and y, as data=npz takes them. Its
-    module is one that
-    `trusted_modules` names."""
+    """Rows from a Python function, which is called with `args` and returns x and y as data=npz
+    takes them. Its module is one that `trusted_modules` names."""
 
     name: Literal["python"]
     function: str
@@ -384,8 +383,8 @@ def _is_finite(cell: str) -> bool:
 
 
 def _label_key(labels: Sequence[str]) -> Callable[[str], Any]:
-    """By number, if all are; labels of one number (1 and 1.0) by their text, so that the order is
-    always the same."""
+    """Sort labels by number if all are numbers; labels of one number (1 and 1.0) by their text, so
+    that the order is always the same."""
     if all(map(_is_finite, labels)):
         return lambda label: (float(label), label)
     return str

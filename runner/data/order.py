@@ -136,7 +136,8 @@ class Chunks:
                     coming = self._ask(step, num, reader)
 
     def _ask(self, step: int, num: int, reader: Executor) -> Callable[[], Chunk] | None:
-        """What gives the chunk from a step on, with its rows on their way; None at the end."""
+        """Return a function that gives the chunk from a step on, and begin to read its rows; None
+        at the end."""
         if step >= self.order.total_steps:
             return None
         chunk = self.order.chunk(step, min(num, self._until_event(step)))

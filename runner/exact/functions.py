@@ -25,8 +25,8 @@ def exp_negative(o: Primitives, d: Tensor) -> Tensor:
 
 
 def exponentials(o: Primitives, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the last axis, at most 2^13 values: d = max z - z, e = exp(-d) as whole numbers of 2^-40,
-    s = the exact sum of e."""
+    """Exponentials over the last axis, of at most 2^13 values: d = max z - z, e = exp(-d) as whole
+    numbers of 2^-40, s = the exact sum of e."""
     d = o.r(o.largest(z) - z)
     e = exp_negative(o, d)
     return d, e, o.sum(e, (len(z.shape) - 1,), True)

@@ -73,8 +73,8 @@ def dense_backward(
 def _product_backward(
     p: Pass, node: Node, x: Grid, kernel: Grid, g: Grid, needs_dx: bool
 ) -> tuple[Tensor, Tensor]:
-    """Of rows x [M, in] times a kernel [in, out], g [M, out]: the derivatives by the kernel, and by
-    x as the layer's input."""
+    """Differentiate rows x [M, in] times a kernel [in, out], given g [M, out]: by the kernel, and
+    by x in the shape of the layer's input."""
     (qx, ux), (qw, uw), (qg, ug) = x, kernel, g
     by_kernel = p.o.r(p.o.matmul(p.o.transpose(qx), qg) * (ux * ug))
     if not needs_dx:
@@ -183,8 +183,8 @@ def _unpadded(p: Pass, node: Node, parts: list[Tensor], size: int, pads: Pads) -
 
 
 def _windows(node: Node, x: Tensor) -> list[Tensor]:
-    """Of a padded image, the value at each place of a window, for every window: size size of [N,
-    H', W', C]."""
+    """Cut a padded image into windows, one array for each place of a window: size size of [N, H',
+    W', C]."""
     size, stride, (height, width) = node.spec.pool_size, node.spec.stride, node.output_shape[:2]
     down, across = stride * (height - 1) + 1, stride * (width - 1) + 1
     return [
@@ -333,7 +333,7 @@ def _tanh(o: Primitives, s: Any, x: Tensor) -> tuple[Tensor, Memory]:
 
 
 def _silu(o: Primitives, s: Any, x: Tensor) -> tuple[Tensor, Memory]:
-    """With a = sigmoid(x): y = x a; y' = a + y (1 - a)."""
+    """y = x a and y' = a + y (1 - a), where a = sigmoid(x)."""
     a, rest = sigmoid(o, x)
     y = o.r(x * a)
     return y, o.r(y * rest + a)
@@ -413,7 +413,8 @@ def batch_norm(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
 def batch_norm_backward(
     p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
 ) -> tuple[Tensor, Gradients]:
-    """With n = the normalised input: dx = (g - mean(g) - n mean(g n)) scale / root."""
+    """Differentiate batch norm; n is the normalised input: dx = (g - mean(g) - n mean(g n)) scale /
+    root."""
     o, (normed, inverse), num = p.o, memory, _num_rows(p, node)
     axes, bits = tuple(range(len(node.input_shape))), product_bits(num)
     (qg, ug), (qn, un) = o.grid(g, bits), o.grid(normed, bits)
@@ -439,7 +440,8 @@ def layer_norm(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
 def layer_norm_backward(
     p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
 ) -> tuple[Tensor, Gradients]:
-    """With h = g scale: dx = (h - mean(h) - n mean(h n)) / root, means over the last axis."""
+    """Differentiate layer norm; h = g scale: dx = (h - mean(h) - n mean(h n)) / root, means over
+    the last axis."""
     o, (normed, inverse), num = p.o, memory, node.input_shape[-1]
     others, last = tuple(range(len(node.input_shape))), (len(node.input_shape),)
     bits = product_bits(max(num, _num_rows(p, node)))

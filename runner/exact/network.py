@@ -16,7 +16,7 @@ Tape = list[tuple[Node, Any, bool]]  # node, memory, whether anything before it 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each trained variable stands in the vector of all: group by group, in order of
+    """Places of the trained variables in the vector of all of them: group by group, in order of
     definition, row-major."""
 
     shapes: Mapping[str, tuple[int, ...]]

@@ -22,8 +22,9 @@ Scalars = Mapping[str, Any]
 
 
 def tables(spec: Any, num_steps: int, scheduled: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What an update needs besides its rate, by name: float64[num_steps] of 24-bit values; t' = 1
-    ... num_steps. `scheduled`: the hyperparameters that `schedules` moves, float64[num_steps]."""
+    """Tables of what an update needs besides its rate, by name: float64[num_steps] of 24-bit
+    values; t' = 1 ... num_steps. `scheduled`: the hyperparameters that `schedules` moves,
+    float64[num_steps]."""
 
     def powers(name: str) -> np.ndarray:
         """The value in force to the power of t'."""

@@ -35,7 +35,7 @@ def inputs() -> list[np.ndarray]:
 def outcome(
     o: Primitives, a: Tensor, b: Tensor, images: Tensor, values: Tensor, positive: Tensor
 ) -> list[Tensor]:
-    """What is compared, by `_WHAT`."""
+    """Compute what is compared, in the order of `_WHAT`."""
     columns = o.patches(images, 3, 1, _PADS)
     return [
         o.matmul(a, b),
@@ -52,7 +52,7 @@ _WHAT = ("products", "convolutions", "sums", "roundings", "grids", "roots", "quo
 
 
 def expected() -> list[np.ndarray]:
-    """By NumPy, the products and sums in int64."""
+    """Compute the same in NumPy, with products and sums in int64."""
     given = inputs()
     found = outcome(NumPy(), *given)
     a, b, columns = (

@@ -121,7 +121,7 @@ def _quota(root: Path, own: Path) -> int | None:
 
 
 def _read(path: Path) -> str:
-    """Its text; nothing where there is none."""
+    """Return a file's text; an empty one if there is no file."""
     try:
         return path.read_text()
     except OSError:
@@ -138,7 +138,7 @@ def limits() -> dict[str, int]:
 
 
 def keep_limits() -> None:
-    """For the processes that this one starts."""
+    """Record the limits for the processes that this one starts."""
     os.environ[_INHERITED] = ",".join(f"{name}={value}" for name, value in limits().items())
 
 

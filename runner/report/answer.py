@@ -281,7 +281,7 @@ def _probabilities(
 
 
 def _is_same_run(group: Group, other: Group) -> bool:
-    """The same bits of weights for every seed, and as many seeds."""
+    """Return whether two groups have the same weights, bit by bit, for every seed."""
     own, others = (
         {job.seed: job.result.get("weights_sha256") for job in each.completed}
         for each in (group, other)

@@ -15,8 +15,8 @@ MOST_POINTS = 5000  # of a line: more than there are pixels
 
 @cache
 def _figure() -> Any:
-    """Made once a process: of the time that a picture takes, its axes and ticks are the half. Its
-    margins are fixed, for to fit them would be to draw it twice, and so is the title's place."""
+    """Make the figure once per process: its axes and ticks take half of the time of a picture. Its
+    margins and the place of its title are fixed, since fitting them would draw it twice."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -33,7 +33,7 @@ def _figure() -> Any:
 
 
 def draw(folder: Path, title: str) -> Path:
-    """From the run's trace.csv and metrics.csv."""
+    """Draw curves.png from the run's trace.csv and metrics.csv."""
     trace, metrics = (
         read_columns(folder / "trace.csv", MOST_POINTS),
         read_columns(folder / "metrics.csv"),

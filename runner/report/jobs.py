@@ -70,7 +70,7 @@ class Job:
 
     @property
     def metrics(self) -> Mapping[str, Any]:
-        """After the last epoch."""
+        """Metrics after the last epoch."""
         found: Mapping[str, Any] = self.result["metrics"]
         return found
 
@@ -87,7 +87,8 @@ class Job:
         return [str(said) for said in self.result["overrides"]]
 
     def settings(self, *without: str) -> str:
-        """What it trained, but for the seed: equal of jobs that can be averaged."""
+        """Identify what the job trained, without the seed: jobs with equal settings can be
+        averaged."""
         return sha256(self.config, "seed", *without)
 
     @cached_property
@@ -105,7 +106,7 @@ class Job:
         return json.dumps([*self._meaning(), self._data_hash], sort_keys=True)
 
     def measures(self) -> str:
-        """The same in words."""
+        """Say the same in words."""
         metric, mode, loss = self._meaning()
         numbers = ", ".join(
             f"{key} {value}" for key, value in (loss or {}).items() if key != "name"
@@ -170,7 +171,7 @@ class Job:
         return 1 / num_rows if counts and num_rows else 0.0
 
     def rate_at_best(self) -> float:
-        """Of the last update before its best epoch's end."""
+        """The rate of the last update before the end of the best epoch."""
         return float(self.trace["learning_rate"][self.result["best"]["step"] - 1])
 
     def reached(self, metric: str, mode: str, target: float) -> tuple[float, float]:
@@ -204,7 +205,7 @@ class Group:
         return [job.seed for job in self.jobs]
 
     def over(self, seeds: Collection[int]) -> "Group":
-        """The same of these seeds alone."""
+        """Return the group of these seeds alone."""
         return Group(self.label, tuple(job for job in self.jobs if job.seed in seeds))
 
     def values(self, metric: str) -> dict[int, float]:
@@ -228,7 +229,8 @@ class Group:
         return float(self.jobs[0].config["optimizer"]["lr"])
 
     def but_for_rate(self) -> str:
-        """What it trained, equal of groups that tuning makes one of."""
+        """Identify what the group trained, without its base rate: tuning makes one group of equal
+        ones."""
         job = self.jobs[0]
         if not job.config.get("tune"):
             return job.settings()
@@ -255,7 +257,7 @@ class Group:
         return None if found is None else str(found)
 
     def to_copy(self) -> list[str]:
-        """What to say on the command line to train it."""
+        """The overrides that train it."""
         without = ("seed=", "output.", "tune", "search=")
         return [said for said in self.jobs[0].overrides if not said.startswith(without)]
 
@@ -331,8 +333,9 @@ _CONFIG: dict[str, dict[str, Sequence[type]]] = {
 
 
 def groups(jobs: Sequence[Job]) -> list[Group]:
-    """In order of their first jobs. Of a job that is there twice, the one that completed; of the
-    same settings on two backends, which train the same run, the one where more jobs completed."""
+    """Group the jobs, in the order of their first ones. Of two copies of a job, take the one that
+    completed. Of the same settings on two backends, which train the same run, take the backend on
+    which more jobs completed."""
     by_settings: dict[str, dict[str, dict[int, Job]]] = {}
     for job in jobs:
         by_backend = by_settings.setdefault(job.settings("backend"), {})
@@ -364,8 +367,8 @@ def _with_overrides_first(seeds: Mapping[int, Job]) -> list[Job]:
 
 
 def best_rates(found: Iterable[Group], badness: Callable[[Group], float]) -> list[Group]:
-    """In order, the best first; of groups that differ in the base rate alone, where it was tuned,
-    the best one."""
+    """Sort the groups, the best first. Of groups that differ in a tuned base rate alone, keep the
+    best one."""
     best: dict[str, Group] = {}
     for group in sorted(found, key=badness):
         best.setdefault(group.but_for_rate(), group)

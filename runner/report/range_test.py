@@ -41,7 +41,7 @@ class Suggestion:
 
 
 def suggest(rates: Array, smoothed: Array) -> Suggestion | None:
-    """From the first updates to the one with the least smoothed loss; None where it does not fall
+    """Suggest a rate from the updates up to the least smoothed loss; None if the loss does not fall
     on the way there.
 
     The slope is ds / d ln(rate), by central differences (numpy.gradient). The first tenth of the

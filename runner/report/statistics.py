@@ -19,7 +19,7 @@ _FLOAT32 = float(np.finfo(np.float32).eps)
 
 @dataclass(frozen=True)
 class Summary:
-    """Of one group's values over its seeds."""
+    """Mean, deviation and interval of one group's values over its seeds."""
 
     num: int
     mean: float
@@ -127,7 +127,7 @@ def holm(p_values: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], flo
 
 
 def power(effect: float, num: int, level: float) -> float:
-    """Of the two-sided paired t test of `num` pairs for a difference of `effect` standard
+    """Power of the two-sided paired t test: `num` pairs, a difference of `effect` standard
     deviations of the differences."""
     from scipy import special
 

@@ -25,12 +25,12 @@ def tensors(state: TrainState) -> dict[str, np.ndarray]:
 
 
 def tensor_hashes(state: TrainState) -> dict[str, str]:
-    """Of every tensor's values, float32 little-endian, row-major."""
+    """Hash every tensor's values, in float32, little-endian, row-major."""
     return {name: _sha256(value) for name, value in sorted(tensors(state).items())}
 
 
 def hashes(state: TrainState, losses: np.ndarray) -> dict[str, str]:
-    """What result.json holds: the weights as everywhere, the slots likewise, and the losses of all
+    """Return the hashes of result.json: of the weights, of the slots, and of the losses of all
     updates in order."""
     slots = {
         name: value

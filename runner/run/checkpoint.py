@@ -61,7 +61,7 @@ def stage(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
 
 
 def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
-    """Its SHA-256."""
+    """Write a file; return its SHA-256."""
     digest = hashlib.sha256()
     with path.open("wb") as file:
         for piece in pieces:
@@ -110,7 +110,7 @@ def commit(beside: Path, step: int) -> Path:
 
 
 def num_bytes(state: TrainState) -> int:
-    """Of its tensors."""
+    """Count the bytes of a state's tensors."""
     groups = (state.weights, state.buffers, *state.slots.values())
     return sum(value.nbytes for values in groups for value in values.values())
 
@@ -229,9 +229,9 @@ def best_saved(folder: Path, step: int, best: Mapping[str, Any] | None) -> int |
 
 
 def go_back(folder: Path, step: int, best: int | None) -> None:
-    """Before a run goes on from a step: `last` and `best` point to what they were then, and what a
-    process that was killed while it saved has left is removed. Later checkpoints stay until they
-    are written again or no longer kept."""
+    """Prepare the checkpoints of a run that goes on from a step: point `last` and `best` to what
+    they were then, and remove what a process that was killed while saving has left. Later
+    checkpoints stay until they are written again or no longer kept."""
     for entry in [*os.scandir(folder / "checkpoints")]:
         if _STAGED.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
             _remove(Path(entry.path))

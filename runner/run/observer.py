@@ -30,19 +30,20 @@ class Observer:
     def __exit__(self, *_: object) -> None: ...
 
     def on_chunk(self, chunk: Chunk, report: Report, live: Live) -> bool:
-        """After each chunk. Return False to end the run."""
+        """See a chunk. Return False to end the run."""
         return True
 
     def on_epoch(self, epoch: Epoch, live: Live) -> bool:
-        """After each epoch, once its last chunk has been seen. Return False to end the run."""
+        """See an epoch, once its last chunk has been seen. Return False to end the run."""
         return True
 
     def on_checkpoint(self, folder: Path) -> None:
-        """After a checkpoint is on the disk. The thread that writes checkpoints calls this."""
+        """See a checkpoint that is on the disk. The thread that writes checkpoints calls this."""
 
     def on_end(self, result: Mapping[str, Any]) -> None:
-        """After the last event, with result.json's values."""
+        """See the values of result.json, after all other events."""
 
     def state(self) -> dict[str, Any]:
-        """What a run that goes on needs of this, as JSON: entries of a checkpoint's state.json."""
+        """Return entries for a checkpoint's state.json, as JSON: what this observer needs when the
+        run goes on."""
         return {}

@@ -38,7 +38,7 @@ class Records(Observer):
 
     @staticmethod
     def _append(file: TextIO, rows: Iterable[str]) -> None:
-        """Flushed, so that a process that is killed leaves whole lines."""
+        """Append rows and flush them, so that a process that is killed leaves whole lines."""
         with writing(Path(file.name)):
             file.writelines(rows)
             file.flush()

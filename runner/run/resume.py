@@ -32,7 +32,7 @@ _LENGTH = {"trainer.max_epochs", "trainer.max_steps"}
 
 @dataclass(frozen=True)
 class Resumed:
-    """Where a run goes on, and what was said to be another than before."""
+    """A run that goes on: its state, and the keys that have changed."""
 
     folder: Path
     values: dict[str, Any]  # the config from now on
@@ -45,8 +45,8 @@ class Resumed:
     config_dir: str | None  # likewise
 
     def is_over(self, total_steps: int) -> bool:
-        """Its last update was made and its last checkpoint written: what is missing are the files
-        of a run's end."""
+        """Return whether the last update was made and its checkpoint written: only the files of the
+        run's end are missing."""
         if self.numbers["stopped_early"] and "trainer.early_stopping_patience" not in self.changes:
             return True
         return self.state.step == total_steps and not _LENGTH & set(self.changes)
@@ -108,8 +108,8 @@ def _result(folder: Path) -> tuple[bool, list[str], str | None]:
 
 
 def branch(resumed: Resumed, folder: Path) -> Resumed:
-    """The same, going on in a folder of its own: its files up to the checkpoint are copied there,
-    and it stays as it is."""
+    """Branch a run into a folder of its own: copy its files up to the checkpoint there, and leave
+    the run as it is."""
     source, step = resumed.folder, resumed.state.step
     for name in ("config.yaml", "data.json", "environment.json", "trace.csv", "metrics.csv"):
         shutil.copy2(source / name, folder / name)
@@ -217,7 +217,7 @@ def _extend(
 
 
 def _tables(prepared: Plan) -> dict[str, np.ndarray]:
-    """What is scheduled, by its key."""
+    """Return the tables of what is scheduled, by key."""
     others = {
         f"optimizer.schedules.{name}": values for name, values in prepared.hyperparameters.items()
     }

@@ -394,7 +394,7 @@ def check_types(path: Path, values: Mapping[str, Any], needs: Mapping[str, Seque
 
 
 def environment(device: str, num_threads: int, command: Sequence[str]) -> dict[str, Any]:
-    """What a reader may want to know of where this ran; nothing of it is read back."""
+    """Describe where this runs, for a reader; nothing of it is read back."""
     return {
         "command": ["python", "-m", "runner", *command],
         "python": platform.python_version(),

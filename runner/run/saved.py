@@ -212,7 +212,7 @@ class Run:
 
     @cached_property
     def model_spec(self) -> ModelSpec:
-        """What turns rows into outputs; the data itself is not needed."""
+        """The model of the run; the data itself is not needed."""
         data = self.data
         return model_spec(
             self.config,

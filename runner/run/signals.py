@@ -95,7 +95,8 @@ class Launch:
             os._exit(128 + number)
 
     def _wait_for_jobs(self) -> None:
-        """Until all have saved; then the launcher does not need to start those that are left."""
+        """Wait until all jobs have saved; the launcher does not need to start those that are
+        left."""
         time.sleep(3 * _LOOK)  # one that began just before may not hold its folder yet
         while self._is_busy():
             time.sleep(_LOOK)
@@ -168,7 +169,7 @@ def job() -> Iterator[int | None]:
 
 
 def end_multirun(number: int) -> None:
-    """After a job that a signal has ended: all others end too."""
+    """End all other jobs after one that a signal has ended."""
     if _end_file is None:
         sys.exit(128 + number)
     if _asked is None:

@@ -91,7 +91,7 @@ class Training:
         self._stack.close()
 
     def result(self) -> dict[str, Any]:
-        """What result.json says of the updates so far."""
+        """Return what result.json says of the updates so far."""
         return {
             "steps": self.step,
             "epochs": -(-self.step // self.plan.order.steps_per_epoch),

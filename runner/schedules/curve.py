@@ -30,7 +30,7 @@ class Curve(Section):
 
 @contextmanager
 def part(key: str) -> Iterator[None]:
-    """What is wrong inside a part of a schedule is said with the part's key before it."""
+    """Put the key of a schedule's part before the message of an error inside it."""
     try:
         yield
     except ValueError as error:

@@ -40,7 +40,7 @@ class Cycles:
         self._exact, self._next = Fraction(0), period
 
     def at(self, t: Array) -> Place:
-        """Where each of the steps t is.  # int64[n], each"""
+        """Locate each of the steps t in its cycle. # int64[n], each"""
         if self._constant is not None:
             number, step = np.divmod(t, self._constant)
             return Place(number, step, np.full(t.shape, self._constant))
@@ -49,7 +49,7 @@ class Cycles:
         return Place(number, t - begins[number], np.diff(begins)[number])
 
     def begins(self, end: int) -> list[int]:
-        """Of all cycles that begin before or at the step `end`."""
+        """Return the first steps of all cycles that begin before or at the step `end`."""
         if self._constant is not None:
             return list(range(0, end + 1, self._constant))
         return [int(begin) for begin in takewhile(lambda begin: begin <= end, self._until(end))]

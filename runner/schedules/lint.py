@@ -22,8 +22,8 @@ def findings(
     dtype: np.dtype,
     early_stopping: int | None = None,
 ) -> list[Finding]:
-    """Of a run whose table is `rates`  # float64[T], cast to `dtype` when it trains;
-    `early_stopping` = the epochs that are no better after which it ends."""
+    """Find what is probably not meant in a run whose table is `rates` # float64[T], cast to `dtype`
+    when it trains; `early_stopping` = the epochs that are no better after which it ends."""
     found = [*_no_numbers(schedule, rates, dtype)]
     if found:
         return found
@@ -56,7 +56,7 @@ def _no_numbers(schedule: Curve, rates: np.ndarray, dtype: np.dtype) -> list[Fin
 
 
 def _too_long(schedule: Curve, clock: Clock, rates: np.ndarray) -> list[Finding]:
-    """What would happen after the run's end does not happen."""
+    """Find durations beyond the run's end, which change nothing."""
     total = clock.total_steps
     spans = schedule.spans(clock)
     late = {key: step for key, step in spans.items() if step > total}
@@ -144,7 +144,7 @@ def _too_small(rates: np.ndarray, dtype: np.dtype) -> list[Finding]:
 def _stalling(
     schedule: Curve, clock: Clock, rates: np.ndarray, early_stopping: int | None
 ) -> list[Finding]:
-    """Of what waits for a metric to stall."""
+    """Find faults of what waits for a metric to stall."""
     found = []
     if isinstance(schedule, Plateau):
         if not schedule.metric.startswith("val/"):

@@ -48,8 +48,8 @@ class _Warmed(Curve):
 
 
 class _Ending(_Warmed):
-    """From eta0 to `final_lr`, reached when `duration` (counted from step 0) is over, and then
-    held."""
+    """A schedule from eta0 to `final_lr`, reached when `duration` (counted from step 0) is over,
+    and then held."""
 
     duration: Duration
     edge: Edge
@@ -369,8 +369,8 @@ class OneCycle(Curve):
 def one_cycle(
     t: Array, peak: float, end: float, values: tuple[float, float, float], fall: ramps.Fall
 ) -> Array:
-    """From values[0] at t = 0 to values[1] at t = peak and to values[2] at t = end, then held;
-    falls g(u) from 1 to 0."""
+    """Rise from values[0] at t = 0 to values[1] at t = peak, fall to values[2] at t = end, then
+    hold; falls g(u) from 1 to 0."""
     initial, high, final = values
     up = np.clip(t / peak, 0.0, 1.0) if peak > 0 else np.ones(t.shape)
     down = np.clip((t - peak) / (end - peak), 0.0, 1.0) if end > peak else np.zeros(t.shape)
@@ -458,7 +458,7 @@ class WSD(_Warmed):
         return between(lr, self.final_lr, fall)
 
     def _decay(self, clock: Clock) -> tuple[int, int]:
-        """Where it begins and ends."""
+        """Return the steps where the decay begins and ends."""
         begin = half_up(clock.exact(self.duration) - clock.exact(self.decay))
         return max(clock.steps(self.warmup), begin), clock.steps(self.duration)
 
@@ -557,7 +557,7 @@ class RangeTest(Curve):
 
 
 def _scale(duration: str, clock: Clock) -> float:
-    """In steps, unrounded: it divides, and nothing begins there."""
+    """Return the scale in steps, unrounded: it only divides."""
     return float(clock.exact(duration))
 
 

@@ -16,7 +16,7 @@ from runner.section import Index, NonNegative
 
 @dataclass(frozen=True)
 class State:
-    """What a checkpoint keeps of it."""
+    """State of a plateau, as a checkpoint keeps it."""
 
     factor: float = 1.0
     watch: Watch = field(default_factory=Watch)
@@ -64,7 +64,7 @@ class Plateau(Curve):
         return np.maximum(state.factor * rates, np.minimum(self.min_lr, rates))
 
     def after(self, state: State, value: float) -> State:
-        """With the metric's value at the end of another epoch."""
+        """Return the state after another epoch with this value of the metric."""
         rule = Stall(
             self.mode, self.patience, self.threshold, self.threshold_mode == "rel", self.cooldown
         )

@@ -77,7 +77,7 @@ def tanh(u: Array, lower: float, upper: float) -> Array:
 
 
 def geometric(u: Array, start: float, end: float) -> Array:
-    """From start to end, each step by the same factor: start (end / start)^u."""
+    """Move from start to end, each step by the same factor: start (end / start)^u."""
     return start * np.power(end / start, u)
 
 

@@ -9,7 +9,7 @@ Mode = Literal["min", "max"]
 
 @dataclass(frozen=True)
 class Watch:
-    """What is remembered from one epoch to the next."""
+    """State that is kept from one epoch to the next."""
 
     best: float | None = None  # so far
     num_bad: int = 0  # epochs since then that were no better
@@ -41,7 +41,7 @@ class Stall:
         return value < bound if self.mode == "min" else value > bound
 
     def after(self, watch: Watch, value: float) -> tuple[Watch, bool]:
-        """What is remembered after an epoch's value, and whether the metric has stalled with it."""
+        """Return the state after an epoch's value, and whether the metric has stalled."""
         better = self.is_better(value, watch.best)
         best = value if better else watch.best
         num_bad = 0 if better or watch.cooldown else watch.num_bad + 1

@@ -40,8 +40,8 @@ class Clock:
         return half_up(self.exact(duration))
 
     def boundaries(self, durations: Sequence[str]) -> list[int]:
-        """Where consecutive phases begin and the last one ends, in whole steps: b_i = half_up(d_1 +
-        ... + d_i).
+        """Return where consecutive phases begin and the last one ends, in whole steps: b_i =
+        half_up(d_1 + ... + d_i).
 
         The boundaries are rounded and not the lengths, so that the phases add up. One of the
         durations may be `rest`: what the others leave of T, at least 0.

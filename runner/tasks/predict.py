@@ -40,9 +40,8 @@ def predict(run: Run, source: str) -> int:
 
 
 def probabilities(z: np.ndarray) -> np.ndarray:
-    """Of each class: exp(z_c) / sum exp(z), or with one output 1 / (1 + exp(z)) and 1 / (1 +
-    exp(-z)).
-    # float64[N, C]"""
+    """Probability of each class: exp(z_c) / sum exp(z), or with one output 1 / (1 + exp(z)) and 1 /
+    (1 + exp(-z)). # float64[N, C]"""
     if z.shape[1] == 1:
         z = np.concatenate([np.zeros_like(z), z], axis=1)  # the same, of logits 0 and z
     shifted = np.exp(z - z.max(axis=1, keepdims=True, initial=-np.inf))

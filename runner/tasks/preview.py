@@ -36,7 +36,7 @@ def preview(configs: Sequence[Config], overrides: Sequence[Sequence[str]] | None
 
 
 def _names(overrides: Sequence[Sequence[str]]) -> list[str]:
-    """What sets each job apart: its overrides but for those that all jobs share."""
+    """Name each job by what sets it apart: its overrides without those that all jobs share."""
     shared = set.intersection(*map(set, overrides))
     return [
         ", ".join(o.removeprefix("schedule=") for o in job if o not in shared) or "defaults"

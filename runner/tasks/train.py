@@ -26,7 +26,7 @@ from runner.text.console import Console, capture, log_traceback, tree
 
 @dataclass(frozen=True)
 class Job:
-    """What was said, and where the run's folder goes."""
+    """A run to train: its config, its command, and where its folder goes."""
 
     config: Config
     composed: Mapping[str, Any]  # the config as plain values, as config.yaml keeps it
@@ -40,7 +40,7 @@ class Job:
     path: Path | None = None  # of a multirun's job: the folder, which is made and locked already
 
     def folder(self) -> Path:
-        """Made anew, with config.yaml in it; or that of the run that goes on."""
+        """Make the run's folder, with config.yaml in it; or return that of the run that goes on."""
         config = self.config
         if self.resumed is not None:
             return self.resumed.folder
@@ -74,8 +74,8 @@ class Job:
         }
 
     def seconds(self, began: float, ended: float, compiling: float) -> dict[str, float]:
-        """Until the first chunk, from there to the last one's end, of that in calls that were
-        compiled first, until now."""
+        """Return the run's spans: until the first chunk, from there to the end of the last one, the
+        part of that in calls that compiled first, and in all."""
         spans = {"startup": began - self.started, "train": ended - began, "compile": compiling}
         spans["total"] = monotonic() - self.started
         return {name: round(span, 3) for name, span in spans.items()}
@@ -242,7 +242,7 @@ def _updates(
         training.checkpoints.finish()
     except Exception as error:
         log_traceback()
-        return {"error": _told(error, job.config)}
+        return {"error": _one_line(error, job.config)}
     over = state.step == prepared.order.total_steps or training.stalls.stopped_early
     result = {
         "status": "completed" if over else "interrupted",
@@ -257,7 +257,7 @@ def _updates(
 _MEMORY = ("OutOfMemoryError", "ResourceExhaustedError", "MemoryError", "ArrayMemoryError")
 
 
-def _told(error: Exception, config: Config) -> str:
+def _one_line(error: Exception, config: Config) -> str:
     """An error that ended the training, in one line."""
     name, text = type(error).__name__, " ".join(str(error).split())
     if name in _MEMORY or "can't allocate memory" in text or "bad_alloc" in text:

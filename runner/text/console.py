@@ -302,7 +302,7 @@ def warn(line: str) -> None:
 
 
 def log_traceback() -> None:
-    """Of the exception that is being handled, into run.log."""
+    """Write the traceback of the exception that is being handled to run.log."""
     _write(traceback.format_exc())
 
 

@@ -60,13 +60,13 @@ class _Dialect(Curve):
             raise ValueError(str(error)) from None
 
     def _given(self, clock: Clock, lr: float) -> dict[str, Any]:
-        """What the run knows, of the arguments that need not be said."""
+        """Return arguments that follow from the run, for those that the config leaves out."""
         total = clock.total_steps
         ticks = total if self.tick == "step" else -(-total // clock.steps_per_epoch)
         return {"num_training_steps": ticks, "t_initial": ticks, "initial_learning_rate": lr}
 
     def joints(self, clock: Clock) -> list[int]:
-        """Where the slope changes its sign or jumps by half of the range."""
+        """Return the steps where the slope changes its sign or jumps by half of the range."""
         rates = self.rates(np.arange(clock.total_steps), clock, 1.0)
         slope = np.diff(rates)
         turns = np.flatnonzero(slope[1:] * slope[:-1] < 0) + 1

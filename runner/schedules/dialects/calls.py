@@ -81,7 +81,7 @@ def bind(
 
 
 def _tried(function: Callable[..., Array], values: Mapping[str, Any]) -> None:
-    """What a class refuses of its arguments together, it refuses at once."""
+    """Refuse, at once, what the class refuses of its arguments together."""
     function(np.zeros(0, dtype=np.int64), 1.0, **values)
 
 

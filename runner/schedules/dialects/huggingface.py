@@ -110,8 +110,8 @@ def cosine_warmup_with_min_lr(
     min_lr_rate: Rate | None = None,
     warmup_lr_rate: Rate | None = None,
 ) -> Array:
-    """As cosine_with_min_lr, but counted from t + 1; a warm-up from warmup_lr_rate is counted from
-    t over W - 1."""
+    """cosine_with_min_lr, counted from t + 1; a warm-up from warmup_lr_rate is counted from t over
+    W - 1."""
     least, warmup = _least(lr, min_lr, min_lr_rate), num_warmup_steps
     first = warmup_lr_rate
     rise = (

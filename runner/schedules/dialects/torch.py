@@ -87,8 +87,8 @@ def CyclicLR(
     base_momentum: Rate = 0.8,
     max_momentum: Rate = 0.9,
 ) -> Array:
-    """From base_lr up to max_lr and down; the optimizer's rate is not used, nor is momentum
-    (optimizer.schedules).
+    """A triangle from base_lr up to max_lr and down; the optimizer's rate is not used, nor is
+    momentum (optimizer.schedules).
 
     With step_size_down = 0 a cycle has no way down, as in torch."""
     size = float(step_size_up + (step_size_up if step_size_down is None else step_size_down))
@@ -120,8 +120,8 @@ def OneCycleLR(
     final_div_factor: Factor = 1e4,
     three_phase: bool = False,
 ) -> Array:
-    """From max_lr / d up to it at t = pct n - 1 and down to max_lr / d / f at n - 1; in three
-    phases first back to max_lr / d.
+    """A rise from max_lr / d to max_lr at t = pct n - 1 and down to max_lr / d / f at n - 1; in
+    three phases first back to max_lr / d.
 
     Past the end torch raises; here the last value holds. Momentum is left alone
     (optimizer.schedules).
