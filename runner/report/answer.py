@@ -9,7 +9,7 @@ from statistics import median_high
 
 import numpy as np
 
-from runner.report.jobs import Group, Job, best_rates, groups
+from runner.report.jobs import NO_OVERRIDES, Group, Job, best_rates, groups
 from runner.report.statistics import Paired, Summary, compare, probabilities_best, summary
 from runner.text.quoting import command_line, override
 
@@ -72,7 +72,8 @@ class Answer:
         best, others = self.best, self.ranked[1:]
         name, known = best.group.label, describe(best.summary)
         if not others:
-            return [f"{name} has a {self.metric}, {known}"]
+            only = "the one group" if name == NO_OVERRIDES else name
+            return [f"{only} has a {self.metric}, {known}"]
         lead = f"{name} has the best {self.metric}, {known}"
         if self.seeds is None:
             known = (

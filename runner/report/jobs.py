@@ -27,6 +27,9 @@ _USUAL_LOSS: dict[str, dict[str, Any]] = {
 }
 
 
+NO_OVERRIDES = "defaults"  # label of a group that no override sets apart
+
+
 @dataclass(frozen=True)
 class Job:
     """One run's folder."""
@@ -393,4 +396,4 @@ def _label(job: Job, shared: set[str]) -> str:
         return job.folder.name
     without = ("seed=", "output.", "backend=")
     own = [said for said in job.overrides if said not in shared and not said.startswith(without)]
-    return " ".join(own) or "defaults"
+    return " ".join(own) or NO_OVERRIDES

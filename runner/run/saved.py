@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from os.path import isfile  # False for a name that no file system takes
 from pathlib import Path
@@ -197,8 +197,14 @@ class Run:
     checkpoint: str | int = "last"
 
     @cached_property
+    def _saved(self) -> tuple[TrainState, dict[str, Any]]:
+        """The checkpoint's state, and its state.json."""
+        return checkpoint.read(self.folder, self.checkpoint)
+
+    @property
     def state(self) -> TrainState:
-        return checkpoint.read(self.folder, self.checkpoint)[0]
+        """Weights, slots and buffers of the checkpoint."""
+        return self._saved[0]
 
     @cached_property
     def plan(self) -> Plan:
@@ -212,15 +218,17 @@ class Run:
 
     @cached_property
     def model_spec(self) -> ModelSpec:
-        """The model of the run; the data itself is not needed."""
+        """The model of the run, with the number of threads that it was trained with; the data
+        itself is not needed."""
         data = self.data
-        return model_spec(
+        spec = model_spec(
             self.config,
             data["task"],
             len(data["classes"]),
             data["num_targets"],
             data["input_shape"],
         )
+        return replace(spec, threads=self._saved[1].get("threads", spec.threads))
 
     @property
     def weights(self) -> Mapping[str, np.ndarray]:

@@ -150,6 +150,8 @@ def _go_on(
         console.say(note)
     console.say(f"resume   {folder} from step {step}")
     for key, (before, after) in resumed.changes.items():
+        if key == "checkpoint":  # where it goes on from, which is said already
+            continue
         console.say(f"changed  {key} {show_value(before)} -> {show_value(after)}")
     if (folder / "result.json").is_file():  # until this ends there is no result
         run_folder.write_json(

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from runner import load_run
 from runner.errors import ConfigError, RunError
 from runner.machine import threads
 from runner.run import apart
@@ -239,6 +240,10 @@ def test_the_number_is_recorded_and_kept(tmp_path: Path) -> None:
     folder = tmp_path / done.folder
     assert read(folder, "environment.json")["threads"] == 2
     assert read(folder, "checkpoints/last/state.json")["threads"] == 2
+    text = (folder / "config.yaml").read_text()  # elsewhere `auto` may be another number
+    (folder / "config.yaml").write_text(text.replace("threads: 2", "threads: auto"))
+    assert load_run(folder).model_spec.threads == 2
+    (folder / "config.yaml").write_text(text)
     resume = (f"resume={done.folder}", "trainer.max_steps=20", "trainer.threads=1")
     (more,) = forked(tmp_path, resume)
     assert (more.status, more.err) == (0, "")
