@@ -130,6 +130,12 @@ def test_the_minimum_holds_what_the_plateau_lowers_and_lifts_nothing() -> None:
     )
 
 
+def test_a_first_value_of_nan_counts_as_no_better() -> None:
+    """torch's ReduceLROnPlateau: NaN is not below infinity, so the epoch is a bad one."""
+    assert Stall("min", patience=0).after(Watch(), float("nan")) == (Watch(None, 0, 0), True)
+    assert Stall("max", patience=1).after(Watch(), float("nan")) == (Watch(None, 1, 0), False)
+
+
 @pytest.mark.parametrize(
     ("backend", "extra"),
     [
