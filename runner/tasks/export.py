@@ -1,6 +1,9 @@
 """task=export: a finished run as a file that loads without this project."""
 
+import os
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,9 +44,10 @@ def export(run: Run, format: str | None) -> int:
         if backend is not None:
             _check_range(scalings, run)
         held.into(run.folder / "run.log")
+        _tidy(run.folder)
         with (
             run_folder.writing(place),
-            TemporaryDirectory(dir=run.folder, prefix=".export-") as beside,
+            TemporaryDirectory(dir=run.folder, prefix=f".export-{os.getpid()}-") as beside,
         ):
             made = Path(beside) / name
             if backend is None:
@@ -60,6 +64,20 @@ def export(run: Run, format: str | None) -> int:
         if run.data["features"] or any(scalings):
             console.say(f"names    {place}.json (columns, classes and scaling)")
         return 0
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what an export that was killed has left: our own files in a folder of our own name."""
+    import psutil
+
+    for beside in folder.glob(".export-*-*"):
+        match = re.fullmatch(r"\.export-(\d+)-\w+", beside.name)
+        if match and not beside.is_symlink() and not psutil.pid_exists(int(match[1])):
+            for _, name in _FORMATS.values():
+                (beside / name).unlink(missing_ok=True)
+                (beside / f"{name}.json").unlink(missing_ok=True)
+            with suppress(OSError):  # it holds something else
+                beside.rmdir()
 
 
 def _description(data: Mapping[str, Any], scales: bool) -> dict[str, Any]:

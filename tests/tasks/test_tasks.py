@@ -3,7 +3,10 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +21,7 @@ from runner.data import Split
 from tests.command_line import (
     BACKENDS,
     OTHER,
+    SHORT,
     Done,
     Finished,
     forked,
@@ -122,6 +126,29 @@ def test_export_for_the_other_framework_loads_there(
 
         outputs = torch.export.load(place).module()(torch.from_numpy(x)).detach().numpy()
     np.testing.assert_allclose(outputs, mlp(saved(path), new_rows.x), rtol=0, atol=FLOAT32)
+
+
+def test_an_export_removes_what_a_killed_one_has_left_and_nothing_else(tmp_path: Path) -> None:
+    """A folder of a process that is gone; not that of one that runs, nor files of the user's."""
+    (done,) = forked(tmp_path, SHORT)
+    run = tmp_path / done.folder
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for name, file in (
+        (f".export-{gone.pid}-ab12", "model.pt2"),
+        (f".export-{gone.pid}-cd34", "mine.txt"),
+        (f".export-{os.getpid()}-ef56", "model.pt2"),
+        (".export-notes-x", "model.pt2"),
+    ):
+        (run / name).mkdir()
+        (run / name / file).write_text("half")
+    (done,) = forked(tmp_path, ("task=export", f"run={run}", "format=safetensors"))
+    assert (done.status, done.err) == (0, "")
+    assert {path.name for path in run.glob(".export-*")} == {
+        f".export-{gone.pid}-cd34",
+        f".export-{os.getpid()}-ef56",
+        ".export-notes-x",
+    }
 
 
 @both
