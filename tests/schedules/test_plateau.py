@@ -136,6 +136,15 @@ def test_a_first_value_of_nan_counts_as_no_better() -> None:
     assert Stall("max", patience=1).after(Watch(), float("nan")) == (Watch(None, 1, 0), False)
 
 
+def test_without_a_cooldown_every_epoch_after_a_stall_counts() -> None:
+    """Values 1, 2, 2 at patience 0: the second and the third epoch are no better."""
+    watch, stalled = Watch(), []
+    for value in (1.0, 2.0, 2.0):
+        watch, is_stalled = Stall("min", patience=0).after(watch, value)
+        stalled.append(is_stalled)
+    assert stalled == [False, True, True]
+
+
 @pytest.mark.parametrize(
     ("backend", "extra"),
     [
