@@ -6,7 +6,6 @@ schema; formulas are those of the docstrings.
 
 import inspect
 import re
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,12 +74,7 @@ def _group_page(group: str) -> str:
         lines += [f"## `{group}={file.stem}`", ""]
         if kind != file.stem:
             lines += [f"`{kind}` with other values.", ""]
-        lines += _docstring(section)
-        schema = section.model_json_schema()
-        for key, prop in _properties(schema).items():
-            if key != "name":
-                lines += _item(f"{group}.{key}", prop, remarks.get(key), schema)
-        lines.append("")
+        lines += _choice(section, "name", f"{group}.", remarks)
     return "\n".join(lines)
 
 
@@ -88,13 +82,19 @@ def _layers_page() -> str:
     lines = ["# Layers", "", "`model.layers` is a list of these, in order.", ""]
     remarks = _remarks(CONF / "layer_defaults" / "default.yaml")
     for name, section in sections(Layer).items():
-        lines += [f"## `layer: {name}`", "", *_docstring(section)]
-        schema = section.model_json_schema()
-        for key, prop in _properties(schema).items():
-            if key != "layer":
-                lines += _item(key, prop, remarks.get(f"{name}.{key}"), schema)
-        lines.append("")
+        own = {key: remarks.get(f"{name}.{key}") for key in keys(section)}
+        lines += [f"## `layer: {name}`", "", *_choice(section, "layer", "", own)]
     return "\n".join(lines)
+
+
+def _choice(section: Any, tag: str, prefix: str, remarks: Mapping[str, Any]) -> list[str]:
+    """A choice's docstring, and its keys but for the one that names it."""
+    schema = section.model_json_schema()
+    lines = _docstring(section)
+    for key, prop in _properties(schema).items():
+        if key != tag:
+            lines += _item(f"{prefix}{key}", prop, remarks.get(key), schema)
+    return [*lines, ""]
 
 
 def _python_page() -> str:
@@ -159,15 +159,12 @@ def _docstring(thing: Any) -> list[str]:
 
 
 def _fenced(text: str, language: str) -> list[str]:
-    return [f"```{language}", *textwrap.dedent(text).splitlines(), "```", ""]
+    return [f"```{language}", *text.splitlines(), "```", ""]
 
 
 def _properties(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """The keys of a section; of one that holds its own kind, the schema is a reference."""
-    found: Mapping[str, Any] = schema
-    if "$ref" in schema:
-        found = schema["$defs"][schema["$ref"].rpartition("/")[2]]
-    return found.get("properties", {})
+    return (_section(schema, schema) or schema).get("properties", {})
 
 
 def _section(prop: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:

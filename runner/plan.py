@@ -65,15 +65,12 @@ class Plan:
         """Return the run's spec: tables of every step, and training rows in the run's dtype."""
         trainer, model = self.config.trainer, self.model
         fields = {"y": losses.targets(self.loss, self.data.train.y, model.dtype)}
-        brought = {}
-        if self.data.streams:
-            brought["x"] = Field(model.network.input_shape, model.dtype)
-        else:
+        if not self.data.streams:
             fields["x"] = np.ascontiguousarray(self.data.train.x, dtype=model.dtype)
         return RunSpec(
             **vars(model),
             fields=fields,
-            brought=brought,
+            brought=self._brought,
             loss=self.loss,
             optimizer=self.config.optimizer,
             tables=self.tables(),
@@ -191,12 +188,18 @@ class Plan:
     ) -> Chunks:
         """The run's chunks from a step on, to its end or an earlier one."""
         order = self.order if end is None else replace(self.order, total_steps=end)
-        read = self._read if self.data.streams else None
+        read = self._read if self._brought else None
         return Chunks(order, start, self.largest_chunk(), checkpoint_steps, adapt, read)
 
-    def _read(self, rows: np.ndarray) -> Batch:
+    @property
+    def _brought(self) -> dict[str, Field]:
         """The fields of training rows that are not held in memory, in the run's dtype."""
-        return {"x": self.data.train.x[rows].astype(self.model.dtype, copy=False)}
+        return {"x": Field(self.network.input_shape, self.model.dtype)} if self.data.streams else {}
+
+    def _read(self, rows: np.ndarray) -> Batch:
+        """Read those fields of some training rows.  # int64[n] -> [n, ...] each"""
+        found, brought = self.data.train.read(rows), self._brought.items()
+        return {name: found[name].astype(field.dtype, copy=False) for name, field in brought}
 
     def outputs(self, split: Split, predict: Callable[[Batch], np.ndarray]) -> np.ndarray:
         """The network's outputs for all rows of a split.  # float[N, C]"""
@@ -221,7 +224,7 @@ def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
     if config.trainer.precision == "exact":
         refuse(model.network, loss, config.optimizer, order)
         _refuse_exact(config, data)
-    BACKENDS[config.backend].refuse(config)
+    _refuse_backend(config)
     prepared = Plan(
         config=config,
         data=data,
@@ -278,6 +281,17 @@ def _refuse_exact(config: Config, data: Dataset) -> None:
             "trainer.compile=true cannot be had with trainer.precision=exact, which "
             "decides by itself"
         )
+
+
+def _refuse_backend(config: Config) -> None:
+    """Refuse what the backend says that it cannot run."""
+    about, precision = BACKENDS[config.backend], config.trainer.precision
+    if precision not in about.precisions:
+        raise ConfigError(
+            f"backend={about.name} trains with "
+            f"trainer.precision={' or '.join(about.precisions)} alone, got {precision}"
+        )
+    about.refuse(config)
 
 
 def _check_watched(prepared: Plan) -> None:

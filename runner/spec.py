@@ -188,9 +188,11 @@ class About:
     distribution: str  # what pip installs
     packages: Sequence[str]  # whose versions environment.json records
     precisions: Sequence[str]
-    exports: Mapping[str, str]  # format of task=export -> file
-    refuse: Callable[[Any], None]  # raises ConfigError for a config that it cannot run
-    tune: Callable[[], None]  # prepares a process of the command line for its framework
+    exports: Mapping[str, str] = field(default_factory=dict)  # format of task=export -> file
+    # raises ConfigError for a config that it cannot run
+    refuse: Callable[[Any], None] = lambda config: None
+    # prepares a process of the command line for its framework
+    tune: Callable[[], None] = lambda: None
     # variables that are in force while the framework is imported, whatever the user has set
     environment: Mapping[str, str] = field(default_factory=dict)
 

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tests.command_line import OTHER
+
 _SHORT = ("trainer.max_steps=30", "trainer.batch_size=100", "device=cpu")
 _OPTIMIZERS = "adadelta,adagrad,adam,adamax,adamw,lion,nadam,rmsprop,sgd"
 _SWEEPS: Sequence[Sequence[str]] = (
@@ -41,7 +43,6 @@ _SWEEPS: Sequence[Sequence[str]] = (
         "seed=1",
     ),
 )
-_OTHER = {"lightning": "keras", "keras": "lightning"}
 
 
 def main() -> int:
@@ -66,13 +67,13 @@ def main() -> int:
 
 def _hashes(root: Path) -> Iterator[tuple[str, str]]:
     """The run's name and the hash of its weights."""
-    for backend in _OTHER:
+    for backend in OTHER:
         for number, sweep in enumerate(_SWEEPS):
             folder = root / f"{backend}_{number}"
             _run("-m", f"backend={backend}", f"output.root={folder}", *_SHORT, *sweep)
             for path in sorted(folder.glob("multiruns/*/*/result.json")):
                 yield f"{backend} {path.parent.name}", _of(path.parent)
-    for backend, other in _OTHER.items():
+    for backend, other in OTHER.items():
         for name, second in (("extended", backend), ("finished by the other", other)):
             folder = root / f"{backend}_{second}"
             _run(

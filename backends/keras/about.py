@@ -1,13 +1,8 @@
 """What the runner knows of this backend before its framework is imported."""
 
 import os
-from typing import Any
 
 from runner.spec import About
-
-
-def _refuse(config: Any) -> None:
-    """Refuse nothing: this backend takes every config that the schema takes."""
 
 
 def _tune() -> None:
@@ -22,6 +17,5 @@ ABOUT = About(
     precisions=("float32", "float64", "bf16-mixed", "exact"),
     exports={"keras": "model.keras"},
     environment={"KERAS_BACKEND": "tensorflow"},
-    refuse=_refuse,
     tune=_tune,
 )

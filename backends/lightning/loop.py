@@ -50,7 +50,7 @@ class Module(pl.LightningModule):
         """The chunk's updates, one after another; its report is left in `self.report`."""
         engine = self.engine
         applied, shares, outputs = [], [], []
-        data = [[*_batches(self._fields(chunk, i))] for i in range(len(chunk.blocks))]
+        data = [[*_batches(fields)] for fields in self._fields(chunk)]
         of_each = [(batches, len(batches) // chunk.num_steps) for batches in data]
         for k in range(chunk.num_steps):
             applied.append(self.schedule.read())
@@ -69,12 +69,14 @@ class Module(pl.LightningModule):
         )
         engine.compile_seconds = 0.0
 
-    def _fields(self, chunk: Chunk, block: int) -> dict[str, Tensor]:
-        """A block's fields, gathered at once.  # [K, A, B, ...] each"""
-        rows, where = torch.from_numpy(chunk.blocks[block]).to(self.where), self.where
-        held = {name: values[rows] for name, values in self.engine.fields.items()}
-        brought = {name: torch.from_numpy(chunk.by_block(name)[block]) for name in chunk.fields}
-        return {**held, **{name: values.to(where) for name, values in brought.items()}}
+    def _fields(self, chunk: Chunk) -> Iterator[dict[str, Tensor]]:
+        """The fields of each block, gathered at once.  # [K, A, B, ...] each"""
+        brought = {name: chunk.by_block(name) for name in chunk.fields}
+        for i, block in enumerate(chunk.blocks):
+            rows = torch.from_numpy(block).to(self.where)
+            held = {name: values[rows] for name, values in self.engine.fields.items()}
+            own = {name: torch.from_numpy(v[i]).to(self.where) for name, v in brought.items()}
+            yield {**held, **own}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """The Trainer's call before the first update. The gradients stay where they are: the

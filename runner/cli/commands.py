@@ -516,7 +516,7 @@ def _on_a_run(overrides: Sequence[str]) -> int:
     user_code.announce(config.trusted_modules)
     refuse_links(folder, "run")
     checkpoint.find(folder, config.checkpoint)
-    return task(Run(folder, config, config.checkpoint), source)
+    return task(Run(folder, config, config.checkpoint, owns_process=True), source)
 
 
 def _evaluate(run: Run, _: Any) -> int:

@@ -18,11 +18,11 @@ def tune() -> None:
 def tuned(about: About) -> Iterator[None]:
     """Import a framework without garbage collection: the import makes some hundred thousand objects
     and drops none, and no later collection has to look at them again."""
-    about.tune()
-    keep_freed_pages()
     collects = gc.isenabled()
     gc.disable()
     try:
+        keep_freed_pages()
+        about.tune()  # which may import parts of the framework
         yield
         gc.freeze()
     finally:

@@ -112,12 +112,7 @@ class Tune(Section):
 
 
 class Config(Section):
-    task: Annotated[
-        Literal[
-            "train", "preview", "find_lr", "evaluate", "predict", "export", "verify", "compare"
-        ],
-        Mark(outside_hash=True, on_run=True),
-    ]
+    task: Annotated[Task, Mark(outside_hash=True, on_run=True)]
     backend: Annotated[Backend, Mark(on_resume=True, on_run=True)]
     device: Annotated[
         str, Field(pattern=f"^({devices.PATTERN})$"), Mark(on_resume=True, on_run=True)

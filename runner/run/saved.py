@@ -195,6 +195,7 @@ class Run:
     folder: Path
     config: Config
     checkpoint: str | int = "last"
+    owns_process: bool = False  # a framework may keep this run's number of threads for good
 
     @cached_property
     def _saved(self) -> tuple[TrainState, dict[str, Any]]:
@@ -290,7 +291,10 @@ class Run:
     def outputs(self, rows: Batch) -> np.ndarray:
         """The network's outputs for rows as it was trained on: scaled, in the run's dtype.
         # float[N, C]"""
-        return dispatcher.load(self.config.backend).predict(self.model_spec, self.state, rows)
+        backend = dispatcher.load(self.config.backend)
+        if self.owns_process:
+            backend.can_use_threads(self.model_spec.threads)
+        return backend.predict(self.model_spec, self.state, rows)
 
 
 def load_run(

@@ -3,7 +3,6 @@ reads."""
 
 from pathlib import Path
 
-from runner import dispatcher
 from runner.data.dataset import changed
 from runner.errors import ConfigError
 from runner.plan import evaluate as evaluate_split
@@ -26,7 +25,6 @@ def evaluate(run: Run) -> int:
         if not len(data):
             raise ConfigError(f"{run.folder} has no test rows: data.test_fraction was 0")
         held.into(run.folder / "run.log")
-        dispatcher.load(run.config.backend).can_use_threads(run.model_spec.threads)
         outputs = run.plan.outputs(data, run.outputs)
         values = {
             f"test/{name}": value for name, value in evaluate_split(run.plan, outputs, data).items()

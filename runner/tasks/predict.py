@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from runner import dispatcher
 from runner.data.files import as_float, numbers, read_csv, read_npz, regular_file
 from runner.errors import ConfigError, RunError, show
 from runner.run import run_folder
@@ -26,7 +25,6 @@ def predict(run: Run, source: str) -> int:
     with capture() as (console, held):
         path = regular_file(source)
         x = _read(path, run.data)
-        dispatcher.load(run.config.backend).can_use_threads(run.model_spec.threads)
         outputs = run.predict(x).astype(np.float64)
         held.into(run.folder / "run.log")
         classes: list[str] = run.data["classes"]
