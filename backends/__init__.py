@@ -1,2 +1,2 @@
-"""How a framework does it. One folder a framework; they mirror each other file by file and never
+"""Implementations, one folder for each framework. They mirror each other file by file and never
 import each other."""

@@ -39,7 +39,7 @@ class Model:
     more: tuple[str, ...] = ()  # what is said to ours alone
 
     def overrides(self, rows: Path) -> list[str]:
-        """What the command line says to get it, with the rows in a file where they are not the
+        """Command-line overrides for it, with the rows in a file where they are not the
         digits."""
         if not self.rows.startswith("digits"):
             own = [
@@ -242,7 +242,7 @@ _MODELS = (
 
 
 def models(num_epochs: Mapping[str, int]) -> tuple[Model, ...]:
-    """With other numbers of epochs than their own, where some are said."""
+    """Replace the models' numbers of epochs where others are given."""
     return tuple(
         replace(model, num_epochs=num_epochs.get(model.name, model.num_epochs)) for model in _MODELS
     )

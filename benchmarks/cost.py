@@ -1,13 +1,13 @@
-"""What a run costs, ours alone: as the model, the batch and the number of updates grow; with rows
-that stay in their files; and what the records take.
+"""Measure the cost of our runs as the model, the batch and the number of updates grow, with rows
+that stay in their files, and the cost of the records.
 
     python -m benchmarks.cost                     # some ten minutes on two cores
     python -m benchmarks.cost --parts steps --markdown --json cost.json
 
 Every figure is the median of three runs, or of as many as a minute holds, each in a process of its
-own, of the real command line with its defaults. Time
-for an update is that of the training phase after its first tenth, in which a framework traces and
-compiles, from the times in metrics.csv; memory is the process's peak.
+own, of the real command line with its defaults. Time for an update is that of the training phase
+after its first tenth, in which a framework traces and compiles, from the times in metrics.csv;
+memory is the process's peak.
 """
 
 import argparse

@@ -95,7 +95,7 @@ def ours(
 
 
 def _ours(folder: Path) -> dict[str, Any]:
-    """What the only run below `folder` says of itself."""
+    """Read the result of the only run below `folder`."""
     (path,) = folder.glob("runs/*/result.json")
     result = json.loads(path.read_text())
     # of each epoch, since the process began

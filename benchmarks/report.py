@@ -1,4 +1,4 @@
-"""What the runs say: medians, extremes, ratios of medians; as a table and as JSON."""
+"""Summarize runs: medians, extremes, ratios of medians; as a table and as JSON."""
 
 import os
 import platform
@@ -63,7 +63,7 @@ def table(runs: Runs, models: Sequence[Model], markdown: bool) -> str:
 
 
 def notes(models: Sequence[Model], num_repeats: int) -> str:
-    """What was run, in words."""
+    """Describe the runs in words."""
     variables = " ".join(f"{name}={value}" for name, value in environment(1).items())
     seen = dict.fromkeys(contestant for model in models for contestant in taking_part(model))
     return "\n".join(

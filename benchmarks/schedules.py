@@ -57,7 +57,7 @@ def _seconds(name: str, num_steps: int) -> float:
 
 
 def _megabytes(name: str, num_steps: int) -> float:
-    """By NumPy's own account to tracemalloc, in a second pass, since counting takes time."""
+    """Memory as NumPy reports it to tracemalloc, in a second pass, since counting takes time."""
     tracemalloc.start()
     try:
         _table(name, num_steps)

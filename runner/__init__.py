@@ -1,5 +1,5 @@
-"""What a run means: config, schedules, weights, order of the data, files. No framework is imported
-here.
+"""The meaning of a run: config, schedules, weights, order of the data, files. No framework is
+imported here.
 
 from runner import load_run, rates
 """

@@ -1,4 +1,4 @@
-"""From a backend's name to the backend: the one place that imports one."""
+"""Load a backend by its name: the one place that imports one."""
 
 import os
 import pkgutil
@@ -19,8 +19,8 @@ BACKENDS: Mapping[str, About] = {
     for folder in pkgutil.iter_modules(backends.__path__)
 }
 
-# What the import of a framework happens in. The command line tunes its process there; a notebook
-# stays as it is.
+# The context in which a framework is imported. The command line tunes its process there; a
+# notebook stays as it is.
 importing: Callable[[About], AbstractContextManager[Any]] = nullcontext
 
 

@@ -1,5 +1,5 @@
-"""From a config to what runs: data, network, order, clock, rates. Everything that can be refused
-without a framework is."""
+"""Make a config into what runs: data, network, order, clock, rates. Everything that can be refused
+without a framework is refused here."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

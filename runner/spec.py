@@ -177,7 +177,8 @@ class Engine(Protocol):
         """The mean losses of K updates, from their shares.  # [K]"""
         ...
 
-    def state(self, step: int) -> TrainState: ...
+    def state(self, step: int) -> TrainState:
+        """Read back the weights, slots and scalars after `step` updates."""
 
 
 @dataclass(frozen=True)

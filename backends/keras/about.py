@@ -1,4 +1,4 @@
-"""What the runner knows of this backend before its framework is imported."""
+"""Facts about this backend that the runner needs before it imports the framework."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What TensorFlow finds on this machine, what it calls it, and what it compiles there."""
+"""Devices that TensorFlow finds on this machine, their names, and what it compiles for them."""
 
 import tensorflow as tf
 

@@ -37,7 +37,7 @@ _STOCK_NAMES = {
 
 
 class Place:
-    """Which forward pass this is: what keys the dropout masks besides the seed and the layer."""
+    """Identity of a forward pass, which keys the dropout masks besides the seed and the layer."""
 
     def __init__(self, seed: int) -> None:
         # so that runs of other seeds are compiled alike

@@ -1,4 +1,4 @@
-"""What torch finds on this machine, and what Lightning calls it."""
+"""Devices that torch finds on this machine, and Lightning's names for them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -171,7 +171,7 @@ class Torch:
 
 
 def _windows(images: Sequence[int], size: int, stride: int, pads: Pads) -> np.ndarray:
-    """Which pixel of all [N, H, W] stands at each place of each window, in the order of `patches`;
+    """Index of the pixel, among all [N, H, W], at each position of each window, in the order of `patches`;
     the border is one more."""
     num = math.prod(images)
     places = np.pad(

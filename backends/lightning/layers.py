@@ -33,7 +33,7 @@ _CANONICAL = {4: (2, 3, 1, 0), 2: (1, 0)}  # and the inverse
 
 
 class Place:
-    """Which forward pass this is: what keys the dropout masks besides the seed and the layer."""
+    """Identity of a forward pass, which keys the dropout masks besides the seed and the layer."""
 
     def __init__(self, seed: int) -> None:
         self.seed, self.step, self.micro_batch = seed, 0, 0

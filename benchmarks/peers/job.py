@@ -1,4 +1,4 @@
-"""What the peers have in common, without a framework: their arguments, the rows, the line they
+"""Parts that the peers share, without a framework: their arguments, the rows, the line they
 print."""
 
 import argparse
@@ -60,7 +60,7 @@ def read() -> Job:
 
 
 def accuracy(rows: Rows, predict: Callable[[np.ndarray], np.ndarray]) -> float:
-    """Of outputs that `predict` gives for a batch."""
+    """Accuracy of the outputs that `predict` gives for a batch."""
     batches = [rows.x[i : i + VAL_BATCH_SIZE] for i in range(0, len(rows.x), VAL_BATCH_SIZE)]
     outputs = np.concatenate([predict(batch) for batch in batches])
     return float((outputs.argmax(1) == rows.y).mean())

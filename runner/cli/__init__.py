@@ -1,1 +1,1 @@
-"""From a command line to the work it asks for."""
+"""Read a command line and start the work that it asks for."""

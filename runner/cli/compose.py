@@ -1,4 +1,4 @@
-"""From overrides to composed configs. Everything is checked before Hydra acts on anything."""
+"""Compose configs from overrides. Everything is checked before Hydra acts on anything."""
 
 import shlex
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What --help and --schema print."""
+"""Texts that --help and --schema print."""
 
 import json
 import textwrap

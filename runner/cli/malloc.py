@@ -1,4 +1,4 @@
-"""How this process takes memory from the system."""
+"""Memory that this process takes from the system and gives back."""
 
 import ctypes
 import sys

@@ -1,4 +1,4 @@
-"""When this process began."""
+"""The time at which this process began."""
 
 import sys
 from time import monotonic, time

@@ -1,1 +1,1 @@
-"""What a config names: layers, losses, metrics, optimizers."""
+"""Parts that a config names: layers, losses, metrics, optimizers."""

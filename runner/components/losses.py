@@ -96,7 +96,7 @@ def choose(loss: Any, task: str, num_classes: int) -> Any:
 
 
 def num_outputs(loss: Any, task: str, num_classes: int, num_targets: int) -> int:
-    """How many values per row the network has to give."""
+    """Number of values per row that the network has to give."""
     if task == "classification":
         return 1 if loss.name == "binary_cross_entropy" else num_classes
     return num_targets

@@ -84,7 +84,7 @@ def _allowed(root: Root, error: Mapping[str, Any]) -> str:
 
 
 def _no_key(root: Root, key: str, location: Sequence[Any], path: Sequence[Any]) -> str:
-    """Which keys there are, and where the one that was said may belong: in another choice, beside
+    """List the keys that exist, and where the given one may belong: in another choice, beside
     it, elsewhere."""
     if key == "experiment":  # without the header, a file's keys are put below its group's name
         return "experiment: the first line of its file must be '# @package _global_'"

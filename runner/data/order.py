@@ -1,12 +1,10 @@
-"""Which rows each update uses: a pure function of (seed, epoch, step), so that a run goes on from
-any step.
+"""The rows that each update uses: a pure function of (seed, epoch, step), so that a run can go on
+from any step.
 
 An epoch is one pass over a permutation of the rows. It is cut into micro-batches of B =
-`batch_size` rows, and A =
-`accumulate` of them make an update, whose gradient is that of the mean loss over all its rows: as
-one batch of A * B. The last update of an epoch has what is left: fewer micro-batches, the last of
-them short.
-"""
+`batch_size` rows, and A = `accumulate` of them make an update, whose gradient is that of the mean
+loss over all its rows: as one batch of A * B. The last update of an epoch has what is left: fewer
+micro-batches, the last of them short."""
 
 import time
 from collections.abc import Callable, Iterator

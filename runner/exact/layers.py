@@ -91,7 +91,7 @@ def _biased(p: Pass, node: Node, products: Tensor, unit: Any) -> Tensor:
 
 
 def _num_rows(p: Pass, node: Node) -> int:
-    """How many values of a batch stand for one of the last axis."""
+    """Number of values of a batch for each index of the last axis."""
     return (p.rows or 0) * math.prod(node.input_shape[:-1])
 
 

@@ -1,5 +1,5 @@
-"""What a framework has to give: some 25 operations on float64 tensors. Everything else is written
-once, over these.
+"""The operations that a framework provides for exact mode: some 25, on float64 tensors. Everything
+else is written once, over these.
 
 Tensors have the operators + - * / < <= > >= == & ~ and slices, among themselves and with Python
 numbers. Images are [N, H, W, C]. `Unit` is a power of two: a number, or a tensor that spreads over

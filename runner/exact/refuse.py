@@ -1,4 +1,4 @@
-"""What has no exact form is refused by name, before anything trains."""
+"""Refuse, by name and before anything trains, what has no exact form."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,1 +1,1 @@
-"""What this machine has: devices, memory, cores."""
+"""Properties of this machine: devices, memory, cores."""

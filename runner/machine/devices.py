@@ -1,4 +1,4 @@
-"""Which device a run uses, from what was asked for and what a backend says is there."""
+"""Choose the device of a run, from what was asked for and what a backend reports."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Which group of runs is best, by how much, over which seeds, and whether that is beyond noise."""
+"""Find the best group of runs: by how much, over which seeds, and whether that is beyond noise."""
 
 import json
 import math
@@ -44,7 +44,7 @@ class Answer:
 
     @property
     def is_logarithmic(self) -> bool:
-        """How its curves are drawn."""
+        """True if its curves are drawn on a logarithmic axis."""
         return self.mode == "min" and min(ranked.summary.mean for ranked in self.ranked) > 0
 
     @property

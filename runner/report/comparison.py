@@ -1,5 +1,5 @@
-"""What came of several runs: which is best and whether that is more than noise, as a table, a page
-and a picture."""
+"""Report several runs: which is best and whether that is more than noise, as a table, a page and a
+picture."""
 
 import csv
 import math

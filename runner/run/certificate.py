@@ -1,5 +1,5 @@
-"""What a run in exact mode says of itself, so that anyone can repeat it and compare: hashes, of all
-and of each tensor."""
+"""The certificate of a run in exact mode: hashes, of all and of each tensor, so that anyone can
+repeat the run and compare."""
 
 import hashlib
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What may watch a run between two chunks: records, checkpoints, stalls, progress, loggers."""
+"""Observers watch a run between two chunks: records, checkpoints, stalls, progress, loggers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

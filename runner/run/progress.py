@@ -1,4 +1,4 @@
-"""What a run says on the terminal and in run.log while it trains."""
+"""Report progress on the terminal and in run.log while a run trains."""
 
 from collections.abc import Mapping
 

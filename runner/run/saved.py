@@ -289,8 +289,8 @@ class Run:
         return y_scaling.invert(outputs.astype(np.float64)) if y_scaling else outputs
 
     def outputs(self, rows: Batch) -> np.ndarray:
-        """The network's outputs for rows as it was trained on: scaled, in the run's dtype.
-        # float[N, C]"""
+        """The network's outputs for rows as it was trained on: scaled, in the run's
+        dtype. Returns float[N, C]."""
         backend = dispatcher.load(self.config.backend)
         if self.owns_process:
             backend.can_use_threads(self.model_spec.threads)

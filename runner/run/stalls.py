@@ -1,4 +1,4 @@
-"""What a stalled metric does: a plateau lowers the rates, early stopping ends the run."""
+"""React to a stalled metric: a plateau lowers the rates, early stopping ends the run."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace

@@ -1,5 +1,5 @@
-"""What happens between two chunks, written once for every backend: evaluation, and the events that
-records, checkpoints, stalls, progress and loggers see."""
+"""The work between two chunks, written once for every backend: evaluation, and the events that
+records, checkpoints, stalls and progress see."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What every schedule is: a pure function of the step."""
+"""A schedule as a pure function of the step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

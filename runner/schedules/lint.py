@@ -1,4 +1,5 @@
-"""What is probably not meant, told before any training: one line each, that names the key."""
+"""Warn, before any training, of settings that are probably not meant: one line each, which names
+the key."""
 
 from typing import NamedTuple
 

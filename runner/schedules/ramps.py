@@ -1,4 +1,4 @@
-"""How far a phase has come, and the curves it may follow.
+"""Progress within a phase, and the curves that the phase may follow.
 
 With local step k = 0 ... N-1 of a phase of N steps, s = 1 if the start value is skipped and e = 1
 if the end value is not reached within the phase:

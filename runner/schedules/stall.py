@@ -1,5 +1,5 @@
-"""When a metric has stalled: what lowers the rate on a plateau, and what ends a run early. Pure
-functions of what was seen."""
+"""Detect that a metric has stalled, which lowers the rate on a plateau and ends a run early. Pure
+functions of the values seen."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,1 +1,2 @@
-"""What the program does: one file a verb. Each takes the checked config and says its result."""
+"""The tasks of the program, one file each. A task takes the checked config and reports its
+result."""

@@ -1,4 +1,4 @@
-"""What the user sees, and run.log, which sees everything.
+"""The terminal, and run.log, which gets everything.
 
 While a run lasts, whatever a framework prints (from Python or below it) goes to run.log; only what
 is said here reaches the terminal, and run.log too. Nothing that a run does depends on the terminal:

@@ -657,11 +657,13 @@ def test_digits_are_images_for_a_model_that_needs_them(model: str, shape: tuple[
         ),
         ("[{layer:dropout,rate:0.1},{layer:batch_norm},{layer:max_pool},{layer:flatten}", True),
         (
-            "[{layer:residual,layers:[{layer:conv2d,filters:1,kernel_size:3}]},{layer:global_average_pool}",
+            "[{layer:residual,layers:[{layer:conv2d,filters:1,kernel_size:3}]},"
+            "{layer:global_average_pool}",
             True,
         ),
         (
-            "[{layer:residual,layers:[{layer:activation,function:relu}]},{layer:average_pool},{layer:flatten}",
+            "[{layer:residual,layers:[{layer:activation,function:relu}]},{layer:average_pool},"
+            "{layer:flatten}",
             True,
         ),
         ("[{layer:residual,layers:[{layer:dense,units:64}]}", False),
