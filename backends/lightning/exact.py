@@ -171,8 +171,8 @@ class Torch:
 
 
 def _windows(images: Sequence[int], size: int, stride: int, pads: Pads) -> np.ndarray:
-    """Index of the pixel, among all [N, H, W], at each position of each window, in the order of `patches`;
-    the border is one more."""
+    """Index of the pixel, among all [N, H, W], at each position of each window, in the order of
+    `patches`; the border is one more."""
     num = math.prod(images)
     places = np.pad(
         np.arange(num, dtype=np.int32).reshape(images), ((0, 0), *pads), constant_values=num

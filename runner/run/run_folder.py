@@ -469,7 +469,7 @@ def _rows(file: TextIO, begin: int, most: int | None) -> Iterable[str]:
 
 
 def points(num: int, most: int) -> np.ndarray:
-    """Choose the points of a line that stand for all: evenly spaced, both ends among them.  # int64[n]"""
+    """Choose the points of a line that stand for all: evenly spaced, with both ends. int64[n]."""
     return np.unique(np.linspace(0, num - 1, min(num, most)).round().astype(int))
 
 
