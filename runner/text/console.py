@@ -8,6 +8,7 @@ where it is gone or takes no more, the run goes on without it.
 import errno
 import functools
 import io
+import logging
 import os
 import select
 import signal
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from sysconfig import get_path
 from typing import Any, TextIO
 
 from runner.errors import show
@@ -84,20 +86,28 @@ def _standing_streams() -> Iterator[_Stream | None]:
 
 
 @contextmanager
-def _without_deprecations() -> Iterator[None]:
-    """Keep libraries' deprecation warnings off the terminal, unless Python was asked for them
-    (-W)."""
-    show_warning = warnings.showwarning
+def _without_chatter() -> Iterator[None]:
+    """Keep libraries' log lines and warnings off the terminal; errors that they log are shown.
 
-    def show_to_user(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
-        if _is_captured or sys.warnoptions or not issubclass(category, _DEPRECATIONS):
-            show_warning(message, category, *place, **more)
+    A run's log gets all of them. Warnings are shown where Python was asked for them (-W).
+    """
+    show_warning, disabled = warnings.showwarning, logging.root.manager.disable
+    libraries = tuple({get_path(name) for name in ("stdlib", "purelib", "platlib")})
+
+    def show_to_user(
+        message: Any, category: type[Warning], filename: str, *place: Any, **more: Any
+    ) -> None:
+        is_chatter = issubclass(category, _DEPRECATIONS) or filename.startswith(libraries)
+        if _is_captured or sys.warnoptions or not is_chatter:
+            show_warning(message, category, filename, *place, **more)
 
     warnings.showwarning = show_to_user
+    logging.disable(logging.WARNING)
     try:
         yield
     finally:
         warnings.showwarning = show_warning
+        logging.disable(disabled)
 
 
 def _open_on_null(descriptor: int) -> None:
@@ -119,7 +129,7 @@ def _is_own(stream: TextIO, descriptor: int) -> bool:
 
 def stand() -> None:
     """The streams of a process that another program's code runs: they raise nothing from now on."""
-    _stands.enter_context(_without_deprecations())
+    _stands.enter_context(_without_chatter())
     _stands.enter_context(_standing_streams())
 
 
@@ -135,7 +145,7 @@ def steady(main: Callable[[], int]) -> Callable[[], int]:
         hangup = getattr(signal, "SIGHUP", None)  # not on Windows
         before = None if hangup is None else signal.signal(hangup, signal.SIG_IGN)
         try:
-            with _without_deprecations(), _standing_streams() as out:
+            with _without_chatter(), _standing_streams() as out:
                 try:
                     status = main()
                 except SystemExit as end:  # argparse's, a signal's
@@ -272,7 +282,8 @@ def capture() -> Iterator[tuple[Console, Capture]]:
     _flush()
     kept_in_files()
     _is_captured = True
-    kept = [os.dup(1), os.dup(2)]
+    kept, disabled = [os.dup(1), os.dup(2)], logging.root.manager.disable
+    logging.disable(logging.NOTSET)
     held = Capture()
     _, terminal = _text(os.dup(1), closes=True)
     _redirect(held._file.fileno())
@@ -281,6 +292,7 @@ def capture() -> Iterator[tuple[Console, Capture]]:
         yield _current, held
     finally:
         _is_captured, _current = False, None
+        logging.disable(disabled)
         _flush()
         for descriptor, original in zip(kept, (1, 2), strict=True):
             os.dup2(descriptor, original)

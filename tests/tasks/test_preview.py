@@ -11,7 +11,7 @@ import pytest
 from runner import rates
 from runner.cli.compose import CONF
 from runner.report.rates import draw
-from tests.command_line import REPOSITORY, forked
+from tests.command_line import REPOSITORY, forked, together
 from tests.test_isolation import run
 
 
@@ -84,6 +84,16 @@ def test_a_warning_is_said_and_with_strict_refused(tmp_path: Path) -> None:
     assert warned.out.splitlines()[0] == f"warning: {said}"
     assert (refused.status, refused.out, refused.err) == (2, "", f"error: {said}\n")
     assert len(list((tmp_path / "outputs" / "previews").iterdir())) == 1
+
+
+def test_the_terminal_shows_nothing_of_matplotlib_s_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Matplotlib warns of a folder for its settings that cannot be made, as on a read-only disk."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "file" / "folder"))
+    (done,) = together(tmp_path, ("task=preview",))
+    assert (done.status, done.err) == (0, "")
 
 
 NO_PYPLOT = """

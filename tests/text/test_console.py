@@ -1,6 +1,7 @@
 """The console's output, and runs whose terminal goes away or whose disk is full."""
 
 import io
+import logging
 import os
 import select
 import signal
@@ -10,12 +11,13 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from runner import dispatcher
 from runner.run.run_folder import read_json
 from runner.text.console import steady, tree
-from tests.command_line import begun, ended, start, together
+from tests.command_line import begun, ended, forked, start, together
 
 only_linux = pytest.mark.skipif(
     sys.platform != "linux", reason="its devices and limits are Linux's"
@@ -158,12 +160,14 @@ def test_streams_that_are_not_the_process_s_own_are_left_as_they_are(
     assert sys.stdout is mine
 
 
-def test_a_library_s_deprecations_stay_off_the_terminal_and_other_warnings_do_not() -> None:
+def test_a_library_s_warnings_and_all_deprecations_stay_off_the_terminal() -> None:
     seen: list[str] = []
 
     @steady
     def main() -> int:
+        library = str(Path(np.__file__).with_name("some.py"))
         warnings.warn("old", FutureWarning, stacklevel=1)
+        warnings.warn_explicit("chatter", UserWarning, library, 1)
         warnings.warn("odd", UserWarning, stacklevel=1)
         return 0
 
@@ -172,6 +176,37 @@ def test_a_library_s_deprecations_stay_off_the_terminal_and_other_warnings_do_no
         warnings.showwarning = lambda message, *_: seen.append(str(message))  # type: ignore[assignment]
         assert main() == 0
     assert seen == ["odd"]
+
+
+def test_a_library_s_log_lines_stay_off_the_terminal_but_for_errors(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    logger = logging.getLogger("a.library")
+
+    @steady
+    def main() -> int:
+        logger.warning("The cache is being built.")
+        logger.error("The cache cannot be built.")
+        return 0
+
+    assert main() == 0
+    logger.warning("after the command")
+    assert caplog.messages == ["The cache cannot be built.", "after the command"]
+
+
+def test_a_run_s_log_has_a_library_s_log_lines(tmp_path: Path) -> None:
+    """They come from a function of the user's, which logs as a library does."""
+    (tmp_path / "mine.py").write_text(
+        "import logging\nimport numpy as np\n"
+        "def rows():\n"
+        "    logging.getLogger('mine').warning('rows are made')\n"
+        "    return np.eye(40, 3), np.arange(40) % 2\n"
+    )
+    said = ("data=python", "data.function=mine.rows", "trusted_modules=[mine]")
+    (done,) = forked(tmp_path, (*said, "trainer.max_steps=2", "device=cpu"))
+    assert done.status == 0
+    assert "rows are made" not in done.out + done.err
+    assert "rows are made" in (the_run(tmp_path) / "run.log").read_text().splitlines()
 
 
 # What else the terminal is told
