@@ -66,7 +66,7 @@ def compare(
     and not that the seeds agree. Sheppard (1898) corrects variances for such grouping on average
     over many values, which is no help for the s of two or three. With the bound, at most 5 % of
     equal groups are told apart for 2 to 5 seeds, whatever the noise, and power is lost only where
-    the noise is below the resolution (tests/report/test_comparison.py simulates both). Equal
+    the noise is below the resolution (tests/report/test_statistics.py simulates both). Equal
     differences of a continuous metric show that it has a resolution that is not known: no p.
 
     Holm (1979), over all pairs and not only those with the best: it is chosen from the same values.
