@@ -38,9 +38,28 @@ def show(found: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+# Not printable for Python, and part of ordinary words: the joiners of Persian, of Indic scripts and
+# of emoji, and the space between Japanese words
+_OF_WORDS = "\u200c\u200d\u3000"
+
+
 def printable(text: str) -> str:
-    """The text with each character that a terminal would act on as its escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Escape what a terminal acts on or shows nothing of: ESC becomes \\x1b, a newline \\n.
+
+    These are control characters, surrogates and line separators, the formats that turn the
+    direction of reading (Unicode TR36, "bidirectional text spoofing"), and invisible spaces.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in _OF_WORDS else c.encode("unicode_escape").decode()
+        for c in text
+    )
+
+
+def one_line(text: object) -> str:
+    """A text or an error's text of several lines, as one printable line."""
+    return printable(" ".join(str(text).split()))
 
 
 def few_lines(text: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from os.path import isdir  # False for a name that no file system takes
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runner import user_code
 from runner.cli import hydra_bridge, multirun, process, sweep
 from runner.cli.compose import Composer, compose
-from runner.cli.overrides import SEARCHES, is_dir, job_names, jobs, parse_overrides, without_hydra
+from runner.cli.overrides import SEARCHES, job_names, jobs, parse_overrides, without_hydra
 from runner.cli.startup import process_start
 from runner.config.conf_folder import defaults
 from runner.config.schema import Config, marked, parse, sha256
@@ -174,9 +175,7 @@ def _check_options(options: Namespace) -> None:
         )
     if options.experimental_rerun:  # a pickle
         raise ConfigError("--experimental-rerun is not taken; resume=FOLDER goes on with a run")
-    if options.config_dir is not None and not (
-        options.config_dir and is_dir(Path(options.config_dir))
-    ):
+    if options.config_dir is not None and not isdir(options.config_dir):
         raise ConfigError(f"--config-dir must be a folder, got {show(options.config_dir)}")
 
     if options.config_dir:
@@ -314,7 +313,7 @@ def _multirun(request: Request) -> int:
         except (ConfigError, RunError, OSError, HydraException, OmegaConfBaseException):
             raise
         except Exception as error:  # the launcher's or the sweeper's
-            failed = RunError(multirun.one_line(error))
+            failed = RunError(multirun.why_ended(error))
     if ended is None and failed is None:
         return comparison.write(folder, num_jobs)
     with suppress(RunError):

@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from runner.config.schema import Config, Tune, sha256
-from runner.errors import ConfigError
+from runner.errors import ConfigError, one_line
 from runner.run import checkpoint, run_folder, signals
 from runner.run.saved import config_of
 from runner.run.signals import Launch
@@ -137,7 +137,7 @@ def _is_training_for_us(folder: Path) -> bool:
     return any(run_folder.owner(path) in ours for path in folder.iterdir() if path.is_dir())
 
 
-def one_line(error: Exception) -> str:
+def why_ended(error: Exception) -> str:
     """Describe in one line the error that ended a launcher or a sweeper."""
     name = type(error).__name__
     if name in ("TerminatedWorkerError", "BrokenProcessPool"):  # joblib's, concurrent.futures's
@@ -145,7 +145,7 @@ def one_line(error: Exception) -> str:
             "the process of a job was killed, by somebody or because memory was short; the "
             "other jobs ended with it"
         )
-    return f"{name}: {' '.join(str(error).split())[:300]}"
+    return f"{name}: {one_line(error)[:300]}"
 
 
 def again(command: Sequence[str], folder: Path) -> str:

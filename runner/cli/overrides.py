@@ -6,6 +6,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from itertools import product
+from os.path import isdir  # False for a name that no file system takes
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def _ends(override: Override) -> str:
 def _globbed(override: Override) -> str:
     """`schedule=glob(*)` as the list of the choices that need nothing else said."""
     group, value = override.key_or_group, override.value()
-    if not isinstance(value, Glob) or not (CONF / group).is_dir():
+    if not isinstance(value, Glob) or not isdir(CONF / group):
         return override.input_line or ""
     names = [
         name
@@ -155,7 +156,7 @@ def forced(override: Override) -> str:
     """`a.b=c` as `++a.b=c`: Hydra then takes unknown keys too, and the schema refuses them in its
     own words."""
     line, key = override.input_line or "", override.key_or_group
-    is_value = override.type == OverrideType.CHANGE and not is_dir(CONF / key)
+    is_value = override.type == OverrideType.CHANGE and not isdir(CONF / key)
     is_value = is_value and not key.startswith("hydra")
     return f"++{line}" if is_value else line
 
@@ -167,7 +168,7 @@ def _check_choice(override: Override, config_dir: str | None) -> None:
     if group.startswith("hydra/") and override.type == OverrideType.CHANGE:
         trust.check_choice(group, choice)
     folders = [CONF / group, *([Path(config_dir) / group] if config_dir else [])]
-    folders = [folder for folder in folders if is_dir(folder)]
+    folders = [folder for folder in folders if isdir(folder)]
     if not folders or override.type == OverrideType.DEL:
         return
     if override.type != OverrideType.CHANGE:
@@ -182,13 +183,6 @@ def _check_choice(override: Override, config_dir: str | None) -> None:
             raise ConfigError(
                 f"{group} must be {allowed}, got {show(choice)}{nearest(choice, options)}"
             )
-
-
-def is_dir(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # a name that no file system takes
-        return False
 
 
 def _check_name(override: Override) -> None:

@@ -20,7 +20,7 @@ from runner.components.optimizers import Optimizer
 from runner.config.explain import every_key, explain, sections
 from runner.data import Data
 from runner.dispatcher import BACKENDS
-from runner.errors import ConfigError, nearest, show
+from runner.errors import ConfigError, nearest, printable, show
 from runner.machine import devices
 from runner.schedules import Duration, Schedule
 from runner.schedules.stall import Mode
@@ -36,7 +36,6 @@ from runner.section import (
     keys,
 )
 from runner.spec import Precision
-from runner.text import escape
 
 _EXPORTS = (name for about in BACKENDS.values() for name in about.exports)
 if TYPE_CHECKING:
@@ -96,8 +95,8 @@ class FindLR(Section):
 
 
 def _one_line(text: str) -> str:
-    if escape.terminal(text) != text:  # no command with it could be copied
-        raise ValueError("text without control characters")
+    if printable(text) != text:  # no command with it could be copied
+        raise ValueError("text without control and invisible characters")
     return text
 
 

@@ -9,7 +9,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.errors import ConfigError, printable, show
+from runner.errors import ConfigError, one_line, printable, show
 
 try:
     from yaml import CSafeLoader as _Loader
@@ -58,12 +58,12 @@ def parse(text: str, path: Path) -> DictConfig:
             f"{path}{line}: {printable(str(error.problem or error.context))}"
         ) from None
     except yaml.YAMLError as error:  # the reader's, of characters that YAML does not allow
-        raise ConfigError(f"{path}: {printable(' '.join(str(error).split()))}") from None
+        raise ConfigError(f"{path}: {one_line(error)}") from None
     except OmegaConfBaseException as error:  # its own first line; it adds lines about its classes
         key = f" {error.full_key}:" if error.full_key else ""
         raise ConfigError(f"{path}:{key} {printable(str(error).partition(chr(10))[0])}") from None
     except ValueError as error:
-        raise ConfigError(f"{path}: {printable(' '.join(str(error).split()))}") from None
+        raise ConfigError(f"{path}: {one_line(error)}") from None
     assert isinstance(config, DictConfig)
     return config
 

@@ -24,7 +24,7 @@ from runner.data.dataset import (
     split_rows,
     standardize,
 )
-from runner.errors import ConfigError, nearest, show
+from runner.errors import ConfigError, nearest, one_line, printable, show
 from runner.section import Fraction, Index, Mark, Section
 
 
@@ -181,7 +181,7 @@ def found(path: str | Path, kind: str) -> tuple[Path, int]:
 
 
 def _shown(path: str | Path) -> str:
-    text = str(path) if str(path).isprintable() else repr(str(path))
+    text = printable(str(path))
     return text if len(text) <= 500 else show(text)
 
 
@@ -193,7 +193,7 @@ def read_npz(path: Path, *names: str) -> list[np.ndarray]:
             arrays = [archive[name] for name in names if name in there]
     # a damaged file raises a dozen kinds, of zipfile, zlib, lzma and NumPy
     except Exception as error:
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = one_line(error) or type(error).__name__
         raise ConfigError(f"{path} cannot be read as NPZ: {text}") from None
     if len(arrays) < len(names):
         wanted = f"arrays {' and '.join(names)}" if len(names) > 1 else f"an array {names[0]}"
@@ -296,8 +296,8 @@ _MOST = 8  # names in one message
 
 
 def _listed(names: Sequence[str]) -> str:
-    """The first ones, printable."""
-    told = [show(name if name.isprintable() else repr(name)) for name in names[:_MOST]]
+    """The first ones."""
+    told = [show(name) for name in names[:_MOST]]
     return ", ".join([*told, *([f"{len(names) - _MOST} more"] if len(names) > _MOST else [])])
 
 

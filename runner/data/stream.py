@@ -22,7 +22,7 @@ from runner.data.dataset import (
     split_rows,
 )
 from runner.data.files import as_targets, found, numbers_as_labels, unscaled
-from runner.errors import ConfigError
+from runner.errors import ConfigError, one_line
 from runner.section import Count, Fraction, Index, Mark, Section
 
 _BLOCK = 16 * 2**20  # bytes that are read at once where all rows are gone through
@@ -176,7 +176,7 @@ def _mapped(path: Path) -> np.ndarray:
         if not isinstance(array, np.ndarray):
             raise ValueError("it is another kind of file")
     except Exception as error:  # a damaged file raises several kinds
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = one_line(error) or type(error).__name__
         raise ConfigError(f"{path} cannot be read as NPY: {text}") from None
     return array
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from runner.errors import RunError
+from runner.errors import RunError, printable
 from runner.report import answer, page, parity, pictures
 from runner.report.answer import Answer, Ranked, answers
 from runner.report.curves import MOST_POINTS
@@ -47,7 +47,7 @@ def compare(folder: Path, jobs: Sequence[Job], num_jobs: int) -> int:
     found, same = answers(jobs), parity.table(completed)
     text = _text(found, same, escape.markdown)
     (folder / "comparison.md").write_text(text + "\n", encoding="utf-8")
-    print(f"\n{_text(found, same, escape.terminal)}\n")
+    print(f"\n{_text(found, same, printable)}\n")
     for job in jobs:
         if not job.is_completed:
             _say(f"{job.status}: {job.folder.name}  {job.result.get('error', '')}".rstrip())
@@ -77,7 +77,7 @@ def _write_answer(folder: Path, found: Answer, same: Sequence[parity.Parity], su
 
 
 def _say(line: str) -> None:
-    print(escape.terminal(line))
+    print(printable(line))
 
 
 def _metrics(jobs: Iterable[Job]) -> list[str]:

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runner.errors import RunError
+from runner.errors import RunError, printable
 from runner.report.jobs import Job, pairs
 from runner.run import checkpoint
-from runner.text import escape
 
 # of losses, relative where they are above 1: what rounding alone may make of a run in this
 # precision
@@ -53,7 +52,7 @@ def table(jobs: list[Job]) -> list[Parity]:
             found.append(_compare(a, b))
         except RunError as error:
             print(
-                escape.terminal(
+                printable(
                     f"no table of the differences of {a.folder.name} and {b.folder.name}: {error}"
                 )
             )

@@ -10,7 +10,7 @@ from typing import Any
 from runner import dispatcher
 from runner.config.schema import Config, sha256
 from runner.data.order import Chunks, Order
-from runner.errors import ConfigError, RunError
+from runner.errors import ConfigError, RunError, one_line
 from runner.errors import show as show_value
 from runner.machine import devices
 from runner.plan import Plan, plan
@@ -244,7 +244,7 @@ def _updates(
         training.checkpoints.finish()
     except Exception as error:
         log_traceback()
-        return {"error": _one_line(error, job.config)}
+        return {"error": _why(error, job.config)}
     over = state.step == prepared.order.total_steps or training.stalls.stopped_early
     result = {
         "status": "completed" if over else "interrupted",
@@ -259,9 +259,9 @@ def _updates(
 _MEMORY = ("OutOfMemoryError", "ResourceExhaustedError", "MemoryError", "ArrayMemoryError")
 
 
-def _one_line(error: Exception, config: Config) -> str:
+def _why(error: Exception, config: Config) -> str:
     """An error that ended the training, in one line."""
-    name, text = type(error).__name__, " ".join(str(error).split())
+    name, text = type(error).__name__, one_line(error)
     if name in _MEMORY or "can't allocate memory" in text or "bad_alloc" in text:
         trainer = config.trainer
         return (

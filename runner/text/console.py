@@ -23,8 +23,7 @@ from pathlib import Path
 from sysconfig import get_path
 from typing import Any, TextIO
 
-from runner.errors import show
-from runner.text import escape
+from runner.errors import printable, show
 
 # A reader that has gone away has seen what it wanted: `| head -1`, a terminal that was closed.
 _READER_GONE = (errno.EPIPE, errno.EIO)
@@ -183,7 +182,7 @@ class Console:
 
     def say(self, line: str) -> None:
         """Escape control characters: a stranger's run folder may hold them."""
-        line = escape.terminal(line)
+        line = printable(line)
         self._log(line)
         if self._bar is not None:
             self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -246,11 +245,11 @@ def tree(values: Mapping[str, Any]) -> str:
     def grow(branch: Tree, items: Iterable[tuple[Any, Any]]) -> None:
         for key, value in items:
             if isinstance(value, Mapping) and value:
-                grow(branch.add(Text(escape.terminal(str(key)))), value.items())
+                grow(branch.add(Text(printable(str(key)))), value.items())
             elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-                grow(branch.add(Text(escape.terminal(str(key)))), enumerate(value))
+                grow(branch.add(Text(printable(str(key)))), enumerate(value))
             else:
-                branch.add(Text(escape.terminal(f"{key}: {show(value)}")))
+                branch.add(Text(printable(f"{key}: {show(value)}")))
 
     root = Tree("config")
     grow(root, values.items())

@@ -1,4 +1,5 @@
 """Spell text that a user or a stranger wrote so that each medium shows it and none acts on it.
+On a terminal `errors.printable` does.
 
 Labels, names and errors come from result.json and config.yaml, which anybody may have written.
 Every function takes any text and returns a single line.
@@ -7,20 +8,9 @@ Every function takes any text and returns a single line.
 import html as _html
 import json
 import re
-import unicodedata
 from typing import Any
 
-# Controls, surrogates and line separators, and the formats that turn the direction of reading
-# (Unicode TR36, "bidirectional text spoofing").
-_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
-_DIRECTIONS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-
-
-def terminal(text: str) -> str:
-    """Escape control characters as Python does: ESC becomes \\x1b, a newline \\n."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(_visible(character) for character in text)
+from runner.errors import printable
 
 
 def markdown(text: str) -> str:
@@ -29,7 +19,7 @@ def markdown(text: str) -> str:
     CommonMark starts HTML with `<` before a letter, `/`, `!` or `?`; other `<` stay. GitHub's
     tables split at every `|` without a backslash, so it becomes an entity, as do the others.
     """
-    line = terminal(text)
+    line = printable(text)
     line = re.sub(r"&(?=#?\w+;)", "&amp;", line)
     line = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line)
     line = re.sub(r"\](?=[(\[:])", "&#93;", line)
@@ -39,7 +29,7 @@ def markdown(text: str) -> str:
 
 def html(text: str) -> str:
     """Text of an HTML element or of a quoted attribute."""
-    return _html.escape(terminal(text))
+    return _html.escape(printable(text))
 
 
 def script(value: Any) -> str:
@@ -49,13 +39,13 @@ def script(value: Any) -> str:
 
 def plotly(text: str) -> str:
     """Plotly reads tags such as <b> and <a> in every text that it draws, and entities."""
-    return _html.escape(terminal(text), quote=False)
+    return _html.escape(printable(text), quote=False)
 
 
 def picture(text: str, most: int | None = None) -> str:
     """Matplotlib reads text between two dollars as mathematics; `most`: of longer text the
     beginning is drawn."""
-    line = terminal(text)
+    line = printable(text)
     if most is not None and len(line) > most:
         line = f"{line[: most - 1]}…"
     return line.replace("$", r"\$")
@@ -64,14 +54,8 @@ def picture(text: str, most: int | None = None) -> str:
 def csv(text: str) -> str:
     """A spreadsheet takes a cell that begins with = + - or @ for a formula; after a quote it is
     text (OWASP, "CSV injection"). Numbers are written as numbers and do not come here."""
-    line = terminal(text)
+    line = printable(text)
     return f"'{line}" if line.lstrip().startswith(("=", "+", "-", "@")) else line
-
-
-def _visible(character: str) -> str:
-    if unicodedata.category(character) in _CATEGORIES or _DIRECTIONS.match(character):
-        return character.encode("unicode_escape").decode("ascii")
-    return character
 
 
 def _entity(text: str) -> str:

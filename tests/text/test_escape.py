@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runner.errors import printable
 from runner.report import rates
 from runner.report.markdown import as_markdown
 from runner.tasks.compare import compare
@@ -33,7 +34,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_no_medium_acts_on_it(text: str) -> None:
-    for spell in (escape.terminal, escape.markdown, escape.html, escape.picture, escape.csv):
+    for spell in (printable, escape.markdown, escape.html, escape.picture, escape.csv):
         assert all(character.isprintable() for character in spell(text))
         spell(text).encode()
     assert not re.search(r"[<>\"']", escape.html(text).replace("&#x27;", ""))
@@ -44,16 +45,26 @@ def test_no_medium_acts_on_it(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["schedule=constant", "model.layers=[{units: 8}]", "p < 0.0001", "模型", "a_b*c"]
+    "text",
+    [
+        "schedule=constant",
+        "model.layers=[{units: 8}]",
+        "p < 0.0001",
+        "模型",
+        "a_b*c",
+        "क्\u200dष",
+        "表\u3000一",
+    ],
 )
 def test_plain_text_stays_as_it_is(text: str) -> None:
     """Show it unchanged on a terminal and in CSV, and in Markdown but for a star."""
-    assert escape.terminal(text) == escape.csv(text) == text
+    assert printable(text) == escape.csv(text) == text
     assert escape.markdown(text) == text.replace("*", "&#42;")
 
 
 def test_what_is_escaped_says_what_it_was() -> None:
-    assert escape.terminal("\x1b[2J\n\u202e") == r"\x1b[2J\n\u202e"
+    assert printable("\x1b[2J\n\u202e") == r"\x1b[2J\n\u202e"
+    assert printable("0.1\xa0\u200b") == r"0.1\xa0\u200b"  # a reader sees neither
     assert escape.markdown("<b>|[a](b)") == "&lt;b>&#124;[a&#93;(b)"
     assert escape.csv("=1+1") == "'=1+1"
     assert escape.picture("a$b") == r"a\$b"
