@@ -139,15 +139,27 @@ class Answer:
 
     def at_edges(self) -> list[str]:
         """Warnings: the best rate is the least or the largest of those tried, so a better one may
-        lie beyond."""
-        lines = []
+        lie beyond. Of two rates that were not tuned one always is."""
+        tried: dict[str, list[float]] = {}
+        for other in self.tried:
+            tried.setdefault(other.but_for_rate(), []).append(other.base_rate)
+        best: dict[str, Group] = {}
         for ranked in self.ranked:
-            group, same = ranked.group, ranked.group.but_for_rate()
-            rates = sorted(other.base_rate for other in self.tried if other.but_for_rate() == same)
-            rate = group.base_rate
-            if len(rates) > 1 and rate in (rates[0], rates[-1]):
-                which = "least" if rate == rates[0] else "largest"
-                lines.append(f"warning: {group.label} is best at the {which} rate that was tried")
+            best.setdefault(ranked.group.but_for_rate(), ranked.group)
+        lines = []
+        for same, group in best.items():
+            rate, lowest, highest = group.base_rate, min(tried[same]), max(tried[same])
+            if len(tried[same]) < (2 if group.is_tuned else 3) or lowest < rate < highest:
+                continue
+            which, where = ("least", "below") if rate == lowest else ("largest", "above")
+            lines.append(
+                f"warning: {group.label} is best at the {which} rate that was tried; "
+                + (
+                    f"add a factor {where} the others to tune.factors"
+                    if group.is_tuned
+                    else f"try optimizer.lr {where} {rate:g} too"
+                )
+            )
         return lines
 
     def winner(self) -> str:

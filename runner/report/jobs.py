@@ -231,12 +231,14 @@ class Group:
     def base_rate(self) -> float:
         return float(self.jobs[0].config["optimizer"]["lr"])
 
+    @property
+    def is_tuned(self) -> bool:
+        """Its base rate is one of tune=lr."""
+        return bool(self.jobs[0].config.get("tune"))
+
     def but_for_rate(self) -> str:
-        """Identify what the group trained, without its base rate: tuning makes one group of equal
-        ones."""
+        """Identify what the group trained, without its base rate."""
         job = self.jobs[0]
-        if not job.config.get("tune"):
-            return job.settings()
         optimizer = {k: v for k, v in job.config["optimizer"].items() if k != "lr"}
         return job.settings("optimizer") + json.dumps(optimizer, sort_keys=True)
 
@@ -374,7 +376,8 @@ def best_rates(found: Iterable[Group], badness: Callable[[Group], float]) -> lis
     best one."""
     best: dict[str, Group] = {}
     for group in sorted(found, key=badness):
-        best.setdefault(group.but_for_rate(), group)
+        same = group.but_for_rate() if group.is_tuned else group.jobs[0].settings()
+        best.setdefault(same, group)
     return list(best.values())
 
 

@@ -50,7 +50,7 @@ def test_each_schedule_is_compared_at_its_own_best_base_rate(tmp_path: Path) -> 
         if best[schedule] != "0.002":
             assert (
                 f"warning: schedule={schedule} optimizer.lr={best[schedule]} is best at the "
-                f"largest rate"
+                f"largest rate that was tried; add a factor above the others to tune.factors"
             ) in done.out
     tried = [line for line in lines if line.startswith("| schedule=")]
     assert len(tried) == 6

@@ -474,6 +474,30 @@ def test_with_tune_p_is_corrected_for_all_pairs_that_were_tried(
     assert corrected > raw[winners]
 
 
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [
+        (("0.1", "0.2", "0.4"), "largest rate that was tried; try optimizer.lr above 0.4 too"),
+        (("0.4", "0.2", "0.1"), "least rate that was tried; try optimizer.lr below 0.1 too"),
+        (("0.1", "0.4", "0.2"), None),
+        (("0.1", "0.2"), None),  # one of two always is
+    ],
+)
+def test_a_best_rate_at_the_end_of_those_tried_comes_with_what_to_do(
+    tmp_path: Path, rates: Sequence[str], said: str | None
+) -> None:
+    """The last rate of each list has the least loss."""
+    for i, rate in enumerate(rates):
+        for seed in (0, 1):
+            choices = ["schedule=linear", f"optimizer.lr={rate}"]
+            write_run(tmp_path / "runs", choices, seed, 0.5 - i / 10)
+    (done,) = forked(tmp_path, ("task=compare", "runs=[runs]"))
+    assert (done.status, done.err) == (0, "")
+    warnings = [line for line in done.out.splitlines() if line.startswith("warning: ")]
+    label = f"optimizer.lr={rates[-1]}"
+    assert warnings == ([] if said is None else [f"warning: {label} is best at the {said}"])
+
+
 def test_a_resumed_run_s_seconds_to_the_target_are_left_blank(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
