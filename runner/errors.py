@@ -43,6 +43,12 @@ def show(found: object) -> str:
 _OF_WORDS = "\u200c\u200d\u3000"
 
 
+def show_path(path: object) -> str:
+    """A path whole, so that it can be copied, unless it is of no use."""
+    text = printable(str(path))
+    return text if len(text) <= 500 else show(text)
+
+
 def printable(text: str) -> str:
     """Escape what a terminal acts on or shows nothing of: ESC becomes \\x1b, a newline \\n.
 

@@ -10,7 +10,7 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from os.path import isdir  # False for a name that no file system takes
 from pathlib import Path
 from time import monotonic
@@ -246,9 +246,11 @@ def _preview(request: Request) -> int:
 
 def _find_lr(request: Request) -> int:
     """An LR range test for each job, one after another; the worst status."""
-    from runner.tasks.find_lr import find_lr
+    from runner.tasks.find_lr import check, find_lr
 
     names = job_names(request.jobs) if request.is_multirun else [""]
+    for frozen in request.frozen if request.is_multirun else ():
+        check(frozen.values)  # all, before the first is trained
     statuses = []
     for i, (name, frozen) in enumerate(zip(names, request.frozen, strict=True)):
         if request.is_multirun:
@@ -491,12 +493,14 @@ def _compare(request: Request) -> int:
 
 
 def _on_runs(request: Request) -> int:
-    """The tasks that take a finished run's folder, for each job; the worst status."""
-    return max(_on_a_run(job) for job in request.jobs)
+    """The tasks that take a finished run's folder, for each job; the worst status. All are checked
+    before the first is done."""
+    checked = [_on_a_run(job) for job in request.jobs]
+    return max(do() for do in checked)
 
 
-def _on_a_run(overrides: Sequence[str]) -> int:
-    """Do a task on a finished run, with the config that it saved."""
+def _on_a_run(overrides: Sequence[str]) -> Callable[[], int]:
+    """Return a task on a finished run, with the config that it saved."""
     said = _without_deletions(overrides)
     keys = {override.key_or_group: override.value() for override in said}
     if not isinstance(keys["run"], str) or not keys["run"]:
@@ -515,7 +519,7 @@ def _on_a_run(overrides: Sequence[str]) -> int:
     user_code.announce(config.trusted_modules)
     refuse_links(folder, "run")
     checkpoint.find(folder, config.checkpoint)
-    return task(Run(folder, config, config.checkpoint, owns_process=True), source)
+    return partial(task, Run(folder, config, config.checkpoint, owns_process=True), source)
 
 
 def _evaluate(run: Run, _: Any) -> int:

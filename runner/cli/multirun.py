@@ -31,12 +31,7 @@ def folder(config: Config) -> Path:
     if not path.resolve().is_relative_to(root.resolve()):
         raise ConfigError(f"output.multirun must be a folder below output.root, {root}, got {said}")
     _check_own(path, root)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"output.multirun must be a folder that can be written to; {path}: {error.strerror}"
-        ) from None
+    run_folder.make(path, "output.multirun")
     return path
 
 

@@ -24,7 +24,7 @@ from runner.data.dataset import (
     split_rows,
     standardize,
 )
-from runner.errors import ConfigError, nearest, one_line, printable, show
+from runner.errors import ConfigError, nearest, one_line, show, show_path
 from runner.section import Fraction, Index, Mark, Section
 
 
@@ -163,7 +163,7 @@ def regular_file(path: str | Path) -> Path:
     place, mode = found(path, "file")
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-        raise ConfigError(f"data.path must be a file, got {_shown(path)}, which is {kind}")
+        raise ConfigError(f"data.path must be a file, got {show_path(path)}, which is {kind}")
     return place
 
 
@@ -177,12 +177,7 @@ def found(path: str | Path, kind: str) -> tuple[Path, int]:
     # too long, no right to, a null byte, no such user
     except (OSError, ValueError, RuntimeError) as error:
         reason = f"which cannot be opened: {getattr(error, 'strerror', None) or error}"
-    raise ConfigError(f"data.path must be a {kind}, got {_shown(path)}, {reason}")
-
-
-def _shown(path: str | Path) -> str:
-    text = printable(str(path))
-    return text if len(text) <= 500 else show(text)
+    raise ConfigError(f"data.path must be a {kind}, got {show_path(path)}, {reason}")
 
 
 def read_npz(path: Path, *names: str) -> list[np.ndarray]:

@@ -21,7 +21,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from runner.dispatcher import BACKENDS
-from runner.errors import ConfigError, RunError, show
+from runner.errors import ConfigError, RunError, show, show_path
 from runner.machine import threads
 from runner.run import strict_json
 
@@ -60,6 +60,7 @@ PARENTS = ("runs", "multiruns", "find_lr", "comparisons", "previews")
 def create(parent: Path, name: str) -> Path:
     """A new folder parent/name, or parent/name_2, _3, ...: two runs never share one, since making
     it is atomic."""
+    check(parent / name, "output.root", parent)
     try:
         parent.mkdir(parents=True, exist_ok=True)
         number = 1
@@ -71,9 +72,39 @@ def create(parent: Path, name: str) -> Path:
             except FileExistsError:
                 number += 1
     except OSError as error:
-        raise ConfigError(
-            f"output.root must be a folder that can be written to; {parent}: {error.strerror}"
-        ) from None
+        raise _not_writable("output.root", parent, error) from None
+
+
+def _not_writable(key: str, folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"{key} must be a folder that can be written to; {show_path(folder)}: {error.strerror}"
+    )
+
+
+# As long as the path of a job's file below its multirun's folder: JOB/checkpoints/STEP/FILE
+_BELOW = "/".join("x" * 128)
+
+
+def check(folder: Path, key: str, said: Path) -> None:
+    """Refuse a folder, below the one that `key` says, where its name or that of a file in it is too
+    long for the file system. Making it would tell too, and leave its parents behind."""
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    there = missing[-1].parent if missing else folder
+    try:
+        for path in (*(there / path.name for path in missing), folder / _BELOW):
+            with suppress(FileNotFoundError):
+                path.lstat()
+    except OSError as error:
+        raise _not_writable(key, said, error) from None
+
+
+def make(folder: Path, key: str) -> None:
+    """Make the folder that `key` says, with its parents, unless it is there."""
+    check(folder, key, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(key, folder, error) from None
 
 
 def timestamp() -> str:

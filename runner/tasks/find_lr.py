@@ -23,6 +23,13 @@ from runner.text.console import Console, capture
 _STEPS_PER_CALL = 10  # so that it ends soon after the loss has risen
 
 
+def check(values: Mapping[str, Any]) -> None:
+    """Refuse what cannot be trained or written, before anything is."""
+    config = plan(parse(_range_test(values))).config
+    root = Path(config.output.root) / "find_lr"
+    run_folder.check(root, "output.root", root)
+
+
 def find_lr(values: Mapping[str, Any]) -> int:
     """`values` is the composed config. Exit status 1 where the loss never falls."""
     config = parse(_range_test(values))

@@ -19,15 +19,17 @@ def preview(configs: Sequence[Config], overrides: Sequence[Sequence[str]] | None
     picture."""
     plans = [plan(config) for config in configs]
     names = [plans[0].config.schedule.name] if overrides is None else _names(overrides)
-    for name, prepared in zip(names, plans, strict=True):
-        for warning in prepared.check_schedule():
-            print(f"warning: {warning}" if overrides is None else f"warning: {name}: {warning}")
-    lines = _turning_points(plans[0]) if overrides is None else _summaries(names, plans)
-    print("\n".join(lines))
+    lines = [
+        f"warning: {warning}" if overrides is None else f"warning: {name}: {warning}"
+        for name, prepared in zip(names, plans, strict=True)
+        for warning in prepared.check_schedule()
+    ]
+    lines += _turning_points(plans[0]) if overrides is None else _summaries(names, plans)
     root = Path(configs[0].output.root) / "previews"
     folder = run_folder.create(
         root, f"{run_folder.timestamp()}_{names[0] if len(names) == 1 else 'schedules'}"
     )
+    print("\n".join(lines))  # nothing is printed of a preview that is refused
     path = folder / "rates.png"
     tables = {name: prepared.rates() for name, prepared in zip(names, plans, strict=True)}
     picture.draw(path, tables, configs[0].optimizer.lr)

@@ -130,6 +130,7 @@ def test_a_process_of_its_own_says_the_same(line: str, tmp_path: Path) -> None:
 
 
 LONG = "a" * 300  # no file system takes it
+DEEP = "/".join(["b" * 250] * 16)  # Linux takes it as a folder, but no run's files in it
 TOO_LONG = {
     f"resume={LONG}": f"resume must be the folder of a run, got {LONG}, which holds no config.yaml",
     f"run={LONG}": f"run must be the folder of a run, got {LONG}, which holds no config.yaml",
@@ -139,13 +140,36 @@ TOO_LONG = {
     f"output.root={LONG}": (
         f"output.root must be a folder that can be written to; {LONG}/runs: File name too long"
     ),
+    **{
+        f"{task} output.root=new/{LONG}": (
+            f"output.root must be a folder that can be written to; new/{LONG}/{folder}: "
+            f"File name too long"
+        )
+        for task, folder in (
+            ("task=train", "runs"),
+            ("-m seed=0,1", "multiruns"),
+            ("task=preview", "previews"),
+            ("-m task=preview schedule=cosine,linear", "previews"),
+            ("task=find_lr", "find_lr"),
+            ("-m task=find_lr seed=0,1", "find_lr"),
+        )
+    },
+    f"-m seed=0,1 output.root=new output.multirun=new/{LONG}": (
+        f"output.multirun must be a folder that can be written to; new/{LONG}: File name too long"
+    ),
+    f"-m seed=0,1 output.root=new output.multirun=new/{DEEP}": (
+        f"output.multirun must be a folder that can be written to; new/{DEEP[:53]}...: "
+        f"File name too long"
+    ),
     f"data=csv data.path={LONG}": (
         f"data.path must be a file, got {LONG}, which cannot be opened: File name too long"
     ),
 }
 
 
-@pytest.mark.parametrize(("line", "said"), TOO_LONG.items(), ids=lambda text: text[:12])
+@pytest.mark.parametrize(
+    ("line", "said"), TOO_LONG.items(), ids=[line.partition("/")[0][:50] for line in TOO_LONG]
+)
 def test_a_name_that_is_too_long_is_said_of_its_key(
     line: str,
     said: str,

@@ -151,6 +151,16 @@ def test_an_export_removes_what_a_killed_one_has_left_and_nothing_else(tmp_path:
     }
 
 
+def test_where_one_of_several_runs_is_missing_nothing_is_done_with_the_others(
+    finished: dict[str, Finished], tmp_path: Path
+) -> None:
+    shutil.copytree(finished["lightning"].path, tmp_path / "one", symlinks=True)
+    (done,) = forked(tmp_path, ("-m", "task=evaluate", "run=one,two"))
+    said = "error: run must be the folder of a run, got two, which holds no config.yaml\n"
+    assert (done.status, done.out, done.err) == (2, "", said)
+    assert not (tmp_path / "one" / "test.json").exists()
+
+
 @both
 def test_export_as_safetensors_holds_the_canonical_weights(
     tasks: dict[str, Tasks], backend: str
