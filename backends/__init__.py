@@ -1,2 +1,2 @@
-"""Implementations, one folder for each framework. They mirror each other file by file and never
-import each other."""
+"""Backends: one folder per framework. The folders mirror each other file by file and never import
+each other."""

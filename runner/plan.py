@@ -70,7 +70,7 @@ class Plan:
         return RunSpec(
             **vars(model),
             fields=fields,
-            brought=self._brought,
+            streamed=self._streamed,
             loss=self.loss,
             optimizer=self.config.optimizer,
             tables=self.tables(),
@@ -188,18 +188,18 @@ class Plan:
     ) -> Chunks:
         """The run's chunks from a step on, to its end or an earlier one."""
         order = self.order if end is None else replace(self.order, total_steps=end)
-        read = self._read if self._brought else None
+        read = self._read if self._streamed else None
         return Chunks(order, start, self.largest_chunk(), checkpoint_steps, adapt, read)
 
     @property
-    def _brought(self) -> dict[str, Field]:
+    def _streamed(self) -> dict[str, Field]:
         """The fields of training rows that are not held in memory, in the run's dtype."""
         return {"x": Field(self.network.input_shape, self.model.dtype)} if self.data.streams else {}
 
     def _read(self, rows: np.ndarray) -> Batch:
-        """Read those fields of some training rows.  # int64[n] -> [n, ...] each"""
-        found, brought = self.data.train.read(rows), self._brought.items()
-        return {name: found[name].astype(field.dtype, copy=False) for name, field in brought}
+        """Read the streamed fields of some training rows.  # int64[n] -> [n, ...] each"""
+        batch, fields = self.data.train.read(rows), self._streamed.items()
+        return {name: batch[name].astype(field.dtype, copy=False) for name, field in fields}
 
     def outputs(self, split: Split, predict: Callable[[Batch], np.ndarray]) -> np.ndarray:
         """The network's outputs for all rows of a split.  # float[N, C]"""

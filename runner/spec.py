@@ -51,7 +51,7 @@ class RunSpec(ModelSpec):
     """Everything that fixes the numbers of a training run."""
 
     fields: Batch  # the training rows that are held in memory
-    brought: Mapping[str, Field]  # the fields that are not: each chunk brings its own
+    streamed: Mapping[str, Field]  # the other fields: each chunk contains its own rows of them
     loss: Any  # runner.components.losses.Loss
     optimizer: Any  # runner.components.optimizers.Optimizer
     tables: Tables
@@ -169,12 +169,12 @@ class Engine(Protocol):
     def update(
         self, step: Any, batches: Sequence[Mapping[str, Any]], num_rows: int
     ) -> tuple[Any, list[Any]]:
-        """Make one update from its micro-batches, num_rows rows in all. Return its share of the
-        report, which `losses` reads, and the outputs of each micro-batch, before the update."""
+        """Make one update from its micro-batches, num_rows rows in all. Return the input of
+        `losses` for this update, and each micro-batch's outputs, from before the update."""
         ...
 
-    def losses(self, shares: Any) -> Any:
-        """The mean losses of K updates, from their shares.  # [K]"""
+    def losses(self, loss_terms: Any) -> Any:
+        """Return the mean losses of K updates, from what `update` returned.  # [K]"""
         ...
 
     def state(self, step: int) -> TrainState:

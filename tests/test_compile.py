@@ -69,7 +69,7 @@ def test_it_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(
         ConfigError,
-        match=r"needs a C\+\+ compiler on backend=lightning: g\+\+, clang\+\+ or what CXX",
+        match=r"needs a C\+\+ compiler: install g\+\+ or clang\+\+, or set CXX",
     ):
         plan(parse(compose(["trainer.compile=true"])))
     plan(parse(compose(["trainer.compile=true", "backend=keras"])))  # XLA brings its own

@@ -246,7 +246,7 @@ def test_lightning_comes_without_the_metrics_that_it_does_not_use_and_they_come_
     code = f"""
 import sys
 from backends.lightning import lean
-lean.put_in_place()
+lean.install()
 import backends.lightning.backend
 assert "torchmetrics.functional" not in sys.modules and "scipy.signal" not in sys.modules
 import torchmetrics

@@ -6,7 +6,7 @@ from runner.spec import About
 
 
 def _tune() -> None:
-    """Silence TensorFlow's start-up lines. The variable is read when it is imported."""
+    """Silence TensorFlow's startup messages. TensorFlow reads the variable on import."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 

@@ -1,4 +1,4 @@
-"""The seam's `Backend` on Keras 3 with TensorFlow."""
+"""Implements `runner.spec.Backend` with Keras 3 on TensorFlow."""
 
 from backends.keras.device import can_use_threads, devices
 from backends.keras.loop import export, native_model, predict, train

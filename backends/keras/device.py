@@ -1,4 +1,4 @@
-"""Devices that TensorFlow finds on this machine, their names, and what it compiles for them."""
+"""TensorFlow's devices on this machine, their names, and whether XLA compiles the updates."""
 
 import tensorflow as tf
 
@@ -11,24 +11,24 @@ def devices() -> list[str]:
 
 
 def resolve(requested: str) -> str:
-    """TensorFlow's name for it: /CPU:0, /GPU:1."""
+    """Return TensorFlow's name of a device: /CPU:0, /GPU:1."""
     kind, _, index = runner_devices.resolve(requested, devices()).partition(":")
     return f"/{'GPU' if kind == 'cuda' else 'CPU'}:{index or 0}"
 
 
 def can_use_threads(num: int) -> bool:
-    """TensorFlow takes the number when it first computes, and keeps it: True if it has this one
-    now."""
+    """Set the number of threads. TensorFlow fixes it at its first computation; return False if it
+    then has another number."""
     try:
         tf.config.threading.set_intra_op_parallelism_threads(num)
         tf.config.threading.set_inter_op_parallelism_threads(num)
-    except RuntimeError:  # it has another
+    except RuntimeError:  # fixed to another number
         return False
     return True
 
 
-def by_xla(run: RunSpec) -> bool:
-    """Return whether the updates are compiled. Compiling pays for small and dense networks; with
-    convolutions on the CPU TensorFlow's own kernels are no slower, and XLA takes seconds to compile
-    them."""
+def uses_xla(run: RunSpec) -> bool:
+    """Return whether XLA compiles the updates. XLA makes small and dense networks faster. For
+    convolutions on the CPU, TensorFlow's own kernels are as fast, and XLA takes seconds to
+    compile."""
     return run.compile or not any(node.spec.layer == "conv2d" for node in run.network.walk())

@@ -1,5 +1,5 @@
-"""Exact mode in TensorFlow: the primitives of runner.exact, and the network and optimizer that the
-loop trains with them."""
+"""Exact mode in TensorFlow: the primitives of runner.exact, and the network and the
+optimizer that use them."""
 
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ _EXPONENT = 0x7FF0000000000000  # of a float64's bits
 
 
 class TensorFlow:
-    """The primitives, in a graph or out of one."""
+    """The primitives, in a graph or eagerly."""
 
     def constant(self, value: np.ndarray) -> Any:
         return tf.constant(value)
@@ -32,7 +32,7 @@ class TensorFlow:
     def r(self, x: Any) -> Any:
         rounded = tf.cast(x, tf.float32)
         return tf.cast(
-            _chosen(tf.abs(rounded) <= TINY, tf.zeros_like(rounded), rounded), tf.float64
+            _select(tf.abs(rounded) <= TINY, tf.zeros_like(rounded), rounded), tf.float64
         )
 
     def rint(self, x: Any) -> Any:
@@ -41,7 +41,7 @@ class TensorFlow:
     def grid(self, x: Any, bits: int, per_row: bool = False) -> tuple[Any, Any]:
         axes = list(range(1, len(x.shape))) if per_row else None
         power, _ = self.power(
-            tf.maximum(tf.reduce_max(tf.abs(x), axes, keepdims=per_row), _real(2.0**-200))
+            tf.maximum(tf.reduce_max(tf.abs(x), axes, keepdims=per_row), _float64(2.0**-200))
         )
         return tf.round(x * (2.0 ** (bits - 1) / power)), power * 2.0 ** (1 - bits)
 
@@ -55,18 +55,18 @@ class TensorFlow:
         return tf.abs(x)
 
     def maximum(self, a: Any, b: Any) -> Any:
-        return tf.maximum(a, _real(b))
+        return tf.maximum(a, _float64(b))
 
     def where(self, condition: Any, a: Any, b: Any) -> Any:
         tensor = a if tf.is_tensor(a) else b
         if condition.shape.is_fully_defined() and condition.shape == tensor.shape:
             a, b = (
-                side if tf.is_tensor(side) else tf.fill(condition.shape, _real(side))
+                side if tf.is_tensor(side) else tf.fill(condition.shape, _float64(side))
                 for side in (a, b)
             )
             if a.shape == b.shape:
-                return _chosen(condition, a, b)
-        return tf.where(condition, _real(a), _real(b))
+                return _select(condition, a, b)
+        return tf.where(condition, _float64(a), _float64(b))
 
     def gate(self, g: Any, y: Any) -> Any:
         return self.where(y > 0.0, g, 0.0)
@@ -99,18 +99,20 @@ class TensorFlow:
         return tf.concat([tf.reshape(part, [-1]) for part in parts], 0)
 
     def pad(self, x: Any, pads: Pads, value: float) -> Any:
-        return tf.pad(x, [(0, 0), *pads, (0, 0)], constant_values=_real(value))
+        return tf.pad(x, [(0, 0), *pads, (0, 0)], constant_values=_float64(value))
 
     def patches(self, x: Any, size: int, stride: int, pads: Pads) -> Any:
         x = self.pad(x, pads, 0.0) if any(pads[0] + pads[1]) else x
         height, width, channels = x.shape[1:]
-        places = np.arange(height * width, dtype=np.int32).reshape(height, width)
-        windows = np.lib.stride_tricks.sliding_window_view(places, (size, size))[::stride, ::stride]
+        indices = np.arange(height * width, dtype=np.int32).reshape(height, width)
+        windows = np.lib.stride_tricks.sliding_window_view(indices, (size, size))[
+            ::stride, ::stride
+        ]
         pixels = tf.gather(tf.reshape(x, [-1, height * width, channels]), np.ravel(windows), axis=1)
         return tf.reshape(pixels, [-1, size * size * channels])
 
     def fold(self, parts: Sequence[Any], size: int, stride: int, shape: tuple[int, int]) -> Any:
-        if stride >= size:  # nothing overlaps: place the parts side by side
+        if stride >= size:  # windows do not overlap: put the parts side by side
             empty = tf.zeros_like(parts[0])
             rows = [
                 tf.stack(
@@ -119,23 +121,23 @@ class TensorFlow:
                 for a in range(stride)
             ]
             return _fit(_merge(tf.stack(rows, 2), stride), 0, 0, shape)
-        whole = None
+        images = None
         for i, part in enumerate(parts):
             a, b = divmod(i, size)
-            placed = _fit(_dilate(part, stride), a, b, shape)
-            whole = placed if whole is None else whole + placed
-        return whole
+            shifted = _fit(_dilate(part, stride), a, b, shape)
+            images = shifted if images is None else images + shifted
+        return images
 
     def power(self, x: Any) -> tuple[Any, Any]:
-        bits = tf.bitwise.bitwise_and(tf.bitcast(x, tf.int64), _whole(_EXPONENT))
+        bits = tf.bitwise.bitwise_and(tf.bitcast(x, tf.int64), _int64(_EXPONENT))
         return tf.bitcast(bits, tf.float64), tf.cast(
-            tf.bitwise.right_shift(bits, _whole(52)), tf.float64
+            tf.bitwise.right_shift(bits, _int64(52)), tf.float64
         ) - 1023.0
 
     def split(self, x: Any, bits: int) -> tuple[Any, Any]:
-        whole = tf.cast(x, tf.int32)
-        high = tf.bitwise.right_shift(whole, tf.constant(bits, tf.int32))
-        return high, tf.bitwise.bitwise_and(whole, tf.constant((1 << bits) - 1, tf.int32))
+        integers = tf.cast(x, tf.int32)
+        high = tf.bitwise.right_shift(integers, tf.constant(bits, tf.int32))
+        return high, tf.bitwise.bitwise_and(integers, tf.constant((1 << bits) - 1, tf.int32))
 
     def real(self, index: Any) -> Any:
         return tf.cast(index, tf.float64)
@@ -154,21 +156,21 @@ class TensorFlow:
         )
 
 
-def _chosen(condition: Any, a: Any, b: Any) -> Any:
-    """tf.where of equal shapes, which takes half the time where nothing has to be spread."""
+def _select(condition: Any, a: Any, b: Any) -> Any:
+    """Compute tf.where of equal shapes. It takes half the time, since nothing is broadcast."""
     return tf.raw_ops.Select(condition=condition, x=a, y=b)
 
 
-def _real(value: Any) -> Any:
+def _float64(value: Any) -> Any:
     return tf.convert_to_tensor(value, tf.float64)
 
 
-def _whole(value: int) -> Any:
+def _int64(value: int) -> Any:
     return tf.constant(value, tf.int64)
 
 
 def _dilate(x: Any, stride: int) -> Any:
-    """Zeros between the values of images: [N, H, W, C] -> [N, stride H, stride W, C]."""
+    """Insert zeros between the values of images: [N, H, W, C] -> [N, stride H, stride W, C]."""
     if stride == 1:
         return x
     between = [(0, 0), (0, 0), (0, stride - 1), (0, 0), (0, stride - 1), (0, 0)]
@@ -176,14 +178,14 @@ def _dilate(x: Any, stride: int) -> Any:
 
 
 def _merge(x: Any, stride: int) -> Any:
-    """[N, H, stride, W, stride, C] -> [N, stride H, stride W, C]"""
+    """Reshape [N, H, stride, W, stride, C] -> [N, stride H, stride W, C]."""
     _, height, _, width, _, channels = x.shape
     return tf.reshape(x, [-1, height * stride, width * stride, channels])
 
 
 def _fit(x: Any, top: int, left: int, shape: tuple[int, int]) -> Any:
-    """Images put at [top, left] of images of zeros of this shape; what stands out, zeros too, is
-    cut off."""
+    """Put images at [top, left] of zeros of this shape. Cuts off rows and columns beyond the shape,
+    which are zeros."""
     height, width = min(x.shape[1], shape[0] - top), min(x.shape[2], shape[1] - left)
     x = x[:, :height, :width]
     border = [(0, 0), (top, shape[0] - top - height), (left, shape[1] - left - width), (0, 0)]
@@ -191,8 +193,8 @@ def _fit(x: Any, top: int, left: int, shape: tuple[int, int]) -> Any:
 
 
 class Network(keras.layers.Layer):
-    """All weights as one vector of float64, and the running statistics; call = evaluation, every
-    row by itself."""
+    """All weights as one float64 vector, and the running statistics. `call` is evaluation: no row
+    depends on another."""
 
     def __init__(self, network: spec.Network) -> None:
         super().__init__(autocast=False, name="network")
@@ -200,22 +202,24 @@ class Network(keras.layers.Layer):
         self.weights_vector = self.add_weight(
             shape=(self.layout.size,), dtype="float64", name="weights"
         )
-        self.statistics_of = [
+        self.statistics_variables = [
             (name, v) for name, v in network.variables().items() if not v.trainable
         ]
         self.statistics_list = [
             self.add_weight(
                 shape=v.shape, dtype="float64", trainable=False, name=name.replace("/", "_")
             )
-            for name, v in self.statistics_of
+            for name, v in self.statistics_variables
         ]
 
     @property
     def statistics(self) -> dict[str, Any]:
-        """Canonical name -> variable."""
+        """Return canonical name -> variable."""
         return {
             name: variable
-            for (name, _), variable in zip(self.statistics_of, self.statistics_list, strict=True)
+            for (name, _), variable in zip(
+                self.statistics_variables, self.statistics_list, strict=True
+            )
         }
 
     def load(self, state: TrainState) -> None:
@@ -224,7 +228,7 @@ class Network(keras.layers.Layer):
             variable.assign(r(state.buffers[name]))
 
     def values(self) -> dict[str, Any]:
-        """Canonical name -> tensor."""
+        """Return canonical name -> tensor."""
         weights = self.layout.views(self.o, tf.convert_to_tensor(self.weights_vector))
         return {**weights, **self.current_statistics()}
 
@@ -243,7 +247,7 @@ class Network(keras.layers.Layer):
 
 
 def build(network: spec.Network, kind: type[keras.Model]) -> keras.Model:
-    """The model: one layer, which holds the whole network."""
+    """Build the model: one layer that contains the whole network."""
     x = keras.Input(network.input_shape)
     return kind(x, Network(network)(x))
 
@@ -253,8 +257,8 @@ def load_state(model: keras.Model, state: TrainState) -> None:
 
 
 class Optimizer(keras.optimizers.Optimizer):
-    """Any optimizer of the config on the vector of all weights; `memory` holds the slots by their
-    standard names, out of the sight of Keras's attribute tracking, which would list them twice."""
+    """Any optimizer of the config, on the vector of all weights. `memory` holds the slots by their
+    standard names, hidden from Keras's attribute tracking, which would list them twice."""
 
     def __init__(
         self, run: RunSpec, network: Network, schedule: TableLR, start: TrainState
@@ -270,7 +274,7 @@ class Optimizer(keras.optimizers.Optimizer):
                 slot: self.add_variable((self.layout.size,), dtype="float64", name=slot)
                 for slot in start.slots
             },
-            # in variables: a large constant would be slow to trace
+            # variables: a large constant would be slow to trace
             tables={
                 name: tf.Variable(values, trainable=False, name=name)
                 for name, values in tables.items()
@@ -279,7 +283,7 @@ class Optimizer(keras.optimizers.Optimizer):
         self.load_slots(start)
 
     def start(self, run: RunSpec, start: TrainState) -> None:
-        """Another run that is compiled alike."""
+        """Start another run that can use the same compiled functions."""
         for name, entries in _tables(run).items():
             self.memory.tables[name].assign(entries)
         self.load_slots(start)
@@ -297,7 +301,7 @@ class Optimizer(keras.optimizers.Optimizer):
             {name: table.at(name, step) for name in self.scheduled},
             {name: tf.gather(values, step) for name, values in self.memory.tables.items()},
         )
-        weights, after = optimizers.update_all(
+        weights, new_slots = optimizers.update_all(
             h,
             self.layout,
             tf.convert_to_tensor(variable),
@@ -309,7 +313,7 @@ class Optimizer(keras.optimizers.Optimizer):
             ],
         )
         variable.assign(weights)
-        for slot, value in after.items():
+        for slot, value in new_slots.items():
             self.memory.slots[slot].assign(value)
 
 
@@ -318,15 +322,19 @@ def _tables(run: RunSpec) -> dict[str, np.ndarray]:
 
 
 class Engine:
-    """The vector of all weights, moved by the written-out updates of runner.exact."""
+    """Trains all weights as one float64 vector, with the updates of runner.exact."""
 
     def __init__(
-        self, model: keras.Model, run: RunSpec, start: TrainState, place: layers.Place
+        self,
+        model: keras.Model,
+        run: RunSpec,
+        start: TrainState,
+        dropout_state: layers.DropoutState,
     ) -> None:
-        self.run, self.network, self.place = run, model.get_layer("network"), place
+        self.run, self.network, self.dropout_state = run, model.get_layer("network"), dropout_state
         self.network.layout = Layout.of(run.network, run.groups)
         self.network.load(start)
-        self_test.check(run.device, self._outcome)
+        self_test.check(run.device, self._run_self_test)
         self.schedule = TableLR(run)
         self.optimizer = Optimizer(run, self.network, self.schedule, start)
         y = run.fields["y"]
@@ -334,19 +342,19 @@ class Engine:
         self.fields = {"x": tf.constant(r(run.fields["x"])), "y": tf.constant(y)}
 
     def start(self, run: RunSpec, start: TrainState) -> None:
-        """Another run that is compiled alike."""
+        """Start another run that can use the same compiled functions."""
         self.run = run
-        self.place.seed.assign(run.seed)
+        self.dropout_state.seed.assign(run.seed)
         self.network.load(start)
         self.schedule.use(run.tables)
         self.optimizer.start(run, start)
 
-    def _outcome(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Compiled as the updates are; the inputs are arguments, for constants would be computed by
-        the compiler."""
+    def _run_self_test(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Run the self-test, compiled like the updates. The inputs are arguments: the compiler
+        would compute with constants itself."""
         compiled = tf.function(
-            lambda *given: self_test.outcome(self.network.o, *given),
-            jit_compile=device.by_xla(self.run),
+            lambda *tensors: self_test.outcome(self.network.o, *tensors),
+            jit_compile=device.uses_xla(self.run),
             autograph=False,
         )
         return [tensor.numpy() for tensor in compiled(*map(tf.constant, inputs))]
@@ -354,8 +362,9 @@ class Engine:
     def update(
         self, step: Any, batches: Sequence[Mapping[str, Any]], num_rows: int
     ) -> tuple[Any, list[Any]]:
-        """Make an update; the mean loss and the outputs of each micro-batch before it."""
-        n, seed = self.network, self.place.seed
+        """Make one update. Return the mean loss and each micro-batch's outputs, both from before
+        the update."""
+        n, seed = self.network, self.dropout_state.seed
         weights = n.layout.views(n.o, tf.convert_to_tensor(n.weights_vector))
         g, statistics, outputs = gradient.gradient(
             n.o, self.run, n.layout, weights, n.current_statistics(), batches, num_rows, seed, step
@@ -367,9 +376,9 @@ class Engine:
         self.optimizer.apply([g], [n.weights_vector])
         return tf.cast(loss, tf.float32), [tf.cast(z, tf.float32) for z in outputs]
 
-    def losses(self, shares: Any) -> Any:
-        """Updates' losses, which are their shares.  # float32[K]"""
-        return shares
+    def losses(self, loss_terms: Any) -> Any:
+        """Return the updates' losses: `update` has computed them.  # float32[K]"""
+        return loss_terms
 
     def state(self, step: int) -> TrainState:
         n = self.network

@@ -1,4 +1,4 @@
-"""The layer vocabulary as keras.layers. Canonical layout is Keras's own: channels last, kernels
+"""The layers as keras.layers. The canonical layout is Keras's: channels last, kernels
 [..., in, out]."""
 
 from collections.abc import Mapping, Sequence
@@ -29,52 +29,53 @@ _NAMES = {
     "position_embedding": {"embedding": "embedding"},
     "attention": {"query": "query", "key": "key", "value": "value", "output": "out"},
 }
-# the same of the stock layers that an export has in place of ours
+# the same for the stock layers that replace ours in an export
 _STOCK_NAMES = {
     "position_embedding": {"embedding": "bias"},
     "attention": {name: f"{name}_dense.kernel" for name in ("query", "key", "value", "output")},
 }
 
 
-class Place:
-    """Identity of a forward pass, which keys the dropout masks besides the seed and the layer."""
+class DropoutState:
+    """Seed, step and micro-batch of the current forward pass. Together with the index of a layer
+    they determine its dropout mask."""
 
     def __init__(self, seed: int) -> None:
-        # so that runs of other seeds are compiled alike
+        # a variable, so that runs with other seeds can use the same compiled functions
         self.seed = tf.Variable(seed, trainable=False, dtype=tf.int64)
         self.step: Any = 0
         self.micro_batch: Any = 0
 
 
 def build(
-    network: spec.Network, place: Place | None, kind: type[keras.Model] = keras.Model
+    network: spec.Network, dropout_state: DropoutState | None, kind: type[keras.Model] = keras.Model
 ) -> keras.Model:
     """The whole model, functional: keras.layers in order, each under its canonical name."""
     x = keras.Input(network.input_shape)
-    return kind(x, _sequence(network.nodes, x, place))
+    return kind(x, _sequence(network.nodes, x, dropout_state))
 
 
 def named(model: keras.Model) -> dict[str, Any]:
     """Canonical name -> the model's own variable, trained or not."""
-    found = {}
+    variables = {}
     for layer in model.layers:
         kind = layer.name.rpartition("_")[0]
         stock = isinstance(layer, (native.MultiHeadAttention, native.EinsumDense))
         for canonical, attribute in (_STOCK_NAMES if stock else _NAMES).get(kind, {}).items():
             if (variable := attrgetter(attribute)(layer)) is not None:
-                found[f"{layer.name}/{canonical}"] = variable
-    return found
+                variables[f"{layer.name}/{canonical}"] = variable
+    return variables
 
 
 def load(model: keras.Model, values: Mapping[str, np.ndarray]) -> None:
-    """Canonical values into the model."""
+    """Copy canonical values into the model."""
     for name, variable in named(model).items():
-        # stock attention has its heads on an axis of their own
+        # stock attention has a separate axis for its heads
         variable.assign(values[name].reshape(variable.shape))
 
 
 def save(model: keras.Model, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The model's values as canonical copies."""
+    """Return canonical copies of the model's values."""
     variables = named(model)
     return {name: variables[name].value.numpy() for name in names}
 
@@ -84,40 +85,42 @@ def load_state(model: keras.Model, state: TrainState) -> None:
 
 
 def constant(value: Any, like: Any) -> Any:
-    """A Python number, or a tensor, in a tensor's dtype. Keras's own casts go through float32 and
-    round it."""
+    """Convert a Python number or a tensor to the dtype of `like`. Keras's own casts go through
+    float32, which rounds."""
     dtype = tf.as_dtype(keras.backend.standardize_dtype(like.dtype))
     return tf.cast(value, dtype) if tf.is_tensor(value) else tf.constant(value, dtype=dtype)
 
 
-def _is_low(x: Any) -> bool:
-    """Return whether sums over x need float32."""
+def _is_16_bit(x: Any) -> bool:
+    """Return whether x has 16 bits, so that sums over it need float32."""
     return keras.backend.standardize_dtype(x.dtype) in ("bfloat16", "float16")
 
 
 class _BatchNorm(native.BatchNormalization):
-    """Keras's running variance is biased; this is torch's, unbiased: n / (n - 1) of the batch's."""
+    """Batch norm with torch's running variance, which is unbiased: n / (n - 1) times the batch's.
+    Keras's is biased."""
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         x = inputs
-        low = _is_low(x)
-        if low:
+        is_16_bit = _is_16_bit(x)
+        if is_16_bit:
             x = ops.cast(x, "float32")
-        # images in float32 by TensorFlow's own kernel, which takes half the time of the formula and
-        # knows no float64
-        form = self._by_kernel if len(x.shape) == 4 and x.dtype == tf.float32 else self._by_formula
+        # TensorFlow's kernel takes half the time of the formula; it has float32 images only
+        normalize = (
+            self._by_kernel if len(x.shape) == 4 and x.dtype == tf.float32 else self._by_formula
+        )
         if training:
-            y, mean, variance = form(x, None)
+            y, mean, variance = normalize(x, None)
             for running, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
                 old = constant(self.momentum, running)
                 running.assign(running * old + batch * constant(1 - self.momentum, running))
         else:
-            y, _, _ = form(x, (self.moving_mean.value, self.moving_variance.value))
-        return ops.cast(y, self.compute_dtype) if low else y
+            y, _, _ = normalize(x, (self.moving_mean.value, self.moving_variance.value))
+        return ops.cast(y, self.compute_dtype) if is_16_bit else y
 
     def _by_formula(self, x: Any, statistics: tuple[Any, Any] | None) -> tuple[Any, Any, Any]:
-        """The output, by the batch's mean and variance if none are given; the mean; the unbiased
-        variance."""
+        """Return the output, the mean and the unbiased variance. If `statistics` is None, normalise
+        by the batch's mean and variance."""
         mean, variance = statistics or tf.nn.moments(x, list(range(len(x.shape) - 1)))
         n = tf.cast(tf.size(x) // x.shape[-1], x.dtype)
         scale = self.gamma * tf.math.rsqrt(variance + constant(self.epsilon, variance))
@@ -138,18 +141,18 @@ class _BatchNorm(native.BatchNormalization):
 
 
 class _LayerNorm(native.LayerNormalization):
-    """Keras's eps passes through float32; this one does not."""
+    """Layer norm with eps in the dtype of x. Keras casts eps to float32."""
 
     def call(self, inputs: Any) -> Any:
         x = inputs
-        low = _is_low(x)
-        if low:
+        is_16_bit = _is_16_bit(x)
+        if is_16_bit:
             x = ops.cast(x, "float32")
         mean, variance = tf.nn.moments(x, [-1], keepdims=True)
         y = (x - mean) * tf.math.rsqrt(
             variance + constant(self.epsilon, variance)
         ) * self.gamma + self.beta
-        return ops.cast(y, self.compute_dtype) if low else y
+        return ops.cast(y, self.compute_dtype) if is_16_bit else y
 
 
 class _PositionEmbedding(native.Layer):
@@ -161,8 +164,7 @@ class _PositionEmbedding(native.Layer):
 
 
 class _Attention(native.Layer):
-    """spec.Attention. Keras's own has a bias for all of its kernels or for none, and rounds the
-    scale to float32."""
+    """spec.Attention. Keras's own layer rounds the scale to float32."""
 
     def __init__(self, num_heads: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -175,29 +177,29 @@ class _Attention(native.Layer):
         )
 
     def call(self, x: Any) -> Any:  # [B, T, D]
-        steps, width = x.shape[1:]
+        length, width = x.shape[1:]
         kernels = tf.concat(
             [tf.convert_to_tensor(kernel) for kernel in (self.query, self.key, self.value)], 1
         )
         by_head = tf.reshape(
             tf.reshape(x, [-1, width]) @ kernels,
-            [-1, steps, 3, self.num_heads, width // self.num_heads],
+            [-1, length, 3, self.num_heads, width // self.num_heads],
         )
         q, k, v = tf.unstack(tf.transpose(by_head, [2, 0, 3, 1, 4]))  # [B, H, T, D / H]
         scores = tf.matmul(q, k, transpose_b=True) * constant((width // self.num_heads) ** -0.5, q)
-        weights = tf.nn.softmax(tf.cast(scores, tf.float32) if _is_low(scores) else scores)
+        weights = tf.nn.softmax(tf.cast(scores, tf.float32) if _is_16_bit(scores) else scores)
         heads = tf.transpose(tf.matmul(tf.cast(weights, v.dtype), v), [0, 2, 1, 3])
         return tf.reshape(
-            tf.reshape(heads, [-1, width]) @ tf.convert_to_tensor(self.out), [-1, steps, width]
+            tf.reshape(heads, [-1, width]) @ tf.convert_to_tensor(self.out), [-1, length, width]
         )
 
 
 class Dropout(native.Layer):
-    """The masks of runner.random.keep, drawn on the device."""
+    """Dropout with the masks of runner.random.keep, computed on the device."""
 
-    def __init__(self, rate: float, index: int, place: Place, **kwargs: Any) -> None:
+    def __init__(self, rate: float, index: int, dropout_state: DropoutState, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.rate, self.index, self.place = rate, index, place
+        self.rate, self.index, self.dropout_state = rate, index, dropout_state
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         if not training or self.rate == 0:
@@ -205,48 +207,54 @@ class Dropout(native.Layer):
         return x * tf.where(self.keep(x), constant(1 / (1 - self.rate), x), constant(0.0, x))
 
     def keep(self, x: Any) -> Any:
-        key = layer_key(self.place.seed, self.index)
-        return keep(tf.shape(x), self.rate, key, self.place.step, self.place.micro_batch)
+        key = layer_key(self.dropout_state.seed, self.index)
+        return keep(
+            tf.shape(x), self.rate, key, self.dropout_state.step, self.dropout_state.micro_batch
+        )
 
 
 def layer_key(seed: Any, layer_index: int) -> Any:
-    """runner.random.layer_key of a tensor."""
-    return _mix_tensor(_low(_mix_tensor(_low(seed)) + layer_index))
+    """Compute runner.random.layer_key of a tensor."""
+    return _mix_tensor(_low_32_bits(_mix_tensor(_low_32_bits(seed)) + layer_index))
 
 
 def keep(shape: Any, rate: float, key: Any, step: Any, micro_batch: Any) -> Any:
-    """runner.random.keep in a shape."""
-    k = _mix_tensor(_low(_mix_tensor(_low(key + tf.cast(step, tf.int64))) + micro_batch))
+    """Compute runner.random.keep in a shape."""
+    k = _mix_tensor(
+        _low_32_bits(_mix_tensor(_low_32_bits(key + tf.cast(step, tf.int64))) + micro_batch)
+    )
     i = tf.range(tf.reduce_prod(tf.cast(shape, tf.int64)), dtype=tf.int64)
-    hashes = _mix_tensor(tf.bitwise.bitwise_xor(_mix_tensor(_low(i + k)), k))
+    hashes = _mix_tensor(tf.bitwise.bitwise_xor(_mix_tensor(_low_32_bits(i + k)), k))
     return tf.reshape(hashes >= threshold(rate), shape)
 
 
-def _low(x: Any) -> Any:
-    """The low 32 bits of int64."""
+def _low_32_bits(x: Any) -> Any:
+    """Return the low 32 bits, as int64."""
     return tf.bitwise.bitwise_and(tf.cast(x, tf.int64), tf.constant(MASK, tf.int64))
 
 
 def _mix_tensor(x: Any) -> Any:
-    """runner.random.mix on int64 tensors that hold 32 bits."""
+    """Compute runner.random.mix of int64 tensors that hold 32 bits."""
     shift, xor = tf.bitwise.right_shift, tf.bitwise.bitwise_xor
-    x = _low(xor(x, shift(x, tf.constant(16, tf.int64))) * 0x7FEB352D)
-    x = _low(xor(x, shift(x, tf.constant(15, tf.int64))) * 0x846CA68B)
+    x = _low_32_bits(xor(x, shift(x, tf.constant(16, tf.int64))) * 0x7FEB352D)
+    x = _low_32_bits(xor(x, shift(x, tf.constant(15, tf.int64))) * 0x846CA68B)
     return xor(x, shift(x, tf.constant(16, tf.int64)))
 
 
-def _sequence(nodes: Sequence[spec.Node], x: KerasTensor, place: Place | None) -> KerasTensor:
+def _sequence(
+    nodes: Sequence[spec.Node], x: KerasTensor, dropout_state: DropoutState | None
+) -> KerasTensor:
     for node in nodes:
         if node.spec.layer == "residual":
-            main, shortcut = (_sequence(branch, x, place) for branch in node.branches)
+            main, shortcut = (_sequence(branch, x, dropout_state) for branch in node.branches)
             x = native.Add(name=node.name)([main, shortcut])
         else:
-            layer = _build(node, place)
+            layer = _build(node, dropout_state)
             x = layer(x, x) if isinstance(layer, native.MultiHeadAttention) else layer(x)
     return x
 
 
-# gelu, its approximation and leaky ReLU are written out: Keras rounds their constants to float32
+# gelu, gelu_tanh and leaky_relu are written out: Keras rounds their constants to float32
 _ACTIVATIONS = {
     "relu": lambda s: tf.nn.relu,
     "leaky_relu": lambda s: lambda x: tf.where(x > 0, x, x * constant(s.negative_slope, x)),
@@ -275,7 +283,7 @@ class _Activation(native.Layer):
 
 
 def _native_activation(s: Any, name: str) -> native.Layer:
-    """Keras's own activation, for an export, which loads without this project."""
+    """Return Keras's own activation, for an export, which loads without this project."""
     if s.function == "leaky_relu":
         return native.LeakyReLU(negative_slope=s.negative_slope, name=name)
     if s.function == "gelu_tanh":
@@ -284,8 +292,8 @@ def _native_activation(s: Any, name: str) -> native.Layer:
 
 
 def _native_embedding(node: spec.Node) -> native.Layer:
-    """x + E for an export: the bias of a product with the identity, since Keras has no layer for
-    it."""
+    """Return a stock layer that computes x + E, for an export. Keras has no layer for it; here E is
+    the bias of a product with the identity."""
     return native.EinsumDense(
         "btd,de->bte",
         node.input_shape,
@@ -295,8 +303,8 @@ def _native_embedding(node: spec.Node) -> native.Layer:
     )
 
 
-def _build(node: spec.Node, place: Place | None) -> native.Layer:
-    """Build a layer; without a place, the stock layer for an export."""
+def _build(node: spec.Node, dropout_state: DropoutState | None) -> native.Layer:
+    """Build a layer; without `dropout_state`, the stock layer for an export."""
     s, name = node.spec, node.name
     match s.layer:
         case "dense":
@@ -317,17 +325,17 @@ def _build(node: spec.Node, place: Place | None) -> native.Layer:
             return native.Flatten(name=name)
         case "reshape":
             return native.Reshape(node.output_shape, name=name)
-    return _own(node, place) if place else _stock(node)
+    return _own(node, dropout_state) if dropout_state else _stock(node)
 
 
-def _own(node: spec.Node, place: Place) -> native.Layer:
-    """A layer that Keras has none of with our meaning."""
+def _own(node: spec.Node, dropout_state: DropoutState) -> native.Layer:
+    """Build a layer that Keras does not have with this project's definition."""
     s, name = node.spec, node.name
     match s.layer:
         case "activation":
             return _Activation(_ACTIVATIONS[s.function](s), name=name)
         case "dropout":
-            return Dropout(s.rate, node.index, place, name=name)
+            return Dropout(s.rate, node.index, dropout_state, name=name)
         case "batch_norm":
             return _BatchNorm(momentum=s.momentum, epsilon=s.eps, name=name)
         case "layer_norm":
@@ -340,7 +348,7 @@ def _own(node: spec.Node, place: Place) -> native.Layer:
 
 
 def _stock(node: spec.Node) -> native.Layer:
-    """Keras's own layer in place of ours; in evaluation they are equal."""
+    """Build the stock layer that equals ours in evaluation."""
     s, name = node.spec, node.name
     match s.layer:
         case "activation":

@@ -33,40 +33,41 @@ _POLICY = {
 
 
 class Model(keras.Model):
-    """The network, its loss and its optimizer, as the seam's `Live`."""
+    """The network, its loss and its optimizer. Implements `runner.spec.Live`."""
 
     engine: Any
 
-    def connect(self, run: RunSpec, start: TrainState, place: layers.Place) -> None:
-        """Load the state, make the optimizer, compile."""
+    def connect(self, run: RunSpec, start: TrainState, dropout_state: layers.DropoutState) -> None:
+        """Load the state, build the optimizer, compile."""
         kind: Any = exact.Engine if run.precision == "exact" else native.Engine
-        self.engine = kind(self, run, start, place)
-        self.compile(optimizer=self.engine.optimizer, jit_compile=device.by_xla(run))
-        # One compilation per shape of the chunk's blocks, whatever the number of updates, which is
-        # an argument. Without autograph: nothing here loops or asks over tensors in Python, and
-        # rewriting all of it took longer than tracing it.
+        self.engine = kind(self, run, start, dropout_state)
+        self.compile(optimizer=self.engine.optimizer, jit_compile=device.uses_xla(run))
+        # Compiles once per shape of the chunk's blocks; the number of updates is an argument.
+        # Without autograph: no Python loop or condition here depends on a tensor, and the rewrite
+        # would take longer than the tracing.
         self.compiled = tf.function(self.train_step, jit_compile=self.jit_compile, autograph=False)
         self.compiled_for: set[Any] = set()
 
     def make_train_function(self, force: bool = False) -> Any:
-        """fit's: takes the next chunk off its iterator and runs it."""
+        """Return the function that `fit` calls: it takes the next chunk from the iterator and
+        trains on it."""
 
         def train_function(iterator: Iterator[Any]) -> dict[str, Any]:
-            num_steps, blocks, brought = next(iterator)
+            num_steps, blocks, streamed = next(iterator)
             num_blocks = sum(block.shape[1] > 0 for block in blocks)
             blocks = blocks[:num_blocks]
-            brought = {name: values[:num_blocks] for name, values in brought.items()}
-            began, shapes = time.perf_counter(), tuple(tuple(block.shape) for block in blocks)
-            applied, means, outputs = self.compiled((num_steps, blocks, brought))
+            streamed = {name: values[:num_blocks] for name, values in streamed.items()}
+            start_time, shapes = time.perf_counter(), tuple(tuple(block.shape) for block in blocks)
+            applied, mean_losses, outputs = self.compiled((num_steps, blocks, streamed))
             num = int(num_steps)
             is_new = shapes not in self.compiled_for
             self.compiled_for.add(shapes)
             run = self.engine.run
             self.report = Report(
-                losses=self.engine.losses(means).numpy()[:num],
+                losses=self.engine.losses(mean_losses).numpy()[:num],
                 applied=read_back(run.tables, applied.numpy()[:num].T),
                 outputs=outputs.numpy()[:num].reshape(-1, *run.network.output_shape),
-                compile_seconds=time.perf_counter() - began if is_new else 0.0,
+                compile_seconds=time.perf_counter() - start_time if is_new else 0.0,
             )
             return {"loss": self.report.losses[-1]}
 
@@ -74,39 +75,44 @@ class Model(keras.Model):
         return train_function
 
     def train_step(self, data: Any) -> Any:
-        """The chunk's updates, one after another: (what was applied [K, P], losses [K], outputs [K,
-        A * B, C])."""
-        # int64[K, A, B] each, and [K, A, B, ...] of each field that chunks bring; past num_steps is
+        """Make the chunk's updates, one after another. Return the optimizer's settings [K, P], the
+        losses [K] and the outputs [K, A * B, C]."""
+        # blocks: int64[K, A, B] each; streamed: [K, A, B, ...] each; steps from num_steps on are
         # padding
-        num_steps, blocks, brought = data
+        num_steps, blocks, streamed = data
         num_rows = sum(block.shape[1] * block.shape[2] for block in blocks)
         engine, run, length = self.engine, self.engine.run, blocks[0].shape[0]
         dtype, shape = tf.as_dtype(run.dtype), (num_rows, *run.network.output_shape)
         applied = tf.TensorArray(tf.float64, length, element_shape=(len(run.tables),))
-        means = tf.TensorArray(dtype, length, element_shape=())
+        mean_losses = tf.TensorArray(dtype, length, element_shape=())
         outputs = tf.TensorArray(dtype, length, element_shape=shape)
 
-        def update(k: Any, applied: Any, means: Any, outputs: Any) -> Any:
+        def update(k: Any, applied: Any, mean_losses: Any, outputs: Any) -> Any:
             others = engine.schedule.others(self.optimizer.iterations)
-            read = tf.stack([tf.cast(self.optimizer.learning_rate, tf.float64), *others])
+            settings = tf.stack([tf.cast(self.optimizer.learning_rate, tf.float64), *others])
             batches = [
                 {name: tf.gather(values, rows) for name, values in engine.fields.items()}
                 for rows in _micro_batches(blocks, k)
             ]
-            for name, values in brought.items():
-                for batch, own in zip(batches, _micro_batches(values, k), strict=True):
-                    batch[name] = own
-            share, z = engine.update(self.optimizer.iterations.value, batches, num_rows)
+            for name, values in streamed.items():
+                for batch, field in zip(batches, _micro_batches(values, k), strict=True):
+                    batch[name] = field
+            loss, z = engine.update(self.optimizer.iterations.value, batches, num_rows)
             z = tf.concat(z, axis=0)
-            return k + 1, applied.write(k, read), means.write(k, share), outputs.write(k, z)
+            return (
+                k + 1,
+                applied.write(k, settings),
+                mean_losses.write(k, loss),
+                outputs.write(k, z),
+            )
 
-        _, applied, means, outputs = tf.while_loop(
+        _, applied, mean_losses, outputs = tf.while_loop(
             lambda k, *_: k < num_steps,
             update,
-            (tf.constant(0), applied, means, outputs),
+            (tf.constant(0), applied, mean_losses, outputs),
             parallel_iterations=1,
         )
-        return applied.stack(), means.stack(), outputs.stack()
+        return applied.stack(), mean_losses.stack(), outputs.stack()
 
     def state(self) -> TrainState:
         return self.engine.state(int(self.optimizer.iterations))
@@ -119,31 +125,31 @@ class Model(keras.Model):
 
 
 def _micro_batches(blocks: Iterable[Any], k: Any) -> list[Any]:
-    """The micro-batches of update k.  # [K, A, B, ...] of each block -> [B, ...] each"""
+    """Return the micro-batches of update k.  # [K, A, B, ...] of each block -> [B, ...] each"""
     return [batch for block in blocks for batch in tf.unstack(block[k])]
 
 
 class _AfterChunk(keras.callbacks.Callback):
-    """Tells the runner of each chunk, and stops `fit` when it says so."""
+    """Calls `on_chunk` after each chunk, and stops `fit` if it returns False."""
 
     def __init__(self, on_chunk: OnChunk, loader: "_Loader") -> None:
         super().__init__()
         self.on_chunk, self.loader = on_chunk, loader
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        going_on = self.on_chunk(self.loader.taken.popleft(), self.model.report, self.model)
-        # at the end too, or `fit` asks for more and warns
-        over = int(self.model.optimizer.iterations) >= self.model.engine.run.num_steps
-        self.model.stop_training = over or not going_on
+        goes_on = self.on_chunk(self.loader.taken.popleft(), self.model.report, self.model)
+        # stop after the last update too: otherwise `fit` asks for more data and warns
+        is_finished = int(self.model.optimizer.iterations) >= self.model.engine.run.num_steps
+        self.model.stop_training = is_finished or not goes_on
 
 
 class _Loader:
-    """The chunks as what `fit` calls batches: num_steps, the blocks of whole micro-batches and of
-    short ones, and the fields of both that a chunk brings; all with equal ranks."""
+    """The chunks as batches for `fit`: num_steps, the block of whole micro-batches and that of the
+    short one, and the streamed fields of both. Arrays have the same rank in every chunk."""
 
     def __init__(self, chunks: Iterable[Chunk], length: int, run: RunSpec) -> None:
         self.chunks, self.run = chunks, run
-        # XLA drops a dimension of 1, fuses otherwise and so rounds otherwise
+        # at least 2: XLA drops a dimension of 1, then fuses and rounds differently
         self.length = max(2, length)
         self.taken: deque[Chunk] = deque()
 
@@ -153,12 +159,12 @@ class _Loader:
             yield (
                 chunk.num_steps,
                 self._pad_blocks(chunk, chunk.blocks),
-                {name: self._pad_blocks(chunk, chunk.by_block(name)) for name in self.run.brought},
+                {name: self._pad_blocks(chunk, chunk.by_block(name)) for name in self.run.streamed},
             )
 
     def _pad_blocks(self, chunk: Chunk, blocks: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-        """Whole updates fill up to `length`, so that one compilation serves every number of
-        them."""
+        """Pad blocks of whole updates to `length` steps, so that one compilation serves every
+        number of steps."""
         missing = self.length - chunk.num_steps if chunk.is_whole else 0
         padded = [np.pad(block, [(0, missing), *[(0, 0)] * (block.ndim - 1)]) for block in blocks]
         return (
@@ -171,19 +177,19 @@ class _Loader:
 
     def dataset(self) -> tf.data.Dataset:
         block = tf.TensorSpec((None, None, None), tf.int64)
-        brought = {
+        streamed = {
             name: tf.TensorSpec((None, None, None, *field.shape), tf.as_dtype(field.dtype))
-            for name, field in self.run.brought.items()
+            for name, field in self.run.streamed.items()
         }
         signature = (
             tf.TensorSpec((), tf.int32),
             (block, block),
-            {name: (field, field) for name, field in brought.items()},
+            {name: (field, field) for name, field in streamed.items()},
         )
         options = tf.data.Options()
-        # the next chunk's length follows from this one's time
+        # the length of the next chunk depends on the time that this one takes
         options.experimental_optimization.inject_prefetch = False
-        # it has nothing to tune here, and its thread sometimes lets the iterator's end wait for
+        # there is nothing to tune, and the tuning thread sometimes delays the iterator's end by
         # five seconds
         options.autotune.enabled = False
         return tf.data.Dataset.from_generator(
@@ -191,7 +197,7 @@ class _Loader:
         ).with_options(options)
 
 
-_last: tuple[RunSpec, Model] | None = None  # what this process trained last
+_last: tuple[RunSpec, Model] | None = None  # the last run of this process, and its model
 
 
 def train(
@@ -200,20 +206,20 @@ def train(
     global _last
     if not device.can_use_threads(run.threads) and run.precision != "exact":
         raise RunError(
-            f"TensorFlow has taken another number of threads than {run.threads}: it needs a "
-            f"process of its own"
+            f"TensorFlow uses another number of threads than {run.threads} in this process: run in "
+            f"a new process"
         )
-    alike = _last is not None and _is_compiled_alike(run, _last[0])
-    if not alike:
-        _last = None  # its memory is free for the new one
-    with tf.device(device.resolve(run.device)), _settings(run, is_fresh=not alike):
+    can_reuse = _last is not None and _can_share_compiled(run, _last[0])
+    if not can_reuse:
+        _last = None  # frees its memory for the new model
+    with tf.device(device.resolve(run.device)), _settings(run, is_fresh=not can_reuse):
         if _last is not None:
             model = _last[1]
             model.engine.start(run, start)
         else:
-            place = layers.Place(run.seed)
-            model = _network(run, place, Model)
-            model.connect(run, start, place)
+            dropout_state = layers.DropoutState(run.seed)
+            model = _network(run, dropout_state, Model)
+            model.connect(run, start, dropout_state)
             _last = run, model
         loader = _Loader(chunks, run.largest_chunk, run)
         model.fit(
@@ -225,14 +231,14 @@ def train(
         )
         state = model.state()
     del model, loader
-    # the iterator of a run that was stopped ends here; with the interpreter it would complain
+    # ends the iterator of a stopped run now; at the interpreter's exit it would print an error
     gc.collect()
     return state
 
 
-def _is_compiled_alike(a: RunSpec, b: RunSpec) -> bool:
-    """Return whether two runs differ in nothing that a compiled function holds: the tables, the
-    seed of the masks and all of the state are variables."""
+def _can_share_compiled(a: RunSpec, b: RunSpec) -> bool:
+    """Return whether two runs can use the same compiled functions. The tables, the seed of the
+    masks and the state may differ: they are variables."""
     return (
         _constants(a) == _constants(b)
         and a.fields.keys() == b.fields.keys()
@@ -244,10 +250,10 @@ def _is_compiled_alike(a: RunSpec, b: RunSpec) -> bool:
 
 
 def _constants(run: RunSpec) -> dict[str, Any]:
-    own = {name: value for name, value in vars(run).items() if name != "fields"}
+    constants = {name: value for name, value in vars(run).items() if name != "fields"}
     return {
-        **own,
-        # its rate is in the tables alone
+        **constants,
+        # only the tables hold the learning rate
         "optimizer": run.optimizer.model_copy(update={"lr": 1.0}),
         "tables": (run.num_steps, [*run.tables]),
         "seed": None,
@@ -256,7 +262,7 @@ def _constants(run: RunSpec) -> dict[str, Any]:
 
 def predict(model: ModelSpec, state: TrainState, rows: Batch) -> np.ndarray:
     with tf.device(device.resolve(model.device)), _settings(model):
-        network = _network(model, layers.Place(0), keras.Model)
+        network = _network(model, layers.DropoutState(0), keras.Model)
         (exact if model.precision == "exact" else layers).load_state(network, state)
         return _predict(network, model, rows)
 
@@ -275,8 +281,8 @@ def export(
     x_scaling: Scaling | None = None,
     y_scaling: Scaling | None = None,
 ) -> None:
-    """A .keras file; keras.models.load_model(path) is the model. It takes raw rows and gives
-    targets in the data's units: around the network it scales in float64."""
+    """Write a .keras file; keras.models.load_model(path) is the model. With the scalings, it takes
+    raw rows and returns outputs in the data's units. It scales in float64."""
     network = native_model(model, state)
     if x_scaling or y_scaling:
         x = keras.Input(model.network.input_shape, dtype=model.dtype.name)
@@ -289,23 +295,25 @@ def export(
 
 
 def _rescaled(x: Any, *numbers: np.ndarray | float) -> Any:
-    """Stock layers x -> x scale + offset, of each scale and offset; arrays, since Keras makes lists
-    float32."""
+    """Apply x * scale + offset with a stock layer, for each scale and offset. These are arrays:
+    Keras converts lists to float32."""
     for scale, offset in zip(numbers[::2], numbers[1::2], strict=True):
         x = keras.layers.Rescaling(scale, offset, dtype="float64")(x)
     return x
 
 
-def _network(model: ModelSpec, place: layers.Place | None, kind: type[keras.Model]) -> Any:
-    if place and model.precision == "exact":
+def _network(
+    model: ModelSpec, dropout_state: layers.DropoutState | None, kind: type[keras.Model]
+) -> Any:
+    if dropout_state and model.precision == "exact":
         return exact.build(model.network, kind)
-    return layers.build(model.network, place, kind)
+    return layers.build(model.network, dropout_state, kind)
 
 
 @contextmanager
 def _settings(model: ModelSpec, is_fresh: bool = False) -> Iterator[None]:
-    """Keras's global settings for a model: its dtype. They are the process's own afterwards.
-    `is_fresh` drops the graphs of earlier runs in this process."""
+    """Set Keras's global dtype for a model in the block; restore it afterwards. `is_fresh` drops
+    the graphs of earlier runs in this process."""
     floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
     if is_fresh:
         keras.utils.clear_session()
@@ -330,7 +338,7 @@ def _predict(network: keras.Model, model: ModelSpec, rows: Batch) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _inference(network: keras.Model) -> Any:
-    """The forward pass of evaluation, traced once for any number of rows."""
+    """Return the evaluation pass, traced once for any number of rows."""
     signature = [tf.TensorSpec(network.inputs[0].shape, network.inputs[0].dtype)]
     return tf.function(
         lambda x: network(x, training=False), input_signature=signature, autograph=False

@@ -1,5 +1,7 @@
-"""The losses in TensorFlow, from raw outputs; the mean over rows. z  # [B, C]; y  # labels [B] or
-targets [B, C]"""
+"""The losses in TensorFlow: the mean over rows, from raw outputs.
+
+z  # [B, C]; y  # labels [B] or targets [B, C]
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +12,7 @@ from backends.keras.layers import constant
 
 
 def build(loss: Any) -> Callable[[Any, Any], Any]:
-    """runner.components.losses.Loss -> mean loss of a batch."""
+    """Build the function that computes a batch's mean loss from a runner.components.losses.Loss."""
     match loss.name:
         case "cross_entropy":
             return lambda z, y: _cross_entropy(z, y, loss.label_smoothing)
@@ -26,13 +28,15 @@ def build(loss: Any) -> Callable[[Any, Any], Any]:
 
 
 def _cross_entropy(z: Any, y: Any, smoothing: float) -> Any:
-    of_label = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=z))
+    label_loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=z))
     if smoothing == 0:
-        return of_label
-    uniform = -tf.reduce_mean(tf.nn.log_softmax(z))
-    return constant(1 - smoothing, z) * of_label + constant(smoothing, z) * uniform
+        return label_loss
+    uniform_loss = -tf.reduce_mean(tf.nn.log_softmax(z))
+    return constant(1 - smoothing, z) * label_loss + constant(smoothing, z) * uniform_loss
 
 
 def _huber(z: Any, y: Any, delta: float) -> Any:
-    size, edge, half = tf.abs(z - y), constant(delta, z), constant(0.5, z)
-    return tf.reduce_mean(tf.where(size <= edge, half * size * size, edge * (size - half * edge)))
+    error, edge, half = tf.abs(z - y), constant(delta, z), constant(0.5, z)
+    return tf.reduce_mean(
+        tf.where(error <= edge, half * error * error, edge * (error - half * edge))
+    )

@@ -1,4 +1,4 @@
-"""The engine of every precision but exact: updates by a tape and this room's optimizers."""
+"""The engine for every precision except exact: GradientTape and this folder's optimizers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,16 +12,25 @@ from runner.spec import RunSpec, TrainState
 
 
 class Engine:
-    """keras.layers, a tape, this room's optimizers: every precision but exact. It is no Keras
-    object, so that attribute tracking does not list the variables twice."""
+    """Trains keras.layers with a GradientTape and the optimizers of this folder. It is not a Keras
+    object: Keras's attribute tracking would list the variables twice."""
 
     def __init__(
-        self, model: keras.Model, run: RunSpec, start: TrainState, place: layers.Place
+        self,
+        model: keras.Model,
+        run: RunSpec,
+        start: TrainState,
+        dropout_state: layers.DropoutState,
     ) -> None:
-        self.model, self.run, self.place, self.loss = model, run, place, losses.build(run.loss)
+        self.model, self.run, self.dropout_state, self.loss = (
+            model,
+            run,
+            dropout_state,
+            losses.build(run.loss),
+        )
         layers.load_state(model, start)
         variables = layers.named(model)
-        # in the network's order, which the norm of the gradients is summed in
+        # in the network's order: the norm of the gradients is summed in this order
         self.parameters = {
             name: variables[name] for name in run.network.variables() if name in start.weights
         }
@@ -32,9 +41,9 @@ class Engine:
         self.fields = {name: tf.constant(values) for name, values in run.fields.items()}
 
     def start(self, run: RunSpec, start: TrainState) -> None:
-        """Another run that is compiled alike."""
+        """Start another run that can use the same compiled functions."""
         self.run = run
-        self.place.seed.assign(run.seed)
+        self.dropout_state.seed.assign(run.seed)
         layers.load_state(self.model, start)
         self.schedule.use(run.tables)
         self.optimizer.load_slots(start.slots, start.step)
@@ -42,38 +51,43 @@ class Engine:
     def update(
         self, step: Any, batches: Sequence[Mapping[str, Any]], num_rows: int
     ) -> tuple[Any, list[Any]]:
-        """Make an update; the mean loss and the outputs of each micro-batch before it."""
+        """Make one update. Return the mean loss and each micro-batch's outputs, both from before
+        the update."""
         total: Any = None
         gradients: Any = None
-        kept = (
-            [*self.model.variables, *self.optimizer.memories()] if self.run.skip_nonfinite else []
+        variables_to_restore = (
+            [*self.model.variables, *self.optimizer.slot_variables()]
+            if self.run.skip_nonfinite
+            else []
         )
-        before = [tf.identity(variable.value) for variable in kept]
-        outputs, self.place.step = [], step
+        old_values = [tf.identity(variable.value) for variable in variables_to_restore]
+        outputs, self.dropout_state.step = [], step
         for micro_batch, batch in enumerate(batches):
             x = batch["x"]
-            self.place.micro_batch = micro_batch
+            self.dropout_state.micro_batch = micro_batch
             with tf.GradientTape() as tape:
                 z = tf.cast(self.model(x, training=True), self.run.dtype)
-                share = self.loss(z, batch["y"])
+                loss = self.loss(z, batch["y"])
                 if num_rows != x.shape[0]:
-                    share = share * layers.constant(x.shape[0] / num_rows, share)
-            new = tape.gradient(share, [v.value for v in self.parameters.values()])
-            total = share if total is None else total + share
+                    loss = loss * layers.constant(x.shape[0] / num_rows, loss)
+            batch_gradients = tape.gradient(loss, [v.value for v in self.parameters.values()])
+            total = loss if total is None else total + loss
             gradients = (
-                new if gradients is None else [a + b for a, b in zip(gradients, new, strict=True)]
+                batch_gradients
+                if gradients is None
+                else [a + b for a, b in zip(gradients, batch_gradients, strict=True)]
             )
             outputs.append(z)
         if self.run.gradient_clip_norm is not None:
             gradients = optimizers.clip_by_global_norm(gradients, self.run.gradient_clip_norm)
         self.optimizer.apply(gradients, list(self.parameters.values()))
-        for variable, value in zip(kept, before, strict=True):
+        for variable, value in zip(variables_to_restore, old_values, strict=True):
             variable.assign(tf.where(tf.math.is_finite(total), variable.value, value))
         return total, outputs
 
-    def losses(self, shares: Any) -> Any:
-        """Updates' losses, which are their shares.  # dtype[K]"""
-        return shares
+    def losses(self, loss_terms: Any) -> Any:
+        """Return the updates' losses: `update` has computed them.  # dtype[K]"""
+        return loss_terms
 
     def state(self, step: int) -> TrainState:
         weights, buffers = (

@@ -1,7 +1,7 @@
-"""The optimizers in Keras, in the form that runner/components/optimizers.py gives them, which is
+"""The optimizers in Keras, with the definitions of runner/components/optimizers.py, which are
 torch's.
 
-Scalars are computed in float64 and rounded once to the variables' dtype: Keras's own casts go
+Scalars are computed in float64 and rounded once to the variables' dtype. Keras's own casts go
 through float32.
 """
 
@@ -21,8 +21,7 @@ from runner.spec import RunSpec, Weights, rate_name
 
 @dataclass
 class _Memory:
-    """Keeps variables out of the sight of Keras's attribute tracking, which would list them
-    twice."""
+    """Holds variables, hidden from Keras's attribute tracking, which would list them twice."""
 
     schedule: TableLR
     names: dict[Any, str]  # reference to a variable -> its canonical name
@@ -32,7 +31,7 @@ class _Memory:
 
 
 class _Optimizer(keras.optimizers.Optimizer):
-    """Slots by their standard names, weight decay as the config means it, then the class's own
+    """Base class: slots by their standard names, the config's weight decay, then the subclass's
     `update`."""
 
     def __init__(
@@ -62,7 +61,8 @@ class _Optimizer(keras.optimizers.Optimizer):
         )
 
     def hyper(self, name: str) -> Any:
-        """A hyperparameter in force, in float64: a number, or of a scheduled one a tensor."""
+        """Return a hyperparameter's current value in float64: a number, or a tensor if it is
+        scheduled."""
         return (
             self.memory.schedule.at(name, self.iterations)
             if name in self.scheduled
@@ -70,7 +70,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         )
 
     def load_slots(self, slots: Mapping[str, Weights], step: int) -> None:
-        """Canonical slots, as if `step` updates had been made."""
+        """Load canonical slots, as the state after `step` updates."""
         self.iterations.assign(step)
         for slot, values in slots.items():
             for name, value in values.items():
@@ -79,15 +79,14 @@ class _Optimizer(keras.optimizers.Optimizer):
             self.memory.scalars[name].assign(number)
 
     def save_slots(self) -> dict[str, dict[str, np.ndarray]]:
-        """Canonical copies."""
+        """Return canonical copies of the slots."""
         return {
             slot: {name: v.value.numpy() for name, v in values.items()}
             for slot, values in self.memory.slots.items()
         }
 
-    def memories(self) -> list[Any]:
-        """The variables that an update changes, but for the count of updates and what follows from
-        it alone."""
+    def slot_variables(self) -> list[Any]:
+        """Return the slots' variables. Other variables depend only on the number of updates."""
         return [variable for slot in self.memory.slots.values() for variable in slot.values()]
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
@@ -110,17 +109,17 @@ class _Optimizer(keras.optimizers.Optimizer):
         variable.assign(self.update(p, g, lr, memory))
 
     def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
-        """The new p; lr  # float64 scalar. The slots in `memory` are assigned."""
-        raise AssertionError("each optimizer has its own")
+        """Return the new p and assign the new slots in `memory`. lr  # float64 scalar"""
+        raise AssertionError("each subclass defines it")
 
     @property
     def count(self) -> Any:
-        """t' = t + 1, the number of this update from 1, in float64."""
+        """The number of this update, counted from 1, in float64."""
         return tf.cast(self.iterations, tf.float64) + 1
 
 
 def _mean(old: Any, new: Any, beta: Any) -> Any:
-    """old * beta + new * (1 - beta)"""
+    """Assign and return old * beta + new * (1 - beta)."""
     return old.assign(old * constant(beta, new) + new * constant(1 - beta, new))
 
 
@@ -241,14 +240,14 @@ _OPTIMIZERS: dict[str, type[_Optimizer]] = {
 def build(
     run: RunSpec, schedule: TableLR, variables: Mapping[str, Any], slots: Iterable[str]
 ) -> _Optimizer:
-    """A Keras optimizer over canonical names -> variables, in the order of the model's trainable
-    ones, each with the rate and the weight decay of its group."""
+    """Build a Keras optimizer. `variables` maps canonical names to the model's trainable variables,
+    in the model's order; each has the learning rate and the weight decay of its group."""
     kind, spec = _OPTIMIZERS[run.optimizer.name], run.optimizer
     return kind(spec, schedule, variables, slots, run.groups, run.scheduled)
 
 
 def clip_by_global_norm(gradients: Sequence[Any], largest: float) -> list[Any]:
-    """g *= min(1, largest / norm), norm = the root of the sum of all squares."""
+    """Clip: g * min(1, largest / norm), norm = sqrt(sum of g^2 over all gradients)."""
     norm = tf.sqrt(tf.add_n([tf.reduce_sum(g * g) for g in gradients]))
     factor = tf.minimum(constant(largest, norm) / norm, constant(1.0, norm))
     return [g * factor for g in gradients]

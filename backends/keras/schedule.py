@@ -1,4 +1,4 @@
-"""The tables of rates, and of what else is scheduled, as Keras's schedule."""
+"""A Keras schedule that reads the tables of learning rates and other scheduled values."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from runner.spec import LEARNING_RATE, RunSpec, Tables
 
 
 class TableLR(keras.optimizers.schedules.LearningRateSchedule):
-    """The rate of update t is rates[t], of a group lr_factor rates[t], cast once to the run's
-    dtype; past the end the last value holds.
+    """Gives the learning rate of update t: rates[t], or lr_factor * rates[t] of a group, rounded
+    once to the run's dtype. Past the end of the table, the last value stays.
 
-    In variables: a large constant would be slow to trace.
+    The tables are variables: a large constant would be slow to trace.
     """
 
     def __init__(self, run: RunSpec) -> None:
@@ -24,7 +24,7 @@ class TableLR(keras.optimizers.schedules.LearningRateSchedule):
         }
 
     def use(self, tables: Tables) -> None:
-        """Take other tables of the same names and length, from the next update on."""
+        """Replace the tables by others with the same names and length, from the next update on."""
         for name, values in tables.items():
             self._tables[name].assign(values)
 
@@ -32,11 +32,12 @@ class TableLR(keras.optimizers.schedules.LearningRateSchedule):
         return self.at(LEARNING_RATE, step)
 
     def at(self, name: str, step: Any) -> Any:
-        """Look up a table of RunSpec.tables by its name."""
+        """Look up the value at `step` in a table of RunSpec.tables."""
         return tf.gather(self._tables[name], tf.minimum(tf.cast(step, tf.int64), self._last))
 
     def others(self, step: Any) -> list[Any]:
-        """All but the rate itself, in the order of RunSpec.tables, in float64."""
+        """Look up all tables except the learning rate, in the order of RunSpec.tables, in
+        float64."""
         return [tf.cast(self.at(name, step), tf.float64) for name in [*self._tables][1:]]
 
     def get_config(self) -> dict[str, Any]:

@@ -12,19 +12,19 @@ def _refuse(config: Any) -> None:
     compilers = [os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl"]
     if config.trainer.compile and not any(map(shutil.which, filter(None, compilers))):
         raise ConfigError(
-            "trainer.compile=true needs a C++ compiler on backend=lightning: g++, clang++ "
-            "or what CXX names"
+            "trainer.compile=true with backend=lightning needs a C++ compiler: install g++ or "
+            "clang++, or set CXX"
         )
 
 
 def _tune() -> None:
-    """Let idle threads sleep. By default OpenMP's threads spin for a while, and where another
-    process needs the core, each of thousands of small operations waits for its time slices. The
-    variable is read when torch is imported."""
+    """Let idle OpenMP threads sleep. By default they spin; if another process needs the core, each
+    of thousands of small operations then waits for a time slice. torch reads the variable on
+    import."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from backends.lightning import lean
 
-    lean.put_in_place()
+    lean.install()
 
 
 ABOUT = About(

@@ -1,4 +1,4 @@
-"""The seam's `Backend` on PyTorch Lightning."""
+"""Implements `runner.spec.Backend` with PyTorch Lightning."""
 
 from backends.lightning.device import can_use_threads, devices
 from backends.lightning.loop import export, native_model, predict, train

@@ -1,4 +1,4 @@
-"""Devices that torch finds on this machine, and Lightning's names for them."""
+"""Torch's devices on this machine, and the Trainer arguments that select one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +10,8 @@ from runner.machine import devices as runner_devices
 
 
 def devices() -> list[str]:
-    found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    return [*found, "mps"] if torch.backends.mps.is_available() else found
+    names = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    return [*names, "mps"] if torch.backends.mps.is_available() else names
 
 
 def resolve(requested: str) -> torch.device:
@@ -34,7 +34,7 @@ def threads(num: int) -> Iterator[None]:
 
 
 def trainer_arguments(device: torch.device) -> dict[str, Any]:
-    """The Trainer's own words for one device."""
+    """Return the Trainer arguments that select one device."""
     accelerator = {"cpu": "cpu", "cuda": "gpu", "mps": "mps"}[device.type]
     return {
         "accelerator": accelerator,

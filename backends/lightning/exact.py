@@ -1,5 +1,5 @@
-"""Exact mode in torch: the primitives of runner.exact, and the network and optimizer that the loop
-trains with them."""
+"""Exact mode in torch: the primitives of runner.exact, and the network and the optimizer
+that use them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,12 @@ from runner.random import layer_key
 from runner.spec import ModelSpec, RunSpec, TrainState
 
 _EXPONENT = 0x7FF0000000000000  # of a float64's bits
-_SLICE = 1 << 15  # elements that an optimizer works on at a time: what stays in the cache
+_SLICE = 1 << 15  # elements per call of an optimizer's update; so many stay in the cache
 
 
 class Torch:
-    """The primitives on one device. On the CPU a scalar is a Python number: two reads cost less
-    than six kernels."""
+    """The primitives on one device. On the CPU, `grid` computes its unit in Python: reading two
+    scalars costs less than six kernel calls."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.on_cpu = device, device.type == "cpu"
@@ -51,16 +51,16 @@ class Torch:
 
     def grid(self, x: Tensor, bits: int, per_row: bool = False) -> tuple[Tensor, Any]:
         if self.on_cpu and not per_row:
-            # as it lies in memory
+            # reduce in memory order
             low, high = torch.aminmax(x if x.is_contiguous() else x.movedim(-1, 0))
-            largest = max(-low.item(), high.item(), 2.0**-200)
-            if not math.isfinite(largest):
+            bound = max(-low.item(), high.item(), 2.0**-200)
+            if not math.isfinite(bound):
                 raise RunError("a value is not finite: an update went beyond the range of float32")
-            exponent = math.frexp(largest)[1] - bits
+            exponent = math.frexp(bound)[1] - bits
             return (x * 2.0**-exponent).round_(), 2.0**exponent
-        size = x.abs()
-        size = size.amax(tuple(range(1, x.ndim)), keepdim=True) if per_row else size.amax()
-        power, _ = self.power(size.clamp_min(2.0**-200))
+        largest = x.abs()
+        largest = largest.amax(tuple(range(1, x.ndim)), keepdim=True) if per_row else largest.amax()
+        power, _ = self.power(largest.clamp_min(2.0**-200))
         return (x * (2.0 ** (bits - 1) / power)).round_(), power * 2.0 ** (1 - bits)
 
     def plus(self, a: Tensor, b: Tensor, scale: Any) -> Tensor:
@@ -90,7 +90,7 @@ class Torch:
         return x.amax(-1, keepdim=True)
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
-        # MKL's fast way is the one with the long axis last
+        # MKL is faster if the long axis is the last one
         if a.ndim == 2 and a.shape[0] >= 4 * b.shape[1]:
             return (b.t() @ a.t()).t()
         return a @ b
@@ -130,24 +130,24 @@ class Torch:
         self, parts: Sequence[Tensor], size: int, stride: int, shape: tuple[int, int]
     ) -> Tensor:
         num, height, width, channels = parts[0].shape
-        # as products and what follows them lie
-        whole = parts[0].new_zeros((channels, num, *shape)).movedim(0, -1)
+        # channels first in memory, as in the results of `matmul`
+        images = parts[0].new_zeros((channels, num, *shape)).movedim(0, -1)
         for i, part in enumerate(parts):
             a, b = divmod(i, size)
-            whole[
+            images[
                 :,
                 a : a + stride * (height - 1) + 1 : stride,
                 b : b + stride * (width - 1) + 1 : stride,
             ] += part
-        return whole
+        return images
 
     def power(self, x: Tensor) -> tuple[Tensor, Tensor]:
         bits = x.view(torch.int64) & _EXPONENT
         return bits.view(torch.float64), (bits >> 52).double() - 1023.0
 
     def split(self, x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-        whole = x.long()
-        return whole >> bits, whole & ((1 << bits) - 1)
+        integers = x.long()
+        return integers >> bits, integers & ((1 << bits) - 1)
 
     def real(self, index: Tensor) -> Tensor:
         return index.double()
@@ -171,30 +171,34 @@ class Torch:
 
 
 def _windows(images: Sequence[int], size: int, stride: int, pads: Pads) -> np.ndarray:
-    """Index of the pixel, among all [N, H, W], at each position of each window, in the order of
-    `patches`; the border is one more."""
+    """Return the index into all pixels [N, H, W] at each position of each window, in the order of
+    `patches`. The padding has the index N * H * W."""
     num = math.prod(images)
-    places = np.pad(
+    indices = np.pad(
         np.arange(num, dtype=np.int32).reshape(images), ((0, 0), *pads), constant_values=num
     )
-    windows = np.lib.stride_tricks.sliding_window_view(places, (size, size), (1, 2))[
+    windows = np.lib.stride_tricks.sliding_window_view(indices, (size, size), (1, 2))[
         :, ::stride, ::stride
     ]
     return np.ascontiguousarray(windows).reshape(-1)
 
 
 class Network(nn.Module):
-    """All weights as one vector of float64, and the running statistics; forward = evaluation, every
-    row by itself."""
+    """All weights as one float64 vector, and the running statistics. `forward` is evaluation: no
+    row depends on another."""
 
     def __init__(
-        self, model: ModelSpec, state: TrainState, where: torch.device, groups: Sequence[Group] = ()
+        self,
+        model: ModelSpec,
+        state: TrainState,
+        device: torch.device,
+        groups: Sequence[Group] = (),
     ) -> None:
         super().__init__()
         self.nodes, self.layout, self.o = (
             model.network.nodes,
             Layout.of(model.network, groups),
-            Torch(where),
+            Torch(device),
         )
         self.weights = nn.Parameter(
             self.o.r(self.o.constant(self.layout.pack(state.weights))), requires_grad=False
@@ -207,7 +211,8 @@ class Network(nn.Module):
         self._views: tuple[int, dict[str, Tensor]] = (0, {})
 
     def values(self) -> dict[str, Tensor]:
-        """Canonical name -> view of the weights, made again only where they have moved."""
+        """Return canonical name -> view of the weights. Makes new views only if the weights' memory
+        has moved."""
         if self._views[0] != self.weights.data_ptr():
             self._views = (self.weights.data_ptr(), self.layout.views(self.o, self.weights))
         return self._views[1]
@@ -219,8 +224,8 @@ class Network(nn.Module):
 
 
 class Optimizer(torch.optim.Optimizer):
-    """Any optimizer of the config on the vector of all weights, of which each group has a part; its
-    state holds the slots by their standard names."""
+    """Any optimizer of the config, on the vector of all weights. Each parameter group is a slice of
+    the vector; the state holds the slots by their standard names."""
 
     def __init__(self, run: RunSpec, network: Network, start: TrainState) -> None:
         parts, hyper = network.layout.parts, hyperparameters(run.optimizer)
@@ -251,8 +256,8 @@ class Optimizer(torch.optim.Optimizer):
         self.apply()
 
     def apply(self) -> None:
-        """One update, without what torch wraps around `step`; the caller has switched autograd
-        off."""
+        """Make one update without torch's wrapper around `step`. The caller must disable
+        autograd."""
         gradients: Any = self.network.weights.grad
         h = optimizers.InForce(
             self.network.o,
@@ -260,28 +265,29 @@ class Optimizer(torch.optim.Optimizer):
             {name: read(self.param_groups[0], name) for name in self.scheduled},
             {name: float(values[self.num_updates]) for name, values in self.tables.items()},
         )
-        for own, (group, part) in zip(self.param_groups, self.network.layout.parts, strict=True):
-            (weights,) = own["params"]
+        parts = self.network.layout.parts
+        for native, (group, part) in zip(self.param_groups, parts, strict=True):
+            (weights,) = native["params"]
             slots, g = self.state[weights], gradients[part]
             for begin in range(0, len(weights), _SLICE):
-                few = slice(begin, begin + _SLICE)
-                before = {slot: value[few] for slot, value in slots.items()}
-                weights[few], after = optimizers.update(
-                    h, weights[few], g[few], before, own["lr"], group
+                piece = slice(begin, begin + _SLICE)
+                old_slots = {slot: value[piece] for slot, value in slots.items()}
+                weights[piece], new_slots = optimizers.update(
+                    h, weights[piece], g[piece], old_slots, native["lr"], group
                 )
-                for slot, value in after.items():
-                    slots[slot][few] = value
+                for slot, value in new_slots.items():
+                    slots[slot][piece] = value
         self.num_updates += 1
 
 
 class Engine:
-    """The vector of all weights, moved by the written-out updates of runner.exact."""
+    """Trains all weights as one float64 vector, with the updates of runner.exact."""
 
     compile_seconds = 0.0  # nothing is compiled
 
-    def __init__(self, run: RunSpec, start: TrainState, where: torch.device) -> None:
-        self.run, self.network = run, Network(run, start, where, run.groups)
-        self_test.check(str(where), self._outcome)
+    def __init__(self, run: RunSpec, start: TrainState, device: torch.device) -> None:
+        self.run, self.network = run, Network(run, start, device, run.groups)
+        self_test.check(str(device), self._run_self_test)
         self.optimizer = Optimizer(run, self.network, start)
         o, y = self.network.o, self.network.o.constant(run.fields["y"])
         self.fields = {
@@ -289,7 +295,7 @@ class Engine:
             "y": y if run.loss.name == "cross_entropy" else o.r(y.double()),
         }
 
-    def _outcome(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def _run_self_test(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         o = self.network.o
         return [tensor.cpu().numpy() for tensor in self_test.outcome(o, *map(o.constant, inputs))]
 
@@ -297,7 +303,8 @@ class Engine:
     def update(
         self, step: int, batches: Sequence[Mapping[str, Tensor]], num_rows: int
     ) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
-        """Make an update; the outputs of each micro-batch before it, with the targets too."""
+        """Make one update. Return each micro-batch's (outputs, targets), for `losses`, and its
+        float32 outputs, both from before the update."""
         n = self.network
         n.weights.grad, n.statistics, outputs = gradient.gradient(
             n.o,
@@ -315,12 +322,12 @@ class Engine:
         return pairs, [z.float() for z in outputs]
 
     @torch.inference_mode()
-    def losses(self, shares: Sequence[list[tuple[Tensor, Tensor]]]) -> Tensor:
-        """Updates' losses, computed all at once.  # float32[K]"""
-        # by micro-batch: outputs, targets
-        each = [zip(*parts, strict=True) for parts in zip(*shares, strict=True)]
-        batches = [(torch.cat(z), torch.cat(y)) for z, y in each]
-        return gradient.losses(self.network.o, self.run, batches, len(shares)).float()
+    def losses(self, loss_terms: Sequence[list[tuple[Tensor, Tensor]]]) -> Tensor:
+        """Compute the updates' losses, all with one call.  # float32[K]"""
+        # per micro-batch: outputs and targets of all K updates
+        by_micro_batch = [zip(*pairs, strict=True) for pairs in zip(*loss_terms, strict=True)]
+        batches = [(torch.cat(z), torch.cat(y)) for z, y in by_micro_batch]
+        return gradient.losses(self.network.o, self.run, batches, len(loss_terms)).float()
 
     def state(self, step: int) -> TrainState:
         n = self.network

@@ -1,7 +1,7 @@
-"""Everything private of torch and Lightning that this room uses, and what each gains.
+"""Uses of private torch and Lightning APIs, and what each one gains.
 
-Each function has a stock fallback, which TWINRUN_STOCK=1 in the environment selects. Canary tests
-in tests/backends/test_lightning.py fail where a release changes what is used here.
+Each function has a fallback to the public API, which TWINRUN_STOCK=1 in the environment selects.
+Canary tests in tests/backends/test_lightning.py fail if a release changes these private APIs.
 """
 
 import os
@@ -18,8 +18,8 @@ STOCK = os.environ.get("TWINRUN_STOCK") == "1"
 
 
 def backward(loss: Tensor, one: Tensor) -> None:
-    """`loss.backward()`, calling the engine itself. `backward` first examines its arguments, a
-    fifth of the pass of a small network. `one` is the gradient of the loss by itself."""
+    """Run the backward pass with autograd's engine. `loss.backward()` first checks its arguments,
+    which takes a fifth of a small network's backward pass. `one` is d loss / d loss = 1."""
     if STOCK:
         loss.backward()
         return
@@ -29,7 +29,7 @@ def backward(loss: Tensor, one: Tensor) -> None:
 
 
 def scale(tensors: list[Tensor], factor: Any) -> None:
-    """Multiply tensors in place: one call for all of them."""
+    """Multiply tensors in place, with one call for all of them."""
     if STOCK:
         for tensor in tensors:
             tensor.mul_(factor)
@@ -38,15 +38,15 @@ def scale(tensors: list[Tensor], factor: Any) -> None:
 
 
 def norms(tensors: list[Tensor]) -> list[Tensor]:
-    """The Euclidean norm of each tensor: one call for all of them."""
+    """Return the Euclidean norm of each tensor, with one call for all of them."""
     if STOCK:
         return [torch.linalg.vector_norm(tensor) for tensor in tensors]
     return list(torch._foreach_norm(tensors))
 
 
 def keep_signal_handlers(trainer: pl.Trainer) -> None:
-    """Keep the runner's signal handlers: it saves between two chunks, as under Keras, where
-    Lightning's handler for SIGTERM would end the process."""
+    """Keep the runner's signal handlers, so that it saves a checkpoint between two chunks, as with
+    Keras. Lightning's SIGTERM handler would end the process."""
     if STOCK:
         trainer.callbacks.append(_Handlers())  # type: ignore[attr-defined]
     else:
@@ -54,7 +54,7 @@ def keep_signal_handlers(trainer: pl.Trainer) -> None:
 
 
 class _Handlers(pl.Callback):
-    """Put the handlers back that were in force before `fit`."""
+    """Restores the signal handlers that were set before `fit`."""
 
     def __init__(self) -> None:
         self.before = {number: signal.getsignal(number) for number in signal.valid_signals()}
@@ -66,8 +66,8 @@ class _Handlers(pl.Callback):
 
 
 def count(trainer: pl.Trainer, num_steps: int) -> None:
-    """Add updates to `trainer.global_step`. The Trainer counts calls of its own wrapper around the
-    optimizer, which these updates do not go through; without this the count stays 0."""
+    """Add `num_steps` updates to `trainer.global_step`. The Trainer counts calls of its wrapper
+    around the optimizer; these updates bypass the wrapper, so the count would stay 0."""
     if STOCK:
         return
     progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
@@ -77,22 +77,22 @@ def count(trainer: pl.Trainer, num_steps: int) -> None:
 
 
 def update(spec: Any, optimizer: Optimizer) -> Callable[[], Any]:
-    """Return what applies the gradients: `optimizer.step`, or for Adam, AdamW and SGD on the CPU
-    the fused kernel that a `step` ends in. A `step` examines its groups and tensors every time,
-    which takes longer than the kernel does on a small model."""
+    """Return the function that applies the gradients: `optimizer.step`, or for Adam, AdamW and SGD
+    on the CPU the fused kernel that `step` calls in the end. `step` checks its groups and tensors
+    on every call; for a small model, this takes longer than the kernel."""
     if STOCK:
         return optimizer.step
     groups = optimizer.param_groups
     on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
     if not (on_cpu and all(group.get("fused") for group in groups)):
         return optimizer.step
-    # the first one has the rate eta(t) and may be empty
+    # the first group has the rate eta(t) and may be empty
     groups = [group for group in groups if group["params"]]
     if spec.name in ("adam", "adamw"):
         return _fused_adam(groups, optimizer.state)
-    # by a hook, which goes before a `step`
-    shrinks = spec.decays and groups[0]["decays_by"] == "shrinks"
-    if spec.name == "sgd" and not shrinks:
+    # this decay is a hook that runs before `step`; the kernel alone would skip it
+    needs_hook = spec.decays and groups[0]["decay_key"] == "hook_decay"
+    if spec.name == "sgd" and not needs_hook:
         return _fused_sgd(groups, optimizer.state)
     return optimizer.step
 
@@ -119,15 +119,19 @@ def _fused_adam(groups: list[dict[str, Any]], states: Mapping[Tensor, Any]) -> C
 
     calls: list[Any] = []
     for group in groups:
-        own = [states[p] for p in group["params"]]
+        group_states = [states[p] for p in group["params"]]
         kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
-        largest = [state["max_exp_avg_sq"] for state in own] if group["amsgrad"] else []
-        tensors = (
-            [state["exp_avg"] for state in own],
-            [state["exp_avg_sq"] for state in own],
-            largest,
+        max_exp_avg_sqs = (
+            [state["max_exp_avg_sq"] for state in group_states] if group["amsgrad"] else []
         )
-        calls.append((group, kernel, _unwatched(group), tensors, [state["step"] for state in own]))
+        tensors = (
+            [state["exp_avg"] for state in group_states],
+            [state["exp_avg_sq"] for state in group_states],
+            max_exp_avg_sqs,
+        )
+        calls.append(
+            (group, kernel, _detached(group), tensors, [state["step"] for state in group_states])
+        )
     return apply
 
 
@@ -148,12 +152,12 @@ def _fused_sgd(groups: list[dict[str, Any]], states: Mapping[Tensor, Any]) -> Ca
             )
 
     calls = [
-        (group, _unwatched(group), [m for p in group["params"] for m in states[p].values()])
+        (group, _detached(group), [m for p in group["params"] for m in states[p].values()])
         for group in groups
     ]
     return apply
 
 
-def _unwatched(group: Mapping[str, Any]) -> list[Tensor]:
-    """The parameters' memory, outside of autograd."""
+def _detached(group: Mapping[str, Any]) -> list[Tensor]:
+    """Return the parameters, detached from autograd; they share their memory."""
     return [p.detach() for p in group["params"]]

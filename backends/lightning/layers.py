@@ -1,5 +1,5 @@
-"""The layer vocabulary as torch.nn. Inside, images are [B, C, H, W]; a model takes and gives
-canonical [B, H, W, C]."""
+"""The layers as torch.nn modules. Between layers, images are [B, C, H, W]; a model's inputs and
+outputs are canonical: [B, H, W, C]."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -28,12 +28,13 @@ _NAMES = {
     "position_embedding": {"embedding": "weight"},
     "attention": {name: name for name in ("query", "key", "value", "output")},
 }
-_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}  # number of axes -> torch's order of canonical ones
-_CANONICAL = {4: (2, 3, 1, 0), 2: (1, 0)}  # and the inverse
+_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}  # number of axes -> permutation from canonical to torch's
+_CANONICAL = {4: (2, 3, 1, 0), 2: (1, 0)}  # the inverse
 
 
-class Place:
-    """Identity of a forward pass, which keys the dropout masks besides the seed and the layer."""
+class DropoutState:
+    """Seed, step and micro-batch of the current forward pass. Together with the index of a layer
+    they determine its dropout mask."""
 
     def __init__(self, seed: int) -> None:
         self.seed, self.step, self.micro_batch = seed, 0, 0
@@ -42,19 +43,19 @@ class Place:
 class Network(nn.Module):
     """The whole model: nn.Modules in order, each under its canonical name."""
 
-    def __init__(self, network: spec.Network, place: Place | None = None) -> None:
+    def __init__(self, network: spec.Network, dropout_state: DropoutState | None = None) -> None:
         super().__init__()
-        self.body = _sequence(network.nodes, place)
+        self.body = _sequence(network.nodes, dropout_state)
         self.image_in, self.image_out = (
             len(network.input_shape) == 3,
             len(network.output_shape) == 3,
         )
 
     def forward(self, x: Tensor) -> Tensor:  # x  # [B, *input_shape] -> [B, *output_shape]
-        return self.around(self.body, x)
+        return self.with_canonical_axes(self.body, x)
 
-    def around(self, body: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """The layers between a canonical input and a canonical output."""
+    def with_canonical_axes(self, body: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Apply `body` to a canonical input; return a canonical output."""
         y = body(x.permute(0, 3, 1, 2) if self.image_in else x)
         return y.permute(0, 2, 3, 1) if self.image_out else y
 
@@ -71,8 +72,8 @@ class Network(nn.Module):
 
 
 def direct(model: Network) -> Callable[[Tensor], Tensor]:
-    """model.forward past nn.Module.__call__, whose look for hooks takes as long as a small
-    layer."""
+    """Return model.forward without nn.Module.__call__, which looks for hooks: this takes as long as
+    a small layer."""
     calls = [module.forward for module in model.body]
 
     def body(x: Tensor) -> Tensor:
@@ -80,12 +81,12 @@ def direct(model: Network) -> Callable[[Tensor], Tensor]:
             x = call(x)
         return x
 
-    return lambda x: model.around(body, x)
+    return lambda x: model.with_canonical_axes(body, x)
 
 
 def compiled(function: Callable[..., Any], model: nn.Module) -> Callable[..., Any]:
-    """Compile by torch.compile, once per shape. Dropout masks depend on Python numbers that change
-    every step, so they stay outside."""
+    """Compile with torch.compile, once per shape. Dropout masks are not compiled: they depend on
+    Python numbers that change every step."""
     for module in model.modules():
         if isinstance(module, Dropout):
             module.keep = torch.compiler.disable(module.keep)  # type: ignore[method-assign]
@@ -93,14 +94,14 @@ def compiled(function: Callable[..., Any], model: nn.Module) -> Callable[..., An
 
 
 def load(model: Network, values: Mapping[str, np.ndarray]) -> None:
-    """Canonical values into the module."""
+    """Copy canonical values into the model."""
     with torch.no_grad():
         for name, tensor in model.named().items():
             tensor.copy_(from_canonical(values[name]))
 
 
 def save(model: Network, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The module's values as canonical copies."""
+    """Return canonical copies of the model's values."""
     tensors = model.named()
     return {name: to_canonical(tensors[name]) for name in names}
 
@@ -134,8 +135,8 @@ def _pads(node: spec.Node, window: int) -> list[int]:
 
 
 class _Conv2d(nn.Conv2d):
-    """A convolution with padding that torch's own argument does not have: one more row or column on
-    the high side."""
+    """A convolution with asymmetric padding, which torch's `padding` does not support: one more row
+    or column at the end."""
 
     pads: list[int]
 
@@ -144,7 +145,7 @@ class _Conv2d(nn.Conv2d):
 
 
 class _MaxPool2d(nn.MaxPool2d):
-    """Max pooling, padded with minus infinity."""
+    """Max pooling with asymmetric padding by minus infinity."""
 
     pads: list[int]
 
@@ -172,7 +173,8 @@ def _max_pool(node: spec.Node) -> nn.MaxPool2d:
 
 
 class _AveragePoolSame(nn.Module):
-    """torch counts asymmetric padding in the mean: divide by the number of values instead."""
+    """Average pooling with `padding: same`, which averages the values without the padding. torch
+    would count asymmetric padding."""
 
     def __init__(self, node: spec.Node) -> None:
         super().__init__()
@@ -208,7 +210,7 @@ class _Reshape(nn.Module):
 
 
 class _BatchNorm1d(nn.BatchNorm1d):
-    """Over the features of a sequence too, which torch wants on axis 1."""
+    """Batch norm of [B, C] and of sequences [B, T, C]; torch expects the features on axis 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         return (
@@ -219,7 +221,7 @@ class _BatchNorm1d(nn.BatchNorm1d):
 
 
 class _LayerNorm(nn.LayerNorm):
-    """Over the channels of an image too, which torch keeps on axis 1."""
+    """Layer norm over the features or the channels of an image; images have them on axis 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         return (
@@ -261,12 +263,15 @@ class _Attention(nn.Module):
 
 
 class Dropout(nn.Module):
-    """The masks of runner.random.keep, drawn on the device; without a place (a native export) it
-    never acts."""
+    """Dropout with the masks of runner.random.keep, computed on the device."""
 
-    def __init__(self, rate: float, index: int, place: Place) -> None:
+    def __init__(self, rate: float, index: int, dropout_state: DropoutState) -> None:
         super().__init__()
-        self.rate, self.place, self.key = rate, place, layer_key(place.seed, index)
+        self.rate, self.dropout_state, self.key = (
+            rate,
+            dropout_state,
+            layer_key(dropout_state.seed, index),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
@@ -274,42 +279,52 @@ class Dropout(nn.Module):
         return x * (self.keep(x) * (1 / (1 - self.rate))).to(x.dtype)
 
     def keep(self, x: Tensor) -> Tensor:
-        # masks are canonical
+        # runner.random.keep gives masks in canonical layout
         shape = (x.shape[0], *x.shape[2:], x.shape[1]) if x.ndim == 4 else x.shape
-        mask = keep(shape, self.rate, self.key, self.place.step, self.place.micro_batch, x.device)
+        mask = keep(
+            shape,
+            self.rate,
+            self.key,
+            self.dropout_state.step,
+            self.dropout_state.micro_batch,
+            x.device,
+        )
         return mask.permute(0, 3, 1, 2) if x.ndim == 4 else mask
 
 
 def keep(
-    shape: Sequence[int], rate: float, key: int, step: int, micro_batch: int, where: torch.device
+    shape: Sequence[int], rate: float, key: int, step: int, micro_batch: int, device: torch.device
 ) -> Tensor:
-    """runner.random.keep in a shape, on a device."""
+    """Compute runner.random.keep in a shape, on a device."""
     k = mix(mix(key + step) + micro_batch)
-    i = torch.arange(math.prod(shape), device=where)
+    i = torch.arange(math.prod(shape), device=device)
     return (_mix_tensor(_mix_tensor((i + k) & MASK) ^ k) >= threshold(rate)).view(tuple(shape))
 
 
 def _mix_tensor(x: Tensor) -> Tensor:
-    """runner.random.mix on int64 tensors that hold 32 bits."""
+    """Compute runner.random.mix of int64 tensors that hold 32 bits."""
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & MASK
     return x ^ (x >> 16)
 
 
 class _Residual(nn.Module):
-    def __init__(self, node: spec.Node, place: Place | None) -> None:
+    def __init__(self, node: spec.Node, dropout_state: DropoutState | None) -> None:
         super().__init__()
         main, shortcut = node.branches
-        self.main, self.shortcut = _sequence(main, place), _sequence(shortcut, place)
+        self.main, self.shortcut = (
+            _sequence(main, dropout_state),
+            _sequence(shortcut, dropout_state),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.main(x) + self.shortcut(x)
 
 
-def _sequence(nodes: Sequence[spec.Node], place: Place | None) -> nn.Sequential:
+def _sequence(nodes: Sequence[spec.Node], dropout_state: DropoutState | None) -> nn.Sequential:
     sequence = nn.Sequential()
     for node in nodes:
-        sequence.add_module(node.name, _build(node, place))
+        sequence.add_module(node.name, _build(node, dropout_state))
     return sequence
 
 
@@ -324,7 +339,7 @@ _ACTIVATIONS = {
 }
 
 
-def _build(node: spec.Node, place: Place | None) -> nn.Module:
+def _build(node: spec.Node, dropout_state: DropoutState | None) -> nn.Module:
     s, channels = node.spec, node.input_shape[-1]
     match s.layer:
         case "dense":
@@ -348,7 +363,9 @@ def _build(node: spec.Node, place: Place | None) -> nn.Module:
         case "activation":
             return _ACTIVATIONS[s.function](s)
         case "dropout":
-            return Dropout(s.rate, node.index, place) if place else nn.Dropout(s.rate)
+            return (
+                Dropout(s.rate, node.index, dropout_state) if dropout_state else nn.Dropout(s.rate)
+            )
         case "batch_norm":
             norm = nn.BatchNorm2d if len(node.input_shape) == 3 else _BatchNorm1d
             return norm(channels, eps=s.eps, momentum=1 - s.momentum)
@@ -359,5 +376,5 @@ def _build(node: spec.Node, place: Place | None) -> nn.Module:
         case "attention":
             return _Attention(node)
         case "residual":
-            return _Residual(node, place)
+            return _Residual(node, dropout_state)
     raise AssertionError(s.layer)

@@ -32,14 +32,14 @@ _PRECISION: dict[str, Any] = {
 
 
 class Module(pl.LightningModule):
-    """The network, its loss and its optimizer, as the seam's `Live`."""
+    """The network, its loss and its optimizer. Implements `runner.spec.Live`."""
 
-    def __init__(self, run: RunSpec, start: TrainState, where: torch.device) -> None:
+    def __init__(self, run: RunSpec, start: TrainState, torch_device: torch.device) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.run, self.where, self.step = run, where, start.step
+        self.run, self.torch_device, self.step = run, torch_device, start.step
         kind: Any = exact.Engine if run.precision == "exact" else native.Engine
-        self.engine = kind(run, start, where)
+        self.engine = kind(run, start, torch_device)
         self.network, self.optimizer = self.engine.network, self.engine.optimizer
         self.schedule = TableLR(self.optimizer, run, start.step)
 
@@ -47,22 +47,22 @@ class Module(pl.LightningModule):
         return {"optimizer": self.optimizer, "lr_scheduler": self.schedule}
 
     def training_step(self, chunk: Chunk, index: int) -> None:
-        """The chunk's updates, one after another; its report is left in `self.report`."""
+        """Make the chunk's updates, one after another. Stores the results in `self.report`."""
         engine = self.engine
-        applied, shares, outputs = [], [], []
-        data = [[*_batches(fields)] for fields in self._fields(chunk)]
-        of_each = [(batches, len(batches) // chunk.num_steps) for batches in data]
+        applied, loss_terms, outputs = [], [], []
+        blocks = [[*_batches(fields)] for fields in self._fields(chunk)]
+        counted = [(block, len(block) // chunk.num_steps) for block in blocks]
         for k in range(chunk.num_steps):
             applied.append(self.schedule.read())
-            batches = [one for many, num in of_each for one in many[k * num : (k + 1) * num]]
-            share, z = engine.update(self.step + k, batches, chunk.rows_per_step)
-            shares.append(share)
+            batches = [batch for block, num in counted for batch in block[k * num : (k + 1) * num]]
+            loss_term, z = engine.update(self.step + k, batches, chunk.rows_per_step)
+            loss_terms.append(loss_term)
             outputs += z
             self.schedule.step()
         self.step += chunk.num_steps
         fast.count(self.trainer, chunk.num_steps)
         self.report = Report(
-            losses=_to_numpy(engine.losses(shares)),
+            losses=_to_numpy(engine.losses(loss_terms)),
             applied=read_back(self.run.tables, np.array(applied).T),
             outputs=_to_numpy(torch.cat(outputs)),
             compile_seconds=engine.compile_seconds,
@@ -70,17 +70,18 @@ class Module(pl.LightningModule):
         engine.compile_seconds = 0.0
 
     def _fields(self, chunk: Chunk) -> Iterator[dict[str, Tensor]]:
-        """The fields of each block, gathered at once.  # [K, A, B, ...] each"""
-        brought = {name: chunk.by_block(name) for name in chunk.fields}
+        """Yield the fields of each block, with one gather per field.  # [K, A, B, ...] each"""
+        streamed = {name: chunk.by_block(name) for name in chunk.fields}
         for i, block in enumerate(chunk.blocks):
-            rows = torch.from_numpy(block).to(self.where)
-            held = {name: values[rows] for name, values in self.engine.fields.items()}
-            own = {name: torch.from_numpy(v[i]).to(self.where) for name, v in brought.items()}
-            yield {**held, **own}
+            rows = torch.from_numpy(block).to(self.torch_device)
+            in_memory = {name: values[rows] for name, values in self.engine.fields.items()}
+            yield in_memory | {
+                name: torch.from_numpy(v[i]).to(self.torch_device) for name, v in streamed.items()
+            }
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """The Trainer's call before the first update. The gradients stay where they are: the
-        optimizer looks there."""
+        """Zero the gradients in place, since the optimizer reads the same memory. The Trainer calls
+        this before the first update."""
         super().zero_grad(set_to_none=False)
 
     def state(self) -> TrainState:
@@ -94,13 +95,13 @@ class Module(pl.LightningModule):
 
 
 def _batches(fields: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The micro-batches of a block, in order of use.  # [K, A, B, ...] -> K * A of [B, ...]"""
-    each = [values.flatten(0, 1).unbind() for values in fields.values()]
-    return (dict(zip(fields, values, strict=True)) for values in zip(*each, strict=True))
+    """Return a block's micro-batches, in order of use.  # [K, A, B, ...] -> K * A of [B, ...]"""
+    columns = [values.flatten(0, 1).unbind() for values in fields.values()]
+    return (dict(zip(fields, values, strict=True)) for values in zip(*columns, strict=True))
 
 
 class _AfterChunk(pl.Callback):
-    """Tells the runner of each chunk, and stops the Trainer when it says so."""
+    """Calls `on_chunk` after each chunk, and stops the Trainer if it returns False."""
 
     def __init__(self, on_chunk: OnChunk) -> None:
         self.on_chunk = on_chunk
@@ -112,7 +113,7 @@ class _AfterChunk(pl.Callback):
 
 
 class _Loader:
-    """The chunks as what the Trainer calls batches."""
+    """The chunks as batches for the Trainer."""
 
     def __init__(self, chunks: Iterable[Chunk]) -> None:
         self.chunks = chunks
@@ -123,21 +124,20 @@ class _Loader:
 
 @contextmanager
 def _subnormals_flushed() -> Iterator[None]:
-    """Below the smallest normal number arithmetic gives 0, as TensorFlow's does by itself. What is
-    left of the moments of a weight without gradients would stay there for ever, and the processor
-    takes tens of times as long for it."""
-    kept = bool(torch.tensor(5e-324, dtype=torch.float64) * 1 > 0)
+    """Flush subnormal numbers to 0 in the block, as TensorFlow does by default. The moments of a
+    weight without gradients decay to subnormal numbers and stay there; arithmetic on them takes
+    tens of times as long."""
+    kept_before = bool(torch.tensor(5e-324, dtype=torch.float64) * 1 > 0)
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
-        torch.set_flush_denormal(not kept)
+        torch.set_flush_denormal(not kept_before)
 
 
 @contextmanager
-def _without_advice() -> Iterator[None]:
-    """Lightning's logger says at INFO which devices there are and which other products to
-    install."""
+def _without_info_messages() -> Iterator[None]:
+    """Silence Lightning's INFO messages in the block: they list devices and advertise products."""
     logger = logging.getLogger(pl.__name__)
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -148,14 +148,14 @@ def _without_advice() -> Iterator[None]:
 
 
 @_subnormals_flushed()
-@_without_advice()
+@_without_info_messages()
 def train(
     run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk
 ) -> TrainState:
-    where = device.resolve(run.device)
-    module = Module(run, start, where)
+    torch_device = device.resolve(run.device)
+    module = Module(run, start, torch_device)
     trainer = pl.Trainer(
-        **device.trainer_arguments(where),
+        **device.trainer_arguments(torch_device),
         precision=_PRECISION[run.precision],
         max_epochs=1,
         callbacks=[_AfterChunk(on_chunk)],
@@ -172,7 +172,7 @@ def train(
 
 def predict(model: ModelSpec, state: TrainState, rows: Batch) -> np.ndarray:
     with device.threads(model.threads):
-        return _predict(_network(model, state, layers.Place(0)), model, rows)
+        return _predict(_network(model, state, layers.DropoutState(0)), model, rows)
 
 
 def native_model(model: ModelSpec, state: TrainState) -> nn.Module:
@@ -186,9 +186,9 @@ def export(
     x_scaling: Scaling | None = None,
     y_scaling: Scaling | None = None,
 ) -> None:
-    """A torch.export program with any number of rows; torch.export.load(path).module() is the
-    model. It takes raw rows and gives targets in the data's units: around the network it scales in
-    float64."""
+    """Write a torch.export program for any number of rows; torch.export.load(path).module() is the
+    model. With the scalings, it takes raw rows and returns outputs in the data's units. It scales
+    in float64."""
     network = native_model(model, state)
     if x_scaling or y_scaling:
         network = _Raw(network, x_scaling, y_scaling)
@@ -196,13 +196,13 @@ def export(
         2, *model.network.input_shape, dtype=torch.from_numpy(np.empty(0, model.dtype)).dtype
     )
     rows = {"x": {0: torch.export.Dim("rows", min=1)}}
-    content = io.BytesIO()  # where a disk is full, torch's own writer ends the process
+    content = io.BytesIO()  # if the disk is full, torch's file writer ends the process
     torch.export.save(torch.export.export(network, (example,), dynamic_shapes=rows), content)
     path.write_bytes(content.getbuffer())
 
 
 class _Raw(nn.Module):
-    """A network between the scaling of its rows and that of its outputs."""
+    """A network that takes raw rows and returns outputs in the data's units."""
 
     x_offset: Tensor
     x_scale: Tensor
@@ -226,10 +226,12 @@ class _Raw(nn.Module):
         return (y.double() * self.y_scale + self.y_offset).to(dtype) if self.scales_y else y
 
 
-def _network(model: ModelSpec, state: TrainState, place: layers.Place | None) -> nn.Module:
-    if place and model.precision == "exact":
+def _network(
+    model: ModelSpec, state: TrainState, dropout_state: layers.DropoutState | None
+) -> nn.Module:
+    if dropout_state and model.precision == "exact":
         return exact.Network(model, state, device.resolve(model.device))
-    network = layers.Network(model.network, place)
+    network = layers.Network(model.network, dropout_state)
     dtype = torch.from_numpy(np.empty(0, model.dtype)).dtype
     network.to(device.resolve(model.device), dtype)
     layers.load_state(network, state)
@@ -237,13 +239,15 @@ def _network(model: ModelSpec, state: TrainState, place: layers.Place | None) ->
 
 
 def _predict(network: nn.Module, model: ModelSpec, rows: Batch) -> np.ndarray:
-    where = next(network.parameters()).device
-    mixed = torch.autocast(where.type, torch.bfloat16, enabled=model.precision == "bf16-mixed")
+    torch_device = next(network.parameters()).device
+    mixed = torch.autocast(
+        torch_device.type, torch.bfloat16, enabled=model.precision == "bf16-mixed"
+    )
     training = network.training
     network.eval()
     with torch.inference_mode(), mixed:
         parts = torch.from_numpy(rows["x"]).split(model.batch_size * 8)
-        outputs = [_to_numpy(network(x.to(where))) for x in parts]
+        outputs = [_to_numpy(network(x.to(torch_device))) for x in parts]
     network.train(training)
     return np.concatenate(outputs) if outputs else np.empty((0, *model.network.output_shape))
 

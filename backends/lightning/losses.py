@@ -1,5 +1,7 @@
-"""The losses in torch, from raw outputs; the mean over rows. z  # [B, C]; y  # labels [B] or
-targets [B, C]"""
+"""The losses in torch: the mean over rows, from raw outputs.
+
+z  # [B, C]; y  # labels [B] or targets [B, C]
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +11,7 @@ from torch import Tensor
 
 
 def build(loss: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """runner.components.losses.Loss -> mean loss of a batch."""
+    """Build the function that computes a batch's mean loss from a runner.components.losses.Loss."""
     match loss.name:
         case "cross_entropy":
             return lambda z, y: F.cross_entropy(z, y, label_smoothing=loss.label_smoothing)

@@ -1,4 +1,4 @@
-"""The engine of every precision but exact: updates by autograd and the optimizers' own kernels."""
+"""The engine for every precision except exact: autograd and torch's optimizers."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,13 @@ from runner.spec import RunSpec, TrainState
 
 
 class Engine:
-    """torch.nn, autograd, stock optimizers: every precision but exact."""
+    """Trains torch.nn modules with autograd and the optimizers of this folder."""
 
-    def __init__(self, run: RunSpec, start: TrainState, where: torch.device) -> None:
+    def __init__(self, run: RunSpec, start: TrainState, device: torch.device) -> None:
         self.run = run
-        self.place = layers.Place(run.seed)
+        self.dropout_state = layers.DropoutState(run.seed)
         dtype = torch.from_numpy(np.empty(0, run.dtype)).dtype
-        self.network = layers.Network(run.network, self.place).to(where, dtype)
+        self.network = layers.Network(run.network, self.dropout_state).to(device, dtype)
         layers.load_state(self.network, start)
         tensors = self.network.named()
         self.weights = {name: tensors[name] for name in start.weights}
@@ -29,10 +29,10 @@ class Engine:
             layers.compiled(self._forward, self.network) if run.compile else self._forward
         )
         self.compile_seconds, self._compiled_for = 0.0, set[torch.Size]()
-        self.one = torch.ones((), dtype=dtype, device=where)
-        self.fields = {name: torch.from_numpy(v).to(where) for name, v in run.fields.items()}
+        self.one = torch.ones((), dtype=dtype, device=device)
+        self.fields = {name: torch.from_numpy(v).to(device) for name, v in run.fields.items()}
         flats = optimizers.flatten(self.weights, run.groups)
-        self.flats = [flat for own in flats for flat in own]
+        self.flats = [flat for group_flats in flats for flat in group_flats]
         self.optimizer = optimizers.build(run.optimizer, flats, run.groups)
         optimizers.load_slots(run.optimizer, self.optimizer, self.flats, start.slots, start.step)
         self.apply = fast.update(run.optimizer, self.optimizer)
@@ -44,33 +44,34 @@ class Engine:
     def update(
         self, step: int, batches: Sequence[Mapping[str, Tensor]], num_rows: int
     ) -> tuple[Tensor, list[Tensor]]:
-        """Make an update; the mean loss and the outputs of each micro-batch before it."""
+        """Make one update. Return the mean loss and each micro-batch's outputs, both from before
+        the update."""
         outputs = []
-        self.place.step, self.place.micro_batch = step, 0
+        self.dropout_state.step, self.dropout_state.micro_batch = step, 0
         for flat in self.flats:
-            flat.forget()
-        before = (
+            flat.reset_gradient()
+        old_values = (
             [buffer.clone() for buffer in self.network.buffers()] if self.run.skip_nonfinite else []
         )
-        shares = []
+        batch_losses = []
         for batch in batches:
             x = batch["x"]
-            began = time.perf_counter()
-            z, share = self.forward(x, batch["y"])
+            start_time = time.perf_counter()
+            z, loss = self.forward(x, batch["y"])
             if num_rows != len(x):
-                share = share * (len(x) / num_rows)
-            fast.backward(share, self.one)
+                loss = loss * (len(x) / num_rows)
+            fast.backward(loss, self.one)
             if self.run.compile and x.shape not in self._compiled_for:
                 self._compiled_for.add(x.shape)
-                self.compile_seconds += time.perf_counter() - began
-            shares.append(share.detach())
+                self.compile_seconds += time.perf_counter() - start_time
+            batch_losses.append(loss.detach())
             outputs.append(z.detach())
-            self.place.micro_batch += 1
-        total = sum(shares[1:], shares[0])
+            self.dropout_state.micro_batch += 1
+        total = sum(batch_losses[1:], batch_losses[0])
         if self.run.skip_nonfinite and not bool(torch.isfinite(total)):
-            for buffer, value in zip(self.network.buffers(), before, strict=True):
+            for buffer, value in zip(self.network.buffers(), old_values, strict=True):
                 buffer.copy_(value)
-            optimizers.pass_over(self.optimizer)
+            optimizers.count_skipped_update(self.optimizer)
             return total, outputs
         if self.run.gradient_clip_norm is not None:
             optimizers.clip_by_global_norm(
@@ -79,9 +80,9 @@ class Engine:
         self.apply()
         return total, outputs
 
-    def losses(self, shares: Sequence[Tensor]) -> Tensor:
-        """Updates' losses.  # dtype[K]"""
-        return torch.stack(list(shares))
+    def losses(self, loss_terms: Sequence[Tensor]) -> Tensor:
+        """Stack the updates' losses.  # dtype[K]"""
+        return torch.stack(list(loss_terms))
 
     def state(self, step: int) -> TrainState:
         slots = optimizers.save_slots(

@@ -1,5 +1,5 @@
-"""The optimizers in torch: the stock classes, whose meaning runner/components/optimizers.py takes,
-and Lion."""
+"""The optimizers in torch: stock classes, and Lion. runner/components/optimizers.py follows torch's
+definitions."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,7 +16,8 @@ from runner.spec import Weights
 
 
 class Lion(Optimizer):
-    """torch has none. p -= lr sign(beta1 m + (1 - beta1) g); then m = beta2 m + (1 - beta2) g."""
+    """Lion, which torch does not have: p -= lr sign(beta1 m + (1 - beta1) g); then
+    m = beta2 m + (1 - beta2) g."""
 
     def __init__(
         self, params: Any, lr: float, betas: tuple[float, float], weight_decay: float
@@ -35,15 +36,15 @@ class Lion(Optimizer):
 
 
 class Flat:
-    """Small parameters as views of one buffer and their gradients as views of another, so that one
-    kernel updates them all. Every update here is elementwise: each number comes out as it would
-    from a parameter of its own. A large parameter is a buffer of its own, and its gradient what the
-    backward pass made: there copying costs more than calling."""
+    """Small parameters as views of one buffer, and their gradients as views of another, so that one
+    kernel updates them all. All updates are elementwise, so the results equal those of separate
+    parameters. A large parameter keeps its own buffer and gradient: there, a copy costs more than a
+    kernel call."""
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         self._parameters, first = parameters, next(iter(parameters.values()))
-        self.alone = len(parameters) == 1
-        if self.alone:
+        self.is_single = len(parameters) == 1
+        if self.is_single:
             self.buffer = first
             return
         num = sum(p.numel() for p in parameters.values())
@@ -54,43 +55,43 @@ class Flat:
             p.data, p.grad = values[name].copy_(p.detach()), gradients[name]
 
     def views(self, buffer: Tensor) -> dict[str, Tensor]:
-        """Views of a buffer like this one, by the parameters' names, in their shapes and memory
-        order."""
-        found, offset = {}, 0
+        """Return views of a buffer of this size: parameter name -> view with the parameter's shape
+        and strides."""
+        views, offset = {}, 0
         for name, p in self._parameters.items():
-            found[name] = buffer.as_strided(p.shape, p.stride(), buffer.storage_offset() + offset)
+            views[name] = buffer.as_strided(p.shape, p.stride(), buffer.storage_offset() + offset)
             offset += p.numel()
-        return found
+        return views
 
     @property
     def gradient(self) -> Tensor:
         assert self.buffer.grad is not None
         return self.buffer.grad
 
-    def forget(self) -> None:
-        """The gradient, before a backward pass."""
-        if self.alone:
+    def reset_gradient(self) -> None:
+        """Reset the gradient before a backward pass."""
+        if self.is_single:
             self.buffer.grad = None
         else:
             self.gradient.zero_()
 
 
-_LARGE = 2**16  # numbers
+_LARGE = 2**16  # elements; parameters of this size and more stay separate
 
 
 def flatten(parameters: Mapping[str, Tensor], groups: Iterable[Group]) -> list[list[Flat]]:
-    """The buffers of each group of weights with a rate and weight decay of its own."""
-    made = []
+    """Return the buffers of each parameter group."""
+    flats = []
     for group in groups:
         small = {
             name: parameters[name] for name in group.names if parameters[name].numel() < _LARGE
         }
         large = [Flat({name: parameters[name]}) for name in group.names if name not in small]
-        made.append([*([Flat(small)] if small else []), *large])
-    return made
+        flats.append([*([Flat(small)] if small else []), *large])
+    return flats
 
 
-# optimizer -> slot -> where torch keeps it
+# optimizer -> slot -> key in torch's state
 _STATE = {
     "sgd": {"momentum": "momentum_buffer"},
     "adam": {
@@ -110,38 +111,38 @@ _STATE = {
     "lion": {"first_moment": "exp_avg"},
 }
 _STATE["adamw"] = _STATE["adam"]
-# those whose state has a `step`
+# optimizers with a `step` in their state
 _COUNTS = {"adam", "adamw", "adamax", "nadam", "rmsprop", "adagrad", "adadelta"}
 
 
 def build(spec: Any, flats: Iterable[Sequence[Flat]], groups: Iterable[Group]) -> Optimizer:
-    """A torch optimizer over the groups' buffers."""
+    """Build a torch optimizer over the groups' buffers."""
     native = spec.weight_decay_mode == "coupled" or spec.name in ("adam", "adamw", "nadam")
-    made = [
+    native_groups = [
         {
-            "params": [flat.buffer for flat in own],
+            "params": [flat.buffer for flat in group_flats],
             "lr_factor": group.lr_factor,
             "decay_factor": group.decay_factor,
-            # the key of the group that says how much
-            "decays_by": "weight_decay" if native else "shrinks",
+            # the key of this group that holds its weight decay
+            "decay_key": "weight_decay" if native else "hook_decay",
             "weight_decay": spec.weight_decay * group.decay_factor if native else 0.0,
-            "shrinks": 0.0 if native else spec.weight_decay * group.decay_factor,
+            "hook_decay": 0.0 if native else spec.weight_decay * group.decay_factor,
         }
-        for own, group in zip(flats, groups, strict=True)
+        for group_flats, group in zip(flats, groups, strict=True)
     ]
-    optimizer = _OPTIMIZERS[spec.name](spec, made)
+    optimizer = _OPTIMIZERS[spec.name](spec, native_groups)
     if spec.decays and not native:
-        optimizer.register_step_pre_hook(_shrink)
+        optimizer.register_step_pre_hook(_decay)
     return optimizer
 
 
 @torch.no_grad()
-def _shrink(optimizer: Optimizer, *_: Any) -> None:
-    """Decoupled weight decay before the update, for the classes that have none: p *= 1 - lr
-    lambda."""
+def _decay(optimizer: Optimizer, *_: Any) -> None:
+    """Apply decoupled weight decay before the update, for optimizers without their own:
+    p *= 1 - lr lambda."""
     for group in optimizer.param_groups:
-        if group["shrinks"] and group["params"]:
-            fast.scale(group["params"], 1 - group["lr"] * group["shrinks"])
+        if group["hook_decay"] and group["params"]:
+            fast.scale(group["params"], 1 - group["lr"] * group["hook_decay"])
 
 
 def _adam(s: Any, groups: Any) -> Optimizer:
@@ -151,7 +152,8 @@ def _adam(s: Any, groups: Any) -> Optimizer:
 
 
 def _fused(groups: Any) -> bool:
-    """One kernel for all parameters: on the CPU for floats of 32 and 64 bits, and on CUDA."""
+    """Return whether torch has a fused kernel for these parameters: on the CPU (float32 and
+    float64) and on CUDA."""
     return all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
 
 
@@ -186,7 +188,7 @@ _OPTIMIZERS: dict[str, Any] = {
 def load_slots(
     spec: Any, optimizer: Optimizer, flats: Iterable[Flat], slots: Mapping[str, Weights], step: int
 ) -> None:
-    """Canonical slots into the optimizer's state, as if it had made `step` updates."""
+    """Load canonical slots into the optimizer, as its state after `step` updates."""
     for flat in flats:
         state = {}
         for slot, values in slots.items():
@@ -203,7 +205,7 @@ def load_slots(
 def save_slots(
     spec: Any, optimizer: Optimizer, flats: Sequence[Flat], slots: Iterable[str]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """The optimizer's state as canonical copies."""
+    """Return canonical copies of the optimizer's slots."""
     return {
         slot: {
             name: to_canonical(view)
@@ -216,20 +218,19 @@ def save_slots(
     }
 
 
-def pass_over(optimizer: Optimizer) -> None:
-    """Count an update that is not made: what goes by the number of updates goes by the
-    schedule's."""
+def count_skipped_update(optimizer: Optimizer) -> None:
+    """Count a skipped update, so that the optimizer's step counts equal the schedule's."""
     for group in optimizer.param_groups:
         for state in (optimizer.state[p] for p in group["params"]):
             if "step" in state:
                 state["step"] += 1
-            if "mu_product" in state:  # NAdam's
+            if "mu_product" in state:  # NAdam
                 decay = 0.96 ** (float(state["step"]) * group["momentum_decay"])
                 state["mu_product"] *= group["betas"][0] * (1 - 0.5 * decay)
 
 
 def clip_by_global_norm(gradients: list[Tensor], largest: float) -> None:
-    """g *= min(1, largest / norm), norm = the root of the sum of all squares. torch's own divides
-    by norm + 1e-6."""
+    """Clip in place: g *= min(1, largest / norm), norm = sqrt(sum of g^2 over all gradients).
+    torch's own function divides by norm + 1e-6."""
     norm = torch.linalg.vector_norm(torch.stack(fast.norms(gradients)))
     fast.scale(gradients, torch.clamp(largest / norm, max=1.0))

@@ -1,2 +1,2 @@
-"""Exact mode in NumPy: a backend without a framework. It is slow, and the others are compared with
-it."""
+"""Exact mode in NumPy: a backend without a framework. It is slow; tests compare the other backends
+with it."""

@@ -1,4 +1,4 @@
-"""Description of this backend."""
+"""Facts about this backend that the runner needs before it imports the framework."""
 
 from runner.spec import About
 

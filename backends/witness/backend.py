@@ -1,4 +1,4 @@
-"""The seam's `Backend` in NumPy."""
+"""Implements `runner.spec.Backend` with NumPy."""
 
 from backends.witness.loop import can_use_threads, devices, export, native_model, predict, train
 

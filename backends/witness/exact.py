@@ -1,4 +1,4 @@
-"""The engine: one update after another, in NumPy."""
+"""The engine in NumPy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from runner.spec import RunSpec, TrainState, rate_name
 
 
 class Engine:
-    """All weights as one vector of float64, which each update replaces."""
+    """Trains all weights as one float64 vector, with the updates of runner.exact."""
 
     def __init__(self, run: RunSpec, start: TrainState) -> None:
         self.run, self.o, self.layout = run, NumPy(), Layout.of(run.network, run.groups)
@@ -29,7 +29,8 @@ class Engine:
     def update(
         self, step: int, batches: Sequence[Batch], num_rows: int
     ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Make an update; the mean loss and the outputs of each micro-batch before it."""
+        """Make one update. Return the mean loss and each micro-batch's outputs, both from before
+        the update."""
         o, run, weights = self.o, self.run, self.layout.views(self.o, self.weights)
         g, self.buffers, outputs = gradient.gradient(
             o, run, self.layout, weights, self.buffers, batches, num_rows, run.seed, step
@@ -48,9 +49,9 @@ class Engine:
         )
         return loss, [z.astype(np.float32) for z in outputs]
 
-    def losses(self, shares: Any) -> np.ndarray:
-        """Updates' losses.  # float32[K]"""
-        return np.asarray(shares, np.float32)
+    def losses(self, loss_terms: Any) -> np.ndarray:
+        """Return the updates' losses: `update` has computed them.  # float32[K]"""
+        return np.asarray(loss_terms, np.float32)
 
     def state(self, step: int) -> TrainState:
         rules.finite(self.weights)

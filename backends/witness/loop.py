@@ -20,27 +20,27 @@ from runner.spec import ModelSpec, OnChunk, Report, RunSpec, Tables, TrainState,
 
 
 class _Live:
-    """The engine, as the seam's `Live`."""
+    """The engine. Implements `runner.spec.Live`."""
 
     def __init__(self, run: RunSpec, start: TrainState) -> None:
         self.run, self.engine, self.step = run, Engine(run, start), start.step
 
     def train(self, chunk: Chunk) -> Report:
-        """The chunk's updates, one after another."""
-        shares, outputs, fields = [], [], self.engine.fields
+        """Make the chunk's updates, one after another."""
+        loss_terms, outputs, fields = [], [], self.engine.fields
         for k in range(chunk.num_steps):
             batches = [
                 {name: values[rows] for name, values in fields.items()}
                 for block in chunk.blocks
                 for rows in block[k]
             ]
-            share, z = self.engine.update(self.step, batches, chunk.rows_per_step)
-            shares.append(share)
+            loss_term, z = self.engine.update(self.step, batches, chunk.rows_per_step)
+            loss_terms.append(loss_term)
             outputs += z
             self.step += 1
-        made, tables = slice(self.step - chunk.num_steps, self.step), self.engine.tables
-        applied = read_back(tables, [values[made] for values in tables.values()])
-        return Report(self.engine.losses(shares), applied, np.concatenate(outputs))
+        steps, tables = slice(self.step - chunk.num_steps, self.step), self.engine.tables
+        applied = read_back(tables, [values[steps] for values in tables.values()])
+        return Report(self.engine.losses(loss_terms), applied, np.concatenate(outputs))
 
     def state(self) -> TrainState:
         return self.engine.state(self.step)
@@ -84,9 +84,7 @@ def predict(model: ModelSpec, state: TrainState, rows: Batch) -> np.ndarray:
 
 
 def native_model(model: ModelSpec, state: TrainState) -> Any:
-    raise ConfigError(
-        "backend=witness has no native model; backend=lightning and backend=keras have one each"
-    )
+    raise ConfigError("backend=witness has no native model; use backend=lightning or backend=keras")
 
 
 def export(

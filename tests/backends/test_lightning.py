@@ -55,7 +55,7 @@ PRIVATE = {
         + 0
     ),
     "torchmetrics' own order of imports": lambda: [
-        importlib.import_module(f"torchmetrics.{name}") for name in lean._IN_ORDER
+        importlib.import_module(f"torchmetrics.{name}") for name in lean._IMPORT_ORDER
     ],
 }
 

@@ -81,7 +81,7 @@ def gradients(net: Network) -> dict[str, float]:
     """The largest derivative of a random linear function of the outputs of 7 rows by each weight,
     all drawn at random."""
     rng = np.random.default_rng(0)
-    model = torch_layers.Network(net, torch_layers.Place(0)).double().train()
+    model = torch_layers.Network(net, torch_layers.DropoutState(0)).double().train()
     torch_layers.load(
         model, {name: rng.normal(size=v.shape) for name, v in initial_variables(net, 0).items()}
     )

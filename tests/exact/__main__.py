@@ -67,8 +67,8 @@ def _alike(name: str, row: list[str], num_steps: int, ways: list[str]) -> bool:
     run = [*BASE, *row, *HARD, f"trainer.max_steps={num_steps}", "trainer.max_epochs=100000"]
     found, spent = {}, []
     for way in ways:
-        backend, by_xla = IMPLEMENTATIONS[way]
-        device.by_xla = lambda run, said=by_xla: said
+        backend, uses_xla = IMPLEMENTATIONS[way]
+        device.uses_xla = lambda run, said=uses_xla: said
         began = time.perf_counter()
         trained = train(backend, run)
         found[way] = tuple(hashes(trained.state, trained.losses).values())
