@@ -20,7 +20,7 @@ from runner.exact.rules import TINY, finite, r
 from runner.exact.tables import table
 from runner.spec import RunSpec, TrainState, rate_name
 
-_EXPONENT = 0x7FF0000000000000  # of a float64's bits
+_EXPONENT = 0x7FF0000000000000  # mask of the exponent's bits in a float64
 
 
 class TensorFlow:
@@ -295,7 +295,7 @@ class Optimizer(keras.optimizers.Optimizer):
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         step, table = self.iterations.value, self.memory.schedule
-        h = optimizers.InForce(
+        h = optimizers.Hyperparameters(
             self.o,
             self.spec,
             {name: table.at(name, step) for name in self.scheduled},
@@ -353,7 +353,7 @@ class Engine:
         """Run the self-test, compiled like the updates. The inputs are arguments: the compiler
         would compute with constants itself."""
         compiled = tf.function(
-            lambda *tensors: self_test.outcome(self.network.o, *tensors),
+            lambda *tensors: self_test.results(self.network.o, *tensors),
             jit_compile=device.uses_xla(self.run),
             autograph=False,
         )

@@ -23,7 +23,7 @@ from runner.exact.tables import table
 from runner.random import layer_key
 from runner.spec import ModelSpec, RunSpec, TrainState
 
-_EXPONENT = 0x7FF0000000000000  # of a float64's bits
+_EXPONENT = 0x7FF0000000000000  # mask of the exponent's bits in a float64
 _SLICE = 1 << 15  # elements per call of an optimizer's update; so many stay in the cache
 
 
@@ -259,7 +259,7 @@ class Optimizer(torch.optim.Optimizer):
         """Make one update without torch's wrapper around `step`. The caller must disable
         autograd."""
         gradients: Any = self.network.weights.grad
-        h = optimizers.InForce(
+        h = optimizers.Hyperparameters(
             self.network.o,
             self.spec,
             {name: read(self.param_groups[0], name) for name in self.scheduled},
@@ -297,7 +297,7 @@ class Engine:
 
     def _run_self_test(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         o = self.network.o
-        return [tensor.cpu().numpy() for tensor in self_test.outcome(o, *map(o.constant, inputs))]
+        return [tensor.cpu().numpy() for tensor in self_test.results(o, *map(o.constant, inputs))]
 
     @torch.inference_mode()
     def update(

@@ -43,7 +43,7 @@ class Engine:
             np.float64(self.tables[rate_name(group.lr_factor)][step])
             for group, _ in self.layout.parts
         ]
-        h = optimizers.InForce(o, run.optimizer, scheduled, scalars)
+        h = optimizers.Hyperparameters(o, run.optimizer, scheduled, scalars)
         self.weights, self.slots = optimizers.update_all(
             h, self.layout, self.weights, g, self.slots, rates
         )

@@ -1,7 +1,7 @@
-"""Exact mode: the same bits on every framework, by construction. docs/exact.md has the rules and
-their bounds.
+"""Exact mode: every framework computes the same bits. docs/exact.md has the rules and their error
+bounds.
 
-The arithmetic is written once over the operations of primitives.py: layers, losses, optimizers, a
-whole update. reference.py gives the operations in NumPy, which backend=witness trains with;
-backends/*/exact.py give them in their framework.
+Layers, losses, optimizers and whole updates are written once, with the operations of primitives.py.
+reference.py implements these operations in NumPy, for backend=witness; backends/*/exact.py
+implement them in a framework.
 """

@@ -1,4 +1,4 @@
-"""The gradient of one update, from its micro-batches, and the losses of many."""
+"""The gradient of one update from its micro-batches, and the losses of several updates."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -25,19 +25,19 @@ def gradient(
     seed: Any,
     step: Any,
 ) -> tuple[Tensor, Buffers, list[Tensor]]:
-    """(the gradient by all weights as one vector, the running statistics, the outputs of each
-    micro-batch), of the mean loss over the num_rows rows of all micro-batches. batches  # x
-    [B, ...], y labels [B] or targets [B, C]"""
+    """Return (gradient, running statistics, outputs of each micro-batch). The gradient is that of
+    the mean loss over the num_rows rows of all micro-batches, by all weights as one vector.
+    batches  # x [B, ...], y labels [B] or targets [B, C]"""
     vector, outputs, buffers = None, [], dict(buffers)
     for micro_batch, batch in enumerate(batches):
         x, y = batch["x"], batch["y"]
         p = Pass(o, {**weights, **buffers}, x.shape[0], seed, step, micro_batch)
         z, tape = forward(p, run.network.nodes, x)
         g = FORMS[run.loss.name][0](o, run.loss, z, _target(o, run, y))
-        found: dict[str, Tensor] = {}
-        backward(p, tape, divide(o, g, num_rows * _values_per_row(run)), found)
-        share = layout.join(o, found)
-        vector = share if vector is None else o.r(vector + share)
+        gradients: dict[str, Tensor] = {}
+        backward(p, tape, divide(o, g, num_rows * _values_per_row(run)), gradients)
+        batch_vector = layout.join(o, gradients)
+        vector = batch_vector if vector is None else o.r(vector + batch_vector)
         buffers.update(p.buffers)
         outputs.append(z)
     if run.gradient_clip_norm is not None:
@@ -48,9 +48,10 @@ def gradient(
 def losses(
     o: Primitives, run: RunSpec, batches: Sequence[tuple[Tensor, Tensor]], num_steps: int
 ) -> Tensor:
-    """The loss of each of K updates, from their outputs and targets: for each micro-batch of an
-    update z [K B, C] and y,
-    all K one after another.  # [K]"""
+    """Return the loss of each of K updates.  # [K]
+
+    `batches` has one pair (z, y) per micro-batch of an update: the outputs z [K B, C] and targets y
+    of this micro-batch in all K updates, one after another."""
     loss_sum, num_rows = None, 0
     for z, y in batches:
         values = FORMS[run.loss.name][1](o, run.loss, z, _target(o, run, y))
@@ -59,8 +60,8 @@ def losses(
         q, unit = o.grid(
             o.reshape(values, (num_steps, num_values)), sum_bits(num_values), per_row=True
         )
-        share = o.r(o.sum(q, (1,), True) * unit)
-        loss_sum = share if loss_sum is None else o.r(loss_sum + share)
+        batch_sum = o.r(o.sum(q, (1,), True) * unit)
+        loss_sum = batch_sum if loss_sum is None else o.r(loss_sum + batch_sum)
         num_rows += rows
     return o.reshape(divide(o, loss_sum, num_rows * _values_per_row(run)), (num_steps,))
 

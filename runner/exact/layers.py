@@ -1,8 +1,9 @@
-"""Forward and backward of every layer of runner/components/layers.py; formulas are that module's.
+"""Forward and backward passes of the layers of runner/components/layers.py, with that module's
+formulas.
 
-x  # the input [N, ...]; y  # the output; g  # the derivative of the loss by y. A forward gives (y,
-memory); a backward takes the memory and g and gives (dx, gradients by variable), dx only where it
-is needed.
+x  # the input [N, ...]; y  # the output; g  # the derivative of the loss by y. A forward function
+returns (y, memory); a backward function takes memory and g and returns (dx, gradients by variable).
+dx is None unless needs_dx.
 """
 
 import math
@@ -20,13 +21,13 @@ from runner.exact.rules import constant, divide, product_bits, sum_bits, total
 Memory = Any
 Gradients = dict[str, Tensor]
 Grid = tuple[Tensor, Any]  # integers and their unit
-LOWEST = -(2.0**128)  # below every value: what padding is to a maximum
+LOWEST = -(2.0**128)  # below every value: the padding of max_pool
 
 
 @dataclass
 class Pass:
-    """One forward pass: of training over `rows` rows, or of evaluation, where nothing of a row
-    depends on the others."""
+    """One forward pass: training over `rows` rows, or evaluation, where no row depends on
+    another."""
 
     o: Primitives
     values: dict[str, Tensor]  # weights and buffers by canonical name
@@ -38,7 +39,7 @@ class Pass:
     buffers: dict[str, Tensor] = field(default_factory=dict)
 
     @property
-    def alone(self) -> bool:
+    def is_evaluation(self) -> bool:
         return self.rows is None
 
     def value(self, node: Node, name: str) -> Tensor:
@@ -50,8 +51,8 @@ class Pass:
 
 def dense(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     num_in, num_out = node.input_shape[-1], node.output_shape[-1]
-    bits = product_bits(num_in if p.alone else max(_num_rows(p, node), num_in, num_out))
-    qx, ux = p.o.grid(x, bits, p.alone)
+    bits = product_bits(num_in if p.is_evaluation else max(_num_rows(p, node), num_in, num_out))
+    qx, ux = p.o.grid(x, bits, p.is_evaluation)
     qw, uw = p.o.grid(p.value(node, "kernel"), bits)
     rows = p.o.reshape(qx, (-1, num_in))
     products = p.o.reshape(p.o.matmul(rows, qw), (-1, *node.output_shape))
@@ -91,18 +92,20 @@ def _biased(p: Pass, node: Node, products: Tensor, unit: Any) -> Tensor:
 
 
 def _num_rows(p: Pass, node: Node) -> int:
-    """Number of values of a batch for each index of the last axis."""
+    """Return how many values a batch has for each index of the last axis."""
     return (p.rows or 0) * math.prod(node.input_shape[:-1])
 
 
 def conv2d(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
-    """The product of every window as a row [size size in] and the kernel as [size size in, out]."""
+    """Multiply every window, as a row [size size in], by the kernel [size size in, out]."""
     size, (height, width, num_out) = node.spec.kernel_size, node.output_shape
     num_in = size * size * node.input_shape[2]
     bits = product_bits(
-        num_in if p.alone else max((p.rows or 0) * height * width, num_in, size * size * num_out)
+        num_in
+        if p.is_evaluation
+        else max((p.rows or 0) * height * width, num_in, size * size * num_out)
     )
-    qx, ux = p.o.grid(x, bits, p.alone)
+    qx, ux = p.o.grid(x, bits, p.is_evaluation)
     qw, uw = p.o.grid(p.value(node, "kernel"), bits)
     columns = p.o.patches(qx, size, node.spec.stride, _pads(node, size))
     y = p.o.matmul(columns, p.o.reshape(qw, (num_in, num_out)))
@@ -129,8 +132,7 @@ def conv2d_backward(
 
 
 def _conv2d_dx(p: Pass, node: Node, qg: Tensor, rows: Tensor, qw: Tensor) -> Tensor:
-    """The adjoint of the windows. With stride 1 it is a convolution with the kernel turned
-    round."""
+    """Differentiate by the input. With stride 1, this is a convolution with the flipped kernel."""
     (size, num_out), (height, width, num_in) = (
         (node.spec.kernel_size, node.output_shape[2]),
         node.input_shape,
@@ -138,10 +140,10 @@ def _conv2d_dx(p: Pass, node: Node, qg: Tensor, rows: Tensor, qw: Tensor) -> Ten
     pads = _pads(node, size)
     if node.spec.stride == 1:
         # [size size, out, in]
-        turned = p.o.transpose(p.o.reverse(p.o.reshape(qw, (size * size, num_in, num_out))))
-        around = _around(pads, size)
-        columns = p.o.patches(qg, size, 1, around)
-        dx = p.o.matmul(columns, p.o.reshape(turned, (size * size * num_out, num_in)))
+        flipped_kernel = p.o.transpose(p.o.reverse(p.o.reshape(qw, (size * size, num_in, num_out))))
+        flipped_pads = _flipped_pads(pads, size)
+        columns = p.o.patches(qg, size, 1, flipped_pads)
+        dx = p.o.matmul(columns, p.o.reshape(flipped_kernel, (size * size * num_out, num_in)))
         return p.o.reshape(dx, (-1, height, width, num_in))
     kernel = p.o.reshape(qw, (size * size, num_in, num_out))
     parts = [
@@ -150,10 +152,10 @@ def _conv2d_dx(p: Pass, node: Node, qg: Tensor, rows: Tensor, qw: Tensor) -> Ten
         )
         for i in range(size * size)
     ]
-    return _unpadded(p, node, parts, size, pads)
+    return _fold_windows(p, node, parts, size, pads)
 
 
-def _around(pads: Pads, size: int) -> Pads:
+def _flipped_pads(pads: Pads, size: int) -> Pads:
     (top, bottom), (left, right) = pads
     return (size - 1 - top, size - 1 - bottom), (size - 1 - left, size - 1 - right)
 
@@ -167,15 +169,15 @@ def _pads(node: Node, size: int) -> Pads:
     return height, width
 
 
-def _unpadded(p: Pass, node: Node, parts: list[Tensor], size: int, pads: Pads) -> Tensor:
-    """Windows' values added where they came from, without the border."""
+def _fold_windows(p: Pass, node: Node, parts: list[Tensor], size: int, pads: Pads) -> Tensor:
+    """Add the windows' values at their positions in the image, and cut off the padding."""
     (top, bottom), (left, right) = pads
     height, width = node.input_shape[:2]
-    whole = p.o.fold(parts, size, node.spec.stride, (top + height + bottom, left + width + right))
+    images = p.o.fold(parts, size, node.spec.stride, (top + height + bottom, left + width + right))
     return (
-        whole[:, top : top + height, left : left + width]
+        images[:, top : top + height, left : left + width]
         if any((top, bottom, left, right))
-        else whole
+        else images
     )
 
 
@@ -183,8 +185,8 @@ def _unpadded(p: Pass, node: Node, parts: list[Tensor], size: int, pads: Pads) -
 
 
 def _windows(node: Node, x: Tensor) -> list[Tensor]:
-    """Cut a padded image into windows, one array for each place of a window: size size of [N, H',
-    W', C]."""
+    """Cut a padded image into windows. Returns size size arrays [N, H', W', C], one for each
+    position in a window."""
     size, stride, (height, width) = node.spec.pool_size, node.spec.stride, node.output_shape[:2]
     down, across = stride * (height - 1) + 1, stride * (width - 1) + 1
     return [
@@ -200,40 +202,40 @@ def _padded(p: Pass, node: Node, x: Tensor, value: float) -> Tensor:
 
 
 def max_pool(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
-    places = _windows(node, _padded(p, node, x, LOWEST))
-    y = places[0]
-    for place in places[1:]:
-        y = p.o.maximum(y, place)
-    return y, (places, y)
+    positions = _windows(node, _padded(p, node, x, LOWEST))
+    y = positions[0]
+    for values in positions[1:]:
+        y = p.o.maximum(y, values)
+    return y, (positions, y)
 
 
 def max_pool_backward(
     p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
 ) -> tuple[Tensor, Gradients]:
-    """To the first of equal maxima; where windows overlap the sums are exact."""
+    """Pass g to the first of equal maxima. If windows overlap, the sums are exact."""
     if not needs_dx:
         return None, {}
-    places, y = memory
+    positions, y = memory
     overlap = node.spec.stride < node.spec.pool_size
     unit: Any = 1.0
     if overlap:
         g, unit = p.o.grid(g, sum_bits(node.spec.pool_size**2))
-    parts, free = [], None
-    for place in places:
-        hit = place == y if free is None else (place == y) & free
-        free = ~hit if free is None else free & ~hit
-        parts.append(p.o.where(hit, g, 0.0))
-    dx = _unpadded(p, node, parts, node.spec.pool_size, _pads(node, node.spec.pool_size))
+    parts, not_found = [], None
+    for values in positions:
+        is_first = values == y if not_found is None else (values == y) & not_found
+        not_found = ~is_first if not_found is None else not_found & ~is_first
+        parts.append(p.o.where(is_first, g, 0.0))
+    dx = _fold_windows(p, node, parts, node.spec.pool_size, _pads(node, node.spec.pool_size))
     return p.o.r(dx * unit) if overlap else dx, {}
 
 
 def average_pool(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
-    """On the grid of all values; the mean divides by the number of values that are no padding."""
-    q, unit = p.o.grid(x, sum_bits(node.spec.pool_size**2), p.alone)
-    places = _windows(node, _padded(p, node, q, 0.0))
-    sums = places[0]
-    for place in places[1:]:
-        sums = sums + place
+    """Average the values of each window, without the padding; the sums are on one grid."""
+    q, unit = p.o.grid(x, sum_bits(node.spec.pool_size**2), p.is_evaluation)
+    positions = _windows(node, _padded(p, node, q, 0.0))
+    sums = positions[0]
+    for values in positions[1:]:
+        sums = sums + values
     return p.o.r(p.o.r(sums * unit) / _counts(p, node)), None
 
 
@@ -244,23 +246,23 @@ def average_pool_backward(
         return None, {}
     size = node.spec.pool_size
     q, unit = p.o.grid(p.o.r(g / _counts(p, node)), sum_bits(size**2))
-    return p.o.r(_unpadded(p, node, [q] * (size * size), size, _pads(node, size)) * unit), {}
+    return p.o.r(_fold_windows(p, node, [q] * (size * size), size, _pads(node, size)) * unit), {}
 
 
 def _counts(p: Pass, node: Node) -> Tensor:
-    """The number of values in each window that are no padding.  # float64[H', W', 1]"""
+    """Count the values of each window, without the padding.  # float64[H', W', 1]"""
     size, stride, pads = node.spec.pool_size, node.spec.stride, _pads(node, node.spec.pool_size)
-    along = []
+    counts = []
     for axis in (0, 1):
         starts = np.arange(node.output_shape[axis]) * stride - pads[axis][0]
-        along.append(np.minimum(starts + size, node.input_shape[axis]) - np.maximum(starts, 0))
-    return p.o.constant((along[0][:, None, None] * along[1][None, :, None]).astype(np.float64))
+        counts.append(np.minimum(starts + size, node.input_shape[axis]) - np.maximum(starts, 0))
+    return p.o.constant((counts[0][:, None, None] * counts[1][None, :, None]).astype(np.float64))
 
 
 def global_average_pool(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
-    *places, channels = node.input_shape
-    num, axes = math.prod(places), tuple(range(1, len(places) + 1))
-    mean = divide(p.o, total(p.o, x, axes, num, p.alone, keep=True), num)
+    *positions, channels = node.input_shape
+    num, axes = math.prod(positions), tuple(range(1, len(positions) + 1))
+    mean = divide(p.o, total(p.o, x, axes, num, p.is_evaluation, keep=True), num)
     return p.o.reshape(mean, (-1, channels)), None
 
 
@@ -269,9 +271,9 @@ def global_average_pool_backward(
 ) -> tuple[Tensor, Gradients]:
     if not needs_dx:
         return None, {}
-    *places, channels = node.input_shape
-    share = p.o.reshape(divide(p.o, g, math.prod(places)), (-1, *(1 for _ in places), channels))
-    return p.o.spread(share, (p.rows or 0, *places, channels)), {}
+    *positions, channels = node.input_shape
+    dx = p.o.reshape(divide(p.o, g, math.prod(positions)), (-1, *(1 for _ in positions), channels))
+    return p.o.spread(dx, (p.rows or 0, *positions, channels)), {}
 
 
 # --- shapes
@@ -291,7 +293,7 @@ def shape_backward(
 
 
 def activation(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
-    """The memory is what the derivative needs."""
+    """Return y and what its derivative needs."""
     return ACTIVATIONS[node.spec.function][0](p.o, node.spec, x)
 
 
@@ -323,8 +325,8 @@ def _times(o: Primitives, s: Any, derivative: Tensor, g: Tensor) -> Tensor:
 
 
 def _sigmoid(o: Primitives, s: Any, x: Tensor) -> tuple[Tensor, Memory]:
-    y, rest = sigmoid(o, x)
-    return y, o.r(y * rest)
+    y, complement = sigmoid(o, x)
+    return y, o.r(y * complement)
 
 
 def _tanh(o: Primitives, s: Any, x: Tensor) -> tuple[Tensor, Memory]:
@@ -334,15 +336,15 @@ def _tanh(o: Primitives, s: Any, x: Tensor) -> tuple[Tensor, Memory]:
 
 def _silu(o: Primitives, s: Any, x: Tensor) -> tuple[Tensor, Memory]:
     """y = x a and y' = a + y (1 - a), where a = sigmoid(x)."""
-    a, rest = sigmoid(o, x)
+    a, complement = sigmoid(o, x)
     y = o.r(x * a)
-    return y, o.r(y * rest + a)
+    return y, o.r(y * complement + a)
 
 
 def _gelu(o: Primitives, s: Any, x: Tensor) -> tuple[Tensor, Memory]:
     """y = x Phi(x); y' = Phi(x) + x phi(x)."""
-    below, density = normal(o, x)
-    return o.r(x * below), o.r(x * density + below)
+    cdf, density = normal(o, x)
+    return o.r(x * cdf), o.r(x * density + cdf)
 
 
 def _gelu_tanh(o: Primitives, s: Any, x: Tensor) -> tuple[Tensor, Memory]:
@@ -352,10 +354,10 @@ def _gelu_tanh(o: Primitives, s: Any, x: Tensor) -> tuple[Tensor, Memory]:
     """
     c, k = constant(2 * (2 / 3.141592653589793) ** 0.5), 0.044715
     square = o.r(x * x)
-    a, rest = sigmoid(o, o.r(o.r(x * c) * o.r(square * constant(k) + 1.0)))
+    a, complement = sigmoid(o, o.r(o.r(x * c) * o.r(square * constant(k) + 1.0)))
     y = o.r(x * a)
     slope = o.r(o.r(square * constant(3 * k) + 1.0) * c)
-    return y, o.r(o.r(y * rest) * slope + a)
+    return y, o.r(o.r(y * complement) * slope + a)
 
 
 ACTIVATIONS: dict[str, tuple[Callable[..., tuple[Tensor, Memory]], Callable[..., Tensor]]] = {
@@ -370,7 +372,7 @@ ACTIVATIONS: dict[str, tuple[Callable[..., tuple[Tensor, Memory]], Callable[...,
 
 
 def dropout(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
-    if p.alone or node.spec.rate == 0:
+    if p.is_evaluation or node.spec.rate == 0:
         return x, None
     mask = p.o.keep(x, node.spec.rate, p.seed, node.index, p.step, p.micro_batch)
     return _drop(p, node, mask, x), mask
@@ -392,7 +394,7 @@ def _drop(p: Pass, node: Node, mask: Tensor, x: Tensor) -> Tensor:
 def batch_norm(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     o, s = p.o, node.spec
     scale, offset, running_mean, running_variance = (p.value(node, v.name) for v in node.variables)
-    if p.alone:
+    if p.is_evaluation:
         inverse = _inverse_root(o, running_variance, s.eps)
         return o.r(o.r(x - running_mean) * o.r(scale * inverse) + offset), None
     num, axes = _num_rows(p, node), tuple(range(len(node.input_shape)))
@@ -406,8 +408,8 @@ def batch_norm(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
             o.plus(old * constant(s.momentum), new, constant(1 - s.momentum))
         )
     inverse = _inverse_root(o, variance, s.eps)
-    normed = o.r(centred * inverse)
-    return o.r(normed * scale + offset), (normed, inverse)
+    normalized = o.r(centred * inverse)
+    return o.r(normalized * scale + offset), (normalized, inverse)
 
 
 def batch_norm_backward(
@@ -415,26 +417,26 @@ def batch_norm_backward(
 ) -> tuple[Tensor, Gradients]:
     """Differentiate batch norm; n is the normalised input: dx = (g - mean(g) - n mean(g n)) scale /
     root."""
-    o, (normed, inverse), num = p.o, memory, _num_rows(p, node)
+    o, (normalized, inverse), num = p.o, memory, _num_rows(p, node)
     axes, bits = tuple(range(len(node.input_shape))), product_bits(num)
-    (qg, ug), (qn, un) = o.grid(g, bits), o.grid(normed, bits)
+    (qg, ug), (qn, un) = o.grid(g, bits), o.grid(normalized, bits)
     scale, offset = o.r(o.sum(qg * qn, axes) * (ug * un)), o.r(o.sum(qg, axes) * ug)
     gradients = {"scale": scale, "offset": offset}
     if not needs_dx:
         return None, gradients
-    rest = o.r(o.plus(o.r(g - divide(o, offset, num)), normed, -divide(o, scale, num)))
-    return o.r(rest * o.r(p.value(node, "scale") * inverse)), gradients
+    centred_g = o.r(o.plus(o.r(g - divide(o, offset, num)), normalized, -divide(o, scale, num)))
+    return o.r(centred_g * o.r(p.value(node, "scale") * inverse)), gradients
 
 
 def layer_norm(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     o, num, last = p.o, node.input_shape[-1], (len(node.input_shape),)
-    mean = divide(o, total(o, x, last, num, p.alone, keep=True), num)
+    mean = divide(o, total(o, x, last, num, p.is_evaluation, keep=True), num)
     centred = o.r(x - mean)
-    q, unit = o.grid(centred, product_bits(num), p.alone)
+    q, unit = o.grid(centred, product_bits(num), p.is_evaluation)
     variance = divide(o, o.r(o.sum(q * q, last, True) * (unit * unit)), num)
     inverse = _inverse_root(o, variance, node.spec.eps)
-    normed = o.r(centred * inverse)
-    return o.r(normed * p.value(node, "scale") + p.value(node, "offset")), (normed, inverse)
+    normalized = o.r(centred * inverse)
+    return o.r(normalized * p.value(node, "scale") + p.value(node, "offset")), (normalized, inverse)
 
 
 def layer_norm_backward(
@@ -442,13 +444,13 @@ def layer_norm_backward(
 ) -> tuple[Tensor, Gradients]:
     """Differentiate layer norm; h = g scale: dx = (h - mean(h) - n mean(h n)) / root, means over
     the last axis."""
-    o, (normed, inverse), num = p.o, memory, node.input_shape[-1]
-    others, last = tuple(range(len(node.input_shape))), (len(node.input_shape),)
+    o, (normalized, inverse), num = p.o, memory, node.input_shape[-1]
+    leading, last = tuple(range(len(node.input_shape))), (len(node.input_shape),)
     bits = product_bits(max(num, _num_rows(p, node)))
-    (qg, ug), (qn, un) = o.grid(g, bits), o.grid(normed, bits)
+    (qg, ug), (qn, un) = o.grid(g, bits), o.grid(normalized, bits)
     gradients = {
-        "scale": o.r(o.sum(qg * qn, others) * (ug * un)),
-        "offset": o.r(o.sum(qg, others) * ug),
+        "scale": o.r(o.sum(qg * qn, leading) * (ug * un)),
+        "offset": o.r(o.sum(qg, leading) * ug),
     }
     if not needs_dx:
         return None, gradients
@@ -456,7 +458,7 @@ def layer_norm_backward(
     qh, uh = o.grid(h, bits)
     mean = divide(o, o.r(o.sum(qh, last, True) * uh), num)
     product = divide(o, o.r(o.sum(qh * qn, last, True) * (uh * un)), num)
-    return o.r(o.r(o.r(h - mean) - normed * product) * inverse), gradients
+    return o.r(o.r(o.r(h - mean) - normalized * product) * inverse), gradients
 
 
 def _inverse_root(o: Primitives, variance: Tensor, eps: float) -> Tensor:
@@ -480,24 +482,29 @@ def attention(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     """s = R(q k^T) c, c = R(1 / sqrt(D / H)); w = R(e) / R(sum e), e = exp(s - max s); y = R(w v)
     O."""
     o, (steps, width) = p.o, node.input_shape
-    outer = product_bits(width if p.alone else max(_num_rows(p, node), width))
-    inner = product_bits(max(steps, width // node.spec.num_heads))
-    kernels = {name: o.grid(p.value(node, name), outer) for name in _KERNELS}
+    width_bits = product_bits(width if p.is_evaluation else max(_num_rows(p, node), width))
+    head_bits = product_bits(max(steps, width // node.spec.num_heads))
+    kernels = {name: o.grid(p.value(node, name), width_bits) for name in _KERNELS}
 
-    def times(q: Tensor, unit: Any, name: str) -> Tensor:
+    def project(q: Tensor, unit: Any, name: str) -> Tensor:
         kernel, uw = kernels[name]
         products = o.matmul(o.reshape(q, (-1, width)), kernel)
         return o.r(o.reshape(products, (-1, steps, width)) * (unit * uw))
 
-    qx, ux = o.grid(x, outer, p.alone)
-    parts = [o.grid(_split(p, node, times(qx, ux, name)), inner, p.alone) for name in _KERNELS[:3]]
+    qx, ux = o.grid(x, width_bits, p.is_evaluation)
+    parts = [
+        o.grid(_split_heads(p, node, project(qx, ux, name)), head_bits, p.is_evaluation)
+        for name in _KERNELS[:3]
+    ]
     (q, uq), (k, uk), (v, uv) = parts
     scores = o.r(o.r(o.matmul(q, o.transpose(k)) * (uq * uk)) * _scale(node))
     _, e, s = exponentials(o, scores)
     weights = o.r(o.r(e) / o.r(s))
-    qw, uw = o.grid(weights, inner, p.alone)
-    qh, uh = o.grid(_joined(p, node, o.r(o.matmul(qw, v) * (uw * uv))), outer, p.alone)
-    return times(qh, uh, "output"), (
+    qw, uw = o.grid(weights, head_bits, p.is_evaluation)
+    qh, uh = o.grid(
+        _join_heads(p, node, o.r(o.matmul(qw, v) * (uw * uv))), width_bits, p.is_evaluation
+    )
+    return project(qh, uh, "output"), (
         qx,
         ux,
         kernels,
@@ -505,8 +512,8 @@ def attention(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
         weights,
         (qw, uw),
         (qh, uh),
-        outer,
-        inner,
+        width_bits,
+        head_bits,
     )
 
 
@@ -515,21 +522,32 @@ def attention_backward(
 ) -> tuple[Tensor, Gradients]:
     """ds = w (dw - sum(dw w)) c, the sum over the last axis; dx = (dq Q^T + dk K^T) + dv V^T."""
     o, width = p.o, node.input_shape[1]
-    qx, ux, kernels, ((q, uq), (k, uk), (v, uv)), weights, (qw, uw), (qh, uh), outer, inner = memory
+    (
+        qx,
+        ux,
+        kernels,
+        ((q, uq), (k, uk), (v, uv)),
+        weights,
+        (qw, uw),
+        (qh, uh),
+        width_bits,
+        head_bits,
+    ) = memory
 
-    def through(name: str, given: Tensor, unit: Any, g: Tensor, needs_dx: bool) -> Tensor:
-        rows, of_rows = o.reshape(given, (-1, width)), o.grid(o.reshape(g, (-1, width)), outer)
+    def project_backward(name: str, x: Tensor, unit: Any, g: Tensor, needs_dx: bool) -> Tensor:
+        rows = o.reshape(x, (-1, width))
+        g_grid = o.grid(o.reshape(g, (-1, width)), width_bits)
         gradients[name], dx = _product_backward(
-            p, node, (rows, unit), kernels[name], of_rows, needs_dx
+            p, node, (rows, unit), kernels[name], g_grid, needs_dx
         )
         return dx
 
     gradients: Gradients = {}
-    qd, ud = o.grid(_split(p, node, through("output", qh, uh, g, True)), inner)
+    qd, ud = o.grid(_split_heads(p, node, project_backward("output", qh, uh, g, True)), head_bits)
     dw = o.r(o.matmul(qd, o.transpose(v)) * (ud * uv))
-    qdw, udw = o.grid(dw, inner)
-    along = o.r(o.sum(qdw * qw, (3,), True) * (udw * uw))
-    qs, us = o.grid(o.r(o.r(weights * o.r(dw - along)) * _scale(node)), inner)
+    qdw, udw = o.grid(dw, head_bits)
+    row_sums = o.r(o.sum(qdw * qw, (3,), True) * (udw * uw))
+    qs, us = o.grid(o.r(o.r(weights * o.r(dw - row_sums)) * _scale(node)), head_bits)
     derivatives = {
         "query": o.matmul(qs, k) * (us * uk),
         "key": o.matmul(o.transpose(qs), q) * (us * uq),
@@ -537,7 +555,7 @@ def attention_backward(
     }
     dx = None
     for name, derivative in derivatives.items():
-        part = through(name, qx, ux, _joined(p, node, o.r(derivative)), needs_dx)
+        part = project_backward(name, qx, ux, _join_heads(p, node, o.r(derivative)), needs_dx)
         dx = part if dx is None else o.r(dx + part)
     return dx, gradients
 
@@ -549,14 +567,14 @@ def _scale(node: Node) -> float:
     return constant(1 / math.sqrt(node.input_shape[1] // node.spec.num_heads))
 
 
-def _split(p: Pass, node: Node, x: Tensor) -> Tensor:
+def _split_heads(p: Pass, node: Node, x: Tensor) -> Tensor:
     """[N, T, D] -> [N, H, T, D / H]"""
     (steps, width), num_heads = node.input_shape, node.spec.num_heads
     return p.o.permute(p.o.reshape(x, (-1, steps, num_heads, width // num_heads)), (0, 2, 1, 3))
 
 
-def _joined(p: Pass, node: Node, x: Tensor) -> Tensor:
-    """The inverse."""
+def _join_heads(p: Pass, node: Node, x: Tensor) -> Tensor:
+    """[N, H, T, D / H] -> [N, T, D]"""
     return p.o.reshape(p.o.permute(x, (0, 2, 1, 3)), (-1, *node.input_shape))
 
 

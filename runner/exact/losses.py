@@ -1,8 +1,7 @@
-"""Every loss of runner/components/losses.py: its derivative, which an update needs, and its value,
-which a report does.
+"""The losses of runner/components/losses.py: derivatives for updates, values for reports.
 
-z  # outputs [N, C]; y  # one-hot labels or targets [N, C]. `values_per_row` V: the sum of the
-values [N, V] of a row, divided by V, is its loss; a derivative is that of the sum of all values.
+z  # outputs [N, C]; y  # one-hot labels or targets [N, C]. The loss of a row is the mean of its V =
+`values_per_row` values [N, V]. The derivative is that of the sum of all values.
 """
 
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from runner.exact.rules import constant, total
 
 
 def values_per_row(loss: Any, num_outputs: int) -> int:
-    """The losses of targets are means over the outputs."""
+    """Return V. A loss of targets is a mean over the outputs."""
     return 1 if loss.name == "cross_entropy" else num_outputs
 
 
@@ -29,12 +28,12 @@ def cross_entropy(o: Primitives, loss: Any, z: Tensor, y: Tensor) -> Tensor:
 def cross_entropy_value(o: Primitives, loss: Any, z: Tensor, y: Tensor) -> Tensor:
     """ln s + d_y; with label smoothing ln s + (1 - a) d_y + a mean(d)."""
     d, _, s = exponentials(o, z)
-    of_label = o.sum(y * d, (1,), True)  # one of them: exact
+    label_term = o.sum(y * d, (1,), True)  # exact: only one term is not 0
     a, num = loss.label_smoothing, z.shape[1]
     if a == 0:
-        return o.r(log(o, s) + of_label)
-    others = o.r(total(o, d, (1,), num, per_row=True, keep=True) * constant(a / num))
-    return o.r(o.r(log(o, s) + o.r(of_label * constant(1 - a))) + others)
+        return o.r(log(o, s) + label_term)
+    smoothing_term = o.r(total(o, d, (1,), num, per_row=True, keep=True) * constant(a / num))
+    return o.r(o.r(log(o, s) + o.r(label_term * constant(1 - a))) + smoothing_term)
 
 
 def binary_cross_entropy(o: Primitives, loss: Any, z: Tensor, y: Tensor) -> Tensor:
@@ -59,7 +58,7 @@ def mean_squared_error_value(o: Primitives, loss: Any, z: Tensor, y: Tensor) -> 
 
 
 def huber(o: Primitives, loss: Any, z: Tensor, y: Tensor) -> Tensor:
-    """e = z - y, at most delta in size."""
+    """z - y, clipped to [-delta, delta]."""
     error, delta = o.r(z - y), constant(loss.delta)
     return o.where(error < -delta, -delta, o.where(error > delta, delta, error))
 
@@ -67,8 +66,10 @@ def huber(o: Primitives, loss: Any, z: Tensor, y: Tensor) -> Tensor:
 def huber_value(o: Primitives, loss: Any, z: Tensor, y: Tensor) -> Tensor:
     """e^2 / 2 where |e| <= delta, else delta (|e| - delta / 2)."""
     error, delta = o.r(z - y), constant(loss.delta)
-    size = o.abs(error)
-    return o.where(size <= delta, o.r(error * error * 0.5), o.r(o.r(size - delta * 0.5) * delta))
+    magnitude = o.abs(error)
+    return o.where(
+        magnitude <= delta, o.r(error * error * 0.5), o.r(o.r(magnitude - delta * 0.5) * delta)
+    )
 
 
 # loss -> (derivative, value)

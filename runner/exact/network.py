@@ -1,4 +1,4 @@
-"""A whole network forward and backward, and its weights as one vector."""
+"""Forward and backward passes of a whole network, and its weights as one vector."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,28 +11,28 @@ from runner.components.optimizers import Group
 from runner.exact.layers import FORMS, Gradients, Pass
 from runner.exact.primitives import Primitives, Tensor
 
-Tape = list[tuple[Node, Any, bool]]  # node, memory, whether anything before it is trained
+Tape = list[tuple[Node, Any, bool]]  # (node, memory, whether a node before it is trainable)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Places of the trained variables in the vector of all of them: group by group, in order of
-    definition, row-major."""
+    """Positions of the trainable variables in one vector: group by group, in order of definition,
+    row-major."""
 
     shapes: Mapping[str, tuple[int, ...]]
-    # each group of the optimizer's, and where it stands
+    # each parameter group and its slice of the vector
     parts: tuple[tuple[Group, slice], ...] = ()
 
     @classmethod
     def of(cls, network: Network, groups: Iterable[Group] = ()) -> "Layout":
         shapes = {name: v.shape for name, v in network.variables().items() if v.trainable}
         ordered: dict[str, tuple[int, ...]] = {}
-        parts, at = [], 0
+        parts, offset = [], 0
         for group in groups:
-            own = {name: shapes[name] for name in group.names}
-            end = at + sum(int(np.prod(shape)) for shape in own.values())
-            parts.append((group, slice(at, end)))
-            ordered, at = {**ordered, **own}, end
+            group_shapes = {name: shapes[name] for name in group.names}
+            end = offset + sum(int(np.prod(shape)) for shape in group_shapes.values())
+            parts.append((group, slice(offset, end)))
+            ordered, offset = {**ordered, **group_shapes}, end
         return cls(ordered or shapes, tuple(parts))
 
     @property
@@ -40,12 +40,12 @@ class Layout:
         return sum(int(np.prod(shape)) for shape in self.shapes.values())
 
     def pack(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
-        """float64[size]"""
+        """Concatenate the values of all variables.  # float64[size]"""
         parts = [np.asarray(values[name], np.float64).reshape(-1) for name in self.shapes]
         return np.concatenate(parts) if parts else np.empty(0)
 
     def unpack(self, vector: np.ndarray) -> dict[str, np.ndarray]:
-        """The inverse, float32: R's outputs are float32's numbers."""
+        """Undo `pack`, in float32, which holds R's outputs exactly."""
         return {
             name: np.array(part, np.float32).reshape(self.shapes[name])
             for name, part in self._parts(vector)
@@ -58,18 +58,19 @@ class Layout:
         return o.join([gradients[name] for name in self.shapes])
 
     def _parts(self, vector: Any) -> list[tuple[str, Any]]:
-        parts, at = [], 0
+        parts, offset = [], 0
         for name, shape in self.shapes.items():
             size = int(np.prod(shape))
-            parts.append((name, vector[at : at + size]))
-            at += size
+            parts.append((name, vector[offset : offset + size]))
+            offset += size
         return parts
 
 
 def forward(
     p: Pass, nodes: Sequence[Node], x: Tensor, trained: bool = False
 ) -> tuple[Tensor, Tape]:
-    """The output, and what `backward` needs; `trained`: whether something before these nodes is."""
+    """Return the output and the tape for `backward`. `trained` says whether a node before these is
+    trainable."""
     tape: Tape = []
     for node in nodes:
         if node.spec.layer == "residual":
@@ -78,23 +79,25 @@ def forward(
         else:
             x, memory = FORMS[node.spec.layer][0](p, node, x)
         tape.append((node, memory, trained))
-        trained = trained or _trains(node)
+        trained = trained or _is_trainable(node)
     return x, tape
 
 
 def backward(p: Pass, tape: Tape, g: Tensor, gradients: Gradients) -> Tensor:
-    """The derivative by the tape's input, where anything before it is trained; `gradients` takes
-    those by the weights."""
+    """Store the gradients of the weights in `gradients`. Return the derivative by the tape's input
+    if a node before it is trainable."""
     for node, memory, needs_dx in reversed(tape):
         if node.spec.layer == "residual":
             parts = [backward(p, branch, g, gradients) for branch in memory]
             g = p.o.r(parts[0] + parts[1]) if needs_dx else None
-        elif needs_dx or _trains(node):
-            g, found = FORMS[node.spec.layer][1](p, node, memory, g, needs_dx)
-            gradients.update({f"{node.name}/{name}": value for name, value in found.items()})
+        elif needs_dx or _is_trainable(node):
+            g, node_gradients = FORMS[node.spec.layer][1](p, node, memory, g, needs_dx)
+            gradients.update(
+                {f"{node.name}/{name}": value for name, value in node_gradients.items()}
+            )
     return g
 
 
-def _trains(node: Node) -> bool:
-    inner = any(_trains(other) for branch in node.branches for other in branch)
+def _is_trainable(node: Node) -> bool:
+    inner = any(_is_trainable(other) for branch in node.branches for other in branch)
     return inner or any(variable.trainable for variable in node.variables)

@@ -1,8 +1,8 @@
-"""Every optimizer of runner/components/optimizers.py, on all weights as one vector; formulas and
-symbols are that module's.
+"""The optimizers of runner/components/optimizers.py, on all weights as one vector, with that
+module's formulas and symbols.
 
-Scalars that need a power are tables made on the host in float64 by * and / alone; a library's `pow`
-differs from machine to machine. Every other scalar is a 24-bit number.
+Scalars with a power are tables, computed on the host in float64 with * and / only: `pow` differs
+between machines. All other scalars are 24-bit numbers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,16 +22,16 @@ Scalars = Mapping[str, Any]
 
 
 def tables(spec: Any, num_steps: int, scheduled: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Tables of what an update needs besides its rate, by name: float64[num_steps] of 24-bit
-    values; t' = 1 ... num_steps. `scheduled`: the hyperparameters that `schedules` moves,
-    float64[num_steps]."""
+    """Return tables of the scalars that an update needs besides its learning rate: name ->
+    float64[num_steps] of 24-bit values, for t' = 1 ... num_steps. `scheduled` has the values of the
+    scheduled hyperparameters, float64[num_steps] each."""
 
     def powers(name: str) -> np.ndarray:
-        """The value in force to the power of t'."""
+        """The hyperparameter's value at t', to the power of t'."""
         return _powers(scheduled.get(name, getattr(spec, name)), num_steps)
 
     def root() -> np.ndarray:
-        """1 / sqrt(1 - beta2^t'). IEEE 754 asks sqrt and / to be correctly rounded, and NumPy's
+        """1 / sqrt(1 - beta2^t'). IEEE 754 requires sqrt and / to be correctly rounded; NumPy's
         are."""
         return r(1 / np.sqrt(1 - powers("beta2")))
 
@@ -40,16 +40,23 @@ def tables(spec: Any, num_steps: int, scheduled: Mapping[str, np.ndarray]) -> di
     if spec.name == "adamax":
         return {"correction": r(1 - powers("beta1"))}
     if spec.name == "nadam":
-        falling = _powers(_power(0.96, spec.momentum_decay), num_steps + 1)
-        mu = spec.beta1 * (1 - 0.5 * falling)
+        decay = _powers(_power(0.96, spec.momentum_decay), num_steps + 1)
+        mu = spec.beta1 * (1 - 0.5 * decay)
         product = np.multiply.accumulate(mu)
-        of_gradient, of_moment = (1 - mu[:-1]) / (1 - product[:-1]), mu[1:] / (1 - product[1:])
-        return {"of_gradient": r(of_gradient), "of_moment": r(of_moment), "root": root()}
+        gradient_factor, moment_factor = (
+            (1 - mu[:-1]) / (1 - product[:-1]),
+            mu[1:] / (1 - product[1:]),
+        )
+        return {
+            "gradient_factor": r(gradient_factor),
+            "moment_factor": r(moment_factor),
+            "root": root(),
+        }
     return {}
 
 
 def _powers(base: float | np.ndarray, num: int) -> np.ndarray:
-    """base^1 ... base^num as running products; of a base that changes, base[t]^(t + 1), by repeated
+    """Return base^1 ... base^num as running products; for an array, base[t]^(t + 1) by repeated
     squaring."""
     if not isinstance(base, np.ndarray):
         return np.multiply.accumulate(np.full(num, base))
@@ -61,16 +68,16 @@ def _powers(base: float | np.ndarray, num: int) -> np.ndarray:
 
 
 def _power(base: float, exponent: float) -> float:
-    """base^exponent to float64, in decimal arithmetic, which is the same everywhere."""
+    """Return base^exponent in float64, computed in decimal arithmetic: the same on every
+    machine."""
     with localcontext() as context:
         context.prec = 40
         return float((Decimal(base).ln() * Decimal(exponent)).exp())
 
 
 @dataclass(frozen=True)
-class InForce:
-    """The hyperparameters of one update: the config's, and those that `schedules` moves, as 24-bit
-    numbers."""
+class Hyperparameters:
+    """The hyperparameters of one update as 24-bit numbers, constant or scheduled."""
 
     o: Primitives
     spec: Any
@@ -84,13 +91,13 @@ class InForce:
             else constant(getattr(self.spec, name))
         )
 
-    def rest(self, name: str) -> Any:
+    def one_minus(self, name: str) -> Any:
         """R(1 - value)"""
         value = self.scheduled.get(name)
         return constant(1 - getattr(self.spec, name)) if value is None else self.o.r(1.0 - value)
 
     def decay(self, group: Group) -> Any:
-        """lambda of a group's weights; None without weight decay."""
+        """lambda of a group, or None without weight decay."""
         if not (self.spec.decays and group.decay_factor):
             return None
         value = self.scheduled.get("weight_decay")
@@ -100,9 +107,9 @@ class InForce:
 
 
 def update(
-    h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any, group: Group
+    h: Hyperparameters, w: Tensor, g: Tensor, slots: Slots, rate: Any, group: Group
 ) -> tuple[Tensor, Slots]:
-    """(weights, slots) of one group after an update; rate = its lr."""
+    """Return (weights, slots) of one group after an update; rate = its learning rate."""
     o, decay = h.o, h.decay(group)
     if decay is not None and h.spec.weight_decay_mode == "coupled":
         g = o.r(o.plus(g, w, decay))
@@ -112,25 +119,25 @@ def update(
 
 
 def update_all(
-    h: InForce, layout: Layout, w: Tensor, g: Tensor, slots: Slots, rates: Sequence[Any]
+    h: Hyperparameters, layout: Layout, w: Tensor, g: Tensor, slots: Slots, rates: Sequence[Any]
 ) -> tuple[Tensor, Slots]:
-    """`update` of the whole vector; rates = those of the groups in order."""
+    """Update the whole vector; rates = the groups' learning rates, in order."""
     if len(layout.parts) == 1:
         return update(h, w, g, slots, rates[0], layout.parts[0][0])
-    after = [
+    updated = [
         update(
             h, w[part], g[part], {slot: value[part] for slot, value in slots.items()}, rate, group
         )
         for (group, part), rate in zip(layout.parts, rates, strict=True)
     ]
-    return h.o.join([w for w, _ in after]), {
-        slot: h.o.join([own[slot] for _, own in after]) for slot in slots
+    return h.o.join([w for w, _ in updated]), {
+        slot: h.o.join([group_slots[slot] for _, group_slots in updated]) for slot in slots
     }
 
 
 def clip(o: Primitives, g: Tensor, largest: float, num: int) -> Tensor:
-    """g min(1, largest / norm), norm = the root of the sum of all `num` squares, on the grid of the
-    squares."""
+    """g min(1, largest / norm), norm = sqrt(sum of g^2); the `num` squares are summed on their
+    grid."""
     norm = o.r(o.sqrt(total(o, o.r(g * g), (0,), num)))
     factor = o.where(
         norm <= constant(largest), 1.0, o.r(constant(largest) / o.where(norm > 0.0, norm, 1.0))
@@ -138,19 +145,19 @@ def clip(o: Primitives, g: Tensor, largest: float, num: int) -> Tensor:
     return o.r(g * factor)
 
 
-def _mean(h: InForce, old: Tensor, new: Tensor, beta: str) -> Tensor:
+def _mean(h: Hyperparameters, old: Tensor, new: Tensor, beta: str) -> Tensor:
     """R(beta old + (1 - beta) new): both products are exact."""
-    return h.o.r(h.o.plus(old * h[beta], new, h.rest(beta)))
+    return h.o.r(h.o.plus(old * h[beta], new, h.one_minus(beta)))
 
 
 def _root_eps(o: Primitives, v: Tensor, eps: float, root: Any = None) -> Tensor:
-    """sqrt(v) + eps, the root times `root` where that is given."""
-    size = o.r(o.sqrt(v))
-    return o.r((size if root is None else size * root) + constant(eps))
+    """sqrt(v) + eps, or sqrt(v) root + eps if `root` is given."""
+    sqrt_v = o.r(o.sqrt(v))
+    return o.r((sqrt_v if root is None else sqrt_v * root) + constant(eps))
 
 
 def sgd(
-    o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any
+    o: Primitives, h: Hyperparameters, w: Tensor, g: Tensor, slots: Slots, rate: Any
 ) -> tuple[Tensor, Slots]:
     if not h.spec.momentum:
         return o.r(o.plus(w, g, -rate)), {}
@@ -160,19 +167,19 @@ def sgd(
 
 
 def adam(
-    o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any
+    o: Primitives, h: Hyperparameters, w: Tensor, g: Tensor, slots: Slots, rate: Any
 ) -> tuple[Tensor, Slots]:
     m = _mean(h, slots["first_moment"], g, "beta1")
     v = _mean(h, slots["second_moment"], o.r(g * g), "beta2")
-    after, size = {"first_moment": m, "second_moment": v}, v
+    new_slots, v_or_max = {"first_moment": m, "second_moment": v}, v
     if h.spec.amsgrad:
-        size = after["max_second_moment"] = o.maximum(slots["max_second_moment"], v)
-    d = o.r(m / _root_eps(o, size, h.spec.eps, h.scalars["root"]))
-    return o.r(o.plus(w, d, -o.r(rate / h.scalars["correction"]))), after
+        v_or_max = new_slots["max_second_moment"] = o.maximum(slots["max_second_moment"], v)
+    d = o.r(m / _root_eps(o, v_or_max, h.spec.eps, h.scalars["root"]))
+    return o.r(o.plus(w, d, -o.r(rate / h.scalars["correction"]))), new_slots
 
 
 def adamax(
-    o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any
+    o: Primitives, h: Hyperparameters, w: Tensor, g: Tensor, slots: Slots, rate: Any
 ) -> tuple[Tensor, Slots]:
     m = _mean(h, slots["first_moment"], g, "beta1")
     u = o.maximum(o.r(slots["infinity_norm"] * h["beta2"]), o.r(o.abs(g) + constant(h.spec.eps)))
@@ -183,40 +190,40 @@ def adamax(
 
 
 def nadam(
-    o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any
+    o: Primitives, h: Hyperparameters, w: Tensor, g: Tensor, slots: Slots, rate: Any
 ) -> tuple[Tensor, Slots]:
     m = _mean(h, slots["first_moment"], g, "beta1")
     v = _mean(h, slots["second_moment"], o.r(g * g), "beta2")
-    size = _root_eps(o, v, h.spec.eps, h.scalars["root"])
-    w = o.r(o.plus(w, o.r(g / size), -o.r(rate * h.scalars["of_gradient"])))
-    w = o.r(o.plus(w, o.r(m / size), -o.r(rate * h.scalars["of_moment"])))
+    root = _root_eps(o, v, h.spec.eps, h.scalars["root"])
+    w = o.r(o.plus(w, o.r(g / root), -o.r(rate * h.scalars["gradient_factor"])))
+    w = o.r(o.plus(w, o.r(m / root), -o.r(rate * h.scalars["moment_factor"])))
     return w, {"first_moment": m, "second_moment": v}
 
 
 def rmsprop(
-    o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any
+    o: Primitives, h: Hyperparameters, w: Tensor, g: Tensor, slots: Slots, rate: Any
 ) -> tuple[Tensor, Slots]:
     v = _mean(h, slots["square_average"], o.r(g * g), "rho")
-    after, spread = {"square_average": v}, v
+    new_slots, variance = {"square_average": v}, v
     if h.spec.centered:
-        a = after["gradient_average"] = _mean(h, slots["gradient_average"], g, "rho")
-        spread = o.r(v - a * a)
-        spread = o.maximum(spread, 0.0)  # rounding alone can make it negative
-    d = o.r(g / _root_eps(o, spread, h.spec.eps))
+        a = new_slots["gradient_average"] = _mean(h, slots["gradient_average"], g, "rho")
+        variance = o.r(v - a * a)
+        variance = o.maximum(variance, 0.0)  # rounding can make it negative
+    d = o.r(g / _root_eps(o, variance, h.spec.eps))
     if h.spec.momentum:
-        d = after["momentum"] = o.r(o.plus(d, slots["momentum"], h["momentum"]))
-    return o.r(o.plus(w, d, -rate)), after
+        d = new_slots["momentum"] = o.r(o.plus(d, slots["momentum"], h["momentum"]))
+    return o.r(o.plus(w, d, -rate)), new_slots
 
 
 def adagrad(
-    o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any
+    o: Primitives, h: Hyperparameters, w: Tensor, g: Tensor, slots: Slots, rate: Any
 ) -> tuple[Tensor, Slots]:
     a = o.r(slots["accumulator"] + g * g)
     return o.r(o.plus(w, o.r(g / _root_eps(o, a, h.spec.eps)), -rate)), {"accumulator": a}
 
 
 def adadelta(
-    o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any
+    o: Primitives, h: Hyperparameters, w: Tensor, g: Tensor, slots: Slots, rate: Any
 ) -> tuple[Tensor, Slots]:
     eps = constant(h.spec.eps)
     v = _mean(h, slots["square_average"], o.r(g * g), "rho")
@@ -227,7 +234,7 @@ def adadelta(
 
 
 def lion(
-    o: Primitives, h: InForce, w: Tensor, g: Tensor, slots: Slots, rate: Any
+    o: Primitives, h: Hyperparameters, w: Tensor, g: Tensor, slots: Slots, rate: Any
 ) -> tuple[Tensor, Slots]:
     m = slots["first_moment"]
     u = _mean(h, m, g, "beta1")

@@ -1,5 +1,5 @@
-"""The primitives in NumPy: what a device's own are checked against, and what the witness trains
-with."""
+"""The primitives in NumPy. The self-test compares a device with them, and backend=witness trains
+with them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +12,11 @@ from runner.exact.primitives import Pads
 from runner.exact.tables import table
 
 Array = np.ndarray
-_EXPONENT = 0x7FF0000000000000  # of a float64's bits
+_EXPONENT = 0x7FF0000000000000  # mask of the exponent's bits in a float64
 
 
 class NumPy:
-    """The primitives."""
+    """The primitives in NumPy."""
 
     def constant(self, value: Array) -> Array:
         return value
@@ -86,18 +86,18 @@ class NumPy:
             self.pad(x, pads, 0.0), (size, size), (1, 2)
         )
         # [N, H', W', size, size, C]
-        chosen = windows[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
-        return chosen.reshape(-1, size * size * x.shape[3])
+        strided = windows[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
+        return strided.reshape(-1, size * size * x.shape[3])
 
     def fold(self, parts: Sequence[Array], size: int, stride: int, shape: tuple[int, int]) -> Array:
         num, height, width, channels = parts[0].shape
-        whole = np.zeros((num, *shape, channels))
+        images = np.zeros((num, *shape, channels))
         for i, part in enumerate(parts):
             a, b = divmod(i, size)
-            whole[:, a : a + stride * height : stride, b : b + stride * width : stride][
+            images[:, a : a + stride * height : stride, b : b + stride * width : stride][
                 :, :height, :width
             ] += part
-        return whole
+        return images
 
     def power(self, x: Array) -> tuple[Array, Array]:
         bits = np.atleast_1d(x).view(np.int64) & _EXPONENT
@@ -105,8 +105,8 @@ class NumPy:
         return power.reshape(np.shape(x)), exponent.reshape(np.shape(x))
 
     def split(self, x: Array, bits: int) -> tuple[Array, Array]:
-        whole = x.astype(np.int64)
-        return whole >> bits, whole & ((1 << bits) - 1)
+        integers = x.astype(np.int64)
+        return integers >> bits, integers & ((1 << bits) - 1)
 
     def real(self, index: Array) -> Array:
         return index.astype(np.float64)

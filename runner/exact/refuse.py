@@ -1,4 +1,4 @@
-"""Refuse, by name and before anything trains, what has no exact form."""
+"""Refuse configs that exact mode cannot train."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,22 +12,22 @@ from runner.exact import layers, losses, optimizers
 from runner.exact.rules import FEWEST_BITS, SIGNIFICAND, TINY
 
 LONGEST_SUM = 2 ** (SIGNIFICAND - 2 * FEWEST_BITS)  # of products of 16-bit integers
-# classes, or steps of a sequence: their exponentials, at most 2^40 each, have a sum of at most 2^53
+# classes, or steps of a sequence: the sum of so many exponentials <= 2^40 is at most 2^53
 _MOST_IN_SOFTMAX = 2**13
-_MOST_VALUES = 2**24  # rows times outputs of an update: a count has 24 bits
+_MOST_VALUES = 2**24  # rows times outputs of an update: a count has at most 24 bits
 
 
 def refuse(net: Network, loss: Any, optimizer: Any, order: Order) -> None:
-    """A ConfigError in the user's keys for whatever of the run the rules do not cover."""
+    """Raise ConfigError if the rules of exact mode do not cover a part of the run."""
     for node in net.walk():
-        _known("model.layers", node.spec.layer, [*layers.FORMS, "residual"])
+        _check_has_form("model.layers", node.spec.layer, [*layers.FORMS, "residual"])
         if node.spec.layer == "activation":
-            _known("model.layers: activation", node.spec.function, layers.ACTIVATIONS)
+            _check_has_form("model.layers: activation", node.spec.function, layers.ACTIVATIONS)
         num = longest_sum(node, order.batch_size)
         if num > LONGEST_SUM:
             raise ConfigError(
-                f"trainer.precision=exact cannot sum {num} products, as {node.name} does with "
-                f"trainer.batch_size={order.batch_size}; {LONGEST_SUM} is the most"
+                f"trainer.precision=exact sums at most {LONGEST_SUM} products, got {num} at "
+                f"{node.name} with trainer.batch_size={order.batch_size}"
             )
         if node.spec.layer == "attention" and node.input_shape[0] > _MOST_IN_SOFTMAX:
             raise ConfigError(
@@ -35,10 +35,10 @@ def refuse(net: Network, loss: Any, optimizer: Any, order: Order) -> None:
                 f"sequence, got {node.input_shape[0]} at "
                 f"{node.name}"
             )
-        _not_tiny("model.layers: eps", getattr(node.spec, "eps", None))
-    _known("loss", loss.name, losses.FORMS)
-    _known("optimizer", optimizer.name, optimizers.FORMS)
-    _not_tiny("optimizer.eps", getattr(optimizer, "eps", None))
+        _check_not_tiny("model.layers: eps", getattr(node.spec, "eps", None))
+    _check_has_form("loss", loss.name, losses.FORMS)
+    _check_has_form("optimizer", optimizer.name, optimizers.FORMS)
+    _check_not_tiny("optimizer.eps", getattr(optimizer, "eps", None))
     num_outputs = int(np.prod(net.output_shape))
     if loss.name == "cross_entropy" and num_outputs > _MOST_IN_SOFTMAX:
         raise ConfigError(
@@ -46,39 +46,39 @@ def refuse(net: Network, loss: Any, optimizer: Any, order: Order) -> None:
         )
     if order.rows_per_step * num_outputs >= _MOST_VALUES:
         raise ConfigError(
-            f"trainer.precision=exact takes fewer than {_MOST_VALUES} outputs an update, got "
-            f"{order.rows_per_step} rows of {num_outputs}: trainer.batch_size or "
-            f"accumulate_grad_batches is too large"
+            f"trainer.precision=exact takes fewer than {_MOST_VALUES} outputs per update, got "
+            f"{order.rows_per_step} rows of {num_outputs}; reduce trainer.batch_size or "
+            f"trainer.accumulate_grad_batches"
         )
 
 
 def longest_sum(node: Node, rows: int) -> int:
-    """The most products that a layer adds up to one value, forward or backward, with micro-batches
-    of `rows` rows."""
-    places = rows * int(np.prod(node.output_shape[:-1]))
+    """Return how many products the longest sum of a layer has, forward or backward, for
+    micro-batches of `rows` rows."""
+    positions = rows * int(np.prod(node.output_shape[:-1]))
     match node.spec.layer:
         case "dense":
-            return max(places, node.input_shape[-1], node.output_shape[-1])
+            return max(positions, node.input_shape[-1], node.output_shape[-1])
         case "conv2d":
             return max(
-                places, node.spec.kernel_size**2 * max(node.input_shape[2], node.output_shape[2])
+                positions, node.spec.kernel_size**2 * max(node.input_shape[2], node.output_shape[2])
             )
         case "batch_norm":
-            return places
+            return positions
         case "layer_norm":
-            return max(places, node.input_shape[-1])
+            return max(positions, node.input_shape[-1])
         case "attention":
-            return max(places, *node.input_shape)
+            return max(positions, *node.input_shape)
     return 1
 
 
-def _known(key: str, name: str, forms: Iterable[str]) -> None:
+def _check_has_form(key: str, name: str, forms: Iterable[str]) -> None:
     if name not in forms:
         raise ConfigError(
             f"{key}={name} has no exact form; trainer.precision=exact takes {', '.join(forms)}"
         )
 
 
-def _not_tiny(key: str, value: float | None) -> None:
+def _check_not_tiny(key: str, value: float | None) -> None:
     if value is not None and value <= TINY:
         raise ConfigError(f"{key} must be > 2^-126 with trainer.precision=exact, got {value}")

@@ -1,8 +1,8 @@
-"""The rules of exact arithmetic, as functions: R and what the grid Q may hold.
+"""The rules of exact arithmetic: the rounding R and the number of bits on the grid Q.
 
-Every tensor between two operations is an output of R: at most 24 significant bits, no subnormals,
-no negative zero, in a float64. Between two roundings stands exact arithmetic, or one operation on
-24-bit operands.
+Every tensor between two operations is an output of R: float64 values with at most 24 significant
+bits, no subnormals and no negative zero. Between two roundings, all arithmetic is exact, or there
+is one operation on 24-bit operands.
 """
 
 from functools import lru_cache
@@ -13,19 +13,19 @@ import numpy as np
 from runner.errors import RunError
 from runner.exact.primitives import Primitives, Tensor
 
-SIGNIFICAND = 53  # bits of an integer that float64 holds, and all sums of such that stay below
-TINY = 2.0**-126  # the smallest normal float32: what is rounded to it, or to less, becomes +0
-FEWEST_BITS = 16  # of an operand on the grid; below, training is no longer float32's
-MOST_BITS = 24  # of an operand of a product: R's outputs have no more
-_SUM_BITS = 32  # of a term of a sum: more than R keeps, since terms differ in size
+SIGNIFICAND = 53  # bits: float64 holds every integer up to 2^53, so sums up to there are exact
+TINY = 2.0**-126  # the smallest normal float32; R makes this and smaller magnitudes +0
+FEWEST_BITS = 16  # of an operand on the grid; with fewer, training is less accurate than in float32
+MOST_BITS = 24  # of an operand of a product; R's outputs have no more
+_SUM_BITS = 32  # of a term of a sum; more than R keeps, since terms differ in magnitude
 
 
 def r(x: Any) -> np.ndarray:
-    """R(x): x rounded to 24 bits, half to even, in a float64; +0 where that is at most 2^-126 in
-    magnitude.
+    """R(x): x rounded to 24 bits, half to even, as float64. A result of magnitude <= 2^-126 becomes
+    +0; otherwise |R(x) - x| <= 2^-24 |x|.
 
-    |R(x) - x| <= 2^-24 |x| elsewhere. The zero comes after the rounding, so that R is the same
-    whether or not the processor flushes subnormals.
+    The comparison with 2^-126 comes after the rounding: so R is the same whether or not the
+    processor flushes subnormals.
     """
     x = np.asarray(x, np.float64)
     with np.errstate(over="ignore"):
@@ -35,7 +35,7 @@ def r(x: Any) -> np.ndarray:
 
 @lru_cache
 def constant(value: float) -> float:
-    """A number of the config as the arithmetic takes it: R(value)."""
+    """Round a number of the config: R(value)."""
     return float(r(value))
 
 
@@ -49,7 +49,7 @@ def product_bits(num: int) -> int:
     exact in any order."""
     bits = min(MOST_BITS, (SIGNIFICAND - log2_ceil(num)) // 2)
     assert 2 * bits + log2_ceil(num) <= SIGNIFICAND
-    assert bits >= FEWEST_BITS, "runner.exact.refuse lets no such sum through"
+    assert bits >= FEWEST_BITS, "runner.exact.refuse refuses longer sums"
     return bits
 
 
@@ -69,19 +69,19 @@ def total(
     per_row: bool = False,
     keep: bool = False,
 ) -> Tensor:
-    """R of the sum of `num` values on the grid; its error is at most num 2^-b max|x| / 2 and half a
-    unit of R."""
+    """R of the sum of `num` values on the grid. The error is at most num 2^-b max|x| / 2, plus half
+    a unit of R."""
     q, unit = o.grid(x, sum_bits(num), per_row)
     return o.r(o.sum(q, axes, keep) * unit)
 
 
 def divide(o: Primitives, x: Tensor, num: int) -> Tensor:
-    """R(x / num) of 24-bit x and a count; a power of two only scales."""
+    """R(x / num) of 24-bit x and a count. Dividing by a power of two is exact scaling."""
     assert num < 2**24
     return o.r(x * (1.0 / num) if num & (num - 1) == 0 else x / float(num))
 
 
 def finite(weights: np.ndarray) -> None:
-    """Overflow of float32 ends a run: beyond it nothing is determined by the rules."""
+    """Raise RunError if a weight is not finite: the rules do not cover overflow of float32."""
     if not np.isfinite(weights).all():
         raise RunError("a weight is not finite: an update went beyond the range of float32")

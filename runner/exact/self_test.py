@@ -1,6 +1,5 @@
-"""At a run's start: does this device, with these settings, do what the rules take for granted? IEEE
-754 float64, whatever its libraries are called. A device that emulates float64, or multiplies by
-transforms, is refused."""
+"""Self-test at the start of a run: check that the device, with the run's settings, computes IEEE
+754 float64. It refuses a device that emulates float64 or multiplies by transforms."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,25 +16,28 @@ _PADS = ((1, 1), (1, 1))
 
 
 def inputs() -> list[np.ndarray]:
-    """Integers at the edge of the budget, as matrices and images; 24-bit values of all sizes;
-    positive ones."""
+    """Return the largest integers with exact sums, as matrices and images; 24-bit values of all
+    magnitudes; positive values."""
     limit = 2.0 ** product_bits(_K)
     a, b, images = (
         np.rint((2 * random.uniform(shape, 0, f"self_test/{i}") - 1) * limit)
         for i, shape in enumerate(((8, _K), (_K, 8), (2, 5, 5, 4)))
     )
     spread = 2 * random.uniform((512,), 0, "self_test/3") - 1
-    sizes = np.rint(250 * random.uniform((512,), 0, "self_test/4") - 150)
+    exponents = np.rint(250 * random.uniform((512,), 0, "self_test/4") - 150)
     values = np.concatenate(
-        [spread * 2.0**sizes, [0.0, -0.0, 2.0**-126, -(2.0**-126) * (1 - 2.0**-30), 1 + 2.0**-24]]
+        [
+            spread * 2.0**exponents,
+            [0.0, -0.0, 2.0**-126, -(2.0**-126) * (1 - 2.0**-30), 1 + 2.0**-24],
+        ]
     )
     return [a, b, images, values, random.uniform(values.shape, 0, "self_test/5") + 2.0**-20]
 
 
-def outcome(
+def results(
     o: Primitives, a: Tensor, b: Tensor, images: Tensor, values: Tensor, positive: Tensor
 ) -> list[Tensor]:
-    """Compute what is compared, in the order of `_WHAT`."""
+    """Compute the results that are compared, in the order of `_OPERATIONS`."""
     columns = o.patches(images, 3, 1, _PADS)
     return [
         o.matmul(a, b),
@@ -48,31 +50,34 @@ def outcome(
     ]
 
 
-_WHAT = ("products", "convolutions", "sums", "roundings", "grids", "roots", "quotients")
+_OPERATIONS = ("products", "convolutions", "sums", "roundings", "grids", "roots", "quotients")
 
 
 def expected() -> list[np.ndarray]:
-    """Compute the same in NumPy, with products and sums in int64."""
-    given = inputs()
-    found = outcome(NumPy(), *given)
+    """Compute the results in NumPy, with products and sums in int64."""
+    arrays = inputs()
+    in_numpy = results(NumPy(), *arrays)
     a, b, columns = (
-        x.astype(np.int64) for x in (given[0], given[1], NumPy().patches(given[2], 3, 1, _PADS))
+        x.astype(np.int64) for x in (arrays[0], arrays[1], NumPy().patches(arrays[2], 3, 1, _PADS))
     )
-    return [a @ b, columns.T @ columns, a.sum(), *found[3:]]
+    return [a @ b, columns.T @ columns, a.sum(), *in_numpy[3:]]
 
 
 def check(device: str, run: Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]) -> None:
-    """`run` gives `outcome` of these inputs on the device, as arrays."""
-    for what, found, right in zip(_WHAT, run(inputs()), expected(), strict=True):
-        same = np.array_equal(found, right) and np.array_equal(np.signbit(found), np.signbit(right))
+    """Raise ConfigError if the device's results are not the expected ones. `run` computes `results`
+    of the inputs on the device."""
+    for operation, result, right in zip(_OPERATIONS, run(inputs()), expected(), strict=True):
+        same = np.array_equal(result, right) and np.array_equal(
+            np.signbit(result), np.signbit(right)
+        )
         if not (
             same
             or (
-                what in ("products", "convolutions", "sums", "grids")
-                and np.array_equal(found, right)
+                operation in ("products", "convolutions", "sums", "grids")
+                and np.array_equal(result, right)
             )
         ):
             raise ConfigError(
-                f"trainer.precision=exact needs IEEE 754 float64 arithmetic; on "
-                f"device={device} {what} are different"
+                f"trainer.precision=exact needs IEEE 754 float64 arithmetic, but "
+                f"device={device} computes other {operation}"
             )

@@ -1,9 +1,8 @@
-"""Tables of exp, log and Phi, from integer arithmetic: the same bits wherever they are built. Built
-once a process.
+"""Tables of exp, log and Phi, computed with integers: the same bits on every machine. A process
+computes each table once.
 
-A fixed-point number with F fraction bits is an integer n that stands for n 2^-F; every step below
-truncates at 2^-F, F = 256, so that an entry is correctly rounded unless it lies within 2^-200 of a
-tie.
+A fixed-point number with F fraction bits is an integer n with the value n 2^-F. Every step below
+truncates at 2^-F, F = 256, so an entry is correctly rounded unless it is within 2^-200 of a tie.
 """
 
 from collections.abc import Callable
@@ -29,21 +28,21 @@ PHI_GRIDS = (40, 34, 30, 16)
 
 @lru_cache
 def table(name: str) -> np.ndarray:
-    """float64 by name."""
+    """Return a table by its name.  # float64"""
     return _BUILD[name]()
 
 
 @lru_cache
 def ln2() -> float:
-    """ln 2 in units of 2^-34, to the nearest."""
+    """ln 2, rounded to units of 2^-34."""
     return float(_round(_ln(2 * _ONE), _F - LOG_GRID))
 
 
 def _round(n: int, bits: int) -> int:
-    """n 2^-bits to the nearest integer, half to even."""
-    whole, rest = n >> bits, n & ((1 << bits) - 1)
+    """n 2^-bits, rounded to the nearest integer, half to even."""
+    quotient, remainder = n >> bits, n & ((1 << bits) - 1)
     half = 1 << (bits - 1)
-    return whole + (rest > half or (rest == half and whole & 1 == 1))
+    return quotient + (remainder > half or (remainder == half and quotient & 1 == 1))
 
 
 def _significant(n: int, bits: int) -> float:
@@ -78,7 +77,7 @@ def _ln(x: int) -> int:
 
 
 def _powers(scale: int) -> np.ndarray:
-    """exp(-k 2^-scale) for every k, each from the one before."""
+    """exp(-k 2^-scale) for every k < 2^14, each computed from the one before."""
     ratio, value, entries = _exp_negative(1 << (_F - scale)), _ONE, []
     for _ in range(1 << EXP_ENTRIES):
         entries.append(_significant(value, 26))

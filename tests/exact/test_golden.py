@@ -51,7 +51,9 @@ def test_every_optimizer_has_the_stored_bits(name: str) -> None:
     }
     tables = optimizers.tables(spec, num, {})
     for t in range(num):
-        h = optimizers.InForce(o, spec, {}, {key: values[t] for key, values in tables.items()})
+        h = optimizers.Hyperparameters(
+            o, spec, {}, {key: values[t] for key, values in tables.items()}
+        )
         w, slots = optimizers.update(
             h, w, gradients[t], slots, np.float64(independent.RATES[t]), Group(("w",))
         )

@@ -248,6 +248,6 @@ class ReciprocalRoots(NumPy):
 def test_the_self_test_refuses_a_device_that_breaks_the_rules(
     broken: type[NumPy], what: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f"on device=strange {what} are different"):
-        self_test.check("strange", lambda given: self_test.outcome(broken(), *given))
-    self_test.check("sound", lambda given: self_test.outcome(NumPy(), *given))
+    with pytest.raises(ConfigError, match=f"device=strange computes other {what}"):
+        self_test.check("strange", lambda given: self_test.results(broken(), *given))
+    self_test.check("sound", lambda given: self_test.results(NumPy(), *given))
