@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import struct
 import sys
 from functools import partial
@@ -97,10 +98,8 @@ def test_the_tensors_are_ordinary_safetensors_and_the_manifest_their_sha256(tmp_
     written = state()
     place = checkpoint.write(tmp_path, written, {})
     assert same(load_file(place / "weights.safetensors"), {**written.weights, **written.buffers})
-    manifest = json.loads((place / "manifest.json").read_text())
-    assert manifest == {
-        name: hashlib.sha256((place / name).read_bytes()).hexdigest() for name in PARTS[:3]
-    }
+    hashes = {name: hashlib.sha256((place / name).read_bytes()).hexdigest() for name in PARTS[:3]}
+    assert (place / "manifest.json").read_text() == json.dumps(hashes, indent=2)
 
 
 def test_the_files_are_safetensors_own_bytes(tmp_path: Path) -> None:
@@ -134,6 +133,28 @@ def test_writing_a_step_again_replaces_it(tmp_path: Path) -> None:
     assert same(read.weights, again.weights)
     assert numbers["round"] == 2
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["7"]
+
+
+def test_a_file_of_the_user_s_own_survives_when_its_step_is_written_again_or_removed(
+    tmp_path: Path,
+) -> None:
+    place = checkpoint.write(tmp_path, state(), {})
+    (place / "notes.txt").write_text("mine")
+    checkpoint.write(tmp_path, TrainState(7, {"w": np.ones(2, dtype=np.float32)}, {}, {}), {})
+    assert sorted(path.name for path in place.iterdir()) == sorted([*PARTS, "notes.txt"])
+    assert [*checkpoint.read(tmp_path, 7)[0].weights] == ["w"]
+    checkpoint.keep(tmp_path, set())
+    assert [path.read_text() for path in place.iterdir()] == ["mine"]
+    assert checkpoint.steps(tmp_path) == []
+
+
+def test_what_an_earlier_process_of_this_number_has_left_is_replaced(tmp_path: Path) -> None:
+    checkpoint.stage(tmp_path / "run", state(), {"round": 1})  # and then it was killed
+    os.symlink("1", tmp_path / "run" / "checkpoints" / f".last.{os.getpid()}")
+    checkpoint.write(tmp_path / "run", state(), {"round": 2})
+    checkpoint.point(tmp_path / "run", "last", 7)
+    assert checkpoint.read(tmp_path / "run")[1]["round"] == 2
+    assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["7", "last"]
 
 
 def test_a_write_that_fails_half_way_leaves_no_checkpoint_of_that_name(
@@ -273,6 +294,155 @@ def test_only_the_steps_to_keep_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "3", "last"]
 
 
+def test_steps_are_folders_by_their_exact_names_with_a_part_in_them(tmp_path: Path) -> None:
+    """A number with a zero before it or of other digits, a file, a link and a folder of the user's
+    own are none."""
+    assert checkpoint.steps(tmp_path) == []
+    for step in (10, 9, 0):
+        checkpoint.write(tmp_path, state(step), {})
+    places = tmp_path / "checkpoints"
+    for name in ("007", "20.bak", "\u00b2", "-1"):
+        os.rename(checkpoint.write(tmp_path, state(7), {}), places / name)
+    os.symlink("9", places / "8")
+    (places / "6").write_text("")
+    (places / "5").mkdir()
+    (places / "5" / "notes.txt").write_text("mine")
+    (places / "10" / "state.json").unlink()  # damaged
+    assert checkpoint.steps(tmp_path) == [0, 9, 10]
+
+
+def test_a_pointer_s_step_is_that_of_its_link_or_of_its_file(tmp_path: Path) -> None:
+    """Where a folder stands for it, or nothing, there is no pointer; what is no step is refused."""
+    places = tmp_path / "checkpoints"
+    places.mkdir()
+    assert checkpoint.target(tmp_path, "last") is None
+    (places / "last").mkdir()
+    assert checkpoint.target(tmp_path, "last") is None
+    os.symlink("12", places / "best")  # to nothing
+    assert checkpoint.target(tmp_path, "best") == 12
+    (places / "best").unlink()
+    (places / "best").write_text("30\n")
+    assert checkpoint.target(tmp_path, "best") == 30
+    for odd in ("../12", "012", ""):
+        (places / "best").write_text(odd)
+        expected = f"{places / 'best'} must be a link to a step beside it, got {odd or chr(34) * 2}"
+        with pytest.raises(RunError, match=f"^{re.escape(expected)}$"):
+            checkpoint.target(tmp_path, "best")
+
+
+def flip(place: Path) -> None:
+    content = bytearray((place / "weights.safetensors").read_bytes())
+    content[-1] ^= 1
+    (place / "weights.safetensors").write_bytes(content)
+
+
+def test_the_newest_whole_checkpoint_is_read_and_what_is_wrong_with_the_others_is_told(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ConfigError, match="has no checkpoint last; it has none"):
+        checkpoint.read_newest(tmp_path)
+    for step in (2, 4, 11):
+        checkpoint.write(tmp_path, state(step), {})
+        checkpoint.point(tmp_path, "last", step)
+    found, numbers, wrong = checkpoint.read_newest(tmp_path)
+    assert (found.step, numbers["step"], wrong) == (11, 11, [])
+    flip(tmp_path / "checkpoints" / "11")
+    found, numbers, wrong = checkpoint.read_newest(tmp_path)
+    assert (found.step, numbers["step"], len(wrong)) == (4, 4, 1)
+    assert "checkpoints/11/weights.safetensors does not match its SHA-256" in str(wrong[0])
+    (tmp_path / "checkpoints" / "last").unlink()
+    flip(tmp_path / "checkpoints" / "4")
+    found, _, wrong = checkpoint.read_newest(tmp_path)
+    assert found.step == 2
+    assert [type(error) for error in wrong] == [checkpoint.MissingError, RunError, RunError]
+    flip(tmp_path / "checkpoints" / "2")
+    with pytest.raises(ConfigError, match="has no checkpoint last; it has 2, 4, 11"):
+        checkpoint.read_newest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("step", "best", "pointed", "expected"),
+    [
+        (10, {"step": 5}, 10, 5),  # what state.json says comes first
+        (10, {"step": 10}, None, 10),
+        (7, {"step": 7}, None, None),  # it is not there
+        (10, {"step": 7}, 5, 5),
+        (5, {"step": 10}, 5, 5),  # a later epoch's is none of a run that goes back
+        (5, {"step": 10}, None, None),
+        (5, None, 10, None),
+        (10, None, 5, 5),
+        (10, None, None, None),
+        (300, {"step": 290}, 300, 300),
+    ],
+)
+def test_the_best_checkpoint_of_a_run_that_goes_on_is_one_that_was_saved_by_then(
+    tmp_path: Path, step: int, best: dict[str, int] | None, pointed: int | None, expected: int
+) -> None:
+    for saved in (5, 10, 300):
+        checkpoint.write(tmp_path, state(saved), {})
+    if pointed is not None:
+        checkpoint.point(tmp_path, "best", pointed)
+    assert checkpoint.best_saved(tmp_path, step, best) == expected
+
+
+@pytest.mark.parametrize("best", [None, 5])
+@pytest.mark.parametrize("was_pointed", [False, True])
+def test_a_run_that_goes_back_points_there_and_removes_what_a_killed_process_has_left(
+    tmp_path: Path, best: int | None, was_pointed: bool
+) -> None:
+    """Half a checkpoint and half a pointer; not later checkpoints, nor what is the user's own."""
+    places = tmp_path / "checkpoints"
+    for step in (5, 10, 15):
+        checkpoint.write(tmp_path, state(step), {})
+    if was_pointed:
+        for name in ("last", "best"):
+            checkpoint.point(tmp_path, name, 15)
+    os.rename(checkpoint.write(tmp_path, state(20), {}), places / ".20.123")
+    os.symlink("10", places / ".last.123")
+    (places / ".best.99").write_text("10")
+    # the user's own
+    os.symlink("5", places / ".5.1")
+    (places / ".6.1").write_text("")
+    (places / ".last.1").mkdir()
+    (places / "notes.txt").write_text("mine")
+    own = [".5.1", ".6.1", ".last.1", "notes.txt"]
+    checkpoint.go_back(tmp_path, 10, best)
+    pointers = ["last"] if best is None else ["best", "last"]
+    assert sorted(os.listdir(places)) == sorted([*own, "5", "10", "15", *pointers])
+    assert checkpoint.read(tmp_path)[0].step == 10
+    assert checkpoint.target(tmp_path, "best") == best
+    assert checkpoint.steps(tmp_path) == [5, 10, 15]
+
+
+def test_links_where_a_checkpoint_s_files_belong_are_found(tmp_path: Path) -> None:
+    places = tmp_path / "checkpoints"
+    assert [*checkpoint.links(tmp_path)] == []
+    for step in (5, 10, 15):
+        checkpoint.write(tmp_path, state(step), {})
+        checkpoint.point(tmp_path, "last", step)
+    (places / "notes").mkdir()
+    os.symlink("notes", places / "mine")
+    assert [*checkpoint.links(tmp_path)] == []
+    os.rename(places / "5", tmp_path / "elsewhere")
+    os.symlink(tmp_path / "elsewhere", places / "5")
+    for part in ("state.json", "manifest.json"):
+        os.rename(places / "10" / part, tmp_path / part)
+        os.symlink(tmp_path / part, places / "10" / part)
+    (places / "last").unlink()
+    (places / "last").mkdir()  # it stands for a step, and is no pointer to one
+    os.symlink("../elsewhere", places / "best")
+    expected = {
+        places / "last", places / "best", places / "5",
+        places / "10" / "state.json", places / "10" / "manifest.json",
+    }  # fmt: skip
+    found = [*checkpoint.links(tmp_path)]
+    assert len(found) == 5
+    assert set(found) == expected
+    (tmp_path / "other").mkdir()
+    os.symlink(places, tmp_path / "other" / "checkpoints")
+    assert [*checkpoint.links(tmp_path / "other")] == [tmp_path / "other" / "checkpoints"]
+
+
 @pytest.mark.parametrize("part", PARTS[:3])
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
 def test_a_damaged_file_is_noticed_and_named(tmp_path: Path, part: str, damage: str) -> None:
@@ -313,10 +483,23 @@ def rewrite(place: Path, numbers: dict[str, Any]) -> None:
     (place / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_another_format_is_refused_with_both_numbers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [0, 2])
+def test_another_format_is_refused_with_both_numbers(tmp_path: Path, number: int) -> None:
     place = checkpoint.write(tmp_path, state(), {})
-    rewrite(place, {**json.loads((place / "state.json").read_text()), "format": 2})
-    with pytest.raises(RunError, match="has checkpoint format 2; this version reads format 1"):
+    rewrite(place, {**json.loads((place / "state.json").read_text()), "format": number})
+    expected = f"has checkpoint format {number}; this version reads format 1"
+    with pytest.raises(RunError, match=expected):
+        checkpoint.read(tmp_path, 7)
+
+
+def test_tensors_that_are_no_safetensors_are_refused(tmp_path: Path) -> None:
+    """With the SHA-256 of what is there."""
+    place = checkpoint.write(tmp_path, state(), {})
+    (place / "weights.safetensors").write_bytes(b"no header")
+    manifest = json.loads((place / "manifest.json").read_text())
+    manifest["weights.safetensors"] = hashlib.sha256(b"no header").hexdigest()
+    (place / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match="is not a whole checkpoint"):
         checkpoint.read(tmp_path, 7)
 
 
@@ -334,8 +517,22 @@ def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(tmp_path:
     with pytest.raises(ConfigError, match="has no checkpoint last; it has none"):
         checkpoint.read(tmp_path)
     checkpoint.write(tmp_path, state(5), {})
-    with pytest.raises(ConfigError, match="has no checkpoint 6; it has 5"):
+    with pytest.raises(ConfigError, match=r"has no checkpoint 6; it has 5$"):
         checkpoint.read(tmp_path, 6)
+    checkpoint.point(tmp_path, "last", 5)
+    checkpoint.point(tmp_path, "best", 6)
+    with pytest.raises(ConfigError, match=r"has no checkpoint best; it has 5, best, last$"):
+        checkpoint.read(tmp_path, "best")
+
+
+def test_a_step_is_found_by_its_exact_name_and_only_in_its_own_folder(tmp_path: Path) -> None:
+    place = checkpoint.write(tmp_path, state(5), {})
+    os.rename(checkpoint.write(tmp_path, state(7), {}), place.with_name("007"))
+    os.symlink("5", place.with_name("6"))
+    assert checkpoint.find(tmp_path, 5) == checkpoint.find(tmp_path, "5") == place
+    for which in ("007", "6", "../checkpoints/5", ".", ""):
+        with pytest.raises(checkpoint.MissingError, match=f"has no checkpoint {which}"):
+            checkpoint.find(tmp_path, which)
 
 
 def test_the_weights_hash_is_the_one_that_the_contract_describes() -> None:
