@@ -53,7 +53,7 @@ NEAR = {
         "tests/components/test_optimizers.py -k 'not one_cycle and not first_state'"
     ),
     "runner/run/checkpoint.py": "tests/run/test_checkpoint.py -k 'not records'",
-    "runner/run/resume.py": "tests/run/test_resume.py",
+    "runner/run/resume.py": "tests/run/test_resume_rules.py",
 }
 
 
@@ -79,14 +79,28 @@ class Running(NamedTuple):
 
 def mutants(source: str) -> list[Mutant]:
     """All that differ from the source in more than annotations, each once."""
-    seen = {_meaning(source)}
-    found = []
-    for mutated in _mutated(source):
-        meaning = _meaning(mutated)
-        if meaning not in seen:
-            seen.add(meaning)
-            found.append(_mutant(source, mutated))
+    lines = source.splitlines(keepends=True)
+    seen, found = set[tuple[int, str]](), []
+    for begin, end in _statements(source):  # one by one: the operators parse what they mutate
+        before, own, after = (
+            "".join(part) for part in (lines[:begin], lines[begin:end], lines[end:])
+        )
+        seen.add((begin, _meaning(own)))
+        for mutated in _mutated(own):
+            meaning = _meaning(mutated)
+            place = begin if meaning else -1, meaning
+            if place not in seen:
+                seen.add(place)
+                found.append(_mutant(source, before + mutated + after))
     return sorted(found)
+
+
+def _statements(source: str) -> Iterator[tuple[int, int]]:
+    """The lines of each statement of the module, from 0, its decorators with it."""
+    for node in ast.parse(source).body:
+        first = [node, *getattr(node, "decorator_list", ())]
+        assert node.end_lineno
+        yield min(it.lineno for it in first) - 1, node.end_lineno
 
 
 def _mutated(source: str) -> Iterator[str]:
