@@ -285,6 +285,8 @@ def test_a_piecewise_schedule_has_one_factor_more_than_boundaries() -> None:
         with pytest.raises(ValidationError, match=expected):
             made({**said, "factors": [1.0] * num})
     assert made({**said, "factors": [1.0] * 3}).factors == [1.0] * 3
+    one = made({**said, "boundaries": ["2steps"], "factors": [1.0, 0.5]})
+    assert one.factors == [1.0, 0.5]
 
 
 def test_boundaries_may_be_equal_and_must_not_fall() -> None:
