@@ -1,1 +1,1 @@
-"""Read a command line and start the work that it asks for."""
+"""Read a command line and run it."""

@@ -1,7 +1,7 @@
-"""The commands: what triggers each of them and what it does.
+"""The table of commands: the key or task that selects each command, and its function.
 
-A command line becomes a `Request`. Each of its runs is composed once, checked and frozen; that
-object is what trains, is hashed, saved and handed to a launcher.
+A command line becomes a `Request`. Each of its runs is composed once, checked and frozen. The
+frozen object is trained, hashed, saved and passed to a launcher.
 """
 
 import os
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
     from runner.tasks.train import Job
 
 _NEEDED = {
-    "schedule.on_extend": "a run that is made longer: it needs resume=FOLDER",
-    **dict.fromkeys(marked("needs_run"), "a finished run: it needs run=FOLDER"),
+    "schedule.on_extend": "resume=FOLDER, the folder of a run to extend",
+    **dict.fromkeys(marked("needs_run"), "run=FOLDER, the folder of a finished run"),
 }
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """A run's config: composed, resolved, checked."""
+    """A run's config after it was composed, resolved and checked."""
 
-    values: dict[str, Any]  # as config.yaml keeps it
+    values: dict[str, Any]  # the content of config.yaml
 
     @cached_property
     def config(self) -> Config:
@@ -63,11 +63,11 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Request:
-    """A command line, read."""
+    """A parsed command line."""
 
-    arguments: Sequence[str]  # all that follows `python -m runner`
+    arguments: Sequence[str]  # everything after `python -m runner`
     overrides: Sequence[Override]
-    jobs: Sequence[Sequence[str]]  # the overrides of the run, or of each job of a multirun
+    jobs: Sequence[Sequence[str]]  # the overrides of the single run, or of each multirun job
     is_multirun: bool
     composer: Composer
 
@@ -77,7 +77,7 @@ class Request:
 
     @property
     def lines(self) -> list[str]:
-        """The overrides as Hydra reads them, but for those of its own part."""
+        """The overrides in Hydra's syntax, without those of the hydra group."""
         return [o.input_line or "" for o in self.overrides if not o.is_hydra_override()]
 
     @property
@@ -85,7 +85,7 @@ class Request:
         return bool(self.keys & set(SEARCHES))
 
     def check_twice(self, identities: Sequence[Any]) -> None:
-        """Refuse jobs that are alike; a search may try a value twice."""
+        """Refuse identical jobs; a search may try a value twice."""
         if not self.is_search:
             swept = [o.key_or_group for o in self.overrides if o.is_sweep_override()]
             sweep.check_twice(self.jobs, identities, swept)
@@ -93,45 +93,46 @@ class Request:
     def freeze(self, overrides: Sequence[str]) -> Frozen:
         """Compose and check one run's config."""
         values = self.composer.values(overrides)
-        of_files = marked("command_line_only") if self.composer.config_dir else ()
-        for key in of_files:
+        restricted = marked("command_line_only") if self.composer.config_dir else ()
+        for key in restricted:
             if key not in self.keys and values.get(key) != defaults("", "config")[key]:
                 raise ConfigError(
-                    f"{key} is taken from the command line only, not from a file, got "
+                    f"{key} can only be set on the command line, not in a file, got "
                     f"{show(values[key])}"
                 )
         frozen = Frozen(values)
-        _ = frozen.config  # refused here, if it is
+        _ = frozen.config  # validates: raises ConfigError
         return frozen
 
     @cached_property
     def frozen(self) -> list[Frozen]:
-        """All runs' configs. Code that they trust is announced before it can be imported."""
-        found = [self.freeze(overrides) for overrides in self.jobs]
-        self.check_twice([(each.config.task, each.sha256) for each in found])
-        user_code.announce(list(dict.fromkeys(n for f in found for n in f.config.trusted_modules)))
-        return found
+        """The configs of all runs. Prints the modules that they trust before any is imported."""
+        configs = [self.freeze(overrides) for overrides in self.jobs]
+        self.check_twice([(each.config.task, each.sha256) for each in configs])
+        modules = [name for each in configs for name in each.config.trusted_modules]
+        user_code.announce(list(dict.fromkeys(modules)))
+        return configs
 
     def __getstate__(self) -> dict[str, Any]:
-        """Drop the configs of all jobs from what another process gets."""
+        """Pickle without the configs of all jobs."""
         return {key: value for key, value in vars(self).items() if key != "frozen"}
 
     def job(
         self,
-        of: "Frozen | Resumed",
+        source: "Frozen | Resumed",
         overrides: list[str],
         parent: Path,
         name: str | None,
         started: float,
         config_dir: str | None = None,
     ) -> "Job":
-        """One run that this command line asks for: a new one, or one that goes on."""
+        """Make the job of one run: a new run, or one that resumes."""
         from runner.tasks.train import Job
 
-        resumed = None if isinstance(of, Frozen) else of
+        resumed = None if isinstance(source, Frozen) else source
         return Job(
-            of.config,
-            of.values,
+            source.config,
+            source.values,
             self.arguments,
             overrides,
             parent,
@@ -149,32 +150,33 @@ class Request:
 
 
 def execute(argv: Sequence[str]) -> int:
-    """Do what a command line asks for; its exit status."""
+    """Run a command line and return its exit status."""
     options = hydra_bridge.argument_parser().parse_intermixed_args([*argv])
     if options.version:
-        print(", ".join(f"{name} {found}" for name, found in run_folder.packages().items()))
+        print(", ".join(f"{name} {version}" for name, version in run_folder.packages().items()))
         return 0
     _check_options(options)
     config_dir, composer = options.config_dir, Composer(options.config_dir)
     overrides = parse_overrides(options.overrides, config_dir)
     if options.multirun:
         sweep.check_size(overrides)
-    each = jobs(options.overrides, options.multirun, config_dir)
+    expanded = jobs(options.overrides, options.multirun, config_dir)
     if _only_shows(options):
-        _check_shown(options, composer.whole(each[0]))
+        _check_shown(options, composer.whole(expanded[0]))
         return _show(options, config_dir)
-    request = Request(argv, overrides, each, options.multirun, composer)
-    request.check_twice([tuple(job) for job in each])
-    return _find(request)(request)
+    request = Request(argv, overrides, expanded, options.multirun, composer)
+    request.check_twice([tuple(job) for job in expanded])
+    return _select(request)(request)
 
 
 def _check_options(options: Namespace) -> None:
     if options.config_name or options.config_path:
         raise ConfigError(
-            "--config-name and --config-path are not taken; --config-dir adds a folder of choices"
+            "--config-name and --config-path are not supported; use --config-dir to add a folder "
+            "of choices"
         )
-    if options.experimental_rerun:  # a pickle
-        raise ConfigError("--experimental-rerun is not taken; resume=FOLDER goes on with a run")
+    if options.experimental_rerun:  # would load a pickle
+        raise ConfigError("--experimental-rerun is not supported; use resume=FOLDER")
     if options.config_dir is not None and not isdir(options.config_dir):
         raise ConfigError(f"--config-dir must be a folder, got {show(options.config_dir)}")
 
@@ -183,13 +185,13 @@ def _check_options(options: Namespace) -> None:
             file = Path(options.config_dir, name)
             if file.exists():
                 raise ConfigError(
-                    f"--config-dir adds choices, GROUP/CHOICE.yaml, and takes no {name}: {file}; "
-                    f"as experiment/NAME.yaml it is chosen with experiment=NAME"
+                    f"--config-dir must not contain {name}, got {file}; move it to "
+                    f"experiment/NAME.yaml and select it with experiment=NAME"
                 )
 
 
 def _check_shown(options: Namespace, whole: DictConfig) -> None:
-    """Refuse what Hydra's own options would end on with a status or a traceback of Hydra's."""
+    """Refuse options on which Hydra would exit by itself or print a traceback."""
     package = options.package
     if options.cfg and package and OmegaConf.select(whole, package.removesuffix(".")) is None:
         names = [str(key) for key in whole]
@@ -199,7 +201,10 @@ def _check_shown(options: Namespace, whole: DictConfig) -> None:
         )
     is_query = any(override.startswith("query=") for override in options.overrides)
     if options.shell_completion and is_query and "COMP_LINE" not in os.environ:
-        raise ConfigError("--shell-completion query=SHELL needs COMP_LINE, which a shell sets")
+        raise ConfigError(
+            "--shell-completion query=SHELL needs the environment variable COMP_LINE, which the "
+            "shell sets"
+        )
 
 
 def _only_shows(options: Namespace) -> bool:
@@ -208,7 +213,7 @@ def _only_shows(options: Namespace) -> bool:
 
 
 def _show(options: Namespace, config_dir: str | None) -> int:
-    """The command of an option that only shows something."""
+    """Run an option that only prints something."""
     if not options.help and not options.schema:
         return hydra_bridge.show(options, config_dir)
     from runner.cli.help import help_text, schema_text
@@ -217,18 +222,18 @@ def _show(options: Namespace, config_dir: str | None) -> int:
     return 0
 
 
-def _find(request: Request) -> Callable[[Request], int]:
-    """The command: that of a key which names a folder, else that of the task."""
+def _select(request: Request) -> Callable[[Request], int]:
+    """Select the command: by a key that names a folder (run, runs, resume), else by the task."""
     for key, command in _BY_KEY.items():
         if key in request.keys:
             return command
     for key, needed in _NEEDED.items():
         if key in request.keys:
-            raise ConfigError(f"{key} is for {needed}")
+            raise ConfigError(f"{key} needs {needed}")
     tasks = {frozen.config.task for frozen in request.frozen}
-    alone = tasks & {"preview", "find_lr"}
-    if alone and tasks != alone:
-        raise ConfigError(f"task must be the same for all jobs where one is {min(alone)}")
+    exclusive = tasks & {"preview", "find_lr"}
+    if exclusive and tasks != exclusive:
+        raise ConfigError(f"task={min(exclusive)} cannot be mixed with other tasks in one multirun")
     for task in sorted(tasks - set(_BY_TASK)):
         folder = "run=FOLDER, the folder of a finished run"
         folders = "runs=[FOLDER,...], the folders of finished runs"
@@ -237,7 +242,7 @@ def _find(request: Request) -> Callable[[Request], int]:
 
 
 def _preview(request: Request) -> int:
-    """The curves of all jobs, before any training."""
+    """Draw the schedules of all jobs without training."""
     from runner.tasks.preview import preview
 
     configs = [frozen.config for frozen in request.frozen]
@@ -245,12 +250,12 @@ def _preview(request: Request) -> int:
 
 
 def _find_lr(request: Request) -> int:
-    """An LR range test for each job, one after another; the worst status."""
+    """Run an LR range test for each job in turn; return the highest exit status."""
     from runner.tasks.find_lr import check, find_lr
 
     names = job_names(request.jobs) if request.is_multirun else [""]
     for frozen in request.frozen if request.is_multirun else ():
-        check(frozen.values)  # all, before the first is trained
+        check(frozen.values)  # check all jobs before the first one trains
     statuses = []
     for i, (name, frozen) in enumerate(zip(names, request.frozen, strict=True)):
         if request.is_multirun:
@@ -260,20 +265,18 @@ def _find_lr(request: Request) -> int:
 
 
 def _train(request: Request) -> int:
-    """One run in a new folder, or all jobs of a multirun."""
+    """Train one run in a new folder, or all jobs of a multirun."""
     from runner.tasks.train import train
 
     if request.is_multirun:
         return _multirun(request)
     if request.is_search:
-        raise ConfigError("search makes several runs, which needs -m (--multirun)")
+        raise ConfigError("search starts several runs and needs -m (--multirun)")
     (frozen,) = request.frozen
     if frozen.config.tune is not None:
-        raise ConfigError("tune=lr makes several runs, which needs -m (--multirun)")
+        raise ConfigError("tune=lr starts several runs and needs -m (--multirun)")
     if frozen.config.output.multirun is not None:
-        raise ConfigError(
-            "output.multirun is a folder of several runs, which needs -m (--multirun)"
-        )
+        raise ConfigError("output.multirun is the folder of a multirun and needs -m (--multirun)")
     return train(
         request.job(
             frozen,
@@ -287,7 +290,7 @@ def _train(request: Request) -> int:
 
 
 def _multirun(request: Request) -> int:
-    """All jobs in a folder of their own, whatever launches them; then what came of them."""
+    """Train all jobs in a new multirun folder with the chosen launcher, then compare them."""
     from runner.report import comparison
 
     first = request.frozen[0].config
@@ -296,64 +299,63 @@ def _multirun(request: Request) -> int:
         request = request.replaced(multirun.tuned(request.overrides, first.tune, configs))
     hydra = request.composer.hydra_part(request.jobs[0])
     params = {} if hydra.sweeper.params is None else dict(hydra.sweeper.params)
-    if params and not request.is_search:  # Hydra's basic sweeper: as if on the command line
-        more = [f"{key}={value}" for key, value in params.items() if key not in request.keys]
-        said = [override.input_line or "" for override in request.overrides]
-        request, hydra.sweeper.params = request.replaced([*more, *said]), None
+    if params and not request.is_search:  # basic sweeper: its params act as overrides
+        lines = [f"{key}={value}" for key, value in params.items() if key not in request.keys]
+        lines += [override.input_line or "" for override in request.overrides]
+        request, hydra.sweeper.params = request.replaced(lines), None
     folder = multirun.folder(first)
     threads.keep_limits()
     task = _JobTask(request, folder, process_start(), frozenset(params))
     num_jobs = int(hydra.sweeper.n_trials) if request.is_search else len(request.jobs)
     multirun.limit_workers(hydra.launcher, num_jobs)
-    ended, failed = None, None
+    signal_number, failure = None, None
     with multirun.launching(folder, str(hydra.launcher["_target_"])) as launched:
         try:
             hydra_bridge.launch(hydra, folder, request.lines, task)
-            ended = launched.ended if launched else None
-        except SystemExit as end:  # a signal: what is done is done
-            ended = int(end.code or 0) - 128
+            signal_number = launched.ended if launched else None
+        except SystemExit as end:  # a signal; compare the jobs that are done
+            signal_number = int(end.code or 0) - 128
         except (ConfigError, RunError, OSError, HydraException, OmegaConfBaseException):
             raise
-        except Exception as error:  # the launcher's or the sweeper's
-            failed = RunError(multirun.why_ended(error))
-    if ended is None and failed is None:
+        except Exception as error:  # raised by the launcher or the sweeper
+            failure = RunError(multirun.why_ended(error))
+    if signal_number is None and failure is None:
         return comparison.write(folder, num_jobs)
     with suppress(RunError):
         comparison.write(folder, num_jobs)
-    print(f"go on    {multirun.again(request.arguments, folder)}")
-    if failed is not None:
-        raise failed
-    return 128 + (ended or 0)
+    print(f"resume   {multirun.resume_command(request.arguments, folder)}")
+    if failure is not None:
+        raise failure
+    return 128 + (signal_number or 0)
 
 
 @dataclass
 class _JobTask:
-    """Trains one job of a multirun; a launcher calls it, in this process or in another."""
+    """Trains one job of a multirun. A launcher calls it, in this process or in another one."""
 
     request: Request
     folder: Path
-    started: float | None  # of the process, for its first job
+    started: float | None  # start of the process, which counts for its first job
     searched: frozenset[str]  # keys that a search chooses
     _known: dict[tuple[str, ...], tuple[str, Frozen]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.request.is_search:
             frozen = self.request.frozen
-            each = [tuple(without_hydra(overrides)) for overrides in self.request.jobs]
-            self._known = dict(zip(each, zip(job_names(each), frozen, strict=True), strict=True))
+            jobs = [tuple(without_hydra(overrides)) for overrides in self.request.jobs]
+            self._known = dict(zip(jobs, zip(job_names(jobs), frozen, strict=True), strict=True))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Drop the start of this process from what another process gets; its first job starts when
-        it does."""
+        """Pickle without the start of this process: another process has its own."""
         return {**vars(self), "started": None}
 
     def __call__(self, overrides: list[str], number: int) -> float | None:
-        """Train a job, or go on with it; its failure is written down and the others go on."""
-        process.tune()  # a launcher may have started this process
+        """Train or resume a job. A failure is recorded, and the other jobs continue."""
+        process.tune()  # needed if a launcher started this process
         name, frozen = self._job(overrides)
         started, self.started = self.started, None
-        with signals.job() as ended:
-            if not ended:
+        with signals.job() as is_cancelled:
+            if not is_cancelled:
                 status = self._train(name, frozen, overrides, number, started or monotonic())
                 if status > 128:
                     signals.end_multirun(status - 128)
@@ -362,12 +364,12 @@ class _JobTask:
         return multirun.objective(self.folder, name, frozen.sha256, frozen.config)
 
     def _job(self, overrides: Sequence[str]) -> tuple[str, Frozen]:
-        """A job's name and config, composed here if a search has just chosen its values."""
+        """Look up a job's name and config; compose it here if a search has just chosen it."""
         known = self._known.get(tuple(overrides))
         if known is not None:
             return known
-        searched = [o for o in self.request.overrides if o.is_sweep_override()]
-        keys = self.searched | {override.key_or_group for override in searched}
+        swept = [o for o in self.request.overrides if o.is_sweep_override()]
+        keys = self.searched | {override.key_or_group for override in swept}
         return job_names([overrides], keys)[0], self.request.freeze(overrides)
 
     def _train(
@@ -376,21 +378,21 @@ class _JobTask:
         job = self.request.job(
             frozen, overrides, self.folder, name, started, self.request.composer.config_dir
         )
-        try:  # the folder may be of output.multirun, or of a job that a scheduler has queued again
+        try:  # the job may have run before: output.multirun was given, or a scheduler requeued it
             with multirun.claimed(self.folder, name, frozen.values) as claim:
-                done = " was completed before" if claim.is_completed else ""
-                print(f"job {number}: {name}{done}", flush=True)
-                return 0 if done else _train_claimed(job, claim)
+                note = " is already completed" if claim.is_completed else ""
+                print(f"job {number}: {name}{note}", flush=True)
+                return 0 if claim.is_completed else _train_claimed(job, claim)
         except run_folder.InUseError as error:
-            print(f"job {number}: {name} is left to {error.holder}", flush=True)
+            print(f"job {number}: {name} is skipped: {error.holder} trains it", flush=True)
             return 0
-        except (ConfigError, RunError, OSError) as error:  # the folder cannot be made or written to
+        except (ConfigError, RunError, OSError) as error:  # the folder is not writable
             print(few_lines(f"error: {error}"), file=sys.stderr)
             return 1
 
 
 def _train_claimed(job: Any, claim: multirun.Claim) -> int:
-    """A multirun's job, from the beginning or from its checkpoint."""
+    """Train a job of a multirun from the beginning or from its checkpoint."""
     from runner.run.resume import resume
     from runner.tasks.train import refuse, train
 
@@ -403,14 +405,14 @@ def _train_claimed(job: Any, claim: multirun.Claim) -> int:
             run_folder.restart(claim.path)
         return train(job)
     except (ConfigError, RunError, OSError) as error:
-        with suppress(RunError, OSError):  # a full disk does not take that either
+        with suppress(RunError, OSError):  # a full disk cannot hold the record either
             refuse(job, error)
         print(few_lines(f"error: {error}"), file=sys.stderr)
         return 1
 
 
 def _resume(request: Request) -> int:
-    """A run goes on in its folder, with the config that it saved."""
+    """Resume a run in its folder with the config that it saved."""
     from runner.tasks.train import train
 
     if request.is_multirun:
@@ -425,97 +427,95 @@ def _resume(request: Request) -> int:
 
 
 def _resumed(overrides: Sequence[str]) -> Any:
-    """Read the checkpoint that a run resumes from; nothing is written yet."""
+    """Read the checkpoint that a run resumes from. Writes nothing."""
     from runner.run.resume import resume
 
-    said = _without_deletions(overrides)
-    folder = next(override.value() for override in said if override.key_or_group == "resume")
+    parsed = _without_deletions(overrides)
+    folder = next(override.value() for override in parsed if override.key_or_group == "resume")
     if not isinstance(folder, str) or not folder:
         raise ConfigError(f"resume must be the folder of a run, got {show(folder)}")
-    resumed = resume(Path(folder), said)
+    resumed = resume(Path(folder), parsed)
     user_code.announce(resumed.values["trusted_modules"])
     return resumed
 
 
 def _without_deletions(overrides: Sequence[str]) -> list[Override]:
-    """The overrides of a saved config, which keeps all of its keys."""
-    said = parse_overrides(overrides)
-    for override in said:
+    """Parse the overrides of a saved config; no key can be removed from it."""
+    parsed = parse_overrides(overrides)
+    for override in parsed:
         if override.is_delete():
             raise ConfigError(
-                f"~{override.key_or_group} cannot be removed from the config of a run; write "
+                f"~{override.key_or_group} cannot remove a key of a saved run; write "
                 f"{override.key_or_group}=VALUE"
             )
-    return said
+    return parsed
 
 
 def _branches(request: Request) -> int:
-    """Several runs from one checkpoint, each in a folder of its own, and the comparison."""
+    """Branch several runs from one checkpoint, each in its own folder, and compare them."""
     from runner.report import comparison
     from runner.run.resume import branch
     from runner.tasks.train import check_resumed, train
 
-    each = request.jobs
-    made = [_resumed(overrides) for overrides in each]
-    for resumed in made:
+    branches = [_resumed(overrides) for overrides in request.jobs]
+    for resumed in branches:
         check_resumed(resumed)
-    root = Path(made[0].config.output.root)
+    root = Path(branches[0].config.output.root)
     folder = run_folder.create(root / "multiruns", run_folder.timestamp())
     status = 0
-    for i, (name, resumed) in enumerate(zip(job_names(each), made, strict=True)):
+    for i, (name, resumed) in enumerate(zip(job_names(request.jobs), branches, strict=True)):
         print(f"job {i}: {name}", flush=True)
         started = monotonic() if i else process_start()
-        here = branch(resumed, run_folder.create(folder, name))
-        job = request.job(here, list(each[i]), folder, name, started)
+        branched = branch(resumed, run_folder.create(folder, name))
+        job = request.job(branched, list(request.jobs[i]), folder, name, started)
         status = train(job)
         if status > 128:
             return status
-    return comparison.write(folder, len(each))
+    return comparison.write(folder, len(branches))
 
 
 def _compare(request: Request) -> int:
-    """Runs that exist, beside each other."""
+    """Compare existing runs."""
     from runner.tasks.compare import compare
 
     other = next((k for k in request.keys if k not in ("task", "runs", "output.root")), None)
     if other is not None or request.is_multirun:
         raise ConfigError(
-            f"task=compare takes runs and output.root alone, got "
+            f"task=compare accepts only runs and output.root, got "
             f"{'-m' if other is None else show(other)}"
         )
     config = parse(compose(request.jobs[0]))
-    if config.task != "compare" or not config.runs:
-        raise ConfigError(
-            f"runs=[FOLDER,...] goes with task=compare and holds at least one folder, got "
-            f"task={config.task}"
-        )
+    if config.task != "compare":
+        raise ConfigError(f"runs=[FOLDER,...] needs task=compare, got task={config.task}")
+    if not config.runs:
+        raise ConfigError(f"runs must list at least one folder, got {show(config.runs)}")
     return compare(config.runs, Path(config.output.root))
 
 
 def _on_runs(request: Request) -> int:
-    """The tasks that take a finished run's folder, for each job; the worst status. All are checked
-    before the first is done."""
-    checked = [_on_a_run(job) for job in request.jobs]
-    return max(do() for do in checked)
+    """Run a task on finished runs, for each job, and return the highest exit status. All jobs are
+    checked before the first one runs."""
+    tasks = [_on_a_run(job) for job in request.jobs]
+    return max(task() for task in tasks)
 
 
 def _on_a_run(overrides: Sequence[str]) -> Callable[[], int]:
-    """Return a task on a finished run, with the config that it saved."""
-    said = _without_deletions(overrides)
-    keys = {override.key_or_group: override.value() for override in said}
+    """Prepare a task on a finished run with the config that it saved."""
+    parsed = _without_deletions(overrides)
+    keys = {override.key_or_group: override.value() for override in parsed}
     if not isinstance(keys["run"], str) or not keys["run"]:
         raise ConfigError(f"run must be the folder of a run, got {show(keys['run'])}")
     folder = Path(keys["run"])
-    changes = [override for override in said if override.key_or_group != "data.path"]
+    changes = [override for override in parsed if override.key_or_group != "data.path"]
     values = set_keys(config_of(folder), changes, marked("on_run"))
     config = parse({**values, "resume": None})
     task = _TASKS_ON_A_RUN.get(config.task)
     if task is None:
         allowed = ", ".join(_TASKS_ON_A_RUN)
-        raise ConfigError(f"run=FOLDER goes with task={allowed}, got task={config.task}")
+        raise ConfigError(f"run=FOLDER needs task to be one of {allowed}, got {config.task}")
     source = keys.get("data.path")
     if (source is None) == (config.task == "predict"):
-        raise ConfigError("task=predict needs data.path=FILE, and no other task takes it")
+        raise ConfigError("task=predict needs data.path=FILE, and no other task accepts it")
     user_code.announce(config.trusted_modules)
     refuse_links(folder, "run")
     checkpoint.find(folder, config.checkpoint)

@@ -1,4 +1,4 @@
-"""Compose configs from overrides. Everything is checked before Hydra acts on anything."""
+"""Compose configs from overrides. All values are checked before Hydra acts on any of them."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -11,63 +11,62 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from runner.cli import hydra_bridge
-from runner.cli.overrides import explained, first_line, forced, parse_overrides
+from runner.cli.overrides import explained, first_line, parse_overrides, with_force_add
 from runner.config import trust
-from runner.config.conf_folder import CONF, with_schedules_whole
+from runner.config.conf_folder import CONF, with_schedule_defaults
 from runner.errors import ConfigError, show
 
 __all__ = ["CONF", "Composer", "compose", "rates", "to_values"]
 
 
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> dict[str, Any]:
-    """One run's config as plain values: interpolations resolved, Hydra's own part left out."""
+    """Compose one run's config as plain values: interpolations resolved, without hydra.*."""
     return Composer(config_dir).values(overrides)
 
 
 class Composer:
-    """Composes the runs of one command.
+    """Composes the configs of all runs of one command.
 
-    Runs that share their choices of groups share that composition, which takes Hydra most of its
-    time; their values are put upon copies of it. Values of Hydra's own part are never put upon it:
-    they are checked and go to `hydra_part`.
+    Caches the composition per group choice, which takes most of Hydra's time, and sets each run's
+    values on a copy. Values of hydra.* are not set on it; they are checked and go to `hydra_part`.
     """
 
     def __init__(self, config_dir: str | None = None) -> None:
         self.config_dir = config_dir
-        self._known: dict[tuple[str, ...], DictConfig] = {}  # choices of groups -> composition
-        self._hydra: dict[str, DictConfig] = {}  # choices and values of Hydra's -> its part
+        self._known: dict[tuple[str, ...], DictConfig] = {}  # group choices -> composition
+        self._hydra: dict[str, DictConfig] = {}  # choices and values of hydra.* -> its config
 
     def __getstate__(self) -> dict[str, Any]:
-        """Drop what can be composed again from what another process gets."""
+        """Pickle without the caches."""
         return {"config_dir": self.config_dir, "_known": {}, "_hydra": {}}
 
     def values(self, overrides: Sequence[str]) -> dict[str, Any]:
-        """Compose one run's config, as `compose` does."""
+        """Compose one run's config as plain values."""
         return to_values(self.whole(overrides))
 
     def whole(self, overrides: Sequence[str]) -> DictConfig:
-        """The config as Hydra composed it, with Hydra's own part; both are checked."""
-        whole, said = self._composed(overrides)
-        if said or self.config_dir:
-            self._hydra_part(whole, said)
+        """Compose one run's config with Hydra, including hydra.*, and check both parts."""
+        whole, hydra_values = self._composed(overrides)
+        if hydra_values or self.config_dir:
+            self._hydra_part(whole, hydra_values)
         trust.check_values(plain(own_part(whole)))
         return whole
 
     def hydra_part(self, overrides: Sequence[str]) -> DictConfig:
-        """Hydra's part as it may act on it: what the chosen launcher and sweeper are by themselves,
-        with the keys that may be set of them. What else is set there is refused."""
+        """The hydra.* config that Hydra may act on: the chosen launcher and sweeper with their own
+        defaults and with the allowed keys set. Any other key is refused."""
         return deepcopy(self._hydra_part(*self._composed(overrides)))
 
-    def _hydra_part(self, whole: DictConfig, said: Mapping[str, Any]) -> DictConfig:
+    def _hydra_part(self, whole: DictConfig, hydra_values: Mapping[str, Any]) -> DictConfig:
         choices = {group: whole.hydra.runtime.choices.get(group) for group in trust.CHOICES}
         chosen = [f"{group}={choice}" for group, choice in choices.items() if choice]
-        key = repr((chosen, plain(whole.hydra), said))
+        key = repr((chosen, plain(whole.hydra), hydra_values))
         if key not in self._hydra:
             for group, choice in choices.items():
                 if choice:
                     trust.check_choice(group, choice)
             own = hydra_bridge.load(None, chosen).hydra
-            changed = trust.allowed(plain(whole.hydra), said, plain(own))
+            changed = trust.allowed(plain(whole.hydra), hydra_values, plain(own))
             params = changed.pop("sweeper.params", None)
             for name, value in changed.items():
                 OmegaConf.update(own, name, value, force_add=True)
@@ -78,23 +77,27 @@ class Composer:
         return self._hydra[key]
 
     def _composed(self, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
-        """The composition, and the values of Hydra's own part that were set beside it."""
+        """Compose; return the config and the values of hydra.* from the overrides."""
         parsed = parse_overrides(overrides, self.config_dir)
         for override in parsed:
             if override.is_sweep_override():
                 raise ConfigError(
-                    f"{show(override.input_line)} gives several values, which needs -m "
-                    f"(--multirun); a list is [a,b]"
+                    f"{show(override.input_line)} has several values and needs -m (--multirun); "
+                    f"write a list as [a,b]"
                 )
-        said = {o.key_or_group: o for o in parsed if o.key_or_group.startswith("hydra.")}
-        for key, override in said.items():
+        hydra_values = {o.key_or_group: o for o in parsed if o.key_or_group.startswith("hydra.")}
+        for key, override in hydra_values.items():
             if override.is_delete():
                 raise ConfigError(f"{key} cannot be removed")
-        each = OverridesParser.create().parse_overrides(
-            [forced(override) for override in parsed if override.key_or_group not in said]
+        own = OverridesParser.create().parse_overrides(
+            [
+                with_force_add(override)
+                for override in parsed
+                if override.key_or_group not in hydra_values
+            ]
         )
-        values = [o for o in each if o.is_force_add() and o.package is None]
-        choices = tuple(o.input_line or "" for o in each if o not in values)
+        values = [o for o in own if o.is_force_add() and o.package is None]
+        choices = tuple(o.input_line or "" for o in own if o not in values)
         try:
             if choices not in self._known:
                 self._known[choices] = hydra_bridge.load(self.config_dir, choices)
@@ -102,44 +105,48 @@ class Composer:
             hydra_bridge.apply(values, whole)
         except ConfigError:
             raise
-        except Exception as error:  # Hydra's, OmegaConf's, and what these forgot to look for
+        except Exception as error:  # Hydra, OmegaConf, and errors that these do not catch
             raise explained(error) from None
-        return whole, {key.removeprefix("hydra."): o.value() for key, o in said.items()}
+        return whole, {key.removeprefix("hydra."): o.value() for key, o in hydra_values.items()}
 
 
 def own_part(whole: DictConfig) -> DictConfig:
-    """All but Hydra's."""
-    keys: list[Any] = [key for key in whole if key != "hydra"]  # a file's may be other than text
+    """The config without hydra.*."""
+    keys: list[Any] = [key for key in whole if key != "hydra"]  # keys of a file may not be text
     own: DictConfig = OmegaConf.masked_copy(whole, keys)
     return own
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """Plain values, interpolations as they are written."""
+    """Convert to plain values; interpolations are not resolved."""
     values: Any = OmegaConf.to_container(config)
     return values
 
 
 def to_values(whole: DictConfig) -> dict[str, Any]:
-    """Interpolations resolved, Hydra's own part left out; a value that is still `???` is named."""
+    """Convert to plain values without hydra.*: resolve interpolations, refuse a missing `???`."""
     try:
         values: Any = OmegaConf.to_container(own_part(whole), resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} is missing; it needs a value") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {first_line(error)}") from None
-    return with_schedules_whole(values)
+    return with_schedule_defaults(values)
 
 
 def rates(
     overrides: str, total_steps: int, lr: float | None = None, steps_per_epoch: int | None = None
 ) -> np.ndarray:
-    """The table that a run would train with: eta(t) for t = 0 ... total_steps - 1.  #
-    float64[total_steps]
+    """The table of rates that a run trains with, eta(t) for t = 0 ... total_steps - 1.
 
-    `overrides` as on the command line: "schedule=cosine schedule.warmup=5%". `lr` is
-    `optimizer.lr`; an epoch is
-    `steps_per_epoch` updates, by default the whole run.
+    Args:
+        overrides: as on the command line, such as "schedule=cosine schedule.warmup=5%".
+        total_steps: the number of updates of the run.
+        lr: the base rate `optimizer.lr`; by default that of the config.
+        steps_per_epoch: updates of one epoch; by default `total_steps`.
+
+    Returns:
+        float64[total_steps]
     """
     from runner import schedules
     from runner.config.schema import parse

@@ -1,4 +1,4 @@
-"""Texts that --help and --schema print."""
+"""The texts of --help and --schema."""
 
 import json
 import textwrap
@@ -9,7 +9,7 @@ from runner.config.schema import Config
 
 _COLUMNS = 100
 _HELP = """\
-Twinrun trains one config on Lightning or on Keras, and means the same on both.
+Twinrun trains one config on Lightning or on Keras, with the same result on both.
 
 Groups (GROUP=CHOICE):
 {groups}
@@ -17,21 +17,21 @@ Groups (GROUP=CHOICE):
 Commands:
   python -m runner schedule=cosine optimizer.lr=3e-4   train
   python -m runner -m schedule=cosine,linear seed=0,1  one job per combination, then the comparison
-  python -m runner task=preview schedule=cosine        the rates, before any training
-  python -m runner task=find_lr                        a rate to begin with
+  python -m runner task=preview schedule=cosine        draw the rates without training
+  python -m runner task=find_lr                        find a first learning rate
   python -m runner task=evaluate run=FOLDER            metrics of a finished run on the test split
   python -m runner task=predict run=FOLDER data.path=FILE   predictions for new rows
   python -m runner task=export run=FOLDER format=torch      a model file: keras, torch, safetensors
   python -m runner task=verify run=FOLDER              repeat a run in exact mode, compare the bits
-  python -m runner task=compare 'runs=[A,B]'           which run is best, beyond the noise or not
+  python -m runner task=compare 'runs=[A,B]'           which run is best, and is it more than noise
   python -m runner resume=FOLDER                       resume an interrupted run, or extend one
 
-Every key and its value: python -m runner --cfg job (with overrides: as they change it)
+All keys and values: python -m runner --cfg job (add overrides to see their effect)
 Your own choices: --config-dir FOLDER. A JSON schema for editors: --schema. Hydra: --hydra-help."""
 
 
 def help_text(config_dir: str | None) -> str:
-    """The groups with their choices, the commands and where to see more."""
+    """List the groups with their choices, the commands, and where to find more."""
     lines = []
     for group in groups(config_dir):
         text = f"{f'{group}:':<16}{', '.join(choices(group, config_dir))}"
@@ -42,10 +42,10 @@ def help_text(config_dir: str | None) -> str:
 
 
 def schema_text() -> str:
-    """A JSON schema (draft 2020-12) of a config, for editors.
+    """Make a JSON schema (draft 2020-12) of a config, for editors.
 
-    No key is required, since a file of --config-dir sets some of them; so a section without its
-    `name` fits if any choice takes its keys.
+    No key is required, since a file in --config-dir sets only some of them. A section without a
+    `name` is valid if any choice accepts its keys.
     """
     schema = _for_files(Config.model_json_schema())
     schema["properties"] |= {
@@ -59,19 +59,19 @@ def schema_text() -> str:
 
 
 def _for_files(node: Any) -> Any:
-    """A schema without required keys, pydantic's titles and OpenAPI's discriminators."""
+    """Remove required keys, pydantic's titles and OpenAPI's discriminators from a schema."""
     if isinstance(node, list):
         return [_for_files(item) for item in node]
     if not isinstance(node, dict):
         return node
-    made = {"anyOf" if key == "oneOf" else key: value for key, value in node.items()}
+    schema = {"anyOf" if key == "oneOf" else key: value for key, value in node.items()}
     for key in ("required", "discriminator"):
-        made.pop(key, None)
-    if isinstance(made.get("title"), str):
-        del made["title"]
+        schema.pop(key, None)
+    if isinstance(schema.get("title"), str):
+        del schema["title"]
     return {
         key: {name: _for_files(item) for name, item in value.items()}
         if key in ("properties", "$defs")
         else _for_files(value)
-        for key, value in made.items()
+        for key, value in schema.items()
     }

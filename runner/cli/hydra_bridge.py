@@ -1,8 +1,8 @@
-"""Hydra's machinery: composing, launching jobs, and what its own options show.
+"""Use Hydra to compose configs, launch jobs, and run Hydra's own options.
 
-This is the one file that imports hydra._internal. Nothing public gives what it takes from there: a
-config loader over a search path of our own, and launching jobs whose configs were composed before.
-tests/cli/test_hydra_bridge.py fails with Hydra's version if one of these changes.
+This is the only file that imports hydra._internal. Hydra has no public API for a config loader with
+its own search path, or for launching jobs with configs that are already composed.
+tests/cli/test_hydra_bridge.py fails and names Hydra's version if one of these internals changes.
 """
 
 import warnings
@@ -33,10 +33,10 @@ from runner.errors import ConfigError
 
 
 def argument_parser() -> ArgumentParser:
-    """Hydra's options; `--version` is ours, since Hydra's shows its own version alone."""
+    """Hydra's options; `--version` is replaced because Hydra's shows only its own version."""
     parser = ArgumentParser(
         prog="python -m runner",
-        usage="%(prog)s [-m] [KEY=VALUE ...]; --help tells more",
+        usage="%(prog)s [-m] [KEY=VALUE ...]; see --help",
         description="Hydra",
         parents=[get_args_parser()],
         add_help=False,
@@ -48,8 +48,7 @@ def argument_parser() -> ArgumentParser:
 
 
 class _UserFiles(FileConfigSource):  # type: ignore[misc]
-    """The folder of --config-dir as a source of Hydra's, `user://FOLDER`: its files are read
-    strictly."""
+    """A config source for the folder of --config-dir, `user://FOLDER`, that reads YAML strictly."""
 
     @staticmethod
     def scheme() -> str:
@@ -71,7 +70,7 @@ class _UserFiles(FileConfigSource):  # type: ignore[misc]
 
 
 def _loader(config_dir: str | None) -> ConfigLoaderImpl:
-    """Over conf/ and the files of --config-dir."""
+    """Make a config loader for conf/ and the folder of --config-dir."""
     SourcesRegistry.instance().register(_UserFiles)
     path = create_config_search_path(str(CONF))
     if config_dir:
@@ -81,8 +80,8 @@ def _loader(config_dir: str | None) -> ConfigLoaderImpl:
 
 
 def load(config_dir: str | None, overrides: Sequence[str]) -> DictConfig:
-    """Compose these overrides with Hydra; the result includes Hydra's own part."""
-    with warnings.catch_warnings():  # Hydra's, of what its next version reads in another way
+    """Compose these overrides with Hydra; the result includes hydra.*."""
+    with warnings.catch_warnings():  # Hydra warns about changes in its next version
         warnings.simplefilter("ignore", UserWarning)
         whole: DictConfig = _loader(config_dir).load_configuration(
             "config", [*overrides], RunMode.RUN
@@ -91,12 +90,12 @@ def load(config_dir: str | None, overrides: Sequence[str]) -> DictConfig:
 
 
 def apply(values: Sequence[Override], whole: DictConfig) -> None:
-    """Put values upon what was composed, as Hydra does."""
+    """Set the values of these overrides on a composed config, as Hydra does."""
     ConfigLoaderImpl._apply_overrides_to_config([*values], whole)
 
 
 def show(arguments: Namespace, config_dir: str | None) -> int:
-    """--hydra-help, --cfg, --info and --shell-completion."""
+    """Run --hydra-help, --cfg, --info or --shell-completion."""
     hydra = Hydra.create_main_hydra2("runner", _loader(config_dir).get_search_path())
     parser, overrides = argument_parser(), arguments.overrides
     if arguments.hydra_help:
@@ -110,15 +109,15 @@ def show(arguments: Namespace, config_dir: str | None) -> int:
     return 0
 
 
-# (a job's overrides, its number) -> what a search makes small
+# (a job's overrides, its number) -> the value that a search minimizes
 Task = Callable[[list[str], int], float | None]
 
 
 def launch(hydra: DictConfig, folder: Path, overrides: Sequence[str], task: Task) -> None:
     """Let the sweeper choose the jobs and the launcher run `task` for each, in this process or in
-    others. `hydra` is Hydra's own part, checked; `overrides` are those of the command line."""
+    others. `hydra` is the checked hydra.* config; `overrides` come from the command line."""
     JobRuntime.instance().set("name", "twinrun")
-    setup_globals()  # the resolvers that Hydra's own part uses
+    setup_globals()  # registers the resolvers that hydra.* uses
     config = OmegaConf.create({"hydra": hydra})
     with open_dict(config):
         config.hydra.mode = RunMode.MULTIRUN
@@ -132,8 +131,8 @@ def launch(hydra: DictConfig, folder: Path, overrides: Sequence[str], task: Task
 
 
 class _JobLoader(ConfigLoaderImpl):  # type: ignore[misc]
-    """Gives a launcher Hydra's part with a job's overrides in it. The job's own config stays with
-    the task, which composed and checked it."""
+    """Gives a launcher the hydra.* config with a job's overrides. The job's own config is not in
+    it: the task has composed and checked that already."""
 
     def __init__(self) -> None:
         super().__init__(_loader(None).get_search_path())
@@ -147,7 +146,7 @@ class _JobLoader(ConfigLoaderImpl):  # type: ignore[misc]
 
 
 class _ForHydra:
-    """A task as Hydra calls it: with the job's own config, which is empty here."""
+    """Adapts a task to Hydra, which calls it with the job's config, empty here."""
 
     def __init__(self, task: Task) -> None:
         self._task = task

@@ -1,5 +1,4 @@
-"""The jobs of a multirun: where they go, which of them are done already, and the grid of a tuned
-rate."""
+"""The jobs of a multirun: their folders, their state, and the grid of base rates of tune=lr."""
 
 import math
 import os
@@ -22,35 +21,37 @@ from runner.text.console import kept_in_files
 
 
 def folder(config: Config) -> Path:
-    """A new one, or the one that output.multirun names: its completed jobs are not trained
-    again."""
-    root, said = Path(config.output.root), config.output.multirun
-    if said is None:
+    """Make a new folder, or the folder that output.multirun names; its completed jobs are not
+    trained again."""
+    root, requested = Path(config.output.root), config.output.multirun
+    if requested is None:
         return run_folder.create(root / "multiruns", run_folder.timestamp())
-    path = Path(said)
+    path = Path(requested)
     if not path.resolve().is_relative_to(root.resolve()):
-        raise ConfigError(f"output.multirun must be a folder below output.root, {root}, got {said}")
+        raise ConfigError(
+            f"output.multirun must be a folder below output.root, {root}, got {requested}"
+        )
     _check_own(path, root)
     run_folder.make(path, "output.multirun")
     return path
 
 
 def _check_own(path: Path, root: Path) -> None:
-    """Refuse a multirun's folder that holds runs of other commands, or that lies in a run's."""
-    place, top = path.resolve(), root.resolve()
-    inside = [p for p in (place, *place.parents) if p.is_relative_to(top)]
-    if place in (top, *(top / name for name in run_folder.PARENTS)):
-        what = "which is for all runs"
-    elif any(os.path.isfile(p / "config.yaml") for p in inside):
-        what = "which is in a run's folder"
+    """Refuse a multirun folder that holds runs of other commands, or that is inside a run."""
+    folder, top = path.resolve(), root.resolve()
+    parents = [p for p in (folder, *folder.parents) if p.is_relative_to(top)]
+    if folder in (top, *(top / name for name in run_folder.PARENTS)):
+        reason = "which holds other runs"
+    elif any(os.path.isfile(p / "config.yaml") for p in parents):
+        reason = "which is inside a run's folder"
     else:
         return
-    raise ConfigError(f"output.multirun must be a folder of its own, got {path}, {what}")
+    raise ConfigError(f"output.multirun must be a folder of its own, got {path}, {reason}")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A job's folder, which this process holds."""
+    """A job's folder that this process has locked."""
 
     path: Path
     is_completed: bool
@@ -59,11 +60,11 @@ class Claim:
 
 @contextmanager
 def claimed(parent: Path, name: str, values: Mapping[str, Any]) -> Iterator[Claim]:
-    """The folder of one job, made or found, as long as this process trains in it. InUseError where
-    another one does.
+    """Find or make the folder of one job, and lock it while this process trains in it. Raises
+    InUseError if another process has locked it.
 
-    Several commands may work on one multirun: each takes the jobs that nobody holds. Finding or
-    making a folder is done by one of them at a time.
+    Several commands may work on one multirun: each takes the jobs that no other has locked. Only
+    one of them at a time finds or makes a folder.
     """
     with ExitStack() as stack:
         with run_folder.turn(parent):
@@ -75,16 +76,15 @@ def claimed(parent: Path, name: str, values: Mapping[str, Any]) -> Iterator[Clai
 
 
 def job_folder(parent: Path, name: str, config_sha256: str) -> Path | None:
-    """The folder whose config has this hash: one of the job's name first, since a multirun of
-    other values, which names its jobs by other keys, may have made it too."""
+    """Find the job's folder by the hash of its config. Folders with the job's name come first; an
+    earlier multirun over other keys may have given the same config another name."""
     folders = [path for path in sorted(parent.iterdir()) if path.is_dir() and not path.is_symlink()]
     folders.sort(key=lambda path: not path.name.startswith(name))
     return next((path for path in folders if _config_sha256(path) == config_sha256), None)
 
 
 def _config_sha256(path: Path) -> str | None:
-    """Hash in the job's result.json, else of its config.yaml; None where both are missing or
-    broken."""
+    """The config's hash from result.json, else from config.yaml; None if neither can be read."""
     with suppress(ConfigError, KeyError):
         return str(run_folder.read_json(path / "result.json")["config_sha256"])
     with suppress(ConfigError):
@@ -95,18 +95,18 @@ def _config_sha256(path: Path) -> str | None:
 def is_completed(path: Path) -> bool:
     try:
         return bool(run_folder.read_json(path / "result.json")["status"] == "completed")
-    except (ConfigError, KeyError):  # none, or a broken one
+    except (ConfigError, KeyError):  # missing or damaged
         return False
 
 
-# Launchers whose jobs are processes of this machine that end with the command; the others' jobs are
-# a scheduler's.
+# Launchers that run jobs as local processes, which end with the command. Other launchers hand their
+# jobs to a scheduler.
 _OWN_PROCESSES = ("JoblibLauncher", "LocalLauncher")
 
 
 @contextmanager
 def launching(folder: Path, launcher: str) -> Iterator[Launch | None]:
-    """Watch over the launcher of this class while it runs the jobs."""
+    """Handle signals while a launcher of this class runs the jobs."""
     kept_in_files()
     if not launcher.endswith(_OWN_PROCESSES):
         yield None
@@ -118,63 +118,61 @@ def launching(folder: Path, launcher: str) -> Iterator[Launch | None]:
 
 
 def limit_workers(launcher: DictConfig, num_jobs: int) -> None:
-    """joblib starts all its processes at once: no more than there are jobs."""
+    """Limit joblib's workers to the number of jobs: joblib starts all of them at once."""
     if str(launcher["_target_"]).endswith("JoblibLauncher"):
-        said = int(launcher.n_jobs)
-        num = said if said > 0 else (os.cpu_count() or 1) + 1 + said
-        launcher.n_jobs = max(1, min(num, num_jobs))
+        requested = int(launcher.n_jobs)
+        num_workers = requested if requested > 0 else (os.cpu_count() or 1) + 1 + requested
+        launcher.n_jobs = max(1, min(num_workers, num_jobs))
 
 
 def _is_training_for_us(folder: Path) -> bool:
     import psutil
 
-    ours = {child.pid for child in psutil.Process().children(recursive=True)}
-    return any(run_folder.owner(path) in ours for path in folder.iterdir() if path.is_dir())
+    children = {child.pid for child in psutil.Process().children(recursive=True)}
+    return any(run_folder.owner(path) in children for path in folder.iterdir() if path.is_dir())
 
 
 def why_ended(error: Exception) -> str:
     """Describe in one line the error that ended a launcher or a sweeper."""
     name = type(error).__name__
-    if name in ("TerminatedWorkerError", "BrokenProcessPool"):  # joblib's, concurrent.futures's
+    if name in ("TerminatedWorkerError", "BrokenProcessPool"):  # of joblib, concurrent.futures
         return (
-            "the process of a job was killed, by somebody or because memory was short; the "
-            "other jobs ended with it"
+            "the process of a job was killed, perhaps because memory ran out; the other jobs "
+            "ended with it"
         )
     return f"{name}: {one_line(error)[:300]}"
 
 
-def again(command: Sequence[str], folder: Path) -> str:
-    """The command that goes on with a multirun that this one has begun in `folder`."""
-    kept = [said for said in command if not said.startswith("output.multirun=")]
+def resume_command(command: Sequence[str], folder: Path) -> str:
+    """The command that resumes the multirun that `command` started in `folder`."""
+    kept = [argument for argument in command if not argument.startswith("output.multirun=")]
     return quoting.command_line([*kept, quoting.override("output.multirun", str(folder))])
 
 
 def objective(folder: Path, name: str, config_sha256: str, config: Config) -> float:
-    """Return what a search minimises: the monitored metric after a job's last epoch, its sign
-    turned where more is better; infinity where the job did not get there."""
-    found = job_folder(folder, name, config_sha256)
-    if found is None or not is_completed(found):
+    """The value that a search minimizes: the monitored metric after a job's last epoch, with the
+    sign flipped if larger is better; infinity if the job did not complete."""
+    path = job_folder(folder, name, config_sha256)
+    if path is None or not is_completed(path):
         return math.inf
     trainer = config.trainer
-    value = float(run_folder.read_json(found / "result.json")["metrics"][trainer.monitor])
+    value = float(run_folder.read_json(path / "result.json")["metrics"][trainer.monitor])
     return -value if trainer.monitor_mode == "max" else value
 
 
-def tuned(said: Sequence[Override], tune: Tune, each: Sequence[Config]) -> list[str]:
-    """Expand tune=lr: return the overrides with a list of base rates, tune.factors times the rate
-    that the config has."""
-    rates = {config.optimizer.lr for config in each}
+def tuned(overrides: Sequence[Override], tune: Tune, configs: Sequence[Config]) -> list[str]:
+    """Expand tune=lr: return the overrides with `optimizer.lr` set to a list of base rates, the
+    config's rate times each of `tune.factors`."""
+    rates = {config.optimizer.lr for config in configs}
     if len(rates) > 1:
         raise ConfigError(
-            f"tune=lr takes one base rate, got {len(rates)}: optimizer or optimizer.lr has "
+            f"tune=lr needs a single base rate, got {len(rates)}: optimizer or optimizer.lr has "
             f"several values"
         )
     (base,) = rates
     values = [float(f"{base * factor:.3g}") for factor in sorted(tune.factors)]
-    twice = next((value for value in values if values.count(value) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"tune.factors must give each rate once, got {twice!r} twice")
-    kept = [
-        override.input_line or "" for override in said if override.key_or_group != "optimizer.lr"
-    ]
+    duplicate = next((value for value in values if values.count(value) > 1), None)
+    if duplicate is not None:
+        raise ConfigError(f"tune.factors must give distinct rates, got {duplicate!r} twice")
+    kept = [o.input_line or "" for o in overrides if o.key_or_group != "optimizer.lr"]
     return [*kept, f"optimizer.lr={','.join(map(repr, values))}"]

@@ -1,4 +1,4 @@
-"""KEY=VALUE: reading overrides, expanding them to jobs, and the words where one is wrong."""
+"""Read KEY=VALUE overrides, expand them to jobs, and explain wrong ones."""
 
 import hashlib
 import re
@@ -28,13 +28,13 @@ from runner.errors import ConfigError, closest, nearest, show
 from runner.text.quoting import spell
 
 TASKS = sorted(file.stem for file in (CONF / "task").glob("*.yaml"))
-SEARCHES = ("search", "hydra/sweeper")  # what says who chooses a multirun's values
+SEARCHES = ("search", "hydra/sweeper")  # groups that let a search choose the values
 
 
 def jobs(
     overrides: Sequence[str], multirun: bool, config_dir: str | None = None
 ) -> list[list[str]]:
-    """The overrides of the run, or of every job of a multirun."""
+    """Expand to the overrides of the run, or of every job of a multirun."""
     parsed = parse_overrides(overrides, config_dir)
     if not multirun:
         return [list(overrides)]
@@ -45,19 +45,19 @@ def jobs(
         parsed = parse_overrides(overrides, config_dir)
     if any(
         override.key_or_group in SEARCHES for override in parsed
-    ):  # a range is for the sweeper; its ends are looked at
+    ):  # the sweeper expands an interval; here its two ends are checked
         parsed = parse_overrides([_ends(override) for override in parsed], config_dir)
     for override in parsed:
         if override.value_type in (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP):
             raise ConfigError(
-                f"{show(override.input_line)} is no list of values; write "
+                f"{show(override.input_line)} is not a list of values; write "
                 f"{override.key_or_group}=a,b or range(...)"
             )
     return [list(job) for job in product(*map(_values, parsed))]
 
 
 def _values(override: Override) -> list[str]:
-    """An override for each of its values, as Hydra's sweeper splits it."""
+    """Split an override into one per value, as Hydra's sweeper does."""
     key = override.get_key_element()
     if override.is_sweep_override():
         return [f"{key}={value}" for value in override.sweep_string_iterator()]
@@ -65,20 +65,20 @@ def _values(override: Override) -> list[str]:
 
 
 def without_hydra(overrides: Sequence[str]) -> list[str]:
-    """Overrides of the config, without those of Hydra's own part."""
+    """Drop the overrides of hydra.*."""
     return [override for override in overrides if not override.lstrip("+~").startswith("hydra")]
 
 
 def _ends(override: Override) -> str:
-    """`optimizer.lr=interval(1e-4,1e-1)` as the list of the two."""
-    found = override.value()
+    """Replace an interval, `optimizer.lr=interval(1e-4,1e-1)`, by a list of its two ends."""
+    interval = override.value()
     if override.value_type != ValueType.INTERVAL_SWEEP:
         return override.input_line or ""
-    return f"{override.key_or_group}={found.start},{found.end}"
+    return f"{override.key_or_group}={interval.start},{interval.end}"
 
 
 def _globbed(override: Override) -> str:
-    """`schedule=glob(*)` as the list of the choices that need nothing else said."""
+    """Replace a glob, `schedule=glob(*)`, by a list of the choices that have no missing key."""
     group, value = override.key_or_group, override.value()
     if not isinstance(value, Glob) or not isdir(CONF / group):
         return override.input_line or ""
@@ -89,13 +89,13 @@ def _globbed(override: Override) -> str:
     ]
     chosen = value.filter(names)
     if not chosen:
-        raise ConfigError(f"{override.input_line} fits none of {', '.join(names)}")
+        raise ConfigError(f"{override.input_line} matches none of {', '.join(names)}")
     return f"{group}={','.join(chosen)}"
 
 
-# Python reads no longer integer, and follows no deeper nesting
+# limits of Python's integer parser and recursion depth
 _LONG_NUMBER = f"a number of more than {sys.get_int_max_str_digits()} digits"
-NESTED = "holds more lists or groups in one another than can be read"
+_NESTED = "is nested too deeply"
 
 
 def _key(argument: str) -> str:
@@ -103,8 +103,7 @@ def _key(argument: str) -> str:
 
 
 def parse_overrides(overrides: Sequence[str], config_dir: str | None = None) -> list[Override]:
-    """Hydra's overrides; a key given twice is refused, and a choice that its group does not
-    have."""
+    """Parse overrides with Hydra; refuse a repeated key, and a choice that does not exist."""
     parsed = [_parse(argument) for argument in overrides]
     seen: set[str] = set()
     for override in parsed:
@@ -116,12 +115,12 @@ def parse_overrides(overrides: Sequence[str], config_dir: str | None = None) -> 
         seen.add(key)
         if key == "hydra" or override.package is not None:
             raise ConfigError(
-                f"{show(override.get_key_element())} cannot be set; a choice is "
-                f"GROUP=CHOICE, a value KEY=VALUE"
+                f"{show(override.get_key_element())} cannot be set; write GROUP=CHOICE for a "
+                f"choice, KEY=VALUE for a value"
             )
-        if key == "hydra.searchpath":  # pkg://NAME imports NAME
+        if key == "hydra.searchpath":  # pkg://NAME would import NAME
             raise ConfigError(
-                "hydra.searchpath is not taken; --config-dir adds a folder of choices"
+                "hydra.searchpath is not supported; use --config-dir to add a folder of choices"
             )
         if override.is_hydra_override() and override.is_sweep_override():
             raise ConfigError(f"{show(key)} must have one value, got {show(override.input_line)}")
@@ -131,15 +130,15 @@ def parse_overrides(overrides: Sequence[str], config_dir: str | None = None) -> 
 
 
 def _parse(argument: str) -> Override:
-    """One override. A value that Hydra's grammar does not know and that has none of its signs is
-    text, as in output.root=ünï."""
+    """Parse one override. A value that Hydra's grammar rejects, but that contains none of its
+    special characters, is text: output.root=ünï."""
     parser = OverridesParser.create()
     try:
         return parser.parse_overrides([argument])[0]
     except ValueError:
-        raise ConfigError(f"{_key(argument)} holds {_LONG_NUMBER}") from None
+        raise ConfigError(f"{_key(argument)} contains {_LONG_NUMBER}") from None
     except RecursionError:
-        raise ConfigError(f"{_key(argument)} {NESTED}") from None
+        raise ConfigError(f"{_key(argument)} {_NESTED}") from None
     except HydraException as error:
         key, sign, value = argument.partition("=")
         if not sign and (task := closest(argument, TASKS)):
@@ -152,9 +151,9 @@ def _parse(argument: str) -> Override:
         raise explained(error) from None
 
 
-def forced(override: Override) -> str:
-    """`a.b=c` as `++a.b=c`: Hydra then takes unknown keys too, and the schema refuses them in its
-    own words."""
+def with_force_add(override: Override) -> str:
+    """Turn `a.b=c` into `++a.b=c`. Hydra then accepts unknown keys, and the schema refuses them
+    with a better message."""
     line, key = override.input_line or "", override.key_or_group
     is_value = override.type == OverrideType.CHANGE and not isdir(CONF / key)
     is_value = is_value and not key.startswith("hydra")
@@ -162,8 +161,8 @@ def forced(override: Override) -> str:
 
 
 def _check_choice(override: Override, config_dir: str | None) -> None:
-    """Refuse a choice that its group does not have. Hydra's words for it differ with the group's
-    kind, and for an optional group there are none."""
+    """Refuse a choice that does not exist in its group. Hydra's own message depends on the kind of
+    group, and an optional group gets none."""
     group, choice = override.key_or_group, override.value()
     if group.startswith("hydra/") and override.type == OverrideType.CHANGE:
         trust.check_choice(group, choice)
@@ -172,13 +171,13 @@ def _check_choice(override: Override, config_dir: str | None) -> None:
     if not folders or override.type == OverrideType.DEL:
         return
     if override.type != OverrideType.CHANGE:
-        raise ConfigError(f"{group} is a group of choices: write it without +, {group}=CHOICE")
+        raise ConfigError(f"{group} is a group of choices: write {group}=CHOICE, without +")
     lists = (ValueType.SIMPLE_CHOICE_SWEEP, ValueType.CHOICE_SWEEP)
-    found = [*override.sweep_iterator()] if override.value_type in lists else [choice]
+    chosen = [*override.sweep_iterator()] if override.value_type in lists else [choice]
     options = choices(group, config_dir)
-    for choice in found:
-        by_a_search = isinstance(choice, Glob | IntervalSweep | RangeSweep)
-        if not by_a_search and not isinstance(choice, dict) and choice not in options:
+    for choice in chosen:
+        is_range = isinstance(choice, Glob | IntervalSweep | RangeSweep)
+        if not is_range and not isinstance(choice, dict) and choice not in options:
             allowed = options[0] if len(options) == 1 else f"one of {', '.join(options)}"
             raise ConfigError(
                 f"{group} must be {allowed}, got {show(choice)}{nearest(choice, options)}"
@@ -186,16 +185,17 @@ def _check_choice(override: Override, config_dir: str | None) -> None:
 
 
 def _check_name(override: Override) -> None:
-    """`schedule.name=cosine` would leave the other keys those of another choice."""
+    """Refuse `schedule.name=cosine`, which would keep the other keys of the previous choice."""
     group, _, key = override.key_or_group.rpartition(".")
     if key == "name" and group in ("data", "loss", "optimizer", "schedule"):
-        said = "CHOICE" if override.is_sweep_override() else show(override.value())
+        choice = "CHOICE" if override.is_sweep_override() else show(override.value())
         raise ConfigError(
-            f"{override.key_or_group} goes with the other keys of its choice: write {group}={said}"
+            f"{override.key_or_group} cannot be set by itself; write {group}={choice}, which sets "
+            f"all keys of the choice"
         )
 
 
-# Hydra's plugins by the choices that they bring, and the extras that install them
+# choice of a Hydra plugin -> the extra that installs it
 _EXTRAS = {
     "joblib": "joblib",
     "submitit_local": "submitit",
@@ -206,54 +206,54 @@ _EXTRAS = {
 
 
 def explained(error: Exception) -> ConfigError:
-    """Turn an error of Hydra's into a ConfigError, in our words where Hydra names no key."""
+    """Turn an error of Hydra into a ConfigError that names the key."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = (error.missing_cfg_file or "").removesuffix(".yaml").rpartition("/")
         extra = _EXTRAS.get(choice) if group.startswith("hydra/") else None
         hint = (
-            f"; pip install 'twinrun[{extra}]' brings it"
+            f"; install it with pip install 'twinrun[{extra}]'"
             if extra
             else nearest(choice, error.options)
         )
-        found = f"got {choice}{hint}"
-        return ConfigError(f"{group} must be one of {', '.join(error.options)}, {found}")
+        allowed = ", ".join(error.options)
+        return ConfigError(f"{group} must be one of {allowed}, got {choice}{hint}")
     if isinstance(error, OverrideParseException):
         return ConfigError(
-            f"{show(error.override)} cannot be read as KEY=VALUE; a list's item is KEY.0, "
-            f"other signs need quotes"
+            f"{show(error.override)} is not a valid KEY=VALUE; write a list item as KEY.0, and "
+            f"quote special characters"
         )
     if isinstance(error, RecursionError):
-        return ConfigError(f"the config {NESTED}")
+        return ConfigError(f"the config {_NESTED}")
     if "integer string conversion" in str(error):
-        return ConfigError(f"a file of the config holds {_LONG_NUMBER}")
+        return ConfigError(f"a file of the config contains {_LONG_NUMBER}")
     cause = error.__cause__ or error.__context__ or error
     # an entry of a defaults list
     if isinstance(cause, OmegaConfBaseException) and cause.full_key == "_dummy_":
-        return ConfigError("a defaults list names its choices: ${...} is not taken there")
+        return ConfigError("a defaults list cannot contain ${...}; name the choice itself")
     if isinstance(cause, IndexError) or isinstance(getattr(cause, "__cause__", None), IndexError):
         return ConfigError(f"{getattr(cause, 'full_key', 'a key')} is past the end of its list")
     file = re.match(r"In '(.*)': \w+ raised while composing config:\s+Cannot merge", str(error))
     if file:
         return ConfigError(
-            f"{file[1]}.yaml holds a list where the config has a group of keys, or a group "
-            f"where it has a list"
+            f"{file[1]}.yaml has a list where the config has a group of keys, or a group where "
+            f"the config has a list"
         )
-    if isinstance(cause, OmegaConfBaseException) and cause.full_key:  # Hydra names no key
-        said = str(error).removeprefix("Error merging override ").partition("=")[2]
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:  # Hydra does not name it
+        value = str(error).removeprefix("Error merging override ").partition("=")[2]
         kinds: dict[Any, str] = {list: "a list", dict: "a group of keys"}
         kind = kinds.get(cause.object_type)
-        if kind and said:
-            return ConfigError(f"{cause.full_key} must be {kind}, got {show(said)}")
+        if kind and value:
+            return ConfigError(f"{cause.full_key} must be {kind}, got {show(value)}")
         if isinstance(cause, ConfigKeyError) and cause.full_key.startswith("hydra."):
             return ConfigError(
-                f"{cause.full_key} is no key of the launcher or sweeper that is chosen"
+                f"unknown key {cause.full_key}: the chosen launcher or sweeper does not have it"
             )
         return ConfigError(f"{cause.full_key}: {first_line(cause)}")
     return ConfigError(first_line(error))
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error, and the next where the first only announces it."""
+    """The first line of an error; also the second if the first ends with a colon."""
     first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [
         type(error).__name__
     ]
@@ -264,15 +264,21 @@ _LONGEST_NAME = 120
 _NEVER_CUT = ("seed", "optimizer.lr")
 
 
-def job_names(each: Sequence[Sequence[str]], searched: Collection[str] = ()) -> list[str]:
-    """A folder's name for each job of a multirun, `KEY-VALUE_KEY-VALUE`: the keys that differ
-    between the jobs (all of them if none does) and those that are `searched`. Its characters need
-    no quotes, in a shell or in Hydra's grammar; the overrides themselves are in result.json."""
-    said = [dict(_key_and_value(override) for override in overrides) for overrides in each]
-    keys = list(dict.fromkeys(key for job in said for key in job))
+def job_names(
+    overrides_per_job: Sequence[Sequence[str]], searched: Collection[str] = ()
+) -> list[str]:
+    """Name the folder of each job of a multirun, `KEY-VALUE_KEY-VALUE`.
+
+    The name has the keys that differ between the jobs (all keys if none differs) and the `searched`
+    keys. It needs no quotes in a shell or in Hydra's grammar. result.json has the overrides
+    themselves."""
+    values = [
+        dict(_key_and_value(override) for override in overrides) for overrides in overrides_per_job
+    ]
+    keys = list(dict.fromkeys(key for job in values for key in job))
     keys = [key for key in keys if not key.startswith(("output.", "hydra", "search", "resume"))]
-    varying = [k for k in keys if k in searched or len({job.get(k) for job in said}) > 1]
-    return [_name({k: job[k] for k in varying or keys if k in job}) for job in said]
+    varying = [k for k in keys if k in searched or len({job.get(k) for job in values}) > 1]
+    return [_name({k: job[k] for k in varying or keys if k in job}) for job in values]
 
 
 def _key_and_value(override: str) -> tuple[str, str]:
@@ -281,7 +287,8 @@ def _key_and_value(override: str) -> tuple[str, str]:
 
 
 def _name(job: Mapping[str, str]) -> str:
-    """Cut where it is too long, but never the seed or the rate; a hash then keeps it apart."""
+    """Join the parts. A name that is too long is cut, except for the seed and the rate, and a hash
+    makes it unique."""
     parts = {key: re.sub(r"[^\w.+%-]+", "-", value, flags=re.ASCII) for key, value in job.items()}
     parts = {key: f"{key}-{value.strip('-') or 'null'}" for key, value in parts.items()}
     whole = "_".join(part.replace("/", "-") for part in parts.values())

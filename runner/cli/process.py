@@ -1,4 +1,4 @@
-"""Tuning of a process that the command line owns. Nothing here runs in a notebook."""
+"""Settings of a process that the command line started. Nothing here runs in a notebook."""
 
 import gc
 from collections.abc import Iterator
@@ -10,19 +10,19 @@ from runner.spec import About
 
 
 def tune() -> None:
-    """Prepare this process for training: called once, by the command line and by its workers."""
+    """Prepare this process for training. The command line and its workers call it once."""
     dispatcher.importing = tuned
 
 
 @contextmanager
 def tuned(about: About) -> Iterator[None]:
-    """Import a framework without garbage collection: the import makes some hundred thousand objects
-    and drops none, and no later collection has to look at them again."""
+    """Import a framework without garbage collection. The import makes some hundred thousand objects
+    and frees none; freezing them keeps later collections from visiting them."""
     collects = gc.isenabled()
     gc.disable()
     try:
         keep_freed_pages()
-        about.tune()  # which may import parts of the framework
+        about.tune()  # may import parts of the framework
         yield
         gc.freeze()
     finally:

@@ -1,4 +1,4 @@
-"""The time at which this process began."""
+"""The start time of this process."""
 
 import sys
 from time import monotonic, time
@@ -7,16 +7,16 @@ _IMPORTED = monotonic()  # a tenth of a second after the interpreter's start
 
 
 def process_start() -> float:
-    """Return this process's start by time.monotonic, which nobody sets back."""
+    """The start of this process on the clock of time.monotonic, which is never set back."""
     import psutil
 
     created = float(psutil.Process().create_time())
-    if sys.platform == "linux":  # there it is the boot's whole second and the time since the boot
+    if sys.platform == "linux":  # psutil adds the time since boot to boot_time, in whole seconds
         from time import CLOCK_BOOTTIME, clock_gettime
 
         age = clock_gettime(CLOCK_BOOTTIME) - (created - psutil.boot_time())
     else:
         age = time() - created
     began = monotonic() - age
-    # a shell may have become this process, whose age is then the shell's
+    # after `exec` in a shell, the process has the age of the shell
     return began if _IMPORTED - began < 5 else _IMPORTED

@@ -1,4 +1,4 @@
-"""Limits on a multirun's jobs: how many there are, and each of them once."""
+"""Check a multirun's jobs: their number, and that no two are the same."""
 
 import math
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from runner.errors import ConfigError, show
 
 
 def check_size(overrides: Sequence[Override]) -> None:
-    """Limit the number of jobs before anything is expanded: a range may stand for more jobs than
-    fit into memory."""
+    """Refuse too many jobs before they are expanded: a range may describe more jobs than fit into
+    memory."""
     counts = [
         (_count(override), override) for override in overrides if override.is_sweep_override()
     ]
@@ -22,28 +22,28 @@ def check_size(overrides: Sequence[Override]) -> None:
                 f"{override.key_or_group} must be one folder for all jobs, got {_value(override)}"
             )
         if count == 0:
-            raise ConfigError(f"{override.input_line} gives no value")
-    num = math.prod(count for count, _ in counts)
-    if num > MOST_JOBS:
+            raise ConfigError(f"{override.input_line} has no values")
+    num_jobs = math.prod(count for count, _ in counts)
+    if num_jobs > MOST_JOBS:
         _, largest = max(counts, key=lambda pair: pair[0])
         raise ConfigError(
-            f"{show(largest.input_line)} makes {_number(num)} jobs with the other keys' values; "
-            f"a multirun has at most {MOST_JOBS}"
+            f"{show(largest.input_line)} makes {_number(num_jobs)} jobs, together with the other "
+            f"keys; a multirun has at most {MOST_JOBS}"
         )
 
 
 def _count(override: Override) -> float:
-    """Count an override's values; 1 where that is not known, for a glob or an interval."""
-    found: Any = override.value()
-    if isinstance(found, ChoiceSweep):
-        return len(found.list)
-    if not isinstance(found, RangeSweep):
+    """Count an override's values; 1 for a glob or an interval, where the number is not known."""
+    sweep: Any = override.value()
+    if isinstance(sweep, ChoiceSweep):
+        return len(sweep.list)
+    if not isinstance(sweep, RangeSweep):
         return 1
-    if not found.step:
+    if not sweep.step:
         raise ConfigError(f"{override.input_line} must have a step other than 0")
-    if all(type(number) is int for number in (found.start, found.stop, found.step)):
-        return max(0, -((found.start - found.stop) // found.step))  # type: ignore[operator]
-    span = (found.stop - found.start) / found.step  # type: ignore[operator]
+    if all(type(number) is int for number in (sweep.start, sweep.stop, sweep.step)):
+        return max(0, -((sweep.start - sweep.stop) // sweep.step))  # type: ignore[operator]
+    span = (sweep.stop - sweep.start) / sweep.step  # type: ignore[operator]
     return max(0, math.ceil(span)) if math.isfinite(span) else math.inf
 
 
@@ -58,16 +58,16 @@ def _value(override: Override) -> str:
 def check_twice(
     jobs: Sequence[Sequence[str]], identities: Sequence[Any], swept: Sequence[str]
 ) -> None:
-    """No two jobs alike: the second would be the first one's folder. `swept`: the keys with several
+    """Refuse two equal jobs: they would share a folder. `swept` are the keys with several
     values."""
     first: dict[Any, int] = {}
     for number, identity in enumerate(identities):
         if identity in first:
-            a, b = (_named(jobs[i], swept) for i in (first[identity], number))
-            alike = f"{a} makes one job twice" if a == b else f"{a} and {b} make one job twice"
-            raise ConfigError(f"{alike}; each job must train something else")
+            a, b = (_swept_part(jobs[i], swept) for i in (first[identity], number))
+            same = f"{a} makes the same job twice" if a == b else f"{a} and {b} make the same job"
+            raise ConfigError(f"{same}; all jobs must differ")
         first[identity] = number
 
 
-def _named(job: Sequence[str], swept: Sequence[str]) -> str:
-    return " ".join(said for said in job if said.lstrip("+").partition("=")[0] in swept)
+def _swept_part(job: Sequence[str], swept: Sequence[str]) -> str:
+    return " ".join(line for line in job if line.lstrip("+").partition("=")[0] in swept)

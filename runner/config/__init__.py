@@ -1,1 +1,1 @@
-"""The config: its keys, their checks, and the words where one is wrong."""
+"""The config: its keys, their checks, and the messages for wrong values."""

@@ -1,4 +1,4 @@
-"""conf/: where the choices and every default lie."""
+"""Read conf/, the folder of all choices and defaults."""
 
 import re
 from collections.abc import Mapping
@@ -9,19 +9,20 @@ from typing import Any
 from omegaconf import OmegaConf
 
 _RUNNER = Path(__file__).resolve().parents[1]
-# in a wheel; in a checkout
+# conf/ is inside runner/ in a wheel, beside it in a checkout
 CONF = _RUNNER / "conf" if (_RUNNER / "conf").is_dir() else _RUNNER.parent / "conf"
 
 
 def groups(config_dir: str | None = None) -> list[str]:
-    """The groups of conf/ and of a folder of the user's own."""
+    """List the groups of conf/ and of the folder of --config-dir."""
     return sorted(
         {file.parent.name for folder in _folders(config_dir) for file in folder.glob("*/*.yaml")}
     )
 
 
 def choices(group: str, config_dir: str | None = None) -> list[str]:
-    """The choices of a group. A name that begins with _ is a base of choices, and none itself."""
+    """List the choices of a group. A file whose name starts with _ is a shared base, not a
+    choice."""
     return sorted(
         {
             file.stem
@@ -38,8 +39,8 @@ def _folders(config_dir: str | None) -> list[Path]:
 
 @cache
 def defaults(group: str, name: str) -> dict[str, Any]:
-    """The keys of conf/GROUP/NAME.yaml that have a default; none where there is no such choice.
-    conf/config.yaml is in no group, ""."""
+    """The defaults in conf/GROUP/NAME.yaml; empty if the file does not exist. The group of
+    conf/config.yaml is ""."""
     file = CONF / group / f"{name}.yaml"
     if not re.fullmatch(r"\w+", name) or not file.is_file():
         return {}
@@ -47,25 +48,25 @@ def defaults(group: str, name: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value != "???"}
 
 
-def with_schedules_whole(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a schedule, and those of `optimizer.schedules`, with what
-    conf/schedule/NAME.yaml says where they say nothing."""
-    whole, optimizer = dict(values), values.get("optimizer")
+def with_schedule_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in the defaults of conf/schedule/NAME.yaml in the parts of `schedule` and of
+    `optimizer.schedules`."""
+    filled, optimizer = dict(values), values.get("optimizer")
     if isinstance(values.get("schedule"), dict):
-        whole["schedule"] = _parts_whole(values["schedule"])
+        filled["schedule"] = _fill_parts(values["schedule"])
     if isinstance(optimizer, dict) and isinstance(optimizer.get("schedules"), dict):
-        whole["optimizer"] = {**optimizer, "schedules": _parts_whole(optimizer["schedules"])}
-    return whole
+        filled["optimizer"] = {**optimizer, "schedules": _fill_parts(optimizer["schedules"])}
+    return filled
 
 
-def _parts_whole(schedule: Mapping[str, Any]) -> dict[str, Any]:
+def _fill_parts(schedule: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        key: [_whole(part) for part in value] if isinstance(value, list) else _whole(value)
+        key: [_fill(part) for part in value] if isinstance(value, list) else _fill(value)
         for key, value in schedule.items()
     }
 
 
-def _whole(part: Any) -> Any:
+def _fill(part: Any) -> Any:
     if not isinstance(part, dict) or not isinstance(part.get("name"), str):
         return part
-    return _parts_whole({**defaults("schedule", part["name"]), **part})
+    return _fill_parts({**defaults("schedule", part["name"]), **part})

@@ -1,8 +1,8 @@
-"""One sentence to the user from a pydantic ValidationError.
+"""Turn a pydantic ValidationError into one sentence for the user.
 
-This is the one file that knows the shapes of pydantic's errors: their kinds, the steps of their
-locations, the keys of their contexts. tests/config/test_explain.py fails with pydantic's version if
-one of these changes.
+This is the only file that knows the format of pydantic's errors: their types, the steps of their
+locations, the keys of their contexts. tests/config/test_explain.py fails and names pydantic's
+version if the format changes.
 """
 
 import re
@@ -23,19 +23,19 @@ Root = type[BaseModel]  # the class of the whole config
 def explain(
     invalid: ValidationError, root: Root, values: Mapping[str, Any], composed: Mapping[str, Any]
 ) -> str:
-    """Explain what `root` refuses in `values`, which were made from `composed`. An unknown key
-    comes first, since it is often the right one misspelled."""
+    """Explain the first error of `values`, which were made from `composed`. An unknown key comes
+    before other errors, because it is often a misspelled required key."""
     errors: Sequence[Mapping[str, Any]] = invalid.errors()
     error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
     path = _path(error, values)
-    for other in errors:  # of a union's members the one that looked further into the value
+    for other in errors:  # in a union, prefer the error that is deeper inside the value
         longer = _path(other, values)
         if longer[: len(path)] == path and len(longer) > len(path):
             error, path = other, longer
     kind, found = error["type"], error.get("input")
     key = _key(path, values, composed)
     if kind == "extra_forbidden":
-        return _no_key(root, key, error["loc"], path)
+        return _unknown_key(root, key, error["loc"], path)
     if kind == "missing":
         return f"{key} is missing; it needs a value"
     if kind == "union_tag_not_found":
@@ -50,9 +50,9 @@ def explain(
         return f"{key}.{tag} must be {_or(allowed)}, got {show(found)}{nearest(found, allowed)}"
     if kind == "value_error" and isinstance(error["ctx"]["error"], SentenceError):
         return f"{key}.{error['ctx']['error']}"
-    if kind == "value_error" and isinstance(found, dict):  # of keys together
+    if kind == "value_error" and isinstance(found, dict):  # several keys contradict each other
         return f"{key} must have {error['ctx']['error']}"
-    # of a union, what each member allows
+    # in a union, the errors of all members at this key
     same = [other for other in errors if _path(other, values) == path]
     names = [
         name
@@ -61,7 +61,7 @@ def explain(
         for name in _words(other["ctx"]["expected"])
     ]
     hint = nearest(found, names)
-    if kind == "string_pattern_mismatch":  # what others call a gpu
+    if kind == "string_pattern_mismatch":  # device: many users write gpu for cuda
         hint = nearest(str(found).replace("gpu", "cuda"), ["auto", "cuda", "mps"])
     text = " or ".join(
         dict.fromkeys(_allowed(root, other).removeprefix("must be ") for other in same)
@@ -83,10 +83,10 @@ def _allowed(root: Root, error: Mapping[str, Any]) -> str:
     return words.format(**error.get("ctx", {})) if words else f"must be valid ({error['msg']})"
 
 
-def _no_key(root: Root, key: str, location: Sequence[Any], path: Sequence[Any]) -> str:
-    """List the keys that exist, and where the given one may belong: in another choice, beside
-    it, elsewhere."""
-    if key == "experiment":  # without the header, a file's keys are put below its group's name
+def _unknown_key(root: Root, key: str, location: Sequence[Any], path: Sequence[Any]) -> str:
+    """List the keys that exist, and suggest where the given one belongs: in another choice, beside
+    it, or elsewhere."""
+    if key == "experiment":  # without this header, Hydra puts the file's keys below `experiment`
         return "experiment: the first line of its file must be '# @package _global_'"
     section, parent = _annotation(root, location[:-1]), key.rpartition(".")[0]
     tag, choices = _tag(section), sections(_annotation(root, location[:-2]))
@@ -112,12 +112,13 @@ def _no_key(root: Root, key: str, location: Sequence[Any], path: Sequence[Any]) 
     if tag:
         choice = location[-2] if location[-2] in choices else next(iter(sections(section)))
         where = f"{parent}={choice}" if tag == "name" else f"{parent} ({choice})"
-    return f"{key} is no key of {where}, which has {', '.join(allowed) or 'no keys'}{hint}"
+    accepts = f"accepts: {', '.join(allowed)}" if allowed else "has no keys"
+    return f"unknown key {key}; {where} {accepts}{hint}"
 
 
 def _path(error: Mapping[str, Any], values: Any) -> list[Any]:
-    """The user's keys in an error's place, without the names of unions' members that pydantic puts
-    between."""
+    """The path of an error in the user's keys. pydantic's location also has names of union members;
+    these are dropped."""
     path: list[Any] = []
     for step in error["loc"]:
         if (isinstance(values, Mapping) and step in values) or (
@@ -129,26 +130,26 @@ def _path(error: Mapping[str, Any], values: Any) -> list[Any]:
 
 
 def _key(path: Sequence[Any], values: Mapping[str, Any], composed: Mapping[str, Any]) -> str:
-    """The path as the user writes it; what stands in no layer but in `layer_defaults` is named
+    """Write the path as the user does. A value that came from `layer_defaults` gets its key
     there."""
-    said, whole = composed, values
+    given, filled = composed, values
     for step in path[:-1]:
-        said, whole = said[step], whole[step]
+        given, filled = given[step], filled[step]
     if (
-        isinstance(said, dict)
-        and isinstance(whole, dict)
-        and path[-1] in whole
-        and path[-1] not in said
+        isinstance(given, dict)
+        and isinstance(filled, dict)
+        and path[-1] in filled
+        and path[-1] not in given
     ):
-        return f"layer_defaults.{whole['layer']}.{path[-1]}"
+        return f"layer_defaults.{filled['layer']}.{path[-1]}"
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(
         "."
     )
 
 
 def every_key(section: Any, parent: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield the dotted keys of a section and of all choices of the sections in it, and their
-    fields. Keys in lists, in mappings and in a schedule's parts have no fixed place."""
+    """Yield the dotted keys and fields of a section and of all choices inside it. Keys in lists, in
+    mappings and in a schedule's parts are left out: they have no fixed path."""
     for name, field in keys(section).items():
         yield f"{parent}{name}", field
         if not issubclass(section, Curve) and get_origin(field.annotation) not in (list, dict):
@@ -158,7 +159,7 @@ def every_key(section: Any, parent: str = "") -> Iterator[tuple[str, FieldInfo]]
 
 
 def _annotation(root: Root, location: Sequence[Any]) -> Any:
-    """Return what `root` declares at an error's place."""
+    """The type that `root` declares at the location of an error."""
     annotation: Any = root
     for step in location:
         if hasattr(annotation, "model_fields"):
@@ -172,13 +173,13 @@ def _annotation(root: Root, location: Sequence[Any]) -> Any:
 
 
 def _declared(field: FieldInfo) -> Any:
-    """A key's type without its mark."""
+    """The type of a key with its constraints, without its mark."""
     constraints = [item for item in field.metadata if not isinstance(item, Mark)]
     return Annotated[field.annotation, *constraints] if constraints else field.annotation
 
 
 def _item(annotation: Any) -> Any:
-    """Return what a list is declared to hold, whether it is the only type or one of several."""
+    """The declared item type of a list, also if the list is one of several allowed types."""
     if get_origin(annotation) is list:
         return get_args(annotation)[0]
     return next(
@@ -187,7 +188,7 @@ def _item(annotation: Any) -> Any:
 
 
 def sections(annotation: Any) -> dict[str, Any]:
-    """The members of a union by the names that choose them."""
+    """Map each name that selects a member of a union to that member."""
     members = [member for member in _members(annotation) if _tag(member)]
     return {
         name: member
@@ -206,7 +207,7 @@ def _members(annotation: Any) -> list[Any]:
 
 
 def _tag(section: Any) -> str | None:
-    """`layer` or `name`, the key that chooses this section."""
+    """The key that selects this section: `layer` or `name`."""
     fields = getattr(section, "model_fields", {})
     return next(
         (
@@ -219,7 +220,7 @@ def _tag(section: Any) -> str | None:
 
 
 def _words(expected: str) -> list[str]:
-    """pydantic's "'a', 'b' or 'c'" as a list, in YAML's spelling."""
+    """Split pydantic's "'a', 'b' or 'c'" into a list in YAML's spelling."""
     words = [word.strip(" '") for part in expected.split(" or ") for word in part.split(",")]
     return [word.lower() if word in ("True", "False") else word for word in words]
 

@@ -1,7 +1,7 @@
-"""The whole config, typed: what a user may say, and the words when it is wrong.
+"""The typed config: all keys with their types and ranges.
 
-`parse` is the one door: it takes what Hydra composed and gives a `Config`, or raises a ConfigError
-in one line with the key, what was found, what is allowed, and the nearest match.
+`parse` turns the values that Hydra composed into a `Config`. It raises a ConfigError in one line:
+the key, the allowed values, the value found, and the nearest match.
 """
 
 import hashlib
@@ -95,7 +95,7 @@ class FindLR(Section):
 
 
 def _one_line(text: str) -> str:
-    if printable(text) != text:  # no command with it could be copied
+    if printable(text) != text:  # a printed command with it could not be copied
         raise ValueError("text without control and invisible characters")
     return text
 
@@ -143,7 +143,7 @@ class Config(Section):
 
 
 def parse(composed: Mapping[str, Any]) -> Config:
-    """The typed config. `layer_defaults` is folded into the layers that it speaks of."""
+    """Make the typed config. Fills `layer_defaults` into `model.layers`."""
     values = dict(composed)
     _check_keys(values)
     user_code.check(values)
@@ -151,11 +151,11 @@ def parse(composed: Mapping[str, Any]) -> Config:
     if isinstance(defaults, dict):
         _check_layer_defaults(defaults)
         if isinstance(model, dict) and isinstance(model.get("layers"), list):
-            whole = [
+            layers = [
                 with_defaults(layer, defaults) if isinstance(layer, dict) else layer
                 for layer in model["layers"]
             ]
-            values["model"] = {**model, "layers": whole}
+            values["model"] = {**model, "layers": layers}
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -163,8 +163,8 @@ def parse(composed: Mapping[str, Any]) -> Config:
 
 
 def _check_keys(values: Mapping[Any, Any], path: str = "") -> None:
-    """Refuse a key that is no text or holds a dot; `args` belong to a function, which names its
-    own."""
+    """Refuse a key that is not text or that contains a dot. Keys in `args` are not checked: they
+    are arguments of a function."""
     for key, value in values.items():
         where = f"{path}.{key}" if path else str(key)
         if not isinstance(key, str) or not key:
@@ -172,8 +172,8 @@ def _check_keys(values: Mapping[Any, Any], path: str = "") -> None:
         if "." in key:
             group, _, last = key.rpartition(".")
             raise ConfigError(
-                f"{show(where)} is one key with a dot in it; in a file, write {show(last)} "
-                f"below {show(group)}"
+                f"{show(where)} is a single key that contains a dot; in a file, write "
+                f"{show(last)} below {show(group)}"
             )
         if key != "args":
             for item in value if isinstance(value, list) else (value,):
@@ -182,16 +182,16 @@ def _check_keys(values: Mapping[Any, Any], path: str = "") -> None:
 
 
 def sha256(composed: Mapping[str, Any], *without: str) -> str:
-    """Hash what fixes a run: the composed config without the keys whose mark says otherwise, and
-    without `without`."""
-    aside = {*marked("outside_hash"), *without}
-    kept = {key: value for key, value in composed.items() if key not in aside}
+    """Hash the values that determine a run: the composed config without the keys that are marked
+    `outside_hash` and without the keys `without`."""
+    excluded = {*marked("outside_hash"), *without}
+    kept = {key: value for key, value in composed.items() if key not in excluded}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 @cache
 def marked(mark: str) -> tuple[str, ...]:
-    """The keys that have a mark, a field of `Mark`, in the schema's order."""
+    """The keys that have this mark (a field of `Mark`), in the schema's order."""
     return tuple(
         dict.fromkeys(
             name
@@ -204,18 +204,19 @@ def marked(mark: str) -> tuple[str, ...]:
 
 def _check_layer_defaults(defaults: Mapping[str, Any]) -> None:
     layers = sections(Layer)
-    for kind, said in defaults.items():
+    for kind, values in defaults.items():
         if kind not in layers:
             raise ConfigError(
-                f"layer_defaults.{kind} is no layer; layers are "
+                f"unknown key layer_defaults.{kind}; layer_defaults accepts: "
                 f"{', '.join(layers)}{nearest(kind, layers)}"
             )
-        if not isinstance(said, dict):
-            raise ConfigError(f"layer_defaults.{kind} must be a group of keys, got {show(said)}")
+        if not isinstance(values, dict):
+            raise ConfigError(f"layer_defaults.{kind} must be a group of keys, got {show(values)}")
         allowed = [name for name in keys(layers[kind]) if name != "layer"]
-        for key in said:
+        for key in values:
             if key not in allowed:
-                has = f"which has {', '.join(allowed) or 'no keys'}"
+                accepts = f"accepts: {', '.join(allowed)}" if allowed else "has no keys"
                 raise ConfigError(
-                    f"layer_defaults.{kind}.{key} is no key of {kind}, {has}{nearest(key, allowed)}"
+                    f"unknown key layer_defaults.{kind}.{key}; {kind} {accepts}"
+                    f"{nearest(key, allowed)}"
                 )

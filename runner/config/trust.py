@@ -1,7 +1,7 @@
-"""Keys of Hydra's part that a config may set: a launcher, a sweeper, and the keys listed here.
+"""An allowlist for hydra.*: the launchers and sweepers, and their keys, that a config may set.
 
-The list says what is allowed. A launcher or sweeper is started from Hydra's own description of it
-plus these keys, each with its type; nothing else from a command line or a YAML file reaches Hydra.
+A launcher or sweeper starts from Hydra's own defaults plus these keys, each with its type. Nothing
+else from a command line or a YAML file reaches Hydra.
 """
 
 import re
@@ -13,7 +13,7 @@ from runner.user_code import walk
 
 MOST_JOBS = 10_000  # of one multirun
 
-# group -> the choices that can be started; each but the first is an extra
+# group -> allowed choices; each but the first needs an extra to be installed
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "hydra/launcher": ("basic", "joblib", "submitit_local", "submitit_slurm", "ray"),
     "hydra/sweeper": ("basic", "optuna"),
@@ -48,7 +48,7 @@ _WORD = _Kind(
     lambda v: isinstance(v, str) and re.fullmatch(r"[\w.:,=-]{1,100}", v, re.ASCII) is not None,
 )
 _MINIMIZE = _Kind(
-    "minimize (for trainer.monitor_mode=max its sign is turned)", lambda v: v == "minimize"
+    "minimize (trainer.monitor_mode=max flips the sign of the metric)", lambda v: v == "minimize"
 )
 
 _KEYS: Mapping[str, _Kind] = {
@@ -105,8 +105,8 @@ _KEYS: Mapping[str, _Kind] = {
     "sweeper.sampler.n_ei_candidates": _COUNT,
     "sweeper.sampler.multivariate": _SWITCH,
 }
-_PARAMS = "sweeper.params."  # KEY -> a range, as `KEY=RANGE` on the command line
-# what Hydra notes of a composition; it acts on none of it
+_PARAMS = "sweeper.params."  # KEY -> a range, like `KEY=RANGE` on the command line
+# keys where Hydra records the composition; it does not act on them
 _NOTES = ("overrides.", "runtime.", "job.override_dirname", "job.name", "job.config_name")
 _INTERPOLATION = re.compile(r"\$\{[A-Za-z_]\w*(\.\w+|\[\d+\])*\}")
 
@@ -116,8 +116,7 @@ def check_choice(group: str, choice: Any) -> None:
     choices = CHOICES.get(group)
     if choices is None:
         raise ConfigError(
-            f"{group} is fixed; of Hydra's groups {', '.join(CHOICES)} can be chosen, got "
-            f"{show(choice)}"
+            f"{group} cannot be set, got {show(choice)}; these groups can: {', '.join(CHOICES)}"
         )
     if choice not in choices:
         raise ConfigError(
@@ -127,13 +126,15 @@ def check_choice(group: str, choice: Any) -> None:
 
 
 def allowed(
-    found: Mapping[str, Any], said: Mapping[str, Any], own: Mapping[str, Any]
+    composed: Mapping[str, Any], overrides: Mapping[str, Any], own: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what is set of Hydra's part besides what its choices hold by themselves, `own`: by the
-    files that made up `found`, or by the command line, `said`; dotted key -> value, interpolations
-    as they are written. ConfigError where a key is not listed or its value is of another type."""
-    before, after = dict(_leaves(own)), dict(_leaves(found))
-    for key, value in said.items():
+    """Find the keys of hydra.* that files (`composed`) or the command line (`overrides`) set, other
+    than the defaults of the chosen launcher and sweeper (`own`).
+
+    Returns dotted key -> value, with interpolations unresolved. Raises ConfigError if a key is not
+    in the allowlist or its value has the wrong type."""
+    before, after = dict(_leaves(own)), dict(_leaves(composed))
+    for key, value in overrides.items():
         after |= dict(_leaves(value, key))
     changed = {
         key: value
@@ -149,8 +150,8 @@ def allowed(
             close = closest(key.rpartition(".")[2], last)
             hint = f"; did you mean {last[close]}?" if close else ""
             raise ConfigError(
-                f"hydra.{key} cannot be set, got {show(value)}; "
-                f"{', '.join(last.values()) or 'no key'} of hydra can{hint}"
+                f"hydra.{key} cannot be set, got {show(value)}; these keys can: "
+                f"{', '.join(last.values()) or 'none'}{hint}"
             )
         if not kind.fits(value):
             raise ConfigError(f"hydra.{key} must be {kind.words}, got {show(value)}")
@@ -169,24 +170,23 @@ def allowed(
 
 
 def check_values(values: Mapping[str, Any]) -> None:
-    """Refuse in the config's own part, as it is written, what names a class to run, and each
-    `${...}` that is anything but another key of the config: a resolver could read the environment
-    or make what was not checked."""
+    """Refuse keys that name a class to run (`_target_`), and every `${...}` that does not refer to
+    a key of the config: a resolver could read the environment or return unchecked values."""
     for path, key, value in walk(values):
         if key in ("_target_", "_partial_", "_args_", "_recursive_", "_convert_"):
             raise ConfigError(
-                f"{path} is not taken from a config: it would run {show(value)}; "
-                f"SECURITY.md lists what may be named"
+                f"{path} is not allowed in a config: it would run {show(value)}; "
+                f"SECURITY.md lists what a config may name"
             )
         if isinstance(value, str) and "${" in _INTERPOLATION.sub("", value):
             raise ConfigError(
-                f"{path} may refer to keys of the config alone, as in ${{optimizer.lr}}: write the "
-                f"value itself, got {show(value)}"
+                f"{path} may only refer to keys of the config, such as ${{optimizer.lr}}; write "
+                f"the value itself, got {show(value)}"
             )
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, value) of everything that is no mapping with keys."""
+    """Yield (dotted path, value) of every value that is not a group of keys."""
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from _leaves(inner, f"{path}.{key}" if path else str(key))

@@ -1,4 +1,4 @@
-"""A user's YAML files, read strictly: what is wrong with one is told with its name and line."""
+"""Read a user's YAML files strictly; errors name the file and the line."""
 
 import os
 import stat
@@ -22,11 +22,11 @@ _DEEPEST = 60
 
 
 def read_text(path: Path) -> str:
-    """UTF-8 text of a regular file of at most a mebibyte."""
+    """Read UTF-8 text from a regular file of at most 1 MiB."""
     try:
         with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ConfigError(f"{path} must be a file of YAML; it is none")
+                raise ConfigError(f"{path} must be a regular YAML file")
             content = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
@@ -40,8 +40,8 @@ def read_text(path: Path) -> str:
 
 
 def parse(text: str, path: Path) -> DictConfig:
-    """A mapping, interpolations as they are written. Refused are duplicate keys, values that
-    contain themselves, and what grows or nests without bound."""
+    """Parse a mapping; interpolations are not resolved. Refuses duplicate keys, values that contain
+    themselves, and values that are too large or nested too deeply."""
     try:
         _check_depth(text, path)
         node = yaml.compose(text, Loader=_Loader)
@@ -57,9 +57,9 @@ def parse(text: str, path: Path) -> DictConfig:
         raise ConfigError(
             f"{path}{line}: {printable(str(error.problem or error.context))}"
         ) from None
-    except yaml.YAMLError as error:  # the reader's, of characters that YAML does not allow
+    except yaml.YAMLError as error:  # a character that YAML does not allow
         raise ConfigError(f"{path}: {one_line(error)}") from None
-    except OmegaConfBaseException as error:  # its own first line; it adds lines about its classes
+    except OmegaConfBaseException as error:  # its other lines are about OmegaConf's classes
         key = f" {error.full_key}:" if error.full_key else ""
         raise ConfigError(f"{path}:{key} {printable(str(error).partition(chr(10))[0])}") from None
     except ValueError as error:
@@ -79,7 +79,7 @@ def _check_depth(text: str, path: Path) -> None:
 
 
 def _measure(node: Any, path: Path, sizes: dict[int, int], above: set[int]) -> int:
-    """Count the values of a node, with each *alias expanded."""
+    """Count the values of a node with all aliases expanded."""
     if isinstance(node, yaml.ScalarNode):
         return 1
     line = node.start_mark.line + 1
@@ -93,7 +93,7 @@ def _measure(node: Any, path: Path, sizes: dict[int, int], above: set[int]) -> i
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 line = key.start_mark.line + 1
-                raise ConfigError(f"{path}, line {line}: {show(key.value)} stands twice")
+                raise ConfigError(f"{path}, line {line}: the key {show(key.value)} is repeated")
             seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
     size = 1 + sum(_measure(item, path, sizes, above | {id(node)}) for item in inner)
     if size > _MOST_VALUES:

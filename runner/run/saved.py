@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from runner import dispatcher
 from runner.config import yaml_files
-from runner.config.conf_folder import defaults, with_schedules_whole
+from runner.config.conf_folder import defaults, with_schedule_defaults
 from runner.config.schema import Config, parse, sha256
 from runner.data.dataset import Scaling, check_finite
 from runner.data.source import Batch
@@ -105,7 +105,7 @@ def _filled(saved: Mapping[str, Any]) -> dict[str, Any]:
     }
     if "layer_defaults" in saved:
         default["layer_defaults"] = defaults("layer_defaults", "default")
-    return with_schedules_whole(_merged(default, saved, depth=2))
+    return with_schedule_defaults(_merged(default, saved, depth=2))
 
 
 def _merged(default: Mapping[str, Any], saved: Any, depth: int) -> Any:

@@ -333,7 +333,7 @@ def _say(
             [quoting.override("trusted_modules", list(trusted_modules))] if trusted_modules else []
         )
         console.say(
-            f"go on    {quoting.command_line([quoting.override('resume', str(path)), *trusted])}"
+            f"resume   {quoting.command_line([quoting.override('resume', str(path)), *trusted])}"
         )
     if picture is not None:
         console.say(f"picture  {picture}")

@@ -196,8 +196,8 @@ def test_a_file_of_config_dir_that_would_change_nothing_is_refused(
     assert main() == 2
     assert capfd.readouterr() == (
         "",
-        f"error: --config-dir adds choices, GROUP/CHOICE.yaml, and takes no {name}: {file}; "
-        f"as experiment/NAME.yaml it is chosen with experiment=NAME\n",
+        f"error: --config-dir must not contain {name}, got {file}; move it to "
+        f"experiment/NAME.yaml and select it with experiment=NAME\n",
     )
 
 

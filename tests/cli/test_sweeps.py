@@ -104,7 +104,7 @@ def test_a_multirun_that_was_stopped_goes_on_to_the_same_bits(
     assert 1 <= len(before) < 4
     (done,) = forked(tmp_path, again)
     assert (done.status, done.err) == (0, "")
-    assert done.out.count(" was completed before\n") == len(before)
+    assert done.out.count(" is already completed\n") == len(before)
     assert done.out.count("resume   ") == 1
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert hashes(folder) == hashes(tmp_path / whole.folder)
@@ -115,7 +115,7 @@ def test_one_that_is_completed_is_only_compared_again(tmp_path: Path) -> None:
     short = ("-m", "seed=0,1", "trainer.max_steps=20", "device=cpu", "output.multirun=outputs/here")
     first, second = forked(tmp_path, short)[0], forked(tmp_path, short)[0]
     assert (first.status, second.status) == (0, 0)
-    assert second.out.count(" was completed before\n") == 2
+    assert second.out.count(" is already completed\n") == 2
     assert "completed: 20 steps" not in second.out
     assert second.out.splitlines()[-1] == first.out.splitlines()[-1]
 
@@ -148,7 +148,9 @@ def test_two_commands_started_at_once_train_each_job_once(tmp_path: Path, backen
     said = first.out + second.out
     once_each(tmp_path / "outputs" / "shared", 4, 200, said)
     assert "4 of 4 jobs completed" in said
-    assert len(re.findall(r"^job \d: .* is left to process \d+$", said, re.MULTILINE)) >= 1
+    assert (
+        len(re.findall(r"^job \d: .* is skipped: process \d+ trains it$", said, re.MULTILINE)) >= 1
+    )
 
 
 def test_a_command_beside_another_takes_what_is_left_and_says_who_has_the_rest(
@@ -178,7 +180,7 @@ def test_a_command_beside_another_takes_what_is_left_and_says_who_has_the_rest(
         == f"error: resume: {job} is in use, another process trains in it: process {child}\n"
     )
     assert (second.status, second.err) == (0, "")
-    assert f"job 0: seed-0 is left to process {child}\n" in second.out
+    assert f"job 0: seed-0 is skipped: process {child} trains it\n" in second.out
     assert f"training: {job.name} in process {child}\n" in second.out
     assert "1 of 2 jobs completed" in second.out
     assert (job / "note.txt").read_text() == "mine"
@@ -207,9 +209,9 @@ def test_what_was_interrupted_goes_on_by_the_command_that_it_prints(
     (printed,) = [
         line
         for line in out.read_text().splitlines()
-        if line.startswith("go on    python -m runner ")
+        if line.startswith("resume   python -m runner ")
     ]
-    (done,) = forked(tmp_path, tuple(shlex.split(printed)[5:]))
+    (done,) = forked(tmp_path, tuple(shlex.split(printed)[4:]))
     assert (done.status, done.err) == (0, "")
     assert ends in done.out
     assert done.out.count("resume   ") == 1
@@ -329,11 +331,11 @@ def test_a_job_s_process_that_is_killed_ends_the_command_in_one_line(tmp_path: P
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1
     said = (
-        "the process of a job was killed, by somebody or because memory was short; the other "
-        "jobs ended with it"
+        "the process of a job was killed, perhaps because memory ran out; the other jobs ended "
+        "with it"
     )
     assert err == f"error: {said}\n"
-    assert out.splitlines()[-1].startswith("go on    python -m runner -m seed=0,1 ")
+    assert out.splitlines()[-1].startswith("resume   python -m runner -m seed=0,1 ")
 
 
 def test_a_job_whose_command_is_gone_is_asked_to_end_and_its_process_ends_after_it(

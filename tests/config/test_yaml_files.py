@@ -15,8 +15,8 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for 
 BROKEN = [
     ("a: [1, 2", "line 2: did not find expected ',' or ']'"),
     ("a: 1\n\tb: 2\n", "line 2: found a tab character"),
-    ("a: 1\nb: 2\na: 3\n", "line 3: a stands twice"),
-    ("x:\n  a: 1\n  a: 3\n", "line 3: a stands twice"),
+    ("a: 1\nb: 2\na: 3\n", "line 3: the key a is repeated"),
+    ("x:\n  a: 1\n  a: 3\n", "line 3: the key a is repeated"),
     ("a: \x07\n", "control characters are not allowed"),
     ("just text", "must hold KEY: VALUE, got just text"),
     ("- 1\n- 2\n", "must hold KEY: VALUE"),
@@ -56,23 +56,23 @@ EXPERIMENTS = [
     (HEADER + "true: 1\n", "a key of the config must be text, got true"),
     (
         HEADER + "'optimizer.lr': 1\n",
-        "optimizer.lr is one key with a dot in it; in a file, write lr below optimizer",
+        "optimizer.lr is a single key that contains a dot; in a file, write lr below optimizer",
     ),
     ("seed: 1\n", "experiment: the first line of its file must be '# @package _global_'"),
     (
         HEADER + "optimizer: [1]\n",
         (
-            "experiment/mine.yaml holds a list where the config has a group of keys, or a group "
-            "where it has a list"
+            "experiment/mine.yaml has a list where the config has a group of keys, or a group "
+            "where the config has a list"
         ),
     ),
     (
         HEADER + "defaults:\n  - /optimizer: ${seed}\n",
-        "a defaults list names its choices: ${...} is not taken there",
+        "a defaults list cannot contain ${...}; name the choice itself",
     ),
     (
         HEADER + "hydra:\n  launcher:\n    n_jobs: 2\n",
-        "hydra.launcher.n_jobs is no key of the launcher or sweeper that is chosen",
+        "unknown key hydra.launcher.n_jobs: the chosen launcher or sweeper does not have it",
     ),
 ]
 
@@ -102,7 +102,7 @@ def test_text_is_utf8_of_a_regular_file_of_bounded_size(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"must have at most 1048576 bytes$"):
         read_text(path)
     os.mkfifo(tmp_path / "pipe")  # nobody writes to it: a plain open would wait for ever
-    with pytest.raises(ConfigError, match=r"pipe must be a file of YAML"):
+    with pytest.raises(ConfigError, match=r"pipe must be a regular YAML file"):
         read_text(tmp_path / "pipe")
     with pytest.raises(ConfigError, match=r"nowhere cannot be read: No such file"):
         read_text(tmp_path / "nowhere")

@@ -55,18 +55,18 @@ TOO_LARGE = {
             r"into .*, got \d+ updates"
         ),
     ),
-    "digits": (["seed=" + "9" * 5000], "seed holds a number of more than 4300 digits"),
+    "digits": (["seed=" + "9" * 5000], "seed contains a number of more than 4300 digits"),
     "metrics": (
         ["metrics=[" + "accuracy," * 100 + "accuracy]"],
         r"metrics must be auto or must have at most 100 items, got \['accuracy', .*",
     ),
     "nested": (
         [f"model.layers=[{NESTED},{OUT}]"],
-        "the config holds more lists or groups in one another than can be read",
+        "the config is nested too deeply",
     ),
     "deeper": (
         ["model.layers=" + "[" * 400 + "]" * 400],
-        "(model.layers|the config) holds more lists or groups in one another than can be read",
+        "(model.layers|the config) is nested too deeply",
     ),
 }
 

@@ -99,7 +99,7 @@ BROKEN: list[tuple[str, Callable[[str], str], str]] = [
     (
         "config.yaml",
         lambda text: "a: 1\na: 2\n",
-        "resume: {}/config.yaml cannot be read: line 2: a stands twice",
+        "resume: {}/config.yaml cannot be read: line 2: the key a is repeated",
     ),
     (
         "config.yaml",
@@ -523,9 +523,9 @@ def test_of_checkpoints_the_newest_by_number_is_taken(
 NOT_ON_A_RUN = [
     ("resume={} task=preview", "resume=FOLDER goes with task=train, got task=preview"),
     ("resume={} task=find_lr", "resume=FOLDER goes with task=train, got task=find_lr"),
-    ("resume={} ~trainer.max_epochs", "~trainer.max_epochs cannot be removed from the config of "
-        "a run; write trainer.max_epochs=VALUE"),
-    ("run={} task=evaluate ~device", "~device cannot be removed from the config of a run; write "
+    ("resume={} ~trainer.max_epochs", "~trainer.max_epochs cannot remove a key of a saved run; "
+        "write trainer.max_epochs=VALUE"),
+    ("run={} task=evaluate ~device", "~device cannot remove a key of a saved run; write "
         "device=VALUE"),
     ("resume={} checkpoint=999", "{} has no checkpoint 999; it has 40, 50, best, last"),
     ("run={} task=evaluate checkpoint=999", "{} has no checkpoint 999; it has 40, 50, best, last"),
@@ -533,7 +533,7 @@ NOT_ON_A_RUN = [
     ("-m resume={} trainer.steps_per_call=1,2", "resume: {} is at step 50 of 50, nothing is left; "
         "a larger trainer.max_epochs or trainer.max_steps makes it longer"),
     ("-m seed=0,1 output.multirun={} output.root={}/..", "output.multirun must be a folder of its "
-        "own, got {}, which is in a run's folder"),
+        "own, got {}, which is inside a run's folder"),
 ]  # fmt: skip
 
 
