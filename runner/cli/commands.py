@@ -162,7 +162,7 @@ def execute(argv: Sequence[str]) -> int:
         sweep.check_size(overrides)
     expanded = jobs(options.overrides, options.multirun, config_dir)
     if _only_shows(options):
-        _check_shown(options, composer.whole(expanded[0]))
+        _check_shown(options, composer.whole(expanded[0]), len(expanded))
         return _show(options, config_dir)
     request = Request(argv, overrides, expanded, options.multirun, composer)
     request.check_twice([tuple(job) for job in expanded])
@@ -174,6 +174,10 @@ def _check_options(options: Namespace) -> None:
         raise ConfigError(
             "--config-name and --config-path are not supported; use --config-dir to add a folder "
             "of choices"
+        )
+    if not options.cfg and (options.package or options.resolve):
+        raise ConfigError(
+            f"--{'package' if options.package else 'resolve'} needs --cfg, which shows the config"
         )
     if options.experimental_rerun:  # would load a pickle
         raise ConfigError("--experimental-rerun is not supported; use resume=FOLDER")
@@ -190,20 +194,44 @@ def _check_options(options: Namespace) -> None:
                 )
 
 
-def _check_shown(options: Namespace, whole: DictConfig) -> None:
+def _check_shown(options: Namespace, whole: DictConfig, num_jobs: int) -> None:
     """Refuse options on which Hydra would exit by itself or print a traceback."""
     package = options.package
-    if options.cfg and package and OmegaConf.select(whole, package.removesuffix(".")) is None:
-        names = [str(key) for key in whole]
+    if num_jobs > 1 and (options.cfg or options.info):
         raise ConfigError(
-            f"--package must name a group of the config, got {show(package)}"
-            f"{nearest(package, names)}"
+            f"{'--cfg' if options.cfg else '--info'} shows one job, got {num_jobs}; give each key "
+            f"one value"
         )
-    is_query = any(override.startswith("query=") for override in options.overrides)
-    if options.shell_completion and is_query and "COMP_LINE" not in os.environ:
+    if options.cfg and package and package != "_global_":
+        parts = {"job": {str(key) for key in whole} - {"hydra"}, "hydra": {"hydra"}}
+        names = sorted(parts.get(options.cfg, map(str, whole)))
+        known = OmegaConf.select(whole, package.removesuffix("."))
+        if known is None or package.partition(".")[0] not in names:
+            raise ConfigError(
+                f"--package must name a group of --cfg {options.cfg}, got {show(package)}"
+                f"{nearest(package, names)}"
+            )
+    if options.shell_completion:
+        _check_completion(options.overrides)
+
+
+def _check_completion(overrides: Sequence[str]) -> None:
+    """Refuse all but one of `install=SHELL`, `uninstall=SHELL` and `query=SHELL`."""
+    actions, shells = ("install", "uninstall", "query"), hydra_bridge.shells()
+    action, _, shell = overrides[0].partition("=") if len(overrides) == 1 else ("", "", "")
+    if action not in actions:
+        choices = ", ".join(f"{name}=SHELL" for name in actions)
+        got = show(" ".join(overrides)) if overrides else "nothing"
+        raise ConfigError(f"--shell-completion takes one of {choices} and nothing else, got {got}")
+    if shell not in shells:
         raise ConfigError(
-            "--shell-completion query=SHELL needs the environment variable COMP_LINE, which the "
-            "shell sets"
+            f"--shell-completion {action} must be one of {', '.join(shells)}, got {show(shell)}"
+            f"{nearest(shell, shells)}"
+        )
+    if action == "query" and "COMP_LINE" not in os.environ:
+        raise ConfigError(
+            f"--shell-completion query={shell} needs the environment variable COMP_LINE, "
+            f"which the shell sets; install={shell} prints the script that does so"
         )
 
 

@@ -5,6 +5,7 @@ its own search path, or for launching jobs with configs that are already compose
 tests/cli/test_hydra_bridge.py fails and names Hydra's version if one of these internals changes.
 """
 
+import logging
 import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobRuntime, setup_globals
+from hydra.plugins.completion_plugin import CompletionPlugin
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -103,10 +105,16 @@ def show(arguments: Namespace, config_dir: str | None) -> int:
     elif arguments.cfg:
         hydra.show_cfg("config", overrides, arguments.cfg, arguments.package, arguments.resolve)
     elif arguments.info:
+        logging.disable(logging.NOTSET)  # Hydra shows it by log lines
         hydra.show_info(arguments.info, config_name="config", overrides=overrides)
     else:
         hydra.shell_completion(config_name="config", overrides=overrides)
     return 0
+
+
+def shells() -> list[str]:
+    """The shells that --shell-completion knows."""
+    return sorted(each.provides() for each in Plugins.instance().discover(CompletionPlugin))
 
 
 # (a job's overrides, its number) -> the value that a search minimizes

@@ -233,7 +233,7 @@ class Group:
 
     @property
     def is_tuned(self) -> bool:
-        """Its base rate is one of tune=lr."""
+        """Tell whether its base rate is one of tune=lr."""
         return bool(self.jobs[0].config.get("tune"))
 
     def but_for_rate(self) -> str:

@@ -182,6 +182,56 @@ def test_a_name_that_is_too_long_is_said_of_its_key(
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            (),
+            "takes one of install=SHELL, uninstall=SHELL, query=SHELL and nothing else, "
+            "got nothing",
+        ),
+        (("install=nosh",), "install must be one of bash, fish, zsh, got nosh"),
+        (("uninstall=",), 'uninstall must be one of bash, fish, zsh, got ""'),
+        (
+            ("query=bash",),
+            "query=bash needs the environment variable COMP_LINE, which the shell sets; "
+            "install=bash prints the script that does so",
+        ),
+    ],
+)
+def test_shell_completion_is_refused_in_one_line_where_it_lacks_what_it_needs(
+    given: tuple[str, ...],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Hydra would end with a traceback."""
+    monkeypatch.delenv("COMP_LINE", raising=False)
+    monkeypatch.setattr(sys, "argv", ["runner", "--shell-completion", *given])
+    assert main() == 2
+    assert capfd.readouterr() == ("", f"error: --shell-completion {said}\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--info", "config", "schedule=cosine"), "Config search path"),
+        (("--cfg", "job", "--package", "_global_"), "trainer:"),
+        (("--cfg", "hydra"), "hydra:"),
+        (("--hydra-help",), "--shell-completion"),
+        (("--shell-completion", "install=bash"), "COMP_LINE"),
+        (("-sc", "query=bash"), "schedule=cosine schedule=cosine_restarts\n"),
+    ],
+)
+def test_hydra_s_own_options_show_what_they_are_for(options: tuple[str, ...], said: str) -> None:
+    command = [sys.executable, "-m", "runner", *options]
+    line = {"COMP_LINE": "twinrun schedule=cos"}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **line}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert said in done.stdout
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "hydra/config.yaml"])
 def test_a_file_of_config_dir_that_would_change_nothing_is_refused(
     name: str,
