@@ -37,9 +37,7 @@ EQUIVALENT = REPOSITORY / "tests" / "equivalent_mutants.txt"
 
 # The cheapest tests that hold what a module claims.
 NEAR = {
-    "runner/schedules/stall.py": (
-        "tests/schedules/test_plateau.py -k 'not backends and not in_force and not early'"
-    ),
+    "runner/schedules/stall.py": "tests/schedules/test_stall.py",
     "runner/components/losses.py": "tests/components/test_losses_metrics.py",
     "runner/components/metrics.py": "tests/components/test_losses_metrics.py",
     "runner/data/order.py": "tests/data/test_order.py",

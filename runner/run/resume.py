@@ -195,9 +195,7 @@ def _extend(
     if lengths[1] <= step or (how is None and not other):
         return values, ()
     each = {
-        way: _with_schedules(
-            values, partial(extended, how=way, step=step, before=lengths[0], after=lengths[1])
-        )
+        way: _with_schedules(values, partial(extended, how=way, step=step, before=lengths[0]))
         for way in ways
     }
     if how is not None:

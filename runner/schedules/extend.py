@@ -9,12 +9,9 @@ How = Literal["keep", "rescale", "append"]
 HOW: tuple[How, ...] = get_args(How)
 
 
-def extended(
-    schedule: Mapping[str, Any], how: How, step: int, before: int, after: int
-) -> dict[str, Any]:
+def extended(schedule: Mapping[str, Any], how: How, step: int, before: int) -> dict[str, Any]:
     """The keys of a schedule, as a config has them, for a run of `before` updates that is at update
-    `step` and is to have
-    `after`; eta_T is the schedule's value in a run of T updates.
+    `step` and becomes a run of `after`; eta_T is the schedule's value in a run of T updates.
 
     keep: eta(t) = eta_before(t): what ends has ended, and holds its end.
     rescale: eta(t) = eta_before(t) for t < step, eta_after(t) from there on: what was said of a
@@ -23,7 +20,7 @@ def extended(
     once more.
     """
     if schedule["name"] == "plateau":  # its factor stays what it has become
-        return {**schedule, "of": extended(schedule["of"], how, step, before, after)}
+        return {**schedule, "of": extended(schedule["of"], how, step, before)}
     kept = {"name": "sequence", "clock": "own", "phases": [{"for": f"{before}steps", **schedule}]}
     if how == "keep":
         return kept

@@ -53,7 +53,7 @@ def test_each_way_to_extend_is_its_formula_and_leaves_the_past_alone(
     longer = rates(
         {"name": "sequence", "clock": "own", "phases": [{"for": "100steps", **_of(plain)}]}, 170
     )
-    made = {how: rates(extended(plain, how, step, 100, 170), 170) for how in HOW}
+    made = {how: rates(extended(plain, how, step, 100), 170) for how in HOW}
     for found in made.values():
         assert np.array_equal(found[:step], old[:step])
     assert np.array_equal(made["keep"][:100], old)
@@ -69,7 +69,7 @@ def _of(schedule: dict[str, Any]) -> dict[str, Any]:
 def test_what_ends_holds_its_end_where_it_is_kept() -> None:
     """linear from 0.1 to 0.02 over 100 updates: 0.02 from update 100 on."""
     kept = rates(
-        extended({**values_of("schedule=linear"), "final_lr": 0.02}, "keep", 100, 100, 150), 150
+        extended({**values_of("schedule=linear"), "final_lr": 0.02}, "keep", 100, 100), 150
     )
     assert (kept[100:] == 0.02).all()
 
@@ -77,7 +77,7 @@ def test_what_ends_holds_its_end_where_it_is_kept() -> None:
 def test_it_can_be_extended_again_and_again() -> None:
     """40 updates, then 60, then 100, appended each time: three cosines of 40, 20 and 40 updates."""
     plain = values_of("schedule=cosine")
-    twice = extended(extended(plain, "append", 40, 40, 60), "append", 60, 60, 100)
+    twice = extended(extended(plain, "append", 40, 40), "append", 60, 60)
     lengths = (0, 40, 60)
     assert np.array_equal(
         rates(twice, 100)[:60], np.concatenate([rates(plain, b - a) for a, b in pairwise(lengths)])

@@ -15,7 +15,6 @@ from runner.config.schema import parse
 from runner.data.order import Chunk, Chunks
 from runner.schedules import Plateau
 from runner.schedules.plateau import State
-from runner.schedules.stall import Stall, Watch
 from runner.spec import Live, Report
 from tests.command_line import BACKENDS, forked
 from tests.training import first, prepare, train
@@ -78,49 +77,6 @@ def test_it_is_the_other_libraries_rule(library: str, case: dict[str, Any]) -> N
     np.testing.assert_allclose(ours[:num], theirs[:num], rtol=1e-12 if library == "torch" else 1e-6)
 
 
-def test_the_rule_by_hand() -> None:
-    """patience 1, cooldown 2: 3 is best, 3 and 4 are bad: stalled. Two epochs do not count, then 5
-    and 6 are bad again."""
-    rule = Stall("min", patience=1, cooldown=2)
-    watch, seen = Watch(), []
-    for value in (3.0, 3.0, 4.0, 9.0, 9.0, 5.0, 6.0, 2.0):
-        watch, stalled = rule.after(watch, value)
-        seen.append((watch.best, watch.num_bad, watch.cooldown, stalled))
-    assert seen == [
-        (3.0, 0, 0, False), (3.0, 1, 0, False), (3.0, 0, 2, True), (3.0, 0, 1, False),
-        (3.0, 0, 0, False),
-        (3.0, 1, 0, False), (3.0, 0, 2, True), (2.0, 0, 1, False),
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("rule", "best", "better", "worse"),
-    [
-        (Stall("min", 0, 0.1, relative=True), 10.0, 8.999, 9.0),
-        (Stall("max", 0, 0.1, relative=True), 10.0, 11.001, 11.0),
-        (Stall("min", 0, 0.5), 10.0, 9.499, 9.5),
-        (Stall("max", 0, 0.5), 10.0, 10.501, 10.5),
-        (Stall("max", 0), 10.0, 10.001, float("nan")),
-    ],
-)
-def test_what_is_better(rule: Stall, best: float, better: float, worse: float) -> None:
-    assert rule.is_better(better, best)
-    assert not rule.is_better(worse, best)
-    assert rule.is_better(best, None)
-
-
-def test_what_was_not_said_is_zero() -> None:
-    """NaN is never the first best; a cooldown of 0 counts from the next epoch on, a watch starts
-    without one."""
-    assert not Stall("min", 0).is_better(float("nan"), None)
-    rule, watch, seen = Stall("min", patience=0), Watch(), []
-    for value in (1.0, float("nan"), 2.0, 2.0):
-        watch, stalled = rule.after(watch, value)
-        seen.append(stalled)
-    assert seen == [False, True, True, True]
-    assert Stall("max", 0).after(Watch(), float("nan")) == (Watch(), True)
-
-
 def test_the_minimum_holds_what_the_plateau_lowers_and_lifts_nothing() -> None:
     """eta_m = 0.3: a rate of 1 times 0.1 is 0.3; a warm-up's 0.2 stays 0.2, and does not become
     0.02."""
@@ -128,21 +84,6 @@ def test_the_minimum_holds_what_the_plateau_lowers_and_lifts_nothing() -> None:
     np.testing.assert_array_equal(
         schedule.scaled(np.array([1.0, 0.2, 5.0]), State(0.1)), [0.3, 0.2, 0.5]
     )
-
-
-def test_a_first_value_of_nan_counts_as_no_better() -> None:
-    """torch's ReduceLROnPlateau: NaN is not below infinity, so the epoch is a bad one."""
-    assert Stall("min", patience=0).after(Watch(), float("nan")) == (Watch(None, 0, 0), True)
-    assert Stall("max", patience=1).after(Watch(), float("nan")) == (Watch(None, 1, 0), False)
-
-
-def test_without_a_cooldown_every_epoch_after_a_stall_counts() -> None:
-    """Values 1, 2, 2 at patience 0: the second and the third epoch are no better."""
-    watch, stalled = Watch(), []
-    for value in (1.0, 2.0, 2.0):
-        watch, is_stalled = Stall("min", patience=0).after(watch, value)
-        stalled.append(is_stalled)
-    assert stalled == [False, True, True]
 
 
 @pytest.mark.parametrize(
