@@ -1,5 +1,5 @@
-"""The meaning of a run: config, schedules, weights, order of the data, files. No framework is
-imported here.
+"""The meaning of a run: config, schedules, weights, order of the data, files. This package imports
+no framework.
 
 from runner import load_run, rates
 """
@@ -14,7 +14,7 @@ __all__ = ["Run", "load_run", "rates"]
 
 
 def __getattr__(name: str) -> Any:
-    """On first use: importing a part of this package should not import all of it."""
+    """Import a name on first use: importing one module should not import all of this package."""
     if name == "rates":
         from runner.cli.compose import rates
 

@@ -1,4 +1,4 @@
-"""The command line: read it, do what it asks for, turn errors into exit statuses."""
+"""The command line: run the command, turn errors into exit statuses."""
 
 import signal
 import sys
@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.cli import (
     commands,
     process,
-    startup,  # noqa: F401  # notes when the process began
+    startup,  # noqa: F401  # records when the process began
 )
 from runner.cli.overrides import explained
 from runner.errors import ConfigError, RunError, few_lines
@@ -21,11 +21,11 @@ from runner.text.console import steady
 def main() -> int:
     """Run the command line of this process.
 
-    Returns 0 when it is done; 1 when the run failed; 2 when the config is wrong, and then nothing
-    was written; 128 + n after signal n.
+    Returns 0 on success; 1 if the run failed; 2 if the config is wrong, and then nothing was
+    written; 128 + n after signal n.
     """
     process.tune()
-    signal.signal(signal.SIGTERM, _exit)  # until the training takes over
+    signal.signal(signal.SIGTERM, _exit)  # until training installs its own handler
     try:
         return commands.execute(sys.argv[1:])
     except ConfigError as error:

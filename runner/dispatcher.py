@@ -1,4 +1,4 @@
-"""Load a backend by its name: the one place that imports one."""
+"""Load a backend by its name. Only this module imports backends."""
 
 import os
 import pkgutil
@@ -19,13 +19,13 @@ BACKENDS: Mapping[str, About] = {
     for folder in pkgutil.iter_modules(backends.__path__)
 }
 
-# The context in which a framework is imported. The command line tunes its process there; a
-# notebook stays as it is.
+# The context manager around the import of a framework. The command line sets one that tunes its
+# process; a notebook's process is not changed.
 importing: Callable[[About], AbstractContextManager[Any]] = nullcontext
 
 
 def load(name: str) -> Backend:
-    """The seam's `Backend`. Only its own framework is imported."""
+    """Import and return a backend. Imports only its own framework."""
     module, about = f"backends.{name}.backend", BACKENDS[name]
     if module in sys.modules:
         return sys.modules[module]  # type: ignore[return-value]
@@ -43,17 +43,18 @@ def load(name: str) -> Backend:
 
 @contextmanager
 def _environment(about: About) -> Iterator[None]:
-    """Put the backend's variables in force; say which of the user's are set aside."""
+    """Set the backend's environment variables in the block. Warn about each user's value that they
+    replace."""
     before = {key: os.environ.get(key) for key in about.environment}
     for key, value in about.environment.items():
-        if (users := before[key]) not in (None, value):
-            console.warn(f"{key}={show(users)} is set aside: backend={about.name} needs {value}")
+        if (user_value := before[key]) not in (None, value):
+            console.warn(f"{key}={show(user_value)} is ignored: backend={about.name} needs {value}")
     os.environ.update(about.environment)
     try:
         yield
     finally:
-        for key, users in before.items():
-            if users is None:
+        for key, user_value in before.items():
+            if user_value is None:
                 del os.environ[key]
             else:
-                os.environ[key] = users
+                os.environ[key] = user_value

@@ -1,5 +1,5 @@
-"""Make a config into what runs: data, network, order, clock, rates. Everything that can be refused
-without a framework is refused here."""
+"""Build a run from its config: data, network, order, clock, rates. This module refuses everything
+that can be refused without a framework."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from runner.schedules.plateau import State
 from runner.schedules.stall import Stall
 from runner.spec import ModelSpec, RunSpec, Tables, tables
 
-_CHUNK_BYTES = 16 * 2**20  # of gathered rows and outputs that one call of a framework may hold
+_CHUNK_BYTES = 16 * 2**20  # limit for the rows and outputs of one call of a framework
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Plan:
         return sum(int(np.prod(v.shape)) for v in variables if v.trainable)
 
     def columns(self) -> list[str]:
-        """The header of metrics.csv; a split without rows has no columns."""
+        """Return the header of metrics.csv. A split without rows has no columns."""
         splits = ["train", "val"] if len(self.data.val) else ["train"]
         return [
             "epoch",
@@ -96,13 +96,13 @@ class Plan:
 
     @property
     def plateau(self) -> Plateau | None:
-        """The schedule, if it has a state."""
+        """The schedule if it is a plateau, which has a state; else None."""
         return self.config.schedule if isinstance(self.config.schedule, Plateau) else None
 
     @property
     def early_stopping(self) -> Stall | None:
-        """The rule that ends the run early. With a patience of p the run ends in the p-th epoch
-        that is no better, as in Lightning and Keras."""
+        """The rule that ends the run early. With patience p, the run ends after p epochs in a row
+        that are no better, as in Lightning and Keras."""
         trainer = self.config.trainer
         if trainer.early_stopping_patience is None:
             return None
@@ -113,21 +113,20 @@ class Plan:
         )
 
     def rates(self, plateau: State | None = None) -> np.ndarray:
-        """eta(t) of every update; of a plateau, with its state.  # float64[T]"""
+        """Return eta(t) of every update; a plateau's rates depend on its state.  # float64[T]"""
         return (
             self.plateau.scaled(self._rates, plateau) if self.plateau and plateau else self._rates
         )
 
     def tables(self, plateau: State | None = None) -> Tables:
-        """Return what the optimizer is set to at every update; a plateau's tables depend on its
-        state."""
+        """Return the optimizer's settings at every update; a plateau's depend on its state."""
         return tables(self.rates(plateau), self.groups, self.hyperparameters, self.model.dtype)
 
     def check_schedule(self) -> list[str]:
-        """Return warnings of what is probably not meant, one line each. With `trainer.strict`, and
-        where nothing could be learnt, raise an error."""
+        """Return warnings of probable mistakes, one line each. Raise ConfigError for the first of
+        them with `trainer.strict`, and in any case if the run could learn nothing."""
         config, trainer = self.config, self.config.trainer
-        found = lint.findings(
+        findings = lint.findings(
             config.schedule,
             self.clock,
             self.rates(),
@@ -135,65 +134,67 @@ class Plan:
             self.model.dtype,
             trainer.early_stopping_patience,
         )
-        found += [lint.Finding(text) for text in self._cancelled()]
-        for finding in found:
+        findings += [lint.Finding(text) for text in self._cancelled()]
+        for finding in findings:
             if finding.is_error or trainer.strict:
                 raise ConfigError(finding.text)
         if trainer.strict and self.data.warnings:
             raise ConfigError(self.data.warnings[0])
-        return [*self.data.warnings, *(finding.text for finding in found)]
+        return [*self.data.warnings, *(finding.text for finding in findings)]
 
     def _cancelled(self) -> Iterator[str]:
-        """Weights whose gradient is rounding noise, where the optimizer makes steps of it."""
+        """Yield warnings of weights that have only rounding noise as gradient, if the optimizer
+        turns it into steps."""
         optimizer = self.config.optimizer
-        moved = {name for group in self.groups if group.lr_factor for name in group.names}
+        trained = {name for group in self.groups if group.lr_factor for name in group.names}
         for name, layer in cancelled(self.network).items():
-            if optimizer.name == "sgd" or name not in moved:
+            if optimizer.name == "sgd" or name not in trained:
                 continue
             freeze = f"optimizer.groups=[{{match: {name}, lr_factor: 0}}]"
-            fix = f"bias: false of {name.partition('/')[0]}" if name.endswith("/bias") else freeze
+            fix = f"bias: false in {name.partition('/')[0]}" if name.endswith("/bias") else freeze
             yield (
-                f"model.layers: {layer} cancels {name}, whose gradient is rounding noise; "
-                f"optimizer={optimizer.name} "
-                f"makes steps of it, and the backends part; {fix} prevents that"
+                f"model.layers: {layer} cancels {name}, so its gradient is rounding noise; "
+                f"optimizer={optimizer.name} turns it into steps, and the backends differ; "
+                f"set {fix}"
             )
 
     def largest_chunk(self) -> int:
-        """Updates in one call: what was asked for, or an epoch, as far as its rows and outputs stay
-        in bounds."""
-        asked, memory = self.config.trainer.steps_per_call, self.data.memory
+        """Return the most updates in one call: as configured, or an epoch's, limited by the memory
+        of their rows and outputs."""
+        configured, memory = self.config.trainer.steps_per_call, self.data.memory
         inputs, outputs = (
             int(np.prod(shape)) for shape in (self.network.input_shape, self.network.output_shape)
         )
-        # bytes of one value of each of an update's rows
-        numbers = self.order.rows_per_step * self.model.dtype.itemsize
+        # bytes of an update's rows with one value each
+        row_bytes = self.order.rows_per_step * self.model.dtype.itemsize
         if memory is None:
-            if asked != "auto":
-                return min(int(asked), self.order.steps_per_epoch)  # where every chunk ends
+            if configured != "auto":
+                return min(int(configured), self.order.steps_per_epoch)  # a chunk ends with it
             return max(
-                1, min(self.order.steps_per_epoch, _CHUNK_BYTES // ((inputs + outputs) * numbers))
+                1, min(self.order.steps_per_epoch, _CHUNK_BYTES // ((inputs + outputs) * row_bytes))
             )
-        fitting = memory // (3 * inputs * numbers)
-        if fitting == 0:
-            least = -(-3 * inputs * numbers // 2**20)
+        num_fitting = memory // (3 * inputs * row_bytes)
+        if num_fitting == 0:
+            least = -(-3 * inputs * row_bytes // 2**20)
             raise ConfigError(
                 f"data.memory_mb must be at least {least} for three updates of "
                 f"{self.order.rows_per_step} rows, "
                 f"got {memory // 2**20}"
             )
-        return min(self.order.steps_per_epoch if asked == "auto" else int(asked), fitting)
+        wanted = self.order.steps_per_epoch if configured == "auto" else int(configured)
+        return min(wanted, num_fitting)
 
     def chunks(
         self, start: int, checkpoint_steps: int | None, adapt: bool, end: int | None = None
     ) -> Chunks:
-        """The run's chunks from a step on, to its end or an earlier one."""
+        """Return the run's chunks from step `start` to `end`, by default the run's end."""
         order = self.order if end is None else replace(self.order, total_steps=end)
         read = self._read if self._streamed else None
         return Chunks(order, start, self.largest_chunk(), checkpoint_steps, adapt, read)
 
     @property
     def _streamed(self) -> dict[str, Field]:
-        """The fields of training rows that are not held in memory, in the run's dtype."""
+        """The fields of the training rows that are not in memory, in the run's dtype."""
         return {"x": Field(self.network.input_shape, self.model.dtype)} if self.data.streams else {}
 
     def _read(self, rows: np.ndarray) -> Batch:
@@ -202,7 +203,7 @@ class Plan:
         return {name: batch[name].astype(field.dtype, copy=False) for name, field in fields}
 
     def outputs(self, split: Split, predict: Callable[[Batch], np.ndarray]) -> np.ndarray:
-        """The network's outputs for all rows of a split.  # float[N, C]"""
+        """Return the network's outputs for all rows of a split.  # float[N, C]"""
         blocks = split.x.blocks() if self.data.streams else [split.x]
         return np.concatenate(
             [predict({"x": np.ascontiguousarray(x, dtype=self.model.dtype)}) for x in blocks]
@@ -210,8 +211,7 @@ class Plan:
 
 
 def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
-    """Plan a run, or refuse it. `like`: data.json of a run, by which the data's columns are
-    found."""
+    """Plan a run, or refuse it. `like` is the data.json of a run; it names the data's columns."""
     data = _data(config, like)
     loss = losses.choose(config.loss, data.task, len(data.classes))
     model = model_spec(config, data.task, len(data.classes), data.num_targets, data.input_shape)
@@ -242,7 +242,7 @@ def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
 
 
 def _data(config: Config, like: Mapping[str, Any] | None) -> Dataset:
-    """The data set, as images where the model needs them."""
+    """Load the data set, as images if the model needs them."""
     data = load(config.data, like)
     if data.image_shape is None or not needs_images(config.model.layers):
         return data
@@ -255,7 +255,8 @@ def _data(config: Config, like: Mapping[str, Any] | None) -> Dataset:
 
 
 def _order(config: Config, num_rows: int) -> Order:
-    """The updates of the whole run; it ends by max_steps or max_epochs, whichever is sooner."""
+    """Return the order of the whole run. It ends at max_steps or max_epochs, whichever is
+    sooner."""
     trainer = config.trainer
     steps_per_epoch = -(-num_rows // (trainer.batch_size * trainer.accumulate_grad_batches))
     limits = [trainer.max_steps, trainer.max_epochs and trainer.max_epochs * steps_per_epoch]
@@ -265,31 +266,30 @@ def _order(config: Config, num_rows: int) -> Order:
 
 
 def _refuse_exact(config: Config, data: Dataset) -> None:
-    """Refuse what the rules of exact mode leave no room for."""
+    """Refuse options that exact mode does not support."""
     if config.trainer.on_nonfinite == "skip":
         raise ConfigError(
-            "trainer.on_nonfinite=skip cannot be had with trainer.precision=exact, "
-            "whose sums are finite"
+            "trainer.on_nonfinite=skip is not supported with trainer.precision=exact; "
+            "use trainer.on_nonfinite=stop"
         )
     if data.streams:
         raise ConfigError(
-            f"data={config.data.name} cannot be trained on with "
-            f"trainer.precision=exact; data=npz can"
+            f"data={config.data.name} is not supported with trainer.precision=exact; use data=npz"
         )
     if config.trainer.compile:
         raise ConfigError(
-            "trainer.compile=true cannot be had with trainer.precision=exact, which "
-            "decides by itself"
+            "trainer.compile=true is not supported with trainer.precision=exact; "
+            "use trainer.compile=false"
         )
 
 
 def _refuse_backend(config: Config) -> None:
-    """Refuse what the backend says that it cannot run."""
+    """Refuse a config that the backend cannot run."""
     about, precision = BACKENDS[config.backend], config.trainer.precision
     if precision not in about.precisions:
         raise ConfigError(
-            f"backend={about.name} trains with "
-            f"trainer.precision={' or '.join(about.precisions)} alone, got {precision}"
+            f"trainer.precision must be {' or '.join(about.precisions)} with "
+            f"backend={about.name}, got {precision}"
         )
     about.refuse(config)
 
@@ -311,7 +311,7 @@ def _check_watched(prepared: Plan) -> None:
 def model_spec(
     config: Config, task: Task, num_classes: int, num_targets: int, input_shape: Sequence[int]
 ) -> ModelSpec:
-    """The model, from the config and what data.json says of the data."""
+    """Return the model's spec, from the config and the data's description."""
     loss = losses.choose(config.loss, task, num_classes)
     num_outputs = losses.num_outputs(loss, task, num_classes, num_targets)
     net = network(config.model.layers, tuple(input_shape), num_outputs)
@@ -321,15 +321,15 @@ def model_spec(
 
 
 def evaluate(plan: Plan, outputs: np.ndarray, split: Split) -> dict[str, float]:
-    """Loss and metrics of a split from the network's outputs for its rows."""
+    """Return the loss and the metrics of a split from the network's outputs for its rows."""
     means = metrics.Means()
     means.add(rows(plan, outputs, split.y))
     return means.result()
 
 
 def rows(plan: Plan, outputs: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-    """The loss of each row, of targets as they are trained on; and every metric, of targets in the
-    data's units."""
+    """Return the loss of each row, with targets as in training, and every metric of each row, with
+    targets in the data's units."""
     y = losses.targets(plan.loss, y, np.dtype(np.float64))
     loss = plan.loss.rows(outputs, y)
     if plan.data.y_scaling is not None and plan.metrics:
@@ -340,7 +340,7 @@ def rows(plan: Plan, outputs: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray
 
 
 def _check_batch_norm(net: Network, order: Order) -> None:
-    """A batch of one row has no variance to normalise by."""
+    """Refuse batch norm with a batch of one row, which has no variance."""
     last = order.num_rows % order.batch_size
     for node in net.walk():
         if (

@@ -1,8 +1,7 @@
-"""All randomness of a run: pure functions of the seed and a place, from raw Philox bits and one
+"""All randomness of a run: pure functions of the seed and a name, from raw Philox bits and an
 integer hash.
 
-Nothing here keeps a state, so a run continues from any step without one; raw bits do not change
-between NumPy releases.
+There is no state, so a run can resume at any step. Raw bits do not change between NumPy releases.
 """
 
 import hashlib
@@ -14,26 +13,26 @@ import numpy as np
 MASK = 0xFFFFFFFF
 
 
-def _bits(num: int, seed: int, place: str) -> np.ndarray:
-    """uint64[num] of Philox 4x64, keyed by the SHA-256 of (seed, place)."""
-    key = np.frombuffer(hashlib.sha256(f"{seed}/{place}".encode()).digest()[:16], dtype="<u8")
+def _bits(num: int, seed: int, name: str) -> np.ndarray:
+    """uint64[num] of Philox 4x64, keyed by the SHA-256 of (seed, name)."""
+    key = np.frombuffer(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:16], dtype="<u8")
     return np.random.Philox(key=key).random_raw(num)
 
 
-def uniform(shape: Sequence[int], seed: int, place: str) -> np.ndarray:
+def uniform(shape: Sequence[int], seed: int, name: str) -> np.ndarray:
     """U[0, 1) in float64, 53 bits each."""
-    bits = _bits(int(np.prod(shape)), seed, place)
+    bits = _bits(int(np.prod(shape)), seed, name)
     return ((bits >> np.uint64(11)) * 2.0**-53).reshape(shape)
 
 
-def permutation(num: int, seed: int, place: str) -> np.ndarray:
+def permutation(num: int, seed: int, name: str) -> np.ndarray:
     """A permutation of 0 ... num-1, int64: the stable order of `num` raw 64-bit draws."""
-    return np.argsort(_bits(num, seed, place), kind="stable")
+    return np.argsort(_bits(num, seed, name), kind="stable")
 
 
 def mix(x: Any) -> Any:
-    """The 32-bit finalizer `lowbias32` of Wellons's hash prospector, of an int or of int64s:
-    products that wrap keep the low 32 bits. The backends spell the same on tensors."""
+    """The 32-bit finalizer `lowbias32` of Wellons's hash prospector, of an int or an int64 array:
+    products that overflow keep the low 32 bits. The backends implement the same on tensors."""
     x = x & MASK
     x = ((x ^ x >> 16) * 0x7FEB352D) & MASK
     x = ((x ^ x >> 15) * 0x846CA68B) & MASK
@@ -46,13 +45,13 @@ def layer_key(seed: int, layer_index: int) -> int:
 
 
 def threshold(rate: float) -> int:
-    """An element is dropped where its hash lies below this: P = rate, to 2^-32."""
+    """Return the limit below which an element's hash drops it: P = rate, to 2^-32."""
     return int(rate * 2**32)
 
 
 def keep(num: int, rate: float, key: int, step: int, micro_batch: int) -> np.ndarray:
-    """The dropout mask of a layer at one forward pass, bool[num]; True = kept. The backends'
-    oracle.
+    """Return a layer's dropout mask in one forward pass, bool[num]; True = kept. The backends are
+    tested against it.
 
     k = mix(mix(key + step) + micro_batch); element i is kept where mix(mix(i + k) xor k) >= rate *
     2^32.

@@ -1,8 +1,7 @@
-"""The base of every part of a config: typed, closed, finite. A part that has a `name` or a `layer`
-is found by it.
+"""The base class of all sections of a config.
 
-A part is declared once: a class whose fields are the keys that its YAML names (with their types and
-ranges) and whose methods are what it means. Defaults live in conf/, none in the classes.
+A section is one class. Its fields are the keys of its YAML, with types and ranges; its methods
+implement it. A `name` or `layer` key selects the class. Defaults are in conf/, never in a class.
 """
 
 from dataclasses import dataclass
@@ -22,27 +21,27 @@ class Section(BaseModel):
 
 @dataclass(frozen=True)
 class Mark:
-    """Uses of a key besides its value, as `Annotated[TYPE, Mark(...)]`; a group's mark is for all
-    of its keys."""
+    """Properties of a key, as `Annotated[TYPE, Mark(...)]`. A group's mark applies to all of its
+    keys."""
 
-    outside_hash: bool = False  # the hash of the config leaves it out: it does not fix the run
+    outside_hash: bool = False  # not in the config's hash: it does not change a run's numbers
     on_resume: bool = False  # may change when a run resumes
-    on_run: bool = False  # a task on a finished run takes it
-    command_line_only: bool = False  # in a file it would change nothing, or trust a stranger
-    needs_run: bool = False  # goes with run=FOLDER
+    on_run: bool = False  # a task on a finished run accepts it
+    command_line_only: bool = False  # in a file it would have no effect, or trust unknown code
+    needs_run: bool = False  # only with run=FOLDER
 
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-MOST = 2**63 - 1  # what a framework's integer holds
+MOST = 2**63 - 1  # the largest int64
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Index = Annotated[int, Field(ge=0, le=MOST)]
 
 
 def _one(value: object) -> int:
-    if type(value) is not int or value != 1:  # True == 1, so that Literal[1] takes it
+    if type(value) is not int or value != 1:  # Literal[1] would accept True, which equals 1
         raise PydanticCustomError("one", "must be 1")
     return 1
 
@@ -51,14 +50,14 @@ One = Annotated[int, PlainValidator(_one), WithJsonSchema({"const": 1})]
 
 
 def choices(annotation: Any) -> tuple[str, ...]:
-    """The names in a `Literal[...]`."""
+    """Return the names in a `Literal[...]`."""
     assert getattr(annotation, "__origin__", None) is Literal
     return tuple(str(name) for name in get_args(annotation))
 
 
 def keys(section: type[BaseModel]) -> dict[str, Any]:
-    """The keys of a section as the user writes them -> their fields; `from` and `for` are no names
-    in Python."""
+    """Return the keys of a section, as the user writes them -> fields. A field has another name
+    where the key is a Python keyword: `from`, `for`."""
     return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
@@ -74,7 +73,7 @@ ALLOWED = {
     "float_type": "must be a number",
     "bool_type": "must be true or false",
     "string_type": "must be text",
-    # the one key with a pattern is `device`
+    # `device` is the only key with a pattern
     "string_pattern_mismatch": "must be auto, cpu, cuda, cuda:N or mps",
     "list_type": "must be a list",
     "string_too_short": "must not be empty",

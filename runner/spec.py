@@ -1,5 +1,5 @@
-"""The data that flows, and the seam between what a run means (runner/) and how a framework does it
-(backends/)."""
+"""The seam: the interface between the runner (what a run means) and the backends (how a framework
+does it), and the data that passes through it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,31 +16,31 @@ from runner.data.source import Batch, Field
 
 # "dense_0/kernel" -> float[in, out]: one canonical layout for every framework
 Weights = Mapping[str, np.ndarray]
-# what the framework's optimizer is set to at update t, by name: [T] each, rounded once
+# name -> the optimizer's setting at each update t, rounded once  # [T] each
 Tables = Mapping[str, np.ndarray]
 Precision = Literal["float32", "float64", "bf16-mixed", "exact"]
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model that turns rows into outputs: enough to predict."""
+    """A model for prediction: rows -> outputs."""
 
     network: Network
     precision: Precision
-    device: str  # what was asked for: auto, cpu, cuda, cuda:N, mps
+    device: str  # as configured: auto, cpu, cuda, cuda:N, mps
     batch_size: int
-    threads: int  # of one operation of the framework: sums of float32 depend on it
+    threads: int  # per operation of the framework; float32 sums depend on it
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype of weights, slots, data and rates; bf16-mixed computes in bfloat16, exact in
-        float64 that holds float32's numbers."""
+        """The dtype of weights, slots, data and rates. bf16-mixed computes in bfloat16; exact
+        computes in float64, with float32 values."""
         return np.dtype(np.float64 if self.precision == "float64" else np.float32)
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train one run together; today there is one."""
+    """The processes that train one run together; for now there is one."""
 
     rank: int = 0
     size: int = 1
@@ -48,32 +48,32 @@ class World:
 
 @dataclass(frozen=True)
 class RunSpec(ModelSpec):
-    """Everything that fixes the numbers of a training run."""
+    """Everything that determines the numbers of a training run."""
 
-    fields: Batch  # the training rows that are held in memory
-    streamed: Mapping[str, Field]  # the other fields: each chunk contains its own rows of them
+    fields: Batch  # the training rows' fields that are in memory
+    streamed: Mapping[str, Field]  # the other fields; each chunk contains its own rows of them
     loss: Any  # runner.components.losses.Loss
     optimizer: Any  # runner.components.optimizers.Optimizer
     tables: Tables
-    groups: Sequence[Group]  # of weights, by rate and decay; the first one's rate is eta(t)
+    groups: Sequence[Group]  # weights by rate and decay; the first group's rate is eta(t)
     gradient_clip_norm: float | None
     seed: int
     largest_chunk: int
-    # an update whose loss is NaN or infinite leaves weights, slots and buffers as they were
+    # if the loss is NaN or infinite, an update does not change weights, slots and buffers
     skip_nonfinite: bool
-    compile: bool  # by torch.compile or XLA, what is not compiled anyway
+    compile: bool  # compile with torch.compile or XLA, also where that is not the default
     world: World = World()
 
     @property
     def num_steps(self) -> int:
-        """T, the updates of the whole run."""
+        """T, the number of updates of the whole run."""
         return len(self.tables[LEARNING_RATE])
 
     @property
     def scheduled(self) -> dict[str, np.ndarray]:
-        """The tables of hyperparameters other than the rate.  # float64[T] each"""
-        is_rate = {rate_name(group.lr_factor) for group in self.groups} | {LEARNING_RATE}
-        return {name: table for name, table in self.tables.items() if name not in is_rate}
+        """The tables of hyperparameters other than the learning rate.  # float64[T] each"""
+        rates = {rate_name(group.lr_factor) for group in self.groups} | {LEARNING_RATE}
+        return {name: table for name, table in self.tables.items() if name not in rates}
 
 
 def tables(
@@ -82,19 +82,20 @@ def tables(
     hyperparameters: Mapping[str, np.ndarray],
     dtype: np.dtype,
 ) -> Tables:
-    """Tables of what the optimizer is set to: `learning_rate`, `learning_rate*FACTOR` of the groups
-    with another rate, rates[t] * FACTOR rounded once to `dtype`; then the scheduled hyperparameters
-    in float64. # [T] each"""
+    """Build the tables of the optimizer's settings: `learning_rate`, and `learning_rate*FACTOR` of
+    groups with another rate, which is rates[t] * FACTOR rounded once to `dtype`; then the scheduled
+    hyperparameters in float64. # [T] each"""
     factors = {rate_name(group.lr_factor): group.lr_factor for group in groups}
     by_rate = {name: (rates * factor).astype(dtype) for name, factor in factors.items()}
     return {**by_rate, **hyperparameters}
 
 
-def read_back(of: Tables, values: Iterable[Any]) -> Tables:
-    """Name values that were read from the optimizer in the order of `of`, in its dtypes."""
+def read_back(like: Tables, values: Iterable[Any]) -> Tables:
+    """Build tables from values that were read from the optimizer, with the names, the order and the
+    dtypes of `like`."""
     return {
         name: np.asarray(value, dtype=table.dtype)
-        for (name, table), value in zip(of.items(), values, strict=True)
+        for (name, table), value in zip(like.items(), values, strict=True)
     }
 
 
@@ -102,20 +103,21 @@ LEARNING_RATE = "learning_rate"
 
 
 def rate_name(factor: float) -> str:
-    """The name of the table of a group's rates."""
+    """Return the name of the table with a group's rates."""
     return LEARNING_RATE if factor == 1 else f"{LEARNING_RATE}*{factor!r}"
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """Everything a continuation needs, and nothing of a framework. Its mappings are sorted by name,
-    whatever order they come in: safetensors returns tensors in another order each time, and a sum
-    in the order of a mapping rounds by it.
+    """Everything that a resumed run needs, independent of the framework.
+
+    Its mappings are sorted by name: safetensors returns tensors in varying order, and the order of
+    a mapping would change the rounding of a sum over it.
     """
 
     step: int  # applied updates so far
     weights: Weights
-    # the optimizer's memory by its standard name: "momentum", "first_moment", ...
+    # the optimizer's state by its standard name: "momentum", "first_moment", ...
     slots: Mapping[str, Weights]
     buffers: Weights  # batch norm's running statistics
 
@@ -127,7 +129,7 @@ class TrainState:
             "buffers": _by_name(self.buffers),
         }
         for name, values in ordered.items():
-            object.__setattr__(self, name, values)  # the way of a frozen dataclass
+            object.__setattr__(self, name, values)  # the dataclass is frozen
 
 
 def _by_name(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,26 +138,25 @@ def _by_name(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Report:
-    """Results of a chunk of K updates on n rows. Losses and outputs are of the weights before each
-    update."""
+    """Results of a chunk of K updates on n rows. Losses and outputs are from before each update."""
 
     losses: np.ndarray  # dtype[K]
-    applied: Tables  # [K] each, as RunSpec.tables: read back from the framework's optimizer
+    applied: Tables  # [K] each, like RunSpec.tables, but read from the framework's optimizer
     outputs: np.ndarray  # float[n, C], in the order of Chunk.rows
-    compile_seconds: float = 0.0  # of calls that were compiled first, their own work included
+    compile_seconds: float = 0.0  # of calls that compiled something, with the rest of their work
 
 
 class Live(Protocol):
-    """The model while it trains, between two chunks."""
+    """The model during training, between two chunks."""
 
     def state(self) -> TrainState: ...
 
     def predict(self, rows: Batch) -> np.ndarray:
-        """The network's outputs, as in evaluation.  # float[n, C]"""
+        """Return the network's outputs, as in evaluation.  # float[n, C]"""
         ...
 
     def use_tables(self, tables: Tables) -> None:
-        """Other tables than RunSpec's, of the same names, from the next update on."""
+        """Replace the tables by others with the same names, from the next update on."""
         ...
 
 
@@ -163,7 +164,7 @@ OnChunk = Callable[[Chunk, Report, Live], bool]  # False ends the training
 
 
 class Engine(Protocol):
-    """Applies updates inside a backend; native.py and exact.py have one each, and loop.py drives
+    """Applies updates inside a backend. native.py and exact.py define one each, and loop.py uses
     either. Its tensors are the framework's."""
 
     def update(
@@ -187,19 +188,19 @@ class About:
 
     name: str
     distribution: str  # what pip installs
-    packages: Sequence[str]  # whose versions environment.json records
+    packages: Sequence[str]  # environment.json records their versions
     precisions: Sequence[str]
     exports: Mapping[str, str] = field(default_factory=dict)  # format of task=export -> file
-    # raises ConfigError for a config that it cannot run
+    # raises ConfigError for a config that the backend cannot run
     refuse: Callable[[Any], None] = lambda config: None
     # prepares a process of the command line for its framework
     tune: Callable[[], None] = lambda: None
-    # variables that are in force while the framework is imported, whatever the user has set
+    # environment variables during the framework's import; they replace the user's values
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class Backend(Protocol):
-    """A framework. It never initialises, shuffles, seeds, saves or reports by itself."""
+    """A framework. A backend never initialises, shuffles, seeds, saves or reports by itself."""
 
     name: str
 
@@ -208,23 +209,24 @@ class Backend(Protocol):
         ...
 
     def can_use_threads(self, num: int) -> bool:
-        """Return whether this process can train with so many threads. A framework that keeps its
-        first number takes it here."""
+        """Return whether this process can train with `num` threads. A framework that cannot change
+        the number later fixes it here."""
         ...
 
     def train(
         self, run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk
     ) -> TrainState:
-        """Apply the chunks' updates to `start`, telling each; the state after the last."""
+        """Apply the chunks' updates to `start`; call `on_chunk` after each chunk. Return the state
+        after the last one."""
         ...
 
     def predict(self, model: ModelSpec, state: TrainState, rows: Batch) -> np.ndarray:
-        """The network's outputs, as in evaluation.  # float[n, C]"""
+        """Return the network's outputs, as in evaluation.  # float[n, C]"""
         ...
 
     def native_model(self, model: ModelSpec, state: TrainState) -> Any:
-        """The framework's own model with these weights, of stock parts where the framework has
-        them, for evaluation."""
+        """Return the framework's own model with these weights, for evaluation. It has stock layers
+        where the framework has them."""
         ...
 
     def export(
@@ -235,13 +237,13 @@ class Backend(Protocol):
         x_scaling: Scaling | None = None,
         y_scaling: Scaling | None = None,
     ) -> None:
-        """Write the native model to a file that loads without this project. With the scalings
-        around it, it takes raw rows and gives outputs in the data's units."""
+        """Write the native model to a file that loads without this project. With the scalings, it
+        takes raw rows and returns outputs in the data's units."""
         ...
 
 
 def first_state(network: Network, optimizer: Any, dtype: np.dtype, seed: int) -> TrainState:
-    """Fresh weights and slots at step 0."""
+    """Return fresh weights and slots, at step 0."""
     values = {name: value.astype(dtype) for name, value in initial_variables(network, seed).items()}
     trainable = {name for name, variable in network.variables().items() if variable.trainable}
     weights = {name: value for name, value in values.items() if name in trainable}

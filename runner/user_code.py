@@ -1,7 +1,7 @@
-"""Functions of the user's own, which schedule=python and data=python name.
+"""The user's own functions, for schedule=python and data=python.
 
-Code runs only from the modules that `trusted_modules` lists. That key is taken from the command
-line or from Python, never from a file, a run's folder or a checkpoint.
+Only code from the modules in `trusted_modules` runs. This key is accepted on the command line and
+from Python, never from a file, a run's folder or a checkpoint.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from runner.errors import ConfigError, show
 
 
 def check(values: Mapping[str, Any]) -> None:
-    """Refuse a config that names a function of a module that is not trusted. Imports nothing."""
+    """Refuse a config with a function from an untrusted module. Imports nothing."""
     trusted = values.get("trusted_modules", [])
     for path, _, section in walk(values):
         if not isinstance(section, Mapping) or section.get("name") != "python":
@@ -26,46 +26,48 @@ def check(values: Mapping[str, Any]) -> None:
         module = str(function).rpartition(".")[0]
         if not isinstance(trusted, list) or module not in trusted:
             raise ConfigError(
-                f"{key} is code of {show(module)}, which is not trusted; "
-                f"trusted_modules=[{module}] on the command line trusts it"
+                f"{key} is code from {show(module)}, which is not trusted; to trust it, add "
+                f"trusted_modules=[{module}] to the command line"
             )
 
 
 def announce(modules: Sequence[str]) -> None:
-    """Say whose code may run and where it lies. Imports nothing, so the line comes first."""
+    """Print the trusted modules and their files. Imports nothing, so it prints before any of their
+    code runs."""
     for name in modules:
         spec = _find(name)
         if spec is None:
             raise ConfigError(
-                f"trusted_modules: there is no module {show(name)} to be imported from here"
+                f"trusted_modules: no module {show(name)} can be imported from this folder"
             )
         print(f"trusted  {name}  {spec.origin}", flush=True)
 
 
 def call(function: str, *arguments: Any, **named: Any) -> Any:
-    """Call a trusted function; return what it returns. Raise ValueError, worded for the key
-    `function`, if it cannot be called or is defined in another module than the one that is
-    trusted."""
+    """Call a trusted function and return its result. Raise ValueError, with a message for the key
+    `function`, if it cannot be called or if another module than the trusted one defines it."""
     module, _, name = function.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        target = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"function must be importable, got {function}: {error}") from None
-    home = getattr(found, "__module__", None)
-    if not callable(found):
+    defined_in = getattr(target, "__module__", None)
+    if not callable(target):
         raise ValueError(
-            f"function must be callable, got {function} of type {type(found).__name__}"
+            f"function must be callable, got {function} of type {type(target).__name__}"
         )
-    if home != module:
-        raise ValueError(f"function must be defined in {module} itself, got {function} of {home}")
+    if defined_in != module:
+        raise ValueError(
+            f"function must be defined in {module} itself, got {function} of {defined_in}"
+        )
     try:
-        return found(*arguments, **named)
+        return target(*arguments, **named)
     except Exception as error:
         raise ValueError(f"function {function} raised {type(error).__name__}: {error}") from error
 
 
 def _find(name: str) -> ModuleSpec | None:
-    """Find a module's file. Its parents are not imported, as importlib.util.find_spec would."""
+    """Find a module's file without importing its parents, as importlib.util.find_spec would."""
     first, *rest = name.split(".")
     try:
         spec = importlib.util.find_spec(first)
@@ -80,13 +82,13 @@ def _find(name: str) -> ModuleSpec | None:
 
 
 def walk(value: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
-    """(path as the user writes it, last key, value) of everything in nested values."""
+    """Yield (path as the user writes it, last key, value) for everything in nested values."""
     if isinstance(value, Mapping):
         items = [(f"{path}.{key}" if path else str(key), str(key), v) for key, v in value.items()]
     elif isinstance(value, list):
         items = [(f"{path}[{i}]", "", item) for i, item in enumerate(value)]
     else:
         items = []
-    for place, key, inner in items:
-        yield place, key, inner
-        yield from walk(inner, place)
+    for inner_path, key, inner in items:
+        yield inner_path, key, inner
+        yield from walk(inner, inner_path)

@@ -62,7 +62,7 @@ def test_the_time_that_it_took_is_told(tmp_path: Path) -> None:
 
 def test_it_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        ConfigError, match=r"trainer.compile=true cannot be had with trainer.precision=exact"
+        ConfigError, match=r"trainer.compile=true is not supported with trainer.precision=exact"
     ):
         plan(parse(compose(["trainer.compile=true", "trainer.precision=exact"])))
     monkeypatch.setenv("PATH", "")

@@ -76,10 +76,10 @@ def test_own_rates_and_rows_train_alike_on_both_backends(here: Path) -> None:
     for done in forked(here, *lines):
         assert (done.status, done.out) == (2, "")
         assert done.err == (
-            "error: data.function is code of mine, which is not trusted; "
-            "trusted_modules=[mine] on the command line trusts it\n"
+            "error: data.function is code from mine, which is not trusted; to trust it, add "
+            "trusted_modules=[mine] to the command line\n"
         )
-    with pytest.raises(ConfigError, match=r"data\.function is code of mine"):
+    with pytest.raises(ConfigError, match=r"data\.function is code from mine"):
         load_run(folders[0])
     assert load_run(folders[0], trusted_modules=["mine"]).config.schedule.name == "python"
     assert not (here / "imported").exists()
@@ -106,8 +106,8 @@ def test_as_a_part_of_a_schedule_it_has_the_clock_of_its_phase(
 
 OWN_SCHEDULE = "schedule=python schedule.function="
 UNTRUSTED = (
-    "schedule.function is code of {0}, which is not trusted; trusted_modules=[{0}] on the "
-    "command line trusts it"
+    "schedule.function is code from {0}, which is not trusted; to trust it, add "
+    "trusted_modules=[{0}] to the command line"
 )
 REFUSED = [  # what is said, the error, whether the module is imported for it
     (f"{OWN_SCHEDULE}mine.saw", UNTRUSTED.format("mine"), False),
@@ -116,7 +116,7 @@ REFUSED = [  # what is said, the error, whether the module is imported for it
     (f"{OWN_SCHEDULE}saw {TRUSTED}", "schedule.function must be MODULE.FUNCTION, got saw", False),
     (
         "trusted_modules=[nowhere]",
-        "trusted_modules: there is no module nowhere to be imported from here",
+        "trusted_modules: no module nowhere can be imported from this folder",
         False,
     ),
     ("trusted_modules=mine", "trusted_modules must be a list, got mine", False),

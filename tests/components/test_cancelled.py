@@ -116,9 +116,9 @@ PARTING = [
     f"model.layers=[{{layer: dense, units: 16}},{NORM},{TANH},{{layer: dense, units: outputs}}]"
 ]
 TOLD = (
-    "model.layers: batch_norm_0 cancels dense_0/bias, whose gradient is rounding noise; "
-    "optimizer=lion makes steps of it, "
-    "and the backends part; bias: false of dense_0 prevents that"
+    "model.layers: batch_norm_0 cancels dense_0/bias, so its gradient is rounding noise; "
+    "optimizer=lion turns it into steps, "
+    "and the backends differ; set bias: false in dense_0"
 )
 
 

@@ -224,7 +224,7 @@ def test_a_variable_of_the_environment_is_set_aside_during_the_import_alone(
     )
     dispatcher.load("keras")
     assert (seen, os.environ["KERAS_BACKEND"]) == (["tensorflow"], "torch")
-    said = "warning: KERAS_BACKEND=torch is set aside: backend=keras needs tensorflow\n"
+    said = "warning: KERAS_BACKEND=torch is ignored: backend=keras needs tensorflow\n"
     assert capsys.readouterr().err == said
 
 
@@ -235,7 +235,7 @@ def test_a_run_on_keras_tells_it_on_the_terminal_and_in_its_log(
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     (done,) = together(tmp_path, ("backend=keras", *SHORT))
     assert (done.status, done.err) == (0, "")
-    said = "warning: KERAS_BACKEND=torch is set aside: backend=keras needs tensorflow"
+    said = "warning: KERAS_BACKEND=torch is ignored: backend=keras needs tensorflow"
     assert said in done.out.splitlines()
     assert said in (the_run(tmp_path) / "run.log").read_text()
 
