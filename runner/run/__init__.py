@@ -1,1 +1,1 @@
-"""A run: what happens between its chunks, and what it leaves behind."""
+"""A run: the work between two chunks, and the files of a run's folder."""

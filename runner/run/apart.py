@@ -1,5 +1,4 @@
-"""Runs in a process of their own, where this one's framework has taken another number of threads
-for good."""
+"""Run in a separate process, if the framework of this one is fixed to another number of threads."""
 
 import multiprocessing
 import os
@@ -26,12 +25,12 @@ _FORWARDED = [
 
 
 def run(function: Callable[[T], int], argument: T, num_threads: int) -> int:
-    """`function(argument)`, its exit status, in the process that runs everything with so many
-    threads: what it imported and compiled serves the next one. It writes to the same terminal; this
-    process's signals are passed on to it."""
+    """Call `function(argument)` in the process for this number of threads; return its exit status.
+    All calls with this number share the process, with its imports and compiled functions. It writes
+    to the same terminal and gets this process's signals."""
     sys.stdout.flush()
     pool, process = _pool(num_threads)
-    with _passed_on(process):
+    with _forward_signals(process):
         try:
             return pool.submit(_call, function, argument).result()
         except BrokenProcessPool:
@@ -43,30 +42,29 @@ def run(function: Callable[[T], int], argument: T, num_threads: int) -> int:
 
 @cache
 def _pool(num_threads: int) -> tuple[ProcessPoolExecutor, int]:
-    """A fresh interpreter, and its process id."""
+    """Start an interpreter; return its executor and its process id."""
     spawn, tuning = multiprocessing.get_context("spawn"), (dispatcher.importing,)
     pool = ProcessPoolExecutor(1, spawn, initializer=_begin, initargs=tuning)
     return pool, pool.submit(os.getpid).result()
 
 
 def _begin(importing: Any) -> None:
-    """Prepare the child process: it ends with its parent, and Ctrl-C reaches it through the parent
-    alone."""
+    """Prepare the child process: it ends with its parent, and only the parent passes Ctrl-C on."""
     dispatcher.importing = importing
     if hasattr(os, "setsid"):
         os.setsid()
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def end_with_it() -> None:
+    def end_with_parent() -> None:
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=end_with_it, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _call(function: Callable[[T], int], argument: T) -> int:
-    """Run in the child process. Without its parent it would wait for more work for ever."""
+    """Call the function in the child process. If the parent has ended, end: no more work comes."""
     status, parent = function(argument), multiprocessing.parent_process()
     if parent is None or not parent.is_alive():
         os._exit(status)
@@ -74,16 +72,16 @@ def _call(function: Callable[[T], int], argument: T) -> int:
 
 
 @contextmanager
-def _passed_on(process: int) -> Iterator[None]:
-    """Signals that this process handles go to the other one as long as the block lasts."""
+def _forward_signals(process: int) -> Iterator[None]:
+    """Forward the signals that this process handles to the other one, in the block."""
 
-    def pass_on(number: int, frame: Any) -> None:
+    def forward(number: int, frame: Any) -> None:
         os.kill(process, number)
 
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         handled = [number for number in _FORWARDED if callable(signal.getsignal(number))]
-        before = {number: signal.signal(number, pass_on) for number in handled}
+        before = {number: signal.signal(number, forward) for number in handled}
     signals.children.add(process)
     try:
         yield

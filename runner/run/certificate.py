@@ -1,5 +1,5 @@
-"""The certificate of a run in exact mode: hashes, of all and of each tensor, so that anyone can
-repeat the run and compare."""
+"""The certificate of a run in exact mode: hashes of the results, so that anyone can repeat the run
+and compare."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ FORMAT = 1
 
 
 def tensors(state: TrainState) -> dict[str, np.ndarray]:
-    """Everything that training changes, by name; a slot's tensors as SLOT/NAME."""
+    """Return all tensors that training changes, by name. A slot's tensors are named SLOT/NAME."""
     slots = {
         f"{slot}/{name}": value
         for slot, values in state.slots.items()
@@ -45,17 +45,17 @@ def hashes(state: TrainState, losses: np.ndarray) -> dict[str, str]:
 
 
 def write(folder: Path, composed: Mapping[str, Any], state: TrainState) -> dict[str, str]:
-    """FOLDER/certificate.json: the config, the data's hash and what came of them; versions are
-    information only."""
+    """Write FOLDER/certificate.json: the config, the data's hash and the hashes of the results.
+    Versions are for information only."""
     losses = run_folder.read_columns(folder / "trace.csv")["loss"][: state.step]
-    found = hashes(state, losses)
+    result = hashes(state, losses)
     data, environment = (
         run_folder.read_json(folder / f"{name}.json") for name in ("data", "environment")
     )
     certificate = {
         "format": FORMAT,
         "steps": state.step,
-        **found,
+        **result,
         "tensors_sha256": tensor_hashes(state),
         "data_sha256": data["sha256"],
         "config": dict(composed),
@@ -64,7 +64,7 @@ def write(folder: Path, composed: Mapping[str, Any], state: TrainState) -> dict[
         },
     }
     run_folder.write_json(folder / "certificate.json", certificate)
-    return found
+    return result
 
 
 def _sha256(values: np.ndarray) -> str:

@@ -1,8 +1,8 @@
-"""TrainState <-> folder: tensors as safetensors, numbers as JSON, a manifest with the SHA-256 of
-each part; no pickles.
+"""Read and write checkpoints: a folder with tensors as safetensors, numbers as JSON, and a manifest
+with the SHA-256 of each part; no pickles.
 
-A checkpoint is written beside its place, synced, and renamed into it, so that a name never stands
-for half of one.
+A checkpoint is written to a temporary folder, synced, then renamed, so that its name never belongs
+to an incomplete one.
 """
 
 import hashlib
@@ -26,22 +26,22 @@ from runner.spec import TrainState
 FORMAT = 1
 _PARTS = ("weights.safetensors", "optimizer.safetensors", "state.json")
 _MANIFEST = "manifest.json"
-# a checkpoint's folder, by its exact name: 007, 20.bak and ² are not ours
+# the exact name of a checkpoint's folder; 007, 20.bak and ² are the user's
 _STEP = r"(?:0|[1-9][0-9]*)"
 _STAGED, _POINTER = re.compile(rf"\.{_STEP}\.[0-9]+"), re.compile(r"\.(?:last|best)\.[0-9]+")
 
 
 def write(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
-    """checkpoints/STEP of a run; `extra` goes into state.json. Its place afterwards."""
+    """Write checkpoints/STEP of a run, with `extra` in its state.json. Return its folder."""
     return commit(stage(folder, state, extra), state.step)
 
 
 def stage(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
-    """All files of a checkpoint, beside its place: not yet one that a reader finds, nor safe from a
-    power cut."""
-    beside = folder / "checkpoints" / f".{state.step}.{os.getpid()}"
-    _remove(beside)  # of an earlier process with this number
-    beside.mkdir(parents=True)
+    """Write all files of a checkpoint into a temporary folder, which readers ignore. They are not
+    synced yet."""
+    staged = folder / "checkpoints" / f".{state.step}.{os.getpid()}"
+    _remove(staged)  # from an earlier process with the same id
+    staged.mkdir(parents=True)
     slots = {
         f"{slot}/{name}": value
         for slot, values in state.slots.items()
@@ -54,10 +54,10 @@ def stage(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
         [strict_json.dumps(numbers).encode()],
     )
     hashes = {
-        name: _write(beside / name, pieces) for name, pieces in zip(_PARTS, parts, strict=True)
+        name: _write(staged / name, pieces) for name, pieces in zip(_PARTS, parts, strict=True)
     }
-    _write(beside / _MANIFEST, [json.dumps(hashes, indent=2).encode()])
-    return beside
+    _write(staged / _MANIFEST, [json.dumps(hashes, indent=2).encode()])
+    return staged
 
 
 def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
@@ -70,12 +70,12 @@ def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
     return digest.hexdigest()
 
 
-_DTYPES = {"<f8": "F64", "<f4": "F32"}  # those that a state has, by safetensors' names
+_DTYPES = {"<f8": "F64", "<f4": "F32"}  # a state's dtypes -> safetensors' names
 
 
 def _serialized(tensors: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
-    """The bytes of safetensors.numpy.save, which copies all of them twice: the header's length, the
-    header, the tensors."""
+    """Yield the bytes of safetensors.numpy.save: the header's length, the header, the tensors.
+    `save` would copy all of them twice."""
     header: dict[str, Any] = {}
     end = 0
     for name, value in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])):
@@ -92,21 +92,21 @@ def _serialized(tensors: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryvie
         yield np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data
 
 
-def commit(beside: Path, step: int) -> Path:
-    """Sync what was staged, its folder with it, then rename it into its place and sync that."""
+def commit(staged: Path, step: int) -> Path:
+    """Sync a staged checkpoint, then rename its folder to STEP and sync the parent folder."""
     for name in (*_PARTS, _MANIFEST):
-        sync(beside / name)
-    sync(beside)
-    place = beside.with_name(str(step))
-    if place.exists():
-        _remove(place)
-        if place.exists():  # files of the user's own: they stay where they are
-            for file in os.listdir(place):
-                os.rename(place / file, beside / file)
-            os.rmdir(place)
-    os.rename(beside, place)
-    sync(place.parent)
-    return place
+        sync(staged / name)
+    sync(staged)
+    path = staged.with_name(str(step))
+    if path.exists():
+        _remove(path)
+        if path.exists():  # it has files of the user, which must stay in it
+            for file in os.listdir(path):
+                os.rename(path / file, staged / file)
+            os.rmdir(path)
+    os.rename(staged, path)
+    sync(path.parent)
+    return path
 
 
 def num_bytes(state: TrainState) -> int:
@@ -116,20 +116,21 @@ def num_bytes(state: TrainState) -> int:
 
 
 def point(folder: Path, name: str, step: int) -> None:
-    """checkpoints/last or /best: a symbolic link to the step's folder, replaced in one go."""
-    places = f"{folder}/checkpoints"
-    beside = f"{places}/.{name}.{os.getpid()}"
+    """Point checkpoints/last or /best to a step, by a symbolic link. The replacement is atomic."""
+    checkpoints = f"{folder}/checkpoints"
+    temporary = f"{checkpoints}/.{name}.{os.getpid()}"
     with suppress(FileNotFoundError):
-        os.unlink(beside)  # of an earlier process with this number
+        os.unlink(temporary)  # from an earlier process with the same id
     try:
-        os.symlink(str(step), beside)
+        os.symlink(str(step), temporary)
     except OSError:  # a file system without links
-        Path(beside).write_text(str(step))
-    os.replace(beside, f"{places}/{name}")
+        Path(temporary).write_text(str(step))
+    os.replace(temporary, f"{checkpoints}/{name}")
 
 
 def target(folder: Path, name: str) -> int | None:
-    """The step that checkpoints/last or /best points to; None: it is no pointer, or not there."""
+    """Return the step that checkpoints/last or /best points to; None if it is missing or not a
+    pointer."""
     path = folder / "checkpoints" / name
     if not os.path.lexists(path) or (path.is_dir() and not path.is_symlink()):
         return None
@@ -146,49 +147,49 @@ def keep(folder: Path, kept: set[int]) -> None:
             _remove(folder / "checkpoints" / str(step))
 
 
-def _remove(place: Path) -> None:
-    """A checkpoint's files by their names, and its folder where nothing else is in it."""
+def _remove(path: Path) -> None:
+    """Remove a checkpoint's files, and its folder if nothing else is in it."""
     for name in (*_PARTS, _MANIFEST):
         with suppress(FileNotFoundError):
-            os.unlink(place / name)
+            os.unlink(path / name)
     with suppress(OSError):
-        os.rmdir(place)
+        os.rmdir(path)
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps of the existing checkpoints, whole or damaged, in ascending order."""
+    """Return the steps of the existing checkpoints, whole or damaged, in ascending order."""
     try:
         entries = [*os.scandir(folder / "checkpoints")]
     except FileNotFoundError:
         return []
-    mine = [
+    step_entries = [
         entry
         for entry in entries
         if re.fullmatch(_STEP, entry.name) and entry.is_dir(follow_symlinks=False)
     ]
     return sorted(
         int(entry.name)
-        for entry in mine
+        for entry in step_entries
         if any(os.path.lexists(f"{entry.path}/{name}") for name in _PARTS)
     )
 
 
 def read(folder: Path, which: str | int = "last") -> tuple[TrainState, dict[str, Any]]:
-    """The state of checkpoints/`which` and its state.json, checked against the manifest."""
-    place = find(folder, which)
+    """Return the state of checkpoints/`which` and its state.json, checked with the manifest."""
+    path = find(folder, which)
     try:
-        parts = {name: (place / name).read_bytes() for name in _PARTS}
-        hashes = dict(json.loads((place / _MANIFEST).read_bytes()))
+        parts = {name: (path / name).read_bytes() for name in _PARTS}
+        hashes = dict(json.loads((path / _MANIFEST).read_bytes()))
         for name, part in parts.items():
             if hashlib.sha256(part).hexdigest() != hashes.get(name):
                 raise RunError(
-                    f"{place / name} does not match its SHA-256 in manifest.json: the "
+                    f"{path / name} does not match its SHA-256 in manifest.json: the "
                     f"checkpoint is damaged"
                 )
         numbers: dict[str, Any] = strict_json.with_numbers(json.loads(parts["state.json"]))
         if numbers["format"] != FORMAT:
             raise RunError(
-                f"{place} has checkpoint format {numbers['format']}; this version reads "
+                f"{path} has checkpoint format {numbers['format']}; this version reads "
                 f"format {FORMAT}"
             )
         step, values, flat = (
@@ -198,7 +199,7 @@ def read(folder: Path, which: str | int = "last") -> tuple[TrainState, dict[str,
         )
         buffers = {name: values.pop(name) for name in numbers["buffers"]}
     except (OSError, TypeError, ValueError, KeyError, SafetensorError) as error:
-        raise RunError(f"{place} is not a whole checkpoint: {error}") from None
+        raise RunError(f"{path} is not a whole checkpoint: {error}") from None
     slots: dict[str, dict[str, np.ndarray]] = {}
     for key, value in flat.items():
         slot, _, name = key.partition("/")
@@ -207,11 +208,11 @@ def read(folder: Path, which: str | int = "last") -> tuple[TrainState, dict[str,
 
 
 def read_newest(folder: Path) -> tuple[TrainState, dict[str, Any], list[Exception]]:
-    """`last`, or where it is damaged the newest whole one; and what is wrong with those passed
-    over."""
-    damaged: dict[str, Exception] = {}  # by what is said: `last` is one of the steps
-    places: list[str | int] = ["last", *reversed(steps(folder))]
-    for which in places:
+    """Read `last`, or if it is damaged, the newest whole checkpoint. Return also the errors of the
+    damaged ones."""
+    damaged: dict[str, Exception] = {}  # by message, since `last` is also one of the steps
+    candidates: list[str | int] = ["last", *reversed(steps(folder))]
+    for which in candidates:
         try:
             return *read(folder, which), [*damaged.values()]
         except (RunError, MissingError) as error:
@@ -220,18 +221,18 @@ def read_newest(folder: Path) -> tuple[TrainState, dict[str, Any], list[Exceptio
 
 
 def best_saved(folder: Path, step: int, best: Mapping[str, Any] | None) -> int | None:
-    """The best epoch's checkpoint for a run that goes on from `step`, whose state.json has `best`;
-    None: there is none."""
-    known = [] if best is None else [int(best["step"])]
-    known += [pointed] if (pointed := target(folder, "best")) is not None else []
+    """Return the step of the best epoch's checkpoint for a run that resumes at `step`, or None.
+    `best` is from that checkpoint's state.json."""
+    candidates = [] if best is None else [int(best["step"])]
+    candidates += [pointed] if (pointed := target(folder, "best")) is not None else []
     saved = steps(folder)
-    return next((one for one in known if one <= step and one in saved), None)
+    return next((other for other in candidates if other <= step and other in saved), None)
 
 
 def go_back(folder: Path, step: int, best: int | None) -> None:
-    """Prepare the checkpoints of a run that goes on from a step: point `last` and `best` to what
-    they were then, and remove what a process that was killed while saving has left. Later
-    checkpoints stay until they are written again or no longer kept."""
+    """Prepare the checkpoints for resuming at a step: point `last` and `best` to the checkpoints of
+    that time, and remove temporary files of a process that was killed while saving. Later
+    checkpoints stay until they are overwritten or no longer kept."""
     for entry in [*os.scandir(folder / "checkpoints")]:
         if _STAGED.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
             _remove(Path(entry.path))
@@ -245,48 +246,48 @@ def go_back(folder: Path, step: int, best: int | None) -> None:
 
 
 def links(folder: Path) -> Iterator[Path]:
-    """Symbolic links where a checkpoint's files belong, and what stands for `last` and `best` but
-    is none to a step."""
-    places = folder / "checkpoints"
-    if places.is_symlink():
-        yield places
+    """Yield symbolic links in the place of a checkpoint's files, and `last` or `best` if they do
+    not point to a step."""
+    checkpoints = folder / "checkpoints"
+    if checkpoints.is_symlink():
+        yield checkpoints
         return
     for name in ("last", "best"):
         try:
-            if target(folder, name) is None and (places / name).exists():
-                yield places / name
+            if target(folder, name) is None and (checkpoints / name).exists():
+                yield checkpoints / name
         except RunError:
-            yield places / name
-    for entry in os.scandir(places) if places.is_dir() else ():
+            yield checkpoints / name
+    for entry in os.scandir(checkpoints) if checkpoints.is_dir() else ():
         if re.fullmatch(_STEP, entry.name):
-            own = (Path(entry.path), *(Path(entry.path, name) for name in (*_PARTS, _MANIFEST)))
-            yield from (path for path in own if path.is_symlink())
+            paths = (Path(entry.path), *(Path(entry.path, name) for name in (*_PARTS, _MANIFEST)))
+            yield from (path for path in paths if path.is_symlink())
 
 
 def find(folder: Path, which: str | int) -> Path:
-    """The folder of a step, or of `last` or `best`. MissingError where there is none."""
+    """Return the folder of a step, or of `last` or `best`. Raise MissingError if there is none."""
     pointed = target(folder, which) if which in ("last", "best") else None
-    place = folder / "checkpoints" / str(which if pointed is None else pointed)
+    path = folder / "checkpoints" / str(which if pointed is None else pointed)
     is_name = which in ("last", "best") or re.fullmatch(_STEP, str(which))
-    if not is_name or place.is_symlink() or not place.is_dir():
+    if not is_name or path.is_symlink() or not path.is_dir():
         pointers = [
             name for name in ("best", "last") if os.path.lexists(folder / "checkpoints" / name)
         ]
-        there = [*map(str, steps(folder)), *pointers]
+        existing = [*map(str, steps(folder)), *pointers]
         raise MissingError(
-            f"{folder} has no checkpoint {which}; it has {', '.join(there) or 'none'}"
+            f"{folder} has no checkpoint {which}; it has {', '.join(existing) or 'none'}"
         )
-    return place
+    return path
 
 
 class MissingError(ConfigError):
-    """A run's folder has no such checkpoint."""
+    """Raised if a run's folder does not have a checkpoint."""
 
 
 def weights_sha256(state: TrainState) -> str:
-    """Over the canonical weights and buffers in float32, by sorted name: the name in UTF-8, the
-    shape as little-endian int64, the values as little-endian float32 in row-major order. Equal
-    hashes mean equal models."""
+    """Hash the canonical weights and buffers, sorted by name: the name in UTF-8, the shape as
+    little-endian int64, the values as little-endian float32 in row-major order. Equal hashes mean
+    equal models."""
     digest = hashlib.sha256()
     values = {**state.weights, **state.buffers}
     for name in sorted(values):

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: written while the next chunk trains, the newest and the best kept."""
+"""Write a run's checkpoints while the next chunk trains; keep the newest ones and the best."""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +19,7 @@ _QUICKLY_STAGED = 2**20
 
 
 class Checkpoints(Observer):
-    """Saves states into FOLDER/checkpoints, by a thread of its own."""
+    """Saves states into FOLDER/checkpoints, in a separate thread."""
 
     def __init__(
         self,
@@ -29,12 +29,12 @@ class Checkpoints(Observer):
         after_commit: Callable[[Path], None],
         resumed_at: int | None,
     ) -> None:
-        """`keep`: how many of the newest stay, None for all. `resumed_at`: the step of the
-        checkpoint that the run goes on from."""
+        """`keep` is the number of newest checkpoints to keep, None for all. `resumed_at` is the
+        step at which the run resumes."""
         self.path, self.keep = path, keep
         self._before_commit, self._after_commit = before_commit, after_commit
         self._saved: list[int] = []  # the steps of the checkpoints of this run, oldest first
-        self._best_saved: int | None = None  # the one that `best` points to
+        self._best_saved: int | None = None  # the step that `best` points to
         if resumed_at is not None:
             self._saved = [step for step in checkpoint.steps(path) if step <= resumed_at]
             self._best_saved = checkpoint.target(path, "best")
@@ -45,13 +45,13 @@ class Checkpoints(Observer):
         self._writer.shutdown()
 
     def finish(self) -> None:
-        """Wait for the checkpoint that is being written; if it could not be, raise that here."""
+        """Wait until the current checkpoint is written. Raise its error, if any."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
 
     def save(self, state: TrainState, extra: Mapping[str, Any], best: int | None) -> None:
-        """Save a state with its state.json; `best` is the step of the best epoch so far."""
+        """Save a state with its state.json. `best` is the step of the best epoch so far."""
         self.finish()
         stage: Callable[[], Path] = partial(checkpoint.stage, self.path, state, dict(extra))
         if checkpoint.num_bytes(state) < _QUICKLY_STAGED:
@@ -62,13 +62,13 @@ class Checkpoints(Observer):
 
     def _write(self, stage: Callable[[], Path], step: int, best: int | None) -> None:
         with self._saving(step):
-            self._before_commit()  # a checkpoint never knows of updates that the logs do not
+            self._before_commit()  # the records must contain all updates of a checkpoint
             checkpoint.commit(stage(), step)
             checkpoint.point(self.path, "last", step)
             if best == step:
                 checkpoint.point(self.path, "best", step)
                 self._best_saved = step
-            saved = [*(before for before in self._saved if before != step), step]
+            saved = [*(old for old in self._saved if old != step), step]
             self._saved = saved[-(self.keep or 0) :]
             best_saved = [] if self._best_saved is None else [self._best_saved]
             checkpoint.keep(self.path, {*self._saved, *best_saved})
@@ -76,15 +76,15 @@ class Checkpoints(Observer):
 
     @contextmanager
     def _saving(self, step: int) -> Iterator[None]:
-        """Say of what the disk refuses its place, the bytes that are free, and which checkpoint is
-        whole."""
+        """Turn a failed write into an error with the path, the free bytes and the last whole
+        checkpoint."""
         try:
             yield
         except OSError as error:
-            before = "none before"
+            previous = "there is no earlier checkpoint"
             if self._saved:
-                before = f"the one before, of step {self._saved[-1]}, is whole"
-            place, free = self.path / "checkpoints" / str(step), shutil.disk_usage(self.path).free
+                previous = f"the last whole checkpoint is that of step {self._saved[-1]}"
+            path, free = self.path / "checkpoints" / str(step), shutil.disk_usage(self.path).free
             raise RunError(
-                f"{place} cannot be written: {error.strerror}, {free} bytes are free; {before}"
+                f"{path} cannot be written: {error.strerror}, {free} bytes are free; {previous}"
             ) from error

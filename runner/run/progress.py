@@ -9,7 +9,7 @@ from runner.text.console import Console
 
 
 class Progress(Observer):
-    """The progress bar after every chunk, a line after every epoch."""
+    """Updates the progress bar after every chunk; prints a line after every epoch."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -27,5 +27,5 @@ class Progress(Observer):
 
 
 def show(values: Mapping[str, float]) -> str:
-    """Metrics as one line."""
+    """Format metrics as one line."""
     return "  ".join(f"{name} {value:.4f}" for name, value in values.items())

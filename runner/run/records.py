@@ -1,4 +1,4 @@
-"""metrics.csv and trace.csv, which are only ever appended to."""
+"""The records of a run, metrics.csv and trace.csv. Rows are only appended."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,11 +15,11 @@ from runner.spec import Live, Report
 
 
 class Records(Observer):
-    """One row per applied update in trace.csv, one per epoch in metrics.csv."""
+    """Writes one row per applied update into trace.csv and one per epoch into metrics.csv."""
 
     def __init__(self, path: Path, metric_columns: Sequence[str], applied: Sequence[str]) -> None:
-        """`applied`: the names of RunSpec.tables besides learning_rate, columns after the
-        contract's three."""
+        """`applied` has the names of RunSpec.tables except learning_rate: columns after step,
+        learning_rate and loss."""
         self.path = path
         self._is_synced = False
         self._columns = metric_columns
@@ -33,12 +33,12 @@ class Records(Observer):
 
     def __exit__(self, *_: object) -> None:
         for file in (self._trace, self._metrics):
-            with suppress(OSError):  # rows that the disk refused; an error has said so
+            with suppress(OSError):  # rows that could not be written; this was already reported
                 file.close()
 
     @staticmethod
     def _append(file: TextIO, rows: Iterable[str]) -> None:
-        """Append rows and flush them, so that a process that is killed leaves whole lines."""
+        """Append rows and flush them, so that the file has whole lines if the process is killed."""
         with writing(Path(file.name)):
             file.writelines(rows)
             file.flush()
@@ -53,14 +53,15 @@ class Records(Observer):
         return True
 
     def trace(self, first_step: int, losses: np.ndarray, applied: Mapping[str, np.ndarray]) -> None:
-        """Append updates' rows; numbers in the shortest form that reads back the same."""
+        """Append the rows of updates. Each number has the shortest text that reads back the
+        same."""
         rates, *others = (values[: len(losses)].astype(str) for values in applied.values())
         steps = map(str, range(first_step, first_step + len(losses)))
         rows = zip(steps, rates, losses.astype(str), *others, strict=True)
         self._append(self._trace, (",".join(row) + "\n" for row in rows))
 
     def metrics(self, row: Mapping[str, Any]) -> None:
-        """Append an epoch's row."""
+        """Append the row of an epoch."""
         cells = (str(row.get(column, "")) for column in self._columns)
         self._append(self._metrics, [",".join(cells) + "\n"])
 

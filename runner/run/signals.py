@@ -1,13 +1,14 @@
-"""SIGINT and SIGTERM end the chunk in hand, not the process: the run saves and says so. A second
-one ends it at once.
+"""Handle SIGINT and SIGTERM: finish the current chunk, save, then end the run. A second signal ends
+it at once.
 
-So does a scheduler's own signal, SIGUSR1 or SIGUSR2, where whoever launched the run waits for it
-(submitit does, to have the job queued again): that handler runs when the run has saved.
+SIGUSR1 and SIGUSR2, which schedulers send, are handled in the same way if the launcher of the run
+has a handler for them (submitit requeues the job with it). This handler then runs after the run has
+saved.
 
-Jobs of a multirun that are processes of their own end with the command that launched them.
-`launching` is the command's side: it takes the signals, asks the jobs to end, and waits until they
-have saved. `job` is theirs: a thread looks ten times a second for the file that asks them to end,
-and whether the command is still there.
+If the jobs of a multirun are separate processes, they end with the command that launched them.
+`launching` is the command's side: it receives the signals, asks the jobs to end and waits until
+they have saved. `job` is the jobs' side: ten times a second, a thread looks for the file that asks
+them to end, and checks that the command is still alive.
 """
 
 import os
@@ -25,18 +26,19 @@ from typing import Any
 _KINDS = (signal.SIGINT, signal.SIGTERM)
 # not on Windows
 _USER = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
-_PARENT = "TWINRUN_MULTIRUN"  # process, its start, and the file that asks its jobs to end
-_LOOK = 0.1  # seconds
+# environment variable with PID:START:FILE of the command; FILE asks its jobs to end
+_PARENT = "TWINRUN_MULTIRUN"
+_POLL_SECONDS = 0.1
 
-_asked: int | None = None  # the signal with which this process's runs are to end, whoever got it
-_end_file: Path | None = None  # of the multirun that this process was launched by
+_asked: int | None = None  # the signal that ends the runs of this process, from any source
+_end_file: Path | None = None  # of the multirun that launched this process
 _in_job = False
-# processes that train for this one, which are to end when it is asked to
+# processes that train for this one and end when it is asked to end
 children: set[int] = set()
 
 
 class Signals:
-    """While it lasts, `received` is the number of the first of these signals that came, or None."""
+    """Handles the signals in a `with` block. `received` is the first signal's number, or None."""
 
     def __init__(self) -> None:
         self._own: int | None = None
@@ -48,9 +50,9 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
-            awaited = [kind for kind in _USER if callable(signal.getsignal(kind))]
+            handled = [kind for kind in _USER if callable(signal.getsignal(kind))]
             self._before = {
-                kind: signal.signal(kind, self._on_signal) for kind in (*_KINDS, *awaited)
+                kind: signal.signal(kind, self._on_signal) for kind in (*_KINDS, *handled)
             }
         return self
 
@@ -67,8 +69,8 @@ class Signals:
 
 
 class Launch:
-    """A command that launches jobs as processes of their own; `ended`: the signal that it got, if
-    any."""
+    """A command that launches jobs as separate processes. `ended` is the signal that it received,
+    or None."""
 
     def __init__(self, file: Path, is_busy: Callable[[], bool]) -> None:
         self.ended: int | None = None
@@ -91,15 +93,14 @@ class Launch:
         self.ended = number
         try:
             self._file.write_text(str(int(number)))
-        except OSError:  # a full disk: the jobs see that nobody is here any more
+        except OSError:  # the disk is full: the jobs notice that this process has ended
             os._exit(128 + number)
 
     def _wait_for_jobs(self) -> None:
-        """Wait until all jobs have saved; the launcher does not need to start those that are
-        left."""
-        time.sleep(3 * _LOOK)  # one that began just before may not hold its folder yet
+        """Wait until all running jobs have saved. The launcher starts no more jobs."""
+        time.sleep(3 * _POLL_SECONDS)  # a job that has just begun may not have locked its folder
         while self._is_busy():
-            time.sleep(_LOOK)
+            time.sleep(_POLL_SECONDS)
         self._is_saved = True
         if not self._is_over:
             interrupt_main(signal.SIGTERM)
@@ -111,11 +112,11 @@ class Launch:
 
 @contextmanager
 def launching(folder: Path, is_busy: Callable[[], bool]) -> Iterator[Launch]:
-    """Around the launching of a multirun's jobs as processes of this machine. `is_busy`: whether
-    one of them trains.
+    """Handle signals while a multirun's jobs run as processes on this machine. `is_busy` returns
+    whether one of them trains.
 
-    The signals are blocked, which what is started inherits, so that those that reach a whole group
-    of processes do not end a job before it can save.
+    The block masks the signals, and the jobs inherit the mask. A signal to the whole process group
+    then cannot end a job before it has saved.
     """
     import psutil
 
@@ -142,23 +143,23 @@ def launching(folder: Path, is_busy: Callable[[], bool]) -> Iterator[Launch]:
 
 
 def start_trackers() -> None:
-    """Python's and joblib's trackers of resources: starting one later would unblock the signals
-    again."""
+    """Start the resource trackers of Python and joblib. Starting them later would unblock the
+    signals."""
     from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()
     with suppress(ImportError):
         from joblib.externals.loky.backend import (  # type: ignore[import-untyped]
-            resource_tracker as of_loky,
+            resource_tracker as loky_tracker,
         )
 
-        of_loky.ensure_running()
+        loky_tracker.ensure_running()
 
 
 @contextmanager
 def job() -> Iterator[int | None]:
-    """Run one job of a multirun; yields the signal that ended the multirun before the job began, or
-    None."""
+    """Run one job of a multirun in the block. Yields the signal that ended the multirun before the
+    job began, or None."""
     global _in_job
     _follow()
     _in_job = True
@@ -169,7 +170,7 @@ def job() -> Iterator[int | None]:
 
 
 def end_multirun(number: int) -> None:
-    """End all other jobs after one that a signal has ended."""
+    """End all other jobs after a signal has ended one."""
     if _end_file is None:
         sys.exit(128 + number)
     if _asked is None:
@@ -179,23 +180,23 @@ def end_multirun(number: int) -> None:
 
 
 def _follow() -> None:
-    """Follow the command that launched this job's process; done once per process."""
+    """Start to watch the command that launched this process, once per process."""
     global _end_file
-    said = os.environ.get(_PARENT)
+    parent = os.environ.get(_PARENT)
     if (
-        said is None
+        parent is None
         or _end_file is not None
         or threading.current_thread() is not threading.main_thread()
     ):
         return
-    process, began, file = said.split(":", 2)
+    process, began, file = parent.split(":", 2)
     if int(process) == os.getpid():
         return
     from runner.text.console import stand
 
     stand()
     _end_file = Path(file)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # outside a run; the command gets it too
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # outside a run; the command receives it too
     signal.signal(signal.SIGTERM, lambda number, frame: end_multirun(number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _KINDS)
     threading.Thread(
@@ -205,22 +206,22 @@ def _follow() -> None:
 
 def _watch(process: int, began: float, file: Path) -> None:
     while True:
-        with suppress(OSError):  # nobody asks
+        with suppress(OSError):  # no file: the jobs are not asked to end
             _ask(int(file.read_text() or signal.SIGTERM))
         if not _is_alive(process, began):
             _ask(signal.SIGTERM)
             while _in_job:
-                time.sleep(_LOOK)
+                time.sleep(_POLL_SECONDS)
             os._exit(128 + signal.SIGTERM)
-        time.sleep(_LOOK)
+        time.sleep(_POLL_SECONDS)
 
 
 def _is_alive(process: int, began: float) -> bool:
     import psutil
 
     try:
-        found = psutil.Process(process)
-        return found.create_time() == began and found.status() != psutil.STATUS_ZOMBIE
+        running = psutil.Process(process)
+        return running.create_time() == began and running.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 

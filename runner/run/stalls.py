@@ -13,11 +13,10 @@ from runner.text.console import Console
 
 
 class Stalls(Observer):
-    """Sees the metrics of every whole epoch. Those of the run's last one too: the run may be made
-    longer."""
+    """Watches the metrics of every whole epoch, also of the last one: the run may be extended."""
 
     def __init__(self, plan: Plan, console: Console, resumed: Mapping[str, Any] | None) -> None:
-        """`resumed`: a checkpoint's state.json."""
+        """`resumed` is a checkpoint's state.json."""
         self.plan, self.console = plan, console
         self.plateau, self.watch, self.stopped_early = State(), Watch(), False
         if resumed is not None:
@@ -31,12 +30,12 @@ class Stalls(Observer):
         if plan.early_stopping:
             num_bad, value = self.watch.num_bad + 1, epoch.metrics[plan.config.trainer.monitor]
             self.watch, self.stopped_early = plan.early_stopping.after(self.watch, value)
-            if self.stopped_early:  # with more patience the run goes on, and these epochs count
+            if self.stopped_early:  # if the run resumes with more patience, these epochs count
                 self.watch = replace(self.watch, num_bad=num_bad)
         if plan.plateau:
             self.plateau = plan.plateau.after(before, epoch.metrics[plan.plateau.metric])
-            is_over = self.stopped_early or epoch.step == plan.order.total_steps
-            if self.plateau.factor != before.factor and not is_over:
+            is_finished = self.stopped_early or epoch.step == plan.order.total_steps
+            if self.plateau.factor != before.factor and not is_finished:
                 live.use_tables(plan.tables(self.plateau))
                 lowered = f"from step {epoch.step} on rates times {self.plateau.factor:g}"
                 self.console.say(f"plateau  {plan.plateau.metric} has stalled: {lowered}")

@@ -1,5 +1,5 @@
-"""JSON as RFC 8259 has it: a number that is not finite is "NaN", "Infinity" or "-Infinity", as in
-the JSON of protocol buffers; Python's float() reads them, and so does NumPy."""
+"""Strict JSON (RFC 8259). Numbers that are not finite become the strings "NaN", "Infinity" and
+"-Infinity", as in the JSON of protocol buffers; Python's float() and NumPy read them."""
 
 import json
 import math
@@ -14,7 +14,7 @@ def dumps(values: Mapping[str, Any]) -> str:
 
 
 def with_numbers(values: Any) -> Any:
-    """Return the original values; no text in them can be one of those words."""
+    """Undo this for values that have been read. They must not contain these words as text."""
     if isinstance(values, dict):
         return {key: with_numbers(value) for key, value in values.items()}
     if isinstance(values, list):

@@ -1,5 +1,5 @@
-"""The work between two chunks, written once for every backend: evaluation, and the events that
-records, checkpoints, stalls and progress see."""
+"""The work between two chunks, the same for every backend: evaluation, and the calls of the
+observers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from runner.text.console import Console
 
 
 class Training:
-    """One run from its first chunk to its last. `with` opens the observers."""
+    """A run from its first chunk to its last one. `with` opens the observers."""
 
     def __init__(
         self,
@@ -42,19 +42,21 @@ class Training:
         is_over: bool = False,
         observers: Sequence[Observer] = (),
     ) -> None:
-        """`started`: by time.monotonic. `resumed`: a checkpoint's state.json; `is_over`: it is the
-        run's last, and nothing is left to train. `observers`: more than the run's own."""
+        """`started` is a time of time.monotonic. `resumed` is a checkpoint's state.json; `is_over`
+        says that it is the run's last checkpoint, so nothing is left to train. `observers` are
+        additional ones."""
         self.plan, self.path, self.console, self.signals = plan, path, console, signals
         self._tables, self._config_sha256, self._started = list(tables), config_sha256, started
-        self._more = observers
-        self._every = plan.checkpoint_steps()
+        self._additional = observers
+        self._checkpoint_steps = plan.checkpoint_steps()
         self.step = 0  # applied updates whose loss was finite
-        self.skipped: list[int] = []  # updates whose loss was not finite, passed over
+        self.skipped: list[int] = []  # updates that were skipped: their loss was not finite
         self.compile_seconds = 0.0
         # metric, value, epoch, step of the best whole epoch so far
         self.best: dict[str, Any] | None = None
         self.metrics: dict[str, float] = {}  # of the last whole epoch
-        # `metrics` and `best` of a run that ends inside an epoch: all else is as if it went on
+        # `metrics` and `best` of a run that ends within an epoch; the other attributes are as in a
+        # run that continues
         self.unfinished: dict[str, Any] | None = None
         self._means = Means()
         self.stalls = Stalls(plan, console, resumed)
@@ -82,8 +84,9 @@ class Training:
             self.checkpoints = stack.enter_context(
                 Checkpoints(self.path, keep, sync, done, self._resumed_at)
             )
-            own = (self.records, Progress(self.console), self.stalls, self.checkpoints)
-            self.observers = [*own, *(stack.enter_context(more) for more in self._more)]
+            default = (self.records, Progress(self.console), self.stalls, self.checkpoints)
+            additional = (stack.enter_context(observer) for observer in self._additional)
+            self.observers = [*default, *additional]
             self._stack = stack.pop_all()
         return self
 
@@ -91,7 +94,7 @@ class Training:
         self._stack.close()
 
     def result(self) -> dict[str, Any]:
-        """Return what result.json says of the updates so far."""
+        """Return the entries of result.json for the updates so far."""
         return {
             "steps": self.step,
             "epochs": -(-self.step // self.plan.order.steps_per_epoch),
@@ -101,22 +104,26 @@ class Training:
         }
 
     def on_chunk(self, chunk: Chunk, report: Report, live: Live) -> bool:
-        """The seam's OnChunk."""
+        """Implements `runner.spec.OnChunk`."""
         order, step = self.plan.order, chunk.first_step + chunk.num_steps
         self._count(chunk, report)
-        going_on = [observer.on_chunk(chunk, report, live) for observer in self.observers]
-        over = step == order.total_steps
-        if over or step % order.steps_per_epoch == 0:
+        answers = [observer.on_chunk(chunk, report, live) for observer in self.observers]
+        is_finished = step == order.total_steps
+        if is_finished or step % order.steps_per_epoch == 0:
             epoch = self._end_epoch(step, live)
-            going_on += [observer.on_epoch(epoch, live) for observer in self.observers]
-        stop = self.signals.received is not None or not all(going_on)
-        if over or stop or (self._every is not None and step % self._every == 0):
+            answers += [observer.on_epoch(epoch, live) for observer in self.observers]
+        stop = self.signals.received is not None or not all(answers)
+        if (
+            is_finished
+            or stop
+            or (self._checkpoint_steps is not None and step % self._checkpoint_steps == 0)
+        ):
             best = (self.result()["best"] or {}).get("step")
             self.checkpoints.save(live.state(), self._state(), best)
         return not stop
 
     def on_end(self, result: Mapping[str, Any]) -> None:
-        """Tell the observers what came of the run."""
+        """Pass the run's result to the observers."""
         for observer in self.observers:
             observer.on_end(result)
 
@@ -125,45 +132,47 @@ class Training:
             observer.on_checkpoint(folder)
 
     def _count(self, chunk: Chunk, report: Report) -> None:
-        """Count the chunk's updates and its rows' metrics. Updates whose loss is not finite are
-        passed over, as far as `trainer.max_skipped` allows; beyond, the run ends with the trace of
-        all updates before."""
+        """Count the chunk's updates and add the metrics of its rows. Updates with a loss that is
+        not finite were skipped, up to `trainer.max_skipped`; at one more, write the trace of all
+        updates before it and raise RunError."""
         trainer, losses = self.plan.config.trainer, report.losses
         skips = trainer.on_nonfinite == "skip"
         bad = np.flatnonzero(~np.isfinite(losses))
-        left = trainer.max_skipped - len(self.skipped) if skips else 0
-        if len(bad) > left:
-            good = int(bad[left])
-            self.step = chunk.first_step + good
-            self.records.trace(chunk.first_step, losses[:good], report.applied)
+        num_allowed = trainer.max_skipped - len(self.skipped) if skips else 0
+        if len(bad) > num_allowed:
+            num_good = int(bad[num_allowed])
+            self.step = chunk.first_step + num_good
+            self.records.trace(chunk.first_step, losses[:num_good], report.applied)
             more = f", after {trainer.max_skipped} that were skipped" if skips else ""
-            raise RunError(f"the loss of update {self.step} is {losses[good]}{more}")
+            raise RunError(f"the loss of update {self.step} is {losses[num_good]}{more}")
         self.step = chunk.first_step + chunk.num_steps
         self.skipped += [chunk.first_step + int(i) for i in bad]
         self.compile_seconds += report.compile_seconds
-        counted = np.repeat(np.isfinite(losses), chunk.rows_per_step) if len(bad) else slice(None)
-        targets = self.plan.data.train.y[chunk.rows[counted]]
-        self._means.add(rows(self.plan, report.outputs[counted], targets))
+        is_used = np.repeat(np.isfinite(losses), chunk.rows_per_step) if len(bad) else slice(None)
+        targets = self.plan.data.train.y[chunk.rows[is_used]]
+        self._means.add(rows(self.plan, report.outputs[is_used], targets))
 
     def _end_epoch(self, step: int, live: Live) -> Epoch:
-        """Evaluate."""
+        """Evaluate after an epoch."""
         plan, number = self.plan, -(-step // self.plan.order.steps_per_epoch)
-        means = self._means.result()  # without a name whose every row was skipped
+        means = self._means.result()  # has no entry for a metric if all rows were skipped
         values = {f"train/{name}": means.get(name, math.nan) for name in ("loss", *plan.metrics)}
         if len(plan.data.val):
-            found = evaluate(plan, plan.outputs(plan.data.val, live.predict), plan.data.val)
-            values |= {f"val/{name}": value for name, value in found.items()}
-        best = self._better(values, number, step)
+            val = evaluate(plan, plan.outputs(plan.data.val, live.predict), plan.data.val)
+            values |= {f"val/{name}": value for name, value in val.items()}
+        best = self._new_best(values, number, step)
         is_whole = step % plan.order.steps_per_epoch == 0
         if is_whole:
             self._means = Means()
             self.metrics, self.best = values, best or self.best
-        else:  # a longer run would not evaluate here: nothing that it needs may change
+        else:  # a longer run would not evaluate here, so its state must not change
             self.unfinished = {"metrics": values, "best": self.best or best}
         return Epoch(number, step, values, round(monotonic() - self._started, 3), is_whole)
 
-    def _better(self, values: Mapping[str, float], epoch: int, step: int) -> dict[str, Any] | None:
-        """Compare an epoch's metrics with `best`; return the new one, or None if `best` stays."""
+    def _new_best(
+        self, values: Mapping[str, float], epoch: int, step: int
+    ) -> dict[str, Any] | None:
+        """Compare an epoch's metrics with `best`. Return the new best, or None if `best` stays."""
         trainer = self.plan.config.trainer
         best = float(self.best["value"]) if self.best else None
         value = values[trainer.monitor]
@@ -172,7 +181,7 @@ class Training:
         return {"metric": trainer.monitor, "value": value, "epoch": epoch, "step": step}
 
     def _state(self) -> dict[str, Any]:
-        """A checkpoint's state.json."""
+        """Return the entries of a checkpoint's state.json."""
         state = {"best": self.best, "metrics": self.metrics, "unfinished": self.unfinished}
         for observer in self.observers:
             state |= observer.state()
