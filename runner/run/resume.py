@@ -1,8 +1,8 @@
-"""resume=FOLDER: a run goes on from a checkpoint in its own folder, with its saved config, on
-either backend.
+"""resume=FOLDER: a run resumes from a checkpoint in its folder, with its saved config, on either
+backend.
 
-Order, masks and rates are functions of the step, so that a checkpoint is all that a continuation
-needs: what is trained is what would have been trained without the interruption.
+Order, masks and rates are functions of the step, so a checkpoint is all that a resumed run needs:
+it makes the same updates as an uninterrupted one.
 """
 
 import shutil
@@ -25,14 +25,14 @@ from runner.run.saved import config_of, data_of, refuse_links, set_keys
 from runner.schedules.extend import HOW, extended
 from runner.spec import TrainState
 
-CHANGEABLE = marked("on_resume")  # all else fixes the numbers of the run
+CHANGEABLE = marked("on_resume")  # all other keys determine the numbers of the run
 ON_EXTEND = "schedule.on_extend"
 _LENGTH = {"trainer.max_epochs", "trainer.max_steps"}
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """A run that goes on: its state, and the keys that have changed."""
+    """A run that resumes: its state, and the keys that have changed."""
 
     folder: Path
     values: dict[str, Any]  # the config from now on
@@ -40,13 +40,13 @@ class Resumed:
     state: TrainState
     numbers: dict[str, Any]  # the checkpoint's state.json
     notes: Sequence[str]  # for the user
-    is_completed: bool  # as result.json of the folder that it comes from says
-    overrides: list[str]  # likewise
-    config_dir: str | None  # likewise
+    is_completed: bool  # from the result.json of its folder, like the next two
+    overrides: list[str]
+    config_dir: str | None
 
     def is_over(self, total_steps: int) -> bool:
-        """Return whether the last update was made and its checkpoint written: only the files of the
-        run's end are missing."""
+        """Return whether the checkpoint is that of the last update, so that only the final files of
+        the run are missing."""
         if self.numbers["stopped_early"] and "trainer.early_stopping_patience" not in self.changes:
             return True
         return self.state.step == total_steps and not _LENGTH & set(self.changes)
@@ -57,46 +57,47 @@ class Resumed:
 
 
 def resume(folder: Path, overrides: Sequence[Override]) -> Resumed:
-    """Read and checked; nothing is written."""
+    """Read and check a run that is to resume. Writes nothing."""
     saved = {**config_of(folder, "resume"), "resume": None, "run": None, "task": "train"}
     refuse_links(folder, "resume")
     task = next((o.value() for o in overrides if o.key_or_group == "task"), "train")
     if task != "train":
-        raise ConfigError(f"resume=FOLDER goes with task=train, got task={show(task)}")
+        raise ConfigError(f"resume=FOLDER needs task=train, got task={show(task)}")
     on_extend = next(
         (override.value() for override in overrides if override.key_or_group == ON_EXTEND), None
     )
-    said = [
+    key_overrides = [
         override
         for override in overrides
         if override.key_or_group not in ("resume", "task", ON_EXTEND)
     ]
-    values = set_keys(saved, said, (*CHANGEABLE, ON_EXTEND))
-    parse(values)  # refuses a wrong value before anything is read by it
+    values = set_keys(saved, key_overrides, (*CHANGEABLE, ON_EXTEND))
+    parse(values)  # refuses a wrong value before it is used
     changes = {
-        key: (_at(saved, key), after)
+        key: (_value_of(saved, key), after)
         for key in CHANGEABLE
-        if (after := _at(values, key)) != _at(saved, key)
+        if (after := _value_of(values, key)) != _value_of(saved, key)
     }
     which = values["checkpoint"] if "checkpoint" in changes else None
     state, numbers, damaged = (
         checkpoint.read_newest(folder) if which is None else (*checkpoint.read(folder, which), ())
     )
-    notes = [f"warning: {error}; going on from step {state.step}" for error in damaged]
+    notes = [f"warning: {error}; resuming from step {state.step}" for error in damaged]
     values["checkpoint"] = saved["checkpoint"]
     if _LENGTH & set(changes):
         values, more = _extend(saved, values, state.step, on_extend)
         notes += more
     elif on_extend is not None:
         raise ConfigError(
-            f"{ON_EXTEND} is for a run of another length: it needs {' or '.join(sorted(_LENGTH))}"
+            f"{ON_EXTEND} has no effect if the run's length does not change; set "
+            f"{' or '.join(sorted(_LENGTH))} too"
         )
     return Resumed(folder, values, changes, state, numbers, notes, *_result(folder))
 
 
 def _result(folder: Path) -> tuple[bool, list[str], str | None]:
-    """(is it completed, its overrides, its --config-dir) from result.json; a run without one, or
-    with a damaged one, makes it again."""
+    """Return (is_completed, overrides, --config-dir) from result.json. If the file is missing or
+    damaged, the run writes a new one."""
     try:
         result = read_json(folder / "result.json")
     except ConfigError:
@@ -108,74 +109,74 @@ def _result(folder: Path) -> tuple[bool, list[str], str | None]:
 
 
 def branch(resumed: Resumed, folder: Path) -> Resumed:
-    """Branch a run into a folder of its own: copy its files up to the checkpoint there, and leave
-    the run as it is."""
+    """Branch a run: copy its files, up to the checkpoint, to another folder. The run itself does
+    not change."""
     source, step = resumed.folder, resumed.state.step
     for name in ("config.yaml", "data.json", "environment.json", "trace.csv", "metrics.csv"):
         shutil.copy2(source / name, folder / name)
     best = checkpoint.best_saved(source, step, resumed.numbers["best"])
-    for name, kept in (("best", best), ("last", step)):
-        if kept is not None:
-            place = Path("checkpoints", str(kept))
-            shutil.copytree(source / place, folder / place, dirs_exist_ok=True)
-            checkpoint.point(folder, name, kept)
+    for name, saved_step in (("best", best), ("last", step)):
+        if saved_step is not None:
+            path = Path("checkpoints", str(saved_step))
+            shutil.copytree(source / path, folder / path, dirs_exist_ok=True)
+            checkpoint.point(folder, name, saved_step)
     return replace(resumed, folder=folder)
 
 
 def check(resumed: Resumed, prepared: Plan, start: TrainState) -> None:
-    """Refuse what would not be the same run: other data, another network, rates that were others,
-    nothing left to do.
-    `start` is the first state, for its names and shapes."""
+    """Refuse to resume if it would not be the same run (other data, another network, damaged
+    records), or if nothing is left to train. `start` is the run's first state, for its names and
+    shapes."""
     folder, step = resumed.folder, resumed.state.step
     difference = changed(data_of(folder), prepared.data.description())
     if difference is not None:
         raise ConfigError(f"resume: the data is not what {folder} was trained on: {difference}")
     for kind in ("weights", "buffers"):
-        _fits(folder, kind, getattr(resumed.state, kind), getattr(start, kind))
+        _check_shapes(folder, kind, getattr(resumed.state, kind), getattr(start, kind))
     for slot in {**start.slots, **resumed.state.slots}:
-        _fits(folder, f"slot {slot}", resumed.state.slots.get(slot, {}), start.slots.get(slot, {}))
+        saved_slot, new_slot = resumed.state.slots.get(slot, {}), start.slots.get(slot, {})
+        _check_shapes(folder, f"slot {slot}", saved_slot, new_slot)
     total, is_over = prepared.order.total_steps, resumed.is_over(prepared.order.total_steps)
     if not is_over:
         records(folder, step, prepared.order.steps_per_epoch)
-    elif not resumed.is_completed:  # it was stopped after its last checkpoint
+    elif not resumed.is_completed:  # the run was stopped after its last checkpoint
         return
     elif step < total:
         patience = show(prepared.config.trainer.early_stopping_patience)
         raise ConfigError(
-            f"resume: {folder} has ended early at step {step}; "
-            f"trainer.early_stopping_patience, now {patience}, can be changed"
+            f"resume: {folder} stopped early at step {step}; to train longer, increase "
+            f"trainer.early_stopping_patience, now {patience}"
         )
     if step >= total:
         raise ConfigError(
-            f"resume: {folder} is at step {step} of {total}, nothing is left; a larger "
-            f"trainer.max_epochs or "
-            "trainer.max_steps makes it longer"
+            f"resume: {folder} is at step {step} of {total}, nothing is left; to train longer, "
+            f"increase trainer.max_epochs or trainer.max_steps"
         )
 
 
 def with_saved_threads(resumed: Resumed, prepared: Plan) -> tuple[Plan, Resumed]:
-    """The plan with the number of threads that the checkpoint has, and what to say of it.
+    """Return the plan with the checkpoint's number of threads, and a note on it for the user.
     `trainer.threads` can be changed."""
-    chosen, saved = prepared.model.threads, resumed.numbers.get("threads")
-    if "trainer.threads" in resumed.changes or saved == chosen:
+    planned, saved = prepared.model.threads, resumed.numbers.get("threads")
+    if "trainer.threads" in resumed.changes or saved == planned:
         return prepared, resumed
     if saved is None:
         note = (
-            f"threads  {chosen} from here on: the checkpoint, of an older version, does not say "
-            f"how many there were"
+            f"threads  {planned} from now on: the checkpoint is from an older version and does not "
+            f"record the number"
         )
         return prepared, replace(resumed, notes=[*resumed.notes, note])
-    note = f"threads  {saved} as before; here trainer.threads=auto would take {chosen}"
-    kept = replace(prepared, model=replace(prepared.model, threads=saved))
-    return kept, replace(resumed, notes=[*resumed.notes, note])
+    note = f"threads  {saved} as before; trainer.threads=auto would use {planned} here"
+    with_threads = replace(prepared, model=replace(prepared.model, threads=saved))
+    return with_threads, replace(resumed, notes=[*resumed.notes, note])
 
 
 def _extend(
     saved: Mapping[str, Any], values: dict[str, Any], step: int, how: Any
 ) -> tuple[dict[str, Any], Sequence[str]]:
-    """The config of a run that is made longer or shorter; and what to say of it. What goes by the
-    run's length would have had other values from the beginning, and whoever asks for that says
-    which it has from now on."""
+    """Return the config of a run with another length, and notes for the user. A schedule that
+    depends on the run's length would have had other values from the beginning, so `how` must say
+    which values it has from now on."""
     saved = {
         **values,
         "trainer": {
@@ -191,31 +192,31 @@ def _extend(
             f"{ON_EXTEND} must be one of {', '.join(ways)}, got {show(how)}{nearest(how, ways)}"
         )
     old, new = _tables(before), _tables(plain)
-    other = [name for name in old if not np.array_equal(old[name][:step], new[name][:step])]
-    if lengths[1] <= step or (how is None and not other):
+    changed_names = [name for name in old if not np.array_equal(old[name][:step], new[name][:step])]
+    if lengths[1] <= step or (how is None and not changed_names):
         return values, ()
-    each = {
+    configs = {
         way: _with_schedules(values, partial(extended, how=way, step=step, before=lengths[0]))
         for way in ways
     }
     if how is not None:
-        rate = _tables(plan(parse(each[how])))["schedule"][step]
-        return each[how], [
+        rate = _tables(plan(parse(configs[how])))["schedule"][step]
+        return configs[how], [
             f"{ON_EXTEND.rpartition('.')[2]} {how}: the rate is {rate:.3g} from step {step} on"
         ]
-    tables = {way: _tables(plan(parse(each[way])))[other[0]] for way in ways}
-    each_way = ", ".join(
+    tables = {way: _tables(plan(parse(configs[way])))[changed_names[0]] for way in ways}
+    choices = ", ".join(
         f"{way} ({table[step]:.3g} to {table[-1]:.3g})" for way, table in tables.items()
     )
     raise ConfigError(
-        f"{other[0]} goes by the run's length, which was {lengths[0]} steps and is to be "
-        f"{lengths[1]};\n"
-        f"  say what it is from step {step} on: {ON_EXTEND}={each_way}"
+        f"{changed_names[0]} depends on the run's length, which changes from {lengths[0]} to "
+        f"{lengths[1]} steps;\n"
+        f"  choose its values from step {step} on: {ON_EXTEND}={choices}"
     )
 
 
 def _tables(prepared: Plan) -> dict[str, np.ndarray]:
-    """Return the tables of what is scheduled, by key."""
+    """Return the tables of everything that is scheduled, by key."""
     others = {
         f"optimizer.schedules.{name}": values for name, values in prepared.hyperparameters.items()
     }
@@ -233,13 +234,13 @@ def _with_schedules(values: Mapping[str, Any], change: Callable[[Any], Any]) -> 
     }
 
 
-def _fits(
-    folder: Path, kind: str, found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
+def _check_shapes(
+    folder: Path, kind: str, saved: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
 ) -> None:
-    for name in {**expected, **found}:
+    for name in {**expected, **saved}:
         a, b = (
             f"{v[name].dtype}{list(v[name].shape)}" if name in v else "nothing"
-            for v in (found, expected)
+            for v in (saved, expected)
         )
         if a != b:
             raise RunError(
@@ -248,7 +249,7 @@ def _fits(
             )
 
 
-def _at(values: Mapping[str, Any], key: str) -> Any:
+def _value_of(values: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         values = values[part]
     return values

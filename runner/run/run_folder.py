@@ -1,4 +1,4 @@
-"""A run's folder: its name, and the files that contract every reader can rely on."""
+"""A run's folder: its name, its lock, and its text files."""
 
 import json
 import math
@@ -30,7 +30,7 @@ try:
 except ImportError:
     fcntl = None  # type: ignore[assignment]
 
-# Files that are written beside their place and then renamed into it: .NAME.PID until then
+# Files that are written to .NAME.PID, then renamed to NAME
 _REPLACED = (
     "config.yaml",
     "data.json",
@@ -42,9 +42,9 @@ _REPLACED = (
     "metrics.csv",
     ".owner",
 )
-_HEADERS = {"trace.csv": "step,learning_rate,loss", "metrics.csv": "epoch,step"}  # how they begin
-_BESIDE = re.compile(rf"\.(?:{'|'.join(map(re.escape, _REPLACED))})\.[0-9]+")
-# what a run or a task on it writes
+_HEADERS = {"trace.csv": "step,learning_rate,loss", "metrics.csv": "epoch,step"}  # their beginning
+_TEMPORARY = re.compile(rf"\.(?:{'|'.join(map(re.escape, _REPLACED))})\.[0-9]+")
+# the files that a run, or a task on it, writes
 _WRITTEN = ("*.yaml", "*.json", "*.csv", "*.npz", "*.png", "run.log", "model.*")
 
 _PACKAGES = (
@@ -58,8 +58,8 @@ PARENTS = ("runs", "multiruns", "find_lr", "comparisons", "previews")
 
 
 def create(parent: Path, name: str) -> Path:
-    """A new folder parent/name, or parent/name_2, _3, ...: two runs never share one, since making
-    it is atomic."""
+    """Make a new folder parent/name, or parent/name_2, _3, .... This is atomic, so two runs never
+    share a folder."""
     check(parent / name, "output.root", parent)
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def timestamp() -> str:
 
 
 class InUseError(ConfigError):
-    """Another process, `holder`, trains in the folder."""
+    """Raised if another process, `holder`, trains in the folder."""
 
     def __init__(self, folder: Path) -> None:
         self.holder = holder(folder) or "another process"
@@ -126,17 +126,16 @@ _held: dict[tuple[int, int], int] = {}
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time trains in a folder. The lock is the system's and ends with the process,
-    however it ends.
+    """Lock a folder in the block, so that only one process trains in it. The operating system
+    releases the lock when the process ends.
 
-    What this process has locked it may lock again. The holder is named in the folder's `.owner`
-    meanwhile.
+    A process can lock a folder again. The file `.owner` names the process that has the lock.
     """
     if fcntl is None:  # no such locks on this system
         yield
         return
-    place = _identity(folder)
-    if place in _held:
+    identity = _identity(folder)
+    if identity in _held:
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -145,19 +144,19 @@ def locked(folder: Path) -> Iterator[None]:
     except BlockingIOError:
         os.close(descriptor)
         raise InUseError(folder) from None
-    _held[place] = descriptor
+    _held[identity] = descriptor
     try:
         _write_owner(folder)
         yield
     finally:
         (folder / _OWNER).unlink(missing_ok=True)
-        del _held[place]
+        del _held[identity]
         os.close(descriptor)
 
 
 def lent(folder: Path | None) -> Any:
-    """This process's lock on a folder, for one that it has started: pickled there, it is the same
-    lock. None: it has none."""
+    """Return this process's lock on a folder in a form that can be pickled, for a child process
+    that uses the same lock; None if there is no lock."""
     from multiprocessing.reduction import DupFd
 
     descriptor = None if folder is None or fcntl is None else _held.get(_identity(folder))
@@ -166,17 +165,17 @@ def lent(folder: Path | None) -> Any:
 
 @contextmanager
 def borrowed(folder: Path | None, lock: Any) -> Iterator[None]:
-    """Work in the folder under the other process's lock, which lasts until both have released
-    it."""
+    """Use the parent process's lock on the folder in the block. The lock ends when both processes
+    have released it."""
     if folder is None or lock is None:
         yield
         return
-    place, descriptor = _identity(folder), lock.detach()
-    _held[place] = descriptor
+    identity, descriptor = _identity(folder), lock.detach()
+    _held[identity] = descriptor
     try:
         yield
     finally:
-        del _held[place]
+        del _held[identity]
         os.close(descriptor)
 
 
@@ -187,8 +186,8 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 @contextmanager
 def turn(folder: Path) -> Iterator[None]:
-    """Take turns with other commands in a multirun's folder. A turn takes moments, so this one
-    waits."""
+    """Wait until no other command is in this block for a multirun's folder, then run the block.
+    Blocks are short."""
     if fcntl is None:
         yield
         return
@@ -205,22 +204,22 @@ def _write_owner(folder: Path) -> None:
 
     process = psutil.Process()
     owner = {"pid": process.pid, "began": process.create_time(), "host": platform.node()}
-    with suppress(RunError):  # a full disk: the lock holds without it
+    with suppress(RunError):  # the disk is full: the lock works without this file
         write_json(folder / _OWNER, owner)
 
 
 def holder(folder: Path) -> str | None:
-    """Name the process that trains in the folder: `process 123 on HOST`. None if there is none or
-    it is unknown."""
+    """Return the name of the process that trains in the folder: `process 123 on HOST`. None if
+    there is none or it is unknown."""
     import psutil
 
     try:
-        pid, said = _owner(folder)
-        host, here = (
-            re.sub(r"[^\w.-]", "", str(name))[:64] for name in (said["host"], platform.node())
+        pid, entries = _owner(folder)
+        host, this_host = (
+            re.sub(r"[^\w.-]", "", str(name))[:64] for name in (entries["host"], platform.node())
         )
-        if host == here:
-            is_alive = psutil.Process(pid).create_time() == said["began"]
+        if host == this_host:
+            is_alive = psutil.Process(pid).create_time() == entries["began"]
             return f"process {pid}" if is_alive else None
         return f"process {pid} on {host}"
     except (ConfigError, ValueError, KeyError, TypeError, psutil.Error):
@@ -228,13 +227,13 @@ def holder(folder: Path) -> str | None:
 
 
 def held(folder: Path) -> dict[str, str]:
-    """The jobs that other commands are training: folder's name -> who."""
-    each = {path.parent.name: holder(path.parent) for path in folder.glob("*/config.yaml")}
-    return {name: who for name, who in sorted(each.items()) if who is not None}
+    """Return the jobs that other commands are training: folder's name -> process."""
+    holders = {path.parent.name: holder(path.parent) for path in folder.glob("*/config.yaml")}
+    return {name: process for name, process in sorted(holders.items()) if process is not None}
 
 
 def owner(folder: Path) -> int | None:
-    """The process that its `.owner` names."""
+    """Return the process that `.owner` names, or None."""
     try:
         return _owner(folder)[0]
     except (ConfigError, ValueError, KeyError, TypeError):
@@ -242,21 +241,20 @@ def owner(folder: Path) -> int | None:
 
 
 def _owner(folder: Path) -> tuple[int, dict[str, Any]]:
-    """The process that `.owner` names, and all that it says."""
-    said = read_json(folder / _OWNER)
-    return int(said["pid"]), said
+    """Return the process that `.owner` names, and all entries of the file."""
+    entries = read_json(folder / _OWNER)
+    return int(entries["pid"]), entries
 
 
 def restart(folder: Path) -> None:
-    """Take back what a run without a checkpoint has recorded; run.log and all that is not the run's
-    stay."""
+    """Remove the records of a run that has no checkpoint. run.log and the user's files stay."""
     for name in ("trace.csv", "metrics.csv", "result.json", "curves.png"):
         (folder / name).unlink(missing_ok=True)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a failed write into one line with the path and the number of free bytes."""
+    """Turn a failed write into a RunError with the path and the number of free bytes."""
     try:
         yield
     except OSError as error:
@@ -267,16 +265,16 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def links(folder: Path) -> list[Path]:
-    """Symbolic links in the place of a file that a run, or a task on it, writes."""
+    """Return symbolic links in the place of files that a run, or a task on it, writes."""
     return [
         path for path in folder.iterdir() if path.is_symlink() and any(map(path.match, _WRITTEN))
     ]
 
 
 def records(folder: Path, step: int, steps_per_epoch: int) -> dict[str, list[str]]:
-    """The lines of trace.csv and metrics.csv up to `step`: the header, a row for each update, one
-    for each whole epoch. What comes after, with the row of an epoch that a shorter run left
-    unfinished, will be made again."""
+    """Return the lines of trace.csv and metrics.csv up to `step`: the header, a row for each
+    update, a row for each whole epoch. A resumed run writes the later rows again, and the row of an
+    epoch that a shorter run did not finish."""
     return {
         "trace.csv": _lines(folder / "trace.csv", step, 0, range(step)),
         "metrics.csv": _lines(
@@ -286,40 +284,40 @@ def records(folder: Path, step: int, steps_per_epoch: int) -> dict[str, list[str
 
 
 def _lines(path: Path, step: int, column: int, steps: range) -> list[str]:
-    """The header and the row of each of `steps`."""
+    """Return the header and the row of each of `steps`."""
     header = _HEADERS[path.name]
-    numbers = {str(one) for one in steps}
+    numbers = {str(number) for number in steps}
     try:
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
             first, *rows = [*file] or [""]
     except OSError as error:
         raise ConfigError(f"resume: {path} cannot be read: {error.strerror}") from None
-    num = first.count(",") + 1
-    whole = ((row.rstrip("\n").split(","), row) for row in rows if row.endswith("\n"))
+    num_columns = first.count(",") + 1
+    whole_rows = ((row.rstrip("\n").split(","), row) for row in rows if row.endswith("\n"))
     kept = [
         (cells[column], row)
-        for cells, row in whole
-        if len(cells) == num and cells[column] in numbers and _are_numbers(cells)
+        for cells, row in whole_rows
+        if len(cells) == num_columns and cells[column] in numbers and _are_numbers(cells)
     ]
-    expected, found = [*map(str, steps)], [number for number, _ in kept]
-    counts = Counter(found)
+    expected, actual = [*map(str, steps)], [number for number, _ in kept]
+    counts = Counter(actual)
     wrong = [number for number in expected if counts[number] != 1]
-    wrong += [number for number, other in zip(expected, found, strict=False) if number != other]
+    wrong += [number for number, other in zip(expected, actual, strict=False) if number != other]
     if wrong or not first.startswith(header):
-        what = (
+        required = (
             f"one row for step {wrong[0]}"
             if first.startswith(header)
             else f"the header {header},..."
         )
         raise ConfigError(
-            f"resume: {path} must have {what} to go on from step {step}; checkpoint=STEP "
-            f"goes on from an earlier one"
+            f"resume: {path} must have {required} to resume at step {step}; checkpoint=STEP "
+            f"resumes at an earlier one"
         )
     return [first, *(row for _, row in kept)]
 
 
 def _are_numbers(cells: Iterable[str]) -> bool:
-    """An empty cell is one that has no value."""
+    """Return whether all cells are numbers. An empty cell has no value."""
     try:
         return all(
             not cell or math.isfinite(float(cell)) or cell in ("nan", "inf", "-inf")
@@ -330,20 +328,20 @@ def _are_numbers(cells: Iterable[str]) -> bool:
 
 
 def rewind(folder: Path, kept: Mapping[str, Sequence[str]]) -> None:
-    """Leave of trace.csv and metrics.csv the lines that `records` gave."""
+    """Write trace.csv and metrics.csv with only the lines that `records` returned."""
     for name, lines in kept.items():
         _write(folder / name, "".join(lines), is_durable=True, newline="")
 
 
 def tidy(folder: Path) -> None:
-    """Remove what a process that was killed while it wrote a file has left: our own names alone."""
+    """Remove temporary files of a process that was killed while writing. Other files stay."""
     for entry in [*os.scandir(folder)]:
-        if _BESIDE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+        if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
             os.unlink(entry.path)
 
 
 def sync_replaced(folder: Path) -> None:
-    """Sync all files of the folder that are written as a whole, and the folder itself."""
+    """Sync the folder, and its files that are written as a whole."""
     for path in (*(folder / name for name in _REPLACED), folder, folder.parent):
         if path.exists():
             sync(path)
@@ -358,24 +356,25 @@ def write_json(path: Path, values: Mapping[str, Any], is_durable: bool = False) 
 
 
 def _write(path: Path, text: str, is_durable: bool = False, newline: str | None = None) -> None:
-    """Whole or not at all; `is_durable`: after a power cut too, which takes the time of a sync."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.unlink(missing_ok=True)  # of an earlier process with this number
+    """Replace a file as a whole or not at all. With `is_durable` this also holds after a power cut,
+    at the cost of a sync."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)  # from an earlier process with the same id
     try:
         with writing(path):
-            # which goes through no link
-            with beside.open("x", encoding="utf-8", newline=newline) as file:
+            # mode "x" does not follow a link
+            with temporary.open("x", encoding="utf-8", newline=newline) as file:
                 file.write(text)
             if is_durable:
-                sync(beside)
-            beside.replace(path)
+                sync(temporary)
+            temporary.replace(path)
     except RunError:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def sync(path: Path) -> None:
-    """A file's content, or which files a folder has, on the disk."""
+    """Sync a file's content, or a folder's list of files, to the disk."""
     is_folder = path.is_dir()
     if is_folder and os.name != "posix":
         return
@@ -397,8 +396,8 @@ _KINDS = {
 
 
 def read_json(path: Path, needs: Mapping[str, Sequence[type]] | None = None) -> dict[str, Any]:
-    """A JSON object; a ConfigError in one line where the file holds none, or has a key that it
-    `needs` not as one of these types."""
+    """Read a JSON object. Raise ConfigError if the file holds none, or if a key of `needs` is
+    missing or has none of its types."""
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if text.strip() else None
@@ -407,14 +406,14 @@ def read_json(path: Path, needs: Mapping[str, Sequence[type]] | None = None) -> 
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged, it is not JSON: {show(error)}") from None
     if not isinstance(values, dict):
-        what = "is empty" if not text.strip() else "holds no JSON object"
-        raise ConfigError(f"{path} is damaged, it {what}")
+        state = "is empty" if not text.strip() else "holds no JSON object"
+        raise ConfigError(f"{path} is damaged, it {state}")
     check_types(path, values, needs or {})
     return values
 
 
 def check_types(path: Path, values: Mapping[str, Any], needs: Mapping[str, Sequence[type]]) -> None:
-    """A ConfigError where a key of a file is missing or of none of its types."""
+    """Raise ConfigError if a key of a file is missing or has none of its types."""
     for key, kinds in needs.items():
         if type(values.get(key)) not in kinds:
             got = show(values[key]) if key in values else "nothing"
@@ -425,7 +424,7 @@ def check_types(path: Path, values: Mapping[str, Any], needs: Mapping[str, Seque
 
 
 def environment(device: str, num_threads: int, command: Sequence[str]) -> dict[str, Any]:
-    """Describe where this runs, for a reader; nothing of it is read back."""
+    """Describe the machine and the packages, for a human reader; no code reads it."""
     return {
         "command": ["python", "-m", "runner", *command],
         "python": platform.python_version(),
@@ -441,13 +440,14 @@ def environment(device: str, num_threads: int, command: Sequence[str]) -> dict[s
 
 
 def packages() -> dict[str, str]:
-    """Versions of this program and of what its numbers depend on; nothing is imported."""
-    return {name: found for name in _PACKAGES if (found := _version(name))}
+    """Return the versions of this program and of the packages that its numbers depend on. Imports
+    none of them."""
+    return {name: number for name in _PACKAGES if (number := _version(name))}
 
 
 def read_columns(path: Path, most: int | None = None) -> dict[str, np.ndarray]:
-    """trace.csv or metrics.csv as float64 columns by name; an empty cell is NaN. `most`: no more
-    rows than that, evenly spaced, so that of millions only those are held."""
+    """Read trace.csv or metrics.csv: column's name -> float64[rows]; an empty cell is NaN. `most`
+    limits the rows in memory, evenly spaced."""
     try:
         return _read_columns(path, most)
     except OSError as error:
@@ -457,7 +457,7 @@ def read_columns(path: Path, most: int | None = None) -> dict[str, np.ndarray]:
 
 
 def check_headers(folder: Path) -> None:
-    """A ConfigError where trace.csv or metrics.csv is not there or does not begin as it should."""
+    """Raise ConfigError if trace.csv or metrics.csv is missing or has a wrong header."""
     for name, header in _HEADERS.items():
         path = folder / name
         try:
@@ -477,9 +477,9 @@ def _read_columns(path: Path, most: int | None) -> dict[str, np.ndarray]:
         begin = file.tell()
         if not file.readline():
             return {name: np.empty(0) for name in names}
-        try:  # as quick as millions of rows need it
+        try:  # fast, for millions of rows
             values = np.loadtxt(_rows(file, begin, most), delimiter=",", ndmin=2)
-        except ValueError:  # an empty cell
+        except ValueError:  # there is an empty cell
             rows = _rows(file, begin, most)
             values = np.array(
                 [
@@ -494,13 +494,13 @@ def _rows(file: TextIO, begin: int, most: int | None) -> Iterable[str]:
     file.seek(begin)
     if most is None:
         return file
-    chosen = set(points(sum(1 for _ in file), most).tolist())
+    selected = set(points(sum(1 for _ in file), most).tolist())
     file.seek(begin)
-    return [row for i, row in enumerate(file) if i in chosen]
+    return [row for i, row in enumerate(file) if i in selected]
 
 
 def points(num: int, most: int) -> np.ndarray:
-    """Choose the points of a line that stand for all: evenly spaced, with both ends. int64[n]."""
+    """Choose at most `most` points of a line, evenly spaced, with both ends.  # int64[n]"""
     return np.unique(np.linspace(0, num - 1, min(num, most)).round().astype(int))
 
 
@@ -515,9 +515,9 @@ def _version(package: str) -> str | None:
 @cache
 def _git_commit() -> str | None:
     try:
-        found = subprocess.run(
+        completed = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return completed.stdout.strip() or None

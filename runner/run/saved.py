@@ -5,7 +5,7 @@ from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from os.path import isfile  # False for a name that no file system takes
+from os.path import isfile  # False for a name that no file system allows
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -28,12 +28,12 @@ from runner.spec import ModelSpec, TrainState
 
 
 def config_of(folder: str | Path, key: str = "run") -> dict[str, Any]:
-    """The config that ran, as plain values; `key` is where the folder was said. A key that the
-    program has learnt since then has its default, which changes nothing. Whose code it trusted is
-    not taken from it.
+    """Return a run's config as plain values. `key` is the key with which the user named the folder.
+    A key that is newer than the run gets its default, which does not change the run.
+    `trusted_modules` is not read from the file.
 
-    Its hash, which result.json and the checkpoints have, tells a key that was unknown then, or had
-    its default, from one that somebody has taken away.
+    The config's hash, which is in result.json and the checkpoints, shows whether a missing key is
+    newer than the run, or was removed from the file.
     """
     path = Path(folder) / "config.yaml"
     if not isfile(path):
@@ -53,15 +53,15 @@ def config_of(folder: str | Path, key: str = "run") -> dict[str, Any]:
             f"{key} must be the folder of a run, got {folder}, which is of task=find_lr and has "
             f"no checkpoint"
         )
-    values = _filled(saved)
-    lacking = next(_lacking(saved, values), None)
+    values = _with_defaults(saved)
+    missing = next(_missing_keys(saved, values), None)
     if (
-        lacking is not None
+        missing is not None
         and (hashes := _hashes(Path(folder)))
         and not hashes & {sha256(saved), sha256(values)}
     ):
         raise ConfigError(
-            f"{key}: {path} lacks {lacking} and is not the config that ran: its SHA-256 is another"
+            f"{key}: {path} lacks {missing} and is not the config that ran: its SHA-256 differs"
         )
     return {**values, "trusted_modules": []}
 
@@ -69,8 +69,8 @@ def config_of(folder: str | Path, key: str = "run") -> dict[str, Any]:
 def set_keys(
     values: Mapping[str, Any], overrides: Sequence[Override], allowed: Sequence[str]
 ) -> dict[str, Any]:
-    """A finished run's config with the overrides of a task upon it; only the `allowed` keys may
-    differ."""
+    """Apply the overrides of a task to a finished run's config. Only the `allowed` keys may be
+    set."""
     changed = deepcopy(dict(values))
     for override in overrides:
         key = override.key_or_group
@@ -80,19 +80,19 @@ def set_keys(
                 f"{', '.join(allowed)} can"
             )
         *groups, last = key.split(".")
-        place = changed
+        section = changed
         for group in groups:
-            place = place[group]
-        place[last] = override.value()
+            section = section[group]
+        section[last] = override.value()
     return changed
 
 
-# Groups whose keys have their defaults in conf/GROUP/NAME.yaml, and NAME where the section does not
-# say it
+# Groups with the defaults of their keys in conf/GROUP/NAME.yaml -> NAME, or "" if it is the
+# section's name
 _CHOICES = {"data": "", "loss": "", "optimizer": "", "schedule": "", "trainer": "default"}
 
 
-def _filled(saved: Mapping[str, Any]) -> dict[str, Any]:
+def _with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in the default of every missing key."""
     default = {
         key: value
@@ -105,58 +105,60 @@ def _filled(saved: Mapping[str, Any]) -> dict[str, Any]:
     }
     if "layer_defaults" in saved:
         default["layer_defaults"] = defaults("layer_defaults", "default")
-    return with_schedule_defaults(_merged(default, saved, depth=2))
+    return with_schedule_defaults(_merge(default, saved, depth=2))
 
 
-def _merged(default: Mapping[str, Any], saved: Any, depth: int) -> Any:
-    """Merge saved values with the defaults of missing keys, in sections too, down to a depth."""
+def _merge(default: Mapping[str, Any], saved: Any, depth: int) -> Any:
+    """Merge saved values with the defaults of missing keys, also in sections, down to a depth."""
     if not isinstance(saved, dict):
         return saved
     inner = {
-        k: _merged(default[k], v, depth - 1) if depth and isinstance(default.get(k), dict) else v
+        k: _merge(default[k], v, depth - 1) if depth and isinstance(default.get(k), dict) else v
         for k, v in saved.items()
     }
     return {**inner, **{key: deepcopy(value) for key, value in default.items() if key not in saved}}
 
 
-def _lacking(saved: Any, values: Any, at: str = "") -> Iterator[str]:
-    """The dotted keys that `values` has besides."""
+def _missing_keys(saved: Any, values: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of `values` that `saved` does not have."""
     if isinstance(saved, dict) and isinstance(values, dict):
         for key, value in values.items():
             yield from (
-                _lacking(saved[key], value, f"{at}{key}.") if key in saved else (f"{at}{key}",)
+                _missing_keys(saved[key], value, f"{prefix}{key}.")
+                if key in saved
+                else (f"{prefix}{key}",)
             )
     elif isinstance(saved, list) and isinstance(values, list):
-        for one, other in zip(saved, values, strict=False):
-            yield from _lacking(one, other, at)
+        for saved_item, item in zip(saved, values, strict=False):
+            yield from _missing_keys(saved_item, item, prefix)
 
 
 def _hashes(folder: Path) -> set[str]:
-    """Hashes of the config that ran, from result.json and the last checkpoint."""
-    found = set()
+    """Return the hashes of the config that ran, from result.json and the last checkpoint."""
+    hashes = set()
     for name in ("result.json", "checkpoints/last/state.json"):
         with suppress(ConfigError):
-            found.add(str(run_folder.read_json(folder / name).get("config_sha256")))
-    return found
+            hashes.add(str(run_folder.read_json(folder / name).get("config_sha256")))
+    return hashes
 
 
 def _load(path: Path, key: str) -> dict[str, Any]:
     try:
         values: Any = OmegaConf.to_container(yaml_files.parse(yaml_files.read_text(path), path))
     except ConfigError as error:
-        why = str(error).removeprefix(str(path)).lstrip(",: ").removeprefix("cannot be read: ")
-        raise ConfigError(f"{key}: {path} cannot be read: {why}") from None
+        reason = str(error).removeprefix(str(path)).lstrip(",: ").removeprefix("cannot be read: ")
+        raise ConfigError(f"{key}: {path} cannot be read: {reason}") from None
     if (
         not isinstance(values, dict)
         or not values
         or not all(isinstance(name, str) for name in values)
     ):
-        what = "is empty" if not values else "holds no keys"
-        raise ConfigError(f"{key}: {path} {what}; it must hold the config that ran")
+        state = "is empty" if not values else "holds no keys"
+        raise ConfigError(f"{key}: {path} {state}; it must hold the config that ran")
     return values
 
 
-# What data.json must have for a run to be read
+# The keys that data.json must have, and their types
 _DATA: dict[str, Sequence[type]] = {
     "task": (str,),
     "classes": (list,),
@@ -174,8 +176,8 @@ def data_of(folder: Path) -> dict[str, Any]:
 
 
 def refuse_links(folder: Path, key: str) -> None:
-    """A run's files are its own: nothing is written, nor deleted, through a symbolic link in its
-    folder."""
+    """Refuse a run's folder with symbolic links in the place of its files: a run never writes or
+    deletes through a link."""
     for path in (*run_folder.links(folder), *checkpoint.links(folder)):
         if path.name in ("last", "best"):
             raise ConfigError(
@@ -183,8 +185,8 @@ def refuse_links(folder: Path, key: str) -> None:
                 f"names one"
             )
         raise ConfigError(
-            f"{key}: {path} is a symbolic link, which nothing is written through; put the "
-            f"file itself there"
+            f"{key}: {path} is a symbolic link, and a run never writes through one; replace it "
+            f"by the file itself"
         )
 
 
@@ -195,11 +197,11 @@ class Run:
     folder: Path
     config: Config
     checkpoint: str | int = "last"
-    owns_process: bool = False  # a framework may keep this run's number of threads for good
+    owns_process: bool = False  # True: this run may set the process's number of threads
 
     @cached_property
     def _saved(self) -> tuple[TrainState, dict[str, Any]]:
-        """The checkpoint's state, and its state.json."""
+        """The checkpoint's state and its state.json."""
         return checkpoint.read(self.folder, self.checkpoint)
 
     @property
@@ -209,18 +211,17 @@ class Run:
 
     @cached_property
     def plan(self) -> Plan:
-        """Load the data, its columns as in data.json, and plan the run."""
+        """Load the data, with the columns of data.json, and plan the run."""
         return plan(self.config, self.data)
 
     @cached_property
     def data(self) -> dict[str, Any]:
-        """data.json: names, shapes and scalings of what it was trained on, not the rows."""
+        """data.json: names, shapes and scalings of the training data, not the rows."""
         return data_of(self.folder)
 
     @cached_property
     def model_spec(self) -> ModelSpec:
-        """The model of the run, with the number of threads that it was trained with; the data
-        itself is not needed."""
+        """The run's model, with the number of threads in training. Does not need the data."""
         data = self.data
         spec = model_spec(
             self.config,
@@ -261,10 +262,9 @@ class Run:
         return dispatcher.load(self.config.backend).native_model(self.model_spec, self.state)
 
     def predict(self, x: Any) -> np.ndarray:
-        """Outputs for raw rows, as the data's file has them: logits of the classes, or targets in
-        the data's units. Of a table with named columns (a DataFrame), those that the run was
-        trained on, in any order.
-        # x float[N, ...] -> float[N, C]
+        """Predict the outputs of raw rows, as in the data's file: logits of the classes, or targets
+        in the data's units. A table with named columns (a DataFrame) must have the columns that the
+        run was trained on, in any order.  # x float[N, ...] -> float[N, C]
         """
         data = self.data
         if hasattr(x, "columns") and data["features"]:
@@ -289,8 +289,8 @@ class Run:
         return y_scaling.invert(outputs.astype(np.float64)) if y_scaling else outputs
 
     def outputs(self, rows: Batch) -> np.ndarray:
-        """The network's outputs for rows as it was trained on: scaled, in the run's
-        dtype. Returns float[N, C]."""
+        """Return the network's outputs for rows as in training: scaled, in the run's dtype.
+        # float[N, C]"""
         backend = dispatcher.load(self.config.backend)
         if self.owns_process:
             backend.can_use_threads(self.model_spec.threads)
@@ -303,8 +303,8 @@ def load_run(
     checkpoint: str | int = "last",
     trusted_modules: Sequence[str] = (),
 ) -> Run:
-    """A run's folder in Python; `backend` opens it on the other framework than it ran on;
-    `trusted_modules` as on the command line, for a run with code of your own."""
+    """Open a run's folder in Python. `backend` selects another framework than the run's.
+    `trusted_modules` is as on the command line, for a run with your own code."""
     values = {**config_of(folder), "trusted_modules": [*trusted_modules]}
     return Run(
         Path(folder), parse({**values, **({"backend": backend} if backend else {})}), checkpoint

@@ -139,7 +139,7 @@ def test_other_weights_are_told_how_to_freeze_them() -> None:
     overrides = [f"model.layers=[{NORM},{NORM},{{layer: dense, units: outputs}}]"]
     (told,) = prepare(overrides).check_schedule()
     fix = "optimizer.groups=[{match: batch_norm_0/offset, lr_factor: 0}]"
-    assert told.endswith(f"and the backends part; {fix} prevents that")
+    assert told.endswith(f"and the backends differ; set {fix}")
     assert prepare([*overrides, fix]).check_schedule() == []
     with pytest.raises(ConfigError, match="batch_norm_1 cancels batch_norm_0/offset"):
         prepare([*overrides, "trainer.strict=true"]).check_schedule()

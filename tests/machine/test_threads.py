@@ -265,13 +265,13 @@ def test_a_run_goes_on_with_the_number_that_it_had(machine: pytest.MonkeyPatch) 
     assert with_saved_threads(resumed, prepared) == (prepared, resumed)
     kept, told = with_saved_threads(resumed, limited)
     assert kept.run_spec().threads == 3
-    assert [*told.notes] == ["threads  3 as before; here trainer.threads=auto would take 1"]
+    assert [*told.notes] == ["threads  3 as before; trainer.threads=auto would use 1 here"]
     older, told = with_saved_threads(Resumed(**{**parts, "numbers": {}}), limited)  # type: ignore[arg-type]
     assert older.run_spec().threads == 1
     assert [*told.notes] == [
         (
-            "threads  1 from here on: the checkpoint, of an older version, does not say how "
-            "many there were"
+            "threads  1 from now on: the checkpoint is from an older version and does not record "
+            "the number"
         )
     ]
 

@@ -152,8 +152,8 @@ def test_a_finished_run_goes_on_as_it_is_told_and_repeats_to_the_bit(
 REFUSED = [
     (
         ["trainer.max_steps=40"],
-        "schedule goes by the run's length, which was 26 steps and is to be 40;\n"
-        "  say what it is from step 26 on: schedule.on_extend=keep (1e-05 to 1e-05), "
+        "schedule depends on the run's length, which changes from 26 to 40 steps;\n"
+        "  choose its values from step 26 on: schedule.on_extend=keep (1e-05 to 1e-05), "
         "rescale (0.00028 to 1.15e-05), "
         "append (0.001 to 2.24e-05)",
     ),
@@ -171,8 +171,8 @@ REFUSED = [
     (
         ["schedule.on_extend=keep"],
         (
-            "schedule.on_extend is for a run of another length: it needs trainer.max_epochs or "
-            "trainer.max_steps"
+            "schedule.on_extend has no effect if the run's length does not change; set "
+            "trainer.max_epochs or trainer.max_steps too"
         ),
     ),
 ]
@@ -338,8 +338,8 @@ def test_a_run_that_is_over_when_its_metric_stalls_has_ended_early(tmp_path: Pat
     assert (refused.status, refused.err) == (
         2,
         (
-            f"error: resume: {short.folder} has ended early at step 80; "
-            f"trainer.early_stopping_patience, now 2, can be changed\n"
+            f"error: resume: {short.folder} stopped early at step 80; to train longer, increase "
+            f"trainer.early_stopping_patience, now 2\n"
         ),
     )
     assert records(tmp_path / "more") == records(tmp_path / whole.folder)

@@ -173,7 +173,7 @@ def test_of_a_damaged_checkpoint_the_newest_whole_one_before_it_is_taken(
     assert (folder / "trace.csv").read_text() == (alone / "trace.csv").read_text()
 
 
-MORE = "nothing is left; a larger trainer.max_epochs or trainer.max_steps makes it longer"
+MORE = "nothing is left; to train longer, increase trainer.max_epochs or trainer.max_steps"
 REFUSED = [
     ("plain", [], f"resume: {{folder}} is at step 20 of 20, {MORE}"),
     ("plain", ["trainer.max_steps=10"], f"resume: {{folder}} is at step 20 of 10, {MORE}"),

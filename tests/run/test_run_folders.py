@@ -73,15 +73,15 @@ def lines(change: Callable[[list[str]], list[str]]) -> Callable[[str], str]:
     return lambda text: "".join(change(text.splitlines(keepends=True)))
 
 
-EARLIER = "; checkpoint=STEP goes on from an earlier one"
+EARLIER = "; checkpoint=STEP resumes at an earlier one"
 HEADER = (
-    f"resume: {{}}/trace.csv must have the header step,learning_rate,loss,... to go on from "
+    f"resume: {{}}/trace.csv must have the header step,learning_rate,loss,... to resume at "
     f"step 50{EARLIER}"
 )
 METRICS = (
-    f"resume: {{}}/metrics.csv must have the header epoch,step,... to go on from step 50{EARLIER}"
+    f"resume: {{}}/metrics.csv must have the header epoch,step,... to resume at step 50{EARLIER}"
 )
-TRACE = f"resume: {{}}/trace.csv must have one row for step 6 to go on from step 50{EARLIER}"
+TRACE = f"resume: {{}}/trace.csv must have one row for step 6 to resume at step 50{EARLIER}"
 # file, what is made of its text, the message
 BROKEN: list[tuple[str, Callable[[str], str], str]] = [
     ("config.yaml", lambda text: "",
@@ -122,7 +122,7 @@ BROKEN: list[tuple[str, Callable[[str], str], str]] = [
         lines(lambda rows: [row for row in rows if "batch_size" not in row]),
         (
             "resume: {}/config.yaml lacks trainer.batch_size and is not the config that ran: "
-            "its SHA-256 is another"
+            "its SHA-256 differs"
         ),
     ),
     (
@@ -351,7 +351,7 @@ def test_a_multirun_with_a_broken_config_names_it(
 
 
 # the link, where it leads to, the message
-THROUGH = "is a symbolic link, which nothing is written through; put the file itself there"
+THROUGH = "is a symbolic link, and a run never writes through one; replace it by the file itself"
 POINTER = "must be a symbolic link to a step beside it, or a file that names one"
 LINKS = [
     *(
@@ -433,7 +433,7 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_is_completed(
     (again,) = forked(tmp_path, (f"resume={folder}",))
     assert again.status == 2
     assert (
-        "has ended early at step 40" if name == "early" else "is at step 50 of 50, nothing is left"
+        "stopped early at step 40" if name == "early" else "is at step 50 of 50, nothing is left"
     ) in again.err
 
 
@@ -521,8 +521,8 @@ def test_of_checkpoints_the_newest_by_number_is_taken(
 
 # of a whole run, {} its folder: what is said, and nothing is written
 NOT_ON_A_RUN = [
-    ("resume={} task=preview", "resume=FOLDER goes with task=train, got task=preview"),
-    ("resume={} task=find_lr", "resume=FOLDER goes with task=train, got task=find_lr"),
+    ("resume={} task=preview", "resume=FOLDER needs task=train, got task=preview"),
+    ("resume={} task=find_lr", "resume=FOLDER needs task=train, got task=find_lr"),
     ("resume={} ~trainer.max_epochs", "~trainer.max_epochs cannot remove a key of a saved run; "
         "write trainer.max_epochs=VALUE"),
     ("run={} task=evaluate ~device", "~device cannot remove a key of a saved run; write "
