@@ -157,6 +157,8 @@ def objective(folder: Path, name: str, config_sha256: str, config: Config) -> fl
         return math.inf
     trainer = config.trainer
     value = float(run_folder.read_json(path / "result.json")["metrics"][trainer.monitor])
+    if not math.isfinite(value):  # it diverged
+        return math.inf
     return -value if trainer.monitor_mode == "max" else value
 
 

@@ -184,8 +184,8 @@ def answers(jobs: Sequence[Job]) -> list[Answer]:
             unknown.append(job)
     for job in unknown:
         alike = [own for own in sets.values() if own[0].config["data"] == job.config["data"]]
-        monitor = job.config["trainer"]["monitor"]
-        same = [own for own in alike if own[0].config["trainer"]["monitor"] == monitor]
+        monitor = job.monitor
+        same = [own for own in alike if own[0].monitor == monitor]
         (same or alike or list(sets.values()))[0].append(job)
     order = {id(job): i for i, job in enumerate(jobs)}
     return [_answer(sorted(own, key=lambda job: order[id(job)])) for own in sets.values()]

@@ -51,7 +51,12 @@ def compare(folder: Path, jobs: Sequence[Job], num_jobs: int) -> int:
     for job in jobs:
         if not job.is_completed:
             _say(f"{job.status}: {job.folder.name}  {job.result.get('error', '')}".rstrip())
-    _say(f"{len(completed)} of {num_jobs} jobs completed")
+    diverged = [job for job in completed if job.has_diverged]
+    for job in diverged:
+        metric = job.monitor
+        _say(f"diverged: {job.folder.name}  {metric} is {job.last(metric)} after the last epoch")
+    known = f", {len(diverged)} of them diverged" if diverged else ""
+    _say(f"{len(completed)} of {num_jobs} jobs completed{known}")
     _say(f"folder   {folder}")
     for i, each in enumerate(found, start=1):
         if len(found) > 1:

@@ -67,9 +67,15 @@ class Job:
 
     @property
     def has_diverged(self) -> bool:
-        """It ended by a loss that is NaN or infinite."""
+        """Tell whether it ended by a loss, or with a monitored metric, that is NaN or infinite."""
+        if self.is_completed:
+            return not math.isfinite(self.last(self.monitor))
         error = str(self.result.get("error", ""))
         return re.search(r"the loss of update \d+ is (nan|-?inf)", error) is not None
+
+    @property
+    def monitor(self) -> str:
+        return str(self.config["trainer"]["monitor"])
 
     @property
     def metrics(self) -> Mapping[str, Any]:
@@ -122,14 +128,14 @@ class Job:
     def _meaning(self) -> tuple[str, str, dict[str, Any] | None]:
         """The metric, the better direction, and for a loss its kind and numbers."""
         trainer, loss = self.config["trainer"], dict(self.config["loss"])
-        metric = str(trainer["monitor"])
+        metric = self.monitor
         if loss["name"] == "auto":
             loss = _USUAL_LOSS.get(str(self.data.get("task")), loss)
         return metric, str(trainer["monitor_mode"]), loss if metric.endswith("/loss") else None
 
     def check(self) -> None:
         """A ConfigError where a number is none, or a completed run's records cannot be read."""
-        metric, best, path = self.config["trainer"]["monitor"], self.result["best"], self.folder
+        metric, best, path = self.monitor, self.result["best"], self.folder
         numbers = {f"metrics.{name}": value for name, value in self.metrics.items()}
         numbers |= {f"seconds.{name}": value for name, value in self.result["seconds"].items()}
         numbers |= {f"best.{name}": (best or {}).get(name) for name in ("value", "step")}

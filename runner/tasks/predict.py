@@ -27,6 +27,12 @@ def predict(run: Run, source: str) -> int:
         x = _read(path, run.data)
         outputs = run.predict(x).astype(np.float64)
         held.into(run.folder / "run.log")
+        num_bad = int((~np.isfinite(outputs)).any(axis=1).sum())
+        if num_bad:
+            console.say(
+                f"warning: outputs of {num_bad} of {len(outputs)} rows are NaN or infinite; the "
+                f"run may have diverged"
+            )
         classes: list[str] = run.data["classes"]
         columns: dict[str, Any] = {"outputs": outputs}
         if classes:

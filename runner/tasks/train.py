@@ -1,5 +1,6 @@
 """task=train: one run, from the config to its folder."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -324,8 +325,16 @@ def _say(
         if trainer.compile:
             spent += f" ({seconds['compile']:.1f} s of it compiling)"
         console.say(f"{result['status']}: {spent}")
-    if best:
-        found = f"best {best['metric']} {best['value']:.4f} after epoch {best['epoch']}"
+        value = result["metrics"].get(trainer.monitor, 0.0)
+        if not math.isfinite(value):
+            console.say(
+                f"warning: the run diverged: {trainer.monitor} is {value} after the last epoch; a "
+                f"lower optimizer.lr, or trainer.gradient_clip_norm, may help"
+            )
+    if result["metrics"]:
+        found = f"no epoch had a finite {trainer.monitor}"
+        if best:
+            found = f"best {best['metric']} {best['value']:.4f} after epoch {best['epoch']}"
         console.say(f"result   {show(result['metrics'])}  ({found})")
     console.say(f"folder   {path}")
     if result["status"] == "interrupted" and is_alone:

@@ -239,3 +239,49 @@ def test_a_number_is_read_back_as_it_was(number: float) -> None:
     written = strict_json.dumps({"metrics": {"a": number}, "means": [(1, [number])], "best": None})
     read = strict_json.with_numbers(json.loads(written))
     assert repr(read) == repr({"metrics": {"a": number}, "means": [[1, [number]]], "best": None})
+
+
+# A run that completes and has diverged: its last update makes the weights so large that the
+# validation loss is NaN
+
+ONE_UPDATE = ("optimizer=sgd", "trainer.max_steps=1", "device=cpu")
+DIVERGED = "val/loss is nan after the last epoch"
+
+
+def test_a_run_that_ends_with_a_loss_of_nan_says_so_and_predict_says_so_of_its_outputs(
+    tmp_path: Path,
+) -> None:
+    (done,) = forked(tmp_path, (*ONE_UPDATE, "optimizer.lr=1e38"))
+    assert (done.status, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert (
+        f"warning: the run diverged: {DIVERGED}; a lower optimizer.lr, or "
+        f"trainer.gradient_clip_norm, may help"
+    ) in lines
+    assert lines[-3].startswith("result   train/loss ")
+    assert lines[-3].endswith("(no epoch had a finite val/loss)")
+    np.savez(tmp_path / "new.npz", x=np.full((5, 64), 0.5))
+    (predicted,) = forked(tmp_path, ("task=predict", f"run={done.folder}", "data.path=new.npz"))
+    assert (predicted.status, predicted.err) == (0, "")
+    assert predicted.out.splitlines()[0] == (
+        "warning: outputs of 5 of 5 rows are NaN or infinite; the run may have diverged"
+    )
+
+
+def test_a_multirun_names_the_jobs_that_completed_and_diverged(tmp_path: Path) -> None:
+    (done,) = forked(tmp_path, ("-m", *ONE_UPDATE, "optimizer.lr=0.1,1e38"))
+    assert (done.status, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert f"diverged: optimizer.lr-1e+38  {DIVERGED}" in lines
+    assert "2 of 2 jobs completed, 1 of them diverged" in lines
+    assert "  optimizer.lr=1e+38: 1 of 1 seeds diverged (seed 0); not ranked" in lines
+
+
+def test_a_search_goes_on_after_a_trial_that_diverged(tmp_path: Path) -> None:
+    command = (
+        *("-m", "search=optuna_lr", "hydra.sweeper.n_trials=3", *ONE_UPDATE),
+        "optimizer.lr=tag(log, interval(1e36, 1e38))",
+    )
+    (done,) = forked(tmp_path, command)
+    assert (done.status, done.err) == (0, "")
+    assert "3 of 3 jobs completed, 3 of them diverged" in done.out.splitlines()
