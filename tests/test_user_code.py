@@ -148,7 +148,7 @@ REFUSED = [  # what is said, the error, whether the module is imported for it
     ),
     (
         f"data=python data.function=mine.one data.args.t=1 {TRUSTED}",
-        "data.function mine.one must give x and y, got 1.0",
+        "data.function mine.one must return x and y, got 1.0",
         True,
     ),
     (

@@ -1,4 +1,4 @@
-"""Data sets by name: what their keys are, and the arrays they give."""
+"""Data sets by name: their config sections and the arrays that they load."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -18,9 +18,9 @@ Data = Annotated[Union[Digits, Diabetes, NPZ, CSV, NPY, Python], Field(discrimin
 
 
 def load(data: Any, like: Mapping[str, Any] | None = None) -> Dataset:
-    """Load the data set of a config's section. Runs of one process share it as long as its files do
-    not change. `like`: a run's data.json, by which columns are found: its target, where the section
-    names none, and its features."""
+    """Load the data set of a config section. Runs of one process share it as long as its files do
+    not change. `like`, a run's data.json, selects the same columns: its features, and its target if
+    the section names none."""
     if like is not None and getattr(data, "target", "") is None:
         data = data.model_copy(update={"target": like.get("target")})
     dataset = _load(data.model_dump_json(), _stamps(getattr(data, "path", None)))
@@ -28,13 +28,13 @@ def load(data: Any, like: Mapping[str, Any] | None = None) -> Dataset:
 
 
 def _stamps(path: str | None) -> tuple[Any, ...]:
-    """Name, size and time of each file; none of what is not there, which the section refuses in its
-    own words."""
+    """The name, size and modification time of each file; empty if they cannot be read, since
+    loading then raises the error."""
     if path is None:
         return ()
     try:
-        place = Path(path).expanduser()
-        files = sorted(place.glob("*.npy")) if place.is_dir() else [place]
+        root = Path(path).expanduser()
+        files = sorted(root.glob("*.npy")) if root.is_dir() else [root]
         return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     except (OSError, ValueError, RuntimeError):
         return ()

@@ -1,4 +1,4 @@
-"""A data set in memory: three splits of rows, checked, and how its values were scaled."""
+"""A data set in memory: three splits of checked rows, and the scaling of its values."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,7 @@ Task = Literal["classification", "regression"]
 class Split:
     """A source of the fields x and y."""
 
-    # float64[N, ...]; float32, if that is what the file holds; or a runner.data.stream.FileRows,
-    # which reads them
+    # float64[N, ...]; float32 if the file has float32; or a runner.data.stream.FileRows
     x: Any
     y: np.ndarray  # labels int64[N], or targets float64[N, C]
 
@@ -48,7 +47,7 @@ class Scaling:
         return None if saved is None else cls(np.array(saved["offset"]), np.array(saved["scale"]))
 
     def apply(self, raw: np.ndarray) -> np.ndarray:
-        """Scale rows; infinite where a row is too far from the training rows for float64."""
+        """Scale rows. A value too far from the training rows for float64 becomes infinite."""
         with np.errstate(over="ignore"):
             return (raw - self.offset) / self.scale
 
@@ -66,14 +65,14 @@ class Dataset:
     features: tuple[str, ...]  # the names of the columns of x, empty for images
     x_scaling: Scaling | None = None
     y_scaling: Scaling | None = None
-    memory: int | None = None  # bytes that rows of x may take, if they stay in their files
+    memory: int | None = None  # bytes for rows of x, if x is read from files during training
     target: str | None = None  # the name of y's column
-    image_shape: tuple[int, ...] | None = None  # that a row can take
-    warnings: tuple[str, ...] = ()  # what is probably not meant
+    image_shape: tuple[int, ...] | None = None  # the shape of a row as an image
+    warnings: tuple[str, ...] = ()  # about values that are probably mistakes
 
     @property
     def streams(self) -> bool:
-        """x is read while the training goes on."""
+        """Whether x is read from files during training."""
         return self.memory is not None
 
     @property
@@ -83,14 +82,14 @@ class Dataset:
 
     @property
     def num_targets(self) -> int:
-        """Columns of y; labels have none."""
+        """The number of columns of y; 0 for labels."""
         return 0 if self.task == "classification" else int(self.train.y.shape[1])
 
     def description(self) -> dict[str, Any]:
-        """Describe the data: what a prediction on new rows needs, and a hash that identifies the
+        """The content of data.json: everything that predictions on new rows need, and hashes of the
         data."""
         digest = hashlib.sha256()
-        values = hashlib.sha256()  # without shapes: images equal the same pixels in one row
+        values = hashlib.sha256()  # without shapes: an image has the hash of its flattened row
         for split in (self.train, self.val, self.test):
             if self.streams:
                 digest.update(split.x.sha256.encode())
@@ -118,7 +117,7 @@ class Dataset:
         }
 
     def as_images(self) -> "Dataset":
-        """Return the same rows in `image_shape`."""
+        """The same rows, reshaped to `image_shape`."""
         assert self.image_shape is not None
         splits = (
             Split(split.x.reshape(-1, *self.image_shape), split.y)
@@ -128,7 +127,7 @@ class Dataset:
         return replace(self, train=train, val=val, test=test, image_shape=None)
 
     def with_columns(self, features: Sequence[str]) -> "Dataset":
-        """Only these columns of x, in this order, where all of them are there."""
+        """Select these columns of x in this order; unchanged if one of them does not exist."""
         if not features or tuple(features) == self.features or set(features) - set(self.features):
             return self
         which = [self.features.index(name) for name in features]
@@ -144,9 +143,9 @@ class Dataset:
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Describe how data differs from a run's data.json, the plainest difference first; None if it
-    does not."""
-    told = {
+    """Describe how data differs from a run's data.json, the most obvious difference first; None if
+    it does not differ."""
+    descriptions = {
         "features": "its columns are",
         "target": "its target is",
         "classes": "its classes are",
@@ -154,20 +153,20 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
         "num_targets": "the number of its targets is",
         "rows": "its rows are",
     }
-    for key, words in told.items():
+    for key, words in descriptions.items():
         if key in before and before[key] != now[key]:
-            found, expected = (_listed(values[key]) for values in (now, before))
-            return f"{words} {found}, were {expected}"
+            current, previous = (_listed(values[key]) for values in (now, before))
+            return f"{words} {current}, before: {previous}"
     for key, name in (("x_scaling", "x"), ("y_scaling", "y")):
         if before[key] != now[key]:
-            return f"mean or variance of {_rescaled(before[key], now[key], now, name)} is another"
+            return f"mean or variance of {_rescaled(before[key], now[key], now, name)} has changed"
     if before["sha256"] != now["sha256"]:
-        return f"SHA-256 {now['sha256']}, then {before['sha256']}"
+        return f"its SHA-256 is {now['sha256']}, before: {before['sha256']}"
     return None
 
 
 def _rescaled(before: Any, now: Any, description: Mapping[str, Any], name: str) -> str:
-    """The first column with another scaling."""
+    """The first column with a different scaling."""
     names = description["features"] if name == "x" else [description["target"]]
     if not before or not now or not names or not names[0]:
         return name
@@ -183,13 +182,13 @@ def _listed(value: Any) -> str:
 def num_held_out(
     num_rows: int, val_fraction: float, test_fraction: float, source: str
 ) -> tuple[int, int]:
-    """Rows for validation and for the test, round(fraction * rows) each; some must be left to train
-    on."""
+    """The numbers of validation and test rows, round(fraction * rows) each. Raises ConfigError if
+    no training rows are left."""
     num_val, num_test = round(val_fraction * num_rows), round(test_fraction * num_rows)
     if num_val + num_test >= num_rows:
         raise ConfigError(
-            f"data.val_fraction + data.test_fraction leave none of the {num_rows} rows of "
-            f"{source} to train on"
+            f"data.val_fraction + data.test_fraction leave no training rows: {source} has "
+            f"{num_rows} rows"
         )
     return num_val, num_test
 
@@ -197,7 +196,8 @@ def num_held_out(
 def split_rows(
     x: np.ndarray, y: np.ndarray, num_val: int, num_test: int, seed: int
 ) -> tuple[Split, Split, Split]:
-    """Train, validation and test rows: a fixed permutation of all rows, cut at the end."""
+    """Split into train, validation and test rows, in this order, along a permutation of all rows
+    that depends only on `seed`."""
     order = permutation(len(x), seed, "split")
     num_train = len(x) - num_val - num_test
     cuts = np.split(order, [num_train, num_train + num_val])
@@ -206,8 +206,8 @@ def split_rows(
 
 
 def standardize(data: Dataset, *, x: bool, y: bool) -> Dataset:
-    """Mean 0 and variance 1 of every feature (`x`) and target (`y`) over the training rows. A
-    constant is only shifted."""
+    """Scale every feature (`x`) and target (`y`) to mean 0 and variance 1 over the training rows. A
+    constant column is only shifted."""
     splits = {"train": data.train, "val": data.val, "test": data.test}
     x_scaling = _scaling(data.train.x) if x else None
     y_scaling = _scaling(data.train.y) if y else None
@@ -220,27 +220,28 @@ def standardize(data: Dataset, *, x: bool, y: bool) -> Dataset:
     return replace(data, **scaled, x_scaling=x_scaling, y_scaling=y_scaling)  # type: ignore[arg-type]
 
 
-_SQUARES = 1e100  # sizes beyond this or below its inverse leave float64's range when squared
-_NOISE = 4  # units in the last place of the largest value: what rounding sets equal values apart by
+_SQUARES = 1e100  # the square of a value beyond this, or below its inverse, may leave float64
+_NOISE = 4  # spread of a constant by rounding, in units in the last place of its largest value
 
 
 def _scaling(values: np.ndarray) -> Scaling:
-    """Mean and standard deviation, in units of the largest value where its square has no place in
-    float64. A column without a spread but rounding's is a constant: offset its least value, scale
-    1."""
+    """Compute mean and standard deviation per column. A column of extreme values is divided by its
+    largest value first, so that squares fit into float64. A column with no spread beyond rounding
+    is a constant: its offset is its smallest value, its scale 1."""
     low, high = (edge(axis=0).astype(np.float64) for edge in (values.min, values.max))
     largest = np.maximum(np.abs(low), np.abs(high))
     extreme = (largest > 0) & ((largest > _SQUARES) | (largest < 1 / _SQUARES))
     unit = np.where(extreme, largest, 1.0)
-    measured = values / unit if extreme.any() else values
-    scale = measured.std(axis=0, dtype=np.float64) * unit
-    mean = measured.mean(axis=0, dtype=np.float64) * unit
+    divided = values / unit if extreme.any() else values
+    scale = divided.std(axis=0, dtype=np.float64) * unit
+    mean = divided.mean(axis=0, dtype=np.float64) * unit
     constant = high / unit - low / unit <= _NOISE * (np.spacing(largest) / unit)
     return Scaling(np.where(constant, low, mean), np.where(constant, 1.0, scale))
 
 
 def check(x: np.ndarray, y: np.ndarray, source: str) -> None:
-    """Refuse what cannot be trained on, naming row and column, counted from 0."""
+    """Refuse empty, mismatched or non-finite arrays; errors name row and column, counted from
+    0."""
     if len(x) == 0:
         raise ConfigError(f"{source} holds no rows")
     if len(x) != len(y):
@@ -250,47 +251,46 @@ def check(x: np.ndarray, y: np.ndarray, source: str) -> None:
 
 
 def check_classes(data: Dataset, source: str) -> None:
-    """Refuse labels that leave nothing to tell apart."""
+    """Refuse labels of a single class."""
     if data.task == "classification":
-        found = np.unique(data.train.y)
-        if len(found) == 1:
+        labels = np.unique(data.train.y)
+        if len(labels) == 1:
             where = "" if len(data.classes) == 1 else "the training rows of "
             column = "y" if data.target is None else f"column {show(data.target)}"
             raise ConfigError(
-                f"{where}{source}: {column} holds one class only, {show(data.classes[found[0]])}; "
-                "a classification needs two, data.task=regression takes numbers"
+                f"{where}{source}: {column} has a single class, {show(data.classes[labels[0]])}; "
+                "classification needs two; use data.task=regression to predict numbers"
             )
 
 
 def check_finite(name: str, values: np.ndarray, source: str, first_row: int = 0) -> None:
-    """Refuse NaN and infinity, naming the first one's row and column, counted from 0."""
+    """Refuse NaN and infinity; the error names the first one's row and column, counted from 0."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         bad = np.argwhere(~np.isfinite(values))[0]
         row, *rest = (int(i) for i in bad)
         column = f"{name}{rest}" if rest else name
-        found = values[tuple(bad)]
         raise ConfigError(
-            f"{source}: row {first_row + row}, column {column} is {found}; all values must "
-            f"be finite"
+            f"{source}: row {first_row + row}, column {column} is {values[tuple(bad)]}; all "
+            f"values must be finite"
         )
 
 
 def check_range(data: Dataset, dtype: np.dtype) -> None:
-    """Refuse values, scaled as the network sees them, that `dtype` cannot hold."""
+    """Refuse scaled values that `dtype` cannot represent."""
     largest, least = float(np.finfo(dtype).max), float(np.finfo(dtype).tiny)
     for split in (data.train, data.val, data.test):
         x = split.x.largest if data.streams else largest_of(split.x)
         for name, size in (("x", x), ("y", largest_of(split.y))):
             if size > largest:
                 raise ConfigError(
-                    f"data: {name} holds values up to {size:g}, which {dtype.name} does not hold"
+                    f"data: {name} has values up to {size:g}, too large for {dtype.name}"
                 )
             if 0 < size < least:
                 raise ConfigError(
-                    f"data: {name} holds values up to {size:g}, which {dtype.name} takes for 0"
+                    f"data: {name} has no value above {size:g}, which {dtype.name} rounds to 0"
                 )
 
 
 def largest_of(values: np.ndarray) -> float:
-    """Absolute value; 0 of none."""
+    """The largest absolute value; 0 for an empty array."""
     return max(float(values.max(initial=0)), -float(values.min(initial=0)))

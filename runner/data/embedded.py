@@ -1,5 +1,5 @@
-"""Data sets that come with scikit-learn. Its files are read directly: importing the package takes
-over a second."""
+"""Data sets that come with scikit-learn. The files are read directly, because importing the package
+takes over a second."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,9 +26,8 @@ class Digits(Section):
     """1,797 images of handwritten digits, 8x8, 16 grey levels, 10 classes; x = level / 16.
 
     UCI, Alpaydin and Kaynak (1998); sklearn.datasets.load_digits. 1,280 training, 256 validation
-    and 261 test rows of one fixed permutation, whatever the run's seed. `images: true` gives [8, 8,
-    1] instead of [64], and
-    `auto` where the model needs images.
+    and 261 test rows of a fixed permutation, independent of the run's seed. `images: true` gives
+    rows [8, 8, 1] instead of [64]; `auto` does so if the model needs images.
     """
 
     name: Literal["digits"]
@@ -48,8 +47,8 @@ class Diabetes(Section):
     over the training rows.
 
     Efron et al. (2004); sklearn.datasets.load_diabetes(scaled=False). 310 training, 66 validation
-    and 66 test rows of one fixed permutation. The loss is in units of the target's variance: 1 is
-    as good as the mean.
+    and 66 test rows of a fixed permutation. The loss is in units of the target's variance: always
+    predicting the mean gives 1.
     """
 
     name: Literal["diabetes"]

@@ -1,4 +1,4 @@
-"""A user's own files: NPZ and CSV, checked before anything trains."""
+"""The user's data: NPZ, CSV and Python functions, checked before training."""
 
 import csv
 import io
@@ -44,7 +44,7 @@ class _Rows(Section):
         columns: tuple[str, ...] = (),
         target: str | None = None,
     ) -> Dataset:
-        """Rows -> splits, drawn with `split_seed`."""
+        """Check the rows, split them with `split_seed`, and standardize them if asked."""
         check(x, y, source)
         held_out = num_held_out(len(x), self.val_fraction, self.test_fraction, source)
         splits = split_rows(x, y, *held_out, self.split_seed)
@@ -76,9 +76,9 @@ class _File(_Rows):
 
 
 class NPZ(_File):
-    """Arrays `x` [N, ...] (numbers; images channels last) and `y`: labels (integers [N], which name
-    the classes) for classification, targets ([N] or [N, C]) for regression. `standardize` scales by
-    the training rows."""
+    """An NPZ file with arrays `x` [N, ...] (numbers; images channels last) and `y`: for
+    classification labels (integers [N]; the classes are their distinct values), for regression
+    targets ([N] or [N, C]). `standardize` scales by the training rows."""
 
     name: Literal["npz"]
 
@@ -87,8 +87,8 @@ class NPZ(_File):
 
 
 class Python(_Rows):
-    """Rows from a Python function, which is called with `args` and returns x and y as data=npz
-    takes them. Its module is one that `trusted_modules` names."""
+    """Rows from a Python function. It is called with `args` and returns x and y, in the form of
+    data=npz. `trusted_modules` must name its module."""
 
     name: Literal["python"]
     function: str
@@ -96,22 +96,22 @@ class Python(_Rows):
 
     def load(self) -> Dataset:
         try:
-            given = user_code.call(self.function, **self.args)
+            returned = user_code.call(self.function, **self.args)
         except ValueError as error:
             raise ConfigError(f"data.{error}") from error
         try:
-            x, y = map(np.asarray, given)
+            x, y = map(np.asarray, returned)
         except (TypeError, ValueError):
             raise ConfigError(
-                f"data.function {self.function} must give x and y, got {show(given)}"
+                f"data.function {self.function} must return x and y, got {show(returned)}"
             ) from None
         return self._of_arrays(self.function, x, y)
 
 
 class CSV(_File):
-    """A header, then one row a line: numbers, and the column `target` (null: the last one). For
-    classification any text is a label; labels are sorted (as numbers, if all are). `standardize`
-    scales by the training rows."""
+    """A CSV file with a header and one row per line. All columns are numbers, except `target`
+    (null: the last column): for classification, labels are any text, sorted (as numbers if all are
+    numbers). `standardize` scales by the training rows."""
 
     name: Literal["csv"]
     target: str | None
@@ -127,22 +127,21 @@ class CSV(_File):
             )
         if "" in header:
             raise ConfigError(
-                f"{self.path}: column {header.index('') + 1} has no name, as an index has "
-                f"none: remove it "
-                "(pandas writes none with index=False) or name it"
+                f"{self.path}: column {header.index('') + 1} has no name; if it is an index, "
+                "remove it (pandas: index=False), otherwise name it"
             )
-        at = header.index(target)
+        position = header.index(target)
         columns = tuple(name for name in header if name != target)
         if not columns:
             raise ConfigError(
-                f"{self.path} holds no column but the target {show(target)}{_separator(target)}"
+                f"{self.path} has no column besides the target {show(target)}{_separator(target)}"
             )
-        features = [i for i in range(len(header)) if i != at]
+        features = [i for i in range(len(header)) if i != position]
         if self.task == "regression":
-            values = numbers(table, [*features, at], self.path)
+            values = numbers(table, [*features, position], self.path)
             data = self._dataset(self.path, values[:, :-1], values[:, -1:], (), columns, target)
-            return replace(data, warnings=_counting(values[:, :-1], columns))
-        labels = [row[at] for row in table.rows]
+            return replace(data, warnings=_index_warnings(values[:, :-1], columns))
+        labels = [row[position] for row in table.rows]
         if "" in labels:
             line = table.lines[labels.index("")]
             raise ConfigError(
@@ -153,46 +152,46 @@ class CSV(_File):
         number = {label: i for i, label in enumerate(classes)}
         y = np.array([number[label] for label in labels], dtype=np.int64)
         data = self._dataset(self.path, x, y, classes, columns, target)
-        counted = numbers_as_labels(f"column {show(target)}", len(labels), classes)
-        warnings = (*_counting(x, columns), *counted)
+        label_warnings = numbers_as_labels(f"column {show(target)}", len(labels), classes)
+        warnings = (*_index_warnings(x, columns), *label_warnings)
         return replace(data, warnings=warnings)
 
 
 def regular_file(path: str | Path) -> Path:
-    """Refuse what is not there, a folder, and what may never end: a pipe or a device."""
-    place, mode = found(path, "file")
+    """Resolve the path of a regular file; refuse folders, pipes and devices."""
+    resolved, mode = locate(path, "file")
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
         raise ConfigError(f"data.path must be a file, got {show_path(path)}, which is {kind}")
-    return place
+    return resolved
 
 
-def found(path: str | Path, kind: str) -> tuple[Path, int]:
-    """The path without ~, and its mode."""
+def locate(path: str | Path, kind: str) -> tuple[Path, int]:
+    """Expand ~ in a path; return it with its mode. Raises ConfigError if it does not exist."""
     try:
-        place = Path(path).expanduser()
-        return place, place.stat().st_mode
+        resolved = Path(path).expanduser()
+        return resolved, resolved.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        reason = "which is not there"
-    # too long, no right to, a null byte, no such user
+        reason = "which does not exist"
+    # a name that is too long, no permission, a null byte, an unknown user
     except (OSError, ValueError, RuntimeError) as error:
         reason = f"which cannot be opened: {getattr(error, 'strerror', None) or error}"
     raise ConfigError(f"data.path must be a {kind}, got {show_path(path)}, {reason}")
 
 
 def read_npz(path: Path, *names: str) -> list[np.ndarray]:
-    """The arrays of these names in an NPZ file; pickles are refused."""
+    """Read the arrays with these names from an NPZ file; pickles are refused."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            there = [str(name) for name in archive.files]
-            arrays = [archive[name] for name in names if name in there]
-    # a damaged file raises a dozen kinds, of zipfile, zlib, lzma and NumPy
+            stored = [str(name) for name in archive.files]
+            arrays = [archive[name] for name in names if name in stored]
+    # a damaged file raises many types of errors, from zipfile, zlib, lzma and NumPy
     except Exception as error:
         text = one_line(error) or type(error).__name__
         raise ConfigError(f"{path} cannot be read as NPZ: {text}") from None
     if len(arrays) < len(names):
         wanted = f"arrays {' and '.join(names)}" if len(names) > 1 else f"an array {names[0]}"
-        raise ConfigError(f"{path} must hold {wanted}, got {_listed(sorted(there)) or 'none'}")
+        raise ConfigError(f"{path} must hold {wanted}, got {_listed(sorted(stored)) or 'none'}")
     for name, array in zip(names, arrays, strict=True):
         if not isinstance(array, np.ndarray):
             raise ConfigError(f"{path}: {name} must be an array in NPY format, got other bytes")
@@ -200,14 +199,14 @@ def read_npz(path: Path, *names: str) -> list[np.ndarray]:
 
 
 class Table(NamedTuple):
-    """A CSV's cells; every row is as long as the header."""
+    """The cells of a CSV file; every row is as long as the header."""
 
     header: list[str]
     rows: list[list[str]]
-    lines: list[int]  # where each row begins, as an editor counts
+    lines: list[int]  # the line where each row begins, counted from 1
 
 
-# C0 and C1 but for tab and line ends, and what Unicode ends lines with
+# C0 and C1 control characters except tab and line ends, and Unicode's line separators
 _CONTROL = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
 
 
@@ -218,13 +217,13 @@ def read_csv(path: Path) -> Table:
     except UnicodeDecodeError as error:
         line, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
         raise ConfigError(
-            f"{path} cannot be read as CSV in UTF-8: line {line} holds the byte "
+            f"{path} cannot be read as CSV in UTF-8: line {line} has the byte "
             f"0x{byte:02x}; save it in UTF-8"
         ) from None
     if control := _CONTROL.search(text):
         line = text.count("\n", 0, control.start()) + 1
         raise ConfigError(
-            f"{path}: line {line} holds the control character {control[0]!r}; remove it"
+            f"{path}: line {line} has the control character {control[0]!r}; remove it"
         )
     rows, lines, line = [], [], 1
     reader = csv.reader(io.StringIO(text, newline=""))
@@ -239,14 +238,14 @@ def read_csv(path: Path) -> Table:
     if not rows:
         raise ConfigError(f"{path} is empty")
     header, *rows = rows
-    twice = [name for name, number in Counter(header).items() if number > 1]
-    if twice:
-        raise ConfigError(f"{path}: a column name stands twice in the header: {_listed(twice)}")
+    repeated = [name for name, number in Counter(header).items() if number > 1]
+    if repeated:
+        raise ConfigError(f"{path}: the header repeats column names: {_listed(repeated)}")
     broken = next((name for name in header if "\n" in name or "\r" in name), None)
     if broken is not None:
         raise ConfigError(
-            f"{path}: the column name {show(repr(broken))} holds a line break; a quote may "
-            f"not be closed"
+            f"{path}: the column name {show(repr(broken))} contains a line break; check for an "
+            f"unclosed quote"
         )
     for row, line in zip(rows, lines[1:], strict=True):
         if len(row) != len(header):
@@ -257,8 +256,8 @@ def read_csv(path: Path) -> Table:
 
 
 def numbers(table: Table, columns: Sequence[int], source: object) -> np.ndarray:
-    """float64[rows, columns] of the cells; all columns with a cell that is no finite number are
-    named."""
+    """Convert cells to float64[rows, columns]. The error names all columns that contain a value
+    other than a finite number."""
     try:
         cells = [[_number(row[j]) for j in columns] for row in table.rows]
         values = np.array(cells, dtype=np.float64).reshape(-1, len(columns))
@@ -266,20 +265,22 @@ def numbers(table: Table, columns: Sequence[int], source: object) -> np.ndarray:
             return values
     except ValueError:
         pass
-    wrong = {j: [i for i, row in enumerate(table.rows) if not _is_finite(row[j])] for j in columns}
+    bad_rows = {
+        j: [i for i, row in enumerate(table.rows) if not _is_finite(row[j])] for j in columns
+    }
     parts = [
         (
             f"line {table.lines[bad[0]]}, column {show(table.header[j])} is "
             f"{_cell(table.rows[bad[0]][j])}"
         )
         + (f" ({len(bad)} such lines)" if len(bad) > 1 else "")
-        for j, bad in wrong.items()
+        for j, bad in bad_rows.items()
         if bad
     ]
     more = [f"{len(parts) - _MOST} more columns"] if len(parts) > _MOST else []
     raise ConfigError(
-        f"{source}: {'; '.join([*parts[:_MOST], *more])}; finite numbers are needed: "
-        "give text a number each, fill what is missing, or remove the column"
+        f"{source}: {'; '.join([*parts[:_MOST], *more])}; all values must be finite numbers: "
+        "encode text as numbers, fill missing values, or remove the column"
     )
 
 
@@ -291,49 +292,51 @@ _MOST = 8  # names in one message
 
 
 def _listed(names: Sequence[str]) -> str:
-    """The first ones."""
-    told = [show(name) for name in names[:_MOST]]
-    return ", ".join([*told, *([f"{len(names) - _MOST} more"] if len(names) > _MOST else [])])
+    """List the first names and the number of the others."""
+    first = [show(name) for name in names[:_MOST]]
+    return ", ".join([*first, *([f"{len(names) - _MOST} more"] if len(names) > _MOST else [])])
 
 
 def _separator(header: str) -> str:
-    """A hint where the whole header was taken for one name."""
+    """A hint if the file is separated by another character, so that the header is one name."""
     other = next((sign for sign in (";", "\t", "|") if sign in header), None)
-    return f"; its cells are separated by {other!r}, commas are needed" if other else ""
+    return f"; its cells are separated by {other!r}, use commas" if other else ""
 
 
-def _counting(x: np.ndarray, columns: Sequence[str]) -> tuple[str, ...]:
-    """A column that counts the rows is probably an index."""
-    steps = np.arange(len(x))
-    counts = [
+def _index_warnings(x: np.ndarray, columns: Sequence[str]) -> tuple[str, ...]:
+    """Warn of a column that counts the rows: it is probably an index."""
+    row_numbers = np.arange(len(x))
+    indexes = [
         name
         for name, column in zip(columns, x.T, strict=True)
-        if np.array_equal(column - column[0], steps)
+        if np.array_equal(column - column[0], row_numbers)
     ]
     if len(x) < 10:
         return ()
     return tuple(
-        f"column {show(name)} counts the rows; if it is an index, remove it" for name in counts
+        f"column {show(name)} counts the rows; if it is an index, remove it" for name in indexes
     )
 
 
 def numbers_as_labels(name: str, num_rows: int, classes: Sequence[str]) -> tuple[str, ...]:
-    """Warn where numbers are probably no labels: more than 20 of them with less than 10 rows each
-    on average, or hardly two rows alike."""
+    """Warn if labels are probably numbers to predict: more than 20 distinct numbers with less than
+    10 rows each on average, or mostly distinct numbers."""
     many = len(classes) > 20 and num_rows < 10 * len(classes)
-    unlike = num_rows >= 20 and len(classes) > num_rows / 2
-    if not (many or unlike) or not all(map(_is_finite, classes)):
+    mostly_distinct = num_rows >= 20 and len(classes) > num_rows / 2
+    if not (many or mostly_distinct) or not all(map(_is_finite, classes)):
         return ()
-    found = f"{name} has {len(classes)} different numbers in {num_rows} rows"
-    return (f"{found}, each taken for a class; data.task=regression takes them as numbers",)
+    return (
+        f"{name} has {len(classes)} different numbers in {num_rows} rows, each used as a class; "
+        f"set data.task=regression to predict numbers",
+    )
 
 
 def unscaled(x: Any, source: str, remedy: str) -> tuple[str, ...]:
-    """Values far from 1, such as pixels of 0 to 255, train badly as they are."""
+    """Warn of unscaled values, such as pixels from 0 to 255, which train badly."""
     largest = x.largest if hasattr(x, "largest") else largest_of(x)
     if largest <= 10:
         return ()
-    return (f"{source}: x holds values up to {largest:g}, which are not scaled; {remedy}",)
+    return (f"{source}: x has unscaled values up to {largest:g}; {remedy}",)
 
 
 def as_float(values: np.ndarray, name: str, source: object) -> np.ndarray:
@@ -342,14 +345,14 @@ def as_float(values: np.ndarray, name: str, source: object) -> np.ndarray:
             f"{source}: {name} must be an array of numbers, got {values.dtype} of shape "
             f"{list(values.shape)}"
         )
-    # what float32 holds exactly stays as small
+    # keep float32 for types that float32 represents exactly
     small = values.dtype.itemsize <= (4 if values.dtype.kind == "f" else 2)
     return values.astype(np.float32 if small else np.float64, copy=False)
 
 
 def as_targets(y: np.ndarray, task: Task, source: object) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Targets float64[N, C] and no classes; or labels int64[N], counted from 0, and the classes'
-    names: the different integers of y, in order."""
+    """Convert y. Regression: targets float64[N, C], no classes. Classification: labels int64[N],
+    numbered from 0, and the classes' names, the sorted distinct integers of y."""
     if task == "regression":
         if 0 in y.shape[1:]:
             raise ConfigError(
@@ -358,14 +361,14 @@ def as_targets(y: np.ndarray, task: Task, source: object) -> tuple[np.ndarray, t
         return as_float(y, "y", source).astype(np.float64).reshape(len(y), -1), ()
     if y.ndim != 1 or y.dtype.kind not in "iu":
         got = f"got {y.dtype} of shape {list(y.shape)}"
-        hint = "; data.task=regression takes y as numbers" if y.dtype.kind == "f" else ""
+        hint = "; set data.task=regression to predict numbers" if y.dtype.kind == "f" else ""
         raise ConfigError(f"{source}: y must be labels, integers of shape [N], {got}{hint}")
     names, labels = np.unique(y, return_inverse=True)
     return labels.astype(np.int64), tuple(str(name) for name in names)
 
 
 def _number(cell: str) -> float:
-    if "_" in cell:  # Python reads 1_000 as 1000; other readers of CSV do not
+    if "_" in cell:  # Python accepts 1_000 as 1000; other CSV readers do not
         raise ValueError(cell)
     return float(cell)
 
@@ -378,8 +381,8 @@ def _is_finite(cell: str) -> bool:
 
 
 def _label_key(labels: Sequence[str]) -> Callable[[str], Any]:
-    """Sort labels by number if all are numbers; labels of one number (1 and 1.0) by their text, so
-    that the order is always the same."""
+    """A sort key for labels: by number if all are numbers, then by text, so that the order of equal
+    numbers (1 and 1.0) is always the same."""
     if all(map(_is_finite, labels)):
         return lambda label: (float(label), label)
     return str

@@ -1,10 +1,10 @@
-"""The rows that each update uses: a pure function of (seed, epoch, step), so that a run can go on
-from any step.
+"""The rows of each update: a pure function of (seed, epoch, step), so that a run can resume from
+any step.
 
 An epoch is one pass over a permutation of the rows. It is cut into micro-batches of B =
-`batch_size` rows, and A = `accumulate` of them make an update, whose gradient is that of the mean
-loss over all its rows: as one batch of A * B. The last update of an epoch has what is left: fewer
-micro-batches, the last of them short."""
+`batch_size` rows. An update uses A = `accumulate` micro-batches; its gradient is that of the mean
+loss over all its rows, as for one batch of A * B rows. The last update of an epoch has the
+remaining rows: fewer micro-batches, the last one possibly short."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -21,11 +21,11 @@ from runner.random import permutation
 
 
 class Chunk(NamedTuple):
-    """K consecutive updates of equal shape. Blocks of micro-batches, in order of use:
+    """K consecutive updates of equal shape.
 
-    rows  # int64[K, A, B] for whole micro-batches; a second block int64[1, 1, b] for a short one at
-    an epoch's end
-    fields  # dtype[n, ...] each, in order of use: those that are not held in memory
+    blocks  # int64[K, A, B], row numbers of whole micro-batches; at an epoch's end a second block
+            # int64[1, 1, b] for a short micro-batch
+    fields  # dtype[n, ...] each, in order of use; only fields that are read from files
     """
 
     first_step: int
@@ -36,8 +36,7 @@ class Chunk(NamedTuple):
 
     @property
     def rows(self) -> np.ndarray:
-        """All rows, in order of use: an update's after those of the update before it.  #
-        int64[n]"""
+        """All row numbers, in order of use.  # int64[n]"""
         return np.concatenate(
             [block.reshape(self.num_steps, -1) for block in self.blocks], axis=1
         ).reshape(-1)
@@ -47,7 +46,7 @@ class Chunk(NamedTuple):
         return sum(block.shape[1] * block.shape[2] for block in self.blocks)
 
     def by_block(self, field: str) -> list[np.ndarray]:
-        """A field that the chunk brings, in the blocks' shapes.  # dtype[K, A, B, ...]"""
+        """A field of the chunk in the shapes of its blocks.  # dtype[K, A, B, ...]"""
         values = self.fields[field]
         ends = np.cumsum([block.size for block in self.blocks])
         parts = np.split(values, ends[:-1])
@@ -59,7 +58,7 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class Order:
-    """The updates of a whole run, without a clock of its own."""
+    """The rows of all updates of a run."""
 
     num_rows: int
     batch_size: int
@@ -80,8 +79,8 @@ class Order:
         return _epoch(self.num_rows, self.seed, number)
 
     def chunk(self, first_step: int, num_steps: int) -> Chunk:
-        """At most `num_steps` updates from `first_step`, ending with the epoch's whole updates or
-        with its last one."""
+        """At most `num_steps` updates from `first_step` on. A chunk does not cross an epoch's end,
+        and a last update with fewer rows is a chunk of its own."""
         epoch, first = divmod(first_step, self.steps_per_epoch)
         order = self.epoch(epoch)
         size, num_whole = self.rows_per_step, self.num_rows // self.rows_per_step
@@ -100,12 +99,12 @@ class Order:
 
 @dataclass
 class Chunks:
-    """The chunks of a run from a step on. A chunk ends where something has to happen: an epoch, a
-    checkpoint, the end.
+    """Iterates over the chunks of a run from the step `start`. A chunk ends at each epoch's end, at
+    each checkpoint and at the end of the run.
 
-    At most `largest` updates each. With `adapt` a chunk is also kept near a second of work, so that
-    progress, signals and saves are never far away; what a run computes does not depend on it. With
-    `read` each brings its rows, which are read while the one before it trains.
+    A chunk has at most `largest` updates. With `adapt`, it also takes about a second at most, so
+    that progress, signals and saves are handled in time; the results of a run do not depend on it.
+    With `read`, a chunk has its fields; they are read while the previous chunk trains.
     """
 
     order: Order
@@ -114,28 +113,28 @@ class Chunks:
     checkpoint_steps: int | None
     adapt: bool
     read: Callable[[np.ndarray], Batch] | None = None  # int64[n] -> dtype[n, ...] each
-    began: float | None = None  # when the first chunk was asked for, by time.monotonic
+    began: float | None = None  # time.monotonic() at the request of the first chunk
 
     def __iter__(self) -> Iterator[Chunk]:
         self.began = time.monotonic()
         step, num = self.start, min(8, self.largest) if self.adapt else self.largest
         with ThreadPoolExecutor(1, "rows") as reader:
-            coming = self._ask(step, num, reader)
-            while coming is not None:
-                chunk = coming()
+            upcoming = self._prefetch(step, num, reader)
+            while upcoming is not None:
+                chunk = upcoming()
                 step += chunk.num_steps
-                coming = self._ask(step, num, reader) if self.read else None
+                upcoming = self._prefetch(step, num, reader) if self.read else None
                 before = time.perf_counter()
                 yield chunk
                 if self.adapt:
                     per_step = (time.perf_counter() - before) / chunk.num_steps
                     num = max(1, min(self.largest, int(1.0 / per_step)))
                 if self.read is None:
-                    coming = self._ask(step, num, reader)
+                    upcoming = self._prefetch(step, num, reader)
 
-    def _ask(self, step: int, num: int, reader: Executor) -> Callable[[], Chunk] | None:
-        """Return a function that gives the chunk from a step on, and begin to read its rows; None
-        at the end."""
+    def _prefetch(self, step: int, num: int, reader: Executor) -> Callable[[], Chunk] | None:
+        """Start reading the chunk that begins at `step`. Returns a function that waits for it and
+        returns it; None at the end of the run."""
         if step >= self.order.total_steps:
             return None
         chunk = self.order.chunk(step, min(num, self._until_event(step)))

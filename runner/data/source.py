@@ -1,4 +1,4 @@
-"""Rows by number: what a data set gives, whatever holds it."""
+"""The interface of a data set: rows by number."""
 
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
@@ -10,14 +10,14 @@ Batch = Mapping[str, np.ndarray]
 
 
 class Field(NamedTuple):
-    """One value of each row."""
+    """The shape and dtype of one field of a row."""
 
     shape: tuple[int, ...]  # without rows
     dtype: np.dtype
 
 
 class Source(Protocol):
-    """Rows by number, as a map-style data set has them."""
+    """Rows by number, like a map-style data set."""
 
     @property
     def fields(self) -> Mapping[str, Field]: ...
@@ -25,5 +25,5 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, rows: np.ndarray) -> Batch:
-        """The rows with these numbers.  # int64[n] -> [n, ...] each"""
+        """Read the rows with these numbers.  # int64[n] -> [n, ...] each"""
         ...

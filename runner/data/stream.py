@@ -1,4 +1,4 @@
-"""Data larger than memory: rows that stay in .npy files and are read when they are asked for."""
+"""Data larger than memory: rows are read from .npy files during training."""
 
 import hashlib
 import os
@@ -21,25 +21,25 @@ from runner.data.dataset import (
     num_held_out,
     split_rows,
 )
-from runner.data.files import as_targets, found, numbers_as_labels, unscaled
+from runner.data.files import as_targets, locate, numbers_as_labels, unscaled
 from runner.errors import ConfigError, one_line
 from runner.section import Count, Fraction, Index, Mark, Section
 
-_BLOCK = 16 * 2**20  # bytes that are read at once where all rows are gone through
+_BLOCK = 16 * 2**20  # bytes to read at a time in a pass over all rows
 
 
 @dataclass(frozen=True)
 class FileRows:
-    """Rows of an array that lies in .npy files, one after another along the first axis. Reading
-    them leaves nothing in memory but the rows read: a file is mapped for as long as that takes."""
+    """Rows of an array that is stored in .npy files, concatenated along the first axis. A file is
+    mapped only while rows are read from it, so that memory holds only the rows that were read."""
 
     files: tuple[Path, ...]
-    starts: np.ndarray  # int64[files], the number of each one's first row
-    rows: np.ndarray  # int64[N], which of all the rows these are, in order
+    starts: np.ndarray  # int64[files], the number of the first row of each file
+    rows: np.ndarray  # int64[N], the numbers of these rows among all rows, in order
     row_shape: tuple[int, ...]
     dtype: np.dtype
-    largest: float  # absolute value in the files
-    sha256: str  # of what the files hold
+    largest: float  # largest absolute value in the files
+    sha256: str  # hash of the files' values
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -53,19 +53,21 @@ class FileRows:
         return int(np.prod(self.row_shape)) * self.dtype.itemsize
 
     def __getitem__(self, which: np.ndarray | slice) -> np.ndarray:
-        """Read rows, in the order asked for; from each file in the file's.  # int64[n] -> dtype[n,
-        ...]"""
+        """Read rows in the requested order; each file is read from front to back.
+
+        int64[n] -> dtype[n, ...]
+        """
         rows = self.rows[which]
-        found = np.empty((len(rows), *self.row_shape), self.dtype)
+        values = np.empty((len(rows), *self.row_shape), self.dtype)
         file_of = np.searchsorted(self.starts, rows, side="right") - 1
         for i in np.unique(file_of):
-            here = np.flatnonzero(file_of == i)
-            here = here[np.argsort(rows[here])]
-            found[here] = _mapped(self.files[i])[rows[here] - self.starts[i]]
-        return found
+            positions = np.flatnonzero(file_of == i)
+            positions = positions[np.argsort(rows[positions])]
+            values[positions] = _mapped(self.files[i])[rows[positions] - self.starts[i]]
+        return values
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """All of them, some at a time."""
+        """Iterate over all rows in blocks of about _BLOCK bytes."""
         size = max(1, _BLOCK // self.row_bytes)
         for first in range(0, len(self), size):
             yield self[first : first + size]
@@ -73,10 +75,10 @@ class FileRows:
 
 class NPY(Section):
     """A folder with `x.npy` [N, ...] (numbers; images channels last) and `y.npy` (as in data=npz),
-    or with parts of them:
-    `x_0.npy`, `y_0.npy`, `x_1.npy`, ... Only y is held in memory; rows of x are read while the
-    training goes on, a chunk ahead of it. `memory_mb` bounds what they take: three chunks, in
-    megabytes of 2^20 bytes."""
+    or with parts of them: `x_0.npy`, `y_0.npy`, `x_1.npy`, ...
+
+    Only y is held in memory. Rows of x are read during training, one chunk ahead. `memory_mb` (in
+    2^20 bytes) limits the memory of these rows, three chunks."""
 
     name: Literal["npy"]
     path: Annotated[str, Mark(on_run=True)]
@@ -87,9 +89,9 @@ class NPY(Section):
     memory_mb: Count
 
     def load(self) -> Dataset:
-        folder, mode = found(self.path, "folder")
+        folder, mode = locate(self.path, "folder")
         if not stat.S_ISDIR(mode):
-            raise ConfigError(f"data.path must be a folder, got {self.path}, which is none")
+            raise ConfigError(f"data.path must be a folder, got {self.path}, which is not a folder")
         files = _parts(folder)
         targets = [_mapped(x.with_name(f"y{x.name[1:]}")) for x in files]
         arrays = [_mapped(x) for x in files]
@@ -110,8 +112,8 @@ class NPY(Section):
             ):
                 first, other = (f"{a.dtype}{list(a.shape)}" for a in (targets[0], y))
                 raise ConfigError(
-                    f"{file}: y must hold a value or row per sample, alike in all parts, "
-                    f"got {other} and {first}"
+                    f"{file}: y must hold a value or row per sample, of the same type and shape in "
+                    f"all parts, got {other} and {first}"
                 )
             if len(x) != len(y):
                 raise ConfigError(f"{file}: x has {len(x)} rows, y has {len(y)}")
@@ -123,7 +125,7 @@ class NPY(Section):
         starts = np.cumsum([0, *(len(x) for x in arrays)])
         if starts[-1] == 0:
             raise ConfigError(f"{self.path} holds no rows")
-        largest, sha256 = _gone_through(files, arrays)
+        largest, sha256 = _scan(files, arrays)
         y, classes = as_targets(y, self.task, self.path)
         check_finite("y", y, self.path)
         rows = np.arange(len(y))
@@ -140,12 +142,12 @@ class NPY(Section):
         )
         check_classes(data, self.path)
         remedy = "save them scaled, or begin model.layers with {layer: batch_norm}"
-        counted = numbers_as_labels(f"{self.path}: y", len(y), classes)
-        return replace(data, warnings=(*unscaled(all_rows, self.path, remedy), *counted))
+        label_warnings = numbers_as_labels(f"{self.path}: y", len(y), classes)
+        return replace(data, warnings=(*unscaled(all_rows, self.path, remedy), *label_warnings))
 
 
 def _parts(folder: Path) -> list[Path]:
-    """x.npy, or x_0.npy, x_1.npy, ... by their numbers."""
+    """Find x.npy, or x_0.npy, x_1.npy, ... in the order of their numbers."""
     parts: dict[int, Path] = {}
     for path in sorted(folder.glob("x_*.npy")):
         if match := re.fullmatch(r"x_(\d+)", path.stem):
@@ -171,18 +173,18 @@ def _parts(folder: Path) -> list[Path]:
 def _mapped(path: Path) -> np.ndarray:
     try:
         if os.path.exists(path) and not path.is_file():
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):
-            raise ValueError("it is another kind of file")
-    except Exception as error:  # a damaged file raises several kinds
+            raise ValueError("it is not an NPY file")
+    except Exception as error:  # a damaged file raises several types of errors
         text = one_line(error) or type(error).__name__
         raise ConfigError(f"{path} cannot be read as NPY: {text}") from None
     return array
 
 
-def _gone_through(files: Sequence[Path], arrays: Sequence[np.ndarray]) -> tuple[float, str]:
-    """The largest absolute value and a hash of all of it; what is not finite is refused."""
+def _scan(files: Sequence[Path], arrays: Sequence[np.ndarray]) -> tuple[float, str]:
+    """Find the largest absolute value and hash all values; refuse NaN and infinity."""
     largest, digest = 0.0, hashlib.sha256()
     for file, array in zip(files, arrays, strict=True):
         digest.update(repr((array.shape, array.dtype.str)).encode())

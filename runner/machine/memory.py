@@ -1,5 +1,4 @@
-"""Refuse models and batches that this machine's memory cannot hold, before anything is
-allocated."""
+"""Refuse models and batches that do not fit into this machine's memory, before any allocation."""
 
 import math
 import os
@@ -9,39 +8,37 @@ from runner.components.layers import Network, padding_same
 from runner.errors import ConfigError
 from runner.spec import ModelSpec
 
-_COPIES = 2  # of every weight at least: itself and its gradient
+_COPIES = 2  # arrays per weight besides the optimizer's slots: the weight and its gradient
 
 
 def check(model: ModelSpec, slots: int, rows: int, num_steps: int) -> None:
-    """The weights with their gradients and slots, the values of each layer for `rows` rows, and the
-    rates of num_steps updates, each alone against all of the machine's memory: a ConfigError in the
-    user's keys."""
+    """Raise ConfigError if one of these alone exceeds the machine's memory: the weights with their
+    gradients and slots; the values of one layer for `rows` rows; the table of rates of `num_steps`
+    updates."""
     size, most = model.dtype.itemsize, memory()
     num = sum(math.prod(variable.shape) for variable in model.network.variables().values())
     if num * (_COPIES + slots) * size > most:
         largest = max(model.network.variables().items(), key=lambda item: math.prod(item[1].shape))
         shape = " x ".join(map(str, largest[1].shape))
-        found = f"{num} weights, {largest[0]} is {shape}"
         raise ConfigError(
-            f"model.layers must fit into this machine's {_gib(most)} of memory, got {found}"
+            f"model.layers must fit into this machine's {_gib(most)} of memory, got {num} weights; "
+            f"the largest is {largest[0]}, {shape}"
         )
     for name, values in _values(model.network):
         if values * rows * size > most:
-            found = f"{values} values a row at {name} for {rows} rows of trainer.batch_size"
             raise ConfigError(
-                f"model.layers must fit into this machine's {_gib(most)} of memory, got {found}"
+                f"model.layers must fit into this machine's {_gib(most)} of memory, got {values} "
+                f"values per row at {name}, with {rows} rows per batch (trainer.batch_size)"
             )
     if num_steps * 8 > most:
         raise ConfigError(
-            f"trainer.max_steps and trainer.max_epochs must leave a table of rates that "
-            f"fits into {_gib(most)} of memory, "
-            f"got {num_steps} updates"
+            f"trainer.max_steps and trainer.max_epochs must give a table of rates that fits into "
+            f"{_gib(most)} of memory, got {num_steps} updates"
         )
 
 
 def memory() -> int:
-    """Memory of the machine in bytes; where the system does not say, as much as can be
-    addressed."""
+    """The machine's memory in bytes; the address space if the system does not report it."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

@@ -1,1 +1,1 @@
-"""Text that leaves the program: spelled for a terminal, a shell, a page."""
+"""Output text: escaped for the terminal, the shell, and report pages."""

@@ -1,8 +1,8 @@
-"""The terminal, and run.log, which gets everything.
+"""Output to the terminal and to run.log.
 
-While a run lasts, whatever a framework prints (from Python or below it) goes to run.log; only what
-is said here reaches the terminal, and run.log too. Nothing that a run does depends on the terminal:
-where it is gone or takes no more, the run goes on without it.
+During a run, everything that a framework prints, from Python or from native code, goes to run.log.
+Only lines from this module reach the terminal; they go to run.log too. A run does not depend on the
+terminal: it continues when the terminal is closed or cannot be written to.
 """
 
 import errno
@@ -25,23 +25,23 @@ from typing import Any, TextIO
 
 from runner.errors import printable, show
 
-# A reader that has gone away has seen what it wanted: `| head -1`, a terminal that was closed.
+# no error: the reader has closed the pipe (`| head -1`) or the terminal
 _READER_GONE = (errno.EPIPE, errno.EIO)
 _DEPRECATIONS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
-_is_kept = False  # what this process says is in files too
-_current: "Console | None" = None  # while what a library prints is captured
-_stands = ExitStack()  # lasts as long as the process
-_is_captured = False  # what a library prints goes to a log
+_is_kept = False  # all output is also written to files
+_current: "Console | None" = None  # set while output is captured
+_process_contexts = ExitStack()  # stays open until the process ends
+_is_captured = False  # output of libraries goes to a log
 
 
 class _Stream(io.FileIO):
-    """A descriptor whose failures raise nothing; `lost` is the first of them."""
+    """A file descriptor that raises no errors; `lost` is the first error."""
 
     lost: OSError | None = None
 
     def write(self, data: Any) -> int:
         try:
-            while (written := super().write(data)) is None:  # a terminal that does not block
+            while (written := super().write(data)) is None:  # non-blocking terminal, not ready
                 select.select([], [self], [])
             return written
         except OSError as error:
@@ -58,13 +58,12 @@ def _text(descriptor: int, encoding: str = "utf-8", closes: bool = False) -> tup
 
 
 @contextmanager
-def _standing_streams() -> Iterator[_Stream | None]:
-    """sys.stdout and sys.stderr that raise nothing, over open descriptors; the first one's
-    `_Stream`.
+def _unfailing_streams() -> Iterator[_Stream | None]:
+    """Replace sys.stdout and sys.stderr by streams that raise no errors. Yields stdout's `_Stream`.
 
-    A closed descriptor (`>&-`) is opened on the null device, since the next file to be opened would
-    get its number. Streams that are not the process's own (a test's, a notebook's) are left as they
-    are.
+    A closed descriptor (`>&-`) is opened on the null device; otherwise the next file to be opened
+    would get its number. Streams that do not belong to the process (of a test or a notebook) are
+    left unchanged.
     """
     kept = sys.stdout, sys.stderr
     out: _Stream | None = None
@@ -86,9 +85,9 @@ def _standing_streams() -> Iterator[_Stream | None]:
 
 @contextmanager
 def _without_chatter() -> Iterator[None]:
-    """Keep libraries' log lines and warnings off the terminal; errors that they log are shown.
+    """Keep libraries' log lines and warnings off the terminal; logged errors are shown.
 
-    A run's log gets all of them. Warnings are shown where Python was asked for them (-W).
+    run.log gets all of them. Python's option -W shows the warnings.
     """
     show_warning, disabled = warnings.showwarning, logging.root.manager.disable
     libraries = tuple({get_path(name) for name in ("stdlib", "purelib", "platlib")})
@@ -122,21 +121,22 @@ def _open_on_null(descriptor: int) -> None:
 def _is_own(stream: TextIO, descriptor: int) -> bool:
     try:
         return stream.fileno() == descriptor
-    except (OSError, ValueError):  # a stream in memory has none
+    except (OSError, ValueError):  # a stream in memory has no descriptor
         return False
 
 
 def stand() -> None:
-    """The streams of a process that another program's code runs: they raise nothing from now on."""
-    _stands.enter_context(_without_chatter())
-    _stands.enter_context(_standing_streams())
+    """Make the streams of this process raise no errors until it ends. For a process whose main
+    function belongs to another program, such as a launcher's worker."""
+    _process_contexts.enter_context(_without_chatter())
+    _process_contexts.enter_context(_unfailing_streams())
 
 
 def steady(main: Callable[[], int]) -> Callable[[], int]:
-    """A command that does not depend on its terminal.
+    """Decorate a command so that it does not depend on its terminal.
 
-    Training goes on when the terminal hangs up and when nobody reads what it prints. A command
-    whose only result is what it prints ends with 1 where the disk did not take that, and says so.
+    Training continues when the terminal hangs up and when nobody reads the output. If the output is
+    the command's only result and cannot be written (a full disk), the exit status is 1.
     """
 
     @functools.wraps(main)
@@ -144,10 +144,10 @@ def steady(main: Callable[[], int]) -> Callable[[], int]:
         hangup = getattr(signal, "SIGHUP", None)  # not on Windows
         before = None if hangup is None else signal.signal(hangup, signal.SIG_IGN)
         try:
-            with _without_chatter(), _standing_streams() as out:
+            with _without_chatter(), _unfailing_streams() as out:
                 try:
                     status = main()
-                except SystemExit as end:  # argparse's, a signal's
+                except SystemExit as end:  # from argparse or a signal
                     status = int(end.code or 0)
                 _flush()
                 lost = out and out.lost
@@ -166,14 +166,14 @@ def steady(main: Callable[[], int]) -> Callable[[], int]:
 
 
 def kept_in_files() -> None:
-    """Note that run.log or the comparison holds all further output, so losing the terminal's copy
-    is no error."""
+    """Note that run.log or the comparison has all further output, so that losing the terminal's
+    copy is not an error."""
     global _is_kept
     _is_kept = True
 
 
 class Console:
-    """Lines for the user, and a progress bar on a terminal (plain lines elsewhere)."""
+    """Prints lines for the user, and on a terminal a progress bar."""
 
     def __init__(self, terminal: TextIO) -> None:
         self._terminal = terminal
@@ -181,7 +181,8 @@ class Console:
         self._task: Any = None
 
     def say(self, line: str) -> None:
-        """Escape control characters: a stranger's run folder may hold them."""
+        """Print a line. Control characters are escaped: a run folder from elsewhere may contain
+        some."""
         line = printable(line)
         self._log(line)
         if self._bar is not None:
@@ -190,7 +191,7 @@ class Console:
             print(line, file=self._terminal, flush=True)
 
     def epoch(self, line: str) -> None:
-        """A line per epoch where there is no bar to show it."""
+        """Print the line of an epoch if there is no progress bar; log it in any case."""
         if self._bar is None:
             self.say(line)
         else:
@@ -237,7 +238,7 @@ class Console:
 
 
 def tree(values: Mapping[str, Any]) -> str:
-    """Nested values as a drawn tree: a branch per mapping, items of lists by their number."""
+    """Draw nested values as a tree: a branch per mapping, list items by their index."""
     from rich.console import Console as RichConsole
     from rich.text import Text
     from rich.tree import Tree
@@ -260,8 +261,8 @@ def tree(values: Mapping[str, Any]) -> str:
 
 
 class Capture:
-    """File descriptors 1 and 2 go to a temporary file, and from `into` on to a run's log, which
-    gets what came before."""
+    """Redirects file descriptors 1 and 2 to a temporary file; `into` copies it to a run's log and
+    redirects them there."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile("w+b")  # noqa: SIM115  # lives as long as the capture
@@ -270,7 +271,7 @@ class Capture:
         _flush()
         self._file.seek(0)
         with log.open("ab", buffering=0) as file:
-            with suppress(OSError):  # a full disk: the run's own files say so
+            with suppress(OSError):  # on a full disk, writing the run's files reports the error
                 file.write(self._file.read())
             _redirect(file.fileno())
 
@@ -283,12 +284,12 @@ def capture() -> Iterator[tuple[Console, Capture]]:
     _is_captured = True
     kept, disabled = [os.dup(1), os.dup(2)], logging.root.manager.disable
     logging.disable(logging.NOTSET)
-    held = Capture()
+    captured = Capture()
     _, terminal = _text(os.dup(1), closes=True)
-    _redirect(held._file.fileno())
+    _redirect(captured._file.fileno())
     _current = Console(terminal)
     try:
-        yield _current, held
+        yield _current, captured
     finally:
         _is_captured, _current = False, None
         logging.disable(disabled)
@@ -305,7 +306,7 @@ def _redirect(descriptor: int) -> None:
 
 
 def warn(line: str) -> None:
-    """A line for the user from where no console is at hand."""
+    """Print a warning for the user from code that has no Console."""
     if _current is not None:
         _current.say(f"warning: {line}")
     else:
@@ -318,7 +319,7 @@ def log_traceback() -> None:
 
 
 def _write(text: str) -> None:
-    """To the log, past all buffers: what a full disk does not take must not come out on the
+    """Write to the log without a buffer: text that a full disk rejects must not appear on the
     terminal later."""
     _flush()
     with suppress(OSError):

@@ -520,7 +520,7 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(tmp_path: Path) -> No
     ):
         assert (done.status, done.out) == (2, "")
         assert (
-            done.err == "error: device must be auto or one that this machine has (cpu), got cuda\n"
+            done.err == "error: device must be auto or a device of this machine (cpu), got cuda\n"
         )
     assert list(tmp_path.iterdir()) == []
 

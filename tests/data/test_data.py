@@ -188,12 +188,14 @@ def test_values_whose_squares_leave_float64_are_standardized_as_any(
     json.dumps(data.description(), allow_nan=False)
 
 
-@pytest.mark.parametrize(("size", "said"), [(1e160, "does not hold"), (1e-170, "takes for 0")])
+@pytest.mark.parametrize(
+    ("size", "said"), [(1e160, "too large for float32"), (1e-170, "float32 rounds to 0")]
+)
 def test_values_that_float32_does_not_hold_are_refused_unless_scaled(
     tmp_path: Path, size: float, said: str
 ) -> None:
     file = write_npz(tmp_path / "a.npz", x=(1 + rows()) * size, y=LABELS)
-    with pytest.raises(ConfigError, match=f"data: x holds values up to .*, which float32 {said}"):
+    with pytest.raises(ConfigError, match=f"data: x has .*{said}"):
         prepare(file)
     prepare([*file, "data.standardize=true"])
     prepare([*file, "trainer.precision=float64"])
@@ -205,9 +207,7 @@ def test_a_row_too_far_from_the_training_rows_to_scale_is_refused(tmp_path: Path
     held_out = int(dataset(*write_npz(tmp_path / "a.npz", x=numbers, y=LABELS)).val.x[0, 0])
     x = numbers * 1e-300
     x[held_out] = 1e300
-    with pytest.raises(
-        ConfigError, match="data: x holds values up to inf, which float32 does not hold"
-    ):
+    with pytest.raises(ConfigError, match="data: x has values up to inf, too large for float32"):
         prepare([*write_npz(tmp_path / "b.npz", x=x, y=LABELS), "data.standardize=true"])
 
 
@@ -239,8 +239,7 @@ def test_what_is_probably_not_meant_is_said(tmp_path: Path) -> None:
     file = write_npz(tmp_path / "a.npz", x=pixels, y=LABELS)
     (said,) = dataset(*file).warnings
     assert said.endswith(
-        f"x holds values up to {pixels.max()}, which are not scaled; data.standardize=true "
-        f"scales them"
+        f"x has unscaled values up to {pixels.max()}; data.standardize=true scales them"
     )
     assert dataset(*file, "data.standardize=true").warnings == ()
     assert dataset(*write_npz(tmp_path / "b.npz", x=pixels / 255, y=LABELS)).warnings == ()
@@ -248,11 +247,10 @@ def test_what_is_probably_not_meant_is_said(tmp_path: Path) -> None:
     text = csv_text(["number", "a", "price"], cells)
     assert dataset(*write_csv(tmp_path / "a.csv", text)).warnings == (
         "column number counts the rows; if it is an index, remove it",
-        "column price has 30 different numbers in 30 rows, each taken for a class; "
-        "data.task=regression takes them as "
-        "numbers",
+        "column price has 30 different numbers in 30 rows, each used as a class; "
+        "set data.task=regression to predict numbers",
     )
-    counted = "has 21 different numbers in 200 rows, each taken for a class"  # 9.5 rows of each
+    counted = "has 21 different numbers in 200 rows, each used as a class"  # 9.5 rows of each
     cells = [[i % 7 + 0.5, 10 * (i % 21)] for i in range(200)]
     (said,) = dataset(*write_csv(tmp_path / "b.csv", csv_text(["a", "price"], cells))).warnings
     assert said.startswith(f"column price {counted}")
@@ -280,13 +278,13 @@ def test_what_is_probably_not_meant_is_said(tmp_path: Path) -> None:
         ),
         (
             {"x": [[1.0], [2.0]], "y": [7, 7]},
-            "y holds one class only, 7; a classification needs two",
+            "y has a single class, 7; classification needs two",
         ),
         (
             {"x": [[1.0], [2.0]], "y": [0.0, 1.0]},
             (
                 r"y must be labels, integers of shape \[N\], got float64 of shape \[2\]; "
-                r"data.task=regression takes"
+                r"set data.task=regression to predict"
             ),
         ),
         (
@@ -456,7 +454,7 @@ def test_only_a_regular_file_is_opened(tmp_path: Path, data: str, kind: str) -> 
         kind, "cannot be opened: "
     )
     if data == "npy" and kind in ("pipe", "device"):
-        is_open = "is none"
+        is_open = "is not a folder"
     with pytest.raises(
         ConfigError, match=f"data.path must be a (file|folder), got .*, which {is_open}"
     ):
@@ -467,7 +465,7 @@ def test_only_a_regular_file_is_opened(tmp_path: Path, data: str, kind: str) -> 
 @pytest.mark.parametrize("name", ["nowhere", ""])
 def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path, data: str, name: str) -> None:
     path = tmp_path / name  # with no name it is a folder
-    reason = "is not there" if name else "is a folder"
+    reason = "does not exist" if name else "is a folder"
     with pytest.raises(ConfigError, match=f"data.path must be a file, got {path}, which {reason}"):
         dataset(f"data={data}", f"data.path={path}")
 
@@ -478,7 +476,7 @@ def test_fractions_that_leave_nothing_to_train_on_are_refused(
 ) -> None:
     file = write_npz(tmp_path / "a.npz", x=rows(), y=LABELS)
     with pytest.raises(
-        ConfigError, match=r"data.val_fraction \+ data.test_fraction leave none of the 20 rows"
+        ConfigError, match=r"data.val_fraction \+ data.test_fraction leave no training rows: "
     ):
         dataset(*file, f"data.val_fraction={val}", f"data.test_fraction={test}")
 
@@ -541,26 +539,38 @@ def test_a_byte_order_mark_blank_lines_and_spaces_are_no_part_of_a_csv(tmp_path:
 @pytest.mark.parametrize(
     ("text", "more", "message"),
     [
-        ("a,b,y\n1,2,u\n3,nan,v\n", [], "line 3, column b is 'nan'; finite numbers are needed"),
-        ("a,b,y\n1,2,u\n3,-inf,v\n", [], "line 3, column b is '-inf'; finite numbers are needed"),
-        ("a,b,y\n1,1e999,u\n", [], "line 2, column b is '1e999'; finite numbers are needed"),
+        (
+            "a,b,y\n1,2,u\n3,nan,v\n",
+            [],
+            "line 3, column b is 'nan'; all values must be finite numbers",
+        ),
+        (
+            "a,b,y\n1,2,u\n3,-inf,v\n",
+            [],
+            "line 3, column b is '-inf'; all values must be finite numbers",
+        ),
+        (
+            "a,b,y\n1,1e999,u\n",
+            [],
+            "line 2, column b is '1e999'; all values must be finite numbers",
+        ),
         ("a,b,y\n1,2,u\n3,v\n", [], "line 3 has 2 cells, the header has 3"),
         ("a,b,y\n1,2,u\n3,4,v,5\n", [], "line 3 has 4 cells, the header has 3"),
         (
             "a,b,y\n1,2,u\n3,four,v\n",
             [],
-            "line 3, column b is 'four'; finite numbers are needed: give text a number",
+            "line 3, column b is 'four'; all values must be finite numbers: encode text as",
         ),
         (
             "a,b,y\n1,,u\n",
             [],
-            "line 2, column b is empty; finite numbers are needed: .*, fill what is missing",
+            "line 2, column b is empty; all values must be finite numbers: .*, fill missing values",
         ),
         ("a,b,y\n1,2,u\n3,4,\n", [], "line 3, column y is empty; a label is needed"),
         (
             "a,y\n1,u\n",
             ["data.task=regression"],
-            "line 2, column y is 'u'; finite numbers are needed",
+            "line 2, column y is 'u'; all values must be finite numbers",
         ),
         ("a,price\n1,2\n3,nan\n", ["data.task=regression"], "line 3, column price is 'nan'"),
         # as an editor counts: blank lines, and lines inside quotes
@@ -572,38 +582,38 @@ def test_a_byte_order_mark_blank_lines_and_spaces_are_no_part_of_a_csv(tmp_path:
             [],
             (
                 r"line 2, column b is 'red' \(2 such lines\); line 2, column c is empty \(2 "
-                r"such lines\); finite"
+                r"such lines\); all values"
             ),
         ),
         (
             ",".join(f"c{i}" for i in range(12)) + ",y\n" + "?," * 12 + "u\n",
             [],
-            r"column c7 is '\?'; 4 more columns; finite",
+            r"column c7 is '\?'; 4 more columns; all values",
         ),
         (
             "a,y\n1,u\n2,u\n3,u\n",
             [],
-            "column y holds one class only, u; a classification needs two",
+            "column y has a single class, u; classification needs two",
         ),
-        (",a,y\n0,1,u\n1,2,v\n", [], "column 1 has no name, as an index has none: remove it"),
+        (",a,y\n0,1,u\n1,2,v\n", [], "column 1 has no name; if it is an index, remove it"),
         ("a,,y\n0,1,u\n1,2,v\n", [], "column 2 has no name"),
         (
             "a;b;y\n1;2;u\n",
             [],
-            "holds no column but the target a;b;y; its cells are separated by ';'",
+            "has no column besides the target a;b;y; its cells are separated by ';'",
         ),
-        ("a,b\x1b[31m,y\n1,2,u\n", [], r"line 1 holds the control character '\\x1b'; remove it"),
-        ("a,b,y\n1,2,u\n1,2,\x00v\n", [], r"line 3 holds the control character '\\x00'; remove it"),
-        ("a,b,y\n1,2,u\n\x1a", [], r"line 3 holds the control character '\\x1a'; remove it"),
-        ('a,"b\nc",y\n1,2,u\n', [], r"the column name 'b\\nc' holds a line break"),
+        ("a,b\x1b[31m,y\n1,2,u\n", [], r"line 1 has the control character '\\x1b'; remove it"),
+        ("a,b,y\n1,2,u\n1,2,\x00v\n", [], r"line 3 has the control character '\\x00'; remove it"),
+        ("a,b,y\n1,2,u\n\x1a", [], r"line 3 has the control character '\\x1a'; remove it"),
+        ('a,"b\nc",y\n1,2,u\n', [], r"the column name 'b\\nc' contains a line break"),
         ("a,y\n1," + "u" * 200_000 + "\n", [], "line 2: field larger than field limit"),
         (
             "a,y\n1,u\n",
             ["data.target=Y"],
             "data.target must be a column of .*, got Y; did you mean y",
         ),
-        ("a,a,y\n1,2,u\n", [], "a column name stands twice in the header: a$"),
-        ("y\nu\nv\n", [], "holds no column but the target y"),
+        ("a,a,y\n1,2,u\n", [], "the header repeats column names: a$"),
+        ("y\nu\nv\n", [], "has no column besides the target y"),
         ("a,y\n", [], "holds no rows"),
         ("", [], "is empty"),
         ("\n\n", [], "is empty"),
@@ -684,7 +694,7 @@ def test_numbers_with_underscores_are_text(tmp_path: Path) -> None:
     config = parse(compose(["data=csv", f"data.path={path}", "data.task=regression"]))
     with pytest.raises(
         ConfigError,
-        match=r"line 2, column a is '1_000' \(20 such lines\); finite numbers are needed",
+        match=r"line 2, column a is '1_000' \(20 such lines\); all values must be finite numbers",
     ):
         config.data.load()
 

@@ -309,22 +309,22 @@ CHANGED: dict[str, tuple[Change, str]] = {
     ),
     "columns swapped": (
         lambda header, rows: ([header[1], header[0], *header[2:]], rows),
-        "mean or variance of column alcohol is another",
+        "mean or variance of column alcohol has changed",
     ),
     "a column times 1000": (
         with_column("hue", lambda value: value * 1000),
-        "mean or variance of column hue is another",
+        "mean or variance of column hue has changed",
     ),
     # the scaled rows are the same to the bit
     "a column times 1024": (
         with_column("hue", lambda value: value * 1024),
-        "mean or variance of column hue is another",
+        "mean or variance of column hue has changed",
     ),
     "labels flipped": (
         with_column(
             "cultivar", lambda name: {"class_0": "class_1", "class_1": "class_0"}.get(name, name)
         ),
-        "SHA-256 ",
+        "its SHA-256 is ",
     ),
     "labels renamed": (
         with_column("cultivar", lambda name: f"new_{name}"),
@@ -333,7 +333,7 @@ CHANGED: dict[str, tuple[Change, str]] = {
     "rows reordered": (lambda header, rows: (header, rows[::-1]), ""),
     "a test row changed": (
         lambda header, rows: (header, [[*rows[0][:-1], "class_2"], *rows[1:]]),
-        "SHA-256 ",
+        "its SHA-256 is ",
     ),
 }
 
@@ -439,10 +439,7 @@ def test_what_is_probably_not_meant_is_said_before_the_training(tmp_path: Path) 
         (*line, "trainer.strict=true"),
         (*line[:3], "task=find_lr", "find_lr.num_steps=20"),
     )
-    said = (
-        "digits.npz: x holds values up to 16, which are not scaled; data.standardize=true "
-        "scales them"
-    )
+    said = "digits.npz: x has unscaled values up to 16; data.standardize=true scales them"
     assert told.status == 0
     assert told.out.startswith(f"warning: {said}\n")
     assert (strict.status, strict.err) == (2, f"error: {said}\n")
@@ -461,20 +458,20 @@ def test_what_cannot_be_trained_on_or_predicted_is_refused_in_one_line(
     write(tmp_path / "gap.csv", header, [*rows[:3], [*rows[3][:5], "?", *rows[3][6:]]])
     os.mkfifo(tmp_path / "pipe.csv")
     needed = (
-        "finite numbers are needed: give text a number each, fill what is missing, or remove "
+        "all values must be finite numbers: encode text as numbers, fill missing values, or remove "
         "the column"
     )
     expected = {
         (
             "data=csv",
             "data.path=index.csv",
-        ): "index.csv: column 1 has no name, as an index has none: remove it "
-        "(pandas writes none with index=False) or name it",
+        ): "index.csv: column 1 has no name; if it is an index, remove it "
+        "(pandas: index=False), otherwise name it",
         (
             "data=csv",
             "data.path=one.csv",
-        ): "one.csv: column cultivar holds one class only, class_0; a classification "
-        "needs two, data.task=regression takes numbers",
+        ): "one.csv: column cultivar has a single class, class_0; classification "
+        "needs two; use data.task=regression to predict numbers",
         (
             "data=csv",
             "data.path=text.csv",

@@ -21,8 +21,8 @@ TOO_LARGE = {
     "units": (
         [f"model.layers=[{{layer: dense, units: 999999999999}},{OUT}]"],
         (
-            r"model\.layers must fit into this machine's \S+ GiB of memory, got \d+ weights, "
-            r"dense_0/kernel is 64 x 999999999999"
+            r"model\.layers must fit into this machine's \S+ GiB of memory, got \d+ weights; "
+            r"the largest is dense_0/kernel, 64 x 999999999999"
         ),
     ),
     "flattened": (
@@ -33,7 +33,7 @@ TOO_LARGE = {
                 f"flatten}},{OUT}]"
             ),
         ],
-        r"model\.layers must fit into .*, got \d+ weights, dense_0/kernel is 639999999936 x 10",
+        r"model\.layers must fit into .*, got \d+ weights; .* dense_0/kernel, 639999999936 x 10",
     ),
     "pool": (
         [
@@ -44,14 +44,14 @@ TOO_LARGE = {
             ),
         ],
         (
-            r"model\.layers must fit into .*, got \d+ values a row at max_pool_0 for 32 rows of "
-            r"trainer\.batch_size"
+            r"model\.layers must fit into .*, got \d+ values per row at max_pool_0, with 32 rows "
+            r"per batch \(trainer\.batch_size\)"
         ),
     ),
     "epochs": (
         ["trainer.max_epochs=999999999999999"],
         (
-            r"trainer\.max_steps and trainer\.max_epochs must leave a table of rates that fits "
+            r"trainer\.max_steps and trainer\.max_epochs must give a table of rates that fits "
             r"into .*, got \d+ updates"
         ),
     ),

@@ -111,7 +111,7 @@ def test_what_is_no_number_in_the_environment_is_refused(machine: pytest.MonkeyP
     machine.setenv("OMP_NUM_THREADS", "many")
     with pytest.raises(
         ConfigError,
-        match=r"^the environment's OMP_NUM_THREADS must be a number of threads, got many$",
+        match=r"^the environment variable OMP_NUM_THREADS must be a number of threads, got many$",
     ):
         prepare(["model=mlp"])
 
@@ -131,13 +131,13 @@ def test_what_a_launcher_sets_for_its_workers_is_no_limit(machine: pytest.Monkey
         ({}, "16", None),
         ({}, "17",
          (
-             "warning: 17 threads are more than the cores here (16) and wait for each other; "
-             "trainer.threads=auto takes fewer"
+             "warning: 17 threads wait for each other on 16 cores; "
+             "trainer.threads=auto uses fewer"
          )),
         ({}, "auto", None),
         ({"OMP_NUM_THREADS": "16"}, "auto", None),
         ({"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "3"}, "auto",
-         "threads  2, by OMP_NUM_THREADS=2 of the environment; trainer.threads=N overrides it"),
+         "threads  2, limited by OMP_NUM_THREADS=2 in the environment; set trainer.threads=N"),
     ],
 )  # fmt: skip
 def test_the_user_is_told_where_the_number_may_surprise(

@@ -237,8 +237,8 @@ def test_other_data_and_another_model_are_refused(halves: dict[str, Path], tmp_p
     )
     assert (other.status, narrow.status) == (2, 1)
     assert other.err == (
-        f"error: resume: the data is not what {data} was trained on: SHA-256 "
-        f"{described['sha256']}, then {'0' * 64}\n"
+        f"error: resume: the data is not what {data} was trained on: its SHA-256 is "
+        f"{described['sha256']}, before: {'0' * 64}\n"
     )
     assert narrow.err == (
         f"error: the checkpoint of {model} does not fit its config: weights dense_0/bias is "

@@ -380,7 +380,8 @@ def test_a_run_that_goes_on_needs_its_records_and_one_that_is_over_does_not(fold
 
 def test_other_data_is_refused(folder: Path) -> None:
     expected = (
-        f"resume: the data is not what {folder} was trained on: SHA-256 {'1' * 64}, then {'0' * 64}"
+        f"resume: the data is not what {folder} was trained on: its SHA-256 is {'1' * 64}, "
+        f"before: {'0' * 64}"
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(expected)}$"):
         check(made(folder, 20), planned(40, {**DATA, "sha256": "1" * 64}), state(0))
