@@ -6,14 +6,15 @@ schema; formulas are those of the docstrings.
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import runner
 from runner.components.layers import Layer
-from runner.config.conf_folder import CONF
+from runner.config.conf_folder import CONF, choices
 from runner.config.explain import sections
+from runner.config.remarks import remarks
 from runner.config.schema import Config
 from runner.section import keys
 
@@ -52,14 +53,13 @@ def _keys_page() -> str:
             continue
         prop = schema["properties"][name]
         inner = _section(prop, schema)
-        file = CONF / name / "default.yaml" if name == "trainer" else CONF / "config.yaml"
-        remarks = _remarks(file)
+        beside = remarks("trainer", "default") if name == "trainer" else remarks("", "config")
         if inner is None:
-            lines += _entry(name, prop, remarks.get(name), schema)
+            lines += _entry(name, prop, beside.get(name), schema)
             continue
         for key, value in inner["properties"].items():
             where = key if name == "trainer" else f"{name}.{key}"
-            lines += _entry(f"{name}.{key}", value, remarks.get(where), schema)
+            lines += _entry(f"{name}.{key}", value, beside.get(where), schema)
     return "\n".join(lines) + "\n"
 
 
@@ -67,33 +67,32 @@ def _group_page(group: str) -> str:
     annotation = keys(Config)[group].rebuild_annotation()
     members = sections(annotation)
     lines = [f"# {group.capitalize()}", "", GROUPS[group], ""]
-    for file in sorted((CONF / group).glob("[!_]*.yaml")):
-        remarks = _remarks(file)
-        kind = remarks["name"][0] if "name" in remarks else file.stem
-        section = members[kind]
-        lines += [f"## `{group}={file.stem}`", ""]
-        if kind != file.stem:
+    for choice in choices(group):
+        beside = remarks(group, choice)
+        kind = beside["name"][0]
+        lines += [f"## `{group}={choice}`", ""]
+        if kind != choice:
             lines += [f"`{kind}` with other values.", ""]
-        lines += _choice(section, "name", f"{group}.", remarks)
+        lines += _choice(members[kind], "name", f"{group}.", beside)
     return "\n".join(lines)
 
 
 def _layers_page() -> str:
     lines = ["# Layers", "", "`model.layers` is a list of these, in order.", ""]
-    remarks = _remarks(CONF / "layer_defaults" / "default.yaml")
+    beside = remarks("layer_defaults", "default")
     for name, section in sections(Layer).items():
-        own = {key: remarks.get(f"{name}.{key}") for key in keys(section)}
+        own = {key: beside.get(f"{name}.{key}") for key in keys(section)}
         lines += [f"## `layer: {name}`", "", *_choice(section, "layer", "", own)]
     return "\n".join(lines)
 
 
-def _choice(section: Any, tag: str, prefix: str, remarks: Mapping[str, Any]) -> list[str]:
+def _choice(section: Any, tag: str, prefix: str, beside: Mapping[str, Any]) -> list[str]:
     """A choice's docstring, and its keys but for the one that names it."""
     schema = section.model_json_schema()
     lines = _docstring(section)
     for key, prop in _properties(schema).items():
         if key != tag:
-            lines += _item(f"{prefix}{key}", prop, remarks.get(key), schema)
+            lines += _item(f"{prefix}{key}", prop, beside.get(key), schema)
     return [*lines, ""]
 
 
@@ -212,22 +211,3 @@ def _limits(prop: Mapping[str, Any]) -> str:
         if name in prop and abs(prop[name]) < 2**62
     ]
     return f" {' and '.join(limits)}" if limits else ""
-
-
-def _remarks(file: Path) -> dict[str, tuple[str, str]]:
-    """Dotted key -> (default, the remark beside it), as the YAML file writes them."""
-    found: dict[str, tuple[str, str]] = {}
-    path: list[tuple[int, str]] = []
-    for indent, key, value, words in _lines(file.read_text(encoding="utf-8").splitlines()):
-        while path and path[-1][0] >= indent:
-            path.pop()
-        path.append((indent, key))
-        found[".".join(name for _, name in path)] = (value, words)
-    return found
-
-
-def _lines(lines: Iterable[str]) -> Iterator[tuple[int, str, str, str]]:
-    for line in lines:
-        match = re.match(r"( *)(\w+):(?: +([^#]*?))?(?: +# (.*))?$", line)
-        if match:
-            yield len(match[1]), match[2], (match[3] or "").strip(), (match[4] or "").strip()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from runner.cli.compose import CONF, compose
+from runner.config.conf_folder import files
 from runner.config.schema import Config, parse
 from tests.command_line import forked
 from tests.rows import slow_but
@@ -183,14 +184,15 @@ def test_every_option_of_a_group_makes_another_config(group: str) -> None:
 def test_every_option_s_file_is_what_the_config_takes_its_values_from(
     group: str, option: str
 ) -> None:
-    """The values of the file stand in the composed config: below the group's name, or at the top
-    where it says so."""
+    """The values of the file and of its bases stand in the composed config: below the group's name,
+    or at the top where the file says so."""
     from omegaconf import OmegaConf
 
     file = CONF / group / f"{option}.yaml"
     whole = composed(group, option)
+    merged = OmegaConf.merge(*map(OmegaConf.load, files(group, option)))
     # interpolations find the other keys
-    known = OmegaConf.create({**whole, "file": OmegaConf.load(file)})
+    known = OmegaConf.create({**whole, "file": merged})
     said: Any = OmegaConf.to_container(known, resolve=True)["file"]
     said.pop("defaults", None)
     for key, value in list(said.items()):

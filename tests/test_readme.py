@@ -99,18 +99,20 @@ def test_every_command_of_the_schedules_page_runs(tmp_path: Path) -> None:
 
 def test_the_schedules_page_names_every_schedule_and_every_key() -> None:
     """Those of conf/schedule/; `name`, and what warm-up stands for, aside."""
-    from omegaconf import OmegaConf
+    from runner.config.conf_folder import choices
+    from runner.config.remarks import remarks
 
-    for file in (REPOSITORY / "conf" / "schedule").glob("[!_]*.yaml"):
-        assert f"`{file.stem}`" in SCHEDULES or f"schedule={file.stem}" in SCHEDULES, file.stem
+    for name in choices("schedule"):
+        assert f"`{name}`" in SCHEDULES or f"schedule={name}" in SCHEDULES, name
         row = next(
-            (line for line in SCHEDULES.splitlines() if line.startswith(f"| `{file.stem}` |")), None
+            (line for line in SCHEDULES.splitlines() if line.startswith(f"| `{name}` |")), None
         )
         if row is not None:
-            keys = {str(key) for key in OmegaConf.load(file)} - {"name"}
+            keys = {key for key in remarks("schedule", name) if "." not in key}
+            keys -= {"name", "defaults"}
             keys -= {"warmup", "warmup_shape", "warmup_edge"} if "warm-up" in row else set()
             missing = [key for key in keys if not re.search(rf"`{key}`", row)]
-            assert not missing, (file.stem, missing)
+            assert not missing, (name, missing)
 
 
 def test_what_it_shows_a_command_to_say_is_what_it_says(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from runner.cli import hydra_bridge, multirun, process, sweep
 from runner.cli.compose import Composer, compose
 from runner.cli.overrides import SEARCHES, job_names, jobs, parse_overrides, without_hydra
 from runner.cli.startup import process_start
-from runner.config.conf_folder import defaults
+from runner.config.conf_folder import bases, defaults, groups
 from runner.config.schema import Config, marked, parse, sha256
 from runner.errors import ConfigError, RunError, few_lines, nearest, show
 from runner.machine import threads
@@ -183,14 +183,26 @@ def _check_options(options: Namespace) -> None:
         raise ConfigError("--experimental-rerun is not supported; use resume=FOLDER")
     if options.config_dir is not None and not isdir(options.config_dir):
         raise ConfigError(f"--config-dir must be a folder, got {show(options.config_dir)}")
-
     if options.config_dir:
-        for name in ("config.yaml", "hydra/config.yaml"):
-            file = Path(options.config_dir, name)
+        _check_files(options.config_dir)
+
+
+def _check_files(config_dir: str) -> None:
+    """Refuse files that would have no effect, or would change other choices than the chosen one."""
+    for name in ("config.yaml", "hydra/config.yaml"):
+        file = Path(config_dir, name)
+        if file.exists():
+            raise ConfigError(
+                f"--config-dir must not contain {name}, got {file}; move it to "
+                f"experiment/NAME.yaml and select it with experiment=NAME"
+            )
+    for group in groups():
+        for base in bases(group):
+            file = Path(config_dir, group, f"{base}.yaml")
             if file.exists():
                 raise ConfigError(
-                    f"--config-dir must not contain {name}, got {file}; move it to "
-                    f"experiment/NAME.yaml and select it with experiment=NAME"
+                    f"--config-dir must not contain {group}/{base}.yaml, got {file}; rename it: "
+                    f"choices of conf/ use a file of that name"
                 )
 
 

@@ -27,10 +27,10 @@ from hydra.core.utils import JobRuntime, setup_globals
 from hydra.plugins.completion_plugin import CompletionPlugin
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from runner.config import yaml_files
-from runner.config.conf_folder import CONF
+from runner.config.conf_folder import CONF, bases, shared
 from runner.errors import ConfigError
 
 
@@ -63,22 +63,47 @@ class _UserFiles(FileConfigSource):  # type: ignore[misc]
             header = self._get_header_dict(text[:512])
         except ValueError as error:
             raise ConfigError(f"{path}: {error}") from None
+        config = yaml_files.parse(text, path)
+        _check_bases(config, path)
         return ConfigResult(
-            config=yaml_files.parse(text, path),
+            config=config,
             path=f"{self.scheme()}://{self.path}",
             provider=self.provider,
             header=header,
         )
 
 
-def _loader(config_dir: str | None) -> ConfigLoaderImpl:
+def _check_bases(config: DictConfig, path: Path) -> None:
+    """Refuse a key of a user's file that a base of conf/ overrides."""
+    entries = config.get("defaults")
+    if not isinstance(entries, ListConfig) or "_self_" not in entries:
+        return
+    for entry in entries[entries.index("_self_") + 1 :]:
+        if entry in bases(path.parent.name):
+            for key in shared(path.parent.name, entry):
+                if key in config:
+                    raise ConfigError(
+                        f"{path}: {key} has no effect, because the defaults list has {entry} "
+                        f"after _self_; write defaults: [{entry}, _self_]"
+                    )
+
+
+class _Loader(ConfigLoaderImpl):  # type: ignore[misc]
+    """Leaves the bases out of a group's choices: shell completion does not offer them."""
+
+    def get_group_options(self, *arguments: Any, **more: Any) -> list[str]:
+        options = super().get_group_options(*arguments, **more)
+        return [option for option in options if not option.startswith("_")]
+
+
+def _loader(config_dir: str | None) -> _Loader:
     """Make a config loader for conf/ and the folder of --config-dir."""
     SourcesRegistry.instance().register(_UserFiles)
     path = create_config_search_path(str(CONF))
     if config_dir:
         folder = f"{_UserFiles.scheme()}://{Path(config_dir).resolve()}"
         path.prepend("command-line", folder, anchor=SearchPathQuery(provider="schema"))
-    return ConfigLoaderImpl(path)
+    return _Loader(path)
 
 
 def load(config_dir: str | None, overrides: Sequence[str]) -> DictConfig:
@@ -98,7 +123,9 @@ def apply(values: Sequence[Override], whole: DictConfig) -> None:
 
 def show(arguments: Namespace, config_dir: str | None) -> int:
     """Run --hydra-help, --cfg, --info or --shell-completion."""
-    hydra = Hydra.create_main_hydra2("runner", _loader(config_dir).get_search_path())
+    loader = _loader(config_dir)
+    hydra = Hydra.create_main_hydra2("runner", loader.get_search_path())
+    hydra.config_loader = loader
     parser, overrides = argument_parser(), arguments.overrides
     if arguments.hydra_help:
         hydra.hydra_help(config_name="config", args_parser=parser, args=arguments)

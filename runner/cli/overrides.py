@@ -23,7 +23,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from runner.config import trust
-from runner.config.conf_folder import CONF, choices
+from runner.config.conf_folder import CONF, choices, files
 from runner.errors import ConfigError, closest, nearest, show
 from runner.text.quoting import spell
 
@@ -85,7 +85,7 @@ def _globbed(override: Override) -> str:
     names = [
         name
         for name in choices(group)
-        if "???" not in (CONF / group / f"{name}.yaml").read_text(encoding="utf-8")
+        if not any("???" in file.read_text(encoding="utf-8") for file in files(group, name))
     ]
     chosen = value.filter(names)
     if not chosen:
@@ -209,13 +209,14 @@ def explained(error: Exception) -> ConfigError:
     """Turn an error of Hydra into a ConfigError that names the key."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = (error.missing_cfg_file or "").removesuffix(".yaml").rpartition("/")
+        options = [option for option in error.options if not option.startswith("_")]
         extra = _EXTRAS.get(choice) if group.startswith("hydra/") else None
         hint = (
             f"; install it with pip install 'twinrun[{extra}]'"
             if extra
-            else nearest(choice, error.options)
+            else nearest(choice, options)
         )
-        allowed = ", ".join(error.options)
+        allowed = ", ".join(options)
         return ConfigError(f"{group} must be one of {allowed}, got {choice}{hint}")
     if isinstance(error, OverrideParseException):
         return ConfigError(

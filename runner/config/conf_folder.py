@@ -1,12 +1,12 @@
 """Read conf/, the folder of all choices and defaults."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 _RUNNER = Path(__file__).resolve().parents[1]
 # conf/ is inside runner/ in a wheel, beside it in a checkout
@@ -39,13 +39,50 @@ def _folders(config_dir: str | None) -> list[Path]:
 
 @cache
 def defaults(group: str, name: str) -> dict[str, Any]:
-    """The defaults in conf/GROUP/NAME.yaml; empty if the file does not exist. The group of
-    conf/config.yaml is ""."""
-    file = CONF / group / f"{name}.yaml"
-    if not re.fullmatch(r"\w+", name) or not file.is_file():
+    """The defaults of a choice of conf/, including those of its bases; empty if there is no such
+    choice. The group of conf/config.yaml is ""."""
+    if not re.fullmatch(r"(?!_)\w+", name) or not (CONF / group / f"{name}.yaml").is_file():
         return {}
-    values: Any = OmegaConf.to_container(OmegaConf.load(file))
-    return {key: value for key, value in values.items() if value != "???"}
+    return {key: value for key, value in _merged(group, name).items() if value != "???"}
+
+
+@cache
+def shared(group: str, base: str) -> Collection[str]:
+    """The keys of a base of conf/."""
+    return _merged(group, base).keys()
+
+
+def _merged(group: str, name: str) -> dict[str, Any]:
+    values: Any = OmegaConf.to_container(OmegaConf.merge(*map(_read, files(group, name))))
+    values.pop("defaults", None)
+    return dict(values)
+
+
+@cache
+def _read(file: Path) -> DictConfig:
+    config = OmegaConf.load(file)
+    assert isinstance(config, DictConfig)
+    return config
+
+
+@cache
+def files(group: str, name: str) -> tuple[Path, ...]:
+    """The files of conf/ that make up a choice, in the order in which Hydra merges them: its own
+    and, from the same folder, those that its defaults list names."""
+    file = CONF / group / f"{name}.yaml"
+    entries = [entry for entry in _read(file).get("defaults", ()) if isinstance(entry, str)]
+    if "_self_" not in entries:  # as Hydra has it
+        entries.append("_self_")
+    return tuple(
+        path
+        for entry in entries
+        for path in ((file,) if entry == "_self_" else files(group, entry))
+    )
+
+
+def bases(group: str) -> list[str]:
+    """The bases of a group of conf/: files whose keys several of its choices share."""
+    return sorted(file.stem for file in (CONF / group).glob("_*.yaml"))
 
 
 def with_schedule_defaults(values: Mapping[str, Any]) -> dict[str, Any]:

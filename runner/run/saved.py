@@ -94,11 +94,7 @@ _CHOICES = {"data": "", "loss": "", "optimizer": "", "schedule": "", "trainer": 
 
 def _with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in the default of every missing key."""
-    default = {
-        key: value
-        for key, value in defaults("", "config").items()
-        if key not in ("defaults", "hydra")
-    }
+    default = {key: value for key, value in defaults("", "config").items() if key != "hydra"}
     default |= {
         group: defaults(group, name or str(saved[group].get("name")))
         for group, name in _CHOICES.items()

@@ -251,6 +251,22 @@ def test_a_file_of_config_dir_that_would_change_nothing_is_refused(
     )
 
 
+def test_a_file_of_config_dir_in_place_of_a_base_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Other choices than the one that is chosen would change."""
+    file = tmp_path / "schedule" / "_warmup.yaml"
+    file.parent.mkdir()
+    file.write_text("warmup: 5%\n")
+    monkeypatch.setattr(sys, "argv", ["runner", "--config-dir", str(tmp_path), "task=preview"])
+    assert main() == 2
+    assert capfd.readouterr() == (
+        "",
+        f"error: --config-dir must not contain schedule/_warmup.yaml, got {file}; rename it: "
+        f"choices of conf/ use a file of that name\n",
+    )
+
+
 def test_version_names_the_program_first_and_imports_no_framework(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ them."""
 from pathlib import Path
 
 import hydra
+import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
@@ -46,6 +47,18 @@ def test_its_options_are_those_that_are_looked_at() -> None:
     assert set(options) <= known, (
         f"{RELEASE} has options of which nobody has decided whether they are taken"
     )
+
+
+def test_shell_completion_offers_the_choices_and_no_base(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COMP_LINE", "runner optimizer=")
+    monkeypatch.setenv("COMP_POINT", "17")
+    parsed = hydra_bridge.argument_parser().parse_args(["--shell-completion", "query=bash"])
+    hydra_bridge.show(parsed, None)
+    names = "adadelta adagrad adam adamax adamw lion nadam rmsprop sgd"
+    offered = capsys.readouterr().out.split()
+    assert offered == [f"optimizer={name}" for name in names.split()], RELEASE
 
 
 def test_a_launcher_is_given_each_job_s_overrides(tmp_path: Path) -> None:
