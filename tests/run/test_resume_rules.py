@@ -103,7 +103,7 @@ def test_what_may_change_is_changed_and_told_with_what_it_was(folder: Path) -> N
 
 @pytest.mark.parametrize("task", ["evaluate", "verify"])
 def test_another_task_than_training_is_refused(folder: Path, task: str) -> None:
-    expected = f"resume=FOLDER goes with task=train, got task={task}"
+    expected = f"resume=FOLDER needs task=train, got task={task}"
     assert refused(folder, "backend=keras", f"task={task}") == expected
 
 
@@ -124,7 +124,7 @@ def test_of_a_damaged_last_checkpoint_the_one_before_it_is_taken_and_one_asked_f
     damage = f"{path} does not match its SHA-256 in manifest.json: the checkpoint is damaged"
     found = resumed(folder)
     assert found.state.step == 13
-    assert found.notes == [f"warning: {damage}; going on from step 13"]
+    assert found.notes == [f"warning: {damage}; resuming from step 13"]
     with pytest.raises(RunError, match=f"^{re.escape(damage)}$"):
         resumed(folder, "checkpoint=20")
 
@@ -160,8 +160,8 @@ def test_what_goes_by_the_length_asks_for_a_way_and_shows_each(folder: Path) -> 
         return f"{1e-5 + (1e-3 - 1e-5) * (1 + np.cos(np.pi * u)) / 2:.3g}"
 
     assert refused(folder, "trainer.max_steps=40") == (
-        "schedule goes by the run's length, which was 26 steps and is to be 40;\n"
-        f"  say what it is from step 20 on: schedule.on_extend=keep ({rate(20 / 26)} to 1e-05), "
+        "schedule depends on the run's length, which changes from 26 to 40 steps;\n"
+        f"  choose its values from step 20 on: schedule.on_extend=keep ({rate(20 / 26)} to 1e-05), "
         f"rescale ({rate(20 / 40)} to {rate(39 / 40)}), "
         f"append ({rate(20 / 26)} to {rate(13 / 14)})"
     )
@@ -193,9 +193,11 @@ def test_a_way_to_extend_is_written_into_the_config(
         (["trainer.max_epochs=30", "schedule.on_extend=append"],
             "must be one of keep, rescale, got append"),
         (["schedule.on_extend=keep"],
-            "is for a run of another length: it needs trainer.max_epochs or trainer.max_steps"),
+            "has no effect if the run's length does not change; set trainer.max_epochs or "
+            "trainer.max_steps too"),
         (["backend=keras", "schedule.on_extend=keep"],
-            "is for a run of another length: it needs trainer.max_epochs or trainer.max_steps"),
+            "has no effect if the run's length does not change; set trainer.max_epochs or "
+            "trainer.max_steps too"),
     ],
 )  # fmt: skip
 def test_a_way_to_extend_that_does_not_fit_is_refused(
@@ -231,14 +233,16 @@ def test_a_hyperparameter_that_goes_by_the_length_asks_as_the_rate_does(tmp_path
         "warmup_edge: right, duration: 100%, edge: left, final_lr: 0.45}"
     )
     folder = save(tmp_path / "run", [*COSINE, beta])
-    assert refused(folder, "trainer.max_steps=40").startswith("schedule goes by the run's length, ")
+    assert refused(folder, "trainer.max_steps=40").startswith(
+        "schedule depends on the run's length"
+    )
     assert "append (0.000134 to 2.24e-05)" in refused(folder, "trainer.max_steps=40")
     found = resumed(folder, "trainer.max_steps=40", "schedule.on_extend=rescale")
     values = plan(found.config).hyperparameters["beta1"]
     # 1e-12: a few roundings
     assert values[[19, 20]] == pytest.approx([0.9 - 0.45 * 19 / 26, 0.9 - 0.45 / 2], rel=1e-12)
     other = save(tmp_path / "other", ["schedule=constant", beta])
-    expected = "optimizer.schedules.beta1 goes by the run's length, which was 26 steps and is to"
+    expected = "optimizer.schedules.beta1 depends on the run's length, which changes from 26 to 40"
     assert refused(other, "trainer.max_steps=40").startswith(expected)
 
 
@@ -339,8 +343,8 @@ def test_a_run_is_over_after_its_last_update_or_where_it_stopped_early(
     assert found.is_over(int(str(total))) is expected
 
 
-MORE = "nothing is left; a larger trainer.max_epochs or trainer.max_steps makes it longer"
-EARLY = "has ended early at step 20; trainer.early_stopping_patience, now 3, can be changed"
+MORE = "nothing is left; to train longer, increase trainer.max_epochs or trainer.max_steps"
+EARLY = "stopped early at step 20; to train longer, increase trainer.early_stopping_patience, now 3"
 
 
 @pytest.mark.parametrize(
@@ -436,13 +440,13 @@ class Planned:
     ("saved", "changes", "threads", "notes"),
     [
         (4, {}, 4, []),
-        (2, {}, 2, ["threads  2 as before; here trainer.threads=auto would take 4"]),
-        (8, {}, 8, ["threads  8 as before; here trainer.threads=auto would take 4"]),
+        (2, {}, 2, ["threads  2 as before; trainer.threads=auto would use 4 here"]),
+        (8, {}, 8, ["threads  8 as before; trainer.threads=auto would use 4 here"]),
         (2, {"trainer.threads": ("auto", 4)}, 4, []),
         (None, {"trainer.threads": ("auto", 4)}, 4, []),
         (None, {}, 4,
-            ["threads  4 from here on: the checkpoint, of an older version, does not say how many "
-             "there were"]),
+            ["threads  4 from now on: the checkpoint is from an older version and does not record "
+             "the number"]),
     ],
 )  # fmt: skip
 def test_a_run_goes_on_with_as_many_threads_as_its_checkpoint_has(
