@@ -4,7 +4,11 @@ import json
 import textwrap
 from typing import Any
 
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core.core_schema import ModelSchema
+
 from runner.config.conf_folder import choices, groups
+from runner.config.remarks import of_sections
 from runner.config.schema import Config
 
 _COLUMNS = 100
@@ -44,10 +48,11 @@ def help_text(config_dir: str | None) -> str:
 def schema_text() -> str:
     """Make a JSON schema (draft 2020-12) of a config, for editors.
 
-    No key is required, since a file in --config-dir sets only some of them. A section without a
-    `name` is valid if any choice accepts its keys.
+    The description of a key is its remark in conf/. No key is required, since a file in
+    --config-dir sets only some of them. A section without a `name` is valid if any choice accepts
+    its keys.
     """
-    schema = _for_files(Config.model_json_schema())
+    schema = _for_files(Config.model_json_schema(schema_generator=_WithRemarks))
     schema["properties"] |= {
         "layer_defaults": {"type": "object"},
         "experiment": {"type": ["string", "null"]},
@@ -56,6 +61,15 @@ def schema_text() -> str:
     }
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     return json.dumps({**head, **schema}, indent=1)
+
+
+class _WithRemarks(GenerateJsonSchema):
+    def model_schema(self, schema: ModelSchema) -> JsonSchemaValue:
+        described = super().model_schema(schema)
+        for key, words in of_sections().get(schema["cls"], {}).items():
+            if key in described["properties"]:
+                described["properties"][key]["description"] = words
+        return described
 
 
 def _for_files(node: Any) -> Any:

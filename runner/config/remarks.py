@@ -4,7 +4,13 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 
+from pydantic import BaseModel
+
+from runner.components.layers import Layer
 from runner.config.conf_folder import files
+from runner.config.explain import sections
+from runner.config.schema import Config, FindLR, Output, Trainer
+from runner.section import keys
 
 
 @cache
@@ -21,6 +27,31 @@ def remarks(group: str, name: str) -> dict[str, tuple[str, str]]:
             dotted = ".".join(name for _, name in path)
             found[dotted] = (value, words or found.get(dotted, ("", ""))[1])
     return found
+
+
+@cache
+def of_sections() -> dict[type[BaseModel], dict[str, str]]:
+    """Class of the schema -> key -> its remark, where there is one."""
+    found: dict[type[BaseModel], dict[str, str]] = {
+        Config: _words("", "config"),
+        Output: _words("", "config", "output."),
+        FindLR: _words("", "config", "find_lr."),
+        Trainer: _words("trainer", "default"),
+    }
+    for kind, section in sections(Layer).items():
+        found[section] = _words("layer_defaults", "default", f"{kind}.")
+    for group, field in keys(Config).items():
+        for kind, section in sections(field.rebuild_annotation()).items():
+            found[section] = _words(group, kind)
+    return found
+
+
+def _words(group: str, name: str, prefix: str = "") -> dict[str, str]:
+    return {
+        key.removeprefix(prefix): words
+        for key, (_, words) in remarks(group, name).items()
+        if words and key.startswith(prefix)
+    }
 
 
 def _lines(lines: Iterable[str]) -> Iterator[tuple[int, str, str, str]]:

@@ -1,13 +1,15 @@
 """--help fits a screen, and --schema takes what the program takes."""
 
 import json
+import re
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 
+from runner.config.conf_folder import CONF
 from tests.command_line import together
-from tests.test_isolation import OPTIONS, composed
+from tests.test_isolation import EXAMPLES, OPTIONS, composed
 
 GROUPS = {"task", "backend", "data", "model", "loss", "optimizer", "schedule", "trainer"}
 
@@ -79,6 +81,42 @@ def test_the_schema_refuses_a_wrong_config(schema: Draft202012Validator, wrong: 
 def test_the_schema_takes_a_file_that_sets_some_keys(schema: Draft202012Validator) -> None:
     some = {"defaults": ["_self_"], "schedule": {"decay_rate": 0.5}, "trainer": {"max_epochs": 3}}
     assert list(schema.iter_errors(some)) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "file"),
+    [
+        ("", "seed", "config.yaml"),
+        ("FindLR", "num_steps", "config.yaml"),
+        ("Trainer", "batch_size", "trainer/default.yaml"),
+        ("Cosine", "warmup_shape", "schedule/_warmup.yaml"),
+        ("Cosine", "edge", "schedule/_ending.yaml"),
+        ("CosineRestarts", "growth", "schedule/cosine_restarts.yaml"),
+        ("Adam", "layer_decay", "optimizer/_common.yaml"),
+        ("CSV", "target", "data/csv.yaml"),
+        ("Tune", "factors", "tune/lr.yaml"),
+        ("Activation", "negative_slope", "layer_defaults/default.yaml"),
+    ],
+)
+def test_a_key_s_description_is_its_remark(
+    schema: Draft202012Validator, section: str, key: str, file: str
+) -> None:
+    node = schema.schema["$defs"][section] if section else schema.schema
+    (line,) = (
+        line
+        for line in (CONF / file).read_text("utf-8").splitlines()
+        if line.lstrip().startswith(f"{key}: ")
+    )
+    assert node["properties"][key]["description"] == line.partition(" # ")[2]
+
+
+def test_every_remark_of_conf_is_a_description(printed: dict[str, str]) -> None:
+    """Those of the examples aside, which are remarks on the example's values."""
+    for file in sorted(CONF.glob("*/*.yaml")):
+        aside = (file.parent.name, file.stem) in EXAMPLES
+        if not aside and file.parent.name not in ("experiment", "model", "search"):
+            for words in re.findall(r"^ *\w+:.*? # (.*)$", file.read_text("utf-8"), re.MULTILINE):
+                assert f'"description": {json.dumps(words)}' in printed["schema"], (file, words)
 
 
 def test_a_section_s_description_is_its_docstring(schema: Draft202012Validator) -> None:
