@@ -1,2 +1,2 @@
-"""The tasks of the program, one file each. A task takes the checked config and reports its
+"""The tasks of the program, one file each. A task takes the checked config and prints its
 result."""

@@ -1,7 +1,7 @@
-"""task=compare: the comparison of runs that exist."""
+"""task=compare: compare existing runs."""
 
 from collections.abc import Sequence
-from os.path import isdir, isfile  # False for a name that no file system takes
+from os.path import isdir, isfile  # False for a name that no file system allows
 from pathlib import Path
 
 from runner.errors import ConfigError
@@ -11,20 +11,16 @@ from runner.run import run_folder
 
 
 def compare(folders: Sequence[str], root: Path) -> int:
-    """Each a run's folder, or one that holds runs, as a multirun's does. Into a new folder below
-    root/comparisons."""
-    found = [path for said in folders for path in _runs(Path(said))]
-    twice = next(
-        (
-            path
-            for i, path in enumerate(found)
-            if path.resolve() in {p.resolve() for p in found[:i]}
-        ),
+    """Compare the runs in a new folder below root/comparisons. Each of `folders` is a run's folder,
+    or contains runs, like a multirun's."""
+    runs = [path for folder in folders for path in _runs(Path(folder))]
+    duplicate = next(
+        (path for i, path in enumerate(runs) if path.resolve() in {p.resolve() for p in runs[:i]}),
         None,
     )
-    if twice is not None:
-        raise ConfigError(f"runs holds {twice} twice")
-    jobs = read(found)
+    if duplicate is not None:
+        raise ConfigError(f"runs holds {duplicate} twice")
+    jobs = read(runs)
     if not any(job.is_completed for job in jobs):
         raise ConfigError(f"runs must hold a completed run, got {len(jobs)} others")
     return comparison.compare(
@@ -35,7 +31,7 @@ def compare(folders: Sequence[str], root: Path) -> int:
 def _runs(folder: Path) -> list[Path]:
     if isfile(folder / "result.json"):
         return [folder]
-    found = inside(folder) if isdir(folder) else []
-    if not found:
+    runs = inside(folder) if isdir(folder) else []
+    if not runs:
         raise ConfigError(f"runs must be folders of runs, got {folder}, which holds no result.json")
-    return found
+    return runs

@@ -1,5 +1,5 @@
-"""task=evaluate: the loss and metrics of a finished run on the test split, which nothing else
-reads."""
+"""task=evaluate: the loss and metrics of a finished run on the test split. Nothing else uses this
+split."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from runner.text.console import capture
 
 
 def evaluate(run: Run) -> int:
-    """Says them, and leaves them in FOLDER/test.json."""
+    """Print the metrics and write them to FOLDER/test.json."""
     with capture() as (console, held):
         difference = changed(run.data, run.plan.data.description())
         if difference is not None:

@@ -1,4 +1,4 @@
-"""task=export: a finished run as a file that loads without this project."""
+"""task=export: write a finished run's model to a file that loads without this project."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from runner.run import run_folder
 from runner.run.saved import Run
 from runner.text.console import capture
 
-# format -> the backend that makes it (None: no framework is needed) and the file
+# format -> (the backend that writes it, or None if it needs no framework; the file)
 _FORMATS: dict[str, tuple[str | None, str]] = {
     **{
         format: (about.name, file)
@@ -31,59 +31,59 @@ _FORMATS: dict[str, tuple[str | None, str]] = {
 
 
 def export(run: Run, format: str | None) -> int:
-    """FOLDER/model.keras (keras.models.load_model), model.pt2 (torch.export.load) or
-    model.safetensors (canonical weights); beside it FILE.json, which names its inputs and outputs.
-    The first two take raw rows and give targets in the data's units; around safetensors whoever
-    reads it scales."""
+    """Write FOLDER/model.keras (keras.models.load_model), model.pt2 (torch.export.load) or
+    model.safetensors (canonical weights), and FILE.json, which describes its inputs and outputs.
+    The first two take raw rows and return targets in the data's units. For safetensors, the user
+    must scale the rows and the outputs."""
     if format is None:
         raise ConfigError(f"format must be one of {', '.join(_FORMATS)} for task=export, got null")
     with capture() as (console, held):
         backend, name = _FORMATS[format]
-        place = run.folder / name
+        path = run.folder / name
         scalings = [Scaling.of(run.data[key]) for key in ("x_scaling", "y_scaling")]
         if backend is not None:
             _check_range(scalings, run)
         held.into(run.folder / "run.log")
         _tidy(run.folder)
         with (
-            run_folder.writing(place),
-            TemporaryDirectory(dir=run.folder, prefix=f".export-{os.getpid()}-") as beside,
+            run_folder.writing(path),
+            TemporaryDirectory(dir=run.folder, prefix=f".export-{os.getpid()}-") as temporary,
         ):
-            made = Path(beside) / name
+            exported = Path(temporary) / name
             if backend is None:
-                made.write_bytes(save(dict(run.weights)))
+                exported.write_bytes(save(dict(run.weights)))
             else:
                 run = replace(run, config=run.config.model_copy(update={"backend": backend}))
-                dispatcher.load(backend).export(run.model_spec, run.state, made, *scalings)
-            description = Path(beside) / f"{name}.json"
+                dispatcher.load(backend).export(run.model_spec, run.state, exported, *scalings)
+            description = Path(temporary) / f"{name}.json"
             run_folder.write_json(description, _description(run.data, scales=backend is not None))
-            made.chmod(description.stat().st_mode)  # some writers let nobody else read
-            for file in (description, made):
+            exported.chmod(description.stat().st_mode)  # some writers make it unreadable for others
+            for file in (description, exported):
                 file.replace(run.folder / file.name)
-        console.say(f"file     {place}")
+        console.say(f"file     {path}")
         if run.data["features"] or any(scalings):
-            console.say(f"names    {place}.json (columns, classes and scaling)")
+            console.say(f"names    {path}.json (columns, classes and scaling)")
         return 0
 
 
 def _tidy(folder: Path) -> None:
-    """Remove what an export that was killed has left: our own files in a folder of our own name."""
+    """Remove the temporary folders of exports that were killed. Other files in them stay."""
     import psutil
 
-    for beside in folder.glob(".export-*-*"):
-        match = re.fullmatch(r"\.export-(\d+)-\w+", beside.name)
-        if match and not beside.is_symlink() and not psutil.pid_exists(int(match[1])):
+    for temporary in folder.glob(".export-*-*"):
+        match = re.fullmatch(r"\.export-(\d+)-\w+", temporary.name)
+        if match and not temporary.is_symlink() and not psutil.pid_exists(int(match[1])):
             for _, name in _FORMATS.values():
-                (beside / name).unlink(missing_ok=True)
-                (beside / f"{name}.json").unlink(missing_ok=True)
-            with suppress(OSError):  # it holds something else
-                beside.rmdir()
+                (temporary / name).unlink(missing_ok=True)
+                (temporary / f"{name}.json").unlink(missing_ok=True)
+            with suppress(OSError):  # it contains other files
+                temporary.rmdir()
 
 
 def _description(data: Mapping[str, Any], scales: bool) -> dict[str, Any]:
-    """Describe the model's rows and outputs, from data.json."""
+    """Describe the model's inputs and outputs, from data.json."""
     logits = "logits" if data["num_targets"] == 0 else "targets"
-    kept = (
+    keys = (
         "task",
         "features",
         "target",
@@ -98,18 +98,18 @@ def _description(data: Mapping[str, Any], scales: bool) -> dict[str, Any]:
         "scales": scales,
         "inputs": "raw rows" if scales or not data["x_scaling"] else "rows (raw - offset) / scale",
         "outputs": logits if scales or not data["y_scaling"] else "targets (raw - offset) / scale",
-        **{key: data.get(key) for key in kept},
+        **{key: data.get(key) for key in keys},
     }
 
 
 def _check_range(scalings: Sequence[Scaling | None], run: Run) -> None:
-    """Raw rows go into the model in its own dtype."""
+    """Refuse scalings outside the range of the model's dtype: the model takes raw rows in it."""
     limits = np.finfo(run.model_spec.dtype)
     for name, scaling in zip("xy", scalings, strict=True):
         if scaling is not None:
-            sizes = np.abs(scaling.offset) + scaling.scale
-            if sizes.max() > limits.max or scaling.scale.min() < limits.tiny:
+            magnitudes = np.abs(scaling.offset) + scaling.scale
+            if magnitudes.max() > limits.max or scaling.scale.min() < limits.tiny:
                 raise ConfigError(
-                    f"format must be safetensors for {run.folder}: {name} holds values that "
-                    f"{limits.dtype} does not, so that no model could take or give them raw"
+                    f"format must be safetensors for {run.folder}: {name} holds values outside "
+                    f"the range of {limits.dtype}, which a model with raw rows cannot have"
                 )

@@ -1,5 +1,5 @@
-"""task=find_lr: the LR range test. A throwaway run at rates that rise until the loss does, and what
-it suggests."""
+"""task=find_lr: the LR range test. Train with a rate that rises until the loss rises, and suggest a
+rate. The trained state is not kept."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,18 +20,18 @@ from runner.run.signals import Signals
 from runner.spec import Live, Report, first_state
 from runner.text.console import Console, capture
 
-_STEPS_PER_CALL = 10  # so that it ends soon after the loss has risen
+_STEPS_PER_CALL = 10  # few, so that the test ends soon after the loss has risen
 
 
 def check(values: Mapping[str, Any]) -> None:
-    """Refuse what cannot be trained or written, before anything is."""
+    """Refuse a config that cannot be trained or written. Writes nothing."""
     config = plan(parse(_range_test(values))).config
     root = Path(config.output.root) / "find_lr"
     run_folder.check(root, "output.root", root)
 
 
 def find_lr(values: Mapping[str, Any]) -> int:
-    """`values` is the composed config. Exit status 1 where the loss never falls."""
+    """Run the test. `values` is the composed config. Return 1 if the loss never falls, else 0."""
     config = parse(_range_test(values))
     with capture() as (console, held), Signals() as signals:
         prepared = plan(config)
@@ -48,27 +48,28 @@ def find_lr(values: Mapping[str, Any]) -> int:
             if signals.received:
                 console.say(f"interrupted after {len(losses)} updates: nothing is suggested")
                 return 128 + signals.received
-            return _tell(config, path, rates, losses, console)
+            return _report(config, path, rates, losses, console)
     return apart.run(find_lr, values, prepared.model.threads)
 
 
 def _range_test(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with a range test as its schedule and its length."""
-    said = parse(values).find_lr
-    if said.max_lr <= said.min_lr:
+    """Return the config with the range test's schedule and length."""
+    section = parse(values).find_lr
+    if section.max_lr <= section.min_lr:
         raise ConfigError(
-            f"find_lr.max_lr must be above find_lr.min_lr, {said.min_lr:g}, got {said.max_lr:g}"
+            f"find_lr.max_lr must be above find_lr.min_lr, {section.min_lr:g}, got "
+            f"{section.max_lr:g}"
         )
     rates = {
-        "initial_lr": said.min_lr,
-        "final_lr": said.max_lr,
+        "initial_lr": section.min_lr,
+        "final_lr": section.max_lr,
         "shape": "geometric",
         "duration": "100%",
         "edge": "both",
     }
     trainer: dict[str, Any] = {
         "max_epochs": None,
-        "max_steps": said.num_steps,
+        "max_steps": section.num_steps,
         "early_stopping_patience": None,
     }
     if values["trainer"]["steps_per_call"] == "auto":
@@ -81,8 +82,7 @@ def _range_test(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _train(prepared: Plan, console: Console, signals: Signals) -> tuple[np.ndarray, np.ndarray]:
-    """(rate, loss) of every update until the end; nothing of the state is kept.  # float64[n]
-    each"""
+    """Return the rates and losses of the updates until the test ends.  # float64[n] each"""
     config, order, spec = prepared.config, prepared.order, prepared.run_spec()
     seen: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -110,37 +110,37 @@ def _train(prepared: Plan, console: Console, signals: Signals) -> tuple[np.ndarr
     return rates, losses
 
 
-def _tell(
+def _report(
     config: Config, path: Path, rates: np.ndarray, losses: np.ndarray, console: Console
 ) -> int:
     smoothed = smooth(losses, config.find_lr.smoothing)
     last = end(losses, smoothed, config.find_lr.stop_factor)
     num = len(losses) if last is None else last
     rates, losses, smoothed = rates[:num], losses[:num], smoothed[:num]
-    found = suggest(rates, smoothed) if num else None
-    _write(path, rates, losses, smoothed, found)
+    suggestion = suggest(rates, smoothed) if num else None
+    _write(path, rates, losses, smoothed, suggestion)
     rose = "" if last is None else f"; the loss rose at update {last}"
     console.say(
         f"range test: {num} updates at rates from {config.find_lr.min_lr:g} to "
         f"{rates[-1] if num else 0:.3g}{rose}"
     )
     if num:
-        picture.draw(path / "find_lr.png", rates, losses, smoothed, found)
-    if found is None:
+        picture.draw(path / "find_lr.png", rates, losses, smoothed, suggestion)
+    if suggestion is None:
         console.say(
             "failed: the loss does not fall; find_lr.min_lr may be too high or "
             "find_lr.num_steps too small"
         )
     else:
         console.say(
-            f"steepest slope at {found.steepest:.3g}; a tenth of the rate at the minimum is "
-            f"{found.tenth:.3g}"
+            f"steepest slope at {suggestion.steepest:.3g}; a tenth of the rate at the minimum is "
+            f"{suggestion.tenth:.3g}"
         )
-        console.say(f"suggestion  optimizer.lr={found.lr:g}")
+        console.say(f"suggestion  optimizer.lr={suggestion.lr:g}")
     console.say(f"folder   {path}")
     if num:
         console.say(f"picture  {path / 'find_lr.png'}")
-    return int(found is None)
+    return int(suggestion is None)
 
 
 def _write(
@@ -148,12 +148,12 @@ def _write(
     rates: np.ndarray,
     losses: np.ndarray,
     smoothed: np.ndarray,
-    found: Suggestion | None,
+    suggestion: Suggestion | None,
 ) -> None:
     rows = zip(rates.tolist(), losses.tolist(), smoothed.tolist(), strict=True)
     lines = [f"{step},{rate!r},{loss!r},{mean!r}\n" for step, (rate, loss, mean) in enumerate(rows)]
     (path / "trace.csv").write_text(
         "step,learning_rate,loss,smoothed_loss\n" + "".join(lines), encoding="utf-8"
     )
-    suggestion = None if found is None else {**vars(found), "lr": found.lr}
-    run_folder.write_json(path / "find_lr.json", {"suggestion": suggestion, "steps": len(rates)})
+    entry = None if suggestion is None else {**vars(suggestion), "lr": suggestion.lr}
+    run_folder.write_json(path / "find_lr.json", {"suggestion": entry, "steps": len(rates)})

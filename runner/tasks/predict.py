@@ -1,4 +1,4 @@
-"""task=predict: a finished run's predictions for new rows, from CSV to CSV or from NPZ to NPZ."""
+"""task=predict: predict new rows with a finished run, from CSV to CSV or from NPZ to NPZ."""
 
 import csv
 import io
@@ -16,11 +16,12 @@ from runner.text.console import capture
 
 
 def predict(run: Run, source: str) -> int:
-    """FOLDER/predictions.csv or .npz, or predictions_2, _3, ... where that holds others.
+    """Write FOLDER/predictions.csv or .npz, or predictions_2, _3, ... if that file has other
+    predictions.
 
-    The outputs (of a regression in the data's units), and for classification the probability of
-    each class and the label of the largest one. Rows are scaled as the training rows were. A CSV
-    needs the training columns, in any order; an NPZ the array `x`.
+    It contains the outputs (for regression in the data's units); for classification also the
+    probability of each class and the most probable label. Rows are scaled like the training rows. A
+    CSV needs the training columns, in any order; an NPZ needs the array `x`.
     """
     with capture() as (console, held):
         path = regular_file(source)
@@ -40,23 +41,23 @@ def predict(run: Run, source: str) -> int:
             best = outputs[:, 0] > 0 if outputs.shape[1] == 1 else outputs.argmax(axis=1)
             columns["label"] = np.array(classes)[best.astype(int)]
         content = _npz(columns) if path.suffix.lower() == ".npz" else _csv(columns, classes)
-        place = _write(run.folder, path.suffix.lower(), content)
-        console.say(f"file     {place}  ({len(outputs)} rows)")
+        written = _write(run.folder, path.suffix.lower(), content)
+        console.say(f"file     {written}  ({len(outputs)} rows)")
         return 0
 
 
 def probabilities(z: np.ndarray) -> np.ndarray:
-    """Probability of each class: exp(z_c) / sum exp(z), or with one output 1 / (1 + exp(z)) and 1 /
-    (1 + exp(-z)). # float64[N, C]"""
+    """Return the probability of each class: exp(z_c) / sum exp(z), or with one output
+    1 / (1 + exp(z)) and 1 / (1 + exp(-z)).  # float64[N, C]"""
     if z.shape[1] == 1:
-        z = np.concatenate([np.zeros_like(z), z], axis=1)  # the same, of logits 0 and z
+        z = np.concatenate([np.zeros_like(z), z], axis=1)  # equivalent: logits 0 and z
     shifted = np.exp(z - z.max(axis=1, keepdims=True, initial=-np.inf))
     total: np.ndarray = shifted.sum(axis=1, keepdims=True)
     return shifted / total
 
 
 def _read(path: Path, description: dict[str, Any]) -> np.ndarray:
-    """float64[N, *input_shape], checked against what the run was trained on."""
+    """Read the rows and check their columns and shape.  # float64[N, *input_shape]"""
     shape = tuple(description["input_shape"])
     if path.suffix.lower() == ".npz":
         (x,) = read_npz(path, "x")
@@ -88,7 +89,8 @@ def _npz(columns: dict[str, Any]) -> bytes:
 
 
 def _csv(columns: dict[str, Any], classes: list[str]) -> bytes:
-    """output_0, ... in the order of the network's outputs; probability_CLASS of each; label."""
+    """Format the columns output_0, ..., in the order of the network's outputs; probability_CLASS
+    for each class; label."""
     content = io.StringIO(newline="")
     writer = csv.writer(content)
     header = [f"output_{i}" for i in range(columns["outputs"].shape[1])]
@@ -101,19 +103,20 @@ def _csv(columns: dict[str, Any], classes: list[str]) -> bytes:
 
 
 def _write(folder: Path, suffix: str, content: bytes) -> Path:
-    """To the first of predictions, predictions_2, ... that is not there or holds the same."""
+    """Write to the first of predictions, predictions_2, ... that does not exist or has the same
+    content. Return its path."""
     number = 1
     while True:
-        place = folder / f"predictions{'' if number == 1 else f'_{number}'}{suffix}"
-        if place.is_file() and place.read_bytes() == content:
-            return place
+        path = folder / f"predictions{'' if number == 1 else f'_{number}'}{suffix}"
+        if path.is_file() and path.read_bytes() == content:
+            return path
         number += 1
-        if os.path.lexists(place):
+        if os.path.lexists(path):
             continue
         try:
-            with run_folder.writing(place), place.open("xb") as file:
+            with run_folder.writing(path), path.open("xb") as file:
                 file.write(content)
         except RunError:
-            place.unlink(missing_ok=True)  # no half of a file
+            path.unlink(missing_ok=True)  # the file is incomplete
             raise
-        return place
+        return path

@@ -1,4 +1,4 @@
-"""task=preview: the rates of a run before it is trained, as a table and a picture, without a
+"""task=preview: show the rates of a run before training, as a table and a picture. It imports no
 framework."""
 
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from runner.plan import Plan, plan
 from runner.report import rates as picture
 from runner.run import run_folder
 
-_ROWS = 24  # of the table of turning points
+_ROWS = 24  # the most rows in the table of turning points
 
 
 def preview(configs: Sequence[Config], overrides: Sequence[Sequence[str]] | None) -> int:
-    """One schedule with its turning points, or, of a multirun's `overrides`, a line each; then the
-    picture."""
+    """Print one schedule's turning points, or for a multirun's `overrides` one line per job; then
+    draw the picture."""
     plans = [plan(config) for config in configs]
     names = [plans[0].config.schedule.name] if overrides is None else _names(overrides)
     lines = [
@@ -38,7 +38,7 @@ def preview(configs: Sequence[Config], overrides: Sequence[Sequence[str]] | None
 
 
 def _names(overrides: Sequence[Sequence[str]]) -> list[str]:
-    """Name each job by what sets it apart: its overrides without those that all jobs share."""
+    """Name each job by its overrides, without those that all jobs share."""
     shared = set.intersection(*map(set, overrides))
     return [
         ", ".join(o.removeprefix("schedule=") for o in job if o not in shared) or "defaults"
@@ -47,7 +47,7 @@ def _names(overrides: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _turning_points(prepared: Plan) -> list[str]:
-    """One row per step at which something begins or ends."""
+    """Format one row per step at which a part of the schedule begins or ends."""
     rates, clock, config = prepared.rates(), prepared.clock, prepared.config
     total, per_epoch = clock.total_steps, clock.steps_per_epoch
     lines = [
@@ -69,13 +69,13 @@ def _turning_points(prepared: Plan) -> list[str]:
 
 
 def _steps(prepared: Plan) -> list[int]:
-    """The first and the last step, both sides of every joint, the middle, where the rate is largest
-    and smallest."""
+    """Return the first, the last and the middle step, both sides of every joint, and the steps with
+    the largest and the smallest rate."""
     rates, total = prepared.rates(), prepared.clock.total_steps
     joints = prepared.config.schedule.joints(prepared.clock)
-    found = {0, total - 1, total // 2, int(rates.argmax()), int(rates.argmin())}
-    found |= {step for joint in joints for step in (joint - 1, joint)}
-    return sorted(step for step in found if 0 <= step < total)
+    steps = {0, total - 1, total // 2, int(rates.argmax()), int(rates.argmin())}
+    steps |= {step for joint in joints for step in (joint - 1, joint)}
+    return sorted(step for step in steps if 0 <= step < total)
 
 
 def _summaries(names: Sequence[str], plans: Sequence[Plan]) -> list[str]:

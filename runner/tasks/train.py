@@ -31,17 +31,17 @@ class Job:
 
     config: Config
     composed: Mapping[str, Any]  # the config as plain values, as config.yaml keeps it
-    command: Sequence[str]  # what was said after `python -m runner`
+    command: Sequence[str]  # the arguments of `python -m runner`
     overrides: list[str]
     parent: Path
     name: str | None  # of the folder; None: date, time, schedule and backend
-    started: float  # by time.monotonic, which nobody sets back
+    started: float  # by time.monotonic, which is never set back
     resumed: Resumed | None = None
     config_dir: str | None = None  # --config-dir
-    path: Path | None = None  # of a multirun's job: the folder, which is made and locked already
+    path: Path | None = None  # of a multirun's job: its folder, which exists and is locked
 
     def folder(self) -> Path:
-        """Make the run's folder, with config.yaml in it; or return that of the run that goes on."""
+        """Make the run's folder with its config.yaml; for a run that resumes, return its folder."""
         config = self.config
         if self.resumed is not None:
             return self.resumed.folder
@@ -53,7 +53,7 @@ class Job:
         return path
 
     def result(self) -> dict[str, Any]:
-        """result.json of a run of which nothing is known yet."""
+        """Return the entries of result.json of a run that has not begun."""
         return {
             "status": "failed",
             "backend": self.config.backend,
@@ -75,20 +75,20 @@ class Job:
         }
 
     def seconds(self, began: float, ended: float, compiling: float) -> dict[str, float]:
-        """Return the run's spans: until the first chunk, from there to the end of the last one, the
-        part of that in calls that compiled first, and in all."""
+        """Return the run's times: until the first chunk, from there to the end of the last one, the
+        part of this in calls that compiled, and the total."""
         spans = {"startup": began - self.started, "train": ended - began, "compile": compiling}
         spans["total"] = monotonic() - self.started
         return {name: round(span, 3) for name, span in spans.items()}
 
 
 def refuse(job: Job, error: Exception) -> None:
-    """A multirun's job that cannot start leaves its config and the reason."""
+    """Write the folder of a multirun's job that cannot start: its config and the reason."""
     run_folder.write_json(job.folder() / "result.json", {**job.result(), "error": str(error)})
 
 
 def check_resumed(resumed: Resumed) -> None:
-    """Refuse a run that cannot go on, before anything is written for it."""
+    """Refuse a run that cannot resume. Writes nothing."""
     prepared = plan(resumed.config)
     network, config = prepared.network, prepared.config
     check(
@@ -99,7 +99,7 @@ def check_resumed(resumed: Resumed) -> None:
 
 
 def train(job: Job) -> int:
-    """Train in a new folder, or go on in one; the exit status."""
+    """Train in a new folder, or resume in an existing one. Return the exit status."""
     config, resumed = job.config, job.resumed
     with capture() as (console, held), Signals() as signals:
         prepared = plan(config)
@@ -130,31 +130,32 @@ def train(job: Job) -> int:
                     run_folder.write_json(path / "environment.json", environment)
                     run_folder.write_json(path / "data.json", prepared.data.description())
                 else:
-                    _go_on(resumed, prepared.order, environment, console)
+                    _prepare_resume(resumed, prepared.order, environment, console)
                     start = resumed.state
                 return _train(job, prepared, backend, start, path, console, signals)
     return apart.run(_train_apart, (job, run_folder.lent(job.path)), num_threads)
 
 
-def _train_apart(lent: tuple[Job, Any]) -> int:
-    job, lock = lent
+def _train_apart(job_and_lock: tuple[Job, Any]) -> int:
+    job, lock = job_and_lock
     with run_folder.borrowed(job.path, lock):
         return train(job)
 
 
-def _go_on(
+def _prepare_resume(
     resumed: Resumed, order: Order, environment: Mapping[str, Any], console: Console
 ) -> None:
-    """Say from where and with what changed; take back what will be made again."""
+    """Print where the run resumes and which keys have changed; remove records and checkpoints of
+    the steps that it will train again."""
     folder, step, is_over = resumed.folder, resumed.state.step, resumed.is_over(order.total_steps)
     for note in resumed.notes:
         console.say(note)
     console.say(f"resume   {folder} from step {step}")
     for key, (before, after) in resumed.changes.items():
-        if key == "checkpoint":  # where it goes on from, which is said already
+        if key == "checkpoint":  # the line above names the step
             continue
         console.say(f"changed  {key} {show_value(before)} -> {show_value(after)}")
-    if (folder / "result.json").is_file():  # until this ends there is no result
+    if (folder / "result.json").is_file():  # there is no result until the run ends
         run_folder.write_json(
             folder / "result.json",
             {**_read(folder, "result.json", console), "status": "interrupted"},
@@ -162,21 +163,21 @@ def _go_on(
     run_folder.tidy(folder)
     checkpoint.go_back(folder, step, checkpoint.best_saved(folder, step, resumed.numbers["best"]))
     if is_over:
-        console.say("nothing is left to train; the files of the run's end are written")
+        console.say("nothing is left to train; writing the final files")
     else:
         run_folder.rewind(folder, run_folder.records(folder, step, order.steps_per_epoch))
     run_folder.write_config(folder, resumed.values)
     before = _read(folder, "environment.json", console) or dict(environment)
-    again = [*before.get("resumed", []), {"step": step, **environment}]
-    run_folder.write_json(folder / "environment.json", {**before, "resumed": again})
+    resumptions = [*before.get("resumed", []), {"step": step, **environment}]
+    run_folder.write_json(folder / "environment.json", {**before, "resumed": resumptions})
 
 
 def _read(folder: Path, name: str, console: Console) -> dict[str, Any]:
-    """A file that nothing depends on: where it is damaged it is written anew."""
+    """Read a file that no result depends on. If it is damaged, warn: a new one will be written."""
     try:
         return run_folder.read_json(folder / name)
     except ConfigError as error:
-        console.say(f"warning: {error}; it is written anew")
+        console.say(f"warning: {error}; writing a new one")
         return {}
 
 
@@ -208,8 +209,8 @@ def _train(
             is_over=is_over,
         ) as training,
     ):
-        chosen = None if is_over else backend
-        result |= _updates(job, prepared, spec, chosen, start, chunks, training)
+        trainer = None if is_over else backend
+        result |= _updates(job, prepared, spec, trainer, start, chunks, training)
         ended = monotonic()
         picture = _draw(path, _title(job.config))
         result |= {
@@ -223,7 +224,7 @@ def _train(
             console.say(f"warning: {error}")
             result["status"] = "failed"
         training.on_end(result)
-    _say(console, result, job.config, path, picture, is_alone=job.path is None)
+    _print_outcome(console, result, job.config, path, picture, is_alone=job.path is None)
     return 128 + signals.received if signals.received else int(result["status"] != "completed")
 
 
@@ -236,7 +237,7 @@ def _updates(
     chunks: Chunks,
     training: Training,
 ) -> dict[str, Any]:
-    """Make the run's updates, none without a backend; what result.json then says of it."""
+    """Make the run's updates; without a backend, make none. Return entries of result.json."""
     try:
         spec = replace(spec, tables=prepared.tables(training.stalls.plateau))
         state = start
@@ -245,10 +246,10 @@ def _updates(
         training.checkpoints.finish()
     except Exception as error:
         log_traceback()
-        return {"error": _why(error, job.config)}
-    over = state.step == prepared.order.total_steps or training.stalls.stopped_early
+        return {"error": _one_line_error(error, job.config)}
+    is_finished = state.step == prepared.order.total_steps or training.stalls.stopped_early
     result = {
-        "status": "completed" if over else "interrupted",
+        "status": "completed" if is_finished else "interrupted",
         "weights_sha256": checkpoint.weights_sha256(state),
     }
     if spec.precision == "exact":
@@ -256,34 +257,33 @@ def _updates(
     return result
 
 
-# how frameworks and NumPy say that memory was not enough
+# the out-of-memory errors of the frameworks and of NumPy
 _MEMORY = ("OutOfMemoryError", "ResourceExhaustedError", "MemoryError", "ArrayMemoryError")
 
 
-def _why(error: Exception, config: Config) -> str:
-    """An error that ended the training, in one line."""
+def _one_line_error(error: Exception, config: Config) -> str:
+    """Format an error that ended the training, in one line."""
     name, text = type(error).__name__, one_line(error)
     if name in _MEMORY or "can't allocate memory" in text or "bad_alloc" in text:
         trainer = config.trainer
         return (
-            f"RunError: memory was not enough for trainer.batch_size={trainer.batch_size} "
-            f"({name}); a smaller one with a larger "
-            f"trainer.accumulate_grad_batches, now {trainer.accumulate_grad_batches}, "
-            f"trains the same"
+            f"RunError: out of memory with trainer.batch_size={trainer.batch_size} ({name}); "
+            f"reduce it and increase trainer.accumulate_grad_batches, now "
+            f"{trainer.accumulate_grad_batches}, to train the same"
         )
     return f"{name}: {text}"
 
 
 def _title(config: Config) -> str:
-    """Title of the picture: data, model, optimizer, schedule and base rate."""
+    """Return the picture's title: data, model, optimizer, schedule and base rate."""
     source = getattr(config.data, "path", None)
     data = f"{config.data.name} {Path(source).name}" if source else config.data.name
-    named = (data, config.model.name, config.optimizer.name, config.schedule.name)
-    return f"{', '.join(named)}, lr {config.optimizer.lr:g}, seed {config.seed}, {config.backend}"
+    names = (data, config.model.name, config.optimizer.name, config.schedule.name)
+    return f"{', '.join(names)}, lr {config.optimizer.lr:g}, seed {config.seed}, {config.backend}"
 
 
 def _draw(path: Path, title: str) -> Path | None:
-    """The picture is no reason to lose a run: what goes wrong with it is in run.log."""
+    """Draw the picture. An error is only logged in run.log: it must not fail the run."""
     from runner.report import curves
 
     try:
@@ -293,7 +293,7 @@ def _draw(path: Path, title: str) -> Path | None:
         return None
 
 
-def _say(
+def _print_outcome(
     console: Console,
     result: Mapping[str, Any],
     config: Config,
@@ -301,7 +301,8 @@ def _say(
     picture: Path | None,
     is_alone: bool,
 ) -> None:
-    """Print the run's outcome; `is_alone`: it is no job of a multirun, which goes on as a whole."""
+    """Print the run's outcome. `is_alone` is False for a job of a multirun, which resumes as a
+    whole."""
     trainer, trusted_modules = config.trainer, config.trusted_modules
     best, seconds = result["best"], result["seconds"]
     if "error" in result:
@@ -319,12 +320,12 @@ def _say(
                 f"stopped early: {trainer.monitor} was no better for "
                 f"{trainer.early_stopping_patience} epochs"
             )
-        spent = (
+        times = (
             f"{result['steps']} steps in {seconds['train']:.1f} s, {seconds['total']:.1f} s in all"
         )
         if trainer.compile:
-            spent += f" ({seconds['compile']:.1f} s of it compiling)"
-        console.say(f"{result['status']}: {spent}")
+            times += f" ({seconds['compile']:.1f} s of it compiling)"
+        console.say(f"{result['status']}: {times}")
         value = result["metrics"].get(trainer.monitor, 0.0)
         if not math.isfinite(value):
             console.say(
@@ -332,10 +333,10 @@ def _say(
                 f"lower optimizer.lr, or trainer.gradient_clip_norm, may help"
             )
     if result["metrics"]:
-        found = f"no epoch had a finite {trainer.monitor}"
+        best_epoch = f"no epoch had a finite {trainer.monitor}"
         if best:
-            found = f"best {best['metric']} {best['value']:.4f} after epoch {best['epoch']}"
-        console.say(f"result   {show(result['metrics'])}  ({found})")
+            best_epoch = f"best {best['metric']} {best['value']:.4f} after epoch {best['epoch']}"
+        console.say(f"result   {show(result['metrics'])}  ({best_epoch})")
     console.say(f"folder   {path}")
     if result["status"] == "interrupted" and is_alone:
         trusted = (

@@ -1,5 +1,5 @@
-"""task=verify: repeat a run made in exact mode, or a stretch of it, and say whether every bit is
-the same."""
+"""task=verify: repeat a run in exact mode, or a range of its steps, and check that every bit is the
+same."""
 
 import re
 from collections import defaultdict
@@ -19,22 +19,22 @@ from runner.text.console import capture
 
 
 def verify(run: Run, steps: str | None) -> int:
-    """`identical` and status 0, or the first step or tensor that differs and status 1.
+    """Print `identical` and return 0, or print the first step or tensor that differs and return 1.
 
-    steps=A..B starts from the checkpoint of step A (or from the seed, A = 0) and ends before update
-    B. Rates and scheduled hyperparameters are those of trace.csv where it has them: they belong to
-    the run, as the data does.
+    steps=A..B starts from the checkpoint of step A (from the seed if A = 0) and ends before update
+    B. Rates and scheduled hyperparameters are read from trace.csv as far as it has them: they
+    belong to the run, like the data.
     """
     if run.config.trainer.precision != "exact":
         raise ConfigError(
             f"task=verify takes runs with trainer.precision=exact, got one with "
             f"{run.config.trainer.precision}"
         )
-    said = _certificate(run)
-    begin, end, backend = *_stretch(steps, said["steps"]), run.config.backend
+    recorded = _certificate(run)
+    begin, end, backend = *_range(steps, recorded["steps"]), run.config.backend
     with capture() as (console, held):
         held.into(run.folder / "run.log")
-        if run.plan.data.description()["sha256"] != said["data_sha256"]:
+        if run.plan.data.description()["sha256"] != recorded["data_sha256"]:
             console.say(
                 "different: the data is not what the run was trained on (data_sha256 of "
                 "certificate.json)"
@@ -42,34 +42,34 @@ def verify(run: Run, steps: str | None) -> int:
             return 1
         trace = _trace(run)
         start = _state(run, begin)
-        expected = said["tensors_sha256"] if end == said["steps"] else _hashes_at(run, end)
+        expected = recorded["tensors_sha256"] if end == recorded["steps"] else _hashes_at(run, end)
         with console.progress(end, begin):
             state, step = _repeat(run, start, end, trace, console.advance)
         if step is not None:
             console.say(f"different: the loss of step {step} on {backend}")
             return 1
-        found = certificate.tensor_hashes(state)
-        names = [name for name in sorted(expected) if found.get(name) != expected[name]]
+        hashes = certificate.tensor_hashes(state)
+        names = [name for name in sorted(expected) if hashes.get(name) != expected[name]]
         if names:
             console.say(
                 f"different: {names[0]} after step {end} on {backend} ({len(names)} of "
-                f"{len(found)} tensors)"
+                f"{len(hashes)} tensors)"
             )
             return 1
         console.say(
             f"identical: steps {begin} to {end} on {backend}: {end - begin} losses, "
-            f"{len(found)} tensors"
+            f"{len(hashes)} tensors"
         )
         console.say(f"hash     {checkpoint.weights_sha256(state)}")
         return 0
 
 
 def _as_recorded(tables: Tables, trace: Mapping[str, np.ndarray]) -> Tables:
-    """The tables with the trace's values, as far as it goes."""
-    found = {name: values.copy() for name, values in tables.items()}
-    for name, values in found.items():
+    """Return the tables with the trace's values, as far as the trace goes."""
+    recorded = {name: values.copy() for name, values in tables.items()}
+    for name, values in recorded.items():
         values[: len(trace[name])] = trace[name][: len(values)]
-    return found
+    return recorded
 
 
 def _repeat(
@@ -79,23 +79,23 @@ def _repeat(
     trace: Mapping[str, np.ndarray],
     advance: Callable[[int, str], None],
 ) -> tuple[TrainState, int | None]:
-    """The state after update `end`, and the first step before it whose loss differs."""
+    """Return the state after update `end`, and the first step with another loss, or None."""
     planned = run.plan.run_spec()
     spec = replace(planned, tables=_as_recorded(planned.tables, trace))
     chunks = run.plan.chunks(start.step, None, adapt=True, end=end)
-    first: list[int] = []
+    first_different: list[int] = []
 
     def on_chunk(chunk: Chunk, report: Report, live: Live) -> bool:
         step = chunk.first_step + chunk.num_steps
         expected = trace["loss"][chunk.first_step : step].astype(np.float32)
         different = np.flatnonzero(report.losses[: len(expected)] != expected)
-        first.extend(int(chunk.first_step + i) for i in different[:1])
+        first_different.extend(int(chunk.first_step + i) for i in different[:1])
         advance(step, "")
-        return not first and step < end
+        return not first_different and step < end
 
     listener: OnChunk = on_chunk
     state = dispatcher.load(run.config.backend).train(spec, start, chunks, listener)
-    return state, first[0] if first else None
+    return state, first_different[0] if first_different else None
 
 
 def _certificate(run: Run) -> dict[str, Any]:
@@ -106,11 +106,11 @@ def _certificate(run: Run) -> dict[str, Any]:
 
 
 def _trace(run: Run) -> Mapping[str, np.ndarray]:
-    """Empty where the run came without it: then tensors alone are compared."""
+    """Return the run's trace; empty if the file is missing: then only tensors are compared."""
     return run.trace if (run.folder / "trace.csv").is_file() else defaultdict(lambda: np.empty(0))
 
 
-def _stretch(steps: str | None, total: int) -> tuple[int, int]:
+def _range(steps: str | None, total: int) -> tuple[int, int]:
     if steps is None:
         return 0, total
     match = re.fullmatch(r"(\d+)\.\.(\d+)", steps)

@@ -280,9 +280,8 @@ def test_an_export_does_not_take_numbers_that_its_dtype_cannot(tmp_path: Path) -
     )
     assert (refused.status, whole.status) == (2, 0)
     assert refused.err == (
-        f"error: format must be safetensors for {run.folder}: x holds values that float32 "
-        f"does not, so that no model "
-        "could take or give them raw\n"
+        f"error: format must be safetensors for {run.folder}: x holds values outside the "
+        "range of float32, which a model with raw rows cannot have\n"
     )
 
 

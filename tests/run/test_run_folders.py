@@ -191,7 +191,7 @@ def test_what_a_run_writes_anew_may_be_broken(
     (folder / name).write_text("")
     (done,) = forked(tmp_path, (f"resume={folder}", LONGER))
     assert (done.status, done.err) == (0, "")
-    assert f"warning: {folder / name} is damaged, it is empty; it is written anew" in done.out
+    assert f"warning: {folder / name} is damaged, it is empty; writing a new one" in done.out
     assert records(folder) == records(ended["longer"])
     assert read_json(folder / name)
 
@@ -421,7 +421,7 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_is_completed(
         tmp_path, (f"resume={folder}", *(["backend=keras"] if "keras" in name else []))
     )
     assert (done.status, done.err) == (0, "")
-    assert "nothing is left to train; the files of the run's end are written" in done.out
+    assert "nothing is left to train; writing the final files" in done.out
     assert records(folder) == records(ended[name])
     for end in ("curves.png", "certificate.json"):
         assert (folder / end).exists() == (ended[name] / end).exists()
