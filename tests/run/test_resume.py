@@ -165,8 +165,8 @@ def test_of_a_damaged_checkpoint_the_newest_whole_one_before_it_is_taken(
     )
     assert (damaged.status, good.status) == (0, 0)
     said = (
-        f"{path} does not match its SHA-256 in manifest.json: the checkpoint is damaged; going "
-        f"on from step 15"
+        f"{path} does not match its SHA-256 in manifest.json: the checkpoint is damaged; resuming "
+        f"from step 15"
     )
     assert damaged.out.count(f"warning: {said}") == 1
     assert records(folder)[2]["weights_sha256"] == records(alone)[2]["weights_sha256"]

@@ -531,7 +531,7 @@ NOT_ON_A_RUN = [
     ("run={} task=evaluate checkpoint=999", "{} has no checkpoint 999; it has 40, 50, best, last"),
     ("resume={} checkpoint=../x", "checkpoint must be one of last, best or an integer, got ../x"),
     ("-m resume={} trainer.steps_per_call=1,2", "resume: {} is at step 50 of 50, nothing is left; "
-        "a larger trainer.max_epochs or trainer.max_steps makes it longer"),
+        "to train longer, increase trainer.max_epochs or trainer.max_steps"),
     ("-m seed=0,1 output.multirun={} output.root={}/..", "output.multirun must be a folder of its "
         "own, got {}, which is inside a run's folder"),
 ]  # fmt: skip
