@@ -141,7 +141,7 @@ REFUSED = [  # what is said, the error, whether the module is imported for it
     (
         f"{OWN_SCHEDULE}mine.one {TRUSTED}",
         (
-            "schedule.function mine.one must give a rate for each of 800 steps, got float64 of "
+            "schedule.function mine.one must return a rate for each of 800 steps, got float64 of "
             "shape []"
         ),
         True,

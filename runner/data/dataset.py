@@ -72,7 +72,7 @@ class Dataset:
 
     @property
     def streams(self) -> bool:
-        """Whether x is read from files during training."""
+        """True if x is read from files during training."""
         return self.memory is not None
 
     @property
@@ -117,7 +117,7 @@ class Dataset:
         }
 
     def as_images(self) -> "Dataset":
-        """The same rows, reshaped to `image_shape`."""
+        """Reshape the rows of x to `image_shape`."""
         assert self.image_shape is not None
         splits = (
             Split(split.x.reshape(-1, *self.image_shape), split.y)

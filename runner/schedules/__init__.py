@@ -1,6 +1,6 @@
-"""Learning-rate schedules: pure functions of the step, one clock, one table of rates.
+"""Learning-rate schedules: pure functions of the step, evaluated once into a table of rates.
 
-t counts applied optimizer updates from 0, across gradient accumulation and devices; eta(t) is the
+t counts applied optimizer updates from 0, across gradient accumulation and devices. eta(t) is the
 rate that update t uses.
 """
 
@@ -24,27 +24,26 @@ if TYPE_CHECKING:
 else:
     Schedule = Annotated[Union[(*ALL, Plateau)], Field(discriminator="name")]
 
-_BLOCK = 2**15  # steps evaluated at a time: intermediate arrays stay in the processor's cache
+_BLOCK = 2**15  # steps per evaluation, so that intermediate arrays fit into the processor's cache
 
 
 def table(schedule: Curve, clock: Clock, lr: float) -> np.ndarray:
-    """The rate of every update of a run.  # float64[T]
+    """Compute the rate of every update of a run.  # float64[T]
 
-    Evaluated once, in float64, by the closed form; a backend casts it once to the run's dtype and
-    only looks it up.
+    The closed form is evaluated once, in float64. A backend casts the table once to the run's dtype
+    and then only looks up rates.
     """
     rates = np.empty(clock.total_steps)
 
     def fill(begin: int) -> None:
         t = np.arange(begin, min(begin + _BLOCK, clock.total_steps))
-        with np.errstate(over="ignore", invalid="ignore"):  # the linter says it
+        with np.errstate(over="ignore", invalid="ignore"):  # lint.py reports these values
             rates[begin : begin + len(t)] = schedule.rates(t, clock, lr)
 
     starts = range(0, clock.total_steps, _BLOCK)
     if len(starts) < 8:
         deque(map(fill, starts), maxlen=0)
-    # NumPy lets go of the interpreter's lock; each rate is its own, so no thread can change
-    # another's
+    # NumPy releases the GIL, and each thread writes its own part of the table
     else:
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             deque(pool.map(fill, starts), maxlen=0)

@@ -1,9 +1,9 @@
-"""New curves from known ones: a few primitives that fill the time they are given, and what joins
-curves to one.
+"""Primitives (hold, ramp, inverse) and combinators (sequence, repeat, product, clip) for new
+schedules.
 
-Every part is a schedule with its own keys; those that are not said are what conf/schedule/NAME.yaml
-says. A part has a clock of its own, so that `100%` is all of its phase and its step counts from 0,
-unless it is said to go by the global one.
+Every part is a schedule with its own keys; conf/schedule/NAME.yaml has the defaults of keys that
+are left out. A part has its own clock: its steps count from 0, and `100%` is the length of its
+phase. `clock: global` uses the clock of the whole run instead.
 
     name: sequence
     phases:
@@ -40,12 +40,13 @@ class Hold(Curve):
 
 
 class Ramp(Curve):
-    """eta(t) = eta0 (b + (a - b) g(u)), u over all of the clock's steps with `edge`; a = `from`, b
-    = `to`.
+    """eta(t) = eta0 (b + (a - b) g(u)); a = `from`, b = `to`; u is the progress over all steps of
+    the clock, with `edge`.
 
-    g by `shape`: linear 1 - u; cosine (1 + cos(pi u)) / 2; polynomial (1 - u)^p and late 1 - u^p, p
-    = `power`; rex z / (1 - d + d z), z = 1 - u, d = `bend`; tanh (1 - tanh(l (1 - u) + h u)) / 2, l
-    = `lower`, h = `upper`; geometric is eta0 a (b / a)^u. The keys of other shapes are not used.
+    `shape` selects g: linear 1 - u; cosine (1 + cos(pi u)) / 2; polynomial (1 - u)^p and late 1 -
+    u^p, p = `power`; rex z / (1 - d + d z), z = 1 - u, d = `bend`; tanh (1 - tanh(l (1 - u) + h u))
+    / 2, l = `lower`, h = `upper`. geometric is eta(t) = eta0 a (b / a)^u. A shape ignores the keys
+    of other shapes.
     """
 
     name: Literal["ramp"]
@@ -91,8 +92,8 @@ class Ramp(Curve):
 
 
 class Inverse(Curve):
-    """eta(t) = eta0 (1 + t / c)^(-p), c = `scale` in steps, p = `power`. `power` without its
-    warm-up."""
+    """eta(t) = eta0 (1 + t / c)^(-p), c = `scale` in steps, p = `power`. Equals schedule=power
+    without a warm-up."""
 
     name: Literal["inverse"]
     scale: Length
@@ -103,15 +104,14 @@ class Inverse(Curve):
 
 
 def _flat(schema: dict[str, Any]) -> None:
-    """Make a phase's JSON schema that of what the user writes, for `_split`: the schedule's keys
-    stand beside `for`. Which keys these are, JSON schema cannot say there."""
+    """Adapt a phase's JSON schema to the form that users write: the schedule's keys stand beside
+    `for`. The schema cannot list these keys, since they depend on `name`."""
     schema["properties"]["name"] = {"type": "string"}
     del schema["properties"]["curve"], schema["additionalProperties"]
 
 
 class Phase(Section):
-    """A schedule and how long it is in force: `for`, a duration or, once in a sequence, the
-    rest."""
+    """A schedule and its length, `for`: a duration, or for one phase of a sequence `rest`."""
 
     model_config = ConfigDict(json_schema_extra=_flat)
     share: Share = Field(alias="for")
@@ -119,24 +119,24 @@ class Phase(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _split(cls, said: Any) -> Any:
-        """`for` stands among the schedule's own keys."""
-        if not isinstance(said, dict):
-            return said
-        keys = {key: value for key, value in said.items() if key != "for"}
-        return {**({"for": said["for"]} if "for" in said else {}), "curve": keys}
+    def _split(cls, values: Any) -> Any:
+        """Separate `for` from the schedule's own keys, which stand beside it."""
+        if not isinstance(values, dict):
+            return values
+        keys = {key: value for key, value in values.items() if key != "for"}
+        return {**({"for": values["for"]} if "for" in values else {}), "curve": keys}
 
 
 class Sequence(Curve):
     """One phase after another: eta(t) = eta_i(t - b_i) on a clock of N_i = b_(i+1) - b_i steps for
     b_i <= t < b_(i+1).
 
-    b_i = half_up of the phases' lengths so far, so that they add up to T; a duration in percent is
-    one of T. With `clock` global the phases do not start anew: eta(t) = eta_i(t) on the clock of
-    the whole. A phase of no steps is passed over; after the last one its own clock runs on: what
-    ends holds its end.
+    b_i is the sum of the lengths of the earlier phases, rounded half up, so that the phases add up
+    to T; a percentage refers to T. With `clock: global`, phases do not start from 0: eta(t) =
+    eta_i(t) on the clock of the whole. A phase of 0 steps is skipped. After the last phase its
+    clock continues, so that a schedule with an end holds its last value.
 
-    torch: SequentialLR. Optax: join_schedules. Neither can join phases of different units.
+    torch: SequentialLR. Optax: join_schedules. Neither can join phases in different units.
     """
 
     name: Literal["sequence"]
@@ -147,7 +147,7 @@ class Sequence(Curve):
     def _fits(self) -> "Sequence":
         rests = sum(phase.share == "rest" for phase in self.phases)
         if rests > 1:
-            raise ValueError(f"the rest in at most one of phases, got it in {rests}")
+            raise ValueError(f"at most one phase with for: rest, got {rests}")
         return self
 
     def rates(self, t: Array, clock: Clock, lr: float) -> Array:
@@ -185,13 +185,13 @@ class Sequence(Curve):
 
 
 class Repeat(Curve):
-    """`of` again and again: in cycle i at its step k, eta = eta_m + (eta_of(k) - eta_m) d^i on a
+    """Repeats the schedule `of`: at step k of cycle i, eta = eta_m + (eta_of(k) - eta_m) d^i on a
     clock of P_i steps.
 
-    P_i: lengths that begin with `period` and grow by `growth`, their boundaries rounded
-    (cycles.py); d = `decay`; eta_m =
-    `floor_lr`, the rate that a decay leaves alone. cosine_restarts is `of` a cosine, cyclic's
-    triangular2 of two ramps.
+    The cycle length P_i starts with `period` and grows by the factor `growth`; the boundaries are
+    rounded (cycles.py). d = `decay`; eta_m = `floor_lr`, the rate towards which the cycles decay.
+    With a cosine as `of` this is cosine_restarts; with a sequence of two ramps it is cyclic in mode
+    triangular2.
     """
 
     name: Literal["repeat"]
@@ -222,8 +222,7 @@ class Repeat(Curve):
 class Product(Curve):
     """eta(t) = eta0 * product of eta_i(t) / eta0 over the schedules in `of`, all on this clock.
 
-    torch's ChainedScheduler is no true product where one of its parts is computed from the rate in
-    force.
+    torch's ChainedScheduler differs if one of its schedulers computes from the current rate.
     """
 
     name: Literal["product"]
@@ -263,12 +262,12 @@ class Clip(Curve):
 
 
 class Python(Curve):
-    """eta(t) = f(t, total_steps=T, steps_per_epoch=..., lr=eta0, **args): f a `function` of your
-    own, MODULE.FUNCTION, that takes an array of steps and gives as many rates. Its module is one
-    that `trusted_modules` names.
+    """eta(t) = f(t, total_steps=T, steps_per_epoch=..., lr=eta0, **args), with your own `function`
+    f, MODULE.FUNCTION. It gets an array of steps and returns an array of rates of the same length.
+    `trusted_modules` must name its module.
 
-    f is called for parts of the run in any order: eta(t) may depend on t alone, not on the other
-    steps.
+    f is called for parts of the run in any order, so eta(t) must depend on t only, not on the other
+    steps in the array.
     """
 
     name: Literal["python"]
@@ -277,15 +276,14 @@ class Python(Curve):
 
     def rates(self, t: Array, clock: Clock, lr: float) -> Array:
         total, epoch = clock.total_steps, clock.steps_per_epoch
-        given = user_code.call(
+        returned = user_code.call(
             self.function, t, total_steps=total, steps_per_epoch=epoch, lr=lr, **self.args
         )
-        rates = np.asarray(given)
+        rates = np.asarray(returned)
         if rates.dtype.kind not in "iuf" or rates.shape != t.shape:
             raise ValueError(
-                f"function {self.function} must give a rate for each of {len(t)} steps, got "
-                f"{rates.dtype} of shape "
-                f"{list(rates.shape)}"
+                f"function {self.function} must return a rate for each of {len(t)} steps, got "
+                f"{rates.dtype} of shape {list(rates.shape)}"
             )
         return rates.astype(np.float64)
 

@@ -1,6 +1,6 @@
-"""A schedule that goes by the run's length, for a run that becomes longer or shorter: what it is
-from then on, written as a schedule of known parts, so that the config still says every rate of the
-run, those that are past included."""
+"""Adapt a schedule that depends on the run's length to a run that becomes longer or shorter. The
+result is a composed schedule, so that the config still describes all rates of the run, past ones
+included."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
@@ -10,16 +10,16 @@ HOW: tuple[How, ...] = get_args(How)
 
 
 def extended(schedule: Mapping[str, Any], how: How, step: int, before: int) -> dict[str, Any]:
-    """The keys of a schedule, as a config has them, for a run of `before` updates that is at update
-    `step` and becomes a run of `after`; eta_T is the schedule's value in a run of T updates.
+    """The config keys of the schedule for a run of `before` updates that is at update `step` and
+    becomes a run of `after` updates. eta_T is the schedule in a run of T updates.
 
-    keep: eta(t) = eta_before(t): what ends has ended, and holds its end.
-    rescale: eta(t) = eta_before(t) for t < step, eta_after(t) from there on: what was said of a
-    share of the run is one of the longer run; the rate may jump.
-    append: eta(t) = eta_before(t) for t < before, then eta_(after - before)(t - before): the same
-    once more.
+    keep: eta(t) = eta_before(t); a schedule that has ended holds its last rate.
+    rescale: eta(t) = eta_before(t) for t < step, then eta_after(t): percentages refer to the new
+    length, and the rate may jump.
+    append: eta(t) = eta_before(t) for t < before, then eta_(after - before)(t - before): the
+    schedule is repeated.
     """
-    if schedule["name"] == "plateau":  # its factor stays what it has become
+    if schedule["name"] == "plateau":  # keeps its current factor
         return {**schedule, "of": extended(schedule["of"], how, step, before)}
     kept = {"name": "sequence", "clock": "own", "phases": [{"for": f"{before}steps", **schedule}]}
     if how == "keep":

@@ -1,5 +1,5 @@
-"""Warn, before any training, of settings that are probably not meant: one line each, which names
-the key."""
+"""Warn about schedule settings that are probably mistakes, before training: one line each, with the
+key."""
 
 from typing import NamedTuple
 
@@ -23,30 +23,34 @@ def findings(
     dtype: np.dtype,
     early_stopping: int | None = None,
 ) -> list[Finding]:
-    """Find what is probably not meant in a run whose table is `rates` # float64[T], cast to `dtype`
-    when it trains; `early_stopping` = the epochs that are no better after which it ends."""
-    found = [*_no_numbers(schedule, rates, dtype)]
-    if found:
-        return found
+    """Find probable mistakes in a run's table of rates.
+
+    Args:
+        rates: float64[T]; the run casts it to `dtype`.
+        early_stopping: the run ends after this many epochs without improvement.
+    """
+    errors = _invalid_rates(schedule, rates, dtype)
+    if errors:
+        return errors
     return [
         *_too_long(schedule, clock, rates),
-        *_never_reached(schedule, rates, lr),
-        *_first(schedule, rates),
+        *_noam_without_factor(schedule, rates, lr),
+        *_zero_at_first(schedule, rates),
         *_rises_at_the_end(schedule, clock, rates, lr),
         *_too_small(rates, dtype),
         *_stalling(schedule, clock, rates, early_stopping),
     ]
 
 
-def _no_numbers(schedule: Curve, rates: np.ndarray, dtype: np.dtype) -> list[Finding]:
-    """Rates with which nothing can be trained."""
+def _invalid_rates(schedule: Curve, rates: np.ndarray, dtype: np.dtype) -> list[Finding]:
+    """Find rates that cannot train: negative, NaN or too large for `dtype`, or all 0."""
     bad = np.flatnonzero(~(rates <= np.finfo(dtype).max) | (rates < 0))
     if len(bad):
-        what = (
-            f"update {bad[0]} has the rate {rates[bad[0]]:.3g}, which is no rate that "
-            f"{dtype.name} holds"
+        text = (
+            f"update {bad[0]} has the rate {rates[bad[0]]:.3g}, which is not a valid rate in "
+            f"{dtype.name}"
         )
-        return [Finding(f"schedule={schedule.name}: {what}", is_error=True)]
+        return [Finding(f"schedule={schedule.name}: {text}", is_error=True)]
     if not rates.any():
         return [
             Finding(
@@ -57,49 +61,51 @@ def _no_numbers(schedule: Curve, rates: np.ndarray, dtype: np.dtype) -> list[Fin
 
 
 def _too_long(schedule: Curve, clock: Clock, rates: np.ndarray) -> list[Finding]:
-    """Find durations beyond the run's end, which change nothing."""
+    """Find durations that extend beyond the run's end."""
     total = clock.total_steps
     spans = schedule.spans(clock)
     late = {key: step for key, step in spans.items() if step > total}
-    run = f"the run has {total} steps"
+    run = f"the run has only {total} steps"
     if "warmup" in late:
-        end = (
-            f"the warm-up ends at step {late['warmup']}, {run}: the rate gets no further than "
+        text = (
+            f"the warm-up ends at step {late['warmup']}, but {run}; the rate only reaches "
             f"{rates[-1]:.3g}"
         )
-        return [Finding(f"schedule.warmup: {end}")]
+        return [Finding(f"schedule.warmup: {text}")]
     never = [(key, step) for key, step in spans.items() if step >= total]
     if never and total > 1 and (rates == rates[0]).all():
         key, step = never[0]
-        rate = f"the rate is {rates[0]:.3g} throughout"
-        return [Finding(f"schedule.{key}: nothing changes before step {step}, {run}: {rate}")]
+        rate = f"the rate is always {rates[0]:.3g}"
+        return [Finding(f"schedule.{key}: nothing changes before step {step}, but {run}; {rate}")]
     return [
-        Finding(f"schedule.{key}: reaches to step {step}, {run}: the last rate is {rates[-1]:.3g}")
+        Finding(
+            f"schedule.{key}: extends to step {step}, but {run}; the last rate is {rates[-1]:.3g}"
+        )
         for key, step in late.items()
     ]
 
 
-def _never_reached(schedule: Curve, rates: np.ndarray, lr: float) -> list[Finding]:
+def _noam_without_factor(schedule: Curve, rates: np.ndarray, lr: float) -> list[Finding]:
     peak = rates.max()
     if schedule.name == "noam" and peak < 1e-5:
-        words = "the base rate is a factor of noam, 1.0 in the paper"
-        return [Finding(f"optimizer.lr: no rate is above {peak:.3g}; {words}, got {lr:g}")]
+        advice = "noam multiplies by optimizer.lr, which is 1.0 in the paper"
+        return [Finding(f"optimizer.lr: the largest rate is {peak:.3g}; {advice}, got {lr:g}")]
     return []
 
 
-def _first(schedule: Curve, rates: np.ndarray) -> list[Finding]:
+def _zero_at_first(schedule: Curve, rates: np.ndarray) -> list[Finding]:
     if rates[0] > 0 or len(rates) == 1:
         return []
-    ways = (
-        ("warmup_edge", "right"),
-        ("min_lr", "above 0"),
-        ("initial_factor", "above 0"),
-        ("edge", "right"),
-    )
+    remedies = {
+        "warmup_edge": "schedule.warmup_edge=right",
+        "min_lr": "schedule.min_lr above 0",
+        "initial_factor": "schedule.initial_factor above 0",
+        "edge": "schedule.edge=right",
+    }
     keys = type(schedule).model_fields
-    way = next((f"; schedule.{key} {value} would not" for key, value in ways if key in keys), "")
+    hint = next((f"; set {remedy}" for key, remedy in remedies.items() if key in keys), "")
     return [
-        Finding(f"schedule={schedule.name}: the first update has the rate 0 and is wasted{way}")
+        Finding(f"schedule={schedule.name}: the first update has the rate 0 and is wasted{hint}")
     ]
 
 
@@ -116,8 +122,8 @@ def _rises_at_the_end(schedule: Curve, clock: Clock, rates: np.ndarray, lr: floa
     if final is not None and final > lr:
         return [
             Finding(
-                f"schedule.final_lr: {final:g} is above optimizer.lr, {lr:g}: the rate "
-                f"rises to the end"
+                f"schedule.final_lr: {final:g} is above optimizer.lr, {lr:g}, so the rate rises "
+                f"to the end"
             )
         ]
     begin = int(np.flatnonzero(np.diff(rates) <= 0)[-1]) + 1 if (np.diff(rates) <= 0).any() else 0
@@ -136,8 +142,8 @@ def _too_small(rates: np.ndarray, dtype: np.dtype) -> list[Finding]:
         return []
     return [
         Finding(
-            f"schedule: from update {lost[0]} on a rate is below {smallest:.2g}, the least "
-            f"{dtype.name} holds"
+            f"schedule: from update {lost[0]} on, some rates are below {smallest:.2g}, the "
+            f"smallest normal number of {dtype.name}"
         )
     ]
 
@@ -145,23 +151,24 @@ def _too_small(rates: np.ndarray, dtype: np.dtype) -> list[Finding]:
 def _stalling(
     schedule: Curve, clock: Clock, rates: np.ndarray, early_stopping: int | None
 ) -> list[Finding]:
-    """Find faults of what waits for a metric to stall."""
-    found = []
+    """Find mistakes in a plateau schedule and in early stopping."""
+    texts = []
     if isinstance(schedule, Plateau):
         if not schedule.metric.startswith("val/"):
-            found.append(
-                f"schedule.metric: {schedule.metric} is measured on the rows that are "
-                f"trained on, not on others"
+            texts.append(
+                f"schedule.metric: {schedule.metric} is measured on the training rows; a "
+                f"validation metric (val/...) is usual"
             )
         first, num = schedule.patience + 2, -(-clock.total_steps // clock.steps_per_epoch)
         if first >= num:
-            words = f"nothing can be lowered before the end of epoch {first}, the run has {num}"
-            found.append(f"schedule.patience: {words}: the factor stays 1")
+            texts.append(
+                f"schedule.patience: the rate cannot fall before the end of epoch {first}, but the "
+                f"run has {num} epochs; the factor stays 1"
+            )
         elif early_stopping is not None and early_stopping <= schedule.patience + 1:
-            words = f"the run ends before {schedule.patience + 1} epochs in a row were no better"
-            found.append(
-                f"trainer.early_stopping_patience: {words}, which is when schedule.patience "
-                f"lowers the rate"
+            texts.append(
+                f"trainer.early_stopping_patience: the run stops before schedule.patience lowers "
+                f"the rate, after {schedule.patience + 1} epochs without improvement"
             )
     falls = np.flatnonzero(np.diff(rates) < 0)
     earliest = ((early_stopping or 0) + 1) * clock.steps_per_epoch
@@ -170,6 +177,8 @@ def _stalling(
         and len(falls)
         and earliest < min(clock.total_steps, falls[0] + 1)
     ):
-        words = f"the run may end at step {earliest}, the rate first falls at step {falls[0] + 1}"
-        found.append(f"trainer.early_stopping_patience: {words}")
-    return [Finding(text) for text in found]
+        texts.append(
+            f"trainer.early_stopping_patience: the run may stop at step {earliest}, before the "
+            f"rate first falls at step {falls[0] + 1}"
+        )
+    return [Finding(text) for text in texts]

@@ -1,14 +1,13 @@
 """The named schedules: eta(t), the rate that update t uses, as closed forms in float64.
 
-Symbols: eta0 = `optimizer.lr`; t = applied updates so far, from 0; T = all updates of the run; W =
-warm-up in steps; tau = t - W, the schedule's own clock after its warm-up; N = steps from the end of
-the warm-up to the end of `duration`; u = progress of that phase (ramps.py); eta_f = `final_lr`. A
-key that ends in `_lr` is an absolute rate, one that ends in
-`_steps` a bare count; every other value is a factor of eta0, a number without a unit, or a
-duration.
+Symbols: eta0 = `optimizer.lr`; t = number of applied updates, from 0; T = all updates of the run; W
+= warm-up in steps; tau = t - W, the steps after the warm-up; N = steps from the end of the warm-up
+to the end of `duration`; u = progress of that phase (ramps.py); eta_f = `final_lr`. Keys ending in
+`_lr` are absolute rates, keys ending in `_steps` are counts; every other value is a factor of eta0,
+a number without a unit, or a duration.
 
-During the warm-up, t < W, every schedule is eta0 * rise(u(t)), with the rise `warmup_shape` and the
-edge `warmup_edge`.
+During the warm-up, t < W, every schedule is eta0 * rise(u(t)), with the shape `warmup_shape` and
+the edge `warmup_edge`.
 """
 
 from typing import Annotated, Literal
@@ -48,8 +47,8 @@ class _Warmed(Curve):
 
 
 class _Ending(_Warmed):
-    """A schedule from eta0 to `final_lr`, reached when `duration` (counted from step 0) is over,
-    and then held."""
+    """A schedule from eta0 to `final_lr`. It ends after `duration`, counted from step 0, and then
+    holds `final_lr`."""
 
     duration: Duration
     edge: Edge
@@ -70,7 +69,7 @@ class _Ending(_Warmed):
 class Constant(_Warmed):
     """eta(t) = eta0.
 
-    torch: no scheduler at all; its ConstantLR is not constant (a factor for the first `total_iters`
+    torch: no scheduler (ConstantLR is not constant: it applies a factor for the first `total_iters`
     steps). Hugging Face: constant, constant_with_warmup. Composer: ConstantScheduler,
     ConstantWithWarmupScheduler.
     """
@@ -158,9 +157,10 @@ class Cosine(_Ending):
     """eta(t) = eta_f + (eta0 - eta_f) * ((1 + cos(pi u)) / 2)^p; p = `exponent`.
 
     Loshchilov and Hutter, SGDR (2017), equation 5, one cycle, has p = 1. torch:
-    CosineAnnealingLR(T_max=N, eta_min=eta_f) up to its end, where torch climbs again and this
-    holds. Keras: CosineDecay(eta0, N, alpha=eta_f/eta0). Optax: cosine_decay_schedule(eta0, N,
-    alpha=eta_f/eta0, exponent=p). Hugging Face: cosine, cosine_with_min_lr.
+    CosineAnnealingLR(T_max=N, eta_min=eta_f) up to N; after that torch's rate rises again, while
+    this one stays. Keras: CosineDecay(eta0, N, alpha=eta_f/eta0). Optax:
+    cosine_decay_schedule(eta0, N, alpha=eta_f/eta0, exponent=p). Hugging Face: cosine,
+    cosine_with_min_lr.
     """
 
     name: Literal["cosine"]
@@ -172,16 +172,16 @@ class Cosine(_Ending):
 
 
 class CosineRestarts(_Warmed):
-    """eta(t) = eta_f + (eta0 - eta_f) d^i (1 + cos(pi k / P_i)) / 2 in cycle i = 0, 1, ... at its
-    step k.
+    """eta(t) = eta_f + (eta0 - eta_f) d^i (1 + cos(pi k / P_i)) / 2 at step k of cycle i = 0, 1,
+    ...
 
     Cycle i + 1 begins at b_(i+1) = half_up(P (1 + g + ... + g^i)) steps after the warm-up, P =
     `period`, g = `growth`; P_i = b_(i+1) - b_i; d = `decay`, eta_f = `final_lr`.
 
     Loshchilov and Hutter, SGDR (2017), equation 5. torch: CosineAnnealingWarmRestarts(T_0=P,
     T_mult=g, eta_min=eta_f). Keras: CosineDecayRestarts(eta0, P, t_mul=g, m_mul=d,
-    alpha=eta_f/eta0); for a g that is no whole number Keras lets a cycle begin between two steps,
-    where this rounds. Optax: sgdr_decay_schedule.
+    alpha=eta_f/eta0); if g is not a whole number, a cycle in Keras may begin between two steps,
+    while this one rounds. Optax: sgdr_decay_schedule.
     """
 
     name: Literal["cosine_restarts"]
@@ -212,8 +212,8 @@ class CosineRestarts(_Warmed):
 
 
 class Piecewise(_Warmed):
-    """eta(t) = eta0 * f_i, i = the number of `boundaries` b with t >= b; one more of `factors` f
-    than boundaries.
+    """eta(t) = eta0 * f_i, i = the number of `boundaries` b with t >= b; `factors` f has one item
+    more than `boundaries`.
 
     Boundaries are counted from step 0, warm-up included. torch: MultiStepLR(milestones, gamma) with
     factors 1, gamma, gamma^2, ... Optax: piecewise_constant_schedule. Keras's
@@ -228,7 +228,7 @@ class Piecewise(_Warmed):
     def _fits(self) -> "Piecewise":
         if len(self.factors) != len(self.boundaries) + 1:
             raise ValueError(
-                f"one more of factors than of boundaries, got {len(self.factors)} and "
+                f"one more item in factors than in boundaries, got {len(self.factors)} and "
                 f"{len(self.boundaries)}"
             )
         return self
@@ -236,7 +236,7 @@ class Piecewise(_Warmed):
     def after_warmup(self, tau: Array, num_warmup: int, clock: Clock, lr: float) -> Array:
         boundaries = [clock.steps(boundary) for boundary in self.boundaries]
         if boundaries != sorted(boundaries):
-            raise ValueError(f"boundaries must rise, got {boundaries} steps")
+            raise ValueError(f"boundaries must increase, got {boundaries} steps")
         interval = np.searchsorted(boundaries, tau + num_warmup, side="right")
         return lr * np.asarray(self.factors, dtype=np.float64)[interval]
 
@@ -251,7 +251,7 @@ class InverseTime(_Warmed):
     """eta(t) = eta0 / (1 + r tau / s), with `staircase` floor(tau / s); r = `decay_rate`, s =
     `decay_steps`.
 
-    Robbins and Monro (1951) for the 1/t of it. Keras: InverseTimeDecay(eta0, s, r, staircase).
+    Robbins and Monro (1951) for a decay as 1/t. Keras: InverseTimeDecay(eta0, s, r, staircase).
     Paddle: InverseTimeDecay with s = 1.
     """
 
@@ -277,7 +277,7 @@ class InverseSqrt(_Warmed):
     """eta(t) = eta0 (1 + tau / c)^(-1/2), c = `scale` in steps.
 
     Zhai et al., Scaling Vision Transformers (2022), reciprocal square root. Hugging Face:
-    inverse_sqrt with timescale c (there W if none is given). fairseq: inverse_sqrt, c = W.
+    inverse_sqrt with timescale c (by default W). fairseq: inverse_sqrt, c = W.
     """
 
     name: Literal["inverse_sqrt"]
@@ -288,8 +288,8 @@ class InverseSqrt(_Warmed):
 
 
 class Power(_Warmed):
-    """eta(t) = eta0 (1 + tau / c)^(-p), c = `scale` in steps, p = `power`: p = 1/2 is inverse_sqrt,
-    p = 1 inverse_time.
+    """eta(t) = eta0 (1 + tau / c)^(-p), c = `scale` in steps, p = `power`. p = 1/2 is inverse_sqrt,
+    p = 1 is inverse_time.
 
     Shen et al., Power Scheduler (2024), for the power law. NeMo: InverseSquareRootAnnealing is p =
     1/2.
@@ -308,8 +308,8 @@ class Noam(Curve):
     at least one step.
 
     Vaswani et al., Attention is all you need (2017), equation 3, has eta0 = 1 and counts t + 1 from
-    1: say optimizer.lr=1.0. Paddle: NoamDecay(d, W, eta0), whose first update has rate 0. NeMo:
-    NoamAnnealing.
+    1; set optimizer.lr=1.0 for it. Paddle: NoamDecay(d, W, eta0); its first update has the rate 0.
+    NeMo: NoamAnnealing.
     """
 
     name: Literal["noam"]
@@ -326,17 +326,17 @@ class Noam(Curve):
 
 
 class OneCycle(Curve):
-    """eta(t) from eta0 f_1 up to eta0 over t = 0 ... p, p = R - 1, and down to eta0 f_2 at t = N -
-    1, then held.
+    """eta(t) rises from eta0 f_1 to eta0 over t = 0 ... p, p = R - 1, falls to eta0 f_2 at t = N -
+    1, and stays there.
 
-    N = `duration`, R = `rise` in steps (a percentage of it is one of N), f_1 = `initial_factor`,
-    f_2 = `final_factor`; both ways in `shape`. R need not be whole: the curve then turns between
+    N = `duration`, R = `rise` in steps (a percentage refers to N), f_1 = `initial_factor`, f_2 =
+    `final_factor`; rise and fall have the shape `shape`. If R is not whole, the peak lies between
     two steps.
 
     Smith and Topin, Super-convergence (2018). torch: OneCycleLR(max_lr=eta0, total_steps=N,
-    pct_start=R/N, div_factor=1/f_1, final_div_factor=f_1/f_2, anneal_strategy="cos" or "linear"); a
-    momentum that cycles against it is
-    `optimizer.schedules`. A rise of no or of all steps is no error here.
+    pct_start=R/N, div_factor=1/f_1, final_div_factor=f_1/f_2, anneal_strategy="cos" or "linear").
+    To cycle the momentum too, use `optimizer.schedules`. Unlike torch, a rise over no steps or all
+    steps is allowed.
     """
 
     name: Literal["one_cycle"]
@@ -370,7 +370,7 @@ def one_cycle(
     t: Array, peak: float, end: float, values: tuple[float, float, float], fall: ramps.Fall
 ) -> Array:
     """Rise from values[0] at t = 0 to values[1] at t = peak, fall to values[2] at t = end, then
-    hold; falls g(u) from 1 to 0."""
+    hold. `fall` is the shape g(u), from 1 to 0."""
     initial, high, final = values
     up = np.clip(t / peak, 0.0, 1.0) if peak > 0 else np.ones(t.shape)
     down = np.clip((t - peak) / (end - peak), 0.0, 1.0) if end > peak else np.zeros(t.shape)
@@ -378,8 +378,8 @@ def one_cycle(
 
 
 class Cyclic(Curve):
-    """eta(t) = eta_m + (eta0 - eta_m) s(t) x; x rises from 0 to 1 over U = `up` steps and falls
-    over D = `down`.
+    """eta(t) = eta_m + (eta0 - eta_m) s(t) x; x rises from 0 to 1 over U = `up` steps and falls to
+    0 over D = `down` steps.
 
     eta_m = `min_lr`; cycle c = floor(t / (U + D)); s = 1 in `mode` triangular, 2^(-c) in
     triangular2, r^t in exp_range with r = `decay_rate`.
@@ -402,7 +402,7 @@ class Cyclic(Curve):
         return self.min_lr + (lr - self.min_lr) * x * self._scale(number, t)
 
     def _turns(self, clock: Clock) -> tuple[int, int]:
-        """U and U + D, each way at least a step."""
+        """U and U + D in steps; rise and fall take at least one step each."""
         _, top, end = clock.boundaries([self.up, self.down])
         top = max(top, 1)
         return top, max(end, top + 1)
@@ -427,16 +427,16 @@ class Cyclic(Curve):
 
 
 class WSD(_Warmed):
-    """Warm up, stay, decay: eta0 from W to S = max(W, half_up(N - D)), then from eta0 to eta_f over
+    """Warmup-stable-decay: eta0 from W to S = max(W, half_up(N - D)), then from eta0 to eta_f over
     the last D steps.
 
-    N = `duration`, D = `decay`; the decay is eta_f + (eta0 - eta_f) g(u) with `decay_shape` linear,
-    g = 1 - u; cosine, g = (1 + cos(pi u)) / 2; or 1-sqrt, g = 1 - sqrt(u); its `edge` as
-    everywhere.
+    N = `duration`, D = `decay`. The decay is eta_f + (eta0 - eta_f) g(u); `decay_shape` is linear,
+    g = 1 - u; cosine, g = (1 + cos(pi u)) / 2; or 1-sqrt, g = 1 - sqrt(u). `edge` applies to the
+    decay.
 
     Hu et al., MiniCPM (2024); Haegele et al. (2024), equation 2, for 1-sqrt. Hugging Face:
-    warmup_stable_decay. torchtitan is edge=left with one step more of decay. Zhai et al. (2022)
-    call it a cooldown; others trapezoid.
+    warmup_stable_decay. torchtitan: edge=left, with one more step of decay. Zhai et al. (2022) call
+    it cooldown; others call it trapezoid.
     """
 
     name: Literal["wsd"]
@@ -458,7 +458,7 @@ class WSD(_Warmed):
         return between(lr, self.final_lr, fall)
 
     def _decay(self, clock: Clock) -> tuple[int, int]:
-        """Return the steps where the decay begins and ends."""
+        """The steps where the decay begins and ends."""
         begin = half_up(clock.exact(self.duration) - clock.exact(self.decay))
         return max(clock.steps(self.warmup), begin), clock.steps(self.duration)
 
@@ -468,11 +468,11 @@ class WSD(_Warmed):
 
 
 class TriStage(Curve):
-    """Up from eta0 f_1 to eta0 over W = `warmup`, eta0 for H = `hold`, then eta0 f_2^u over D =
-    `decay`; eta0 f_2 after.
+    """Rises from eta0 f_1 to eta0 over W = `warmup`, is eta0 over H = `hold`, and falls as eta0
+    f_2^u over D = `decay`; then eta0 f_2.
 
-    f_1 = `initial_factor`, f_2 = `final_factor`, the rise linear with `warmup_edge`, the fall
-    geometric with `edge`; the boundaries of the three are rounded, so that they add up.
+    f_1 = `initial_factor`, f_2 = `final_factor`. The rise is linear with `warmup_edge`, the fall
+    geometric with `edge`. The boundaries of the stages are rounded, so that the stages add up.
 
     Park et al., SpecAugment (2019), section 4.2. fairseq: tri_stage with phase_ratio,
     init_lr_scale, final_lr_scale.
@@ -503,8 +503,7 @@ class TriStage(Curve):
 class Rex(_Ending):
     """eta(t) = eta_f + (eta0 - eta_f) z / ((1 - d) + d z), z = 1 - u; d = `bend` in [0, 1).
 
-    Chen, Wolfe and Kyrillidis, REX (2022), d = 1/2. d = 0 is linear; the nearer to 1, the later the
-    fall.
+    Chen, Wolfe and Kyrillidis, REX (2022), with d = 1/2. d = 0 is linear; a larger d falls later.
     """
 
     name: Literal["rex"]
@@ -518,8 +517,8 @@ class Tanh(_Ending):
     """eta(t) = eta_f + (eta0 - eta_f) (1 - tanh(a (1 - u) + b u)) / 2; a = `lower`, b = `upper`.
 
     Hsueh, Li and Wu, Stochastic gradient descent with hyperbolic-tangent decay (2019). timm:
-    TanhLRScheduler(N, lb=a, ub=b, lr_min=eta_f), whose update 0 has exactly eta0. It begins a
-    little below eta0 and ends a little above eta_f.
+    TanhLRScheduler(N, lb=a, ub=b, lr_min=eta_f), except that its update 0 uses exactly eta0. This
+    one begins slightly below eta0 and ends slightly above eta_f.
     """
 
     name: Literal["tanh"]
@@ -531,12 +530,12 @@ class Tanh(_Ending):
 
 
 class RangeTest(Curve):
-    """eta(t) = eta_a (eta_b / eta_a)^u, or with `shape` linear eta_a + (eta_b - eta_a) u;
+    """eta(t) = eta_a (eta_b / eta_a)^u, or with `shape` linear eta_a + (eta_b - eta_a) u.
     `optimizer.lr` is not used.
 
-    eta_a = `initial_lr`, eta_b = `final_lr`, u over `duration` with `edge`. Smith (2017), section
-    3.3: the LR range test, to be read off the loss (task=find_lr). Lightning: Tuner.lr_find, whose
-    u is (t + 1) / N.
+    eta_a = `initial_lr`, eta_b = `final_lr`; u is the progress over `duration` with `edge`. For an
+    LR range test, Smith (2017), section 3.3: compare the loss at each rate (task=find_lr).
+    Lightning: Tuner.lr_find, with u = (t + 1) / N.
     """
 
     name: Literal["range_test"]
@@ -557,7 +556,7 @@ class RangeTest(Curve):
 
 
 def _scale(duration: str, clock: Clock) -> float:
-    """Return the scale in steps, unrounded: it only divides."""
+    """The scale in steps. It is not rounded, since it is only a divisor."""
     return float(clock.exact(duration))
 
 

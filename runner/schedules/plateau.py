@@ -1,4 +1,5 @@
-"""The one schedule with a state: a factor on any other, which falls when a metric stalls."""
+"""The only schedule with a state: multiplies another schedule by a factor that falls when a metric
+stalls."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
@@ -16,7 +17,7 @@ from runner.section import Index, NonNegative
 
 @dataclass(frozen=True)
 class State:
-    """State of a plateau, as a checkpoint keeps it."""
+    """The state of a plateau; it is saved in checkpoints."""
 
     factor: float = 1.0
     watch: Watch = field(default_factory=Watch)
@@ -30,15 +31,15 @@ class State:
 
 
 class Plateau(Curve):
-    """eta(t) = max(f eta_of(t), min(eta_m, eta_of(t))): f = 1, times `factor` whenever `metric` has
-    stalled at an epoch's end (runner/schedules/stall.py: `mode`, `patience`, `threshold`,
-    `threshold_mode`, `cooldown`); eta_m = `min_lr`.
+    """eta(t) = max(f eta_of(t), min(eta_m, eta_of(t))); eta_m = `min_lr`. f starts at 1 and is
+    multiplied by `factor` whenever `metric` has stalled at an epoch's end
+    (runner/schedules/stall.py: `mode`, `patience`, `threshold`, `threshold_mode`, `cooldown`).
 
-    torch: ReduceLROnPlateau with the same arguments, for a constant `of`; its `eps`, which leaves
-    out changes below 1e-8, is not here. Keras: the callback ReduceLROnPlateau lowers and ends a
-    cooldown one epoch earlier (its patience and cooldown are ours + 1, and of both its 0 is its 1),
-    compares absolutely (`min_delta` is a threshold with threshold_mode=abs), and cannot stand
-    beside another schedule.
+    torch: ReduceLROnPlateau with the same arguments, for a constant `of`; torch's `eps`, which
+    ignores changes below 1e-8, does not exist here. Keras: the callback ReduceLROnPlateau acts one
+    epoch earlier: its patience and cooldown are ours + 1 (its 0 means 1). It compares absolutely
+    (`min_delta` is a threshold with threshold_mode=abs) and cannot be combined with another
+    schedule.
     """
 
     name: Literal["plateau"]
@@ -53,18 +54,18 @@ class Plateau(Curve):
     min_lr: NonNegative
 
     def rates(self, t: Array, clock: Clock, lr: float) -> Array:
-        """While nothing has stalled."""
+        """The table while the factor is 1."""
         with part("of"):
             return self.of.rates(t, clock, lr)
 
     def scaled(self, rates: Array, state: State) -> Array:
-        """The table in force, from that of `rates`."""
+        """The table of rates under this state; `rates` is the table with the factor 1."""
         if state.factor == 1:
             return rates
         return np.maximum(state.factor * rates, np.minimum(self.min_lr, rates))
 
     def after(self, state: State, value: float) -> State:
-        """Return the state after another epoch with this value of the metric."""
+        """The state after another epoch with this value of the metric."""
         rule = Stall(
             self.mode, self.patience, self.threshold, self.threshold_mode == "rel", self.cooldown
         )

@@ -1,5 +1,5 @@
-"""Detect that a metric has stalled, which lowers the rate on a plateau and ends a run early. Pure
-functions of the values seen."""
+"""Detect that a metric has stalled, for plateau schedules and early stopping. Pure functions of the
+metric's values."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,19 +9,21 @@ Mode = Literal["min", "max"]
 
 @dataclass(frozen=True)
 class Watch:
-    """State that is kept from one epoch to the next."""
+    """The state between two epochs."""
 
-    best: float | None = None  # so far
-    num_bad: int = 0  # epochs since then that were no better
-    cooldown: int = 0  # epochs that still do not count
+    best: float | None = None  # best value so far
+    num_bad: int = 0  # epochs in a row without improvement
+    cooldown: int = 0  # remaining epochs that do not count
 
 
 @dataclass(frozen=True)
 class Stall:
-    """A value v is better than the best b by more than a threshold h: with mode min, v < b (1 - h)
-    if `relative`, else v < b - h; with mode max, v > b (1 + h), else v > b + h. The metric has
-    stalled when more than `patience` epochs in a row were not better; after that `cooldown` epochs
-    do not count. As in torch's ReduceLROnPlateau.
+    """The rule for a stalled metric, that of torch's ReduceLROnPlateau.
+
+    A value v is better than the best value b if it improves on b by more than the threshold h: for
+    mode min, v < b (1 - h) if `relative`, else v < b - h; for mode max, v > b (1 + h) if
+    `relative`, else v > b + h. The metric has stalled after more than `patience` epochs in a row
+    without a better value. The next `cooldown` epochs then do not count.
     """
 
     mode: Mode
@@ -31,7 +33,7 @@ class Stall:
     cooldown: int = 0
 
     def is_better(self, value: float, best: float | None) -> bool:
-        """NaN is better than nothing."""
+        """True if a value is better than the best one. A first value is better unless it is NaN."""
         if best is None:
             return value == value
         sign = 1.0 if self.mode == "min" else -1.0
@@ -41,7 +43,7 @@ class Stall:
         return value < bound if self.mode == "min" else value > bound
 
     def after(self, watch: Watch, value: float) -> tuple[Watch, bool]:
-        """Return the state after an epoch's value, and whether the metric has stalled."""
+        """The state after an epoch with this value, and whether the metric has stalled."""
         better = self.is_better(value, watch.best)
         best = value if better else watch.best
         num_bad = 0 if better or watch.cooldown else watch.num_bad + 1

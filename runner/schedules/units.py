@@ -1,4 +1,5 @@
-"""Durations carry a unit: `500steps`, `3epochs`, `10%`. The clock turns them into steps."""
+"""Durations with a unit, `500steps`, `3epochs`, `10%`, and the clock that converts them to
+steps."""
 
 import math
 import re
@@ -15,18 +16,18 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(steps|epochs|%)")
 
 @dataclass(frozen=True)
 class Clock:
-    """T = `total_steps` applied updates, counted t = 0 ... T-1; an epoch is `steps_per_epoch` of
-    them.
+    """The length of a run: T = `total_steps` applied updates t = 0 ... T-1, and the updates of an
+    epoch.
 
-    A run has one; a phase of a sequence and a cycle of a repetition have their own, whose T is
-    their length.
+    A phase of a sequence and a cycle of a repetition have clocks of their own, with their length as
+    T.
     """
 
     total_steps: int
     steps_per_epoch: int
 
     def exact(self, duration: str) -> Fraction:
-        """A duration in steps, unrounded: `10%` of the run, `3epochs`, `500steps`."""
+        """A duration in steps, not rounded."""
         number, unit = _parse(duration)
         units = {
             "steps": Fraction(1),
@@ -40,11 +41,11 @@ class Clock:
         return half_up(self.exact(duration))
 
     def boundaries(self, durations: Sequence[str]) -> list[int]:
-        """Return where consecutive phases begin and the last one ends, in whole steps: b_i =
-        half_up(d_1 + ... + d_i).
+        """The first steps of consecutive phases and the end of the last one: b_i = half_up(d_1 +
+        ... + d_i).
 
-        The boundaries are rounded and not the lengths, so that the phases add up. One of the
-        durations may be `rest`: what the others leave of T, at least 0.
+        The boundaries are rounded, not the lengths, so that the phases add up. One of the durations
+        may be `rest`: T minus the others, at least 0.
         """
         exact = [None if duration == "rest" else self.exact(duration) for duration in durations]
         rest = max(
@@ -56,7 +57,7 @@ class Clock:
         ]
 
     def within(self, total_steps: int) -> "Clock":
-        """The clock of a part of this run."""
+        """The clock of a part of this run, of `total_steps` updates."""
         return Clock(total_steps, self.steps_per_epoch)
 
 
@@ -87,4 +88,4 @@ def _check_length(duration: str) -> str:
 
 Duration = Annotated[str, AfterValidator(_check)]
 Length = Annotated[str, AfterValidator(_check_length)]  # a duration that is not 0
-Share = Literal["rest"] | Duration  # of a sequence's time
+Share = Literal["rest"] | Duration  # the length of a phase

@@ -312,7 +312,7 @@ def test_what_is_wrong_with_a_hyperparameter_s_schedule_is_told_with_its_key() -
         "boundaries": ["5steps", "2steps"], "factors": [1.0, 1.0, 1.0],
     }  # fmt: skip
     made = optimizer("sgd", momentum=0.9, schedules={"momentum": falling})
-    expected = "optimizer.schedules.momentum.boundaries must rise, got [5, 2] steps"
+    expected = "optimizer.schedules.momentum.boundaries must increase, got [5, 2] steps"
     with pytest.raises(ConfigError, match=f"^{re.escape(expected)}$"):
         hyperparameters(made, Clock(10, 5))
 

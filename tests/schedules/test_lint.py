@@ -26,60 +26,65 @@ def found(*overrides: str, total: int = RUN, dtype: str = "float32") -> list[Fin
 SAID = [
     (
         ["schedule=linear", "schedule.duration=1000steps"],
-        "schedule.duration: reaches to step 1000, the run has 800 steps: the last rate is 0.000201",
+        (
+            "schedule.duration: extends to step 1000, but the run has only 800 steps; the last "
+            "rate is 0.000201"
+        ),
     ),
     (
         ["schedule=wsd", "schedule.duration=30epochs", "schedule.decay=10%"],
         (
-            "schedule.decay: nothing changes before step 1120, the run has 800 steps: the rate "
-            "is 0.001 throughout"
+            "schedule.decay: nothing changes before step 1120, but the run has only 800 steps; "
+            "the rate is always 0.001"
         ),
     ),
     (
         ["schedule=cosine", "schedule.warmup=900steps"],
         (
-            "schedule.warmup: the warm-up ends at step 900, the run has 800 steps: the rate "
-            "gets no further than 0.000889"
+            "schedule.warmup: the warm-up ends at step 900, but the run has only 800 steps; the "
+            "rate only reaches 0.000889"
         ),
     ),
     (
         ["schedule=exponential", "schedule.decay_steps=10000", "schedule.staircase=true"],
         (
-            "schedule.decay_steps: nothing changes before step 10000, the run has 800 steps: "
-            "the rate is 0.001 throughout"
+            "schedule.decay_steps: nothing changes before step 10000, but the run has only 800 "
+            "steps; the rate is always 0.001"
         ),
     ),
     (
         ["schedule=plateau", "schedule.metric=train/loss"],
-        "schedule.metric: train/loss is measured on the rows that are trained on, not on others",
+        (
+            "schedule.metric: train/loss is measured on the training rows; a validation metric "
+            "(val/...) is usual"
+        ),
     ),
     # 20 epochs: the first is best, 18 are bad, so that the 20th could lower what nothing uses any
     # more
     (
         ["schedule=plateau", "schedule.patience=18"],
         (
-            "schedule.patience: nothing can be lowered before the end of epoch 20, the run has "
-            "20: the factor stays 1"
+            "schedule.patience: the rate cannot fall before the end of epoch 20, but the run has "
+            "20 epochs; the factor stays 1"
         ),
     ),
     (  # a warning of what is inside names its key
         ["schedule=plateau", "schedule.of={name: linear, duration: 1000steps}"],
         (
-            "schedule.of.duration: reaches to step 1000, the run has 800 steps: the last rate "
-            "is 0.000201"
+            "schedule.of.duration: extends to step 1000, but the run has only 800 steps; the "
+            "last rate is 0.000201"
         ),
     ),
     (
         ["schedule=plateau", "trainer.early_stopping_patience=11"],
-        "trainer.early_stopping_patience: the run ends before 11 epochs in a row were no "
-        "better, which is when "
-        "schedule.patience lowers the rate",
+        "trainer.early_stopping_patience: the run stops before schedule.patience lowers the "
+        "rate, after 11 epochs without improvement",
     ),
     (
         ["schedule=step", "schedule.step_size=300", "trainer.early_stopping_patience=5"],
         (
-            "trainer.early_stopping_patience: the run may end at step 240, the rate first falls "
-            "at step 300"
+            "trainer.early_stopping_patience: the run may stop at step 240, before the rate "
+            "first falls at step 300"
         ),
     ),
     (
@@ -89,27 +94,27 @@ SAID = [
     (
         ["schedule=piecewise", "schedule.boundaries=[50%,900steps]"],
         (
-            "schedule.boundaries[1]: reaches to step 900, the run has 800 steps: the last rate "
-            "is 0.0001"
+            "schedule.boundaries[1]: extends to step 900, but the run has only 800 steps; the "
+            "last rate is 0.0001"
         ),
     ),
     (
         ["schedule=constant", "schedule.warmup=5%", "schedule.warmup_edge=left"],
         (
             "schedule=constant: the first update has the rate 0 and is wasted; "
-            "schedule.warmup_edge right would not"
+            "set schedule.warmup_edge=right"
         ),
     ),
     (
         ["schedule=cyclic", "schedule.min_lr=0"],
         (
-            "schedule=cyclic: the first update has the rate 0 and is wasted; schedule.min_lr "
-            "above 0 would not"
+            "schedule=cyclic: the first update has the rate 0 and is wasted; set "
+            "schedule.min_lr above 0"
         ),
     ),
     (
         ["schedule=linear", "schedule.final_lr=0.01"],
-        "schedule.final_lr: 0.01 is above optimizer.lr, 0.001: the rate rises to the end",
+        "schedule.final_lr: 0.01 is above optimizer.lr, 0.001, so the rate rises to the end",
     ),
     (
         ["schedule=cyclic", "schedule.up=300steps", "schedule.down=300steps"],
@@ -122,13 +127,16 @@ SAID = [
             "schedule.decay_steps=100",
             "schedule.staircase=true",
         ],
-        "schedule: from update 600 on a rate is below 1.2e-38, the least float32 holds",
+        (
+            "schedule: from update 600 on, some rates are below 1.2e-38, the smallest normal "
+            "number of float32"
+        ),
     ),
     (
         ["schedule=noam"],
         (
-            "optimizer.lr: no rate is above 4.94e-06; the base rate is a factor of noam, 1.0 in "
-            "the paper, got 0.001"
+            "optimizer.lr: the largest rate is 4.94e-06; noam multiplies by optimizer.lr, which "
+            "is 1.0 in the paper, got 0.001"
         ),
     ),
 ]
@@ -139,8 +147,8 @@ def test_what_is_probably_not_meant_is_said_in_one_line(
     overrides: list[str], text: str | None
 ) -> None:
     expected = (
-        "schedule.step_size: nothing changes before step 800, the run has 800 steps: the rate "
-        "is 0.001 throughout"
+        "schedule.step_size: nothing changes before step 800, but the run has only 800 steps; "
+        "the rate is always 0.001"
     )
     assert found(*overrides) == [Finding(text or expected)]
 
@@ -169,15 +177,15 @@ def test_what_waits_long_enough_is_not_warned_of(overrides: list[str]) -> None:
         (
             ["schedule=exponential", "schedule.decay_rate=10", "schedule.decay_steps=10"],
             (
-                "schedule=exponential: update 416 has the rate 3.98e+38, which is no rate that "
-                "float32 holds"
+                "schedule=exponential: update 416 has the rate 3.98e+38, which is not a valid rate "
+                "in float32"
             ),
         ),
         (
             ["schedule=exponential", "schedule.decay_rate=10", "schedule.decay_steps=1"],
             (
-                "schedule=exponential: update 42 has the rate 1e+39, which is no rate that "
-                "float32 holds"
+                "schedule=exponential: update 42 has the rate 1e+39, which is not a valid rate "
+                "in float32"
             ),
         ),
     ],

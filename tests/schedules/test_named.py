@@ -286,7 +286,7 @@ def test_a_key_takes_the_values_of_its_range_alone(
 def test_a_piecewise_schedule_has_one_factor_more_than_boundaries() -> None:
     said = {"name": "piecewise", "boundaries": ["2steps", "4steps"], **WARMUP}
     for num in (0, 1, 2, 4):
-        expected = f"one more of factors than of boundaries, got {num} and 2"
+        expected = f"one more item in factors than in boundaries, got {num} and 2"
         with pytest.raises(ValidationError, match=expected):
             made({**said, "factors": [1.0] * num})
     assert made({**said, "factors": [1.0] * 3}).factors == [1.0] * 3
@@ -298,5 +298,5 @@ def test_boundaries_may_be_equal_and_must_not_fall() -> None:
     said = {"name": "piecewise", "factors": [1.0, 0.5, 0.2], **COLD}
     equal = made({**said, "boundaries": ["2steps", "2steps"]})
     assert equal.rates(np.arange(4), CLOCK, 1.0).tolist() == [1.0, 1.0, 0.2, 0.2]
-    with pytest.raises(ValueError, match=r"^boundaries must rise, got \[4, 2\] steps$"):
+    with pytest.raises(ValueError, match=r"^boundaries must increase, got \[4, 2\] steps$"):
         made({**said, "boundaries": ["4steps", "2steps"]}).rates(np.arange(4), CLOCK, 1.0)

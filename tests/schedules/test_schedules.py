@@ -310,7 +310,7 @@ def test_a_warm_up_rises_to_at_most_the_base_rate(made: Any, total: int, lr: flo
 
 def test_boundaries_that_fall_are_refused() -> None:
     falling = schedule("piecewise", boundaries=["50%", "2steps"], factors=[1.0, 0.5, 0.1])
-    with pytest.raises(ValueError, match=r"boundaries must rise, got \[5, 2\] steps"):
+    with pytest.raises(ValueError, match=r"boundaries must increase, got \[5, 2\] steps"):
         values(falling, 3, total=10)
 
 

@@ -79,7 +79,8 @@ def test_a_warning_is_said_and_with_strict_refused(tmp_path: Path) -> None:
     late = ("task=preview", "schedule=linear", "schedule.duration=1000steps")
     warned, refused = forked(tmp_path, late, (*late, "trainer.strict=true"))
     said = (
-        "schedule.duration: reaches to step 1000, the run has 800 steps: the last rate is 0.000201"
+        "schedule.duration: extends to step 1000, but the run has only 800 steps; the last rate "
+        "is 0.000201"
     )
     assert warned.out.splitlines()[0] == f"warning: {said}"
     assert (refused.status, refused.out, refused.err) == (2, "", f"error: {said}\n")

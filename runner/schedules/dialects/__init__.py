@@ -1,7 +1,7 @@
-"""Other libraries' schedules by their own names: the numbers that they apply, their edge
-conventions included.
+"""Schedules of other libraries, by their own names and arguments. They give the same rates as these
+libraries, including their edge conventions.
 
-None of the libraries is imported. What needs Python there (LambdaLR, a scale_fn) is not taken;
+No library is imported. Arguments that are Python functions (LambdaLR, scale_fn) are not supported;
 ReduceLROnPlateau is schedule=plateau.
 """
 
@@ -26,15 +26,15 @@ else:
     HuggingFaceName, TimmName = Literal[tuple(huggingface.REGISTRY)], Literal[tuple(timm.REGISTRY)]
 
 
-_LONG = Clock(2**53, 1)  # for checks that come before the run's own clock is known
+_LONG = Clock(2**53, 1)  # for checks before the clock of the run is known
 
 
 class _Dialect(Curve):
-    """eta(t) = f(k, eta0): f the library's `class` with its `args`, k the scheduler's tick at
-    update t.
+    """eta(t) = f(k, eta0): f is the library's `class` with its `args`, k the number of scheduler
+    steps before update t.
 
-    `tick`: step, k = t, where the library's user steps its scheduler after every update; epoch, k =
-    floor(t / updates an epoch), where after every epoch.
+    `tick`: `step`, k = t, if the scheduler is stepped after every update; `epoch`, k = floor(t /
+    updates per epoch), if it is stepped after every epoch.
     """
 
     registry: ClassVar[Registry]
@@ -45,28 +45,29 @@ class _Dialect(Curve):
 
     @model_validator(mode="after")
     def _fits(self) -> "_Dialect":
-        bind(self.registry, self.kind, self._said(), self._given(_LONG, 1.0))
+        bind(self.registry, self.kind, self._arguments(), self._run_defaults(_LONG, 1.0))
         return self
 
-    def _said(self) -> dict[str, Any]:
-        """The arguments of the function that stands for the class."""
+    def _arguments(self) -> dict[str, Any]:
+        """The arguments of the function that implements the class."""
         return self.args
 
     def rates(self, t: Array, clock: Clock, lr: float) -> Array:
         tick = t if self.tick == "step" else t // clock.steps_per_epoch
         try:
-            return bind(self.registry, self.kind, self._said(), self._given(clock, lr))(tick, lr)
+            defaults = self._run_defaults(clock, lr)
+            return bind(self.registry, self.kind, self._arguments(), defaults)(tick, lr)
         except SentenceError as error:
             raise ValueError(str(error)) from None
 
-    def _given(self, clock: Clock, lr: float) -> dict[str, Any]:
-        """Return arguments that follow from the run, for those that the config leaves out."""
+    def _run_defaults(self, clock: Clock, lr: float) -> dict[str, Any]:
+        """Values from the run for arguments that the config leaves out."""
         total = clock.total_steps
         ticks = total if self.tick == "step" else -(-total // clock.steps_per_epoch)
         return {"num_training_steps": ticks, "t_initial": ticks, "initial_learning_rate": lr}
 
     def joints(self, clock: Clock) -> list[int]:
-        """Return the steps where the slope changes its sign or jumps by half of the range."""
+        """The steps where the slope changes its sign, or the rate jumps by half of its range."""
         rates = self.rates(np.arange(clock.total_steps), clock, 1.0)
         slope = np.diff(rates)
         turns = np.flatnonzero(slope[1:] * slope[:-1] < 0) + 1
@@ -75,8 +76,8 @@ class _Dialect(Curve):
 
 
 class FromTorch(_Dialect):
-    """torch.optim.lr_scheduler, stepped after every tick; eta0 = optimizer.lr is the optimizer's
-    rate (torch.py)."""
+    """torch.optim.lr_scheduler, stepped after every tick; optimizer.lr is the optimizer's rate
+    (torch.py)."""
 
     name: Literal["from_torch"]
     kind: TorchName = Field(alias="class")
@@ -84,8 +85,7 @@ class FromTorch(_Dialect):
 
 
 class FromKeras(_Dialect):
-    """keras.optimizers.schedules; `initial_learning_rate` is optimizer.lr where it is not in `args`
-    (keras.py)."""
+    """keras.optimizers.schedules; `initial_learning_rate` defaults to optimizer.lr (keras.py)."""
 
     name: Literal["from_keras"]
     kind: KerasName = Field(alias="class")
@@ -93,7 +93,7 @@ class FromKeras(_Dialect):
 
 
 class FromHuggingFace(_Dialect):
-    """transformers.get_scheduler(class, ...); `num_training_steps` is T where it is not in `args`
+    """transformers.get_scheduler(class, ...); `num_training_steps` defaults to the run's length
     (huggingface.py)."""
 
     name: Literal["from_huggingface"]
@@ -102,22 +102,22 @@ class FromHuggingFace(_Dialect):
 
 
 class FromTimm(_Dialect):
-    """timm.scheduler, in epochs or steps by `tick`; `t_initial` is T where it is not in `args`
+    """timm.scheduler, in epochs or steps as `tick` says; `t_initial` defaults to the run's length
     (timm.py)."""
 
     name: Literal["from_timm"]
     kind: TimmName = Field(alias="class")
     registry: ClassVar[Registry] = timm.REGISTRY
 
-    def _said(self) -> dict[str, Any]:
-        """timm's `t_in_epochs` is `tick`; where it is said all the same, it must say the same."""
-        said = dict(self.args)
-        if said.pop("t_in_epochs", self.tick == "epoch") != (self.tick == "epoch"):
+    def _arguments(self) -> dict[str, Any]:
+        """Drop timm's `t_in_epochs`, which `tick` replaces; refuse it if it contradicts `tick`."""
+        arguments = dict(self.args)
+        if arguments.pop("t_in_epochs", self.tick == "epoch") != (self.tick == "epoch"):
             raise SentenceError(
-                f"tick must be {'step' if self.tick == 'epoch' else 'epoch'} with "
+                f"tick must be {'step' if self.tick == 'epoch' else 'epoch'} to agree with "
                 f"args.t_in_epochs, got {self.tick}"
             )
-        return said
+        return arguments
 
 
 DIALECTS = (FromTorch, FromKeras, FromHuggingFace, FromTimm)

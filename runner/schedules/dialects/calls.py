@@ -1,9 +1,8 @@
-"""Another library's schedule, said as its class name and its arguments, and checked against that
-class's own signature.
+"""Bind the class name and arguments of another library's schedule, checked against the class's
+signature.
 
-The functions of a dialect have the names, arguments and defaults of the library's classes: these
-are that library's
-meaning and no defaults of this project. Each takes t  # int64[n], the tick, and lr, the optimizer's
+A dialect has one function per class, with the class's name, arguments and defaults; the defaults
+are the library's, not this project's. Each takes t  # int64[n], the tick, and lr, the optimizer's
 rate.
 """
 
@@ -31,11 +30,11 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class SentenceError(ValueError):
-    """A whole sentence about a key below the one that is checked."""
+    """An error whose message is a complete sentence that begins with a key."""
 
 
 class Call(Section):
-    """A class within another one's arguments."""
+    """A class as an argument of another class."""
 
     kind: str = Field(alias="class")
     args: dict[str, Any]
@@ -45,20 +44,20 @@ def bind(
     registry: Registry,
     name: str,
     args: Mapping[str, Any],
-    given: Mapping[str, Any],
+    run_defaults: Mapping[str, Any],
     where: str = "args",
 ) -> Rates:
-    """rates(t, lr) of the registry's class with these arguments; `given` are those that the run
-    knows if none is said."""
+    """Make the function rates(t, lr) of a class with these arguments. `run_defaults` has values
+    from the run for arguments that are left out."""
     function = registry[name]
     parameters = dict(list(inspect.signature(function).parameters.items())[2:])
     for key in args:
         if key not in parameters:
+            accepts = f"accepts: {', '.join(parameters)}" if parameters else "has no arguments"
             raise SentenceError(
-                f"{where}.{key} is no argument of {name}, which has "
-                f"{', '.join(parameters) or 'none'}{nearest(key, parameters)}"
+                f"{where}.{key} is an unknown argument; {name} {accepts}{nearest(key, parameters)}"
             )
-    known = {key: value for key, value in given.items() if key in parameters}
+    known = {key: value for key, value in run_defaults.items() if key in parameters}
     missing = next(
         (k for k, p in parameters.items() if p.default is p.empty and k not in {**known, **args}),
         None,
@@ -70,9 +69,9 @@ def bind(
         for key, value in args.items()
     }
     try:
-        inner = _inner(registry, checked, given, getattr(function, "parts", ()), where)
+        inner = _inner(registry, checked, run_defaults, getattr(function, "parts", ()), where)
         values = {**known, **checked, **inner}
-        _tried(function, values)
+        _check_together(function, values)
     except SentenceError:
         raise
     except ValueError as error:
@@ -80,18 +79,22 @@ def bind(
     return partial(function, **values)
 
 
-def _tried(function: Callable[..., Array], values: Mapping[str, Any]) -> None:
-    """Refuse, at once, what the class refuses of its arguments together."""
+def _check_together(function: Callable[..., Array], values: Mapping[str, Any]) -> None:
+    """Call the function on no steps: it refuses arguments that contradict each other."""
     function(np.zeros(0, dtype=np.int64), 1.0, **values)
 
 
 def _inner(
-    registry: Registry, args: Mapping[str, Any], given: Mapping[str, Any], parts: Any, where: str
+    registry: Registry,
+    args: Mapping[str, Any],
+    run_defaults: Mapping[str, Any],
+    parts: Any,
+    where: str,
 ) -> dict[str, Any]:
-    """Lists of calls, bound."""
+    """Bind the arguments that are lists of calls."""
     return {
         key: [
-            _bound(registry, call, given, parts, f"{where}.{key}[{i}]")
+            _bound(registry, call, run_defaults, parts, f"{where}.{key}[{i}]")
             for i, call in enumerate(value)
         ]
         for key, value in args.items()
@@ -100,12 +103,18 @@ def _inner(
 
 
 def _bound(
-    registry: Registry, call: Call, given: Mapping[str, Any], parts: Sequence[str], where: str
+    registry: Registry,
+    call: Call,
+    run_defaults: Mapping[str, Any],
+    parts: Sequence[str],
+    where: str,
 ) -> Rates:
     if call.kind not in parts:
-        found = f"got {show(call.kind)}{nearest(call.kind, parts)}"
-        raise SentenceError(f"{where}.class must be one of {', '.join(parts)}, {found}")
-    return bind(registry, call.kind, call.args, given, where=f"{where}.args")
+        raise SentenceError(
+            f"{where}.class must be one of {', '.join(parts)}, got {show(call.kind)}"
+            f"{nearest(call.kind, parts)}"
+        )
+    return bind(registry, call.kind, call.args, run_defaults, where=f"{where}.args")
 
 
 def _checked(annotation: Any, value: Any, where: str) -> Any:
@@ -113,18 +122,18 @@ def _checked(annotation: Any, value: Any, where: str) -> Any:
         return TypeAdapter(annotation).validate_python(value, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        place = "".join(
+        path = "".join(
             f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"]
         )
         if first["type"] == "missing":
-            raise SentenceError(f"{where}{place} is missing; it needs a value") from None
+            raise SentenceError(f"{where}{path} is missing; it needs a value") from None
         if first["type"] == "extra_forbidden":
             raise SentenceError(
-                f"{where}{place} is no key here; there are class and args"
+                f"{where}{path} is an unknown key; the keys are class and args"
             ) from None
         words = ALLOWED.get(first["type"], "must be valid ({error})")
         if first["type"] == "literal_error":
             words = "must be one of {expected}"
         context = {"error": first["msg"], **first.get("ctx", {})}
-        said = words.format(**context).replace("'", "").replace(" or ", ", ")
-        raise SentenceError(f"{where}{place} {said}, got {show(first['input'])}") from None
+        text = words.format(**context).replace("'", "").replace(" or ", ", ")
+        raise SentenceError(f"{where}{path} {text}, got {show(first['input'])}") from None

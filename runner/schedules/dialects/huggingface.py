@@ -1,8 +1,8 @@
-"""transformers.get_scheduler by its SchedulerType: lr is the optimizer's rate, t counts scheduler
+"""transformers.get_scheduler, by SchedulerType. lr is the optimizer's rate, t counts scheduler
 steps.
 
-`num_training_steps` is the run's T where it is not said; what transformers takes as
-`scheduler_specific_kwargs` are arguments like the others.
+`num_training_steps` defaults to the run's T. The `scheduler_specific_kwargs` of transformers are
+arguments like all others.
 """
 
 from typing import Literal
@@ -40,7 +40,7 @@ def linear(t: Array, lr: float, num_warmup_steps: Whole, num_training_steps: Who
 def cosine_(
     t: Array, lr: float, num_warmup_steps: Whole, num_training_steps: Whole, num_cycles: Real = 0.5
 ) -> Array:
-    """lr t / W, then lr (1 + cos(2 pi c u)) / 2, c = num_cycles: after T it climbs again."""
+    """lr t / W, then lr (1 + cos(2 pi c u)) / 2, c = num_cycles; rises again after T."""
     fall = cosine(2 * num_cycles * _progress(t, num_warmup_steps, num_training_steps))
     return lr * np.where(t < num_warmup_steps, _rise(t, num_warmup_steps), np.maximum(0.0, fall))
 
@@ -62,8 +62,8 @@ def polynomial(
     lr_end: Rate = 1e-7,
     power: Real = 1.0,
 ) -> Array:
-    """lr t / W, then e + (lr - e) (1 - u)^p, e after T. At t = W = T transformers divides 0 by
-    0."""
+    """lr t / W, then e + (lr - e) (1 - u)^p, e after T. If t = W = T, transformers divides 0 by 0;
+    this gives NaN."""
     if len(t) and not lr > lr_end:
         raise ValueError(f"args.lr_end must be below optimizer.lr, got {lr_end:g} and {lr:g}")
     u = np.clip(_progress(t, num_warmup_steps, num_training_steps), 0.0, 1.0)
@@ -110,8 +110,8 @@ def cosine_warmup_with_min_lr(
     min_lr_rate: Rate | None = None,
     warmup_lr_rate: Rate | None = None,
 ) -> Array:
-    """cosine_with_min_lr, counted from t + 1; a warm-up from warmup_lr_rate is counted from t over
-    W - 1."""
+    """cosine_with_min_lr with t + 1 in place of t; a warm-up from warmup_lr_rate uses t over W - 1
+    steps."""
     least, warmup = _least(lr, min_lr, min_lr_rate), num_warmup_steps
     first = warmup_lr_rate
     rise = (
@@ -136,8 +136,8 @@ def warmup_stable_decay(
     min_lr_ratio: Rate = 0.0,
     num_cycles: Real = 0.5,
 ) -> Array:
-    """lr (m + (1 - m) g): g rises over W, is 1, and falls over D; m = min_lr_ratio from W + S + D
-    on."""
+    """lr (m + (1 - m) g), m = min_lr_ratio: g rises over W steps, is 1 for S steps, falls over D
+    steps, and is then 0."""
     stable = (
         num_training_steps - num_warmup_steps - num_decay_steps
         if num_stable_steps is None

@@ -1,7 +1,8 @@
-"""keras.optimizers.schedules: t is the optimizer's `iterations`; `initial_learning_rate` is
-optimizer.lr if not said.
+"""keras.optimizers.schedules: t is the optimizer's `iterations`; `initial_learning_rate` defaults
+to optimizer.lr.
 
-Keras computes in float32 (2e-6 of the peak from these); what it means is computed here in float64.
+Keras computes in float32; the same formulas are computed here in float64. The difference is up to
+2e-6 of the peak.
 """
 
 from typing import Annotated
@@ -44,13 +45,14 @@ def InverseTimeDecay(
 def PiecewiseConstantDecay(
     t: Array, lr: float, boundaries: Annotated[list[Whole], Field(min_length=1)], values: list[Rate]
 ) -> Array:
-    """values[i], i = the number of boundaries b with t > b: at t = b the old value still holds."""
+    """values[i], i = the number of boundaries b with t > b; at t = b still the earlier value."""
     if len(values) != len(boundaries) + 1:
         raise ValueError(
-            f"values must be one more than boundaries, got {len(values)} and {len(boundaries)}"
+            f"values must have one item more than boundaries, got {len(values)} and "
+            f"{len(boundaries)}"
         )
     if boundaries != sorted(boundaries):
-        raise ValueError(f"boundaries must rise, got {boundaries}")
+        raise ValueError(f"boundaries must increase, got {boundaries}")
     return np.asarray(values, dtype=np.float64)[np.searchsorted(boundaries, t, side="left")]
 
 
@@ -63,8 +65,8 @@ def PolynomialDecay(
     power: Real = 1.0,
     cycle: bool = False,
 ) -> Array:
-    """(eta0 - e) (1 - k / s)^p + e; with `cycle` s is the next multiple of decay_steps that is not
-    below t."""
+    """(eta0 - e) (1 - k / s)^p + e, k = min(t, s), s = decay_steps; with `cycle`, s is the smallest
+    multiple of decay_steps that is not below t."""
     steps = decay_steps * np.maximum(1, -(-t // decay_steps)) if cycle else np.asarray(decay_steps)
     fall = np.power(1 - np.minimum(t, steps) / steps, power)
     return (initial_learning_rate - end_learning_rate) * fall + end_learning_rate
@@ -79,8 +81,8 @@ def CosineDecay(
     warmup_target: Rate | None = None,
     warmup_steps: Whole = 0,
 ) -> Array:
-    """Linear from eta0 to the target over the warm-up, then the target ((1 - alpha) (1 + cos(pi k /
-    s)) / 2 + alpha)."""
+    """Linear from eta0 to w over the warm-up, then w ((1 - alpha) (1 + cos(pi k / s)) / 2 + alpha),
+    w = warmup_target. Without warmup_target, no warm-up and w = eta0."""
     if warmup_target is None:
         return initial_learning_rate * (
             (1 - alpha) * cosine(np.minimum(t, decay_steps) / decay_steps) + alpha
@@ -102,11 +104,11 @@ def CosineDecayRestarts(
     m_mul: Real = 1.0,
     alpha: Rate = 0.0,
 ) -> Array:
-    """eta0 ((1 - alpha) m^i (1 + cos(pi c)) / 2 + alpha), c = the share of cycle i, which is
-    t_mul^i of the first.
+    """eta0 ((1 - alpha) m^i (1 + cos(pi c)) / 2 + alpha), c = the fraction of cycle i that is over;
+    its length is t_mul^i first_decay_steps.
 
-    A cycle may begin between two steps. Where it begins on one, Keras's float32 logarithm may still
-    be in the one before.
+    A cycle may begin between two steps. If it begins at a step, Keras's float32 logarithm may still
+    place that step in the cycle before.
     """
     share = t / first_decay_steps
     if t_mul == 1:
@@ -119,8 +121,8 @@ def CosineDecayRestarts(
 
 
 def _cycles(share: Array, growth: float) -> Array:
-    """i = floor(log_g(1 + share (g - 1))), where a share that ends a cycle but for rounding begins
-    the next."""
+    """The number of the cycle, floor(log_g(1 + share (g - 1))). A share at the end of a cycle, up
+    to rounding, belongs to the next one."""
     exact = np.log1p(share * (growth - 1)) / np.log(growth)
     return np.floor(exact + 1e-12)
 

@@ -1,9 +1,7 @@
-"""timm.scheduler: lr is the optimizer's rate; t counts epochs (`tick`), as timm does unless it is
-told otherwise.
+"""timm.scheduler: lr is the optimizer's rate; t counts epochs by default, as in timm (`tick`).
 
-t = 0 has what timm's constructor leaves: the optimizer's rate, or with a warm-up its first rate.
-Noise is not taken.
-`t_initial` is the run's T where it is not said.
+At t = 0 the rate is that of timm's constructor: the optimizer's rate, or the first rate of the
+warm-up. Noise is not supported. `t_initial` defaults to the run's T.
 """
 
 import math
@@ -26,8 +24,8 @@ def _warmed(
     after: Callable[[Array], Array],
     top: float,
 ) -> Array:
-    """w + t (top - w) / W for t < W, then after(t), or after(t - W) with the warm-up as a prefix; t
-    = 0 is the constructor's."""
+    """w + t (top - w) / W for t < W, then after(t), or after(t - W) if the warm-up is a `prefix`.
+    At t = 0, the rate of the constructor."""
     rise = warmup_lr_init + t * ((top - warmup_lr_init) / max(1, warmup_t))
     fall = after(np.maximum(t - warmup_t, 0) if prefix else np.maximum(t, warmup_t))
     rates = np.where(t < warmup_t, rise, fall)
@@ -35,8 +33,7 @@ def _warmed(
 
 
 def _cycle(t: Array, t_initial: int, growth: float) -> tuple[Array, Array, Array]:
-    """i, t_i and t_curr: the cycle, its length and the time in it, as timm's logarithm counts
-    them."""
+    """i, t_i and t_curr: the cycle's number, its length and the time in it, by timm's formula."""
     if growth == 1:
         number = t // t_initial
         return number, np.full(t.shape, float(t_initial)), t - t_initial * number
@@ -55,7 +52,7 @@ def _restarting(
     cycle: tuple[int, float, float, int],
     fall: Callable[[Array, Array], Array],
 ) -> Array:
-    """m + (lr d^i - m) g(t_curr, t_i) in the first `limit` cycles, then m."""
+    """m + (lr d^i - m) g(t_curr, t_i) in the first `limit` cycles, then m = lr_min."""
     t_initial, growth, decay, limit = cycle
     number, length, within = _cycle(t, t_initial, growth)
     top = lr * np.power(decay, number, dtype=np.float64)
@@ -131,8 +128,8 @@ def TanhLRScheduler(
     warmup_lr_init: Rate = 0.0,
     warmup_prefix: bool = False,
 ) -> Array:
-    """Cycles of (1 - tanh(lb (1 - u) + ub u)) / 2, u = t_curr / t_i; a warm-up that is no prefix
-    aims at the value at its end."""
+    """Cycles of (1 - tanh(lb (1 - u) + ub u)) / 2, u = t_curr / t_i. A warm-up that is not a prefix
+    rises to the value at its end."""
     if not lb < ub:
         raise ValueError(f"lb must be below ub, got {lb:g} and {ub:g}")
 
@@ -172,7 +169,7 @@ def MultiStepLRScheduler(
     warmup_lr_init: Rate = 0.0,
     warmup_prefix: bool = True,
 ) -> Array:
-    """lr r^i, i = the number of milestones m with t + 1 >= m: a tick earlier than torch's."""
+    """lr r^i, i = the number of milestones m with t + 1 >= m, one tick earlier than in torch."""
 
     def after(t: Array) -> Array:
         return lr * np.power(
@@ -197,15 +194,15 @@ def WSDLRScheduler(
     warmup_t: Whole = 0,
     warmup_lr_init: Rate = 0.0,
 ) -> Array:
-    """Warm up, then max(lr s(t), m), s = 1 or (1 + t / c)^(-p), and over the last decay_t of
-    t_initial down to m by g."""
+    """Warm up, then max(lr s(t), m), s = 1 or (1 + t / c)^(-p); over the last decay_t ticks of
+    t_initial fall to m by g."""
     if decay_t > t_initial:
         raise ValueError(f"decay_t must be at most t_initial, got {decay_t} and {t_initial}")
     scale = warmup_t if stable_timescale is None else stable_timescale
     if stable_fn != "constant" and not scale:
         raise ValueError(
             f"stable_timescale must be > 0 with stable_fn={stable_fn}, got {scale:g}; "
-            f"without it warmup_t is taken"
+            f"its default is warmup_t"
         )
 
     def fall(u: Array) -> Array:

@@ -1,7 +1,7 @@
 """torch.optim.lr_scheduler: lr is the optimizer's rate, and t counts the scheduler's steps.
 
-torch multiplies most rates up from step to step; here are the closed forms that it documents for
-the same numbers.
+torch computes most rates from the rate of the previous step. These functions are the closed forms
+that torch documents for the same rates.
 """
 
 from typing import Any, Literal
@@ -15,8 +15,8 @@ from runner.section import Probability
 
 
 def ConstantLR(t: Array, lr: float, factor: Probability = 1 / 3, total_iters: Whole = 5) -> Array:
-    """lr f for t < n, then lr. With n = 0 torch keeps the factor for ever; with f = 0 it fails at t
-    = n, where lr is here."""
+    """lr f for t < n, then lr. With n = 0, torch keeps the factor forever. With f = 0, torch fails
+    at t = n; this one gives lr."""
     return np.where((t < total_iters) | (total_iters == 0), lr * factor, lr)
 
 
@@ -27,7 +27,7 @@ def LinearLR(
     end_factor: Probability = 1.0,
     total_iters: Whole = 5,
 ) -> Array:
-    """lr (a + (b - a) min(t, n) / n). With n = 0 torch keeps lr a for ever."""
+    """lr (a + (b - a) min(t, n) / n). With n = 0, torch keeps lr a forever."""
     share = np.minimum(t, total_iters) / max(1, total_iters)
     return lr * (start_factor + (end_factor - start_factor) * share)
 
@@ -50,12 +50,12 @@ def ExponentialLR(t: Array, lr: float, gamma: Real) -> Array:
 
 
 def PolynomialLR(t: Array, lr: float, total_iters: Whole = 5, power: Real = 1.0) -> Array:
-    """lr (1 - min(t, n) / n)^p. With n = 0 torch keeps lr for ever."""
+    """lr (1 - min(t, n) / n)^p. With n = 0, torch keeps lr forever."""
     return lr * np.power(1 - np.minimum(t, total_iters) / max(1, total_iters), power)
 
 
 def CosineAnnealingLR(t: Array, lr: float, T_max: Count, eta_min: Rate = 0.0) -> Array:
-    """m + (lr - m) (1 + cos(pi t / T)) / 2: after T it climbs again."""
+    """m + (lr - m) (1 + cos(pi t / T)) / 2; rises again after T."""
     return between(lr, eta_min, cosine(t / T_max))
 
 
@@ -87,10 +87,10 @@ def CyclicLR(
     base_momentum: Rate = 0.8,
     max_momentum: Rate = 0.9,
 ) -> Array:
-    """A triangle from base_lr up to max_lr and down; the optimizer's rate is not used, nor is
-    momentum (optimizer.schedules).
+    """A triangle from base_lr up to max_lr and down. The optimizer's rate is not used. The momentum
+    arguments are ignored; use optimizer.schedules for momentum.
 
-    With step_size_down = 0 a cycle has no way down, as in torch."""
+    With step_size_down = 0 a cycle only rises, as in torch."""
     size = float(step_size_up + (step_size_up if step_size_down is None else step_size_down))
     ratio = step_size_up / size
     cycle = np.floor(1 + t / size)
@@ -120,11 +120,11 @@ def OneCycleLR(
     final_div_factor: Factor = 1e4,
     three_phase: bool = False,
 ) -> Array:
-    """A rise from max_lr / d to max_lr at t = pct n - 1 and down to max_lr / d / f at n - 1; in
-    three phases first back to max_lr / d.
+    """Rise from max_lr / d to max_lr at t = pct n - 1, fall to max_lr / d / f at t = n - 1; with
+    three_phase, fall to max_lr / d first.
 
-    Past the end torch raises; here the last value holds. Momentum is left alone
-    (optimizer.schedules).
+    After the end torch raises; this one holds the last value. The momentum arguments are ignored;
+    use optimizer.schedules for momentum.
     """
     if not 0 <= pct_start <= 1:
         raise ValueError(f"pct_start must be in [0, 1], got {pct_start:g}")
@@ -136,7 +136,7 @@ def OneCycleLR(
         total_steps = epochs * steps_per_epoch
     if pct_start * total_steps == 1:
         raise ValueError(
-            f"pct_start must not be 1 / total_steps, where torch divides by 0, got {pct_start:g}"
+            f"pct_start must not be 1 / total_steps, since torch divides by 0, got {pct_start:g}"
         )
     initial, fall, end = (
         max_lr / div_factor,
@@ -154,16 +154,16 @@ def OneCycleLR(
 
 
 def SequentialLR(t: Array, lr: float, schedulers: list[Call], milestones: list[Whole]) -> Array:
-    """Each from its milestone on, at its own step 0 there, by its closed form: a ConstantLR with n
-    = 0 is then lr, and keeps its factor for ever only at the start; a LinearLR or PolynomialLR with
-    n = 0 is refused, since torch divides by 0."""
+    """Each scheduler starts at its milestone with its own step 0 and its closed form. With n = 0, a
+    ConstantLR after a milestone is lr, and only the first scheduler keeps its factor forever. A
+    LinearLR or PolynomialLR with n = 0 after a milestone is refused, since torch divides by 0."""
     if len(milestones) != len(schedulers) - 1:
         raise ValueError(
-            f"milestones must be one fewer than schedulers, got {len(milestones)} and "
+            f"milestones must have one item fewer than schedulers, got {len(milestones)} and "
             f"{len(schedulers)}"
         )
     if milestones != sorted(milestones):
-        raise ValueError(f"milestones must rise, got {milestones}")
+        raise ValueError(f"milestones must increase, got {milestones}")
     begins = np.array([0, *milestones])
     number = np.searchsorted(milestones, t, side="right")
     rates = np.empty(t.shape)
@@ -174,23 +174,23 @@ def SequentialLR(t: Array, lr: float, schedulers: list[Call], milestones: list[W
         if without_steps and call.func is not ConstantLR and within.any():
             name = f"args.schedulers[{i}].args.total_iters"
             raise ValueError(
-                f"{name} must be >= 1 after a milestone, where torch divides by it, got 0"
+                f"{name} must be >= 1 after a milestone, since torch divides by it, got 0"
             )
         rates[within] = lr if without_steps else call(t[within] - begins[i], lr)
     return rates
 
 
 def ChainedScheduler(t: Array, lr: float, schedulers: list[Call]) -> Array:
-    """lr times the factors of all. What is not a factor of the rate in force, a cosine with
-    eta_min, is not taken."""
+    """lr times the factors of all schedulers. A scheduler that does not multiply the current rate,
+    such as a cosine with eta_min, is not supported."""
     rates = np.full(t.shape, lr)
     for part in schedulers:
         rates = rates * (part(t, lr) / lr)  # type: ignore[operator]
     return rates
 
 
-# What may stand within another class: what computes from the optimizer's rate alone; in a chain,
-# what multiplies it.
+# The classes that another class may contain: SequentialLR those that compute from the optimizer's
+# rate, ChainedScheduler those that multiply the current rate.
 _MULTIPLYING = ("ConstantLR", "LinearLR", "StepLR", "MultiStepLR", "ExponentialLR", "PolynomialLR")
 ChainedScheduler.parts = _MULTIPLYING  # type: ignore[attr-defined]
 SequentialLR.parts = (*_MULTIPLYING, "CosineAnnealingLR", "CosineAnnealingWarmRestarts")  # type: ignore[attr-defined]
