@@ -85,6 +85,18 @@ class Dataset:
         """The number of columns of y; 0 for labels."""
         return 0 if self.task == "classification" else int(self.train.y.shape[1])
 
+    def x_range(self) -> dict[str, Any]:
+        """Return the least and largest value of x in the training rows, before any scaling: of each
+        column if columns have names or scales of their own, else of all values together."""
+        x = self.train.x
+        low, high = x.extent if self.streams else (x.min(axis=0), x.max(axis=0))
+        if self.x_scaling is not None:
+            low, high = self.x_scaling.invert(low), self.x_scaling.invert(high)
+        low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+        if low.ndim != 1 or not (self.features or self.x_scaling):
+            low, high = low.min(), high.max()
+        return {"low": low.tolist(), "high": high.tolist()}
+
     def description(self) -> dict[str, Any]:
         """The content of data.json: everything that predictions on new rows need, and hashes of the
         data."""
@@ -114,6 +126,7 @@ class Dataset:
                 k: s and {"offset": s.offset.tolist(), "scale": s.scale.tolist()}
                 for k, s in scalings.items()
             },
+            "x_range": self.x_range(),
         }
 
     def as_images(self) -> "Dataset":

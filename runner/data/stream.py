@@ -1,6 +1,7 @@
 """Data larger than memory: rows are read from .npy files during training."""
 
 import hashlib
+import math
 import os
 import re
 import stat
@@ -17,7 +18,6 @@ from runner.data.dataset import (
     Task,
     check_classes,
     check_finite,
-    largest_of,
     num_held_out,
     split_rows,
 )
@@ -38,11 +38,16 @@ class FileRows:
     rows: np.ndarray  # int64[N], the numbers of these rows among all rows, in order
     row_shape: tuple[int, ...]
     dtype: np.dtype
-    largest: float  # largest absolute value in the files
+    extent: tuple[float, float]  # smallest and largest value in the files
     sha256: str  # hash of the files' values
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def largest(self) -> float:
+        """Absolute value."""
+        return max(-self.extent[0], self.extent[1])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -125,12 +130,12 @@ class NPY(Section):
         starts = np.cumsum([0, *(len(x) for x in arrays)])
         if starts[-1] == 0:
             raise ConfigError(f"{self.path} holds no rows")
-        largest, sha256 = _scan(files, arrays)
+        extent, sha256 = _scan(files, arrays)
         y, classes = as_targets(y, self.task, self.path)
         check_finite("y", y, self.path)
         rows = np.arange(len(y))
         all_rows = FileRows(
-            tuple(files), starts[:-1], rows, arrays[0].shape[1:], arrays[0].dtype, largest, sha256
+            tuple(files), starts[:-1], rows, arrays[0].shape[1:], arrays[0].dtype, extent, sha256
         )
         held_out = num_held_out(len(y), self.val_fraction, self.test_fraction, self.path)
         train, val, test = (
@@ -183,15 +188,15 @@ def _mapped(path: Path) -> np.ndarray:
     return array
 
 
-def _scan(files: Sequence[Path], arrays: Sequence[np.ndarray]) -> tuple[float, str]:
-    """Find the largest absolute value and hash all values; refuse NaN and infinity."""
-    largest, digest = 0.0, hashlib.sha256()
+def _scan(files: Sequence[Path], arrays: Sequence[np.ndarray]) -> tuple[tuple[float, float], str]:
+    """Find the smallest and largest value and hash all values; refuse NaN and infinity."""
+    low, high, digest = math.inf, -math.inf, hashlib.sha256()
     for file, array in zip(files, arrays, strict=True):
         digest.update(repr((array.shape, array.dtype.str)).encode())
         size = max(1, _BLOCK // max(1, array[:1].nbytes))
         for first in range(0, len(array), size):
             block = np.ascontiguousarray(_mapped(file)[first : first + size])
             check_finite("x", block, str(file), first_row=first)
-            largest = max(largest, largest_of(block))
+            low, high = min(low, float(block.min())), max(high, float(block.max()))
             digest.update(block.data)
-    return largest, digest.hexdigest()
+    return (low, high), digest.hexdigest()

@@ -19,12 +19,14 @@ from runner.config import yaml_files
 from runner.config.conf_folder import defaults, with_schedule_defaults
 from runner.config.schema import Config, parse, sha256
 from runner.data.dataset import Scaling, check_finite
+from runner.data.ranges import far_outside
 from runner.data.source import Batch
 from runner.errors import ConfigError, nearest, show
 from runner.plan import Plan, model_spec, plan
 from runner.run import checkpoint, run_folder
 from runner.run.strict_json import with_numbers
 from runner.spec import ModelSpec, TrainState
+from runner.text import console
 
 
 def config_of(folder: str | Path, key: str = "run") -> dict[str, Any]:
@@ -164,6 +166,7 @@ _DATA: dict[str, Sequence[type]] = {
     "sha256": (str,),
     "x_scaling": (dict, NoneType),
     "y_scaling": (dict, NoneType),
+    "x_range": (dict, NoneType),  # not there in folders of an older version
 }
 
 
@@ -277,6 +280,11 @@ class Run:
                 f"{data['input_shape']}"
             )
         check_finite("x", values, "the new rows")
+        if far := far_outside(values, data, self.folder / "data.json"):
+            console.warn(
+                f"the new rows lie far outside the training rows: {far}; give values in the units "
+                f"of the training data"
+            )
         x_scaling, y_scaling = (Scaling.of(data[key]) for key in ("x_scaling", "y_scaling"))
         with np.errstate(over="ignore"):
             rows = (x_scaling.apply(values) if x_scaling else values).astype(self.model_spec.dtype)

@@ -109,6 +109,39 @@ def softmax(z: np.ndarray) -> np.ndarray:
     return np.asarray(np.exp(z) / np.exp(z).sum(1, keepdims=True))
 
 
+def test_columns_in_other_units_are_named_with_both_ranges(
+    trained: dict[str, Trained], tmp_path: Path
+) -> None:
+    """All rows of the file, one column by a thousand, and all of them standardized as for training,
+    where all but few columns of wine lie outside their raw range."""
+    run = copied(trained["lightning"].wine, tmp_path)
+    section = load_run(run).config.data.model_copy(
+        update={"standardize": False, "path": str(tmp_path / "wine.csv")}
+    )
+    train = section.load().train.x
+    header, alcohol = WINE.feature_names, WINE.data[:, :1]
+    write(tmp_path / "same.csv", header, WINE.data.tolist())
+    write(tmp_path / "one.csv", header, np.hstack([alcohol * 1000, WINE.data[:, 1:]]).tolist())
+    scaled_rows = (WINE.data - train.mean(0)) / train.std(0)
+    write(tmp_path / "scaled.csv", header, scaled_rows.tolist())
+    commands = [
+        ("task=predict", "run=run", f"data.path={name}.csv") for name in ("same", "one", "scaled")
+    ]
+    done = [forked(tmp_path, command)[0] for command in commands]
+    assert [(each.status, each.err) for each in done] == [(0, "")] * 3
+    same, one, scaled = ([*each.out.splitlines()[:-1]] for each in done)
+    low, high = alcohol.min() * 1000, alcohol.max() * 1000
+    least, largest = train[:, 0].min(), train[:, 0].max()
+    begin = "warning: the new rows lie far outside the training rows: column alcohol holds"
+    assert same == []
+    assert one == [
+        f"{begin} {low:g} to {high:g}, in training {least:g} to {largest:g}; give values in the "
+        f"units of the training data"
+    ]
+    assert len(scaled) == 1
+    assert scaled[0].startswith(begin)
+
+
 @both
 def test_a_loaded_run_predicts_from_raw_rows(trained: dict[str, Trained], backend: str) -> None:
     """NumPy's network on rows scaled by NumPy; targets in the data's units."""

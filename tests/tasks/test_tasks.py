@@ -109,6 +109,45 @@ def test_predict_on_the_other_framework_gives_the_outputs_and_labels(
     assert labels.tolist() == [str(i) for i in expected.argmax(1)]
 
 
+def test_predict_warns_of_rows_far_outside_the_training_rows_and_takes_them(
+    tasks: dict[str, Tasks], new_rows: Split, tmp_path: Path
+) -> None:
+    """The digits that a run is trained on are levels over 16, from 0 to 1. Folders of an older
+    version have no range."""
+    path = shutil.copytree(tasks["lightning"].path, tmp_path / "run", symlinks=True)
+    levels = {"as_trained": 1, "of_16": 16, "of_255": 255}
+    for name, level in levels.items():
+        np.savez(tmp_path / f"{name}.npz", x=(new_rows.x * level).astype(np.float32))
+    commands = [("task=predict", "run=run", f"data.path={name}.npz") for name in levels]
+    done = [forked(tmp_path, command)[0] for command in commands]
+    described = json.loads((path / "data.json").read_text())
+    assert described.pop("x_range") == {"low": 0.0, "high": 1.0}
+    (path / "data.json").write_text(json.dumps(described))
+    done += forked(tmp_path, commands[-1])
+    assert [(each.status, each.err) for each in done] == [(0, "")] * 4
+    warned = ["\n".join(each.out.splitlines()[:-1]) for each in done]
+    begin = "warning: the new rows lie far outside the training rows: x holds 0 to"
+    end = "in training 0 to 1; give values in the units of the training data"
+    assert warned == ["", f"{begin} 16, {end}", f"{begin} 255, {end}", ""]
+    assert all(each.out.splitlines()[-1].endswith("(261 rows)") for each in done)
+
+
+@pytest.mark.parametrize(
+    "damaged", [{}, {"low": 0.0}, {"low": "a", "high": "b"}, {"low": [0.0], "high": [1.0]}]
+)
+def test_a_damaged_training_range_is_refused_in_one_line(
+    tasks: dict[str, Tasks], tmp_path: Path, damaged: dict[str, Any]
+) -> None:
+    path = shutil.copytree(tasks["lightning"].path, tmp_path / "run", symlinks=True)
+    described = json.loads((path / "data.json").read_text())
+    (path / "data.json").write_text(json.dumps({**described, "x_range": damaged}))
+    np.savez(tmp_path / "new.npz", x=np.zeros((1, 64)))
+    (done,) = forked(tmp_path, ("task=predict", "run=run", "data.path=new.npz"))
+    said = "x_range must hold low and high, a number each or one per column"
+    assert (done.status, done.out) == (2, "")
+    assert done.err == f"error: run/data.json is damaged: {said}\n"
+
+
 @both
 def test_export_for_the_other_framework_loads_there(
     tasks: dict[str, Tasks], new_rows: Split, backend: str
