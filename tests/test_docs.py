@@ -33,7 +33,7 @@ def test_the_reference_has_every_key_and_every_choice(reference: ModuleType) -> 
     for group in ("schedule", "optimizer", "data", "loss"):
         for file in (REPOSITORY / "conf" / group).glob("[!_]*.yaml"):
             assert f"## `{group}={file.stem}`\n" in pages[f"{group}.md"]
-    assert "- `negative_slope`: a number >= 0; default `0.01`. of leaky" in pages["layers.md"]
+    assert "- `negative_slope`: a number >= 0; default `0.01`. slope of leaky" in pages["layers.md"]
     assert "- `optimizer.beta1`: a number >= 0 and < 1; default `0.9`" in pages["optimizer.md"]
 
 

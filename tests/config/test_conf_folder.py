@@ -54,7 +54,7 @@ def test_a_remark_follows_the_defaults_list() -> None:
     # a value of the choice's own, the remark of the choice that it begins with
     assert remarks("schedule", "sgdr")["growth"] == (
         "2.0",
-        "of a cycle's length over the one before",
+        "length of a cycle relative to the one before",
     )
 
 
