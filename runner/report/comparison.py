@@ -1,4 +1,4 @@
-"""Report several runs: which is best and whether that is more than noise, as a table, a page and a
+"""Report several runs: which is best, and whether that is more than noise, as a table, a page and a
 picture."""
 
 import csv
@@ -20,68 +20,72 @@ from runner.text import escape
 
 
 def write(folder: Path, num_jobs: int) -> int:
-    """The comparison of a multirun, in its folder; 0 if all of its `num_jobs` completed, else 1.
+    """Write a multirun's comparison into its folder. Return 0 if all of its `num_jobs` completed,
+    else 1.
 
-    Jobs that other commands are training are named and left out; they are no reason to end with 1.
-    Of several commands one writes at a time, and the last one sees all jobs.
+    Jobs that other commands are training are named and left out; they do not make the status 1.
+    Only one command writes at a time, so the last one sees all jobs.
     """
     with turn(folder):
         others = held(folder)
-        found = [path for path in inside(folder) if path.name not in others]
-        if not found and not others:
-            raise RunError(f"no job of {folder} left a result")
-        num_jobs = max(num_jobs, len(found) + len(others))
-        jobs = read(found)
+        folders = [path for path in inside(folder) if path.name not in others]
+        if not folders and not others:
+            raise RunError(f"no job of {folder} wrote a result")
+        num_jobs = max(num_jobs, len(folders) + len(others))
+        jobs = read(folders)
         status = compare(folder, jobs, num_jobs) if jobs else 0
-        for name, who in others.items():
-            print(f"training: {name} in {who}")
+        for name, process in others.items():
+            print(f"training: {name} in {process}")
         is_whole = len(jobs) + len(others) == num_jobs and all(job.is_completed for job in jobs)
         return 0 if others and is_whole else status
 
 
 def compare(folder: Path, jobs: Sequence[Job], num_jobs: int) -> int:
-    """comparison.csv, .md, .html, .png and answer.json of these jobs, and their last lines on the
-    terminal. Jobs that measure different things get an answer each: comparison_2.html, ..."""
+    """Write comparison.csv, .md, .html, .png and answer.json of these jobs, and print a summary.
+    Jobs that measure different things get separate answers: comparison_2.html, ..."""
     _write_csv(folder / "comparison.csv", jobs, _metrics(jobs))
     completed = [job for job in jobs if job.is_completed]
-    found, same = answers(jobs), parity.table(completed)
-    text = _text(found, same, escape.markdown)
+    verdicts, parity_rows = answers(jobs), parity.table(completed)
+    text = _text(verdicts, parity_rows, escape.markdown)
     (folder / "comparison.md").write_text(text + "\n", encoding="utf-8")
-    print(f"\n{_text(found, same, printable)}\n")
+    print(f"\n{_text(verdicts, parity_rows, printable)}\n")
     for job in jobs:
         if not job.is_completed:
-            _say(f"{job.status}: {job.folder.name}  {job.result.get('error', '')}".rstrip())
+            _print(f"{job.status}: {job.folder.name}  {job.result.get('error', '')}".rstrip())
     diverged = [job for job in completed if job.has_diverged]
     for job in diverged:
         metric = job.monitor
-        _say(f"diverged: {job.folder.name}  {metric} is {job.last(metric)} after the last epoch")
+        _print(f"diverged: {job.folder.name}  {metric} is {job.last(metric)} after the last epoch")
     known = f", {len(diverged)} of them diverged" if diverged else ""
-    _say(f"{len(completed)} of {num_jobs} jobs completed{known}")
-    _say(f"folder   {folder}")
-    for i, each in enumerate(found, start=1):
-        if len(found) > 1:
-            _say(f"answer   {each.title}")
-        _write_answer(folder, each, same, "" if i == 1 else f"_{i}")
+    _print(f"{len(completed)} of {num_jobs} jobs completed{known}")
+    _print(f"folder   {folder}")
+    for i, verdict in enumerate(verdicts, start=1):
+        if len(verdicts) > 1:
+            _print(f"answer   {verdict.title}")
+        _write_answer(folder, verdict, parity_rows, "" if i == 1 else f"_{i}")
     return 0 if len(completed) == num_jobs else 1
 
 
-def _write_answer(folder: Path, found: Answer, same: Sequence[parity.Parity], suffix: str) -> None:
-    """answer.json, and of what is ranked a picture, a page and the commands to copy."""
-    answer.write(folder / f"answer{suffix}.json", found)
-    if not found.ranked:
+def _write_answer(
+    folder: Path, verdict: Answer, parity_rows: Sequence[parity.Parity], suffix: str
+) -> None:
+    """Write answer.json; if there are ranked groups, also a picture and a page, and print the
+    commands to copy."""
+    answer.write(folder / f"answer{suffix}.json", verdict)
+    if not verdict.ranked:
         return
     picture, html = (folder / f"comparison{suffix}{end}" for end in (".png", ".html"))
-    _draw(picture, found)
-    again = answer.command(found.best.group)
-    page.write(html, found, again, table_of(found), same)
-    _say(f"picture  {picture}")
-    _say(f"page     {html}")
-    _say(f"to test  {answer.command_to_test(found.best.group)}")
-    _say(f"winner   {found.winner()}")
-    _say(f"to copy  {again}")
+    _draw(picture, verdict)
+    command = answer.command(verdict.best.group)
+    page.write(html, verdict, command, table_of(verdict), parity_rows)
+    _print(f"picture  {picture}")
+    _print(f"page     {html}")
+    _print(f"to test  {answer.command_to_test(verdict.best.group)}")
+    _print(f"winner   {verdict.winner()}")
+    _print(f"to copy  {command}")
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(printable(line))
 
 
@@ -89,38 +93,40 @@ def _metrics(jobs: Iterable[Job]) -> list[str]:
     return list(dict.fromkeys(name for job in jobs for name in job.metrics))
 
 
-def table_of(found: Answer) -> list[tuple[str, ...]]:
-    """A header, then a row a ranked group, best first; every cell as it is, not escaped."""
-    names = _metrics(job for ranked in found.ranked for job in ranked.group.completed)
-    others = [name for name in names if name.startswith("val/") and name != found.metric]
+def table_of(verdict: Answer) -> list[tuple[str, ...]]:
+    """Return a header and one row per ranked group, best first. The cells are not escaped."""
+    names = _metrics(job for ranked in verdict.ranked for job in ranked.group.completed)
+    others = [name for name in names if name.startswith("val/") and name != verdict.metric]
     header = (
         "rank",
         "overrides",
         "seeds",
-        found.metric,
+        verdict.metric,
         "sd",
         "95 % interval",
         "from the best",
         "p",
         "more seeds",
         *others,
-        f"steps to {found.target:.4g}",
+        f"steps to {verdict.target:.4g}",
         "seconds",
         "rate at its best",
     )
-    return [header, *(_cells(ranked, others) for ranked in found.ranked)]
+    return [header, *(_cells(ranked, others) for ranked in verdict.ranked)]
 
 
 def _cells(ranked: Ranked, others: Sequence[str]) -> tuple[str, ...]:
-    known, against = ranked.summary, ranked.against_best
+    summary, against = ranked.summary, ranked.against_best
     p, more_seeds = (against.p, against.more_seeds) if against else (None, None)
     return (
         str(ranked.rank),
         ranked.group.label,
-        str(known.num),
-        f"{known.mean:.4f}",
-        "" if known.sd is None else f"{known.sd:.4f}",
-        "" if known.interval is None else f"{known.interval[0]:.4f} to {known.interval[1]:.4f}",
+        str(summary.num),
+        f"{summary.mean:.4f}",
+        "" if summary.sd is None else f"{summary.sd:.4f}",
+        ""
+        if summary.interval is None
+        else f"{summary.interval[0]:.4f} to {summary.interval[1]:.4f}",
         "" if against is None or not against.num else f"{against.difference:+.4f}",
         "" if p is None else f"{p:.2g}",
         "" if more_seeds is None else str(more_seeds),
@@ -132,53 +138,55 @@ def _cells(ranked: Ranked, others: Sequence[str]) -> tuple[str, ...]:
 
 
 def _text(
-    found: Sequence[Answer], same: Sequence[parity.Parity], medium: Callable[[str], str]
+    verdicts: Sequence[Answer],
+    parity_rows: Sequence[parity.Parity],
+    escaped: Callable[[str], str],
 ) -> str:
-    """comparison.md: the answers, their tables, and the parity of backends. `medium`: how text is
-    escaped."""
+    """Format comparison.md: the answers, their tables, and the parity of backends. `escaped`
+    escapes text for the medium."""
     parts = []
-    if len(found) > 1:
+    if len(verdicts) > 1:
         parts.append(
-            f"These runs measure {len(found)} different things, so they are not in one list."
+            f"These runs measure {len(verdicts)} different things, so they are not in one list."
         )
-    for each in found:
-        if len(found) > 1:
-            parts.append(f"## {medium(each.title)}")
-        parts += _parts(each, medium)
-    if any(len(each.ranked) > 1 for each in found):
+    for verdict in verdicts:
+        if len(verdicts) > 1:
+            parts.append(f"## {escaped(verdict.title)}")
+        parts += _parts(verdict, escaped)
+    if any(len(verdict.ranked) > 1 for verdict in verdicts):
         parts.append(
             "Ranked by the monitored metric after the last epoch. p: Student's paired test over "
-            "the seeds in common, corrected by Holm for all pairs; the deviation of a share of "
-            "rows counts as one row at least. Steps and seconds of training: until the first epoch "
-            "that is as good as the worst group's best one, medians. Rate at its best: of the last "
-            "update before the best epoch's end."
+            "the seeds in common, with Holm's correction for all pairs; the standard deviation of "
+            "a metric that counts rows is at least one row. Steps and seconds: training until the "
+            "first epoch that is as good as the best epoch of the worst group; medians over the "
+            "seeds. Rate at its best: the rate of the last update in the best epoch."
         )
-    if same:
-        rows = [parity.HEADER, *(row.cells() for row in same)]
-        parts.append(as_markdown(rows, medium))
+    if parity_rows:
+        rows = [parity.HEADER, *(row.cells() for row in parity_rows)]
+        parts.append(as_markdown(rows, escaped))
     return "\n\n".join(parts)
 
 
-def _parts(found: Answer, medium: Callable[[str], str]) -> list[str]:
-    """Write one answer: its words, its table, and all rates that were tried."""
-    parts = ["\n".join(map(medium, [*found.says(), *found.at_edges()]))]
-    if found.ranked:
-        parts.append(as_markdown(table_of(found), medium))
-    whole = [group for group in found.tried if group not in found.unranked]
-    if len(whole) > len(found.ranked):
-        means = [(group.label, _mean_or_fate(group, found)) for group in found.tried]
-        table = as_markdown([("overrides", found.metric), *means], medium)
+def _parts(verdict: Answer, escaped: Callable[[str], str]) -> list[str]:
+    """Format one answer: its sentences, its table, and all rates that were tried."""
+    parts = ["\n".join(map(escaped, [*verdict.sentences(), *verdict.at_edges()]))]
+    if verdict.ranked:
+        parts.append(as_markdown(table_of(verdict), escaped))
+    rankable = [group for group in verdict.tried if group not in verdict.unranked]
+    if len(rankable) > len(verdict.ranked):
+        means = [(group.label, _mean_or_fate(group, verdict)) for group in verdict.tried]
+        table = as_markdown([("overrides", verdict.metric), *means], escaped)
         parts.append(f"All rates that were tried:\n\n{table}")
     return parts
 
 
-def _mean_or_fate(group: Group, found: Answer) -> str:
-    over = group if found.seeds is None else group.over(found.seeds)
-    return answer.fate(group, found.metric) or f"{over.mean(found.metric):.4f}"
+def _mean_or_fate(group: Group, verdict: Answer) -> str:
+    shared = group if verdict.seeds is None else group.over(verdict.seeds)
+    return answer.fate(group, verdict.metric) or f"{shared.mean(verdict.metric):.4f}"
 
 
 def _write_csv(path: Path, jobs: Sequence[Job], metrics: Sequence[str]) -> None:
-    """A row a job; what is text in result.json is escaped, numbers are written as they are."""
+    """Write one row per job. Text from result.json is escaped, numbers are not."""
     header = ["overrides", "backend", "schedule", "seed", *metrics, "seconds", "status"]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -192,38 +200,38 @@ def _write_csv(path: Path, jobs: Sequence[Job], metrics: Sequence[str]) -> None:
             writer.writerow([escape.csv(v) if isinstance(v, str) else v for v in row])
 
 
-def _draw(path: Path, found: Answer) -> None:
-    """The rate and the monitored metric of every group over its steps; of several seeds the mean,
-    and their range. The best groups have a colour and a name, the others are grey."""
+def _draw(path: Path, verdict: Answer) -> None:
+    """Draw the rate and the monitored metric of every group over its steps; for several seeds, the
+    mean and the range. The best groups have a colour and a name, the others are grey."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12.5, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     rate, metric = figure.subplots(1, 2)
-    for ranked in found.ranked[_NAMED:]:
-        _draw_group(rate, metric, ranked, found.metric, color="0.8", label=None)
-    for number, ranked in enumerate(found.ranked[:_NAMED]):
+    for ranked in verdict.ranked[_NAMED:]:
+        _draw_group(rate, metric, ranked, verdict.metric, color="0.8", label=None)
+    for number, ranked in enumerate(verdict.ranked[:_NAMED]):
         label = escape.picture(f"{ranked.rank}. {ranked.group.label}", most=42)
-        _draw_group(rate, metric, ranked, found.metric, color=f"C{number}", label=label)
-    if len(found.ranked) > _NAMED:
-        metric.plot([], [], color="0.8", label=f"{len(found.ranked) - _NAMED} more")
+        _draw_group(rate, metric, ranked, verdict.metric, color=f"C{number}", label=label)
+    if len(verdict.ranked) > _NAMED:
+        metric.plot([], [], color="0.8", label=f"{len(verdict.ranked) - _NAMED} more")
     rate.set_ylabel("learning rate")
     rate.set_ylim(bottom=0)
-    metric.set_ylabel(escape.picture(found.metric))
-    if found.is_logarithmic:
+    metric.set_ylabel(escape.picture(verdict.metric))
+    if verdict.is_logarithmic:
         pictures.use_log_scale(metric)
     for axes in (rate, metric):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
     handles, labels = metric.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize="small")
-    title = escape.picture(f"best {found.metric}: {found.winner()}", most=160)
+    title = escape.picture(f"best {verdict.metric}: {verdict.winner()}", most=160)
     figure.suptitle(title, fontsize="medium", wrap=True)
     pictures.save(figure, path)
 
 
-_NAMED = 10  # groups with a colour of their own
+_NAMED = 10  # groups with their own colour
 
 
 def _draw_group(
@@ -231,8 +239,8 @@ def _draw_group(
 ) -> None:
     jobs = ranked.group.completed
     job = jobs[0]
-    drawn = points(len(job.trace["step"]), MOST_POINTS)
-    steps, rates = (job.trace[column][drawn] for column in ("step", "learning_rate"))
+    selected = points(len(job.trace["step"]), MOST_POINTS)
+    steps, rates = (job.trace[column][selected] for column in ("step", "learning_rate"))
     rate.plot(steps, rates, drawstyle="steps-post", color=color)
     curves = [job.epochs[name] for job in jobs]
     if len({len(curve) for curve in curves}) == 1:

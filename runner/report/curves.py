@@ -1,4 +1,4 @@
-"""curves.png: the rate and the losses of one run over its steps."""
+"""Draw curves.png: the rate and the losses of one run over its steps."""
 
 from functools import cache
 from pathlib import Path
@@ -10,13 +10,13 @@ from runner.report import pictures
 from runner.run.run_folder import read_columns
 from runner.text import escape
 
-MOST_POINTS = 5000  # of a line: more than there are pixels
+MOST_POINTS = 5000  # of a line; more than the picture's width in pixels
 
 
 @cache
 def _figure() -> Any:
-    """Make the figure once per process: its axes and ticks take half of the time of a picture. Its
-    margins and the place of its title are fixed, since fitting them would draw it twice."""
+    """Make the figure once per process, since its axes and ticks take half of a picture's time. Its
+    margins and the title's position are fixed: to fit them, Matplotlib would draw it twice."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -41,7 +41,7 @@ def draw(folder: Path, title: str) -> Path:
     figure = _figure()
     rate, loss = figure.axes
     for axes in (rate, loss):
-        for line in list(axes.lines):  # of the run before
+        for line in list(axes.lines):  # of the previous run
             line.remove()
         axes.relim()
         axes.autoscale()

@@ -1,4 +1,4 @@
-"""The runs that are compared, read from their folders."""
+"""Read the runs that are compared from their folders, and group them."""
 
 import json
 import math
@@ -20,19 +20,19 @@ from runner.run.run_folder import check_headers, check_types, read_columns, read
 from runner.run.saved import config_of
 from runner.run.strict_json import with_numbers
 
-# What loss=auto is, by the data's task
+# The loss that loss=auto selects, by the data's task
 _USUAL_LOSS: dict[str, dict[str, Any]] = {
     "classification": {"name": "cross_entropy", "label_smoothing": 0.0},
     "regression": {"name": "mean_squared_error"},
 }
 
 
-NO_OVERRIDES = "defaults"  # label of a group that no override sets apart
+NO_OVERRIDES = "defaults"  # label of a group without overrides of its own
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run's folder."""
+    """A run's folder and its result."""
 
     folder: Path
     result: Mapping[str, Any]
@@ -52,7 +52,7 @@ class Job:
 
     @property
     def status(self) -> str:
-        """completed, interrupted, failed; unfinished: without a result.json; damaged: what is there
+        """completed, interrupted or failed; unfinished: it has no result.json; damaged: its files
         cannot be read."""
         return str(self.result["status"])
 
@@ -62,12 +62,12 @@ class Job:
 
     @property
     def has_config(self) -> bool:
-        """It can be told which group it belongs to."""
+        """Whether its config could be read, so that its group is known."""
         return bool(self.result["backend"])
 
     @property
     def has_diverged(self) -> bool:
-        """Tell whether it ended by a loss, or with a monitored metric, that is NaN or infinite."""
+        """Whether a loss, or the monitored metric after the last epoch, is NaN or infinite."""
         if self.is_completed:
             return not math.isfinite(self.last(self.monitor))
         error = str(self.result.get("error", ""))
@@ -80,8 +80,8 @@ class Job:
     @property
     def metrics(self) -> Mapping[str, Any]:
         """Metrics after the last epoch."""
-        found: Mapping[str, Any] = self.result["metrics"]
-        return found
+        metrics: Mapping[str, Any] = self.result["metrics"]
+        return metrics
 
     @property
     def seed(self) -> int:
@@ -93,40 +93,38 @@ class Job:
 
     @property
     def overrides(self) -> list[str]:
-        return [str(said) for said in self.result["overrides"]]
+        return [str(item) for item in self.result["overrides"]]
 
     def settings(self, *without: str) -> str:
-        """Identify what the job trained, without the seed: jobs with equal settings can be
+        """Return a hash of the job's config without the seed. Jobs with equal settings can be
         averaged."""
         return sha256(self.config, "seed", *without)
 
     @cached_property
     def data(self) -> Mapping[str, Any]:
-        """data.json; empty of a run that was refused before it was written, or where the file is
-        damaged."""
+        """data.json; empty if the run was refused before writing it, or if the file is damaged."""
         try:
             return read_json(self.folder / "data.json")
         except ConfigError:
             return {}
 
     def meaning(self) -> str:
-        """Identify what the monitored metric measures; only runs with the same one can be
+        """Return a key of what the monitored metric measures. Only runs with equal keys can be
         ranked."""
         return json.dumps([*self._meaning(), self._data_hash], sort_keys=True)
 
     def measures(self) -> str:
-        """Say the same in words."""
+        """Describe what the monitored metric measures."""
         metric, mode, loss = self._meaning()
         numbers = ", ".join(
             f"{key} {value}" for key, value in (loss or {}).items() if key != "name"
         )
-        named = f" ({loss['name']}{', ' if numbers else ''}{numbers})" if loss else ""
-        return (
-            f"{metric}{named}, {mode}, of data={self.config['data']['name']} {self._data_hash[:8]}"
-        )
+        details = f" ({loss['name']}{', ' if numbers else ''}{numbers})" if loss else ""
+        data = f"data={self.config['data']['name']} {self._data_hash[:8]}"
+        return f"{metric}{details}, {mode}, of {data}"
 
     def _meaning(self) -> tuple[str, str, dict[str, Any] | None]:
-        """The metric, the better direction, and for a loss its kind and numbers."""
+        """Return the metric, its mode, and for a loss its name and numbers."""
         trainer, loss = self.config["trainer"], dict(self.config["loss"])
         metric = self.monitor
         if loss["name"] == "auto":
@@ -134,7 +132,8 @@ class Job:
         return metric, str(trainer["monitor_mode"]), loss if metric.endswith("/loss") else None
 
     def check(self) -> None:
-        """A ConfigError where a number is none, or a completed run's records cannot be read."""
+        """Raise ConfigError if an entry is not a number, or if a completed run's records cannot be
+        read."""
         metric, best, path = self.monitor, self.result["best"], self.folder
         numbers = {f"metrics.{name}": value for name, value in self.metrics.items()}
         numbers |= {f"seconds.{name}": value for name, value in self.result["seconds"].items()}
@@ -162,31 +161,32 @@ class Job:
                 raise _damaged(path / "result.json", "best.value must be a number, got null")
 
     def last(self, metric: str) -> float:
-        """The metric after the last epoch; NaN where there is none."""
+        """Return the metric after the last epoch, or NaN if there is none."""
         value = self.metrics.get(metric)
         return math.nan if value is None else float(value)
 
     @property
     def _data_hash(self) -> str:
-        """Hash the data's values, or its config where there is no data.json."""
-        found = self.data.get("values_sha256") or self.data.get("sha256")
-        return str(found or sha256({"data": self.config["data"]}))
+        """The hash of the data's values, or of its config if there is no data.json."""
+        known = self.data.get("values_sha256") or self.data.get("sha256")
+        return str(known or sha256({"data": self.config["data"]}))
 
     def resolution(self, metric: str) -> float:
-        """The step between the values that a metric can have: a count's, one row; else 0."""
+        """Return the step between the values that a metric can have: 1 / rows if it counts rows,
+        else 0."""
         split, _, name = metric.partition("/")
         num_rows = self.data.get("rows", {}).get(split)
         counts = name == "accuracy" or name.startswith("top_")
         return 1 / num_rows if counts and num_rows else 0.0
 
     def rate_at_best(self) -> float:
-        """The rate of the last update before the end of the best epoch."""
+        """Return the rate of the last update in the best epoch."""
         return float(self.trace["learning_rate"][self.result["best"]["step"] - 1])
 
     def reached(self, metric: str, mode: str, target: float) -> tuple[float, float]:
-        """Step and seconds of training at the end of the first epoch that was as good as the
-        target; infinite where there is none. A resumed run's seconds are infinite too: its clock
-        holds start-ups that result.json does not know."""
+        """Return the step and the seconds of training at the end of the first epoch that reached
+        the target; infinite if there is none. The seconds of a resumed run are infinite too: its
+        clock includes startup times that are not in result.json."""
         values = self.epochs[metric]
         good = np.flatnonzero(values <= target if mode == "min" else values >= target)
         if not len(good):
@@ -200,7 +200,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Group:
-    """Jobs that differ in the seed alone, one a seed, whatever became of them."""
+    """Jobs that differ only in the seed, one per seed, completed or not."""
 
     label: str  # the overrides that not all jobs share
     jobs: tuple[Job, ...]
@@ -214,24 +214,25 @@ class Group:
         return [job.seed for job in self.jobs]
 
     def over(self, seeds: Collection[int]) -> "Group":
-        """Return the group of these seeds alone."""
+        """Return the group with only these seeds."""
         return Group(self.label, tuple(job for job in self.jobs if job.seed in seeds))
 
     def values(self, metric: str) -> dict[int, float]:
-        """Seed -> the metric after the last epoch, of the completed jobs where it is finite."""
+        """Return seed -> the metric after the last epoch, for completed jobs with a finite one."""
         values = {job.seed: job.last(metric) for job in self.completed}
         return {seed: value for seed, value in values.items() if math.isfinite(value)}
 
     def diverged(self, metric: str) -> list[int]:
-        """The seeds of jobs that ended by a loss, or with a metric, that is NaN or infinite."""
+        """Return the seeds of jobs with a loss or a metric that is NaN or infinite."""
         values = self.values(metric)
         bad = [job for job in self.jobs if job.seed not in values]
         return [job.seed for job in bad if job.is_completed or job.has_diverged]
 
     def failed(self, metric: str) -> list[int]:
-        """The seeds of the other jobs that did not complete: failed, interrupted or unfinished."""
-        gone = {*self.values(metric), *self.diverged(metric)}
-        return [seed for seed in self.seeds if seed not in gone]
+        """Return the seeds of the other jobs that did not complete: failed, interrupted or
+        unfinished."""
+        others = {*self.values(metric), *self.diverged(metric)}
+        return [seed for seed in self.seeds if seed not in others]
 
     @property
     def base_rate(self) -> float:
@@ -239,11 +240,11 @@ class Group:
 
     @property
     def is_tuned(self) -> bool:
-        """Tell whether its base rate is one of tune=lr."""
+        """Whether its base rate is one of tune=lr."""
         return bool(self.jobs[0].config.get("tune"))
 
     def but_for_rate(self) -> str:
-        """Identify what the group trained, without its base rate."""
+        """Return a key of the group's settings without its base rate."""
         job = self.jobs[0]
         optimizer = {k: v for k, v in job.config["optimizer"].items() if k != "lr"}
         return job.settings("optimizer") + json.dumps(optimizer, sort_keys=True)
@@ -253,9 +254,9 @@ class Group:
         return float(np.mean([*values.values()])) if values else math.nan
 
     def reached(self, metric: str, mode: str, target: float) -> tuple[float, float]:
-        """Medians over the seeds."""
-        found = [job.reached(metric, mode, target) for job in self.completed]
-        steps, seconds = zip(*found, strict=True)
+        """Return the medians of `Job.reached` over the seeds."""
+        by_job = [job.reached(metric, mode, target) for job in self.completed]
+        steps, seconds = zip(*by_job, strict=True)
         return median(steps), median(seconds)
 
     def rate_at_best(self) -> float:
@@ -263,34 +264,35 @@ class Group:
 
     @property
     def config_dir(self) -> str | None:
-        """The folder of --config-dir, which its choices may come from."""
-        found = self.jobs[0].result.get("config_dir")
-        return None if found is None else str(found)
+        """The folder of --config-dir, which may contain some of its choices."""
+        folder = self.jobs[0].result.get("config_dir")
+        return None if folder is None else str(folder)
 
     def to_copy(self) -> list[str]:
-        """The overrides that train it."""
+        """Return the overrides that train the group."""
         without = ("seed=", "output.", "tune", "search=")
-        return [said for said in self.jobs[0].overrides if not said.startswith(without)]
+        return [item for item in self.jobs[0].overrides if not item.startswith(without)]
 
 
 def inside(folder: Path) -> list[Path]:
-    """The runs' folders in a multirun's; one without a result.json is a run that has not ended."""
+    """Return the run folders in a multirun's folder, also those without a result.json: runs that
+    have not ended."""
     records = [*folder.glob("*/result.json"), *folder.glob("*/config.yaml")]
     return sorted({path.parent for path in records})
 
 
-def _damaged(path: Path, what: str) -> ConfigError:
-    return ConfigError(f"{path} is damaged: {what}")
+def _damaged(path: Path, problem: str) -> ConfigError:
+    return ConfigError(f"{path} is damaged: {problem}")
 
 
 def read(folders: Iterable[Path]) -> list[Job]:
-    """A run that cannot be read is no reason to lose the others: its status is damaged."""
+    """Read the runs. A run that cannot be read gets the status damaged; the others are kept."""
     return [_read(folder) for folder in folders]
 
 
 def _read(folder: Path) -> Job:
-    """A folder without result.json is a run that has not ended. A key that an older version did
-    not write is what the config says, or unknown."""
+    """Read a run. A folder without result.json is a run that has not ended. A key that older
+    versions did not write is taken from the config, or unknown."""
     known: dict[str, Any] = {
         "status": "unfinished",
         "backend": "",
@@ -318,7 +320,7 @@ def _read(folder: Path) -> Job:
         return Job(folder, {**known, "status": "damaged", "error": str(error)})
 
 
-# What is read of a run, by the types that it must have
+# The keys that are read from result.json and config.yaml, and their types
 _RESULT: dict[str, Sequence[type]] = {
     "status": (str,),
     "backend": (str,),
@@ -344,27 +346,29 @@ _CONFIG: dict[str, dict[str, Sequence[type]]] = {
 
 
 def groups(jobs: Sequence[Job]) -> list[Group]:
-    """Group the jobs, in the order of their first ones. Of two copies of a job, take the one that
-    completed. Of the same settings on two backends, which train the same run, take the backend on
-    which more jobs completed."""
+    """Group the jobs, in the order of their first ones. Of two copies of a job, take the completed
+    one. The same settings on two backends are the same run: take the backend with more completed
+    jobs."""
     by_settings: dict[str, dict[str, dict[int, Job]]] = {}
     for job in jobs:
         by_backend = by_settings.setdefault(job.settings("backend"), {})
         seeds = by_backend.setdefault(job.backend, {})
         if job.seed not in seeds or (job.is_completed and not seeds[job.seed].is_completed):
             seeds[job.seed] = job
-    each = [
-        _with_overrides_first(max(own.values(), key=lambda seeds: _num_completed(seeds.values())))
-        for own in by_settings.values()
+    grouped = [
+        _with_overrides_first(
+            max(by_backend.values(), key=lambda seeds: _num_completed(seeds.values()))
+        )
+        for by_backend in by_settings.values()
     ]
-    ranked = [job for own in each for job in own if job.overrides]
-    alone = len(each) < 2 or not ranked
-    shared = set() if alone else set.intersection(*(set(job.overrides) for job in ranked))
-    labels = [_label(own[0], shared) for own in each]
-    twice = {label for label, number in Counter(labels).items() if number > 1}
+    with_overrides = [job for members in grouped for job in members if job.overrides]
+    is_single = len(grouped) < 2 or not with_overrides
+    shared = set() if is_single else set.intersection(*(set(j.overrides) for j in with_overrides))
+    labels = [_label(members[0], shared) for members in grouped]
+    repeated = {label for label, number in Counter(labels).items() if number > 1}
     return [
-        Group(f"{label} ({own[0].folder.name})" if label in twice else label, tuple(own))
-        for label, own in zip(labels, each, strict=True)
+        Group(f"{label} ({members[0].folder.name})" if label in repeated else label, tuple(members))
+        for label, members in zip(labels, grouped, strict=True)
     ]
 
 
@@ -373,30 +377,31 @@ def _num_completed(jobs: Iterable[Job]) -> int:
 
 
 def _with_overrides_first(seeds: Mapping[int, Job]) -> list[Job]:
-    """A run that has not ended, or is damaged, has none to name the group by."""
+    """Sort a group's jobs, those with overrides first: the first one names the group. A run that
+    has not ended, or is damaged, has no overrides."""
     return sorted(seeds.values(), key=lambda job: not job.overrides)
 
 
-def best_rates(found: Iterable[Group], badness: Callable[[Group], float]) -> list[Group]:
-    """Sort the groups, the best first. Of groups that differ in a tuned base rate alone, keep the
+def best_rates(groups: Iterable[Group], badness: Callable[[Group], float]) -> list[Group]:
+    """Sort the groups, the best first. Of groups that differ only in a tuned base rate, keep the
     best one."""
     best: dict[str, Group] = {}
-    for group in sorted(found, key=badness):
+    for group in sorted(groups, key=badness):
         same = group.but_for_rate() if group.is_tuned else group.jobs[0].settings()
         best.setdefault(same, group)
     return list(best.values())
 
 
 def pairs(jobs: Sequence[Job]) -> list[tuple[Job, Job]]:
-    """Jobs that differ in the backend alone: the first one and each other."""
-    found: dict[str, list[Job]] = {}
+    """Return pairs of jobs that differ only in the backend: the first job with each other one."""
+    by_settings: dict[str, list[Job]] = {}
     for job in jobs:
-        found.setdefault(job.settings("backend") + f" {job.seed}", []).append(job)
+        by_settings.setdefault(job.settings("backend") + f" {job.seed}", []).append(job)
     return [
-        (own[0], other)
-        for own in found.values()
-        for other in own[1:]
-        if other.backend != own[0].backend
+        (same[0], other)
+        for same in by_settings.values()
+        for other in same[1:]
+        if other.backend != same[0].backend
     ]
 
 
@@ -404,5 +409,5 @@ def _label(job: Job, shared: set[str]) -> str:
     if job.status in ("unfinished", "damaged"):
         return job.folder.name
     without = ("seed=", "output.", "backend=")
-    own = [said for said in job.overrides if said not in shared and not said.startswith(without)]
-    return " ".join(own) or NO_OVERRIDES
+    label = [item for item in job.overrides if item not in shared and not item.startswith(without)]
+    return " ".join(label) or NO_OVERRIDES

@@ -1,4 +1,4 @@
-"""find_lr.png: the loss of a range test over its rates, with what it speaks for."""
+"""Draw find_lr.png: the loss of a range test over its rates, with the suggested rates."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ def draw(
     rates: np.ndarray,
     losses: np.ndarray,
     smoothed: np.ndarray,
-    found: Suggestion | None,
+    suggestion: Suggestion | None,
 ) -> None:
-    """Matplotlib without pyplot."""
+    """Draw the picture with Matplotlib, without pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -24,10 +24,10 @@ def draw(
     axes = figure.subplots()
     axes.plot(rates, losses, color="tab:gray", alpha=0.4, linewidth=0.8, label="batch")
     axes.plot(rates, smoothed, color="tab:blue", label="smoothed")
-    if found is not None:
+    if suggestion is not None:
         marks = (
-            (found.steepest, "tab:orange", "steepest slope"),
-            (found.tenth, "tab:green", "a tenth of the minimum's"),
+            (suggestion.steepest, "tab:orange", "steepest slope"),
+            (suggestion.tenth, "tab:green", "a tenth of the minimum's"),
         )
         for rate, color, label in marks:
             axes.axvline(

@@ -1,4 +1,4 @@
-"""comparison.html: the answer with curves to hover and zoom and a table to sort, one file that
+"""Write comparison.html: the answer, curves to hover and zoom, a table to sort. It is one file and
 needs no network."""
 
 from collections.abc import Mapping, Sequence
@@ -14,41 +14,41 @@ from runner.report.answer import Answer, Ranked
 from runner.run.run_folder import points
 from runner.text import escape
 
-# Okabe and Ito (2008): told apart with any colour vision, and on a light as on a dark ground; then
-# again, dashed
+# The palette of Okabe and Ito (2008): distinct with any colour vision, on light and on dark
+# backgrounds. After the last colour it repeats with dashed lines.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a6d3b", "#7a7a7a")
 _DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 def write(
     path: Path,
-    found: Answer,
+    answer: Answer,
     command: str,
     table: Sequence[Sequence[str]],
     same: Sequence[parity.Parity],
 ) -> None:
-    """`table` has a header and a row a group, as comparison.md has; `command` trains the best
-    one."""
+    """Write the page. `table` has a header and one row per group, as in comparison.md; `command`
+    trains the best group."""
     from plotly.offline import get_plotlyjs
 
-    lines = found.says()
-    style = [_style(i) for i in range(len(found.ranked))]
+    lines = answer.sentences()
+    styles = [_style(i) for i in range(len(answer.ranked))]
     data = {
-        "metric": escape.plotly(found.metric),
-        "logarithmic": found.is_logarithmic,
+        "metric": escape.plotly(answer.metric),
+        "logarithmic": answer.is_logarithmic,
         "groups": [
-            {"label": escape.plotly(ranked.group.label), **look, **_curves(ranked, found.metric)}
-            for ranked, look in zip(found.ranked, style, strict=True)
+            {"label": escape.plotly(ranked.group.label), **style, **_curves(ranked, answer.metric)}
+            for ranked, style in zip(answer.ranked, styles, strict=True)
         ],
     }
     template = Template(files("runner.report").joinpath("page.html").read_text(encoding="utf-8"))
     page = template.substitute(
-        title=escape.html(f"{found.metric}: {found.winner()}"),
+        title=escape.html(f"{answer.metric}: {answer.winner()}"),
         answer="".join(f"<p>{escape.html(line.strip())}</p>" for line in lines),
         command=escape.html(command),
         lines="".join(
-            _choice(i, ranked, look)
-            for i, (ranked, look) in enumerate(zip(found.ranked, style, strict=True))
+            _choice(i, ranked, style)
+            for i, (ranked, style) in enumerate(zip(answer.ranked, styles, strict=True))
         ),
         table=_table("groups", table),
         parity=_table("parity", [parity.HEADER, *(row.cells() for row in same)], "Backends")
@@ -68,37 +68,37 @@ def _style(i: int) -> dict[str, str]:
 
 
 def _curves(ranked: Ranked, metric: str) -> dict[str, Any]:
-    """The first seed's rates, and the metric's mean over the seeds with their range."""
+    """Return the rates of the first seed, and the metric's mean and range over the seeds."""
     jobs = ranked.group.completed
     job, curves = jobs[0], [job.epochs[metric] for job in jobs]
     num = min(map(len, curves))
     values = np.stack([curve[:num] for curve in curves])
-    rate = _thinned(job.trace["step"], job.trace["learning_rate"])
+    rate = _subsample(job.trace["step"], job.trace["learning_rate"])
     return {
         "rate": rate,
-        "mean": _thinned(job.epochs["step"][:num], values.mean(axis=0)),
-        "low": _thinned(job.epochs["step"][:num], values.min(axis=0))["y"]
+        "mean": _subsample(job.epochs["step"][:num], values.mean(axis=0)),
+        "low": _subsample(job.epochs["step"][:num], values.min(axis=0))["y"]
         if len(curves) > 1
         else None,
-        "high": _thinned(job.epochs["step"][:num], values.max(axis=0))["y"]
+        "high": _subsample(job.epochs["step"][:num], values.max(axis=0))["y"]
         if len(curves) > 1
         else None,
     }
 
 
-def _thinned(x: np.ndarray, y: np.ndarray) -> dict[str, list[float | None]]:
-    drawn = points(len(x), 2000)
-    return {"x": _numbers(x[drawn]), "y": _numbers(y[drawn])}
+def _subsample(x: np.ndarray, y: np.ndarray) -> dict[str, list[float | None]]:
+    selected = points(len(x), 2000)
+    return {"x": _numbers(x[selected]), "y": _numbers(y[selected])}
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:
-    """JSON has no NaN."""
+    """Convert to JSON numbers; NaN and infinity, which JSON does not have, become null."""
     return [float(value) if np.isfinite(value) else None for value in values]
 
 
-def _choice(i: int, ranked: Ranked, look: Mapping[str, str]) -> str:
-    """The legend is of checkboxes: they are reached by keyboard, and read aloud."""
-    swatch = f'<span class="swatch {look["dash"]}" style="border-color: {look["colour"]}"></span>'
+def _choice(i: int, ranked: Ranked, style: Mapping[str, str]) -> str:
+    """Format a legend entry as a checkbox, which works by keyboard and with screen readers."""
+    swatch = f'<span class="swatch {style["dash"]}" style="border-color: {style["colour"]}"></span>'
     label = escape.html(ranked.group.label)
     return (
         f'<label><input type="checkbox" data-group="{i}" checked> {swatch} {ranked.rank}. '

@@ -1,4 +1,4 @@
-"""Jobs that differ in their backend alone, beside each other: they should be one run."""
+"""Compare jobs that differ only in their backend: they should be the same run."""
 
 from dataclasses import dataclass
 
@@ -8,15 +8,14 @@ from runner.errors import RunError, printable
 from runner.report.jobs import Job, pairs
 from runner.run import checkpoint
 
-# of losses, relative where they are above 1: what rounding alone may make of a run in this
-# precision
+# allowed difference of losses (relative for losses above 1) from rounding, by precision
 _TOLERANCE = {"exact": 0.0, "float64": 1e-10, "float32": 1e-4, "bf16-mixed": 0.1}
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The largest differences of two runs; `first_step` is where the losses part by more than the
-    tolerance."""
+    """The largest differences of two runs. `first_step` is the first step at which the losses
+    differ by more than the tolerance."""
 
     overrides: str
     backends: str
@@ -27,11 +26,11 @@ class Parity:
     first_step: int | None
 
     def cells(self) -> tuple[str, ...]:
-        beyond = "none" if self.first_step is None else f"step {self.first_step}"
+        differs_at = "none" if self.first_step is None else f"step {self.first_step}"
         numbers = (
             f"{value:.1e}" if value else "0" for value in (self.rate, self.loss, self.weights)
         )
-        return (self.overrides, self.backends, *numbers, f"{beyond} (over {self.tolerance:g})")
+        return (self.overrides, self.backends, *numbers, f"{differs_at} (over {self.tolerance:g})")
 
 
 HEADER = (
@@ -45,37 +44,38 @@ HEADER = (
 
 
 def table(jobs: list[Job]) -> list[Parity]:
-    """A row a pair; one whose checkpoint is damaged is named and left out."""
-    found = []
+    """Return one row per pair of jobs. Print the pairs with a damaged checkpoint, and leave them
+    out."""
+    rows = []
     for a, b in pairs(jobs):
         try:
-            found.append(_compare(a, b))
+            rows.append(_compare(a, b))
         except RunError as error:
             print(
                 printable(
                     f"no table of the differences of {a.folder.name} and {b.folder.name}: {error}"
                 )
             )
-    return found
+    return rows
 
 
 def _compare(a: Job, b: Job) -> Parity:
     num = min(len(a.trace["step"]), len(b.trace["step"]))
     losses = [job.trace["loss"][:num] for job in (a, b)]
-    apart = np.abs(losses[0] - losses[1]) / np.maximum(1, np.abs(losses[0]))
+    difference = np.abs(losses[0] - losses[1]) / np.maximum(1, np.abs(losses[0]))
     tolerance = _TOLERANCE[a.config["trainer"]["precision"]]
-    beyond = np.flatnonzero(apart > tolerance)
+    beyond = np.flatnonzero(difference > tolerance)
     weights = [checkpoint.read(job.folder)[0].weights for job in (a, b)]
     return Parity(
         overrides=" ".join(
-            said for said in a.overrides if not said.startswith(("backend=", "output."))
+            item for item in a.overrides if not item.startswith(("backend=", "output."))
         )
         or "defaults",
         backends=f"{a.backend}, {b.backend}",
         rate=float(
             np.abs(a.trace["learning_rate"][:num] - b.trace["learning_rate"][:num]).max(initial=0)
         ),
-        loss=float(apart.max(initial=0)),
+        loss=float(difference.max(initial=0)),
         weights=max(
             (float(np.abs(weights[0][name] - weights[1][name]).max()) for name in weights[0]),
             default=0.0,

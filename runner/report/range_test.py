@@ -1,5 +1,5 @@
-"""Reading an LR range test: the loss while the rate rises geometrically, and the rates that it
-speaks for."""
+"""Evaluate an LR range test, in which the rate rises geometrically: smooth the losses, find the
+end, suggest a rate."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,9 @@ Array = np.ndarray
 
 
 def smooth(losses: Array, beta: float) -> Array:
-    """s_t = beta s_(t-1) + (1 - beta) l_t with s_(-1) = 0, over its bias 1 - beta^(t+1): Adam's
-    first moment of the loss,
-    as in fastai's lr_find.  # float64[n] -> float64[n]"""
+    """s_t = beta s_(t-1) + (1 - beta) l_t with s_(-1) = 0, divided by 1 - beta^(t+1) as a bias
+    correction: Adam's first moment of the loss, as in fastai's lr_find.
+    # float64[n] -> float64[n]"""
     smoothed, s = np.empty(len(losses)), 0.0
     for t, loss in enumerate(losses):
         s = beta * s + (1 - beta) * loss
@@ -20,8 +20,8 @@ def smooth(losses: Array, beta: float) -> Array:
 
 
 def end(losses: Array, smoothed: Array, factor: float) -> int | None:
-    """The first update whose loss is not finite, or whose smoothed one is above `factor` times the
-    least before it."""
+    """Return the first update with a loss that is not finite, or with a smoothed loss above
+    `factor` times the smallest one so far; None if there is none."""
     with np.errstate(invalid="ignore"):
         worse = smoothed > factor * np.minimum.accumulate(smoothed)
     bad = np.flatnonzero(~np.isfinite(losses) | worse)
@@ -31,28 +31,28 @@ def end(losses: Array, smoothed: Array, factor: float) -> int | None:
 @dataclass(frozen=True)
 class Suggestion:
     steepest: float  # the rate at which the smoothed loss falls fastest over ln(rate)
-    minimum: float  # the rate at which it is least
-    tenth: float  # of the rate at the minimum
+    minimum: float  # the rate at which the smoothed loss is smallest
+    tenth: float  # a tenth of `minimum`
 
     @property
     def lr(self) -> float:
-        """The steepest, to two digits."""
+        """The rate `steepest`, rounded to two digits."""
         return float(f"{self.steepest:.1e}")
 
 
 def suggest(rates: Array, smoothed: Array) -> Suggestion | None:
-    """Suggest a rate from the updates up to the least smoothed loss; None if the loss does not fall
-    on the way there.
+    """Suggest a rate from the updates up to the smallest smoothed loss; None if the loss does not
+    fall on the way there.
 
     The slope is ds / d ln(rate), by central differences (numpy.gradient). The first tenth of the
-    updates is left out: few losses are in its means. Smith (2017), section 3.3, reads the same off
-    by eye; Lightning's Tuner.lr_find takes the steepest slope of the raw losses.
+    updates is ignored, since its means are over few losses. Smith (2017), section 3.3, reads the
+    rate off a plot; Lightning's Tuner.lr_find takes the steepest slope of the raw losses.
     """
-    skipped, least = len(smoothed) // 10, int(np.argmin(smoothed))
-    if least - skipped < 2:
+    skipped, smallest = len(smoothed) // 10, int(np.argmin(smoothed))
+    if smallest - skipped < 2:
         return None
-    slope = np.gradient(smoothed, np.log(rates))[skipped : least + 1]
+    slope = np.gradient(smoothed, np.log(rates))[skipped : smallest + 1]
     if not slope.min() < 0:
         return None
     steepest = float(rates[skipped + int(np.argmin(slope))])
-    return Suggestion(steepest, float(rates[least]), float(rates[least]) / 10)
+    return Suggestion(steepest, float(rates[smallest]), float(rates[smallest]) / 10)

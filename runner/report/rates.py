@@ -1,5 +1,4 @@
-"""The picture of schedules before any training: one curve, a few laid over each other, or a
-gallery."""
+"""Draw schedules before training: up to eight curves on shared axes, or one small plot for each."""
 
 from collections.abc import Mapping
 from math import ceil
@@ -11,13 +10,13 @@ import numpy as np
 from runner.report import pictures
 from runner.text import escape
 
-_OVERLAID = 8  # curves that one pair of axes shows legibly
-_POINTS = 4000  # more than a picture has columns
+_OVERLAID = 8  # the most curves that are legible on shared axes
+_POINTS = 4000  # more than the picture's width in pixels
 
 
 def draw(path: Path, tables: Mapping[str, np.ndarray], base: float) -> None:
-    """Rates over steps, by name; `base` is optimizer.lr, the dashed line. Matplotlib without
-    pyplot."""
+    """Draw tables of rates, by name, over the steps. `base` is optimizer.lr, the dashed line. Uses
+    Matplotlib without pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -54,7 +53,7 @@ def draw(path: Path, tables: Mapping[str, np.ndarray], base: float) -> None:
 
 
 def _plot(axes: Any, rates: np.ndarray, label: str | None = None) -> None:
-    """A rate holds for its step; of a long table every n-th and the last."""
+    """Plot rates as steps; of a long table, every n-th step and the last."""
     steps = np.unique(
         np.append(np.arange(0, len(rates), max(1, len(rates) // _POINTS)), len(rates) - 1)
     )

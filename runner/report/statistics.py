@@ -1,7 +1,7 @@
-"""Is a difference between groups of runs more than the seeds' noise?
+"""Test whether a difference between groups of runs is more than the seeds' noise.
 
-Runs of one seed share first weights and batches, so groups are compared in pairs, seed by seed.
-scipy.special has the distributions.
+Runs with the same seed share first weights and batches, so groups are compared in pairs, seed by
+seed. scipy.special has the distributions.
 """
 
 import math
@@ -11,9 +11,9 @@ from itertools import combinations
 
 import numpy as np
 
-LEVEL = 0.05  # of all comparisons together
-POWER = 0.8  # with which the seeds that are asked for would find the difference that was seen
-_NUM_DRAWS = 20_000  # of probabilities: a share has a standard error of at most 0.0036
+LEVEL = 0.05  # significance level of all comparisons together
+POWER = 0.8  # the probability that the suggested number of seeds finds the observed difference
+_NUM_DRAWS = 20_000  # for probabilities; their standard error is at most 0.0036
 _FLOAT32 = float(np.finfo(np.float32).eps)
 
 
@@ -23,20 +23,20 @@ class Summary:
 
     num: int
     mean: float
-    sd: float | None  # with n - 1; None of one value
-    interval: tuple[float, float] | None  # 95 %, of the mean, Student's t, n - 1 degrees of freedom
+    sd: float | None  # with n - 1; None for one value
+    interval: tuple[float, float] | None  # 95 % of the mean: Student's t, n - 1 degrees of freedom
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Two groups, over the seeds that both have."""
+    """Compares two groups a and b, over the seeds that both have."""
 
     num: int
     difference: float  # mean of a - b; NaN without a seed in common
-    interval: tuple[float, float] | None  # 95 %, of the difference; None: it cannot be known
-    p_raw: float | None  # two-sided, of Student's paired test; None: it cannot be known
-    p: float | None  # corrected by Holm for all comparisons
-    more_seeds: int | None  # to find such a difference; 0: it is found; None: it cannot be known
+    interval: tuple[float, float] | None  # 95 % of the difference; None: unknown
+    p_raw: float | None  # two-sided, of Student's paired test; None: unknown
+    p: float | None  # with Holm's correction for all comparisons
+    more_seeds: int | None  # needed to find such a difference; 0: it is found; None: unknown
 
     @property
     def is_real(self) -> bool:
@@ -57,49 +57,50 @@ def summary(values: Sequence[float]) -> Summary:
 def compare(
     groups: Mapping[str, Mapping[int, float]], resolution: float = 0.0
 ) -> dict[tuple[str, str], Paired]:
-    """Every pair of groups, each seed -> value; `resolution` is the step between values that the
-    metric can have (1 / rows of an accuracy), 0 of a continuous one.
+    """Compare every pair of groups; a group maps seeds to values. `resolution` is the step between
+    the values that the metric can have (1 / rows for an accuracy), 0 for a continuous metric.
 
-    The p of scipy.stats.ttest_rel over the seeds that both have, where the differences' standard
-    deviation s is taken to be at least the resolution: t = sqrt(n) mean / max(s, resolution).
-    A few differences of a count are often equal by chance; then s says that the metric is coarse
-    and not that the seeds agree. Sheppard (1898) corrects variances for such grouping on average
-    over many values, which is no help for the s of two or three. With the bound, at most 5 % of
-    equal groups are told apart for 2 to 5 seeds, whatever the noise, and power is lost only where
-    the noise is below the resolution (tests/report/test_statistics.py simulates both). Equal
-    differences of a continuous metric show that it has a resolution that is not known: no p.
+    p is that of scipy.stats.ttest_rel over the seeds that both groups have, but the standard
+    deviation s of the differences is at least the resolution: t = sqrt(n) mean / max(s,
+    resolution). A few differences of a count are often equal by chance; then a small s shows that
+    the metric is coarse, not that the seeds agree. Sheppard's correction (1898) for grouped values
+    holds on average over many values, but not for the s of two or three. With this bound, at most
+    5 % of equal groups are called different for 2 to 5 seeds, whatever the noise, and power is lost
+    only if the noise is below the resolution (tests/report/test_statistics.py simulates both).
+    Equal differences of a continuous metric show that it has an unknown resolution: there is no p.
 
-    Holm (1979), over all pairs and not only those with the best: it is chosen from the same values.
-    Seeds needed: the least n at which the paired test at the level LEVEL over the number of
-    comparisons finds the standardised difference that was seen with probability POWER, from the
-    noncentral t.
+    Holm's correction (1979) is for all pairs, not only those with the best group, because that is
+    chosen from the same values. The number of seeds needed is the smallest n for which the paired
+    test, at LEVEL / number of comparisons, finds the observed standardised difference with
+    probability POWER, from the noncentral t distribution.
     """
     pairs = {pair: _common(groups[pair[0]], groups[pair[1]]) for pair in combinations(groups, 2)}
     differences = {pair: a - b for pair, (a, b) in pairs.items()}
-    spread = {pair: _spread(a, b, resolution) for pair, (a, b) in pairs.items()}
-    raw = {pair: _p(differences[pair], spread[pair]) for pair in pairs}
+    deviations = {pair: _deviation(a, b, resolution) for pair, (a, b) in pairs.items()}
+    raw = {pair: _p(differences[pair], deviations[pair]) for pair in pairs}
     corrected = holm({pair: p for pair, p in raw.items() if p is not None})
-    found = {}
+    comparisons = {}
     for pair, values in differences.items():
-        p, sd = corrected.get(pair), spread[pair]
+        p, sd = corrected.get(pair), deviations[pair]
         mean = float(values.mean()) if len(values) else math.nan
         more = _more_seeds(mean, sd, len(values), p, len(corrected))
         interval = _interval(mean, sd, len(values))
-        found[pair] = Paired(len(values), mean, interval, raw[pair], p, more)
-    return found
+        comparisons[pair] = Paired(len(values), mean, interval, raw[pair], p, more)
+    return comparisons
 
 
 def probabilities_best(
     values: np.ndarray, mode: str, resolution: float = 0.0
 ) -> list[float] | None:
-    """The probability that a group has the best true mean, for each.  # values [groups, seeds]
+    """Return each group's probability that it has the best true mean; None for fewer than two
+    seeds.  # values [groups, seeds]
 
-    A draw of all means is mean + (z s + e r / sqrt(2)) / sqrt(n), Student's t with n - 1 degrees
-    of freedom: z s has the covariance of the seeds' values, e is independent noise of each group
-    with the resolution r, so that two groups differ by a deviation of at least r. This is the
-    posterior under the prior of Geisser and Cornfield (1963), whose pairs have the posterior of
-    Student's paired test: of two groups 1 - p / 2 where r is 0. Always the same draws; groups that
-    tie share theirs. None: fewer than two seeds.
+    A draw of all means is mean + (z s + e r / sqrt(2)) / sqrt(n), with Student's t of n - 1 degrees
+    of freedom. z s has the covariance of the seeds' values; e is independent noise for each group,
+    with the resolution r, so that the deviation between two groups is at least r. This is the
+    posterior under the prior of Geisser and Cornfield (1963); for a pair of groups it is that of
+    Student's paired test, so with r = 0 the better one of two groups has probability 1 - p / 2. The
+    draws are always the same. Groups that tie in a draw share it.
     """
     num_groups, num = values.shape
     if num < 2:
@@ -113,12 +114,13 @@ def probabilities_best(
     scale = np.sqrt((num - 1) / draw.chisquare(num - 1, (_NUM_DRAWS, 1)) / num)
     means = (mean + (seeds + own) * scale) * (1 if mode == "max" else -1)
     largest = means.max(axis=1, keepdims=True)
-    winners = means >= largest - 1e-12 * np.abs(largest)  # equal but for the sums' rounding
+    winners = means >= largest - 1e-12 * np.abs(largest)  # equal up to rounding of the sums
     return [float(share) for share in (winners / winners.sum(axis=1, keepdims=True)).mean(axis=0)]
 
 
 def holm(p_values: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
-    """The i-th smallest of m becomes the largest so far of min(1, (m - i + 1) p), i from 1."""
+    """Apply Holm's correction: the i-th smallest p of m, i from 1, becomes the largest so far of
+    min(1, (m - i + 1) p)."""
     adjusted, largest = {}, 0.0
     for i, (pair, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         largest = max(largest, min(1.0, (len(p_values) - i) * p))
@@ -127,18 +129,18 @@ def holm(p_values: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], flo
 
 
 def power(effect: float, num: int, level: float) -> float:
-    """Power of the two-sided paired t test: `num` pairs, a difference of `effect` standard
-    deviations of the differences."""
+    """Return the power of the two-sided paired t test for `num` pairs and a difference of `effect`
+    standard deviations of the differences."""
     from scipy import special
 
     critical = special.stdtrit(num - 1, 1 - level / 2)
     shift = effect * math.sqrt(num)
     below, missed = special.nctdtr(num - 1, shift, [-critical, critical])
-    return float(1 - missed + np.nan_to_num(below))  # NaN stands for a tail below 1e-16
+    return float(1 - missed + np.nan_to_num(below))  # NaN means a tail below 1e-16
 
 
 def seeds_needed(effect: float, level: float, largest: int = 10_000) -> int | None:
-    """The least number of pairs with a power of POWER; None: more than `largest`."""
+    """Return the smallest number of pairs with a power of POWER; None if above `largest`."""
     if not effect or power(effect, largest, level) < POWER:
         return None
     low, high = 2, largest
@@ -156,10 +158,10 @@ def _common(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[np.ndarray,
     return np.array([a[seed] for seed in seeds]), np.array([b[seed] for seed in seeds])
 
 
-def _spread(a: np.ndarray, b: np.ndarray, resolution: float) -> float | None:
-    """The standard deviation of the differences, at least the resolution; None: it cannot be known.
+def _deviation(a: np.ndarray, b: np.ndarray, resolution: float) -> float | None:
+    """Return the standard deviation of the differences, at least the resolution; None if unknown.
 
-    Continuous metrics come from float32 outputs: below that precision differences count as equal.
+    Continuous metrics come from float32 outputs. Differences below this precision count as equal.
     """
     if len(a) < 2 or not (np.isfinite(a).all() and np.isfinite(b).all()):
         return None

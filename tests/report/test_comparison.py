@@ -287,7 +287,7 @@ def test_equal_differences_of_a_loss_tell_nothing_of_the_noise(
 ) -> None:
     values = {"schedule=constant": [0.3, 0.4, 0.5], "schedule=linear": [0.2, 0.3, 0.4]}
     found = compared(tmp_path, capsys, values)
-    line = "  schedule=constant: 0.1 more, the same in every seed, which does not tell the noise"
+    line = "  schedule=constant: 0.1 more, the same in every seed, so the noise is unknown"
     assert line in found.out.splitlines()
     assert (found.answer()["is_real"], found.groups()["schedule=constant"]["p"]) == (False, None)
 
@@ -392,7 +392,7 @@ def test_bit_identical_runs_are_called_the_same_run(
 ) -> None:
     values = {"schedule=constant": [0.5, 0.6], "schedule=linear": [0.5, 0.6]}
     found = compared(tmp_path, capsys, values, weights_sha256="0" * 64)
-    line = "  schedule=linear: the same run, to the last bit of its weights"
+    line = "  schedule=linear: the same run, with bit-identical weights"
     assert line in found.out.splitlines()
     assert "within the noise" not in found.out
     assert "winner   schedule=constant (all groups are the same run)" in found.out
