@@ -45,7 +45,7 @@ class Answer:
 
     @property
     def is_logarithmic(self) -> bool:
-        """Whether its curves are drawn on a logarithmic axis."""
+        """True if its curves are drawn on a logarithmic axis."""
         return self.mode == "min" and min(ranked.summary.mean for ranked in self.ranked) > 0
 
     @property

@@ -62,12 +62,12 @@ class Job:
 
     @property
     def has_config(self) -> bool:
-        """Whether its config could be read, so that its group is known."""
+        """True if its config could be read, so that its group is known."""
         return bool(self.result["backend"])
 
     @property
     def has_diverged(self) -> bool:
-        """Whether a loss, or the monitored metric after the last epoch, is NaN or infinite."""
+        """True if a loss, or the monitored metric after the last epoch, is NaN or infinite."""
         if self.is_completed:
             return not math.isfinite(self.last(self.monitor))
         error = str(self.result.get("error", ""))
@@ -240,7 +240,7 @@ class Group:
 
     @property
     def is_tuned(self) -> bool:
-        """Whether its base rate is one of tune=lr."""
+        """True if its base rate is one of tune=lr."""
         return bool(self.jobs[0].config.get("tune"))
 
     def but_for_rate(self) -> str:
