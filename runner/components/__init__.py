@@ -1,1 +1,1 @@
-"""Parts that a config names: layers, losses, metrics, optimizers."""
+"""The parts that a config can name: layers, losses, metrics, optimizers."""

@@ -1,12 +1,12 @@
-"""Weights that change no output: their true gradient is 0, and what is computed for it is rounding
-noise.
+"""Find weights that do not affect the output. Their true gradient is 0; the computed gradient is
+rounding noise.
 
-A bias before a batch norm is the common case: the norm subtracts the batch's mean, and the bias
-with it. Optimizers that divide by the gradient's size (all but sgd) turn such noise into whole
-steps, which differ from framework to framework.
+The common case is a bias before a batch norm: the norm subtracts the batch's mean, and the bias
+with it. Optimizers that divide by the gradient's size (all but sgd) turn the noise into full steps,
+which differ between frameworks.
 
-The rules below follow a change of one weight through the layers behind it. `Change` says what the
-change of a layer's output has in common for any change of that weight.
+The rules below follow a change of one weight through the later layers. `Change` describes what the
+change of a layer's output looks like for any change of that weight.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,11 +16,11 @@ from runner.components.layers import Network, Node, padding_same
 
 
 class Change(IntEnum):
-    """Changes of a value, from the most special to the most general."""
+    """The kind of change of a value, from the most specific to the most general."""
 
     NONE = 0
-    CHANNEL = 1  # the same for all rows and all places of an image or a sequence
-    ROWS = 2  # the same for all rows
+    CHANNEL = 1  # equal for all rows and all positions of an image or a sequence
+    ROWS = 2  # equal for all rows
     ANY = 3
 
 
@@ -28,37 +28,41 @@ _FIRST = {"bias": Change.CHANNEL, "offset": Change.CHANNEL, "embedding": Change.
 
 
 def cancelled(network: Network) -> dict[str, str]:
-    """The trained weights that change no output -> the layer that cancels them."""
+    """Map each trained weight that does not affect the output to the layer that cancels it."""
     return {name: by for name, change, by in _changes(network.nodes) if change == Change.NONE}
 
 
 def _changes(nodes: Sequence[Node]) -> Iterator[tuple[str, Change, str]]:
-    """Every trained weight of these nodes, its change at their end, and the layer that made it
-    that."""
+    """Yield every trained weight of these nodes, the change at their output, and the layer that
+    caused this kind of change."""
     for i, node in enumerate(nodes):
         for name, change, by in [*_own(node), *_inner(node)]:
             yield (name, *_through(nodes[i + 1 :], change, by))
 
 
 def _own(node: Node) -> Iterator[tuple[str, Change, str]]:
-    """The node's own weights, at its output."""
+    """Yield the node's own weights and the change at its output."""
     for variable in node.variables:
         change = (
-            Change.NONE if _alone(node, variable.name) else _FIRST.get(variable.name, Change.ANY)
+            Change.NONE
+            if _has_no_effect(node, variable.name)
+            else _FIRST.get(variable.name, Change.ANY)
         )
         if variable.trainable:
             yield f"{node.name}/{variable.name}", _narrowed(change, node), node.name
 
 
-def _alone(node: Node, variable: str) -> bool:
-    """The softmax over one step is 1; one feature without its mean is 0."""
+def _has_no_effect(node: Node, variable: str) -> bool:
+    """True for attention over a single step (the softmax is 1) and for a layer norm of a single
+    feature (minus its mean it is 0)."""
     if node.spec.layer == "attention":
         return node.input_shape[0] == 1 and variable in ("query", "key")
     return node.spec.layer == "layer_norm" and node.input_shape[-1] == 1 and variable == "scale"
 
 
 def _inner(node: Node) -> Iterator[tuple[str, Change, str]]:
-    """The weights in a residual's branches, at its output: the other branch does not change."""
+    """Yield the weights in a residual's branches. The other branch does not change, so the change
+    at the residual's output is that of the branch."""
     for branch in node.branches:
         yield from _changes(branch)
 
@@ -72,7 +76,7 @@ def _through(nodes: Sequence[Node], change: Change, by: str) -> tuple[Change, st
 
 
 def _after(node: Node, change: Change) -> Change:
-    """Follow a change of the node's input to its output."""
+    """The change of the node's output for a change of its input."""
     s = node.spec
     match s.layer:
         case "residual":
@@ -99,7 +103,7 @@ def _after(node: Node, change: Change) -> Change:
 
 
 def _narrowed(change: Change, node: Node) -> Change:
-    """Narrow a change: with a single position, a change that is the same for all rows is the same
-    for all positions."""
-    one = all(size == 1 for size in node.output_shape[:-1])
-    return Change.CHANNEL if change == Change.ROWS and one else change
+    """Turn ROWS into CHANNEL if the output has a single position: a change that is equal for all
+    rows is then equal for all positions."""
+    has_one_position = all(size == 1 for size in node.output_shape[:-1])
+    return Change.CHANNEL if change == Change.ROWS and has_one_position else change

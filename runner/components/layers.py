@@ -1,10 +1,9 @@
-"""The layer vocabulary: what a layer's keys are, the shape it makes, the variables it owns, their
-first values.
+"""The layers: their keys, output shapes, variables, and initial values.
 
-Shapes leave out the batch: (features,), (steps, features) of a sequence, or (height, width,
-channels), channels last. Weights are canonical, the same for every backend: dense kernel [in, out];
-convolution kernel [height, width, in, out]; names
-`KIND_INDEX/VARIABLE`, with an index per kind in order of definition, nested layers included.
+Shapes do not include the batch: (features,), (steps, features) of a sequence, or (height, width,
+channels), channels last. Weights have the same layout and names on every backend: dense kernel [in,
+out]; convolution kernel [height, width, in, out]. A name is `KIND_INDEX/VARIABLE`; the index counts
+the layers of a kind in order of definition, nested layers included.
 """
 
 import math
@@ -23,13 +22,13 @@ from runner.section import Count, Fraction, NonNegative, Positive, Section
 Shape = tuple[int, ...]
 Padding = Literal["same", "valid"]
 Init = Literal["glorot_uniform", "he_uniform", "zeros", "ones"]
-_SEQUENCE = "a sequence [steps, features]; a reshape layer makes one"
+_SEQUENCE = ("a sequence [steps, features]", "add reshape")
 
 
 @dataclass(frozen=True)
 class Variable:
-    """One tensor of a layer. A buffer is not trained (running statistics); `decays` = weight decay
-    may touch it."""
+    """One tensor of a layer. A buffer (running statistics) is not trainable; `decays` is true if
+    weight decay applies with decay_exclude=bias_and_norm."""
 
     name: str
     shape: Shape
@@ -43,12 +42,12 @@ class _Layer(Section):
         return shape
 
     def variables(self, shape: Shape) -> tuple[Variable, ...]:
-        """The variables, given the shape of the input."""
+        """The variables of the layer for an input of this shape."""
         return ()
 
 
 class Dense(_Layer):
-    """y = x W + b; W [in, out] = `kernel`. Of a sequence, each step by itself."""
+    """y = x W + b; W [in, out] = `kernel`. Applied to each step of a sequence."""
 
     layer: Literal["dense"]
     units: Count | Literal["outputs"]
@@ -56,7 +55,7 @@ class Dense(_Layer):
     init: Init
 
     def output_shape(self, shape: Shape) -> Shape:
-        _rank(shape, (1, 2), "flatten or global_average_pool")
+        _check_rank(shape, (1, 2), "a row or a sequence", "add flatten or global_average_pool")
         return (*shape[:-1], int(self.units))
 
     def variables(self, shape: Shape) -> tuple[Variable, ...]:
@@ -65,8 +64,8 @@ class Dense(_Layer):
 
 
 class Conv2D(_Layer):
-    """Cross-correlation with a kernel [height, width, in, out]. Padding `same` is
-    `padding_same`."""
+    """Cross-correlation with a kernel [height, width, in, out]. `padding: same` gives ceil(size /
+    stride) outputs per axis, as in TensorFlow."""
 
     layer: Literal["conv2d"]
     filters: Count
@@ -95,13 +94,13 @@ class _Pool(_Layer):
 
 
 class MaxPool(_Pool):
-    """The largest value of each window; padding never wins."""
+    """The maximum of each window; padding is ignored."""
 
     layer: Literal["max_pool"]
 
 
 class AveragePool(_Pool):
-    """The mean of each window; padding is not counted."""
+    """The mean of each window; padding is ignored."""
 
     layer: Literal["average_pool"]
 
@@ -113,12 +112,12 @@ class GlobalAveragePool(_Layer):
     layer: Literal["global_average_pool"]
 
     def output_shape(self, shape: Shape) -> Shape:
-        _rank(shape, (2, 3), "an image or a sequence")
+        _check_rank(shape, (2, 3), "an image or a sequence", "add reshape")
         return shape[-1:]
 
 
 class Flatten(_Layer):
-    """[H, W, C] -> [H * W * C], in that order."""
+    """[H, W, C] -> [H * W * C], in row-major order."""
 
     layer: Literal["flatten"]
 
@@ -127,18 +126,18 @@ class Flatten(_Layer):
 
 
 class Reshape(_Layer):
-    """To `shape`, in row-major order: [64] -> [8, 8, 1] makes images of rows. One size may be -1:
-    what is left."""
+    """Reshape to `shape`, in row-major order: [64] -> [8, 8, 1] turns rows into images. One size
+    may be -1; it follows from the others."""
 
     layer: Literal["reshape"]
     shape: list[Annotated[int, Field(ge=-1)]]
 
     def output_shape(self, shape: Shape) -> Shape:
         size, known = math.prod(shape), math.prod(num for num in self.shape if num != -1)
-        made = tuple(size // max(1, known) if num == -1 else num for num in self.shape)
-        if self.shape.count(-1) > 1 or math.prod(made) != size:
-            raise ValueError(f"cannot turn {_show(shape)} into {_show(tuple(self.shape))}")
-        return made
+        output = tuple(size // max(1, known) if num == -1 else num for num in self.shape)
+        if self.shape.count(-1) > 1 or math.prod(output) != size:
+            raise ValueError(f"cannot reshape {_show(shape)} to {_show(tuple(self.shape))}")
+        return output
 
 
 class Activation(_Layer):
@@ -151,8 +150,8 @@ class Activation(_Layer):
 
 
 class Dropout(_Layer):
-    """x / (1 - rate) in training where the mask of runner.random.keep holds, else 0; the identity
-    elsewhere."""
+    """In training, x / (1 - rate) where the mask of runner.random.keep is true, else 0; the
+    identity in evaluation."""
 
     layer: Literal["dropout"]
     rate: Fraction
@@ -161,9 +160,9 @@ class Dropout(_Layer):
 class BatchNorm(_Layer):
     """y = (x - mean) / sqrt(variance + eps) * scale + offset, over all axes but the last.
 
-    In training the batch's mean and biased variance; elsewhere the running ones, which move by
-    running = momentum * running + (1 - momentum) * batch, with the unbiased variance, as in torch.
-    `momentum` is that of Keras and Flax; torch's is 1 - momentum. Ioffe and Szegedy (2015).
+    Training uses the batch's mean and biased variance; evaluation uses running values, updated as
+    running = momentum * running + (1 - momentum) * batch, with the unbiased variance as in torch.
+    `momentum` is defined as in Keras and Flax; torch's is 1 - momentum. Ioffe and Szegedy (2015).
     """
 
     layer: Literal["batch_norm"]
@@ -199,7 +198,7 @@ class PositionEmbedding(_Layer):
     init: Init
 
     def output_shape(self, shape: Shape) -> Shape:
-        _rank(shape, (2,), _SEQUENCE)
+        _check_rank(shape, (2,), *_SEQUENCE)
         return shape
 
     def variables(self, shape: Shape) -> tuple[Variable, ...]:
@@ -207,12 +206,12 @@ class PositionEmbedding(_Layer):
 
 
 class Attention(_Layer):
-    """Self-attention of H = `num_heads` heads over the steps of a sequence [T, D]. Head h has the
-    columns h D/H to (h + 1) D/H of q = x Q, k = x K and v = x V and gives softmax(q k^T /
-    sqrt(D/H)) v; y = (all heads side by side) O.
+    """Self-attention with H = `num_heads` heads over the steps of a sequence [T, D]. Head h uses
+    the columns h D/H to (h + 1) D/H of q = x Q, k = x K and v = x V and computes softmax(q k^T /
+    sqrt(D/H)) v; y = (concatenated heads) O.
 
-    Q, K, V, O [D, D] = `query`, `key`, `value`, `output`. There are no biases: that of the keys
-    would move no output, so that its gradient would be rounding noise. Vaswani et al. (2017),
+    Q, K, V, O [D, D] = `query`, `key`, `value`, `output`. There are no biases: the bias of the keys
+    does not affect the output, so its gradient would be rounding noise. Vaswani et al. (2017),
     section 3.2.2; torch's MultiheadAttention with bias=False, Keras's with use_bias=False.
     """
 
@@ -221,7 +220,7 @@ class Attention(_Layer):
     init: Init
 
     def output_shape(self, shape: Shape) -> Shape:
-        _rank(shape, (2,), _SEQUENCE)
+        _check_rank(shape, (2,), *_SEQUENCE)
         if shape[-1] % self.num_heads:
             raise ValueError(f"num_heads={self.num_heads} does not divide {shape[-1]} features")
         return shape
@@ -235,7 +234,7 @@ class Attention(_Layer):
 
 
 class Residual(_Layer):
-    """y = layers(x) + shortcut(x); no shortcut layers: + x. He et al. (2016)."""
+    """y = layers(x) + shortcut(x); without shortcut layers, layers(x) + x. He et al. (2016)."""
 
     layer: Literal["residual"]
     layers: list["Layer"]
@@ -254,7 +253,7 @@ Residual.model_rebuild()
 
 @dataclass(frozen=True)
 class Node:
-    """A layer in its place: its name, the shapes around it, its variables, and for a residual its
+    """A layer of a network: its name, input and output shapes, variables, and for a residual its
     two branches."""
 
     name: str
@@ -263,10 +262,10 @@ class Node:
     output_shape: Shape
     variables: tuple[Variable, ...]
     branches: tuple[tuple["Node", ...], tuple["Node", ...]] = ((), ())
-    index: int = 0  # among all nodes, in order of definition: it keys the dropout masks
+    index: int = 0  # number among all nodes, in order of definition; keys the dropout masks
 
     def trainable(self) -> list[str]:
-        """The canonical names of its weights and of those in its branches."""
+        """The names of its trainable weights, including those in its branches."""
         return [
             f"{node.name}/{v.name}" for node in _walk([self]) for v in node.variables if v.trainable
         ]
@@ -274,7 +273,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Network:
-    """The layers of a model in order, with every shape known: what a backend builds from."""
+    """The layers of a model in order, with all shapes. A backend builds its model from it."""
 
     nodes: tuple[Node, ...]
     input_shape: Shape
@@ -284,20 +283,20 @@ class Network:
         return self.nodes[-1].output_shape if self.nodes else self.input_shape
 
     def walk(self) -> Iterator[Node]:
-        """All nodes in order of definition; a residual before its branches."""
+        """Iterate over all nodes in order of definition; a residual comes before its branches."""
         return _walk(self.nodes)
 
     def variables(self) -> dict[str, Variable]:
-        """Canonical name -> variable, in order of definition."""
+        """Map names to variables, in order of definition."""
         return {f"{node.name}/{v.name}": v for node in self.walk() for v in node.variables}
 
 
 def network(layers: Sequence[Any], input_shape: Shape, num_outputs: int) -> Network:
-    """Name the layers and follow the shapes through them; a misfit is a ConfigError that names its
-    place in the list."""
+    """Name the layers and compute their shapes. Raises ConfigError with the layer's path if shapes
+    do not fit."""
     counts: Counter[str] = Counter()
 
-    def place(specs: Sequence[Any], shape: Shape, path: str) -> tuple[tuple[Node, ...], Shape]:
+    def build(specs: Sequence[Any], shape: Shape, path: str) -> tuple[tuple[Node, ...], Shape]:
         nodes = []
         for i, spec in enumerate(specs):
             where = f"{path}[{i}]"
@@ -306,12 +305,12 @@ def network(layers: Sequence[Any], input_shape: Shape, num_outputs: int) -> Netw
             name, index = f"{spec.layer}_{counts[spec.layer]}", counts.total()
             counts[spec.layer] += 1
             if isinstance(spec, Residual):
-                main, output = place(spec.layers, shape, f"{where}.layers")
-                shortcut, other = place(spec.shortcut, shape, f"{where}.shortcut")
+                main, output = build(spec.layers, shape, f"{where}.layers")
+                shortcut, other = build(spec.shortcut, shape, f"{where}.shortcut")
                 if output != other:
                     raise ConfigError(
-                        f"{where}: the branches make {_show(output)} and {_show(other)}; "
-                        f"they must agree"
+                        f"{where}: the branches must have the same output shape, got "
+                        f"{_show(output)} and {_show(other)}"
                     )
                 nodes.append(Node(name, spec, shape, output, (), (main, shortcut), index))
             else:
@@ -323,20 +322,20 @@ def network(layers: Sequence[Any], input_shape: Shape, num_outputs: int) -> Netw
             shape = output
         return tuple(nodes), shape
 
-    nodes, output = place(layers, input_shape, "model.layers")
+    nodes, output = build(layers, input_shape, "model.layers")
     if output != (num_outputs,):
         raise ConfigError(
-            f"model.layers end in {_show(output)}; the data asks for {_show((num_outputs,))}"
+            f"model.layers must end in the shape {_show((num_outputs,))} for this data, got "
+            f"{_show(output)}"
         )
     return Network(nodes, input_shape)
 
 
 def needs_images(layers: Sequence[Any]) -> bool:
-    """The first layer that asks for a number of axes asks for an image's."""
+    """True if the first layer that needs a certain number of axes needs an image."""
     for spec in layers:
         if isinstance(spec, Residual):
-            found = [needs_images(branch) for branch in (spec.layers, spec.shortcut) if branch]
-            if any(found):
+            if any(needs_images(branch) for branch in (spec.layers, spec.shortcut) if branch):
                 return True
         elif isinstance(spec, (Conv2D, _Pool, GlobalAveragePool)):
             return True
@@ -346,8 +345,7 @@ def needs_images(layers: Sequence[Any]) -> bool:
 
 
 def initial_variables(net: Network, seed: int) -> dict[str, np.ndarray]:
-    """The first value of every variable, float64, drawn from (seed, name): the same on every
-    backend.
+    """Draw the initial value of every variable, float64, from (seed, name): equal on every backend.
 
     glorot_uniform: U(-a, a), a = sqrt(6 / (fan_in + fan_out)), Glorot and Bengio (2010), equation
     16. he_uniform: a = sqrt(6 / fan_in), He et al. (2015), equation 10, as a uniform draw.
@@ -365,15 +363,15 @@ def _initial(variable: Variable, name: str, seed: int) -> np.ndarray:
 
 
 def padding_same(size: int, window: int, stride: int) -> tuple[int, int]:
-    """(low, high) padding of one axis so that it gives ceil(size / stride) windows; the odd one
-    goes high."""
+    """The (low, high) padding of one axis that gives ceil(size / stride) windows. If the total is
+    odd, `high` gets one more."""
     total = max((-(-size // stride) - 1) * stride + window - size, 0)
     return total // 2, total - total // 2
 
 
 def with_defaults(layer: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """An entry of `model.layers` with what `layer_defaults` says of its kind filled in, nested
-    layers too."""
+    """Fill the `layer_defaults` of its kind into an entry of `model.layers`, and into nested
+    layers."""
     filled = {**defaults.get(str(layer.get("layer")), {}), **layer}
     for branch in ("layers", "shortcut"):
         if isinstance(filled.get(branch), list):
@@ -389,7 +387,7 @@ def _walk(nodes: Sequence[Node]) -> Iterator[Node]:
 
 
 def _window(shape: Shape, window: int, stride: int, padding: Padding) -> Shape:
-    _rank(shape, (3,), "an image; a reshape layer makes one of a row")
+    _check_rank(shape, (3,), "an image", "add reshape")
     if padding == "same":
         return tuple(-(-size // stride) for size in shape[:2])
     if min(shape[:2]) < window:
@@ -397,9 +395,12 @@ def _window(shape: Shape, window: int, stride: int, padding: Padding) -> Shape:
     return tuple((size - window) // stride + 1 for size in shape[:2])
 
 
-def _rank(shape: Shape, ranks: tuple[int, ...], hint: str) -> None:
+def _check_rank(shape: Shape, ranks: tuple[int, ...], meaning: str, remedy: str) -> None:
     if len(shape) not in ranks:
-        raise ValueError(f"needs {' or '.join(map(str, ranks))} axes, got {_show(shape)}: {hint}")
+        axes = " or ".join(map(str, ranks))
+        raise ValueError(
+            f"input must have {axes} axes ({meaning}), got {_show(shape)}; {remedy} before it"
+        )
 
 
 def _show(shape: Shape) -> str:

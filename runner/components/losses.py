@@ -1,7 +1,10 @@
-"""The losses, from the network's raw outputs. NumPy float64 here, for evaluation; the backends'
-native ones are tested
-against it. z  # outputs [N, C]; y  # labels int[N], or targets float[N, C]; each gives the loss of
-every row, float64[N].
+"""The losses, computed from the network's raw outputs. These are in NumPy float64, for evaluation;
+tests compare the backends' native losses with them.
+
+z  # outputs [N, C]
+y  # labels int[N], or targets float[N, C]
+
+Each loss returns the value of every row, float64[N].
 """
 
 import math
@@ -32,7 +35,7 @@ class CrossEntropy(Section):
 
 
 class BinaryCrossEntropy(Section):
-    """The mean over outputs of max(z, 0) - z y + log(1 + exp(-|z|)): from logits, y in [0, 1]."""
+    """The mean over outputs of max(z, 0) - z y + log(1 + exp(-|z|)); z are logits, y in [0, 1]."""
 
     name: Literal["binary_cross_entropy"]
 
@@ -78,7 +81,7 @@ Loss = Annotated[
 
 
 def choose(loss: Any, task: str, num_classes: int) -> Any:
-    """`auto` by the data's task; a loss that does not fit the data is refused."""
+    """Choose the loss for `auto` by the data's task; refuse a loss that does not fit the data."""
     if loss.name == "auto":
         loss = (
             CrossEntropy(name="cross_entropy", label_smoothing=0.0)
@@ -90,21 +93,21 @@ def choose(loss: Any, task: str, num_classes: int) -> Any:
         loss.name, not labels
     )
     if not fits:
-        found = f"labels of {num_classes} classes" if labels else "targets, not labels"
-        raise ConfigError(f"loss={loss.name} does not fit this data, which has {found}")
+        content = f"labels of {num_classes} classes" if labels else "targets, not labels"
+        raise ConfigError(f"loss={loss.name} does not fit this data, which has {content}")
     return loss
 
 
 def num_outputs(loss: Any, task: str, num_classes: int, num_targets: int) -> int:
-    """Number of values per row that the network has to give."""
+    """The number of outputs per row that the network must have."""
     if task == "classification":
         return 1 if loss.name == "binary_cross_entropy" else num_classes
     return num_targets
 
 
 def targets(loss: Any, y: Array, dtype: np.dtype) -> Array:
-    """y as the loss takes it: labels as int64[N], all else as dtype[N, C]."""
+    """Convert y for the loss: labels to int64[N], everything else to dtype[N, C]."""
     if loss.name == "cross_entropy":
         return y.astype(np.int64)
-    # of no rows too
+    # also for 0 rows, where reshape(0, -1) fails
     return np.ascontiguousarray(y.reshape(len(y), math.prod(y.shape[1:])), dtype=dtype)

@@ -1,7 +1,10 @@
-"""The metrics, and sums over an epoch that do not depend on how it was cut into batches.
+"""The metrics, and means over an epoch that do not depend on the batches.
 
-z  # outputs [N, C]; y  # labels int[N] or targets float[N, C], both in the data's units even where
-the targets are trained on standardized; each function gives the value of every row, float64[N].
+z  # outputs [N, C]
+y  # labels int[N], or targets float[N, C]
+
+Both are in the data's units, also if training uses standardized targets. Each function returns the
+value of every row, float64[N].
 """
 
 import math
@@ -17,15 +20,15 @@ Rows = Callable[[Array, Array], Array]
 
 
 def accuracy(z: Array, y: Array) -> Array:
-    """1 where the largest output is the label's (the first of equals), else 0. One output: where z
-    > 0 is y > 1/2."""
+    """1 if the largest output (the first one of equals) is that of the label, else 0. With a single
+    output: 1 if z > 0 agrees with y > 1/2."""
     if z.shape[1] == 1:
         return ((z[:, 0] > 0) == (y.reshape(-1) > 0.5)).astype(np.float64)
     return (np.argmax(z, axis=1) == y).astype(np.float64)
 
 
 def top_k_accuracy(k: int) -> Rows:
-    """1 where fewer than k outputs are larger than the label's, else 0."""
+    """1 if fewer than k outputs are larger than that of the label, else 0."""
 
     def rows(z: Array, y: Array) -> Array:
         of_label = z[np.arange(len(y)), y][:, None]
@@ -40,8 +43,8 @@ def mean_absolute_error(z: Array, y: Array) -> Array:
 
 
 def choose(names: Sequence[str] | str, task: str, num_outputs: int) -> dict[str, Rows]:
-    """The metrics by name. `auto`: accuracy for classification, none for regression (the loss says
-    it)."""
+    """Choose metrics by name. `auto` is accuracy for classification, and none for regression, where
+    the loss is enough."""
     if names == "auto":
         names = ["accuracy"] if task == "classification" else []
     return {name: _find(name, task, num_outputs) for name in names}
@@ -67,15 +70,15 @@ def _find(name: str, task: str, num_outputs: int) -> Rows:
 
 
 class Means:
-    """Means over an epoch: the exact sum of every row's value, rounded once (math.fsum), by their
-    number; so the order and the batches do not matter."""
+    """Means over an epoch: the exact sum of all rows' values, rounded once (math.fsum), divided by
+    their number. The result does not depend on the order or on the batches."""
 
     def __init__(self, state: Mapping[str, tuple[int, list[float]]] | None = None) -> None:
-        """Empty, or as `state` said."""
-        said = state or {}
-        self._num = {name: num for name, (num, _) in said.items()}
+        """Start empty, or from a saved state."""
+        saved = state or {}
+        self._num = {name: num for name, (num, _) in saved.items()}
         self._values: dict[str, list[Array]] = {
-            name: [np.array(parts)] for name, (_, parts) in said.items()
+            name: [np.array(parts)] for name, (_, parts) in saved.items()
         }
 
     def add(self, rows: Mapping[str, Array]) -> None:
@@ -91,17 +94,17 @@ class Means:
         }
 
     def state(self) -> dict[str, tuple[int, list[float]]]:
-        """Return what a checkpoint keeps: the number of rows of each mean, and a few numbers whose
-        sum is exactly theirs."""
-        # the next time only what has come since is added up
+        """The state for a checkpoint: for each mean, the number of rows, and a few numbers that add
+        up exactly to the sum of all values."""
+        # replace the values by these numbers, so that they are not added again the next time
         for name, values in self._values.items():
             self._values[name] = [np.array(_expansion(np.concatenate(values)))]
         return {name: (num, self._values[name][0].tolist()) for name, num in self._num.items()}
 
 
 def _expansion(values: Array) -> list[float]:
-    """The exact sum as numbers that add up to it: the sum rounded, then what is left of it rounded,
-    ..."""
+    """The exact sum as a list of numbers that add up to it: the rounded sum, then the rounded
+    remainder, and so on."""
     parts: list[float] = []
     while part := math.fsum([*values, *(-p for p in parts)]):
         parts.append(part)

@@ -1,23 +1,22 @@
-"""The optimizers: their hyperparameters, their memory, and the update each one makes.
+"""The optimizers: their hyperparameters, their slots, and their updates.
 
-Symbols: p = a parameter; g = its gradient (clipped, and with `weight_decay` added when that is
-coupled); lr = eta(t); t' = t + 1, the number of this update counted from 1. Slots are the memory an
-update needs, by standard names.
+Symbols: p = a parameter; g = its gradient (clipped, plus the weight decay if that is coupled); lr =
+eta(t); t' = t + 1, the number of this update counted from 1. Slots are the arrays that an optimizer
+keeps between updates (torch: state), by standard names.
 
-Weight decay lambda: `coupled` is an L2 penalty, g + lambda p, before anything else (torch's usual
-`weight_decay`);
-`decoupled` shrinks p by (1 - lr lambda) before the update (AdamW; Loshchilov and Hutter 2019).
-`decay_exclude: bias_and_norm` spares every bias, every scale and offset of a norm, and position
-embeddings.
+Weight decay lambda: `coupled` is an L2 penalty, g + lambda p, added first (torch's usual
+`weight_decay`). `decoupled` multiplies p by (1 - lr lambda) before the update (AdamW; Loshchilov
+and Hutter 2019). `decay_exclude: bias_and_norm` exempts all biases, the scale and offset of norms,
+and position embeddings.
 
-Weights may differ in their rate and decay: `groups` gives those whose names match a pattern factors
-of lr and lambda, the first entry that matches; `layer_decay` d multiplies lr by d^(L - 1 - i) in
-the i-th of L layers that own weights (a residual counts as one), as in Clark et al., ELECTRA
-(2020), and timm's layer_decay.
+Groups of weights: each entry of `groups` has factors of lr and lambda for the weights with matching
+names; the first matching entry applies. `layer_decay` d multiplies lr by d^(L - 1 - i) in the i-th
+of L layers with weights (a residual counts as one), as in Clark et al., ELECTRA (2020), and timm's
+layer_decay.
 
-`schedules` moves other hyperparameters than lr by the schedules' own specs, whose base is then the
-hyperparameter's value and whose keys that end in `_lr` are values of it; a bias correction takes
-the value in force, as in torch.
+`schedules` changes other hyperparameters than lr over the run, with the same schedules. The base is
+then the value of the hyperparameter, and keys that end in `_lr` are values of it. Bias corrections
+use the current value, as in torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,11 +34,11 @@ from runner.section import Fraction, NonNegative, Positive, Section
 
 
 class Matching(Section):
-    """An entry of `groups`: factors for the weights whose name, or whose layer's name, fits the
+    """An entry of `groups`: factors for the weights with a name, or a layer name, that matches the
     pattern `match`."""
 
     match: Annotated[str, Field(min_length=1)]  # dense_0/kernel, dense_*, */bias
-    lr_factor: NonNegative = 1.0  # a factor that is not said changes nothing
+    lr_factor: NonNegative = 1.0
     weight_decay_factor: NonNegative = 1.0
 
     def fits(self, name: str) -> bool:
@@ -48,7 +47,7 @@ class Matching(Section):
 
 @dataclass(frozen=True)
 class Group:
-    """Weights with a common rate, lr_factor eta(t), and a common weight decay, decay_factor
+    """Weights with the same rate, lr_factor eta(t), and the same weight decay, decay_factor
     lambda."""
 
     names: tuple[str, ...]
@@ -65,24 +64,24 @@ class _Optimizer(Section):
     layer_decay: Positive
     schedules: dict[str, AnyCurve]
 
-    schedulable: ClassVar[Sequence[str]] = ("weight_decay",)  # of the hyperparameters besides lr
+    schedulable: ClassVar[Sequence[str]] = ("weight_decay",)  # hyperparameters that can change
 
     @property
     def decays(self) -> bool:
-        """Return whether there is weight decay at any time."""
+        """True if there is weight decay at any time."""
         return self.weight_decay > 0 or "weight_decay" in self.schedules
 
     def slots(self) -> dict[str, float]:
-        """Slot name -> the value it starts with."""
+        """Map slot names to their initial values."""
         return {}
 
     def scalars(self, step: int) -> dict[str, float]:
-        """Memory that is a number and a pure function of the applied updates."""
+        """State that is a number, computed from the number of applied updates."""
         return {}
 
     def initial_slots(self, weights: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
         def filled(value: float, w: np.ndarray) -> np.ndarray:
-            # of zeros alone the system gives no page before it is written
+            # np.zeros takes no memory until it is written to
             return np.full(w.shape, value, w.dtype) if value else np.zeros(w.shape, w.dtype)
 
         return {
@@ -95,7 +94,7 @@ class SGD(_Optimizer):
     """b = momentum b + g; p -= lr b, or with `nesterov` p -= lr (g + momentum b). Without momentum
     p -= lr g.
 
-    torch.optim.SGD. Keras keeps lr inside its buffer, so that it differs as soon as lr changes.
+    torch.optim.SGD. Keras multiplies the buffer by lr, so its update differs once lr changes.
     """
 
     name: Literal["sgd"]
@@ -118,10 +117,10 @@ class _Adam(_Optimizer):
 
 class Adam(_Adam):
     """m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2; p -= lr mhat / (sqrt(vhat) +
-    eps), mhat = m / (1 - beta1^t'), vhat = v / (1 - beta2^t'); with `amsgrad` v is its largest
-    value so far.
+    eps), mhat = m / (1 - beta1^t'), vhat = v / (1 - beta2^t'). With `amsgrad`, vhat uses the
+    largest v so far.
 
-    Kingma and Ba (2015), algorithm 1; torch.optim.Adam. Keras puts eps beside the uncorrected root.
+    Kingma and Ba (2015), algorithm 1; torch.optim.Adam. Keras adds eps to the uncorrected root.
     """
 
     name: Literal["adam"]
@@ -133,7 +132,7 @@ class Adam(_Adam):
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay as its default. Loshchilov and Hutter (2019), algorithm 2;
+    """Adam with decoupled weight decay by default. Loshchilov and Hutter (2019), algorithm 2;
     torch.optim.AdamW."""
 
     name: Literal["adamw"]  # type: ignore[assignment]
@@ -161,7 +160,7 @@ class NAdam(_Adam):
     name: Literal["nadam"]
     momentum_decay: NonNegative
 
-    # beta1 has a schedule of its own, mu
+    # beta1 already has its own schedule, mu
     schedulable: ClassVar[Sequence[str]] = ("beta2", "weight_decay")
 
     def slots(self) -> dict[str, float]:
@@ -179,8 +178,8 @@ class RMSprop(_Optimizer):
     b + d; p -= lr b.
     `centered`: a = rho a + (1 - rho) g and v - a^2 under the root.
 
-    Tieleman and Hinton (2012), Graves (2013) for centered; torch.optim.RMSprop. Keras: eps inside
-    the root, lr in b.
+    Tieleman and Hinton (2012), Graves (2013) for centered; torch.optim.RMSprop. Keras has eps
+    inside the root and multiplies b by lr.
     """
 
     name: Literal["rmsprop"]
@@ -201,7 +200,7 @@ class RMSprop(_Optimizer):
 
 
 class Adagrad(_Optimizer):
-    """s = s + g^2; p -= lr g / (sqrt(s) + eps). Duchi et al. (2011); torch.optim.Adagrad. Keras:
+    """s = s + g^2; p -= lr g / (sqrt(s) + eps). Duchi et al. (2011); torch.optim.Adagrad. Keras has
     eps inside the root."""
 
     name: Literal["adagrad"]
@@ -216,7 +215,7 @@ class Adadelta(_Optimizer):
     """v = rho v + (1 - rho) g^2; d = sqrt(a + eps) / sqrt(v + eps) g; a = rho a + (1 - rho) d^2; p
     -= lr d.
 
-    Zeiler (2012), algorithm 1; torch.optim.Adadelta and Keras alike, given the same rho and eps.
+    Zeiler (2012), algorithm 1; equal to torch.optim.Adadelta and Keras for the same rho and eps.
     """
 
     name: Literal["adadelta"]
@@ -248,7 +247,7 @@ Optimizer = Annotated[
 
 
 def decaying(optimizer: Any, network: Network) -> list[str]:
-    """The weights that weight decay touches: all, or with `bias_and_norm` excluded the kernels."""
+    """The weights with weight decay: all, or only kernels with decay_exclude=bias_and_norm."""
     everything = optimizer.decay_exclude == "none"
     return [
         name for name, v in network.variables().items() if v.trainable and (everything or v.decays)
@@ -256,45 +255,45 @@ def decaying(optimizer: Any, network: Network) -> list[str]:
 
 
 def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
-    """The weights by what they have in common. The first group has lr_factor 1, so that its rate is
-    eta(t); it may be empty.
+    """Group the weights by their factors. The first group has the factors 1, so its rate is eta(t);
+    it may be empty.
 
-    A pattern that fits nothing, or nothing that the entries before it left, is refused; so is a run
-    that trains nothing.
+    Raises ConfigError if a pattern matches no weight, if earlier entries take all weights that it
+    matches, or if nothing would be trained.
     """
     decay, layers = (
         set(decaying(optimizer, network)),
         _layer_factors(optimizer.layer_decay, network),
     )
     used: set[int] = set()
-    together: dict[tuple[float, float], list[str]] = {(1.0, 1.0): []}
+    by_factors: dict[tuple[float, float], list[str]] = {(1.0, 1.0): []}
     for name, layer in layers.items():
         i = next((i for i, entry in enumerate(optimizer.groups) if entry.fits(name)), None)
         entry = Matching(match=name) if i is None else optimizer.groups[i]
         used |= {i} if i is not None else set()
         factors = layer * entry.lr_factor, entry.weight_decay_factor if name in decay else 0.0
-        together.setdefault(factors, []).append(name)
+        by_factors.setdefault(factors, []).append(name)
     for i, entry in enumerate(optimizer.groups):
         if i not in used:
             names = [*layers, *dict.fromkeys(name.rpartition("/")[0] for name in layers)]
-            why = f"which none does{nearest(entry.match, names)}"
+            reason = f"which matches none{nearest(entry.match, names)}"
             if any(map(entry.fits, layers)):
-                why = "and those that do fit an entry before it"
+                reason = "but earlier entries match the same weights"
             raise ConfigError(
-                f"optimizer.groups[{i}].match must fit a weight of the model "
-                f"({', '.join(layers)}), got {entry.match}, {why}"
+                f"optimizer.groups[{i}].match must match a weight of the model "
+                f"({', '.join(layers)}), got {entry.match}, {reason}"
             )
     if not layers:
-        raise ConfigError("model.layers must have a weight, got none: nothing would be trained")
-    if not any(lr_factor for (lr_factor, _), names in together.items() if names):
+        raise ConfigError("model.layers must have at least one weight to train, got none")
+    if not any(lr_factor for (lr_factor, _), names in by_factors.items() if names):
         raise ConfigError(
-            "optimizer.groups must leave a weight with lr_factor above 0, got 0 for all of them"
+            "optimizer.groups must leave at least one weight with lr_factor > 0, got 0 for all"
         )
-    return tuple(Group(tuple(names), *factors) for factors, names in together.items())
+    return tuple(Group(tuple(names), *factors) for factors, names in by_factors.items())
 
 
 def _layer_factors(decay: float, network: Network) -> dict[str, float]:
-    """Every weight and the factor of its layer, d^(L - 1 - i)."""
+    """Map every weight to the factor of its layer, d^(L - 1 - i)."""
     layers = [names for node in network.nodes if (names := node.trainable())]
     return {
         name: decay ** (len(layers) - 1 - i) for i, names in enumerate(layers) for name in names
@@ -302,7 +301,7 @@ def _layer_factors(decay: float, network: Network) -> dict[str, float]:
 
 
 def hyperparameters(optimizer: Any, clock: Clock) -> dict[str, np.ndarray]:
-    """The tables of what `schedules` moves: name -> its value at every update.  # float64[T]"""
+    """Compute the tables of `schedules`: name -> value at every update.  # float64[T]"""
     return {
         name: _hyperparameter(optimizer, name, curve, clock)
         for name, curve in optimizer.schedules.items()
@@ -313,15 +312,14 @@ def _hyperparameter(optimizer: Any, name: str, curve: Curve, clock: Clock) -> np
     allowed = optimizer.schedulable
     if name not in allowed:
         raise ConfigError(
-            f"optimizer.schedules.{name} is no hyperparameter of {optimizer.name} that can "
-            f"be scheduled, which are "
+            f"unknown key optimizer.schedules.{name}; optimizer={optimizer.name} can schedule: "
             f"{', '.join(allowed)}{nearest(name, allowed)}"
         )
     try:
         values = table(curve, clock, getattr(optimizer, name))
     except ValueError as error:
         raise ConfigError(f"optimizer.schedules.{name}.{error}") from None
-    # with momentum 0 there is no buffer to go on with
+    # with momentum 0 there would be no buffer
     fits = (
         np.isfinite(values) & (values >= 0)
         if name == "weight_decay"

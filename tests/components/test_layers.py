@@ -187,43 +187,55 @@ def test_the_mlp_of_the_contract_is_64_128_10() -> None:
 @pytest.mark.parametrize(
     ("size", "given", "message"),
     [
-        ((4,), [dense(3)], r"model.layers end in \[3\]; the data asks for \[2\]"),
-        ((4,), [conv(3, 3)], r"model.layers\[0\] \(conv2d\): needs 3 axes, got \[4\]"),
-        ((4, 4, 1), [dense(2)], r"model.layers\[0\] \(dense\): needs 1 or 2 axes, got \[4, 4, 1\]"),
+        ((4,), [dense(3)], r"model.layers must end in the shape \[2\] for this data, got \[3\]"),
+        (
+            (4,),
+            [conv(3, 3)],
+            r"model.layers\[0\] \(conv2d\): input must have 3 axes \(an image\), got \[4\]",
+        ),
+        (
+            (4, 4, 1),
+            [dense(2)],
+            r"\[0\] \(dense\): input must have 1 or 2 axes \(a row or a sequence\), got \[4, 4, 1\]",
+        ),
         (
             (4,),
             [{"layer": "global_average_pool"}],
-            r"model.layers\[0\] \(global_average_pool\): needs 2 or 3 axes",
+            r"model.layers\[0\] \(global_average_pool\): input must have 2 or 3 axes",
         ),
-        ((4, 4), [dense(2)], r"model.layers end in \[4, 2\]; the data asks for \[2\]"),
+        (
+            (4, 4),
+            [dense(2)],
+            r"model.layers must end in the shape \[2\] for this data, got \[4, 2\]",
+        ),
         (
             (4,),
             [{"layer": "position_embedding"}],
-            r"\(position_embedding\): needs 2 axes, got \[4\]: a sequence",
+            r"\(position_embedding\): input must have 2 axes \(a sequence .*\), got \[4\]",
         ),
         (
             (4, 6),
             [{"layer": "attention", "num_heads": 4}],
             r"\(attention\): num_heads=4 does not divide 6 features",
         ),
-        ((4,), [{"layer": "reshape", "shape": [-1, -1]}], r"cannot turn \[4\] into \[-1, -1\]"),
-        ((4,), [{"layer": "reshape", "shape": [-1, 0]}], r"cannot turn \[4\] into \[-1, 0\]"),
+        ((4,), [{"layer": "reshape", "shape": [-1, -1]}], r"cannot reshape \[4\] to \[-1, -1\]"),
+        ((4,), [{"layer": "reshape", "shape": [-1, 0]}], r"cannot reshape \[4\] to \[-1, 0\]"),
         ((4, 4, 1), [conv(3, 5, padding="valid")], r"a window of 5 does not fit into \[4, 4, 1\]"),
-        ((4,), [{"layer": "reshape", "shape": [3]}], r"cannot turn \[4\] into \[3\]"),
+        ((4,), [{"layer": "reshape", "shape": [3]}], r"cannot reshape \[4\] to \[3\]"),
         (
             (4,),
             [{"layer": "residual", "layers": [dense(3)]}],
-            r"model.layers\[0\]: the branches make \[3\] and \[4\]",
+            r"model.layers\[0\]: the branches must have the same output shape, got \[3\] and \[4\]",
         ),
         (
             (4, 4, 1),
             [{"layer": "residual", "layers": [conv(2, 3)], "shortcut": [conv(2, 1, stride=2)]}],
-            r"model.layers\[0\]: the branches make \[4, 4, 2\] and \[2, 2, 2\]",
+            r"the branches must have the same output shape, got \[4, 4, 2\] and \[2, 2, 2\]",
         ),
         (
             (4,),
             [{"layer": "residual", "layers": [dense(4), conv(3, 3)]}],
-            r"model.layers\[0\].layers\[1\] \(conv2d\): needs 3 axes",
+            r"model.layers\[0\].layers\[1\] \(conv2d\): input must have 3 axes",
         ),
     ],
 )

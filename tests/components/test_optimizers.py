@@ -208,7 +208,7 @@ def test_weights_of_a_common_rate_and_decay_are_a_group(
     assert list(groups(optimizer("adamw", **keys), net(dense(), dense()))) == expected
 
 
-FIT = f"must fit a weight of the model ({', '.join(ALL)})"
+FIT = f"must match a weight of the model ({', '.join(ALL)})"
 
 
 @pytest.mark.parametrize(
@@ -217,20 +217,21 @@ FIT = f"must fit a weight of the model ({', '.join(ALL)})"
         (
             2,
             [{"match": "dens_0"}],
-            f"optimizer.groups[0].match {FIT}, got dens_0, which none does; did you mean dense_0?",
+            f"optimizer.groups[0].match {FIT}, got dens_0, which matches none; did you mean "
+            "dense_0?",
         ),
         (
             2,
             [{"match": "*"}, {"match": "dense_0"}],
-            f"optimizer.groups[1].match {FIT}, got dense_0, and those that do fit an entry before "
-            "it",
+            f"optimizer.groups[1].match {FIT}, got dense_0, but earlier entries match the same "
+            "weights",
         ),
         (
             2,
             [{"match": "*", "lr_factor": 0.0}],
-            "optimizer.groups must leave a weight with lr_factor above 0, got 0 for all of them",
+            "optimizer.groups must leave at least one weight with lr_factor > 0, got 0 for all",
         ),
-        (0, [], "model.layers must have a weight, got none: nothing would be trained"),
+        (0, [], "model.layers must have at least one weight to train, got none"),
     ],
 )
 def test_groups_that_fit_nothing_or_train_nothing_are_refused(
@@ -299,8 +300,8 @@ def test_a_scheduled_hyperparameter_that_leaves_its_range_is_refused_with_its_fi
 
 def test_a_hyperparameter_that_no_schedule_moves_is_refused_with_those_that_one_does() -> None:
     expected = (
-        "optimizer.schedules.momentun is no hyperparameter of sgd that can be scheduled, which are "
-        "momentum, weight_decay; did you mean momentum?"
+        "unknown key optimizer.schedules.momentun; optimizer=sgd can schedule: momentum, "
+        "weight_decay; did you mean momentum?"
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(expected)}$"):
         moved("sgd", "momentun", [0.5])
