@@ -196,7 +196,7 @@ def test_the_mlp_of_the_contract_is_64_128_10() -> None:
         (
             (4, 4, 1),
             [dense(2)],
-            r"\[0\] \(dense\): input must have 1 or 2 axes \(a row or a sequence\), got \[4, 4, 1\]",
+            r"\(dense\): input must have 1 or 2 axes \(a row or a sequence\), got \[4, 4, 1\]",
         ),
         (
             (4,),

@@ -2,12 +2,10 @@
 
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
 from runner.cli.compose import compose
@@ -20,6 +18,7 @@ from runner.components.optimizers import (
     groups,
     hyperparameters,
 )
+from runner.config.conf_folder import defaults
 from runner.config.schema import parse
 from runner.errors import ConfigError
 from runner.schedules import Clock, Curve
@@ -27,7 +26,6 @@ from runner.schedules.ramps import Array
 from runner.spec import first_state
 from tests.training import prepare
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 OPTIMIZER: TypeAdapter[Any] = TypeAdapter(Optimizer)
 LAYERS: TypeAdapter[list[Any]] = TypeAdapter(list[Layer])
 
@@ -37,9 +35,7 @@ KERNELS, BIASES = ALL[::2], ALL[1::2]
 
 def optimizer(name: str, **keys: Any) -> Any:
     """The optimizer with the defaults of conf/ where the keys do not say otherwise."""
-    defaults = OmegaConf.to_container(OmegaConf.load(CONF / "optimizer" / f"{name}.yaml"))
-    assert isinstance(defaults, dict)
-    return OPTIMIZER.validate_python({**defaults, **keys})
+    return OPTIMIZER.validate_python({**defaults("optimizer", name), **keys})
 
 
 def dense() -> dict[str, Any]:
