@@ -2,17 +2,19 @@
 that can be refused without a framework."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from runner import schedules
+from runner import dispatcher, schedules
 from runner.components import losses, metrics, optimizers
 from runner.components.cancelled import cancelled
-from runner.components.layers import Network, needs_images, network
-from runner.config.schema import Config
+from runner.components.custom import CustomNetwork, Source
+from runner.components.layers import Network, Shape, needs_images, network
+from runner.config.schema import Config, CustomModel
 from runner.data import Dataset, Split, load
 from runner.data.dataset import Task, check_range
 from runner.data.order import Chunks, Order
@@ -25,6 +27,7 @@ from runner.schedules import Clock, Plateau, lint
 from runner.schedules.plateau import State
 from runner.schedules.stall import Stall
 from runner.spec import ModelSpec, RunSpec, Tables, tables
+from runner.text import console
 
 _CHUNK_BYTES = 16 * 2**20  # limit for the rows and outputs of one call of a framework
 
@@ -146,6 +149,8 @@ class Plan:
         """Yield warnings of weights that have only rounding noise as gradient, if the optimizer
         turns it into steps."""
         optimizer = self.config.optimizer
+        if isinstance(self.network, CustomNetwork):  # its layers are unknown here
+            return
         trained = {name for group in self.groups if group.lr_factor for name in group.names}
         for name, layer in cancelled(self.network).items():
             if optimizer.name == "sgd" or name not in trained:
@@ -244,6 +249,8 @@ def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
 def _data(config: Config, like: Mapping[str, Any] | None) -> Dataset:
     """Load the data set, as images if the model needs them."""
     data = load(config.data, like)
+    if isinstance(config.model, CustomModel):  # it gets images where data.images is true
+        return data
     if data.image_shape is None or not needs_images(config.model.layers):
         return data
     if getattr(config.data, "images", "auto") is False:
@@ -314,10 +321,34 @@ def model_spec(
     """Return the model's spec, from the config and the data's description."""
     loss = losses.choose(config.loss, task, num_classes)
     num_outputs = losses.num_outputs(loss, task, num_classes, num_targets)
-    net = network(config.model.layers, tuple(input_shape), num_outputs)
+    net = _network(config, tuple(input_shape), num_outputs)
     trainer = config.trainer
     num_threads = threads.resolve(trainer.threads, net, trainer.batch_size)
     return ModelSpec(net, trainer.precision, config.device, trainer.batch_size, num_threads)
+
+
+def _network(config: Config, input_shape: Shape, num_outputs: int) -> Network:
+    if not isinstance(config.model, CustomModel):
+        return network(config.model.layers, input_shape, num_outputs)
+    precision = config.trainer.precision
+    if precision == "exact":
+        raise ConfigError(
+            "trainer.precision must be float32, float64 or bf16-mixed for a model of your own, "
+            "got exact: its rules know the layers of this project alone"
+        )
+    source = Source(config.model.section)
+    asked, building = config.trainer.threads, dispatcher.building_threads
+    with nullcontext() if building is None else console.quiet():
+        backend = dispatcher.load(config.backend)
+        if building is not None:
+            backend.can_use_threads(building if asked == "auto" else asked)
+        built = backend.inspect(source, input_shape, precision, config.seed)
+    if built.output_shape != (num_outputs,):
+        raise ConfigError(
+            f"{source.name} gives rows of shape {list(built.output_shape)}; the loss and the data "
+            f"ask for {[num_outputs]}"
+        )
+    return CustomNetwork.of(source, input_shape, config.seed, built)
 
 
 def evaluate(plan: Plan, outputs: np.ndarray, split: Split) -> dict[str, float]:

@@ -19,6 +19,25 @@ class Section(BaseModel):
     )
 
 
+class OwnCode(Section):
+    """A section that names code of the user's own by Hydra's convention: `_target_`, and the keys
+    that no field declares as its arguments."""
+
+    model_config = ConfigDict(extra="allow")
+
+    code: str = Field(alias="_target_")  # MODULE.NAME
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments, as the config holds them."""
+        return dict(self.model_extra or {})
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """`_target_` and its arguments, as runner.user_code.make takes them."""
+        return {"_target_": self.code, **self.arguments}
+
+
 @dataclass(frozen=True)
 class Mark:
     """Properties of a key, as `Annotated[TYPE, Mark(...)]`. A group's mark applies to all of its

@@ -8,7 +8,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from runner.components.layers import Network, initial_variables
+from runner.components.custom import Built, CustomNetwork, Source
+from runner.components.layers import Network, Shape, initial_variables
 from runner.components.optimizers import Group
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
@@ -213,6 +214,10 @@ class Backend(Protocol):
         the number later fixes it here."""
         ...
 
+    def inspect(self, source: Source, input_shape: Shape, precision: Precision, seed: int) -> Built:
+        """Build a model of the user's own under the run's seed, and describe it."""
+        ...
+
     def train(
         self, run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk
     ) -> TrainState:
@@ -244,6 +249,9 @@ class Backend(Protocol):
 
 def first_state(network: Network, optimizer: Any, dtype: np.dtype, seed: int) -> TrainState:
     """Return fresh weights and slots, at step 0."""
+    if isinstance(network, CustomNetwork):
+        weights, buffers = network.built.weights, network.built.buffers
+        return TrainState(0, weights, optimizer.initial_slots(weights), buffers)
     values = {name: value.astype(dtype) for name, value in initial_variables(network, seed).items()}
     trainable = {name for name, variable in network.variables().items() if variable.trainable}
     weights = {name: value for name, value in values.items() if name in trainable}

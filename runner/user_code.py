@@ -1,34 +1,121 @@
-"""The user's own functions, for schedule=python and data=python.
+"""Code of the user's own, named by Hydra's convention: `_target_` is a class or a function, and all
+other keys beside it are its arguments, nested `_target_` too.
 
-Only code from the modules in `trusted_modules` runs. This key is accepted on the command line and
-from Python, never from a file, a run's folder or a checkpoint.
+Only code from the packages in `trusted_modules` and in `OPEN` runs. The key is accepted on the
+command line and from Python, never from a file, a run's folder or a checkpoint.
 """
 
+import hashlib
 import importlib
 import importlib.util
+import re
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from typing import Any
 
 from runner.errors import ConfigError, show
 
+TARGET = "_target_"
+_KEYS = (TARGET, "_partial_", "_args_")  # of Hydra's convention; the others are fixed
+# Packages whose classes need no entry in `trusted_modules`, and the base class that makes a name
+# one of them; None: its functions that build models.
+OPEN: Mapping[str, tuple[str, str] | None] = {
+    "torch.nn": ("torch.nn", "Module"),
+    "torch.optim": ("torch.optim", "Optimizer"),
+    "keras.layers": ("keras.layers", "Layer"),
+    "keras.optimizers": ("keras.optimizers", "Optimizer"),
+    "keras.applications": None,
+    "torchvision.models": None,
+    "timm": None,
+}
+_LOADING = ("weights", "pretrained", "checkpoint_path")  # arguments that download or read weights
+# Layers that run or load what their arguments name.
+_CLOSED = ("Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
+
 
 def check(values: Mapping[str, Any]) -> None:
-    """Refuse a config with a function from an untrusted module. Imports nothing."""
+    """Refuse a config that names code of a module that is not trusted. Imports nothing."""
+    for group in ("schedule", "data"):
+        if isinstance(values.get(group), Mapping) and values[group].get("name") == "python":
+            raise ConfigError(renamed(group))
     trusted = values.get("trusted_modules", [])
-    for path, _, section in walk(values):
-        if not isinstance(section, Mapping) or section.get("name") != "python":
-            continue
-        key, function = f"{path}.function", section.get("function")
-        is_path = isinstance(function, str) and "." in function
-        if not is_path or not all(part.isidentifier() for part in str(function).split(".")):
-            raise ConfigError(f"{key} must be MODULE.FUNCTION, got {show(function)}")
-        module = str(function).rpartition(".")[0]
-        if not isinstance(trusted, list) or module not in trusted:
+    for path, section in targets(values):
+        key, target = f"{path}.{TARGET}", section[TARGET]
+        parts = target.split(".") if isinstance(target, str) else []
+        if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+            raise ConfigError(f"{key} must be MODULE.CLASS or MODULE.FUNCTION, got {show(target)}")
+        package = open_package(target)
+        if package is not None:
+            _check_open(path, section, package)
+        elif not isinstance(trusted, list) or not any(
+            _is_in(target, name) for name in trusted if isinstance(name, str)
+        ):
+            module = target.rpartition(".")[0]
             raise ConfigError(
                 f"{key} is code from {show(module)}, which is not trusted; to trust it, add "
                 f"trusted_modules=[{module}] to the command line"
             )
+
+
+def renamed(group: str) -> str:
+    """Say what `GROUP=python` of earlier versions is called today."""
+    return (
+        f"{group}=python is {group}=custom today: {group}._target_=MODULE.FUNCTION names the "
+        f"function, and its arguments are keys beside it, {group}.NAME=VALUE"
+    )
+
+
+def check_places(values: Mapping[str, Any]) -> None:
+    """Refuse a `_target_` where none is taken, and the keys of Hydra's convention that are
+    fixed."""
+    allowed = {path for path, _ in targets(values)}
+    for path, key, value in walk(values):
+        parent = path[: -len(key) - 1] if key else path
+        is_fixed = key in ("_recursive_", "_convert_")
+        if is_fixed or (key in _KEYS and parent not in allowed):
+            raise ConfigError(
+                f"{path} is not allowed in a config: it would run {show(value)}; "
+                f"SECURITY.md lists what a config may name"
+            )
+
+
+def targets(values: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the path and the section of each `_target_` that may be named: in `model`, in sections
+    whose name is `custom`, and among the arguments of another one."""
+    above: list[str] = []
+    for path, _, section in walk(values):
+        if not isinstance(section, Mapping) or TARGET not in section:
+            continue
+        root = re.split(r"[.\[]", path)[0]
+        is_own = path == "model" or (
+            root in ("data", "loss", "optimizer", "schedule") and section.get("name") == "custom"
+        )
+        if is_own or any(path.startswith((f"{one}.", f"{one}[")) for one in above):
+            above.append(path)
+            yield path, section
+
+
+def hashes(values: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of the source of each trusted module whose code a checked config names, by its name:
+    of its file, or of all .py files of a package. Imports nothing."""
+    trusted = values.get("trusted_modules") or []
+    used = [section[TARGET] for _, section in targets(values)]
+    found = {}
+    for name in sorted({name for name in trusted for target in used if _is_in(target, name)}):
+        spec = _find(name)
+        if spec is None or spec.origin is None or not spec.has_location:
+            continue
+        file = Path(spec.origin)
+        is_package = bool(spec.submodule_search_locations)
+        files = sorted(file.parent.rglob("*.py")) if is_package else [file]
+        digest = hashlib.sha256()
+        for path in files:
+            digest.update(path.relative_to(file.parent).as_posix().encode())
+            digest.update(path.read_bytes())
+        found[name] = digest.hexdigest()
+    return found
 
 
 def announce(modules: Sequence[str]) -> None:
@@ -43,27 +130,117 @@ def announce(modules: Sequence[str]) -> None:
         print(f"trusted  {name}  {spec.origin}", flush=True)
 
 
-def call(function: str, *arguments: Any, **named: Any) -> Any:
-    """Call a trusted function and return its result. Raise ValueError, with a message for the key
-    `function`, if it cannot be called or if another module than the trusted one defines it."""
-    module, _, name = function.rpartition(".")
+def resolve(target: str) -> Any:
+    """Import what a checked `_target_` names. Raise ValueError, worded for the key `_target_`, if
+    it is not there, or is defined elsewhere than its module says."""
+    package = open_package(target)
+    parts = target.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        module = ".".join(parts[:end])
+        try:
+            found: Any = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if end > 1 and error.name == module:
+                continue  # its last part may be a class
+            raise ValueError(f"_target_ must be importable, got {target}: {error}") from None
+        except Exception as error:
+            raise ValueError(
+                f"_target_: importing {module} raised {blame(error, module)}"
+            ) from error
+        break
     try:
-        target = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"function must be importable, got {function}: {error}") from None
-    defined_in = getattr(target, "__module__", None)
-    if not callable(target):
-        raise ValueError(
-            f"function must be callable, got {function} of type {type(target).__name__}"
-        )
-    if defined_in != module:
-        raise ValueError(
-            f"function must be defined in {module} itself, got {function} of {defined_in}"
-        )
+        for part in parts[end:]:
+            found = getattr(found, part)
+    except AttributeError as error:
+        raise ValueError(f"_target_ must be importable, got {target}: {error}") from None
+    if not callable(found):
+        raise ValueError(f"_target_ must be callable, got {target} of type {type(found).__name__}")
+    if package is not None:
+        _check_kind(found, target, package)
+    elif not _is_in(home := str(getattr(found, "__module__", None)), module):
+        raise ValueError(f"_target_ must be defined in {module} itself, got {target} of {home}")
+    return found
+
+
+def call(target: str, *arguments: Any, **named: Any) -> Any:
+    """Call what a checked `_target_` names; return what it returns. Raise ValueError, worded for
+    the key `_target_`, if that fails."""
+    function = resolve(target)
     try:
-        return target(*arguments, **named)
+        return function(*arguments, **named)
     except Exception as error:
-        raise ValueError(f"function {function} raised {type(error).__name__}: {error}") from error
+        raise ValueError(f"_target_ {target} raised {blame(error, target)}") from error
+
+
+def make(section: Mapping[str, Any]) -> Any:
+    """Call the `_target_` of a checked section with its other keys as arguments, nested ones first,
+    as hydra.utils.instantiate does. Raise ValueError, worded for the key `_target_`."""
+    for _, inner in [("", section), *targets({"model": section})]:
+        resolve(inner[TARGET])
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(dict(section), _convert_="all")
+    except Exception as error:
+        cause = error.__cause__ or error
+        raise ValueError(
+            f"_target_ {section[TARGET]} raised {blame(cause, section[TARGET])}"
+        ) from error
+
+
+def blame(error: BaseException, target: str) -> str:
+    """Describe an error of the user's code in one line, with the place in the user's own file."""
+    place = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        if path.stem == target.split(".")[0] or target.split(".")[0] in path.parts:
+            place = f" ({path.name}:{frame.lineno})"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
+
+
+def open_package(target: str) -> str | None:
+    """Return the package of `OPEN` that holds the target directly, if one does."""
+    package = target.rpartition(".")[0]
+    return package if package in OPEN else None
+
+
+def _check_open(path: str, section: Mapping[str, Any], package: str) -> None:
+    name = section[TARGET].rpartition(".")[2]
+    if name in _CLOSED or (package == "timm" and name != "create_model"):
+        raise ConfigError(
+            f"{path}.{TARGET} must not run or load what its arguments name, got {section[TARGET]}"
+        )
+    for key in _LOADING:
+        if section.get(key) not in (None, False):
+            raise ConfigError(
+                f"{path}.{key} must be null or false for {section[TARGET]}, got "
+                f"{show(section[key])}; nothing is downloaded or loaded here"
+            )
+    if package == "timm" and ":" in str(section.get("model_name")):
+        raise ConfigError(
+            f"{path}.model_name must name a model of timm itself, got {show(section['model_name'])}"
+        )
+    if package == "keras.applications" and "weights" not in section:
+        raise ConfigError(
+            f"{path}.weights must be null for {section[TARGET]}, whose default downloads them; "
+            f"add {path}.weights=null"
+        )
+
+
+def _check_kind(found: Any, target: str, package: str) -> None:
+    """Refuse a name of an open package that is not one of its parts: its modules and helpers."""
+    kind = OPEN[package]
+    if kind is None:
+        if isinstance(found, type) or target.rpartition(".")[2].startswith("get_"):
+            raise ValueError(f"_target_ must be a function that builds a model, got {target}")
+        return
+    base = getattr(importlib.import_module(kind[0]), kind[1])
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(f"_target_ must be a class of {package}, got {target}")
+
+
+def _is_in(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
 
 
 def _find(name: str) -> ModuleSpec | None:

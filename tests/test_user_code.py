@@ -12,6 +12,7 @@ from runner.run.run_folder import read_columns, read_json
 from tests.command_line import BACKENDS, forked
 
 MODULE = """
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -39,14 +40,14 @@ def one(t, **_):
 number = 7
 """
 OWN = (
-    "schedule=python",
-    "schedule.function=mine.saw",
-    "data=python",
-    "data.function=mine.rows",
-    "data.args.num=200",
+    "schedule=custom",
+    "schedule._target_=mine.saw",
+    "data=custom",
+    "data._target_=mine.rows",
+    "data.num=200",
 )
 TRUSTED = "trusted_modules=[mine]"
-SHORT = ("trainer.max_epochs=2", "device=cpu", "schedule.args.floor=1e-5")
+SHORT = ("trainer.max_epochs=2", "device=cpu", "schedule.floor=1e-5")
 
 
 @pytest.fixture
@@ -76,12 +77,12 @@ def test_own_rates_and_rows_train_alike_on_both_backends(here: Path) -> None:
     for done in forked(here, *lines):
         assert (done.status, done.out) == (2, "")
         assert done.err == (
-            "error: data.function is code from mine, which is not trusted; to trust it, add "
+            "error: data._target_ is code from mine, which is not trusted; to trust it, add "
             "trusted_modules=[mine] to the command line\n"
         )
-    with pytest.raises(ConfigError, match=r"data\.function is code from mine"):
+    with pytest.raises(ConfigError, match=r"data\._target_ is code from mine"):
         load_run(folders[0])
-    assert load_run(folders[0], trusted_modules=["mine"]).config.schedule.name == "python"
+    assert load_run(folders[0], trusted_modules=["mine"]).config.schedule.name == "custom"
     assert not (here / "imported").exists()
     evaluated, resumed = forked(here, *((*line, TRUSTED) for line in lines))
     assert (evaluated.status, resumed.status) == (0, 0)
@@ -95,7 +96,7 @@ def test_as_a_part_of_a_schedule_it_has_the_clock_of_its_phase(
     monkeypatch.chdir(here)
     monkeypatch.syspath_prepend(str(here))
     phases = (
-        "schedule.phases=[{for: 10steps, name: hold}, {for: rest, name: python, function: "
+        "schedule.phases=[{for: 10steps, name: hold}, {for: rest, name: custom, _target_: "
         "mine.saw}]"
     )
     eta = rates(
@@ -104,16 +105,34 @@ def test_as_a_part_of_a_schedule_it_has_the_clock_of_its_phase(
     assert eta.tolist() == [1.0] * 10 + [1.0, 0.75, 0.5, 0.25, 1.0, 0.75]
 
 
-OWN_SCHEDULE = "schedule=python schedule.function="
+OWN_SCHEDULE = "schedule=custom schedule._target_="
 UNTRUSTED = (
-    "schedule.function is code from {0}, which is not trusted; to trust it, add "
+    "schedule._target_ is code from {0}, which is not trusted; to trust it, add "
     "trusted_modules=[{0}] to the command line"
 )
 REFUSED = [  # what is said, the error, whether the module is imported for it
     (f"{OWN_SCHEDULE}mine.saw", UNTRUSTED.format("mine"), False),
     (f"{OWN_SCHEDULE}mine.saw trusted_modules=[other]", UNTRUSTED.format("mine"), False),
-    (f"{OWN_SCHEDULE}mine.deep.saw {TRUSTED}", UNTRUSTED.format("mine.deep"), False),
-    (f"{OWN_SCHEDULE}saw {TRUSTED}", "schedule.function must be MODULE.FUNCTION, got saw", False),
+    (f"{OWN_SCHEDULE}other.mine.saw {TRUSTED}", UNTRUSTED.format("other.mine"), False),
+    (f"{OWN_SCHEDULE}mineral.saw {TRUSTED}", UNTRUSTED.format("mineral"), False),
+    (
+        f"{OWN_SCHEDULE}mine.deep.saw {TRUSTED}",
+        (
+            "schedule._target_ must be importable, got mine.deep.saw: module 'mine' has no "
+            "attribute 'deep'"
+        ),
+        True,
+    ),
+    (
+        f"{OWN_SCHEDULE}mine.Fraction {TRUSTED}",
+        "schedule._target_ must be defined in mine itself, got mine.Fraction of fractions",
+        True,
+    ),
+    (
+        f"{OWN_SCHEDULE}saw {TRUSTED}",
+        "schedule._target_ must be MODULE.CLASS or MODULE.FUNCTION, got saw",
+        False,
+    ),
     (
         "trusted_modules=[nowhere]",
         "trusted_modules: no module nowhere can be imported from this folder",
@@ -123,37 +142,40 @@ REFUSED = [  # what is said, the error, whether the module is imported for it
     (
         f"{OWN_SCHEDULE}mine.absent {TRUSTED}",
         (
-            "schedule.function must be importable, got mine.absent: module 'mine' has no "
+            "schedule._target_ must be importable, got mine.absent: module 'mine' has no "
             "attribute 'absent'"
         ),
         True,
     ),
     (
         f"{OWN_SCHEDULE}mine.broken {TRUSTED}",
-        "schedule.function mine.broken raised ZeroDivisionError: division by zero",
+        "schedule._target_ mine.broken raised ZeroDivisionError: division by zero (mine.py:20)",
         True,
     ),
     (
         f"{OWN_SCHEDULE}mine.number {TRUSTED}",
-        "schedule.function must be callable, got mine.number of type int",
+        "schedule._target_ must be callable, got mine.number of type int",
         True,
     ),
     (
         f"{OWN_SCHEDULE}mine.one {TRUSTED}",
         (
-            "schedule.function mine.one must return a rate for each of 800 steps, got float64 of "
+            "schedule._target_ mine.one must return a rate for each of 800 steps, got float64 of "
             "shape []"
         ),
         True,
     ),
     (
-        f"data=python data.function=mine.one data.args.t=1 {TRUSTED}",
-        "data.function mine.one must return x and y, got 1.0",
+        f"data=custom data._target_=mine.one data.t=1 {TRUSTED}",
+        "data._target_ mine.one must return x and y, got 1.0",
         True,
     ),
     (
-        f"data=python data.function=mine.rows data.args.num=-1 {TRUSTED}",
-        "data.function mine.rows raised ValueError: negative dimensions are not allowed",
+        f"data=custom data._target_=mine.rows data.num=-1 {TRUSTED}",
+        (
+            "data._target_ mine.rows raised ValueError: negative dimensions are not allowed "
+            "(mine.py:15)"
+        ),
         True,
     ),
 ]

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from runner.components.custom import CustomNetwork
 from runner.machine import devices as runner_devices
 from runner.spec import RunSpec
 
@@ -31,4 +32,6 @@ def uses_xla(run: RunSpec) -> bool:
     """Return whether XLA compiles the updates. XLA makes small and dense networks faster. For
     convolutions on the CPU, TensorFlow's own kernels are as fast, and XLA takes seconds to
     compile."""
+    if isinstance(run.network, CustomNetwork):
+        return run.compile or run.network.built.uses_xla
     return run.compile or not any(node.spec.layer == "conv2d" for node in run.network.walk())

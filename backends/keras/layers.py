@@ -57,6 +57,8 @@ def build(
 
 def named(model: keras.Model) -> dict[str, Any]:
     """Canonical name -> the model's own variable, trained or not."""
+    if hasattr(model, "own"):  # a model of the user's own
+        return dict(model.own())
     variables = {}
     for layer in model.layers:
         kind = layer.name.rpartition("_")[0]

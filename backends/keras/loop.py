@@ -17,12 +17,23 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from backends.keras import device, exact, layers, native
+from backends.keras import custom, device, exact, layers, native
+from runner.components.custom import Built, CustomNetwork, Source
+from runner.components.layers import Shape
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
 from runner.data.source import Batch
 from runner.errors import RunError
-from runner.spec import ModelSpec, OnChunk, Report, RunSpec, Tables, TrainState, read_back
+from runner.spec import (
+    ModelSpec,
+    OnChunk,
+    Precision,
+    Report,
+    RunSpec,
+    Tables,
+    TrainState,
+    read_back,
+)
 
 _POLICY = {
     "float32": "float32",
@@ -267,7 +278,15 @@ def predict(model: ModelSpec, state: TrainState, rows: Batch) -> np.ndarray:
         return _predict(network, model, rows)
 
 
+def inspect(source: Source, input_shape: Shape, precision: Precision, seed: int) -> Built:
+    with _dtypes("float64" if precision == "float64" else "float32", _POLICY[precision]):
+        return custom.inspect(source, input_shape, seed)
+
+
 def native_model(model: ModelSpec, state: TrainState) -> keras.Model:
+    if isinstance(model.network, CustomNetwork):
+        with _settings(model):
+            return custom.native(model.network, {**state.weights, **state.buffers})
     with _settings(model):
         network = _network(model, None, keras.Model)
     layers.load_state(network, state)
@@ -283,7 +302,9 @@ def export(
 ) -> None:
     """Write a .keras file; keras.models.load_model(path) is the model. With the scalings, it takes
     raw rows and returns outputs in the data's units. It scales in float64."""
-    network = native_model(model, state)
+    with _settings(model):
+        network = _network(model, None, keras.Model)
+    layers.load_state(network, state)
     if x_scaling or y_scaling:
         x = keras.Input(model.network.input_shape, dtype=model.dtype.name)
         y = network(
@@ -305,6 +326,8 @@ def _rescaled(x: Any, *numbers: np.ndarray | float) -> Any:
 def _network(
     model: ModelSpec, dropout_state: layers.DropoutState | None, kind: type[keras.Model]
 ) -> Any:
+    if isinstance(model.network, CustomNetwork):
+        return custom.build(model.network, kind)
     if dropout_state and model.precision == "exact":
         return exact.build(model.network, kind)
     return layers.build(model.network, dropout_state, kind)
@@ -314,11 +337,17 @@ def _network(
 def _settings(model: ModelSpec, is_fresh: bool = False) -> Iterator[None]:
     """Set Keras's global dtype for a model in the block; restore it afterwards. `is_fresh` drops
     the graphs of earlier runs in this process."""
-    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
     if is_fresh:
         keras.utils.clear_session()
-    keras.config.set_floatx(model.dtype.name)
-    keras.config.set_dtype_policy(_POLICY[model.precision])
+    with _dtypes(model.dtype.name, _POLICY[model.precision]):
+        yield
+
+
+@contextmanager
+def _dtypes(dtype: str, policy_name: str) -> Iterator[None]:
+    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx(dtype)
+    keras.config.set_dtype_policy(policy_name)
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from backends.keras import layers, losses, optimizers
 from backends.keras.schedule import TableLR
+from runner.components.custom import CustomNetwork
 from runner.spec import RunSpec, TrainState
 
 
@@ -28,6 +29,7 @@ class Engine:
             dropout_state,
             losses.build(run.loss),
         )
+        self.is_own = isinstance(run.network, CustomNetwork)
         layers.load_state(model, start)
         variables = layers.named(model)
         # in the network's order: the norm of the gradients is summed in this order
@@ -68,9 +70,17 @@ class Engine:
             with tf.GradientTape() as tape:
                 z = tf.cast(self.model(x, training=True), self.run.dtype)
                 loss = self.loss(z, batch["y"])
+                if self.is_own and self.model.losses:  # from add_loss and regularizers
+                    loss = loss + tf.add_n([tf.cast(one, z.dtype) for one in self.model.losses])
                 if num_rows != x.shape[0]:
                     loss = loss * layers.constant(x.shape[0] / num_rows, loss)
-            batch_gradients = tape.gradient(loss, [v.value for v in self.parameters.values()])
+            batch_gradients = tape.gradient(
+                loss,
+                [v.value for v in self.parameters.values()],
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
+            if self.is_own:  # the gradient of an embedding may be sparse
+                batch_gradients = [tf.convert_to_tensor(one) for one in batch_gradients]
             total = loss if total is None else total + loss
             gradients = (
                 batch_gradients

@@ -1,7 +1,7 @@
 """Torch's devices on this machine, and the Trainer arguments that select one."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -31,6 +31,12 @@ def threads(num: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def random_state(device: torch.device) -> AbstractContextManager[None]:
+    """Restore the state of torch's generators, on the CPU and on the device, after the block."""
+    devices = [device.index or 0] if device.type == "cuda" else []
+    return torch.random.fork_rng(devices=devices)
 
 
 def trainer_arguments(device: torch.device) -> dict[str, Any]:

@@ -3,7 +3,7 @@ outputs are canonical: [B, H, W, C]."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -40,6 +40,16 @@ class DropoutState:
         self.seed, self.step, self.micro_batch = seed, 0, 0
 
 
+class Tensors(Protocol):
+    """A network whose tensors can be read and set by name, in the layout of its checkpoints."""
+
+    def named(self) -> dict[str, Tensor]: ...
+
+    def to_torch(self, value: np.ndarray) -> Tensor: ...
+
+    def to_canonical(self, tensor: Tensor) -> np.ndarray: ...
+
+
 class Network(nn.Module):
     """The whole model: nn.Modules in order, each under its canonical name."""
 
@@ -59,6 +69,12 @@ class Network(nn.Module):
         y = body(x.permute(0, 3, 1, 2) if self.image_in else x)
         return y.permute(0, 2, 3, 1) if self.image_out else y
 
+    def to_torch(self, value: np.ndarray) -> Tensor:
+        return from_canonical(value)
+
+    def to_canonical(self, tensor: Tensor) -> np.ndarray:
+        return to_canonical(tensor)
+
     def named(self) -> dict[str, Tensor]:
         """Canonical name -> the module's own tensor, parameters and buffers."""
         return {
@@ -71,9 +87,11 @@ class Network(nn.Module):
         }
 
 
-def direct(model: Network) -> Callable[[Tensor], Tensor]:
+def direct(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return model.forward without nn.Module.__call__, which looks for hooks: this takes as long as
-    a small layer."""
+    a small layer. The modules of a user's own model keep their hooks."""
+    if not isinstance(model, Network):
+        return model.forward
     calls = [module.forward for module in model.body]
 
     def body(x: Tensor) -> Tensor:
@@ -93,20 +111,20 @@ def compiled(function: Callable[..., Any], model: nn.Module) -> Callable[..., An
     return torch.compile(function, dynamic=False)
 
 
-def load(model: Network, values: Mapping[str, np.ndarray]) -> None:
+def load(model: Tensors, values: Mapping[str, np.ndarray]) -> None:
     """Copy canonical values into the model."""
     with torch.no_grad():
         for name, tensor in model.named().items():
-            tensor.copy_(from_canonical(values[name]))
+            tensor.copy_(model.to_torch(values[name]))
 
 
-def save(model: Network, names: Sequence[str]) -> dict[str, np.ndarray]:
+def save(model: Tensors, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Return canonical copies of the model's values."""
     tensors = model.named()
-    return {name: to_canonical(tensors[name]) for name in names}
+    return {name: model.to_canonical(tensors[name]) for name in names}
 
 
-def load_state(model: Network, state: TrainState) -> None:
+def load_state(model: Tensors, state: TrainState) -> None:
     load(model, {**state.weights, **state.buffers})
 
 

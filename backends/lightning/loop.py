@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from backends.lightning import device, exact, fast, layers, native
+from backends.lightning import custom, device, exact, fast, layers, native
 from backends.lightning.schedule import TableLR
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
@@ -165,7 +165,7 @@ def train(
         enable_model_summary=False,
     )
     fast.keep_signal_handlers(trainer)
-    with device.threads(run.threads):
+    with device.threads(run.threads), device.random_state(torch_device):
         trainer.fit(module, _Loader(chunks))
     return module.state()
 
@@ -176,7 +176,8 @@ def predict(model: ModelSpec, state: TrainState, rows: Batch) -> np.ndarray:
 
 
 def native_model(model: ModelSpec, state: TrainState) -> nn.Module:
-    return _network(model, state, None).cpu().eval()
+    network = _network(model, state, None).cpu().eval()
+    return network.model if isinstance(network, custom.Network) else network
 
 
 def export(
@@ -189,7 +190,7 @@ def export(
     """Write a torch.export program for any number of rows; torch.export.load(path).module() is the
     model. With the scalings, it takes raw rows and returns outputs in the data's units. It scales
     in float64."""
-    network = native_model(model, state)
+    network = _network(model, state, None).cpu().eval()
     if x_scaling or y_scaling:
         network = _Raw(network, x_scaling, y_scaling)
     example = torch.zeros(
@@ -231,9 +232,7 @@ def _network(
 ) -> nn.Module:
     if dropout_state and model.precision == "exact":
         return exact.Network(model, state, device.resolve(model.device))
-    network = layers.Network(model.network, dropout_state)
-    dtype = torch.from_numpy(np.empty(0, model.dtype)).dtype
-    network.to(device.resolve(model.device), dtype)
+    network = native.network(model, dropout_state).to(device.resolve(model.device))
     layers.load_state(network, state)
     return network
 

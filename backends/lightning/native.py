@@ -7,8 +7,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backends.lightning import fast, layers, losses, optimizers
-from runner.spec import RunSpec, TrainState
+from backends.lightning import custom, fast, layers, losses, optimizers
+from runner.components.custom import CustomNetwork
+from runner.spec import ModelSpec, RunSpec, TrainState
+
+
+def network(
+    model: ModelSpec, dropout_state: layers.DropoutState | None
+) -> layers.Network | custom.Network:
+    """Build the network in the run's dtype. Its state is loaded afterwards."""
+    dtype = torch.from_numpy(np.empty(0, model.dtype)).dtype
+    if isinstance(model.network, CustomNetwork):
+        return custom.build(model.network, dtype)
+    return layers.Network(model.network, dropout_state).to(dtype=dtype)
 
 
 class Engine:
@@ -18,13 +29,15 @@ class Engine:
         self.run = run
         self.dropout_state = layers.DropoutState(run.seed)
         dtype = torch.from_numpy(np.empty(0, run.dtype)).dtype
-        self.network = layers.Network(run.network, self.dropout_state).to(device, dtype)
+        self.network = network(run, self.dropout_state).to(device)
         layers.load_state(self.network, start)
         tensors = self.network.named()
         self.weights = {name: tensors[name] for name in start.weights}
         self.buffer_names, self.slot_names = list(start.buffers), list(start.slots)
         self.loss = losses.build(run.loss)
         self.call = layers.direct(self.network)
+        is_own = isinstance(self.network, custom.Network)
+        self.randomness = custom.Randomness(self.dropout_state) if is_own else None
         self.forward = (
             layers.compiled(self._forward, self.network) if run.compile else self._forward
         )
@@ -34,7 +47,10 @@ class Engine:
         flats = optimizers.flatten(self.weights, run.groups)
         self.flats = [flat for group_flats in flats for flat in group_flats]
         self.optimizer = optimizers.build(run.optimizer, flats, run.groups)
-        optimizers.load_slots(run.optimizer, self.optimizer, self.flats, start.slots, start.step)
+        to_torch = self.network.to_torch
+        optimizers.load_slots(
+            run.optimizer, self.optimizer, self.flats, start.slots, start.step, to_torch
+        )
         self.apply = fast.update(run.optimizer, self.optimizer)
 
     def _forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,6 +72,8 @@ class Engine:
         batch_losses = []
         for batch in batches:
             x = batch["x"]
+            if self.randomness is not None:
+                self.randomness.seed()
             start_time = time.perf_counter()
             z, loss = self.forward(x, batch["y"])
             if num_rows != len(x):
@@ -86,7 +104,11 @@ class Engine:
 
     def state(self, step: int) -> TrainState:
         slots = optimizers.save_slots(
-            self.run.optimizer, self.optimizer, self.flats, self.slot_names
+            self.run.optimizer,
+            self.optimizer,
+            self.flats,
+            self.slot_names,
+            self.network.to_canonical,
         )
         weights, buffers = (
             layers.save(self.network, names) for names in (list(self.weights), self.buffer_names)

@@ -1,7 +1,7 @@
 """The optimizers in torch: stock classes, and Lion. runner/components/optimizers.py follows torch's
 definitions."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from backends.lightning import fast
-from backends.lightning.layers import from_canonical, to_canonical
 from runner.components.optimizers import Group
 from runner.spec import Weights
 
@@ -186,7 +185,12 @@ _OPTIMIZERS: dict[str, Any] = {
 
 
 def load_slots(
-    spec: Any, optimizer: Optimizer, flats: Iterable[Flat], slots: Mapping[str, Weights], step: int
+    spec: Any,
+    optimizer: Optimizer,
+    flats: Iterable[Flat],
+    slots: Mapping[str, Weights],
+    step: int,
+    to_torch: Callable[[np.ndarray], Tensor],
 ) -> None:
     """Load canonical slots into the optimizer, as its state after `step` updates."""
     for flat in flats:
@@ -194,7 +198,7 @@ def load_slots(
         for slot, values in slots.items():
             state[_STATE[spec.name][slot]] = buffer = torch.empty_like(flat.buffer)
             for name, view in flat.views(buffer).items():
-                view.copy_(from_canonical(values[name]))
+                view.copy_(to_torch(values[name]))
         if spec.name in _COUNTS:
             state["step"] = torch.tensor(float(step), dtype=torch.float32)
         for scalar, value in spec.scalars(step).items():
@@ -203,7 +207,11 @@ def load_slots(
 
 
 def save_slots(
-    spec: Any, optimizer: Optimizer, flats: Sequence[Flat], slots: Iterable[str]
+    spec: Any,
+    optimizer: Optimizer,
+    flats: Sequence[Flat],
+    slots: Iterable[str],
+    to_canonical: Callable[[Tensor], np.ndarray],
 ) -> dict[str, dict[str, np.ndarray]]:
     """Return canonical copies of the optimizer's slots."""
     return {

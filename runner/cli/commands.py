@@ -401,7 +401,8 @@ class _JobTask:
                     signals.end_multirun(status - 128)
         if not self.request.is_search:
             return None
-        return multirun.objective(self.folder, name, frozen.sha256, frozen.config)
+        code = user_code.hashes(frozen.values)
+        return multirun.objective(self.folder, name, frozen.sha256, code, frozen.config)
 
     def _job(self, overrides: Sequence[str]) -> tuple[str, Frozen]:
         """Look up a job's name and config; compose it here if a search has just chosen it."""

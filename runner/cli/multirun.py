@@ -11,6 +11,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
+from runner import user_code
 from runner.config.schema import Config, Tune, sha256
 from runner.errors import ConfigError, one_line
 from runner.run import checkpoint, run_folder, signals
@@ -68,19 +69,23 @@ def claimed(parent: Path, name: str, values: Mapping[str, Any]) -> Iterator[Clai
     """
     with ExitStack() as stack:
         with run_folder.turn(parent):
-            path = job_folder(parent, name, sha256(values)) or run_folder.create(parent, name)
+            code = user_code.hashes(values)
+            found = job_folder(parent, name, sha256(values), code)
+            path = found or run_folder.create(parent, name)
             stack.enter_context(run_folder.locked(path))
             if not (path / "config.yaml").is_file():
                 run_folder.write_config(path, values)
         yield Claim(path, is_completed(path), bool(checkpoint.steps(path)))
 
 
-def job_folder(parent: Path, name: str, config_sha256: str) -> Path | None:
-    """Find the job's folder by the hash of its config. Folders with the job's name come first; an
-    earlier multirun over other keys may have given the same config another name."""
+def job_folder(parent: Path, name: str, config_sha256: str, code: Mapping[str, str]) -> Path | None:
+    """Find the job's folder by the hashes of its config and of its own code. Folders with the job's
+    name come first; an earlier multirun over other keys may have given the same config another
+    name."""
     folders = [path for path in sorted(parent.iterdir()) if path.is_dir() and not path.is_symlink()]
     folders.sort(key=lambda path: not path.name.startswith(name))
-    return next((path for path in folders if _config_sha256(path) == config_sha256), None)
+    same = (path for path in folders if _config_sha256(path) == config_sha256)
+    return next((path for path in same if run_folder.code_of(path) in (None, code)), None)
 
 
 def _config_sha256(path: Path) -> str | None:
@@ -149,10 +154,12 @@ def resume_command(command: Sequence[str], folder: Path) -> str:
     return quoting.command_line([*kept, quoting.override("output.multirun", str(folder))])
 
 
-def objective(folder: Path, name: str, config_sha256: str, config: Config) -> float:
+def objective(
+    folder: Path, name: str, config_sha256: str, code: Mapping[str, str], config: Config
+) -> float:
     """The value that a search minimizes: the monitored metric after a job's last epoch, with the
     sign flipped if larger is better; infinity if the job did not complete."""
-    path = job_folder(folder, name, config_sha256)
+    path = job_folder(folder, name, config_sha256, code)
     if path is None or not is_completed(path):
         return math.inf
     trainer = config.trainer

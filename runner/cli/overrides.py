@@ -26,6 +26,7 @@ from runner.config import trust
 from runner.config.conf_folder import CONF, choices, files
 from runner.errors import ConfigError, closest, nearest, show
 from runner.text.quoting import spell
+from runner.user_code import renamed
 
 TASKS = sorted(file.stem for file in (CONF / "task").glob("*.yaml"))
 SEARCHES = ("search", "hydra/sweeper")  # groups that let a search choose the values
@@ -178,6 +179,8 @@ def _check_choice(override: Override, config_dir: str | None) -> None:
     for choice in chosen:
         is_range = isinstance(choice, Glob | IntervalSweep | RangeSweep)
         if not is_range and not isinstance(choice, dict) and choice not in options:
+            if choice == "python" and group in ("schedule", "data"):
+                raise ConfigError(renamed(group))
             allowed = options[0] if len(options) == 1 else f"one of {', '.join(options)}"
             raise ConfigError(
                 f"{group} must be {allowed}, got {show(choice)}{nearest(choice, options)}"

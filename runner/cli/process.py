@@ -12,6 +12,8 @@ from runner.spec import About
 def tune() -> None:
     """Prepare this process for training. The command line and its workers call it once."""
     dispatcher.importing = tuned
+    if dispatcher.building_threads is None:
+        dispatcher.building_threads = 1
 
 
 @contextmanager

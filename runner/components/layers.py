@@ -32,7 +32,7 @@ class Variable:
 
     name: str
     shape: Shape
-    init: Init
+    init: Init | None  # None: the framework's own
     trainable: bool = True
     decays: bool = False
 
@@ -285,6 +285,10 @@ class Network:
     def walk(self) -> Iterator[Node]:
         """Iterate over all nodes in order of definition; a residual comes before its branches."""
         return _walk(self.nodes)
+
+    def layers(self) -> list[list[str]]:
+        """The canonical names of the weights of each layer that has some; a residual is one."""
+        return [names for node in self.nodes if (names := node.trainable())]
 
     def variables(self) -> dict[str, Variable]:
         """Map names to variables, in order of definition."""

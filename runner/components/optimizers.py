@@ -27,6 +27,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union
 import numpy as np
 from pydantic import Field
 
+from runner.components.custom import layer_of
 from runner.components.layers import Network
 from runner.errors import ConfigError, nearest
 from runner.schedules import AnyCurve, Clock, Curve, table
@@ -42,7 +43,7 @@ class Matching(Section):
     weight_decay_factor: NonNegative = 1.0
 
     def fits(self, name: str) -> bool:
-        return fnmatchcase(name, self.match) or fnmatchcase(name.rpartition("/")[0], self.match)
+        return fnmatchcase(name, self.match) or fnmatchcase(layer_of(name), self.match)
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,7 @@ def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
         by_factors.setdefault(factors, []).append(name)
     for i, entry in enumerate(optimizer.groups):
         if i not in used:
-            names = [*layers, *dict.fromkeys(name.rpartition("/")[0] for name in layers)]
+            names = [*layers, *dict.fromkeys(map(layer_of, layers))]
             reason = f"which matches none{nearest(entry.match, names)}"
             if any(map(entry.fits, layers)):
                 reason = "but earlier entries match the same weights"
@@ -284,7 +285,7 @@ def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
                 f"({', '.join(layers)}), got {entry.match}, {reason}"
             )
     if not layers:
-        raise ConfigError("model.layers must have at least one weight to train, got none")
+        raise ConfigError("model must have at least one weight to train, got none")
     if not any(lr_factor for (lr_factor, _), names in by_factors.items() if names):
         raise ConfigError(
             "optimizer.groups must leave at least one weight with lr_factor > 0, got 0 for all"
@@ -294,7 +295,7 @@ def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
 
 def _layer_factors(decay: float, network: Network) -> dict[str, float]:
     """Map every weight to the factor of its layer, d^(L - 1 - i)."""
-    layers = [names for node in network.nodes if (names := node.trainable())]
+    layers = network.layers()
     return {
         name: decay ** (len(layers) - 1 - i) for i, names in enumerate(layers) for name in names
     }

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
 from runner.errors import closest, nearest, show
@@ -167,7 +167,7 @@ def _annotation(root: Root, location: Sequence[Any]) -> Any:
         elif isinstance(step, int):
             annotation = _item(annotation)
         else:
-            annotation = sections(annotation).get(step, annotation)
+            annotation = {**sections(annotation), **_tagged(annotation)}.get(step, annotation)
     given = [member for member in get_args(annotation) if member is not type(None)]
     return given[0] if len(given) == 1 and hasattr(given[0], "model_fields") else annotation
 
@@ -195,6 +195,17 @@ def sections(annotation: Any) -> dict[str, Any]:
         for member in members
         for name in get_args(member.model_fields[_tag(member)].annotation)
     }
+
+
+def _tagged(annotation: Any) -> dict[str, Any]:
+    """The members of a union by their tags, where a function of the value chooses them."""
+    found: dict[str, Any] = {}
+    for member in get_args(annotation):
+        found |= _tagged(member)
+        for item in getattr(member, "__metadata__", ()):
+            if isinstance(item, Tag):
+                found[item.tag] = get_args(member)[0]
+    return found
 
 
 def _members(annotation: Any) -> list[Any]:

@@ -9,9 +9,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
 from runner import user_code
 from runner.components.layers import Layer, with_defaults
@@ -31,6 +31,7 @@ from runner.section import (
     Mark,
     NonNegative,
     One,
+    OwnCode,
     Positive,
     Section,
     keys,
@@ -54,9 +55,28 @@ _OUTSIDE = Mark(outside_hash=True)
 _OF_A_RUN = Mark(outside_hash=True, on_run=True, command_line_only=True, needs_run=True)
 
 
-class Model(Section):
+class LayerModel(Section):
+    """A model made of known layers, the same on every backend."""
+
     name: str
     layers: list[Layer] = Field(min_length=1)
+
+
+class CustomModel(OwnCode):
+    """A model of the user's own: a torch.nn.Module on Lightning, a keras.Model on Keras."""
+
+    name: str
+
+
+def _kind_of_model(values: Any) -> str:
+    own = isinstance(values, CustomModel) or (isinstance(values, dict) and "_target_" in values)
+    return "own code" if own else "known layers"
+
+
+Model = Annotated[
+    Union[Annotated[LayerModel, Tag("known layers")], Annotated[CustomModel, Tag("own code")]],
+    Discriminator(_kind_of_model),
+]
 
 
 class Trainer(Section):
@@ -148,6 +168,8 @@ def parse(composed: Mapping[str, Any]) -> Config:
     _check_keys(values)
     user_code.check(values)
     defaults, model = values.pop("layer_defaults", None), values.get("model")
+    if isinstance(model, dict) and {"_target_", "layers"} <= set(model):
+        raise ConfigError("model._target_ goes without model.layers: choose it with model=custom")
     if isinstance(defaults, dict):
         _check_layer_defaults(defaults)
         if isinstance(model, dict) and isinstance(model.get("layers"), list):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from runner.errors import ConfigError, closest, nearest, show
-from runner.user_code import walk
+from runner.user_code import check_places, walk
 
 MOST_JOBS = 10_000  # of one multirun
 
@@ -170,14 +170,10 @@ def allowed(
 
 
 def check_values(values: Mapping[str, Any]) -> None:
-    """Refuse keys that name a class to run (`_target_`), and every `${...}` that does not refer to
-    a key of the config: a resolver could read the environment or return unchecked values."""
-    for path, key, value in walk(values):
-        if key in ("_target_", "_partial_", "_args_", "_recursive_", "_convert_"):
-            raise ConfigError(
-                f"{path} is not allowed in a config: it would run {show(value)}; "
-                f"SECURITY.md lists what a config may name"
-            )
+    """Refuse `_target_` where no code can be named, and every `${...}` that does not refer to a key
+    of the config: a resolver could read the environment or return unchecked values."""
+    check_places(values)
+    for path, _, value in walk(values):
         if isinstance(value, str) and "${" in _INTERPOLATION.sub("", value):
             raise ConfigError(
                 f"{path} may only refer to keys of the config, such as ${{optimizer.lr}}; write "

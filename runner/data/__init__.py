@@ -9,12 +9,12 @@ from pydantic import Field, TypeAdapter
 
 from runner.data.dataset import Dataset, Split
 from runner.data.embedded import Diabetes, Digits
-from runner.data.files import CSV, NPZ, Python
+from runner.data.files import CSV, NPZ, Custom
 from runner.data.stream import NPY
 
 __all__ = ["Data", "Dataset", "Split", "load"]
 
-Data = Annotated[Union[Digits, Diabetes, NPZ, CSV, NPY, Python], Field(discriminator="name")]
+Data = Annotated[Union[Digits, Diabetes, NPZ, CSV, NPY, Custom], Field(discriminator="name")]
 
 
 def load(data: Any, like: Mapping[str, Any] | None = None) -> Dataset:
@@ -23,7 +23,7 @@ def load(data: Any, like: Mapping[str, Any] | None = None) -> Dataset:
     the section names none."""
     if like is not None and getattr(data, "target", "") is None:
         data = data.model_copy(update={"target": like.get("target")})
-    dataset = _load(data.model_dump_json(), _stamps(getattr(data, "path", None)))
+    dataset = _load(data.model_dump_json(by_alias=True), _stamps(getattr(data, "path", None)))
     return dataset if like is None else dataset.with_columns(like["features"])
 
 

@@ -25,7 +25,7 @@ from runner.data.dataset import (
     standardize,
 )
 from runner.errors import ConfigError, nearest, one_line, show, show_path
-from runner.section import Fraction, Index, Mark, Section
+from runner.section import Fraction, Index, Mark, OwnCode, Section
 
 
 class _Rows(Section):
@@ -86,26 +86,24 @@ class NPZ(_File):
         return self._of_arrays(self.path, *read_npz(regular_file(self.path), "x", "y"))
 
 
-class Python(_Rows):
-    """Rows from a Python function. It is called with `args` and returns x and y, in the form of
-    data=npz. `trusted_modules` must name its module."""
+class Custom(_Rows, OwnCode):
+    """Rows from a function of your own, `_target_`. It is called with all keys that are not listed
+    here and returns x and y, in the form of data=npz. `trusted_modules` must name its module."""
 
-    name: Literal["python"]
-    function: str
-    args: dict[str, Any]
+    name: Literal["custom"]
 
     def load(self) -> Dataset:
         try:
-            returned = user_code.call(self.function, **self.args)
+            returned = user_code.make(self.section)
         except ValueError as error:
             raise ConfigError(f"data.{error}") from error
         try:
             x, y = map(np.asarray, returned)
         except (TypeError, ValueError):
             raise ConfigError(
-                f"data.function {self.function} must return x and y, got {show(returned)}"
+                f"data._target_ {self.code} must return x and y, got {show(returned)}"
             ) from None
-        return self._of_arrays(self.function, x, y)
+        return self._of_arrays(self.code, x, y)
 
 
 class CSV(_File):

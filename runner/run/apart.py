@@ -44,13 +44,13 @@ def run(function: Callable[[T], int], argument: T, num_threads: int) -> int:
 def _pool(num_threads: int) -> tuple[ProcessPoolExecutor, int]:
     """Start an interpreter; return its executor and its process id."""
     spawn, tuning = multiprocessing.get_context("spawn"), (dispatcher.importing,)
-    pool = ProcessPoolExecutor(1, spawn, initializer=_begin, initargs=tuning)
+    pool = ProcessPoolExecutor(1, spawn, initializer=_begin, initargs=(*tuning, num_threads))
     return pool, pool.submit(os.getpid).result()
 
 
-def _begin(importing: Any) -> None:
+def _begin(importing: Any, num_threads: int) -> None:
     """Prepare the child process: it ends with its parent, and only the parent passes Ctrl-C on."""
-    dispatcher.importing = importing
+    dispatcher.importing, dispatcher.building_threads = importing, num_threads
     if hasattr(os, "setsid"):
         os.setsid()
     parent = multiprocessing.parent_process()

@@ -70,7 +70,12 @@ def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
     return digest.hexdigest()
 
 
-_DTYPES = {"<f8": "F64", "<f4": "F32"}  # a state's dtypes -> safetensors' names
+# a state's dtypes -> safetensors' names
+_DTYPES = {"<f8": "F64", "<f4": "F32", "<f2": "F16", "|b1": "BOOL"} | {
+    f"{'|' if size == 1 else '<'}{kind}{size}": f"{kind.upper()}{8 * size}"
+    for kind in "iu"
+    for size in (1, 2, 4, 8)
+}
 
 
 def _serialized(tensors: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:

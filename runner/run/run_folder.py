@@ -423,10 +423,14 @@ def check_types(path: Path, values: Mapping[str, Any], needs: Mapping[str, Seque
             )
 
 
-def environment(device: str, num_threads: int, command: Sequence[str]) -> dict[str, Any]:
-    """Describe the machine and the packages, for a human reader; no code reads it."""
+def environment(
+    device: str, num_threads: int, command: Sequence[str], code: Mapping[str, str]
+) -> dict[str, Any]:
+    """Describe the machine and the packages, for a human reader. Only `code`, the hashes of the
+    user's own modules, is read back, by `code_of`."""
     return {
         "command": ["python", "-m", "runner", *command],
+        "code": dict(code),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": packages(),
@@ -437,6 +441,17 @@ def environment(device: str, num_threads: int, command: Sequence[str]) -> dict[s
         "threads": num_threads,
         "thread_limits": threads.limits(),
     }
+
+
+def code_of(folder: Path) -> dict[str, str] | None:
+    """The hashes of the user's own modules that a run has used last; None if the folder does not
+    say."""
+    try:
+        values = read_json(folder / "environment.json")
+    except ConfigError:
+        return None
+    code = [values, *values.get("resumed", [])][-1].get("code")
+    return {str(name): str(value) for name, value in code.items()} if code is not None else None
 
 
 def packages() -> dict[str, str]:

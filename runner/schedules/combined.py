@@ -26,7 +26,7 @@ from runner.schedules.named import NAMED
 from runner.schedules.ramps import Array, Edge, between, progress
 from runner.schedules.units import Clock, Length, Share
 from runner.section import Fraction as BelowOne
-from runner.section import NonNegative, Positive, Section
+from runner.section import NonNegative, OwnCode, Positive, Section
 
 
 class Hold(Curve):
@@ -261,34 +261,32 @@ class Clip(Curve):
         return self.of.joints(clock)
 
 
-class Python(Curve):
-    """eta(t) = f(t, total_steps=T, steps_per_epoch=..., lr=eta0, **args), with your own `function`
-    f, MODULE.FUNCTION. It gets an array of steps and returns an array of rates of the same length.
-    `trusted_modules` must name its module.
+class Custom(Curve, OwnCode):
+    """eta(t) = f(t, total_steps=T, steps_per_epoch=..., lr=eta0, **args), with your own function f,
+    `_target_`: MODULE.FUNCTION. It gets an array of steps and returns an array of rates of the same
+    length. `trusted_modules` must name its module. All other keys are its `args`.
 
     f is called for parts of the run in any order, so eta(t) must depend on t only, not on the other
     steps in the array.
     """
 
-    name: Literal["python"]
-    function: str
-    args: dict[str, Any]
+    name: Literal["custom"]
 
     def rates(self, t: Array, clock: Clock, lr: float) -> Array:
         total, epoch = clock.total_steps, clock.steps_per_epoch
         returned = user_code.call(
-            self.function, t, total_steps=total, steps_per_epoch=epoch, lr=lr, **self.args
+            self.code, t, total_steps=total, steps_per_epoch=epoch, lr=lr, **self.arguments
         )
         rates = np.asarray(returned)
         if rates.dtype.kind not in "iuf" or rates.shape != t.shape:
             raise ValueError(
-                f"function {self.function} must return a rate for each of {len(t)} steps, got "
+                f"_target_ {self.code} must return a rate for each of {len(t)} steps, got "
                 f"{rates.dtype} of shape {list(rates.shape)}"
             )
         return rates.astype(np.float64)
 
 
-ALL = (*NAMED, Hold, Ramp, Inverse, Sequence, Repeat, Product, Clip, Python, *DIALECTS)
+ALL = (*NAMED, Hold, Ramp, Inverse, Sequence, Repeat, Product, Clip, Custom, *DIALECTS)
 
 if TYPE_CHECKING:
     AnyCurve = Curve

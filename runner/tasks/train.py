@@ -8,7 +8,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from runner import dispatcher
+from runner import dispatcher, user_code
 from runner.config.schema import Config, sha256
 from runner.data.order import Chunks, Order
 from runner.errors import ConfigError, RunError, one_line
@@ -125,7 +125,9 @@ def train(job: Job) -> int:
                     console.say(f"warning: {warning}")
                 if remark := prepared.remark_on_threads():
                     console.say(remark)
-                environment = run_folder.environment(device, num_threads, job.command)
+                environment = run_folder.environment(
+                    device, num_threads, job.command, user_code.hashes(job.composed)
+                )
                 if resumed is None:
                     run_folder.write_json(path / "environment.json", environment)
                     run_folder.write_json(path / "data.json", prepared.data.description())
@@ -151,6 +153,12 @@ def _prepare_resume(
     for note in resumed.notes:
         console.say(note)
     console.say(f"resume   {folder} from step {step}")
+    for name, digest in (run_folder.code_of(folder) or {}).items():
+        if environment["code"].get(name) != digest:
+            console.say(
+                f"warning: the code of {name} has changed since step {step}: the run goes on with "
+                f"the new code, and is not the one that it would have been"
+            )
     for key, (before, after) in resumed.changes.items():
         if key == "checkpoint":  # the line above names the step
             continue

@@ -300,6 +300,27 @@ def capture() -> Iterator[tuple[Console, Capture]]:
         terminal.close()
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Drop what is printed in the block, from Python or below it, unless a run's log takes it: a
+    framework that is loaded before the run has a log says much that is of no use."""
+    if _is_captured:
+        yield
+        return
+    _flush()
+    kept = [os.dup(1), os.dup(2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    _redirect(nowhere)
+    try:
+        yield
+    finally:
+        _flush()
+        for descriptor, original in zip(kept, (1, 2), strict=True):
+            os.dup2(descriptor, original)
+        for descriptor in (*kept, nowhere):
+            os.close(descriptor)
+
+
 def _redirect(descriptor: int) -> None:
     for original in (1, 2):
         os.dup2(descriptor, original)

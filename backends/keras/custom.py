@@ -1,0 +1,104 @@
+"""Models of the user's own: any keras.Model in the place of the layers that layers.build makes. Its
+variables keep Keras's paths and layouts."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+
+from runner.components.custom import Built, CustomNetwork, Source, seeded
+from runner.components.layers import Shape
+from runner.errors import ConfigError
+from runner.user_code import blame
+
+
+def build(network: CustomNetwork, kind: type[keras.Model]) -> keras.Model:
+    """A functional model of class `kind` around the user's model, as layers.build makes one. Its
+    values are those that the model's code gives it."""
+    own, x, y = _build(network.source, network.input_shape, network.seed)
+    model = kind(x, y)
+    names = [*network.variables()]
+    # a function: Keras does not track what it returns a second time
+    model.own = lambda: dict(zip(names, _variables(own), strict=True))
+    return model
+
+
+def native(network: CustomNetwork, values: Mapping[str, np.ndarray]) -> keras.Model:
+    """The user's model itself, with these values."""
+    own, _, _ = _build(network.source, network.input_shape, network.seed)
+    for name, variable in zip(network.variables(), _variables(own), strict=True):
+        variable.assign(values[name])
+    return own
+
+
+def inspect(source: Source, input_shape: Shape, seed: int) -> Built:
+    """Build the model under the run's seed, which Keras draws the seeds of its layers with from
+    Python's generator."""
+    if source.section is not None:
+        keras.utils.clear_session()  # names that do not depend on earlier models
+    own, _, y = _build(source, input_shape, seed)
+    paths = list(_unique(variable.path for variable in _variables(own)))
+    values = dict(zip(paths, (v.value.numpy() for v in _variables(own)), strict=True))
+    trained = paths[: len(own.trainable_variables)]
+    return Built(
+        weights={name: values[name] for name in trained},
+        buffers={name: value for name, value in values.items() if name not in trained},
+        output_shape=tuple(y.shape[1:]),
+        uses_xla=_can_compile(own),
+    )
+
+
+def _build(source: Source, input_shape: Shape, seed: int) -> tuple[keras.Model, Any, Any]:
+    """The model, a symbolic batch of rows, and its outputs for them."""
+    with seeded(seed), _plain_errors():
+        model = source.make(keras.Layer, "keras.Model or keras.Layer")
+        x = keras.Input(input_shape)
+        try:
+            y = model(x)
+        except Exception as error:
+            raise ConfigError(
+                f"{source.name} raised {blame(error, type(model).__module__)}, given rows of shape "
+                f"{list(input_shape)}"
+            ) from error
+    if not keras.utils.is_keras_tensor(y) or None in y.shape[1:]:
+        found = list(y.shape) if keras.utils.is_keras_tensor(y) else type(y).__name__
+        raise ConfigError(f"{source.name} must give one tensor of known shape, got {found}")
+    return model, x, y
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Let an error of the user's code pass as it is: Keras adds a page of arguments to it."""
+    is_filtered = keras.config.is_traceback_filtering_enabled()
+    keras.config.disable_traceback_filtering()
+    try:
+        yield
+    finally:
+        if is_filtered:
+            keras.config.enable_traceback_filtering()
+
+
+def _variables(model: keras.Model) -> list[Any]:
+    """Trained ones first; among the others are running statistics and the states of the layers'
+    generators."""
+    return [*model.trainable_variables, *model.non_trainable_variables]
+
+
+def _unique(paths: Iterable[str]) -> Iterator[str]:
+    """Names for the paths; a path that is there already gets a number."""
+    seen: dict[str, int] = {}
+    for path in paths:
+        seen[path] = number = seen.get(path, 0) + 1
+        yield path if number == 1 else f"{path}:{number}"
+
+
+def _can_compile(model: keras.Model) -> bool:
+    """Return whether XLA compiles it quickly: it takes seconds for convolutions on the CPU, and
+    longer for recurrent layers."""
+    layers = [model]
+    for layer in layers:  # grows while it is walked
+        layers += getattr(layer, "layers", [])
+    recurrent = any(isinstance(layer, keras.layers.RNN) for layer in layers)
+    return not recurrent and all(len(v.shape) < 4 for v in model.trainable_variables)

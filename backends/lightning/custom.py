@@ -1,0 +1,104 @@
+"""Models of the user's own: any nn.Module in the place of layers.Network. Its tensors keep torch's
+names and layouts."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from backends.lightning import layers
+from runner.components.custom import Built, CustomNetwork, Source, seeded
+from runner.components.layers import Shape
+from runner.errors import ConfigError
+from runner.random import layer_key, mix
+from runner.spec import Precision
+from runner.user_code import blame
+
+
+class Network(nn.Module):
+    """The user's module, with the face of layers.Network. Images come as [B, H, W, C], and the
+    module gets [B, C, H, W]."""
+
+    def __init__(self, model: nn.Module, input_shape: Shape) -> None:
+        super().__init__()
+        self.model, self.image_in = model, len(input_shape) == 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.model(x.permute(0, 3, 1, 2) if self.image_in else x)
+        return y
+
+    def named(self) -> dict[str, Tensor]:
+        """torch's name -> tensor: parameters, then buffers that a state dict has; a tensor with
+        several names once."""
+        kept = self.model.state_dict(keep_vars=True)
+        buffers = {name: b for name, b in self.model.named_buffers() if name in kept}
+        return {**dict(self.model.named_parameters()), **buffers}
+
+    def to_torch(self, value: np.ndarray) -> Tensor:
+        return torch.from_numpy(value.copy())
+
+    def to_canonical(self, tensor: Tensor) -> np.ndarray:
+        """A copy as it is: the layout is torch's."""
+        value: np.ndarray = tensor.detach().cpu().contiguous().clone().numpy()
+        return value
+
+
+def build(network: CustomNetwork, dtype: torch.dtype) -> Network:
+    """Make the module of a run again. Its values are those that its code gives it."""
+    return _build(network.source, network.input_shape, dtype, network.seed)[0]
+
+
+def inspect(source: Source, input_shape: Shape, precision: Precision, seed: int) -> Built:
+    """Build the module under the run's seed: torch's generator, and Python's and NumPy's."""
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    network, output_shape = _build(source, input_shape, dtype, seed)
+    tensors = network.named()
+    for name, tensor in tensors.items():
+        if tensor.dtype in (torch.bfloat16, torch.complex64, torch.complex128) or tensor.is_sparse:
+            raise ConfigError(
+                f"{source.name}: the tensor {name} must be dense and of a NumPy number, got "
+                f"{tensor.dtype}"
+            )
+    values = {name: network.to_canonical(tensor) for name, tensor in tensors.items()}
+    trained = {name for name, tensor in tensors.items() if tensor.requires_grad}
+    return Built(
+        weights={name: value for name, value in values.items() if name in trained},
+        buffers={name: value for name, value in values.items() if name not in trained},
+        output_shape=output_shape,
+    )
+
+
+def _build(
+    source: Source, input_shape: Shape, dtype: torch.dtype, seed: int
+) -> tuple[Network, Shape]:
+    """The module, and the shape of an output row: of two rows of zeros, which make the weights of
+    lazy modules too."""
+    with seeded(seed), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed % 2**63)
+        network = Network(source.make(nn.Module, "torch.nn.Module"), input_shape).to(dtype)
+        training = network.model.training
+        network.eval()
+        try:
+            with torch.no_grad():
+                y = network(torch.zeros(2, *input_shape, dtype=dtype))
+        except Exception as error:
+            raise ConfigError(
+                f"{source.name} raised {blame(error, type(network.model).__module__)}, given rows "
+                f"of shape {list(input_shape)}"
+            ) from error
+        network.train(training)
+    if not isinstance(y, Tensor) or y.ndim < 1 or len(y) != 2:
+        found = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        raise ConfigError(f"{source.name} must give a row for each row it gets, 2, got {found}")
+    return network, tuple(y.shape[1:])
+
+
+class Randomness:
+    """Seeds torch's generators by (seed, step, micro-batch) before each forward pass, so that the
+    masks of a resumed run are those that it would have had."""
+
+    def __init__(self, dropout_state: layers.DropoutState) -> None:
+        self.dropout_state, self.key = dropout_state, layer_key(dropout_state.seed, 0)
+
+    def seed(self) -> None:
+        now = self.dropout_state
+        torch.manual_seed(mix(mix(self.key + now.step) + now.micro_batch))

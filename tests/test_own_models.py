@@ -1,0 +1,346 @@
+"""Models of the user's own, through the command line and on both backends: what built-in models
+have, they have too."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from runner import load_run
+from runner.run.run_folder import read_columns, read_json
+from tests.command_line import BACKENDS, forked
+from tests.rows import slow_but
+
+MODULE = {
+    "lightning": """
+import torch
+from torch import nn
+
+from runner.cli.compose import compose
+from runner.components.layers import initial_variables
+from runner.config.schema import parse
+from runner.plan import plan
+
+
+class Net(nn.Module):
+    def __init__(self, width=16, rate=0.2):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Linear(64, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(rate)
+        )
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+class Pixels(nn.Module):
+    # a convolution that sees one pixel of an [N, C, H, W] image at a time, and the mean over both
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 10, 1)
+
+    def forward(self, x):
+        assert x.shape[1:] == (1, 8, 8)
+        return self.conv(x).mean((2, 3))
+
+
+def mlp():
+    values = initial_variables(plan(parse(compose(["device=cpu"]))).network, 0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).double()
+    with torch.no_grad():
+        for i, layer in enumerate((net[1], net[3])):
+            layer.weight.copy_(torch.from_numpy(values[f"dense_{i}/kernel"].T))
+            layer.bias.copy_(torch.from_numpy(values[f"dense_{i}/bias"]))
+    return net
+
+
+class Broken(nn.Module):
+    def forward(self, x):
+        return x.no_such_thing
+
+
+class Narrow(nn.Linear):
+    def __init__(self):
+        super().__init__(64, 7)
+
+
+def number():
+    return 3
+""",
+    "keras": """
+import keras
+
+from runner.cli.compose import compose
+from runner.components.layers import initial_variables
+from runner.config.schema import parse
+from runner.plan import plan
+
+
+class Net(keras.Model):
+    def __init__(self, width=16, rate=0.2):
+        super().__init__()
+        self.dense = keras.layers.Dense(width)
+        self.norm = keras.layers.BatchNormalization()
+        self.dropout = keras.layers.Dropout(rate)
+        self.head = keras.layers.Dense(10)
+
+    def call(self, x, training=False):
+        x = keras.ops.relu(self.norm(self.dense(x), training=training))
+        return self.head(self.dropout(x, training=training))
+
+
+class Pixels(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.conv = keras.layers.Conv2D(10, 1)
+
+    def call(self, x):
+        assert x.shape[1:] == (8, 8, 1)
+        return keras.ops.mean(self.conv(x), axis=(1, 2))
+
+
+def mlp():
+    values = initial_variables(plan(parse(compose(["device=cpu"]))).network, 0)
+    net = keras.Sequential(
+        [
+            keras.Input((64,)),
+            keras.layers.Dense(128, activation="relu"),
+            keras.layers.Dense(10),
+        ]
+    )
+    names = ("dense_0/kernel", "dense_0/bias", "dense_1/kernel", "dense_1/bias")
+    net.set_weights([values[name] for name in names])
+    return net
+
+
+class Broken(keras.Model):
+    def call(self, x):
+        return x.no_such_thing
+
+
+class Narrow(keras.layers.Dense):
+    def __init__(self):
+        super().__init__(7)
+
+
+def number():
+    return 3
+""",
+}
+TRUSTED = "trusted_modules=[mine]"
+KEPT = "trainer.keep_checkpoints=null"
+SHORT = ("device=cpu", "trainer.batch_size=160", "trainer.max_epochs=3", TRUSTED)
+WIDE = ("model=custom", "model._target_=mine.Net", "model.width=24", *SHORT)
+
+
+@pytest.fixture(params=slow_but(BACKENDS, "lightning"))
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def here(tmp_path: Path, backend: str) -> Path:
+    (tmp_path / "mine.py").write_text(MODULE[backend])
+    return tmp_path
+
+
+def weights_of(folder: Path) -> dict[str, np.ndarray]:
+    return dict(load_file(folder / "checkpoints" / "last" / "weights.safetensors"))
+
+
+def test_a_model_equal_to_the_mlp_trains_as_it_does(here: Path, backend: str) -> None:
+    """The same first weights, in float64. 1e-12: the sums of a row's products may be taken in
+    another order."""
+    same = ("device=cpu", "trainer.precision=float64", "trainer.max_epochs=2", TRUSTED)
+    kinds = ((), ("model=custom", "model._target_=mine.mlp"))
+    each = forked(here, *((f"backend={backend}", *same, *kind) for kind in kinds))
+    assert [(done.status, done.err) for done in each] == [(0, "")] * 2
+    built_in, own = (read_columns(here / done.folder / "trace.csv") for done in each)
+    assert np.array_equal(built_in["learning_rate"], own["learning_rate"])
+    np.testing.assert_allclose(own["loss"], built_in["loss"], rtol=0, atol=1e-12)
+
+
+def test_a_run_in_two_parts_ends_with_the_bits_of_one(here: Path, backend: str) -> None:
+    """With dropout of the framework's own and running statistics, from inside an epoch on; and a
+    random moment's checkpoint gives the same."""
+    command = (*WIDE, f"backend={backend}", "trainer.checkpoint_every=1steps", KEPT)
+    whole, part = forked(here, command, (*command, "trainer.max_steps=11"))
+    assert (whole.status, part.status) == (0, 0)
+    step = random.Random(0).randrange(1, 11)
+    (resumed,) = forked(
+        here,
+        (f"resume={part.folder}", f"checkpoint={step}", "trainer.max_steps=null", TRUSTED),
+    )
+    assert (resumed.status, resumed.err) == (0, "")
+    hashes = [
+        read_json(here / done.folder / "result.json")["weights_sha256"] for done in (whole, part)
+    ]
+    assert hashes[0] == hashes[1]
+    traces = [(here / done.folder / "trace.csv").read_text() for done in (whole, part)]
+    assert traces[0] == traces[1]
+
+
+def test_first_weights_are_the_framework_s_under_the_run_s_seed(here: Path, backend: str) -> None:
+    """As torch.manual_seed(5) or keras.utils.set_random_seed(5) before the model is made; an
+    update at a rate of 1e-30 moves them by less than 1e-20."""
+    kept = ("optimizer=sgd", "optimizer.lr=1e-30", "seed=5", "trainer.max_steps=1")
+    (done,) = forked(here, (*WIDE, f"backend={backend}", *kept))
+    assert (done.status, done.err) == (0, "")
+    trained = weights_of(here / done.folder)
+    space: dict[str, object] = {}
+    exec(MODULE[backend], space)
+    if backend == "lightning":
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(5)
+            net = space["Net"](width=24)  # type: ignore[operator]
+        expected = {name: p.detach().numpy() for name, p in net.named_parameters()}
+    else:
+        import keras
+
+        keras.utils.set_random_seed(5)
+        net = space["Net"](width=24)  # type: ignore[operator]
+        net.build((None, 64))
+        names = {p.path.partition("/")[2]: p.numpy() for p in net.trainable_variables}
+        expected = {f"net/{name}": value for name, value in names.items()}
+    assert expected.keys() <= trained.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(trained[name], value, rtol=0, atol=1e-20, err_msg=name)
+
+
+def test_what_can_be_done_with_a_run_can_be_done_with_it(here: Path, backend: str) -> None:
+    """Evaluate, predict and export give the outputs of the model that `load_run` gives."""
+    (done,) = forked(here, (*WIDE, f"backend={backend}"))
+    x = np.random.default_rng(0).uniform(0, 1, (7, 64)).astype(np.float32)
+    np.savez(here / "new.npz", x=x)
+    form = {"lightning": "torch", "keras": "keras"}[backend]
+    run = f"run={done.folder}"
+    each = forked(
+        here,
+        (run, "task=evaluate", TRUSTED),
+        (run, "task=predict", "data.path=new.npz", TRUSTED),
+        (run, "task=export", f"format={form}", TRUSTED),
+        (run, "task=export", "format=safetensors", TRUSTED),
+        (run, "task=evaluate"),
+    )
+    assert [one.status for one in each] == [0, 0, 0, 0, 2]
+    assert "which is not trusted" in each[-1].err
+    folder = here / done.folder
+    assert 0 <= read_json(folder / "test.json")["test/accuracy"] <= 1
+    assert (folder / "model.safetensors").is_file()
+    outputs = np.load(folder / "predictions.npz")["outputs"]
+    assert outputs.shape == (7, 10)
+    if backend == "lightning":
+        import torch
+
+        exported = torch.export.load(folder / "model.pt2").module()
+        found = exported(torch.from_numpy(x)).detach().numpy()
+        # float32 sums in another order
+        np.testing.assert_allclose(found, outputs, rtol=0, atol=1e-5)
+
+
+def test_images_come_in_the_framework_s_order(here: Path, backend: str) -> None:
+    command = ("model=custom", "model._target_=mine.Pixels", "data.images=true", *SHORT)
+    (done,) = forked(here, (*command, f"backend={backend}"))
+    assert (done.status, done.err) == (0, "")
+
+
+def test_its_weights_are_grouped_by_the_framework_s_names(here: Path, backend: str) -> None:
+    """The head's rate is a tenth, in a column of its own. Names are Keras's paths, or torch's."""
+    match = {"lightning": "head.*", "keras": "net/dense_1/*"}[backend]
+    groups = f"optimizer.groups=[{{match: '{match}', lr_factor: 0.1}}]"
+    (done,) = forked(here, (*WIDE, f"backend={backend}", groups))
+    assert (done.status, done.err) == (0, "")
+    trace = read_columns(here / done.folder / "trace.csv")
+    assert np.unique(trace["learning_rate"]) == [1e-3]
+    assert np.unique(trace["learning_rate*0.1"]) == [1e-4]
+
+
+def test_a_changed_module_is_not_the_same_job(here: Path, backend: str) -> None:
+    """A multirun goes on in its folder: jobs of the same code are completed, others are made. A run
+    that resumes says that the code has changed."""
+    folder = "output.multirun=outputs/multiruns/all"
+    command = ("-m", *WIDE, f"backend={backend}", folder, "schedule=constant,linear")
+    (first,) = forked(here, command)
+    assert first.status == 0, first.err
+    (again,) = forked(here, command)
+    assert again.out.count("is already complete") == 2
+    with (here / "mine.py").open("a") as file:
+        file.write("\n# changed\n")
+    (changed,) = forked(here, command)
+    assert "is already complete" not in changed.out
+    run = next((here / "outputs/multiruns/all").glob("schedule-constant*"))
+    with (here / "mine.py").open("a") as file:
+        file.write("\n# changed again\n")
+    (resumed,) = forked(here, (f"resume={run}", "trainer.max_epochs=4", TRUSTED))
+    assert "warning: the code of mine has changed since step 24" in resumed.out + resumed.err
+
+
+REFUSED = {
+    "mine.Broken": (
+        "model._target_ mine.Broken raised AttributeError: {before}'{kind}' object has no "
+        "attribute 'no_such_thing' (mine.py:"
+    ),
+    "mine.Narrow": (
+        "model._target_ mine.Narrow gives rows of shape [7]; the loss and the data ask for [10]"
+    ),
+    "mine.number": (
+        "model._target_ mine.number must make a {base} for this backend, got builtins.int"
+    ),
+    "mine.Nothing": (
+        "model._target_ must be importable, got mine.Nothing: module 'mine' has no attribute "
+        "'Nothing'"
+    ),
+    "mine.Net model.depth=3": (
+        "model._target_ mine.Net raised TypeError: Net.__init__() got an unexpected keyword "
+        "argument 'depth'"
+    ),
+}
+WORDS = {
+    "lightning": {"kind": "Tensor", "before": "", "base": "torch.nn.Module"},
+    "keras": {
+        "kind": "SymbolicTensor",
+        "before": "Could not automatically infer the output shape / dtype of 'broken' (of type "
+        "Broken). Either the `Broken.call()` method is incorrect, or you need to implement the "
+        "`Broken.compute_output_spec() / compute_output_shape()` method. Error encountered: ",
+        "base": "keras.Model or keras.Layer",
+    },
+}
+
+
+@pytest.mark.parametrize("target", REFUSED)
+def test_a_model_that_cannot_be_built_is_one_line(here: Path, backend: str, target: str) -> None:
+    name, *more = target.split()
+    line = ("model=custom", f"model._target_={name}", *more, *SHORT)
+    (done,) = forked(here, (*line, f"backend={backend}"))
+    assert done.status == 2
+    assert done.err.startswith(f"error: {REFUSED[target].format(**WORDS[backend])}")
+    assert done.err.count("\n") == 1
+    assert not (here / "outputs").exists()
+
+
+def test_a_run_can_be_read_in_python(
+    here: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The framework's own model, which gives what `predict` gives."""
+    monkeypatch.chdir(here)
+    monkeypatch.syspath_prepend(str(here))
+    monkeypatch.delitem(__import__("sys").modules, "mine", raising=False)
+    (done,) = forked(here, (*WIDE, f"backend={backend}"))
+    run = load_run(done.folder, trusted_modules=["mine"])
+    x = np.random.default_rng(0).uniform(0, 1, (5, 64)).astype(np.float32)
+    outputs = run.predict(x)
+    model = run.model()
+    assert type(model).__name__ == "Net"
+    if backend == "lightning":
+        import torch
+
+        found = model(torch.from_numpy(x)).detach().numpy()
+    else:
+        found = model(x, training=False).numpy()
+    # float32 sums in another order
+    np.testing.assert_allclose(found, outputs, rtol=0, atol=1e-5)
