@@ -17,7 +17,7 @@ from runner.errors import ConfigError
 
 @dataclass(frozen=True)
 class Source:
-    """What makes the model: a section with `_target_`, or an object that was handed in."""
+    """The origin of a model: a section with `_target_`, or an object that was handed in."""
 
     section: Mapping[str, Any] | None
     given: Any = None

@@ -227,7 +227,7 @@ FIT = f"must match a weight of the model ({', '.join(ALL)})"
             [{"match": "*", "lr_factor": 0.0}],
             "optimizer.groups must leave at least one weight with lr_factor > 0, got 0 for all",
         ),
-        (0, [], "model.layers must have at least one weight to train, got none"),
+        (0, [], "model must have at least one weight to train, got none"),
     ],
 )
 def test_groups_that_fit_nothing_or_train_nothing_are_refused(
