@@ -3,11 +3,12 @@ imported a backend."""
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -97,7 +98,7 @@ def forked(folder: Path, *command_lines: tuple[str, ...]) -> list[Done]:
     with tempfile.TemporaryDirectory() as name:
         started = []
         for i, arguments in enumerate(command_lines):
-            parent = _parent("keras" if "backend=keras" in arguments else "lightning")
+            parent = _parent(_backend_of(folder, arguments))
             out, err = (Path(name) / f"{i}.{stream}" for stream in ("out", "err"))
             started.append((parent, parent.start(folder, arguments, out, err), out, err))
         for parent, child, out, err in started:
@@ -115,6 +116,44 @@ def begun(folder: Path, *arguments: str, out: Path, err: Path) -> int:
 def ended(child: int, err: Path) -> int:
     """Its exit status."""
     return _parent("lightning").wait(child, err)
+
+
+class Running:
+    """A run that is forked as those are and goes on beside the test, which sends it a signal."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self._texts = tempfile.TemporaryDirectory()
+        self._out, self._err = (Path(self._texts.name) / stream for stream in ("out", "err"))
+        self._parent = _parent(_backend_of(folder, arguments))
+        self.pid = self._parent.start(folder, arguments, self._out, self._err)
+        self._done: Done | None = None
+
+    def __enter__(self) -> "Running":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Kill it if it is still there, as after a failed assertion."""
+        if self._done is None:
+            self.end(signal.SIGKILL)
+        self._texts.cleanup()
+
+    def end(self, number: int) -> Done:
+        """Send the signal and wait; the exit status is as a shell has it: 128 + n."""
+        sent = time.time()
+        os.kill(self.pid, number)
+        status = self._parent.wait(self.pid, self._err)
+        out, err = self._out.read_text(), self._err.read_text()
+        self._done = Done(status, out, err, time.time() - sent)
+        return self._done
+
+
+def _backend_of(folder: Path, arguments: Sequence[str]) -> str:
+    """The backend that is asked for, or else that of the run that is resumed or used."""
+    said = dict(argument.partition("=")[::2] for argument in arguments)
+    run = folder / (said.get("resume") or said.get("run") or "") / "config.yaml"
+    if "backend" not in said and run.is_file():
+        said["backend"] = "keras" if "backend: keras\n" in run.read_text() else "lightning"
+    return "keras" if said.get("backend") == "keras" else "lightning"
 
 
 @cache

@@ -23,11 +23,12 @@ class Ended(NamedTuple):
 
 
 def prepare(backend: str) -> None:
-    """Import, once, what every run imports."""
+    """Import, once, what every run imports, and let Hydra find its plugins."""
     from importlib import import_module
 
     from runner import dispatcher
     from runner.cli import process
+    from runner.cli.compose import compose
 
     process.tune()
     for name in (
@@ -38,6 +39,7 @@ def prepare(backend: str) -> None:
     ):
         import_module(name)
 
+    compose([])
     dispatcher.load(backend)
 
 
