@@ -10,7 +10,7 @@ import pytest
 from omegaconf import DictConfig
 
 from runner.cli import hydra_bridge
-from tests.command_line import BACKENDS, ONE_THREAD, SHORT, Finished, together
+from tests.command_line import BACKENDS, ONE_THREAD, SHORT, Finished, forked
 
 # Before any framework is imported: two workers on two cores, each with two threads that wait for
 # each other, take tens of times as long.
@@ -69,7 +69,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
     """The short run on each backend; nobody writes into its folder."""
     here = tmp_path_factory.mktemp("finished")
-    each = together(here, *((f"backend={backend}", *SHORT) for backend in BACKENDS))
+    each = forked(here, *((f"backend={backend}", *SHORT) for backend in BACKENDS))
     return {
         backend: Finished(done, here / done.folder)
         for backend, done in zip(BACKENDS, each, strict=True)

@@ -62,6 +62,18 @@ def result(folder: Path) -> dict[str, Any]:
     return values
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
+    """The short run on each backend, in interpreters of their own; nobody writes into its
+    folder."""
+    here = tmp_path_factory.mktemp("finished")
+    each = together(here, *((f"backend={backend}", *SHORT) for backend in BACKENDS))
+    return {
+        backend: Finished(done, here / done.folder)
+        for backend, done in zip(BACKENDS, each, strict=True)
+    }
+
+
 # What a run says
 
 

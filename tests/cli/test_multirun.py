@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.command_line import BACKENDS, Done, forked, mlp, weights_sha256
+from tests.rows import slow_but
 from tests.training import first, prepare
 
 both = pytest.mark.parametrize("backend", BACKENDS)
@@ -332,33 +333,27 @@ CHAPTER = {
 }
 
 
-@pytest.fixture(scope="module")
-def chapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Jobs]:
+@pytest.fixture(scope="module", params=slow_but(BACKENDS, "keras"))
+def chapters(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
     here = tmp_path_factory.mktemp("chapters")
     experiments = f"experiment={','.join(CHAPTER)}"
     options = ("trainer.batch_size=1", "device=cpu")
-    each = forked(
-        here, *(("-m", f"backend={backend}", experiments, *options) for backend in BACKENDS)
-    )
-    return {
-        backend: Jobs(done, here / done.folder)
-        for backend, done in zip(BACKENDS, each, strict=True)
-    }
+    (done,) = forked(here, ("-m", f"backend={request.param}", experiments, *options))
+    return Jobs(done, here / done.folder)
 
 
-def chapter(chapters: dict[str, Jobs], backend: str, experiment: str) -> Path:
-    (path,) = chapters[backend].path.glob(f"*experiment-{experiment}")
+def chapter(chapters: Jobs, experiment: str) -> Path:
+    (path,) = chapters.path.glob(f"*experiment-{experiment}")
     return path
 
 
-@both
 @pytest.mark.parametrize("experiment", CHAPTER)
 def test_a_chapter_s_experiment_trains_at_the_rates_of_its_formula(
-    chapters: dict[str, Jobs], backend: str, experiment: str
+    chapters: Jobs, experiment: str
 ) -> None:
     """eta0 = 0.001. constant; eta0 0.9^floor(t / 10000); from eta0 to 0.00001 over 10,000 steps,
     then that; and eta0 (1 - t / T)^(1 / 2)."""
-    path = chapter(chapters, backend, experiment)
+    path = chapter(chapters, experiment)
     found = json.loads((path / "result.json").read_text())
     assert (found["status"], found["steps"], found["epochs"]) == ("completed", NUM_STEPS, 10)
     # Dense 128 and Dense 10 on 64 pixels
@@ -369,26 +364,18 @@ def test_a_chapter_s_experiment_trains_at_the_rates_of_its_formula(
     np.testing.assert_allclose(trace(path)["learning_rate"], CHAPTER[experiment], rtol=eps, atol=0)
 
 
-@both
-def test_the_exponential_chapter_is_the_constant_one_until_its_stair(
-    chapters: dict[str, Jobs], backend: str
-) -> None:
+def test_the_exponential_chapter_is_the_constant_one_until_its_stair(chapters: Jobs) -> None:
     """The same bits for 10,000 updates, since a job does not depend on those before it; then
     another run."""
     constant, stairs = (
-        trace(chapter(chapters, backend, f"chapter_{name}")) for name in ("constant", "exponential")
+        trace(chapter(chapters, f"chapter_{name}")) for name in ("constant", "exponential")
     )
     np.testing.assert_array_equal(stairs["loss"][:10_001], constant["loss"][:10_001])
     assert not np.array_equal(stairs["loss"][10_001:], constant["loss"][10_001:])
 
 
-@both
-def test_a_multirun_whose_jobs_all_complete_exits_with_0(
-    chapters: dict[str, Jobs], backend: str
-) -> None:
-    done = chapters[backend].done
+def test_a_multirun_whose_jobs_all_complete_exits_with_0(chapters: Jobs) -> None:
+    done = chapters.done
     assert (done.status, done.err) == (0, "")
     assert "4 of 4 jobs completed" in done.out
-    assert all(
-        found["metrics"]["val/accuracy"] > 0.9 for found in chapters[backend].results().values()
-    )
+    assert all(found["metrics"]["val/accuracy"] > 0.9 for found in chapters.results().values())

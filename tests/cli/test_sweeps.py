@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 
 from runner.run.run_folder import read_json
 from runner.text.quoting import override
-from tests.command_line import BACKENDS, begun, ended, forked, start, together
+from tests.command_line import BACKENDS, Running, begun, ended, forked, start, together
+from tests.rows import slow_but
 
 # tune=lr
 
@@ -85,17 +86,15 @@ def test_a_multirun_that_was_stopped_goes_on_to_the_same_bits(
     (whole,) = forked(tmp_path, sweep)
     assert whole.status == 0
     again = (*sweep, "output.multirun=outputs/multiruns/mine")
-    process = start(tmp_path, *again)
     folder = tmp_path / "outputs" / "multiruns" / "mine"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:  # until the second job has a checkpoint
-        second = list(folder.glob("*seed-1*/checkpoints/[0-9]*"))
-        if second and len(list(folder.glob("*/result.json"))) >= 1:
-            break
-        time.sleep(0.005)
-    process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode == (143 if number == signal.SIGTERM else -9)
+    with Running(tmp_path, *again) as running:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:  # until the second job has a checkpoint
+            second = list(folder.glob("*seed-1*/checkpoints/[0-9]*"))
+            if second and len(list(folder.glob("*/result.json"))) >= 1:
+                break
+            time.sleep(0.005)
+        assert running.end(number).status == 128 + number
     before = {
         path: path.stat().st_mtime_ns
         for path in folder.glob("*/result.json")
@@ -413,7 +412,7 @@ def test_a_job_that_the_scheduler_takes_off_is_queued_again_and_goes_on_to_the_s
 # search=optuna_lr
 
 
-@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("mode", slow_but(["min", "max"], "max"))
 def test_a_search_makes_the_monitored_metric_better_and_ends_with_the_comparison(
     tmp_path: Path, mode: str
 ) -> None:

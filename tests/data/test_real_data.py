@@ -557,9 +557,9 @@ def test_models_of_images_train_on_the_default_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "name"),
     [
-        ("task=export format=torch", "model.pt2"),
+        pytest.param("task=export format=torch", "model.pt2", marks=pytest.mark.slow),
         pytest.param("task=export format=keras", "model.keras", marks=pytest.mark.slow),
-        pytest.param("task=export format=safetensors", "model.safetensors", marks=pytest.mark.slow),
+        ("task=export format=safetensors", "model.safetensors"),
         pytest.param("task=predict data.path=wine.csv", "predictions.csv", marks=pytest.mark.slow),
     ],
 )

@@ -13,6 +13,7 @@ from runner.data.dataset import Dataset
 from runner.errors import ConfigError
 from runner.run.run_folder import read_json
 from tests.command_line import BACKENDS, forked
+from tests.rows import slow_but
 from tests.training import difference, prepare, train
 
 MODEL = ["model=cnn", "trainer.max_epochs=2", "trainer.batch_size=16", "trainer.precision=float64"]
@@ -87,7 +88,7 @@ def test_chunks_stay_within_the_memory_that_was_given(tmp_path: Path) -> None:
         prepare([*read, "data.memory_mb=1"]).largest_chunk()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_the_whole_of_it_on_the_command_line(tmp_path: Path, backend: str) -> None:
     """Train and evaluate: the same metrics as with the rows in memory, to float32's rounding."""
     common = [

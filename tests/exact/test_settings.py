@@ -11,6 +11,7 @@ import pytest
 from tests.command_line import BACKENDS, REPOSITORY
 from tests.exact.common import BASE, assert_same_bits
 from tests.parity.test_parity import IMAGES
+from tests.rows import slow_but
 from tests.training import train
 
 RUN = [*BASE, "model=cnn", IMAGES, "schedule=cosine", "trainer.max_steps=6"]
@@ -61,12 +62,8 @@ def witness() -> str:
     return " ".join(hashes(trained.state, trained.losses).values())
 
 
-def _slow_but_one(name: str) -> object:
-    return pytest.param(name, marks=() if name == "SSE4.2, two threads" else pytest.mark.slow)
-
-
-@pytest.mark.parametrize("name", map(_slow_but_one, SETTINGS))
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", slow_but(SETTINGS, "SSE4.2, two threads"))
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_threads_libraries_and_instruction_set(backend: str, name: str, witness: str) -> None:
     assert in_a_process(backend, SETTINGS[name]) == witness
 
@@ -93,7 +90,7 @@ def test_convolutions_under_xla_too(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_keras_eager() -> None:
     import tensorflow as tf
 
-    short = [*BASE, "schedule=cosine", "trainer.max_steps=4"]
+    short = [*BASE, "schedule=cosine", "model=linear", "trainer.max_steps=4"]
     compiled = train("keras", short)
     tf.config.run_functions_eagerly(True)
     try:

@@ -16,6 +16,7 @@ from runner.run.saved import load_run
 from runner.tasks.verify import verify
 from tests.command_line import BACKENDS, OTHER, Finished, forked
 from tests.exact.common import assert_same_bits
+from tests.rows import slow_but
 from tests.training import train
 
 ARGUMENTS = (
@@ -163,7 +164,7 @@ def test_stretches_that_the_run_does_not_have_are_refused(
         verify(load_run(certified["keras"].path, backend="witness"), steps)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_half_on_one_backend_and_half_on_the_other_are_the_bits_of_the_whole(backend: str) -> None:
     overrides = [
         *ARGUMENTS[:3],

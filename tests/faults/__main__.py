@@ -16,8 +16,8 @@ from tests.faults import many as rows_of_many
 from tests.faults import rows
 
 SHORT = {
-    "kill": 5,
-    "end": 3,
+    "kill": 3,
+    "end": 2,
     "end_twice": 1,
     "full": 1,
     "read_only": 1,

@@ -1,6 +1,7 @@
 """resume=FOLDER: what was interrupted, however it ended, goes on to the very run that was not."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.command_line import BACKENDS, OTHER, forked, start
+from tests.command_line import BACKENDS, OTHER, Running, forked
 from tests.rows import slow_but
 
 both = pytest.mark.parametrize("backend", BACKENDS)
@@ -60,19 +61,14 @@ def interrupt(
     here: Path, arguments: tuple[str, ...], backend: str, after: int, kind: signal.Signals
 ) -> Path:
     """A run that gets a signal as soon as it has traced so many updates; its folder."""
-    process = start(here, *arguments)
-    try:
+    with Running(here, *arguments) as running:
         deadline = time.time() + 120
         while (
             not (found := [*here.glob(f"outputs/runs/*_{backend}")]) or num_rows(found[0]) < after
         ):
-            assert process.poll() is None, process.communicate()
             assert time.time() < deadline
             time.sleep(0.002)
-        process.send_signal(kind)
-        process.communicate(timeout=60)
-    finally:
-        process.kill()
+        running.end(kind)
     return found[0]
 
 
@@ -105,7 +101,9 @@ def test_a_run_that_a_signal_ended_goes_on_to_the_same_bits(
 
 
 SHORT = ("schedule=exponential", "schedule.decay_steps=10", "trainer.batch_size=100", "device=cpu")
-HALF = (*SHORT, "trainer.max_steps=20")  # 13 updates an epoch: in the middle of the second
+HALF = "trainer.max_steps=20"  # 13 updates an epoch: in the middle of the second
+# A small network, and 16 whole batches an epoch, for Keras to compile little
+EXACT = ("trainer.precision=exact", "model=linear", *SHORT[:2], "trainer.batch_size=80", SHORT[3])
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +111,9 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Runs of 20 updates: two in exact mode, one in float32."""
     here = tmp_path_factory.mktemp("halves")
     runs = {
-        "lightning": ("backend=lightning", "trainer.precision=exact", *HALF),
-        "keras": ("backend=keras", "trainer.precision=exact", *HALF),
-        "plain": (*HALF, "trainer.checkpoint_every=5steps"),
+        "lightning": ("backend=lightning", *EXACT, HALF),
+        "keras": ("backend=keras", *EXACT, HALF),
+        "plain": (*SHORT, HALF, "trainer.checkpoint_every=5steps"),
     }
     each = forked(here, *runs.values())
     return {name: here / done.folder for name, done in zip(runs, each, strict=True)}
@@ -133,7 +131,7 @@ def test_in_exact_mode_a_run_is_finished_on_the_other_framework_with_the_same_ha
         (f"resume={copied(halves[backend], tmp_path)}", f"backend={OTHER[backend]}", longer)
         for backend in BACKENDS
     ]
-    *resumed, alone = forked(tmp_path, *lines, ("trainer.precision=exact", *SHORT, longer))
+    *resumed, alone = forked(tmp_path, *lines, (*EXACT, longer))
     expected = read(tmp_path / alone.folder, "result.json")
     for done, backend in zip(resumed, BACKENDS, strict=True):
         assert (done.status, done.err) == (0, "")
@@ -256,19 +254,17 @@ def test_two_processes_never_train_in_one_folder(tmp_path: Path, backend: str) -
         "trainer.max_epochs=100000",
         "trainer.checkpoint_every=5steps",
     )
-    process = start(tmp_path, *endless)
-    try:
+    with Running(tmp_path, *endless) as running:
+        deadline = time.time() + 120
         while not [*tmp_path.glob("outputs/runs/*/checkpoints/last")]:
-            assert process.poll() is None, process.communicate()
+            assert time.time() < deadline
             time.sleep(0.05)
         (folder,) = tmp_path.glob("outputs/runs/*")
+        os.kill(running.pid, signal.SIGSTOP)  # so that it leaves the cores to the others
         (second,) = forked(tmp_path, (f"resume={folder}",))
-        said = f"resume: {folder} is in use, another process trains in it: process {process.pid}"
+        said = f"resume: {folder} is in use, another process trains in it: process {running.pid}"
         assert (second.status, second.err) == (2, f"error: {said}\n")
-        assert process.poll() is None
-    finally:
-        process.kill()
-        process.communicate()
+        assert running.end(signal.SIGKILL).status == 128 + signal.SIGKILL
     (done,) = forked(tmp_path, (f"resume={folder}", f"trainer.max_steps={num_rows(folder) + 20}"))
     assert done.status == 0
 

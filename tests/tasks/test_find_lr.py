@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from runner.report import range_test
-from tests.command_line import BACKENDS, forked, start
+from tests.command_line import BACKENDS, Running, forked
 from tests.training import prepare, train
 
 
@@ -140,16 +140,14 @@ def test_what_fails_and_what_is_interrupted_say_so(tmp_path: Path) -> None:
     )
     assert (done.status, done.err) == (1, "")
     assert "failed: the loss does not fall" in done.out
-    process = start(
-        tmp_path, "task=find_lr", "find_lr.num_steps=10000000", "find_lr.max_lr=1e-5", "device=cpu"
-    )
-    while len([*tmp_path.glob("outputs/find_lr/*")]) < 2:
-        time.sleep(0.05)
-    time.sleep(1.0)
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert "interrupted after" in out
+    endless = ("task=find_lr", "find_lr.num_steps=10000000", "find_lr.max_lr=1e-5", "device=cpu")
+    with Running(tmp_path, *endless) as running:
+        while len([*tmp_path.glob("outputs/find_lr/*")]) < 2:
+            time.sleep(0.05)
+        time.sleep(1.0)
+        ended = running.end(signal.SIGTERM)
+    assert ended.status == 143
+    assert "interrupted after" in ended.out
 
 
 def test_its_keys_are_no_part_of_what_a_run_is() -> None:
