@@ -1,2 +1,2 @@
-"""Twinrun's training phase against idiomatic scripts of the same frameworks: `python -m
+"""Compare Twinrun's training phase with idiomatic scripts of the same frameworks: `python -m
 benchmarks`."""

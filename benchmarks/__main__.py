@@ -1,18 +1,18 @@
-"""Times the training phase of both backends against scripts of the same frameworks, side by side in
-one go.
+"""Time the training phase of both backends and of scripts of the same frameworks.
 
-A small MLP on the digits, where overhead is all, a CNN of a million parameters and an MLP of four.
-Every contestant runs in a fresh process, one after another, round after round, so that a slow
-minute of the machine hits all of them; the first round only warms up. The numbers that mean
-something are the ratios of the last table: ours / peer, of medians, out of the same rounds.
+The models are a small MLP on the digits, which measures the overhead, a CNN with a million
+parameters and an MLP with four million. Every contestant runs in a new process. The contestants
+take turns, round after round, so that a slow minute of the machine affects all of them; the first
+round is a warm-up. Compare only the ratios in the last table: ours / peer, of medians over the same
+rounds.
 
     python -m benchmarks                        # half an hour on two cores
     python -m benchmarks --models mlp --markdown --json speed.json
-    python -m benchmarks --models exact_mlp exact_cnn exact_resnet  # exact mode against the peers
-    in float32
+    # exact mode, with peers in float32
+    python -m benchmarks --models exact_mlp exact_cnn exact_resnet
     python -m benchmarks.sweeps                 # many runs in one command
-    python -m benchmarks.cost                   # how it grows with parameters, batch and steps;
-    what the records take
+    # the cost against parameters, batch and steps, and the cost of the records
+    python -m benchmarks.cost
 """
 
 import argparse
@@ -24,18 +24,20 @@ from pathlib import Path
 
 from benchmarks import report
 from benchmarks.contestants import Model, models, taking_part, write_rows
-from benchmarks.measure import Run, apart, measure
+from benchmarks.measure import Run, in_new_process, measure
 
 
 def main() -> int:
-    said = _parser().parse_args()
-    chosen = [model for model in models(dict(said.epochs or [])) if model.name in said.models]
-    runs = _run(chosen, said.repeats)
-    print(report.notes(chosen, said.repeats), end="\n\n")
-    print(report.table(runs, chosen, said.markdown))
-    if said.json is not None:
-        found = report.as_json(runs, chosen, said.repeats)
-        said.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    arguments = _parser().parse_args()
+    selected = [
+        model for model in models(dict(arguments.epochs or [])) if model.name in arguments.models
+    ]
+    runs = _run(selected, arguments.repeats)
+    print(report.notes(selected, arguments.repeats), end="\n\n")
+    print(report.table(runs, selected, arguments.markdown))
+    if arguments.json is not None:
+        values = report.as_json(runs, selected, arguments.repeats)
+        arguments.json.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
@@ -53,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--models", nargs="+", choices=names, default=default)
     parser.add_argument(
-        "--epochs", nargs="+", type=_epochs, metavar="MODEL=N", help="other numbers, at least 2"
+        "--epochs", nargs="+", type=_epochs, metavar="MODEL=N", help="number of epochs, at least 2"
     )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write everything that was measured"
@@ -70,22 +72,23 @@ def _count(text: str) -> int:
 
 
 def _epochs(text: str) -> tuple[str, int]:
-    """Speed is told after the first epoch too."""
+    """Parse MODEL=N. N is at least 2, since the speed after the first epoch is measured too."""
     name, _, number = text.partition("=")
     if name not in [model.name for model in models({})] or not number.isdigit() or int(number) < 2:
         raise argparse.ArgumentTypeError(f"must be MODEL=N with N at least 2, got {text}")
     return name, int(number)
 
 
-def _run(chosen: Sequence[Model], num_repeats: int) -> dict[tuple[str, str], list[Run]]:
-    """One uncounted round, then the counted ones; in each, every contestant once per model."""
+def _run(selected: Sequence[Model], num_repeats: int) -> dict[tuple[str, str], list[Run]]:
+    """Run a warm-up round, then the counted rounds. In each, every contestant runs once per
+    model."""
     runs: dict[tuple[str, str], list[Run]] = {
-        (m.name, c.name): [] for m in chosen for c in taking_part(m)
+        (m.name, c.name): [] for m in selected for c in taking_part(m)
     }
     with tempfile.TemporaryDirectory() as folder:
-        rows = {model.name: apart(write_rows, model, Path(folder)) for model in chosen}
+        rows = {model.name: in_new_process(write_rows, model, Path(folder)) for model in selected}
         for number in range(num_repeats + 1):
-            for model in chosen:
+            for model in selected:
                 for contestant in taking_part(model):
                     run = measure(contestant, model, rows[model.name])
                     _progress(number, num_repeats, model, contestant.name, run)
@@ -95,13 +98,13 @@ def _run(chosen: Sequence[Model], num_repeats: int) -> dict[tuple[str, str], lis
 
 
 def _progress(number: int, num_repeats: int, model: Model, contestant: str, run: Run) -> None:
-    where = f"round {number}/{num_repeats}" if number else "warm-up"
+    round_name = f"round {number}/{num_repeats}" if number else "warm-up"
     speeds = (
         f"{run.steps_per_second:,.0f} steps/s, {run.later_steps_per_second:,.0f} after the "
         f"first epoch"
     )
     print(
-        f"{where}  {model.name}  {contestant}: {speeds}, {run.whole_seconds:.1f} s",
+        f"{round_name}  {model.name}  {contestant}: {speeds}, {run.whole_seconds:.1f} s",
         file=sys.stderr,
         flush=True,
     )

@@ -1,5 +1,5 @@
-"""Who is measured, on what, and what each of them does: everything a reader needs to judge the
-comparison."""
+"""The contestants, their models, and what each of them does: everything that a reader needs to
+judge the comparison."""
 
 import sys
 from collections.abc import Mapping
@@ -17,12 +17,11 @@ CONF = Path(__file__).with_name("conf")
 _VAL_FRACTION = 0.125
 
 _OURS_DOES = (
-    "the real command line, defaults unchanged: trace.csv of every update (rate read back, "
-    "loss), training and "
-    "validation loss and accuracy an epoch, a synced and hashed checkpoint an epoch, "
+    "the command line with its defaults: trace.csv of every update (rate read back, loss); per "
+    "epoch the loss and accuracy of training and validation, and a synced and hashed checkpoint; "
     "curves.png after training. "
-    "Training phase: seconds.train of result.json, from the first chunk asked for to the "
-    "end of the backend's training."
+    "Training phase: seconds.train of result.json, from the request of the first chunk to the end "
+    "of the backend's training."
 )
 
 
@@ -33,22 +32,21 @@ class Model:
     num_epochs: int
     batch_size: int
     num_threads: int
-    network: str  # the peers' name for it
-    rows: str  # digits, digits as images, or images: their number and shape
+    network: str  # its name in the peers' scripts
+    rows: str  # "digits", "digits as images", or the number and shape of images
     by_default: bool = True
-    more: tuple[str, ...] = ()  # what is said to ours alone
+    more: tuple[str, ...] = ()  # overrides for Twinrun only
 
     def overrides(self, rows: Path) -> list[str]:
-        """Command-line overrides for it, with the rows in a file where they are not the
-        digits."""
+        """Return the command-line overrides; rows other than the digits are read from a file."""
         if not self.rows.startswith("digits"):
-            own = [
+            data = [
                 "data=npz",
                 f"data.path={images(rows)}",
                 f"data.val_fraction={_VAL_FRACTION}",
                 "data.test_fraction=0",
             ]
-            return ["--config-dir", str(CONF), f"model={self.network}", *own, *self.more]
+            return ["--config-dir", str(CONF), f"model={self.network}", *data, *self.more]
         return [
             f"model={self.network}",
             f"data.images={str(self.rows != 'digits').lower()}",
@@ -58,15 +56,15 @@ class Model:
 
 @dataclass(frozen=True)
 class Contestant:
-    """`module` is a peer's script; without one it is our command line with `backend`."""
+    """A peer's script `module`, or without one, Twinrun's command line with `backend`."""
 
     name: str
     framework: str  # torch, tensorflow, jax
     does: str
     backend: str | None = None
     module: str | None = None
-    peers: tuple[str, ...] = ()  # ours only: who it is measured against, the idiomatic script first
-    only: str | None = None  # takes part only in models whose name matches this pattern
+    peers: tuple[str, ...] = ()  # of Twinrun: its peers, the idiomatic script first
+    only: str | None = None  # pattern of the names of the models that it takes part in
 
     def command(self, model: Model, rows: Path, folder: Path) -> list[str]:
         if self.backend is not None:
@@ -116,8 +114,9 @@ CONTESTANTS = (
         "Lightning, idiomatic",
         "torch",
         "LightningModule with self.log, DataLoader over a shuffled TensorDataset, "
-        "ExponentialLR moved every step, "
-        "CSVLogger, validation and the default checkpoint an epoch; no bar, no training accuracy. "
+        "ExponentialLR stepped every update, "
+        "CSVLogger, validation and the default checkpoint per epoch; no progress bar, no training "
+        "accuracy. "
         "Training phase: from the start of the first training batch to the end of fit, "
         "without the sanity check.",
         module="benchmarks.peers.lightning_idiomatic",
@@ -127,7 +126,7 @@ CONTESTANTS = (
         "tensorflow",
         "compile with Adam(ExponentialDecay) and accuracy, fit on arrays with "
         "validation_data and a ModelCheckpoint "
-        "an epoch, verbose=0, jit_compile as Keras chooses; no log file. "
+        "per epoch, verbose=0, Keras's default jit_compile; no log file. "
         "Training phase: from the start of the first training batch to the end of fit.",
         module="benchmarks.peers.keras_fit",
     ),
@@ -136,7 +135,7 @@ CONTESTANTS = (
         "torch",
         "hand-written: fused Adam and a table of rates, rows gathered by a permutation, "
         "channels last for "
-        "convolutions, validation accuracy an epoch; no other metrics, checkpoints or logs. "
+        "convolutions, validation accuracy per epoch; no other metrics, checkpoints or logs. "
         "Training phase: the loop over the epochs.",
         module="benchmarks.peers.torch_loop",
     ),
@@ -145,8 +144,8 @@ CONTESTANTS = (
         "tensorflow",
         "hand-written: an epoch is one tf.function that gathers its rows by a permutation, "
         "with Keras's layers and Adam "
-        "and a table of rates, under XLA unless the model has convolutions, validation "
-        "accuracy an epoch; no other metrics, "
+        "and a table of rates, with XLA unless the model has convolutions, validation "
+        "accuracy per epoch; no other metrics, "
         "checkpoints or logs. "
         "Training phase: the loop over the epochs.",
         module="benchmarks.peers.tensorflow_loop",
@@ -154,7 +153,7 @@ CONTESTANTS = (
     Contestant(
         "torch loop, plain",
         "torch",
-        "the same with torch's Adam and memory layout as they come.",
+        "the same with torch's default Adam and memory layout.",
         module="benchmarks.peers.torch_plain",
         only="exact_*",
     ),
@@ -163,7 +162,7 @@ CONTESTANTS = (
         "tensorflow",
         "hand-written: a tf.function of one update, called from Python with rows gathered "
         "by NumPy, Keras's layers and "
-        "Adam, its rate set before each update, validation accuracy an epoch; no other "
+        "Adam, its rate set before each update, validation accuracy per epoch; no other "
         "metrics, checkpoints or logs. "
         "Training phase: the loop over the epochs.",
         module="benchmarks.peers.tensorflow_plain",
@@ -172,8 +171,8 @@ CONTESTANTS = (
     Contestant(
         "JAX scan",
         "jax",
-        "the practical limit of the small model: an epoch is one compiled lax.scan with "
-        "Adam written out; nothing else. "
+        "the practical limit for the small model: an epoch is one compiled lax.scan with "
+        "a hand-written Adam; nothing else. "
         "Training phase: the loop over the epochs.",
         module="benchmarks.peers.jax_scan",
         only="*mlp",
@@ -205,13 +204,21 @@ _MODELS = (
         "transformer",
         "digits as images",
     ),
-    # exact mode against the peers in float32
+    # Twinrun in exact mode, peers in float32
     Model(
-        "exact_mlp", "the MLP of mlp, ours in exact mode", 20, 32, 1, "mlp", "digits", False, _EXACT
+        "exact_mlp",
+        "the model mlp, Twinrun in exact mode",
+        20,
+        32,
+        1,
+        "mlp",
+        "digits",
+        False,
+        _EXACT,
     ),
     Model(
         "exact_cnn",
-        "digits as images: CNN 16-32, batch 32, ours exact",
+        "digits as images: CNN 16-32, batch 32, Twinrun in exact mode",
         5,
         32,
         1,
@@ -222,7 +229,7 @@ _MODELS = (
     ),
     Model(
         "exact_resnet",
-        "digits as images: ResNet of two blocks, batch 32, ours exact",
+        "digits as images: ResNet of two blocks, batch 32, Twinrun in exact mode",
         *(3, 32, 1),
         "resnet",
         "digits as images",
@@ -231,7 +238,7 @@ _MODELS = (
     ),
     Model(
         "exact_transformer",
-        "the transformer of transformer, ours in exact mode",
+        "the model transformer, Twinrun in exact mode",
         *(3, 32, 1),
         "transformer",
         "digits as images",
@@ -242,7 +249,7 @@ _MODELS = (
 
 
 def models(num_epochs: Mapping[str, int]) -> tuple[Model, ...]:
-    """Replace the models' numbers of epochs where others are given."""
+    """Return the models, with the given numbers of epochs."""
     return tuple(
         replace(model, num_epochs=num_epochs.get(model.name, model.num_epochs)) for model in _MODELS
     )
@@ -253,8 +260,8 @@ def taking_part(model: Model) -> list[Contestant]:
 
 
 def write_rows(model: Model, folder: Path) -> Path:
-    """The rows of Twinrun's own split, in float32, for the peers; beside them, if they are not the
-    digits, the file that Twinrun reads."""
+    """Write the rows of Twinrun's split, in float32, for the peers; if they are not the digits,
+    also write the file that Twinrun reads."""
     path = folder / f"{model.name}.npz"
     if model.rows.startswith("digits"):
         data = Digits(name="digits", images=model.rows != "digits").load()
@@ -268,12 +275,12 @@ def write_rows(model: Model, folder: Path) -> Path:
 
 
 def images(rows: Path) -> Path:
-    """The file that Twinrun reads, which splits it by itself, beside the peers'."""
+    """Return the path of the file that Twinrun reads and splits itself."""
     return rows.with_stem(f"{rows.stem}_whole")
 
 
 def _images(path: Path, num: int, *shape: int) -> Dataset:
-    """Images in 10 classes: a fixed picture of each class, with noise."""
+    """Write and load images in 10 classes: a fixed picture for each class, with noise."""
     generator = np.random.default_rng(0)
     y = generator.integers(0, 10, num)
     x = generator.random((10, *shape))[y] + generator.normal(0, 1, (num, *shape))
@@ -288,8 +295,8 @@ def _images(path: Path, num: int, *shape: int) -> Dataset:
 
 
 def environment(num_threads: int) -> Mapping[str, str]:
-    """Environment variables set alike for every contestant; the processor's cores are left to the
-    system."""
+    """Return the environment variables, the same for every contestant. Processes are not pinned to
+    cores."""
     threads = ("OMP", "MKL", "OPENBLAS")
     return {
         **{f"{library}_NUM_THREADS": str(num_threads) for library in threads},

@@ -1,13 +1,13 @@
-"""Measure the cost of our runs as the model, the batch and the number of updates grow, with rows
-that stay in their files, and the cost of the records.
+"""Measure how the cost of a Twinrun run grows with the model, the batch and the number of updates,
+the cost of rows that stay in files, and the cost of the records.
 
     python -m benchmarks.cost                     # some ten minutes on two cores
     python -m benchmarks.cost --parts steps --markdown --json cost.json
 
-Every figure is the median of three runs, or of as many as a minute holds, each in a process of its
-own, of the real command line with its defaults. Time for an update is that of the training phase
-after its first tenth, in which a framework traces and compiles, from the times in metrics.csv;
-memory is the process's peak.
+Every figure is the median of three runs of the command line with its defaults, or of fewer if they
+take more than a minute; each run is a new process. The time of an update is from the training phase
+without its first tenth, in which a framework traces and compiles; it is read from metrics.csv.
+Memory is the process's peak.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from statistics import median
 
 import numpy as np
 
-from benchmarks.measure import apart, ours
+from benchmarks.measure import in_new_process, ours
 from benchmarks.report import layout, machine
 from runner.run.run_folder import read_columns, read_json
 
@@ -40,7 +40,7 @@ class Cost:
     part: str
     case: str
     backend: str
-    microseconds: float  # an update
+    microseconds: float  # per update
     peak_megabytes: float
     whole_seconds: float
 
@@ -54,14 +54,14 @@ def main() -> int:
         "--json", type=Path, metavar="FILE", help="write everything that was measured"
     )
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    said = parser.parse_args()
-    found: list[Cost] = []
+    arguments = parser.parse_args()
+    costs: list[Cost] = []
     with tempfile.TemporaryDirectory() as folder:
-        for part in said.parts:
+        for part in arguments.parts:
             for case, num_threads, overrides in _PARTS[part](Path(folder)):
                 for backend in BACKENDS:
-                    found.append(_measure(part, case, backend, num_threads, overrides))
-                    print(found[-1], file=sys.stderr, flush=True)
+                    costs.append(_measure(part, case, backend, num_threads, overrides))
+                    print(costs[-1], file=sys.stderr, flush=True)
     header = ("part", "case", "backend", "us an update", "peak MB", "whole s")
     rows = [
         (
@@ -72,20 +72,20 @@ def main() -> int:
             f"{c.peak_megabytes:,.0f}",
             f"{c.whole_seconds:.1f}",
         )
-        for c in found
+        for c in costs
     ]
-    print(layout([header, *rows], said.markdown))
-    if said.json is not None:
-        values = {"machine": machine(), "costs": [asdict(cost) for cost in found]}
-        said.json.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    print(layout([header, *rows], arguments.markdown))
+    if arguments.json is not None:
+        values = {"machine": machine(), "costs": [asdict(cost) for cost in costs]}
+        arguments.json.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
-Cases = Iterator[tuple[str, int, Sequence[str]]]  # what it is called, threads, overrides
+Cases = Iterator[tuple[str, int, Sequence[str]]]  # (name, number of threads, overrides)
 
 
 def _parameters(folder: Path) -> Cases:
-    """The MLP, wider and wider: 2 k to 1.2 M parameters."""
+    """Yield MLPs of increasing width: 2 k to 1.2 M parameters."""
     for units in (32, 128, 512, 2048, 16384):
         layers = (
             f"[{{layer: dense, units: {units}}},{{layer: activation, function: relu}},{{layer: "
@@ -113,16 +113,17 @@ def _steps(folder: Path) -> Cases:
 
 
 def _records(folder: Path) -> Cases:
-    """A checkpoint an epoch, as by default, and none until the end."""
+    """Yield a run with a checkpoint per epoch, the default, and one with a checkpoint at the
+    end."""
     long = ["trainer.max_epochs=200"]
     yield "200 epochs of the MLP, 200 checkpoints", 1, long
     yield "200 epochs of the MLP, 1 checkpoint", 1, [*long, "trainer.checkpoint_every=null"]
 
 
 def _files(folder: Path) -> Cases:
-    """6,400 images of 32x32x3 in 79 MB, on the CNN of a million parameters: in memory, and 32 MB of
-    them at a time."""
-    apart(_write_images, folder)
+    """Yield the CNN with a million parameters on 6,400 images of 32x32x3, 79 MB: all in memory, and
+    32 MB at a time."""
+    in_new_process(_write_images, folder)
     common = [*_CNN, "trainer.max_epochs=3", "data.val_fraction=0.1", "data.test_fraction=0"]
     yield (
         "79 MB of images in memory",

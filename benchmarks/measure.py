@@ -1,4 +1,4 @@
-"""One run of one contestant in a process of its own: its training phase, the whole of it, its
+"""Run one contestant in a new process; measure its training phase, its total time and its
 memory."""
 
 import json
@@ -26,10 +26,10 @@ ROOT = Path(__file__).parents[1]
 @dataclass(frozen=True)
 class Run:
     train_seconds: float
-    # of the training phase, without the first epoch and what it has to trace, compile and import
+    # the training phase without the first epoch, which traces, compiles and imports
     later_seconds: float
-    first_seconds: float  # from before the process is made to the first batch
-    whole_seconds: float  # from before the process is made until it has ended
+    first_seconds: float  # from the start of the process to the first batch
+    whole_seconds: float  # from the start of the process to its end
     peak_megabytes: float
     num_steps: int
     num_epochs: int
@@ -45,25 +45,25 @@ class Run:
 
 
 def measure(contestant: Contestant, model: Model, rows: Path) -> Run:
-    """A fresh process in a fresh folder."""
+    """Measure a contestant in a new process and a new folder."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = contestant.command(model, rows, folder)
-        began = time.time()
+        start_time = time.time()
         seconds, megabytes, output = execute(
             command, {**os.environ, **environment(model.num_threads)}
         )
-        told = _ours(folder) if contestant.backend else json.loads(output.splitlines()[-1])
-    first = told["startup"] if contestant.backend else told["began"] - began
+        result = _ours(folder) if contestant.backend else json.loads(output.splitlines()[-1])
+    first = result["startup"] if contestant.backend else result["began"] - start_time
     return Run(
-        train_seconds=told["train_seconds"],
-        later_seconds=told["later_seconds"],
+        train_seconds=result["train_seconds"],
+        later_seconds=result["later_seconds"],
         first_seconds=first,
         whole_seconds=seconds,
         peak_megabytes=megabytes,
-        num_steps=told["steps"],
+        num_steps=result["steps"],
         num_epochs=model.num_epochs,
-        val_accuracy=told["val_accuracy"],
+        val_accuracy=result["val_accuracy"],
     )
 
 
@@ -74,19 +74,19 @@ def ours(
     num_threads: int | None,
     variables: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[float, float, Path]]:
-    """A command line of ours: its seconds and peak megabytes; its outputs are there for as long as
-    the block lasts. With no number of threads the environment says nothing of them but
-    `variables`."""
+    """Run Twinrun's command line; yield its seconds, its peak megabytes and its output folder,
+    which exists during the block. If `num_threads` is None, the environment sets no number of
+    threads except in `variables`."""
     with tempfile.TemporaryDirectory() as name:
-        said = [*overrides, f"backend={backend}", "device=cpu", f"output.root={name}"]
+        arguments = [*overrides, f"backend={backend}", "device=cpu", f"output.root={name}"]
         if num_threads is not None:
-            said.append(f"trainer.threads={num_threads}")
-        command = [sys.executable, "-m", "runner", *said]
-        plain = {key: value for key, value in os.environ.items() if key not in environment(1)}
+            arguments.append(f"trainer.threads={num_threads}")
+        command = [sys.executable, "-m", "runner", *arguments]
+        inherited = {key: value for key, value in os.environ.items() if key not in environment(1)}
         seconds, megabytes, _ = execute(
             command,
             {
-                **plain,
+                **inherited,
                 **(environment(num_threads) if num_threads is not None else {}),
                 **(variables or {}),
             },
@@ -98,7 +98,7 @@ def _ours(folder: Path) -> dict[str, Any]:
     """Read the result of the only run below `folder`."""
     (path,) = folder.glob("runs/*/result.json")
     result = json.loads(path.read_text())
-    # of each epoch, since the process began
+    # the end of each epoch, in seconds since the start of the process
     ends = read_columns(path.with_name("metrics.csv"))["seconds"]
     return {
         "startup": result["seconds"]["startup"],
@@ -109,20 +109,21 @@ def _ours(folder: Path) -> dict[str, Any]:
     }
 
 
-def apart(function: Callable[..., T], *arguments: Any) -> T:
-    """The function's value, out of a process of its own: on Linux the peak memory of a command
-    counts what the process that started it had taken before."""
+def in_new_process(function: Callable[..., T], *arguments: Any) -> T:
+    """Call the function in a new process. On Linux, the peak memory of a command includes the
+    memory of the process that started it; so this process must stay small."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def execute(command: Sequence[str], variables: Mapping[str, str]) -> tuple[float, float, str]:
-    """Seconds, peak resident megabytes and standard output of a command that must end well."""
+    """Run a command that must succeed; return its seconds, peak resident megabytes and standard
+    output."""
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=output, stderr=errors)
         _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start_time
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
         errors.seek(0)
@@ -134,5 +135,5 @@ def execute(command: Sequence[str], variables: Mapping[str, str]) -> tuple[float
 
 
 def _megabytes(maxrss: int) -> float:
-    """ru_maxrss counts kilobytes, on macOS bytes."""
+    """Convert ru_maxrss, which is in kilobytes, on macOS in bytes."""
     return maxrss / (2**20 if sys.platform == "darwin" else 2**10)

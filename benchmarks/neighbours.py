@@ -1,14 +1,14 @@
-"""A run beside others on the same machine: does it leave what it does not need, and take what is
-left?
+"""Measure a run beside other processes on the same machine: whether it uses only the cores that it
+needs, and how it shares them.
 
     python -m benchmarks.neighbours               # some twenty minutes on two cores
     python -m benchmarks.neighbours --models mlp --repeats 1 --before
 
-Small and large models on both backends, with `trainer.threads=auto` and with one thread: alone;
-beside processes that keep all cores but one busy; beside a process that multiplies matrices on all
-cores; and two runs at once. Time is that of an update after the first epoch, in which a framework
-traces and compiles. All cases of a model take turns, round after round; the ratios are of medians.
-`--before` adds a thread for every core whose idle threads keep their core, as torch comes.
+Small and large models on both backends, with `trainer.threads=auto` and with one thread, run alone;
+beside busy processes on all cores but one; beside a process that multiplies matrices on all cores;
+and as two runs at once. The time is that of an update after the first epoch, in which a framework
+traces and compiles. All cases of a model take turns, round after round; ratios are of medians.
+`--before` adds torch's default: a thread for every core, and idle threads that spin.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import numpy as np
 
 from benchmarks.contestants import CONF
 from benchmarks.cost import BACKENDS
-from benchmarks.measure import apart, ours
+from benchmarks.measure import in_new_process, ours
 from benchmarks.report import layout, machine
 from runner.machine import threads
 from runner.run.run_folder import read_columns, read_json
@@ -86,28 +86,30 @@ def main() -> int:
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
-        "--before", action="store_true", help="a thread for every core too, as torch comes; minutes"
+        "--before",
+        action="store_true",
+        help="also torch's default, a thread for every core; takes minutes",
     )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write everything that was measured"
     )
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    said = parser.parse_args()
-    ways = [way for way in WAYS if way != "before" or said.before]
-    found: dict[Case, list[float]] = {}
-    numbers: dict[tuple[str, str], int] = {}  # (model, backend) -> what auto took
+    arguments = parser.parse_args()
+    ways = [way for way in WAYS if way != "before" or arguments.before]
+    times: dict[Case, list[float]] = {}  # milliseconds of each run
+    numbers: dict[tuple[str, str], int] = {}  # (model, backend) -> number of threads with auto
     with TemporaryDirectory() as folder:
         images = Path(folder) / "images.npz"
-        apart(_write_images, images)
-        for model in said.models:
+        in_new_process(_write_images, images)
+        for model in arguments.models:
             overrides = [part.format(images=images) for part in MODELS[model]]
-            for _ in range(said.repeats):
-                for backend in said.backends:
+            for _ in range(arguments.repeats):
+                for backend in arguments.backends:
                     for case in (Case(model, backend, n, way) for n in NEIGHBOURS for way in ways):
                         if case.way == "one thread" and numbers.get((model, backend)) == 1:
-                            continue  # the same run as auto's
+                            continue  # the same run as with auto
                         milliseconds, number = _measure(case, overrides)
-                        found.setdefault(case, []).append(milliseconds)
+                        times.setdefault(case, []).append(milliseconds)
                         if case.way == "auto":
                             numbers[model, backend] = number
                         print(
@@ -116,10 +118,10 @@ def main() -> int:
                             file=sys.stderr,
                             flush=True,
                         )
-    print(layout([_HEADER, *_rows(found, numbers)], said.markdown))
-    if said.json is not None:
-        values = [{**case._asdict(), "milliseconds": each} for case, each in found.items()]
-        said.json.write_text(
+    print(layout([_HEADER, *_rows(times, numbers)], arguments.markdown))
+    if arguments.json is not None:
+        values = [{**case._asdict(), "milliseconds": each} for case, each in times.items()]
+        arguments.json.write_text(
             json.dumps({"machine": machine(), "cases": values}, indent=2) + "\n", encoding="utf-8"
         )
     return 0
@@ -138,22 +140,23 @@ _HEADER = (
 
 
 def _rows(
-    found: Mapping[Case, Sequence[float]], numbers: Mapping[tuple[str, str], int]
+    times: Mapping[Case, Sequence[float]], numbers: Mapping[tuple[str, str], int]
 ) -> Iterator[Sequence[str]]:
-    """Medians; against the same alone, and against one thread beside the same neighbours."""
-    for case, each in found.items():
-        alone = median(found[case._replace(neighbour="none")])
+    """Yield rows with the median, its ratio to the same run alone, and its ratio to one thread
+    beside the same neighbours."""
+    for case, each in times.items():
+        alone = median(times[case._replace(neighbour="none")])
         number = numbers[case.model, case.backend]
-        one = found[case._replace(way="auto" if number == 1 else "one thread")]
-        of_one = f"{median(each) / median(one):.2f}"
-        shown = {"auto": f"{number}", "one thread": "1", "before": str(os.cpu_count())}[case.way]
-        values = (f"{median(each):.2f}", f"{median(each) / alone:.2f}", of_one)
-        yield (case.model, case.backend, shown, case.neighbour, case.way, *values)
+        one_thread = times[case._replace(way="auto" if number == 1 else "one thread")]
+        ratio = f"{median(each) / median(one_thread):.2f}"
+        num_threads = {"auto": number, "one thread": 1, "before": os.cpu_count()}[case.way]
+        values = (f"{median(each):.2f}", f"{median(each) / alone:.2f}", ratio)
+        yield (case.model, case.backend, str(num_threads), case.neighbour, case.way, *values)
 
 
 def _measure(case: Case, overrides: Sequence[str]) -> tuple[float, int]:
-    """Milliseconds of an update after the first epoch, of two runs the mean; and the number of
-    threads."""
+    """Return the milliseconds of an update after the first epoch, the mean if there are two runs,
+    and the number of threads."""
     num = 2 if case.neighbour == _TWO else 1
     with _neighbours(case.neighbour), ThreadPoolExecutor(num) as pool:
         each = [*pool.map(lambda _: _run(case, overrides), range(num))]
@@ -161,9 +164,9 @@ def _measure(case: Case, overrides: Sequence[str]) -> tuple[float, int]:
 
 
 def _run(case: Case, overrides: Sequence[str]) -> tuple[float, int]:
-    more, environment = WAYS[case.way]
-    every = [*overrides, "trainer.checkpoint_every=null"]
-    with ours(case.backend, [*every, *more], None, environment) as (_, _, root):
+    way_overrides, environment = WAYS[case.way]
+    arguments = [*overrides, "trainer.checkpoint_every=null", *way_overrides]
+    with ours(case.backend, arguments, None, environment) as (_, _, root):
         (path,) = root.glob("runs/*/metrics.csv")
         columns, number = (
             read_columns(path),
@@ -175,7 +178,7 @@ def _run(case: Case, overrides: Sequence[str]) -> tuple[float, int]:
 
 @contextmanager
 def _neighbours(kind: str) -> Iterator[None]:
-    """Processes beside the run. The one with threads is given time to import torch."""
+    """Run other processes during the block. The one with threads gets time to import torch."""
     cores = threads.cores()
     codes = {_ONE_LEFT: [_BUSY] * (cores - 1), _WITH_THREADS: [_THREADS.format(cores=cores)]}.get(
         kind, []
@@ -192,7 +195,7 @@ def _neighbours(kind: str) -> Iterator[None]:
 
 
 def _write_images(path: Path) -> None:
-    """1,600 images of 32x32x3 in 10 classes: a fixed picture of each class, with noise."""
+    """Write 1,600 images of 32x32x3 in 10 classes: a fixed picture for each class, with noise."""
     generator = np.random.default_rng(0)
     y = generator.integers(0, 10, 1600)
     x = generator.random((10, 32, 32, 3))[y] + generator.normal(0, 1, (1600, 32, 32, 3))

@@ -1,9 +1,9 @@
-"""python -m benchmarks.optimizers [--steps 200]: how far torch's clipping and Keras's own
-optimizers are from ours.
+"""python -m benchmarks.optimizers [--steps 200]: compare torch's clipping and Keras's own
+optimizers with Twinrun's.
 
-A problem of ten weights with noisy gradients, in float64, the same for all: the largest difference
-of a weight after the last update, relative to the largest weight. docs/optimizers.md has the
-figures.
+All of them solve the same problem of ten weights with noisy gradients, in float64. The figure is
+the largest difference of a weight after the last update, relative to the largest weight;
+docs/optimizers.md has the figures.
 """
 
 import argparse
@@ -19,20 +19,21 @@ Step = Callable[[np.ndarray], None]
 
 
 def gradient(w: np.ndarray, t: int) -> np.ndarray:
-    """Gradients of a quadratic with curvatures from 0.1 to 10, plus noise drawn from the step."""
+    """Return the gradient of a quadratic with curvatures from 0.1 to 10, plus noise seeded by t."""
     noise = np.random.default_rng(t).normal(size=w.shape)
     return np.geomspace(0.1, 10.0, len(w)) * (w - 1.0) + 0.1 * noise
 
 
 def rate(t: int, num: int) -> float:
-    """A linear fall to 0: what is inside and outside of a buffer parts when the rate changes."""
+    """Return a rate that falls linearly to 0. With a constant rate, it would not matter whether an
+    optimizer multiplies the gradient by the rate inside or outside of its buffers."""
     return LR * (1 - t / num)
 
 
 def by_torch(
     name: str, num: int, clip: float | None = None, stock_clip: bool = False
 ) -> np.ndarray:
-    """Our meaning is torch's: its classes, with our clipping or its own."""
+    """Train with torch's classes, which Twinrun follows, and with Twinrun's clipping or torch's."""
     import torch
 
     p = torch.nn.Parameter(torch.zeros(10, dtype=torch.float64))
@@ -59,7 +60,7 @@ def by_torch(
 
 
 def by_keras(name: str, num: int) -> np.ndarray:
-    """Keras's own class with the same numbers."""
+    """Train with Keras's own class and the same hyperparameters."""
     import keras
     import tensorflow as tf
 
@@ -86,7 +87,7 @@ def by_keras(name: str, num: int) -> np.ndarray:
     return np.array(w.numpy())
 
 
-def apart(a: np.ndarray, b: np.ndarray) -> float:
+def relative_difference(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max() / np.abs(a).max())
 
 
@@ -97,7 +98,8 @@ def main() -> None:
     print(f"after {num} updates, rates falling from {LR:g} to 0; relative to the largest weight")
     for clip in (0.5, 1e-3):
         ours, stock = (by_torch("sgd", num, clip, stock_clip) for stock_clip in (False, True))
-        print(f"torch's own clipping at {clip:g} (sgd, momentum 0.9): {apart(ours, stock):.1e}")
+        difference = relative_difference(ours, stock)
+        print(f"torch's own clipping at {clip:g} (sgd, momentum 0.9): {difference:.1e}")
     for name in (
         "sgd",
         "nesterov",
@@ -108,7 +110,8 @@ def main() -> None:
         "adagrad",
         "adadelta",
     ):
-        print(f"Keras's own {name}: {apart(by_torch(name, num), by_keras(name, num)):.1e}")
+        difference = relative_difference(by_torch(name, num), by_keras(name, num))
+        print(f"Keras's own {name}: {difference:.1e}")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ from benchmarks.peers.job import DECAY_RATE, LEARNING_RATE
 Runs = Mapping[tuple[str, str], Sequence[Run]]  # (model, contestant) -> its counted runs
 
 _PACKAGES = ("twinrun", "numpy", "torch", "pytorch-lightning", "tensorflow", "keras", "jax")
-# quantity of a Run -> its column, its format, whether ours / peer is told of it and which way is
-# better
+# quantity of a Run -> (column, format, which direction of the ratio is better; None: no ratio)
 _QUANTITIES: Mapping[str, tuple[str, str, str | None]] = {
     "steps_per_second": ("steps/s", ",.0f", "more is better"),
     "later_steps_per_second": ("after the first epoch", ",.0f", "more is better"),
@@ -29,7 +28,7 @@ _RATIOS = {name: (title, better) for name, (title, _, better) in _QUANTITIES.ite
 
 
 def summary(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
-    """Median, least and largest of each quantity."""
+    """Return the median, the minimum and the maximum of each quantity."""
     columns = {name: [float(getattr(run, name)) for run in runs] for name in _QUANTITIES}
     return {
         name: {"median": median(v), "min": min(v), "max": max(v)} for name, v in columns.items()
@@ -37,13 +36,13 @@ def summary(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
 
 
 def ratios(runs: Runs, model: str, ours: str, peer: str) -> dict[str, float]:
-    """Ratios of medians, ours / peer, of one model."""
+    """Return the ratios of medians, ours / peer, for one model."""
     a, b = (summary(runs[model, name]) for name in (ours, peer))
     return {name: a[name]["median"] / b[name]["median"] for name in _RATIOS}
 
 
 def table(runs: Runs, models: Sequence[Model], markdown: bool) -> str:
-    """Measurements, median and extremes; then ratios."""
+    """Format the measurements, as medians and extremes, and then the ratios."""
     header = ["model", "contestant", *(title for title, _, _ in _QUANTITIES.values())]
     measured = [
         _row(model, contestant, runs) for model in models for contestant in taking_part(model)
@@ -54,8 +53,8 @@ def table(runs: Runs, models: Sequence[Model], markdown: bool) -> str:
         *(f"{title} ({better})" for title, better in _RATIOS.values()),
     ]
     compared = [
-        (model.name, f"{ours.name} / {peer}", *(f"{value:.2f}" for value in found.values()))
-        for model, ours, peer, found in _pairs(runs, models)
+        (model.name, f"{ours.name} / {peer}", *(f"{value:.2f}" for value in values.values()))
+        for model, ours, peer, values in _pairs(runs, models)
     ]
     return (
         layout([header, *measured], markdown) + "\n\n" + layout([ratio_header, *compared], markdown)
@@ -65,7 +64,7 @@ def table(runs: Runs, models: Sequence[Model], markdown: bool) -> str:
 def notes(models: Sequence[Model], num_repeats: int) -> str:
     """Describe the runs in words."""
     variables = " ".join(f"{name}={value}" for name, value in environment(1).items())
-    seen = dict.fromkeys(contestant for model in models for contestant in taking_part(model))
+    contestants = dict.fromkeys(c for model in models for c in taking_part(model))
     return "\n".join(
         [
             f"Adam {LEARNING_RATE:g}, rate times {DECAY_RATE} every step, float32, on the CPU",
@@ -73,32 +72,31 @@ def notes(models: Sequence[Model], num_repeats: int) -> str:
                 f"{m.name}: {m.title}; {m.num_epochs} epochs, {m.num_threads} threads"
                 for m in models
             ),
-            f"{num_repeats} counted runs each after one warm-up round, every run its own "
-            f"process, contestants taking "
-            "turns; median (least-largest), ratios are of medians",
-            f"set alike for all, with the model's number of threads: {variables}",
-            "tracing and compilation are inside the training phase; imports are inside the whole",
-            *(f"{contestant.name}: {contestant.does}" for contestant in seen),
+            f"{num_repeats} counted runs each after one warm-up round, each run in a new process, "
+            f"contestants take turns; median (minimum-maximum), ratios are of medians",
+            f"the same for all, with the model's number of threads: {variables}",
+            "the training phase includes tracing and compilation; the whole run includes imports",
+            *(f"{contestant.name}: {contestant.does}" for contestant in contestants),
         ]
     )
 
 
 def as_json(runs: Runs, models: Sequence[Model], num_repeats: int) -> dict[str, Any]:
-    """Everything: settings, versions, machine, each run, summaries, ratios."""
-    seen = dict.fromkeys(contestant for model in models for contestant in taking_part(model))
+    """Collect settings, versions, machine, each run, summaries and ratios."""
+    contestants = dict.fromkeys(c for model in models for c in taking_part(model))
     return {
         "settings": {"repeats": num_repeats, "environment": dict(environment(1))},
         "machine": machine(),
         "models": [asdict(model) for model in models],
-        "contestants": {c.name: {"framework": c.framework, "does": c.does} for c in seen},
+        "contestants": {c.name: {"framework": c.framework, "does": c.does} for c in contestants},
         "results": [
             _result(model, contestant, runs)
             for model in models
             for contestant in taking_part(model)
         ],
         "ratios": [
-            {"model": model.name, "ours": ours.name, "peer": peer, **found}
-            for model, ours, peer, found in _pairs(runs, models)
+            {"model": model.name, "ours": ours.name, "peer": peer, **values}
+            for model, ours, peer, values in _pairs(runs, models)
         ],
     }
 
@@ -108,12 +106,12 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "packages": {name: number for name in _PACKAGES if (number := _version(name))},
     }
 
 
 def layout(rows: Sequence[Sequence[str]], markdown: bool) -> str:
-    """A header and rows, aligned or as Markdown."""
+    """Format a header and rows, aligned or as Markdown."""
     if markdown:
         header, *body = ["| " + " | ".join(row) + " |" for row in rows]
         return "\n".join([header, "|" + " --- |" * len(rows[0]), *body])
@@ -134,29 +132,29 @@ def _pairs(
 
 
 def _result(model: Model, contestant: Contestant, runs: Runs) -> dict[str, Any]:
-    own = runs[model.name, contestant.name]
-    each = [
+    counted = runs[model.name, contestant.name]
+    entries = [
         {
             **asdict(run),
             "steps_per_second": run.steps_per_second,
             "later_steps_per_second": run.later_steps_per_second,
         }
-        for run in own
+        for run in counted
     ]
     return {
         "model": model.name,
         "contestant": contestant.name,
-        "summary": summary(own),
-        "runs": each,
+        "summary": summary(counted),
+        "runs": entries,
     }
 
 
 def _row(model: Model, contestant: Contestant, runs: Runs) -> tuple[str, ...]:
-    found = summary(runs[model.name, contestant.name])
-    cells = [
-        f"{found[name]['median']:{form}} ({found[name]['min']:{form}}-{found[name]['max']:{form}})"
-        for name, (_, form, _) in _QUANTITIES.items()
-    ]
+    quantities = summary(runs[model.name, contestant.name])
+    cells = []
+    for name, (_, form, _) in _QUANTITIES.items():
+        q = quantities[name]
+        cells.append(f"{q['median']:{form}} ({q['min']:{form}}-{q['max']:{form}})")
     return (model.name, contestant.name, *cells)
 
 

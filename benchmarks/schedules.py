@@ -1,5 +1,5 @@
-"""The table of ten million steps of every schedule: seconds, and megabytes while it is made (the
-table itself is 80).
+"""Measure the table of ten million steps of every schedule: seconds, and peak megabytes (the table
+itself takes 80).
 
 python -m benchmarks.schedules
 python -m benchmarks.schedules --steps 1000000 --only cosine one_cycle
@@ -21,19 +21,19 @@ _STEPS_PER_EPOCH = 10**5
 
 
 def main() -> int:
-    said = _parser().parse_args()
+    arguments = _parser().parse_args()
     print(
-        f"{'schedule':20} {'seconds':>8} {'peak MB':>8}   of {said.steps:,} steps; medians "
+        f"{'schedule':20} {'seconds':>8} {'peak MB':>8}   for {arguments.steps:,} steps; medians "
         f"of {_REPEATS}"
     )
-    for name in said.only:
-        seconds = median(_seconds(name, said.steps) for _ in range(_REPEATS))
-        print(f"{name:20} {seconds:8.2f} {_megabytes(name, said.steps):8.0f}", flush=True)
+    for name in arguments.only:
+        seconds = median(_seconds(name, arguments.steps) for _ in range(_REPEATS))
+        print(f"{name:20} {seconds:8.2f} {_megabytes(name, arguments.steps):8.0f}", flush=True)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    # the dialects ask for a class and its arguments, and are made of the same parts
+    # the dialects need a class and its arguments; they consist of the same parts
     names = sorted(
         f.stem for f in (CONF / "schedule").glob("[!_]*.yaml") if not f.stem.startswith("from_")
     )
@@ -50,14 +50,15 @@ def _table(name: str, num_steps: int) -> np.ndarray:
 
 
 def _seconds(name: str, num_steps: int) -> float:
-    """Composing the config included, some hundredths of a second."""
-    began = time.perf_counter()
+    """Time one table, including the composition of the config, which takes some hundredths of a
+    second."""
+    start_time = time.perf_counter()
     _table(name, num_steps)
-    return time.perf_counter() - began
+    return time.perf_counter() - start_time
 
 
 def _megabytes(name: str, num_steps: int) -> float:
-    """Memory as NumPy reports it to tracemalloc, in a second pass, since counting takes time."""
+    """Measure NumPy's peak memory with tracemalloc, in a second pass, since tracing takes time."""
     tracemalloc.start()
     try:
         _table(name, num_steps)

@@ -1,12 +1,12 @@
-"""Several runs in one command against as many commands of one: seconds from start to exit.
+"""Time several runs in one command, from start to exit, relative to a command with one run.
 
     python -m benchmarks.sweeps                   # some ten minutes on two cores
     python -m benchmarks.sweeps --jobs 1 4 16 --markdown
 
-Jobs are seeds of the default model and schedules in turn, 20 epochs each, with all that a run
-leaves and the comparison at the end; one after another, and two at a time by joblib's launcher (an
-extra). Medians of three, or of one where that takes a minute, single runs and sweeps taking turns;
-ratio: of the sweep's time and a single run's. Memory is the first process's.
+The jobs are schedules and seeds of the default model, 20 epochs each, with all files of a run and
+the comparison at the end. They run one after another, and two at a time with joblib's launcher (an
+extra). Figures are medians of three, or of one if it takes a minute; single runs and sweeps take
+turns. The ratio is the sweep's time / a single run's. Memory is that of the first process.
 """
 
 import argparse
@@ -40,19 +40,21 @@ def main() -> int:
     )
     parser.add_argument("--jobs", nargs="+", type=int, default=[1, 4, 16, 64])
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    said = parser.parse_args()
+    arguments = parser.parse_args()
     rows = [("backend", "jobs", "seconds", "of a single run's", "peak MB")]
     for backend in BACKENDS:
         singles: list[tuple[float, float]] = []
-        sweeps = {(num, way): list[tuple[float, float]]() for num in said.jobs for way in _WAYS}
+        sweeps = {
+            (num, way): list[tuple[float, float]]() for num in arguments.jobs for way in _WAYS
+        }
         for _ in range(_REPEATS):
             singles.append(_run(backend, []))
             for (num, way), runs in sweeps.items():
-                if sum(seconds for seconds, _ in runs) > 60:  # once is enough
+                if sum(seconds for seconds, _ in runs) > 60:  # one run is enough
                     continue
                 runs.append(_run(backend, ["-m", *_WAYS[way], *_jobs(num)]))
-                told = f"{runs[-1][0]:.1f} s, single {singles[-1][0]:.1f} s"
-                print(backend, num, way, told, file=sys.stderr, flush=True)
+                progress = f"{runs[-1][0]:.1f} s, single {singles[-1][0]:.1f} s"
+                print(backend, num, way, progress, file=sys.stderr, flush=True)
         single, megabytes = map(median, zip(*singles, strict=True))
         for (num, way), runs in sweeps.items():
             seconds, peak = map(median, zip(*runs, strict=True))
@@ -66,7 +68,7 @@ def main() -> int:
                 )
             )
         rows.append((backend, "a single run", f"{single:.1f}", "1", f"{megabytes:,.0f}"))
-    print(layout(rows, said.markdown))
+    print(layout(rows, arguments.markdown))
     return 0
 
 
@@ -79,7 +81,7 @@ def _jobs(num: int) -> list[str]:
 
 
 def _run(backend: str, overrides: list[str]) -> tuple[float, float]:
-    """Seconds and peak megabytes."""
+    """Return the seconds and peak megabytes of one command."""
     with ours(backend, overrides, 1) as (seconds, megabytes, _):
         return seconds, megabytes
 

@@ -1,2 +1,2 @@
-"""The scripts that Twinrun is compared with, each as its framework's users write it. One run prints
-one JSON line."""
+"""The scripts that Twinrun is compared with, written as users of each framework write them. Each
+run prints one JSON line."""

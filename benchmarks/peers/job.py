@@ -1,5 +1,4 @@
-"""Parts that the peers share, without a framework: their arguments, the rows, the line they
-print."""
+"""Shared parts of the peers, without a framework: the arguments, the rows, the printed line."""
 
 import argparse
 import json
@@ -26,7 +25,7 @@ class Job:
     model: str  # mlp, cnn, resnet, transformer, cnn_1m, mlp_4m
     num_epochs: int
     batch_size: int
-    folder: Path  # for what the script leaves: checkpoints, logs
+    folder: Path  # for checkpoints and logs
     train: Rows
     val: Rows
 
@@ -35,12 +34,12 @@ class Job:
         return self.num_epochs * -(-len(self.train.x) // self.batch_size)
 
     def rates(self) -> list[float]:
-        """The table of every update."""
+        """Return the learning rate of every update."""
         return [LEARNING_RATE * DECAY_RATE**step for step in range(self.num_steps)]
 
 
 def read() -> Job:
-    """The job that the command line asks for."""
+    """Read the job from the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument(
         "--model",
@@ -53,14 +52,16 @@ def read() -> Job:
         "--rows", type=Path, required=True, help="an .npz with x_train, y_train, x_val, y_val"
     )
     parser.add_argument("--folder", type=Path, required=True, help="where checkpoints and logs go")
-    said = parser.parse_args()
-    with np.load(said.rows) as rows:
+    arguments = parser.parse_args()
+    with np.load(arguments.rows) as rows:
         train, val = (Rows(rows[f"x_{split}"], rows[f"y_{split}"]) for split in ("train", "val"))
-    return Job(said.model, said.epochs, said.batch_size, said.folder, train, val)
+    return Job(
+        arguments.model, arguments.epochs, arguments.batch_size, arguments.folder, train, val
+    )
 
 
 def accuracy(rows: Rows, predict: Callable[[np.ndarray], np.ndarray]) -> float:
-    """Accuracy of the outputs that `predict` gives for a batch."""
+    """Return the accuracy. `predict` returns the outputs of a batch."""
     batches = [rows.x[i : i + VAL_BATCH_SIZE] for i in range(0, len(rows.x), VAL_BATCH_SIZE)]
     outputs = np.concatenate([predict(batch) for batch in batches])
     return float((outputs.argmax(1) == rows.y).mean())
@@ -68,9 +69,9 @@ def accuracy(rows: Rows, predict: Callable[[np.ndarray], np.ndarray]) -> float:
 
 @dataclass
 class Clock:
-    """Marks the training phase, in seconds since the epoch; each mark is made once."""
+    """Records the times of the training phase, as Unix time. Each is recorded once."""
 
-    began: float | None = None  # the first batch
+    began: float | None = None  # at the first batch
     after_first_epoch: float | None = None
 
     def begin(self) -> None:
@@ -79,9 +80,9 @@ class Clock:
     def end_epoch(self) -> None:
         self.after_first_epoch = self.after_first_epoch or time.time()
 
-    def tell(self, num_steps: int, val_accuracy: float, ended: float | None = None) -> None:
-        """The last line of the output, which the benchmark reads; `ended`: now, if nothing else is
-        said."""
+    def print_result(self, num_steps: int, val_accuracy: float, ended: float | None = None) -> None:
+        """Print the last line of the output, which the benchmark reads. `ended` is now by
+        default."""
         ended = ended or time.time()
         assert self.began is not None
         assert self.after_first_epoch is not None

@@ -1,9 +1,9 @@
-"""Keras on TensorFlow, as its users write it: `compile` and `fit` on arrays.
+"""Keras on TensorFlow as users write it: `compile` and `fit` on arrays.
 
 Does: Adam with ExponentialDecay, the metric accuracy in training and validation, validation_data, a
 ModelCheckpoint after every epoch; jit_compile is Keras's default (auto). Does not: a progress bar,
 a log file, a trace of every step. Timed from the start of the first training batch to the end of
-`fit`: tracing and compilation are in it.
+`fit`, including tracing and compilation.
 """
 
 from typing import Any
@@ -47,7 +47,9 @@ def main() -> None:
         callbacks=[keras.callbacks.ModelCheckpoint(job.folder / "{epoch:02d}.keras"), timed],
         verbose=0,
     )
-    timed.clock.tell(int(model.optimizer.iterations.numpy()), history.history["val_accuracy"][-1])
+    timed.clock.print_result(
+        int(model.optimizer.iterations.numpy()), history.history["val_accuracy"][-1]
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""The models in keras.layers, for both TensorFlow peers: conf/model/mlp.yaml and those of
-benchmarks/conf/model."""
+"""The models in keras.layers, for both TensorFlow peers: conf/model/mlp.yaml and the models
+of benchmarks/conf/model."""
 
 from typing import Any
 

@@ -1,10 +1,10 @@
-"""Lightning, as its users write it: a LightningModule in automatic optimization under a Trainer.
+"""Lightning as users write it: a LightningModule with automatic optimization, and a Trainer.
 
 Does: self.log of the training loss each step (kept every 50 steps, the default) and of validation
-loss and accuracy, a DataLoader over a shuffled TensorDataset, ExponentialLR moved every step,
+loss and accuracy, a DataLoader over a shuffled TensorDataset, ExponentialLR stepped every update,
 CSVLogger, validation and the default checkpoint after every epoch. Does not: a progress bar,
 training accuracy, a trace of every step. Timed from the start of the first training batch to the
-end of `fit`; the sanity check before it is not in it.
+end of `fit`, without the sanity check.
 """
 
 from typing import Any
@@ -79,7 +79,7 @@ def main() -> None:
         loader(job, job.train, shuffle=True),
         loader(job, job.val, shuffle=False),
     )
-    timed.clock.tell(trainer.global_step, float(trainer.callback_metrics["val/accuracy"]))
+    timed.clock.print_result(trainer.global_step, float(trainer.callback_metrics["val/accuracy"]))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""A hand-written TensorFlow loop: the floor of Keras's layers and optimizer on TensorFlow.
+"""A hand-written TensorFlow loop: a lower limit for Keras's layers and optimizer on TensorFlow.
 
-Does: a fresh permutation each epoch, forward, backward and Keras's Adam in one tf.function an
-epoch, rates out of a table made beforehand; XLA for dense models and the transformer, and without
-it for other convolutions, which are slower under it on the CPU; the validation rows' accuracy after
-every epoch. Does not: metrics of the training, checkpoints, logs; not even the loss is kept.
-Timed from before the first epoch's permutation to after the last epoch's validation.
+Does: a fresh permutation each epoch, forward, backward and Keras's Adam in one tf.function per
+epoch, rates from a precomputed table; XLA for dense models and the transformer, no XLA for other
+models with convolutions, which it makes slower on the CPU; the validation accuracy after every
+epoch. Does not: training metrics, checkpoints, logs; it does not keep the loss.
+Timed from the first epoch's permutation to the end of the last epoch's validation.
 """
 
 from typing import Any
@@ -58,7 +58,7 @@ def main() -> None:
         )
         accuracy = jobs.accuracy(job.val, lambda x: evaluate(tf.constant(x)).numpy())
         clock.end_epoch()
-    clock.tell(int(optimizer.iterations), accuracy)
+    clock.print_result(int(optimizer.iterations), accuracy)
 
 
 if __name__ == "__main__":

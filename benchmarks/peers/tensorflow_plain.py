@@ -1,9 +1,9 @@
-"""A TensorFlow loop as most are written by hand: one tf.function an update, called from Python.
+"""A typical hand-written TensorFlow loop: one tf.function per update, called from Python.
 
 Does: a fresh permutation each epoch, forward, backward and Keras's Adam in a tf.function of one
-batch, its rate set before each update; the validation rows' accuracy after every epoch.
-Does not: metrics of the training, checkpoints, logs; not even the loss is kept.
-Timed from before the first epoch's permutation to after the last epoch's validation.
+batch, its rate set before each update; the validation accuracy after every epoch.
+Does not: training metrics, checkpoints, logs; it does not keep the loss.
+Timed from the first epoch's permutation to the end of the last epoch's validation.
 """
 
 from typing import Any
@@ -40,7 +40,7 @@ def main() -> None:
             update(x[rows], y[rows])
         accuracy = jobs.accuracy(job.val, lambda x: evaluate(x).numpy())
         clock.end_epoch()
-    clock.tell(int(optimizer.iterations), accuracy)
+    clock.print_result(int(optimizer.iterations), accuracy)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""The models in torch.nn, for both torch peers: conf/model/mlp.yaml and those of
-benchmarks/conf/model."""
+"""The models in torch.nn, for both torch peers: conf/model/mlp.yaml and the models
+of benchmarks/conf/model."""
 
 import numpy as np
 import torch
@@ -86,5 +86,5 @@ def _block(channels: int, filters: int) -> list[nn.Module]:
 
 
 def inputs(x: np.ndarray) -> Tensor:
-    """Rows as torch wants them: [N, 64], or [N, H, W, C] -> [N, C, H, W]."""
+    """Convert rows to torch's layout: [N, 64], or [N, H, W, C] -> [N, C, H, W]."""
     return torch.from_numpy(x if x.ndim == 2 else np.ascontiguousarray(x.transpose(0, 3, 1, 2)))

@@ -1,9 +1,8 @@
-"""A torch loop as most are written by hand; the other one, `torch_loop`, without what torch does
-not choose by itself.
+"""A typical hand-written torch loop: `torch_loop` with torch's defaults.
 
-Does: a fresh permutation each epoch, forward, backward, torch's Adam as it comes, its rate set
-before each update; the validation rows' accuracy after every epoch. Does not: metrics of the
-training, checkpoints, logs; not even the loss is kept.
+Does: a fresh permutation each epoch, forward, backward, torch's default Adam, its rate set before
+each update; the validation accuracy after every epoch. Does not: training metrics, checkpoints,
+logs; it does not keep the loss.
 """
 
 from benchmarks.peers.torch_loop import main
