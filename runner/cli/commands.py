@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runner import user_code
 from runner.cli import hydra_bridge, multirun, process, sweep
 from runner.cli.compose import Composer, compose
-from runner.cli.overrides import SEARCHES, job_names, jobs, parse_overrides, without_hydra
+from runner.cli.overrides import is_search, job_names, jobs, parse_overrides, without_hydra
 from runner.cli.startup import process_start
 from runner.config.conf_folder import bases, defaults, groups
 from runner.config.schema import Config, marked, parse, sha256
@@ -82,7 +82,7 @@ class Request:
 
     @property
     def is_search(self) -> bool:
-        return bool(self.keys & set(SEARCHES))
+        return is_search(self.overrides)
 
     def check_twice(self, identities: Sequence[Any]) -> None:
         """Refuse identical jobs; a search may try a value twice."""
@@ -343,6 +343,11 @@ def _multirun(request: Request) -> int:
         lines = [f"{key}={value}" for key, value in params.items() if key not in request.keys]
         lines += [override.input_line or "" for override in request.overrides]
         request, hydra.sweeper.params = request.replaced(lines), None
+    if request.is_search:
+        sweep.check_search(
+            request.overrides, parse_overrides([f"{k}={v}" for k, v in params.items()])
+        )
+    multirun.check_launcher(hydra.launcher)
     folder = multirun.folder(first)
     threads.keep_limits()
     task = _JobTask(request, folder, process_start(), frozenset(params))
@@ -360,7 +365,7 @@ def _multirun(request: Request) -> int:
         except Exception as error:  # raised by the launcher or the sweeper
             failure = RunError(multirun.why_ended(error))
     if signal_number is None and failure is None:
-        return comparison.write(folder, num_jobs)
+        return comparison.write(folder, 0 if request.is_search else num_jobs)  # 0: those it tried
     with suppress(RunError):
         comparison.write(folder, num_jobs)
     print(f"resume   {multirun.resume_command(request.arguments, folder)}")

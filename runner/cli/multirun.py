@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -120,6 +121,15 @@ def launching(folder: Path, launcher: str) -> Iterator[Launch | None]:
         signals.start_trackers()
     with signals.launching(folder, lambda: _is_training_for_us(folder)) as launch:
         yield launch
+
+
+def check_launcher(launcher: DictConfig) -> None:
+    """Refuse a launcher whose scheduler this machine does not have."""
+    if str(launcher["_target_"]).endswith("SlurmLauncher") and shutil.which("srun") is None:
+        raise ConfigError(
+            "hydra/launcher=submitit_slurm needs Slurm, got no srun on the PATH; "
+            "hydra/launcher=submitit_local runs the jobs on this machine"
+        )
 
 
 def limit_workers(launcher: DictConfig, num_jobs: int) -> None:

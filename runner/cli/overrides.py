@@ -3,7 +3,7 @@
 import hashlib
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import product
 from os.path import isdir  # False for a name that no file system takes
@@ -29,7 +29,6 @@ from runner.text.quoting import spell
 from runner.user_code import renamed
 
 TASKS = sorted(file.stem for file in (CONF / "task").glob("*.yaml"))
-SEARCHES = ("search", "hydra/sweeper")  # groups that let a search choose the values
 
 
 def jobs(
@@ -44,9 +43,7 @@ def jobs(
     ):
         overrides = [_globbed(override) for override in parsed]
         parsed = parse_overrides(overrides, config_dir)
-    if any(
-        override.key_or_group in SEARCHES for override in parsed
-    ):  # the sweeper expands an interval; here its two ends are checked
+    if is_search(parsed):  # the sweeper expands an interval; here its two ends are checked
         parsed = parse_overrides([_ends(override) for override in parsed], config_dir)
     for override in parsed:
         if override.value_type in (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP):
@@ -55,6 +52,15 @@ def jobs(
                 f"{override.key_or_group}=a,b or range(...)"
             )
     return [list(job) for job in product(*map(_values, parsed))]
+
+
+def is_search(overrides: Iterable[Override]) -> bool:
+    """Tell whether a search chooses the values of the jobs: search=NAME or its sweeper."""
+    return any(
+        override.key_or_group == "search"
+        or (override.key_or_group == "hydra/sweeper" and override.value() != "basic")
+        for override in overrides
+    )
 
 
 def _values(override: Override) -> list[str]:

@@ -32,6 +32,18 @@ def check_size(overrides: Sequence[Override]) -> None:
         )
 
 
+def check_search(overrides: Sequence[Override], params: Sequence[Override]) -> None:
+    """Refuse a search that has nothing to choose. `params` are hydra.sweeper.params, which an
+    override of the same key replaces."""
+    said = {override.key_or_group for override in overrides}
+    chosen = [*overrides, *(param for param in params if param.key_or_group not in said)]
+    if not any(override.is_sweep_override() for override in chosen):
+        raise ConfigError(
+            "a search needs a key to choose values of, got one value for each; give an interval, "
+            "such as 'optimizer.lr=tag(log,interval(1e-4,1e-1))'"
+        )
+
+
 def _count(override: Override) -> float:
     """Count an override's values; 1 for a glob or an interval, where the number is not known."""
     sweep: Any = override.value()

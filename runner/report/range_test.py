@@ -40,6 +40,11 @@ class Suggestion:
         return float(f"{self.steepest:.1e}")
 
 
+def first_read(rates: Array) -> float:
+    """Return the first rate that is read: the means of the tenth before it are of few losses."""
+    return float(rates[len(rates) // 10])
+
+
 def suggest(rates: Array, smoothed: Array) -> Suggestion | None:
     """Suggest a rate from the updates up to the smallest smoothed loss; None if the loss does not
     fall on the way there.

@@ -24,6 +24,8 @@ from runner.schedules.stall import Stall
 from runner.spec import Live, Report, Tables
 from runner.text.console import Console
 
+IF_DIVERGED = "a lower optimizer.lr or trainer.gradient_clip_norm may help"
+
 
 class Training:
     """A run from its first chunk to its last one. `with` opens the observers."""
@@ -144,7 +146,9 @@ class Training:
             self.step = chunk.first_step + num_good
             self.records.trace(chunk.first_step, losses[:num_good], report.applied)
             more = f", after {trainer.max_skipped} that were skipped" if skips else ""
-            raise RunError(f"the loss of update {self.step} is {losses[num_good]}{more}")
+            raise RunError(
+                f"the loss of update {self.step} is {losses[num_good]}{more}; {IF_DIVERGED}"
+            )
         self.step = chunk.first_step + chunk.num_steps
         self.skipped += [chunk.first_step + int(i) for i in bad]
         self.compile_seconds += report.compile_seconds

@@ -1,20 +1,20 @@
 """task=find_lr: the LR range test. Train with a rate that rises until the loss rises, and suggest a
 rate. The trained state is not kept."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from runner import dispatcher
-from runner.config.schema import Config, parse
+from runner.config.schema import Config, FindLR, parse
 from runner.data.order import Chunk
 from runner.errors import ConfigError
 from runner.machine import devices
 from runner.plan import Plan, plan
 from runner.report import lr_range as picture
-from runner.report.range_test import Suggestion, end, smooth, suggest
+from runner.report.range_test import Suggestion, end, first_read, smooth, suggest
 from runner.run import apart, run_folder
 from runner.run.signals import Signals
 from runner.spec import Live, Report, first_state
@@ -137,10 +137,28 @@ def _report(
             f"{suggestion.tenth:.3g}"
         )
         console.say(f"suggestion  optimizer.lr={suggestion.lr:g}")
+        for warning in _at_edges(config.find_lr, suggestion, rates, rose=last is not None):
+            console.say(f"warning: {warning}")
     console.say(f"folder   {path}")
     if num:
         console.say(f"picture  {path / 'find_lr.png'}")
     return int(suggestion is None)
+
+
+def _at_edges(
+    tested: FindLR, suggestion: Suggestion, rates: np.ndarray, rose: bool
+) -> Iterator[str]:
+    """Warn if a better rate may lie beyond the range that was tested."""
+    if not rose:
+        yield (
+            f"the loss did not rise up to find_lr.max_lr={tested.max_lr:g}, so the suggestion may "
+            f"be too low; raise find_lr.max_lr"
+        )
+    if suggestion.steepest == first_read(rates):
+        yield (
+            f"the loss fell fastest at the start, from find_lr.min_lr={tested.min_lr:g}, so the "
+            f"suggestion may be too high; lower find_lr.min_lr"
+        )
 
 
 def _write(

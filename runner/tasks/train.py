@@ -19,7 +19,7 @@ from runner.run import apart, certificate, checkpoint, run_folder
 from runner.run.progress import show
 from runner.run.resume import Resumed, check, with_saved_threads
 from runner.run.signals import Signals
-from runner.run.training import Training
+from runner.run.training import IF_DIVERGED, Training
 from runner.spec import Backend, RunSpec, TrainState, first_state
 from runner.text import quoting
 from runner.text.console import Console, capture, log_traceback, tree
@@ -337,8 +337,8 @@ def _print_outcome(
         value = result["metrics"].get(trainer.monitor, 0.0)
         if not math.isfinite(value):
             console.say(
-                f"warning: the run diverged: {trainer.monitor} is {value} after the last epoch; a "
-                f"lower optimizer.lr, or trainer.gradient_clip_norm, may help"
+                f"warning: the run diverged: {trainer.monitor} is {value} after the last epoch; "
+                f"{IF_DIVERGED}"
             )
     if result["metrics"]:
         best_epoch = f"no epoch had a finite {trainer.monitor}"

@@ -232,6 +232,20 @@ def test_hydra_s_own_options_show_what_they_are_for(options: tuple[str, ...], sa
     assert said in done.stdout
 
 
+def test_a_launcher_whose_scheduler_is_not_there_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said = (
+        "error: hydra/launcher=submitit_slurm needs Slurm, got no srun on the PATH; "
+        "hydra/launcher=submitit_local runs the jobs on this machine"
+    )
+    line = "-m hydra/launcher=submitit_slurm seed=0,1"
+    test_a_wrong_command_line_is_refused_in_exactly_these_words(
+        line, said, tmp_path, monkeypatch, capfd
+    )
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "hydra/config.yaml"])
 def test_a_file_of_config_dir_that_would_change_nothing_is_refused(
     name: str,

@@ -245,7 +245,7 @@ def test_a_diverging_job_fails_with_the_update_named_and_the_others_go_on(
         for path in by_backend(jobs, DIVERGING).values()
     }
     assert [found["status"] for found in results.values()] == ["failed"] * 2
-    assert jobs.done.out.count("failed: RunError: the loss of update 2 is nan") == 2
+    assert jobs.done.out.count("failed: RunError: the loss of update 2 is nan; ") == 2
     for path in by_backend(jobs, DIVERGING).values():
         assert "Traceback" in (path / "run.log").read_text()
     assert "Traceback" not in jobs.done.out + jobs.done.err

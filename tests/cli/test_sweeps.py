@@ -446,3 +446,16 @@ def test_a_search_makes_the_monitored_metric_better_and_ends_with_the_comparison
     assert any(f"optimizer.lr={found.best_params['optimizer.lr']}" in said for said in as_good)
     assert any(f"{override} " in winner for said in as_good for override in said)
     assert "search=" not in done.out.splitlines()[-1]
+
+
+def test_a_search_that_tries_a_value_twice_completes(tmp_path: Path) -> None:
+    """Three trials of two values have two folders; Hydra's own sweeper is no search."""
+    short = ("trainer.max_steps=2", "device=cpu")
+    searched, swept = forked(
+        tmp_path,
+        ("-m", "search=optuna_lr", "hydra.sweeper.n_trials=3", "optimizer.lr=0.1,0.2", *short),
+        ("-m", "hydra/sweeper=basic", "optimizer.lr=0.1,0.2", *short),
+    )
+    for done in (searched, swept):
+        assert (done.status, done.err) == (0, "")
+        assert "2 of 2 jobs completed" in done.out.splitlines()

@@ -132,6 +132,32 @@ def test_training_at_the_suggestion_is_better_than_at_a_tenth_or_ten_times_of_it
     assert loss(lr) < min(loss(lr / 10), loss(lr * 10))
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            ("find_lr.max_lr=1e-4",),
+            "the loss did not rise up to find_lr.max_lr=0.0001, so the suggestion may be too low; "
+            "raise find_lr.max_lr",
+        ),
+        (
+            ("find_lr.min_lr=0.1", "find_lr.num_steps=200"),
+            "the loss fell fastest at the start, from find_lr.min_lr=0.1, so the suggestion may be "
+            "too high; lower find_lr.min_lr",
+        ),
+        ((), None),
+    ],
+)
+def test_a_suggestion_at_the_end_of_the_range_comes_with_what_to_do(
+    tmp_path: Path, given: tuple[str, ...], said: str | None
+) -> None:
+    """The best rate of the digits' network, 0.04, is well within the default range, 1e-6 to 10."""
+    (done,) = forked(tmp_path, ("task=find_lr", "device=cpu", *given))
+    assert (done.status, done.err) == (0, "")
+    warnings = [line for line in done.out.splitlines() if line.startswith("warning: ")]
+    assert warnings == ([] if said is None else [f"warning: {said}"])
+
+
 def test_what_fails_and_what_is_interrupted_say_so(tmp_path: Path) -> None:
     """The very first update throws the weights away."""
     (done,) = forked(
