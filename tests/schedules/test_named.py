@@ -106,6 +106,7 @@ FORMULAS: list[tuple[str, dict[str, Any], Formula]] = [
     ("polynomial", {"power": 1.5, **END, **WARMUP}, ending(lambda u: (1 - u) ** 1.5)),
     ("cosine", {"exponent": 1.0, **END, **WARMUP}, ending(cosine)),
     ("cosine", {"exponent": 1.7, **END, **WARMUP}, ending(lambda u: cosine(u) ** 1.7)),
+    ("cosine", {"exponent": 2.0, **END, **WARMUP}, ending(lambda u: cosine(u) ** 2)),
     ("cosine", {"exponent": 0.5, **END, **WARMUP}, ending(lambda u: sqrt(cosine(u)))),
     ("cosine_restarts",
         {"period": "4steps", "growth": 2.0, "decay": 0.7, "final_lr": 0.05, **WARMUP},
@@ -167,6 +168,8 @@ def test_rates_are_those_of_the_formula(name: str, keys: dict[str, Any], formula
 @pytest.mark.parametrize(
     ("name", "keys", "expected"),
     [
+        # a warm-up of one step from the left edge
+        ("constant", {**WARMUP, "warmup": "1steps", "warmup_edge": "left"}, [0, 0.3, 0.3]),
         # a warm-up as long as the duration, and longer: at the end at once
         ("linear", {**END, **WARMUP, "duration": "3steps"}, [0.1, 0.2, 0.3, 0.05, 0.05]),
         ("linear", {**END, **WARMUP, "duration": "1steps"}, [0.1, 0.2, 0.3, 0.05, 0.05]),
@@ -212,6 +215,11 @@ SPANS: list[tuple[str, dict[str, Any], dict[str, int], list[int]]] = [
     ("exponential", {**DECAYS, "staircase": False, **WARMUP}, {"warmup": 3}, [3]),
     ("exponential", {**DECAYS, "staircase": True, **WARMUP}, {"warmup": 3, "decay_steps": 7},
         [3, 7]),
+    ("exponential", {**DECAYS, "decay_steps": 5, "staircase": True, **WARMUP},
+        {"warmup": 3, "decay_steps": 8}, [3, 8]),
+    ("inverse_time", {**DECAYS, "decay_steps": 5, "staircase": True, **WARMUP},
+        {"warmup": 3, "decay_steps": 8}, [3, 8]),
+    ("step", {"decay_rate": 0.8, "step_size": 5, **WARMUP}, {"warmup": 3, "step_size": 8}, [3, 8]),
     ("linear", {**END, **WARMUP}, {"warmup": 3, "duration": 15}, [3, 15]),
     ("linear", {**END, **WARMUP, "duration": "20steps"}, {"warmup": 3, "duration": 20}, [3, 20]),
     ("linear", {**END, **WARMUP, "duration": "21steps"}, {"warmup": 3, "duration": 21}, [3]),
