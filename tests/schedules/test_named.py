@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from runner.schedules import Clock
+from runner.schedules import Clock, named, ramps
 from tests.schedules.drawn import made
 
 LR, CLOCK = 0.3, Clock(20, 5)
@@ -129,22 +129,26 @@ FORMULAS: list[tuple[str, dict[str, Any], Formula]] = [
     ("one_cycle", {"shape": "linear", **ONE, "rise": "30%", "duration": "10steps"},
         lambda t: LR * (0.1 + 0.9 * t / 2 if t <= 2 else 1 - 0.98 * min((t - 2) / 7, 1.0))),
     ("cyclic", {"mode": "triangular", **CYCLE}, cyclic(lambda number, t: 1.0)),
+    ("cyclic", {"mode": "triangular", **CYCLE, "up": "2steps", "down": "4steps"},
+        lambda t: 0.02 + (LR - 0.02) * (t % 6 / 2 if t % 6 <= 2 else (6 - t % 6) / 4)),
     ("cyclic", {"mode": "triangular2", **CYCLE}, cyclic(lambda number, t: 0.5**number)),
     ("cyclic", {"mode": "exp_range", **CYCLE}, cyclic(lambda number, t: 0.9**t)),
     ("wsd", {"decay_shape": "linear", **WSD, **WARMUP}, wsd(linear)),
     ("wsd", {"decay_shape": "cosine", **WSD, **WARMUP}, wsd(cosine)),
     ("wsd", {"decay_shape": "1-sqrt", **WSD, **WARMUP}, wsd(lambda u: 1 - sqrt(u))),
+    ("wsd", {"decay_shape": "linear", **WSD, **WARMUP, "decay": "9steps"},
+        warmed(lambda tau: LR if tau < 3 else LR - (LR - 0.05) * min((tau - 3) / 9, 1.0))),
     # with `right` the first step of the decay has gone a sixth of its way
     ("wsd", {"decay_shape": "linear", **WSD, **WARMUP, "edge": "right"},
         warmed(lambda tau: LR if tau < 6 else LR - (LR - 0.05) * min((tau - 5) / 6, 1.0))),
     ("tri_stage",
         {"initial_factor": 0.1, "final_factor": 0.2, "warmup": "3steps", "hold": "4steps",
          "decay": "5steps", "warmup_edge": "right", "edge": "left"}, tri_stage),
-    # with `right` the first step of the fall has gone a fifth of its way
+    # with `right` the first step of the fall has gone a tenth of its way
     ("tri_stage",
         {"initial_factor": 0.1, "final_factor": 0.2, "warmup": "3steps", "hold": "4steps",
-         "decay": "5steps", "warmup_edge": "left", "edge": "right"},
-        lambda t: LR * (0.1 + 0.9 * t / 3 if t < 3 else 0.2 ** min(max(t - 6, 0) / 5, 1.0))),
+         "decay": "10steps", "warmup_edge": "left", "edge": "right"},
+        lambda t: LR * (0.1 + 0.9 * t / 3 if t < 3 else 0.2 ** min(max(t - 6, 0) / 10, 1.0))),
     ("rex", {"bend": 0.7, **END, **WARMUP}, ending(lambda u: (1 - u) / (0.3 + 0.7 * (1 - u)))),
     ("tanh", {"lower": -3.0, "upper": 2.0, **END, **WARMUP},
         ending(lambda u: (1 - tanh(-3 * (1 - u) + 2 * u)) / 2)),
@@ -188,8 +192,8 @@ def test_rates_are_those_of_the_formula(name: str, keys: dict[str, Any], formula
         ("wsd", {**WSD, **WARMUP, "decay": "100%", "decay_shape": "linear", "duration": "5steps"},
             [0.1, 0.2, 0.3, 0.3, 0.175, 0.05, 0.05]),
         # no decay at all: full rate, then the end
-        ("wsd", {**WSD, **WARMUP, "decay": "0%", "decay_shape": "linear", "duration": "5steps"},
-            [0.1, 0.2, 0.3, 0.3, 0.3, 0.05, 0.05]),
+        ("wsd", {**WSD, **WARMUP, "decay": "0%", "decay_shape": "linear", "duration": "9steps"},
+            [0.1, 0.2, *[0.3] * 7, 0.05, 0.05]),
     ],
 )  # fmt: skip
 def test_rates_at_the_edges_of_the_keys(
@@ -260,6 +264,20 @@ def test_a_schedule_says_at_which_steps_its_parts_end(
     schedule = made({"name": name, **keys})
     assert schedule.spans(CLOCK) == spans
     assert schedule.joints(CLOCK) == joints
+
+
+@pytest.mark.parametrize(("total", "last"), [(20, 17), (21, 24)])
+def test_the_joints_of_cycles_go_to_the_cycle_that_begins_in_the_run(total: int, last: int) -> None:
+    """Cycles of 7 steps, 3 of them up: the one that begins at step 21 is none of a run of 20."""
+    schedule = made({"name": "cyclic", "mode": "triangular", **CYCLE, "down": "4steps"})
+    each = [step for begin in (0, 7, 14, 21) for step in (begin, begin + 3)]
+    assert schedule.joints(Clock(total, 5)) == [step for step in each if step <= last]
+
+
+def test_one_cycle_holds_its_ends() -> None:
+    """From 2 up to 10 at t = 4, down to 5 at t = 8: before the peak, between and beyond."""
+    found = named.one_cycle(np.arange(0, 13, 2), 4.0, 8.0, (2.0, 10.0, 5.0), ramps.linear)
+    assert found.tolist() == [2.0, 6.0, 10.0, 7.5, 5.0, 5.0, 5.0]
 
 
 # Ranges of the keys: the last value that is taken and the first that is not
