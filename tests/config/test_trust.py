@@ -48,7 +48,7 @@ def test_there_are_a_hundred_of_them() -> None:
 
 
 def rows() -> list[Any]:
-    """By default one target in every place, and every target in one place."""
+    """All pairs; by default one target in every place, and every target in one place."""
     return [
         pytest.param(
             *(place, target, way),
