@@ -1,4 +1,5 @@
-"""Remarks of conf/: the words beside a key in its YAML file, for the reference and for editors."""
+"""The remarks in conf/: comments beside the keys of YAML files, for the reference and for
+editors."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -15,9 +16,9 @@ from runner.section import keys
 
 @cache
 def remarks(group: str, name: str) -> dict[str, tuple[str, str]]:
-    """Dotted key -> (default, remark) of a choice of conf/, as its files write them. A key that a
-    file sets without a remark keeps that of its base. conf/config.yaml is in no group, ""."""
-    found: dict[str, tuple[str, str]] = {}
+    """Map the dotted keys of a choice of conf/ to (default, remark), as written in its files. A key
+    without a remark keeps the remark of its base. The group of conf/config.yaml is ""."""
+    entries: dict[str, tuple[str, str]] = {}
     for file in files(group, name):
         path: list[tuple[int, str]] = []
         for indent, key, value, words in _lines(file.read_text(encoding="utf-8").splitlines()):
@@ -25,25 +26,25 @@ def remarks(group: str, name: str) -> dict[str, tuple[str, str]]:
                 path.pop()
             path.append((indent, key))
             dotted = ".".join(name for _, name in path)
-            found[dotted] = (value, words or found.get(dotted, ("", ""))[1])
-    return found
+            entries[dotted] = (value, words or entries.get(dotted, ("", ""))[1])
+    return entries
 
 
 @cache
 def of_sections() -> dict[type[BaseModel], dict[str, str]]:
-    """Class of the schema -> key -> its remark, where there is one."""
-    found: dict[type[BaseModel], dict[str, str]] = {
+    """Map each class of the schema to its keys' remarks; keys without a remark are left out."""
+    by_class: dict[type[BaseModel], dict[str, str]] = {
         Config: _words("", "config"),
         Output: _words("", "config", "output."),
         FindLR: _words("", "config", "find_lr."),
         Trainer: _words("trainer", "default"),
     }
     for kind, section in sections(Layer).items():
-        found[section] = _words("layer_defaults", "default", f"{kind}.")
+        by_class[section] = _words("layer_defaults", "default", f"{kind}.")
     for group, field in keys(Config).items():
         for kind, section in sections(field.rebuild_annotation()).items():
-            found[section] = _words(group, kind)
-    return found
+            by_class[section] = _words(group, kind)
+    return by_class
 
 
 def _words(group: str, name: str, prefix: str = "") -> dict[str, str]:

@@ -1,5 +1,5 @@
-"""Find new rows that lie far outside the training rows. Most often they are in other units, such as
-pixels of 0 to 255 where a run was trained on 0 to 1."""
+"""Find new rows that are far outside the training rows. Usually they are in other units, such as
+pixels from 0 to 255 for a run that was trained on pixels from 0 to 1."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,20 +9,20 @@ import numpy as np
 
 from runner.errors import ConfigError, show
 
-_FAR = 5  # times the training range: distances that rows in the same units hardly have
-_MANY = 4  # columns of which hardly most are outside by chance
+_FAR = 5  # in widths of the training range; rows in the same units are rarely that far
+_MANY = 4  # with this many columns, most are rarely outside by chance
 _MOST = 3  # columns in one message
 
 
 def far_outside(x: np.ndarray, description: Mapping[str, Any], path: Path) -> str | None:
-    """Describe how far the raw rows x lie outside the training range that a run's data.json has; it
-    is `description`, read from `path`. None if they do not, or if data.json, as older versions
-    wrote it, has no range.
+    """Describe the raw rows x that are far outside the training range. `description` is the run's
+    data.json, read from `path`. None if there are none, or if data.json has no range (older
+    versions).
 
-    A value is far outside if its distance from the range is more than 5 times the range's width. Of
-    four or more columns, those of which most values are outside are told too if most of all values
-    are, as where standardized rows are given for raw ones. A column that was constant in training
-    tells nothing of its units and is not looked at.
+    A value is far outside if its distance from the range is more than 5 times the range's width.
+    With four or more columns, if most values of x are outside the range (as when standardized rows
+    are passed instead of raw ones), columns with mostly outside values count too. A column that was
+    constant in training is ignored.
     """
     saved = description.get("x_range")
     if saved is None or len(x) == 0:
@@ -42,13 +42,13 @@ def far_outside(x: np.ndarray, description: Mapping[str, Any], path: Path) -> st
     if low.ndim == 0:
         return f"x holds {least:g} to {largest:g}, in training {low:g} to {high:g}"
     names = description["features"] or [f"x[{i}]" for i in range(len(low))]
-    told = [
+    texts = [
         f"column {show(names[i])} holds {least[i]:g} to {largest[i]:g}, in training "
         f"{low[i]:g} to {high[i]:g}"
         for i in np.flatnonzero(is_far)
     ]
-    more = [f"so do {len(told) - _MOST} more columns"] if len(told) > _MOST else []
-    return "; ".join([*told[:_MOST], *more])
+    more = [f"so do {len(texts) - _MOST} more columns"] if len(texts) > _MOST else []
+    return "; ".join([*texts[:_MOST], *more])
 
 
 def _bounds(saved: Any, shape: tuple[int, ...], path: Path) -> tuple[np.ndarray, np.ndarray]:
