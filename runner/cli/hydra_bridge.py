@@ -132,7 +132,7 @@ def show(arguments: Namespace, config_dir: str | None) -> int:
     elif arguments.cfg:
         hydra.show_cfg("config", overrides, arguments.cfg, arguments.package, arguments.resolve)
     elif arguments.info:
-        logging.disable(logging.NOTSET)  # Hydra shows it by log lines
+        logging.disable(logging.NOTSET)  # Hydra prints --info as log lines
         hydra.show_info(arguments.info, config_name="config", overrides=overrides)
     else:
         hydra.shell_completion(config_name="config", overrides=overrides)

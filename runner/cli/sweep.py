@@ -33,14 +33,14 @@ def check_size(overrides: Sequence[Override]) -> None:
 
 
 def check_search(overrides: Sequence[Override], params: Sequence[Override]) -> None:
-    """Refuse a search that has nothing to choose. `params` are hydra.sweeper.params, which an
-    override of the same key replaces."""
-    said = {override.key_or_group for override in overrides}
-    chosen = [*overrides, *(param for param in params if param.key_or_group not in said)]
+    """Refuse a search that has nothing to choose. `params` are hydra.sweeper.params; an override of
+    the same key replaces one of them."""
+    keys = {override.key_or_group for override in overrides}
+    chosen = [*overrides, *(param for param in params if param.key_or_group not in keys)]
     if not any(override.is_sweep_override() for override in chosen):
         raise ConfigError(
-            "a search needs a key to choose values of, got one value for each; give an interval, "
-            "such as 'optimizer.lr=tag(log,interval(1e-4,1e-1))'"
+            "a search needs a key with several values, got a single value for each; give an "
+            "interval, such as 'optimizer.lr=tag(log,interval(1e-4,1e-1))'"
         )
 
 

@@ -1,5 +1,5 @@
-"""A model of the user's own, as the runner sees it: shapes, and the names and first values of its
-tensors. Its backend builds it; names and layouts are the framework's."""
+"""The user's own model as the runner sees it: shapes, and the names and first values of its
+tensors. A backend builds it; names and layouts are the framework's."""
 
 import random
 import re
@@ -17,31 +17,31 @@ from runner.errors import ConfigError
 
 @dataclass(frozen=True)
 class Source:
-    """The origin of a model: a section with `_target_`, or an object that was handed in."""
+    """The origin of a model: a config section with `_target_`, or an object passed in Python."""
 
     section: Mapping[str, Any] | None
     given: Any = None
 
     def make(self, kind: type, kind_name: str) -> Any:
-        """Make the model: an instance stays itself, a class or another factory is called. A result
-        that is no `kind`, which users know as `kind_name`, is a ConfigError."""
+        """Make the model; an instance is returned as it is, a class or factory is called. Raises
+        ConfigError if the result is not a `kind`; `kind_name` is its name for users."""
         if self.section is not None:
             try:
-                made = user_code.make(self.section)
+                model = user_code.make(self.section)
             except ValueError as error:
                 raise ConfigError(f"model.{error}") from error
         else:
-            made = self.given if isinstance(self.given, kind) else self.given()
-        if not isinstance(made, kind):
+            model = self.given if isinstance(self.given, kind) else self.given()
+        if not isinstance(model, kind):
             raise ConfigError(
                 f"{self.name} must make a {kind_name} for this backend, got "
-                f"{type(made).__module__}.{type(made).__qualname__}"
+                f"{type(model).__module__}.{type(model).__qualname__}"
             )
-        return made
+        return model
 
     @property
     def name(self) -> str:
-        """The model in an error."""
+        """The name of the model in errors."""
         if self.section is not None:
             return f"model._target_ {self.section['_target_']}"
         return f"model {getattr(self.given, '__qualname__', type(self.given).__qualname__)}"
@@ -49,18 +49,18 @@ class Source:
 
 @dataclass(frozen=True)
 class Built:
-    """A model that a backend has built once: every tensor by the framework's name, in order of
-    definition, with its first value."""
+    """A model after a backend has built it: every tensor's first value by the framework's name, in
+    order of definition."""
 
     weights: Mapping[str, np.ndarray]
     buffers: Mapping[str, np.ndarray]  # tensors that are not trained
     output_shape: Shape
-    uses_xla: bool = True  # TensorFlow may compile it
+    uses_xla: bool = True  # False if XLA cannot compile it
 
 
 @dataclass(frozen=True)
 class CustomNetwork(Network):
-    """A model of the user's own. It has no nodes: its layers are the framework's."""
+    """The user's own model. It has no nodes, since its layers are the framework's."""
 
     source: Source
     seed: int = field(compare=False)
@@ -75,31 +75,31 @@ class CustomNetwork(Network):
         return self.built.output_shape
 
     def variables(self) -> dict[str, Variable]:
-        """Name -> variable, in order of definition. Weights with at least two axes decay: the
-        others are biases and the scales of norms."""
-        found = {}
+        """Map names to variables, in order of definition. Weight decay applies to weights with at
+        least two axes; the others are biases and scales of norms."""
+        variables = {}
         for values, trainable in ((self.built.weights, True), (self.built.buffers, False)):
             for name, value in values.items():
                 decays = trainable and value.ndim > 1
-                found[name] = Variable(name, value.shape, None, trainable, decays)
-        return found
+                variables[name] = Variable(name, value.shape, None, trainable, decays)
+        return variables
 
     def layers(self) -> list[list[str]]:
         """The names of the weights of each layer, in order of definition."""
-        found: dict[str, list[str]] = {}
+        by_layer: dict[str, list[str]] = {}
         for name in self.built.weights:
-            found.setdefault(layer_of(name), []).append(name)
-        return list(found.values())
+            by_layer.setdefault(layer_of(name), []).append(name)
+        return list(by_layer.values())
 
 
 def layer_of(weight: str) -> str:
-    """The layer's part of a weight's name: up to the last `/`, or up to the last `.` in torch."""
+    """The layer name of a weight: its name up to the last `/`, or in torch up to the last `.`."""
     return re.split(r"[./][^./]*$", weight)[0]
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the generators of Python and NumPy, which some models draw first weights from; restore
+    """Seed Python's and NumPy's global generators, which some models use for first weights; restore
     them afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     random.seed(seed)

@@ -287,7 +287,7 @@ class Network:
         return _walk(self.nodes)
 
     def layers(self) -> list[list[str]]:
-        """The canonical names of the weights of each layer that has some; a residual is one."""
+        """The names of the weights of each layer that has weights; a residual is one layer."""
         return [names for node in self.nodes if (names := node.trainable())]
 
     def variables(self) -> dict[str, Variable]:

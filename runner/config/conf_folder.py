@@ -67,11 +67,11 @@ def _read(file: Path) -> DictConfig:
 
 @cache
 def files(group: str, name: str) -> tuple[Path, ...]:
-    """The files of conf/ that make up a choice, in the order in which Hydra merges them: its own
-    and, from the same folder, those that its defaults list names."""
+    """The files of conf/ that make up a choice, in Hydra's merge order: its own file, and the files
+    of the same folder in its defaults list."""
     file = CONF / group / f"{name}.yaml"
     entries = [entry for entry in _read(file).get("defaults", ()) if isinstance(entry, str)]
-    if "_self_" not in entries:  # as Hydra has it
+    if "_self_" not in entries:  # Hydra's default: the file's own keys come last
         entries.append("_self_")
     return tuple(
         path
@@ -81,7 +81,7 @@ def files(group: str, name: str) -> tuple[Path, ...]:
 
 
 def bases(group: str) -> list[str]:
-    """The bases of a group of conf/: files whose keys several of its choices share."""
+    """The bases of a group of conf/: files with keys that several of its choices share."""
     return sorted(file.stem for file in (CONF / group).glob("_*.yaml"))
 
 

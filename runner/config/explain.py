@@ -198,14 +198,14 @@ def sections(annotation: Any) -> dict[str, Any]:
 
 
 def _tagged(annotation: Any) -> dict[str, Any]:
-    """The members of a union by their tags, where a function of the value chooses them."""
-    found: dict[str, Any] = {}
+    """Map tags to members of a union that is discriminated by a function of the value."""
+    by_tag: dict[str, Any] = {}
     for member in get_args(annotation):
-        found |= _tagged(member)
+        by_tag |= _tagged(member)
         for item in getattr(member, "__metadata__", ()):
             if isinstance(item, Tag):
-                found[item.tag] = get_args(member)[0]
-    return found
+                by_tag[item.tag] = get_args(member)[0]
+    return by_tag
 
 
 def _members(annotation: Any) -> list[Any]:

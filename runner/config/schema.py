@@ -56,14 +56,14 @@ _OF_A_RUN = Mark(outside_hash=True, on_run=True, command_line_only=True, needs_r
 
 
 class LayerModel(Section):
-    """A model made of known layers, the same on every backend."""
+    """A model of the layers in `model.layers`, equal on every backend."""
 
     name: str
     layers: list[Layer] = Field(min_length=1)
 
 
 class CustomModel(OwnCode):
-    """A model of the user's own: a torch.nn.Module on Lightning, a keras.Model on Keras."""
+    """The user's own model: a torch.nn.Module on Lightning, a keras.Model on Keras."""
 
     name: str
 
@@ -169,7 +169,9 @@ def parse(composed: Mapping[str, Any]) -> Config:
     user_code.check(values)
     defaults, model = values.pop("layer_defaults", None), values.get("model")
     if isinstance(model, dict) and {"_target_", "layers"} <= set(model):
-        raise ConfigError("model._target_ goes without model.layers: choose it with model=custom")
+        raise ConfigError(
+            "model must have _target_ or layers, not both; model=custom selects your own model"
+        )
     if isinstance(defaults, dict):
         _check_layer_defaults(defaults)
         if isinstance(model, dict) and isinstance(model.get("layers"), list):

@@ -86,8 +86,8 @@ class Dataset:
         return 0 if self.task == "classification" else int(self.train.y.shape[1])
 
     def x_range(self) -> dict[str, Any]:
-        """Return the least and largest value of x in the training rows, before any scaling: of each
-        column if columns have names or scales of their own, else of all values together."""
+        """The smallest and largest unscaled values of x in the training rows: per column if columns
+        have names or scales, else of the whole array."""
         x = self.train.x
         low, high = x.extent if self.streams else (x.min(axis=0), x.max(axis=0))
         if self.x_scaling is not None:

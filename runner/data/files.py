@@ -87,8 +87,9 @@ class NPZ(_File):
 
 
 class Custom(_Rows, OwnCode):
-    """Rows from a function of your own, `_target_`. It is called with all keys that are not listed
-    here and returns x and y, in the form of data=npz. `trusted_modules` must name its module."""
+    """Rows from your own function, `_target_`. It is called with all keys that are not listed here
+    as arguments, and returns x and y in the form of data=npz. `trusted_modules` must name its
+    module."""
 
     name: Literal["custom"]
 

@@ -46,7 +46,7 @@ class FileRows:
 
     @property
     def largest(self) -> float:
-        """Absolute value."""
+        """The largest absolute value in the files."""
         return max(-self.extent[0], self.extent[1])
 
     @property

@@ -59,10 +59,10 @@ def work(net: Network, batch_size: int) -> float:
     (steps of a sequence, or pixels of the output). Attention's scores and their products with the
     values take 2 B T^2 D each.
     """
-    if isinstance(net, CustomNetwork):  # as if every kernel were used once for each row
+    if isinstance(net, CustomNetwork):  # assumes that every kernel is used once per row
         products = [int(np.prod(v.shape)) for v in net.variables().values() if v.decays]
     else:
-        products = [of_one for node in net.walk() for of_one in _products(node)]
+        products = [num for node in net.walk() for num in _products(node)]
     flops = np.array(products, dtype=np.float64) * 2 * batch_size
     return float((flops**2).sum() / flops.sum()) if len(flops) else 0.0
 

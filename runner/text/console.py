@@ -302,22 +302,22 @@ def capture() -> Iterator[tuple[Console, Capture]]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drop what is printed in the block, from Python or below it, unless a run's log takes it: a
-    framework that is loaded before the run has a log says much that is of no use."""
+    """Discard output, from Python and from native code, unless it goes to a run's log. For a
+    framework that is loaded before the run has a log: its messages are of no use."""
     if _is_captured:
         yield
         return
     _flush()
-    kept = [os.dup(1), os.dup(2)]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    _redirect(nowhere)
+    saved = [os.dup(1), os.dup(2)]
+    null = os.open(os.devnull, os.O_WRONLY)
+    _redirect(null)
     try:
         yield
     finally:
         _flush()
-        for descriptor, original in zip(kept, (1, 2), strict=True):
+        for descriptor, original in zip(saved, (1, 2), strict=True):
             os.dup2(descriptor, original)
-        for descriptor in (*kept, nowhere):
+        for descriptor in (*saved, null):
             os.close(descriptor)
 
 
