@@ -149,6 +149,11 @@ FORMULAS: list[tuple[str, dict[str, Any], Formula]] = [
         {"initial_factor": 0.1, "final_factor": 0.2, "warmup": "3steps", "hold": "4steps",
          "decay": "10steps", "warmup_edge": "left", "edge": "right"},
         lambda t: LR * (0.1 + 0.9 * t / 3 if t < 3 else 0.2 ** min(max(t - 6, 0) / 10, 1.0))),
+    # without a hold it has done so when the rise ends
+    ("tri_stage",
+        {"initial_factor": 0.1, "final_factor": 0.2, "warmup": "3steps", "hold": "0%",
+         "decay": "10steps", "warmup_edge": "left", "edge": "right"},
+        lambda t: LR * (0.1 + 0.9 * t / 3 if t < 3 else 0.2 ** min((t - 2) / 10, 1.0))),
     ("rex", {"bend": 0.7, **END, **WARMUP}, ending(lambda u: (1 - u) / (0.3 + 0.7 * (1 - u)))),
     ("tanh", {"lower": -3.0, "upper": 2.0, **END, **WARMUP},
         ending(lambda u: (1 - tanh(-3 * (1 - u) + 2 * u)) / 2)),
