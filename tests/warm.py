@@ -5,6 +5,7 @@ program, from its command line to its exit, without the seconds that the imports
 `Parent` is their side.
 """
 
+import faulthandler
 import json
 import os
 import signal
@@ -55,6 +56,7 @@ def start(folder: Path, arguments: list[str], log: Path, errors: Path | None = N
         os.chdir(folder)
         os.dup2(descriptor, 1)
         os.dup2(descriptor if errors is None else os.open(errors, how), 2)
+        faulthandler.enable()  # a crash leaves every thread's stack
         sys.stdout = os.fdopen(1, "w", closefd=False)
         sys.stderr = os.fdopen(2, "w", closefd=False)
         sys.argv = ["runner", *arguments]

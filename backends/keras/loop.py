@@ -5,9 +5,7 @@ Legend of shapes: K updates, A micro-batches an update, B rows each, n = all row
 """
 
 import functools
-import gc
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +45,8 @@ class Model(keras.Model):
     """The network, its loss and its optimizer. Implements `runner.spec.Live`."""
 
     engine: Any
+    chunks: Iterator[Chunk]
+    chunk: Chunk  # the last one
 
     def connect(self, run: RunSpec, start: TrainState, dropout_state: layers.DropoutState) -> None:
         """Load the state, build the optimizer, compile."""
@@ -60,17 +60,18 @@ class Model(keras.Model):
         self.compiled_for: set[Any] = set()
 
     def make_train_function(self, force: bool = False) -> Any:
-        """Return the function that `fit` calls: it takes the next chunk from the iterator and
-        trains on it."""
+        """Return the function that `fit` calls: it trains on the next chunk. The iterator of `fit`
+        gives nothing: TensorFlow would call Python from threads of its own to get the chunks."""
 
         def train_function(iterator: Iterator[Any]) -> dict[str, Any]:
-            num_steps, blocks, streamed = next(iterator)
-            num_blocks = sum(block.shape[1] > 0 for block in blocks)
-            blocks = blocks[:num_blocks]
-            streamed = {name: values[:num_blocks] for name, values in streamed.items()}
+            self.chunk = chunk = next(self.chunks)
+            num, blocks = chunk.num_steps, self._padded(chunk, chunk.blocks)
+            streamed = {
+                name: self._padded(chunk, chunk.by_block(name)) for name in self.engine.run.streamed
+            }
             start_time, shapes = time.perf_counter(), tuple(tuple(block.shape) for block in blocks)
+            num_steps = tf.constant(num, tf.int32)
             applied, mean_losses, outputs = self.compiled((num_steps, blocks, streamed))
-            num = int(num_steps)
             is_new = shapes not in self.compiled_for
             self.compiled_for.add(shapes)
             run = self.engine.run
@@ -84,6 +85,17 @@ class Model(keras.Model):
 
         self.train_function = train_function
         return train_function
+
+    def _padded(self, chunk: Chunk, blocks: Sequence[np.ndarray]) -> tuple[Any, ...]:
+        """Pad blocks of whole updates to one length, so that one compilation serves every number of
+        steps."""
+        # at least 2: XLA drops a dimension of 1, then fuses and rounds differently
+        length = max(2, self.engine.run.largest_chunk) if chunk.is_whole else chunk.num_steps
+        missing = length - chunk.num_steps
+        return tuple(
+            tf.constant(np.pad(block, [(0, missing), *[(0, 0)] * (block.ndim - 1)]))
+            for block in blocks
+        )
 
     def train_step(self, data: Any) -> Any:
         """Make the chunk's updates, one after another. Return the optimizer's settings [K, P], the
@@ -143,69 +155,15 @@ def _micro_batches(blocks: Iterable[Any], k: Any) -> list[Any]:
 class _AfterChunk(keras.callbacks.Callback):
     """Calls `on_chunk` after each chunk, and stops `fit` if it returns False."""
 
-    def __init__(self, on_chunk: OnChunk, loader: "_Loader") -> None:
+    def __init__(self, on_chunk: OnChunk) -> None:
         super().__init__()
-        self.on_chunk, self.loader = on_chunk, loader
+        self.on_chunk = on_chunk
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        goes_on = self.on_chunk(self.loader.taken.popleft(), self.model.report, self.model)
+        goes_on = self.on_chunk(self.model.chunk, self.model.report, self.model)
         # stop after the last update too: otherwise `fit` asks for more data and warns
         is_finished = int(self.model.optimizer.iterations) >= self.model.engine.run.num_steps
         self.model.stop_training = is_finished or not goes_on
-
-
-class _Loader:
-    """The chunks as batches for `fit`: num_steps, the block of whole micro-batches and that of the
-    short one, and the streamed fields of both. Arrays have the same rank in every chunk."""
-
-    def __init__(self, chunks: Iterable[Chunk], length: int, run: RunSpec) -> None:
-        self.chunks, self.run = chunks, run
-        # at least 2: XLA drops a dimension of 1, then fuses and rounds differently
-        self.length = max(2, length)
-        self.taken: deque[Chunk] = deque()
-
-    def __iter__(self) -> Iterator[Any]:
-        for chunk in self.chunks:
-            self.taken.append(chunk)
-            yield (
-                chunk.num_steps,
-                self._pad_blocks(chunk, chunk.blocks),
-                {name: self._pad_blocks(chunk, chunk.by_block(name)) for name in self.run.streamed},
-            )
-
-    def _pad_blocks(self, chunk: Chunk, blocks: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-        """Pad blocks of whole updates to `length` steps, so that one compilation serves every
-        number of steps."""
-        missing = self.length - chunk.num_steps if chunk.is_whole else 0
-        padded = [np.pad(block, [(0, missing), *[(0, 0)] * (block.ndim - 1)]) for block in blocks]
-        return (
-            *padded,
-            *[
-                np.empty((1, 0, 0, *block.shape[3:]), block.dtype)
-                for block in padded[:1] * (2 - len(padded))
-            ],
-        )
-
-    def dataset(self) -> tf.data.Dataset:
-        block = tf.TensorSpec((None, None, None), tf.int64)
-        streamed = {
-            name: tf.TensorSpec((None, None, None, *field.shape), tf.as_dtype(field.dtype))
-            for name, field in self.run.streamed.items()
-        }
-        signature = (
-            tf.TensorSpec((), tf.int32),
-            (block, block),
-            {name: (field, field) for name, field in streamed.items()},
-        )
-        options = tf.data.Options()
-        # the length of the next chunk depends on the time that this one takes
-        options.experimental_optimization.inject_prefetch = False
-        # there is nothing to tune, and the tuning thread sometimes delays the iterator's end by
-        # five seconds
-        options.autotune.enabled = False
-        return tf.data.Dataset.from_generator(
-            lambda: iter(self), output_signature=signature
-        ).with_options(options)
 
 
 _last: tuple[RunSpec, Model] | None = None  # the last run of this process, and its model
@@ -232,19 +190,11 @@ def train(
             model = _network(run, dropout_state, Model)
             model.connect(run, start, dropout_state)
             _last = run, model
-        loader = _Loader(chunks, run.largest_chunk, run)
-        model.fit(
-            loader.dataset(),
-            epochs=1,
-            verbose=0,
-            shuffle=False,
-            callbacks=[_AfterChunk(on_chunk, loader)],
-        )
-        state = model.state()
-    del model, loader
-    # ends the iterator of a stopped run now; at the interpreter's exit it would print an error
-    gc.collect()
-    return state
+        model.chunks = iter(chunks)
+        without_end = tf.data.Dataset.from_tensors(0).repeat()
+        callbacks = [_AfterChunk(on_chunk)]
+        model.fit(without_end, epochs=1, verbose=0, shuffle=False, callbacks=callbacks)
+        return model.state()
 
 
 def _can_share_compiled(a: RunSpec, b: RunSpec) -> bool:
