@@ -22,8 +22,8 @@ BACKENDS: Mapping[str, About] = {
 # The context manager around the import of a framework. The command line sets one that tunes its
 # process; a notebook's process is not changed.
 importing: Callable[[About], AbstractContextManager[Any]] = nullcontext
-# The number of threads that a model of the user's own is built with, before its size is known;
-# None: as many as the framework has. A process of the command line has one.
+# The number of threads for building a user's own model, before its size is known; None: the
+# framework's default. The command line sets one thread.
 building_threads: int | None = None
 
 

@@ -334,7 +334,7 @@ def _network(config: Config, input_shape: Shape, num_outputs: int) -> Network:
     if precision == "exact":
         raise ConfigError(
             "trainer.precision must be float32, float64 or bf16-mixed for a model of your own, "
-            "got exact: its rules know the layers of this project alone"
+            "got exact: exact mode supports only the layers of this project"
         )
     source = Source(config.model.section)
     asked, building = config.trainer.threads, dispatcher.building_threads
@@ -345,8 +345,8 @@ def _network(config: Config, input_shape: Shape, num_outputs: int) -> Network:
         built = backend.inspect(source, input_shape, precision, config.seed)
     if built.output_shape != (num_outputs,):
         raise ConfigError(
-            f"{source.name} gives rows of shape {list(built.output_shape)}; the loss and the data "
-            f"ask for {[num_outputs]}"
+            f"{source.name} returns rows of shape {list(built.output_shape)}; the loss and the "
+            f"data need {[num_outputs]}"
         )
     return CustomNetwork.of(source, input_shape, config.seed, built)
 

@@ -1,5 +1,5 @@
-"""Code of the user's own, named by Hydra's convention: `_target_` is a class or a function, and all
-other keys beside it are its arguments, nested `_target_` too.
+"""The user's own code, named by Hydra's convention: `_target_` is a class or a function, and the
+other keys of the section are its arguments, which may contain a `_target_` too.
 
 Only code from the packages in `trusted_modules` and in `OPEN` runs. The key is accepted on the
 command line and from Python, never from a file, a run's folder or a checkpoint.
@@ -18,9 +18,9 @@ from typing import Any
 from runner.errors import ConfigError, show
 
 TARGET = "_target_"
-_KEYS = (TARGET, "_partial_", "_args_")  # of Hydra's convention; the others are fixed
-# Packages whose classes need no entry in `trusted_modules`, and the base class that makes a name
-# one of them; None: its functions that build models.
+_KEYS = (TARGET, "_partial_", "_args_")  # Hydra's keys that a config may set; others are fixed
+# Packages that need no entry in `trusted_modules` -> the base class of the classes that are
+# allowed; None: functions that build models.
 OPEN: Mapping[str, tuple[str, str] | None] = {
     "torch.nn": ("torch.nn", "Module"),
     "torch.optim": ("torch.optim", "Optimizer"),
@@ -31,12 +31,12 @@ OPEN: Mapping[str, tuple[str, str] | None] = {
     "timm": None,
 }
 _LOADING = ("weights", "pretrained", "checkpoint_path")  # arguments that download or read weights
-# Layers that run or load what their arguments name.
+# Layers that run or load code that their arguments name.
 _CLOSED = ("Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
 
 
 def check(values: Mapping[str, Any]) -> None:
-    """Refuse a config that names code of a module that is not trusted. Imports nothing."""
+    """Refuse a config that names code from an untrusted module. Imports nothing."""
     for group in ("schedule", "data"):
         if isinstance(values.get(group), Mapping) and values[group].get("name") == "python":
             raise ConfigError(renamed(group))
@@ -60,7 +60,7 @@ def check(values: Mapping[str, Any]) -> None:
 
 
 def renamed(group: str) -> str:
-    """Say what `GROUP=python` of earlier versions is called today."""
+    """Return an error that names the replacement of `GROUP=python` of earlier versions."""
     return (
         f"{group}=python is {group}=custom today: {group}._target_=MODULE.FUNCTION names the "
         f"function, and its arguments are keys beside it, {group}.NAME=VALUE"
@@ -68,8 +68,7 @@ def renamed(group: str) -> str:
 
 
 def check_places(values: Mapping[str, Any]) -> None:
-    """Refuse a `_target_` where none is taken, and the keys of Hydra's convention that are
-    fixed."""
+    """Refuse a `_target_` where none is allowed, and Hydra's keys that are fixed."""
     allowed = {path for path, _ in targets(values)}
     for path, key, value in walk(values):
         parent = path[: -len(key) - 1] if key else path
@@ -82,8 +81,8 @@ def check_places(values: Mapping[str, Any]) -> None:
 
 
 def targets(values: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the path and the section of each `_target_` that may be named: in `model`, in sections
-    whose name is `custom`, and among the arguments of another one."""
+    """Yield the path and the section of each allowed `_target_`: in `model`, in sections with the
+    name `custom`, and in the arguments of another `_target_`."""
     above: list[str] = []
     for path, _, section in walk(values):
         if not isinstance(section, Mapping) or TARGET not in section:
@@ -98,8 +97,8 @@ def targets(values: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
 
 
 def hashes(values: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of the source of each trusted module whose code a checked config names, by its name:
-    of its file, or of all .py files of a package. Imports nothing."""
+    """Return name -> SHA-256 of the source of each trusted module that a checked config uses: of
+    its file, or of all .py files of a package. Imports nothing."""
     trusted = values.get("trusted_modules") or []
     used = [section[TARGET] for _, section in targets(values)]
     found = {}
@@ -131,8 +130,8 @@ def announce(modules: Sequence[str]) -> None:
 
 
 def resolve(target: str) -> Any:
-    """Import what a checked `_target_` names. Raise ValueError, worded for the key `_target_`, if
-    it is not there, or is defined elsewhere than its module says."""
+    """Import a checked `_target_`. Raise ValueError, with a message for the key `_target_`, if it
+    does not exist, or if another module defines it."""
     package = open_package(target)
     parts = target.split(".")
     for end in range(len(parts) - 1, 0, -1):
@@ -163,8 +162,8 @@ def resolve(target: str) -> Any:
 
 
 def call(target: str, *arguments: Any, **named: Any) -> Any:
-    """Call what a checked `_target_` names; return what it returns. Raise ValueError, worded for
-    the key `_target_`, if that fails."""
+    """Call a checked `_target_` and return its result. Raise ValueError, with a message for the key
+    `_target_`, if that fails."""
     function = resolve(target)
     try:
         return function(*arguments, **named)
@@ -174,7 +173,7 @@ def call(target: str, *arguments: Any, **named: Any) -> Any:
 
 def make(section: Mapping[str, Any]) -> Any:
     """Call the `_target_` of a checked section with its other keys as arguments, nested ones first,
-    as hydra.utils.instantiate does. Raise ValueError, worded for the key `_target_`."""
+    as hydra.utils.instantiate does. Raise ValueError, with a message for the key `_target_`."""
     for _, inner in [("", section), *targets({"model": section})]:
         resolve(inner[TARGET])
     from hydra.utils import instantiate
@@ -189,7 +188,7 @@ def make(section: Mapping[str, Any]) -> Any:
 
 
 def blame(error: BaseException, target: str) -> str:
-    """Describe an error of the user's code in one line, with the place in the user's own file."""
+    """Describe an error of the user's code in one line, with the user's file and line."""
     place = ""
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)
@@ -199,7 +198,7 @@ def blame(error: BaseException, target: str) -> str:
 
 
 def open_package(target: str) -> str | None:
-    """Return the package of `OPEN` that holds the target directly, if one does."""
+    """Return the package of `OPEN` that directly contains the target, or None."""
     package = target.rpartition(".")[0]
     return package if package in OPEN else None
 
@@ -228,7 +227,8 @@ def _check_open(path: str, section: Mapping[str, Any], package: str) -> None:
 
 
 def _check_kind(found: Any, target: str, package: str) -> None:
-    """Refuse a name of an open package that is not one of its parts: its modules and helpers."""
+    """Refuse modules and helpers of an open package: only its layers, optimizers or models are
+    allowed."""
     kind = OPEN[package]
     if kind is None:
         if isinstance(found, type) or target.rpartition(".")[2].startswith("get_"):

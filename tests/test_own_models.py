@@ -286,7 +286,7 @@ REFUSED = {
         "attribute 'no_such_thing' (mine.py:"
     ),
     "mine.Narrow": (
-        "model._target_ mine.Narrow gives rows of shape [7]; the loss and the data ask for [10]"
+        "model._target_ mine.Narrow returns rows of shape [7]; the loss and the data need [10]"
     ),
     "mine.number": (
         "model._target_ mine.number must make a {base} for this backend, got builtins.int"

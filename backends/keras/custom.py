@@ -1,5 +1,5 @@
-"""Models of the user's own: any keras.Model in the place of the layers that layers.build makes. Its
-variables keep Keras's paths and layouts."""
+"""The user's own models: a keras.Model instead of the layers of layers.build. Its variables keep
+Keras's paths and layouts."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,18 +15,18 @@ from runner.user_code import blame
 
 
 def build(network: CustomNetwork, kind: type[keras.Model]) -> keras.Model:
-    """A functional model of class `kind` around the user's model, as layers.build makes one. Its
-    values are those that the model's code gives it."""
+    """Build a functional model of class `kind` around the user's model, like layers.build. It has
+    the values that the user's code gives it."""
     own, x, y = _build(network.source, network.input_shape, network.seed)
     model = kind(x, y)
     names = [*network.variables()]
-    # a function: Keras does not track what it returns a second time
+    # a function, so that Keras does not track the variables a second time
     model.own = lambda: dict(zip(names, _variables(own), strict=True))
     return model
 
 
 def native(network: CustomNetwork, values: Mapping[str, np.ndarray]) -> keras.Model:
-    """The user's model itself, with these values."""
+    """Build the user's model, with these values."""
     own, _, _ = _build(network.source, network.input_shape, network.seed)
     for name, variable in zip(network.variables(), _variables(own), strict=True):
         variable.assign(values[name])
@@ -34,10 +34,10 @@ def native(network: CustomNetwork, values: Mapping[str, np.ndarray]) -> keras.Mo
 
 
 def inspect(source: Source, input_shape: Shape, seed: int) -> Built:
-    """Build the model under the run's seed, which Keras draws the seeds of its layers with from
+    """Build the model with the run's seed, and describe it. Keras draws its layers' seeds from
     Python's generator."""
     if source.section is not None:
-        keras.utils.clear_session()  # names that do not depend on earlier models
+        keras.utils.clear_session()  # so that names do not depend on earlier models
     own, _, y = _build(source, input_shape, seed)
     paths = list(_unique(variable.path for variable in _variables(own)))
     values = dict(zip(paths, (v.value.numpy() for v in _variables(own)), strict=True))
@@ -51,7 +51,7 @@ def inspect(source: Source, input_shape: Shape, seed: int) -> Built:
 
 
 def _build(source: Source, input_shape: Shape, seed: int) -> tuple[keras.Model, Any, Any]:
-    """The model, a symbolic batch of rows, and its outputs for them."""
+    """Build the model. Return it, a symbolic batch of rows, and its outputs for the batch."""
     with seeded(seed), _plain_errors():
         model = source.make(keras.Layer, "keras.Model or keras.Layer")
         x = keras.Input(input_shape)
@@ -64,13 +64,13 @@ def _build(source: Source, input_shape: Shape, seed: int) -> tuple[keras.Model, 
             ) from error
     if not keras.utils.is_keras_tensor(y) or None in y.shape[1:]:
         found = list(y.shape) if keras.utils.is_keras_tensor(y) else type(y).__name__
-        raise ConfigError(f"{source.name} must give one tensor of known shape, got {found}")
+        raise ConfigError(f"{source.name} must return one tensor of known shape, got {found}")
     return model, x, y
 
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Let an error of the user's code pass as it is: Keras adds a page of arguments to it."""
+    """Keep errors of the user's code short in the block: Keras would add a page of arguments."""
     is_filtered = keras.config.is_traceback_filtering_enabled()
     keras.config.disable_traceback_filtering()
     try:
@@ -81,13 +81,13 @@ def _plain_errors() -> Iterator[None]:
 
 
 def _variables(model: keras.Model) -> list[Any]:
-    """Trained ones first; among the others are running statistics and the states of the layers'
-    generators."""
+    """Return the model's variables, the trained ones first. The others include running statistics
+    and the states of the layers' generators."""
     return [*model.trainable_variables, *model.non_trainable_variables]
 
 
 def _unique(paths: Iterable[str]) -> Iterator[str]:
-    """Names for the paths; a path that is there already gets a number."""
+    """Yield a unique name for each path: a repeated path gets a number."""
     seen: dict[str, int] = {}
     for path in paths:
         seen[path] = number = seen.get(path, 0) + 1
@@ -95,10 +95,10 @@ def _unique(paths: Iterable[str]) -> Iterator[str]:
 
 
 def _can_compile(model: keras.Model) -> bool:
-    """Return whether XLA compiles it quickly: it takes seconds for convolutions on the CPU, and
-    longer for recurrent layers."""
+    """Return whether XLA compiles the model quickly. It takes seconds for convolutions on the CPU,
+    and longer for recurrent layers."""
     layers = [model]
-    for layer in layers:  # grows while it is walked
+    for layer in layers:  # the list grows during the loop
         layers += getattr(layer, "layers", [])
     recurrent = any(isinstance(layer, keras.layers.RNN) for layer in layers)
     return not recurrent and all(len(v.shape) < 4 for v in model.trainable_variables)

@@ -1,5 +1,5 @@
-"""Models of the user's own: any nn.Module in the place of layers.Network. Its tensors keep torch's
-names and layouts."""
+"""The user's own models: an nn.Module instead of layers.Network. Its tensors keep torch's names and
+layouts."""
 
 import numpy as np
 import torch
@@ -15,8 +15,8 @@ from runner.user_code import blame
 
 
 class Network(nn.Module):
-    """The user's module, with the face of layers.Network. Images come as [B, H, W, C], and the
-    module gets [B, C, H, W]."""
+    """The user's module, with the interface of layers.Network. Converts images [B, H, W, C] to
+    [B, C, H, W] for the module."""
 
     def __init__(self, model: nn.Module, input_shape: Shape) -> None:
         super().__init__()
@@ -27,8 +27,8 @@ class Network(nn.Module):
         return y
 
     def named(self) -> dict[str, Tensor]:
-        """torch's name -> tensor: parameters, then buffers that a state dict has; a tensor with
-        several names once."""
+        """Return torch's name -> tensor: parameters, then the buffers of the state dict. A tensor
+        with several names appears once."""
         kept = self.model.state_dict(keep_vars=True)
         buffers = {name: b for name, b in self.model.named_buffers() if name in kept}
         return {**dict(self.model.named_parameters()), **buffers}
@@ -37,25 +37,26 @@ class Network(nn.Module):
         return torch.from_numpy(value.copy())
 
     def to_canonical(self, tensor: Tensor) -> np.ndarray:
-        """A copy as it is: the layout is torch's."""
+        """Return a copy in torch's layout."""
         value: np.ndarray = tensor.detach().cpu().contiguous().clone().numpy()
         return value
 
 
 def build(network: CustomNetwork, dtype: torch.dtype) -> Network:
-    """Make the module of a run again. Its values are those that its code gives it."""
+    """Build the module, with the values that the user's code gives it."""
     return _build(network.source, network.input_shape, dtype, network.seed)[0]
 
 
 def inspect(source: Source, input_shape: Shape, precision: Precision, seed: int) -> Built:
-    """Build the module under the run's seed: torch's generator, and Python's and NumPy's."""
+    """Build the module with the run's seed for torch's, Python's and NumPy's generators, and
+    describe it."""
     dtype = torch.float64 if precision == "float64" else torch.float32
     network, output_shape = _build(source, input_shape, dtype, seed)
     tensors = network.named()
     for name, tensor in tensors.items():
         if tensor.dtype in (torch.bfloat16, torch.complex64, torch.complex128) or tensor.is_sparse:
             raise ConfigError(
-                f"{source.name}: the tensor {name} must be dense and of a NumPy number, got "
+                f"{source.name}: the tensor {name} must be dense and have a dtype of NumPy, got "
                 f"{tensor.dtype}"
             )
     values = {name: network.to_canonical(tensor) for name, tensor in tensors.items()}
@@ -70,8 +71,8 @@ def inspect(source: Source, input_shape: Shape, precision: Precision, seed: int)
 def _build(
     source: Source, input_shape: Shape, dtype: torch.dtype, seed: int
 ) -> tuple[Network, Shape]:
-    """The module, and the shape of an output row: of two rows of zeros, which make the weights of
-    lazy modules too."""
+    """Build the module. Return it and the shape of an output row. A forward pass of two rows of
+    zeros also creates the weights of lazy modules."""
     with seeded(seed), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
         network = Network(source.make(nn.Module, "torch.nn.Module"), input_shape).to(dtype)
@@ -88,13 +89,13 @@ def _build(
         network.train(training)
     if not isinstance(y, Tensor) or y.ndim < 1 or len(y) != 2:
         found = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
-        raise ConfigError(f"{source.name} must give a row for each row it gets, 2, got {found}")
+        raise ConfigError(f"{source.name} must return one row per input row, here 2, got {found}")
     return network, tuple(y.shape[1:])
 
 
 class Randomness:
-    """Seeds torch's generators by (seed, step, micro-batch) before each forward pass, so that the
-    masks of a resumed run are those that it would have had."""
+    """Seeds torch's generators from (seed, step, micro-batch) before each forward pass, so that a
+    resumed run has the same masks as an uninterrupted one."""
 
     def __init__(self, dropout_state: layers.DropoutState) -> None:
         self.dropout_state, self.key = dropout_state, layer_key(dropout_state.seed, 0)
