@@ -1,6 +1,7 @@
 """Functions of the user's own: called where the command line trusts their module, and nowhere
 else."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,7 @@ def test_as_a_part_of_a_schedule_it_has_the_clock_of_its_phase(
     """10 updates at the base rate, then the saw with teeth of 4 from there on."""
     monkeypatch.chdir(here)
     monkeypatch.syspath_prepend(str(here))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # another test's module
     phases = (
         "schedule.phases=[{for: 10steps, name: hold}, {for: rest, name: custom, _target_: "
         "mine.saw}]"
