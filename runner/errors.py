@@ -12,6 +12,10 @@ class RunError(Exception):
     """The run failed: exit status 1, the traceback is in run.log."""
 
 
+# What may keep a run from diverging
+IF_DIVERGED = "a lower optimizer.lr or trainer.gradient_clip_norm may help"
+
+
 def closest(value: object, allowed: Iterable[str]) -> str | None:
     """Return the allowed name that was probably meant, ignoring case: one with this prefix, or one
     with a similar spelling."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from backends.lightning import layers
 from backends.lightning.schedule import hyperparameters, read
 from runner.components.optimizers import Group
-from runner.errors import RunError
+from runner.errors import IF_DIVERGED, RunError
 from runner.exact import gradient, optimizers, self_test
 from runner.exact.layers import Pass
 from runner.exact.network import Layout, forward
@@ -55,7 +55,10 @@ class Torch:
             low, high = torch.aminmax(x if x.is_contiguous() else x.movedim(-1, 0))
             bound = max(-low.item(), high.item(), 2.0**-200)
             if not math.isfinite(bound):
-                raise RunError("a value is not finite: an update went beyond the range of float32")
+                raise RunError(
+                    f"a value is not finite: an update went beyond the range of float32; "
+                    f"{IF_DIVERGED}"
+                )
             exponent = math.frexp(bound)[1] - bits
             return (x * 2.0**-exponent).round_(), 2.0**exponent
         largest = x.abs()

@@ -9,6 +9,7 @@ import logging
 import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobRuntime, setup_globals
+from hydra.errors import HydraException
 from hydra.plugins.completion_plugin import CompletionPlugin
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import HydraContext, RunMode
@@ -135,7 +137,8 @@ def show(arguments: Namespace, config_dir: str | None) -> int:
         logging.disable(logging.NOTSET)  # Hydra prints --info as log lines
         hydra.show_info(arguments.info, config_name="config", overrides=overrides)
     else:
-        hydra.shell_completion(config_name="config", overrides=overrides)
+        with suppress(HydraException):  # of a line that is not complete yet
+            hydra.shell_completion(config_name="config", overrides=overrides)
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from runner.errors import RunError
+from runner.errors import IF_DIVERGED, RunError
 from runner.exact.primitives import Primitives, Tensor
 
 SIGNIFICAND = 53  # bits: float64 holds every integer up to 2^53, so sums up to there are exact
@@ -84,4 +84,6 @@ def divide(o: Primitives, x: Tensor, num: int) -> Tensor:
 def finite(weights: np.ndarray) -> None:
     """Raise RunError if a weight is not finite: the rules do not cover overflow of float32."""
     if not np.isfinite(weights).all():
-        raise RunError("a weight is not finite: an update went beyond the range of float32")
+        raise RunError(
+            f"a weight is not finite: an update went beyond the range of float32; {IF_DIVERGED}"
+        )

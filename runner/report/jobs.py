@@ -27,6 +27,9 @@ _USUAL_LOSS: dict[str, dict[str, Any]] = {
 }
 
 
+# How the error of a run begins that a loss, or in exact mode a value, ended
+_DIVERGED = re.compile(r"the loss of update \d+ is (nan|-?inf)|went beyond the range of float32")
+
 NO_OVERRIDES = "defaults"  # label of a group without overrides of its own
 
 
@@ -70,8 +73,7 @@ class Job:
         """True if a loss, or the monitored metric after the last epoch, is NaN or infinite."""
         if self.is_completed:
             return not math.isfinite(self.last(self.monitor))
-        error = str(self.result.get("error", ""))
-        return re.search(r"the loss of update \d+ is (nan|-?inf)", error) is not None
+        return _DIVERGED.search(str(self.result.get("error", ""))) is not None
 
     @property
     def monitor(self) -> str:

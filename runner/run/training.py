@@ -12,7 +12,7 @@ import numpy as np
 
 from runner.components.metrics import Means
 from runner.data.order import Chunk
-from runner.errors import RunError
+from runner.errors import IF_DIVERGED, RunError
 from runner.plan import Plan, evaluate, rows
 from runner.run.checkpoints import Checkpoints
 from runner.run.observer import Epoch, Observer
@@ -23,8 +23,6 @@ from runner.run.stalls import Stalls
 from runner.schedules.stall import Stall
 from runner.spec import Live, Report, Tables
 from runner.text.console import Console
-
-IF_DIVERGED = "a lower optimizer.lr or trainer.gradient_clip_norm may help"
 
 
 class Training:

@@ -11,7 +11,7 @@ from typing import Any
 from runner import dispatcher, user_code
 from runner.config.schema import Config, sha256
 from runner.data.order import Chunks, Order
-from runner.errors import ConfigError, RunError, one_line
+from runner.errors import IF_DIVERGED, ConfigError, RunError, one_line
 from runner.errors import show as show_value
 from runner.machine import devices
 from runner.plan import Plan, plan
@@ -19,7 +19,7 @@ from runner.run import apart, certificate, checkpoint, run_folder
 from runner.run.progress import show
 from runner.run.resume import Resumed, check, with_saved_threads
 from runner.run.signals import Signals
-from runner.run.training import IF_DIVERGED, Training
+from runner.run.training import Training
 from runner.spec import Backend, RunSpec, TrainState, first_state
 from runner.text import quoting
 from runner.text.console import Console, capture, log_traceback, tree

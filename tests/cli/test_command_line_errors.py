@@ -215,18 +215,20 @@ def test_shell_completion_is_refused_in_one_line_where_it_lacks_what_it_needs(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--info", "config", "schedule=cosine"), "Config search path"),
-        (("--cfg", "job", "--package", "_global_"), "trainer:"),
+        (("--info", "config"), "Config search path"),
+        (("--cfg", "job", "--package", "_global_"), "\ntrainer:"),
         (("--cfg", "hydra"), "hydra:"),
         (("--hydra-help",), "--shell-completion"),
         (("--shell-completion", "install=bash"), "COMP_LINE"),
         (("-sc", "query=bash"), "schedule=cosine schedule=cosine_restarts\n"),
+        (("-sc", "query=bash", "data.path='a b"), ""),  # a quote that is still open
     ],
 )
 def test_hydra_s_own_options_show_what_they_are_for(options: tuple[str, ...], said: str) -> None:
+    """What is completed is the line in COMP_LINE."""
+    options, line = (options[:2], options[2]) if len(options) == 3 else (options, "schedule=cos")
     command = [sys.executable, "-m", "runner", *options]
-    line = {"COMP_LINE": "twinrun schedule=cos"}
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **line}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "COMP_LINE": f"twinrun {line}"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert said in done.stdout

@@ -278,6 +278,15 @@ def test_a_multirun_names_the_jobs_that_completed_and_diverged(tmp_path: Path) -
     assert "  optimizer.lr=1e+38: 1 of 1 seeds diverged (seed 0); not ranked" in lines
 
 
+def test_a_job_in_exact_mode_that_leaves_float32_diverged(tmp_path: Path) -> None:
+    exact = ("optimizer=sgd", "trainer.max_steps=3", "device=cpu", "trainer.precision=exact")
+    command = ("-m", *exact, "optimizer.lr=0.1,1e38")
+    (done,) = forked(tmp_path, command)
+    assert (done.status, done.err) == (1, "")
+    assert "  optimizer.lr=1e+38: 1 of 1 seeds diverged (seed 0); not ranked" in done.out
+    assert "beyond the range of float32; a lower optimizer.lr or trainer." in done.out
+
+
 def test_a_search_goes_on_after_a_trial_that_diverged(tmp_path: Path) -> None:
     command = (
         *("-m", "search=optuna_lr", "hydra.sweeper.n_trials=3", *ONE_UPDATE),
