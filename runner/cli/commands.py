@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from os.path import isdir  # False for a name that no file system takes
+from os.path import isdir  # False for a name that no file system accepts
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any

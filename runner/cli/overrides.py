@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import product
-from os.path import isdir  # False for a name that no file system takes
+from os.path import isdir  # False for a name that no file system accepts
 from pathlib import Path
 from typing import Any
 

@@ -168,7 +168,7 @@ def warmup_stable_decay(
 
 def _least(lr: float, min_lr: float | None, min_lr_rate: float | None) -> float:
     if (min_lr is None) == (min_lr_rate is None):
-        raise ValueError("min_lr or min_lr_rate must be given, and not both")
+        raise ValueError("min_lr or min_lr_rate must be set, but not both")
     return min_lr / lr if min_lr is not None else float(min_lr_rate or 0.0)
 
 
