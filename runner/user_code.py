@@ -91,7 +91,7 @@ def targets(values: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
         is_own = path == "model" or (
             root in ("data", "loss", "optimizer", "schedule") and section.get("name") == "custom"
         )
-        if is_own or any(path.startswith((f"{one}.", f"{one}[")) for one in above):
+        if is_own or any(path.startswith((f"{parent}.", f"{parent}[")) for parent in above):
             above.append(path)
             yield path, section
 
@@ -100,9 +100,11 @@ def hashes(values: Mapping[str, Any]) -> dict[str, str]:
     """Return name -> SHA-256 of the source of each trusted module that a checked config uses: of
     its file, or of all .py files of a package. Imports nothing."""
     trusted = values.get("trusted_modules") or []
-    used = [section[TARGET] for _, section in targets(values)]
-    found = {}
-    for name in sorted({name for name in trusted for target in used if _is_in(target, name)}):
+    targets_used = [section[TARGET] for _, section in targets(values)]
+    sha256 = {}
+    for name in sorted(
+        {name for name in trusted for target in targets_used if _is_in(target, name)}
+    ):
         spec = _find(name)
         if spec is None or spec.origin is None or not spec.has_location:
             continue
@@ -113,8 +115,8 @@ def hashes(values: Mapping[str, Any]) -> dict[str, str]:
         for path in files:
             digest.update(path.relative_to(file.parent).as_posix().encode())
             digest.update(path.read_bytes())
-        found[name] = digest.hexdigest()
-    return found
+        sha256[name] = digest.hexdigest()
+    return sha256
 
 
 def announce(modules: Sequence[str]) -> None:
@@ -137,7 +139,7 @@ def resolve(target: str) -> Any:
     for end in range(len(parts) - 1, 0, -1):
         module = ".".join(parts[:end])
         try:
-            found: Any = importlib.import_module(module)
+            value: Any = importlib.import_module(module)
         except ModuleNotFoundError as error:
             if end > 1 and error.name == module:
                 continue  # its last part may be a class
@@ -149,16 +151,18 @@ def resolve(target: str) -> Any:
         break
     try:
         for part in parts[end:]:
-            found = getattr(found, part)
+            value = getattr(value, part)
     except AttributeError as error:
         raise ValueError(f"_target_ must be importable, got {target}: {error}") from None
-    if not callable(found):
-        raise ValueError(f"_target_ must be callable, got {target} of type {type(found).__name__}")
+    if not callable(value):
+        raise ValueError(f"_target_ must be callable, got {target} of type {type(value).__name__}")
     if package is not None:
-        _check_kind(found, target, package)
-    elif not _is_in(home := str(getattr(found, "__module__", None)), module):
-        raise ValueError(f"_target_ must be defined in {module} itself, got {target} of {home}")
-    return found
+        _check_kind(value, target, package)
+    elif not _is_in(defined_in := str(getattr(value, "__module__", None)), module):
+        raise ValueError(
+            f"_target_ must be defined in {module} itself, got {target} of {defined_in}"
+        )
+    return value
 
 
 def call(target: str, *arguments: Any, **named: Any) -> Any:
@@ -189,12 +193,12 @@ def make(section: Mapping[str, Any]) -> Any:
 
 def blame(error: BaseException, target: str) -> str:
     """Describe an error of the user's code in one line, with the user's file and line."""
-    place = ""
+    location = ""
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)
         if path.stem == target.split(".")[0] or target.split(".")[0] in path.parts:
-            place = f" ({path.name}:{frame.lineno})"
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
+            location = f" ({path.name}:{frame.lineno})"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{location}"
 
 
 def open_package(target: str) -> str | None:
@@ -226,16 +230,16 @@ def _check_open(path: str, section: Mapping[str, Any], package: str) -> None:
         )
 
 
-def _check_kind(found: Any, target: str, package: str) -> None:
+def _check_kind(value: Any, target: str, package: str) -> None:
     """Refuse modules and helpers of an open package: only its layers, optimizers or models are
     allowed."""
     kind = OPEN[package]
     if kind is None:
-        if isinstance(found, type) or target.rpartition(".")[2].startswith("get_"):
+        if isinstance(value, type) or target.rpartition(".")[2].startswith("get_"):
             raise ValueError(f"_target_ must be a function that builds a model, got {target}")
         return
     base = getattr(importlib.import_module(kind[0]), kind[1])
-    if not (isinstance(found, type) and issubclass(found, base)):
+    if not (isinstance(value, type) and issubclass(value, base)):
         raise ValueError(f"_target_ must be a class of {package}, got {target}")
 
 

@@ -81,25 +81,26 @@ def _not_writable(key: str, folder: Path, error: OSError) -> ConfigError:
     )
 
 
-# As long as the path of a job's file below its multirun's folder: JOB/checkpoints/STEP/FILE
-_BELOW = "/".join("x" * 128)
+# A path as long as that of a job's file below its multirun's folder: JOB/checkpoints/STEP/FILE
+_LONG_PATH = "/".join("x" * 128)
 
 
-def check(folder: Path, key: str, said: Path) -> None:
-    """Refuse a folder, below the one that `key` says, where its name or that of a file in it is too
-    long for the file system. Making it would tell too, and leave its parents behind."""
+def check(folder: Path, key: str, configured: Path) -> None:
+    """Refuse a folder if its name, or that of a file in it, is too long for the file system. It is
+    below the folder `configured` with `key`. To find out by making it would leave its parents
+    behind."""
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
-    there = missing[-1].parent if missing else folder
+    existing = missing[-1].parent if missing else folder
     try:
-        for path in (*(there / path.name for path in missing), folder / _BELOW):
+        for path in (*(existing / path.name for path in missing), folder / _LONG_PATH):
             with suppress(FileNotFoundError):
                 path.lstat()
     except OSError as error:
-        raise _not_writable(key, said, error) from None
+        raise _not_writable(key, configured, error) from None
 
 
 def make(folder: Path, key: str) -> None:
-    """Make the folder that `key` says, with its parents, unless it is there."""
+    """Make the folder that the user named with `key`, and its parents, unless they exist."""
     check(folder, key, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -444,8 +445,8 @@ def environment(
 
 
 def code_of(folder: Path) -> dict[str, str] | None:
-    """The hashes of the user's own modules that a run has used last; None if the folder does not
-    say."""
+    """Return the hashes of the user's own modules that a run used last; None if the folder does not
+    record them."""
     try:
         values = read_json(folder / "environment.json")
     except ConfigError:

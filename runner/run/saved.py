@@ -166,7 +166,7 @@ _DATA: dict[str, Sequence[type]] = {
     "sha256": (str,),
     "x_scaling": (dict, NoneType),
     "y_scaling": (dict, NoneType),
-    "x_range": (dict, NoneType),  # not there in folders of an older version
+    "x_range": (dict, NoneType),  # missing in folders of older versions
 }
 
 

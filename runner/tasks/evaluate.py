@@ -14,7 +14,7 @@ from runner.text.console import capture
 
 def evaluate(run: Run) -> int:
     """Print the metrics and write them to FOLDER/test.json."""
-    with capture() as (console, held):
+    with capture() as (console, captured):
         difference = changed(run.data, run.plan.data.description())
         if difference is not None:
             raise ConfigError(
@@ -24,7 +24,7 @@ def evaluate(run: Run) -> int:
         data = run.plan.data.test
         if not len(data):
             raise ConfigError(f"{run.folder} has no test rows: data.test_fraction was 0")
-        held.into(run.folder / "run.log")
+        captured.into(run.folder / "run.log")
         outputs = run.plan.outputs(data, run.outputs)
         values = {
             f"test/{name}": value for name, value in evaluate_split(run.plan, outputs, data).items()

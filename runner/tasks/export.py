@@ -37,13 +37,13 @@ def export(run: Run, format: str | None) -> int:
     must scale the rows and the outputs."""
     if format is None:
         raise ConfigError(f"format must be one of {', '.join(_FORMATS)} for task=export, got null")
-    with capture() as (console, held):
+    with capture() as (console, captured):
         backend, name = _FORMATS[format]
         path = run.folder / name
         scalings = [Scaling.of(run.data[key]) for key in ("x_scaling", "y_scaling")]
         if backend is not None:
             _check_range(scalings, run)
-        held.into(run.folder / "run.log")
+        captured.into(run.folder / "run.log")
         _tidy(run.folder)
         with (
             run_folder.writing(path),

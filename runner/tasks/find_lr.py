@@ -33,14 +33,14 @@ def check(values: Mapping[str, Any]) -> None:
 def find_lr(values: Mapping[str, Any]) -> int:
     """Run the test. `values` is the composed config. Return 1 if the loss never falls, else 0."""
     config = parse(_range_test(values))
-    with capture() as (console, held), Signals() as signals:
+    with capture() as (console, captured), Signals() as signals:
         prepared = plan(config)
         backend = dispatcher.load(config.backend)
         devices.resolve(config.device, backend.devices())
         if backend.can_use_threads(prepared.model.threads):
             root = Path(config.output.root) / "find_lr"
             path = run_folder.create(root, f"{run_folder.timestamp()}_{config.backend}")
-            held.into(path / "run.log")
+            captured.into(path / "run.log")
             run_folder.write_config(path, values)
             for warning in prepared.data.warnings:
                 console.say(f"warning: {warning}")

@@ -23,11 +23,11 @@ def predict(run: Run, source: str) -> int:
     probability of each class and the most probable label. Rows are scaled like the training rows. A
     CSV needs the training columns, in any order; an NPZ needs the array `x`.
     """
-    with capture() as (console, held):
+    with capture() as (console, captured):
         path = regular_file(source)
         x = _read(path, run.data)
         outputs = run.predict(x).astype(np.float64)
-        held.into(run.folder / "run.log")
+        captured.into(run.folder / "run.log")
         num_bad = int((~np.isfinite(outputs)).any(axis=1).sum())
         if num_bad:
             console.say(

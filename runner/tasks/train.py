@@ -101,7 +101,7 @@ def check_resumed(resumed: Resumed) -> None:
 def train(job: Job) -> int:
     """Train in a new folder, or resume in an existing one. Return the exit status."""
     config, resumed = job.config, job.resumed
-    with capture() as (console, held), Signals() as signals:
+    with capture() as (console, captured), Signals() as signals:
         prepared = plan(config)
         warnings = prepared.check_schedule()
         start = first_state(prepared.network, config.optimizer, prepared.model.dtype, config.seed)
@@ -117,7 +117,7 @@ def train(job: Job) -> int:
         if backend.can_use_threads(num_threads):
             path = job.folder()
             with nullcontext() if job.path is not None else run_folder.locked(path):
-                held.into(path / "run.log")
+                captured.into(path / "run.log")
                 if config.print_config:
                     for line in tree(job.composed).splitlines():
                         console.say(line)

@@ -32,8 +32,8 @@ def verify(run: Run, steps: str | None) -> int:
         )
     recorded = _certificate(run)
     begin, end, backend = *_range(steps, recorded["steps"]), run.config.backend
-    with capture() as (console, held):
-        held.into(run.folder / "run.log")
+    with capture() as (console, captured):
+        captured.into(run.folder / "run.log")
         if run.plan.data.description()["sha256"] != recorded["data_sha256"]:
             console.say(
                 "different: the data is not what the run was trained on (data_sha256 of "
