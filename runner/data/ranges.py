@@ -11,6 +11,8 @@ from runner.errors import ConfigError, show
 
 _FAR = 5  # in widths of the training range; rows in the same units are rarely that far
 _MANY = 4  # with this many columns, most are rarely outside by chance
+_LONG = 16  # so many values of a row are rarely alike, unless they are all equal
+_NARROW = 100  # rows in the same units rarely spread over so small a part of the training range
 _MOST = 3  # columns in one message
 
 
@@ -21,8 +23,9 @@ def far_outside(x: np.ndarray, description: Mapping[str, Any], path: Path) -> st
 
     A value is far outside if its distance from the range is more than 5 times the range's width.
     With four or more columns, if most values of x are outside the range (as when standardized rows
-    are passed instead of raw ones), columns with mostly outside values count too. A column that was
-    constant in training is ignored.
+    are passed instead of raw ones), columns with mostly outside values count too. Rows of 16 values
+    or more that are compared as a whole count too if they spread over less than a hundredth of the
+    range. A column that was constant in training is ignored.
     """
     saved = description.get("x_range")
     if saved is None or len(x) == 0:
@@ -33,6 +36,8 @@ def far_outside(x: np.ndarray, description: Mapping[str, Any], path: Path) -> st
     with np.errstate(over="ignore"):
         reach = _FAR * (high - low)
         is_far = (least < low - reach) | (largest > high + reach)
+    if low.ndim == 0 and x[0].size >= _LONG:  # as 0 to 1 after training on 0 to 255
+        is_far |= 0 < largest - least < (high - low) / _NARROW
     if low.size >= _MANY:
         outside = ((x < low) | (x > high)).mean(axis=0)
         is_far |= (outside > 0.5) & (outside.mean() > 0.5)

@@ -284,8 +284,8 @@ class Run:
         check_finite("x", values, "the new rows")
         if far := far_outside(values, data, self.folder / "data.json"):
             console.warn(
-                f"the new rows lie far outside the training rows: {far}; give values in the units "
-                f"of the training data"
+                f"the new rows seem to be in other units than the training rows: {far}; "
+                f"pass values in the units of the training data"
             )
         x_scaling, y_scaling = (Scaling.of(data[key]) for key in ("x_scaling", "y_scaling"))
         with np.errstate(over="ignore"):

@@ -132,10 +132,13 @@ def test_columns_in_other_units_are_named_with_both_ranges(
     same, one, scaled = ([*each.out.splitlines()[:-1]] for each in done)
     low, high = alcohol.min() * 1000, alcohol.max() * 1000
     least, largest = train[:, 0].min(), train[:, 0].max()
-    begin = "warning: the new rows lie far outside the training rows: column alcohol holds"
+    begin = (
+        "warning: the new rows seem to be in other units than the training rows: "
+        "column alcohol holds"
+    )
     assert same == []
     assert one == [
-        f"{begin} {low:g} to {high:g}, in training {least:g} to {largest:g}; give values in the "
+        f"{begin} {low:g} to {high:g}, in training {least:g} to {largest:g}; pass values in the "
         f"units of the training data"
     ]
     assert len(scaled) == 1

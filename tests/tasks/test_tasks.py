@@ -126,10 +126,33 @@ def test_predict_warns_of_rows_far_outside_the_training_rows_and_takes_them(
     done += forked(tmp_path, commands[-1])
     assert [(each.status, each.err) for each in done] == [(0, "")] * 4
     warned = ["\n".join(each.out.splitlines()[:-1]) for each in done]
-    begin = "warning: the new rows lie far outside the training rows: x holds 0 to"
-    end = "in training 0 to 1; give values in the units of the training data"
+    begin = "warning: the new rows seem to be in other units than the training rows: x holds 0 to"
+    end = "in training 0 to 1; pass values in the units of the training data"
     assert warned == ["", f"{begin} 16, {end}", f"{begin} 255, {end}", ""]
     assert all(each.out.splitlines()[-1].endswith("(261 rows)") for each in done)
+
+
+def test_predict_warns_of_scaled_rows_after_training_on_unscaled_ones(
+    new_rows: Split, tmp_path: Path
+) -> None:
+    """Rows that are all alike tell nothing of their units."""
+    levels = new_rows.x * 255
+    np.savez(tmp_path / "levels.npz", x=levels, y=new_rows.y)
+    for name, x in (("levels", levels), ("scaled", new_rows.x), ("blank", np.zeros((3, 64)))):
+        np.savez(tmp_path / f"new_{name}.npz", x=x)
+    train = ("data=npz", "data.path=levels.npz", "trainer.max_steps=2", "device=cpu")
+    (trained,) = forked(tmp_path, train)
+    out = {}
+    for name in ("levels", "scaled", "blank"):
+        command = ("task=predict", f"run={trained.folder}", f"data.path=new_{name}.npz")
+        (done,) = forked(tmp_path, command)
+        assert (done.status, done.err) == (0, "")
+        out[name] = done.out.splitlines()[:-1]
+    assert out["levels"] == out["blank"] == []
+    assert out["scaled"] == [
+        "warning: the new rows seem to be in other units than the training rows: x holds 0 to 1, "
+        "in training 0 to 255; pass values in the units of the training data"
+    ]
 
 
 @pytest.mark.parametrize(
