@@ -2,14 +2,10 @@
 
 import gc
 import os
-from collections.abc import Sequence
-from copy import deepcopy
-from functools import cache
 
 import pytest
-from omegaconf import DictConfig
 
-from runner.cli import hydra_bridge
+from tests import composed
 from tests.command_line import BACKENDS, ONE_THREAD, SHORT, Finished, forked
 
 # Before any framework is imported: two workers on two cores, each with two threads that wait for
@@ -20,11 +16,20 @@ os.environ.update(ONE_THREAD)
 # Files that take longest, for the workers to begin with: the last one would keep one of them while
 # the other is done.
 _LONG = (
-    "test_parity",
-    "test_same_bits",
-    "test_sweeps",
     "test_keras",
+    "test_sweeps",
+    "test_command_line",
+    "test_comparison",
+    "test_parity",
+    "test_command_line_errors",
+    "test_real_data",
+    "test_extend",
     "test_resume",
+    "test_isolation",
+    "test_same_bits",
+    "test_run_folders",
+    "test_trust",
+    "test_multirun",
     "test_faults",
     "test_many_runs",
 )
@@ -41,23 +46,7 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-# Hydra takes 0.1 s to compose a set of choices from conf/, which no test changes. A process
-# composes each set once; a folder of --config-dir is read anew each time.
-_load = hydra_bridge.load
-
-
-@cache
-def _composed(choices: tuple[str, ...]) -> DictConfig:
-    return _load(None, choices)
-
-
-def _load_once(config_dir: str | None, overrides: Sequence[str]) -> DictConfig:
-    if config_dir is not None:
-        return _load(config_dir, overrides)
-    return deepcopy(_composed(tuple(overrides)))
-
-
-hydra_bridge.load = _load_once
+composed.install()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

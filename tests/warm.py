@@ -30,6 +30,7 @@ def prepare(backend: str) -> None:
     from runner import dispatcher
     from runner.cli import process
     from runner.cli.compose import compose
+    from tests import composed
 
     process.tune()
     for name in (
@@ -40,6 +41,7 @@ def prepare(backend: str) -> None:
     ):
         import_module(name)
 
+    composed.install()
     compose([])
     dispatcher.load(backend)
 
@@ -134,10 +136,13 @@ class Parent:
 def _serve(backend: str) -> None:
     """Until the other side has ended."""
     prepare(backend)
+    from tests import composed
+
     for line in sys.stdin:
         request = json.loads(line)
         if isinstance(request[0], str):
             folder, arguments, log, errors = request
+            composed.ahead(arguments)
             answer = start(Path(folder), arguments, Path(log), Path(errors))
         else:
             child, log = request

@@ -14,7 +14,7 @@ from tests.parity.test_parity import IMAGES
 from tests.rows import slow_but
 from tests.training import train
 
-RUN = [*BASE, "model=cnn", IMAGES, "schedule=cosine", "trainer.max_steps=6"]
+RUN = [*BASE, "model=cnn", IMAGES, "schedule=cosine", "trainer.max_steps=3"]
 _HASHES = f"""
 import sys
 from tests.training import train

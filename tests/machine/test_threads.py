@@ -206,7 +206,10 @@ def test_lightning_takes_the_number_and_gives_it_back() -> None:
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize(("said", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+@pytest.mark.parametrize(
+    ("said", "policy"),
+    [(None, "PASSIVE"), pytest.param("ACTIVE", "ACTIVE", marks=pytest.mark.slow)],
+)
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP says what it has read")
 def test_threads_of_torch_sleep_while_they_wait_unless_the_user_says_otherwise(
     said: str | None, policy: str

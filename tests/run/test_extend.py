@@ -243,7 +243,7 @@ STATES = {
     "skipped updates": (MODEL, "trainer.batch_size=64", "trainer.on_nonfinite=skip",
         "trainer.max_skipped=10", "data=npz"),
 }  # fmt: skip
-_SLOW = {("keras", name) for name in STATES}
+_QUICK = {("lightning", name) for name in ("early stopping", "all of a backend", "skipped updates")}
 
 
 def _spoiled(here: Path) -> tuple[str, ...]:
@@ -263,7 +263,7 @@ def _spoiled(here: Path) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("backend", "state"),
     [
-        pytest.param(backend, state, marks=pytest.mark.slow if (backend, state) in _SLOW else ())
+        pytest.param(backend, state, marks=() if (backend, state) in _QUICK else pytest.mark.slow)
         for backend in BACKENDS
         for state in STATES
     ],
