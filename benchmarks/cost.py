@@ -62,7 +62,7 @@ def main() -> int:
                 for backend in BACKENDS:
                     costs.append(_measure(part, case, backend, num_threads, overrides))
                     print(costs[-1], file=sys.stderr, flush=True)
-    header = ("part", "case", "backend", "us an update", "peak MB", "whole s")
+    header = ("part", "case", "backend", "us per update", "peak MB", "whole s")
     rows = [
         (
             c.part,

@@ -133,9 +133,9 @@ _HEADER = (
     "threads",
     "beside",
     "way",
-    "ms an update",
-    "of alone",
-    "of one thread",
+    "ms per update",
+    "/ alone",
+    "/ one thread",
 )
 
 

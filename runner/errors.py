@@ -1,4 +1,4 @@
-"""The two ways a run can fail, each told to the user in one line."""
+"""The two kinds of errors of a run, each shown to the user in one line."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches

@@ -20,8 +20,8 @@ class Section(BaseModel):
 
 
 class OwnCode(Section):
-    """A section that names code of the user's own by Hydra's convention: `_target_`, and the keys
-    that no field declares as its arguments."""
+    """A section that names the user's own code by Hydra's convention: `_target_`, and its
+    arguments, which are the keys that are no fields of the class."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -29,12 +29,12 @@ class OwnCode(Section):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments, as the config holds them."""
+        """The arguments, as in the config."""
         return dict(self.model_extra or {})
 
     @property
     def section(self) -> dict[str, Any]:
-        """`_target_` and its arguments, as runner.user_code.make takes them."""
+        """`_target_` and its arguments, for runner.user_code.make."""
         return {"_target_": self.code, **self.arguments}
 
 

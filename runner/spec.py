@@ -215,7 +215,7 @@ class Backend(Protocol):
         ...
 
     def inspect(self, source: Source, input_shape: Shape, precision: Precision, seed: int) -> Built:
-        """Build a model of the user's own under the run's seed, and describe it."""
+        """Build the user's own model with the run's seed, and describe it."""
         ...
 
     def train(

@@ -211,7 +211,8 @@ def _check_open(path: str, section: Mapping[str, Any], package: str) -> None:
     name = section[TARGET].rpartition(".")[2]
     if name in _CLOSED or (package == "timm" and name != "create_model"):
         raise ConfigError(
-            f"{path}.{TARGET} must not run or load what its arguments name, got {section[TARGET]}"
+            f"{path}.{TARGET} must not run or load code that its arguments name, got "
+            f"{section[TARGET]}"
         )
     for key in _LOADING:
         if section.get(key) not in (None, False):
@@ -225,7 +226,7 @@ def _check_open(path: str, section: Mapping[str, Any], package: str) -> None:
         )
     if package == "keras.applications" and "weights" not in section:
         raise ConfigError(
-            f"{path}.weights must be null for {section[TARGET]}, whose default downloads them; "
+            f"{path}.weights must be null for {section[TARGET]}: the default downloads weights; "
             f"add {path}.weights=null"
         )
 

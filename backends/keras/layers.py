@@ -57,7 +57,7 @@ def build(
 
 def named(model: keras.Model) -> dict[str, Any]:
     """Canonical name -> the model's own variable, trained or not."""
-    if hasattr(model, "own"):  # a model of the user's own
+    if hasattr(model, "own"):  # the user's own model
         return dict(model.own())
     variables = {}
     for layer in model.layers:

@@ -1,7 +1,7 @@
 """Training in chunks: K updates in a `tf.while_loop` in one `train_step` of a keras.Model, under
 its own `fit`.
 
-Legend of shapes: K updates, A micro-batches an update, B rows each, n = all rows of a chunk.
+Legend of shapes: K updates, A micro-batches per update, B rows each, n = all rows of a chunk.
 """
 
 import functools
@@ -60,8 +60,8 @@ class Model(keras.Model):
         self.compiled_for: set[Any] = set()
 
     def make_train_function(self, force: bool = False) -> Any:
-        """Return the function that `fit` calls: it trains on the next chunk. The iterator of `fit`
-        gives nothing: TensorFlow would call Python from threads of its own to get the chunks."""
+        """Return the function that `fit` calls: it trains on the next chunk. `fit`'s iterator is
+        not used for the chunks: TensorFlow would get them by calling Python from other threads."""
 
         def train_function(iterator: Iterator[Any]) -> dict[str, Any]:
             self.chunk = chunk = next(self.chunks)

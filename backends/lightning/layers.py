@@ -41,7 +41,7 @@ class DropoutState:
 
 
 class Tensors(Protocol):
-    """A network whose tensors can be read and set by name, in the layout of its checkpoints."""
+    """A network with tensors that have names, and with their layout in checkpoints."""
 
     def named(self) -> dict[str, Tensor]: ...
 

@@ -20,7 +20,7 @@ _IMPORT_ORDER = ("__about__", "utilities", "metric", "collections")
 
 
 class _Lazy(ModuleType):
-    """A package whose `__init__` has not run yet."""
+    """A package that runs its `__init__` on the first access to an attribute."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name != "__all__":  # other code probes any module for these

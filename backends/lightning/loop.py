@@ -1,7 +1,7 @@
 """Training in chunks: K updates in one `training_step` of a LightningModule, under a Lightning
 Trainer.
 
-Legend of shapes: K updates, A micro-batches an update, B rows each, n = all rows of a chunk.
+Legend of shapes: K updates, A micro-batches per update, B rows each, n = all rows of a chunk.
 """
 
 import io

@@ -30,7 +30,7 @@ _USUAL_LOSS: dict[str, dict[str, Any]] = {
 # How the error of a run begins that a loss, or in exact mode a value, ended
 _DIVERGED = re.compile(r"the loss of update \d+ is (nan|-?inf)|went beyond the range of float32")
 
-NO_OVERRIDES = "defaults"  # label of a group without overrides of its own
+NO_OVERRIDES = "defaults"  # label of a group without its own overrides
 
 
 @dataclass(frozen=True)

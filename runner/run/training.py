@@ -49,7 +49,7 @@ class Training:
         self._tables, self._config_sha256, self._started = list(tables), config_sha256, started
         self._additional = observers
         self._checkpoint_steps = plan.checkpoint_steps()
-        self.step = 0  # applied updates whose loss was finite
+        self.step = 0  # updates so far, skipped ones included
         self.skipped: list[int] = []  # updates that were skipped: their loss was not finite
         self.compile_seconds = 0.0
         # metric, value, epoch, step of the best whole epoch so far

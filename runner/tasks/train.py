@@ -156,8 +156,8 @@ def _prepare_resume(
     for name, digest in (run_folder.code_of(folder) or {}).items():
         if environment["code"].get(name) != digest:
             console.say(
-                f"warning: the code of {name} has changed since step {step}: the run goes on with "
-                f"the new code, and is not the one that it would have been"
+                f"warning: the code of {name} has changed since step {step}: the run continues "
+                f"with the new code, so its results differ from those of an uninterrupted run"
             )
     for key, (before, after) in resumed.changes.items():
         if key == "checkpoint":  # the line above names the step
@@ -320,8 +320,7 @@ def _print_outcome(
         if result["skipped"]:
             listed = ", ".join(map(str, result["skipped"]))
             console.say(
-                f"warning: skipped {len(result['skipped'])} updates whose loss was not "
-                f"finite: {listed}"
+                f"warning: skipped {len(result['skipped'])} updates without a finite loss: {listed}"
             )
         if result["stopped_early"]:
             console.say(

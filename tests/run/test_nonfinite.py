@@ -75,7 +75,7 @@ def test_the_updates_are_named_counted_and_in_the_trace(
     (done, folder), bad = skipped[0][backend], skipped[1]
     assert (done.status, done.err, len(bad)) == (0, "", 2)
     listed = ", ".join(map(str, bad))
-    assert f"warning: skipped 2 updates whose loss was not finite: {listed}" in done.out
+    assert f"warning: skipped 2 updates without a finite loss: {listed}" in done.out
     result = read_json(folder / "result.json")
     assert (result["status"], result["steps"], result["skipped"]) == ("completed", 16, bad)
     trace = read_columns(folder / "trace.csv")
