@@ -18,7 +18,8 @@ from runner.report.range_test import Suggestion, end, first_read, smooth, sugges
 from runner.run import apart, run_folder
 from runner.run.signals import Signals
 from runner.spec import Live, Report, first_state
-from runner.text.console import Console, capture
+from runner.tasks.train import why_failed
+from runner.text.console import Console, capture, log_traceback
 
 _STEPS_PER_CALL = 10  # few, so that the test ends soon after the loss has risen
 
@@ -44,7 +45,13 @@ def find_lr(values: Mapping[str, Any]) -> int:
             run_folder.write_config(path, values)
             for warning in prepared.data.warnings:
                 console.say(f"warning: {warning}")
-            rates, losses = _train(prepared, console, signals)
+            try:
+                rates, losses = _train(prepared, console, signals)
+            except Exception as error:
+                log_traceback()
+                console.say(f"failed: {why_failed(error, config)}")
+                console.say(f"traceback in {path / 'run.log'}")
+                return 1
             if signals.received:
                 console.say(f"interrupted after {len(losses)} updates: nothing is suggested")
                 return 128 + signals.received

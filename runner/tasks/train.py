@@ -254,7 +254,7 @@ def _updates(
         training.checkpoints.finish()
     except Exception as error:
         log_traceback()
-        return {"error": _one_line_error(error, job.config)}
+        return {"error": why_failed(error, job.config)}
     is_finished = state.step == prepared.order.total_steps or training.stalls.stopped_early
     result = {
         "status": "completed" if is_finished else "interrupted",
@@ -269,7 +269,7 @@ def _updates(
 _MEMORY = ("OutOfMemoryError", "ResourceExhaustedError", "MemoryError", "ArrayMemoryError")
 
 
-def _one_line_error(error: Exception, config: Config) -> str:
+def why_failed(error: Exception, config: Config) -> str:
     """Format an error that ended the training, in one line."""
     name, text = type(error).__name__, one_line(error)
     if name in _MEMORY or "can't allocate memory" in text or "bad_alloc" in text:

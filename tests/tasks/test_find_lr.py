@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runner import dispatcher
+from runner.__main__ import main
 from runner.report import range_test
 from tests.command_line import BACKENDS, Running, forked
 from tests.training import prepare, train
@@ -156,6 +159,33 @@ def test_a_suggestion_at_the_end_of_the_range_comes_with_what_to_do(
     assert (done.status, done.err) == (0, "")
     warnings = [line for line in done.out.splitlines() if line.startswith("warning: ")]
     assert warnings == ([] if said is None else [f"warning: {said}"])
+
+
+def test_an_error_of_the_framework_is_one_line_and_its_traceback_is_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Memory that is not enough, which a test cannot bring about."""
+
+    class Full:
+        def devices(self) -> list[str]:
+            return ["cpu"]
+
+        def can_use_threads(self, num: int) -> bool:
+            return True
+
+        def train(self, *_: Any) -> None:
+            raise MemoryError("17 GiB")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dispatcher, "load", lambda name: Full())
+    monkeypatch.setattr(sys, "argv", ["runner", "task=find_lr", "trainer.batch_size=9"])
+    assert main() == 1
+    out, err = capfd.readouterr()
+    assert err == ""
+    failed, log = out.splitlines()
+    assert failed.startswith("failed: ")
+    assert "trainer.batch_size=9" in failed
+    assert "MemoryError: 17 GiB" in Path(log.removeprefix("traceback in ")).read_text()
 
 
 def test_what_fails_and_what_is_interrupted_say_so(tmp_path: Path) -> None:
