@@ -1,6 +1,8 @@
 """The user's own models: an nn.Module instead of layers.Network. Its tensors keep torch's names and
 layouts."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -94,12 +96,20 @@ def _build(
 
 
 class Randomness:
-    """Seeds torch's generators from (seed, step, micro-batch) before each forward pass, so that a
-    resumed run has the same masks as an uninterrupted one."""
+    """Seeds the generators of the CPU and of the device by (seed, step, micro-batch) before each
+    forward pass, so that a resumed run draws the numbers of an uninterrupted one."""
 
-    def __init__(self, dropout_state: layers.DropoutState) -> None:
+    def __init__(self, dropout_state: layers.DropoutState, device: torch.device) -> None:
         self.dropout_state, self.key = dropout_state, layer_key(dropout_state.seed, 0)
+        # not torch.manual_seed: before CUDA is in use it notes every call with its stack
+        self.generators: list[Callable[[int], object]] = [torch.default_generator.manual_seed]
+        if device.type == "cuda":
+            self.generators.append(torch.cuda.manual_seed)
+        elif device.type == "mps":
+            self.generators.append(torch.mps.manual_seed)
 
     def seed(self) -> None:
         now = self.dropout_state
-        torch.manual_seed(mix(mix(self.key + now.step) + now.micro_batch))
+        seed = mix(mix(self.key + now.step) + now.micro_batch)
+        for generator in self.generators:
+            generator(seed)

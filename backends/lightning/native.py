@@ -37,7 +37,7 @@ class Engine:
         self.loss = losses.build(run.loss)
         self.call = layers.direct(self.network)
         is_own = isinstance(self.network, custom.Network)
-        self.randomness = custom.Randomness(self.dropout_state) if is_own else None
+        self.randomness = custom.Randomness(self.dropout_state, device) if is_own else None
         self.forward = (
             layers.compiled(self._forward, self.network) if run.compile else self._forward
         )
