@@ -26,8 +26,10 @@ FRAMEWORKS = {"torch", "pytorch_lightning", "lightning", "tensorflow", "keras", 
 OPTIONS = sorted((file.parent.name, file.stem) for file in CONF.glob("*/[!_]*.yaml"))
 NEEDS = {
     ("data", "npz"): ["data.path=a.npz"],
-    ("data", "python"): ["data.function=tests.own.halving", "trusted_modules=[tests.own]"],
-    ("schedule", "python"): ["schedule.function=tests.own.halving", "trusted_modules=[tests.own]"],
+    **{
+        (group, "custom"): [f"{group}._target_=tests.own.halving", "trusted_modules=[tests.own]"]
+        for group in ("data", "model", "schedule")
+    },
     ("data", "csv"): ["data.path=a.csv"],
     ("data", "npy"): ["data.path=a"],
     ("schedule", "from_torch"): ["schedule.class=LinearLR"],

@@ -73,14 +73,17 @@ class _WithRemarks(GenerateJsonSchema):
 
 
 def _for_files(node: Any) -> Any:
-    """Remove required keys, pydantic's titles and OpenAPI's discriminators from a schema."""
+    """Remove required keys, pydantic's titles and OpenAPI's discriminators from a schema. Own code
+    keeps `_target_` required: without it any keys would pass for its arguments."""
     if isinstance(node, list):
         return [_for_files(item) for item in node]
     if not isinstance(node, dict):
         return node
     schema = {"anyOf" if key == "oneOf" else key: value for key, value in node.items()}
-    for key in ("required", "discriminator"):
-        schema.pop(key, None)
+    schema.pop("discriminator", None)
+    needed = schema.pop("required", [])
+    if "_target_" in needed and schema.get("additionalProperties"):  # else it takes any keys
+        schema["required"] = ["_target_"]
     if isinstance(schema.get("title"), str):
         del schema["title"]
     return {

@@ -202,7 +202,7 @@ def test_a_run_s_log_has_a_library_s_log_lines(tmp_path: Path) -> None:
         "    logging.getLogger('mine').warning('rows are made')\n"
         "    return np.eye(40, 3), np.arange(40) % 2\n"
     )
-    said = ("data=python", "data.function=mine.rows", "trusted_modules=[mine]")
+    said = ("data=custom", "data._target_=mine.rows", "trusted_modules=[mine]")
     (done,) = forked(tmp_path, (*said, "trainer.max_steps=2", "device=cpu"))
     assert done.status == 0
     assert "rows are made" not in done.out + done.err
