@@ -69,7 +69,7 @@ def claimed(parent: Path, name: str, values: Mapping[str, Any]) -> Iterator[Clai
     one of them at a time finds or makes a folder.
     """
     with ExitStack() as stack:
-        with run_folder.turn(parent):
+        with run_folder.exclusive_access(parent):
             code = user_code.hashes(values)
             found = job_folder(parent, name, sha256(values), code)
             path = found or run_folder.create(parent, name)

@@ -15,7 +15,7 @@ from runner.report.answer import Answer, Ranked, answers
 from runner.report.curves import MOST_POINTS
 from runner.report.jobs import Group, Job, inside, read
 from runner.report.markdown import as_markdown
-from runner.run.run_folder import held, points, turn
+from runner.run.run_folder import exclusive_access, jobs_in_training, points
 from runner.text import escape
 
 
@@ -26,8 +26,8 @@ def write(folder: Path, num_jobs: int) -> int:
     Jobs that other commands are training are named and left out; they do not make the status 1.
     Only one command writes at a time, so the last one sees all jobs.
     """
-    with turn(folder):
-        others = held(folder)
+    with exclusive_access(folder):
+        others = jobs_in_training(folder)
         folders = [path for path in inside(folder) if path.name not in others]
         if not folders and not others:
             raise RunError(f"no job of {folder} wrote a result")

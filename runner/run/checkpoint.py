@@ -234,7 +234,7 @@ def best_saved(folder: Path, step: int, best: Mapping[str, Any] | None) -> int |
     return next((other for other in candidates if other <= step and other in saved), None)
 
 
-def go_back(folder: Path, step: int, best: int | None) -> None:
+def rewind_to(folder: Path, step: int, best: int | None) -> None:
     """Prepare the checkpoints for resuming at a step: point `last` and `best` to the checkpoints of
     that time, and remove temporary files of a process that was killed while saving. Later
     checkpoints stay until they are overwritten or no longer kept."""

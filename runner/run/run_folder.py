@@ -155,7 +155,7 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def lent(folder: Path | None) -> Any:
+def lock_to_share(folder: Path | None) -> Any:
     """Return this process's lock on a folder in a form that can be pickled, for a child process
     that uses the same lock; None if there is no lock."""
     from multiprocessing.reduction import DupFd
@@ -165,7 +165,7 @@ def lent(folder: Path | None) -> Any:
 
 
 @contextmanager
-def borrowed(folder: Path | None, lock: Any) -> Iterator[None]:
+def use_lock(folder: Path | None, lock: Any) -> Iterator[None]:
     """Use the parent process's lock on the folder in the block. The lock ends when both processes
     have released it."""
     if folder is None or lock is None:
@@ -186,7 +186,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def turn(folder: Path) -> Iterator[None]:
+def exclusive_access(folder: Path) -> Iterator[None]:
     """Wait until no other command is in this block for a multirun's folder, then run the block.
     Blocks are short."""
     if fcntl is None:
@@ -227,7 +227,7 @@ def holder(folder: Path) -> str | None:
         return None
 
 
-def held(folder: Path) -> dict[str, str]:
+def jobs_in_training(folder: Path) -> dict[str, str]:
     """Return the jobs that other commands are training: folder's name -> process."""
     holders = {path.parent.name: holder(path.parent) for path in folder.glob("*/config.yaml")}
     return {name: process for name, process in sorted(holders.items()) if process is not None}

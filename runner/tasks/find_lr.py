@@ -15,7 +15,7 @@ from runner.machine import devices
 from runner.plan import Plan, plan
 from runner.report import lr_range as picture
 from runner.report.range_test import Suggestion, end, first_read, smooth, suggest
-from runner.run import apart, run_folder
+from runner.run import other_process, run_folder
 from runner.run.signals import Signals
 from runner.spec import Live, Report, first_state
 from runner.tasks.train import why_failed
@@ -56,7 +56,7 @@ def find_lr(values: Mapping[str, Any]) -> int:
                 console.say(f"interrupted after {len(losses)} updates: nothing is suggested")
                 return 128 + signals.received
             return _report(config, path, rates, losses, console)
-    return apart.run(find_lr, values, prepared.model.threads)
+    return other_process.run(find_lr, values, prepared.model.threads)
 
 
 def _range_test(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from runner.errors import IF_DIVERGED, ConfigError, RunError, one_line
 from runner.errors import show as show_value
 from runner.machine import devices
 from runner.plan import Plan, plan
-from runner.run import apart, certificate, checkpoint, run_folder
+from runner.run import certificate, checkpoint, other_process, run_folder
 from runner.run.progress import show
 from runner.run.resume import Resumed, check, with_saved_threads
 from runner.run.signals import Signals
@@ -135,12 +135,14 @@ def train(job: Job) -> int:
                     _prepare_resume(resumed, prepared.order, environment, console)
                     start = resumed.state
                 return _train(job, prepared, backend, start, path, console, signals)
-    return apart.run(_train_apart, (job, run_folder.lent(job.path)), num_threads)
+    return other_process.run(
+        _train_in_other_process, (job, run_folder.lock_to_share(job.path)), num_threads
+    )
 
 
-def _train_apart(job_and_lock: tuple[Job, Any]) -> int:
+def _train_in_other_process(job_and_lock: tuple[Job, Any]) -> int:
     job, lock = job_and_lock
-    with run_folder.borrowed(job.path, lock):
+    with run_folder.use_lock(job.path, lock):
         return train(job)
 
 
@@ -169,7 +171,7 @@ def _prepare_resume(
             {**_read(folder, "result.json", console), "status": "interrupted"},
         )
     run_folder.tidy(folder)
-    checkpoint.go_back(folder, step, checkpoint.best_saved(folder, step, resumed.numbers["best"]))
+    checkpoint.rewind_to(folder, step, checkpoint.best_saved(folder, step, resumed.numbers["best"]))
     if is_over:
         console.say("nothing is left to train; writing the final files")
     else:

@@ -19,7 +19,7 @@ import pytest
 from runner import load_run
 from runner.errors import ConfigError, RunError
 from runner.machine import threads
-from runner.run import apart
+from runner.run import other_process
 from runner.run.signals import Signals
 from tests.command_line import REPOSITORY, forked
 from tests.training import prepare
@@ -369,7 +369,7 @@ def test_a_signal_reaches_the_process_of_its_own(
             target=lambda: (pid_in(marker), os.kill(os.getpid(), signal.SIGTERM))
         )
         sender.start()
-        assert apart.run(until_a_signal, str(marker), 2) == 128 + signal.SIGTERM
+        assert other_process.run(until_a_signal, str(marker), 2) == 128 + signal.SIGTERM
         sender.join()
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -377,14 +377,14 @@ def test_a_signal_reaches_the_process_of_its_own(
 
 def test_a_process_of_its_own_that_is_killed_is_told() -> None:
     with pytest.raises(RunError, match=r"^the process that trains with 3 threads was killed$"):
-        apart.run(killed, "", 3)
+        other_process.run(killed, "", 3)
 
 
 def test_a_process_of_its_own_ends_with_its_parent(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     code = (
-        f"from runner.run import apart; from tests.machine.test_threads import *; "
-        f"apart.run(until_a_signal, {str(marker)!r}, 2)"
+        f"from runner.run import other_process; from tests.machine.test_threads import *; "
+        f"other_process.run(until_a_signal, {str(marker)!r}, 2)"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     parent = subprocess.Popen([sys.executable, "-c", code], env=environment)

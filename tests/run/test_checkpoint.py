@@ -406,7 +406,7 @@ def test_a_run_that_goes_back_points_there_and_removes_what_a_killed_process_has
     (places / ".last.1").mkdir()
     (places / "notes.txt").write_text("mine")
     own = [".5.1", ".6.1", ".last.1", "notes.txt"]
-    checkpoint.go_back(tmp_path, 10, best)
+    checkpoint.rewind_to(tmp_path, 10, best)
     pointers = ["last"] if best is None else ["best", "last"]
     assert sorted(os.listdir(places)) == sorted([*own, "5", "10", "15", *pointers])
     assert checkpoint.read(tmp_path)[0].step == 10
