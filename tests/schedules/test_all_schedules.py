@@ -34,7 +34,7 @@ NAMES = [
 
 def test_every_schedule_has_its_file_and_is_drawn() -> None:
     assert set(NAMES) <= set(FILES)
-    assert set(NAMES) == {*KEYS, "piecewise", "sequence", "repeat", "product", "clip", "python"}
+    assert set(NAMES) == {*KEYS, "piecewise", "sequence", "repeat", "product", "clip", "custom"}
 
 
 def said(*overrides: str) -> Any:
