@@ -2,6 +2,8 @@
 
 import gc
 import os
+import sys
+from contextlib import suppress
 
 import pytest
 
@@ -63,3 +65,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
         backend: Finished(done, here / done.folder)
         for backend, done in zip(BACKENDS, each, strict=True)
     }
+
+
+@pytest.fixture(autouse=True)
+def tensorflow_has_one_thread() -> None:
+    """TensorFlow keeps the number of threads that it first computes with: a test that uses it
+    directly must not leave another one to a test that trains in this process."""
+    if tensorflow := sys.modules.get("tensorflow"):
+        with suppress(RuntimeError):  # it has computed already
+            tensorflow.config.threading.set_intra_op_parallelism_threads(1)
+            tensorflow.config.threading.set_inter_op_parallelism_threads(1)
