@@ -62,8 +62,8 @@ def check(values: Mapping[str, Any]) -> None:
 def renamed(group: str) -> str:
     """Return an error that names the replacement of `GROUP=python` of earlier versions."""
     return (
-        f"{group}=python is {group}=custom today: {group}._target_=MODULE.FUNCTION names the "
-        f"function, and its arguments are keys beside it, {group}.NAME=VALUE"
+        f"{group}=python was renamed: use {group}=custom with {group}._target_=MODULE.FUNCTION; "
+        f"its arguments are keys beside it, {group}.NAME=VALUE"
     )
 
 
