@@ -7,6 +7,8 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Collection
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +159,13 @@ def test_rates_in_python_import_no_framework(tmp_path: Path) -> None:
     assert imported_after(code, tmp_path) == set()
 
 
-def composed(group: str, option: str) -> dict[str, Any]:
+@cache
+def _composed(group: str, option: str) -> dict[str, Any]:
     return compose([f"{group}={option}", *NEEDS.get((group, option), [])])
+
+
+def composed(group: str, option: str) -> dict[str, Any]:
+    return deepcopy(_composed(group, option))
 
 
 def test_conf_has_the_groups_of_the_contract() -> None:

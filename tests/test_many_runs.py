@@ -11,7 +11,7 @@ from tests.command_line import BACKENDS, forked
 from tests.rows import slow_but
 
 SLOW = pytest.mark.slow
-KEYS = ("schedule", "seed", "optimizer.lr", "trainer.batch_size")
+KEYS = ("schedule", "seed", "trainer.batch_size")
 
 
 @pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
@@ -26,7 +26,7 @@ KEYS = ("schedule", "seed", "optimizer.lr", "trainer.batch_size")
 def test_jobs_of_a_multirun_have_the_hashes_of_runs_of_their_own(
     tmp_path: Path, backend: str, model: str, precision: str
 ) -> None:
-    """Of mixed schedules, seeds, rates; with masks, which the seed draws; a batch size that asks
+    """Of mixed schedules and seeds; with masks, which the seed draws; a batch size that asks
     for another compilation."""
     masks = (
         "model.layers=[{layer: dense, units: 16},{layer: dropout, rate: 0.4},{layer: dense, "
@@ -46,7 +46,6 @@ def test_jobs_of_a_multirun_have_the_hashes_of_runs_of_their_own(
             "trainer.batch_size=32,64",
             "schedule=constant,cosine",
             "seed=0,1",
-            "optimizer.lr=0.001,0.01",
             *common,
         ),
     )
@@ -56,11 +55,11 @@ def test_jobs_of_a_multirun_have_the_hashes_of_runs_of_their_own(
         result = json.loads(path.read_text())
         said = dict(override.split("=", 1) for override in result["overrides"])
         found[tuple(said[key] for key in KEYS)] = result["weights_sha256"]
-    assert len(set(found.values())) == len(found) == 16
+    assert len(set(found.values())) == len(found) == 8
     for values in (
-        ("cosine", "1", "0.01", "32"),
-        ("constant", "1", "0.001", "64"),
-        ("constant", "0", "0.01", "32"),
+        ("cosine", "1", "32"),
+        ("constant", "1", "64"),
+        ("constant", "0", "32"),
     ):
         (alone,) = forked(tmp_path, (*map("=".join, zip(KEYS, values, strict=True)), *common))
         assert (

@@ -64,7 +64,7 @@ def test_each_schedule_is_compared_at_its_own_best_base_rate(tmp_path: Path) -> 
 
 # output.multirun
 
-LONG = ("-m", "schedule=constant,cosine", "seed=0,1", "trainer.max_epochs=40", "device=cpu")
+LONG = ("-m", "schedule=constant,cosine", "seed=0,1", "trainer.max_epochs=25", "device=cpu")
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -22,7 +22,11 @@ from runner.exact.primitives import Primitives, Tensor
 from tests.exact.common import BASE, bits
 from tests.exact.ways import NUMPY, WAYS, WITH_WITNESS, Function, numpy
 from tests.parity.test_parity import LAYERS
+from tests.rows import slow_but
 from tests.training import prepare
+
+# by default without TensorFlow's graphs, which have its eager kernels
+QUICK = slow_but(WAYS, "torch", "tensorflow", "xla")
 
 SHAPE = (6, 5, 4)
 # ties of the rounding to 24 bits, both zeros, the edge of what is flushed, subnormals of float32
@@ -115,7 +119,7 @@ def totals(o: Primitives, x: Tensor) -> Sequence[Tensor]:
     ]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", QUICK)
 @pytest.mark.parametrize("function", [roundings, grids, tables, totals], ids=lambda f: f.__name__)
 @quickly
 @given(x=hostile)
@@ -239,7 +243,7 @@ def _both_of(name: str) -> Function:
     return lambda o, z, y: [form(o, loss, o.r(z), y) for form in LOSSES[name]]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", QUICK)
 @pytest.mark.parametrize("name", LOSSES)
 @quickly
 @given(z=arrays(np.float64, (6, 4), elements=MODERATE), shift=st.integers(0, 3))

@@ -26,7 +26,7 @@ SHORT = {
     "race": 1,
 }
 SHORT |= {"terminal": 1, "file_limit": 1}
-SHORT |= {"kill_at_end": 1, "kill_longer": 1, "link": 2, "cut_short": 2}
+SHORT |= {"kill_at_end": 1, "kill_longer": 1, "link": 1, "cut_short": 1}
 LONG = {
     "kill": 500,
     "end": 200,

@@ -56,7 +56,7 @@ def both(
 Examples = Callable[..., Callable[[Callable[..., None]], None]]
 
 
-@pytest.fixture(params=[20, pytest.param(220, marks=pytest.mark.slow)])
+@pytest.fixture(params=[10, pytest.param(220, marks=pytest.mark.slow)])
 def examples(request: pytest.FixtureRequest) -> Examples:
     """Runs the function that it decorates, at once, on so many draws."""
 
