@@ -3,10 +3,13 @@
 import gc
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 
+from runner import dispatcher
+from runner.spec import About
 from tests import composed
 from tests.command_line import BACKENDS, ONE_THREAD, SHORT, Finished, forked
 
@@ -67,11 +70,22 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
     }
 
 
-@pytest.fixture(autouse=True)
-def tensorflow_has_one_thread() -> None:
-    """TensorFlow keeps the number of threads that it first computes with: a test that uses it
-    directly must not leave another one to a test that trains in this process."""
+@contextmanager
+def _with_one_thread(about: About) -> Iterator[None]:
+    """TensorFlow keeps the number of threads that it first computes with. Tests train in this
+    process with one, whichever test computes first."""
+    yield
     if tensorflow := sys.modules.get("tensorflow"):
         with suppress(RuntimeError):  # it has computed already
             tensorflow.config.threading.set_intra_op_parallelism_threads(1)
             tensorflow.config.threading.set_inter_op_parallelism_threads(1)
+
+
+dispatcher.importing = _with_one_thread
+
+
+@pytest.fixture(autouse=True)
+def tensorflow_has_one_thread() -> None:
+    """The same for modules of tests that import TensorFlow directly."""
+    with _with_one_thread(dispatcher.BACKENDS["keras"]):
+        pass

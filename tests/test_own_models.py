@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from runner import load_run
+from runner import dispatcher, load_run
 from runner.run.run_folder import read_columns, read_json
 from tests.command_line import BACKENDS, forked
 from tests.rows import slow_but
@@ -200,6 +200,7 @@ def test_first_weights_are_the_framework_s_under_the_run_s_seed(here: Path, back
             net = space["Net"](width=24)  # type: ignore[operator]
         expected = {name: p.detach().numpy() for name, p in net.named_parameters()}
     else:
+        dispatcher.load("keras")
         import keras
 
         keras.utils.set_random_seed(5)

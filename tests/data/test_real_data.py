@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from sklearn import datasets
 from sklearn.metrics import mean_absolute_error, mean_squared_error
 
-from runner import load_run
+from runner import dispatcher, load_run
 from tests.command_line import BACKENDS, ONE_THREAD, REPOSITORY, Done, forked, mlp
 
 both = pytest.mark.parametrize("backend", BACKENDS)
@@ -222,6 +222,7 @@ def test_exports_take_raw_rows_and_a_file_beside_names_them(
     trained: dict[str, Trained], tmp_path: Path
 ) -> None:
     """Cover both tasks and both frameworks, whichever trained the run."""
+    dispatcher.load("keras")  # with the threads that tests use
     import keras
     import torch
 
@@ -273,6 +274,7 @@ def test_exports_take_raw_rows_and_a_file_beside_names_them(
 def test_exports_in_float64_scale_in_float64(tmp_path: Path) -> None:
     """Raw rows without a rounding: 1e-12 of outputs of some hundreds is sums of 10 products in
     another order."""
+    dispatcher.load("keras")  # with the threads that tests use
     import keras
     import torch
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from runner import load_run
+from runner import dispatcher, load_run
 from runner.cli.compose import compose
 from runner.config.schema import parse
 from runner.data import Split
@@ -180,6 +180,7 @@ def test_export_for_the_other_framework_loads_there(
     place, x = path / EXPORTS[backend][1], new_rows.x.astype(np.float32)
     assert done.out == f"file     {Path(backend) / place.name}\n"
     if place.suffix == ".keras":
+        dispatcher.load("keras")  # with the threads that tests use
         import keras
 
         outputs = np.asarray(keras.models.load_model(place).predict(x, verbose=0))
@@ -298,6 +299,7 @@ def test_a_loaded_run_s_model_is_a_native_one(
         with torch.no_grad():
             outputs = model(torch.from_numpy(x)).numpy()
     else:
+        dispatcher.load("keras")  # with the threads that tests use
         import keras
 
         assert isinstance(model, keras.Model)
