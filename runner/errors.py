@@ -12,7 +12,7 @@ class RunError(Exception):
     """The run failed: exit status 1, the traceback is in run.log."""
 
 
-# What may keep a run from diverging
+# Keys that may keep a run from diverging
 IF_DIVERGED = "a lower optimizer.lr or trainer.gradient_clip_norm may help"
 
 

@@ -1,12 +1,11 @@
 """The user's own models: a keras.Model instead of the layers of layers.build. Its variables keep
 Keras's paths and layouts."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import keras
-import numpy as np
 
 from runner.components.custom import Built, CustomNetwork, Source, seeded
 from runner.components.layers import Shape
@@ -20,17 +19,10 @@ def build(network: CustomNetwork, kind: type[keras.Model]) -> keras.Model:
     own, x, y = _build(network.source, network.input_shape, network.seed)
     model = kind(x, y)
     names = [*network.variables()]
-    # a function, so that Keras does not track the variables a second time
+    # functions, so that Keras does not track the model and its variables a second time
     model.own = lambda: dict(zip(names, _variables(own), strict=True))
+    model.own_model = lambda: own
     return model
-
-
-def native(network: CustomNetwork, values: Mapping[str, np.ndarray]) -> keras.Model:
-    """Build the user's model, with these values."""
-    own, _, _ = _build(network.source, network.input_shape, network.seed)
-    for name, variable in zip(network.variables(), _variables(own), strict=True):
-        variable.assign(values[name])
-    return own
 
 
 def inspect(source: Source, input_shape: Shape, seed: int) -> Built:

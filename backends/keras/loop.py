@@ -234,9 +234,12 @@ def inspect(source: Source, input_shape: Shape, precision: Precision, seed: int)
 
 
 def native_model(model: ModelSpec, state: TrainState) -> keras.Model:
-    if isinstance(model.network, CustomNetwork):
-        with _settings(model):
-            return custom.native(model.network, {**state.weights, **state.buffers})
+    network = _loaded(model, state)
+    return network.own_model() if isinstance(model.network, CustomNetwork) else network
+
+
+def _loaded(model: ModelSpec, state: TrainState) -> keras.Model:
+    """Build the network of stock layers, or the user's own model, with these weights."""
     with _settings(model):
         network = _network(model, None, keras.Model)
     layers.load_state(network, state)
@@ -252,9 +255,7 @@ def export(
 ) -> None:
     """Write a .keras file; keras.models.load_model(path) is the model. With the scalings, it takes
     raw rows and returns outputs in the data's units. It scales in float64."""
-    with _settings(model):
-        network = _network(model, None, keras.Model)
-    layers.load_state(network, state)
+    network = _loaded(model, state)
     if x_scaling or y_scaling:
         x = keras.Input(model.network.input_shape, dtype=model.dtype.name)
         y = network(

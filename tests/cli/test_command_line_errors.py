@@ -225,7 +225,7 @@ def test_shell_completion_is_refused_in_one_line_where_it_lacks_what_it_needs(
     ],
 )
 def test_hydra_s_own_options_show_what_they_are_for(options: tuple[str, ...], said: str) -> None:
-    """What is completed is the line in COMP_LINE."""
+    """The shell completes the line in COMP_LINE."""
     options, line = (options[:2], options[2]) if len(options) == 3 else (options, "schedule=cos")
     command = [sys.executable, "-m", "runner", *options]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "COMP_LINE": f"twinrun {line}"}

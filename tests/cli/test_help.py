@@ -111,7 +111,7 @@ def test_a_key_s_description_is_its_remark(
 
 
 def test_every_remark_of_conf_is_a_description(printed: dict[str, str]) -> None:
-    """Those of the examples aside, which are remarks on the example's values."""
+    """Remarks of examples are left out: they describe the example's values."""
     for file in sorted(CONF.glob("*/*.yaml")):
         aside = (file.parent.name, file.stem) in EXAMPLES
         if not aside and file.parent.name not in ("experiment", "model", "search"):

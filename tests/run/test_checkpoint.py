@@ -312,7 +312,7 @@ def test_steps_are_folders_by_their_exact_names_with_a_part_in_them(tmp_path: Pa
 
 
 def test_a_pointer_s_step_is_that_of_its_link_or_of_its_file(tmp_path: Path) -> None:
-    """Where a folder stands for it, or nothing, there is no pointer; what is no step is refused."""
+    """A folder of this name, or no file, is no pointer; it may only name a step."""
     places = tmp_path / "checkpoints"
     places.mkdir()
     assert checkpoint.target(tmp_path, "last") is None
@@ -493,7 +493,7 @@ def test_another_format_is_refused_with_both_numbers(tmp_path: Path, number: int
 
 
 def test_tensors_that_are_no_safetensors_are_refused(tmp_path: Path) -> None:
-    """With the SHA-256 of what is there."""
+    """The manifest has the right SHA-256, so the part itself must be refused."""
     place = checkpoint.write(tmp_path, state(), {})
     (place / "weights.safetensors").write_bytes(b"no header")
     manifest = json.loads((place / "manifest.json").read_text())

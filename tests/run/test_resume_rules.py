@@ -77,7 +77,7 @@ def refused(folder: Path, *overrides: str) -> str:
     return str(error.value)
 
 
-# What is read
+# Files that a resume reads
 
 
 def test_a_run_goes_on_from_its_last_checkpoint_with_the_config_that_it_saved(folder: Path) -> None:
@@ -264,8 +264,8 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_branch_has_the_run_s_files_up_to_its_checkpoint(
     folder: Path, tmp_path: Path, which: int, best: dict[str, int] | None, steps: list[str]
 ) -> None:
-    """With the best checkpoint by then, as state.json says or `best` points; the run itself stays
-    as it is."""
+    """The branch has the best checkpoint by then too, from state.json or the pointer `best`; the
+    run itself stays as it is."""
     before = files(folder)
     (tmp_path / "new").mkdir()
     found = resumed(folder, f"checkpoint={which}")
@@ -290,7 +290,7 @@ def test_a_branch_from_before_the_best_checkpoint_has_none(folder: Path, tmp_pat
     assert sorted(os.listdir(tmp_path / "new" / "checkpoints")) == ["13", "last"]
 
 
-# What is refused before anything is trained
+# Runs that are refused before anything is trained
 
 
 def made(
@@ -307,7 +307,7 @@ def made(
 
 
 def planned(total: int, data: Mapping[str, Any] = DATA) -> Any:
-    """Of a plan, what `check` asks for."""
+    """The parts of a plan that `check` asks for."""
     return SimpleNamespace(
         data=SimpleNamespace(description=lambda: {**data}),
         order=SimpleNamespace(total_steps=total, steps_per_epoch=13),
@@ -431,7 +431,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Planned:
-    """Of a plan, what the number of threads needs."""
+    """The parts of a plan that the number of threads needs."""
 
     model: Model
 

@@ -211,7 +211,7 @@ def test_rates_at_the_edges_of_the_keys(
 
 
 def test_a_warm_up_of_nothing_is_no_warm_up() -> None:
-    """With any edge, the rate of step 0 is the base rate."""
+    """The rate of step 0 is the base rate, whatever the edge."""
     for edge in ("left", "right", "inner", "both"):
         cold = made({"name": "constant", **COLD, "warmup_edge": edge})
         assert (cold.rates(np.arange(5), CLOCK, LR) == LR).all()
