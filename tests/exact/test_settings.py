@@ -83,7 +83,7 @@ def test_convolutions_under_xla_too(monkeypatch: pytest.MonkeyPatch) -> None:
     from backends.keras import device
 
     as_usual = train("keras", RUN)
-    monkeypatch.setattr(device, "by_xla", lambda run: True)
+    monkeypatch.setattr(device, "uses_xla", lambda run: True)
     assert_same_bits(train("keras", RUN), as_usual)
 
 
