@@ -9,6 +9,7 @@ import tensorflow as tf
 from backends.keras import layers, losses, optimizers
 from backends.keras.schedule import TableLR
 from runner.components.custom import CustomNetwork
+from runner.components.optimizers import frozen
 from runner.spec import RunSpec, TrainState
 
 
@@ -36,10 +37,12 @@ class Engine:
         self.parameters = {
             name: variables[name] for name in run.network.variables() if name in start.weights
         }
+        names = frozen(run.groups)
+        self.trained = {name: v for name, v in self.parameters.items() if name not in names}
         self.buffers = list(start.buffers)
         self.schedule = TableLR(run)
-        self.optimizer = optimizers.build(run, self.schedule, self.parameters, list(start.slots))
-        self.optimizer.load_slots(start.slots, start.step)
+        self.optimizer = optimizers.build(run, self.schedule, self.trained, list(start.slots))
+        self._load_slots(start)
         self.fields = {name: tf.constant(values) for name, values in run.fields.items()}
 
     def start(self, run: RunSpec, start: TrainState) -> None:
@@ -48,7 +51,15 @@ class Engine:
         self.dropout_state.seed.assign(run.seed)
         layers.load_state(self.model, start)
         self.schedule.use(run.tables)
+        self._load_slots(start)
+
+    def _load_slots(self, start: TrainState) -> None:
         self.optimizer.load_slots(start.slots, start.step)
+        # those of frozen weights keep their values
+        self.frozen_slots = {
+            slot: {name: value for name, value in values.items() if name not in self.trained}
+            for slot, values in start.slots.items()
+        }
 
     def update(
         self, step: Any, batches: Sequence[Mapping[str, Any]], num_rows: int
@@ -64,10 +75,12 @@ class Engine:
         )
         old_values = [tf.identity(variable.value) for variable in variables_to_restore]
         outputs, self.dropout_state.step = [], step
+        trained = [v.value for v in self.trained.values()]
         for micro_batch, batch in enumerate(batches):
             x = batch["x"]
             self.dropout_state.micro_batch = micro_batch
-            with tf.GradientTape() as tape:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(trained)
                 z = tf.cast(self.model(x, training=True), self.run.dtype)
                 loss = self.loss(z, batch["y"])
                 if self.is_own and self.model.losses:  # from add_loss and regularizers
@@ -76,7 +89,7 @@ class Engine:
                     loss = loss * layers.constant(x.shape[0] / num_rows, loss)
             batch_gradients = tape.gradient(
                 loss,
-                [v.value for v in self.parameters.values()],
+                trained,
                 unconnected_gradients=tf.UnconnectedGradients.ZERO,
             )
             if self.is_own:  # the gradient of an embedding may be sparse
@@ -90,7 +103,7 @@ class Engine:
             outputs.append(z)
         if self.run.gradient_clip_norm is not None:
             gradients = optimizers.clip_by_global_norm(gradients, self.run.gradient_clip_norm)
-        self.optimizer.apply(gradients, list(self.parameters.values()))
+        self.optimizer.apply(gradients, list(self.trained.values()))
         for variable, value in zip(variables_to_restore, old_values, strict=True):
             variable.assign(tf.where(tf.math.is_finite(total), variable.value, value))
         return total, outputs
@@ -103,4 +116,8 @@ class Engine:
         weights, buffers = (
             layers.save(self.model, names) for names in (list(self.parameters), self.buffers)
         )
-        return TrainState(step, weights, self.optimizer.save_slots(), buffers)
+        slots = {
+            slot: {**values, **self.frozen_slots[slot]}
+            for slot, values in self.optimizer.save_slots().items()
+        }
+        return TrainState(step, weights, slots, buffers)

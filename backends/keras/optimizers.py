@@ -72,9 +72,9 @@ class _Optimizer(keras.optimizers.Optimizer):
     def load_slots(self, slots: Mapping[str, Weights], step: int) -> None:
         """Load canonical slots, as the state after `step` updates."""
         self.iterations.assign(step)
-        for slot, values in slots.items():
-            for name, value in values.items():
-                self.memory.slots[slot][name].assign(value)
+        for slot, variables in self.memory.slots.items():
+            for name, variable in variables.items():
+                variable.assign(slots[slot][name])
         for name, number in self.spec.scalars(step).items():
             self.memory.scalars[name].assign(number)
 
@@ -240,7 +240,7 @@ _OPTIMIZERS: dict[str, type[_Optimizer]] = {
 def build(
     run: RunSpec, schedule: TableLR, variables: Mapping[str, Any], slots: Iterable[str]
 ) -> _Optimizer:
-    """Build a Keras optimizer. `variables` maps canonical names to the model's trainable variables,
+    """Build a Keras optimizer. `variables` maps canonical names to the variables that are trained,
     in the model's order; each has the learning rate and the weight decay of its group."""
     kind, spec = _OPTIMIZERS[run.optimizer.name], run.optimizer
     return kind(spec, schedule, variables, slots, run.groups, run.scheduled)

@@ -298,6 +298,9 @@ class Engine:
             "y": y if run.loss.name == "cross_entropy" else o.r(y.double()),
         }
 
+    def close(self) -> None:
+        """End the run; nothing is to undo."""
+
     def _run_self_test(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         o = self.network.o
         return [tensor.cpu().numpy() for tensor in self_test.results(o, *map(o.constant, inputs))]

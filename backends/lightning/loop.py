@@ -166,7 +166,10 @@ def train(
     )
     fast.keep_signal_handlers(trainer)
     with device.threads(run.threads), device.random_state(torch_device):
-        trainer.fit(module, _Loader(chunks))
+        try:
+            trainer.fit(module, _Loader(chunks))
+        finally:
+            module.engine.close()
     return module.state()
 
 

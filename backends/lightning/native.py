@@ -9,6 +9,7 @@ from torch import Tensor
 
 from backends.lightning import custom, fast, layers, losses, optimizers
 from runner.components.custom import CustomNetwork
+from runner.components.optimizers import frozen
 from runner.spec import ModelSpec, RunSpec, TrainState
 
 
@@ -34,6 +35,13 @@ class Engine:
         tensors = self.network.named()
         self.weights = {name: tensors[name] for name in start.weights}
         self.buffer_names, self.slot_names = list(start.buffers), list(start.slots)
+        self.frozen = frozen(run.groups)
+        self._require_gradients(False)
+        # their slots keep their values
+        self.frozen_slots = {
+            slot: {name: values[name] for name in self.frozen}
+            for slot, values in start.slots.items()
+        }
         self.loss = losses.build(run.loss)
         self.call = layers.direct(self.network)
         is_own = isinstance(self.network, custom.Network)
@@ -52,6 +60,15 @@ class Engine:
             run.optimizer, self.optimizer, self.flats, start.slots, start.step, to_torch
         )
         self.apply = fast.update(run.optimizer, self.optimizer)
+
+    def _require_gradients(self, value: bool) -> None:
+        """Let autograd compute gradients of the frozen weights, or not."""
+        for name in self.frozen:
+            self.weights[name].requires_grad_(value)
+
+    def close(self) -> None:
+        """Undo the freezing: the module may be the user's own object."""
+        self._require_gradients(True)
 
     def _forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         z = self.call(x)
@@ -113,4 +130,5 @@ class Engine:
         weights, buffers = (
             layers.save(self.network, names) for names in (list(self.weights), self.buffer_names)
         )
+        slots = {slot: {**values, **self.frozen_slots[slot]} for slot, values in slots.items()}
         return TrainState(step, weights, slots, buffers)

@@ -79,9 +79,12 @@ _LARGE = 2**16  # elements; parameters of this size and more stay separate
 
 
 def flatten(parameters: Mapping[str, Tensor], groups: Iterable[Group]) -> list[list[Flat]]:
-    """Return the buffers of each parameter group."""
-    flats = []
+    """Return the buffers of each parameter group; a frozen group has none."""
+    flats: list[list[Flat]] = []
     for group in groups:
+        if group.is_frozen:
+            flats.append([])
+            continue
         small = {
             name: parameters[name] for name in group.names if parameters[name].numel() < _LARGE
         }

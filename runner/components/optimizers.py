@@ -10,16 +10,17 @@ and Hutter 2019). `decay_exclude: bias_and_norm` exempts all biases, the scale a
 and position embeddings.
 
 Groups of weights: each entry of `groups` has factors of lr and lambda for the weights with matching
-names; the first matching entry applies. `layer_decay` d multiplies lr by d^(L - 1 - i) in the i-th
-of L layers with weights (a residual counts as one), as in Clark et al., ELECTRA (2020), and timm's
-layer_decay.
+names; the first matching entry applies. Weights with lr_factor 0 are frozen: they get no gradient,
+their slots keep the initial values, and the global norm for clipping does not include them.
+`layer_decay` d multiplies lr by d^(L - 1 - i) in the i-th of L layers with weights (a residual
+counts as one), as in Clark et al., ELECTRA (2020), and timm's layer_decay.
 
 `schedules` changes other hyperparameters than lr over the run, with the same schedules. The base is
 then the value of the hyperparameter, and keys that end in `_lr` are values of it. Bias corrections
 use the current value, as in torch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar, Literal, Union
@@ -54,6 +55,11 @@ class Group:
     names: tuple[str, ...]
     lr_factor: float = 1.0
     decay_factor: float = 1.0
+
+    @property
+    def is_frozen(self) -> bool:
+        """True with lr_factor 0: the weights never change, so they need no gradient."""
+        return self.lr_factor == 0
 
 
 class _Optimizer(Section):
@@ -291,6 +297,11 @@ def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
             "optimizer.groups must leave at least one weight with lr_factor > 0, got 0 for all"
         )
     return tuple(Group(tuple(names), *factors) for factors, names in by_factors.items())
+
+
+def frozen(groups: Iterable[Group]) -> frozenset[str]:
+    """The weights with lr_factor 0."""
+    return frozenset(name for group in groups if group.is_frozen for name in group.names)
 
 
 def _layer_factors(decay: float, network: Network) -> dict[str, float]:

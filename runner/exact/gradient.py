@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from runner.components.optimizers import frozen
 from runner.exact import optimizers
 from runner.exact.layers import Pass
 from runner.exact.losses import FORMS, values_per_row
@@ -26,17 +27,20 @@ def gradient(
     step: Any,
 ) -> tuple[Tensor, Buffers, list[Tensor]]:
     """Return (gradient, running statistics, outputs of each micro-batch). The gradient is that of
-    the mean loss over the num_rows rows of all micro-batches, by all weights as one vector.
+    the mean loss over the num_rows rows of all micro-batches, by all weights as one vector; it is 0
+    for frozen weights.
     batches  # x [B, ...], y labels [B] or targets [B, C]"""
     vector, outputs, buffers = None, [], dict(buffers)
+    unchanged = frozen(run.groups)
+    zeros = {name: 0.0 * weights[name] for name in unchanged}
     for micro_batch, batch in enumerate(batches):
         x, y = batch["x"], batch["y"]
-        p = Pass(o, {**weights, **buffers}, x.shape[0], seed, step, micro_batch)
+        p = Pass(o, {**weights, **buffers}, x.shape[0], seed, step, micro_batch, unchanged)
         z, tape = forward(p, run.network.nodes, x)
         g = FORMS[run.loss.name][0](o, run.loss, z, _target(o, run, y))
         gradients: dict[str, Tensor] = {}
         backward(p, tape, divide(o, g, num_rows * _values_per_row(run)), gradients)
-        batch_vector = layout.join(o, gradients)
+        batch_vector = layout.join(o, {**gradients, **zeros})
         vector = batch_vector if vector is None else o.r(vector + batch_vector)
         buffers.update(p.buffers)
         outputs.append(z)

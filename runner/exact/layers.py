@@ -7,7 +7,7 @@ dx is None unless needs_dx.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,7 @@ class Pass:
     seed: Any = 0  # of the run
     step: Any = 0
     micro_batch: int = 0
+    frozen: Collection[str] = ()  # weights that need no gradient
     # the running statistics after this pass
     buffers: dict[str, Tensor] = field(default_factory=dict)
 

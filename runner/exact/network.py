@@ -11,7 +11,7 @@ from runner.components.optimizers import Group
 from runner.exact.layers import FORMS, Gradients, Pass
 from runner.exact.primitives import Primitives, Tensor
 
-Tape = list[tuple[Node, Any, bool]]  # (node, memory, whether a node before it is trainable)
+Tape = list[tuple[Node, Any, bool]]  # (node, memory, whether a node before it is trained)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def forward(
     p: Pass, nodes: Sequence[Node], x: Tensor, trained: bool = False
 ) -> tuple[Tensor, Tape]:
     """Return the output and the tape for `backward`. `trained` says whether a node before these is
-    trainable."""
+    trained."""
     tape: Tape = []
     for node in nodes:
         if node.spec.layer == "residual":
@@ -79,18 +79,18 @@ def forward(
         else:
             x, memory = FORMS[node.spec.layer][0](p, node, x)
         tape.append((node, memory, trained))
-        trained = trained or _is_trainable(node)
+        trained = trained or _is_trained(p, node)
     return x, tape
 
 
 def backward(p: Pass, tape: Tape, g: Tensor, gradients: Gradients) -> Tensor:
     """Store the gradients of the weights in `gradients`. Return the derivative by the tape's input
-    if a node before it is trainable."""
+    if a node before it is trained."""
     for node, memory, needs_dx in reversed(tape):
         if node.spec.layer == "residual":
             parts = [backward(p, branch, g, gradients) for branch in memory]
             g = p.o.r(parts[0] + parts[1]) if needs_dx else None
-        elif needs_dx or _is_trainable(node):
+        elif needs_dx or _is_trained(p, node):
             g, node_gradients = FORMS[node.spec.layer][1](p, node, memory, g, needs_dx)
             gradients.update(
                 {f"{node.name}/{name}": value for name, value in node_gradients.items()}
@@ -98,6 +98,9 @@ def backward(p: Pass, tape: Tape, g: Tensor, gradients: Gradients) -> Tensor:
     return g
 
 
-def _is_trainable(node: Node) -> bool:
-    inner = any(_is_trainable(other) for branch in node.branches for other in branch)
-    return inner or any(variable.trainable for variable in node.variables)
+def _is_trained(p: Pass, node: Node) -> bool:
+    inner = any(_is_trained(p, other) for branch in node.branches for other in branch)
+    return inner or any(
+        variable.trainable and f"{node.name}/{variable.name}" not in p.frozen
+        for variable in node.variables
+    )

@@ -109,7 +109,10 @@ class Hyperparameters:
 def update(
     h: Hyperparameters, w: Tensor, g: Tensor, slots: Slots, rate: Any, group: Group
 ) -> tuple[Tensor, Slots]:
-    """Return (weights, slots) of one group after an update; rate = its learning rate."""
+    """Return (weights, slots) of one group after an update; rate = its learning rate. A frozen
+    group does not change."""
+    if group.is_frozen:
+        return w, slots
     o, decay = h.o, h.decay(group)
     if decay is not None and h.spec.weight_decay_mode == "coupled":
         g = o.r(o.plus(g, w, decay))
