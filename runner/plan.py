@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from runner import dispatcher, schedules
-from runner.components import losses, metrics, optimizers
+from runner.components import losses, metrics, optimizers, twins
 from runner.components.cancelled import cancelled
 from runner.components.custom import CustomNetwork, Source
 from runner.components.layers import Network, Shape, needs_images, network
-from runner.config.schema import Config, CustomModel
+from runner.components.twins import TwinNetwork
+from runner.config.schema import Config, CustomModel, TwinModel
 from runner.data import Dataset, Split, load
 from runner.data.dataset import Task, check_range
 from runner.data.order import Chunks, Order
@@ -230,6 +231,10 @@ def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
         refuse(model.network, loss, config.optimizer, order)
         _refuse_exact(config, data)
     _refuse_backend(config)
+    groups = optimizers.groups(config.optimizer, model.network)
+    if isinstance(model.network, TwinNetwork):
+        for group in groups:
+            model.network.native_names(group.names)
     prepared = Plan(
         config=config,
         data=data,
@@ -239,7 +244,7 @@ def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
         order=order,
         clock=clock,
         model=model,
-        groups=optimizers.groups(config.optimizer, model.network),
+        groups=groups,
         hyperparameters=optimizers.hyperparameters(config.optimizer, clock),
     )
     _check_watched(prepared)
@@ -249,7 +254,9 @@ def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
 def _data(config: Config, like: Mapping[str, Any] | None) -> Dataset:
     """Load the data set, as images if the model needs them."""
     data = load(config.data, like)
-    if isinstance(config.model, CustomModel):  # it gets images where data.images is true
+    if isinstance(
+        config.model, CustomModel | TwinModel
+    ):  # it gets images where data.images is true
         return data
     if data.image_shape is None or not needs_images(config.model.layers):
         return data
@@ -328,15 +335,16 @@ def model_spec(
 
 
 def _network(config: Config, input_shape: Shape, num_outputs: int) -> Network:
-    if not isinstance(config.model, CustomModel):
-        return network(config.model.layers, input_shape, num_outputs)
+    model = config.model
+    if not isinstance(model, CustomModel | TwinModel):
+        return network(model.layers, input_shape, num_outputs)
     precision = config.trainer.precision
     if precision == "exact":
         raise ConfigError(
             "trainer.precision must be float32, float64 or bf16-mixed for a model of your own, "
             "got exact: exact mode supports only the layers of this project"
         )
-    source = Source(config.model.section)
+    source = source_of(config)
     asked, building = config.trainer.threads, dispatcher.building_threads
     with nullcontext() if building is None else console.quiet():
         backend = dispatcher.load(config.backend)
@@ -348,7 +356,23 @@ def _network(config: Config, input_shape: Shape, num_outputs: int) -> Network:
             f"{source.name} returns rows of shape {list(built.output_shape)}; the loss and the "
             f"data need {[num_outputs]}"
         )
-    return CustomNetwork.of(source, input_shape, config.seed, built)
+    net = CustomNetwork.of(source, input_shape, config.seed, built)
+    return twins.network(net, config.backend, model.map) if isinstance(model, TwinModel) else net
+
+
+def source_of(config: Config) -> Source:
+    """Return the origin of the user's own model for the run's backend."""
+    if isinstance(config.model, CustomModel):
+        return Source(config.model.section)
+    assert isinstance(config.model, TwinModel)
+    sections = {"lightning": config.model.lightning, "keras": config.model.keras}
+    if config.backend not in sections:
+        raise ConfigError(
+            f"backend must be one of {', '.join(sections)} for model={config.model.name}, got "
+            f"{config.backend}"
+        )
+    section = sections[config.backend].section
+    return Source(section, key=f"model.{config.backend}", is_twin=True)
 
 
 def evaluate(plan: Plan, outputs: np.ndarray, split: Split) -> dict[str, float]:

@@ -11,6 +11,7 @@ import numpy as np
 from runner.components.custom import Built, CustomNetwork, Source
 from runner.components.layers import Network, Shape, initial_variables
 from runner.components.optimizers import Group
+from runner.components.twins import Trace
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
 from runner.data.source import Batch, Field
@@ -227,6 +228,11 @@ class Backend(Protocol):
 
     def predict(self, model: ModelSpec, state: TrainState, rows: Batch) -> np.ndarray:
         """Return the network's outputs, as in evaluation.  # float[n, C]"""
+        ...
+
+    def trace(self, model: ModelSpec, state: TrainState, rows: Batch, loss: Any) -> Trace:
+        """Run one batch through a twin's model, forward and backward; return what every layer
+        computed, with the framework's names and layouts."""
         ...
 
     def native_model(self, model: ModelSpec, state: TrainState) -> Any:

@@ -81,14 +81,15 @@ def check_places(values: Mapping[str, Any]) -> None:
 
 
 def targets(values: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the path and the section of each allowed `_target_`: in `model`, in sections with the
-    name `custom`, and in the arguments of another `_target_`."""
+    """Yield the path and the section of each allowed `_target_`: in `model`, in a
+    twin's two sections, in sections with the name `custom`, and in the arguments of another
+    `_target_`."""
     above: list[str] = []
     for path, _, section in walk(values):
         if not isinstance(section, Mapping) or TARGET not in section:
             continue
         root = re.split(r"[.\[]", path)[0]
-        is_own = path == "model" or (
+        is_own = path in ("model", "model.lightning", "model.keras") or (
             root in ("data", "loss", "optimizer", "schedule") and section.get("name") == "custom"
         )
         if is_own or any(path.startswith((f"{parent}.", f"{parent}[")) for parent in above):

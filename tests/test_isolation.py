@@ -32,6 +32,11 @@ NEEDS = {
         (group, "custom"): [f"{group}._target_=tests.own.halving", "trusted_modules=[tests.own]"]
         for group in ("data", "model", "schedule")
     },
+    ("model", "twin"): [
+        "model.lightning._target_=tests.own.halving",
+        "model.keras._target_=tests.own.halving",
+        "trusted_modules=[tests.own]",
+    ],
     ("data", "csv"): ["data.path=a.csv"],
     ("data", "npy"): ["data.path=a"],
     ("schedule", "from_torch"): ["schedule.class=LinearLR"],
@@ -89,7 +94,19 @@ assert {"runner.data.files", "runner.__main__"} <= set(names)
 # A room imports from itself and from those before it.
 ROOMS = [
     *("errors", "random", "section", "text", "user_code", "schedules", "components", "data"),
-    *("spec", "dispatcher", "machine", "config", "exact", "plan", "run", "report", "tasks", "cli"),
+    *(
+        "spec",
+        "twins",
+        "dispatcher",
+        "machine",
+        "config",
+        "exact",
+        "plan",
+        "run",
+        "report",
+        "tasks",
+        "cli",
+    ),
     *("", "__main__"),  # "": the Python API
 ]
 
@@ -218,7 +235,7 @@ def holds(place: Any, said: Any) -> bool:
         return len(said) == len(place) and all(map(holds, place, said))
     if isinstance(said, dict):
         return all(key in place and holds(place[key], value) for key, value in said.items())
-    return bool(place == said)
+    return bool(said in ("???", place))  # ???: NEEDS gives it
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,16 @@
 """Implements `runner.spec.Backend` with Keras 3 on TensorFlow."""
 
+from backends.keras import loop
 from backends.keras.device import can_use_threads, devices
-from backends.keras.loop import export, inspect, native_model, predict, train
+from backends.keras.loop import inspect
+from runner import twins
 
 name = "keras"
+train = twins.trains(loop.train)
+predict = twins.takes_state(loop.predict)
+native_model = twins.takes_state(loop.native_model)
+trace = twins.takes_state(loop.trace)
+export = twins.takes_state(loop.export)
 
 __all__ = [
     "can_use_threads",
@@ -13,5 +20,6 @@ __all__ = [
     "name",
     "native_model",
     "predict",
+    "trace",
     "train",
 ]

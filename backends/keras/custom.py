@@ -1,22 +1,31 @@
 """The user's own models: a keras.Model instead of the layers of layers.build. Its variables keep
 Keras's paths and layouts."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import keras
 
+from backends.keras import twin
+from backends.keras.layers import DropoutState
 from runner.components.custom import Built, CustomNetwork, Source, seeded
 from runner.components.layers import Shape
 from runner.errors import ConfigError
 from runner.user_code import blame
 
 
-def build(network: CustomNetwork, kind: type[keras.Model]) -> keras.Model:
+def build(
+    network: CustomNetwork, kind: type[keras.Model], dropout_state: DropoutState | None
+) -> keras.Model:
     """Build a functional model of class `kind` around the user's model, like layers.build. It has
-    the values that the user's code gives it."""
-    own, x, y = _build(network.source, network.input_shape, network.seed)
+    the values that the user's code gives it. A twin's layers train as torch's do if `dropout_state`
+    is given."""
+    with twin.calls(network.source.is_twin) as called:
+        own, x, y = _build(network.source, network.input_shape, network.seed)
+    if network.source.is_twin and dropout_state is not None:
+        order = {id(variable): i for i, variable in enumerate(own.variables)}
+        twin.align(called, order, dropout_state)
     model = kind(x, y)
     names = [*network.variables()]
     # functions, so that Keras does not track the model and its variables a second time
@@ -30,7 +39,8 @@ def inspect(source: Source, input_shape: Shape, seed: int) -> Built:
     Python's generator."""
     if source.section is not None:
         keras.utils.clear_session()  # so that names do not depend on earlier models
-    own, _, y = _build(source, input_shape, seed)
+    with twin.calls(source.is_twin) as called:
+        own, _, y = _build(source, input_shape, seed)
     paths = list(_unique(variable.path for variable in _variables(own)))
     values = dict(zip(paths, (v.value.numpy() for v in _variables(own)), strict=True))
     trained = paths[: len(own.trainable_variables)]
@@ -39,7 +49,14 @@ def inspect(source: Source, input_shape: Shape, seed: int) -> Built:
         buffers={name: value for name, value in values.items() if name not in trained},
         output_shape=tuple(y.shape[1:]),
         uses_xla=_can_compile(own),
+        layers=twin.find(called, _in_order(own, paths)) if source.is_twin else None,
     )
+
+
+def _in_order(model: keras.Model, paths: Sequence[str]) -> dict[str, Any]:
+    """Return the model's variables in order of definition. `paths` are those of _variables."""
+    names = {id(v): path for v, path in zip(_variables(model), paths, strict=True)}
+    return {names[id(variable)]: variable for variable in model.variables}
 
 
 def _build(source: Source, input_shape: Shape, seed: int) -> tuple[keras.Model, Any, Any]:

@@ -15,9 +15,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from backends.keras import custom, device, exact, layers, native
+from backends.keras import custom, device, exact, layers, native, tracing, twin
 from runner.components.custom import Built, CustomNetwork, Source
 from runner.components.layers import Shape
+from runner.components.twins import Trace
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
 from runner.data.source import Batch
@@ -228,6 +229,13 @@ def predict(model: ModelSpec, state: TrainState, rows: Batch) -> np.ndarray:
         return _predict(network, model, rows)
 
 
+def trace(model: ModelSpec, state: TrainState, rows: Batch, loss: Any) -> Trace:
+    """Run one batch through a twin's model on the CPU."""
+    with tf.device("/CPU:0"), _settings(model):
+        network = _network(model, layers.DropoutState(0), keras.Model)
+        return tracing.trace(network, state, rows, loss)
+
+
 def inspect(source: Source, input_shape: Shape, precision: Precision, seed: int) -> Built:
     with _dtypes("float64" if precision == "float64" else "float32", _POLICY[precision]):
         return custom.inspect(source, input_shape, seed)
@@ -278,7 +286,7 @@ def _network(
     model: ModelSpec, dropout_state: layers.DropoutState | None, kind: type[keras.Model]
 ) -> Any:
     if isinstance(model.network, CustomNetwork):
-        return custom.build(model.network, kind)
+        return custom.build(model.network, kind, dropout_state)
     if dropout_state and model.precision == "exact":
         return exact.build(model.network, kind)
     return layers.build(model.network, dropout_state, kind)
@@ -290,7 +298,8 @@ def _settings(model: ModelSpec, is_fresh: bool = False) -> Iterator[None]:
     the graphs of earlier runs in this process."""
     if is_fresh:
         keras.utils.clear_session()
-    with _dtypes(model.dtype.name, _POLICY[model.precision]):
+    is_twin = isinstance(model.network, CustomNetwork) and model.network.source.is_twin
+    with _dtypes(model.dtype.name, _POLICY[model.precision]), twin.exact_numbers(is_twin):
         yield
 
 

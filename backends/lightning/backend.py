@@ -1,10 +1,16 @@
 """Implements `runner.spec.Backend` with PyTorch Lightning."""
 
+from backends.lightning import loop, tracing
 from backends.lightning.custom import inspect
 from backends.lightning.device import can_use_threads, devices
-from backends.lightning.loop import export, native_model, predict, train
+from runner import twins
 
 name = "lightning"
+train = twins.trains(loop.train)
+predict = twins.takes_state(loop.predict)
+native_model = twins.takes_state(loop.native_model)
+trace = twins.takes_state(tracing.trace)
+export = twins.takes_state(loop.export)
 
 __all__ = [
     "can_use_threads",
@@ -14,5 +20,6 @@ __all__ = [
     "name",
     "native_model",
     "predict",
+    "trace",
     "train",
 ]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backends.lightning import layers
+from backends.lightning import layers, twin
 from runner.components.custom import Built, CustomNetwork, Source, seeded
 from runner.components.layers import Shape
 from runner.errors import ConfigError
@@ -44,9 +44,15 @@ class Network(nn.Module):
         return value
 
 
-def build(network: CustomNetwork, dtype: torch.dtype) -> Network:
-    """Build the module, with the values that the user's code gives it."""
-    return _build(network.source, network.input_shape, dtype, network.seed)[0]
+def build(
+    network: CustomNetwork, dtype: torch.dtype, dropout_state: layers.DropoutState | None
+) -> Network:
+    """Build the module, with the values that the user's code gives it. A twin's dropouts draw the
+    runner's masks if `dropout_state` is given."""
+    built = _build(network.source, network.input_shape, dtype, network.seed)[0]
+    if network.source.is_twin and dropout_state is not None:
+        twin.use_runner_masks(built.model, dropout_state)
+    return built
 
 
 def inspect(source: Source, input_shape: Shape, precision: Precision, seed: int) -> Built:
@@ -67,6 +73,7 @@ def inspect(source: Source, input_shape: Shape, precision: Precision, seed: int)
         weights={name: value for name, value in values.items() if name in trained},
         buffers={name: value for name, value in values.items() if name not in trained},
         output_shape=output_shape,
+        layers=twin.find(network.model, tensors) if source.is_twin else None,
     )
 
 

@@ -19,7 +19,7 @@ def network(
     """Build the network in the run's dtype. Its state is loaded afterwards."""
     dtype = torch.from_numpy(np.empty(0, model.dtype)).dtype
     if isinstance(model.network, CustomNetwork):
-        return custom.build(model.network, dtype)
+        return custom.build(model.network, dtype, dropout_state)
     return layers.Network(model.network, dropout_state).to(dtype=dtype)
 
 

@@ -271,7 +271,7 @@ def _select(request: Request) -> Callable[[Request], int]:
         if key in request.keys:
             raise ConfigError(f"{key} needs {needed}")
     tasks = {frozen.config.task for frozen in request.frozen}
-    exclusive = tasks & {"preview", "find_lr"}
+    exclusive = tasks & {"preview", "find_lr", "twin"}
     if exclusive and tasks != exclusive:
         raise ConfigError(f"task={min(exclusive)} cannot be mixed with other tasks in one multirun")
     for task in sorted(tasks - set(_BY_TASK)):
@@ -302,6 +302,13 @@ def _find_lr(request: Request) -> int:
             print(f"job {i}: {name}", flush=True)
         statuses.append(find_lr(frozen.values))
     return max(statuses)
+
+
+def _twin(request: Request) -> int:
+    """Compare the two models of a twin, for each job; return the highest exit status."""
+    from runner.tasks.twin import twin
+
+    return max(twin(frozen.values) for frozen in request.frozen)
 
 
 def _train(request: Request) -> int:
@@ -601,6 +608,7 @@ _BY_TASK: Mapping[str, Callable[[Request], int]] = {
     "train": _train,
     "preview": _preview,
     "find_lr": _find_lr,
+    "twin": _twin,
 }
 _TASKS_ON_A_RUN: Mapping[str, Callable[[Run, Any], int]] = {
     "evaluate": _evaluate,

@@ -21,6 +21,8 @@ class Source:
 
     section: Mapping[str, Any] | None
     given: Any = None
+    key: str = "model"  # the section's, for errors
+    is_twin: bool = False
 
     def make(self, kind: type, kind_name: str) -> Any:
         """Make the model; an instance is returned as it is, a class or factory is called. Raises
@@ -29,7 +31,7 @@ class Source:
             try:
                 model = user_code.make(self.section)
             except ValueError as error:
-                raise ConfigError(f"model.{error}") from error
+                raise ConfigError(f"{self.key}.{error}") from error
         else:
             model = self.given if isinstance(self.given, kind) else self.given()
         if not isinstance(model, kind):
@@ -43,7 +45,7 @@ class Source:
     def name(self) -> str:
         """The name of the model in errors."""
         if self.section is not None:
-            return f"model._target_ {self.section['_target_']}"
+            return f"{self.key}._target_ {self.section['_target_']}"
         return f"model {getattr(self.given, '__qualname__', type(self.given).__qualname__)}"
 
 
@@ -56,6 +58,7 @@ class Built:
     buffers: Mapping[str, np.ndarray]  # tensors that are not trained
     output_shape: Shape
     uses_xla: bool = True  # False if XLA cannot compile it
+    layers: Any = None  # of a twin: runner.components.twins.Layers
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ else:
 
 
 Task: TypeAlias = Literal[
-    "train", "preview", "find_lr", "evaluate", "predict", "export", "verify", "compare"
+    "train", "preview", "find_lr", "evaluate", "predict", "export", "verify", "compare", "twin"
 ]
 _WHEN_RESUMED = Mark(on_resume=True)
 _OUTSIDE = Mark(outside_hash=True)
@@ -68,13 +68,29 @@ class CustomModel(OwnCode):
     name: str
 
 
+class TwinModel(Section):
+    """One model of the user's own, written for both frameworks. A run uses its backend's."""
+
+    name: str
+    lightning: OwnCode
+    keras: OwnCode
+    map: dict[str, str] | None
+
+
 def _kind_of_model(values: Any) -> str:
-    own = isinstance(values, CustomModel) or (isinstance(values, dict) and "_target_" in values)
-    return "own code" if own else "known layers"
+    given = values if isinstance(values, dict) else {}
+    if isinstance(values, TwinModel) or {"lightning", "keras"} & set(given):
+        return "twin"
+    is_own = isinstance(values, CustomModel) or "_target_" in given
+    return "own code" if is_own else "known layers"
 
 
 Model = Annotated[
-    Union[Annotated[LayerModel, Tag("known layers")], Annotated[CustomModel, Tag("own code")]],
+    Union[
+        Annotated[LayerModel, Tag("known layers")],
+        Annotated[CustomModel, Tag("own code")],
+        Annotated[TwinModel, Tag("twin")],
+    ],
     Discriminator(_kind_of_model),
 ]
 
@@ -188,7 +204,7 @@ def parse(composed: Mapping[str, Any]) -> Config:
 
 def _check_keys(values: Mapping[Any, Any], path: str = "") -> None:
     """Refuse a key that is not text or that contains a dot. Keys in `args` are not checked: they
-    are arguments of a function."""
+    are arguments of a function; those in `model.map` are names of torch."""
     for key, value in values.items():
         where = f"{path}.{key}" if path else str(key)
         if not isinstance(key, str) or not key:
@@ -199,7 +215,7 @@ def _check_keys(values: Mapping[Any, Any], path: str = "") -> None:
                 f"{show(where)} is a single key that contains a dot; in a file, write "
                 f"{show(last)} below {show(group)}"
             )
-        if key != "args":
+        if key != "args" and where != "model.map":
             for item in value if isinstance(value, list) else (value,):
                 if isinstance(item, Mapping):
                     _check_keys(item, where)

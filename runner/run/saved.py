@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from runner import dispatcher
 from runner.config import yaml_files
 from runner.config.conf_folder import defaults, with_schedule_defaults
-from runner.config.schema import Config, CustomModel, parse, sha256
+from runner.config.schema import Config, LayerModel, parse, sha256
 from runner.data.dataset import Scaling, check_finite
 from runner.data.ranges import far_outside
 from runner.data.source import Batch
@@ -222,7 +222,7 @@ class Run:
     def model_spec(self) -> ModelSpec:
         """The run's model, with the number of threads in training. Does not need the data."""
         data, threads = self.data, self._saved[1].get("threads")
-        if self.owns_process and threads and isinstance(self.config.model, CustomModel):
+        if self.owns_process and threads and not isinstance(self.config.model, LayerModel):
             dispatcher.building_threads = threads
         spec = model_spec(
             self.config,

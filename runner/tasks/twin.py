@@ -1,0 +1,339 @@
+"""task=twin: run one batch through both models of a twin, with the same weights in float64, and
+name the first layer at which they part."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+
+from runner import dispatcher
+from runner.components.twins import Call, Trace, TwinNetwork
+from runner.config.schema import TwinModel, parse
+from runner.data.source import Batch
+from runner.errors import ConfigError
+from runner.plan import Plan, plan
+from runner.random import uniform
+from runner.spec import TrainState, first_state
+
+# the largest difference, relative where values exceed 1, that rounding in float64 explains
+TOLERANCE = 1e-12
+BACKENDS = ("lightning", "keras")
+# kind -> usual causes, in the order of their frequency (docs/twins.md)
+CAUSES: Mapping[str, str] = {
+    "dense": "a transposed kernel, a missing bias, the axis order of a flatten before it",
+    "conv": "padding (Keras's same with a stride is asymmetric), a transposed kernel, strides",
+    "depthwise_conv": "padding (Keras's same with a stride is asymmetric), the channel multiplier",
+    "conv_transpose": "padding and output padding, a transposed kernel",
+    "batch_norm": "epsilon (1e-5 in torch, 1e-3 in Keras), momentum (torch's is 1 - Keras's), "
+    "the axis of the channels",
+    "layer_norm": "epsilon (1e-5 in torch, 1e-3 in Keras), the normalised axes",
+    "group_norm": "epsilon (1e-5 in torch, 1e-3 in Keras), the number of groups",
+    "rms_norm": "epsilon (the dtype's in torch, 1e-6 in Keras)",
+    "embedding": "the padding index, the rows of unknown tokens",
+    "lstm": "the order of the gates (i, f, g, o on both), the functions of the gates",
+    "gru": "the order of the gates (r, z, n in torch; z, r, n in Keras), reset_after",
+    "rnn": "the activation",
+    "attention": "the number of heads, the scale, a mask, batch_first",
+    "prelu": "shared axes",
+    "activation": "the variant of GELU (erf in torch and Keras, tanh elsewhere), the slope of "
+    "leaky ReLU (0.01 in torch, 0.2 in Keras), the axis of a softmax",
+    "max_pool": "padding (Keras's same is asymmetric), strides, ceil_mode",
+    "average_pool": "padding that is counted (torch's default) or not (Keras), strides",
+    "flatten": "the axis order: torch has channels first, Keras last",
+    "dropout": "the rate",
+}
+
+
+@dataclass
+class Row:
+    """A layer of both models. None: nothing to compare."""
+
+    kind: str
+    torch: str
+    keras: str
+    settings: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})
+    input: float | None = None
+    output: float | None = None
+    gradient: float | None = None
+    statistics: float | None = None
+    shapes: set[str] = field(default_factory=set)  # unequal shapes of outputs
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} ({self.torch} / {self.keras})"
+
+    def differing(self) -> list[str]:
+        """Return the settings that differ, torch's first."""
+        torch, keras = self.settings
+        return [
+            f"{key} {_show(torch[key])} / {_show(keras[key])}"
+            for key in torch
+            if key in keras and torch[key] != keras[key]
+        ]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The findings of the comparison. `largest` is the largest difference of all."""
+
+    rows: Sequence[Row]
+    largest: float
+    where: str | None  # the first place at which the models part
+    causes: Sequence[str] = ()
+
+
+def twin(values: Mapping[str, Any]) -> int:
+    """Compare the two models of a composed config; print the table. Return 0 if they agree."""
+    result = compare(values)
+    for line in lines(result):
+        print(line)
+    return int(result.where is not None)
+
+
+def compare(values: Mapping[str, Any]) -> Result:
+    """Compare the two models of a composed config on its first batch."""
+    config = parse(values)
+    if not isinstance(config.model, TwinModel):
+        raise ConfigError(f"task=twin needs model=twin, got model={config.model.name}")
+    plans = {}
+    for backend in BACKENDS:
+        trainer = {**values["trainer"], "precision": "float64", "threads": 1}
+        plans[backend] = plan(parse({**values, "backend": backend, "trainer": trainer}))
+    networks = [_network(plans[backend]) for backend in BACKENDS]
+    structural = _structure(*networks)
+    if structural is not None:
+        return structural
+    traces = []
+    for backend in BACKENDS:
+        prepared = plans[backend]
+        rows, state = _first_batch(prepared), _checked_state(prepared)
+        module = dispatcher.load(backend)
+        traces.append(module.trace(prepared.model, state, rows, prepared.loss))
+    return _numbers((networks[0], networks[1]), (traces[0], traces[1]))
+
+
+def _network(prepared: Plan) -> TwinNetwork:
+    assert isinstance(prepared.network, TwinNetwork)
+    return prepared.network
+
+
+def _first_batch(prepared: Plan) -> Batch:
+    """Return the rows of the run's first update."""
+    chunk = next(iter(prepared.chunks(0, None, adapt=False, end=1)))
+    rows = np.sort(chunk.blocks[0].ravel())
+    spec = prepared.run_spec()
+    batch = prepared.data.train.read(rows) if prepared.data.streams else spec.fields
+    x = batch["x"] if prepared.data.streams else batch["x"][rows]
+    return {"x": np.ascontiguousarray(x, dtype=np.float64), "y": spec.fields["y"][rows]}
+
+
+def _checked_state(prepared: Plan) -> TrainState:
+    """Return the first state with biases, scales and running statistics moved by up to 0.25: at 0
+    and 1 they would hide differences."""
+    config = prepared.config
+    state = first_state(prepared.network, config.optimizer, np.dtype(np.float64), config.seed)
+
+    def moved(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {
+            name: value + (uniform(value.shape, config.seed, f"{name} moved") - 0.5) / 2
+            if value.ndim < 2
+            else value
+            for name, value in values.items()
+        }
+
+    return TrainState(0, moved(state.weights), state.slots, moved(state.buffers))
+
+
+def _structure(torch: TwinNetwork, keras: TwinNetwork) -> Result | None:
+    """Compare the lists of layers and tensors. Return None if they fit each other."""
+    pairs = zip_longest(torch.layer_names.items(), keras.layer_names.items())
+    for a, b in pairs:
+        if a is None or b is None or a[0] != b[0]:
+            names = [_found(a, torch), _found(b, keras)]
+            where = f"torch has {names[0]} where Keras has {names[1]}"
+            return Result(
+                [], np.inf, where, ["another order of definition: name pairs in model.map"]
+            )
+    shapes = [
+        {name: v.shape for name, v in {**net.built.weights, **net.built.buffers}.items()}
+        for net in (torch, keras)
+    ]
+    for name in {**shapes[0], **shapes[1]}:
+        found = [_shape(one.get(name)) for one in shapes]
+        if found[0] != found[1]:
+            layer = name.partition("/")[0]
+            where = f"{layer} ({torch.layer_names[layer]} / {keras.layer_names[layer]})"
+            return Result([], np.inf, where, [f"{name} is {found[0]} / {found[1]}"])
+    frozen = set(torch.built.buffers) ^ set(keras.built.buffers)
+    if frozen:
+        name = min(frozen)
+        layer = name.partition("/")[0]
+        where = f"{layer} ({torch.layer_names[layer]} / {keras.layer_names[layer]})"
+        owner = "torch" if name in torch.built.buffers else "Keras"
+        return Result([], np.inf, where, [f"{name} is not trained in {owner} only"])
+    return None
+
+
+def _found(entry: tuple[str, str] | None, net: TwinNetwork) -> str:
+    return "no more layers" if entry is None else f"{entry[0]} ({entry[1]})"
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else str(list(shape))
+
+
+def _numbers(networks: tuple[TwinNetwork, TwinNetwork], traces: tuple[Trace, Trace]) -> Result:
+    """Compare what the models computed."""
+    rows = _rows(networks, traces)
+    gradients, buffers = (
+        [
+            net.to_canonical(getattr(trace, name))
+            for net, trace in zip(networks, traces, strict=True)
+        ]
+        for name in ("gradients", "buffers")
+    )
+    by_layer = {row.kind: row for row in rows}  # the last call of a layer
+    for values, column in ((gradients, "gradient"), (buffers, "statistics")):
+        for name in values[0]:
+            layer = name.partition("/")[0]
+            if layer not in by_layer:
+                torch, keras = (net.layer_names[layer] for net in networks)
+                by_layer[layer] = Row(layer, torch, keras)
+                rows.append(by_layer[layer])
+            row, apart = by_layer[layer], difference(values[0][name], values[1][name])
+            setattr(row, column, max(getattr(row, column) or 0.0, apart))
+    outputs = difference(traces[0].outputs, traces[1].outputs)
+    loss = difference(np.array(traces[0].loss), np.array(traces[1].loss))
+    rows.append(Row("outputs and loss", "", "", output=max(outputs, loss)))
+    columns = ("input", "output", "gradient", "statistics")
+    numbers = [getattr(row, column) for row in rows for column in columns]
+    largest = max(number for number in numbers if number is not None)
+    where, causes = _first_place(rows)
+    return Result(rows, largest, where, causes)
+
+
+def _rows(networks: tuple[TwinNetwork, TwinNetwork], traces: tuple[Trace, Trace]) -> list[Row]:
+    """Pair the calls of both models and compare their outputs, in evaluation and in training."""
+    rows: dict[tuple[str, str, int], Row] = {}
+    for phase in ("evaluation", "training"):
+        calls = [getattr(trace, phase) for trace in traces]
+        labels = [[_label(c, net) for c in one] for one, net in zip(calls, networks, strict=True)]
+        seen: dict[tuple[str, str], int] = {}
+        for i, j in _aligned(*labels):
+            a, b = calls[0][i], calls[1][j]
+            names = a.name, b.name
+            seen[names] = seen.get(names, 0) + 1
+            label = labels[0][i]
+            known = networks[0].layer_names.get(label), networks[1].layer_names.get(label)
+            shown = known[0] or a.name, known[1] or b.name
+            row = rows.setdefault(
+                (*names, seen[names]), Row(label, *shown, (a.settings, b.settings))
+            )
+            row.input = max(row.input or 0.0, difference(a.input, b.input))
+            row.output = max(row.output or 0.0, difference(a.output, _like(a, b)))
+            if not _fit(a.output, _like(a, b)):
+                row.shapes.add(f"shape {list(a.output.shape[1:])} / {list(b.output.shape[1:])}")
+    return list(rows.values())
+
+
+def _label(call: Call, net: TwinNetwork) -> str:
+    """Return the canonical name of a layer with tensors, else its kind."""
+    names = [part.names[0] for part in net.parts if part.tensor.name in call.tensors]
+    return names[-1].partition("/")[0] if names else call.kind
+
+
+def _aligned(a: Sequence[str], b: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yield the pairs of positions that have the same label, in order."""
+    for block in SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks():
+        for k in range(block.size):
+            yield block.a + k, block.b + k
+
+
+def _like(a: Call, b: Call) -> np.ndarray:
+    """Return Keras's output; of a recurrent layer of Keras, the last step may be all there is."""
+    is_last = a.kind in ("lstm", "gru", "rnn") and b.output.ndim == a.output.ndim - 1
+    return np.repeat(b.output[:, None], a.output.shape[1], 1) if is_last else b.output
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the largest difference, relative to the largest value where that is above 1. Images
+    of torch have the channels first; other shapes that differ are infinitely apart."""
+    found = [np.abs(x - y).max(initial=0) for x, y in _forms(a, b)]
+    scale = max(1.0, float(np.abs(a).max(initial=0)))
+    return float(min(found)) / scale if found else np.inf
+
+
+def _forms(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the ways to lay torch's array `a` over Keras's `b`: as it is, and channels last."""
+    if a.shape == b.shape:
+        yield a, b
+    last = np.moveaxis(a, 1, -1) if a.ndim > 2 else a
+    if last.shape == b.shape:
+        yield last, b
+    elif a.ndim != b.ndim and np.squeeze(last).shape == np.squeeze(b).shape:
+        yield np.squeeze(last), np.squeeze(b)
+
+
+def _fit(a: np.ndarray, b: np.ndarray) -> bool:
+    return next(_forms(a, b), None) is not None
+
+
+def _first_place(rows: Sequence[Row]) -> tuple[str | None, list[str]]:
+    """Name the first place in the forward pass at which the models part, and its causes; if all
+    outputs agree, the first statistics, then the last gradient, which is the first one computed."""
+    before = "the input"
+    for row in rows:
+        if _parts(row.input):
+            kinds = "what is between them; " + CAUSES["activation"] + "; " + CAUSES["flatten"]
+            return f"between {before} and {row.name}", [kinds]
+        if _parts(row.output):
+            return row.name, _causes(row)
+        before = row.name
+    for row in rows:
+        if _parts(row.statistics):
+            return f"{row.name}, running statistics", _causes(row)
+    for row in reversed(rows):
+        if _parts(row.gradient):
+            return f"{row.name}, gradient", _causes(row)
+    return None, []
+
+
+def _parts(number: float | None) -> bool:
+    return number is not None and not number <= TOLERANCE
+
+
+def _causes(row: Row) -> list[str]:
+    """Return the settings that differ, else the usual causes of the kind."""
+    kind = row.kind if row.kind in CAUSES else row.kind.rpartition("_")[0]
+    usual = f"usual causes: {CAUSES[kind]}" if kind in CAUSES else ""
+    return row.differing() or [*sorted(row.shapes), *([usual] if usual else [])]
+
+
+def lines(result: Result) -> Iterator[str]:
+    """Format the result for the terminal."""
+    columns = ("output", "gradient", "statistics")
+    table: list[tuple[str, ...]] = [("layer", "torch", "keras", *columns)]
+    for row in result.rows:
+        numbers = [_number(getattr(row, column)) for column in columns]
+        table.append((row.kind, row.torch, row.keras, *numbers))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    if result.rows:
+        for entry in table:
+            yield "  ".join(f"{cell:{w}}" for cell, w in zip(entry, widths, strict=True)).rstrip()
+    if result.where is None:
+        yield f"the models agree: the largest difference is {result.largest:.1e}"
+        return
+    yield f"the models part at {result.where}"
+    for cause in result.causes:
+        yield f"  torch / Keras: {cause}" if " / " in cause else f"  {cause}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1e}" if value else "0"
+
+
+def _show(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,105 @@
+"""Between the canonical state of a twin and the tensors of a framework: wrappers for a backend's
+functions. Other models pass through unchanged."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import Any
+
+import numpy as np
+
+from runner.components.twins import TwinNetwork
+from runner.data.order import Chunk
+from runner.data.source import Batch
+from runner.errors import ConfigError
+from runner.spec import Live, OnChunk, Report, RunSpec, Tables, TrainState
+
+
+def trains(train: Callable[..., TrainState]) -> Callable[..., TrainState]:
+    """Wrap a backend's `train`, which knows only the framework's names and layouts."""
+
+    @wraps(train)
+    def wrapped(
+        run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk
+    ) -> TrainState:
+        twin = run.network
+        if not isinstance(twin, TwinNetwork):
+            return train(run, start, chunks, on_chunk)
+
+        def on_native_chunk(chunk: Chunk, report: Report, live: Live) -> bool:
+            return on_chunk(chunk, report, _Live(live, twin))
+
+        state = train(_native_run(run, twin), native_state(twin, start), chunks, on_native_chunk)
+        return canonical_state(twin, state)
+
+    return wrapped
+
+
+def takes_state(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a backend's function of a model, its state and other arguments."""
+
+    @wraps(function)
+    def wrapped(model: Any, state: TrainState, *args: Any, **kwargs: Any) -> Any:
+        twin = model.network
+        if isinstance(twin, TwinNetwork):
+            model, state = replace(model, network=twin.native), native_state(twin, state)
+        return function(model, state, *args, **kwargs)
+
+    return wrapped
+
+
+@dataclass(frozen=True)
+class _Live:
+    """The model during training, with the canonical state."""
+
+    live: Live
+    twin: TwinNetwork
+
+    def state(self) -> TrainState:
+        return canonical_state(self.twin, self.live.state())
+
+    def predict(self, rows: Batch) -> np.ndarray:
+        return self.live.predict(rows)
+
+    def use_tables(self, tables: Tables) -> None:
+        self.live.use_tables(tables)
+
+
+def _native_run(run: RunSpec, twin: TwinNetwork) -> RunSpec:
+    groups = [replace(group, names=twin.native_names(group.names)) for group in run.groups]
+    return replace(run, network=twin.native, groups=tuple(groups))
+
+
+def native_state(twin: TwinNetwork, state: TrainState) -> TrainState:
+    """Convert a canonical state to the framework's names and layouts."""
+    built = twin.native.built
+    return TrainState(
+        state.step,
+        twin.to_native(state.weights, {}),
+        _each_slot(lambda slot: twin.to_native(slot, {}), state),
+        twin.to_native(state.buffers, built.buffers),
+    )
+
+
+def canonical_state(twin: TwinNetwork, state: TrainState) -> TrainState:
+    """Convert a framework's state to canonical names and layouts."""
+    return TrainState(
+        state.step,
+        twin.to_canonical(state.weights),
+        _each_slot(twin.to_canonical, state),
+        twin.to_canonical(state.buffers),
+    )
+
+
+def _each_slot(
+    convert: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]], state: TrainState
+) -> dict[str, dict[str, np.ndarray]]:
+    for slot, values in state.slots.items():
+        for name, value in values.items():
+            if value.shape != state.weights[name].shape:
+                raise ConfigError(
+                    f"model=twin needs an optimizer whose slots have the shapes of the weights; "
+                    f"{slot} of {name} has {list(value.shape)}, the weight "
+                    f"{list(state.weights[name].shape)}"
+                )
+    return {slot: convert(values) for slot, values in state.slots.items()}

@@ -1,0 +1,101 @@
+"""A twin, one model of the user's own on both frameworks, is like a built-in model: the same first
+weights, the same training, one checkpoint for both."""
+
+import numpy as np
+import pytest
+
+from runner.errors import ConfigError
+from tests.command_line import OTHER
+from tests.training import Trained, differences, first, prepare, train
+
+TRUSTED = "trusted_modules=[tests.twin_models]"
+SHORT = [
+    *("model=twin", TRUSTED, "device=cpu", "trainer.precision=float64", "trainer.max_steps=30"),
+    *("trainer.batch_size=100", "optimizer=sgd", "optimizer.momentum=0.9"),
+]
+# float64: rounding of some 1e-16 an operation in 30 updates of these networks
+TOLERANCE = 1e-12
+
+
+def twin(name: str, *more: str) -> list[str]:
+    model = "tests.twin_models"
+    targets = [f"model.{f}._target_={model}.{k}_{name}" for f, k in KINDS.items()]
+    return [*SHORT, *targets, *more]
+
+
+KINDS = {"lightning": "torch", "keras": "keras"}
+
+
+def both(config: list[str]) -> dict[str, Trained]:
+    return {backend: train(backend, [*config, f"backend={backend}"]) for backend in KINDS}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        # decoupled decay needs to know which weights are kernels
+        pytest.param(twin("small", "optimizer.weight_decay=0.01"), id="small"),
+        pytest.param(twin("large", "data.images=true"), marks=pytest.mark.slow, id="large"),
+    ],
+)
+def test_a_twin_trains_alike_on_both_frameworks(config: list[str]) -> None:
+    """With dropout and running statistics; the large one has most kinds of layers."""
+    done = both(config)
+    found = differences(done["lightning"], done["keras"])
+    assert max(found.values()) <= TOLERANCE, found
+
+
+@pytest.mark.parametrize("backend", [pytest.param("lightning", marks=pytest.mark.slow), "keras"])
+def test_a_twin_switches_backends_on_resume(backend: str) -> None:
+    """18 updates on one framework and 12 on the other, against 30 on one."""
+    config = twin("small")
+    whole = train(backend, [*config, f"backend={backend}"])
+    cut = [*config, "trainer.steps_per_call=5"]
+    part = train(backend, [*cut, f"backend={backend}"], stop_after=18)
+    rest = train(OTHER[backend], [*cut, f"backend={OTHER[backend]}"], start=part.state)
+    assert part.state.step == 18
+    found = differences(whole, part.then(rest))
+    assert max(found.values()) <= TOLERANCE, found
+
+
+def test_names_follow_from_either_framework() -> None:
+    """In order of definition, with shapes of no framework: [in, out]."""
+    states = [first(prepare([*twin("small"), f"backend={backend}"])) for backend in KINDS]
+    shapes = [{name: v.shape for name, v in {**s.weights, **s.buffers}.items()} for s in states]
+    assert shapes[0] == shapes[1]
+    assert shapes[0]["dense_0/kernel"] == (64, 24)
+    assert shapes[0].keys() == {
+        *("dense_0/kernel", "dense_0/bias", "layer_norm_0/scale", "layer_norm_0/offset"),
+        *("dense_1/kernel", "batch_norm_0/scale", "batch_norm_0/offset", "batch_norm_0/mean"),
+        *("batch_norm_0/variance", "dense_2/kernel", "dense_2/bias"),
+    }
+
+
+def test_first_weights_are_glorot_s() -> None:
+    """U(-a, a), a = sqrt(6 / (in + out)): all inside, and with the deviation a / sqrt(3). 5
+    standard errors of the deviation of 1,536 draws, some a / sqrt(3) / 56 / 1.1."""
+    kernel = first(prepare([*twin("small"), "seed=3"])).weights["dense_0/kernel"]
+    a = np.sqrt(6 / (64 + 24))
+    assert np.abs(kernel).max() <= a
+    assert abs(kernel.std() - a / np.sqrt(3)) < 5 * a / np.sqrt(3) / 60
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["model.map=first"], "model.map must be a group of keys, got first"),
+        (
+            ["model.map={body.0: sequential/dense}"],
+            "model.map must name layers or tensors of both models, each once; the torch model has "
+            "no body.0; it has 0, 1, 4, 5, 7",
+        ),
+        (
+            ["backend=witness"],
+            "backend must be one of lightning, keras for model=twin, got witness",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line(more: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        prepare([*twin("small"), *more])
+    assert str(error.value) == message
