@@ -2,14 +2,27 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
-class ConfigError(Exception):
+class TwinrunError(Exception):
+    """The base of all errors that this program raises for a user."""
+
+
+class ConfigError(TwinrunError):
     """The config is wrong: exit status 2, nothing written, nothing trained."""
 
 
-class RunError(Exception):
-    """The run failed: exit status 1, the traceback is in run.log."""
+class RunError(TwinrunError):
+    """The run failed: exit status 1, the traceback is in run.log.
+
+    Attributes:
+        folder: in Python, the folder of the run that failed; None if there is none.
+    """
+
+    def __init__(self, message: object = "", folder: Path | None = None) -> None:
+        super().__init__(message)
+        self.folder = folder
 
 
 # Keys that may keep a run from diverging

@@ -15,13 +15,13 @@ from runner.components.cancelled import cancelled
 from runner.components.custom import CustomNetwork, Source
 from runner.components.layers import Network, Shape, needs_images, network
 from runner.components.twins import TwinNetwork
-from runner.config.schema import Config, CustomModel, TwinModel
+from runner.config.schema import Config, CustomModel, LayerModel, ObjectModel, TwinModel
 from runner.data import Dataset, Split, load
 from runner.data.dataset import Task, check_range
 from runner.data.order import Chunks, Order
 from runner.data.source import Batch, Field
 from runner.dispatcher import BACKENDS
-from runner.errors import ConfigError, nearest
+from runner.errors import ConfigError, nearest, show
 from runner.exact.refuse import refuse
 from runner.machine import memory, threads
 from runner.schedules import Clock, Plateau, lint
@@ -254,9 +254,7 @@ def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
 def _data(config: Config, like: Mapping[str, Any] | None) -> Dataset:
     """Load the data set, as images if the model needs them."""
     data = load(config.data, like)
-    if isinstance(
-        config.model, CustomModel | TwinModel
-    ):  # it gets images where data.images is true
+    if not isinstance(config.model, LayerModel):  # it gets images where data.images is true
         return data
     if data.image_shape is None or not needs_images(config.model.layers):
         return data
@@ -336,7 +334,7 @@ def model_spec(
 
 def _network(config: Config, input_shape: Shape, num_outputs: int) -> Network:
     model = config.model
-    if not isinstance(model, CustomModel | TwinModel):
+    if isinstance(model, LayerModel):
         return network(model.layers, input_shape, num_outputs)
     precision = config.trainer.precision
     if precision == "exact":
@@ -362,8 +360,16 @@ def _network(config: Config, input_shape: Shape, num_outputs: int) -> Network:
 
 def source_of(config: Config) -> Source:
     """Return the origin of the user's own model for the run's backend."""
-    if isinstance(config.model, CustomModel):
-        return Source(config.model.section)
+    model = config.model
+    if isinstance(model, CustomModel | ObjectModel):
+        if model.given is not None:
+            return Source(None, model.given)
+        if isinstance(model, CustomModel):
+            return Source(model.section)
+        raise ConfigError(
+            f"model=object is a model that was passed in Python, {show(model.object)}, and is in "
+            f"no file; use runner.train, runner.resume or runner.load_run with model=..."
+        )
     assert isinstance(config.model, TwinModel)
     sections = {"lightning": config.model.lightning, "keras": config.model.keras}
     if config.backend not in sections:

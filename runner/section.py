@@ -5,9 +5,9 @@ implement it. A `name` or `layer` key selects the class. Defaults are in conf/, 
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PrivateAttr, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 
@@ -19,7 +19,25 @@ class Section(BaseModel):
     )
 
 
-class OwnCode(Section):
+class Holder(Section):
+    """A section that can hold an object that was passed in Python. The object is no key: it is
+    neither hashed nor saved."""
+
+    _given: Any = PrivateAttr(default=None)
+
+    @property
+    def given(self) -> Any:
+        """The object; None if there is none."""
+        return self._given
+
+    def holding(self, given: Any) -> Self:
+        """Return a copy that holds the object."""
+        copied = self.model_copy()
+        copied._given = given
+        return copied
+
+
+class OwnCode(Holder):
     """A section that names the user's own code by Hydra's convention: `_target_`, and its
     arguments, which are the keys that are no fields of the class."""
 

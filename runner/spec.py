@@ -215,6 +215,11 @@ class Backend(Protocol):
         the number later fixes it here."""
         ...
 
+    def fixed_threads(self) -> int | None:
+        """Return the number of threads that a run in Python must use, because the framework has one
+        number for the whole process; None if every run can have its own."""
+        ...
+
     def inspect(self, source: Source, input_shape: Shape, precision: Precision, seed: int) -> Built:
         """Build the user's own model with the run's seed, and describe it."""
         ...

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import re
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
@@ -174,6 +174,16 @@ def call(target: str, *arguments: Any, **named: Any) -> Any:
         return function(*arguments, **named)
     except Exception as error:
         raise ValueError(f"_target_ {target} raised {blame(error, target)}") from error
+
+
+def call_given(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Call a function that was passed in Python, as `call` does."""
+    try:
+        return function(*arguments, **named)
+    except Exception as error:
+        name = getattr(function, "__qualname__", type(function).__qualname__)
+        module = str(getattr(function, "__module__", ""))
+        raise ValueError(f"_target_ {name} raised {blame(error, module)}") from error
 
 
 def make(section: Mapping[str, Any]) -> Any:

@@ -107,7 +107,7 @@ ROOMS = [
         "tasks",
         "cli",
     ),
-    *("", "__main__"),  # "": the Python API
+    *("api", "", "__main__"),  # "": the names of the Python API
 ]
 
 

@@ -1,7 +1,7 @@
 """Implements `runner.spec.Backend` with Keras 3 on TensorFlow."""
 
 from backends.keras import loop
-from backends.keras.device import can_use_threads, devices
+from backends.keras.device import can_use_threads, devices, fixed_threads
 from backends.keras.loop import inspect
 from runner import twins
 
@@ -16,6 +16,7 @@ __all__ = [
     "can_use_threads",
     "devices",
     "export",
+    "fixed_threads",
     "inspect",
     "name",
     "native_model",

@@ -1,6 +1,7 @@
 """The user's own models: a keras.Model instead of the layers of layers.build. Its variables keep
 Keras's paths and layouts."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -37,8 +38,7 @@ def build(
 def inspect(source: Source, input_shape: Shape, seed: int) -> Built:
     """Build the model with the run's seed, and describe it. Keras draws its layers' seeds from
     Python's generator."""
-    if source.section is not None:
-        keras.utils.clear_session()  # so that names do not depend on earlier models
+    keras.utils.clear_session()  # so that names do not depend on earlier models
     with twin.calls(source.is_twin) as called:
         own, _, y = _build(source, input_shape, seed)
     paths = list(_unique(variable.path for variable in _variables(own)))
@@ -50,6 +50,7 @@ def inspect(source: Source, input_shape: Shape, seed: int) -> Built:
         output_shape=tuple(y.shape[1:]),
         uses_xla=_can_compile(own),
         layers=twin.find(called, _in_order(own, paths)) if source.is_twin else None,
+        description=_description(own),
     )
 
 
@@ -61,8 +62,14 @@ def _in_order(model: keras.Model, paths: Sequence[str]) -> dict[str, Any]:
 
 def _build(source: Source, input_shape: Shape, seed: int) -> tuple[keras.Model, Any, Any]:
     """Build the model. Return it, a symbolic batch of rows, and its outputs for the batch."""
+    originals: list[Any] = []  # an instance that was passed, whose values the model gets
+
+    def copy(original: Any) -> Any:
+        originals.append(original)
+        return _copy(original)
+
     with seeded(seed), _plain_errors():
-        model = source.make(keras.Layer, "keras.Model or keras.Layer")
+        model = source.make(keras.Layer, "keras.Model or keras.Layer", copy)
         x = keras.Input(input_shape)
         try:
             y = model(x)
@@ -74,7 +81,58 @@ def _build(source: Source, input_shape: Shape, seed: int) -> tuple[keras.Model, 
     if not keras.utils.is_keras_tensor(y) or None in y.shape[1:]:
         found = list(y.shape) if keras.utils.is_keras_tensor(y) else type(y).__name__
         raise ConfigError(f"{source.name} must return one tensor of known shape, got {found}")
+    for original in originals:
+        try:
+            _take_values(model, original)
+        except ValueError:
+            raise ConfigError(
+                f"{source.name} cannot be copied: a copy has other variables; pass the class or a "
+                f"function that makes it"
+            ) from None
     return model, x, y
+
+
+def _copy(original: keras.Layer) -> keras.Layer:
+    """Make a layer of the same class and config. Keras's own config of a subclass of keras.Model
+    holds the defaults of its arguments, not their values, so the class must define its config."""
+    defines = next(cls for cls in type(original).__mro__ if "get_config" in vars(cls))
+    is_own = type(original).__module__.partition(".")[0] == "keras"
+    if not is_own and defines in (keras.Model, keras.Layer, keras.Operation):
+        raise TypeError("its class has no get_config")
+    return type(original).from_config(original.get_config())
+
+
+def _take_values(model: keras.Layer, original: keras.Layer) -> None:
+    """Give a built copy the values of the original, and freeze what is frozen there. An original
+    that is not built has no values."""
+    if not original.weights:
+        return
+    layers, originals = _layers(model), _layers(original)
+    for layer, other in zip(layers, originals, strict=True):
+        layer.trainable = other.trainable
+    for variable, other in zip(_variables(model), _variables(original), strict=True):
+        variable.assign(other.value)
+
+
+def _layers(model: keras.Layer) -> list[keras.Layer]:
+    """Return a model and the layers in it, each model before its layers."""
+    layers = [model]
+    for layer in layers:  # the list grows during the loop
+        layers += getattr(layer, "layers", [])
+    return layers
+
+
+def _description(model: keras.Layer) -> str:
+    """Describe the layers without their names."""
+    parts = []
+    for layer in _layers(model):
+        settings = {}
+        if not getattr(layer, "layers", []):
+            with suppress(Exception):  # a config that its class does not give
+                settings = layer.get_config()
+        kept = {key: value for key, value in settings.items() if key not in ("name", "dtype")}
+        parts.append([type(layer).__qualname__, repr(sorted(kept.items()))])
+    return json.dumps(parts)
 
 
 @contextmanager
@@ -106,8 +164,5 @@ def _unique(paths: Iterable[str]) -> Iterator[str]:
 def _can_compile(model: keras.Model) -> bool:
     """Return whether XLA compiles the model quickly. It takes seconds for convolutions on the CPU,
     and longer for recurrent layers."""
-    layers = [model]
-    for layer in layers:  # the list grows during the loop
-        layers += getattr(layer, "layers", [])
-    recurrent = any(isinstance(layer, keras.layers.RNN) for layer in layers)
+    recurrent = any(isinstance(layer, keras.layers.RNN) for layer in _layers(model))
     return not recurrent and all(len(v.shape) < 4 for v in model.trainable_variables)

@@ -1,5 +1,7 @@
 """TensorFlow's devices on this machine, their names, and whether XLA compiles the updates."""
 
+import os
+
 import tensorflow as tf
 
 from runner.components.custom import CustomNetwork
@@ -26,6 +28,16 @@ def can_use_threads(num: int) -> bool:
     except RuntimeError:  # fixed to another number
         return False
     return True
+
+
+def fixed_threads() -> int | None:
+    """Return the number of threads that TensorFlow has in this process. It belongs to the process:
+    a run in Python does not set it."""
+    num: int = tf.config.threading.get_intra_op_parallelism_threads()
+    if num:
+        return num
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
 
 
 def uses_xla(run: RunSpec) -> bool:

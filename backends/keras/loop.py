@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from backends.keras import custom, device, exact, layers, native, tracing, twin
+from backends.keras import custom, device, exact, layers, native, session, tracing, twin
 from runner.components.custom import Built, CustomNetwork, Source
 from runner.components.layers import Shape
 from runner.components.twins import Trace
@@ -174,7 +174,8 @@ def train(
     run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk
 ) -> TrainState:
     global _last
-    if not device.can_use_threads(run.threads) and run.precision != "exact":
+    fits = run.threads == device.fixed_threads() or device.can_use_threads(run.threads)
+    if not fits and run.precision != "exact":
         raise RunError(
             f"TensorFlow uses another number of threads than {run.threads} in this process: run in "
             f"a new process"
@@ -254,6 +255,7 @@ def _loaded(model: ModelSpec, state: TrainState) -> keras.Model:
     return network
 
 
+@session.isolated()
 def export(
     model: ModelSpec,
     state: TrainState,
@@ -296,23 +298,26 @@ def _network(
 def _settings(model: ModelSpec, is_fresh: bool = False) -> Iterator[None]:
     """Set Keras's global dtype for a model in the block; restore it afterwards. `is_fresh` drops
     the graphs of earlier runs in this process."""
-    if is_fresh:
-        keras.utils.clear_session()
     is_twin = isinstance(model.network, CustomNetwork) and model.network.source.is_twin
-    with _dtypes(model.dtype.name, _POLICY[model.precision]), twin.exact_numbers(is_twin):
-        yield
+    with session.isolated():
+        if is_fresh:
+            keras.utils.clear_session()
+        with _dtypes(model.dtype.name, _POLICY[model.precision]), twin.exact_numbers(is_twin):
+            yield
 
 
 @contextmanager
 def _dtypes(dtype: str, policy_name: str) -> Iterator[None]:
-    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
-    keras.config.set_floatx(dtype)
-    keras.config.set_dtype_policy(policy_name)
-    try:
-        yield
-    finally:
-        keras.config.set_floatx(floatx)
-        keras.config.set_dtype_policy(policy)
+    floatx = keras.config.floatx()
+    with session.isolated():
+        policy = keras.config.dtype_policy()
+        keras.config.set_floatx(dtype)
+        keras.config.set_dtype_policy(policy_name)
+        try:
+            yield
+        finally:
+            keras.config.set_floatx(floatx)
+            keras.config.set_dtype_policy(policy)
 
 
 def _predict(network: keras.Model, model: ModelSpec, rows: Batch) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from backends.lightning import loop, tracing
 from backends.lightning.custom import inspect
-from backends.lightning.device import can_use_threads, devices
+from backends.lightning.device import can_use_threads, devices, fixed_threads
 from runner import twins
 
 name = "lightning"
@@ -16,6 +16,7 @@ __all__ = [
     "can_use_threads",
     "devices",
     "export",
+    "fixed_threads",
     "inspect",
     "name",
     "native_model",

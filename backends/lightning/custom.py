@@ -1,6 +1,8 @@
 """The user's own models: an nn.Module instead of layers.Network. Its tensors keep torch's names and
 layouts."""
 
+import copy
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -74,6 +76,7 @@ def inspect(source: Source, input_shape: Shape, precision: Precision, seed: int)
         buffers={name: value for name, value in values.items() if name not in trained},
         output_shape=output_shape,
         layers=twin.find(network.model, tensors) if source.is_twin else None,
+        description=re.sub(r" at 0x[0-9a-f]+", "", repr(network.model)),
     )
 
 
@@ -84,7 +87,8 @@ def _build(
     zeros also creates the weights of lazy modules."""
     with seeded(seed), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
-        network = Network(source.make(nn.Module, "torch.nn.Module"), input_shape).to(dtype)
+        model = source.make(nn.Module, "torch.nn.Module", _copy)
+        network = Network(model, input_shape).to("cpu", dtype)
         training = network.model.training
         network.eval()
         try:
@@ -100,6 +104,13 @@ def _build(
         found = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
         raise ConfigError(f"{source.name} must return one row per input row, here 2, got {found}")
     return network, tuple(y.shape[1:])
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """Copy a module that was passed as an instance, without gradients."""
+    copied = copy.deepcopy(model)
+    copied.zero_grad(set_to_none=True)
+    return copied
 
 
 class Randomness:

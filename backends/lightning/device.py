@@ -22,6 +22,11 @@ def can_use_threads(num: int) -> bool:
     return True
 
 
+def fixed_threads() -> int | None:
+    """Return None: torch can change the number of threads at any time."""
+    return None
+
+
 @contextmanager
 def threads(num: int) -> Iterator[None]:
     """Set the number of threads for the block; restore it afterwards."""

@@ -1,7 +1,24 @@
 """Implements `runner.spec.Backend` with NumPy."""
 
-from backends.witness.loop import can_use_threads, devices, export, native_model, predict, train
+from backends.witness.loop import (
+    can_use_threads,
+    devices,
+    export,
+    fixed_threads,
+    native_model,
+    predict,
+    train,
+)
 
 name = "witness"
 
-__all__ = ["can_use_threads", "devices", "export", "name", "native_model", "predict", "train"]
+__all__ = [
+    "can_use_threads",
+    "devices",
+    "export",
+    "fixed_threads",
+    "name",
+    "native_model",
+    "predict",
+    "train",
+]

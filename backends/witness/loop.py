@@ -60,6 +60,10 @@ def can_use_threads(num: int) -> bool:
     return True
 
 
+def fixed_threads() -> int | None:
+    return None
+
+
 def train(
     run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk
 ) -> TrainState:

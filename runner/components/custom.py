@@ -1,12 +1,17 @@
 """The user's own model as the runner sees it: shapes, and the names and first values of its
 tensors. A backend builds it; names and layouts are the framework's."""
 
+import hashlib
+import inspect
+import json
 import random
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+from weakref import ref
 
 import numpy as np
 
@@ -15,25 +20,37 @@ from runner.components.layers import Network, Shape, Variable
 from runner.errors import ConfigError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Source:
-    """The origin of a model: a config section with `_target_`, or an object passed in Python."""
+    """The origin of a model: a config section with `_target_`, or an object passed in Python.
+
+    Two sources are equal if they make the same model. The code of an object may have changed
+    between two runs of a notebook, so it is never equal to another.
+    """
 
     section: Mapping[str, Any] | None
     given: Any = None
     key: str = "model"  # the section's, for errors
     is_twin: bool = False
+    _made: list[Any] = field(default_factory=list, repr=False)  # the last model of a factory
 
-    def make(self, kind: type, kind_name: str) -> Any:
-        """Make the model; an instance is returned as it is, a class or factory is called. Raises
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Source) or self.given is not None or other.given is not None:
+            return self is other
+        return self.section == other.section
+
+    def make(self, kind: type, kind_name: str, copy: Callable[[Any], Any]) -> Any:
+        """Make the model: a class or factory is called; of an instance, `copy` makes a copy. Raises
         ConfigError if the result is not a `kind`; `kind_name` is its name for users."""
         if self.section is not None:
             try:
                 model = user_code.make(self.section)
             except ValueError as error:
                 raise ConfigError(f"{self.key}.{error}") from error
+        elif is_factory(self.given):
+            model = self._call(copy)
         else:
-            model = self.given if isinstance(self.given, kind) else self.given()
+            model = self._copied(self.given, copy) if isinstance(self.given, kind) else self.given
         if not isinstance(model, kind):
             raise ConfigError(
                 f"{self.name} must make a {kind_name} for this backend, got "
@@ -41,12 +58,41 @@ class Source:
             )
         return model
 
+    def _call(self, copy: Callable[[Any], Any]) -> Any:
+        """Call the class or factory. Copy the result if it was returned before: it may be the
+        user's own instance, which training must not change."""
+        try:
+            model = self.given()
+        except Exception as error:
+            module = str(getattr(self.given, "__module__", ""))
+            raise ConfigError(f"{self.name} raised {user_code.blame(error, module)}") from error
+        is_repeated = any(made() is model for made in self._made)
+        with suppress(TypeError):  # no model: the caller refuses it
+            self._made[:] = [ref(model)]
+        return self._copied(model, copy) if is_repeated else model
+
+    def _copied(self, model: Any, copy: Callable[[Any], Any]) -> Any:
+        try:
+            return copy(model)
+        except Exception as error:
+            raise ConfigError(
+                f"{self.name} cannot be copied: {type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]}; pass the class or a function that makes it"
+            ) from error
+
     @property
     def name(self) -> str:
         """The name of the model in errors."""
         if self.section is not None:
             return f"{self.key}._target_ {self.section['_target_']}"
-        return f"model {getattr(self.given, '__qualname__', type(self.given).__qualname__)}"
+        named = self.given.func if isinstance(self.given, partial) else self.given
+        return f"model {getattr(named, '__qualname__', type(named).__qualname__)}"
+
+
+def is_factory(value: Any) -> bool:
+    """Return whether an object passed in Python is called to make the model: a class, a function, a
+    method or a partial call. Anything else is an instance."""
+    return inspect.isclass(value) or inspect.isroutine(value) or isinstance(value, partial)
 
 
 @dataclass(frozen=True)
@@ -59,6 +105,16 @@ class Built:
     output_shape: Shape
     uses_xla: bool = True  # False if XLA cannot compile it
     layers: Any = None  # of a twin: runner.components.twins.Layers
+    description: str = ""  # the layers and their settings, the same for models of the same layout
+
+    def layout_sha256(self) -> str:
+        """Hash the description, and the shapes of all tensors in order: equal for two models that
+        differ in nothing but their values."""
+        shapes = [
+            [list(value.shape) for value in values.values()]
+            for values in (self.weights, self.buffers)
+        ]
+        return hashlib.sha256(json.dumps([self.description, shapes]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from runner.schedules.stall import Mode
 from runner.section import (
     Count,
     Fraction,
+    Holder,
     Index,
     Mark,
     NonNegative,
@@ -77,10 +78,20 @@ class TwinModel(Section):
     map: dict[str, str] | None
 
 
+class ObjectModel(Holder):
+    """A model that was passed in Python, runner.train(model=...), and that no `_target_` can make:
+    an instance, or a class or function that cannot be imported. `object` is its name."""
+
+    name: Literal["object"]
+    object: str | None
+
+
 def _kind_of_model(values: Any) -> str:
     given = values if isinstance(values, dict) else {}
     if isinstance(values, TwinModel) or {"lightning", "keras"} & set(given):
         return "twin"
+    if isinstance(values, ObjectModel) or "object" in given:
+        return "an object"
     is_own = isinstance(values, CustomModel) or "_target_" in given
     return "own code" if is_own else "known layers"
 
@@ -90,6 +101,7 @@ Model = Annotated[
         Annotated[LayerModel, Tag("known layers")],
         Annotated[CustomModel, Tag("own code")],
         Annotated[TwinModel, Tag("twin")],
+        Annotated[ObjectModel, Tag("an object")],
     ],
     Discriminator(_kind_of_model),
 ]

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Union
 
 from pydantic import Field, TypeAdapter
 
+from runner.data.arrays import Arrays
 from runner.data.dataset import Dataset, Split
 from runner.data.embedded import Diabetes, Digits
 from runner.data.files import CSV, NPZ, Custom
@@ -14,7 +15,9 @@ from runner.data.stream import NPY
 
 __all__ = ["Data", "Dataset", "Split", "load"]
 
-Data = Annotated[Union[Digits, Diabetes, NPZ, CSV, NPY, Custom], Field(discriminator="name")]
+Data = Annotated[
+    Union[Digits, Diabetes, NPZ, CSV, NPY, Custom, Arrays], Field(discriminator="name")
+]
 
 
 def load(data: Any, like: Mapping[str, Any] | None = None) -> Dataset:
@@ -23,7 +26,10 @@ def load(data: Any, like: Mapping[str, Any] | None = None) -> Dataset:
     the section names none."""
     if like is not None and getattr(data, "target", "") is None:
         data = data.model_copy(update={"target": like.get("target")})
-    dataset = _load(data.model_dump_json(by_alias=True), _stamps(getattr(data, "path", None)))
+    if isinstance(data, Arrays):
+        dataset = data.load()
+    else:
+        dataset = _load(data.model_dump_json(by_alias=True), _stamps(getattr(data, "path", None)))
     return dataset if like is None else dataset.with_columns(like["features"])
 
 

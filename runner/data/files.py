@@ -28,7 +28,9 @@ from runner.errors import ConfigError, nearest, one_line, show, show_path
 from runner.section import Fraction, Index, Mark, OwnCode, Section
 
 
-class _Rows(Section):
+class Rows(Section):
+    """The keys of data whose rows are split here."""
+
     task: Task
     val_fraction: Fraction
     test_fraction: Fraction
@@ -71,7 +73,7 @@ class _Rows(Section):
         )
 
 
-class _File(_Rows):
+class _File(Rows):
     path: Annotated[str, Mark(on_run=True)]
 
 
@@ -86,7 +88,7 @@ class NPZ(_File):
         return self._of_arrays(self.path, *read_npz(regular_file(self.path), "x", "y"))
 
 
-class Custom(_Rows, OwnCode):
+class Custom(Rows, OwnCode):
     """Rows from your own function, `_target_`. It is called with all keys that are not listed here
     as arguments, and returns x and y in the form of data=npz. `trusted_modules` must name its
     module."""

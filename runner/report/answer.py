@@ -3,6 +3,7 @@ seeds' noise."""
 
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -373,16 +374,29 @@ def _group_entry(whole: Group, metric: str, ranked: Ranked | None = None) -> dic
 
 
 def command(group: Group) -> str:
-    """Return the command that trains the group again."""
+    """Return the command that trains the group again; the call in Python if it takes objects."""
     overrides = group.to_copy()
+    if passed := group.passed:
+        lines = [
+            item for item in overrides if item.partition("=")[0].partition(".")[0] not in passed
+        ]
+        return call("train", shlex.join(lines), passed)
     branched = any(item.startswith("resume=") for item in overrides)  # into another folder
     choices = ["--config-dir", group.config_dir] if group.config_dir is not None else []
     return command_line([*(["-m"] if branched else []), *choices, *overrides])
 
 
 def command_to_test(group: Group) -> str:
-    """Return the command that evaluates the run of the group's first seed on the test split."""
+    """Return the command, or the call in Python, that evaluates the run of the group's first seed
+    on the test split."""
+    if passed := group.passed:
+        return f"{call('load_run', str(group.completed[0].folder), passed)}.evaluate()"
     return command_line(["task=evaluate", override("run", str(group.completed[0].folder))])
+
+
+def call(function: str, text: str, passed: Sequence[str]) -> str:
+    """Write a call of this package with objects as arguments."""
+    return f"runner.{function}({', '.join([json.dumps(text), *(f'{g}=...' for g in passed)])})"
 
 
 def describe(summary: Summary) -> str:

@@ -40,34 +40,54 @@ def write(folder: Path, num_jobs: int) -> int:
         return 0 if others and is_whole else status
 
 
-def compare(folder: Path, jobs: Sequence[Job], num_jobs: int) -> int:
+def compare(
+    folder: Path,
+    jobs: Sequence[Job],
+    num_jobs: int,
+    verdicts: Sequence[Answer] | None = None,
+    say: Callable[[str], None] = print,
+) -> int:
     """Write comparison.csv, .md, .html, .png and answer.json of these jobs, and print a summary.
-    Jobs that measure different things get separate answers: comparison_2.html, ..."""
+    Jobs that measure different things get separate answers: comparison_2.html, ...
+
+    `verdicts` are the answers if they are known. `say` gets the lines of the summary.
+    """
     _write_csv(folder / "comparison.csv", jobs, _metrics(jobs))
     completed = [job for job in jobs if job.is_completed]
-    verdicts, parity_rows = answers(jobs), parity.table(completed)
+    verdicts = answers(jobs) if verdicts is None else verdicts
+
+    def say_line(line: str) -> None:
+        say(printable(line))
+
+    parity_rows = parity.table(completed)
     text = _text(verdicts, parity_rows, escape.markdown)
     (folder / "comparison.md").write_text(text + "\n", encoding="utf-8")
-    print(f"\n{_text(verdicts, parity_rows, printable)}\n")
+    say(f"\n{_text(verdicts, parity_rows, printable)}\n")
     for job in jobs:
         if not job.is_completed:
-            _print(f"{job.status}: {job.folder.name}  {job.result.get('error', '')}".rstrip())
+            say_line(f"{job.status}: {job.folder.name}  {job.result.get('error', '')}".rstrip())
     diverged = [job for job in completed if job.has_diverged]
     for job in diverged:
         metric = job.monitor
-        _print(f"diverged: {job.folder.name}  {metric} is {job.last(metric)} after the last epoch")
+        say_line(
+            f"diverged: {job.folder.name}  {metric} is {job.last(metric)} after the last epoch"
+        )
     known = f", {len(diverged)} of them diverged" if diverged else ""
-    _print(f"{len(completed)} of {num_jobs} jobs completed{known}")
-    _print(f"folder   {folder}")
+    say_line(f"{len(completed)} of {num_jobs} jobs completed{known}")
+    say_line(f"folder   {folder}")
     for i, verdict in enumerate(verdicts, start=1):
         if len(verdicts) > 1:
-            _print(f"answer   {verdict.title}")
-        _write_answer(folder, verdict, parity_rows, "" if i == 1 else f"_{i}")
+            say_line(f"answer   {verdict.title}")
+        _write_answer(folder, verdict, parity_rows, "" if i == 1 else f"_{i}", say_line)
     return 0 if len(completed) == num_jobs else 1
 
 
 def _write_answer(
-    folder: Path, verdict: Answer, parity_rows: Sequence[parity.Parity], suffix: str
+    folder: Path,
+    verdict: Answer,
+    parity_rows: Sequence[parity.Parity],
+    suffix: str,
+    say_line: Callable[[str], None],
 ) -> None:
     """Write answer.json; if there are ranked groups, also a picture and a page, and print the
     commands to copy."""
@@ -78,15 +98,11 @@ def _write_answer(
     _draw(picture, verdict)
     command = answer.command(verdict.best.group)
     page.write(html, verdict, command, table_of(verdict), parity_rows)
-    _print(f"picture  {picture}")
-    _print(f"page     {html}")
-    _print(f"to test  {answer.command_to_test(verdict.best.group)}")
-    _print(f"winner   {verdict.winner()}")
-    _print(f"to copy  {command}")
-
-
-def _print(line: str) -> None:
-    print(printable(line))
+    say_line(f"picture  {picture}")
+    say_line(f"page     {html}")
+    say_line(f"to test  {answer.command_to_test(verdict.best.group)}")
+    say_line(f"winner   {verdict.winner()}")
+    say_line(f"to copy  {command}")
 
 
 def _metrics(jobs: Iterable[Job]) -> list[str]:

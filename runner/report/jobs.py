@@ -16,7 +16,7 @@ import numpy as np
 
 from runner.config.schema import sha256
 from runner.errors import ConfigError, show
-from runner.run.run_folder import check_headers, check_types, read_columns, read_json
+from runner.run.run_folder import check_headers, check_types, code_of, read_columns, read_json
 from runner.run.saved import config_of
 from runner.run.strict_json import with_numbers
 
@@ -98,9 +98,23 @@ class Job:
         return [str(item) for item in self.result["overrides"]]
 
     def settings(self, *without: str) -> str:
-        """Return a hash of the job's config without the seed. Jobs with equal settings can be
-        averaged."""
-        return sha256(self.config, "seed", *without)
+        """Return a hash of the job's config without the seed, and of the user's own code. Jobs with
+        equal settings can be averaged."""
+        code = {"code": self._code} if self._code else {}
+        return sha256({**self.config, **code}, "seed", *without)
+
+    @cached_property
+    def _code(self) -> Mapping[str, str]:
+        """The hashes of the user's own modules, and of objects that were passed in Python."""
+        return code_of(self.folder) or {}
+
+    @property
+    def passed(self) -> list[str]:
+        """The groups of the config that were passed in Python, as objects that are in no file."""
+        try:
+            return [*read_json(self.folder / "environment.json").get("objects", {})]
+        except ConfigError:
+            return []
 
     @cached_property
     def data(self) -> Mapping[str, Any]:
@@ -270,6 +284,11 @@ class Group:
         folder = self.jobs[0].result.get("config_dir")
         return None if folder is None else str(folder)
 
+    @property
+    def passed(self) -> list[str]:
+        """The groups of the config that were passed in Python, as objects that are in no file."""
+        return self.jobs[0].passed
+
     def to_copy(self) -> list[str]:
         """Return the overrides that train the group."""
         without = ("seed=", "output.", "tune", "search=")
@@ -410,6 +429,6 @@ def pairs(jobs: Sequence[Job]) -> list[tuple[Job, Job]]:
 def _label(job: Job, shared: set[str]) -> str:
     if job.status in ("unfinished", "damaged"):
         return job.folder.name
-    without = ("seed=", "output.", "backend=")
+    without = ("seed=", "output.", "backend=", "trusted_modules=")
     label = [item for item in job.overrides if item not in shared and not item.startswith(without)]
     return " ".join(label) or NO_OVERRIDES

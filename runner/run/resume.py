@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from hydra.core.override_parser.types import Override
 
+from runner.config.given import Given
 from runner.config.schema import Config, marked, parse
 from runner.data.dataset import changed
 from runner.errors import ConfigError, RunError, nearest, show
@@ -27,6 +28,7 @@ from runner.spec import TrainState
 
 CHANGEABLE = marked("on_resume")  # all other keys determine the numbers of the run
 ON_EXTEND = "schedule.on_extend"
+_NOTHING = Given()
 _LENGTH = {"trainer.max_epochs", "trainer.max_steps"}
 
 
@@ -43,6 +45,7 @@ class Resumed:
     is_completed: bool  # from the result.json of its folder, like the next two
     overrides: list[str]
     config_dir: str | None
+    given: Given = _NOTHING
 
     def is_over(self, total_steps: int) -> bool:
         """Return whether the checkpoint is that of the last update, so that only the final files of
@@ -53,12 +56,14 @@ class Resumed:
 
     @property
     def config(self) -> Config:
-        return parse(self.values)
+        return self.given.bind(parse(self.values))
 
 
-def resume(folder: Path, overrides: Sequence[Override]) -> Resumed:
-    """Read and check a run that is to resume. Writes nothing."""
+def resume(folder: Path, overrides: Sequence[Override], given: Given = _NOTHING) -> Resumed:
+    """Read and check a run that is to resume, in Python with the objects that it was given. Writes
+    nothing."""
     saved = {**config_of(folder, "resume"), "resume": None, "run": None, "task": "train"}
+    saved["trusted_modules"] = given.modules()
     refuse_links(folder, "resume")
     task = next((o.value() for o in overrides if o.key_or_group == "task"), "train")
     if task != "train":
@@ -85,14 +90,14 @@ def resume(folder: Path, overrides: Sequence[Override]) -> Resumed:
     notes = [f"warning: {error}; resuming from step {state.step}" for error in damaged]
     values["checkpoint"] = saved["checkpoint"]
     if _LENGTH & set(changes):
-        values, more = _extend(saved, values, state.step, on_extend)
+        values, more = _extend(saved, values, state.step, on_extend, given)
         notes += more
     elif on_extend is not None:
         raise ConfigError(
             f"{ON_EXTEND} has no effect if the run's length does not change; set "
             f"{' or '.join(sorted(_LENGTH))} too"
         )
-    return Resumed(folder, values, changes, state, numbers, notes, *_result(folder))
+    return Resumed(folder, values, changes, state, numbers, notes, *_result(folder), given)
 
 
 def _result(folder: Path) -> tuple[bool, list[str], str | None]:
@@ -172,7 +177,7 @@ def with_saved_threads(resumed: Resumed, prepared: Plan) -> tuple[Plan, Resumed]
 
 
 def _extend(
-    saved: Mapping[str, Any], values: dict[str, Any], step: int, how: Any
+    saved: Mapping[str, Any], values: dict[str, Any], step: int, how: Any, given: Given
 ) -> tuple[dict[str, Any], Sequence[str]]:
     """Return the config of a run with another length, and notes for the user. A schedule that
     depends on the run's length would have had other values from the beginning, so `how` must say
@@ -184,7 +189,7 @@ def _extend(
             **{n: saved["trainer"][n] for n in ("max_epochs", "max_steps")},
         },
     }
-    before, plain = (plan(parse(v)) for v in (saved, values))
+    before, plain = (plan(given.bind(parse(v))) for v in (saved, values))
     lengths = before.order.total_steps, plain.order.total_steps
     ways = [way for way in HOW if way != "append" or lengths[1] > lengths[0]]
     if how is not None and how not in ways:
@@ -200,11 +205,12 @@ def _extend(
         for way in ways
     }
     if how is not None:
-        rate = _tables(plan(parse(configs[how])))["schedule"][step]
+        rate = _tables(plan(given.bind(parse(configs[how]))))["schedule"][step]
         return configs[how], [
             f"{ON_EXTEND.rpartition('.')[2]} {how}: the rate is {rate:.3g} from step {step} on"
         ]
-    tables = {way: _tables(plan(parse(configs[way])))[changed_names[0]] for way in ways}
+    plans = {way: plan(given.bind(parse(configs[way]))) for way in ways}
+    tables = {way: _tables(prepared)[changed_names[0]] for way, prepared in plans.items()}
     choices = ", ".join(
         f"{way} ({table[step]:.3g} to {table[-1]:.3g})" for way, table in tables.items()
     )

@@ -425,12 +425,12 @@ def check_types(path: Path, values: Mapping[str, Any], needs: Mapping[str, Seque
 
 
 def environment(
-    device: str, num_threads: int, command: Sequence[str], code: Mapping[str, str]
+    device: str, num_threads: int, command: list[str], code: Mapping[str, str]
 ) -> dict[str, Any]:
     """Describe the machine and the packages, for a human reader. Only `code`, the hashes of the
-    user's own modules, is read back, by `code_of`."""
+    user's own modules and objects, is read back, by `code_of`."""
     return {
-        "command": ["python", "-m", "runner", *command],
+        "command": command,
         "code": dict(code),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -17,12 +17,13 @@ from omegaconf import OmegaConf
 from runner import dispatcher
 from runner.config import yaml_files
 from runner.config.conf_folder import defaults, with_schedule_defaults
+from runner.config.given import Given
 from runner.config.schema import Config, LayerModel, parse, sha256
-from runner.data.dataset import Scaling, check_finite
+from runner.data.dataset import Scaling, changed, check_finite
 from runner.data.ranges import far_outside
 from runner.data.source import Batch
 from runner.errors import ConfigError, nearest, show
-from runner.plan import Plan, model_spec, plan
+from runner.plan import Plan, evaluate, model_spec, plan
 from runner.run import checkpoint, run_folder
 from runner.run.strict_json import with_numbers
 from runner.spec import ModelSpec, TrainState
@@ -89,6 +90,7 @@ def set_keys(
     return changed
 
 
+_NOTHING = Given()
 # Groups with the defaults of their keys in conf/GROUP/NAME.yaml -> NAME, or "" if it is the
 # section's name
 _CHOICES = {"data": "", "loss": "", "optimizer": "", "schedule": "", "trainer": "default"}
@@ -197,6 +199,27 @@ class Run:
     config: Config
     checkpoint: str | int = "last"
     owns_process: bool = False  # True: this run may set the process's number of threads
+    given: Given = _NOTHING  # what was passed in Python; `config` holds it too
+
+    def __repr__(self) -> str:
+        """One line: the folder, the status and the metrics after the last epoch."""
+        values = ", ".join(f"{name} {value:.4g}" for name, value in self._last_metrics.items())
+        return f"Run({str(self.folder)!r}, {self.status}{', ' if values else ''}{values})"
+
+    @property
+    def status(self) -> str:
+        """completed, interrupted or failed; unfinished: it has no result.json."""
+        try:
+            return str(self.result["status"])
+        except ConfigError:
+            return "unfinished"
+
+    @property
+    def _last_metrics(self) -> dict[str, float]:
+        try:
+            return {name: float(value) for name, value in self.result["metrics"].items()}
+        except ConfigError:
+            return {}
 
     @cached_property
     def _saved(self) -> tuple[TrainState, dict[str, Any]]:
@@ -248,6 +271,21 @@ class Run:
         """trace.csv by column."""
         return run_folder.read_columns(self.folder / "trace.csv")
 
+    def frame(self, name: str = "metrics") -> Any:
+        """Return metrics.csv or trace.csv as a pandas DataFrame. Needs pandas, which is imported
+        here only.
+
+        Args:
+            name: "metrics", a row per epoch, or "trace", a row per update.
+
+        Raises:
+            ConfigError: there is no such table, or pandas is not installed.
+        """
+        tables = ("metrics", "trace")
+        if name not in tables:
+            raise ConfigError(f"a run's tables are metrics and trace, got {show(name)}")
+        return as_frame(getattr(self, name))
+
     @property
     def result(self) -> dict[str, Any]:
         """result.json."""
@@ -261,6 +299,26 @@ class Run:
         """The native model of the run's backend: an nn.Module or a keras.Model, with the run's
         weights."""
         return dispatcher.load(self.config.backend).native_model(self.model_spec, self.state)
+
+    def evaluate(self) -> dict[str, float]:
+        """Return the loss and metrics of the test split, as task=evaluate does. Nothing else uses
+        this split.
+
+        Raises:
+            ConfigError: the data is not what the run was trained on, or it has no test rows.
+        """
+        difference = changed(self.data, self.plan.data.description())
+        if difference is not None:
+            raise ConfigError(
+                f"task=evaluate: the data is not what {self.folder} was trained on: {difference}; "
+                "task=predict takes new rows"
+            )
+        rows = self.plan.data.test
+        if not len(rows):
+            raise ConfigError(f"{self.folder} has no test rows: data.test_fraction was 0")
+        outputs = self.plan.outputs(rows, self.outputs)
+        values = evaluate(self.plan, outputs, rows)
+        return {f"test/{name}": value for name, value in values.items()}
 
     def predict(self, x: Any) -> np.ndarray:
         """Predict the outputs of raw rows, as in the data's file: logits of the classes, or targets
@@ -308,10 +366,34 @@ def load_run(
     backend: str | None = None,
     checkpoint: str | int = "last",
     trusted_modules: Sequence[str] = (),
+    *,
+    model: Any = None,
+    data: Any = None,
+    schedule: Any = None,
 ) -> Run:
-    """Open a run's folder in Python. `backend` selects another framework than the run's.
-    `trusted_modules` is as on the command line, for a run with your own code."""
-    values = {**config_of(folder), "trusted_modules": [*trusted_modules]}
-    return Run(
-        Path(folder), parse({**values, **({"backend": backend} if backend else {})}), checkpoint
-    )
+    """Open a run's folder in Python.
+
+    Args:
+        folder: the folder of a run.
+        backend: another framework than the run's.
+        checkpoint: "last", "best" or a step.
+        trusted_modules: as on the command line, for a run with your own code.
+        model: the object that was passed to runner.train, if one was; `data` and `schedule` too.
+            They are needed only by what uses them: `model()` needs no data.
+
+    Raises:
+        ConfigError: the folder holds no run, or an argument does not fit it.
+    """
+    given = Given.of(model, data, schedule)
+    values = {**config_of(folder), "trusted_modules": [*trusted_modules, *given.modules()]}
+    config = parse({**values, **({"backend": backend} if backend else {})})
+    return Run(Path(folder), given.bind(config), checkpoint, given=given)
+
+
+def as_frame(columns: Any) -> Any:
+    """Make a pandas DataFrame. Raises ConfigError if pandas is not installed."""
+    try:
+        import pandas
+    except ModuleNotFoundError:
+        raise ConfigError("a DataFrame needs pandas: pip install pandas") from None
+    return pandas.DataFrame(columns)

@@ -38,11 +38,16 @@ children: set[int] = set()
 
 
 class Signals:
-    """Handles the signals in a `with` block. `received` is the first signal's number, or None."""
+    """Handles the signals in a `with` block. `received` is the first signal's number, or None.
 
-    def __init__(self) -> None:
+    In Python, `keeps_process`, a second signal goes to the handlers of before, so that a second
+    Ctrl-C raises KeyboardInterrupt at once; and after the block, the first signal goes to them too.
+    """
+
+    def __init__(self, keeps_process: bool = False) -> None:
         self._own: int | None = None
         self._before: dict[int, Any] = {}
+        self._keeps_process = keeps_process
 
     @property
     def received(self) -> int | None:
@@ -59,13 +64,14 @@ class Signals:
     def __exit__(self, *_: object) -> None:
         for kind, handler in self._before.items():
             signal.signal(kind, handler)
-        if self._own is not None and self._own in _USER:
+        if self._own is not None and (self._own in _USER or self._keeps_process):
             signal.raise_signal(self._own)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._own = number
         for kind, handler in self._before.items():
-            signal.signal(kind, signal.SIG_DFL if kind == number or handler is None else handler)
+            is_final = kind == number and not self._keeps_process
+            signal.signal(kind, signal.SIG_DFL if is_final or handler is None else handler)
 
 
 class Launch:

@@ -12,6 +12,7 @@ phase. `clock: global` uses the clock of the whole run instead.
       - {for: 20%, name: ramp, from: 1.0, to: 0.0, shape: late, power: 0.5}
 """
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import numpy as np
@@ -274,9 +275,10 @@ class Custom(Curve, OwnCode):
 
     def rates(self, t: Array, clock: Clock, lr: float) -> Array:
         total, epoch = clock.total_steps, clock.steps_per_epoch
-        returned = user_code.call(
-            self.code, t, total_steps=total, steps_per_epoch=epoch, lr=lr, **self.arguments
-        )
+        call = partial(user_code.call, self.code)
+        if self.given is not None:
+            call = partial(user_code.call_given, self.given)
+        returned = call(t, total_steps=total, steps_per_epoch=epoch, lr=lr, **self.arguments)
         rates = np.asarray(returned)
         if rates.dtype.kind not in "iuf" or rates.shape != t.shape:
             raise ValueError(

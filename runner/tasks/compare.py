@@ -6,13 +6,23 @@ from pathlib import Path
 
 from runner.errors import ConfigError
 from runner.report import comparison
-from runner.report.jobs import inside, read
+from runner.report.jobs import Job, inside, read
 from runner.run import run_folder
 
 
 def compare(folders: Sequence[str], root: Path) -> int:
     """Compare the runs in a new folder below root/comparisons. Each of `folders` is a run's folder,
     or contains runs, like a multirun's."""
+    jobs = read_all(folders)
+    return comparison.compare(new_folder(root), jobs, len(jobs))
+
+
+def new_folder(root: Path) -> Path:
+    return run_folder.create(root / "comparisons", run_folder.timestamp())
+
+
+def read_all(folders: Sequence[str]) -> list[Job]:
+    """Read the runs. Raises ConfigError if there are none, or one is there twice."""
     runs = [path for folder in folders for path in _runs(Path(folder))]
     duplicate = next(
         (path for i, path in enumerate(runs) if path.resolve() in {p.resolve() for p in runs[:i]}),
@@ -23,9 +33,7 @@ def compare(folders: Sequence[str], root: Path) -> int:
     jobs = read(runs)
     if not any(job.is_completed for job in jobs):
         raise ConfigError(f"runs must hold a completed run, got {len(jobs)} others")
-    return comparison.compare(
-        run_folder.create(root / "comparisons", run_folder.timestamp()), jobs, len(jobs)
-    )
+    return jobs
 
 
 def _runs(folder: Path) -> list[Path]:

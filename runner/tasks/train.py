@@ -1,14 +1,15 @@
 """task=train: one run, from the config to its folder."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, TextIO
 
 from runner import dispatcher, user_code
+from runner.config.given import Given, objects
 from runner.config.schema import Config, sha256
 from runner.data.order import Chunks, Order
 from runner.errors import IF_DIVERGED, ConfigError, RunError, one_line
@@ -16,6 +17,7 @@ from runner.errors import show as show_value
 from runner.machine import devices
 from runner.plan import Plan, plan
 from runner.run import certificate, checkpoint, other_process, run_folder
+from runner.run.observer import Observer
 from runner.run.progress import show
 from runner.run.resume import Resumed, check, with_saved_threads
 from runner.run.signals import Signals
@@ -26,12 +28,23 @@ from runner.text.console import Console, capture, log_traceback, tree
 
 
 @dataclass(frozen=True)
+class Call:
+    """A call of runner.train or runner.resume in Python: what a run of it has that a run of the
+    command line has not. The run leaves the process as it was."""
+
+    given: Given
+    shown: TextIO  # where lines for the user go
+    observers: Sequence[Observer] = ()
+    on_folder: Callable[[Path], None] = lambda path: None  # gets the run's folder before training
+
+
+@dataclass(frozen=True)
 class Job:
     """A run to train: its config, its command, and where its folder goes."""
 
     config: Config
     composed: Mapping[str, Any]  # the config as plain values, as config.yaml keeps it
-    command: Sequence[str]  # the arguments of `python -m runner`
+    command: Sequence[str]  # the arguments of `python -m runner`; in Python, of runner.train
     overrides: list[str]
     parent: Path
     name: str | None  # of the folder; None: date, time, schedule and backend
@@ -39,6 +52,15 @@ class Job:
     resumed: Resumed | None = None
     config_dir: str | None = None  # --config-dir
     path: Path | None = None  # of a multirun's job: its folder, which exists and is locked
+    call: Call | None = None  # None: a command line
+
+    @property
+    def whole_command(self) -> list[str]:
+        """Return the command or call that started the run, for environment.json."""
+        start = ["python", "-m", "runner"]
+        if self.call is not None:
+            start = [f"runner.{'train' if self.resumed is None else 'resume'}"]
+        return [*start, *self.command]
 
     def folder(self) -> Path:
         """Make the run's folder with its config.yaml; for a run that resumes, return its folder."""
@@ -100,8 +122,9 @@ def check_resumed(resumed: Resumed) -> None:
 
 def train(job: Job) -> int:
     """Train in a new folder, or resume in an existing one. Return the exit status."""
-    config, resumed = job.config, job.resumed
-    with capture() as (console, captured), Signals() as signals:
+    config, resumed, call = job.config, job.resumed, job.call
+    shown, in_python = (call.shown, True) if call else (None, False)
+    with capture(shown) as (console, captured), Signals(in_python) as signals:
         prepared = plan(config)
         warnings = prepared.check_schedule()
         start = first_state(prepared.network, config.optimizer, prepared.model.dtype, config.seed)
@@ -113,21 +136,17 @@ def train(job: Job) -> int:
         if signals.received is not None:
             console.say("interrupted before the training began")
             return 128 + signals.received
+        if call is not None:
+            prepared = _with_process_threads(prepared, backend)
         num_threads = prepared.model.threads
-        if backend.can_use_threads(num_threads):
+        if call is not None or backend.can_use_threads(num_threads):
             path = job.folder()
+            if call is not None:
+                call.on_folder(path)
             with nullcontext() if job.path is not None else run_folder.locked(path):
                 captured.into(path / "run.log")
-                if config.print_config:
-                    for line in tree(job.composed).splitlines():
-                        console.say(line)
-                for warning in warnings:
-                    console.say(f"warning: {warning}")
-                if remark := prepared.remark_on_threads():
-                    console.say(remark)
-                environment = run_folder.environment(
-                    device, num_threads, job.command, user_code.hashes(job.composed)
-                )
+                _say_first(job, prepared, warnings, console)
+                environment = _environment(job, prepared, device, start)
                 if resumed is None:
                     run_folder.write_json(path / "environment.json", environment)
                     run_folder.write_json(path / "data.json", prepared.data.description())
@@ -138,6 +157,62 @@ def train(job: Job) -> int:
     return other_process.run(
         _train_in_other_process, (job, run_folder.lock_to_share(job.path)), num_threads
     )
+
+
+def _with_process_threads(prepared: Plan, backend: Backend) -> Plan:
+    """Return the plan with the number of threads that the process has, if a run cannot have its
+    own. Only a number that the user asks for is set, and only while the framework allows it."""
+    requested, fixed = prepared.config.trainer.threads, backend.fixed_threads()
+    if fixed in (None, prepared.model.threads):
+        return prepared
+    if requested != "auto":
+        if backend.can_use_threads(requested):
+            return prepared
+        raise ConfigError(
+            f"trainer.threads must be auto or {fixed}, the number that backend={backend.name} has "
+            f"in this process, got {requested}"
+        )
+    return replace(prepared, model=replace(prepared.model, threads=fixed))
+
+
+def _say_first(job: Job, prepared: Plan, warnings: Sequence[str], console: Console) -> None:
+    """Print what the user should know before the training."""
+    if job.config.print_config:
+        for line in tree(job.composed).splitlines():
+            console.say(line)
+    for warning in warnings:
+        console.say(f"warning: {warning}")
+    if job.call is None:
+        if remark := prepared.remark_on_threads():
+            console.say(remark)
+        return
+    given = job.call.given
+    if given.keeps_weights and job.resumed is None:
+        console.say(
+            f"model    {given.names()['model']} is an instance: it keeps its weights, whatever the "
+            f"seed; pass a class or a function for first weights of the seed"
+        )
+    saved = job.resumed.numbers.get("threads") if job.resumed else None
+    if saved not in (None, prepared.model.threads):
+        console.say(
+            f"threads  {prepared.model.threads}, which this process has; {saved} before, so sums "
+            f"may round differently"
+        )
+
+
+def _environment(job: Job, prepared: Plan, device: str, start: TrainState) -> dict[str, Any]:
+    """Return the content of environment.json."""
+    given = job.call.given if job.call else Given()
+    passed = objects(given, prepared.network)
+    if "model" in passed and job.resumed is None:
+        passed["model"]["first_weights_sha256"] = checkpoint.weights_sha256(start)
+    code = {
+        **user_code.hashes(job.composed),
+        **{f"{group} {entry['name']}": entry["sha256"] for group, entry in passed.items()},
+    }
+    known = {name: digest for name, digest in code.items() if digest is not None}
+    values = run_folder.environment(device, prepared.model.threads, job.whole_command, known)
+    return {**values, "objects": passed} if passed else values
 
 
 def _train_in_other_process(job_and_lock: tuple[Job, Any]) -> int:
@@ -217,6 +292,7 @@ def _train(
             job.started,
             resumed=job.resumed.numbers if job.resumed else None,
             is_over=is_over,
+            observers=job.call.observers if job.call else (),
         ) as training,
     ):
         trainer = None if is_over else backend
@@ -234,7 +310,7 @@ def _train(
             console.say(f"warning: {error}")
             result["status"] = "failed"
         training.on_end(result)
-    _print_outcome(console, result, job.config, path, picture, is_alone=job.path is None)
+    _print_outcome(console, result, job, path, picture)
     return 128 + signals.received if signals.received else int(result["status"] != "completed")
 
 
@@ -306,14 +382,12 @@ def _draw(path: Path, title: str) -> Path | None:
 def _print_outcome(
     console: Console,
     result: Mapping[str, Any],
-    config: Config,
+    job: Job,
     path: Path,
     picture: Path | None,
-    is_alone: bool,
 ) -> None:
-    """Print the run's outcome. `is_alone` is False for a job of a multirun, which resumes as a
-    whole."""
-    trainer, trusted_modules = config.trainer, config.trusted_modules
+    """Print the run's outcome."""
+    trainer = job.config.trainer
     best, seconds = result["best"], result["seconds"]
     if "error" in result:
         console.say(f"failed: {result['error'][:300]}")
@@ -347,12 +421,17 @@ def _print_outcome(
             best_epoch = f"best {best['metric']} {best['value']:.4f} after epoch {best['epoch']}"
         console.say(f"result   {show(result['metrics'])}  ({best_epoch})")
     console.say(f"folder   {path}")
-    if result["status"] == "interrupted" and is_alone:
-        trusted = (
-            [quoting.override("trusted_modules", list(trusted_modules))] if trusted_modules else []
-        )
-        console.say(
-            f"resume   {quoting.command_line([quoting.override('resume', str(path)), *trusted])}"
-        )
+    if result["status"] == "interrupted" and job.path is None:  # a multirun resumes as a whole
+        console.say(f"resume   {_to_resume(job, path)}")
     if picture is not None:
         console.say(f"picture  {picture}")
+
+
+def _to_resume(job: Job, path: Path) -> str:
+    """Return the command, or in Python the call, that resumes the run."""
+    if job.call is not None:
+        passed = "".join(f", {group}=..." for group in job.call.given.names())
+        return f'runner.resume("{path}"{passed})'
+    modules = list(job.config.trusted_modules)
+    trusted = [quoting.override("trusted_modules", modules)] if modules else []
+    return quoting.command_line([quoting.override("resume", str(path)), *trusted])

@@ -16,8 +16,8 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from datetime import datetime
 from pathlib import Path
 from sysconfig import get_path
@@ -32,6 +32,7 @@ _is_kept = False  # all output is also written to files
 _current: "Console | None" = None  # set while output is captured
 _process_contexts = ExitStack()  # stays open until the process ends
 _is_captured = False  # output of libraries goes to a log
+_MOST_EPOCHS = 20  # lines of epochs in a notebook
 
 
 class _Stream(io.FileIO):
@@ -175,10 +176,13 @@ def kept_in_files() -> None:
 class Console:
     """Prints lines for the user, and on a terminal a progress bar."""
 
-    def __init__(self, terminal: TextIO) -> None:
+    def __init__(self, terminal: TextIO, is_sparse: bool = False) -> None:
+        """`is_sparse`: without a progress bar, print at most _MOST_EPOCHS of the epochs' lines."""
         self._terminal = terminal
         self._bar: Any = None
         self._task: Any = None
+        self._is_sparse = is_sparse
+        self._step = self._total = self._printed = 0
 
     def say(self, line: str) -> None:
         """Print a line. Control characters are escaped: a run folder from elsewhere may contain
@@ -192,13 +196,17 @@ class Console:
 
     def epoch(self, line: str) -> None:
         """Print the line of an epoch if there is no progress bar; log it in any case."""
-        if self._bar is None:
+        part = _MOST_EPOCHS * self._step // max(1, self._total)
+        is_left_out = self._is_sparse and part == self._printed
+        self._printed = part
+        if self._bar is None and not is_left_out:
             self.say(line)
         else:
             self._log(line)
 
     @contextmanager
     def progress(self, total_steps: int, done: int) -> Iterator[None]:
+        self._total, self._printed = total_steps, _MOST_EPOCHS * done // max(1, total_steps)
         if not self._terminal.isatty():
             yield
             return
@@ -228,6 +236,7 @@ class Console:
                 bar.stop()
 
     def advance(self, step: int, description: str) -> None:
+        self._step = step
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=description)
 
@@ -261,11 +270,13 @@ def tree(values: Mapping[str, Any]) -> str:
 
 
 class Capture:
-    """Redirects file descriptors 1 and 2 to a temporary file; `into` copies it to a run's log and
-    redirects them there."""
+    """Redirects file descriptors to a temporary file; `into` copies it to a run's log and redirects
+    them there."""
 
-    def __init__(self) -> None:
+    def __init__(self, descriptors: Sequence[int]) -> None:
+        self._descriptors = descriptors
         self._file = tempfile.TemporaryFile("w+b")  # noqa: SIM115  # lives as long as the capture
+        _redirect(self._file.fileno(), descriptors)
 
     def into(self, log: Path) -> None:
         _flush()
@@ -273,31 +284,38 @@ class Capture:
         with log.open("ab", buffering=0) as file:
             with suppress(OSError):  # on a full disk, writing the run's files reports the error
                 file.write(self._file.read())
-            _redirect(file.fileno())
+            _redirect(file.fileno(), self._descriptors)
 
 
 @contextmanager
-def capture() -> Iterator[tuple[Console, Capture]]:
+def capture(shown: TextIO | None = None) -> Iterator[tuple[Console, Capture]]:
+    """Send output to a log in the block; yield the Console that prints for the user.
+
+    In Python, `shown` is the stream for the user's lines. Then only standard error goes to the log:
+    what the user's own code prints is shown where it is printed.
+    """
     global _is_captured, _current
     _flush()
     kept_in_files()
     _is_captured = True
-    kept, disabled = [os.dup(1), os.dup(2)], logging.root.manager.disable
+    descriptors = (1, 2) if shown is None else (2,)
+    kept, disabled = [os.dup(number) for number in descriptors], logging.root.manager.disable
     logging.disable(logging.NOTSET)
-    captured = Capture()
-    _, terminal = _text(os.dup(1), closes=True)
-    _redirect(captured._file.fileno())
-    _current = Console(terminal)
-    try:
-        yield _current, captured
-    finally:
-        _is_captured, _current = False, None
-        logging.disable(disabled)
-        _flush()
-        for descriptor, original in zip(kept, (1, 2), strict=True):
-            os.dup2(descriptor, original)
-            os.close(descriptor)
-        terminal.close()
+    with ExitStack() as stack:
+        terminal = shown or stack.enter_context(_text(os.dup(1), closes=True)[1])
+        captured = Capture(descriptors)
+        if shown is not None:
+            stack.enter_context(redirect_stderr(_text(2)[1]))
+        _current = Console(terminal, is_sparse=shown is not None)
+        try:
+            yield _current, captured
+        finally:
+            _is_captured, _current = False, None
+            logging.disable(disabled)
+            _flush()
+            for descriptor, original in zip(kept, descriptors, strict=True):
+                os.dup2(descriptor, original)
+                os.close(descriptor)
 
 
 @contextmanager
@@ -310,7 +328,7 @@ def quiet() -> Iterator[None]:
     _flush()
     saved = [os.dup(1), os.dup(2)]
     null = os.open(os.devnull, os.O_WRONLY)
-    _redirect(null)
+    _redirect(null, (1, 2))
     try:
         yield
     finally:
@@ -321,8 +339,8 @@ def quiet() -> Iterator[None]:
             os.close(descriptor)
 
 
-def _redirect(descriptor: int) -> None:
-    for original in (1, 2):
+def _redirect(descriptor: int, originals: Iterable[int]) -> None:
+    for original in originals:
         os.dup2(descriptor, original)
 
 
