@@ -37,7 +37,7 @@ class Source:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Source) or self.given is not None or other.given is not None:
             return self is other
-        return self.section == other.section
+        return (self.section, self.is_twin) == (other.section, other.is_twin)
 
     def make(self, kind: type, kind_name: str, copy: Callable[[Any], Any]) -> Any:
         """Make the model: a class or factory is called; of an instance, `copy` makes a copy. Raises
