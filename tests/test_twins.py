@@ -1,11 +1,14 @@
 """A twin, one model of the user's own on both frameworks, is like a built-in model: the same first
 weights, the same training, one checkpoint for both."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from runner import dispatcher, load_run
 from runner.errors import ConfigError
-from tests.command_line import OTHER
+from tests.command_line import OTHER, forked
 from tests.training import Trained, differences, first, prepare, train
 
 TRUSTED = "trusted_modules=[tests.twin_models]"
@@ -99,3 +102,88 @@ def test_what_cannot_be_is_refused_in_a_line(more: list[str], message: str) -> N
     with pytest.raises(ConfigError) as error:
         prepare([*twin("small"), *more])
     assert str(error.value) == message
+
+
+REFUSED = {
+    "lightning": {
+        "LSTM(8, 4, batch_first=True)": "model.lightning: LSTM trains two biases, where Keras has "
+        "one; freeze the second one, bias_hh_l0.requires_grad_(False); a twin sets it to 0",
+        "GRU(8, 4, 2, dropout=0.1)": "model.lightning: GRU has dropout=0.1 inside, which differs "
+        "from Keras's; use 0",
+        "Dropout2d()": "model.lightning: Dropout2d draws random numbers that Keras cannot draw; "
+        "use torch.nn.Dropout",
+        "BatchNorm2d(1, momentum=None)": "model.lightning: BatchNorm2d has momentum=None, which "
+        "Keras does not have; use a number",
+    },
+    "keras": {
+        "GRU(4, reset_after=False)": "model.keras: gru (GRU) has reset_after=False, which torch "
+        "does not have; use true",
+        "LSTM(4, dropout=0.1)": "model.keras: lstm (LSTM) has dropout inside, which differs from "
+        "torch's; use 0",
+        "GaussianNoise(0.1)": "model.keras: gaussian_noise (GaussianNoise) draws random numbers "
+        "that torch cannot draw; use keras.layers.Dropout",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("backend", "layer"),
+    [(backend, layer) for backend, layers in REFUSED.items() for layer in layers],
+)
+def test_what_the_other_framework_does_not_have_is_refused(backend: str, layer: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        found(backend, layer)
+    assert str(error.value) == REFUSED[backend][layer]
+
+
+def found(backend: str, layer: str) -> object:
+    """What the backend finds in a model that is this layer alone."""
+    dispatcher.load(backend)
+    if backend == "lightning":
+        from torch import nn
+
+        from backends.lightning import twin as on_torch
+
+        module = eval(f"nn.{layer}", {"nn": nn})
+        return on_torch.find(module, dict(module.named_parameters()))
+    import keras
+
+    from backends.keras import twin as on_keras
+
+    keras.utils.clear_session()
+    return on_keras.find([eval(f"layers.{layer}", {"layers": keras.layers})], {})
+
+
+@pytest.mark.slow
+def test_a_comparison_gives_the_parity_of_a_twin(tmp_path: Path) -> None:
+    """Jobs that differ in the backend alone get a row: losses and weights within 1e-12."""
+    config = [*twin("small"), "-m", "backend=lightning,keras", "trainer.threads=1"]
+    (done,) = forked(tmp_path, tuple(config))
+    assert (done.status, done.err) == (0, "")
+    (row,) = (line for line in done.out.splitlines() if "| keras, lightning |" in line)
+    rate, loss, weights = map(float, row.split("|")[3:6])
+    assert rate == 0
+    assert max(loss, weights) <= TOLERANCE
+
+
+@pytest.mark.slow
+def test_a_twin_s_run_can_be_used_like_another(tmp_path: Path) -> None:
+    """Trained on Lightning, evaluated and exported; read on Keras, with the same outputs."""
+    (done,) = forked(tmp_path, tuple(twin("small")))
+    assert (done.status, done.err) == (0, "")
+    run = f"run={done.folder}"
+    each = forked(
+        tmp_path,
+        (run, "task=evaluate", TRUSTED),
+        (run, "task=evaluate", "backend=keras", TRUSTED),
+        (run, "task=export", "format=torch", TRUSTED),
+        (run, "task=export", "format=keras", "backend=keras", TRUSTED),
+    )
+    assert [one.status for one in each] == [0] * 4, [one.err for one in each]
+    outputs = [
+        load_run(tmp_path / done.folder, backend, trusted_modules=["tests.twin_models"]).predict(
+            np.random.default_rng(0).uniform(0, 16, (5, 64))
+        )
+        for backend in KINDS
+    ]
+    np.testing.assert_allclose(outputs[0], outputs[1], rtol=0, atol=TOLERANCE)

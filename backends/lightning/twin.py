@@ -150,7 +150,7 @@ def _recurrent(path: str, module: nn.RNNBase) -> Iterator[TwinLayer]:
     """Yield a layer per level and direction. Keras's LSTM and simple RNN have one bias; torch's
     second one is a constant 0."""
     is_gru = isinstance(module, nn.GRU)
-    kind = {"LSTM": "lstm", "GRU": "gru"}.get(type(module).__name__, "rnn")
+    kind = "gru" if is_gru else "lstm" if isinstance(module, nn.LSTM) else "rnn"
     kernel = _gru(True) if is_gru else _MATRIX
     bias = _gru(False) if is_gru else SAME
     for level in range(module.num_layers):

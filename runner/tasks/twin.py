@@ -46,6 +46,10 @@ CAUSES: Mapping[str, str] = {
     "dropout": "the rate",
 }
 
+_GRADIENT = "usual causes: a detach or stop_gradient after it, a custom gradient, a frozen weight"
+_ORDER = "both outputs have the same values in another order"
+_BETWEEN = f"usual causes: {CAUSES['activation']}; {CAUSES['flatten']}"
+
 
 @dataclass
 class Row:
@@ -59,7 +63,7 @@ class Row:
     output: float | None = None
     gradient: float | None = None
     statistics: float | None = None
-    shapes: set[str] = field(default_factory=set)  # unequal shapes of outputs
+    notes: set[str] = field(default_factory=set)  # on outputs that differ
 
     @property
     def name(self) -> str:
@@ -150,10 +154,10 @@ def _checked_state(prepared: Plan) -> TrainState:
 def _structure(torch: TwinNetwork, keras: TwinNetwork) -> Result | None:
     """Compare the lists of layers and tensors. Return None if they fit each other."""
     pairs = zip_longest(torch.layer_names.items(), keras.layer_names.items())
-    for a, b in pairs:
+    for i, (a, b) in enumerate(pairs, 1):
         if a is None or b is None or a[0] != b[0]:
             names = [_found(a, torch), _found(b, keras)]
-            where = f"torch has {names[0]} where Keras has {names[1]}"
+            where = f"layer {i} with weights: torch has {names[0]}, Keras has {names[1]}"
             return Result(
                 [], np.inf, where, ["another order of definition: name pairs in model.map"]
             )
@@ -208,7 +212,7 @@ def _numbers(networks: tuple[TwinNetwork, TwinNetwork], traces: tuple[Trace, Tra
     outputs = difference(traces[0].outputs, traces[1].outputs)
     loss = difference(np.array(traces[0].loss), np.array(traces[1].loss))
     rows.append(Row("outputs and loss", "", "", output=max(outputs, loss)))
-    columns = ("input", "output", "gradient", "statistics")
+    columns = ("output", "gradient", "statistics")
     numbers = [getattr(row, column) for row in rows for column in columns]
     largest = max(number for number in numbers if number is not None)
     where, causes = _first_place(rows)
@@ -233,9 +237,9 @@ def _rows(networks: tuple[TwinNetwork, TwinNetwork], traces: tuple[Trace, Trace]
                 (*names, seen[names]), Row(label, *shown, (a.settings, b.settings))
             )
             row.input = max(row.input or 0.0, difference(a.input, b.input))
-            row.output = max(row.output or 0.0, difference(a.output, _like(a, b)))
-            if not _fit(a.output, _like(a, b)):
-                row.shapes.add(f"shape {list(a.output.shape[1:])} / {list(b.output.shape[1:])}")
+            apart = difference(a.output, _like(a, b))
+            row.output = max(row.output or 0.0, apart)
+            row.notes |= set(_notes(a.output, _like(a, b))) if _parts(apart) else set()
     return list(rows.values())
 
 
@@ -277,8 +281,15 @@ def _forms(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarra
         yield np.squeeze(last), np.squeeze(b)
 
 
-def _fit(a: np.ndarray, b: np.ndarray) -> bool:
-    return next(_forms(a, b), None) is not None
+def _notes(a: np.ndarray, b: np.ndarray) -> Iterator[str]:
+    """Describe how two outputs differ."""
+    forms = next(_forms(a, b), None)
+    if forms is None:
+        yield f"shape {list(a.shape[1:])} / {list(b.shape[1:])}"
+        return
+    rows = [np.sort(x.reshape(len(x), -1), axis=1) for x in forms]
+    if difference(*rows) <= TOLERANCE:
+        yield _ORDER
 
 
 def _first_place(rows: Sequence[Row]) -> tuple[str | None, list[str]]:
@@ -286,9 +297,8 @@ def _first_place(rows: Sequence[Row]) -> tuple[str | None, list[str]]:
     outputs agree, the first statistics, then the last gradient, which is the first one computed."""
     before = "the input"
     for row in rows:
-        if _parts(row.input):
-            kinds = "what is between them; " + CAUSES["activation"] + "; " + CAUSES["flatten"]
-            return f"between {before} and {row.name}", [kinds]
+        if _parts(row.output) and _parts(row.input):
+            return f"between {before} and {row.name}", [_BETWEEN]
         if _parts(row.output):
             return row.name, _causes(row)
         before = row.name
@@ -297,7 +307,7 @@ def _first_place(rows: Sequence[Row]) -> tuple[str | None, list[str]]:
             return f"{row.name}, running statistics", _causes(row)
     for row in reversed(rows):
         if _parts(row.gradient):
-            return f"{row.name}, gradient", _causes(row)
+            return f"{row.name}, gradient", row.differing() or [_GRADIENT]
     return None, []
 
 
@@ -309,7 +319,7 @@ def _causes(row: Row) -> list[str]:
     """Return the settings that differ, else the usual causes of the kind."""
     kind = row.kind if row.kind in CAUSES else row.kind.rpartition("_")[0]
     usual = f"usual causes: {CAUSES[kind]}" if kind in CAUSES else ""
-    return row.differing() or [*sorted(row.shapes), *([usual] if usual else [])]
+    return row.differing() or [*sorted(row.notes), *([usual] if usual else [])]
 
 
 def lines(result: Result) -> Iterator[str]:
@@ -326,7 +336,8 @@ def lines(result: Result) -> Iterator[str]:
     if result.where is None:
         yield f"the models agree: the largest difference is {result.largest:.1e}"
         return
-    yield f"the models part at {result.where}"
+    at = "" if result.where.startswith("between") else "at "
+    yield f"the models part {at}{result.where}"
     for cause in result.causes:
         yield f"  torch / Keras: {cause}" if " / " in cause else f"  {cause}"
 

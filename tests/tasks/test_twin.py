@@ -1,0 +1,65 @@
+"""task=twin names the layer with the planted difference, and agrees where there is none."""
+
+import pytest
+
+from runner.cli.compose import compose
+from runner.tasks.twin import Result, compare, lines
+from tests.rows import slow_but
+
+MODULE = "tests.twin_pairs"
+# pair -> the place that is named, and what is said of it
+PLANTED = {
+    "batch_norm_epsilon": ("batch_norm_0 (2 /", "epsilon 1e-05 / 0.001"),
+    "batch_norm_momentum": ("batch_norm_0 (2 /", "momentum 0.9 / 0.99"),
+    "layer_norm_epsilon": ("layer_norm_0 (2 /", "epsilon 1e-05 / 0.001"),
+    "padding": ("conv_0 (body.0 /", "padding ((1, 1), (1, 1)) / ((0, 1), (0, 1))"),
+    "flatten": ("flatten (flat /", "both outputs have the same values in another order"),
+    "pooling": ("average_pool (body.1 /", "counts_padding True / False"),
+    "transposed_kernel": ("dense_1 (3 /", "usual causes: a transposed kernel"),
+    "gate_order": ("lstm_0 (layer /", "usual causes: the order of the gates"),
+    "heads": ("attention_0 (layer /", "heads 4 / 2"),
+    "missing_bias": ("dense_0 (1 /", "dense_0/bias is missing / [8]"),
+    "gelu": ("activation (2 /", "approximate True / False"),
+    "slope": ("activation (2 /", "slope 0.01 / 0.2"),
+    "groups": ("group_norm_0 (body.1 /", "groups 3 / 2"),
+    "rate": ("dropout (2 /", "rate 0.5 / 0.3"),
+    "flatten_function": ("between conv_0 (conv /", "the axis order"),
+    "gelu_function": ("between dense_0 (hidden /", "the variant of GELU"),
+    # the gradient that reaches the first layer lacks a path
+    "detached": ("dense_0 (first /", "usual causes: a detach"),
+    "frozen": ("dense_0 (1 /", "dense_0/kernel is not trained in torch only"),
+}
+IN_KERAS = {"transposed_kernel"}
+
+
+def found(pair: str, planted: bool) -> Result:
+    framework = "keras" if pair in IN_KERAS else "lightning"
+    return compare(
+        compose(
+            [
+                *("task=twin", "model=twin", "device=cpu", "data.images=true"),
+                *(f"trusted_modules=[{MODULE}]", f"model.keras._target_={MODULE}.keras_{pair}"),
+                f"model.lightning._target_={MODULE}.torch_{pair}",
+                f"model.{framework}.planted={str(planted).lower()}",
+            ]
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "pair", slow_but(PLANTED, "batch_norm_momentum", "padding", "missing_bias", "gelu_function")
+)
+def test_the_layer_with_the_difference_is_named(pair: str) -> None:
+    result = found(pair, planted=True)
+    place, cause = PLANTED[pair]
+    assert result.where is not None
+    assert result.where.startswith(place)
+    assert any(cause in one for one in result.causes)
+
+
+@pytest.mark.parametrize("pair", slow_but(PLANTED, "padding", "gate_order"))
+def test_the_same_model_is_the_same(pair: str) -> None:
+    """1e-12: sums of some hundred products in float64."""
+    result = found(pair, planted=False)
+    assert result.where is None, [*lines(result)]
+    assert result.largest <= 1e-12
