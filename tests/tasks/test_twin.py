@@ -3,7 +3,8 @@
 import pytest
 
 from runner.cli.compose import compose
-from runner.tasks.twin import Result, compare, lines
+from runner.tasks.twin import CAUSES, Result, compare, lines
+from tests.command_line import REPOSITORY
 from tests.rows import slow_but
 
 MODULE = "tests.twin_pairs"
@@ -63,3 +64,14 @@ def test_the_same_model_is_the_same(pair: str) -> None:
     result = found(pair, planted=False)
     assert result.where is None, [*lines(result)]
     assert result.largest <= 1e-12
+
+
+def test_the_docs_have_the_causes_of_every_kind() -> None:
+    page = (REPOSITORY / "docs" / "twins.md").read_text(encoding="utf-8")
+    kinds = {
+        kind.strip()
+        for line in page.splitlines()
+        if line.startswith("| ")
+        for kind in line.split("|")[1].split(",")
+    }
+    assert set(CAUSES) <= kinds
