@@ -2,7 +2,7 @@
 does it), and the data that passes through it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -109,6 +109,10 @@ def rate_name(factor: float) -> str:
     return LEARNING_RATE if factor == 1 else f"{LEARNING_RATE}*{factor!r}"
 
 
+# The slot with the weights that training continues from, if those for evaluation are others
+TRAINING_WEIGHTS = "training_weights"
+
+
 @dataclass(frozen=True)
 class TrainState:
     """Everything that a resumed run needs, independent of the framework.
@@ -119,9 +123,15 @@ class TrainState:
 
     step: int  # applied updates so far
     weights: Weights
-    # the optimizer's state by its standard name: "momentum", "first_moment", ...
+    # the optimizer's state by its standard name: "momentum", "first_moment", ...; the user's own
+    # optimizer has the framework's names
     slots: Mapping[str, Weights]
     buffers: Weights  # batch norm's running statistics
+
+    def for_training(self) -> "TrainState":
+        """Return the state with the weights that training continues from. `weights` are those for
+        evaluation; with the user's own optimizer, they may differ."""
+        return replace(self, weights={**self.weights, **self.slots.get(TRAINING_WEIGHTS, {})})
 
     def __post_init__(self) -> None:
         slots = {slot: _by_name(values) for slot, values in self.slots.items()}
@@ -222,6 +232,10 @@ class Backend(Protocol):
 
     def inspect(self, source: Source, input_shape: Shape, precision: Precision, seed: int) -> Built:
         """Build the user's own model with the run's seed, and describe it."""
+        ...
+
+    def check_optimizer(self, optimizer: Any, model: ModelSpec, groups: Sequence[Group]) -> None:
+        """Raise ConfigError if the user's own optimizer cannot train the model."""
         ...
 
     def train(

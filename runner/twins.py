@@ -8,11 +8,21 @@ from typing import Any
 
 import numpy as np
 
+from runner.components.optimizers import Custom, Group
 from runner.components.twins import TwinNetwork
 from runner.data.order import Chunk
 from runner.data.source import Batch
 from runner.errors import ConfigError
-from runner.spec import Live, OnChunk, Report, RunSpec, Tables, TrainState
+from runner.spec import (
+    TRAINING_WEIGHTS,
+    Live,
+    ModelSpec,
+    OnChunk,
+    Report,
+    RunSpec,
+    Tables,
+    TrainState,
+)
 
 
 def trains(train: Callable[..., TrainState]) -> Callable[..., TrainState]:
@@ -26,11 +36,27 @@ def trains(train: Callable[..., TrainState]) -> Callable[..., TrainState]:
         if not isinstance(twin, TwinNetwork):
             return train(run, start, chunks, on_chunk)
 
-        def on_native_chunk(chunk: Chunk, report: Report, live: Live) -> bool:
-            return on_chunk(chunk, report, _Live(live, twin))
+        is_own = isinstance(run.optimizer, Custom)
 
-        state = train(_native_run(run, twin), native_state(twin, start), chunks, on_native_chunk)
-        return canonical_state(twin, state)
+        def on_native_chunk(chunk: Chunk, report: Report, live: Live) -> bool:
+            return on_chunk(chunk, report, _Live(live, twin, is_own))
+
+        native_start = native_state(twin, start, is_own)
+        state = train(_native_run(run, twin), native_start, chunks, on_native_chunk)
+        return canonical_state(twin, state, is_own)
+
+    return wrapped
+
+
+def checks(check: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a backend's `check_optimizer`."""
+
+    @wraps(check)
+    def wrapped(optimizer: Any, model: ModelSpec, groups: Iterable[Group]) -> None:
+        twin = model.network
+        if isinstance(twin, TwinNetwork):
+            model, groups = replace(model, network=twin.native), _native_groups(groups, twin)
+        check(optimizer, model, groups)
 
     return wrapped
 
@@ -42,7 +68,8 @@ def takes_state(function: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(model: Any, state: TrainState, *args: Any, **kwargs: Any) -> Any:
         twin = model.network
         if isinstance(twin, TwinNetwork):
-            model, state = replace(model, network=twin.native), native_state(twin, state)
+            state = native_state(twin, replace(state, slots={}))
+            model = replace(model, network=twin.native)
         return function(model, state, *args, **kwargs)
 
     return wrapped
@@ -54,9 +81,10 @@ class _Live:
 
     live: Live
     twin: TwinNetwork
+    has_own_optimizer: bool
 
     def state(self) -> TrainState:
-        return canonical_state(self.twin, self.live.state())
+        return canonical_state(self.twin, self.live.state(), self.has_own_optimizer)
 
     def predict(self, rows: Batch) -> np.ndarray:
         return self.live.predict(rows)
@@ -66,34 +94,49 @@ class _Live:
 
 
 def _native_run(run: RunSpec, twin: TwinNetwork) -> RunSpec:
-    groups = [replace(group, names=twin.native_names(group.names)) for group in run.groups]
-    return replace(run, network=twin.native, groups=tuple(groups))
+    return replace(run, network=twin.native, groups=_native_groups(run.groups, twin))
 
 
-def native_state(twin: TwinNetwork, state: TrainState) -> TrainState:
-    """Convert a canonical state to the framework's names and layouts."""
+def _native_groups(groups: Iterable[Group], twin: TwinNetwork) -> tuple[Group, ...]:
+    return tuple(replace(group, names=twin.native_names(group.names)) for group in groups)
+
+
+def native_state(
+    twin: TwinNetwork, state: TrainState, has_own_optimizer: bool = False
+) -> TrainState:
+    """Convert a canonical state to the framework's names and layouts. The slots of the user's own
+    optimizer have these already."""
     built = twin.native.built
     return TrainState(
         state.step,
         twin.to_native(state.weights, {}),
-        _each_slot(lambda slot: twin.to_native(slot, {}), state),
+        _each_slot(lambda slot: twin.to_native(slot, {}), state, has_own_optimizer),
         twin.to_native(state.buffers, built.buffers),
     )
 
 
-def canonical_state(twin: TwinNetwork, state: TrainState) -> TrainState:
+def canonical_state(
+    twin: TwinNetwork, state: TrainState, has_own_optimizer: bool = False
+) -> TrainState:
     """Convert a framework's state to canonical names and layouts."""
     return TrainState(
         state.step,
         twin.to_canonical(state.weights),
-        _each_slot(twin.to_canonical, state),
+        _each_slot(twin.to_canonical, state, has_own_optimizer),
         twin.to_canonical(state.buffers),
     )
 
 
 def _each_slot(
-    convert: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]], state: TrainState
-) -> dict[str, dict[str, np.ndarray]]:
+    convert: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]],
+    state: TrainState,
+    has_own_optimizer: bool,
+) -> dict[str, Mapping[str, np.ndarray]]:
+    if has_own_optimizer:
+        return {
+            slot: convert(values) if slot == TRAINING_WEIGHTS else values
+            for slot, values in state.slots.items()
+        }
     for slot, values in state.slots.items():
         for name, value in values.items():
             if value.shape != state.weights[name].shape:

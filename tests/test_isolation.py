@@ -30,7 +30,7 @@ NEEDS = {
     ("data", "npz"): ["data.path=a.npz"],
     **{
         (group, "custom"): [f"{group}._target_=tests.own.halving", "trusted_modules=[tests.own]"]
-        for group in ("data", "model", "schedule")
+        for group in ("data", "model", "optimizer", "schedule")
     },
     ("model", "twin"): [
         "model.lightning._target_=tests.own.halving",
@@ -290,6 +290,7 @@ assert torchmetrics.Metric is metric and issubclass(torchmetrics.MeanMetric, met
 
 # Files that use something private of another library
 PRIVATE = {
+    "backends/keras/own_optimizer.py",  # Keras: the hook of its weight decay
     "backends/lightning/fast.py",  # torch, Lightning
     "backends/lightning/lean.py",  # torchmetrics
     "runner/cli/hydra_bridge.py",  # Hydra

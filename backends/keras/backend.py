@@ -7,6 +7,7 @@ from runner import twins
 
 name = "keras"
 train = twins.trains(loop.train)
+check_optimizer = twins.checks(loop.check_optimizer)
 predict = twins.takes_state(loop.predict)
 native_model = twins.takes_state(loop.native_model)
 trace = twins.takes_state(loop.trace)
@@ -14,6 +15,7 @@ export = twins.takes_state(loop.export)
 
 __all__ = [
     "can_use_threads",
+    "check_optimizer",
     "devices",
     "export",
     "fixed_threads",

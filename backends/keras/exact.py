@@ -2,6 +2,7 @@
 optimizer that use them."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -348,6 +349,10 @@ class Engine:
         self.network.load(start)
         self.schedule.use(run.tables)
         self.optimizer.start(run, start)
+
+    def evaluation(self) -> AbstractContextManager[None]:
+        """Return a context for predictions; the weights are the same."""
+        return nullcontext()
 
     def _run_self_test(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run the self-test, compiled like the updates. The inputs are arguments: the compiler

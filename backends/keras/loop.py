@@ -15,9 +15,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from backends.keras import custom, device, exact, layers, native, session, tracing, twin
+from backends.keras import (
+    custom,
+    device,
+    exact,
+    layers,
+    native,
+    own_optimizer,
+    session,
+    tracing,
+    twin,
+)
 from runner.components.custom import Built, CustomNetwork, Source
 from runner.components.layers import Shape
+from runner.components.optimizers import Custom, Group
 from runner.components.twins import Trace
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
@@ -142,7 +153,8 @@ class Model(keras.Model):
         return self.engine.state(int(self.optimizer.iterations))
 
     def predict(self, rows: Batch) -> np.ndarray:  # type: ignore[override]
-        return _predict(self, self.engine.run, rows)
+        with self.engine.evaluation():
+            return _predict(self, self.engine.run, rows)
 
     def use_tables(self, tables: Tables) -> None:
         self.engine.schedule.use(tables)
@@ -235,6 +247,12 @@ def trace(model: ModelSpec, state: TrainState, rows: Batch, loss: Any) -> Trace:
     with tf.device("/CPU:0"), _settings(model):
         network = _network(model, layers.DropoutState(0), keras.Model)
         return tracing.trace(network, state, rows, loss)
+
+
+def check_optimizer(spec: Custom, model: ModelSpec, groups: Sequence[Group]) -> None:
+    shapes = {name: variable.shape for name, variable in model.network.variables().items()}
+    with tf.device(device.resolve(model.device)), _settings(model):
+        own_optimizer.check(spec, shapes, groups, model.dtype.name)
 
 
 def inspect(source: Source, input_shape: Shape, precision: Precision, seed: int) -> Built:

@@ -1,15 +1,17 @@
 """The engine for every precision except exact: GradientTape and this folder's optimizers."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from backends.keras import layers, losses, optimizers
+from backends.keras.own_optimizer import OwnOptimizer
 from backends.keras.schedule import TableLR
 from runner.components.custom import CustomNetwork
-from runner.components.optimizers import frozen
+from runner.components.optimizers import Custom, frozen
 from runner.spec import RunSpec, TrainState
 
 
@@ -31,7 +33,7 @@ class Engine:
             losses.build(run.loss),
         )
         self.is_own = isinstance(run.network, CustomNetwork)
-        layers.load_state(model, start)
+        layers.load_state(model, start.for_training())
         variables = layers.named(model)
         # in the network's order: the norm of the gradients is summed in this order
         self.parameters = {
@@ -41,7 +43,17 @@ class Engine:
         self.trained = {name: v for name, v in self.parameters.items() if name not in names}
         self.buffers = list(start.buffers)
         self.schedule = TableLR(run)
-        self.optimizer = optimizers.build(run, self.schedule, self.trained, list(start.slots))
+        self.slots: Any  # loads and saves the optimizer's slots
+        self.own_optimizer: OwnOptimizer | None = None
+        if isinstance(run.optimizer, Custom):
+            self.own_optimizer = self.slots = OwnOptimizer(
+                run.optimizer, self.schedule, self.trained, run.groups
+            )
+            self.optimizer: Any = self.slots.native
+        else:
+            self.optimizer = self.slots = optimizers.build(
+                run, self.schedule, self.trained, list(start.slots)
+            )
         self._load_slots(start)
         self.fields = {name: tf.constant(values) for name, values in run.fields.items()}
 
@@ -49,17 +61,21 @@ class Engine:
         """Start another run that can use the same compiled functions."""
         self.run = run
         self.dropout_state.seed.assign(run.seed)
-        layers.load_state(self.model, start)
+        layers.load_state(self.model, start.for_training())
         self.schedule.use(run.tables)
         self._load_slots(start)
 
     def _load_slots(self, start: TrainState) -> None:
-        self.optimizer.load_slots(start.slots, start.step)
+        self.slots.load_slots(start.slots, start.step)
         # those of frozen weights keep their values
         self.frozen_slots = {
             slot: {name: value for name, value in values.items() if name not in self.trained}
-            for slot, values in start.slots.items()
+            for slot, values in (start.slots.items() if self.own_optimizer is None else ())
         }
+
+    def evaluation(self) -> AbstractContextManager[None]:
+        """Return a context in which the model has its weights for evaluation."""
+        return self.own_optimizer.evaluation() if self.own_optimizer else nullcontext()
 
     def update(
         self, step: Any, batches: Sequence[Mapping[str, Any]], num_rows: int
@@ -69,9 +85,7 @@ class Engine:
         total: Any = None
         gradients: Any = None
         variables_to_restore = (
-            [*self.model.variables, *self.optimizer.slot_variables()]
-            if self.run.skip_nonfinite
-            else []
+            [*self.model.variables, *self.slots.slot_variables()] if self.run.skip_nonfinite else []
         )
         old_values = [tf.identity(variable.value) for variable in variables_to_restore]
         outputs, self.dropout_state.step = [], step
@@ -113,11 +127,12 @@ class Engine:
         return loss_terms
 
     def state(self, step: int) -> TrainState:
-        weights, buffers = (
-            layers.save(self.model, names) for names in (list(self.parameters), self.buffers)
-        )
         slots = {
-            slot: {**values, **self.frozen_slots[slot]}
-            for slot, values in self.optimizer.save_slots().items()
+            slot: {**values, **self.frozen_slots.get(slot, {})}
+            for slot, values in self.slots.save_slots().items()
         }
+        with self.evaluation():
+            weights, buffers = (
+                layers.save(self.model, names) for names in (list(self.parameters), self.buffers)
+            )
         return TrainState(step, weights, slots, buffers)

@@ -3,6 +3,7 @@ that use them."""
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -297,6 +298,10 @@ class Engine:
             "x": o.r(o.constant(run.fields["x"].astype(np.float64))),
             "y": y if run.loss.name == "cross_entropy" else o.r(y.double()),
         }
+
+    def evaluation(self) -> AbstractContextManager[None]:
+        """Return a context for predictions; the weights are the same."""
+        return nullcontext()
 
     def close(self) -> None:
         """End the run; nothing is to undo."""

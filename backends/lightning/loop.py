@@ -6,7 +6,7 @@ Legend of shapes: K updates, A micro-batches per update, B rows each, n = all ro
 
 import io
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from backends.lightning import custom, device, exact, fast, layers, native
+from backends.lightning import custom, device, exact, fast, layers, native, own_optimizer
 from backends.lightning.schedule import TableLR
+from runner.components.optimizers import Custom, Group
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
 from runner.data.source import Batch
@@ -88,7 +89,8 @@ class Module(pl.LightningModule):
         return self.engine.state(self.step)
 
     def predict(self, rows: Batch) -> np.ndarray:
-        return _predict(self.network, self.run, rows)
+        with self.engine.evaluation():
+            return _predict(self.network, self.run, rows)
 
     def use_tables(self, tables: Tables) -> None:
         self.schedule.use(tables)
@@ -171,6 +173,10 @@ def train(
         finally:
             module.engine.close()
     return module.state()
+
+
+def check_optimizer(spec: Custom, model: ModelSpec, groups: Sequence[Group]) -> None:
+    own_optimizer.check(spec, native.network(model, None).named(), groups)
 
 
 def predict(model: ModelSpec, state: TrainState, rows: Batch) -> np.ndarray:

@@ -1,16 +1,19 @@
 """The engine for every precision except exact: autograd and torch's optimizers."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from backends.lightning import custom, fast, layers, losses, optimizers
+from backends.lightning.own_optimizer import OwnOptimizer
 from runner.components.custom import CustomNetwork
-from runner.components.optimizers import frozen
-from runner.spec import ModelSpec, RunSpec, TrainState
+from runner.components.optimizers import Custom, frozen
+from runner.spec import TRAINING_WEIGHTS, ModelSpec, RunSpec, TrainState
 
 
 def network(
@@ -31,20 +34,16 @@ class Engine:
         self.dropout_state = layers.DropoutState(run.seed)
         dtype = torch.from_numpy(np.empty(0, run.dtype)).dtype
         self.network = network(run, self.dropout_state).to(device)
-        layers.load_state(self.network, start)
+        layers.load_state(self.network, start.for_training())
         tensors = self.network.named()
         self.weights = {name: tensors[name] for name in start.weights}
         self.buffer_names, self.slot_names = list(start.buffers), list(start.slots)
         self.frozen = frozen(run.groups)
         self._require_gradients(False)
-        # their slots keep their values
-        self.frozen_slots = {
-            slot: {name: values[name] for name in self.frozen}
-            for slot, values in start.slots.items()
-        }
         self.loss = losses.build(run.loss)
         self.call = layers.direct(self.network)
         is_own = isinstance(self.network, custom.Network)
+        is_own = is_own or isinstance(run.optimizer, Custom)
         self.randomness = custom.Randomness(self.dropout_state, device) if is_own else None
         self.forward = (
             layers.compiled(self._forward, self.network) if run.compile else self._forward
@@ -52,14 +51,44 @@ class Engine:
         self.compile_seconds, self._compiled_for = 0.0, set[torch.Size]()
         self.one = torch.ones((), dtype=dtype, device=device)
         self.fields = {name: torch.from_numpy(v).to(device) for name, v in run.fields.items()}
+        self.own_optimizer: OwnOptimizer | None = None
+        if isinstance(run.optimizer, Custom):
+            self._build_own_optimizer(run.optimizer, start)
+        else:
+            self._build_optimizer(start)
+
+    def _build_optimizer(self, start: TrainState) -> None:
+        run, to_torch = self.run, self.network.to_torch
         flats = optimizers.flatten(self.weights, run.groups)
-        self.flats = [flat for group_flats in flats for flat in group_flats]
+        self.flats: Sequence[Any] = [flat for group_flats in flats for flat in group_flats]
         self.optimizer = optimizers.build(run.optimizer, flats, run.groups)
-        to_torch = self.network.to_torch
         optimizers.load_slots(
             run.optimizer, self.optimizer, self.flats, start.slots, start.step, to_torch
         )
+        # those of frozen weights keep their values
+        self.frozen_slots = {
+            slot: {name: values[name] for name in self.frozen}
+            for slot, values in start.slots.items()
+        }
         self.apply = fast.update(run.optimizer, self.optimizer)
+
+    def _build_own_optimizer(self, spec: Custom, start: TrainState) -> None:
+        own = self.own_optimizer = OwnOptimizer(spec, self.weights, self.run.groups)
+        self.flats, self.optimizer = own.gradients, own.native
+        if start.slots:
+            own.load(start.slots)
+            layers.load_state(self.network, start.for_training())
+        self.apply = self._step_own_optimizer
+
+    def _step_own_optimizer(self) -> None:
+        assert self.own_optimizer is not None
+        assert self.randomness is not None
+        self.randomness.seed()  # it may draw random numbers
+        self.own_optimizer.step()
+
+    def evaluation(self) -> AbstractContextManager[None]:
+        """Return a context in which the network has its weights for evaluation."""
+        return self.own_optimizer.evaluation() if self.own_optimizer else nullcontext()
 
     def _require_gradients(self, value: bool) -> None:
         """Let autograd compute gradients of the frozen weights, or not."""
@@ -106,7 +135,8 @@ class Engine:
         if self.run.skip_nonfinite and not bool(torch.isfinite(total)):
             for buffer, value in zip(self.network.buffers(), old_values, strict=True):
                 buffer.copy_(value)
-            optimizers.count_skipped_update(self.optimizer)
+            if self.own_optimizer is None:
+                optimizers.count_skipped_update(self.optimizer)
             return total, outputs
         if self.run.gradient_clip_norm is not None:
             optimizers.clip_by_global_norm(
@@ -120,6 +150,8 @@ class Engine:
         return torch.stack(list(loss_terms))
 
     def state(self, step: int) -> TrainState:
+        if self.own_optimizer is not None:
+            return self._own_state(step, self.own_optimizer)
         slots = optimizers.save_slots(
             self.run.optimizer,
             self.optimizer,
@@ -127,8 +159,16 @@ class Engine:
             self.slot_names,
             self.network.to_canonical,
         )
-        weights, buffers = (
-            layers.save(self.network, names) for names in (list(self.weights), self.buffer_names)
-        )
         slots = {slot: {**values, **self.frozen_slots[slot]} for slot, values in slots.items()}
-        return TrainState(step, weights, slots, buffers)
+        return TrainState(step, self._save(self.weights), slots, self._save(self.buffer_names))
+
+    def _own_state(self, step: int, own: OwnOptimizer) -> TrainState:
+        slots = own.slots()
+        if own.has_modes:
+            slots[TRAINING_WEIGHTS] = self._save(own.parameters)
+        with own.evaluation():
+            weights = self._save(self.weights)
+        return TrainState(step, weights, slots, self._save(self.buffer_names))
+
+    def _save(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        return layers.save(self.network, list(names))

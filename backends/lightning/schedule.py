@@ -5,7 +5,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from runner.spec import RunSpec, Tables, rate_name
+from runner.spec import LEARNING_RATE, RunSpec, Tables, rate_name
 
 # hyperparameter -> (key of torch's parameter group, index in that key's tuple)
 _NAMES: dict[str, tuple[str, int | None]] = {
@@ -58,10 +58,16 @@ class TableLR(LRScheduler):
 
     def read(self) -> list[float]:
         """Read the optimizer's current settings, in the order of RunSpec.tables."""
-        groups, first = self._group_of, self.optimizer.param_groups[0]
-        return [
-            groups[name]["lr"] if name in groups else read(first, name) for name in self._tables
-        ]
+        return [self._read(name) for name in self._tables]
+
+    def _read(self, name: str) -> float:
+        """Read a setting. A rate that no group has, such as that of frozen weights, is the
+        table's."""
+        if name in self._group_of:
+            return float(self._group_of[name]["lr"])
+        if name.startswith(LEARNING_RATE):
+            return self._at(name)
+        return read(self.optimizer.param_groups[0], name)
 
 
 def hyperparameters(spec: Any) -> dict[str, Any]:

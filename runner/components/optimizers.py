@@ -32,7 +32,7 @@ from runner.components.custom import layer_of
 from runner.components.layers import Network
 from runner.errors import ConfigError, nearest
 from runner.schedules import AnyCurve, Clock, Curve, table
-from runner.section import Fraction, NonNegative, Positive, Section
+from runner.section import Fraction, NonNegative, OwnCode, Positive, Section
 
 
 class Matching(Section):
@@ -247,8 +247,34 @@ class Lion(_Optimizer):
         return {"first_moment": 0.0}
 
 
+class Custom(OwnCode):
+    """The user's own optimizer, `_target_`: a torch.optim.Optimizer on Lightning, a Keras optimizer
+    on Keras. Keys that are not listed here are its arguments.
+
+    A class or function for Lightning is called with the parameter groups and `lr`, for Keras with
+    `learning_rate`. Its slots are the framework's, known after the first update.
+    """
+
+    name: Literal["custom"]
+    lr: Positive
+    decay_exclude: Literal["none", "bias_and_norm"]
+    groups: list[Matching]
+    layer_decay: Positive
+    schedules: dict[str, AnyCurve]
+
+    schedulable: ClassVar[Sequence[str]] = ()
+
+    def slots(self) -> dict[str, float]:
+        """Return no slots: the optimizer makes them."""
+        return {}
+
+    def initial_slots(self, weights: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+        """Return no slots: the optimizer makes them."""
+        return {}
+
+
 Optimizer = Annotated[
-    Union[SGD, Adam, AdamW, Adamax, NAdam, RMSprop, Adagrad, Adadelta, Lion],
+    Union[SGD, Adam, AdamW, Adamax, NAdam, RMSprop, Adagrad, Adadelta, Lion, Custom],
     Field(discriminator="name"),
 ]
 
@@ -322,6 +348,11 @@ def hyperparameters(optimizer: Any, clock: Clock) -> dict[str, np.ndarray]:
 
 def _hyperparameter(optimizer: Any, name: str, curve: Curve, clock: Clock) -> np.ndarray:
     allowed = optimizer.schedulable
+    if not allowed:
+        raise ConfigError(
+            f"optimizer.schedules must be empty for optimizer={optimizer.name}, whose only "
+            f"scheduled value is the learning rate, got {name}"
+        )
     if name not in allowed:
         raise ConfigError(
             f"unknown key optimizer.schedules.{name}; optimizer={optimizer.name} can schedule: "

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from hydra.core.override_parser.types import Override
 
+from runner.components.optimizers import Custom
 from runner.config.given import Given
 from runner.config.schema import Config, marked, parse
 from runner.data.dataset import changed
@@ -138,7 +139,15 @@ def check(resumed: Resumed, prepared: Plan, start: TrainState) -> None:
         raise ConfigError(f"resume: the data is not what {folder} was trained on: {difference}")
     for kind in ("weights", "buffers"):
         _check_shapes(folder, kind, getattr(resumed.state, kind), getattr(start, kind))
-    for slot in {**start.slots, **resumed.state.slots}:
+    is_own = isinstance(prepared.config.optimizer, Custom)
+    if is_own and "backend" in resumed.changes:
+        before, after = resumed.changes["backend"]
+        raise ConfigError(
+            f"resume: backend must stay {before} with optimizer=custom, whose state is of that "
+            f"framework, got {after}"
+        )
+    # the optimizer of the user's own checks its slots itself
+    for slot in {} if is_own else {**start.slots, **resumed.state.slots}:
         saved_slot, new_slot = resumed.state.slots.get(slot, {}), start.slots.get(slot, {})
         _check_shapes(folder, f"slot {slot}", saved_slot, new_slot)
     total, is_over = prepared.order.total_steps, resumed.is_over(prepared.order.total_steps)

@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any, TextIO
 
 from runner import dispatcher, user_code
+from runner.components.optimizers import Custom
 from runner.config.given import Given, objects
 from runner.config.schema import Config, sha256
 from runner.data.order import Chunks, Order
@@ -140,6 +141,8 @@ def train(job: Job) -> int:
             prepared = _with_process_threads(prepared, backend)
         num_threads = prepared.model.threads
         if call is not None or backend.can_use_threads(num_threads):
+            if isinstance(config.optimizer, Custom):
+                backend.check_optimizer(config.optimizer, prepared.model, prepared.groups)
             path = job.folder()
             if call is not None:
                 call.on_folder(path)
