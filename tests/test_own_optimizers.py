@@ -163,8 +163,8 @@ RESUMED = [
         for row in (
             ("keras.optimizers.Muon", "optimizer.weight_decay=0.1"),
             ("keras.optimizers.Lion", "optimizer.use_ema=true"),
-            ("keras.optimizers.Adafactor", "trainer.gradient_clip_norm=0.1"),
-            ("mine.radam", "optimizer.betas=[0.9,0.99]"),
+            ("keras.optimizers.Adagrad", "optimizer.clipnorm=0.1"),
+            ("mine.radam", "trainer.gradient_clip_norm=0.1"),
         )
     ),
 ]
