@@ -1,6 +1,13 @@
 """Training from Python gives what the command line gives, and leaves the process as it was."""
 
 import json
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +16,7 @@ import pytest
 
 import runner
 from runner import dispatcher
+from runner.run.observer import Observer
 from tests.command_line import BACKENDS, forked
 from tests.rows import slow_but
 from tests.test_own_models import MODULE, SHORT
@@ -139,3 +147,346 @@ def test_a_changed_object_is_named_on_resume(
     values = json.loads((run.folder / "environment.json").read_text())
     assert values["objects"]["model"]["kind"] == "class or function"
     assert len(values["objects"]["model"]["first_weights_sha256"]) == 64
+
+
+class Stop(Observer):
+    """Sends Ctrl-C to the process at an update."""
+
+    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
+        self.step, self.number = step, number
+
+    def on_chunk(self, chunk: Any, report: Any, live: Any) -> bool:
+        if chunk.first_step + chunk.num_steps == self.step:
+            signal.raise_signal(self.number)
+        return True
+
+
+def test_ctrl_c_saves_and_is_raised(backend: str) -> None:
+    """The interrupted run resumes to the bits of a whole one, and the handlers are those of
+    before."""
+    whole = quick(backend)
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        quick(backend, "trainer.steps_per_call=1", observers=[Stop(5)])
+    assert isinstance(stopped.value, runner.Interrupted)
+    assert stopped.value.folder is not None
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    part = runner.load_run(stopped.value.folder)
+    assert (part.status, len(part.trace["step"])) == ("interrupted", 5)
+    assert sha256(runner.resume(part, quiet=True)) == sha256(whole)
+
+
+def test_another_signal_goes_to_the_handler_of_before() -> None:
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    try:
+        stop = Stop(5, signal.SIGTERM)
+        run = quick("lightning", "trainer.steps_per_call=1", observers=[stop])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [signal.SIGTERM]
+    assert run.status == "interrupted"
+
+
+def _process_state(backend: str) -> dict[str, Any]:
+    """Settings of the process that a training may change."""
+    loggers = [logging.getLogger(name) for name in ("", "pytorch_lightning", "tensorflow", "absl")]
+    state: dict[str, Any] = {
+        "signals": [signal.getsignal(number) for number in sorted(signal.valid_signals())],
+        "streams": (sys.stdout, sys.stderr, sys.stdin),
+        "files": [os.fstat(descriptor).st_ino for descriptor in (1, 2)],
+        "logging": [(logger.level, list(logger.handlers)) for logger in loggers],
+        "disabled": logging.root.manager.disable,
+        "warnings": (list(warnings.filters), warnings.showwarning),
+        "folder": os.getcwd(),
+        "environment": dict(os.environ),
+        "random": random.getstate(),
+        "numpy": repr(np.random.get_state()),
+        "numpy errors": np.geterr(),
+        "threads": {thread.name for thread in threading.enumerate()},
+        "hook": sys.excepthook,
+    }
+    if backend == "lightning":
+        import torch
+
+        return state | {
+            "torch": torch.get_rng_state().tolist(),
+            "torch threads": torch.get_num_threads(),
+            "dtype": torch.get_default_dtype(),
+            "grad": torch.is_grad_enabled(),
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "subnormal": bool(torch.tensor(5e-324, dtype=torch.float64) * 1 > 0),
+        }
+    import keras
+    import tensorflow as tf
+
+    return state | {
+        "floatx": keras.config.floatx(),
+        "policy": keras.config.dtype_policy(),
+        "filtering": keras.config.is_traceback_filtering_enabled(),
+        "tf threads": tf.config.threading.get_intra_op_parallelism_threads(),
+        "eager": tf.executing_eagerly(),
+    }
+
+
+def test_a_training_leaves_the_process_as_it_was(backend: str) -> None:
+    """In float64, which global settings would show, and with a model of the user's own."""
+    net, outputs = instance(backend)
+    x = np.random.default_rng(0).uniform(0, 1, (5, 64)).astype(np.float32)
+    expected = outputs(net, x)
+    before = _process_state(backend)
+    quick(backend, "trainer.precision=float64", model=net)
+    after = _process_state(backend)
+    assert {name for name in before if before[name] != after[name]} == set()
+    assert np.array_equal(outputs(net, x), expected)
+
+
+@pytest.mark.slow
+def test_a_notebook_s_keras_session_goes_on() -> None:
+    """Automatic names count on, and a compiled model of before trains as if nothing was between."""
+    dispatcher.load("keras")
+    import keras
+
+    def number() -> int:
+        return int(keras.layers.Dense(1).name.rpartition("_")[2])
+
+    net, outputs = instance("keras")
+    net.compile("sgd", "mse")
+    x, y = np.ones((8, 64), np.float32), np.zeros((8, 10), np.float32)
+    net.fit(x, y, verbose=0)
+    number()
+    first = number()
+    quick("keras", model=nets("keras")["Net"])
+    assert number() == first + 1
+    before = outputs(net, x)
+    net.fit(x, y, verbose=0)
+    assert not np.array_equal(outputs(net, x), before)
+
+
+def test_keras_s_state_is_where_this_release_has_it() -> None:
+    """A canary: without it, a run would use the notebook's session."""
+    dispatcher.load("keras")
+    from backends.keras import session
+
+    assert session.module() is not None
+
+
+def test_it_trains_beside_the_main_thread(backend: str) -> None:
+    """Two threads take turns; only the main thread could handle signals."""
+    expected = sha256(quick(backend))
+    runs: list[runner.Run] = []
+    threads = [threading.Thread(target=lambda: runs.append(quick(backend))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [sha256(run) for run in runs] == [expected] * 2
+    assert runs[0].folder != runs[1].folder
+
+
+def test_quiet_prints_nothing_and_a_long_run_few_lines(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    quick("lightning")
+    assert capfd.readouterr() == ("", "")
+    line = "data=diabetes device=cpu trainer.batch_size=300 trainer.max_epochs=100"
+    run = runner.train(line, data=None)
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert "\r" not in out
+    assert sum(text.startswith("epoch ") for text in out.splitlines()) == 20
+    assert (run.folder / "run.log").read_text().count("  epoch ") == 100
+
+
+def test_what_the_user_s_own_code_prints_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    net = nets("lightning")["Net"]
+
+    def noisy() -> Any:
+        print("making a model")
+        return net()
+
+    quick("lightning", model=noisy)
+    assert "making a model" in capfd.readouterr().out
+
+
+def test_a_failed_training_is_an_error_with_its_folder() -> None:
+    with pytest.raises(runner.RunError, match="the loss of update") as failed:
+        quick("lightning", "optimizer=sgd optimizer.lr=1e30")
+    assert failed.value.folder is not None
+    assert (failed.value.folder / "run.log").is_file()
+    assert "\n" not in str(failed.value)
+    assert isinstance(failed.value, runner.TwinrunError)
+
+
+def test_compare_says_what_the_command_line_says(tmp_path: Path) -> None:
+    runs = [
+        quick("lightning", f"schedule={name} seed={seed}")
+        for name in ("constant", "linear")
+        for seed in range(2)
+    ]
+    answer = runner.compare(runs)
+    folders = ",".join(str(run.folder) for run in runs)
+    (done,) = forked(tmp_path, ("task=compare", f"runs=[{folders}]"))
+    assert done.status == 0, done.err
+
+    def without_paths(text: str) -> list[str]:
+        paths = ("folder ", "picture ", "page ")
+        return [line for line in text.strip().splitlines() if not line.startswith(paths)]
+
+    assert without_paths(str(answer)) == without_paths(done.out)
+    saved = json.loads((answer.folder / "answer.json").read_text())
+    assert list(answer.says) == saved["says"]
+    assert (answer.winner, answer.is_real) == (saved["winner"], saved["is_real"])
+    assert [row["overrides"] for row in answer.table] == [g["label"] for g in saved["groups"]]
+
+
+def test_models_that_differ_are_not_averaged() -> None:
+    """Classes of one name, as when a notebook's cell was changed between two runs."""
+    narrow, wide = (lambda width=width: nets("lightning")["Net"](width) for width in (8, 24))
+    runs = [quick("lightning", f"seed={seed}", model=m) for m in (narrow, wide) for seed in (0, 1)]
+    answer = runner.compare(runs)
+    assert [row["seeds"] for row in answer.table] == ["2", "2"]
+    assert answer.command is not None
+    assert answer.command.startswith("runner.train(")
+    assert "model=..." in answer.command
+
+
+def rows(num: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    x = generator.uniform(0, 1, (num, 64)).astype(np.float32)
+    return x, generator.integers(0, 10, num)
+
+
+def test_arrays_train_as_the_npz_of_the_same_arrays(tmp_path: Path, backend: str) -> None:
+    x, y = rows()
+    np.savez(tmp_path / "rows.npz", x=x, y=y)
+    keys = "data.standardize=true data.val_fraction=0.3 seed=1"
+    file = quick(backend, f"data=npz data.path={tmp_path / 'rows.npz'} {keys}")
+    for data in ((x, y), {"x": x, "y": y}, {"train": (x, y)}):
+        run = quick(backend, keys, data=data)
+        assert sha256(run) == sha256(file)
+        assert run.data["sha256"] == file.data["sha256"]
+    assert run.evaluate() == file.evaluate()
+    with pytest.raises(runner.ConfigError, match="the data is not what"):
+        runner.resume(run.folder, "trainer.max_epochs=3", data=(x + 1, y), quiet=True)
+
+
+def test_splits_are_used_as_they_are() -> None:
+    """10 rows each, of which none moves to another split."""
+    x, y = rows(90)
+    data = {"train": (x[:60], y[:60]), "val": (x[60:75], y[60:75]), "test": (x[75:], y[75:])}
+    run = quick("lightning", data=data)
+    assert run.data["rows"] == {"train": 60, "val": 15, "test": 15}
+    assert run.config.data.val_fraction == run.config.data.test_fraction == 0
+    assert np.array_equal(run.plan.data.val.x, x[60:75])
+
+
+def test_labels_may_be_text_and_data_a_map_style_data_set() -> None:
+    x, y = rows()
+    named = np.array(["ab", "cd"], dtype=object)[y % 2]
+    run = quick("lightning", data=(x, named))
+    assert run.data["classes"] == ["ab", "cd"]
+
+    class Pairs:
+        def __len__(self) -> int:
+            return len(x)
+
+        def __getitem__(self, i: int) -> tuple[np.ndarray, np.int64]:
+            return x[i], y[i]
+
+    assert sha256(quick("lightning", data=Pairs())) == sha256(quick("lightning", data=(x, y)))
+
+
+def test_a_function_is_a_schedule(capsys: pytest.CaptureFixture[str]) -> None:
+    def falling(t: np.ndarray, total_steps: int, lr: float, **_: Any) -> np.ndarray:
+        return lr * (1 - t / total_steps)
+
+    run = quick("lightning", "optimizer.lr=0.5 trainer.precision=float64", schedule=falling)
+    t = np.arange(16)
+    assert np.array_equal(run.trace["learning_rate"], 0.5 * (1 - t / 16))
+
+
+X, Y = rows(20)
+BAD: dict[str, tuple[str, dict[str, Any], str]] = {
+    "a sweep": (
+        "seed=0,1",
+        {},
+        "seed=0,1 has several values, and train makes one run; call it in a loop, or write a list "
+        "as [a,b]",
+    ),
+    "-m": (
+        "-m seed=0,1",
+        {},
+        "overrides must be KEY=VALUE, got -m; for several runs, call train in a loop: "
+        "[train(f'seed={k}') for k in range(5)]",
+    ),
+    "another task": ("task=preview", {}, "task must be train in runner.train, got preview"),
+    "resume": ("resume=x", {}, "resume is not a key of train; call runner.resume(FOLDER)"),
+    "an open quote": ("schedule='a", {}, "overrides schedule='a: No closing quotation"),
+    "an unknown key": (
+        "optimizer.lrr=1",
+        {},
+        "unknown key optimizer.lrr; optimizer=adam accepts: ",
+    ),
+    "no model": (
+        "",
+        {"model": 3},
+        "model int must make a torch.nn.Module for this backend, got builtins.int",
+    ),
+    "a model's name": (
+        "",
+        {"model": "mlp"},
+        "model must be a model, or a class or function that makes one, got text; a model of the "
+        "config is an override: train('model=mlp')",
+    ),
+    "a model twice": (
+        "model=mlp",
+        {"model": int},
+        "model is set twice: by the override model=... and by the argument model, builtins.int",
+    ),
+    "no data": ("", {"data": 3}, "data must be (x, y), got int"),
+    "one array": ("", {"data": X}, "data must be (x, y), got numpy.ndarray"),
+    "other keys": ("", {"data": {"x": X}}, "data must have the keys x and y, got x"),
+    "rows": ("", {"data": (X, Y[:-1])}, "data: x has 20 rows, y has 19"),
+    "a value": (
+        "",
+        {"data": (np.where(X[2, 3] == X, np.nan, X), Y)},
+        "data: row 2, column x[3] is nan; all values must be finite",
+    ),
+    "numbers as labels": (
+        "",
+        {"data": (X, Y / 2)},
+        "data: y must be labels, integers of shape [N], got float64 of shape [20]; set "
+        "data.task=regression to predict numbers",
+    ),
+    "other rows": (
+        "",
+        {"data": {"train": (X, Y), "val": (X[:, :3], Y)}},
+        "data['val']: a row of x must have the shape of a training row, [64], got [3]",
+    ),
+    "a fraction of a split that is given": (
+        "data.val_fraction=0.5",
+        {"data": {"train": (X, Y), "val": (X, Y)}},
+        "data.val_fraction must not be set if data has the split val",
+    ),
+    "no schedule": (
+        "",
+        {"schedule": 3},
+        "schedule must be a function of t, total_steps, steps_per_epoch and lr, got int",
+    ),
+    "a schedule that fails": (
+        "",
+        {"schedule": lambda t, **_: 1 / 0},
+        "schedule._target_ <lambda> raised ZeroDivisionError: division by zero (test_python.py:",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_wrong_arguments_are_one_line_and_write_nothing(tmp_path: Path, case: str) -> None:
+    overrides, objects, said = BAD[case]
+    with pytest.raises(runner.ConfigError) as refused:
+        runner.train(overrides, **objects)
+    assert str(refused.value).startswith(said)
+    assert str(refused.value).count("\n") == 0
+    assert list(tmp_path.iterdir()) == []
