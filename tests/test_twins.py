@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from runner import dispatcher, load_run
+from runner.cli.compose import compose
 from runner.errors import ConfigError
+from runner.tasks.twin import compare
 from tests.command_line import OTHER, forked
+from tests.test_isolation import run as run_in
 from tests.training import Trained, differences, first, prepare, train
 
 TRUSTED = "trusted_modules=[tests.twin_models]"
@@ -102,6 +105,48 @@ def test_what_cannot_be_is_refused_in_a_line(more: list[str], message: str) -> N
     with pytest.raises(ConfigError) as error:
         prepare([*twin("small"), *more])
     assert str(error.value) == message
+
+
+TABLE = "model.map={head: net/head, second.weight: net/second/kernel}"
+
+
+def test_a_table_pairs_layers_and_tensors_in_another_order() -> None:
+    """The head comes first in torch, and Keras has another kind of layer for one product: with the
+    table both are the same model, without it they are not."""
+    agreed = compare(compose(["task=twin", *twin("reordered", TABLE)]))
+    assert agreed.where is None
+    assert agreed.largest <= TOLERANCE
+    names = first(prepare(twin("reordered", TABLE, "backend=keras"))).weights
+    shapes = {name: value.shape for name, value in names.items()}
+    assert shapes["dense_0/kernel"] == (16, 10)
+    assert shapes["mapped_0/value"] == (24, 16)
+    assert compare(compose(["task=twin", *twin("reordered")])).where is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backend", "own", "other"),
+    [("lightning", "torch", "keras"), ("keras", "keras", "torch")],
+)
+def test_a_twin_s_run_imports_its_own_framework_only(
+    tmp_path: Path, backend: str, own: str, other: str
+) -> None:
+    imported = run_in(tmp_path, *twin("small", f"backend={backend}"))
+    assert own in imported
+    assert other not in imported
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_model_is_refused_in_a_line(tmp_path: Path) -> None:
+    """The run's Keras model lacks the layers that were trained."""
+    wrong = [item.replace("keras_small", "keras_unnormed") for item in twin("small")]
+    (done,) = forked(tmp_path, (*wrong, "trainer.max_epochs=1"))
+    (resumed,) = forked(
+        tmp_path, (f"resume={done.folder}", "backend=keras", "trainer.max_epochs=2", TRUSTED)
+    )
+    assert resumed.status in (1, 2)
+    assert resumed.err.count("\n") == 1
+    assert "does not fit its config: weights" in resumed.err
 
 
 REFUSED = {

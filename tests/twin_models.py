@@ -95,3 +95,40 @@ def keras_large() -> Any:
             return self.head(self.drop2(self.prelu(self.hidden(x)), training=training))
 
     return Net()
+
+
+def torch_reordered() -> Any:
+    """The head is defined first; a table of scales is a parameter."""
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.first = nn.Linear(16, 10), nn.Linear(64, 24)
+            self.second = nn.Linear(24, 16, bias=False)
+            self.scale = nn.Parameter(torch.ones(64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.tanh(self.second(self.first(x * self.scale))))
+
+    return Net()
+
+
+def keras_reordered() -> Any:
+    """The product with torch's `second` is a layer of another kind."""
+    import keras
+    from keras import layers, ops
+
+    class Net(keras.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = self.add_weight(shape=(64,), name="scale")
+            self.first = layers.Dense(24, name="first")
+            self.second = layers.EinsumDense("bi,io->bo", 16, name="second")
+            self.head = layers.Dense(10, name="head")
+
+        def call(self, x: Any) -> Any:
+            return self.head(ops.tanh(self.second(self.first(x * self.scale))))
+
+    return Net()

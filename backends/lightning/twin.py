@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
+import torch
 from torch import Tensor as TorchTensor
 from torch import nn
 
@@ -201,6 +202,8 @@ def use_runner_masks(model: nn.Module, state: ours.DropoutState) -> None:
     dropouts = [module for module in model.modules() if type(module) is nn.Dropout and module.p]
     for index, module in enumerate(dropouts):
         masked = ours.Dropout(module.p, index, state)
+        # as in layers.compiled: masks depend on Python numbers that change every step
+        masked.keep = torch.compiler.disable(masked.keep)  # type: ignore[method-assign]
         module.forward = _masked(module, masked)  # type: ignore[method-assign, assignment]
 
 

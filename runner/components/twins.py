@@ -164,7 +164,7 @@ def _by_table(
     number them alike. A tensor becomes a layer of its own, of kind `mapped`."""
     rest, first = {layer.name: layer for layer in layers}, []
     for name in mapped:
-        if name in rest:
+        if name in rest and rest[name].kind != "parameter":
             first.append(rest.pop(name))
             continue
         owner, tensor = next(
