@@ -3,12 +3,15 @@
 import json
 import logging
 import os
+import pickle
 import random
 import signal
+import subprocess
 import sys
 import threading
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ import pytest
 import runner
 from runner import dispatcher
 from runner.run.observer import Observer
-from tests.command_line import BACKENDS, forked
+from tests.command_line import BACKENDS, REPOSITORY, forked
 from tests.rows import slow_but
 from tests.test_own_models import MODULE, SHORT
 
@@ -282,6 +285,116 @@ def test_it_trains_beside_the_main_thread(backend: str) -> None:
         thread.join()
     assert [sha256(run) for run in runs] == [expected] * 2
     assert runs[0].folder != runs[1].folder
+
+
+def in_new_process(folder: Path, code: str) -> str:
+    """What a script prints; for settings that a process cannot take back."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+THREADS = """
+import os
+import keras, numpy as np, tensorflow as tf
+tf.config.threading.set_intra_op_parallelism_threads(2)
+keras.ops.matmul(np.ones((4, 4)), np.ones((4, 4)))  # now TensorFlow keeps them
+import json, runner
+line = "backend=keras device=cpu trainer.max_steps=2 model=linear"
+run = runner.train(line, quiet=True)
+print(run.status, json.loads((run.folder / "environment.json").read_text())["threads"])
+try:
+    runner.train(line + " trainer.threads=1", quiet=True)
+except runner.ConfigError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_takes_the_threads_that_tensorflow_has(tmp_path: Path) -> None:
+    assert in_new_process(tmp_path, THREADS).splitlines() == [
+        "completed 2",
+        "trainer.threads must be auto or 2, the number that backend=keras has in this process, "
+        "got 1",
+    ]
+
+
+OTHER_KERAS = """
+import os
+os.environ["KERAS_BACKEND"] = "torch"
+import keras, runner
+try:
+    runner.train("backend=keras device=cpu", quiet=True)
+except runner.ConfigError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_keras_on_another_framework_is_one_line(tmp_path: Path) -> None:
+    assert in_new_process(tmp_path, OTHER_KERAS) == (
+        "backend=keras needs Keras on TensorFlow, and this process has imported Keras on torch; "
+        "set KERAS_BACKEND=tensorflow before the first import of keras\n"
+    )
+
+
+@pytest.mark.slow
+def test_an_instance_that_keras_cannot_copy_is_one_line() -> None:
+    """Keras's config of a subclass holds the defaults of its arguments, not 24."""
+    dispatcher.load("keras")
+    net = nets("keras")["Net"](24)
+    with pytest.raises(runner.ConfigError) as refused:
+        quick("keras", model=net)
+    assert str(refused.value) == (
+        "model Net cannot be copied: TypeError: its class has no get_config; pass the class or a "
+        "function that makes it"
+    )
+    assert quick("keras", model=lambda: nets("keras")["Net"](24)).status == "completed"
+
+
+def test_a_run_can_be_sent_to_another_process() -> None:
+    run = quick("lightning", "seed=2")
+    copied = pickle.loads(pickle.dumps(run))
+    assert repr(copied) == repr(run)
+    assert repr(run).startswith(f"Run({str(run.folder)!r}, completed, train/loss ")
+    assert np.array_equal(copied.weights["dense_0/kernel"], run.weights["dense_0/kernel"])
+
+
+def test_a_frame_needs_pandas(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = quick("lightning")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(runner.ConfigError, match="a DataFrame needs pandas: pip install pandas"):
+        run.frame("trace")
+    made: list[Any] = []
+    monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=made.append))
+    run.frame("trace")
+    assert list(made[0]) == ["step", "learning_rate", "loss"]
+
+
+class Columns:
+    """What is used of a DataFrame: names of columns, and its conversion to an array."""
+
+    def __init__(self, values: np.ndarray, columns: list[str]) -> None:
+        self.values, self.columns = values, columns
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        return self.values
+
+
+def test_the_columns_of_a_table_keep_their_names() -> None:
+    x, y = rows()
+    names = [f"pixel {i}" for i in range(64)]
+    run = quick("lightning", data=(Columns(x, names), Columns(y[:, None], ["digit"])))
+    assert (run.data["features"], run.data["target"]) == (names, "digit")
+    assert sha256(run) == sha256(quick("lightning", data=(x, y)))
 
 
 def test_quiet_prints_nothing_and_a_long_run_few_lines(

@@ -12,8 +12,18 @@ from importlib import import_module
 from threading import local
 from typing import Any
 
+import keras
+
+from runner.errors import ConfigError
+
 STATES = ("GLOBAL_STATE_TRACKER", "GLOBAL_SETTINGS_TRACKER")
 _is_isolated = False
+
+if keras.backend.backend() != "tensorflow":  # a notebook may have imported it before
+    raise ConfigError(
+        f"backend=keras needs Keras on TensorFlow, and this process has imported Keras on "
+        f"{keras.backend.backend()}; set KERAS_BACKEND=tensorflow before the first import of keras"
+    )
 
 
 def module() -> Any:
