@@ -2,7 +2,7 @@
 name the first layer at which they part."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from itertools import zip_longest
 from typing import Any
@@ -17,6 +17,7 @@ from runner.errors import ConfigError
 from runner.plan import Plan, plan
 from runner.random import uniform
 from runner.spec import TrainState, first_state
+from runner.tasks.twin_causes import confirmed
 
 # the largest difference, relative where values exceed 1, that rounding in float64 explains
 TOLERANCE = 1e-12
@@ -64,6 +65,9 @@ class Row:
     gradient: float | None = None
     statistics: float | None = None
     notes: set[str] = field(default_factory=set)  # on outputs that differ
+    arrays: tuple[np.ndarray, np.ndarray, np.ndarray] | None = (
+        None  # input, torch's, Keras's output
+    )
 
     @property
     def name(self) -> str:
@@ -116,7 +120,24 @@ def compare(values: Mapping[str, Any]) -> Result:
         rows, state = _first_batch(prepared), _checked_state(prepared)
         module = dispatcher.load(backend)
         traces.append(module.trace(prepared.model, state, rows, prepared.loss))
-    return _numbers((networks[0], networks[1]), (traces[0], traces[1]))
+    result = _numbers((networks[0], networks[1]), (traces[0], traces[1]))
+    return _with_confirmed(result, _checked_state(plans[BACKENDS[0]]))
+
+
+def _with_confirmed(result: Result, state: TrainState) -> Result:
+    """Replace the usual causes of a layer by one that NumPy confirms."""
+    row = next((row for row in result.rows if row.name == result.where), None)
+    if row is None or row.arrays is None or row.differing():
+        return result
+    weights = {
+        name.rpartition("/")[2]: value
+        for name, value in state.weights.items()
+        if name.startswith(f"{row.kind}/")
+    }
+    x, *outputs = row.arrays
+    both = dict(zip(("torch", "Keras"), outputs, strict=True))
+    causes = [*confirmed(row.kind.rpartition("_")[0], weights, x, both)]
+    return replace(result, causes=causes or result.causes)
 
 
 def _network(prepared: Plan) -> TwinNetwork:
@@ -239,6 +260,7 @@ def _rows(networks: tuple[TwinNetwork, TwinNetwork], traces: tuple[Trace, Trace]
             row.input = max(row.input or 0.0, difference(a.input, b.input))
             apart = difference(a.output, _like(a, b))
             row.output = max(row.output or 0.0, apart)
+            row.arrays = row.arrays or (a.input, a.output, b.output)
             row.notes |= set(_notes(a.output, _like(a, b))) if _parts(apart) else set()
     return list(rows.values())
 

@@ -1,9 +1,12 @@
 """task=twin names the layer with the planted difference, and agrees where there is none."""
 
+import numpy as np
 import pytest
 
+from runner import dispatcher
 from runner.cli.compose import compose
 from runner.tasks.twin import CAUSES, Result, compare, lines
+from runner.tasks.twin_causes import confirmed
 from tests.command_line import REPOSITORY
 from tests.rows import slow_but
 
@@ -16,8 +19,11 @@ PLANTED = {
     "padding": ("conv_0 (body.0 /", "padding ((1, 1), (1, 1)) / ((0, 1), (0, 1))"),
     "flatten": ("flatten (flat /", "both outputs have the same values in another order"),
     "pooling": ("average_pool (body.1 /", "counts_padding True / False"),
-    "transposed_kernel": ("dense_1 (3 /", "usual causes: a transposed kernel"),
-    "gate_order": ("lstm_0 (layer /", "usual causes: the order of the gates"),
+    "transposed_kernel": ("dense_1 (3 /", "Keras's output is x kernel^T + bias"),
+    "gate_order": (
+        "lstm_0 (layer /",
+        "torch's output is an LSTM with its gates in the order i, f, o, g",
+    ),
     "heads": ("attention_0 (layer /", "heads 4 / 2"),
     "missing_bias": ("dense_0 (1 /", "dense_0/bias is missing / [8]"),
     "gelu": ("activation (2 /", "approximate True / False"),
@@ -75,3 +81,25 @@ def test_the_docs_have_the_causes_of_every_kind() -> None:
         for kind in line.split("|")[1].split(",")
     }
     assert set(CAUSES) <= kinds
+
+
+def test_a_gru_that_resets_before_the_product_is_recognised() -> None:
+    """Keras's stock GRU with and without reset_after, on the same weights."""
+    dispatcher.load("keras")
+    import keras
+
+    rng = np.random.default_rng(0)
+    x, kernel, recurrent, bias = (
+        rng.normal(size=shape) for shape in ((2, 4, 3), (3, 15), (5, 15), (15,))
+    )
+    outputs = {}
+    for name, is_after in (("torch", True), ("Keras", False)):
+        layer = keras.layers.GRU(5, reset_after=is_after, dtype="float64")
+        layer.build(x.shape)
+        both = np.stack([bias, np.zeros(15)]) if is_after else bias
+        layer.set_weights([kernel, recurrent, both])
+        outputs[name] = layer(x).numpy()
+    weights = {"input_kernel": kernel, "recurrent_kernel": recurrent, "input_bias": bias}
+    (cause,) = confirmed("gru", weights, x, outputs)
+    assert cause.startswith("Keras's output is a GRU with its gates in the order z, r, n")
+    assert cause.endswith("the reset gate before the product")
