@@ -8,9 +8,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from runner.run.run_folder import read_columns, read_json
-from tests.command_line import BACKENDS, OTHER, forked
+from tests.command_line import BACKENDS, OTHER, forked, loss_and_accuracy, mlp
 from tests.rows import slow_but
-from tests.training import difference, train
+from tests.training import difference, prepare, train
 
 MODULE = {
     "lightning": """
@@ -212,6 +212,10 @@ def test_a_checkpoint_of_a_schedule_free_run_has_the_weights_for_evaluation(
         np.testing.assert_allclose(x, y + (1 - 1 / 0.9) * (z - y), rtol=0, atol=1e-6)
         assert not np.array_equal(x, y)
     assert slots["param_groups:number/0.k"] == 24
+    metrics = read_columns(folder / "metrics.csv")
+    split = prepare(["device=cpu"]).data.val
+    loss, _ = loss_and_accuracy(mlp(weights, split.x), split.y)
+    assert metrics["val/loss"][-1] == pytest.approx(loss, rel=1e-5)
 
 
 @pytest.mark.slow
@@ -225,6 +229,7 @@ def test_a_checkpoint_with_moving_averages_has_them_as_weights(tmp_path: Path) -
         assert not np.array_equal(value, slots[f"training_weights/{name}"])
 
 
+TWIN = (("lightning", "torch"), ("keras", "keras"))
 OPTIMIZER = {"lightning": "torch.optim.AdamW", "keras": "keras.optimizers.AdamW"}
 
 
@@ -258,6 +263,19 @@ def test_a_model_of_the_user_s_own_trains_with_it(tmp_path: Path, backend: str) 
     assert (done.status, done.err) == (0, "")
     trace = read_columns(tmp_path / done.folder / "trace.csv")
     assert trace["loss"][-1] < trace["loss"][0]
+
+
+def test_a_twin_trains_with_it(backend: str) -> None:
+    """Groups have the twin's names; the slots keep the framework's, and a run resumes from them."""
+    twin = ("model=twin", *(f"model.{b}._target_=tests.twin_models.{b2}_small" for b, b2 in TWIN))
+    command = [*STEPS, *own(OPTIMIZER[backend]), *twin, "trusted_modules=[tests.twin_models]"]
+    command += ["optimizer.groups=[{match: dense_0, lr_factor: 0.1}]", "trainer.steps_per_call=5"]
+    whole, part = train(backend, command), train(backend, command, stop_after=10)
+    rest = train(backend, command, start=part.state)
+    # 3e-7: both are rounded to float32, the product here twice
+    np.testing.assert_allclose(whole.applied["learning_rate*0.1"], whole.rates * 0.1, rtol=3e-7)
+    assert "dense_0/kernel" in whole.state.weights
+    assert difference(whole.state.weights, rest.state.weights) == 0
 
 
 def test_an_update_without_a_finite_loss_does_not_reach_it(here: Path, backend: str) -> None:

@@ -249,6 +249,7 @@ def trace(model: ModelSpec, state: TrainState, rows: Batch, loss: Any) -> Trace:
         return tracing.trace(network, state, rows, loss)
 
 
+@session.isolated()
 def check_optimizer(spec: Custom, model: ModelSpec, groups: Sequence[Group]) -> None:
     shapes = {name: variable.shape for name, variable in model.network.variables().items()}
     with tf.device(device.resolve(model.device)), _settings(model):

@@ -311,7 +311,9 @@ def planned(total: int, data: Mapping[str, Any] = DATA) -> Any:
     return SimpleNamespace(
         data=SimpleNamespace(description=lambda: {**data}),
         order=SimpleNamespace(total_steps=total, steps_per_epoch=13),
-        config=SimpleNamespace(trainer=SimpleNamespace(early_stopping_patience=3)),
+        config=SimpleNamespace(
+            trainer=SimpleNamespace(early_stopping_patience=3), optimizer=SimpleNamespace()
+        ),
     )
 
 
