@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from runner import user_code
-from runner.cli.commands import Frozen, Request
+from runner.cli.commands import Frozen, Request, check_config_dir
 from runner.cli.compose import Composer
 from runner.cli.overrides import explained, parse_overrides
 from runner.config.given import Given
@@ -102,6 +102,7 @@ def train(
     with _one_at_a_time, _explained():
         given = Given.of(model, data, schedule)
         folder = None if config_dir is None else str(config_dir)
+        check_config_dir(folder)
         lines, parsed = _parsed(overrides, folder, trusted_modules, given)
         _refuse_for_train(parsed)
         lines += given.overrides([override.key_or_group for override in parsed])
@@ -272,6 +273,8 @@ def _run(
             raise Interrupted(folders[0] if folders else None) from None
         except RunError as error:
             raise RunError(error, folders[0] if folders else None) from None
+    if not folders:  # the handler of a signal did not end the process
+        raise RunError("a signal ended the run before the training began")
     finished = Run(folders[0], job.config, given=given)
     if finished.status == "failed":
         reason = finished.result.get("error", "its last files could not be written")

@@ -155,12 +155,13 @@ def test_a_changed_object_is_named_on_resume(
 class Stop(Observer):
     """Sends Ctrl-C to the process at an update."""
 
-    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
-        self.step, self.number = step, number
+    def __init__(self, step: int, number: int = signal.SIGINT, times: int = 1) -> None:
+        self.step, self.number, self.times = step, number, times
 
     def on_chunk(self, chunk: Any, report: Any, live: Any) -> bool:
         if chunk.first_step + chunk.num_steps == self.step:
-            signal.raise_signal(self.number)
+            for _ in range(self.times):
+                signal.raise_signal(self.number)
         return True
 
 
@@ -176,6 +177,18 @@ def test_ctrl_c_saves_and_is_raised(backend: str) -> None:
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     part = runner.load_run(stopped.value.folder)
     assert (part.status, len(part.trace["step"])) == ("interrupted", 5)
+    assert sha256(runner.resume(part, quiet=True)) == sha256(whole)
+
+
+def test_a_second_ctrl_c_ends_at_once(backend: str) -> None:
+    """After update 12, with a checkpoint of update 8: it resumes to the bits of a whole run."""
+    whole, handler = quick(backend), signal.getsignal(signal.SIGINT)
+    with pytest.raises(runner.Interrupted) as stopped:
+        quick(backend, "trainer.steps_per_call=1", observers=[Stop(12, times=2)])
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert stopped.value.folder is not None
+    part = runner.load_run(stopped.value.folder)
+    assert part.status == "unfinished"
     assert sha256(runner.resume(part, quiet=True)) == sha256(whole)
 
 
@@ -535,6 +548,11 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "another task": ("task=preview", {}, "task must be train in runner.train, got preview"),
     "resume": ("resume=x", {}, "resume is not a key of train; call runner.resume(FOLDER)"),
+    "no folder": (
+        "",
+        {"config_dir": "nowhere"},
+        "--config-dir must be a folder, got nowhere",
+    ),
     "an open quote": ("schedule='a", {}, "overrides schedule='a: No closing quotation"),
     "an unknown key": (
         "optimizer.lrr=1",

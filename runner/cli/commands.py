@@ -181,14 +181,16 @@ def _check_options(options: Namespace) -> None:
         )
     if options.experimental_rerun:  # would load a pickle
         raise ConfigError("--experimental-rerun is not supported; use resume=FOLDER")
-    if options.config_dir is not None and not isdir(options.config_dir):
-        raise ConfigError(f"--config-dir must be a folder, got {show(options.config_dir)}")
-    if options.config_dir:
-        _check_files(options.config_dir)
+    check_config_dir(options.config_dir)
 
 
-def _check_files(config_dir: str) -> None:
-    """Refuse files that would have no effect, or would change other choices than the chosen one."""
+def check_config_dir(config_dir: str | None) -> None:
+    """Refuse what is no folder, and files in it that would have no effect, or would change other
+    choices than the chosen one."""
+    if config_dir is None:
+        return
+    if not isdir(config_dir):
+        raise ConfigError(f"--config-dir must be a folder, got {show(config_dir)}")
     for name in ("config.yaml", "hydra/config.yaml"):
         file = Path(config_dir, name)
         if file.exists():
