@@ -1,7 +1,7 @@
 """Build a run from its config: data, network, order, clock, rates. This module refuses everything
 that can be refused without a framework."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +12,7 @@ import numpy as np
 from runner import dispatcher, schedules
 from runner.components import losses, metrics, optimizers, twins
 from runner.components.cancelled import cancelled
-from runner.components.custom import CustomNetwork, Source
+from runner.components.custom import Built, CustomNetwork, Source
 from runner.components.layers import Network, Shape, needs_images, network
 from runner.components.twins import TwinNetwork
 from runner.config.schema import Config, CustomModel, LayerModel, ObjectModel, TwinModel
@@ -27,9 +27,10 @@ from runner.machine import memory, threads
 from runner.schedules import Clock, Plateau, lint
 from runner.schedules.plateau import State
 from runner.schedules.stall import Stall
-from runner.spec import ModelSpec, RunSpec, Tables, tables
+from runner.spec import Measured, ModelSpec, RunSpec, Tables, tables
 from runner.text import console
 
+_NO_CODE = Built({}, {}, ())  # of a network of this project's layers
 _CHUNK_BYTES = 16 * 2**20  # limit for the rows and outputs of one call of a framework
 
 
@@ -38,7 +39,7 @@ class Plan:
     config: Config
     data: Dataset
     loss: Any
-    metrics: dict[str, metrics.Rows]
+    metrics: dict[str, metrics.Metric]
     network: Network
     order: Order
     clock: Clock
@@ -53,13 +54,38 @@ class Plan:
 
     def columns(self) -> list[str]:
         """Return the header of metrics.csv. A split without rows has no columns."""
-        splits = ["train", "val"] if len(self.data.val) else ["train"]
-        return [
-            "epoch",
-            "step",
-            *(f"{s}/{name}" for s in splits for name in ("loss", *self.metrics)),
-            "seconds",
-        ]
+        val = [f"val/{name}" for name in self.metrics]
+        if self.has_own_loss:
+            val += self._built.val_columns
+        else:
+            val = ["val/loss", *val, *self._built.val_columns]
+        val = val if len(self.data.val) else []
+        return ["epoch", "step", *self.train_columns(), *val, "seconds"]
+
+    def train_columns(self) -> list[str]:
+        """Return the columns of metrics.csv that are measured on the training rows."""
+        by_row = [name for name, metric in self.metrics.items() if metric.by_row]
+        return [*(f"train/{name}" for name in ("loss", *by_row)), *self._built.train_columns]
+
+    @property
+    def has_own_loss(self) -> bool:
+        """True if the user's own model computes the loss."""
+        return isinstance(self.loss, losses.Model)
+
+    @property
+    def is_measured_by_backend(self) -> bool:
+        """True if code of the user's own computes the loss, or measures rows itself."""
+        return losses.is_native(self.loss) or bool(self._built.val_columns)
+
+    @property
+    def _built(self) -> Built:
+        network = self.network.native if isinstance(self.network, TwinNetwork) else self.network
+        return network.built if isinstance(network, CustomNetwork) else _NO_CODE
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences about the user's own model."""
+        return self._built.notes
 
     def checkpoint_steps(self) -> int | None:
         every = self.config.trainer.checkpoint_every
@@ -82,6 +108,9 @@ class Plan:
             gradient_clip_norm=trainer.gradient_clip_norm,
             seed=self.config.seed,
             largest_chunk=self.largest_chunk(),
+            steps_per_epoch=self.order.steps_per_epoch,
+            accumulate=trainer.accumulate_grad_batches,
+            keeps_outputs=self.keeps_outputs,
             compile=trainer.compile,
             skip_nonfinite=trainer.on_nonfinite == "skip",
         )
@@ -190,6 +219,20 @@ class Plan:
         wanted = self.order.steps_per_epoch if configured == "auto" else int(configured)
         return min(wanted, num_fitting)
 
+    @property
+    def keeps_outputs(self) -> bool:
+        """True if the network's outputs are needed here, for the loss or a metric."""
+        return not losses.is_native(self.loss) or bool(self.metrics)
+
+    def batches(self, split: Split) -> Iterator[Batch]:
+        """Yield the fields of a split in order, as in training, for the backend's `measure`."""
+        y = losses.targets(self.loss, split.y, self.model.dtype)
+        begin = 0
+        for x in split.x.blocks() if self.data.streams else [split.x]:
+            x = np.ascontiguousarray(x, dtype=self.model.dtype)
+            yield {"x": x, "y": y[begin : begin + len(x)]}
+            begin += len(x)
+
     def chunks(
         self, start: int, checkpoint_steps: int | None, adapt: bool, end: int | None = None
     ) -> Chunks:
@@ -220,7 +263,11 @@ def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
     """Plan a run, or refuse it. `like` is the data.json of a run; it names the data's columns."""
     data = _data(config, like)
     loss = losses.choose(config.loss, data.task, len(data.classes))
-    model = model_spec(config, data.task, len(data.classes), data.num_targets, data.input_shape)
+    example = _example(config, data)
+    model = model_spec(
+        config, data.task, len(data.classes), data.num_targets, data.input_shape, example
+    )
+    loss = _weighted_or_own(config, loss, data, model, example)
     order = _order(config, len(data.train))
     clock = Clock(order.total_steps, order.steps_per_epoch)
     rows = min(order.batch_size, order.num_rows)
@@ -239,7 +286,7 @@ def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
         config=config,
         data=data,
         loss=loss,
-        metrics=metrics.choose(config.metrics, data.task, model.network.output_shape[0]),
+        metrics=_metrics(config, data, loss, model.network),
         network=model.network,
         order=order,
         clock=clock,
@@ -249,6 +296,74 @@ def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
     )
     _check_watched(prepared)
     return prepared
+
+
+def _example(config: Config, data: Dataset) -> Batch | None:
+    """Return the fields of the first training rows, as in training, on which code of the user's own
+    is tried; None without such code."""
+    if not (isinstance(config.model, CustomModel) or config.loss.name == "custom"):
+        return None
+    rows = data.train.read(np.arange(min(config.trainer.batch_size, len(data.train))))
+    dtype = np.dtype(np.float64 if config.trainer.precision == "float64" else np.float32)
+    y = losses.targets(losses.Model(name="model"), rows["y"], dtype)
+    return {"x": np.ascontiguousarray(rows["x"], dtype=dtype), "y": y}
+
+
+def _weighted_or_own(
+    config: Config, loss: Any, data: Dataset, model: ModelSpec, example: Batch | None
+) -> Any:
+    """Return the loss with its class weights as numbers, or the loss of the user's own code after a
+    trial."""
+    if _has_loss(model.network):
+        if config.loss.name != "auto":
+            raise ConfigError(
+                f"loss must be auto for a model that computes its own loss, got {config.loss.name}"
+            )
+        if config.trainer.compile:
+            raise ConfigError(
+                "trainer.compile must be false for a model that computes its own loss, got true"
+            )
+        return losses.Model(name="model")
+    if loss.name == "custom":
+        if config.trainer.precision == "exact":
+            raise ConfigError(
+                "trainer.precision must be float32, float64 or bf16-mixed for a loss of your own, "
+                "got exact: exact mode supports only the losses of this project"
+            )
+        assert example is not None
+        backend = dispatcher.load(config.backend)
+        if dispatcher.building_threads is not None:
+            backend.can_use_threads(model.threads)  # before the framework's first computation
+        backend.check_loss(loss, example, model.network.output_shape, model.dtype)
+    return loss.weighted(data.train.y, len(data.classes)) if hasattr(loss, "weighted") else loss
+
+
+def _has_loss(network: Network) -> bool:
+    return isinstance(network, CustomNetwork) and network.built.has_loss
+
+
+def _metrics(
+    config: Config, data: Dataset, loss: Any, network: Network
+) -> dict[str, metrics.Metric]:
+    """Choose the metrics. One that needs all rows at once needs validation rows."""
+    asked, shape = config.metrics, network.output_shape
+    if isinstance(loss, losses.Model):
+        if asked != "auto":
+            raise ConfigError(
+                f"metrics must be auto for a model that computes its own loss, since it logs its "
+                f"own metrics, got {show(asked)}"
+            )
+        return {}
+    if asked == "auto" and len(shape) != 1:
+        asked = []
+    split = data.val if len(data.val) else data.train
+    chosen = metrics.choose(asked, data.task, shape[0] if len(shape) == 1 else 0, split.y)
+    for name, metric in chosen.items():
+        if not metric.by_row and not len(data.val):
+            raise ConfigError(
+                f"metrics: {name} is measured on the validation rows, and this data has none"
+            )
+    return chosen
 
 
 def _data(config: Config, like: Mapping[str, Any] | None) -> Dataset:
@@ -308,7 +423,8 @@ def _refuse_backend(config: Config) -> None:
 
 def _check_watched(prepared: Plan) -> None:
     """Refuse to watch a metric that is not measured."""
-    measured = [column for column in prepared.columns() if "/" in column]
+    others = ("epoch", "step", "seconds")
+    measured = [column for column in prepared.columns() if column not in others]
     watched = {"trainer.monitor": prepared.config.trainer.monitor}
     if prepared.plateau:
         watched["schedule.metric"] = prepared.plateau.metric
@@ -321,18 +437,26 @@ def _check_watched(prepared: Plan) -> None:
 
 
 def model_spec(
-    config: Config, task: Task, num_classes: int, num_targets: int, input_shape: Sequence[int]
+    config: Config,
+    task: Task,
+    num_classes: int,
+    num_targets: int,
+    input_shape: Sequence[int],
+    example: Batch | None = None,
 ) -> ModelSpec:
-    """Return the model's spec, from the config and the data's description."""
+    """Return the model's spec, from the config and the data's description. What a model of the
+    user's own logs is known if it is tried on an example."""
     loss = losses.choose(config.loss, task, num_classes)
     num_outputs = losses.num_outputs(loss, task, num_classes, num_targets)
-    net = _network(config, tuple(input_shape), num_outputs)
+    net = _network(config, tuple(input_shape), num_outputs, example)
     trainer = config.trainer
     num_threads = threads.resolve(trainer.threads, net, trainer.batch_size)
     return ModelSpec(net, trainer.precision, config.device, trainer.batch_size, num_threads)
 
 
-def _network(config: Config, input_shape: Shape, num_outputs: int) -> Network:
+def _network(
+    config: Config, input_shape: Shape, num_outputs: int, example: Batch | None
+) -> Network:
     model = config.model
     if isinstance(model, LayerModel):
         return network(model.layers, input_shape, num_outputs)
@@ -348,11 +472,17 @@ def _network(config: Config, input_shape: Shape, num_outputs: int) -> Network:
         backend = dispatcher.load(config.backend)
         if building is not None:
             backend.can_use_threads(building if asked == "auto" else asked)
-        built = backend.inspect(source, input_shape, precision, config.seed)
-    if built.output_shape != (num_outputs,):
+        built = backend.inspect(source, input_shape, precision, config.seed, example)
+    is_free = built.has_loss or config.loss.name == "custom"
+    if not is_free and built.output_shape != (num_outputs,):
         raise ConfigError(
             f"{source.name} returns rows of shape {list(built.output_shape)}; the loss and the "
             f"data need {[num_outputs]}"
+        )
+    if built.has_loss and isinstance(model, TwinModel):
+        raise ConfigError(
+            f"{source.name} computes its own loss, which model=twin does not support; the config "
+            f"names the loss of a twin"
         )
     net = CustomNetwork.of(source, input_shape, config.seed, built)
     return twins.network(net, config.backend, model.map) if isinstance(model, TwinModel) else net
@@ -381,23 +511,60 @@ def source_of(config: Config) -> Source:
     return Source(section, key=f"model.{config.backend}", is_twin=True)
 
 
-def evaluate(plan: Plan, outputs: np.ndarray, split: Split) -> dict[str, float]:
-    """Return the loss and the metrics of a split from the network's outputs for its rows."""
+Predict = Callable[[Batch], np.ndarray]
+Measure = Callable[[Iterable[Batch], bool], Measured]
+
+
+def evaluate(
+    plan: Plan, split: Split, predict: Predict, measure: Measure, prefix: str
+) -> dict[str, float]:
+    """Return the loss and the metrics of a split, by column of metrics.csv with `prefix` instead of
+    `val/`."""
+    measured = None
+    if plan.is_measured_by_backend:
+        measured = measure(plan.batches(split), plan.keeps_outputs)
     means = metrics.Means()
-    means.add(rows(plan, outputs, split.y))
-    return means.result()
+    values: dict[str, float] = {}
+    outputs = plan.outputs(split, predict) if measured is None else measured.outputs
+    if outputs is not None:
+        by_row = rows(plan, outputs, split.y)
+        means.add({f"{prefix}{name}": v for name, v in by_row.items()})
+        z, y = _in_data_units(plan, outputs, split.y)
+        for name, metric in plan.metrics.items():
+            if not metric.by_row:
+                values[f"{prefix}{name}"] = float(metrics.measure(name, metric, z, y))
+    if measured is not None:
+        means.add({_column(name, prefix): v for name, v in measured.rows.items()})
+        values |= {_column(name, prefix): v for name, v in measured.numbers.items()}
+    values |= means.result()
+    columns = [_column(name, prefix) for name in plan.columns()]
+    return {column: values[column] for column in columns if column in values}
+
+
+def _column(name: str, prefix: str) -> str:
+    """Return the name of a validation column for another split."""
+    return name if prefix == "val/" else f"{prefix}{name.removeprefix('val/')}"
 
 
 def rows(plan: Plan, outputs: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the loss of each row, with targets as in training, and every metric of each row, with
-    targets in the data's units."""
+    """Return the loss of each row, with targets as in training, and every metric that has a value
+    for each row, with targets in the data's units. The backend computes the loss of own code."""
+    values = {}
+    if not losses.is_native(plan.loss):
+        targets = losses.targets(plan.loss, y, np.dtype(np.float64))
+        values["loss"] = plan.loss.rows(outputs, targets)
+    z, y = _in_data_units(plan, outputs, y)
+    by_row = {name: metric for name, metric in plan.metrics.items() if metric.by_row}
+    return values | {name: metrics.measure(name, metric, z, y) for name, metric in by_row.items()}
+
+
+def _in_data_units(plan: Plan, outputs: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return outputs and targets in the data's units."""
     y = losses.targets(plan.loss, y, np.dtype(np.float64))
-    loss = plan.loss.rows(outputs, y)
-    if plan.data.y_scaling is not None and plan.metrics:
-        outputs, y = (
-            plan.data.y_scaling.invert(values.astype(np.float64)) for values in (outputs, y)
-        )
-    return {"loss": loss, **{name: metric(outputs, y) for name, metric in plan.metrics.items()}}
+    if plan.data.y_scaling is None or not plan.metrics:
+        return outputs, y
+    invert = plan.data.y_scaling.invert
+    return invert(outputs.astype(np.float64)), invert(y.astype(np.float64))
 
 
 def _check_batch_norm(net: Network, order: Order) -> None:

@@ -54,13 +54,16 @@ class RunSpec(ModelSpec):
 
     fields: Batch  # the training rows' fields that are in memory
     streamed: Mapping[str, Field]  # the other fields; each chunk contains its own rows of them
-    loss: Any  # runner.components.losses.Loss
+    loss: Any  # of runner.components.losses
     optimizer: Any  # runner.components.optimizers.Optimizer
     tables: Tables
     groups: Sequence[Group]  # weights by rate and decay; the first group's rate is eta(t)
     gradient_clip_norm: float | None
     seed: int
     largest_chunk: int
+    steps_per_epoch: int
+    accumulate: int  # micro-batches of an update
+    keeps_outputs: bool  # reports contain the network's outputs
     # if the loss is NaN or infinite, an update does not change weights, slots and buffers
     skip_nonfinite: bool
     compile: bool  # compile with torch.compile or XLA, also where that is not the default
@@ -154,14 +157,36 @@ class Report:
 
     losses: np.ndarray  # dtype[K]
     applied: Tables  # [K] each, like RunSpec.tables, but read from the framework's optimizer
-    outputs: np.ndarray  # float[n, C], in the order of Chunk.rows
+    # float[n, C], in the order of Chunk.rows; None without RunSpec.keeps_outputs
+    outputs: np.ndarray | None
+    # numbers that the user's own model logged in each update, by column of metrics.csv  # [K] each
+    logged: Mapping[str, np.ndarray] = field(default_factory=dict)
     compile_seconds: float = 0.0  # of calls that compiled something, with the rest of their work
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Results of code of the user's own on rows that are not trained on, by column of metrics.csv
+    for validation: "val/loss", "val_acc", ..."""
+
+    rows: Mapping[str, np.ndarray]  # what is averaged over the rows  # float64[n] each
+    numbers: Mapping[str, float] = field(default_factory=dict)  # of all rows together
+    outputs: np.ndarray | None = None  # float[n, C], if they were asked for
 
 
 class Live(Protocol):
     """The model during training, between two chunks."""
 
     def state(self) -> TrainState: ...
+
+    def measure(self, batches: Iterable[Batch], keeps_outputs: bool) -> Measured:
+        """Compute the loss of the user's own code, and what it logs, as in evaluation."""
+        ...
+
+    def end_epoch(self, is_whole: bool) -> Mapping[str, float]:
+        """Return what the user's own model has measured over the epoch's training rows. If the
+        epoch is whole, begin the next one."""
+        ...
 
     def predict(self, rows: Batch) -> np.ndarray:
         """Return the network's outputs, as in evaluation.  # float[n, C]"""
@@ -230,8 +255,21 @@ class Backend(Protocol):
         number for the whole process; None if every run can have its own."""
         ...
 
-    def inspect(self, source: Source, input_shape: Shape, precision: Precision, seed: int) -> Built:
-        """Build the user's own model with the run's seed, and describe it."""
+    def inspect(
+        self,
+        source: Source,
+        input_shape: Shape,
+        precision: Precision,
+        seed: int,
+        example: Batch | None = None,
+    ) -> Built:
+        """Build the user's own model with the run's seed, and describe it. With some rows as an
+        example, try on them what it computes and logs itself."""
+        ...
+
+    def check_loss(self, loss: Any, example: Batch, output_shape: Shape, dtype: np.dtype) -> None:
+        """Try a loss function of the user's own on zeros as outputs. Raise ConfigError if it does
+        not fit."""
         ...
 
     def check_optimizer(self, optimizer: Any, model: ModelSpec, groups: Sequence[Group]) -> None:
@@ -252,6 +290,17 @@ class Backend(Protocol):
     def trace(self, model: ModelSpec, state: TrainState, rows: Batch, loss: Any) -> Trace:
         """Run one batch through a twin's model, forward and backward; return what every layer
         computed, with the framework's names and layouts."""
+        ...
+
+    def measure(
+        self,
+        model: ModelSpec,
+        state: TrainState,
+        loss: Any,
+        batches: Iterable[Batch],
+        keeps_outputs: bool,
+    ) -> Measured:
+        """Like Live.measure, with the weights of a checkpoint."""
         ...
 
     def native_model(self, model: ModelSpec, state: TrainState) -> Any:

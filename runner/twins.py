@@ -16,6 +16,7 @@ from runner.errors import ConfigError
 from runner.spec import (
     TRAINING_WEIGHTS,
     Live,
+    Measured,
     ModelSpec,
     OnChunk,
     Report,
@@ -88,6 +89,12 @@ class _Live:
 
     def predict(self, rows: Batch) -> np.ndarray:
         return self.live.predict(rows)
+
+    def measure(self, batches: Iterable[Batch], keeps_outputs: bool) -> Measured:
+        return self.live.measure(batches, keeps_outputs)
+
+    def end_epoch(self, is_whole: bool) -> Mapping[str, float]:
+        return self.live.end_epoch(is_whole)
 
     def use_tables(self, tables: Tables) -> None:
         self.live.use_tables(tables)

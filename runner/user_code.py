@@ -25,6 +25,7 @@ OPEN: Mapping[str, tuple[str, str] | None] = {
     "torch.nn": ("torch.nn", "Module"),
     "torch.optim": ("torch.optim", "Optimizer"),
     "keras.layers": ("keras.layers", "Layer"),
+    "keras.losses": ("keras.losses", "Loss"),
     "keras.optimizers": ("keras.optimizers", "Optimizer"),
     "keras.applications": None,
     "torchvision.models": None,
@@ -81,16 +82,19 @@ def check_places(values: Mapping[str, Any]) -> None:
 
 
 def targets(values: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the path and the section of each allowed `_target_`: in `model`, in a
-    twin's two sections, in sections with the name `custom`, and in the arguments of another
-    `_target_`."""
+    """Yield the path and the section of each allowed `_target_`: in `model`, in a twin's two
+    sections, in sections with the name `custom`, in items of `metrics`, and in the arguments of
+    another `_target_`."""
     above: list[str] = []
     for path, _, section in walk(values):
         if not isinstance(section, Mapping) or TARGET not in section:
             continue
         root = re.split(r"[.\[]", path)[0]
-        is_own = path in ("model", "model.lightning", "model.keras") or (
-            root in ("data", "loss", "optimizer", "schedule") and section.get("name") == "custom"
+        is_named = root in ("data", "loss", "optimizer", "schedule")
+        is_own = (
+            path in ("model", "model.lightning", "model.keras")
+            or (is_named and section.get("name") == "custom")
+            or re.fullmatch(r"metrics\[\d+\]", path) is not None
         )
         if is_own or any(path.startswith((f"{parent}.", f"{parent}[")) for parent in above):
             above.append(path)
@@ -200,6 +204,17 @@ def make(section: Mapping[str, Any]) -> Any:
         raise ValueError(
             f"_target_ {section[TARGET]} raised {blame(cause, section[TARGET])}"
         ) from error
+
+
+def function(section: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return the function that a checked section names: for a class, an instance made with the
+    section's other keys; for a function, the function with these keys as additional arguments.
+    Raise ValueError, with a message for the key `_target_`."""
+    is_class = isinstance(resolve(section[TARGET]), type)
+    made: Callable[..., Any] = make(section if is_class else {**section, "_partial_": True})
+    if not callable(made):
+        raise ValueError(f"_target_ {section[TARGET]} must make a function, got {show(made)}")
+    return made
 
 
 def blame(error: BaseException, target: str) -> str:

@@ -30,7 +30,7 @@ NEEDS = {
     ("data", "npz"): ["data.path=a.npz"],
     **{
         (group, "custom"): [f"{group}._target_=tests.own.halving", "trusted_modules=[tests.own]"]
-        for group in ("data", "model", "optimizer", "schedule")
+        for group in ("data", "loss", "model", "optimizer", "schedule")
     },
     ("model", "twin"): [
         "model.lightning._target_=tests.own.halving",

@@ -8,10 +8,12 @@ from typing import Any
 
 import keras
 
-from backends.keras import twin
+from backends.keras import objective, twin
 from backends.keras.layers import DropoutState
+from runner.components import losses
 from runner.components.custom import Built, CustomNetwork, Source, seeded
 from runner.components.layers import Shape
+from runner.data.source import Batch
 from runner.errors import ConfigError
 from runner.user_code import blame
 
@@ -27,23 +29,33 @@ def build(
     if network.source.is_twin and dropout_state is not None:
         order = {id(variable): i for i, variable in enumerate(own.variables)}
         twin.align(called, order, dropout_state)
-    model = kind(x, y)
-    names = [*network.variables()]
+    return _around(own, x, y, kind, [*network.variables()])
+
+
+def _around(own: keras.Model, x: Any, y: Any, kind: type[keras.Model], names: list[str]) -> Any:
+    """Build a functional model around the user's model, whose variables have these names."""
+    model: Any = kind(x, y)
     # functions, so that Keras does not track the model and its variables a second time
     model.own = lambda: dict(zip(names, _variables(own), strict=True))
     model.own_model = lambda: own
     return model
 
 
-def inspect(source: Source, input_shape: Shape, seed: int) -> Built:
+def inspect(source: Source, input_shape: Shape, seed: int, example: Batch | None = None) -> Built:
     """Build the model with the run's seed, and describe it. Keras draws its layers' seeds from
-    Python's generator."""
+    Python's generator. Try the model's own loss on the example."""
     keras.utils.clear_session()  # so that names do not depend on earlier models
     with twin.calls(source.is_twin) as called:
-        own, _, y = _build(source, input_shape, seed)
+        own, x, y = _build(source, input_shape, seed)
+    objective.check(own, source.name)
     paths = list(_unique(variable.path for variable in _variables(own)))
     values = dict(zip(paths, (v.value.numpy() for v in _variables(own)), strict=True))
     trained = paths[: len(own.trainable_variables)]
+    has_loss = objective.has_own_loss(own)
+    model = _around(own, x, y, keras.Model, paths)
+    if has_loss and example is not None:
+        objective.trial(losses.Model(name="model"), model, example, source.name)
+    measured = [metric.name for metric in objective.metrics_of(model)]
     return Built(
         weights={name: values[name] for name in trained},
         buffers={name: value for name, value in values.items() if name not in trained},
@@ -51,6 +63,9 @@ def inspect(source: Source, input_shape: Shape, seed: int) -> Built:
         uses_xla=_can_compile(own),
         layers=twin.find(called, _in_order(own, paths)) if source.is_twin else None,
         description=_description(own),
+        has_loss=has_loss,
+        train_columns=tuple(f"train/{name}" for name in measured),
+        val_columns=tuple(f"val/{name}" for name in (["loss"] if has_loss else []) + measured),
     )
 
 
@@ -148,9 +163,11 @@ def _plain_errors() -> Iterator[None]:
 
 
 def _variables(model: keras.Model) -> list[Any]:
-    """Return the model's variables, the trained ones first. The others include running statistics
-    and the states of the layers' generators."""
-    return [*model.trainable_variables, *model.non_trainable_variables]
+    """Return the model's variables, the trained ones first. The others include running statistics,
+    the states of the layers' generators and what stateful metrics have counted."""
+    variables = [*model.trainable_variables, *model.non_trainable_variables]
+    counts = [v for metric in getattr(model, "metrics", []) for v in metric.variables]
+    return [*variables, *(v for v in counts if all(v is not other for other in variables))]
 
 
 def _unique(paths: Iterable[str]) -> Iterator[str]:

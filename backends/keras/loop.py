@@ -6,7 +6,7 @@ Legend of shapes: K updates, A micro-batches per update, B rows each, n = all ro
 
 import functools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from backends.keras import (
     exact,
     layers,
     native,
+    objective,
     own_optimizer,
     session,
     tracing,
@@ -35,6 +36,7 @@ from runner.data.order import Chunk
 from runner.data.source import Batch
 from runner.errors import RunError
 from runner.spec import (
+    Measured,
     ModelSpec,
     OnChunk,
     Precision,
@@ -90,7 +92,9 @@ class Model(keras.Model):
             self.report = Report(
                 losses=self.engine.losses(mean_losses).numpy()[:num],
                 applied=read_back(run.tables, applied.numpy()[:num].T),
-                outputs=outputs.numpy()[:num].reshape(-1, *run.network.output_shape),
+                outputs=outputs.numpy()[:num].reshape(-1, *run.network.output_shape)
+                if run.keeps_outputs
+                else None,
                 compile_seconds=time.perf_counter() - start_time if is_new else 0.0,
             )
             return {"loss": self.report.losses[-1]}
@@ -117,7 +121,8 @@ class Model(keras.Model):
         num_steps, blocks, streamed = data
         num_rows = sum(block.shape[1] * block.shape[2] for block in blocks)
         engine, run, length = self.engine, self.engine.run, blocks[0].shape[0]
-        dtype, shape = tf.as_dtype(run.dtype), (num_rows, *run.network.output_shape)
+        dtype = tf.as_dtype(run.dtype)
+        shape = (num_rows, *run.network.output_shape) if run.keeps_outputs else (0,)
         applied = tf.TensorArray(tf.float64, length, element_shape=(len(run.tables),))
         mean_losses = tf.TensorArray(dtype, length, element_shape=())
         outputs = tf.TensorArray(dtype, length, element_shape=shape)
@@ -133,7 +138,7 @@ class Model(keras.Model):
                 for batch, field in zip(batches, _micro_batches(values, k), strict=True):
                     batch[name] = field
             loss, z = engine.update(self.optimizer.iterations.value, batches, num_rows)
-            z = tf.concat(z, axis=0)
+            z = tf.concat(z, axis=0) if z else tf.zeros((0,), dtype)
             return (
                 k + 1,
                 applied.write(k, settings),
@@ -155,6 +160,14 @@ class Model(keras.Model):
     def predict(self, rows: Batch) -> np.ndarray:  # type: ignore[override]
         with self.engine.evaluation():
             return _predict(self, self.engine.run, rows)
+
+    def measure(self, batches: Iterable[Batch], keeps_outputs: bool) -> Measured:
+        run = self.engine.run
+        with self.engine.evaluation():
+            return objective.measure(run.loss, self, run, batches, keeps_outputs)
+
+    def end_epoch(self, is_whole: bool) -> Mapping[str, float]:
+        return objective.end_epoch(self, is_whole)
 
     def use_tables(self, tables: Tables) -> None:
         self.engine.schedule.use(tables)
@@ -256,9 +269,24 @@ def check_optimizer(spec: Custom, model: ModelSpec, groups: Sequence[Group]) -> 
         own_optimizer.check(spec, shapes, groups, model.dtype.name)
 
 
-def inspect(source: Source, input_shape: Shape, precision: Precision, seed: int) -> Built:
+def measure(
+    model: ModelSpec, state: TrainState, loss: Any, batches: Iterable[Batch], keeps_outputs: bool
+) -> Measured:
+    with tf.device(device.resolve(model.device)), _settings(model):
+        network = _network(model, layers.DropoutState(0), keras.Model)
+        layers.load_state(network, state)
+        return objective.measure(loss, network, model, batches, keeps_outputs)
+
+
+def inspect(
+    source: Source,
+    input_shape: Shape,
+    precision: Precision,
+    seed: int,
+    example: Batch | None = None,
+) -> Built:
     with _dtypes("float64" if precision == "float64" else "float32", _POLICY[precision]):
-        return custom.inspect(source, input_shape, seed)
+        return custom.inspect(source, input_shape, seed, example)
 
 
 def native_model(model: ModelSpec, state: TrainState) -> keras.Model:

@@ -13,6 +13,8 @@ from backends.keras.layers import constant
 
 def build(loss: Any) -> Callable[[Any, Any], Any]:
     """Build the function that computes a batch's mean loss from a runner.components.losses.Loss."""
+    if getattr(loss, "class_weights", None) is not None:
+        return _weighted(loss)
     match loss.name:
         case "cross_entropy":
             return lambda z, y: _cross_entropy(z, y, loss.label_smoothing)
@@ -40,3 +42,21 @@ def _huber(z: Any, y: Any, delta: float) -> Any:
     return tf.reduce_mean(
         tf.where(error <= edge, half * error * error, edge * (error - half * edge))
     )
+
+
+def _weighted(loss: Any) -> Callable[[Any, Any], Any]:
+    """Build a loss with class weights: the mean over rows of weight * value."""
+
+    def mean(z: Any, y: Any) -> Any:
+        labels = tf.cast(tf.reshape(y, [-1]), tf.int64)
+        rows = tf.gather(tf.constant(loss.class_weights, z.dtype), labels)
+        if loss.name == "binary_cross_entropy":
+            values = tf.nn.sigmoid_cross_entropy_with_logits(labels=y, logits=z)
+            return tf.reduce_mean(rows * tf.reduce_mean(values, axis=1))
+        values = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=z)
+        if smoothing := loss.label_smoothing:
+            uniform = -tf.reduce_mean(tf.nn.log_softmax(z), axis=1)
+            values = constant(1 - smoothing, z) * values + constant(smoothing, z) * uniform
+        return tf.reduce_mean(rows * values)
+
+    return mean

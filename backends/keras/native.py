@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from backends.keras import layers, losses, optimizers
+from backends.keras import layers, objective, optimizers
 from backends.keras.own_optimizer import OwnOptimizer
 from backends.keras.schedule import TableLR
 from runner.components.custom import CustomNetwork
@@ -26,12 +26,9 @@ class Engine:
         start: TrainState,
         dropout_state: layers.DropoutState,
     ) -> None:
-        self.model, self.run, self.dropout_state, self.loss = (
-            model,
-            run,
-            dropout_state,
-            losses.build(run.loss),
-        )
+        self.model, self.run, self.dropout_state = model, run, dropout_state
+        self.loss = objective.build(run.loss, model)
+        self.has_own_loss = run.loss.name == "model"
         self.is_own = isinstance(run.network, CustomNetwork)
         layers.load_state(model, start.for_training())
         variables = layers.named(model)
@@ -96,9 +93,7 @@ class Engine:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(trained)
                 z = tf.cast(self.model(x, training=True), self.run.dtype)
-                loss = self.loss(z, batch["y"])
-                if self.is_own and self.model.losses:  # from add_loss and regularizers
-                    loss = loss + tf.add_n([tf.cast(one, z.dtype) for one in self.model.losses])
+                loss = self._mean_loss(x, batch["y"], z)
                 if num_rows != x.shape[0]:
                     loss = loss * layers.constant(x.shape[0] / num_rows, loss)
             batch_gradients = tape.gradient(
@@ -114,13 +109,24 @@ class Engine:
                 if gradients is None
                 else [a + b for a, b in zip(gradients, batch_gradients, strict=True)]
             )
-            outputs.append(z)
+            if self.run.keeps_outputs:
+                outputs.append(z)
         if self.run.gradient_clip_norm is not None:
             gradients = optimizers.clip_by_global_norm(gradients, self.run.gradient_clip_norm)
         self.optimizer.apply(gradients, list(self.trained.values()))
         for variable, value in zip(variables_to_restore, old_values, strict=True):
             variable.assign(tf.where(tf.math.is_finite(total), variable.value, value))
         return total, outputs
+
+    def _mean_loss(self, x: Any, y: Any, z: Any) -> Any:
+        """Return a micro-batch's mean loss in training, with add_loss and regularizers."""
+        loss = self.loss(x, y, z, True)
+        if loss.shape.rank:  # a function of the user's own gives the value of each row
+            loss = tf.reduce_mean(loss)
+        loss = tf.cast(loss, self.run.dtype)
+        if self.is_own and self.model.losses and not self.has_own_loss:
+            loss = loss + tf.add_n([tf.cast(one, z.dtype) for one in self.model.losses])
+        return loss
 
     def losses(self, loss_terms: Any) -> Any:
         """Return the updates' losses: `update` has computed them.  # dtype[K]"""

@@ -3,23 +3,27 @@
 from backends.lightning import loop, tracing
 from backends.lightning.custom import inspect
 from backends.lightning.device import can_use_threads, devices, fixed_threads
+from backends.lightning.objective import check_loss
 from runner import twins
 
 name = "lightning"
 train = twins.trains(loop.train)
 check_optimizer = twins.checks(loop.check_optimizer)
 predict = twins.takes_state(loop.predict)
+measure = twins.takes_state(loop.measure)
 native_model = twins.takes_state(loop.native_model)
 trace = twins.takes_state(tracing.trace)
 export = twins.takes_state(loop.export)
 
 __all__ = [
     "can_use_threads",
+    "check_loss",
     "check_optimizer",
     "devices",
     "export",
     "fixed_threads",
     "inspect",
+    "measure",
     "name",
     "native_model",
     "predict",

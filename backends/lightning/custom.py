@@ -6,12 +6,15 @@ import re
 from collections.abc import Callable
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from backends.lightning import layers, twin
+from backends.lightning.steps import Steps, check, overrides, trial
 from runner.components.custom import Built, CustomNetwork, Source, seeded
 from runner.components.layers import Shape
+from runner.data.source import Batch
 from runner.errors import ConfigError
 from runner.random import layer_key, mix
 from runner.spec import Precision
@@ -25,17 +28,31 @@ class Network(nn.Module):
     def __init__(self, model: nn.Module, input_shape: Shape) -> None:
         super().__init__()
         self.model, self.image_in = model, len(input_shape) == 3
+        # of a LightningModule that computes its own loss
+        self.steps: Steps | None = None
+        if isinstance(model, pl.LightningModule) and overrides(model, "training_step"):
+            self.steps = Steps(model, self.to_model)
+
+    def to_model(self, x: Tensor) -> Tensor:
+        """Return x with the axes that the module expects."""
+        return x.permute(0, 3, 1, 2) if self.image_in else x
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.model(x.permute(0, 3, 1, 2) if self.image_in else x)
+        y: Tensor = self.model(self.to_model(x))
         return y
 
     def named(self) -> dict[str, Tensor]:
-        """Return torch's name -> tensor: parameters, then the buffers of the state dict. A tensor
-        with several names appears once."""
+        """Return torch's name -> tensor: parameters, then the buffers of the state dict and the
+        counts of torchmetrics objects. A tensor with several names appears once."""
         kept = self.model.state_dict(keep_vars=True)
         buffers = {name: b for name, b in self.model.named_buffers() if name in kept}
-        return {**dict(self.model.named_parameters()), **buffers}
+        counts = {
+            f"{name}.{key}": value
+            for name, module in self.model.named_modules()
+            for key, value in getattr(module, "metric_state", {}).items()
+            if isinstance(value, Tensor)
+        }
+        return {**dict(self.model.named_parameters()), **buffers, **counts}
 
     def to_torch(self, value: np.ndarray) -> Tensor:
         return torch.from_numpy(value.copy())
@@ -57,9 +74,15 @@ def build(
     return built
 
 
-def inspect(source: Source, input_shape: Shape, precision: Precision, seed: int) -> Built:
+def inspect(
+    source: Source,
+    input_shape: Shape,
+    precision: Precision,
+    seed: int,
+    example: Batch | None = None,
+) -> Built:
     """Build the module with the run's seed for torch's, Python's and NumPy's generators, and
-    describe it."""
+    describe it. Try the steps of a LightningModule on the example."""
     dtype = torch.float64 if precision == "float64" else torch.float32
     network, output_shape = _build(source, input_shape, dtype, seed)
     tensors = network.named()
@@ -71,13 +94,40 @@ def inspect(source: Source, input_shape: Shape, precision: Precision, seed: int)
             )
     values = {name: network.to_canonical(tensor) for name, tensor in tensors.items()}
     trained = {name for name, tensor in tensors.items() if tensor.requires_grad}
+    notes: tuple[str, ...] = ()
+    columns: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
+    if network.steps is not None:
+        notes = check(network.steps.module, source.name)
+        if example is not None:
+            columns = _tried(network, example, source.name, seed)
     return Built(
         weights={name: value for name, value in values.items() if name in trained},
         buffers={name: value for name, value in values.items() if name not in trained},
         output_shape=output_shape,
         layers=twin.find(network.model, tensors) if source.is_twin else None,
         description=re.sub(r" at 0x[0-9a-f]+", "", repr(network.model)),
+        has_loss=network.steps is not None,
+        train_columns=columns[0],
+        val_columns=columns[1],
+        notes=notes,
     )
+
+
+def _tried(
+    network: Network, example: Batch, name: str, seed: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Try the module's steps. Return the columns that they log. The module is not used again, or
+    its tensors are restored."""
+    assert network.steps is not None
+    x, y = (torch.from_numpy(example[field]) for field in ("x", "y"))
+    before = {name: tensor.detach().clone() for name, tensor in network.named().items()}
+    with seeded(seed), torch.random.fork_rng(devices=[]):
+        columns = trial(network.steps, x, y, name)
+    with torch.no_grad():
+        for name, tensor in network.named().items():
+            tensor.copy_(before[name])
+            tensor.grad = None
+    return columns
 
 
 def _build(
@@ -88,7 +138,11 @@ def _build(
     with seeded(seed), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
         model = source.make(nn.Module, "torch.nn.Module", _copy)
+        if isinstance(model, pl.LightningModule) and overrides(model, "setup"):
+            model.setup("fit")
         network = Network(model, input_shape).to("cpu", dtype)
+        if network.steps is not None and type(model).forward is nn.Module.forward:
+            return network, ()
         training = network.model.training
         network.eval()
         try:
@@ -113,6 +167,9 @@ def _copy(model: nn.Module) -> nn.Module:
     return copied
 
 
+_VALIDATION = 2**32  # blocks of validation rows count from here, micro-batches from 0
+
+
 class Randomness:
     """Seeds the generators of the CPU and of the device by (seed, step, micro-batch) before each
     forward pass, so that a resumed run draws the numbers of an uninterrupted one."""
@@ -131,3 +188,8 @@ class Randomness:
         seed = mix(mix(self.key + now.step) + now.micro_batch)
         for generator in self.generators:
             generator(seed)
+
+    def seed_validation(self, step: int, index: int) -> None:
+        """Seed the generators for a block of rows that are not trained on."""
+        self.dropout_state.step, self.dropout_state.micro_batch = step, _VALIDATION + index
+        self.seed()

@@ -16,13 +16,22 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from backends.lightning import custom, device, exact, fast, layers, native, own_optimizer
+from backends.lightning import (
+    custom,
+    device,
+    exact,
+    fast,
+    layers,
+    native,
+    objective,
+    own_optimizer,
+)
 from backends.lightning.schedule import TableLR
 from runner.components.optimizers import Custom, Group
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
 from runner.data.source import Batch
-from runner.spec import ModelSpec, OnChunk, Report, RunSpec, Tables, TrainState, read_back
+from runner.spec import Measured, ModelSpec, OnChunk, Report, RunSpec, Tables, TrainState, read_back
 
 _PRECISION: dict[str, Any] = {
     "float32": "32-true",
@@ -43,6 +52,7 @@ class Module(pl.LightningModule):
         self.engine = kind(run, start, torch_device)
         self.network, self.optimizer = self.engine.network, self.engine.optimizer
         self.schedule = TableLR(self.optimizer, run, start.step)
+        self.steps = getattr(self.engine, "steps", None)
 
     def configure_optimizers(self) -> Any:
         return {"optimizer": self.optimizer, "lr_scheduler": self.schedule}
@@ -51,6 +61,7 @@ class Module(pl.LightningModule):
         """Make the chunk's updates, one after another. Stores the results in `self.report`."""
         engine = self.engine
         applied, loss_terms, outputs = [], [], []
+        logged: dict[str, list[float]] = {}
         blocks = [[*_batches(fields)] for fields in self._fields(chunk)]
         counted = [(block, len(block) // chunk.num_steps) for block in blocks]
         for k in range(chunk.num_steps):
@@ -59,13 +70,17 @@ class Module(pl.LightningModule):
             loss_term, z = engine.update(self.step + k, batches, chunk.rows_per_step)
             loss_terms.append(loss_term)
             outputs += z
+            if self.steps is not None:
+                for name, value in self.steps.take().items():
+                    logged.setdefault(name, []).append(value)
             self.schedule.step()
         self.step += chunk.num_steps
         fast.count(self.trainer, chunk.num_steps)
         self.report = Report(
             losses=_to_numpy(engine.losses(loss_terms)),
             applied=read_back(self.run.tables, np.array(applied).T),
-            outputs=_to_numpy(torch.cat(outputs)),
+            outputs=_to_numpy(torch.cat(outputs)) if self.run.keeps_outputs else None,
+            logged={name: np.array(values) for name, values in logged.items()},
             compile_seconds=engine.compile_seconds,
         )
         engine.compile_seconds = 0.0
@@ -91,6 +106,19 @@ class Module(pl.LightningModule):
     def predict(self, rows: Batch) -> np.ndarray:
         with self.engine.evaluation():
             return _predict(self.network, self.run, rows)
+
+    def measure(self, batches: Iterable[Batch], keeps_outputs: bool) -> Measured:
+        run, network, randomness = self.run, self.network, self.engine.randomness
+
+        def seed(index: int) -> None:
+            if randomness is not None:
+                randomness.seed_validation(self.step, index)
+
+        with self.engine.evaluation():
+            return objective.measure(run.loss, network, run, batches, keeps_outputs, seed)
+
+    def end_epoch(self, is_whole: bool) -> Mapping[str, float]:
+        return {} if self.steps is None else self.steps.end_epoch(is_whole)
 
     def use_tables(self, tables: Tables) -> None:
         self.schedule.use(tables)
@@ -168,10 +196,14 @@ def train(
     )
     fast.keep_signal_handlers(trainer)
     with device.threads(run.threads), device.random_state(torch_device):
+        if module.steps is not None:
+            module.steps.begin_fit(start.step, run.num_steps, run.steps_per_epoch, run.accumulate)
         try:
             trainer.fit(module, _Loader(chunks))
         finally:
             module.engine.close()
+        if module.steps is not None:
+            module.steps.end_fit()
     return module.state()
 
 
@@ -182,6 +214,14 @@ def check_optimizer(spec: Custom, model: ModelSpec, groups: Sequence[Group]) -> 
 def predict(model: ModelSpec, state: TrainState, rows: Batch) -> np.ndarray:
     with device.threads(model.threads):
         return _predict(_network(model, state, layers.DropoutState(0)), model, rows)
+
+
+def measure(
+    model: ModelSpec, state: TrainState, loss: Any, batches: Iterable[Batch], keeps_outputs: bool
+) -> Measured:
+    with device.threads(model.threads):
+        network = _network(model, state, layers.DropoutState(0))
+        return objective.measure(loss, network, model, batches, keeps_outputs)
 
 
 def native_model(model: ModelSpec, state: TrainState) -> nn.Module:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backends.lightning import custom, fast, layers, losses, optimizers
+from backends.lightning import custom, fast, layers, objective, optimizers
 from backends.lightning.own_optimizer import OwnOptimizer
 from runner.components.custom import CustomNetwork
 from runner.components.optimizers import Custom, frozen
@@ -40,14 +40,12 @@ class Engine:
         self.buffer_names, self.slot_names = list(start.buffers), list(start.slots)
         self.frozen = frozen(run.groups)
         self._require_gradients(False)
-        self.loss = losses.build(run.loss)
-        self.call = layers.direct(self.network)
         is_own = isinstance(self.network, custom.Network)
         is_own = is_own or isinstance(run.optimizer, Custom)
         self.randomness = custom.Randomness(self.dropout_state, device) if is_own else None
-        self.forward = (
-            layers.compiled(self._forward, self.network) if run.compile else self._forward
-        )
+        self.steps = objective.steps_of(self.network) if run.loss.name == "model" else None
+        forward = objective.forward(run.loss, self.network)
+        self.forward = layers.compiled(forward, self.network) if run.compile else forward
         self.compile_seconds, self._compiled_for = 0.0, set[torch.Size]()
         self.one = torch.ones((), dtype=dtype, device=device)
         self.fields = {name: torch.from_numpy(v).to(device) for name, v in run.fields.items()}
@@ -99,16 +97,14 @@ class Engine:
         """Undo the freezing: the module may be the user's own object."""
         self._require_gradients(True)
 
-    def _forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        z = self.call(x)
-        return z, self.loss(z, y)
-
     def update(
         self, step: int, batches: Sequence[Mapping[str, Tensor]], num_rows: int
     ) -> tuple[Tensor, list[Tensor]]:
         """Make one update. Return the mean loss and each micro-batch's outputs, both from before
         the update."""
-        outputs = []
+        outputs, steps = [], self.steps
+        if steps is not None:
+            steps.begin_update(step)
         self.dropout_state.step, self.dropout_state.micro_batch = step, 0
         for flat in self.flats:
             flat.reset_gradient()
@@ -129,8 +125,13 @@ class Engine:
                 self._compiled_for.add(x.shape)
                 self.compile_seconds += time.perf_counter() - start_time
             batch_losses.append(loss.detach())
-            outputs.append(z.detach())
+            if self.run.keeps_outputs:
+                outputs.append(z.detach())
             self.dropout_state.micro_batch += 1
+            if steps is not None:
+                steps.end_backward()
+                if len(batch_losses) < len(batches):
+                    steps.end_batch()
         total = sum(batch_losses[1:], batch_losses[0])
         if self.run.skip_nonfinite and not bool(torch.isfinite(total)):
             for buffer, value in zip(self.network.buffers(), old_values, strict=True):
@@ -138,12 +139,34 @@ class Engine:
             if self.own_optimizer is None:
                 optimizers.count_skipped_update(self.optimizer)
             return total, outputs
-        if self.run.gradient_clip_norm is not None:
-            optimizers.clip_by_global_norm(
-                [flat.gradient for flat in self.flats], self.run.gradient_clip_norm
-            )
+        self._clip()
         self.apply()
+        if steps is not None:
+            steps.end_batch()
         return total, outputs
+
+    def _clip(self) -> None:
+        largest = self.run.gradient_clip_norm
+        if self.steps is not None:
+            self.steps.clip(self.optimizer, largest, self._clip_as_asked)
+        elif largest is not None:
+            optimizers.clip_by_global_norm([flat.gradient for flat in self.flats], largest)
+
+    def _clip_as_asked(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Take the place of `clip_gradients` of the user's LightningModule."""
+        if gradient_clip_val is None:
+            return
+        gradients = [flat.gradient for flat in self.flats]
+        if gradient_clip_algorithm == "value":
+            for gradient in gradients:
+                gradient.clamp_(-gradient_clip_val, gradient_clip_val)
+        else:
+            optimizers.clip_by_global_norm(gradients, gradient_clip_val)
 
     def losses(self, loss_terms: Sequence[Tensor]) -> Tensor:
         """Stack the updates' losses.  # dtype[K]"""

@@ -1,6 +1,6 @@
 """Training in chunks: K updates, one after another."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from runner.exact import rules
 from runner.exact.layers import Pass
 from runner.exact.network import forward
 from runner.exact.reference import NumPy
-from runner.spec import ModelSpec, OnChunk, Report, RunSpec, Tables, TrainState, read_back
+from runner.spec import Measured, ModelSpec, OnChunk, Report, RunSpec, Tables, TrainState, read_back
 
 
 class _Live:
@@ -47,6 +47,12 @@ class _Live:
 
     def predict(self, rows: Batch) -> np.ndarray:
         return predict(self.run, self.state(), rows)
+
+    def measure(self, batches: Iterable[Batch], keeps_outputs: bool) -> Measured:
+        raise AssertionError("exact mode has no code of the user's own")
+
+    def end_epoch(self, is_whole: bool) -> Mapping[str, float]:
+        return {}
 
     def use_tables(self, tables: Tables) -> None:
         self.engine.tables = tables

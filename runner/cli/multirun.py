@@ -72,6 +72,8 @@ def claimed(parent: Path, name: str, values: Mapping[str, Any]) -> Iterator[Clai
         with run_folder.exclusive_access(parent):
             code = user_code.hashes(values)
             found = job_folder(parent, name, sha256(values), code)
+            if found is None and run_folder.is_abandoned(parent / name):
+                found = parent / name
             path = found or run_folder.create(parent, name)
             stack.enter_context(run_folder.locked(path))
             if not (path / "config.yaml").is_file():

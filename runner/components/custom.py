@@ -105,6 +105,11 @@ class Built:
     output_shape: Shape
     uses_xla: bool = True  # False if XLA cannot compile it
     layers: Any = None  # of a twin: runner.components.twins.Layers
+    has_loss: bool = False  # True: the model computes its own loss
+    # columns of metrics.csv that the model logs, measured on training and on validation rows
+    train_columns: tuple[str, ...] = ()
+    val_columns: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # sentences that the user should read
     description: str = ""  # the layers and their settings, the same for models of the same layout
 
     def layout_sha256(self) -> str:

@@ -4,7 +4,9 @@ tests compare the backends' native losses with them.
 z  # outputs [N, C]
 y  # labels int[N], or targets float[N, C]
 
-Each loss returns the value of every row, float64[N].
+Each loss returns the value of every row, float64[N], and the loss of a batch is their mean. With
+`class_weights` the value of a row is multiplied by the weight of its class, and the mean is still
+over the number of rows, as in Keras; torch divides by the sum of the weights instead.
 """
 
 import math
@@ -14,12 +16,47 @@ import numpy as np
 from pydantic import Field
 
 from runner.errors import ConfigError
-from runner.section import Fraction, Positive, Section
+from runner.section import Fraction, NonNegative, OwnCode, Positive, Section
 
 Array = np.ndarray
 
 
-class CrossEntropy(Section):
+class _Weighted(Section):
+    """A loss of labels. `class_weights` has the weight of each class, in the order of data.json;
+    `balanced` is N / (C num_c) for num_c of N training rows (scikit-learn's `balanced`)."""
+
+    class_weights: Literal["balanced"] | list[NonNegative] | None
+
+    def weighted(self, y: Array, num_classes: int) -> "_Weighted":
+        """Return this loss with numbers as weights, for training labels y."""
+        weights = self.class_weights
+        if weights is None:
+            return self
+        if y.dtype.kind != "i":
+            raise ConfigError("loss.class_weights needs labels, and this data has targets")
+        if weights == "balanced":
+            counts = np.bincount(y, minlength=num_classes)
+            if not counts.all():
+                raise ConfigError(
+                    f"loss.class_weights=balanced needs training rows of each class, got none of "
+                    f"class number {int(np.flatnonzero(counts == 0)[0])}"
+                )
+            weights = (len(y) / (num_classes * counts)).tolist()
+        if len(weights) != num_classes or not any(weights):
+            raise ConfigError(
+                f"loss.class_weights must have a weight for each of {num_classes} classes, at "
+                f"least one above 0, got {len(weights)}: {weights}"
+            )
+        return self.model_copy(update={"class_weights": weights})
+
+    def row_weights(self, y: Array) -> Array | float:
+        """Return the weight of each row.  # float64[N], or 1 for all"""
+        if self.class_weights is None:
+            return 1.0
+        return np.array(self.class_weights)[y.reshape(-1).astype(int)]
+
+
+class CrossEntropy(_Weighted):
     """-log softmax(z)_y; with `label_smoothing` s the target is (1 - s) one_hot(y) + s / C. Szegedy
     et al. (2016)."""
 
@@ -31,17 +68,19 @@ class CrossEntropy(Section):
         shifted = z - z.max(axis=1, keepdims=True)
         log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
         of_label = log_p[np.arange(len(y)), y]
-        return -(1 - self.label_smoothing) * of_label - self.label_smoothing * log_p.mean(axis=1)
+        rows = -(1 - self.label_smoothing) * of_label - self.label_smoothing * log_p.mean(axis=1)
+        return rows * self.row_weights(y)
 
 
-class BinaryCrossEntropy(Section):
+class BinaryCrossEntropy(_Weighted):
     """The mean over outputs of max(z, 0) - z y + log(1 + exp(-|z|)); z are logits, y in [0, 1]."""
 
     name: Literal["binary_cross_entropy"]
 
     def rows(self, z: Array, y: Array) -> Array:
         z = z.astype(np.float64)
-        return np.mean(np.maximum(z, 0) - z * y + np.log1p(np.exp(-np.abs(z))), axis=1)
+        rows = np.mean(np.maximum(z, 0) - z * y + np.log1p(np.exp(-np.abs(z))), axis=1)
+        return rows * self.row_weights(y)
 
 
 class MeanSquaredError(Section):
@@ -67,27 +106,50 @@ class Huber(Section):
         )
 
 
+class Custom(OwnCode):
+    """A function of the user's own, f(outputs, batch), of the framework's tensors. `batch` is the
+    tuple (x, y): labels int64[B] or targets [B, C]. It returns the mean over the batch's rows, or
+    the value of each row [B]. The other keys of the section are additional arguments. An instance
+    of a class of torch.nn is called as f(outputs, y), one of keras.losses as f(y, outputs)."""
+
+    name: Literal["custom"]
+
+
+class Model(Section):
+    """The loss that the user's own model computes, in `training_step` or `compute_loss`. A config
+    has `auto` for it."""
+
+    name: Literal["model"]
+
+
 class Auto(Section):
-    """The usual loss of the data's task: cross_entropy for labels, mean_squared_error for
-    targets."""
+    """The loss of the user's own model if it computes one; else the usual loss of the data's task:
+    cross_entropy for labels, mean_squared_error for targets."""
 
     name: Literal["auto"]
 
 
 Loss = Annotated[
-    Union[CrossEntropy, BinaryCrossEntropy, MeanSquaredError, Huber, Auto],
+    Union[CrossEntropy, BinaryCrossEntropy, MeanSquaredError, Huber, Custom, Auto],
     Field(discriminator="name"),
 ]
+
+
+def is_native(loss: Any) -> bool:
+    """Return whether only the backend can compute the loss: code of the user's own does it."""
+    return isinstance(loss, Custom | Model)
 
 
 def choose(loss: Any, task: str, num_classes: int) -> Any:
     """Choose the loss for `auto` by the data's task; refuse a loss that does not fit the data."""
     if loss.name == "auto":
         loss = (
-            CrossEntropy(name="cross_entropy", label_smoothing=0.0)
+            CrossEntropy(name="cross_entropy", label_smoothing=0.0, class_weights=None)
             if task == "classification"
             else MeanSquaredError(name="mean_squared_error")
         )
+    if isinstance(loss, Custom):
+        return loss
     labels = task == "classification"
     fits = {"cross_entropy": labels, "binary_cross_entropy": not labels or num_classes == 2}.get(
         loss.name, not labels
@@ -107,7 +169,7 @@ def num_outputs(loss: Any, task: str, num_classes: int, num_targets: int) -> int
 
 def targets(loss: Any, y: Array, dtype: np.dtype) -> Array:
     """Convert y for the loss: labels to int64[N], everything else to dtype[N, C]."""
-    if loss.name == "cross_entropy":
+    if loss.name == "cross_entropy" or (is_native(loss) and y.dtype.kind == "i"):
         return y.astype(np.int64)
     # also for 0 rows, where reshape(0, -1) fails
     return np.ascontiguousarray(y.reshape(len(y), math.prod(y.shape[1:])), dtype=dtype)

@@ -3,20 +3,46 @@
 z  # outputs [N, C]
 y  # labels int[N], or targets float[N, C]
 
-Both are in the data's units, also if training uses standardized targets. Each function returns the
-value of every row, float64[N].
+Both are in the data's units, also if training uses standardized targets. A function that returns
+the value of every row, float64[N], is averaged over the rows of an epoch. A function that returns
+one number for all rows, such as an F1 score, is measured on the validation and test rows only: for
+the training rows, a checkpoint would have to contain the outputs of the epoch so far.
 """
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from runner.errors import ConfigError, nearest
+from runner import user_code
+from runner.errors import ConfigError, RunError, nearest
+from runner.section import OwnCode
 
 Array = np.ndarray
 Rows = Callable[[Array, Array], Array]
+
+
+class CustomMetric(OwnCode):
+    """A function of the user's own, f(z, y), or a class whose instances are such functions. The
+    keys of the section are additional arguments. `name` is the name of its column."""
+
+    name: str | None = None
+
+    @property
+    def column(self) -> str:
+        return self.name or self.code.rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric; `by_row` says if it returns the value of every row."""
+
+    function: Callable[[Array, Array], Any]
+    by_row: bool = True
 
 
 def accuracy(z: Array, y: Array) -> Array:
@@ -42,31 +68,148 @@ def mean_absolute_error(z: Array, y: Array) -> Array:
     return np.mean(np.abs(z.astype(np.float64) - y), axis=1)
 
 
-def choose(names: Sequence[str] | str, task: str, num_outputs: int) -> dict[str, Rows]:
+_OURS = ("accuracy", "mean_absolute_error")  # each for one of the two tasks
+
+
+def choose(
+    asked: Sequence[str | CustomMetric] | str, task: str, num_outputs: int, y: Array
+) -> dict[str, Metric]:
     """Choose metrics by name. `auto` is accuracy for classification, and none for regression, where
-    the loss is enough."""
-    if names == "auto":
-        names = ["accuracy"] if task == "classification" else []
-    return {name: _find(name, task, num_outputs) for name in names}
+    the loss is enough. `y` has targets on which the metrics that are not ours are tried, with
+    random outputs, so that an error ends the run before the training."""
+    if asked == "auto":
+        asked = ["accuracy"] if task == "classification" else []
+    chosen: dict[str, Metric] = {}
+    for i, metric in enumerate(asked):
+        name = metric.column if isinstance(metric, CustomMetric) else metric
+        if name in chosen or name == "loss":
+            raise ConfigError(f"metrics must have different names and not loss, got {name} twice")
+        if isinstance(metric, CustomMetric):
+            chosen[name] = _own(metric, f"metrics[{i}].", num_outputs, y)
+        else:
+            chosen[name] = _find(metric, task, num_outputs, y)
+    return chosen
 
 
-def _find(name: str, task: str, num_outputs: int) -> Rows:
+def _find(name: str, task: str, num_outputs: int, y: Array) -> Metric:
     fitting: Mapping[str, Rows] = (
         {"accuracy": accuracy}
         if task == "classification"
         else {"mean_absolute_error": mean_absolute_error}
     )
     if name in fitting:
-        return fitting[name]
+        return Metric(fitting[name])
     match = re.fullmatch(r"top_([1-9]\d*)_accuracy", name)
     ranks = task == "classification" and num_outputs > 1
     if match and ranks:
-        return top_k_accuracy(int(match[1]))
+        return Metric(top_k_accuracy(int(match[1])))
+    from sklearn.metrics import get_scorer_names
+
     allowed = [*fitting, *(["top_5_accuracy"] if ranks else [])]
+    if name in get_scorer_names() and name not in _OURS:
+        return _scorer(name, task, num_outputs, y)
+    hint = nearest(name, allowed) or nearest(name, get_scorer_names())
     raise ConfigError(
-        f"metrics must be auto or a list of {', '.join(allowed)} ({task}), got "
-        f"{name}{nearest(name, allowed)}"
+        f"metrics must be auto or a list of {', '.join(allowed)} ({task}) and names of "
+        f"scikit-learn's scorers, got {name}{'' if name in _OURS else hint}"
     )
+
+
+def _trial(y: Array, num_outputs: int) -> Array:
+    """Return random outputs for the rows of y."""
+    return np.random.default_rng(0).normal(size=(len(y), num_outputs))
+
+
+def _own(metric: CustomMetric, key: str, num_outputs: int, y: Array) -> Metric:
+    try:
+        function = user_code.function(metric.section)
+    except ValueError as error:
+        raise ConfigError(f"{key}{error}") from error
+    try:
+        value = np.asarray(function(_trial(y, num_outputs), y), dtype=np.float64)
+    except Exception as error:
+        reason = user_code.blame(error, metric.code)
+        raise ConfigError(f"{key}_target_ {metric.code} raised {reason}") from error
+    if value.shape not in ((), y.shape[:1]):
+        raise ConfigError(
+            f"{key}_target_ {metric.code} must return a number, or one for each of {len(y)} rows, "
+            f"got an array of shape {list(value.shape)}"
+        )
+    return Metric(function, by_row=value.shape != ())
+
+
+def measure(name: str, metric: Metric, z: Array, y: Array) -> Any:
+    """Call a metric. Raise RunError if it raises an error."""
+    try:
+        return metric.function(z, y)
+    except Exception as error:
+        raise RunError(f"the metric {name} raised {type(error).__name__}: {error}") from error
+
+
+class _Outputs:
+    """The network's outputs as a fitted estimator of scikit-learn: X are the outputs."""
+
+    def __init__(self, is_classifier: bool, num_outputs: int) -> None:
+        self._estimator_type = "classifier" if is_classifier else "regressor"
+        self.classes_ = np.arange(max(num_outputs, 2))
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import Tags, TargetTags
+
+        return Tags(self._estimator_type, TargetTags(required=True))
+
+    def fit(self, *_: Any) -> "_Outputs":
+        return self
+
+    def predict(self, z: Array) -> Array:
+        if self._estimator_type == "regressor":
+            return z[:, 0] if z.shape[1] == 1 else z
+        return (z[:, 0] > 0).astype(int) if z.shape[1] == 1 else np.argmax(z, axis=1)
+
+    def decision_function(self, z: Array) -> Array:
+        """The score of the second of two classes, or the scores of all classes."""
+        if z.shape[1] == 1:
+            return z[:, 0]
+        return z[:, 1] - z[:, 0] if z.shape[1] == 2 else z
+
+    def predict_proba(self, z: Array) -> Array:
+        return probabilities(z)
+
+
+def probabilities(z: Array) -> Array:
+    """Return the probability of each class: exp(z_c) / sum exp(z), or with one output
+    1 / (1 + exp(z)) and 1 / (1 + exp(-z)).  # float64[N, C]"""
+    if z.shape[1] == 1:
+        z = np.concatenate([np.zeros_like(z), z], axis=1)  # equivalent: logits 0 and z
+    shifted = np.exp(z - z.max(axis=1, keepdims=True, initial=-np.inf))
+    total: Array = shifted.sum(axis=1, keepdims=True)
+    return shifted / total
+
+
+def _scorer(name: str, task: str, num_outputs: int, y: Array) -> Metric:
+    """Make a metric of a scorer of scikit-learn (sklearn.metrics.get_scorer), such as f1_macro,
+    roc_auc_ovr or r2. Larger values are better for all of them. Outputs that are not finite have
+    the value NaN."""
+    from sklearn.metrics import get_scorer
+
+    scorer = get_scorer(name)
+    is_classifier = task == "classification"
+    estimator: Any = _Outputs(is_classifier, num_outputs)
+
+    def score(z: Array, y: Array) -> float:
+        if not np.isfinite(z).all():
+            return math.nan
+        targets = y.reshape(-1).astype(int) if is_classifier else y
+        with warnings.catch_warnings():  # for example, a class that was never predicted
+            warnings.simplefilter("ignore")
+            return float(scorer(estimator, z.astype(np.float64), targets))
+
+    try:
+        score(_trial(y, num_outputs), y)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"metrics: {name} does not fit this data: {reason}") from error
+    return Metric(score, by_row=False)
 
 
 class Means:

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError,
 from runner import user_code
 from runner.components.layers import Layer, with_defaults
 from runner.components.losses import Loss
+from runner.components.metrics import CustomMetric
 from runner.components.optimizers import Optimizer
 from runner.config.explain import every_key, explain, sections
 from runner.data import Data
@@ -107,6 +108,12 @@ Model = Annotated[
 ]
 
 
+Metric = Annotated[
+    Union[Annotated[str, Tag("name")], Annotated[CustomMetric, Tag("own code")]],
+    Discriminator(lambda value: "own code" if isinstance(value, dict | CustomMetric) else "name"),
+]
+
+
 class Trainer(Section):
     max_epochs: Annotated[Count | None, _WHEN_RESUMED]
     max_steps: Annotated[Count | None, _WHEN_RESUMED]
@@ -173,7 +180,7 @@ class Config(Section):
     loss: Loss
     optimizer: Optimizer
     schedule: Schedule
-    metrics: Literal["auto"] | Annotated[list[str], Field(max_length=100)]
+    metrics: Literal["auto"] | Annotated[list[Metric], Field(max_length=100)]
     trainer: Trainer
     tune: Tune | None
     output: Annotated[Output, _OUTSIDE]

@@ -37,6 +37,10 @@ def refuse(net: Network, loss: Any, optimizer: Any, order: Order) -> None:
             )
         _check_not_tiny("model.layers: eps", getattr(node.spec, "eps", None))
     _check_has_form("loss", loss.name, losses.FORMS)
+    if getattr(loss, "class_weights", None) is not None:
+        raise ConfigError(
+            "loss.class_weights is not supported with trainer.precision=exact; set it to null"
+        )
     _check_has_form("optimizer", optimizer.name, optimizers.FORMS)
     _check_not_tiny("optimizer.eps", getattr(optimizer, "eps", None))
     num_outputs = int(np.prod(net.output_shape))

@@ -22,7 +22,11 @@ from runner.run.strict_json import with_numbers
 
 # The loss that loss=auto selects, by the data's task
 _USUAL_LOSS: dict[str, dict[str, Any]] = {
-    "classification": {"name": "cross_entropy", "label_smoothing": 0.0},
+    "classification": {
+        "name": "cross_entropy",
+        "label_smoothing": 0.0,
+        "class_weights": None,
+    },
     "regression": {"name": "mean_squared_error"},
 }
 

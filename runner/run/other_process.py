@@ -28,6 +28,11 @@ def run(function: Callable[[T], int], argument: T, num_threads: int) -> int:
     """Call `function(argument)` in the process for this number of threads; return its exit status.
     All calls with this number share the process, with its imports and compiled functions. It writes
     to the same terminal and gets this process's signals."""
+    if multiprocessing.parent_process() is not None and dispatcher.building_threads == num_threads:
+        raise RunError(
+            f"the framework does not use {num_threads} threads in a process that was started for "
+            f"them"
+        )
     sys.stdout.flush()
     pool, process = _pool(num_threads)
     with _forward_signals(process):

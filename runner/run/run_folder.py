@@ -341,6 +341,14 @@ def tidy(folder: Path) -> None:
             os.unlink(entry.path)
 
 
+def is_abandoned(folder: Path) -> bool:
+    """Return whether a folder has nothing but what a process leaves that is killed before it has
+    written the config."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    return all(name == _OWNER or _TEMPORARY.fullmatch(name) for name in os.listdir(folder))
+
+
 def sync_replaced(folder: Path) -> None:
     """Sync the folder, and its files that are written as a whole."""
     for path in (*(folder / name for name in _REPLACED), folder, folder.parent):

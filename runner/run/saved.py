@@ -1,6 +1,6 @@
 """A finished run, read from its folder."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from runner.errors import ConfigError, nearest, show
 from runner.plan import Plan, evaluate, model_spec, plan
 from runner.run import checkpoint, run_folder
 from runner.run.strict_json import with_numbers
-from runner.spec import ModelSpec, TrainState
+from runner.spec import Measured, ModelSpec, TrainState
 from runner.text import console
 
 
@@ -316,9 +316,7 @@ class Run:
         rows = self.plan.data.test
         if not len(rows):
             raise ConfigError(f"{self.folder} has no test rows: data.test_fraction was 0")
-        outputs = self.plan.outputs(rows, self.outputs)
-        values = evaluate(self.plan, outputs, rows)
-        return {f"test/{name}": value for name, value in values.items()}
+        return evaluate(self.plan, rows, self.outputs, self.measure, "test/")
 
     def predict(self, x: Any) -> np.ndarray:
         """Predict the outputs of raw rows, as in the data's file: logits of the classes, or targets
@@ -359,6 +357,13 @@ class Run:
         if self.owns_process:
             backend.can_use_threads(self.model_spec.threads)
         return backend.predict(self.model_spec, self.state, rows)
+
+    def measure(self, batches: Iterable[Batch], keeps_outputs: bool) -> Measured:
+        """Compute the loss of the user's own code on rows as in training, and what it logs."""
+        backend = dispatcher.load(self.config.backend)
+        if self.owns_process:
+            backend.can_use_threads(self.model_spec.threads)
+        return backend.measure(self.model_spec, self.state, self.plan.loss, batches, keeps_outputs)
 
 
 def load_run(

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from runner.components.losses import is_native
 from runner.components.metrics import Means
 from runner.data.order import Chunk
 from runner.errors import IF_DIVERGED, RunError
@@ -150,20 +151,31 @@ class Training:
         self.step = chunk.first_step + chunk.num_steps
         self.skipped += [chunk.first_step + int(i) for i in bad]
         self.compile_seconds += report.compile_seconds
+        if is_native(self.plan.loss):
+            good = {"loss": losses[np.isfinite(losses)].astype(np.float64)}
+            self._add_by_update(chunk, good)
+        self._add_by_update(chunk, report.logged)
+        if report.outputs is None:
+            return
         is_used = np.repeat(np.isfinite(losses), chunk.rows_per_step) if len(bad) else slice(None)
         targets = self.plan.data.train.y[chunk.rows[is_used]]
         self._means.add(rows(self.plan, report.outputs[is_used], targets))
+
+    def _add_by_update(self, chunk: Chunk, values: Mapping[str, np.ndarray]) -> None:
+        """Add values of whole updates, each with the weight of the update's rows."""
+        rows = chunk.rows_per_step
+        self._means.add({_key(name): np.repeat(v, rows) for name, v in values.items()})
 
     def _end_epoch(self, step: int, live: Live) -> Epoch:
         """Evaluate after an epoch."""
         plan, number = self.plan, -(-step // self.plan.order.steps_per_epoch)
         means = self._means.result()  # has no entry for a metric if all rows were skipped
-        values = {f"train/{name}": means.get(name, math.nan) for name in ("loss", *plan.metrics)}
-        if len(plan.data.val):
-            val = evaluate(plan, plan.outputs(plan.data.val, live.predict), plan.data.val)
-            values |= {f"val/{name}": value for name, value in val.items()}
+        val, is_whole = plan.data.val, step % plan.order.steps_per_epoch == 0
+        measured = evaluate(plan, val, live.predict, live.measure, "val/") if len(val) else {}
+        means |= {_key(name): value for name, value in live.end_epoch(is_whole).items()}
+        values = {column: means.get(_key(column), math.nan) for column in plan.train_columns()}
+        values |= measured
         best = self._new_best(values, number, step)
-        is_whole = step % plan.order.steps_per_epoch == 0
         if is_whole:
             self._means = Means()
             self.metrics, self.best = values, best or self.best
@@ -195,3 +207,8 @@ class Training:
             "config_sha256": self._config_sha256,
             "threads": self.plan.model.threads,
         }
+
+
+def _key(column: str) -> str:
+    """Return the name of a column of the training rows in `Means`."""
+    return column.removeprefix("train/")

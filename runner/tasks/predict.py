@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from runner.components.metrics import probabilities
 from runner.data.files import as_float, numbers, read_csv, read_npz, regular_file
 from runner.errors import ConfigError, RunError, show
 from runner.run import run_folder
@@ -44,16 +45,6 @@ def predict(run: Run, source: str) -> int:
         written = _write(run.folder, path.suffix.lower(), content)
         console.say(f"file     {written}  ({len(outputs)} rows)")
         return 0
-
-
-def probabilities(z: np.ndarray) -> np.ndarray:
-    """Return the probability of each class: exp(z_c) / sum exp(z), or with one output
-    1 / (1 + exp(z)) and 1 / (1 + exp(-z)).  # float64[N, C]"""
-    if z.shape[1] == 1:
-        z = np.concatenate([np.zeros_like(z), z], axis=1)  # equivalent: logits 0 and z
-    shifted = np.exp(z - z.max(axis=1, keepdims=True, initial=-np.inf))
-    total: np.ndarray = shifted.sum(axis=1, keepdims=True)
-    return shifted / total
 
 
 def _read(path: Path, description: dict[str, Any]) -> np.ndarray:

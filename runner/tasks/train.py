@@ -185,6 +185,8 @@ def _say_first(job: Job, prepared: Plan, warnings: Sequence[str], console: Conso
             console.say(line)
     for warning in warnings:
         console.say(f"warning: {warning}")
+    for note in prepared.notes:
+        console.say(note)
     if job.call is None:
         if remark := prepared.remark_on_threads():
             console.say(remark)

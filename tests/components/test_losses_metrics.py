@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import special
 from sklearn import metrics as oracle
+from sklearn.utils.class_weight import compute_class_weight
 
 from runner.components import losses, metrics
 from runner.components.losses import Auto, BinaryCrossEntropy, CrossEntropy, Huber, MeanSquaredError
@@ -27,7 +28,7 @@ def labels(seed: int = 1, classes: int = CLASSES) -> np.ndarray:
 
 
 def cross_entropy(smoothing: float = 0.0) -> CrossEntropy:
-    return CrossEntropy(name="cross_entropy", label_smoothing=smoothing)
+    return CrossEntropy(name="cross_entropy", label_smoothing=smoothing, class_weights=None)
 
 
 def assert_rows(found: np.ndarray, of_outputs: Any, z: np.ndarray, y: np.ndarray) -> None:
@@ -36,7 +37,7 @@ def assert_rows(found: np.ndarray, of_outputs: Any, z: np.ndarray, y: np.ndarray
 
 
 MEAN_SQUARED_ERROR = MeanSquaredError(name="mean_squared_error")
-BINARY = BinaryCrossEntropy(name="binary_cross_entropy")
+BINARY = BinaryCrossEntropy(name="binary_cross_entropy", class_weights=None)
 
 
 def test_cross_entropy_is_scikit_learn_s_log_loss_of_the_softmax() -> None:
@@ -115,6 +116,83 @@ def test_a_loss_of_float32_outputs_is_computed_in_float64(loss: Any) -> None:
     found = loss.rows(z, y)
     assert found.dtype == np.float64
     np.testing.assert_array_equal(found, loss.rows(z.astype(np.float64), y))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_weights_multiply_the_rows_values(smoothing: float) -> None:
+    """`balanced` is scikit-learn's compute_class_weight; the mean is over the number of rows."""
+    z, y = logits(), labels()
+    balanced = CrossEntropy(
+        name="cross_entropy", label_smoothing=smoothing, class_weights="balanced"
+    ).weighted(y, CLASSES)
+    expected = compute_class_weight("balanced", classes=np.arange(CLASSES), y=y)
+    np.testing.assert_allclose(balanced.class_weights, expected, **CLOSE)
+    rows = cross_entropy(smoothing).rows(z, y) * expected[y]
+    np.testing.assert_allclose(balanced.rows(z, y), rows, **CLOSE)
+
+
+def test_class_weights_of_two_classes() -> None:
+    z, y = logits(columns=1), labels(classes=2)
+    loss = BinaryCrossEntropy(name="binary_cross_entropy", class_weights=[0.5, 3.0])
+    expected = BINARY.rows(z, y[:, None].astype(float)) * np.where(y, 3.0, 0.5)
+    np.testing.assert_allclose(loss.rows(z, y[:, None].astype(float)), expected, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0, 2.0], "must have a weight for each of 7 classes"),
+        ([0.0] * 7, "at least one above 0"),
+    ],
+)
+def test_class_weights_that_do_not_fit_the_data(weights: list[float], message: str) -> None:
+    loss = CrossEntropy(name="cross_entropy", label_smoothing=0.0, class_weights=weights)
+    with pytest.raises(ConfigError, match=message):
+        loss.weighted(labels(), CLASSES)
+
+
+def choose(name: str, z: np.ndarray, y: np.ndarray, task: str = "classification") -> float:
+    metric = metrics.choose([name], task, z.shape[1], y)[name]
+    assert not metric.by_row
+    return float(metric.function(z, y))
+
+
+def test_scorers_are_scikit_learn_s() -> None:
+    """The predictions are the largest outputs, the probabilities their softmax."""
+    z, y = logits(), labels()
+    predicted, p = z.argmax(axis=1), special.softmax(z, axis=1)
+    assert choose("f1_macro", z, y) == oracle.f1_score(y, predicted, average="macro")
+    assert choose("balanced_accuracy", z, y) == oracle.balanced_accuracy_score(y, predicted)
+    np.testing.assert_allclose(
+        choose("roc_auc_ovr", z, y), oracle.roc_auc_score(y, p, multi_class="ovr"), **CLOSE
+    )
+    np.testing.assert_allclose(
+        choose("neg_log_loss", z, y), -oracle.log_loss(y, p, labels=range(CLASSES)), **CLOSE
+    )
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_scorers_of_two_classes(columns: int) -> None:
+    """With one output it is the score of class 1; with two, the difference is."""
+    z, y = logits(columns=columns), labels(classes=2)
+    score = z[:, 0] if columns == 1 else z[:, 1] - z[:, 0]
+    assert choose("roc_auc", z, y) == oracle.roc_auc_score(y, score)
+    assert choose("average_precision", z, y) == oracle.average_precision_score(y, score)
+    assert choose("f1", z, y) == oracle.f1_score(y, score > 0)
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_scorers_of_targets(columns: int) -> None:
+    z, y = logits(columns=columns), logits(seed=2, columns=columns)
+    assert choose("r2", z, y, "regression") == oracle.r2_score(y, z)
+    expected = -oracle.mean_absolute_error(y, z)
+    assert choose("neg_mean_absolute_error", z, y, "regression") == expected
+
+
+def test_a_scorer_of_a_diverged_run_is_nan() -> None:
+    z = logits()
+    z[3, 1] = np.nan
+    assert np.isnan(choose("f1_macro", z, labels()))
 
 
 def test_accuracy_is_scikit_learn_s() -> None:
@@ -202,8 +280,8 @@ def test_auto_is_the_usual_loss_and_metric_of_the_task() -> None:
     auto = Auto(name="auto")
     assert losses.choose(auto, "classification", 10) == cross_entropy()
     assert losses.choose(auto, "regression", 0) == MEAN_SQUARED_ERROR
-    assert list(metrics.choose("auto", "classification", 10)) == ["accuracy"]
-    assert metrics.choose("auto", "regression", 1) == {}
+    assert list(metrics.choose("auto", "classification", 10, labels())) == ["accuracy"]
+    assert metrics.choose("auto", "regression", 1, logits()) == {}
 
 
 @pytest.mark.parametrize(
@@ -279,28 +357,28 @@ def test_a_metric_that_does_not_fit_is_refused(name: str) -> None:
     with pytest.raises(
         ConfigError, match="metrics must be auto or a list of accuracy, top_5_accuracy"
     ):
-        metrics.choose([name], "classification", 10)
+        metrics.choose([name], "classification", 10, labels())
 
 
 def test_one_output_has_no_top_k() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"metrics must be auto or a list of accuracy \(classification\), got top_2",
+        match=r"of accuracy \(classification\) and names of scikit-learn's scorers, got top_2",
     ):
-        metrics.choose(["top_2_accuracy"], "classification", 1)
+        metrics.choose(["top_2_accuracy"], "classification", 1, labels())
 
 
 def test_a_metric_is_found_by_its_name() -> None:
-    found = metrics.choose(["top_2_accuracy", "accuracy"], "classification", 2)
+    found = metrics.choose(["top_2_accuracy", "accuracy"], "classification", 2, labels())
     assert list(found) == ["top_2_accuracy", "accuracy"]
     z, y = logits(), labels()
     expected = oracle.top_k_accuracy_score(y, z, k=2, labels=range(CLASSES))
-    assert found["top_2_accuracy"](z, y).mean() == expected
-    assert metrics.choose(["mean_absolute_error"], "regression", 1) == {
-        "mean_absolute_error": metrics.mean_absolute_error
+    assert found["top_2_accuracy"].function(z, y).mean() == expected
+    assert metrics.choose(["mean_absolute_error"], "regression", 1, logits()) == {
+        "mean_absolute_error": metrics.Metric(metrics.mean_absolute_error)
     }
     allowed = (
-        r"metrics must be auto or a list of mean_absolute_error \(regression\), got top_2_accuracy"
+        r"of mean_absolute_error \(regression\) and names of scikit-learn's scorers, got top_2"
     )
     with pytest.raises(ConfigError, match=allowed):
-        metrics.choose(["top_2_accuracy"], "regression", 2)
+        metrics.choose(["top_2_accuracy"], "regression", 2, logits())

@@ -220,14 +220,16 @@ def cross_entropy(
 
 
 Losses = Callable[[list[Fraction], list[Fraction]], tuple[list[Fraction], list[Fraction]]]
+CROSS_ENTROPY = {"name": "cross_entropy", "class_weights": None}
+BINARY = {"name": "binary_cross_entropy", "class_weights": None}
 LOSSES: dict[str, tuple[dict[str, Any], Losses]] = {
     "mean_squared_error": ({"name": "mean_squared_error"}, mean_squared_error),
     "huber": ({"name": "huber", "delta": 1.0}, lambda z, y: huber(1.0, z, y)),
     "huber_other_delta": ({"name": "huber", "delta": 0.3}, lambda z, y: huber(0.3, z, y)),
-    "binary_cross_entropy": ({"name": "binary_cross_entropy"}, binary_cross_entropy),
-    "cross_entropy": ({"name": "cross_entropy", "label_smoothing": 0.0}, lambda z,
+    "binary_cross_entropy": (BINARY, binary_cross_entropy),
+    "cross_entropy": ({**CROSS_ENTROPY, "label_smoothing": 0.0}, lambda z,
         y: cross_entropy(0.0, z, y)),
-    "label_smoothing": ({"name": "cross_entropy", "label_smoothing": 0.1}, lambda z,
+    "label_smoothing": ({**CROSS_ENTROPY, "label_smoothing": 0.1}, lambda z,
         y: cross_entropy(0.1, z, y)),
 }  # fmt: skip
 

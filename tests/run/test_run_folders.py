@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from runner import dispatcher
 from runner.__main__ import main
+from runner.cli.multirun import claimed
 from runner.run import checkpoint, run_folder
 from runner.run.run_folder import read_json
 from tests.cli.test_command_line_errors import OnlyCpu
@@ -567,3 +568,18 @@ def test_a_range_test_s_folder_is_no_run(
         f"error: resume must be the folder of a run, got {folder}, which is of task=find_lr and "
         f"has no checkpoint\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "is_reused"), [(".config.yaml.123", True), ("..owner.7", True), ("notes.txt", False)]
+)
+def test_a_job_s_folder_that_was_killed_before_its_config_is_used_again(
+    tmp_path: Path, name: str, is_reused: bool
+) -> None:
+    """An empty folder, or one with a temporary file, has no job; one with a user's file is not
+    ours."""
+    (tmp_path / "seed-1").mkdir()
+    (tmp_path / "seed-1" / name).touch()
+    with claimed(tmp_path, "seed-1", {"seed": 1}) as claim:
+        assert claim.path.name == ("seed-1" if is_reused else "seed-1_2")
+        assert not claim.is_completed

@@ -1,0 +1,173 @@
+"""The loss of a batch: a kernel of losses.py, a function of the user's own, or the `compute_loss`
+of the user's keras.Model. Stateful metrics of the user's model are measured beside it."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from backends.keras import losses
+from runner import user_code
+from runner.data.source import Batch
+from runner.errors import ConfigError
+from runner.spec import Measured, ModelSpec
+
+Compute = Callable[[Any, Any, Any, bool], Any]  # x, y, outputs, training -> mean loss or rows
+
+
+def build(loss: Any, model: keras.Model) -> Compute:
+    """Build the function that computes a batch's loss from its outputs."""
+    if loss.name == "model":
+        own = model.own_model()
+        takes_training = "training" in inspect.signature(own.compute_loss).parameters
+
+        def computed(x: Any, y: Any, z: Any, training: bool) -> Any:
+            more = {"training": training} if takes_training else {}
+            return own.compute_loss(x=x, y=y, y_pred=z, sample_weight=None, **more)
+
+        return computed
+    if loss.name == "custom":
+        function = own_function(loss)
+        return lambda x, y, z, training: function(z, (x, y))
+    kernel = losses.build(loss)
+    return lambda x, y, z, training: kernel(z, y)
+
+
+def own_function(loss: Any) -> Callable[[Any, tuple[Any, ...]], Any]:
+    """Return the user's loss function, f(outputs, batch)."""
+    function = user_code.function(loss.section)
+    if user_code.open_package(loss.code) == "keras.losses":
+        return lambda z, batch: function(batch[1], z)
+    return function
+
+
+def check_loss(loss: Any, example: Batch, output_shape: Any, dtype: np.dtype) -> None:
+    """Implements `runner.spec.Backend.check_loss`."""
+    x, y = (tf.constant(example[name]) for name in ("x", "y"))
+    z = tf.zeros([len(x), *output_shape], dtype)
+    name = f"loss._target_ {loss.code}"
+    try:
+        function = own_function(loss)
+    except ValueError as error:
+        raise ConfigError(f"loss.{error}") from error
+    try:
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            value = function(z, (x, y))
+    except Exception as error:
+        raise ConfigError(
+            f"{name} raised {user_code.blame(error, loss.code)}, given outputs of shape "
+            f"{list(z.shape)} and y of shape {list(y.shape)}"
+        ) from error
+    if not tf.is_tensor(value) or tuple(value.shape) not in ((), (len(x),)):
+        found = list(value.shape) if tf.is_tensor(value) else type(value).__name__
+        raise ConfigError(
+            f"{name} must return a number, or one for each of {len(x)} rows, as a tensor; got "
+            f"{found}"
+        )
+    if tape.gradient(value, z) is None:
+        raise ConfigError(f"{name} must depend on the outputs through the framework's functions")
+
+
+def metrics_of(model: keras.Model) -> list[Any]:
+    """Return the stateful metrics of the user's own model, without Keras's own loss tracker."""
+    if not hasattr(model, "own_model"):
+        return []
+    own = model.own_model()
+    return [metric for metric in getattr(own, "metrics", []) if metric.name != "loss"]
+
+
+def results(metrics: Iterable[Any], split: str) -> dict[str, float]:
+    return {f"{split}/{metric.name}": float(metric.result()) for metric in metrics}
+
+
+def end_epoch(model: keras.Model, is_whole: bool) -> dict[str, float]:
+    """Return what the metrics have measured in training; begin again if the epoch is whole."""
+    metrics = metrics_of(model)
+    numbers = results(metrics, "train")
+    if is_whole:
+        for metric in metrics:
+            metric.reset_state()
+    return numbers
+
+
+def measure(
+    loss: Any, model: keras.Model, spec: ModelSpec, batches: Iterable[Batch], keeps_outputs: bool
+) -> Measured:
+    """Compute the loss and the user's metrics, in blocks of batch_size rows. The state of all
+    variables is as before afterwards."""
+    compute, metrics = build(loss, model), metrics_of(model)
+    has_rows = loss.name in ("custom", "model")
+
+    @tf.function(autograph=False, reduce_retracing=True)
+    def evaluate(x: Any, y: Any) -> tuple[Any, Any]:
+        z = tf.cast(model(x, training=False), spec.dtype)
+        value = compute(x, y, z, False) if has_rows else tf.constant(0.0)
+        return z, tf.broadcast_to(tf.cast(value, tf.float64), tf.shape(x)[:1])
+
+    counts = [variable for metric in metrics for variable in metric.variables]
+    before = [variable.value.numpy() for variable in counts]
+    for metric in metrics:
+        metric.reset_state()
+    outputs, values, size = [], [], spec.batch_size
+    for batch in batches:
+        for i in range(0, len(batch["x"]), size):
+            x, y = (tf.constant(batch[name][i : i + size]) for name in ("x", "y"))
+            z, rows = evaluate(x, y)
+            values.append(rows.numpy())
+            if keeps_outputs:
+                outputs.append(z.numpy())
+    numbers = results(metrics, "val")
+    for variable, value in zip(counts, before, strict=True):
+        variable.assign(value)
+    return Measured(
+        {"val/loss": np.concatenate(values)} if has_rows else {},
+        numbers,
+        np.concatenate(outputs) if outputs else None,
+    )
+
+
+def has_own_loss(own: Any) -> bool:
+    """Return whether the user's model overrides `compute_loss`."""
+    return isinstance(own, keras.Model) and _overrides(own, "compute_loss")
+
+
+def check(own: Any, name: str) -> None:
+    """Refuse a model with steps of its own, which are not called here."""
+    for method in ("train_step", "test_step", "make_train_function"):
+        if isinstance(own, keras.Model) and _overrides(own, method):
+            raise ConfigError(
+                f"{name} defines {method}, which is not called here: the runner makes the updates; "
+                f"define compute_loss instead"
+            )
+
+
+def _overrides(own: keras.Model, method: str) -> bool:
+    return getattr(type(own), method, None) is not getattr(keras.Model, method, None)
+
+
+def trial(loss: Any, model: keras.Model, example: Batch, name: str) -> None:
+    """Try the model's loss and metrics on some rows; restore its variables."""
+    x, y = (tf.constant(example[field]) for field in ("x", "y"))
+    before = [variable.value.numpy() for variable in model.variables]
+    try:
+        for training in (True, False):
+            z = model(x, training=training)
+            value = build(loss, model)(x, y, z, training)
+    except Exception as error:
+        raise ConfigError(
+            f"{name} raised {user_code.blame(error, type(model.own_model()).__module__)}, given "
+            f"{len(x)} rows of the data"
+        ) from error
+    finally:
+        for variable, number in zip(model.variables, before, strict=True):
+            variable.assign(number)
+    if not tf.is_tensor(value) or tuple(value.shape) not in ((), (len(x),)):
+        found = list(value.shape) if tf.is_tensor(value) else type(value).__name__
+        raise ConfigError(
+            f"{name}: compute_loss must return a number, or one for each row, as a tensor; got "
+            f"{found}"
+        )
