@@ -270,6 +270,7 @@ def test_a_twin_trains_with_it(backend: str) -> None:
     twin = ("model=twin", *(f"model.{b}._target_=tests.twin_models.{b2}_small" for b, b2 in TWIN))
     command = [*STEPS, *own(OPTIMIZER[backend]), *twin, "trusted_modules=[tests.twin_models]"]
     command += ["optimizer.groups=[{match: dense_0, lr_factor: 0.1}]", "trainer.steps_per_call=5"]
+    command += [f"backend={backend}"]
     whole, part = train(backend, command), train(backend, command, stop_after=10)
     rest = train(backend, command, start=part.state)
     # 3e-7: both are rounded to float32, the product here twice
