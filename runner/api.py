@@ -105,7 +105,7 @@ def train(
         check_config_dir(folder)
         lines, parsed = _parsed(overrides, folder, trusted_modules, given)
         _refuse_for_train(parsed)
-        lines += given.overrides([override.key_or_group for override in parsed])
+        lines += given.overrides({o.key_or_group: o.value() for o in parsed})
         request = Request(
             _shown_call(overrides, given),
             parse_overrides(lines, folder),

@@ -469,12 +469,18 @@ def test_compare_says_what_the_command_line_says(tmp_path: Path) -> None:
 def test_models_that_differ_are_not_averaged() -> None:
     """Classes of one name, as when a notebook's cell was changed between two runs."""
     narrow, wide = (lambda width=width: nets("lightning")["Net"](width) for width in (8, 24))
-    runs = [quick("lightning", f"seed={seed}", model=m) for m in (narrow, wide) for seed in (0, 1)]
+    data = rows()
+    runs = [
+        quick("lightning", f"seed={seed} data.standardize=true", model=model, data=data)
+        for model in (narrow, wide)
+        for seed in (0, 1)
+    ]
     answer = runner.compare(runs)
     assert [row["seeds"] for row in answer.table] == ["2", "2"]
-    assert answer.command is not None
-    assert answer.command.startswith("runner.train(")
-    assert "model=..." in answer.command
+    assert answer.command == (
+        f'runner.train("backend=lightning {TRAIN} trainer.max_epochs=2 data.standardize=true", '
+        f"model=..., data=...)"
+    )
 
 
 def rows(num: int = 60) -> tuple[np.ndarray, np.ndarray]:

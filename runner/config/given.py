@@ -7,7 +7,7 @@ import functools
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,11 +63,11 @@ class Given:
         names = {group: name_of(value) for group, value in named.items() if value is not None}
         return names if self.data is None else {**names, "data": "arrays"}
 
-    def overrides(self, keys: Collection[str]) -> list[str]:
-        """Return the overrides that make room for the objects. `keys` are those of the user's
+    def overrides(self, values: Mapping[str, Any]) -> list[str]:
+        """Return the overrides that make room for the objects. `values` are those of the user's
         overrides, which may set the other keys of these groups."""
         for group, name in self.names().items():
-            if group in keys:
+            if group in values:
                 raise ConfigError(
                     f"{group} is set twice: by the override {group}=... and by the argument "
                     f"{group}, {name}"
@@ -84,9 +84,9 @@ class Given:
             for split in ("val", "test"):
                 if split in self.data.splits:
                     key = f"data.{split}_fraction"
-                    if key in keys:
+                    if values.get(key, 0) != 0:
                         raise ConfigError(f"{key} must not be set if data has the split {split}")
-                    lines.append(f"{key}=0.0")
+                    lines += [] if key in values else [f"{key}=0.0"]
         return lines
 
     def modules(self) -> list[str]:

@@ -377,9 +377,12 @@ def command(group: Group) -> str:
     """Return the command that trains the group again; the call in Python if it takes objects."""
     overrides = group.to_copy()
     if passed := group.passed:
-        lines = [
-            item for item in overrides if item.partition("=")[0].partition(".")[0] not in passed
-        ]
+        # the keys that name an object; others of its group are the user's
+        replaced = {
+            *passed,
+            *(f"{name}.{key}" for name in passed for key in ("object", "_target_")),
+        }
+        lines = [item for item in overrides if item.partition("=")[0] not in replaced]
         return call("train", shlex.join(lines), passed)
     branched = any(item.startswith("resume=") for item in overrides)  # into another folder
     choices = ["--config-dir", group.config_dir] if group.config_dir is not None else []
