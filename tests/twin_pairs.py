@@ -279,3 +279,68 @@ def torch_frozen(planted: bool) -> nn.Module:
 
 def keras_frozen() -> Any:
     return _keras(layers.Dense(8, activation="sigmoid"))
+
+
+class _Tokens(nn.Module):
+    """Pixels as tokens; LSTMs in two levels, then a GRU in both directions, of which Keras returns
+    the last steps alone."""
+
+    def __init__(self, other_cell: bool) -> None:
+        super().__init__()
+        self.table = nn.Embedding(17, 6)
+        self.levels = nn.LSTM(6, 5, num_layers=2, batch_first=True)
+        for name, parameter in self.levels.named_parameters():
+            parameter.requires_grad_(not name.startswith("bias_hh"))
+        self.both = nn.GRU(5, 4, batch_first=True, bidirectional=True)
+        kind = "relu" if other_cell else "tanh"
+        self.last = nn.RNN(8, 4, batch_first=True, nonlinearity=kind)
+        self.last.bias_hh_l0.requires_grad_(False)
+        self.gru = nn.GRU(8, 3, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(10, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = (x.flatten(1)[:, 20:29] * 16).long()
+        y = self.both(self.levels(self.table(tokens))[0])[0]
+        _, (forward, backward) = self.gru(y)
+        return self.head(torch.cat([self.last(y)[0][:, -1], forward, backward], 1))  # type: ignore[no-any-return]
+
+
+def torch_recurrent(planted: bool) -> nn.Module:
+    return _Tokens(planted)
+
+
+def keras_recurrent() -> Any:
+    x = keras.Input((8, 8, 1))
+    tokens = ops.cast(ops.reshape(x, (-1, 64))[:, 20:29] * 16, "int32")
+    y = layers.Embedding(17, 6)(tokens)
+    for _ in range(2):
+        y = layers.LSTM(5, return_sequences=True)(y)
+    y = layers.Bidirectional(layers.GRU(4, return_sequences=True))(y)
+    last, both = layers.SimpleRNN(4)(y), layers.Bidirectional(layers.GRU(3))(y)
+    return keras.Model(x, layers.Dense(10)(layers.Concatenate()([last, both])))
+
+
+def torch_convolutions(planted: bool) -> nn.Module:
+    """All kinds of convolutions, and a batch norm of a sequence."""
+    images = (nn.Conv2d(1, 4, 3), nn.Conv2d(4, 8, 3, groups=4), nn.Conv2d(8, 6, 3, groups=2))
+    steps = nn.Conv1d(4, 5, 3, padding=2 if planted else 0)
+    return nn.Sequential(
+        *(*images, nn.Tanh(), nn.ConvTranspose2d(6, 3, 3), _Steps(), steps),
+        *(nn.BatchNorm1d(5, 1e-3, 0.01), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(5, 10)),
+    )
+
+
+class _Steps(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.permute(0, 2, 3, 1).reshape(-1, 12, 4).transpose(1, 2)
+
+
+def keras_convolutions() -> Any:
+    images = (layers.Conv2D(4, 3), layers.Conv2D(8, 3, groups=4), layers.Conv2D(6, 3, groups=2))
+    return keras.Sequential(
+        [
+            *(*images, layers.Activation("tanh"), layers.Conv2DTranspose(3, 3)),
+            *(layers.Reshape((12, 4)), layers.Conv1D(5, 3), layers.BatchNormalization()),
+            *(layers.GlobalAveragePooling1D(), layers.Dense(10)),
+        ]
+    )

@@ -26,6 +26,7 @@ def build(
     is given."""
     with twin.calls(network.source.is_twin) as called:
         own, x, y = _build(network.source, network.input_shape, network.seed)
+        _call_inner_layers(network.source, own, network.input_shape)
     if network.source.is_twin and dropout_state is not None:
         order = {id(variable): i for i, variable in enumerate(own.variables)}
         twin.align(called, order, dropout_state)
@@ -47,6 +48,7 @@ def inspect(source: Source, input_shape: Shape, seed: int, example: Batch | None
     keras.utils.clear_session()  # so that names do not depend on earlier models
     with twin.calls(source.is_twin) as called:
         own, x, y = _build(source, input_shape, seed)
+        _call_inner_layers(source, own, input_shape)
     objective.check(own, source.name)
     paths = list(_unique(variable.path for variable in _variables(own)))
     values = dict(zip(paths, (v.value.numpy() for v in _variables(own)), strict=True))
@@ -67,6 +69,13 @@ def inspect(source: Source, input_shape: Shape, seed: int, example: Batch | None
         train_columns=tuple(f"train/{name}" for name in measured),
         val_columns=tuple(f"val/{name}" for name in (["loss"] if has_loss else []) + measured),
     )
+
+
+def _call_inner_layers(source: Source, model: keras.Model, input_shape: Shape) -> None:
+    """Call a twin's model on two rows of zeros. A symbolic call may skip inner layers, such as
+    those of Bidirectional, whose output shapes are known."""
+    if source.is_twin:
+        model(keras.ops.zeros((2, *input_shape)))
 
 
 def _in_order(model: keras.Model, paths: Sequence[str]) -> dict[str, Any]:

@@ -258,10 +258,11 @@ def _rows(networks: tuple[TwinNetwork, TwinNetwork], traces: tuple[Trace, Trace]
                 (*names, seen[names]), Row(label, *shown, (a.settings, b.settings))
             )
             row.input = max(row.input or 0.0, difference(a.input, b.input))
-            apart = difference(a.output, _like(a, b))
+            output = _like(a, b)
+            apart = difference(output, b.output)
             row.output = max(row.output or 0.0, apart)
-            row.arrays = row.arrays or (a.input, a.output, b.output)
-            row.notes |= set(_notes(a.output, _like(a, b))) if _parts(apart) else set()
+            row.arrays = row.arrays or (a.input, output, b.output)
+            row.notes |= set(_notes(output, b.output)) if _parts(apart) else set()
     return list(rows.values())
 
 
@@ -271,17 +272,30 @@ def _label(call: Call, net: TwinNetwork) -> str:
     return names[-1].partition("/")[0] if names else call.kind
 
 
-def _aligned(a: Sequence[str], b: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Yield the pairs of positions that have the same label, in order."""
-    for block in SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks():
-        for k in range(block.size):
-            yield block.a + k, block.b + k
+def _aligned(a: Sequence[str], b: Sequence[str]) -> list[tuple[int, int]]:
+    """Return the pairs of positions that have the same label, in torch's order. Layers with
+    tensors pair in any order of the calls, others between the same neighbours only."""
+    blocks = SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
+    pairs = {block.a + k: block.b + k for block in blocks for k in range(block.size)}
+    free = [j for j in range(len(b)) if j not in pairs.values()]
+    for i, label in enumerate(a):
+        if i not in pairs and label[-1:].isdigit():
+            match = next((j for j in free if b[j] == label), None)
+            if match is not None:
+                pairs[i] = match
+                free.remove(match)
+    return sorted(pairs.items())
 
 
 def _like(a: Call, b: Call) -> np.ndarray:
-    """Return Keras's output; of a recurrent layer of Keras, the last step may be all there is."""
-    is_last = a.kind in ("lstm", "gru", "rnn") and b.output.ndim == a.output.ndim - 1
-    return np.repeat(b.output[:, None], a.output.shape[1], 1) if is_last else b.output
+    """Return torch's output; of a recurrent layer only the last step, if Keras returns no more. The
+    last step of the backward direction is the first one of the sequence."""
+    if a.kind not in ("lstm", "gru", "rnn") or b.output.ndim != a.output.ndim - 1:
+        return a.output
+    if not a.settings["bidirectional"]:
+        return a.output[:, -1]
+    forward, backward = np.split(a.output, 2, axis=-1)
+    return np.concatenate([forward[:, -1], backward[:, 0]], axis=-1)
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> float:

@@ -32,6 +32,8 @@ PLANTED = {
     "rate": ("dropout (2 /", "rate 0.5 / 0.3"),
     "flatten_function": ("between conv_0 (conv /", "the axis order"),
     "gelu_function": ("between dense_0 (hidden /", "the variant of GELU"),
+    "recurrent": ("rnn_0 (last /", "activation relu / tanh"),
+    "convolutions": ("conv_2 (6 /", "padding ((2, 2),) / ((0, 0),)"),
     # the gradient that reaches the first layer lacks a path
     "detached": ("dense_0 (first /", "usual causes: a detach"),
     "frozen": ("dense_0 (1 /", "dense_0/kernel is not trained in torch only"),
