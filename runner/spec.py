@@ -272,6 +272,11 @@ class Backend(Protocol):
         not fit."""
         ...
 
+    def read_weights(self, path: Path, model: ModelSpec) -> Mapping[str, np.ndarray]:
+        """Read a file of the framework with weights, with the names that the model has. Raise
+        ConfigError if the framework has no such files."""
+        ...
+
     def check_optimizer(self, optimizer: Any, model: ModelSpec, groups: Sequence[Group]) -> None:
         """Raise ConfigError if the user's own optimizer cannot train the model."""
         ...

@@ -18,6 +18,7 @@ from typing import Any
 from runner.errors import ConfigError, show
 
 TARGET = "_target_"
+WEIGHTS = "weights"  # the key of a model with the file of its first weights
 _KEYS = (TARGET, "_partial_", "_args_")  # Hydra's keys that a config may set; others are fixed
 # Packages that need no entry in `trusted_modules` -> the base class of the classes that are
 # allowed; None: functions that build models.
@@ -103,7 +104,8 @@ def targets(values: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
 
 def hashes(values: Mapping[str, Any]) -> dict[str, str]:
     """Return name -> SHA-256 of the source of each trusted module that a checked config uses: of
-    its file, or of all .py files of a package. Imports nothing."""
+    its file, or of all .py files of a package; and of the file of `model.weights`. Imports
+    nothing."""
     trusted = values.get("trusted_modules") or []
     targets_used = [section[TARGET] for _, section in targets(values)]
     sha256 = {}
@@ -121,6 +123,13 @@ def hashes(values: Mapping[str, Any]) -> dict[str, str]:
             digest.update(path.relative_to(file.parent).as_posix().encode())
             digest.update(path.read_bytes())
         sha256[name] = digest.hexdigest()
+    model = values.get("model")
+    source = model.get(WEIGHTS) if isinstance(model, Mapping) else None
+    if isinstance(source, str):
+        path = Path(source).expanduser()
+        path = path / "checkpoints" / "last" / "weights.safetensors" if path.is_dir() else path
+        if path.is_file():
+            sha256[f"model.{WEIGHTS}"] = hashlib.sha256(path.read_bytes()).hexdigest()
     return sha256
 
 
@@ -241,7 +250,8 @@ def _check_open(path: str, section: Mapping[str, Any], package: str) -> None:
             f"{section[TARGET]}"
         )
     for key in _LOADING:
-        if section.get(key) not in (None, False):
+        is_ours = path == "model" and key == "weights"  # model.weights is a key of the runner
+        if not is_ours and section.get(key) not in (None, False):
             raise ConfigError(
                 f"{path}.{key} must be null or false for {section[TARGET]}, got "
                 f"{show(section[key])}; nothing is downloaded or loaded here"
@@ -250,7 +260,7 @@ def _check_open(path: str, section: Mapping[str, Any], package: str) -> None:
         raise ConfigError(
             f"{path}.model_name must name a model of timm itself, got {show(section['model_name'])}"
         )
-    if package == "keras.applications" and "weights" not in section:
+    if package == "keras.applications" and "weights" not in section and path != "model":
         raise ConfigError(
             f"{path}.weights must be null for {section[TARGET]}: the default downloads weights; "
             f"add {path}.weights=null"

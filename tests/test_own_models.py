@@ -345,3 +345,83 @@ def test_a_run_can_be_read_in_python(
         found = model(x, training=False).numpy()
     # float32 sums in another order
     np.testing.assert_allclose(found, outputs, rtol=0, atol=1e-5)
+
+
+def test_first_weights_are_those_of_another_run(here: Path, backend: str) -> None:
+    """A frozen body keeps them, and a head of another width is new with `strict=false`."""
+    (first,) = forked(here, (*WIDE, f"backend={backend}"))
+    assert (first.status, first.err) == (0, "")
+    before = weights_of(here / first.folder)
+    match, shape = {"lightning": ("body.*", (24, 64)), "keras": ("net/dense/*", (64, 24))}[backend]
+    frozen = f"optimizer.groups=[{{match: '{match}', lr_factor: 0}}]"
+    source = f"model.weights={first.folder}"
+    thin = (f"backend={backend}", *(a.replace("model.width=24", "model.width=12") for a in WIDE))
+    tuned, narrow, loose, nowhere = forked(
+        here,
+        (*WIDE, f"backend={backend}", source, frozen),
+        (*thin, source),
+        (*thin, source, "model.strict=false"),
+        (*WIDE, f"backend={backend}", "model.weights=nowhere"),
+    )
+    assert (tuned.status, tuned.err) == (0, "")
+    assert "tensors loaded" in tuned.out
+    after = weights_of(here / tuned.folder)
+    kernel = next(name for name, value in before.items() if value.shape == shape)
+    assert np.array_equal(after[kernel], before[kernel])
+    assert any(not np.array_equal(after[name], before[name]) for name in before)
+    assert narrow.status == 2
+    assert f"error: model.weights must fit the model, got {first.folder} with" in narrow.err
+    assert (loose.status, loose.err) == (0, "")
+    assert nowhere.err == (
+        "error: model.weights must be a file of weights or the folder of a run, got nowhere\n"
+    )
+
+
+def test_first_weights_are_those_of_a_file_of_the_framework(here: Path, backend: str) -> None:
+    """An update at a rate of 1e-30 moves them by less than 1e-20."""
+    space: dict[str, object] = {}
+    exec(MODULE[backend], space)
+    if backend == "lightning":
+        import torch
+
+        net = space["Net"](width=24)  # type: ignore[operator]
+        torch.save(net.state_dict(), here / "own.pt")
+        expected = {name: p.detach().numpy() for name, p in net.named_parameters()}
+        source = "own.pt"
+    else:
+        dispatcher.load("keras")
+        import keras
+
+        keras.utils.clear_session()  # so that the layers have the names of a new process
+        net = space["Net"](width=24)  # type: ignore[operator]
+        net(np.zeros((2, 64), np.float32))
+        net.save_weights(here / "own.weights.h5")
+        expected = {f"net/{p.path.partition('/')[2]}": p.numpy() for p in net.trainable_variables}
+        source = "own.weights.h5"
+    kept = ("optimizer=sgd", "optimizer.lr=1e-30", "trainer.max_steps=1", f"model.weights={source}")
+    (done,) = forked(here, (*WIDE, f"backend={backend}", *kept))
+    assert (done.status, done.err) == (0, "")
+    trained = weights_of(here / done.folder)
+    assert expected.keys() <= trained.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(trained[name], value, rtol=0, atol=1e-20, err_msg=name)
+
+
+def test_a_built_in_model_starts_from_the_weights_of_a_run(tmp_path: Path) -> None:
+    """Trained on Lightning, then on Keras: the first loss is the last run's, to float32."""
+    short = ("device=cpu", "trainer.batch_size=160", "data=digits", "trainer.max_epochs=2")
+    (first,) = forked(tmp_path, short)
+    tuned, exported = forked(
+        tmp_path,
+        (*short, f"model.weights={first.folder}"),
+        (f"run={first.folder}", "task=export", "format=safetensors"),
+    )
+    assert (tuned.status, exported.status) == (0, 0)
+    (again,) = forked(
+        tmp_path, (*short, f"model.weights={first.folder}/model.safetensors", "backend=keras")
+    )
+    assert (again.status, again.err) == (0, "")
+    losses = [read_columns(tmp_path / d.folder / "trace.csv")["loss"] for d in (tuned, again)]
+    np.testing.assert_allclose(losses[1][0], losses[0][0], rtol=1e-5)
+    last = read_columns(tmp_path / first.folder / "metrics.csv")["train/loss"][-1]
+    assert losses[0][0] < last  # a new network has ln 10, 2.3

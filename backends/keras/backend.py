@@ -2,7 +2,7 @@
 
 from backends.keras import loop
 from backends.keras.device import can_use_threads, devices, fixed_threads
-from backends.keras.loop import inspect
+from backends.keras.loop import inspect, read_weights
 from backends.keras.objective import check_loss
 from runner import twins
 
@@ -27,6 +27,7 @@ __all__ = [
     "name",
     "native_model",
     "predict",
+    "read_weights",
     "trace",
     "train",
 ]

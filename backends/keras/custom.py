@@ -68,6 +68,7 @@ def inspect(source: Source, input_shape: Shape, seed: int, example: Batch | None
         has_loss=has_loss,
         train_columns=tuple(f"train/{name}" for name in measured),
         val_columns=tuple(f"val/{name}" for name in (["loss"] if has_loss else []) + measured),
+        counts=tuple(_counts(own, paths)),
     )
 
 
@@ -177,6 +178,14 @@ def _variables(model: keras.Model) -> list[Any]:
     variables = [*model.trainable_variables, *model.non_trainable_variables]
     counts = [v for metric in getattr(model, "metrics", []) for v in metric.variables]
     return [*variables, *(v for v in counts if all(v is not other for other in variables))]
+
+
+def _counts(model: keras.Model, paths: list[str]) -> Iterator[str]:
+    """Yield the names of variables with the states of generators and the counts of metrics."""
+    of_metrics = {id(v) for metric in getattr(model, "metrics", []) for v in metric.variables}
+    for path, variable in zip(paths, _variables(model), strict=True):
+        if id(variable) in of_metrics or variable.path.endswith("seed_generator_state"):
+            yield path
 
 
 def _unique(paths: Iterable[str]) -> Iterator[str]:

@@ -34,7 +34,7 @@ from runner.components.twins import Trace
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
 from runner.data.source import Batch
-from runner.errors import RunError
+from runner.errors import ConfigError, RunError
 from runner.spec import (
     Measured,
     ModelSpec,
@@ -287,6 +287,21 @@ def inspect(
 ) -> Built:
     with _dtypes("float64" if precision == "float64" else "float32", _POLICY[precision]):
         return custom.inspect(source, input_shape, seed, example)
+
+
+def read_weights(path: Path, model: ModelSpec) -> Mapping[str, np.ndarray]:
+    """Implements `runner.spec.Backend.read_weights`: what keras.Model.load_weights reads into the
+    user's own model."""
+    if not isinstance(model.network, CustomNetwork):
+        raise ConfigError(
+            f"model.weights must be a safetensors file or the folder of a run for a model of this "
+            f"project's layers, got {path}"
+        )
+    with tf.device("/CPU:0"), _settings(model):
+        network = _network(model, None, keras.Model)
+        network.own_model().load_weights(path)
+    variables = layers.named(network)
+    return {name: variable.value.numpy() for name, variable in variables.items()}
 
 
 def native_model(model: ModelSpec, state: TrainState) -> keras.Model:

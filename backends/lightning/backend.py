@@ -1,7 +1,7 @@
 """Implements `runner.spec.Backend` with PyTorch Lightning."""
 
 from backends.lightning import loop, tracing
-from backends.lightning.custom import inspect
+from backends.lightning.custom import inspect, read_weights
 from backends.lightning.device import can_use_threads, devices, fixed_threads
 from backends.lightning.objective import check_loss
 from runner import twins
@@ -27,6 +27,7 @@ __all__ = [
     "name",
     "native_model",
     "predict",
+    "read_weights",
     "trace",
     "train",
 ]

@@ -4,6 +4,8 @@ layouts."""
 import copy
 import re
 from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import pytorch_lightning as pl
@@ -17,7 +19,7 @@ from runner.components.layers import Shape
 from runner.data.source import Batch
 from runner.errors import ConfigError
 from runner.random import layer_key, mix
-from runner.spec import Precision
+from runner.spec import ModelSpec, Precision
 from runner.user_code import blame
 
 
@@ -46,13 +48,16 @@ class Network(nn.Module):
         counts of torchmetrics objects. A tensor with several names appears once."""
         kept = self.model.state_dict(keep_vars=True)
         buffers = {name: b for name, b in self.model.named_buffers() if name in kept}
-        counts = {
+        return {**dict(self.model.named_parameters()), **buffers, **self.counts()}
+
+    def counts(self) -> dict[str, Tensor]:
+        """Return what the module's torchmetrics objects have counted."""
+        return {
             f"{name}.{key}": value
             for name, module in self.model.named_modules()
             for key, value in getattr(module, "metric_state", {}).items()
             if isinstance(value, Tensor)
         }
-        return {**dict(self.model.named_parameters()), **buffers, **counts}
 
     def to_torch(self, value: np.ndarray) -> Tensor:
         return torch.from_numpy(value.copy())
@@ -110,7 +115,31 @@ def inspect(
         train_columns=columns[0],
         val_columns=columns[1],
         notes=notes,
+        counts=tuple(network.counts()),
     )
+
+
+def read_weights(path: Path, model: ModelSpec) -> dict[str, np.ndarray]:
+    """Implements `runner.spec.Backend.read_weights`: a state dict, as torch.save writes it, or a
+    dict with it as `state_dict`, as Lightning's checkpoints are. Only tensors are unpickled."""
+    if not isinstance(model.network, CustomNetwork):
+        raise ConfigError(
+            f"model.weights must be a safetensors file or the folder of a run for a model of this "
+            f"project's layers, got {path}"
+        )
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ConfigError(
+            f"model.weights must be a state dict that holds only tensors, got {path}"
+        ) from error
+    values = values.get("state_dict", values) if isinstance(values, dict) else values
+    if not isinstance(values, dict) or not all(isinstance(v, Tensor) for v in values.values()):
+        raise ConfigError(f"model.weights must be a state dict, got {path} with other objects")
+    return {
+        name: (v.float() if v.dtype in (torch.bfloat16, torch.float16) else v).numpy()
+        for name, v in values.items()
+    }
 
 
 def _tried(

@@ -110,6 +110,8 @@ class Built:
     train_columns: tuple[str, ...] = ()
     val_columns: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()  # sentences that the user should read
+    # buffers that belong to one run: states of random generators, and what metrics have counted
+    counts: tuple[str, ...] = ()
     description: str = ""  # the layers and their settings, the same for models of the same layout
 
     def layout_sha256(self) -> str:

@@ -194,6 +194,7 @@ def sections(annotation: Any) -> dict[str, Any]:
         name: member
         for member in members
         for name in get_args(member.model_fields[_tag(member)].annotation)
+        if isinstance(name, str)
     }
 
 

@@ -11,7 +11,14 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from runner import user_code
 from runner.components.layers import Layer, with_defaults
@@ -57,17 +64,33 @@ _OUTSIDE = Mark(outside_hash=True)
 _OF_A_RUN = Mark(outside_hash=True, on_run=True, command_line_only=True, needs_run=True)
 
 
+# A file with the first weights of a model, or the folder of a run; null: the run's seed draws them.
+# The models' keys `weights` and `strict` may be left out, so that a user's YAML needs only its own.
+FirstWeights: TypeAlias = Annotated[str, Field(min_length=1)] | None
+
+
 class LayerModel(Section):
     """A model of the layers in `model.layers`, equal on every backend."""
 
     name: str
     layers: list[Layer] = Field(min_length=1)
+    weights: FirstWeights = None
+    strict: bool = True  # `weights` must have all tensors of the model, and no others
 
 
 class CustomModel(OwnCode):
-    """The user's own model: a torch.nn.Module on Lightning, a keras.Model on Keras."""
+    """The user's own model: a torch.nn.Module on Lightning, a keras.Model on Keras. `weights` and
+    `strict` are keys of this section, so they are not arguments; a builder of keras.applications
+    gets weights=None, since it would download them."""
 
     name: str
+    weights: FirstWeights = None
+    strict: bool = True
+
+    @property
+    def section(self) -> dict[str, Any]:
+        nothing = {"weights": None} if self.code.startswith("keras.applications.") else {}
+        return {**super().section, **nothing}
 
 
 class TwinModel(Section):
@@ -77,6 +100,8 @@ class TwinModel(Section):
     lightning: OwnCode
     keras: OwnCode
     map: dict[str, str] | None
+    weights: FirstWeights = None
+    strict: bool = True
 
 
 class ObjectModel(Holder):

@@ -18,6 +18,7 @@ from runner.errors import show as show_value
 from runner.machine import devices
 from runner.plan import Plan, plan
 from runner.run import certificate, checkpoint, other_process, run_folder
+from runner.run.first_weights import fresh_or_loaded
 from runner.run.observer import Observer
 from runner.run.progress import show
 from runner.run.resume import Resumed, check, with_saved_threads
@@ -143,12 +144,17 @@ def train(job: Job) -> int:
         if call is not None or backend.can_use_threads(num_threads):
             if isinstance(config.optimizer, Custom):
                 backend.check_optimizer(config.optimizer, prepared.model, prepared.groups)
+            loaded: list[str] = []
+            if resumed is None:
+                start, loaded = fresh_or_loaded(prepared, backend)
             path = job.folder()
             if call is not None:
                 call.on_folder(path)
             with nullcontext() if job.path is not None else run_folder.locked(path):
                 captured.into(path / "run.log")
                 _say_first(job, prepared, warnings, console)
+                for line in loaded:
+                    console.say(line)
                 environment = _environment(job, prepared, device, start)
                 if resumed is None:
                     run_folder.write_json(path / "environment.json", environment)
@@ -236,7 +242,7 @@ def _prepare_resume(
         console.say(note)
     console.say(f"resume   {folder} from step {step}")
     for name, digest in (run_folder.code_of(folder) or {}).items():
-        if environment["code"].get(name) != digest:
+        if name != "model.weights" and environment["code"].get(name) != digest:
             console.say(
                 f"warning: the code of {name} has changed since step {step}: the run continues "
                 f"with the new code, so its results differ from those of an uninterrupted run"
