@@ -84,8 +84,8 @@ def check_places(values: Mapping[str, Any]) -> None:
 
 def targets(values: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the path and the section of each allowed `_target_`: in `model`, in a twin's two
-    sections, in sections with the name `custom`, in items of `metrics`, and in the arguments of
-    another `_target_`."""
+    sections, in sections with the name `custom`, in items of `metrics` and `callbacks`, and in the
+    arguments of another `_target_`."""
     above: list[str] = []
     for path, _, section in walk(values):
         if not isinstance(section, Mapping) or TARGET not in section:
@@ -95,7 +95,7 @@ def targets(values: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
         is_own = (
             path in ("model", "model.lightning", "model.keras")
             or (is_named and section.get("name") == "custom")
-            or re.fullmatch(r"metrics\[\d+\]", path) is not None
+            or re.fullmatch(r"(metrics|callbacks)\[\d+\]", path) is not None
         )
         if is_own or any(path.startswith((f"{parent}.", f"{parent}[")) for parent in above):
             above.append(path)

@@ -139,6 +139,11 @@ Metric = Annotated[
 ]
 
 
+class Callback(OwnCode):
+    """An observer of the user's own: a class of a trusted module, derived from runner.Observer. The
+    other keys are its arguments."""
+
+
 class Trainer(Section):
     max_epochs: Annotated[Count | None, _WHEN_RESUMED]
     max_steps: Annotated[Count | None, _WHEN_RESUMED]
@@ -206,6 +211,7 @@ class Config(Section):
     optimizer: Optimizer
     schedule: Schedule
     metrics: Literal["auto"] | Annotated[list[Metric], Field(max_length=100)]
+    callbacks: Annotated[list[Callback], _WHEN_RESUMED]
     trainer: Trainer
     tune: Tune | None
     output: Annotated[Output, _OUTSIDE]

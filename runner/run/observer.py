@@ -1,5 +1,5 @@
 """The base class of observers, which are called between two chunks: records, checkpoints, stalls,
-progress, loggers."""
+progress, and the user's own."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,20 @@ class Epoch:
 
 class Observer:
     """Observes a run, on rank 0 only. A subclass overrides the events that it needs; `with` opens
-    and closes its resources. An observer changes the run's numbers only through `Live`."""
+    and closes its resources. An observer changes the run's numbers only by ending the run.
+
+    `callbacks=[{_target_: mine.Threshold, value: 0.95}]` in a config, or `observers=[...]` of
+    runner.train, adds observers of the user's own. With `trainer.steps_per_call=1` a chunk is one
+    update; with `auto` it has up to an epoch's updates.
+
+    Example:
+        >>> class Threshold(Observer):
+        ...     def __init__(self, value):
+        ...         self.value = value
+        ...
+        ...     def on_epoch(self, epoch, live):
+        ...         return epoch.metrics["val/accuracy"] < self.value
+    """
 
     def __enter__(self) -> Self:
         return self
@@ -31,7 +44,8 @@ class Observer:
     def __exit__(self, *_: object) -> None: ...
 
     def on_chunk(self, chunk: Chunk, report: Report, live: Live) -> bool:
-        """Called after each chunk. Return False to end the run."""
+        """Called after each chunk: its first step and rows; its losses, learning rates and outputs;
+        the model, as live.state() and live.predict(rows). Return False to end the run."""
         return True
 
     def on_epoch(self, epoch: Epoch, live: Live) -> bool:
@@ -45,6 +59,10 @@ class Observer:
         """Called after all other events, with the values of result.json."""
 
     def state(self) -> dict[str, Any]:
-        """Return JSON entries for a checkpoint's state.json: the state that this observer needs
-        when the run resumes."""
+        """Return the state that this observer needs when the run resumes: numbers, texts, lists and
+        dicts. It is in the state.json of each checkpoint."""
         return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Called before the first event of a run that resumes, with what `state` returned for its
+        checkpoint."""

@@ -48,7 +48,10 @@ class Training:
         additional ones."""
         self.plan, self.path, self.console, self.signals = plan, path, console, signals
         self._tables, self._config_sha256, self._started = list(tables), config_sha256, started
-        self._additional = observers
+        self._additional = {
+            f"{i} {type(observer).__qualname__}": observer for i, observer in enumerate(observers)
+        }
+        self._saved_states = (resumed or {}).get("observers", {})
         self._checkpoint_steps = plan.checkpoint_steps()
         self.step = 0  # updates so far, skipped ones included
         self.skipped: list[int] = []  # updates that were skipped: their loss was not finite
@@ -59,6 +62,7 @@ class Training:
         # `metrics` and `best` of a run that ends within an epoch; the other attributes are as in a
         # run that continues
         self.unfinished: dict[str, Any] | None = None
+        self.is_ended = False  # by an observer of the user's own
         self._means = Means()
         self.stalls = Stalls(plan, console, resumed)
         if resumed is not None:
@@ -86,8 +90,11 @@ class Training:
                 Checkpoints(self.path, keep, sync, done, self._resumed_at)
             )
             default = (self.records, Progress(self.console), self.stalls, self.checkpoints)
-            additional = (stack.enter_context(observer) for observer in self._additional)
-            self.observers = [*default, *additional]
+            self.observers: list[Observer] = [*default]
+            for name, observer in self._additional.items():
+                self.observers.append(stack.enter_context(observer))
+                if name in self._saved_states:
+                    observer.load_state(self._saved_states[name])
             self._stack = stack.pop_all()
         return self
 
@@ -108,12 +115,17 @@ class Training:
         """Implements `runner.spec.OnChunk`."""
         order, step = self.plan.order, chunk.first_step + chunk.num_steps
         self._count(chunk, report)
-        answers = [observer.on_chunk(chunk, report, live) for observer in self.observers]
+        answers = {o: o.on_chunk(chunk, report, live) for o in self.observers}
         is_finished = step == order.total_steps
         if is_finished or step % order.steps_per_epoch == 0:
             epoch = self._end_epoch(step, live)
-            answers += [observer.on_epoch(epoch, live) for observer in self.observers]
-        stop = self.signals.received is not None or not all(answers)
+            for observer in self.observers:
+                answers[observer] = observer.on_epoch(epoch, live) and answers[observer]
+        stop = self.signals.received is not None or not all(answers.values())
+        for name, observer in self._additional.items():
+            if not answers[observer] and not is_finished:
+                self.is_ended = True
+                self.console.say(f"ended by the observer {name.partition(' ')[2]} at step {step}")
         if (
             is_finished
             or stop
@@ -198,7 +210,11 @@ class Training:
         """Return the entries of a checkpoint's state.json."""
         state = {"best": self.best, "metrics": self.metrics, "unfinished": self.unfinished}
         for observer in self.observers:
-            state |= observer.state()
+            if observer not in self._additional.values():
+                state |= observer.state()
+        states = {name: observer.state() for name, observer in self._additional.items()}
+        if any(states.values()):
+            state["observers"] = {name: value for name, value in states.items() if value}
         return {
             **state,
             "means": self._means.state(),

@@ -17,7 +17,7 @@ from runner.errors import IF_DIVERGED, ConfigError, RunError, one_line
 from runner.errors import show as show_value
 from runner.machine import devices
 from runner.plan import Plan, plan
-from runner.run import certificate, checkpoint, other_process, run_folder
+from runner.run import certificate, checkpoint, other_process, run_folder, strict_json
 from runner.run.first_weights import fresh_or_loaded
 from runner.run.observer import Observer
 from runner.run.progress import show
@@ -75,6 +75,31 @@ class Job:
         path = run_folder.create(self.parent, name)
         run_folder.write_config(path, self.composed)
         return path
+
+    def observers(self) -> list[Observer]:
+        """Make the observers of the config's `callbacks`; those of a call in Python follow."""
+        made = []
+        for i, callback in enumerate(self.config.callbacks):
+            try:
+                observer = user_code.make(callback.section)
+            except ValueError as error:
+                raise ConfigError(f"callbacks[{i}].{error}") from error
+            if not isinstance(observer, Observer):
+                raise ConfigError(
+                    f"callbacks[{i}]._target_ {callback.code} must make a runner.Observer, got "
+                    f"{type(observer).__module__}.{type(observer).__qualname__}"
+                )
+            made.append(observer)
+        observers = [*made, *(self.call.observers if self.call else ())]
+        for observer in observers:
+            try:
+                strict_json.dumps(observer.state())
+            except (TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"callbacks: the state of {type(observer).__qualname__} must be numbers, "
+                    f"texts, lists and dicts: {error}"
+                ) from error
+        return observers
 
     def result(self) -> dict[str, Any]:
         """Return the entries of result.json of a run that has not begun."""
@@ -145,6 +170,7 @@ def train(job: Job) -> int:
             if isinstance(config.optimizer, Custom):
                 backend.check_optimizer(config.optimizer, prepared.model, prepared.groups)
             loaded: list[str] = []
+            observers = job.observers()
             if resumed is None:
                 start, loaded = fresh_or_loaded(prepared, backend)
             path = job.folder()
@@ -162,7 +188,7 @@ def train(job: Job) -> int:
                 else:
                     _prepare_resume(resumed, prepared.order, environment, console)
                     start = resumed.state
-                return _train(job, prepared, backend, start, path, console, signals)
+                return _train(job, prepared, backend, start, path, console, signals, observers)
     return other_process.run(
         _train_in_other_process, (job, run_folder.lock_to_share(job.path)), num_threads
     )
@@ -285,6 +311,7 @@ def _train(
     path: Path,
     console: Console,
     signals: Signals,
+    observers: Sequence[Observer],
 ) -> int:
     order, spec = prepared.order, prepared.run_spec()
     adapt = job.config.trainer.steps_per_call == "auto"
@@ -303,7 +330,7 @@ def _train(
             job.started,
             resumed=job.resumed.numbers if job.resumed else None,
             is_over=is_over,
-            observers=job.call.observers if job.call else (),
+            observers=observers,
         ) as training,
     ):
         trainer = None if is_over else backend
@@ -344,7 +371,11 @@ def _updates(
     except Exception as error:
         log_traceback()
         return {"error": why_failed(error, job.config)}
-    is_finished = state.step == prepared.order.total_steps or training.stalls.stopped_early
+    is_finished = (
+        state.step == prepared.order.total_steps
+        or training.stalls.stopped_early
+        or (training.is_ended and training.signals.received is None)
+    )
     result = {
         "status": "completed" if is_finished else "interrupted",
         "weights_sha256": checkpoint.weights_sha256(state),

@@ -14,7 +14,8 @@ from runner.run.signals import Signals
 from runner.run.training import Training
 from runner.spec import Live, Report
 from runner.text.console import capture
-from tests.command_line import BACKENDS
+from tests.command_line import BACKENDS, forked
+from tests.rows import slow_but
 from tests.training import first, prepare
 
 # 1,280 rows in batches of 100 are 13 updates an epoch
@@ -108,4 +109,77 @@ def test_a_checkpoint_keeps_what_it_says_of_its_state(tmp_path: Path) -> None:
 
     train("lightning", tmp_path, Seen())
     # opened, chunks of 12 and 13, an epoch, a chunk of 20
-    assert read_json(tmp_path / "checkpoints" / "20" / "state.json")["seen"] == 5
+    state = read_json(tmp_path / "checkpoints" / "20" / "state.json")
+    assert state["observers"] == {"0 Seen": {"seen": 5}}
+
+
+MODULE = """
+from runner import Observer
+
+
+class Threshold(Observer):
+    def __init__(self, value):
+        self.value, self.seen = value, 0
+
+    def on_chunk(self, chunk, report, live):
+        self.seen += chunk.num_steps
+        return True
+
+    def on_epoch(self, epoch, live):
+        assert self.seen == epoch.step
+        return epoch.metrics["val/accuracy"] < self.value
+
+    def state(self):
+        return {"seen": self.seen}
+
+    def load_state(self, state):
+        self.seen = state["seen"]
+
+
+class Bad(Observer):
+    def state(self):
+        return {"it": object()}
+
+
+def number():
+    return 3
+"""
+
+
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
+def test_an_observer_of_the_config_ends_a_run_and_keeps_its_state(
+    tmp_path: Path, backend: str
+) -> None:
+    """The run is completed; it resumes with a larger threshold, and the count goes on."""
+    (tmp_path / "mine.py").write_text(MODULE)
+    trusted = "trusted_modules=[mine]"
+    callback = "callbacks=[{{_target_: mine.Threshold, value: {}}}]"
+    command = ("trainer.max_epochs=8", "device=cpu", trusted, f"backend={backend}")
+    (first,) = forked(tmp_path, (*command, callback.format(0.7)))
+    assert (first.status, first.err) == (0, "")
+    assert "ended by the observer Threshold at step 40" in first.out
+    assert "completed: 40 steps" in first.out
+    (again,) = forked(tmp_path, (f"resume={first.folder}", trusted, callback.format(0.85)))
+    assert (again.status, again.err) == (0, "")
+    assert "completed: 80 steps" in again.out
+
+
+def test_callbacks_that_are_no_observers_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MODULE)
+    lines = {
+        "mine.Bad": "callbacks: the state of Bad must be numbers, texts, lists and dicts: ",
+        "mine.number": "callbacks[0]._target_ mine.number must make a runner.Observer, got "
+        "builtins.int",
+        "mine.Threshold": "callbacks[0]._target_ mine.Threshold raised TypeError: ",
+    }
+    each = forked(
+        tmp_path,
+        *(
+            (f"callbacks=[{{_target_: {name}}}]", "trusted_modules=[mine]", "device=cpu")
+            for name in lines
+        ),
+    )
+    for done, words in zip(each, lines.values(), strict=True):
+        assert done.status == 2
+        assert done.err.startswith(f"error: {words}")
+    assert not (tmp_path / "outputs").exists()
