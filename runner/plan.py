@@ -83,9 +83,15 @@ class Plan:
         return network.built if isinstance(network, CustomNetwork) else _NO_CODE
 
     @property
-    def notes(self) -> Sequence[str]:
+    def notes(self) -> list[str]:
         """Sentences about the user's own model."""
-        return self._built.notes
+        is_kept = isinstance(self.config.optimizer, optimizers.OfModule)
+        replaced = [m for m in self._built.unused if not (is_kept and m == "configure_optimizers")]
+        if not replaced:
+            return []
+        model = self.config.model.name
+        words = "the config's data, optimizer and schedule replace"
+        return [f"model    {model}: {words} {', '.join(replaced)}"]
 
     def checkpoint_steps(self) -> int | None:
         every = self.config.trainer.checkpoint_every

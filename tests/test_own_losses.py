@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from runner.run.run_folder import read_columns, read_json
 from tests.command_line import BACKENDS, forked
@@ -90,6 +91,21 @@ class Steps(pl.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Groups(Steps):
+    def configure_optimizers(self):
+        groups = [
+            {"params": self.body.parameters(), "lr": 0.001},
+            {"params": self.head.parameters()},
+        ]
+        optimizer = torch.optim.RAdam(groups, lr=0.01)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+
+class Head(Steps):
+    def configure_optimizers(self):
+        return [torch.optim.RAdam(self.head.parameters(), lr=0.5)]
 
 
 class Two(Steps):
@@ -333,6 +349,47 @@ def test_a_module_s_clipping_is_used(tmp_path: Path) -> None:
     assert traces[0] == traces[1]
 
 
+def test_a_module_s_own_optimizer_is_kept(tmp_path: Path) -> None:
+    """Its groups have the ratio of their rates, and the run is that of optimizer=custom with the
+    same groups. Weights that it does not have stay as they are. In two parts it ends the same."""
+    (tmp_path / "mine.py").write_text(MODULE["lightning"])
+    names = ("Groups", "Groups", "Head", "Groups")
+    module, part, head, custom = (
+        (
+            "model=custom",
+            f"model._target_=mine.{name}",
+            *SHORT,
+            "schedule=linear",
+            "optimizer.lr=0.002",
+        )
+        for name in names
+    )
+    kept = ("optimizer=module",)
+    same = ("optimizer=custom", "optimizer._target_=torch.optim.RAdam")
+    factor = "optimizer.groups=[{match: 'head.*', lr_factor: 10.0}]"
+    each = forked(
+        tmp_path,
+        (*module, *kept),
+        (*part, *kept, "trainer.checkpoint_every=5steps", "trainer.keep_checkpoints=null"),
+        (*head, *kept),
+        (*custom, *same, factor),
+    )
+    assert [(done.status, done.err) for done in each] == [(0, "")] * 4
+    folders = [tmp_path / done.folder for done in each]
+    rates = read_columns(folders[0] / "trace.csv")
+    np.testing.assert_allclose(rates["learning_rate*10.0"], 10 * rates["learning_rate"], rtol=1e-6)
+    hashes = [read_json(folder / "result.json")["weights_sha256"] for folder in folders]
+    assert hashes[0] == hashes[1] == hashes[3]
+    (resumed,) = forked(tmp_path, (f"resume={each[1].folder}", "checkpoint=5", TRUSTED))
+    assert (resumed.status, resumed.err) == (0, "")
+    assert read_json(folders[1] / "result.json")["weights_sha256"] == hashes[0]
+    first, last = (
+        load_file(folder / "checkpoints" / "last" / "weights.safetensors")
+        for folder in folders[1:3]
+    )
+    assert not np.array_equal(first["body.weight"], last["body.weight"])
+
+
 BOTH = {
     "loss=custom loss._target_=mine.wrong_shape": "loss._target_ mine.wrong_shape must return a "
     "number, or one for each of 160 rows, as a tensor; got [160, 10]",
@@ -355,6 +412,12 @@ ONE = {
     "lightning": {
         "model=custom model._target_=mine.Two": "model._target_ mine.Two has 2 optimizers in "
         "configure_optimizers; only modules with one optimizer are supported",
+        "model=custom model._target_=mine.Net optimizer=module": "optimizer=module needs a "
+        "LightningModule with training_step and configure_optimizers (backend=lightning)",
+        "model=custom model._target_=mine.Steps optimizer=module optimizer.layer_decay=0.5": (
+            "optimizer.layer_decay must be 1.0 with optimizer=module, whose parameter groups are "
+            "the module's, got 0.5"
+        ),
         "model=custom model._target_=mine.Manual": "model._target_ mine.Manual sets "
         "automatic_optimization=False, as modules with several optimizers do; ",
         "model=custom model._target_=mine.Backward": "model._target_ mine.Backward defines "

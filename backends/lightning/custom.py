@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from backends.lightning import layers, twin
-from backends.lightning.steps import Steps, check, overrides, trial
+from backends.lightning.steps import Steps, check, overrides, rate_factors, trial
 from runner.components.custom import Built, CustomNetwork, Source, seeded
 from runner.components.layers import Shape
 from runner.data.source import Batch
@@ -99,10 +99,12 @@ def inspect(
             )
     values = {name: network.to_canonical(tensor) for name, tensor in tensors.items()}
     trained = {name for name, tensor in tensors.items() if tensor.requires_grad}
-    notes: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    factors: dict[str, float] | None = None
     columns: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
     if network.steps is not None:
-        notes = check(network.steps.module, source.name)
+        unused = check(network.steps.module, source.name)
+        factors = rate_factors(network.steps.module)
         if example is not None:
             columns = _tried(network, example, source.name, seed)
     return Built(
@@ -114,7 +116,8 @@ def inspect(
         has_loss=network.steps is not None,
         train_columns=columns[0],
         val_columns=columns[1],
-        notes=notes,
+        unused=unused,
+        rate_factors=factors,
         counts=tuple(network.counts()),
     )
 

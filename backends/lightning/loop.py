@@ -208,7 +208,8 @@ def train(
 
 
 def check_optimizer(spec: Custom, model: ModelSpec, groups: Sequence[Group]) -> None:
-    own_optimizer.check(spec, native.network(model, None).named(), groups)
+    network = native.network(model, None)
+    own_optimizer.check(spec, network, groups, getattr(network, "model", None))
 
 
 def predict(model: ModelSpec, state: TrainState, rows: Batch) -> np.ndarray:

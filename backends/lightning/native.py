@@ -71,7 +71,8 @@ class Engine:
         self.apply = fast.update(run.optimizer, self.optimizer)
 
     def _build_own_optimizer(self, spec: Custom, start: TrainState) -> None:
-        own = self.own_optimizer = OwnOptimizer(spec, self.weights, self.run.groups)
+        module = getattr(self.network, "model", None)
+        own = self.own_optimizer = OwnOptimizer(spec, self.weights, self.run.groups, module)
         self.flats, self.optimizer = own.gradients, own.native
         if start.slots:
             own.load(start.slots)

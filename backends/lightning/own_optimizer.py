@@ -6,12 +6,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from backends.lightning import layers
+from backends.lightning.steps import optimizers_of
 from runner import user_code
-from runner.components.optimizers import Custom, Group
+from runner.components.optimizers import Custom, Group, OfModule
 from runner.errors import ConfigError, RunError
 from runner.spec import TRAINING_WEIGHTS, Weights
 
@@ -54,14 +57,23 @@ class OwnOptimizer:
     """
 
     def __init__(
-        self, spec: Custom, parameters: Mapping[str, Tensor], groups: Sequence[Group]
+        self,
+        spec: Custom,
+        parameters: Mapping[str, Tensor],
+        groups: Sequence[Group],
+        module: nn.Module | None = None,
     ) -> None:
+        """`module` is the user's LightningModule, whose own optimizer `optimizer=module` keeps."""
         self.spec = spec
         trained = [group for group in groups if group.names and not group.is_frozen]
         self.parameters = {name: parameters[name] for group in trained for name in group.names}
         self.gradients = [Gradient(p) for p in self.parameters.values()]
         native_groups = [{"params": [parameters[n] for n in group.names]} for group in trained]
-        self.native = _make(spec, native_groups)
+        if isinstance(spec, OfModule):
+            assert isinstance(module, pl.LightningModule)
+            (self.native,) = optimizers_of(module)
+        else:
+            self.native = _make(spec, native_groups)
         self._set_factors(trained)
         self._initial = self._shared_values()
         self.has_modes = all(callable(getattr(self.native, m, None)) for m in ("train", "eval"))
@@ -72,6 +84,11 @@ class OwnOptimizer:
         """Set the factors of the rate and of the weight decay in the optimizer's own groups."""
         group_of = {self.parameters[name]: group for group in groups for name in group.names}
         for native_group in self.native.param_groups:
+            if isinstance(self.spec, OfModule):  # without weights that are frozen
+                native_group["params"] = [p for p in native_group["params"] if p in group_of]
+                if not native_group["params"]:
+                    native_group["lr_factor"] = 1.0
+                    continue
             own = {group_of[p] for p in native_group["params"]}
             if len(own) != 1:
                 raise ConfigError(
@@ -270,9 +287,16 @@ def _make(spec: Custom, groups: list[dict[str, Any]]) -> Optimizer:
     return made
 
 
-def check(spec: Custom, tensors: Mapping[str, Tensor], groups: Sequence[Group]) -> None:
+def check(
+    spec: Custom, network: layers.Tensors, groups: Sequence[Group], module: nn.Module | None
+) -> None:
     """Raise ConfigError if the optimizer cannot be built, fails at its first update, or has a state
-    that a checkpoint cannot hold. Uses one random weight of each shape and group of `tensors`."""
+    that a checkpoint cannot hold. Uses one random weight of each shape and group of the network;
+    for `optimizer=module` the network itself, which is not used again."""
+    tensors = network.named()
+    if isinstance(spec, OfModule):
+        _try(OwnOptimizer(spec, tensors, groups, module))
+        return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         parameters: dict[str, Tensor] = {}
@@ -281,11 +305,15 @@ def check(spec: Custom, tensors: Mapping[str, Tensor], groups: Sequence[Group]) 
             names = [*{tensors[name].shape: name for name in group.names}.values()]
             parameters |= {name: nn.Parameter(torch.randn_like(tensors[name])) for name in names}
             tried.append(Group(tuple(names), group.lr_factor, group.decay_factor))
-        own = OwnOptimizer(spec, parameters, tried)
-        for p in own.parameters.values():
-            p.grad = torch.randn_like(p) / 100
-        try:
-            own.step()
-        except RunError as error:
-            raise ConfigError(f"{error}, at its first update") from error
-        own.load(own.slots())
+        _try(OwnOptimizer(spec, parameters, tried))
+
+
+def _try(own: OwnOptimizer) -> None:
+    """Make one update with random gradients, and load the state that it leaves."""
+    for p in own.parameters.values():
+        p.grad = torch.randn_like(p) / 100
+    try:
+        own.step()
+    except RunError as error:
+        raise ConfigError(f"{error}, at its first update") from error
+    own.load(own.slots())

@@ -13,6 +13,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from runner.errors import ConfigError, RunError
 from runner.spec import Measured
@@ -283,7 +284,7 @@ def column(name: str, split: str) -> str:
 
 
 def check(module: pl.LightningModule, name: str) -> tuple[str, ...]:
-    """Refuse a module that the steps cannot train; return notes for the user."""
+    """Refuse a module that the steps cannot train; return the methods that are not called."""
     if not module.automatic_optimization:
         raise ConfigError(
             f"{name} sets automatic_optimization=False, as modules with several optimizers do; "
@@ -295,31 +296,41 @@ def check(module: pl.LightningModule, name: str) -> tuple[str, ...]:
                 f"{name} defines {method}, which is not called here and may change its results; "
                 f"remove it"
             )
-    num = _num_optimizers(module)
-    if num is not None and num > 1:
+    made = optimizers_of(module)
+    if len(made) > 1:
         raise ConfigError(
-            f"{name} has {num} optimizers in configure_optimizers; only modules with one "
+            f"{name} has {len(made)} optimizers in configure_optimizers; only modules with one "
             f"optimizer are supported"
         )
-    unused = [method for method in _UNUSED if overrides(module, method)]
-    if not unused:
-        return ()
-    return (
-        f"model    {type(module).__name__}: the config's data, optimizer and schedule replace "
-        f"{', '.join(unused)}",
-    )
+    return tuple(method for method in _UNUSED if overrides(module, method))
 
 
-def _num_optimizers(module: pl.LightningModule) -> int | None:
-    """Count the optimizers of `configure_optimizers`; None if it cannot run here. The config's
-    optimizer replaces it, so its errors do not matter."""
+def optimizers_of(module: pl.LightningModule) -> list[Optimizer]:
+    """Return the optimizers of `configure_optimizers`, without schedulers; none if it cannot run
+    here: the config's optimizer replaces it, so its errors do not matter."""
+    if not overrides(module, "configure_optimizers"):
+        return []
     try:
         made: Any = module.configure_optimizers()
     except Exception:
-        return None
+        return []
     if isinstance(made, tuple | list) and made and isinstance(made[0], tuple | list):
-        return len(made[0])
-    return len(made) if isinstance(made, tuple | list) else 1
+        made = made[0]  # optimizers, schedulers
+    each = made if isinstance(made, tuple | list) else [made]
+    each = [one.get("optimizer") if isinstance(one, Mapping) else one for one in each]
+    return [one for one in each if isinstance(one, Optimizer)]
+
+
+def rate_factors(module: pl.LightningModule) -> dict[str, float] | None:
+    """Map each parameter of the module's own optimizer to its rate, relative to that of the first
+    group; None if it has no optimizer."""
+    made = optimizers_of(module)
+    if not made:
+        return None
+    names = {p: name for name, p in module.named_parameters()}
+    groups = made[0].param_groups
+    first = groups[0]["lr"]
+    return {names[p]: g["lr"] / first for g in groups for p in g["params"] if p in names}
 
 
 def trial(steps: Steps, x: Tensor, y: Tensor, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -109,7 +109,9 @@ class Built:
     # columns of metrics.csv that the model logs, measured on training and on validation rows
     train_columns: tuple[str, ...] = ()
     val_columns: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()  # sentences that the user should read
+    unused: tuple[str, ...] = ()  # methods of the model that the config replaces
+    # of a model with an optimizer of its own: weight -> rate, relative to the first group's
+    rate_factors: Mapping[str, float] | None = None
     # buffers that belong to one run: states of random generators, and what metrics have counted
     counts: tuple[str, ...] = ()
     description: str = ""  # the layers and their settings, the same for models of the same layout

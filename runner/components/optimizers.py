@@ -28,9 +28,9 @@ from typing import Annotated, Any, ClassVar, Literal, Union
 import numpy as np
 from pydantic import Field
 
-from runner.components.custom import layer_of
+from runner.components.custom import CustomNetwork, layer_of
 from runner.components.layers import Network
-from runner.errors import ConfigError, nearest
+from runner.errors import ConfigError, nearest, show
 from runner.schedules import AnyCurve, Clock, Curve, table
 from runner.section import Fraction, NonNegative, OwnCode, Positive, Section
 
@@ -273,8 +273,32 @@ class Custom(OwnCode):
         return {}
 
 
+class OfModule(Custom):
+    """The optimizer of the user's LightningModule, from `configure_optimizers`. Each of its
+    parameter groups has the rate eta(t) times the ratio of its own rate to that of the first
+    group. A scheduler that `configure_optimizers` returns is not used."""
+
+    name: Literal["module"]  # type: ignore[assignment]
+    code: str = Field(default="configure_optimizers", alias="_target_", exclude=True)
+
+    def check(self) -> None:
+        """Refuse keys that the module's own groups replace, and arguments."""
+        defaults = {"decay_exclude": "none", "groups": [], "layer_decay": 1.0, "schedules": {}}
+        for key, value in defaults.items():
+            if getattr(self, key) != value:
+                raise ConfigError(
+                    f"optimizer.{key} must be {show(value)} with optimizer=module, whose parameter "
+                    f"groups are the module's, got {show(getattr(self, key))}"
+                )
+        if self.arguments:
+            raise ConfigError(
+                f"unknown key optimizer.{next(iter(self.arguments))}; optimizer=module accepts: "
+                f"name, lr"
+            )
+
+
 Optimizer = Annotated[
-    Union[SGD, Adam, AdamW, Adamax, NAdam, RMSprop, Adagrad, Adadelta, Lion, Custom],
+    Union[SGD, Adam, AdamW, Adamax, NAdam, RMSprop, Adagrad, Adadelta, Lion, Custom, OfModule],
     Field(discriminator="name"),
 ]
 
@@ -294,9 +318,11 @@ def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
     Raises ConfigError if a pattern matches no weight, if earlier entries take all weights that it
     matches, or if nothing would be trained.
     """
-    decay, layers = (
-        set(decaying(optimizer, network)),
-        _layer_factors(optimizer.layer_decay, network),
+    decay = set(decaying(optimizer, network))
+    layers = (
+        _module_factors(optimizer, network)
+        if isinstance(optimizer, OfModule)
+        else _layer_factors(optimizer.layer_decay, network)
     )
     used: set[int] = set()
     by_factors: dict[tuple[float, float], list[str]] = {(1.0, 1.0): []}
@@ -336,6 +362,19 @@ def _layer_factors(decay: float, network: Network) -> dict[str, float]:
     return {
         name: decay ** (len(layers) - 1 - i) for i, names in enumerate(layers) for name in names
     }
+
+
+def _module_factors(optimizer: OfModule, network: Network) -> dict[str, float]:
+    """Map every weight to the factor of its parameter group in the module's own optimizer; 0 for a
+    weight that it does not train."""
+    optimizer.check()
+    factors = network.built.rate_factors if isinstance(network, CustomNetwork) else None
+    if factors is None:
+        raise ConfigError(
+            "optimizer=module needs a LightningModule with training_step and configure_optimizers "
+            "(backend=lightning)"
+        )
+    return {name: factors.get(name, 0.0) for names in network.layers() for name in names}
 
 
 def hyperparameters(optimizer: Any, clock: Clock) -> dict[str, np.ndarray]:
