@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -34,6 +35,13 @@ class Network(nn.Module):
         self.steps: Steps | None = None
         if isinstance(model, pl.LightningModule) and overrides(model, "training_step"):
             self.steps = Steps(model, self.to_model)
+
+    def to(self, *args: Any, **kwargs: Any) -> "Network":
+        """Move as nn.Module does, and tell a LightningModule, which keeps its device and dtype."""
+        super().to(*args, **kwargs)
+        if isinstance(self.model, pl.LightningModule):
+            self.model.to(*args, **kwargs)
+        return self
 
     def to_model(self, x: Tensor) -> Tensor:
         """Return x with the axes that the module expects."""

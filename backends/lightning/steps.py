@@ -58,7 +58,7 @@ class Trainer:
     is_global_zero = True
     logger, loggers, callbacks, datamodule = None, (), (), None
     sanity_checking = barebones = fast_dev_run = False
-    val_dataloaders = train_dataloader = None
+    val_dataloaders = train_dataloader = progress_bar_callback = None
 
     def __init__(self) -> None:
         self.current_epoch = self.global_step = 0
