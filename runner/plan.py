@@ -307,7 +307,8 @@ def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
 def _example(config: Config, data: Dataset) -> Batch | None:
     """Return the fields of the first training rows, as in training, on which code of the user's own
     is tried; None without such code."""
-    if not (isinstance(config.model, CustomModel) or config.loss.name == "custom"):
+    has_own_model = not isinstance(config.model, LayerModel | TwinModel)
+    if not (has_own_model or config.loss.name == "custom"):
         return None
     rows = data.train.read(np.arange(min(config.trainer.batch_size, len(data.train))))
     dtype = np.dtype(np.float64 if config.trainer.precision == "float64" else np.float32)

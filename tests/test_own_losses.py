@@ -4,11 +4,13 @@ backends."""
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import runner
 from runner.run.run_folder import read_columns, read_json
 from tests.command_line import BACKENDS, forked
 from tests.rows import slow_but
@@ -390,6 +392,21 @@ def test_a_module_s_own_optimizer_is_kept(tmp_path: Path) -> None:
         for folder in folders[1:3]
     )
     assert not np.array_equal(first["body.weight"], last["body.weight"])
+
+
+def test_an_instance_with_its_own_steps_trains_from_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the columns that it logs, and resumes from the object."""
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {}
+    exec(MODULE["lightning"], space)
+    settings = "device=cpu trainer.batch_size=160 trainer.max_epochs=1"
+    run = runner.train(settings, model=space["Steps"](), quiet=True)
+    assert {"train/loss", "hits", "counted", "val/loss", "val_hits"} <= set(run.metrics)
+    longer = runner.resume(run, "trainer.max_epochs=2", quiet=True)
+    assert longer.metrics["epoch_number"].tolist() == [0, 1]
+    assert set(longer.evaluate()) == {"test/loss", "test/val_hits", "test/val_rows"}
 
 
 BOTH = {
