@@ -111,6 +111,21 @@ class Head(Steps):
         return [torch.optim.RAdam(self.head.parameters(), lr=0.5)]
 
 
+class NoForward(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def training_step(self, batch):
+        return F.cross_entropy(self.layer(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        return {"loss": F.cross_entropy(self.layer(batch[0]), batch[1])}
+
+    def on_validation_epoch_end(self):
+        self.log("epochs", self.current_epoch + 1)
+
+
 class Two(Steps):
     def configure_optimizers(self):
         return [torch.optim.SGD(self.parameters(), lr=0.1) for _ in range(2)]
@@ -392,6 +407,26 @@ def test_a_module_s_own_optimizer_is_kept(tmp_path: Path) -> None:
         for folder in folders[1:3]
     )
     assert not np.array_equal(first["body.weight"], last["body.weight"])
+
+
+def test_a_module_without_forward_trains_but_has_no_outputs(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MODULE["lightning"])
+    (done,) = forked(tmp_path, ("model=custom", "model._target_=mine.NoForward", *SHORT))
+    assert (done.status, done.err) == (0, "")
+    assert read_columns(tmp_path / done.folder / "metrics.csv")["epochs"].tolist() == [1, 2]
+    np.savez(tmp_path / "new.npz", x=np.zeros((3, 64)))
+    run = (f"run={done.folder}", TRUSTED)
+    evaluated, predicted, exported = forked(
+        tmp_path,
+        (*run, "task=evaluate"),
+        (*run, "task=predict", "data.path=new.npz"),
+        (*run, "task=export", "format=torch"),
+    )
+    assert (evaluated.status, evaluated.err) == (0, "")
+    expected = (
+        f"error: the model of {done.folder} has no forward(x), which predictions and exports need\n"
+    )
+    assert [(each.status, each.err) for each in (predicted, exported)] == [(2, expected)] * 2
 
 
 def test_an_instance_with_its_own_steps_trains_from_python(

@@ -181,7 +181,7 @@ def _build(
         if isinstance(model, pl.LightningModule) and overrides(model, "setup"):
             model.setup("fit")
         network = Network(model, input_shape).to("cpu", dtype)
-        if network.steps is not None and type(model).forward is nn.Module.forward:
+        if network.steps is not None and not overrides(model, "forward"):
             return network, ()
         training = network.model.training
         network.eval()

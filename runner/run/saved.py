@@ -350,9 +350,17 @@ class Run:
         outputs = self.outputs({"x": np.ascontiguousarray(rows)})
         return y_scaling.invert(outputs.astype(np.float64)) if y_scaling else outputs
 
+    def check_outputs(self) -> None:
+        """Raise ConfigError if the model gives no outputs: a LightningModule without `forward`."""
+        if not self.model_spec.network.output_shape:
+            raise ConfigError(
+                f"the model of {self.folder} has no forward(x), which predictions and exports need"
+            )
+
     def outputs(self, rows: Batch) -> np.ndarray:
         """Return the network's outputs for rows as in training: scaled, in the run's dtype.
         # float[N, C]"""
+        self.check_outputs()
         backend = dispatcher.load(self.config.backend)
         if self.owns_process:
             backend.can_use_threads(self.model_spec.threads)

@@ -42,6 +42,7 @@ def export(run: Run, format: str | None) -> int:
         path = run.folder / name
         scalings = [Scaling.of(run.data[key]) for key in ("x_scaling", "y_scaling")]
         if backend is not None:
+            run.check_outputs()
             _check_range(scalings, run)
         captured.into(run.folder / "run.log")
         _tidy(run.folder)
