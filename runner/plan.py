@@ -1,6 +1,7 @@
 """Build a run from its config: data, network, order, clock, rates. This module refuses everything
 that can be refused without a framework."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -480,6 +481,7 @@ def _network(
         if building is not None:
             backend.can_use_threads(building if asked == "auto" else asked)
         built = backend.inspect(source, input_shape, precision, config.seed, example)
+    _check_columns(built, source)
     is_free = built.has_loss or config.loss.name == "custom"
     if not is_free and built.output_shape != (num_outputs,):
         raise ConfigError(
@@ -493,6 +495,22 @@ def _network(
         )
     net = CustomNetwork.of(source, input_shape, config.seed, built)
     return twins.network(net, config.backend, model.map) if isinstance(model, TwinModel) else net
+
+
+def _check_columns(built: Built, source: Source) -> None:
+    """Refuse names of logged metrics that metrics.csv cannot have as columns."""
+    columns = [*built.train_columns, *built.val_columns]
+    for i, column in enumerate(columns):
+        if column in columns[:i]:
+            raise ConfigError(
+                f"{source.name} logs {column} in training and in validation; the columns of "
+                f"metrics.csv need two names"
+            )
+        if column in ("epoch", "step", "seconds") or re.search(r'[,"\s]', column):
+            raise ConfigError(
+                f"{source.name} logs {show(column)}; a column of metrics.csv must have a name "
+                f"without commas, quotes and spaces, and not epoch, step or seconds"
+            )
 
 
 def source_of(config: Config) -> Source:

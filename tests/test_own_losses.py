@@ -126,6 +126,16 @@ class NoForward(pl.LightningModule):
         self.log("epochs", self.current_epoch + 1)
 
 
+class Twice(Steps):
+    def validation_step(self, batch, batch_idx):
+        self.log("hits", 1.0)
+
+
+class Comma(Steps):
+    def validation_step(self, batch, batch_idx):
+        self.log("a,b", 1.0)
+
+
 class Two(Steps):
     def configure_optimizers(self):
         return [torch.optim.SGD(self.parameters(), lr=0.1) for _ in range(2)]
@@ -472,6 +482,10 @@ ONE = {
             "optimizer.layer_decay must be 1.0 with optimizer=module, whose parameter groups are "
             "the module's, got 0.5"
         ),
+        "model=custom model._target_=mine.Twice": "model._target_ mine.Twice logs hits in training "
+        "and in validation; the columns of metrics.csv need two names",
+        "model=custom model._target_=mine.Comma": "model._target_ mine.Comma logs a,b; a column of "
+        "metrics.csv must have a name without commas, quotes and spaces",
         "model=custom model._target_=mine.Manual": "model._target_ mine.Manual sets "
         "automatic_optimization=False, as modules with several optimizers do; ",
         "model=custom model._target_=mine.Backward": "model._target_ mine.Backward defines "
