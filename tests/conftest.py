@@ -86,6 +86,8 @@ dispatcher.importing = _with_one_thread
 
 @pytest.fixture(autouse=True)
 def tensorflow_has_one_thread() -> None:
-    """The same for modules of tests that import TensorFlow directly."""
+    """The same for modules of tests that import TensorFlow directly, and after tests that called
+    the command line in this process, which has tuned the import."""
+    dispatcher.importing = _with_one_thread
     with _with_one_thread(dispatcher.BACKENDS["keras"]):
         pass
