@@ -95,7 +95,7 @@ def train(
         Interrupted: Ctrl-C (a KeyboardInterrupt); the run has saved a checkpoint.
 
     Example:
-        >>> run = train("trainer.max_epochs=1 device=cpu output.root=/tmp/twinrun", quiet=True)
+        >>> run = train("trainer.max_epochs=1 device=cpu", quiet=True)
         >>> run.status
         'completed'
     """

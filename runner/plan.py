@@ -57,16 +57,16 @@ class Plan:
         """Return the header of metrics.csv. A split without rows has no columns."""
         val = [f"val/{name}" for name in self.metrics]
         if self.has_own_loss:
-            val += self._built.val_columns
+            val += self.built.val_columns
         else:
-            val = ["val/loss", *val, *self._built.val_columns]
+            val = ["val/loss", *val, *self.built.val_columns]
         val = val if len(self.data.val) else []
         return ["epoch", "step", *self.train_columns(), *val, "seconds"]
 
     def train_columns(self) -> list[str]:
         """Return the columns of metrics.csv that are measured on the training rows."""
         by_row = [name for name, metric in self.metrics.items() if metric.by_row]
-        return [*(f"train/{name}" for name in ("loss", *by_row)), *self._built.train_columns]
+        return [*(f"train/{name}" for name in ("loss", *by_row)), *self.built.train_columns]
 
     @property
     def has_own_loss(self) -> bool:
@@ -76,10 +76,11 @@ class Plan:
     @property
     def is_measured_by_backend(self) -> bool:
         """True if code of the user's own computes the loss, or measures rows itself."""
-        return losses.is_native(self.loss) or bool(self._built.val_columns)
+        return losses.is_own(self.loss) or bool(self.built.val_columns)
 
     @property
-    def _built(self) -> Built:
+    def built(self) -> Built:
+        """The description of the user's own model; an empty one for other models."""
         network = self.network.native if isinstance(self.network, TwinNetwork) else self.network
         return network.built if isinstance(network, CustomNetwork) else _NO_CODE
 
@@ -87,7 +88,7 @@ class Plan:
     def notes(self) -> list[str]:
         """Sentences about the user's own model."""
         is_kept = isinstance(self.config.optimizer, optimizers.OfModule)
-        replaced = [m for m in self._built.unused if not (is_kept and m == "configure_optimizers")]
+        replaced = [m for m in self.built.unused if not (is_kept and m == "configure_optimizers")]
         if not replaced:
             return []
         model = self.config.model.name
@@ -229,7 +230,7 @@ class Plan:
     @property
     def keeps_outputs(self) -> bool:
         """True if the network's outputs are needed here, for the loss or a metric."""
-        return not losses.is_native(self.loss) or bool(self.metrics)
+        return not losses.is_own(self.loss) or bool(self.metrics)
 
     def batches(self, split: Split) -> Iterator[Batch]:
         """Yield the fields of a split in order, as in training, for the backend's `measure`."""
@@ -575,7 +576,7 @@ def rows(plan: Plan, outputs: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray
     """Return the loss of each row, with targets as in training, and every metric that has a value
     for each row, with targets in the data's units. The backend computes the loss of own code."""
     values = {}
-    if not losses.is_native(plan.loss):
+    if not losses.is_own(plan.loss):
         targets = losses.targets(plan.loss, y, np.dtype(np.float64))
         values["loss"] = plan.loss.rows(outputs, targets)
     z, y = _in_data_units(plan, outputs, y)

@@ -273,8 +273,8 @@ class Backend(Protocol):
         ...
 
     def read_weights(self, path: Path, model: ModelSpec) -> Mapping[str, np.ndarray]:
-        """Read a file of the framework with weights, with the names that the model has. Raise
-        ConfigError if the framework has no such files."""
+        """Read a file of the framework with weights of the user's own model, with the names that
+        the model has. Raise ConfigError for another kind of file."""
         ...
 
     def check_optimizer(self, optimizer: Any, model: ModelSpec, groups: Sequence[Group]) -> None:

@@ -78,6 +78,21 @@ def start(folder: Path, *arguments: str, shell: str | None = None) -> subprocess
     )
 
 
+def in_new_process(folder: Path, code: str) -> str:
+    """Run a script in an interpreter of its own; return what it prints."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 def together(folder: Path, *command_lines: tuple[str, ...]) -> list[Done]:
     """All of them started at once, each an interpreter of its own; what came of each."""
     began = time.time()

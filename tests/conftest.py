@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from runner import dispatcher
 from runner.spec import About
 from tests import composed
 from tests.command_line import BACKENDS, ONE_THREAD, SHORT, Finished, forked
+from tests.rows import slow_but
 
 # Before any framework is imported: two workers on two cores, each with two threads that wait for
 # each other, take tens of times as long.
@@ -91,3 +93,15 @@ def tensorflow_has_one_thread() -> None:
     dispatcher.importing = _with_one_thread
     with _with_one_thread(dispatcher.BACKENDS["keras"]):
         pass
+
+
+@pytest.fixture(params=slow_but(BACKENDS, "lightning"))
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def here(tmp_path: Path, backend: str, request: pytest.FixtureRequest) -> Path:
+    """A folder with mine.py: the entry of the test module's MODULE for the backend."""
+    (tmp_path / "mine.py").write_text(request.module.MODULE[backend])
+    return tmp_path

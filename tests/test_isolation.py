@@ -18,7 +18,7 @@ import pytest
 from runner.cli.compose import CONF, compose
 from runner.config.conf_folder import files
 from runner.config.schema import Config, parse
-from tests.command_line import forked
+from tests.command_line import forked, in_new_process
 from tests.rows import slow_but
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -387,13 +387,4 @@ def test_a_notebook_that_loads_a_run_finds_its_process_as_it_was(
     )
     assert (done.status, done.err) == (0, "")
     code = NOTEBOOK.format(framework=framework, package=package, folder=done.folder)
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done_here = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done_here.returncode == 0, done_here.stderr[-3000:]
+    in_new_process(tmp_path, code)

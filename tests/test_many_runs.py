@@ -26,8 +26,8 @@ KEYS = ("schedule", "seed", "trainer.batch_size")
 def test_jobs_of_a_multirun_have_the_hashes_of_runs_of_their_own(
     tmp_path: Path, backend: str, model: str, precision: str
 ) -> None:
-    """Of mixed schedules and seeds; with masks, which the seed draws; a batch size that asks
-    for another compilation."""
+    """The jobs mix schedules and seeds, have masks, which the seed draws, and a batch size that
+    asks for another compilation."""
     masks = (
         "model.layers=[{layer: dense, units: 16},{layer: dropout, rate: 0.4},{layer: dense, "
         "units: outputs}]"

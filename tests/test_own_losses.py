@@ -12,8 +12,7 @@ from safetensors.numpy import load_file
 
 import runner
 from runner.run.run_folder import read_columns, read_json
-from tests.command_line import BACKENDS, forked
-from tests.rows import slow_but
+from tests.command_line import forked
 
 MODULE = {
     "lightning": """
@@ -160,18 +159,6 @@ class Nothing(Steps):
 class Fails(Steps):
     def validation_step(self, batch, batch_idx):
         return self.no_such_thing
-
-
-def bias(z, y, power=1):
-    return np.mean((z.argmax(axis=1) - y) ** power)
-
-
-def hit(z, y):
-    return z.argmax(axis=1) == y
-
-
-def matrix(z, y):
-    return z
 """,
     "keras": """
 import keras
@@ -234,7 +221,9 @@ class Fails(Steps):
 class Train(Steps):
     def train_step(self, data):
         return {}
-
+""",
+}
+METRICS = """
 
 def bias(z, y, power=1):
     return np.mean((z.argmax(axis=1) - y) ** power)
@@ -246,23 +235,12 @@ def hit(z, y):
 
 def matrix(z, y):
     return z
-""",
-}
+"""
+MODULE = {name: module + METRICS for name, module in MODULE.items()}
 TRUSTED = "trusted_modules=[mine]"
 SHORT = ("device=cpu", "trainer.batch_size=160", "trainer.max_epochs=2", TRUSTED)
 FLOAT64 = ("trainer.precision=float64", "model=mlp", *SHORT)
 OWN = ("model=custom", "model._target_=mine.Steps", *SHORT)
-
-
-@pytest.fixture(params=slow_but(BACKENDS, "lightning"))
-def backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def here(tmp_path: Path, backend: str) -> Path:
-    (tmp_path / "mine.py").write_text(MODULE[backend])
-    return tmp_path
 
 
 def columns(here: Path, *lines: tuple[str, ...]) -> list[dict[str, np.ndarray]]:
@@ -287,7 +265,7 @@ def test_an_own_cross_entropy_trains_as_ours(here: Path, backend: str) -> None:
 
 
 def test_arguments_of_an_own_loss(here: Path, backend: str) -> None:
-    """With SGD, twice the loss at half the rate is the same run, to the rounding of float64."""
+    """Twice the loss at half the rate is the same run with SGD, to the rounding of float64."""
     own = ("loss=custom", "loss._target_=mine.rows", "optimizer=sgd", *FLOAT64)
     one, two = columns(
         here,

@@ -10,8 +10,7 @@ from safetensors.numpy import load_file
 
 from runner import dispatcher, load_run
 from runner.run.run_folder import read_columns, read_json
-from tests.command_line import BACKENDS, forked
-from tests.rows import slow_but
+from tests.command_line import forked
 
 MODULE = {
     "lightning": """
@@ -134,17 +133,6 @@ TRUSTED = "trusted_modules=[mine]"
 KEPT = "trainer.keep_checkpoints=null"
 SHORT = ("device=cpu", "trainer.batch_size=160", "trainer.max_epochs=3", TRUSTED)
 WIDE = ("model=custom", "model._target_=mine.Net", "model.width=24", *SHORT)
-
-
-@pytest.fixture(params=slow_but(BACKENDS, "lightning"))
-def backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def here(tmp_path: Path, backend: str) -> Path:
-    (tmp_path / "mine.py").write_text(MODULE[backend])
-    return tmp_path
 
 
 def weights_of(folder: Path) -> dict[str, np.ndarray]:

@@ -8,8 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from runner.run.run_folder import read_columns, read_json
-from tests.command_line import BACKENDS, OTHER, forked, loss_and_accuracy, mlp
-from tests.rows import slow_but
+from tests.command_line import OTHER, forked, loss_and_accuracy, mlp
 from tests.training import difference, prepare, train
 
 MODULE = {
@@ -118,19 +117,8 @@ def own(target: str, *arguments: str) -> tuple[str, ...]:
     return ("optimizer=custom", f"optimizer._target_={target}", *arguments)
 
 
-@pytest.fixture(params=slow_but(BACKENDS, "lightning"))
-def backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def here(tmp_path: Path, backend: str) -> Path:
-    (tmp_path / "mine.py").write_text(MODULE[backend])
-    return tmp_path
-
-
 def test_torch_s_adamw_is_the_built_in_one() -> None:
-    """With torch's fused kernel, which the built-in one uses, to the bit; the rates are read back
+    """Equal bits, with torch's fused kernel, which the built-in one uses; the rates are read back
     from the optimizer's groups."""
     built_in = train("lightning", [*STEPS, "optimizer=adamw"])
     arguments = ("optimizer.weight_decay=0.01", "optimizer.fused=true")

@@ -6,7 +6,6 @@ import os
 import pickle
 import random
 import signal
-import subprocess
 import sys
 import threading
 import warnings
@@ -20,7 +19,7 @@ import pytest
 import runner
 from runner import dispatcher
 from runner.run.observer import Observer
-from tests.command_line import BACKENDS, REPOSITORY, forked
+from tests.command_line import BACKENDS, forked, in_new_process
 from tests.rows import slow_but
 from tests.test_own_models import MODULE, SHORT
 
@@ -300,21 +299,6 @@ def test_it_trains_beside_the_main_thread(backend: str) -> None:
     assert runs[0].folder != runs[1].folder
 
 
-def in_new_process(folder: Path, code: str) -> str:
-    """What a script prints; for settings that a process cannot take back."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 THREADS = """
 import os
 import keras, numpy as np, tensorflow as tf
@@ -393,7 +377,7 @@ def test_a_frame_needs_pandas(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Columns:
-    """What is used of a DataFrame: names of columns, and its conversion to an array."""
+    """The used part of a DataFrame: names of columns, and its conversion to an array."""
 
     def __init__(self, values: np.ndarray, columns: list[str]) -> None:
         self.values, self.columns = values, columns

@@ -45,7 +45,7 @@ def both(config: list[str]) -> dict[str, Trained]:
     ],
 )
 def test_a_twin_trains_alike_on_both_frameworks(config: list[str]) -> None:
-    """With dropout and running statistics; the large one has most kinds of layers."""
+    """Both models have dropout and running statistics; the large one has most kinds of layers."""
     done = both(config)
     found = differences(done["lightning"], done["keras"])
     assert max(found.values()) <= TOLERANCE, found
@@ -182,7 +182,7 @@ def test_what_the_other_framework_does_not_have_is_refused(backend: str, layer: 
 
 
 def found(backend: str, layer: str) -> object:
-    """What the backend finds in a model that is this layer alone."""
+    """Return what the backend finds in a model that is this layer alone."""
     dispatcher.load(backend)
     if backend == "lightning":
         from torch import nn

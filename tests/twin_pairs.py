@@ -302,7 +302,8 @@ class _Tokens(nn.Module):
         tokens = (x.flatten(1)[:, 20:29] * 16).long()
         y = self.both(self.levels(self.table(tokens))[0])[0]
         _, (forward, backward) = self.gru(y)
-        return self.head(torch.cat([self.last(y)[0][:, -1], forward, backward], 1))  # type: ignore[no-any-return]
+        z: torch.Tensor = self.head(torch.cat([self.last(y)[0][:, -1], forward, backward], 1))
+        return z
 
 
 def torch_recurrent(planted: bool) -> nn.Module:

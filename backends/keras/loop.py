@@ -34,7 +34,7 @@ from runner.components.twins import Trace
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
 from runner.data.source import Batch
-from runner.errors import ConfigError, RunError
+from runner.errors import RunError
 from runner.spec import (
     Measured,
     ModelSpec,
@@ -164,7 +164,8 @@ class Model(keras.Model):
     def measure(self, batches: Iterable[Batch], keeps_outputs: bool) -> Measured:
         run = self.engine.run
         with self.engine.evaluation():
-            return objective.measure(run.loss, self, run, batches, keeps_outputs)
+            loss, compute = run.loss, self.engine.loss
+            return objective.measure(loss, compute, self, run, batches, keeps_outputs)
 
     def end_epoch(self, is_whole: bool) -> Mapping[str, float]:
         return objective.end_epoch(self, is_whole)
@@ -275,7 +276,8 @@ def measure(
     with tf.device(device.resolve(model.device)), _settings(model):
         network = _network(model, layers.DropoutState(0), keras.Model)
         layers.load_state(network, state)
-        return objective.measure(loss, network, model, batches, keeps_outputs)
+        compute = objective.build(loss, network)
+        return objective.measure(loss, compute, network, model, batches, keeps_outputs)
 
 
 def inspect(
@@ -292,11 +294,6 @@ def inspect(
 def read_weights(path: Path, model: ModelSpec) -> Mapping[str, np.ndarray]:
     """Implements `runner.spec.Backend.read_weights`: what keras.Model.load_weights reads into the
     user's own model."""
-    if not isinstance(model.network, CustomNetwork):
-        raise ConfigError(
-            f"model.weights must be a safetensors file or the folder of a run for a model of this "
-            f"project's layers, got {path}"
-        )
     with tf.device("/CPU:0"), _settings(model):
         network = _network(model, None, keras.Model)
         network.own_model().load_weights(path)

@@ -1,6 +1,7 @@
 """The loss of a batch: a kernel of losses.py, a function of the user's own, or the `compute_loss`
 of the user's keras.Model. Stateful metrics of the user's model are measured beside it."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,6 +12,7 @@ import tensorflow as tf
 
 from backends.keras import losses
 from runner import user_code
+from runner.components import losses as own_losses
 from runner.data.source import Batch
 from runner.errors import ConfigError
 from runner.spec import Measured, ModelSpec
@@ -48,28 +50,15 @@ def check_loss(loss: Any, example: Batch, output_shape: Any, dtype: np.dtype) ->
     """Implements `runner.spec.Backend.check_loss`."""
     x, y = (tf.constant(example[name]) for name in ("x", "y"))
     z = tf.zeros([len(x), *output_shape], dtype)
-    name = f"loss._target_ {loss.code}"
-    try:
-        function = own_function(loss)
-    except ValueError as error:
-        raise ConfigError(f"loss.{error}") from error
-    try:
-        with tf.GradientTape() as tape:
-            tape.watch(z)
-            value = function(z, (x, y))
-    except Exception as error:
-        raise ConfigError(
-            f"{name} raised {user_code.blame(error, loss.code)}, given outputs of shape "
-            f"{list(z.shape)} and y of shape {list(y.shape)}"
-        ) from error
-    if not tf.is_tensor(value) or tuple(value.shape) not in ((), (len(x),)):
-        found = list(value.shape) if tf.is_tensor(value) else type(value).__name__
-        raise ConfigError(
-            f"{name} must return a number, or one for each of {len(x)} rows, as a tensor; got "
-            f"{found}"
-        )
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        value = own_losses.tried(loss, own_function, z, (x, y))
+    own_losses.check_value(loss, value, tf.is_tensor(value), len(x))
     if tape.gradient(value, z) is None:
-        raise ConfigError(f"{name} must depend on the outputs through the framework's functions")
+        raise ConfigError(
+            f"loss._target_ {loss.code} must depend on the outputs through the framework's "
+            f"functions"
+        )
 
 
 def metrics_of(model: keras.Model) -> list[Any]:
@@ -94,20 +83,32 @@ def end_epoch(model: keras.Model, is_whole: bool) -> dict[str, float]:
     return numbers
 
 
-def measure(
-    loss: Any, model: keras.Model, spec: ModelSpec, batches: Iterable[Batch], keeps_outputs: bool
-) -> Measured:
-    """Compute the loss and the user's metrics, in blocks of batch_size rows. The state of all
-    variables is as before afterwards."""
-    compute, metrics = build(loss, model), metrics_of(model)
-    has_rows = loss.name in ("custom", "model")
+@functools.lru_cache(maxsize=1)
+def _evaluation(model: keras.Model, compute: Compute | None, dtype: str) -> Any:
+    """Return the evaluation pass of a batch: its outputs and the loss of each row, or 0 without
+    `compute`. It is traced once per run."""
 
     @tf.function(autograph=False, reduce_retracing=True)
     def evaluate(x: Any, y: Any) -> tuple[Any, Any]:
-        z = tf.cast(model(x, training=False), spec.dtype)
-        value = compute(x, y, z, False) if has_rows else tf.constant(0.0)
+        z = tf.cast(model(x, training=False), dtype)
+        value = compute(x, y, z, False) if compute else tf.constant(0.0)
         return z, tf.broadcast_to(tf.cast(value, tf.float64), tf.shape(x)[:1])
 
+    return evaluate
+
+
+def measure(
+    loss: Any,
+    compute: Compute,
+    model: keras.Model,
+    spec: ModelSpec,
+    batches: Iterable[Batch],
+    keeps_outputs: bool,
+) -> Measured:
+    """Compute the loss and the user's metrics, in blocks of batch_size rows. `compute` is what
+    `build` has made of the loss. The state of all variables is as before afterwards."""
+    metrics, has_rows = metrics_of(model), own_losses.is_own(loss)
+    evaluate = _evaluation(model, compute if has_rows else None, spec.dtype.name)
     counts = [variable for metric in metrics for variable in metric.variables]
     before = [variable.value.numpy() for variable in counts]
     for metric in metrics:

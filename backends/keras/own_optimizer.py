@@ -179,25 +179,8 @@ class OwnOptimizer:
 
 def _make(spec: Custom, rate: _GroupRate) -> Any:
     """Call the user's class or function with the rate and its arguments."""
-    try:
-        target = user_code.resolve(spec.code)
-        factory = user_code.make({**spec.section, "_partial_": True})
-    except ValueError as error:
-        raise ConfigError(f"optimizer.{error}") from error
-    made: Any = target
-    if not isinstance(target, type) or issubclass(target, keras.optimizers.Optimizer):
-        try:
-            made = factory(learning_rate=rate)
-        except Exception as error:
-            raise ConfigError(
-                f"optimizer._target_ {spec.code} raised {user_code.blame(error, spec.code)}"
-            ) from error
-    if not isinstance(made, keras.optimizers.Optimizer):
-        kind = made if isinstance(made, type) else type(made)
-        raise ConfigError(
-            f"optimizer._target_ {spec.code} must make a keras.optimizers.Optimizer for this "
-            f"backend, got {kind.__module__}.{kind.__qualname__}"
-        )
+    kind = keras.optimizers.Optimizer
+    made = spec.make(kind, "keras.optimizers.Optimizer", learning_rate=rate)
     if made.gradient_accumulation_steps:
         raise ConfigError(
             "optimizer.gradient_accumulation_steps must be null; use "

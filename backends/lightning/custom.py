@@ -133,11 +133,6 @@ def inspect(
 def read_weights(path: Path, model: ModelSpec) -> dict[str, np.ndarray]:
     """Implements `runner.spec.Backend.read_weights`: a state dict, as torch.save writes it, or a
     dict with it as `state_dict`, as Lightning's checkpoints are. Only tensors are unpickled."""
-    if not isinstance(model.network, CustomNetwork):
-        raise ConfigError(
-            f"model.weights must be a safetensors file or the folder of a run for a model of this "
-            f"project's layers, got {path}"
-        )
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:

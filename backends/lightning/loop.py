@@ -115,7 +115,8 @@ class Module(pl.LightningModule):
                 randomness.seed_validation(self.step, index)
 
         with self.engine.evaluation():
-            return objective.measure(run.loss, network, run, batches, keeps_outputs, seed)
+            function = self.engine.own_loss
+            return objective.measure(function, network, run, batches, keeps_outputs, seed)
 
     def end_epoch(self, is_whole: bool) -> Mapping[str, float]:
         return {} if self.steps is None else self.steps.end_epoch(is_whole)
@@ -222,7 +223,8 @@ def measure(
 ) -> Measured:
     with device.threads(model.threads):
         network = _network(model, state, layers.DropoutState(0))
-        return objective.measure(loss, network, model, batches, keeps_outputs)
+        function = objective.own_function(loss)
+        return objective.measure(function, network, model, batches, keeps_outputs)
 
 
 def native_model(model: ModelSpec, state: TrainState) -> nn.Module:

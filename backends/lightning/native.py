@@ -44,7 +44,8 @@ class Engine:
         is_own = is_own or isinstance(run.optimizer, Custom)
         self.randomness = custom.Randomness(self.dropout_state, device) if is_own else None
         self.steps = objective.steps_of(self.network) if run.loss.name == "model" else None
-        forward = objective.forward(run.loss, self.network)
+        self.own_loss = objective.own_function(run.loss)
+        forward = objective.forward(run.loss, self.own_loss, self.network)
         self.forward = layers.compiled(forward, self.network) if run.compile else forward
         self.compile_seconds, self._compiled_for = 0.0, set[torch.Size]()
         self.one = torch.ones((), dtype=dtype, device=device)

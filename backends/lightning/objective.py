@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from backends.lightning import custom, layers, losses
 from backends.lightning.steps import Steps
 from runner import user_code
+from runner.components import losses as own_losses
 from runner.data.source import Batch
 from runner.errors import ConfigError
 from runner.spec import Measured, ModelSpec
@@ -18,15 +19,17 @@ from runner.spec import Measured, ModelSpec
 Forward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # x, y -> outputs, mean loss
 
 
-def forward(loss: Any, network: nn.Module) -> Forward:
-    """Build the forward pass in training. The outputs of a model that computes its own loss are
-    empty."""
+OwnLoss = Callable[[Any, tuple[Tensor, ...]], Tensor]  # outputs, batch -> mean loss or rows
+
+
+def forward(loss: Any, function: OwnLoss | None, network: nn.Module) -> Forward:
+    """Build the forward pass in training. `function` is the user's loss function, if it is one. The
+    outputs of a model that computes its own loss are empty."""
     if loss.name == "model":
         steps = steps_of(network)
         return lambda x, y: (x.new_empty(0), steps.train(x, y))
     call = layers.direct(network)
-    if loss.name == "custom":
-        function = own_function(loss)
+    if function is not None:
 
         def own(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             z = call(x)
@@ -49,9 +52,11 @@ def steps_of(network: nn.Module) -> Steps:
     return network.steps
 
 
-def own_function(loss: Any) -> Callable[[Any, tuple[Tensor, ...]], Tensor]:
-    """Return the user's loss function, f(outputs, batch)."""
-    function = user_code.function(loss.section)
+def own_function(loss: Any) -> OwnLoss | None:
+    """Return the user's loss function, f(outputs, batch); None if the loss is none."""
+    if loss.name != "custom":
+        return None
+    function: Any = user_code.function(loss.section)
     if user_code.open_package(loss.code) == "torch.nn":
         return lambda z, batch: function(z, batch[1])
     return function
@@ -62,38 +67,24 @@ def check_loss(loss: Any, example: Batch, output_shape: Any, dtype: np.dtype) ->
     x, y = (torch.from_numpy(example[name]) for name in ("x", "y"))
     like = torch.from_numpy(np.empty(0, dtype))
     z = torch.zeros(len(x), *output_shape, dtype=like.dtype, requires_grad=True)
-    name = f"loss._target_ {loss.code}"
-    try:
-        function = own_function(loss)
-    except ValueError as error:
-        raise ConfigError(f"loss.{error}") from error
-    try:
-        value = function(z, (x, y))
-    except Exception as error:
-        raise ConfigError(
-            f"{name} raised {user_code.blame(error, loss.code)}, given outputs of shape "
-            f"{list(z.shape)} and y of shape {list(y.shape)}"
-        ) from error
-    if not isinstance(value, Tensor) or value.shape not in ((), (len(x),)):
-        found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ConfigError(
-            f"{name} must return a number, or one for each of {len(x)} rows, as a tensor; got "
-            f"{found}"
-        )
+    value = own_losses.tried(loss, own_function, z, (x, y))
+    own_losses.check_value(loss, value, isinstance(value, Tensor), len(x))
     if not value.requires_grad:
-        raise ConfigError(f"{name} must depend on the outputs through torch's functions")
+        raise ConfigError(
+            f"loss._target_ {loss.code} must depend on the outputs through torch's functions"
+        )
 
 
 def measure(
-    loss: Any,
+    function: OwnLoss | None,
     network: nn.Module,
     model: ModelSpec,
     batches: Iterable[Batch],
     keeps_outputs: bool,
     seed: Callable[[int], None] = lambda index: None,
 ) -> Measured:
-    """Compute the loss and what the user's own model logs, in blocks of batch_size rows. `seed` is
-    called with the number of each block."""
+    """Compute the loss of the user's function, or what the user's own model computes and logs, in
+    blocks of batch_size rows. `seed` is called with the number of each block."""
     device = next(network.parameters()).device
     mixed = torch.autocast(device.type, torch.bfloat16, enabled=model.precision == "bf16-mixed")
     training = network.training
@@ -104,10 +95,10 @@ def measure(
         for x, y in _blocks(batch, model.batch_size)
     )
     with torch.no_grad(), mixed:
-        if loss.name == "model":
+        if function is None:
             measured = steps_of(network).validate(blocks, seed)
         else:
-            measured = _own_loss(own_function(loss), network, blocks, keeps_outputs, seed)
+            measured = _own_loss(function, network, blocks, keeps_outputs, seed)
     network.train(training)
     return measured
 
@@ -118,7 +109,11 @@ def _blocks(batch: Batch, size: int) -> Iterable[tuple[np.ndarray, np.ndarray]]:
 
 
 def _own_loss(
-    function: Any, network: nn.Module, blocks: Any, keeps_outputs: bool, seed: Callable[[int], None]
+    function: OwnLoss,
+    network: nn.Module,
+    blocks: Any,
+    keeps_outputs: bool,
+    seed: Callable[[int], None],
 ) -> Measured:
     values, outputs = [], []
     for i, (x, y) in enumerate(blocks):

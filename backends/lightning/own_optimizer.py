@@ -258,25 +258,7 @@ def _value(array: np.ndarray, ending: str, like: Tensor | None) -> Any:
 
 def _make(spec: Custom, groups: list[dict[str, Any]]) -> Optimizer:
     """Call the user's class or function with the groups of parameters, lr and its arguments."""
-    try:
-        target = user_code.resolve(spec.code)
-        factory = user_code.make({**spec.section, "_partial_": True})
-    except ValueError as error:
-        raise ConfigError(f"optimizer.{error}") from error
-    made: Any = target
-    if not isinstance(target, type) or issubclass(target, Optimizer):
-        try:
-            made = factory(groups, lr=spec.lr)
-        except Exception as error:
-            raise ConfigError(
-                f"optimizer._target_ {spec.code} raised {user_code.blame(error, spec.code)}"
-            ) from error
-    if not isinstance(made, Optimizer):
-        kind = made if isinstance(made, type) else type(made)
-        raise ConfigError(
-            f"optimizer._target_ {spec.code} must make a torch.optim.Optimizer for this backend, "
-            f"got {kind.__module__}.{kind.__qualname__}"
-        )
+    made: Optimizer = spec.make(Optimizer, "torch.optim.Optimizer", groups, lr=spec.lr)
     first = next(iter(inspect.signature(made.step).parameters.values()), None)
     is_positional = first is not None and first.kind is first.POSITIONAL_OR_KEYWORD
     if first is not None and is_positional and first.default is first.empty:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from backends.lightning import custom, device, layers, losses, twin
+from runner.components.custom import CustomNetwork
 from runner.components.layers import padding_same
 from runner.components.twins import Call, Trace
 from runner.data.source import Batch
@@ -33,7 +34,8 @@ def trace(model: ModelSpec, state: TrainState, rows: Batch, loss: Any) -> Trace:
     """Run one batch in evaluation, then in training with its backward pass, on the CPU."""
     dropout_state = layers.DropoutState(0)
     with device.threads(model.threads), _float64():
-        network = custom.build(model.network, torch.float64, dropout_state)  # type: ignore[arg-type]
+        assert isinstance(model.network, CustomNetwork)
+        network = custom.build(model.network, torch.float64, dropout_state)
         layers.load_state(network, state)
         x, y = (torch.from_numpy(rows[name]) for name in ("x", "y"))
         network.eval()

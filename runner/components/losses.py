@@ -10,11 +10,13 @@ over the number of rows, as in Keras; torch divides by the sum of the weights in
 """
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Union
 
 import numpy as np
 from pydantic import Field
 
+from runner import user_code
 from runner.errors import ConfigError
 from runner.section import Fraction, NonNegative, OwnCode, Positive, Section
 
@@ -135,9 +137,36 @@ Loss = Annotated[
 ]
 
 
-def is_native(loss: Any) -> bool:
-    """Return whether only the backend can compute the loss: code of the user's own does it."""
+def is_own(loss: Any) -> bool:
+    """Return whether code of the user's own computes the loss, so that only the backend can."""
     return isinstance(loss, Custom | Model)
+
+
+def tried(loss: Custom, make: Callable[[Custom], Any], outputs: Any, batch: Any) -> Any:
+    """Call the user's loss function, which the backend makes, with tensors of the framework. Raise
+    ConfigError if that fails."""
+    try:
+        function = make(loss)
+    except ValueError as error:
+        raise ConfigError(f"loss.{error}") from error
+    try:
+        return function(outputs, batch)
+    except Exception as error:
+        raise ConfigError(
+            f"loss._target_ {loss.code} raised {user_code.blame(error, loss.code)}, given outputs "
+            f"of shape {list(outputs.shape)} and y of shape {list(batch[1].shape)}"
+        ) from error
+
+
+def check_value(loss: Custom, value: Any, is_tensor: bool, num_rows: int) -> None:
+    """Raise ConfigError if the value of the user's loss function is no tensor of the framework with
+    a number, or with one for each row."""
+    if not is_tensor or tuple(value.shape) not in ((), (num_rows,)):
+        found = list(value.shape) if is_tensor else type(value).__name__
+        raise ConfigError(
+            f"loss._target_ {loss.code} must return a number, or one for each of {num_rows} rows, "
+            f"as a tensor; got {found}"
+        )
 
 
 def choose(loss: Any, task: str, num_classes: int) -> Any:
@@ -169,7 +198,7 @@ def num_outputs(loss: Any, task: str, num_classes: int, num_targets: int) -> int
 
 def targets(loss: Any, y: Array, dtype: np.dtype) -> Array:
     """Convert y for the loss: labels to int64[N], everything else to dtype[N, C]."""
-    if loss.name == "cross_entropy" or (is_native(loss) and y.dtype.kind == "i"):
+    if loss.name == "cross_entropy" or (is_own(loss) and y.dtype.kind == "i"):
         return y.astype(np.int64)
     # also for 0 rows, where reshape(0, -1) fails
     return np.ascontiguousarray(y.reshape(len(y), math.prod(y.shape[1:])), dtype=dtype)

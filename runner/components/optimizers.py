@@ -28,6 +28,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union
 import numpy as np
 from pydantic import Field
 
+from runner import user_code
 from runner.components.custom import CustomNetwork, layer_of
 from runner.components.layers import Network
 from runner.errors import ConfigError, nearest, show
@@ -263,6 +264,30 @@ class Custom(OwnCode):
     schedules: dict[str, AnyCurve]
 
     schedulable: ClassVar[Sequence[str]] = ()
+
+    def make(self, kind: type, kind_name: str, *arguments: Any, **named: Any) -> Any:
+        """Call the user's class or function with a backend's arguments and its own. Raises
+        ConfigError if the result is not a `kind`; `kind_name` is its name for users."""
+        try:
+            target = user_code.resolve(self.code)
+            factory = user_code.make({**self.section, "_partial_": True})
+        except ValueError as error:
+            raise ConfigError(f"optimizer.{error}") from error
+        made: Any = target
+        if not isinstance(target, type) or issubclass(target, kind):
+            try:
+                made = factory(*arguments, **named)
+            except Exception as error:
+                raise ConfigError(
+                    f"optimizer._target_ {self.code} raised {user_code.blame(error, self.code)}"
+                ) from error
+        if not isinstance(made, kind):
+            found = made if isinstance(made, type) else type(made)
+            raise ConfigError(
+                f"optimizer._target_ {self.code} must make a {kind_name} for this backend, got "
+                f"{found.__module__}.{found.__qualname__}"
+            )
+        return made
 
     def slots(self) -> dict[str, float]:
         """Return no slots: the optimizer makes them."""

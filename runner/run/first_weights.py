@@ -13,13 +13,14 @@ from runner.components.custom import CustomNetwork
 from runner.errors import ConfigError, show
 from runner.plan import Plan
 from runner.run import checkpoint
-from runner.spec import Backend, TrainState, first_state
+from runner.spec import Backend, TrainState
 
 _MOST = 5  # names of tensors in one message
 
 
-def fresh_or_loaded(prepared: Plan, backend: Backend) -> tuple[TrainState, list[str]]:
-    """Return the state at step 0, and lines that say what was loaded.
+def load(start: TrainState, prepared: Plan, backend: Backend) -> tuple[TrainState, list[str]]:
+    """Return the state at step 0 with the weights of `model.weights`, and lines that say what was
+    loaded. `start` is the fresh state.
 
     `model.weights` names the folder of a run (its last checkpoint), a safetensors file with the
     model's names and layouts, or a file of the backend's framework. The states of random generators
@@ -28,18 +29,16 @@ def fresh_or_loaded(prepared: Plan, backend: Backend) -> tuple[TrainState, list[
     another shape.
     """
     config = prepared.config
-    start = first_state(prepared.network, config.optimizer, prepared.model.dtype, config.seed)
     source = getattr(config.model, "weights", None)
     if source is None:
         return start, []
     found = _read(source, prepared, backend)
-    native = getattr(prepared.network, "native", prepared.network)  # of a twin
-    counts = native.built.counts if isinstance(native, CustomNetwork) else ()
-    own = {n: v for n, v in {**start.weights, **start.buffers}.items() if n not in counts}
+    every = {**start.weights, **start.buffers}
+    own = {name: value for name, value in every.items() if name not in prepared.built.counts}
     fitting = {name for name in own if name in found and found[name].shape == own[name].shape}
     others = {
         "missing": [name for name in own if name not in found],
-        "unexpected": [name for name in found if name not in {**start.weights, **start.buffers}],
+        "unexpected": [name for name in found if name not in every],
         "of another shape": [
             f"{name} {list(found[name].shape)} for {list(own[name].shape)}"
             for name in own
@@ -86,6 +85,11 @@ def _read(source: str, prepared: Plan, backend: Backend) -> Mapping[str, np.ndar
     try:
         if path.suffix == ".safetensors":
             values: Any = load_file(path)
+        elif not isinstance(prepared.network, CustomNetwork):
+            raise ConfigError(
+                f"model.weights must be a safetensors file or the folder of a run for a model of "
+                f"this project's layers, got {path}"
+            )
         else:
             values = backend.read_weights(path, prepared.model)
     except ConfigError:

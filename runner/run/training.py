@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from runner.components.losses import is_native
+from runner.components.losses import is_own
 from runner.components.metrics import Means
 from runner.data.order import Chunk
 from runner.errors import IF_DIVERGED, RunError
@@ -163,7 +163,7 @@ class Training:
         self.step = chunk.first_step + chunk.num_steps
         self.skipped += [chunk.first_step + int(i) for i in bad]
         self.compile_seconds += report.compile_seconds
-        if is_native(self.plan.loss):
+        if is_own(self.plan.loss):
             good = {"loss": losses[np.isfinite(losses)].astype(np.float64)}
             self._add_by_update(chunk, good)
         self._add_by_update(chunk, report.logged)

@@ -15,10 +15,9 @@ from runner.machine import devices
 from runner.plan import Plan, plan
 from runner.report import lr_range as picture
 from runner.report.range_test import Suggestion, end, first_read, smooth, suggest
-from runner.run import other_process, run_folder
-from runner.run.first_weights import fresh_or_loaded
+from runner.run import first_weights, other_process, run_folder
 from runner.run.signals import Signals
-from runner.spec import Live, Report
+from runner.spec import Live, Report, first_state
 from runner.tasks.train import why_failed
 from runner.text.console import Console, capture, log_traceback
 
@@ -110,7 +109,8 @@ def _train(prepared: Plan, console: Console, signals: Signals) -> tuple[np.ndarr
         )
 
     backend = dispatcher.load(config.backend)
-    start = fresh_or_loaded(prepared, backend)[0]
+    start = first_state(prepared.network, config.optimizer, spec.dtype, config.seed)
+    start = first_weights.load(start, prepared, backend)[0]
     with console.progress(order.total_steps, 0):
         backend.train(spec, start, prepared.chunks(0, None, adapt=False), on_chunk)
     rates, losses = (np.concatenate(parts) for parts in zip(*seen, strict=True))

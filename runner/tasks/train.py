@@ -17,8 +17,14 @@ from runner.errors import IF_DIVERGED, ConfigError, RunError, one_line
 from runner.errors import show as show_value
 from runner.machine import devices
 from runner.plan import Plan, plan
-from runner.run import certificate, checkpoint, other_process, run_folder, strict_json
-from runner.run.first_weights import fresh_or_loaded
+from runner.run import (
+    certificate,
+    checkpoint,
+    first_weights,
+    other_process,
+    run_folder,
+    strict_json,
+)
 from runner.run.observer import Observer
 from runner.run.progress import show
 from runner.run.resume import Resumed, check, with_saved_threads
@@ -172,7 +178,7 @@ def train(job: Job) -> int:
             loaded: list[str] = []
             observers = job.observers()
             if resumed is None:
-                start, loaded = fresh_or_loaded(prepared, backend)
+                start, loaded = first_weights.load(start, prepared, backend)
             path = job.folder()
             if call is not None:
                 call.on_folder(path)

@@ -173,7 +173,7 @@ def test_scorers_are_scikit_learn_s() -> None:
 
 @pytest.mark.parametrize("columns", [1, 2])
 def test_scorers_of_two_classes(columns: int) -> None:
-    """With one output it is the score of class 1; with two, the difference is."""
+    """The score of class 1 is the only output, or the difference of two outputs."""
     z, y = logits(columns=columns), labels(classes=2)
     score = z[:, 0] if columns == 1 else z[:, 1] - z[:, 0]
     assert choose("roc_auc", z, y) == oracle.roc_auc_score(y, score)
