@@ -89,12 +89,12 @@ class Training:
             self.checkpoints = stack.enter_context(
                 Checkpoints(self.path, keep, sync, done, self._resumed_at)
             )
-            default = (self.records, Progress(self.console), self.stalls, self.checkpoints)
-            self.observers: list[Observer] = [*default]
+            self._default = (self.records, Progress(self.console), self.stalls, self.checkpoints)
             for name, observer in self._additional.items():
-                self.observers.append(stack.enter_context(observer))
+                self._additional[name] = stack.enter_context(observer)
                 if name in self._saved_states:
                     observer.load_state(self._saved_states[name])
+            self.observers: list[Observer] = [*self._default, *self._additional.values()]
             self._stack = stack.pop_all()
         return self
 
@@ -115,15 +115,15 @@ class Training:
         """Implements `runner.spec.OnChunk`."""
         order, step = self.plan.order, chunk.first_step + chunk.num_steps
         self._count(chunk, report)
-        answers = {o: o.on_chunk(chunk, report, live) for o in self.observers}
+        answers = [observer.on_chunk(chunk, report, live) for observer in self.observers]
         is_finished = step == order.total_steps
         if is_finished or step % order.steps_per_epoch == 0:
             epoch = self._end_epoch(step, live)
-            for observer in self.observers:
-                answers[observer] = observer.on_epoch(epoch, live) and answers[observer]
-        stop = self.signals.received is not None or not all(answers.values())
-        for name, observer in self._additional.items():
-            if not answers[observer] and not is_finished:
+            again = [observer.on_epoch(epoch, live) for observer in self.observers]
+            answers = [a and b for a, b in zip(answers, again, strict=True)]
+        stop = self.signals.received is not None or not all(answers)
+        for name, goes_on in zip(self._additional, answers[len(self._default) :], strict=True):
+            if not goes_on and not is_finished:
                 self.is_ended = True
                 self.console.say(f"ended by the observer {name.partition(' ')[2]} at step {step}")
         if (
@@ -209,9 +209,8 @@ class Training:
     def _state(self) -> dict[str, Any]:
         """Return the entries of a checkpoint's state.json."""
         state = {"best": self.best, "metrics": self.metrics, "unfinished": self.unfinished}
-        for observer in self.observers:
-            if observer not in self._additional.values():
-                state |= observer.state()
+        for observer in self._default:
+            state |= observer.state()
         states = {name: observer.state() for name, observer in self._additional.items()}
         if any(states.values()):
             state["observers"] = {name: value for name, value in states.items() if value}
