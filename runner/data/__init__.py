@@ -9,14 +9,15 @@ from pydantic import Field, TypeAdapter
 
 from runner.data.arrays import Arrays
 from runner.data.dataset import Dataset, Split
-from runner.data.embedded import Diabetes, Digits
+from runner.data.embedded import BreastCancer, Diabetes, Digits, Iris, Wine
 from runner.data.files import CSV, NPZ, Custom
 from runner.data.stream import NPY
 
 __all__ = ["Data", "Dataset", "Split", "load"]
 
 Data = Annotated[
-    Union[Digits, Diabetes, NPZ, CSV, NPY, Custom, Arrays], Field(discriminator="name")
+    Union[Digits, Diabetes, Iris, Wine, BreastCancer, NPZ, CSV, NPY, Custom, Arrays],
+    Field(discriminator="name"),
 ]
 
 

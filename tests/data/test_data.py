@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn import datasets
 from sklearn.datasets import load_diabetes, load_digits
 
 from runner.cli.compose import compose
 from runner.config.schema import parse
 from runner.data import Dataset, Split
 from runner.errors import ConfigError
+from runner.random import permutation
 from tests.training import prepare
 
 
@@ -74,6 +76,30 @@ def test_diabetes_is_scikit_learn_s_unscaled_data_standardized_over_the_training
         np.testing.assert_allclose(values.mean(axis=0), 0, atol=1e-14)
         np.testing.assert_allclose(values.std(axis=0), 1, rtol=1e-14)
     assert abs(data.test.x.mean()) > 1e-6  # the other splits have no say in the scaling
+
+
+@pytest.mark.parametrize(
+    ("name", "rows_of_splits"),
+    [("iris", [90, 30, 30]), ("wine", [106, 36, 36]), ("breast_cancer", [341, 114, 114])],
+)
+def test_a_table_is_scikit_learn_s_standardized_over_the_training_rows(
+    name: str, rows_of_splits: list[int]
+) -> None:
+    data, bunch = dataset(f"data={name}"), getattr(datasets, f"load_{name}")()
+    assert [len(split) for split in splits(data)] == rows_of_splits
+    assert data.features == tuple(bunch.feature_names)
+    assert data.classes == tuple(bunch.target_names)
+    assert data.train.y.dtype == np.int64
+    assert data.x_scaling is not None
+    order = np.argsort(permutation(len(bunch.data), 0, "split"))
+    raw = data.x_scaling.invert(whole(data, "x"))[order]
+    assert np.array_equal(whole(data, "y")[order], bunch.target)
+    # Scaled and scaled back: four roundings, relative to each column's largest value.
+    largest = np.abs(bunch.data).max(axis=0)
+    np.testing.assert_allclose(raw / largest, bunch.data / largest, rtol=0, atol=1e-15)
+    # Means of up to 341 numbers of size 1.
+    np.testing.assert_allclose(data.train.x.mean(axis=0), 0, atol=1e-14)
+    np.testing.assert_allclose(data.train.x.std(axis=0), 1, rtol=1e-14)
 
 
 def write_npz(path: Path, **arrays: Any) -> list[str]:
