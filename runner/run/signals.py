@@ -84,14 +84,41 @@ class Launch:
         self._is_saved = self._is_over = False
         self._thread = threading.Thread(target=self._take_signals, name="signals", daemon=True)
 
+    def start(self) -> None:
+        """Begin to take the signals. Python writes the number of each to a pipe, whichever thread
+        the system gives it to: BLAS has threads that do not block signals, so that sigwait would
+        miss some."""
+        self._received, self._wakeup = os.pipe()
+        os.set_blocking(self._wakeup, False)
+        self._before = signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread that takes the signals."""
+        self._is_over = True
+        signal.set_wakeup_fd(self._before)
+        os.write(self._wakeup, bytes([signal.SIGTERM]))
+        self._thread.join()
+        os.close(self._received)
+        os.close(self._wakeup)
+
     def _take_signals(self) -> None:
-        self._take(signal.sigwait(_KINDS))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _KINDS)
+        self._take(self._next())
         if self._is_over:
             return
         threading.Thread(target=self._wait_for_jobs, name="jobs", daemon=True).start()
-        number = signal.sigwait(_KINDS)
+        number = self._next()
+        if self._is_saved and not self._is_over:  # that was interrupt_main
+            number = self._next()
         if not self._is_over:
             os._exit(128 + number)
+
+    def _next(self) -> int:
+        while True:
+            number = os.read(self._received, 1)[0]
+            if number in _KINDS:
+                return number
 
     def _take(self, number: int) -> None:
         if self._is_over:
@@ -133,14 +160,11 @@ def launching(folder: Path, is_busy: Callable[[], bool]) -> Iterator[Launch]:
     os.environ[_PARENT] = f"{os.getpid()}:{psutil.Process().create_time()!r}:{launch._file}"
     before = {kind: signal.signal(kind, launch._on_signal) for kind in _KINDS}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _KINDS)
-    launch._thread.start()
+    launch.start()
     try:
         yield launch
     finally:
-        launch._is_over = True
-        with suppress(ProcessLookupError):
-            signal.pthread_kill(launch._thread.ident or 0, signal.SIGTERM)
-        launch._thread.join()
+        launch.close()
         for kind, handler in before.items():
             signal.signal(kind, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

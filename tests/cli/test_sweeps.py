@@ -337,6 +337,31 @@ def test_a_job_s_process_that_is_killed_ends_the_command_in_one_line(tmp_path: P
     assert out.splitlines()[-1].startswith("resume   python -m runner -m seed=0,1 ")
 
 
+def test_a_command_sees_a_signal_that_the_system_gives_to_another_of_its_threads(
+    tmp_path: Path,
+) -> None:
+    """The kernel may give a signal to any thread that does not block it, such as one of BLAS."""
+    code = """
+import signal, sys, threading, time
+from pathlib import Path
+from runner.run.signals import launching
+other = threading.Thread(target=time.sleep, args=(60,), daemon=True)
+other.start()
+try:
+    with launching(Path(sys.argv[1]), lambda: False) as launch:
+        signal.pthread_kill(other.ident, signal.SIGINT)
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            time.sleep(0.01)
+finally:
+    print(launch.ended, list(Path(sys.argv[1]).iterdir()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "2 []\n", "")
+
+
 def test_a_job_whose_command_is_gone_is_asked_to_end_and_its_process_ends_after_it(
     tmp_path: Path,
 ) -> None:
