@@ -39,6 +39,7 @@ NEEDS = {
     ],
     ("data", "csv"): ["data.path=a.csv"],
     ("data", "npy"): ["data.path=a"],
+    ("data", "image_folder"): ["data.path=a"],
     ("schedule", "from_torch"): ["schedule.class=LinearLR"],
     ("schedule", "from_keras"): [
         "schedule.class=ExponentialDecay",

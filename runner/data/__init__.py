@@ -1,6 +1,6 @@
 """Data sets by name: their config sections and the arrays that they load."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Union
@@ -11,12 +11,14 @@ from runner.data.arrays import Arrays
 from runner.data.dataset import Dataset, Split
 from runner.data.embedded import BreastCancer, Diabetes, Digits, Iris, Wine
 from runner.data.files import CSV, NPZ, Custom
+from runner.data.images import ImageFolder
 from runner.data.stream import NPY
+from runner.errors import ConfigError
 
 __all__ = ["Data", "Dataset", "Split", "load"]
 
 Data = Annotated[
-    Union[Digits, Diabetes, Iris, Wine, BreastCancer, NPZ, CSV, NPY, Custom, Arrays],
+    Union[Digits, Diabetes, Iris, Wine, BreastCancer, NPZ, CSV, NPY, ImageFolder, Custom, Arrays],
     Field(discriminator="name"),
 ]
 
@@ -30,21 +32,28 @@ def load(data: Any, like: Mapping[str, Any] | None = None) -> Dataset:
     if isinstance(data, Arrays):
         dataset = data.load()
     else:
-        dataset = _load(data.model_dump_json(by_alias=True), _stamps(getattr(data, "path", None)))
+        dataset = _load(data.model_dump_json(by_alias=True), _stamps(data))
     return dataset if like is None else dataset.with_columns(like["features"])
 
 
-def _stamps(path: str | None) -> tuple[Any, ...]:
+def _stamps(data: Any) -> tuple[Any, ...]:
     """The name, size and modification time of each file; empty if they cannot be read, since
     loading then raises the error."""
-    if path is None:
-        return ()
     try:
-        root = Path(path).expanduser()
-        files = sorted(root.glob("*.npy")) if root.is_dir() else [root]
-        return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    except (OSError, ValueError, RuntimeError):
+        stats = [(str(file), file.stat()) for file in _files(data)]
+        return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+    except (ConfigError, OSError, ValueError, RuntimeError):
         return ()
+
+
+def _files(data: Any) -> Iterable[Path]:
+    """The files that a section's rows are read from."""
+    if isinstance(data, ImageFolder):
+        return data.files()
+    if getattr(data, "path", None) is None:
+        return ()
+    root = Path(data.path).expanduser()
+    return sorted(root.glob("*.npy")) if root.is_dir() else [root]
 
 
 @lru_cache(maxsize=1)

@@ -149,7 +149,7 @@ class CSV(_File):
                 f"{self.path}: line {line}, column {show(target)} is empty; a label is needed"
             )
         x = numbers(table, features, self.path)
-        classes = sorted(set(labels), key=_label_key(labels))
+        classes = sorted(set(labels), key=label_key(labels))
         number = {label: i for i, label in enumerate(classes)}
         y = np.array([number[label] for label in labels], dtype=np.int64)
         data = self._dataset(self.path, x, y, classes, columns, target)
@@ -158,16 +158,16 @@ class CSV(_File):
         return replace(data, warnings=warnings)
 
 
-def regular_file(path: str | Path) -> Path:
+def regular_file(path: str | Path, key: str = "data.path") -> Path:
     """Resolve the path of a regular file; refuse folders, pipes and devices."""
-    resolved, mode = locate(path, "file")
+    resolved, mode = locate(path, "file", key)
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-        raise ConfigError(f"data.path must be a file, got {show_path(path)}, which is {kind}")
+        raise ConfigError(f"{key} must be a file, got {show_path(path)}, which is {kind}")
     return resolved
 
 
-def locate(path: str | Path, kind: str) -> tuple[Path, int]:
+def locate(path: str | Path, kind: str, key: str = "data.path") -> tuple[Path, int]:
     """Expand ~ in a path; return it with its mode. Raises ConfigError if it does not exist."""
     try:
         resolved = Path(path).expanduser()
@@ -177,7 +177,7 @@ def locate(path: str | Path, kind: str) -> tuple[Path, int]:
     # a name that is too long, no permission, a null byte, an unknown user
     except (OSError, ValueError, RuntimeError) as error:
         reason = f"which cannot be opened: {getattr(error, 'strerror', None) or error}"
-    raise ConfigError(f"data.path must be a {kind}, got {show_path(path)}, {reason}")
+    raise ConfigError(f"{key} must be a {kind}, got {show_path(path)}, {reason}")
 
 
 def read_npz(path: Path, *names: str) -> list[np.ndarray]:
@@ -381,7 +381,7 @@ def _is_finite(cell: str) -> bool:
         return False
 
 
-def _label_key(labels: Sequence[str]) -> Callable[[str], Any]:
+def label_key(labels: Sequence[str]) -> Callable[[str], Any]:
     """A sort key for labels: by number if all are numbers, then by text, so that the order of equal
     numbers (1 and 1.0) is always the same."""
     if all(map(_is_finite, labels)):

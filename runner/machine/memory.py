@@ -1,10 +1,10 @@
 """Refuse models and batches that do not fit into this machine's memory, before any allocation."""
 
 import math
-import os
 from collections.abc import Iterator
 
 from runner.components.layers import Network, padding_same
+from runner.data.capacity import memory
 from runner.errors import ConfigError
 from runner.spec import ModelSpec
 
@@ -35,14 +35,6 @@ def check(model: ModelSpec, slots: int, rows: int, num_steps: int) -> None:
             f"trainer.max_steps and trainer.max_epochs must give a table of rates that fits into "
             f"{_gib(most)} of memory, got {num_steps} updates"
         )
-
-
-def memory() -> int:
-    """The machine's memory in bytes; the address space if the system does not report it."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 2**47
 
 
 def _values(network: Network) -> Iterator[tuple[str, int]]:

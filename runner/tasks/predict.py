@@ -1,16 +1,19 @@
-"""task=predict: predict new rows with a finished run, from CSV to CSV or from NPZ to NPZ."""
+"""task=predict: predict new rows with a finished run, from CSV to CSV, from NPZ to NPZ, or from a
+folder of images to CSV."""
 
 import csv
 import io
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from runner.components.metrics import probabilities
-from runner.data.files import as_float, numbers, read_csv, read_npz, regular_file
-from runner.errors import ConfigError, RunError, show
+from runner.data.files import as_float, locate, numbers, read_csv, read_npz, regular_file
+from runner.data.images import ImageFolder, below, read_images
+from runner.errors import ConfigError, RunError, show, show_path
 from runner.run import run_folder
 from runner.run.saved import Run
 from runner.text.console import capture
@@ -22,11 +25,11 @@ def predict(run: Run, source: str) -> int:
 
     It contains the outputs (for regression in the data's units); for classification also the
     probability of each class and the most probable label. Rows are scaled like the training rows. A
-    CSV needs the training columns, in any order; an NPZ needs the array `x`.
+    CSV needs the training columns, in any order; an NPZ needs the array `x`. A run of images takes
+    a folder of images, whose paths are the first column.
     """
     with capture() as (console, captured):
-        path = regular_file(source)
-        x = _read(path, run.data)
+        path, x, names = _rows(source, run)
         outputs = run.predict(x).astype(np.float64)
         captured.into(run.folder / "run.log")
         num_bad = int((~np.isfinite(outputs)).any(axis=1).sum())
@@ -41,10 +44,29 @@ def predict(run: Run, source: str) -> int:
             columns["probability"] = probabilities(outputs)
             best = outputs[:, 0] > 0 if outputs.shape[1] == 1 else outputs.argmax(axis=1)
             columns["label"] = np.array(classes)[best.astype(int)]
-        content = _npz(columns) if path.suffix.lower() == ".npz" else _csv(columns, classes)
-        written = _write(run.folder, path.suffix.lower(), content)
+        suffix = ".npz" if names is None and path.suffix.lower() == ".npz" else ".csv"
+        content = _npz(columns) if suffix == ".npz" else _csv(columns, classes, names)
+        written = _write(run.folder, suffix, content)
         console.say(f"file     {written}  ({len(outputs)} rows)")
         return 0
+
+
+def _rows(source: str, run: Run) -> tuple[Path, np.ndarray, list[str] | None]:
+    """Read the rows. For a run of images, `source` is a folder of images or an image, and the rows
+    have names: the paths below the folder."""
+    is_table = source.lower().endswith((".csv", ".npz"))
+    if not isinstance(run.config.data, ImageFolder) or (is_table and not Path(source).is_dir()):
+        path = regular_file(source)
+        return path, _read(path, run.data), None
+    root, mode = locate(source, "folder")
+    files = [*below(root)] if stat.S_ISDIR(mode) else [root]
+    if not files:
+        raise ConfigError(f"data.path must be a folder of images, got {show_path(source)} without")
+    x = read_images(
+        files, run.config.data.size, "grey" if run.data["input_shape"][2] == 1 else "rgb"
+    )
+    _check_shape(root, x, run.data)
+    return root, x, [str(file.relative_to(root)) if file != root else file.name for file in files]
 
 
 def _read(path: Path, description: dict[str, Any]) -> np.ndarray:
@@ -66,11 +88,14 @@ def _read(path: Path, description: dict[str, Any]) -> np.ndarray:
             x = x.reshape(-1, *shape)
     else:
         raise ConfigError(f"data.path must end in .csv or .npz, got {path}")
-    if x.shape[1:] != shape:
-        raise ConfigError(
-            f"{path}: a row has shape {list(x.shape[1:])}; the run was trained on {list(shape)}"
-        )
+    _check_shape(path, x, description)
     return x
+
+
+def _check_shape(path: Path, x: np.ndarray, description: dict[str, Any]) -> None:
+    found, wanted = list(x.shape[1:]), description["input_shape"]
+    if found != wanted:
+        raise ConfigError(f"{path}: a row has shape {found}; the run was trained on {wanted}")
 
 
 def _npz(columns: dict[str, Any]) -> bytes:
@@ -79,18 +104,22 @@ def _npz(columns: dict[str, Any]) -> bytes:
     return content.getvalue()
 
 
-def _csv(columns: dict[str, Any], classes: list[str]) -> bytes:
-    """Format the columns output_0, ..., in the order of the network's outputs; probability_CLASS
-    for each class; label."""
+def _csv(columns: dict[str, Any], classes: list[str], names: list[str] | None) -> bytes:
+    """Format the columns path, if rows have names; output_0, ..., in the order of the network's
+    outputs; probability_CLASS for each class; label."""
     content = io.StringIO(newline="")
     writer = csv.writer(content)
-    header = [f"output_{i}" for i in range(columns["outputs"].shape[1])]
+    header = [] if names is None else ["path"]
+    header += [f"output_{i}" for i in range(columns["outputs"].shape[1])]
     writer.writerow(
         [*header, *(f"probability_{name}" for name in classes), *(["label"] if classes else [])]
     )
     cells = [np.reshape(values, (len(values), -1)).tolist() for values in columns.values()]
+    if names is not None:
+        cells.insert(0, [[name] for name in names])
     writer.writerows([cell for part in row for cell in part] for row in zip(*cells, strict=True))
-    return content.getvalue().encode()
+    # surrogates stand for the bytes of a file name that is not UTF-8
+    return content.getvalue().encode("utf-8", "surrogateescape")
 
 
 def _write(folder: Path, suffix: str, content: bytes) -> Path:
