@@ -365,7 +365,7 @@ def _multirun(request: Request) -> int:
     signal_number, failure = None, None
     with multirun.launching(folder, str(hydra.launcher["_target_"])) as launched:
         try:
-            hydra_bridge.launch(hydra, folder, request.lines, task)
+            _launch(hydra, task)
             signal_number = launched.ended if launched else None
         except SystemExit as end:  # a signal; compare the jobs that are done
             signal_number = int(end.code or 0) - 128
@@ -383,6 +383,15 @@ def _multirun(request: Request) -> int:
     return 128 + (signal_number or 0)
 
 
+def _launch(hydra: DictConfig, task: "_JobTask") -> None:
+    """Train all jobs; then, once more, those that another command had and was killed in."""
+    hydra_bridge.launch(hydra, task.folder, task.request.lines, task)
+    taken: frozenset[int] = frozenset()
+    while left := task.left_behind() - taken:
+        taken |= left
+        hydra_bridge.launch(hydra, task.folder, task.request.lines, replace(task, numbers=left))
+
+
 @dataclass
 class _JobTask:
     """Trains one job of a multirun. A launcher calls it, in this process or in another one."""
@@ -391,6 +400,7 @@ class _JobTask:
     folder: Path
     started: float | None  # start of the process, which counts for its first job
     searched: frozenset[str]  # keys that a search chooses
+    numbers: frozenset[int] | None = None  # of the jobs to train; None: all of them
     _known: dict[tuple[str, ...], tuple[str, Frozen]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -405,6 +415,8 @@ class _JobTask:
 
     def __call__(self, overrides: list[str], number: int) -> float | None:
         """Train or resume a job. A failure is recorded, and the other jobs continue."""
+        if self.numbers is not None and number not in self.numbers:
+            return None
         process.tune()  # needed if a launcher started this process
         name, frozen = self._job(overrides)
         started, self.started = self.started, None
@@ -417,6 +429,15 @@ class _JobTask:
             return None
         code = user_code.hashes(frozen.values)
         return multirun.objective(self.folder, name, frozen.sha256, code, frozen.config)
+
+    def left_behind(self) -> frozenset[int]:
+        """The numbers of the jobs whose process was killed: another command's, as a failure of a
+        process of this command's ends the command. A search has none: it has gone on without it."""
+        return frozenset(
+            number
+            for number, (name, frozen) in enumerate(self._known.values())
+            if multirun.is_left_behind(self.folder, name, frozen.values)
+        )
 
     def _job(self, overrides: Sequence[str]) -> tuple[str, Frozen]:
         """Look up a job's name and config; compose it here if a search has just chosen it."""
@@ -436,6 +457,8 @@ class _JobTask:
         try:  # the job may have run before: output.multirun was given, or a scheduler requeued it
             with multirun.claimed(self.folder, name, frozen.values) as claim:
                 note = " is already completed" if claim.is_completed else ""
+                if self.numbers is not None and not claim.is_completed:
+                    note = " is taken over: the process that trained it was killed"
                 print(f"job {number}: {name}{note}", flush=True)
                 return 0 if claim.is_completed else _train_claimed(job, claim)
         except run_folder.InUseError as error:

@@ -100,6 +100,13 @@ def _config_sha256(path: Path) -> str | None:
     return None
 
 
+def is_left_behind(parent: Path, name: str, values: Mapping[str, Any]) -> bool:
+    """Return whether another command had this job, and was killed before the job was completed."""
+    with run_folder.exclusive_access(parent):
+        path = job_folder(parent, name, sha256(values), user_code.hashes(values))
+        return path is not None and run_folder.is_left_behind(path) and not is_completed(path)
+
+
 def is_completed(path: Path) -> bool:
     try:
         return bool(run_folder.read_json(path / "result.json")["status"] == "completed")

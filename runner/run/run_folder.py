@@ -24,6 +24,7 @@ from runner.dispatcher import BACKENDS
 from runner.errors import ConfigError, RunError, show, show_path
 from runner.machine import threads
 from runner.run import strict_json
+from runner.run.signals import is_alive
 
 try:
     import fcntl
@@ -212,19 +213,22 @@ def _write_owner(folder: Path) -> None:
 def holder(folder: Path) -> str | None:
     """Return the name of the process that trains in the folder: `process 123 on HOST`. None if
     there is none or it is unknown."""
-    import psutil
-
     try:
         pid, entries = _owner(folder)
         host, this_host = (
             re.sub(r"[^\w.-]", "", str(name))[:64] for name in (entries["host"], platform.node())
         )
         if host == this_host:
-            is_alive = psutil.Process(pid).create_time() == entries["began"]
-            return f"process {pid}" if is_alive else None
+            return f"process {pid}" if is_alive(pid, entries["began"]) else None
         return f"process {pid} on {host}"
-    except (ConfigError, ValueError, KeyError, TypeError, psutil.Error):
+    except (ConfigError, ValueError, KeyError, TypeError):
         return None
+
+
+def is_left_behind(folder: Path) -> bool:
+    """Return whether the process that trained in the folder was killed: it did not remove its
+    `.owner`."""
+    return os.path.isfile(folder / _OWNER) and holder(folder) is None
 
 
 def jobs_in_training(folder: Path) -> dict[str, str]:

@@ -238,7 +238,7 @@ def _watch(process: int, began: float, file: Path) -> None:
     while True:
         with suppress(OSError):  # no file: the jobs are not asked to end
             _ask(int(file.read_text() or signal.SIGTERM))
-        if not _is_alive(process, began):
+        if not is_alive(process, began):
             _ask(signal.SIGTERM)
             while _in_job:
                 time.sleep(_POLL_SECONDS)
@@ -246,7 +246,9 @@ def _watch(process: int, began: float, file: Path) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _is_alive(process: int, began: float) -> bool:
+def is_alive(process: int, began: float) -> bool:
+    """Return whether the process of this number, which began at this time, still runs. A zombie
+    does not."""
     import psutil
 
     try:

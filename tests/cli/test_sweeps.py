@@ -18,6 +18,7 @@ from runner.run.run_folder import read_json
 from runner.text.quoting import override
 from tests.command_line import BACKENDS, Running, begun, ended, forked, start, together
 from tests.rows import slow_but
+from tests.warm import until
 
 # tune=lr
 
@@ -184,6 +185,34 @@ def test_a_command_beside_another_takes_what_is_left_and_says_who_has_the_rest(
     assert "1 of 2 jobs completed" in second.out
     assert (job / "note.txt").read_text() == "mine"
     once_each(folder, 2, 1200, second.out + out.read_text())
+
+
+def test_a_command_takes_over_what_another_held_when_it_was_killed(tmp_path: Path) -> None:
+    """The second looks again after its own jobs; the job goes on from its checkpoint to the bits of
+    one that was never interrupted."""
+    command = ("-m", "device=cpu", "trainer.max_epochs=30")
+    (whole,) = forked(tmp_path, (*command, "seed=0,1"))
+    folder = tmp_path / "outputs" / "shared"
+    shared = (*command, "output.multirun=outputs/shared")
+    first_files, (out, err) = (tmp_path / "1", tmp_path / "2"), (tmp_path / "3", tmp_path / "4")
+    out.touch()
+    first = begun(tmp_path, *shared, "seed=0", out=first_files[0], err=first_files[1])
+    until(lambda: any(folder.glob("*/checkpoints/last")))
+    os.kill(first, signal.SIGSTOP)
+    try:
+        second = begun(tmp_path, *shared, "seed=0,1", out=out, err=err)
+        until(lambda: f"job 0: seed-0 is skipped: process {first} trains it\n" in out.read_text())
+    finally:
+        os.kill(first, signal.SIGKILL)  # it stays a zombie, which trains nothing either
+    assert ended(second, err) == 0
+    assert ended(first, first_files[1]) == 128 + signal.SIGKILL
+    said = out.read_text()
+    assert "job 0: seed-0 is taken over: the process that trained it was killed\n" in said
+    assert said.count("job 1: ") == 1
+    assert "2 of 2 jobs completed" in said
+    assert err.read_text() == ""
+    found, expected = (hashes(path).values() for path in (folder, tmp_path / whole.folder))
+    assert sorted(found) == sorted(expected)
 
 
 # The command that goes on, which is printed for copying
