@@ -306,19 +306,22 @@ def mounted(place: Path, *options: str) -> Iterator[None]:
 
 def full(here: Path, backend: str, draw: random.Random) -> None:
     """A disk of 8 MB that is full from some save on: one line with the place and the bytes, the
-    checkpoint before whole."""
+    checkpoint before whole. The run has 8,000 saves, so that it is never over before."""
     with mounted(here / "disk", "-o", "size=8m"):
         log = here / "log.txt"
-        child = start(here, command(backend, root="disk"), log)
+        endless = command(backend, "trainer.max_epochs=3000", root="disk")
+        child = start(here, [said for said in endless if said != "trainer.max_epochs=12"], log)
         runs = here / "disk" / "runs"
         until(lambda: any(runs.glob("*/checkpoints/last")))
         time.sleep(draw.uniform(0, 0.05))
+        os.kill(child, signal.SIGSTOP)
         with (here / "disk" / "filler").open("wb", buffering=0) as file:
             try:
                 while True:
                     file.write(bytes(4096))
             except OSError:
                 pass
+        os.kill(child, signal.SIGCONT)
         ended = wait(child, log)
         assert ended.status == 1, ended.output
         (folder,) = runs.glob("*")
