@@ -13,7 +13,7 @@ from runner.cli import (
     startup,  # noqa: F401  # records when the process began
 )
 from runner.cli.overrides import explained
-from runner.errors import ConfigError, RunError, few_lines
+from runner.errors import ConfigError, RunError, few_lines, memory_errors
 from runner.text.console import steady
 
 
@@ -27,7 +27,8 @@ def main() -> int:
     process.tune()
     signal.signal(signal.SIGTERM, _exit)  # until training installs its own handler
     try:
-        return commands.execute(sys.argv[1:])
+        with memory_errors():
+            return commands.execute(sys.argv[1:])
     except ConfigError as error:
         return _fail(error, 2)
     except (HydraException, OmegaConfBaseException, RecursionError) as error:

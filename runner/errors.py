@@ -1,6 +1,7 @@
 """The two kinds of errors of a run, each shown to the user in one line."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -27,6 +28,30 @@ class RunError(TwinrunError):
 
 # Keys that may keep a run from diverging
 IF_DIVERGED = "a lower optimizer.lr or trainer.gradient_clip_norm may help"
+
+
+# the out-of-memory errors of Python, NumPy and the frameworks
+_MEMORY = ("OutOfMemoryError", "ResourceExhaustedError", "MemoryError", "ArrayMemoryError")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    text = str(error)
+    is_named = type(error).__name__ in _MEMORY
+    return is_named or "can't allocate memory" in text or "bad_alloc" in text
+
+
+@contextmanager
+def memory_errors(
+    what: str = "", advice: str = "end other programs or use a machine with more memory"
+) -> Iterator[None]:
+    """Turn an error for lack of memory in the block into a RunError: `what` ran out of memory, and
+    what to do."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(f"out of memory{what} ({type(error).__name__}); {advice}") from error
 
 
 def closest(value: object, allowed: Iterable[str]) -> str | None:

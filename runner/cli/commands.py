@@ -28,7 +28,7 @@ from runner.cli.overrides import is_search, job_names, jobs, parse_overrides, wi
 from runner.cli.startup import process_start
 from runner.config.conf_folder import bases, defaults, groups
 from runner.config.schema import Config, marked, parse, sha256
-from runner.errors import ConfigError, RunError, few_lines, nearest, show
+from runner.errors import ConfigError, RunError, few_lines, memory_errors, nearest, show
 from runner.machine import threads
 from runner.run import checkpoint, run_folder, signals
 from runner.run.saved import Run, config_of, refuse_links, set_keys
@@ -300,9 +300,8 @@ def _find_lr(request: Request) -> int:
         check(frozen.values)  # check all jobs before the first one trains
     statuses = []
     for i, (name, frozen) in enumerate(zip(names, request.frozen, strict=True)):
-        if request.is_multirun:
-            print(f"job {i}: {name}", flush=True)
-        statuses.append(find_lr(frozen.values))
+        heading = f"job {i}: {name}" if request.is_multirun else None
+        statuses.append(find_lr((frozen.values, heading)))
     return max(statuses)
 
 
@@ -481,7 +480,8 @@ def _train_claimed(job: Any, claim: multirun.Claim) -> int:
         else:
             refuse_links(claim.path, "output.multirun")
             run_folder.restart(claim.path)
-        return train(job)
+        with memory_errors():
+            return train(job)
     except (ConfigError, RunError, OSError) as error:
         with suppress(RunError, OSError):  # a full disk cannot hold the record either
             refuse(job, error)
@@ -609,7 +609,8 @@ def _evaluate(run: Run, _: Any) -> int:
 def _predict(run: Run, source: Any) -> int:
     from runner.tasks.predict import predict
 
-    return predict(run, str(source))
+    with memory_errors(" in task=predict", "split data.path into files of fewer rows"):
+        return predict(run, str(source))
 
 
 def _export(run: Run, _: Any) -> int:

@@ -31,8 +31,10 @@ def check(values: Mapping[str, Any]) -> None:
     run_folder.check(root, "output.root", root)
 
 
-def find_lr(values: Mapping[str, Any]) -> int:
-    """Run the test. `values` is the composed config. Return 1 if the loss never falls, else 0."""
+def find_lr(request: tuple[Mapping[str, Any], str | None]) -> int:
+    """Run the test of a composed config, below a heading that is printed once its folder is made.
+    Return 1 if the loss never falls, else 0."""
+    values, heading = request
     config = parse(_range_test(values))
     with capture() as (console, captured), Signals() as signals:
         prepared = plan(config)
@@ -41,6 +43,8 @@ def find_lr(values: Mapping[str, Any]) -> int:
         if backend.can_use_threads(prepared.model.threads):
             root = Path(config.output.root) / "find_lr"
             path = run_folder.create(root, f"{run_folder.timestamp()}_{config.backend}")
+            if heading is not None:
+                console.say(heading)
             captured.into(path / "run.log")
             run_folder.write_config(path, values)
             for warning in prepared.data.warnings:
@@ -56,7 +60,7 @@ def find_lr(values: Mapping[str, Any]) -> int:
                 console.say(f"interrupted after {len(losses)} updates: nothing is suggested")
                 return 128 + signals.received
             return _report(config, path, rates, losses, console)
-    return other_process.run(find_lr, values, prepared.model.threads)
+    return other_process.run(find_lr, request, prepared.model.threads)
 
 
 def _range_test(values: Mapping[str, Any]) -> dict[str, Any]:

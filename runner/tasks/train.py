@@ -13,7 +13,7 @@ from runner.components.optimizers import Custom
 from runner.config.given import Given, objects
 from runner.config.schema import Config, sha256
 from runner.data.order import Chunks, Order
-from runner.errors import IF_DIVERGED, ConfigError, RunError, one_line
+from runner.errors import IF_DIVERGED, ConfigError, RunError, is_out_of_memory, one_line
 from runner.errors import show as show_value
 from runner.machine import devices
 from runner.plan import Plan, plan
@@ -391,14 +391,10 @@ def _updates(
     return result
 
 
-# the out-of-memory errors of the frameworks and of NumPy
-_MEMORY = ("OutOfMemoryError", "ResourceExhaustedError", "MemoryError", "ArrayMemoryError")
-
-
 def why_failed(error: Exception, config: Config) -> str:
     """Format an error that ended the training, in one line."""
     name, text = type(error).__name__, one_line(error)
-    if name in _MEMORY or "can't allocate memory" in text or "bad_alloc" in text:
+    if is_out_of_memory(error):
         trainer = config.trainer
         return (
             f"RunError: out of memory with trainer.batch_size={trainer.batch_size} ({name}); "

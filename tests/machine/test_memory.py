@@ -1,14 +1,20 @@
 """Sizes that no machine holds are refused in one line, with nothing written and before anything is
 allocated."""
 
+import json
 import re
+import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from runner.errors import ConfigError
+from runner import dispatcher
+from runner.__main__ import main
+from runner.errors import ConfigError, memory_errors
 from runner.machine import memory
-from tests.command_line import forked
+from tests.command_line import Finished, forked
 from tests.training import prepare
 
 OUT = "{layer: dense, units: outputs}"
@@ -106,3 +112,68 @@ def test_the_least_memory_is_that_of_the_largest_thing(
     monkeypatch.setattr(memory, "memory", lambda: least - 1)
     with pytest.raises(ConfigError, match="of memory"):
         prepare(overrides)
+
+
+class Full:
+    """A backend without memory, which a test cannot bring about."""
+
+    def can_use_threads(self, num: int) -> bool:
+        return True
+
+    def train(self, *_: Any) -> None:
+        raise MemoryError("17 GiB")
+
+    predict = measure = export = train
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        (["task=evaluate"], ""),
+        (["task=export", "format=torch"], ""),
+        (["task=predict", "data.path=rows.csv"], " in task=predict"),
+    ],
+)
+def test_memory_that_runs_out_in_a_task_is_one_line(
+    task: list[str],
+    said: str,
+    finished: dict[str, Finished],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(finished["lightning"].path, tmp_path / "run", symlinks=True)
+    columns = [f"pixel_{row}_{column}" for row in range(8) for column in range(8)]
+    (tmp_path / "rows.csv").write_text(f"{','.join(columns)}\n{','.join('0' * 64)}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dispatcher, "load", lambda *_, **__: Full())
+    monkeypatch.setattr(sys, "argv", ["runner", *task, "run=run"])
+    assert main() == 1
+    out, err = capfd.readouterr()
+    advice = (
+        "split data.path into files of fewer rows"
+        if said
+        else "end other programs or use a machine with more memory"
+    )
+    assert (out, err) == ("", f"error: out of memory{said} (MemoryError); {advice}\n")
+
+
+def test_memory_that_runs_out_before_a_job_trains_is_one_line_and_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("runner.tasks.train.plan", full)
+    monkeypatch.setattr(sys, "argv", ["runner", "-m", "seed=0,1"])
+    assert main() == 1
+    said = "out of memory (MemoryError); end other programs or use a machine with more memory"
+    assert capfd.readouterr().err == f"error: {said}\n" * 2
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/*/*/*/result.json")]
+    assert [result["error"] for result in results] == [said] * 2
+
+
+def test_other_errors_are_not_called_out_of_memory() -> None:
+    with pytest.raises(ValueError, match="5 GiB"), memory_errors():
+        raise ValueError("5 GiB")

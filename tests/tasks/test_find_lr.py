@@ -188,6 +188,23 @@ def test_an_error_of_the_framework_is_one_line_and_its_traceback_is_in_the_log(
     assert "MemoryError: 17 GiB" in Path(log.removeprefix("traceback in ")).read_text()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc takes no files")
+def test_a_folder_that_cannot_be_made_is_the_only_thing_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        sys, "argv", ["runner", "-m", "task=find_lr", "seed=0,1", "output.root=/proc/x"]
+    )
+    assert main() == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err == (
+        "error: output.root must be a folder that can be written to; /proc/x/find_lr: "
+        "No such file or directory\n"
+    )
+
+
 def test_what_fails_and_what_is_interrupted_say_so(tmp_path: Path) -> None:
     """The very first update throws the weights away."""
     (done,) = forked(
