@@ -27,6 +27,35 @@ from runner.data.dataset import (
 from runner.errors import ConfigError, nearest, one_line, show, show_path
 from runner.section import Fraction, Index, Mark, OwnCode, Section
 
+Channels = Literal["last", "first"]
+
+
+def check_channels(shape: Sequence[int], channels: Channels, source: str) -> None:
+    """Refuse `channels: first` for rows that are no images."""
+    if channels == "first" and len(shape) != 4:
+        raise ConfigError(
+            f"data.channels must be last if x is not [N, C, H, W], got first and {source} with the "
+            f"shape {list(shape)}"
+        )
+
+
+def channels_last(x: np.ndarray) -> np.ndarray:
+    """[N, C, H, W] -> [N, H, W, C], without a copy."""
+    return np.moveaxis(x, 1, -1)
+
+
+def seems_channels_first(shape: Sequence[int], channels: Channels, source: str) -> tuple[str, ...]:
+    """Warn of rows [1 or 3, S, S], S > 3, which are probably images with the channels first."""
+    if channels == "first" or len(shape) != 4:
+        return ()
+    _, first, height, width = shape
+    if first not in (1, 3) or height != width or height <= 3:
+        return ()
+    return (
+        f"{source}: rows of x have the shape {list(shape[1:])}; if these are {first} channels of "
+        f"{height} x {width} pixels, set data.channels=first",
+    )
+
 
 class Rows(Section):
     """The keys of data whose rows are split here."""
@@ -78,14 +107,22 @@ class _File(Rows):
 
 
 class NPZ(_File):
-    """An NPZ file with arrays `x` [N, ...] (numbers; images channels last) and `y`: for
-    classification labels (integers [N]; the classes are their distinct values), for regression
-    targets ([N] or [N, C]). `standardize` scales by the training rows."""
+    """An NPZ file with arrays `x` [N, ...] (numbers) and `y`: for classification labels (integers
+    [N]; the classes are their distinct values), for regression targets ([N] or [N, C]).
+    `standardize` scales by the training rows. Images are [N, H, W, C]; with `channels: first` the
+    file has [N, C, H, W], and the rows become [H, W, C]."""
 
     name: Literal["npz"]
+    channels: Channels
 
     def load(self) -> Dataset:
-        return self._of_arrays(self.path, *read_npz(regular_file(self.path), "x", "y"))
+        x, y = read_npz(regular_file(self.path), "x", "y")
+        check_channels(x.shape, self.channels, self.path)
+        if self.channels == "first":
+            x = np.ascontiguousarray(channels_last(x))
+        data = self._of_arrays(self.path, x, y)
+        hint = seems_channels_first(x.shape, self.channels, self.path)
+        return replace(data, warnings=(*hint, *data.warnings))
 
 
 class Custom(Rows, OwnCode):

@@ -21,7 +21,16 @@ from runner.data.dataset import (
     num_held_out,
     split_rows,
 )
-from runner.data.files import as_targets, locate, numbers_as_labels, unscaled
+from runner.data.files import (
+    Channels,
+    as_targets,
+    channels_last,
+    check_channels,
+    locate,
+    numbers_as_labels,
+    seems_channels_first,
+    unscaled,
+)
 from runner.errors import ConfigError, one_line
 from runner.section import Count, Fraction, Index, Mark, Section
 
@@ -36,7 +45,8 @@ class FileRows:
     files: tuple[Path, ...]
     starts: np.ndarray  # int64[files], the number of the first row of each file
     rows: np.ndarray  # int64[N], the numbers of these rows among all rows, in order
-    row_shape: tuple[int, ...]
+    stored_shape: tuple[int, ...]  # of a row in the files
+    channels: Channels
     dtype: np.dtype
     extent: tuple[float, float]  # smallest and largest value in the files
     sha256: str  # hash of the files' values
@@ -48,6 +58,12 @@ class FileRows:
     def largest(self) -> float:
         """The largest absolute value in the files."""
         return max(-self.extent[0], self.extent[1])
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of a row as it is read."""
+        first, rest = self.stored_shape[:1], self.stored_shape[1:]
+        return (*rest, *first) if self.channels == "first" else self.stored_shape
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,7 +84,8 @@ class FileRows:
         for i in np.unique(file_of):
             positions = np.flatnonzero(file_of == i)
             positions = positions[np.argsort(rows[positions])]
-            values[positions] = _mapped(self.files[i])[rows[positions] - self.starts[i]]
+            stored = _mapped(self.files[i])[rows[positions] - self.starts[i]]
+            values[positions] = channels_last(stored) if self.channels == "first" else stored
         return values
 
     def blocks(self) -> Iterator[np.ndarray]:
@@ -79,14 +96,15 @@ class FileRows:
 
 
 class NPY(Section):
-    """A folder with `x.npy` [N, ...] (numbers; images channels last) and `y.npy` (as in data=npz),
-    or with parts of them: `x_0.npy`, `y_0.npy`, `x_1.npy`, ...
+    """A folder with `x.npy` [N, ...] (numbers) and `y.npy`, or with parts of them: `x_0.npy`,
+    `y_0.npy`, `x_1.npy`, ... y, and images with `channels`, are as in data=npz.
 
     Only y is held in memory. Rows of x are read during training, one chunk ahead. `memory_mb` (in
     2^20 bytes) limits the memory of these rows, three chunks."""
 
     name: Literal["npy"]
     path: Annotated[str, Mark(on_run=True)]
+    channels: Channels
     task: Task
     val_fraction: Fraction
     test_fraction: Fraction
@@ -130,12 +148,20 @@ class NPY(Section):
         starts = np.cumsum([0, *(len(x) for x in arrays)])
         if starts[-1] == 0:
             raise ConfigError(f"{self.path} holds no rows")
+        check_channels(arrays[0].shape, self.channels, self.path)
         extent, sha256 = _scan(files, arrays)
         y, classes = as_targets(y, self.task, self.path)
         check_finite("y", y, self.path)
         rows = np.arange(len(y))
         all_rows = FileRows(
-            tuple(files), starts[:-1], rows, arrays[0].shape[1:], arrays[0].dtype, extent, sha256
+            files=tuple(files),
+            starts=starts[:-1],
+            rows=rows,
+            stored_shape=arrays[0].shape[1:],
+            channels=self.channels,
+            dtype=arrays[0].dtype,
+            extent=extent,
+            sha256=sha256,
         )
         held_out = num_held_out(len(y), self.val_fraction, self.test_fraction, self.path)
         train, val, test = (
@@ -148,7 +174,9 @@ class NPY(Section):
         check_classes(data, self.path)
         remedy = "save them scaled, or begin model.layers with {layer: batch_norm}"
         label_warnings = numbers_as_labels(f"{self.path}: y", len(y), classes)
-        return replace(data, warnings=(*unscaled(all_rows, self.path, remedy), *label_warnings))
+        hint = seems_channels_first(arrays[0].shape, self.channels, self.path)
+        scaled = unscaled(all_rows, self.path, remedy)
+        return replace(data, warnings=(*hint, *scaled, *label_warnings))
 
 
 def _parts(folder: Path) -> list[Path]:

@@ -20,8 +20,10 @@ from runner.config.conf_folder import defaults, with_schedule_defaults
 from runner.config.given import Given
 from runner.config.schema import Config, LayerModel, parse, sha256
 from runner.data.dataset import Scaling, changed, check_finite
+from runner.data.files import NPZ, channels_last
 from runner.data.ranges import far_outside
 from runner.data.source import Batch
+from runner.data.stream import NPY
 from runner.errors import ConfigError, nearest, show
 from runner.plan import Plan, evaluate, model_spec, plan
 from runner.run import checkpoint, run_folder
@@ -241,6 +243,17 @@ class Run:
         """data.json: names, shapes and scalings of the training data, not the rows."""
         return data_of(self.folder)
 
+    @property
+    def _has_channels_first(self) -> bool:
+        data = self.config.data
+        return isinstance(data, NPZ | NPY) and data.channels == "first"
+
+    @property
+    def raw_shape(self) -> list[int]:
+        """The shape of a row in the data's file."""
+        shape: list[int] = self.data["input_shape"]
+        return [shape[-1], *shape[:-1]] if self._has_channels_first else shape
+
     @cached_property
     def model_spec(self) -> ModelSpec:
         """The run's model, with the number of threads in training. Does not need the data."""
@@ -332,11 +345,12 @@ class Run:
                 )
             x = x[data["features"]]
         values = np.asarray(x)
-        if list(values.shape[1:]) != data["input_shape"]:
+        if list(values.shape[1:]) != self.raw_shape:
             raise ConfigError(
                 f"a row of x has shape {list(values.shape[1:])}; the run was trained on "
-                f"{data['input_shape']}"
+                f"{self.raw_shape}"
             )
+        values = channels_last(values) if self._has_channels_first else values
         check_finite("x", values, "the new rows")
         if far := far_outside(values, data, self.folder / "data.json"):
             console.warn(

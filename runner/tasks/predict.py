@@ -57,7 +57,7 @@ def _rows(source: str, run: Run) -> tuple[Path, np.ndarray, list[str] | None]:
     is_table = source.lower().endswith((".csv", ".npz"))
     if not isinstance(run.config.data, ImageFolder) or (is_table and not Path(source).is_dir()):
         path = regular_file(source)
-        return path, _read(path, run.data), None
+        return path, _read(path, run), None
     root, mode = locate(source, "folder")
     files = [*below(root)] if stat.S_ISDIR(mode) else [root]
     if not files:
@@ -65,19 +65,19 @@ def _rows(source: str, run: Run) -> tuple[Path, np.ndarray, list[str] | None]:
     x = read_images(
         files, run.config.data.size, "grey" if run.data["input_shape"][2] == 1 else "rgb"
     )
-    _check_shape(root, x, run.data)
+    _check_shape(root, x, run.raw_shape)
     return root, x, [str(file.relative_to(root)) if file != root else file.name for file in files]
 
 
-def _read(path: Path, description: dict[str, Any]) -> np.ndarray:
-    """Read the rows and check their columns and shape.  # float64[N, *input_shape]"""
-    shape = tuple(description["input_shape"])
+def _read(path: Path, run: Run) -> np.ndarray:
+    """Read the rows and check their columns and shape.  # float64[N, *raw_shape]"""
+    shape = run.raw_shape
     if path.suffix.lower() == ".npz":
         (x,) = read_npz(path, "x")
         x = as_float(x, "x", path)
     elif path.suffix.lower() == ".csv":
         table = read_csv(path)
-        features = description["features"] or table.header
+        features = run.data["features"] or table.header
         missing = [name for name in features if name not in table.header]
         if missing:
             raise ConfigError(
@@ -88,12 +88,12 @@ def _read(path: Path, description: dict[str, Any]) -> np.ndarray:
             x = x.reshape(-1, *shape)
     else:
         raise ConfigError(f"data.path must end in .csv or .npz, got {path}")
-    _check_shape(path, x, description)
+    _check_shape(path, x, shape)
     return x
 
 
-def _check_shape(path: Path, x: np.ndarray, description: dict[str, Any]) -> None:
-    found, wanted = list(x.shape[1:]), description["input_shape"]
+def _check_shape(path: Path, x: np.ndarray, wanted: list[int]) -> None:
+    found = list(x.shape[1:])
     if found != wanted:
         raise ConfigError(f"{path}: a row has shape {found}; the run was trained on {wanted}")
 

@@ -18,6 +18,8 @@ from runner.config.schema import parse
 from runner.data import Dataset, Split
 from runner.errors import ConfigError
 from runner.random import permutation
+from tests.command_line import BACKENDS, forked
+from tests.rows import slow_but
 from tests.training import prepare
 
 
@@ -733,3 +735,71 @@ def test_targets_without_a_column_are_refused(tmp_path: Path) -> None:
         ConfigError, match=r"y must hold a target per row, got the shape \[20, 0\]$"
     ):
         config.data.load()
+
+
+def test_images_with_the_channels_first_are_read_as_the_same_images(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((20, 5, 4, 3))
+    first = np.stack([np.stack([row[:, :, c] for c in range(3)]) for row in x])
+    last = dataset(*write_npz(tmp_path / "last.npz", x=x, y=LABELS))
+    read = write_npz(tmp_path / "first.npz", x=first, y=LABELS)
+    assert dataset(*read, "data.channels=first").description() == last.description()
+    assert dataset(*read).input_shape == (3, 5, 4)
+    with pytest.raises(
+        ConfigError,
+        match=r"data\.channels must be last if x is not \[N, C, H, W\], got first and .*flat\.npz "
+        r"with the shape \[20, 3\]",
+    ):
+        dataset(*write_npz(tmp_path / "flat.npz", x=rows(), y=LABELS), "data.channels=first")
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_warned"),
+    [
+        ((20, 3, 8, 8), True),
+        ((20, 1, 8, 8), True),
+        ((20, 8, 8, 3), False),
+        ((20, 2, 8, 8), False),
+        ((20, 3, 8, 7), False),
+        ((20, 3, 3, 3), False),
+        ((20, 3, 8), False),
+    ],
+)
+def test_rows_that_seem_to_have_the_channels_first_are_warned_of(
+    tmp_path: Path, shape: tuple[int, ...], is_warned: bool
+) -> None:
+    data = dataset(*write_npz(tmp_path / "a.npz", x=np.ones(shape), y=LABELS))
+    assert data.warnings == (
+        (
+            f"{tmp_path}/a.npz: rows of x have the shape {list(shape[1:])}; if these are "
+            f"{shape[1]} channels of 8 x 8 pixels, set data.channels=first",
+        )
+        if is_warned
+        else ()
+    )
+
+
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "keras"))
+def test_predictions_take_rows_with_the_channels_first(tmp_path: Path, backend: str) -> None:
+    """A run on the file with the channels first and one on the other file are the same run."""
+    x = np.random.default_rng(0).random((60, 8, 8, 3))
+    np.savez(tmp_path / "last.npz", x=x, y=np.arange(60) % 4)
+    np.savez(tmp_path / "first.npz", x=x.transpose(0, 3, 1, 2), y=np.arange(60) % 4)
+    common = ("data=npz", f"backend={backend}", "device=cpu", "trainer.max_epochs=1")
+    runs = forked(
+        tmp_path,
+        (*common, "data.path=last.npz"),
+        (*common, "data.path=first.npz", "data.channels=first"),
+    )
+    assert [done.err for done in runs] == ["", ""]
+    files = ("last.npz", "first.npz")
+    tasks = [
+        ("task=predict", f"run={done.folder}", f"data.path={file}")
+        for done, file in zip(runs, files, strict=True)
+    ]
+    assert [done.err for done in forked(tmp_path, *tasks)] == ["", ""]
+    found = [np.load(tmp_path / done.folder / "predictions.npz")["outputs"] for done in runs]
+    assert np.array_equal(*found)
+    (refused,) = forked(tmp_path, (*tasks[1][:2], "data.path=last.npz"))
+    assert refused.err == (
+        "error: last.npz: a row has shape [8, 8, 3]; the run was trained on [3, 8, 8]\n"
+    )

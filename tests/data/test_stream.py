@@ -62,6 +62,24 @@ def test_rows_come_from_the_file_they_are_in_in_the_order_asked_for(tmp_path: Pa
     np.testing.assert_array_equal(parts.train.y[order], Y[parts.train.x.rows[order]])
 
 
+def test_images_with_the_channels_first_are_read_as_the_same_images(tmp_path: Path) -> None:
+    x = np.random.default_rng(2).random((210, 5, 4, 3))
+    last = dataset(*write(tmp_path / "last", x=x))
+    read = write(tmp_path / "first", 100, 110, x=x.transpose(0, 3, 1, 2))
+    first = dataset(*read, "data.channels=first")
+    assert first.input_shape == last.input_shape == (5, 4, 3)
+    order = np.array([100, 3, 3, 77, 0])
+    np.testing.assert_array_equal(first.train.x[order], last.train.x[order])
+    assert dataset(*read).warnings == ()
+    square = write(tmp_path / "square", x=np.ones((210, 3, 8, 8)))
+    (warning,) = dataset(*square).warnings
+    assert warning.endswith("3 channels of 8 x 8 pixels, set data.channels=first")
+    with pytest.raises(
+        ConfigError, match=r"data\.channels must be last if x is not \[N, C, H, W\]"
+    ):
+        dataset(*write(tmp_path / "flat", x=X[:, 0]), "data.channels=first")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "more",
