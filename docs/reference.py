@@ -91,7 +91,10 @@ def _choice(section: Any, tag: str, prefix: str, beside: Mapping[str, Any]) -> l
     schema = section.model_json_schema()
     lines = _docstring(section)
     for key, prop in _properties(schema).items():
-        if key != tag:
+        inner = _section(prop, schema) if prefix else None
+        for name, value in (inner or {}).get("properties", {}).items():
+            lines += _item(f"{prefix}{key}.{name}", value, beside.get(f"{key}.{name}"), schema)
+        if key != tag and inner is None:
             lines += _item(f"{prefix}{key}", prop, beside.get(key), schema)
     return [*lines, ""]
 

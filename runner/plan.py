@@ -18,6 +18,7 @@ from runner.components.layers import Network, Shape, needs_images, network
 from runner.components.twins import TwinNetwork
 from runner.config.schema import Config, CustomModel, LayerModel, ObjectModel, TwinModel
 from runner.data import Dataset, Split, load
+from runner.data.augment import Augment, augmented
 from runner.data.dataset import Task, check_range
 from runner.data.order import Chunks, Order
 from runner.data.source import Batch, Field
@@ -103,7 +104,7 @@ class Plan:
         """Return the run's spec: tables of every step, and training rows in the run's dtype."""
         trainer, model = self.config.trainer, self.model
         fields = {"y": losses.targets(self.loss, self.data.train.y, model.dtype)}
-        if not self.data.streams:
+        if "x" not in self._streamed:
             fields["x"] = np.ascontiguousarray(self.data.train.x, dtype=model.dtype)
         return RunSpec(
             **vars(model),
@@ -251,11 +252,28 @@ class Plan:
 
     @property
     def _streamed(self) -> dict[str, Field]:
-        """The fields of the training rows that are not in memory, in the run's dtype."""
-        return {"x": Field(self.network.input_shape, self.model.dtype)} if self.data.streams else {}
+        """The fields of the training rows that come with the chunks, in the run's dtype."""
+        if not self.data.streams and self.augment is None:
+            return {}
+        return {"x": Field(self.network.input_shape, self.model.dtype)}
 
-    def _read(self, rows: np.ndarray) -> Batch:
+    @property
+    def augment(self) -> Augment | None:
+        """The random changes of the training images; None if there are none."""
+        return augment_of(self.config)
+
+    @cached_property
+    def _train_x(self) -> np.ndarray:
+        """The training images in memory, in the run's dtype, before they are augmented."""
+        return np.ascontiguousarray(self.data.train.x, dtype=self.model.dtype)
+
+    def _read(self, rows: np.ndarray, epoch: int) -> Batch:
         """Read the streamed fields of some training rows.  # int64[n] -> [n, ...] each"""
+        if self.augment is not None:
+            images, num, seed = self._train_x[rows], len(self.data.train), self.config.seed
+            black, scaling = np.zeros(images.shape[-1]), self.data.x_scaling
+            black = scaling.apply(black) if scaling else black
+            return {"x": augmented(images, self.augment, black, rows, num, seed, epoch)}
         batch, fields = self.data.train.read(rows), self._streamed.items()
         return {name: batch[name].astype(field.dtype, copy=False) for name, field in fields}
 
@@ -270,6 +288,7 @@ class Plan:
 def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
     """Plan a run, or refuse it. `like` is the data.json of a run; it names the data's columns."""
     data = _data(config, like)
+    _check_augment(config, data)
     loss = losses.choose(config.loss, data.task, len(data.classes))
     example = _example(config, data)
     model = model_spec(
@@ -390,6 +409,36 @@ def _data(config: Config, like: Mapping[str, Any] | None) -> Dataset:
     return data.as_images()
 
 
+def augment_of(config: Config) -> Augment | None:
+    """Return the random changes of the training images that the config asks for."""
+    augment = getattr(config.data, "augment", None)
+    return augment if isinstance(augment, Augment) and augment.is_on else None
+
+
+def _check_augment(config: Config, data: Dataset) -> None:
+    """Refuse to augment rows that are no images, or that have another scale at each pixel."""
+    augment = augment_of(config)
+    if augment is None:
+        return
+    shape = data.input_shape
+    if len(shape) != 3:
+        hint = "; data.images=true makes them images" if data.image_shape else ""
+        raise ConfigError(
+            f"data.augment needs rows that are images, [H, W, C], got {list(shape)}{hint}"
+        )
+    for key in ("crop", "shift"):
+        if getattr(augment, key) >= min(shape[:2]):
+            raise ConfigError(
+                f"data.augment.{key} must be less than the sides of the images, {shape[0]} and "
+                f"{shape[1]} pixels, got {getattr(augment, key)}"
+            )
+    if data.x_scaling is not None and data.x_scaling.offset.ndim != 1:
+        raise ConfigError(
+            "data.augment needs one scale for all pixels, got data.standardize=true, which scales "
+            "each pixel by itself; scale x in the file, and set data.standardize=false"
+        )
+
+
 def _order(config: Config, num_rows: int) -> Order:
     """Return the order of the whole run. It ends at max_steps or max_epochs, whichever is
     sooner."""
@@ -407,6 +456,10 @@ def _refuse_exact(config: Config, data: Dataset) -> None:
         raise ConfigError(
             "trainer.on_nonfinite=skip is not supported with trainer.precision=exact; "
             "use trainer.on_nonfinite=stop"
+        )
+    if augment_of(config) is not None:
+        raise ConfigError(
+            "data.augment is not supported with trainer.precision=exact; leave it out"
         )
     if data.streams:
         raise ConfigError(

@@ -11,6 +11,7 @@ from runner.components.layers import Layer
 from runner.config.conf_folder import files
 from runner.config.explain import sections
 from runner.config.schema import Config, FindLR, Output, Trainer
+from runner.data.augment import Augment
 from runner.section import keys
 
 
@@ -38,6 +39,7 @@ def of_sections() -> dict[type[BaseModel], dict[str, str]]:
         Output: _words("", "config", "output."),
         FindLR: _words("", "config", "find_lr."),
         Trainer: _words("trainer", "default"),
+        Augment: _words("data", "digits", "augment."),
     }
     for kind, section in sections(Layer).items():
         by_class[section] = _words("layer_defaults", "default", f"{kind}.")

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from runner.data.augment import Augment
 from runner.data.dataset import Dataset, split_rows, standardize
 from runner.errors import ConfigError
 from runner.section import Section
@@ -33,6 +34,7 @@ class Digits(Section):
 
     name: Literal["digits"]
     images: Literal["auto"] | bool
+    augment: Augment
 
     def load(self) -> Dataset:
         rows = np.loadtxt(_file("digits.csv.gz"), delimiter=",")

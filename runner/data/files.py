@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 
 from runner import user_code
+from runner.data.augment import Augment
 from runner.data.dataset import (
     Dataset,
     Task,
@@ -114,6 +115,7 @@ class NPZ(_File):
 
     name: Literal["npz"]
     channels: Channels
+    augment: Augment
 
     def load(self) -> Dataset:
         x, y = read_npz(regular_file(self.path), "x", "y")

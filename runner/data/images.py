@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 from pydantic import AfterValidator
 
+from runner.data.augment import Augment
 from runner.data.capacity import memory
 from runner.data.dataset import Dataset, Scaling, Split, num_held_out, split_rows
 from runner.data.files import label_key, locate, read_csv, regular_file, unscaled
@@ -76,6 +77,7 @@ class ImageFolder(Section):
     val_fraction: Fraction
     test_fraction: Fraction
     split_seed: Index
+    augment: Augment
 
     def listing(self) -> Listing:
         """List the files. Raises ConfigError for a folder or table without two classes."""

@@ -25,7 +25,7 @@ class Chunk(NamedTuple):
 
     blocks  # int64[K, A, B], row numbers of whole micro-batches; at an epoch's end a second block
             # int64[1, 1, b] for a short micro-batch
-    fields  # dtype[n, ...] each, in order of use; only fields that are read from files
+    fields  # dtype[n, ...] each, in order of use; only fields that RunSpec.streamed names
     """
 
     first_step: int
@@ -104,7 +104,8 @@ class Chunks:
 
     A chunk has at most `largest` updates. With `adapt`, it also takes about a second at most, so
     that progress, signals and saves are handled in time; the results of a run do not depend on it.
-    With `read`, a chunk has its fields; they are read while the previous chunk trains.
+    With `read`, a chunk has its fields, which may depend on the epoch; they are read while the
+    previous chunk trains.
     """
 
     order: Order
@@ -112,7 +113,8 @@ class Chunks:
     largest: int
     checkpoint_steps: int | None
     adapt: bool
-    read: Callable[[np.ndarray], Batch] | None = None  # int64[n] -> dtype[n, ...] each
+    # row numbers int64[n], epoch -> dtype[n, ...] each
+    read: Callable[[np.ndarray, int], Batch] | None = None
     began: float | None = None  # time.monotonic() at the request of the first chunk
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -140,7 +142,7 @@ class Chunks:
         chunk = self.order.chunk(step, min(num, self._until_event(step)))
         if self.read is None:
             return lambda: chunk
-        rows = reader.submit(self.read, chunk.rows)
+        rows = reader.submit(self.read, chunk.rows, step // self.order.steps_per_epoch)
         return lambda: chunk._replace(fields=rows.result())
 
     def _until_event(self, step: int) -> int:

@@ -150,8 +150,7 @@ def _first_batch(prepared: Plan) -> Batch:
     chunk = next(iter(prepared.chunks(0, None, adapt=False, end=1)))
     rows = np.sort(chunk.blocks[0].ravel())
     spec = prepared.run_spec()
-    batch = prepared.data.train.read(rows) if prepared.data.streams else spec.fields
-    x = batch["x"] if prepared.data.streams else batch["x"][rows]
+    x = prepared.data.train.read(rows)["x"].astype(spec.dtype, copy=False)
     return {"x": np.ascontiguousarray(x, dtype=np.float64), "y": spec.fields["y"][rows]}
 
 

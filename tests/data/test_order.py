@@ -193,17 +193,16 @@ def test_a_run_that_starts_at_or_after_its_end_has_no_chunk(more: int) -> None:
 
 
 def test_a_chunk_brings_its_rows_in_the_shape_of_its_blocks() -> None:
-    """x of row i is (i, i + 1/2): whole micro-batches, then the short one of the epoch's end."""
-    of = order(16, 3, 3, num_epochs=1)
+    """x of row i in epoch e is (i, i + e/2): whole micro-batches, then the short one of the epoch's
+    end."""
+    of = order(16, 3, 3, num_epochs=2)
 
-    def read(rows: np.ndarray) -> Batch:
-        return {"x": np.stack([rows, rows + 0.5], axis=1)}
+    def read(rows: np.ndarray, epoch: int) -> Batch:
+        return {"x": np.stack([rows, rows + epoch / 2], axis=1)}
 
     made = list(Chunks(of, 0, 1000, None, adapt=False, read=read))
-    assert [[part.shape for part in chunk.by_block("x")] for chunk in made] == [
-        [(1, 3, 3, 2)],
-        [(1, 2, 3, 2), (1, 1, 1, 2)],
-    ]
-    for chunk in made:
+    shapes = [[(1, 3, 3, 2)], [(1, 2, 3, 2), (1, 1, 1, 2)]]
+    assert [[part.shape for part in chunk.by_block("x")] for chunk in made] == 2 * shapes
+    for i, chunk in enumerate(made):
         for part, block in zip(chunk.by_block("x"), chunk.blocks, strict=True):
-            np.testing.assert_array_equal(part, np.stack([block, block + 0.5], axis=-1))
+            np.testing.assert_array_equal(part, np.stack([block, block + i // 2 / 2], axis=-1))
