@@ -27,7 +27,6 @@ from runner.config.given import Given
 from runner.config.schema import marked
 from runner.errors import ConfigError, RunError, show
 from runner.report import answer, comparison
-from runner.run.observer import Observer
 from runner.run.resume import Resumed
 from runner.run.resume import resume as read_resumed
 from runner.run.run_folder import PARENTS
@@ -61,7 +60,7 @@ def train(
     schedule: Any = None,
     trusted_modules: Sequence[str] = (),
     config_dir: str | Path | None = None,
-    observers: Sequence[Observer] = (),
+    callbacks: Sequence[Any] = (),
     quiet: bool = False,
 ) -> Run:
     """Train one run, as `python -m runner` does, in this process.
@@ -82,7 +81,8 @@ def train(
             t. All other keys of `schedule` are its arguments.
         trusted_modules: modules whose code a `_target_` of the overrides may name.
         config_dir: a folder of choices, as --config-dir.
-        observers: additional observers, runner.Observer.
+        callbacks: additional callbacks: runner.Observer; on backend=lightning objects of
+            pytorch_lightning.Callback, on backend=keras of keras.callbacks.Callback.
         quiet: print nothing; run.log in the run's folder has everything.
 
     Returns:
@@ -122,7 +122,7 @@ def train(
         if not quiet:  # who passes an object knows what it is
             passed = given.modules()
             user_code.announce([name for name in config.trusted_modules if name not in passed])
-        return _run(request, frozen, given, Path(config.output.root) / "runs", observers, quiet)
+        return _run(request, frozen, given, Path(config.output.root) / "runs", callbacks, quiet)
 
 
 def resume(
@@ -133,7 +133,7 @@ def resume(
     data: Any = None,
     schedule: Any = None,
     trusted_modules: Sequence[str] = (),
-    observers: Sequence[Observer] = (),
+    callbacks: Sequence[Any] = (),
     quiet: bool = False,
 ) -> Run:
     """Resume a run in its folder, as `python -m runner resume=FOLDER` does.
@@ -143,7 +143,7 @@ def resume(
         overrides: keys that may change, such as `"trainer.max_epochs=10"`.
         model: the object that was passed to `train`, if one was; `data` and `schedule` too. Those
             that a `Run` holds need not be passed again.
-        trusted_modules, observers, quiet: as in `train`.
+        trusted_modules, callbacks, quiet: as in `train`.
 
     Returns:
         The run after its last update.
@@ -168,7 +168,7 @@ def resume(
         resumed = read_resumed(folder, parsed, given)
         command = [str(folder), *_shown_call(overrides, given)]
         request = Request(command, parsed, [lines], False, Composer(resumed.config_dir))
-        return _run(request, resumed, given, folder.parent, observers, quiet)
+        return _run(request, resumed, given, folder.parent, callbacks, quiet)
 
 
 @dataclass(frozen=True)
@@ -254,13 +254,13 @@ def _run(
     source: Frozen | Resumed,
     given: Given,
     parent: Path,
-    observers: Sequence[Observer],
+    callbacks: Sequence[Any],
     quiet: bool,
 ) -> Run:
     """Train the run. Return it, or raise how it ended."""
     folders: list[Path] = []
     with _shown(quiet) as stream:
-        call = Call(given, stream, observers, folders.append)
+        call = Call(given, stream, callbacks, folders.append)
         lines = request.lines if isinstance(source, Frozen) else source.overrides
         config_dir = request.composer.config_dir
         job = request.job(source, lines, parent, None, monotonic(), config_dir)

@@ -198,6 +198,11 @@ class Live(Protocol):
 
 
 OnChunk = Callable[[Chunk, Report, Live], bool]  # False ends the training
+OnChunkStart = Callable[[Chunk, Live], None]
+
+
+def ignore(chunk: Chunk, live: Live) -> None:
+    """An OnChunkStart that does nothing."""
 
 
 class Engine(Protocol):
@@ -282,10 +287,20 @@ class Backend(Protocol):
         ...
 
     def train(
-        self, run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk
+        self,
+        run: RunSpec,
+        start: TrainState,
+        chunks: Iterable[Chunk],
+        on_chunk: OnChunk,
+        on_chunk_start: OnChunkStart = ignore,
     ) -> TrainState:
-        """Apply the chunks' updates to `start`; call `on_chunk` after each chunk. Return the state
-        after the last one."""
+        """Apply the chunks' updates to `start`; call `on_chunk_start` before and `on_chunk` after
+        each chunk. Return the state after the last one."""
+        ...
+
+    def observers(self, natives: Mapping[str, Any], has_validation: bool) -> Sequence[Any]:
+        """Return observers that call the framework's callbacks, by their names for errors. Raise
+        ConfigError for what a callback needs and the runner does not do."""
         ...
 
     def predict(self, model: ModelSpec, state: TrainState, rows: Batch) -> np.ndarray:

@@ -19,10 +19,12 @@ from runner.spec import (
     Measured,
     ModelSpec,
     OnChunk,
+    OnChunkStart,
     Report,
     RunSpec,
     Tables,
     TrainState,
+    ignore,
 )
 
 
@@ -31,19 +33,27 @@ def trains(train: Callable[..., TrainState]) -> Callable[..., TrainState]:
 
     @wraps(train)
     def wrapped(
-        run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk
+        run: RunSpec,
+        start: TrainState,
+        chunks: Iterable[Chunk],
+        on_chunk: OnChunk,
+        on_chunk_start: OnChunkStart = ignore,
     ) -> TrainState:
         twin = run.network
         if not isinstance(twin, TwinNetwork):
-            return train(run, start, chunks, on_chunk)
+            return train(run, start, chunks, on_chunk, on_chunk_start)
 
         is_own = isinstance(run.optimizer, Custom)
 
         def on_native_chunk(chunk: Chunk, report: Report, live: Live) -> bool:
             return on_chunk(chunk, report, _Live(live, twin, is_own))
 
+        def on_native_start(chunk: Chunk, live: Live) -> None:
+            on_chunk_start(chunk, _Live(live, twin, is_own))
+
         native_start = native_state(twin, start, is_own)
-        state = train(_native_run(run, twin), native_start, chunks, on_native_chunk)
+        native = _native_run(run, twin)
+        state = train(native, native_start, chunks, on_native_chunk, on_native_start)
         return canonical_state(twin, state, is_own)
 
     return wrapped

@@ -32,6 +32,46 @@ OPEN: Mapping[str, tuple[str, str] | None] = {
     "torchvision.models": None,
     "timm": None,
 }
+# Packages that need an entry in `trusted_modules`, and whose names come from other modules -> the
+# base class of the classes that are allowed.
+_EXPORTING: Mapping[str, tuple[str, str]] = {
+    "keras.callbacks": ("keras.callbacks", "Callback"),
+    "pytorch_lightning.callbacks": ("pytorch_lightning", "Callback"),
+}
+_CHECKPOINTS = "use trainer.checkpoint_every and trainer.keep_checkpoints"
+_AVERAGES = "use optimizer=custom with an optimizer that averages the weights"
+_PROGRESS = "the runner shows its own progress"
+_FREEZING = "use optimizer.groups=[{match: ..., lr_factor: 0}]"
+_STATISTICS = "it needs a logger; metrics.csv and trace.csv have the numbers of a run"
+# Callbacks of the frameworks that do what the runner does, or against it -> what to do instead.
+REPLACED: Mapping[str, str] = {
+    "BackboneFinetuning": _FREEZING,
+    "BackupAndRestore": _CHECKPOINTS,
+    "BaseFinetuning": _FREEZING,
+    "BatchSizeFinder": "use trainer.batch_size",
+    "CSVLogger": "metrics.csv and trace.csv have the numbers of a run",
+    "DeviceStatsMonitor": _STATISTICS,
+    "EarlyStopping": "use trainer.early_stopping_patience",
+    "GradientAccumulationScheduler": "use trainer.accumulate_grad_batches",
+    "History": "metrics.csv has the metrics of each epoch",
+    "LearningRateFinder": "use task=find_lr",
+    "LearningRateMonitor": "trace.csv has the learning rate of each update",
+    "LearningRateScheduler": "use schedule=custom",
+    "ModelCheckpoint": _CHECKPOINTS,
+    "ModelPruning": "pruning is not supported",
+    "ModelSummary": "environment.json and result.json describe the model",
+    "OnExceptionCheckpoint": _CHECKPOINTS,
+    "OrbaxCheckpoint": _CHECKPOINTS,
+    "ProgbarLogger": _PROGRESS,
+    "ProgressBar": _PROGRESS,
+    "ReduceLROnPlateau": "use schedule=plateau",
+    "StochasticWeightAveraging": _AVERAGES,
+    "SwapEMAWeights": _AVERAGES,
+    "TensorBoard": _STATISTICS,
+    "TerminateOnNaN": "use trainer.on_nonfinite=stop",
+    "ThroughputMonitor": _STATISTICS,
+    "WeightAveraging": _AVERAGES,
+}
 _LOADING = ("weights", "pretrained", "checkpoint_path")  # arguments that download or read weights
 # Layers that run or load code that their arguments name.
 _CLOSED = ("Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
@@ -48,7 +88,9 @@ def check(values: Mapping[str, Any]) -> None:
         parts = target.split(".") if isinstance(target, str) else []
         if len(parts) < 2 or not all(part.isidentifier() for part in parts):
             raise ConfigError(f"{key} must be MODULE.CLASS or MODULE.FUNCTION, got {show(target)}")
-        package = open_package(target)
+        package, name = open_package(target), parts[-1]
+        if ".".join(parts[:-1]) in _EXPORTING and name in REPLACED:
+            raise ConfigError(f"{key} must not be {target}: {REPLACED[name]}")
         if package is not None:
             _check_open(path, section, package)
         elif not isinstance(trusted, list) or not any(
@@ -171,7 +213,9 @@ def resolve(target: str) -> Any:
     if not callable(value):
         raise ValueError(f"_target_ must be callable, got {target} of type {type(value).__name__}")
     if package is not None:
-        _check_kind(value, target, package)
+        _check_kind(value, target, OPEN[package], package)
+    elif (exporting := target.rpartition(".")[0]) in _EXPORTING:
+        _check_kind(value, target, _EXPORTING[exporting], exporting)
     elif not _is_in(defined_in := str(getattr(value, "__module__", None)), module):
         raise ValueError(
             f"_target_ must be defined in {module} itself, got {target} of {defined_in}"
@@ -267,10 +311,9 @@ def _check_open(path: str, section: Mapping[str, Any], package: str) -> None:
         )
 
 
-def _check_kind(value: Any, target: str, package: str) -> None:
+def _check_kind(value: Any, target: str, kind: tuple[str, str] | None, package: str) -> None:
     """Refuse modules and helpers of an open package: only its layers, optimizers or models are
     allowed."""
-    kind = OPEN[package]
     if kind is None:
         if isinstance(value, type) or target.rpartition(".")[2].startswith("get_"):
             raise ValueError(f"_target_ must be a function that builds a model, got {target}")

@@ -170,7 +170,7 @@ def test_ctrl_c_saves_and_is_raised(backend: str) -> None:
     whole = quick(backend)
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt) as stopped:
-        quick(backend, "trainer.steps_per_call=1", observers=[Stop(5)])
+        quick(backend, "trainer.steps_per_call=1", callbacks=[Stop(5)])
     assert isinstance(stopped.value, runner.Interrupted)
     assert stopped.value.folder is not None
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
@@ -183,7 +183,7 @@ def test_a_second_ctrl_c_ends_at_once(backend: str) -> None:
     """After update 12, with a checkpoint of update 8: it resumes to the bits of a whole run."""
     whole, handler = quick(backend), signal.getsignal(signal.SIGINT)
     with pytest.raises(runner.Interrupted) as stopped:
-        quick(backend, "trainer.steps_per_call=1", observers=[Stop(12, times=2)])
+        quick(backend, "trainer.steps_per_call=1", callbacks=[Stop(12, times=2)])
     assert signal.getsignal(signal.SIGINT) is handler
     assert stopped.value.folder is not None
     part = runner.load_run(stopped.value.folder)
@@ -196,7 +196,7 @@ def test_another_signal_goes_to_the_handler_of_before() -> None:
     before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     try:
         stop = Stop(5, signal.SIGTERM)
-        run = quick("lightning", "trainer.steps_per_call=1", observers=[stop])
+        run = quick("lightning", "trainer.steps_per_call=1", callbacks=[stop])
     finally:
         signal.signal(signal.SIGTERM, before)
     assert received == [signal.SIGTERM]

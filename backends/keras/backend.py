@@ -1,6 +1,7 @@
 """Implements `runner.spec.Backend` with Keras 3 on TensorFlow."""
 
 from backends.keras import loop
+from backends.keras.callbacks import observers
 from backends.keras.device import can_use_threads, devices, fixed_threads
 from backends.keras.loop import inspect, read_weights
 from backends.keras.objective import check_loss
@@ -26,6 +27,7 @@ __all__ = [
     "measure",
     "name",
     "native_model",
+    "observers",
     "predict",
     "read_weights",
     "trace",

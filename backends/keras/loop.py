@@ -39,11 +39,13 @@ from runner.spec import (
     Measured,
     ModelSpec,
     OnChunk,
+    OnChunkStart,
     Precision,
     Report,
     RunSpec,
     Tables,
     TrainState,
+    ignore,
     read_back,
 )
 
@@ -61,6 +63,7 @@ class Model(keras.Model):
     engine: Any
     chunks: Iterator[Chunk]
     chunk: Chunk  # the last one
+    on_chunk_start: OnChunkStart
 
     def connect(self, run: RunSpec, start: TrainState, dropout_state: layers.DropoutState) -> None:
         """Load the state, build the optimizer, compile."""
@@ -79,6 +82,7 @@ class Model(keras.Model):
 
         def train_function(iterator: Iterator[Any]) -> dict[str, Any]:
             self.chunk = chunk = next(self.chunks)
+            self.on_chunk_start(chunk, self)
             num, blocks = chunk.num_steps, self._padded(chunk, chunk.blocks)
             streamed = {
                 name: self._padded(chunk, chunk.by_block(name)) for name in self.engine.run.streamed
@@ -197,7 +201,11 @@ _last: tuple[RunSpec, Model] | None = None  # the last run of this process, and 
 
 
 def train(
-    run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk
+    run: RunSpec,
+    start: TrainState,
+    chunks: Iterable[Chunk],
+    on_chunk: OnChunk,
+    on_chunk_start: OnChunkStart = ignore,
 ) -> TrainState:
     global _last
     fits = run.threads == device.fixed_threads() or device.can_use_threads(run.threads)
@@ -218,7 +226,7 @@ def train(
             model = _network(run, dropout_state, Model)
             model.connect(run, start, dropout_state)
             _last = run, model
-        model.chunks = iter(chunks)
+        model.chunks, model.on_chunk_start = iter(chunks), on_chunk_start
         without_end = tf.data.Dataset.from_tensors(0).repeat()
         callbacks = [_AfterChunk(on_chunk)]
         model.fit(without_end, epochs=1, verbose=0, shuffle=False, callbacks=callbacks)

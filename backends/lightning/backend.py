@@ -1,6 +1,7 @@
 """Implements `runner.spec.Backend` with PyTorch Lightning."""
 
 from backends.lightning import loop, tracing
+from backends.lightning.callbacks import observers
 from backends.lightning.custom import inspect, read_weights
 from backends.lightning.device import can_use_threads, devices, fixed_threads
 from backends.lightning.objective import check_loss
@@ -26,6 +27,7 @@ __all__ = [
     "measure",
     "name",
     "native_model",
+    "observers",
     "predict",
     "read_weights",
     "trace",

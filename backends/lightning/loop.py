@@ -31,7 +31,18 @@ from runner.components.optimizers import Custom, Group
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
 from runner.data.source import Batch
-from runner.spec import Measured, ModelSpec, OnChunk, Report, RunSpec, Tables, TrainState, read_back
+from runner.spec import (
+    Measured,
+    ModelSpec,
+    OnChunk,
+    OnChunkStart,
+    Report,
+    RunSpec,
+    Tables,
+    TrainState,
+    ignore,
+    read_back,
+)
 
 _PRECISION: dict[str, Any] = {
     "float32": "32-true",
@@ -44,9 +55,16 @@ _PRECISION: dict[str, Any] = {
 class Module(pl.LightningModule):
     """The network, its loss and its optimizer. Implements `runner.spec.Live`."""
 
-    def __init__(self, run: RunSpec, start: TrainState, torch_device: torch.device) -> None:
+    def __init__(
+        self,
+        run: RunSpec,
+        start: TrainState,
+        torch_device: torch.device,
+        on_chunk_start: OnChunkStart,
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self.on_chunk_start = on_chunk_start
         self.run, self.torch_device, self.step = run, torch_device, start.step
         kind: Any = exact.Engine if run.precision == "exact" else native.Engine
         self.engine = kind(run, start, torch_device)
@@ -59,10 +77,11 @@ class Module(pl.LightningModule):
 
     def training_step(self, chunk: Chunk, index: int) -> None:
         """Make the chunk's updates, one after another. Stores the results in `self.report`."""
+        self.on_chunk_start(chunk, self)
         engine = self.engine
         applied, loss_terms, outputs = [], [], []
         logged: dict[str, list[float]] = {}
-        blocks = [[*_batches(fields)] for fields in self._fields(chunk)]
+        blocks = [[*_batches(fields)] for fields in self.fields_of(chunk)]
         counted = [(block, len(block) // chunk.num_steps) for block in blocks]
         for k in range(chunk.num_steps):
             applied.append(self.schedule.read())
@@ -85,7 +104,7 @@ class Module(pl.LightningModule):
         )
         engine.compile_seconds = 0.0
 
-    def _fields(self, chunk: Chunk) -> Iterator[dict[str, Tensor]]:
+    def fields_of(self, chunk: Chunk) -> Iterator[dict[str, Tensor]]:
         """Yield the fields of each block, with one gather per field.  # [K, A, B, ...] each"""
         streamed = {name: chunk.by_block(name) for name in chunk.fields}
         for i, block in enumerate(chunk.blocks):
@@ -181,10 +200,14 @@ def _without_info_messages() -> Iterator[None]:
 @_subnormals_flushed()
 @_without_info_messages()
 def train(
-    run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk
+    run: RunSpec,
+    start: TrainState,
+    chunks: Iterable[Chunk],
+    on_chunk: OnChunk,
+    on_chunk_start: OnChunkStart = ignore,
 ) -> TrainState:
     torch_device = device.resolve(run.device)
-    module = Module(run, start, torch_device)
+    module = Module(run, start, torch_device, on_chunk_start)
     trainer = pl.Trainer(
         **device.trainer_arguments(torch_device),
         precision=_PRECISION[run.precision],

@@ -64,7 +64,7 @@ class Trainer:
         self.current_epoch = self.global_step = 0
         self.max_epochs = self.max_steps = self.num_training_batches = 0
         self.estimated_stepping_batches = 0
-        self.training = self.validating = False
+        self.training = self.validating = self.should_stop = False
         self.callback_metrics: dict[str, Tensor] = {}
         self.logged_metrics = self.progress_bar_metrics = self.callback_metrics
 

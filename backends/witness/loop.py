@@ -16,7 +16,18 @@ from runner.exact import rules
 from runner.exact.layers import Pass
 from runner.exact.network import forward
 from runner.exact.reference import NumPy
-from runner.spec import Measured, ModelSpec, OnChunk, Report, RunSpec, Tables, TrainState, read_back
+from runner.spec import (
+    Measured,
+    ModelSpec,
+    OnChunk,
+    OnChunkStart,
+    Report,
+    RunSpec,
+    Tables,
+    TrainState,
+    ignore,
+    read_back,
+)
 
 
 class _Live:
@@ -71,11 +82,16 @@ def fixed_threads() -> int | None:
 
 
 def train(
-    run: RunSpec, start: TrainState, chunks: Iterable[Chunk], on_chunk: OnChunk
+    run: RunSpec,
+    start: TrainState,
+    chunks: Iterable[Chunk],
+    on_chunk: OnChunk,
+    on_chunk_start: OnChunkStart = ignore,
 ) -> TrainState:
     live = _Live(run, start)
     with threadpool_limits(run.threads, "blas"):
         for chunk in chunks:
+            on_chunk_start(chunk, live)
             if not on_chunk(chunk, live.train(chunk), live):
                 break
     return live.state()

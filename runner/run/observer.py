@@ -25,7 +25,7 @@ class Observer:
     """Observes a run, on rank 0 only. A subclass overrides the events that it needs; `with` opens
     and closes its resources. An observer changes the run's numbers only by ending the run.
 
-    `callbacks=[{_target_: mine.Threshold, value: 0.95}]` in a config, or `observers=[...]` of
+    `callbacks=[{_target_: mine.Threshold, value: 0.95}]` in a config, or `callbacks=[...]` of
     runner.train, adds observers of the user's own. With `trainer.steps_per_call=1` a chunk is one
     update; with `auto` it has up to an epoch's updates.
 
@@ -43,6 +43,9 @@ class Observer:
 
     def __exit__(self, *_: object) -> None: ...
 
+    def on_chunk_start(self, chunk: Chunk, live: Live) -> None:
+        """Called before each chunk."""
+
     def on_chunk(self, chunk: Chunk, report: Report, live: Live) -> bool:
         """Called after each chunk: its first step and rows; its losses, learning rates and outputs;
         the model, as live.state() and live.predict(rows). Return False to end the run."""
@@ -51,6 +54,10 @@ class Observer:
     def on_epoch(self, epoch: Epoch, live: Live) -> bool:
         """Called after the last chunk of an epoch. Return False to end the run."""
         return True
+
+    def on_finish(self, live: Live) -> None:
+        """Called after the last chunk of a run that is complete or that an observer ends, before
+        its last checkpoint. An interrupted run has no such event."""
 
     def on_checkpoint(self, folder: Path) -> None:
         """Called by the thread that writes checkpoints, when one is on the disk."""
@@ -66,3 +73,8 @@ class Observer:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Called before the first event of a run that resumes, with what `state` returned for its
         checkpoint."""
+
+
+def label(observer: Observer) -> str:
+    """Return the name of an observer's class; of a framework's callback, that of its class."""
+    return type(getattr(observer, "native", observer)).__qualname__

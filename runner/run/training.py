@@ -16,7 +16,7 @@ from runner.data.order import Chunk
 from runner.errors import IF_DIVERGED, RunError
 from runner.plan import Plan, evaluate, rows
 from runner.run.checkpoints import Checkpoints
-from runner.run.observer import Epoch, Observer
+from runner.run.observer import Epoch, Observer, label
 from runner.run.progress import Progress
 from runner.run.records import Records
 from runner.run.signals import Signals
@@ -49,7 +49,7 @@ class Training:
         self.plan, self.path, self.console, self.signals = plan, path, console, signals
         self._tables, self._config_sha256, self._started = list(tables), config_sha256, started
         self._additional = {
-            f"{i} {type(observer).__qualname__}": observer for i, observer in enumerate(observers)
+            f"{i} {label(observer)}": observer for i, observer in enumerate(observers)
         }
         self._saved_states = (resumed or {}).get("observers", {})
         self._checkpoint_steps = plan.checkpoint_steps()
@@ -111,6 +111,11 @@ class Training:
             "skipped": self.skipped,
         }
 
+    def on_chunk_start(self, chunk: Chunk, live: Live) -> None:
+        """Implements `runner.spec.OnChunkStart`."""
+        for observer in self.observers:
+            observer.on_chunk_start(chunk, live)
+
     def on_chunk(self, chunk: Chunk, report: Report, live: Live) -> bool:
         """Implements `runner.spec.OnChunk`."""
         order, step = self.plan.order, chunk.first_step + chunk.num_steps
@@ -126,6 +131,9 @@ class Training:
             if not goes_on and not is_finished:
                 self.is_ended = True
                 self.console.say(f"ended by the observer {name.partition(' ')[2]} at step {step}")
+        if is_finished or not all(answers):
+            for observer in self.observers:
+                observer.on_finish(live)
         if (
             is_finished
             or stop

@@ -21,6 +21,7 @@ from runner.run import (
     certificate,
     checkpoint,
     first_weights,
+    native,
     other_process,
     run_folder,
     strict_json,
@@ -42,7 +43,7 @@ class Call:
 
     given: Given
     shown: TextIO  # where lines for the user go
-    observers: Sequence[Observer] = ()
+    callbacks: Sequence[Any] = ()  # runner.Observer, or callbacks of the framework
     on_folder: Callable[[Path], None] = lambda path: None  # gets the run's folder before training
 
 
@@ -82,22 +83,55 @@ class Job:
         run_folder.write_config(path, self.composed)
         return path
 
-    def observers(self) -> list[Observer]:
-        """Make the observers of the config's `callbacks`; those of a call in Python follow."""
-        made = []
+    def callbacks(self) -> dict[str, Any]:
+        """Make the config's `callbacks`; those of a call in Python follow. Return them by name."""
+        made = {}
         for i, callback in enumerate(self.config.callbacks):
+            of = native.backend_of(callback.code)
+            if of not in (None, self.config.backend):  # before it is imported
+                raise ConfigError(
+                    f"callbacks[{i}]._target_ {callback.code} needs backend={of}, got "
+                    f"{self.config.backend}"
+                )
             try:
-                observer = user_code.make(callback.section)
+                made[f"callbacks[{i}]._target_ {callback.code}"] = user_code.make(callback.section)
             except ValueError as error:
                 raise ConfigError(f"callbacks[{i}].{error}") from error
-            if not isinstance(observer, Observer):
+        for i, passed in enumerate(self.call.callbacks if self.call else (), len(made)):
+            made[f"callbacks[{i}] {type(passed).__qualname__}"] = passed
+        return made
+
+    def observers(self, prepared: Plan, backend: Backend) -> list[Observer]:
+        """Return the run's callbacks as observers. Raise ConfigError for one that cannot work."""
+        made = self.callbacks()
+        natives = {}
+        for name, callback in made.items():
+            of = native.framework_of(callback)
+            if of is not None and of != self.config.backend:
                 raise ConfigError(
-                    f"callbacks[{i}]._target_ {callback.code} must make a runner.Observer, got "
-                    f"{type(observer).__module__}.{type(observer).__qualname__}"
+                    f"{name} is a callback of {of.capitalize()}, which needs backend={of}, got "
+                    f"{self.config.backend}"
                 )
-            made.append(observer)
-        observers = [*made, *(self.call.observers if self.call else ())]
+            if of is not None:
+                natives[name] = callback
+            elif not isinstance(callback, Observer):
+                raise ConfigError(
+                    f"{name} must make a runner.Observer or a callback of the framework, got "
+                    f"{type(callback).__module__}.{type(callback).__qualname__}"
+                )
+        if natives and self.config.trainer.precision == "exact":
+            raise ConfigError(
+                f"{next(iter(natives))} needs trainer.precision=float32, float64 or bf16-mixed, "
+                f"got exact; a runner.Observer can observe an exact run"
+            )
+        wrapped = backend.observers(natives, len(prepared.data.val) > 0) if natives else []
+        made.update(zip(natives, wrapped, strict=True))
+        observers: list[Observer] = [*made.values()]
+        if self.resumed is not None:
+            native.refuse_states(observers, self.resumed.numbers)
         for observer in observers:
+            if isinstance(observer, native.NativeCallback):
+                continue  # its state begins with its first hook
             try:
                 strict_json.dumps(observer.state())
             except (TypeError, ValueError) as error:
@@ -176,7 +210,8 @@ def train(job: Job) -> int:
             if isinstance(config.optimizer, Custom):
                 backend.check_optimizer(config.optimizer, prepared.model, prepared.groups)
             loaded: list[str] = []
-            observers = job.observers()
+            observers = job.observers(prepared, backend)
+            prepared = native.with_single_updates(prepared, observers)
             if resumed is None:
                 start, loaded = first_weights.load(start, prepared, backend)
             path = job.folder()
@@ -185,7 +220,7 @@ def train(job: Job) -> int:
             with nullcontext() if job.path is not None else run_folder.locked(path):
                 captured.into(path / "run.log")
                 _say_first(job, prepared, warnings, console)
-                for line in loaded:
+                for line in [*loaded, *native.notes(observers)]:
                     console.say(line)
                 environment = _environment(job, prepared, device, start)
                 if resumed is None:
@@ -320,7 +355,7 @@ def _train(
     observers: Sequence[Observer],
 ) -> int:
     order, spec = prepared.order, prepared.run_spec()
-    adapt = job.config.trainer.steps_per_call == "auto"
+    adapt = prepared.config.trainer.steps_per_call == "auto"
     chunks = prepared.chunks(start.step, prepared.checkpoint_steps(), adapt)
     result = {**job.result(), "num_parameters": prepared.num_parameters}
     is_over = job.resumed is not None and job.resumed.is_over(order.total_steps)
@@ -372,7 +407,7 @@ def _updates(
         spec = replace(spec, tables=prepared.tables(training.stalls.plateau))
         state = start
         if backend is not None:
-            state = backend.train(spec, start, chunks, training.on_chunk)
+            state = backend.train(spec, start, chunks, training.on_chunk, training.on_chunk_start)
         training.checkpoints.finish()
     except Exception as error:
         log_traceback()

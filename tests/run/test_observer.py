@@ -171,8 +171,8 @@ def test_callbacks_that_are_no_observers_are_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MODULE)
     lines = {
         "mine.Bad": "callbacks: the state of Bad must be numbers, texts, lists and dicts: ",
-        "mine.number": "callbacks[0]._target_ mine.number must make a runner.Observer, got "
-        "builtins.int",
+        "mine.number": "callbacks[0]._target_ mine.number must make a runner.Observer or a "
+        "callback of the framework, got builtins.int",
         "mine.Threshold": "callbacks[0]._target_ mine.Threshold raised TypeError: ",
     }
     each = forked(
