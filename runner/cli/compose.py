@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -14,6 +15,7 @@ from runner.cli import hydra_bridge
 from runner.cli.overrides import explained, first_line, parse_overrides, with_force_add
 from runner.config import trust
 from runner.config.conf_folder import CONF, with_schedule_defaults
+from runner.data import splits
 from runner.errors import ConfigError, show
 
 __all__ = ["CONF", "Composer", "compose", "rates", "to_values"]
@@ -103,11 +105,22 @@ class Composer:
                 self._known[choices] = hydra_bridge.load(self.config_dir, choices)
             whole = deepcopy(self._known[choices])
             hydra_bridge.apply(values, whole)
+            _replace_fractions(values, whole)
         except ConfigError:
             raise
         except Exception as error:  # Hydra, OmegaConf, and errors that these do not catch
             raise explained(error) from None
         return whole, {key.removeprefix("hydra."): o.value() for key, o in hydra_values.items()}
+
+
+def _replace_fractions(values: Sequence[Override], whole: DictConfig) -> None:
+    """Set the fraction to 0 that a key such as data.fold takes the place of. If the user sets both,
+    the schema refuses them."""
+    given = {override.key_or_group: override.value() for override in values}
+    for key, fraction in splits.REPLACES.items():
+        is_replaced = given.get(f"data.{key}") is not None and f"data.{fraction}" not in given
+        if is_replaced and OmegaConf.select(whole, f"data.{fraction}") is not None:
+            OmegaConf.update(whole, f"data.{fraction}", 0.0)
 
 
 def own_part(whole: DictConfig) -> DictConfig:

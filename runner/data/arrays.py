@@ -11,11 +11,10 @@ from runner.data.dataset import (
     Split,
     check,
     check_classes,
-    num_held_out,
-    split_rows,
     standardize,
+    take,
 )
-from runner.data.files import Rows, as_float, as_targets, numbers_as_labels, unscaled
+from runner.data.files import Rows, as_float, as_targets, as_text, numbers_as_labels, unscaled
 from runner.errors import ConfigError, show
 from runner.section import Holder
 
@@ -24,16 +23,20 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Given:
-    """The rows of each split that was passed, and the names of their columns."""
+    """The rows of each split that was passed, and the names of their columns. The rows of "train"
+    may have groups and times, for data.split."""
 
     splits: Mapping[str, tuple[np.ndarray, np.ndarray]]  # at least "train" -> x, y
     features: tuple[str, ...] = ()
     target: str | None = None
+    groups: np.ndarray | None = None
+    times: np.ndarray | None = None
 
 
 def given(data: Any) -> Given:
     """Read the argument `data` of runner.train: (x, y), {"x": x, "y": y}, or a mapping of the
-    splits train, val and test to these. Raises ConfigError for anything else."""
+    splits train, val and test to these. A mapping may have "group" and "time" too, for data.split.
+    Raises ConfigError for anything else."""
     if isinstance(data, Mapping) and "train" in data:
         unknown = [name for name in data if name not in SPLITS]
         if unknown:
@@ -54,7 +57,15 @@ def given(data: Any) -> Given:
         )
         for key, (x, y) in parts.items()
     }
-    return Given(arrays, columns, target if isinstance(target, str) else None)
+    whole = data["train"] if isinstance(data, Mapping) and "train" in data else data
+    groups, times = (_column(whole, name) for name in ("group", "time"))
+    return Given(arrays, columns, target if isinstance(target, str) else None, groups, times)
+
+
+def _column(data: Any, name: str) -> np.ndarray | None:
+    """Return the groups or times that were passed; None if there are none."""
+    values = data.get(name) if isinstance(data, Mapping) else None
+    return None if values is None else as_text(_array(values, name, "data"))
 
 
 def _is_column(y: Any) -> bool:
@@ -65,7 +76,7 @@ def _is_column(y: Any) -> bool:
 def _pair(data: Any, name: str) -> tuple[Any, Any]:
     """Return x and y. An array of two rows is no pair."""
     if isinstance(data, Mapping):
-        if set(data) == {"x", "y"}:
+        if {"x", "y"} <= set(data) <= {"x", "y", "group", "time"}:
             return data["x"], data["y"]
         got = ", ".join(show(key) for key in data) or "no keys"
         raise ConfigError(f"{name} must have the keys x and y, got {got}")
@@ -160,11 +171,16 @@ class Arrays(Rows, Holder):
         classes: tuple[str, ...],
     ) -> Dataset:
         """Take the splits that were passed; split the others off the training rows."""
-        held_out = num_held_out(len(x["train"]), self.val_fraction, self.test_fraction, "data")
-        parts = split_rows(x["train"], y["train"], *held_out, self.split_seed)
-        if len(x) > 1 and not any(held_out):  # keep the order of rows that are not split
-            parts = (Split(x["train"], y["train"]), *parts[1:])
-        splits = dict(zip(SPLITS, parts, strict=True))
+        labels = y["train"] if self.task == "classification" else None
+        parts = self.rows(
+            len(y["train"]),
+            "data",
+            labels=labels,
+            groups=rows.groups,
+            times=rows.times,
+            given=x,
+        )
+        splits = dict(zip(SPLITS, take(x["train"], y["train"], parts), strict=True))
         splits |= {name: Split(x[name], y[name]) for name in x if name != "train"}
         return Dataset(
             splits["train"],

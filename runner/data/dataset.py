@@ -192,20 +192,6 @@ def _listed(value: Any) -> str:
     return show(", ".join(map(str, items)) if isinstance(items, list) else items)
 
 
-def num_held_out(
-    num_rows: int, val_fraction: float, test_fraction: float, source: str
-) -> tuple[int, int]:
-    """The numbers of validation and test rows, round(fraction * rows) each. Raises ConfigError if
-    no training rows are left."""
-    num_val, num_test = round(val_fraction * num_rows), round(test_fraction * num_rows)
-    if num_val + num_test >= num_rows:
-        raise ConfigError(
-            f"data.val_fraction + data.test_fraction leave no training rows: {source} has "
-            f"{num_rows} rows"
-        )
-    return num_val, num_test
-
-
 def split_rows(
     x: np.ndarray, y: np.ndarray, num_val: int, num_test: int, seed: int
 ) -> tuple[Split, Split, Split]:
@@ -213,8 +199,12 @@ def split_rows(
     that depends only on `seed`."""
     order = permutation(len(x), seed, "split")
     num_train = len(x) - num_val - num_test
-    cuts = np.split(order, [num_train, num_train + num_val])
-    train, val, test = (Split(x[rows], y[rows]) for rows in cuts)
+    return take(x, y, np.split(order, [num_train, num_train + num_val]))
+
+
+def take(x: np.ndarray, y: np.ndarray, parts: Sequence[np.ndarray]) -> tuple[Split, Split, Split]:
+    """The splits with these rows."""
+    train, val, test = (Split(x[rows], y[rows]) for rows in parts)
     return train, val, test
 
 

@@ -21,12 +21,12 @@ from runner.data.dataset import (
     check,
     check_classes,
     largest_of,
-    num_held_out,
-    split_rows,
     standardize,
+    take,
 )
+from runner.data.splits import Splits
 from runner.errors import ConfigError, nearest, one_line, show, show_path
-from runner.section import Fraction, Index, Mark, OwnCode, Section
+from runner.section import Mark, OwnCode
 
 Channels = Literal["last", "first"]
 
@@ -58,13 +58,10 @@ def seems_channels_first(shape: Sequence[int], channels: Channels, source: str) 
     )
 
 
-class Rows(Section):
-    """The keys of data whose rows are split here."""
+class Rows(Splits):
+    """The keys of arrays that are split here."""
 
     task: Task
-    val_fraction: Fraction
-    test_fraction: Fraction
-    split_seed: Index
     standardize: bool
 
     def _dataset(
@@ -75,27 +72,40 @@ class Rows(Section):
         classes: Sequence[str],
         columns: tuple[str, ...] = (),
         target: str | None = None,
+        groups: np.ndarray | None = None,
+        times: np.ndarray | None = None,
     ) -> Dataset:
-        """Check the rows, split them with `split_seed`, and standardize them if asked."""
+        """Check the rows, split them, and standardize them if asked."""
         check(x, y, source)
-        held_out = num_held_out(len(x), self.val_fraction, self.test_fraction, source)
-        splits = split_rows(x, y, *held_out, self.split_seed)
+        labels = y if self.task == "classification" else None
+        parts = self.rows(len(x), source, labels=labels, groups=groups, times=times)
         data = Dataset(
-            *splits, task=self.task, classes=tuple(classes), features=columns, target=target
+            *take(x, y, parts),
+            task=self.task,
+            classes=tuple(classes),
+            features=columns,
+            target=target,
         )
         check_classes(data, source)
         if self.standardize:
             return standardize(data, x=True, y=self.task == "regression")
         return data
 
-    def _of_arrays(self, source: str, x: np.ndarray, y: np.ndarray) -> Dataset:
+    def _of_arrays(
+        self,
+        source: str,
+        x: np.ndarray,
+        y: np.ndarray,
+        groups: np.ndarray | None = None,
+        times: np.ndarray | None = None,
+    ) -> Dataset:
         x = as_float(x, "x", source)
         if x.ndim < 2 or 0 in x.shape[1:]:
             raise ConfigError(
                 f"{source}: x must hold a row of values per sample, got the shape {list(x.shape)}"
             )
         y, classes = as_targets(y, self.task, source)
-        data = self._dataset(source, x, y, classes)
+        data = self._dataset(source, x, y, classes, groups=groups, times=times)
         remedy = "data.standardize=true scales them"
         scaled = () if self.standardize else unscaled(x, source, remedy)
         return replace(
@@ -111,26 +121,31 @@ class NPZ(_File):
     """An NPZ file with arrays `x` [N, ...] (numbers) and `y`: for classification labels (integers
     [N]; the classes are their distinct values), for regression targets ([N] or [N, C]).
     `standardize` scales by the training rows. Images are [N, H, W, C]; with `channels: first` the
-    file has [N, C, H, W], and the rows become [H, W, C]."""
+    file has [N, C, H, W], and the rows become [H, W, C]. split=grouped needs `group` [N], numbers
+    or text; split=chronological sorts by `time` [N], numbers or dates, if there is one."""
 
     name: Literal["npz"]
     channels: Channels
     augment: Augment
 
     def load(self) -> Dataset:
-        x, y = read_npz(regular_file(self.path), "x", "y")
+        path = regular_file(self.path)
+        followed = {"grouped": ("group",), "chronological": ("time",)}.get(self.split, ())
+        x, y, *rest = read_npz(path, "x", "y", optional=followed)
         check_channels(x.shape, self.channels, self.path)
         if self.channels == "first":
             x = np.ascontiguousarray(channels_last(x))
-        data = self._of_arrays(self.path, x, y)
+        (values,) = rest or (None,)
+        groups, times = (values, None) if self.split == "grouped" else (None, values)
+        data = self._of_arrays(self.path, x, y, groups, times)
         hint = seems_channels_first(x.shape, self.channels, self.path)
         return replace(data, warnings=(*hint, *data.warnings))
 
 
 class Custom(Rows, OwnCode):
     """Rows from your own function, `_target_`. It is called with all keys that are not listed here
-    as arguments, and returns x and y in the form of data=npz. `trusted_modules` must name its
-    module."""
+    as arguments, and returns x and y in the form of data=npz, or x, y and group.
+    `trusted_modules` must name its module."""
 
     name: Literal["custom"]
 
@@ -140,12 +155,14 @@ class Custom(Rows, OwnCode):
         except ValueError as error:
             raise ConfigError(f"data.{error}") from error
         try:
-            x, y = map(np.asarray, returned)
+            x, y, *rest = map(np.asarray, returned)
+            (groups,) = rest or (None,)
         except (TypeError, ValueError):
             raise ConfigError(
-                f"data._target_ {self.code} must return x and y, got {show(returned)}"
+                f"data._target_ {self.code} must return x and y, or x, y and group, got "
+                f"{show(returned)}"
             ) from None
-        return self._of_arrays(self.code, x, y)
+        return self._of_arrays(self.code, x, y, None if groups is None else as_text(groups))
 
 
 class CSV(_File):
@@ -219,20 +236,22 @@ def locate(path: str | Path, kind: str, key: str = "data.path") -> tuple[Path, i
     raise ConfigError(f"{key} must be a {kind}, got {show_path(path)}, {reason}")
 
 
-def read_npz(path: Path, *names: str) -> list[np.ndarray]:
-    """Read the arrays with these names from an NPZ file; pickles are refused."""
+def read_npz(path: Path, *names: str, optional: Sequence[str] = ()) -> list[np.ndarray]:
+    """Read the arrays with these names from an NPZ file, then those of the optional ones that it
+    has; pickles are refused."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             stored = [str(name) for name in archive.files]
-            arrays = [archive[name] for name in names if name in stored]
+            found = [name for name in (*names, *optional) if name in stored]
+            arrays = [archive[name] for name in found]
     # a damaged file raises many types of errors, from zipfile, zlib, lzma and NumPy
     except Exception as error:
         text = one_line(error) or type(error).__name__
         raise ConfigError(f"{path} cannot be read as NPZ: {text}") from None
-    if len(arrays) < len(names):
+    if not set(names) <= set(found):
         wanted = f"arrays {' and '.join(names)}" if len(names) > 1 else f"an array {names[0]}"
         raise ConfigError(f"{path} must hold {wanted}, got {_listed(sorted(stored)) or 'none'}")
-    for name, array in zip(names, arrays, strict=True):
+    for name, array in zip(found, arrays, strict=True):
         if not isinstance(array, np.ndarray):
             raise ConfigError(f"{path}: {name} must be an array in NPY format, got other bytes")
     return arrays
@@ -388,6 +407,12 @@ def as_float(values: np.ndarray, name: str, source: object) -> np.ndarray:
     # keep float32 for types that float32 represents exactly
     small = values.dtype.itemsize <= (4 if values.dtype.kind == "f" else 2)
     return values.astype(np.float32 if small else np.float64, copy=False)
+
+
+def as_text(values: np.ndarray) -> np.ndarray:
+    """Convert an array of Python's text to NumPy's, which can be sorted; others are unchanged."""
+    is_text = values.dtype.kind == "O" and all(isinstance(value, str) for value in values.flat)
+    return values.astype(str) if is_text else values
 
 
 def as_targets(y: np.ndarray, task: Task, source: object) -> tuple[np.ndarray, tuple[str, ...]]:

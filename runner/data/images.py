@@ -16,10 +16,11 @@ from pydantic import AfterValidator
 
 from runner.data.augment import Augment
 from runner.data.capacity import memory
-from runner.data.dataset import Dataset, Scaling, Split, num_held_out, split_rows
+from runner.data.dataset import Dataset, Scaling, Split, take
 from runner.data.files import label_key, locate, read_csv, regular_file, unscaled
+from runner.data.splits import Splits
 from runner.errors import ConfigError, one_line, show, show_path
-from runner.section import Fraction, Index, Mark, Section
+from runner.section import Mark
 
 SPLITS = ("train", "val", "test")
 # Pillow's other readers run programs (EPS) or are rarely used
@@ -54,7 +55,7 @@ class Listing:
     splits: Mapping[str, np.ndarray]  # at least "train" -> numbers of its files, int64[n]
 
 
-class ImageFolder(Section):
+class ImageFolder(Splits):
     """A folder with one folder of images per class, or with the folders train, val and test, which
     hold the class folders. With `table`, a CSV file, the classes are in its column label, and the
     files in its column path.
@@ -74,9 +75,6 @@ class ImageFolder(Section):
     size: Size | None
     color: Color
     scaling: Literal["unit", "none", "standardize"]
-    val_fraction: Fraction
-    test_fraction: Fraction
-    split_seed: Index
     augment: Augment
 
     def listing(self) -> Listing:
@@ -121,13 +119,9 @@ class ImageFolder(Section):
     def _splits(self, listed: Listing) -> dict[str, Split]:
         """Return the numbers of each split's files, and their labels."""
         given, train = listed.splits, listed.splits["train"]
-        fractions = {"val": self.val_fraction, "test": self.test_fraction}
-        val, test = (0.0 if name in given else part for name, part in fractions.items())
-        held_out = num_held_out(len(train), val, test, self.path)
-        parts = split_rows(train, listed.labels[train], *held_out, self.split_seed)
-        splits = dict(zip(SPLITS, parts, strict=True))
-        if len(given) > 1 and not any(held_out):  # keep the order of rows that are not split
-            splits["train"] = Split(train, listed.labels[train])
+        labels = listed.labels[train]
+        parts = self.rows(len(train), self.path, labels=labels, given=given)
+        splits = dict(zip(SPLITS, take(train, labels, parts), strict=True))
         own = {name: rows for name, rows in given.items() if name != "train"}
         return splits | {name: Split(rows, listed.labels[rows]) for name, rows in own.items()}
 

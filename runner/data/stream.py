@@ -18,8 +18,7 @@ from runner.data.dataset import (
     Task,
     check_classes,
     check_finite,
-    num_held_out,
-    split_rows,
+    take,
 )
 from runner.data.files import (
     Channels,
@@ -31,8 +30,9 @@ from runner.data.files import (
     seems_channels_first,
     unscaled,
 )
+from runner.data.splits import Splits
 from runner.errors import ConfigError, one_line
-from runner.section import Count, Fraction, Index, Mark, Section
+from runner.section import Count, Mark
 
 _BLOCK = 16 * 2**20  # bytes to read at a time in a pass over all rows
 
@@ -95,7 +95,7 @@ class FileRows:
             yield self[first : first + size]
 
 
-class NPY(Section):
+class NPY(Splits):
     """A folder with `x.npy` [N, ...] (numbers) and `y.npy`, or with parts of them: `x_0.npy`,
     `y_0.npy`, `x_1.npy`, ... y, and images with `channels`, are as in data=npz.
 
@@ -106,9 +106,6 @@ class NPY(Section):
     path: Annotated[str, Mark(on_run=True)]
     channels: Channels
     task: Task
-    val_fraction: Fraction
-    test_fraction: Fraction
-    split_seed: Index
     memory_mb: Count
 
     def load(self) -> Dataset:
@@ -163,10 +160,10 @@ class NPY(Section):
             extent=extent,
             sha256=sha256,
         )
-        held_out = num_held_out(len(y), self.val_fraction, self.test_fraction, self.path)
+        labels = y if self.task == "classification" else None
+        parts = self.rows(len(y), self.path, labels=labels)
         train, val, test = (
-            Split(replace(all_rows, rows=split.x), split.y)
-            for split in split_rows(rows, y, *held_out, self.split_seed)
+            Split(replace(all_rows, rows=split.x), split.y) for split in take(rows, y, parts)
         )
         data = Dataset(
             train, val, test, self.task, classes, features=(), memory=self.memory_mb * 2**20

@@ -59,7 +59,7 @@ def rows(data: Dataset) -> np.ndarray:
 
 def unshuffled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the rows in the order of the files; how rows are split has its own tests."""
-    monkeypatch.setattr("runner.data.dataset.permutation", lambda num, *_: np.arange(num))
+    monkeypatch.setattr("runner.data.splits.permutation", lambda num, *_: np.arange(num))
 
 
 def test_rows_are_the_pixels_over_255_by_class_and_by_path(
