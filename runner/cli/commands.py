@@ -273,7 +273,7 @@ def _select(request: Request) -> Callable[[Request], int]:
         if key in request.keys:
             raise ConfigError(f"{key} needs {needed}")
     tasks = {frozen.config.task for frozen in request.frozen}
-    exclusive = tasks & {"preview", "find_lr", "twin"}
+    exclusive = tasks & {"preview", "describe", "find_lr", "twin"}
     if exclusive and tasks != exclusive:
         raise ConfigError(f"task={min(exclusive)} cannot be mixed with other tasks in one multirun")
     for task in sorted(tasks - set(_BY_TASK)):
@@ -289,6 +289,18 @@ def _preview(request: Request) -> int:
 
     configs = [frozen.config for frozen in request.frozen]
     return preview(configs, request.jobs if request.is_multirun else None)
+
+
+def _describe(request: Request) -> int:
+    """Describe the data of each job without training."""
+    from runner.tasks.describe import describe
+
+    names = job_names(request.jobs)
+    for i, (name, frozen) in enumerate(zip(names, request.frozen, strict=True)):
+        if request.is_multirun:
+            print(f"job {i}: {name}", flush=True)
+        describe(frozen.config)
+    return 0
 
 
 def _find_lr(request: Request) -> int:
@@ -633,6 +645,7 @@ _BY_KEY: Mapping[str, Callable[[Request], int]] = {
 _BY_TASK: Mapping[str, Callable[[Request], int]] = {
     "train": _train,
     "preview": _preview,
+    "describe": _describe,
     "find_lr": _find_lr,
     "twin": _twin,
 }

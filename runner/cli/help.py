@@ -22,6 +22,7 @@ Commands:
   python -m runner schedule=cosine optimizer.lr=3e-4   train
   python -m runner -m schedule=cosine,linear seed=0,1  one job per combination, then the comparison
   python -m runner task=preview schedule=cosine        draw the rates without training
+  python -m runner task=describe data=digits           describe the data without training
   python -m runner task=find_lr                        find a first learning rate
   python -m runner task=evaluate run=FOLDER            metrics of a finished run on the test split
   python -m runner task=predict run=FOLDER data.path=FILE   predictions for new rows

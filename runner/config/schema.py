@@ -57,7 +57,16 @@ else:
 
 
 Task: TypeAlias = Literal[
-    "train", "preview", "find_lr", "evaluate", "predict", "export", "verify", "compare", "twin"
+    "train",
+    "preview",
+    "describe",
+    "find_lr",
+    "evaluate",
+    "predict",
+    "export",
+    "verify",
+    "compare",
+    "twin",
 ]
 _WHEN_RESUMED = Mark(on_resume=True)
 _OUTSIDE = Mark(outside_hash=True)

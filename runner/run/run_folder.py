@@ -55,7 +55,7 @@ _PACKAGES = (
 
 
 # Folders of output.root; each holds a folder per command
-PARENTS = ("runs", "multiruns", "find_lr", "comparisons", "previews")
+PARENTS = ("runs", "multiruns", "find_lr", "comparisons", "previews", "descriptions")
 
 
 def create(parent: Path, name: str) -> Path:

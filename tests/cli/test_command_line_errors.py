@@ -150,6 +150,7 @@ TOO_LONG = {
             ("-m seed=0,1", "multiruns"),
             ("task=preview", "previews"),
             ("-m task=preview schedule=cosine,linear", "previews"),
+            ("task=describe", "descriptions"),
             ("task=find_lr", "find_lr"),
             ("-m task=find_lr seed=0,1", "find_lr"),
         )

@@ -1,0 +1,156 @@
+"""task=describe: print what is in a data set before training, and save a picture. It imports no
+framework."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runner.config.schema import Config
+from runner.data import load
+from runner.data.summary import SPLITS, Column, Summary, summarize
+from runner.errors import show
+from runner.report import description as picture
+from runner.run import run_folder
+
+_ROWS = 30  # the most columns or classes in a printed table
+_NARROW = 8  # characters of the shortest first cell
+_GAP = "  "
+
+
+def describe(config: Config) -> int:
+    """Describe the data of a config. describe.json in the new folder has all columns and
+    classes."""
+    root = Path(config.output.root) / "descriptions"
+    run_folder.check(root, "output.root", root)
+    data = load(config.data)
+    summary = summarize(data)
+    name = config.data.name
+    folder = run_folder.create(root, f"{run_folder.timestamp()}_{name}")
+    print("\n".join(report(summary, name, shutil.get_terminal_size((100, 24)).columns)))
+    run_folder.write_json(folder / "describe.json", {"data": name, **summary.as_json()})
+    title = f"data={name}: {sum(summary.rows.values())} rows, {_kind(summary)}"
+    picture.draw(folder / "describe.png", data, summary, title)
+    print(f"picture  {folder / 'describe.png'}")
+    print(f"table    {folder / 'describe.json'}")
+    return 0
+
+
+def report(summary: Summary, name: str, width: int) -> list[str]:
+    """Format a summary in lines of at most `width` characters, as far as words allow."""
+    rows = summary.rows
+    counts = ", ".join(f"{split} {rows[split]}" for split in SPLITS)
+    fields = ", ".join(f"{key} {f['dtype']}{f['shape'] or ''}" for key, f in summary.fields.items())
+    lines = [
+        f"data     {name}: {sum(rows.values())} rows, {_kind(summary)}",
+        f"rows     {counts}",
+        f"fields   {fields}",
+        f"values   {_scaling(summary)}",
+        f"sha256   {summary.sha256}",
+        "",
+    ]
+    heading = "columns" if summary.is_table else "all values of x"
+    lines += [f"{heading}, over the {rows['train']} training rows, in the data's units:"]
+    lines += _columns(summary.columns, width)
+    lines += ["", *(_classes(summary, width) if summary.classes else _targets(summary, width)), ""]
+    lines += [f"warning: {warning}" for warning in summary.warnings] or ["no warnings"]
+    return lines
+
+
+def _kind(summary: Summary) -> str:
+    if summary.classes:
+        return f"{len(summary.classes)} classes"
+    num = len(summary.targets)
+    return f"{summary.task} of {num} targets" if num > 1 else summary.task
+
+
+def _scaling(summary: Summary) -> str:
+    """Describe what is done to the values before the network sees them."""
+    columns = {"x": summary.columns, "y": summary.targets}
+    parts = [
+        f"{name} is {_formula(summary.values[name], columns[name])}"
+        for name in ("x", "y")
+        if name == "x" or summary.targets
+    ]
+    shape = summary.values["flattened_images"]
+    if shape is not None:
+        parts.append(f"rows are images {shape} for a model that needs these, else flattened")
+    return "; ".join(parts)
+
+
+def _formula(scaling: Any, columns: Sequence[Column]) -> str:
+    if scaling is None:
+        return "used as it is"
+    offset, scale = np.array(scaling["offset"]), np.array(scaling["scale"])
+    if len(offset) == 1 or (np.ptp(offset) == 0 and np.ptp(scale) == 0):
+        return f"scaled: (value - {offset[0]:.6g}) / {scale[0]:.6g}"
+    if len(offset) == len(columns):
+        return "standardized: (value - mean) / deviation of its column, over the training rows"
+    return "scaled: (value - offset) / scale per channel, see describe.json"
+
+
+def _columns(columns: Sequence[Column], width: int) -> list[str]:
+    header = ("name", "type", "lowest", "highest", "mean", "deviation", "distinct")
+    rows = [
+        (
+            show(column.name),
+            "constant" if column.is_constant else column.kind,
+            *(_number(v) for v in (column.low, column.high, column.mean, column.deviation)),
+            "> 1000" if column.distinct is None else str(column.distinct),
+        )
+        for column in columns[:_ROWS]
+    ]
+    return _table(header, rows, len(columns) - len(rows), "columns", width)
+
+
+def _number(value: float) -> str:
+    return f"{value:.5g}"
+
+
+def _classes(summary: Summary, width: int) -> list[str]:
+    """Format the number of rows of each class, and the accuracy of always guessing the largest."""
+    num = summary.rows["train"]
+    rows = [
+        (show(name), *(str(counts[split]) for split in SPLITS), f"{counts['train'] / num:.1%}")
+        for name, counts in list(summary.classes.items())[:_ROWS]
+    ]
+    header = ("class", *SPLITS, "of train")
+    more = len(summary.classes) - len(rows)
+    assert summary.majority is not None
+    name, shares = summary.majority
+    accuracies = ", ".join(f"{split} {share:.4f}" for split, share in shares.items())
+    return [
+        "classes, number of rows:",
+        *_table(header, rows, more, "classes", width),
+        f"always guessing {show(name)} has the accuracy {accuracies}",
+    ]
+
+
+def _targets(summary: Summary, width: int) -> list[str]:
+    """Format the targets of a regression, and the error of always predicting their mean."""
+    lines = ["targets, over the training rows, in the data's units:"]
+    lines += _columns(summary.targets, width)
+    return [*lines, "always predicting the mean has the deviation as its root mean squared error"]
+
+
+def _table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], more: int, kind: str, width: int
+) -> list[str]:
+    """Align cells, the first to the left. To fit the width, the first cells are cut, and the last
+    columns are left out if that is not enough."""
+    cells = [list(header), *map(list, rows)]
+    while True:
+        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+        others = sum(size + len(_GAP) for size in widths[1:])
+        first = min(widths[0], max(_NARROW, width - others))
+        if first + others <= width or len(cells[0]) == 2:
+            break
+        cells = [row[:-1] for row in cells]
+    lines = []
+    for name, *numbers in cells:
+        short = name if len(name) <= first else f"{name[: first - 3]}..."
+        aligned = (f"{cell:>{size}}" for cell, size in zip(numbers, widths[1:], strict=True))
+        lines.append(_GAP.join((f"{short:<{first}}", *aligned)).rstrip())
+    return [*lines, *([f"... and {more} more {kind}, see describe.json"] if more else [])]
