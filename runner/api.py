@@ -58,6 +58,8 @@ def train(
     model: Any = None,
     data: Any = None,
     schedule: Any = None,
+    loss: Any = None,
+    metrics: Any = None,
     trusted_modules: Sequence[str] = (),
     config_dir: str | Path | None = None,
     callbacks: Sequence[Any] = (),
@@ -79,6 +81,9 @@ def train(
             data=arrays apply, such as `data.task=regression` and `data.standardize=true`.
         schedule: a function f(t, total_steps, steps_per_epoch, lr) -> rates, with an array of steps
             t. All other keys of `schedule` are its arguments.
+        loss: a function f(outputs, batch) of the framework's tensors, as with loss=custom.
+        metrics: {name: f}, with functions f(outputs, targets) of NumPy arrays;
+            {"accuracy": "accuracy"} is a metric of the config.
         trusted_modules: modules whose code a `_target_` of the overrides may name.
         config_dir: a folder of choices, as --config-dir.
         callbacks: additional callbacks: runner.Observer; on backend=lightning objects of
@@ -100,7 +105,7 @@ def train(
         'completed'
     """
     with _one_at_a_time, _explained():
-        given = Given.of(model, data, schedule)
+        given = Given.of(model, data, schedule, loss, metrics)
         folder = None if config_dir is None else str(config_dir)
         check_config_dir(folder)
         lines, parsed = _parsed(overrides, folder, trusted_modules, given)
@@ -132,6 +137,8 @@ def resume(
     model: Any = None,
     data: Any = None,
     schedule: Any = None,
+    loss: Any = None,
+    metrics: Any = None,
     trusted_modules: Sequence[str] = (),
     callbacks: Sequence[Any] = (),
     quiet: bool = False,
@@ -141,8 +148,8 @@ def resume(
     Args:
         run: the folder of the run, or the run.
         overrides: keys that may change, such as `"trainer.max_epochs=10"`.
-        model: the object that was passed to `train`, if one was; `data` and `schedule` too. Those
-            that a `Run` holds need not be passed again.
+        model: the object that was passed to `train`, if one was; `data`, `schedule`, `loss`
+            and `metrics` too. Those that a `Run` holds need not be passed again.
         trusted_modules, callbacks, quiet: as in `train`.
 
     Returns:
@@ -155,7 +162,7 @@ def resume(
     """
     with _one_at_a_time, _explained():
         folder = run.folder if isinstance(run, Run) else Path(run)
-        given = Given.of(model, data, schedule)
+        given = Given.of(model, data, schedule, loss, metrics)
         if isinstance(run, Run):
             given = given.completed(run.given)
         lines, parsed = _parsed(overrides, None, trusted_modules, given)

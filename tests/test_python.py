@@ -611,3 +611,75 @@ def test_wrong_arguments_are_one_line_and_write_nothing(tmp_path: Path, case: st
     assert str(refused.value).startswith(said)
     assert str(refused.value).count("\n") == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def cross_entropy(backend: str) -> Any:
+    """The loss of loss=cross_entropy, as a function of the framework's tensors."""
+    if backend == "lightning":
+        import torch
+
+        return lambda outputs, batch: torch.nn.functional.cross_entropy(outputs, batch[1])
+    import keras
+
+    return lambda outputs, batch: keras.ops.mean(
+        keras.losses.sparse_categorical_crossentropy(batch[1], outputs, from_logits=True)
+    )
+
+
+def test_a_loss_and_metrics_are_objects(backend: str) -> None:
+    """The loss is the built-in one up to the rounding of float32, over 16 updates; the metric is
+    accuracy, written here."""
+
+    def hits(outputs: Any, targets: Any) -> Any:
+        return (outputs.argmax(axis=1) == targets).astype(float)
+
+    metrics = {"hits": hits, "accuracy": "accuracy"}
+    loss = cross_entropy(backend)
+    run = quick(backend, loss=loss, metrics=metrics)
+    built_in = quick(backend)
+    np.testing.assert_allclose(run.trace["loss"], built_in.trace["loss"], rtol=1e-4)
+    for split in ("train", "val"):
+        assert np.array_equal(run.metrics[f"{split}/hits"], run.metrics[f"{split}/accuracy"])
+    again = runner.load_run(run.folder, loss=loss, metrics=metrics)
+    assert again.evaluate().keys() == {"test/loss", "test/hits", "test/accuracy"}
+    longer = runner.resume(run, "trainer.max_epochs=3", quiet=True)
+    assert longer.result["steps"] == 24
+    values = json.loads((run.folder / "environment.json").read_text())
+    assert {"loss", "metrics hits"} <= values["objects"].keys()
+
+
+def test_two_losses_without_a_name_are_two(backend: str) -> None:
+    """Keras keeps what it has compiled for the next run of an equal config."""
+    one = cross_entropy(backend)
+    first, second = (
+        quick(backend, loss=loss) for loss in (lambda z, b: one(z, b), lambda z, b: 2 * one(z, b))
+    )
+    # the same first weights and rows; a product with 2 is exact
+    assert np.float32(second.trace["loss"][0]) == 2 * np.float32(first.trace["loss"][0])
+
+
+def test_an_object_of_the_framework_is_a_loss(backend: str) -> None:
+    """Its call takes outputs and targets as the framework does."""
+    if backend == "lightning":
+        import torch
+
+        loss: Any = torch.nn.CrossEntropyLoss()
+    else:
+        import keras
+
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    run, other = quick(backend, loss=loss), quick(backend, loss=cross_entropy(backend))
+    np.testing.assert_allclose(run.trace["loss"], other.trace["loss"], rtol=1e-5)
+
+
+def test_wrong_losses_and_metrics_are_refused() -> None:
+    for how, words in {
+        "loss": "loss must be a function of outputs and batch, got huber; a loss of the config",
+        "metrics": "metrics must be a dict of names and functions, got huber; metrics of the",
+    }.items():
+        with pytest.raises(runner.ConfigError, match=words):
+            runner.train("", quiet=True, **{how: "huber"})  # type: ignore[arg-type]
+    with pytest.raises(runner.ConfigError, match="metrics must have functions"):
+        runner.train("", quiet=True, metrics={"a": "accuracy"})
+    with pytest.raises(runner.ConfigError, match="loss is set twice"):
+        runner.train("loss=huber", quiet=True, loss=len)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from backends.lightning import custom, layers, losses
 from backends.lightning.steps import Steps
-from runner import user_code
 from runner.components import losses as own_losses
 from runner.data.source import Batch
 from runner.errors import ConfigError
@@ -56,8 +55,8 @@ def own_function(loss: Any) -> OwnLoss | None:
     """Return the user's loss function, f(outputs, batch); None if the loss is none."""
     if loss.name != "custom":
         return None
-    function: Any = user_code.function(loss.section)
-    if user_code.open_package(loss.code) == "torch.nn":
+    function: Any = loss.function()
+    if loss.code.startswith("torch.nn."):
         return lambda z, batch: function(z, batch[1])
     return function
 

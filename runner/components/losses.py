@@ -11,6 +11,7 @@ over the number of rows, as in Keras; torch divides by the sum of the weights in
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal, Union
 
 import numpy as np
@@ -115,6 +116,13 @@ class Custom(OwnCode):
     of a class of torch.nn is called as f(outputs, y), one of keras.losses as f(y, outputs)."""
 
     name: Literal["custom"]
+
+    def function(self) -> Callable[..., Any]:
+        """Return the function, with its arguments. Raise ValueError for the key `_target_`."""
+        if self.given is None:
+            return user_code.function(self.section)
+        given: Callable[..., Any] = self.given
+        return partial(given, **self.arguments) if self.arguments else given
 
 
 class Model(Section):

@@ -122,7 +122,7 @@ def _trial(y: Array, num_outputs: int) -> Array:
 
 def _own(metric: CustomMetric, key: str, num_outputs: int, y: Array) -> Metric:
     try:
-        function = user_code.function(metric.section)
+        function = metric.given or user_code.function(metric.section)
     except ValueError as error:
         raise ConfigError(f"{key}{error}") from error
     try:

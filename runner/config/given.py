@@ -1,4 +1,4 @@
-"""Objects that were passed in Python instead of names in the config: a model, data, a schedule.
+"""Objects that were passed in Python instead of names in the config: a model, data, functions.
 
 They travel beside the frozen config: `Given.bind` returns a config whose sections hold them.
 """
@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runner.components import losses
 from runner.components.custom import CustomNetwork, is_factory
 from runner.components.layers import Network
+from runner.components.metrics import CustomMetric
 from runner.config.schema import Config, CustomModel, ObjectModel
 from runner.data import arrays
-from runner.errors import ConfigError
+from runner.errors import ConfigError, show
 from runner.schedules.combined import Custom
 from runner.section import Section
 from runner.text.quoting import override
@@ -28,10 +30,21 @@ class Given:
     model: Any = None  # an instance, or a class or function that makes one
     data: arrays.Given | None = None
     schedule: Callable[..., Any] | None = None
+    loss: Callable[..., Any] | None = None
+    metrics: Mapping[str, Any] | None = None  # name -> function, or the name again
 
     @classmethod
-    def of(cls, model: Any, data: Any, schedule: Any) -> "Given":
+    def of(
+        cls, model: Any, data: Any, schedule: Any, loss: Any = None, metrics: Any = None
+    ) -> "Given":
         """Check the arguments of runner.train. Raises ConfigError."""
+        if loss is not None and not callable(loss):
+            raise ConfigError(
+                f"loss must be a function of outputs and batch, got {show(loss)}; a loss of the "
+                f"config is an override: train('loss=NAME')"
+            )
+        if metrics is not None:
+            _check_metrics(metrics)
         if isinstance(model, str):
             raise ConfigError(
                 f"model must be a model, or a class or function that makes one, got text; a model "
@@ -47,10 +60,11 @@ class Given:
                 f"schedule must be a function of t, total_steps, steps_per_epoch and lr, got "
                 f"{type(schedule).__name__}"
             )
-        return cls(model, None if data is None else arrays.given(data), schedule)
+        given = None if data is None else arrays.given(data)
+        return cls(model, given, schedule, loss, None if metrics is None else dict(metrics))
 
     def __bool__(self) -> bool:
-        return any(part is not None for part in (self.model, self.data, self.schedule))
+        return any(part is not None for part in vars(self).values())
 
     def completed(self, other: "Given") -> "Given":
         """Return these objects, and those of the other where there is none."""
@@ -59,8 +73,10 @@ class Given:
 
     def names(self) -> dict[str, str]:
         """Return the config's groups that objects replace -> the names of the objects."""
-        named = {"model": self.model, "schedule": self.schedule}
+        named = {"model": self.model, "schedule": self.schedule, "loss": self.loss}
         names = {group: name_of(value) for group, value in named.items() if value is not None}
+        if self.metrics is not None:
+            names["metrics"] = ", ".join(self.metrics)
         return names if self.data is None else {**names, "data": "arrays"}
 
     def overrides(self, values: Mapping[str, Any]) -> list[str]:
@@ -79,6 +95,14 @@ class Given:
             lines += ["model=object", override("model.object", name_of(self.model))]
         if self.schedule is not None:
             lines += ["schedule=custom", override("schedule._target_", name_of(self.schedule))]
+        if self.loss is not None:
+            lines += ["loss=custom", override("loss._target_", name_of(self.loss))]
+        if self.metrics is not None:
+            listed = [
+                name if isinstance(metric, str) else {"_target_": name_of(metric), "name": name}
+                for name, metric in self.metrics.items()
+            ]
+            lines.append(override("metrics", listed))
         if self.data is not None:
             lines.append("data=arrays")
             for split in ("val", "test"):
@@ -92,7 +116,8 @@ class Given:
     def modules(self) -> list[str]:
         """Return the modules of the objects that the config names by `_target_`. Who passes an
         object trusts it."""
-        objects = [self.schedule, self.model if is_importable(self.model) else None]
+        objects = [self.schedule, self.model if is_importable(self.model) else None, self.loss]
+        objects += [metric for metric in (self.metrics or {}).values() if callable(metric)]
         return [name_of(value).rpartition(".")[0] for value in objects if value is not None]
 
     def bind(self, config: Config) -> Config:
@@ -105,11 +130,17 @@ class Given:
         if self.schedule is not None:
             bound = _with_function(config.schedule, self.schedule)
             held |= {} if bound is config.schedule else {"schedule": bound}
-        for group, value in (
-            ("model", self.model),
-            ("data", self.data),
-            ("schedule", self.schedule),
-        ):
+        if self.loss is not None and isinstance(config.loss, losses.Custom):
+            held["loss"] = config.loss.holding(self.loss)
+        if self.metrics is not None and isinstance(config.metrics, list):
+            held["metrics"] = [
+                metric.holding(self.metrics[metric.column])
+                if isinstance(metric, CustomMetric) and metric.column in self.metrics
+                else metric
+                for metric in config.metrics
+            ]
+        for group in ("model", "data", "schedule", "loss"):
+            value = getattr(self, group)
             if value is not None and group not in held:
                 raise ConfigError(
                     f"{group} was not an argument when the run was made: its config has "
@@ -121,6 +152,20 @@ class Given:
     def keeps_weights(self) -> bool:
         """True if the model is an instance, which has weights of its own."""
         return self.model is not None and not is_factory(self.model)
+
+
+def _check_metrics(metrics: Any) -> None:
+    if not isinstance(metrics, Mapping):
+        raise ConfigError(
+            f"metrics must be a dict of names and functions, got {show(metrics)}; metrics of the "
+            f"config are an override: train('metrics=[accuracy]')"
+        )
+    for name, metric in metrics.items():
+        if not isinstance(name, str) or not (callable(metric) or metric == name):
+            raise ConfigError(
+                f"metrics must have functions of outputs and targets, or the name of a metric of "
+                f"the config again, got {show(name)}: {show(metric)}"
+            )
 
 
 def _with_function(section: Any, function: Callable[..., Any]) -> Any:
@@ -154,9 +199,16 @@ def objects(given: Given, network: Network) -> dict[str, dict[str, Any]]:
         }
     if given.data is not None:
         entries["data"] = {"name": "arrays", "kind": "arrays", "sha256": None}
-    if not _is_named(given.schedule):
-        name, digest = name_of(given.schedule), source_sha256(given.schedule)
-        entries["schedule"] = {"name": name, "kind": "function", "sha256": digest}
+    functions = {"schedule": given.schedule, "loss": given.loss}
+    functions |= {
+        f"metrics {name}": metric
+        for name, metric in (given.metrics or {}).items()
+        if callable(metric)
+    }
+    for group, function in functions.items():
+        if not _is_named(function):
+            name, digest = name_of(function), source_sha256(function)
+            entries[group] = {"name": name, "kind": "function", "sha256": digest}
     return entries
 
 

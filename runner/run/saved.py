@@ -397,6 +397,8 @@ def load_run(
     model: Any = None,
     data: Any = None,
     schedule: Any = None,
+    loss: Any = None,
+    metrics: Any = None,
 ) -> Run:
     """Open a run's folder in Python.
 
@@ -405,13 +407,13 @@ def load_run(
         backend: another framework than the run's.
         checkpoint: "last", "best" or a step.
         trusted_modules: as on the command line, for a run with your own code.
-        model: the object that was passed to runner.train, if one was; `data` and `schedule` too.
-            They are needed only by what uses them: `model()` needs no data.
+        model: the object that was passed to runner.train, if one was; `data`, `schedule`, `loss`
+            and `metrics` too. They are needed only by what uses them: `model()` needs no data.
 
     Raises:
         ConfigError: the folder holds no run, or an argument does not fit it.
     """
-    given = Given.of(model, data, schedule)
+    given = Given.of(model, data, schedule, loss, metrics)
     values = {**config_of(folder), "trusted_modules": [*trusted_modules, *given.modules()]}
     config = parse({**values, **({"backend": backend} if backend else {})})
     return Run(Path(folder), given.bind(config), checkpoint, given=given)
