@@ -17,7 +17,7 @@ from runner.errors import show
 
 SPLITS = ("train", "val", "test")
 _WORDS = {"train": "training", "val": "validation", "test": "test"}
-_BLOCK = 2**21  # values in one block
+_BLOCK = 2**19  # values in one block
 _MOST_DISTINCT = 1000  # distinct values to count, unless the data is a table in memory
 _MOST_NAMES = 5  # in one warning
 _FEW_ROWS = 10  # with fewer rows, columns agree by chance
@@ -82,12 +82,12 @@ class Summary:
         return values
 
 
+@np.errstate(over="ignore", invalid="ignore")  # values near the limit of float64
 def summarize(data: Dataset) -> Summary:
     """Describe a data set, and find probable mistakes in it."""
     splits = {"train": data.train, "val": data.val, "test": data.test}
     is_table = len(data.input_shape) == 1 and data.image_shape is None
-    with np.errstate(over="ignore", invalid="ignore"):  # values near the limit of float64
-        moments = {name: _moments(data, split, is_table) for name, split in splits.items()}
+    moments = {name: _moments(data, split, is_table) for name, split in splits.items()}
     train = moments["train"]
     assert train is not None  # every data set has training rows
     columns = _columns(data, train, is_table)
@@ -134,7 +134,7 @@ class _Moments:
             if rounding.any()
             else (x == nearest)
         )
-        mean, y_mean = x.mean(axis=0), y.mean(axis=0)
+        mean, y_mean = _mean(x), _mean(y)
         centred, y_centred = x - mean, y - y_mean
         squares, y_squares = ((c**2).sum(axis=0) for c in (centred, y_centred))
         return cls(
@@ -165,6 +165,12 @@ class _Moments:
             self.y_squares + other.y_squares + weight * dy**2,
             self.products + other.products + weight * np.outer(dx, dy),
         )
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Return the mean of each column, finite also where the sum is not."""
+    mean: np.ndarray = values.mean(axis=0)
+    return mean if np.isfinite(mean).all() else (values / len(values)).sum(axis=0)
 
 
 def _blocks(split: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -220,7 +226,7 @@ def _described(
 ) -> list[Column]:
     low, high, mean = moments.low, moments.high, moments.mean
     whole = moments.whole
-    low, high = (np.where(whole, np.rint(edge), edge) for edge in (low, high))
+    low, high = (np.where(whole, np.rint(edge), edge) + 0.0 for edge in (low, high))  # no -0
     deviation = np.sqrt(moments.squares / moments.count)
     constant = is_constant(low, high)
     binary = whole & (low >= 0) & (high <= 1)
@@ -283,8 +289,7 @@ def _targets(data: Dataset) -> list[Column]:
     rounding = np.zeros(1)
     if data.y_scaling is not None:
         rounding = _ROUNDING * np.abs(data.y_scaling.offset)
-    with np.errstate(over="ignore", invalid="ignore"):
-        moments = _Moments.of(raw, np.empty((len(y), 0)), rounding)
+    moments = _Moments.of(raw, np.empty((len(y), 0)), rounding)
     return _described(_target_names(data), moments, [len(np.unique(column)) for column in y.T])
 
 
@@ -328,7 +333,8 @@ def _row_hashes(split: Split) -> np.ndarray:
         block = np.ascontiguousarray(x.reshape(len(x), -1))
         if block.dtype.kind == "f":
             block = block + 0.0  # -0 becomes 0
-        digests += [hashlib.blake2b(row.data, digest_size=8).digest() for row in block]
+        hashes = (hashlib.blake2b(row.data, digest_size=8).digest() for row in block)
+        digests.append(b"".join(hashes))
     return np.frombuffer(b"".join(digests), np.uint64)
 
 
@@ -339,21 +345,23 @@ def _warnings(
     yield from _scale_warnings(data)
     if is_table:
         train = moments[0]
-        yield from _column_warnings(summary)
+        if train.count > 1:
+            yield from _column_warnings(summary)
         yield from _counting(names(data), reduce(_Moments.joined, moments))
         if summary.targets:
             yield from _correlated(data, train)
         else:
             yield from _labels_in_columns(data)
         if train.count < len(summary.columns):
+            rows = "row" if train.count == 1 else "rows"
             yield (
-                f"there are {train.count} training rows for {len(summary.columns)} columns; with "
-                f"fewer rows than columns, a model can fit any target"
+                f"{train.count} training {rows} for {len(summary.columns)} columns: with fewer "
+                f"rows than columns, a model can fit any target"
             )
     elif summary.columns[0].is_constant:
         yield f"x has a single value, {summary.columns[0].low:g}, in all training rows"
     for target in summary.targets:
-        if target.is_constant:
+        if target.is_constant and summary.rows["train"] > 1:
             yield f"target {show(target.name)} is always {target.low:g} in the training rows"
     yield from _class_warnings(summary)
     for name in ("val", "test"):

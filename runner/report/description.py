@@ -75,8 +75,7 @@ def _draw_classes(figure: Any, data: Dataset, summary: Summary, shape: tuple[int
         for j in range(_IMAGES):
             axes = figure.add_subplot(grid[i, j])
             if j == 0:
-                label = escape.picture(name, most=14)
-                axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize="small")
+                axes.set_ylabel(_short(name), rotation=0, ha="right", va="center", fontsize="small")
             if j < len(rows):
                 _show(axes, _pixels(data, summary, rows[j : j + 1], shape)[0])
             else:
@@ -164,10 +163,28 @@ def _draw_histogram(axes: Any, values: np.ndarray, column: Column, role: str = "
         with np.errstate(over="ignore"):
             unit = max(abs(column.low), abs(column.high), 1e-300)
         is_extreme = unit > 1e100 or unit < 1e-100  # beyond what Matplotlib can place on an axis
-        counts, edges = np.histogram(finite / unit if is_extreme else finite, bins=_BINS)
+        shown = finite / unit if is_extreme else finite
+        counts, edges = np.histogram(shown, bins=_bins(column) if not is_extreme else _BINS)
         axes.stairs(counts, edges, fill=True, color=color)
         if is_extreme:
             axes.set_xlabel(f"in units of {unit:.4g}", fontsize="x-small")
+
+
+def _bins(column: Column) -> Any:
+    """Return the number of bins, or their edges, so that each bin holds equally many whole
+    numbers."""
+    span = column.high - column.low + 1
+    if column.kind != "whole" or span > 2**50:
+        return _BINS
+    width = ceil(span / _BINS)
+    return column.low - 0.5 + width * np.arange(ceil(span / width) + 1)
+
+
+def _short(name: str, most: int = 14) -> str:
+    """Cut the middle of a long name: similar names often differ at their end."""
+    half = most // 2
+    short = name if len(name) <= most else f"{name[:half]}…{name[-half + 1 :]}"
+    return escape.picture(short)
 
 
 def _draw_bars(axes: Any, summary: Summary, classes: list[str]) -> None:
@@ -182,7 +199,7 @@ def _draw_bars(axes: Any, summary: Summary, classes: list[str]) -> None:
         if counts.any():
             axes.barh(range(len(classes)), counts, 0.7, left, color=_COLORS[split], label=split)
             left += counts
-    labels = [escape.picture(name, most=14) for name in classes]
+    labels = [_short(name) for name in classes]
     axes.set_yticks(range(len(classes)), labels)
     axes.tick_params(labelsize="x-small")
     axes.set_ylim(len(classes) - 0.5, -0.5)

@@ -29,13 +29,30 @@ def describe(config: Config) -> int:
     summary = summarize(data)
     name = config.data.name
     folder = run_folder.create(root, f"{run_folder.timestamp()}_{name}")
-    print("\n".join(report(summary, name, shutil.get_terminal_size((100, 24)).columns)))
+    lines = report(summary, name, shutil.get_terminal_size((100, 24)).columns)
+    lines[2:2] = _keys(config.data)
+    print("\n".join(lines))
     run_folder.write_json(folder / "describe.json", {"data": name, **summary.as_json()})
     title = f"data={name}: {sum(summary.rows.values())} rows, {_kind(summary)}"
     picture.draw(folder / "describe.png", data, summary, title)
     print(f"picture  {folder / 'describe.png'}")
     print(f"table    {folder / 'describe.json'}")
     return 0
+
+
+def _keys(section: Any) -> list[str]:
+    """Describe how the rows are split, and random changes of the training images."""
+    lines = []
+    if hasattr(section, "split_seed"):
+        how = f"{getattr(section, 'split', 'random')}, data.split_seed={section.split_seed}"
+        if getattr(section, "fold", None) is not None:
+            how += f", data.fold={section.fold} of {section.num_folds}"
+        lines.append(f"split    {how}")
+    augment = getattr(section, "augment", None)
+    if augment is not None and augment.is_on:
+        changes = ", ".join(f"data.augment.{key}={show(value)}" for key, value in augment if value)
+        lines.append(f"augment  {changes}: other changes of the training images in each epoch")
+    return lines
 
 
 def report(summary: Summary, name: str, width: int) -> list[str]:
@@ -132,7 +149,9 @@ def _targets(summary: Summary, width: int) -> list[str]:
     """Format the targets of a regression, and the error of always predicting their mean."""
     lines = ["targets, over the training rows, in the data's units:"]
     lines += _columns(summary.targets, width)
-    return [*lines, "always predicting the mean has the deviation as its root mean squared error"]
+    one = f" of {_number(summary.targets[0].deviation)}" if len(summary.targets) == 1 else ""
+    words = "always predicting the mean of the training rows has a root mean squared error"
+    return [*lines, f"{words}{one or ' of the deviation'} on them"]
 
 
 def _table(

@@ -167,7 +167,7 @@ WARNINGS: dict[str, tuple[Dataset, str]] = {
     ),
     "few rows": (
         table(RNG.random((20, 30)), np.arange(20) % 2),
-        "there are 20 training rows for 30 columns",
+        "20 training rows for 30 columns",
     ),
     "correlated": (
         table(*(lambda x: (x, 5 - 3 * x[:, 1:2]))(RNG.random((100, 4)))),
@@ -245,3 +245,18 @@ def test_pixels_are_described_in_the_data_s_units_per_channel() -> None:
     (x,) = summarize(data).columns
     assert (x.kind, x.low, x.high) == ("whole", pixels[:10].min(), pixels[:10].max())
     assert x.mean == pytest.approx(pixels[:10].mean(), rel=1e-12)  # sums in another order
+
+
+def test_values_near_the_limit_of_float64_have_a_mean() -> None:
+    """Sums of such values are infinite. The mean of n values up to 1e308, each divided by n."""
+    x = RNG.random((100, 2)) * 1e308
+    columns = summarize(table(x, LABELS)).columns
+    expected = [float(np.mean(column / 1e308)) * 1e308 for column in x.T]
+    assert [column.mean for column in columns] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_negative_zero_is_a_zero() -> None:
+    x = np.array([[-0.0, 1.0], [0.0, 2.0]])
+    data = table(np.repeat(x, 10, axis=0), np.arange(20) % 2, 10)
+    assert str(summarize(data).columns[0].low) == "0.0"
+    assert summary._row_hashes(Split(x[:1], x[:1])) == summary._row_hashes(Split(x[:1] + 0, x[:1]))

@@ -165,5 +165,28 @@ def test_one_row_is_described() -> None:
     empty = Split(first.x[:0], first.y[:0])
     data = Dataset(first, empty, empty, "classification", tuple("0123456789"), ())
     found = summarize(data)
-    assert "there are 1 training rows for 64 columns" in " ".join(found.warnings)
+    label = str(first.y[0])
+    missing = [name for name in "0123456789" if name != label][:5]
+    assert [warning.partition(":")[0] for warning in found.warnings] == [
+        "1 training row for 64 columns",
+        "the training rows have no row of the classes " + ", ".join(missing) + " and 4 more",
+    ]
     assert found.rows == {"train": 1, "val": 0, "test": 0}
+
+
+def test_the_split_and_the_changes_of_images_are_told(tmp_path: Path) -> None:
+    np.savez(
+        tmp_path / "a.npz", x=np.random.default_rng(0).random((60, 4, 4, 1)), y=np.arange(60) % 2
+    )
+    (done,) = forked(
+        tmp_path,
+        (
+            *("task=describe", "data=npz", "data.path=a.npz", "data.split=stratified"),
+            *("data.fold=1", "data.split_seed=3", "data.augment.flip=true"),
+        ),
+    )
+    assert (done.status, done.err) == (0, "")
+    assert done.out.splitlines()[2:4] == [
+        "split    stratified, data.split_seed=3, data.fold=1 of 5",
+        "augment  data.augment.flip=true: other changes of the training images in each epoch",
+    ]
