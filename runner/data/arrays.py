@@ -190,6 +190,7 @@ class Arrays(Rows, Holder):
             classes=classes,
             features=rows.features if x["train"].ndim == 2 else (),
             target=rows.target,
+            folds_sha256=self.folds_sha256(x["train"], y["train"], rows.groups, rows.times),
         )
 
 

@@ -68,6 +68,7 @@ class Dataset:
     memory: int | None = None  # bytes for rows of x, if x is read from files during training
     target: str | None = None  # the name of y's column
     image_shape: tuple[int, ...] | None = None  # the shape of a row as an image
+    folds_sha256: str | None = None  # Splits.folds_sha256, if data.fold is set
     warnings: tuple[str, ...] = ()  # about values that are probably mistakes
 
     @property
@@ -122,6 +123,7 @@ class Dataset:
             "rows": {"train": len(self.train), "val": len(self.val), "test": len(self.test)},
             "sha256": digest.hexdigest(),
             "values_sha256": values.hexdigest(),
+            **({"folds_sha256": self.folds_sha256} if self.folds_sha256 else {}),
             **{
                 k: s and {"offset": s.offset.tolist(), "scale": s.scale.tolist()}
                 for k, s in scalings.items()

@@ -85,6 +85,7 @@ class Rows(Splits):
             classes=tuple(classes),
             features=columns,
             target=target,
+            folds_sha256=self.folds_sha256(x, y, groups, times),
         )
         check_classes(data, source)
         if self.standardize:

@@ -113,6 +113,7 @@ class ImageFolder(Splits):
         scale = scaling.apply if scaling else lambda values: values.astype(np.float32)
         train, val, test = (Split(scale(pixels[splits[name].x]), splits[name].y) for name in SPLITS)
         data = Dataset(train, val, test, "classification", listed.classes, (), x_scaling=scaling)
+        data = replace(data, folds_sha256=self.folds_sha256(pixels, listed.labels))
         remedy = "data.scaling=unit scales them"
         return data if scaling else replace(data, warnings=unscaled(pixels, self.path, remedy))
 

@@ -1,6 +1,7 @@
 """The division of rows into training, validation and test rows: pure functions of a seed, and of
 labels, groups or times."""
 
+import hashlib
 from collections.abc import Collection, Sequence
 from typing import Annotated, Literal
 
@@ -80,6 +81,19 @@ class Splits(Section):
         )
         is_whole = {"val", "test"} & set(given) and len(parts[0]) == num_rows
         return (np.arange(num_rows), *parts[1:]) if is_whole else parts
+
+    def folds_sha256(self, *arrays: np.ndarray | None) -> str | None:
+        """Hash what all folds have in common: the rows before they are divided, and the keys that
+        divide them. Runs with equal hashes can be compared fold by fold. None without a fold."""
+        if self.fold is None:
+            return None
+        keys = (self.split, self.split_seed, self.test_fraction, self.num_folds)
+        digest = hashlib.sha256(repr(keys).encode())
+        for array in arrays:
+            if array is not None:
+                digest.update(repr((array.shape, array.dtype.str)).encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
 
 def assign(

@@ -166,7 +166,14 @@ class NPY(Splits):
             Split(replace(all_rows, rows=split.x), split.y) for split in take(rows, y, parts)
         )
         data = Dataset(
-            train, val, test, self.task, classes, features=(), memory=self.memory_mb * 2**20
+            train,
+            val,
+            test,
+            self.task,
+            classes,
+            features=(),
+            memory=self.memory_mb * 2**20,
+            folds_sha256=self.folds_sha256(np.frombuffer(sha256.encode(), np.uint8), y),
         )
         check_classes(data, self.path)
         remedy = "save them scaled, or begin model.layers with {layer: batch_norm}"

@@ -11,7 +11,7 @@ from statistics import median_high
 
 import numpy as np
 
-from runner.report.jobs import NO_OVERRIDES, Group, Job, best_rates, groups
+from runner.report.jobs import NO_OVERRIDES, Block, Fold, Group, Job, best_rates, groups
 from runner.report.statistics import Paired, Summary, compare, probabilities_best, summary
 from runner.text.quoting import command_line, override
 
@@ -35,7 +35,7 @@ class Answer:
     metric: str
     mode: str  # min, max
     target: float  # the best epoch of the worst group, median of its seeds; NaN without a group
-    seeds: tuple[int, ...] | None  # the seeds that all ranked groups share; None: none in common
+    seeds: tuple[Block, ...] | None  # the seeds that all ranked groups share; None: none in common
     ranked: list[Ranked]  # best first; of groups that differ in a tuned rate, only the best one
     unranked: list[Group]  # did not finish every seed, or share too few seeds with the others
     tried: list[Group]  # all groups with all their seeds, in the order of their jobs
@@ -65,6 +65,7 @@ class Answer:
             return [f"no group has a finite {self.metric}", *self._unranked_lines()]
         return [
             *self._ranked_lines(),
+            *self._folds_lines(),
             *self._seeds_lines(),
             *self._unfinished_lines(),
             *self._unranked_lines(),
@@ -115,13 +116,23 @@ class Answer:
         """Return the group with all its seeds."""
         return next(group for group in self.tried if group.label == label)
 
+    def _folds_lines(self) -> list[str]:
+        """Say that the runs of a cross-validation are paired by seed and fold."""
+        folds = {seed.fold for seed in self.seeds or () if isinstance(seed, Fold)}
+        if not folds or len(self.ranked) < 2:
+            return []
+        return [
+            f"paired by seed and fold (data.fold={','.join(map(str, sorted(folds)))}), each pair "
+            f"counts as a seed; folds share training rows, so the noise may be larger than it seems"
+        ]
+
     def _seeds_lines(self) -> list[str]:
         """Name the seeds that are left out because not every group has them."""
         wholes = [self.whole(other.group.label) for other in self.ranked]
         seeds = {seed for whole in wholes for seed in whole.values(self.metric)}
         if self.seeds is None or seeds == set(self.seeds):
             return []
-        left_out = ", ".join(map(str, sorted(seeds - set(self.seeds))))
+        left_out = ", ".join(map(str, sorted(seeds - set(self.seeds), key=_in_order)))
         shared = _listed(self.seeds)
         return [f"compared over the seeds that all have, {shared}; left out: {left_out}"]
 
@@ -222,7 +233,7 @@ def _answer(jobs: Sequence[Job]) -> Answer:
     return Answer(leader.measures(), metric, mode, target, shared, ranked, unranked, tried)
 
 
-def _panel(groups: Sequence[Group], metric: str) -> tuple[list[Group], list[int] | None]:
+def _panel(groups: Sequence[Group], metric: str) -> tuple[list[Group], list[Block] | None]:
     """Return the groups that can be compared, and the seeds that all of them have (None: none).
 
     While the groups share fewer than two seeds, leave out the one that shares the fewest with the
@@ -232,10 +243,10 @@ def _panel(groups: Sequence[Group], metric: str) -> tuple[list[Group], list[int]
     while len(kept) > 1:
         shared = set.intersection(*(set(group.values(metric)) for group in kept))
         if len(shared) > 1:
-            return kept, sorted(shared)
+            return kept, sorted(shared, key=_in_order)
         kept.remove(min(kept, key=lambda group: _num_shared(group, kept, metric)))
     shared = set.intersection(*(set(group.values(metric)) for group in groups)) if groups else set()
-    return list(groups), sorted(shared) or None
+    return list(groups), sorted(shared, key=_in_order) or None
 
 
 def _num_shared(group: Group, others: Sequence[Group], metric: str) -> int:
@@ -258,7 +269,7 @@ def _ranked(
     metric: str,
     mode: str,
     target: float,
-    seeds: Sequence[int] | None,
+    seeds: Sequence[Block] | None,
     resolution: float,
 ) -> list[Ranked]:
     """Rank the groups of `best`. The tests' correction is for all pairs of `compared`, because
@@ -303,7 +314,7 @@ def _probabilities(
     if any(paired is not None and paired.p is None for paired in against):
         return None
     values = [group.values(metric) for group in best]
-    seeds = sorted(values[0]) if values else []
+    seeds = sorted(values[0], key=_in_order) if values else []
     rows = [[value[seed] for seed in seeds] for value in values]
     return probabilities_best(np.array(rows), mode, resolution) if len(best) > 1 else None
 
@@ -311,7 +322,7 @@ def _probabilities(
 def _is_same_run(group: Group, other: Group) -> bool:
     """Return whether two groups have bit-identical weights for every seed."""
     hashes, other_hashes = (
-        {job.seed: job.result.get("weights_sha256") for job in compared.completed}
+        {job.block: job.result.get("weights_sha256") for job in compared.completed}
         for compared in (group, other)
     )
     return hashes == other_hashes and None not in hashes.values()
@@ -319,7 +330,7 @@ def _is_same_run(group: Group, other: Group) -> bool:
 
 def fate(group: Group, metric: str) -> str:
     """List the seeds that diverged, failed or did not finish; empty if all finished."""
-    ended = {job.seed for job in group.jobs if job.status in ("failed", "damaged")}
+    ended = {job.block for job in group.jobs if job.status in ("failed", "damaged")}
     incomplete = group.failed(metric)
     parts = []
     for seeds, outcome in (
@@ -359,7 +370,7 @@ def _group_entry(whole: Group, metric: str, ranked: Ranked | None = None) -> dic
         "rank": ranked.rank if ranked else None,
         "label": group.label,
         "overrides": group.to_copy(),
-        "seeds": sorted(group.values(metric)),
+        "seeds": sorted(group.values(metric), key=_in_order),
         "mean": _finite(group.mean(metric)),
         "interval": ranked.summary.interval if ranked else None,
         "difference": _finite(against.difference) if against else None,
@@ -418,8 +429,12 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _listed(seeds: Sequence[int]) -> str:
+def _listed(seeds: Sequence[Block]) -> str:
     return ", ".join(map(str, seeds))
+
+
+def _in_order(seed: Block) -> tuple[int, int]:
+    return (seed.seed, seed.fold) if isinstance(seed, Fold) else (seed, -1)
 
 
 def _all(others: Sequence[Ranked]) -> str:

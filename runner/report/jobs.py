@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from statistics import median
 from types import NoneType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,19 @@ _USUAL_LOSS: dict[str, dict[str, Any]] = {
 _DIVERGED = re.compile(r"the loss of update \d+ is (nan|-?inf)|went beyond the range of float32")
 
 NO_OVERRIDES = "defaults"  # label of a group without its own overrides
+
+
+class Fold(NamedTuple):
+    """A seed and a fold of the data: a block of runs in a cross-validation."""
+
+    seed: int
+    fold: int
+
+    def __str__(self) -> str:
+        return f"{self.seed} (fold {self.fold})"
+
+
+Block = int | Fold  # a seed, or a seed and a fold: groups are compared block by block
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,15 @@ class Job:
         return int(self.result["seed"])
 
     @property
+    def fold(self) -> int | None:
+        fold: int | None = self.config["data"].get("fold")
+        return fold
+
+    @property
+    def block(self) -> Block:
+        return self.seed if self.fold is None else Fold(self.seed, self.fold)
+
+    @property
     def backend(self) -> str:
         return str(self.result["backend"])
 
@@ -102,10 +124,12 @@ class Job:
         return [str(item) for item in self.result["overrides"]]
 
     def settings(self, *without: str) -> str:
-        """Return a hash of the job's config without the seed, and of the user's own code. Jobs with
-        equal settings can be averaged."""
+        """Return a hash of the job's config without the seed and the fold, and of the user's own
+        code. Jobs with equal settings can be averaged."""
         code = {"code": self._code} if self._code else {}
-        return sha256({**self.config, **code}, "seed", *without)
+        data = self.config["data"]
+        folded = {} if self.fold is None else {"data": {**data, "fold": "any"}}
+        return sha256({**self.config, **code, **folded}, "seed", *without)
 
     @cached_property
     def _code(self) -> Mapping[str, str]:
@@ -187,8 +211,13 @@ class Job:
 
     @property
     def _data_hash(self) -> str:
-        """The hash of the data's values, or of its config if there is no data.json."""
-        known = self.data.get("values_sha256") or self.data.get("sha256")
+        """The hash of the data's values (with folds, of all rows before their division), or of its
+        config if there is no data.json."""
+        known = (
+            self.data.get("folds_sha256")
+            or self.data.get("values_sha256")
+            or self.data.get("sha256")
+        )
         return str(known or sha256({"data": self.config["data"]}))
 
     def resolution(self, metric: str) -> float:
@@ -220,7 +249,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Group:
-    """Jobs that differ only in the seed, one per seed, completed or not."""
+    """Jobs that differ only in the seed and the fold, one per block, completed or not. Comments
+    and messages call a block a seed."""
 
     label: str  # the overrides that not all jobs share
     jobs: tuple[Job, ...]
@@ -230,25 +260,25 @@ class Group:
         return [job for job in self.jobs if job.is_completed]
 
     @property
-    def seeds(self) -> list[int]:
-        return [job.seed for job in self.jobs]
+    def seeds(self) -> list[Block]:
+        return [job.block for job in self.jobs]
 
-    def over(self, seeds: Collection[int]) -> "Group":
+    def over(self, seeds: Collection[Block]) -> "Group":
         """Return the group with only these seeds."""
-        return Group(self.label, tuple(job for job in self.jobs if job.seed in seeds))
+        return Group(self.label, tuple(job for job in self.jobs if job.block in seeds))
 
-    def values(self, metric: str) -> dict[int, float]:
+    def values(self, metric: str) -> dict[Block, float]:
         """Return seed -> the metric after the last epoch, for completed jobs with a finite one."""
-        values = {job.seed: job.last(metric) for job in self.completed}
+        values = {job.block: job.last(metric) for job in self.completed}
         return {seed: value for seed, value in values.items() if math.isfinite(value)}
 
-    def diverged(self, metric: str) -> list[int]:
+    def diverged(self, metric: str) -> list[Block]:
         """Return the seeds of jobs with a loss or a metric that is NaN or infinite."""
         values = self.values(metric)
-        bad = [job for job in self.jobs if job.seed not in values]
-        return [job.seed for job in bad if job.is_completed or job.has_diverged]
+        bad = [job for job in self.jobs if job.block not in values]
+        return [job.block for job in bad if job.is_completed or job.has_diverged]
 
-    def failed(self, metric: str) -> list[int]:
+    def failed(self, metric: str) -> list[Block]:
         """Return the seeds of the other jobs that did not complete: failed, interrupted or
         unfinished."""
         others = {*self.values(metric), *self.diverged(metric)}
@@ -295,7 +325,7 @@ class Group:
 
     def to_copy(self) -> list[str]:
         """Return the overrides that train the group."""
-        without = ("seed=", "output.", "tune", "search=")
+        without = ("seed=", "data.fold=", "output.", "tune", "search=")
         return [item for item in self.jobs[0].overrides if not item.startswith(without)]
 
 
@@ -374,12 +404,12 @@ def groups(jobs: Sequence[Job]) -> list[Group]:
     """Group the jobs, in the order of their first ones. Of two copies of a job, take the completed
     one. The same settings on two backends are the same run: take the backend with more completed
     jobs."""
-    by_settings: dict[str, dict[str, dict[int, Job]]] = {}
+    by_settings: dict[str, dict[str, dict[Block, Job]]] = {}
     for job in jobs:
         by_backend = by_settings.setdefault(job.settings("backend"), {})
         seeds = by_backend.setdefault(job.backend, {})
-        if job.seed not in seeds or (job.is_completed and not seeds[job.seed].is_completed):
-            seeds[job.seed] = job
+        if job.block not in seeds or (job.is_completed and not seeds[job.block].is_completed):
+            seeds[job.block] = job
     grouped = [
         _with_overrides_first(
             max(by_backend.values(), key=lambda seeds: _num_completed(seeds.values()))
@@ -401,7 +431,7 @@ def _num_completed(jobs: Iterable[Job]) -> int:
     return sum(job.is_completed for job in jobs)
 
 
-def _with_overrides_first(seeds: Mapping[int, Job]) -> list[Job]:
+def _with_overrides_first(seeds: Mapping[Block, Job]) -> list[Job]:
     """Sort a group's jobs, those with overrides first: the first one names the group. A run that
     has not ended, or is damaged, has no overrides."""
     return sorted(seeds.values(), key=lambda job: not job.overrides)
@@ -421,7 +451,7 @@ def pairs(jobs: Sequence[Job]) -> list[tuple[Job, Job]]:
     """Return pairs of jobs that differ only in the backend: the first job with each other one."""
     by_settings: dict[str, list[Job]] = {}
     for job in jobs:
-        by_settings.setdefault(job.settings("backend") + f" {job.seed}", []).append(job)
+        by_settings.setdefault(job.settings("backend") + f" {job.block}", []).append(job)
     return [
         (same[0], other)
         for same in by_settings.values()
@@ -433,6 +463,6 @@ def pairs(jobs: Sequence[Job]) -> list[tuple[Job, Job]]:
 def _label(job: Job, shared: set[str]) -> str:
     if job.status in ("unfinished", "damaged"):
         return job.folder.name
-    without = ("seed=", "output.", "backend=", "trusted_modules=")
+    without = ("seed=", "data.fold=", "output.", "backend=", "trusted_modules=")
     label = [item for item in job.overrides if item not in shared and not item.startswith(without)]
     return " ".join(label) or NO_OVERRIDES

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def summary(values: Sequence[float]) -> Summary:
 
 
 def compare(
-    groups: Mapping[str, Mapping[int, float]], resolution: float = 0.0
+    groups: Mapping[str, Mapping[Any, float]], resolution: float = 0.0
 ) -> dict[tuple[str, str], Paired]:
     """Compare every pair of groups; a group maps seeds to values. `resolution` is the step between
     the values that the metric can have (1 / rows for an accuracy), 0 for a continuous metric.
@@ -153,7 +154,7 @@ def seeds_needed(effect: float, level: float, largest: int = 10_000) -> int | No
     return low
 
 
-def _common(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
+def _common(a: Mapping[Any, float], b: Mapping[Any, float]) -> tuple[np.ndarray, np.ndarray]:
     seeds = sorted(a.keys() & b.keys())
     return np.array([a[seed] for seed in seeds]), np.array([b[seed] for seed in seeds])
 

@@ -399,6 +399,39 @@ def test_bit_identical_runs_are_called_the_same_run(
     assert [group["probability_best"] for group in found.groups().values()] == [0.5, 0.5]
 
 
+def test_folds_of_one_data_set_are_paired_like_seeds(tmp_path: Path) -> None:
+    """Two schedules, two seeds and three folds are one answer over six pairs, with SciPy's p. Folds
+    of another division are not paired with them."""
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(60, 3))
+    np.savez(tmp_path / "a.npz", x=x, y=(x[:, 0] > 0).astype(int))
+    command = ["data=npz", "data.path=a.npz", "data.num_folds=3", "trainer.max_epochs=2"]
+    command += ["-m", "data.fold=0,1,2", "schedule=constant,cosine", "device=cpu"]
+    (done,) = forked(tmp_path, (*command, "seed=0,1"))
+    assert (done.status, done.err) == (0, "")
+    assert "paired by seed and fold (data.fold=0,1,2), each pair counts as a seed" in done.out
+    answer = json.loads((tmp_path / done.folder / "answer.json").read_text())
+    assert answer["seeds"] == [[seed, fold] for seed in (0, 1) for fold in (0, 1, 2)]
+    values = {
+        name: [
+            read_json(
+                next((tmp_path / done.folder).glob(f"*fold-{fold}_*{name}*seed-{seed}*"))
+                / "result.json"
+            )["metrics"]["val/loss"]
+            for seed, fold in answer["seeds"]
+        ]
+        for name in ("constant", "cosine")
+    }
+    p = stats.ttest_rel(values["constant"], values["cosine"]).pvalue
+    second = answer["groups"][1]
+    # both compute the same sums; the values that are saved are exact
+    assert second["p_raw"] == pytest.approx(p, rel=1e-9)
+    assert "data.fold" not in answer["command"]
+    (other,) = forked(tmp_path, (*command, "data.split_seed=1"))
+    (both,) = forked(tmp_path, ("task=compare", f"runs=[{done.folder},{other.folder}]"))
+    assert "These runs measure 2 different things" in both.out
+
+
 def test_runs_of_other_data_losses_or_metrics_are_not_in_one_list(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
