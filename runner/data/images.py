@@ -16,7 +16,7 @@ from pydantic import AfterValidator
 
 from runner.data.augment import Augment
 from runner.data.capacity import memory
-from runner.data.dataset import Dataset, Scaling, Split, take
+from runner.data.dataset import Dataset, Scaling, Split
 from runner.data.files import label_key, locate, read_csv, regular_file, unscaled
 from runner.data.splits import Splits
 from runner.errors import ConfigError, one_line, show, show_path
@@ -53,12 +53,13 @@ class Listing:
     labels: np.ndarray  # int64[N]
     classes: tuple[str, ...]
     splits: Mapping[str, np.ndarray]  # at least "train" -> numbers of its files, int64[n]
+    groups: np.ndarray | None = None  # a table's column group  # str[N]
 
 
 class ImageFolder(Splits):
     """A folder with one folder of images per class, or with the folders train, val and test, which
     hold the class folders. With `table`, a CSV file, the classes are in its column label, and the
-    files in its column path.
+    files in its column path; split=grouped follows its column group.
 
     Rows are [H, W, C] in the order of the sorted paths, or of the table. `size` [H, W] resizes
     (bilinear, Pillow's, which averages when it shrinks); null: all images must have one size.
@@ -121,10 +122,12 @@ class ImageFolder(Splits):
         """Return the numbers of each split's files, and their labels."""
         given, train = listed.splits, listed.splits["train"]
         labels = listed.labels[train]
-        parts = self.rows(len(train), self.path, labels=labels, given=given)
-        splits = dict(zip(SPLITS, take(train, labels, parts), strict=True))
-        own = {name: rows for name, rows in given.items() if name != "train"}
-        return splits | {name: Split(rows, listed.labels[rows]) for name, rows in own.items()}
+        parts = self.rows(
+            len(train), self.path, labels=labels, groups=listed.groups, given=given.keys()
+        )
+        numbers = {name: train[part] for name, part in zip(SPLITS, parts, strict=True)}
+        numbers |= {name: rows for name, rows in given.items() if name != "train"}
+        return {name: Split(rows, listed.labels[rows]) for name, rows in numbers.items()}
 
     def _scaling(self, pixels: np.ndarray, train: np.ndarray) -> Scaling | None:
         """Return what gives the values that the network sees, per channel."""
@@ -253,7 +256,11 @@ def _tabled(root: Path, table_path: str) -> Listing:
     number = {name: i for i, name in enumerate(classes)}
     labels = np.array([number[name] for name in names], np.int64)
     files = [root / path for path, _ in cells]
-    return Listing(files, labels, tuple(classes), {"train": np.arange(len(files))})
+    groups = None
+    if "group" in table.header:
+        position = table.header.index("group")
+        groups = np.array([row[position] for row in table.rows])
+    return Listing(files, labels, tuple(classes), {"train": np.arange(len(files))}, groups)
 
 
 def read_images(files: Sequence[Path], size: Sequence[int] | None, color: Color) -> np.ndarray:

@@ -203,7 +203,8 @@ def _followed(
     elif split == "grouped":
         raise ConfigError(
             f"data.split=grouped needs the group of each row, and {source} has none; an NPZ file "
-            f"has them as the array group, a function of data=custom returns x, y, group"
+            f"has them as the array group, a function of data=custom returns x, y, group, "
+            f"data.table as the column group"
         )
     return values
 

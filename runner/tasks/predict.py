@@ -61,7 +61,9 @@ def _rows(source: str, run: Run) -> tuple[Path, np.ndarray, list[str] | None]:
     root, mode = locate(source, "folder")
     files = [*below(root)] if stat.S_ISDIR(mode) else [root]
     if not files:
-        raise ConfigError(f"data.path must be a folder of images, got {show_path(source)} without")
+        raise ConfigError(
+            f"data.path must be a folder of images, got {show_path(source)}, which has no files"
+        )
     x = read_images(
         files, run.config.data.size, "grey" if run.data["input_shape"][2] == 1 else "rgb"
     )

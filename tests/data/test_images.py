@@ -349,6 +349,43 @@ def test_rows_that_do_not_fit_into_memory_are_refused(
         dataset(folder(tmp_path), "data.size=[200, 200]")
 
 
+def test_splits_follow_classes_and_the_groups_of_a_table(tmp_path: Path) -> None:
+    folder(tmp_path, 10)
+    data = dataset(tmp_path, "data.split=stratified")
+    for split in (data.train, data.val, data.test):
+        assert split.y.sum() * 2 == len(split)
+    table = tmp_path / "t.csv"
+    lines = [
+        f"{name}/{i}.png,{name},{group}"
+        for name in ("cat", "dog")
+        for i, group in enumerate("aabbccddee")
+    ]
+    table.write_text("\n".join(["path,label,group", *lines]) + "\n")
+    data = dataset(tmp_path, f"data.table={table}", "data.split=grouped")
+    group_of = {pixels(10 * i + j).tobytes(): j // 2 for i in (0, 1) for j in range(10)}
+    scaling = data.x_scaling
+    assert scaling is not None
+    groups = [
+        {group_of[np.rint(scaling.invert(x)).astype(np.uint8).tobytes()] for x in split.x}
+        for split in (data.train, data.val, data.test)
+    ]
+    assert [len(found) for found in groups] == [3, 1, 1]
+    assert set.union(*groups) == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_every_mode_of_8_bits_is_converted_as_pillow_does(tmp_path: Path, mode: str) -> None:
+    suffix = "tif" if mode == "CMYK" else "png"
+    for i in range(2):
+        (tmp_path / "ab"[i]).mkdir()
+        image = Image.fromarray(pixels(i, *SHAPE, 3)).convert("L" if mode == "LA" else "RGB")
+        image.convert(mode).save(tmp_path / "ab"[i] / f"0.{suffix}")
+    color = "L" if mode in ("1", "L", "LA") else "RGB"
+    files = (tmp_path / "ab"[i] / f"0.{suffix}" for i in range(2))
+    expected = {np.asarray(Image.open(file).convert(color)).tobytes() for file in files}
+    assert {row.tobytes() for row in rows(dataset(tmp_path, *WHOLE))} == expected
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
@@ -425,3 +462,8 @@ def test_the_whole_of_it_on_the_command_line(tmp_path: Path, backend: str) -> No
     found = [float(cell) for cell in by_path["cat/0.png"].split(",")[:2]]
     np.testing.assert_allclose(outputs[0], found, rtol=0, atol=1e-6)
     assert len(read_columns(run / "metrics.csv")["epoch"]) == 2
+    (tmp_path / "none").mkdir()
+    (refused,) = forked(tmp_path, ("task=predict", task[0], "data.path=none"))
+    assert refused.err == (
+        "error: data.path must be a folder of images, got none, which has no files\n"
+    )
