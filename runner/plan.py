@@ -88,13 +88,20 @@ class Plan:
     @property
     def notes(self) -> list[str]:
         """Sentences about the user's own model."""
+        notes = []
+        if not self.built.is_repeatable:
+            notes.append(
+                "warning: two forward passes of the model differ under the same seed, so it draws "
+                "random numbers that the run cannot seed; a resumed run is not bit-identical to a "
+                "whole one"
+            )
         is_kept = isinstance(self.config.optimizer, optimizers.OfModule)
         replaced = [m for m in self.built.unused if not (is_kept and m == "configure_optimizers")]
         if not replaced:
-            return []
+            return notes
         model = self.config.model.name
         words = "the config's data, optimizer and schedule replace"
-        return [f"model    {model}: {words} {', '.join(replaced)}"]
+        return [*notes, f"model    {model}: {words} {', '.join(replaced)}"]
 
     def checkpoint_steps(self) -> int | None:
         every = self.config.trainer.checkpoint_every

@@ -7,11 +7,18 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import keras
+import numpy as np
 
 from backends.keras import objective, twin
 from backends.keras.layers import DropoutState
 from runner.components import losses
-from runner.components.custom import Built, CustomNetwork, Source, seeded
+from runner.components.custom import (
+    ROWS_OF_REPETITION,
+    Built,
+    CustomNetwork,
+    Source,
+    seeded,
+)
 from runner.components.layers import Shape
 from runner.data.source import Batch
 from runner.errors import ConfigError
@@ -69,7 +76,23 @@ def inspect(source: Source, input_shape: Shape, seed: int, example: Batch | None
         train_columns=tuple(f"train/{name}" for name in measured),
         val_columns=tuple(f"val/{name}" for name in (["loss"] if has_loss else []) + measured),
         counts=tuple(_counts(own, paths)),
+        is_repeatable=example is None or _is_repeatable(model, own, example, seed),
     )
+
+
+def _is_repeatable(model: keras.Model, own: keras.Model, example: Batch, seed: int) -> bool:
+    """Return whether two forward passes in training are equal with the same values of all
+    variables, those of the layers' generators included. Python's and NumPy's generators go on, as
+    they do in training."""
+    x = keras.ops.convert_to_tensor(example["x"][:ROWS_OF_REPETITION])
+    before = [variable.value.numpy() for variable in _variables(own)]
+    results = []
+    with suppress(Exception), seeded(seed):  # an error is that of the run, which shows it
+        for _ in range(2):
+            results.append(np.asarray(model(x, training=True)))
+            for variable, value in zip(_variables(own), before, strict=True):
+                variable.assign(value)
+    return len(results) < 2 or np.array_equal(results[0], results[1], equal_nan=True)
 
 
 def _call_inner_layers(source: Source, model: keras.Model, input_shape: Shape) -> None:

@@ -4,6 +4,7 @@ layouts."""
 import copy
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -15,7 +16,13 @@ from torch import Tensor, nn
 
 from backends.lightning import layers, twin
 from backends.lightning.steps import Steps, check, overrides, rate_factors, trial
-from runner.components.custom import Built, CustomNetwork, Source, seeded
+from runner.components.custom import (
+    ROWS_OF_REPETITION,
+    Built,
+    CustomNetwork,
+    Source,
+    seeded,
+)
 from runner.components.layers import Shape
 from runner.data.source import Batch
 from runner.errors import ConfigError
@@ -125,6 +132,7 @@ def inspect(
         train_columns=columns[0],
         val_columns=columns[1],
         unused=unused,
+        is_repeatable=example is None or _is_repeatable(network, example, seed),
         rate_factors=factors,
         counts=tuple(network.counts()),
     )
@@ -163,6 +171,25 @@ def _tried(
             tensor.copy_(before[name])
             tensor.grad = None
     return columns
+
+
+def _is_repeatable(network: Network, example: Batch, seed: int) -> bool:
+    """Return whether two forward passes in training are equal under the same seed of torch.
+    Python's and NumPy's generators go on, as they do in training. The module is not used again."""
+    x, y = (torch.from_numpy(example[field][:ROWS_OF_REPETITION]) for field in ("x", "y"))
+    before = {name: tensor.detach().clone() for name, tensor in network.named().items()}
+    results = []
+    network.train()
+    # an error is that of the run, which shows it
+    with suppress(Exception), seeded(seed), torch.random.fork_rng(devices=[]):
+        for _ in range(2):
+            torch.manual_seed(seed % 2**63)
+            steps = network.steps
+            results.append((network(x) if steps is None else steps.train(x, y)).detach())
+            with torch.no_grad():
+                for name, tensor in network.named().items():
+                    tensor.copy_(before[name])
+    return len(results) < 2 or torch.equal(results[0].nan_to_num(), results[1].nan_to_num())
 
 
 def _build(

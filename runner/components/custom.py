@@ -95,6 +95,9 @@ def is_factory(value: Any) -> bool:
     return inspect.isclass(value) or inspect.isroutine(value) or isinstance(value, partial)
 
 
+ROWS_OF_REPETITION = 8  # rows on which a model is tried twice; batch norm needs two at least
+
+
 @dataclass(frozen=True)
 class Built:
     """A model after a backend has built it: every tensor's first value by the framework's name, in
@@ -114,6 +117,8 @@ class Built:
     rate_factors: Mapping[str, float] | None = None
     # buffers that belong to one run: states of random generators, and what metrics have counted
     counts: tuple[str, ...] = ()
+    # False: two forward passes in training differ under the same seed
+    is_repeatable: bool = True
     description: str = ""  # the layers and their settings, the same for models of the same layout
 
     def layout_sha256(self) -> str:

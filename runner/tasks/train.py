@@ -223,6 +223,8 @@ def train(job: Job) -> int:
                 for line in [*loaded, *native.notes(observers)]:
                     console.say(line)
                 environment = _environment(job, prepared, device, start)
+                if not prepared.built.is_repeatable:
+                    environment["is_repeatable"] = False
                 if resumed is None:
                     run_folder.write_json(path / "environment.json", environment)
                     run_folder.write_json(path / "data.json", prepared.data.description())
