@@ -223,8 +223,6 @@ def train(job: Job) -> int:
                 for line in [*loaded, *native.notes(observers)]:
                     console.say(line)
                 environment = _environment(job, prepared, device, start)
-                if not prepared.built.is_repeatable:
-                    environment["is_repeatable"] = False
                 if resumed is None:
                     run_folder.write_json(path / "environment.json", environment)
                     run_folder.write_json(path / "data.json", prepared.data.description())
@@ -292,6 +290,8 @@ def _environment(job: Job, prepared: Plan, device: str, start: TrainState) -> di
     }
     known = {name: digest for name, digest in code.items() if digest is not None}
     values = run_folder.environment(device, prepared.model.threads, job.whole_command, known)
+    if not prepared.built.is_repeatable:
+        values["is_repeatable"] = False
     return {**values, "objects": passed} if passed else values
 
 
