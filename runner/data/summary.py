@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from runner.data.dataset import Dataset, Scaling, Split, largest_of
+from runner.data.stream import FileRows
 from runner.errors import show
 
 SPLITS = ("train", "val", "test")
@@ -23,6 +24,7 @@ _MOST_NAMES = 5  # in one warning
 _FEW_ROWS = 10  # with fewer rows, columns agree by chance
 _UNBALANCED = 10  # rows of the largest class for each row of the smallest one
 _UNSCALED = 10  # as runner.data.files.unscaled
+_LARGEST_INTEGER = 2.0**64  # all larger values of float64 are whole
 _CLASS_BOUNDS = 2**24  # columns times classes; more are not compared with the classes
 # 1 - |r| below this: column and target differ by less than 0.0015 standard deviations, since
 # 1 - |r| = variance of the difference / (2 variance of the target)
@@ -174,11 +176,14 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 def _blocks(split: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Iterate over the rows of x and y in blocks of about _BLOCK values."""
+    """Iterate over the rows of x and y in blocks of about _BLOCK values. Rows in files are read in
+    the order of the files."""
     size = max(1, _BLOCK // max(1, int(np.prod(split.x.shape[1:]))))
+    order = np.argsort(split.x.rows) if isinstance(split.x, FileRows) else None
     for first in range(0, len(split), size):
         rows = slice(first, first + size)
-        yield split.x[rows], split.y[rows]
+        where = rows if order is None else order[rows]
+        yield split.x[where], split.y[where]
 
 
 def _moments(data: Dataset, split: Split, is_table: bool) -> _Moments | None:
@@ -225,7 +230,7 @@ def _described(
     labels: Sequence[str], moments: _Moments, distinct: Sequence[int | None]
 ) -> list[Column]:
     low, high, mean = moments.low, moments.high, moments.mean
-    whole = moments.whole
+    whole = moments.whole & (np.maximum(np.abs(low), np.abs(high)) <= _LARGEST_INTEGER)
     low, high = (np.where(whole, np.rint(edge), edge) + 0.0 for edge in (low, high))  # no -0
     deviation = np.sqrt(moments.squares / moments.count)
     constant = is_constant(low, high)
@@ -366,8 +371,9 @@ def _warnings(
     yield from _class_warnings(summary)
     for name in ("val", "test"):
         if number := summary.duplicates[name]:
+            verb = "equals" if number == 1 else "equal"
             yield (
-                f"{number} of {summary.rows[name]} {_WORDS[name]} rows equal a training row "
+                f"{number} of {summary.rows[name]} {_WORDS[name]} rows {verb} a training row "
                 f"(all values of x); they do not test what the model does with new rows"
             )
 

@@ -149,9 +149,12 @@ def _targets(summary: Summary, width: int) -> list[str]:
     """Format the targets of a regression, and the error of always predicting their mean."""
     lines = ["targets, over the training rows, in the data's units:"]
     lines += _columns(summary.targets, width)
-    one = f" of {_number(summary.targets[0].deviation)}" if len(summary.targets) == 1 else ""
-    words = "always predicting the mean of the training rows has a root mean squared error"
-    return [*lines, f"{words}{one or ' of the deviation'} on them"]
+    is_one = len(summary.targets) == 1
+    error = f"of {_number(summary.targets[0].deviation)}" if is_one else "equal to the deviation"
+    return [
+        *lines,
+        f"always predicting the mean has a root mean squared error {error} on these rows",
+    ]
 
 
 def _table(

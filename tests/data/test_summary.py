@@ -103,11 +103,11 @@ def test_rows_in_files_are_described_like_rows_in_memory_and_read_in_blocks(
     monkeypatch.setattr(
         type(streamed.train.x),
         "__getitem__",
-        lambda self, rows: read.append(rows.stop - rows.start) or get(self, rows),
+        lambda self, rows: read.append(len(rows)) or get(self, rows),
     )
     monkeypatch.setattr(summary, "_BLOCK", 50)
     found = summarize(streamed)
-    assert set(read) == {10}
+    assert max(read) == 10
     _, resident = described("data=npz", f"data.path={tmp_path}/all.npz")
     assert (found.classes, found.duplicates) == (resident.classes, resident.duplicates)
     for a, b in zip(found.columns, resident.columns, strict=True):
