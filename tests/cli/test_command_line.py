@@ -64,10 +64,13 @@ def result(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
-    """The short run on each backend, in interpreters of their own; nobody writes into its
-    folder."""
+    """The short run on each backend; nobody writes into its folder. Keras's has an interpreter of
+    its own, in which TensorFlow starts; `interrupted` has one of Lightning."""
     here = tmp_path_factory.mktemp("finished")
-    each = together(here, *((f"backend={backend}", *SHORT) for backend in BACKENDS))
+    each = [
+        *forked(here, ("backend=lightning", *SHORT)),
+        *together(here, ("backend=keras", *SHORT)),
+    ]
     return {
         backend: Finished(done, here / done.folder)
         for backend, done in zip(BACKENDS, each, strict=True)
@@ -453,6 +456,7 @@ def test_a_user_s_rows_are_split_counted_and_learnt(own_files: OwnFiles, backend
 
 
 class Interrupted(NamedTuple):
+    kind: str
     done: Done  # its seconds: from the signal to the end
     path: Path
 
@@ -466,24 +470,32 @@ def wait_for_a_row(here: Path, backend: str) -> None:
         time.sleep(0.05)
 
 
-@pytest.fixture(scope="module")
-def interrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Interrupted]:
-    """Long runs that get a signal as soon as their trace has a row: SIGTERM in an interpreter of
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("lightning", "SIGTERM"),
+        ("keras", "SIGINT"),
+        pytest.param(("lightning", "SIGINT"), marks=pytest.mark.slow),
+        pytest.param(("keras", "SIGTERM"), marks=pytest.mark.slow),
+    ],
+    ids="-".join,
+)
+def interrupted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Interrupted:
+    """A long run that gets a signal as soon as its trace has a row: SIGTERM in an interpreter of
     its own, SIGINT in a fork."""
-    ended = {}
-    for kind in ("SIGTERM", "SIGINT"):
-        here = tmp_path_factory.mktemp(kind)
-        for backend in BACKENDS:
-            line = (f"backend={backend}", "trainer.max_epochs=1000000", "device=cpu")
-            if kind == "SIGINT":
-                with Running(here, *line) as running:
-                    wait_for_a_row(here, backend)
-                    done = running.end(signal.SIGINT)
-            else:
-                done = _terminated(here, backend, *line)
-            (path,) = here.glob(f"outputs/runs/*_{backend}")
-            ended[backend, kind] = Interrupted(done, path)
-    return ended
+    backend, kind = request.param
+    here = tmp_path_factory.mktemp(kind)
+    line = (f"backend={backend}", "trainer.max_epochs=1000000", "device=cpu")
+    if kind == "SIGINT":
+        with Running(here, *line) as running:
+            wait_for_a_row(here, backend)
+            done = running.end(signal.SIGINT)
+    else:
+        done = _terminated(here, backend, *line)
+    (path,) = here.glob(f"outputs/runs/*_{backend}")
+    return Interrupted(kind, done, path)
 
 
 def _terminated(here: Path, backend: str, *line: str) -> Done:
@@ -498,27 +510,20 @@ def _terminated(here: Path, backend: str, *line: str) -> Done:
         process.kill()
 
 
-signals = pytest.mark.parametrize(
-    ("backend", "kind"), [(backend, kind) for backend in BACKENDS for kind in ("SIGTERM", "SIGINT")]
-)
-
-
-@signals
 def test_a_signal_ends_a_run_with_its_exit_status_within_five_seconds(
-    interrupted: dict[tuple[str, str], Interrupted], backend: str, kind: str
+    interrupted: Interrupted,
 ) -> None:
-    done = interrupted[backend, kind].done
-    assert done.status == {"SIGINT": 130, "SIGTERM": 143}[kind]
+    done = interrupted.done
+    assert done.status == {"SIGINT": 130, "SIGTERM": 143}[interrupted.kind]
     assert done.err == ""
     # on a quiet machine 5, which the fault harness measures; this one shares its cores with others
     assert done.seconds < 30
 
 
-@signals
 def test_an_interrupted_run_says_so_and_leaves_a_checkpoint_of_its_last_update(
-    interrupted: dict[tuple[str, str], Interrupted], backend: str, kind: str
+    interrupted: Interrupted,
 ) -> None:
-    done, path = interrupted[backend, kind]
+    _, done, path = interrupted
     found, steps = result(path), len(table(path / "trace.csv")[1])
     assert (found["status"], found["steps"]) == ("interrupted", steps)
     assert f"interrupted: {steps} steps" in done.out

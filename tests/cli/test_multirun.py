@@ -15,8 +15,6 @@ from tests.command_line import BACKENDS, Done, forked, mlp, weights_sha256
 from tests.rows import slow_but
 from tests.training import first, prepare
 
-both = pytest.mark.parametrize("backend", BACKENDS)
-
 
 class Jobs(NamedTuple):
     done: Done
@@ -51,14 +49,14 @@ SWEEP = (
 )
 
 
-@pytest.fixture(scope="module")
-def sweeps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Jobs]:
+@pytest.fixture(scope="module", params=slow_but(BACKENDS, "lightning"))
+def sweeps(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Jobs]:
+    """The backend and its jobs. `mixed` has jobs on both backends."""
     here = tmp_path_factory.mktemp("sweeps")
-    each = forked(here, *(("-m", f"backend={backend}", *SWEEP) for backend in BACKENDS))
-    return {
-        backend: Jobs(done, here / done.folder)
-        for backend, done in zip(BACKENDS, each, strict=True)
-    }
+    (done,) = forked(here, ("-m", f"backend={request.param}", *SWEEP))
+    return request.param, Jobs(done, here / done.folder)
 
 
 def sweep_name(backend: str, schedule: str, seed: int, monitor: str) -> str:
@@ -66,11 +64,10 @@ def sweep_name(backend: str, schedule: str, seed: int, monitor: str) -> str:
     return f"schedule-{schedule}_seed-{seed}_trainer.monitor-val-{monitor}"
 
 
-@both
 def test_each_job_has_a_folder_named_by_its_overrides(
-    sweeps: dict[str, Jobs], backend: str
+    sweeps: tuple[str, Jobs],
 ) -> None:
-    path = sweeps[backend].path
+    backend, (_, path) = sweeps
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_2)?", path.name)
     assert path.parent.parts[-2:] == ("outputs", "multiruns")
     expected = {
@@ -82,11 +79,10 @@ def test_each_job_has_a_folder_named_by_its_overrides(
     assert {folder.name for folder in path.iterdir() if folder.is_dir()} == expected
 
 
-@both
 def test_a_refused_job_does_not_stop_the_others_and_shows_in_the_exit_status(
-    sweeps: dict[str, Jobs], backend: str
+    sweeps: tuple[str, Jobs],
 ) -> None:
-    jobs = sweeps[backend]
+    backend, jobs = sweeps
     assert jobs.done.status == 1
     assert {name: found["status"] for name, found in jobs.results().items()} == {
         sweep_name(backend, schedule, seed, monitor): "completed" if monitor == "loss" else "failed"
@@ -99,11 +95,11 @@ def test_a_refused_job_does_not_stop_the_others_and_shows_in_the_exit_status(
     assert "4 of 8 jobs completed" in jobs.done.out
 
 
-@both
-def test_a_job_leaves_what_a_run_leaves(sweeps: dict[str, Jobs], backend: str) -> None:
+def test_a_job_leaves_what_a_run_leaves(sweeps: tuple[str, Jobs]) -> None:
     """Its rates are those of its schedule, eta(t) = 0.001 * 0.9^(t / 100); eps: one ulp of
     float32."""
-    job = sweeps[backend].path / sweep_name(backend, "exponential", 1, "loss")
+    backend, jobs = sweeps
+    job = jobs.path / sweep_name(backend, "exponential", 1, "loss")
     records = {
         "config.yaml",
         "environment.json",
@@ -120,22 +116,18 @@ def test_a_job_leaves_what_a_run_leaves(sweeps: dict[str, Jobs], backend: str) -
     )
 
 
-@both
 def test_a_seed_makes_another_run_and_the_schedule_another(
-    sweeps: dict[str, Jobs], backend: str
+    sweeps: tuple[str, Jobs],
 ) -> None:
-    completed = [
-        found for found in sweeps[backend].results().values() if found["status"] == "completed"
-    ]
+    completed = [found for found in sweeps[1].results().values() if found["status"] == "completed"]
     assert len({found["weights_sha256"] for found in completed}) == 4
     assert len({found["config_sha256"] for found in completed}) == 4
 
 
-@both
 def test_the_comparison_has_a_row_a_job_with_its_metrics(
-    sweeps: dict[str, Jobs], backend: str
+    sweeps: tuple[str, Jobs],
 ) -> None:
-    jobs = sweeps[backend]
+    backend, jobs = sweeps
     rows, results = (
         jobs.comparison(),
         {" ".join(found["overrides"]): found for found in jobs.results().values()},
@@ -166,16 +158,14 @@ def test_the_comparison_has_a_row_a_job_with_its_metrics(
             assert {row[name] for name in METRICS} == {""}
 
 
-@both
-def test_the_comparison_says_every_job_s_seed(sweeps: dict[str, Jobs], backend: str) -> None:
-    assert sorted(row["seed"] for row in sweeps[backend].comparison()) == ["0"] * 4 + ["1"] * 4
+def test_the_comparison_says_every_job_s_seed(sweeps: tuple[str, Jobs]) -> None:
+    assert sorted(row["seed"] for row in sweeps[1].comparison()) == ["0"] * 4 + ["1"] * 4
 
 
-@both
-def test_the_table_groups_over_seeds_with_their_mean(sweeps: dict[str, Jobs], backend: str) -> None:
+def test_the_table_groups_over_seeds_with_their_mean(sweeps: tuple[str, Jobs]) -> None:
     """In the files and on the terminal: one line a schedule, the mean of two validation losses to 4
     digits."""
-    jobs = sweeps[backend]
+    backend, jobs = sweeps
     text = (jobs.path / "comparison.md").read_text()
     assert text.strip() in jobs.done.out
     lines = [line for line in text.splitlines() if line.startswith("|") and "schedule=" in line]
@@ -191,11 +181,10 @@ def test_the_table_groups_over_seeds_with_their_mean(sweeps: dict[str, Jobs], ba
         assert "seed=" not in line
 
 
-@both
-def test_the_comparison_has_a_picture(sweeps: dict[str, Jobs], backend: str) -> None:
+def test_the_comparison_has_a_picture(sweeps: tuple[str, Jobs]) -> None:
     from matplotlib.image import imread
 
-    assert min(imread(sweeps[backend].path / "comparison.png").shape[:2]) > 300
+    assert min(imread(sweeps[1].path / "comparison.png").shape[:2]) > 300
 
 
 # Both backends in one multirun. The first rate is 0: update 0 changes nothing; then 1e30 ends in

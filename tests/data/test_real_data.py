@@ -21,6 +21,7 @@ from sklearn.metrics import mean_absolute_error, mean_squared_error
 
 from runner import dispatcher, load_run
 from tests.command_line import BACKENDS, ONE_THREAD, REPOSITORY, Done, forked, mlp
+from tests.rows import slow_but
 
 both = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -145,7 +146,7 @@ def test_columns_in_other_units_are_named_with_both_ranges(
     assert scaled[0].startswith(begin)
 
 
-@both
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_a_loaded_run_predicts_from_raw_rows(trained: dict[str, Trained], backend: str) -> None:
     """NumPy's network on rows scaled by NumPy; targets in the data's units."""
     run = trained[backend].wine
@@ -271,6 +272,7 @@ def test_exports_take_raw_rows_and_a_file_beside_names_them(
         assert not [*run.glob(".*")]
 
 
+@pytest.mark.slow
 def test_exports_in_float64_scale_in_float64(tmp_path: Path) -> None:
     """Raw rows without a rounding: 1e-12 of outputs of some hundreds is sums of 10 products in
     another order."""

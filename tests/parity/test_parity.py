@@ -69,7 +69,7 @@ SETTINGS = {
     ],
 }
 DEFAULT = ("mlp", "exponential", "decoupled")
-MLP_DEFAULT = {"nesterov", "lion"}
+MLP_DEFAULT = {"nesterov"}
 PLAIN_DEFAULT = {"adam"}
 
 
@@ -273,7 +273,7 @@ def test_groups_and_scheduled_hyperparameters_agree(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    slow_but(LAYERS, "batch_norm", "conv_same_even_kernel", "attention", "dropout", "residual"),
+    slow_but(LAYERS, "batch_norm", "conv_same_even_kernel", "attention", "dropout"),
 )
 def test_layers_agree(name: str) -> None:
     assert_parity(

@@ -15,8 +15,6 @@ import pytest
 from tests.command_line import BACKENDS, OTHER, Running, forked
 from tests.rows import slow_but
 
-both = pytest.mark.parametrize("backend", BACKENDS)
-
 # All that has a state: dropout, batch norm, accumulation, a plateau, early stopping, means inside
 # an epoch of 80 updates
 HARD = (
@@ -80,9 +78,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {backend: here / done.folder for backend, done in zip(BACKENDS, each, strict=True)}
 
 
-@both
 @pytest.mark.parametrize(
-    "kind", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+    ("backend", "kind"),
+    [
+        ("keras", signal.SIGKILL),  # on Lightning, tests/test_faults.py kills runs
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in (
+                ("lightning", signal.SIGKILL),
+                ("lightning", signal.SIGTERM),
+                ("keras", signal.SIGTERM),
+            )
+        ),
+    ],
 )
 def test_a_run_that_a_signal_ended_goes_on_to_the_same_bits(
     whole: dict[str, Path], tmp_path: Path, backend: str, kind: signal.Signals
@@ -108,11 +116,10 @@ EXACT = ("trainer.precision=exact", "model=linear", *SHORT[:2], "trainer.batch_s
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Runs of 20 updates: two in exact mode, one in float32."""
+    """Runs of 20 updates: one in exact mode, one in float32."""
     here = tmp_path_factory.mktemp("halves")
     runs = {
-        "lightning": ("backend=lightning", *EXACT, HALF),
-        "keras": ("backend=keras", *EXACT, HALF),
+        "exact": (*EXACT, HALF),
         "plain": (*SHORT, HALF, "trainer.checkpoint_every=5steps"),
     }
     each = forked(here, *runs.values())
@@ -123,27 +130,25 @@ def copied(folder: Path, here: Path) -> Path:
     return shutil.copytree(folder, here / folder.name, symlinks=True)
 
 
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_in_exact_mode_a_run_is_finished_on_the_other_framework_with_the_same_hash(
-    halves: dict[str, Path], tmp_path: Path
+    halves: dict[str, Path], tmp_path: Path, backend: str
 ) -> None:
-    longer = "trainer.max_steps=33"
-    lines = [
-        (f"resume={copied(halves[backend], tmp_path)}", f"backend={OTHER[backend]}", longer)
-        for backend in BACKENDS
-    ]
-    *resumed, alone = forked(tmp_path, *lines, (*EXACT, longer))
+    longer, half = "trainer.max_steps=33", halves["exact"]
+    if backend == "keras":
+        (done,) = forked(tmp_path, ("backend=keras", *EXACT, HALF))
+        half = tmp_path / done.folder
+    line = (f"resume={copied(half, tmp_path)}", f"backend={OTHER[backend]}", longer)
+    done, alone = forked(tmp_path, line, (*EXACT, longer))
     expected = read(tmp_path / alone.folder, "result.json")
-    for done, backend in zip(resumed, BACKENDS, strict=True):
-        assert (done.status, done.err) == (0, "")
-        assert f"changed  backend {backend} -> {OTHER[backend]}" in done.out
-        folder = tmp_path / done.folder
-        found = read(folder, "result.json")
-        assert (found["backend"], found["steps"], found["resumed_from"]) == (OTHER[backend], 33, 20)
-        for key in ("weights_sha256", "slots_sha256", "losses_sha256"):
-            assert found[key] == expected[key]
-        assert (folder / "trace.csv").read_text() == (
-            tmp_path / alone.folder / "trace.csv"
-        ).read_text()
+    assert (done.status, done.err) == (0, "")
+    assert f"changed  backend {backend} -> {OTHER[backend]}" in done.out
+    folder = tmp_path / done.folder
+    found = read(folder, "result.json")
+    assert (found["backend"], found["steps"], found["resumed_from"]) == (OTHER[backend], 33, 20)
+    for key in ("weights_sha256", "slots_sha256", "losses_sha256"):
+        assert found[key] == expected[key]
+    assert (folder / "trace.csv").read_text() == (tmp_path / alone.folder / "trace.csv").read_text()
 
 
 def test_of_a_damaged_checkpoint_the_newest_whole_one_before_it_is_taken(
