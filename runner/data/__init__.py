@@ -12,6 +12,7 @@ from runner.data.dataset import Dataset, Split
 from runner.data.embedded import BreastCancer, Diabetes, Digits, Iris, Wine
 from runner.data.files import CSV, NPZ, Custom
 from runner.data.images import ImageFolder
+from runner.data.splits import Splits
 from runner.data.stream import NPY
 from runner.errors import ConfigError
 
@@ -53,7 +54,9 @@ def _files(data: Any) -> Iterable[Path]:
     if getattr(data, "path", None) is None:
         return ()
     root = Path(data.path).expanduser()
-    return sorted(root.glob("*.npy")) if root.is_dir() else [root]
+    others = data.own_paths.values() if isinstance(data, Splits) else ()
+    files = sorted(root.glob("*.npy")) if root.is_dir() else [root]
+    return [*files, *(Path(other).expanduser() for other in others)]
 
 
 @lru_cache(maxsize=1)

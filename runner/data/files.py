@@ -6,9 +6,10 @@ import math
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from runner.data.dataset import (
     standardize,
     take,
 )
-from runner.data.splits import Splits
+from runner.data.splits import Splits, with_own_rows
 from runner.errors import ConfigError, nearest, one_line, show, show_path
 from runner.section import Mark, OwnCode
 
@@ -74,11 +75,15 @@ class Rows(Splits):
         target: str | None = None,
         groups: np.ndarray | None = None,
         times: np.ndarray | None = None,
+        own: Mapping[str, int] = MappingProxyType({}),
     ) -> Dataset:
-        """Check the rows, split them, and standardize them if asked."""
+        """Check the rows, split them, and standardize them if asked. The last rows are those of
+        splits that have files of their own: split -> number of rows."""
         check(x, y, source)
-        labels = y if self.task == "classification" else None
-        parts = self.rows(len(x), source, labels=labels, groups=groups, times=times)
+        num = len(x) - sum(own.values())
+        labels = y[:num] if self.task == "classification" else None
+        parts = self.rows(num, source, labels=labels, groups=groups, times=times, given=own)
+        parts = with_own_rows(parts, num, own)
         data = Dataset(
             *take(x, y, parts),
             task=self.task,
@@ -99,6 +104,7 @@ class Rows(Splits):
         y: np.ndarray,
         groups: np.ndarray | None = None,
         times: np.ndarray | None = None,
+        own: Mapping[str, int] = MappingProxyType({}),
     ) -> Dataset:
         x = as_float(x, "x", source)
         if x.ndim < 2 or 0 in x.shape[1:]:
@@ -106,7 +112,7 @@ class Rows(Splits):
                 f"{source}: x must hold a row of values per sample, got the shape {list(x.shape)}"
             )
         y, classes = as_targets(y, self.task, source)
-        data = self._dataset(source, x, y, classes, groups=groups, times=times)
+        data = self._dataset(source, x, y, classes, groups=groups, times=times, own=own)
         remedy = "data.standardize=true scales them"
         scaled = () if self.standardize else unscaled(x, source, remedy)
         return replace(
@@ -123,9 +129,12 @@ class NPZ(_File):
     [N]; the classes are their distinct values), for regression targets ([N] or [N, C]).
     `standardize` scales by the training rows. Images are [N, H, W, C]; with `channels: first` the
     file has [N, C, H, W], and the rows become [H, W, C]. split=grouped needs `group` [N], numbers
-    or text; split=chronological sorts by `time` [N], numbers or dates, if there is one."""
+    or text; split=chronological sorts by `time` [N], numbers or dates, if there is one. The files
+    `val_path` and `test_path` have the rows of these splits, in place of a fraction."""
 
     name: Literal["npz"]
+    val_path: Annotated[str | None, Mark(on_run=True)]
+    test_path: Annotated[str | None, Mark(on_run=True)]
     channels: Channels
     augment: Augment
 
@@ -138,9 +147,36 @@ class NPZ(_File):
             x = np.ascontiguousarray(channels_last(x))
         (values,) = rest or (None,)
         groups, times = (values, None) if self.split == "grouped" else (None, values)
-        data = self._of_arrays(self.path, x, y, groups, times)
+        others = {name: self._own_rows(name, x, y) for name in self.own_paths}
+        own = {name: len(other) for name, (other, _) in others.items()}
+        if others:
+            x = np.concatenate([x, *(other for other, _ in others.values())])
+            y = np.concatenate([y, *(other for _, other in others.values())])
+        data = self._of_arrays(self.path, x, y, groups, times, own)
         hint = seems_channels_first(x.shape, self.channels, self.path)
         return replace(data, warnings=(*hint, *data.warnings))
+
+    def _own_rows(self, name: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Read x and y of a split from its own file. They must agree with those of data.path."""
+        path = self.own_paths[name]
+        own_x, own_y = read_npz(regular_file(path, f"data.{name}_path"), "x", "y")
+        check_channels(own_x.shape, self.channels, path)
+        if self.channels == "first":
+            own_x = np.ascontiguousarray(channels_last(own_x))
+        for key, own, array in (("x", own_x, x), ("y", own_y, y)):
+            if own.ndim == 0 or own.shape[1:] != array.shape[1:]:
+                raise ConfigError(
+                    f"{path}: {key} must have rows of the shape {list(array.shape[1:])}, as in "
+                    f"{self.path}, got the shape {list(own.shape)}"
+                )
+        check(as_float(own_x, "x", path), own_y, path)
+        as_targets(own_y, self.task, path)
+        if self.task == "classification" and len(others := np.setdiff1d(own_y, y)):
+            raise ConfigError(
+                f"{path}: y must have the classes of {self.path}, got {show(str(others[0]))}, "
+                f"which is not one of them"
+            )
+        return own_x, own_y
 
 
 class Custom(Rows, OwnCode):

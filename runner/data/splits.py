@@ -2,7 +2,7 @@
 labels, groups or times."""
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -17,7 +17,11 @@ Kind = Literal["random", "stratified", "grouped", "chronological"]
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray]  # int64 each: training, validation, test rows
 
 # A key that selects the rows of a split -> the fraction that must be 0 then
-REPLACES = {"fold": "val_fraction"}
+REPLACES = {
+    "fold": "val_fraction",
+    "val_path": "val_fraction",
+    "test_path": "test_fraction",
+}
 
 _TRAIN, _VAL, _TEST = range(3)
 
@@ -34,19 +38,31 @@ class Splits(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "Splits":
-        if self.fold is None:
-            return self
-        if self.fold >= self.num_folds:
+        if self.fold is not None and self.fold >= self.num_folds:
             raise SentenceError(
                 f"fold must be < data.num_folds={self.num_folds}, because folds are counted from "
                 f"0, got {self.fold}"
             )
-        if self.val_fraction:
+        if self.fold is not None and "val" in self.own_paths:
             raise SentenceError(
-                f"val_fraction must be 0 with data.fold, which selects the validation rows, got "
-                f"{self.val_fraction:g}"
+                f"fold must be null with data.val_path, which has the validation rows, got "
+                f"{self.fold}"
             )
+        for key, fraction in REPLACES.items():
+            value = getattr(self, fraction)
+            if getattr(self, key, None) is not None and value:
+                rows = "validation" if fraction == "val_fraction" else "test"
+                raise SentenceError(
+                    f"{fraction} must be 0 with data.{key}, which selects the {rows} rows, got "
+                    f"{value:g}"
+                )
         return self
+
+    @property
+    def own_paths(self) -> dict[str, str]:
+        """The splits that have a file of their own -> its path, by the keys val_path, test_path."""
+        paths = {name: getattr(self, f"{name}_path", None) for name in ("val", "test")}
+        return {name: path for name, path in paths.items() if path is not None}
 
     def rows(
         self,
@@ -94,6 +110,16 @@ class Splits(Section):
                 digest.update(repr((array.shape, array.dtype.str)).encode())
                 digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
+
+
+def with_own_rows(parts: Parts, num_rows: int, own: Mapping[str, int]) -> Parts:
+    """Add the rows of splits that have files of their own, split -> number of rows. They come
+    after the `num_rows` rows that were divided, in the order of `own`."""
+    named = dict(zip(("train", "val", "test"), parts, strict=True))
+    for name, num in own.items():
+        named[name] = np.arange(num_rows, num_rows + num)
+        num_rows += num
+    return named["train"], named["val"], named["test"]
 
 
 def assign(

@@ -311,3 +311,46 @@ def test_a_fold_sets_val_fraction_to_0() -> None:
     assert compose([*file, "data.fold=null"])["data"]["val_fraction"] == 0.2
     with pytest.raises(ConfigError, match=r"data.val_fraction must be 0 with data.fold"):
         parse(compose([*file, "data.fold=1", "data.val_fraction=0.2"]))
+
+
+def test_splits_may_have_files_of_their_own(tmp_path: Path) -> None:
+    file = write_npz(tmp_path / "a.npz", x=rows(), y=LABELS)
+    np.savez(tmp_path / "b.npz", x=rows(4) + 0.5, y=[3, 2, 1, 0])
+    data = dataset(*file, f"data.test_path={tmp_path / 'b.npz'}")
+    assert [len(split) for split in splits(data)] == [16, 4, 4]
+    assert np.array_equal(data.test.x, rows(4) + 0.5)
+    assert data.test.y.tolist() == [3, 2, 1, 0]
+    both = dataset(*file, *(f"data.{name}_path={tmp_path / 'b.npz'}" for name in ("val", "test")))
+    assert np.array_equal(both.train.x, rows())  # in the order of the file
+    assert np.array_equal(both.val.x, both.test.x)
+    fold = dataset(*file, f"data.test_path={tmp_path / 'b.npz'}", "data.fold=0")
+    assert [len(split) for split in splits(fold)] == [16, 4, 4]
+
+
+OWN: dict[str, tuple[dict[str, Any], str]] = {
+    "another shape": (
+        {"x": rows(4, 2), "y": [0, 1, 2, 3]},
+        "b.npz: x must have rows of the shape [3], as in a.npz, got the shape [4, 2]",
+    ),
+    "another class": (
+        {"x": rows(4), "y": [0, 1, 2, 7]},
+        "b.npz: y must have the classes of a.npz, got 7, which is not one of them",
+    ),
+    "a value that is missing": (
+        {"x": np.where(rows(4) == 4, np.nan, rows(4)), "y": [0, 1, 2, 3]},
+        "b.npz: row 1, column x[1] is nan; all values must be finite",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_files_that_do_not_agree_are_refused(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arrays, message = OWN[case]
+    file = write_npz(Path("a.npz"), x=rows(), y=LABELS)
+    np.savez("b.npz", **arrays)
+    with pytest.raises(ConfigError) as error:
+        dataset(*file, "data.val_path=b.npz")
+    assert str(error.value) == message
