@@ -10,6 +10,7 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold, TimeSeri
 
 from runner.cli.compose import compose
 from runner.config.schema import parse
+from runner.data.arrays import given
 from runner.data.splits import Kind, Parts, assign
 from runner.errors import ConfigError
 from runner.random import permutation
@@ -294,6 +295,15 @@ def test_the_seed_of_a_csv_file_s_split_and_its_folds(tmp_path: Path) -> None:
     assert [np.bincount(split.y).tolist() for split in val] == [[13, 3]] * 4 + [[12, 4]]
     together = np.sort(np.concatenate([split.x[:, 0] for split in val]))
     assert np.array_equal(together, np.sort(np.concatenate([data.train.x, data.val.x])[:, 0]))
+
+
+def test_rows_that_are_passed_in_python_may_have_groups() -> None:
+    group = np.arange(20) // 4
+    section = parse(compose(["data=arrays", "data.split=grouped"])).data
+    data = section.holding(given({"x": rows(), "y": LABELS, "group": group})).load()
+    which = [set(group[(split.x[:, 0] // 3).astype(int)]) for split in splits(data)]
+    assert [len(split) for split in splits(data)] == [12, 4, 4]
+    assert sum(map(len, which)) == 5
 
 
 def test_scaling_is_of_the_training_rows_of_the_fold(tmp_path: Path) -> None:
