@@ -183,6 +183,8 @@ def choose(loss: Any, task: str, num_classes: int) -> Any:
         loss = (
             CrossEntropy(name="cross_entropy", label_smoothing=0.0, class_weights=None)
             if task == "classification"
+            else BinaryCrossEntropy(name="binary_cross_entropy", class_weights=None)
+            if task == "multilabel"
             else MeanSquaredError(name="mean_squared_error")
         )
     if isinstance(loss, Custom):

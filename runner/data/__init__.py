@@ -10,16 +10,17 @@ from pydantic import Field, TypeAdapter
 from runner.data.arrays import Arrays
 from runner.data.dataset import Dataset, Split
 from runner.data.embedded import BreastCancer, Diabetes, Digits, Iris, Wine
-from runner.data.files import CSV, NPZ, Custom
+from runner.data.files import NPZ, Custom
 from runner.data.images import ImageFolder
 from runner.data.splits import Splits
 from runner.data.stream import NPY
+from runner.data.table import Table
 from runner.errors import ConfigError
 
 __all__ = ["Data", "Dataset", "Split", "load"]
 
 Data = Annotated[
-    Union[Digits, Diabetes, Iris, Wine, BreastCancer, NPZ, CSV, NPY, ImageFolder, Custom, Arrays],
+    Union[Digits, Diabetes, Iris, Wine, BreastCancer, NPZ, Table, NPY, ImageFolder, Custom, Arrays],
     Field(discriminator="name"),
 ]
 

@@ -8,10 +8,11 @@ from typing import Any, Literal
 import numpy as np
 
 from runner.data.source import Batch, Field
+from runner.data.transforms import Transform
 from runner.errors import ConfigError, show
 from runner.random import permutation
 
-Task = Literal["classification", "regression"]
+Task = Literal["classification", "regression", "multilabel"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Dataset:
     x_scaling: Scaling | None = None
     y_scaling: Scaling | None = None
     memory: int | None = None  # bytes for rows of x, if x is read from files during training
-    target: str | None = None  # the name of y's column
+    target: str | list[str] | None = None  # the names of y's columns
+    columns: tuple[Mapping[str, Any], ...] = ()  # the transforms of a table's columns, as JSON
     image_shape: tuple[int, ...] | None = None  # the shape of a row as an image
     folds_sha256: str | None = None  # Splits.folds_sha256, if data.fold is set
     warnings: tuple[str, ...] = ()  # about values that are probably mistakes
@@ -129,6 +131,7 @@ class Dataset:
                 for k, s in scalings.items()
             },
             "x_range": self.x_range(),
+            **({"columns": [dict(column) for column in self.columns]} if self.columns else {}),
         }
 
     def as_images(self) -> "Dataset":
@@ -152,8 +155,17 @@ class Dataset:
         scaling = self.x_scaling and Scaling(
             self.x_scaling.offset[which], self.x_scaling.scale[which]
         )
+        place = {name: i for i, name in enumerate(features)}
+        first = {Transform.read(c).features[0]: c for c in self.columns}
+        columns = [first[name] for name in sorted(first.keys() & place, key=place.__getitem__)]
         return replace(
-            self, train=train, val=val, test=test, features=tuple(features), x_scaling=scaling
+            self,
+            train=train,
+            val=val,
+            test=test,
+            features=tuple(features),
+            x_scaling=scaling,
+            columns=tuple(columns),
         )
 
 
@@ -182,7 +194,10 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 
 def _rescaled(before: Any, now: Any, description: Mapping[str, Any], name: str) -> str:
     """The first column with a different scaling."""
-    names = description["features"] if name == "x" else [description["target"]]
+    target = description["target"]
+    names = (
+        description["features"] if name == "x" else target if isinstance(target, list) else [target]
+    )
     if not before or not now or not names or not names[0]:
         return name
     differ = [np.not_equal(before[key], now[key]) for key in ("offset", "scale")]
@@ -214,8 +229,8 @@ def standardize(data: Dataset, *, x: bool, y: bool) -> Dataset:
     """Scale every feature (`x`) and target (`y`) to mean 0 and variance 1 over the training rows. A
     constant column is only shifted."""
     splits = {"train": data.train, "val": data.val, "test": data.test}
-    x_scaling = _scaling(data.train.x) if x else None
-    y_scaling = _scaling(data.train.y) if y else None
+    x_scaling = fit_scaling(data.train.x) if x else None
+    y_scaling = fit_scaling(data.train.y) if y else None
     scaled = {
         name: Split(
             x_scaling.apply(s.x) if x_scaling else s.x, y_scaling.apply(s.y) if y_scaling else s.y
@@ -229,7 +244,7 @@ _SQUARES = 1e100  # the square of a value beyond this, or below its inverse, may
 _NOISE = 4  # spread of a constant by rounding, in units in the last place of its largest value
 
 
-def _scaling(values: np.ndarray) -> Scaling:
+def fit_scaling(values: np.ndarray) -> Scaling:
     """Compute mean and standard deviation per column. A column of extreme values is divided by its
     largest value first, so that squares fit into float64. A column with no spread beyond rounding
     is a constant: its offset is its smallest value, its scale 1."""

@@ -1,21 +1,18 @@
-"""The user's data: NPZ, CSV and Python functions, checked before training."""
+"""The user's arrays: NPZ files and Python functions, checked before training."""
 
-import csv
-import io
 import math
-import re
 import stat
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from runner import user_code
 from runner.data.augment import Augment
+from runner.data.cells import NUMBER, Column
 from runner.data.dataset import (
     Dataset,
     Task,
@@ -26,7 +23,7 @@ from runner.data.dataset import (
     take,
 )
 from runner.data.splits import Splits, with_own_rows
-from runner.errors import ConfigError, nearest, one_line, show, show_path
+from runner.errors import ConfigError, one_line, show, show_path
 from runner.section import Mark, OwnCode
 
 Channels = Literal["last", "first"]
@@ -202,55 +199,6 @@ class Custom(Rows, OwnCode):
         return self._of_arrays(self.code, x, y, None if groups is None else as_text(groups))
 
 
-class CSV(_File):
-    """A CSV file with a header and one row per line. All columns are numbers, except `target`
-    (null: the last column): for classification, labels are any text, sorted (as numbers if all are
-    numbers). `standardize` scales by the training rows."""
-
-    name: Literal["csv"]
-    target: str | None
-
-    def load(self) -> Dataset:
-        table = read_csv(regular_file(self.path))
-        header = table.header
-        target = header[-1] if self.target is None else self.target
-        if target not in header:
-            raise ConfigError(
-                f"data.target must be a column of {self.path}, got "
-                f"{show(target)}{nearest(target, header)}"
-            )
-        if "" in header:
-            raise ConfigError(
-                f"{self.path}: column {header.index('') + 1} has no name; if it is an index, "
-                "remove it (pandas: index=False), otherwise name it"
-            )
-        position = header.index(target)
-        columns = tuple(name for name in header if name != target)
-        if not columns:
-            raise ConfigError(
-                f"{self.path} has no column besides the target {show(target)}{_separator(target)}"
-            )
-        features = [i for i in range(len(header)) if i != position]
-        if self.task == "regression":
-            values = numbers(table, [*features, position], self.path)
-            data = self._dataset(self.path, values[:, :-1], values[:, -1:], (), columns, target)
-            return replace(data, warnings=_index_warnings(values[:, :-1], columns))
-        labels = [row[position] for row in table.rows]
-        if "" in labels:
-            line = table.lines[labels.index("")]
-            raise ConfigError(
-                f"{self.path}: line {line}, column {show(target)} is empty; a label is needed"
-            )
-        x = numbers(table, features, self.path)
-        classes = sorted(set(labels), key=label_key(labels))
-        number = {label: i for i, label in enumerate(classes)}
-        y = np.array([number[label] for label in labels], dtype=np.int64)
-        data = self._dataset(self.path, x, y, classes, columns, target)
-        label_warnings = numbers_as_labels(f"column {show(target)}", len(labels), classes)
-        warnings = (*_index_warnings(x, columns), *label_warnings)
-        return replace(data, warnings=warnings)
-
-
 def regular_file(path: str | Path, key: str = "data.path") -> Path:
     """Resolve the path of a regular file; refuse folders, pipes and devices."""
     resolved, mode = locate(path, "file", key)
@@ -294,96 +242,6 @@ def read_npz(path: Path, *names: str, optional: Sequence[str] = ()) -> list[np.n
     return arrays
 
 
-class Table(NamedTuple):
-    """The cells of a CSV file; every row is as long as the header."""
-
-    header: list[str]
-    rows: list[list[str]]
-    lines: list[int]  # the line where each row begins, counted from 1
-
-
-# C0 and C1 control characters except tab and line ends, and Unicode's line separators
-_CONTROL = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
-
-
-def read_csv(path: Path) -> Table:
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
-        raise ConfigError(
-            f"{path} cannot be read as CSV in UTF-8: line {line} has the byte "
-            f"0x{byte:02x}; save it in UTF-8"
-        ) from None
-    if control := _CONTROL.search(text):
-        line = text.count("\n", 0, control.start()) + 1
-        raise ConfigError(
-            f"{path}: line {line} has the control character {control[0]!r}; remove it"
-        )
-    rows, lines, line = [], [], 1
-    reader = csv.reader(io.StringIO(text, newline=""))
-    try:
-        for row in reader:
-            if row:
-                rows.append([cell.strip() for cell in row])
-                lines.append(line)
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise ConfigError(f"{path} cannot be read as CSV: line {line}: {error}") from None
-    if not rows:
-        raise ConfigError(f"{path} is empty")
-    header, *rows = rows
-    repeated = [name for name, number in Counter(header).items() if number > 1]
-    if repeated:
-        raise ConfigError(f"{path}: the header repeats column names: {_listed(repeated)}")
-    broken = next((name for name in header if "\n" in name or "\r" in name), None)
-    if broken is not None:
-        raise ConfigError(
-            f"{path}: the column name {show(repr(broken))} contains a line break; check for an "
-            f"unclosed quote"
-        )
-    for row, line in zip(rows, lines[1:], strict=True):
-        if len(row) != len(header):
-            raise ConfigError(
-                f"{path}: line {line} has {len(row)} cells, the header has {len(header)}"
-            )
-    return Table(header, rows, lines[1:])
-
-
-def numbers(table: Table, columns: Sequence[int], source: object) -> np.ndarray:
-    """Convert cells to float64[rows, columns]. The error names all columns that contain a value
-    other than a finite number."""
-    try:
-        cells = [[_number(row[j]) for j in columns] for row in table.rows]
-        values = np.array(cells, dtype=np.float64).reshape(-1, len(columns))
-        if np.isfinite(values).all():
-            return values
-    except ValueError:
-        pass
-    bad_rows = {
-        j: [i for i, row in enumerate(table.rows) if not _is_finite(row[j])] for j in columns
-    }
-    parts = [
-        (
-            f"line {table.lines[bad[0]]}, column {show(table.header[j])} is "
-            f"{_cell(table.rows[bad[0]][j])}"
-        )
-        + (f" ({len(bad)} such lines)" if len(bad) > 1 else "")
-        for j, bad in bad_rows.items()
-        if bad
-    ]
-    more = [f"{len(parts) - _MOST} more columns"] if len(parts) > _MOST else []
-    raise ConfigError(
-        f"{source}: {'; '.join([*parts[:_MOST], *more])}; all values must be finite numbers: "
-        "encode text as numbers, fill missing values, or remove the column"
-    )
-
-
-def _cell(text: str) -> str:
-    return show(repr(text)) if text else "empty"
-
-
 _MOST = 8  # names in one message
 
 
@@ -393,25 +251,16 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join([*first, *([f"{len(names) - _MOST} more"] if len(names) > _MOST else [])])
 
 
-def _separator(header: str) -> str:
-    """A hint if the file is separated by another character, so that the header is one name."""
-    other = next((sign for sign in (";", "\t", "|") if sign in header), None)
-    return f"; its cells are separated by {other!r}, use commas" if other else ""
-
-
-def _index_warnings(x: np.ndarray, columns: Sequence[str]) -> tuple[str, ...]:
-    """Warn of a column that counts the rows: it is probably an index."""
-    row_numbers = np.arange(len(x))
-    indexes = [
-        name
-        for name, column in zip(columns, x.T, strict=True)
-        if np.array_equal(column - column[0], row_numbers)
+def index_warnings(columns: Sequence[Column]) -> list[str]:
+    """Warn of columns that count the rows: they are probably indexes."""
+    return [
+        f"column {show(c.name)} counts the rows; if it is an index, leave it out with data.drop"
+        for c in columns
+        if len(c.values) >= 10
+        and c.kind == "number"
+        and c.values[-1] - c.values[0] == len(c.values) - 1
+        and np.array_equal(c.values - c.values[0], np.arange(len(c.values)))
     ]
-    if len(x) < 10:
-        return ()
-    return tuple(
-        f"column {show(name)} counts the rows; if it is an index, remove it" for name in indexes
-    )
 
 
 def numbers_as_labels(name: str, num_rows: int, classes: Sequence[str]) -> tuple[str, ...]:
@@ -469,17 +318,8 @@ def as_targets(y: np.ndarray, task: Task, source: object) -> tuple[np.ndarray, t
     return labels.astype(np.int64), tuple(str(name) for name in names)
 
 
-def _number(cell: str) -> float:
-    if "_" in cell:  # Python accepts 1_000 as 1000; other CSV readers do not
-        raise ValueError(cell)
-    return float(cell)
-
-
-def _is_finite(cell: str) -> bool:
-    try:
-        return math.isfinite(_number(cell))
-    except ValueError:
-        return False
+def _is_finite(text: str) -> bool:
+    return NUMBER.fullmatch(text) is not None and math.isfinite(float(text))
 
 
 def label_key(labels: Sequence[str]) -> Callable[[str], Any]:

@@ -16,9 +16,11 @@ from pydantic import AfterValidator
 
 from runner.data.augment import Augment
 from runner.data.capacity import memory
+from runner.data.cells import labels
 from runner.data.dataset import Dataset, Scaling, Split
-from runner.data.files import label_key, locate, read_csv, regular_file, unscaled
+from runner.data.files import label_key, locate, regular_file, unscaled
 from runner.data.splits import Splits
+from runner.data.table_files import TableFile
 from runner.errors import ConfigError, one_line, show, show_path
 from runner.section import Mark
 
@@ -236,31 +238,33 @@ def below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
 
 def _tabled(root: Path, table_path: str) -> Listing:
     """List the files of a table with the columns path, relative to `root`, and label."""
-    table = read_csv(regular_file(table_path, "data.table"))
-    for name in ("path", "label"):
-        if name not in table.header:
+    table = TableFile(regular_file(table_path, "data.table"))
+    keys = ["path", "label"]
+    for name in keys:
+        if name not in table.names:
             raise ConfigError(
                 f"data.table must have the columns path and label, got {show_path(table_path)} "
-                f"with {show(', '.join(table.header))}"
+                f"with {show(', '.join(table.names))}"
             )
-    columns = [table.header.index(name) for name in ("path", "label")]
-    cells = [[row[j] for j in columns] for row in table.rows]
-    for line, row in zip(table.lines, cells, strict=True):
-        if "" in row:
-            name = ("path", "label")[row.index("")]
-            raise ConfigError(f"{show_path(table_path)}: line {line}, column {name} is empty")
-    if not cells:
+    keys += [name for name in ("group",) if name in table.names]
+    content = table.read(keys, keys)
+    if not content.num_rows:
         raise ConfigError(f"{show_path(table_path)} holds no rows")
-    names = [label for _, label in cells]
-    classes = sorted(set(names), key=label_key([*set(names)]))
+    columns = {name: labels(content.column(name)) for name in keys}
+    for name, (codes, _) in columns.items():
+        if (codes < 0).any():
+            position = table.position(int(np.argmax(codes < 0)))
+            raise ConfigError(f"{show_path(table_path)}: {position}, column {name} is empty")
+    paths, of_rows = ([columns[name][1][i] for i in columns[name][0]] for name in keys[:2])
+    classes = sorted(set(of_rows), key=label_key([*set(of_rows)]))
     number = {name: i for i, name in enumerate(classes)}
-    labels = np.array([number[name] for name in names], np.int64)
-    files = [root / path for path, _ in cells]
+    numbers = np.array([number[name] for name in of_rows], np.int64)
+    files = [root / path for path in paths]
     groups = None
-    if "group" in table.header:
-        position = table.header.index("group")
-        groups = np.array([row[position] for row in table.rows])
-    return Listing(files, labels, tuple(classes), {"train": np.arange(len(files))}, groups)
+    if "group" in columns:
+        codes, texts = columns["group"]
+        groups = np.array(texts)[codes]
+    return Listing(files, numbers, tuple(classes), {"train": np.arange(len(files))}, groups)
 
 
 def read_images(files: Sequence[Path], size: Sequence[int] | None, color: Color) -> np.ndarray:

@@ -228,9 +228,9 @@ def _followed(
         )
     elif split == "grouped":
         raise ConfigError(
-            f"data.split=grouped needs the group of each row, and {source} has none; an NPZ file "
-            f"has them as the array group, a function of data=custom returns x, y, group, "
-            f"data.table as the column group"
+            f"data.split=grouped needs the group of each row, and {source} has none; data.group "
+            f"names the column of a table, an NPZ file has the array group, a function of "
+            f"data=custom returns x, y, group, data.table has the column group"
         )
     return values
 

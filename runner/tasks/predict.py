@@ -1,5 +1,5 @@
-"""task=predict: predict new rows with a finished run, from CSV to CSV, from NPZ to NPZ, or from a
-folder of images to CSV."""
+"""task=predict: predict new rows with a finished run, from a table to CSV, from NPZ to NPZ, or
+from a folder of images to CSV."""
 
 import csv
 import io
@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from runner.components.metrics import probabilities
-from runner.data.files import as_float, locate, numbers, read_csv, read_npz, regular_file
+from runner.data.files import as_float, locate, read_npz, regular_file
 from runner.data.images import ImageFolder, below, read_images
-from runner.errors import ConfigError, RunError, show, show_path
+from runner.data.table import Table, new_rows
+from runner.data.table_files import TableFile
+from runner.errors import ConfigError, RunError, show_path
 from runner.run import run_folder
 from runner.run.saved import Run
 from runner.text.console import capture
@@ -24,12 +26,14 @@ def predict(run: Run, source: str) -> int:
     predictions.
 
     It contains the outputs (for regression in the data's units); for classification also the
-    probability of each class and the most probable label. Rows are scaled like the training rows. A
-    CSV needs the training columns, in any order; an NPZ needs the array `x`. A run of images takes
-    a folder of images, whose paths are the first column.
+    probability of each class and the most probable label. Rows are transformed and scaled like the
+    training rows. A table (CSV, Parquet, ...) needs the training columns, in any order; an NPZ
+    needs the array `x`. A run of images takes a folder of images, whose paths are the first column.
     """
     with capture() as (console, captured):
-        path, x, names = _rows(source, run)
+        path, x, names, warnings = _rows(source, run)
+        for warning in warnings:
+            console.say(f"warning: {warning}")
         outputs = run.predict(x).astype(np.float64)
         captured.into(run.folder / "run.log")
         num_bad = int((~np.isfinite(outputs)).any(axis=1).sum())
@@ -51,13 +55,14 @@ def predict(run: Run, source: str) -> int:
         return 0
 
 
-def _rows(source: str, run: Run) -> tuple[Path, np.ndarray, list[str] | None]:
+def _rows(source: str, run: Run) -> tuple[Path, np.ndarray, list[str] | None, list[str]]:
     """Read the rows. For a run of images, `source` is a folder of images or an image, and the rows
-    have names: the paths below the folder."""
+    have names: the paths below the folder. Return warnings too."""
     is_table = source.lower().endswith((".csv", ".npz"))
     if not isinstance(run.config.data, ImageFolder) or (is_table and not Path(source).is_dir()):
         path = regular_file(source)
-        return path, _read(path, run), None
+        x, warnings = _read(run, path)
+        return path, x, None, warnings
     root, mode = locate(source, "folder")
     files = [*below(root)] if stat.S_ISDIR(mode) else [root]
     if not files:
@@ -68,30 +73,25 @@ def _rows(source: str, run: Run) -> tuple[Path, np.ndarray, list[str] | None]:
         files, run.config.data.size, "grey" if run.data["input_shape"][2] == 1 else "rgb"
     )
     _check_shape(root, x, run.raw_shape)
-    return root, x, [str(file.relative_to(root)) if file != root else file.name for file in files]
+    names = [str(file.relative_to(root)) if file != root else file.name for file in files]
+    return root, x, names, []
 
 
-def _read(path: Path, run: Run) -> np.ndarray:
-    """Read the rows and check their columns and shape.  # float64[N, *raw_shape]"""
+def _read(run: Run, path: Path) -> tuple[np.ndarray, list[str]]:
+    """Read the rows and check their columns and shape. Return warnings too.
+    # float64[N, *raw_shape]"""
     shape = run.raw_shape
+    warnings: list[str] = []
     if path.suffix.lower() == ".npz":
         (x,) = read_npz(path, "x")
         x = as_float(x, "x", path)
-    elif path.suffix.lower() == ".csv":
-        table = read_csv(path)
-        features = run.data["features"] or table.header
-        missing = [name for name in features if name not in table.header]
-        if missing:
-            raise ConfigError(
-                f"{path} lacks the column {show(missing[0])}, which the run was trained on"
-            )
-        x = numbers(table, [table.header.index(name) for name in features], path)
+    else:
+        file = run.config.data.file(path) if isinstance(run.config.data, Table) else TableFile(path)
+        x, warnings = new_rows(file, run.data, run.folder / "data.json")
         if len(shape) > 1 and x.shape[1] == int(np.prod(shape)):
             x = x.reshape(-1, *shape)
-    else:
-        raise ConfigError(f"data.path must end in .csv or .npz, got {path}")
     _check_shape(path, x, shape)
-    return x
+    return x, warnings
 
 
 def _check_shape(path: Path, x: np.ndarray, wanted: list[int]) -> None:

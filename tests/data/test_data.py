@@ -274,7 +274,7 @@ def test_what_is_probably_not_meant_is_said(tmp_path: Path) -> None:
     cells = [[i + 1, i % 7, i / 8] for i in range(30)]
     text = csv_text(["number", "a", "price"], cells)
     assert dataset(*write_csv(tmp_path / "a.csv", text)).warnings == (
-        "column number counts the rows; if it is an index, remove it",
+        "column number counts the rows; if it is an index, leave it out with data.drop",
         "column price has 30 different numbers in 30 rows, each used as a class; "
         "set data.task=regression to predict numbers",
     )
@@ -570,37 +570,42 @@ def test_a_byte_order_mark_blank_lines_and_spaces_are_no_part_of_a_csv(tmp_path:
         (
             "a,b,y\n1,2,u\n3,nan,v\n",
             [],
-            "line 3, column b is 'nan'; all values must be finite numbers",
+            r"missing cells in b \(1, first in line 3\); data.missing=median fills them",
         ),
         (
             "a,b,y\n1,2,u\n3,-inf,v\n",
             [],
-            "line 3, column b is '-inf'; all values must be finite numbers",
+            "line 3, column b is -inf; all values must be finite",
         ),
         (
             "a,b,y\n1,1e999,u\n",
             [],
-            "line 2, column b is '1e999'; all values must be finite numbers",
+            "line 2, column b is inf; all values must be finite",
         ),
         ("a,b,y\n1,2,u\n3,v\n", [], "line 3 has 2 cells, the header has 3"),
         ("a,b,y\n1,2,u\n3,4,v,5\n", [], "line 3 has 4 cells, the header has 3"),
         (
             "a,b,y\n1,2,u\n3,four,v\n",
             [],
-            "line 3, column b is 'four'; all values must be finite numbers: encode text as",
+            r"line 3, column b is 'four' where other cells are numbers; data.categories=\[b\] .*; "
+            r"data.drop=\[b\] leaves it out",
         ),
         (
             "a,b,y\n1,,u\n",
             [],
-            "line 2, column b is empty; all values must be finite numbers: .*, fill missing values",
+            r"column b is empty; data.drop=\[b\] leaves it out",
         ),
         ("a,b,y\n1,2,u\n3,4,\n", [], "line 3, column y is empty; a label is needed"),
         (
             "a,y\n1,u\n",
             ["data.task=regression"],
-            "line 2, column y is 'u'; all values must be finite numbers",
+            "line 2, column y is 'u'; a target must be a number, data.task=classification",
         ),
-        ("a,price\n1,2\n3,nan\n", ["data.task=regression"], "line 3, column price is 'nan'"),
+        (
+            "a,price\n1,2\n3,nan\n",
+            ["data.task=regression"],
+            "line 3, column price is empty; a target is needed, or data.missing_target=drop",
+        ),
         # as an editor counts: blank lines, and lines inside quotes
         ("a,y\n\n\n1,u\n\nx,v\n", [], "line 6, column a is 'x'"),
         ('a,y\n1,"u\nv\nw"\nx,v\n', [], "line 5, column a is 'x'"),
@@ -609,32 +614,32 @@ def test_a_byte_order_mark_blank_lines_and_spaces_are_no_part_of_a_csv(tmp_path:
             "a,b,c,y\n1,red,,u\n2,3,,v\n4,blue,5,w\n",
             [],
             (
-                r"line 2, column b is 'red' \(2 such lines\); line 2, column c is empty \(2 "
-                r"such lines\); all values"
+                "line 2, column b is 'red' where other cells are numbers; .*; missing cells in "
+                r"c \(2, first in line 2\); data.missing=median"
             ),
         ),
         (
-            ",".join(f"c{i}" for i in range(12)) + ",y\n" + "?," * 12 + "u\n",
+            ",".join(f"c{i}" for i in range(12)) + ",y\n" + "1," * 12 + "u\n" + "?," * 12 + "v\n",
             [],
-            r"column c7 is '\?'; 4 more columns; all values",
+            r"column c7 is '\?' .*; 4 more problems$",
         ),
         (
             "a,y\n1,u\n2,u\n3,u\n",
             [],
             "column y has a single class, u; classification needs two",
         ),
-        (",a,y\n0,1,u\n1,2,v\n", [], "column 1 has no name; if it is an index, remove it"),
+        (",a,y\n0,1,u\n1,2,v\n", [], "column 1 has no name; if it is an index, leave it"),
         ("a,,y\n0,1,u\n1,2,v\n", [], "column 2 has no name"),
         (
             "a;b;y\n1;2;u\n",
-            [],
-            "has no column besides the target a;b;y; its cells are separated by ';'",
+            ["data.separator=tab"],
+            "has no column besides the target a;b;y; data.separator=semicolon may be what",
         ),
         ("a,b\x1b[31m,y\n1,2,u\n", [], r"line 1 has the control character '\\x1b'; remove it"),
         ("a,b,y\n1,2,u\n1,2,\x00v\n", [], r"line 3 has the control character '\\x00'; remove it"),
         ("a,b,y\n1,2,u\n\x1a", [], r"line 3 has the control character '\\x1a'; remove it"),
         ('a,"b\nc",y\n1,2,u\n', [], r"the column name 'b\\nc' contains a line break"),
-        ("a,y\n1," + "u" * 200_000 + "\n", [], "line 2: field larger than field limit"),
+        ("a,y\n1," + "u" * 200_000 + "\n", [], "column y has a single class, u+"),
         (
             "a,y\n1,u\n",
             ["data.target=Y"],
@@ -722,7 +727,7 @@ def test_numbers_with_underscores_are_text(tmp_path: Path) -> None:
     config = parse(compose(["data=csv", f"data.path={path}", "data.task=regression"]))
     with pytest.raises(
         ConfigError,
-        match=r"line 2, column a is '1_000' \(20 such lines\); all values must be finite numbers",
+        match="line 2, column a is '1_000' where other cells are numbers",
     ):
         config.data.load()
 

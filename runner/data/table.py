@@ -1,0 +1,449 @@
+"""Tables as they are: columns of numbers, truth values, dates and text, with missing cells."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+
+from runner.data import transforms
+from runner.data.cells import Column, UnusableError, column, labels
+from runner.data.dataset import (
+    Dataset,
+    Scaling,
+    Split,
+    check_classes,
+    fit_scaling,
+)
+from runner.data.files import (
+    index_warnings,
+    label_key,
+    numbers_as_labels,
+    regular_file,
+)
+from runner.data.splits import Splits
+from runner.data.table_files import SEPARATORS, TableFile, listed
+from runner.data.transforms import Missing, Transform
+from runner.errors import ConfigError, nearest, show
+from runner.section import Count, Mark
+
+_LISTS = ("columns", "drop", "categories")  # keys with several columns
+_MOST = 8  # columns in one message
+
+
+class Table(Splits):
+    """A file with named columns and one row per line or record: CSV with any separator, also
+    compressed, Parquet, Feather or Arrow. `data=csv` is the same.
+
+    Columns of numbers and dates (in days) are one feature each, truth values are 0 or 1, text is
+    one feature per category; runner.data.transforms has the definitions. `target` (null: the last
+    column) is the column to predict, or a list of them. For classification, labels are any text,
+    sorted (as numbers if all are numbers).
+    """
+
+    name: Literal["table", "csv"]
+    path: Annotated[str, Mark(on_run=True)]
+    target: str | list[str] | None
+    task: Literal["classification", "regression", "multilabel"]
+    columns: list[str] | None
+    drop: list[str]
+    categories: list[str]
+    max_categories: Count
+    missing: Missing
+    missing_target: Literal["error", "drop"]
+    separator: Literal["auto", "comma", "semicolon", "tab", "pipe", "space"]
+    encoding: str
+    group: str | None
+    time: str | None
+    standardize: bool
+
+    def load(self) -> Dataset:
+        file = self.file(self.path)
+        targets = self._targets(file.names)
+        names = self._features(file.names, targets)
+        is_labels = self.task == "classification"
+        text = [*self.categories, *(targets if is_labels else [])]
+        extra = [n for n in (self.group, self.time) if n is not None and n not in names]
+        table = file.read([*dict.fromkeys([*names, *targets, *extra])], text)
+        if table.num_rows == 0:
+            raise ConfigError(f"{self.path} holds no rows")
+        y, classes, rows = self._labels(file, table, targets) if is_labels else (None, (), None)
+        columns, problems = self._columns(file, table, names if is_labels else [*names, *targets])
+        if not is_labels:
+            y, rows = self._values(file, columns, targets, problems)
+        assert y is not None
+        parts = self._parts(file, table, y, rows)
+        fitted = []
+        for name in names:
+            if name in columns:
+                fitted.append(transforms.fit(columns[name], parts[0], self.missing))
+        problems += self._missing_cells(file, fitted, columns)
+        if problems:
+            raise ConfigError(f"{self.path}: {_joined(problems)}")
+        del table, file  # their memory is free before x is made
+        data = self._dataset(fitted, columns, parts, y, classes, targets)
+        check_classes(data, self.path)
+        warnings = [*index_warnings([columns[name] for name in names])]
+        if is_labels:
+            warnings += numbers_as_labels(f"column {show(targets[0])}", len(y), classes)
+        warnings += _unseen(fitted, columns)
+        return replace(data, warnings=tuple(warnings))
+
+    def file(self, path: str | Path) -> TableFile:
+        """Open a file with the section's separator and encoding."""
+        encoding = None if self.encoding == "auto" else self.encoding
+        if encoding is not None:
+            try:
+                "".encode(encoding)
+            except (LookupError, ValueError):
+                raise ConfigError(
+                    f"data.encoding must be auto or an encoding that Python knows, such as utf-8 "
+                    f"or latin-1, got {show(encoding)}"
+                ) from None
+        return TableFile(regular_file(path), SEPARATORS.get(self.separator), encoding)
+
+    def _targets(self, header: Sequence[str]) -> list[str]:
+        target = header[-1] if self.target is None else self.target
+        targets = [target] if isinstance(target, str) else list(target)
+        self._check_names("target", targets, header)
+        if not targets:
+            raise ConfigError("data.target must name a column, got an empty list")
+        if len(targets) > 1 and self.task == "classification":
+            raise ConfigError(
+                f"data.target must be one column for data.task=classification, got "
+                f"{listed(targets)}; data.task=multilabel predicts several columns of 0 and 1, "
+                f"data.task=regression several numbers"
+            )
+        return targets
+
+    def _features(self, header: Sequence[str], targets: Sequence[str]) -> list[str]:
+        self._check_names("drop", self.drop, header)
+        self._check_names("categories", self.categories, header)
+        self._check_names("group", [self.group] if self.group is not None else [], header)
+        self._check_names("time", [self.time] if self.time is not None else [], header)
+        if self.columns is not None:
+            self._check_names("columns", self.columns, header)
+        chosen = header if self.columns is None else self.columns
+        other = {*targets, *self.drop, self.group}
+        names = [name for name in chosen if name not in other]
+        if "" in names:
+            raise ConfigError(
+                f"{self.path}: column {list(header).index('') + 1} has no name; if it is an index, "
+                'leave it out with data.drop=[""] (pandas: index=False), otherwise name it'
+            )
+        if not names:
+            raise ConfigError(
+                f"{self.path} has no column besides the target {listed(targets)}"
+                f"{_separator(header)}"
+            )
+        return names
+
+    def _check_names(self, key: str, names: Sequence[str], header: Sequence[str]) -> None:
+        known = set(header)
+        for name in names:
+            if name not in known:
+                raise ConfigError(
+                    f"data.{key} must be {'columns' if key in _LISTS else 'a column'} of "
+                    f"{self.path}, got {show(name)}{nearest(name, header)}"
+                )
+        if len(set(names)) < len(names):
+            raise ConfigError(f"data.{key} names a column twice, got {listed(names)}")
+
+    def _columns(
+        self, file: TableFile, table: Any, names: Sequence[str]
+    ) -> tuple[dict[str, Column], list[str]]:
+        """Convert the columns; describe those that cannot be used."""
+        columns, problems = read_columns(file, table, names, self.categories)
+        for name in list(columns):
+            values, of = columns[name].values, f"column {show(name)}"
+            if columns[name].kind == "text" and len(columns[name].categories) > self.max_categories:
+                num = len(columns[name].categories)
+                problems.append(
+                    f"{of} has {num} different texts; data.drop=[{show(name)}] leaves it out, "
+                    f"data.max_categories={num} allows them"
+                )
+            elif columns[name].kind != "text" and np.isinf(values).any():
+                row = int(np.argmax(np.isinf(values)))
+                problems.append(
+                    f"{file.position(row)}, {of} is {values[row]}; all values must be finite"
+                )
+            elif columns[name].missing.all():
+                problems.append(f"{of} is empty; data.drop=[{show(name)}] leaves it out")
+                del columns[name]
+        return columns, problems
+
+    def _labels(
+        self, file: TableFile, table: Any, targets: Sequence[str]
+    ) -> tuple[np.ndarray, tuple[str, ...], np.ndarray | None]:
+        """Return labels, the names of the classes, and the rows that have a label.  # int64[N]"""
+        (target,) = targets
+        try:
+            codes, texts = labels(table.column(target))
+        except UnusableError as error:
+            raise ConfigError(
+                f"{self.path}: {file.position(error.row or 0)}, column {show(target)} "
+                f"{error.reason}; remove it"
+            ) from None
+        rows = self._with_target(file, codes < 0, target, "a label is needed")
+        used = [texts[i] for i in np.unique(codes[codes >= 0])]
+        classes = sorted(used, key=label_key(used))
+        number = {name: i for i, name in enumerate(classes)}
+        renumbered = np.array([*(number.get(text, -1) for text in texts), -1], dtype=np.int64)
+        return renumbered[codes], tuple(classes), rows
+
+    def _values(
+        self,
+        file: TableFile,
+        columns: dict[str, Column],
+        targets: Sequence[str],
+        problems: list[str],
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return targets, and the rows that have all of them.  # float64[N, C]"""
+        found = [columns.pop(name) for name in targets if name in columns]
+        num_rows = len(found[0].values) if found else 1
+        y = np.zeros((num_rows, len(targets)))
+        for i, target in enumerate(found):
+            name = show(target.name)
+            if target.kind == "text":
+                row = int(np.argmax(target.values >= 0))
+                problems.append(
+                    f"{file.position(row)}, column {name} is "
+                    f"{show(repr(target.categories[target.values[row]]))}; a target must be a "
+                    "number, data.task=classification predicts text"
+                )
+                continue
+            y[:, i] = target.values
+            known = target.values[~np.isnan(target.values)]
+            if self.task == "multilabel" and not np.isin(known, (0, 1)).all():
+                problems.append(f"column {name} must hold 0 and 1 for data.task=multilabel")
+        lacking = np.isnan(y)
+        which = int(np.argmax(lacking.any(axis=0)))
+        rows = self._with_target(
+            file, np.asarray(lacking.any(axis=1)), targets[which], "a target is needed"
+        )
+        return y, rows
+
+    def _with_target(
+        self, file: TableFile, lacks: np.ndarray, target: str, need: str
+    ) -> np.ndarray | None:
+        """Return the numbers of the rows with a target; None for all rows."""
+        if not lacks.any():
+            return None
+        if self.missing_target == "error":
+            row, num = int(np.argmax(lacks)), int(lacks.sum())
+            lines = f" ({num} such rows)" if num > 1 else ""
+            raise ConfigError(
+                f"{self.path}: {file.position(row)}, column {show(target)} is empty{lines}; "
+                f"{need}, or data.missing_target=drop leaves these rows out"
+            )
+        if lacks.all():
+            raise ConfigError(f"{self.path}: column {show(target)} is empty")
+        return np.flatnonzero(~lacks)
+
+    def _parts(
+        self, file: TableFile, table: Any, y: np.ndarray, which: np.ndarray | None
+    ) -> list[np.ndarray]:
+        """Return the row numbers of training, validation and test, from the rows `which`."""
+        groups = times = None
+        if self.split == "grouped" and self.group is not None:
+            groups, _ = labels(table.column(self.group))
+        if self.split == "chronological" and self.time is not None:
+            columns, problems = read_columns(file, table, [self.time], ())
+            if problems or columns[self.time].kind not in ("number", "date"):
+                raise ConfigError(
+                    f"data.time must be a column of numbers or dates, got {show(self.time)}"
+                )
+            times = columns[self.time].values
+        rows = np.arange(len(y)) if which is None else which
+        parts = self.rows(
+            len(rows),
+            self.path,
+            labels=y[rows] if self.task == "classification" else None,
+            groups=None if groups is None else groups[rows],
+            times=None if times is None else times[rows],
+        )
+        return [rows[part] for part in parts]
+
+    def _missing_cells(
+        self, file: TableFile, fitted: Iterable[Transform], columns: Mapping[str, Column]
+    ) -> list[str]:
+        """Describe missing cells that no transform fills."""
+        lacking = missing_cells(file, fitted, columns)
+        if not lacking:
+            return []
+        return [
+            f"missing cells in {lacking}; data.missing=median fills them (or mean, most_frequent, "
+            f"indicator, a number), data.drop leaves columns out"
+        ]
+
+    def _dataset(
+        self,
+        fitted: Sequence[Transform],
+        columns: Mapping[str, Column],
+        parts: Sequence[np.ndarray],
+        y: np.ndarray,
+        classes: tuple[str, ...],
+        targets: Sequence[str],
+    ) -> Dataset:
+        features = [name for transform in fitted for name in transform.features]
+        if len(set(features)) < len(features):
+            (repeated, _), *_ = Counter(features).most_common(1)
+            raise ConfigError(
+                f"{self.path}: two features have the name {show(repeated)}; rename a column"
+            )
+        x = [transforms.apply(fitted, columns, rows) for rows in parts]
+        is_scaled = np.array([scaled for t in fitted for scaled in t.is_scaled])
+        targets_of = [y[rows] for rows in parts]
+        x_scaling = _scale(x, is_scaled) if self.standardize else None
+        scales_y = self.standardize and self.task == "regression"
+        y_scaling = _scale(targets_of, np.full(len(targets), True)) if scales_y else None
+        train, val, test = map(Split, x, targets_of)
+        return Dataset(
+            train,
+            val,
+            test,
+            task=self.task,
+            classes=classes,
+            features=tuple(features),
+            x_scaling=x_scaling,
+            y_scaling=y_scaling,
+            target=targets[0] if len(targets) == 1 else list(targets),
+            folds_sha256=self.folds_sha256(
+                y,
+                *(columns[t.name].values for t in fitted),
+                *(np.array(columns[t.name].categories, np.str_) for t in fitted),
+            ),
+            columns=tuple(transform.as_json() for transform in fitted),
+        )
+
+
+def read_columns(
+    file: TableFile,
+    table: Any,
+    names: Iterable[str],
+    as_text: Sequence[str],
+    is_new: bool = False,
+) -> tuple[dict[str, Column], list[str]]:
+    """Convert columns of a file's table; describe those that cannot be used. If the rows are new
+    ones for a finished run, no key can help."""
+    commas = file.kind == "csv" and file.delimiter != ","
+    columns, problems = {}, []
+    for name in names:
+        try:
+            columns[name] = column(
+                name, table.column(name), as_text=name in as_text, decimal_commas=commas
+            )
+        except UnusableError as error:
+            where = "" if error.row is None else f"{file.position(error.row)}, "
+            text = f"data.categories=[{show(name)}] reads text; " if error.is_mixed else ""
+            remedy = "" if is_new else f"; {text}data.drop=[{show(name)}] leaves it out"
+            problems.append(f"{where}column {show(name)} {error.reason}{remedy}")
+    return columns, problems
+
+
+def new_rows(
+    file: TableFile, description: Mapping[str, Any], saved: object
+) -> tuple[np.ndarray, list[str]]:
+    """Read new rows of a file for a run, with the transforms of its data.json.
+
+    Args:
+        file: a file with the columns that the run was trained on, in any order.
+        description: the content of data.json.
+        saved: the path of data.json, for errors.
+
+    Returns:
+        The rows, not scaled  # float64[N, features]; and warnings.
+
+    Raises:
+        ConfigError: a column is missing, or has cells that the transforms do not allow.
+    """
+    fitted = transforms.read(description.get("columns", ()), saved)
+    if not fitted:  # a run of an older version, or on arrays
+        names = description["features"] or file.names
+        fitted = [Transform(name, "number") for name in names]
+    absent = [t.name for t in fitted if t.name not in file.names]
+    if absent:
+        raise ConfigError(
+            f"{file.path} lacks the column {show(absent[0])}, which the run was trained on"
+        )
+    names = [transform.name for transform in fitted]
+    texts = [transform.name for transform in fitted if transform.kind == "text"]
+    table = file.read(names, texts)
+    columns, problems = read_columns(file, table, names, texts, is_new=True)
+    for transform in fitted:
+        column = columns.get(transform.name)
+        if column is not None and not transform.fits(column):
+            cell = file.position(int(np.argmax(~column.missing)))
+            problems.append(
+                f"{cell}, column {show(column.name)} is {column.kind}, in training it was "
+                f"{transform.kind}"
+            )
+        elif column is not None and column.kind != "text" and np.isinf(column.values).any():
+            row = int(np.argmax(np.isinf(column.values)))
+            problems.append(
+                f"{file.position(row)}, column {show(column.name)} is {column.values[row]}; all "
+                f"values must be finite"
+            )
+    if lacking := missing_cells(file, fitted, columns):
+        problems.append(
+            f"missing cells in {lacking}; the run was trained with data.missing=error, so it has "
+            f"no value for them"
+        )
+    if problems:
+        raise ConfigError(f"{file.path}: {_joined(problems)}")
+    return transforms.apply(fitted, columns), _unseen(fitted, columns)
+
+
+def missing_cells(
+    file: TableFile, fitted: Iterable[Transform], columns: Mapping[str, Column]
+) -> str:
+    """List the columns with missing cells that no transform fills, with the first one's place."""
+    lacking = []
+    for transform in fitted:
+        if transform.name not in columns or transform.allows_missing:
+            continue
+        missing = columns[transform.name].missing
+        if missing.any():
+            first = file.position(int(np.argmax(missing)))
+            lacking.append(f"{show(transform.name)} ({int(missing.sum())}, first in {first})")
+    more = [f"{len(lacking) - _MOST} more columns"] if len(lacking) > _MOST else []
+    return ", ".join([*lacking[:_MOST], *more])
+
+
+def _joined(problems: Sequence[str]) -> str:
+    more = [f"{len(problems) - _MOST} more problems"] if len(problems) > _MOST else []
+    return "; ".join([*problems[:_MOST], *more])
+
+
+def _scale(parts: Sequence[np.ndarray], is_scaled: np.ndarray) -> Scaling:
+    """Scale the parts in place, some columns only, by the first part's mean and deviation."""
+    scaling = fit_scaling(parts[0])
+    scaling = Scaling(
+        np.where(is_scaled, scaling.offset, 0.0), np.where(is_scaled, scaling.scale, 1.0)
+    )
+    for part in parts:
+        with np.errstate(over="ignore"):
+            part -= scaling.offset
+            part /= scaling.scale
+    return scaling
+
+
+def _unseen(fitted: Iterable[Transform], columns: Mapping[str, Column]) -> list[str]:
+    """Warn of categories that only validation and test rows have."""
+    unseen = {t.name: t.unknown(columns[t.name]) for t in fitted if t.kind == "text"}
+    return [
+        f"column {show(name)}: no training row has {listed(categories)}; they are encoded as none "
+        f"of the categories"
+        for name, categories in unseen.items()
+        if categories
+    ]
+
+
+def _separator(header: Sequence[str]) -> str:
+    """A hint if the names seem to have another separator."""
+    text = header[0] if len(header) == 1 else ""
+    names = {sign: name for name, sign in SEPARATORS.items()}
+    other = next((sign for sign in (";", "\t", "|", ",", " ") if sign in text), None)
+    return f"; data.separator={names[other]} may be what separates its cells" if other else ""

@@ -1,0 +1,313 @@
+"""Read table files with pyarrow: CSV and its relatives, Parquet, Feather and Arrow.
+
+The kind of a file, its compression, its encoding and its separator are found from its content, not
+from its name. Errors name the line of a CSV, and the row of other files, counted from 0.
+"""
+
+import bz2
+import codecs
+import csv
+import gzip
+import io
+import lzma
+import zipfile
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from runner.data.capacity import memory
+from runner.data.cells import CONTROL, NULLS
+from runner.errors import ConfigError, one_line, show
+
+SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "space": " "}
+_GUESSED = (",", ";", "\t", "|")
+_BLOCK = 16 * 2**20  # bytes that pyarrow parses at a time; a row must fit into it
+_MOST = 8  # names in one message
+_MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"PK\x03\x04": "zip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A file of rows with named columns.
+
+    Attributes:
+        path: the file.
+        separator: the character between the cells of a CSV, or None to find it.
+        encoding: the encoding of a CSV, or None for UTF-8, and UTF-16 with a byte order mark.
+    """
+
+    path: Path
+    separator: str | None = None
+    encoding: str | None = None
+
+    @cached_property
+    def kind(self) -> str:
+        """csv, parquet or arrow."""
+        start = self._content[:8]
+        if start.startswith(b"PAR1"):
+            return "parquet"
+        if start.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+            return "arrow"
+        if start.startswith(b"FEA1"):
+            raise ConfigError(f"{self.path} is in the first version of Feather; save it as Parquet")
+        return "csv"
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The names of the columns."""
+        if self.kind == "csv":
+            names = [name.strip() for name in self._header]
+        else:
+            names = list(self._schema().names)
+        repeated = [name for name, number in Counter(names).items() if number > 1]
+        if repeated:
+            raise ConfigError(f"{self.path}: the header repeats column names: {listed(repeated)}")
+        broken = next((name for name in names if "\n" in name or "\r" in name), None)
+        if broken is not None:
+            raise ConfigError(
+                f"{self.path}: the column name {show(repr(broken))} contains a line break; check "
+                f"for an unclosed quote"
+            )
+        if control := next(filter(None, map(CONTROL.search, names)), None):
+            where = "line 1" if self.kind == "csv" else "the name of a column"
+            raise ConfigError(
+                f"{self.path}: {where} has the control character {control[0]!r}; remove it"
+            )
+        return names
+
+    def read(self, columns: Sequence[str], as_text: Collection[str] = ()) -> Any:
+        """Read these columns to a pyarrow.Table. Those `as_text` of a CSV keep their text."""
+        try:
+            table = self._read(columns, as_text)
+        except ConfigError:
+            raise
+        # a damaged file raises several types of errors
+        except Exception as error:
+            if self.kind == "csv":
+                self._explain()
+            kind = {"csv": "CSV", "parquet": "Parquet", "arrow": "Arrow"}[self.kind]
+            raise ConfigError(f"{self.path} cannot be read as {kind}: {_reason(error)}") from None
+        return table
+
+    def position(self, row: int) -> str:
+        """Name a row as the user finds it: the line of a CSV, the number of another file's row."""
+        if self.kind != "csv":
+            return f"row {row}"
+        lines = (line for line, _ in self._records())
+        with suppress(csv.Error):  # a cell that Python's reader does not read, but pyarrow does
+            return f"line {next(islice(lines, row + 1, None), row + 2)}"
+        return f"row {row}"
+
+    def _read(self, columns: Sequence[str], as_text: Collection[str]) -> Any:
+        import pyarrow as pa
+
+        if self.kind == "parquet":
+            from pyarrow import parquet
+
+            return parquet.read_table(pa.BufferReader(self._content), columns=list(columns))
+        if self.kind == "arrow":
+            return self._arrow().read_all().select(list(columns))
+        from pyarrow import csv as reader
+
+        raw = dict(zip(self.names, self._header, strict=True))
+        table = reader.read_csv(
+            pa.BufferReader(self._utf8),
+            reader.ReadOptions(block_size=_BLOCK),
+            reader.ParseOptions(delimiter=self.delimiter, newlines_in_values=b'"' in self._utf8),
+            reader.ConvertOptions(
+                include_columns=[raw[name] for name in columns],
+                column_types={raw[name]: pa.string() for name in as_text if name in raw},
+                null_values=list(NULLS),
+            ),
+        )
+        return table.rename_columns(list(columns))
+
+    def _schema(self) -> Any:
+        import pyarrow as pa
+
+        try:
+            if self.kind == "parquet":
+                from pyarrow import parquet
+
+                return parquet.read_schema(pa.BufferReader(self._content))
+            return self._arrow().schema
+        except Exception as error:
+            raise ConfigError(
+                f"{self.path} cannot be read as {self.kind.capitalize()}: {_reason(error)}"
+            ) from None
+
+    def _arrow(self) -> Any:
+        """Open an Arrow file (Feather), or a stream of Arrow's record batches."""
+        import pyarrow as pa
+
+        source = pa.BufferReader(self._content)
+        if self._content[:6] == b"ARROW1":
+            return _File(pa.ipc.open_file(source))
+        return pa.ipc.open_stream(source)
+
+    @cached_property
+    def _content(self) -> bytes:
+        """The decompressed bytes."""
+        with self.path.open("rb") as file:
+            start = file.read(8)
+        method = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
+        most = memory() // 4
+        if method is None:
+            size = self.path.stat().st_size
+            if size > most:
+                raise ConfigError(
+                    f"{self.path} has {size / 2**30:.1f} GiB, more than a quarter of this "
+                    f"machine's memory; data=npy reads rows while training"
+                )
+            return self.path.read_bytes()
+        try:
+            with self._decompressed(method) as stream:
+                content = stream.read(most + 1)
+        except ConfigError:
+            raise
+        except Exception as error:  # each format has its own errors
+            raise ConfigError(
+                f"{self.path} cannot be decompressed as {method}: {_reason(error)}"
+            ) from None
+        if len(content) > most:
+            raise ConfigError(
+                f"{self.path} decompresses to more than {most / 2**30:.1f} GiB, a quarter of this "
+                f"machine's memory; data=npy reads rows while training"
+            )
+        return bytes(content)
+
+    def _decompressed(self, method: str) -> IO[bytes] | Any:
+        if method == "zip":
+            archive = zipfile.ZipFile(self.path)
+            names = [info.filename for info in archive.infolist() if not info.is_dir()]
+            if len(names) != 1:
+                raise ConfigError(
+                    f"{self.path} must hold one file, got {len(names)}; unpack it and name one"
+                )
+            return archive.open(names[0])
+        if method == "zstd":
+            import pyarrow as pa
+
+            return pa.CompressedInputStream(pa.OSFile(str(self.path)), "zstd")
+        opened: dict[str, Any] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
+        return opened[method](self.path, "rb")
+
+    @cached_property
+    def _utf8(self) -> bytes:
+        """The bytes of a CSV in UTF-8 without a byte order mark."""
+        content = self._content
+        encoding = self.encoding
+        if encoding is None and content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            encoding = "utf-16"
+        if encoding is None:
+            content = content.removeprefix(codecs.BOM_UTF8)
+            if b"\x00" in content:
+                line = content.count(b"\n", 0, content.index(b"\x00")) + 1
+                raise ConfigError(
+                    f"{self.path}: line {line} has the control character '\\x00'; remove it"
+                )
+            return content
+        try:
+            return content.decode(encoding).removeprefix("\ufeff").encode()
+        except UnicodeError as error:
+            raise ConfigError(
+                f"data.encoding: {self.path} cannot be read in {encoding}: {_reason(error)}"
+            ) from None
+
+    @cached_property
+    def _start(self) -> str:
+        """The first megabyte of the text, to the end of a line."""
+        end = self._utf8.find(b"\n", 2**20)
+        return (self._utf8 if end < 0 else self._utf8[: end + 1]).decode(errors="replace")
+
+    @cached_property
+    def delimiter(self) -> str:
+        """The separator: as given, or the most frequent one in the first line, outside of
+        quotes."""
+        if self.separator is not None:
+            return self.separator
+        line = next((line for line in io.StringIO(self._start) if line.strip()), "")
+        outside = "".join(line.split('"')[::2])
+        return max(_GUESSED, key=outside.count)
+
+    @cached_property
+    def _header(self) -> list[str]:
+        rows = csv.reader(io.StringIO(self._start, newline=""), delimiter=self.delimiter)
+        try:
+            return next(row for row in rows if row)
+        except StopIteration:
+            raise ConfigError(f"{self.path} is empty") from None
+        except csv.Error as error:
+            raise ConfigError(f"{self.path} cannot be read as CSV: line 1: {error}") from None
+
+    def _records(self) -> Iterator[tuple[int, list[str]]]:
+        """Yield the line where each record of a CSV begins, counted from 1, and its cells."""
+        text = self._utf8.decode(errors="replace")
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=self.delimiter)
+        line = 1
+        for row in reader:
+            if row:
+                yield line, row
+            line = reader.line_num + 1
+
+    def _explain(self) -> None:
+        """Raise the error of the first line of a CSV that pyarrow does not read."""
+        try:
+            self._utf8.decode()
+        except UnicodeDecodeError as error:
+            line = self._utf8.count(b"\n", 0, error.start) + 1
+            raise ConfigError(
+                f"{self.path} cannot be read as CSV in UTF-8: line {line} has the byte "
+                f"0x{self._utf8[error.start]:02x}; save it in UTF-8, or set data.encoding, such as "
+                f"latin-1"
+            ) from None
+        line = 1
+        try:
+            for line, row in self._records():
+                if control := next(filter(None, map(CONTROL.search, row)), None):
+                    raise ConfigError(
+                        f"{self.path}: line {line} has the control character {control[0]!r}; "
+                        f"remove it"
+                    )
+                if len(row) != len(self._header):
+                    raise ConfigError(
+                        f"{self.path}: line {line} has {len(row)} cells, the header has "
+                        f"{len(self._header)}"
+                    )
+        except csv.Error as error:
+            raise ConfigError(f"{self.path} cannot be read as CSV: line {line}: {error}") from None
+
+
+@dataclass(frozen=True)
+class _File:
+    """An Arrow file with the interface of a stream."""
+
+    file: Any
+
+    @property
+    def schema(self) -> Any:
+        return self.file.schema
+
+    def read_all(self) -> Any:
+        return self.file.read_all()
+
+
+def listed(names: Sequence[str]) -> str:
+    """List the first names and the number of the others."""
+    first = [show(name) for name in names[:_MOST]]
+    return ", ".join([*first, *([f"{len(names) - _MOST} more"] if len(names) > _MOST else [])])
+
+
+def _reason(error: Exception) -> str:
+    return one_line(error) or type(error).__name__

@@ -1,0 +1,155 @@
+"""Transforms from the columns of a table to numbers: fitted on the training rows, saved as JSON.
+
+    number, date   one value; a missing cell gets `fill`
+    boolean        0 or 1; likewise
+    text           one value per category, 1 for the row's category and 0 for the others
+                   ("one-hot"); a category that no training row has gives 0 for all of them
+
+With `indicator`, one more value is 1 for a missing cell and 0 for another. The definitions are
+those of scikit-learn's SimpleImputer(strategy, add_indicator) and
+OneHotEncoder(handle_unknown="ignore").
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from runner.data.cells import Column, Kind
+from runner.errors import ConfigError
+
+Missing = Literal["error", "mean", "median", "most_frequent", "indicator"] | float
+_BLOCK = 8192  # rows that are transformed at a time, so that they stay in the processor's cache
+MISSING = ""  # the category of missing cells
+
+
+@dataclass(frozen=True)
+class Transform:
+    """The transform of one column.
+
+    Attributes:
+        name: the column.
+        kind: its kind, as in runner.data.cells.
+        fill: the value of a missing cell: a number, or a category.
+        allows_missing: False refuses missing cells.
+        indicator: True adds a value that is 1 for a missing cell.
+        categories: the categories of text in the training rows, sorted; "" is a missing cell.
+    """
+
+    name: str
+    kind: Kind
+    fill: float | str | None = None
+    allows_missing: bool = False
+    indicator: bool = False
+    categories: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, saved: Mapping[str, Any]) -> "Transform":
+        """Read a transform from data.json."""
+        return cls(**{**saved, "categories": tuple(saved["categories"])})
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "categories": list(self.categories)}
+
+    @property
+    def features(self) -> list[str]:
+        """The names of its values."""
+        if self.kind == "text":
+            return [f"{self.name}={category or 'missing'}" for category in self.categories]
+        return [self.name, *([f"{self.name}=missing"] if self.indicator else [])]
+
+    @property
+    def is_scaled(self) -> list[bool]:
+        """True for each of its values that `standardize` scales: numbers and dates."""
+        if self.kind == "text":
+            return [False] * len(self.categories)
+        return [self.kind != "boolean", *([False] if self.indicator else [])]
+
+    def fits(self, column: Column) -> bool:
+        """Return whether it can transform a column of another file; an empty one fits any kind."""
+        kinds = {self.kind, "number"} if self.kind == "boolean" else {self.kind}
+        return column.kind in kinds or bool(column.missing.all())
+
+    def write(self, column: Column, rows: np.ndarray, out: np.ndarray) -> None:
+        """Write the values of some rows of a column.  # out float64[n, len(features)]"""
+        cells = column.values[rows]
+        if self.kind != "text":
+            missing = np.isnan(cells)
+            out[:, 0] = np.where(missing, self.fill, cells) if missing.any() else cells  # type: ignore[arg-type]
+            if self.indicator:
+                out[:, 1] = missing
+            return
+        number: dict[Any, int] = {name: i for i, name in enumerate(self.categories)}
+        positions = [number.get(c, -1) for c in (*column.categories, self.fill)]
+        which = np.array(positions, dtype=np.int64)[cells]
+        out[:] = which[:, None] == np.arange(len(self.categories))
+
+    def unknown(self, column: Column) -> list[str]:
+        """Return the categories of a column that no training row has."""
+        return [c for c in column.categories if c not in self.categories]
+
+
+def fit(column: Column, rows: np.ndarray, missing: Missing) -> Transform:
+    """Fit the transform of a column on the training rows.
+
+    `missing`: mean, median, most_frequent (the smallest of equally frequent values) or a number
+    replaces a missing number; `indicator` is mean with the additional value, if a training row has
+    a missing cell. Missing text is a category of its own, but with most_frequent.
+    """
+    allows = missing != "error"
+    if column.kind != "text" and not allows:
+        return Transform(column.name, column.kind)
+    cells = column.values[rows]
+    if column.kind != "text":
+        fill = _fill(cells[~np.isnan(cells)], missing)
+        indicator = missing == "indicator" and bool(np.isnan(cells).any())
+        return Transform(column.name, column.kind, fill, allows, indicator)
+    counts = np.bincount(cells[cells >= 0], minlength=len(column.categories))
+    names = tuple(c for c, n in zip(column.categories, counts, strict=True) if n)
+    if missing == "most_frequent" and names:
+        most = column.categories[int(np.argmax(counts))]
+        return Transform(column.name, "text", most, allows, categories=names)
+    if allows and (cells < 0).any():
+        names = (MISSING, *names)
+    return Transform(column.name, "text", MISSING if allows else None, allows, categories=names)
+
+
+def _fill(known: np.ndarray, missing: Missing) -> float:
+    if isinstance(missing, float | int):
+        return float(missing)
+    if len(known) == 0:
+        return 0.0
+    if missing == "median":
+        return float(np.median(known))
+    if missing == "most_frequent":
+        values, counts = np.unique(known, return_counts=True)
+        return float(values[np.argmax(counts)])
+    return float(known.mean())
+
+
+def apply(
+    transforms: Sequence[Transform],
+    columns: Mapping[str, Column],
+    rows: np.ndarray | None = None,
+) -> np.ndarray:
+    """Transform rows of a table, all by default.  # int64[n] -> float64[n, features]"""
+    if rows is None:
+        rows = np.arange(len(next(iter(columns.values())).values))
+    ends = np.cumsum([len(t.features) for t in transforms])
+    out = np.empty((len(rows), ends[-1]))
+    for first in range(0, len(rows), _BLOCK):
+        block, begin = out[first : first + _BLOCK], 0
+        for transform, end in zip(transforms, ends, strict=True):
+            cells = columns[transform.name]
+            transform.write(cells, rows[first : first + _BLOCK], block[:, begin:end])
+            begin = end
+    return out
+
+
+def read(saved: Iterable[Mapping[str, Any]], path: object) -> list[Transform]:
+    """Read the transforms of a run from data.json."""
+    try:
+        return [Transform.read(transform) for transform in saved]
+    except (TypeError, KeyError, AttributeError):
+        raise ConfigError(f"{path} is damaged: columns must hold the transforms") from None

@@ -1,0 +1,272 @@
+"""Tables as they are: text, dates, truth values, missing cells, any separator and format."""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import csv as arrow_csv
+from pyarrow import feather, parquet
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from runner.data.dataset import Dataset
+from runner.data.table import new_rows
+from runner.data.table_files import TableFile
+from runner.errors import ConfigError
+from tests.command_line import forked
+from tests.data.test_data import dataset
+
+HEADER = ["species", "island", "bill", "flipper", "sex", "measured", "tagged"]
+UNSPLIT = ("data.val_fraction=0", "data.test_fraction=0")
+
+
+def penguins(num: int = 120) -> list[list[str]]:
+    """Rows with text, missing cells, dates and truth values; the bill tells the species."""
+    rng = np.random.default_rng(5)
+    return [
+        [
+            ("Adelie", "Chinstrap", "Gentoo")[i % 3],
+            str(rng.choice(["Torgersen", "Biscoe", "Dream"])),
+            "" if i % 17 == 3 else f"{40 + 6 * (i % 3) + rng.normal():.2f}",
+            "NA" if i % 23 == 5 else str(190 + int(rng.integers(30))),
+            str(rng.choice(["male", "female", ""])),
+            f"20{10 + i % 9}-0{1 + i % 8}-1{i % 10}",
+            str(rng.choice(["True", "False"])),
+        ]
+        for i in range(num)
+    ]
+
+
+def written(path: Path, rows: list[list[str]], header: list[str] = HEADER, **kwargs: Any) -> Path:
+    with path.open("w", newline="", encoding=kwargs.pop("encoding", "utf-8")) as file:
+        csv.writer(file, **kwargs).writerows([header, *rows])
+    return path
+
+
+def table(path: Path, *more: str) -> Dataset:
+    return dataset("data=table", f"data.path={path}", "data.target=species", *more)
+
+
+def numbers(column: int, rows: list[list[str]]) -> np.ndarray:
+    """A column of numbers, with NaN for missing cells.  # float64[N, 1]"""
+    cells = [row[column] for row in rows]
+    return np.array([float(cell) if cell not in ("", "NA") else np.nan for cell in cells])[:, None]
+
+
+@pytest.mark.parametrize("missing", ["mean", "median", "most_frequent", "-1.5", "indicator"])
+def test_the_transforms_are_scikit_learn_s_pipeline(tmp_path: Path, missing: str) -> None:
+    """Fit on the training rows: SimpleImputer and StandardScaler for numbers, OneHotEncoder for
+    text. Expected within 1e-12, the rounding of a mean that is summed in another order."""
+    rows = penguins()
+    data = table(
+        written(tmp_path / "a.csv", rows), f"data.missing={missing}", "data.drop=[measured]"
+    )
+    order = _order_of(data, rows)
+    train = [rows[i] for i in order[: len(data.train)]]
+    constant = missing == "-1.5"
+    strategy = "constant" if constant else "mean" if missing == "indicator" else missing
+    imputer = SimpleImputer(strategy=strategy, fill_value=-1.5 if constant else None)
+    parts = []
+    for column in (2, 3):
+        scaled = make_pipeline(imputer, StandardScaler()).fit(numbers(column, train))
+        parts.append(scaled.transform(numbers(column, rows)))
+        if missing == "indicator":
+            parts.append(np.isnan(numbers(column, rows)).astype(float))
+    text = np.array([[row[1], row[4]] for row in rows], dtype=object)
+    if missing == "most_frequent":
+        fitted = SimpleImputer(strategy="most_frequent", missing_values="")
+        text = fitted.fit(text[order[: len(data.train)]]).transform(text)
+    onehot = OneHotEncoder(sparse_output=False, handle_unknown="ignore")
+    encoded = onehot.fit(text[order[: len(data.train)]]).transform(text)
+    islands = len(onehot.categories_[0])
+    tagged = np.array([[row[6] == "True"] for row in rows], dtype=float)
+    expected = np.hstack([encoded[:, :islands], *parts, encoded[:, islands:], tagged])
+    assert np.abs(_x(data) - expected[order]).max() < 1e-12
+
+
+def _x(data: Dataset) -> np.ndarray:
+    return np.concatenate([data.train.x, data.val.x, data.test.x])
+
+
+def _order_of(data: Dataset, rows: list[list[str]]) -> np.ndarray:
+    """The rows of train, validation and test, in order: as those of a table with a number alone."""
+    from runner.random import permutation
+
+    return permutation(len(rows), 0, "split")
+
+
+def test_dates_are_days_and_truth_values_are_0_and_1(tmp_path: Path) -> None:
+    rows = [["1970-01-02", "true", "1"], ["2000-03-01", "false", "2"]]
+    path = written(tmp_path / "a.csv", rows, ["day", "flag", "y"])
+    data = dataset(
+        "data=csv", f"data.path={path}", *UNSPLIT, "data.task=regression", "data.standardize=false"
+    )
+    # date(2000, 3, 1).toordinal() - date(1970, 1, 1).toordinal() = 11017
+    assert sorted(data.train.x.tolist()) == [[1, 1], [11017, 0]]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda p, t: p.write_bytes(t),
+        lambda p, t: p.write_bytes(gzip.compress(t)),
+        lambda p, t: p.write_bytes(bz2.compress(t)),
+        lambda p, t: p.write_bytes(lzma.compress(t)),
+        lambda p, t: p.write_bytes(pa.Codec("zstd").compress(t, asbytes=True)),
+        lambda p, t: zipfile.ZipFile(p, "w").writestr("a.csv", t),
+        lambda p, t: p.write_bytes(t.replace(b",", b";")),
+        lambda p, t: p.write_bytes(t.replace(b",", b"\t")),
+        lambda p, t: p.write_bytes(t.replace(b",", b"|").replace(b"\n", b"\r\n")),
+        lambda p, t: p.write_bytes(t.replace(b",", b";").replace(b".", b",")),
+        lambda p, t: p.write_bytes("\ufeff".encode() + t),
+        lambda p, t: p.write_bytes(t.decode().encode("utf-16")),
+        lambda p, t: parquet.write_table(arrow_csv.read_csv(io.BytesIO(t)), p),
+        lambda p, t: feather.write_feather(arrow_csv.read_csv(io.BytesIO(t)), p),
+    ],
+)
+def test_a_table_is_the_same_in_every_format(
+    tmp_path: Path, write: Callable[[Path, bytes], object]
+) -> None:
+    rows = [[f"{i / 8}", "red" if i % 3 else "blue", "ja" if i % 2 else "nein"] for i in range(20)]
+    text = "\n".join(",".join(row) for row in [["a", "color", "y"], *rows]).encode() + b"\n"
+    plain, other = tmp_path / "plain.csv", tmp_path / "other"
+    plain.write_bytes(text)
+    write(other, text)
+    expected, data = (dataset("data=table", f"data.path={p}", *UNSPLIT) for p in (plain, other))
+    assert data.features == ("a", "color=blue", "color=red")
+    assert data.description() == expected.description()
+
+
+def test_latin_1_is_read_where_it_is_named_and_explained_where_not(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("größe,y\n1,u\n2,v\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"line 1 has the byte 0xf6; .*data.encoding"):
+        dataset("data=csv", f"data.path={path}", *UNSPLIT)
+    data = dataset("data=csv", f"data.path={path}", *UNSPLIT, "data.encoding=latin-1")
+    assert data.features == ("größe",)
+
+
+def test_several_targets_are_several_outputs_and_truth_values_are_labels(tmp_path: Path) -> None:
+    rows = [[str(i), str(i % 2), "True" if i % 3 else "False"] for i in range(30)]
+    path = written(tmp_path / "a.csv", rows, ["a", "odd", "third"])
+    both = [f"data.path={path}", "data.target=[odd,third]"]
+    data = dataset("data=table", *both, "data.task=multilabel", *UNSPLIT)
+    assert data.y_scaling is None
+    assert sorted(map(tuple, data.train.y.astype(int).tolist())) == sorted(
+        (i % 2, int(i % 3 > 0)) for i in range(30)
+    )
+    assert dataset("data=table", *both, "data.task=regression").num_targets == 2
+    with pytest.raises(
+        ConfigError, match=r"one column for data.task=classification, got odd, third"
+    ):
+        dataset("data=table", *both)
+
+
+def test_a_code_can_be_a_category_and_a_name_is_refused(tmp_path: Path) -> None:
+    rows = [[str(10115 + i % 3), f"name {i}", str(i), "uv"[i % 2]] for i in range(60)]
+    path = written(tmp_path / "a.csv", rows, ["zip", "name", "a", "y"])
+    with pytest.raises(
+        ConfigError, match=r"column name has 60 different texts; data.drop=\[name\]"
+    ):
+        dataset("data=csv", f"data.path={path}")
+    data = dataset(
+        "data=csv", f"data.path={path}", *UNSPLIT, "data.drop=[name]", "data.categories=[zip]"
+    )
+    assert data.features == ("zip=10115", "zip=10116", "zip=10117", "a")
+
+
+def test_rows_without_a_target_are_refused_or_left_out(tmp_path: Path) -> None:
+    rows = [[str(i), "" if i in (3, 7) else "uv"[i % 2]] for i in range(20)]
+    path = written(tmp_path / "a.csv", rows, ["a", "y"])
+    with pytest.raises(ConfigError, match=r"line 5, column y is empty \(2 such rows\); a label"):
+        dataset("data=csv", f"data.path={path}", *UNSPLIT)
+    data = dataset(
+        "data=csv",
+        f"data.path={path}",
+        *UNSPLIT,
+        "data.missing_target=drop",
+        "data.standardize=false",
+    )
+    assert sorted(data.train.x[:, 0]) == [i for i in range(20) if i not in (3, 7)]
+    assert data.classes == ("u", "v")
+
+
+def test_all_problems_of_a_file_are_in_one_message(tmp_path: Path) -> None:
+    rows = [["1", "x", "1", "", "u"], ["inf", "3", "", "", "v"], ["2", "5", "3", "", "v"]]
+    path = written(tmp_path / "a.csv", rows, ["a", "b", "c", "d", "y"])
+    with pytest.raises(ConfigError) as refused:
+        dataset("data=csv", f"data.path={path}", *UNSPLIT)
+    assert str(refused.value) == (
+        f"{path}: line 2, column b is 'x' where other cells are numbers; data.categories=[b] reads "
+        "text; data.drop=[b] leaves it out; line 3, column a is inf; all values must be finite; "
+        "column d is empty; data.drop=[d] leaves it out; missing cells in c (1, first in line 3); "
+        "data.missing=median fills them (or mean, most_frequent, indicator, a number), data.drop "
+        "leaves columns out"
+    )
+
+
+def test_new_rows_may_have_another_order_unknown_categories_and_missing_cells(
+    tmp_path: Path,
+) -> None:
+    """The values are what the transforms in data.json say, calculated by hand."""
+    rows = [["1", "red", "u"], ["3", "blue", "v"], ["", "red", "u"], ["5", "blue", "v"]]
+    path = written(tmp_path / "a.csv", rows, ["a", "color", "y"])
+    data = dataset("data=csv", f"data.path={path}", *UNSPLIT, "data.missing=mean")
+    saved = json.loads(json.dumps(data.description()))
+    new = written(
+        tmp_path / "new.csv", [["x", "green", "2"], ["x", "red", ""]], ["z", "color", "a"]
+    )
+    x, warnings = new_rows(TableFile(new), saved, "data.json")
+    # a, color=blue, color=red; the mean of 1, 3 and 5 is 3
+    assert x.tolist() == [[2, 0, 0], [3, 0, 1]]
+    assert warnings == [
+        "column color: no training row has green; they are encoded as none of the categories"
+    ]
+    strict = dataset("data=csv", f"data.path={path}", *UNSPLIT, "data.drop=[a]").description()
+    gap = written(tmp_path / "gap.csv", [[""], ["red"]], ["color"])
+    with pytest.raises(
+        ConfigError, match=r"gap.csv: missing cells in color \(1, first in line 2\)"
+    ):
+        new_rows(TableFile(gap), strict, "data.json")
+
+
+def test_a_table_trains_to_the_same_losses_on_both_backends(tmp_path: Path) -> None:
+    """In float64 the losses differ by less than 1e-12, as for any data; predictions on the raw file
+    have a row for each of its rows."""
+    path = written(tmp_path / "penguins.csv", penguins())
+    command = (
+        "data=table",
+        f"data.path={path.name}",
+        "data.target=species",
+        "data.missing=median",
+        "trainer.precision=float64",
+        "trainer.max_epochs=3",
+    )
+    backends = ("lightning", "keras")
+    done = forked(tmp_path, *((*command, f"backend={b}", f"output.root={b}") for b in backends))
+    assert [run.status for run in done] == [0, 0], done
+    folders = [next((tmp_path / b / "runs").iterdir()) for b in backends]
+    losses = [_column(folder / "metrics.csv", "val/loss") for folder in folders]
+    assert np.abs(np.subtract(*losses)).max() < 1e-12
+    (done_predict,) = forked(
+        tmp_path,
+        ("task=predict", f"run={folders[1].relative_to(tmp_path)}", "data.path=penguins.csv"),
+    )
+    assert done_predict.status == 0, done_predict
+    assert len(_column(folders[1] / "predictions.csv", "output_0")) == 120
+
+
+def _column(path: Path, name: str) -> np.ndarray:
+    with path.open() as file:
+        return np.array([float(row[name]) for row in csv.DictReader(file)])
