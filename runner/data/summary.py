@@ -419,7 +419,10 @@ def _counting(labels: Sequence[str], rows: _Moments) -> Iterator[str]:
     is_centred = np.abs(rows.mean - (low + high) / 2) < 1e-9 * (1 + np.abs(high))
     counts = rows.whole & (high - low == num - 1) & is_uniform & is_centred
     for i in map(int, np.flatnonzero(counts)):
-        yield f"column {show(labels[i])} counts the rows; if it is an index, remove it"
+        yield (
+            f"column {show(labels[i])} counts the rows; if it is an index, leave it out with "
+            f"data.drop"
+        )
 
 
 def _correlated(data: Dataset, train: _Moments) -> Iterator[str]:

@@ -214,9 +214,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no groups": (
         {"split": "grouped"},
-        "data.split=grouped needs the group of each row, and a.npz has none; an NPZ file has them "
-        "as the array group, a function of data=custom returns x, y, group, data.table "
-        "as the column group",
+        "data.split=grouped needs the group of each row, and a.npz has none; data.group names the "
+        "column of a table, an NPZ file has the array group, a function of data=custom returns x, "
+        "y, group, data.table has the column group",
     ),
     "groups of another length": (
         {"split": "grouped", "groups": np.arange(9)},

@@ -270,3 +270,16 @@ def test_a_table_trains_to_the_same_losses_on_both_backends(tmp_path: Path) -> N
 def _column(path: Path, name: str) -> np.ndarray:
     with path.open() as file:
         return np.array([float(row[name]) for row in csv.DictReader(file)])
+
+
+def test_columns_can_say_how_a_table_is_split(tmp_path: Path) -> None:
+    """Groups stay together; chronological takes the last dates for the test."""
+    rows = [[f"g{i % 7}", f"2020-01-{28 - i:02}", str(i), "uv"[i % 2]] for i in range(28)]
+    path = written(tmp_path / "a.csv", rows, ["who", "day", "a", "y"])
+    named = [f"data.path={path}", "data.standardize=false", "data.drop=[day]"]
+    data = dataset("data=table", *named, "data.split=grouped", "data.group=who")
+    assert data.features == ("a",)
+    groups = [{int(a) % 7 for a in split.x[:, 0]} for split in (data.train, data.val, data.test)]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 7
+    by_time = dataset("data=table", *named, "data.split=chronological", "data.time=day")
+    assert by_time.test.x[:, -1].tolist() == [5, 4, 3, 2, 1, 0]  # round(0.2 * 28) last days
