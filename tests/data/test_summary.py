@@ -147,7 +147,7 @@ WARNINGS: dict[str, tuple[Dataset, str]] = {
     ),
     "counts": (
         table(*planted(2, np.random.default_rng(0).permutation(100) + 7.0)),
-        "column x[2] counts the rows; if it is an index, remove it",
+        "column x[2] counts the rows; if it is an index, leave it out with data.drop",
     ),
     "is the class": (
         table(*planted(3, np.where(LABELS == 1, 0.25, 0.75))),
