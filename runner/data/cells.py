@@ -7,10 +7,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from runner.errors import show
+
 Kind = Literal["number", "boolean", "date", "text"]
 
 # A number as other readers of CSV accept it: no underscores, no hexadecimal digits
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
+_GROUPED_NUMBER = re.compile(r"[+-]?\d{1,3}([.,' ]\d{3})+([.,]\d+)?")  # 1,234.5 and the like
 _COMMA_NUMBER = re.compile(r"[+-]?(\d+,?\d*|,\d+)([eE][+-]?\d+)?")
 # C0 and C1 control characters except tab and line ends, and Unicode's line separators
 CONTROL = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
@@ -75,8 +78,6 @@ def column(name: str, array: Any, *, as_text: bool, decimal_commas: bool) -> Col
 
     kind = array.type
     if types.is_dictionary(kind) or _is_text(kind) or as_text:
-        if types.is_nested(kind) or types.is_binary(kind):
-            raise UnusableError(f"has the type {kind}")
         return _text(name, _labels(array), as_text, decimal_commas)
     if types.is_null(kind):
         return Column(name, "number", np.full(len(array), np.nan))
@@ -98,7 +99,7 @@ def labels(array: Any) -> tuple[np.ndarray, tuple[str, ...]]:
     a missing or empty cell.  # int64[N]
 
     Raises:
-        UnusableError: a text has a control character.
+        UnusableError: a text has a control character, or the type has no text.
     """
     codes, texts = _labels(array)
     _refuse_control(codes, texts)
@@ -123,9 +124,12 @@ def _floats(array: Any) -> np.ndarray:
 
 
 def _labels(array: Any) -> tuple[np.ndarray, list[str]]:
-    """Number the distinct values of any simple type, as text, in the order of their appearance."""
+    """Number the distinct values of any simple type, as text, in the order of their appearance.
+    Raises UnusableError for lists, records and bytes."""
     import pyarrow as pa
 
+    if pa.types.is_nested(array.type) or pa.types.is_binary(array.type):
+        raise UnusableError(f"has the type {array.type}")
     if not pa.types.is_dictionary(array.type):
         array = array.dictionary_encode()
     whole = array.unify_dictionaries().combine_chunks() if array.num_chunks else None
@@ -168,11 +172,15 @@ def _text(
             return Column(name, "number", _parsed(codes, texts))
         if decimal_commas and all(map(_COMMA_NUMBER.fullmatch, known)):
             return Column(name, "number", _parsed(codes, [t.replace(",", ".") for t in texts]))
+        if all(map(_GROUPED_NUMBER.fullmatch, known)):
+            first = next(i for i, t in enumerate(texts) if t in known)
+            reason = f"is {show(repr(texts[first]))}: a number must have no thousands separator"
+            raise UnusableError(reason, int(np.argmax(codes == first)), is_mixed=True)
         if any(map(NUMBER.fullmatch, known)):
             first = next(i for i, t in enumerate(texts) if t in known and not NUMBER.fullmatch(t))
             row = int(np.argmax(codes == first))
             raise UnusableError(
-                f"is {texts[first]!r} where other cells are numbers", row, is_mixed=True
+                f"is {show(repr(texts[first]))} where other cells are numbers", row, is_mixed=True
             )
     merged, names = _merged(codes, texts, NULLS)
     return Column(name, "text", merged, names)

@@ -182,9 +182,9 @@ class Table(Splits):
         try:
             codes, texts = labels(table.column(target))
         except UnusableError as error:
+            where = "" if error.row is None else f"{file.position(error.row)}, "
             raise ConfigError(
-                f"{self.path}: {file.position(error.row or 0)}, column {show(target)} "
-                f"{error.reason}; remove it"
+                f"{self.path}: {where}column {show(target)} {error.reason}; it cannot be a label"
             ) from None
         rows = self._with_target(file, codes < 0, target, "a label is needed")
         used = [texts[i] for i in np.unique(codes[codes >= 0])]

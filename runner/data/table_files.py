@@ -131,6 +131,8 @@ class TableFile:
                 null_values=list(NULLS),
             ),
         )
+        if any(pa.types.is_binary(field.type) for field in table.schema):  # not in UTF-8
+            self._explain()
         return table.rename_columns(list(columns))
 
     def _schema(self) -> Any:
@@ -281,9 +283,9 @@ class TableFile:
                         f"remove it"
                     )
                 if len(row) != len(self._header):
+                    cells = "1 cell" if len(row) == 1 else f"{len(row)} cells"
                     raise ConfigError(
-                        f"{self.path}: line {line} has {len(row)} cells, the header has "
-                        f"{len(self._header)}"
+                        f"{self.path}: line {line} has {cells}, the header has {len(self._header)}"
                     )
         except csv.Error as error:
             raise ConfigError(f"{self.path} cannot be read as CSV: line {line}: {error}") from None

@@ -283,3 +283,70 @@ def test_columns_can_say_how_a_table_is_split(tmp_path: Path) -> None:
     assert sum(map(len, groups)) == len(set.union(*groups)) == 7
     by_time = dataset("data=table", *named, "data.split=chronological", "data.time=day")
     assert by_time.test.x[:, -1].tolist() == [5, 4, 3, 2, 1, 0]  # round(0.2 * 28) last days
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a,y\n1,u\n\xfc,v\n", "line 3 has the byte 0xfc; save it in UTF-8, or set data.encoding"),
+        (b"a;y\n1.234,5;u\n2.345,5;v\n", "line 2, column a is '1.234,5': a number must have no "),
+        (b"a,y\n1,u\n,\n", "line 3, column y is empty; a label is needed"),
+        (b"a,y\n1,u\n\n  \n2,v\n", "line 4 has 1 cell, the header has 2"),
+        (gzip.compress(b"a,y\n1,u\n2,v\n")[:-9], "cannot be decompressed as gzip"),
+        (b"PAR1" + b"x" * 50 + b"PAR1", "cannot be read as Parquet"),
+        (b"ARROW1" + b"x" * 50, "cannot be read as Arrow"),
+        (b"FEA1", "is in the first version of Feather"),
+        (b"\x00" * 1000, "line 1 has the control character"),
+    ],
+)
+def test_a_damaged_table_is_refused_in_one_line(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    path = tmp_path / "damaged"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as refused:
+        dataset("data=table", f"data.path={path}", *UNSPLIT)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["list", "struct", "bytes"])
+def test_types_without_numbers_or_text_are_refused(tmp_path: Path, kind: str) -> None:
+    values: dict[str, list[Any]] = {
+        "list": [[1], [2]],
+        "struct": [{"k": 1}] * 2,
+        "bytes": [b"x"] * 2,
+    }
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"a": values[kind], "b": [1, 2], "y": ["u", "v"]}), path)
+    with pytest.raises(
+        ConfigError, match=r"column a has the type .*; data.drop=\[a\] leaves it out"
+    ):
+        dataset("data=table", f"data.path={path}", *UNSPLIT)
+    with pytest.raises(ConfigError, match=r"column a has the type .*; it cannot be a label"):
+        dataset("data=table", f"data.path={path}", *UNSPLIT, "data.target=a")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_row_is_lost_in_a_damaged_csv(tmp_path: Path, seed: int) -> None:
+    """A file with random bytes changed is refused in one line, or has as many rows as Python's csv
+    module finds."""
+    rng = np.random.default_rng(seed)
+    plain = b"a,b,y\n" + b"".join(b"%d,%d,%d\n" % (i, i * i % 7, i % 2) for i in range(30))
+    path = tmp_path / "a.csv"
+    for _ in range(20):
+        content = bytearray(plain)
+        for place in rng.integers(len(content), size=3):
+            content[place] = rng.choice([*b',;"\n\r\t\x00\x80 .e-'])
+        path.write_bytes(content)
+        refused = ""
+        try:
+            data = dataset("data=csv", f"data.path={path}", "data.missing=mean")
+        except ConfigError as error:
+            refused = str(error)
+        assert len(refused.splitlines()) <= 1
+        if refused:
+            continue
+        delimiter = TableFile(path).delimiter
+        text = io.StringIO(content.decode(), newline="")
+        records = [row for row in csv.reader(text, delimiter=delimiter) if row]
+        assert sum(map(len, (data.train, data.val, data.test))) == len(records) - 1
