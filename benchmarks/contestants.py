@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from runner.config.conf_folder import defaults
 from runner.data import Dataset
 from runner.data.embedded import Digits
 from runner.data.files import NPZ
@@ -264,7 +265,8 @@ def write_rows(model: Model, folder: Path) -> Path:
     also write the file that Twinrun reads."""
     path = folder / f"{model.name}.npz"
     if model.rows.startswith("digits"):
-        data = Digits(name="digits", images=model.rows != "digits").load()
+        keys = {**defaults("data", "digits"), "images": model.rows != "digits"}
+        data = Digits(**keys).load()
     else:
         data = _images(images(path), *map(int, model.rows.split()))
     splits = {"train": data.train, "val": data.val}
@@ -285,13 +287,8 @@ def _images(path: Path, num: int, *shape: int) -> Dataset:
     y = generator.integers(0, 10, num)
     x = generator.random((10, *shape))[y] + generator.normal(0, 1, (num, *shape))
     np.savez(path, x=x.astype(np.float32), y=y)
-    fractions = {
-        "val_fraction": _VAL_FRACTION,
-        "test_fraction": 0,
-        "split_seed": 0,
-        "standardize": False,
-    }
-    return NPZ(name="npz", path=str(path), task="classification", **fractions).load()  # type: ignore[arg-type]
+    keys = {"path": str(path), "val_fraction": _VAL_FRACTION, "test_fraction": 0}
+    return NPZ(**{**defaults("data", "npz"), **keys}).load()
 
 
 def environment(num_threads: int) -> Mapping[str, str]:

@@ -54,7 +54,7 @@ def test_every_command_of_a_page_runs(page: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_python_page_runs(tmp_path: Path) -> None:
-    (code,) = blocks("python", (DOCS / "python.md").read_text("utf-8"))
+    code = "\n".join(blocks("python", (DOCS / "python.md").read_text("utf-8")))
     done = execute('python -c "$0"', tmp_path, code)
     assert done.returncode == 0, done.stderr
     assert "6 of 6 jobs completed" in done.stdout

@@ -14,7 +14,10 @@ MARKED = {
     "trainer.steps_per_call trainer.threads trainer.checkpoint_every trainer.keep_checkpoints "
     "trainer.early_stopping_patience trainer.early_stopping_min_delta trainer.strict print_config "
     "checkpoint trusted_modules",
-    "on_run": "task backend device data.path run format checkpoint trusted_modules steps",
+    "on_run": (
+        "task backend device data.path data.val_path data.test_path run format checkpoint "
+        "trusted_modules steps"
+    ),
     "command_line_only": "run runs format checkpoint trusted_modules steps resume",
     "needs_run": "format checkpoint steps",
 }
