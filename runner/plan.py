@@ -292,9 +292,14 @@ class Plan:
         )
 
 
-def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
-    """Plan a run, or refuse it. `like` is the data.json of a run; it names the data's columns."""
-    data = _data(config, like)
+def plan(
+    config: Config, like: Mapping[str, Any] | None = None, data: Dataset | None = None
+) -> Plan:
+    """Plan a run, or refuse it. `like` is the data.json of a run; it names the data's columns.
+    `data` replaces the config's data, to evaluate on other rows."""
+    is_training = data is None
+    if data is None:
+        data = _data(config, like)
     _check_augment(config, data)
     loss = losses.choose(config.loss, data.task, len(data.classes))
     example = _example(config, data)
@@ -307,7 +312,8 @@ def plan(config: Config, like: Mapping[str, Any] | None = None) -> Plan:
     rows = min(order.batch_size, order.num_rows)
     memory.check(model, len(config.optimizer.slots()), rows, order.total_steps)
     check_range(data, model.dtype)
-    _check_batch_norm(model.network, order)
+    if is_training:
+        _check_batch_norm(model.network, order)
     if config.trainer.precision == "exact":
         refuse(model.network, loss, config.optimizer, order)
         _refuse_exact(config, data)

@@ -604,18 +604,23 @@ def _on_a_run(overrides: Sequence[str]) -> Callable[[], int]:
         allowed = ", ".join(_TASKS_ON_A_RUN)
         raise ConfigError(f"run=FOLDER needs task to be one of {allowed}, got {config.task}")
     source = keys.get("data.path")
-    if (source is None) == (config.task == "predict"):
-        raise ConfigError("task=predict needs data.path=FILE, and no other task accepts it")
+    if source is None and config.task == "predict":
+        raise ConfigError("task=predict needs data.path=FILE")
+    if source is not None and config.task not in ("predict", "evaluate"):
+        raise ConfigError(
+            f"data.path names new rows for task=predict or task=evaluate, got {show(source)} for "
+            f"task={config.task}"
+        )
     user_code.announce(config.trusted_modules)
     refuse_links(folder, "run")
     checkpoint.find(folder, config.checkpoint)
     return partial(task, Run(folder, config, config.checkpoint, owns_process=True), source)
 
 
-def _evaluate(run: Run, _: Any) -> int:
+def _evaluate(run: Run, source: Any) -> int:
     from runner.tasks.evaluate import evaluate
 
-    return evaluate(run)
+    return evaluate(run, source)
 
 
 def _predict(run: Run, source: Any) -> int:

@@ -319,6 +319,64 @@ class Table(Splits):
         )
 
 
+def labelled_rows(
+    section: Table, file: TableFile, description: Mapping[str, Any], saved: object
+) -> tuple[Dataset, list[str]]:
+    """Read new rows with their targets for a run, as the test split of a data set.
+
+    Args:
+        section: the run's section `data`.
+        file: a file with the run's columns and targets, in any order.
+        description: the content of data.json.
+        saved: the path of data.json, for errors.
+
+    Returns:
+        The data set, scaled as in training, with all rows as test rows; and warnings.
+
+    Raises:
+        ConfigError: a column is missing or cannot be used, or a label is none of the run's classes.
+    """
+    x, warnings = new_rows(file, description, saved)
+    target = description["target"]
+    targets = [target] if isinstance(target, str) else list(target or ())
+    absent = [name for name in targets if name not in file.names]
+    if absent or not targets:
+        raise ConfigError(f"{file.path} lacks the column {show((absent or ['target'])[0])}")
+    classes = tuple(description["classes"])
+    table = file.read(targets, targets if classes else [])
+    own = section.model_copy(update={"path": str(file.path), "missing_target": "error"})
+    if classes:
+        codes, names, _ = own._labels(file, table, targets)
+        unknown = [name for name in names if name not in classes]
+        if unknown:
+            raise ConfigError(
+                f"{file.path}: column {show(targets[0])} has {listed(unknown)}, which the run was "
+                f"not trained on; its classes are {listed(classes)}"
+            )
+        y = np.array([classes.index(name) for name in names], dtype=np.int64)[codes]
+    else:
+        columns, problems = own._columns(file, table, targets)
+        y, _ = own._values(file, columns, targets, problems)
+        if problems:
+            raise ConfigError(f"{file.path}: {_joined(problems)}")
+    x_scaling, y_scaling = (Scaling.of(description[key]) for key in ("x_scaling", "y_scaling"))
+    x = x_scaling.apply(x) if x_scaling else x
+    y = y_scaling.apply(y) if y_scaling else y
+    rows = Split(x, y)
+    data = Dataset(
+        rows,
+        rows,
+        rows,
+        task=section.task,
+        classes=classes,
+        features=tuple(description["features"]),
+        x_scaling=x_scaling,
+        y_scaling=y_scaling,
+        target=target,
+    )
+    return data, warnings
+
+
 def read_columns(
     file: TableFile,
     table: Any,

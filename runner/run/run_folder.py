@@ -39,6 +39,7 @@ _REPLACED = (
     "result.json",
     "certificate.json",
     "test.json",
+    "evaluation.json",
     "trace.csv",
     "metrics.csv",
     ".owner",

@@ -19,11 +19,13 @@ from runner.config import yaml_files
 from runner.config.conf_folder import defaults, with_schedule_defaults
 from runner.config.given import Given
 from runner.config.schema import Config, LayerModel, parse, sha256
+from runner.data import load
 from runner.data.dataset import Scaling, changed, check_finite
 from runner.data.files import NPZ, channels_last
 from runner.data.ranges import far_outside
 from runner.data.source import Batch
 from runner.data.stream import NPY
+from runner.data.table import Table, labelled_rows
 from runner.errors import ConfigError, nearest, show
 from runner.plan import Plan, evaluate, model_spec, plan
 from runner.run import checkpoint, run_folder
@@ -313,23 +315,60 @@ class Run:
         weights."""
         return dispatcher.load(self.config.backend).native_model(self.model_spec, self.state)
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self, path: str | Path | None = None) -> dict[str, float]:
         """Return the loss and metrics of the test split, as task=evaluate does. Nothing else uses
         this split.
 
+        Args:
+            path: a table with new labelled rows, which are evaluated instead. If it holds the rows
+                that the run was trained on, only those of the test split are.
+
         Raises:
-            ConfigError: the data is not what the run was trained on, or it has no test rows.
+            ConfigError: the data is not what the run was trained on, or it has no test rows; or the
+                new rows do not fit the run.
         """
-        difference = changed(self.data, self.plan.data.description())
-        if difference is not None:
+        return self.evaluate_plan(self.plan_to_evaluate(path)[0])
+
+    def evaluate_plan(self, prepared: Plan) -> dict[str, float]:
+        """Return the loss and metrics of the test rows of a plan."""
+
+        def measure(batches: Iterable[Batch], keeps_outputs: bool) -> Measured:
+            return self.measure(batches, keeps_outputs, prepared.loss)
+
+        return evaluate(prepared, prepared.data.test, self.outputs, measure, "test/")
+
+    def plan_to_evaluate(self, path: str | Path | None = None) -> tuple[Plan, bool]:
+        """Return the plan with the test rows, or with the new rows of a table as test rows; and
+        whether these are new."""
+        if path is None:
+            difference = changed(self.data, self.plan.data.description())
+            if difference is not None:
+                raise ConfigError(
+                    f"task=evaluate: the data is not what {self.folder} was trained on: "
+                    f"{difference}; data.path=FILE names new rows of a table, and task=predict "
+                    f"takes new rows without targets"
+                )
+            return self._with_test_rows(self.plan), False
+        section = self.config.data
+        if not isinstance(section, Table):
             raise ConfigError(
-                f"task=evaluate: the data is not what {self.folder} was trained on: {difference}; "
-                "task=predict takes new rows"
+                f"data.path of task=evaluate names new rows of a table, and {self.folder} was "
+                f"trained on data={section.name}"
             )
-        rows = self.plan.data.test
-        if not len(rows):
+        moved = self.config.model_copy(
+            update={"data": section.model_copy(update={"path": str(path)})}
+        )
+        with suppress(ConfigError):  # new rows need not be enough for a training
+            if changed(self.data, load(moved.data, self.data).description()) is None:
+                return self._with_test_rows(plan(moved, self.data)), False
+        saved = self.folder / "data.json"
+        rows, warnings = labelled_rows(section, section.file(path), self.data, saved)
+        return plan(self.config, data=replace(rows, warnings=tuple(warnings))), True
+
+    def _with_test_rows(self, prepared: Plan) -> Plan:
+        if not len(prepared.data.test):
             raise ConfigError(f"{self.folder} has no test rows: data.test_fraction was 0")
-        return evaluate(self.plan, rows, self.outputs, self.measure, "test/")
+        return prepared
 
     def predict(self, x: Any) -> np.ndarray:
         """Predict the outputs of raw rows, as in the data's file: logits of the classes, or targets
@@ -380,12 +419,14 @@ class Run:
             backend.can_use_threads(self.model_spec.threads)
         return backend.predict(self.model_spec, self.state, rows)
 
-    def measure(self, batches: Iterable[Batch], keeps_outputs: bool) -> Measured:
-        """Compute the loss of the user's own code on rows as in training, and what it logs."""
+    def measure(self, batches: Iterable[Batch], keeps_outputs: bool, loss: Any = None) -> Measured:
+        """Compute the loss of the user's own code on rows as in training, and what it logs; `loss`
+        is that of another plan."""
         backend = dispatcher.load(self.config.backend)
         if self.owns_process:
             backend.can_use_threads(self.model_spec.threads)
-        return backend.measure(self.model_spec, self.state, self.plan.loss, batches, keeps_outputs)
+        loss = self.plan.loss if loss is None else loss
+        return backend.measure(self.model_spec, self.state, loss, batches, keeps_outputs)
 
 
 def load_run(

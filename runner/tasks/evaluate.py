@@ -1,25 +1,62 @@
-"""task=evaluate: the loss and metrics of a finished run on the test split. Nothing else uses this
-split."""
+"""task=evaluate: the loss and metrics of a finished run on the test split, which nothing else uses,
+or on new labelled rows of a table."""
 
+import csv
+import io
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from runner.plan import Plan, rows
 from runner.run import run_folder
 from runner.run.progress import show
 from runner.run.saved import Run
+from runner.tasks.predict import write_new
 from runner.text.console import capture
 
 
-def evaluate(run: Run) -> int:
-    """Print the metrics and write them to FOLDER/test.json."""
+def evaluate(run: Run, source: str | None = None) -> int:
+    """Print the metrics and write them to FOLDER/test.json. For new rows of the table `source`,
+    write evaluation.json, and evaluation.csv with the target, the outputs, the loss and the metrics
+    of each row."""
     with capture() as (console, captured):
-        values, data = run.evaluate(), run.plan.data.test
+        prepared, is_new = run.plan_to_evaluate(source)
+        for warning in prepared.data.warnings if is_new else ():
+            console.say(f"warning: {warning}")
+        values, num_rows = run.evaluate_plan(prepared), len(prepared.data.test)
         captured.into(run.folder / "run.log")
+        about: dict[str, Any] = {"checkpoint": run.state.step, "backend": run.config.backend}
+        about["rows"] = num_rows
         path = run.folder / "test.json"
-        about = {"checkpoint": run.state.step, "backend": run.config.backend, "rows": len(data)}
-        run_folder.write_json(Path(path), {**values, **about})
+        if is_new:
+            about["path"] = source
+            run_folder.write_json(run.folder / "evaluation.json", {**values, **about})
+            path = write_new(run.folder, "evaluation", ".csv", _by_row(run, prepared))
+        else:
+            run_folder.write_json(Path(path), {**values, **about})
         console.say(
-            f"result   {show(values)}  ({len(data)} rows, checkpoint {run.state.step}, "
-            f"{run.config.backend})"
+            f"result   {show(values)}  ({num_rows} {'new ' if is_new else ''}rows, checkpoint "
+            f"{run.state.step}, {run.config.backend})"
         )
         console.say(f"file     {path}")
         return 0
+
+
+def _by_row(run: Run, prepared: Plan) -> bytes:
+    """Format a line per row, in the order of the file. Targets and outputs of a regression are in
+    the data's units, the loss is in scaled units."""
+    data, y = prepared.data, prepared.data.test.y
+    outputs = prepared.outputs(data.test, run.outputs).astype(np.float64)
+    columns = rows(prepared, outputs, y)
+    if data.y_scaling is not None:
+        outputs, y = (data.y_scaling.invert(values) for values in (outputs, y))
+    targets = np.array(data.classes)[y][:, None] if data.classes else y
+    names = data.target if isinstance(data.target, list) else [data.target or "target"]
+    content = io.StringIO(newline="")
+    writer = csv.writer(content)
+    writer.writerow([*names, *(f"output_{i}" for i in range(outputs.shape[1])), *columns])
+    measured = np.stack([*columns.values(), np.zeros(len(y))], axis=1)[:, :-1]
+    for target, output, values in zip(targets, outputs, measured, strict=True):
+        writer.writerow([*target.tolist(), *output.tolist(), *values.tolist()])
+    return content.getvalue().encode()

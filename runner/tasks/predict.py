@@ -50,7 +50,7 @@ def predict(run: Run, source: str) -> int:
             columns["label"] = np.array(classes)[best.astype(int)]
         suffix = ".npz" if names is None and path.suffix.lower() == ".npz" else ".csv"
         content = _npz(columns) if suffix == ".npz" else _csv(columns, classes, names)
-        written = _write(run.folder, suffix, content)
+        written = write_new(run.folder, "predictions", suffix, content)
         console.say(f"file     {written}  ({len(outputs)} rows)")
         return 0
 
@@ -124,12 +124,12 @@ def _csv(columns: dict[str, Any], classes: list[str], names: list[str] | None) -
     return content.getvalue().encode("utf-8", "surrogateescape")
 
 
-def _write(folder: Path, suffix: str, content: bytes) -> Path:
-    """Write to the first of predictions, predictions_2, ... that does not exist or has the same
-    content. Return its path."""
+def write_new(folder: Path, stem: str, suffix: str, content: bytes) -> Path:
+    """Write to the first of STEM, STEM_2, ... that does not exist or has the same content. Return
+    its path."""
     number = 1
     while True:
-        path = folder / f"predictions{'' if number == 1 else f'_{number}'}{suffix}"
+        path = folder / f"{stem}{'' if number == 1 else f'_{number}'}{suffix}"
         if path.is_file() and path.read_bytes() == content:
             return path
         number += 1

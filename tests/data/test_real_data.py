@@ -401,7 +401,7 @@ def test_evaluate_finds_columns_by_name_and_refuses_other_data(
         assert done[name].err.startswith(
             f"error: task=evaluate: the data is not what run was trained on: {said}"
         ), name
-        assert done[name].err.endswith("; task=predict takes new rows\n")
+        assert done[name].err.endswith("and task=predict takes new rows without targets\n")
         assert not (runs[name] / "test.json").exists()
     for name in ("a column times 1024", "labels renamed"):
         (resumed,) = forked(runs[name].parent, ("resume=run", "trainer.max_epochs=9"))

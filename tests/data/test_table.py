@@ -267,6 +267,40 @@ def test_a_table_trains_to_the_same_losses_on_both_backends(tmp_path: Path) -> N
     assert len(_column(folders[1] / "predictions.csv", "output_0")) == 120
 
 
+@pytest.mark.parametrize("backend", ["lightning", "keras"])
+def test_a_run_is_evaluated_on_new_labelled_rows(tmp_path: Path, backend: str) -> None:
+    """The same rows in another file give the test split's numbers; other rows give the mean over
+    the lines of evaluation.csv, whose loss is the cross-entropy of its outputs."""
+    rows = penguins()
+    written(tmp_path / "a.csv", rows)
+    written(tmp_path / "copy.csv", rows)
+    written(tmp_path / "new.csv", [row[::-1] for row in rows[:7]], HEADER[::-1])
+    keys = ("data=table", "data.path=a.csv", "data.target=species", "data.missing=mean")
+    (done,) = forked(tmp_path, (*keys, f"backend={backend}", "trainer.max_epochs=2"))
+    assert done.status == 0, done
+    folder = next((tmp_path / "outputs" / "runs").iterdir())
+    name = str(folder.relative_to(tmp_path))
+    results = forked(
+        tmp_path,
+        ("task=evaluate", f"run={name}"),
+        ("task=evaluate", f"run={name}", "data.path=copy.csv"),
+        ("task=evaluate", f"run={name}", "data.path=new.csv"),
+    )
+    assert [each.status for each in results] == [0, 0, 0], results
+    assert results[0].out.split("\n")[0] == results[1].out.split("\n")[0]
+    assert "7 new rows" in results[2].out
+    found = json.loads((folder / "evaluation.json").read_text())
+    with (folder / "evaluation.csv").open() as file:
+        lines = [*csv.DictReader(file)]
+    assert [line["species"] for line in lines] == [row[0] for row in rows[:7]]
+    z = np.array([[float(line[f"output_{i}"]) for i in range(3)] for line in lines])
+    labels = [("Adelie", "Chinstrap", "Gentoo").index(line["species"]) for line in lines]
+    losses = np.log(np.exp(z).sum(axis=1)) - z[np.arange(7), labels]
+    # float32 outputs are written with all their digits
+    assert found["test/loss"] == pytest.approx(losses.mean(), rel=1e-6)
+    assert found["test/accuracy"] == pytest.approx((z.argmax(axis=1) == labels).mean())
+
+
 def _column(path: Path, name: str) -> np.ndarray:
     with path.open() as file:
         return np.array([float(row[name]) for row in csv.DictReader(file)])
