@@ -87,6 +87,7 @@ def _description(data: Mapping[str, Any], scales: bool) -> dict[str, Any]:
     keys = (
         "task",
         "features",
+        "columns",
         "target",
         "classes",
         "input_shape",
