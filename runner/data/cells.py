@@ -47,10 +47,6 @@ class Column:
         """The missing cells.  # bool[N]"""
         return self.values < 0 if self.kind == "text" else np.isnan(self.values)
 
-    def texts(self) -> np.ndarray:
-        """The cells of a text column; None for a missing cell.  # object[N]"""
-        return np.array([*self.categories, None], dtype=object)[self.values]
-
 
 class UnusableError(Exception):
     """A column that no kind fits: the reason, and the row of the first cell that shows it."""

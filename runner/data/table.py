@@ -157,18 +157,15 @@ class Table(Splits):
         """Convert the columns; describe those that cannot be used."""
         columns, problems = read_columns(file, table, names, self.categories)
         for name in list(columns):
-            values, of = columns[name].values, f"column {show(name)}"
+            of = f"column {show(name)}"
             if columns[name].kind == "text" and len(columns[name].categories) > self.max_categories:
                 num = len(columns[name].categories)
                 problems.append(
                     f"{of} has {num} different texts; data.drop=[{show(name)}] leaves it out, "
                     f"data.max_categories={num} allows them"
                 )
-            elif columns[name].kind != "text" and np.isinf(values).any():
-                row = int(np.argmax(np.isinf(values)))
-                problems.append(
-                    f"{file.position(row)}, {of} is {values[row]}; all values must be finite"
-                )
+            elif infinite := _infinite(file, columns[name]):
+                problems.append(infinite)
             elif columns[name].missing.all():
                 problems.append(f"{of} is empty; data.drop=[{show(name)}] leaves it out")
                 del columns[name]
@@ -438,12 +435,8 @@ def new_rows(
                 f"{cell}, column {show(column.name)} is {column.kind}, in training it was "
                 f"{transform.kind}"
             )
-        elif column is not None and column.kind != "text" and np.isinf(column.values).any():
-            row = int(np.argmax(np.isinf(column.values)))
-            problems.append(
-                f"{file.position(row)}, column {show(column.name)} is {column.values[row]}; all "
-                f"values must be finite"
-            )
+        elif column is not None and (infinite := _infinite(file, column)):
+            problems.append(infinite)
     if lacking := missing_cells(file, fitted, columns):
         problems.append(
             f"missing cells in {lacking}; the run was trained with data.missing=error, so it has "
@@ -468,6 +461,17 @@ def missing_cells(
             lacking.append(f"{show(transform.name)} ({int(missing.sum())}, first in {first})")
     more = [f"{len(lacking) - _MOST} more columns"] if len(lacking) > _MOST else []
     return ", ".join([*lacking[:_MOST], *more])
+
+
+def _infinite(file: TableFile, column: Column) -> str | None:
+    """Describe the first infinite cell of a column."""
+    if column.kind == "text" or not np.isinf(column.values).any():
+        return None
+    row = int(np.argmax(np.isinf(column.values)))
+    return (
+        f"{file.position(row)}, column {show(column.name)} is {column.values[row]}; all values "
+        f"must be finite"
+    )
 
 
 def _joined(problems: Sequence[str]) -> str:

@@ -155,7 +155,7 @@ class TableFile:
 
         source = pa.BufferReader(self._content)
         if self._content[:6] == b"ARROW1":
-            return _File(pa.ipc.open_file(source))
+            return pa.ipc.open_file(source)
         return pa.ipc.open_stream(source)
 
     @cached_property
@@ -289,20 +289,6 @@ class TableFile:
                     )
         except csv.Error as error:
             raise ConfigError(f"{self.path} cannot be read as CSV: line {line}: {error}") from None
-
-
-@dataclass(frozen=True)
-class _File:
-    """An Arrow file with the interface of a stream."""
-
-    file: Any
-
-    @property
-    def schema(self) -> Any:
-        return self.file.schema
-
-    def read_all(self) -> Any:
-        return self.file.read_all()
 
 
 def listed(names: Sequence[str]) -> str:

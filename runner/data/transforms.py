@@ -76,7 +76,9 @@ class Transform:
         cells = column.values[rows]
         if self.kind != "text":
             missing = np.isnan(cells)
-            out[:, 0] = np.where(missing, self.fill, cells) if missing.any() else cells  # type: ignore[arg-type]
+            out[:, 0] = cells
+            if missing.any():
+                out[missing, 0] = self.fill
             if self.indicator:
                 out[:, 1] = missing
             return
