@@ -1,6 +1,6 @@
 """The two kinds of errors of a run, each shown to the user in one line."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -78,6 +78,15 @@ def show(value: object) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     text = printable(str(value)) or '""'
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+_MOST = 8  # names in one message
+
+
+def listed(names: Sequence[str]) -> str:
+    """List the first names and the number of the others."""
+    first = [show(name) for name in names[:_MOST]]
+    return ", ".join([*first, *([f"{len(names) - _MOST} more"] if len(names) > _MOST else [])])
 
 
 # Python calls them not printable, but ordinary words need them: the joiners of Persian, of Indic

@@ -12,7 +12,7 @@ import numpy as np
 
 from runner import user_code
 from runner.data.augment import Augment
-from runner.data.cells import NUMBER, Column
+from runner.data.cells import NUMBER
 from runner.data.dataset import (
     Dataset,
     Task,
@@ -23,7 +23,7 @@ from runner.data.dataset import (
     take,
 )
 from runner.data.splits import Splits, with_own_rows
-from runner.errors import ConfigError, one_line, show, show_path
+from runner.errors import ConfigError, listed, one_line, show, show_path
 from runner.section import Mark, OwnCode
 
 Channels = Literal["last", "first"]
@@ -235,32 +235,11 @@ def read_npz(path: Path, *names: str, optional: Sequence[str] = ()) -> list[np.n
         raise ConfigError(f"{path} cannot be read as NPZ: {text}") from None
     if not set(names) <= set(found):
         wanted = f"arrays {' and '.join(names)}" if len(names) > 1 else f"an array {names[0]}"
-        raise ConfigError(f"{path} must hold {wanted}, got {_listed(sorted(stored)) or 'none'}")
+        raise ConfigError(f"{path} must hold {wanted}, got {listed(sorted(stored)) or 'none'}")
     for name, array in zip(found, arrays, strict=True):
         if not isinstance(array, np.ndarray):
             raise ConfigError(f"{path}: {name} must be an array in NPY format, got other bytes")
     return arrays
-
-
-_MOST = 8  # names in one message
-
-
-def _listed(names: Sequence[str]) -> str:
-    """List the first names and the number of the others."""
-    first = [show(name) for name in names[:_MOST]]
-    return ", ".join([*first, *([f"{len(names) - _MOST} more"] if len(names) > _MOST else [])])
-
-
-def index_warnings(columns: Sequence[Column]) -> list[str]:
-    """Warn of columns that count the rows: they are probably indexes."""
-    return [
-        f"column {show(c.name)} counts the rows; if it is an index, leave it out with data.drop"
-        for c in columns
-        if len(c.values) >= 10
-        and c.kind == "number"
-        and c.values[-1] - c.values[0] == len(c.values) - 1
-        and np.array_equal(c.values - c.values[0], np.arange(len(c.values)))
-    ]
 
 
 def numbers_as_labels(name: str, num_rows: int, classes: Sequence[str]) -> tuple[str, ...]:

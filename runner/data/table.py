@@ -18,15 +18,14 @@ from runner.data.dataset import (
     fit_scaling,
 )
 from runner.data.files import (
-    index_warnings,
     label_key,
     numbers_as_labels,
     regular_file,
 )
 from runner.data.splits import Splits
-from runner.data.table_files import SEPARATORS, TableFile, listed
+from runner.data.table_files import SEPARATORS, TableFile
 from runner.data.transforms import Missing, Transform
-from runner.errors import ConfigError, nearest, show
+from runner.errors import ConfigError, listed, nearest, show
 from runner.section import Count, Mark
 
 _LISTS = ("columns", "drop", "categories")  # keys with several columns
@@ -85,7 +84,7 @@ class Table(Splits):
         del table, file  # their memory is free before x is made
         data = self._dataset(fitted, columns, parts, y, classes, targets)
         check_classes(data, self.path)
-        warnings = [*index_warnings([columns[name] for name in names])]
+        warnings = [*_index_warnings([columns[name] for name in names])]
         if is_labels:
             warnings += numbers_as_labels(f"column {show(targets[0])}", len(y), classes)
         warnings += _unseen(fitted, columns)
@@ -500,6 +499,18 @@ def _unseen(fitted: Iterable[Transform], columns: Mapping[str, Column]) -> list[
         f"of the categories"
         for name, categories in unseen.items()
         if categories
+    ]
+
+
+def _index_warnings(columns: Sequence[Column]) -> list[str]:
+    """Warn of columns that count the rows: they are probably indexes."""
+    return [
+        f"column {show(c.name)} counts the rows; if it is an index, leave it out with data.drop"
+        for c in columns
+        if len(c.values) >= 10
+        and c.kind == "number"
+        and c.values[-1] - c.values[0] == len(c.values) - 1
+        and np.array_equal(c.values - c.values[0], np.arange(len(c.values)))
     ]
 
 

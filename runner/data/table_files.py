@@ -22,12 +22,11 @@ from typing import IO, Any
 
 from runner.data.capacity import memory
 from runner.data.cells import CONTROL, NULLS
-from runner.errors import ConfigError, one_line, show
+from runner.errors import ConfigError, listed, one_line, show
 
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "space": " "}
 _GUESSED = (",", ";", "\t", "|")
 _BLOCK = 16 * 2**20  # bytes that pyarrow parses at a time; a row must fit into it
-_MOST = 8  # names in one message
 _MAGIC = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -289,12 +288,6 @@ class TableFile:
                     )
         except csv.Error as error:
             raise ConfigError(f"{self.path} cannot be read as CSV: line {line}: {error}") from None
-
-
-def listed(names: Sequence[str]) -> str:
-    """List the first names and the number of the others."""
-    first = [show(name) for name in names[:_MOST]]
-    return ", ".join([*first, *([f"{len(names) - _MOST} more"] if len(names) > _MOST else [])])
 
 
 def _reason(error: Exception) -> str:
