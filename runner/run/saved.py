@@ -329,13 +329,17 @@ class Run:
         """
         return self.evaluate_plan(self.plan_to_evaluate(path)[0])
 
-    def evaluate_plan(self, prepared: Plan) -> dict[str, float]:
-        """Return the loss and metrics of the test rows of a plan."""
+    def evaluate_plan(self, prepared: Plan, outputs: np.ndarray | None = None) -> dict[str, float]:
+        """Return the loss and metrics of the test rows of a plan, from their outputs if they are
+        known."""
+
+        def predict(batch: Batch) -> np.ndarray:
+            return self.outputs(batch) if outputs is None else outputs
 
         def measure(batches: Iterable[Batch], keeps_outputs: bool) -> Measured:
             return self.measure(batches, keeps_outputs, prepared.loss)
 
-        return evaluate(prepared, prepared.data.test, self.outputs, measure, "test/")
+        return evaluate(prepared, prepared.data.test, predict, measure, "test/")
 
     def plan_to_evaluate(self, path: str | Path | None = None) -> tuple[Plan, bool]:
         """Return the plan with the test rows, or with the new rows of a table as test rows; and

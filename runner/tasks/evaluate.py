@@ -3,7 +3,6 @@ or on new labelled rows of a table."""
 
 import csv
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,17 +23,19 @@ def evaluate(run: Run, source: str | None = None) -> int:
         prepared, is_new = run.plan_to_evaluate(source)
         for warning in prepared.data.warnings if is_new else ():
             console.say(f"warning: {warning}")
-        values, num_rows = run.evaluate_plan(prepared), len(prepared.data.test)
+        test = prepared.data.test
+        outputs = prepared.outputs(test, run.outputs) if is_new else None
+        values, num_rows = run.evaluate_plan(prepared, outputs), len(test)
         captured.into(run.folder / "run.log")
         about: dict[str, Any] = {"checkpoint": run.state.step, "backend": run.config.backend}
         about["rows"] = num_rows
         path = run.folder / "test.json"
-        if is_new:
+        if outputs is not None:
             about["path"] = source
             run_folder.write_json(run.folder / "evaluation.json", {**values, **about})
-            path = write_new(run.folder, "evaluation", ".csv", _by_row(run, prepared))
+            path = write_new(run.folder, "evaluation", ".csv", _by_row(prepared, outputs))
         else:
-            run_folder.write_json(Path(path), {**values, **about})
+            run_folder.write_json(path, {**values, **about})
         console.say(
             f"result   {show(values)}  ({num_rows} {'new ' if is_new else ''}rows, checkpoint "
             f"{run.state.step}, {run.config.backend})"
@@ -43,11 +44,11 @@ def evaluate(run: Run, source: str | None = None) -> int:
         return 0
 
 
-def _by_row(run: Run, prepared: Plan) -> bytes:
+def _by_row(prepared: Plan, outputs: np.ndarray) -> bytes:
     """Format a line per row, in the order of the file. Targets and outputs of a regression are in
     the data's units, the loss is in scaled units."""
     data, y = prepared.data, prepared.data.test.y
-    outputs = prepared.outputs(data.test, run.outputs).astype(np.float64)
+    outputs = outputs.astype(np.float64)
     columns = rows(prepared, outputs, y)
     if data.y_scaling is not None:
         outputs, y = (data.y_scaling.invert(values) for values in (outputs, y))
