@@ -15,10 +15,9 @@ from runner.data.dataset import (
     take,
 )
 from runner.data.files import Rows, as_float, as_targets, as_text, numbers_as_labels, unscaled
+from runner.data.splits import SPLITS
 from runner.errors import ConfigError, show
 from runner.section import Holder
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)

@@ -255,10 +255,13 @@ def numbers_as_labels(name: str, num_rows: int, classes: Sequence[str]) -> tuple
     )
 
 
+UNSCALED = 10  # values beyond it are probably not scaled
+
+
 def unscaled(x: Any, source: str, remedy: str) -> tuple[str, ...]:
     """Warn of unscaled values, such as pixels from 0 to 255, which train badly."""
     largest = x.largest if hasattr(x, "largest") else largest_of(x)
-    if largest <= 10:
+    if largest <= UNSCALED:
         return ()
     return (f"{source}: x has unscaled values up to {largest:g}; {remedy}",)
 
@@ -299,6 +302,23 @@ def as_targets(y: np.ndarray, task: Task, source: object) -> tuple[np.ndarray, t
 
 def _is_finite(text: str) -> bool:
     return NUMBER.fullmatch(text) is not None and math.isfinite(float(text))
+
+
+def numbered(codes: np.ndarray, texts: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Number labels in the order of `label_key`.
+
+    Args:
+        codes: the number of each row's text; -1 for none.  # int64[N]
+        texts: the texts.
+
+    Returns:
+        The number of each row's class, -1 for none; and the classes that rows have.
+    """
+    used = [texts[i] for i in np.unique(codes[codes >= 0])]
+    classes = tuple(sorted(used, key=label_key(used)))
+    number = {name: i for i, name in enumerate(classes)}
+    of_code = np.array([*(number.get(text, -1) for text in texts), -1], dtype=np.int64)
+    return of_code[codes], classes
 
 
 def label_key(labels: Sequence[str]) -> Callable[[str], Any]:

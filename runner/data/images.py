@@ -16,15 +16,13 @@ from pydantic import AfterValidator
 
 from runner.data.augment import Augment
 from runner.data.capacity import memory
-from runner.data.cells import labels
 from runner.data.dataset import Dataset, Scaling, Split
-from runner.data.files import label_key, locate, regular_file, unscaled
-from runner.data.splits import Splits
+from runner.data.files import label_key, locate, numbered, regular_file, unscaled
+from runner.data.splits import SPLITS, Splits
 from runner.data.table_files import TableFile
 from runner.errors import ConfigError, one_line, show, show_path
 from runner.section import Mark
 
-SPLITS = ("train", "val", "test")
 # Pillow's other readers run programs (EPS) or are rarely used
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -250,21 +248,19 @@ def _tabled(root: Path, table_path: str) -> Listing:
     content = table.read(keys, keys)
     if not content.num_rows:
         raise ConfigError(f"{show_path(table_path)} holds no rows")
-    columns = {name: labels(content.column(name)) for name in keys}
+    columns = {name: table.labels(content, name, "used") for name in keys}
     for name, (codes, _) in columns.items():
         if (codes < 0).any():
             position = table.position(int(np.argmax(codes < 0)))
             raise ConfigError(f"{show_path(table_path)}: {position}, column {name} is empty")
-    paths, of_rows = ([columns[name][1][i] for i in columns[name][0]] for name in keys[:2])
-    classes = sorted(set(of_rows), key=label_key([*set(of_rows)]))
-    number = {name: i for i, name in enumerate(classes)}
-    numbers = np.array([number[name] for name in of_rows], np.int64)
-    files = [root / path for path in paths]
+    codes, paths = columns["path"]
+    files = [root / paths[i] for i in codes]
+    numbers, classes = numbered(*columns["label"])
     groups = None
     if "group" in columns:
         codes, texts = columns["group"]
         groups = np.array(texts)[codes]
-    return Listing(files, numbers, tuple(classes), {"train": np.arange(len(files))}, groups)
+    return Listing(files, numbers, classes, {"train": np.arange(len(files))}, groups)
 
 
 def read_images(files: Sequence[Path], size: Sequence[int] | None, color: Color) -> np.ndarray:

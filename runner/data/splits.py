@@ -14,6 +14,7 @@ from runner.schedules.dialects.calls import SentenceError
 from runner.section import MOST, Fraction, Index, Section
 
 Kind = Literal["random", "stratified", "grouped", "chronological"]
+SPLITS = ("train", "val", "test")
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray]  # int64 each: training, validation, test rows
 
 # A key that selects the rows of a split -> the fraction that must be 0 then
@@ -115,7 +116,7 @@ class Splits(Section):
 def with_own_rows(parts: Parts, num_rows: int, own: Mapping[str, int]) -> Parts:
     """Add the rows of splits that have files of their own, split -> number of rows. They come
     after the `num_rows` rows that were divided, in the order of `own`."""
-    named = dict(zip(("train", "val", "test"), parts, strict=True))
+    named = dict(zip(SPLITS, parts, strict=True))
     for name, num in own.items():
         named[name] = np.arange(num_rows, num_rows + num)
         num_rows += num

@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 
 from runner.data.dataset import Dataset, Scaling, Split, largest_of
+from runner.data.files import UNSCALED
 from runner.data.stream import FileRows
 from runner.errors import show
 
-SPLITS = ("train", "val", "test")
 _WORDS = {"train": "training", "val": "validation", "test": "test"}
 _BLOCK = 2**19  # values in one block
 _MOST_DISTINCT = 1000  # distinct values to count, unless the data is a table in memory
 _MOST_NAMES = 5  # in one warning
 _FEW_ROWS = 10  # with fewer rows, columns agree by chance
 _UNBALANCED = 10  # rows of the largest class for each row of the smallest one
-_UNSCALED = 10  # as runner.data.files.unscaled
 _LARGEST_INTEGER = 2.0**64  # all larger values of float64 are whole
 _CLASS_BOUNDS = 2**24  # columns times classes; more are not compared with the classes
 # 1 - |r| below this: column and target differ by less than 0.0015 standard deviations, since
@@ -383,7 +382,7 @@ def _scale_warnings(data: Dataset) -> Iterator[str]:
     if data.x_scaling is not None or any("unscaled" in warning for warning in data.warnings):
         return
     largest = data.train.x.largest if data.streams else largest_of(data.train.x)
-    if largest > _UNSCALED:
+    if largest > UNSCALED:
         yield (
             f"x has unscaled values up to {largest:g}; scale them (data.standardize=true, if the "
             f"data has this key), or begin model.layers with {{layer: batch_norm}}"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from runner.data import transforms
-from runner.data.cells import Column, UnusableError, column, labels
+from runner.data.cells import Column, UnusableError, column
 from runner.data.dataset import (
     Dataset,
     Scaling,
@@ -18,7 +18,7 @@ from runner.data.dataset import (
     fit_scaling,
 )
 from runner.data.files import (
-    label_key,
+    numbered,
     numbers_as_labels,
     regular_file,
 )
@@ -175,19 +175,9 @@ class Table(Splits):
     ) -> tuple[np.ndarray, tuple[str, ...], np.ndarray | None]:
         """Return labels, the names of the classes, and the rows that have a label.  # int64[N]"""
         (target,) = targets
-        try:
-            codes, texts = labels(table.column(target))
-        except UnusableError as error:
-            where = "" if error.row is None else f"{file.position(error.row)}, "
-            raise ConfigError(
-                f"{self.path}: {where}column {show(target)} {error.reason}; it cannot be a label"
-            ) from None
+        codes, texts = file.labels(table, target, "a label")
         rows = self._with_target(file, codes < 0, target, "a label is needed")
-        used = [texts[i] for i in np.unique(codes[codes >= 0])]
-        classes = sorted(used, key=label_key(used))
-        number = {name: i for i, name in enumerate(classes)}
-        renumbered = np.array([*(number.get(text, -1) for text in texts), -1], dtype=np.int64)
-        return renumbered[codes], tuple(classes), rows
+        return *numbered(codes, texts), rows
 
     def _values(
         self,
@@ -244,7 +234,7 @@ class Table(Splits):
         """Return the row numbers of training, validation and test, from the rows `which`."""
         groups = times = None
         if self.split == "grouped" and self.group is not None:
-            groups, _ = labels(table.column(self.group))
+            groups, _ = file.labels(table, self.group, "a group")
         if self.split == "chronological" and self.time is not None:
             columns, problems = read_columns(file, table, [self.time], ())
             if problems or columns[self.time].kind not in ("number", "date"):

@@ -20,8 +20,10 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from runner.data.capacity import memory
-from runner.data.cells import CONTROL, NULLS
+from runner.data.cells import CONTROL, NULLS, UnusableError, labels
 from runner.errors import ConfigError, listed, one_line, show
 
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "space": " "}
@@ -98,6 +100,17 @@ class TableFile:
             kind = {"csv": "CSV", "parquet": "Parquet", "arrow": "Arrow"}[self.kind]
             raise ConfigError(f"{self.path} cannot be read as {kind}: {_reason(error)}") from None
         return table
+
+    def labels(self, table: Any, name: str, use: str) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Return runner.data.cells.labels of a column of `read`'s table. `use` says in an error
+        what the column cannot be."""
+        try:
+            return labels(table.column(name))
+        except UnusableError as error:
+            where = "" if error.row is None else f"{self.position(error.row)}, "
+            raise ConfigError(
+                f"{self.path}: {where}column {show(name)} {error.reason}; it cannot be {use}"
+            ) from None
 
     def position(self, row: int) -> str:
         """Name a row as the user finds it: the line of a CSV, the number of another file's row."""

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from runner.data.dataset import Dataset
-from runner.data.summary import SPLITS, Column, Summary
+from runner.data.splits import SPLITS
+from runner.data.summary import Column, Summary
 from runner.report import pictures
 from runner.text import escape
 

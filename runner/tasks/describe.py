@@ -10,7 +10,8 @@ import numpy as np
 
 from runner.config.schema import Config
 from runner.data import load
-from runner.data.summary import SPLITS, Column, Summary, summarize
+from runner.data.splits import SPLITS
+from runner.data.summary import Column, Summary, summarize
 from runner.errors import show
 from runner.report import description as picture
 from runner.run import run_folder

@@ -396,6 +396,10 @@ def test_every_mode_of_8_bits_is_converted_as_pillow_does(tmp_path: Path, mode: 
         ("path,label\na.png,b\nb.png,\n", "t.csv: line 3, column label is empty"),
         ("path,label\n", "t.csv holds no rows"),
         (
+            "path,label\na.png,b\x1b\n",
+            r"t.csv: line 2, column label has the control character '\x1b'; it cannot be used",
+        ),
+        (
             "path,label\na.png,b\nb.png,b\n",
             "t.csv has images of a single class, b; classification needs two",
         ),

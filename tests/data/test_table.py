@@ -360,6 +360,13 @@ def test_types_without_numbers_or_text_are_refused(tmp_path: Path, kind: str) ->
         dataset("data=table", f"data.path={path}", *UNSPLIT, "data.target=a")
 
 
+def test_a_group_must_be_text_or_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"g": [[1], [2]], "a": [1, 2], "y": ["u", "v"]}), path)
+    with pytest.raises(ConfigError, match=r"column g has the type .*; it cannot be a group"):
+        dataset("data=table", f"data.path={path}", "data.split=grouped", "data.group=g")
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_no_row_is_lost_in_a_damaged_csv(tmp_path: Path, seed: int) -> None:
     """A file with random bytes changed is refused in one line, or has as many rows as Python's csv
