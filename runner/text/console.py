@@ -286,6 +286,9 @@ class Capture:
                 file.write(self._file.read())
             _redirect(file.fileno(), self._descriptors)
 
+    def close(self) -> None:
+        self._file.close()
+
 
 @contextmanager
 def capture(shown: TextIO | None = None) -> Iterator[tuple[Console, Capture]]:
@@ -316,6 +319,7 @@ def capture(shown: TextIO | None = None) -> Iterator[tuple[Console, Capture]]:
             for descriptor, original in zip(kept, descriptors, strict=True):
                 os.dup2(descriptor, original)
                 os.close(descriptor)
+            captured.close()
 
 
 @contextmanager
