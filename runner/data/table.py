@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from runner.data.files import (
     numbers_as_labels,
     regular_file,
 )
-from runner.data.splits import Splits
+from runner.data.splits import SPLITS, Splits
 from runner.data.table_files import SEPARATORS, TableFile
 from runner.data.transforms import Missing, Transform
 from runner.errors import ConfigError, listed, nearest, show
@@ -30,6 +30,18 @@ from runner.section import Count, Mark
 
 _LISTS = ("columns", "drop", "categories")  # keys with several columns
 _MOST = 8  # columns in one message
+_FILLS = (
+    "data.missing=median fills them (or mean, most_frequent, indicator, a number), data.drop "
+    "leaves columns out"
+)
+
+
+class NewRows(NamedTuple):
+    """Rows of a file that the transforms were not fitted on."""
+
+    x: np.ndarray  # float64[N, features], not scaled
+    y: np.ndarray  # labels int64[N], or targets float64[N, C], not scaled
+    warnings: list[str]
 
 
 class Table(Splits):
@@ -39,11 +51,15 @@ class Table(Splits):
     Columns of numbers and dates (in days) are one feature each, truth values are 0 or 1, text is
     one feature per category; runner.data.transforms has the definitions. `target` (null: the last
     column) is the column to predict, or a list of them. For classification, labels are any text,
-    sorted (as numbers if all are numbers).
+    sorted (as numbers if all are numbers). The files `val_path` and `test_path`, with the columns
+    of `path` in any order, have the rows of these splits, in place of a fraction; what was fitted
+    on the training rows of `path` transforms them.
     """
 
     name: Literal["table", "csv"]
     path: Annotated[str, Mark(on_run=True)]
+    val_path: Annotated[str | None, Mark(on_run=True)]
+    test_path: Annotated[str | None, Mark(on_run=True)]
     target: str | list[str] | None
     task: Literal["classification", "regression", "multilabel"]
     columns: list[str] | None
@@ -82,15 +98,29 @@ class Table(Splits):
         if problems:
             raise ConfigError(f"{self.path}: {_joined(problems)}")
         del table, file  # their memory is free before x is made
-        data = self._dataset(fitted, columns, parts, y, classes, targets)
+        own = self._own_rows(fitted, targets, classes)
+        data = self._dataset(fitted, columns, parts, y, classes, targets, own)
         check_classes(data, self.path)
         warnings = [*_index_warnings([columns[name] for name in names])]
         if is_labels:
             warnings += numbers_as_labels(f"column {show(targets[0])}", len(y), classes)
         warnings += _unseen(fitted, columns)
+        warnings += [text for rows in own.values() for text in rows.warnings]
         return replace(data, warnings=tuple(warnings))
 
-    def file(self, path: str | Path) -> TableFile:
+    def _own_rows(
+        self, fitted: Sequence[Transform], targets: Sequence[str], classes: Sequence[str]
+    ) -> dict[str, "NewRows"]:
+        """Read the splits that have files of their own: val, test -> rows."""
+        found = {}
+        for name, path in self.own_paths.items():
+            file = self.file(path, f"data.{name}_path")
+            rows = labelled(self, file, fitted, targets, classes, self.path)
+            warnings = [f"{path}: {text}" for text in rows.warnings]
+            found[name] = rows._replace(warnings=warnings)
+        return found
+
+    def file(self, path: str | Path, key: str = "data.path") -> TableFile:
         """Open a file with the section's separator and encoding."""
         encoding = None if self.encoding == "auto" else self.encoding
         if encoding is not None:
@@ -101,7 +131,7 @@ class Table(Splits):
                     f"data.encoding must be auto or an encoding that Python knows, such as utf-8 "
                     f"or latin-1, got {show(encoding)}"
                 ) from None
-        return TableFile(regular_file(path), SEPARATORS.get(self.separator), encoding)
+        return TableFile(regular_file(path, key), SEPARATORS.get(self.separator), encoding)
 
     def _targets(self, header: Sequence[str]) -> list[str]:
         target = header[-1] if self.target is None else self.target
@@ -249,6 +279,7 @@ class Table(Splits):
             labels=y[rows] if self.task == "classification" else None,
             groups=None if groups is None else groups[rows],
             times=None if times is None else times[rows],
+            given=self.own_paths,
         )
         return [rows[part] for part in parts]
 
@@ -257,12 +288,7 @@ class Table(Splits):
     ) -> list[str]:
         """Describe missing cells that no transform fills."""
         lacking = missing_cells(file, fitted, columns)
-        if not lacking:
-            return []
-        return [
-            f"missing cells in {lacking}; data.missing=median fills them (or mean, most_frequent, "
-            f"indicator, a number), data.drop leaves columns out"
-        ]
+        return [f"missing cells in {lacking}; {_FILLS}"] if lacking else []
 
     def _dataset(
         self,
@@ -272,6 +298,7 @@ class Table(Splits):
         y: np.ndarray,
         classes: tuple[str, ...],
         targets: Sequence[str],
+        own: Mapping[str, NewRows],
     ) -> Dataset:
         features = [name for transform in fitted for name in transform.features]
         if len(set(features)) < len(features):
@@ -279,9 +306,19 @@ class Table(Splits):
             raise ConfigError(
                 f"{self.path}: two features have the name {show(repeated)}; rename a column"
             )
-        x = [transforms.apply(fitted, columns, rows) for rows in parts]
+        folds_sha256 = self.folds_sha256(
+            y,
+            *(columns[t.name].values for t in fitted),
+            *(np.array(columns[t.name].categories, np.str_) for t in fitted),
+            *(array for rows in own.values() for array in (rows.x, rows.y)),
+        )
+        of_split = dict(zip(SPLITS, parts, strict=True))
+        x = [
+            own[name].x if name in own else transforms.apply(fitted, columns, rows)
+            for name, rows in of_split.items()
+        ]
         is_scaled = np.array([scaled for t in fitted for scaled in t.is_scaled])
-        targets_of = [y[rows] for rows in parts]
+        targets_of = [own[name].y if name in own else y[rows] for name, rows in of_split.items()]
         x_scaling = _scale(x, is_scaled) if self.standardize else None
         scales_y = self.standardize and self.task == "regression"
         y_scaling = _scale(targets_of, np.full(len(targets), True)) if scales_y else None
@@ -296,11 +333,7 @@ class Table(Splits):
             x_scaling=x_scaling,
             y_scaling=y_scaling,
             target=targets[0] if len(targets) == 1 else list(targets),
-            folds_sha256=self.folds_sha256(
-                y,
-                *(columns[t.name].values for t in fitted),
-                *(np.array(columns[t.name].categories, np.str_) for t in fitted),
-            ),
+            folds_sha256=folds_sha256,
             columns=tuple(transform.as_json() for transform in fitted),
         )
 
@@ -322,29 +355,11 @@ def labelled_rows(
     Raises:
         ConfigError: a column is missing or cannot be used, or a label is none of the run's classes.
     """
-    x, warnings = new_rows(file, description, saved)
     target = description["target"]
     targets = [target] if isinstance(target, str) else list(target or ())
-    absent = [name for name in targets if name not in file.names]
-    if absent or not targets:
-        raise ConfigError(f"{file.path} lacks the column {show((absent or ['target'])[0])}")
     classes = tuple(description["classes"])
-    table = file.read(targets, targets if classes else [])
-    own = section.model_copy(update={"path": str(file.path), "missing_target": "error"})
-    if classes:
-        codes, names, _ = own._labels(file, table, targets)
-        unknown = [name for name in names if name not in classes]
-        if unknown:
-            raise ConfigError(
-                f"{file.path}: column {show(targets[0])} has {listed(unknown)}, which the run was "
-                f"not trained on; its classes are {listed(classes)}"
-            )
-        y = np.array([classes.index(name) for name in names], dtype=np.int64)[codes]
-    else:
-        columns, problems = own._columns(file, table, targets)
-        y, _ = own._values(file, columns, targets, problems)
-        if problems:
-            raise ConfigError(f"{file.path}: {_joined(problems)}")
+    fitted = _saved(file, description, saved)
+    x, y, warnings = labelled(section, file, fitted, targets, classes)
     x_scaling, y_scaling = (Scaling.of(description[key]) for key in ("x_scaling", "y_scaling"))
     x = x_scaling.apply(x) if x_scaling else x
     y = y_scaling.apply(y) if y_scaling else y
@@ -361,6 +376,55 @@ def labelled_rows(
         target=target,
     )
     return data, warnings
+
+
+def labelled(
+    section: Table,
+    file: TableFile,
+    fitted: Sequence[Transform],
+    targets: Sequence[str],
+    classes: Sequence[str],
+    source: str | None = None,
+) -> NewRows:
+    """Read the rows of a file with their targets, by transforms that were fitted on other rows.
+
+    Args:
+        section: the keys that say how the file is read.
+        file: a file with the columns and targets of those rows, in any order.
+        fitted: the transforms.
+        targets: the names of the targets.
+        classes: the names of the classes, empty for numbers.
+        source: the file of those rows; None: the rows that a finished run was trained on.
+
+    Raises:
+        ConfigError: a column is missing or cannot be used, or a label is none of the classes.
+    """
+    absent = [name for name in targets if name not in file.names]
+    if absent or not targets:
+        raise ConfigError(f"{file.path} lacks the column {show((absent or ['target'])[0])}")
+    table = file.read(targets, targets if classes else [])
+    if not table.num_rows:
+        raise ConfigError(f"{file.path} holds no rows")
+    lacking = section.missing_target if source else "error"
+    own = section.model_copy(update={"path": str(file.path), "missing_target": lacking})
+    if classes:
+        codes, names, rows = own._labels(file, table, targets)
+        unknown = [name for name in names if name not in classes]
+        if unknown:
+            of = f"of {source}" if source else "that the run was trained on"
+            raise ConfigError(
+                f"{file.path}: column {show(targets[0])} has {listed(unknown)}, which is none of "
+                f"the classes {of}: {listed(classes)}"
+            )
+        numbers = [*(classes.index(name) for name in names), -1]
+        y = np.array(numbers, dtype=np.int64)[codes]
+    else:
+        columns, problems = own._columns(file, table, targets)
+        y, rows = own._values(file, columns, targets, problems)
+        if problems:
+            raise ConfigError(f"{file.path}: {_joined(problems)}")
+    x, warnings = _transformed(file, fitted, source)
+    return NewRows(x, y, warnings) if rows is None else NewRows(x[rows], y[rows], warnings)
 
 
 def read_columns(
@@ -403,19 +467,31 @@ def new_rows(
     Raises:
         ConfigError: a column is missing, or has cells that the transforms do not allow.
     """
+    return _transformed(file, _saved(file, description, saved))
+
+
+def _saved(file: TableFile, description: Mapping[str, Any], saved: object) -> list[Transform]:
+    """Return the transforms of a run."""
     fitted = transforms.read(description.get("columns", ()), saved)
-    if not fitted:  # a run of an older version, or on arrays
-        names = description["features"] or file.names
-        fitted = [Transform(name, "number") for name in names]
+    if fitted:
+        return fitted
+    # a run of an older version, or on arrays
+    return [Transform(name, "number") for name in description["features"] or file.names]
+
+
+def _transformed(
+    file: TableFile, fitted: Sequence[Transform], source: str | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """Transform all rows of a file. `source` is the file that the transforms were fitted on; None
+    for those of a finished run, for which no key can help."""
     absent = [t.name for t in fitted if t.name not in file.names]
     if absent:
-        raise ConfigError(
-            f"{file.path} lacks the column {show(absent[0])}, which the run was trained on"
-        )
+        has = f"{source} has" if source else "the run was trained on"
+        raise ConfigError(f"{file.path} lacks the column {show(absent[0])}, which {has}")
     names = [transform.name for transform in fitted]
     texts = [transform.name for transform in fitted if transform.kind == "text"]
     table = file.read(names, texts)
-    columns, problems = read_columns(file, table, names, texts, is_new=True)
+    columns, problems = read_columns(file, table, names, texts, is_new=source is None)
     for transform in fitted:
         column = columns.get(transform.name)
         if column is not None and not transform.fits(column):
@@ -427,10 +503,8 @@ def new_rows(
         elif column is not None and (infinite := _infinite(file, column)):
             problems.append(infinite)
     if lacking := missing_cells(file, fitted, columns):
-        problems.append(
-            f"missing cells in {lacking}; the run was trained with data.missing=error, so it has "
-            f"no value for them"
-        )
+        no_value = "the run was trained with data.missing=error, so it has no value for them"
+        problems.append(f"missing cells in {lacking}; {_FILLS if source else no_value}")
     if problems:
         raise ConfigError(f"{file.path}: {_joined(problems)}")
     return transforms.apply(fitted, columns), _unseen(fitted, columns)

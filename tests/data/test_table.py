@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -317,6 +318,80 @@ def test_columns_can_say_how_a_table_is_split(tmp_path: Path) -> None:
     assert sum(map(len, groups)) == len(set.union(*groups)) == 7
     by_time = dataset("data=table", *named, "data.split=chronological", "data.time=day")
     assert by_time.test.x[:, -1].tolist() == [5, 4, 3, 2, 1, 0]  # round(0.2 * 28) last days
+
+
+def test_splits_may_have_tables_of_their_own(tmp_path: Path) -> None:
+    """Their columns come in another order, with an unknown category and a missing cell; the values
+    are those of the training rows' mean and deviation, by hand: 3 and sqrt(8/3)."""
+    rows = [["1", "red", "u"], ["3", "blue", "v"], ["5", "red", "u"], ["", "blue", "v"]]
+    path = written(tmp_path / "a.csv", rows, ["a", "color", "y"])
+    val = written(
+        tmp_path / "val.csv", [["v", "green", "7"], ["u", "red", ""]], ["y", "color", "a"]
+    )
+    own = [f"data.path={path}", f"data.val_path={val}", "data.missing=mean"]
+    data = dataset("data=table", *own, "data.test_fraction=0")
+    assert [len(split) for split in (data.train, data.val, data.test)] == [4, 2, 0]
+    assert data.features == ("a", "color=blue", "color=red")
+    # the mean of 1, 3, 5 fills the fourth cell, so the deviation is sqrt((4 + 4) / 4)
+    np.testing.assert_allclose(data.val.x, [[4 / np.sqrt(2), 0, 0], [0, 0, 1]], rtol=1e-15)
+    assert data.val.y.tolist() == [1, 0]
+    assert data.warnings == (
+        f"{val}: column color: no training row has green; they are encoded as none of the "
+        f"categories",
+    )
+    saved = data.description()
+    x, _ = new_rows(TableFile(val), saved, "data.json")
+    assert np.array_equal(
+        (x - saved["x_scaling"]["offset"]) / saved["x_scaling"]["scale"], data.val.x
+    )
+
+
+def test_a_fold_can_have_test_rows_of_its_own(tmp_path: Path) -> None:
+    """Their targets are scaled as those of the training rows are; the folds divide data.path."""
+    rows = [[str(i), str(2 * i)] for i in range(20)]
+    path = written(tmp_path / "a.csv", rows, ["a", "y"])
+    test = written(tmp_path / "test.csv", [["40", "20"], ["", "9"]], ["y", "a"])
+    keys = ["data=table", f"data.path={path}", "data.task=regression", f"data.test_path={test}"]
+    data = dataset(*keys, "data.fold=1", "data.missing_target=drop")
+    assert [len(split) for split in (data.train, data.val, data.test)] == [16, 4, 1]
+    assert data.x_scaling is not None
+    assert data.y_scaling is not None
+    assert data.y_scaling.invert(data.test.y) == pytest.approx(np.array([[40.0]]))
+    assert data.x_scaling.invert(data.test.x) == pytest.approx(np.array([[20.0]]))
+    other = dataset(*keys, "data.fold=2", "data.missing_target=drop")
+    assert data.folds_sha256 == other.folds_sha256
+    with pytest.raises(ConfigError, match=r"test.csv: line 3, column y is empty; a target is need"):
+        dataset(*keys)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a,y\n1,u\n", "val.csv lacks the column color, which a.csv has"),
+        ("a,color\n1,red\n", "val.csv lacks the column y"),
+        ("a,color,y\n", "val.csv holds no rows"),
+        (
+            "a,color,y\n1,red,w\n",
+            "val.csv: column y has w, which is none of the classes of a.csv: u, v",
+        ),
+        ("a,color,y\n1,red,\n", "val.csv: line 2, column y is empty; a label is needed, or "),
+        (
+            "a,color,y\n1,red,u\n,red,u\n",
+            "val.csv: missing cells in a (1, first in line 3); data.missing=median fills them",
+        ),
+        ("a,color,y\nx,red,u\n", "val.csv: line 2, column a is text, in training it was number"),
+        ("a,color,y\ninf,red,u\n", "val.csv: line 2, column a is inf; all values must be fin"),
+    ],
+)
+def test_a_table_that_does_not_agree_with_the_training_rows_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(Path("a.csv"), [["1", "red", "u"], ["2", "blue", "v"]], ["a", "color", "y"])
+    Path("val.csv").write_text(content)
+    with pytest.raises(ConfigError, match=re.escape(message)) as refused:
+        dataset("data=table", "data.path=a.csv", "data.val_path=val.csv", *UNSPLIT)
+    assert len(str(refused.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
