@@ -39,7 +39,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         spec: Any,
         schedule: TableLR,
         variables: Mapping[str, Any],
-        slots: Iterable[str],
+        slots: Mapping[str, Weights],
         groups: Iterable[Group],
         scheduled: Iterable[str],
     ) -> None:
@@ -51,14 +51,21 @@ class _Optimizer(keras.optimizers.Optimizer):
             schedule=schedule,
             names={variable.value.ref(): name for name, variable in variables.items()},
             groups={name: group for group in groups for name in group.names},
-            slots={
-                slot: dict(zip(variables, self.add_optimizer_variables(native, slot), strict=True))
-                for slot in slots
-            },
+            slots={slot: self._add_slot(slot, variables, like) for slot, like in slots.items()},
             scalars={
                 name: self.add_variable((), dtype="float64", name=name) for name in spec.scalars(0)
             },
         )
+
+    def _add_slot(self, slot: str, variables: Mapping[str, Any], like: Weights) -> dict[str, Any]:
+        if slot not in self.spec.reduced_slots:
+            native = list(variables.values())
+            return dict(zip(variables, self.add_optimizer_variables(native, slot), strict=True))
+        return {
+            name: self.add_variable(like[name].shape, dtype=str(like[name].dtype), name=slot)
+            for name in variables
+            if name in like
+        }
 
     def hyper(self, name: str) -> Any:
         """Return a hyperparameter's current value in float64: a number, or a tensor if it is
@@ -105,7 +112,8 @@ class _Optimizer(keras.optimizers.Optimizer):
                 g = g + constant(decay, p) * p
             else:
                 p = p * tf.cast(1 - lr * decay, p.dtype)
-        memory = {slot: values[name] for slot, values in self.memory.slots.items()}
+        slots = self.memory.slots
+        memory = {slot: values[name] for slot, values in slots.items() if name in values}
         variable.assign(self.update(p, g, lr, memory))
 
     def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
@@ -224,6 +232,30 @@ class Lion(_Optimizer):
         return p
 
 
+class Adafactor(_Optimizer):
+    def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
+        s, step = self.spec, tf.cast(lr, p.dtype)
+        eps, beta = constant(s.eps1, p), 1 - _power(self.count, s.beta2_decay)
+        square = g * g + eps
+        if "row_square_average" in memory:
+            rows = _mean(memory["row_square_average"], tf.reduce_mean(square, -1), beta)
+            columns = _mean(memory["column_square_average"], tf.reduce_mean(square, -2), beta)
+            shares = rows / tf.reduce_mean(rows, -1, keepdims=True)
+            v = shares[..., None] * columns[..., None, :]
+        else:
+            v = _mean(memory["square_average"], square, beta)
+        u = g / tf.sqrt(tf.maximum(v, eps))
+        step = step / tf.maximum(_rms(u) / constant(s.clip_threshold, p), constant(1.0, p))
+        if s.scale_parameter:
+            step = step * tf.maximum(_rms(p), constant(s.eps2, p))
+        return p - step * u
+
+
+def _rms(x: Any) -> Any:
+    """sqrt(mean of x^2)"""
+    return tf.sqrt(tf.reduce_mean(x * x))
+
+
 _OPTIMIZERS: dict[str, type[_Optimizer]] = {
     "sgd": SGD,
     "adam": Adam,
@@ -234,14 +266,16 @@ _OPTIMIZERS: dict[str, type[_Optimizer]] = {
     "adagrad": Adagrad,
     "adadelta": Adadelta,
     "lion": Lion,
+    "adafactor": Adafactor,
 }
 
 
 def build(
-    run: RunSpec, schedule: TableLR, variables: Mapping[str, Any], slots: Iterable[str]
+    run: RunSpec, schedule: TableLR, variables: Mapping[str, Any], slots: Mapping[str, Weights]
 ) -> _Optimizer:
     """Build a Keras optimizer. `variables` maps canonical names to the variables that are trained,
-    in the model's order; each has the learning rate and the weight decay of its group."""
+    in the model's order; each has the learning rate and the weight decay of its group. `slots` are
+    those of the first state, for their shapes."""
     kind, spec = _OPTIMIZERS[run.optimizer.name], run.optimizer
     return kind(spec, schedule, variables, slots, run.groups, run.scheduled)
 

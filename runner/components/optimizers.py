@@ -73,6 +73,10 @@ class _Optimizer(Section):
     schedules: dict[str, AnyCurve]
 
     schedulable: ClassVar[Sequence[str]] = ("weight_decay",)  # hyperparameters that can change
+    # False if an update needs norms, means or products of a single weight
+    is_elementwise: ClassVar[bool] = True
+    # slots with other shapes than the weights, in canonical axes; not every weight has them
+    reduced_slots: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def decays(self) -> bool:
@@ -248,6 +252,56 @@ class Lion(_Optimizer):
         return {"first_moment": 0.0}
 
 
+class Adafactor(_Optimizer):
+    """s = g^2 + eps1; b = 1 - t'^beta2_decay. For a weight [..., I, O]: R = b R + (1 - b) mean of s
+    over O; C = b C + (1 - b) mean of s over I; v = R C / (mean of R over I). For a vector v = b v +
+    (1 - b) s. u = g / sqrt(max(v, eps1)); p -= lr max(eps2, RMS(p)) u / max(1, RMS(u) /
+    clip_threshold), without max(eps2, RMS(p)) if `scale_parameter` is false. RMS(p) =
+    sqrt(mean of p^2).
+
+    R and C take I + O numbers in place of I O. The axes are the canonical ones: a convolution's
+    [height, width, in, out] has R and C for each position of its window, as in Keras; torch factors
+    height x width. A model of the user's own has its framework's axes.
+
+    Shazeer and Stern (2018), algorithm 4, without its first moment; equal to torch.optim.Adafactor
+    (but for eps1, a lower bound there) and keras.optimizers.Adafactor while eta(t) <= 1 / sqrt(t'):
+    these take min(lr, 1 / sqrt(t')). The bound of v keeps a row without any gradient from 0 / 0 in
+    float32.
+    """
+
+    name: Literal["adafactor"]
+    beta2_decay: Annotated[float, Field(ge=-1, lt=0)]
+    eps1: Positive
+    eps2: NonNegative
+    clip_threshold: Positive
+    scale_parameter: bool
+
+    is_elementwise: ClassVar[bool] = False
+    reduced_slots: ClassVar[frozenset[str]] = frozenset(
+        {"row_square_average", "column_square_average", "square_average"}
+    )
+
+    def slots(self) -> dict[str, float]:
+        """Return no slots: none has the shapes of the weights."""
+        return {}
+
+    def initial_slots(self, weights: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+        matrices = {name: w for name, w in weights.items() if w.ndim >= 2}
+        slots = {
+            "row_square_average": {
+                name: np.zeros(w.shape[:-1], w.dtype) for name, w in matrices.items()
+            },
+            "column_square_average": {
+                name: np.zeros((*w.shape[:-2], w.shape[-1]), w.dtype)
+                for name, w in matrices.items()
+            },
+            "square_average": {
+                name: np.zeros_like(w) for name, w in weights.items() if name not in matrices
+            },
+        }
+        return {slot: values for slot, values in slots.items() if values}
+
+
 class Custom(OwnCode):
     """The user's own optimizer, `_target_`: a torch.optim.Optimizer on Lightning, a Keras optimizer
     on Keras. Keys that are not listed here are its arguments.
@@ -323,7 +377,20 @@ class OfModule(Custom):
 
 
 Optimizer = Annotated[
-    Union[SGD, Adam, AdamW, Adamax, NAdam, RMSprop, Adagrad, Adadelta, Lion, Custom, OfModule],
+    Union[
+        SGD,
+        Adam,
+        AdamW,
+        Adamax,
+        NAdam,
+        RMSprop,
+        Adagrad,
+        Adadelta,
+        Lion,
+        Adafactor,
+        Custom,
+        OfModule,
+    ],
     Field(discriminator="name"),
 ]
 

@@ -256,3 +256,7 @@ FORMS: dict[str, Callable[..., tuple[Tensor, Slots]]] = {
     "adadelta": adadelta,
     "lion": lion,
 }
+# optimizers of the config without one -> the reason
+WITHOUT_FORM = {
+    "adafactor": "its slots have other shapes than the weights, which are one vector here",
+}
