@@ -8,9 +8,11 @@ from typing import Annotated, Any, Union
 from pydantic import Field, TypeAdapter
 
 from runner.data.arrays import Arrays
+from runner.data.audio import AudioFolder
 from runner.data.dataset import Dataset, Split
 from runner.data.embedded import BreastCancer, Diabetes, Digits, Iris, Wine
 from runner.data.files import NPZ, Custom
+from runner.data.folders import Folder
 from runner.data.images import ImageFolder
 from runner.data.splits import Splits
 from runner.data.stream import NPY
@@ -20,7 +22,20 @@ from runner.errors import ConfigError
 __all__ = ["Data", "Dataset", "Split", "load"]
 
 Data = Annotated[
-    Union[Digits, Diabetes, Iris, Wine, BreastCancer, NPZ, Table, NPY, ImageFolder, Custom, Arrays],
+    Union[
+        Digits,
+        Diabetes,
+        Iris,
+        Wine,
+        BreastCancer,
+        NPZ,
+        Table,
+        NPY,
+        ImageFolder,
+        AudioFolder,
+        Custom,
+        Arrays,
+    ],
     Field(discriminator="name"),
 ]
 
@@ -50,7 +65,7 @@ def _stamps(data: Any) -> tuple[Any, ...]:
 
 def _files(data: Any) -> Iterable[Path]:
     """The files that a section's rows are read from."""
-    if isinstance(data, ImageFolder):
+    if isinstance(data, Folder):
         return data.files()
     if getattr(data, "path", None) is None:
         return ()

@@ -19,9 +19,9 @@ from runner.config import yaml_files
 from runner.config.conf_folder import defaults, with_schedule_defaults
 from runner.config.given import Given
 from runner.config.schema import Config, LayerModel, parse, sha256
-from runner.data import load
 from runner.data.dataset import Scaling, changed, check_finite
 from runner.data.files import NPZ, channels_last
+from runner.data.folders import Folder
 from runner.data.ranges import far_outside
 from runner.data.source import Batch
 from runner.data.stream import NPY
@@ -354,19 +354,23 @@ class Run:
                 )
             return self._with_test_rows(self.plan), False
         section = self.config.data
-        if not isinstance(section, Table):
+        if not isinstance(section, Table | Folder):
             raise ConfigError(
-                f"data.path of task=evaluate names new rows of a table, and {self.folder} was "
-                f"trained on data={section.name}"
+                f"data.path of task=evaluate names new rows of a table or a folder of class "
+                f"folders, and {self.folder} was trained on data={section.name}"
             )
         moved = self.config.model_copy(
             update={"data": section.model_copy(update={"path": str(path)})}
         )
         with suppress(ConfigError):  # new rows need not be enough for a training
-            if changed(self.data, load(moved.data, self.data).description()) is None:
-                return self._with_test_rows(plan(moved, self.data)), False
-        saved = self.folder / "data.json"
-        rows, warnings = labelled_rows(section, section.file(path), self.data, saved)
+            prepared = plan(moved, self.data)
+            if changed(self.data, prepared.data.description()) is None:
+                return self._with_test_rows(prepared), False
+        if isinstance(section, Folder):
+            rows, warnings = section.labelled_rows(str(path), self.data)
+        else:
+            saved = self.folder / "data.json"
+            rows, warnings = labelled_rows(section, section.file(path), self.data, saved)
         return plan(self.config, data=replace(rows, warnings=tuple(warnings))), True
 
     def _with_test_rows(self, prepared: Plan) -> Plan:
