@@ -107,14 +107,21 @@ class _Optimizer(keras.optimizers.Optimizer):
             tf.cast(learning_rate, tf.float64),
         )
         if s.decays and group.decay_factor:
-            decay = self.hyper("weight_decay") * group.decay_factor
             if s.weight_decay_mode == "coupled":
-                g = g + constant(decay, p) * p
-            else:
-                p = p * tf.cast(1 - lr * decay, p.dtype)
+                g = g + constant(self.decay(group), p) * p
+            elif s.weight_decay_mode == "decoupled":
+                p = p * tf.cast(1 - lr * self.decay(group), p.dtype)
         slots = self.memory.slots
         memory = {slot: values[name] for slot, values in slots.items() if name in values}
-        variable.assign(self.update(p, g, lr, memory))
+        variable.assign(self.update_in(group, p, g, lr, memory))
+
+    def decay(self, group: Group) -> Any:
+        """Return lambda of a group in float64."""
+        return self.hyper("weight_decay") * group.decay_factor
+
+    def update_in(self, group: Group, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
+        """The same as `update`, for updates that depend on the group."""
+        return self.update(p, g, lr, memory)
 
     def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
         """Return the new p and assign the new slots in `memory`. lr  # float64 scalar"""
@@ -251,6 +258,56 @@ class Adafactor(_Optimizer):
         return p - step * u
 
 
+class _Layerwise(_Optimizer):
+    """Base class of LAMB and LARS: each parameter has a step in proportion to its norm."""
+
+    def layerwise_decay(self, group: Group, p: Any) -> Any:
+        """Return lambda inside of the scaled update, in p's dtype; None without it."""
+        s = self.spec
+        is_inside = s.weight_decay_mode == "layerwise" and s.decays and group.decay_factor
+        return constant(self.decay(group), p) if is_inside else None
+
+
+class LAMB(_Layerwise):
+    def update_in(self, group: Group, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
+        decay = self.layerwise_decay(group, p)
+        m = _mean(memory["first_moment"], g, self.hyper("beta1"))
+        v = _mean(memory["second_moment"], g * g, self.hyper("beta2"))
+        root = tf.cast(tf.sqrt(1 - _power(self.hyper("beta2"), self.count)), p.dtype)
+        u = m / (tf.sqrt(v) / root + constant(self.spec.eps, p))
+        u = u / tf.cast(1 - _power(self.hyper("beta1"), self.count), p.dtype)
+        if decay is not None:
+            u = u + decay * p
+        ratio = constant(1.0, p) if group.kind == "plain" else _ratio(_norm(p), _norm(u))
+        return p - tf.cast(lr, p.dtype) * ratio * u
+
+
+class LARS(_Layerwise):
+    def update_in(self, group: Group, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
+        s, decay = self.spec, self.layerwise_decay(group, p)
+        d = g if decay is None else g + decay * p
+        if group.kind != "plain":
+            size = _norm(p)
+            below = _norm(g) if decay is None else _norm(g) + decay * size
+            d = d * _ratio(size * constant(s.trust_coefficient, p), below)
+        if s.momentum:
+            momentum = constant(self.hyper("momentum"), p)
+            b = memory["momentum"].assign(memory["momentum"] * momentum + d)
+            d = d + momentum * b if s.nesterov else b
+        return p - tf.cast(lr, p.dtype) * d
+
+
+def _norm(x: Any) -> Any:
+    return tf.sqrt(tf.reduce_sum(x * x))
+
+
+def _ratio(a: Any, b: Any) -> Any:
+    """a / b, or 1 if one of them is 0."""
+    one = tf.ones_like(a)
+    are_positive = (a > 0) & (b > 0)
+    return tf.where(are_positive, a / tf.where(are_positive, b, one), one)
+
+
 def _rms(x: Any) -> Any:
     """sqrt(mean of x^2)"""
     return tf.sqrt(tf.reduce_mean(x * x))
@@ -267,6 +324,8 @@ _OPTIMIZERS: dict[str, type[_Optimizer]] = {
     "adadelta": Adadelta,
     "lion": Lion,
     "adafactor": Adafactor,
+    "lamb": LAMB,
+    "lars": LARS,
 }
 
 

@@ -68,6 +68,69 @@ class Adafactor(Optimizer):
         self.canonical(p).sub_(u * step)
 
 
+class _Layerwise(Optimizer):
+    """Base class of LAMB and LARS: each parameter has a step in proportion to its norm."""
+
+    def __init__(self, spec: Any, groups: Any, **hyperparameters: Any) -> None:
+        super().__init__(groups, {"lr": spec.lr, **hyperparameters})
+        self.spec = spec
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        is_layerwise = self.spec.weight_decay_mode == "layerwise"
+        for group in self.param_groups:
+            decay = group["weight_decay"] if is_layerwise else 0.0
+            for p in group["params"]:
+                g = p.grad if is_layerwise else _decayed_gradient(group, p)
+                self._update(group, p, g, decay, self.state[p])
+
+    def _update(self, group: Any, p: Tensor, g: Tensor, decay: float, state: Any) -> None:
+        raise AssertionError("each subclass defines it")
+
+
+class LAMB(_Layerwise):
+    """LAMB: p -= lr |p| / |u| u, u = Adam's update + lambda p."""
+
+    def _update(self, group: Any, p: Tensor, g: Tensor, decay: float, state: Any) -> None:
+        beta1, beta2 = group["betas"]
+        state["step"] += 1
+        t = float(state["step"])
+        m = state["first_moment"].mul_(beta1).add_(g, alpha=1 - beta1)
+        v = state["second_moment"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        root = v.sqrt().div_((1 - beta2**t) ** 0.5).add_(self.spec.eps)
+        u = torch.div(m, root, out=root).div_(1 - beta1**t)
+        if decay:
+            u.add_(p, alpha=decay)
+        if group["kind"] == "plain":
+            p.sub_(u, alpha=group["lr"])
+        else:
+            p.sub_(u.mul_(_ratio(_norm(p), _norm(u)) * group["lr"]))
+
+
+class LARS(_Layerwise):
+    """LARS: SGD with the gradient times trust_coefficient |p| / (|g| + lambda |p|)."""
+
+    def _update(self, group: Any, p: Tensor, g: Tensor, decay: float, state: Any) -> None:
+        s = self.spec
+        d = g.add(p, alpha=decay) if decay else g
+        if group["kind"] != "plain":
+            size = _norm(p)
+            d = d * _ratio(size * s.trust_coefficient, _norm(g) + decay * size)
+        if s.momentum:
+            b = state["momentum"].mul_(group["momentum"]).add_(d)
+            d = d.add(b, alpha=group["momentum"]) if s.nesterov else b
+        p.sub_(d, alpha=group["lr"])
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x)
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, or 1 if one of them is 0."""
+    return torch.where((a > 0) & (b > 0), a / b, 1.0)
+
+
 def _decayed_gradient(group: Any, p: Tensor) -> Tensor:
     """The gradient with coupled weight decay."""
     assert p.grad is not None
@@ -144,7 +207,7 @@ def flatten(
     return flats
 
 
-# optimizer -> slot -> key in torch's state
+# optimizer of torch, or Lion -> slot -> key in torch's state; in those of this file, the slot
 _STATE = {
     "sgd": {"momentum": "momentum_buffer"},
     "adam": {
@@ -162,12 +225,11 @@ _STATE = {
     "adagrad": {"accumulator": "sum"},
     "adadelta": {"square_average": "square_avg", "delta_average": "acc_delta"},
     "lion": {"first_moment": "exp_avg"},
-    "adafactor": {},
 }
 _STATE["adamw"] = _STATE["adam"]
 # optimizers with a `step` in their state
 _COUNTS = {"adam", "adamw", "adamax", "nadam", "rmsprop", "adagrad", "adadelta"}
-_OWN_COUNTS = {"adafactor"}  # the same of this file's classes: in float64, exact above 2^24
+_OWN_COUNTS = {"adafactor", "lamb"}  # the same of this file's classes: in float64, exact above 2^24
 
 
 def build(
@@ -178,12 +240,13 @@ def build(
 ) -> Optimizer:
     """Build a torch optimizer over the groups' buffers. `canonical` returns a view of a parameter
     with canonical axes."""
-    native = spec.weight_decay_mode == "coupled" or spec.name in ("adam", "adamw", "nadam")
+    native = spec.weight_decay_mode != "decoupled" or spec.name in ("adam", "adamw", "nadam")
     native_groups = [
         {
             "params": [flat.buffer for flat in group_flats],
             "lr_factor": group.lr_factor,
             "decay_factor": group.decay_factor,
+            "kind": group.kind,
             # the key of this group that holds its weight decay
             "decay_key": "weight_decay" if native else "hook_decay",
             "weight_decay": spec.weight_decay * group.decay_factor if native else 0.0,
@@ -246,8 +309,14 @@ _OPTIMIZERS: dict[str, Any] = {
     ),
     "adadelta": lambda s, groups: torch.optim.Adadelta(groups, lr=s.lr, rho=s.rho, eps=s.eps),
     "lion": lambda s, groups: Lion(groups, lr=s.lr, betas=(s.beta1, s.beta2), weight_decay=0.0),
+    "lamb": lambda s, groups: LAMB(s, groups, betas=(s.beta1, s.beta2)),
+    "lars": lambda s, groups: LARS(s, groups, momentum=s.momentum),
 }
 _BY_AXES: dict[str, Any] = {"adafactor": Adafactor}  # updates that need the canonical axes
+
+
+def _state_key(spec: Any, slot: str) -> str:
+    return _STATE.get(spec.name, {}).get(slot, slot)
 
 
 def load_slots(
@@ -267,7 +336,7 @@ def load_slots(
                     value = np.array(values[flat.names[0]])
                     state[slot] = torch.from_numpy(value).to(flat.buffer.device)
                 continue
-            state[_STATE[spec.name][slot]] = buffer = torch.empty_like(flat.buffer)
+            state[_state_key(spec, slot)] = buffer = torch.empty_like(flat.buffer)
             for name, view in flat.views(buffer).items():
                 view.copy_(to_torch(values[name]))
         if spec.name in _COUNTS:
@@ -292,7 +361,7 @@ def save_slots(
         state = optimizer.state[flat.buffer]
         if slot in spec.reduced_slots:
             return {name: state[slot].cpu().numpy().copy() for name in flat.names if slot in state}
-        views = flat.views(state[_STATE[spec.name][slot]])
+        views = flat.views(state[_state_key(spec, slot)])
         return {name: to_canonical(view) for name, view in views.items()}
 
     return {slot: {k: v for flat in flats for k, v in of(slot, flat).items()} for slot in slots}

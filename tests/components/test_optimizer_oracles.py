@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runner.components.optimizers import Group, groups
 from runner.spec import Weights
 from tests.optimizer_steps import drawn, optimizer, steps
 from tests.training import difference
@@ -131,3 +132,113 @@ def test_adafactor_without_scale_parameter_ignores_the_size_of_the_weights(backe
     ]
     # 1e-13: a change of a weight of size 100 is rounded to 1e-14
     assert difference(*moved) < 1e-13
+
+
+def random_keys(rng: np.random.Generator, *names: str) -> dict[str, float]:
+    """Draw hyperparameters in the ranges that people use."""
+    ranges = {"weight_decay": (0.0, 0.3), "momentum": (0.5, 0.99), "trust_coefficient": (1e-3, 0.1),
+              "beta1": (0.5, 0.95), "beta2": (0.9, 0.999), "eps": (1e-8, 1e-3)}  # fmt: skip
+    return {name: rng.uniform(*ranges[name]) for name in names}
+
+
+def lamb_of_the_paper(
+    weights: Weights, gradients: Sequence[Weights], beta1: float, beta2: float, eps: float,
+    weight_decay: float,
+) -> Weights:  # fmt: skip
+    """You et al. (2020), algorithm 2, line by line: x, m, v, r, and phi(z) = z."""
+    after = {}
+    for name, x in weights.items():
+        m = v = np.zeros_like(x)
+        for t, (values, rate) in enumerate(zip(gradients, RATES, strict=True), 1):
+            g = values[name]
+            m = beta1 * m + (1 - beta1) * g
+            v = beta2 * v + (1 - beta2) * g**2
+            r = (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)
+            update = r + weight_decay * x
+            x = x - rate * np.linalg.norm(x) / np.linalg.norm(update) * update
+        after[name] = x
+    return after
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_lamb_is_its_paper_s_algorithm(backend: str) -> None:
+    for rng, weights, gradients in problems(backend):
+        keys = random_keys(rng, "beta1", "beta2", "eps", "weight_decay")
+        ours = steps(backend, optimizer("lamb", **keys), weights, gradients, RATES)
+        assert difference(ours.weights, lamb_of_the_paper(weights, gradients, **keys)) < TOLERANCE
+
+
+def test_lamb_is_keras_s() -> None:
+    """1e-7 in place of rounding: Keras rounds its hyperparameters to float32 on their way."""
+    import keras
+
+    weights, *gradients = drawn(0, 1 + NUM_STEPS)
+    oracle = by_keras(lambda rate: keras.optimizers.Lamb(rate, epsilon=1e-6), weights, gradients)
+    ours = steps("keras", optimizer("lamb"), weights, gradients, RATES)
+    assert difference(ours.weights, oracle) < 1e-7
+
+
+def lars_of_the_paper(
+    weights: Weights, gradients: Sequence[Weights], momentum: float, trust_coefficient: float,
+    weight_decay: float, nesterov: bool,
+) -> Weights:  # fmt: skip
+    """You et al. (2017), algorithm 1, with SGD's buffer."""
+    after = {}
+    for name, w in weights.items():
+        b = np.zeros_like(w)
+        for values, rate in zip(gradients, RATES, strict=True):
+            size, slope = np.linalg.norm(w), np.linalg.norm(values[name])
+            local = trust_coefficient * size / (slope + weight_decay * size)
+            d = local * (values[name] + weight_decay * w)
+            b = momentum * b + d
+            w = w - rate * (d + momentum * b if nesterov else b)
+        after[name] = w
+    return after
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_lars_is_its_paper_s_algorithm(backend: str, nesterov: bool) -> None:
+    for rng, weights, gradients in problems(backend):
+        keys = random_keys(rng, "momentum", "trust_coefficient", "weight_decay")
+        spec = optimizer("lars", **keys, nesterov=nesterov)
+        ours = steps(backend, spec, weights, gradients, RATES)
+        oracle = lars_of_the_paper(weights, gradients, **keys, nesterov=nesterov)
+        assert difference(ours.weights, oracle) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["lamb", "lars"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_step_of_a_layerwise_optimizer_is_in_proportion_to_the_weight(
+    backend: str, name: str
+) -> None:
+    """Weights 100 times as large move 100 times as far; those of the kind "plain" as far as before,
+    and so do weights of 0: the ratio is 1."""
+    spec, (weights, *gradients) = optimizer(name), drawn(5, 2)
+    groups = (Group(("a/kernel", "b/kernel", "c/kernel")), Group(("b/bias",), kind="plain"))
+    small, large, none = (
+        {
+            key: value - before[key]
+            for key, value in steps(
+                backend, spec, before, gradients, [0.01], groups
+            ).weights.items()
+        }
+        for factor in (1.0, 100.0, 0.0)
+        for before in [{key: value * factor for key, value in weights.items()}]
+    )
+    for key, moved in small.items():
+        # 1e-12: differences of weights of size 100
+        factor = 1.0 if key == "b/bias" else 100.0
+        np.testing.assert_allclose(large[key], factor * moved, rtol=1e-10, atol=1e-12)
+    ratios = {key: np.linalg.norm(none[key]) / np.linalg.norm(small[key]) for key in small}
+    assert ratios["b/bias"] == pytest.approx(1.0, rel=1e-12)
+    assert np.isfinite([*ratios.values()]).all()
+    assert all(np.abs(none[key]).max() > 0 for key in small)
+
+
+def test_adapt_exclude_names_the_weights_of_the_other_kind() -> None:
+    from tests.components.test_optimizers import ALL, BIASES, KERNELS, dense, net
+
+    found = groups(optimizer("lars", adapt_exclude="bias_and_norm"), net(dense(), dense()))
+    assert list(found) == [Group(KERNELS), Group(BIASES, kind="plain")]
+    assert list(groups(optimizer("lamb"), net(dense(), dense()))) == [Group(ALL)]

@@ -54,6 +54,8 @@ OPTIMIZERS = {
 # and those that exact mode refuses
 WITHOUT_EXACT_FORM = {
     "adafactor": ["optimizer=adafactor", "optimizer.lr=3e-3"],
+    "lamb": ["optimizer=lamb"],
+    "lars": ["optimizer=lars", "optimizer.nesterov=true"],
 }
 IMAGES = "data.images=true"
 SCHEDULES = {"constant": ["schedule=constant"], "exponential": ["schedule=exponential"]}
@@ -191,7 +193,7 @@ LAYERS = {
     ],
     "transformer": ["model=transformer", IMAGES],
 }
-NEWER = ("adafactor",)  # the optimizers that are not among torch's classic ones
+NEWER = ("adafactor", "lamb", "lars")  # the optimizers that are not among torch's classic ones
 # Groups of weights with their own rate and decay, and hyperparameters with a schedule of their own
 _MOMENTUM = (
     "optimizer.schedules.momentum={name: sequence, phases: [{for: 30%, name: ramp, from: "
