@@ -17,6 +17,7 @@ from runner.components.layers import Network
 from runner.components.metrics import CustomMetric
 from runner.config.schema import Config, CustomModel, ObjectModel
 from runner.data import arrays
+from runner.data.frame import Frame, Frames, frames
 from runner.errors import ConfigError, show
 from runner.schedules.combined import Custom
 from runner.section import Section
@@ -28,7 +29,7 @@ class Given:
     """The objects of one run; None: the config names it."""
 
     model: Any = None  # an instance, or a class or function that makes one
-    data: arrays.Given | None = None
+    data: arrays.Given | Frames | None = None
     schedule: Callable[..., Any] | None = None
     loss: Callable[..., Any] | None = None
     metrics: Mapping[str, Any] | None = None  # name -> function, or the name again
@@ -60,7 +61,7 @@ class Given:
                 f"schedule must be a function of t, total_steps, steps_per_epoch and lr, got "
                 f"{type(schedule).__name__}"
             )
-        given = None if data is None else arrays.given(data)
+        given = None if data is None else frames(data) or arrays.given(data)
         return cls(model, given, schedule, loss, None if metrics is None else dict(metrics))
 
     def __bool__(self) -> bool:
@@ -77,7 +78,7 @@ class Given:
         names = {group: name_of(value) for group, value in named.items() if value is not None}
         if self.metrics is not None:
             names["metrics"] = ", ".join(self.metrics)
-        return names if self.data is None else {**names, "data": "arrays"}
+        return names if self.data is None else {**names, "data": self.data.choice}
 
     def overrides(self, values: Mapping[str, Any]) -> list[str]:
         """Return the overrides that make room for the objects. `values` are those of the user's
@@ -104,7 +105,7 @@ class Given:
             ]
             lines.append(override("metrics", listed))
         if self.data is not None:
-            lines.append("data=arrays")
+            lines.append(f"data={self.data.choice}")
             for split in ("val", "test"):
                 if split in self.data.splits:
                     key = f"data.{split}_fraction"
@@ -125,7 +126,8 @@ class Given:
         held: dict[str, Any] = {}
         if self.model is not None and isinstance(config.model, CustomModel | ObjectModel):
             held["model"] = config.model.holding(self.model)
-        if self.data is not None and isinstance(config.data, arrays.Arrays):
+        section = arrays.Arrays if isinstance(self.data, arrays.Given) else Frame
+        if self.data is not None and isinstance(config.data, section):
             held["data"] = config.data.holding(self.data)
         if self.schedule is not None:
             bound = _with_function(config.schedule, self.schedule)
@@ -198,7 +200,8 @@ def objects(given: Given, network: Network) -> dict[str, dict[str, Any]]:
             "sha256": hashlib.sha256(repr(parts).encode()).hexdigest(),
         }
     if given.data is not None:
-        entries["data"] = {"name": "arrays", "kind": "arrays", "sha256": None}
+        choice = given.data.choice
+        entries["data"] = {"name": choice, "kind": choice, "sha256": None}
     functions = {"schedule": given.schedule, "loss": given.loss}
     functions |= {
         f"metrics {name}": metric

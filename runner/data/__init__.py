@@ -8,11 +8,10 @@ from typing import Annotated, Any, Union
 from pydantic import Field, TypeAdapter
 
 from runner.data.arrays import Arrays
-from runner.data.audio import AudioFolder
 from runner.data.dataset import Dataset, Split
 from runner.data.embedded import BreastCancer, Diabetes, Digits, Iris, Wine
 from runner.data.files import NPZ, Custom
-from runner.data.folders import Folder
+from runner.data.frame import Frame
 from runner.data.images import ImageFolder
 from runner.data.splits import Splits
 from runner.data.stream import NPY
@@ -32,9 +31,9 @@ Data = Annotated[
         Table,
         NPY,
         ImageFolder,
-        AudioFolder,
         Custom,
         Arrays,
+        Frame,
     ],
     Field(discriminator="name"),
 ]
@@ -46,7 +45,7 @@ def load(data: Any, like: Mapping[str, Any] | None = None) -> Dataset:
     the section names none."""
     if like is not None and getattr(data, "target", "") is None:
         data = data.model_copy(update={"target": like.get("target")})
-    if isinstance(data, Arrays):
+    if isinstance(data, Arrays | Frame):
         dataset = data.load()
     else:
         dataset = _load(data.model_dump_json(by_alias=True), _stamps(data))
@@ -65,7 +64,7 @@ def _stamps(data: Any) -> tuple[Any, ...]:
 
 def _files(data: Any) -> Iterable[Path]:
     """The files that a section's rows are read from."""
-    if isinstance(data, Folder):
+    if isinstance(data, ImageFolder):
         return data.files()
     if getattr(data, "path", None) is None:
         return ()

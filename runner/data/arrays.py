@@ -30,6 +30,7 @@ class Given:
     target: str | None = None
     groups: np.ndarray | None = None
     times: np.ndarray | None = None
+    choice: str = "arrays"  # data=arrays
 
 
 def given(data: Any) -> Given:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -44,22 +44,28 @@ class NewRows(NamedTuple):
     warnings: list[str]
 
 
-class Table(Splits):
-    """A file with named columns and one row per line or record: CSV with any separator, also
-    compressed, Parquet, Feather or Arrow. `data=csv` is the same.
+_Other = TypeVar("_Other", bound="Columns")
+
+
+class Columns(Splits):
+    """The keys of rows with named columns, and what is done to these.
 
     Columns of numbers and dates (in days) are one feature each, truth values are 0 or 1, text is
     one feature per category; runner.data.transforms has the definitions. `target` (null: the last
     column) is the column to predict, or a list of them. For classification, labels are any text,
-    sorted (as numbers if all are numbers). The files `val_path` and `test_path`, with the columns
-    of `path` in any order, have the rows of these splits, in place of a fraction; what was fitted
-    on the training rows of `path` transforms them.
+    sorted (as numbers if all are numbers).
     """
 
-    name: Literal["table", "csv"]
-    path: Annotated[str, Mark(on_run=True)]
-    val_path: Annotated[str | None, Mark(on_run=True)]
-    test_path: Annotated[str | None, Mark(on_run=True)]
+    if TYPE_CHECKING:
+        name: str
+
+        @property
+        def path(self) -> str:
+            """The rows: a file, or their name in an error."""
+
+        def file(self, path: str | Path, key: str = "data.path") -> TableFile:
+            """Open the rows; `key` names the file."""
+
     target: str | list[str] | None
     task: Literal["classification", "regression", "multilabel"]
     columns: list[str] | None
@@ -68,11 +74,15 @@ class Table(Splits):
     max_categories: Count
     missing: Missing
     missing_target: Literal["error", "drop"]
-    separator: Literal["auto", "comma", "semicolon", "tab", "pipe", "space"]
-    encoding: str
     group: str | None
     time: str | None
     standardize: bool
+
+    def of(self, section: type[_Other], **keys: Any) -> _Other:
+        """Return a section with these columns and other rows."""
+        keys |= {name: getattr(self, name) for name in Columns.model_fields}
+        other: Any = section.model_construct(**keys)
+        return other
 
     def load(self) -> Dataset:
         file = self.file(self.path)
@@ -119,19 +129,6 @@ class Table(Splits):
             warnings = [f"{path}: {text}" for text in rows.warnings]
             found[name] = rows._replace(warnings=warnings)
         return found
-
-    def file(self, path: str | Path, key: str = "data.path") -> TableFile:
-        """Open a file with the section's separator and encoding."""
-        encoding = None if self.encoding == "auto" else self.encoding
-        if encoding is not None:
-            try:
-                "".encode(encoding)
-            except (LookupError, ValueError):
-                raise ConfigError(
-                    f"data.encoding must be auto or an encoding that Python knows, such as utf-8 "
-                    f"or latin-1, got {show(encoding)}"
-                ) from None
-        return TableFile(regular_file(path, key), SEPARATORS.get(self.separator), encoding)
 
     def _targets(self, header: Sequence[str]) -> list[str]:
         target = header[-1] if self.target is None else self.target
@@ -251,11 +248,11 @@ class Table(Splits):
             row, num = int(np.argmax(lacks)), int(lacks.sum())
             lines = f" ({num} such rows)" if num > 1 else ""
             raise ConfigError(
-                f"{self.path}: {file.position(row)}, column {show(target)} is empty{lines}; "
+                f"{file.path}: {file.position(row)}, column {show(target)} is empty{lines}; "
                 f"{need}, or data.missing_target=drop leaves these rows out"
             )
         if lacks.all():
-            raise ConfigError(f"{self.path}: column {show(target)} is empty")
+            raise ConfigError(f"{file.path}: column {show(target)} is empty")
         return np.flatnonzero(~lacks)
 
     def _parts(
@@ -338,8 +335,35 @@ class Table(Splits):
         )
 
 
+class Table(Columns):
+    """A file with named columns and one row per line or record: CSV with any separator, also
+    compressed, Parquet, Feather or Arrow. `data=csv` is the same. The files `val_path` and
+    `test_path`, with the columns of `path` in any order, have the rows of these splits, in place of
+    a fraction; what was fitted on the training rows of `path` transforms them."""
+
+    name: Literal["table", "csv"]
+    path: Annotated[str, Mark(on_run=True)]
+    val_path: Annotated[str | None, Mark(on_run=True)]
+    test_path: Annotated[str | None, Mark(on_run=True)]
+    separator: Literal["auto", "comma", "semicolon", "tab", "pipe", "space"]
+    encoding: str
+
+    def file(self, path: str | Path, key: str = "data.path") -> TableFile:
+        """Open a file with the section's separator and encoding."""
+        encoding = None if self.encoding == "auto" else self.encoding
+        if encoding is not None:
+            try:
+                "".encode(encoding)
+            except (LookupError, ValueError):
+                raise ConfigError(
+                    f"data.encoding must be auto or an encoding that Python knows, such as utf-8 "
+                    f"or latin-1, got {show(encoding)}"
+                ) from None
+        return TableFile(regular_file(path, key), SEPARATORS.get(self.separator), encoding)
+
+
 def labelled_rows(
-    section: Table, file: TableFile, description: Mapping[str, Any], saved: object
+    section: Columns, file: TableFile, description: Mapping[str, Any], saved: object
 ) -> tuple[Dataset, list[str]]:
     """Read new rows with their targets for a run, as the test split of a data set.
 
@@ -379,7 +403,7 @@ def labelled_rows(
 
 
 def labelled(
-    section: Table,
+    section: Columns,
     file: TableFile,
     fitted: Sequence[Transform],
     targets: Sequence[str],
@@ -406,7 +430,7 @@ def labelled(
     if not table.num_rows:
         raise ConfigError(f"{file.path} holds no rows")
     lacking = section.missing_target if source else "error"
-    own = section.model_copy(update={"path": str(file.path), "missing_target": lacking})
+    own = section.model_copy(update={"missing_target": lacking})
     if classes:
         codes, names, rows = own._labels(file, table, targets)
         unknown = [name for name in names if name not in classes]

@@ -19,13 +19,14 @@ from runner.config import yaml_files
 from runner.config.conf_folder import defaults, with_schedule_defaults
 from runner.config.given import Given
 from runner.config.schema import Config, LayerModel, parse, sha256
+from runner.data import load
 from runner.data.dataset import Scaling, changed, check_finite
 from runner.data.files import NPZ, channels_last
-from runner.data.folders import Folder
+from runner.data.frame import Frame, FrameFile, Frames, arrow_table
 from runner.data.ranges import far_outside
 from runner.data.source import Batch
 from runner.data.stream import NPY
-from runner.data.table import Table, labelled_rows
+from runner.data.table import Columns, Table, labelled_rows, new_rows
 from runner.errors import ConfigError, nearest, show
 from runner.plan import Plan, evaluate, model_spec, plan
 from runner.run import checkpoint, run_folder
@@ -315,19 +316,20 @@ class Run:
         weights."""
         return dispatcher.load(self.config.backend).native_model(self.model_spec, self.state)
 
-    def evaluate(self, path: str | Path | None = None) -> dict[str, float]:
+    def evaluate(self, rows: Any = None) -> dict[str, float]:
         """Return the loss and metrics of the test split, as task=evaluate does. Nothing else uses
         this split.
 
         Args:
-            path: a table with new labelled rows, which are evaluated instead. If it holds the rows
-                that the run was trained on, only those of the test split are.
+            rows: new labelled rows, which are evaluated instead: a table in a file, by its path, or
+                in memory. If it holds the rows that the run was trained on, only those of the test
+                split are.
 
         Raises:
             ConfigError: the data is not what the run was trained on, or it has no test rows; or the
                 new rows do not fit the run.
         """
-        return self.evaluate_plan(self.plan_to_evaluate(path)[0])
+        return self.evaluate_plan(self.plan_to_evaluate(rows)[0])
 
     def evaluate_plan(self, prepared: Plan, outputs: np.ndarray | None = None) -> dict[str, float]:
         """Return the loss and metrics of the test rows of a plan, from their outputs if they are
@@ -341,10 +343,10 @@ class Run:
 
         return evaluate(prepared, prepared.data.test, predict, measure, "test/")
 
-    def plan_to_evaluate(self, path: str | Path | None = None) -> tuple[Plan, bool]:
-        """Return the plan with the test rows, or with the new rows of a table as test rows; and
-        whether these are new."""
-        if path is None:
+    def plan_to_evaluate(self, new: Any = None) -> tuple[Plan, bool]:
+        """Return the plan with the test rows, or with the new rows of a table, in memory or by its
+        path, as test rows; and whether these are new."""
+        if new is None:
             difference = changed(self.data, self.plan.data.description())
             if difference is not None:
                 raise ConfigError(
@@ -354,23 +356,20 @@ class Run:
                 )
             return self._with_test_rows(self.plan), False
         section = self.config.data
-        if not isinstance(section, Table | Folder):
+        if not isinstance(section, Columns):
             raise ConfigError(
-                f"data.path of task=evaluate names new rows of a table or a folder of class "
-                f"folders, and {self.folder} was trained on data={section.name}"
+                f"data.path of task=evaluate names new rows of a table, and {self.folder} was "
+                f"trained on data={section.name}"
             )
-        moved = self.config.model_copy(
-            update={"data": section.model_copy(update={"path": str(path)})}
-        )
+        table = None if isinstance(new, str | Path) else _table(new)
+        moved = _moved(section, str(new) if table is None else table)
         with suppress(ConfigError):  # new rows need not be enough for a training
-            prepared = plan(moved, self.data)
-            if changed(self.data, prepared.data.description()) is None:
-                return self._with_test_rows(prepared), False
-        if isinstance(section, Folder):
-            rows, warnings = section.labelled_rows(str(path), self.data)
-        else:
-            saved = self.folder / "data.json"
-            rows, warnings = labelled_rows(section, section.file(path), self.data, saved)
+            if changed(self.data, load(moved, self.data).description()) is None:
+                config = self.config.model_copy(update={"data": moved})
+                return self._with_test_rows(plan(config, self.data)), False
+        saved = self.folder / "data.json"
+        file = moved.file(moved.path)
+        rows, warnings = labelled_rows(section, file, self.data, saved)
         return plan(self.config, data=replace(rows, warnings=tuple(warnings))), True
 
     def _with_test_rows(self, prepared: Plan) -> Plan:
@@ -380,17 +379,14 @@ class Run:
 
     def predict(self, x: Any) -> np.ndarray:
         """Predict the outputs of raw rows, as in the data's file: logits of the classes, or targets
-        in the data's units. A table with named columns (a DataFrame) must have the columns that the
-        run was trained on, in any order.  # x float[N, ...] -> float[N, C]
+        in the data's units. A table (a DataFrame of pandas or Polars, an Arrow table, a dict of
+        columns, a list of dicts) must have the columns that the run was trained on, in any order;
+        text, dates and missing cells are transformed as in training.
+        # x float[N, ...] -> float[N, C]
         """
         data = self.data
-        if hasattr(x, "columns") and data["features"]:
-            missing = [name for name in data["features"] if name not in x.columns]
-            if missing:
-                raise ConfigError(
-                    f"x lacks the column {show(missing[0])}, which the run was trained on"
-                )
-            x = x[data["features"]]
+        if data["features"]:
+            x = self._of_table(x)
         values = np.asarray(x)
         if list(values.shape[1:]) != self.raw_shape:
             raise ConfigError(
@@ -410,6 +406,30 @@ class Run:
         check_finite("x", rows, f"the new rows, scaled and in {rows.dtype}")
         outputs = self.outputs({"x": np.ascontiguousarray(rows)})
         return y_scaling.invert(outputs.astype(np.float64)) if y_scaling else outputs
+
+    def _of_table(self, x: Any) -> Any:
+        """Return the features of a table's rows, not scaled; other rows unchanged.
+        # float64[N, features]"""
+        saved, features = self.folder / "data.json", self.data["features"]
+        table = arrow_table(x, "x")
+        if table is not None:
+            names, raw = set(table.column_names), self.data.get("columns", ())
+            is_raw = {column["name"] for column in raw} <= names
+            known = (
+                self.data if is_raw or not set(features) <= names else {**self.data, "columns": ()}
+            )
+            values, warnings = new_rows(FrameFile(Path("x"), table=table), known, saved)
+            for warning in warnings:
+                console.warn(warning)
+            return values
+        if not hasattr(x, "columns"):
+            return x
+        missing = [name for name in features if name not in x.columns]
+        if missing:
+            raise ConfigError(
+                f"x lacks the column {show(missing[0])}, which the run was trained on"
+            )
+        return x[features]
 
     def check_outputs(self) -> None:
         """Raise ConfigError if the model gives no outputs: a LightningModule without `forward`."""
@@ -435,6 +455,26 @@ class Run:
             backend.can_use_threads(self.model_spec.threads)
         loss = self.plan.loss if loss is None else loss
         return backend.measure(self.model_spec, self.state, loss, batches, keeps_outputs)
+
+
+def _table(rows: Any) -> Any:
+    """Convert new labelled rows to a pyarrow.Table."""
+    table = arrow_table(rows, "the new rows")
+    if table is None:
+        raise ConfigError(
+            f"the new rows must be a table, or the path of one, got {type(rows).__name__}"
+        )
+    return table
+
+
+def _moved(section: Columns, source: Any) -> Table | Frame:
+    """Return a section for other rows: of a file, or of a pyarrow.Table."""
+    if not isinstance(source, str):
+        return section.of(Frame, name="frame").holding(Frames({"train": source}))
+    if isinstance(section, Table):
+        return section.model_copy(update={"path": source})
+    keys = {"separator": "auto", "encoding": "auto", "val_path": None, "test_path": None}
+    return section.of(Table, name="table", path=source, **keys)
 
 
 def load_run(

@@ -93,7 +93,7 @@ def test_the_schema_takes_a_file_that_sets_some_keys(schema: Draft202012Validato
         ("Cosine", "edge", "schedule/_ending.yaml"),
         ("CosineRestarts", "growth", "schedule/cosine_restarts.yaml"),
         ("Adam", "layer_decay", "optimizer/_common.yaml"),
-        ("Table", "target", "data/_table.yaml"),
+        ("Table", "target", "data/_columns.yaml"),
         ("Tune", "factors", "tune/lr.yaml"),
         ("Activation", "negative_slope", "layer_defaults/default.yaml"),
     ],
