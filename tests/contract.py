@@ -21,6 +21,8 @@ SMALL = ["trainer.max_steps=90", *SCHEDULE]
 F64 = [*SMALL, "trainer.precision=float64"]
 CNN = ["model=cnn", "data.images=true"]
 
+RESUMED = ["sgd", "adam", "nadam", "rmsprop", "adafactor", "lamb"]  # optimizers
+
 
 def assert_same_bits(a: Trained, b: Trained) -> None:
     np.testing.assert_array_equal(a.losses, b.losses)
@@ -71,7 +73,7 @@ class BackendContract:
     def test_another_seed_gives_another_run(self) -> None:
         assert differences(self.train(SMALL), self.train([*SMALL, "seed=1"]))["weights"] > 1e-3
 
-    @pytest.mark.parametrize("optimizer", slow_but(["sgd", "adam", "nadam", "rmsprop"], "nadam"))
+    @pytest.mark.parametrize("optimizer", slow_but(RESUMED, "nadam", "adafactor"))
     def test_a_run_goes_on_from_its_state_to_the_same_bits(self, optimizer: str) -> None:
         momentum = ["optimizer.momentum=0.9"] if optimizer in ("sgd", "rmsprop") else []
         overrides = [*F64, f"optimizer={optimizer}", *momentum, "trainer.steps_per_call=10"]

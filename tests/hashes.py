@@ -20,12 +20,14 @@ from tests.command_line import OTHER
 
 _SHORT = ("trainer.max_steps=30", "trainer.batch_size=100", "device=cpu")
 _OPTIMIZERS = "adadelta,adagrad,adam,adamax,adamw,lion,nadam,rmsprop,sgd"
+_WITHOUT_EXACT_FORM = "adafactor,lamb,lars"
 _SWEEPS: Sequence[Sequence[str]] = (
     (
         f"optimizer={_OPTIMIZERS}",
         "trainer.precision=float32,float64,bf16-mixed,exact",
         "schedule=cosine",
     ),
+    (f"optimizer={_WITHOUT_EXACT_FORM}", "trainer.precision=float32,float64,bf16-mixed"),
     (
         "model=linear,cnn,resnet,transformer",
         "trainer.precision=float32,float64,bf16-mixed,exact",

@@ -41,6 +41,7 @@ NEEDS = {
     ("data", "table"): ["data.path=a.csv"],
     ("data", "npy"): ["data.path=a"],
     ("data", "image_folder"): ["data.path=a"],
+    ("data", "audio_folder"): ["data.path=a"],
     ("schedule", "from_torch"): ["schedule.class=LinearLR"],
     ("schedule", "from_keras"): [
         "schedule.class=ExponentialDecay",

@@ -49,7 +49,7 @@ class Engine:
             self.optimizer: Any = self.slots.native
         else:
             self.optimizer = self.slots = optimizers.build(
-                run, self.schedule, self.trained, list(start.slots)
+                run, self.schedule, self.trained, start.slots
             )
         self._load_slots(start)
         self.fields = {name: tf.constant(values) for name, values in run.fields.items()}

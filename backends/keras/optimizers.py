@@ -39,7 +39,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         spec: Any,
         schedule: TableLR,
         variables: Mapping[str, Any],
-        slots: Iterable[str],
+        slots: Mapping[str, Weights],
         groups: Iterable[Group],
         scheduled: Iterable[str],
     ) -> None:
@@ -51,14 +51,21 @@ class _Optimizer(keras.optimizers.Optimizer):
             schedule=schedule,
             names={variable.value.ref(): name for name, variable in variables.items()},
             groups={name: group for group in groups for name in group.names},
-            slots={
-                slot: dict(zip(variables, self.add_optimizer_variables(native, slot), strict=True))
-                for slot in slots
-            },
+            slots={slot: self._add_slot(slot, variables, like) for slot, like in slots.items()},
             scalars={
                 name: self.add_variable((), dtype="float64", name=name) for name in spec.scalars(0)
             },
         )
+
+    def _add_slot(self, slot: str, variables: Mapping[str, Any], like: Weights) -> dict[str, Any]:
+        if slot not in self.spec.reduced_slots:
+            native = list(variables.values())
+            return dict(zip(variables, self.add_optimizer_variables(native, slot), strict=True))
+        return {
+            name: self.add_variable(like[name].shape, dtype=str(like[name].dtype), name=slot)
+            for name in variables
+            if name in like
+        }
 
     def hyper(self, name: str) -> Any:
         """Return a hyperparameter's current value in float64: a number, or a tensor if it is
@@ -100,13 +107,21 @@ class _Optimizer(keras.optimizers.Optimizer):
             tf.cast(learning_rate, tf.float64),
         )
         if s.decays and group.decay_factor:
-            decay = self.hyper("weight_decay") * group.decay_factor
             if s.weight_decay_mode == "coupled":
-                g = g + constant(decay, p) * p
-            else:
-                p = p * tf.cast(1 - lr * decay, p.dtype)
-        memory = {slot: values[name] for slot, values in self.memory.slots.items()}
-        variable.assign(self.update(p, g, lr, memory))
+                g = g + constant(self.decay(group), p) * p
+            elif s.weight_decay_mode == "decoupled":
+                p = p * tf.cast(1 - lr * self.decay(group), p.dtype)
+        slots = self.memory.slots
+        memory = {slot: values[name] for slot, values in slots.items() if name in values}
+        variable.assign(self.update_in(group, p, g, lr, memory))
+
+    def decay(self, group: Group) -> Any:
+        """Return lambda of a group in float64."""
+        return self.hyper("weight_decay") * group.decay_factor
+
+    def update_in(self, group: Group, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
+        """The same as `update`, for updates that depend on the group."""
+        return self.update(p, g, lr, memory)
 
     def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
         """Return the new p and assign the new slots in `memory`. lr  # float64 scalar"""
@@ -224,6 +239,80 @@ class Lion(_Optimizer):
         return p
 
 
+class Adafactor(_Optimizer):
+    def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
+        s, step = self.spec, tf.cast(lr, p.dtype)
+        eps, beta = constant(s.eps1, p), 1 - _power(self.count, s.beta2_decay)
+        square = g * g + eps
+        if "row_square_average" in memory:
+            rows = _mean(memory["row_square_average"], tf.reduce_mean(square, -1), beta)
+            columns = _mean(memory["column_square_average"], tf.reduce_mean(square, -2), beta)
+            shares = rows / tf.reduce_mean(rows, -1, keepdims=True)
+            v = shares[..., None] * columns[..., None, :]
+        else:
+            v = _mean(memory["square_average"], square, beta)
+        u = g / tf.sqrt(tf.maximum(v, eps))
+        step = step / tf.maximum(_rms(u) / constant(s.clip_threshold, p), constant(1.0, p))
+        if s.scale_parameter:
+            step = step * tf.maximum(_rms(p), constant(s.eps2, p))
+        return p - step * u
+
+
+class _Layerwise(_Optimizer):
+    """Base class of LAMB and LARS: each parameter has a step in proportion to its norm."""
+
+    def layerwise_decay(self, group: Group, p: Any) -> Any:
+        """Return lambda inside of the scaled update, in p's dtype; None without it."""
+        s = self.spec
+        is_inside = s.weight_decay_mode == "layerwise" and s.decays and group.decay_factor
+        return constant(self.decay(group), p) if is_inside else None
+
+
+class LAMB(_Layerwise):
+    def update_in(self, group: Group, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
+        decay = self.layerwise_decay(group, p)
+        m = _mean(memory["first_moment"], g, self.hyper("beta1"))
+        v = _mean(memory["second_moment"], g * g, self.hyper("beta2"))
+        root = tf.cast(tf.sqrt(1 - _power(self.hyper("beta2"), self.count)), p.dtype)
+        u = m / (tf.sqrt(v) / root + constant(self.spec.eps, p))
+        u = u / tf.cast(1 - _power(self.hyper("beta1"), self.count), p.dtype)
+        if decay is not None:
+            u = u + decay * p
+        ratio = constant(1.0, p) if group.kind == "plain" else _ratio(_norm(p), _norm(u))
+        return p - tf.cast(lr, p.dtype) * ratio * u
+
+
+class LARS(_Layerwise):
+    def update_in(self, group: Group, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
+        s, decay = self.spec, self.layerwise_decay(group, p)
+        d = g if decay is None else g + decay * p
+        if group.kind != "plain":
+            size = _norm(p)
+            below = _norm(g) if decay is None else _norm(g) + decay * size
+            d = d * _ratio(size * constant(s.trust_coefficient, p), below)
+        if s.momentum:
+            momentum = constant(self.hyper("momentum"), p)
+            b = memory["momentum"].assign(memory["momentum"] * momentum + d)
+            d = d + momentum * b if s.nesterov else b
+        return p - tf.cast(lr, p.dtype) * d
+
+
+def _norm(x: Any) -> Any:
+    return tf.sqrt(tf.reduce_sum(x * x))
+
+
+def _ratio(a: Any, b: Any) -> Any:
+    """a / b, or 1 if one of them is 0."""
+    one = tf.ones_like(a)
+    are_positive = (a > 0) & (b > 0)
+    return tf.where(are_positive, a / tf.where(are_positive, b, one), one)
+
+
+def _rms(x: Any) -> Any:
+    """sqrt(mean of x^2)"""
+    return tf.sqrt(tf.reduce_mean(x * x))
+
+
 _OPTIMIZERS: dict[str, type[_Optimizer]] = {
     "sgd": SGD,
     "adam": Adam,
@@ -234,14 +323,18 @@ _OPTIMIZERS: dict[str, type[_Optimizer]] = {
     "adagrad": Adagrad,
     "adadelta": Adadelta,
     "lion": Lion,
+    "adafactor": Adafactor,
+    "lamb": LAMB,
+    "lars": LARS,
 }
 
 
 def build(
-    run: RunSpec, schedule: TableLR, variables: Mapping[str, Any], slots: Iterable[str]
+    run: RunSpec, schedule: TableLR, variables: Mapping[str, Any], slots: Mapping[str, Weights]
 ) -> _Optimizer:
     """Build a Keras optimizer. `variables` maps canonical names to the variables that are trained,
-    in the model's order; each has the learning rate and the weight decay of its group."""
+    in the model's order; each has the learning rate and the weight decay of its group. `slots` are
+    those of the first state, for their shapes."""
     kind, spec = _OPTIMIZERS[run.optimizer.name], run.optimizer
     return kind(spec, schedule, variables, slots, run.groups, run.scheduled)
 

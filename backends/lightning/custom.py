@@ -77,6 +77,10 @@ class Network(nn.Module):
     def to_torch(self, value: np.ndarray) -> Tensor:
         return torch.from_numpy(value.copy())
 
+    def canonical(self, tensor: Tensor) -> Tensor:
+        """Return the tensor: torch's axes are the canonical ones of a model of the user's own."""
+        return tensor
+
     def to_canonical(self, tensor: Tensor) -> np.ndarray:
         """Return a copy in torch's layout."""
         value: np.ndarray = tensor.detach().cpu().contiguous().clone().numpy()

@@ -75,6 +75,9 @@ class Network(nn.Module):
     def to_canonical(self, tensor: Tensor) -> np.ndarray:
         return to_canonical(tensor)
 
+    def canonical(self, tensor: Tensor) -> Tensor:
+        return canonical(tensor)
+
     def named(self) -> dict[str, Tensor]:
         """Canonical name -> the module's own tensor, parameters and buffers."""
         return {
@@ -133,11 +136,15 @@ def from_canonical(value: np.ndarray) -> Tensor:
     return torch.from_numpy(np.transpose(value, _AXES.get(value.ndim, range(value.ndim))).copy())
 
 
+def canonical(tensor: Tensor) -> Tensor:
+    """Return a view with canonical axes."""
+    return tensor.permute(_CANONICAL.get(tensor.ndim, tuple(range(tensor.ndim))))
+
+
 def to_canonical(tensor: Tensor) -> np.ndarray:
     """The inverse of from_canonical, as a copy."""
-    axes = _CANONICAL.get(tensor.ndim, tuple(range(tensor.ndim)))
     value: np.ndarray = (
-        tensor.detach().permute(axes).clone(memory_format=torch.contiguous_format).cpu().numpy()
+        canonical(tensor.detach()).clone(memory_format=torch.contiguous_format).cpu().numpy()
     )
     return value
 

@@ -58,15 +58,15 @@ class Engine:
 
     def _build_optimizer(self, start: TrainState) -> None:
         run, to_torch = self.run, self.network.to_torch
-        flats = optimizers.flatten(self.weights, run.groups)
+        flats = optimizers.flatten(self.weights, run.groups, run.optimizer.is_elementwise)
         self.flats: Sequence[Any] = [flat for group_flats in flats for flat in group_flats]
-        self.optimizer = optimizers.build(run.optimizer, flats, run.groups)
+        self.optimizer = optimizers.build(run.optimizer, flats, run.groups, self.network.canonical)
         optimizers.load_slots(
             run.optimizer, self.optimizer, self.flats, start.slots, start.step, to_torch
         )
         # those of frozen weights keep their values
         self.frozen_slots = {
-            slot: {name: values[name] for name in self.frozen}
+            slot: {name: values[name] for name in self.frozen if name in values}
             for slot, values in start.slots.items()
         }
         self.apply = fast.update(run.optimizer, self.optimizer)

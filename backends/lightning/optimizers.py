@@ -1,5 +1,5 @@
-"""The optimizers in torch: stock classes, and Lion. runner/components/optimizers.py follows torch's
-definitions."""
+"""The optimizers in torch: stock classes, and small ones where torch has none or one with another
+definition. runner/components/optimizers.py follows torch's definitions where it can."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -34,6 +34,114 @@ class Lion(Optimizer):
                 m.mul_(beta2).add_(g, alpha=1 - beta2)
 
 
+class Adafactor(Optimizer):
+    """Adafactor with the definition of runner.components.optimizers.Adafactor. `canonical` returns
+    a view of a tensor with canonical axes."""
+
+    def __init__(self, spec: Any, groups: Any, canonical: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(groups, {"lr": spec.lr})
+        self.spec, self.canonical = spec, canonical
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                self._update(group, p, _decayed_gradient(group, p), self.state[p])
+
+    def _update(self, group: Any, p: Tensor, g: Tensor, state: dict[str, Tensor]) -> None:
+        s = self.spec
+        state["step"] += 1
+        new = float(state["step"]) ** s.beta2_decay
+        g = self.canonical(g)
+        square = g * g + s.eps1
+        if g.ndim >= 2:
+            rows, columns = state["row_square_average"], state["column_square_average"]
+            rows.mul_(1 - new).add_(square.mean(-1), alpha=new)
+            columns.mul_(1 - new).add_(square.mean(-2), alpha=new)
+            v = (rows / rows.mean(-1, keepdim=True)).unsqueeze(-1) * columns.unsqueeze(-2)
+        else:
+            v = state["square_average"].mul_(1 - new).add_(square, alpha=new).clone()
+        u = g / v.clamp_(min=s.eps1).sqrt_()
+        step = group["lr"] / (_rms(u) / s.clip_threshold).clamp(min=1.0)
+        if s.scale_parameter:
+            step = step * _rms(p).clamp(min=s.eps2)
+        self.canonical(p).sub_(u * step)
+
+
+class _Layerwise(Optimizer):
+    """Base class of LAMB and LARS: each parameter has a step in proportion to its norm."""
+
+    def __init__(self, spec: Any, groups: Any, **hyperparameters: Any) -> None:
+        super().__init__(groups, {"lr": spec.lr, **hyperparameters})
+        self.spec = spec
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        is_layerwise = self.spec.weight_decay_mode == "layerwise"
+        for group in self.param_groups:
+            decay = group["weight_decay"] if is_layerwise else 0.0
+            for p in group["params"]:
+                g = p.grad if is_layerwise else _decayed_gradient(group, p)
+                self._update(group, p, g, decay, self.state[p])
+
+    def _update(self, group: Any, p: Tensor, g: Tensor, decay: float, state: Any) -> None:
+        raise AssertionError("each subclass defines it")
+
+
+class LAMB(_Layerwise):
+    """LAMB: p -= lr |p| / |u| u, u = Adam's update + lambda p."""
+
+    def _update(self, group: Any, p: Tensor, g: Tensor, decay: float, state: Any) -> None:
+        beta1, beta2 = group["betas"]
+        state["step"] += 1
+        t = float(state["step"])
+        m = state["first_moment"].mul_(beta1).add_(g, alpha=1 - beta1)
+        v = state["second_moment"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        root = v.sqrt().div_((1 - beta2**t) ** 0.5).add_(self.spec.eps)
+        u = torch.div(m, root, out=root).div_(1 - beta1**t)
+        if decay:
+            u.add_(p, alpha=decay)
+        if group["kind"] == "plain":
+            p.sub_(u, alpha=group["lr"])
+        else:
+            p.sub_(u.mul_(_ratio(_norm(p), _norm(u)) * group["lr"]))
+
+
+class LARS(_Layerwise):
+    """LARS: SGD with the gradient times trust_coefficient |p| / (|g| + lambda |p|)."""
+
+    def _update(self, group: Any, p: Tensor, g: Tensor, decay: float, state: Any) -> None:
+        s = self.spec
+        d = g.add(p, alpha=decay) if decay else g
+        if group["kind"] != "plain":
+            size = _norm(p)
+            d = d * _ratio(size * s.trust_coefficient, _norm(g) + decay * size)
+        if s.momentum:
+            b = state["momentum"].mul_(group["momentum"]).add_(d)
+            d = d.add(b, alpha=group["momentum"]) if s.nesterov else b
+        p.sub_(d, alpha=group["lr"])
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x)
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, or 1 if one of them is 0."""
+    return torch.where((a > 0) & (b > 0), a / b, 1.0)
+
+
+def _decayed_gradient(group: Any, p: Tensor) -> Tensor:
+    """The gradient with coupled weight decay."""
+    assert p.grad is not None
+    return p.grad.add(p, alpha=group["weight_decay"]) if group["weight_decay"] else p.grad
+
+
+def _rms(x: Tensor) -> Tensor:
+    """sqrt(mean of x^2)"""
+    return torch.linalg.vector_norm(x) / x.numel() ** 0.5
+
+
 class Flat:
     """Small parameters as views of one buffer, and their gradients as views of another, so that one
     kernel updates them all. All updates are elementwise, so the results equal those of separate
@@ -42,6 +150,7 @@ class Flat:
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         self._parameters, first = parameters, next(iter(parameters.values()))
+        self.names = list(parameters)
         self.is_single = len(parameters) == 1
         if self.is_single:
             self.buffer = first
@@ -78,22 +187,27 @@ class Flat:
 _LARGE = 2**16  # elements; parameters of this size and more stay separate
 
 
-def flatten(parameters: Mapping[str, Tensor], groups: Iterable[Group]) -> list[list[Flat]]:
-    """Return the buffers of each parameter group; a frozen group has none."""
+def flatten(
+    parameters: Mapping[str, Tensor], groups: Iterable[Group], is_elementwise: bool
+) -> list[list[Flat]]:
+    """Return the buffers of each parameter group; a frozen group has none. An optimizer that is not
+    elementwise has a buffer for each parameter."""
     flats: list[list[Flat]] = []
     for group in groups:
         if group.is_frozen:
             flats.append([])
             continue
         small = {
-            name: parameters[name] for name in group.names if parameters[name].numel() < _LARGE
+            name: parameters[name]
+            for name in group.names
+            if is_elementwise and parameters[name].numel() < _LARGE
         }
         large = [Flat({name: parameters[name]}) for name in group.names if name not in small]
         flats.append([*([Flat(small)] if small else []), *large])
     return flats
 
 
-# optimizer -> slot -> key in torch's state
+# optimizer of torch, or Lion -> slot -> key in torch's state; in those of this file, the slot
 _STATE = {
     "sgd": {"momentum": "momentum_buffer"},
     "adam": {
@@ -115,16 +229,24 @@ _STATE = {
 _STATE["adamw"] = _STATE["adam"]
 # optimizers with a `step` in their state
 _COUNTS = {"adam", "adamw", "adamax", "nadam", "rmsprop", "adagrad", "adadelta"}
+_OWN_COUNTS = {"adafactor", "lamb"}  # the same of this file's classes: in float64, exact above 2^24
 
 
-def build(spec: Any, flats: Iterable[Sequence[Flat]], groups: Iterable[Group]) -> Optimizer:
-    """Build a torch optimizer over the groups' buffers."""
-    native = spec.weight_decay_mode == "coupled" or spec.name in ("adam", "adamw", "nadam")
+def build(
+    spec: Any,
+    flats: Iterable[Sequence[Flat]],
+    groups: Iterable[Group],
+    canonical: Callable[[Tensor], Tensor],
+) -> Optimizer:
+    """Build a torch optimizer over the groups' buffers. `canonical` returns a view of a parameter
+    with canonical axes."""
+    native = spec.weight_decay_mode != "decoupled" or spec.name in ("adam", "adamw", "nadam")
     native_groups = [
         {
             "params": [flat.buffer for flat in group_flats],
             "lr_factor": group.lr_factor,
             "decay_factor": group.decay_factor,
+            "kind": group.kind,
             # the key of this group that holds its weight decay
             "decay_key": "weight_decay" if native else "hook_decay",
             "weight_decay": spec.weight_decay * group.decay_factor if native else 0.0,
@@ -132,7 +254,10 @@ def build(spec: Any, flats: Iterable[Sequence[Flat]], groups: Iterable[Group]) -
         }
         for group_flats, group in zip(flats, groups, strict=True)
     ]
-    optimizer = _OPTIMIZERS[spec.name](spec, native_groups)
+    if spec.name in _BY_AXES:
+        optimizer = _BY_AXES[spec.name](spec, native_groups, canonical)
+    else:
+        optimizer = _OPTIMIZERS[spec.name](spec, native_groups)
     if spec.decays and not native:
         optimizer.register_step_pre_hook(_decay)
     return optimizer
@@ -184,7 +309,14 @@ _OPTIMIZERS: dict[str, Any] = {
     ),
     "adadelta": lambda s, groups: torch.optim.Adadelta(groups, lr=s.lr, rho=s.rho, eps=s.eps),
     "lion": lambda s, groups: Lion(groups, lr=s.lr, betas=(s.beta1, s.beta2), weight_decay=0.0),
+    "lamb": lambda s, groups: LAMB(s, groups, betas=(s.beta1, s.beta2)),
+    "lars": lambda s, groups: LARS(s, groups, momentum=s.momentum),
 }
+_BY_AXES: dict[str, Any] = {"adafactor": Adafactor}  # updates that need the canonical axes
+
+
+def _state_key(spec: Any, slot: str) -> str:
+    return _STATE.get(spec.name, {}).get(slot, slot)
 
 
 def load_slots(
@@ -197,13 +329,20 @@ def load_slots(
 ) -> None:
     """Load canonical slots into the optimizer, as its state after `step` updates."""
     for flat in flats:
-        state = {}
+        state: dict[str, Tensor] = {}
         for slot, values in slots.items():
-            state[_STATE[spec.name][slot]] = buffer = torch.empty_like(flat.buffer)
+            if slot in spec.reduced_slots:
+                if flat.names[0] in values:
+                    value = np.array(values[flat.names[0]])
+                    state[slot] = torch.from_numpy(value).to(flat.buffer.device)
+                continue
+            state[_state_key(spec, slot)] = buffer = torch.empty_like(flat.buffer)
             for name, view in flat.views(buffer).items():
                 view.copy_(to_torch(values[name]))
         if spec.name in _COUNTS:
             state["step"] = torch.tensor(float(step), dtype=torch.float32)
+        if spec.name in _OWN_COUNTS:
+            state["step"] = torch.tensor(float(step), dtype=torch.float64)
         for scalar, value in spec.scalars(step).items():
             state[scalar] = torch.tensor(value, dtype=torch.float64)
         optimizer.state[flat.buffer] = state
@@ -217,16 +356,15 @@ def save_slots(
     to_canonical: Callable[[Tensor], np.ndarray],
 ) -> dict[str, dict[str, np.ndarray]]:
     """Return canonical copies of the optimizer's slots."""
-    return {
-        slot: {
-            name: to_canonical(view)
-            for flat in flats
-            for name, view in flat.views(
-                optimizer.state[flat.buffer][_STATE[spec.name][slot]]
-            ).items()
-        }
-        for slot in slots
-    }
+
+    def of(slot: str, flat: Flat) -> dict[str, np.ndarray]:
+        state = optimizer.state[flat.buffer]
+        if slot in spec.reduced_slots:
+            return {name: state[slot].cpu().numpy().copy() for name in flat.names if slot in state}
+        views = flat.views(state[_state_key(spec, slot)])
+        return {name: to_canonical(view) for name, view in views.items()}
+
+    return {slot: {k: v for flat in flats for k, v in of(slot, flat).items()} for slot in slots}
 
 
 def count_skipped_update(optimizer: Optimizer) -> None:

@@ -56,6 +56,8 @@ class Group:
     names: tuple[str, ...]
     lr_factor: float = 1.0
     decay_factor: float = 1.0
+    # which of the optimizer's updates, if it has several: "" is the first one
+    kind: str = ""
 
     @property
     def is_frozen(self) -> bool:
@@ -73,6 +75,10 @@ class _Optimizer(Section):
     schedules: dict[str, AnyCurve]
 
     schedulable: ClassVar[Sequence[str]] = ("weight_decay",)  # hyperparameters that can change
+    # False if an update needs norms, means or products of a single weight
+    is_elementwise: ClassVar[bool] = True
+    # slots with other shapes than the weights, in canonical axes; not every weight has them
+    reduced_slots: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def decays(self) -> bool:
@@ -82,6 +88,11 @@ class _Optimizer(Section):
     def slots(self) -> dict[str, float]:
         """Map slot names to their initial values."""
         return {}
+
+    def kind(self, name: str, decays: bool) -> str:
+        """Return the kind of update of a weight. `decays` is false for biases, scales and offsets
+        of norms, and position embeddings."""
+        return ""
 
     def scalars(self, step: int) -> dict[str, float]:
         """State that is a number, computed from the number of applied updates."""
@@ -248,6 +259,112 @@ class Lion(_Optimizer):
         return {"first_moment": 0.0}
 
 
+class Adafactor(_Optimizer):
+    """s = g^2 + eps1; b = 1 - t'^beta2_decay. For a weight [..., I, O]: R = b R + (1 - b) mean of s
+    over O; C = b C + (1 - b) mean of s over I; v = R C / (mean of R over I). For a vector v = b v +
+    (1 - b) s. u = g / sqrt(max(v, eps1)); p -= lr max(eps2, RMS(p)) u / max(1, RMS(u) /
+    clip_threshold), without max(eps2, RMS(p)) if `scale_parameter` is false. RMS(p) =
+    sqrt(mean of p^2).
+
+    R and C take I + O numbers in place of I O. The axes are the canonical ones: a convolution's
+    [height, width, in, out] has R and C for each position of its window, as in Keras; torch factors
+    height x width. A model of the user's own has its framework's axes.
+
+    Shazeer and Stern (2018), algorithm 4, without its first moment; equal to torch.optim.Adafactor
+    (but for eps1, a lower bound there) and keras.optimizers.Adafactor while eta(t) <= 1 / sqrt(t'):
+    these take min(lr, 1 / sqrt(t')). The bound of v keeps a row without any gradient from 0 / 0 in
+    float32.
+    """
+
+    name: Literal["adafactor"]
+    beta2_decay: Annotated[float, Field(ge=-1, lt=0)]
+    eps1: Positive
+    eps2: NonNegative
+    clip_threshold: Positive
+    scale_parameter: bool
+
+    is_elementwise: ClassVar[bool] = False
+    reduced_slots: ClassVar[frozenset[str]] = frozenset(
+        {"row_square_average", "column_square_average", "square_average"}
+    )
+
+    def slots(self) -> dict[str, float]:
+        """Return no slots: none has the shapes of the weights."""
+        return {}
+
+    def initial_slots(self, weights: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+        matrices = {name: w for name, w in weights.items() if w.ndim >= 2}
+        slots = {
+            "row_square_average": {
+                name: np.zeros(w.shape[:-1], w.dtype) for name, w in matrices.items()
+            },
+            "column_square_average": {
+                name: np.zeros((*w.shape[:-2], w.shape[-1]), w.dtype)
+                for name, w in matrices.items()
+            },
+            "square_average": {
+                name: np.zeros_like(w) for name, w in weights.items() if name not in matrices
+            },
+        }
+        return {slot: values for slot, values in slots.items() if values}
+
+
+class _Layerwise(_Optimizer):
+    """Base class of updates with a step in proportion to the size of each weight tensor.
+
+    A third way of weight decay, `layerwise`, is that of the papers: lambda p inside of the update
+    that is scaled. With adapt_exclude=bias_and_norm, the ratio is 1 for the weights that
+    `decay_exclude` names.
+    """
+
+    weight_decay_mode: Literal["layerwise", "coupled", "decoupled"]  # type: ignore[assignment]
+    adapt_exclude: Literal["none", "bias_and_norm"]
+
+    is_elementwise: ClassVar[bool] = False
+
+    def kind(self, name: str, decays: bool) -> str:
+        return "plain" if self.adapt_exclude == "bias_and_norm" and not decays else ""
+
+
+class LAMB(_Layerwise):
+    """m, v, mhat, vhat as in Adam; u = mhat / (sqrt(vhat) + eps) + lambda p; p -= lr |p| / |u| u.
+    The norms are of one weight tensor; the ratio is 1 if one of them is 0.
+
+    You et al. (2020), algorithm 2, with phi(z) = z. keras.optimizers.Lamb is equal without weight
+    decay, which is always decoupled in Keras.
+    """
+
+    name: Literal["lamb"]
+    beta1: Fraction
+    beta2: Fraction
+    eps: Positive
+
+    schedulable: ClassVar[Sequence[str]] = ("beta1", "beta2", "weight_decay")
+
+    def slots(self) -> dict[str, float]:
+        return {"first_moment": 0.0, "second_moment": 0.0}
+
+
+class LARS(_Layerwise):
+    """a = trust_coefficient |p| / (|g| + lambda |p|); b = momentum b + a (g + lambda p);
+    p -= lr b, or with `nesterov` p -= lr (a (g + lambda p) + momentum b). The norms are of one
+    weight tensor; a is 1 if |p| or the sum below it is 0.
+
+    You, Gitman and Ginsburg (2017), algorithm 1, with SGD's buffer, which does not contain lr: the
+    paper's is the same at a constant rate.
+    """
+
+    name: Literal["lars"]
+    momentum: Fraction
+    nesterov: bool
+    trust_coefficient: Positive
+
+    schedulable: ClassVar[Sequence[str]] = ("momentum", "weight_decay")
+
+    def slots(self) -> dict[str, float]:
+        return {"momentum": 0.0} if self.momentum else {}
+
+
 class Custom(OwnCode):
     """The user's own optimizer, `_target_`: a torch.optim.Optimizer on Lightning, a Keras optimizer
     on Keras. Keys that are not listed here are its arguments.
@@ -323,7 +440,22 @@ class OfModule(Custom):
 
 
 Optimizer = Annotated[
-    Union[SGD, Adam, AdamW, Adamax, NAdam, RMSprop, Adagrad, Adadelta, Lion, Custom, OfModule],
+    Union[
+        SGD,
+        Adam,
+        AdamW,
+        Adamax,
+        NAdam,
+        RMSprop,
+        Adagrad,
+        Adadelta,
+        Lion,
+        Adafactor,
+        LAMB,
+        LARS,
+        Custom,
+        OfModule,
+    ],
     Field(discriminator="name"),
 ]
 
@@ -350,13 +482,14 @@ def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
         else _layer_factors(optimizer.layer_decay, network)
     )
     used: set[int] = set()
-    by_factors: dict[tuple[float, float], list[str]] = {(1.0, 1.0): []}
+    by_factors: dict[tuple[float, float, str], list[str]] = {(1.0, 1.0, ""): []}
+    kinds = _kinds(optimizer, network)
     for name, layer in layers.items():
         i = next((i for i, entry in enumerate(optimizer.groups) if entry.fits(name)), None)
         entry = Matching(match=name) if i is None else optimizer.groups[i]
         used |= {i} if i is not None else set()
         factors = layer * entry.lr_factor, entry.weight_decay_factor if name in decay else 0.0
-        by_factors.setdefault(factors, []).append(name)
+        by_factors.setdefault((*factors, kinds[name]), []).append(name)
     for i, entry in enumerate(optimizer.groups):
         if i not in used:
             names = [*layers, *dict.fromkeys(map(layer_of, layers))]
@@ -369,11 +502,19 @@ def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
             )
     if not layers:
         raise ConfigError("model must have at least one weight to train, got none")
-    if not any(lr_factor for (lr_factor, _), names in by_factors.items() if names):
+    if not any(lr_factor for (lr_factor, *_), names in by_factors.items() if names):
         raise ConfigError(
             "optimizer.groups must leave at least one weight with lr_factor > 0, got 0 for all"
         )
     return tuple(Group(tuple(names), *factors) for factors, names in by_factors.items())
+
+
+def _kinds(optimizer: Any, network: Network) -> dict[str, str]:
+    """Map every weight to the kind of its update."""
+    variables = {name: v for name, v in network.variables().items() if v.trainable}
+    if isinstance(optimizer, Custom):
+        return dict.fromkeys(variables, "")
+    return {name: optimizer.kind(name, v.decays) for name, v in variables.items()}
 
 
 def frozen(groups: Iterable[Group]) -> frozenset[str]:

@@ -8,9 +8,11 @@ from typing import Annotated, Any, Union
 from pydantic import Field, TypeAdapter
 
 from runner.data.arrays import Arrays
+from runner.data.audio import AudioFolder
 from runner.data.dataset import Dataset, Split
 from runner.data.embedded import BreastCancer, Diabetes, Digits, Iris, Wine
 from runner.data.files import NPZ, Custom
+from runner.data.folders import Folder
 from runner.data.frame import Frame
 from runner.data.images import ImageFolder
 from runner.data.splits import Splits
@@ -31,6 +33,7 @@ Data = Annotated[
         Table,
         NPY,
         ImageFolder,
+        AudioFolder,
         Custom,
         Arrays,
         Frame,
@@ -64,7 +67,7 @@ def _stamps(data: Any) -> tuple[Any, ...]:
 
 def _files(data: Any) -> Iterable[Path]:
     """The files that a section's rows are read from."""
-    if isinstance(data, ImageFolder):
+    if isinstance(data, Folder):
         return data.files()
     if getattr(data, "path", None) is None:
         return ()

@@ -142,7 +142,10 @@ class Dataset:
             for split in (self.train, self.val, self.test)
         )
         train, val, test = splits
-        return replace(self, train=train, val=val, test=test, image_shape=None)
+        scaling = self.x_scaling
+        if scaling is not None:  # of features that become pixels
+            scaling = Scaling(scaling.offset[:, None], scaling.scale[:, None])
+        return replace(self, train=train, val=val, test=test, image_shape=None, x_scaling=scaling)
 
     def with_columns(self, features: Sequence[str]) -> "Dataset":
         """Select these columns of x in this order; unchanged if one of them does not exist."""

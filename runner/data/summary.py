@@ -196,7 +196,7 @@ def _moments(data: Dataset, split: Split, is_table: bool) -> _Moments | None:
         if is_table and data.x_scaling is not None:
             rounding = _ROUNDING * np.abs(data.x_scaling.offset)
         elif data.x_scaling is not None:
-            rounding = _ROUNDING * np.abs(data.x_scaling.offset).max(keepdims=True)
+            rounding = _ROUNDING * np.abs(data.x_scaling.offset).max().reshape(1)
         if not is_table:
             raw, targets = raw.reshape(-1, 1), np.empty((raw.size, 0))
         block = _Moments.of(raw, targets, rounding)

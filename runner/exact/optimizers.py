@@ -256,3 +256,9 @@ FORMS: dict[str, Callable[..., tuple[Tensor, Slots]]] = {
     "adadelta": adadelta,
     "lion": lion,
 }
+# optimizers of the config without one -> the reason
+WITHOUT_FORM = {
+    "adafactor": "its slots have other shapes than the weights, which are one vector here",
+    "lamb": "it needs the norm of each weight tensor, and all weights are one vector here",
+    "lars": "it needs the norm of each weight tensor, and all weights are one vector here",
+}

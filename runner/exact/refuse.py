@@ -41,6 +41,12 @@ def refuse(net: Network, loss: Any, optimizer: Any, order: Order) -> None:
         raise ConfigError(
             "loss.class_weights is not supported with trainer.precision=exact; set it to null"
         )
+    if optimizer.name in optimizers.WITHOUT_FORM:
+        raise ConfigError(
+            f"optimizer={optimizer.name} has no exact form, because "
+            f"{optimizers.WITHOUT_FORM[optimizer.name]}; trainer.precision=exact takes "
+            f"{', '.join(optimizers.FORMS)}"
+        )
     _check_has_form("optimizer", optimizer.name, optimizers.FORMS)
     _check_not_tiny("optimizer.eps", getattr(optimizer, "eps", None))
     num_outputs = int(np.prod(net.output_shape))

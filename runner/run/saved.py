@@ -19,9 +19,9 @@ from runner.config import yaml_files
 from runner.config.conf_folder import defaults, with_schedule_defaults
 from runner.config.given import Given
 from runner.config.schema import Config, LayerModel, parse, sha256
-from runner.data import load
 from runner.data.dataset import Scaling, changed, check_finite
 from runner.data.files import NPZ, channels_last
+from runner.data.folders import Folder
 from runner.data.frame import Frame, FrameFile, Frames, arrow_table
 from runner.data.ranges import far_outside
 from runner.data.source import Batch
@@ -356,20 +356,23 @@ class Run:
                 )
             return self._with_test_rows(self.plan), False
         section = self.config.data
-        if not isinstance(section, Columns):
+        if not isinstance(section, Columns | Folder):
             raise ConfigError(
-                f"data.path of task=evaluate names new rows of a table, and {self.folder} was "
-                f"trained on data={section.name}"
+                f"data.path of task=evaluate names new rows of a table or a folder of class "
+                f"folders, and {self.folder} was trained on data={section.name}"
             )
         table = None if isinstance(new, str | Path) else _table(new)
         moved = _moved(section, str(new) if table is None else table)
         with suppress(ConfigError):  # new rows need not be enough for a training
-            if changed(self.data, load(moved, self.data).description()) is None:
-                config = self.config.model_copy(update={"data": moved})
-                return self._with_test_rows(plan(config, self.data)), False
-        saved = self.folder / "data.json"
-        file = moved.file(moved.path)
-        rows, warnings = labelled_rows(section, file, self.data, saved)
+            prepared = plan(self.config.model_copy(update={"data": moved}), self.data)
+            if changed(self.data, prepared.data.description()) is None:
+                return self._with_test_rows(prepared), False
+        if isinstance(section, Folder):
+            rows, warnings = section.labelled_rows(moved.path, self.data)
+        else:
+            saved = self.folder / "data.json"
+            file = moved.file(moved.path)
+            rows, warnings = labelled_rows(section, file, self.data, saved)
         return plan(self.config, data=replace(rows, warnings=tuple(warnings))), True
 
     def _with_test_rows(self, prepared: Plan) -> Plan:
@@ -467,8 +470,12 @@ def _table(rows: Any) -> Any:
     return table
 
 
-def _moved(section: Columns, source: Any) -> Table | Frame:
-    """Return a section for other rows: of a file, or of a pyarrow.Table."""
+def _moved(section: Columns | Folder, source: Any) -> Any:
+    """Return a section for other rows: of a file or folder, or of a pyarrow.Table."""
+    if isinstance(section, Folder):
+        if not isinstance(source, str):
+            raise ConfigError("the new rows of a run on folders must be a folder, got a table")
+        return section.model_copy(update={"path": source})
     if not isinstance(source, str):
         return section.of(Frame, name="frame").holding(Frames({"train": source}))
     if isinstance(section, Table):

@@ -10,6 +10,7 @@ import numpy as np
 
 from runner.config.schema import Config
 from runner.data import load
+from runner.data.audio import AudioFolder
 from runner.data.splits import SPLITS
 from runner.data.summary import Column, Summary, summarize
 from runner.errors import show
@@ -42,8 +43,14 @@ def describe(config: Config) -> int:
 
 
 def _keys(section: Any) -> list[str]:
-    """Describe how the rows are split, and random changes of the training images."""
+    """Describe how the rows are made and split, and random changes of the training images."""
     lines = []
+    if isinstance(section, AudioFolder):
+        frames, features = section.row_shape
+        lines.append(
+            f"audio    {section.features}: {section.seconds:g} s at {section.sample_rate} Hz, "
+            f"{frames} frames of {features}"
+        )
     if hasattr(section, "split_seed"):
         how = f"{getattr(section, 'split', 'random')}, data.split_seed={section.split_seed}"
         if getattr(section, "fold", None) is not None:
@@ -94,7 +101,9 @@ def _scaling(summary: Summary) -> str:
     ]
     shape = summary.values["flattened_images"]
     if shape is not None:
-        parts.append(f"rows are images {shape} for a model that needs these, else flattened")
+        x = summary.fields["x"]["shape"]
+        other = "flattened" if len(x) == 1 else f"sequences {x}"
+        parts.append(f"rows are images {shape} for a model that needs these, else {other}")
     return "; ".join(parts)
 
 

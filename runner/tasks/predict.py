@@ -1,5 +1,5 @@
 """task=predict: predict new rows with a finished run, from a table to CSV, from NPZ to NPZ, or
-from a folder of images to CSV."""
+from a folder of images or audio to CSV."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ import numpy as np
 
 from runner.components.metrics import probabilities
 from runner.data.files import as_float, locate, read_npz, regular_file
-from runner.data.images import ImageFolder, below, read_images
+from runner.data.folders import Folder, below
 from runner.data.table import Table, new_rows
 from runner.data.table_files import TableFile
 from runner.errors import ConfigError, RunError, show_path
@@ -28,7 +28,8 @@ def predict(run: Run, source: str) -> int:
     It contains the outputs (for regression in the data's units); for classification also the
     probability of each class and the most probable label. Rows are transformed and scaled like the
     training rows. A table (CSV, Parquet, ...) needs the training columns, in any order; an NPZ
-    needs the array `x`. A run of images takes a folder of images, whose paths are the first column.
+    needs the array `x`. A run of images or audio takes a folder of files, whose paths are the first
+    column.
     """
     with capture() as (console, captured):
         path, x, names, warnings = _rows(source, run)
@@ -56,10 +57,11 @@ def predict(run: Run, source: str) -> int:
 
 
 def _rows(source: str, run: Run) -> tuple[Path, np.ndarray, list[str] | None, list[str]]:
-    """Read the rows. For a run of images, `source` is a folder of images or an image, and the rows
-    have names: the paths below the folder. Return warnings too."""
+    """Read the rows. For a run of images or audio, `source` is a folder of files or a file, and
+    the rows have names: the paths below the folder. Return warnings too."""
+    section = run.config.data
     is_table = source.lower().endswith((".csv", ".npz"))
-    if not isinstance(run.config.data, ImageFolder) or (is_table and not Path(source).is_dir()):
+    if not isinstance(section, Folder) or (is_table and not Path(source).is_dir()):
         path = regular_file(source)
         x, warnings = _read(run, path)
         return path, x, None, warnings
@@ -67,14 +69,13 @@ def _rows(source: str, run: Run) -> tuple[Path, np.ndarray, list[str] | None, li
     files = [*below(root)] if stat.S_ISDIR(mode) else [root]
     if not files:
         raise ConfigError(
-            f"data.path must be a folder of images, got {show_path(source)}, which has no files"
+            f"data.path must be a folder of {section.media.plural}, got {show_path(source)}, "
+            f"which has no files"
         )
-    x = read_images(
-        files, run.config.data.size, "grey" if run.data["input_shape"][2] == 1 else "rgb"
-    )
+    x, warnings = section.new_rows(files, run.data)
     _check_shape(root, x, run.raw_shape)
     names = [str(file.relative_to(root)) if file != root else file.name for file in files]
-    return root, x, names, []
+    return root, x, names, warnings
 
 
 def _read(run: Run, path: Path) -> tuple[np.ndarray, list[str]]:

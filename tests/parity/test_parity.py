@@ -51,6 +51,12 @@ OPTIMIZERS = {
     "nadam": ["optimizer=nadam", "optimizer.lr=5e-4"],
     "lion": ["optimizer=lion"],
 }
+# and those that exact mode refuses
+WITHOUT_EXACT_FORM = {
+    "adafactor": ["optimizer=adafactor", "optimizer.lr=3e-3"],
+    "lamb": ["optimizer=lamb"],
+    "lars": ["optimizer=lars", "optimizer.nesterov=true"],
+}
 IMAGES = "data.images=true"
 SCHEDULES = {"constant": ["schedule=constant"], "exponential": ["schedule=exponential"]}
 MODELS = {"mlp": ["model=mlp"], "cnn": ["model=cnn", IMAGES]}  # the cnn has batch norm and dropout
@@ -68,6 +74,7 @@ SETTINGS = {
         "optimizer.decay_exclude=bias_and_norm",
     ],
 }
+ALL_OPTIMIZERS = {**OPTIMIZERS, **WITHOUT_EXACT_FORM}
 DEFAULT = ("mlp", "exponential", "decoupled")
 MLP_DEFAULT = {"nesterov"}
 PLAIN_DEFAULT = {"adam"}
@@ -84,11 +91,11 @@ def by_default(optimizer: str, model: str, schedule: str, setting: str) -> bool:
 
 TABLE = [
     pytest.param(
-        OPTIMIZERS[optimizer] + MODELS[model] + SCHEDULES[schedule] + SETTINGS[setting],
+        ALL_OPTIMIZERS[optimizer] + MODELS[model] + SCHEDULES[schedule] + SETTINGS[setting],
         id=f"{optimizer}-{model}-{schedule}-{setting}",
         marks=[] if by_default(optimizer, model, schedule, setting) else [pytest.mark.slow],
     )
-    for optimizer in OPTIMIZERS
+    for optimizer in ALL_OPTIMIZERS
     for model in MODELS
     for schedule in SCHEDULES
     for setting in SETTINGS
@@ -186,6 +193,7 @@ LAYERS = {
     ],
     "transformer": ["model=transformer", IMAGES],
 }
+NEWER = ("adafactor", "lamb", "lars")  # the optimizers that are not among torch's classic ones
 # Groups of weights with their own rate and decay, and hyperparameters with a schedule of their own
 _MOMENTUM = (
     "optimizer.schedules.momentum={name: sequence, phases: [{for: 30%, name: ramp, from: "
@@ -266,6 +274,18 @@ def test_optimizers_agree(overrides: list[str]) -> None:
     assert_parity(BASE + overrides)
 
 
+@pytest.mark.parametrize("name", slow_but(NEWER))
+def test_newer_optimizers_agree_on_a_transformer_with_groups(name: str) -> None:
+    """With frozen weights, weights with another rate, layer decay and scheduled weight decay."""
+    overrides = [
+        *ALL_OPTIMIZERS[name], *LAYERS["transformer"], "schedule=cosine",
+        "optimizer.layer_decay=0.9",
+        "optimizer.weight_decay=0.01", "optimizer.schedules.weight_decay={name: linear}",
+        "optimizer.groups=[{match: '*/bias', lr_factor: 0.0},{match: '*/key', lr_factor: 0.5}]",
+    ]  # fmt: skip
+    assert_parity(["trainer.precision=float64", "trainer.max_steps=60", *overrides])
+
+
 @pytest.mark.parametrize("name", slow_but(GROUPS, "frozen", "beta1"))
 def test_groups_and_scheduled_hyperparameters_agree(name: str) -> None:
     assert_parity(["trainer.precision=float64", "trainer.max_steps=100", *GROUPS[name]])
@@ -333,6 +353,7 @@ def test_subnormals_are_zero_on_both_and_nobody_s_else(backend: str) -> None:
 
 
 HANDED_OVER = ("momentum", "adam", "adamw", "nadam", "rmsprop_both", "adagrad", "adadelta", "lion")
+HANDED_OVER = (*HANDED_OVER, *NEWER)
 # by default; the others are slow
 ONWARD, BACK = {"nadam", "rmsprop_both"}, {"adam"}
 
@@ -348,7 +369,7 @@ ONWARD, BACK = {"nadam", "rmsprop_both"}, {"adam"}
 def test_a_run_started_on_one_framework_is_finished_on_the_other(
     name: str, order: tuple[str, str]
 ) -> None:
-    overrides = [*BASE, *OPTIMIZERS[name], "schedule=exponential", "trainer.steps_per_call=30"]
+    overrides = [*BASE, *ALL_OPTIMIZERS[name], "schedule=exponential", "trainer.steps_per_call=30"]
     whole = train(order[0], overrides)
     half = train(order[0], overrides, stop_after=150)
     assert half.state.step == 150

@@ -1,0 +1,350 @@
+"""Audio files in folders: their list, and the features of their samples, which soundfile reads."""
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from math import ceil
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from runner.data import spectra
+from runner.data.capacity import memory
+from runner.data.dataset import Dataset, Scaling, Split, fit_scaling
+from runner.data.files import unscaled
+from runner.data.folders import Folder, Media, each
+from runner.data.splits import SPLITS
+from runner.errors import ConfigError, one_line, show_path
+from runner.schedules.dialects.calls import SentenceError
+from runner.section import NonNegative, Positive
+
+# The first bytes of a file -> its format. libsndfile has more readers, for formats that are rare.
+_FORMATS = {b"RIFF": "WAV", b"RF64": "WAV", b"fLaC": "FLAC", b"OggS": "OGG", b"FORM": "AIFF"}
+_NAMES = "AIFF, FLAC, OGG, WAV"
+_SUFFIXES = (".aif", ".aiff", ".flac", ".oga", ".ogg", ".opus", ".wav")
+_THREADS = 8  # that read; more wait for memory
+_LEAST_RATE, _LARGEST_RATE = 1_000, 384_000  # Hz
+_LARGEST_SAMPLE = 2.0**31  # of files of floats; those of integers are within -1 and 1
+# The log of libsndfile about the bytes of a file's samples
+_CUT = re.compile(r"^\s*(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
+_UNKNOWN = 0x7FFF0000  # bytes; programs that write to a pipe promise at least so many
+
+_PAGE = 27 + 255 + 255 * 255  # bytes of the longest page of an OGG file
+
+Rate = Annotated[int, Field(ge=_LEAST_RATE, le=_LARGEST_RATE)]
+Size = Annotated[int, Field(ge=1, le=2**20)]
+
+
+class Sounds(NamedTuple):
+    """Rows of audio."""
+
+    values: np.ndarray  # float64[N, T, F]; float32 for waveforms
+    num_frames: np.ndarray  # the frames of each row that are not padding  # int64[N]
+    warnings: tuple[str, ...]
+
+    @property
+    def mask(self) -> np.ndarray:
+        """True for frames that are not padding.  # bool[N, T]"""
+        is_sound: np.ndarray = np.arange(self.values.shape[1]) < self.num_frames[:, None]
+        return is_sound
+
+    def pad(self, frame: np.ndarray) -> None:
+        """Set the frames of padding.  # float64[F]"""
+        self.values[~self.mask] = frame
+
+
+class AudioFolder(Folder):
+    """A folder with one folder of audio files per class, or with the folders train, val and test,
+    which hold the class folders. With `table`, a CSV file, the classes are in its column label, and
+    the files in its column path; split=grouped follows its column group.
+
+    Rows are [frames, features] in the order of the sorted paths, or of the table. The channels of a
+    file are averaged. Samples are resampled to `sample_rate` by a windowed sinc of 64 zero
+    crossings, then cut to `seconds`, or padded with zeros. `features`: waveform has a frame per
+    sample, with 1 feature. log_mel: ln(max(power, `log_floor`)) of `num_mels` bands; frame t has
+    `n_fft` samples around sample t `hop_length`, zeros beyond the ends, and a periodic `window`.
+    mfcc: the first `num_mfcc` coefficients of the orthonormal DCT-II of log_mel. The formulas are
+    in runner/data/spectra.py. `standardize` scales each feature to mean 0 and deviation 1 over the
+    frames of the training rows, without padding; frames of padding are then 0. AIFF, FLAC, OGG
+    (Vorbis, Opus) and WAV are read. Names that begin with a dot are ignored. A split without its
+    own folder is split off the training rows.
+    """
+
+    media: ClassVar[Media] = Media("audio files", _SUFFIXES)
+
+    name: Literal["audio_folder"]
+    sample_rate: Rate
+    seconds: Positive
+    features: Literal["waveform", "log_mel", "mfcc"]
+    n_fft: Annotated[int, Field(ge=2, le=2**20)]
+    hop_length: Size
+    window: spectra.Window
+    num_mels: Annotated[int, Field(ge=1, le=2**12)]
+    mel_scale: spectra.Scale
+    f_min: NonNegative
+    f_max: Positive | None
+    log_floor: Positive
+    num_mfcc: Size
+    standardize: bool
+    images: Literal["auto"] | bool
+
+    @model_validator(mode="after")
+    def _agree(self) -> "AudioFolder":
+        half = self.sample_rate / 2
+        if self.seconds * self.sample_rate < 1:
+            raise SentenceError(
+                f"seconds must be at least one sample of data.sample_rate={self.sample_rate}, got "
+                f"{self.seconds:g}"
+            )
+        if self.highest > half:
+            raise SentenceError(
+                f"f_max must be <= {half:g}, half of data.sample_rate, got {self.f_max:g}"
+            )
+        if self.f_min >= self.highest:
+            raise SentenceError(
+                f"f_min must be < {self.highest:g}, the upper end of the bands, got {self.f_min:g}"
+            )
+        if self.features == "mfcc" and self.num_mfcc > self.num_mels:
+            raise SentenceError(
+                f"num_mfcc must be <= data.num_mels={self.num_mels}, got {self.num_mfcc}"
+            )
+        if self.features != "waveform":
+            empty = int((self._filters().max(axis=1) == 0).sum())
+            if empty:
+                raise SentenceError(
+                    f"num_mels must give bands that hold a frequency of the spectrum, got "
+                    f"{self.num_mels} with {empty} empty ones; lower it, or raise data.n_fft"
+                )
+        return self
+
+    @property
+    def highest(self) -> float:
+        """The upper end of the last band, in Hz."""
+        return self.sample_rate / 2 if self.f_max is None else self.f_max
+
+    @property
+    def num_samples(self) -> int:
+        """The samples of a row."""
+        return round(self.seconds * self.sample_rate)
+
+    @property
+    def row_shape(self) -> tuple[int, int]:
+        """[frames, features]."""
+        if self.features == "waveform":
+            return self.num_samples, 1
+        frames = spectra.num_frames(self.num_samples, self.hop_length)
+        return frames, self.num_mels if self.features == "log_mel" else self.num_mfcc
+
+    def load(self) -> Dataset:
+        listed = self.listing()
+        sounds = read_sounds(listed.files, self)
+        splits = self.split_numbers(listed)
+        self.check_classes(splits["train"].y, listed.classes)
+        values, warnings = sounds.values, sounds.warnings
+        folds = self.folds_sha256(values, listed.labels)
+        scaling = None
+        if self.standardize:
+            rows = splits["train"].x
+            scaling = fit_scaling(values[rows][sounds.mask[rows]])
+            sounds.pad(scaling.offset)
+        elif self.features != "waveform":
+            warnings += unscaled(values, self.path, "data.standardize=true scales them")
+        train, val, test = (
+            Split(scaling.apply(values[part.x]) if scaling else values[part.x], part.y)
+            for part in (splits[name] for name in SPLITS)
+        )
+        data = Dataset(
+            train,
+            val,
+            test,
+            "classification",
+            listed.classes,
+            (),
+            x_scaling=scaling,
+            image_shape=(*self.row_shape, 1),
+            folds_sha256=folds,
+            warnings=warnings,
+        )
+        return data.as_images() if self.images is True else data
+
+    def new_rows(
+        self, files: Sequence[Path], description: Mapping[str, Any]
+    ) -> tuple[np.ndarray, list[str]]:
+        sounds = read_sounds(files, self)
+        scaling = Scaling.of(description["x_scaling"])
+        if scaling is not None:
+            sounds.pad(scaling.offset.reshape(-1))
+        values = sounds.values
+        is_image = len(description["input_shape"]) == 3
+        return values[..., None] if is_image else values, [*sounds.warnings]
+
+    def row(self, samples: np.ndarray) -> np.ndarray:
+        """Compute the features of samples.  # float64[num_samples] -> float64[frames, features]"""
+        if self.features == "waveform":
+            return samples[:, None]
+        power = spectra.power_spectrogram(samples, self.n_fft, self.hop_length, self.window)
+        bands = spectra.log_mel(power, self._filters(), self.log_floor)
+        return bands if self.features == "log_mel" else spectra.cepstra(bands, self.num_mfcc)
+
+    def _filters(self) -> np.ndarray:
+        return spectra.mel_filters(
+            self.sample_rate, self.n_fft, self.num_mels, self.f_min, self.highest, self.mel_scale
+        )
+
+
+def read_sounds(files: Sequence[Path], section: AudioFolder) -> Sounds:
+    """Read audio files and compute their features, several at a time; the result does not depend on
+    how many.
+
+    Raises:
+        ConfigError: a file is no audio or a damaged one; or the rows do not fit into memory.
+    """
+    shape = section.row_shape
+    dtype = np.dtype(np.float32 if section.features == "waveform" else np.float64)
+    _check_memory(len(files), shape, dtype.itemsize + 8)  # standardized rows are float64
+    values = np.empty((len(files), *shape), dtype)
+    lengths = np.empty(len(files), np.int64)  # samples at `sample_rate`
+    rates = np.empty(len(files), np.int64)
+
+    def read(numbered_file: tuple[int, Path]) -> None:
+        i, file = numbered_file
+        samples, lengths[i], rates[i] = _samples(file, section.sample_rate, section.num_samples)
+        values[i] = section.row(samples)
+
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), "audio") as pool:
+        _import_soundfile()
+        each(pool, read, [*enumerate(files)])
+    used = np.minimum(lengths, section.num_samples)
+    frames = (
+        used if section.features == "waveform" else spectra.num_frames(used, section.hop_length)
+    )
+    return Sounds(values, frames, _warnings(files, lengths, rates, section))
+
+
+def _warnings(
+    files: Sequence[Path], lengths: np.ndarray, rates: np.ndarray, section: AudioFolder
+) -> tuple[str, ...]:
+    """Warn of files that are longer than a row, or have a lower sample rate."""
+    texts, most = [], section.num_samples
+    if longer := int((lengths > most).sum()):
+        longest = int(np.argmax(lengths))
+        texts.append(
+            f"{longer} of {len(files)} audio files are longer than data.seconds={section.seconds:g}"
+            f", and their ends are not used; the longest is {show_path(files[longest])} with "
+            f"{lengths[longest] / section.sample_rate:.3g} s"
+        )
+    if lower := int((rates < section.sample_rate).sum()):
+        least = int(np.argmin(rates))
+        texts.append(
+            f"{lower} of {len(files)} audio files have a lower rate than data.sample_rate="
+            f"{section.sample_rate}; {show_path(files[least])} with {rates[least]} Hz has no sound "
+            f"above {rates[least] / 2:g} Hz"
+        )
+    return tuple(texts)
+
+
+def _check_memory(num: int, shape: Sequence[int], size: int) -> None:
+    needed, most = num * shape[0] * shape[1] * size, memory()
+    if needed > most:
+        raise ConfigError(
+            f"data.seconds must give rows that fit into this machine's {most / 2**30:.3g} GiB of "
+            f"memory, got {num} rows of {shape[0]} x {shape[1]}, which take "
+            f"{needed / 2**30:.3g} GiB"
+        )
+
+
+def _import_soundfile() -> Any:
+    try:
+        import soundfile
+    except ModuleNotFoundError:
+        raise ConfigError(
+            "audio needs soundfile, which is not installed: pip install soundfile"
+        ) from None
+    except OSError as error:  # the library libsndfile is missing
+        raise ConfigError(f"soundfile cannot be loaded: {one_line(error)}") from None
+    return soundfile
+
+
+def _samples(file: Path, sample_rate: int, num: int) -> tuple[np.ndarray, int, int]:
+    """Read the first `num` samples at `sample_rate`, padded with zeros: the mean of the channels.
+
+    Returns:
+        The samples, float64[num]; the number of samples of the whole file at `sample_rate`; and the
+        file's own rate.
+    """
+    with _opened(file) as sound:
+        rate, total = sound.samplerate, sound.frames
+        if not _LEAST_RATE <= rate <= _LARGEST_RATE:
+            raise ConfigError(
+                f"{show_path(file)} has {rate} samples per second; {_LEAST_RATE} to "
+                f"{_LARGEST_RATE} can be read"
+            )
+        if not total:
+            raise ConfigError(f"{show_path(file)} has no samples")
+        wanted = min(total, ceil(num * rate / sample_rate) + spectra.reach(rate, sample_rate))
+        channels = sound.read(wanted, dtype="float64", always_2d=True)
+        _check(file, channels, wanted, sound.extra_info)
+    samples = spectra.resampled(channels.mean(axis=1), rate, sample_rate)[:num]
+    length = -(-total * sample_rate // rate)
+    return np.pad(samples, (0, num - len(samples))), length, rate
+
+
+def _check(file: Path, channels: np.ndarray, wanted: int, log: str) -> None:
+    """Refuse samples that are missing or cannot be used. `log` is libsndfile's."""
+    cut = _CUT.search(log)
+    if cut is not None and int(cut[2]) < int(cut[1]) < _UNKNOWN:
+        raise ConfigError(
+            f"{show_path(file)} is cut off: it has {cut[2]} of {cut[1]} bytes of samples"
+        )
+    if len(channels) < wanted:
+        raise ConfigError(f"{show_path(file)} is damaged: it ends after {len(channels)} samples")
+    if not (np.abs(channels) <= _LARGEST_SAMPLE).all():  # also for NaN
+        bad = np.argwhere(~(np.abs(channels) <= _LARGEST_SAMPLE))[0]
+        raise ConfigError(
+            f"{show_path(file)} has the sample {channels[tuple(bad)]:g} at number {bad[0]}; "
+            f"samples are finite and mostly within -1 and 1"
+        )
+
+
+def _check_pages(file: Path) -> None:
+    """Refuse an OGG file that ends within a page, which libsndfile leaves out. A page begins with
+    27 bytes, the last of them the number of its segments, then has a byte for each one's size
+    (RFC 3533, section 6)."""
+    with file.open("rb") as content:
+        content.seek(max(0, file.stat().st_size - _PAGE))
+        end = content.read()
+    page = end[max(0, end.rfind(b"OggS\0")) :]
+    sizes = page[27 : 27 + page[26]] if len(page) > 26 else b""
+    if len(page) < 27 or len(sizes) < page[26] or len(page) < 27 + len(sizes) + sum(sizes):
+        raise ConfigError(f"{show_path(file)} is cut off: its last page is not complete")
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """Open an audio file, without its samples. An error in the block is one of the file."""
+    soundfile = _import_soundfile()
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise ConfigError(f"{show_path(file)} is not a regular file, so not an audio file")
+        with file.open("rb") as content:
+            first = content.read(4)
+        if first not in _FORMATS:
+            raise ConfigError(
+                f"{show_path(file)} is not an audio file in one of the formats {_NAMES}; remove "
+                f"it, or convert it"
+            )
+        if first == b"OggS":
+            _check_pages(file)
+        with soundfile.SoundFile(str(file)) as sound:
+            yield sound
+    except ConfigError:
+        raise
+    except Exception as error:  # a damaged file raises several types of errors
+        reason = getattr(error, "strerror", None) or getattr(error, "error_string", None)
+        reason = one_line(reason or error) or type(error).__name__
+        raise ConfigError(f"{show_path(file)} cannot be read as audio: {reason}") from None

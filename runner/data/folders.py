@@ -1,0 +1,292 @@
+"""Folders of files with a row each: one folder per class, or a table of paths and labels."""
+
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar
+
+import numpy as np
+
+from runner.data.dataset import Dataset, Scaling, Split
+from runner.data.files import label_key, locate, numbered, regular_file
+from runner.data.splits import SPLITS, Splits
+from runner.data.table_files import TableFile
+from runner.errors import ConfigError, listed, show, show_path
+from runner.section import Mark
+
+_DEEPEST = 50  # folders in folders
+_MOST_REASONS = 4  # in one message
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Media:
+    """The kind of files that a data set reads."""
+
+    plural: str  # "images"
+    suffixes: tuple[str, ...]  # of files that must not lie beside the class folders
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a data set, in order, and their labels."""
+
+    files: Sequence[Path]
+    labels: np.ndarray  # int64[N]
+    classes: tuple[str, ...]
+    splits: Mapping[str, np.ndarray]  # at least "train" -> numbers of its files, int64[n]
+    groups: np.ndarray | None = None  # a table's column group  # str[N]
+
+
+class Folder(Splits):
+    """The keys of a data set whose rows are files in folders."""
+
+    media: ClassVar[Media]
+
+    path: Annotated[str, Mark(on_run=True)]
+    table: str | None
+
+    def listing(self) -> Listing:
+        """List the files. Raises ConfigError for a folder or table without two classes."""
+        found = self._listing()
+        if len(found.classes) == 1:
+            raise ConfigError(
+                f"{show_path(self.path if self.table is None else self.table)} has "
+                f"{self.media.plural} of a single class, {show(found.classes[0])}; classification "
+                f"needs two"
+            )
+        return found
+
+    def _listing(self) -> Listing:
+        root, mode = locate(self.path, "folder")
+        if not stat.S_ISDIR(mode):
+            raise ConfigError(
+                f"data.path must be a folder, got {show_path(self.path)}, which is not a "
+                f"folder; a table of paths is data.table"
+            )
+        return _listed(root, self.media) if self.table is None else _tabled(root, self.table)
+
+    def files(self) -> Iterator[Path]:
+        """The files and folders that determine the rows."""
+        yield Path(self.path).expanduser()
+        if self.table is not None:
+            yield Path(self.table).expanduser()
+        yield from self.listing().files
+
+    def new_rows(
+        self, files: Sequence[Path], description: Mapping[str, Any]
+    ) -> tuple[np.ndarray, list[str]]:
+        """Read files for a run, before they are scaled.
+
+        Args:
+            files: their paths.
+            description: the content of the run's data.json.
+
+        Returns:
+            The rows, [N, *input_shape], unless they differ from those of the run; and warnings.
+        """
+        raise NotImplementedError
+
+    def labelled_rows(self, path: str, description: Mapping[str, Any]) -> tuple[Dataset, list[str]]:
+        """Read a new folder of class folders for a run, as the test split of a data set.
+
+        Args:
+            path: the folder; its classes are some of the run's.
+            description: the content of the run's data.json.
+
+        Returns:
+            The data set, scaled as in training, with all rows as test rows; and warnings.
+
+        Raises:
+            ConfigError: a class is none of the run's, or a file cannot be used.
+        """
+        found = self.model_copy(update={"path": path, "table": None})._listing()
+        classes = tuple(description["classes"])
+        unknown = [name for name in found.classes if name not in classes]
+        if unknown:
+            raise ConfigError(
+                f"{show_path(path)} has the class folders {listed(unknown)}, which the run was not "
+                f"trained on; its classes are {listed(classes)}"
+            )
+        x, warnings = self.new_rows(found.files, description)
+        wanted = list(description["input_shape"])
+        if list(x.shape[1:]) != wanted:
+            raise ConfigError(
+                f"{show_path(path)}: a row has shape {list(x.shape[1:])}; the run was trained on "
+                f"{wanted}"
+            )
+        x_scaling = Scaling.of(description["x_scaling"])
+        numbers = np.array([classes.index(name) for name in found.classes], np.int64)
+        rows = Split(x_scaling.apply(x) if x_scaling else x, numbers[found.labels])
+        data = Dataset(rows, rows, rows, "classification", classes, (), x_scaling=x_scaling)
+        return data, warnings
+
+    def check_classes(self, labels: np.ndarray, classes: Sequence[str]) -> None:
+        """Refuse training rows of a single class."""
+        if len(np.unique(labels)) == 1:
+            raise ConfigError(
+                f"the training rows of {show_path(self.path)} have a single class, "
+                f"{show(classes[labels[0]])}; classification needs two"
+            )
+
+    def split_numbers(self, found: Listing) -> dict[str, Split]:
+        """Return the numbers of each split's files, and their labels."""
+        given, train = found.splits, found.splits["train"]
+        labels = found.labels[train]
+        parts = self.rows(
+            len(train), self.path, labels=labels, groups=found.groups, given=given.keys()
+        )
+        numbers = {name: train[part] for name, part in zip(SPLITS, parts, strict=True)}
+        numbers |= {name: rows for name, rows in given.items() if name != "train"}
+        return {name: Split(rows, found.labels[rows]) for name, rows in numbers.items()}
+
+
+def _listed(root: Path, media: Media) -> Listing:
+    """List the files of class folders: one folder per class, or train, val and test of these."""
+    folders = _folders(root, media)
+    has_splits = bool(folders) and set(folders) <= set(SPLITS)
+    if has_splits and "train" not in folders:
+        raise ConfigError(
+            f"{show_path(root)} holds the folders {', '.join(folders)}, and no train with the "
+            f"training rows"
+        )
+    order = [name for name in SPLITS if name in folders]
+    roots = {name: folders[name] for name in order} if has_splits else {"train": root}
+    names = [*_folders(roots["train"], media)]
+    classes = sorted(names, key=label_key(names))
+    files: list[Path] = []
+    labels: list[int] = []
+    splits = {}
+    for split, place in roots.items():
+        start = len(files)
+        for label, found in _by_class(place, classes, roots["train"], media):
+            files += found
+            labels += [label] * len(found)
+        splits[split] = np.arange(start, len(files))
+    return Listing(files, np.array(labels, np.int64), tuple(classes), splits)
+
+
+def _by_class(
+    root: Path, classes: Sequence[str], train: Path, media: Media
+) -> Iterator[tuple[int, list[Path]]]:
+    """Yield the labels of the class folders in `root`, and their files."""
+    folders = _folders(root, media)
+    if not folders:
+        raise ConfigError(
+            f"data.path must hold a folder of {media.plural} for each class, got {show_path(root)} "
+            f"without folders"
+        )
+    other = next((name for name in folders if name not in classes), None)
+    if other is not None:
+        raise ConfigError(
+            f"{show_path(folders[other])} has no class folder in {show_path(train)}, which has "
+            f"{show(', '.join(classes))}"
+        )
+    for label, name in enumerate(classes):
+        if name in folders:
+            found = [*below(folders[name])]
+            if not found:
+                raise ConfigError(
+                    f"{show_path(folders[name])} holds no {media.plural}; add some, or remove it"
+                )
+            yield label, found
+
+
+def _folders(root: Path, media: Media) -> dict[str, Path]:
+    """Return the folders in a folder by name, sorted. Refuses files of these media beside them."""
+    folders = {}
+    for path in _entries(root):
+        if path.is_dir():
+            folders[path.name] = path
+        elif path.suffix.lower() in media.suffixes:
+            raise ConfigError(
+                f"{show_path(path)} lies beside the class folders; move it into the folder of its "
+                f"class, or name the classes in data.table"
+            )
+    return folders
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise ConfigError(f"{show_path(folder)} cannot be read: {error.strerror}") from None
+
+
+def below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """List the files in a folder and in its folders, sorted; names that begin with a dot are
+    ignored. `above` are the folders that contain it, without links."""
+    inside = (*above, folder.resolve())
+    for path in _entries(folder):
+        if not path.is_dir():
+            yield path
+            continue
+        target = path.resolve()
+        if any(place.is_relative_to(target) for place in inside):
+            raise ConfigError(
+                f"{show_path(path)} is a link to a folder that contains it; remove the link"
+            )
+        if len(inside) > _DEEPEST:
+            raise ConfigError(f"{show_path(path)} lies more than {_DEEPEST} folders deep")
+        yield from below(path, inside)
+
+
+def _tabled(root: Path, table_path: str) -> Listing:
+    """List the files of a table with the columns path, relative to `root`, and label."""
+    table = TableFile(regular_file(table_path, "data.table"))
+    keys = ["path", "label"]
+    for name in keys:
+        if name not in table.names:
+            raise ConfigError(
+                f"data.table must have the columns path and label, got {show_path(table_path)} "
+                f"with {show(', '.join(table.names))}"
+            )
+    keys += [name for name in ("group",) if name in table.names]
+    content = table.read(keys, keys)
+    if not content.num_rows:
+        raise ConfigError(f"{show_path(table_path)} holds no rows")
+    columns = {name: table.labels(content, name, "used") for name in keys}
+    for name, (codes, _) in columns.items():
+        if (codes < 0).any():
+            position = table.position(int(np.argmax(codes < 0)))
+            raise ConfigError(f"{show_path(table_path)}: {position}, column {name} is empty")
+    codes, paths = columns["path"]
+    files = [root / paths[i] for i in codes]
+    numbers, classes = numbered(*columns["label"])
+    groups = None
+    if "group" in columns:
+        codes, texts = columns["group"]
+        groups = np.array(texts)[codes]
+    return Listing(files, numbers, classes, {"train": np.arange(len(files))}, groups)
+
+
+def each(pool: Executor, function: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
+    """Apply a function to all items, and collect their errors in one.
+
+    Items are files, or (i, file). Files with the same error but for their names are counted.
+    """
+
+    def attempt(item: Any) -> T | ConfigError:
+        try:
+            return function(item)
+        except ConfigError as error:
+            return error
+
+    results = [*pool.map(attempt, items)]
+    groups: dict[str, list[str]] = {}
+    for item, result in zip(items, results, strict=True):
+        if isinstance(result, ConfigError):
+            file = item if isinstance(item, Path) else item[1]
+            reason = str(result).replace(show_path(file), "")
+            groups.setdefault(reason, []).append(str(result))
+    if groups:
+        texts = [
+            f"{same[0]}{f' ({len(same)} such files)' if len(same) > 1 else ''}"
+            for same in groups.values()
+        ]
+        more = len(texts) - _MOST_REASONS
+        others = [f"{more} more kinds of errors"] if more > 0 else []
+        raise ConfigError("; also: ".join([*texts[:_MOST_REASONS], *others]))
+    return [result for result in results if not isinstance(result, ConfigError)]

@@ -1,0 +1,244 @@
+"""The optimizers beyond torch's classic ones, against other libraries' and against their papers.
+
+Each is given the same weights, gradients and rates as its oracle, over random hyperparameters, in
+float64. Tolerance 1e-12, relative to the largest weight where that is above 1: a few updates of a
+few dozen roundings of 1e-16 each.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runner.components.optimizers import Group, groups
+from runner.spec import Weights
+from tests.optimizer_steps import drawn, optimizer, steps
+from tests.training import difference
+
+TOLERANCE = 1e-12
+BACKENDS = ("lightning", "keras")
+NUM_STEPS = 5
+RATES = [0.01, 0.02, 0.005, 0.0, 0.013]
+# sets of random hyperparameters; an eager update of Keras takes 10 times as long as one of torch
+NUM_SETS = {"lightning": 200, "keras": 10}
+
+
+def problems(backend: str) -> Iterator[tuple[np.random.Generator, Weights, list[Weights]]]:
+    """Yield a generator for hyperparameters, the first weights, and the gradients."""
+    for seed in range(NUM_SETS[backend]):
+        weights, *gradients = drawn(seed, 1 + NUM_STEPS)
+        yield np.random.default_rng([seed, 1]), weights, [*gradients]
+
+
+def by_torch(make: Any, weights: Weights, gradients: Sequence[Weights]) -> Weights:
+    """Train with an optimizer of torch's kind, each weight in canonical layout; `make` takes the
+    parameters by name."""
+    import torch
+
+    parameters = {
+        name: torch.nn.Parameter(torch.from_numpy(value.copy())) for name, value in weights.items()
+    }
+    native = make(parameters)
+    for values, rate in zip(gradients, RATES, strict=True):
+        for group in native.param_groups:
+            group["lr"] = rate
+        for name, p in parameters.items():
+            p.grad = torch.from_numpy(values[name].copy())
+        native.step()
+    return {name: p.detach().numpy() for name, p in parameters.items()}
+
+
+def by_keras(make: Any, weights: Weights, gradients: Sequence[Weights]) -> Weights:
+    """Train with an optimizer of Keras's kind; `make` takes a learning rate."""
+    import keras
+    import tensorflow as tf
+
+    # every scalar of a Keras optimizer is rounded to this type
+    floatx = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    try:
+        variables = {name: keras.Variable(v, dtype="float64") for name, v in weights.items()}
+        native = make(RATES[0])
+        native.build([*variables.values()])
+        for values, rate in zip(gradients, RATES, strict=True):
+            native.learning_rate = rate
+            native.apply([tf.constant(values[name]) for name in variables])
+        return {name: v.numpy() for name, v in variables.items()}
+    finally:
+        keras.config.set_floatx(floatx)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_adafactor_is_torch_s(backend: str) -> None:
+    """torch factors the last two axes in memory, here the canonical ones. Its eps1 is a lower bound
+    of v, 1e-30 ours: below rounding. Without weight decay, which torch applies after RMS(p)."""
+    import torch
+
+    for rng, weights, gradients in problems(backend):
+        keys = {
+            "beta2_decay": -rng.uniform(0.1, 1.0),
+            "eps2": 10 ** rng.uniform(-4, 0),
+            "clip_threshold": rng.uniform(1.0, 1.5),
+        }
+        oracle = by_torch(
+            lambda named, k=keys: torch.optim.Adafactor(
+                named.values(),
+                beta2_decay=k["beta2_decay"],
+                eps=(1e-30, k["eps2"]),
+                d=k["clip_threshold"],
+            ),
+            weights,
+            gradients,
+        )
+        ours = steps(backend, optimizer("adafactor", **keys), weights, gradients, RATES)
+        assert difference(ours.weights, oracle) < TOLERANCE
+
+
+def test_adafactor_is_keras_s() -> None:
+    """1e-7 in place of rounding: Keras rounds its hyperparameters to float32 on their way."""
+    import keras
+
+    weights, *gradients = drawn(0, 1 + NUM_STEPS)
+    oracle = by_keras(lambda rate: keras.optimizers.Adafactor(rate), weights, gradients)
+    ours = steps("keras", optimizer("adafactor"), weights, gradients, RATES)
+    assert difference(ours.weights, oracle) < 1e-7
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_adafactor_s_first_step_by_hand(backend: str) -> None:
+    """At t' = 1 b is 0: R and C are the means of g^2, and for g = a b^T v is g^2, so that u is the
+    gradients' signs with RMS 1; p moves by lr RMS(p). A row without gradients stays."""
+    g = np.outer([1.0, -2.0, 0.0], [3.0, 0.5])
+    p = np.array([[1.0, -1.0], [2.0, 2.0], [1.0, 1.0]])
+    # RMS(p) = sqrt(12 / 6); RMS(u) = sqrt(4 / 6) < 1, so nothing is clipped
+    expected = p - 0.1 * 2**0.5 * np.sign(g)
+    ours = steps(backend, optimizer("adafactor"), {"k": p}, [{"k": g}], [0.1])
+    # 1e-12: eps1 over the smallest square, and a few roundings
+    np.testing.assert_allclose(ours.weights["k"], expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(ours.slots["row_square_average"]["k"], (g**2).mean(1), atol=1e-15)
+    np.testing.assert_allclose(ours.slots["column_square_average"]["k"], (g**2).mean(0), atol=1e-15)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_adafactor_without_scale_parameter_ignores_the_size_of_the_weights(backend: str) -> None:
+    spec = optimizer("adafactor", scale_parameter=False)
+    weights, *gradients = drawn(3, 1 + NUM_STEPS)
+    large = {name: value * 100 for name, value in weights.items()}
+    moved = [
+        {name: after.weights[name] - before[name] for name in before}
+        for before in (weights, large)
+        for after in [steps(backend, spec, before, gradients, RATES)]
+    ]
+    # 1e-13: a change of a weight of size 100 is rounded to 1e-14
+    assert difference(*moved) < 1e-13
+
+
+def random_keys(rng: np.random.Generator, *names: str) -> dict[str, float]:
+    """Draw hyperparameters in the ranges that people use."""
+    ranges = {"weight_decay": (0.0, 0.3), "momentum": (0.5, 0.99), "trust_coefficient": (1e-3, 0.1),
+              "beta1": (0.5, 0.95), "beta2": (0.9, 0.999), "eps": (1e-8, 1e-3)}  # fmt: skip
+    return {name: rng.uniform(*ranges[name]) for name in names}
+
+
+def lamb_of_the_paper(
+    weights: Weights, gradients: Sequence[Weights], beta1: float, beta2: float, eps: float,
+    weight_decay: float,
+) -> Weights:  # fmt: skip
+    """You et al. (2020), algorithm 2, line by line: x, m, v, r, and phi(z) = z."""
+    after = {}
+    for name, x in weights.items():
+        m = v = np.zeros_like(x)
+        for t, (values, rate) in enumerate(zip(gradients, RATES, strict=True), 1):
+            g = values[name]
+            m = beta1 * m + (1 - beta1) * g
+            v = beta2 * v + (1 - beta2) * g**2
+            r = (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)
+            update = r + weight_decay * x
+            x = x - rate * np.linalg.norm(x) / np.linalg.norm(update) * update
+        after[name] = x
+    return after
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_lamb_is_its_paper_s_algorithm(backend: str) -> None:
+    for rng, weights, gradients in problems(backend):
+        keys = random_keys(rng, "beta1", "beta2", "eps", "weight_decay")
+        ours = steps(backend, optimizer("lamb", **keys), weights, gradients, RATES)
+        assert difference(ours.weights, lamb_of_the_paper(weights, gradients, **keys)) < TOLERANCE
+
+
+def test_lamb_is_keras_s() -> None:
+    """1e-7 in place of rounding: Keras rounds its hyperparameters to float32 on their way."""
+    import keras
+
+    weights, *gradients = drawn(0, 1 + NUM_STEPS)
+    oracle = by_keras(lambda rate: keras.optimizers.Lamb(rate, epsilon=1e-6), weights, gradients)
+    ours = steps("keras", optimizer("lamb"), weights, gradients, RATES)
+    assert difference(ours.weights, oracle) < 1e-7
+
+
+def lars_of_the_paper(
+    weights: Weights, gradients: Sequence[Weights], momentum: float, trust_coefficient: float,
+    weight_decay: float, nesterov: bool,
+) -> Weights:  # fmt: skip
+    """You et al. (2017), algorithm 1, with SGD's buffer."""
+    after = {}
+    for name, w in weights.items():
+        b = np.zeros_like(w)
+        for values, rate in zip(gradients, RATES, strict=True):
+            size, slope = np.linalg.norm(w), np.linalg.norm(values[name])
+            local = trust_coefficient * size / (slope + weight_decay * size)
+            d = local * (values[name] + weight_decay * w)
+            b = momentum * b + d
+            w = w - rate * (d + momentum * b if nesterov else b)
+        after[name] = w
+    return after
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_lars_is_its_paper_s_algorithm(backend: str, nesterov: bool) -> None:
+    for rng, weights, gradients in problems(backend):
+        keys = random_keys(rng, "momentum", "trust_coefficient", "weight_decay")
+        spec = optimizer("lars", **keys, nesterov=nesterov)
+        ours = steps(backend, spec, weights, gradients, RATES)
+        oracle = lars_of_the_paper(weights, gradients, **keys, nesterov=nesterov)
+        assert difference(ours.weights, oracle) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["lamb", "lars"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_step_of_a_layerwise_optimizer_is_in_proportion_to_the_weight(
+    backend: str, name: str
+) -> None:
+    """Weights 100 times as large move 100 times as far; those of the kind "plain" as far as before,
+    and so do weights of 0: the ratio is 1."""
+    spec, (weights, *gradients) = optimizer(name), drawn(5, 2)
+    groups = (Group(("a/kernel", "b/kernel", "c/kernel")), Group(("b/bias",), kind="plain"))
+    small, large, none = (
+        {
+            key: value - before[key]
+            for key, value in steps(
+                backend, spec, before, gradients, [0.01], groups
+            ).weights.items()
+        }
+        for factor in (1.0, 100.0, 0.0)
+        for before in [{key: value * factor for key, value in weights.items()}]
+    )
+    for key, moved in small.items():
+        # 1e-12: differences of weights of size 100
+        factor = 1.0 if key == "b/bias" else 100.0
+        np.testing.assert_allclose(large[key], factor * moved, rtol=1e-10, atol=1e-12)
+    ratios = {key: np.linalg.norm(none[key]) / np.linalg.norm(small[key]) for key in small}
+    assert ratios["b/bias"] == pytest.approx(1.0, rel=1e-12)
+    assert np.isfinite([*ratios.values()]).all()
+    assert all(np.abs(none[key]).max() > 0 for key in small)
+
+
+def test_adapt_exclude_names_the_weights_of_the_other_kind() -> None:
+    from tests.components.test_optimizers import ALL, BIASES, KERNELS, dense, net
+
+    found = groups(optimizer("lars", adapt_exclude="bias_and_norm"), net(dense(), dense()))
+    assert list(found) == [Group(KERNELS), Group(BIASES, kind="plain")]
+    assert list(groups(optimizer("lamb"), net(dense(), dense()))) == [Group(ALL)]
