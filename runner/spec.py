@@ -10,7 +10,7 @@ import numpy as np
 
 from runner.components.custom import Built, CustomNetwork, Source
 from runner.components.layers import Network, Shape, initial_variables
-from runner.components.optimizers import Group
+from runner.components.optimizers import Group, kinds
 from runner.components.twins import Trace
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
@@ -345,9 +345,11 @@ def first_state(network: Network, optimizer: Any, dtype: np.dtype, seed: int) ->
     """Return fresh weights and slots, at step 0."""
     if isinstance(network, CustomNetwork):
         weights, buffers = network.built.weights, network.built.buffers
-        return TrainState(0, weights, optimizer.initial_slots(weights), buffers)
+        slots = optimizer.initial_slots(weights, kinds(optimizer, network))
+        return TrainState(0, weights, slots, buffers)
     values = {name: value.astype(dtype) for name, value in initial_variables(network, seed).items()}
     trainable = {name for name, variable in network.variables().items() if variable.trainable}
     weights = {name: value for name, value in values.items() if name in trainable}
     buffers = {name: value for name, value in values.items() if name not in trainable}
-    return TrainState(0, weights, optimizer.initial_slots(weights), buffers)
+    slots = optimizer.initial_slots(weights, kinds(optimizer, network))
+    return TrainState(0, weights, slots, buffers)

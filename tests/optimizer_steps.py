@@ -52,6 +52,10 @@ def steps(
     return by_backend[backend](spec, weights, gradients, tables, groups)
 
 
+def _kinds(groups: Sequence[Group]) -> dict[str, str]:
+    return {name: group.kind for group in groups for name in group.names}
+
+
 def _by_lightning(
     spec: Any,
     weights: Weights,
@@ -69,7 +73,7 @@ def _by_lightning(
     flats = optimizers.flatten(parameters, groups, spec.is_elementwise)
     native = optimizers.build(spec, flats, groups, layers.canonical)
     everything = [flat for group_flats in flats for flat in group_flats]
-    start = spec.initial_slots(weights)
+    start = spec.initial_slots(weights, _kinds(groups))
     optimizers.load_slots(spec, native, everything, start, 0, layers.from_canonical)
     for t, values in enumerate(gradients):
         for group in native.param_groups:
@@ -109,7 +113,7 @@ def _by_keras(
     run: Any = SimpleNamespace(
         optimizer=spec, groups=groups, scheduled={}, tables=tables, num_steps=len(gradients)
     )
-    start = spec.initial_slots(weights)
+    start = spec.initial_slots(weights, _kinds(groups))
     native = optimizers.build(run, TableLR(run), variables, start)
     native.load_slots(start, 0)
     for values in gradients:

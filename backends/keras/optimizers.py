@@ -58,13 +58,13 @@ class _Optimizer(keras.optimizers.Optimizer):
         )
 
     def _add_slot(self, slot: str, variables: Mapping[str, Any], like: Weights) -> dict[str, Any]:
+        names = [name for name in variables if name in like]
         if slot not in self.spec.reduced_slots:
-            native = list(variables.values())
-            return dict(zip(variables, self.add_optimizer_variables(native, slot), strict=True))
+            native = [variables[name] for name in names]
+            return dict(zip(names, self.add_optimizer_variables(native, slot), strict=True))
         return {
             name: self.add_variable(like[name].shape, dtype=str(like[name].dtype), name=slot)
-            for name in variables
-            if name in like
+            for name in names
         }
 
     def hyper(self, name: str) -> Any:
@@ -120,7 +120,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         return self.hyper("weight_decay") * group.decay_factor
 
     def update_in(self, group: Group, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
-        """The same as `update`, for updates that depend on the group."""
+        """Return the same as `update`, for updates that depend on the group."""
         return self.update(p, g, lr, memory)
 
     def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
@@ -297,6 +297,37 @@ class LARS(_Layerwise):
         return p - tf.cast(lr, p.dtype) * d
 
 
+class Muon(_Optimizer):
+    """Muon for the groups of the kind "", AdamW for the others. A variable's last axis is that of
+    the outputs."""
+
+    def update_in(self, group: Group, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
+        s = self.spec
+        if group.kind == "adamw":
+            m = _mean(memory["first_moment"], g, s.adamw_beta1)
+            v = _mean(memory["second_moment"], g * g, s.adamw_beta2)
+            step = tf.cast(lr / (1 - _power(s.adamw_beta1, self.count)), p.dtype)
+            root = tf.cast(tf.sqrt(1 - _power(s.adamw_beta2, self.count)), p.dtype)
+            return p - step * m / (tf.sqrt(v) / root + constant(s.adamw_eps, p))
+        momentum, num_out = self.hyper("momentum"), p.shape[-1]
+        b = _mean(memory["momentum"], g, momentum)
+        d = b * constant(momentum, p) + g * constant(1 - momentum, p) if s.nesterov else b
+        x = tf.reshape(_orthogonal(tf.reshape(d, (-1, num_out)), s), p.shape)
+        ratio = s.ratio(p.shape.num_elements() // num_out, num_out)
+        return p - tf.cast(lr * ratio, p.dtype) * x
+
+
+def _orthogonal(x: Any, s: Any) -> Any:
+    """Return x with singular values near 1, by Newton-Schulz steps in x's dtype."""
+    is_tall = x.shape[0] > x.shape[1]
+    x = (tf.transpose(x) if is_tall else x) / tf.maximum(_norm(x), constant(s.eps, x))
+    a, b, c = (constant(value, x) for value in s.ns_coefficients)
+    for _ in range(s.ns_steps):
+        gram = tf.matmul(x, x, transpose_b=True)
+        x = a * x + tf.matmul(b * gram + c * tf.matmul(gram, gram), x)
+    return tf.transpose(x) if is_tall else x
+
+
 def _norm(x: Any) -> Any:
     return tf.sqrt(tf.reduce_sum(x * x))
 
@@ -326,6 +357,7 @@ _OPTIMIZERS: dict[str, type[_Optimizer]] = {
     "adafactor": Adafactor,
     "lamb": LAMB,
     "lars": LARS,
+    "muon": Muon,
 }
 
 

@@ -122,6 +122,50 @@ class LARS(_Layerwise):
         p.sub_(d, alpha=group["lr"])
 
 
+class Muon(Optimizer):
+    """Muon for the groups of the kind "", AdamW for the others. A parameter's first axis is that of
+    the outputs."""
+
+    def __init__(self, spec: Any, groups: Any) -> None:
+        super().__init__(groups, {"lr": spec.lr, "momentum": spec.momentum})
+        self.spec = spec
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            update = self._adamw if group["kind"] == "adamw" else self._muon
+            for p in group["params"]:
+                update(group, p, _decayed_gradient(group, p), self.state[p])
+
+    def _adamw(self, group: Any, p: Tensor, g: Tensor, state: dict[str, Tensor]) -> None:
+        s = self.spec
+        state["step"] += 1
+        t = float(state["step"])
+        m = state["first_moment"].mul_(s.adamw_beta1).add_(g, alpha=1 - s.adamw_beta1)
+        v = state["second_moment"].mul_(s.adamw_beta2).addcmul_(g, g, value=1 - s.adamw_beta2)
+        root = v.sqrt().div_((1 - s.adamw_beta2**t) ** 0.5).add_(s.adamw_eps)
+        p.addcdiv_(m, root, value=-group["lr"] / (1 - s.adamw_beta1**t))
+
+    def _muon(self, group: Any, p: Tensor, g: Tensor, state: dict[str, Tensor]) -> None:
+        momentum, matrix = group["momentum"], (p.shape[0], -1)
+        b = state["momentum"].mul_(momentum).add_(g, alpha=1 - momentum)
+        d = b * momentum + g * (1 - momentum) if self.spec.nesterov else b
+        x = _orthogonal(d.reshape(matrix), self.spec).reshape(p.shape)
+        ratio = self.spec.ratio(p.numel() // p.shape[0], p.shape[0])
+        p.sub_(x, alpha=group["lr"] * ratio)
+
+
+def _orthogonal(x: Tensor, s: Any) -> Tensor:
+    """Return x with singular values near 1, by Newton-Schulz steps in x's dtype."""
+    is_tall = x.shape[0] > x.shape[1]
+    x = (x.T if is_tall else x) / _norm(x).clamp(min=s.eps)
+    a, b, c = s.ns_coefficients
+    for _ in range(s.ns_steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if is_tall else x
+
+
 def _norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x)
 
@@ -229,7 +273,11 @@ _STATE = {
 _STATE["adamw"] = _STATE["adam"]
 # optimizers with a `step` in their state
 _COUNTS = {"adam", "adamw", "adamax", "nadam", "rmsprop", "adagrad", "adadelta"}
-_OWN_COUNTS = {"adafactor", "lamb"}  # the same of this file's classes: in float64, exact above 2^24
+_OWN_COUNTS = {
+    "adafactor",
+    "lamb",
+    "muon",
+}  # the same of this file's classes: in float64, exact above 2^24
 
 
 def build(
@@ -311,6 +359,7 @@ _OPTIMIZERS: dict[str, Any] = {
     "lion": lambda s, groups: Lion(groups, lr=s.lr, betas=(s.beta1, s.beta2), weight_decay=0.0),
     "lamb": lambda s, groups: LAMB(s, groups, betas=(s.beta1, s.beta2)),
     "lars": lambda s, groups: LARS(s, groups, momentum=s.momentum),
+    "muon": Muon,
 }
 _BY_AXES: dict[str, Any] = {"adafactor": Adafactor}  # updates that need the canonical axes
 
@@ -331,10 +380,11 @@ def load_slots(
     for flat in flats:
         state: dict[str, Tensor] = {}
         for slot, values in slots.items():
+            if flat.names[0] not in values:
+                continue
             if slot in spec.reduced_slots:
-                if flat.names[0] in values:
-                    value = np.array(values[flat.names[0]])
-                    state[slot] = torch.from_numpy(value).to(flat.buffer.device)
+                value = np.array(values[flat.names[0]])
+                state[slot] = torch.from_numpy(value).to(flat.buffer.device)
                 continue
             state[_state_key(spec, slot)] = buffer = torch.empty_like(flat.buffer)
             for name, view in flat.views(buffer).items():
@@ -358,10 +408,12 @@ def save_slots(
     """Return canonical copies of the optimizer's slots."""
 
     def of(slot: str, flat: Flat) -> dict[str, np.ndarray]:
-        state = optimizer.state[flat.buffer]
+        state, key = optimizer.state[flat.buffer], _state_key(spec, slot)
+        if key not in state:
+            return {}
         if slot in spec.reduced_slots:
-            return {name: state[slot].cpu().numpy().copy() for name in flat.names if slot in state}
-        views = flat.views(state[_state_key(spec, slot)])
+            return {flat.names[0]: state[slot].cpu().numpy().copy()}
+        views = flat.views(state[key])
         return {name: to_canonical(view) for name, view in views.items()}
 
     return {slot: {k: v for flat in flats for k, v in of(slot, flat).items()} for slot in slots}

@@ -30,7 +30,7 @@ from pydantic import Field
 
 from runner import user_code
 from runner.components.custom import CustomNetwork, layer_of
-from runner.components.layers import Network
+from runner.components.layers import Network, Variable
 from runner.errors import ConfigError, nearest, show
 from runner.schedules import AnyCurve, Clock, Curve, table
 from runner.section import Fraction, NonNegative, OwnCode, Positive, Section
@@ -46,6 +46,12 @@ class Matching(Section):
 
     def fits(self, name: str) -> bool:
         return fnmatchcase(name, self.match) or fnmatchcase(layer_of(name), self.match)
+
+
+class MuonMatching(Matching):
+    """An entry of Muon's `groups`: also the update of the weights, if not the default one."""
+
+    method: Literal["muon", "adamw"] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,16 +95,24 @@ class _Optimizer(Section):
         """Map slot names to their initial values."""
         return {}
 
-    def kind(self, name: str, decays: bool) -> str:
-        """Return the kind of update of a weight. `decays` is false for biases, scales and offsets
-        of norms, and position embeddings."""
+    def kind(self, name: str, variable: Variable, is_last: bool, entry: Matching) -> str:
+        """Return the kind of update of a weight. `is_last` says whether it is of the last layer
+        with weights, `entry` is that of `groups` which matches it."""
         return ""
+
+    def rate_factor(self, kind: str) -> float:
+        """Return the factor of the rate of a kind of update."""
+        return 1.0
 
     def scalars(self, step: int) -> dict[str, float]:
         """State that is a number, computed from the number of applied updates."""
         return {}
 
-    def initial_slots(self, weights: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    def initial_slots(
+        self, weights: Mapping[str, np.ndarray], kinds: Mapping[str, str]
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """Return the slots before the first update. `kinds` maps the weights to their `kind`."""
+
         def filled(value: float, w: np.ndarray) -> np.ndarray:
             # np.zeros takes no memory until it is written to
             return np.full(w.shape, value, w.dtype) if value else np.zeros(w.shape, w.dtype)
@@ -292,7 +306,9 @@ class Adafactor(_Optimizer):
         """Return no slots: none has the shapes of the weights."""
         return {}
 
-    def initial_slots(self, weights: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    def initial_slots(
+        self, weights: Mapping[str, np.ndarray], kinds: Mapping[str, str]
+    ) -> dict[str, dict[str, np.ndarray]]:
         matrices = {name: w for name, w in weights.items() if w.ndim >= 2}
         slots = {
             "row_square_average": {
@@ -322,8 +338,9 @@ class _Layerwise(_Optimizer):
 
     is_elementwise: ClassVar[bool] = False
 
-    def kind(self, name: str, decays: bool) -> str:
-        return "plain" if self.adapt_exclude == "bias_and_norm" and not decays else ""
+    def kind(self, name: str, variable: Variable, is_last: bool, entry: Matching) -> str:
+        is_plain = self.adapt_exclude == "bias_and_norm" and not variable.decays
+        return "plain" if is_plain else ""
 
 
 class LAMB(_Layerwise):
@@ -363,6 +380,75 @@ class LARS(_Layerwise):
 
     def slots(self) -> dict[str, float]:
         return {"momentum": 0.0} if self.momentum else {}
+
+
+class Muon(_Optimizer):
+    """b = momentum b + (1 - momentum) g; d = (1 - momentum) g + momentum b with `nesterov`, else
+    b; X = d / max(|d|, eps); then `ns_steps` times X = c0 X + (c1 X X^T + c2 (X X^T)^2) X with
+    c = `ns_coefficients` (Newton-Schulz); p -= lr r X. `adjust_lr` gives r: `original`
+    sqrt(max(1, O / I)), `match_rms_adamw` 0.2 sqrt(max(O, I)), `none` 1.
+
+    Only hidden matrices have this update: weights [I, O] of at least two axes, except embeddings
+    and the last layer. A convolution's kernel [height, width, in, out] is the matrix
+    [height width in, out]. All other weights have AdamW's update, with the keys `adamw_*` and the
+    rate adamw_lr_factor eta(t). `method` of an entry of `groups` chooses otherwise.
+
+    Jordan et al., Muon (2024); match_rms_adamw: Liu et al. (2025). torch.optim.Muon in the run's
+    dtype: torch iterates in bfloat16, and takes only matrices. keras.optimizers.Muon has a buffer
+    without (1 - momentum), of which X does not depend, adds eps to |d|, and gives only weights of
+    two axes Muon's update, the last layer's too.
+    """
+
+    name: Literal["muon"]
+    groups: list[MuonMatching]  # type: ignore[assignment]
+    momentum: Fraction
+    nesterov: bool
+    ns_steps: Annotated[int, Field(ge=1, lt=100)]
+    ns_coefficients: Annotated[list[float], Field(min_length=3, max_length=3)]
+    eps: Positive
+    adjust_lr: Literal["original", "match_rms_adamw", "none"]
+    adamw_lr_factor: Positive
+    adamw_beta1: Fraction
+    adamw_beta2: Fraction
+    adamw_eps: Positive
+
+    schedulable: ClassVar[Sequence[str]] = ("momentum", "weight_decay")
+    is_elementwise: ClassVar[bool] = False
+
+    def kind(self, name: str, variable: Variable, is_last: bool, entry: Matching) -> str:
+        method = entry.method if isinstance(entry, MuonMatching) else None
+        if method == "muon" and len(variable.shape) < 2:
+            raise ConfigError(
+                f"optimizer.groups: method must be adamw for weights without two axes, got muon "
+                f"for {name}"
+            )
+        is_hidden = variable.decays and not is_last and "embed" not in name.lower()
+        return "" if method == "muon" or (method is None and is_hidden) else "adamw"
+
+    def rate_factor(self, kind: str) -> float:
+        return self.adamw_lr_factor if kind == "adamw" else 1.0
+
+    def ratio(self, num_in: int, num_out: int) -> float:
+        """Return r of a matrix [num_in, num_out]."""
+        if self.adjust_lr == "none":
+            return 1.0
+        if self.adjust_lr == "original":
+            return max(1.0, num_out / num_in) ** 0.5
+        return 0.2 * max(num_in, num_out) ** 0.5
+
+    def slots(self) -> dict[str, float]:
+        """Return the slots of AdamW's update. Hidden matrices have one, the momentum."""
+        return {"first_moment": 0.0, "second_moment": 0.0}
+
+    def initial_slots(
+        self, weights: Mapping[str, np.ndarray], kinds: Mapping[str, str]
+    ) -> dict[str, dict[str, np.ndarray]]:
+        kind_of = {"momentum": "", "first_moment": "adamw", "second_moment": "adamw"}
+        slots = {
+            slot: {name: np.zeros_like(w) for name, w in weights.items() if kinds[name] == kind}
+            for slot, kind in kind_of.items()
+        }
+        return {slot: values for slot, values in slots.items() if values}
 
 
 class Custom(OwnCode):
@@ -406,11 +492,21 @@ class Custom(OwnCode):
             )
         return made
 
+    def kind(self, name: str, variable: Variable, is_last: bool, entry: Matching) -> str:
+        """Return the only kind."""
+        return ""
+
+    def rate_factor(self, kind: str) -> float:
+        """Return 1: there is only one kind of update."""
+        return 1.0
+
     def slots(self) -> dict[str, float]:
         """Return no slots: the optimizer makes them."""
         return {}
 
-    def initial_slots(self, weights: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    def initial_slots(
+        self, weights: Mapping[str, np.ndarray], kinds: Mapping[str, str]
+    ) -> dict[str, dict[str, np.ndarray]]:
         """Return no slots: the optimizer makes them."""
         return {}
 
@@ -453,6 +549,7 @@ Optimizer = Annotated[
         Adafactor,
         LAMB,
         LARS,
+        Muon,
         Custom,
         OfModule,
     ],
@@ -483,13 +580,15 @@ def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
     )
     used: set[int] = set()
     by_factors: dict[tuple[float, float, str], list[str]] = {(1.0, 1.0, ""): []}
-    kinds = _kinds(optimizer, network)
+    variables, last = network.variables(), (network.layers() or [[]])[-1]
     for name, layer in layers.items():
         i = next((i for i, entry in enumerate(optimizer.groups) if entry.fits(name)), None)
         entry = Matching(match=name) if i is None else optimizer.groups[i]
         used |= {i} if i is not None else set()
-        factors = layer * entry.lr_factor, entry.weight_decay_factor if name in decay else 0.0
-        by_factors.setdefault((*factors, kinds[name]), []).append(name)
+        decay_factor = entry.weight_decay_factor if name in decay else 0.0
+        kind = optimizer.kind(name, variables[name], name in last, entry)
+        lr_factor = layer * entry.lr_factor * optimizer.rate_factor(kind)
+        by_factors.setdefault((lr_factor, decay_factor, kind), []).append(name)
     for i, entry in enumerate(optimizer.groups):
         if i not in used:
             names = [*layers, *dict.fromkeys(map(layer_of, layers))]
@@ -506,15 +605,23 @@ def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
         raise ConfigError(
             "optimizer.groups must leave at least one weight with lr_factor > 0, got 0 for all"
         )
+    if isinstance(optimizer, Muon):
+        _check_has_matrix(layers, [kind for (_, _, kind), names in by_factors.items() if names])
     return tuple(Group(tuple(names), *factors) for factors, names in by_factors.items())
 
 
-def _kinds(optimizer: Any, network: Network) -> dict[str, str]:
+def _check_has_matrix(names: Iterable[str], kinds: Iterable[str]) -> None:
+    if "" not in kinds:
+        raise ConfigError(
+            f"optimizer=muon needs a hidden matrix: a weight of two axes or more that is neither "
+            f"an embedding nor of the last layer, got {', '.join(names)}; use optimizer=adamw, or "
+            f"name one with optimizer.groups=[{{match: NAME, method: muon}}]"
+        )
+
+
+def kinds(optimizer: Any, network: Network) -> dict[str, str]:
     """Map every weight to the kind of its update."""
-    variables = {name: v for name, v in network.variables().items() if v.trainable}
-    if isinstance(optimizer, Custom):
-        return dict.fromkeys(variables, "")
-    return {name: optimizer.kind(name, v.decays) for name, v in variables.items()}
+    return {name: group.kind for group in groups(optimizer, network) for name in group.names}
 
 
 def frozen(groups: Iterable[Group]) -> frozenset[str]:

@@ -260,5 +260,6 @@ FORMS: dict[str, Callable[..., tuple[Tensor, Slots]]] = {
 WITHOUT_FORM = {
     "adafactor": "its slots have other shapes than the weights, which are one vector here",
     "lamb": "it needs the norm of each weight tensor, and all weights are one vector here",
+    "muon": "it multiplies matrices of single weights, and all weights are one vector here",
     "lars": "it needs the norm of each weight tensor, and all weights are one vector here",
 }

@@ -242,3 +242,124 @@ def test_adapt_exclude_names_the_weights_of_the_other_kind() -> None:
     found = groups(optimizer("lars", adapt_exclude="bias_and_norm"), net(dense(), dense()))
     assert list(found) == [Group(KERNELS), Group(BIASES, kind="plain")]
     assert list(groups(optimizer("lamb"), net(dense(), dense()))) == [Group(ALL)]
+
+
+MATRICES = ("a/kernel", "b/kernel", "c/kernel")
+MUON_GROUPS = (Group(MATRICES), Group(("b/bias",), kind="adamw"))
+
+
+def muon_of_the_post(
+    weights: Weights, gradients: Sequence[Weights], momentum: float, nesterov: bool, adjust_lr: str
+) -> Weights:
+    """Jordan's Newton-Schulz, whose X for the singular values s of d / |d| is U f(s) V^T, with f
+    applied 5 times: here by NumPy's singular values instead of products of matrices."""
+    after = {}
+    for name in MATRICES:
+        w, b = weights[name].reshape(-1, weights[name].shape[-1]), 0.0
+        num_in, num_out = w.shape
+        ratio = {"original": max(1, num_out / num_in) ** 0.5,
+                 "match_rms_adamw": 0.2 * max(num_in, num_out) ** 0.5}[adjust_lr]  # fmt: skip
+        for values, rate in zip(gradients, RATES, strict=True):
+            g = values[name].reshape(w.shape)
+            b = momentum * b + g  # Keras's buffer: X does not depend on the factor
+            u, s, v = np.linalg.svd(g + momentum * b if nesterov else b, full_matrices=False)
+            s = s / np.sqrt((s**2).sum())
+            for _ in range(5):
+                s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+            w = w - rate * ratio * (u * s) @ v
+        after[name] = w.reshape(weights[name].shape)
+    return after
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("adjust_lr", ["original", "match_rms_adamw"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_muon_moves_matrices_by_their_singular_vectors(
+    backend: str, adjust_lr: str, nesterov: bool
+) -> None:
+    """1e-11: small singular values, and their rounding, grow 3.4445^5 = 485 times."""
+    for rng, weights, gradients in problems(backend):
+        keys = {**random_keys(rng, "momentum"), "nesterov": nesterov, "adjust_lr": adjust_lr}
+        ours = steps(
+            backend, optimizer("muon", weight_decay=0.0, **keys), weights, gradients, RATES,
+            MUON_GROUPS,
+        ).weights  # fmt: skip
+        oracle = muon_of_the_post(weights, gradients, **keys)
+        assert difference({name: ours[name] for name in MATRICES}, oracle) < 1e-11
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_muon_is_torch_s_but_for_bfloat16(backend: str) -> None:
+    """torch iterates in bfloat16, of 8 bits: its update of size lr sqrt(max(1, out / in)) agrees to
+    3 %. Weight decay and the scale are the same."""
+    import torch
+
+    weights, *gradients = drawn(1, 1 + NUM_STEPS)
+    matrices = {name: weights[name].T for name in MATRICES[:2]}  # torch's [out, in]
+    oracle = by_torch(
+        lambda named: torch.optim.Muon(named.values(), weight_decay=0.1),
+        matrices,
+        [{name: values[name].T for name in matrices} for values in gradients],
+    )
+    spec = optimizer("muon", weight_decay=0.1, adjust_lr="original")
+    ours = steps(backend, spec, weights, gradients, RATES, MUON_GROUPS).weights
+    for name, value in oracle.items():
+        moved = np.abs(value.T - weights[name]).max()
+        assert np.abs(ours[name] - value.T).max() < 0.03 * moved
+
+
+def test_muon_is_keras_s() -> None:
+    """1e-6: Keras adds eps = 1e-7 to the norm, and rounds its hyperparameters to float32. It has no
+    weight decay inside of `apply` here, and takes no convolutions."""
+    import keras
+
+    weights, *gradients = (
+        {name: value for name, value in values.items() if value.ndim < 4}
+        for values in drawn(0, 1 + NUM_STEPS)
+    )
+    oracle = by_keras(
+        lambda rate: keras.optimizers.Muon(rate, weight_decay=None, adam_weight_decay=None,
+            epsilon=1e-12),
+        weights,
+        gradients,
+    )  # fmt: skip
+    groups = (Group(MATRICES[:2]), Group(("b/bias",), kind="adamw"))
+    spec = optimizer("muon", weight_decay=0.0, adamw_eps=1e-12)
+    ours = steps("keras", spec, weights, gradients, RATES, groups)
+    assert difference(ours.weights, oracle) < 1e-6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_muon_trains_the_other_weights_by_adamw(backend: str) -> None:
+    for rng, weights, gradients in problems(backend):
+        keys = random_keys(rng, "beta1", "beta2", "eps")
+        decay = random_keys(rng, "weight_decay")
+        bias = {"b/bias": weights["b/bias"]}
+        found, expected = (
+            steps(backend, spec, bias, gradients, RATES, [Group(("b/bias",), kind=kind)]).weights
+            for spec, kind in (
+                (
+                    optimizer("muon", **{f"adamw_{name}": v for name, v in keys.items()}, **decay),
+                    "adamw",
+                ),
+                (optimizer("adamw", **keys, **decay), ""),
+            )
+        )
+        assert difference(found, expected) < TOLERANCE
+
+
+def test_muon_takes_hidden_matrices_unless_groups_say_otherwise() -> None:
+    from tests.components.test_optimizers import dense, net
+
+    layers = net(dense(), dense(), dense())
+    k0, b0, k1, b1, k2, b2 = (f"dense_{i}/{n}" for i in range(3) for n in ("kernel", "bias"))
+    assert list(groups(optimizer("muon", adamw_lr_factor=0.1), layers)) == [
+        Group((k0, k1)),
+        Group((b0, b1, k2, b2), 0.1, kind="adamw"),
+    ]
+    entries = [{"match": k0, "method": "adamw"}, {"match": k2, "method": "muon", "lr_factor": 0.5}]
+    assert list(groups(optimizer("muon", groups=entries), layers)) == [
+        Group((k1,)),
+        Group((k0, b0, b1, b2), kind="adamw"),
+        Group((k2,), 0.5),
+    ]

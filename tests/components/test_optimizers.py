@@ -130,7 +130,7 @@ def test_an_optimizer_has_the_memory_that_its_update_needs(
     made = optimizer(name, **keys)
     assert made.slots() == slots
     weights = {"dense_0/kernel": np.ones((2, 3), dtype=np.float32)}
-    first = made.initial_slots(weights)
+    first = made.initial_slots(weights, {})
     assert first.keys() == slots.keys()
     for slot, value in slots.items():
         assert first[slot]["dense_0/kernel"].dtype == np.float32

@@ -55,6 +55,7 @@ OPTIMIZERS = {
 WITHOUT_EXACT_FORM = {
     "adafactor": ["optimizer=adafactor", "optimizer.lr=3e-3"],
     "lamb": ["optimizer=lamb"],
+    "muon": ["optimizer=muon", "optimizer.adamw_lr_factor=0.5"],
     "lars": ["optimizer=lars", "optimizer.nesterov=true"],
 }
 IMAGES = "data.images=true"
@@ -193,7 +194,12 @@ LAYERS = {
     ],
     "transformer": ["model=transformer", IMAGES],
 }
-NEWER = ("adafactor", "lamb", "lars")  # the optimizers that are not among torch's classic ones
+NEWER = (
+    "adafactor",
+    "lamb",
+    "lars",
+    "muon",
+)  # the optimizers that are not among torch's classic ones
 # Groups of weights with their own rate and decay, and hyperparameters with a schedule of their own
 _MOMENTUM = (
     "optimizer.schedules.momentum={name: sequence, phases: [{for: 30%, name: ramp, from: "
