@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from runner.data.blocks import mean_and_deviation
 from runner.data.source import Batch, Field
 from runner.data.transforms import Transform
 from runner.errors import ConfigError, show
@@ -256,8 +257,11 @@ def fit_scaling(values: np.ndarray) -> Scaling:
     extreme = (largest > 0) & ((largest > _SQUARES) | (largest < 1 / _SQUARES))
     unit = np.where(extreme, largest, 1.0)
     divided = values / unit if extreme.any() else values
-    scale = divided.std(axis=0, dtype=np.float64) * unit
-    mean = divided.mean(axis=0, dtype=np.float64) * unit
+    if divided.dtype == np.float64 and divided.ndim == 2 and divided.shape[1] > 1:
+        mean, deviation = mean_and_deviation(divided)
+    else:
+        mean, deviation = (f(axis=0, dtype=np.float64) for f in (divided.mean, divided.std))
+    mean, scale = mean * unit, deviation * unit
     constant = high / unit - low / unit <= _NOISE * (np.spacing(largest) / unit)
     return Scaling(np.where(constant, low, mean), np.where(constant, 1.0, scale))
 

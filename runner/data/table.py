@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 import numpy as np
 
 from runner.data import transforms
+from runner.data.blocks import in_blocks
 from runner.data.cells import Column, UnusableError, column
 from runner.data.dataset import (
     Dataset,
@@ -94,6 +95,7 @@ class Columns(Splits):
         table = file.read([*dict.fromkeys([*names, *targets, *extra])], text)
         if table.num_rows == 0:
             raise ConfigError(f"{self.path} holds no rows")
+        file.release()
         y, classes, rows = self._labels(file, table, targets) if is_labels else (None, (), None)
         columns, problems = self._columns(file, table, names if is_labels else [*names, *targets])
         if not is_labels:
@@ -192,7 +194,7 @@ class Columns(Splits):
                 )
             elif infinite := _infinite(file, columns[name]):
                 problems.append(infinite)
-            elif columns[name].missing.all():
+            elif columns[name].is_empty:
                 problems.append(f"{of} is empty; data.drop=[{show(name)}] leaves it out")
                 del columns[name]
         return columns, problems
@@ -309,13 +311,10 @@ class Columns(Splits):
             *(np.array(columns[t.name].categories, np.str_) for t in fitted),
             *(array for rows in own.values() for array in (rows.x, rows.y)),
         )
-        of_split = dict(zip(SPLITS, parts, strict=True))
-        x = [
-            own[name].x if name in own else transforms.apply(fitted, columns, rows)
-            for name, rows in of_split.items()
-        ]
+        x, targets_of = transforms.apply_to(fitted, columns, parts), [y[rows] for rows in parts]
+        for name, rows in own.items():
+            x[SPLITS.index(name)], targets_of[SPLITS.index(name)] = rows.x, rows.y
         is_scaled = np.array([scaled for t in fitted for scaled in t.is_scaled])
-        targets_of = [own[name].y if name in own else y[rows] for name, rows in of_split.items()]
         x_scaling = _scale(x, is_scaled) if self.standardize else None
         scales_y = self.standardize and self.task == "regression"
         y_scaling = _scale(targets_of, np.full(len(targets), True)) if scales_y else None
@@ -540,9 +539,10 @@ def missing_cells(
     """List the columns with missing cells that no transform fills, with the first one's place."""
     lacking = []
     for transform in fitted:
-        if transform.name not in columns or transform.allows_missing:
+        column = columns.get(transform.name)
+        if column is None or transform.allows_missing or column.is_finite:
             continue
-        missing = columns[transform.name].missing
+        missing = column.missing
         if missing.any():
             first = file.position(int(np.argmax(missing)))
             lacking.append(f"{show(transform.name)} ({int(missing.sum())}, first in {first})")
@@ -552,7 +552,7 @@ def missing_cells(
 
 def _infinite(file: TableFile, column: Column) -> str | None:
     """Describe the first infinite cell of a column."""
-    if column.kind == "text" or not np.isinf(column.values).any():
+    if column.kind == "text" or column.is_finite or not np.isinf(column.values).any():
         return None
     row = int(np.argmax(np.isinf(column.values)))
     return (
@@ -573,10 +573,17 @@ def _scale(parts: Sequence[np.ndarray], is_scaled: np.ndarray) -> Scaling:
         np.where(is_scaled, scaling.offset, 0.0), np.where(is_scaled, scaling.scale, 1.0)
     )
     for part in parts:
-        with np.errstate(over="ignore"):
-            part -= scaling.offset
-            part /= scaling.scale
+        _apply_in_place(scaling, part)
     return scaling
+
+
+def _apply_in_place(scaling: Scaling, values: np.ndarray) -> None:
+    def scale(rows: slice) -> None:
+        with np.errstate(over="ignore"):
+            values[rows] -= scaling.offset
+            values[rows] /= scaling.scale
+
+    in_blocks(scale, len(values))
 
 
 def _unseen(fitted: Iterable[Transform], columns: Mapping[str, Column]) -> list[str]:

@@ -101,6 +101,14 @@ class TableFile:
             raise ConfigError(f"{self.path} cannot be read as {kind}: {_reason(error)}") from None
         return table
 
+    def release(self) -> None:
+        """Free the memory of the file's content. It is read again if an error needs a line."""
+        import pyarrow as pa
+
+        for name in ("_content", "_utf8"):
+            self.__dict__.pop(name, None)
+        pa.default_memory_pool().release_unused()
+
     def labels(self, table: Any, name: str, use: str) -> tuple[np.ndarray, tuple[str, ...]]:
         """Return runner.data.cells.labels of a column of `read`'s table. `use` says in an error
         what the column cannot be."""
@@ -133,17 +141,20 @@ class TableFile:
         from pyarrow import csv as reader
 
         raw = dict(zip(self.names, self._header, strict=True))
+        categories = pa.dictionary(pa.int32(), pa.string())
         table = reader.read_csv(
             pa.BufferReader(self._utf8),
             reader.ReadOptions(block_size=_BLOCK),
             reader.ParseOptions(delimiter=self.delimiter, newlines_in_values=b'"' in self._utf8),
             reader.ConvertOptions(
                 include_columns=[raw[name] for name in columns],
-                column_types={raw[name]: pa.string() for name in as_text if name in raw},
+                column_types={raw[name]: categories for name in as_text if name in raw},
                 null_values=list(NULLS),
+                auto_dict_encode=True,
             ),
         )
-        if any(pa.types.is_binary(field.type) for field in table.schema):  # not in UTF-8
+        kinds = [getattr(kind, "value_type", kind) for kind in table.schema.types]
+        if any(map(pa.types.is_binary, kinds)):  # not in UTF-8
             self._explain()
         return table.rename_columns(list(columns))
 

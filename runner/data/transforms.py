@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from runner.data.blocks import in_blocks
 from runner.data.cells import Column, Kind
 from runner.errors import ConfigError
 
 Missing = Literal["error", "mean", "median", "most_frequent", "indicator"] | float
-_BLOCK = 8192  # rows that are transformed at a time, so that they stay in the processor's cache
 MISSING = ""  # the category of missing cells
 
 
@@ -71,7 +71,7 @@ class Transform:
         kinds = {self.kind, "number"} if self.kind == "boolean" else {self.kind}
         return column.kind in kinds or bool(column.missing.all())
 
-    def write(self, column: Column, rows: np.ndarray, out: np.ndarray) -> None:
+    def write(self, column: Column, rows: slice, out: np.ndarray) -> None:
         """Write the values of some rows of a column.  # out float64[n, len(features)]"""
         cells = column.values[rows]
         if self.kind != "text":
@@ -130,23 +130,40 @@ def _fill(known: np.ndarray, missing: Missing) -> float:
     return float(known.mean())
 
 
-def apply(
+def apply(transforms: Sequence[Transform], columns: Mapping[str, Column]) -> np.ndarray:
+    """Transform all rows of a table.  # float64[N, features]"""
+    num_rows = len(next(iter(columns.values())).values)
+    return apply_to(transforms, columns, [np.arange(num_rows)])[0]
+
+
+def apply_to(
     transforms: Sequence[Transform],
     columns: Mapping[str, Column],
-    rows: np.ndarray | None = None,
-) -> np.ndarray:
-    """Transform rows of a table, all by default.  # int64[n] -> float64[n, features]"""
-    if rows is None:
-        rows = np.arange(len(next(iter(columns.values())).values))
-    ends = np.cumsum([len(t.features) for t in transforms])
-    out = np.empty((len(rows), ends[-1]))
-    for first in range(0, len(rows), _BLOCK):
-        block, begin = out[first : first + _BLOCK], 0
-        for transform, end in zip(transforms, ends, strict=True):
-            cells = columns[transform.name]
-            transform.write(cells, rows[first : first + _BLOCK], block[:, begin:end])
-            begin = end
-    return out
+    parts: Sequence[np.ndarray],
+) -> list[np.ndarray]:
+    """Transform the rows of each part, which are disjoint. Rows are read in the order of the table,
+    and go to their places: this is faster than to read them in the order of the parts.
+
+    int64[n] each -> float64[n, features] each
+    """
+    num_rows = len(next(iter(columns.values())).values)
+    ends = np.cumsum([0, *(len(t.features) for t in transforms)])
+    used = np.concatenate(parts)
+    place = np.full(num_rows, -1, np.int64)
+    place[used] = np.arange(len(used))
+    out = np.empty((len(used), ends[-1]))
+
+    def write(rows: slice) -> None:
+        block = np.empty((rows.stop - rows.start, ends[-1]))
+        for transform, begin, end in zip(transforms, ends, ends[1:], strict=False):
+            transform.write(columns[transform.name], rows, block[:, begin:end])
+        places = place[rows]
+        if len(used) < num_rows:
+            block, places = block[places >= 0], places[places >= 0]
+        out[places] = block
+
+    in_blocks(write, num_rows)
+    return np.split(out, np.cumsum([len(part) for part in parts])[:-1])
 
 
 def read(saved: Iterable[Mapping[str, Any]], path: object) -> list[Transform]:

@@ -1,0 +1,47 @@
+"""Work in blocks of rows: the same values as in one piece, with any number of threads."""
+
+import numpy as np
+import pytest
+
+from runner.data import blocks, transforms
+from runner.data.cells import Column
+
+
+@pytest.mark.parametrize("num_rows", [1, 5, blocks.ROWS, blocks.ROWS + 1, 3 * blocks.ROWS - 7])
+@pytest.mark.parametrize("num_columns", [2, 3, 19, 200])
+def test_mean_and_deviation_have_the_bits_of_numpy(num_rows: int, num_columns: int) -> None:
+    rng = np.random.default_rng(num_rows)
+    values = rng.normal(3, 100, (num_rows, num_columns)) * rng.lognormal(size=num_columns)
+    mean, deviation = blocks.mean_and_deviation(values)
+    assert np.array_equal(mean, values.mean(axis=0))
+    assert np.array_equal(deviation, values.std(axis=0))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_rows_of_a_table_go_to_their_places(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    """As NumPy's indexing takes them; the rows in no part are left out."""
+    monkeypatch.setattr(blocks, "num_threads", lambda: threads)
+    num_rows = 200 * blocks.ROWS + 3
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=num_rows), rng.integers(-1, 3, num_rows)
+    columns = {"a": Column("a", "number", a), "b": Column("b", "text", b, ("x", "y", "z"))}
+    fitted = [
+        transforms.Transform("a", "number"),
+        transforms.Transform("b", "text", categories=("x", "z")),
+    ]
+    rows = rng.permutation(num_rows)
+    parts = [rows[:300], rows[300:300], rows[500:]]
+    whole = np.stack([a, b == 0, b == 2], axis=1)
+    for part, x in zip(parts, transforms.apply_to(fitted, columns, parts), strict=True):
+        assert np.array_equal(x, whole[part])
+
+
+def test_the_first_error_of_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "num_threads", lambda: 4)
+
+    def fail(rows: slice) -> None:
+        if rows.start == blocks.ROWS:
+            raise ValueError("block 1")
+
+    with pytest.raises(ValueError, match="block 1"):
+        blocks.in_blocks(fail, 200 * blocks.ROWS)
