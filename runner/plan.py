@@ -56,18 +56,19 @@ class Plan:
 
     def columns(self) -> list[str]:
         """Return the header of metrics.csv. A split without rows has no columns."""
-        val = [f"val/{name}" for name in self.metrics]
-        if self.has_own_loss:
-            val += self.built.val_columns
-        else:
-            val = ["val/loss", *val, *self.built.val_columns]
-        val = val if len(self.data.val) else []
+        val = self.val_columns() if len(self.data.val) else []
         return ["epoch", "step", *self.train_columns(), *val, "seconds"]
 
     def train_columns(self) -> list[str]:
         """Return the columns of metrics.csv that are measured on the training rows."""
         by_row = [name for name, metric in self.metrics.items() if metric.by_row]
         return [*(f"train/{name}" for name in ("loss", *by_row)), *self.built.train_columns]
+
+    def val_columns(self) -> list[str]:
+        """Return the columns of metrics.csv that are measured on the validation rows; on the test
+        rows, the same ones are measured, also if there are no validation rows."""
+        loss = [] if self.has_own_loss else ["val/loss"]
+        return [*loss, *(f"val/{name}" for name in self.metrics), *self.built.val_columns]
 
     @property
     def has_own_loss(self) -> bool:
@@ -629,7 +630,7 @@ def evaluate(
         means.add({_column(name, prefix): v for name, v in measured.rows.items()})
         values |= {_column(name, prefix): v for name, v in measured.numbers.items()}
     values |= means.result()
-    columns = [_column(name, prefix) for name in plan.columns()]
+    columns = [_column(name, prefix) for name in (*plan.train_columns(), *plan.val_columns())]
     return {column: values[column] for column in columns if column in values}
 
 

@@ -3,7 +3,6 @@ the sorted paths, and what is no audio is refused with its name."""
 
 import os
 import shutil
-import subprocess
 import wave
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -514,33 +513,3 @@ def test_describe_says_how_rows_are_made(tmp_path: Path) -> None:
     assert values.endswith(
         "rows are images [26, 13, 1] for a model that needs these, else sequences [26, 13]"
     )
-
-
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
-def test_spoken_digits_are_learned_and_those_of_new_voices_too(tmp_path: Path) -> None:
-    """Ten digits by eight voices at three pitches; whole voices are held out."""
-    lines = ["path,label,group"]
-    for word in DIGITS:
-        for voice in ("m1", "m2", "m3", "m4", "f1", "f2", "f3", "f4"):
-            for pitch in (35, 50, 65):
-                file = tmp_path / "spoken" / word / f"{voice}_{pitch}.wav"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                speak = ["espeak-ng", "-v", f"en+{voice}", "-p", str(pitch), "-w", str(file), word]
-                subprocess.run(speak, check=True, timeout=60)
-                lines.append(f"{word}/{file.name},{word},{voice}")
-    (tmp_path / "spoken.csv").write_text("\n".join(lines) + "\n")
-    data = ("data=audio_folder", "data.path=spoken", "data.table=spoken.csv", "data.split=grouped")
-    keys = ("trainer.max_epochs=20", "trainer.batch_size=16", "device=cpu", "optimizer.lr=0.001")
-    commands = [(f"backend={backend}", *data, *keys) for backend in BACKENDS]
-    for command in commands:
-        (done,) = forked(tmp_path, command)
-        assert (done.status, done.err) == (0, "")
-        (tested,) = forked(tmp_path, ("task=evaluate", f"run={done.folder}"))
-        values = read_json(tmp_path / done.folder / "test.json")
-        assert values["rows"] == 60  # two voices of eight
-        assert tested.status == 0
-        assert values["test/accuracy"] > 0.8, values  # by chance 0.1

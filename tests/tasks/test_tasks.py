@@ -96,6 +96,27 @@ def test_evaluate_measures_the_test_split(
     assert len(done.out.splitlines()) == 2
 
 
+def test_evaluate_measures_a_run_without_validation_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss and the accuracy are those of NumPy."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "train.npz", x=rng.normal(size=(60, 4)), y=rng.integers(0, 3, 60))
+    keys = ("data=npz", "data.path=train.npz", "data.val_fraction=0", "trainer.monitor=train/loss")
+    (done,) = forked(tmp_path, (*keys, "trainer.max_epochs=1", "device=cpu"))
+    assert (done.status, done.err) == (0, "")
+    (tested,) = forked(tmp_path, ("task=evaluate", f"run={done.folder}"))
+    assert (tested.status, tested.err) == (0, "")
+    values = json.loads((tmp_path / done.folder / "test.json").read_text())
+    run = load_run(tmp_path / done.folder)
+    test = run.config.data.load().test
+    loss, accuracy = loss_and_accuracy(mlp(run.weights, test.x), test.y)
+    assert values["test/loss"] == pytest.approx(loss, abs=FLOAT32)
+    assert values["test/accuracy"] == accuracy
+    assert values["rows"] == 12
+
+
 @both
 def test_predict_on_the_other_framework_gives_the_outputs_and_labels(
     tasks: dict[str, Tasks], new_rows: Split, backend: str
