@@ -81,10 +81,10 @@ class AudioFolder(Folder):
     sample_rate: Rate
     seconds: Positive
     features: Literal["waveform", "log_mel", "mfcc"]
-    n_fft: Annotated[int, Field(ge=2, le=2**20)]
+    n_fft: Annotated[int, Field(ge=2, le=2**15)]
     hop_length: Size
     window: spectra.Window
-    num_mels: Annotated[int, Field(ge=1, le=2**12)]
+    num_mels: Annotated[int, Field(ge=1, le=2**10)]
     mel_scale: spectra.Scale
     f_min: NonNegative
     f_max: Positive | None
@@ -187,8 +187,8 @@ class AudioFolder(Folder):
         """Compute the features of samples.  # float64[num_samples] -> float64[frames, features]"""
         if self.features == "waveform":
             return samples[:, None]
-        power = spectra.power_spectrogram(samples, self.n_fft, self.hop_length, self.window)
-        bands = spectra.log_mel(power, self._filters(), self.log_floor)
+        frames = (self.n_fft, self.hop_length, self.window)
+        bands = spectra.log_mel(samples, *frames, self._filters(), self.log_floor)
         return bands if self.features == "log_mel" else spectra.cepstra(bands, self.num_mfcc)
 
     def _filters(self) -> np.ndarray:

@@ -4,6 +4,7 @@ L samples, T frames, F = n_fft // 2 + 1 frequencies, M mel bands, K coefficients
 to BLAS, which may add in another order with another number of threads.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 from math import gcd
 from typing import Any, Literal
@@ -18,6 +19,8 @@ Scale = Literal["slaney", "htk"]
 _CROSSINGS = 64  # Z, of zero on each side
 _ROLLOFF = 0.95
 _BETA = 9.0  # of the Kaiser window
+
+_BLOCK = 2**20  # samples of frames in memory
 
 # Slaney's scale: linear below 1000 Hz, then logarithmic
 _LINEAR = 200 / 3  # Hz per mel
@@ -106,12 +109,18 @@ def power_spectrogram(x: np.ndarray, n_fft: int, hop_length: int, window: Window
     Returns:
         # float64[T, F]
     """
+    return np.concatenate([*_powers(x, n_fft, hop_length, window)])
+
+
+def _powers(x: np.ndarray, n_fft: int, hop_length: int, window: Window) -> Iterator[np.ndarray]:
+    """Yield a power spectrogram in blocks of frames, which overlap in x."""
     padded = np.pad(x, (n_fft // 2, n_fft))
     frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[::hop_length]
-    frames = frames[: num_frames(len(x), hop_length)]
-    spectrum = np.fft.rfft(frames * window_of(window, n_fft), axis=1)
-    power: np.ndarray = spectrum.real**2 + spectrum.imag**2
-    return power
+    num, weights = num_frames(len(x), hop_length), window_of(window, n_fft)
+    size = max(1, _BLOCK // n_fft)
+    for first in range(0, num, size):
+        spectrum = np.fft.rfft(frames[first : min(first + size, num)] * weights, axis=1)
+        yield spectrum.real**2 + spectrum.imag**2
 
 
 def to_mel(frequency: Any, scale: Scale) -> Any:
@@ -160,9 +169,27 @@ def mel_filters(
     return weights * (2 / (e[2:] - e[:-2])) if scale == "slaney" else weights
 
 
-def log_mel(power: np.ndarray, filters: np.ndarray, floor: float) -> np.ndarray:
-    """ln(max(sum_f W[j, f] S[t, f], floor)).  # float64[T, F], float64[M, F] -> float64[T, M]"""
-    bands = np.einsum("tf,mf->tm", power, filters)
+def log_mel(
+    x: np.ndarray,
+    n_fft: int,
+    hop_length: int,
+    window: Window,
+    filters: np.ndarray,
+    floor: float,
+) -> np.ndarray:
+    """Compute ln(max(sum_f W[j, f] S[t, f], floor)) with the power spectrogram S of `x`.
+
+    Args:
+        x: samples.  # float64[L]
+        n_fft, hop_length, window: of the spectrogram.
+        filters: W.  # float64[M, F]
+        floor: the least power of a band.
+
+    Returns:
+        # float64[T, M]
+    """
+    powers = _powers(x, n_fft, hop_length, window)
+    bands = np.concatenate([np.einsum("tf,mf->tm", power, filters) for power in powers])
     return np.log(np.maximum(bands, floor))
 
 

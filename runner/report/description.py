@@ -50,17 +50,24 @@ def image_shape(data: Dataset) -> tuple[int, ...] | None:
 def _pixels(
     data: Dataset, summary: Summary, rows: np.ndarray, shape: tuple[int, ...]
 ) -> np.ndarray:
-    """Read images, scaled to 0 ... 1 by the range of all training rows.  # float64[n, H, W, C]"""
+    """Read images, scaled to 0 ... 1 by the range of all training rows. The steps of a sequence go
+    to the right, its first feature is at the bottom.  # float64[n, H, W, C]"""
     x = data.train.x[rows].astype(np.float64)
     if data.x_scaling is not None:
         x = data.x_scaling.invert(x)
     low, high = summary.columns[0].low, summary.columns[0].high
-    return np.clip((x.reshape(-1, *shape) - low) / ((high - low) or 1.0), 0, 1)
+    images = np.clip((x.reshape(-1, *shape) - low) / ((high - low) or 1.0), 0, 1)
+    is_sequence = len(data.input_shape) == 2
+    return np.rot90(images, axes=(1, 2)) if is_sequence else images
 
 
 def _show(axes: Any, image: np.ndarray) -> None:
     grey = {"cmap": "gray", "vmin": 0, "vmax": 1} if image.shape[-1] == 1 else {}
-    axes.imshow(image[..., 0] if grey else image, interpolation="nearest", **grey)
+    if len(image) == 1:  # a sequence of numbers
+        axes.plot(image[0, :, 0], linewidth=0.5)
+        axes.set_ylim(0, 1)
+    else:
+        axes.imshow(image[..., 0] if grey else image, interpolation="nearest", **grey)
     axes.set_xticks([])
     axes.set_yticks([])
 

@@ -15,7 +15,9 @@ import soundfile
 from runner.cli.compose import compose
 from runner.config.schema import parse
 from runner.data import Dataset, audio, load, spectra
+from runner.data.summary import summarize
 from runner.errors import ConfigError
+from runner.report import description
 from runner.run.run_folder import read_columns, read_json
 from runner.run.saved import load_run
 from tests.command_line import BACKENDS, Done, forked
@@ -135,7 +137,7 @@ def test_features_are_those_of_the_resampled_samples(tmp_path: Path) -> None:
     whole = samples(0, 9000)[:, 0] / 2**15
     for name, rate in ((0, 11025), (1, RATE)):
         x = spectra.resampled(whole, rate, RATE)[: RATE // 2]
-        bands = spectra.log_mel(spectra.power_spectrogram(x, 200, 100, "hamming"), filters, 0.001)
+        bands = spectra.log_mel(x, 200, 100, "hamming", filters, 0.001)
         for kind, values in (("log_mel", bands), ("mfcc", spectra.cepstra(bands, 7))):
             data = found[kind]
             row = data.train.x[data.train.y == name][0]
@@ -513,3 +515,27 @@ def test_describe_says_how_rows_are_made(tmp_path: Path) -> None:
     assert values.endswith(
         "rows are images [26, 13, 1] for a model that needs these, else sequences [26, 13]"
     )
+
+
+@pytest.mark.parametrize("features", ["log_mel", "waveform"])
+def test_a_picture_has_time_from_left_to_right_and_high_notes_above(
+    tmp_path: Path, features: str
+) -> None:
+    """Files of one tone, which begins after half of their time."""
+    t = np.arange(4000) / RATE
+    for name, frequency in (("low", 500), ("high", 3500)):
+        x = np.where(t < 0.25, 0, 20000 * np.sin(2 * np.pi * frequency * t))
+        save(tmp_path / name / "0.wav", x[:, None].astype(np.int16))
+    keys = (f"data.sample_rate={RATE}", "data.seconds=0.5", f"data.features={features}", *WHOLE)
+    data = dataset(tmp_path, *keys, "data.n_fft=512")
+    assert data.image_shape is not None
+    images = description._pixels(data, summarize(data), np.arange(2), data.image_shape)[..., 0]
+    if features == "waveform":
+        assert images.shape == (2, 1, 4000)
+        assert not np.ptp(images[:, 0, :2000], axis=1).any()
+        return
+    assert images.shape == (2, 40, 26)
+    for label, image in zip(data.train.y, images, strict=True):
+        row, column = np.unravel_index(image.argmax(), image.shape)
+        assert column >= 12
+        assert (row < 10) == (data.classes[label] == "high")

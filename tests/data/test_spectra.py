@@ -51,13 +51,22 @@ def test_log_mel_and_mfcc_are_those_of_librosa(
     scale: spectra.Scale, window: spectra.Window
 ) -> None:
     bands, coefficients = LIBROSA[scale, window]
-    power = spectra.power_spectrogram(SOUND, 64, 32, window)
-    values = spectra.log_mel(power, spectra.mel_filters(16000, 64, 6, 100, 7000, scale), 1e-6)
+    filters = spectra.mel_filters(16000, 64, 6, 100, 7000, scale)
+    values = spectra.log_mel(SOUND, 64, 32, window, filters, 1e-6)
     assert values.shape == (13, 6)
     # The values above are rounded to 6 decimals.
     np.testing.assert_allclose(values[[0, 6, 12]], bands, rtol=0, atol=6e-7)
     found = spectra.cepstra(values, 4)[[0, 6, 12]]
     np.testing.assert_allclose(found, coefficients, rtol=0, atol=6e-7)
+
+
+def test_the_size_of_a_block_of_frames_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    filters = spectra.mel_filters(16000, 64, 6, 0, 8000, "slaney")
+    found = []
+    for size in (1, 200, 2**20):
+        monkeypatch.setattr(spectra, "_BLOCK", size)
+        found.append(spectra.log_mel(SOUND, 64, 7, "hann", filters, 1e-6).tobytes())
+    assert len(set(found)) == 1
 
 
 @pytest.mark.parametrize(("n_fft", "hop_length"), [(16, 5), (15, 20), (2, 1), (500, 7)])
