@@ -302,6 +302,7 @@ def plan(
     if data is None:
         data = _data(config, like)
     _check_augment(config, data)
+    _check_twin(config)
     loss = losses.choose(config.loss, data.task, len(data.classes))
     example = _example(config, data)
     model = model_spec(
@@ -337,6 +338,15 @@ def plan(
     )
     _check_watched(prepared)
     return prepared
+
+
+def _check_twin(config: Config) -> None:
+    if isinstance(config.model, TwinModel) and not config.optimizer.is_elementwise:
+        raise ConfigError(
+            f"model=twin needs an optimizer that updates every number of a weight by itself, since "
+            f"the frameworks join weights into tensors of their own; optimizer="
+            f"{config.optimizer.name} uses norms or products of whole weights"
+        )
 
 
 def _example(config: Config, data: Dataset) -> Batch | None:
