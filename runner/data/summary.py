@@ -48,8 +48,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Summary:
-    """The description of a data set. `columns` is the place for what a source knows about its
-    original columns (text, dates, missing values): add it to `Column` and to `_columns`."""
+    """The description of a data set, as the network sees it; runner.data.originals describes the
+    columns of a table's file."""
 
     task: str
     rows: dict[str, int]  # per split
