@@ -337,6 +337,8 @@ def plan(
         hyperparameters=optimizers.hyperparameters(config.optimizer, clock),
     )
     _check_watched(prepared)
+    if data.streams:
+        prepared.largest_chunk()  # refuses too little memory
     return prepared
 
 
@@ -486,9 +488,11 @@ def _refuse_exact(config: Config, data: Dataset) -> None:
             "data.augment is not supported with trainer.precision=exact; leave it out"
         )
     if data.streams:
-        raise ConfigError(
-            f"data={config.data.name} is not supported with trainer.precision=exact; use data=npz"
+        name = config.data.name
+        what, instead = (
+            ("data=npy", "use data=npz") if name == "npy" else ("data.memory_mb", "leave it out")
         )
+        raise ConfigError(f"{what} is not supported with trainer.precision=exact; {instead}")
     if config.trainer.compile:
         raise ConfigError(
             "trainer.compile=true is not supported with trainer.precision=exact; "
