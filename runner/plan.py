@@ -2,7 +2,7 @@
 that can be refused without a framework."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,12 +14,13 @@ from runner import dispatcher, schedules
 from runner.components import losses, metrics, optimizers, twins
 from runner.components.cancelled import cancelled
 from runner.components.custom import Built, CustomNetwork, Source
-from runner.components.layers import Network, Shape, needs_images, network
+from runner.components.layers import Network, Shape, needs_images, needs_tokens, network
 from runner.components.twins import TwinNetwork
 from runner.config.schema import Config, CustomModel, LayerModel, ObjectModel, TwinModel
 from runner.data import Dataset, Split, load
 from runner.data.augment import Augment, augmented
 from runner.data.dataset import Task, check_range
+from runner.data.files import without_unscaled
 from runner.data.order import Chunks, Order
 from runner.data.source import Batch, Field
 from runner.dispatcher import BACKENDS
@@ -33,6 +34,7 @@ from runner.spec import Measured, ModelSpec, RunSpec, Tables, tables
 from runner.text import console
 
 _NO_CODE = Built({}, {}, ())  # of a network of this project's layers
+_TRIAL_ROWS = 10  # of labels at positions, on which a metric is tried
 _CHUNK_BYTES = 16 * 2**20  # limit for the rows and outputs of one call of a framework
 
 
@@ -62,6 +64,7 @@ class Plan:
     def train_columns(self) -> list[str]:
         """Return the columns of metrics.csv that are measured on the training rows."""
         by_row = [name for name, metric in self.metrics.items() if metric.by_row]
+        by_row = [] if self.data.positions else by_row
         return [*(f"train/{name}" for name in ("loss", *by_row)), *self.built.train_columns]
 
     def val_columns(self) -> list[str]:
@@ -111,9 +114,11 @@ class Plan:
     def run_spec(self) -> RunSpec:
         """Return the run's spec: tables of every step, and training rows in the run's dtype."""
         trainer, model = self.config.trainer, self.model
-        fields = {"y": losses.targets(self.loss, self.data.train.y, model.dtype)}
+        fields = {}
+        if "y" not in self._streamed:
+            fields["y"] = losses.targets(self.loss, self.data.train.y, model.dtype)
         if "x" not in self._streamed:
-            fields["x"] = np.ascontiguousarray(self.data.train.x, dtype=model.dtype)
+            fields["x"] = np.ascontiguousarray(self.data.train.x, dtype=self.model.input_dtype)
         return RunSpec(
             **vars(model),
             fields=fields,
@@ -127,7 +132,7 @@ class Plan:
             largest_chunk=self.largest_chunk(),
             steps_per_epoch=self.order.steps_per_epoch,
             accumulate=trainer.accumulate_grad_batches,
-            keeps_outputs=self.keeps_outputs,
+            keeps_outputs=self.keeps_train_outputs,
             compile=trainer.compile,
             skip_nonfinite=trainer.on_nonfinite == "skip",
         )
@@ -241,12 +246,18 @@ class Plan:
         """True if the network's outputs are needed here, for the loss or a metric."""
         return not losses.is_own(self.loss) or bool(self.metrics)
 
+    @property
+    def keeps_train_outputs(self) -> bool:
+        """True if the outputs of the training rows are needed. For labels at positions, they are
+        not: the loss of an epoch is the mean of its updates' losses."""
+        return self.keeps_outputs and not self.data.positions
+
     def batches(self, split: Split) -> Iterator[Batch]:
         """Yield the fields of a split in order, as in training, for the backend's `measure`."""
         y = losses.targets(self.loss, split.y, self.model.dtype)
         begin = 0
-        for x in split.x.blocks() if self.data.streams else [split.x]:
-            x = np.ascontiguousarray(x, dtype=self.model.dtype)
+        for x in self._x_blocks(split):
+            x = np.ascontiguousarray(x, dtype=self.model.input_dtype)
             yield {"x": x, "y": y[begin : begin + len(x)]}
             begin += len(x)
 
@@ -261,6 +272,10 @@ class Plan:
     @property
     def _streamed(self) -> dict[str, Field]:
         """The fields of the training rows that come with the chunks, in the run's dtype."""
+        if self.data.overlaps:
+            kinds = {"x": self.model.input_dtype, "y": np.dtype(np.int64)}
+            fields = self.data.train.fields
+            return {name: Field(fields[name].shape, kind) for name, kind in kinds.items()}
         if not self.data.streams and self.augment is None:
             return {}
         return {"x": Field(self.network.input_shape, self.model.dtype)}
@@ -287,10 +302,29 @@ class Plan:
 
     def outputs(self, split: Split, predict: Callable[[Batch], np.ndarray]) -> np.ndarray:
         """Return the network's outputs for all rows of a split.  # float[N, C]"""
-        blocks = split.x.blocks() if self.data.streams else [split.x]
-        return np.concatenate(
-            [predict({"x": np.ascontiguousarray(x, dtype=self.model.dtype)}) for x in blocks]
-        )
+        return np.concatenate([outputs for outputs, _ in self.output_blocks(split, predict)])
+
+    def output_blocks(
+        self, split: Split, predict: Callable[[Batch], np.ndarray]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the network's outputs and the targets of a split in blocks of rows: all rows at
+        once, if they have one label each and are in memory."""
+        begin = 0
+        for x in self._x_blocks(split):
+            outputs = predict({"x": np.ascontiguousarray(x, dtype=self.model.input_dtype)})
+            yield outputs, split.y[begin : begin + len(x)]
+            begin += len(x)
+
+    def _x_blocks(self, split: Split) -> Iterator[np.ndarray]:
+        if self.data.streams:
+            yield from split.x.blocks()
+        elif not self.data.positions:
+            yield split.x
+        else:  # a backend predicts 8 batches at once; blocks of these have the same outputs
+            unit = 8 * self.model.batch_size
+            row_bytes = int(np.prod(self.network.output_shape)) * self.model.dtype.itemsize
+            size = unit * max(1, _CHUNK_BYTES // (unit * row_bytes))
+            yield from (split.x[i : i + size] for i in range(0, len(split), size))
 
 
 def plan(
@@ -302,12 +336,9 @@ def plan(
     if data is None:
         data = _data(config, like)
     _check_augment(config, data)
-    _check_twin(config)
-    loss = losses.choose(config.loss, data.task, len(data.classes))
+    loss = losses.choose(config.loss, data.task, len(data.classes), data.positions)
     example = _example(config, data)
-    model = model_spec(
-        config, data.task, len(data.classes), data.num_targets, data.input_shape, example
-    )
+    model = model_spec(config, shapes_of(data), example)
     loss = _weighted_or_own(config, loss, data, model, example)
     order = _order(config, len(data.train))
     clock = Clock(order.total_steps, order.steps_per_epoch)
@@ -337,18 +368,7 @@ def plan(
         hyperparameters=optimizers.hyperparameters(config.optimizer, clock),
     )
     _check_watched(prepared)
-    if data.streams:
-        prepared.largest_chunk()  # refuses too little memory
     return prepared
-
-
-def _check_twin(config: Config) -> None:
-    if isinstance(config.model, TwinModel) and not config.optimizer.is_elementwise:
-        raise ConfigError(
-            f"model=twin needs an optimizer that updates every number of a weight by itself, since "
-            f"the frameworks join weights into tensors of their own; optimizer="
-            f"{config.optimizer.name} uses norms or products of whole weights"
-        )
 
 
 def _example(config: Config, data: Dataset) -> Batch | None:
@@ -408,12 +428,14 @@ def _metrics(
                 f"own metrics, got {show(asked)}"
             )
         return {}
-    if asked == "auto" and len(shape) != 1:
+    fits = len(shape) == 1 + len(data.positions)
+    if asked == "auto" and not fits:
         asked = []
-    split = data.val if len(data.val) else data.train
-    chosen = metrics.choose(asked, data.task, shape[0] if len(shape) == 1 else 0, split.y)
+    y = (data.val if len(data.val) else data.train).y
+    y = y[:_TRIAL_ROWS] if data.positions else y
+    chosen = metrics.choose(asked, data.task, shape[-1] if fits else 0, y)
     for name, metric in chosen.items():
-        if not metric.by_row and not len(data.val):
+        if (data.positions or not metric.by_row) and not len(data.val):
             raise ConfigError(
                 f"metrics: {name} is measured on the validation rows, and this data has none"
             )
@@ -421,10 +443,12 @@ def _metrics(
 
 
 def _data(config: Config, like: Mapping[str, Any] | None) -> Dataset:
-    """Load the data set, as images if the model needs them."""
+    """Load the data set, as images or as token ids if the model needs them."""
     data = load(config.data, like)
     if not isinstance(config.model, LayerModel):  # it gets images where data.images is true
         return data
+    if needs_tokens(config.model.layers) and not data.num_tokens:
+        return _as_tokens(config, data)
     if data.image_shape is None or not needs_images(config.model.layers):
         return data
     if getattr(config.data, "images", "auto") is False:
@@ -433,6 +457,24 @@ def _data(config: Config, like: Mapping[str, Any] | None) -> Dataset:
             f"needs images, got false"
         )
     return data.as_images()
+
+
+def _as_tokens(config: Config, data: Dataset) -> Dataset:
+    """Convert the rows to token ids, for a model that begins with an embedding."""
+    if data.streams or data.x_scaling is not None or len(data.input_shape) != 1:
+        why = (
+            "streams numbers"
+            if data.streams
+            else "standardizes them"
+            if data.x_scaling is not None
+            else f"has rows of shape {list(data.input_shape)}"
+        )
+        raise ConfigError(
+            f"model.layers begin with embedding, which needs rows of token ids, and "
+            f"data={config.data.name} {why}"
+        )
+    tokens = data.as_tokens(f"data={config.data.name}")
+    return replace(tokens, warnings=without_unscaled(data.warnings))
 
 
 def augment_of(config: Config) -> Augment | None:
@@ -487,12 +529,14 @@ def _refuse_exact(config: Config, data: Dataset) -> None:
         raise ConfigError(
             "data.augment is not supported with trainer.precision=exact; leave it out"
         )
-    if data.streams:
-        name = config.data.name
-        what, instead = (
-            ("data=npy", "use data=npz") if name == "npy" else ("data.memory_mb", "leave it out")
+    if data.overlaps:
+        raise ConfigError(
+            "data.stride is not supported with trainer.precision=exact; set it to null"
         )
-        raise ConfigError(f"{what} is not supported with trainer.precision=exact; {instead}")
+    if data.streams:
+        raise ConfigError(
+            f"data={config.data.name} is not supported with trainer.precision=exact; use data=npz"
+        )
     if config.trainer.compile:
         raise ConfigError(
             "trainer.compile=true is not supported with trainer.precision=exact; "
@@ -526,37 +570,64 @@ def _check_watched(prepared: Plan) -> None:
             )
 
 
-def model_spec(
-    config: Config,
-    task: Task,
-    num_classes: int,
-    num_targets: int,
-    input_shape: Sequence[int],
-    example: Batch | None = None,
-) -> ModelSpec:
-    """Return the model's spec, from the config and the data's description. What a model of the
-    user's own logs is known if it is tried on an example."""
-    loss = losses.choose(config.loss, task, num_classes)
-    num_outputs = losses.num_outputs(loss, task, num_classes, num_targets)
-    net = _network(config, tuple(input_shape), num_outputs, example)
+@dataclass(frozen=True)
+class Shapes:
+    """The shapes of the data that the model depends on."""
+
+    task: Task
+    num_classes: int
+    num_targets: int
+    input_shape: Shape
+    positions: Shape = ()
+    num_tokens: int = 0
+
+
+def shapes_of(data: Dataset) -> Shapes:
+    return Shapes(
+        data.task,
+        len(data.classes),
+        data.num_targets,
+        data.input_shape,
+        data.positions,
+        data.num_tokens,
+    )
+
+
+def saved_shapes(data: Mapping[str, Any]) -> Shapes:
+    """Read the shapes from a run's data.json."""
+    return Shapes(
+        data["task"],
+        len(data["classes"]),
+        data["num_targets"],
+        tuple(data["input_shape"]),
+        tuple(data.get("positions", ())),
+        data.get("num_tokens", 0),
+    )
+
+
+def model_spec(config: Config, shapes: Shapes, example: Batch | None = None) -> ModelSpec:
+    """Return the model's spec, from the config and the data's shapes. What a model of the user's
+    own logs is known if it is tried on an example."""
+    loss = losses.choose(config.loss, shapes.task, shapes.num_classes, shapes.positions)
+    num = losses.num_outputs(loss, shapes.task, shapes.num_classes, shapes.num_targets)
+    net = _network(config, shapes, num, example)
     trainer = config.trainer
     num_threads = threads.resolve(trainer.threads, net, trainer.batch_size)
     return ModelSpec(net, trainer.precision, config.device, trainer.batch_size, num_threads)
 
 
-def _network(
-    config: Config, input_shape: Shape, num_outputs: int, example: Batch | None
-) -> Network:
-    model = config.model
+def _network(config: Config, shapes: Shapes, num_outputs: int, example: Batch | None) -> Network:
+    model, input_shape = config.model, shapes.input_shape
     if isinstance(model, LayerModel):
-        return network(model.layers, input_shape, num_outputs)
+        positions, num_tokens = shapes.positions, shapes.num_tokens
+        return network(model.layers, input_shape, num_outputs, positions, num_tokens)
     precision = config.trainer.precision
     if precision == "exact":
         raise ConfigError(
             "trainer.precision must be float32, float64 or bf16-mixed for a model of your own, "
             "got exact: exact mode supports only the layers of this project"
         )
-    source = source_of(config)
+    source = replace(source_of(config), takes_tokens=bool(shapes.num_tokens))
     asked, building = config.trainer.threads, dispatcher.building_threads
     with nullcontext() if building is None else console.quiet():
         backend = dispatcher.load(config.backend)
@@ -565,10 +636,11 @@ def _network(
         built = backend.inspect(source, input_shape, precision, config.seed, example)
     _check_columns(built, source)
     is_free = built.has_loss or config.loss.name == "custom"
-    if not is_free and built.output_shape != (num_outputs,):
+    wanted = (*shapes.positions, num_outputs)
+    if not is_free and built.output_shape != wanted:
         raise ConfigError(
             f"{source.name} returns rows of shape {list(built.output_shape)}; the loss and the "
-            f"data need {[num_outputs]}"
+            f"data need {list(wanted)}"
         )
     if built.has_loss and isinstance(model, TwinModel):
         raise ConfigError(
@@ -632,20 +704,30 @@ def evaluate(
         measured = measure(plan.batches(split), plan.keeps_outputs)
     means = metrics.Means()
     values: dict[str, float] = {}
-    outputs = plan.outputs(split, predict) if measured is None else measured.outputs
-    if outputs is not None:
-        by_row = rows(plan, outputs, split.y)
+    whole = {name: metric for name, metric in plan.metrics.items() if not metric.by_row}
+    blocks = plan.output_blocks(split, predict) if measured is None else _measured(measured, split)
+    kept = []
+    for outputs, y in blocks:
+        by_row = rows(plan, outputs, y)
         means.add({f"{prefix}{name}": v for name, v in by_row.items()})
-        z, y = _in_data_units(plan, outputs, split.y)
-        for name, metric in plan.metrics.items():
-            if not metric.by_row:
-                values[f"{prefix}{name}"] = float(metrics.measure(name, metric, z, y))
+        kept += [outputs] if whole else []
+    if kept:
+        z, y = _in_data_units(plan, np.concatenate(kept), split.y)
+        for name, metric in whole.items():
+            values[f"{prefix}{name}"] = float(metrics.measure(name, metric, z, y))
     if measured is not None:
         means.add({_column(name, prefix): v for name, v in measured.rows.items()})
         values |= {_column(name, prefix): v for name, v in measured.numbers.items()}
     values |= means.result()
+    for name, metric in plan.metrics.items():
+        if f"{prefix}{name}" in values:
+            values[f"{prefix}{name}"] = metric.of_mean(values[f"{prefix}{name}"])
     columns = [_column(name, prefix) for name in (*plan.train_columns(), *plan.val_columns())]
     return {column: values[column] for column in columns if column in values}
+
+
+def _measured(measured: Measured, split: Split) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [] if measured.outputs is None else [(measured.outputs, split.y)]
 
 
 def _column(name: str, prefix: str) -> str:

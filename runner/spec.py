@@ -10,7 +10,7 @@ import numpy as np
 
 from runner.components.custom import Built, CustomNetwork, Source
 from runner.components.layers import Network, Shape, initial_variables
-from runner.components.optimizers import TRAINING_WEIGHTS, Group, kinds
+from runner.components.optimizers import Group, kinds
 from runner.components.twins import Trace
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
@@ -38,6 +38,11 @@ class ModelSpec:
         """The dtype of weights, slots, data and rates. bf16-mixed computes in bfloat16; exact
         computes in float64, with float32 values."""
         return np.dtype(np.float64 if self.precision == "float64" else np.float32)
+
+    @property
+    def input_dtype(self) -> np.dtype:
+        """The dtype of x: int32 for token ids, else that of the weights."""
+        return np.dtype(np.int32) if self.network.takes_tokens else self.dtype
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,10 @@ LEARNING_RATE = "learning_rate"
 def rate_name(factor: float) -> str:
     """Return the name of the table with a group's rates."""
     return LEARNING_RATE if factor == 1 else f"{LEARNING_RATE}*{factor!r}"
+
+
+# The slot with the weights that training continues from, if those for evaluation are others
+TRAINING_WEIGHTS = "training_weights"
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ NEEDS = {
     ("data", "npy"): ["data.path=a"],
     ("data", "image_folder"): ["data.path=a"],
     ("data", "audio_folder"): ["data.path=a"],
+    ("data", "text"): ["data.path=a"],
     ("schedule", "from_torch"): ["schedule.class=LinearLR"],
     ("schedule", "from_keras"): [
         "schedule.class=ExponentialDecay",

@@ -81,7 +81,9 @@ def test_the_data_page_runs_and_its_predictions_are_right(tmp_path: Path) -> Non
         done = execute(script, tmp_path)
         assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
     (run,) = (tmp_path / "outputs" / "runs").iterdir()
-    (code,) = blocks("python", DATA)
+    text, code = blocks("python", DATA)
+    done = execute('python -c "$0"', tmp_path, text)
+    assert done.returncode == 0, done.stderr
     done = execute('python -c "$0"', tmp_path, code.replace("FOLDER", str(run)))
     assert done.returncode == 0, done.stderr
     found = [float(number) for number in re.findall(r"\[\[([\d.]+)", done.stdout)]

@@ -99,7 +99,12 @@ def _call_inner_layers(source: Source, model: keras.Model, input_shape: Shape) -
     """Call a twin's model on two rows of zeros. A symbolic call may skip inner layers, such as
     those of Bidirectional, whose output shapes are known."""
     if source.is_twin:
-        model(keras.ops.zeros((2, *input_shape)))
+        model(keras.ops.zeros((2, *input_shape), dtype=_dtype(source)))
+
+
+def _dtype(source: Source) -> str | None:
+    """Return the dtype of the rows; None for Keras's default."""
+    return "int32" if source.takes_tokens else None
 
 
 def _in_order(model: keras.Model, paths: Sequence[str]) -> dict[str, Any]:
@@ -118,7 +123,7 @@ def _build(source: Source, input_shape: Shape, seed: int) -> tuple[keras.Model, 
 
     with seeded(seed), _plain_errors():
         model = source.make(keras.Layer, "keras.Model or keras.Layer", copy)
-        x = keras.Input(input_shape)
+        x = keras.Input(input_shape, dtype=_dtype(source))
         try:
             y = model(x)
         except Exception as error:

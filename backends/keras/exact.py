@@ -243,13 +243,13 @@ class Network(keras.layers.Layer):
         return keras.KerasTensor(self.compute_output_shape(x.shape), "float32")
 
     def call(self, x: Any) -> Any:
-        x = self.o.r(tf.cast(x, tf.float64))
+        x = x if self.spec.takes_tokens else self.o.r(tf.cast(x, tf.float64))
         return tf.cast(forward(Pass(self.o, self.values()), self.spec.nodes, x)[0], tf.float32)
 
 
 def build(network: spec.Network, kind: type[keras.Model]) -> keras.Model:
     """Build the model: one layer that contains the whole network."""
-    x = keras.Input(network.input_shape)
+    x = keras.Input(network.input_shape, dtype="int32" if network.takes_tokens else None)
     return kind(x, Network(network)(x))
 
 
@@ -340,7 +340,9 @@ class Engine:
         self.optimizer = Optimizer(run, self.network, self.schedule, start)
         y = run.fields["y"]
         y = y if run.loss.name == "cross_entropy" else r(y)
-        self.fields = {"x": tf.constant(r(run.fields["x"])), "y": tf.constant(y)}
+        x = run.fields["x"]
+        x = x if run.network.takes_tokens else r(x)
+        self.fields = {"x": tf.constant(x), "y": tf.constant(y)}
 
     def start(self, run: RunSpec, start: TrainState) -> None:
         """Start another run that can use the same compiled functions."""
@@ -379,7 +381,8 @@ class Engine:
         for name, variable in n.statistics.items():
             variable.assign(statistics[name])
         self.optimizer.apply([g], [n.weights_vector])
-        return tf.cast(loss, tf.float32), [tf.cast(z, tf.float32) for z in outputs]
+        kept = outputs if self.run.keeps_outputs else []
+        return tf.cast(loss, tf.float32), [tf.cast(z, tf.float32) for z in kept]
 
     def losses(self, loss_terms: Any) -> Any:
         """Return the updates' losses: `update` has computed them.  # float32[K]"""

@@ -26,6 +26,7 @@ _NAMES = {
         "variance": "moving_variance",
     },
     "layer_norm": {"scale": "gamma", "offset": "beta"},
+    "embedding": {"embedding": "embeddings"},
     "position_embedding": {"embedding": "embedding"},
     "attention": {"query": "query", "key": "key", "value": "value", "output": "out"},
 }
@@ -51,7 +52,7 @@ def build(
     network: spec.Network, dropout_state: DropoutState | None, kind: type[keras.Model] = keras.Model
 ) -> keras.Model:
     """The whole model, functional: keras.layers in order, each under its canonical name."""
-    x = keras.Input(network.input_shape)
+    x = keras.Input(network.input_shape, dtype="int32" if network.takes_tokens else None)
     return kind(x, _sequence(network.nodes, x, dropout_state))
 
 
@@ -168,9 +169,9 @@ class _PositionEmbedding(native.Layer):
 class _Attention(native.Layer):
     """spec.Attention. Keras's own layer rounds the scale to float32."""
 
-    def __init__(self, num_heads: int, **kwargs: Any) -> None:
+    def __init__(self, num_heads: int, is_causal: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.num_heads = num_heads
+        self.num_heads, self.is_causal = num_heads, is_causal
 
     def build(self, shape: Any) -> None:
         square = (shape[-1], shape[-1])
@@ -189,7 +190,11 @@ class _Attention(native.Layer):
         )
         q, k, v = tf.unstack(tf.transpose(by_head, [2, 0, 3, 1, 4]))  # [B, H, T, D / H]
         scores = tf.matmul(q, k, transpose_b=True) * constant((width // self.num_heads) ** -0.5, q)
-        weights = tf.nn.softmax(tf.cast(scores, tf.float32) if _is_16_bit(scores) else scores)
+        scores = tf.cast(scores, tf.float32) if _is_16_bit(scores) else scores
+        if self.is_causal:
+            is_earlier = np.tril(np.ones((length, length), bool))
+            scores = tf.where(is_earlier, scores, constant(-np.inf, scores))
+        weights = tf.nn.softmax(scores)
         heads = tf.transpose(tf.matmul(tf.cast(weights, v.dtype), v), [0, 2, 1, 3])
         return tf.reshape(
             tf.reshape(heads, [-1, width]) @ tf.convert_to_tensor(self.out), [-1, length, width]
@@ -252,7 +257,8 @@ def _sequence(
             x = native.Add(name=node.name)([main, shortcut])
         else:
             layer = _build(node, dropout_state)
-            x = layer(x, x) if isinstance(layer, native.MultiHeadAttention) else layer(x)
+            is_stock = isinstance(layer, native.MultiHeadAttention)
+            x = layer(x, x, use_causal_mask=node.spec.causal) if is_stock else layer(x)
     return x
 
 
@@ -323,6 +329,8 @@ def _build(node: spec.Node, dropout_state: DropoutState | None) -> native.Layer:
             is_sequence = len(node.input_shape) == 2
             pool = native.GlobalAveragePooling1D if is_sequence else native.GlobalAveragePooling2D
             return pool(name=name)
+        case "embedding":
+            return native.Embedding(*node.variables[0].shape, name=name)
         case "flatten":
             return native.Flatten(name=name)
         case "reshape":
@@ -345,7 +353,7 @@ def _own(node: spec.Node, dropout_state: DropoutState) -> native.Layer:
         case "position_embedding":
             return _PositionEmbedding(name=name)
         case "attention":
-            return _Attention(s.num_heads, name=name)
+            return _Attention(s.num_heads, s.causal, name=name)
     raise AssertionError(s.layer)
 
 

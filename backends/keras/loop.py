@@ -334,7 +334,7 @@ def export(
     raw rows and returns outputs in the data's units. It scales in float64."""
     network = _loaded(model, state)
     if x_scaling or y_scaling:
-        x = keras.Input(model.network.input_shape, dtype=model.dtype.name)
+        x = keras.Input(model.network.input_shape, dtype=model.input_dtype.name)
         y = network(
             _rescaled(x, 1.0, -x_scaling.offset, 1 / x_scaling.scale, 0.0) if x_scaling else x
         )

@@ -1,6 +1,7 @@
 """The losses in TensorFlow: the mean over rows, from raw outputs.
 
-z  # [B, C]; y  # labels [B] or targets [B, C]
+z  # [B, C]; y  # labels [B] or targets [B, C]. Labels [B, T] have outputs [B, T, C]; the mean is
+over rows and positions.
 """
 
 from collections.abc import Callable
@@ -55,8 +56,8 @@ def _weighted(loss: Any) -> Callable[[Any, Any], Any]:
             return tf.reduce_mean(rows * tf.reduce_mean(values, axis=1))
         values = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=z)
         if smoothing := loss.label_smoothing:
-            uniform = -tf.reduce_mean(tf.nn.log_softmax(z), axis=1)
+            uniform = -tf.reduce_mean(tf.nn.log_softmax(z), axis=-1)
             values = constant(1 - smoothing, z) * values + constant(smoothing, z) * uniform
-        return tf.reduce_mean(rows * values)
+        return tf.reduce_mean(rows * tf.reshape(values, [-1]))
 
     return mean

@@ -211,9 +211,10 @@ def _build(
             return network, ()
         training = network.model.training
         network.eval()
+        kind = torch.int32 if source.takes_tokens else dtype
         try:
             with torch.no_grad():
-                y = network(torch.zeros(2, *input_shape, dtype=dtype))
+                y = network(torch.zeros(2, *input_shape, dtype=kind))
         except Exception as error:
             raise ConfigError(
                 f"{source.name} raised {blame(error, type(network.model).__module__)}, given rows "

@@ -204,6 +204,7 @@ class Network(nn.Module):
             Layout.of(model.network, groups),
             Torch(device),
         )
+        self.takes_tokens = model.network.takes_tokens
         self.weights = nn.Parameter(
             self.o.r(self.o.constant(self.layout.pack(state.weights))), requires_grad=False
         )
@@ -224,7 +225,8 @@ class Network(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         p = Pass(self.o, {**self.values(), **self.statistics})
-        return forward(p, self.nodes, self.o.r(x.double()))[0].float()
+        x = x if self.takes_tokens else self.o.r(x.double())
+        return forward(p, self.nodes, x)[0].float()
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -293,9 +295,10 @@ class Engine:
         self.run, self.network = run, Network(run, start, device, run.groups)
         self_test.check(str(device), self._run_self_test)
         self.optimizer = Optimizer(run, self.network, start)
-        o, y = self.network.o, self.network.o.constant(run.fields["y"])
+        o = self.network.o
+        x, y = (o.constant(run.fields[name]) for name in ("x", "y"))
         self.fields = {
-            "x": o.r(o.constant(run.fields["x"].astype(np.float64))),
+            "x": x if run.network.takes_tokens else o.r(x.double()),
             "y": y if run.loss.name == "cross_entropy" else o.r(y.double()),
         }
 

@@ -25,6 +25,7 @@ _NAMES = {
         "variance": "running_var",
     },
     "layer_norm": {"scale": "weight", "offset": "bias"},
+    "embedding": {"embedding": "weight"},
     "position_embedding": {"embedding": "weight"},
     "attention": {name: name for name in ("query", "key", "value", "output")},
 }
@@ -256,6 +257,18 @@ class _LayerNorm(nn.LayerNorm):
         )
 
 
+class _Embedding(nn.Module):
+    """spec.Embedding. Like every matrix here, its weight is the transpose of the canonical one."""
+
+    def __init__(self, node: spec.Node) -> None:
+        super().__init__()
+        num, features = node.variables[0].shape
+        self.weight = nn.Parameter(torch.empty(features, num))
+
+    def forward(self, x: Tensor) -> Tensor:  # int[B, T] -> [B, T, D]
+        return F.embedding(x, self.weight.t())
+
+
 class _PositionEmbedding(nn.Module):
     def __init__(self, node: spec.Node) -> None:
         super().__init__()
@@ -276,6 +289,7 @@ class _Attention(nn.Module):
     def __init__(self, node: spec.Node) -> None:
         super().__init__()
         self.num_heads, width = node.spec.num_heads, node.input_shape[-1]
+        self.is_causal = node.spec.causal
         for variable in node.variables:
             self.register_parameter(variable.name, nn.Parameter(torch.empty(width, width)))
 
@@ -283,7 +297,7 @@ class _Attention(nn.Module):
         kernels = torch.cat([self.query, self.key, self.value])
         by_head = F.linear(x, kernels).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = by_head.permute(2, 0, 3, 1, 4)  # [B, H, T, D / H] each
-        heads = F.scaled_dot_product_attention(q, k, v)
+        heads = F.scaled_dot_product_attention(q, k, v, is_causal=self.is_causal)
         return F.linear(heads.transpose(1, 2).flatten(2), self.output)
 
 
@@ -396,6 +410,8 @@ def _build(node: spec.Node, dropout_state: DropoutState | None) -> nn.Module:
             return norm(channels, eps=s.eps, momentum=1 - s.momentum)
         case "layer_norm":
             return _LayerNorm(channels, eps=s.eps)
+        case "embedding":
+            return _Embedding(node)
         case "position_embedding":
             return _PositionEmbedding(node)
         case "attention":

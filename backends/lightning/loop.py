@@ -268,9 +268,7 @@ def export(
     network = _network(model, state, None).cpu().eval()
     if x_scaling or y_scaling:
         network = _Raw(network, x_scaling, y_scaling)
-    example = torch.zeros(
-        2, *model.network.input_shape, dtype=torch.from_numpy(np.empty(0, model.dtype)).dtype
-    )
+    example = torch.from_numpy(np.zeros((2, *model.network.input_shape), model.input_dtype))
     rows = {"x": {0: torch.export.Dim("rows", min=1)}}
     content = io.BytesIO()  # if the disk is full, torch's file writer ends the process
     torch.export.save(torch.export.export(network, (example,), dynamic_shapes=rows), content)

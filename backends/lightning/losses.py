@@ -1,6 +1,7 @@
 """The losses in torch: the mean over rows, from raw outputs.
 
-z  # [B, C]; y  # labels [B] or targets [B, C]
+z  # [B, C]; y  # labels [B] or targets [B, C]. Labels [B, T] have outputs [B, T, C]; the mean is
+over rows and positions.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,9 @@ def build(loss: Any) -> Callable[[Tensor, Tensor], Tensor]:
         return _weighted(loss)
     match loss.name:
         case "cross_entropy":
-            return lambda z, y: F.cross_entropy(z, y, label_smoothing=loss.label_smoothing)
+            return lambda z, y: F.cross_entropy(
+                z.flatten(0, -2), y.flatten(), label_smoothing=loss.label_smoothing
+            )
         case "binary_cross_entropy":
             return F.binary_cross_entropy_with_logits
         case "mean_squared_error":
@@ -34,6 +37,7 @@ def _weighted(loss: Any) -> Callable[[Tensor, Tensor], Tensor]:
     def mean(z: Tensor, y: Tensor) -> Tensor:
         rows = weights.to(z.device, z.dtype)[y.reshape(-1).long()]
         if loss.name == "cross_entropy":
+            z, y = z.flatten(0, -2), y.flatten()
             values = F.cross_entropy(z, y, reduction="none", label_smoothing=loss.label_smoothing)
         else:
             values = F.binary_cross_entropy_with_logits(z, y, reduction="none").mean(1)

@@ -22,7 +22,8 @@ class Engine:
         self.buffers = {name: rules.r(value) for name, value in start.buffers.items()}
         y = run.fields["y"]
         y = y if run.loss.name == "cross_entropy" else rules.r(y)
-        self.fields = {"x": rules.r(run.fields["x"]), "y": y}
+        x = run.fields["x"]
+        self.fields = {"x": x if run.network.takes_tokens else rules.r(x), "y": y}
         self.tables, self.scheduled = run.tables, run.scheduled
         self.scalars = optimizers.tables(run.optimizer, run.num_steps, self.scheduled)
 

@@ -51,7 +51,8 @@ class _Live:
             self.step += 1
         steps, tables = slice(self.step - chunk.num_steps, self.step), self.engine.tables
         applied = read_back(tables, [values[steps] for values in tables.values()])
-        return Report(self.engine.losses(loss_terms), applied, np.concatenate(outputs))
+        kept = np.concatenate(outputs) if self.run.keeps_outputs else None
+        return Report(self.engine.losses(loss_terms), applied, kept)
 
     def state(self) -> TrainState:
         return self.engine.state(self.step)
@@ -100,8 +101,9 @@ def train(
 def predict(model: ModelSpec, state: TrainState, rows: Batch) -> np.ndarray:
     values = {name: rules.r(value) for name, value in {**state.weights, **state.buffers}.items()}
     x, size = rows["x"], model.batch_size * 8
+    x = x if model.network.takes_tokens else rules.r(x)
     outputs = [
-        forward(Pass(NumPy(), dict(values)), model.network.nodes, rules.r(x[i : i + size]))[0]
+        forward(Pass(NumPy(), dict(values)), model.network.nodes, x[i : i + size])[0]
         for i in range(0, len(x), size)
     ]
     if not outputs:

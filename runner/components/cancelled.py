@@ -24,7 +24,11 @@ class Change(IntEnum):
     ANY = 3
 
 
-_FIRST = {"bias": Change.CHANNEL, "offset": Change.CHANNEL, "embedding": Change.ROWS}  # others: ANY
+_FIRST = {
+    "bias": Change.CHANNEL,
+    "offset": Change.CHANNEL,
+    "position_embedding": Change.ROWS,
+}  # others: ANY
 
 
 def cancelled(network: Network) -> dict[str, str]:
@@ -46,7 +50,9 @@ def _own(node: Node) -> Iterator[tuple[str, Change, str]]:
         change = (
             Change.NONE
             if _has_no_effect(node, variable.name)
-            else _FIRST.get(variable.name, Change.ANY)
+            else _FIRST.get(
+                node.spec.layer if variable.name == "embedding" else variable.name, Change.ANY
+            )
         )
         if variable.trainable:
             yield f"{node.name}/{variable.name}", _narrowed(change, node), node.name

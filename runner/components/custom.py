@@ -32,12 +32,17 @@ class Source:
     given: Any = None
     key: str = "model"  # the section's, for errors
     is_twin: bool = False
+    takes_tokens: bool = False  # its rows are token ids
     _made: list[Any] = field(default_factory=list, repr=False)  # the last model of a factory
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Source) or self.given is not None or other.given is not None:
             return self is other
-        return (self.section, self.is_twin) == (other.section, other.is_twin)
+        return (self.section, self.is_twin, self.takes_tokens) == (
+            other.section,
+            other.is_twin,
+            other.takes_tokens,
+        )
 
     def make(self, kind: type, kind_name: str, copy: Callable[[Any], Any]) -> Any:
         """Make the model: a class or factory is called; of an instance, `copy` makes a copy. Raises
@@ -142,6 +147,10 @@ class CustomNetwork(Network):
     @classmethod
     def of(cls, source: Source, input_shape: Shape, seed: int, built: Built) -> "CustomNetwork":
         return cls((), input_shape, source, seed, built)
+
+    @property
+    def takes_tokens(self) -> bool:
+        return self.source.takes_tokens
 
     @property
     def output_shape(self) -> Shape:

@@ -21,7 +21,7 @@ from runner.section import Count, Fraction, NonNegative, Positive, Section
 
 Shape = tuple[int, ...]
 Padding = Literal["same", "valid"]
-Init = Literal["glorot_uniform", "he_uniform", "zeros", "ones"]
+Init = Literal["glorot_uniform", "he_uniform", "uniform", "zeros", "ones"]
 _SEQUENCE = ("a sequence [steps, features]", "add reshape")
 
 
@@ -190,6 +190,26 @@ class LayerNorm(_Layer):
         return (Variable("scale", shape[-1:], "ones"), Variable("offset", shape[-1:], "zeros"))
 
 
+class Embedding(_Layer):
+    """y_t = E[x_t] for token ids x [T]; E [num_embeddings, features] = `embedding`. Bengio et al.
+    (2003); torch.nn.Embedding, keras.layers.Embedding.
+
+    It must be the first layer. `num_embeddings: tokens` is the number of tokens of the data.
+    """
+
+    layer: Literal["embedding"]
+    num_embeddings: Count | Literal["tokens"]
+    features: Count
+    init: Init
+
+    def output_shape(self, shape: Shape) -> Shape:
+        _check_rank(shape, (1,), "token ids [steps]", "remove layers")
+        return (*shape, self.features)
+
+    def variables(self, shape: Shape) -> tuple[Variable, ...]:
+        return (Variable("embedding", (int(self.num_embeddings), self.features), self.init),)
+
+
 class PositionEmbedding(_Layer):
     """y = x + E for a sequence [T, D]; E [1, T, D] = `embedding`, trained. Gehring et al.
     (2017)."""
@@ -210,6 +230,8 @@ class Attention(_Layer):
     the columns h D/H to (h + 1) D/H of q = x Q, k = x K and v = x V and computes softmax(q k^T /
     sqrt(D/H)) v; y = (concatenated heads) O.
 
+    With `causal`, step t uses the steps up to t only: the softmax gives later ones the weight 0.
+
     Q, K, V, O [D, D] = `query`, `key`, `value`, `output`. There are no biases: the bias of the keys
     does not affect the output, so its gradient would be rounding noise. Vaswani et al. (2017),
     section 3.2.2; torch's MultiheadAttention with bias=False, Keras's with use_bias=False.
@@ -217,6 +239,7 @@ class Attention(_Layer):
 
     layer: Literal["attention"]
     num_heads: Count
+    causal: bool
     init: Init
 
     def output_shape(self, shape: Shape) -> Shape:
@@ -244,7 +267,8 @@ class Residual(_Layer):
 Layer = Annotated[
     Union[
         Dense, Conv2D, MaxPool, AveragePool, GlobalAveragePool, Flatten, Reshape,
-        Activation, Dropout, BatchNorm, LayerNorm, PositionEmbedding, Attention, Residual,
+        Activation, Dropout, BatchNorm, LayerNorm, Embedding, PositionEmbedding, Attention,
+        Residual,
     ],
     Field(discriminator="layer"),
 ]  # fmt: skip
@@ -279,6 +303,11 @@ class Network:
     input_shape: Shape
 
     @property
+    def takes_tokens(self) -> bool:
+        """True if x are token ids."""
+        return bool(self.nodes) and isinstance(self.nodes[0].spec, Embedding)
+
+    @property
     def output_shape(self) -> Shape:
         return self.nodes[-1].output_shape if self.nodes else self.input_shape
 
@@ -295,10 +324,25 @@ class Network:
         return {f"{node.name}/{v.name}": v for node in self.walk() for v in node.variables}
 
 
-def network(layers: Sequence[Any], input_shape: Shape, num_outputs: int) -> Network:
+def network(
+    layers: Sequence[Any],
+    input_shape: Shape,
+    num_outputs: int,
+    positions: Shape = (),
+    num_tokens: int = 0,
+) -> Network:
     """Name the layers and compute their shapes. Raises ConfigError with the layer's path if shapes
-    do not fit."""
+    do not fit.
+
+    Args:
+        layers: the entries of `model.layers`.
+        input_shape: of a row.
+        num_outputs: for each label or row of targets.
+        positions: the shape of a row of labels: () for one label, [T] for one at each step.
+        num_tokens: how many different token ids the rows have; 0 if they are numbers.
+    """
     counts: Counter[str] = Counter()
+    _check_tokens(layers, num_tokens)
 
     def build(specs: Sequence[Any], shape: Shape, path: str) -> tuple[tuple[Node, ...], Shape]:
         nodes = []
@@ -306,6 +350,8 @@ def network(layers: Sequence[Any], input_shape: Shape, num_outputs: int) -> Netw
             where = f"{path}[{i}]"
             if spec.layer == "dense" and spec.units == "outputs":
                 spec = spec.model_copy(update={"units": num_outputs})
+            if spec.layer == "embedding" and spec.num_embeddings == "tokens":
+                spec = spec.model_copy(update={"num_embeddings": num_tokens})
             name, index = f"{spec.layer}_{counts[spec.layer]}", counts.total()
             counts[spec.layer] += 1
             if isinstance(spec, Residual):
@@ -327,12 +373,32 @@ def network(layers: Sequence[Any], input_shape: Shape, num_outputs: int) -> Netw
         return tuple(nodes), shape
 
     nodes, output = build(layers, input_shape, "model.layers")
-    if output != (num_outputs,):
+    wanted = (*positions, num_outputs)
+    if output != wanted:
         raise ConfigError(
-            f"model.layers must end in the shape {_show((num_outputs,))} for this data, got "
-            f"{_show(output)}"
+            f"model.layers must end in the shape {_show(wanted)} for this data, got {_show(output)}"
         )
     return Network(nodes, input_shape)
+
+
+def _check_tokens(layers: Sequence[Any], num_tokens: int) -> None:
+    """Refuse an embedding of numbers, and other layers of token ids."""
+    is_embedded = needs_tokens(layers)
+    if num_tokens and not is_embedded:
+        raise ConfigError(
+            f"model.layers must begin with embedding, because this data has token ids; got "
+            f"{layers[0].layer if layers else 'no layers'}"
+        )
+    if is_embedded and isinstance(num := layers[0].num_embeddings, int) and num < num_tokens:
+        raise ConfigError(
+            f"model.layers[0] (embedding): num_embeddings must be >= {num_tokens}, the number of "
+            f"tokens of this data, got {num}"
+        )
+
+
+def needs_tokens(layers: Sequence[Any]) -> bool:
+    """True if the first layer takes token ids."""
+    return bool(layers) and isinstance(layers[0], Embedding)
 
 
 def needs_images(layers: Sequence[Any]) -> bool:
@@ -343,7 +409,7 @@ def needs_images(layers: Sequence[Any]) -> bool:
                 return True
         elif isinstance(spec, (Conv2D, _Pool, GlobalAveragePool)):
             return True
-        elif isinstance(spec, (Dense, Flatten, Reshape, PositionEmbedding, Attention)):
+        elif isinstance(spec, (Dense, Flatten, Reshape, Embedding, PositionEmbedding, Attention)):
             return False
     return False
 
@@ -352,7 +418,8 @@ def initial_variables(net: Network, seed: int) -> dict[str, np.ndarray]:
     """Draw the initial value of every variable, float64, from (seed, name): equal on every backend.
 
     glorot_uniform: U(-a, a), a = sqrt(6 / (fan_in + fan_out)), Glorot and Bengio (2010), equation
-    16. he_uniform: a = sqrt(6 / fan_in), He et al. (2015), equation 10, as a uniform draw.
+    16. he_uniform: a = sqrt(6 / fan_in), He et al. (2015), equation 10, as a uniform draw. uniform:
+    a = 0.05, as for keras.layers.Embedding.
     """
     return {name: _initial(variable, name, seed) for name, variable in net.variables().items()}
 
@@ -360,6 +427,8 @@ def initial_variables(net: Network, seed: int) -> dict[str, np.ndarray]:
 def _initial(variable: Variable, name: str, seed: int) -> np.ndarray:
     if variable.init in ("zeros", "ones"):
         return np.full(variable.shape, float(variable.init == "ones"))
+    if variable.init == "uniform":
+        return (2 * uniform(variable.shape, seed, name) - 1) * 0.05
     receptive = math.prod(variable.shape[:-2])
     fan_in, fan_out = variable.shape[-2] * receptive, variable.shape[-1] * receptive
     fan = fan_in + fan_out if variable.init == "glorot_uniform" else fan_in

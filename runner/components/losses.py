@@ -4,13 +4,14 @@ tests compare the backends' native losses with them.
 z  # outputs [N, C]
 y  # labels int[N], or targets float[N, C]
 
-Each loss returns the value of every row, float64[N], and the loss of a batch is their mean. With
+Each loss returns the value of every row, float64[N], and the loss of a batch is their mean. Labels
+int[N, T] have outputs [N, T, C], and a row's value is the mean over its T positions. With
 `class_weights` the value of a row is multiplied by the weight of its class, and the mean is still
 over the number of rows, as in Keras; torch divides by the sum of the weights instead.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal, Union
 
@@ -38,13 +39,13 @@ class _Weighted(Section):
         if y.dtype.kind != "i":
             raise ConfigError("loss.class_weights needs labels, and this data has targets")
         if weights == "balanced":
-            counts = np.bincount(y, minlength=num_classes)
+            counts = np.bincount(y.reshape(-1), minlength=num_classes)
             if not counts.all():
                 raise ConfigError(
                     f"loss.class_weights=balanced needs training rows of each class, got none of "
                     f"class number {int(np.flatnonzero(counts == 0)[0])}"
                 )
-            weights = (len(y) / (num_classes * counts)).tolist()
+            weights = (y.size / (num_classes * counts)).tolist()
         if len(weights) != num_classes or not any(weights):
             raise ConfigError(
                 f"loss.class_weights must have a weight for each of {num_classes} classes, at "
@@ -53,10 +54,10 @@ class _Weighted(Section):
         return self.model_copy(update={"class_weights": weights})
 
     def row_weights(self, y: Array) -> Array | float:
-        """Return the weight of each row.  # float64[N], or 1 for all"""
+        """Return the weight of each label.  # float64[N, ...], or 1 for all"""
         if self.class_weights is None:
             return 1.0
-        return np.array(self.class_weights)[y.reshape(-1).astype(int)]
+        return np.array(self.class_weights)[y.astype(int)]
 
 
 class CrossEntropy(_Weighted):
@@ -67,12 +68,10 @@ class CrossEntropy(_Weighted):
     label_smoothing: Fraction
 
     def rows(self, z: Array, y: Array) -> Array:
-        z = z.astype(np.float64)
-        shifted = z - z.max(axis=1, keepdims=True)
-        log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-        of_label = log_p[np.arange(len(y)), y]
-        rows = -(1 - self.label_smoothing) * of_label - self.label_smoothing * log_p.mean(axis=1)
-        return rows * self.row_weights(y)
+        log_p = log_softmax(z)
+        of_label = np.take_along_axis(log_p, y[..., None], axis=-1)[..., 0]
+        rows = -(1 - self.label_smoothing) * of_label - self.label_smoothing * log_p.mean(axis=-1)
+        return by_row(rows * self.row_weights(y))
 
 
 class BinaryCrossEntropy(_Weighted):
@@ -83,7 +82,7 @@ class BinaryCrossEntropy(_Weighted):
     def rows(self, z: Array, y: Array) -> Array:
         z = z.astype(np.float64)
         rows = np.mean(np.maximum(z, 0) - z * y + np.log1p(np.exp(-np.abs(z))), axis=1)
-        return rows * self.row_weights(y)
+        return rows * self.row_weights(y.reshape(-1))
 
 
 class MeanSquaredError(Section):
@@ -139,6 +138,18 @@ class Auto(Section):
     name: Literal["auto"]
 
 
+def log_softmax(z: Array) -> Array:
+    """Return z - log sum exp(z), over the last axis.  # float64[..., C]"""
+    z = z.astype(np.float64)
+    shifted = z - z.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def by_row(values: Array) -> Array:
+    """Average the values of each row over its positions.  # float64[N, ...] -> [N]"""
+    return values.mean(axis=tuple(range(1, values.ndim))) if values.ndim > 1 else values
+
+
 Loss = Annotated[
     Union[CrossEntropy, BinaryCrossEntropy, MeanSquaredError, Huber, Custom, Auto],
     Field(discriminator="name"),
@@ -177,8 +188,9 @@ def check_value(loss: Custom, value: Any, is_tensor: bool, num_rows: int) -> Non
         )
 
 
-def choose(loss: Any, task: str, num_classes: int) -> Any:
-    """Choose the loss for `auto` by the data's task; refuse a loss that does not fit the data."""
+def choose(loss: Any, task: str, num_classes: int, positions: Sequence[int] = ()) -> Any:
+    """Choose the loss for `auto` by the data's task; refuse a loss that does not fit the data. Its
+    rows have labels of the shape `positions`."""
     if loss.name == "auto":
         loss = (
             CrossEntropy(name="cross_entropy", label_smoothing=0.0, class_weights=None)
@@ -190,11 +202,11 @@ def choose(loss: Any, task: str, num_classes: int) -> Any:
     if isinstance(loss, Custom):
         return loss
     labels = task == "classification"
-    fits = {"cross_entropy": labels, "binary_cross_entropy": not labels or num_classes == 2}.get(
-        loss.name, not labels
-    )
+    is_binary = not labels or (num_classes == 2 and not positions)
+    fits = {"cross_entropy": labels, "binary_cross_entropy": is_binary}.get(loss.name, not labels)
     if not fits:
         content = f"labels of {num_classes} classes" if labels else "targets, not labels"
+        content += f" at each of {list(positions)} positions" if positions else ""
         raise ConfigError(f"loss={loss.name} does not fit this data, which has {content}")
     return loss
 
@@ -207,7 +219,7 @@ def num_outputs(loss: Any, task: str, num_classes: int, num_targets: int) -> int
 
 
 def targets(loss: Any, y: Array, dtype: np.dtype) -> Array:
-    """Convert y for the loss: labels to int64[N], everything else to dtype[N, C]."""
+    """Convert y for the loss: labels to int64[N, ...], everything else to dtype[N, C]."""
     if loss.name == "cross_entropy" or (is_own(loss) and y.dtype.kind == "i"):
         return y.astype(np.int64)
     # also for 0 rows, where reshape(0, -1) fails

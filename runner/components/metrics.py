@@ -1,12 +1,14 @@
 """The metrics, and means over an epoch that do not depend on the batches.
 
-z  # outputs [N, C]
-y  # labels int[N], or targets float[N, C]
+z  # outputs [N, C], or [N, T, C] for a label at each of T positions
+y  # labels int[N] or int[N, T], or targets float[N, C]
 
 Both are in the data's units, also if training uses standardized targets. A function that returns
 the value of every row, float64[N], is averaged over the rows of an epoch. A function that returns
 one number for all rows, such as an F1 score, is measured on the validation and test rows only: for
-the training rows, a checkpoint would have to contain the outputs of the epoch so far.
+the training rows, a checkpoint would have to contain the outputs of the epoch so far. With labels
+at positions, all metrics are measured on these rows only: it would take longer to copy and measure
+the outputs of every update than to train a small model.
 """
 
 import math
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from runner import user_code
+from runner.components.losses import by_row, log_softmax
 from runner.errors import ConfigError, RunError, nearest
 from runner.section import OwnCode
 
@@ -39,28 +42,43 @@ class CustomMetric(OwnCode):
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric; `by_row` says if it returns the value of every row."""
+    """A metric; `by_row` says if it returns the value of every row. `of_mean` is applied to the
+    mean over all rows."""
 
     function: Callable[[Array, Array], Any]
     by_row: bool = True
+    of_mean: Callable[[float], float] = float
 
 
 def accuracy(z: Array, y: Array) -> Array:
-    """1 if the largest output (the first one of equals) is that of the label, else 0. With a single
-    output: 1 if z > 0 agrees with y > 1/2."""
-    if z.shape[1] == 1:
+    """1 if the largest output (the first one of equals) is that of the label, else 0; the mean over
+    the positions of a row. With a single output: 1 if z > 0 agrees with y > 1/2."""
+    if z.shape[1:] == (1,):
         return ((z[:, 0] > 0) == (y.reshape(-1) > 0.5)).astype(np.float64)
-    return (np.argmax(z, axis=1) == y).astype(np.float64)
+    return by_row((np.argmax(z, axis=-1) == y).astype(np.float64))
 
 
 def top_k_accuracy(k: int) -> Rows:
     """1 if fewer than k outputs are larger than that of the label, else 0."""
 
     def rows(z: Array, y: Array) -> Array:
-        of_label = z[np.arange(len(y)), y][:, None]
-        return ((z > of_label).sum(axis=1) < k).astype(np.float64)
+        of_label = np.take_along_axis(z, y[..., None], axis=-1)
+        return by_row(((z > of_label).sum(axis=-1) < k).astype(np.float64))
 
     return rows
+
+
+def bits_per_token(z: Array, y: Array) -> Array:
+    """-log2 softmax(z)_y, the mean over the positions of a row: the cross-entropy in bits. Shannon
+    (1951). For a tokenizer of characters, these are bits per character."""
+    log_p = np.take_along_axis(log_softmax(z), y[..., None], axis=-1)[..., 0]
+    return by_row(-log_p / math.log(2))
+
+
+def perplexity(bits: float) -> float:
+    """2 to the power of the mean of `bits_per_token` over all rows. Jelinek et al. (1977)."""
+    with np.errstate(over="ignore"):
+        return float(np.exp2(bits))
 
 
 def mean_absolute_error(z: Array, y: Array) -> Array:
@@ -75,10 +93,12 @@ def choose(
     asked: Sequence[str | CustomMetric] | str, task: str, num_outputs: int, y: Array
 ) -> dict[str, Metric]:
     """Choose metrics by name. `auto` is accuracy for classification, and none for regression, where
-    the loss is enough. `y` has targets on which the metrics that are not ours are tried, with
-    random outputs, so that an error ends the run before the training."""
+    the loss is enough. For labels at positions it is bits_per_token. `y` has targets on which the
+    metrics that are not ours are tried, with random outputs, so that an error ends the run before
+    the training."""
     if asked == "auto":
-        asked = ["accuracy"] if task == "classification" else []
+        usual = "accuracy" if y.ndim == 1 else "bits_per_token"
+        asked = [usual] if task == "classification" else []
     chosen: dict[str, Metric] = {}
     for i, metric in enumerate(asked):
         name = metric.column if isinstance(metric, CustomMetric) else metric
@@ -97,6 +117,10 @@ def _find(name: str, task: str, num_outputs: int, y: Array) -> Metric:
         if task == "classification"
         else {"mean_absolute_error": mean_absolute_error}
     )
+    if task == "classification" and y.ndim > 1:
+        fitting = {**fitting, "bits_per_token": bits_per_token}
+        if name == "perplexity":
+            return Metric(bits_per_token, of_mean=perplexity)
     if name in fitting:
         return Metric(fitting[name])
     match = re.fullmatch(r"top_([1-9]\d*)_accuracy", name)
@@ -106,6 +130,12 @@ def _find(name: str, task: str, num_outputs: int, y: Array) -> Metric:
     from sklearn.metrics import get_scorer_names
 
     allowed = [*fitting, *(["top_5_accuracy"] if ranks else [])]
+    if task == "classification" and y.ndim > 1:
+        allowed.append("perplexity")
+        raise ConfigError(
+            f"metrics must be auto or a list of {', '.join(allowed)} for labels at positions, got "
+            f"{name}{nearest(name, allowed)}"
+        )
     if name in get_scorer_names() and name not in _OURS:
         return _scorer(name, task, num_outputs, y)
     hint = nearest(name, allowed) or nearest(name, get_scorer_names())
@@ -117,7 +147,8 @@ def _find(name: str, task: str, num_outputs: int, y: Array) -> Metric:
 
 def _trial(y: Array, num_outputs: int) -> Array:
     """Return random outputs for the rows of y."""
-    return np.random.default_rng(0).normal(size=(len(y), num_outputs))
+    positions = y.shape[1:] if y.dtype.kind == "i" else ()
+    return np.random.default_rng(0).normal(size=(len(y), *positions, num_outputs))
 
 
 def _own(metric: CustomMetric, key: str, num_outputs: int, y: Array) -> Metric:
@@ -178,11 +209,11 @@ class _Outputs:
 
 def probabilities(z: Array) -> Array:
     """Return the probability of each class: exp(z_c) / sum exp(z), or with one output
-    1 / (1 + exp(z)) and 1 / (1 + exp(-z)).  # float64[N, C]"""
-    if z.shape[1] == 1:
+    1 / (1 + exp(z)) and 1 / (1 + exp(-z)).  # float64[N, ..., C]"""
+    if z.shape[1:] == (1,):
         z = np.concatenate([np.zeros_like(z), z], axis=1)  # equivalent: logits 0 and z
-    shifted = np.exp(z - z.max(axis=1, keepdims=True, initial=-np.inf))
-    total: Array = shifted.sum(axis=1, keepdims=True)
+    shifted = np.exp(z - z.max(axis=-1, keepdims=True, initial=-np.inf))
+    total: Array = shifted.sum(axis=-1, keepdims=True)
     return shifted / total
 
 

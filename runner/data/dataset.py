@@ -1,7 +1,7 @@
 """A data set in memory: three splits of checked rows, and the scaling of its values."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -9,10 +9,12 @@ import numpy as np
 
 from runner.data.blocks import mean_and_deviation
 from runner.data.source import Batch, Field
+from runner.data.tokenizer import Tokenizer
 from runner.data.transforms import Transform
 from runner.errors import ConfigError, show
 from runner.random import permutation
 
+_HASHED = 2**24  # bytes of rows that are hashed at a time
 Task = Literal["classification", "regression", "multilabel"]
 
 
@@ -20,9 +22,11 @@ Task = Literal["classification", "regression", "multilabel"]
 class Split:
     """A source of the fields x and y."""
 
-    # float64[N, ...]; float32 if the file has float32; or a runner.data.stream.FileRows
+    # float64[N, ...]; float32 if the file has float32; int32[N, T] token ids; or a
+    # runner.data.stream.FileRows
     x: Any
-    y: np.ndarray  # labels int64[N], or targets float64[N, C]
+    # labels int64[N], or int64[N, T] for one at each position; or targets float64[N, C]
+    y: np.ndarray
 
     def __len__(self) -> int:
         return len(self.x)
@@ -67,12 +71,15 @@ class Dataset:
     features: tuple[str, ...]  # the names of the columns of x, empty for images
     x_scaling: Scaling | None = None
     y_scaling: Scaling | None = None
+    num_tokens: int = 0  # x has token ids below this number; 0: it has numbers
+    tokenizer: Tokenizer | None = None  # that made the token ids
+    # rows of x and y overlap in memory, so they are read during training
+    overlaps: bool = False
     memory: int | None = None  # bytes for rows of x, if x is read from files during training
     target: str | list[str] | None = None  # the names of y's columns
     columns: tuple[Mapping[str, Any], ...] = ()  # the transforms of a table's columns, as JSON
     image_shape: tuple[int, ...] | None = None  # the shape of a row as an image
     folds_sha256: str | None = None  # Splits.folds_sha256, if data.fold is set
-    row_names: tuple[str, ...] = ()  # the files of new test rows, if each is one
     warnings: tuple[str, ...] = ()  # about values that are probably mistakes
 
     @property
@@ -84,6 +91,12 @@ class Dataset:
     def input_shape(self) -> tuple[int, ...]:
         shape: tuple[int, ...] = self.train.x.shape[1:]
         return shape
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """The shape of a row of labels: () for one label, (T,) for one at each of T positions."""
+        shape: tuple[int, ...] = self.train.y.shape[1:]
+        return shape if self.task == "classification" else ()
 
     @property
     def num_targets(self) -> int:
@@ -113,9 +126,10 @@ class Dataset:
                 values.update(split.x.sha256.encode())
             for array in (split.x.rows if self.streams else split.x, split.y):
                 digest.update(repr((array.shape, array.dtype.str)).encode())
-                digest.update(np.ascontiguousarray(array).data)
                 values.update(repr((len(array), array.dtype.str)).encode())
-                values.update(np.ascontiguousarray(array).data)
+                for block in _blocks(array):
+                    digest.update(block)
+                    values.update(block)
         scalings = {"x_scaling": self.x_scaling, "y_scaling": self.y_scaling}
         return {
             "task": self.task,
@@ -124,6 +138,9 @@ class Dataset:
             "target": self.target,
             "input_shape": list(self.input_shape),
             "num_targets": self.num_targets,
+            **({"positions": list(self.positions)} if self.positions else {}),
+            **({"num_tokens": self.num_tokens} if self.num_tokens else {}),
+            **({"tokenizer": self.tokenizer.saved()} if self.tokenizer else {}),
             "rows": {"train": len(self.train), "val": len(self.val), "test": len(self.test)},
             "sha256": digest.hexdigest(),
             "values_sha256": values.hexdigest(),
@@ -148,6 +165,22 @@ class Dataset:
         if scaling is not None:  # of features that become pixels
             scaling = Scaling(scaling.offset[:, None], scaling.scale[:, None])
         return replace(self, train=train, val=val, test=test, image_shape=None, x_scaling=scaling)
+
+    def as_tokens(self, source: str) -> "Dataset":
+        """Convert x to token ids. Raise ConfigError if it has other numbers."""
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        words = {"train": "training", "val": "validation", "test": "test"}
+        for name, split in splits.items():
+            bad = (split.x < 0) | (split.x != np.rint(split.x)) | (split.x >= 2**31)
+            if bad.any():
+                row = int(np.argwhere(bad)[0][0])
+                raise ConfigError(
+                    f"{source}: x must have token ids for a model that begins with embedding, "
+                    f"whole numbers from 0, got {split.x[bad][0]:g} in {words[name]} row {row}"
+                )
+        num = 1 + max(int(split.x.max(initial=0)) for split in splits.values())
+        ids = {name: Split(split.x.astype(np.int32), split.y) for name, split in splits.items()}
+        return replace(self, **ids, num_tokens=num)  # type: ignore[arg-type]
 
     def with_columns(self, features: Sequence[str]) -> "Dataset":
         """Select these columns of x in this order; unchanged if one of them does not exist."""
@@ -174,6 +207,13 @@ class Dataset:
         )
 
 
+def _blocks(array: np.ndarray) -> Iterator[Any]:
+    """Yield the bytes of an array in blocks: rows may be views that overlap."""
+    size = max(1, _HASHED // max(1, array[:1].nbytes))
+    for first in range(0, len(array), size):
+        yield np.ascontiguousarray(array[first : first + size]).data
+
+
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """Describe how data differs from a run's data.json, the most obvious difference first; None if
     it does not differ."""
@@ -183,11 +223,12 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
         "classes": "its classes are",
         "input_shape": "a row's shape is",
         "num_targets": "the number of its targets is",
+        "num_tokens": "the number of its tokens is",
         "rows": "its rows are",
     }
     for key, words in descriptions.items():
-        if key in before and before[key] != now[key]:
-            current, previous = (_listed(values[key]) for values in (now, before))
+        if key in before and before[key] != now.get(key):
+            current, previous = (_listed(values.get(key)) for values in (now, before))
             return f"{words} {current}, before: {previous}"
     for key, name in (("x_scaling", "x"), ("y_scaling", "y")):
         if before[key] != now[key]:
@@ -242,7 +283,8 @@ def standardize(data: Dataset, *, x: bool, y: bool) -> Dataset:
         )
         for name, s in splits.items()
     }
-    return replace(data, **scaled, x_scaling=x_scaling, y_scaling=y_scaling)  # type: ignore[arg-type]
+    scalings = {"x_scaling": x_scaling, "y_scaling": y_scaling}
+    return replace(data, **scaled, **scalings)  # type: ignore[arg-type]
 
 
 _SQUARES = 1e100  # the square of a value beyond this, or below its inverse, may leave float64

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from runner import user_code
 from runner.data.augment import Augment
 from runner.data.cells import NUMBER
 from runner.data.dataset import (
@@ -23,7 +24,7 @@ from runner.data.dataset import (
 )
 from runner.data.splits import Splits, with_own_rows
 from runner.errors import ConfigError, listed, one_line, show, show_path
-from runner.section import Mark
+from runner.section import Mark, OwnCode
 
 Channels = Literal["last", "first"]
 
@@ -107,7 +108,7 @@ class Rows(Splits):
             raise ConfigError(
                 f"{source}: x must hold a row of values per sample, got the shape {list(x.shape)}"
             )
-        y, classes = as_targets(y, self.task, source)
+        y, classes = as_targets(y, self.task, source, x.shape[1:])
         data = self._dataset(source, x, y, classes, groups=groups, times=times, own=own)
         remedy = "data.standardize=true scales them"
         scaled = () if self.standardize else unscaled(x, source, remedy)
@@ -166,13 +167,36 @@ class NPZ(_File):
                     f"{self.path}, got the shape {list(own.shape)}"
                 )
         check(as_float(own_x, "x", path), own_y, path)
-        as_targets(own_y, self.task, path)
+        as_targets(own_y, self.task, path, own_x.shape[1:])
         if self.task == "classification" and len(others := np.setdiff1d(own_y, y)):
             raise ConfigError(
                 f"{path}: y must have the classes of {self.path}, got {show(str(others[0]))}, "
                 f"which is not one of them"
             )
         return own_x, own_y
+
+
+class Custom(Rows, OwnCode):
+    """Rows from your own function, `_target_`. It is called with all keys that are not listed here
+    as arguments, and returns x and y in the form of data=npz, or x, y and group.
+    `trusted_modules` must name its module."""
+
+    name: Literal["custom"]
+
+    def load(self) -> Dataset:
+        try:
+            returned = user_code.make(self.section)
+        except ValueError as error:
+            raise ConfigError(f"data.{error}") from error
+        try:
+            x, y, *rest = map(np.asarray, returned)
+            (groups,) = rest or (None,)
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"data._target_ {self.code} must return x and y, or x, y and group, got "
+                f"{show(returned)}"
+            ) from None
+        return self._of_arrays(self.code, x, y, None if groups is None else as_text(groups))
 
 
 def regular_file(path: str | Path, key: str = "data.path") -> Path:
@@ -231,6 +255,7 @@ def numbers_as_labels(name: str, num_rows: int, classes: Sequence[str]) -> tuple
     )
 
 
+_UNSCALED_WORDS = "x has unscaled values"
 UNSCALED = 10  # values beyond it are probably not scaled
 
 
@@ -239,7 +264,12 @@ def unscaled(x: Any, source: str, remedy: str) -> tuple[str, ...]:
     largest = x.largest if hasattr(x, "largest") else largest_of(x)
     if largest <= UNSCALED:
         return ()
-    return (f"{source}: x has unscaled values up to {largest:g}; {remedy}",)
+    return (f"{source}: {_UNSCALED_WORDS} up to {largest:g}; {remedy}",)
+
+
+def without_unscaled(warnings: Sequence[str]) -> tuple[str, ...]:
+    """Drop the warning of `unscaled`, for values that turn out to be token ids."""
+    return tuple(warning for warning in warnings if _UNSCALED_WORDS not in warning)
 
 
 def as_float(values: np.ndarray, name: str, source: object) -> np.ndarray:
@@ -248,14 +278,9 @@ def as_float(values: np.ndarray, name: str, source: object) -> np.ndarray:
             f"{source}: {name} must be an array of numbers, got {values.dtype} of shape "
             f"{list(values.shape)}"
         )
-    return values.astype(as_stored(values.dtype), copy=False)
-
-
-def as_stored(dtype: np.dtype) -> np.dtype:
-    """Return the dtype of numbers in memory: float32 if it represents them exactly, else
-    float64."""
-    small = dtype.itemsize <= (4 if dtype.kind == "f" else 2)
-    return np.dtype(np.float32 if small else np.float64)
+    # keep float32 for types that float32 represents exactly
+    small = values.dtype.itemsize <= (4 if values.dtype.kind == "f" else 2)
+    return values.astype(np.float32 if small else np.float64, copy=False)
 
 
 def as_text(values: np.ndarray) -> np.ndarray:
@@ -264,21 +289,26 @@ def as_text(values: np.ndarray) -> np.ndarray:
     return values.astype(str) if is_text else values
 
 
-def as_targets(y: np.ndarray, task: Task, source: object) -> tuple[np.ndarray, tuple[str, ...]]:
+def as_targets(
+    y: np.ndarray, task: Task, source: object, row_shape: Sequence[int] = ()
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """Convert y. Regression: targets float64[N, C], no classes. Classification: labels int64[N],
-    numbered from 0, and the classes' names, the sorted distinct integers of y."""
+    numbered from 0, and the classes' names, the sorted distinct integers of y. Labels of shape [N,
+    T], one at each step, need rows of x that begin with T: `row_shape`."""
     if task == "regression":
         if 0 in y.shape[1:]:
             raise ConfigError(
                 f"{source}: y must hold a target per row, got the shape {list(y.shape)}"
             )
         return as_float(y, "y", source).astype(np.float64).reshape(len(y), -1), ()
-    if y.ndim != 1 or y.dtype.kind not in "iu":
+    positions = y.shape[1:]
+    is_one_each = positions == tuple(row_shape[: len(positions)]) and positions != (1,)
+    if y.ndim == 0 or not is_one_each or y.dtype.kind not in "iu":
         got = f"got {y.dtype} of shape {list(y.shape)}"
         hint = "; set data.task=regression to predict numbers" if y.dtype.kind == "f" else ""
         raise ConfigError(f"{source}: y must be labels, integers of shape [N], {got}{hint}")
     names, labels = np.unique(y, return_inverse=True)
-    return labels.astype(np.int64), tuple(str(name) for name in names)
+    return labels.astype(np.int64).reshape(y.shape), tuple(str(name) for name in names)
 
 
 def _is_finite(text: str) -> bool:

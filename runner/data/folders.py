@@ -1,10 +1,9 @@
 """Folders of files with a row each: one folder per class, or a table of paths and labels."""
 
-import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -91,11 +90,10 @@ class Folder(Splits):
         raise NotImplementedError
 
     def labelled_rows(self, path: str, description: Mapping[str, Any]) -> tuple[Dataset, list[str]]:
-        """Read new labelled files for a run, as the test split of a data set.
+        """Read a new folder of class folders for a run, as the test split of a data set.
 
         Args:
-            path: a folder of class folders; or a table with the columns path, below the table's
-                folder, and label. The classes are some of the run's.
+            path: the folder; its classes are some of the run's.
             description: the content of the run's data.json.
 
         Returns:
@@ -104,12 +102,12 @@ class Folder(Splits):
         Raises:
             ConfigError: a class is none of the run's, or a file cannot be used.
         """
-        found, root = self._new_listing(path)
+        found = self.model_copy(update={"path": path, "table": None})._listing()
         classes = tuple(description["classes"])
         unknown = [name for name in found.classes if name not in classes]
         if unknown:
             raise ConfigError(
-                f"{show_path(path)} has the classes {listed(unknown)}, which the run was not "
+                f"{show_path(path)} has the class folders {listed(unknown)}, which the run was not "
                 f"trained on; its classes are {listed(classes)}"
             )
         x, warnings = self.new_rows(found.files, description)
@@ -122,16 +120,8 @@ class Folder(Splits):
         x_scaling = Scaling.of(description["x_scaling"])
         numbers = np.array([classes.index(name) for name in found.classes], np.int64)
         rows = Split(x_scaling.apply(x) if x_scaling else x, numbers[found.labels])
-        names = tuple(os.path.relpath(file, root) for file in found.files)
         data = Dataset(rows, rows, rows, "classification", classes, (), x_scaling=x_scaling)
-        return replace(data, row_names=names), warnings
-
-    def _new_listing(self, path: str) -> tuple[Listing, Path]:
-        """List labelled files, and return the folder that their names begin in."""
-        root, mode = locate(path, "folder")
-        if not stat.S_ISDIR(mode):
-            return _tabled(root.parent, path, "data.path"), root.parent
-        return self.model_copy(update={"path": path, "table": None})._listing(), root
+        return data, warnings
 
     def check_classes(self, labels: np.ndarray, classes: Sequence[str]) -> None:
         """Refuse training rows of a single class."""
@@ -243,15 +233,14 @@ def below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
         yield from below(path, inside)
 
 
-def _tabled(root: Path, table_path: str, key: str = "data.table") -> Listing:
-    """List the files of a table with the columns path, relative to `root`, and label. `key` names
-    the table."""
-    table = TableFile(regular_file(table_path, key))
+def _tabled(root: Path, table_path: str) -> Listing:
+    """List the files of a table with the columns path, relative to `root`, and label."""
+    table = TableFile(regular_file(table_path, "data.table"))
     keys = ["path", "label"]
     for name in keys:
         if name not in table.names:
             raise ConfigError(
-                f"{key} must have the columns path and label, got {show_path(table_path)} "
+                f"data.table must have the columns path and label, got {show_path(table_path)} "
                 f"with {show(', '.join(table.names))}"
             )
     keys += [name for name in ("group",) if name in table.names]

@@ -1,4 +1,4 @@
-"""Data larger than memory: rows are read during training, from .npy files or by other sources."""
+"""Data larger than memory: rows are read from .npy files during training."""
 
 import hashlib
 import math
@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -38,26 +38,32 @@ _BLOCK = 16 * 2**20  # bytes to read at a time in a pass over all rows
 
 
 @dataclass(frozen=True)
-class StreamedRows:
-    """Rows that are read when they are needed, so that memory holds only those that were read."""
+class FileRows:
+    """Rows of an array that is stored in .npy files, concatenated along the first axis. A file is
+    mapped only while rows are read from it, so that memory holds only the rows that were read."""
 
+    files: tuple[Path, ...]
+    starts: np.ndarray  # int64[files], the number of the first row of each file
     rows: np.ndarray  # int64[N], the numbers of these rows among all rows, in order
+    stored_shape: tuple[int, ...]  # of a row in the files
+    channels: Channels
     dtype: np.dtype
-    extent: tuple[float, float]  # smallest and largest value of all rows
-    sha256: str  # hash of all values
+    extent: tuple[float, float]  # smallest and largest value in the files
+    sha256: str  # hash of the files' values
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def largest(self) -> float:
-        """The largest absolute value of all rows."""
+        """The largest absolute value in the files."""
         return max(-self.extent[0], self.extent[1])
 
     @property
     def row_shape(self) -> tuple[int, ...]:
         """The shape of a row as it is read."""
-        raise NotImplementedError
+        first, rest = self.stored_shape[:1], self.stored_shape[1:]
+        return (*rest, *first) if self.channels == "first" else self.stored_shape
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -66,36 +72,6 @@ class StreamedRows:
     @property
     def row_bytes(self) -> int:
         return int(np.prod(self.row_shape)) * self.dtype.itemsize
-
-    def __getitem__(self, which: np.ndarray | slice) -> np.ndarray:
-        """Read rows in the requested order.  # int64[n] -> dtype[n, ...]"""
-        raise NotImplementedError
-
-    def taken(self, which: np.ndarray) -> Self:
-        """Return some of the rows without reading them."""
-        return replace(self, rows=self.rows[which])
-
-    def blocks(self) -> Iterator[np.ndarray]:
-        """Iterate over all rows in blocks of about _BLOCK bytes."""
-        size = max(1, _BLOCK // self.row_bytes)
-        for first in range(0, len(self), size):
-            yield self[first : first + size]
-
-
-@dataclass(frozen=True)
-class FileRows(StreamedRows):
-    """Rows of an array that is stored in .npy files, concatenated along the first axis. A file is
-    mapped only while rows are read from it."""
-
-    files: tuple[Path, ...]
-    starts: np.ndarray  # int64[files], the number of the first row of each file
-    stored_shape: tuple[int, ...]  # of a row in the files
-    channels: Channels
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        first, rest = self.stored_shape[:1], self.stored_shape[1:]
-        return (*rest, *first) if self.channels == "first" else self.stored_shape
 
     def __getitem__(self, which: np.ndarray | slice) -> np.ndarray:
         """Read rows in the requested order; each file is read from front to back.
@@ -111,6 +87,12 @@ class FileRows(StreamedRows):
             stored = _mapped(self.files[i])[rows[positions] - self.starts[i]]
             values[positions] = channels_last(stored) if self.channels == "first" else stored
         return values
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Iterate over all rows in blocks of about _BLOCK bytes."""
+        size = max(1, _BLOCK // self.row_bytes)
+        for first in range(0, len(self), size):
+            yield self[first : first + size]
 
 
 class NPY(Splits):
@@ -165,7 +147,7 @@ class NPY(Splits):
             raise ConfigError(f"{self.path} holds no rows")
         check_channels(arrays[0].shape, self.channels, self.path)
         extent, sha256 = _scan(files, arrays)
-        y, classes = as_targets(y, self.task, self.path)
+        y, classes = as_targets(y, self.task, self.path, arrays[0].shape[1:])
         check_finite("y", y, self.path)
         rows = np.arange(len(y))
         all_rows = FileRows(
@@ -181,7 +163,7 @@ class NPY(Splits):
         labels = y if self.task == "classification" else None
         parts = self.rows(len(y), self.path, labels=labels)
         train, val, test = (
-            Split(all_rows.taken(split.x), split.y) for split in take(rows, y, parts)
+            Split(replace(all_rows, rows=split.x), split.y) for split in take(rows, y, parts)
         )
         data = Dataset(
             train,

@@ -14,7 +14,7 @@ import numpy as np
 
 from runner.data.dataset import Dataset, Scaling, Split, largest_of
 from runner.data.files import UNSCALED
-from runner.data.stream import StreamedRows
+from runner.data.stream import FileRows
 from runner.errors import show
 
 _WORDS = {"train": "training", "val": "validation", "test": "test"}
@@ -48,8 +48,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Summary:
-    """The description of a data set, as the network sees it; runner.data.originals describes the
-    columns of a table's file."""
+    """The description of a data set. `columns` is the place for what a source knows about its
+    original columns (text, dates, missing values): add it to `Column` and to `_columns`."""
 
     task: str
     rows: dict[str, int]  # per split
@@ -57,7 +57,8 @@ class Summary:
     sha256: str
     is_table: bool  # x has columns; else `columns` has one entry, of all values of x
     columns: list[Column]  # over the training rows, in the data's units
-    classes: dict[str, dict[str, int]]  # class -> rows per split; empty for regression
+    # class -> rows per split, or labels if a row has one at each position; empty for regression
+    classes: dict[str, dict[str, int]]
     targets: list[Column]  # columns of y over the training rows, in the data's units; or empty
     values: dict[str, Any]  # what is done to x and y: offset and scale, flattened images
     duplicates: dict[str, int]  # val, test: rows that equal a training row; train: that repeat one
@@ -65,13 +66,18 @@ class Summary:
 
     @property
     def majority(self) -> tuple[str, dict[str, float]] | None:
-        """The most frequent class of the training rows, and its share of the rows of each split,
+        """The most frequent class of the training rows, and its share of the labels of each split,
         which is the accuracy of always guessing it. None for regression."""
         if not self.classes:
             return None
         name = max(self.classes, key=lambda key: self.classes[key]["train"])
         counts = self.classes[name]
-        return name, {key: counts[key] / num for key, num in self.rows.items() if num}
+        return name, {key: counts[key] / num for key, num in self.num_labels.items() if num}
+
+    @property
+    def num_labels(self) -> dict[str, int]:
+        """The number of labels of each split."""
+        return {split: sum(of[split] for of in self.classes.values()) for split in self.rows}
 
     def as_json(self) -> dict[str, Any]:
         """The content of describe.json."""
@@ -87,7 +93,7 @@ class Summary:
 def summarize(data: Dataset) -> Summary:
     """Describe a data set, and find probable mistakes in it."""
     splits = {"train": data.train, "val": data.val, "test": data.test}
-    is_table = len(data.input_shape) == 1 and data.image_shape is None
+    is_table = len(data.input_shape) == 1 and data.image_shape is None and not data.num_tokens
     moments = {name: _moments(data, split, is_table) for name, split in splits.items()}
     train = moments["train"]
     assert train is not None  # every data set has training rows
@@ -178,7 +184,7 @@ def _blocks(split: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Iterate over the rows of x and y in blocks of about _BLOCK values. Rows in files are read in
     the order of the files."""
     size = max(1, _BLOCK // max(1, int(np.prod(split.x.shape[1:]))))
-    order = np.argsort(split.x.rows) if isinstance(split.x, StreamedRows) else None
+    order = np.argsort(split.x.rows) if isinstance(split.x, FileRows) else None
     for first in range(0, len(split), size):
         rows = slice(first, first + size)
         where = rows if order is None else order[rows]
@@ -273,10 +279,11 @@ def _distinct_in_blocks(split: Split, num_columns: int) -> list[int | None]:
 
 
 def _class_counts(data: Dataset, splits: dict[str, Split]) -> dict[str, dict[str, int]]:
-    if data.train.y.ndim > 1:
+    if data.task != "classification":
         return {}
+    num = len(data.classes)
     counts = {
-        name: np.bincount(split.y, minlength=len(data.classes)) for name, split in splits.items()
+        name: np.bincount(split.y.reshape(-1), minlength=num) for name, split in splits.items()
     }
     return {
         label: {name: int(counts[name][i]) for name in splits}
@@ -287,7 +294,7 @@ def _class_counts(data: Dataset, splits: dict[str, Split]) -> dict[str, dict[str
 def _targets(data: Dataset) -> list[Column]:
     """Describe the targets over the training rows."""
     y = data.train.y
-    if y.ndim == 1:
+    if data.task == "classification":
         return []
     raw = _in_data_units(y, data.y_scaling)
     rounding = np.zeros(1)
@@ -354,7 +361,7 @@ def _warnings(
         yield from _counting(names(data), reduce(_Moments.joined, moments))
         if summary.targets:
             yield from _correlated(data, train)
-        else:
+        elif not data.positions:
             yield from _labels_in_columns(data)
         if train.count < len(summary.columns):
             rows = "row" if train.count == 1 else "rows"
@@ -367,7 +374,8 @@ def _warnings(
     for target in summary.targets:
         if target.is_constant and summary.rows["train"] > 1:
             yield f"target {show(target.name)} is always {target.low:g} in the training rows"
-    yield from _class_warnings(summary)
+    if not data.positions:
+        yield from _class_warnings(summary)
     for name in ("val", "test"):
         if number := summary.duplicates[name]:
             verb = "equals" if number == 1 else "equal"
@@ -379,6 +387,8 @@ def _warnings(
 
 def _scale_warnings(data: Dataset) -> Iterator[str]:
     """Warn of unscaled values, unless the data set does so."""
+    if data.num_tokens:
+        return
     if data.x_scaling is not None or any("unscaled" in warning for warning in data.warnings):
         return
     largest = data.train.x.largest if data.streams else largest_of(data.train.x)

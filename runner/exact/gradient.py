@@ -1,5 +1,6 @@
 """The gradient of one update from its micro-batches, and the losses of several updates."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -37,9 +38,11 @@ def gradient(
         x, y = batch["x"], batch["y"]
         p = Pass(o, {**weights, **buffers}, x.shape[0], seed, step, micro_batch, unchanged)
         z, tape = forward(p, run.network.nodes, x)
-        g = FORMS[run.loss.name][0](o, run.loss, z, _target(o, run, y))
+        g = FORMS[run.loss.name][0](o, run.loss, _by_position(o, run, z), _target(o, run, y))
         gradients: dict[str, Tensor] = {}
-        backward(p, tape, divide(o, g, num_rows * _values_per_row(run)), gradients)
+        num_values = num_rows * _num_positions(run) * _values_per_row(run)
+        g = o.reshape(divide(o, g, num_values), (-1, *run.network.output_shape))
+        backward(p, tape, g, gradients)
         batch_vector = layout.join(o, {**gradients, **zeros})
         vector = batch_vector if vector is None else o.r(vector + batch_vector)
         buffers.update(p.buffers)
@@ -55,9 +58,11 @@ def losses(
     """Return the loss of each of K updates.  # [K]
 
     `batches` has one pair (z, y) per micro-batch of an update: the outputs z [K B, C] and targets y
-    of this micro-batch in all K updates, one after another."""
+    of this micro-batch in all K updates, one after another. With a label at each of T positions, z
+    is [K B, T, C]."""
     loss_sum, num_rows = None, 0
-    for z, y in batches:
+    for outputs, y in batches:
+        z = _by_position(o, run, outputs)
         values = FORMS[run.loss.name][1](o, run.loss, z, _target(o, run, y))
         rows = z.shape[0] // num_steps
         num_values = rows * values.shape[1]
@@ -70,8 +75,20 @@ def losses(
     return o.reshape(divide(o, loss_sum, num_rows * _values_per_row(run)), (num_steps,))
 
 
+def _by_position(o: Primitives, run: RunSpec, z: Tensor) -> Tensor:
+    """[B, T, C] -> [B T, C]"""
+    return o.reshape(z, (-1, run.network.output_shape[-1]))
+
+
+def _num_positions(run: RunSpec) -> int:
+    """Return T, the number of labels of a row."""
+    return math.prod(run.network.output_shape[:-1])
+
+
 def _target(o: Primitives, run: RunSpec, y: Tensor) -> Tensor:
-    return o.one_hot(y, run.network.output_shape[-1]) if run.loss.name == "cross_entropy" else y
+    if run.loss.name != "cross_entropy":
+        return y
+    return o.one_hot(o.reshape(y, (-1,)), run.network.output_shape[-1])
 
 
 def _values_per_row(run: RunSpec) -> int:

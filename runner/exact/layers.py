@@ -21,6 +21,7 @@ from runner.exact.rules import constant, divide, product_bits, sum_bits, total
 Memory = Any
 Gradients = dict[str, Tensor]
 Grid = tuple[Tensor, Any]  # integers and their unit
+MASKED = -(2.0**100)  # a score that the softmax gives the weight 0
 LOWEST = -(2.0**128)  # below every value: the padding of max_pool
 
 
@@ -469,6 +470,24 @@ def _inverse_root(o: Primitives, variance: Tensor, eps: float) -> Tensor:
 # --- sequences
 
 
+def embedding(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
+    """Multiply one-hot rows by E. Every sum has a single term, so it is exact."""
+    num, features = node.variables[0].shape
+    rows = p.o.one_hot(p.o.reshape(x, (-1,)), num)
+    y = p.o.matmul(rows, p.value(node, "embedding"))
+    return p.o.reshape(y, (-1, node.input_shape[0], features)), rows
+
+
+def embedding_backward(
+    p: Pass, node: Node, rows: Memory, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
+    """Add the derivatives of all positions of each token, on one grid."""
+    num_rows = (p.rows or 0) * node.input_shape[0]
+    features = node.output_shape[-1]
+    q, unit = p.o.grid(p.o.reshape(g, (-1, features)), sum_bits(num_rows))
+    return None, {"embedding": p.o.r(p.o.matmul(p.o.transpose(rows), q) * unit)}
+
+
 def position_embedding(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     return p.o.r(x + p.value(node, "embedding")), None
 
@@ -481,7 +500,7 @@ def position_embedding_backward(
 
 def attention(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     """s = R(q k^T) c, c = R(1 / sqrt(D / H)); w = R(e) / R(sum e), e = exp(s - max s); y = R(w v)
-    O."""
+    O. If causal, later steps have s = MASKED, and e = 0."""
     o, (steps, width) = p.o, node.input_shape
     width_bits = product_bits(width if p.is_evaluation else max(_num_rows(p, node), width))
     head_bits = product_bits(max(steps, width // node.spec.num_heads))
@@ -499,6 +518,9 @@ def attention(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     ]
     (q, uq), (k, uk), (v, uv) = parts
     scores = o.r(o.r(o.matmul(q, o.transpose(k)) * (uq * uk)) * _scale(node))
+    if node.spec.causal:
+        is_earlier = o.constant(np.tril(np.ones((1, 1, steps, steps)))) > 0.0
+        scores = o.where(is_earlier, scores, MASKED)
     _, e, s = exponentials(o, scores)
     weights = o.r(o.r(e) / o.r(s))
     qw, uw = o.grid(weights, head_bits, p.is_evaluation)
@@ -593,6 +615,7 @@ FORMS: dict[
     "dropout": (dropout, dropout_backward),
     "batch_norm": (batch_norm, batch_norm_backward),
     "layer_norm": (layer_norm, layer_norm_backward),
+    "embedding": (embedding, embedding_backward),
     "position_embedding": (position_embedding, position_embedding_backward),
     "attention": (attention, attention_backward),
 }

@@ -50,9 +50,10 @@ def refuse(net: Network, loss: Any, optimizer: Any, order: Order) -> None:
     _check_has_form("optimizer", optimizer.name, optimizers.FORMS)
     _check_not_tiny("optimizer.eps", getattr(optimizer, "eps", None))
     num_outputs = int(np.prod(net.output_shape))
-    if loss.name == "cross_entropy" and num_outputs > _MOST_IN_SOFTMAX:
+    num_classes = net.output_shape[-1]
+    if loss.name == "cross_entropy" and num_classes > _MOST_IN_SOFTMAX:
         raise ConfigError(
-            f"trainer.precision=exact takes at most {_MOST_IN_SOFTMAX} classes, got {num_outputs}"
+            f"trainer.precision=exact takes at most {_MOST_IN_SOFTMAX} classes, got {num_classes}"
         )
     if order.rows_per_step * num_outputs >= _MOST_VALUES:
         raise ConfigError(

@@ -30,7 +30,7 @@ def draw(path: Path, data: Dataset, summary: Summary, title: str) -> None:
 
     shape = image_shape(data)
     figure = Figure(layout="constrained")
-    if shape is None:
+    if shape is None or data.positions:
         _draw_columns(figure, data, summary)
     elif summary.classes:
         _draw_classes(figure, data, summary, shape)
@@ -218,7 +218,7 @@ def _draw_bars(axes: Any, summary: Summary, classes: list[str]) -> None:
         bbox_to_anchor=(0, 1),
         ncols=3,
         frameon=False,
-        title="rows",
+        title="rows" if summary.num_labels == summary.rows else "labels",
         title_fontsize="small",
         alignment="left",
     )

@@ -27,8 +27,9 @@ from runner.data.ranges import far_outside
 from runner.data.source import Batch
 from runner.data.stream import NPY
 from runner.data.table import Columns, Table, labelled_rows, new_rows
+from runner.data.tokenizer import Tokenizer
 from runner.errors import ConfigError, nearest, show
-from runner.plan import Plan, evaluate, model_spec, plan
+from runner.plan import Plan, evaluate, model_spec, plan, saved_shapes
 from runner.run import checkpoint, run_folder
 from runner.run.strict_json import with_numbers
 from runner.spec import Measured, ModelSpec, TrainState
@@ -260,17 +261,22 @@ class Run:
     @cached_property
     def model_spec(self) -> ModelSpec:
         """The run's model, with the number of threads in training. Does not need the data."""
-        data, threads = self.data, self._saved[1].get("threads")
+        threads = self._saved[1].get("threads")
         if self.owns_process and threads and not isinstance(self.config.model, LayerModel):
             dispatcher.building_threads = threads
-        spec = model_spec(
-            self.config,
-            data["task"],
-            len(data["classes"]),
-            data["num_targets"],
-            data["input_shape"],
-        )
+        spec = model_spec(self.config, saved_shapes(self.data))
         return replace(spec, threads=threads or spec.threads)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of a run of text: `encode` and `decode`.
+
+        Raises:
+            ConfigError: the run's data is no text.
+        """
+        if "tokenizer" not in self.data:
+            raise ConfigError(f"{self.folder} was not trained on text, so it has no tokenizer")
+        return Tokenizer.read(self.data["tokenizer"])
 
     @property
     def weights(self) -> Mapping[str, np.ndarray]:
@@ -398,6 +404,8 @@ class Run:
             )
         values = channels_last(values) if self._has_channels_first else values
         check_finite("x", values, "the new rows")
+        if num := data.get("num_tokens"):
+            return self.outputs({"x": _token_ids(values, num)})
         if far := far_outside(values, data, self.folder / "data.json"):
             console.warn(
                 f"the new rows seem to be in other units than the training rows: {far}; "
@@ -482,6 +490,17 @@ def _moved(section: Columns | Folder, source: Any) -> Any:
         return section.model_copy(update={"path": source})
     keys = {"separator": "auto", "encoding": "auto", "val_path": None, "test_path": None}
     return section.of(Table, name="table", path=source, **keys)
+
+
+def _token_ids(values: np.ndarray, num: int) -> np.ndarray:
+    """Convert to int32. Raise ConfigError for other numbers than ids below `num`."""
+    bad = (values < 0) | (values >= num) | (values != np.rint(values))
+    if bad.any():
+        raise ConfigError(
+            f"the new rows must have token ids, whole numbers from 0 to {num - 1}, got "
+            f"{values[bad][0]:g}"
+        )
+    return np.ascontiguousarray(values, np.int32)
 
 
 def load_run(

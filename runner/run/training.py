@@ -171,7 +171,7 @@ class Training:
         self.step = chunk.first_step + chunk.num_steps
         self.skipped += [chunk.first_step + int(i) for i in bad]
         self.compile_seconds += report.compile_seconds
-        if is_own(self.plan.loss):
+        if is_own(self.plan.loss) or not self.plan.keeps_train_outputs:
             good = {"loss": losses[np.isfinite(losses)].astype(np.float64)}
             self._add_by_update(chunk, good)
         self._add_by_update(chunk, report.logged)

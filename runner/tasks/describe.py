@@ -11,16 +11,13 @@ import numpy as np
 from runner.config.schema import Config
 from runner.data import load
 from runner.data.audio import AudioFolder
-from runner.data.originals import Original, originals
 from runner.data.splits import SPLITS
 from runner.data.summary import Column, Summary, summarize
-from runner.data.table import Columns
 from runner.errors import show
 from runner.report import description as picture
 from runner.run import run_folder
 
 _ROWS = 30  # the most columns or classes in a printed table
-_MOST_CATEGORIES = 4  # in a printed table
 _NARROW = 8  # characters of the shortest first cell
 _GAP = "  "
 
@@ -34,17 +31,10 @@ def describe(config: Config) -> int:
     summary = summarize(data)
     name = config.data.name
     folder = run_folder.create(root, f"{run_folder.timestamp()}_{name}")
-    width = shutil.get_terminal_size((100, 24)).columns
-    lines = report(summary, name, width)
-    values = {"data": name, **summary.as_json()}
-    if isinstance(config.data, Columns):
-        found = originals(config.data, data.columns, data.target)
-        values["original_columns"] = [vars(column) for column in found]
-        position = lines.index("") + 1
-        lines[position:position] = [*_originals(found, width), ""]
+    lines = report(summary, name, shutil.get_terminal_size((100, 24)).columns)
     lines[2:2] = _keys(config.data)
     print("\n".join(lines))
-    run_folder.write_json(folder / "describe.json", values)
+    run_folder.write_json(folder / "describe.json", {"data": name, **summary.as_json()})
     title = f"data={name}: {sum(summary.rows.values())} rows, {_kind(summary)}"
     picture.draw(folder / "describe.png", data, summary, title)
     print(f"picture  {folder / 'describe.png'}")
@@ -142,43 +132,15 @@ def _columns(columns: Sequence[Column], width: int) -> list[str]:
     return _table(header, rows, len(columns) - len(rows), "columns", width)
 
 
-def _originals(columns: Sequence[Original], width: int) -> list[str]:
-    """Format the columns of a table's file, and what becomes of them."""
-    rows = [
-        (show(c.name), c.kind, str(c.missing), _becomes(c), _content(c)) for c in columns[:_ROWS]
-    ]
-    header = ("name", "type", "missing", "becomes", "cells")
-    lines = _table(header, rows, len(columns) - len(rows), "columns", width)
-    return ["columns of the file, over all of its rows:", *lines]
-
-
-def _becomes(column: Original) -> str:
-    num = len(column.becomes)
-    return {0: "target", 1: "1 feature"}.get(num, f"{num} features")
-
-
-def _content(column: Original) -> str:
-    """The range of a column, or its most frequent categories."""
-    if column.kind == "text":
-        first = list(column.categories.items())[:_MOST_CATEGORIES]
-        more = len(column.categories) - len(first)
-        texts = [f"{show(text)} {count}" for text, count in first]
-        return ", ".join([*texts, *([f"{more} more"] if more else [])])
-    edges = (
-        e if isinstance(e, str) or e is None else _number(e) for e in (column.low, column.high)
-    )
-    return " to ".join(map(str, edges))
-
-
 def _number(value: float) -> str:
     return f"{value:.5g}"
 
 
 def _classes(summary: Summary, width: int) -> list[str]:
     """Format the number of rows of each class, and the accuracy of always guessing the largest."""
-    num = summary.rows["train"]
+    num = summary.num_labels["train"]
     rows = [
-        (show(name), *(str(counts[split]) for split in SPLITS), f"{counts['train'] / num:.1%}")
+        (_visible(name), *(str(counts[split]) for split in SPLITS), f"{counts['train'] / num:.1%}")
         for name, counts in list(summary.classes.items())[:_ROWS]
     ]
     header = ("class", *SPLITS, "of train")
@@ -187,10 +149,15 @@ def _classes(summary: Summary, width: int) -> list[str]:
     name, shares = summary.majority
     accuracies = ", ".join(f"{split} {share:.4f}" for split, share in shares.items())
     return [
-        "classes, number of rows:",
+        f"classes, number of {'rows' if num == summary.rows['train'] else 'labels'}:",
         *_table(header, rows, more, "classes", width),
-        f"always guessing {show(name)} has the accuracy {accuracies}",
+        f"always guessing {_visible(name)} has the accuracy {accuracies}",
     ]
+
+
+def _visible(label: str) -> str:
+    """Return a class's name, in quotes if it is blank, like the token of a space."""
+    return show(label) if label.strip() else repr(label)
 
 
 def _targets(summary: Summary, width: int) -> list[str]:

@@ -1,0 +1,208 @@
+"""Text for language models: rows of token ids, and as labels the token that follows each."""
+
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from pydantic import Field, model_validator
+
+from runner.data.dataset import Dataset, Split
+from runner.data.files import locate, regular_file
+from runner.data.splits import SPLITS, Splits
+from runner.data.tokenizer import Tokenizer
+from runner.errors import ConfigError, show_path
+from runner.schedules.dialects.calls import SentenceError
+from runner.section import MOST, Count, Mark
+
+_SUFFIX = ".txt"
+
+
+class _Windows(Splits):
+    """The keys of text that is cut into windows: window i has the tokens i T to (i + 1) T - 1, and
+    as labels the tokens i T + 1 to (i + 1) T, T = `context`. The last tokens, too few for a window,
+    are left out. Windows are divided into splits. `stride` < T gives more training windows: one at
+    each multiple of `stride` tokens whose tokens all belong to training windows."""
+
+    tokenizer: str
+    context: Annotated[int, Field(ge=2, le=MOST)]
+    stride: Count | None
+
+    @model_validator(mode="after")
+    def _stride_fits(self) -> "_Windows":
+        if self.stride is not None and self.stride > self.context:
+            raise SentenceError(
+                f"stride must be <= data.context={self.context}, because larger steps leave tokens "
+                f"out, got {self.stride}"
+            )
+        return self
+
+    def windows(self, text: str, source: str, own: Mapping[str, str]) -> Dataset:
+        """Cut a text into windows. `own` has the texts of splits with files of their own."""
+        size = self.context
+        tokenizer = self._tokenizer(text)
+        tokens = tokenizer.encode(text)
+        num = (len(tokens) - 1) // size
+        if num < 1:
+            raise ConfigError(
+                f"{source} has {len(tokens)} tokens; data.context={size} needs {size + 1} for a row"
+            )
+        if self.split in ("stratified", "grouped"):
+            raise ConfigError(
+                f"data.split must be chronological or random for text, got {self.split}"
+            )
+        parts = dict(zip(SPLITS, self.rows(num, source, given=own.keys()), strict=True))
+        if tokenizer.kind == "characters":
+            tokenizer, tokens = _of_training(tokenizer, tokens, parts["train"], size)
+        starts = {name: part * size for name, part in parts.items()}
+        if self.stride is not None:
+            starts["train"] = _overlapping(parts["train"], size, self.stride)
+        splits = {name: _cut(tokens, start, size) for name, start in starts.items()}
+        splits |= {name: self._own(tokenizer, name, text) for name, text in own.items()}
+        return Dataset(
+            splits["train"],
+            splits["val"],
+            splits["test"],
+            "classification",
+            tokenizer.vocabulary,
+            features=(),
+            num_tokens=len(tokenizer),
+            tokenizer=tokenizer,
+            folds_sha256=self.folds_sha256(tokens),
+            overlaps=self.stride is not None and self.stride < size,
+        )
+
+    def _tokenizer(self, text: str) -> Tokenizer:
+        if self.tokenizer == "characters":
+            return Tokenizer.of_text(text)
+        if self.tokenizer == "bytes":
+            return Tokenizer.of_bytes()
+        return Tokenizer.of_file(regular_file(self.tokenizer, "data.tokenizer"), "data.tokenizer")
+
+    def _own(self, tokenizer: Tokenizer, name: str, text: str) -> Split:
+        tokens = tokenizer.encode(text)
+        num = (len(tokens) - 1) // self.context
+        if num < 1:
+            raise ConfigError(
+                f"data.{name}_path must have at least {self.context + 1} tokens, one row of "
+                f"data.context={self.context}, got {len(tokens)}"
+            )
+        return _cut(tokens, np.arange(num) * self.context, self.context)
+
+
+def _of_training(
+    tokenizer: Tokenizer, tokens: np.ndarray, rows: np.ndarray, size: int
+) -> tuple[Tokenizer, np.ndarray]:
+    """Reduce a vocabulary of characters to those of the training rows; the others become
+    UNKNOWN. Return it with the tokens' new ids."""
+    is_known = np.zeros(len(tokenizer), bool)
+    for offset in range(0, len(rows), 1024):
+        starts = rows[offset : offset + 1024] * size
+        is_known[np.unique(sliding_window_view(tokens, size + 1)[starts])] = True
+    is_known[0] = True  # UNKNOWN
+    numbers = np.where(is_known, np.cumsum(is_known) - 1, 0).astype(np.int32)
+    kept = tuple(t for t, known in zip(tokenizer.vocabulary, is_known, strict=True) if known)
+    return Tokenizer(tokenizer.kind, kept), numbers[tokens]
+
+
+def _overlapping(rows: np.ndarray, size: int, stride: int) -> np.ndarray:
+    """Return the first tokens of windows at each multiple of `stride`, within runs of consecutive
+    rows.  # int64[N]"""
+    rows = np.sort(rows)
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+    firsts = [-(-run[0] * size // stride) * stride for run in runs]
+    ends = [run[-1] * size + 1 for run in runs]
+    return np.concatenate([np.arange(a, b, stride) for a, b in zip(firsts, ends, strict=True)])
+
+
+def _cut(tokens: np.ndarray, starts: np.ndarray, size: int) -> Split:
+    """Return the windows that begin at these tokens. Windows at regular distances are views."""
+    views = sliding_window_view(tokens, size, writeable=True)
+    steps = np.unique(np.diff(starts))
+    if len(starts) and len(steps) <= 1 and (len(steps) == 0 or steps[0] > 0):
+        step = int(steps[0]) if len(steps) else 1
+        first, end = int(starts[0]), int(starts[-1]) + 1
+        return Split(views[first:end:step], views[first + 1 : end + 1 : step])
+    return Split(views[starts], views[starts + 1])
+
+
+class Text(_Windows):
+    """A text file in `encoding`, or a folder of files NAME.txt, which are joined in the order of
+    their paths below it, with a line break between two. Line breaks of other systems become `\\n`.
+
+    `tokenizer`: characters, those of the training rows, and an unknown one for all others; bytes,
+    of UTF-8; or the JSON file of a tokenizer of the tokenizers library (extra `text`). `val_path`
+    and `test_path` are files or folders with the rows of these splits, in place of a fraction."""
+
+    name: Literal["text"]
+    path: Annotated[str, Mark(on_run=True)]
+    val_path: Annotated[str | None, Mark(on_run=True)]
+    test_path: Annotated[str | None, Mark(on_run=True)]
+    encoding: str
+
+    def files(self) -> Iterator[Path]:
+        """The files that determine the rows."""
+        for path in (self.path, *self.own_paths.values()):
+            yield from _files(path, "data.path")
+        if self.tokenizer not in ("characters", "bytes"):
+            yield Path(self.tokenizer).expanduser()
+
+    def load(self) -> Dataset:
+        text = self._read(self.path, "data.path")
+        own = {n: self._read(path, f"data.{n}_path") for n, path in self.own_paths.items()}
+        return self.windows(text, show_path(self.path), own)
+
+    def _read(self, path: str, key: str) -> str:
+        files = _files(path, key)
+        if not files:
+            raise ConfigError(
+                f"{key} must be a text file or a folder of files *{_SUFFIX}, got "
+                f"{show_path(path)}, which has none"
+            )
+        return "\n".join(read_text(file, self.encoding) for file in files)
+
+
+def _files(path: str, key: str) -> list[Path]:
+    root, mode = locate(path, "text file or a folder of text files", key)
+    if not stat.S_ISDIR(mode):
+        return [regular_file(path, key)]
+    files = [file for file in root.rglob(f"*{_SUFFIX}") if file.is_file()]
+    return sorted(files, key=lambda file: file.relative_to(root).parts)
+
+
+def read_text(path: Path, encoding: str) -> str:
+    """Read a text file. Raise ConfigError, with the byte's position, for another encoding."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{show_path(path)} cannot be read: {error.strerror}") from None
+    try:
+        text = content.decode("utf-8-sig" if encoding == "utf-8" else encoding)
+    except LookupError:
+        raise ConfigError(
+            f"data.encoding must be the name of an encoding, such as utf-8 or latin-1, got "
+            f"{encoding}"
+        ) from None
+    except UnicodeError as error:
+        place = f" at byte {error.start}" if isinstance(error, UnicodeDecodeError) else ""
+        raise ConfigError(
+            f"{show_path(path)} is not in data.encoding={encoding}{place}; name its encoding, such "
+            f"as latin-1 or utf-16"
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+class Topics(_Windows):
+    """The 79 chapters of the help texts of Python's standard library, pydoc_data.topics, in
+    alphabetical order of their names: 465,000 characters, 103 different ones, in Python 3.11. They
+    change with the version of Python."""
+
+    name: Literal["topics"]
+
+    def load(self) -> Dataset:
+        from pydoc_data.topics import topics
+
+        text = "\n".join(topics[name] for name in sorted(topics))
+        return self.windows(text, "data=topics", {})
