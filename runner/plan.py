@@ -336,6 +336,7 @@ def plan(
     if data is None:
         data = _data(config, like)
     _check_augment(config, data)
+    _check_twin(config)
     loss = losses.choose(config.loss, data.task, len(data.classes), data.positions)
     example = _example(config, data)
     model = model_spec(config, shapes_of(data), example)
@@ -368,7 +369,18 @@ def plan(
         hyperparameters=optimizers.hyperparameters(config.optimizer, clock),
     )
     _check_watched(prepared)
+    if data.streams:
+        prepared.largest_chunk()  # refuses too little memory
     return prepared
+
+
+def _check_twin(config: Config) -> None:
+    if isinstance(config.model, TwinModel) and not config.optimizer.is_elementwise:
+        raise ConfigError(
+            f"model=twin needs an optimizer that updates every number of a weight by itself, since "
+            f"the frameworks join weights into tensors of their own; optimizer="
+            f"{config.optimizer.name} uses norms or products of whole weights"
+        )
 
 
 def _example(config: Config, data: Dataset) -> Batch | None:
@@ -534,9 +546,11 @@ def _refuse_exact(config: Config, data: Dataset) -> None:
             "data.stride is not supported with trainer.precision=exact; set it to null"
         )
     if data.streams:
-        raise ConfigError(
-            f"data={config.data.name} is not supported with trainer.precision=exact; use data=npz"
+        name = config.data.name
+        what, instead = (
+            ("data=npy", "use data=npz") if name == "npy" else ("data.memory_mb", "leave it out")
         )
+        raise ConfigError(f"{what} is not supported with trainer.precision=exact; {instead}")
     if config.trainer.compile:
         raise ConfigError(
             "trainer.compile=true is not supported with trainer.precision=exact; "

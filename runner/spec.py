@@ -10,7 +10,7 @@ import numpy as np
 
 from runner.components.custom import Built, CustomNetwork, Source
 from runner.components.layers import Network, Shape, initial_variables
-from runner.components.optimizers import Group, kinds
+from runner.components.optimizers import TRAINING_WEIGHTS, Group, kinds
 from runner.components.twins import Trace
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
@@ -115,10 +115,6 @@ LEARNING_RATE = "learning_rate"
 def rate_name(factor: float) -> str:
     """Return the name of the table with a group's rates."""
     return LEARNING_RATE if factor == 1 else f"{LEARNING_RATE}*{factor!r}"
-
-
-# The slot with the weights that training continues from, if those for evaluation are others
-TRAINING_WEIGHTS = "training_weights"
 
 
 @dataclass(frozen=True)

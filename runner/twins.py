@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from runner.components.optimizers import Custom, Group
+from runner.components.optimizers import NUMBERS, TRAINING_WEIGHTS, Custom, Group
 from runner.components.twins import TwinNetwork
 from runner.data.order import Chunk
 from runner.data.source import Batch
 from runner.errors import ConfigError
 from runner.spec import (
-    TRAINING_WEIGHTS,
     Live,
     Measured,
     ModelSpec,
@@ -156,10 +155,12 @@ def _each_slot(
         }
     for slot, values in state.slots.items():
         for name, value in values.items():
-            if value.shape != state.weights[name].shape:
+            if slot != NUMBERS and value.shape != state.weights[name].shape:
                 raise ConfigError(
                     f"model=twin needs an optimizer whose slots have the shapes of the weights; "
                     f"{slot} of {name} has {list(value.shape)}, the weight "
                     f"{list(state.weights[name].shape)}"
                 )
-    return {slot: convert(values) for slot, values in state.slots.items()}
+    return {
+        slot: values if slot == NUMBERS else convert(values) for slot, values in state.slots.items()
+    }

@@ -21,7 +21,16 @@ SMALL = ["trainer.max_steps=90", *SCHEDULE]
 F64 = [*SMALL, "trainer.precision=float64"]
 CNN = ["model=cnn", "data.images=true"]
 
-RESUMED = ["sgd", "adam", "nadam", "rmsprop", "adafactor", "lamb", "muon"]  # optimizers
+RESUMED = [
+    "sgd",
+    "adam",
+    "nadam",
+    "rmsprop",
+    "adafactor",
+    "lamb",
+    "muon",
+    "schedule_free_adamw",
+]  # optimizers
 
 
 def assert_same_bits(a: Trained, b: Trained) -> None:

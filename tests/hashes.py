@@ -20,7 +20,7 @@ from tests.command_line import OTHER
 
 _SHORT = ("trainer.max_steps=30", "trainer.batch_size=100", "device=cpu")
 _OPTIMIZERS = "adadelta,adagrad,adam,adamax,adamw,lion,nadam,rmsprop,sgd"
-_WITHOUT_EXACT_FORM = "adafactor,lamb,lars,muon"
+_WITHOUT_EXACT_FORM = "adafactor,lamb,lars,muon,schedule_free_sgd,schedule_free_adamw"
 _SWEEPS: Sequence[Sequence[str]] = (
     (
         f"optimizer={_OPTIMIZERS}",

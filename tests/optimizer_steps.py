@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import TypeAdapter
 
+from runner import dispatcher
 from runner.components.optimizers import Group, Optimizer
 from runner.config.conf_folder import defaults
 from runner.spec import Tables, Weights, rate_name
@@ -44,6 +45,7 @@ def steps(
     groups: Sequence[Group] = (),
 ) -> Stepped:
     """Make an update for each set of gradients, in float64 and canonical layout."""
+    dispatcher.load(backend)  # which tunes the framework
     groups = groups or (Group(tuple(weights)),)
     by_backend = {"lightning": _by_lightning, "keras": _by_keras}
     tables: Tables = {

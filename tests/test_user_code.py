@@ -169,7 +169,11 @@ REFUSED = [  # what is said, the error, whether the module is imported for it
     ),
     (
         f"data=custom data._target_=mine.one data.t=1 {TRUSTED}",
-        "data._target_ mine.one must return x and y, or x, y and group, got 1.0",
+        (
+            "data._target_ mine.one: what it returns must be (x, y), got float; it may also be x, "
+            "y and group, a map-style data set, or a dict of these with the keys train, val and "
+            "test"
+        ),
         True,
     ),
     (

@@ -1,7 +1,7 @@
 """The engine for every precision except exact: GradientTape and this folder's optimizers."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import keras
@@ -11,7 +11,7 @@ from backends.keras import layers, objective, optimizers
 from backends.keras.own_optimizer import OwnOptimizer
 from backends.keras.schedule import TableLR
 from runner.components.custom import CustomNetwork
-from runner.components.optimizers import Custom, frozen
+from runner.components.optimizers import BASE_WEIGHTS, TRAINING_WEIGHTS, Custom, frozen
 from runner.spec import RunSpec, TrainState
 
 
@@ -66,13 +66,31 @@ class Engine:
         self.slots.load_slots(start.slots, start.step)
         # those of frozen weights keep their values
         self.frozen_slots = {
-            slot: {name: value for name, value in values.items() if name not in self.trained}
+            slot: {
+                name: value
+                for name, value in values.items()
+                if name in self.parameters and name not in self.trained
+            }
             for slot, values in (start.slots.items() if self.own_optimizer is None else ())
         }
 
     def evaluation(self) -> AbstractContextManager[None]:
         """Return a context in which the model has its weights for evaluation."""
+        if self.own_optimizer is None and BASE_WEIGHTS in self.slots.memory.slots:
+            return self._averaged()
         return self.own_optimizer.evaluation() if self.own_optimizer else nullcontext()
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Give the model the averaged weights of a schedule-free optimizer."""
+        before = {name: tf.identity(v.value) for name, v in self.parameters.items()}
+        for name, value in self.state(0).weights.items():
+            self.parameters[name].assign(value)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                self.parameters[name].assign(value)
 
     def update(
         self, step: Any, batches: Sequence[Mapping[str, Any]], num_rows: int
@@ -137,8 +155,12 @@ class Engine:
             slot: {**values, **self.frozen_slots.get(slot, {})}
             for slot, values in self.slots.save_slots().items()
         }
-        with self.evaluation():
+        own = self.own_optimizer
+        with own.evaluation() if own else nullcontext():
             weights, buffers = (
                 layers.save(self.model, names) for names in (list(self.parameters), self.buffers)
             )
+        if BASE_WEIGHTS in slots and own is None:
+            slots[TRAINING_WEIGHTS] = weights
+            weights = self.run.optimizer.averaged(weights, slots[BASE_WEIGHTS])
         return TrainState(step, weights, slots, buffers)

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from backends.keras.layers import constant
 from backends.keras.schedule import TableLR
-from runner.components.optimizers import Group
+from runner.components.optimizers import BASE_WEIGHTS, NUMBERS, TRAINING_WEIGHTS, Group
 from runner.spec import RunSpec, Weights, rate_name
 
 
@@ -51,9 +51,14 @@ class _Optimizer(keras.optimizers.Optimizer):
             schedule=schedule,
             names={variable.value.ref(): name for name, variable in variables.items()},
             groups={name: group for group in groups for name in group.names},
-            slots={slot: self._add_slot(slot, variables, like) for slot, like in slots.items()},
+            slots={
+                slot: self._add_slot(slot, variables, like)
+                for slot, like in slots.items()
+                if slot not in (NUMBERS, TRAINING_WEIGHTS)
+            },
             scalars={
-                name: self.add_variable((), dtype="float64", name=name) for name in spec.scalars(0)
+                name: self.add_variable((), dtype="float64", name=name)
+                for name in [*spec.scalars(0), *spec.numbers]
             },
         )
 
@@ -84,17 +89,26 @@ class _Optimizer(keras.optimizers.Optimizer):
                 variable.assign(slots[slot][name])
         for name, number in self.spec.scalars(step).items():
             self.memory.scalars[name].assign(number)
+        for name, number in slots.get(NUMBERS, {}).items():
+            self.memory.scalars[name].assign(number)
 
     def save_slots(self) -> dict[str, dict[str, np.ndarray]]:
         """Return canonical copies of the slots."""
-        return {
+        slots = {
             slot: {name: v.value.numpy() for name, v in values.items()}
             for slot, values in self.memory.slots.items()
         }
+        if self.spec.numbers:
+            scalars = self.memory.scalars
+            slots[NUMBERS] = {name: np.array(scalars[name]) for name in self.spec.numbers}
+        return slots
 
     def slot_variables(self) -> list[Any]:
-        """Return the slots' variables. Other variables depend only on the number of updates."""
-        return [variable for slot in self.memory.slots.values() for variable in slot.values()]
+        """Return the variables of slots and numbers. Others depend only on the number of
+        updates."""
+        numbers = [self.memory.scalars[name] for name in self.spec.numbers]
+        slots = [variable for slot in self.memory.slots.values() for variable in slot.values()]
+        return [*slots, *numbers]
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         name, s = self.memory.names[variable.ref()], self.spec
@@ -109,7 +123,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         if s.decays and group.decay_factor:
             if s.weight_decay_mode == "coupled":
                 g = g + constant(self.decay(group), p) * p
-            elif s.weight_decay_mode == "decoupled":
+            elif s.weight_decay_mode == "decoupled" and not s.has_own_decay:
                 p = p * tf.cast(1 - lr * self.decay(group), p.dtype)
         slots = self.memory.slots
         memory = {slot: values[name] for slot, values in slots.items() if name in values}
@@ -328,6 +342,36 @@ def _orthogonal(x: Any, s: Any) -> Any:
     return tf.transpose(x) if is_tall else x
 
 
+class ScheduleFree(_Optimizer):
+    """Schedule-free SGD and AdamW: the variables are y, the slot `base_weights` is z."""
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        numbers, power = self.memory.scalars, self.spec.weight_lr_power
+        rate = tf.cast(self.memory.schedule(self.iterations), tf.float64)
+        largest = numbers["largest_rate"].assign(tf.maximum(numbers["largest_rate"], rate))
+        weight = _power(self.count, self.spec.r) * _power(largest, power)
+        total = numbers["weight_sum"].assign(numbers["weight_sum"] + weight)
+        self.share = tf.where(total > 0, weight / tf.where(total > 0, total, 1.0), 0.0)
+        super().apply(grads, trainable_variables)
+
+    def update_in(self, group: Group, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
+        s, c, z = self.spec, self.share, memory[BASE_WEIGHTS]
+        d = self._direction(p, g, memory)
+        if s.weight_decay_mode == "decoupled" and s.decays and group.decay_factor:
+            d = d + constant(self.decay(group), p) * p
+        y = p + tf.cast(c, p.dtype) * (z - p)
+        y = y + tf.cast(lr * (s.beta1 * (1 - c) - 1), p.dtype) * d
+        z.assign(z - tf.cast(lr, p.dtype) * d)
+        return y
+
+    def _direction(self, p: Any, g: Any, memory: Mapping[str, Any]) -> Any:
+        if self.spec.name == "schedule_free_sgd":
+            return g
+        v = _mean(memory["second_moment"], g * g, self.hyper("beta2"))
+        correction = tf.cast(1 - _power(self.hyper("beta2"), self.count), p.dtype)
+        return g / (tf.sqrt(v / correction) + constant(self.spec.eps, p))
+
+
 def _norm(x: Any) -> Any:
     return tf.sqrt(tf.reduce_sum(x * x))
 
@@ -358,6 +402,8 @@ _OPTIMIZERS: dict[str, type[_Optimizer]] = {
     "lamb": LAMB,
     "lars": LARS,
     "muon": Muon,
+    "schedule_free_sgd": ScheduleFree,
+    "schedule_free_adamw": ScheduleFree,
 }
 
 

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 
 from runner import user_code
-from runner.components.optimizers import Custom, Group
+from runner.components.optimizers import TRAINING_WEIGHTS, Custom, Group
 from runner.errors import ConfigError
-from runner.spec import LEARNING_RATE, TRAINING_WEIGHTS, Weights, rate_name
+from runner.spec import LEARNING_RATE, Weights, rate_name
 
 # The slot of variables that belong to no weight
 _SHARED = "variables"

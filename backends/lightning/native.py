@@ -1,8 +1,8 @@
 """The engine for every precision except exact: autograd and torch's optimizers."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,8 @@ from torch import Tensor
 from backends.lightning import custom, fast, layers, objective, optimizers
 from backends.lightning.own_optimizer import OwnOptimizer
 from runner.components.custom import CustomNetwork
-from runner.components.optimizers import Custom, frozen
-from runner.spec import TRAINING_WEIGHTS, ModelSpec, RunSpec, TrainState
+from runner.components.optimizers import BASE_WEIGHTS, TRAINING_WEIGHTS, Custom, frozen
+from runner.spec import ModelSpec, RunSpec, TrainState
 
 
 def network(
@@ -88,7 +88,24 @@ class Engine:
 
     def evaluation(self) -> AbstractContextManager[None]:
         """Return a context in which the network has its weights for evaluation."""
+        if BASE_WEIGHTS in self.slot_names:
+            return self._averaged()
         return self.own_optimizer.evaluation() if self.own_optimizer else nullcontext()
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Give the network the averaged weights of a schedule-free optimizer."""
+        before = {name: tensor.detach().clone() for name, tensor in self.weights.items()}
+        averages = self.state(0).weights
+        with torch.no_grad():
+            for name, tensor in self.weights.items():
+                tensor.copy_(self.network.to_torch(averages[name]))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, tensor in self.weights.items():
+                    tensor.copy_(before[name])
 
     def _require_gradients(self, value: bool) -> None:
         """Let autograd compute gradients of the frozen weights, or not."""
@@ -185,7 +202,11 @@ class Engine:
             self.network.to_canonical,
         )
         slots = {slot: {**values, **self.frozen_slots[slot]} for slot, values in slots.items()}
-        return TrainState(step, self._save(self.weights), slots, self._save(self.buffer_names))
+        weights = self._save(self.weights)
+        if BASE_WEIGHTS in slots:
+            slots[TRAINING_WEIGHTS] = weights
+            weights = self.run.optimizer.averaged(weights, slots[BASE_WEIGHTS])
+        return TrainState(step, weights, slots, self._save(self.buffer_names))
 
     def _own_state(self, step: int, own: OwnOptimizer) -> TrainState:
         slots = own.slots()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from backends.lightning import fast
-from runner.components.optimizers import Group
+from runner.components.optimizers import BASE_WEIGHTS, NUMBERS, Group
 from runner.spec import Weights
 
 
@@ -166,6 +166,45 @@ def _orthogonal(x: Tensor, s: Any) -> Tensor:
     return x.T if is_tall else x
 
 
+class ScheduleFree(Optimizer):
+    """Schedule-free SGD and AdamW: the parameters are y, the slot `base_weights` is z."""
+
+    def __init__(self, spec: Any, groups: Any, **hyperparameters: Any) -> None:
+        super().__init__(groups, {"lr": spec.lr, **hyperparameters})
+        self.spec, self.numbers = spec, dict(spec.numbers)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        s, numbers = self.spec, self.numbers
+        # the first group has the rate eta(t)
+        numbers["largest_rate"] = max(self.param_groups[0]["lr"], numbers["largest_rate"])
+        for state in self.state.values():
+            state["step"] += 1
+        t = float(next(iter(self.state.values()))["step"])
+        weight = t**s.r * numbers["largest_rate"] ** s.weight_lr_power
+        numbers["weight_sum"] += weight
+        c = weight / numbers["weight_sum"] if numbers["weight_sum"] else 0.0
+        for group in self.param_groups:
+            for y in group["params"]:
+                d, z = self._direction(group, y, t), self.state[y][BASE_WEIGHTS]
+                y.lerp_(z, c).add_(d, alpha=group["lr"] * (s.beta1 * (1 - c) - 1))
+                z.sub_(d, alpha=group["lr"])
+
+    def _direction(self, group: Any, y: Tensor, t: float) -> Tensor:
+        s, decay = self.spec, group["weight_decay"]
+        is_coupled = s.weight_decay_mode == "coupled"
+        assert y.grad is not None
+        g = y.grad
+        if decay and (is_coupled or s.name == "schedule_free_sgd"):
+            g = g.add(y, alpha=decay)
+        if s.name == "schedule_free_sgd":
+            return g
+        _, beta2 = group["betas"]
+        v = self.state[y]["second_moment"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        d = g / v.div(1 - beta2**t).sqrt_().add_(s.eps)
+        return d if is_coupled or not decay else d.add_(y, alpha=decay)
+
+
 def _norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x)
 
@@ -271,13 +310,10 @@ _STATE = {
     "lion": {"first_moment": "exp_avg"},
 }
 _STATE["adamw"] = _STATE["adam"]
-# optimizers with a `step` in their state
+# optimizers with a `step` in their state: torch's, and those of this file, in float64, which is
+# exact above 2^24
 _COUNTS = {"adam", "adamw", "adamax", "nadam", "rmsprop", "adagrad", "adadelta"}
-_OWN_COUNTS = {
-    "adafactor",
-    "lamb",
-    "muon",
-}  # the same of this file's classes: in float64, exact above 2^24
+_OWN_COUNTS = {"adafactor", "lamb", "muon", "schedule_free_sgd", "schedule_free_adamw"}
 
 
 def build(
@@ -288,7 +324,8 @@ def build(
 ) -> Optimizer:
     """Build a torch optimizer over the groups' buffers. `canonical` returns a view of a parameter
     with canonical axes."""
-    native = spec.weight_decay_mode != "decoupled" or spec.name in ("adam", "adamw", "nadam")
+    native = spec.weight_decay_mode != "decoupled" or spec.has_own_decay
+    native = native or spec.name in ("adam", "adamw", "nadam")
     native_groups = [
         {
             "params": [flat.buffer for flat in group_flats],
@@ -360,6 +397,8 @@ _OPTIMIZERS: dict[str, Any] = {
     "lamb": lambda s, groups: LAMB(s, groups, betas=(s.beta1, s.beta2)),
     "lars": lambda s, groups: LARS(s, groups, momentum=s.momentum),
     "muon": Muon,
+    "schedule_free_sgd": ScheduleFree,
+    "schedule_free_adamw": lambda s, groups: ScheduleFree(s, groups, betas=(s.beta1, s.beta2)),
 }
 _BY_AXES: dict[str, Any] = {"adafactor": Adafactor}  # updates that need the canonical axes
 
@@ -377,6 +416,10 @@ def load_slots(
     to_torch: Callable[[np.ndarray], Tensor],
 ) -> None:
     """Load canonical slots into the optimizer, as its state after `step` updates."""
+    if NUMBERS in slots:
+        optimizer.numbers = {  # type: ignore[attr-defined]
+            name: float(value) for name, value in slots[NUMBERS].items()
+        }
     for flat in flats:
         state: dict[str, Tensor] = {}
         for slot, values in slots.items():
@@ -416,7 +459,11 @@ def save_slots(
         views = flat.views(state[key])
         return {name: to_canonical(view) for name, view in views.items()}
 
-    return {slot: {k: v for flat in flats for k, v in of(slot, flat).items()} for slot in slots}
+    saved = {slot: {k: v for flat in flats for k, v in of(slot, flat).items()} for slot in slots}
+    if NUMBERS in saved:
+        numbers: Mapping[str, float] = optimizer.numbers  # type: ignore[attr-defined]
+        saved[NUMBERS] = {name: np.array(value) for name, value in numbers.items()}
+    return saved
 
 
 def count_skipped_update(optimizer: Optimizer) -> None:

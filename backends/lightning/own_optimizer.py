@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from backends.lightning import layers
 from backends.lightning.steps import optimizers_of
 from runner import user_code
-from runner.components.optimizers import Custom, Group, OfModule
+from runner.components.optimizers import TRAINING_WEIGHTS, Custom, Group, OfModule
 from runner.errors import ConfigError, RunError
-from runner.spec import TRAINING_WEIGHTS, Weights
+from runner.spec import Weights
 
 # Slots that belong to no weight
 _GROUPS, _ATTRIBUTES, _SHARED = "param_groups", "attributes", "state"

@@ -35,6 +35,11 @@ from runner.errors import ConfigError, nearest, show
 from runner.schedules import AnyCurve, Clock, Curve, table
 from runner.section import Fraction, NonNegative, OwnCode, Positive, Section
 
+NUMBERS = "numbers"  # a slot with an optimizer's own numbers in place of arrays by weight
+BASE_WEIGHTS = "base_weights"  # the slot with z of a schedule-free optimizer
+# The slot with the weights that training continues from, if those for evaluation are others
+TRAINING_WEIGHTS = "training_weights"
+
 
 class Matching(Section):
     """An entry of `groups`: factors for the weights with a name, or a layer name, that matches the
@@ -85,6 +90,10 @@ class _Optimizer(Section):
     is_elementwise: ClassVar[bool] = True
     # slots with other shapes than the weights, in canonical axes; not every weight has them
     reduced_slots: ClassVar[frozenset[str]] = frozenset()
+    # True if the update contains the decoupled weight decay too, in place of a factor before it
+    has_own_decay: ClassVar[bool] = False
+    # numbers of the whole run that the optimizer keeps, in float64; the slot NUMBERS has them
+    numbers: ClassVar[Mapping[str, float]] = {}
 
     @property
     def decays(self) -> bool:
@@ -451,6 +460,71 @@ class Muon(_Optimizer):
         return {slot: values for slot, values in slots.items() if values}
 
 
+class _ScheduleFree(_Optimizer):
+    """Base class of the schedule-free optimizers. Gradients are taken at y. With the step d of the
+    subclass: z -= lr d; x = (1 - c) x + c z; y = (1 - beta1) z + beta1 x.
+
+    c = w / (sum of w so far), w = t'^r (largest lr so far)^weight_lr_power. Weights for evaluation,
+    in checkpoints, files and exports are x; training continues from y. Running statistics of batch
+    norm are those of y. Warm-up and other shapes of lr come from the schedule as usual.
+
+    Defazio et al. (2024), and its package schedulefree, which computes x from y and z as here.
+    """
+
+    beta1: Annotated[float, Field(gt=0, lt=1)]
+    r: NonNegative
+    weight_lr_power: NonNegative
+
+    has_own_decay: ClassVar[bool] = True
+    numbers: ClassVar[Mapping[str, float]] = {"weight_sum": 0.0, "largest_rate": 0.0}
+
+    def initial_slots(
+        self, weights: Mapping[str, np.ndarray], kinds: Mapping[str, str]
+    ) -> dict[str, dict[str, np.ndarray]]:
+        numbers = {name: np.array(value) for name, value in self.numbers.items()}
+        return {
+            **super().initial_slots(weights, kinds),
+            BASE_WEIGHTS: dict(weights),
+            TRAINING_WEIGHTS: dict(weights),
+            NUMBERS: numbers,
+        }
+
+    def averaged(
+        self, y: Mapping[str, np.ndarray], z: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Return x = y + (1 - 1 / beta1) (z - y), computed in float64 and rounded once."""
+        factor = 1 - 1 / self.beta1
+        return {
+            name: (value + factor * (z[name].astype(np.float64) - value)).astype(value.dtype)
+            for name, value in y.items()
+        }
+
+
+class ScheduleFreeSGD(_ScheduleFree):
+    """d = g + lambda y, with the averages of schedule-free optimizers; beta1 is the package's
+    momentum. Both ways of weight decay are the same. schedulefree.SGDScheduleFree."""
+
+    name: Literal["schedule_free_sgd"]
+
+
+class ScheduleFreeAdamW(_ScheduleFree):
+    """v = beta2 v + (1 - beta2) g^2; d = g / (sqrt(v / (1 - beta2^t')) + eps) + lambda y, with the
+    averages of schedule-free optimizers. Coupled weight decay is added to g instead.
+
+    schedulefree.AdamWScheduleFree. keras.optimizers.ScheduleFreeAdamW averages with c = 1 / t', and
+    on TensorFlow computes the old x with the new z (Keras 3.15).
+    """
+
+    name: Literal["schedule_free_adamw"]
+    beta2: Fraction
+    eps: Positive
+
+    schedulable: ClassVar[Sequence[str]] = ("beta2", "weight_decay")
+
+    def slots(self) -> dict[str, float]:
+        return {"second_moment": 0.0}
+
+
 class Custom(OwnCode):
     """The user's own optimizer, `_target_`: a torch.optim.Optimizer on Lightning, a Keras optimizer
     on Keras. Keys that are not listed here are its arguments.
@@ -467,6 +541,7 @@ class Custom(OwnCode):
     schedules: dict[str, AnyCurve]
 
     schedulable: ClassVar[Sequence[str]] = ()
+    is_elementwise: ClassVar[bool] = True
 
     def make(self, kind: type, kind_name: str, *arguments: Any, **named: Any) -> Any:
         """Call the user's class or function with a backend's arguments and its own. Raises
@@ -550,6 +625,8 @@ Optimizer = Annotated[
         LAMB,
         LARS,
         Muon,
+        ScheduleFreeSGD,
+        ScheduleFreeAdamW,
         Custom,
         OfModule,
     ],

@@ -7,17 +7,17 @@ from typing import Annotated, Any, Union
 
 from pydantic import Field, TypeAdapter
 
-from runner.data.arrays import Arrays
+from runner.data.arrays import Arrays, Custom
 from runner.data.audio import AudioFolder
 from runner.data.dataset import Dataset, Split
 from runner.data.embedded import BreastCancer, Diabetes, Digits, Iris, Wine
-from runner.data.files import NPZ, Custom
+from runner.data.files import NPZ
 from runner.data.folders import Folder
 from runner.data.frame import Frame
 from runner.data.images import ImageFolder
 from runner.data.splits import Splits
 from runner.data.stream import NPY
-from runner.data.table import Table
+from runner.data.table import Columns, Table
 from runner.data.text import Text, Topics
 from runner.errors import ConfigError
 
@@ -49,7 +49,7 @@ def load(data: Any, like: Mapping[str, Any] | None = None) -> Dataset:
     """Load the data set of a config section. Runs of one process share it as long as its files do
     not change. `like`, a run's data.json, selects the same columns: its features, and its target if
     the section names none."""
-    if like is not None and getattr(data, "target", "") is None:
+    if like is not None and isinstance(data, Columns) and data.target is None:
         data = data.model_copy(update={"target": like.get("target")})
     if isinstance(data, Arrays | Frame):
         dataset = data.load()

@@ -1,4 +1,5 @@
-"""Rows that were passed in Python: NumPy arrays, tensors on the CPU, DataFrames."""
+"""Rows that were passed in Python, or that the user's own code returns: NumPy arrays, tensors on
+the CPU, DataFrames, map-style data sets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from runner import user_code
 from runner.data.dataset import (
     Dataset,
     Split,
@@ -15,9 +17,13 @@ from runner.data.dataset import (
     take,
 )
 from runner.data.files import Rows, as_float, as_targets, as_text, numbers_as_labels, unscaled
+from runner.data.mapped import MapStyle, is_map_style
 from runner.data.splits import SPLITS
+from runner.data.stream import StreamedRows
 from runner.errors import ConfigError, show
-from runner.section import Holder
+from runner.section import Count, Holder, OwnCode
+
+Pair = tuple[Any, np.ndarray]  # x, an array or StreamedRows, and y
 
 
 @dataclass(frozen=True)
@@ -25,41 +31,71 @@ class Given:
     """The rows of each split that was passed, and the names of their columns. The rows of "train"
     may have groups and times, for data.split."""
 
-    splits: Mapping[str, tuple[np.ndarray, np.ndarray]]  # at least "train" -> x, y
+    splits: Mapping[str, Pair | MapStyle]  # at least "train"
     features: tuple[str, ...] = ()
     target: str | None = None
     groups: np.ndarray | None = None
     times: np.ndarray | None = None
+    name: str = "data"  # in an error
     choice: str = "arrays"  # data=arrays
 
+    def of(self, split: str) -> str:
+        """The name of a split in an error."""
+        return self.name if len(self.splits) == 1 else f"{self.name}[{split!r}]"
 
-def given(data: Any) -> Given:
-    """Read the argument `data` of runner.train: (x, y), {"x": x, "y": y}, or a mapping of the
-    splits train, val and test to these. A mapping may have "group" and "time" too, for data.split.
+
+_RETURNS = (
+    "it may also be x, y and group, a map-style data set, or a dict of these with the keys train, "
+    "val and test"
+)
+
+
+def given(data: Any, name: str = "data", module: str = "") -> Given:
+    """Read the argument `data` of runner.train: (x, y), {"x": x, "y": y}, a map-style data set, or
+    a mapping of the splits train, val and test to these. A mapping may have "group" and "time" too,
+    for data.split. `name` is its name in an error, `module` that of the user's code which made it.
     Raises ConfigError for anything else."""
-    if isinstance(data, Mapping) and "train" in data:
-        unknown = [name for name in data if name not in SPLITS]
+    is_split = isinstance(data, Mapping) and "train" in data
+    if is_split:
+        unknown = [key for key in data if key not in SPLITS]
         if unknown:
-            raise ConfigError(f"data has the splits train, val and test, got {show(unknown[0])}")
-        parts = {name: _pair(data[name], f"data[{name!r}]") for name in SPLITS if name in data}
-    else:
-        parts = {"train": _pair(data, "data")}
-    x, y = parts["train"]
-    columns = tuple(str(name) for name in x.columns) if hasattr(x, "columns") else ()
-    for name, (other, _) in parts.items():
-        if columns and tuple(map(str, getattr(other, "columns", ()))) != columns:
-            raise ConfigError(f"data[{name!r}] must have the columns of data['train']")
-    target = y.columns[0] if _is_column(y) else getattr(y, "name", None)
+            raise ConfigError(f"{name} has the splits train, val and test, got {show(unknown[0])}")
+    named = {key: data[key] for key in SPLITS if key in data} if is_split else {"train": data}
+    parts: dict[str, Any] = {}
+    for key, value in named.items():
+        source = f"{name}[{key!r}]" if len(named) > 1 else name
+        rows = _map_style(value, source, module)
+        parts[key] = _pair(value, source) if rows is None else rows
+    pairs = {key: part for key, part in parts.items() if not isinstance(part, MapStyle)}
+    features, target = _names(pairs, name)
     arrays = {
         key: (
             _array(x, "x", key),
             _array(y, "y", key).ravel() if _is_column(y) else _array(y, "y", key),
         )
-        for key, (x, y) in parts.items()
+        for key, (x, y) in pairs.items()
     }
-    whole = data["train"] if isinstance(data, Mapping) and "train" in data else data
-    groups, times = (_column(whole, name) for name in ("group", "time"))
-    return Given(arrays, columns, target if isinstance(target, str) else None, groups, times)
+    groups, times = (_column(named["train"], key) for key in ("group", "time"))
+    return Given({**parts, **arrays}, features, target, groups, times, name)
+
+
+def _map_style(data: Any, source: str, module: str) -> MapStyle | None:
+    """Return a map-style data set; None for other rows. A list of dicts x and y is one, too."""
+    is_list = isinstance(data, list) and data and all(isinstance(row, Mapping) for row in data)
+    return MapStyle(data, source, module) if is_list or is_map_style(data) else None
+
+
+def _names(pairs: Mapping[str, tuple[Any, Any]], name: str) -> tuple[tuple[str, ...], str | None]:
+    """Return the names of the columns of x and y, if they are DataFrames."""
+    if "train" not in pairs:
+        return (), None
+    x, y = pairs["train"]
+    columns = tuple(str(column) for column in x.columns) if hasattr(x, "columns") else ()
+    for key, (other, _) in pairs.items():
+        if columns and tuple(map(str, getattr(other, "columns", ()))) != columns:
+            raise ConfigError(f"{name}[{key!r}] must have the columns of {name}['train']")
+    target = y.columns[0] if _is_column(y) else getattr(y, "name", None)
+    return columns, target if isinstance(target, str) else None
 
 
 def _column(data: Any, name: str) -> np.ndarray | None:
@@ -82,25 +118,9 @@ def _pair(data: Any, name: str) -> tuple[Any, Any]:
         raise ConfigError(f"{name} must have the keys x and y, got {got}")
     if isinstance(data, Sequence) and not isinstance(data, str) and len(data) == 2:
         return data[0], data[1]
-    is_map_style = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    if is_map_style and not isinstance(data, Sequence) and not hasattr(data, "shape"):
-        return _stacked(data, name)
     kind = f"{type(data).__module__}.{type(data).__qualname__}".removeprefix("builtins.")
     count = f" of {len(data)}" if isinstance(data, Sequence) else ""
     raise ConfigError(f"{name} must be (x, y), got {kind}{count}")
-
-
-def _stacked(data: Any, name: str) -> tuple[Any, Any]:
-    """Read all rows of a map-style data set, data[i] -> (x, y)."""
-    try:
-        pairs = [data[i] for i in range(len(data))]
-        x, y = zip(*((_array(x, "x", name), _array(y, "y", name)) for x, y in pairs), strict=True)
-        return np.stack(x), np.stack(y)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{name} must give (x, y) of one shape for each row, got "
-            f"{type(data).__name__}: {show(' '.join(str(error).split()))}"
-        ) from None
 
 
 def _array(values: Any, name: str, split: str) -> np.ndarray:
@@ -116,57 +136,97 @@ def _array(values: Any, name: str, split: str) -> np.ndarray:
         ) from None
 
 
-class Arrays(Rows, Holder):
-    """Arrays x and y that were passed in Python, runner.train(data=(x, y)), in the form of
-    data=npz. Labels may be text too. `val_fraction` and `test_fraction` are 0 for a split that was
-    passed."""
+class Passed(Rows):
+    """Rows that are passed as objects, in the form of data=npz. Labels may be text too. Rows of a
+    map-style data set are (x, y), or dicts with the fields x and y, or with the fields `inputs` (a
+    list joins them to a vector) and `target`. They are read into memory; with `memory_mb` (in 2^20
+    bytes), x is read while training, as data=npy reads it."""
 
-    name: Literal["arrays"]
+    inputs: str | list[str] | None
+    target: str | None
+    memory_mb: Count | None
 
-    def load(self) -> Dataset:
-        rows = self.given
-        if rows is None:
-            raise ConfigError(
-                "data=arrays are rows that were passed in Python, and are in no file; use "
-                "runner.train, runner.resume or runner.load_run with data=..."
-            )
-        x = {name: as_float(x, "x", _source(name, rows)) for name, (x, _) in rows.splits.items()}
+    def dataset(self, given: Given) -> Dataset:
+        """Check the rows and split them."""
+        rows, read = self._read(given)
+        pairs: dict[str, Any] = dict(rows.splits)
+        x: dict[str, Any] = {
+            name: x if isinstance(x, StreamedRows) else as_float(x, "x", rows.of(name))
+            for name, (x, _) in pairs.items()
+        }
         _check_shapes(x, rows)
         labels, classes = self._labels(rows)
         for name in x:
-            check(x[name], labels[name], _source(name, rows))
+            values = x[name].rows if isinstance(x[name], StreamedRows) else x[name]
+            check(values, labels[name], rows.of(name))
         data = self._split(x, labels, rows, classes)
-        check_classes(data, "data")
-        scaled = (
-            ()
-            if self.standardize
-            else unscaled(x["train"], "data", "data.standardize=true scales them")
-        )
+        check_classes(data, rows.name)
+        remedy = "data.standardize=true scales them"
+        if self.memory_mb is not None:
+            data = replace(data, memory=self.memory_mb * 2**20)
+            remedy = "scale them in your code, or begin model.layers with {layer: batch_norm}"
+        scaled = () if self.standardize else unscaled(x["train"], rows.name, remedy)
         if self.standardize:
             data = standardize(data, x=True, y=self.task == "regression")
-        numeric = numbers_as_labels("data: y", len(data.train), classes)
-        return replace(data, warnings=(*scaled, *numeric))
+        numeric = numbers_as_labels(f"{rows.name}: y", len(data.train), classes)
+        return replace(data, warnings=(*read, *scaled, *numeric))
+
+    def _read(self, given: Given) -> tuple[Given, list[str]]:
+        """Read the rows of map-style data sets. Return warnings too."""
+        warnings: list[str] = []
+        splits = dict(given.splits)
+        for name, part in given.splits.items():
+            if not isinstance(part, MapStyle):
+                self._refuse_fields(given.of(name))
+                continue
+            chosen = part.choose(self.inputs, self.target)
+            if self.memory_mb is not None and self.standardize:
+                raise ConfigError(
+                    "data.standardize must be false with data.memory_mb, because the mean of rows "
+                    "that are read while training is not known, got true"
+                )
+            fields = chosen.load(self.memory_mb is not None)
+            splits[name] = fields.x, fields.y
+            warnings += fields.warnings
+            if name == "train":
+                group = None if fields.group is None else as_text(fields.group)
+                given = replace(given, groups=group, times=fields.time)
+                features = () if isinstance(self.inputs, str | None) else tuple(self.inputs)
+                is_vector = fields.x.shape[1:] == (len(features),)
+                given = replace(given, features=features if is_vector else (), target=self.target)
+        return replace(given, splits=splits), warnings
+
+    def _refuse_fields(self, source: str) -> None:
+        """Refuse keys for map-style data sets if the rows are arrays."""
+        for key in ("inputs", "target", "memory_mb"):
+            value = getattr(self, key)
+            if value is not None:
+                raise ConfigError(
+                    f"data.{key} must be null for arrays x and y, got {show(value)}, and {source} "
+                    f"is no map-style data set"
+                )
 
     def _labels(self, rows: Given) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         """Return the targets of each split, with the same classes in all of them."""
-        y = {name: values for name, (_, values) in rows.splits.items()}
+        pairs: dict[str, Any] = dict(rows.splits)
+        y = {name: values for name, (_, values) in pairs.items()}
         for name, values in y.items():
             if values.ndim == 0:
-                raise ConfigError(f"{_source(name, rows)}: y must be an array, got one value")
+                raise ConfigError(f"{rows.of(name)}: y must be an array, got one value")
         if self.task == "regression":
-            return {n: as_targets(v, "regression", _source(n, rows))[0] for n, v in y.items()}, ()
+            return {n: as_targets(v, "regression", rows.of(n))[0] for n, v in y.items()}, ()
         if all(values.dtype.kind in "OUb" and values.ndim == 1 for values in y.values()):
             return _numbered(y, rows)
-        shape = rows.splits["train"][0].shape[1:]
+        shape = pairs["train"][0].shape[1:]
         for name, values in y.items():
-            as_targets(values, self.task, _source(name, rows), shape)
+            as_targets(values, self.task, rows.of(name), shape)
         ends = np.cumsum([len(values) for values in y.values()])[:-1]
-        whole, classes = as_targets(np.concatenate([*y.values()]), self.task, "data", shape)
+        whole, classes = as_targets(np.concatenate([*y.values()]), self.task, rows.name, shape)
         return dict(zip(y, np.split(whole, ends), strict=True)), classes
 
     def _split(
         self,
-        x: Mapping[str, np.ndarray],
+        x: Mapping[str, Any],
         y: Mapping[str, np.ndarray],
         rows: Given,
         classes: tuple[str, ...],
@@ -175,35 +235,76 @@ class Arrays(Rows, Holder):
         labels = y["train"] if self.task == "classification" else None
         parts = self.rows(
             len(y["train"]),
-            "data",
+            rows.name,
             labels=labels,
             groups=rows.groups,
             times=rows.times,
             given=x,
         )
-        splits = dict(zip(SPLITS, take(x["train"], y["train"], parts), strict=True))
+        streamed = x["train"] if isinstance(x["train"], StreamedRows) else None
+        rows_of_x = x["train"] if streamed is None else np.arange(len(streamed))
+        splits = dict(zip(SPLITS, take(rows_of_x, y["train"], parts), strict=True))
+        if streamed is not None:
+            splits = {name: Split(streamed.taken(s.x), s.y) for name, s in splits.items()}
         splits |= {name: Split(x[name], y[name]) for name in x if name != "train"}
+        hashed = (
+            x["train"] if streamed is None else np.frombuffer(streamed.sha256.encode(), np.uint8)
+        )
         return Dataset(
             splits["train"],
             splits["val"],
             splits["test"],
             task=self.task,
             classes=classes,
-            features=rows.features if x["train"].ndim == 2 else (),
+            features=rows.features if len(x["train"].shape) == 2 else (),
             target=rows.target,
-            folds_sha256=self.folds_sha256(x["train"], y["train"], rows.groups, rows.times),
+            folds_sha256=self.folds_sha256(hashed, y["train"], rows.groups, rows.times),
         )
 
 
-def _source(name: str, rows: Given) -> str:
-    """The name of a split in an error."""
-    return "data" if len(rows.splits) == 1 else f"data[{name!r}]"
+class Arrays(Passed, Holder):
+    """Rows that were passed in Python, runner.train(data=...). `val_fraction` and `test_fraction`
+    are 0 for a split that was passed."""
+
+    name: Literal["arrays"]
+
+    def load(self) -> Dataset:
+        if self.given is None:
+            raise ConfigError(
+                "data=arrays are rows that were passed in Python, and are in no file; use "
+                "runner.train, runner.resume or runner.load_run with data=..."
+            )
+        return self.dataset(self.given)
 
 
-def _check_shapes(x: Mapping[str, np.ndarray], rows: Given) -> None:
+class Custom(Passed, OwnCode):
+    """Rows from your own class or function, `_target_`. It is called with all keys that are not
+    listed here as arguments. It makes a map-style data set, or returns x and y, or x, y and group,
+    or a dict of these by split. `trusted_modules` must name its module."""
+
+    name: Literal["custom"]
+
+    def load(self) -> Dataset:
+        try:
+            made = user_code.make(self.section)
+        except ValueError as error:
+            raise ConfigError(f"data.{error}") from error
+        if isinstance(made, tuple) and len(made) == 3:
+            made = dict(zip(("x", "y", "group"), made, strict=True))
+        try:
+            rows = given(made, self.code, self.code.rpartition(".")[0])
+        except ConfigError as error:
+            what = str(error).removeprefix(self.code).lstrip()
+            raise ConfigError(
+                f"data._target_ {self.code}: what it returns {what}; {_RETURNS}"
+            ) from None
+        return self.dataset(rows)
+
+
+def _check_shapes(x: Mapping[str, Any], rows: Given) -> None:
     for name, values in x.items():
-        source = _source(name, rows)
-        if values.ndim < 2 or 0 in values.shape[1:]:
+        source = rows.of(name)
+        if len(values.shape) < 2 or 0 in values.shape[1:]:
             raise ConfigError(
                 f"{source}: x must hold a row of values per sample, got the shape "
                 f"{list(values.shape)}"
@@ -223,7 +324,7 @@ def _numbered(
         for row, label in enumerate(values):
             if not isinstance(label, str | bool | np.bool_):
                 raise ConfigError(
-                    f"{_source(name, rows)}: row {row} of y must be a label, got {show(label)}; "
+                    f"{rows.of(name)}: row {row} of y must be a label, got {show(label)}; "
                     f"labels are text or integers"
                 )
     text = {name: np.array([str(label) for label in values]) for name, values in y.items()}

@@ -80,6 +80,7 @@ class Dataset:
     columns: tuple[Mapping[str, Any], ...] = ()  # the transforms of a table's columns, as JSON
     image_shape: tuple[int, ...] | None = None  # the shape of a row as an image
     folds_sha256: str | None = None  # Splits.folds_sha256, if data.fold is set
+    row_names: tuple[str, ...] = ()  # the files of new test rows, if each is one
     warnings: tuple[str, ...] = ()  # about values that are probably mistakes
 
     @property

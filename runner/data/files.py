@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from runner import user_code
 from runner.data.augment import Augment
 from runner.data.cells import NUMBER
 from runner.data.dataset import (
@@ -24,7 +23,7 @@ from runner.data.dataset import (
 )
 from runner.data.splits import Splits, with_own_rows
 from runner.errors import ConfigError, listed, one_line, show, show_path
-from runner.section import Mark, OwnCode
+from runner.section import Mark
 
 Channels = Literal["last", "first"]
 
@@ -176,29 +175,6 @@ class NPZ(_File):
         return own_x, own_y
 
 
-class Custom(Rows, OwnCode):
-    """Rows from your own function, `_target_`. It is called with all keys that are not listed here
-    as arguments, and returns x and y in the form of data=npz, or x, y and group.
-    `trusted_modules` must name its module."""
-
-    name: Literal["custom"]
-
-    def load(self) -> Dataset:
-        try:
-            returned = user_code.make(self.section)
-        except ValueError as error:
-            raise ConfigError(f"data.{error}") from error
-        try:
-            x, y, *rest = map(np.asarray, returned)
-            (groups,) = rest or (None,)
-        except (TypeError, ValueError):
-            raise ConfigError(
-                f"data._target_ {self.code} must return x and y, or x, y and group, got "
-                f"{show(returned)}"
-            ) from None
-        return self._of_arrays(self.code, x, y, None if groups is None else as_text(groups))
-
-
 def regular_file(path: str | Path, key: str = "data.path") -> Path:
     """Resolve the path of a regular file; refuse folders, pipes and devices."""
     resolved, mode = locate(path, "file", key)
@@ -278,9 +254,14 @@ def as_float(values: np.ndarray, name: str, source: object) -> np.ndarray:
             f"{source}: {name} must be an array of numbers, got {values.dtype} of shape "
             f"{list(values.shape)}"
         )
-    # keep float32 for types that float32 represents exactly
-    small = values.dtype.itemsize <= (4 if values.dtype.kind == "f" else 2)
-    return values.astype(np.float32 if small else np.float64, copy=False)
+    return values.astype(as_stored(values.dtype), copy=False)
+
+
+def as_stored(dtype: np.dtype) -> np.dtype:
+    """Return the dtype of numbers in memory: float32 if it represents them exactly, else
+    float64."""
+    small = dtype.itemsize <= (4 if dtype.kind == "f" else 2)
+    return np.dtype(np.float32 if small else np.float64)
 
 
 def as_text(values: np.ndarray) -> np.ndarray:

@@ -1,9 +1,10 @@
 """Folders of files with a row each: one folder per class, or a table of paths and labels."""
 
+import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -90,10 +91,11 @@ class Folder(Splits):
         raise NotImplementedError
 
     def labelled_rows(self, path: str, description: Mapping[str, Any]) -> tuple[Dataset, list[str]]:
-        """Read a new folder of class folders for a run, as the test split of a data set.
+        """Read new labelled files for a run, as the test split of a data set.
 
         Args:
-            path: the folder; its classes are some of the run's.
+            path: a folder of class folders; or a table with the columns path, below the table's
+                folder, and label. The classes are some of the run's.
             description: the content of the run's data.json.
 
         Returns:
@@ -102,12 +104,12 @@ class Folder(Splits):
         Raises:
             ConfigError: a class is none of the run's, or a file cannot be used.
         """
-        found = self.model_copy(update={"path": path, "table": None})._listing()
+        found, root = self._new_listing(path)
         classes = tuple(description["classes"])
         unknown = [name for name in found.classes if name not in classes]
         if unknown:
             raise ConfigError(
-                f"{show_path(path)} has the class folders {listed(unknown)}, which the run was not "
+                f"{show_path(path)} has the classes {listed(unknown)}, which the run was not "
                 f"trained on; its classes are {listed(classes)}"
             )
         x, warnings = self.new_rows(found.files, description)
@@ -120,8 +122,16 @@ class Folder(Splits):
         x_scaling = Scaling.of(description["x_scaling"])
         numbers = np.array([classes.index(name) for name in found.classes], np.int64)
         rows = Split(x_scaling.apply(x) if x_scaling else x, numbers[found.labels])
+        names = tuple(os.path.relpath(file, root) for file in found.files)
         data = Dataset(rows, rows, rows, "classification", classes, (), x_scaling=x_scaling)
-        return data, warnings
+        return replace(data, row_names=names), warnings
+
+    def _new_listing(self, path: str) -> tuple[Listing, Path]:
+        """List labelled files, and return the folder that their names begin in."""
+        root, mode = locate(path, "folder")
+        if not stat.S_ISDIR(mode):
+            return _tabled(root.parent, path, "data.path"), root.parent
+        return self.model_copy(update={"path": path, "table": None})._listing(), root
 
     def check_classes(self, labels: np.ndarray, classes: Sequence[str]) -> None:
         """Refuse training rows of a single class."""
@@ -233,14 +243,15 @@ def below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
         yield from below(path, inside)
 
 
-def _tabled(root: Path, table_path: str) -> Listing:
-    """List the files of a table with the columns path, relative to `root`, and label."""
-    table = TableFile(regular_file(table_path, "data.table"))
+def _tabled(root: Path, table_path: str, key: str = "data.table") -> Listing:
+    """List the files of a table with the columns path, relative to `root`, and label. `key` names
+    the table."""
+    table = TableFile(regular_file(table_path, key))
     keys = ["path", "label"]
     for name in keys:
         if name not in table.names:
             raise ConfigError(
-                f"data.table must have the columns path and label, got {show_path(table_path)} "
+                f"{key} must have the columns path and label, got {show_path(table_path)} "
                 f"with {show(', '.join(table.names))}"
             )
     keys += [name for name in ("group",) if name in table.names]

@@ -1,4 +1,4 @@
-"""Data larger than memory: rows are read from .npy files during training."""
+"""Data larger than memory: rows are read during training, from .npy files or by other sources."""
 
 import hashlib
 import math
@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 
@@ -38,32 +38,26 @@ _BLOCK = 16 * 2**20  # bytes to read at a time in a pass over all rows
 
 
 @dataclass(frozen=True)
-class FileRows:
-    """Rows of an array that is stored in .npy files, concatenated along the first axis. A file is
-    mapped only while rows are read from it, so that memory holds only the rows that were read."""
+class StreamedRows:
+    """Rows that are read when they are needed, so that memory holds only those that were read."""
 
-    files: tuple[Path, ...]
-    starts: np.ndarray  # int64[files], the number of the first row of each file
     rows: np.ndarray  # int64[N], the numbers of these rows among all rows, in order
-    stored_shape: tuple[int, ...]  # of a row in the files
-    channels: Channels
     dtype: np.dtype
-    extent: tuple[float, float]  # smallest and largest value in the files
-    sha256: str  # hash of the files' values
+    extent: tuple[float, float]  # smallest and largest value of all rows
+    sha256: str  # hash of all values
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def largest(self) -> float:
-        """The largest absolute value in the files."""
+        """The largest absolute value of all rows."""
         return max(-self.extent[0], self.extent[1])
 
     @property
     def row_shape(self) -> tuple[int, ...]:
         """The shape of a row as it is read."""
-        first, rest = self.stored_shape[:1], self.stored_shape[1:]
-        return (*rest, *first) if self.channels == "first" else self.stored_shape
+        raise NotImplementedError
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -72,6 +66,36 @@ class FileRows:
     @property
     def row_bytes(self) -> int:
         return int(np.prod(self.row_shape)) * self.dtype.itemsize
+
+    def __getitem__(self, which: np.ndarray | slice) -> np.ndarray:
+        """Read rows in the requested order.  # int64[n] -> dtype[n, ...]"""
+        raise NotImplementedError
+
+    def taken(self, which: np.ndarray) -> Self:
+        """Return some of the rows without reading them."""
+        return replace(self, rows=self.rows[which])
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Iterate over all rows in blocks of about _BLOCK bytes."""
+        size = max(1, _BLOCK // self.row_bytes)
+        for first in range(0, len(self), size):
+            yield self[first : first + size]
+
+
+@dataclass(frozen=True)
+class FileRows(StreamedRows):
+    """Rows of an array that is stored in .npy files, concatenated along the first axis. A file is
+    mapped only while rows are read from it."""
+
+    files: tuple[Path, ...]
+    starts: np.ndarray  # int64[files], the number of the first row of each file
+    stored_shape: tuple[int, ...]  # of a row in the files
+    channels: Channels
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        first, rest = self.stored_shape[:1], self.stored_shape[1:]
+        return (*rest, *first) if self.channels == "first" else self.stored_shape
 
     def __getitem__(self, which: np.ndarray | slice) -> np.ndarray:
         """Read rows in the requested order; each file is read from front to back.
@@ -87,12 +111,6 @@ class FileRows:
             stored = _mapped(self.files[i])[rows[positions] - self.starts[i]]
             values[positions] = channels_last(stored) if self.channels == "first" else stored
         return values
-
-    def blocks(self) -> Iterator[np.ndarray]:
-        """Iterate over all rows in blocks of about _BLOCK bytes."""
-        size = max(1, _BLOCK // self.row_bytes)
-        for first in range(0, len(self), size):
-            yield self[first : first + size]
 
 
 class NPY(Splits):
@@ -163,7 +181,7 @@ class NPY(Splits):
         labels = y if self.task == "classification" else None
         parts = self.rows(len(y), self.path, labels=labels)
         train, val, test = (
-            Split(replace(all_rows, rows=split.x), split.y) for split in take(rows, y, parts)
+            Split(all_rows.taken(split.x), split.y) for split in take(rows, y, parts)
         )
         data = Dataset(
             train,

@@ -14,7 +14,7 @@ import numpy as np
 
 from runner.data.dataset import Dataset, Scaling, Split, largest_of
 from runner.data.files import UNSCALED
-from runner.data.stream import FileRows
+from runner.data.stream import StreamedRows
 from runner.errors import show
 
 _WORDS = {"train": "training", "val": "validation", "test": "test"}
@@ -48,8 +48,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Summary:
-    """The description of a data set. `columns` is the place for what a source knows about its
-    original columns (text, dates, missing values): add it to `Column` and to `_columns`."""
+    """The description of a data set, as the network sees it; runner.data.originals describes the
+    columns of a table's file."""
 
     task: str
     rows: dict[str, int]  # per split
@@ -184,7 +184,7 @@ def _blocks(split: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Iterate over the rows of x and y in blocks of about _BLOCK values. Rows in files are read in
     the order of the files."""
     size = max(1, _BLOCK // max(1, int(np.prod(split.x.shape[1:]))))
-    order = np.argsort(split.x.rows) if isinstance(split.x, FileRows) else None
+    order = np.argsort(split.x.rows) if isinstance(split.x, StreamedRows) else None
     for first in range(0, len(split), size):
         rows = slice(first, first + size)
         where = rows if order is None else order[rows]

@@ -256,10 +256,16 @@ FORMS: dict[str, Callable[..., tuple[Tensor, Slots]]] = {
     "adadelta": adadelta,
     "lion": lion,
 }
+_NORM = "it needs the norm of each weight tensor, and all weights are one vector here"
+_AVERAGES = (
+    "its weights for evaluation are not those that it trains, and only one vector is kept here"
+)
 # optimizers of the config without one -> the reason
 WITHOUT_FORM = {
     "adafactor": "its slots have other shapes than the weights, which are one vector here",
-    "lamb": "it needs the norm of each weight tensor, and all weights are one vector here",
+    "lamb": _NORM,
+    "lars": _NORM,
     "muon": "it multiplies matrices of single weights, and all weights are one vector here",
-    "lars": "it needs the norm of each weight tensor, and all weights are one vector here",
+    "schedule_free_sgd": _AVERAGES,
+    "schedule_free_adamw": _AVERAGES,
 }

@@ -11,13 +11,16 @@ import numpy as np
 from runner.config.schema import Config
 from runner.data import load
 from runner.data.audio import AudioFolder
+from runner.data.originals import Original, originals
 from runner.data.splits import SPLITS
 from runner.data.summary import Column, Summary, summarize
+from runner.data.table import Columns
 from runner.errors import show
 from runner.report import description as picture
 from runner.run import run_folder
 
 _ROWS = 30  # the most columns or classes in a printed table
+_MOST_CATEGORIES = 4  # in a printed table
 _NARROW = 8  # characters of the shortest first cell
 _GAP = "  "
 
@@ -31,10 +34,17 @@ def describe(config: Config) -> int:
     summary = summarize(data)
     name = config.data.name
     folder = run_folder.create(root, f"{run_folder.timestamp()}_{name}")
-    lines = report(summary, name, shutil.get_terminal_size((100, 24)).columns)
+    width = shutil.get_terminal_size((100, 24)).columns
+    lines = report(summary, name, width)
+    values = {"data": name, **summary.as_json()}
+    if isinstance(config.data, Columns):
+        found = originals(config.data, data.columns, data.target)
+        values["original_columns"] = [vars(column) for column in found]
+        position = lines.index("") + 1
+        lines[position:position] = [*_originals(found, width), ""]
     lines[2:2] = _keys(config.data)
     print("\n".join(lines))
-    run_folder.write_json(folder / "describe.json", {"data": name, **summary.as_json()})
+    run_folder.write_json(folder / "describe.json", values)
     title = f"data={name}: {sum(summary.rows.values())} rows, {_kind(summary)}"
     picture.draw(folder / "describe.png", data, summary, title)
     print(f"picture  {folder / 'describe.png'}")
@@ -130,6 +140,34 @@ def _columns(columns: Sequence[Column], width: int) -> list[str]:
         for column in columns[:_ROWS]
     ]
     return _table(header, rows, len(columns) - len(rows), "columns", width)
+
+
+def _originals(columns: Sequence[Original], width: int) -> list[str]:
+    """Format the columns of a table's file, and what becomes of them."""
+    rows = [
+        (show(c.name), c.kind, str(c.missing), _becomes(c), _content(c)) for c in columns[:_ROWS]
+    ]
+    header = ("name", "type", "missing", "becomes", "cells")
+    lines = _table(header, rows, len(columns) - len(rows), "columns", width)
+    return ["columns of the file, over all of its rows:", *lines]
+
+
+def _becomes(column: Original) -> str:
+    num = len(column.becomes)
+    return {0: "target", 1: "1 feature"}.get(num, f"{num} features")
+
+
+def _content(column: Original) -> str:
+    """The range of a column, or its most frequent categories."""
+    if column.kind == "text":
+        first = list(column.categories.items())[:_MOST_CATEGORIES]
+        more = len(column.categories) - len(first)
+        texts = [f"{show(text)} {count}" for text, count in first]
+        return ", ".join([*texts, *([f"{more} more"] if more else [])])
+    edges = (
+        e if isinstance(e, str) or e is None else _number(e) for e in (column.low, column.high)
+    )
+    return " to ".join(map(str, edges))
 
 
 def _number(value: float) -> str:

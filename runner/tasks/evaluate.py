@@ -1,5 +1,5 @@
 """task=evaluate: the loss and metrics of a finished run on the test split, which nothing else uses,
-or on new labelled rows of a table."""
+or on new labelled rows of a table or folder."""
 
 import csv
 import io
@@ -11,14 +11,14 @@ from runner.plan import Plan, rows
 from runner.run import run_folder
 from runner.run.progress import show
 from runner.run.saved import Run
-from runner.tasks.predict import write_new
+from runner.tasks.predict import encoded, write_new
 from runner.text.console import capture
 
 
 def evaluate(run: Run, source: str | None = None) -> int:
-    """Print the metrics and write them to FOLDER/test.json. For new rows of the table `source`,
-    write evaluation.json, and evaluation.csv with the target, the outputs, the loss and the metrics
-    of each row."""
+    """Print the metrics and write them to FOLDER/test.json. For new rows of the table or folder
+    `source`, write evaluation.json, and evaluation.csv with the target, the outputs, the loss and
+    the metrics of each row."""
     with capture() as (console, captured):
         prepared, is_new = run.plan_to_evaluate(source)
         for warning in prepared.data.warnings if is_new else ():
@@ -45,8 +45,8 @@ def evaluate(run: Run, source: str | None = None) -> int:
 
 
 def _by_row(prepared: Plan, outputs: np.ndarray) -> bytes:
-    """Format a line per row, in the order of the file. Targets and outputs of a regression are in
-    the data's units, the loss is in scaled units."""
+    """Format a line per row, in the order of the file; its path comes first if it is a file.
+    Targets and outputs of a regression are in the data's units, the loss is in scaled units."""
     data, y = prepared.data, prepared.data.test.y
     outputs = outputs.astype(np.float64)
     columns = rows(prepared, outputs, y)
@@ -54,10 +54,12 @@ def _by_row(prepared: Plan, outputs: np.ndarray) -> bytes:
         outputs, y = (data.y_scaling.invert(values) for values in (outputs, y))
     targets = np.array(data.classes)[y][:, None] if data.classes else y
     names = data.target if isinstance(data.target, list) else [data.target or "target"]
+    if data.row_names:
+        names, targets = ["path", *names], np.column_stack([data.row_names, targets])
     content = io.StringIO(newline="")
     writer = csv.writer(content)
     writer.writerow([*names, *(f"output_{i}" for i in range(outputs.shape[1])), *columns])
     measured = np.stack([*columns.values(), np.zeros(len(y))], axis=1)[:, :-1]
     for target, output, values in zip(targets, outputs, measured, strict=True):
         writer.writerow([*target.tolist(), *output.tolist(), *values.tolist()])
-    return content.getvalue().encode()
+    return encoded(content.getvalue())

@@ -121,8 +121,12 @@ def _csv(columns: dict[str, Any], classes: list[str], names: list[str] | None) -
     if names is not None:
         cells.insert(0, [[name] for name in names])
     writer.writerows([cell for part in row for cell in part] for row in zip(*cells, strict=True))
-    # surrogates stand for the bytes of a file name that is not UTF-8
-    return content.getvalue().encode("utf-8", "surrogateescape")
+    return encoded(content.getvalue())
+
+
+def encoded(text: str) -> bytes:
+    """Encode names of files too: surrogates stand for the bytes of a name that is not UTF-8."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def write_new(folder: Path, stem: str, suffix: str, content: bytes) -> Path:

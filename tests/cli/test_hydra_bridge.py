@@ -58,7 +58,7 @@ def test_shell_completion_offers_the_choices_and_no_base(
     hydra_bridge.show(parsed, None)
     names = (
         "adadelta adafactor adagrad adam adamax adamw custom lamb lars lion module muon "
-        "nadam rmsprop sgd"
+        "nadam rmsprop schedule_free_adamw schedule_free_sgd sgd"
     )
     offered = capsys.readouterr().out.split()
     assert offered == [f"optimizer={name}" for name in names.split()], RELEASE

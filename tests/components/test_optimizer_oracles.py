@@ -5,16 +5,20 @@ float64. Tolerance 1e-12, relative to the largest weight where that is above 1: 
 few dozen roundings of 1e-16 each.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from runner.components.optimizers import Group, groups
-from runner.spec import Weights
+from runner import dispatcher
+from runner.components.optimizers import BASE_WEIGHTS, TRAINING_WEIGHTS, Group, groups
+from runner.data.order import Chunk
+from runner.spec import Live, Report, Weights
+from tests.components import oracle_golden
 from tests.optimizer_steps import drawn, optimizer, steps
-from tests.training import difference
+from tests.training import difference, first, prepare, train
 
 TOLERANCE = 1e-12
 BACKENDS = ("lightning", "keras")
@@ -51,6 +55,7 @@ def by_torch(make: Any, weights: Weights, gradients: Sequence[Weights]) -> Weigh
 
 def by_keras(make: Any, weights: Weights, gradients: Sequence[Weights]) -> Weights:
     """Train with an optimizer of Keras's kind; `make` takes a learning rate."""
+    dispatcher.load("keras")  # which tunes TensorFlow
     import keras
     import tensorflow as tf
 
@@ -363,3 +368,74 @@ def test_muon_takes_hidden_matrices_unless_groups_say_otherwise() -> None:
         Group((k0, b0, b1, b2), kind="adamw"),
         Group((k2,), 0.5),
     ]
+
+
+GOLDEN = (
+    json.loads(oracle_golden.GOLDEN.read_text(encoding="utf-8"))
+    if oracle_golden.GOLDEN.exists()
+    else {}
+)
+
+
+@pytest.mark.parametrize("name", ["schedule_free_sgd", "schedule_free_adamw"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_other_packages_optimizers_give_the_stored_numbers(backend: str, name: str) -> None:
+    """oracle_golden.py made them with the packages, from the same hyperparameters."""
+    for seed in range(oracle_golden.NUM_SETS):
+        weights, gradients = oracle_golden.problem(seed)
+        spec = optimizer(name, **oracle_golden.keys(name, seed))
+        found = steps(backend, spec, weights, gradients, oracle_golden.rates(name))
+        after = found.weights
+        if BASE_WEIGHTS in found.slots:
+            after = spec.averaged(after, found.slots[BASE_WEIGHTS])
+        expected = {
+            key: np.array(value).reshape(weights[key].shape)
+            for key, value in GOLDEN[name][seed].items()
+        }
+        assert difference(after, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_x_is_the_weighted_mean_of_z(backend: str) -> None:
+    """With constant rates x after t updates is the mean of z_1 ... z_t, and z is plain SGD's path:
+    the gradients are given."""
+    weights, *gradients = drawn(2, 1 + NUM_STEPS)
+    spec = optimizer("schedule_free_sgd", beta1=0.7)
+    found = steps(backend, spec, weights, gradients, [0.1] * NUM_STEPS)
+    x = spec.averaged(found.weights, found.slots[BASE_WEIGHTS])
+    for name, w in weights.items():
+        path = w - 0.1 * np.cumsum([values[name] for values in gradients], axis=0)
+        np.testing.assert_allclose(x[name], path.mean(0), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_schedule_free_run_is_measured_and_saved_with_its_averages(backend: str) -> None:
+    """The live model's predictions are those of the weights in a checkpoint, between two chunks;
+    the training goes on from others, to the same bits as without the measuring."""
+    overrides = [
+        "trainer.max_steps=40",
+        "trainer.steps_per_call=10",
+        "device=cpu",
+        "optimizer=schedule_free_adamw",
+        "optimizer.groups=[{match: '*/bias', lr_factor: 0}]",
+    ]
+    prepared = prepare(overrides)
+    rows = {"x": prepared.data.val.x[:20].astype(np.float32)}
+    apart: list[float] = []
+
+    def on_chunk(chunk: Chunk, report: Report, live: Live) -> bool:
+        state = live.state()
+        saved = dispatcher.load(backend).predict(prepared.model, state, rows)
+        # float32: the same weights, in another batch or compilation
+        np.testing.assert_allclose(live.predict(rows), saved, rtol=0, atol=1e-5)
+        kernel = state.weights["dense_0/kernel"]
+        apart.append(float(np.abs(kernel - state.slots[TRAINING_WEIGHTS]["dense_0/kernel"]).max()))
+        assert (state.weights["dense_0/bias"] == 0).all()
+        return True
+
+    chunks = prepared.chunks(0, None, adapt=False)
+    watched = dispatcher.load(backend).train(prepared.run_spec(), first(prepared), chunks, on_chunk)
+    assert min(apart) > 1e-3
+    unwatched = train(backend, overrides).state
+    for name, value in unwatched.weights.items():
+        np.testing.assert_array_equal(watched.weights[name], value)

@@ -1,6 +1,7 @@
 """data=audio_folder: the rows are the samples of the files and their features, the order that of
 the sorted paths, and what is no audio is refused with its name."""
 
+import csv
 import os
 import shutil
 import wave
@@ -461,12 +462,18 @@ def test_new_files_are_predicted_and_measured(
         ("task=evaluate", run),
         ("task=evaluate", run, "data.path=moved"),
         ("task=evaluate", run, "data.path=new"),
+        ("task=evaluate", run, "data.path=tones/some.csv"),
     ]
+    (here / "tones" / "some.csv").write_text("label,path\nmiddle,low/00.wav\nlow,low/01.wav\n")
     results = [forked(here, command)[0] for command in commands]  # one after the other
-    assert [(each.status, each.err) for each in results] == [(0, "")] * 5
+    assert [(each.status, each.err) for each in results] == [(0, "")] * 6
     assert "(7 rows," in results[2].out
     assert results[3].out.splitlines()[-2:] == results[2].out.splitlines()[-2:]
     assert "(24 new rows," in results[4].out
+    with (here / done.folder / "evaluation_2.csv").open(newline="") as file:
+        wrong, right = csv.DictReader(file)
+    assert [wrong[key] for key in ("path", "target", "accuracy")] == ["low/00.wav", "middle", "0.0"]
+    assert [right[key] for key in ("path", "target", "accuracy")] == ["low/01.wav", "low", "1.0"]
     lines = {}
     for name in ("predictions.csv", "predictions_2.csv"):
         for line in (here / done.folder / name).read_text().splitlines():
@@ -481,7 +488,7 @@ def test_new_files_are_predicted_and_measured(
     # In one batch of 24 rows and alone: the order of a float64 sum may differ.
     np.testing.assert_allclose(*numbers, rtol=0, atol=1e-12)
     (refused,) = forked(here, ("task=evaluate", run, "data.path=."))
-    assert refused.err.startswith("error: . has the class folders ")
+    assert refused.err.startswith("error: . has the classes ")
     assert refused.err.endswith(
         "which the run was not trained on; its classes are high, low, middle\n"
     )

@@ -15,13 +15,12 @@ from sklearn.preprocessing import StandardScaler
 from runner.cli.compose import compose
 from runner.config.schema import parse
 from runner.data import load
-from runner.run.run_folder import read_columns, read_json
-from tests.command_line import BACKENDS, forked
-from tests.real import program, real_file
+from runner.run.run_folder import read_json
+from tests.command_line import forked
+from tests.real import SEEDS, assert_no_worse, equal_losses, program, real_file
 
 pytestmark = pytest.mark.slow
 
-SEEDS = range(5)
 MLP = ("trainer.max_epochs=20", "trainer.batch_size=16", "optimizer.lr=0.001", "device=cpu")
 WITHOUT_VAL = ("data.val_fraction=0", "trainer.monitor=train/loss")
 
@@ -51,24 +50,6 @@ def of_scikit_learn(train: Sequence[np.ndarray], test: Sequence[np.ndarray]) -> 
             network.fit(scaler.transform(train[0]), train[1])
         found.append(network.score(scaler.transform(test[0]), test[1]))
     return np.array(found)
-
-
-def assert_no_worse(ours: np.ndarray, theirs: np.ndarray) -> None:
-    """Within two standard errors of the difference of the means over five seeds; at least one row
-    in a hundred, where all seeds agree."""
-    error = np.sqrt((ours.var(ddof=1) + theirs.var(ddof=1)) / len(SEEDS))
-    assert ours.mean() >= theirs.mean() - max(2 * error, 0.01), (ours, theirs)
-
-
-def equal_losses(here: Path, *keys: str) -> None:
-    """In float64, both backends have the same losses up to the order of sums."""
-    losses = []
-    for backend in BACKENDS:
-        exact = ("trainer.precision=float64", f"backend={backend}", "trainer.max_epochs=2")
-        (done,) = forked(here, (*keys, "device=cpu", *exact))
-        assert (done.status, done.err) == (0, "")
-        losses.append(read_columns(here / done.folder / "metrics.csv")["train/loss"])
-    np.testing.assert_allclose(*losses, rtol=1e-12)
 
 
 def utterances(file: Path) -> tuple[list[np.ndarray], np.ndarray]:

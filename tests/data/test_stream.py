@@ -108,7 +108,7 @@ def test_chunks_stay_within_the_memory_that_was_given(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"data.memory_mb must be at least 2 for three updates of 64 rows, got 1"
     ):
-        prepare([*read, "data.memory_mb=1"]).largest_chunk()
+        prepare([*read, "data.memory_mb=1"])
 
 
 @pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))

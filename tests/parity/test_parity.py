@@ -56,6 +56,8 @@ OPTIMIZERS = {
 WITHOUT_EXACT_FORM = {
     "adafactor": ["optimizer=adafactor", "optimizer.lr=3e-3"],
     "lamb": ["optimizer=lamb"],
+    "schedule_free_sgd": ["optimizer=schedule_free_sgd", "optimizer.lr=0.1", "optimizer.r=0.5"],
+    "schedule_free_adamw": ["optimizer=schedule_free_adamw"],
     "muon": ["optimizer=muon", "optimizer.adamw_lr_factor=0.5"],
     "lars": ["optimizer=lars", "optimizer.nesterov=true"],
 }
@@ -209,12 +211,7 @@ LAYERS = {
         "{layer: dropout, rate: 0.1},{layer: dense, units: outputs}]",
     ],
 }
-NEWER = (
-    "adafactor",
-    "lamb",
-    "lars",
-    "muon",
-)  # the optimizers that are not among torch's classic ones
+NEWER = tuple(WITHOUT_EXACT_FORM)  # the optimizers that are not among torch's classic ones
 # Groups of weights with their own rate and decay, and hyperparameters with a schedule of their own
 _MOMENTUM = (
     "optimizer.schedules.momentum={name: sequence, phases: [{for: 30%, name: ramp, from: "

@@ -89,6 +89,35 @@ def test_every_kind_of_data_is_described(tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("describe.png"))) == len(lines)
 
 
+def test_the_columns_of_a_table_are_described_as_they_are_in_its_file(tmp_path: Path) -> None:
+    """Beside the features that they become: type, missing cells, range, categories; columns that
+    are left out are not."""
+    days = [f"2007-11-{11 + i}" for i in range(12)]
+    rows = [
+        f"{'' if i == 2 else i / 2},{'red' if i % 3 else 'blue'},{day},{i % 2 == 0},x,{'ab'[i % 2]}"
+        for i, day in enumerate(days)
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(["a,color,day,flag,left,y", *rows, ""]))
+    keys = ("data=table", "data.path=t.csv", "data.missing=indicator", "data.drop=[left]")
+    whole = ("data.val_fraction=0", "data.test_fraction=0")
+    (done,) = forked(tmp_path, ("task=describe", *keys, *whole))
+    assert (done.status, done.err) == (0, "")
+    lines = done.out.splitlines()
+    start = lines.index("columns of the file, over all of its rows:")
+    assert [line.split() for line in lines[start + 1 : start + 7]] == [
+        ["name", "type", "missing", "becomes", "cells"],
+        ["a", "number", "1", "2", "features", "0", "to", "5.5"],
+        ["color", "text", "0", "2", "features", "red", "8,", "blue", "4"],
+        ["day", "date", "0", "1", "feature", "2007-11-11", "to", "2007-11-22"],
+        ["flag", "boolean", "0", "1", "feature", "0", "to", "1"],
+        ["y", "text", "0", "target", "a", "6,", "b", "6"],
+    ]
+    (path,) = tmp_path.glob("outputs/descriptions/*/describe.json")
+    column = json.loads(path.read_text())["original_columns"][1]
+    assert column["categories"] == {"red": 8, "blue": 4}
+    assert column["becomes"] == ["color=blue", "color=red"]
+
+
 def test_several_data_sets_are_described_in_turn(tmp_path: Path) -> None:
     (done,) = forked(tmp_path, ("-m", "task=describe", "data=iris,diabetes"))
     assert (done.status, done.err) == (0, "")
