@@ -1,6 +1,7 @@
 """The layers as keras.layers. The canonical layout is Keras's: channels last, kernels
 [..., in, out]."""
 
+import math
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any
@@ -27,6 +28,8 @@ _NAMES = {
     },
     "layer_norm": {"scale": "gamma", "offset": "beta"},
     "embedding": {"embedding": "embeddings"},
+    "rms_norm": {"scale": "scale"},
+    "group_norm": {"scale": "gamma", "offset": "beta"},
     "position_embedding": {"embedding": "embedding"},
     "attention": {"query": "query", "key": "key", "value": "value", "output": "out"},
 }
@@ -155,6 +158,40 @@ class _LayerNorm(native.LayerNormalization):
         y = (x - mean) * tf.math.rsqrt(
             variance + constant(self.epsilon, variance)
         ) * self.gamma + self.beta
+        return ops.cast(y, self.compute_dtype) if is_16_bit else y
+
+
+class _RMSNorm(native.RMSNormalization):
+    """RMS norm with eps in the dtype of x. Keras casts eps to float32."""
+
+    def call(self, inputs: Any) -> Any:
+        x = inputs
+        is_16_bit = _is_16_bit(x)
+        if is_16_bit:
+            x = ops.cast(x, "float32")
+        mean_square = tf.reduce_mean(x * x, -1, keepdims=True)
+        y = x * tf.math.rsqrt(mean_square + constant(self.epsilon, x)) * self.scale
+        return ops.cast(y, self.compute_dtype) if is_16_bit else y
+
+
+class _GroupNorm(native.GroupNormalization):
+    """Group norm with eps in the dtype of x. Keras casts eps to float32."""
+
+    def call(self, inputs: Any) -> Any:
+        x = inputs
+        is_16_bit = _is_16_bit(x)
+        if is_16_bit:
+            x = ops.cast(x, "float32")
+        *positions, channels = x.shape[1:]
+        size = channels // self.groups
+        by_group = tf.reshape(x, [-1, math.prod(positions), self.groups, size])
+        mean, variance = tf.nn.moments(by_group, [1, 3], keepdims=True)
+        gamma, beta = (
+            tf.reshape(tf.convert_to_tensor(w), [self.groups, size])
+            for w in (self.gamma, self.beta)
+        )
+        scale = tf.math.rsqrt(variance + constant(self.epsilon, x)) * gamma
+        y = tf.reshape((by_group - mean) * scale + beta, [-1, *positions, channels])
         return ops.cast(y, self.compute_dtype) if is_16_bit else y
 
 
@@ -331,6 +368,10 @@ def _build(node: spec.Node, dropout_state: DropoutState | None) -> native.Layer:
             return pool(name=name)
         case "embedding":
             return native.Embedding(*node.variables[0].shape, name=name)
+        case "global_max_pool":
+            is_sequence = len(node.input_shape) == 2
+            pool = native.GlobalMaxPooling1D if is_sequence else native.GlobalMaxPooling2D
+            return pool(name=name)
         case "flatten":
             return native.Flatten(name=name)
         case "reshape":
@@ -350,6 +391,10 @@ def _own(node: spec.Node, dropout_state: DropoutState) -> native.Layer:
             return _BatchNorm(momentum=s.momentum, epsilon=s.eps, name=name)
         case "layer_norm":
             return _LayerNorm(epsilon=s.eps, name=name)
+        case "rms_norm":
+            return _RMSNorm(epsilon=s.eps, name=name)
+        case "group_norm":
+            return _GroupNorm(s.groups, epsilon=s.eps, name=name)
         case "position_embedding":
             return _PositionEmbedding(name=name)
         case "attention":
@@ -369,6 +414,10 @@ def _stock(node: spec.Node) -> native.Layer:
             return native.BatchNormalization(momentum=s.momentum, epsilon=s.eps, name=name)
         case "layer_norm":
             return native.LayerNormalization(epsilon=s.eps, name=name)
+        case "rms_norm":
+            return native.RMSNormalization(epsilon=s.eps, name=name)
+        case "group_norm":
+            return native.GroupNormalization(s.groups, epsilon=s.eps, name=name)
         case "position_embedding":
             return _native_embedding(node)
         case "attention":

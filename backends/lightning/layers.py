@@ -26,6 +26,8 @@ _NAMES = {
     },
     "layer_norm": {"scale": "weight", "offset": "bias"},
     "embedding": {"embedding": "weight"},
+    "rms_norm": {"scale": "weight"},
+    "group_norm": {"scale": "weight", "offset": "bias"},
     "position_embedding": {"embedding": "weight"},
     "attention": {name: name for name in ("query", "key", "value", "output")},
 }
@@ -218,6 +220,11 @@ class _GlobalAveragePool(nn.Module):
         return x.mean((2, 3) if x.ndim == 4 else 1)
 
 
+class _GlobalMaxPool(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.amax((2, 3) if x.ndim == 4 else 1)
+
+
 class _Flatten(nn.Module):
     """Flatten in canonical order: height, width, channels."""
 
@@ -267,6 +274,28 @@ class _Embedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # int[B, T] -> [B, T, D]
         return F.embedding(x, self.weight.t())
+
+
+class _RMSNorm(nn.RMSNorm):
+    """RMS norm over the features or the channels of an image; images have them on axis 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (
+            super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            if x.ndim == 4
+            else super().forward(x)
+        )
+
+
+class _GroupNorm(nn.GroupNorm):
+    """Group norm; torch expects the features of a sequence on axis 1, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (
+            super().forward(x.transpose(1, 2)).transpose(1, 2)
+            if x.ndim == 3
+            else super().forward(x)
+        )
 
 
 class _PositionEmbedding(nn.Module):
@@ -395,6 +424,8 @@ def _build(node: spec.Node, dropout_state: DropoutState | None) -> nn.Module:
             )
         case "global_average_pool":
             return _GlobalAveragePool()
+        case "global_max_pool":
+            return _GlobalMaxPool()
         case "flatten":
             return _Flatten()
         case "reshape":
@@ -412,6 +443,10 @@ def _build(node: spec.Node, dropout_state: DropoutState | None) -> nn.Module:
             return _LayerNorm(channels, eps=s.eps)
         case "embedding":
             return _Embedding(node)
+        case "rms_norm":
+            return _RMSNorm(channels, eps=s.eps)
+        case "group_norm":
+            return _GroupNorm(s.groups, channels, eps=s.eps)
         case "position_embedding":
             return _PositionEmbedding(node)
         case "attention":

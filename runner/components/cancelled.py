@@ -9,6 +9,7 @@ The rules below follow a change of one weight through the later layers. `Change`
 change of a layer's output looks like for any change of that weight.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 
@@ -59,11 +60,17 @@ def _own(node: Node) -> Iterator[tuple[str, Change, str]]:
 
 
 def _has_no_effect(node: Node, variable: str) -> bool:
-    """True for attention over a single step (the softmax is 1) and for a layer norm of a single
-    feature (minus its mean it is 0)."""
+    """True for attention over a single step (the softmax is 1) and for a layer or group norm of a
+    single value (minus its mean it is 0)."""
     if node.spec.layer == "attention":
         return node.input_shape[0] == 1 and variable in ("query", "key")
-    return node.spec.layer == "layer_norm" and node.input_shape[-1] == 1 and variable == "scale"
+    return variable == "scale" and _normalizes_single_values(node)
+
+
+def _normalizes_single_values(node: Node) -> bool:
+    if node.spec.layer == "group_norm":
+        return math.prod(node.input_shape) == node.spec.groups
+    return node.spec.layer == "layer_norm" and node.input_shape[-1] == 1
 
 
 def _inner(node: Node) -> Iterator[tuple[str, Change, str]]:
@@ -90,14 +97,18 @@ def _after(node: Node, change: Change) -> Change:
         case "batch_norm":
             return Change.NONE if change == Change.CHANNEL else Change.ANY
         case "layer_norm":
-            return Change.NONE if node.input_shape[-1] == 1 else Change.ANY
+            return Change.NONE if _normalizes_single_values(node) else Change.ANY
+        case "group_norm":
+            has_own_mean = change == Change.CHANNEL and node.input_shape[-1] == s.groups
+            is_zero = has_own_mean or _normalizes_single_values(node)
+            return Change.NONE if is_zero else Change.ANY
         case "dense" | "average_pool" | "position_embedding":
             return change
         case "conv2d":
             sizes = node.input_shape[:2] if s.padding == "same" else ()
             padded = any(any(padding_same(size, s.kernel_size, s.stride)) for size in sizes)
             return max(change, Change.ROWS) if padded else change
-        case "max_pool":
+        case "max_pool" | "global_max_pool":
             return change if change == Change.CHANNEL else Change.ANY
         case "global_average_pool":
             return Change.CHANNEL if change <= Change.ROWS else Change.ANY

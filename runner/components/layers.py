@@ -116,6 +116,17 @@ class GlobalAveragePool(_Layer):
         return shape[-1:]
 
 
+class GlobalMaxPool(_Layer):
+    """The maximum over height and width, or over the steps of a sequence: [H, W, C] -> [C], [T, D]
+    -> [D]. Equal maxima share the gradient equally, as in torch.amax and tf.reduce_max."""
+
+    layer: Literal["global_max_pool"]
+
+    def output_shape(self, shape: Shape) -> Shape:
+        _check_rank(shape, (2, 3), "an image or a sequence", "add reshape")
+        return shape[-1:]
+
+
 class Flatten(_Layer):
     """[H, W, C] -> [H * W * C], in row-major order."""
 
@@ -210,6 +221,38 @@ class Embedding(_Layer):
         return (Variable("embedding", (int(self.num_embeddings), self.features), self.init),)
 
 
+class RMSNorm(_Layer):
+    """y = x / sqrt(mean(x^2) + eps) * scale, over the last axis of each row; scale [D]. Zhang and
+    Sennrich (2019), equation 4; torch.nn.RMSNorm, keras.layers.RMSNormalization."""
+
+    layer: Literal["rms_norm"]
+    eps: Positive
+
+    def variables(self, shape: Shape) -> tuple[Variable, ...]:
+        return (Variable("scale", shape[-1:], "ones"),)
+
+
+class GroupNorm(_Layer):
+    """y = (x - mean) / sqrt(variance + eps) * scale + offset, for each row over all positions and
+    the C / G neighbouring channels of a group, G = `groups`; scale and offset [C].
+
+    Wu and He (2018), equation 7; torch.nn.GroupNorm, keras.layers.GroupNormalization. G = C is
+    instance norm.
+    """
+
+    layer: Literal["group_norm"]
+    groups: Count
+    eps: Positive
+
+    def output_shape(self, shape: Shape) -> Shape:
+        if shape[-1] % self.groups:
+            raise ValueError(f"groups={self.groups} does not divide {shape[-1]} channels")
+        return shape
+
+    def variables(self, shape: Shape) -> tuple[Variable, ...]:
+        return (Variable("scale", shape[-1:], "ones"), Variable("offset", shape[-1:], "zeros"))
+
+
 class PositionEmbedding(_Layer):
     """y = x + E for a sequence [T, D]; E [1, T, D] = `embedding`, trained. Gehring et al.
     (2017)."""
@@ -268,7 +311,7 @@ Layer = Annotated[
     Union[
         Dense, Conv2D, MaxPool, AveragePool, GlobalAveragePool, Flatten, Reshape,
         Activation, Dropout, BatchNorm, LayerNorm, Embedding, PositionEmbedding, Attention,
-        Residual,
+        Residual, RMSNorm, GroupNorm, GlobalMaxPool,
     ],
     Field(discriminator="layer"),
 ]  # fmt: skip
@@ -407,7 +450,7 @@ def needs_images(layers: Sequence[Any]) -> bool:
         if isinstance(spec, Residual):
             if any(needs_images(branch) for branch in (spec.layers, spec.shortcut) if branch):
                 return True
-        elif isinstance(spec, (Conv2D, _Pool, GlobalAveragePool)):
+        elif isinstance(spec, (Conv2D, _Pool, GlobalAveragePool, GlobalMaxPool)):
             return True
         elif isinstance(spec, (Dense, Flatten, Reshape, Embedding, PositionEmbedding, Attention)):
             return False

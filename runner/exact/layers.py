@@ -278,6 +278,28 @@ def global_average_pool_backward(
     return p.o.spread(dx, (p.rows or 0, *positions, channels)), {}
 
 
+def global_max_pool(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
+    *positions, channels = node.input_shape
+    columns = p.o.transpose(p.o.reshape(x, (-1, math.prod(positions), channels)))
+    y = p.o.largest(columns)
+    return p.o.reshape(y, (-1, channels)), (columns, y)
+
+
+def global_max_pool_backward(
+    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
+    """Divide g by the number of equal maxima."""
+    if not needs_dx:
+        return None, {}
+    o, (columns, y) = p.o, memory
+    shape = (p.rows or 0, node.output_shape[0], math.prod(node.input_shape[:-1]))
+    is_largest = columns == o.spread(y, shape)
+    num = o.sum(o.where(is_largest, o.spread(o.constant(np.ones((1, 1, 1))), shape), 0.0), (2,))
+    share = o.reshape(o.r(g / num), (-1, shape[1], 1))
+    dx = o.where(is_largest, o.spread(share, shape), 0.0)
+    return o.reshape(o.transpose(dx), (-1, *node.input_shape)), {}
+
+
 # --- shapes
 
 
@@ -463,6 +485,81 @@ def layer_norm_backward(
     return o.r(o.r(o.r(h - mean) - normalized * product) * inverse), gradients
 
 
+def rms_norm(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
+    o, num, last = p.o, node.input_shape[-1], (len(node.input_shape),)
+    q, unit = o.grid(x, product_bits(num), p.is_evaluation)
+    mean_square = divide(o, o.r(o.sum(q * q, last, True) * (unit * unit)), num)
+    inverse = _inverse_root(o, mean_square, node.spec.eps)
+    normalized = o.r(x * inverse)
+    return o.r(normalized * p.value(node, "scale")), (normalized, inverse)
+
+
+def rms_norm_backward(
+    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
+    """Differentiate RMS norm; h = g scale: dx = (h - n mean(h n)) / root, the mean over the last
+    axis."""
+    o, (normalized, inverse), num = p.o, memory, node.input_shape[-1]
+    leading, last = tuple(range(len(node.input_shape))), (len(node.input_shape),)
+    bits = product_bits(max(num, _num_rows(p, node)))
+    (qg, ug), (qn, un) = o.grid(g, bits), o.grid(normalized, bits)
+    gradients = {"scale": o.r(o.sum(qg * qn, leading) * (ug * un))}
+    if not needs_dx:
+        return None, gradients
+    h = o.r(g * p.value(node, "scale"))
+    qh, uh = o.grid(h, bits)
+    product = divide(o, o.r(o.sum(qh * qn, last, True) * (uh * un)), num)
+    return o.r(o.r(h - normalized * product) * inverse), gradients
+
+
+def group_norm(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
+    o, num, x = p.o, _group_size(node), _by_group(p, node, x)
+    mean = divide(o, total(o, x, (1, 3), num, p.is_evaluation, keep=True), num)
+    centred = o.r(x - mean)
+    q, unit = o.grid(centred, product_bits(num), p.is_evaluation)
+    variance = divide(o, o.r(o.sum(q * q, (1, 3), True) * (unit * unit)), num)
+    inverse = _inverse_root(o, variance, node.spec.eps)
+    normalized = o.r(centred * inverse)
+    scale, offset = (_by_group(p, node, p.value(node, name)) for name in ("scale", "offset"))
+    y = o.r(normalized * scale + offset)
+    return o.reshape(y, (-1, *node.output_shape)), (normalized, inverse)
+
+
+def group_norm_backward(
+    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
+    """Differentiate group norm as layer norm, with means over the positions and channels of a
+    group."""
+    o, (normalized, inverse), num = p.o, memory, _group_size(node)
+    g = _by_group(p, node, g)
+    bits = product_bits(max(num, _num_rows(p, node)))
+    (qg, ug), (qn, un) = o.grid(g, bits), o.grid(normalized, bits)
+    gradients = {
+        "scale": o.reshape(o.r(o.sum(qg * qn, (0, 1)) * (ug * un)), node.variables[0].shape),
+        "offset": o.reshape(o.r(o.sum(qg, (0, 1)) * ug), node.variables[1].shape),
+    }
+    if not needs_dx:
+        return None, gradients
+    h = o.r(g * _by_group(p, node, p.value(node, "scale")))
+    qh, uh = o.grid(h, bits)
+    mean = divide(o, o.r(o.sum(qh, (1, 3), True) * uh), num)
+    product = divide(o, o.r(o.sum(qh * qn, (1, 3), True) * (uh * un)), num)
+    dx = o.r(o.r(o.r(h - mean) - normalized * product) * inverse)
+    return o.reshape(dx, (-1, *node.input_shape)), gradients
+
+
+def _by_group(p: Pass, node: Node, x: Tensor) -> Tensor:
+    """[N, ..., C] -> [N, positions, G, C / G]; [C] -> [1, 1, G, C / G]"""
+    groups, channels = node.spec.groups, node.input_shape[-1]
+    positions = math.prod(node.input_shape[:-1]) if len(x.shape) > 1 else 1
+    return p.o.reshape(x, (-1, positions, groups, channels // groups))
+
+
+def _group_size(node: Node) -> int:
+    """Return how many values a mean of group norm has."""
+    return math.prod(node.input_shape) // int(node.spec.groups)
+
+
 def _inverse_root(o: Primitives, variance: Tensor, eps: float) -> Tensor:
     return o.r(1.0 / o.r(o.sqrt(o.r(variance + constant(eps)))))
 
@@ -616,6 +713,9 @@ FORMS: dict[
     "batch_norm": (batch_norm, batch_norm_backward),
     "layer_norm": (layer_norm, layer_norm_backward),
     "embedding": (embedding, embedding_backward),
+    "rms_norm": (rms_norm, rms_norm_backward),
+    "group_norm": (group_norm, group_norm_backward),
+    "global_max_pool": (global_max_pool, global_max_pool_backward),
     "position_embedding": (position_embedding, position_embedding_backward),
     "attention": (attention, attention_backward),
 }

@@ -76,8 +76,10 @@ def longest_sum(node: Node, rows: int) -> int:
             )
         case "batch_norm":
             return positions
-        case "layer_norm":
+        case "layer_norm" | "rms_norm":
             return max(positions, node.input_shape[-1])
+        case "group_norm":
+            return max(positions, int(np.prod(node.input_shape)) // node.spec.groups)
         case "attention":
             return max(positions, *node.input_shape)
     return 1

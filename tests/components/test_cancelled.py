@@ -60,6 +60,13 @@ TABLE: list[tuple[str, tuple[int, ...], set[str]]] = [
     (f"{{layer: attention, num_heads: 2}},{FLAT},{OUT}", (1, 6),
         {"attention_0/query", "attention_0/key"}),
     (f"{DENSE},{{layer: attention, num_heads: 2}},{FLAT},{OUT}", SEQUENCE, set()),
+    # a group of one channel loses what is equal at all positions; a larger one keeps a part
+    (f"{CONV}}},{{layer: group_norm, groups: 2}},{FLAT},{OUT}", IMAGE, {"conv2d_0/bias"}),
+    (f"{CONV}}},{{layer: group_norm, groups: 1}},{FLAT},{OUT}", IMAGE, set()),
+    (f"{DENSE},{{layer: group_norm, groups: 6}},{OUT}", ROW,
+        {"dense_0/kernel", "dense_0/bias", "group_norm_0/scale"}),
+    (f"{CONV}}},{{layer: global_max_pool}},{NORM},{OUT}", IMAGE, {"conv2d_0/bias"}),
+    (f"{DENSE},{{layer: rms_norm}},{OUT}", ROW, set()),
     # what leaves a branch, and what comes into both
     (f"{{layer: residual, layers: [{DENSE},{TANH},{DENSE}]}},{NORM},{OUT}", ROW, {"dense_1/bias"}),
     (f"{DENSE},{{layer: residual, layers: [{DENSE},{NORM}]}},{NORM},{OUT}", ROW,

@@ -210,6 +210,31 @@ LAYERS = {
         "{layer: attention, num_heads: 3, causal: true}]},"
         "{layer: dropout, rate: 0.1},{layer: dense, units: outputs}]",
     ],
+    "rms_norm": [
+        stack(
+            "{layer: reshape, shape: [8, 8, 1]},{layer: conv2d, filters: 4, kernel_size: 3},"
+            "{layer: rms_norm, eps: 1e-3},{layer: flatten},{layer: dense, units: 12},{layer: "
+            "rms_norm}"
+        )
+    ],
+    # of an image, a sequence and a row
+    "group_norm": [
+        stack(
+            "{layer: reshape, shape: [8, 8, 1]},{layer: conv2d, filters: 6, kernel_size: 3},"
+            "{layer: group_norm, groups: 3},{layer: reshape, shape: [64, 6]},{layer: group_norm, "
+            "groups: 2, eps: 1e-3},{layer: flatten},{layer: dense, units: 12},{layer: group_norm, "
+            "groups: 2}"
+        )
+    ],
+    # ties of zeros after relu share the gradient
+    "global_max_pool": [
+        stack(
+            "{layer: reshape, shape: [8, 8, 1]},{layer: conv2d, filters: 24, kernel_size: 3},"
+            "{layer: activation, function: relu},{layer: global_max_pool},{layer: reshape, shape: "
+            "[6, 4]},{layer: dense, units: 8},{layer: activation, function: relu},{layer: "
+            "global_max_pool}"
+        )
+    ],
 }
 NEWER = tuple(WITHOUT_EXACT_FORM)  # the optimizers that are not among torch's classic ones
 # Groups of weights with their own rate and decay, and hyperparameters with a schedule of their own
