@@ -25,8 +25,9 @@ from runner.data.dataset import Dataset
 from runner.data.table import new_rows
 from runner.data.table_files import TableFile
 from runner.errors import ConfigError
-from tests.command_line import forked
+from tests.command_line import REPOSITORY, forked, in_new_process
 from tests.data.test_data import dataset
+from tests.rows import slow_but
 
 HEADER = ["species", "island", "bill", "flipper", "sex", "measured", "tagged"]
 UNSPLIT = ("data.val_fraction=0", "data.test_fraction=0")
@@ -466,3 +467,52 @@ def test_no_row_is_lost_in_a_damaged_csv(tmp_path: Path, seed: int) -> None:
         text = io.StringIO(content.decode(), newline="")
         records = [row for row in csv.reader(text, delimiter=delimiter) if row]
         assert sum(map(len, (data.train, data.val, data.test))) == len(records) - 1
+
+
+LOAD = {
+    "keras": """
+import keras
+outputs = np.asarray(keras.models.load_model(f"{folder}/model.keras")(x))
+""",
+    "torch": """
+import torch
+model = torch.export.load(f"{folder}/model.pt2").module()
+outputs = model(torch.from_numpy(x)).detach().numpy()
+""",
+}
+
+
+@pytest.mark.parametrize("format", slow_but(LOAD, "torch"))
+def test_an_export_predicts_a_table_without_this_project(tmp_path: Path, format: str) -> None:
+    """The function of docs/data.md and the export give the outputs of task=predict for a file with
+    another order of columns, an unknown category and missing cells. In float64; 1e-12 is far above
+    the rounding of sums in another order."""
+    written(tmp_path / "a.csv", penguins())
+    keys = ("data=table", "data.path=a.csv", "data.target=species", "data.missing=indicator")
+    short = ("trainer.precision=float64", "trainer.max_epochs=2", "device=cpu")
+    (done,) = forked(tmp_path, (*keys, *short, "data.drop=[tagged]"))
+    assert (done.status, done.err) == (0, "")
+    new = [["male", "", "NA", "2012-03-04", "Elsewhere"], ["", "41.5", "200", "", "Biscoe"]]
+    written(tmp_path / "new.csv", new, ["sex", "bill", "flipper", "measured", "island"])
+    run = f"run={done.folder}"
+    predicted, exported = forked(
+        tmp_path,
+        ("task=predict", run, "data.path=new.csv"),
+        ("task=export", run, f"format={format}"),
+    )
+    assert (predicted.status, exported.status) == (0, 0)
+    page = (REPOSITORY / "docs" / "data.md").read_text("utf-8")
+    function = page.partition("### A table without this project")[2].split("```python\n")[1]
+    name = {"keras": "model.keras", "torch": "model.pt2"}[format]
+    code = [
+        "import sys; sys.modules['runner'] = None  # importing it fails",
+        function.partition("```")[0],
+        f"folder = {done.folder!r}",
+        f"x = table_rows('new.csv', json.load(open(f'{{folder}}/{name}.json')))",
+        LOAD[format],
+        "print(json.dumps(outputs.tolist()))",
+    ]
+    outputs = np.array(json.loads(in_new_process(tmp_path, "\n".join(code)).splitlines()[-1]))
+    for i in range(3):
+        expected = _column(tmp_path / done.folder / "predictions.csv", f"output_{i}")
+        np.testing.assert_allclose(outputs[:, i], expected, rtol=1e-12)
