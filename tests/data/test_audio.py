@@ -4,6 +4,7 @@ the sorted paths, and what is no audio is refused with its name."""
 import csv
 import os
 import shutil
+import sys
 import wave
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -403,6 +404,17 @@ def test_a_wav_of_unknown_length_is_read(tmp_path: Path) -> None:
             file.write_bytes(content[:40] + size + content[44:])
         data = dataset(tmp_path, *WAVEFORM, "data.seconds=0.1", *WHOLE)
         assert np.array_equal(data.train.x[0], (samples(3) / 2**15).astype(np.float32))
+
+
+def test_without_soundfile_the_package_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(ConfigError) as raised:
+        dataset(folder(tmp_path))
+    assert str(raised.value) == (
+        "audio needs soundfile, which is not installed: pip install soundfile"
+    )
 
 
 def test_rows_that_do_not_fit_into_memory_are_refused(

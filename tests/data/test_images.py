@@ -2,6 +2,7 @@
 image is refused with its name."""
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -466,6 +467,14 @@ def test_the_whole_of_it_on_the_command_line(tmp_path: Path, backend: str) -> No
     found = [float(cell) for cell in by_path["cat/0.png"].split(",")[:2]]
     np.testing.assert_allclose(outputs[0], found, rtol=0, atol=1e-6)
     assert len(read_columns(run / "metrics.csv")["epoch"]) == 2
+    shutil.copytree(tmp_path / "images" / "dog", tmp_path / "new" / "dog")
+    for path, rows in (
+        ("images", "8 rows"),
+        ("new", "20 new rows"),
+    ):  # only its test rows, if known
+        (measured,) = forked(tmp_path, ("task=evaluate", task[0], f"data.path={path}"))
+        assert measured.err == ""
+        assert f"({rows}, " in measured.out
     (tmp_path / "none").mkdir()
     (refused,) = forked(tmp_path, ("task=predict", task[0], "data.path=none"))
     assert refused.err == (

@@ -115,6 +115,11 @@ def test_evaluate_measures_a_run_without_validation_rows(
     assert values["test/loss"] == pytest.approx(loss, abs=FLOAT32)
     assert values["test/accuracy"] == accuracy
     assert values["rows"] == 12
+    (refused,) = forked(tmp_path, ("task=evaluate", f"run={done.folder}", "data.path=train.npz"))
+    assert refused.err == (
+        f"error: data.path of task=evaluate names new rows of a table or a folder of class "
+        f"folders, and {done.folder} was trained on data=npz\n"
+    )
 
 
 @both
