@@ -30,6 +30,7 @@ RESUMED = [
     "lamb",
     "muon",
     "schedule_free_adamw",
+    "prodigy",
 ]  # optimizers
 
 

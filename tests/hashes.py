@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 from tests.command_line import OTHER
 
 _SHORT = ("trainer.max_steps=30", "trainer.batch_size=100", "device=cpu")
-_OPTIMIZERS = "adadelta,adagrad,adam,adamax,adamw,lion,nadam,rmsprop,sgd"
-_WITHOUT_EXACT_FORM = "adafactor,lamb,lars,muon,schedule_free_sgd,schedule_free_adamw"
+_OPTIMIZERS = "adadelta,adagrad,adam,ademamix,adamax,adamw,lion,nadam,rmsprop,sgd"
+_WITHOUT_EXACT_FORM = "adafactor,lamb,lars,muon,schedule_free_sgd,schedule_free_adamw,prodigy"
 _SWEEPS: Sequence[Sequence[str]] = (
     (
         f"optimizer={_OPTIMIZERS}",

@@ -372,6 +372,75 @@ class ScheduleFree(_Optimizer):
         return g / (tf.sqrt(v / correction) + constant(self.spec.eps, p))
 
 
+class AdEMAMix(_Optimizer):
+    def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
+        m = _mean(memory["first_moment"], g, self.hyper("beta1"))
+        v = _mean(memory["second_moment"], g * g, self.hyper("beta2"))
+        slow = _mean(memory["slow_moment"], g, self.hyper("beta3"))
+        correction = tf.cast(1 - _power(self.hyper("beta1"), self.count), p.dtype)
+        d = m / correction + constant(self.hyper("alpha"), p) * slow
+        root = tf.cast(tf.sqrt(1 - _power(self.hyper("beta2"), self.count)), p.dtype)
+        return p - tf.cast(lr, p.dtype) * d / (tf.sqrt(v) / root + constant(self.spec.eps, p))
+
+
+class Prodigy(_Optimizer):
+    """Prodigy: Adam with an estimated distance to the solution as its rate."""
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        s, numbers = self.spec, self.memory.scalars
+        d = tf.convert_to_tensor(numbers["distance"])
+        rate = tf.cast(self.memory.schedule(self.iterations), tf.float64)
+        if s.use_bias_correction:
+            root = tf.sqrt(1 - _power(s.beta2, self.count))
+            rate = rate * root / (1 - _power(s.beta1, self.count))
+        self.is_moving, self.step = rate > 0, d * rate
+        numerator = numbers["numerator"] * s.beta2**0.5
+        total = tf.zeros((), tf.float64)
+        for gradient, variable in zip(grads, trainable_variables, strict=True):
+            slope, size = self._average(gradient, variable.value, d)
+            numerator = numerator + d / s.d0 * self.step * tf.cast(slope, tf.float64)
+            total = total + tf.cast(size, tf.float64)
+        self._keep(numbers["numerator"], numerator)
+        found = s.d_coef * numerator / tf.where(total > 0, total, 1.0)
+        self._estimate(tf.where(total > 0, found, 0.0), d)
+        super().apply(grads, trainable_variables)
+
+    def _average(self, gradient: Any, variable: Any, d: Any) -> tuple[Any, Any]:
+        """Update the averages. Return the sums of g (P - p) and of |s|."""
+        s, name = self.spec, self.memory.names[variable.ref()]
+        memory = {slot: values[name] for slot, values in self.memory.slots.items()}
+        p, g, group = tf.convert_to_tensor(variable), gradient, self.memory.groups[name]
+        if s.weight_decay_mode == "coupled" and s.decays and group.decay_factor:
+            g = g + constant(self.decay(group), p) * p
+        slope = tf.reduce_sum(g * (memory["first_weights"] - p))
+        m, v, sums = (memory[slot] for slot in ("first_moment", "second_moment", "gradient_sum"))
+        self._keep(m, m * constant(s.beta1, p) + g * constant(d * (1 - s.beta1), p))
+        self._keep(v, v * constant(s.beta2, p) + g * g * constant(d * d * (1 - s.beta2), p))
+        share = d / s.d0 * (d if s.safeguard_warmup else self.step)
+        self._keep(sums, sums * constant(s.beta2**0.5, p) + g * constant(share, p))
+        return slope, tf.reduce_sum(tf.abs(tf.convert_to_tensor(sums)))
+
+    def _estimate(self, found: Any, d: Any) -> None:
+        s, numbers = self.spec, self.memory.scalars
+        most = tf.maximum(numbers["largest_distance"], found)
+        self._keep(numbers["largest_distance"], most)
+        if s.growth_rate is not None:
+            most = tf.minimum(most, tf.where(d > s.d0, d, tf.maximum(d, found)) * s.growth_rate)
+        self._keep(numbers["distance"], most)
+
+    def _keep(self, variable: Any, value: Any) -> None:
+        """Assign a value, unless the rate is 0."""
+        variable.assign(tf.where(self.is_moving, value, variable.value))
+
+    def update_in(self, group: Group, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
+        s, step = self.spec, self.step * group.lr_factor
+        if s.weight_decay_mode == "decoupled" and s.decays and group.decay_factor:
+            p = p * tf.cast(1 - step * self.decay(group), p.dtype)
+        eps = constant(self.memory.scalars["distance"] * s.eps, p)
+        m, v = memory["first_moment"], memory["second_moment"]
+        return p - tf.cast(step, p.dtype) * m / (tf.sqrt(v) + eps)
+
+
 def _norm(x: Any) -> Any:
     return tf.sqrt(tf.reduce_sum(x * x))
 
@@ -402,6 +471,8 @@ _OPTIMIZERS: dict[str, type[_Optimizer]] = {
     "lamb": LAMB,
     "lars": LARS,
     "muon": Muon,
+    "ademamix": AdEMAMix,
+    "prodigy": Prodigy,
     "schedule_free_sgd": ScheduleFree,
     "schedule_free_adamw": ScheduleFree,
 }

@@ -171,7 +171,7 @@ class ScheduleFree(Optimizer):
 
     def __init__(self, spec: Any, groups: Any, **hyperparameters: Any) -> None:
         super().__init__(groups, {"lr": spec.lr, **hyperparameters})
-        self.spec, self.numbers = spec, dict(spec.numbers)
+        self.spec, self.numbers = spec, spec.numbers
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -203,6 +203,89 @@ class ScheduleFree(Optimizer):
         v = self.state[y]["second_moment"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
         d = g / v.div(1 - beta2**t).sqrt_().add_(s.eps)
         return d if is_coupled or not decay else d.add_(y, alpha=decay)
+
+
+class AdEMAMix(Optimizer):
+    """AdEMAMix: Adam's update with a second, slower average of the gradients."""
+
+    def __init__(self, spec: Any, groups: Any) -> None:
+        betas = (spec.beta1, spec.beta2, spec.beta3)
+        super().__init__(groups, {"lr": spec.lr, "betas": betas, "alpha": spec.alpha})
+        self.spec = spec
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            beta1, beta2, beta3 = group["betas"]
+            for p in group["params"]:
+                g, state = _decayed_gradient(group, p), self.state[p]
+                state["step"] += 1
+                t = float(state["step"])
+                m = state["first_moment"].mul_(beta1).add_(g, alpha=1 - beta1)
+                v = state["second_moment"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+                slow = state["slow_moment"].mul_(beta3).add_(g, alpha=1 - beta3)
+                d = m.div(1 - beta1**t).add_(slow, alpha=group["alpha"])
+                root = v.sqrt().div_((1 - beta2**t) ** 0.5).add_(self.spec.eps)
+                p.addcdiv_(d, root, value=-group["lr"])
+
+
+class Prodigy(Optimizer):
+    """Prodigy: Adam with an estimated distance to the solution as its rate."""
+
+    def __init__(self, spec: Any, groups: Any) -> None:
+        super().__init__(groups, {"lr": spec.lr})
+        self.spec, self.numbers = spec, spec.numbers
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        s, numbers, d = self.spec, self.numbers, self.numbers["distance"]
+        for state in self.state.values():
+            state["step"] += 1
+        rate = self.param_groups[0]["lr"]  # the first group has the rate eta(t)
+        if rate == 0:
+            return
+        if s.use_bias_correction:
+            t = float(next(iter(self.state.values()))["step"])
+            rate *= (1 - s.beta2**t) ** 0.5 / (1 - s.beta1**t)
+        numbers["numerator"] *= s.beta2**0.5
+        total = 0.0
+        for group in self.param_groups:
+            for p in group["params"]:
+                slope, size = self._average(group, p, d, d * rate)
+                numbers["numerator"] += d / s.d0 * d * rate * slope
+                total += size
+        if total:
+            self._estimate(s.d_coef * numbers["numerator"] / total)
+        eps = numbers["distance"] * s.eps
+        for group in self.param_groups:
+            step = d * rate * group["lr_factor"]
+            for p in group["params"]:
+                state = self.state[p]
+                if s.weight_decay_mode == "decoupled":
+                    p.mul_(1 - step * group["weight_decay"])
+                root = state["second_moment"].sqrt().add_(eps)
+                p.addcdiv_(state["first_moment"], root, value=-step)
+
+    def _average(self, group: Any, p: Tensor, d: float, step: float) -> tuple[float, float]:
+        """Update the averages. Return the sums of g (P - p) and of |s|."""
+        s, state, g = self.spec, self.state[p], p.grad
+        assert g is not None
+        if s.weight_decay_mode == "coupled":
+            g = _decayed_gradient(group, p)
+        slope = torch.sum(g * (state["first_weights"] - p))
+        state["first_moment"].mul_(s.beta1).add_(g, alpha=d * (1 - s.beta1))
+        state["second_moment"].mul_(s.beta2).addcmul_(g, g, value=d * d * (1 - s.beta2))
+        share = d / s.d0 * (d if s.safeguard_warmup else step)
+        sums = state["gradient_sum"].mul_(s.beta2**0.5).add_(g, alpha=share)
+        return float(slope), float(sums.abs().sum())
+
+    def _estimate(self, found: float) -> None:
+        s, numbers, d = self.spec, self.numbers, self.numbers["distance"]
+        if d == s.d0:
+            d = max(d, found)
+        numbers["largest_distance"] = max(numbers["largest_distance"], found)
+        most = numbers["largest_distance"]
+        numbers["distance"] = most if s.growth_rate is None else min(most, d * s.growth_rate)
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -313,7 +396,10 @@ _STATE["adamw"] = _STATE["adam"]
 # optimizers with a `step` in their state: torch's, and those of this file, in float64, which is
 # exact above 2^24
 _COUNTS = {"adam", "adamw", "adamax", "nadam", "rmsprop", "adagrad", "adadelta"}
-_OWN_COUNTS = {"adafactor", "lamb", "muon", "schedule_free_sgd", "schedule_free_adamw"}
+_OWN_COUNTS = {
+    *("adafactor", "lamb", "muon", "schedule_free_sgd", "schedule_free_adamw"),
+    *("ademamix", "prodigy"),
+}
 
 
 def build(
@@ -397,6 +483,8 @@ _OPTIMIZERS: dict[str, Any] = {
     "lamb": lambda s, groups: LAMB(s, groups, betas=(s.beta1, s.beta2)),
     "lars": lambda s, groups: LARS(s, groups, momentum=s.momentum),
     "muon": Muon,
+    "ademamix": AdEMAMix,
+    "prodigy": Prodigy,
     "schedule_free_sgd": ScheduleFree,
     "schedule_free_adamw": lambda s, groups: ScheduleFree(s, groups, betas=(s.beta1, s.beta2)),
 }

@@ -12,6 +12,8 @@ _NAMES: dict[str, tuple[str, int | None]] = {
     "momentum": ("momentum", None),
     "beta1": ("betas", 0),
     "beta2": ("betas", 1),
+    "beta3": ("betas", 2),
+    "alpha": ("alpha", None),
     "rho": ("alpha", None),
 }
 

@@ -33,7 +33,7 @@ from runner.components.custom import CustomNetwork, layer_of
 from runner.components.layers import Network, Variable
 from runner.errors import ConfigError, nearest, show
 from runner.schedules import AnyCurve, Clock, Curve, table
-from runner.section import Fraction, NonNegative, OwnCode, Positive, Section
+from runner.section import MOST, Fraction, NonNegative, OwnCode, Positive, Section
 
 NUMBERS = "numbers"  # a slot with an optimizer's own numbers in place of arrays by weight
 BASE_WEIGHTS = "base_weights"  # the slot with z of a schedule-free optimizer
@@ -92,8 +92,16 @@ class _Optimizer(Section):
     reduced_slots: ClassVar[frozenset[str]] = frozenset()
     # True if the update contains the decoupled weight decay too, in place of a factor before it
     has_own_decay: ClassVar[bool] = False
-    # numbers of the whole run that the optimizer keeps, in float64; the slot NUMBERS has them
-    numbers: ClassVar[Mapping[str, float]] = {}
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Numbers of the whole run that the optimizer keeps, in float64, before the first update;
+        the slot NUMBERS has them."""
+        return {}
+
+    def own_tables(self, num_steps: int) -> dict[str, np.ndarray]:
+        """Return tables of hyperparameters that change by the optimizer's definition."""
+        return {}
 
     @property
     def decays(self) -> bool:
@@ -126,10 +134,12 @@ class _Optimizer(Section):
             # np.zeros takes no memory until it is written to
             return np.full(w.shape, value, w.dtype) if value else np.zeros(w.shape, w.dtype)
 
-        return {
+        slots = {
             slot: {name: filled(value, w) for name, w in weights.items()}
             for slot, value in self.slots().items()
         }
+        numbers = {name: np.array(value) for name, value in self.numbers.items()}
+        return {**slots, NUMBERS: numbers} if numbers else slots
 
 
 class SGD(_Optimizer):
@@ -476,18 +486,16 @@ class _ScheduleFree(_Optimizer):
     weight_lr_power: NonNegative
 
     has_own_decay: ClassVar[bool] = True
-    numbers: ClassVar[Mapping[str, float]] = {"weight_sum": 0.0, "largest_rate": 0.0}
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        return {"weight_sum": 0.0, "largest_rate": 0.0}
 
     def initial_slots(
         self, weights: Mapping[str, np.ndarray], kinds: Mapping[str, str]
     ) -> dict[str, dict[str, np.ndarray]]:
-        numbers = {name: np.array(value) for name, value in self.numbers.items()}
-        return {
-            **super().initial_slots(weights, kinds),
-            BASE_WEIGHTS: dict(weights),
-            TRAINING_WEIGHTS: dict(weights),
-            NUMBERS: numbers,
-        }
+        slots = super().initial_slots(weights, kinds)
+        return {**slots, BASE_WEIGHTS: dict(weights), TRAINING_WEIGHTS: dict(weights)}
 
     def averaged(
         self, y: Mapping[str, np.ndarray], z: Mapping[str, np.ndarray]
@@ -523,6 +531,87 @@ class ScheduleFreeAdamW(_ScheduleFree):
 
     def slots(self) -> dict[str, float]:
         return {"second_moment": 0.0}
+
+
+class AdEMAMix(_Adam):
+    """m, v, mhat, vhat as in Adam; s = beta3 s + (1 - beta3) g; p -= lr (mhat + alpha s) /
+    (sqrt(vhat) + eps).
+
+    With `slow_warmup_steps` S, alpha_t = alpha min(1, t' / S), and beta3_t goes from beta1 to beta3
+    in S updates with a linear half-life: exp(ln beta1 ln beta3 / ((1 - t' / S) ln beta3 + t' / S ln
+    beta1)). `schedules` of alpha and beta3 are other ways.
+
+    Pagliardini, Ablin and Grangier (2024), algorithm 1; neither torch nor Keras has it.
+    """
+
+    name: Literal["ademamix"]
+    beta1: Annotated[float, Field(gt=0, lt=1)]
+    beta3: Annotated[float, Field(gt=0, lt=1)]
+    alpha: NonNegative
+    slow_warmup_steps: Annotated[int, Field(ge=0, le=MOST)]
+
+    schedulable: ClassVar[Sequence[str]] = ("beta1", "beta2", "beta3", "alpha", "weight_decay")
+
+    def slots(self) -> dict[str, float]:
+        return {"first_moment": 0.0, "second_moment": 0.0, "slow_moment": 0.0}
+
+    def own_tables(self, num_steps: int) -> dict[str, np.ndarray]:
+        span = self.slow_warmup_steps
+        if not span:
+            return {}
+        for name in ("alpha", "beta3"):
+            if name in self.schedules:
+                raise ConfigError(
+                    f"optimizer.slow_warmup_steps must be 0 with optimizer.schedules.{name}, got "
+                    f"{span}"
+                )
+        share = np.minimum(np.arange(1, num_steps + 1) / span, 1.0)
+        a, b = np.log(self.beta1), np.log(self.beta3)
+        beta3 = np.exp(a * b / ((1 - share) * b + share * a))
+        return {
+            "alpha": self.alpha * share,
+            "beta3": np.where(share < 1, np.minimum(beta3, self.beta3), self.beta3),
+        }
+
+
+class Prodigy(_Adam):
+    """Adam with an estimate d of the distance to the solution as its rate. With D = d eta(t) and
+    beta3 = sqrt(beta2), sums over all weights, P the first weights:
+
+    n = beta3 n + d / d0 D sum of g (P - p); s = beta3 s + d / d0 D g;
+    m = beta1 m + (1 - beta1) d g; v = beta2 v + (1 - beta2) (d g)^2;
+    dhat = d_coef n / (sum of |s|); d = the largest dhat so far, at most growth_rate d;
+    p -= D m / (sqrt(v) + d eps), D with the old d.
+
+    `use_bias_correction` multiplies D by sqrt(1 - beta2^t') / (1 - beta1^t').
+    `safeguard_warmup` leaves eta(t) out of s. Decoupled weight decay is p -= D lambda p. An update
+    at the rate 0 changes nothing. The rate of a group changes its step, not the estimate.
+
+    Mishchenko and Defazio (2023), algorithm 4 and its package prodigyopt. The rate is usually 1,
+    with a schedule that ends at 0.
+    """
+
+    name: Literal["prodigy"]
+    d0: Positive
+    d_coef: Positive
+    growth_rate: Annotated[float, Field(gt=1)] | None
+    use_bias_correction: bool
+    safeguard_warmup: bool
+
+    schedulable: ClassVar[Sequence[str]] = ("weight_decay",)
+    has_own_decay: ClassVar[bool] = True
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        return {"numerator": 0.0, "distance": self.d0, "largest_distance": self.d0}
+
+    def slots(self) -> dict[str, float]:
+        return {"first_moment": 0.0, "second_moment": 0.0, "gradient_sum": 0.0}
+
+    def initial_slots(
+        self, weights: Mapping[str, np.ndarray], kinds: Mapping[str, str]
+    ) -> dict[str, dict[str, np.ndarray]]:
+        return {**super().initial_slots(weights, kinds), "first_weights": dict(weights)}
 
 
 class Custom(OwnCode):
@@ -574,6 +663,10 @@ class Custom(OwnCode):
     def rate_factor(self, kind: str) -> float:
         """Return 1: there is only one kind of update."""
         return 1.0
+
+    def own_tables(self, num_steps: int) -> dict[str, np.ndarray]:
+        """Return no tables."""
+        return {}
 
     def slots(self) -> dict[str, float]:
         """Return no slots: the optimizer makes them."""
@@ -627,6 +720,8 @@ Optimizer = Annotated[
         Muon,
         ScheduleFreeSGD,
         ScheduleFreeAdamW,
+        AdEMAMix,
+        Prodigy,
         Custom,
         OfModule,
     ],
@@ -728,11 +823,13 @@ def _module_factors(optimizer: OfModule, network: Network) -> dict[str, float]:
 
 
 def hyperparameters(optimizer: Any, clock: Clock) -> dict[str, np.ndarray]:
-    """Compute the tables of `schedules`: name -> value at every update.  # float64[T]"""
-    return {
+    """Compute the tables of `schedules` and of what changes by the optimizer's definition: name ->
+    value at every update.  # float64[T]"""
+    scheduled = {
         name: _hyperparameter(optimizer, name, curve, clock)
         for name, curve in optimizer.schedules.items()
     }
+    return {**optimizer.own_tables(clock.total_steps), **scheduled}
 
 
 def _hyperparameter(optimizer: Any, name: str, curve: Curve, clock: Clock) -> np.ndarray:
@@ -754,12 +851,12 @@ def _hyperparameter(optimizer: Any, name: str, curve: Curve, clock: Clock) -> np
     # with momentum 0 there would be no buffer
     fits = (
         np.isfinite(values) & (values >= 0)
-        if name == "weight_decay"
+        if name in ("weight_decay", "alpha")
         else (values > 0) & (values < 1)
     )
     if not fits.all():
         t = int(np.flatnonzero(~fits)[0])
-        words = "finite and >= 0" if name == "weight_decay" else "above 0 and below 1"
+        words = "finite and >= 0" if name in ("weight_decay", "alpha") else "above 0 and below 1"
         raise ConfigError(
             f"optimizer.schedules.{name} must stay {words}, got {values[t]:.6g} at update {t}"
         )

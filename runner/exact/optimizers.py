@@ -35,7 +35,7 @@ def tables(spec: Any, num_steps: int, scheduled: Mapping[str, np.ndarray]) -> di
         are."""
         return r(1 / np.sqrt(1 - powers("beta2")))
 
-    if spec.name in ("adam", "adamw"):
+    if spec.name in ("adam", "adamw", "ademamix"):
         return {"correction": r(1 - powers("beta1")), "root": root()}
     if spec.name == "adamax":
         return {"correction": r(1 - powers("beta1"))}
@@ -236,6 +236,21 @@ def adadelta(
     return o.r(o.plus(w, d, -rate)), {"square_average": v, "delta_average": a}
 
 
+def ademamix(
+    o: Primitives, h: Hyperparameters, w: Tensor, g: Tensor, slots: Slots, rate: Any
+) -> tuple[Tensor, Slots]:
+    m = _mean(h, slots["first_moment"], g, "beta1")
+    v = _mean(h, slots["second_moment"], o.r(g * g), "beta2")
+    slow = _mean(h, slots["slow_moment"], g, "beta3")
+    d = o.r(o.plus(o.r(m / h.scalars["correction"]), slow, h["alpha"]))
+    d = o.r(d / _root_eps(o, v, h.spec.eps, h.scalars["root"]))
+    return o.r(o.plus(w, d, -rate)), {
+        "first_moment": m,
+        "second_moment": v,
+        "slow_moment": slow,
+    }
+
+
 def lion(
     o: Primitives, h: Hyperparameters, w: Tensor, g: Tensor, slots: Slots, rate: Any
 ) -> tuple[Tensor, Slots]:
@@ -255,6 +270,7 @@ FORMS: dict[str, Callable[..., tuple[Tensor, Slots]]] = {
     "adagrad": adagrad,
     "adadelta": adadelta,
     "lion": lion,
+    "ademamix": ademamix,
 }
 _NORM = "it needs the norm of each weight tensor, and all weights are one vector here"
 _AVERAGES = (
@@ -266,6 +282,7 @@ WITHOUT_FORM = {
     "lamb": _NORM,
     "lars": _NORM,
     "muon": "it multiplies matrices of single weights, and all weights are one vector here",
+    "prodigy": "its rate comes from sums over all weights, which have no grid here",
     "schedule_free_sgd": _AVERAGES,
     "schedule_free_adamw": _AVERAGES,
 }

@@ -57,8 +57,8 @@ def test_shell_completion_offers_the_choices_and_no_base(
     parsed = hydra_bridge.argument_parser().parse_args(["--shell-completion", "query=bash"])
     hydra_bridge.show(parsed, None)
     names = (
-        "adadelta adafactor adagrad adam adamax adamw custom lamb lars lion module muon "
-        "nadam rmsprop schedule_free_adamw schedule_free_sgd sgd"
+        "adadelta adafactor adagrad adam adamax adamw ademamix custom lamb lars lion "
+        "module muon nadam prodigy rmsprop schedule_free_adamw schedule_free_sgd sgd"
     )
     offered = capsys.readouterr().out.split()
     assert offered == [f"optimizer={name}" for name in names.split()], RELEASE

@@ -377,7 +377,7 @@ GOLDEN = (
 )
 
 
-@pytest.mark.parametrize("name", ["schedule_free_sgd", "schedule_free_adamw"])
+@pytest.mark.parametrize("name", oracle_golden.ORACLES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_other_packages_optimizers_give_the_stored_numbers(backend: str, name: str) -> None:
     """oracle_golden.py made them with the packages, from the same hyperparameters."""

@@ -124,6 +124,11 @@ def update(
     v = slots["second_moment"] = mean(slots["second_moment"], r(g * g), s["beta2"])
     if s.get("amsgrad"):
         v = slots["max_second_moment"] = max(slots["max_second_moment"], v)
+    if name == "ademamix":
+        slow = slots["slow_moment"] = mean(slots["slow_moment"], g, s["beta3"])
+        size = r(r(root(v)) * r(f64(1 / root(f64(1 - Scalars(s["beta2"], t).values[t])))) + eps)
+        step = r(r(r(m / correction) + slow * number(s["alpha"])) / size)
+        return r(w - step * rate)
     inverse = r(f64(1 / root(f64(1 - Scalars(s["beta2"], t).values[t]))))
     size = r(r(root(v)) * inverse + eps)
     if name == "nadam":

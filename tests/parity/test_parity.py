@@ -51,11 +51,14 @@ OPTIMIZERS = {
     "adamax": ["optimizer=adamax"],
     "nadam": ["optimizer=nadam", "optimizer.lr=5e-4"],
     "lion": ["optimizer=lion"],
+    "ademamix": ["optimizer=ademamix", "optimizer.beta3=0.99"],
 }
 # and those that exact mode refuses
 WITHOUT_EXACT_FORM = {
     "adafactor": ["optimizer=adafactor", "optimizer.lr=3e-3"],
     "lamb": ["optimizer=lamb"],
+    # its estimate multiplies rounding like its rate: at d_coef 1, 1.1e-12 for one row of the cnn
+    "prodigy": ["optimizer=prodigy", "optimizer.d0=1e-5", "optimizer.d_coef=0.3"],
     "schedule_free_sgd": ["optimizer=schedule_free_sgd", "optimizer.lr=0.1", "optimizer.r=0.5"],
     "schedule_free_adamw": ["optimizer=schedule_free_adamw"],
     "muon": ["optimizer=muon", "optimizer.adamw_lr_factor=0.5"],
@@ -236,7 +239,7 @@ LAYERS = {
         )
     ],
 }
-NEWER = tuple(WITHOUT_EXACT_FORM)  # the optimizers that are not among torch's classic ones
+NEWER = (*WITHOUT_EXACT_FORM, "ademamix")  # the optimizers that are not among torch's classic ones
 # Groups of weights with their own rate and decay, and hyperparameters with a schedule of their own
 _MOMENTUM = (
     "optimizer.schedules.momentum={name: sequence, phases: [{for: 30%, name: ramp, from: "
@@ -278,6 +281,8 @@ GROUPS = {
         "optimizer.groups=[{match: '*/bias', weight_decay_factor: 0.5}]",
         "optimizer.layer_decay=0.8",
     ],
+    "slow_warmup": ["optimizer=ademamix", "optimizer.slow_warmup_steps=50",
+        "optimizer.schedules.beta1={name: ramp, from: 1.0, to: 0.9}"],
     "coupled_decay": ["optimizer=adadelta", "optimizer.schedules.weight_decay={name: cosine}",
         "optimizer.weight_decay=0.01"],
     "shrinking": [
