@@ -14,6 +14,7 @@ from runner.data.embedded import BreastCancer, Diabetes, Digits, Iris, Wine
 from runner.data.files import NPZ
 from runner.data.folders import Folder
 from runner.data.frame import Frame
+from runner.data.hugging_face import HuggingFace
 from runner.data.images import ImageFolder
 from runner.data.splits import Splits
 from runner.data.stream import NPY
@@ -40,6 +41,7 @@ Data = Annotated[
         Custom,
         Arrays,
         Frame,
+        HuggingFace,
     ],
     Field(discriminator="name"),
 ]
@@ -76,7 +78,8 @@ def _files(data: Any) -> Iterable[Path]:
         return ()
     root = Path(data.path).expanduser()
     others = data.own_paths.values() if isinstance(data, Splits) else ()
-    files = sorted(root.glob("*.npy")) if root.is_dir() else [root]
+    pattern = "**/*.*" if isinstance(data, HuggingFace) else "*.npy"
+    files = sorted(root.glob(pattern)) if root.is_dir() else [root]
     return [*files, *(Path(other).expanduser() for other in others)]
 
 

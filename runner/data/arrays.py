@@ -18,7 +18,7 @@ from runner.data.dataset import (
 )
 from runner.data.files import Rows, as_float, as_targets, as_text, numbers_as_labels, unscaled
 from runner.data.mapped import MapStyle, is_map_style
-from runner.data.splits import SPLITS
+from runner.data.splits import SPLITS, named_splits
 from runner.data.stream import StreamedRows
 from runner.errors import ConfigError, show
 from runner.section import Count, Holder, OwnCode
@@ -57,6 +57,7 @@ def given(data: Any, name: str = "data", module: str = "") -> Given:
     Raises ConfigError for anything else."""
     is_split = isinstance(data, Mapping) and "train" in data
     if is_split:
+        data = named_splits(data)
         unknown = [key for key in data if key not in SPLITS]
         if unknown:
             raise ConfigError(f"{name} has the splits train, val and test, got {show(unknown[0])}")

@@ -12,7 +12,7 @@ import numpy as np
 
 from runner.data.dataset import Dataset
 from runner.data.files import regular_file
-from runner.data.splits import SPLITS
+from runner.data.splits import SPLITS, named_splits
 from runner.data.table import Columns
 from runner.data.table_files import TableFile
 from runner.errors import ConfigError, one_line, show
@@ -26,12 +26,15 @@ class Frames:
     """The table of each split that was passed; at least "train"."""
 
     splits: Mapping[str, Any]  # pyarrow.Table
+    name: str = "data"  # in an error
     choice: str = "frame"  # data=frame
 
 
 def frames(data: Any) -> Frames | None:
     """Convert the argument `data` of runner.train: a table, or a mapping of the splits train, val
     and test to tables. Return None if it is none of these. Raises ConfigError."""
+    if isinstance(data, Mapping) and "train" in data:
+        data = named_splits(data)
     is_split = isinstance(data, Mapping) and "train" in data and set(data) <= set(SPLITS)
     named = {f"data[{key!r}]": data[key] for key in data} if is_split else {"data": data}
     tables = {name: arrow_table(value, name) for name, value in named.items()}
@@ -44,9 +47,10 @@ def arrow_table(data: Any, name: str) -> Any:
     """Convert a table to a pyarrow.Table; None if `data` is no table.
 
     A table is an object with the Arrow interface `__arrow_c_stream__` (Polars, pyarrow, DuckDB), a
-    pandas DataFrame, whose index is left out, a NumPy array with named fields, a dict of columns,
-    or a list of dicts, one per row, in which a missing key is a missing cell. Columns of Python
-    objects become text if they mix types, so that the errors of a file's cells apply.
+    pandas DataFrame, whose index is left out, a data set of Hugging Face, if each of its features
+    is a number, a text, a truth value or a date, a NumPy array with named fields, a dict of
+    columns, or a list of dicts, one per row, in which a missing key is a missing cell. Columns of
+    Python objects become text if they mix types, so that the errors of a file's cells apply.
 
     Raises:
         ConfigError: a column has no cells that a table can have; `name` is the argument.
@@ -57,6 +61,8 @@ def arrow_table(data: Any, name: str) -> Any:
         return _table(zip(map(str, data.columns), columns, strict=True), name)
     if hasattr(data, "__arrow_c_stream__") and not hasattr(data, "name"):  # a Series has a name
         return _of_arrow(data, name)
+    if hasattr(data, "with_format") and hasattr(data, "features"):
+        return _of_columns(data)
     if isinstance(data, np.ndarray) and data.dtype.names:
         return _table([(key, data[key]) for key in data.dtype.names], name)
     if isinstance(data, Mapping):
@@ -75,6 +81,29 @@ def _are_records(data: Any) -> bool:
     if not all(isinstance(record, Mapping) for record in data):
         return False
     return not {"x", "y"} <= set(data[0]) <= _OF_ARRAYS
+
+
+def _of_columns(data: Any) -> Any:
+    """Convert a data set of Hugging Face; None if it has images, sequences or arrays."""
+    import pyarrow as pa
+
+    is_nested = any(pa.types.is_nested(column.type) for column in data.features.arrow_schema)
+    return None if is_nested else of_hugging_face(data)
+
+
+def of_hugging_face(data: Any) -> Any:
+    """Convert a data set of the library `datasets` to a pyarrow.Table with the names of its
+    ClassLabels. Images, sequences and arrays become columns that are no cells."""
+    import pyarrow as pa
+
+    table = data.with_format("arrow")[:]
+    for i, name in enumerate(table.column_names):
+        names = getattr(data.features[name], "names", None)
+        if names is not None:
+            codes = table.column(i).to_pylist()  # -1: no label
+            texts = [None if code is None or code < 0 else names[code] for code in codes]
+            table = table.set_column(i, name, pa.array(texts, pa.string()))
+    return table
 
 
 def _of_arrow(data: Any, name: str) -> Any:
@@ -192,4 +221,6 @@ class Frame(Columns, Holder):
 
 
 def _name(split: str, given: Frames | None) -> str:
-    return "data" if given is None or len(given.splits) == 1 else f"data[{split!r}]"
+    if given is None:
+        return "data"
+    return given.name if len(given.splits) == 1 else f"{given.name}[{split!r}]"

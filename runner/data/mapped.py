@@ -115,6 +115,8 @@ class MapStyle:
         if hasattr(value, "detach"):  # a tensor of torch that is part of a graph
             value = value.detach()
         array = np.asarray(value)
+        if hasattr(value, "getbands") and array.ndim == 2:  # a grey image of Pillow
+            array = array[:, :, None]
         if array.dtype.kind not in ("iufbUM" if name != "x" else "iufb"):
             kind = f"array of {array.dtype}" if array.ndim else f"{type(value).__name__}"
             raise ConfigError(
@@ -145,7 +147,7 @@ class MapStyle:
         stacked = {name: np.stack(values) for name, values in others.items()}
         return Fields(
             stack.rows(),
-            stacked["y"],
+            self._labels(stacked["y"]),
             stacked.get("group"),
             stacked.get("time"),
             () if is_same else (self._differs(),),
@@ -166,6 +168,17 @@ class MapStyle:
                     f"{self.source}: {name} of row {row} has the shape {list(value.shape)}, of row "
                     f"0 {list(first[name].shape)}; all rows must have one shape"
                 )
+
+    def _labels(self, y: np.ndarray) -> np.ndarray:
+        """Return the names of labels that a data set of Hugging Face numbers."""
+        features = getattr(self.data, "features", None)
+        label = features.get(self.target or "y") if isinstance(features, Mapping) else None
+        names = getattr(label, "names", None)
+        if names is None or y.dtype.kind != "i" or y.ndim != 1:
+            return y
+        if (unknown := np.flatnonzero((y < 0) | (y >= len(names)))).size:
+            raise ConfigError(f"{self.source}: row {unknown[0]} has no label, {y[unknown[0]]}")
+        return np.array(names)[y]
 
     def _differs(self) -> str:
         return (

@@ -3,7 +3,7 @@ labels, groups or times."""
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -25,6 +25,11 @@ REPLACES = {
 }
 
 _TRAIN, _VAL, _TEST = range(3)
+
+
+def named_splits(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a mapping of splits with the names of this project: Hugging Face says validation."""
+    return {"val" if name == "validation" else name: rows for name, rows in data.items()}
 
 
 class Splits(Section):

@@ -362,7 +362,8 @@ class Run:
                 )
             return self._with_test_rows(self.plan), False
         section = self.config.data
-        if not isinstance(section, Columns | Folder):
+        has_rows = getattr(section, "inputs", None) is not None  # of images or arrays
+        if not isinstance(section, Columns | Folder) or has_rows:
             raise ConfigError(
                 f"data.path of task=evaluate names new rows of a table or a folder of class "
                 f"folders, and {self.folder} was trained on data={section.name}"
