@@ -261,11 +261,10 @@ class Adafactor(_Optimizer):
         if "row_square_average" in memory:
             rows = _mean(memory["row_square_average"], tf.reduce_mean(square, -1), beta)
             columns = _mean(memory["column_square_average"], tf.reduce_mean(square, -2), beta)
-            shares = rows / tf.reduce_mean(rows, -1, keepdims=True)
-            v = shares[..., None] * columns[..., None, :]
+            scale = tf.sqrt(tf.reduce_mean(rows, -1, keepdims=True) / rows)
+            u = g * scale[..., None] / tf.sqrt(columns)[..., None, :]
         else:
-            v = _mean(memory["square_average"], square, beta)
-        u = g / tf.sqrt(tf.maximum(v, eps))
+            u = g / tf.sqrt(_mean(memory["square_average"], square, beta))
         step = step / tf.maximum(_rms(u) / constant(s.clip_threshold, p), constant(1.0, p))
         if s.scale_parameter:
             step = step * tf.maximum(_rms(p), constant(s.eps2, p))

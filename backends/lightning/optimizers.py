@@ -53,19 +53,19 @@ class Adafactor(Optimizer):
         state["step"] += 1
         new = float(state["step"]) ** s.beta2_decay
         g = self.canonical(g)
-        square = g * g + s.eps1
         if g.ndim >= 2:
             rows, columns = state["row_square_average"], state["column_square_average"]
-            rows.mul_(1 - new).add_(square.mean(-1), alpha=new)
-            columns.mul_(1 - new).add_(square.mean(-2), alpha=new)
-            v = (rows / rows.mean(-1, keepdim=True)).unsqueeze(-1) * columns.unsqueeze(-2)
+            rows.mul_(1 - new).add_(_mean_square(g, -1).add_(s.eps1), alpha=new)
+            columns.mul_(1 - new).add_(_mean_square(g, -2).add_(s.eps1), alpha=new)
+            scale = (rows.mean(-1, keepdim=True) / rows).sqrt_()
+            u = (g * scale.unsqueeze(-1)).div_(columns.sqrt().unsqueeze(-2))
         else:
-            v = state["square_average"].mul_(1 - new).add_(square, alpha=new).clone()
-        u = g / v.clamp_(min=s.eps1).sqrt_()
+            v = state["square_average"].mul_(1 - new).add_(g * g + s.eps1, alpha=new)
+            u = g / v.sqrt()
         step = group["lr"] / (_rms(u) / s.clip_threshold).clamp(min=1.0)
         if s.scale_parameter:
             step = step * _rms(p).clamp(min=s.eps2)
-        self.canonical(p).sub_(u * step)
+        self.canonical(p).addcmul_(u, step, value=-1.0)
 
 
 class _Layerwise(Optimizer):
@@ -301,6 +301,11 @@ def _decayed_gradient(group: Any, p: Tensor) -> Tensor:
     """The gradient with coupled weight decay."""
     assert p.grad is not None
     return p.grad.add(p, alpha=group["weight_decay"]) if group["weight_decay"] else p.grad
+
+
+def _mean_square(x: Tensor, axis: int) -> Tensor:
+    """Return the mean of x^2 over an axis."""
+    return torch.linalg.vector_norm(x, dim=axis).square_().div_(x.shape[axis])
 
 
 def _rms(x: Tensor) -> Tensor:

@@ -295,7 +295,7 @@ class Lion(_Optimizer):
 class Adafactor(_Optimizer):
     """s = g^2 + eps1; b = 1 - t'^beta2_decay. For a weight [..., I, O]: R = b R + (1 - b) mean of s
     over O; C = b C + (1 - b) mean of s over I; v = R C / (mean of R over I). For a vector v = b v +
-    (1 - b) s. u = g / sqrt(max(v, eps1)); p -= lr max(eps2, RMS(p)) u / max(1, RMS(u) /
+    (1 - b) s. u = g / sqrt(v); p -= lr max(eps2, RMS(p)) u / max(1, RMS(u) /
     clip_threshold), without max(eps2, RMS(p)) if `scale_parameter` is false. RMS(p) =
     sqrt(mean of p^2).
 
@@ -305,8 +305,8 @@ class Adafactor(_Optimizer):
 
     Shazeer and Stern (2018), algorithm 4, without its first moment; equal to torch.optim.Adafactor
     (but for eps1, a lower bound there) and keras.optimizers.Adafactor while eta(t) <= 1 / sqrt(t'):
-    these take min(lr, 1 / sqrt(t')). The bound of v keeps a row without any gradient from 0 / 0 in
-    float32.
+    these take min(lr, 1 / sqrt(t')). u is computed from the roots of R and C: v itself would be 0
+    in float32 for a row without any gradient.
     """
 
     name: Literal["adafactor"]
