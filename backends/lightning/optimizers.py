@@ -97,14 +97,19 @@ class LAMB(_Layerwise):
         t = float(state["step"])
         m = state["first_moment"].mul_(beta1).add_(g, alpha=1 - beta1)
         v = state["second_moment"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        root = v.sqrt().div_((1 - beta2**t) ** 0.5).add_(self.spec.eps)
-        u = torch.div(m, root, out=root).div_(1 - beta1**t)
+        # the corrections of both moments, as one factor of u
+        correction = (1 - beta2**t) ** 0.5
+        factor = correction / (1 - beta1**t)
+        root = v.sqrt().add_(self.spec.eps * correction)
+        u = torch.div(m, root, out=root)
         if decay:
-            u.add_(p, alpha=decay)
+            u.mul_(factor).add_(p, alpha=decay)
+            factor = 1.0
         if group["kind"] == "plain":
-            p.sub_(u, alpha=group["lr"])
+            p.sub_(u, alpha=group["lr"] * factor)
         else:
-            p.sub_(u.mul_(_ratio(_norm(p), _norm(u)) * group["lr"]))
+            ratio = _ratio(_norm(p), _norm(u) * factor)
+            p.addcmul_(u, ratio * (group["lr"] * factor), value=-1.0)
 
 
 class LARS(_Layerwise):
@@ -112,13 +117,18 @@ class LARS(_Layerwise):
 
     def _update(self, group: Any, p: Tensor, g: Tensor, decay: float, state: Any) -> None:
         s = self.spec
-        d = g.add(p, alpha=decay) if decay else g
+        d, ratio = (
+            g.add(p, alpha=decay) if decay else g,
+            torch.ones((), dtype=g.dtype, device=g.device),
+        )
         if group["kind"] != "plain":
             size = _norm(p)
-            d = d * _ratio(size * s.trust_coefficient, _norm(g) + decay * size)
-        if s.momentum:
-            b = state["momentum"].mul_(group["momentum"]).add_(d)
-            d = d.add(b, alpha=group["momentum"]) if s.nesterov else b
+            ratio = _ratio(size * s.trust_coefficient, _norm(g) + decay * size)
+        if not s.momentum:
+            p.addcmul_(d, ratio * group["lr"], value=-1.0)
+            return
+        b = state["momentum"].mul_(group["momentum"]).addcmul_(d, ratio)
+        d = (d * ratio).add_(b, alpha=group["momentum"]) if s.nesterov else b
         p.sub_(d, alpha=group["lr"])
 
 
@@ -201,7 +211,9 @@ class ScheduleFree(Optimizer):
             return g
         _, beta2 = group["betas"]
         v = self.state[y]["second_moment"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        d = g / v.div(1 - beta2**t).sqrt_().add_(s.eps)
+        correction = (1 - beta2**t) ** 0.5
+        root = v.sqrt().add_(s.eps * correction)
+        d = torch.div(g, root, out=root).mul_(correction)
         return d if is_coupled or not decay else d.add_(y, alpha=decay)
 
 
@@ -224,9 +236,10 @@ class AdEMAMix(Optimizer):
                 m = state["first_moment"].mul_(beta1).add_(g, alpha=1 - beta1)
                 v = state["second_moment"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
                 slow = state["slow_moment"].mul_(beta3).add_(g, alpha=1 - beta3)
-                d = m.div(1 - beta1**t).add_(slow, alpha=group["alpha"])
-                root = v.sqrt().div_((1 - beta2**t) ** 0.5).add_(self.spec.eps)
-                p.addcdiv_(d, root, value=-group["lr"])
+                first, second = 1 - beta1**t, (1 - beta2**t) ** 0.5
+                d = m.add(slow, alpha=group["alpha"] * first)
+                root = v.sqrt().add_(self.spec.eps * second)
+                p.addcdiv_(d, root, value=-group["lr"] * second / first)
 
 
 class Prodigy(Optimizer):
