@@ -46,4 +46,6 @@ def uses_xla(run: RunSpec) -> bool:
     compile."""
     if isinstance(run.network, CustomNetwork):
         return run.compile or run.network.built.uses_xla
-    return run.compile or not any(node.spec.layer == "conv2d" for node in run.network.walk())
+    return run.compile or not any(
+        node.spec.layer in ("conv1d", "conv2d") for node in run.network.walk()
+    )

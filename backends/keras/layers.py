@@ -16,10 +16,19 @@ from runner.components import layers as spec
 from runner.random import MASK, threshold
 from runner.spec import TrainState
 
+_RECURRENT = {name: f"cell.{name}" for name in ("kernel", "recurrent_kernel", "bias")}
+_BIDIRECTIONAL = {
+    f"{prefix}{name}": f"{layer}_layer.{path}"
+    for prefix, layer in (("", "forward"), ("backward_", "backward"))
+    for name, path in _RECURRENT.items()
+}
 # canonical variable -> Keras's attribute for it
 _NAMES = {
     "dense": {"kernel": "kernel", "bias": "bias"},
     "conv2d": {"kernel": "kernel", "bias": "bias"},
+    "conv1d": {"kernel": "kernel", "bias": "bias"},
+    "gru": _RECURRENT,
+    "lstm": _RECURRENT,
     "batch_norm": {
         "scale": "gamma",
         "offset": "beta",
@@ -67,7 +76,10 @@ def named(model: keras.Model) -> dict[str, Any]:
     for layer in model.layers:
         kind = layer.name.rpartition("_")[0]
         stock = isinstance(layer, (native.MultiHeadAttention, native.EinsumDense))
-        for canonical, attribute in (_STOCK_NAMES if stock else _NAMES).get(kind, {}).items():
+        names = (_STOCK_NAMES if stock else _NAMES).get(kind, {})
+        if isinstance(layer, native.Bidirectional):
+            names = _BIDIRECTIONAL
+        for canonical, attribute in names.items():
             if (variable := attrgetter(attribute)(layer)) is not None:
                 variables[f"{layer.name}/{canonical}"] = variable
     return variables
@@ -358,6 +370,13 @@ def _build(node: spec.Node, dropout_state: DropoutState | None) -> native.Layer:
             return native.Conv2D(
                 s.filters, s.kernel_size, s.stride, padding=s.padding, use_bias=s.bias, name=name
             )
+        case "conv1d":
+            return native.Conv1D(
+                s.filters, s.kernel_size, s.stride, padding=s.padding, dilation_rate=s.dilation,
+                use_bias=s.bias, name=name,
+            )  # fmt: skip
+        case "gru" | "lstm":
+            return _recurrent(node)
         case "max_pool":
             return native.MaxPooling2D(s.pool_size, s.stride, padding=s.padding, name=name)
         case "average_pool":
@@ -377,6 +396,16 @@ def _build(node: spec.Node, dropout_state: DropoutState | None) -> native.Layer:
         case "reshape":
             return native.Reshape(node.output_shape, name=name)
     return _own(node, dropout_state) if dropout_state else _stock(node)
+
+
+def _recurrent(node: spec.Node) -> native.Layer:
+    """Build Keras's own layer: its gates and biases are the canonical ones."""
+    s = node.spec
+    kind = native.GRU if s.layer == "gru" else native.LSTM
+    options = {"use_bias": s.bias, "return_sequences": s.return_sequences}
+    if s.bidirectional:
+        return native.Bidirectional(kind(s.units, **options), name=node.name)
+    return kind(s.units, name=node.name, **options)
 
 
 def _own(node: spec.Node, dropout_state: DropoutState) -> native.Layer:

@@ -14,10 +14,18 @@ from runner.components import layers as spec
 from runner.random import MASK, layer_key, mix, threshold
 from runner.spec import TrainState
 
+_RECURRENT = {
+    f"{prefix}{name}": f"{prefix}{name}"
+    for prefix in ("", "backward_")
+    for name in ("kernel", "recurrent_kernel", "bias")
+}
 # canonical variable -> torch's name for it
 _NAMES = {
     "dense": {"kernel": "weight", "bias": "bias"},
     "conv2d": {"kernel": "weight", "bias": "bias"},
+    "conv1d": {"kernel": "weight", "bias": "bias"},
+    "gru": _RECURRENT,
+    "lstm": _RECURRENT,
     "batch_norm": {
         "scale": "weight",
         "offset": "bias",
@@ -189,6 +197,65 @@ def _conv2d(node: spec.Node) -> nn.Conv2d:
     conv = _Conv2d(channels, s.filters, s.kernel_size, s.stride, bias=s.bias)
     conv.pads = pads
     return conv
+
+
+class _Conv1d(nn.Module):
+    """spec.Conv1D of [B, T, C]. The weight has the canonical layout [size, in, out]."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, node: spec.Node) -> None:
+        super().__init__()
+        s = node.spec
+        self.weight = nn.Parameter(torch.empty(node.variables[0].shape))
+        self.register_parameter("bias", nn.Parameter(torch.empty(s.filters)) if s.bias else None)
+        self.stride, self.dilation, self.pads = s.stride, s.dilation, s.pads(node.input_shape[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, (low, high) = x.transpose(1, 2), self.pads
+        if low != high:
+            x = F.pad(x, self.pads)
+        padding, kernel = low if low == high else 0, self.weight.permute(2, 1, 0)
+        y = F.conv1d(x, kernel, self.bias, self.stride, padding, self.dilation)
+        return y.transpose(1, 2)
+
+
+class _Recurrent(nn.Module):
+    """spec.GRU or spec.LSTM by torch's own kernel, with the canonical order of the gates."""
+
+    def __init__(self, node: spec.Node) -> None:
+        super().__init__()
+        for name in _RECURRENT:
+            self.register_parameter(name, None)
+        for variable in node.variables:
+            empty = torch.empty(variable.shape[::-1])
+            self.register_parameter(variable.name, nn.Parameter(empty))
+        self.spec, self.is_gru = node.spec, node.spec.layer == "gru"
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, T, D] -> [B, T, U], or [B, U]
+        s = self.spec
+        zeros = x.new_zeros(len(s.prefixes), x.shape[0], s.units)
+        weights = [w for prefix in s.prefixes for w in self._weights(prefix)]
+        how = (s.bias, 1, 0.0, self.training, s.bidirectional, True)
+        if self.is_gru:
+            y, h = torch.gru(x, zeros, weights, *how)
+        else:
+            y, h, _ = torch.lstm(x, (zeros, zeros), weights, *how)
+        return y if s.return_sequences else h.transpose(0, 1).flatten(1)
+
+    def _weights(self, prefix: str) -> list[Tensor]:
+        """Return the kernels and, if there are some, the biases, in the order of torch's gates."""
+        weights = [getattr(self, f"{prefix}{name}") for name in ("kernel", "recurrent_kernel")]
+        if self.spec.bias:
+            bias = getattr(self, f"{prefix}bias")
+            weights += [*bias.t()] if self.is_gru else [bias, torch.zeros_like(bias)]
+        return [_swap_gates(w) for w in weights] if self.is_gru else weights
+
+
+def _swap_gates(weight: Tensor) -> Tensor:
+    """[z, r, n] -> [r, z, n]"""
+    z, r, n = weight.chunk(3)
+    return torch.cat([r, z, n])
 
 
 def _max_pool(node: spec.Node) -> nn.MaxPool2d:
@@ -414,6 +481,10 @@ def _build(node: spec.Node, dropout_state: DropoutState | None) -> nn.Module:
             return nn.Linear(channels, node.output_shape[-1], bias=s.bias)
         case "conv2d":
             return _conv2d(node)
+        case "conv1d":
+            return _Conv1d(node)
+        case "gru" | "lstm":
+            return _Recurrent(node)
         case "max_pool":
             return _max_pool(node)
         case "average_pool":

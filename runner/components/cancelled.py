@@ -51,6 +51,8 @@ def _own(node: Node) -> Iterator[tuple[str, Change, str]]:
         change = (
             Change.NONE
             if _has_no_effect(node, variable.name)
+            else Change.ANY
+            if node.spec.layer in ("gru", "lstm")
             else _FIRST.get(
                 node.spec.layer if variable.name == "embedding" else variable.name, Change.ANY
             )
@@ -107,6 +109,9 @@ def _after(node: Node, change: Change) -> Change:
         case "conv2d":
             sizes = node.input_shape[:2] if s.padding == "same" else ()
             padded = any(any(padding_same(size, s.kernel_size, s.stride)) for size in sizes)
+            return max(change, Change.ROWS) if padded else change
+        case "conv1d":
+            padded = any(s.pads(node.input_shape[0]))
             return max(change, Change.ROWS) if padded else change
         case "max_pool" | "global_max_pool":
             return change if change == Change.CHANNEL else Change.ANY

@@ -84,6 +84,128 @@ class Conv2D(_Layer):
         return (kernel, Variable("bias", (self.filters,), "zeros")) if self.bias else (kernel,)
 
 
+class Conv1D(_Layer):
+    """Cross-correlation over the steps of a sequence [T, in] -> [T', filters] with a kernel [size,
+    in, filters] = `kernel`: y_t = sum over i of x_{t stride + i dilation - low} W_i + b.
+
+    `padding: same` gives ceil(T / stride) steps, as in TensorFlow; `causal` pads only at the start,
+    so y_t depends on no later x (van den Oord et al., 2016); `valid` does not pad.
+    torch.nn.Conv1d; keras.layers.Conv1D, which also takes no stride together with dilation.
+    """
+
+    layer: Literal["conv1d"]
+    filters: Count
+    kernel_size: Count
+    stride: Count
+    dilation: Count
+    padding: Literal["same", "valid", "causal"]
+    bias: bool
+    init: Init
+
+    def output_shape(self, shape: Shape) -> Shape:
+        _check_rank(shape, (2,), *_SEQUENCE)
+        if self.stride > 1 and self.dilation > 1:
+            raise ValueError(
+                f"stride and dilation must not both be > 1, got {self.stride} and {self.dilation}"
+            )
+        length = shape[0] + sum(self.pads(shape[0]))
+        if length < self.span:
+            raise ValueError(f"a window of {self.span} does not fit into {_show(shape)}")
+        return ((length - self.span) // self.stride + 1, self.filters)
+
+    def variables(self, shape: Shape) -> tuple[Variable, ...]:
+        size = (self.kernel_size, shape[1], self.filters)
+        kernel = Variable("kernel", size, self.init, decays=True)
+        return (kernel, Variable("bias", (self.filters,), "zeros")) if self.bias else (kernel,)
+
+    @property
+    def span(self) -> int:
+        """The number of steps from the first to the last one that the kernel reads."""
+        return (self.kernel_size - 1) * self.dilation + 1
+
+    def pads(self, num_steps: int) -> tuple[int, int]:
+        """The zeros before and after the sequence."""
+        if self.padding == "same":
+            return padding_same(num_steps, self.span, self.stride)
+        return (self.span - 1, 0) if self.padding == "causal" else (0, 0)
+
+
+class _Recurrent(_Layer):
+    units: Count
+    return_sequences: bool
+    bidirectional: bool
+    bias: bool
+    init: Init
+
+    def output_shape(self, shape: Shape) -> Shape:
+        _check_rank(shape, (2,), *_SEQUENCE)
+        features = self.units * len(self.prefixes)
+        return (shape[0], features) if self.return_sequences else (features,)
+
+    def variables(self, shape: Shape) -> tuple[Variable, ...]:
+        num_gates, bias_shape = self._gates()
+        return tuple(
+            variable
+            for prefix in self.prefixes
+            for variable in (
+                Variable(f"{prefix}kernel", (shape[1], num_gates), self.init, decays=True),
+                Variable(
+                    f"{prefix}recurrent_kernel", (self.units, num_gates), self.init, decays=True
+                ),
+                *([Variable(f"{prefix}bias", bias_shape, "zeros")] if self.bias else []),
+            )
+        )
+
+    def _gates(self) -> tuple[int, Shape]:
+        """The width of all gates and the shape of the bias."""
+        raise NotImplementedError
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """The start of the variables' names in each direction."""
+        return ("", "backward_") if self.bidirectional else ("",)
+
+
+class GRU(_Recurrent):
+    """A gated recurrent unit over the steps of a sequence [T, D], h_0 = 0, U = `units`:
+
+        z = sigmoid(x W_z + b_z + h U_z + c_z),  r = sigmoid(x W_r + b_r + h U_r + c_r)
+        n = tanh(x W_n + b_n + r (h U_n + c_n)),  h' = z h + (1 - z) n
+
+    `kernel` [D, 3 U] and `recurrent_kernel` [U, 3 U] have the gates side by side in the order
+    z, r, n; the rows of `bias` [2, 3 U] are b and c. The output is [T, U], or with
+    `return_sequences: false` the last state [U]. `bidirectional` runs a second one from the last
+    step to the first (`backward_kernel`, ...) and puts its output beside: 2 U features.
+
+    This is keras.layers.GRU with reset_after=True (its default), and torch.nn.GRU, which has the
+    order r, z, n. Keras's reset_after=False, r before the product, is Cho et al. (2014), equation
+    8; no framework has a fused kernel for it.
+    """
+
+    layer: Literal["gru"]
+
+    def _gates(self) -> tuple[int, Shape]:
+        return 3 * self.units, (2, 3 * self.units)
+
+
+class LSTM(_Recurrent):
+    """Long short-term memory over the steps of a sequence [T, D], h_0 = c_0 = 0, U = `units`:
+
+        i, f, o = sigmoid(x W + h U + b),  g = tanh(x W_g + h U_g + b_g)
+        c' = f c + i g,  h' = o tanh(c')
+
+    `kernel` [D, 4 U], `recurrent_kernel` [U, 4 U] and `bias` [4 U] have the gates side by side in
+    the order i, f, g, o, which is that of torch.nn.LSTM and of keras.layers.LSTM. torch has a
+    second bias, which is 0 here. All biases start at 0; Keras's unit_forget_bias starts f's at 1.
+    The outputs are as for `gru`. Hochreiter and Schmidhuber (1997), with Gers et al. (2000)'s f.
+    """
+
+    layer: Literal["lstm"]
+
+    def _gates(self) -> tuple[int, Shape]:
+        return 4 * self.units, (4 * self.units,)
+
+
 class _Pool(_Layer):
     pool_size: Count
     stride: Count
@@ -312,6 +434,7 @@ Layer = Annotated[
         Dense, Conv2D, MaxPool, AveragePool, GlobalAveragePool, Flatten, Reshape,
         Activation, Dropout, BatchNorm, LayerNorm, Embedding, PositionEmbedding, Attention,
         Residual, RMSNorm, GroupNorm, GlobalMaxPool,
+        Conv1D, GRU, LSTM,
     ],
     Field(discriminator="layer"),
 ]  # fmt: skip
@@ -452,7 +575,10 @@ def needs_images(layers: Sequence[Any]) -> bool:
                 return True
         elif isinstance(spec, (Conv2D, _Pool, GlobalAveragePool, GlobalMaxPool)):
             return True
-        elif isinstance(spec, (Dense, Flatten, Reshape, Embedding, PositionEmbedding, Attention)):
+        elif isinstance(
+            spec,
+            (Dense, Flatten, Reshape, Conv1D, _Recurrent, Embedding, PositionEmbedding, Attention),
+        ):
             return False
     return False
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from runner.components.layers import Network, Node
 from runner.components.optimizers import Group
-from runner.exact.layers import FORMS, Gradients, Pass
+from runner.exact.forms import FORMS
+from runner.exact.layers import Gradients, Pass
 from runner.exact.primitives import Primitives, Tensor
 
 Tape = list[tuple[Node, Any, bool]]  # (node, memory, whether a node before it is trained)

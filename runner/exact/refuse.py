@@ -8,7 +8,8 @@ import numpy as np
 from runner.components.layers import Network, Node
 from runner.data.order import Order
 from runner.errors import ConfigError
-from runner.exact import layers, losses, optimizers
+from runner.exact import layers, losses, optimizers, recurrent
+from runner.exact.forms import FORMS
 from runner.exact.rules import FEWEST_BITS, SIGNIFICAND, TINY
 
 LONGEST_SUM = 2 ** (SIGNIFICAND - 2 * FEWEST_BITS)  # of products of 16-bit integers
@@ -20,7 +21,7 @@ _MOST_VALUES = 2**24  # rows times outputs of an update: a count has at most 24 
 def refuse(net: Network, loss: Any, optimizer: Any, order: Order) -> None:
     """Raise ConfigError if the rules of exact mode do not cover a part of the run."""
     for node in net.walk():
-        _check_has_form("model.layers", node.spec.layer, [*layers.FORMS, "residual"])
+        _check_has_form("model.layers", node.spec.layer, [*FORMS, "residual"])
         if node.spec.layer == "activation":
             _check_has_form("model.layers: activation", node.spec.function, layers.ACTIVATIONS)
         num = longest_sum(node, order.batch_size)
@@ -74,6 +75,11 @@ def longest_sum(node: Node, rows: int) -> int:
             return max(
                 positions, node.spec.kernel_size**2 * max(node.input_shape[2], node.output_shape[2])
             )
+        case "conv1d":
+            channels = max(node.input_shape[-1], node.output_shape[-1])
+            return max(positions, node.spec.kernel_size * channels)
+        case "gru" | "lstm":
+            return recurrent.longest_sum(node, rows)
         case "batch_norm":
             return positions
         case "layer_norm" | "rms_norm":

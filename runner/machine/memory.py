@@ -43,7 +43,7 @@ def _values(network: Network) -> Iterator[tuple[str, int]]:
     for node in network.walk():
         yield node.name, math.prod(node.output_shape)
         window = getattr(node.spec, "kernel_size", getattr(node.spec, "pool_size", None))
-        if window and node.spec.padding == "same":
+        if window and len(node.input_shape) == 3 and node.spec.padding == "same":
             pads = [
                 sum(padding_same(size, window, node.spec.stride)) for size in node.input_shape[:2]
             ]

@@ -35,6 +35,10 @@ def conv(filters: int, kernel_size: int, **more: Any) -> dict[str, Any]:
     return {"layer": "conv2d", "filters": filters, "kernel_size": kernel_size, **more}
 
 
+def conv1d(filters: int, kernel_size: int, **more: Any) -> dict[str, Any]:
+    return {"layer": "conv1d", "filters": filters, "kernel_size": kernel_size, **more}
+
+
 FLATTEN: dict[str, Any] = {"layer": "flatten"}
 POOL = {"layer": "max_pool"}
 
@@ -67,6 +71,16 @@ POOL = {"layer": "max_pool"}
         ((5, 12), {"layer": "global_average_pool"}, (12,)),
         ((5, 12), {"layer": "layer_norm"}, (5, 12)),
         ((5, 12), {"layer": "rms_norm"}, (5, 12)),
+        # the span of a dilated kernel is (size - 1) * dilation + 1
+        ((9, 2), conv1d(5, 3), (9, 5)),
+        ((9, 2), conv1d(5, 4, stride=2), (5, 5)),
+        ((9, 2), conv1d(5, 3, dilation=3, padding="valid"), (3, 5)),
+        ((9, 2), conv1d(5, 3, stride=2, padding="valid"), (4, 5)),
+        ((9, 2), conv1d(5, 3, dilation=3, padding="causal"), (9, 5)),
+        ((9, 2), conv1d(5, 3, stride=2, padding="causal"), (5, 5)),
+        ((9, 2), {"layer": "gru", "units": 5}, (5,)),
+        ((9, 2), {"layer": "gru", "units": 5, "return_sequences": True}, (9, 5)),
+        ((9, 2), {"layer": "lstm", "units": 5, "bidirectional": True}, (10,)),
         ((9, 7, 4), {"layer": "group_norm", "groups": 2}, (9, 7, 4)),
         ((9, 7, 3), {"layer": "global_max_pool"}, (3,)),
         ((5, 12), {"layer": "global_max_pool"}, (12,)),
@@ -159,6 +173,30 @@ def test_attention_has_four_square_kernels_and_no_bias() -> None:
     assert [name for name, variable in variables.items() if not variable.decays] == [
         "position_embedding_0/embedding"
     ]
+
+
+def test_recurrent_layers_have_their_gates_side_by_side() -> None:
+    made = net(
+        (9, 2),
+        2,
+        {"layer": "gru", "units": 5, "return_sequences": True},
+        {"layer": "lstm", "units": 3, "bidirectional": True},
+        dense("outputs"),
+    )
+    assert {n: v.shape for n, v in made.variables().items() if not n.startswith("dense")} == {
+        "gru_0/kernel": (2, 15),
+        "gru_0/recurrent_kernel": (5, 15),
+        "gru_0/bias": (2, 15),
+        **{
+            f"lstm_0/{prefix}{name}": shape
+            for prefix in ("", "backward_")
+            for name, shape in {
+                "kernel": (5, 12),
+                "recurrent_kernel": (3, 12),
+                "bias": (12,),
+            }.items()
+        },
+    }
 
 
 def test_every_node_has_an_index_of_its_own_in_order_of_definition() -> None:

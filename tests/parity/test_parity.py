@@ -213,6 +213,40 @@ LAYERS = {
         "{layer: attention, num_heads: 3, causal: true}]},"
         "{layer: dropout, rate: 0.1},{layer: dense, units: outputs}]",
     ],
+    # strides, dilation, asymmetric padding
+    "conv1d": [
+        stack(
+            "{layer: reshape, shape: [16, 4]},{layer: conv1d, filters: 6, kernel_size: 4, stride: "
+            "2},{layer: conv1d, filters: 5, kernel_size: 3, dilation: 2, padding: causal, bias: "
+            "false},{layer: conv1d, filters: 4, kernel_size: 3, dilation: 2},"
+            "{layer: conv1d, filters: 4, kernel_size: 3, stride: 2, padding: valid},{layer: "
+            "flatten}"
+        )
+    ],
+    "gru": [
+        stack(
+            "{layer: reshape, shape: [8, 8]},{layer: gru, units: 6, return_sequences: true},"
+            "{layer: gru, units: 5}"
+        )
+    ],
+    "gru_bidirectional": [
+        stack(
+            "{layer: reshape, shape: [8, 8]},{layer: gru, units: 6, return_sequences: true, "
+            "bidirectional: true},{layer: gru, units: 5, bidirectional: true, bias: false}"
+        )
+    ],
+    "lstm": [
+        stack(
+            "{layer: reshape, shape: [8, 8]},{layer: lstm, units: 6, return_sequences: true},"
+            "{layer: lstm, units: 5}"
+        )
+    ],
+    "lstm_bidirectional": [
+        stack(
+            "{layer: reshape, shape: [8, 8]},{layer: lstm, units: 6, return_sequences: true, "
+            "bidirectional: true},{layer: lstm, units: 5, bidirectional: true, bias: false}"
+        )
+    ],
     "rms_norm": [
         stack(
             "{layer: reshape, shape: [8, 8, 1]},{layer: conv2d, filters: 4, kernel_size: 3},"

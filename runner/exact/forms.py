@@ -1,0 +1,5 @@
+"""The exact forms of all layers: name -> (forward, backward)."""
+
+from runner.exact import convolutions, layers, recurrent
+
+FORMS = {**layers.FORMS, **convolutions.FORMS, **recurrent.FORMS}
