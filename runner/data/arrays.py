@@ -121,6 +121,12 @@ def _pair(data: Any, name: str) -> tuple[Any, Any]:
         return data[0], data[1]
     kind = f"{type(data).__module__}.{type(data).__qualname__}".removeprefix("builtins.")
     count = f" of {len(data)}" if isinstance(data, Sequence) else ""
+    has_rows = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    if hasattr(data, "__iter__") and not has_rows:
+        raise ConfigError(
+            f"{name} must have rows by number (__len__ and __getitem__), got {kind}, which can "
+            f"only be iterated over; pass the data set that it reads, or arrays of its rows"
+        )
     raise ConfigError(f"{name} must be (x, y), got {kind}{count}")
 
 

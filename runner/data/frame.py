@@ -61,7 +61,7 @@ def arrow_table(data: Any, name: str) -> Any:
         return _table(zip(map(str, data.columns), columns, strict=True), name)
     if hasattr(data, "__arrow_c_stream__") and not hasattr(data, "name"):  # a Series has a name
         return _of_arrow(data, name)
-    if hasattr(data, "with_format") and hasattr(data, "features"):
+    if hasattr(data, "with_format") and hasattr(data, "features") and hasattr(data, "__len__"):
         return _of_columns(data)
     if isinstance(data, np.ndarray) and data.dtype.names:
         return _table([(key, data[key]) for key in data.dtype.names], name)

@@ -127,6 +127,12 @@ def test_nothing_is_downloaded(library: Any, tmp_path: Path) -> None:
     assert str(error.value).endswith("; data.offline=false downloads it")
 
 
+def test_an_iterable_data_set_is_refused(library: Any, tmp_path: Path) -> None:
+    rows = table_of(library, written(tmp_path / "a.csv", penguins())).to_iterable_dataset()
+    with pytest.raises(ConfigError, match="IterableDataset, which can only be iterated over"):
+        runner.train(f"output.root={tmp_path}", data=rows, quiet=True)
+
+
 def test_wrong_keys_are_refused(library: Any, tmp_path: Path) -> None:
     rows, *_ = images(library)
     rows.save_to_disk(str(tmp_path / "saved"))
