@@ -439,3 +439,19 @@ def test_a_schedule_free_run_is_measured_and_saved_with_its_averages(backend: st
     unwatched = train(backend, overrides).state
     for name, value in unwatched.weights.items():
         np.testing.assert_array_equal(watched.weights[name], value)
+
+
+def test_ademamix_s_warm_up_has_the_paper_s_ends_and_half_lives() -> None:
+    """The half-life ln 0.5 / ln beta3 goes linearly from that of beta1 to that of beta3, and alpha
+    linearly from 0, in 40 updates."""
+    spec = optimizer("ademamix", beta1=0.9, beta3=0.999, alpha=4.0, slow_warmup_steps=40)
+    tables = spec.own_tables(50)
+    share = np.minimum(np.arange(1, 51) / 40, 1.0)
+    np.testing.assert_allclose(tables["alpha"], 4.0 * share, rtol=1e-15)
+    first, last = np.log(0.5) / np.log(0.9), np.log(0.5) / np.log(0.999)
+    # 1e-10: 1 - beta3 is 1e-3, of a power rounded to 1e-16
+    np.testing.assert_allclose(
+        np.log(0.5) / np.log(tables["beta3"]), first + share * (last - first), rtol=1e-10
+    )
+    assert (tables["beta3"][39:] == 0.999).all()
+    assert optimizer("ademamix").own_tables(50) == {}
