@@ -20,7 +20,7 @@ from runner.section import MOST, Count, Mark
 _SUFFIX = ".txt"
 
 
-class _Windows(Splits):
+class Windows(Splits):
     """The keys of text that is cut into windows: window i has the tokens i T to (i + 1) T - 1, and
     as labels the tokens i T + 1 to (i + 1) T, T = `context`. The last tokens, too few for a window,
     are left out. Windows are divided into splits. `stride` < T gives more training windows: one at
@@ -31,7 +31,7 @@ class _Windows(Splits):
     stride: Count | None
 
     @model_validator(mode="after")
-    def _stride_fits(self) -> "_Windows":
+    def _stride_fits(self) -> "Windows":
         if self.stride is not None and self.stride > self.context:
             raise SentenceError(
                 f"stride must be <= data.context={self.context}, because larger steps leave tokens "
@@ -60,7 +60,8 @@ class _Windows(Splits):
         if self.stride is not None:
             starts["train"] = _overlapping(parts["train"], size, self.stride)
         splits = {name: _cut(tokens, start, size) for name, start in starts.items()}
-        splits |= {name: self._own(tokenizer, name, text) for name, text in own.items()}
+        for name, text in own.items():
+            splits[name] = self._own(tokenizer, f"data.{name}_path", text)
         return Dataset(
             splits["train"],
             splits["val"],
@@ -74,6 +75,23 @@ class _Windows(Splits):
             overlaps=self.stride is not None and self.stride < size,
         )
 
+    def new_rows(self, path: str, tokenizer: Tokenizer) -> Dataset:
+        """Cut the text of a file or folder into windows, for a run with this tokenizer. All of them
+        are test rows."""
+        text = joined_text(path, "data.path", getattr(self, "encoding", "utf-8"))
+        rows = self._own(tokenizer, "data.path", text)
+        names = tokenizer.vocabulary
+        return Dataset(
+            rows,
+            rows,
+            rows,
+            "classification",
+            names,
+            (),
+            num_tokens=len(names),
+            tokenizer=tokenizer,
+        )
+
     def _tokenizer(self, text: str) -> Tokenizer:
         if self.tokenizer == "characters":
             return Tokenizer.of_text(text)
@@ -81,12 +99,12 @@ class _Windows(Splits):
             return Tokenizer.of_bytes()
         return Tokenizer.of_file(regular_file(self.tokenizer, "data.tokenizer"), "data.tokenizer")
 
-    def _own(self, tokenizer: Tokenizer, name: str, text: str) -> Split:
+    def _own(self, tokenizer: Tokenizer, key: str, text: str) -> Split:
         tokens = tokenizer.encode(text)
         num = (len(tokens) - 1) // self.context
         if num < 1:
             raise ConfigError(
-                f"data.{name}_path must have at least {self.context + 1} tokens, one row of "
+                f"{key} must have at least {self.context + 1} tokens, one row of "
                 f"data.context={self.context}, got {len(tokens)}"
             )
         return _cut(tokens, np.arange(num) * self.context, self.context)
@@ -128,7 +146,7 @@ def _cut(tokens: np.ndarray, starts: np.ndarray, size: int) -> Split:
     return Split(views[starts], views[starts + 1])
 
 
-class Text(_Windows):
+class Text(Windows):
     """A text file in `encoding`, or a folder of files NAME.txt, which are joined in the order of
     their paths below it, with a line break between two. Line breaks of other systems become `\\n`.
 
@@ -150,18 +168,23 @@ class Text(_Windows):
             yield Path(self.tokenizer).expanduser()
 
     def load(self) -> Dataset:
-        text = self._read(self.path, "data.path")
-        own = {n: self._read(path, f"data.{n}_path") for n, path in self.own_paths.items()}
+        text = joined_text(self.path, "data.path", self.encoding)
+        own = {
+            name: joined_text(path, f"data.{name}_path", self.encoding)
+            for name, path in self.own_paths.items()
+        }
         return self.windows(text, show_path(self.path), own)
 
-    def _read(self, path: str, key: str) -> str:
-        files = _files(path, key)
-        if not files:
-            raise ConfigError(
-                f"{key} must be a text file or a folder of files *{_SUFFIX}, got "
-                f"{show_path(path)}, which has none"
-            )
-        return "\n".join(read_text(file, self.encoding) for file in files)
+
+def joined_text(path: str, key: str, encoding: str) -> str:
+    """Read a text file, or the files of a folder, with a line break between two."""
+    files = _files(path, key)
+    if not files:
+        raise ConfigError(
+            f"{key} must be a text file or a folder of files *{_SUFFIX}, got {show_path(path)}, "
+            f"which has none"
+        )
+    return "\n".join(read_text(file, encoding) for file in files)
 
 
 def _files(path: str, key: str) -> list[Path]:
@@ -194,7 +217,7 @@ def read_text(path: Path, encoding: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-class Topics(_Windows):
+class Topics(Windows):
     """The 79 chapters of the help texts of Python's standard library, pydoc_data.topics, in
     alphabetical order of their names: 465,000 characters, 103 different ones, in Python 3.11. They
     change with the version of Python."""

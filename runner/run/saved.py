@@ -27,6 +27,7 @@ from runner.data.ranges import far_outside
 from runner.data.source import Batch
 from runner.data.stream import NPY
 from runner.data.table import Columns, Table, labelled_rows, new_rows
+from runner.data.text import Text, Windows
 from runner.data.tokenizer import Tokenizer
 from runner.errors import ConfigError, nearest, show
 from runner.plan import Plan, evaluate, model_spec, plan, saved_shapes
@@ -362,6 +363,8 @@ class Run:
                 )
             return self._with_test_rows(self.plan), False
         section = self.config.data
+        if isinstance(section, Windows):
+            return self._plan_for_text(section, str(new))
         has_rows = getattr(section, "inputs", None) is not None  # of images or arrays
         if not isinstance(section, Columns | Folder) or has_rows:
             raise ConfigError(
@@ -381,6 +384,16 @@ class Run:
             file = moved.file(moved.path)
             rows, warnings = labelled_rows(section, file, self.data, saved)
         return plan(self.config, data=replace(rows, warnings=tuple(warnings))), True
+
+    def _plan_for_text(self, section: Windows, path: str) -> tuple[Plan, bool]:
+        """Return the plan with the windows of a new text as test rows."""
+        if isinstance(section, Text):
+            with suppress(ConfigError):  # a new text need not be enough for a training
+                moved = section.model_copy(update={"path": path})
+                prepared = plan(self.config.model_copy(update={"data": moved}), self.data)
+                if changed(self.data, prepared.data.description()) is None:
+                    return self._with_test_rows(prepared), False
+        return plan(self.config, data=section.new_rows(path, self.tokenizer)), True
 
     def _with_test_rows(self, prepared: Plan) -> Plan:
         if not len(prepared.data.test):

@@ -1,5 +1,5 @@
 """task=evaluate: the loss and metrics of a finished run on the test split, which nothing else uses,
-or on new labelled rows of a table or folder."""
+or on new labelled rows of a table or folder, or a new text."""
 
 import csv
 import io
@@ -24,17 +24,19 @@ def evaluate(run: Run, source: str | None = None) -> int:
         for warning in prepared.data.warnings if is_new else ():
             console.say(f"warning: {warning}")
         test = prepared.data.test
-        outputs = prepared.outputs(test, run.outputs) if is_new else None
+        has_lines = is_new and not prepared.data.positions  # a line for each row
+        outputs = prepared.outputs(test, run.outputs) if has_lines else None
         values, num_rows = run.evaluate_plan(prepared, outputs), len(test)
         captured.into(run.folder / "run.log")
         about: dict[str, Any] = {"checkpoint": run.state.step, "backend": run.config.backend}
         about["rows"] = num_rows
         path = run.folder / "test.json"
+        if is_new:
+            path, about["path"] = run.folder / "evaluation.json", source
+            run_folder.write_json(path, {**values, **about})
         if outputs is not None:
-            about["path"] = source
-            run_folder.write_json(run.folder / "evaluation.json", {**values, **about})
             path = write_new(run.folder, "evaluation", ".csv", _by_row(prepared, outputs))
-        else:
+        if not is_new:
             run_folder.write_json(path, {**values, **about})
         console.say(
             f"result   {show(values)}  ({num_rows} {'new ' if is_new else ''}rows, checkpoint "

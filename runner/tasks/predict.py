@@ -15,6 +15,7 @@ from runner.data.files import as_float, locate, read_npz, regular_file
 from runner.data.folders import Folder, below
 from runner.data.table import Table, new_rows
 from runner.data.table_files import TableFile
+from runner.data.text import Windows
 from runner.errors import ConfigError, RunError, show_path
 from runner.run import run_folder
 from runner.run.saved import Run
@@ -37,7 +38,7 @@ def predict(run: Run, source: str) -> int:
             console.say(f"warning: {warning}")
         outputs = run.predict(x).astype(np.float64)
         captured.into(run.folder / "run.log")
-        num_bad = int((~np.isfinite(outputs)).any(axis=1).sum())
+        num_bad = int((~np.isfinite(outputs)).reshape(len(outputs), -1).any(axis=1).sum())
         if num_bad:
             console.say(
                 f"warning: outputs of {num_bad} of {len(outputs)} rows are NaN or infinite; the "
@@ -47,8 +48,14 @@ def predict(run: Run, source: str) -> int:
         columns: dict[str, Any] = {"outputs": outputs}
         if classes:
             columns["probability"] = probabilities(outputs)
-            best = outputs[:, 0] > 0 if outputs.shape[1] == 1 else outputs.argmax(axis=1)
+            is_single = outputs.shape[1:] == (1,)
+            best = outputs[:, 0] > 0 if is_single else outputs.argmax(axis=-1)
             columns["label"] = np.array(classes)[best.astype(int)]
+        if outputs.ndim > 2 and path.suffix.lower() != ".npz":
+            raise ConfigError(
+                f"data.path must be an NPZ file for a run with labels at each step, got "
+                f"{show_path(path)}"
+            )
         suffix = ".npz" if names is None and path.suffix.lower() == ".npz" else ".csv"
         content = _npz(columns) if suffix == ".npz" else _csv(columns, classes, names)
         written = write_new(run.folder, "predictions", suffix, content)
@@ -60,6 +67,12 @@ def _rows(source: str, run: Run) -> tuple[Path, np.ndarray, list[str] | None, li
     """Read the rows. For a run of images or audio, `source` is a folder of files or a file, and
     the rows have names: the paths below the folder. Return warnings too."""
     section = run.config.data
+    if isinstance(section, Windows):
+        raise ConfigError(
+            f"task=predict takes no text, and {run.folder} was trained on data={section.name}; in "
+            f"Python, load_run(FOLDER).tokenizer and .predict continue a text, and task=evaluate "
+            f"data.path=FILE measures a new one"
+        )
     is_table = source.lower().endswith((".csv", ".npz"))
     if not isinstance(section, Folder) or (is_table and not Path(source).is_dir()):
         path = regular_file(source)

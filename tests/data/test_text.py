@@ -17,6 +17,7 @@ from runner.data.order import Chunk
 from runner.data.tokenizer import Tokenizer
 from runner.errors import ConfigError
 from runner.spec import Live, Report
+from tests.command_line import forked
 from tests.training import first, prepare
 
 VERSE = "to be, or not to be: that is the question"
@@ -224,3 +225,37 @@ def test_an_export_predicts_from_token_ids(tmp_path: Path, backend: str) -> None
         with torch.no_grad():
             found = model(torch.from_numpy(np.array(x))).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)  # stock layers sum in another order
+
+
+def test_a_new_text_is_measured_with_the_run_s_tokens(tmp_path: Path) -> None:
+    """41 characters are five windows of 8, with a character after each: the mean loss of the first
+    40 characters but one. The run's own text has its own test rows."""
+    path = write(tmp_path, f"{VERSE} " * 5)
+    run = runner.train(small(path, f"output.root={tmp_path}"), quiet=True)
+    new = write(tmp_path, "be that question: not to be, or Whatever is", "new.txt")
+    values = run.evaluate(new)
+    ids = run.tokenizer.encode(new.read_text())
+    assert ids.tolist().count(0) == 2  # W and v
+    x, y = ids[:40].reshape(5, 8), ids[1:41].reshape(5, 8)
+    z = run.predict(x).astype(np.float64)
+    log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+    mean = -np.take_along_axis(log_p, y[..., None].astype(int), -1).mean()
+    assert values["test/loss"] == pytest.approx(mean, rel=1e-9)
+    assert run.evaluate(path) == run.evaluate()
+
+
+def test_predictions_of_labels_at_each_step_are_an_npz(tmp_path: Path) -> None:
+    path = write(tmp_path, f"{VERSE} " * 5)
+    run = runner.train(small(path, f"output.root={tmp_path}"), quiet=True)
+    data = run.plan.data.train
+    np.savez(tmp_path / "a.npz", x=data.x[:9], y=data.y[:9])
+    arrays = ["data=npz", f"data.path={tmp_path / 'a.npz'}", "trainer.monitor=train/loss"]
+    own = [o for o in small(path, f"output.root={tmp_path / 'b'}") if not o.startswith("data")]
+    run = runner.train([*own, *arrays], quiet=True)
+    command = ("task=predict", f"run={run.folder}", f"data.path={tmp_path / 'a.npz'}")
+    (done,) = forked(tmp_path, command)
+    assert (done.status, done.err) == (0, "")
+    found = np.load(run.folder / "predictions.npz")
+    assert found["outputs"].shape == (9, 8, len(run.data["classes"]))
+    labels = np.array(run.data["classes"])[found["outputs"].argmax(-1)]
+    np.testing.assert_array_equal(found["label"], labels)
