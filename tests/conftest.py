@@ -86,10 +86,11 @@ def _with_one_thread(about: About) -> Iterator[None]:
 dispatcher.importing = _with_one_thread
 
 
-@pytest.fixture(autouse=True)
-def tensorflow_has_one_thread() -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
     """The same for modules of tests that import TensorFlow directly, and after tests that called
-    the command line in this process, which has tuned the import."""
+    the command line in this process, which has tuned the import. A fixture would come too late:
+    fixtures of a module or the session, which may train, are set up first."""
     dispatcher.importing = _with_one_thread
     with _with_one_thread(dispatcher.BACKENDS["keras"]):
         pass
