@@ -20,6 +20,7 @@ from runner import dispatcher
 from runner.__main__ import main
 from runner.config.schema import parse
 from runner.errors import ConfigError, closest, nearest, show
+from tests.rows import slow_but
 
 CATALOGUE = Path(__file__).with_name("command_line_errors.txt")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -116,7 +117,16 @@ def test_every_sentence_is_short_and_names_the_key() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["optimzer=adam", "optimizer.lr=-1", "schedule=cosin", "trainer.monitor=val/los", "--multirn"],
+    slow_but(
+        [
+            "optimzer=adam",
+            "optimizer.lr=-1",
+            "schedule=cosin",
+            "trainer.monitor=val/los",
+            "--multirn",
+        ],
+        "trainer.monitor=val/los",
+    ),
 )
 def test_a_process_of_its_own_says_the_same(line: str, tmp_path: Path) -> None:
     said = dict(CASES)[line]
