@@ -108,7 +108,7 @@ class Dataset:
         """The smallest and largest unscaled values of x in the training rows: per column if columns
         have names or scales, else of the whole array."""
         x = self.train.x
-        low, high = x.extent if self.streams else (x.min(axis=0), x.max(axis=0))
+        low, high = x.ranges if self.streams else (x.min(axis=0), x.max(axis=0))
         if self.x_scaling is not None:
             low, high = self.x_scaling.invert(low), self.x_scaling.invert(high)
         low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)

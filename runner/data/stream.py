@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 
@@ -53,6 +53,11 @@ class StreamedRows:
     def largest(self) -> float:
         """The largest absolute value of all rows."""
         return max(-self.extent[0], self.extent[1])
+
+    @property
+    def ranges(self) -> tuple[Any, Any]:
+        """The smallest and largest values, of all rows, or of the columns of the training rows."""
+        return self.extent
 
     @property
     def row_shape(self) -> tuple[int, ...]:

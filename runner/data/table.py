@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
+from pydantic import model_validator
 
 from runner.data import transforms
 from runner.data.blocks import in_blocks
@@ -27,6 +28,7 @@ from runner.data.splits import SPLITS, Splits
 from runner.data.table_files import SEPARATORS, TableFile
 from runner.data.transforms import Missing, Transform
 from runner.errors import ConfigError, listed, nearest, show
+from runner.schedules.dialects.calls import SentenceError
 from runner.section import Count, Mark
 
 _LISTS = ("columns", "drop", "categories")  # keys with several columns
@@ -108,15 +110,15 @@ class Columns(Splits):
                 fitted.append(transforms.fit(columns[name], parts[0], self.missing))
         problems += self._missing_cells(file, fitted, columns)
         if problems:
-            raise ConfigError(f"{self.path}: {_joined(problems)}")
+            raise ConfigError(f"{self.path}: {joined(problems)}")
         del table, file  # their memory is free before x is made
         own = self._own_rows(fitted, targets, classes)
         data = self._dataset(fitted, columns, parts, y, classes, targets, own)
         check_classes(data, self.path)
-        warnings = [*_index_warnings([columns[name] for name in names])]
+        warnings = [*index_warnings([columns[name] for name in names])]
         if is_labels:
             warnings += numbers_as_labels(f"column {show(targets[0])}", len(y), classes)
-        warnings += _unseen(fitted, columns)
+        warnings += unseen(fitted, columns)
         warnings += [text for rows in own.values() for text in rows.warnings]
         return replace(data, warnings=tuple(warnings))
 
@@ -289,6 +291,14 @@ class Columns(Splits):
         lacking = missing_cells(file, fitted, columns)
         return [f"missing cells in {lacking}; {_FILLS}"] if lacking else []
 
+    def check_features(self, features: Sequence[str]) -> None:
+        """Refuse two features of the same name."""
+        if len(set(features)) < len(features):
+            (repeated, _), *_ = Counter(features).most_common(1)
+            raise ConfigError(
+                f"{self.path}: two features have the name {show(repeated)}; rename a column"
+            )
+
     def _dataset(
         self,
         fitted: Sequence[Transform],
@@ -300,11 +310,7 @@ class Columns(Splits):
         own: Mapping[str, NewRows],
     ) -> Dataset:
         features = [name for transform in fitted for name in transform.features]
-        if len(set(features)) < len(features):
-            (repeated, _), *_ = Counter(features).most_common(1)
-            raise ConfigError(
-                f"{self.path}: two features have the name {show(repeated)}; rename a column"
-            )
+        self.check_features(features)
         folds_sha256 = self.folds_sha256(
             y,
             *(columns[t.name].values for t in fitted),
@@ -315,9 +321,9 @@ class Columns(Splits):
         for name, rows in own.items():
             x[SPLITS.index(name)], targets_of[SPLITS.index(name)] = rows.x, rows.y
         is_scaled = np.array([scaled for t in fitted for scaled in t.is_scaled])
-        x_scaling = _scale(x, is_scaled) if self.standardize else None
+        x_scaling = scale(x, is_scaled) if self.standardize else None
         scales_y = self.standardize and self.task == "regression"
-        y_scaling = _scale(targets_of, np.full(len(targets), True)) if scales_y else None
+        y_scaling = scale(targets_of, np.full(len(targets), True)) if scales_y else None
         train, val, test = map(Split, x, targets_of)
         return Dataset(
             train,
@@ -338,7 +344,9 @@ class Table(Columns):
     """A file with named columns and one row per line or record: CSV with any separator, also
     compressed, Parquet, Feather or Arrow. `data=csv` is the same. The files `val_path` and
     `test_path`, with the columns of `path` in any order, have the rows of these splits, in place of
-    a fraction; what was fitted on the training rows of `path` transforms them."""
+    a fraction; what was fitted on the training rows of `path` transforms them. With `memory_mb` (in
+    2^20 bytes), the rows of a Parquet, Feather or Arrow file are read while training, within this
+    memory, from a temporary file of the transformed rows."""
 
     name: Literal["table", "csv"]
     path: Annotated[str, Mark(on_run=True)]
@@ -346,6 +354,23 @@ class Table(Columns):
     test_path: Annotated[str | None, Mark(on_run=True)]
     separator: Literal["auto", "comma", "semicolon", "tab", "pipe", "space"]
     encoding: str
+    memory_mb: Count | None
+
+    @model_validator(mode="after")
+    def _streams(self) -> "Table":
+        if self.memory_mb is not None and self.own_paths:
+            name = next(iter(self.own_paths))
+            raise SentenceError(
+                f"memory_mb must be null with data.{name}_path, got {self.memory_mb}"
+            )
+        return self
+
+    def load(self) -> Dataset:
+        if self.memory_mb is None:
+            return super().load()
+        from runner.data import table_stream  # it needs this module
+
+        return table_stream.load(self, self.memory_mb)
 
     def file(self, path: str | Path, key: str = "data.path") -> TableFile:
         """Open a file with the section's separator and encoding."""
@@ -445,7 +470,7 @@ def labelled(
         columns, problems = own._columns(file, table, targets)
         y, rows = own._values(file, columns, targets, problems)
         if problems:
-            raise ConfigError(f"{file.path}: {_joined(problems)}")
+            raise ConfigError(f"{file.path}: {joined(problems)}")
     x, warnings = _transformed(file, fitted, source)
     return NewRows(x, y, warnings) if rows is None else NewRows(x[rows], y[rows], warnings)
 
@@ -529,8 +554,8 @@ def _transformed(
         no_value = "the run was trained with data.missing=error, so it has no value for them"
         problems.append(f"missing cells in {lacking}; {_FILLS if source else no_value}")
     if problems:
-        raise ConfigError(f"{file.path}: {_joined(problems)}")
-    return transforms.apply(fitted, columns), _unseen(fitted, columns)
+        raise ConfigError(f"{file.path}: {joined(problems)}")
+    return transforms.apply(fitted, columns), unseen(fitted, columns)
 
 
 def missing_cells(
@@ -561,32 +586,32 @@ def _infinite(file: TableFile, column: Column) -> str | None:
     )
 
 
-def _joined(problems: Sequence[str]) -> str:
+def joined(problems: Sequence[str]) -> str:
     more = [f"{len(problems) - _MOST} more problems"] if len(problems) > _MOST else []
     return "; ".join([*problems[:_MOST], *more])
 
 
-def _scale(parts: Sequence[np.ndarray], is_scaled: np.ndarray) -> Scaling:
+def scale(parts: Sequence[np.ndarray], is_scaled: np.ndarray) -> Scaling:
     """Scale the parts in place, some columns only, by the first part's mean and deviation."""
     scaling = fit_scaling(parts[0])
     scaling = Scaling(
         np.where(is_scaled, scaling.offset, 0.0), np.where(is_scaled, scaling.scale, 1.0)
     )
     for part in parts:
-        _apply_in_place(scaling, part)
+        scale_in_place(scaling, part)
     return scaling
 
 
-def _apply_in_place(scaling: Scaling, values: np.ndarray) -> None:
-    def scale(rows: slice) -> None:
+def scale_in_place(scaling: Scaling, values: np.ndarray) -> None:
+    def scale_block(rows: slice) -> None:
         with np.errstate(over="ignore"):
             values[rows] -= scaling.offset
             values[rows] /= scaling.scale
 
-    in_blocks(scale, len(values))
+    in_blocks(scale_block, len(values))
 
 
-def _unseen(fitted: Iterable[Transform], columns: Mapping[str, Column]) -> list[str]:
+def unseen(fitted: Iterable[Transform], columns: Mapping[str, Column]) -> list[str]:
     """Warn of categories that only validation and test rows have."""
     unseen = {t.name: t.unknown(columns[t.name]) for t in fitted if t.kind == "text"}
     return [
@@ -597,7 +622,7 @@ def _unseen(fitted: Iterable[Transform], columns: Mapping[str, Column]) -> list[
     ]
 
 
-def _index_warnings(columns: Sequence[Column]) -> list[str]:
+def index_warnings(columns: Sequence[Column]) -> list[str]:
     """Warn of columns that count the rows: they are probably indexes."""
     return [
         f"column {show(c.name)} counts the rows; if it is an index, leave it out with data.drop"

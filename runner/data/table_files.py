@@ -55,7 +55,7 @@ class TableFile:
     @cached_property
     def kind(self) -> str:
         """csv, parquet or arrow."""
-        start = self._content[:8]
+        start = self.head
         if start.startswith(b"PAR1"):
             return "parquet"
         if start.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
@@ -135,7 +135,7 @@ class TableFile:
         if self.kind == "parquet":
             from pyarrow import parquet
 
-            return parquet.read_table(pa.BufferReader(self._content), columns=list(columns))
+            return parquet.read_table(self.open(), columns=list(columns))
         if self.kind == "arrow":
             return self._arrow().read_all().select(list(columns))
         from pyarrow import csv as reader
@@ -158,14 +158,23 @@ class TableFile:
             self._explain()
         return table.rename_columns(list(columns))
 
-    def _schema(self) -> Any:
+    @property
+    def head(self) -> bytes:
+        """The first eight bytes."""
+        return self._content[:8]
+
+    def open(self) -> Any:
+        """Return pyarrow's source of the bytes."""
         import pyarrow as pa
 
+        return pa.BufferReader(self._content)
+
+    def _schema(self) -> Any:
         try:
             if self.kind == "parquet":
                 from pyarrow import parquet
 
-                return parquet.read_schema(pa.BufferReader(self._content))
+                return parquet.read_schema(self.open())
             return self._arrow().schema
         except Exception as error:
             raise ConfigError(
@@ -176,10 +185,9 @@ class TableFile:
         """Open an Arrow file (Feather), or a stream of Arrow's record batches."""
         import pyarrow as pa
 
-        source = pa.BufferReader(self._content)
-        if self._content[:6] == b"ARROW1":
-            return pa.ipc.open_file(source)
-        return pa.ipc.open_stream(source)
+        if self.head.startswith(b"ARROW1"):
+            return pa.ipc.open_file(self.open())
+        return pa.ipc.open_stream(self.open())
 
     @cached_property
     def _content(self) -> bytes:
@@ -193,7 +201,7 @@ class TableFile:
             if size > most:
                 raise ConfigError(
                     f"{self.path} has {size / 2**30:.1f} GiB, more than a quarter of this "
-                    f"machine's memory; data=npy reads rows while training"
+                    f"machine's memory; data.memory_mb reads Parquet and Feather while training"
                 )
             return self.path.read_bytes()
         try:

@@ -502,8 +502,9 @@ def _moved(section: Columns | Folder, source: Any) -> Any:
         return section.of(Frame, name="frame").holding(Frames({"train": source}))
     if isinstance(section, Table):
         return section.model_copy(update={"path": source})
-    keys = {"separator": "auto", "encoding": "auto", "val_path": None, "test_path": None}
-    return section.of(Table, name="table", path=source, **keys)
+    keys = {"separator": "auto", "encoding": "auto"}
+    absent = dict.fromkeys(("val_path", "test_path", "memory_mb"))
+    return section.of(Table, name="table", path=source, **keys, **absent)
 
 
 def _token_ids(values: np.ndarray, num: int) -> np.ndarray:

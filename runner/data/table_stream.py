@@ -1,0 +1,266 @@
+"""Tables larger than memory: the transforms are fitted column by column, then all rows are
+transformed once, in blocks, and written to a temporary file, from which training reads them.
+
+A Parquet file can be read by groups of rows only, and the order of an epoch needs rows by number.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runner.data import transforms
+from runner.data.cells import Column
+from runner.data.dataset import Dataset, Scaling, Split, check_classes, fit_scaling
+from runner.data.files import numbers_as_labels, regular_file
+from runner.data.stream import FileRows
+from runner.data.table import (
+    Columns,
+    index_warnings,
+    joined,
+    read_columns,
+    scale,
+    scale_in_place,
+    unseen,
+)
+from runner.data.table_files import TableFile
+from runner.data.transforms import Transform
+from runner.errors import ConfigError, show
+
+_ROWS = 65_536  # of a block
+
+
+@dataclass(frozen=True)
+class TableRows(FileRows):
+    """The transformed rows of a table, in a temporary file."""
+
+    low: np.ndarray  # float64[F], the smallest values of the training rows
+    high: np.ndarray
+    folder: Any  # tempfile.TemporaryDirectory: it is removed with the last of these rows
+
+    @property
+    def ranges(self) -> tuple[Any, Any]:
+        return self.low, self.high
+
+
+@dataclass(frozen=True)
+class StreamedFile(TableFile):
+    """A Parquet or Arrow file that is not held in memory."""
+
+    @cached_property
+    def head(self) -> bytes:
+        with self.path.open("rb") as file:
+            return file.read(8)
+
+    def open(self) -> Any:
+        import pyarrow as pa
+
+        return pa.OSFile(str(self.path))
+
+    def _read(self, columns: Sequence[str], as_text: Any) -> Any:
+        if self.kind == "arrow":
+            return self._some(columns).read_all().select(list(columns))
+        return super()._read(columns, as_text)
+
+    def _some(self, columns: Sequence[str]) -> Any:
+        """Open an Arrow file for some columns."""
+        import pyarrow as pa
+
+        which = [self.names.index(name) for name in columns]
+        options = pa.ipc.IpcReadOptions(included_fields=which)
+        return pa.ipc.open_file(self.open(), options=options)
+
+    def batches(self, columns: Sequence[str]) -> Iterator[Any]:
+        """Yield tables of at most _ROWS rows, in the order of the file."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        if self.kind == "parquet":
+            stored = parquet.ParquetFile(self.open())
+            groups: Any = stored.iter_batches(batch_size=_ROWS, columns=list(columns))
+        else:
+            reader = self._some(columns)
+            groups = (reader.get_batch(i) for i in range(reader.num_record_batches))
+        for group in groups:
+            for first in range(0, group.num_rows, _ROWS):
+                yield pa.Table.from_batches([group.slice(first, _ROWS)])
+
+
+@dataclass
+class _Fit:
+    """The transforms and scalings, fitted column by column."""
+
+    transforms: list[Transform] = field(default_factory=list)
+    offset: list[float] = field(default_factory=list)  # of each feature
+    scale: list[float] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    hashes: list[np.ndarray] = field(default_factory=list)  # of each column
+
+    @property
+    def features(self) -> list[str]:
+        return [name for transform in self.transforms for name in transform.features]
+
+
+def load(section: Columns, memory_mb: int) -> Dataset:
+    """Load the table of a section. x stays in a file, of which `memory_mb` are in memory."""
+    file = _opened(section)
+    targets = section._targets(file.names)
+    names = section._features(file.names, targets)
+    is_labels = section.task == "classification"
+    fit = _Fit()
+    followed = [name for name in (section.group, section.time) if name is not None]
+    table = file.read([*dict.fromkeys([*targets, *followed])], targets if is_labels else [])
+    if table.num_rows == 0:
+        raise ConfigError(f"{section.path} holds no rows")
+    if is_labels:
+        y, classes, rows = section._labels(file, table, targets)
+    else:
+        columns, fit.problems = section._columns(file, table, targets)
+        (y, rows), classes = section._values(file, columns, targets, fit.problems), ()
+    parts = section._parts(file, table, y, rows)
+    del table
+    for name in names:
+        _fit_column(section, file, name, parts[0], fit, is_alone=len(names) == 1)
+    if fit.problems:
+        raise ConfigError(f"{section.path}: {joined(fit.problems)}")
+    data = _dataset(section, file, fit, parts, y)
+    target: Any = targets[0] if len(targets) == 1 else list(targets)
+    data = replace(data, classes=classes, target=target, memory=memory_mb * 2**20)
+    check_classes(data, section.path)
+    if is_labels:
+        fit.warnings += numbers_as_labels(f"column {show(targets[0])}", len(y), classes)
+    return replace(data, warnings=tuple(fit.warnings))
+
+
+def _opened(section: Columns) -> StreamedFile:
+    file = StreamedFile(regular_file(section.path))
+    if not file.head.startswith((b"PAR1", b"ARROW1")):
+        raise ConfigError(
+            f"data.memory_mb must be null unless data.path is a Parquet, Feather or Arrow file, "
+            f"got {show(section.path)}"
+        )
+    return file
+
+
+def _fit_column(
+    section: Columns,
+    file: StreamedFile,
+    name: str,
+    train: np.ndarray,
+    fit: _Fit,
+    is_alone: bool,
+) -> None:
+    """Fit the transform and the scaling of a column on the training rows."""
+    table = file.read([name])
+    columns, problems = section._columns(file, table, [name])
+    fit.problems += problems
+    if name not in columns:
+        return
+    column = columns[name]
+    transform = transforms.fit(column, train, section.missing)
+    fit.problems += section._missing_cells(file, [transform], columns)
+    if fit.problems:
+        return
+    fit.transforms.append(transform)
+    fit.warnings += [*index_warnings([column]), *unseen([transform], columns)]
+    digest = hashlib.sha256(repr(column.categories).encode() + column.values.tobytes())
+    fit.hashes.append(np.frombuffer(digest.digest(), np.uint8))
+    scaled = transform.is_scaled if section.standardize else []
+    fit.offset += [0.0] * len(transform.features)
+    fit.scale += [1.0] * len(transform.features)
+    if any(scaled):  # a number or date: its first feature
+        taken = replace(column, values=column.values[train])
+        # with a second column NumPy adds rows in the order in which it adds those of a whole table
+        width = max(len(transform.features), 1 if is_alone else 2)
+        values = np.zeros((len(train), width))
+        transform.write(taken, slice(None), values[:, : len(transform.features)])
+        scaling = fit_scaling(values)
+        at = len(fit.offset) - len(transform.features)
+        fit.offset[at], fit.scale[at] = float(scaling.offset[0]), float(scaling.scale[0])
+
+
+def _dataset(
+    section: Columns,
+    file: StreamedFile,
+    fit: _Fit,
+    parts: Sequence[np.ndarray],
+    y: np.ndarray,
+) -> Dataset:
+    section.check_features(fit.features)
+    rows = _written(section, file, fit, parts, len(y))
+    targets = [y[part] for part in parts]
+    scales_y = section.standardize and section.task == "regression"
+    y_scaling = scale(targets, np.full(y.shape[1], True)) if scales_y else None
+    train, val, test = (Split(rows.taken(p), t) for p, t in zip(parts, targets, strict=True))
+    x_scaling = Scaling(np.array(fit.offset), np.array(fit.scale))
+    return Dataset(
+        train,
+        val,
+        test,
+        task=section.task,
+        classes=(),
+        features=tuple(fit.features),
+        x_scaling=x_scaling if section.standardize else None,
+        y_scaling=y_scaling,
+        folds_sha256=section.folds_sha256(y, *fit.hashes),
+        columns=tuple(transform.as_json() for transform in fit.transforms),
+    )
+
+
+def _written(
+    section: Columns, file: StreamedFile, fit: _Fit, parts: Sequence[np.ndarray], num_rows: int
+) -> TableRows:
+    """Transform all rows in blocks, and write them to a temporary file."""
+    folder = tempfile.TemporaryDirectory(prefix="twinrun-table-")
+    path = Path(folder.name) / "x.npy"
+    shape = (num_rows, len(fit.features))
+    stored = np.lib.format.open_memmap(path, "w+", np.float64, shape)
+    stored.flush()
+    del stored
+    is_train = np.zeros(num_rows, bool)
+    is_train[parts[0]] = True
+    low, high = np.full(shape[1], np.inf), np.full(shape[1], -np.inf)
+    least, largest, first, digest = np.inf, -np.inf, 0, hashlib.sha256()
+    scaling = Scaling(np.array(fit.offset), np.array(fit.scale))
+    names = [transform.name for transform in fit.transforms]
+    texts = [transform.name for transform in fit.transforms if transform.kind == "text"]
+    for table in file.batches(names):
+        columns, _ = read_columns(file, table, names, texts, is_new=True)
+        known = {t.name: _as_fitted(columns[t.name], t) for t in fit.transforms}
+        x = transforms.apply(fit.transforms, known)
+        if section.standardize:
+            scale_in_place(scaling, x)
+        end = first + len(x)
+        np.lib.format.open_memmap(path, "r+")[first:end] = x
+        digest.update(x.data)
+        train = x[is_train[first:end]]
+        low = np.minimum(low, train.min(axis=0, initial=np.inf))
+        high = np.maximum(high, train.max(axis=0, initial=-np.inf))
+        least, largest, first = min(least, x.min()), max(largest, x.max()), end
+    return TableRows(
+        rows=np.arange(num_rows),
+        dtype=np.dtype(np.float64),
+        extent=(float(least), float(largest)),
+        sha256=digest.hexdigest(),
+        files=(path,),
+        starts=np.zeros(1, np.int64),
+        stored_shape=shape[1:],
+        channels="last",
+        low=low,
+        high=high,
+        folder=folder,
+    )
+
+
+def _as_fitted(column: Column, transform: Transform) -> Column:
+    """Return a block of a column with the kind of its transform. A block of numbers that has only
+    missing cells looks like text."""
+    if column.kind == "text" and transform.kind != "text":
+        return Column(column.name, transform.kind, np.full(len(column.values), np.nan))
+    return column

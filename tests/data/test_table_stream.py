@@ -1,0 +1,123 @@
+"""Tables that stay in files: the same rows, transforms and losses as in memory, to the bit."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import csv, feather, parquet
+
+from runner.data import table_stream
+from runner.data.dataset import Dataset
+from runner.errors import ConfigError
+from runner.run.run_folder import read_columns
+from tests.command_line import BACKENDS, forked
+from tests.data.test_data import dataset
+from tests.data.test_table import penguins, written
+from tests.rows import slow_but
+
+Write = Callable[[pa.Table, Path], object]
+WRITE: dict[str, Write] = {
+    "parquet": lambda t, p: parquet.write_table(t, p, row_group_size=50),
+    "feather": lambda t, p: feather.write_feather(t, p, chunksize=50),
+    "arrow": lambda t, p: feather.write_feather(t, p, compression="uncompressed"),
+}
+
+
+def stored(folder: Path, write: Write, rows: list[list[str]] | None = None) -> Path:
+    text = written(folder / "a.csv", penguins() if rows is None else rows)
+    write(csv.read_csv(text), folder / "a.table")
+    return folder / "a.table"
+
+
+def parts(data: Dataset) -> list[np.ndarray]:
+    splits = (data.train, data.val, data.test)
+    return [array[:] for split in splits for array in (split.x, split.y)]
+
+
+@pytest.mark.parametrize("write", WRITE)
+@pytest.mark.parametrize("missing", ["mean", "median", "most_frequent", "-1.5", "indicator"])
+@pytest.mark.parametrize("target", ["species", "bill"])
+def test_rows_are_those_in_memory_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str, missing: str, target: str
+) -> None:
+    monkeypatch.setattr(table_stream, "_ROWS", 7)  # a block may have no cell of a column
+    path = stored(tmp_path, WRITE[write])
+    task = "classification" if target == "species" else "regression"
+    keys = [f"data.path={path}", f"data.missing={missing}", f"data.target={target}"]
+    keys += [f"data.task={task}", "data.missing_target=drop", "data.split=stratified"]
+    if task == "regression":
+        keys[-1] = "data.fold=1"
+    resident, streamed = (
+        dataset("data=table", *keys),
+        dataset("data=table", *keys, "data.memory_mb=1"),
+    )
+    for a, b in zip(parts(resident), parts(streamed), strict=True):
+        assert np.array_equal(a, b)
+    one, other = resident.description(), streamed.description()
+    hashes = ("sha256", "values_sha256", "folds_sha256")
+    assert {k: v for k, v in one.items() if k not in hashes} == {
+        k: v for k, v in other.items() if k not in hashes
+    }
+    assert resident.warnings == streamed.warnings
+
+
+def test_a_single_column_has_the_same_bits_too(tmp_path: Path) -> None:
+    path = stored(tmp_path, WRITE["parquet"])
+    keys = [f"data.path={path}", "data.target=species", "data.columns=[flipper]"]
+    keys.append("data.missing=mean")
+    resident, streamed = (
+        dataset("data=table", *keys),
+        dataset("data=table", *keys, "data.memory_mb=1"),
+    )
+    for a, b in zip(parts(resident), parts(streamed), strict=True):
+        assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
+def test_a_training_has_the_same_losses_and_evaluates_and_predicts(
+    tmp_path: Path, backend: str
+) -> None:
+    stored(tmp_path, WRITE["parquet"])
+    keys = ("data=table", "data.path=a.table", "data.target=species", "data.missing=mean")
+    short = (f"backend={backend}", "trainer.max_epochs=3", "device=cpu")
+    done = [forked(tmp_path, (*keys, *short, *more))[0] for more in ((), ("data.memory_mb=1",))]
+    assert [(each.status, each.err) for each in done] == [(0, ""), (0, "")]
+    losses = [read_columns(tmp_path / each.folder / "metrics.csv")["val/loss"] for each in done]
+    assert np.array_equal(*losses)
+    run = f"run={done[1].folder}"
+    later = forked(
+        tmp_path,
+        ("task=evaluate", run),
+        ("task=predict", run, "data.path=a.csv"),
+        ("task=describe", *keys, "data.memory_mb=1"),
+    )
+    assert [each.status for each in later] == [0, 0, 0], later
+
+
+def test_what_cannot_be_streamed_is_refused_in_one_line(tmp_path: Path) -> None:
+    text = written(tmp_path / "a.csv", penguins())
+    with pytest.raises(ConfigError, match=r"data.memory_mb must be null unless data.path is a Par"):
+        dataset("data=table", f"data.path={text}", "data.memory_mb=1")
+    path = stored(tmp_path, WRITE["parquet"])
+    keys = ["data=table", f"data.path={path}", "data.target=species"]
+    with pytest.raises(ConfigError) as in_memory:
+        dataset(*keys)
+    with pytest.raises(ConfigError) as streamed:
+        dataset(*keys, "data.memory_mb=1")
+    for refused in (in_memory, streamed):
+        assert "missing cells in bill (7, first in row 3)" in str(refused.value)
+
+
+def test_the_temporary_file_goes_with_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_stream.tempfile, "tempdir", str(tmp_path))
+    path = stored(tmp_path, WRITE["parquet"])
+    keys = [f"data.path={path}", "data.target=species", "data.missing=mean"]
+    data = dataset("data=table", *keys, "data.memory_mb=1")
+    (folder,) = tmp_path.glob("twinrun-table-*")
+    assert data.train.x.folder.name == str(folder)
+    del data
+    assert not folder.exists()
