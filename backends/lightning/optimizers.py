@@ -133,12 +133,11 @@ class LARS(_Layerwise):
 
 
 class Muon(Optimizer):
-    """Muon for the groups of the kind "", AdamW for the others. A parameter's first axis is that of
-    the outputs."""
+    """Muon for the groups of the kind "", AdamW for the others."""
 
-    def __init__(self, spec: Any, groups: Any) -> None:
+    def __init__(self, spec: Any, groups: Any, canonical: Callable[[Tensor], Tensor]) -> None:
         super().__init__(groups, {"lr": spec.lr, "momentum": spec.momentum})
-        self.spec = spec
+        self.spec, self.canonical = spec, canonical
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -157,12 +156,15 @@ class Muon(Optimizer):
         p.addcdiv_(m, root, value=-group["lr"] / (1 - s.adamw_beta1**t))
 
     def _muon(self, group: Any, p: Tensor, g: Tensor, state: dict[str, Tensor]) -> None:
-        momentum, matrix = group["momentum"], (p.shape[0], -1)
+        momentum = group["momentum"]
         b = state["momentum"].mul_(momentum).add_(g, alpha=1 - momentum)
         d = b * momentum + g * (1 - momentum) if self.spec.nesterov else b
-        x = _orthogonal(d.reshape(matrix), self.spec).reshape(p.shape)
-        ratio = self.spec.ratio(p.numel() // p.shape[0], p.shape[0])
-        p.sub_(x, alpha=group["lr"] * ratio)
+        d_view, p_view = self.canonical(d), self.canonical(p)
+        if p_view is p:  # of the user's own model, in torch's layout
+            d_view, p_view = d.movedim(0, -1), p.movedim(0, -1)
+        num_out = p_view.shape[-1]
+        x = _orthogonal(d_view.reshape(-1, num_out).T, self.spec).T.reshape(p_view.shape)
+        p_view.sub_(x, alpha=group["lr"] * self.spec.ratio(p.numel() // num_out, num_out))
 
 
 def _orthogonal(x: Tensor, s: Any) -> Tensor:
@@ -500,13 +502,15 @@ _OPTIMIZERS: dict[str, Any] = {
     "lion": lambda s, groups: Lion(groups, lr=s.lr, betas=(s.beta1, s.beta2), weight_decay=0.0),
     "lamb": lambda s, groups: LAMB(s, groups, betas=(s.beta1, s.beta2)),
     "lars": lambda s, groups: LARS(s, groups, momentum=s.momentum),
-    "muon": Muon,
     "ademamix": AdEMAMix,
     "prodigy": Prodigy,
     "schedule_free_sgd": ScheduleFree,
     "schedule_free_adamw": lambda s, groups: ScheduleFree(s, groups, betas=(s.beta1, s.beta2)),
 }
-_BY_AXES: dict[str, Any] = {"adafactor": Adafactor}  # updates that need the canonical axes
+_BY_AXES: dict[str, Any] = {
+    "adafactor": Adafactor,
+    "muon": Muon,
+}  # updates that need the canonical axes
 
 
 def _state_key(spec: Any, slot: str) -> str:
