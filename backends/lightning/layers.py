@@ -507,21 +507,32 @@ def _build(node: spec.Node, dropout_state: DropoutState | None) -> nn.Module:
             return (
                 Dropout(s.rate, node.index, dropout_state) if dropout_state else nn.Dropout(s.rate)
             )
+        case "residual":
+            return _Residual(node, dropout_state)
+    return _build_norm(node) if s.layer.endswith("_norm") else _build_for_sequences(node)
+
+
+def _build_norm(node: spec.Node) -> nn.Module:
+    s, channels = node.spec, node.input_shape[-1]
+    match s.layer:
         case "batch_norm":
             norm = nn.BatchNorm2d if len(node.input_shape) == 3 else _BatchNorm1d
             return norm(channels, eps=s.eps, momentum=1 - s.momentum)
         case "layer_norm":
             return _LayerNorm(channels, eps=s.eps)
-        case "embedding":
-            return _Embedding(node)
         case "rms_norm":
             return _RMSNorm(channels, eps=s.eps)
         case "group_norm":
             return _GroupNorm(s.groups, channels, eps=s.eps)
+    raise AssertionError(s.layer)
+
+
+def _build_for_sequences(node: spec.Node) -> nn.Module:
+    match node.spec.layer:
+        case "embedding":
+            return _Embedding(node)
         case "position_embedding":
             return _PositionEmbedding(node)
         case "attention":
             return _Attention(node)
-        case "residual":
-            return _Residual(node, dropout_state)
-    raise AssertionError(s.layer)
+    raise AssertionError(node.spec.layer)
