@@ -81,7 +81,7 @@ def test_the_data_page_runs_and_its_predictions_are_right(tmp_path: Path) -> Non
         done = execute(script, tmp_path)
         assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
     (run,) = (tmp_path / "outputs" / "runs").iterdir()
-    text, code = blocks("python", DATA)
+    text, code, _ = blocks("python", DATA)  # a test of exports runs the last one
     done = execute('python -c "$0"', tmp_path, text)
     assert done.returncode == 0, done.stderr
     done = execute('python -c "$0"', tmp_path, code.replace("FOLDER", str(run)))
