@@ -2,7 +2,7 @@
 [..., in, out]."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -114,6 +114,13 @@ def _is_16_bit(x: Any) -> bool:
     return keras.backend.standardize_dtype(x.dtype) in ("bfloat16", "float16")
 
 
+def _in_wide_dtype(layer: native.Layer, x: Any, compute: Callable[[Any], Any]) -> Any:
+    """Apply `compute` to x, in float32 if x has 16 bits."""
+    if not _is_16_bit(x):
+        return compute(x)
+    return ops.cast(compute(ops.cast(x, "float32")), layer.compute_dtype)
+
+
 class _BatchNorm(native.BatchNormalization):
     """Batch norm with torch's running variance, which is unbiased: n / (n - 1) times the batch's.
     Keras's is biased."""
@@ -162,38 +169,33 @@ class _LayerNorm(native.LayerNormalization):
     """Layer norm with eps in the dtype of x. Keras casts eps to float32."""
 
     def call(self, inputs: Any) -> Any:
-        x = inputs
-        is_16_bit = _is_16_bit(x)
-        if is_16_bit:
-            x = ops.cast(x, "float32")
+        return _in_wide_dtype(self, inputs, self._normalized)
+
+    def _normalized(self, x: Any) -> Any:
         mean, variance = tf.nn.moments(x, [-1], keepdims=True)
-        y = (x - mean) * tf.math.rsqrt(
+        return (x - mean) * tf.math.rsqrt(
             variance + constant(self.epsilon, variance)
         ) * self.gamma + self.beta
-        return ops.cast(y, self.compute_dtype) if is_16_bit else y
 
 
 class _RMSNorm(native.RMSNormalization):
     """RMS norm with eps in the dtype of x. Keras casts eps to float32."""
 
     def call(self, inputs: Any) -> Any:
-        x = inputs
-        is_16_bit = _is_16_bit(x)
-        if is_16_bit:
-            x = ops.cast(x, "float32")
+        return _in_wide_dtype(self, inputs, self._normalized)
+
+    def _normalized(self, x: Any) -> Any:
         mean_square = tf.reduce_mean(x * x, -1, keepdims=True)
-        y = x * tf.math.rsqrt(mean_square + constant(self.epsilon, x)) * self.scale
-        return ops.cast(y, self.compute_dtype) if is_16_bit else y
+        return x * tf.math.rsqrt(mean_square + constant(self.epsilon, x)) * self.scale
 
 
 class _GroupNorm(native.GroupNormalization):
     """Group norm with eps in the dtype of x. Keras casts eps to float32."""
 
     def call(self, inputs: Any) -> Any:
-        x = inputs
-        is_16_bit = _is_16_bit(x)
-        if is_16_bit:
-            x = ops.cast(x, "float32")
+        return _in_wide_dtype(self, inputs, self._normalized)
+
+    def _normalized(self, x: Any) -> Any:
         *positions, channels = x.shape[1:]
         size = channels // self.groups
         by_group = tf.reshape(x, [-1, math.prod(positions), self.groups, size])
@@ -203,8 +205,7 @@ class _GroupNorm(native.GroupNormalization):
             for w in (self.gamma, self.beta)
         )
         scale = tf.math.rsqrt(variance + constant(self.epsilon, x)) * gamma
-        y = tf.reshape((by_group - mean) * scale + beta, [-1, *positions, channels])
-        return ops.cast(y, self.compute_dtype) if is_16_bit else y
+        return tf.reshape((by_group - mean) * scale + beta, [-1, *positions, channels])
 
 
 class _PositionEmbedding(native.Layer):

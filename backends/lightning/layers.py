@@ -309,26 +309,28 @@ class _Reshape(nn.Module):
         return y.permute(0, 3, 1, 2) if len(self.shape) == 3 else y
 
 
+def _with_features_last(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply `norm`, which expects the features on the last axis; images have them on axis 1."""
+    return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if x.ndim == 4 else norm(x)
+
+
+def _with_features_first(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply `norm`, which expects the features on axis 1; sequences have them on the last axis."""
+    return norm(x.transpose(1, 2)).transpose(1, 2) if x.ndim == 3 else norm(x)
+
+
 class _BatchNorm1d(nn.BatchNorm1d):
     """Batch norm of [B, C] and of sequences [B, T, C]; torch expects the features on axis 1."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return (
-            super().forward(x.transpose(1, 2)).transpose(1, 2)
-            if x.ndim == 3
-            else super().forward(x)
-        )
+        return _with_features_first(super().forward, x)
 
 
 class _LayerNorm(nn.LayerNorm):
     """Layer norm over the features or the channels of an image; images have them on axis 1."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return (
-            super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            if x.ndim == 4
-            else super().forward(x)
-        )
+        return _with_features_last(super().forward, x)
 
 
 class _Embedding(nn.Module):
@@ -347,22 +349,14 @@ class _RMSNorm(nn.RMSNorm):
     """RMS norm over the features or the channels of an image; images have them on axis 1."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return (
-            super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            if x.ndim == 4
-            else super().forward(x)
-        )
+        return _with_features_last(super().forward, x)
 
 
 class _GroupNorm(nn.GroupNorm):
     """Group norm; torch expects the features of a sequence on axis 1, too."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return (
-            super().forward(x.transpose(1, 2)).transpose(1, 2)
-            if x.ndim == 3
-            else super().forward(x)
-        )
+        return _with_features_first(super().forward, x)
 
 
 class _PositionEmbedding(nn.Module):

@@ -7,6 +7,7 @@ the layers of a kind in order of definition, nested layers included.
 """
 
 import math
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -156,9 +157,9 @@ class _Recurrent(_Layer):
             )
         )
 
+    @abstractmethod
     def _gates(self) -> tuple[int, Shape]:
         """The width of all gates and the shape of the bias."""
-        raise NotImplementedError
 
     @property
     def prefixes(self) -> tuple[str, ...]:

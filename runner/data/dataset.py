@@ -9,6 +9,7 @@ import numpy as np
 
 from runner.data.blocks import mean_and_deviation
 from runner.data.source import Batch, Field
+from runner.data.splits import SPLIT_WORDS
 from runner.data.tokenizer import Tokenizer
 from runner.data.transforms import Transform
 from runner.errors import ConfigError, show
@@ -170,14 +171,14 @@ class Dataset:
     def as_tokens(self, source: str) -> "Dataset":
         """Convert x to token ids. Raise ConfigError if it has other numbers."""
         splits = {"train": self.train, "val": self.val, "test": self.test}
-        words = {"train": "training", "val": "validation", "test": "test"}
         for name, split in splits.items():
             bad = (split.x < 0) | (split.x != np.rint(split.x)) | (split.x >= 2**31)
             if bad.any():
                 row = int(np.argwhere(bad)[0][0])
                 raise ConfigError(
                     f"{source}: x must have token ids for a model that begins with embedding, "
-                    f"whole numbers from 0, got {split.x[bad][0]:g} in {words[name]} row {row}"
+                    f"whole numbers from 0, got {split.x[bad][0]:g} in "
+                    f"{SPLIT_WORDS[name]} row {row}"
                 )
         num = 1 + max(int(split.x.max(initial=0)) for split in splits.values())
         ids = {name: Split(split.x.astype(np.int32), split.y) for name, split in splits.items()}

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -76,6 +77,7 @@ class Folder(Splits):
             yield Path(self.table).expanduser()
         yield from self.listing().files
 
+    @abstractmethod
     def new_rows(
         self, files: Sequence[Path], description: Mapping[str, Any]
     ) -> tuple[np.ndarray, list[str]]:
@@ -88,7 +90,6 @@ class Folder(Splits):
         Returns:
             The rows, [N, *input_shape], unless they differ from those of the run; and warnings.
         """
-        raise NotImplementedError
 
     def labelled_rows(self, path: str, description: Mapping[str, Any]) -> tuple[Dataset, list[str]]:
         """Read new labelled files for a run, as the test split of a data set.

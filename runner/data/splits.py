@@ -15,6 +15,7 @@ from runner.section import MOST, Fraction, Index, Section
 
 Kind = Literal["random", "stratified", "grouped", "chronological"]
 SPLITS = ("train", "val", "test")
+SPLIT_WORDS = {"train": "training", "val": "validation", "test": "test"}
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray]  # int64 each: training, validation, test rows
 
 # A key that selects the rows of a split -> the fraction that must be 0 then

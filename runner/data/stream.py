@@ -5,6 +5,7 @@ import math
 import os
 import re
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +39,7 @@ _BLOCK = 16 * 2**20  # bytes to read at a time in a pass over all rows
 
 
 @dataclass(frozen=True)
-class StreamedRows:
+class StreamedRows(ABC):
     """Rows that are read when they are needed, so that memory holds only those that were read."""
 
     rows: np.ndarray  # int64[N], the numbers of these rows among all rows, in order
@@ -60,9 +61,9 @@ class StreamedRows:
         return self.extent
 
     @property
+    @abstractmethod
     def row_shape(self) -> tuple[int, ...]:
         """The shape of a row as it is read."""
-        raise NotImplementedError
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -72,9 +73,9 @@ class StreamedRows:
     def row_bytes(self) -> int:
         return int(np.prod(self.row_shape)) * self.dtype.itemsize
 
+    @abstractmethod
     def __getitem__(self, which: np.ndarray | slice) -> np.ndarray:
         """Read rows in the requested order.  # int64[n] -> dtype[n, ...]"""
-        raise NotImplementedError
 
     def taken(self, which: np.ndarray) -> Self:
         """Return some of the rows without reading them."""

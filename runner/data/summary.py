@@ -14,10 +14,10 @@ import numpy as np
 
 from runner.data.dataset import Dataset, Scaling, Split, largest_of
 from runner.data.files import UNSCALED
+from runner.data.splits import SPLIT_WORDS
 from runner.data.stream import StreamedRows
 from runner.errors import show
 
-_WORDS = {"train": "training", "val": "validation", "test": "test"}
 _BLOCK = 2**19  # values in one block
 _MOST_DISTINCT = 1000  # distinct values to count, unless the data is a table in memory
 _MOST_NAMES = 5  # in one warning
@@ -380,7 +380,7 @@ def _warnings(
         if number := summary.duplicates[name]:
             verb = "equals" if number == 1 else "equal"
             yield (
-                f"{number} of {summary.rows[name]} {_WORDS[name]} rows {verb} a training row "
+                f"{number} of {summary.rows[name]} {SPLIT_WORDS[name]} rows {verb} a training row "
                 f"(all values of x); they do not test what the model does with new rows"
             )
 
@@ -482,7 +482,7 @@ def _class_warnings(summary: Summary) -> Iterator[str]:
             listed = ", ".join(map(show, missing[:_MOST_NAMES]))
             more = f" and {len(missing) - _MOST_NAMES} more" if len(missing) > _MOST_NAMES else ""
             words = "class" if len(missing) == 1 else "classes"
-            yield f"the {_WORDS[split]} rows have no row of the {words} {listed}{more}"
+            yield f"the {SPLIT_WORDS[split]} rows have no row of the {words} {listed}{more}"
     counts = {name: of["train"] for name, of in summary.classes.items() if of["train"]}
     if counts:
         most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)

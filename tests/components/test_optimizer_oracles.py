@@ -397,7 +397,7 @@ def test_other_packages_optimizers_give_the_stored_numbers(backend: str, name: s
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_x_is_the_weighted_mean_of_z(backend: str) -> None:
-    """With constant rates x after t updates is the mean of z_1 ... z_t, and z is plain SGD's path:
+    """The mean of z_1 ... z_t is x after t updates at constant rates; z is plain SGD's path, since
     the gradients are given."""
     weights, *gradients = drawn(2, 1 + NUM_STEPS)
     spec = optimizer("schedule_free_sgd", beta1=0.7)

@@ -38,7 +38,7 @@ def accuracies(here: Path, *data: str) -> np.ndarray:
 
 
 def of_scikit_learn(train: Sequence[np.ndarray], test: Sequence[np.ndarray]) -> np.ndarray:
-    """Those of a network of the same size, trained for as long, on standardized rows."""
+    """Scores of a network of the same size, trained for as long, on standardized rows."""
     scaler = StandardScaler().fit(train[0])
     found = []
     for seed in SEEDS:

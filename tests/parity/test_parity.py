@@ -358,7 +358,7 @@ def test_optimizers_agree(overrides: list[str]) -> None:
 
 @pytest.mark.parametrize("name", slow_but(NEWER))
 def test_newer_optimizers_agree_on_a_transformer_with_groups(name: str) -> None:
-    """With frozen weights, weights with another rate, layer decay and scheduled weight decay."""
+    """Groups: frozen weights, another rate, layer decay and a scheduled weight decay."""
     overrides = [
         *ALL_OPTIMIZERS[name], *LAYERS["transformer"], "schedule=cosine",
         "optimizer.layer_decay=0.9",
