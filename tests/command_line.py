@@ -152,6 +152,10 @@ class Running:
             self.end(signal.SIGKILL)
         self._texts.cleanup()
 
+    def said(self) -> str:
+        """What it has printed so far, on both streams."""
+        return self._out.read_text() + self._err.read_text()
+
     def end(self, number: int) -> Done:
         """Send the signal and wait; the exit status is as a shell has it: 128 + n."""
         sent = time.time()

@@ -58,13 +58,16 @@ def num_rows(folder: Path) -> int:
 def interrupt(
     here: Path, arguments: tuple[str, ...], backend: str, after: int, kind: signal.Signals
 ) -> Path:
-    """A run that gets a signal as soon as it has traced so many updates; its folder."""
+    """A run that gets a signal as soon as it has traced so many updates and has a checkpoint, which
+    is written beside the training; its folder."""
     with Running(here, *arguments) as running:
         deadline = time.time() + 120
-        while (
-            not (found := [*here.glob(f"outputs/runs/*_{backend}")]) or num_rows(found[0]) < after
+        while not (
+            (found := [*here.glob(f"outputs/runs/*_{backend}")])
+            and num_rows(found[0]) >= after
+            and (found[0] / "checkpoints" / "last").is_symlink()
         ):
-            assert time.time() < deadline
+            assert time.time() < deadline, running.said()
             time.sleep(0.002)
         running.end(kind)
     return found[0]
