@@ -8,14 +8,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from tests.warm import Parent
+from tests.warm import Parent, until
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BACKENDS = ("lightning", "keras")
@@ -152,18 +152,25 @@ class Running:
             self.end(signal.SIGKILL)
         self._texts.cleanup()
 
-    def said(self) -> str:
-        """What it has printed so far, on both streams."""
-        return self._out.read_text() + self._err.read_text()
+    def until(self, holds: Callable[[], bool], timeout: float = 120) -> None:
+        """Wait until `holds()` is true. The error after `timeout` seconds has what was printed."""
+        try:
+            until(holds, timeout)
+        except TimeoutError as error:
+            printed = "".join(self._printed())
+            raise TimeoutError(f"{error}; the run has printed: {printed}") from None
 
     def end(self, number: int) -> Done:
         """Send the signal and wait; the exit status is as a shell has it: 128 + n."""
         sent = time.time()
         os.kill(self.pid, number)
         status = self._parent.wait(self.pid, self._err)
-        out, err = self._out.read_text(), self._err.read_text()
-        self._done = Done(status, out, err, time.time() - sent)
+        self._done = Done(status, *self._printed(), time.time() - sent)
         return self._done
+
+    def _printed(self) -> tuple[str, str]:
+        """Return stdout and stderr so far."""
+        return self._out.read_text(), self._err.read_text()
 
 
 def _backend_of(folder: Path, arguments: Sequence[str]) -> str:

@@ -89,12 +89,12 @@ def test_a_multirun_that_was_stopped_goes_on_to_the_same_bits(
     again = (*sweep, "output.multirun=outputs/multiruns/mine")
     folder = tmp_path / "outputs" / "multiruns" / "mine"
     with Running(tmp_path, *again) as running:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:  # until the second job has a checkpoint
-            second = list(folder.glob("*seed-1*/checkpoints/[0-9]*"))
-            if second and len(list(folder.glob("*/result.json"))) >= 1:
-                break
-            time.sleep(0.005)
+        running.until(  # the second job has a checkpoint, and a job has ended
+            lambda: (
+                any(folder.glob("*seed-1*/checkpoints/[0-9]*"))
+                and any(folder.glob("*/result.json"))
+            )
+        )
         assert running.end(number).status == 128 + number
     before = {
         path: path.stat().st_mtime_ns

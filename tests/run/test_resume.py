@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +57,18 @@ def num_rows(folder: Path) -> int:
 def interrupt(
     here: Path, arguments: tuple[str, ...], backend: str, after: int, kind: signal.Signals
 ) -> Path:
-    """A run that gets a signal as soon as it has traced so many updates and has a checkpoint, which
-    is written beside the training; its folder."""
+    """Train, and send a signal once `after` updates are traced and a checkpoint exists: it is
+    written beside the training, so it may come later. Return the run's folder."""
     with Running(here, *arguments) as running:
-        deadline = time.time() + 120
-        while not (
-            (found := [*here.glob(f"outputs/runs/*_{backend}")])
-            and num_rows(found[0]) >= after
-            and (found[0] / "checkpoints" / "last").is_symlink()
-        ):
-            assert time.time() < deadline, running.said()
-            time.sleep(0.002)
+        running.until(
+            lambda: any(
+                num_rows(last.parents[1]) >= after
+                for last in here.glob(f"outputs/runs/*_{backend}/checkpoints/last")
+            )
+        )
         running.end(kind)
-    return found[0]
+    (folder,) = here.glob(f"outputs/runs/*_{backend}")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -263,10 +261,7 @@ def test_two_processes_never_train_in_one_folder(tmp_path: Path, backend: str) -
         "trainer.checkpoint_every=5steps",
     )
     with Running(tmp_path, *endless) as running:
-        deadline = time.time() + 120
-        while not [*tmp_path.glob("outputs/runs/*/checkpoints/last")]:
-            assert time.time() < deadline
-            time.sleep(0.05)
+        running.until(lambda: any(tmp_path.glob("outputs/runs/*/checkpoints/last")))
         (folder,) = tmp_path.glob("outputs/runs/*")
         os.kill(running.pid, signal.SIGSTOP)  # so that it leaves the cores to the others
         (second,) = forked(tmp_path, (f"resume={folder}",))

@@ -215,8 +215,7 @@ def test_what_fails_and_what_is_interrupted_say_so(tmp_path: Path) -> None:
     assert "failed: the loss does not fall" in done.out
     endless = ("task=find_lr", "find_lr.num_steps=10000000", "find_lr.max_lr=1e-5", "device=cpu")
     with Running(tmp_path, *endless) as running:
-        while len([*tmp_path.glob("outputs/find_lr/*")]) < 2:
-            time.sleep(0.05)
+        running.until(lambda: len([*tmp_path.glob("outputs/find_lr/*")]) >= 2)
         time.sleep(1.0)
         ended = running.end(signal.SIGTERM)
     assert ended.status == 143
