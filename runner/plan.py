@@ -50,6 +50,7 @@ class Plan:
     model: ModelSpec
     groups: tuple[optimizers.Group, ...]
     hyperparameters: dict[str, np.ndarray]
+    group_rates: dict[str, np.ndarray]  # of schedules in optimizer.groups, by their `match`
 
     @property
     def num_parameters(self) -> int:
@@ -175,7 +176,8 @@ class Plan:
 
     def tables(self, plateau: State | None = None) -> Tables:
         """Return the optimizer's settings at every update; a plateau's depend on its state."""
-        return tables(self.rates(plateau), self.groups, self.hyperparameters, self.model.dtype)
+        rates = {"": self.rates(plateau), **self.group_rates}
+        return tables(rates, self.groups, self.hyperparameters, self.model.dtype)
 
     def check_schedule(self) -> list[str]:
         """Return warnings of probable mistakes, one line each. Raise ConfigError for the first of
@@ -189,6 +191,10 @@ class Plan:
             self.model.dtype,
             trainer.early_stopping_patience,
         )
+        for i, entry in self.scheduled_groups():
+            key, rates = f"optimizer.groups[{i}].schedule", self.group_rates[entry.match]
+            lr, dtype = config.optimizer.lr, self.model.dtype
+            findings += lint.of_group(key, entry.schedule, self.clock, rates, lr, dtype)
         findings += [lint.Finding(text) for text in self._cancelled()]
         for finding in findings:
             if finding.is_error or trainer.strict:
@@ -196,6 +202,12 @@ class Plan:
         if trainer.strict and self.data.warnings:
             raise ConfigError(self.data.warnings[0])
         return [*self.data.warnings, *(finding.text for finding in findings)]
+
+    def scheduled_groups(self) -> Iterator[tuple[int, Any]]:
+        """Yield the entries of optimizer.groups that have a schedule, with their positions."""
+        for i, entry in enumerate(self.config.optimizer.groups):
+            if entry.schedule is not None:
+                yield i, entry
 
     def _cancelled(self) -> Iterator[str]:
         """Yield warnings of weights that have only rounding noise as gradient, if the optimizer
@@ -367,6 +379,7 @@ def plan(
         model=model,
         groups=groups,
         hyperparameters=optimizers.hyperparameters(config.optimizer, clock),
+        group_rates=optimizers.group_rates(config.optimizer, clock),
     )
     _check_watched(prepared)
     if data.streams:

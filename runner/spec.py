@@ -10,7 +10,7 @@ import numpy as np
 
 from runner.components.custom import Built, CustomNetwork, Source
 from runner.components.layers import Network, Shape, initial_variables
-from runner.components.optimizers import TRAINING_WEIGHTS, Group, kinds
+from runner.components.optimizers import LEARNING_RATE, TRAINING_WEIGHTS, Group, kinds
 from runner.components.twins import Trace
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
@@ -82,21 +82,25 @@ class RunSpec(ModelSpec):
     @property
     def scheduled(self) -> dict[str, np.ndarray]:
         """The tables of hyperparameters other than the learning rate.  # float64[T] each"""
-        rates = {rate_name(group.lr_factor) for group in self.groups} | {LEARNING_RATE}
+        rates = {group.rate for group in self.groups} | {LEARNING_RATE}
         return {name: table for name, table in self.tables.items() if name not in rates}
 
 
 def tables(
-    rates: np.ndarray,
+    rates: Mapping[str, np.ndarray],
     groups: Iterable[Group],
     hyperparameters: Mapping[str, np.ndarray],
     dtype: np.dtype,
 ) -> Tables:
-    """Build the tables of the optimizer's settings: `learning_rate`, and `learning_rate*FACTOR` of
-    groups with another rate, which is rates[t] * FACTOR rounded once to `dtype`; then the scheduled
-    hyperparameters in float64. # [T] each"""
-    factors = {rate_name(group.lr_factor): group.lr_factor for group in groups}
-    by_rate = {name: (rates * factor).astype(dtype) for name, factor in factors.items()}
+    """Build the tables of the optimizer's settings: `learning_rate`, and for groups with another
+    factor or schedule `learning_rate*FACTOR/MATCH`, which is the schedule's rate times FACTOR,
+    rounded once to `dtype`; then the scheduled hyperparameters in float64. `rates` maps "" to
+    eta(t), and Group.scheduled_by to the rates of a schedule of groups.  # [T] each"""
+    by_name = {group.rate: group for group in groups}
+    by_rate = {
+        name: (rates[group.scheduled_by] * group.lr_factor).astype(dtype)
+        for name, group in by_name.items()
+    }
     return {**by_rate, **hyperparameters}
 
 
@@ -107,14 +111,6 @@ def read_back(like: Tables, values: Iterable[Any]) -> Tables:
         name: np.asarray(value, dtype=table.dtype)
         for (name, table), value in zip(like.items(), values, strict=True)
     }
-
-
-LEARNING_RATE = "learning_rate"
-
-
-def rate_name(factor: float) -> str:
-    """Return the name of the table with a group's rates."""
-    return LEARNING_RATE if factor == 1 else f"{LEARNING_RATE}*{factor!r}"
 
 
 @dataclass(frozen=True)

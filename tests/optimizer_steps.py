@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from runner import dispatcher
 from runner.components.optimizers import Group, Optimizer
 from runner.config.conf_folder import defaults
-from runner.spec import Tables, Weights, rate_name
+from runner.spec import Tables, Weights
 
 OPTIMIZER: TypeAdapter[Any] = TypeAdapter(Optimizer)
 # a kernel that is wider than tall, one that is taller than wide, a bias, a kernel of a convolution
@@ -48,9 +48,7 @@ def steps(
     dispatcher.load(backend)  # which tunes the framework
     groups = groups or (Group(tuple(weights)),)
     by_backend = {"lightning": _by_lightning, "keras": _by_keras}
-    tables: Tables = {
-        rate_name(group.lr_factor): np.array(rates) * group.lr_factor for group in groups
-    }
+    tables: Tables = {group.rate: np.array(rates) * group.lr_factor for group in groups}
     return by_backend[backend](spec, weights, gradients, tables, groups)
 
 
@@ -79,7 +77,7 @@ def _by_lightning(
     optimizers.load_slots(spec, native, everything, start, 0, layers.from_canonical)
     for t, values in enumerate(gradients):
         for group in native.param_groups:
-            group["lr"] = float(tables[rate_name(group["lr_factor"])][t])
+            group["lr"] = float(tables[group["rate"]][t])
         for flat in everything:
             flat.reset_gradient()
         for name, p in parameters.items():

@@ -19,7 +19,7 @@ from runner.exact.network import Layout, forward
 from runner.exact.primitives import Pads
 from runner.exact.rules import TINY, finite, r
 from runner.exact.tables import table
-from runner.spec import RunSpec, TrainState, rate_name
+from runner.spec import RunSpec, TrainState
 
 _EXPONENT = 0x7FF0000000000000  # mask of the exponent's bits in a float64
 
@@ -308,10 +308,7 @@ class Optimizer(keras.optimizers.Optimizer):
             tf.convert_to_tensor(variable),
             tf.convert_to_tensor(gradient),
             {slot: tf.convert_to_tensor(value) for slot, value in self.memory.slots.items()},
-            [
-                tf.cast(table.at(rate_name(group.lr_factor), step), tf.float64)
-                for group, _ in self.layout.parts
-            ],
+            [tf.cast(table.at(group.rate, step), tf.float64) for group, _ in self.layout.parts],
         )
         variable.assign(weights)
         for slot, value in new_slots.items():

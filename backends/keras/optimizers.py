@@ -15,8 +15,14 @@ import tensorflow as tf
 
 from backends.keras.layers import constant
 from backends.keras.schedule import TableLR
-from runner.components.optimizers import BASE_WEIGHTS, NUMBERS, TRAINING_WEIGHTS, Group
-from runner.spec import RunSpec, Weights, rate_name
+from runner.components.optimizers import (
+    BASE_WEIGHTS,
+    LEARNING_RATE,
+    NUMBERS,
+    TRAINING_WEIGHTS,
+    Group,
+)
+from runner.spec import RunSpec, Weights
 
 
 @dataclass
@@ -113,8 +119,8 @@ class _Optimizer(keras.optimizers.Optimizer):
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         name, s = self.memory.names[variable.ref()], self.spec
         group = self.memory.groups[name]
-        if group.lr_factor != 1:
-            learning_rate = self.memory.schedule.at(rate_name(group.lr_factor), self.iterations)
+        if group.rate != LEARNING_RATE:
+            learning_rate = self.memory.schedule.at(group.rate, self.iterations)
         p, g, lr = (
             tf.convert_to_tensor(variable),
             tf.convert_to_tensor(gradient),

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import keras
 import numpy as np
 
 from runner import user_code
-from runner.components.optimizers import TRAINING_WEIGHTS, Custom, Group
+from runner.components.optimizers import LEARNING_RATE, TRAINING_WEIGHTS, Custom, Group
 from runner.errors import ConfigError
-from runner.spec import LEARNING_RATE, Weights, rate_name
+from runner.spec import Weights
 
 # The slot of variables that belong to no weight
 _SHARED = "variables"
@@ -34,8 +35,8 @@ class _GroupRate(keras.optimizers.schedules.LearningRateSchedule):
         return self.rates.at(self.name, step)
 
     @contextmanager
-    def of(self, factor: float) -> Iterator[None]:
-        before, self.name = self.name, rate_name(factor)
+    def of(self, group: Group) -> Iterator[None]:
+        before, self.name = self.name, group.rate
         try:
             yield
         finally:
@@ -99,22 +100,22 @@ class OwnOptimizer:
     def _apply_factors(self) -> None:
         """Give each group its own rate, in the update and in Keras's weight decay. Keras has no
         groups; `_apply_weight_decay` is private, and a test of groups with a decay guards it."""
-        factors = {self._group_of[name].lr_factor for name in self.parameters}
-        if factors == {1.0}:
+        groups = {self._group_of[name].rate: self._group_of[name] for name in self.parameters}
+        if [*groups] == [LEARNING_RATE]:
             return
         update_step, decay = self.native.update_step, self.native._apply_weight_decay
 
-        def factor_of(variable: Any) -> float:
-            return self._group_of[self._names[id(variable)]].lr_factor
+        def group_of(variable: Any) -> Group:
+            return self._group_of[self._names[id(variable)]]
 
         def update_with_rate(gradient: Any, variable: Any, learning_rate: Any) -> None:
-            with self.rate.of(factor_of(self._variable(variable))):
+            with self.rate.of(group_of(self._variable(variable))):
                 update_step(gradient, variable, self.native.learning_rate)
 
         def decay_with_rate(variables: Sequence[Any]) -> None:
-            for factor in sorted(factors):
-                with self.rate.of(factor):
-                    decay([v for v in variables if factor_of(v) == factor])
+            for name, group in sorted(groups.items()):
+                with self.rate.of(group):
+                    decay([v for v in variables if group_of(v).rate == name])
 
         self.native.update_step = update_with_rate
         self.native._apply_weight_decay = decay_with_rate
@@ -208,7 +209,7 @@ def check(
     variables, tried = {}, []
     for group in groups:
         names = [*{tuple(shapes[name]): name for name in group.names}.values()]
-        tried.append(Group(tuple(names), group.lr_factor, group.decay_factor))
+        tried.append(replace(group, names=tuple(names)))
         for name in names if not group.is_frozen else ():
             value = generator.standard_normal(tuple(shapes[name]))
             variables[name] = keras.Variable(value, dtype=dtype, name=name.replace("/", "_"))

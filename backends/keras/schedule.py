@@ -1,15 +1,17 @@
 """A Keras schedule that reads the tables of learning rates and other scheduled values."""
 
+import re
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from runner.spec import LEARNING_RATE, RunSpec, Tables
+from runner.components.optimizers import LEARNING_RATE
+from runner.spec import RunSpec, Tables
 
 
 class TableLR(keras.optimizers.schedules.LearningRateSchedule):
-    """Gives the learning rate of update t: rates[t], or lr_factor * rates[t] of a group, rounded
+    """Gives the learning rate of update t, or that of a group, from its table, which is rounded
     once to the run's dtype. Past the end of the table, the last value stays.
 
     The tables are variables: a large constant would be slow to trace.
@@ -19,7 +21,7 @@ class TableLR(keras.optimizers.schedules.LearningRateSchedule):
         super().__init__()
         self._last = run.num_steps - 1
         self._tables = {
-            name: tf.Variable(values, trainable=False, name=name.replace("*", "_"))
+            name: tf.Variable(values, trainable=False, name=re.sub(r"[^\w./-]", "_", name))
             for name, values in run.tables.items()
         }
 

@@ -239,7 +239,7 @@ class Optimizer(torch.optim.Optimizer):
             {
                 **hyper,
                 "params": [network.weights.data[part]],
-                "lr_factor": group.lr_factor,
+                "rate": group.rate,
                 "decay_factor": group.decay_factor,
             }
             for group, part in parts

@@ -436,6 +436,7 @@ def build(
         {
             "params": [flat.buffer for flat in group_flats],
             "lr_factor": group.lr_factor,
+            "rate": group.rate,
             "decay_factor": group.decay_factor,
             "kind": group.kind,
             # the key of this group that holds its weight decay

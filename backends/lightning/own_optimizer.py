@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.optim import Optimizer
 from backends.lightning import layers
 from backends.lightning.steps import optimizers_of
 from runner import user_code
-from runner.components.optimizers import TRAINING_WEIGHTS, Custom, Group, OfModule
+from runner.components.optimizers import LEARNING_RATE, TRAINING_WEIGHTS, Custom, Group, OfModule
 from runner.errors import ConfigError, RunError
 from runner.spec import Weights
 
@@ -23,7 +24,7 @@ _GROUPS, _ATTRIBUTES, _SHARED = "param_groups", "attributes", "state"
 # The slot of a Python number has this ending, so that it is read as a number again
 _NUMBER, _NONE = ":number", ":none"
 # Keys of a parameter group, and attributes of an optimizer, that are torch's or this project's
-_GROUP_KEYS = {"params", "lr", "initial_lr", "lr_factor"}
+_GROUP_KEYS = {"params", "lr", "initial_lr", "rate"}
 _TORCH_ATTRIBUTES = {"defaults", "state", "param_groups", "step", "_opt_called"}
 
 Slots = dict[str, dict[str, np.ndarray]]
@@ -81,13 +82,13 @@ class OwnOptimizer:
             self.native.train()  # type: ignore[attr-defined]
 
     def _set_factors(self, groups: Sequence[Group]) -> None:
-        """Set the factors of the rate and of the weight decay in the optimizer's own groups."""
+        """Set the rate's table and the factor of the weight decay in the optimizer's own groups."""
         group_of = {self.parameters[name]: group for group in groups for name in group.names}
         for native_group in self.native.param_groups:
             if isinstance(self.spec, OfModule):  # without weights that are frozen
                 native_group["params"] = [p for p in native_group["params"] if p in group_of]
                 if not native_group["params"]:
-                    native_group["lr_factor"] = 1.0
+                    native_group["rate"] = LEARNING_RATE
                     continue
             own = {group_of[p] for p in native_group["params"]}
             if len(own) != 1:
@@ -96,7 +97,7 @@ class OwnOptimizer:
                     f"apart, but a group of it has weights of {len(own)} of them"
                 )
             (group,) = own
-            native_group["lr_factor"] = group.lr_factor
+            native_group["rate"] = group.rate
             if group.decay_factor == 1:
                 continue
             if "weight_decay" not in native_group:
@@ -286,7 +287,7 @@ def check(
         for group in groups:
             names = [*{tensors[name].shape: name for name in group.names}.values()]
             parameters |= {name: nn.Parameter(torch.randn_like(tensors[name])) for name in names}
-            tried.append(Group(tuple(names), group.lr_factor, group.decay_factor))
+            tried.append(replace(group, names=tuple(names)))
         _try(OwnOptimizer(spec, parameters, tried))
 
 

@@ -5,7 +5,8 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from runner.spec import LEARNING_RATE, RunSpec, Tables, rate_name
+from runner.components.optimizers import LEARNING_RATE
+from runner.spec import RunSpec, Tables
 
 # hyperparameter -> (key of torch's parameter group, index in that key's tuple)
 _NAMES: dict[str, tuple[str, int | None]] = {
@@ -19,13 +20,12 @@ _NAMES: dict[str, tuple[str, int | None]] = {
 
 
 class TableLR(LRScheduler):
-    """Sets the learning rate of update t to rates[t], of a group to lr_factor * rates[t], rounded
-    once to the run's dtype. Past the end of the table, the last value stays. Each parameter group
-    has its own `lr_factor` and `decay_factor`."""
+    """Sets the learning rate of each parameter group in update t to the value of its table, `rate`,
+    which is rounded once to the run's dtype. Past the end of the table, the last value stays."""
 
     def __init__(self, optimizer: Optimizer, run: RunSpec, step: int) -> None:
         self._tables, self._scheduled = run.tables, list(run.scheduled)
-        self._names = [rate_name(group["lr_factor"]) for group in optimizer.param_groups]
+        self._names = [group["rate"] for group in optimizer.param_groups]
         # table name -> the first group that uses it
         self._group_of = dict(
             zip(reversed(self._names), reversed(optimizer.param_groups), strict=True)

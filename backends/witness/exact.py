@@ -9,7 +9,7 @@ from runner.data.source import Batch
 from runner.exact import gradient, optimizers, rules
 from runner.exact.network import Layout
 from runner.exact.reference import NumPy
-from runner.spec import RunSpec, TrainState, rate_name
+from runner.spec import RunSpec, TrainState
 
 
 class Engine:
@@ -40,10 +40,7 @@ class Engine:
         (loss,) = gradient.losses(o, run, pairs, 1)
         scheduled = {name: self.tables[name][step] for name in self.scheduled}
         scalars = {name: values[step] for name, values in self.scalars.items()}
-        rates = [
-            np.float64(self.tables[rate_name(group.lr_factor)][step])
-            for group, _ in self.layout.parts
-        ]
+        rates = [np.float64(self.tables[group.rate][step]) for group, _ in self.layout.parts]
         h = optimizers.Hyperparameters(o, run.optimizer, scheduled, scalars)
         self.weights, self.slots = optimizers.update_all(
             h, self.layout, self.weights, g, self.slots, rates

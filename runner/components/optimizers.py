@@ -13,20 +13,22 @@ Groups of weights: each entry of `groups` has factors of lr and lambda for the w
 names; the first matching entry applies. Weights with lr_factor 0 are frozen: they get no gradient,
 their slots keep the initial values, and the global norm for clipping does not include them.
 `layer_decay` d multiplies lr by d^(L - 1 - i) in the i-th of L layers with weights (a residual
-counts as one), as in Clark et al., ELECTRA (2020), and timm's layer_decay.
+counts as one), as in Clark et al., ELECTRA (2020), and timm's layer_decay. `schedule` of an entry
+takes the place of eta(t) for its weights, with the same base rate; a plateau does not lower it.
 
 `schedules` changes other hyperparameters than lr over the run, with the same schedules. The base is
 then the value of the hyperparameter, and keys that end in `_lr` are values of it. Bias corrections
 use the current value, as in torch.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar, Literal, Union
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from runner import user_code
 from runner.components.custom import CustomNetwork, layer_of
@@ -39,15 +41,28 @@ NUMBERS = "numbers"  # a slot with an optimizer's own numbers in place of arrays
 BASE_WEIGHTS = "base_weights"  # the slot with z of a schedule-free optimizer
 # The slot with the weights that training continues from, if those for evaluation are others
 TRAINING_WEIGHTS = "training_weights"
+LEARNING_RATE = "learning_rate"  # the table of eta(t)
 
 
 class Matching(Section):
-    """An entry of `groups`: factors for the weights with a name, or a layer name, that matches the
-    pattern `match`."""
+    """An entry of `groups`: factors, and possibly a schedule, for the weights with a name, or a
+    layer name, that matches the pattern `match`."""
 
     match: Annotated[str, Field(min_length=1)]  # dense_0/kernel, dense_*, */bias
     lr_factor: NonNegative = 1.0
     weight_decay_factor: NonNegative = 1.0
+    schedule: AnyCurve | None = None
+
+    @model_validator(mode="after")
+    def _can_be_scheduled(self) -> "Matching":
+        if self.schedule is not None and self.lr_factor == 0:
+            raise ValueError("lr_factor above 0 with a schedule, got 0")
+        if self.schedule is not None and re.search(r'[,"\s]', self.match):
+            raise ValueError(
+                f"a match without commas, quotes and spaces with a schedule, since it names a "
+                f"column of trace.csv, got {show(self.match)}"
+            )
+        return self
 
     def fits(self, name: str) -> bool:
         return fnmatchcase(name, self.match) or fnmatchcase(layer_of(name), self.match)
@@ -61,14 +76,22 @@ class MuonMatching(Matching):
 
 @dataclass(frozen=True)
 class Group:
-    """Weights with the same rate, lr_factor eta(t), and the same weight decay, decay_factor
-    lambda."""
+    """Weights with the same rate, lr_factor eta(t) or lr_factor times the group's own schedule, and
+    the same weight decay, decay_factor lambda."""
 
     names: tuple[str, ...]
     lr_factor: float = 1.0
     decay_factor: float = 1.0
     # which of the optimizer's updates, if it has several: "" is the first one
     kind: str = ""
+    # `match` of the entry of optimizer.groups whose schedule it has; "" has the run's schedule
+    scheduled_by: str = ""
+
+    @property
+    def rate(self) -> str:
+        """The name of the table with the group's rates: learning_rate*FACTOR/MATCH."""
+        factor = "" if self.lr_factor == 1 else f"*{self.lr_factor!r}"
+        return f"{LEARNING_RATE}{factor}{'/' if self.scheduled_by else ''}{self.scheduled_by}"
 
     @property
     def is_frozen(self) -> bool:
@@ -92,6 +115,8 @@ class _Optimizer(Section):
     reduced_slots: ClassVar[frozenset[str]] = frozenset()
     # True if the update contains the decoupled weight decay too, in place of a factor before it
     has_own_decay: ClassVar[bool] = False
+    # True if what is kept for all weights together depends on eta(t)
+    needs_one_schedule: ClassVar[bool] = False
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -486,6 +511,7 @@ class _ScheduleFree(_Optimizer):
     weight_lr_power: NonNegative
 
     has_own_decay: ClassVar[bool] = True
+    needs_one_schedule: ClassVar[bool] = True
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -600,6 +626,7 @@ class Prodigy(_Adam):
 
     schedulable: ClassVar[Sequence[str]] = ("weight_decay",)
     has_own_decay: ClassVar[bool] = True
+    needs_one_schedule: ClassVar[bool] = True
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -631,6 +658,7 @@ class Custom(OwnCode):
 
     schedulable: ClassVar[Sequence[str]] = ()
     is_elementwise: ClassVar[bool] = True
+    needs_one_schedule: ClassVar[bool] = False
 
     def make(self, kind: type, kind_name: str, *arguments: Any, **named: Any) -> Any:
         """Call the user's class or function with a backend's arguments and its own. Raises
@@ -738,8 +766,8 @@ def decaying(optimizer: Any, network: Network) -> list[str]:
 
 
 def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
-    """Group the weights by their factors. The first group has the factors 1, so its rate is eta(t);
-    it may be empty.
+    """Group the weights by their factors and schedules. The first group has the factors 1, so its
+    rate is eta(t); it may be empty.
 
     Raises ConfigError if a pattern matches no weight, if earlier entries take all weights that it
     matches, or if nothing would be trained.
@@ -751,7 +779,7 @@ def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
         else _layer_factors(optimizer.layer_decay, network)
     )
     used: set[int] = set()
-    by_factors: dict[tuple[float, float, str], list[str]] = {(1.0, 1.0, ""): []}
+    by_factors: dict[tuple[float, float, str, str], list[str]] = {(1.0, 1.0, "", ""): []}
     variables, last = network.variables(), (network.layers() or [[]])[-1]
     for name, layer in layers.items():
         i = next((i for i, entry in enumerate(optimizer.groups) if entry.fits(name)), None)
@@ -760,7 +788,8 @@ def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
         decay_factor = entry.weight_decay_factor if name in decay else 0.0
         kind = optimizer.kind(name, variables[name], name in last, entry)
         lr_factor = layer * entry.lr_factor * optimizer.rate_factor(kind)
-        by_factors.setdefault((lr_factor, decay_factor, kind), []).append(name)
+        scheduled_by = "" if entry.schedule is None else entry.match
+        by_factors.setdefault((lr_factor, decay_factor, kind, scheduled_by), []).append(name)
     for i, entry in enumerate(optimizer.groups):
         if i not in used:
             names = [*layers, *dict.fromkeys(map(layer_of, layers))]
@@ -778,7 +807,7 @@ def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
             "optimizer.groups must leave at least one weight with lr_factor > 0, got 0 for all"
         )
     if isinstance(optimizer, Muon):
-        _check_has_matrix(layers, [kind for (_, _, kind), names in by_factors.items() if names])
+        _check_has_matrix(layers, [kind for (_, _, kind, _), names in by_factors.items() if names])
     return tuple(Group(tuple(names), *factors) for factors, names in by_factors.items())
 
 
@@ -820,6 +849,26 @@ def _module_factors(optimizer: OfModule, network: Network) -> dict[str, float]:
             "(backend=lightning)"
         )
     return {name: factors.get(name, 0.0) for names in network.layers() for name in names}
+
+
+def group_rates(optimizer: Any, clock: Clock) -> dict[str, np.ndarray]:
+    """Compute the rates of the entries of `groups` that have a schedule, before their factors:
+    `match` -> rate at every update.  # float64[T]"""
+    rates = {}
+    for i, entry in enumerate(optimizer.groups):
+        if entry.schedule is None:
+            continue
+        if optimizer.needs_one_schedule:
+            raise ConfigError(
+                f"optimizer.groups[{i}].schedule must be null with optimizer={optimizer.name}, "
+                f"which needs one schedule for all weights, got {entry.schedule.name}; lr_factor "
+                f"is supported"
+            )
+        try:
+            rates[entry.match] = table(entry.schedule, clock, optimizer.lr)
+        except ValueError as error:
+            raise ConfigError(f"optimizer.groups[{i}].schedule.{error}") from None
+    return rates
 
 
 def hyperparameters(optimizer: Any, clock: Clock) -> dict[str, np.ndarray]:

@@ -86,14 +86,24 @@ def bases(group: str) -> list[str]:
 
 
 def with_schedule_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill in the defaults of conf/schedule/NAME.yaml in the parts of `schedule` and of
-    `optimizer.schedules`."""
+    """Fill in the defaults of conf/schedule/NAME.yaml in the parts of `schedule`, and in the
+    schedules of `optimizer.schedules` and of `optimizer.groups`."""
     filled, optimizer = dict(values), values.get("optimizer")
     if isinstance(values.get("schedule"), dict):
         filled["schedule"] = _fill_parts(values["schedule"])
-    if isinstance(optimizer, dict) and isinstance(optimizer.get("schedules"), dict):
-        filled["optimizer"] = {**optimizer, "schedules": _fill_parts(optimizer["schedules"])}
+    if isinstance(optimizer, dict):
+        filled["optimizer"] = dict(optimizer)
+        if isinstance(optimizer.get("schedules"), dict):
+            filled["optimizer"]["schedules"] = _fill_parts(optimizer["schedules"])
+        if isinstance(optimizer.get("groups"), list):
+            filled["optimizer"]["groups"] = [_fill_entry(item) for item in optimizer["groups"]]
     return filled
+
+
+def _fill_entry(entry: Any) -> Any:
+    if not isinstance(entry, dict) or "schedule" not in entry:
+        return entry
+    return {**entry, "schedule": _fill(entry["schedule"])}
 
 
 def _fill_parts(schedule: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,9 +43,18 @@ def draw(folder: Path, title: str) -> Path:
     for axes in (rate, loss):
         for line in list(axes.lines):  # of the previous run
             line.remove()
+        if axes.get_legend() is not None:
+            axes.get_legend().remove()
         axes.relim()
         axes.autoscale()
     rate.plot(trace["step"], trace["learning_rate"], color="tab:blue", drawstyle="steps-post")
+    groups = [column for column in trace if column.startswith("learning_rate") and "/" in column]
+    for i, column in enumerate(groups, 1):  # those with a schedule of their own
+        label = escape.picture(column.removeprefix("learning_rate"), most=40)
+        style: Any = {"drawstyle": "steps-post", "linewidth": 1, "color": f"C{i}"}
+        rate.plot(trace["step"], trace[column], label=label, **style)
+    if groups:
+        rate.legend(loc="upper right", fontsize="small")
     rate.set_ylim(bottom=0)
     rate.set_title(escape.picture(title, most=100), y=1.0, fontsize="medium")
     loss.plot(

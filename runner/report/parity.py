@@ -72,8 +72,10 @@ def _compare(a: Job, b: Job) -> Parity:
         )
         or "defaults",
         backends=f"{a.backend}, {b.backend}",
-        rate=float(
-            np.abs(a.trace["learning_rate"][:num] - b.trace["learning_rate"][:num]).max(initial=0)
+        rate=max(
+            float(np.abs(a.trace[column][:num] - b.trace[column][:num]).max(initial=0))
+            for column in a.trace
+            if column.startswith("learning_rate") and column in b.trace
         ),
         loss=float(difference.max(initial=0)),
         weights=max(

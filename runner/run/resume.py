@@ -235,17 +235,25 @@ def _tables(prepared: Plan) -> dict[str, np.ndarray]:
     others = {
         f"optimizer.schedules.{name}": values for name, values in prepared.hyperparameters.items()
     }
-    return {"schedule": prepared.rates(), **others}
+    groups = {
+        f"optimizer.groups[{i}].schedule": prepared.group_rates[entry.match]
+        for i, entry in prepared.scheduled_groups()
+    }
+    return {"schedule": prepared.rates(), **groups, **others}
 
 
 def _with_schedules(values: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
     """The config with each of its schedules changed."""
     optimizer = values["optimizer"]
     schedules = {name: change(schedule) for name, schedule in optimizer["schedules"].items()}
+    groups = [
+        {**entry, "schedule": change(entry["schedule"])} if entry.get("schedule") else entry
+        for entry in optimizer["groups"]
+    ]
     return {
         **values,
         "schedule": change(values["schedule"]),
-        "optimizer": {**optimizer, "schedules": schedules},
+        "optimizer": {**optimizer, "groups": groups, "schedules": schedules},
     }
 
 

@@ -1,6 +1,7 @@
 """Warn about schedule settings that are probably mistakes, before training: one line each, with the
 key."""
 
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +40,26 @@ def findings(
         *_rises_at_the_end(schedule, clock, rates, lr),
         *_too_small(rates, dtype),
         *_stalling(schedule, clock, rates, early_stopping),
+    ]
+
+
+def of_group(
+    key: str, schedule: Curve, clock: Clock, rates: np.ndarray, lr: float, dtype: np.dtype
+) -> list[Finding]:
+    """Find probable mistakes in the schedule `key` of a group of weights. Unlike those of a run,
+    its first rates may well be 0: the weights then begin to train later."""
+    found = _invalid_rates(schedule, rates, dtype)
+    if not found:
+        found = [
+            *_too_long(schedule, clock, rates),
+            *_noam_without_factor(schedule, rates, lr),
+            *_rises_at_the_end(schedule, clock, rates, lr),
+            *_too_small(rates, dtype),
+        ]
+    named = (re.sub(r"\bschedule(?=[.=:])", key, finding.text) for finding in found)
+    return [
+        Finding(text, finding.is_error and bool(rates.any()))
+        for text, finding in zip(named, found, strict=True)
     ]
 
 

@@ -64,7 +64,7 @@ def find_lr(request: tuple[Mapping[str, Any], str | None]) -> int:
 
 
 def _range_test(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config with the range test's schedule and length."""
+    """Return the config with the range test's schedule, also for groups of weights, and length."""
     section = parse(values).find_lr
     if section.max_lr <= section.min_lr:
         raise ConfigError(
@@ -85,9 +85,12 @@ def _range_test(values: Mapping[str, Any]) -> dict[str, Any]:
     }
     if values["trainer"]["steps_per_call"] == "auto":
         trainer["steps_per_call"] = _STEPS_PER_CALL
+    # all weights are tested at the rate of the test, times their factors
+    groups = [{**entry, "schedule": None} for entry in values["optimizer"]["groups"]]
     return {
         **values,
         "schedule": {"name": "range_test", **rates},
+        "optimizer": {**values["optimizer"], "groups": groups},
         "trainer": {**values["trainer"], **trainer},
     }
 

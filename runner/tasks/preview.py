@@ -1,7 +1,7 @@
 """task=preview: show the rates of a run before training, as a table and a picture. It imports no
 framework."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ def preview(configs: Sequence[Config], overrides: Sequence[Sequence[str]] | None
     )
     print("\n".join(lines))  # nothing is printed of a preview that is refused
     path = folder / "rates.png"
-    tables = {name: prepared.rates() for name, prepared in zip(names, plans, strict=True)}
+    tables = dict(_curves(names, plans))
     picture.draw(path, tables, configs[0].optimizer.lr)
     print(f"picture  {path}")
     return 0
@@ -46,44 +46,74 @@ def _names(overrides: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def _curves(names: Sequence[str], plans: Sequence[Plan]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the rates of each job, and of its groups with a schedule of their own, with names."""
+    for name, prepared in zip(names, plans, strict=True):
+        yield name, prepared.rates()
+        for match, rates in _of_groups(prepared).items():
+            yield f"{name} {match}", rates
+
+
+def _of_groups(prepared: Plan) -> dict[str, np.ndarray]:
+    """Return the rates of each entry of optimizer.groups that has a schedule, with its lr_factor
+    and without layer_decay."""
+    return {
+        entry.match: prepared.group_rates[entry.match] * entry.lr_factor
+        for _, entry in prepared.scheduled_groups()
+    }
+
+
 def _turning_points(prepared: Plan) -> list[str]:
-    """Format one row per step at which a part of the schedule begins or ends."""
+    """Format one row per step at which a part of the schedule, or of that of a group, begins or
+    ends."""
     rates, clock, config = prepared.rates(), prepared.clock, prepared.config
     total, per_epoch = clock.total_steps, clock.steps_per_epoch
+    columns = {"rate": rates, **_of_groups(prepared)}
+    widths = [max(11, len(name)) for name in columns]
     lines = [
         f"schedule {config.schedule.name}  optimizer.lr {config.optimizer.lr:g}  "
         f"{total} steps = {total / per_epoch:g} epochs of {per_epoch}",
-        f"{'step':>10}  {'epoch':>8}  {'of run':>7}  rate",
+        f"{'step':>10}  {'epoch':>8}  {'of run':>7}  {_row(columns, widths)}",
     ]
     steps = _steps(prepared)
     for step in steps[:_ROWS]:
-        lines.append(
-            f"{step:>10}  {step / per_epoch:>8.2f}  {step / total:>7.1%}  {rates[step]:.6g}"
-        )
+        numbers = _row((f"{values[step]:.6g}" for values in columns.values()), widths)
+        lines.append(f"{step:>10}  {step / per_epoch:>8.2f}  {step / total:>7.1%}  {numbers}")
     if len(steps) > _ROWS:
         lines.append(f"{'...':>10}  and {len(steps) - _ROWS} more turning points")
-    lines.append(
-        f"sum of rates {rates.sum():.6g}  mean {rates.mean():.6g}  largest {rates.max():.6g}"
-    )
+    for name, values in columns.items():
+        of = "" if name == "rate" else f" of {name}"
+        lines.append(
+            f"sum of rates{of} {values.sum():.6g}  mean {values.mean():.6g}  "
+            f"largest {values.max():.6g}"
+        )
     return lines
+
+
+def _row(cells: Iterable[str], widths: Sequence[int]) -> str:
+    return "  ".join(map(str.ljust, cells, widths)).rstrip()
 
 
 def _steps(prepared: Plan) -> list[int]:
     """Return the first, the last and the middle step, both sides of every joint, and the steps with
-    the largest and the smallest rate."""
-    rates, total = prepared.rates(), prepared.clock.total_steps
-    joints = prepared.config.schedule.joints(prepared.clock)
-    steps = {0, total - 1, total // 2, int(rates.argmax()), int(rates.argmin())}
-    steps |= {step for joint in joints for step in (joint - 1, joint)}
+    the largest and the smallest rate of each schedule."""
+    total, steps = prepared.clock.total_steps, set()
+    schedules = [prepared.config.schedule, *(e.schedule for _, e in prepared.scheduled_groups())]
+    for schedule, rates in zip(
+        schedules, [prepared.rates(), *prepared.group_rates.values()], strict=True
+    ):
+        joints = schedule.joints(prepared.clock)
+        steps |= {0, total - 1, total // 2, int(rates.argmax()), int(rates.argmin())}
+        steps |= {step for joint in joints for step in (joint - 1, joint)}
     return sorted(step for step in steps if 0 <= step < total)
 
 
 def _summaries(names: Sequence[str], plans: Sequence[Plan]) -> list[str]:
-    width = max(map(len, names))
+    curves = dict(_curves(names, plans))
+    width = max(map(len, curves))
     columns = (f"{'first':>11}", f"{'largest':>11}", f"{'at step':>8}", f"{'last':>11}")
     lines = ["  ".join((" " * width, f"{'steps':>8}", *columns, "sum of rates"))]
-    for name, prepared in zip(names, plans, strict=True):
-        rates: np.ndarray = prepared.rates()
+    for name, rates in curves.items():
         numbers = (
             f"{rates[0]:>11.6g}  {rates.max():>11.6g}  {rates.argmax():>8}  {rates[-1]:>11.6g}"
         )

@@ -15,6 +15,7 @@ from runner.components.optimizers import (
     Matching,
     Optimizer,
     decaying,
+    group_rates,
     groups,
     hyperparameters,
 )
@@ -23,7 +24,7 @@ from runner.config.schema import parse
 from runner.errors import ConfigError
 from runner.schedules import Clock, Curve
 from runner.schedules.ramps import Array
-from runner.spec import first_state
+from runner.spec import first_state, tables
 from tests.training import prepare
 
 OPTIMIZER: TypeAdapter[Any] = TypeAdapter(Optimizer)
@@ -31,6 +32,9 @@ LAYERS: TypeAdapter[list[Any]] = TypeAdapter(list[Layer])
 
 ALL = ("dense_0/kernel", "dense_0/bias", "dense_1/kernel", "dense_1/bias")  # of the default model
 KERNELS, BIASES = ALL[::2], ALL[1::2]
+
+
+HALF = {"name": "hold", "factor": 0.5}
 
 
 def optimizer(name: str, **keys: Any) -> Any:
@@ -196,12 +200,51 @@ def test_weight_decay_touches_all_weights_or_the_kernels_alone() -> None:
             {"groups": [{"match": "dense_0", "lr_factor": 0.0}]},
             [Group(ALL[2:]), Group(ALL[:2], 0.0)],
         ),
+        # weights with a schedule of their own, and with the factors of their layers
+        (
+            {"layer_decay": 0.75, "groups": [{"match": "*/bias", "schedule": HALF}]},
+            [
+                Group(ALL[2:3]),
+                Group(ALL[:1], 0.75),
+                Group(ALL[1:2], 0.75, scheduled_by="*/bias"),
+                Group(ALL[3:], scheduled_by="*/bias"),
+            ],
+        ),
     ],
 )
 def test_weights_of_a_common_rate_and_decay_are_a_group(
     keys: dict[str, Any], expected: list[Group]
 ) -> None:
     assert list(groups(optimizer("adamw", **keys), net(dense(), dense()))) == expected
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [
+        (Group(ALL), "learning_rate"),
+        (Group(ALL, 0.1), "learning_rate*0.1"),
+        (Group(ALL, scheduled_by="dense_*"), "learning_rate/dense_*"),
+        (Group(ALL, 0.1, 0.0, "adamw", "dense_*"), "learning_rate*0.1/dense_*"),
+    ],
+)
+def test_a_group_s_table_is_named_by_its_factor_and_the_entry_with_its_schedule(
+    group: Group, name: str
+) -> None:
+    assert group.rate == name
+
+
+def test_the_rates_of_a_group_are_its_schedule_times_its_factor_rounded_once() -> None:
+    """eta0 = 1e-3. Half of it in four updates, and 0.2 of that for `dense_0`: 1e-4 rounded to
+    float32, which is not float32(0.2) float32(5e-4)."""
+    entry = {"match": "dense_0", "lr_factor": 0.2, "schedule": HALF}
+    made = optimizer("sgd", lr=1e-3, groups=[entry])
+    split, clock = groups(made, net(dense(), dense())), Clock(4, 2)
+    rates = {"": np.full(4, 1e-3), **group_rates(made, clock)}
+    found = tables(rates, split, hyperparameters(made, clock), np.dtype(np.float32))
+    assert [*found] == ["learning_rate", "learning_rate*0.2/dense_0"]
+    assert found["learning_rate"].tolist() == [np.float32(1e-3)] * 4
+    assert found["learning_rate*0.2/dense_0"].tolist() == [np.float32(1e-4)] * 4
+    assert np.float32(0.2) * np.float32(5e-4) != np.float32(1e-4)
 
 
 FIT = f"must match a weight of the model ({', '.join(ALL)})"

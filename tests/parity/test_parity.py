@@ -283,6 +283,11 @@ _MOMENTUM = (
 GROUPS = {
     "rates": ["optimizer=adam",
         "optimizer.groups=[{match: dense_0, lr_factor: 0.1},{match: '*/bias', lr_factor: 0.0}]"],
+    "schedules": ["optimizer=adamw", "optimizer.layer_decay=0.5", "schedule=linear", (
+        "optimizer.groups=[{match: dense_1, lr_factor: 2.0, schedule: {name: cosine, warmup: 10%}},"
+        "{match: dense_0/bias, schedule: {name: sequence, phases: [{for: 30%, name: hold, factor: "
+        "0.0},{for: rest, name: hold}]}}]"
+    )],
     # no weight has the rate eta(t) itself, and one layer is frozen
     "frozen": ["optimizer=adam",
         "optimizer.groups=[{match: dense_0, lr_factor: 0.0},{match: '*', lr_factor: 0.5}]"],
@@ -368,7 +373,7 @@ def test_newer_optimizers_agree_on_a_transformer_with_groups(name: str) -> None:
     assert_parity(["trainer.precision=float64", "trainer.max_steps=60", *overrides])
 
 
-@pytest.mark.parametrize("name", slow_but(GROUPS, "frozen", "beta1"))
+@pytest.mark.parametrize("name", slow_but(GROUPS, "schedules", "frozen", "beta1"))
 def test_groups_and_scheduled_hyperparameters_agree(name: str) -> None:
     assert_parity(["trainer.precision=float64", "trainer.max_steps=100", *GROUPS[name]])
 
@@ -415,6 +420,28 @@ def test_rates_are_equal_to_the_bit_and_rounded_once(schedule: str) -> None:
     closed_form = prepare(overrides).rates()
     np.testing.assert_array_equal(torch_run.rates, keras_run.rates)
     np.testing.assert_array_equal(torch_run.rates, closed_form.astype(np.float32))
+
+
+def test_the_rates_of_groups_are_their_schedules_to_the_bit() -> None:
+    """cosine falls as (1 + cos(pi t / T)) / 2, a hold is constant: T = 20 updates in float32, read
+    from the frameworks' optimizers."""
+    overrides = [
+        "trainer.max_steps=20", "optimizer.lr=0.01", (
+            "optimizer.groups=[{match: dense_0, lr_factor: 0.5, schedule: {name: cosine}},"
+            "{match: '*', schedule: {name: hold, factor: 3.0}}]"
+        ),
+    ]  # fmt: skip
+    expected = {
+        "learning_rate": np.full(20, 0.01),
+        "learning_rate*0.5/dense_0": 0.005 * (1 + np.cos(np.pi * np.arange(20) / 20)) / 2,
+        "learning_rate/*": np.full(20, 0.03),
+    }
+    torch_run, keras_run = both(overrides)
+    assert torch_run.applied.keys() == keras_run.applied.keys() == expected.keys()
+    for name, rates in expected.items():
+        np.testing.assert_array_equal(torch_run.applied[name], keras_run.applied[name])
+        # one rounding to float32, of values that differ by a few roundings of float64
+        np.testing.assert_allclose(torch_run.applied[name], rates, rtol=2**-23)
 
 
 @pytest.mark.parametrize("backend", ["lightning", "keras"])

@@ -9,36 +9,39 @@ from runner.report import curves, pictures
 from runner.run.run_folder import points, read_columns
 
 
-def run(folder: Path, losses: np.ndarray, val: float | None) -> Path:
+def run(folder: Path, losses: np.ndarray, val: float | None, group: str = "") -> Path:
     """A folder with what a picture is drawn from."""
     folder.mkdir()
-    rows = [f"{t},{0.1 * 0.9**t},{loss}" for t, loss in enumerate(losses)]
-    (folder / "trace.csv").write_text("\n".join(["step,learning_rate,loss", *rows]) + "\n")
+    more = ",0.05" if group else ""
+    rows = [f"{t},{0.1 * 0.9**t},{loss}{more}" for t, loss in enumerate(losses)]
+    header = f"step,learning_rate,loss{group and ','}{group}"
+    (folder / "trace.csv").write_text("\n".join([header, *rows]) + "\n")
     last = f"1,{len(losses)},{losses.mean()},{'' if val is None else val},1.0"
     (folder / "metrics.csv").write_text(f"epoch,step,train/loss,val/loss,seconds\n{last}\n")
     return folder
 
 
 def test_a_picture_does_not_depend_on_those_before_it(tmp_path: Path) -> None:
-    """Of a short run, a long one with losses on both sides of zero, and one without validation, in
-    two orders and alone."""
+    """Of a short run, a long one with losses on both sides of zero, one without validation, and the
+    first one with a second schedule, in two orders and alone."""
     runs = [
         run(tmp_path / "short", np.linspace(2.3, 0.1, 20), 0.5),
         run(tmp_path / "signed", np.linspace(1.0, -3.0, 300), -2.0),
         run(tmp_path / "no validation", np.full(50, 1e-6), None),
+        run(tmp_path / "group", np.linspace(2.3, 0.1, 20), 0.5, "learning_rate*0.5/dense_0"),
     ]
 
     def pictures(order: list[int]) -> dict[int, bytes]:
         return {i: curves.draw(runs[i], f"run {i}").read_bytes() for i in order}
 
     alone = {}
-    for i in range(3):
+    for i in range(4):
         curves._figure.cache_clear()
         alone |= pictures([i])
     curves._figure.cache_clear()
-    assert pictures([0, 1, 2]) == alone
-    assert pictures([1, 0, 2]) == alone
-    assert len(set(alone.values())) == 3
+    assert pictures([0, 1, 3, 2]) == alone
+    assert pictures([3, 1, 0, 2]) == alone
+    assert len(set(alone.values())) == 4
 
 
 def test_a_long_line_is_thinned_with_both_its_ends() -> None:

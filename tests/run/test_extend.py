@@ -150,6 +150,7 @@ def test_a_finished_run_goes_on_as_it_is_told_and_repeats_to_the_bit(
     assert config_of(folder)["schedule"]["name"] == "sequence"
 
 
+GROUP = "optimizer.groups[0].schedule"
 REFUSED = [
     (
         ["trainer.max_steps=40"],
@@ -187,6 +188,24 @@ def test_it_asks_what_is_meant_and_shows_what_each_would_do(
     the last one by 39 / 40."""
     (done,) = forked(tmp_path, (f"resume={finished['lightning']}", *said))
     assert (done.status, done.out, done.err) == (2, "", f"error: {expected}\n")
+
+
+def test_the_schedule_of_a_group_is_extended_like_that_of_the_run(tmp_path: Path) -> None:
+    """A cosine over 26 updates for the biases, beside a constant rate. Kept, it holds its last
+    rate; unsaid, the three ways are those of a run's schedule in REFUSED."""
+    group = "optimizer.groups=[{match: '*/bias', schedule: {name: cosine, final_lr: 1e-5}}]"
+    (done,) = forked(tmp_path, (*COSINE[2:], group))
+    longer = (f"resume={done.folder}", "trainer.max_steps=40")
+    refused, kept = forked(tmp_path, longer, (*longer, "schedule.on_extend=keep"))
+    of_run = REFUSED[0][1]
+    assert refused.err == f"error: {of_run.replace('schedule', GROUP, 1)}\n"
+    assert (kept.status, kept.err) == (0, "")
+    trace = read_columns(tmp_path / done.folder / "trace.csv")
+    assert (trace["learning_rate"] == 1e-3).all()
+    cosine = 1e-5 + (1e-3 - 1e-5) * (1 + np.cos(np.pi * np.arange(26) / 26)) / 2
+    expected = np.append(cosine, np.full(14, 1e-5))
+    # one rounding to float32
+    np.testing.assert_allclose(trace["learning_rate/*/bias"], expected, rtol=2**-23)
 
 
 def test_runs_branch_from_one_checkpoint_each_in_its_own_folder(

@@ -168,6 +168,28 @@ def test_what_waits_long_enough_is_not_warned_of(overrides: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("schedule", "text"),
+    [
+        (
+            "name: cosine, warmup: 900steps",
+            "optimizer.groups[1].schedule.warmup: the warm-up ends at step 900, but the run has "
+            "only 800 steps; the rate only reaches 0.000889",
+        ),
+        (
+            "name: hold, factor: 0",
+            "optimizer.groups[1].schedule=hold: every update of the run has the rate 0",
+        ),
+        # the weights begin to train later
+        ("name: sequence, phases: [{for: 9%, name: hold, factor: 0}, {for: rest, name: hold}]", ""),
+    ],
+)
+def test_the_schedule_of_a_group_is_warned_of_with_its_key(schedule: str, text: str) -> None:
+    entries = f"[{{match: '*/bias'}}, {{match: dense_0, schedule: {{{schedule}}}}}]"
+    warnings = plan(parse(compose([f"optimizer.groups={entries}"]))).check_schedule()
+    assert warnings == ([text] if text else [])
+
+
+@pytest.mark.parametrize(
     ("overrides", "text"),
     [
         (

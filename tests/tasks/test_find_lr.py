@@ -12,7 +12,11 @@ import pytest
 
 from runner import dispatcher
 from runner.__main__ import main
+from runner.cli.compose import compose
+from runner.components.optimizers import Matching
+from runner.config.schema import parse
 from runner.report import range_test
+from runner.tasks.find_lr import _range_test
 from tests.command_line import BACKENDS, Running, forked
 from tests.training import prepare, train
 
@@ -55,6 +59,14 @@ def test_the_suggestion_by_hand() -> None:
 @pytest.mark.parametrize("losses", [[1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 1.0, 1.0]])
 def test_nothing_is_suggested_where_the_loss_does_not_fall(losses: list[float]) -> None:
     assert range_test.suggest(np.geomspace(1e-4, 1, 4), np.array(losses)) is None
+
+
+def test_groups_are_tested_at_the_rate_of_the_test_times_their_factors() -> None:
+    """Their own schedules would have other rates."""
+    groups = "optimizer.groups=[{match: dense_0, lr_factor: 0.5, schedule: {name: cosine}}]"
+    made = parse(_range_test(compose([groups])))
+    assert made.optimizer.groups == [Matching(match="dense_0", lr_factor=0.5)]
+    assert made.schedule.name == "range_test"
 
 
 FOUND = ("task=find_lr", "trainer.precision=float64", "device=cpu")

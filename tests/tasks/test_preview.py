@@ -43,6 +43,29 @@ def test_it_says_the_turning_points_the_sum_and_the_picture(tmp_path: Path) -> N
     ]
 
 
+def test_groups_with_a_schedule_of_their_own_are_columns_and_curves(tmp_path: Path) -> None:
+    """dense_0 has half of a linear fall from 1e-3 over 80 updates, after 8 of warm-up; its sum is
+    0.5 (4.5 + 36.5) 1e-3. In a multirun, it is a line."""
+    groups = (
+        "optimizer.groups=[{match: dense_0, lr_factor: 0.5, schedule: {name: linear, warmup: 10%}}]"
+    )
+    command = ("task=preview", "trainer.max_epochs=2", groups)
+    alone, several = forked(tmp_path, command, ("-m", *command, "optimizer.lr=1e-3,1e-2"))
+    assert (alone.status, alone.err, several.status, several.err) == (0, "", 0, "")
+    lines = [line.split() for line in alone.out.splitlines()]
+    assert lines[1] == ["step", "epoch", "of", "run", "rate", "dense_0"]
+    assert {int(row[0]): row[3:] for row in lines[2:-3]} == {
+        0: ["0.001", "6.25e-05"], 7: ["0.001", "0.0005"], 8: ["0.001", "0.0005"],
+        40: ["0.001", "0.000277778"], 79: ["0.001", "6.94444e-06"],
+    }  # fmt: skip
+    assert lines[-2][:6] == ["sum", "of", "rates", "of", "dense_0", "0.0205"]
+    rows = [line.split()[:3] for line in several.out.splitlines()[1:-1]]
+    assert rows == [
+        ["optimizer.lr=0.001", "80", "0.001"], ["optimizer.lr=0.001", "dense_0", "80"],
+        ["optimizer.lr=0.01", "80", "0.01"], ["optimizer.lr=0.01", "dense_0", "80"],
+    ]  # fmt: skip
+
+
 def test_several_are_a_line_each_and_one_picture(tmp_path: Path) -> None:
     (done,) = forked(tmp_path, ("-m", "task=preview", "schedule=linear,cosine", "optimizer.lr=0.1"))
     assert (done.status, done.err) == (0, "")
