@@ -46,7 +46,7 @@ def uses_xla(run: RunSpec) -> bool:
     compile."""
     if isinstance(run.network, CustomNetwork):
         return run.compile or run.network.built.uses_xla
-    slow = {"conv1d", "conv2d"}
+    slow = {"conv1d", "conv2d", "depthwise_conv2d", "conv2d_transpose"}
     if run.precision == "exact":  # every step is written out: XLA takes minutes for 8 steps
         slow |= {"gru", "lstm"}
     return run.compile or not any(node.spec.layer in slow for node in run.network.walk())

@@ -1,6 +1,7 @@
 """Exact mode in TensorFlow: the primitives of runner.exact, and the network and the
 optimizer that use them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
@@ -13,10 +14,11 @@ import tensorflow as tf
 from backends.keras import device, layers
 from backends.keras.schedule import TableLR
 from runner.components import layers as spec
+from runner.components.layers import Pads, Window
 from runner.exact import gradient, optimizers, self_test
 from runner.exact.layers import Pass
 from runner.exact.network import Layout, forward
-from runner.exact.primitives import Pads
+from runner.exact.reference import sliding
 from runner.exact.rules import TINY, finite, r
 from runner.exact.tables import table
 from runner.spec import RunSpec, TrainState
@@ -102,30 +104,35 @@ class TensorFlow:
     def pad(self, x: Any, pads: Pads, value: float) -> Any:
         return tf.pad(x, [(0, 0), *pads, (0, 0)], constant_values=_float64(value))
 
-    def patches(self, x: Any, size: int, stride: int, pads: Pads) -> Any:
+    def patches(self, x: Any, window: Window, pads: Pads) -> Any:
         x = self.pad(x, pads, 0.0) if any(pads[0] + pads[1]) else x
         height, width, channels = x.shape[1:]
-        indices = np.arange(height * width, dtype=np.int32).reshape(height, width)
-        windows = np.lib.stride_tricks.sliding_window_view(indices, (size, size))[
-            ::stride, ::stride
-        ]
-        pixels = tf.gather(tf.reshape(x, [-1, height * width, channels]), np.ravel(windows), axis=1)
-        return tf.reshape(pixels, [-1, size * size * channels])
+        indices = np.arange(height * width, dtype=np.int32).reshape(1, height, width)
+        windows = np.ravel(sliding(indices, window))
+        pixels = tf.gather(tf.reshape(x, [-1, height * width, channels]), windows, axis=1)
+        return tf.reshape(pixels, [-1, math.prod(window.size) * channels])
 
-    def fold(self, parts: Sequence[Any], size: int, stride: int, shape: tuple[int, int]) -> Any:
-        if stride >= size:  # windows do not overlap: put the parts side by side
+    def fold(self, parts: Sequence[Any], window: Window, shape: tuple[int, int]) -> Any:
+        (height, width), (down, across) = window.size, window.stride
+        if down >= height and across >= width and window.dilation == (1, 1):
+            # windows do not overlap: put the parts side by side
             empty = tf.zeros_like(parts[0])
             rows = [
                 tf.stack(
-                    [parts[a * size + b] if max(a, b) < size else empty for b in range(stride)], 3
+                    [
+                        parts[a * width + b] if a < height and b < width else empty
+                        for b in range(across)
+                    ],
+                    3,
                 )
-                for a in range(stride)
+                for a in range(down)
             ]
-            return _fit(_merge(tf.stack(rows, 2), stride), 0, 0, shape)
+            return _fit(_merge(tf.stack(rows, 2), window.stride), 0, 0, shape)
         images = None
         for i, part in enumerate(parts):
-            a, b = divmod(i, size)
-            shifted = _fit(_dilate(part, stride), a, b, shape)
+            a, b = divmod(i, width)
+            top, left = a * window.dilation[0], b * window.dilation[1]
+            shifted = _fit(_dilate(part, window.stride), top, left, shape)
             images = shifted if images is None else images + shifted
         return images
 
@@ -170,18 +177,18 @@ def _int64(value: int) -> Any:
     return tf.constant(value, tf.int64)
 
 
-def _dilate(x: Any, stride: int) -> Any:
+def _dilate(x: Any, stride: tuple[int, int]) -> Any:
     """Insert zeros between the values of images: [N, H, W, C] -> [N, stride H, stride W, C]."""
-    if stride == 1:
+    if stride == (1, 1):
         return x
-    between = [(0, 0), (0, 0), (0, stride - 1), (0, 0), (0, stride - 1), (0, 0)]
+    between = [(0, 0), (0, 0), (0, stride[0] - 1), (0, 0), (0, stride[1] - 1), (0, 0)]
     return _merge(tf.pad(x[:, :, None, :, None], between), stride)
 
 
-def _merge(x: Any, stride: int) -> Any:
+def _merge(x: Any, stride: tuple[int, int]) -> Any:
     """Reshape [N, H, stride, W, stride, C] -> [N, stride H, stride W, C]."""
     _, height, _, width, _, channels = x.shape
-    return tf.reshape(x, [-1, height * stride, width * stride, channels])
+    return tf.reshape(x, [-1, height * stride[0], width * stride[1], channels])
 
 
 def _fit(x: Any, top: int, left: int, shape: tuple[int, int]) -> Any:

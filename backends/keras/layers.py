@@ -26,6 +26,8 @@ _BIDIRECTIONAL = {
 _NAMES = {
     "dense": {"kernel": "kernel", "bias": "bias"},
     "conv2d": {"kernel": "kernel", "bias": "bias"},
+    "depthwise_conv2d": {"kernel": "kernel", "bias": "bias"},
+    "conv2d_transpose": {"kernel": "kernel", "bias": "bias"},
     "conv1d": {"kernel": "kernel", "bias": "bias"},
     "gru": _RECURRENT,
     "lstm": _RECURRENT,
@@ -367,15 +369,10 @@ def _build(node: spec.Node, dropout_state: DropoutState | None) -> native.Layer:
     match s.layer:
         case "dense":
             return native.Dense(s.units, use_bias=s.bias, name=name)
-        case "conv2d":
-            return native.Conv2D(
-                s.filters, s.kernel_size, s.stride, padding=s.padding, use_bias=s.bias, name=name
-            )
-        case "conv1d":
-            return native.Conv1D(
-                s.filters, s.kernel_size, s.stride, padding=s.padding, dilation_rate=s.dilation,
-                use_bias=s.bias, name=name,
-            )  # fmt: skip
+        case "conv1d" | "conv2d" | "depthwise_conv2d" | "conv2d_transpose":
+            return _convolution(node)
+        case "upsampling2d":
+            return native.UpSampling2D(s.size, name=name)
         case "gru" | "lstm":
             return _recurrent(node)
         case "max_pool":
@@ -397,6 +394,27 @@ def _build(node: spec.Node, dropout_state: DropoutState | None) -> native.Layer:
         case "reshape":
             return native.Reshape(node.output_shape, name=name)
     return _own(node, dropout_state) if dropout_state else _stock(node)
+
+
+def _convolution(node: spec.Node) -> native.Layer:
+    s = node.spec
+    options = {"padding": s.padding, "use_bias": s.bias, "name": node.name}
+    match s.layer:
+        case "conv1d":
+            return native.Conv1D(
+                s.filters, s.kernel_size, s.stride, dilation_rate=s.dilation, **options
+            )
+        case "conv2d":
+            return native.Conv2D(
+                s.filters, s.kernel_size, s.stride, dilation_rate=s.dilation, groups=s.groups,
+                **options,
+            )  # fmt: skip
+        case "depthwise_conv2d":
+            return native.DepthwiseConv2D(
+                s.kernel_size, s.stride, depth_multiplier=s.depth_multiplier,
+                dilation_rate=s.dilation, **options,
+            )  # fmt: skip
+    return native.Conv2DTranspose(s.filters, s.kernel_size, s.stride, **options)
 
 
 def _recurrent(node: spec.Node) -> native.Layer:

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from backends.lightning import layers
 from backends.lightning.schedule import hyperparameters, read
+from runner.components.layers import Pads, Window
 from runner.components.optimizers import Group
 from runner.errors import IF_DIVERGED, RunError
 from runner.exact import gradient, optimizers, self_test
 from runner.exact.layers import Pass
 from runner.exact.network import Layout, forward
-from runner.exact.primitives import Pads
+from runner.exact.reference import positions, sliding
 from runner.exact.rules import TINY, finite
 from runner.exact.tables import table
 from runner.random import layer_key
@@ -120,29 +121,24 @@ class Torch:
     def pad(self, x: Tensor, pads: Pads, value: float) -> Tensor:
         return F.pad(x, (0, 0, *pads[1], *pads[0]), value=value)
 
-    def patches(self, x: Tensor, size: int, stride: int, pads: Pads) -> Tensor:
+    def patches(self, x: Tensor, window: Window, pads: Pads) -> Tensor:
         *images, channels = x.shape
-        key = (*images, size, stride, pads)
+        key = (*images, window, pads)
         if key not in self._windows:
-            self._windows[key] = self.constant(_windows(images, size, stride, pads))
+            self._windows[key] = self.constant(_windows(images, window, pads))
         pixels = x.new_empty((math.prod(images) + 1, channels))
         pixels[:-1] = x.reshape(-1, channels)
         pixels[-1] = 0.0
-        return pixels.index_select(0, self._windows[key]).view(-1, size * size * channels)
+        num = math.prod(window.size) * channels
+        return pixels.index_select(0, self._windows[key]).view(-1, num)
 
-    def fold(
-        self, parts: Sequence[Tensor], size: int, stride: int, shape: tuple[int, int]
-    ) -> Tensor:
+    def fold(self, parts: Sequence[Tensor], window: Window, shape: tuple[int, int]) -> Tensor:
         num, height, width, channels = parts[0].shape
         # channels first in memory, as in the results of `matmul`
         images = parts[0].new_zeros((channels, num, *shape)).movedim(0, -1)
         for i, part in enumerate(parts):
-            a, b = divmod(i, size)
-            images[
-                :,
-                a : a + stride * (height - 1) + 1 : stride,
-                b : b + stride * (width - 1) + 1 : stride,
-            ] += part
+            a, b = positions(window, i, height, width)
+            images[:, a, b] += part
         return images
 
     def power(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,17 +170,14 @@ class Torch:
         )
 
 
-def _windows(images: Sequence[int], size: int, stride: int, pads: Pads) -> np.ndarray:
+def _windows(images: Sequence[int], window: Window, pads: Pads) -> np.ndarray:
     """Return the index into all pixels [N, H, W] at each position of each window, in the order of
     `patches`. The padding has the index N * H * W."""
     num = math.prod(images)
     indices = np.pad(
         np.arange(num, dtype=np.int32).reshape(images), ((0, 0), *pads), constant_values=num
     )
-    windows = np.lib.stride_tricks.sliding_window_view(indices, (size, size), (1, 2))[
-        :, ::stride, ::stride
-    ]
-    return np.ascontiguousarray(windows).reshape(-1)
+    return np.array(sliding(indices, window), order="C").reshape(-1)
 
 
 class Network(nn.Module):

@@ -23,6 +23,8 @@ _RECURRENT = {
 _NAMES = {
     "dense": {"kernel": "weight", "bias": "bias"},
     "conv2d": {"kernel": "weight", "bias": "bias"},
+    "depthwise_conv2d": {"kernel": "weight", "bias": "bias"},
+    "conv2d_transpose": {"kernel": "weight", "bias": "bias"},
     "conv1d": {"kernel": "weight", "bias": "bias"},
     "gru": _RECURRENT,
     "lstm": _RECURRENT,
@@ -160,13 +162,9 @@ def to_canonical(tensor: Tensor) -> np.ndarray:
     return value
 
 
-def _pads(node: spec.Node, window: int) -> list[int]:
-    """The argument of F.pad for `padding: same`: low and high of the width, then of the height."""
-    if node.spec.padding == "valid":
-        return [0, 0, 0, 0]
-    height, width = (
-        spec.padding_same(size, window, node.spec.stride) for size in node.input_shape[:2]
-    )
+def _pads(node: spec.Node) -> list[int]:
+    """The argument of F.pad: low and high of the width, then of the height."""
+    height, width = node.spec.window.pads(node.input_shape)
     return [*width, *height]
 
 
@@ -190,13 +188,71 @@ class _MaxPool2d(nn.MaxPool2d):
 
 
 def _conv2d(node: spec.Node) -> nn.Conv2d:
-    s, pads, channels = node.spec, _pads(node, node.spec.kernel_size), node.input_shape[2]
-    if pads[::2] == pads[1::2]:
-        padding = (pads[2], pads[0])
-        return nn.Conv2d(channels, s.filters, s.kernel_size, s.stride, padding=padding, bias=s.bias)
-    conv = _Conv2d(channels, s.filters, s.kernel_size, s.stride, bias=s.bias)
-    conv.pads = pads
+    s, window, pads = node.spec, node.spec.window, _pads(node)
+    is_symmetric = pads[::2] == pads[1::2]
+    kind = nn.Conv2d if is_symmetric else _Conv2d
+    conv = kind(
+        node.input_shape[2], s.filters, window.size, window.stride,
+        (pads[2], pads[0]) if is_symmetric else 0, window.dilation, s.groups, bias=s.bias,
+    )  # fmt: skip
+    if isinstance(conv, _Conv2d):
+        conv.pads = pads
     return conv
+
+
+class _DepthwiseConv2d(nn.Module):
+    """spec.DepthwiseConv2D. Like every weight of four axes here, its weight [M, in, height, width]
+    has the last two canonical axes first."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, node: spec.Node) -> None:
+        super().__init__()
+        s, window, channels = node.spec, node.spec.window, node.input_shape[2]
+        self.weight = nn.Parameter(torch.empty(s.depth_multiplier, channels, *window.size))
+        filters = node.output_shape[2]
+        self.register_parameter("bias", nn.Parameter(torch.empty(filters)) if s.bias else None)
+        self.pads, self.stride, self.dilation = _pads(node), window.stride, window.dilation
+
+    def forward(self, x: Tensor) -> Tensor:
+        pads, padding = self.pads, (0, 0)
+        if pads[::2] == pads[1::2]:
+            padding = (pads[2], pads[0])
+        else:
+            x = F.pad(x, pads)
+        kernel = self.weight.transpose(0, 1).flatten(0, 1).unsqueeze(1)  # [in M, 1, h, w]
+        return F.conv2d(x, kernel, self.bias, self.stride, padding, self.dilation, x.shape[1])
+
+
+class _ConvTranspose2d(nn.ConvTranspose2d):
+    """spec.Conv2DTranspose. If the padding is asymmetric, torch's result has one more row or column
+    at the end."""
+
+    def __init__(self, node: spec.Node) -> None:
+        s, window = node.spec, node.spec.window
+        self.height, self.width, _ = node.output_shape
+        (top, _), (left, _) = window.pads(node.output_shape)
+        missing = [max(d - k, 0) for k, d in zip(window.size, window.stride, strict=True)]
+        super().__init__(
+            node.input_shape[2], s.filters, window.size, window.stride, (top, left),
+            (missing[0], missing[1]), bias=s.bias,
+        )  # fmt: skip
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return super().forward(x)[:, :, : self.height, : self.width]
+
+
+class _UpSampling2d(nn.Module):
+    """Nearest upsampling. F.interpolate computes indices in float32."""
+
+    def __init__(self, node: spec.Node) -> None:
+        super().__init__()
+        (height, width, _), (down, across) = node.input_shape, node.spec.window.size
+        self.sides = height, down, width, across
+
+    def forward(self, x: Tensor) -> Tensor:
+        repeated = x[:, :, :, None, :, None].expand(*x.shape[:2], *self.sides)
+        return repeated.flatten(4, 5).flatten(2, 3)
 
 
 class _Conv1d(nn.Module):
@@ -259,10 +315,10 @@ def _swap_gates(weight: Tensor) -> Tensor:
 
 
 def _max_pool(node: spec.Node) -> nn.MaxPool2d:
-    s, pads = node.spec, _pads(node, node.spec.pool_size)
+    window, pads = node.spec.window, _pads(node)
     if not any(pads):
-        return nn.MaxPool2d(s.pool_size, s.stride)
-    pool = _MaxPool2d(s.pool_size, s.stride)
+        return nn.MaxPool2d(window.size, window.stride)
+    pool = _MaxPool2d(window.size, window.stride)
     pool.pads = pads
     return pool
 
@@ -273,8 +329,8 @@ class _AveragePoolSame(nn.Module):
 
     def __init__(self, node: spec.Node) -> None:
         super().__init__()
-        self.pool = nn.AvgPool2d(node.spec.pool_size, node.spec.stride)
-        self.pads = _pads(node, node.spec.pool_size)
+        self.pool = nn.AvgPool2d(node.spec.window.size, node.spec.window.stride)
+        self.pads = _pads(node)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pool(F.pad(x, self.pads)) / self.pool(
@@ -473,10 +529,10 @@ def _build(node: spec.Node, dropout_state: DropoutState | None) -> nn.Module:
     match s.layer:
         case "dense":
             return nn.Linear(channels, node.output_shape[-1], bias=s.bias)
-        case "conv2d":
-            return _conv2d(node)
-        case "conv1d":
-            return _Conv1d(node)
+        case "conv1d" | "conv2d" | "depthwise_conv2d" | "conv2d_transpose":
+            return _convolution(node)
+        case "upsampling2d":
+            return _UpSampling2d(node)
         case "gru" | "lstm":
             return _Recurrent(node)
         case "max_pool":
@@ -485,7 +541,7 @@ def _build(node: spec.Node, dropout_state: DropoutState | None) -> nn.Module:
             return (
                 _AveragePoolSame(node)
                 if s.padding == "same"
-                else nn.AvgPool2d(s.pool_size, s.stride)
+                else nn.AvgPool2d(s.window.size, s.window.stride)
             )
         case "global_average_pool":
             return _GlobalAveragePool()
@@ -504,6 +560,17 @@ def _build(node: spec.Node, dropout_state: DropoutState | None) -> nn.Module:
         case "residual":
             return _Residual(node, dropout_state)
     return _build_norm(node) if s.layer.endswith("_norm") else _build_for_sequences(node)
+
+
+def _convolution(node: spec.Node) -> nn.Module:
+    match node.spec.layer:
+        case "conv1d":
+            return _Conv1d(node)
+        case "conv2d":
+            return _conv2d(node)
+        case "depthwise_conv2d":
+            return _DepthwiseConv2d(node)
+    return _ConvTranspose2d(node)
 
 
 def _build_norm(node: spec.Node) -> nn.Module:

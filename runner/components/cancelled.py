@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 
-from runner.components.layers import Network, Node, padding_same
+from runner.components.layers import Network, Node
 
 
 class Change(IntEnum):
@@ -104,12 +104,13 @@ def _after(node: Node, change: Change) -> Change:
             has_own_mean = change == Change.CHANNEL and node.input_shape[-1] == s.groups
             is_zero = has_own_mean or _normalizes_single_values(node)
             return Change.NONE if is_zero else Change.ANY
-        case "dense" | "average_pool" | "position_embedding":
+        case "dense" | "average_pool" | "position_embedding" | "upsampling2d":
             return change
-        case "conv2d":
-            sizes = node.input_shape[:2] if s.padding == "same" else ()
-            padded = any(any(padding_same(size, s.kernel_size, s.stride)) for size in sizes)
+        case "conv2d" | "depthwise_conv2d":
+            padded = any(map(any, s.window.pads(node.input_shape)))
             return max(change, Change.ROWS) if padded else change
+        case "conv2d_transpose":  # positions of the output differ in how many products they have
+            return max(change, Change.ROWS)
         case "conv1d":
             padded = any(s.pads(node.input_shape[0]))
             return max(change, Change.ROWS) if padded else change

@@ -3,7 +3,8 @@
 Shapes do not include the batch: (features,), (steps, features) of a sequence, or (height, width,
 channels), channels last. Weights have the same layout and names on every backend: dense kernel [in,
 out]; convolution kernel [height, width, in, out]. A name is `KIND_INDEX/VARIABLE`; the index counts
-the layers of a kind in order of definition, nested layers included.
+the layers of a kind in order of definition, nested layers included. A size that is given for an
+image is one number for both axes, or [height, width].
 """
 
 import math
@@ -14,16 +15,28 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from runner.errors import ConfigError
 from runner.random import uniform
 from runner.section import Count, Fraction, NonNegative, Positive, Section
 
 Shape = tuple[int, ...]
+Pair = tuple[int, int]  # of the height and of the width
+Pads = tuple[Pair, Pair]  # (top, bottom), (left, right)
 Padding = Literal["same", "valid"]
 Init = Literal["glorot_uniform", "he_uniform", "uniform", "zeros", "ones"]
 _SEQUENCE = ("a sequence [steps, features]", "add reshape")
+_IMAGE = ("an image", "add reshape")
+
+
+def _two(sides: list[int]) -> list[int]:
+    if len(sides) != 2:
+        raise ValueError("a list of two integers")
+    return sides
+
+
+Sides = Count | Annotated[list[Count], AfterValidator(_two)]
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,50 @@ class Variable:
     init: Init | None  # None: the framework's own
     trainable: bool = True
     decays: bool = False
+    fans: Pair | None = None  # (fan_in, fan_out); None: those of a kernel [..., in, out]
+
+
+@dataclass(frozen=True)
+class Window:
+    """The window that a convolution or a pool moves over an image [H, W, C]."""
+
+    size: Pair
+    stride: Pair
+    padding: Padding
+    dilation: Pair = (1, 1)  # the distance between neighbouring values of a window
+
+    @property
+    def span(self) -> Pair:
+        """The rows and columns from the first to the last one that a window reads."""
+        down, across = self.size
+        return (down - 1) * self.dilation[0] + 1, (across - 1) * self.dilation[1] + 1
+
+    def pads(self, shape: Shape) -> Pads:
+        """The padding of an image of this shape."""
+        if self.padding == "valid":
+            return (0, 0), (0, 0)
+        height, width = (
+            padding_same(*axis) for axis in zip(shape[:2], self.span, self.stride, strict=True)
+        )
+        return height, width
+
+    def outputs(self, shape: Shape) -> Pair:
+        """The number of windows down and across. Raises ValueError if none fits."""
+        _check_rank(shape, (3,), *_IMAGE)
+        if max(self.stride) > 1 and max(self.dilation) > 1:
+            raise ValueError(
+                f"stride and dilation must not both be > 1, got {_show_pair(self.stride)} and "
+                f"{_show_pair(self.dilation)}"
+            )
+        height, width = shape[:2]
+        if self.padding == "same":
+            return -(-height // self.stride[0]), -(-width // self.stride[1])
+        down, across = self.span
+        if height < down or width < across:
+            raise ValueError(
+                f"a window of {_show_pair(self.span)} does not fit into {_show(shape)}"
+            )
+        return (height - down) // self.stride[0] + 1, (width - across) // self.stride[1] + 1
 
 
 class _Layer(Section):
@@ -64,25 +121,131 @@ class Dense(_Layer):
         return (kernel, Variable("bias", (int(self.units),), "zeros")) if self.bias else (kernel,)
 
 
-class Conv2D(_Layer):
-    """Cross-correlation with a kernel [height, width, in, out]. `padding: same` gives ceil(size /
-    stride) outputs per axis, as in TensorFlow."""
+class _Conv2D(_Layer):
+    kernel_size: Sides
+    stride: Sides
+    dilation: Sides
+    padding: Padding
+    bias: bool
+    init: Init
+
+    @property
+    def window(self) -> Window:
+        size, stride, dilation = map(_pair, (self.kernel_size, self.stride, self.dilation))
+        return Window(size, stride, self.padding, dilation)
+
+
+class Conv2D(_Conv2D):
+    """Cross-correlation with a kernel [height, width, in / G, out] = `kernel`, G = `groups`.
+    `padding: same` gives ceil(size / stride) outputs per axis, as in TensorFlow; `dilation` is the
+    distance between neighbouring values of a window (Yu and Koltun, 2016).
+
+    With G > 1, the g-th of G equal parts of the output's channels depends only on the g-th part of
+    the input's (Krizhevsky et al., 2012). torch.nn.Conv2d; keras.layers.Conv2D, where `dilation` is
+    dilation_rate. Like Keras, it takes no stride together with dilation.
+    """
 
     layer: Literal["conv2d"]
     filters: Count
-    kernel_size: Count
-    stride: Count
+    groups: Count
+
+    def output_shape(self, shape: Shape) -> Shape:
+        output = (*self.window.outputs(shape), self.filters)
+        if shape[2] % self.groups:
+            raise ValueError(f"groups={self.groups} does not divide {shape[2]} channels")
+        if self.filters % self.groups:
+            raise ValueError(f"groups={self.groups} does not divide filters={self.filters}")
+        return output
+
+    def variables(self, shape: Shape) -> tuple[Variable, ...]:
+        size, num_in = math.prod(self.window.size), shape[2] // self.groups
+        kernel = (*self.window.size, num_in, self.filters)
+        fans = (size * num_in, size * self.filters // self.groups)
+        return _kernel_and_bias(self, kernel, self.filters, fans)
+
+
+class DepthwiseConv2D(_Conv2D):
+    """Cross-correlation of each channel with its own M = `depth_multiplier` kernels: output channel
+    c M + m is that of channel c with `kernel` [height, width, in, M] at [:, :, c, m].
+
+    It is `conv2d` with as many groups as channels. With a `conv2d` of kernel_size 1 after it, it is
+    a separable convolution (Chollet, 2017). torch.nn.Conv2d with groups = in;
+    keras.layers.DepthwiseConv2D. The stride is the same on both axes, as in TensorFlow's kernel.
+    """
+
+    layer: Literal["depthwise_conv2d"]
+    depth_multiplier: Count
+
+    def output_shape(self, shape: Shape) -> Shape:
+        down, across = self.window.stride
+        if down != across:
+            raise ValueError(f"stride must be the same on both axes, got [{down}, {across}]")
+        return (*self.window.outputs(shape), shape[2] * self.depth_multiplier)
+
+    def variables(self, shape: Shape) -> tuple[Variable, ...]:
+        size, filters = math.prod(self.window.size), shape[2] * self.depth_multiplier
+        kernel = (*self.window.size, shape[2], self.depth_multiplier)
+        return _kernel_and_bias(self, kernel, filters, (size, size * self.depth_multiplier))
+
+
+class Conv2DTranspose(_Layer):
+    """The transpose of a convolution, which makes an image larger: x [H, W, in] -> y [H', W',
+    filters], y = b + the sum over i, j of K_ij x_ij at the window ij of a `conv2d` from y's shape
+    to x's, with its size, stride and padding. `kernel` K is [height, width, filters, in], the
+    kernel of that convolution.
+
+    `padding: same` gives H' = H stride, `valid` H' = H stride + max(height - stride, 0), as in
+    keras.layers.Conv2DTranspose. torch.nn.ConvTranspose2d cuts the same number of rows from both
+    ends, so its `padding` gives these sizes only if height - stride is even. Dumoulin and Visin
+    (2016), chapter 4; Long et al. (2015), section 3.3, call it deconvolution.
+    """
+
+    layer: Literal["conv2d_transpose"]
+    filters: Count
+    kernel_size: Sides
+    stride: Sides
     padding: Padding
     bias: bool
     init: Init
 
     def output_shape(self, shape: Shape) -> Shape:
-        return (*_window(shape, self.kernel_size, self.stride, self.padding), self.filters)
+        _check_rank(shape, (3,), *_IMAGE)
+        sides = zip(shape[:2], self.window.size, self.window.stride, strict=True)
+        is_valid = self.padding == "valid"
+        height, width = (
+            length * stride + (max(size - stride, 0) if is_valid else 0)
+            for length, size, stride in sides
+        )
+        return (height, width, self.filters)
 
     def variables(self, shape: Shape) -> tuple[Variable, ...]:
-        size = self.kernel_size
-        kernel = Variable("kernel", (size, size, shape[2], self.filters), self.init, decays=True)
-        return (kernel, Variable("bias", (self.filters,), "zeros")) if self.bias else (kernel,)
+        size, area = math.prod(self.window.size), math.prod(self.window.stride)
+        fans = (max(1, size * shape[2] // area), size * self.filters)
+        kernel = (*self.window.size, self.filters, shape[2])
+        return _kernel_and_bias(self, kernel, self.filters, fans)
+
+    @property
+    def window(self) -> Window:
+        """The window of the convolution from the output to the input."""
+        return Window(_pair(self.kernel_size), _pair(self.stride), self.padding)
+
+
+class UpSampling2D(_Layer):
+    """Repeat every row and every column of an image `size` times: [H, W, C] -> [H size, W size, C].
+    torch.nn.Upsample and keras.layers.UpSampling2D with their default, nearest."""
+
+    layer: Literal["upsampling2d"]
+    size: Sides
+
+    def output_shape(self, shape: Shape) -> Shape:
+        _check_rank(shape, (3,), *_IMAGE)
+        down, across = self.window.size
+        return (shape[0] * down, shape[1] * across, shape[2])
+
+    @property
+    def window(self) -> Window:
+        """The window of the output that has the copies of one pixel."""
+        return Window(_pair(self.size), _pair(self.size), "valid")
 
 
 class Conv1D(_Layer):
@@ -208,12 +371,16 @@ class LSTM(_Recurrent):
 
 
 class _Pool(_Layer):
-    pool_size: Count
-    stride: Count
+    pool_size: Sides
+    stride: Sides
     padding: Padding
 
     def output_shape(self, shape: Shape) -> Shape:
-        return (*_window(shape, self.pool_size, self.stride, self.padding), shape[2])
+        return (*self.window.outputs(shape), shape[2])
+
+    @property
+    def window(self) -> Window:
+        return Window(_pair(self.pool_size), _pair(self.stride), self.padding)
 
 
 class MaxPool(_Pool):
@@ -228,26 +395,24 @@ class AveragePool(_Pool):
     layer: Literal["average_pool"]
 
 
-class GlobalAveragePool(_Layer):
+class _GlobalPool(_Layer):
+    def output_shape(self, shape: Shape) -> Shape:
+        _check_rank(shape, (2, 3), "an image or a sequence", "add reshape")
+        return shape[-1:]
+
+
+class GlobalAveragePool(_GlobalPool):
     """The mean over height and width, or over the steps of a sequence: [H, W, C] -> [C], [T, D] ->
     [D]."""
 
     layer: Literal["global_average_pool"]
 
-    def output_shape(self, shape: Shape) -> Shape:
-        _check_rank(shape, (2, 3), "an image or a sequence", "add reshape")
-        return shape[-1:]
 
-
-class GlobalMaxPool(_Layer):
+class GlobalMaxPool(_GlobalPool):
     """The maximum over height and width, or over the steps of a sequence: [H, W, C] -> [C], [T, D]
     -> [D]. Equal maxima share the gradient equally, as in torch.amax and tf.reduce_max."""
 
     layer: Literal["global_max_pool"]
-
-    def output_shape(self, shape: Shape) -> Shape:
-        _check_rank(shape, (2, 3), "an image or a sequence", "add reshape")
-        return shape[-1:]
 
 
 class Flatten(_Layer):
@@ -435,7 +600,7 @@ Layer = Annotated[
         Dense, Conv2D, MaxPool, AveragePool, GlobalAveragePool, Flatten, Reshape,
         Activation, Dropout, BatchNorm, LayerNorm, Embedding, PositionEmbedding, Attention,
         Residual, RMSNorm, GroupNorm, GlobalMaxPool,
-        Conv1D, GRU, LSTM,
+        Conv1D, GRU, LSTM, DepthwiseConv2D, Conv2DTranspose, UpSampling2D,
     ],
     Field(discriminator="layer"),
 ]  # fmt: skip
@@ -574,7 +739,7 @@ def needs_images(layers: Sequence[Any]) -> bool:
         if isinstance(spec, Residual):
             if any(needs_images(branch) for branch in (spec.layers, spec.shortcut) if branch):
                 return True
-        elif isinstance(spec, (Conv2D, _Pool, GlobalAveragePool, GlobalMaxPool)):
+        elif isinstance(spec, (_Conv2D, Conv2DTranspose, UpSampling2D, _Pool, _GlobalPool)):
             return True
         elif isinstance(
             spec,
@@ -589,7 +754,8 @@ def initial_variables(net: Network, seed: int) -> dict[str, np.ndarray]:
 
     glorot_uniform: U(-a, a), a = sqrt(6 / (fan_in + fan_out)), Glorot and Bengio (2010), equation
     16. he_uniform: a = sqrt(6 / fan_in), He et al. (2015), equation 10, as a uniform draw. uniform:
-    a = 0.05, as for keras.layers.Embedding.
+    a = 0.05, as for keras.layers.Embedding. fan_in is the number of inputs that an output is a sum
+    of, fan_out the number of outputs that an input is in; padding is ignored.
     """
     return {name: _initial(variable, name, seed) for name, variable in net.variables().items()}
 
@@ -600,7 +766,7 @@ def _initial(variable: Variable, name: str, seed: int) -> np.ndarray:
     if variable.init == "uniform":
         return (2 * uniform(variable.shape, seed, name) - 1) * 0.05
     receptive = math.prod(variable.shape[:-2])
-    fan_in, fan_out = variable.shape[-2] * receptive, variable.shape[-1] * receptive
+    fan_in, fan_out = variable.fans or (size * receptive for size in variable.shape[-2:])
     fan = fan_in + fan_out if variable.init == "glorot_uniform" else fan_in
     return (2 * uniform(variable.shape, seed, name) - 1) * np.sqrt(6 / fan)
 
@@ -629,13 +795,15 @@ def _walk(nodes: Sequence[Node]) -> Iterator[Node]:
             yield from _walk(branch)
 
 
-def _window(shape: Shape, window: int, stride: int, padding: Padding) -> Shape:
-    _check_rank(shape, (3,), "an image", "add reshape")
-    if padding == "same":
-        return tuple(-(-size // stride) for size in shape[:2])
-    if min(shape[:2]) < window:
-        raise ValueError(f"a window of {window} does not fit into {_show(shape)}")
-    return tuple((size - window) // stride + 1 for size in shape[:2])
+def _pair(sides: int | list[int]) -> Pair:
+    """Both sides of a size that may be one number for both."""
+    down, across = (sides, sides) if isinstance(sides, int) else sides
+    return down, across
+
+
+def _kernel_and_bias(spec: Any, shape: Shape, filters: int, fans: Pair) -> tuple[Variable, ...]:
+    kernel = Variable("kernel", shape, spec.init, decays=True, fans=fans)
+    return (kernel, Variable("bias", (filters,), "zeros")) if spec.bias else (kernel,)
 
 
 def _check_rank(shape: Shape, ranks: tuple[int, ...], meaning: str, remedy: str) -> None:
@@ -644,6 +812,10 @@ def _check_rank(shape: Shape, ranks: tuple[int, ...], meaning: str, remedy: str)
         raise ValueError(
             f"input must have {axes} axes ({meaning}), got {_show(shape)}; {remedy} before it"
         )
+
+
+def _show_pair(pair: Pair) -> str:
+    return str(pair[0]) if pair[0] == pair[1] else _show(pair)
 
 
 def _show(shape: Shape) -> str:

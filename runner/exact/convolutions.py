@@ -1,24 +1,192 @@
-"""Forward and backward passes of the convolutions of sequences, as sums of exact products, one for
-each position of the kernel."""
+"""Forward and backward passes of the convolutions, with the formulas of components/layers.py, as
+exact products of the windows of images or the steps of sequences with the kernel."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from runner.components.layers import Node
-from runner.exact.layers import Gradients, Memory, Pass
-from runner.exact.primitives import Tensor
+from runner.exact.layers import Gradients, Memory, Pass, biased, fold_windows, windows
+from runner.exact.primitives import Primitives, Tensor
 from runner.exact.rules import product_bits
+
+
+def longest_sum(node: Node, rows: int) -> int:
+    """Return how many products the longest sum has in training on `rows` rows."""
+    positions = [rows * math.prod(shape[:-1]) for shape in (node.input_shape, node.output_shape)]
+    num_in, num_out = node.input_shape[-1], node.output_shape[-1]
+    match node.spec.layer:
+        case "conv1d":
+            return max(positions[1], node.spec.kernel_size * max(num_in, num_out))
+        case "conv2d":
+            widest = max(num_in, num_out) // node.spec.groups
+        case "depthwise_conv2d":
+            widest = node.spec.depth_multiplier
+        case _:  # conv2d_transpose
+            return max(*positions, math.prod(node.spec.window.size) * max(num_in, num_out))
+    return max(positions[1], math.prod(node.spec.window.size) * widest)
+
+
+def _bits(p: Pass, node: Node, num: int) -> int:
+    """Return the bits of operands; `num` is the number of products of an output."""
+    return product_bits(num if p.is_evaluation else longest_sum(node, p.rows or 0))
+
+
+def conv2d(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
+    """Multiply every window, as a row [height width in], by the kernel."""
+    kernel_shape = node.variables[0].shape
+    bits = _bits(p, node, math.prod(kernel_shape[:3]))
+    qx, ux = p.o.grid(x, bits, p.is_evaluation)
+    qw, uw = p.o.grid(p.value(node, "kernel"), bits)
+    columns = p.o.patches(qx, node.spec.window, node.spec.window.pads(node.input_shape))
+    kernel = p.o.reshape(qw, (-1, *kernel_shape[2:]))
+    y = p.o.reshape(_times_kernel(p.o, columns, kernel, node), (-1, *node.output_shape))
+    return biased(p, node, y, ux * uw), (columns, ux, kernel, uw, bits)
+
+
+def conv2d_backward(
+    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
+    o, (columns, ux, kernel, uw, bits), groups = p.o, memory, node.spec.groups
+    qg, ug = o.grid(g, bits)
+    rows = o.reshape(qg, (-1, node.output_shape[2]))
+    if groups == 1:
+        products = o.matmul(o.transpose(columns), rows)
+    else:
+        by_group = o.matmul(
+            o.transpose(_by_group(o, columns, math.prod(node.spec.window.size), groups)),
+            _by_group(o, rows, 1, groups),
+        )
+        products = o.permute(by_group, (1, 0, 2))  # [height width in / G, G, out / G]
+    gradients = {"kernel": o.reshape(o.r(products * (ux * ug)), node.variables[0].shape)}
+    if node.spec.bias:
+        gradients["bias"] = o.r(o.sum(rows, (0,)) * ug)
+    return o.r(_conv2d_dx(p, node, qg, rows, kernel) * (ug * uw)) if needs_dx else None, gradients
+
+
+def _conv2d_dx(p: Pass, node: Node, qg: Tensor, rows: Tensor, kernel: Tensor) -> Tensor:
+    """Differentiate by the input. With stride 1, this is a convolution with the flipped kernel."""
+    o, window, (height, width, num_in) = p.o, node.spec.window, node.input_shape
+    transposed = _transposed(o, kernel, node)  # [height width, out / G, in]
+    if window.stride == (1, 1):
+        pads = window.pads(node.input_shape)
+        down, across = (
+            (span - 1 - low, span - 1 - high)
+            for span, (low, high) in zip(window.span, pads, strict=True)
+        )
+        columns = o.patches(qg, window, (down, across))
+        dx = _times_kernel(o, columns, o.reverse(transposed), node)
+        return o.reshape(dx, (-1, height, width, num_in))
+    parts = [
+        o.reshape(
+            _times_kernel(o, rows, transposed[i : i + 1], node),
+            (-1, *node.output_shape[:2], num_in),
+        )
+        for i in range(math.prod(window.size))
+    ]
+    return fold_windows(p, window, parts, node.input_shape)
+
+
+def _times_kernel(o: Primitives, rows: Tensor, kernel: Tensor, node: Node) -> Tensor:
+    """Multiply rows [M, K in] by a kernel [K, in / G, out], group by group: [M, out]."""
+    groups, (positions, num_in, num_out) = node.spec.groups, kernel.shape
+    flat = o.reshape(kernel, (positions * num_in, num_out))
+    if groups == 1:
+        return o.matmul(rows, flat)
+    kernels = o.permute(o.reshape(flat, (positions * num_in, groups, num_out // groups)), (1, 0, 2))
+    products = o.matmul(_by_group(o, rows, positions, groups), kernels)
+    return o.reshape(o.permute(products, (1, 0, 2)), (-1, num_out))
+
+
+def _by_group(o: Primitives, rows: Tensor, positions: int, groups: int) -> Tensor:
+    """[M, K C] -> [G, M, K C / G]"""
+    num = rows.shape[1] // (positions * groups)
+    apart = o.permute(o.reshape(rows, (-1, positions, groups, num)), (2, 0, 1, 3))
+    return o.reshape(apart, (groups, -1, positions * num))
+
+
+def _transposed(o: Primitives, kernel: Tensor, node: Node) -> Tensor:
+    """[K, in / G, out] -> [K, out / G, in]"""
+    groups, (positions, num_in, num_out) = node.spec.groups, kernel.shape
+    if groups == 1:
+        return o.transpose(kernel)
+    apart = o.reshape(kernel, (positions, num_in, groups, num_out // groups))
+    return o.reshape(o.permute(apart, (0, 3, 2, 1)), (positions, num_out // groups, -1))
+
+
+def depthwise_conv2d(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
+    """Add the products of the values at each position of the windows with the kernel there."""
+    o, size = p.o, math.prod(node.spec.window.size)
+    bits = _bits(p, node, size)
+    qx, ux = o.grid(x, bits, p.is_evaluation)
+    qw, uw = o.grid(p.value(node, "kernel"), bits)
+    height, width, channels = (*node.output_shape[:2], node.input_shape[2])
+    parts = [o.reshape(part, (-1, height, width, channels, 1)) for part in windows(p, node, qx)]
+    kernel = o.reshape(qw, (size, channels, node.spec.depth_multiplier))
+    y = parts[0] * kernel[0]
+    for i, part in enumerate(parts[1:], 1):
+        y = y + part * kernel[i]
+    y = o.reshape(y, (-1, *node.output_shape))
+    return biased(p, node, y, ux * uw), (parts, ux, kernel, uw, bits)
+
+
+def depthwise_conv2d_backward(
+    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
+    o, (parts, ux, kernel, uw, bits) = p.o, memory
+    qg, ug = o.grid(g, bits)
+    apart = o.reshape(
+        qg, (-1, *node.output_shape[:2], node.input_shape[2], node.spec.depth_multiplier)
+    )
+    sums = [o.sum(part * apart, (0, 1, 2)) for part in parts]
+    gradients = {"kernel": o.reshape(o.r(o.join(sums) * (ux * ug)), node.variables[0].shape)}
+    if node.spec.bias:
+        gradients["bias"] = o.r(o.sum(qg, (0, 1, 2)) * ug)
+    if not needs_dx:
+        return None, gradients
+    images = [o.sum(apart * kernel[i], (4,)) for i in range(len(parts))]
+    dx = fold_windows(p, node.spec.window, images, node.input_shape)
+    return o.r(dx * (ug * uw)), gradients
+
+
+def conv2d_transpose(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
+    """Add the products of each pixel with the kernel to the output's windows."""
+    o, window, (height, width, num_in) = p.o, node.spec.window, node.input_shape
+    size, num_out = math.prod(window.size), node.output_shape[2]
+    bits = _bits(p, node, size * num_in)
+    qx, ux = o.grid(x, bits, p.is_evaluation)
+    qw, uw = o.grid(p.value(node, "kernel"), bits)
+    rows, kernel = o.reshape(qx, (-1, num_in)), o.reshape(qw, (size, num_out, num_in))
+    parts = [
+        o.reshape(o.matmul(rows, o.transpose(kernel[i])), (-1, height, width, num_out))
+        for i in range(size)
+    ]
+    y = fold_windows(p, window, parts, node.output_shape)
+    return biased(p, node, y, ux * uw), (rows, ux, kernel, uw, bits)
+
+
+def conv2d_transpose_backward(
+    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
+    """The derivative by x is the convolution of g with the kernel."""
+    o, (rows, ux, kernel, uw, bits), window = p.o, memory, node.spec.window
+    qg, ug = o.grid(g, bits)
+    columns = o.patches(qg, window, window.pads(node.output_shape))
+    by_kernel = o.r(o.matmul(o.transpose(columns), rows) * (ux * ug))
+    gradients = {"kernel": o.reshape(by_kernel, node.variables[0].shape)}
+    if node.spec.bias:
+        gradients["bias"] = o.r(o.sum(qg, (0, 1, 2)) * ug)
+    if not needs_dx:
+        return None, gradients
+    dx = o.matmul(columns, o.reshape(kernel, (-1, node.input_shape[2])))
+    return o.r(o.reshape(dx, (-1, *node.input_shape)) * (ug * uw)), gradients
 
 
 def conv1d(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     """y_t = sum over i of x_{t stride + i dilation - low} W_i, with integers; one rounding."""
     o, s, (steps, num_out) = p.o, node.spec, node.output_shape
     num_in = node.input_shape[1]
-    bits = product_bits(
-        s.kernel_size * num_in
-        if p.is_evaluation
-        else max((p.rows or 0) * steps, s.kernel_size * max(num_in, num_out))
-    )
+    bits = _bits(p, node, s.kernel_size * num_in)
     qx, ux = o.grid(x, bits, p.is_evaluation)
     qw, uw = o.grid(p.value(node, "kernel"), bits)
     padded = _padded(p, qx, s.pads(node.input_shape[0]))
@@ -79,5 +247,8 @@ def _spread(p: Pass, node: Node, x: Tensor, start: int, length: int) -> Tensor:
 
 
 FORMS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "conv1d": (conv1d, conv1d_backward)
+    "conv1d": (conv1d, conv1d_backward),
+    "conv2d": (conv2d, conv2d_backward),
+    "depthwise_conv2d": (depthwise_conv2d, depthwise_conv2d_backward),
+    "conv2d_transpose": (conv2d_transpose, conv2d_transpose_backward),
 }

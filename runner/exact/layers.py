@@ -7,15 +7,16 @@ dx is None unless needs_dx.
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from runner.components.layers import Node, padding_same
+from runner.components.layers import Node, Window
 from runner.exact.functions import exponentials, normal, sigmoid, tanh
-from runner.exact.primitives import Pads, Primitives, Tensor
+from runner.exact.primitives import Primitives, Tensor
+from runner.exact.reference import positions
 from runner.exact.rules import constant, divide, product_bits, sum_bits, total
 
 Memory = Any
@@ -58,7 +59,7 @@ def dense(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     qw, uw = p.o.grid(p.value(node, "kernel"), bits)
     rows = p.o.reshape(qx, (-1, num_in))
     products = p.o.reshape(p.o.matmul(rows, qw), (-1, *node.output_shape))
-    return _biased(p, node, products, ux * uw), (rows, ux, qw, uw, bits)
+    return biased(p, node, products, ux * uw), (rows, ux, qw, uw, bits)
 
 
 def dense_backward(
@@ -87,7 +88,8 @@ def _product_backward(
     )
 
 
-def _biased(p: Pass, node: Node, products: Tensor, unit: Any) -> Tensor:
+def biased(p: Pass, node: Node, products: Tensor, unit: Any) -> Tensor:
+    """R of products times their unit, plus the layer's bias if it has one."""
     return p.o.r(
         p.o.plus(p.value(node, "bias"), products, unit) if node.spec.bias else products * unit
     )
@@ -98,117 +100,38 @@ def _num_rows(p: Pass, node: Node) -> int:
     return (p.rows or 0) * math.prod(node.input_shape[:-1])
 
 
-def conv2d(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
-    """Multiply every window, as a row [size size in], by the kernel [size size in, out]."""
-    size, (height, width, num_out) = node.spec.kernel_size, node.output_shape
-    num_in = size * size * node.input_shape[2]
-    bits = product_bits(
-        num_in
-        if p.is_evaluation
-        else max((p.rows or 0) * height * width, num_in, size * size * num_out)
-    )
-    qx, ux = p.o.grid(x, bits, p.is_evaluation)
-    qw, uw = p.o.grid(p.value(node, "kernel"), bits)
-    columns = p.o.patches(qx, size, node.spec.stride, _pads(node, size))
-    y = p.o.matmul(columns, p.o.reshape(qw, (num_in, num_out)))
-    return _biased(p, node, p.o.reshape(y, (-1, height, width, num_out)), ux * uw), (
-        columns,
-        ux,
-        qw,
-        uw,
-        bits,
-    )
-
-
-def conv2d_backward(
-    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
-) -> tuple[Tensor, Gradients]:
-    columns, ux, qw, uw, bits = memory
-    qg, ug = p.o.grid(g, bits)
-    rows = p.o.reshape(qg, (-1, node.output_shape[2]))
-    kernel = p.o.r(p.o.matmul(p.o.transpose(columns), rows) * (ux * ug))
-    gradients = {"kernel": p.o.reshape(kernel, node.variables[0].shape)}
-    if node.spec.bias:
-        gradients["bias"] = p.o.r(p.o.sum(rows, (0,)) * ug)
-    return p.o.r(_conv2d_dx(p, node, qg, rows, qw) * (ug * uw)) if needs_dx else None, gradients
-
-
-def _conv2d_dx(p: Pass, node: Node, qg: Tensor, rows: Tensor, qw: Tensor) -> Tensor:
-    """Differentiate by the input. With stride 1, this is a convolution with the flipped kernel."""
-    (size, num_out), (height, width, num_in) = (
-        (node.spec.kernel_size, node.output_shape[2]),
-        node.input_shape,
-    )
-    pads = _pads(node, size)
-    if node.spec.stride == 1:
-        # [size size, out, in]
-        flipped_kernel = p.o.transpose(p.o.reverse(p.o.reshape(qw, (size * size, num_in, num_out))))
-        flipped_pads = _flipped_pads(pads, size)
-        columns = p.o.patches(qg, size, 1, flipped_pads)
-        dx = p.o.matmul(columns, p.o.reshape(flipped_kernel, (size * size * num_out, num_in)))
-        return p.o.reshape(dx, (-1, height, width, num_in))
-    kernel = p.o.reshape(qw, (size * size, num_in, num_out))
-    parts = [
-        p.o.reshape(
-            p.o.matmul(rows, p.o.transpose(kernel[i])), (-1, *node.output_shape[:2], num_in)
-        )
-        for i in range(size * size)
-    ]
-    return _fold_windows(p, node, parts, size, pads)
-
-
-def _flipped_pads(pads: Pads, size: int) -> Pads:
-    (top, bottom), (left, right) = pads
-    return (size - 1 - top, size - 1 - bottom), (size - 1 - left, size - 1 - right)
-
-
-def _pads(node: Node, size: int) -> Pads:
-    if node.spec.padding == "valid":
-        return (0, 0), (0, 0)
-    height, width = (
-        padding_same(length, size, node.spec.stride) for length in node.input_shape[:2]
-    )
-    return height, width
-
-
-def _fold_windows(p: Pass, node: Node, parts: list[Tensor], size: int, pads: Pads) -> Tensor:
-    """Add the windows' values at their positions in the image, and cut off the padding."""
-    (top, bottom), (left, right) = pads
-    height, width = node.input_shape[:2]
-    images = p.o.fold(parts, size, node.spec.stride, (top + height + bottom, left + width + right))
-    return (
-        images[:, top : top + height, left : left + width]
-        if any((top, bottom, left, right))
-        else images
-    )
-
-
 # --- pools
 
 
-def _windows(node: Node, x: Tensor) -> list[Tensor]:
-    """Cut a padded image into windows. Returns size size arrays [N, H', W', C], one for each
+def windows(p: Pass, node: Node, x: Tensor, value: float = 0.0) -> list[Tensor]:
+    """Pad images with `value` and cut them into windows. Returns an array [N, H', W', C] for each
     position in a window."""
-    size, stride, (height, width) = node.spec.pool_size, node.spec.stride, node.output_shape[:2]
-    down, across = stride * (height - 1) + 1, stride * (width - 1) + 1
-    return [
-        x[:, i : i + down : stride, j : j + across : stride]
-        for i in range(size)
-        for j in range(size)
-    ]
+    window, pads = node.spec.window, node.spec.window.pads(node.input_shape)
+    x = p.o.pad(x, pads, value) if any(pads[0] + pads[1]) else x
+    found = []
+    for i in range(math.prod(window.size)):
+        rows, columns = positions(window, i, *node.output_shape[:2])
+        found.append(x[:, rows, columns])
+    return found
 
 
-def _padded(p: Pass, node: Node, x: Tensor, value: float) -> Tensor:
-    pads = _pads(node, node.spec.pool_size)
-    return p.o.pad(x, pads, value) if any(pads[0] + pads[1]) else x
+def fold_windows(p: Pass, window: Window, parts: list[Tensor], shape: Sequence[int]) -> Tensor:
+    """Add the windows' values at their positions in images of this shape, and cut off the
+    padding."""
+    height, width, _ = shape
+    (top, bottom), (left, right) = window.pads(tuple(shape))
+    images = p.o.fold(parts, window, (top + height + bottom, left + width + right))
+    if not any((top, bottom, left, right)):
+        return images
+    return images[:, top : top + height, left : left + width]
 
 
 def max_pool(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
-    positions = _windows(node, _padded(p, node, x, LOWEST))
-    y = positions[0]
-    for values in positions[1:]:
+    parts = windows(p, node, x, LOWEST)
+    y = parts[0]
+    for values in parts[1:]:
         y = p.o.maximum(y, values)
-    return y, (positions, y)
+    return y, (parts, y)
 
 
 def max_pool_backward(
@@ -217,26 +140,26 @@ def max_pool_backward(
     """Pass g to the first of equal maxima. If windows overlap, the sums are exact."""
     if not needs_dx:
         return None, {}
-    positions, y = memory
-    overlap = node.spec.stride < node.spec.pool_size
+    (values_of_windows, y), window = memory, node.spec.window
+    overlap = any(stride < size for stride, size in zip(window.stride, window.size, strict=True))
     unit: Any = 1.0
     if overlap:
-        g, unit = p.o.grid(g, sum_bits(node.spec.pool_size**2))
+        g, unit = p.o.grid(g, sum_bits(math.prod(window.size)))
     parts, not_found = [], None
-    for values in positions:
+    for values in values_of_windows:
         is_first = values == y if not_found is None else (values == y) & not_found
         not_found = ~is_first if not_found is None else not_found & ~is_first
         parts.append(p.o.where(is_first, g, 0.0))
-    dx = _fold_windows(p, node, parts, node.spec.pool_size, _pads(node, node.spec.pool_size))
+    dx = fold_windows(p, window, parts, node.input_shape)
     return p.o.r(dx * unit) if overlap else dx, {}
 
 
 def average_pool(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     """Average the values of each window, without the padding; the sums are on one grid."""
-    q, unit = p.o.grid(x, sum_bits(node.spec.pool_size**2), p.is_evaluation)
-    positions = _windows(node, _padded(p, node, q, 0.0))
-    sums = positions[0]
-    for values in positions[1:]:
+    q, unit = p.o.grid(x, sum_bits(math.prod(node.spec.window.size)), p.is_evaluation)
+    parts = windows(p, node, q)
+    sums = parts[0]
+    for values in parts[1:]:
         sums = sums + values
     return p.o.r(p.o.r(sums * unit) / _counts(p, node)), None
 
@@ -246,18 +169,19 @@ def average_pool_backward(
 ) -> tuple[Tensor, Gradients]:
     if not needs_dx:
         return None, {}
-    size = node.spec.pool_size
-    q, unit = p.o.grid(p.o.r(g / _counts(p, node)), sum_bits(size**2))
-    return p.o.r(_fold_windows(p, node, [q] * (size * size), size, _pads(node, size)) * unit), {}
+    num = math.prod(node.spec.window.size)
+    q, unit = p.o.grid(p.o.r(g / _counts(p, node)), sum_bits(num))
+    return p.o.r(fold_windows(p, node.spec.window, [q] * num, node.input_shape) * unit), {}
 
 
 def _counts(p: Pass, node: Node) -> Tensor:
     """Count the values of each window, without the padding.  # float64[H', W', 1]"""
-    size, stride, pads = node.spec.pool_size, node.spec.stride, _pads(node, node.spec.pool_size)
+    window, pads = node.spec.window, node.spec.window.pads(node.input_shape)
     counts = []
     for axis in (0, 1):
-        starts = np.arange(node.output_shape[axis]) * stride - pads[axis][0]
-        counts.append(np.minimum(starts + size, node.input_shape[axis]) - np.maximum(starts, 0))
+        starts = np.arange(node.output_shape[axis]) * window.stride[axis] - pads[axis][0]
+        ends = np.minimum(starts + window.size[axis], node.input_shape[axis])
+        counts.append(ends - np.maximum(starts, 0))
     return p.o.constant((counts[0][:, None, None] * counts[1][None, :, None]).astype(np.float64))
 
 
@@ -301,6 +225,22 @@ def global_max_pool_backward(
 
 
 # --- shapes
+
+
+def upsampling2d(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
+    window = node.spec.window
+    return fold_windows(p, window, [x] * math.prod(window.size), node.output_shape), None
+
+
+def upsampling2d_backward(
+    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
+    """Add the derivatives of equal pixels, on one grid."""
+    if not needs_dx:
+        return None, {}
+    (height, width, channels), (down, across) = node.input_shape, node.spec.window.size
+    copies = p.o.reshape(g, (-1, height, down, width, across, channels))
+    return total(p.o, copies, (2, 4), down * across), {}
 
 
 def shape(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
@@ -702,10 +642,10 @@ FORMS: dict[
     str, tuple[Callable[..., tuple[Tensor, Memory]], Callable[..., tuple[Tensor, Gradients]]]
 ] = {
     "dense": (dense, dense_backward),
-    "conv2d": (conv2d, conv2d_backward),
     "max_pool": (max_pool, max_pool_backward),
     "average_pool": (average_pool, average_pool_backward),
     "global_average_pool": (global_average_pool, global_average_pool_backward),
+    "upsampling2d": (upsampling2d, upsampling2d_backward),
     "flatten": (shape, shape_backward),
     "reshape": (shape, shape_backward),
     "activation": (activation, activation_backward),

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from runner.components.layers import Pads, Window
+
 Tensor = Any
 Unit = Any
-Pads = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
 
 
 class Primitives(Protocol):
@@ -93,16 +94,14 @@ class Primitives(Protocol):
         """Pad images with `value`."""
         ...
 
-    def patches(self, x: Tensor, size: int, stride: int, pads: Pads) -> Tensor:
-        """Every window of zero-padded images as a row: [N H' W', size size C]. The values of a row
-        are in the order of a kernel's axes."""
+    def patches(self, x: Tensor, window: Window, pads: Pads) -> Tensor:
+        """Every window of zero-padded images as a row: [N H' W', height width C]. The values of a
+        row are in the order of a kernel's axes."""
         ...
 
-    def fold(
-        self, parts: Sequence[Tensor], size: int, stride: int, shape: tuple[int, int]
-    ) -> Tensor:
-        """Add parts[size a + b][:, i, j] to zeros [N, *shape, C] at
-        [:, stride i + a, stride j + b]. The sums are exact."""
+    def fold(self, parts: Sequence[Tensor], window: Window, shape: tuple[int, int]) -> Tensor:
+        """Add parts[width a + b][:, i, j] to zeros [N, *shape, C] at the value a, b of the window
+        i, j: at [:, stride i + dilation a, stride j + dilation b]. The sums are exact."""
         ...
 
     def power(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,18 +1,38 @@
 """The primitives in NumPy. The self-test compares a device with them, and backend=witness trains
 with them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from runner import random
+from runner.components.layers import Pads, Window
 from runner.exact import rules
-from runner.exact.primitives import Pads
 from runner.exact.tables import table
 
 Array = np.ndarray
 _EXPONENT = 0x7FF0000000000000  # mask of the exponent's bits in a float64
+
+
+def sliding(x: Array, window: Window) -> Array:
+    """View the windows of [N, H, W, ...] as [N, H', W', ..., height, width]."""
+    windows = np.lib.stride_tricks.sliding_window_view(x, window.span, (1, 2))
+    (down, across), (a, b) = window.stride, window.dilation
+    return windows[:, ::down, ::across, ..., ::a, ::b]
+
+
+def positions(window: Window, index: int, height: int, width: int) -> tuple[slice, slice]:
+    """Return the rows and columns of the `index`-th value of height x width windows."""
+    starts = divmod(index, window.size[1])
+    rows, columns = (
+        slice(start * dilation, start * dilation + stride * (num - 1) + 1, stride)
+        for start, dilation, stride, num in zip(
+            starts, window.dilation, window.stride, (height, width), strict=True
+        )
+    )
+    return rows, columns
 
 
 class NumPy:
@@ -81,22 +101,17 @@ class NumPy:
     def pad(self, x: Array, pads: Pads, value: float) -> Array:
         return np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=value)
 
-    def patches(self, x: Array, size: int, stride: int, pads: Pads) -> Array:
-        windows = np.lib.stride_tricks.sliding_window_view(
-            self.pad(x, pads, 0.0), (size, size), (1, 2)
-        )
-        # [N, H', W', size, size, C]
-        strided = windows[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
-        return strided.reshape(-1, size * size * x.shape[3])
+    def patches(self, x: Array, window: Window, pads: Pads) -> Array:
+        windows = sliding(self.pad(x, pads, 0.0), window)  # [N, H', W', C, height, width]
+        size = math.prod(window.size) * x.shape[3]
+        return windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, size)
 
-    def fold(self, parts: Sequence[Array], size: int, stride: int, shape: tuple[int, int]) -> Array:
+    def fold(self, parts: Sequence[Array], window: Window, shape: tuple[int, int]) -> Array:
         num, height, width, channels = parts[0].shape
         images = np.zeros((num, *shape, channels))
         for i, part in enumerate(parts):
-            a, b = divmod(i, size)
-            images[:, a : a + stride * height : stride, b : b + stride * width : stride][
-                :, :height, :width
-            ] += part
+            a, b = positions(window, i, height, width)
+            images[:, a, b] += part
         return images
 
     def power(self, x: Array) -> tuple[Array, Array]:

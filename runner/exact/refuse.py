@@ -8,7 +8,7 @@ import numpy as np
 from runner.components.layers import Network, Node
 from runner.data.order import Order
 from runner.errors import ConfigError
-from runner.exact import layers, losses, optimizers, recurrent
+from runner.exact import convolutions, layers, losses, optimizers, recurrent
 from runner.exact.forms import FORMS
 from runner.exact.rules import FEWEST_BITS, SIGNIFICAND, TINY
 
@@ -71,13 +71,8 @@ def longest_sum(node: Node, rows: int) -> int:
     match node.spec.layer:
         case "dense":
             return max(positions, node.input_shape[-1], node.output_shape[-1])
-        case "conv2d":
-            return max(
-                positions, node.spec.kernel_size**2 * max(node.input_shape[2], node.output_shape[2])
-            )
-        case "conv1d":
-            channels = max(node.input_shape[-1], node.output_shape[-1])
-            return max(positions, node.spec.kernel_size * channels)
+        case "conv1d" | "conv2d" | "depthwise_conv2d" | "conv2d_transpose":
+            return convolutions.longest_sum(node, rows)
         case "gru" | "lstm":
             return recurrent.longest_sum(node, rows)
         case "batch_norm":

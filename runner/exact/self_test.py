@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from runner import random
+from runner.components.layers import Window
 from runner.errors import ConfigError
 from runner.exact.primitives import Primitives, Tensor
 from runner.exact.reference import NumPy
 from runner.exact.rules import product_bits
 
 _K = 1024
-_PADS = ((1, 1), (1, 1))
+_WINDOW, _PADS = Window((3, 3), (1, 1), "same"), ((1, 1), (1, 1))
 
 
 def inputs() -> list[np.ndarray]:
@@ -38,7 +39,7 @@ def results(
     o: Primitives, a: Tensor, b: Tensor, images: Tensor, values: Tensor, positive: Tensor
 ) -> list[Tensor]:
     """Compute the results that are compared, in the order of `_OPERATIONS`."""
-    columns = o.patches(images, 3, 1, _PADS)
+    columns = o.patches(images, _WINDOW, _PADS)
     return [
         o.matmul(a, b),
         o.matmul(o.transpose(columns), columns),
@@ -58,7 +59,8 @@ def expected() -> list[np.ndarray]:
     arrays = inputs()
     in_numpy = results(NumPy(), *arrays)
     a, b, columns = (
-        x.astype(np.int64) for x in (arrays[0], arrays[1], NumPy().patches(arrays[2], 3, 1, _PADS))
+        x.astype(np.int64)
+        for x in (arrays[0], arrays[1], NumPy().patches(arrays[2], _WINDOW, _PADS))
     )
     return [a @ b, columns.T @ columns, a.sum(), *in_numpy[3:]]
 

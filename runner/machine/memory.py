@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from runner.components.layers import Network, padding_same
+from runner.components.layers import Network
 from runner.data.capacity import memory
 from runner.errors import ConfigError
 from runner.spec import ModelSpec
@@ -42,13 +42,11 @@ def _values(network: Network) -> Iterator[tuple[str, int]]:
     weights."""
     for node in network.walk():
         yield node.name, math.prod(node.output_shape)
-        window = getattr(node.spec, "kernel_size", getattr(node.spec, "pool_size", None))
-        if window and len(node.input_shape) == 3 and node.spec.padding == "same":
-            pads = [
-                sum(padding_same(size, window, node.spec.stride)) for size in node.input_shape[:2]
-            ]
-            sides = [size + pad for size, pad in zip(node.input_shape[:2], pads, strict=True)]
-            yield node.name, math.prod(sides) * node.input_shape[2]
+        if window := getattr(node.spec, "window", None):
+            is_transposed = node.spec.layer == "conv2d_transpose"  # its output is padded
+            height, width, channels = node.output_shape if is_transposed else node.input_shape
+            pads = window.pads((height, width))
+            yield node.name, (height + sum(pads[0])) * (width + sum(pads[1])) * channels
         if node.spec.layer == "attention":
             yield node.name, node.spec.num_heads * node.input_shape[0] ** 2
 

@@ -22,6 +22,8 @@ TANH, NORM, LINE = (
 )
 DENSE, OUT = "{layer: dense, units: 6}", "{layer: dense, units: 3}"
 CONV, FLAT = "{layer: conv2d, filters: 2, kernel_size: 3", "{layer: flatten}"
+DEPTHWISE = "{layer: depthwise_conv2d, kernel_size: [1, 2]"
+LARGER = "{layer: conv2d_transpose, filters: 2, kernel_size: 3, stride: 2}"
 ROW, IMAGE, SEQUENCE = (6,), (5, 5, 2), (4, 6)
 
 # layers, the input's shape -> weights that change no output
@@ -45,6 +47,13 @@ TABLE: list[tuple[str, tuple[int, ...], set[str]]] = [
     (f"{CONV}}},{CONV}, padding: valid}},{NORM},{FLAT},{OUT}", IMAGE,
         {"conv2d_0/bias", "conv2d_1/bias"}),
     (f"{CONV}}},{CONV}}},{FLAT},{NORM},{OUT}", IMAGE, {"conv2d_0/bias", "conv2d_1/bias"}),
+    (f"{CONV}, dilation: 2}},{CONV}, dilation: 2}},{NORM},{FLAT},{OUT}", IMAGE, {"conv2d_1/bias"}),
+    (f"{CONV}}},{DEPTHWISE}, padding: valid}},{NORM},{FLAT},{OUT}", IMAGE,
+        {"conv2d_0/bias", "depthwise_conv2d_0/bias"}),
+    (f"{CONV}}},{DEPTHWISE}}},{NORM},{FLAT},{OUT}", IMAGE, {"depthwise_conv2d_0/bias"}),
+    # its positions have different numbers of products
+    (f"{CONV}}},{LARGER},{NORM},{FLAT},{OUT}", IMAGE, {"conv2d_transpose_0/bias"}),
+    (f"{CONV}}},{{layer: upsampling2d}},{NORM},{FLAT},{OUT}", IMAGE, {"conv2d_0/bias"}),
     (f"{CONV}}},{{layer: max_pool}},{NORM},{FLAT},{OUT}", IMAGE, {"conv2d_0/bias"}),
     (f"{CONV}}},{CONV}}},{{layer: max_pool}},{FLAT},{NORM},{OUT}", IMAGE, {"conv2d_1/bias"}),
     (f"{CONV}}},{CONV}}},{{layer: average_pool}},{FLAT},{NORM},{OUT}", IMAGE,

@@ -31,8 +31,12 @@ def dense(units: Any, **more: Any) -> dict[str, Any]:
     return {"layer": "dense", "units": units, **more}
 
 
-def conv(filters: int, kernel_size: int, **more: Any) -> dict[str, Any]:
+def conv(filters: int, kernel_size: int | list[int], **more: Any) -> dict[str, Any]:
     return {"layer": "conv2d", "filters": filters, "kernel_size": kernel_size, **more}
+
+
+def transposed(filters: int, kernel_size: int | list[int], **more: Any) -> dict[str, Any]:
+    return {**conv(filters, kernel_size, **more), "layer": "conv2d_transpose"}
 
 
 def conv1d(filters: int, kernel_size: int, **more: Any) -> dict[str, Any]:
@@ -41,6 +45,7 @@ def conv1d(filters: int, kernel_size: int, **more: Any) -> dict[str, Any]:
 
 FLATTEN: dict[str, Any] = {"layer": "flatten"}
 POOL = {"layer": "max_pool"}
+DEPTHWISE = {"layer": "depthwise_conv2d", "kernel_size": 3}
 
 
 @pytest.mark.parametrize(
@@ -55,6 +60,17 @@ POOL = {"layer": "max_pool"}
         ((8, 8, 1), conv(5, 3, padding="valid"), (6, 6, 5)),
         ((9, 7, 2), conv(5, 3, stride=2, padding="valid"), (4, 3, 5)),
         ((3, 3, 2), conv(5, 3, padding="valid"), (1, 1, 5)),
+        # each axis by itself; a dilated kernel reads (size - 1) * dilation + 1
+        ((9, 7, 2), conv(5, [3, 2], stride=[2, 3]), (5, 3, 5)),
+        ((9, 7, 2), conv(5, [3, 2], dilation=[2, 3], padding="valid"), (5, 4, 5)),
+        ((9, 7, 2), conv(6, 3, groups=2, padding="valid"), (7, 5, 6)),
+        ((9, 7, 2), {**DEPTHWISE, "stride": 2, "depth_multiplier": 3}, (5, 4, 6)),
+        # keras.layers.Conv2DTranspose: H stride, plus max(size - stride, 0) if valid
+        ((4, 5, 2), transposed(3, 3, stride=2), (8, 10, 3)),
+        ((4, 5, 2), transposed(3, [3, 1], stride=2, padding="valid"), (9, 10, 3)),
+        ((4, 5, 2), {"layer": "upsampling2d"}, (8, 10, 2)),
+        ((4, 5, 2), {"layer": "upsampling2d", "size": [1, 3]}, (4, 15, 2)),
+        ((9, 7, 3), {**POOL, "pool_size": [2, 3], "stride": [1, 2]}, (8, 3, 3)),
         ((8, 8, 3), POOL, (4, 4, 3)),
         ((9, 7, 3), POOL, (4, 3, 3)),
         ((9, 7, 3), {**POOL, "padding": "same"}, (5, 4, 3)),
@@ -304,6 +320,17 @@ def first_values(
         (dense(100, init="he_uniform"), (64,), sqrt(6 / 64)),
         (conv(16, 3, init="he_uniform"), (8, 8, 4), sqrt(6 / (9 * 4))),
         (conv(16, 3, init="glorot_uniform"), (8, 8, 4), sqrt(6 / (9 * (4 + 16)))),
+        # an output of a group depends on the inputs of the group
+        (conv(32, [3, 5], groups=2), (8, 8, 8), sqrt(6 / (15 * 4))),
+        (conv(32, 3, groups=2, init="glorot_uniform"), (8, 8, 8), sqrt(6 / (9 * (4 + 16)))),
+        ({**DEPTHWISE, "depth_multiplier": 8}, (8, 8, 16), sqrt(6 / 9)),
+        (
+            {**DEPTHWISE, "depth_multiplier": 8, "init": "glorot_uniform"},
+            (8, 8, 16),
+            sqrt(6 / (9 + 9 * 8)),
+        ),
+        # with stride 2, a quarter of the kernel's positions reach an output
+        (transposed(16, 4, stride=2), (8, 8, 8), sqrt(6 / (4 * 8))),
     ],
 )
 def test_first_kernels_fill_the_range_that_the_papers_give(

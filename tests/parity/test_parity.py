@@ -154,6 +154,55 @@ LAYERS = {
         stack("{layer: conv2d, filters: 4, kernel_size: 3, padding: valid},{layer: flatten}"),
         IMAGES,
     ],
+    # windows, strides and dilations that differ by axis; asymmetric padding; pools
+    "conv_rectangular": [
+        stack(
+            "{layer: conv2d, filters: 4, kernel_size: [3, 4], stride: [2, 1]},"
+            "{layer: conv2d, filters: 5, kernel_size: [2, 3], dilation: [1, 2]},"
+            "{layer: max_pool, pool_size: [1, 3], stride: [1, 2], padding: same},"
+            "{layer: average_pool, pool_size: [2, 3], stride: [1, 2], padding: same},"
+            "{layer: conv2d, filters: 3, kernel_size: [2, 1], dilation: 2, padding: valid},"
+            "{layer: flatten}"
+        ),
+        IMAGES,
+    ],
+    "conv_grouped": [
+        stack(
+            "{layer: conv2d, filters: 6, kernel_size: 3},"
+            "{layer: conv2d, filters: 4, kernel_size: [2, 3], stride: [1, 2], groups: 2},"
+            "{layer: conv2d, filters: 8, kernel_size: 3, groups: 4, dilation: 2, bias: false},"
+            "{layer: flatten}"
+        ),
+        IMAGES,
+    ],
+    "depthwise_conv2d": [
+        stack(
+            "{layer: conv2d, filters: 3, kernel_size: 3},"
+            "{layer: depthwise_conv2d, kernel_size: 3, stride: 2, depth_multiplier: 2},"
+            "{layer: depthwise_conv2d, kernel_size: [3, 2], dilation: [1, 2], bias: false},"
+            "{layer: conv2d, filters: 4, kernel_size: 1},{layer: flatten}"
+        ),
+        IMAGES,
+    ],
+    # an even difference of kernel and stride, an odd one, and a stride above the kernel
+    "conv2d_transpose": [
+        stack(
+            "{layer: conv2d, filters: 3, kernel_size: 3, stride: 2},"
+            "{layer: conv2d_transpose, filters: 4, kernel_size: [3, 4], stride: 2},"
+            "{layer: conv2d_transpose, filters: 3, kernel_size: [3, 1], stride: [1, 2], padding: "
+            "valid, bias: false},{layer: conv2d_transpose, filters: 2, kernel_size: [1, 3], "
+            "stride: [2, 1]},{layer: average_pool},{layer: flatten}"
+        ),
+        IMAGES,
+    ],
+    "upsampling2d": [
+        stack(
+            "{layer: conv2d, filters: 3, kernel_size: 3, stride: 2},{layer: upsampling2d},"
+            "{layer: conv2d, filters: 2, kernel_size: 3},{layer: upsampling2d, size: [1, 3]},"
+            "{layer: conv2d, filters: 2, kernel_size: 3, stride: 2},{layer: flatten}"
+        ),
+        IMAGES,
+    ],
     "max_pool_same": [
         stack(
             "{layer: conv2d, filters: 4, kernel_size: 3},"
