@@ -22,6 +22,13 @@ _BIDIRECTIONAL = {
     for prefix, layer in (("", "forward"), ("backward_", "backward"))
     for name, path in _RECURRENT.items()
 }
+
+
+def _products(*prefixes: str) -> dict[str, str]:
+    """Map the variables of two dense layers within one to themselves."""
+    return {f"{p}{name}": f"{p}{name}" for p in prefixes for name in ("kernel", "bias")}
+
+
 # canonical variable -> Keras's attribute for it
 _NAMES = {
     "dense": {"kernel": "kernel", "bias": "bias"},
@@ -43,9 +50,15 @@ _NAMES = {
     "group_norm": {"scale": "gamma", "offset": "beta"},
     "position_embedding": {"embedding": "embedding"},
     "attention": {"query": "query", "key": "key", "value": "value", "output": "out"},
+    "gated_dense": _products("gate_", ""),
+    "squeeze_excite": _products("squeeze_", "excite_"),
 }
-# the same for the stock layers that replace ours in an export
+# the same for the stock layers that replace ours in an export; NODE.PART is one of several
 _STOCK_NAMES = {
+    "gated_dense.gate": {"gate_kernel": "kernel", "gate_bias": "bias"},
+    "gated_dense.value": {"kernel": "kernel", "bias": "bias"},
+    "squeeze_excite.squeeze": {"squeeze_kernel": "kernel", "squeeze_bias": "bias"},
+    "squeeze_excite.excite": {"excite_kernel": "kernel", "excite_bias": "bias"},
     "position_embedding": {"embedding": "bias"},
     "attention": {name: f"{name}_dense.kernel" for name in ("query", "key", "value", "output")},
 }
@@ -76,14 +89,15 @@ def named(model: keras.Model) -> dict[str, Any]:
         return dict(model.own())
     variables = {}
     for layer in model.layers:
-        kind = layer.name.rpartition("_")[0]
-        stock = isinstance(layer, (native.MultiHeadAttention, native.EinsumDense))
+        node, dot, part = layer.name.partition(".")
+        kind = node.rpartition("_")[0] + dot + part
+        stock = isinstance(layer, (native.MultiHeadAttention, native.EinsumDense)) or part
         names = (_STOCK_NAMES if stock else _NAMES).get(kind, {})
         if isinstance(layer, native.Bidirectional):
             names = _BIDIRECTIONAL
         for canonical, attribute in names.items():
             if (variable := attrgetter(attribute)(layer)) is not None:
-                variables[f"{layer.name}/{canonical}"] = variable
+                variables[f"{node}/{canonical}"] = variable
     return variables
 
 
@@ -253,6 +267,49 @@ class _Attention(native.Layer):
         )
 
 
+class _Products(native.Layer):
+    """The weights of two dense layers within one, under their canonical names."""
+
+    gate_kernel = gate_bias = kernel = bias = None
+    squeeze_kernel = squeeze_bias = excite_kernel = excite_bias = None
+
+    def __init__(self, node: spec.Node) -> None:
+        super().__init__(name=node.name)
+        self.node = node
+
+    def build(self, shape: Any) -> None:
+        for variable in self.node.variables:
+            weight = self.add_weight(shape=variable.shape, name=variable.name)
+            setattr(self, variable.name, weight)
+
+
+class _GatedDense(_Products):
+    """spec.GatedDense, with one product for both kernels."""
+
+    def call(self, x: Any) -> Any:  # [B, ..., in] -> [B, ..., out]
+        kernel = tf.concat([*map(tf.convert_to_tensor, (self.gate_kernel, self.kernel))], 1)
+        y = tf.reshape(x, [-1, x.shape[-1]]) @ kernel
+        if self.node.spec.bias:
+            y += tf.concat([*map(tf.convert_to_tensor, (self.gate_bias, self.bias))], 0)
+        gate, value = tf.split(y, 2, -1)
+        y = _ACTIVATIONS[self.node.spec.activation](self.node.spec)(gate) * value
+        return tf.reshape(y, [-1, *x.shape[1:-1], y.shape[-1]])
+
+
+class _SqueezeExcite(_Products):
+    """spec.SqueezeExcite of [B, T, C] and [B, H, W, C]."""
+
+    def call(self, x: Any) -> Any:
+        positions = list(range(1, len(x.shape) - 1))
+        hidden = tf.nn.relu(self._product("squeeze", tf.reduce_mean(x, positions)))
+        scale = tf.sigmoid(self._product("excite", hidden))
+        return x * tf.reshape(scale, [-1, *(1 for _ in positions), x.shape[-1]])
+
+    def _product(self, name: str, x: Any) -> Any:
+        y = x @ tf.convert_to_tensor(getattr(self, f"{name}_kernel"))
+        return y + getattr(self, f"{name}_bias") if self.node.spec.bias else y
+
+
 class Dropout(native.Layer):
     """Dropout with the masks of runner.random.keep, computed on the device."""
 
@@ -307,6 +364,8 @@ def _sequence(
         if node.spec.layer == "residual":
             main, shortcut = (_sequence(branch, x, dropout_state) for branch in node.branches)
             x = native.Add(name=node.name)([main, shortcut])
+        elif not dropout_state and node.spec.layer in _COMPOSED:
+            x = _COMPOSED[node.spec.layer](node, x)
         else:
             layer = _build(node, dropout_state)
             is_stock = isinstance(layer, native.MultiHeadAttention)
@@ -331,6 +390,35 @@ _ACTIVATIONS = {
 def _gelu_tanh(x: Any) -> Any:
     inner = constant((2 / np.pi) ** 0.5, x) * (x + constant(0.044715, x) * x * x * x)
     return constant(0.5, x) * x * (constant(1, x) + tf.tanh(inner))
+
+
+def _composed_gated_dense(node: spec.Node, x: KerasTensor) -> KerasTensor:
+    s = node.spec
+    gate, value = (
+        native.Dense(s.units, use_bias=s.bias, name=f"{node.name}.{part}")(x)
+        for part in ("gate", "value")
+    )
+    if s.activation == "gelu_tanh":
+        return ops.gelu(gate, approximate=True) * value
+    return native.Activation(s.activation)(gate) * value
+
+
+def _composed_squeeze_excite(node: spec.Node, x: KerasTensor) -> KerasTensor:
+    s, (*positions, channels) = node.spec, node.input_shape
+    y = ops.mean(x, tuple(range(1, len(positions) + 1)), keepdims=True)
+    for part, units, function in (
+        ("squeeze", channels // s.ratio, "relu"),
+        ("excite", channels, "sigmoid"),
+    ):
+        y = native.Dense(units, function, use_bias=s.bias, name=f"{node.name}.{part}")(y)
+    return x * y
+
+
+# layers that an export makes of several stock layers
+_COMPOSED: dict[str, Callable[[spec.Node, KerasTensor], KerasTensor]] = {
+    "gated_dense": _composed_gated_dense,
+    "squeeze_excite": _composed_squeeze_excite,
+}
 
 
 class _Activation(native.Layer):
@@ -447,6 +535,10 @@ def _own(node: spec.Node, dropout_state: DropoutState) -> native.Layer:
             return _PositionEmbedding(name=name)
         case "attention":
             return _Attention(s.num_heads, s.causal, name=name)
+        case "gated_dense":
+            return _GatedDense(node)
+        case "squeeze_excite":
+            return _SqueezeExcite(node)
     raise AssertionError(s.layer)
 
 

@@ -19,6 +19,13 @@ _RECURRENT = {
     for prefix in ("", "backward_")
     for name in ("kernel", "recurrent_kernel", "bias")
 }
+
+
+def _products(*prefixes: str) -> dict[str, str]:
+    """Map the variables of two dense layers within one to themselves."""
+    return {f"{p}{name}": f"{p}{name}" for p in prefixes for name in ("kernel", "bias")}
+
+
 # canonical variable -> torch's name for it
 _NAMES = {
     "dense": {"kernel": "weight", "bias": "bias"},
@@ -40,6 +47,8 @@ _NAMES = {
     "group_norm": {"scale": "weight", "offset": "bias"},
     "position_embedding": {"embedding": "weight"},
     "attention": {name: name for name in ("query", "key", "value", "output")},
+    "gated_dense": _products("gate_", ""),
+    "squeeze_excite": _products("squeeze_", "excite_"),
 }
 _AXES = {4: (3, 2, 0, 1), 2: (1, 0)}  # number of axes -> permutation from canonical to torch's
 _CANONICAL = {4: (2, 3, 1, 0), 2: (1, 0)}  # the inverse
@@ -447,6 +456,55 @@ class _Attention(nn.Module):
         return F.linear(heads.transpose(1, 2).flatten(2), self.output)
 
 
+class _Products(nn.Module):
+    """The weights of two dense layers within one, with kernels [out, in] as in torch."""
+
+    def __init__(self, node: spec.Node) -> None:
+        super().__init__()
+        for name in _NAMES[node.spec.layer]:
+            self.register_parameter(name, None)
+        for variable in node.variables:
+            empty = torch.empty(variable.shape[::-1])
+            self.register_parameter(variable.name, nn.Parameter(empty))
+
+
+class _GatedDense(_Products):
+    """spec.GatedDense, with one product for both kernels."""
+
+    gate_kernel: nn.Parameter
+    kernel: nn.Parameter
+    gate_bias: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(self, node: spec.Node) -> None:
+        super().__init__(node)
+        self.activation = _ACTIVATIONS[node.spec.activation](node.spec)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, ..., in] -> [B, ..., out]
+        kernel, bias = torch.cat([self.gate_kernel, self.kernel]), None
+        if self.gate_bias is not None and self.bias is not None:
+            bias = torch.cat([self.gate_bias, self.bias])
+        gate, value = F.linear(x, kernel, bias).chunk(2, -1)
+        y: Tensor = self.activation(gate) * value
+        return y
+
+
+class _SqueezeExcite(_Products):
+    """spec.SqueezeExcite of [B, T, C] and [B, C, H, W]."""
+
+    squeeze_kernel: nn.Parameter
+    squeeze_bias: nn.Parameter | None
+    excite_kernel: nn.Parameter
+    excite_bias: nn.Parameter | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        is_image = x.ndim == 4
+        mean = x.mean((2, 3) if is_image else 1)
+        hidden = F.relu(F.linear(mean, self.squeeze_kernel, self.squeeze_bias))
+        scale = torch.sigmoid(F.linear(hidden, self.excite_kernel, self.excite_bias))
+        return x * (scale[:, :, None, None] if is_image else scale[:, None])
+
+
 class Dropout(nn.Module):
     """Dropout with the masks of runner.random.keep, computed on the device."""
 
@@ -559,6 +617,10 @@ def _build(node: spec.Node, dropout_state: DropoutState | None) -> nn.Module:
             )
         case "residual":
             return _Residual(node, dropout_state)
+        case "gated_dense":
+            return _GatedDense(node)
+        case "squeeze_excite":
+            return _SqueezeExcite(node)
     return _build_norm(node) if s.layer.endswith("_norm") else _build_for_sequences(node)
 
 

@@ -52,7 +52,7 @@ def _own(node: Node) -> Iterator[tuple[str, Change, str]]:
             Change.NONE
             if _has_no_effect(node, variable.name)
             else Change.ANY
-            if node.spec.layer in ("gru", "lstm")
+            if node.spec.layer in ("gru", "lstm", "gated_dense", "squeeze_excite")
             else _FIRST.get(
                 node.spec.layer if variable.name == "embedding" else variable.name, Change.ANY
             )

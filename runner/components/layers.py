@@ -117,8 +117,7 @@ class Dense(_Layer):
         return (*shape[:-1], int(self.units))
 
     def variables(self, shape: Shape) -> tuple[Variable, ...]:
-        kernel = Variable("kernel", (shape[-1], int(self.units)), self.init, decays=True)
-        return (kernel, Variable("bias", (int(self.units),), "zeros")) if self.bias else (kernel,)
+        return _dense_variables("", shape[-1], int(self.units), self.bias, self.init)
 
 
 class _Conv2D(_Layer):
@@ -587,6 +586,67 @@ class Attention(_Layer):
         )
 
 
+class GatedDense(_Layer):
+    """y = f(x W_g + b_g) (x W + b), a product element by element: the gate, f = `activation`, times
+    the value. W_g and W [in, out] are `gate_kernel` and `kernel`. Applied to each step of a
+    sequence.
+
+    The gated linear unit with f = sigmoid, Dauphin et al. (2017); with silu SwiGLU, with gelu
+    GEGLU, with relu ReGLU, Shazeer (2020), equations 5 and 6, without biases as there. torch's
+    nn.functional.glu is f = sigmoid of both products side by side. A feed-forward part of a
+    transformer is this layer and a dense one.
+    """
+
+    layer: Literal["gated_dense"]
+    units: Count
+    activation: Literal["sigmoid", "silu", "gelu", "gelu_tanh", "relu"]
+    bias: bool
+    init: Init
+
+    def output_shape(self, shape: Shape) -> Shape:
+        _check_rank(shape, (1, 2), "a row or a sequence", "add flatten or global_average_pool")
+        return (*shape[:-1], self.units)
+
+    def variables(self, shape: Shape) -> tuple[Variable, ...]:
+        return tuple(
+            variable
+            for prefix in ("gate_", "")
+            for variable in _dense_variables(prefix, shape[-1], self.units, self.bias, self.init)
+        )
+
+
+class SqueezeExcite(_Layer):
+    """y = x s for each channel, s = sigmoid(relu(m W_1 + b_1) W_2 + b_2), m the mean of x over
+    height and width, or over the steps of a sequence. W_1 [C, C / r] = `squeeze_kernel` and W_2
+    [C / r, C] = `excite_kernel`, r = `ratio`. Hu et al. (2018), equations 2 to 4;
+    torchvision.ops.SqueezeExcitation."""
+
+    layer: Literal["squeeze_excite"]
+    ratio: Count
+    bias: bool
+    init: Init
+
+    def output_shape(self, shape: Shape) -> Shape:
+        _check_rank(shape, (2, 3), "an image or a sequence", "add reshape")
+        if shape[-1] % self.ratio:
+            raise ValueError(f"ratio={self.ratio} does not divide {shape[-1]} channels")
+        return shape
+
+    def variables(self, shape: Shape) -> tuple[Variable, ...]:
+        channels, hidden = shape[-1], shape[-1] // self.ratio
+        return (
+            *_dense_variables("squeeze_", channels, hidden, self.bias, self.init),
+            *_dense_variables("excite_", hidden, channels, self.bias, self.init),
+        )
+
+
+def _dense_variables(
+    prefix: str, num_in: int, num_out: int, bias: bool, init: Init
+) -> tuple[Variable, ...]:
+    kernel = Variable(f"{prefix}kernel", (num_in, num_out), init, decays=True)
+    return (kernel, Variable(f"{prefix}bias", (num_out,), "zeros")) if bias else (kernel,)
+
+
 class Residual(_Layer):
     """y = layers(x) + shortcut(x); without shortcut layers, layers(x) + x. He et al. (2016)."""
 
@@ -601,6 +661,7 @@ Layer = Annotated[
         Activation, Dropout, BatchNorm, LayerNorm, Embedding, PositionEmbedding, Attention,
         Residual, RMSNorm, GroupNorm, GlobalMaxPool,
         Conv1D, GRU, LSTM, DepthwiseConv2D, Conv2DTranspose, UpSampling2D,
+        GatedDense, SqueezeExcite,
     ],
     Field(discriminator="layer"),
 ]  # fmt: skip
@@ -733,6 +794,12 @@ def needs_tokens(layers: Sequence[Any]) -> bool:
     return bool(layers) and isinstance(layers[0], Embedding)
 
 
+_FOR_ROWS_AND_SEQUENCES = (
+    Dense, Flatten, Reshape, Conv1D, _Recurrent, Embedding, PositionEmbedding, Attention,
+    GatedDense,
+)  # fmt: skip
+
+
 def needs_images(layers: Sequence[Any]) -> bool:
     """True if the first layer that needs a certain number of axes needs an image."""
     for spec in layers:
@@ -743,7 +810,7 @@ def needs_images(layers: Sequence[Any]) -> bool:
             return True
         elif isinstance(
             spec,
-            (Dense, Flatten, Reshape, Conv1D, _Recurrent, Embedding, PositionEmbedding, Attention),
+            _FOR_ROWS_AND_SEQUENCES,
         ):
             return False
     return False

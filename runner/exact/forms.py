@@ -1,5 +1,5 @@
 """The exact forms of all layers: name -> (forward, backward)."""
 
-from runner.exact import convolutions, layers, recurrent
+from runner.exact import convolutions, gates, layers, recurrent
 
-FORMS = {**layers.FORMS, **convolutions.FORMS, **recurrent.FORMS}
+FORMS = {**layers.FORMS, **convolutions.FORMS, **recurrent.FORMS, **gates.FORMS}

@@ -69,7 +69,7 @@ def longest_sum(node: Node, rows: int) -> int:
     micro-batches of `rows` rows."""
     positions = rows * int(np.prod(node.output_shape[:-1]))
     match node.spec.layer:
-        case "dense":
+        case "dense" | "gated_dense":
             return max(positions, node.input_shape[-1], node.output_shape[-1])
         case "conv1d" | "conv2d" | "depthwise_conv2d" | "conv2d_transpose":
             return convolutions.longest_sum(node, rows)
@@ -77,6 +77,8 @@ def longest_sum(node: Node, rows: int) -> int:
             return recurrent.longest_sum(node, rows)
         case "batch_norm":
             return positions
+        case "squeeze_excite":
+            return max(rows, node.input_shape[-1], int(np.prod(node.input_shape[:-1])))
         case "layer_norm" | "rms_norm":
             return max(positions, node.input_shape[-1])
         case "group_norm":

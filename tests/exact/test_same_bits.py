@@ -115,14 +115,19 @@ def test_every_optimizer_with_convolutions(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("model", [pytest.param("resnet", marks=pytest.mark.slow), "transformer"])
+ROWS = {**MODELS, "gates": LAYERS["gated_dense"], "squeeze_excite": LAYERS["squeeze_excite"]}
+
+
+@pytest.mark.parametrize(
+    "model", slow_but(["resnet", "transformer", "gates", "squeeze_excite"], "transformer")
+)
 @pytest.mark.parametrize("backend", slow_but([*BACKENDS, "witness"], "lightning", "witness"))
 def test_a_row_does_not_depend_on_its_batch(backend: str, model: str) -> None:
     """Predicted alone, a row has the bits that it has among 261 others."""
     from runner import dispatcher
     from tests.training import first, prepare
 
-    prepared = prepare([*BASE, *MODELS[model]])
+    prepared = prepare([*BASE, *ROWS[model]])
     x = np.ascontiguousarray(prepared.data.test.x, dtype=np.float32)
     predict, state = dispatcher.load(backend).predict, first(prepared)
     together = predict(prepared.model, state, {"x": x})

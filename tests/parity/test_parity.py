@@ -296,6 +296,24 @@ LAYERS = {
             "bidirectional: true},{layer: lstm, units: 5, bidirectional: true, bias: false}"
         )
     ],
+    # of a sequence and of a row, with all gates between them
+    "gated_dense": [
+        stack(
+            "{layer: reshape, shape: [8, 8]},{layer: gated_dense, units: 6},"
+            "{layer: gated_dense, units: 6, activation: gelu, bias: true},{layer: flatten},"
+            "{layer: gated_dense, units: 12, activation: gelu_tanh},"
+            "{layer: gated_dense, units: 12, activation: sigmoid},"
+            "{layer: gated_dense, units: 12, activation: relu, bias: true}"
+        )
+    ],
+    # of an image and of a sequence
+    "squeeze_excite": [
+        stack(
+            "{layer: reshape, shape: [8, 8, 1]},{layer: conv2d, filters: 6, kernel_size: 3},"
+            "{layer: squeeze_excite, ratio: 2},{layer: reshape, shape: [64, 6]},"
+            "{layer: squeeze_excite, ratio: 3, bias: false},{layer: flatten}"
+        )
+    ],
     "rms_norm": [
         stack(
             "{layer: reshape, shape: [8, 8, 1]},{layer: conv2d, filters: 4, kernel_size: 3},"

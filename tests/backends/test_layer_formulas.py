@@ -1,0 +1,108 @@
+"""Layers of transformers and residual nets against formulas written with other functions, on both
+backends, and their exports."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from runner import dispatcher
+from runner.plan import Plan
+from runner.spec import TrainState
+from tests.training import first, prepare
+
+BACKENDS = ("lightning", "keras")
+# Sums of some ten float64 values near 1 in another order differ by some 1e-16
+ROUNDING = 1e-13
+
+
+def drawn(layers: str, *overrides: str) -> tuple[Plan, TrainState, np.ndarray]:
+    """A model of these layers in float64, its first weights with biases that are not 0, and rows
+    of the test data."""
+    prepared = prepare(["trainer.precision=float64", f"model.layers=[{layers}]", *overrides])
+    state, rng = first(prepared), np.random.default_rng(1)
+    for name, value in state.weights.items():
+        if "bias" in name:
+            value[...] = rng.normal(size=value.shape)
+    return prepared, state, prepared.data.test.x[:5]
+
+
+def outputs(prepared: Plan, state: TrainState, x: np.ndarray) -> list[np.ndarray]:
+    return [dispatcher.load(b).predict(prepared.model, state, {"x": x}) for b in BACKENDS]
+
+
+def weights(state: TrainState, layer: str) -> dict[str, torch.Tensor]:
+    return {
+        name.partition("/")[2]: torch.from_numpy(np.array(value))
+        for name, value in state.weights.items()
+        if name.partition("/")[0] == layer
+    }
+
+
+def assert_all_close(found: Sequence[np.ndarray], expected: Any) -> None:
+    for values in found:
+        np.testing.assert_allclose(values, np.asarray(expected), rtol=0, atol=ROUNDING)
+
+
+def test_gated_dense_with_sigmoid_is_torch_s_glu() -> None:
+    prepared, state, x = drawn("{layer: gated_dense, units: 10, activation: sigmoid, bias: true}")
+    w = weights(state, "gated_dense_0")
+    # F.glu multiplies the first half by the sigmoid of the second
+    products = torch.cat([w["kernel"], w["gate_kernel"]], 1)
+    biases = torch.cat([w["bias"], w["gate_bias"]])
+    assert_all_close(outputs(prepared, state, x), F.glu(torch.from_numpy(x) @ products + biases))
+
+
+def test_gated_dense_with_silu_is_swiglu() -> None:
+    """Shazeer (2020): Swish_1(x W) * (x V)."""
+    prepared, state, x = drawn("{layer: gated_dense, units: 10}")
+    w, rows = weights(state, "gated_dense_0"), torch.from_numpy(x)
+    a = rows @ w["gate_kernel"]
+    assert_all_close(outputs(prepared, state, x), a / (1 + torch.exp(-a)) * (rows @ w["kernel"]))
+
+
+def test_squeeze_excite_scales_channels() -> None:
+    """Hu et al. (2018), equations 2 to 4, written with 1 x 1 convolutions as in torchvision."""
+    prepared, state, x = drawn(
+        "{layer: reshape, shape: [2, 4, 8]},{layer: squeeze_excite, ratio: 4},"
+        "{layer: flatten},{layer: dense, units: outputs}"
+    )
+    w, last = weights(state, "squeeze_excite_0"), weights(state, "dense_0")
+    images = torch.from_numpy(x).reshape(-1, 2, 4, 8).permute(0, 3, 1, 2)
+    pooled = F.adaptive_avg_pool2d(images, 1)
+    hidden = F.conv2d(pooled, w["squeeze_kernel"].t()[:, :, None, None], w["squeeze_bias"]).relu()
+    scale = F.conv2d(hidden, w["excite_kernel"].t()[:, :, None, None], w["excite_bias"]).sigmoid()
+    rows = (images * scale).permute(0, 2, 3, 1).flatten(1)
+    assert_all_close(outputs(prepared, state, x), rows @ last["kernel"] + last["bias"])
+
+
+EXPORTS = {
+    "gates": [
+        "{layer: reshape, shape: [2, 4, 8]},{layer: squeeze_excite, ratio: 4},"
+        "{layer: reshape, shape: [8, 8]},{layer: squeeze_excite, ratio: 2, bias: false},"
+        "{layer: gated_dense, units: 8},{layer: flatten},"
+        "{layer: gated_dense, units: 8, activation: gelu_tanh, bias: true},"
+        "{layer: dense, units: outputs}"
+    ],
+}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_export_of_stock_layers_predicts_alike(backend: str, name: str, tmp_path: Path) -> None:
+    prepared, state, x = drawn(*EXPORTS[name])
+    path = tmp_path / ("model.keras" if backend == "keras" else "model.pt2")
+    dispatcher.load(backend).export(prepared.model, state, path)
+    if backend == "keras":
+        import keras
+
+        found = keras.models.load_model(path).predict(x, verbose=0)
+    else:
+        found = torch.export.load(path).module()(torch.from_numpy(x)).detach().numpy()
+    # the constants of Keras's own activations are rounded to float32
+    expected = dispatcher.load(backend).predict(prepared.model, state, {"x": x})
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
