@@ -1,10 +1,7 @@
 """What every backend promises. A backend's test module subclasses `BackendContract` and names
 itself."""
 
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -276,23 +273,6 @@ class BackendContract:
         )
         assert not np.array_equal(trained.losses, exact.losses)
 
-    @pytest.mark.parametrize("model", slow_but(["cnn", "resnet", "transformer"], "cnn"))
-    def test_an_exported_model_loads_without_this_project(self, model: str, tmp_path: Path) -> None:
-        overrides = [f"model={model}", "data.images=true", "trainer.max_steps=20"]
-        prepared, state = prepare(overrides), self.train(overrides).state
-        x = np.ascontiguousarray(prepared.data.test.x[:17], dtype=np.float32)
-        np.save(tmp_path / "x.npy", x)
-        path = tmp_path / self.export_name
-        dispatcher.load(self.name).export(prepared.model, state, path)
-        script = tmp_path / "alone.py"
-        script.write_text(self.export_script)
-        subprocess.run(
-            [sys.executable, script, path, tmp_path], check=True, cwd=tmp_path, capture_output=True
-        )
-        expected = dispatcher.load(self.name).predict(prepared.model, state, {"x": x})
-        # float32, evaluation kernels that fuse differently: a few ulp of outputs near 1
-        np.testing.assert_allclose(np.load(tmp_path / "z.npy"), expected, rtol=0, atol=2e-5)
-
     def test_digits_are_learnt_with_the_defaults(self) -> None:
         """The mean test accuracy of 5 seeds is at least 0.94."""
         prepared = prepare([])
@@ -305,6 +285,3 @@ class BackendContract:
             )
             accuracies.append(np.mean(outputs.argmax(axis=1) == y))
         assert np.mean(accuracies) >= 0.94
-
-    export_name: str
-    export_script: str

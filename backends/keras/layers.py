@@ -430,12 +430,12 @@ class _Activation(native.Layer):
         return self.function(x)
 
 
-def _native_activation(s: Any, name: str) -> native.Layer:
+def _native_activation(s: Any, name: str) -> Callable[[KerasTensor], KerasTensor]:
     """Return Keras's own activation, for an export, which loads without this project."""
     if s.function == "leaky_relu":
         return native.LeakyReLU(negative_slope=s.negative_slope, name=name)
-    if s.function == "gelu_tanh":
-        return native.Activation("gelu", name=name)
+    if s.function == "gelu_tanh":  # the layer has the exact function only
+        return lambda x: ops.gelu(x, approximate=True)
     return native.Activation(s.function, name=name)
 
 

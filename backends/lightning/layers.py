@@ -130,6 +130,9 @@ def direct(model: nn.Module) -> Callable[[Tensor], Tensor]:
 def compiled(function: Callable[..., Any], model: nn.Module) -> Callable[..., Any]:
     """Compile with torch.compile, once per shape. Dropout masks are not compiled: they depend on
     Python numbers that change every step."""
+    # torch counts the compilations of a function over all runs of the process; after eight it
+    # would not compile any more
+    torch.compiler.reset()
     for module in model.modules():
         if isinstance(module, Dropout):
             module.keep = torch.compiler.disable(module.keep)  # type: ignore[method-assign]
@@ -298,6 +301,13 @@ class _Recurrent(nn.Module):
         self.spec, self.is_gru = node.spec, node.spec.layer == "gru"
 
     def forward(self, x: Tensor) -> Tensor:  # [B, T, D] -> [B, T, U], or [B, U]
+        if not self.is_gru and x.is_cpu and torch.is_autocast_enabled("cpu"):
+            # most processors have no bfloat16 kernel for LSTM: torch raises an error
+            with torch.autocast("cpu", enabled=False):
+                return self._run(x.float())
+        return self._run(x)
+
+    def _run(self, x: Tensor) -> Tensor:
         s = self.spec
         zeros = x.new_zeros(len(s.prefixes), x.shape[0], s.units)
         weights = [w for prefix in s.prefixes for w in self._weights(prefix)]

@@ -18,14 +18,6 @@ from tests.training import first, prepare, train
 
 class TestLightning(BackendContract):
     name = "lightning"
-    export_name = "model.pt2"
-    export_script = """
-import sys, numpy, torch
-model = torch.export.load(sys.argv[1]).module()
-assert "runner" not in sys.modules and "backends" not in sys.modules
-x = torch.from_numpy(numpy.load(sys.argv[2] + "/x.npy"))
-numpy.save(sys.argv[2] + "/z.npy", model(x).detach().numpy())
-"""
 
 
 @pytest.mark.slow

@@ -1,0 +1,145 @@
+"""What holds for every layer of the vocabulary, in the networks of tests/parity: an export predicts
+what the run predicts, a training in bfloat16 or compiled is the same training but for rounding."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+import torch._dynamo
+
+from runner import dispatcher
+from runner.components.layers import Layer
+from runner.plan import Plan
+from runner.spec import TrainState
+from tests.command_line import BACKENDS
+from tests.parity.test_parity import LAYERS, MODELS
+from tests.rows import slow_but
+from tests.training import differences, first, prepare, train
+
+SIZES = (1, 3, 7)  # of batches
+NETWORKS = {**LAYERS, "cnn": MODELS["cnn"]}
+STEPS = ["trainer.max_steps=4", "device=cpu"]
+
+# loads each file of a folder and predicts the rows beside it
+ALONE = """
+import os, sys
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+from pathlib import Path
+import numpy as np
+for path in Path(sys.argv[1]).glob("*.x.npy"):
+    stem = path.name.removesuffix(".x.npy")
+    if (file := path.with_name(stem + ".keras")).exists():
+        import keras
+        model = keras.models.load_model(file)
+        call = lambda x: np.asarray(model(x))
+    else:
+        import torch
+        model = torch.export.load(path.with_name(stem + ".pt2")).module()
+        call = lambda x: model(torch.from_numpy(x)).detach().numpy()
+    x = np.load(path)
+    assert "runner" not in sys.modules and "backends" not in sys.modules
+    np.savez(path.with_name(stem + ".z.npz"), *(call(x[:n]) for n in {sizes}))
+""".replace("{sizes}", str(SIZES))
+
+
+def test_every_layer_has_a_row() -> None:
+    kinds = {kind.model_fields["layer"].annotation for kind in get_args(get_args(Layer)[0])}
+    named = set(re.findall(r"layer:\s*(\w+)", str(LAYERS)))
+    assert {get_args(kind)[0] for kind in kinds} <= named
+
+
+def _with_noise(prepared: Plan) -> TrainState:
+    """Return a first state in which no bias is 0, no scale and no running variance is 1."""
+    rng, start = np.random.default_rng(0), first(prepared)
+
+    def moved(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {
+            name: value + (0.3 * rng.random(value.shape)).astype(value.dtype)
+            for name, value in values.items()
+        }
+
+    return replace(start, weights=moved(dict(start.weights)), buffers=moved(dict(start.buffers)))
+
+
+def _rows(prepared: Plan, num: int) -> np.ndarray:
+    return np.ascontiguousarray(prepared.data.train.x[:num], prepared.model.input_dtype)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(["gelu_tanh", "cnn", "tokens"], id="some"),
+        pytest.param(list(NETWORKS), id="all", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_export_predicts_alone_what_the_run_predicts(
+    backend: str, names: list[str], tmp_path: Path
+) -> None:
+    """In a process without this project, for three sizes of a batch. 1e-5: float32 outputs near 1,
+    from kernels that sum in another order, differ by up to 1e-6."""
+    expected = {}
+    engine, suffix = dispatcher.load(backend), {"lightning": "pt2", "keras": "keras"}[backend]
+    for name in names:
+        prepared = prepare([*NETWORKS[name], "device=cpu"])
+        state, x = _with_noise(prepared), _rows(prepared, max(SIZES))
+        engine.export(prepared.model, state, tmp_path / f"{name}.{suffix}")
+        np.save(tmp_path / f"{name}.x.npy", x)
+        expected[name] = [engine.predict(prepared.model, state, {"x": x[:n]}) for n in SIZES]
+    subprocess.run(
+        [sys.executable, "-c", ALONE, tmp_path], check=True, cwd=tmp_path, stdout=subprocess.PIPE
+    )
+    apart = {}
+    for name in names:
+        found = list(np.load(tmp_path / f"{name}.z.npz").values())
+        assert [z.shape for z in found] == [z.shape for z in expected[name]], name
+        apart[name] = max(
+            np.abs(a - b).max() / max(1.0, np.abs(b).max())
+            for a, b in zip(found, expected[name], strict=True)
+        )
+    assert {name: value for name, value in apart.items() if not value < 1e-5} == {}
+
+
+@pytest.mark.parametrize("name", slow_but(LAYERS, "lstm"))
+def test_bfloat16_trains(name: str, backend: str) -> None:
+    """The losses are those of float32 but for 2 %: bfloat16 has 8 bits, so an operation rounds by
+    up to 0.4 %, and a loss is a mean over rows, whose errors differ in sign."""
+    overrides = [*LAYERS[name], *STEPS]
+    mixed = train(backend, [*overrides, "trainer.precision=bf16-mixed"]).losses
+    assert np.isfinite(mixed).all()
+    np.testing.assert_allclose(mixed, train(backend, overrides).losses, rtol=0.02)
+
+
+@pytest.fixture
+def always_compiled() -> Iterator[None]:
+    """torch raises an error where it would go on without compiling."""
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
+
+
+@pytest.mark.usefixtures("always_compiled")
+@pytest.mark.parametrize("name", slow_but(LAYERS, "layer_norm"))
+def test_a_compiled_training_is_the_same(name: str, backend: str) -> None:
+    """1e-12: what the compiler fuses rounds otherwise in the last bits of float64."""
+    overrides = [*LAYERS[name], *STEPS, "trainer.precision=float64"]
+    found = differences(
+        train(backend, overrides), train(backend, [*overrides, "trainer.compile=true"])
+    )
+    assert max(found.values()) < 1e-12, found
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("always_compiled")
+def test_every_run_of_a_process_is_compiled() -> None:
+    """torch compiles a function eight times, by default; here twice."""
+    for units in (5, 6, 7):
+        model = f"model.layers=[{{layer: dense, units: {units}}},{{layer: dense, units: outputs}}]"
+        with torch._dynamo.config.patch(recompile_limit=2):
+            train("lightning", [model, *STEPS, "trainer.compile=true"])
