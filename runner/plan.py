@@ -354,7 +354,8 @@ def plan(
     model = model_spec(config, shapes_of(data), example)
     loss = _weighted_or_own(config, loss, data, model, example)
     order = _order(config, len(data.train))
-    clock = Clock(order.total_steps, order.steps_per_epoch)
+    tokens = data.input_shape[0] if model.network.takes_tokens else 1
+    clock = Clock(order.total_steps, order.steps_per_epoch, order.rows_per_step, tokens)
     rows = min(order.batch_size, order.num_rows)
     memory.check(model, len(config.optimizer.slots()), rows, order.total_steps)
     check_range(data, model.dtype)

@@ -148,7 +148,11 @@ def to_values(whole: DictConfig) -> dict[str, Any]:
 
 
 def rates(
-    overrides: str, total_steps: int, lr: float | None = None, steps_per_epoch: int | None = None
+    overrides: str,
+    total_steps: int,
+    lr: float | None = None,
+    steps_per_epoch: int | None = None,
+    tokens_per_row: int = 1,
 ) -> np.ndarray:
     """The table of rates that a run trains with, eta(t) for t = 0 ... total_steps - 1.
 
@@ -157,6 +161,7 @@ def rates(
         total_steps: the number of updates of the run.
         lr: the base rate `optimizer.lr`; by default that of the config.
         steps_per_epoch: updates of one epoch; by default `total_steps`.
+        tokens_per_row: tokens of a row, for schedule=power_tokens.
 
     Returns:
         float64[total_steps]
@@ -166,5 +171,6 @@ def rates(
 
     base = [] if lr is None else [f"optimizer.lr={lr!r}"]
     config = parse(compose([*shlex.split(overrides), *base]))
-    clock = schedules.Clock(total_steps, steps_per_epoch or total_steps)
+    rows = config.trainer.batch_size * config.trainer.accumulate_grad_batches
+    clock = schedules.Clock(total_steps, steps_per_epoch or total_steps, rows, tokens_per_row)
     return schedules.table(config.schedule, clock, config.optimizer.lr)

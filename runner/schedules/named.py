@@ -36,8 +36,12 @@ class _Warmed(Curve):
         )
         if num_warmup == 0:
             return eta
-        rise = lr * ramps.rise(self.warmup_shape, progress(t, num_warmup, self.warmup_edge))
-        return np.where(t < num_warmup, rise, eta)
+        rise = ramps.rise(self.warmup_shape, progress(t, num_warmup, self.warmup_edge))
+        return np.where(t < num_warmup, self.peak(num_warmup, clock, lr) * rise, eta)
+
+    def peak(self, num_warmup: int, clock: Clock, lr: float) -> float:
+        """The rate to which the warm-up rises."""
+        return lr
 
     def after_warmup(self, tau: Array, num_warmup: int, clock: Clock, lr: float) -> Array:
         raise AssertionError("each schedule has its own closed form")
@@ -455,7 +459,13 @@ class WSD(_Warmed):
             fall = ramps.late(u, 0.5)
         else:
             fall = ramps.linear(u) if self.decay_shape == "linear" else ramps.cosine(u)
-        return between(lr, self.final_lr, fall)
+        return between(
+            self.before_decay(np.minimum(tau + num_warmup, stay), clock, lr), self.final_lr, fall
+        )
+
+    def before_decay(self, t: Array, clock: Clock, lr: float) -> Array | float:
+        """The rate between the warm-up and the decay."""
+        return lr
 
     def _decay(self, clock: Clock) -> tuple[int, int]:
         """The steps where the decay begins and ends."""
@@ -465,6 +475,31 @@ class WSD(_Warmed):
     def spans(self, clock: Clock) -> dict[str, int]:
         begin, end = self._decay(clock)
         return {**super().spans(clock), "decay": begin, "duration": end}
+
+
+class PowerTokens(WSD):
+    """eta(t) = min(eta0, a B n^b), n = t B s: the tokens before update t. B = rows of an update
+    (micro-batches included), s = tokens of a row (1 for rows that are not sequences of tokens),
+    a = `amplitude`, b = `exponent`. Over the last D steps, from this rate at S = max(W, half_up(N -
+    D)) to eta_f, as in wsd. The warm-up rises to the rate of update W.
+
+    The same keys fit other batch sizes and lengths of the run, since B and n are in the formula.
+
+    Shen et al., Power Scheduler (2024): eta0 = 0.02, a = 4.6, b = -0.51, found for language models
+    whose rates and first weights scale with the width.
+    """
+
+    name: Literal["power_tokens"]  # type: ignore[assignment]
+    amplitude: Positive
+    exponent: Annotated[float, Field(lt=0)]
+
+    def before_decay(self, t: Array, clock: Clock, lr: float) -> Array | float:
+        num_tokens = np.maximum(t, 0.5) * clock.rows_per_step * clock.tokens_per_row
+        power = self.amplitude * clock.rows_per_step * np.power(num_tokens, self.exponent)
+        return np.where(t > 0, np.minimum(lr, power), lr)
+
+    def peak(self, num_warmup: int, clock: Clock, lr: float) -> float:
+        return float(self.before_decay(np.array(num_warmup), clock, lr))
 
 
 class TriStage(Curve):
@@ -563,5 +598,5 @@ def _scale(duration: str, clock: Clock) -> float:
 NAMED = (
     Constant, Exponential, Linear, Step, Polynomial, Cosine, CosineRestarts, Piecewise, InverseTime,
     InverseSqrt, Power,
-    Noam, OneCycle, Cyclic, WSD, TriStage, Rex, Tanh, RangeTest,
+    Noam, OneCycle, Cyclic, WSD, PowerTokens, TriStage, Rex, Tanh, RangeTest,
 )  # fmt: skip

@@ -4,7 +4,7 @@ steps."""
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import accumulate
 from typing import Annotated, Literal
@@ -17,7 +17,8 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(steps|epochs|%)")
 @dataclass(frozen=True)
 class Clock:
     """The length of a run: T = `total_steps` applied updates t = 0 ... T-1, and the updates of an
-    epoch.
+    epoch; `rows_per_step`, the rows of an update; `tokens_per_row`, 1 if rows are not sequences of
+    tokens.
 
     A phase of a sequence and a cycle of a repetition have clocks of their own, with their length as
     T.
@@ -25,6 +26,8 @@ class Clock:
 
     total_steps: int
     steps_per_epoch: int
+    rows_per_step: int = 1
+    tokens_per_row: int = 1
 
     def exact(self, duration: str) -> Fraction:
         """A duration in steps, not rounded."""
@@ -58,7 +61,7 @@ class Clock:
 
     def within(self, total_steps: int) -> "Clock":
         """The clock of a part of this run, of `total_steps` updates."""
-        return Clock(total_steps, self.steps_per_epoch)
+        return replace(self, total_steps=total_steps)
 
 
 def half_up(number: Fraction) -> int:

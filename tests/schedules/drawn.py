@@ -70,6 +70,13 @@ KEYS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "decay_shape": st.sampled_from(["linear", "cosine", "1-sqrt"]),
         **ENDING,
     },
+    "power_tokens": {
+        "amplitude": st.floats(1e-3, 10),
+        "exponent": st.floats(-2, -0.1),
+        "decay": DURATIONS,
+        "decay_shape": st.sampled_from(["linear", "cosine", "1-sqrt"]),
+        **ENDING,
+    },
     "tri_stage": {
         "initial_factor": st.floats(0, 1),
         "final_factor": st.floats(0.01, 1),

@@ -18,6 +18,7 @@ from runner.schedules.combined import ALL
 from runner.schedules.dialects import DIALECTS
 from runner.schedules.units import half_up
 from tests.schedules.drawn import ANY, DURATIONS, ENDS, KEYS, SAID, keys_of, made
+from tests.training import prepare
 
 # Of values that are at most 1 and come from a handful of float64 operations: some roundings of
 # 1.1e-16 each.
@@ -35,6 +36,22 @@ NAMES = [
 def test_every_schedule_has_its_file_and_is_drawn() -> None:
     assert set(NAMES) <= set(FILES)
     assert set(NAMES) == {*KEYS, "piecewise", "sequence", "repeat", "product", "clip", "custom"}
+
+
+def test_a_run_counts_its_rows_and_tokens_for_the_power_scheduler() -> None:
+    """Updates of 2 x 8 windows of 16 tokens, 256 tokens an update: 4.6 * 16 * (256 t)^-0.51, below
+    1 from update 18 on. Rows that are no tokens count as one."""
+    power = ["schedule=power_tokens", "schedule.decay=0%", "optimizer.lr=1"]
+    batch = ["trainer.batch_size=8", "trainer.accumulate_grad_batches=2", "trainer.max_steps=40"]
+    text = ["data=topics", "data.context=16", "model=gpt"]
+    t = np.arange(1, 40)
+    for data, tokens in ((text, 16), ([], 1)):
+        expected = np.minimum(1, 4.6 * 16 * (16 * tokens * t) ** -0.51)
+        overrides = [*power, *batch, *data]
+        found = prepare(overrides).rates()
+        np.testing.assert_allclose(found, [1, *expected], rtol=1e-14)  # roundings of float64
+        said = " ".join(overrides)
+        assert np.array_equal(rates(said, total_steps=40, tokens_per_row=tokens), found)
 
 
 def said(*overrides: str) -> Any:

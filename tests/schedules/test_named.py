@@ -65,6 +65,14 @@ def wsd(fall: Callable[[float], float]) -> Formula:
     return warmed(lambda tau: LR if tau < 6 else 0.05 + (LR - 0.05) * fall(min((tau - 6) / 6, 1.0)))
 
 
+def power_tokens(t: int) -> float:
+    """Warm up to LR in three steps; from step 11 of 15, four steps of decay."""
+    if t < 3:
+        return LR * (t + 1) / 3
+    held = min(LR, 0.9 / sqrt(min(t, 11)))
+    return held if t < 11 else 0.05 + (held - 0.05) * (1 - min((t - 11) / 4, 1.0))
+
+
 def tri_stage(t: int) -> float:
     """Three steps up, four of stay, five of decay."""
     if t < 3:
@@ -121,6 +129,11 @@ FORMULAS: list[tuple[str, dict[str, Any], Formula]] = [
     ("inverse_sqrt", {"scale": "6steps", **WARMUP}, warmed(lambda tau: LR / sqrt(1 + tau / 6))),
     ("power", {"scale": "6steps", "power": 1.7, **WARMUP},
         warmed(lambda tau: LR * (1 + tau / 6) ** -1.7)),
+    # one row of one token an update; 0.9 sqrt(1 / n) is below LR from n = 10 on
+    ("power_tokens",
+        {"amplitude": 0.9, "exponent": -0.5, "decay_shape": "linear", "decay": "4steps", **END,
+         **WARMUP},
+        power_tokens),
     ("noam", {"model_size": 9, "warmup": "6steps"},
         lambda t: LR / 3 * min((t + 1) ** -0.5, (t + 1) * 6**-1.5)),
     ("noam", {"model_size": 9, "warmup": "0%"}, lambda t: LR / 3 * (t + 1) ** -0.5),
@@ -172,6 +185,27 @@ def test_rates_are_those_of_the_formula(name: str, keys: dict[str, Any], formula
         found = made({"name": name, **keys}).rates(np.arange(NUM), CLOCK, LR)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, [formula(t) for t in range(NUM)], rtol=1e-14, atol=1e-16)
+
+
+def test_the_power_scheduler_depends_on_the_batch_and_the_tokens_alone() -> None:
+    """Shen et al. (2024): min(0.02, 4.6 B n^-0.51) after n tokens, here 1,000 updates of 128 rows
+    of 4,096 tokens: n = 524,288,000; and the same tokens in 500 updates of 256 rows, at twice the
+    rate. A longer run has the same rates until its decay."""
+    keys = {"amplitude": 4.6, "exponent": -0.51, "decay": "10%", "decay_shape": "linear"}
+    schedule = made({"name": "power_tokens", **keys, **END, **COLD, "duration": "100%"})
+    clocks = Clock(5000, 100, 128, 4096), Clock(2500, 50, 256, 4096), Clock(50000, 100, 128, 4096)
+    rates = [
+        float(schedule.rates(np.array([t]), clock, 0.02)[0])
+        for t, clock in zip((1000, 500, 1000), clocks, strict=True)
+    ]
+    expected = 4.6 * 128 * 524_288_000**-0.51
+    # some roundings of float64
+    assert rates == pytest.approx([0.02, 0.02, 0.02], rel=1e-14)
+    late = [
+        float(schedule.rates(np.array([t]), clock, 1.0)[0])
+        for t, clock in zip((1000, 500, 1000), clocks, strict=True)
+    ]
+    assert late == pytest.approx([expected, 2 * expected, expected], rel=1e-14)
 
 
 @pytest.mark.parametrize(
