@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -290,7 +290,9 @@ class Plan:
             return {name: Field(fields[name].shape, kind) for name, kind in kinds.items()}
         if not self.data.streams and self.augment is None:
             return {}
-        return {"x": Field(self.network.input_shape, self.model.dtype)}
+        x = {"x": Field(self.network.input_shape, self.model.dtype)}
+        moves_labels = self.augment is not None and bool(self.data.positions)
+        return {**x, "y": Field(self.data.positions, np.dtype(np.int64))} if moves_labels else x
 
     @property
     def augment(self) -> Augment | None:
@@ -308,7 +310,12 @@ class Plan:
             images, num, seed = self._train_x[rows], len(self.data.train), self.config.seed
             black, scaling = np.zeros(images.shape[-1]), self.data.x_scaling
             black = scaling.apply(black) if scaling else black
-            return {"x": augmented(images, self.augment, black, rows, num, seed, epoch)}
+            change = partial(augmented, rows=rows, num_rows=num, seed=seed, epoch=epoch)
+            moved = {"x": change(images, self.augment, black)}
+            if self.data.positions:
+                labels = self.data.train.y[rows][..., None]
+                moved["y"] = change(labels, self.augment, np.zeros(1))[..., 0]
+            return moved
         batch, fields = self.data.train.read(rows), self._streamed.items()
         return {name: batch[name].astype(field.dtype, copy=False) for name, field in fields}
 
@@ -519,6 +526,16 @@ def _check_augment(config: Config, data: Dataset) -> None:
         hint = "; data.images=true makes them images" if data.image_shape else ""
         raise ConfigError(
             f"data.augment needs rows that are images, [H, W, C], got {list(shape)}{hint}"
+        )
+    if data.positions and data.positions != shape[:2]:
+        raise ConfigError(
+            f"data.augment needs one label per image or one per pixel, got {list(data.positions)} "
+            f"labels of images of {shape[0]} x {shape[1]} pixels"
+        )
+    if data.positions and augment.crop:
+        raise ConfigError(
+            f"data.augment.crop must be 0 for labels at pixels, because black pixels have no "
+            f"label, got {augment.crop}; use data.augment.shift"
         )
     for key in ("crop", "shift"):
         if getattr(augment, key) >= min(shape[:2]):
@@ -732,17 +749,24 @@ def evaluate(
         measured = measure(plan.batches(split), plan.keeps_outputs)
     means = metrics.Means()
     values: dict[str, float] = {}
-    whole = {name: metric for name, metric in plan.metrics.items() if not metric.by_row}
+    others = {name: metric for name, metric in plan.metrics.items() if not metric.by_row}
+    counted = {name: metric.of_counts for name, metric in others.items() if metric.of_counts}
+    whole = {name: metric for name, metric in others.items() if name not in counted}
+    counts: dict[str, Any] = {}
     blocks = plan.output_blocks(split, predict) if measured is None else _measured(measured, split)
     kept = []
     for outputs, y in blocks:
         by_row = rows(plan, outputs, y)
         means.add({f"{prefix}{name}": v for name, v in by_row.items()})
         kept += [outputs] if whole else []
+        for name in counted:
+            found = metrics.measure(name, others[name], outputs, y)
+            counts[name] = counts.get(name, 0) + found
     if kept:
         z, y = _in_data_units(plan, np.concatenate(kept), split.y)
         for name, metric in whole.items():
             values[f"{prefix}{name}"] = float(metrics.measure(name, metric, z, y))
+    values |= {f"{prefix}{name}": counted[name](total) for name, total in counts.items()}
     if measured is not None:
         means.add({_column(name, prefix): v for name, v in measured.rows.items()})
         values |= {_column(name, prefix): v for name, v in measured.numbers.items()}

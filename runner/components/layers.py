@@ -145,22 +145,22 @@ class Conv2D(_Conv2D):
     """
 
     layer: Literal["conv2d"]
-    filters: Count
+    filters: Count | Literal["outputs"]
     groups: Count
 
     def output_shape(self, shape: Shape) -> Shape:
-        output = (*self.window.outputs(shape), self.filters)
+        output = (*self.window.outputs(shape), int(self.filters))
         if shape[2] % self.groups:
             raise ValueError(f"groups={self.groups} does not divide {shape[2]} channels")
-        if self.filters % self.groups:
+        if int(self.filters) % self.groups:
             raise ValueError(f"groups={self.groups} does not divide filters={self.filters}")
         return output
 
     def variables(self, shape: Shape) -> tuple[Variable, ...]:
         size, num_in = math.prod(self.window.size), shape[2] // self.groups
-        kernel = (*self.window.size, num_in, self.filters)
-        fans = (size * num_in, size * self.filters // self.groups)
-        return _kernel_and_bias(self, kernel, self.filters, fans)
+        kernel = (*self.window.size, num_in, int(self.filters))
+        fans = (size * num_in, size * int(self.filters) // self.groups)
+        return _kernel_and_bias(self, kernel, int(self.filters), fans)
 
 
 class DepthwiseConv2D(_Conv2D):
@@ -200,7 +200,7 @@ class Conv2DTranspose(_Layer):
     """
 
     layer: Literal["conv2d_transpose"]
-    filters: Count
+    filters: Count | Literal["outputs"]
     kernel_size: Sides
     stride: Sides
     padding: Padding
@@ -215,13 +215,13 @@ class Conv2DTranspose(_Layer):
             length * stride + (max(size - stride, 0) if is_valid else 0)
             for length, size, stride in sides
         )
-        return (height, width, self.filters)
+        return (height, width, int(self.filters))
 
     def variables(self, shape: Shape) -> tuple[Variable, ...]:
         size, area = math.prod(self.window.size), math.prod(self.window.stride)
-        fans = (max(1, size * shape[2] // area), size * self.filters)
-        kernel = (*self.window.size, self.filters, shape[2])
-        return _kernel_and_bias(self, kernel, self.filters, fans)
+        fans = (max(1, size * shape[2] // area), size * int(self.filters))
+        kernel = (*self.window.size, int(self.filters), shape[2])
+        return _kernel_and_bias(self, kernel, int(self.filters), fans)
 
     @property
     def window(self) -> Window:
@@ -257,7 +257,7 @@ class Conv1D(_Layer):
     """
 
     layer: Literal["conv1d"]
-    filters: Count
+    filters: Count | Literal["outputs"]
     kernel_size: Count
     stride: Count
     dilation: Count
@@ -274,12 +274,12 @@ class Conv1D(_Layer):
         length = shape[0] + sum(self.pads(shape[0]))
         if length < self.span:
             raise ValueError(f"a window of {self.span} does not fit into {_show(shape)}")
-        return ((length - self.span) // self.stride + 1, self.filters)
+        return ((length - self.span) // self.stride + 1, int(self.filters))
 
     def variables(self, shape: Shape) -> tuple[Variable, ...]:
-        size = (self.kernel_size, shape[1], self.filters)
+        size = (self.kernel_size, shape[1], int(self.filters))
         kernel = Variable("kernel", size, self.init, decays=True)
-        return (kernel, Variable("bias", (self.filters,), "zeros")) if self.bias else (kernel,)
+        return (kernel, Variable("bias", (int(self.filters),), "zeros")) if self.bias else (kernel,)
 
     @property
     def span(self) -> int:
@@ -741,8 +741,9 @@ def network(
         nodes = []
         for i, spec in enumerate(specs):
             where = f"{path}[{i}]"
-            if spec.layer == "dense" and spec.units == "outputs":
-                spec = spec.model_copy(update={"units": num_outputs})
+            for key in ("units", "filters"):
+                if getattr(spec, key, None) == "outputs":
+                    spec = spec.model_copy(update={key: num_outputs})
             if spec.layer == "embedding" and spec.num_embeddings == "tokens":
                 spec = spec.model_copy(update={"num_embeddings": num_tokens})
             name, index = f"{spec.layer}_{counts[spec.layer]}", counts.total()

@@ -1,12 +1,13 @@
 """The metrics, and means over an epoch that do not depend on the batches.
 
-z  # outputs [N, C], or [N, T, C] for a label at each of T positions
-y  # labels int[N] or int[N, T], or targets float[N, C]
+z  # outputs [N, C], or [N, T, C] for a label at each of T positions, [N, H, W, C] at each pixel
+y  # labels int[N], int[N, T] or int[N, H, W], or targets float[N, C]
 
 Both are in the data's units, also if training uses standardized targets. A function that returns
 the value of every row, float64[N], is averaged over the rows of an epoch. A function that returns
 one number for all rows, such as an F1 score, is measured on the validation and test rows only: for
-the training rows, a checkpoint would have to contain the outputs of the epoch so far. With labels
+the training rows, a checkpoint would have to contain the outputs of the epoch so far. One with
+`of_counts` needs only counts that add up over the rows, so it takes blocks of them. With labels
 at positions, all metrics are measured on these rows only: it would take longer to copy and measure
 the outputs of every update than to train a small model.
 """
@@ -43,11 +44,13 @@ class CustomMetric(OwnCode):
 @dataclass(frozen=True)
 class Metric:
     """A metric; `by_row` says if it returns the value of every row. `of_mean` is applied to the
-    mean over all rows."""
+    mean over all rows. With `of_counts` it returns whole numbers for some rows, and `of_counts` is
+    applied to their sums over all rows."""
 
     function: Callable[[Array, Array], Any]
     by_row: bool = True
     of_mean: Callable[[float], float] = float
+    of_counts: Callable[[Array], float] | None = None
 
 
 def accuracy(z: Array, y: Array) -> Array:
@@ -81,6 +84,24 @@ def perplexity(bits: float) -> float:
         return float(np.exp2(bits))
 
 
+def overlaps(z: Array, y: Array) -> Array:
+    """Count, for each class, the positions that have it in the labels and in the outputs, and those
+    that have it in at least one of them. The largest output (the first one of equals) is the class.
+    # int64[2, C]"""
+    num_classes, labels, found = z.shape[-1], y.reshape(-1), z.argmax(axis=-1).reshape(-1)
+    both = np.bincount(labels[labels == found], minlength=num_classes)
+    sizes = [np.bincount(classes, minlength=num_classes) for classes in (labels, found)]
+    return np.stack([both, sizes[0] + sizes[1] - both])
+
+
+def mean_iou(counts: Array) -> float:
+    """The mean over classes of intersection / union, from the sums of `overlaps`: TP / (TP + FP +
+    FN) over all positions. A class that is neither in the labels nor in the outputs does not
+    count. Jaccard (1912); keras.metrics.MeanIoU; Everingham et al. (2010), section 4.4."""
+    intersection, union = counts[:, counts[1] > 0]
+    return float(np.mean(intersection / union)) if len(union) else math.nan
+
+
 def mean_absolute_error(z: Array, y: Array) -> Array:
     """The mean over outputs of |z - y|."""
     return np.mean(np.abs(z.astype(np.float64) - y), axis=1)
@@ -93,12 +114,12 @@ def choose(
     asked: Sequence[str | CustomMetric] | str, task: str, num_outputs: int, y: Array
 ) -> dict[str, Metric]:
     """Choose metrics by name. `auto` is accuracy for classification, and none for regression, where
-    the loss is enough. For labels at positions it is bits_per_token. `y` has targets on which the
-    metrics that are not ours are tried, with random outputs, so that an error ends the run before
-    the training."""
+    the loss is enough. For labels at steps it is bits_per_token, at pixels accuracy and mean_iou.
+    `y` has targets on which the metrics that are not ours are tried, with random outputs, so that
+    an error ends the run before the training."""
     if asked == "auto":
-        usual = "accuracy" if y.ndim == 1 else "bits_per_token"
-        asked = [usual] if task == "classification" else []
+        usual = {1: ["accuracy"], 2: ["bits_per_token"]}.get(y.ndim, ["accuracy", "mean_iou"])
+        asked = usual if task == "classification" else []
     chosen: dict[str, Metric] = {}
     for i, metric in enumerate(asked):
         name = metric.column if isinstance(metric, CustomMetric) else metric
@@ -121,6 +142,8 @@ def _find(name: str, task: str, num_outputs: int, y: Array) -> Metric:
         fitting = {**fitting, "bits_per_token": bits_per_token}
         if name == "perplexity":
             return Metric(bits_per_token, of_mean=perplexity)
+        if name == "mean_iou":
+            return Metric(overlaps, by_row=False, of_counts=mean_iou)
     if name in fitting:
         return Metric(fitting[name])
     match = re.fullmatch(r"top_([1-9]\d*)_accuracy", name)
@@ -131,7 +154,7 @@ def _find(name: str, task: str, num_outputs: int, y: Array) -> Metric:
 
     allowed = [*fitting, *(["top_5_accuracy"] if ranks else [])]
     if task == "classification" and y.ndim > 1:
-        allowed.append("perplexity")
+        allowed += ["perplexity", "mean_iou"]
         raise ConfigError(
             f"metrics must be auto or a list of {', '.join(allowed)} for labels at positions, got "
             f"{name}{nearest(name, allowed)}"

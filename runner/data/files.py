@@ -122,7 +122,8 @@ class _File(Rows):
 
 class NPZ(_File):
     """An NPZ file with arrays `x` [N, ...] (numbers) and `y`: for classification labels (integers
-    [N]; the classes are their distinct values), for regression targets ([N] or [N, C]).
+    [N], or [N, T] at each step of a sequence, [N, H, W] at each pixel of an image; the classes are
+    their distinct values), for regression targets ([N] or [N, C]).
     `standardize` scales by the training rows. Images are [N, H, W, C]; with `channels: first` the
     file has [N, C, H, W], and the rows become [H, W, C]. split=grouped needs `group` [N], numbers
     or text; split=chronological sorts by `time` [N], numbers or dates, if there is one. The files
@@ -275,7 +276,8 @@ def as_targets(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Convert y. Regression: targets float64[N, C], no classes. Classification: labels int64[N],
     numbered from 0, and the classes' names, the sorted distinct integers of y. Labels of shape [N,
-    T], one at each step, need rows of x that begin with T: `row_shape`."""
+    T], one at each step, need rows of x that begin with T, and labels [N, H, W], one at each pixel,
+    images [N, H, W, C]: `row_shape`."""
     if task == "regression":
         if 0 in y.shape[1:]:
             raise ConfigError(
@@ -283,10 +285,12 @@ def as_targets(
             )
         return as_float(y, "y", source).astype(np.float64).reshape(len(y), -1), ()
     positions = y.shape[1:]
-    is_one_each = positions == tuple(row_shape[: len(positions)]) and positions != (1,)
+    is_one_each = positions == tuple(row_shape[: len(positions)]) and positions[-1:] != (1,)
     if y.ndim == 0 or not is_one_each or y.dtype.kind not in "iu":
         got = f"got {y.dtype} of shape {list(y.shape)}"
         hint = "; set data.task=regression to predict numbers" if y.dtype.kind == "f" else ""
+        is_mask = y.ndim == 4 and y.shape[1:3] == tuple(row_shape[:2]) and y.shape[3] == 1
+        hint = hint or ("; labels at pixels have the shape [N, H, W]" if is_mask else "")
         raise ConfigError(f"{source}: y must be labels, integers of shape [N], {got}{hint}")
     names, labels = np.unique(y, return_inverse=True)
     return labels.astype(np.int64).reshape(y.shape), tuple(str(name) for name in names)
