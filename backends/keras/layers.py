@@ -224,7 +224,15 @@ class _GroupNorm(native.GroupNormalization):
         return tf.reshape((by_group - mean) * scale + beta, [-1, *positions, channels])
 
 
-class _PositionEmbedding(native.Layer):
+class _Layer(native.Layer):
+    """A layer that takes masked sequences; Keras attaches the masks of calls to the tensors."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+
+class _PositionEmbedding(_Layer):
     def build(self, shape: Any) -> None:
         self.embedding = self.add_weight(shape=(1, *shape[1:]), name="embedding")
 
@@ -232,7 +240,7 @@ class _PositionEmbedding(native.Layer):
         return x + self.embedding
 
 
-class _Attention(native.Layer):
+class _Attention(_Layer):
     """spec.Attention. Keras's own layer rounds the scale to float32."""
 
     def __init__(self, num_heads: int, is_causal: bool, **kwargs: Any) -> None:
@@ -245,7 +253,7 @@ class _Attention(native.Layer):
             self.add_weight(shape=square, name=name) for name in ("query", "key", "value", "output")
         )
 
-    def call(self, x: Any) -> Any:  # [B, T, D]
+    def call(self, x: Any, mask: Any = None) -> Any:  # [B, T, D]
         length, width = x.shape[1:]
         kernels = tf.concat(
             [tf.convert_to_tensor(kernel) for kernel in (self.query, self.key, self.value)], 1
@@ -260,6 +268,8 @@ class _Attention(native.Layer):
         if self.is_causal:
             is_earlier = np.tril(np.ones((length, length), bool))
             scores = tf.where(is_earlier, scores, constant(-np.inf, scores))
+        if mask is not None:
+            scores = tf.where(mask[:, None, None], scores, constant(-np.inf, scores))
         weights = tf.nn.softmax(scores)
         heads = tf.transpose(tf.matmul(tf.cast(weights, v.dtype), v), [0, 2, 1, 3])
         return tf.reshape(
@@ -267,7 +277,7 @@ class _Attention(native.Layer):
         )
 
 
-class _Products(native.Layer):
+class _Products(_Layer):
     """The weights of two dense layers within one, under their canonical names."""
 
     gate_kernel = gate_bias = kernel = bias = None
@@ -310,7 +320,7 @@ class _SqueezeExcite(_Products):
         return y + getattr(self, f"{name}_bias") if self.node.spec.bias else y
 
 
-class Dropout(native.Layer):
+class Dropout(_Layer):
     """Dropout with the masks of runner.random.keep, computed on the device."""
 
     def __init__(self, rate: float, index: int, dropout_state: DropoutState, **kwargs: Any) -> None:
@@ -358,19 +368,61 @@ def _mix_tensor(x: Any) -> Any:
 
 
 def _sequence(
-    nodes: Sequence[spec.Node], x: KerasTensor, dropout_state: DropoutState | None
+    nodes: Sequence[spec.Node],
+    x: KerasTensor,
+    dropout_state: DropoutState | None,
+    mask: KerasTensor | None = None,
 ) -> KerasTensor:
+    """Apply the layers. `mask` [B, T] is that of x; a layer among them may find it."""
     for node in nodes:
+        if node.spec.makes_mask:
+            mask = _find_mask(node.spec, x)
+        known = mask if node.is_masked else None
         if node.spec.layer == "residual":
-            main, shortcut = (_sequence(branch, x, dropout_state) for branch in node.branches)
+            main, shortcut = (
+                _sequence(branch, x, dropout_state, known) for branch in node.branches
+            )
             x = native.Add(name=node.name)([main, shortcut])
         elif not dropout_state and node.spec.layer in _COMPOSED:
             x = _COMPOSED[node.spec.layer](node, x)
         else:
-            layer = _build(node, dropout_state)
-            is_stock = isinstance(layer, native.MultiHeadAttention)
-            x = layer(x, x, use_causal_mask=node.spec.causal) if is_stock else layer(x)
+            x = _apply(node, _build(node, dropout_state), x, known)
     return x
+
+
+def _apply(node: spec.Node, layer: native.Layer, x: KerasTensor, mask: KerasTensor | None) -> Any:
+    """Apply one layer, which ignores the padding if there is a mask. The calls are Keras's own, so
+    that an export loads without this project."""
+    options = {}
+    if isinstance(layer, native.MultiHeadAttention):
+        options = {"use_causal_mask": node.spec.causal}
+        if mask is not None:
+            options["attention_mask"] = ops.expand_dims(mask, 1)
+        return layer(x, x, **options)
+    if mask is not None:
+        match node.spec.layer:
+            case "conv1d":
+                x = _zero_padding(x, mask)
+            case "global_max_pool":
+                x = ops.where(ops.expand_dims(mask, -1), x, -np.inf)
+            case "attention" | "gru" | "lstm" | "global_average_pool":
+                options = {"mask": mask}
+    return layer(x, **options)
+
+
+def _find_mask(s: Any, x: KerasTensor) -> KerasTensor:
+    """Return the mask of `masking` or `embedding` for its input.  # bool[B, T]"""
+    if s.layer == "embedding":
+        is_value = ops.not_equal(x, 0)
+    else:
+        is_value = ops.any(ops.not_equal(x, s.mask_value), -1)
+    later = ops.cumsum(ops.flip(ops.cast(is_value, "int32"), 1), 1)
+    is_first = np.arange(x.shape[1]) == 0
+    return ops.logical_or(ops.greater(ops.flip(later, 1), 0), is_first[None])
+
+
+def _zero_padding(x: KerasTensor, mask: KerasTensor) -> KerasTensor:
+    return ops.where(ops.expand_dims(mask, -1), x, 0.0)
 
 
 # gelu, gelu_tanh and leaky_relu are written out: Keras rounds their constants to float32
@@ -421,7 +473,7 @@ _COMPOSED: dict[str, Callable[[spec.Node, KerasTensor], KerasTensor]] = {
 }
 
 
-class _Activation(native.Layer):
+class _Activation(_Layer):
     def __init__(self, function: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.function = function
@@ -477,6 +529,8 @@ def _build(node: spec.Node, dropout_state: DropoutState | None) -> native.Layer:
             is_sequence = len(node.input_shape) == 2
             pool = native.GlobalMaxPooling1D if is_sequence else native.GlobalMaxPooling2D
             return pool(name=name)
+        case "masking":
+            return native.Identity(name=name)
         case "flatten":
             return native.Flatten(name=name)
         case "reshape":

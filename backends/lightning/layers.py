@@ -2,6 +2,7 @@
 outputs are canonical: [B, H, W, C]."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -117,6 +118,8 @@ def direct(model: nn.Module) -> Callable[[Tensor], Tensor]:
     a small layer. The modules of a user's own model keep their hooks."""
     if not isinstance(model, Network):
         return model.forward
+    if isinstance(model.body, _MaskedSequence):
+        return lambda x: model.with_canonical_axes(model.body.forward, x)
     calls = [module.forward for module in model.body]
 
     def body(x: Tensor) -> Tensor:
@@ -279,7 +282,9 @@ class _Conv1d(nn.Module):
         self.register_parameter("bias", nn.Parameter(torch.empty(s.filters)) if s.bias else None)
         self.stride, self.dilation, self.pads = s.stride, s.dilation, s.pads(node.input_shape[0])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is not None:
+            x = x.where(mask[..., None], 0.0)
         x, (low, high) = x.transpose(1, 2), self.pads
         if low != high:
             x = F.pad(x, self.pads)
@@ -300,23 +305,39 @@ class _Recurrent(nn.Module):
             self.register_parameter(variable.name, nn.Parameter(empty))
         self.spec, self.is_gru = node.spec, node.spec.layer == "gru"
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, T, D] -> [B, T, U], or [B, U]
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        # [B, T, D] -> [B, T, U], or [B, U]
         if not self.is_gru and x.is_cpu and torch.is_autocast_enabled("cpu"):
             # most processors have no bfloat16 kernel for LSTM: torch raises an error
             with torch.autocast("cpu", enabled=False):
-                return self._run(x.float())
-        return self._run(x)
+                return self._outputs(x.float(), mask)
+        return self._outputs(x, mask)
 
-    def _run(self, x: Tensor) -> Tensor:
+    def _outputs(self, x: Tensor, mask: Tensor | None) -> Tensor:
         s = self.spec
-        zeros = x.new_zeros(len(s.prefixes), x.shape[0], s.units)
-        weights = [w for prefix in s.prefixes for w in self._weights(prefix)]
-        how = (s.bias, 1, 0.0, self.training, s.bidirectional, True)
+        if mask is None:
+            y, h = self._run(x, s.prefixes)
+            return y if s.return_sequences else h.transpose(0, 1).flatten(1)
+        order = _reversed_steps(mask)
+        parts = []
+        for prefix in s.prefixes:
+            y, _ = self._run(_take_steps(x, order) if prefix else x, [prefix])
+            if not s.return_sequences:
+                y = _take_steps(y, order[:, :1])[:, 0]
+            parts.append(_take_steps(y, order) if prefix and s.return_sequences else y)
+        return torch.cat(parts, -1)
+
+    def _run(self, x: Tensor, prefixes: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return the outputs of all steps and the last states of torch's kernel, with the weights
+        of one or both directions."""
+        s = self.spec
+        zeros = x.new_zeros(len(prefixes), x.shape[0], s.units)
+        weights = [w for prefix in prefixes for w in self._weights(prefix)]
+        how = (s.bias, 1, 0.0, self.training, len(prefixes) == 2, True)
         if self.is_gru:
-            y, h = torch.gru(x, zeros, weights, *how)
-        else:
-            y, h, _ = torch.lstm(x, (zeros, zeros), weights, *how)
-        return y if s.return_sequences else h.transpose(0, 1).flatten(1)
+            return torch.gru(x, zeros, weights, *how)
+        y, h, _ = torch.lstm(x, (zeros, zeros), weights, *how)
+        return y, h
 
     def _weights(self, prefix: str) -> list[Tensor]:
         """Return the kernels and, if there are some, the biases, in the order of torch's gates."""
@@ -325,6 +346,18 @@ class _Recurrent(nn.Module):
             bias = getattr(self, f"{prefix}bias")
             weights += [*bias.t()] if self.is_gru else [bias, torch.zeros_like(bias)]
         return [_swap_gates(w) for w in weights] if self.is_gru else weights
+
+
+def _reversed_steps(mask: Tensor) -> Tensor:
+    """Return the number of the step at each position if the steps before the padding are reversed:
+    [2, 1, 0, 3] for three steps and one of padding.  # bool[B, T] -> int[B, T]"""
+    steps = torch.arange(mask.shape[1], device=mask.device)
+    return torch.where(mask, mask.sum(1, keepdim=True) - 1 - steps, steps)
+
+
+def _take_steps(x: Tensor, steps: Tensor) -> Tensor:
+    """x[b, steps[b, t]]  # [B, T, D], int[B, T'] -> [B, T', D]"""
+    return x.gather(1, steps[..., None].expand(-1, -1, x.shape[2]))
 
 
 def _swap_gates(weight: Tensor) -> Tensor:
@@ -358,12 +391,16 @@ class _AveragePoolSame(nn.Module):
 
 
 class _GlobalAveragePool(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is not None:
+            return x.where(mask[..., None], 0.0).sum(1) / mask.sum(1, keepdim=True).to(x.dtype)
         return x.mean((2, 3) if x.ndim == 4 else 1)
 
 
 class _GlobalMaxPool(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is not None:
+            x = x.where(mask[..., None], float("-inf"))
         return x.amax((2, 3) if x.ndim == 4 else 1)
 
 
@@ -420,6 +457,20 @@ class _Embedding(nn.Module):
         return F.embedding(x, self.weight.t())
 
 
+class _Masking(nn.Module):
+    """spec.Masking. The sequence that it is in computes the mask."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def _find_mask(s: Any, x: Tensor) -> Tensor:
+    """Return the mask of `masking` or `embedding` for its input.  # bool[B, T]"""
+    is_value = x != 0 if s.layer == "embedding" else (x != s.mask_value).any(-1)
+    mask = is_value.flip(1).cummax(1).values.flip(1)
+    return mask | (torch.arange(x.shape[1], device=x.device) == 0)
+
+
 class _RMSNorm(nn.RMSNorm):
     """RMS norm over the features or the channels of an image; images have them on axis 1."""
 
@@ -458,11 +509,17 @@ class _Attention(nn.Module):
         for variable in node.variables:
             self.register_parameter(variable.name, nn.Parameter(torch.empty(width, width)))
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, T, D]
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # [B, T, D]
         kernels = torch.cat([self.query, self.key, self.value])
         by_head = F.linear(x, kernels).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = by_head.permute(2, 0, 3, 1, 4)  # [B, H, T, D / H] each
-        heads = F.scaled_dot_product_attention(q, k, v, is_causal=self.is_causal)
+        if mask is None:
+            heads = F.scaled_dot_product_attention(q, k, v, is_causal=self.is_causal)
+        else:
+            is_seen = mask[:, None, None]
+            if self.is_causal:
+                is_seen = is_seen & mask.new_ones(x.shape[1], x.shape[1]).tril()
+            heads = F.scaled_dot_product_attention(q, k, v, is_seen)
         return F.linear(heads.transpose(1, 2).flatten(2), self.output)
 
 
@@ -570,15 +627,43 @@ class _Residual(nn.Module):
             _sequence(shortcut, dropout_state),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.main(x) + self.shortcut(x)
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is None:
+            return self.main(x) + self.shortcut(x)
+        return self._branch(self.main, x, mask) + self._branch(self.shortcut, x, mask)
+
+    def _branch(self, branch: nn.Sequential, x: Tensor, mask: Tensor) -> Tensor:
+        return branch(x, mask) if isinstance(branch, _MaskedSequence) else branch(x)
+
+
+class _MaskedSequence(nn.Sequential):
+    """Modules of which some use the mask of a padded sequence: it is an argument, or one of them
+    finds it."""
+
+    def __init__(self, nodes: Sequence[spec.Node], modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.nodes = nodes
+        for node, module in zip(nodes, modules, strict=True):
+            self.add_module(node.name, module)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        for node, module in zip(self.nodes, self, strict=True):
+            if node.spec.makes_mask:
+                mask = _find_mask(node.spec, x)
+            x = module(x, mask) if node.is_masked and isinstance(module, _USE_MASK) else module(x)
+        return x
+
+
+_USE_MASK = (_Attention, _Conv1d, _Recurrent, _GlobalAveragePool, _GlobalMaxPool, _Residual)
 
 
 def _sequence(nodes: Sequence[spec.Node], dropout_state: DropoutState | None) -> nn.Sequential:
-    sequence = nn.Sequential()
-    for node in nodes:
-        sequence.add_module(node.name, _build(node, dropout_state))
-    return sequence
+    modules = [_build(node, dropout_state) for node in nodes]
+    if any(node.is_masked for node in nodes):
+        return _MaskedSequence(nodes, modules)
+    return nn.Sequential(
+        OrderedDict((node.name, m) for node, m in zip(nodes, modules, strict=True))
+    )
 
 
 _ACTIVATIONS = {
@@ -664,6 +749,8 @@ def _build_for_sequences(node: spec.Node) -> nn.Module:
     match node.spec.layer:
         case "embedding":
             return _Embedding(node)
+        case "masking":
+            return _Masking()
         case "position_embedding":
             return _PositionEmbedding(node)
         case "attention":

@@ -5,6 +5,10 @@ channels), channels last. Weights have the same layout and names on every backen
 out]; convolution kernel [height, width, in, out]. A name is `KIND_INDEX/VARIABLE`; the index counts
 the layers of a kind in order of definition, nested layers included. A size that is given for an
 image is one number for both axes, or [height, width].
+
+Rows of different lengths are padded at the end. `masking`, or `mask_zero` of `embedding`, finds the
+padding of each row: the mask m [T] is true up to the last step that is not padding, and at the
+first step. The layers after it ignore the padding, so its length changes no output.
 """
 
 import math
@@ -96,6 +100,16 @@ class Window:
 
 
 class _Layer(Section):
+    @property
+    def makes_mask(self) -> bool:
+        """True if the layer finds the padding of a sequence."""
+        return False
+
+    @property
+    def ignores_padding(self) -> bool:
+        """True if no output that a later layer uses depends on the padding of a masked sequence."""
+        return False
+
     def output_shape(self, shape: Shape) -> Shape:
         return shape
 
@@ -104,7 +118,13 @@ class _Layer(Section):
         return ()
 
 
-class Dense(_Layer):
+class _IgnoresPadding(_Layer):
+    @property
+    def ignores_padding(self) -> bool:
+        return True
+
+
+class Dense(_IgnoresPadding):
     """y = x W + b; W [in, out] = `kernel`. Applied to each step of a sequence."""
 
     layer: Literal["dense"]
@@ -252,7 +272,8 @@ class Conv1D(_Layer):
     in, filters] = `kernel`: y_t = sum over i of x_{t stride + i dilation - low} W_i + b.
 
     `padding: same` gives ceil(T / stride) steps, as in TensorFlow; `causal` pads only at the start,
-    so y_t depends on no later x (van den Oord et al., 2016); `valid` does not pad.
+    so y_t depends on no later x (van den Oord et al., 2016); `valid` does not pad. The padding of a
+    masked sequence counts as zeros; this needs stride 1, and not `valid`.
     torch.nn.Conv1d; keras.layers.Conv1D, which also takes no stride together with dilation.
     """
 
@@ -282,6 +303,10 @@ class Conv1D(_Layer):
         return (kernel, Variable("bias", (int(self.filters),), "zeros")) if self.bias else (kernel,)
 
     @property
+    def ignores_padding(self) -> bool:
+        return self.stride == 1 and self.padding != "valid"
+
+    @property
     def span(self) -> int:
         """The number of steps from the first to the last one that the kernel reads."""
         return (self.kernel_size - 1) * self.dilation + 1
@@ -293,7 +318,7 @@ class Conv1D(_Layer):
         return (self.span - 1, 0) if self.padding == "causal" else (0, 0)
 
 
-class _Recurrent(_Layer):
+class _Recurrent(_IgnoresPadding):
     units: Count
     return_sequences: bool
     bidirectional: bool
@@ -338,7 +363,8 @@ class GRU(_Recurrent):
     `kernel` [D, 3 U] and `recurrent_kernel` [U, 3 U] have the gates side by side in the order
     z, r, n; the rows of `bias` [2, 3 U] are b and c. The output is [T, U], or with
     `return_sequences: false` the last state [U]. `bidirectional` runs a second one from the last
-    step to the first (`backward_kernel`, ...) and puts its output beside: 2 U features.
+    step to the first (`backward_kernel`, ...) and puts its output beside: 2 U features. In a masked
+    sequence, the last step is the last one before the padding.
 
     This is keras.layers.GRU with reset_after=True (its default), and torch.nn.GRU, which has the
     order r, z, n. Keras's reset_after=False, r before the product, is Cho et al. (2014), equation
@@ -394,7 +420,7 @@ class AveragePool(_Pool):
     layer: Literal["average_pool"]
 
 
-class _GlobalPool(_Layer):
+class _GlobalPool(_IgnoresPadding):
     def output_shape(self, shape: Shape) -> Shape:
         _check_rank(shape, (2, 3), "an image or a sequence", "add reshape")
         return shape[-1:]
@@ -402,14 +428,15 @@ class _GlobalPool(_Layer):
 
 class GlobalAveragePool(_GlobalPool):
     """The mean over height and width, or over the steps of a sequence: [H, W, C] -> [C], [T, D] ->
-    [D]."""
+    [D]. The padding of a masked sequence does not count: sum(m x) / sum(m)."""
 
     layer: Literal["global_average_pool"]
 
 
 class GlobalMaxPool(_GlobalPool):
     """The maximum over height and width, or over the steps of a sequence: [H, W, C] -> [C], [T, D]
-    -> [D]. Equal maxima share the gradient equally, as in torch.amax and tf.reduce_max."""
+    -> [D]. Equal maxima share the gradient equally, as in torch.amax and tf.reduce_max. The padding
+    of a masked sequence does not count."""
 
     layer: Literal["global_max_pool"]
 
@@ -438,7 +465,7 @@ class Reshape(_Layer):
         return output
 
 
-class Activation(_Layer):
+class Activation(_IgnoresPadding):
     """relu; leaky_relu with `negative_slope`; gelu = x Phi(x); gelu_tanh, its approximation; silu =
     x sigmoid(x)."""
 
@@ -447,7 +474,7 @@ class Activation(_Layer):
     negative_slope: NonNegative
 
 
-class Dropout(_Layer):
+class Dropout(_IgnoresPadding):
     """In training, x / (1 - rate) where the mask of runner.random.keep is true, else 0; the
     identity in evaluation."""
 
@@ -477,7 +504,7 @@ class BatchNorm(_Layer):
         )
 
 
-class LayerNorm(_Layer):
+class LayerNorm(_IgnoresPadding):
     """y = (x - mean) / sqrt(variance + eps) * scale + offset, over the last axis of each row. Ba et
     al. (2016)."""
 
@@ -492,13 +519,20 @@ class Embedding(_Layer):
     """y_t = E[x_t] for token ids x [T]; E [num_embeddings, features] = `embedding`. Bengio et al.
     (2003); torch.nn.Embedding, keras.layers.Embedding.
 
-    It must be the first layer. `num_embeddings: tokens` is the number of tokens of the data.
+    It must be the first layer. `num_embeddings: tokens` is the number of tokens of the data. With
+    `mask_zero`, the ids 0 at the end of a row are padding. keras.layers.Embedding also masks zeros
+    before other ids.
     """
 
     layer: Literal["embedding"]
     num_embeddings: Count | Literal["tokens"]
     features: Count
+    mask_zero: bool
     init: Init
+
+    @property
+    def makes_mask(self) -> bool:
+        return self.mask_zero
 
     def output_shape(self, shape: Shape) -> Shape:
         _check_rank(shape, (1,), "token ids [steps]", "remove layers")
@@ -508,7 +542,23 @@ class Embedding(_Layer):
         return (Variable("embedding", (int(self.num_embeddings), self.features), self.init),)
 
 
-class RMSNorm(_Layer):
+class Masking(_Layer):
+    """y = x, and the steps at the end of a sequence [T, D] whose features all equal `mask_value`
+    are padding. keras.layers.Masking, which also masks such steps before others."""
+
+    layer: Literal["masking"]
+    mask_value: float
+
+    @property
+    def makes_mask(self) -> bool:
+        return True
+
+    def output_shape(self, shape: Shape) -> Shape:
+        _check_rank(shape, (2,), *_SEQUENCE)
+        return shape
+
+
+class RMSNorm(_IgnoresPadding):
     """y = x / sqrt(mean(x^2) + eps) * scale, over the last axis of each row; scale [D]. Zhang and
     Sennrich (2019), equation 4; torch.nn.RMSNorm, keras.layers.RMSNormalization."""
 
@@ -540,7 +590,7 @@ class GroupNorm(_Layer):
         return (Variable("scale", shape[-1:], "ones"), Variable("offset", shape[-1:], "zeros"))
 
 
-class PositionEmbedding(_Layer):
+class PositionEmbedding(_IgnoresPadding):
     """y = x + E for a sequence [T, D]; E [1, T, D] = `embedding`, trained. Gehring et al.
     (2017)."""
 
@@ -555,12 +605,13 @@ class PositionEmbedding(_Layer):
         return (Variable("embedding", (1, *shape), self.init),)
 
 
-class Attention(_Layer):
+class Attention(_IgnoresPadding):
     """Self-attention with H = `num_heads` heads over the steps of a sequence [T, D]. Head h uses
     the columns h D/H to (h + 1) D/H of q = x Q, k = x K and v = x V and computes softmax(q k^T /
     sqrt(D/H)) v; y = (concatenated heads) O.
 
-    With `causal`, step t uses the steps up to t only: the softmax gives later ones the weight 0.
+    With `causal`, step t uses the steps up to t only: the softmax gives later ones the weight 0. It
+    also gives the weight 0 to the padding of a masked sequence.
 
     Q, K, V, O [D, D] = `query`, `key`, `value`, `output`. There are no biases: the bias of the keys
     does not affect the output, so its gradient would be rounding noise. Vaswani et al. (2017),
@@ -586,7 +637,7 @@ class Attention(_Layer):
         )
 
 
-class GatedDense(_Layer):
+class GatedDense(_IgnoresPadding):
     """y = f(x W_g + b_g) (x W + b), a product element by element: the gate, f = `activation`, times
     the value. W_g and W [in, out] are `gate_kernel` and `kernel`. Applied to each step of a
     sequence.
@@ -647,7 +698,7 @@ def _dense_variables(
     return (kernel, Variable(f"{prefix}bias", (num_out,), "zeros")) if bias else (kernel,)
 
 
-class Residual(_Layer):
+class Residual(_IgnoresPadding):
     """y = layers(x) + shortcut(x); without shortcut layers, layers(x) + x. He et al. (2016)."""
 
     layer: Literal["residual"]
@@ -661,7 +712,7 @@ Layer = Annotated[
         Activation, Dropout, BatchNorm, LayerNorm, Embedding, PositionEmbedding, Attention,
         Residual, RMSNorm, GroupNorm, GlobalMaxPool,
         Conv1D, GRU, LSTM, DepthwiseConv2D, Conv2DTranspose, UpSampling2D,
-        GatedDense, SqueezeExcite,
+        GatedDense, SqueezeExcite, Masking,
     ],
     Field(discriminator="layer"),
 ]  # fmt: skip
@@ -680,6 +731,7 @@ class Node:
     variables: tuple[Variable, ...]
     branches: tuple[tuple["Node", ...], tuple["Node", ...]] = ((), ())
     index: int = 0  # number among all nodes, in order of definition; keys the dropout masks
+    is_masked: bool = False  # whether the input has a mask
 
     def trainable(self) -> list[str]:
         """The names of its trainable weights, including those in its branches."""
@@ -737,7 +789,9 @@ def network(
     counts: Counter[str] = Counter()
     _check_tokens(layers, num_tokens)
 
-    def build(specs: Sequence[Any], shape: Shape, path: str) -> tuple[tuple[Node, ...], Shape]:
+    def build(
+        specs: Sequence[Any], shape: Shape, path: str, is_masked: bool
+    ) -> tuple[tuple[Node, ...], Shape, bool]:
         nodes = []
         for i, spec in enumerate(specs):
             where = f"{path}[{i}]"
@@ -746,33 +800,63 @@ def network(
                     spec = spec.model_copy(update={key: num_outputs})
             if spec.layer == "embedding" and spec.num_embeddings == "tokens":
                 spec = spec.model_copy(update={"num_embeddings": num_tokens})
+            _check_mask(spec, where, is_masked)
             name, index = f"{spec.layer}_{counts[spec.layer]}", counts.total()
             counts[spec.layer] += 1
             if isinstance(spec, Residual):
-                main, output = build(spec.layers, shape, f"{where}.layers")
-                shortcut, other = build(spec.shortcut, shape, f"{where}.shortcut")
+                main, output, _ = build(spec.layers, shape, f"{where}.layers", is_masked)
+                shortcut, other, _ = build(spec.shortcut, shape, f"{where}.shortcut", is_masked)
                 if output != other:
                     raise ConfigError(
                         f"{where}: the branches must have the same output shape, got "
                         f"{_show(output)} and {_show(other)}"
                     )
-                nodes.append(Node(name, spec, shape, output, (), (main, shortcut), index))
+                node = Node(name, spec, shape, output, (), (main, shortcut), index, is_masked)
             else:
                 try:
                     output = spec.output_shape(shape)
                 except ValueError as error:
                     raise ConfigError(f"{where} ({spec.layer}): {error}") from None
-                nodes.append(Node(name, spec, shape, output, spec.variables(shape), index=index))
-            shape = output
-        return tuple(nodes), shape
+                node = Node(
+                    name,
+                    spec,
+                    shape,
+                    output,
+                    spec.variables(shape),
+                    index=index,
+                    is_masked=is_masked,
+                )
+            nodes.append(node)
+            # a layer that returns no sequence ends the mask
+            is_masked, shape = (is_masked or spec.makes_mask) and len(output) == 2, output
+        return tuple(nodes), shape, is_masked
 
-    nodes, output = build(layers, input_shape, "model.layers")
+    nodes, output, is_masked = build(layers, input_shape, "model.layers", False)
     wanted = (*positions, num_outputs)
     if output != wanted:
         raise ConfigError(
             f"model.layers must end in the shape {_show(wanted)} for this data, got {_show(output)}"
         )
+    if is_masked:
+        raise ConfigError(
+            "model.layers must end the mask, because a label at each step has none; remove masking "
+            "and mask_zero, or use one label per row"
+        )
     return Network(nodes, input_shape)
+
+
+def _check_mask(spec: Any, where: str, is_masked: bool) -> None:
+    """Refuse a second mask, a mask inside a residual, and layers that use padding."""
+    if spec.makes_mask and (is_masked or where.count(".") > 1):
+        reason = "the sequence has a mask already" if is_masked else "a residual cannot make a mask"
+        raise ConfigError(f"{where} ({spec.layer}): {reason}; use one, before the other layers")
+    if is_masked and not spec.ignores_padding:
+        raise ConfigError(
+            f"{where} ({spec.layer}): this layer would use the padding of a masked sequence; use "
+            "layers that ignore it (conv1d with stride 1 and padding same or causal, gru, lstm, "
+            "attention, layer_norm, rms_norm), and global_average_pool or global_max_pool at the "
+            "end"
+        )
 
 
 def _check_tokens(layers: Sequence[Any], num_tokens: int) -> None:
@@ -797,7 +881,7 @@ def needs_tokens(layers: Sequence[Any]) -> bool:
 
 _FOR_ROWS_AND_SEQUENCES = (
     Dense, Flatten, Reshape, Conv1D, _Recurrent, Embedding, PositionEmbedding, Attention,
-    GatedDense,
+    GatedDense, Masking,
 )  # fmt: skip
 
 

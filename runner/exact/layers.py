@@ -23,7 +23,7 @@ Memory = Any
 Gradients = dict[str, Tensor]
 Grid = tuple[Tensor, Any]  # integers and their unit
 MASKED = -(2.0**100)  # a score that the softmax gives the weight 0
-LOWEST = -(2.0**128)  # below every value: the padding of max_pool
+LOWEST = -(2.0**128)  # below every value: the padding of max_pool and global_max_pool
 
 
 @dataclass
@@ -40,6 +40,7 @@ class Pass:
     frozen: Collection[str] = ()  # weights that need no gradient
     # the running statistics after this pass
     buffers: dict[str, Tensor] = field(default_factory=dict)
+    mask: Tensor = None  # bool[N, T]: false at the padding of sequences; set by `find_mask`
 
     @property
     def is_evaluation(self) -> bool:
@@ -47,6 +48,40 @@ class Pass:
 
     def value(self, node: Node, name: str) -> Tensor:
         return self.values[f"{node.name}/{name}"]
+
+
+# --- masks
+
+
+def find_mask(p: Pass, node: Node, x: Tensor) -> None:
+    """Set p.mask to the mask of `masking` or `embedding` for its input x."""
+    o, steps = p.o, node.input_shape[0]
+    if node.spec.layer == "embedding":
+        tokens = o.one_hot(o.reshape(x, (-1,)), node.variables[0].shape[0])
+        is_padding = o.reshape(tokens[:, 0], (-1, steps))
+    else:
+        num_others = o.sum(
+            o.where(x == node.spec.mask_value, o.constant(np.zeros((1, 1, 1))), 1.0), (2,)
+        )
+        is_padding = o.where(num_others == 0.0, _one(o), 0.0)
+    # the number of values at or after each step; 1 more at the first step
+    is_later, is_first = np.tril(np.ones((steps, steps))), np.eye(1, steps)
+    num_values = o.matmul(1.0 - is_padding, o.constant(is_later))
+    p.mask = num_values + o.constant(is_first) > 0.0
+
+
+def without_padding(p: Pass, x: Tensor, value: float = 0.0) -> Tensor:
+    """Replace the padding of x [N, T, D] by `value`."""
+    return p.o.where(p.o.reshape(p.mask, (-1, x.shape[1], 1)), x, value)
+
+
+def _num_values(p: Pass) -> Tensor:
+    """Count the steps of each row that are not padding.  # float64[N, 1]"""
+    return p.o.sum(p.o.where(p.mask, _one(p.o), 0.0), (1,), True)
+
+
+def _one(o: Primitives) -> Tensor:
+    return o.constant(np.ones((1, 1)))
 
 
 # --- products
@@ -188,8 +223,10 @@ def _counts(p: Pass, node: Node) -> Tensor:
 def global_average_pool(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     *positions, channels = node.input_shape
     num, axes = math.prod(positions), tuple(range(1, len(positions) + 1))
-    mean = divide(p.o, total(p.o, x, axes, num, p.is_evaluation, keep=True), num)
-    return p.o.reshape(mean, (-1, channels)), None
+    sums = total(p.o, x, axes, num, p.is_evaluation, keep=True)
+    if node.is_masked:
+        return p.o.r(p.o.reshape(sums, (-1, channels)) / _num_values(p)), None
+    return p.o.reshape(divide(p.o, sums, num), (-1, channels)), None
 
 
 def global_average_pool_backward(
@@ -198,12 +235,15 @@ def global_average_pool_backward(
     if not needs_dx:
         return None, {}
     *positions, channels = node.input_shape
-    dx = p.o.reshape(divide(p.o, g, math.prod(positions)), (-1, *(1 for _ in positions), channels))
+    mean = p.o.r(g / _num_values(p)) if node.is_masked else divide(p.o, g, math.prod(positions))
+    dx = p.o.reshape(mean, (-1, *(1 for _ in positions), channels))
     return p.o.spread(dx, (p.rows or 0, *positions, channels)), {}
 
 
 def global_max_pool(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     *positions, channels = node.input_shape
+    if node.is_masked:
+        x = without_padding(p, x, LOWEST)
     columns = p.o.transpose(p.o.reshape(x, (-1, math.prod(positions), channels)))
     y = p.o.largest(columns)
     return p.o.reshape(y, (-1, channels)), (columns, y)
@@ -507,6 +547,16 @@ def _inverse_root(o: Primitives, variance: Tensor, eps: float) -> Tensor:
 # --- sequences
 
 
+def masking(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
+    return x, None
+
+
+def masking_backward(
+    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
+    return g if needs_dx else None, {}
+
+
 def embedding(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     """Multiply one-hot rows by E. Every sum has a single term, so it is exact."""
     num, features = node.variables[0].shape
@@ -558,6 +608,8 @@ def attention(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     if node.spec.causal:
         is_earlier = o.constant(np.tril(np.ones((1, 1, steps, steps)))) > 0.0
         scores = o.where(is_earlier, scores, MASKED)
+    if node.is_masked:
+        scores = o.where(o.reshape(p.mask, (-1, 1, 1, steps)), scores, MASKED)
     _, e, s = exponentials(o, scores)
     weights = o.r(o.r(e) / o.r(s))
     qw, uw = o.grid(weights, head_bits, p.is_evaluation)
@@ -652,6 +704,7 @@ FORMS: dict[
     "dropout": (dropout, dropout_backward),
     "batch_norm": (batch_norm, batch_norm_backward),
     "layer_norm": (layer_norm, layer_norm_backward),
+    "masking": (masking, masking_backward),
     "embedding": (embedding, embedding_backward),
     "rms_norm": (rms_norm, rms_norm_backward),
     "group_norm": (group_norm, group_norm_backward),

@@ -9,7 +9,7 @@ import numpy as np
 from runner.components.layers import Network, Node
 from runner.components.optimizers import Group
 from runner.exact.forms import FORMS
-from runner.exact.layers import Gradients, Pass
+from runner.exact.layers import Gradients, Pass, find_mask, without_padding
 from runner.exact.primitives import Primitives, Tensor
 
 Tape = list[tuple[Node, Any, bool]]  # (node, memory, whether a node before it is trained)
@@ -71,9 +71,12 @@ def forward(
     p: Pass, nodes: Sequence[Node], x: Tensor, trained: bool = False
 ) -> tuple[Tensor, Tape]:
     """Return the output and the tape for `backward`. `trained` says whether a node before these is
-    trained."""
+    trained. Every layer sees zeros at the padding, so it changes no unit of a grid."""
     tape: Tape = []
     for node in nodes:
+        if node.spec.makes_mask:
+            find_mask(p, node, x)
+        x = without_padding(p, x) if node.is_masked else x
         if node.spec.layer == "residual":
             (y, main), (z, shortcut) = (forward(p, branch, x, trained) for branch in node.branches)
             x, memory = p.o.r(y + z), (main, shortcut)
@@ -96,6 +99,8 @@ def backward(p: Pass, tape: Tape, g: Tensor, gradients: Gradients) -> Tensor:
             gradients.update(
                 {f"{node.name}/{name}": value for name, value in node_gradients.items()}
             )
+        if needs_dx and node.is_masked:
+            g = without_padding(p, g)
     return g
 
 

@@ -54,7 +54,8 @@ def longest_sum(node: Node, rows: int) -> int:
 def _direction(
     p: Pass, node: Node, qx: Tensor, ux: Any, prefix: str, bits: int
 ) -> tuple[Tensor, Memory]:
-    """Run over the steps in one direction. Returns the output and the memory."""
+    """Run over the steps in one direction. Padding keeps the state. Returns the output and the
+    memory."""
     o, s, (steps, num_in) = p.o, node.spec, node.input_shape
     qw, uw = o.grid(p.value(node, f"{prefix}kernel"), bits)
     qu, uu = o.grid(p.value(node, f"{prefix}recurrent_kernel"), bits)
@@ -70,11 +71,22 @@ def _direction(
         product = o.matmul(qh, qu)
         unit = uh * uu
         b = o.r(product * unit if recurrent_bias is None else o.plus(recurrent_bias, product, unit))
-        state, step = _CELLS[s.layer][0](o, a[:, t], b, state, s.units)
+        new, step = _CELLS[s.layer][0](o, a[:, t], b, state, s.units)
+        state = _unless_padding(p, node, t, new, state)
         outputs[t] = state[0]
         memories.append((t, qh, uh, step))
     y = _stack(o, outputs) if s.return_sequences else state[0]
     return y, (memories, qw, uw, qu, uu)
+
+
+def _unless_padding(
+    p: Pass, node: Node, t: int, new: Sequence[Tensor], old: Sequence[Any]
+) -> tuple[Tensor, ...]:
+    """Return the new tensors [N, ...] for rows whose step t is not padding, else the old ones."""
+    if not node.is_masked:
+        return tuple(new)
+    is_value = p.o.reshape(p.mask[:, t], (-1, 1))
+    return tuple(p.o.where(is_value, a, b) for a, b in zip(new, old, strict=True))
 
 
 def _biases(p: Pass, node: Node, prefix: str) -> tuple[Tensor, Tensor]:
@@ -96,7 +108,10 @@ def _direction_backward(
     for t, _, _, step in reversed(memories):
         if s.return_sequences:
             dh = o.r(dh + g[:, t])
-        by_input[t], by_state[t], direct, dc = _CELLS[s.layer][1](o, step, dh, dc)
+        found = _CELLS[s.layer][1](o, step, dh, dc)
+        by_input[t], by_state[t], direct, dc = _unless_padding(
+            p, node, t, found, (0.0, 0.0, dh, dc)
+        )
         q, u = o.grid(by_state[t], bits)
         dh = o.r(o.plus(direct, o.matmul(q, o.transpose(qu)), u * uu))
     num_gates = qw.shape[1]

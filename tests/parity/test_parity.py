@@ -314,6 +314,28 @@ LAYERS = {
             "{layer: squeeze_excite, ratio: 3, bias: false},{layer: flatten}"
         )
     ],
+    # the half rows of 4 pixels at the end of a digit that are dark are padding
+    "masked_recurrent": [
+        stack(
+            "{layer: reshape, shape: [16, 4]},{layer: masking},{layer: lstm, units: 6, "
+            "return_sequences: true, bidirectional: true},{layer: gru, units: 5, bidirectional: "
+            "true}"
+        )
+    ],
+    "masked_attention": [
+        stack(
+            "{layer: reshape, shape: [16, 4]},{layer: masking},{layer: conv1d, filters: 6, "
+            "kernel_size: 3},{layer: residual, layers: [{layer: attention, num_heads: 2}]},"
+            "{layer: dropout, rate: 0.1},{layer: attention, num_heads: 3, causal: true},"
+            "{layer: global_average_pool}"
+        )
+    ],
+    "masked_maximum": [
+        stack(
+            "{layer: reshape, shape: [16, 4]},{layer: masking},{layer: dense, units: 6},"
+            "{layer: activation, function: relu},{layer: global_max_pool}"
+        )
+    ],
     "rms_norm": [
         stack(
             "{layer: reshape, shape: [8, 8, 1]},{layer: conv2d, filters: 4, kernel_size: 3},"
