@@ -786,52 +786,9 @@ def network(
         positions: the shape of a row of labels: () for one label, [T] for one at each step.
         num_tokens: how many different token ids the rows have; 0 if they are numbers.
     """
-    counts: Counter[str] = Counter()
     _check_tokens(layers, num_tokens)
-
-    def build(
-        specs: Sequence[Any], shape: Shape, path: str, is_masked: bool
-    ) -> tuple[tuple[Node, ...], Shape, bool]:
-        nodes = []
-        for i, spec in enumerate(specs):
-            where = f"{path}[{i}]"
-            for key in ("units", "filters"):
-                if getattr(spec, key, None) == "outputs":
-                    spec = spec.model_copy(update={key: num_outputs})
-            if spec.layer == "embedding" and spec.num_embeddings == "tokens":
-                spec = spec.model_copy(update={"num_embeddings": num_tokens})
-            _check_mask(spec, where, is_masked)
-            name, index = f"{spec.layer}_{counts[spec.layer]}", counts.total()
-            counts[spec.layer] += 1
-            if isinstance(spec, Residual):
-                main, output, _ = build(spec.layers, shape, f"{where}.layers", is_masked)
-                shortcut, other, _ = build(spec.shortcut, shape, f"{where}.shortcut", is_masked)
-                if output != other:
-                    raise ConfigError(
-                        f"{where}: the branches must have the same output shape, got "
-                        f"{_show(output)} and {_show(other)}"
-                    )
-                node = Node(name, spec, shape, output, (), (main, shortcut), index, is_masked)
-            else:
-                try:
-                    output = spec.output_shape(shape)
-                except ValueError as error:
-                    raise ConfigError(f"{where} ({spec.layer}): {error}") from None
-                node = Node(
-                    name,
-                    spec,
-                    shape,
-                    output,
-                    spec.variables(shape),
-                    index=index,
-                    is_masked=is_masked,
-                )
-            nodes.append(node)
-            # a layer that returns no sequence ends the mask
-            is_masked, shape = (is_masked or spec.makes_mask) and len(output) == 2, output
-        return tuple(nodes), shape, is_masked
-
-    nodes, output, is_masked = build(layers, input_shape, "model.layers", False)
+    builder = _Builder(num_outputs, num_tokens)
+    nodes, output, is_masked = builder.build(layers, input_shape, "model.layers", False)
     wanted = (*positions, num_outputs)
     if output != wanted:
         raise ConfigError(
@@ -843,6 +800,53 @@ def network(
             "and mask_zero, or use one label per row"
         )
     return Network(nodes, input_shape)
+
+
+class _Builder:
+    """Makes nodes from the entries of model.layers; counts the layers of each kind."""
+
+    def __init__(self, num_outputs: int, num_tokens: int) -> None:
+        self.num_outputs, self.num_tokens = num_outputs, num_tokens
+        self.counts: Counter[str] = Counter()
+
+    def build(
+        self, specs: Sequence[Any], shape: Shape, path: str, is_masked: bool
+    ) -> tuple[tuple[Node, ...], Shape, bool]:
+        """Return the nodes of the layers, and the shape of their output and whether it is
+        masked."""
+        nodes = []
+        for i, spec in enumerate(specs):
+            node = self._node(spec, shape, f"{path}[{i}]", is_masked)
+            nodes.append(node)
+            # a layer that returns no sequence ends the mask
+            is_masked = (is_masked or spec.makes_mask) and len(node.output_shape) == 2
+            shape = node.output_shape
+        return tuple(nodes), shape, is_masked
+
+    def _node(self, spec: Any, shape: Shape, where: str, is_masked: bool) -> Node:
+        for key in ("units", "filters"):
+            if getattr(spec, key, None) == "outputs":
+                spec = spec.model_copy(update={key: self.num_outputs})
+        if spec.layer == "embedding" and spec.num_embeddings == "tokens":
+            spec = spec.model_copy(update={"num_embeddings": self.num_tokens})
+        _check_mask(spec, where, is_masked)
+        name, index = f"{spec.layer}_{self.counts[spec.layer]}", self.counts.total()
+        self.counts[spec.layer] += 1
+        if isinstance(spec, Residual):
+            main, output, _ = self.build(spec.layers, shape, f"{where}.layers", is_masked)
+            shortcut, other, _ = self.build(spec.shortcut, shape, f"{where}.shortcut", is_masked)
+            if output != other:
+                raise ConfigError(
+                    f"{where}: the branches must have the same output shape, got "
+                    f"{_show(output)} and {_show(other)}"
+                )
+            return Node(name, spec, shape, output, (), (main, shortcut), index, is_masked)
+        try:
+            output = spec.output_shape(shape)
+        except ValueError as error:
+            raise ConfigError(f"{where} ({spec.layer}): {error}") from None
+        variables = spec.variables(shape)
+        return Node(name, spec, shape, output, variables, index=index, is_masked=is_masked)
 
 
 def _check_mask(spec: Any, where: str, is_masked: bool) -> None:

@@ -63,7 +63,7 @@ def draw(folder: Path, title: str) -> Path:
     for column, color in (("train/loss", "tab:blue"), ("val/loss", "tab:orange")):
         if column in metrics and np.isfinite(metrics[column]).any():
             loss.plot(metrics["step"], metrics[column], color=color, marker=".", label=column)
-    if np.nanmin(trace["loss"], initial=np.inf) > 0:
+    if 0 < np.nanmin(trace["loss"], initial=np.inf) < np.inf:  # a run without updates has none
         pictures.use_log_scale(loss)
     else:
         loss.set_yscale("linear")
