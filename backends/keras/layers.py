@@ -137,6 +137,19 @@ def _in_wide_dtype(layer: native.Layer, x: Any, compute: Callable[[Any], Any]) -
     return ops.cast(compute(ops.cast(x, "float32")), layer.compute_dtype)
 
 
+class _GroupedConv2D(native.Conv2D):
+    """A convolution with groups, by XLA, which has the derivatives that TensorFlow's own kernel
+    lacks on the CPU. Keras's does not compile inside a compiled update if it is dilated too."""
+
+    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
+        @tf.function(jit_compile=True)
+        def convolution(x: Any, kernel: Any) -> Any:
+            padding, dilations = self.padding.upper(), self.dilation_rate
+            return tf.nn.conv2d(x, kernel, self.strides, padding, dilations=dilations)
+
+        return convolution(inputs, tf.convert_to_tensor(kernel))
+
+
 class _BatchNorm(native.BatchNormalization):
     """Batch norm with torch's running variance, which is unbiased: n / (n - 1) times the batch's.
     Keras's is biased."""
@@ -510,7 +523,7 @@ def _build(node: spec.Node, dropout_state: DropoutState | None) -> native.Layer:
         case "dense":
             return native.Dense(s.units, use_bias=s.bias, name=name)
         case "conv1d" | "conv2d" | "depthwise_conv2d" | "conv2d_transpose":
-            return _convolution(node)
+            return _convolution(node, is_stock=dropout_state is None)
         case "upsampling2d":
             return native.UpSampling2D(s.size, name=name)
         case "gru" | "lstm":
@@ -538,7 +551,7 @@ def _build(node: spec.Node, dropout_state: DropoutState | None) -> native.Layer:
     return _own(node, dropout_state) if dropout_state else _stock(node)
 
 
-def _convolution(node: spec.Node) -> native.Layer:
+def _convolution(node: spec.Node, is_stock: bool) -> native.Layer:
     s = node.spec
     options = {"padding": s.padding, "use_bias": s.bias, "name": node.name}
     match s.layer:
@@ -547,7 +560,8 @@ def _convolution(node: spec.Node) -> native.Layer:
                 s.filters, s.kernel_size, s.stride, dilation_rate=s.dilation, **options
             )
         case "conv2d":
-            return native.Conv2D(
+            kind = native.Conv2D if is_stock or s.groups == 1 else _GroupedConv2D
+            return kind(
                 s.filters, s.kernel_size, s.stride, dilation_rate=s.dilation, groups=s.groups,
                 **options,
             )  # fmt: skip
