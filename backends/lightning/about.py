@@ -32,7 +32,7 @@ ABOUT = About(
     distribution="pytorch-lightning",
     packages=("torch", "pytorch-lightning"),
     precisions=("float32", "float64", "bf16-mixed", "exact"),
-    exports={"torch": "model.pt2"},
+    exports={"torch": "model.pt2", "onnx": "model.onnx"},
     refuse=_refuse,
     tune=_tune,
 )

@@ -31,6 +31,7 @@ from runner.components.optimizers import Custom, Group
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
 from runner.data.source import Batch
+from runner.errors import ConfigError
 from runner.spec import (
     Measured,
     ModelSpec,
@@ -263,16 +264,36 @@ def export(
     y_scaling: Scaling | None = None,
 ) -> None:
     """Write a torch.export program for any number of rows; torch.export.load(path).module() is the
-    model. With the scalings, it takes raw rows and returns outputs in the data's units. It scales
-    in float64."""
+    model. For a path with the suffix .onnx, write an ONNX model. With the scalings, it takes raw
+    rows and returns outputs in the data's units. It scales in float64."""
     network = _network(model, state, None).cpu().eval()
     if x_scaling or y_scaling:
         network = _Raw(network, x_scaling, y_scaling)
     example = torch.from_numpy(np.zeros((2, *model.network.input_shape), model.input_dtype))
     rows = {"x": {0: torch.export.Dim("rows", min=1)}}
+    if path.suffix == ".onnx":
+        path.write_bytes(_onnx(network, example, rows))
+        return
     content = io.BytesIO()  # if the disk is full, torch's file writer ends the process
     torch.export.save(torch.export.export(network, (example,), dynamic_shapes=rows), content)
     path.write_bytes(content.getbuffer())
+
+
+def _onnx(network: nn.Module, example: Tensor, rows: Any) -> bytes:
+    """Return the ONNX model that torch's exporter makes of a torch.export program."""
+    try:
+        import onnxscript  # noqa: F401  what torch.onnx needs
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"format=onnx needs the package {error.name}, which is not installed: pip install "
+            f"'twinrun[onnx]'"
+        ) from None
+    program = torch.onnx.export(
+        network, (example,), dynamo=True, dynamic_shapes=rows, input_names=["x"],
+        output_names=["y"], external_data=False, verbose=False,
+    )  # fmt: skip
+    assert program is not None
+    return program.model_proto.SerializeToString()
 
 
 class _Raw(nn.Module):

@@ -26,7 +26,7 @@ Commands:
   python -m runner task=find_lr                        find a first learning rate
   python -m runner task=evaluate run=FOLDER            metrics of a finished run on the test split
   python -m runner task=predict run=FOLDER data.path=FILE   predictions for new rows
-  python -m runner task=export run=FOLDER format=torch      a model file: keras, torch, safetensors
+  python -m runner task=export run=FOLDER format=torch      a model file: keras, torch, onnx, ...
   python -m runner task=verify run=FOLDER              repeat a run in exact mode, compare the bits
   python -m runner task=twin model=twin ...            are two models of your own the same model
   python -m runner task=compare 'runs=[A,B]'           which run is best, and is it more than noise

@@ -31,10 +31,11 @@ _FORMATS: dict[str, tuple[str | None, str]] = {
 
 
 def export(run: Run, format: str | None) -> int:
-    """Write FOLDER/model.keras (keras.models.load_model), model.pt2 (torch.export.load) or
-    model.safetensors (canonical weights), and FILE.json, which describes its inputs and outputs.
-    The first two take raw rows and return targets in the data's units. For safetensors, the user
-    must scale the rows and the outputs."""
+    """Write FOLDER/model.keras (keras.models.load_model), model.pt2 (torch.export.load), model.onnx
+    (torch's exporter; for a model of torch's or of layers of this project) or model.safetensors
+    (canonical weights), and FILE.json, which describes its inputs and outputs. All but safetensors
+    take raw rows and return targets in the data's units. For safetensors, the user must scale the
+    rows and the outputs."""
     if format is None:
         raise ConfigError(f"format must be one of {', '.join(_FORMATS)} for task=export, got null")
     with capture() as (console, captured):
