@@ -13,6 +13,7 @@ from keras import KerasTensor, ops
 from keras import layers as native
 
 from runner.components import layers as spec
+from runner.components.positions import encodings
 from runner.random import MASK, threshold
 from runner.spec import TrainState
 
@@ -59,6 +60,7 @@ _STOCK_NAMES = {
     "gated_dense.value": {"kernel": "kernel", "bias": "bias"},
     "squeeze_excite.squeeze": {"squeeze_kernel": "kernel", "squeeze_bias": "bias"},
     "squeeze_excite.excite": {"excite_kernel": "kernel", "excite_bias": "bias"},
+    **{f"attention.{part}": {part: "kernel"} for part in ("query", "key", "value", "output")},
     "position_embedding": {"embedding": "bias"},
     "attention": {name: f"{name}_dense.kernel" for name in ("query", "key", "value", "output")},
 }
@@ -256,14 +258,15 @@ class _PositionEmbedding(_Layer):
 class _Attention(_Layer):
     """spec.Attention. Keras's own layer rounds the scale to float32."""
 
-    def __init__(self, num_heads: int, is_causal: bool, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.num_heads, self.is_causal = num_heads, is_causal
+    def __init__(self, node: spec.Node, **kwargs: Any) -> None:
+        super().__init__(name=node.name, **kwargs)
+        self.node, self.is_causal = node, node.spec.causal
+        self.num_heads, self.kv_heads = node.spec.num_heads, node.spec.kv_heads
 
     def build(self, shape: Any) -> None:
-        square = (shape[-1], shape[-1])
         self.query, self.key, self.value, self.out = (
-            self.add_weight(shape=square, name=name) for name in ("query", "key", "value", "output")
+            self.add_weight(shape=variable.shape, name=variable.name)
+            for variable in self.node.variables
         )
 
     def call(self, x: Any, mask: Any = None) -> Any:  # [B, T, D]
@@ -271,23 +274,68 @@ class _Attention(_Layer):
         kernels = tf.concat(
             [tf.convert_to_tensor(kernel) for kernel in (self.query, self.key, self.value)], 1
         )
-        by_head = tf.reshape(
-            tf.reshape(x, [-1, width]) @ kernels,
-            [-1, length, 3, self.num_heads, width // self.num_heads],
-        )
-        q, k, v = tf.unstack(tf.transpose(by_head, [2, 0, 3, 1, 4]))  # [B, H, T, D / H]
-        scores = tf.matmul(q, k, transpose_b=True) * constant((width // self.num_heads) ** -0.5, q)
+        q, k, v = self._heads(tf.reshape(x, [-1, width]) @ kernels)
+        if (angles := self.node.spec.rotations((length, width))) is not None:
+            q, k = (_rotated(heads, *angles) for heads in (q, k))
+        size = width // self.num_heads
+        scores = self._by_query(tf.matmul(self._by_key(q), k, transpose_b=True))
+        scores *= constant(size**-0.5, q)
         scores = tf.cast(scores, tf.float32) if _is_16_bit(scores) else scores
         if self.is_causal:
             is_earlier = np.tril(np.ones((length, length), bool))
             scores = tf.where(is_earlier, scores, constant(-np.inf, scores))
         if mask is not None:
             scores = tf.where(mask[:, None, None], scores, constant(-np.inf, scores))
-        weights = tf.nn.softmax(scores)
-        heads = tf.transpose(tf.matmul(tf.cast(weights, v.dtype), v), [0, 2, 1, 3])
+        weights = self._by_key(tf.cast(tf.nn.softmax(scores), v.dtype))
+        heads = tf.transpose(self._by_query(tf.matmul(weights, v)), [0, 2, 1, 3])
         return tf.reshape(
             tf.reshape(heads, [-1, width]) @ tf.convert_to_tensor(self.out), [-1, length, width]
         )
+
+    def _heads(self, rows: Any) -> list[Any]:
+        """Split queries, keys and values into heads.  # [B, H, T, D / H] each"""
+        length, width = self.node.input_shape
+        size = width // self.num_heads
+        if self.num_heads == self.kv_heads:
+            by_head = tf.reshape(rows, [-1, length, 3, self.num_heads, size])
+            heads: list[Any] = tf.unstack(tf.transpose(by_head, [2, 0, 3, 1, 4]))
+            return heads
+        numbers = [self.num_heads, self.kv_heads, self.kv_heads]
+        parts = tf.split(rows, [num * size for num in numbers], 1)
+        return [
+            tf.transpose(tf.reshape(part, [-1, length, num, size]), [0, 2, 1, 3])
+            for part, num in zip(parts, numbers, strict=True)
+        ]
+
+    def _by_key(self, x: Any) -> Any:
+        """[B, H, T, ...] -> [B, G, H / G T, ...]: the heads that share a key are rows of one
+        product."""
+        if self.num_heads == self.kv_heads:
+            return x
+        rows = self.num_heads // self.kv_heads * x.shape[2]
+        return tf.reshape(x, [-1, self.kv_heads, rows, x.shape[3]])
+
+    def _by_query(self, x: Any) -> Any:
+        """Undo `_by_key`."""
+        if self.num_heads == self.kv_heads:
+            return x
+        return tf.reshape(x, [-1, self.num_heads, self.node.input_shape[0], x.shape[3]])
+
+
+def _rotated(x: Any, cos: np.ndarray, sin: np.ndarray) -> Any:
+    """Rotate the pairs of the columns [B, H, T, D / H] by the angles of the steps."""
+    a, b = tf.split(x, 2, -1)
+    c, s = constant(cos, x), constant(sin, x)
+    return tf.concat([a * c - b * s, b * c + a * s], -1)
+
+
+class _SinusoidalPositions(_Layer):
+    def __init__(self, node: spec.Node) -> None:
+        super().__init__(name=node.name)
+        self.encodings = encodings(node.input_shape, node.spec.base)
+
+    def call(self, x: Any) -> Any:
+        return x + constant(self.encodings, x)
 
 
 class _Products(_Layer):
@@ -396,8 +444,8 @@ def _sequence(
                 _sequence(branch, x, dropout_state, known) for branch in node.branches
             )
             x = native.Add(name=node.name)([main, shortcut])
-        elif not dropout_state and node.spec.layer in _COMPOSED:
-            x = _COMPOSED[node.spec.layer](node, x)
+        elif not dropout_state and node.spec.layer in _COMPOSED and not _has_stock_layer(node):
+            x = _COMPOSED[node.spec.layer](node, x, known)
         else:
             x = _apply(node, _build(node, dropout_state), x, known)
     return x
@@ -438,6 +486,12 @@ def _zero_padding(x: KerasTensor, mask: KerasTensor) -> KerasTensor:
     return ops.where(ops.expand_dims(mask, -1), x, 0.0)
 
 
+def _has_stock_layer(node: spec.Node) -> bool:
+    """Return whether Keras has a layer for this attention."""
+    s = node.spec
+    return s.layer == "attention" and s.positions is None and s.kv_heads == s.num_heads
+
+
 # gelu, gelu_tanh and leaky_relu are written out: Keras rounds their constants to float32
 _ACTIVATIONS = {
     "relu": lambda s: tf.nn.relu,
@@ -457,7 +511,7 @@ def _gelu_tanh(x: Any) -> Any:
     return constant(0.5, x) * x * (constant(1, x) + tf.tanh(inner))
 
 
-def _composed_gated_dense(node: spec.Node, x: KerasTensor) -> KerasTensor:
+def _composed_gated_dense(node: spec.Node, x: KerasTensor, mask: Any) -> KerasTensor:
     s = node.spec
     gate, value = (
         native.Dense(s.units, use_bias=s.bias, name=f"{node.name}.{part}")(x)
@@ -468,7 +522,7 @@ def _composed_gated_dense(node: spec.Node, x: KerasTensor) -> KerasTensor:
     return native.Activation(s.activation)(gate) * value
 
 
-def _composed_squeeze_excite(node: spec.Node, x: KerasTensor) -> KerasTensor:
+def _composed_squeeze_excite(node: spec.Node, x: KerasTensor, mask: Any) -> KerasTensor:
     s, (*positions, channels) = node.spec, node.input_shape
     y = ops.mean(x, tuple(range(1, len(positions) + 1)), keepdims=True)
     for part, units, function in (
@@ -479,10 +533,41 @@ def _composed_squeeze_excite(node: spec.Node, x: KerasTensor) -> KerasTensor:
     return x * y
 
 
+def _composed_attention(node: spec.Node, x: KerasTensor, mask: Any) -> KerasTensor:
+    """Compose attention that Keras has no layer for: with rotary positions, or grouped heads."""
+    s, (steps, width) = node.spec, node.input_shape
+    size = width // s.num_heads
+
+    def project(part: str, y: KerasTensor, num_heads: int) -> KerasTensor:
+        dense = native.Dense(num_heads * size, use_bias=False, name=f"{node.name}.{part}")
+        return dense(y)
+
+    numbers = {"query": s.num_heads, "key": s.kv_heads, "value": s.kv_heads}
+    q, k, v = (
+        ops.reshape(project(part, x, num), (-1, steps, num, size)) for part, num in numbers.items()
+    )
+    if (angles := s.rotations((steps, width))) is not None:
+        c, n = (values[:, None] for values in angles)
+        q, k = (
+            ops.concatenate([a * c - b * n, b * c + a * n], -1)
+            for a, b in (ops.split(heads, 2, -1) for heads in (q, k))
+        )
+    k, v = (ops.repeat(heads, s.num_heads // s.kv_heads, 2) for heads in (k, v))
+    is_seen = None if mask is None else ops.expand_dims(mask, (1, 2))
+    heads = ops.dot_product_attention(q, k, v, mask=is_seen, is_causal=s.causal)
+    return project("output", ops.reshape(heads, (-1, steps, width)), s.num_heads)
+
+
+def _composed_sinusoidal_positions(node: spec.Node, x: KerasTensor, mask: Any) -> KerasTensor:
+    return x + encodings(node.input_shape, node.spec.base)
+
+
 # layers that an export makes of several stock layers
-_COMPOSED: dict[str, Callable[[spec.Node, KerasTensor], KerasTensor]] = {
+_COMPOSED: dict[str, Callable[[spec.Node, KerasTensor, Any], KerasTensor]] = {
     "gated_dense": _composed_gated_dense,
     "squeeze_excite": _composed_squeeze_excite,
+    "attention": _composed_attention,
+    "sinusoidal_positions": _composed_sinusoidal_positions,
 }
 
 
@@ -602,7 +687,9 @@ def _own(node: spec.Node, dropout_state: DropoutState) -> native.Layer:
         case "position_embedding":
             return _PositionEmbedding(name=name)
         case "attention":
-            return _Attention(s.num_heads, s.causal, name=name)
+            return _Attention(node)
+        case "sinusoidal_positions":
+            return _SinusoidalPositions(node)
         case "gated_dense":
             return _GatedDense(node)
         case "squeeze_excite":

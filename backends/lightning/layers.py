@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runner.components import layers as spec
+from runner.components.positions import encodings
 from runner.random import MASK, layer_key, mix, threshold
 from runner.spec import TrainState
 
@@ -501,26 +502,57 @@ class _Attention(nn.Module):
     key: nn.Parameter
     value: nn.Parameter
     output: nn.Parameter
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, node: spec.Node) -> None:
         super().__init__()
-        self.num_heads, width = node.spec.num_heads, node.input_shape[-1]
-        self.is_causal = node.spec.causal
+        s, width = node.spec, node.input_shape[-1]
+        self.size, self.is_grouped = width // s.num_heads, s.kv_heads < s.num_heads
+        self.is_causal = s.causal
         for variable in node.variables:
-            self.register_parameter(variable.name, nn.Parameter(torch.empty(width, width)))
+            empty = torch.empty(variable.shape[::-1])
+            self.register_parameter(variable.name, nn.Parameter(empty))
+        self.is_rotary = (angles := s.rotations(node.input_shape)) is not None
+        for name, values in zip(("cos", "sin"), angles or (), strict=False):
+            self.register_buffer(name, torch.from_numpy(values.copy()), persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # [B, T, D]
         kernels = torch.cat([self.query, self.key, self.value])
-        by_head = F.linear(x, kernels).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = by_head.permute(2, 0, 3, 1, 4)  # [B, H, T, D / H] each
+        widths = [len(kernel) for kernel in (self.query, self.key, self.value)]
+        q, k, v = (
+            part.unflatten(-1, (-1, self.size)).transpose(1, 2)  # [B, H, T, D / H]
+            for part in F.linear(x, kernels).split(widths, -1)
+        )
+        if self.is_rotary:
+            q, k = self._rotated(q), self._rotated(k)
         if mask is None:
-            heads = F.scaled_dot_product_attention(q, k, v, is_causal=self.is_causal)
+            heads = F.scaled_dot_product_attention(
+                q, k, v, is_causal=self.is_causal, enable_gqa=self.is_grouped
+            )
         else:
             is_seen = mask[:, None, None]
             if self.is_causal:
                 is_seen = is_seen & mask.new_ones(x.shape[1], x.shape[1]).tril()
-            heads = F.scaled_dot_product_attention(q, k, v, is_seen)
+            heads = F.scaled_dot_product_attention(q, k, v, is_seen, enable_gqa=self.is_grouped)
         return F.linear(heads.transpose(1, 2).flatten(2), self.output)
+
+    def _rotated(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        y = torch.cat([a * self.cos - b * self.sin, b * self.cos + a * self.sin], -1)
+        return y.to(x.dtype)
+
+
+class _SinusoidalPositions(nn.Module):
+    encodings: Tensor
+
+    def __init__(self, node: spec.Node) -> None:
+        super().__init__()
+        values = torch.from_numpy(encodings(node.input_shape, node.spec.base))
+        self.register_buffer("encodings", values, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.encodings.to(x.dtype)
 
 
 class _Products(nn.Module):
@@ -753,6 +785,8 @@ def _build_for_sequences(node: spec.Node) -> nn.Module:
             return _Masking()
         case "position_embedding":
             return _PositionEmbedding(node)
+        case "sinusoidal_positions":
+            return _SinusoidalPositions(node)
         case "attention":
             return _Attention(node)
     raise AssertionError(node.spec.layer)

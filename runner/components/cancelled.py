@@ -104,7 +104,13 @@ def _after(node: Node, change: Change) -> Change:
             has_own_mean = change == Change.CHANNEL and node.input_shape[-1] == s.groups
             is_zero = has_own_mean or _normalizes_single_values(node)
             return Change.NONE if is_zero else Change.ANY
-        case "dense" | "average_pool" | "position_embedding" | "upsampling2d":
+        case (
+            "dense"
+            | "average_pool"
+            | "position_embedding"
+            | "sinusoidal_positions"
+            | "upsampling2d"
+        ):
             return change
         case "conv2d" | "depthwise_conv2d":
             padded = any(map(any, s.window.pads(node.input_shape)))

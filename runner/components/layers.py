@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, Union
 import numpy as np
 from pydantic import AfterValidator, Field
 
+from runner.components.positions import rotations
 from runner.errors import ConfigError
 from runner.random import uniform
 from runner.section import Count, Fraction, NonNegative, Positive, Section
@@ -30,6 +31,7 @@ Pair = tuple[int, int]  # of the height and of the width
 Pads = tuple[Pair, Pair]  # (top, bottom), (left, right)
 Padding = Literal["same", "valid"]
 Init = Literal["glorot_uniform", "he_uniform", "uniform", "zeros", "ones"]
+RotaryBase = Annotated[float, Field(ge=1)]
 _SEQUENCE = ("a sequence [steps, features]", "add reshape")
 _IMAGE = ("an image", "add reshape")
 
@@ -605,36 +607,87 @@ class PositionEmbedding(_IgnoresPadding):
         return (Variable("embedding", (1, *shape), self.init),)
 
 
+class SinusoidalPositions(_IgnoresPadding):
+    """y = x + P for a sequence [T, D], D even: P[t, 2 i] = sin(t a_i), P[t, 2 i + 1] = cos(t a_i),
+    a_i = base^(-2 i / D). It has no weights. Vaswani et al. (2017), section 3.5, with base 10000.
+    """
+
+    layer: Literal["sinusoidal_positions"]
+    base: RotaryBase
+
+    def output_shape(self, shape: Shape) -> Shape:
+        _check_rank(shape, (2,), *_SEQUENCE)
+        if shape[-1] % 2:
+            raise ValueError(f"needs an even number of features, got {shape[-1]}")
+        return shape
+
+
 class Attention(_IgnoresPadding):
     """Self-attention with H = `num_heads` heads over the steps of a sequence [T, D]. Head h uses
-    the columns h D/H to (h + 1) D/H of q = x Q, k = x K and v = x V and computes softmax(q k^T /
-    sqrt(D/H)) v; y = (concatenated heads) O.
+    the columns h d to (h + 1) d, d = D / H, of q = x Q, k = x K and v = x V and computes
+    softmax(q k^T / sqrt(d)) v; y = (concatenated heads) O.
 
     With `causal`, step t uses the steps up to t only: the softmax gives later ones the weight 0. It
     also gives the weight 0 to the padding of a masked sequence.
 
-    Q, K, V, O [D, D] = `query`, `key`, `value`, `output`. There are no biases: the bias of the keys
-    does not affect the output, so its gradient would be rounding noise. Vaswani et al. (2017),
-    section 3.2.2; torch's MultiheadAttention with bias=False, Keras's with use_bias=False.
+    With `num_kv_heads` = G, k and v have G heads, each for H / G neighbouring heads of q: head h
+    uses the columns of head floor(h G / H). G = 1 is multi-query attention. Ainslie et al. (2023);
+    torch's scaled_dot_product_attention with enable_gqa=True, keras.layers.GroupQueryAttention.
+
+    With `positions: rotary`, q and k at step t are rotated by t: the columns i and i + d/2 of a
+    head, i < d/2, are a pair with the angle t a_i, a_i = rotary_base^(-2 i / d). Su et al. (2021),
+    equation 34, where a pair is the columns 2 i and 2 i + 1; the halves here, as in GPT-NeoX and in
+    the Llama of Hugging Face, are the same network with the columns of Q and K in another order.
+
+    Q, O [D, D] and K, V [D, G d] = `query`, `output`, `key`, `value`. There are no biases: the bias
+    of the keys does not affect the output, so its gradient would be rounding noise. Vaswani et al.
+    (2017), section 3.2.2; torch's MultiheadAttention with bias=False, Keras's with use_bias=False.
     """
 
     layer: Literal["attention"]
     num_heads: Count
+    num_kv_heads: Count | None
     causal: bool
+    positions: Literal["rotary"] | None
+    rotary_base: RotaryBase
     init: Init
 
     def output_shape(self, shape: Shape) -> Shape:
         _check_rank(shape, (2,), *_SEQUENCE)
         if shape[-1] % self.num_heads:
             raise ValueError(f"num_heads={self.num_heads} does not divide {shape[-1]} features")
+        if self.num_heads % self.kv_heads:
+            raise ValueError(
+                f"num_kv_heads={self.kv_heads} does not divide num_heads={self.num_heads}"
+            )
+        if self.positions == "rotary" and shape[-1] // self.num_heads % 2:
+            raise ValueError(
+                f"positions=rotary needs an even number of features per head, got "
+                f"{shape[-1] // self.num_heads}"
+            )
         return shape
 
     def variables(self, shape: Shape) -> tuple[Variable, ...]:
-        square = (shape[-1], shape[-1])
+        width = shape[-1]
+        narrow = width // self.num_heads * self.kv_heads
+        widths = {"query": width, "key": narrow, "value": narrow, "output": width}
         return tuple(
-            Variable(name, square, self.init, decays=True)
-            for name in ("query", "key", "value", "output")
+            Variable(name, (width, num_out), self.init, decays=True)
+            for name, num_out in widths.items()
         )
+
+    @property
+    def kv_heads(self) -> int:
+        """The number of heads of the keys and values."""
+        return self.num_kv_heads or self.num_heads
+
+    def rotations(self, shape: Shape) -> tuple[np.ndarray, np.ndarray] | None:
+        """The cosine and the sine for each step and pair of columns, if the positions are
+        rotary.  # float64[T, d/2] each"""
+        num_pairs = shape[-1] // self.num_heads // 2
+        if self.positions is None:
+            return None
+        return rotations(shape[0], num_pairs, self.rotary_base)
 
 
 class GatedDense(_IgnoresPadding):
@@ -712,7 +765,7 @@ Layer = Annotated[
         Activation, Dropout, BatchNorm, LayerNorm, Embedding, PositionEmbedding, Attention,
         Residual, RMSNorm, GroupNorm, GlobalMaxPool,
         Conv1D, GRU, LSTM, DepthwiseConv2D, Conv2DTranspose, UpSampling2D,
-        GatedDense, SqueezeExcite, Masking,
+        GatedDense, SqueezeExcite, Masking, SinusoidalPositions,
     ],
     Field(discriminator="layer"),
 ]  # fmt: skip
@@ -885,7 +938,7 @@ def needs_tokens(layers: Sequence[Any]) -> bool:
 
 _FOR_ROWS_AND_SEQUENCES = (
     Dense, Flatten, Reshape, Conv1D, _Recurrent, Embedding, PositionEmbedding, Attention,
-    GatedDense, Masking,
+    GatedDense, Masking, SinusoidalPositions,
 )  # fmt: skip
 
 

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from runner.components.layers import Node, Window
+from runner.components.positions import encodings
 from runner.exact.functions import exponentials, normal, sigmoid, tanh
 from runner.exact.primitives import Primitives, Tensor
 from runner.exact.reference import positions
-from runner.exact.rules import constant, divide, product_bits, sum_bits, total
+from runner.exact.rules import constant, divide, product_bits, r, sum_bits, total
 
 Memory = Any
 Gradients = dict[str, Tensor]
@@ -585,26 +586,41 @@ def position_embedding_backward(
     return g if needs_dx else None, {"embedding": total(p.o, g, (0,), p.rows or 0, keep=True)}
 
 
+def sinusoidal_positions(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
+    encoded = encodings(node.input_shape, node.spec.base)
+    return p.o.r(x + p.o.constant(r(encoded[None]))), None
+
+
+def sinusoidal_positions_backward(
+    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
+    return g if needs_dx else None, {}
+
+
 def attention(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     """s = R(q k^T) c, c = R(1 / sqrt(D / H)); w = R(e) / R(sum e), e = exp(s - max s); y = R(w v)
-    O. If causal, later steps have s = MASKED, and e = 0."""
+    O. If causal, later steps have s = MASKED, and e = 0.
+
+    The heads of q that share a head of k and v are the rows of one product."""
     o, (steps, width) = p.o, node.input_shape
     width_bits = product_bits(width if p.is_evaluation else max(_num_rows(p, node), width))
-    head_bits = product_bits(max(steps, width // node.spec.num_heads))
+    shared = node.spec.num_heads // node.spec.kv_heads
+    head_bits = product_bits(max(shared * steps, width // node.spec.num_heads))
     kernels = {name: o.grid(p.value(node, name), width_bits) for name in _KERNELS}
 
     def project(q: Tensor, unit: Any, name: str) -> Tensor:
         kernel, uw = kernels[name]
         products = o.matmul(o.reshape(q, (-1, width)), kernel)
-        return o.r(o.reshape(products, (-1, steps, width)) * (unit * uw))
+        return o.r(o.reshape(products, (-1, steps, kernel.shape[1])) * (unit * uw))
 
     qx, ux = o.grid(x, width_bits, p.is_evaluation)
-    parts = [
-        o.grid(_split_heads(p, node, project(qx, ux, name)), head_bits, p.is_evaluation)
-        for name in _KERNELS[:3]
-    ]
+    heads = {name: _split_heads(p, node, project(qx, ux, name)) for name in _KERNELS[:3]}
+    for name in ("query", "key"):
+        heads[name] = _rotated(p, node, heads[name])
+    parts = [o.grid(value, head_bits, p.is_evaluation) for value in heads.values()]
     (q, uq), (k, uk), (v, uv) = parts
-    scores = o.r(o.r(o.matmul(q, o.transpose(k)) * (uq * uk)) * _scale(node))
+    products = _by_query(p, node, o.matmul(_by_key(p, node, q), o.transpose(k)))
+    scores = o.r(o.r(products * (uq * uk)) * _scale(node))
     if node.spec.causal:
         is_earlier = o.constant(np.tril(np.ones((1, 1, steps, steps)))) > 0.0
         scores = o.where(is_earlier, scores, MASKED)
@@ -613,9 +629,8 @@ def attention(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     _, e, s = exponentials(o, scores)
     weights = o.r(o.r(e) / o.r(s))
     qw, uw = o.grid(weights, head_bits, p.is_evaluation)
-    qh, uh = o.grid(
-        _join_heads(p, node, o.r(o.matmul(qw, v) * (uw * uv))), width_bits, p.is_evaluation
-    )
+    mixed = _by_query(p, node, o.matmul(_by_key(p, node, qw), v))
+    qh, uh = o.grid(_join_heads(p, node, o.r(mixed * (uw * uv))), width_bits, p.is_evaluation)
     return project(qh, uh, "output"), (
         qx,
         ux,
@@ -648,7 +663,7 @@ def attention_backward(
 
     def project_backward(name: str, x: Tensor, unit: Any, g: Tensor, needs_dx: bool) -> Tensor:
         rows = o.reshape(x, (-1, width))
-        g_grid = o.grid(o.reshape(g, (-1, width)), width_bits)
+        g_grid = o.grid(o.reshape(g, (-1, kernels[name][0].shape[1])), width_bits)
         gradients[name], dx = _product_backward(
             p, node, (rows, unit), kernels[name], g_grid, needs_dx
         )
@@ -656,18 +671,22 @@ def attention_backward(
 
     gradients: Gradients = {}
     qd, ud = o.grid(_split_heads(p, node, project_backward("output", qh, uh, g, True)), head_bits)
-    dw = o.r(o.matmul(qd, o.transpose(v)) * (ud * uv))
+    by_key = _by_key(p, node, qd)
+    dw = o.r(_by_query(p, node, o.matmul(by_key, o.transpose(v))) * (ud * uv))
     qdw, udw = o.grid(dw, head_bits)
     row_sums = o.r(o.sum(qdw * qw, (3,), True) * (udw * uw))
     qs, us = o.grid(o.r(o.r(weights * o.r(dw - row_sums)) * _scale(node)), head_bits)
+    by_score = _by_key(p, node, qs)
+    by_query = o.r(_by_query(p, node, o.matmul(by_score, k)) * (us * uk))
+    by_keys = o.r(o.matmul(o.transpose(by_score), _by_key(p, node, q)) * (us * uq))
     derivatives = {
-        "query": o.matmul(qs, k) * (us * uk),
-        "key": o.matmul(o.transpose(qs), q) * (us * uq),
-        "value": o.matmul(o.transpose(qw), qd) * (uw * ud),
+        "query": _rotated(p, node, by_query, back=True),
+        "key": _rotated(p, node, by_keys, back=True),
+        "value": o.r(o.matmul(o.transpose(_by_key(p, node, qw)), by_key) * (uw * ud)),
     }
     dx = None
     for name, derivative in derivatives.items():
-        part = project_backward(name, qx, ux, _join_heads(p, node, o.r(derivative)), needs_dx)
+        part = project_backward(name, qx, ux, _join_heads(p, node, derivative), needs_dx)
         dx = part if dx is None else o.r(dx + part)
     return dx, gradients
 
@@ -680,14 +699,47 @@ def _scale(node: Node) -> float:
 
 
 def _split_heads(p: Pass, node: Node, x: Tensor) -> Tensor:
-    """[N, T, D] -> [N, H, T, D / H]"""
+    """[N, T, H d] -> [N, H, T, d]"""
     (steps, width), num_heads = node.input_shape, node.spec.num_heads
-    return p.o.permute(p.o.reshape(x, (-1, steps, num_heads, width // num_heads)), (0, 2, 1, 3))
+    return p.o.permute(
+        p.o.reshape(x, (-1, steps, x.shape[2] * num_heads // width, width // num_heads)),
+        (0, 2, 1, 3),
+    )
 
 
 def _join_heads(p: Pass, node: Node, x: Tensor) -> Tensor:
-    """[N, H, T, D / H] -> [N, T, D]"""
-    return p.o.reshape(p.o.permute(x, (0, 2, 1, 3)), (-1, *node.input_shape))
+    """[N, H, T, d] -> [N, T, H d]"""
+    return p.o.reshape(p.o.permute(x, (0, 2, 1, 3)), (-1, x.shape[2], x.shape[1] * x.shape[3]))
+
+
+def _by_key(p: Pass, node: Node, x: Tensor) -> Tensor:
+    """[N, H, T, ...] -> [N, G, H / G T, ...]: beside each other, the heads that share a key."""
+    steps, num_heads, kv_heads = node.input_shape[0], node.spec.num_heads, node.spec.kv_heads
+    if num_heads == kv_heads:
+        return x
+    return p.o.reshape(x, (-1, kv_heads, num_heads // kv_heads * steps, x.shape[3]))
+
+
+def _by_query(p: Pass, node: Node, x: Tensor) -> Tensor:
+    """Undo `_by_key`."""
+    num_heads = node.spec.num_heads
+    if num_heads == node.spec.kv_heads:
+        return x
+    return p.o.reshape(x, (-1, num_heads, node.input_shape[0], x.shape[3]))
+
+
+def _rotated(p: Pass, node: Node, x: Tensor, back: bool = False) -> Tensor:
+    """Rotate the pairs of columns by the angles of their steps, or back: x cos + (x S) sin, where
+    x S = (-second half, first half). Both products are exact."""
+    angles = node.spec.rotations(node.input_shape)
+    if angles is None:
+        return x
+    cos, sin = (p.o.constant(r(np.concatenate([a, a], 1)[None, None])) for a in angles)
+    num = x.shape[3] // 2
+    swap = p.o.constant(np.kron([[0.0, 1.0], [-1.0, 0.0]], np.eye(num)))
+    swapped = p.o.matmul(p.o.reshape(x, (-1, 2 * num)), swap)
+    swapped = p.o.reshape(swapped, (-1, *x.shape[1:]))
+    return p.o.r(x * cos - swapped * sin if back else x * cos + swapped * sin)
 
 
 FORMS: dict[
@@ -711,4 +763,5 @@ FORMS: dict[
     "global_max_pool": (global_max_pool, global_max_pool_backward),
     "position_embedding": (position_embedding, position_embedding_backward),
     "attention": (attention, attention_backward),
+    "sinusoidal_positions": (sinusoidal_positions, sinusoidal_positions_backward),
 }

@@ -84,7 +84,8 @@ def longest_sum(node: Node, rows: int) -> int:
         case "group_norm":
             return max(positions, int(np.prod(node.input_shape)) // node.spec.groups)
         case "attention":
-            return max(positions, *node.input_shape)
+            steps, width = node.input_shape
+            return max(positions, steps * node.spec.num_heads // node.spec.kv_heads, width)
     return 1
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from runner import dispatcher
+from runner.components.positions import rotations
 from runner.plan import Plan
 from runner.spec import TrainState
 from tests.training import first, prepare
@@ -80,7 +81,80 @@ def test_squeeze_excite_scales_channels() -> None:
     assert_all_close(outputs(prepared, state, x), rows @ last["kernel"] + last["bias"])
 
 
+def heads(x: torch.Tensor, kernel: torch.Tensor, num: int) -> torch.Tensor:
+    """[B, T, D] -> [B, num, T, d]"""
+    return (x @ kernel).unflatten(-1, (num, -1)).transpose(1, 2)
+
+
+def test_grouped_heads_are_torch_s() -> None:
+    prepared, state, x = drawn(
+        "{layer: reshape, shape: [8, 8]},{layer: attention, num_heads: 4, num_kv_heads: 2},"
+        "{layer: flatten},{layer: dense, units: outputs}"
+    )
+    w, last = weights(state, "attention_0"), weights(state, "dense_0")
+    assert w["key"].shape == w["value"].shape == (8, 4)
+    rows = torch.from_numpy(x).reshape(-1, 8, 8)
+    q, k, v = (heads(rows, w[n], num) for n, num in (("query", 4), ("key", 2), ("value", 2)))
+    mixed = F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2)
+    expected = (mixed @ w["output"]).flatten(1) @ last["kernel"] + last["bias"]
+    assert_all_close(outputs(prepared, state, x), expected)
+
+
+def test_rotary_positions_multiply_complex_numbers() -> None:
+    """Su et al. (2021): a pair of columns is a complex number, times exp(i t a); the pairs are the
+    columns i and i + d/2."""
+    prepared, state, x = drawn(
+        "{layer: reshape, shape: [8, 8]},{layer: attention, num_heads: 2, positions: rotary, "
+        "rotary_base: 100},{layer: flatten},{layer: dense, units: outputs}"
+    )
+    w, last = weights(state, "attention_0"), weights(state, "dense_0")
+    rows = torch.from_numpy(x).reshape(-1, 8, 8)
+    q, k, v = (heads(rows, w[name], 2) for name in ("query", "key", "value"))
+    angles = torch.outer(torch.arange(8.0).double(), 100.0 ** -torch.tensor([0, 0.5]).double())
+
+    def rotated(part: torch.Tensor) -> torch.Tensor:
+        turned = torch.complex(part[..., :2], part[..., 2:]) * torch.polar(
+            torch.ones_like(angles), angles
+        )
+        return torch.cat([turned.real, turned.imag], -1)
+
+    mixed = F.scaled_dot_product_attention(rotated(q), rotated(k), v).transpose(1, 2).flatten(2)
+    expected = (mixed @ w["output"]).flatten(1) @ last["kernel"] + last["bias"]
+    assert_all_close(outputs(prepared, state, x), expected)
+
+
+def test_sinusoidal_positions_are_those_of_the_paper() -> None:
+    """Vaswani et al. (2017), section 3.5, for each position and feature."""
+    prepared, state, x = drawn(
+        "{layer: reshape, shape: [8, 8]},{layer: sinusoidal_positions},{layer: flatten},"
+        "{layer: dense, units: outputs}"
+    )
+    last, encoded = weights(state, "dense_0"), np.empty((8, 8))
+    for pos in range(8):
+        for i in range(4):
+            encoded[pos, 2 * i] = np.sin(pos / 10000 ** (2 * i / 8))
+            encoded[pos, 2 * i + 1] = np.cos(pos / 10000 ** (2 * i / 8))
+    rows = torch.from_numpy((x.reshape(-1, 8, 8) + encoded).reshape(-1, 64))
+    assert_all_close(outputs(prepared, state, x), rows @ last["kernel"] + last["bias"])
+
+
+@pytest.mark.parametrize("base", [1.0, 1.5, 100.0, 10000.0, 1e6])
+def test_angles_are_those_of_numpy(base: float) -> None:
+    """To NumPy's own rounding of the angle t a: at most 300 half ulp of 1."""
+    cos, sin = rotations(300, 5, base)
+    angles = np.arange(300)[:, None] * base ** (-np.arange(5) / 5)
+    np.testing.assert_allclose(cos, np.cos(angles), rtol=0, atol=300 * 2.0**-52)
+    np.testing.assert_allclose(sin, np.sin(angles), rtol=0, atol=300 * 2.0**-52)
+
+
 EXPORTS = {
+    "positions": [
+        "{layer: reshape, shape: [8, 8]},{layer: sinusoidal_positions},"
+        "{layer: attention, num_heads: 2, num_kv_heads: 1, positions: rotary, causal: true},"
+        "{layer: attention, num_heads: 4, num_kv_heads: 2},"
+        "{layer: attention, num_heads: 4, positions: rotary},"
+        "{layer: flatten},{layer: dense, units: outputs}"
+    ],
     "gates": [
         "{layer: reshape, shape: [2, 4, 8]},{layer: squeeze_excite, ratio: 4},"
         "{layer: reshape, shape: [8, 8]},{layer: squeeze_excite, ratio: 2, bias: false},"

@@ -32,6 +32,11 @@ BODIES = {
         "{layer: attention, num_heads: 2}]},{layer: attention, num_heads: 2, causal: true},"
         "{layer: global_average_pool}"
     ),
+    "grouped_attention": (
+        "{layer: dense, units: 4},{layer: sinusoidal_positions},{layer: gated_dense, units: 4},"
+        "{layer: attention, num_heads: 2, num_kv_heads: 1, positions: rotary, causal: true},"
+        "{layer: global_average_pool}"
+    ),
     "residual": (
         "{layer: residual, layers: [{layer: gru, units: 4, return_sequences: true}], "
         "shortcut: [{layer: conv1d, filters: 4, kernel_size: 3}]},{layer: global_average_pool}"

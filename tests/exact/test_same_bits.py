@@ -115,12 +115,13 @@ def test_every_optimizer_with_convolutions(name: str) -> None:
     )
 
 
-ROWS = {**MODELS, "gates": LAYERS["gated_dense"], "squeeze_excite": LAYERS["squeeze_excite"]}
+ROWS = {
+    **{name: MODELS[name] for name in ("resnet", "transformer")},
+    **{name: LAYERS[name] for name in ("gated_dense", "squeeze_excite", "grouped_attention")},
+}
 
 
-@pytest.mark.parametrize(
-    "model", slow_but(["resnet", "transformer", "gates", "squeeze_excite"], "transformer")
-)
+@pytest.mark.parametrize("model", slow_but(ROWS, "transformer"))
 @pytest.mark.parametrize("backend", slow_but([*BACKENDS, "witness"], "lightning", "witness"))
 def test_a_row_does_not_depend_on_its_batch(backend: str, model: str) -> None:
     """Predicted alone, a row has the bits that it has among 261 others."""

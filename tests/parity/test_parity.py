@@ -296,6 +296,21 @@ LAYERS = {
             "bidirectional: true},{layer: lstm, units: 5, bidirectional: true, bias: false}"
         )
     ],
+    # three heads of queries for each of keys; 1 / sqrt(2) is no number of 24 bits
+    "grouped_attention": [
+        stack(
+            "{layer: reshape, shape: [16, 4]},{layer: sinusoidal_positions},{layer: dense, units: "
+            "12},{layer: attention, num_heads: 6, num_kv_heads: 2, causal: true},{layer: "
+            "sinusoidal_positions, base: 50},{layer: attention, num_heads: 2, num_kv_heads: 1, "
+            "positions: rotary, rotary_base: 100},{layer: flatten}"
+        )
+    ],
+    "rotary": [
+        stack(
+            "{layer: reshape, shape: [8, 8]},{layer: attention, num_heads: 2, positions: rotary, "
+            "causal: true},{layer: flatten}"
+        )
+    ],
     # of a sequence and of a row, with all gates between them
     "gated_dense": [
         stack(
