@@ -139,17 +139,37 @@ def _in_wide_dtype(layer: native.Layer, x: Any, compute: Callable[[Any], Any]) -
     return ops.cast(compute(ops.cast(x, "float32")), layer.compute_dtype)
 
 
-class _GroupedConv2D(native.Conv2D):
+class _Grouped(native.Layer):
     """A convolution with groups, by XLA, which has the derivatives that TensorFlow's own kernel
     lacks on the CPU. Keras's does not compile inside a compiled update if it is dilated too."""
 
-    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
+    kernel: Any
+    bias: Any
+    padding: str
+    strides: Any
+    dilation_rate: Any
+
+    def call(self, inputs: Any) -> Any:
+        x, kernel, padding = inputs, tf.convert_to_tensor(self.kernel), self.padding.upper()
+        if padding == "CAUSAL":
+            before = (kernel.shape[0] - 1) * self.dilation_rate[0]
+            x, padding = tf.pad(x, [(0, 0), (before, 0), (0, 0)]), "VALID"
+        operation = tf.nn.conv1d if len(kernel.shape) == 3 else tf.nn.conv2d
+
         @tf.function(jit_compile=True)
         def convolution(x: Any, kernel: Any) -> Any:
-            padding, dilations = self.padding.upper(), self.dilation_rate
-            return tf.nn.conv2d(x, kernel, self.strides, padding, dilations=dilations)
+            return operation(x, kernel, self.strides, padding, dilations=self.dilation_rate)
 
-        return convolution(inputs, tf.convert_to_tensor(kernel))
+        y = convolution(x, kernel)
+        return y if self.bias is None else y + tf.convert_to_tensor(self.bias)
+
+
+class _GroupedConv1D(_Grouped, native.Conv1D):
+    pass
+
+
+class _GroupedConv2D(_Grouped, native.Conv2D):
+    pass
 
 
 class _BatchNorm(native.BatchNormalization):
@@ -639,23 +659,17 @@ def _build(node: spec.Node, dropout_state: DropoutState | None) -> native.Layer:
 def _convolution(node: spec.Node, is_stock: bool) -> native.Layer:
     s = node.spec
     options = {"padding": s.padding, "use_bias": s.bias, "name": node.name}
-    match s.layer:
-        case "conv1d":
-            return native.Conv1D(
-                s.filters, s.kernel_size, s.stride, dilation_rate=s.dilation, **options
-            )
-        case "conv2d":
-            kind = native.Conv2D if is_stock or s.groups == 1 else _GroupedConv2D
-            return kind(
-                s.filters, s.kernel_size, s.stride, dilation_rate=s.dilation, groups=s.groups,
-                **options,
-            )  # fmt: skip
-        case "depthwise_conv2d":
-            return native.DepthwiseConv2D(
-                s.kernel_size, s.stride, depth_multiplier=s.depth_multiplier,
-                dilation_rate=s.dilation, **options,
-            )  # fmt: skip
-    return native.Conv2DTranspose(s.filters, s.kernel_size, s.stride, **options)
+    if s.layer == "conv2d_transpose":
+        return native.Conv2DTranspose(s.filters, s.kernel_size, s.stride, **options)
+    options["dilation_rate"] = s.dilation
+    if s.layer == "depthwise_conv2d":
+        num = s.depth_multiplier
+        return native.DepthwiseConv2D(s.kernel_size, s.stride, depth_multiplier=num, **options)
+    stock, grouped = (
+        (native.Conv1D, _GroupedConv1D) if s.layer == "conv1d" else (native.Conv2D, _GroupedConv2D)
+    )
+    kind = stock if is_stock or s.groups == 1 else grouped
+    return kind(s.filters, s.kernel_size, s.stride, groups=s.groups, **options)
 
 
 def _recurrent(node: spec.Node) -> native.Layer:

@@ -282,6 +282,7 @@ class _Conv1d(nn.Module):
         self.weight = nn.Parameter(torch.empty(node.variables[0].shape))
         self.register_parameter("bias", nn.Parameter(torch.empty(s.filters)) if s.bias else None)
         self.stride, self.dilation, self.pads = s.stride, s.dilation, s.pads(node.input_shape[0])
+        self.groups = s.groups
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if mask is not None:
@@ -290,7 +291,7 @@ class _Conv1d(nn.Module):
         if low != high:
             x = F.pad(x, self.pads)
         padding, kernel = low if low == high else 0, self.weight.permute(2, 1, 0)
-        y = F.conv1d(x, kernel, self.bias, self.stride, padding, self.dilation)
+        y = F.conv1d(x, kernel, self.bias, self.stride, padding, self.dilation, self.groups)
         return y.transpose(1, 2)
 
 

@@ -172,10 +172,7 @@ class Conv2D(_Conv2D):
 
     def output_shape(self, shape: Shape) -> Shape:
         output = (*self.window.outputs(shape), int(self.filters))
-        if shape[2] % self.groups:
-            raise ValueError(f"groups={self.groups} does not divide {shape[2]} channels")
-        if int(self.filters) % self.groups:
-            raise ValueError(f"groups={self.groups} does not divide filters={self.filters}")
+        _check_groups(self, shape[2])
         return output
 
     def variables(self, shape: Shape) -> tuple[Variable, ...]:
@@ -271,7 +268,8 @@ class UpSampling2D(_Layer):
 
 class Conv1D(_Layer):
     """Cross-correlation over the steps of a sequence [T, in] -> [T', filters] with a kernel [size,
-    in, filters] = `kernel`: y_t = sum over i of x_{t stride + i dilation - low} W_i + b.
+    in / G, filters] = `kernel`, G = `groups` as for `conv2d`: with one group, y_t = sum over i of
+    x_{t stride + i dilation - low} W_i + b.
 
     `padding: same` gives ceil(T / stride) steps, as in TensorFlow; `causal` pads only at the start,
     so y_t depends on no later x (van den Oord et al., 2016); `valid` does not pad. The padding of a
@@ -284,6 +282,7 @@ class Conv1D(_Layer):
     kernel_size: Count
     stride: Count
     dilation: Count
+    groups: Count
     padding: Literal["same", "valid", "causal"]
     bias: bool
     init: Init
@@ -294,15 +293,16 @@ class Conv1D(_Layer):
             raise ValueError(
                 f"stride and dilation must not both be > 1, got {self.stride} and {self.dilation}"
             )
+        _check_groups(self, shape[1])
         length = shape[0] + sum(self.pads(shape[0]))
         if length < self.span:
             raise ValueError(f"a window of {self.span} does not fit into {_show(shape)}")
         return ((length - self.span) // self.stride + 1, int(self.filters))
 
     def variables(self, shape: Shape) -> tuple[Variable, ...]:
-        size = (self.kernel_size, shape[1], int(self.filters))
-        kernel = Variable("kernel", size, self.init, decays=True)
-        return (kernel, Variable("bias", (int(self.filters),), "zeros")) if self.bias else (kernel,)
+        num_in, filters = shape[1] // self.groups, int(self.filters)
+        fans = (self.kernel_size * num_in, self.kernel_size * filters // self.groups)
+        return _kernel_and_bias(self, (self.kernel_size, num_in, filters), filters, fans)
 
     @property
     def ignores_padding(self) -> bool:
@@ -1008,6 +1008,14 @@ def _pair(sides: int | list[int]) -> Pair:
     """Both sides of a size that may be one number for both."""
     down, across = (sides, sides) if isinstance(sides, int) else sides
     return down, across
+
+
+def _check_groups(spec: Any, num_in: int) -> None:
+    """Raise ValueError if the groups of a convolution have no equal parts."""
+    if num_in % spec.groups:
+        raise ValueError(f"groups={spec.groups} does not divide {num_in} channels")
+    if int(spec.filters) % spec.groups:
+        raise ValueError(f"groups={spec.groups} does not divide filters={spec.filters}")
 
 
 def _kernel_and_bias(spec: Any, shape: Shape, filters: int, fans: Pair) -> tuple[Variable, ...]:

@@ -17,7 +17,8 @@ def longest_sum(node: Node, rows: int) -> int:
     num_in, num_out = node.input_shape[-1], node.output_shape[-1]
     match node.spec.layer:
         case "conv1d":
-            return max(positions[1], node.spec.kernel_size * max(num_in, num_out))
+            widest = max(num_in, num_out) // node.spec.groups
+            return max(positions[1], node.spec.kernel_size * widest)
         case "conv2d":
             widest = max(num_in, num_out) // node.spec.groups
         case "depthwise_conv2d":
@@ -47,17 +48,10 @@ def conv2d(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
 def conv2d_backward(
     p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
 ) -> tuple[Tensor, Gradients]:
-    o, (columns, ux, kernel, uw, bits), groups = p.o, memory, node.spec.groups
+    o, (columns, ux, kernel, uw, bits) = p.o, memory
     qg, ug = o.grid(g, bits)
     rows = o.reshape(qg, (-1, node.output_shape[2]))
-    if groups == 1:
-        products = o.matmul(o.transpose(columns), rows)
-    else:
-        by_group = o.matmul(
-            o.transpose(_by_group(o, columns, math.prod(node.spec.window.size), groups)),
-            _by_group(o, rows, 1, groups),
-        )
-        products = o.permute(by_group, (1, 0, 2))  # [height width in / G, G, out / G]
+    products = _by_kernel(o, columns, rows, math.prod(node.spec.window.size), node)
     gradients = {"kernel": o.reshape(o.r(products * (ux * ug)), node.variables[0].shape)}
     if node.spec.bias:
         gradients["bias"] = o.r(o.sum(rows, (0,)) * ug)
@@ -96,6 +90,16 @@ def _times_kernel(o: Primitives, rows: Tensor, kernel: Tensor, node: Node) -> Te
     kernels = o.permute(o.reshape(flat, (positions * num_in, groups, num_out // groups)), (1, 0, 2))
     products = o.matmul(_by_group(o, rows, positions, groups), kernels)
     return o.reshape(o.permute(products, (1, 0, 2)), (-1, num_out))
+
+
+def _by_kernel(o: Primitives, columns: Tensor, rows: Tensor, positions: int, node: Node) -> Tensor:
+    """Differentiate rows [M, K in] times the kernel, given [M, out]: [K in / G, out], or in a shape
+    with the same order."""
+    groups = node.spec.groups
+    if groups == 1:
+        return o.matmul(o.transpose(columns), rows)
+    by_group = o.transpose(_by_group(o, columns, positions, groups))
+    return o.permute(o.matmul(by_group, _by_group(o, rows, 1, groups)), (1, 0, 2))
 
 
 def _by_group(o: Primitives, rows: Tensor, positions: int, groups: int) -> Tensor:
@@ -185,15 +189,14 @@ def conv2d_transpose_backward(
 def conv1d(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     """y_t = sum over i of x_{t stride + i dilation - low} W_i, with integers; one rounding."""
     o, s, (steps, num_out) = p.o, node.spec, node.output_shape
-    num_in = node.input_shape[1]
-    bits = _bits(p, node, s.kernel_size * num_in)
+    bits = _bits(p, node, s.kernel_size * node.variables[0].shape[1])
     qx, ux = o.grid(x, bits, p.is_evaluation)
     qw, uw = o.grid(p.value(node, "kernel"), bits)
     padded = _padded(p, qx, s.pads(node.input_shape[0]))
     columns = [_rows(p, padded, i * s.dilation, s.stride, steps) for i in range(s.kernel_size)]
     products = None
     for i, column in enumerate(columns):
-        product = o.matmul(column, qw[i])
+        product = _times_kernel(o, column, qw[i : i + 1], node)
         products = product if products is None else products + product
     y, unit = o.reshape(products, (-1, steps, num_out)), ux * uw
     y = o.r(o.plus(p.value(node, "bias"), y, unit) if s.bias else y * unit)
@@ -205,7 +208,7 @@ def conv1d_backward(
 ) -> tuple[Tensor, Gradients]:
     o, (columns, ux, qw, uw, bits) = p.o, memory
     qg, ug = o.grid(o.reshape(g, (-1, node.output_shape[1])), bits)
-    parts = [o.r(o.matmul(o.transpose(column), qg) * (ux * ug)) for column in columns]
+    parts = [o.r(_by_kernel(o, column, qg, 1, node) * (ux * ug)) for column in columns]
     gradients = {"kernel": o.reshape(o.join(parts), node.variables[0].shape)}
     if node.spec.bias:
         gradients["bias"] = o.r(o.sum(qg, (0,)) * ug)
@@ -214,7 +217,8 @@ def conv1d_backward(
     low, high = node.spec.pads(node.input_shape[0])
     num_steps, dx = node.input_shape[0], None
     for i in range(node.spec.kernel_size):
-        part = o.reshape(o.matmul(qg, o.transpose(qw[i])), (-1, node.output_shape[0], qw.shape[1]))
+        part = _times_kernel(o, qg, _transposed(o, qw[i : i + 1], node), node)
+        part = o.reshape(part, (-1, node.output_shape[0], node.input_shape[1]))
         part = _spread(p, node, part, i * node.spec.dilation, low + num_steps + high)
         dx = part if dx is None else dx + part
     assert dx is not None

@@ -94,6 +94,7 @@ DEPTHWISE = {"layer": "depthwise_conv2d", "kernel_size": 3}
         ((9, 2), conv1d(5, 3, stride=2, padding="valid"), (4, 5)),
         ((9, 2), conv1d(5, 3, dilation=3, padding="causal"), (9, 5)),
         ((9, 2), conv1d(5, 3, stride=2, padding="causal"), (5, 5)),
+        ((9, 2), conv1d(6, 3, groups=2), (9, 6)),
         ((9, 2), {"layer": "gru", "units": 5}, (5,)),
         ((9, 2), {"layer": "gru", "units": 5, "return_sequences": True}, (9, 5)),
         ((9, 2), {"layer": "lstm", "units": 5, "bidirectional": True}, (10,)),

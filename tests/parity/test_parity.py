@@ -272,6 +272,14 @@ LAYERS = {
             "flatten}"
         )
     ],
+    "conv1d_grouped": [
+        stack(
+            "{layer: reshape, shape: [16, 4]},{layer: conv1d, filters: 6, kernel_size: 3, groups: "
+            "2, stride: 2},{layer: conv1d, filters: 9, kernel_size: 2, dilation: 2, padding: "
+            "causal, groups: 3, bias: false},{layer: conv1d, filters: 9, kernel_size: 3, groups: "
+            "9, dilation: 2},{layer: flatten}"
+        )
+    ],
     "gru": [
         stack(
             "{layer: reshape, shape: [8, 8]},{layer: gru, units: 6, return_sequences: true},"
