@@ -190,6 +190,12 @@ def test_the_chapter_s_curves() -> None:
     assert (rates("experiment=chapter_constant", total_steps=5) == 1e-3).all()
 
 
+def test_the_rate_of_image_digits_falls_by_a_tenth_every_40_updates() -> None:
+    found = rates("experiment=image_digits", total_steps=800)
+    # two roundings: of the power and of the product
+    np.testing.assert_allclose(found, 1e-3 * 0.9 ** (np.arange(800) // 40), rtol=4.4e-16)
+
+
 @pytest.mark.parametrize("edge", ["left", "right", "inner", "both"])
 @pytest.mark.parametrize("num_steps", [0, 1, 2, 3, 10])
 def test_progress_rises_within_0_and_1_and_is_over_after_the_phase(
