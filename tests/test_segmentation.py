@@ -5,7 +5,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, jaccard_score
+from sklearn.metrics import accuracy_score, f1_score, jaccard_score
 
 import runner
 from runner.components import metrics
@@ -93,6 +93,18 @@ def test_a_class_without_pixels_does_not_count() -> None:
     assert metric.of_counts(sum(blocks)) == pytest.approx(float(theirs.result()), rel=1e-6)
 
 
+def test_f1_macro_is_scikit_learn_s_over_all_positions() -> None:
+    """In blocks. Of 5 classes, 3 is only in the outputs, and 4 in neither. Sums of 4 quotients."""
+    rng = np.random.default_rng(1)
+    y, z = rng.integers(0, 3, (7, 4, 6)), rng.normal(size=(7, 4, 6, 5))
+    z[..., 4] = -10.0
+    (metric,) = metrics.choose(["f1_macro"], "classification", 5, y).values()
+    assert metric.of_counts is not None
+    found = metric.of_counts(sum([metric.function(z[:3], y[:3]), metric.function(z[3:], y[3:])]))
+    expected = f1_score(y.ravel(), z.argmax(-1).ravel(), average="macro")
+    assert found == pytest.approx(expected, rel=1e-15)
+
+
 def test_arrays_in_python_are_the_same_run(data: list[str], tmp_path: Path) -> None:
     """Their labels need no file."""
     short = ["trainer.max_steps=3", f"output.root={tmp_path}"]
@@ -147,7 +159,8 @@ def test_training_on_augmented_images(backend: str, data: list[str], tmp_path: P
             ["metrics=[mean_iu]"],
             shapes(20)[1],
             "metrics must be auto or a list of accuracy, bits_per_token, top_5_accuracy, "
-            "perplexity, mean_iou for labels at positions, got mean_iu; did you mean mean_iou?",
+            "perplexity, mean_iou, f1_macro for labels at positions, got mean_iu; did you mean "
+            "mean_iou?",
         ),
         (
             ["model=cnn"],

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from runner.components.losses import COSINE_EPS
+
 
 def build(loss: Any) -> Callable[[Tensor, Tensor], Tensor]:
     """Build the function that computes a batch's mean loss from a runner.components.losses.Loss."""
@@ -27,7 +29,28 @@ def build(loss: Any) -> Callable[[Tensor, Tensor], Tensor]:
             return F.mse_loss
         case "huber":
             return lambda z, y: F.huber_loss(z, y, delta=loss.delta)
+        case "focal":
+            return lambda z, y: _focal(loss, z, y).mean()
+        case "cosine_similarity":
+            return _cosine_similarity
     raise AssertionError(loss.name)
+
+
+def _focal(loss: Any, z: Tensor, y: Tensor) -> Tensor:
+    """Return the loss of each label [B, ...], or of each output [B, C]."""
+    alpha = 1.0 if loss.alpha is None else loss.alpha
+    if y.is_floating_point():  # several labels
+        t = (2 * y - 1) * z
+        values = torch.exp(-loss.gamma * F.softplus(t, threshold=40)) * F.softplus(-t, threshold=40)
+        return values if loss.alpha is None else torch.where(y > 0, alpha, 1 - alpha) * values
+    log_p, labels = F.log_softmax(z, -1), y.unsqueeze(-1)
+    log_others = log_p.scatter(-1, labels, -torch.inf).logsumexp(-1)
+    return -alpha * torch.exp(loss.gamma * log_others) * log_p.gather(-1, labels).squeeze(-1)
+
+
+def _cosine_similarity(z: Tensor, y: Tensor) -> Tensor:
+    sizes = ((z * z).sum(1) + COSINE_EPS) * ((y * y).sum(1) + COSINE_EPS)
+    return (1 - (z * y).sum(1) / sizes.sqrt()).mean()
 
 
 def _weighted(loss: Any) -> Callable[[Tensor, Tensor], Tensor]:
@@ -39,6 +62,8 @@ def _weighted(loss: Any) -> Callable[[Tensor, Tensor], Tensor]:
         if loss.name == "cross_entropy":
             z, y = z.flatten(0, -2), y.flatten()
             values = F.cross_entropy(z, y, reduction="none", label_smoothing=loss.label_smoothing)
+        elif loss.name == "focal":
+            values = _focal(loss, z, y).flatten()
         else:
             values = F.binary_cross_entropy_with_logits(z, y, reduction="none").mean(1)
         return (rows * values).mean()

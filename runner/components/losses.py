@@ -20,7 +20,7 @@ from pydantic import Field
 
 from runner import user_code
 from runner.errors import ConfigError
-from runner.section import Fraction, NonNegative, OwnCode, Positive, Section
+from runner.section import Fraction, NonNegative, OwnCode, Positive, Probability, Section
 
 Array = np.ndarray
 
@@ -83,6 +83,49 @@ class BinaryCrossEntropy(_Weighted):
         z = z.astype(np.float64)
         rows = np.mean(np.maximum(z, 0) - z * y + np.log1p(np.exp(-np.abs(z))), axis=1)
         return rows * self.row_weights(y.reshape(-1))
+
+
+class Focal(_Weighted):
+    """-alpha (1 - p)^gamma log p, where p is the probability of the label: softmax(z)_y. For
+    several labels of 0 or 1, the mean over outputs, where p is sigmoid(z) and the factor alpha for
+    a 1, and 1 - sigmoid(z) and 1 - alpha for a 0. `alpha: null` is a factor of 1.
+
+    Lin et al. (2017), equation 5; keras.losses.CategoricalFocalCrossentropy, and for several labels
+    torchvision.ops.sigmoid_focal_loss. log(1 - p) is computed from the logits, so the loss is exact
+    and has a gradient where p rounds to 1, for any gamma >= 0.
+    """
+
+    name: Literal["focal"]
+    alpha: Probability | None
+    gamma: NonNegative
+
+    def rows(self, z: Array, y: Array) -> Array:
+        if y.dtype.kind != "i":  # several labels
+            t = (2 * y - 1) * z.astype(np.float64)
+            factors = 1 if self.alpha is None else np.where(y > 0, self.alpha, 1 - self.alpha)
+            rows = factors * np.exp(-self.gamma * np.logaddexp(0, t)) * np.logaddexp(0, -t)
+            return np.mean(rows, axis=1)
+        log_p = log_softmax(z)
+        is_label = np.arange(z.shape[-1]) == y[..., None]
+        log_others = np.logaddexp.reduce(np.where(is_label, -np.inf, log_p), axis=-1)
+        rows = -np.exp(self.gamma * log_others) * np.sum(log_p, axis=-1, where=is_label)
+        return by_row((1 if self.alpha is None else self.alpha) * rows * self.row_weights(y))
+
+
+class CosineSimilarity(Section):
+    """1 - cos(z, y), cos(z, y) = z . y / sqrt((z . z + eps) (y . y + eps)), eps = 1e-12: the loss
+    of torch.nn.CosineEmbeddingLoss for pairs that belong together. keras.losses.CosineSimilarity
+    is 1 less."""
+
+    name: Literal["cosine_similarity"]
+
+    def rows(self, z: Array, y: Array) -> Array:
+        z, y = z.astype(np.float64), y.astype(np.float64)
+        sizes = (np.sum(z * z, axis=1) + COSINE_EPS) * (np.sum(y * y, axis=1) + COSINE_EPS)
+        return 1 - np.sum(z * y, axis=1) / np.sqrt(sizes)
+
+
+COSINE_EPS = 1e-12
 
 
 class MeanSquaredError(Section):
@@ -151,9 +194,12 @@ def by_row(values: Array) -> Array:
 
 
 Loss = Annotated[
-    Union[CrossEntropy, BinaryCrossEntropy, MeanSquaredError, Huber, Custom, Auto],
+    Union[
+        CrossEntropy, BinaryCrossEntropy, Focal, CosineSimilarity, MeanSquaredError, Huber, Custom,
+        Auto,
+    ],
     Field(discriminator="name"),
-]
+]  # fmt: skip
 
 
 def is_own(loss: Any) -> bool:
@@ -203,7 +249,11 @@ def choose(loss: Any, task: str, num_classes: int, positions: Sequence[int] = ()
         return loss
     labels = task == "classification"
     is_binary = not labels or (num_classes == 2 and not positions)
-    fits = {"cross_entropy": labels, "binary_cross_entropy": is_binary}.get(loss.name, not labels)
+    fits = {
+        "cross_entropy": labels,
+        "binary_cross_entropy": is_binary,
+        "focal": (labels and num_classes > 1) or task == "multilabel",
+    }.get(loss.name, not labels)
     if not fits:
         content = f"labels of {num_classes} classes" if labels else "targets, not labels"
         content += f" at each of {list(positions)} positions" if positions else ""
@@ -215,12 +265,15 @@ def num_outputs(loss: Any, task: str, num_classes: int, num_targets: int) -> int
     """The number of outputs per row that the network must have."""
     if task == "classification":
         return 1 if loss.name == "binary_cross_entropy" else num_classes
+    if loss.name == "cosine_similarity" and num_targets < 2:
+        raise ConfigError("loss=cosine_similarity needs at least 2 targets, got 1")
     return num_targets
 
 
 def targets(loss: Any, y: Array, dtype: np.dtype) -> Array:
     """Convert y for the loss: labels to int64[N, ...], everything else to dtype[N, C]."""
-    if loss.name == "cross_entropy" or (is_own(loss) and y.dtype.kind == "i"):
+    takes_labels = loss.name == "focal" or is_own(loss)
+    if loss.name == "cross_entropy" or (takes_labels and y.dtype.kind == "i"):
         return y.astype(np.int64)
     # also for 0 rows, where reshape(0, -1) fails
     return np.ascontiguousarray(y.reshape(len(y), math.prod(y.shape[1:])), dtype=dtype)

@@ -102,11 +102,20 @@ def mean_iou(counts: Array) -> float:
     return float(np.mean(intersection / union)) if len(union) else math.nan
 
 
+def f1_macro(counts: Array) -> float:
+    """The mean over classes of 2 TP / (2 TP + FP + FN), from the sums of `overlaps`, over all
+    positions. A class that is neither in the labels nor in the outputs does not count.
+    sklearn.metrics.f1_score with average="macro"."""
+    intersection, union = counts[:, counts[1] > 0]
+    return float(np.mean(2 * intersection / (union + intersection))) if len(union) else math.nan
+
+
 def mean_absolute_error(z: Array, y: Array) -> Array:
     """The mean over outputs of |z - y|."""
     return np.mean(np.abs(z.astype(np.float64) - y), axis=1)
 
 
+_OF_OVERLAPS = {"mean_iou": mean_iou, "f1_macro": f1_macro}
 _OURS = ("accuracy", "mean_absolute_error")  # each for one of the two tasks
 
 
@@ -142,8 +151,8 @@ def _find(name: str, task: str, num_outputs: int, y: Array) -> Metric:
         fitting = {**fitting, "bits_per_token": bits_per_token}
         if name == "perplexity":
             return Metric(bits_per_token, of_mean=perplexity)
-        if name == "mean_iou":
-            return Metric(overlaps, by_row=False, of_counts=mean_iou)
+        if name in _OF_OVERLAPS:
+            return Metric(overlaps, by_row=False, of_counts=_OF_OVERLAPS[name])
     if name in fitting:
         return Metric(fitting[name])
     match = re.fullmatch(r"top_([1-9]\d*)_accuracy", name)
@@ -154,7 +163,7 @@ def _find(name: str, task: str, num_outputs: int, y: Array) -> Metric:
 
     allowed = [*fitting, *(["top_5_accuracy"] if ranks else [])]
     if task == "classification" and y.ndim > 1:
-        allowed += ["perplexity", "mean_iou"]
+        allowed += ["perplexity", *_OF_OVERLAPS]
         raise ConfigError(
             f"metrics must be auto or a list of {', '.join(allowed)} for labels at positions, got "
             f"{name}{nearest(name, allowed)}"

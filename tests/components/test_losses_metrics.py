@@ -10,7 +10,15 @@ from sklearn import metrics as oracle
 from sklearn.utils.class_weight import compute_class_weight
 
 from runner.components import losses, metrics
-from runner.components.losses import Auto, BinaryCrossEntropy, CrossEntropy, Huber, MeanSquaredError
+from runner.components.losses import (
+    Auto,
+    BinaryCrossEntropy,
+    CosineSimilarity,
+    CrossEntropy,
+    Focal,
+    Huber,
+    MeanSquaredError,
+)
 from runner.errors import ConfigError
 
 NUM, CLASSES = 200, 7
@@ -89,6 +97,51 @@ def test_huber_is_scipy_s() -> None:
     np.testing.assert_allclose(
         Huber(name="huber", delta=1.5).rows(z, y), special.huber(1.5, (z - y)[:, 0]), **CLOSE
     )
+
+
+def focal(alpha: float | None = 0.25, gamma: float = 2.0) -> Focal:
+    return Focal(name="focal", alpha=alpha, gamma=gamma, class_weights=None)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_loss_is_the_paper_s(gamma: float) -> None:
+    """Lin et al. (2017), equation 5. 1e-9: here 1 - p loses digits where p is near 1."""
+    z, y = logits(), labels()
+    p = special.softmax(z, axis=1)[np.arange(NUM), y]
+    expected = -0.25 * (1 - p) ** gamma * np.log(p)
+    np.testing.assert_allclose(focal(gamma=gamma).rows(z, y), expected, rtol=1e-9, atol=1e-15)
+    weighted = focal(None, gamma).model_copy(update={"class_weights": [3.0, *[1.0] * 6]})
+    expected = 4 * expected * np.where(y == 0, 3, 1)
+    np.testing.assert_allclose(weighted.rows(z, y), expected, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_loss_of_several_labels_is_that_of_each(gamma: float) -> None:
+    """As in torchvision's sigmoid_focal_loss: p_t = p y + (1 - p) (1 - y), alpha_t alike."""
+    z = logits(columns=3) / 4
+    y = labels(classes=2, seed=3)[:, None] ^ np.array([[0, 1, 1]])
+    p = special.expit(z)
+    p_t, alpha_t = np.where(y, p, 1 - p), np.where(y, 0.25, 0.75)
+    expected = (-alpha_t * (1 - p_t) ** gamma * np.log(p_t)).mean(axis=1)
+    # for 1 - p as above
+    np.testing.assert_allclose(focal(gamma=gamma).rows(z, y.astype(float)), expected, rtol=1e-9)
+
+
+def test_focal_loss_of_saturated_logits_is_finite() -> None:
+    z, y = np.array([[1e4, -1e4], [-1e4, 1e4]]), np.array([0, 0])
+    np.testing.assert_allclose(focal(1.0, 0.5).rows(z, y), [0.0, 2e4], rtol=1e-15)
+    np.testing.assert_allclose(focal(1.0, 0.5).rows(z[:, :1], 1.0 - y[:, None]), [0.0, 1e4])
+
+
+def test_cosine_similarity_is_torch_s_cosine_embedding_loss_of_pairs_that_belong_together() -> None:
+    import torch
+
+    z, y = logits(), logits(seed=2)
+    z[3] = 0
+    theirs = torch.nn.CosineEmbeddingLoss(reduction="none")
+    expected = theirs(torch.from_numpy(z), torch.from_numpy(y), torch.ones(NUM)).numpy()
+    found = CosineSimilarity(name="cosine_similarity").rows(z, y)
+    np.testing.assert_allclose(found, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("loss", [cross_entropy(), cross_entropy(0.1), BINARY])

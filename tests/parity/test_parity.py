@@ -447,10 +447,19 @@ LOSSES = {
     "huber": ["data=diabetes", "loss=huber", "loss.delta=0.5"],
     "linear_model": ["model=linear"],
 }
+# and those that exact mode refuses
+LOSSES_WITHOUT_EXACT_FORM = {
+    "focal": ["loss=focal"],
+    "focal_weighted": [
+        "loss=focal", "loss.alpha=null", "loss.gamma=0.5", "loss.class_weights=balanced",
+    ],
+    "focal_of_tokens": [*LAYERS["tokens"], "loss=focal", "loss.gamma=1"],
+}  # fmt: skip
 SHORT = {
     "short_batches": ["trainer.batch_size=48"],
     "short_group": ["trainer.accumulate_grad_batches=7"],
 }
+RUNS = {**LOSSES, **LOSSES_WITHOUT_EXACT_FORM, **SHORT}
 
 
 def both(overrides: list[str]) -> tuple[Trained, Trained]:
@@ -500,11 +509,22 @@ def test_layers_agree(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", slow_but([*LOSSES, *SHORT], "huber", "short_group"))
+@pytest.mark.parametrize("name", slow_but(RUNS, "huber", "short_group"))
 def test_losses_and_short_batches_agree(name: str) -> None:
-    assert_parity(
-        ["trainer.precision=float64", "trainer.max_steps=100", *{**LOSSES, **SHORT}[name]]
-    )
+    assert_parity(["trainer.precision=float64", "trainer.max_steps=100", *RUNS[name]])
+
+
+@pytest.mark.parametrize("loss", ["focal", "cosine_similarity"])
+def test_losses_of_several_targets_agree(loss: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 5))
+    y = x @ rng.normal(size=(5, 3))
+    table = np.hstack([x, y > 0 if loss == "focal" else y])
+    path = tmp_path / "rows.csv"
+    np.savetxt(path, table, delimiter=",", header="a,b,c,d,e,f,g,h", comments="")
+    task = "multilabel" if loss == "focal" else "regression"
+    data = ["data=table", f"data.path={path}", "data.target=[f,g,h]", f"data.task={task}"]
+    assert_parity(["trainer.precision=float64", "trainer.max_steps=60", f"loss={loss}", *data])
 
 
 def test_binary_cross_entropy_agrees(tmp_path) -> None:  # type: ignore[no-untyped-def]
