@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from runner.components import width
 from runner.components.custom import Built, CustomNetwork, Source
 from runner.components.layers import Network, Shape, initial_variables
 from runner.components.optimizers import LEARNING_RATE, TRAINING_WEIGHTS, Group, kinds
@@ -344,7 +345,11 @@ def first_state(network: Network, optimizer: Any, dtype: np.dtype, seed: int) ->
         weights, buffers = network.built.weights, network.built.buffers
         slots = optimizer.initial_slots(weights, kinds(optimizer, network))
         return TrainState(0, weights, slots, buffers)
-    values = {name: value.astype(dtype) for name, value in initial_variables(network, seed).items()}
+    scales = width.scales(optimizer, network)
+    values = {
+        name: (value * scales[name].first if name in scales else value).astype(dtype)
+        for name, value in initial_variables(network, seed).items()
+    }
     trainable = {name for name, variable in network.variables().items() if variable.trainable}
     weights = {name: value for name, value in values.items() if name in trainable}
     buffers = {name: value for name, value in values.items() if name not in trainable}

@@ -31,11 +31,12 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from runner import user_code
+from runner.components import width
 from runner.components.custom import CustomNetwork, layer_of
 from runner.components.layers import Network, Variable
 from runner.errors import ConfigError, nearest, show
 from runner.schedules import AnyCurve, Clock, Curve, table
-from runner.section import MOST, Fraction, NonNegative, OwnCode, Positive, Section
+from runner.section import MOST, Count, Fraction, NonNegative, OwnCode, Positive, Section
 
 NUMBERS = "numbers"  # a slot with an optimizer's own numbers in place of arrays by weight
 BASE_WEIGHTS = "base_weights"  # the slot with z of a schedule-free optimizer
@@ -106,6 +107,7 @@ class _Optimizer(Section):
     decay_exclude: Literal["none", "bias_and_norm"]
     groups: list[Matching]
     layer_decay: Positive
+    width_base: Count | None
     schedules: dict[str, AnyCurve]
 
     schedulable: ClassVar[Sequence[str]] = ("weight_decay",)  # hyperparameters that can change
@@ -117,6 +119,7 @@ class _Optimizer(Section):
     has_own_decay: ClassVar[bool] = False
     # True if what is kept for all weights together depends on eta(t)
     needs_one_schedule: ClassVar[bool] = False
+    width_rule: ClassVar[width.Rule | None] = None  # how rates depend on the width
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -179,6 +182,7 @@ class SGD(_Optimizer):
     nesterov: bool
 
     schedulable: ClassVar[Sequence[str]] = ("momentum", "weight_decay")
+    width_rule: ClassVar[width.Rule | None] = "sgd"
 
     def slots(self) -> dict[str, float]:
         return {"momentum": 0.0} if self.momentum else {}
@@ -190,6 +194,7 @@ class _Adam(_Optimizer):
     eps: Positive
 
     schedulable: ClassVar[Sequence[str]] = ("beta1", "beta2", "weight_decay")
+    width_rule: ClassVar[width.Rule | None] = "adam"
 
 
 class Adam(_Adam):
@@ -266,6 +271,7 @@ class RMSprop(_Optimizer):
     centered: bool
 
     schedulable: ClassVar[Sequence[str]] = ("momentum", "rho", "weight_decay")
+    width_rule: ClassVar[width.Rule | None] = "adam"
 
     def slots(self) -> dict[str, float]:
         slots = {"square_average": 0.0}
@@ -312,6 +318,7 @@ class Lion(_Optimizer):
     beta2: Fraction
 
     schedulable: ClassVar[Sequence[str]] = ("beta1", "beta2", "weight_decay")
+    width_rule: ClassVar[width.Rule | None] = "adam"
 
     def slots(self) -> dict[str, float]:
         return {"first_moment": 0.0}
@@ -627,6 +634,7 @@ class Prodigy(_Adam):
     schedulable: ClassVar[Sequence[str]] = ("weight_decay",)
     has_own_decay: ClassVar[bool] = True
     needs_one_schedule: ClassVar[bool] = True
+    width_rule: ClassVar[width.Rule | None] = None
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -654,11 +662,13 @@ class Custom(OwnCode):
     decay_exclude: Literal["none", "bias_and_norm"]
     groups: list[Matching]
     layer_decay: Positive
+    width_base: Count | None
     schedules: dict[str, AnyCurve]
 
     schedulable: ClassVar[Sequence[str]] = ()
     is_elementwise: ClassVar[bool] = True
     needs_one_schedule: ClassVar[bool] = False
+    width_rule: ClassVar[width.Rule | None] = None
 
     def make(self, kind: type, kind_name: str, *arguments: Any, **named: Any) -> Any:
         """Call the user's class or function with a backend's arguments and its own. Raises
@@ -717,7 +727,13 @@ class OfModule(Custom):
 
     def check(self) -> None:
         """Refuse keys that the module's own groups replace, and arguments."""
-        defaults = {"decay_exclude": "none", "groups": [], "layer_decay": 1.0, "schedules": {}}
+        defaults = {
+            "decay_exclude": "none",
+            "groups": [],
+            "layer_decay": 1.0,
+            "width_base": None,
+            "schedules": {},
+        }
         for key, value in defaults.items():
             if getattr(self, key) != value:
                 raise ConfigError(
@@ -780,6 +796,7 @@ def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
     )
     used: set[int] = set()
     by_factors: dict[tuple[float, float, str, str], list[str]] = {(1.0, 1.0, "", ""): []}
+    scales = width.scales(optimizer, network)
     variables, last = network.variables(), (network.layers() or [[]])[-1]
     for name, layer in layers.items():
         i = next((i for i, entry in enumerate(optimizer.groups) if entry.fits(name)), None)
@@ -788,6 +805,7 @@ def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
         decay_factor = entry.weight_decay_factor if name in decay else 0.0
         kind = optimizer.kind(name, variables[name], name in last, entry)
         lr_factor = layer * entry.lr_factor * optimizer.rate_factor(kind)
+        lr_factor *= scales[name].rate if scales else 1.0
         scheduled_by = "" if entry.schedule is None else entry.match
         by_factors.setdefault((lr_factor, decay_factor, kind, scheduled_by), []).append(name)
     for i, entry in enumerate(optimizer.groups):

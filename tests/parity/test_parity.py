@@ -400,6 +400,8 @@ GROUPS = {
         "{match: dense_0/bias, schedule: {name: sequence, phases: [{for: 30%, name: hold, factor: "
         "0.0},{for: rest, name: hold}]}}]"
     )],
+    "widths": ["optimizer=sgd", "optimizer.momentum=0.9", "optimizer.lr=0.02",
+        "optimizer.width_base=24"],
     # no weight has the rate eta(t) itself, and one layer is frozen
     "frozen": ["optimizer=adam",
         "optimizer.groups=[{match: dense_0, lr_factor: 0.0},{match: '*', lr_factor: 0.5}]"],
