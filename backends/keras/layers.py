@@ -420,6 +420,15 @@ class Dropout(_Layer):
         )
 
 
+class _StochasticDepth(Dropout):
+    """Dropout of whole rows."""
+
+    def keep(self, x: Any) -> Any:
+        state, key = self.dropout_state, layer_key(self.dropout_state.seed, self.index)
+        mask = keep(tf.shape(x)[:1], self.rate, key, state.step, state.micro_batch)
+        return tf.reshape(mask, [-1, *(1,) * (len(x.shape) - 1)])
+
+
 def layer_key(seed: Any, layer_index: int) -> Any:
     """Compute runner.random.layer_key of a tensor."""
     return _mix_tensor(_low_32_bits(_mix_tensor(_low_32_bits(seed)) + layer_index))
@@ -463,6 +472,9 @@ def _sequence(
             main, shortcut = (
                 _sequence(branch, x, dropout_state, known) for branch in node.branches
             )
+            if dropout_state and (rate := node.spec.stochastic_depth) > 0:
+                name = f"{node.name}.depth"
+                main = _StochasticDepth(rate, node.index, dropout_state, name=name)(main)
             x = native.Add(name=node.name)([main, shortcut])
         elif not dropout_state and node.spec.layer in _COMPOSED and not _has_stock_layer(node):
             x = _COMPOSED[node.spec.layer](node, x, known)

@@ -635,6 +635,15 @@ class Dropout(nn.Module):
         return mask.permute(0, 3, 1, 2) if x.ndim == 4 else mask
 
 
+class _StochasticDepth(Dropout):
+    """Dropout of whole rows."""
+
+    def keep(self, x: Tensor) -> Tensor:
+        state = self.dropout_state
+        mask = keep(x.shape[:1], self.rate, self.key, state.step, state.micro_batch, x.device)
+        return mask.view(-1, *(1,) * (x.ndim - 1))
+
+
 def keep(
     shape: Sequence[int], rate: float, key: int, step: int, micro_batch: int, device: torch.device
 ) -> Tensor:
@@ -659,11 +668,16 @@ class _Residual(nn.Module):
             _sequence(main, dropout_state),
             _sequence(shortcut, dropout_state),
         )
+        self.depth: nn.Module | None = None
+        if dropout_state and node.spec.stochastic_depth > 0:
+            self.depth = _StochasticDepth(node.spec.stochastic_depth, node.index, dropout_state)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if mask is None:
-            return self.main(x) + self.shortcut(x)
-        return self._branch(self.main, x, mask) + self._branch(self.shortcut, x, mask)
+            y, shortcut = self.main(x), self.shortcut(x)
+        else:
+            y, shortcut = (self._branch(part, x, mask) for part in (self.main, self.shortcut))
+        return (y if self.depth is None else self.depth(y)) + shortcut
 
     def _branch(self, branch: nn.Sequential, x: Tensor, mask: Tensor) -> Tensor:
         return branch(x, mask) if isinstance(branch, _MaskedSequence) else branch(x)

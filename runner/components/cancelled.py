@@ -79,7 +79,14 @@ def _inner(node: Node) -> Iterator[tuple[str, Change, str]]:
     """Yield the weights in a residual's branches. The other branch does not change, so the change
     at the residual's output is that of the branch."""
     for branch in node.branches:
-        yield from _changes(branch)
+        for name, change, by in _changes(branch):
+            yield name, _after_drop(node, change), by
+
+
+def _after_drop(node: Node, change: Change) -> Change:
+    """Return the change of a residual's output: what is dropped differs from row to row."""
+    is_dropped = node.spec.stochastic_depth > 0 and change != Change.NONE
+    return Change.ANY if is_dropped else change
 
 
 def _through(nodes: Sequence[Node], change: Change, by: str) -> tuple[Change, str]:
@@ -95,7 +102,8 @@ def _after(node: Node, change: Change) -> Change:
     s = node.spec
     match s.layer:
         case "residual":
-            return max(_through(branch, change, "")[0] for branch in node.branches)
+            inner = max(_through(branch, change, "")[0] for branch in node.branches)
+            return _after_drop(node, inner)
         case "batch_norm":
             return Change.NONE if change == Change.CHANNEL else Change.ANY
         case "layer_norm":

@@ -752,11 +752,18 @@ def _dense_variables(
 
 
 class Residual(_IgnoresPadding):
-    """y = layers(x) + shortcut(x); without shortcut layers, layers(x) + x. He et al. (2016)."""
+    """y = layers(x) + shortcut(x); without shortcut layers, layers(x) + x. He et al. (2016).
+
+    With `stochastic_depth` = p, training drops `layers` for a row with probability p: y =
+    m / (1 - p) layers(x) + shortcut(x), where m is 0 or 1, runner.random.keep of the rows. In
+    evaluation, nothing is dropped. Huang et al. (2016), who multiply by 1 - p in evaluation instead
+    of dividing in training; torchvision.ops.StochasticDepth with mode="row", timm's DropPath.
+    """
 
     layer: Literal["residual"]
     layers: list["Layer"]
     shortcut: list["Layer"]
+    stochastic_depth: Fraction
 
 
 Layer = Annotated[

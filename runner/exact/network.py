@@ -11,6 +11,7 @@ from runner.components.optimizers import Group
 from runner.exact.forms import FORMS
 from runner.exact.layers import Gradients, Pass, find_mask, without_padding
 from runner.exact.primitives import Primitives, Tensor
+from runner.exact.rules import constant
 
 Tape = list[tuple[Node, Any, bool]]  # (node, memory, whether a node before it is trained)
 
@@ -79,7 +80,8 @@ def forward(
         x = without_padding(p, x) if node.is_masked else x
         if node.spec.layer == "residual":
             (y, main), (z, shortcut) = (forward(p, branch, x, trained) for branch in node.branches)
-            x, memory = p.o.r(y + z), (main, shortcut)
+            is_kept = _rows_kept(p, node, y)
+            x, memory = p.o.r(_drop(p, node, is_kept, y) + z), (main, shortcut, is_kept)
         else:
             x, memory = FORMS[node.spec.layer][0](p, node, x)
         tape.append((node, memory, trained))
@@ -92,7 +94,9 @@ def backward(p: Pass, tape: Tape, g: Tensor, gradients: Gradients) -> Tensor:
     if a node before it is trained."""
     for node, memory, needs_dx in reversed(tape):
         if node.spec.layer == "residual":
-            parts = [backward(p, branch, g, gradients) for branch in memory]
+            main, shortcut, is_kept = memory
+            by_main = backward(p, main, _drop(p, node, is_kept, g), gradients)
+            parts = [by_main, backward(p, shortcut, g, gradients)]
             g = p.o.r(parts[0] + parts[1]) if needs_dx else None
         elif needs_dx or _is_trained(p, node):
             g, node_gradients = FORMS[node.spec.layer][1](p, node, memory, g, needs_dx)
@@ -102,6 +106,21 @@ def backward(p: Pass, tape: Tape, g: Tensor, gradients: Gradients) -> Tensor:
         if needs_dx and node.is_masked:
             g = without_padding(p, g)
     return g
+
+
+def _rows_kept(p: Pass, node: Node, y: Tensor) -> Tensor:
+    """Return the mask of stochastic depth, [N, 1, ...]; None if no row is dropped."""
+    rate = node.spec.stochastic_depth
+    if p.is_evaluation or rate == 0:
+        return None
+    one_per_row = y[(slice(None), *(slice(0, 1) for _ in node.output_shape))]
+    return p.o.keep(one_per_row, rate, p.seed, node.index, p.step, p.micro_batch)
+
+
+def _drop(p: Pass, node: Node, is_kept: Tensor, x: Tensor) -> Tensor:
+    if is_kept is None or x is None:
+        return x
+    return p.o.where(is_kept, p.o.r(x * constant(1 / (1 - node.spec.stochastic_depth))), 0.0)
 
 
 def _is_trained(p: Pass, node: Node) -> bool:

@@ -2,6 +2,7 @@
 backends, and their exports."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch.nn.functional as F
 
 from runner import dispatcher
 from runner.components.positions import rotations
+from runner.data.order import Chunk
 from runner.plan import Plan
-from runner.spec import TrainState
+from runner.spec import Live, Report, TrainState
 from tests.training import first, prepare
 
 BACKENDS = ("lightning", "keras")
@@ -145,6 +147,38 @@ def test_angles_are_those_of_numpy(base: float) -> None:
     angles = np.arange(300)[:, None] * base ** (-np.arange(5) / 5)
     np.testing.assert_allclose(cos, np.cos(angles), rtol=0, atol=300 * 2.0**-52)
     np.testing.assert_allclose(sin, np.sin(angles), rtol=0, atol=300 * 2.0**-52)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_stochastic_depth_drops_whole_rows_in_training_and_none_in_evaluation(backend: str) -> None:
+    """The shortcut is 0 and the branch is a bias of 1, with a learning rate of almost 0: the
+    outputs of the training rows are 0, or 1 / (1 - p). Within 6 standard deviations, p of the rows
+    are dropped."""
+    prepared = prepare([
+        "trainer.precision=float64", "schedule=constant", "optimizer=sgd", "optimizer.lr=1e-300",
+        "model.layers=[{layer: residual, stochastic_depth: 0.25, layers: [{layer: dense, units: "
+        "outputs, init: zeros}], shortcut: [{layer: dense, units: outputs, init: zeros, bias: "
+        "false}]}]",
+    ])  # fmt: skip
+    state = first(prepared)
+    state.weights["dense_0/bias"][...] = 1.0
+    spec = replace(prepared.run_spec(), keeps_outputs=True)
+    seen: list[np.ndarray] = []
+
+    def on_chunk(chunk: Chunk, report: Report, live: Live) -> bool:
+        seen.append(report.outputs)
+        return True
+
+    chunks = prepared.chunks(0, None, adapt=False)
+    engine = dispatcher.load(backend)
+    engine.train(spec, state, chunks, on_chunk)
+    outputs = np.round(np.concatenate(seen), 12)  # the rate 1e-300 moves weights from 0
+    assert (outputs == outputs[:, :1]).all()
+    np.testing.assert_allclose(np.unique(outputs), [0, 1 / 0.75], rtol=1e-12)
+    deviation = (0.25 * 0.75 / len(outputs)) ** 0.5
+    assert abs((outputs[:, 0] == 0).mean() - 0.25) < 6 * deviation
+    x = prepared.data.test.x[:9]
+    assert (engine.predict(prepared.model, state, {"x": x}) == 1.0).all()
 
 
 EXPORTS = {

@@ -262,6 +262,7 @@ LAYERS = {
         "{layer: attention, num_heads: 3, causal: true}]},"
         "{layer: dropout, rate: 0.1},{layer: dense, units: outputs}]",
     ],
+    "llama": [*TEXT, "model=llama"],
     # strides, dilation, asymmetric padding
     "conv1d": [
         stack(
@@ -303,6 +304,15 @@ LAYERS = {
             "{layer: reshape, shape: [8, 8]},{layer: lstm, units: 6, return_sequences: true, "
             "bidirectional: true},{layer: lstm, units: 5, bidirectional: true, bias: false}"
         )
+    ],
+    "stochastic_depth": [
+        stack(
+            "{layer: reshape, shape: [8, 8, 1]},{layer: residual, stochastic_depth: 0.5, layers: "
+            "[{layer: conv2d, filters: 1, kernel_size: 3}]},{layer: reshape, shape: [64]},"
+            "{layer: residual, stochastic_depth: 0.3, layers: [{layer: dense, units: 16},{layer: "
+            "activation, function: tanh}], shortcut: [{layer: dense, units: 16}]}"
+        ),
+        "trainer.accumulate_grad_batches=2",
     ],
     # three heads of queries for each of keys; 1 / sqrt(2) is no number of 24 bits
     "grouped_attention": [
