@@ -469,7 +469,7 @@ class _Masking(nn.Module):
 def _find_mask(s: Any, x: Tensor) -> Tensor:
     """Return the mask of `masking` or `embedding` for its input.  # bool[B, T]"""
     is_value = x != 0 if s.layer == "embedding" else (x != s.mask_value).any(-1)
-    mask = is_value.flip(1).cummax(1).values.flip(1)
+    mask = is_value.flip(1).cumsum(1).flip(1) > 0
     return mask | (torch.arange(x.shape[1], device=x.device) == 0)
 
 
