@@ -77,10 +77,11 @@ def train(
             (backend=keras), called without arguments under the run's seed; or an instance, which is
             copied and keeps its weights, whatever the seed.
         data: (x, y), {"x": x, "y": y}, or {"train": ..., "val": ..., "test": ...} of these: NumPy
-            arrays, tensors on the CPU, pandas DataFrames; or a map-style data set. The keys of
-            data=arrays apply, such as `data.task=regression` and `data.standardize=true`. Or a
-            table with its target: a DataFrame of pandas or Polars, an Arrow table, a dict of
-            columns, a list of dicts. The keys of data=table apply, such as `data.target=price`.
+            arrays, tensors on the CPU, pandas DataFrames; or a map-style data set. The key "weight"
+            has the weights of the rows, in the loss and in the metrics. The keys of data=arrays
+            apply, such as `data.task=regression` and `data.standardize=true`. Or a table with its
+            target: a DataFrame of pandas or Polars, an Arrow table, a dict of columns, a list of
+            dicts. The keys of data=table apply, such as `data.target=price`.
         schedule: a function f(t, total_steps, steps_per_epoch, lr) -> rates, with an array of steps
             t. All other keys of `schedule` are its arguments.
         loss: a function f(outputs, batch) of the framework's tensors, as with loss=custom.

@@ -118,6 +118,8 @@ class Plan:
         fields = {}
         if "y" not in self._streamed:
             fields["y"] = losses.targets(self.loss, self.data.train.y, model.dtype)
+        if self.data.train.weight is not None:
+            fields["weight"] = self.data.train.weight.astype(model.dtype)
         if "x" not in self._streamed:
             fields["x"] = np.ascontiguousarray(self.data.train.x, dtype=self.model.input_dtype)
         return RunSpec(
@@ -421,6 +423,12 @@ def _weighted_or_own(
 ) -> Any:
     """Return the loss with its class weights as numbers, or the loss of the user's own code after a
     trial."""
+    if data.train.weight is not None and (_has_loss(model.network) or loss.name == "custom"):
+        what = "a loss of your own" if loss.name == "custom" else "a model with its own loss"
+        raise ConfigError(
+            f"{what} gets no weights of rows, and this data has weights; use a loss of this "
+            f"project, such as cross_entropy, or leave the weights out"
+        )
     if _has_loss(model.network):
         if config.loss.name != "auto":
             raise ConfigError(
@@ -472,6 +480,8 @@ def _metrics(
             raise ConfigError(
                 f"metrics: {name} is measured on the validation rows, and this data has none"
             )
+    if data.train.weight is not None:
+        metrics.check_weights(chosen, shape[-1] if fits else 0, y)
     return chosen
 
 
@@ -754,10 +764,12 @@ def evaluate(
     whole = {name: metric for name, metric in others.items() if name not in counted}
     counts: dict[str, Any] = {}
     blocks = plan.output_blocks(split, predict) if measured is None else _measured(measured, split)
-    kept = []
+    kept, begin = [], 0
     for outputs, y in blocks:
-        by_row = rows(plan, outputs, y)
-        means.add({f"{prefix}{name}": v for name, v in by_row.items()})
+        by_row = {f"{prefix}{name}": v for name, v in rows(plan, outputs, y).items()}
+        weights = None if split.weight is None else split.weight[begin : begin + len(y)]
+        add_rows(means, by_row, weights)
+        begin += len(y)
         kept += [outputs] if whole else []
         for name in counted:
             found = metrics.measure(name, others[name], outputs, y)
@@ -765,7 +777,7 @@ def evaluate(
     if kept:
         z, y = _in_data_units(plan, np.concatenate(kept), split.y)
         for name, metric in whole.items():
-            values[f"{prefix}{name}"] = float(metrics.measure(name, metric, z, y))
+            values[f"{prefix}{name}"] = float(metrics.measure(name, metric, z, y, split.weight))
     values |= {f"{prefix}{name}": counted[name](total) for name, total in counts.items()}
     if measured is not None:
         means.add({_column(name, prefix): v for name, v in measured.rows.items()})
@@ -797,6 +809,21 @@ def rows(plan: Plan, outputs: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray
     z, y = _in_data_units(plan, outputs, y)
     by_row = {name: metric for name, metric in plan.metrics.items() if metric.by_row}
     return values | {name: metrics.measure(name, metric, z, y) for name, metric in by_row.items()}
+
+
+def add_rows(
+    means: metrics.Means, by_row: Mapping[str, np.ndarray], weights: np.ndarray | None
+) -> None:
+    """Add the loss and the metrics of rows. The loss is a mean over rows of w l, the metrics are
+    means with the weights w (runner.data.weights)."""
+    if weights is None:
+        means.add(by_row)
+        return
+    losses_of = {
+        name: v * weights for name, v in by_row.items() if name.rpartition("/")[2] == "loss"
+    }
+    means.add(losses_of)
+    means.add({name: v for name, v in by_row.items() if name not in losses_of}, weights)
 
 
 def _in_data_units(plan: Plan, outputs: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -342,11 +342,11 @@ class Engine:
         self_test.check(run.device, self._run_self_test)
         self.schedule = TableLR(run)
         self.optimizer = Optimizer(run, self.network, self.schedule, start)
-        y = run.fields["y"]
-        y = y if run.loss.name == "cross_entropy" else r(y)
-        x = run.fields["x"]
-        x = x if run.network.takes_tokens else r(x)
-        self.fields = {"x": tf.constant(x), "y": tf.constant(y)}
+        integers = gradient.integer_fields(run)
+        self.fields = {
+            name: tf.constant(values if name in integers else r(values))
+            for name, values in run.fields.items()
+        }
 
     def start(self, run: RunSpec, start: TrainState) -> None:
         """Start another run that can use the same compiled functions."""
@@ -380,8 +380,8 @@ class Engine:
         g, statistics, outputs = gradient.gradient(
             n.o, self.run, n.layout, weights, n.current_statistics(), batches, num_rows, seed, step
         )
-        pairs = [(z, batch["y"]) for z, batch in zip(outputs, batches, strict=True)]
-        loss = gradient.losses(n.o, self.run, pairs, 1)[0]
+        terms = [gradient.loss_terms(z, batch) for z, batch in zip(outputs, batches, strict=True)]
+        loss = gradient.losses(n.o, self.run, terms, 1)[0]
         for name, variable in n.statistics.items():
             variable.assign(statistics[name])
         self.optimizer.apply([g], [n.weights_vector])

@@ -14,10 +14,21 @@ from backends.keras.layers import constant
 from runner.components.losses import COSINE_EPS
 
 
-def build(loss: Any) -> Callable[[Any, Any], Any]:
-    """Build the function that computes a batch's mean loss from a runner.components.losses.Loss."""
+def build(loss: Any, has_weights: bool = False) -> Callable[..., Any]:
+    """Build the function (z, y) that computes a batch's mean loss from a
+    runner.components.losses.Loss. If the rows have weights w [B], it is (z, y, w), the mean of the
+    rows' losses times w."""
+    if has_weights:
+        values = _values(loss)
+
+        def weighted(z: Any, y: Any, w: Any) -> Any:
+            by_row = tf.reduce_mean(tf.reshape(values(z, y), [tf.shape(w)[0], -1]), axis=1)
+            return tf.reduce_mean(by_row * tf.cast(w, z.dtype))
+
+        return weighted
     if getattr(loss, "class_weights", None) is not None:
-        return _weighted(loss)
+        values = _values(loss)
+        return lambda z, y: tf.reduce_mean(values(z, y))
     match loss.name:
         case "cross_entropy":
             return lambda z, y: _cross_entropy(z, y, loss.label_smoothing)
@@ -28,11 +39,11 @@ def build(loss: Any) -> Callable[[Any, Any], Any]:
         case "mean_squared_error":
             return lambda z, y: tf.reduce_mean(tf.math.squared_difference(z, y))
         case "huber":
-            return lambda z, y: _huber(z, y, loss.delta)
+            return lambda z, y: tf.reduce_mean(_huber(z, y, loss.delta))
         case "focal":
             return lambda z, y: tf.reduce_mean(_focal(loss, z, y))
         case "cosine_similarity":
-            return _cosine_similarity
+            return lambda z, y: tf.reduce_mean(_cosine_similarity(z, y))
     raise AssertionError(loss.name)
 
 
@@ -46,9 +57,7 @@ def _cross_entropy(z: Any, y: Any, smoothing: float) -> Any:
 
 def _huber(z: Any, y: Any, delta: float) -> Any:
     error, edge, half = tf.abs(z - y), constant(delta, z), constant(0.5, z)
-    return tf.reduce_mean(
-        tf.where(error <= edge, half * error * error, edge * (error - half * edge))
-    )
+    return tf.where(error <= edge, half * error * error, edge * (error - half * edge))
 
 
 def _focal(loss: Any, z: Any, y: Any) -> Any:
@@ -67,24 +76,40 @@ def _focal(loss: Any, z: Any, y: Any) -> Any:
 def _cosine_similarity(z: Any, y: Any) -> Any:
     eps = constant(COSINE_EPS, z)
     sizes = (tf.reduce_sum(z * z, 1) + eps) * (tf.reduce_sum(y * y, 1) + eps)
-    return tf.reduce_mean(1 - tf.reduce_sum(z * y, 1) / tf.sqrt(sizes))
+    return 1 - tf.reduce_sum(z * y, 1) / tf.sqrt(sizes)
 
 
-def _weighted(loss: Any) -> Callable[[Any, Any], Any]:
-    """Build a loss with class weights: the mean over rows of weight * value."""
+def _values(loss: Any) -> Callable[[Any, Any], Any]:
+    """Build the function that computes the loss of each label, or of each row of targets, times its
+    class weight.  # [B T] or [B]"""
 
-    def mean(z: Any, y: Any) -> Any:
+    def values(z: Any, y: Any) -> Any:
+        match loss.name:
+            case "cross_entropy":
+                of_label = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=z)
+                if smoothing := loss.label_smoothing:
+                    uniform = -tf.reduce_mean(tf.nn.log_softmax(z), axis=-1)
+                    certain = constant(1 - smoothing, z) * of_label
+                    of_label = certain + constant(smoothing, z) * uniform
+                return tf.reshape(of_label, [-1])
+            case "binary_cross_entropy":
+                of_output = tf.nn.sigmoid_cross_entropy_with_logits(labels=y, logits=z)
+                return tf.reduce_mean(of_output, axis=1)
+            case "mean_squared_error":
+                return tf.reduce_mean(tf.math.squared_difference(z, y), axis=1)
+            case "huber":
+                return tf.reduce_mean(_huber(z, y, loss.delta), axis=1)
+            case "focal":
+                return tf.reshape(_focal(loss, z, y), [-1])
+            case "cosine_similarity":
+                return _cosine_similarity(z, y)
+        raise AssertionError(loss.name)
+
+    if getattr(loss, "class_weights", None) is None:
+        return values
+
+    def weighted(z: Any, y: Any) -> Any:
         labels = tf.cast(tf.reshape(y, [-1]), tf.int64)
-        rows = tf.gather(tf.constant(loss.class_weights, z.dtype), labels)
-        if loss.name == "binary_cross_entropy":
-            values = tf.nn.sigmoid_cross_entropy_with_logits(labels=y, logits=z)
-            return tf.reduce_mean(rows * tf.reduce_mean(values, axis=1))
-        if loss.name == "focal":
-            return tf.reduce_mean(rows * tf.reshape(_focal(loss, z, y), [-1]))
-        values = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=z)
-        if smoothing := loss.label_smoothing:
-            uniform = -tf.reduce_mean(tf.nn.log_softmax(z), axis=-1)
-            values = constant(1 - smoothing, z) * values + constant(smoothing, z) * uniform
-        return tf.reduce_mean(rows * tf.reshape(values, [-1]))
+        return tf.gather(tf.constant(loss.class_weights, z.dtype), labels) * values(z, y)
 
-    return mean
+    return weighted

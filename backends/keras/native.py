@@ -27,7 +27,7 @@ class Engine:
         dropout_state: layers.DropoutState,
     ) -> None:
         self.model, self.run, self.dropout_state = model, run, dropout_state
-        self.loss = objective.build(run.loss, model)
+        self.loss = objective.build(run.loss, model, "weight" in run.fields)
         self.has_own_loss = run.loss.name == "model"
         self.is_own = isinstance(run.network, CustomNetwork)
         layers.load_state(model, start.for_training())
@@ -111,7 +111,8 @@ class Engine:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(trained)
                 z = tf.cast(self.model(x, training=True), self.run.dtype)
-                loss = self._mean_loss(x, batch["y"], z)
+                weights = (batch["weight"],) if "weight" in batch else ()
+                loss = self._mean_loss(x, batch["y"], z, *weights)
                 if num_rows != x.shape[0]:
                     loss = loss * layers.constant(x.shape[0] / num_rows, loss)
             batch_gradients = tape.gradient(
@@ -136,9 +137,9 @@ class Engine:
             variable.assign(tf.where(tf.math.is_finite(total), variable.value, value))
         return total, outputs
 
-    def _mean_loss(self, x: Any, y: Any, z: Any) -> Any:
+    def _mean_loss(self, x: Any, y: Any, z: Any, *weights: Any) -> Any:
         """Return a micro-batch's mean loss in training, with add_loss and regularizers."""
-        loss = self.loss(x, y, z, True)
+        loss = self.loss(x, y, z, True, *weights)
         if loss.shape.rank:  # a function of the user's own gives the value of each row
             loss = tf.reduce_mean(loss)
         loss = tf.cast(loss, self.run.dtype)

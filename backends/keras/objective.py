@@ -17,10 +17,11 @@ from runner.data.source import Batch
 from runner.errors import ConfigError
 from runner.spec import Measured, ModelSpec
 
-Compute = Callable[[Any, Any, Any, bool], Any]  # x, y, outputs, training -> mean loss or rows
+# x, y, outputs, training, and weights if the rows have some -> mean loss or rows
+Compute = Callable[..., Any]
 
 
-def build(loss: Any, model: keras.Model) -> Compute:
+def build(loss: Any, model: keras.Model, has_weights: bool = False) -> Compute:
     """Build the function that computes a batch's loss from its outputs."""
     if loss.name == "model":
         own = model.own_model()
@@ -34,8 +35,8 @@ def build(loss: Any, model: keras.Model) -> Compute:
     if loss.name == "custom":
         function = own_function(loss)
         return lambda x, y, z, training: function(z, (x, y))
-    kernel = losses.build(loss)
-    return lambda x, y, z, training: kernel(z, y)
+    kernel = losses.build(loss, has_weights)
+    return lambda x, y, z, training, *weights: kernel(z, y, *weights)
 
 
 def own_function(loss: Any) -> Callable[[Any, tuple[Any, ...]], Any]:

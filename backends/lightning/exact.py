@@ -289,10 +289,10 @@ class Engine:
         self_test.check(str(device), self._run_self_test)
         self.optimizer = Optimizer(run, self.network, start)
         o = self.network.o
-        x, y = (o.constant(run.fields[name]) for name in ("x", "y"))
+        integers = gradient.integer_fields(run)
         self.fields = {
-            "x": x if run.network.takes_tokens else o.r(x.double()),
-            "y": y if run.loss.name == "cross_entropy" else o.r(y.double()),
+            name: o.constant(values) if name in integers else o.r(o.constant(values).double())
+            for name, values in run.fields.items()
         }
 
     def evaluation(self) -> AbstractContextManager[None]:
@@ -309,9 +309,9 @@ class Engine:
     @torch.inference_mode()
     def update(
         self, step: int, batches: Sequence[Mapping[str, Tensor]], num_rows: int
-    ) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
-        """Make one update. Return each micro-batch's (outputs, targets), for `losses`, and its
-        float32 outputs, both from before the update."""
+    ) -> tuple[list[tuple[Tensor, ...]], list[Tensor]]:
+        """Make one update. Return each micro-batch's outputs, targets and any weights, for
+        `losses`, and its float32 outputs, both from before the update."""
         n = self.network
         n.weights.grad, n.statistics, outputs = gradient.gradient(
             n.o,
@@ -325,15 +325,15 @@ class Engine:
             step,
         )
         self.optimizer.apply()
-        pairs = [(z, batch["y"]) for z, batch in zip(outputs, batches, strict=True)]
-        return pairs, [z.float() for z in outputs]
+        terms = [gradient.loss_terms(z, batch) for z, batch in zip(outputs, batches, strict=True)]
+        return terms, [z.float() for z in outputs]
 
     @torch.inference_mode()
-    def losses(self, loss_terms: Sequence[list[tuple[Tensor, Tensor]]]) -> Tensor:
+    def losses(self, loss_terms: Sequence[list[tuple[Tensor, ...]]]) -> Tensor:
         """Compute the updates' losses, all with one call.  # float32[K]"""
-        # per micro-batch: outputs and targets of all K updates
-        by_micro_batch = [zip(*pairs, strict=True) for pairs in zip(*loss_terms, strict=True)]
-        batches = [(torch.cat(z), torch.cat(y)) for z, y in by_micro_batch]
+        # per micro-batch: outputs, targets and weights of all K updates
+        by_micro_batch = [zip(*terms, strict=True) for terms in zip(*loss_terms, strict=True)]
+        batches = [tuple(map(torch.cat, tensors)) for tensors in by_micro_batch]
         return gradient.losses(self.network.o, self.run, batches, len(loss_terms)).float()
 
     def state(self, step: int) -> TrainState:

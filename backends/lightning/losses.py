@@ -14,10 +14,16 @@ from torch import Tensor
 from runner.components.losses import COSINE_EPS
 
 
-def build(loss: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """Build the function that computes a batch's mean loss from a runner.components.losses.Loss."""
+def build(loss: Any, has_weights: bool = False) -> Callable[..., Tensor]:
+    """Build the function (z, y) that computes a batch's mean loss from a
+    runner.components.losses.Loss. If the rows have weights w [B], it is (z, y, w), the mean of the
+    rows' losses times w."""
+    if has_weights:
+        values = _values(loss)
+        return lambda z, y, w: (values(z, y).reshape(len(w), -1).mean(1) * w.to(z.dtype)).mean()
     if getattr(loss, "class_weights", None) is not None:
-        return _weighted(loss)
+        values = _values(loss)
+        return lambda z, y: values(z, y).mean()
     match loss.name:
         case "cross_entropy":
             return lambda z, y: F.cross_entropy(
@@ -32,7 +38,7 @@ def build(loss: Any) -> Callable[[Tensor, Tensor], Tensor]:
         case "focal":
             return lambda z, y: _focal(loss, z, y).mean()
         case "cosine_similarity":
-            return _cosine_similarity
+            return lambda z, y: _cosine_similarity(z, y).mean()
     raise AssertionError(loss.name)
 
 
@@ -50,22 +56,32 @@ def _focal(loss: Any, z: Tensor, y: Tensor) -> Tensor:
 
 def _cosine_similarity(z: Tensor, y: Tensor) -> Tensor:
     sizes = ((z * z).sum(1) + COSINE_EPS) * ((y * y).sum(1) + COSINE_EPS)
-    return (1 - (z * y).sum(1) / sizes.sqrt()).mean()
+    return 1 - (z * y).sum(1) / sizes.sqrt()
 
 
-def _weighted(loss: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """Build a loss with class weights: the mean over rows of weight * value."""
+def _values(loss: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """Build the function that computes the loss of each label, or of each row of targets, times its
+    class weight.  # [B T] or [B]"""
+
+    def values(z: Tensor, y: Tensor) -> Tensor:
+        match loss.name:
+            case "cross_entropy":
+                smoothing = loss.label_smoothing
+                z, y = z.flatten(0, -2), y.flatten()
+                return F.cross_entropy(z, y, reduction="none", label_smoothing=smoothing)
+            case "binary_cross_entropy":
+                return F.binary_cross_entropy_with_logits(z, y, reduction="none").mean(1)
+            case "mean_squared_error":
+                return F.mse_loss(z, y, reduction="none").mean(1)
+            case "huber":
+                return F.huber_loss(z, y, reduction="none", delta=loss.delta).mean(1)
+            case "focal":
+                return _focal(loss, z, y).flatten()
+            case "cosine_similarity":
+                return _cosine_similarity(z, y)
+        raise AssertionError(loss.name)
+
+    if getattr(loss, "class_weights", None) is None:
+        return values
     weights = torch.tensor(loss.class_weights, dtype=torch.float64)
-
-    def mean(z: Tensor, y: Tensor) -> Tensor:
-        rows = weights.to(z.device, z.dtype)[y.reshape(-1).long()]
-        if loss.name == "cross_entropy":
-            z, y = z.flatten(0, -2), y.flatten()
-            values = F.cross_entropy(z, y, reduction="none", label_smoothing=loss.label_smoothing)
-        elif loss.name == "focal":
-            values = _focal(loss, z, y).flatten()
-        else:
-            values = F.binary_cross_entropy_with_logits(z, y, reduction="none").mean(1)
-        return (rows * values).mean()
-
-    return mean
+    return lambda z, y: weights.to(z.device, z.dtype)[y.reshape(-1).long()] * values(z, y)

@@ -45,7 +45,7 @@ class Engine:
         self.randomness = custom.Randomness(self.dropout_state, device) if is_own else None
         self.steps = objective.steps_of(self.network) if run.loss.name == "model" else None
         self.own_loss = objective.own_function(run.loss)
-        forward = objective.forward(run.loss, self.own_loss, self.network)
+        forward = objective.forward(run.loss, self.own_loss, self.network, "weight" in run.fields)
         self.forward = layers.compiled(forward, self.network) if run.compile else forward
         self.compile_seconds, self._compiled_for = 0.0, set[torch.Size]()
         self.one = torch.ones((), dtype=dtype, device=device)
@@ -136,7 +136,8 @@ class Engine:
             if self.randomness is not None:
                 self.randomness.seed()
             start_time = time.perf_counter()
-            z, loss = self.forward(x, batch["y"])
+            weights = (batch["weight"],) if "weight" in batch else ()
+            z, loss = self.forward(x, batch["y"], *weights)
             if num_rows != len(x):
                 loss = loss * (len(x) / num_rows)
             fast.backward(loss, self.one)

@@ -15,13 +15,16 @@ from runner.data.source import Batch
 from runner.errors import ConfigError
 from runner.spec import Measured, ModelSpec
 
-Forward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # x, y -> outputs, mean loss
+# x, y, and weights if the rows have some -> outputs, mean loss
+Forward = Callable[..., tuple[Tensor, Tensor]]
 
 
 OwnLoss = Callable[[Any, tuple[Tensor, ...]], Tensor]  # outputs, batch -> mean loss or rows
 
 
-def forward(loss: Any, function: OwnLoss | None, network: nn.Module) -> Forward:
+def forward(
+    loss: Any, function: OwnLoss | None, network: nn.Module, has_weights: bool = False
+) -> Forward:
     """Build the forward pass in training. `function` is the user's loss function, if it is one. The
     outputs of a model that computes its own loss are empty."""
     if loss.name == "model":
@@ -35,11 +38,11 @@ def forward(loss: Any, function: OwnLoss | None, network: nn.Module) -> Forward:
             return z, function(z, (x, y)).mean()
 
         return own
-    kernel = losses.build(loss)
+    kernel = losses.build(loss, has_weights)
 
-    def built_in(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def built_in(x: Tensor, *target: Tensor) -> tuple[Tensor, Tensor]:
         z = call(x)
-        return z, kernel(z, y)
+        return z, kernel(z, *target)
 
     return built_in
 

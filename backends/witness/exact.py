@@ -20,10 +20,11 @@ class Engine:
         self.weights = rules.r(self.layout.pack(start.weights))
         self.slots = {s: rules.r(self.layout.pack(values)) for s, values in start.slots.items()}
         self.buffers = {name: rules.r(value) for name, value in start.buffers.items()}
-        y = run.fields["y"]
-        y = y if run.loss.name == "cross_entropy" else rules.r(y)
-        x = run.fields["x"]
-        self.fields = {"x": x if run.network.takes_tokens else rules.r(x), "y": y}
+        integers = gradient.integer_fields(run)
+        self.fields = {
+            name: values if name in integers else rules.r(values)
+            for name, values in run.fields.items()
+        }
         self.tables, self.scheduled = run.tables, run.scheduled
         self.scalars = optimizers.tables(run.optimizer, run.num_steps, self.scheduled)
 
@@ -36,8 +37,8 @@ class Engine:
         g, self.buffers, outputs = gradient.gradient(
             o, run, self.layout, weights, self.buffers, batches, num_rows, run.seed, step
         )
-        pairs = [(z, batch["y"]) for z, batch in zip(outputs, batches, strict=True)]
-        (loss,) = gradient.losses(o, run, pairs, 1)
+        terms = [gradient.loss_terms(z, batch) for z, batch in zip(outputs, batches, strict=True)]
+        (loss,) = gradient.losses(o, run, terms, 1)
         scheduled = {name: self.tables[name][step] for name in self.scheduled}
         scalars = {name: values[step] for name, values in self.scalars.items()}
         rates = [np.float64(self.tables[group.rate][step]) for group, _ in self.layout.parts]

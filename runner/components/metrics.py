@@ -47,9 +47,10 @@ class Metric:
     mean over all rows. With `of_counts` it returns whole numbers for some rows, and `of_counts` is
     applied to their sums over all rows."""
 
-    function: Callable[[Array, Array], Any]
+    function: Callable[..., Any]
     by_row: bool = True
     of_mean: Callable[[float], float] = float
+    takes_weights: bool = False  # whether a function of all rows has the weights as argument
     of_counts: Callable[[Array], float] | None = None
 
 
@@ -201,10 +202,27 @@ def _own(metric: CustomMetric, key: str, num_outputs: int, y: Array) -> Metric:
     return Metric(function, by_row=value.shape != ())
 
 
-def measure(name: str, metric: Metric, z: Array, y: Array) -> Any:
-    """Call a metric. Raise RunError if it raises an error."""
+def check_weights(chosen: Mapping[str, Metric], num_outputs: int, y: Array) -> None:
+    """Raise ConfigError if a metric cannot take the weights of the rows."""
+    for name, metric in chosen.items():
+        if metric.by_row:
+            continue
+        if metric.takes_weights:
+            try:
+                metric.function(_trial(y, num_outputs), y, np.ones(len(y)))
+                continue
+            except Exception:  # scikit-learn says which functions take no sample_weight
+                pass
+        raise ConfigError(
+            f"metrics: {name} takes no weights of rows, and this data has weights; choose a metric "
+            f"that is a mean over rows, or leave the weights out"
+        )
+
+
+def measure(name: str, metric: Metric, z: Array, y: Array, weights: Array | None = None) -> Any:
+    """Call a metric, one of all rows with their weights. Raise RunError if it raises an error."""
     try:
-        return metric.function(z, y)
+        return metric.function(z, y) if weights is None else metric.function(z, y, weights)
     except Exception as error:
         raise RunError(f"the metric {name} raised {type(error).__name__}: {error}") from error
 
@@ -259,49 +277,62 @@ def _scorer(name: str, task: str, num_outputs: int, y: Array) -> Metric:
     is_classifier = task == "classification"
     estimator: Any = _Outputs(is_classifier, num_outputs)
 
-    def score(z: Array, y: Array) -> float:
+    def score(z: Array, y: Array, weights: Array | None = None) -> float:
         if not np.isfinite(z).all():
             return math.nan
         targets = y.reshape(-1).astype(int) if is_classifier else y
         with warnings.catch_warnings():  # for example, a class that was never predicted
             warnings.simplefilter("ignore")
-            return float(scorer(estimator, z.astype(np.float64), targets))
+            more = {} if weights is None else {"sample_weight": weights}
+            return float(scorer(estimator, z.astype(np.float64), targets, **more))
 
     try:
         score(_trial(y, num_outputs), y)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"metrics: {name} does not fit this data: {reason}") from error
-    return Metric(score, by_row=False)
+    return Metric(score, by_row=False, takes_weights=True)
+
+
+_WEIGHT = "/weight"  # the name of the sum of the weights; no metric has a slash
 
 
 class Means:
     """Means over an epoch: the exact sum of all rows' values, rounded once (math.fsum), divided by
-    their number. The result does not depend on the order or on the batches."""
+    their number; of rows with weights w, sum(w m) / sum(w), two such sums. The result does not
+    depend on the order or on the batches."""
 
-    def __init__(self, state: Mapping[str, tuple[int, list[float]]] | None = None) -> None:
+    def __init__(self, state: Mapping[str, tuple[int | None, list[float]]] | None = None) -> None:
         """Start empty, or from a saved state."""
         saved = state or {}
-        self._num = {name: num for name, (num, _) in saved.items()}
+        # the number of rows; None: the divisor is the sum of the weights
+        self._num: dict[str, int | None] = {name: num for name, (num, _) in saved.items()}
         self._values: dict[str, list[Array]] = {
             name: [np.array(parts)] for name, (_, parts) in saved.items()
         }
 
-    def add(self, rows: Mapping[str, Array]) -> None:
+    def add(self, rows: Mapping[str, Array], weights: Array | None = None) -> None:
+        """Add the values of rows. Without weights, each counts as 1."""
         for name, values in rows.items():
-            self._num[name] = self._num.get(name, 0) + len(values)
+            num = (self._num.get(name) or 0) + len(values)
+            self._num[name] = num if weights is None else None
+            values = values if weights is None else values * weights
             self._values.setdefault(name, []).append(values)
+        if weights is not None and rows:
+            self._num[_WEIGHT] = 0  # it is no mean
+            self._values.setdefault(_WEIGHT, []).append(weights)
 
     def result(self) -> dict[str, float]:
+        total = math.fsum(np.concatenate(self._values.get(_WEIGHT, [np.empty(0)])))
         return {
-            name: math.fsum(np.concatenate(self._values[name])) / num
+            name: math.fsum(np.concatenate(self._values[name])) / divisor
             for name, num in self._num.items()
-            if num
+            if (divisor := total if num is None else num)
         }
 
-    def state(self) -> dict[str, tuple[int, list[float]]]:
-        """The state for a checkpoint: for each mean, the number of rows, and a few numbers that add
-        up exactly to the sum of all values."""
+    def state(self) -> dict[str, tuple[int | None, list[float]]]:
+        """The state for a checkpoint: for each mean, the number of rows (None: the sum of the
+        weights), and a few numbers that add up exactly to the sum of all values."""
         # replace the values by these numbers, so that they are not added again the next time
         for name, values in self._values.items():
             self._values[name] = [np.array(_expansion(np.concatenate(values)))]

@@ -2,12 +2,13 @@
 the CPU, DataFrames, map-style data sets."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from runner import user_code
+from runner.data import weights
 from runner.data.dataset import (
     Dataset,
     Split,
@@ -36,6 +37,7 @@ class Given:
     target: str | None = None
     groups: np.ndarray | None = None
     times: np.ndarray | None = None
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)  # split -> float64[N]
     name: str = "data"  # in an error
     choice: str = "arrays"  # data=arrays
 
@@ -53,8 +55,8 @@ _RETURNS = (
 def given(data: Any, name: str = "data", module: str = "") -> Given:
     """Read the argument `data` of runner.train: (x, y), {"x": x, "y": y}, a map-style data set, or
     a mapping of the splits train, val and test to these. A mapping may have "group" and "time" too,
-    for data.split. `name` is its name in an error, `module` that of the user's code which made it.
-    Raises ConfigError for anything else."""
+    for data.split, and "weight", the weights of the rows. `name` is its name in an error, `module`
+    that of the user's code which made it. Raises ConfigError for anything else."""
     is_split = isinstance(data, Mapping) and "train" in data
     if is_split:
         data = named_splits(data)
@@ -77,7 +79,8 @@ def given(data: Any, name: str = "data", module: str = "") -> Given:
         for key, (x, y) in pairs.items()
     }
     groups, times = (_column(named["train"], key) for key in ("group", "time"))
-    return Given({**parts, **arrays}, features, target, groups, times, name)
+    weights = _weights(named, arrays, name)
+    return Given({**parts, **arrays}, features, target, groups, times, weights, name)
 
 
 def _map_style(data: Any, source: str, module: str) -> MapStyle | None:
@@ -100,9 +103,31 @@ def _names(pairs: Mapping[str, tuple[Any, Any]], name: str) -> tuple[tuple[str, 
 
 
 def _column(data: Any, name: str) -> np.ndarray | None:
-    """Return the groups or times that were passed; None if there are none."""
+    """Return the groups, times or weights that were passed; None if there are none."""
     values = data.get(name) if isinstance(data, Mapping) else None
     return None if values is None else as_text(_array(values, name, "data"))
+
+
+def _weights(
+    named: Mapping[str, Any], arrays: Mapping[str, tuple[np.ndarray, np.ndarray]], name: str
+) -> dict[str, np.ndarray]:
+    """Return the weights of the rows by split. All splits have some, or none has."""
+    found = {key: _column(rows, "weight") for key, rows in named.items()}
+    given = {key: values for key, values in found.items() if values is not None}
+    if given and len(given) < len(found):
+        lacking = next(key for key in found if key not in given)
+        other = next(iter(given))
+        raise ConfigError(
+            f"{name}[{lacking!r}] must have the key weight, because {name}[{other!r}] has it"
+        )
+    return {
+        key: weights.checked(
+            values,
+            len(arrays[key][1]),
+            f"weight of {name}" + ("" if len(found) == 1 else f"[{key!r}]"),
+        )
+        for key, values in given.items()
+    }
 
 
 def _is_column(y: Any) -> bool:
@@ -113,7 +138,7 @@ def _is_column(y: Any) -> bool:
 def _pair(data: Any, name: str) -> tuple[Any, Any]:
     """Return x and y. An array of two rows is no pair."""
     if isinstance(data, Mapping):
-        if {"x", "y"} <= set(data) <= {"x", "y", "group", "time"}:
+        if {"x", "y"} <= set(data) <= {"x", "y", "group", "time", "weight"}:
             return data["x"], data["y"]
         got = ", ".join(show(key) for key in data) or "no keys"
         raise ConfigError(f"{name} must have the keys x and y, got {got}")
@@ -257,7 +282,7 @@ class Passed(Rows):
         hashed = (
             x["train"] if streamed is None else np.frombuffer(streamed.sha256.encode(), np.uint8)
         )
-        return Dataset(
+        data = Dataset(
             splits["train"],
             splits["val"],
             splits["test"],
@@ -265,8 +290,15 @@ class Passed(Rows):
             classes=classes,
             features=rows.features if len(x["train"].shape) == 2 else (),
             target=rows.target,
-            folds_sha256=self.folds_sha256(hashed, y["train"], rows.groups, rows.times),
+            folds_sha256=self.folds_sha256(
+                hashed, y["train"], rows.groups, rows.times, rows.weights.get("train")
+            ),
         )
+        if not rows.weights:
+            return data
+        own = {name: values for name, values in rows.weights.items() if name != "train"}
+        divided = dict(zip(SPLITS, (rows.weights["train"][part] for part in parts), strict=True))
+        return weights.weighted(data, [*{**divided, **own}.values()], f"weight of {rows.name}")
 
 
 class Arrays(Passed, Holder):

@@ -21,24 +21,28 @@ Task = Literal["classification", "regression", "multilabel"]
 
 @dataclass(frozen=True)
 class Split:
-    """A source of the fields x and y."""
+    """A source of the fields x and y, and of the weights of the rows if they have some."""
 
     # float64[N, ...]; float32 if the file has float32; int32[N, T] token ids; or a
     # runner.data.stream.FileRows
     x: Any
     # labels int64[N], or int64[N, T] for one at each position; or targets float64[N, C]
     y: np.ndarray
+    weight: np.ndarray | None = None  # float64[N]; None: all rows count equally
 
     def __len__(self) -> int:
         return len(self.x)
 
     @property
     def fields(self) -> dict[str, Field]:
-        arrays = {"x": self.x, "y": self.y}
-        return {name: Field(tuple(a.shape[1:]), a.dtype) for name, a in arrays.items()}
+        return {name: Field(tuple(a.shape[1:]), a.dtype) for name, a in self._arrays().items()}
 
     def read(self, rows: np.ndarray) -> Batch:
-        return {"x": self.x[rows], "y": self.y[rows]}
+        return {name: array[rows] for name, array in self._arrays().items()}
+
+    def _arrays(self) -> dict[str, Any]:
+        weight = {} if self.weight is None else {"weight": self.weight}
+        return {"x": self.x, "y": self.y, **weight}
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,8 @@ class Dataset:
             if self.streams:
                 digest.update(split.x.sha256.encode())
                 values.update(split.x.sha256.encode())
-            for array in (split.x.rows if self.streams else split.x, split.y):
+            weight = () if split.weight is None else (split.weight,)
+            for array in (split.x.rows if self.streams else split.x, split.y, *weight):
                 digest.update(repr((array.shape, array.dtype.str)).encode())
                 values.update(repr((len(array), array.dtype.str)).encode())
                 for block in _blocks(array):
@@ -159,7 +164,7 @@ class Dataset:
         """Reshape the rows of x to `image_shape`."""
         assert self.image_shape is not None
         splits = (
-            Split(split.x.reshape(-1, *self.image_shape), split.y)
+            replace(split, x=split.x.reshape(-1, *self.image_shape))
             for split in (self.train, self.val, self.test)
         )
         train, val, test = splits
@@ -181,7 +186,7 @@ class Dataset:
                     f"{SPLIT_WORDS[name]} row {row}"
                 )
         num = 1 + max(int(split.x.max(initial=0)) for split in splits.values())
-        ids = {name: Split(split.x.astype(np.int32), split.y) for name, split in splits.items()}
+        ids = {name: replace(s, x=s.x.astype(np.int32)) for name, s in splits.items()}
         return replace(self, **ids, num_tokens=num)  # type: ignore[arg-type]
 
     def with_columns(self, features: Sequence[str]) -> "Dataset":
@@ -190,7 +195,7 @@ class Dataset:
             return self
         which = [self.features.index(name) for name in features]
         train, val, test = (
-            Split(split.x[:, which], split.y) for split in (self.train, self.val, self.test)
+            replace(split, x=split.x[:, which]) for split in (self.train, self.val, self.test)
         )
         scaling = self.x_scaling and Scaling(
             self.x_scaling.offset[which], self.x_scaling.scale[which]
@@ -280,8 +285,10 @@ def standardize(data: Dataset, *, x: bool, y: bool) -> Dataset:
     x_scaling = fit_scaling(data.train.x) if x else None
     y_scaling = fit_scaling(data.train.y) if y else None
     scaled = {
-        name: Split(
-            x_scaling.apply(s.x) if x_scaling else s.x, y_scaling.apply(s.y) if y_scaling else s.y
+        name: replace(
+            s,
+            x=x_scaling.apply(s.x) if x_scaling else s.x,
+            y=y_scaling.apply(s.y) if y_scaling else s.y,
         )
         for name, s in splits.items()
     }

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from runner.data import weights
 from runner.data.augment import Augment
 from runner.data.cells import NUMBER
 from runner.data.dataset import (
@@ -72,6 +73,7 @@ class Rows(Splits):
         groups: np.ndarray | None = None,
         times: np.ndarray | None = None,
         own: Mapping[str, int] = MappingProxyType({}),
+        weight: np.ndarray | None = None,
     ) -> Dataset:
         """Check the rows, split them, and standardize them if asked. The last rows are those of
         splits that have files of their own: split -> number of rows."""
@@ -86,8 +88,10 @@ class Rows(Splits):
             classes=tuple(classes),
             features=columns,
             target=target,
-            folds_sha256=self.folds_sha256(x, y, groups, times),
+            folds_sha256=self.folds_sha256(x, y, groups, times, weight),
         )
+        if weight is not None:
+            data = weights.weighted(data, [weight[part] for part in parts], f"{source}: weight")
         check_classes(data, source)
         if self.standardize:
             return standardize(data, x=True, y=self.task == "regression")
@@ -101,6 +105,7 @@ class Rows(Splits):
         groups: np.ndarray | None = None,
         times: np.ndarray | None = None,
         own: Mapping[str, int] = MappingProxyType({}),
+        weight: np.ndarray | None = None,
     ) -> Dataset:
         x = as_float(x, "x", source)
         if x.ndim < 2 or 0 in x.shape[1:]:
@@ -108,7 +113,9 @@ class Rows(Splits):
                 f"{source}: x must hold a row of values per sample, got the shape {list(x.shape)}"
             )
         y, classes = as_targets(y, self.task, source, x.shape[1:])
-        data = self._dataset(source, x, y, classes, groups=groups, times=times, own=own)
+        data = self._dataset(
+            source, x, y, classes, groups=groups, times=times, own=own, weight=weight
+        )
         remedy = "data.standardize=true scales them"
         scaled = () if self.standardize else unscaled(x, source, remedy)
         return replace(
@@ -126,37 +133,51 @@ class NPZ(_File):
     their distinct values), for regression targets ([N] or [N, C]).
     `standardize` scales by the training rows. Images are [N, H, W, C]; with `channels: first` the
     file has [N, C, H, W], and the rows become [H, W, C]. split=grouped needs `group` [N], numbers
-    or text; split=chronological sorts by `time` [N], numbers or dates, if there is one. The files
+    or text; split=chronological sorts by `time` [N], numbers or dates, if there is one. `weight`
+    names the array with the weights of the rows [N] (runner.data.weights). The files
     `val_path` and `test_path` have the rows of these splits, in place of a fraction."""
 
     name: Literal["npz"]
     val_path: Annotated[str | None, Mark(on_run=True)]
     test_path: Annotated[str | None, Mark(on_run=True)]
     channels: Channels
+    weight: str | None
     augment: Augment
 
     def load(self) -> Dataset:
         path = regular_file(self.path)
         followed = {"grouped": ("group",), "chronological": ("time",)}.get(self.split, ())
-        x, y, *rest = read_npz(path, "x", "y", optional=followed)
+        named = () if self.weight is None else (self.weight,)
+        x, y, *rest = read_npz(path, "x", "y", *named, optional=followed)
+        weight = weights.checked(rest.pop(0), len(y), self._weight_of(self.path)) if named else None
         check_channels(x.shape, self.channels, self.path)
         if self.channels == "first":
             x = np.ascontiguousarray(channels_last(x))
         (values,) = rest or (None,)
         groups, times = (values, None) if self.split == "grouped" else (None, values)
         others = {name: self._own_rows(name, x, y) for name in self.own_paths}
-        own = {name: len(other) for name, (other, _) in others.items()}
+        own = {name: len(arrays[0]) for name, arrays in others.items()}
         if others:
-            x = np.concatenate([x, *(other for other, _ in others.values())])
-            y = np.concatenate([y, *(other for _, other in others.values())])
-        data = self._of_arrays(self.path, x, y, groups, times, own)
+            x, y, *rest = (
+                np.concatenate(arrays)
+                for arrays in zip(
+                    (x, y, *([weight] if named else [])), *others.values(), strict=True
+                )
+            )
+            weight = rest[0] if named else None
+        data = self._of_arrays(self.path, x, y, groups, times, own, weight)
         hint = seems_channels_first(x.shape, self.channels, self.path)
         return replace(data, warnings=(*hint, *data.warnings))
 
-    def _own_rows(self, name: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Read x and y of a split from its own file. They must agree with those of data.path."""
+    def _weight_of(self, path: str) -> str:
+        return f"{path}: {self.weight}"
+
+    def _own_rows(self, name: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Read x, y and any weights of a split from its own file. They must agree with those of
+        data.path."""
         path = self.own_paths[name]
-        own_x, own_y = read_npz(regular_file(path, f"data.{name}_path"), "x", "y")
+        named = () if self.weight is None else (self.weight,)
+        own_x, own_y, *rest = read_npz(regular_file(path, f"data.{name}_path"), "x", "y", *named)
         check_channels(own_x.shape, self.channels, path)
         if self.channels == "first":
             own_x = np.ascontiguousarray(channels_last(own_x))
@@ -173,7 +194,8 @@ class NPZ(_File):
                 f"{path}: y must have the classes of {self.path}, got {show(str(others[0]))}, "
                 f"which is not one of them"
             )
-        return own_x, own_y
+        weight = [weights.checked(values, len(own_y), self._weight_of(path)) for values in rest]
+        return own_x, own_y, *weight
 
 
 def regular_file(path: str | Path, key: str = "data.path") -> Path:

@@ -66,7 +66,8 @@ def arrow_table(data: Any, name: str) -> Any:
     if isinstance(data, np.ndarray) and data.dtype.names:
         return _table([(key, data[key]) for key in data.dtype.names], name)
     if isinstance(data, Mapping):
-        is_table = not set(data) <= _OF_ARRAYS and "train" not in data
+        has_arrays = set(data) - ({"weight"} if {"x", "y"} <= set(data) else set()) <= _OF_ARRAYS
+        is_table = not has_arrays and "train" not in data
         return _table(data.items(), name) if is_table else None
     if _are_records(data):
         keys = dict.fromkeys(key for record in data for key in record)

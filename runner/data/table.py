@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from pydantic import model_validator
 
-from runner.data import transforms
+from runner.data import transforms, weights
 from runner.data.blocks import in_blocks
 from runner.data.cells import Column, UnusableError, column
 from runner.data.dataset import (
@@ -45,6 +45,7 @@ class NewRows(NamedTuple):
     x: np.ndarray  # float64[N, features], not scaled
     y: np.ndarray  # labels int64[N], or targets float64[N, C], not scaled
     warnings: list[str]
+    weight: np.ndarray | None = None  # float64[N]
 
 
 _Other = TypeVar("_Other", bound="Columns")
@@ -56,7 +57,8 @@ class Columns(Splits):
     Columns of numbers and dates (in days) are one feature each, truth values are 0 or 1, text is
     one feature per category; runner.data.transforms has the definitions. `target` (null: the last
     column) is the column to predict, or a list of them. For classification, labels are any text,
-    sorted (as numbers if all are numbers).
+    sorted (as numbers if all are numbers). The column `weight` has the weights of the rows
+    (runner.data.weights).
     """
 
     if TYPE_CHECKING:
@@ -79,6 +81,7 @@ class Columns(Splits):
     missing_target: Literal["error", "drop"]
     group: str | None
     time: str | None
+    weight: str | None
     standardize: bool
 
     def of(self, section: type[_Other], **keys: Any) -> _Other:
@@ -93,7 +96,7 @@ class Columns(Splits):
         names = self._features(file.names, targets)
         is_labels = self.task == "classification"
         text = [*self.categories, *(targets if is_labels else [])]
-        extra = [n for n in (self.group, self.time) if n is not None and n not in names]
+        extra = [n for n in (self.group, self.time, self.weight) if n and n not in names]
         table = file.read([*dict.fromkeys([*names, *targets, *extra])], text)
         if table.num_rows == 0:
             raise ConfigError(f"{self.path} holds no rows")
@@ -104,6 +107,7 @@ class Columns(Splits):
             y, rows = self._values(file, columns, targets, problems)
         assert y is not None
         parts = self._parts(file, table, y, rows)
+        weight = self.weights(file, table, y)
         fitted = []
         for name in names:
             if name in columns:
@@ -113,7 +117,7 @@ class Columns(Splits):
             raise ConfigError(f"{self.path}: {joined(problems)}")
         del table, file  # their memory is free before x is made
         own = self._own_rows(fitted, targets, classes)
-        data = self._dataset(fitted, columns, parts, y, classes, targets, own)
+        data = self._dataset(fitted, columns, parts, y, classes, targets, own, weight)
         check_classes(data, self.path)
         warnings = [*index_warnings([columns[name] for name in names])]
         if is_labels:
@@ -153,10 +157,13 @@ class Columns(Splits):
         self._check_names("categories", self.categories, header)
         self._check_names("group", [self.group] if self.group is not None else [], header)
         self._check_names("time", [self.time] if self.time is not None else [], header)
+        self._check_names("weight", [self.weight] if self.weight is not None else [], header)
+        if self.weight in targets:
+            raise ConfigError(f"data.weight must not be a target, got {show(self.weight)}")
         if self.columns is not None:
             self._check_names("columns", self.columns, header)
         chosen = header if self.columns is None else self.columns
-        other = {*targets, *self.drop, self.group}
+        other = {*targets, *self.drop, self.group, self.weight}
         names = [name for name in chosen if name not in other]
         if "" in names:
             raise ConfigError(
@@ -284,6 +291,16 @@ class Columns(Splits):
         )
         return [rows[part] for part in parts]
 
+    def weights(self, file: TableFile, table: Any, y: np.ndarray) -> np.ndarray | None:
+        """Return the weights of all rows of a file; None if there are none.  # float64[N]"""
+        if self.weight is None:
+            return None
+        columns, problems = read_columns(file, table, [self.weight], ())
+        name = f"{file.path}: column {show(self.weight)}"
+        if problems or columns[self.weight].kind != "number":
+            raise ConfigError(f"data.weight must be a column of numbers, got {show(self.weight)}")
+        return weights.checked(columns[self.weight].values, len(y), name)
+
     def _missing_cells(
         self, file: TableFile, fitted: Iterable[Transform], columns: Mapping[str, Column]
     ) -> list[str]:
@@ -308,6 +325,7 @@ class Columns(Splits):
         classes: tuple[str, ...],
         targets: Sequence[str],
         own: Mapping[str, NewRows],
+        weight: np.ndarray | None,
     ) -> Dataset:
         features = [name for transform in fitted for name in transform.features]
         self.check_features(features)
@@ -316,6 +334,7 @@ class Columns(Splits):
             *(columns[t.name].values for t in fitted),
             *(np.array(columns[t.name].categories, np.str_) for t in fitted),
             *(array for rows in own.values() for array in (rows.x, rows.y)),
+            weight,
         )
         x, targets_of = transforms.apply_to(fitted, columns, parts), [y[rows] for rows in parts]
         for name, rows in own.items():
@@ -325,7 +344,7 @@ class Columns(Splits):
         scales_y = self.standardize and self.task == "regression"
         y_scaling = scale(targets_of, np.full(len(targets), True)) if scales_y else None
         train, val, test = map(Split, x, targets_of)
-        return Dataset(
+        data = Dataset(
             train,
             val,
             test,
@@ -338,6 +357,11 @@ class Columns(Splits):
             folds_sha256=folds_sha256,
             columns=tuple(transform.as_json() for transform in fitted),
         )
+        if weight is None:
+            return data
+        of_rows = {name: rows.weight for name, rows in own.items() if rows.weight is not None}
+        divided = dict(zip(SPLITS, (weight[rows] for rows in parts), strict=True))
+        return weights.weighted(data, [*{**divided, **of_rows}.values()], "data.weight")
 
 
 class Table(Columns):
@@ -407,11 +431,12 @@ def labelled_rows(
     targets = [target] if isinstance(target, str) else list(target or ())
     classes = tuple(description["classes"])
     fitted = _saved(file, description, saved)
-    x, y, warnings = labelled(section, file, fitted, targets, classes)
+    found = labelled(section, file, fitted, targets, classes)
+    x, y, warnings = found.x, found.y, found.warnings
     x_scaling, y_scaling = (Scaling.of(description[key]) for key in ("x_scaling", "y_scaling"))
     x = x_scaling.apply(x) if x_scaling else x
     y = y_scaling.apply(y) if y_scaling else y
-    rows = Split(x, y)
+    rows = Split(x, y, found.weight)
     data = Dataset(
         rows,
         rows,
@@ -450,7 +475,11 @@ def labelled(
     absent = [name for name in targets if name not in file.names]
     if absent or not targets:
         raise ConfigError(f"{file.path} lacks the column {show((absent or ['target'])[0])}")
-    table = file.read(targets, targets if classes else [])
+    has_weight = section.weight in file.names
+    if source and section.weight is not None and not has_weight:
+        raise ConfigError(f"{file.path} lacks the column {show(section.weight)} of data.weight")
+    extra = [section.weight] if section.weight is not None and has_weight else []
+    table = file.read([*targets, *extra], targets if classes else [])
     if not table.num_rows:
         raise ConfigError(f"{file.path} holds no rows")
     lacking = section.missing_target if source else "error"
@@ -471,8 +500,13 @@ def labelled(
         y, rows = own._values(file, columns, targets, problems)
         if problems:
             raise ConfigError(f"{file.path}: {joined(problems)}")
+    weight = section.weights(file, table, y) if has_weight else None
     x, warnings = _transformed(file, fitted, source)
-    return NewRows(x, y, warnings) if rows is None else NewRows(x[rows], y[rows], warnings)
+    found = NewRows(x, y, warnings, weight)
+    if rows is None:
+        return found
+    weight = None if weight is None else weight[rows]
+    return found._replace(x=x[rows], y=y[rows], weight=weight)
 
 
 def read_columns(

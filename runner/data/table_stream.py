@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from runner.data import transforms
+from runner.data import transforms, weights
 from runner.data.cells import Column
 from runner.data.dataset import Dataset, Scaling, Split, check_classes, fit_scaling
 from runner.data.files import numbers_as_labels, regular_file
@@ -114,7 +114,8 @@ def load(section: Columns, memory_mb: int) -> Dataset:
     names = section._features(file.names, targets)
     is_labels = section.task == "classification"
     fit = _Fit()
-    followed = [name for name in (section.group, section.time) if name is not None]
+    named = (section.group, section.time, section.weight)
+    followed = [name for name in named if name is not None]
     table = file.read([*dict.fromkeys([*targets, *followed])], targets if is_labels else [])
     if table.num_rows == 0:
         raise ConfigError(f"{section.path} holds no rows")
@@ -124,14 +125,18 @@ def load(section: Columns, memory_mb: int) -> Dataset:
         columns, fit.problems = section._columns(file, table, targets)
         (y, rows), classes = section._values(file, columns, targets, fit.problems), ()
     parts = section._parts(file, table, y, rows)
+    weight = section.weights(file, table, y)
     del table
     for name in names:
         _fit_column(section, file, name, parts[0], fit, is_alone=len(names) == 1)
     if fit.problems:
         raise ConfigError(f"{section.path}: {joined(fit.problems)}")
+    fit.hashes += [] if weight is None else [weight]
     data = _dataset(section, file, fit, parts, y)
     target: Any = targets[0] if len(targets) == 1 else list(targets)
     data = replace(data, classes=classes, target=target, memory=memory_mb * 2**20)
+    if weight is not None:
+        data = weights.weighted(data, [weight[part] for part in parts], "data.weight")
     check_classes(data, section.path)
     if is_labels:
         fit.warnings += numbers_as_labels(f"column {show(targets[0])}", len(y), classes)

@@ -30,7 +30,7 @@ def gradient(
     """Return (gradient, running statistics, outputs of each micro-batch). The gradient is that of
     the mean loss over the num_rows rows of all micro-batches, by all weights as one vector; it is 0
     for frozen weights.
-    batches  # x [B, ...], y labels [B] or targets [B, C]"""
+    batches  # x [B, ...], y labels [B] or targets [B, C], and any weights [B]"""
     vector, outputs, buffers = None, [], dict(buffers)
     unchanged = frozen(run.groups)
     zeros = {name: 0.0 * weights[name] for name in unchanged}
@@ -39,6 +39,7 @@ def gradient(
         p = Pass(o, {**weights, **buffers}, x.shape[0], seed, step, micro_batch, unchanged)
         z, tape = forward(p, run.network.nodes, x)
         g = FORMS[run.loss.name][0](o, run.loss, _by_position(o, run, z), _target(o, run, y))
+        g = _weighted(o, g, batch.get("weight"))
         gradients: dict[str, Tensor] = {}
         num_values = num_rows * _num_positions(run) * _values_per_row(run)
         g = o.reshape(divide(o, g, num_values), (-1, *run.network.output_shape))
@@ -53,17 +54,18 @@ def gradient(
 
 
 def losses(
-    o: Primitives, run: RunSpec, batches: Sequence[tuple[Tensor, Tensor]], num_steps: int
+    o: Primitives, run: RunSpec, batches: Sequence[tuple[Tensor, ...]], num_steps: int
 ) -> Tensor:
     """Return the loss of each of K updates.  # [K]
 
-    `batches` has one pair (z, y) per micro-batch of an update: the outputs z [K B, C] and targets y
-    of this micro-batch in all K updates, one after another. With a label at each of T positions, z
-    is [K B, T, C]."""
+    `batches` has the `loss_terms` of each micro-batch of an update: the outputs z [K B, C], the
+    targets y and any weights of this micro-batch in all K updates, one after another. With a label
+    at each of T positions, z is [K B, T, C]."""
     loss_sum, num_rows = None, 0
-    for outputs, y in batches:
+    for outputs, y, *weights in batches:
         z = _by_position(o, run, outputs)
         values = FORMS[run.loss.name][1](o, run.loss, z, _target(o, run, y))
+        values = _weighted(o, values, *weights)
         rows = z.shape[0] // num_steps
         num_values = rows * values.shape[1]
         q, unit = o.grid(
@@ -73,6 +75,26 @@ def losses(
         loss_sum = batch_sum if loss_sum is None else o.r(loss_sum + batch_sum)
         num_rows += rows
     return o.reshape(divide(o, loss_sum, num_rows * _values_per_row(run)), (num_steps,))
+
+
+def integer_fields(run: RunSpec) -> set[str]:
+    """Return the fields that stay integers: token ids and labels. R rounds the others."""
+    is_integer = {"x": run.network.takes_tokens, "y": run.loss.name == "cross_entropy"}
+    return {name for name, is_one in is_integer.items() if is_one}
+
+
+def loss_terms(z: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Return what `losses` needs of a micro-batch with the outputs z."""
+    return (z, batch["y"], *([batch["weight"]] if "weight" in batch else []))
+
+
+def _weighted(o: Primitives, values: Tensor, weights: Tensor | None = None) -> Tensor:
+    """R(w v) for the values [B T, V] of rows with the weights [B]."""
+    if weights is None:
+        return values
+    width = values.shape[-1]
+    by_row = o.reshape(values, (weights.shape[0], -1))
+    return o.reshape(o.r(by_row * o.reshape(weights, (-1, 1))), (-1, width))
 
 
 def _by_position(o: Primitives, run: RunSpec, z: Tensor) -> Tensor:

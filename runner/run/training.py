@@ -14,7 +14,7 @@ from runner.components.losses import is_own
 from runner.components.metrics import Means
 from runner.data.order import Chunk
 from runner.errors import IF_DIVERGED, RunError
-from runner.plan import Plan, evaluate, rows
+from runner.plan import Plan, add_rows, evaluate, rows
 from runner.run.checkpoints import Checkpoints
 from runner.run.observer import Epoch, Observer, label
 from runner.run.progress import Progress
@@ -178,8 +178,9 @@ class Training:
         if report.outputs is None:
             return
         is_used = np.repeat(np.isfinite(losses), chunk.rows_per_step) if len(bad) else slice(None)
-        targets = self.plan.data.train.y[chunk.rows[is_used]]
-        self._means.add(rows(self.plan, report.outputs[is_used], targets))
+        train, used = self.plan.data.train, chunk.rows[is_used]
+        by_row = rows(self.plan, report.outputs[is_used], train.y[used])
+        add_rows(self._means, by_row, None if train.weight is None else train.weight[used])
 
     def _add_by_update(self, chunk: Chunk, values: Mapping[str, np.ndarray]) -> None:
         """Add values of whole updates, each with the weight of the update's rows."""

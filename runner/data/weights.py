@@ -1,0 +1,46 @@
+"""Weights of rows: how much each row counts in the loss and in the metrics.
+
+With the weights w of a batch of N rows, its loss is sum(w l) / N for the rows' losses l, as for
+keras.Model.fit's `sample_weight`; scikit-learn's and torch's means divide by sum(w) instead. So the
+gradient of a row does not depend on the other rows, and weights of mean 1 keep the meaning of the
+learning rate. The mean of a metric m over rows is sum(w m) / sum(w), as in scikit-learn.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from runner.data.dataset import Dataset
+from runner.errors import ConfigError, show
+
+
+def checked(values: np.ndarray, num_rows: int, name: str) -> np.ndarray:
+    """Return weights as float64[N]. Raise ConfigError, with `name`, if they are not one number >= 0
+    per row."""
+    values = np.asarray(values)
+    if values.shape != (num_rows,) or values.dtype.kind not in "iuf":
+        raise ConfigError(
+            f"{name} must be a number for each of {num_rows} rows, got {values.dtype} of shape "
+            f"{list(values.shape)}"
+        )
+    weights = values.astype(np.float64)
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if bad.size:
+        raise ConfigError(
+            f"{name} must be finite and >= 0, got {show(float(weights[bad[0]]))} in row {bad[0]}"
+        )
+    return weights
+
+
+def weighted(data: Dataset, parts: Sequence[np.ndarray], name: str) -> Dataset:
+    """Give the training, validation and test rows their weights. Raise ConfigError, with `name`, if
+    all weights of a split are 0."""
+    splits = (data.train, data.val, data.test)
+    for split, weights, words in zip(
+        splits, parts, ("training", "validation", "test"), strict=True
+    ):
+        if len(split) and not weights.any():
+            raise ConfigError(f"{name} must be above 0 for a row, got 0 for all {words} rows")
+    train, val, test = (replace(s, weight=w) for s, w in zip(splits, parts, strict=True))
+    return replace(data, train=train, val=val, test=test)

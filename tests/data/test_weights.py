@@ -1,0 +1,294 @@
+"""The claim: a row of weight w counts w times, in the loss and in the metrics, on both frameworks
+and in exact mode."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, f1_score, log_loss
+
+import runner
+from runner.components.metrics import Means
+from runner.run.run_folder import read_columns
+from tests.command_line import forked
+from tests.rows import slow_but
+from tests.training import Trained, difference, prepare, train
+
+NUM = 48
+WITHOUT_EXACT_FORM = ("class_weights", "focal", "cosine_similarity")
+SMALL = (
+    "model.layers=[{layer: dense, units: 6},{layer: activation, function: tanh},"
+    "{layer: dense, units: outputs}]"
+)
+LOSSES = {
+    "cross_entropy": ["loss=cross_entropy", "loss.label_smoothing=0.1"],
+    "class_weights": ["loss=cross_entropy", "loss.class_weights=[0.5,2]"],
+    "binary_cross_entropy": ["loss=binary_cross_entropy"],
+    "mean_squared_error": ["data.task=regression"],
+    "huber": ["data.task=regression", "loss=huber", "loss.delta=0.5"],
+    "focal": ["loss=focal"],
+    "cosine_similarity": ["data.task=regression", "loss=cosine_similarity"],
+    "positions": ["loss=cross_entropy"],
+}
+
+
+def arrays(loss: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows with a label or target each, or a label at each of 3 steps; and weights of 0 to 3."""
+    rng = np.random.default_rng(0)
+    w = rng.integers(0, 4, NUM)
+    if loss == "positions":
+        return rng.normal(size=(NUM, 3, 2)), rng.integers(0, 2, (NUM, 3)), w
+    x = rng.normal(size=(NUM, 4))
+    if loss in ("mean_squared_error", "huber", "cosine_similarity"):
+        return x, x[:, :2] + rng.normal(size=(NUM, 2)), w
+    return x, (x[:, 0] + x[:, 1] > 0).astype(int), w
+
+
+def trained(
+    backend: str, folder: Path, loss: str, named: dict[str, np.ndarray], *more: str
+) -> Trained:
+    path = folder / f"{len(list(folder.iterdir()))}.npz"
+    np.savez(path, **named)  # type: ignore[arg-type]
+    weight = ["data.weight=w"] if "w" in named else []
+    return train(
+        backend,
+        [
+            "data=npz", f"data.path={path}", "data.val_fraction=0", "data.test_fraction=0",
+            "trainer.monitor=train/loss", SMALL, *weight, "metrics=[]", *LOSSES[loss], *more,
+        ],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["lightning", "keras"])
+@pytest.mark.parametrize("loss", slow_but(LOSSES, "cross_entropy", "huber"))
+def test_a_weight_is_a_number_of_repetitions(tmp_path: Path, loss: str, backend: str) -> None:
+    """With all N rows in one batch, the gradient of the weighted loss is that of the repeated rows,
+    M in all, times M / N; so is the update of SGD with the rate N / M times as large. The
+    tolerance: sums in another order, in float64."""
+    x, y, w = arrays(loss)
+    common = ("trainer.precision=float64", "trainer.max_steps=4", "optimizer=sgd")
+    weighted = trained(
+        backend, tmp_path, loss, {"x": x, "y": y, "w": w}, *common,
+        f"trainer.batch_size={NUM}", "optimizer.lr=0.1",
+    )  # fmt: skip
+    total = int(w.sum())
+    repeated = trained(
+        backend, tmp_path, loss, {"x": x.repeat(w, axis=0), "y": y.repeat(w, axis=0)}, *common,
+        f"trainer.batch_size={total}", f"optimizer.lr={0.1 * total / NUM!r}",
+    )  # fmt: skip
+    assert difference(weighted.state.weights, repeated.state.weights) < 1e-13
+    np.testing.assert_allclose(weighted.losses * NUM / total, repeated.losses, rtol=1e-13)
+
+
+@pytest.mark.parametrize("loss", slow_but(LOSSES, "mean_squared_error"))
+def test_both_frameworks_agree(tmp_path: Path, loss: str) -> None:
+    """With accumulation, a short batch and clipping; 1e-12 as in tests/parity."""
+    x, y, w = arrays(loss)
+    runs = [
+        trained(
+            backend, tmp_path, loss, {"x": x, "y": y, "w": w / 3}, "trainer.precision=float64",
+            "trainer.max_steps=30", "trainer.batch_size=10", "trainer.accumulate_grad_batches=2",
+            "trainer.gradient_clip_norm=0.5",
+        )
+        for backend in ("lightning", "keras")
+    ]  # fmt: skip
+    np.testing.assert_allclose(runs[0].losses, runs[1].losses, rtol=0, atol=1e-12)
+    assert difference(runs[0].state.weights, runs[1].state.weights) < 1e-12
+
+
+@pytest.mark.parametrize("backend", slow_but(["lightning", "keras"], "lightning"))
+@pytest.mark.parametrize(
+    "loss", slow_but([name for name in LOSSES if name not in WITHOUT_EXACT_FORM], "cross_entropy")
+)
+def test_exact_mode_has_the_same_bits(tmp_path: Path, loss: str, backend: str) -> None:
+    """And means the same: within 1e-5 of float64, which is far above 24 bits."""
+    x, y, w = arrays(loss)
+    more = ("trainer.max_steps=9", "trainer.batch_size=10", "trainer.accumulate_grad_batches=2")
+    runs = {
+        name: trained(
+            name, tmp_path, loss, {"x": x, "y": y, "w": w / 3}, *more, "trainer.precision=exact"
+        )
+        for name in ("witness", backend)
+    }
+    np.testing.assert_array_equal(runs[backend].losses, runs["witness"].losses)
+    assert difference(runs[backend].state.weights, runs["witness"].state.weights) == 0
+    float64 = trained(
+        "lightning", tmp_path, loss, {"x": x, "y": y, "w": w / 3}, *more,
+        "trainer.precision=float64",
+    )  # fmt: skip
+    np.testing.assert_allclose(runs["witness"].losses, float64.losses, rtol=1e-5)
+
+
+def given(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(60, 4)).astype(np.float32)
+    y = (x[:, 0] + rng.normal(size=60) > 0).astype(int)
+    return {"x": x, "y": y, "weight": rng.uniform(0, 2, 60)}
+
+
+def test_the_metrics_are_those_of_scikit_learn_with_sample_weight(tmp_path: Path) -> None:
+    """The loss is sum(w l) / N, as keras.Model.evaluate has it; scikit-learn's log_loss divides by
+    sum(w). The tolerance: the outputs are float32."""
+    val = given(2)
+    run = runner.train(
+        f"trainer.max_epochs=3 metrics=[accuracy,f1_macro] output.root={tmp_path}",
+        data={"train": given(1), "val": val, "test": given(3)},
+        quiet=True,
+    )
+    z, y, w = run.predict(val["x"]), val["y"], val["weight"]
+    p = np.exp(z - z.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    last = {name: values[-1] for name, values in run.metrics.items()}
+    accuracy = accuracy_score(y, z.argmax(1), sample_weight=w)
+    assert last["val/accuracy"] == pytest.approx(accuracy, abs=1e-12)
+    f1 = f1_score(y, z.argmax(1), average="macro", sample_weight=w)
+    assert last["val/f1_macro"] == pytest.approx(f1, abs=1e-12)
+    expected = log_loss(y, p, sample_weight=w) * w.mean()
+    assert last["val/loss"] == pytest.approx(expected, abs=1e-6)
+    assert run.evaluate().keys() == {"test/loss", "test/accuracy", "test/f1_macro"}
+
+
+def test_the_metrics_of_the_training_rows_have_the_weights_too(tmp_path: Path) -> None:
+    """Without learning, all updates of an epoch have the first weights, so the mean over the epoch
+    is that of all rows at once."""
+    rows = given(1)
+    run = runner.train(
+        f"trainer.max_epochs=1 trainer.batch_size=7 optimizer=sgd optimizer.lr=1e-30 "
+        f"data.val_fraction=0 data.test_fraction=0 trainer.monitor=train/loss "
+        f"output.root={tmp_path}",
+        data=rows,
+        quiet=True,
+    )
+    correct = run.predict(rows["x"]).argmax(1) == rows["y"]
+    accuracy = np.average(correct, weights=rows["weight"])
+    assert run.metrics["train/accuracy"][-1] == pytest.approx(accuracy, abs=1e-12)
+
+
+def write_table(path: Path, named: dict[str, Any]) -> None:
+    names = [*"abcd", "importance", "label"]
+    lines = [
+        ",".join(map(repr, [*map(float, x), float(w), int(y)]))
+        for x, y, w in zip(named["x"], named["y"], named["weight"], strict=True)
+    ]
+    path.write_text("\n".join([",".join(names), *lines]) + "\n")
+
+
+def test_a_column_of_a_table_has_the_weights(tmp_path: Path) -> None:
+    """It is no feature; a file of validation rows has it too; and a resumed run ends with the bits
+    of a whole one, within an epoch too."""
+    write_table(tmp_path / "train.csv", given(1))
+    write_table(tmp_path / "val.csv", given(2))
+    common = (
+        "data=table", "data.path=train.csv", "data.val_path=val.csv", "data.val_fraction=0",
+        "data.weight=importance", "trainer.batch_size=10", "trainer.checkpoint_every=2steps",
+    )  # fmt: skip
+    whole, half = forked(
+        tmp_path, (*common, "trainer.max_steps=12"), (*common, "trainer.max_steps=8")
+    )
+    assert (whole.status, half.status) == (0, 0)
+    (rest,) = forked(tmp_path, (f"resume={half.folder}", "trainer.max_steps=12"))
+    assert (rest.status, rest.err) == (0, "")
+    described = json.loads((tmp_path / whole.folder / "data.json").read_text())
+    assert described["features"] == list("abcd")
+    hashes, metrics = [], []
+    for folder in (whole.folder, half.folder):
+        result = json.loads((tmp_path / folder / "result.json").read_text())
+        hashes.append(result["weights_sha256"])
+        metrics.append(read_columns(tmp_path / folder / "metrics.csv"))
+    assert hashes[0] == hashes[1]
+    np.testing.assert_array_equal(metrics[0]["train/accuracy"], metrics[1]["train/accuracy"])
+    (done,) = forked(tmp_path, ("task=evaluate", f"run={whole.folder}", "data.path=val.csv"))
+    assert (done.status, done.err) == (0, "")
+    evaluated = json.loads((tmp_path / whole.folder / "evaluation.json").read_text())
+    assert evaluated["test/accuracy"] == pytest.approx(
+        float(metrics[0]["val/accuracy"][-1]), abs=1e-12
+    )
+
+
+def test_a_mean_with_weights_depends_on_no_chunk_and_survives_a_checkpoint() -> None:
+    rng = np.random.default_rng(0)
+    values, w = rng.normal(size=100), rng.uniform(size=100)
+    whole, parts = Means(), Means()
+    whole.add({"accuracy": values}, w)
+    for first, last in ((0, 7), (7, 60), (60, 100)):
+        parts.add({"accuracy": values[first:last]}, w[first:last])
+        parts = Means(json.loads(json.dumps(parts.state())))
+    assert parts.result() == whole.result()
+    assert whole.result()["accuracy"] == pytest.approx(np.average(values, weights=w), abs=1e-15)
+    nothing = Means()
+    nothing.add({"accuracy": values}, np.zeros(100))
+    assert nothing.result() == {}
+
+
+REFUSED = {
+    "finite and >= 0, got -1.0 in row 3": np.where(np.arange(60) == 3, -1.0, 1),
+    "finite and >= 0, got nan in row 0": np.full(60, np.nan),
+    "a number for each of 60 rows, got float64 of shape [59]": np.ones(59),
+    "a number for each of 60 rows, got <U1 of shape [60]": np.array(["a"] * 60),
+    "above 0 for a row, got 0 for all training rows": np.zeros(60),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_weights_that_mean_nothing_are_refused(message: str) -> None:
+    with pytest.raises(runner.ConfigError) as caught:
+        runner.train(
+            "trainer.max_steps=1", data={**given(1), "weight": REFUSED[message]}, quiet=True
+        )
+    assert str(caught.value) == f"weight of data must be {message}"
+
+
+TABLE_ERRORS = {
+    "data.weight must be a column of train.csv, got importanc; did you mean importance?": [
+        "data.weight=importanc"
+    ],
+    "data.weight must be a column of numbers, got text": ["data.weight=text"],
+    "data.weight must not be a target, got label": ["data.weight=label"],
+    "train.csv: column a must be finite and >= 0, got -1.0 in row 1": ["data.weight=a"],
+    "val.csv lacks the column importance of data.weight": [
+        "data.weight=importance", "data.val_path=val.csv", "data.val_fraction=0"
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", TABLE_ERRORS)
+def test_columns_that_are_no_weights_are_refused(
+    message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{(-1) ** i},{i % 5},{'uv'[i % 2]},{i % 2}" for i in range(40)]
+    (tmp_path / "train.csv").write_text("\n".join(["a,importance,text,label", *rows]))
+    (tmp_path / "val.csv").write_text("a,text,label\n1,u,0\n2,v,1\n")
+    with pytest.raises(runner.ConfigError) as caught:
+        prepare(["data=table", "data.path=train.csv", *TABLE_ERRORS[message]])
+    assert str(caught.value) == message
+
+
+def test_splits_have_weights_all_or_none() -> None:
+    val = {name: values for name, values in given(2).items() if name != "weight"}
+    with pytest.raises(runner.ConfigError) as caught:
+        runner.train("trainer.max_steps=1", data={"train": given(1), "val": val}, quiet=True)
+    assert str(caught.value) == (
+        "data['val'] must have the key weight, because data['train'] has it"
+    )
+
+
+def test_what_takes_no_weights_is_refused() -> None:
+    def own_loss(outputs: Any, batch: Any) -> Any:
+        return (outputs**2).mean()
+
+    with pytest.raises(runner.ConfigError) as caught:
+        runner.train("trainer.max_steps=1", data=given(1), loss=own_loss, quiet=True)
+    assert str(caught.value) == (
+        "a loss of your own gets no weights of rows, and this data has weights; use a loss of this "
+        "project, such as cross_entropy, or leave the weights out"
+    )
+    targets = {**given(1), "y": np.arange(60.0)}
+    with pytest.raises(runner.ConfigError) as caught:
+        runner.train("data.task=regression metrics=[neg_max_error]", data=targets, quiet=True)
+    assert str(caught.value) == (
+        "metrics: neg_max_error takes no weights of rows, and this data has weights; choose a "
+        "metric that is a mean over rows, or leave the weights out"
+    )
