@@ -48,6 +48,8 @@ class Folder(Splits):
     media: ClassVar[Media]
 
     path: Annotated[str, Mark(on_run=True)]
+    val_path: Annotated[str | None, Mark(on_run=True)]
+    test_path: Annotated[str | None, Mark(on_run=True)]
     table: str | None
 
     def listing(self) -> Listing:
@@ -68,13 +70,41 @@ class Folder(Splits):
                 f"data.path must be a folder, got {show_path(self.path)}, which is not a "
                 f"folder; a table of paths is data.table"
             )
-        return _listed(root, self.media) if self.table is None else _tabled(root, self.table)
+        found = _listed(root, self.media) if self.table is None else _tabled(root, self.table)
+        for name, path in self.own_paths.items():
+            found = self._with_own(found, name, path)
+        return found
+
+    def _with_own(self, found: Listing, name: str, path: str) -> Listing:
+        """Add the files of a split that has a folder, or a table, of its own."""
+        key = f"data.{name}_path"
+        if name in found.splits:
+            raise ConfigError(
+                f"{key} must be null if data.path holds a folder {name}, got {show_path(path)}"
+            )
+        root, mode = locate(path, "folder or a table", key)
+        is_folder = stat.S_ISDIR(mode)
+        own = _listed(root, self.media, key) if is_folder else _tabled(root.parent, path, key)
+        if len(own.splits) > 1:
+            raise ConfigError(
+                f"{key} must hold a folder of {self.media.plural} for each class, got "
+                f"{show_path(path)}, which holds the folders {', '.join(own.splits)}"
+            )
+        source = self.path if self.table is None else self.table
+        labels = renumbered(own, found.classes, path, f"{show_path(source)} does not have")
+        start = len(found.files)
+        return replace(
+            found,
+            files=[*found.files, *own.files],
+            labels=np.concatenate([found.labels, labels]),
+            splits={**found.splits, name: np.arange(start, start + len(own.files))},
+        )
 
     def files(self) -> Iterator[Path]:
         """The files and folders that determine the rows."""
-        yield Path(self.path).expanduser()
-        if self.table is not None:
-            yield Path(self.table).expanduser()
+        for path in (self.path, self.table, *self.own_paths.values()):
+            if path is not None:
+                yield Path(path).expanduser()
         yield from self.listing().files
 
     @abstractmethod
@@ -107,12 +137,7 @@ class Folder(Splits):
         """
         found, root = self._new_listing(path)
         classes = tuple(description["classes"])
-        unknown = [name for name in found.classes if name not in classes]
-        if unknown:
-            raise ConfigError(
-                f"{show_path(path)} has the classes {listed(unknown)}, which the run was not "
-                f"trained on; its classes are {listed(classes)}"
-            )
+        labels = renumbered(found, classes, path)
         x, warnings = self.new_rows(found.files, description)
         wanted = list(description["input_shape"])
         if list(x.shape[1:]) != wanted:
@@ -121,8 +146,7 @@ class Folder(Splits):
                 f"{wanted}"
             )
         x_scaling = Scaling.of(description["x_scaling"])
-        numbers = np.array([classes.index(name) for name in found.classes], np.int64)
-        rows = Split(x_scaling.apply(x) if x_scaling else x, numbers[found.labels])
+        rows = Split(x_scaling.apply(x) if x_scaling else x, labels)
         names = tuple(os.path.relpath(file, root) for file in found.files)
         data = Dataset(rows, rows, rows, "classification", classes, (), x_scaling=x_scaling)
         return replace(data, row_names=names), warnings
@@ -132,7 +156,8 @@ class Folder(Splits):
         root, mode = locate(path, "folder")
         if not stat.S_ISDIR(mode):
             return _tabled(root.parent, path, "data.path"), root.parent
-        return self.model_copy(update={"path": path, "table": None})._listing(), root
+        own = dict.fromkeys(("table", "val_path", "test_path"))
+        return self.model_copy(update={"path": path, **own})._listing(), root
 
     def check_classes(self, labels: np.ndarray, classes: Sequence[str]) -> None:
         """Refuse training rows of a single class."""
@@ -154,8 +179,24 @@ class Folder(Splits):
         return {name: Split(rows, found.labels[rows]) for name, rows in numbers.items()}
 
 
-def _listed(root: Path, media: Media) -> Listing:
-    """List the files of class folders: one folder per class, or train, val and test of these."""
+def renumbered(
+    new: Listing, classes: Sequence[str], path: str, lacks: str = "the run was not trained on"
+) -> np.ndarray:
+    """Number the labels of new rows by the classes of others. Raise ConfigError for a class that
+    is none of these. `path` names the new rows, `lacks` says who does not have it.  # int64[N]"""
+    unknown = [name for name in new.classes if name not in classes]
+    if unknown:
+        raise ConfigError(
+            f"{show_path(path)} has the classes {listed(unknown)}, which {lacks}; its classes are "
+            f"{listed(classes)}"
+        )
+    numbers = np.array([classes.index(name) for name in new.classes], np.int64)
+    return numbers[new.labels]
+
+
+def _listed(root: Path, media: Media, key: str = "data.path") -> Listing:
+    """List the files of class folders: one folder per class, or train, val and test of these. `key`
+    names the folder."""
     folders = _folders(root, media)
     has_splits = bool(folders) and set(folders) <= set(SPLITS)
     if has_splits and "train" not in folders:
@@ -172,7 +213,7 @@ def _listed(root: Path, media: Media) -> Listing:
     splits = {}
     for split, place in roots.items():
         start = len(files)
-        for label, found in _by_class(place, classes, roots["train"], media):
+        for label, found in _by_class(place, classes, roots["train"], media, key):
             files += found
             labels += [label] * len(found)
         splits[split] = np.arange(start, len(files))
@@ -180,13 +221,13 @@ def _listed(root: Path, media: Media) -> Listing:
 
 
 def _by_class(
-    root: Path, classes: Sequence[str], train: Path, media: Media
+    root: Path, classes: Sequence[str], train: Path, media: Media, key: str
 ) -> Iterator[tuple[int, list[Path]]]:
     """Yield the labels of the class folders in `root`, and their files."""
     folders = _folders(root, media)
     if not folders:
         raise ConfigError(
-            f"data.path must hold a folder of {media.plural} for each class, got {show_path(root)} "
+            f"{key} must hold a folder of {media.plural} for each class, got {show_path(root)} "
             f"without folders"
         )
     other = next((name for name in folders if name not in classes), None)

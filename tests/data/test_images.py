@@ -109,6 +109,31 @@ def test_folders_train_val_and_test_are_the_splits(tmp_path: Path) -> None:
     )
 
 
+def test_splits_may_have_paths_of_their_own(tmp_path: Path) -> None:
+    """They have the rows of folders train, val and test; a table's paths begin at its folder, and
+    its order is kept. A class that only such a path has is refused, and so are two sources."""
+    for name, num in (("train", 10), ("val", 2), ("test", 3)):
+        folder(tmp_path / "all" / name, num)
+    whole = dataset(tmp_path / "all")
+    val, test = (tmp_path / "all" / name for name in ("val", "test"))
+    (test / "some.csv").write_text("path,label\ndog/1.png,dog\ncat/2.png,cat\n")
+    keys = [f"data.val_path={val}", f"data.test_path={test / 'some.csv'}"]
+    data = dataset(tmp_path / "all" / "train", *keys)
+    for split in ("train", "val"):
+        found, expected = getattr(data, split), getattr(whole, split)
+        np.testing.assert_array_equal(found.x, expected.x)
+        np.testing.assert_array_equal(found.y, expected.y)
+    np.testing.assert_array_equal(data.test.x, whole.test.x[[4, 2]])
+    assert data.test.y.tolist() == [1, 0]
+    with pytest.raises(ConfigError, match=r"must be null if data\.path holds a folder val"):
+        dataset(tmp_path / "all", keys[0])
+    with pytest.raises(ConfigError, match=r"which holds the folders train, val, test"):
+        dataset(tmp_path / "all" / "train", f"data.val_path={tmp_path / 'all'}")
+    save(val / "cow" / "1.png", pixels(1))
+    with pytest.raises(ConfigError, match=r"the classes cow, which .* does not have; its classes"):
+        dataset(tmp_path / "all" / "train", keys[0])
+
+
 def test_images_are_resized_as_pillow_does(tmp_path: Path) -> None:
     for i in range(4):
         save(tmp_path / "ab"[i % 2] / f"{i}.png", pixels(i, 9 + i, 7, 3))
