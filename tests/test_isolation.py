@@ -43,6 +43,7 @@ NEEDS = {
     ("data", "image_folder"): ["data.path=a"],
     ("data", "audio_folder"): ["data.path=a"],
     ("data", "text"): ["data.path=a"],
+    ("data", "text_classes"): ["data.path=a"],
     ("data", "datasets"): ["data.path=a"],
     ("schedule", "from_torch"): ["schedule.class=LinearLR"],
     ("schedule", "from_keras"): [

@@ -20,6 +20,7 @@ from runner.data.splits import Splits
 from runner.data.stream import NPY
 from runner.data.table import Columns, Table
 from runner.data.text import Text, Topics
+from runner.data.text_classes import TextClasses
 from runner.errors import ConfigError
 
 __all__ = ["Data", "Dataset", "Split", "load"]
@@ -36,6 +37,7 @@ Data = Annotated[
         NPY,
         ImageFolder,
         AudioFolder,
+        TextClasses,
         Text,
         Topics,
         Custom,

@@ -82,6 +82,7 @@ class Dataset:
     overlaps: bool = False
     memory: int | None = None  # bytes for rows of x, if x is read from files during training
     target: str | list[str] | None = None  # the names of y's columns
+    text_columns: tuple[str, ...] = ()  # the names of a table's columns of text that became tokens
     columns: tuple[Mapping[str, Any], ...] = ()  # the transforms of a table's columns, as JSON
     image_shape: tuple[int, ...] | None = None  # the shape of a row as an image
     folds_sha256: str | None = None  # Splits.folds_sha256, if data.fold is set
@@ -143,6 +144,7 @@ class Dataset:
             "classes": list(self.classes),
             "features": list(self.features),
             "target": self.target,
+            **({"text_columns": list(self.text_columns)} if self.text_columns else {}),
             "input_shape": list(self.input_shape),
             "num_targets": self.num_targets,
             **({"positions": list(self.positions)} if self.positions else {}),

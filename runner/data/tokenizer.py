@@ -1,7 +1,9 @@
 """Tokenizers: from text to token ids and back."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,9 @@ import numpy as np
 
 from runner.errors import ConfigError, one_line, show_path
 
-UNKNOWN = "<unk>"
+UNKNOWN, PADDING, BETWEEN = "<unk>", "<pad>", "<sep>"
 _NUM_BYTES = 256
+_WORD = re.compile(r"\w+|[^\w\s]")
 
 
 @dataclass(frozen=True)
@@ -20,43 +23,86 @@ class Tokenizer:
 
     - characters: one token per character; `vocabulary` has the sorted characters after UNKNOWN,
       whose id 0 stands for any other character.
+    - words: one token per run of letters, digits and underscores in lower case, and per other
+      character that is not white space; `vocabulary` has the most frequent ones first, after
+      UNKNOWN.
     - bytes: one token per byte of UTF-8.
     - file: a tokenizer of the tokenizers library; `definition` is the content of its JSON file.
+
+    With `has_padding`, the id 0 is PADDING, and all others are one higher. With `has_pairs`, the
+    last id is BETWEEN, the token between two texts.
     """
 
     kind: str
     vocabulary: tuple[str, ...]
     definition: str | None = None
+    has_padding: bool = False
+    has_pairs: bool = False
 
     def __len__(self) -> int:
         return len(self.vocabulary)
 
     def encode(self, text: str) -> np.ndarray:
         """Return the ids of a text's tokens.  # int32[N]"""
+        return self._encode(text) + np.int32(self.has_padding)
+
+    def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return the ids of each text's tokens.  # int32[n] each"""
+        if self.kind != "file":
+            return [self.encode(text) for text in texts]
+        found = self._library.encode_batch(list(texts))
+        return [np.array(each.ids, np.int32) + np.int32(self.has_padding) for each in found]
+
+    def _encode(self, text: str) -> np.ndarray:
         if self.kind == "file":
             return np.array(self._library.encode(text).ids, np.int32)
         if self.kind == "bytes":
             return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+        if self.kind == "words":
+            numbers = self._numbers
+            return np.array([numbers.get(word, 0) for word in words(text)], np.int32)
         codes, known = _codes(text), self._codes
+        if not len(known):
+            return np.zeros(len(codes), np.int32)
         places = np.minimum(np.searchsorted(known, codes), len(known) - 1)
         return np.where(known[places] == codes, places + 1, 0).astype(np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of some tokens. Bytes that are no UTF-8 become the replacement
-        character."""
-        numbers = [int(i) for i in ids]
+        character. Padding is left out; words are separated by spaces."""
+        numbers = [int(i) - self.has_padding for i in ids if not (self.has_padding and i == 0)]
+        if self.kind in ("file", "bytes"):  # these know no token between two texts
+            numbers = [number for number in numbers if number < len(self._own)]
         if self.kind == "file":
             text: str = self._library.decode(numbers)
             return text
         if self.kind == "bytes":
             return bytes(numbers).decode(errors="replace")
-        return "".join(self.vocabulary[i] for i in numbers)
+        return (" " if self.kind == "words" else "").join(
+            self.vocabulary[number + self.has_padding] for number in numbers
+        )
+
+    def padded(self, has_pairs: bool) -> "Tokenizer":
+        """Return the same tokenizer for rows that are padded, perhaps of two texts."""
+        last = (BETWEEN,) if has_pairs else ()
+        vocabulary = (PADDING, *self.vocabulary, *last)
+        return replace(self, vocabulary=vocabulary, has_padding=True, has_pairs=has_pairs)
 
     @classmethod
     def of_text(cls, text: str) -> "Tokenizer":
         """Make a tokenizer of the characters of a text."""
         characters = _text(np.unique(_codes(text)))
         return cls("characters", (UNKNOWN, *characters))
+
+    @classmethod
+    def most_frequent(cls, kind: str, texts: Iterable[str], most: int) -> "Tokenizer":
+        """Make a tokenizer of the `most` most frequent characters or words of some texts. Of
+        equally frequent ones, the first in sorted order is kept."""
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(text if kind == "characters" else words(text))
+        kept = sorted(counts, key=lambda token: (-counts[token], token))[:most]
+        return cls(kind, (UNKNOWN, *(sorted(kept) if kind == "characters" else kept)))
 
     @classmethod
     def of_bytes(cls) -> "Tokenizer":
@@ -83,20 +129,36 @@ class Tokenizer:
     def saved(self) -> dict[str, Any]:
         """The entry of data.json."""
         definition = {} if self.definition is None else {"definition": self.definition}
-        return {"kind": self.kind, "vocabulary": list(self.vocabulary), **definition}
+        marks = {name: True for name in ("has_padding", "has_pairs") if getattr(self, name)}
+        return {"kind": self.kind, "vocabulary": list(self.vocabulary), **definition, **marks}
 
     @classmethod
     def read(cls, saved: Mapping[str, Any]) -> "Tokenizer":
         """Read an entry of data.json."""
-        return cls(saved["kind"], tuple(saved["vocabulary"]), saved.get("definition"))
+        marks = {name: saved.get(name, False) for name in ("has_padding", "has_pairs")}
+        return cls(saved["kind"], tuple(saved["vocabulary"]), saved.get("definition"), **marks)
+
+    @property
+    def _own(self) -> tuple[str, ...]:
+        """The vocabulary without PADDING and BETWEEN."""
+        return self.vocabulary[self.has_padding : len(self) - self.has_pairs]
 
     @cached_property
     def _codes(self) -> np.ndarray:
-        return _codes("".join(self.vocabulary[1:]))
+        return _codes("".join(self._own[1:]))
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {word: number for number, word in enumerate(self._own)}
 
     @cached_property
     def _library(self) -> Any:
         return _library().from_str(self.definition)
+
+
+def words(text: str) -> list[str]:
+    """Divide a text into words, in lower case, and other signs."""
+    return _WORD.findall(text.lower())
 
 
 def _codes(text: str) -> np.ndarray:

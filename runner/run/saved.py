@@ -28,6 +28,7 @@ from runner.data.source import Batch
 from runner.data.stream import NPY
 from runner.data.table import Columns, Table, labelled_rows, new_rows
 from runner.data.text import Text, Windows
+from runner.data.text_classes import TextClasses
 from runner.data.tokenizer import Tokenizer
 from runner.errors import ConfigError, nearest, show
 from runner.plan import Plan, evaluate, model_spec, plan, saved_shapes
@@ -404,12 +405,15 @@ class Run:
         """Predict the outputs of raw rows, as in the data's file: logits of the classes, or targets
         in the data's units. A table (a DataFrame of pandas or Polars, an Arrow table, a dict of
         columns, a list of dicts) must have the columns that the run was trained on, in any order;
-        text, dates and missing cells are transformed as in training.
+        text, dates and missing cells are transformed as in training. A run of data=text_classes
+        takes a list of texts, or of pairs of them, a table with its columns, or token ids.
         # x float[N, ...] -> float[N, C]
         """
-        data = self.data
+        data, section = self.data, self.config.data
         if data["features"]:
             x = self._of_table(x)
+        if isinstance(section, TextClasses):
+            x = section.encoded(x, data)
         values = np.asarray(x)
         if list(values.shape[1:]) != self.raw_shape:
             raise ConfigError(

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from runner.config.schema import Config
-from runner.data import load
+from runner.data import Dataset, load
 from runner.data.audio import AudioFolder
 from runner.data.originals import Original, originals
 from runner.data.splits import SPLITS
 from runner.data.summary import Column, Summary, summarize
 from runner.data.table import Columns
+from runner.data.text_classes import TextClasses
 from runner.errors import show
 from runner.report import description as picture
 from runner.run import run_folder
@@ -42,7 +43,7 @@ def describe(config: Config) -> int:
         values["original_columns"] = [vars(column) for column in found]
         position = lines.index("") + 1
         lines[position:position] = [*_originals(found, width), ""]
-    lines[2:2] = _keys(config.data)
+    lines[2:2] = _keys(config.data, data)
     print("\n".join(lines))
     run_folder.write_json(folder / "describe.json", values)
     title = f"data={name}: {sum(summary.rows.values())} rows, {_kind(summary)}"
@@ -52,9 +53,15 @@ def describe(config: Config) -> int:
     return 0
 
 
-def _keys(section: Any) -> list[str]:
+def _keys(section: Any, data: Dataset) -> list[str]:
     """Describe how the rows are made and split, and random changes of the training images."""
     lines = []
+    if isinstance(section, TextClasses):
+        kind = data.tokenizer.kind if data.tokenizer else section.tokenizer
+        lines.append(
+            f"text     {kind}: {data.num_tokens} different token ids, rows of "
+            f"{data.input_shape[0]}, padded with 0"
+        )
     if isinstance(section, AudioFolder):
         frames, features = section.row_shape
         lines.append(

@@ -16,6 +16,7 @@ from runner.data.folders import Folder, below
 from runner.data.table import Table, new_rows
 from runner.data.table_files import TableFile
 from runner.data.text import Windows
+from runner.data.text_classes import TextClasses
 from runner.errors import ConfigError, RunError, show_path
 from runner.run import run_folder
 from runner.run.saved import Run
@@ -73,6 +74,9 @@ def _rows(source: str, run: Run) -> tuple[Path, np.ndarray, list[str] | None, li
             f"Python, load_run(FOLDER).tokenizer and .predict continue a text, and task=evaluate "
             f"data.path=FILE measures a new one"
         )
+    if isinstance(section, TextClasses) and not source.lower().endswith(".npz"):
+        x, names, warnings = section.unlabelled_rows(source, run.data)
+        return Path(source), x, names, warnings
     is_table = source.lower().endswith((".csv", ".npz"))
     if not isinstance(section, Folder) or (is_table and not Path(source).is_dir()):
         path = regular_file(source)
