@@ -343,8 +343,7 @@ def first_state(network: Network, optimizer: Any, dtype: np.dtype, seed: int) ->
     """Return fresh weights and slots, at step 0."""
     if isinstance(network, CustomNetwork):
         weights, buffers = network.built.weights, network.built.buffers
-        slots = optimizer.initial_slots(weights, kinds(optimizer, network))
-        return TrainState(0, weights, slots, buffers)
+        return TrainState(0, weights, first_slots(network, optimizer, weights), buffers)
     scales = width.scales(optimizer, network)
     values = {
         name: (value * scales[name].first if name in scales else value).astype(dtype)
@@ -353,5 +352,10 @@ def first_state(network: Network, optimizer: Any, dtype: np.dtype, seed: int) ->
     trainable = {name for name, variable in network.variables().items() if variable.trainable}
     weights = {name: value for name, value in values.items() if name in trainable}
     buffers = {name: value for name, value in values.items() if name not in trainable}
-    slots = optimizer.initial_slots(weights, kinds(optimizer, network))
-    return TrainState(0, weights, slots, buffers)
+    return TrainState(0, weights, first_slots(network, optimizer, weights), buffers)
+
+
+def first_slots(network: Network, optimizer: Any, weights: Weights) -> Mapping[str, Weights]:
+    """Return the slots before the first update from these weights; some slots hold the weights."""
+    slots: Mapping[str, Weights] = optimizer.initial_slots(weights, kinds(optimizer, network))
+    return slots

@@ -413,3 +413,22 @@ def test_a_built_in_model_starts_from_the_weights_of_a_run(tmp_path: Path) -> No
     np.testing.assert_allclose(losses[1][0], losses[0][0], rtol=1e-5)
     last = read_columns(tmp_path / first.folder / "metrics.csv")["train/loss"][-1]
     assert losses[0][0] < last  # a new network has ln 10, 2.3
+
+
+def test_an_optimizer_whose_state_holds_the_weights_starts_from_those_of_a_run(
+    tmp_path: Path,
+) -> None:
+    """Schedule-free optimizers take gradients at weights of their own, Prodigy measures the
+    distance from the first weights."""
+    short = ("device=cpu", "trainer.batch_size=160", "data=digits", "trainer.max_steps=8")
+    (first,) = forked(tmp_path, (*short, "optimizer.lr=0.01"))
+    source = f"model.weights={first.folder}"
+    names = ("adam", "schedule_free_adamw", "prodigy")
+    runs = forked(tmp_path, *((*short, source, f"optimizer={name}") for name in names))
+    assert [run.status for run in runs] == [0, 0, 0]
+    losses = [read_columns(tmp_path / run.folder / "trace.csv")["loss"][0] for run in runs]
+    assert losses == [losses[0]] * 3
+    checkpoint = tmp_path / runs[2].folder / "checkpoints" / "last"
+    slots = load_file(checkpoint / "optimizer.safetensors")
+    for name, value in weights_of(tmp_path / first.folder).items():
+        np.testing.assert_array_equal(slots[f"first_weights/{name}"], value)

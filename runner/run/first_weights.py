@@ -13,7 +13,7 @@ from runner.components.custom import CustomNetwork
 from runner.errors import ConfigError, show
 from runner.plan import Plan
 from runner.run import checkpoint
-from runner.spec import Backend, TrainState
+from runner.spec import Backend, TrainState, first_slots
 
 _MOST = 5  # names of tensors in one message
 
@@ -65,7 +65,9 @@ def load(start: TrainState, prepared: Plan, backend: Backend) -> tuple[TrainStat
             for name, value in values.items()
         }
 
-    return replace(start, weights=taken(start.weights), buffers=taken(start.buffers)), lines
+    weights = taken(start.weights)
+    slots = first_slots(prepared.network, config.optimizer, weights)
+    return replace(start, weights=weights, slots=slots, buffers=taken(start.buffers)), lines
 
 
 def _few(names: Sequence[str]) -> str:
