@@ -1,7 +1,7 @@
 """Rows that were passed in Python, or that the user's own code returns: NumPy arrays, tensors on
 the CPU, DataFrames, map-style data sets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -111,15 +111,9 @@ def _column(data: Any, name: str) -> np.ndarray | None:
 def _weights(
     named: Mapping[str, Any], arrays: Mapping[str, tuple[np.ndarray, np.ndarray]], name: str
 ) -> dict[str, np.ndarray]:
-    """Return the weights of the rows by split. All splits have some, or none has."""
-    found = {key: _column(rows, "weight") for key, rows in named.items()}
+    """Return the weights of the rows that were passed as arrays, by split."""
+    found = {key: _column(named[key], "weight") for key in arrays}
     given = {key: values for key, values in found.items() if values is not None}
-    if given and len(given) < len(found):
-        lacking = next(key for key in found if key not in given)
-        other = next(iter(given))
-        raise ConfigError(
-            f"{name}[{lacking!r}] must have the key weight, because {name}[{other!r}] has it"
-        )
     return {
         key: weights.checked(
             values,
@@ -128,6 +122,16 @@ def _weights(
         )
         for key, values in given.items()
     }
+
+
+def _check_all_or_none(weights: Collection[str], splits: Collection[str], name: str) -> None:
+    """Refuse weights for some splits only."""
+    lacking = [split for split in splits if split not in weights]
+    if weights and lacking:
+        other = next(iter(weights))
+        raise ConfigError(
+            f"{name}[{lacking[0]!r}] must have weights, because {name}[{other!r}] has weights"
+        )
 
 
 def _is_column(y: Any) -> bool:
@@ -206,7 +210,7 @@ class Passed(Rows):
     def _read(self, given: Given) -> tuple[Given, list[str]]:
         """Read the rows of map-style data sets. Return warnings too."""
         warnings: list[str] = []
-        splits = dict(given.splits)
+        splits, of_rows = dict(given.splits), dict(given.weights)
         for name, part in given.splits.items():
             if not isinstance(part, MapStyle):
                 self._refuse_fields(given.of(name))
@@ -220,13 +224,17 @@ class Passed(Rows):
             fields = chosen.load(self.memory_mb is not None)
             splits[name] = fields.x, fields.y
             warnings += fields.warnings
+            if fields.weight is not None:
+                name_of_weight = f"weight of {given.of(name)}"
+                of_rows[name] = weights.checked(fields.weight, len(fields.y), name_of_weight)
             if name == "train":
                 group = None if fields.group is None else as_text(fields.group)
                 given = replace(given, groups=group, times=fields.time)
                 features = () if isinstance(self.inputs, str | None) else tuple(self.inputs)
                 is_vector = fields.x.shape[1:] == (len(features),)
                 given = replace(given, features=features if is_vector else (), target=self.target)
-        return replace(given, splits=splits), warnings
+        _check_all_or_none(of_rows, splits, given.name)
+        return replace(given, splits=splits, weights=of_rows), warnings
 
     def _refuse_fields(self, source: str) -> None:
         """Refuse keys for map-style data sets if the rows are arrays."""

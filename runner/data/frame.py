@@ -66,8 +66,7 @@ def arrow_table(data: Any, name: str) -> Any:
     if isinstance(data, np.ndarray) and data.dtype.names:
         return _table([(key, data[key]) for key in data.dtype.names], name)
     if isinstance(data, Mapping):
-        has_arrays = set(data) - ({"weight"} if {"x", "y"} <= set(data) else set()) <= _OF_ARRAYS
-        is_table = not has_arrays and "train" not in data
+        is_table = not (_has_arrays(data) or set(data) <= _OF_ARRAYS) and "train" not in data
         return _table(data.items(), name) if is_table else None
     if _are_records(data):
         keys = dict.fromkeys(key for record in data for key in record)
@@ -81,7 +80,12 @@ def _are_records(data: Any) -> bool:
         return False
     if not all(isinstance(record, Mapping) for record in data):
         return False
-    return not {"x", "y"} <= set(data[0]) <= _OF_ARRAYS
+    return not _has_arrays(data[0])
+
+
+def _has_arrays(fields: Mapping[str, Any]) -> bool:
+    """Return whether a dict has the fields x and y of arrays, and no columns of a table."""
+    return {"x", "y"} <= set(fields) <= {*_OF_ARRAYS, "weight"}
 
 
 def _of_columns(data: Any) -> Any:

@@ -20,7 +20,7 @@ from runner.errors import ConfigError, RunError, listed, one_line, show
 
 _BLOCK = 16 * 2**20  # bytes of rows that are stacked at a time
 _MOST_ROWS = 1024  # in a block
-_FIELDS = ("x", "y", "group", "time")  # of a row that is a dict, if no keys choose others
+_FIELDS = ("x", "y", "group", "time", "weight")  # of a row that is a dict, if no keys choose others
 
 
 def is_map_style(data: Any) -> bool:
@@ -36,6 +36,7 @@ class Fields(NamedTuple):
     y: np.ndarray
     group: np.ndarray | None
     time: np.ndarray | None
+    weight: np.ndarray | None
     warnings: tuple[str, ...]
 
 
@@ -108,7 +109,8 @@ class MapStyle:
         x: Any = value[names[0]]
         if not isinstance(inputs, str):
             x = np.concatenate([self._array(row, name, value[name]).ravel() for name in names])
-        more = {name: value[name] for name in _FIELDS[2:] if name in value}
+        used = {*names, target}
+        more = {name: value[name] for name in _FIELDS[2:] if name in value and name not in used}
         return {"x": x, "y": value[target], **more}
 
     def _array(self, row: int, name: str, value: Any) -> np.ndarray:
@@ -150,6 +152,7 @@ class MapStyle:
             self._labels(stacked["y"]),
             stacked.get("group"),
             stacked.get("time"),
+            stacked.get("weight"),
             () if is_same else (self._differs(),),
         )
 

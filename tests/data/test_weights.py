@@ -166,6 +166,25 @@ def test_the_metrics_of_the_training_rows_have_the_weights_too(tmp_path: Path) -
     assert run.metrics["train/accuracy"][-1] == pytest.approx(accuracy, abs=1e-12)
 
 
+def test_rows_of_a_map_style_data_set_may_have_weights(tmp_path: Path) -> None:
+    """The same run as with arrays, by its hash; a field that is the target is no weight."""
+    rows = given(1)
+    records = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+    runs = [
+        runner.train(f"trainer.max_steps=4 output.root={tmp_path}", data=data, quiet=True)
+        for data in (rows, records)
+    ]
+    assert runs[0].result["weights_sha256"] == runs[1].result["weights_sha256"]
+    assert runs[0].data["sha256"] == runs[1].data["sha256"]
+    run = runner.train(
+        "data.task=regression data.inputs=x data.target=weight trainer.max_steps=1 "
+        f"output.root={tmp_path}",
+        data=records,
+        quiet=True,
+    )
+    assert run.data["num_targets"] == 1
+
+
 def write_table(path: Path, named: dict[str, Any]) -> None:
     names = [*"abcd", "importance", "label"]
     lines = [
@@ -270,9 +289,7 @@ def test_splits_have_weights_all_or_none() -> None:
     val = {name: values for name, values in given(2).items() if name != "weight"}
     with pytest.raises(runner.ConfigError) as caught:
         runner.train("trainer.max_steps=1", data={"train": given(1), "val": val}, quiet=True)
-    assert str(caught.value) == (
-        "data['val'] must have the key weight, because data['train'] has it"
-    )
+    assert str(caught.value) == ("data['val'] must have weights, because data['train'] has weights")
 
 
 def test_what_takes_no_weights_is_refused() -> None:
