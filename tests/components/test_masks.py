@@ -2,14 +2,20 @@
 embedding with `mask_zero`, compute what they compute for the row without its padding."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from runner import dispatcher, load_run
 from tests.command_line import forked
-from tests.rows import slow_but
 from tests.training import difference, train
+
+
+def slow_rows(rows: list[tuple[str, ...]], quick: list[tuple[str, ...]]) -> list[Any]:
+    """All rows; by default the `quick` ones stand for the rest, which are marked slow."""
+    return [pytest.param(*row, marks=() if row in quick else pytest.mark.slow) for row in rows]
+
 
 OUTPUTS = "{layer: dense, units: outputs}"
 BODIES = {
@@ -46,6 +52,20 @@ FIRST = {
     "numbers": "{layer: masking}",
     "tokens": "{layer: embedding, features: 3, num_embeddings: 8, mask_zero: true}",
 }
+# the Keras rows are few: tests/parity and tests/exact compare the frameworks with masks
+_QUICK = [("lightning", body, "tokens") for body in ("gru_bidirectional", "attention")]
+_KERAS = [("keras", body, "tokens") for body in ("conv1d", "attention", "residual")]
+FLOAT64 = slow_rows(
+    [*(("lightning", body, kind) for body in BODIES for kind in FIRST), *_KERAS], _QUICK
+)
+EXACT = slow_rows(
+    [
+        *((name, body, kind) for name in ("witness", "lightning") for body in BODIES
+          for kind in FIRST),
+        _KERAS[1],
+    ],
+    _QUICK,
+)  # fmt: skip
 NUM_ROWS, LONGEST = 64, 9
 LENGTHS = np.random.default_rng(0).integers(1, LONGEST + 1, NUM_ROWS)
 
@@ -99,9 +119,7 @@ def test_the_outputs_are_those_of_the_row_without_its_padding(
         np.testing.assert_allclose(*outputs, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("backend", slow_but(["lightning", "keras"], "lightning"))
-@pytest.mark.parametrize("kind", FIRST)
-@pytest.mark.parametrize("body", slow_but(BODIES, "gru_bidirectional", "attention"))
+@pytest.mark.parametrize(("backend", "body", "kind"), FLOAT64)
 def test_the_length_of_the_padding_changes_no_run(
     tmp_path: Path, body: str, kind: str, backend: str
 ) -> None:
@@ -123,9 +141,7 @@ def test_the_length_of_the_padding_changes_no_run(
     assert difference(runs[1].state.weights, runs[0].state.weights) < 1e-12
 
 
-@pytest.mark.parametrize("backend", slow_but(["witness", "lightning", "keras"], "lightning"))
-@pytest.mark.parametrize("kind", slow_but(FIRST, "tokens"))
-@pytest.mark.parametrize("body", slow_but(BODIES, "gru_bidirectional", "attention"))
+@pytest.mark.parametrize(("backend", "body", "kind"), EXACT)
 def test_the_length_of_the_padding_changes_no_bit_in_exact_mode(
     tmp_path: Path, body: str, kind: str, backend: str
 ) -> None:
