@@ -283,6 +283,7 @@ def test_groups_that_fit_nothing_or_train_nothing_are_refused(
 def test_the_rate_of_a_layer_falls_by_layer_decay_for_each_layer_behind_it() -> None:
     """Five layers with weights, one without, a residual that counts as one: L = 5, and d^4 to 1."""
     residual = {"layer": "residual", "layers": [dense(), norm()], "shortcut": []}
+    residual["stochastic_depth"] = 0.0
     flatten = {"layer": "flatten"}
     made = groups(
         optimizer("sgd", layer_decay=0.5), net(dense(), flatten, norm(), residual, dense(), dense())

@@ -190,7 +190,8 @@ def test_every_kind_of_picture_is_drawn(kind: str, tmp_path: Path) -> None:
 
 def test_one_row_is_described() -> None:
     section = parse(compose(["data=digits"])).data
-    first = Split(*(values[:1] for values in vars(load(section).train).values()))
+    train = load(section).train
+    first = Split(train.x[:1], train.y[:1])
     empty = Split(first.x[:0], first.y[:0])
     data = Dataset(first, empty, empty, "classification", tuple("0123456789"), ())
     found = summarize(data)

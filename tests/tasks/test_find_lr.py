@@ -16,7 +16,7 @@ from runner.cli.compose import compose
 from runner.components.optimizers import Matching
 from runner.config.schema import parse
 from runner.report import range_test
-from runner.tasks.find_lr import _range_test
+from runner.tasks.find_lr import _at_edges, _range_test
 from tests.command_line import BACKENDS, Running, forked
 from tests.training import prepare, train
 
@@ -155,11 +155,6 @@ def test_training_at_the_suggestion_is_better_than_at_a_tenth_or_ten_times_of_it
             "the loss did not rise up to find_lr.max_lr=0.0001, so the suggestion may be too low; "
             "raise find_lr.max_lr",
         ),
-        (
-            ("find_lr.min_lr=0.1", "find_lr.num_steps=200"),
-            "the loss fell fastest at the start, from find_lr.min_lr=0.1, so the suggestion may be "
-            "too high; lower find_lr.min_lr",
-        ),
         ((), None),
     ],
 )
@@ -171,6 +166,18 @@ def test_a_suggestion_at_the_end_of_the_range_comes_with_what_to_do(
     assert (done.status, done.err) == (0, "")
     warnings = [line for line in done.out.splitlines() if line.startswith("warning: ")]
     assert warnings == ([] if said is None else [f"warning: {said}"])
+
+
+def test_a_loss_that_falls_fastest_at_the_start_comes_with_what_to_do() -> None:
+    """By hand: a real loss at such rates depends on the processor's rounding."""
+    rates, losses = np.geomspace(0.1, 10, 50), 1 / (1 + np.arange(50.0))
+    suggestion = range_test.suggest(rates, losses)
+    assert suggestion is not None
+    tested = parse(compose(["find_lr.min_lr=0.1"])).find_lr
+    assert [*_at_edges(tested, suggestion, rates, rose=True)] == [
+        "the loss fell fastest at the start, from find_lr.min_lr=0.1, so the suggestion may be "
+        "too high; lower find_lr.min_lr"
+    ]
 
 
 def test_an_error_of_the_framework_is_one_line_and_its_traceback_is_in_the_log(
