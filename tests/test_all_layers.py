@@ -1,4 +1,4 @@
-"""What holds for every layer of the vocabulary, in the networks of tests/parity: an export predicts
+"""Claims for every layer of the vocabulary, in the networks of tests/parity: an export predicts
 what the run predicts, a training in bfloat16 or compiled is the same training but for rounding."""
 
 import re
@@ -98,8 +98,8 @@ def _rows(prepared: Plan, num: int) -> np.ndarray:
 def test_an_export_predicts_alone_what_the_run_predicts(
     backend: str, suffix: str, names: list[str], tmp_path: Path
 ) -> None:
-    """In a process without this project, for three sizes of a batch. 1e-5: float32 outputs near 1,
-    from kernels that sum in another order, differ by up to 1e-6."""
+    """The process has no code of this project; a batch has three sizes. 1e-5: float32 outputs near
+    1, from kernels that sum in another order, differ by up to 1e-6."""
     expected = {}
     if suffix == "onnx":
         pytest.importorskip("onnxruntime")
@@ -158,7 +158,8 @@ def always_compiled() -> Iterator[None]:
 @pytest.mark.usefixtures("always_compiled")
 @pytest.mark.parametrize("name", slow_but(COMPILED, "layer_norm"))
 def test_a_compiled_training_is_the_same(name: str, backend: str) -> None:
-    """1e-12: what the compiler fuses rounds otherwise in the last bits of float64."""
+    """The tolerance, 1e-12: what the compiler fuses rounds otherwise in the last bits of
+    float64."""
     overrides = [*LAYERS[name], *STEPS, "trainer.precision=float64"]
     found = differences(
         train(backend, overrides), train(backend, [*overrides, "trainer.compile=true"])

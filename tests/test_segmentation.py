@@ -80,7 +80,7 @@ def test_metrics_over_all_pixels_of_an_epoch(
 
 
 def test_a_class_without_pixels_does_not_count() -> None:
-    """As in Keras. Of 5 classes, 3 is only in the outputs, and 4 in neither."""
+    """Keras has the same value. Of 5 classes, 3 is only in the outputs, and 4 in neither."""
     rng = np.random.default_rng(1)
     y, z = rng.integers(0, 3, (7, 4, 6)), rng.normal(size=(7, 4, 6, 5))
     z[..., 4] = -10.0
@@ -94,7 +94,8 @@ def test_a_class_without_pixels_does_not_count() -> None:
 
 
 def test_f1_macro_is_scikit_learn_s_over_all_positions() -> None:
-    """In blocks. Of 5 classes, 3 is only in the outputs, and 4 in neither. Sums of 4 quotients."""
+    """The rows come in blocks. Of 5 classes, 3 is only in the outputs, and 4 in neither; the mean
+    is a sum of 4 quotients."""
     rng = np.random.default_rng(1)
     y, z = rng.integers(0, 3, (7, 4, 6)), rng.normal(size=(7, 4, 6, 5))
     z[..., 4] = -10.0
@@ -106,7 +107,7 @@ def test_f1_macro_is_scikit_learn_s_over_all_positions() -> None:
 
 
 def test_arrays_in_python_are_the_same_run(data: list[str], tmp_path: Path) -> None:
-    """Their labels need no file."""
+    """Labels at pixels that are passed in Python need no file."""
     short = ["trainer.max_steps=3", f"output.root={tmp_path}"]
     of_file = runner.train([*data, *short], quiet=True)
     settings = [*data[3:], *short, "data.standardize=false"]

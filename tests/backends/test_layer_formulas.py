@@ -142,7 +142,7 @@ def test_sinusoidal_positions_are_those_of_the_paper() -> None:
 
 @pytest.mark.parametrize("base", [1.0, 1.5, 100.0, 10000.0, 1e6])
 def test_angles_are_those_of_numpy(base: float) -> None:
-    """To NumPy's own rounding of the angle t a: at most 300 half ulp of 1."""
+    """The tolerance is NumPy's own rounding of the angle t a: at most 300 half ulp of 1."""
     cos, sin = rotations(300, 5, base)
     angles = np.arange(300)[:, None] * base ** (-np.arange(5) / 5)
     np.testing.assert_allclose(cos, np.cos(angles), rtol=0, atol=300 * 2.0**-52)

@@ -117,7 +117,8 @@ def test_focal_loss_is_the_paper_s(gamma: float) -> None:
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 def test_focal_loss_of_several_labels_is_that_of_each(gamma: float) -> None:
-    """As in torchvision's sigmoid_focal_loss: p_t = p y + (1 - p) (1 - y), alpha_t alike."""
+    """The loss is that of torchvision's sigmoid_focal_loss: p_t = p y + (1 - p) (1 - y), alpha_t
+    alike."""
     z = logits(columns=3) / 4
     y = labels(classes=2, seed=3)[:, None] ^ np.array([[0, 1, 1]])
     p = special.expit(z)

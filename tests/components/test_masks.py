@@ -123,8 +123,8 @@ def test_the_outputs_are_those_of_the_row_without_its_padding(
 def test_the_length_of_the_padding_changes_no_run(
     tmp_path: Path, body: str, kind: str, backend: str
 ) -> None:
-    """20 updates: losses and weights within 1e-12, as for parity. The short rows are Lightning's,
-    so this is parity too."""
+    """Losses and weights agree within 1e-12 after 20 updates, as for parity. The short rows are
+    Lightning's, so this is parity too."""
     runs = [
         train(
             name,
@@ -145,7 +145,7 @@ def test_the_length_of_the_padding_changes_no_run(
 def test_the_length_of_the_padding_changes_no_bit_in_exact_mode(
     tmp_path: Path, body: str, kind: str, backend: str
 ) -> None:
-    """9 and 14 steps of 16 rows: the sums have up to 2^8 terms in both cases."""
+    """The sums over 9 and over 14 steps of 16 rows have up to 2^8 terms, so the bits are equal."""
     runs = [
         train(
             name,
@@ -165,7 +165,7 @@ def test_the_length_of_the_padding_changes_no_bit_in_exact_mode(
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["lightning", "keras"])
 def test_an_export_ignores_the_padding_too(tmp_path: Path, backend: str) -> None:
-    """In float32, another order of sums changes the last of 24 bits."""
+    """The tolerance: in float32, another order of sums changes the last of 24 bits."""
     body = "conv1d" if backend == "lightning" else "attention"
     layers = f"{FIRST['tokens']},{BODIES['residual'].rpartition(',')[0]},{BODIES[body]}"
     config = overrides(tmp_path, rows("tokens", 14), layers, "float32")

@@ -66,8 +66,8 @@ def test_the_base_width_itself_changes_no_number(model: str) -> None:
 
 
 def test_a_transformer_scales_by_the_features_that_its_last_layer_reads() -> None:
-    """Of 128 features, r = 2: embeddings and norms at eta, all kernels at eta / 2, whether they
-    read 128 features or 512."""
+    """The last layer reads 128 features, so r = 2: embeddings and norms train at eta, all kernels
+    at eta / 2, whether they read 128 features or 512."""
     prepared = prepare(["data=topics", "model=gpt", "optimizer=adamw", "optimizer.width_base=64"])
     halved = {n for g in prepared.groups if g.lr_factor == 0.5 for n in g.names}
     variables = prepared.network.variables()

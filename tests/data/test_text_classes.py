@@ -134,7 +134,7 @@ def test_characters_bytes_and_tokenizers_have_ids_from_1_on(tmp_path: Path) -> N
 
 
 def test_a_pair_keeps_half_of_each_text(tmp_path: Path) -> None:
-    """Tokens: a word is its number; the last id is the token between two texts."""
+    """The token of a word is its number; the last id is the token between two texts."""
     rows = [("a b c d e f", "g", "x"), ("a", "b c d e f g", "y"), ("a b c d", "e f g", "x")]
     path = table(tmp_path / "a.csv", ["first", "second", "label"], rows)
     keys = ("data.column=[first,second]", "data.split=chronological", *ALL_TRAIN)
@@ -223,7 +223,7 @@ def test_folders_that_cannot_be_rows_are_refused(
 
 
 def test_the_backends_agree_and_exact_mode_has_the_same_bits(tmp_path: Path) -> None:
-    """As in tests/parity: within 1e-12 in float64, since sums are in another order."""
+    """Float64 is within 1e-12, as in tests/parity, since sums are in another order."""
     path = table(tmp_path / "a.csv", ["text", "label"], reviews())
     keys = ["data=text_classes", f"data.path={path}", "device=cpu", "trainer.batch_size=8"]
     float64 = [*keys, "model=text_classifier", "trainer.precision=float64"]
@@ -237,8 +237,8 @@ def test_the_backends_agree_and_exact_mode_has_the_same_bits(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_new_texts_are_predicted_and_measured(tmp_path: Path, backend: str) -> None:
-    """In a folder, as records, in Python and in a table, with words that the run does not know: a
-    film of the same words has the same outputs."""
+    """Texts come in a folder, as records, in Python and in a table, with words that the run does
+    not know: a film of the same words has the same outputs."""
     files = {f"{label}/{i:02}.txt": text for i, (text, label) in enumerate(reviews())}
     folder(tmp_path / "t", files)
     keys = ("data=text_classes", "data.path=t", f"backend={backend}", *SMALL)

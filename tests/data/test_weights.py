@@ -64,8 +64,8 @@ def trained(
 @pytest.mark.parametrize("backend", ["lightning", "keras"])
 @pytest.mark.parametrize("loss", slow_but(LOSSES, "cross_entropy", "huber"))
 def test_a_weight_is_a_number_of_repetitions(tmp_path: Path, loss: str, backend: str) -> None:
-    """With all N rows in one batch, the gradient of the weighted loss is that of the repeated rows,
-    M in all, times M / N; so is the update of SGD with the rate N / M times as large. The
+    """The gradient of the weighted loss, with all N rows in one batch, is that of the repeated
+    rows, M in all, times M / N; so is the update of SGD with the rate N / M times as large. The
     tolerance: sums in another order, in float64."""
     x, y, w = arrays(loss)
     common = ("trainer.precision=float64", "trainer.max_steps=4", "optimizer=sgd")
@@ -84,7 +84,7 @@ def test_a_weight_is_a_number_of_repetitions(tmp_path: Path, loss: str, backend:
 
 @pytest.mark.parametrize("loss", slow_but(LOSSES, "mean_squared_error"))
 def test_both_frameworks_agree(tmp_path: Path, loss: str) -> None:
-    """With accumulation, a short batch and clipping; 1e-12 as in tests/parity."""
+    """The run has accumulation, a short batch and clipping; 1e-12 as in tests/parity."""
     x, y, w = arrays(loss)
     runs = [
         trained(
@@ -103,7 +103,7 @@ def test_both_frameworks_agree(tmp_path: Path, loss: str) -> None:
     "loss", slow_but([name for name in LOSSES if name not in WITHOUT_EXACT_FORM], "cross_entropy")
 )
 def test_exact_mode_has_the_same_bits(tmp_path: Path, loss: str, backend: str) -> None:
-    """And means the same: within 1e-5 of float64, which is far above 24 bits."""
+    """Exact mode means the same: within 1e-5 of float64, which is far above 24 bits."""
     x, y, w = arrays(loss)
     more = ("trainer.max_steps=9", "trainer.batch_size=10", "trainer.accumulate_grad_batches=2")
     runs = {
@@ -151,8 +151,8 @@ def test_the_metrics_are_those_of_scikit_learn_with_sample_weight(tmp_path: Path
 
 
 def test_the_metrics_of_the_training_rows_have_the_weights_too(tmp_path: Path) -> None:
-    """Without learning, all updates of an epoch have the first weights, so the mean over the epoch
-    is that of all rows at once."""
+    """All updates of an epoch have the first weights if the rate is too small to learn, so the mean
+    over the epoch is that of all rows at once."""
     rows = given(1)
     run = runner.train(
         f"trainer.max_epochs=1 trainer.batch_size=7 optimizer=sgd optimizer.lr=1e-30 "
@@ -195,8 +195,8 @@ def write_table(path: Path, named: dict[str, Any]) -> None:
 
 
 def test_a_column_of_a_table_has_the_weights(tmp_path: Path) -> None:
-    """It is no feature; a file of validation rows has it too; and a resumed run ends with the bits
-    of a whole one, within an epoch too."""
+    """The column is no feature; a file of validation rows has it too; a resumed run ends with the
+    bits of a whole one, within an epoch too."""
     write_table(tmp_path / "train.csv", given(1))
     write_table(tmp_path / "val.csv", given(2))
     common = (

@@ -22,8 +22,8 @@ def run(folder: Path, losses: np.ndarray, val: float | None, group: str = "") ->
 
 
 def test_a_picture_does_not_depend_on_those_before_it(tmp_path: Path) -> None:
-    """Of a short run, a long one with losses on both sides of zero, one without validation, and the
-    first one with a second schedule, in two orders and alone."""
+    """Pictures of a short run, a long one with losses on both sides of zero, one without
+    validation, and the first one with a second schedule are drawn in two orders and alone."""
     runs = [
         run(tmp_path / "short", np.linspace(2.3, 0.1, 20), 0.5),
         run(tmp_path / "signed", np.linspace(1.0, -3.0, 300), -2.0),

@@ -62,7 +62,7 @@ def test_nothing_is_suggested_where_the_loss_does_not_fall(losses: list[float]) 
 
 
 def test_groups_are_tested_at_the_rate_of_the_test_times_their_factors() -> None:
-    """Their own schedules would have other rates."""
+    """The groups' own schedules would have other rates."""
     groups = "optimizer.groups=[{match: dense_0, lr_factor: 0.5, schedule: {name: cosine}}]"
     made = parse(_range_test(compose([groups])))
     assert made.optimizer.groups == [Matching(match="dense_0", lr_factor=0.5)]
@@ -169,7 +169,7 @@ def test_a_suggestion_at_the_end_of_the_range_comes_with_what_to_do(
 
 
 def test_a_loss_that_falls_fastest_at_the_start_comes_with_what_to_do() -> None:
-    """By hand: a real loss at such rates depends on the processor's rounding."""
+    """The losses are made by hand: real ones at such rates depend on the processor's rounding."""
     rates, losses = np.geomspace(0.1, 10, 50), 1 / (1 + np.arange(50.0))
     suggestion = range_test.suggest(rates, losses)
     assert suggestion is not None
