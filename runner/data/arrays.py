@@ -1,7 +1,7 @@
 """Rows that were passed in Python, or that the user's own code returns: NumPy arrays, tensors on
 the CPU, DataFrames, map-style data sets."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ class Given:
     target: str | None = None
     groups: np.ndarray | None = None
     times: np.ndarray | None = None
-    weights: Mapping[str, np.ndarray] = field(default_factory=dict)  # split -> float64[N]
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)  # split -> weights of rows
     name: str = "data"  # in an error
     choice: str = "arrays"  # data=arrays
 
@@ -79,7 +79,8 @@ def given(data: Any, name: str = "data", module: str = "") -> Given:
         for key, (x, y) in pairs.items()
     }
     groups, times = (_column(named["train"], key) for key in ("group", "time"))
-    weights = _weights(named, arrays, name)
+    found = {key: _column(named[key], "weight") for key in arrays}
+    weights = {key: values for key, values in found.items() if values is not None}
     return Given({**parts, **arrays}, features, target, groups, times, weights, name)
 
 
@@ -108,30 +109,19 @@ def _column(data: Any, name: str) -> np.ndarray | None:
     return None if values is None else as_text(_array(values, name, "data"))
 
 
-def _weights(
-    named: Mapping[str, Any], arrays: Mapping[str, tuple[np.ndarray, np.ndarray]], name: str
-) -> dict[str, np.ndarray]:
-    """Return the weights of the rows that were passed as arrays, by split."""
-    found = {key: _column(named[key], "weight") for key in arrays}
-    given = {key: values for key, values in found.items() if values is not None}
-    return {
-        key: weights.checked(
-            values,
-            len(arrays[key][1]),
-            f"weight of {name}" + ("" if len(found) == 1 else f"[{key!r}]"),
-        )
-        for key, values in given.items()
-    }
-
-
-def _check_all_or_none(weights: Collection[str], splits: Collection[str], name: str) -> None:
-    """Refuse weights for some splits only."""
-    lacking = [split for split in splits if split not in weights]
-    if weights and lacking:
-        other = next(iter(weights))
+def _checked_weights(found: Mapping[str, np.ndarray], rows: Given) -> dict[str, np.ndarray]:
+    """Check the weights of each split; refuse weights for some splits only."""
+    pairs: dict[str, Any] = dict(rows.splits)
+    lacking = [split for split in pairs if split not in found]
+    if found and lacking:
         raise ConfigError(
-            f"{name}[{lacking[0]!r}] must have weights, because {name}[{other!r}] has weights"
+            f"{rows.of(lacking[0])} must have weights, because {rows.of(next(iter(found)))} has "
+            f"weights"
         )
+    return {
+        split: weights.checked(values, len(pairs[split][1]), f"weight of {rows.of(split)}")
+        for split, values in found.items()
+    }
 
 
 def _is_column(y: Any) -> bool:
@@ -225,16 +215,15 @@ class Passed(Rows):
             splits[name] = fields.x, fields.y
             warnings += fields.warnings
             if fields.weight is not None:
-                name_of_weight = f"weight of {given.of(name)}"
-                of_rows[name] = weights.checked(fields.weight, len(fields.y), name_of_weight)
+                of_rows[name] = fields.weight
             if name == "train":
                 group = None if fields.group is None else as_text(fields.group)
                 given = replace(given, groups=group, times=fields.time)
                 features = () if isinstance(self.inputs, str | None) else tuple(self.inputs)
                 is_vector = fields.x.shape[1:] == (len(features),)
                 given = replace(given, features=features if is_vector else (), target=self.target)
-        _check_all_or_none(of_rows, splits, given.name)
-        return replace(given, splits=splits, weights=of_rows), warnings
+        given = replace(given, splits=splits)
+        return replace(given, weights=_checked_weights(of_rows, given)), warnings
 
     def _refuse_fields(self, source: str) -> None:
         """Refuse keys for map-style data sets if the rows are arrays."""
@@ -302,11 +291,9 @@ class Passed(Rows):
                 hashed, y["train"], rows.groups, rows.times, rows.weights.get("train")
             ),
         )
-        if not rows.weights:
-            return data
         own = {name: values for name, values in rows.weights.items() if name != "train"}
-        divided = dict(zip(SPLITS, (rows.weights["train"][part] for part in parts), strict=True))
-        return weights.weighted(data, [*{**divided, **own}.values()], f"weight of {rows.name}")
+        name = f"weight of {rows.name}"
+        return weights.weighted(data, rows.weights.get("train"), parts, name, own)
 
 
 class Arrays(Passed, Holder):

@@ -90,8 +90,7 @@ class Rows(Splits):
             target=target,
             folds_sha256=self.folds_sha256(x, y, groups, times, weight),
         )
-        if weight is not None:
-            data = weights.weighted(data, [weight[part] for part in parts], f"{source}: weight")
+        data = weights.weighted(data, weight, parts, f"{source}: weight")
         check_classes(data, source)
         if self.standardize:
             return standardize(data, x=True, y=self.task == "regression")

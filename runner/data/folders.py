@@ -90,15 +90,7 @@ class Folder(Splits):
                 f"{key} must hold a folder of {self.media.plural} for each class, got "
                 f"{show_path(path)}, which holds the folders {', '.join(own.splits)}"
             )
-        source = self.path if self.table is None else self.table
-        labels = renumbered(own, found.classes, path, f"{show_path(source)} does not have")
-        start = len(found.files)
-        return replace(
-            found,
-            files=[*found.files, *own.files],
-            labels=np.concatenate([found.labels, labels]),
-            splits={**found.splits, name: np.arange(start, start + len(own.files))},
-        )
+        return with_split(found, name, own, path, self.path if self.table is None else self.table)
 
     def files(self) -> Iterator[Path]:
         """The files and folders that determine the rows."""
@@ -192,6 +184,18 @@ def renumbered(
         )
     numbers = np.array([classes.index(name) for name in new.classes], np.int64)
     return numbers[new.labels]
+
+
+def with_split(found: Listing, name: str, own: Listing, path: str, source: str) -> Listing:
+    """Add a split whose rows come from another place, `path`, to the rows of `source`."""
+    labels = renumbered(own, found.classes, path, f"{show_path(source)} does not have")
+    start = len(found.labels)
+    return replace(
+        found,
+        files=[*found.files, *own.files],
+        labels=np.concatenate([found.labels, labels]),
+        splits={**found.splits, name: np.arange(start, start + len(labels))},
+    )
 
 
 def _listed(root: Path, media: Media, key: str = "data.path") -> Listing:

@@ -24,7 +24,7 @@ from runner.data.files import (
     numbers_as_labels,
     regular_file,
 )
-from runner.data.splits import SPLITS, Splits
+from runner.data.splits import SPLITS, Parts, Splits
 from runner.data.table_files import SEPARATORS, TableFile
 from runner.data.transforms import Missing, Transform
 from runner.errors import ConfigError, listed, nearest, show
@@ -266,9 +266,7 @@ class Columns(Splits):
             raise ConfigError(f"{file.path}: column {show(target)} is empty")
         return np.flatnonzero(~lacks)
 
-    def _parts(
-        self, file: TableFile, table: Any, y: np.ndarray, which: np.ndarray | None
-    ) -> list[np.ndarray]:
+    def _parts(self, file: TableFile, table: Any, y: np.ndarray, which: np.ndarray | None) -> Parts:
         """Return the row numbers of training, validation and test, from the rows `which`."""
         groups = times = None
         if self.split == "grouped" and self.group is not None:
@@ -289,7 +287,8 @@ class Columns(Splits):
             times=None if times is None else times[rows],
             given=self.own_paths,
         )
-        return [rows[part] for part in parts]
+        train, val, test = (rows[part] for part in parts)
+        return train, val, test
 
     def weights(self, file: TableFile, table: Any, y: np.ndarray) -> np.ndarray | None:
         """Return the weights of all rows of a file; None if there are none.  # float64[N]"""
@@ -320,7 +319,7 @@ class Columns(Splits):
         self,
         fitted: Sequence[Transform],
         columns: Mapping[str, Column],
-        parts: Sequence[np.ndarray],
+        parts: Parts,
         y: np.ndarray,
         classes: tuple[str, ...],
         targets: Sequence[str],
@@ -357,11 +356,8 @@ class Columns(Splits):
             folds_sha256=folds_sha256,
             columns=tuple(transform.as_json() for transform in fitted),
         )
-        if weight is None:
-            return data
-        of_rows = {name: rows.weight for name, rows in own.items() if rows.weight is not None}
-        divided = dict(zip(SPLITS, (weight[rows] for rows in parts), strict=True))
-        return weights.weighted(data, [*{**divided, **of_rows}.values()], "data.weight")
+        of_own = {name: rows.weight for name, rows in own.items() if rows.weight is not None}
+        return weights.weighted(data, weight, parts, "data.weight", of_own)
 
 
 class Table(Columns):

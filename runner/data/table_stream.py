@@ -135,8 +135,7 @@ def load(section: Columns, memory_mb: int) -> Dataset:
     data = _dataset(section, file, fit, parts, y)
     target: Any = targets[0] if len(targets) == 1 else list(targets)
     data = replace(data, classes=classes, target=target, memory=memory_mb * 2**20)
-    if weight is not None:
-        data = weights.weighted(data, [weight[part] for part in parts], "data.weight")
+    data = weights.weighted(data, weight, parts, "data.weight")
     check_classes(data, section.path)
     if is_labels:
         fit.warnings += numbers_as_labels(f"column {show(targets[0])}", len(y), classes)

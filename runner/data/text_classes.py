@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from runner.data.capacity import memory
 from runner.data.dataset import Dataset, Split, check_classes
 from runner.data.files import locate, numbered, regular_file
-from runner.data.folders import Folder, Listing, Media, below, each, renumbered
+from runner.data.folders import Folder, Listing, Media, below, each, renumbered, with_split
 from runner.data.frame import FrameFile, arrow_table
 from runner.data.splits import SPLITS
 from runner.data.table_files import TableFile
@@ -267,14 +267,7 @@ class TextClasses(Folder):
         for name, path in self.own_paths.items():
             own_file = self._table(path, f"data.{name}_path")
             own, other = self._labelled(path, own_file, columns, target)
-            lacks = f"{show_path(self.path)} does not have"
-            labels = renumbered(other, found.classes, path, lacks)
-            numbers = np.arange(len(rows), len(rows) + len(own))
-            found = replace(
-                found,
-                labels=np.concatenate([found.labels, labels]),
-                splits={**found.splits, name: numbers},
-            )
+            found = with_split(found, name, other, path, self.path)
             rows += own
         return Texts(rows, (), found, columns, target)
 

@@ -6,12 +6,14 @@ gradient of a row does not depend on the other rows, and weights of mean 1 keep 
 learning rate. The mean of a metric m over rows is sum(w m) / sum(w), as in scikit-learn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 
 from runner.data.dataset import Dataset
+from runner.data.splits import SPLIT_WORDS, SPLITS, Parts
 from runner.errors import ConfigError, show
 
 
@@ -33,14 +35,29 @@ def checked(values: np.ndarray, num_rows: int, name: str) -> np.ndarray:
     return weights
 
 
-def weighted(data: Dataset, parts: Sequence[np.ndarray], name: str) -> Dataset:
-    """Give the training, validation and test rows their weights. Raise ConfigError, with `name`, if
-    all weights of a split are 0."""
-    splits = (data.train, data.val, data.test)
-    for split, weights, words in zip(
-        splits, parts, ("training", "validation", "test"), strict=True
-    ):
-        if len(split) and not weights.any():
+def weighted(
+    data: Dataset,
+    weight: np.ndarray | None,
+    parts: Parts,
+    name: str,
+    own: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> Dataset:
+    """Give rows their weights. Raise ConfigError, with `name`, if all weights of a split are 0.
+
+    Args:
+        data: the data set, whose splits are the rows `parts`.
+        weight: of all rows that were divided; None: the data has no weights.
+        parts: the numbers of the training, validation and test rows.
+        name: of the weights in an error.
+        own: the weights of splits that have rows of their own.
+    """
+    if weight is None:
+        return data
+    found = {}
+    for split, rows in zip(SPLITS, parts, strict=True):
+        of_split, values = getattr(data, split), own.get(split, weight[rows])
+        if len(of_split) and not values.any():
+            words = SPLIT_WORDS[split]
             raise ConfigError(f"{name} must be above 0 for a row, got 0 for all {words} rows")
-    train, val, test = (replace(s, weight=w) for s, w in zip(splits, parts, strict=True))
-    return replace(data, train=train, val=val, test=test)
+        found[split] = replace(of_split, weight=values)
+    return replace(data, **found)
