@@ -495,9 +495,9 @@ def _apply(node: spec.Node, layer: native.Layer, x: KerasTensor, mask: KerasTens
     if mask is not None:
         match node.spec.layer:
             case "conv1d":
-                x = _zero_padding(x, mask)
+                x = _without_padding(x, mask, 0.0)
             case "global_max_pool":
-                x = ops.where(ops.expand_dims(mask, -1), x, -np.inf)
+                x = _without_padding(x, mask, -np.inf)
             case "attention" | "gru" | "lstm" | "global_average_pool":
                 options = {"mask": mask}
     return layer(x, **options)
@@ -514,8 +514,9 @@ def _find_mask(s: Any, x: KerasTensor) -> KerasTensor:
     return ops.logical_or(ops.greater(ops.flip(later, 1), 0), is_first[None])
 
 
-def _zero_padding(x: KerasTensor, mask: KerasTensor) -> KerasTensor:
-    return ops.where(ops.expand_dims(mask, -1), x, 0.0)
+def _without_padding(x: KerasTensor, mask: KerasTensor, value: float) -> KerasTensor:
+    """Replace the padding of x by `value`."""
+    return ops.where(ops.expand_dims(mask, -1), x, value)
 
 
 def _has_stock_layer(node: spec.Node) -> bool:

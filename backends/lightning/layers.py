@@ -687,11 +687,9 @@ class _MaskedSequence(nn.Sequential):
     """Modules of which some use the mask of a padded sequence: it is an argument, or one of them
     finds it."""
 
-    def __init__(self, nodes: Sequence[spec.Node], modules: Sequence[nn.Module]) -> None:
-        super().__init__()
+    def __init__(self, nodes: Sequence[spec.Node], modules: OrderedDict[str, nn.Module]) -> None:
+        super().__init__(modules)
         self.nodes = nodes
-        for node, module in zip(nodes, modules, strict=True):
-            self.add_module(node.name, module)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         for node, module in zip(self.nodes, self, strict=True):
@@ -705,12 +703,10 @@ _USE_MASK = (_Attention, _Conv1d, _Recurrent, _GlobalAveragePool, _GlobalMaxPool
 
 
 def _sequence(nodes: Sequence[spec.Node], dropout_state: DropoutState | None) -> nn.Sequential:
-    modules = [_build(node, dropout_state) for node in nodes]
+    modules = OrderedDict((node.name, _build(node, dropout_state)) for node in nodes)
     if any(node.is_masked for node in nodes):
         return _MaskedSequence(nodes, modules)
-    return nn.Sequential(
-        OrderedDict((node.name, m) for node, m in zip(nodes, modules, strict=True))
-    )
+    return nn.Sequential(modules)
 
 
 _ACTIVATIONS = {

@@ -18,28 +18,22 @@ def build(loss: Any, has_weights: bool = False) -> Callable[..., Tensor]:
     """Build the function (z, y) that computes a batch's mean loss from a
     runner.components.losses.Loss. If the rows have weights w [B], it is (z, y, w), the mean of the
     rows' losses times w."""
+    values = _values(loss)
     if has_weights:
-        values = _values(loss)
         return lambda z, y, w: (values(z, y).reshape(len(w), -1).mean(1) * w.to(z.dtype)).mean()
-    if getattr(loss, "class_weights", None) is not None:
-        values = _values(loss)
-        return lambda z, y: values(z, y).mean()
-    match loss.name:
-        case "cross_entropy":
+    has_kernel = getattr(loss, "class_weights", None) is None
+    match loss.name:  # torch's kernels of a mean
+        case "cross_entropy" if has_kernel:
             return lambda z, y: F.cross_entropy(
                 z.flatten(0, -2), y.flatten(), label_smoothing=loss.label_smoothing
             )
-        case "binary_cross_entropy":
+        case "binary_cross_entropy" if has_kernel:
             return F.binary_cross_entropy_with_logits
         case "mean_squared_error":
             return F.mse_loss
         case "huber":
             return lambda z, y: F.huber_loss(z, y, delta=loss.delta)
-        case "focal":
-            return lambda z, y: _focal(loss, z, y).mean()
-        case "cosine_similarity":
-            return lambda z, y: _cosine_similarity(z, y).mean()
-    raise AssertionError(loss.name)
+    return lambda z, y: values(z, y).mean()
 
 
 def _focal(loss: Any, z: Tensor, y: Tensor) -> Tensor:

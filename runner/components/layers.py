@@ -957,10 +957,7 @@ def needs_images(layers: Sequence[Any]) -> bool:
                 return True
         elif isinstance(spec, (_Conv2D, Conv2DTranspose, UpSampling2D, _Pool, _GlobalPool)):
             return True
-        elif isinstance(
-            spec,
-            _FOR_ROWS_AND_SEQUENCES,
-        ):
+        elif isinstance(spec, _FOR_ROWS_AND_SEQUENCES):
             return False
     return False
 

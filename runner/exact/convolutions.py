@@ -28,17 +28,17 @@ def longest_sum(node: Node, rows: int) -> int:
     return max(positions[1], math.prod(node.spec.window.size) * widest)
 
 
-def _bits(p: Pass, node: Node, num: int) -> int:
-    """Return the bits of operands; `num` is the number of products of an output."""
-    return product_bits(num if p.is_evaluation else longest_sum(node, p.rows or 0))
+def _operands(p: Pass, node: Node, x: Tensor, num: int) -> tuple[Tensor, Any, Tensor, Any, int]:
+    """Return x and the kernel on their grids, each with its unit, and the bits of both; `num` is
+    the number of products of an output."""
+    bits = product_bits(num if p.is_evaluation else longest_sum(node, p.rows or 0))
+    return *p.o.grid(x, bits, p.is_evaluation), *p.o.grid(p.value(node, "kernel"), bits), bits
 
 
 def conv2d(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     """Multiply every window, as a row [height width in], by the kernel."""
     kernel_shape = node.variables[0].shape
-    bits = _bits(p, node, math.prod(kernel_shape[:3]))
-    qx, ux = p.o.grid(x, bits, p.is_evaluation)
-    qw, uw = p.o.grid(p.value(node, "kernel"), bits)
+    qx, ux, qw, uw, bits = _operands(p, node, x, math.prod(kernel_shape[:3]))
     columns = p.o.patches(qx, node.spec.window, node.spec.window.pads(node.input_shape))
     kernel = p.o.reshape(qw, (-1, *kernel_shape[2:]))
     y = p.o.reshape(_times_kernel(p.o, columns, kernel, node), (-1, *node.output_shape))
@@ -121,9 +121,7 @@ def _transposed(o: Primitives, kernel: Tensor, node: Node) -> Tensor:
 def depthwise_conv2d(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     """Add the products of the values at each position of the windows with the kernel there."""
     o, size = p.o, math.prod(node.spec.window.size)
-    bits = _bits(p, node, size)
-    qx, ux = o.grid(x, bits, p.is_evaluation)
-    qw, uw = o.grid(p.value(node, "kernel"), bits)
+    qx, ux, qw, uw, bits = _operands(p, node, x, size)
     height, width, channels = (*node.output_shape[:2], node.input_shape[2])
     parts = [o.reshape(part, (-1, height, width, channels, 1)) for part in windows(p, node, qx)]
     kernel = o.reshape(qw, (size, channels, node.spec.depth_multiplier))
@@ -157,9 +155,7 @@ def conv2d_transpose(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     """Add the products of each pixel with the kernel to the output's windows."""
     o, window, (height, width, num_in) = p.o, node.spec.window, node.input_shape
     size, num_out = math.prod(window.size), node.output_shape[2]
-    bits = _bits(p, node, size * num_in)
-    qx, ux = o.grid(x, bits, p.is_evaluation)
-    qw, uw = o.grid(p.value(node, "kernel"), bits)
+    qx, ux, qw, uw, bits = _operands(p, node, x, size * num_in)
     rows, kernel = o.reshape(qx, (-1, num_in)), o.reshape(qw, (size, num_out, num_in))
     parts = [
         o.reshape(o.matmul(rows, o.transpose(kernel[i])), (-1, height, width, num_out))
@@ -189,17 +185,14 @@ def conv2d_transpose_backward(
 def conv1d(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     """y_t = sum over i of x_{t stride + i dilation - low} W_i, with integers; one rounding."""
     o, s, (steps, num_out) = p.o, node.spec, node.output_shape
-    bits = _bits(p, node, s.kernel_size * node.variables[0].shape[1])
-    qx, ux = o.grid(x, bits, p.is_evaluation)
-    qw, uw = o.grid(p.value(node, "kernel"), bits)
+    qx, ux, qw, uw, bits = _operands(p, node, x, s.kernel_size * node.variables[0].shape[1])
     padded = _padded(p, qx, s.pads(node.input_shape[0]))
     columns = [_rows(p, padded, i * s.dilation, s.stride, steps) for i in range(s.kernel_size)]
     products = None
     for i, column in enumerate(columns):
         product = _times_kernel(o, column, qw[i : i + 1], node)
         products = product if products is None else products + product
-    y, unit = o.reshape(products, (-1, steps, num_out)), ux * uw
-    y = o.r(o.plus(p.value(node, "bias"), y, unit) if s.bias else y * unit)
+    y = biased(p, node, o.reshape(products, (-1, steps, num_out)), ux * uw)
     return y, (columns, ux, qw, uw, bits)
 
 

@@ -6,19 +6,23 @@ from typing import Any
 
 from runner.components.layers import Node
 from runner.exact.functions import sigmoid
-from runner.exact.layers import ACTIVATIONS, Gradients, Memory, Pass
-from runner.exact.primitives import Primitives, Tensor
+from runner.exact.layers import (
+    ACTIVATIONS,
+    Gradients,
+    Memory,
+    Pass,
+    dense_bits,
+    product,
+    product_backward,
+)
+from runner.exact.primitives import Tensor
 from runner.exact.rules import divide, product_bits, total
-
-Factors = tuple[Tensor, Any, Tensor, Any, int]  # rows, their unit; kernel, its unit; bits
 
 
 def gated_dense(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
-    num_in, num_out = node.input_shape[-1], node.output_shape[-1]
-    num_rows = (p.rows or 0) * math.prod(node.input_shape[:-1])
-    bits = product_bits(num_in if p.is_evaluation else max(num_rows, num_in, num_out))
-    a, gate_factors = _product(p, node, "gate_", x, bits)
-    value, factors = _product(p, node, "", x, bits)
+    bits = dense_bits(p, node)
+    a, gate_factors = product(p, node, "gate_", x, bits)
+    value, factors = product(p, node, "", x, bits)
     gate, slope = ACTIVATIONS[node.spec.activation][0](p.o, node.spec, a)
     return p.o.r(gate * value), (gate, slope, value, gate_factors, factors)
 
@@ -28,8 +32,8 @@ def gated_dense_backward(
 ) -> tuple[Tensor, Gradients]:
     o, (gate, slope, value, gate_factors, factors) = p.o, memory
     by_a = ACTIVATIONS[node.spec.activation][1](o, node.spec, slope, o.r(g * value))
-    by_gate, gradients = _product_backward(p, node, "gate_", gate_factors, by_a, needs_dx)
-    by_value, others = _product_backward(p, node, "", factors, o.r(g * gate), needs_dx)
+    by_gate, gradients = product_backward(p, node, "gate_", gate_factors, by_a, needs_dx)
+    by_value, others = product_backward(p, node, "", factors, o.r(g * gate), needs_dx)
     dx = o.reshape(o.r(by_gate + by_value), (-1, *node.input_shape)) if needs_dx else None
     return dx, {**gradients, **others}
 
@@ -41,9 +45,9 @@ def squeeze_excite(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     mean = divide(o, total(o, x, (1,), num, p.is_evaluation, keep=True), num)
     num_products = channels if p.is_evaluation else max(p.rows or 0, channels)
     bits = product_bits(num_products)
-    squeezed, first = _product(p, node, "squeeze_", o.reshape(mean, (-1, channels)), bits)
+    squeezed, first = product(p, node, "squeeze_", o.reshape(mean, (-1, channels)), bits)
     active = o.maximum(squeezed, 0.0)
-    excited, second = _product(p, node, "excite_", active, bits)
+    excited, second = product(p, node, "excite_", active, bits)
     scale, complement = sigmoid(o, excited)
     y = o.r(x * o.reshape(scale, (-1, 1, channels)))
     return o.reshape(y, (-1, *node.output_shape)), (x, scale, complement, active, first, second)
@@ -60,42 +64,15 @@ def squeeze_excite_backward(
     (qg, ug), (qx, ux) = o.grid(g, product_bits(num)), o.grid(x, product_bits(num))
     by_scale = o.r(o.sum(qg * qx, (1,)) * (ug * ux))
     by_excited = o.r(by_scale * o.r(scale * complement))
-    by_active, gradients = _product_backward(p, node, "excite_", second, by_excited, True)
+    by_active, gradients = product_backward(p, node, "excite_", second, by_excited, True)
     by_squeezed = o.gate(by_active, active)
-    by_mean, others = _product_backward(p, node, "squeeze_", first, by_squeezed, needs_dx)
+    by_mean, others = product_backward(p, node, "squeeze_", first, by_squeezed, needs_dx)
     gradients = {**others, **gradients}
     if not needs_dx:
         return None, gradients
     through_mean = o.reshape(divide(o, by_mean, num), (-1, 1, channels))
     dx = o.r(g * o.reshape(scale, (-1, 1, channels)) + through_mean)
     return o.reshape(dx, (-1, *node.input_shape)), gradients
-
-
-def _product(p: Pass, node: Node, prefix: str, x: Tensor, bits: int) -> tuple[Tensor, Factors]:
-    """Return x W + b over the last axis of x, and what the derivatives need."""
-    o: Primitives = p.o
-    qx, ux = o.grid(x, bits, p.is_evaluation)
-    qw, uw = o.grid(p.value(node, f"{prefix}kernel"), bits)
-    num_in, num_out = qw.shape
-    rows = o.reshape(qx, (-1, num_in))
-    products = o.reshape(o.matmul(rows, qw), (-1, *x.shape[1:-1], num_out))
-    unit = ux * uw
-    if not node.spec.bias:
-        return o.r(products * unit), (rows, ux, qw, uw, bits)
-    y = o.r(o.plus(p.value(node, f"{prefix}bias"), products, unit))
-    return y, (rows, ux, qw, uw, bits)
-
-
-def _product_backward(
-    p: Pass, node: Node, prefix: str, factors: Factors, g: Tensor, needs_dx: bool
-) -> tuple[Tensor, Gradients]:
-    """Differentiate `_product`; dx has the shape [rows, in]."""
-    o, (rows, ux, qw, uw, bits) = p.o, factors
-    qg, ug = o.grid(o.reshape(g, (-1, qw.shape[1])), bits)
-    gradients = {f"{prefix}kernel": o.r(o.matmul(o.transpose(rows), qg) * (ux * ug))}
-    if node.spec.bias:
-        gradients[f"{prefix}bias"] = o.r(o.sum(qg, (0,)) * ug)
-    return o.r(o.matmul(qg, o.transpose(qw)) * (ug * uw)) if needs_dx else None, gradients
 
 
 FORMS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {

@@ -23,6 +23,7 @@ from runner.exact.rules import constant, divide, product_bits, r, sum_bits, tota
 Memory = Any
 Gradients = dict[str, Tensor]
 Grid = tuple[Tensor, Any]  # integers and their unit
+Factors = tuple[Tensor, Any, Tensor, Any, int]  # rows, their unit; kernel, its unit; bits
 MASKED = -(2.0**100)  # a score that the softmax gives the weight 0
 LOWEST = -(2.0**128)  # below every value: the padding of max_pool and global_max_pool
 
@@ -89,46 +90,62 @@ def _one(o: Primitives) -> Tensor:
 
 
 def dense(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
-    num_in, num_out = node.input_shape[-1], node.output_shape[-1]
-    bits = product_bits(num_in if p.is_evaluation else max(_num_rows(p, node), num_in, num_out))
-    qx, ux = p.o.grid(x, bits, p.is_evaluation)
-    qw, uw = p.o.grid(p.value(node, "kernel"), bits)
-    rows = p.o.reshape(qx, (-1, num_in))
-    products = p.o.reshape(p.o.matmul(rows, qw), (-1, *node.output_shape))
-    return biased(p, node, products, ux * uw), (rows, ux, qw, uw, bits)
+    return product(p, node, "", x, dense_bits(p, node))
 
 
 def dense_backward(
     p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
 ) -> tuple[Tensor, Gradients]:
-    rows, ux, qw, uw, bits = memory
-    qg, ug = p.o.grid(p.o.reshape(g, (-1, node.output_shape[-1])), bits)
-    kernel, dx = _product_backward(p, node, (rows, ux), (qw, uw), (qg, ug), needs_dx)
-    gradients = {"kernel": kernel}
+    dx, gradients = product_backward(p, node, "", memory, g, needs_dx)
+    return p.o.reshape(dx, (-1, *node.input_shape)) if needs_dx else None, gradients
+
+
+def dense_bits(p: Pass, node: Node) -> int:
+    """Return the bits of the operands of products over the last axis."""
+    num_in, num_out = node.input_shape[-1], node.output_shape[-1]
+    return product_bits(num_in if p.is_evaluation else max(_num_rows(p, node), num_in, num_out))
+
+
+def product(p: Pass, node: Node, prefix: str, x: Tensor, bits: int) -> tuple[Tensor, Factors]:
+    """Return x W + b over the last axis of x, and what the derivatives need. W and b are the
+    variables `kernel` and `bias` with this prefix."""
+    o: Primitives = p.o
+    qx, ux = o.grid(x, bits, p.is_evaluation)
+    qw, uw = o.grid(p.value(node, f"{prefix}kernel"), bits)
+    num_in, num_out = qw.shape
+    rows = o.reshape(qx, (-1, num_in))
+    products = o.reshape(o.matmul(rows, qw), (-1, *x.shape[1:-1], num_out))
+    return biased(p, node, products, ux * uw, prefix), (rows, ux, qw, uw, bits)
+
+
+def product_backward(
+    p: Pass, node: Node, prefix: str, factors: Factors, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
+    """Differentiate `product`; dx has the shape [rows, in]."""
+    rows, ux, qw, uw, bits = factors
+    qg, ug = p.o.grid(p.o.reshape(g, (-1, qw.shape[1])), bits)
+    kernel, dx = _factors_backward(p, (rows, ux), (qw, uw), (qg, ug), needs_dx)
+    gradients = {f"{prefix}kernel": kernel}
     if node.spec.bias:
-        gradients["bias"] = p.o.r(p.o.sum(qg, (0,)) * ug)
+        gradients[f"{prefix}bias"] = p.o.r(p.o.sum(qg, (0,)) * ug)
     return dx, gradients
 
 
-def _product_backward(
-    p: Pass, node: Node, x: Grid, kernel: Grid, g: Grid, needs_dx: bool
+def _factors_backward(
+    p: Pass, x: Grid, kernel: Grid, g: Grid, needs_dx: bool
 ) -> tuple[Tensor, Tensor]:
     """Differentiate rows x [M, in] times a kernel [in, out], given g [M, out]: by the kernel, and
-    by x in the shape of the layer's input."""
+    by x."""
     (qx, ux), (qw, uw), (qg, ug) = x, kernel, g
     by_kernel = p.o.r(p.o.matmul(p.o.transpose(qx), qg) * (ux * ug))
-    if not needs_dx:
-        return by_kernel, None
-    return by_kernel, p.o.reshape(
-        p.o.r(p.o.matmul(qg, p.o.transpose(qw)) * (ug * uw)), (-1, *node.input_shape)
-    )
+    return by_kernel, p.o.r(p.o.matmul(qg, p.o.transpose(qw)) * (ug * uw)) if needs_dx else None
 
 
-def biased(p: Pass, node: Node, products: Tensor, unit: Any) -> Tensor:
-    """R of products times their unit, plus the layer's bias if it has one."""
-    return p.o.r(
-        p.o.plus(p.value(node, "bias"), products, unit) if node.spec.bias else products * unit
-    )
+def biased(p: Pass, node: Node, products: Tensor, unit: Any, prefix: str = "") -> Tensor:
+    """R of products times their unit, plus the layer's bias with this prefix if it has one."""
+    if not node.spec.bias:
+        return p.o.r(products * unit)
+    return p.o.r(p.o.plus(p.value(node, f"{prefix}bias"), products, unit))
 
 
 def _num_rows(p: Pass, node: Node) -> int:
@@ -552,9 +569,10 @@ def masking(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     return x, None
 
 
-def masking_backward(
+def same_backward(
     p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
 ) -> tuple[Tensor, Gradients]:
+    """Differentiate x plus a constant."""
     return g if needs_dx else None, {}
 
 
@@ -589,12 +607,6 @@ def position_embedding_backward(
 def sinusoidal_positions(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     encoded = encodings(node.input_shape, node.spec.base)
     return p.o.r(x + p.o.constant(r(encoded[None]))), None
-
-
-def sinusoidal_positions_backward(
-    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
-) -> tuple[Tensor, Gradients]:
-    return g if needs_dx else None, {}
 
 
 def attention(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
@@ -664,10 +676,8 @@ def attention_backward(
     def project_backward(name: str, x: Tensor, unit: Any, g: Tensor, needs_dx: bool) -> Tensor:
         rows = o.reshape(x, (-1, width))
         g_grid = o.grid(o.reshape(g, (-1, kernels[name][0].shape[1])), width_bits)
-        gradients[name], dx = _product_backward(
-            p, node, (rows, unit), kernels[name], g_grid, needs_dx
-        )
-        return dx
+        gradients[name], dx = _factors_backward(p, (rows, unit), kernels[name], g_grid, needs_dx)
+        return o.reshape(dx, (-1, *node.input_shape)) if needs_dx else None
 
     gradients: Gradients = {}
     qd, ud = o.grid(_split_heads(p, node, project_backward("output", qh, uh, g, True)), head_bits)
@@ -756,12 +766,12 @@ FORMS: dict[
     "dropout": (dropout, dropout_backward),
     "batch_norm": (batch_norm, batch_norm_backward),
     "layer_norm": (layer_norm, layer_norm_backward),
-    "masking": (masking, masking_backward),
+    "masking": (masking, same_backward),
     "embedding": (embedding, embedding_backward),
     "rms_norm": (rms_norm, rms_norm_backward),
     "group_norm": (group_norm, group_norm_backward),
     "global_max_pool": (global_max_pool, global_max_pool_backward),
     "position_embedding": (position_embedding, position_embedding_backward),
     "attention": (attention, attention_backward),
-    "sinusoidal_positions": (sinusoidal_positions, sinusoidal_positions_backward),
+    "sinusoidal_positions": (sinusoidal_positions, same_backward),
 }
