@@ -79,29 +79,30 @@ def test_metrics_over_all_pixels_of_an_epoch(
     assert run.evaluate()["test/mean_iou"] > 0.9
 
 
-def test_a_class_without_pixels_does_not_count() -> None:
-    """Keras has the same value. Of 5 classes, 3 is only in the outputs, and 4 in neither."""
+def in_blocks(name: str) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return labels, outputs, and the metric of both from two blocks of rows."""
     rng = np.random.default_rng(1)
     y, z = rng.integers(0, 3, (7, 4, 6)), rng.normal(size=(7, 4, 6, 5))
     z[..., 4] = -10.0
-    (metric,) = metrics.choose(["mean_iou"], "classification", 5, y).values()
+    (metric,) = metrics.choose([name], "classification", 5, y).values()
     assert metric.of_counts is not None
-    blocks = [metric.function(z[:3], y[:3]), metric.function(z[3:], y[3:])]
+    counts = metric.function(z[:3], y[:3]) + metric.function(z[3:], y[3:])
+    return y, z, metric.of_counts(counts)
+
+
+def test_a_class_without_pixels_does_not_count() -> None:
+    """Keras has the same value. Of 5 classes, 3 is only in the outputs, and 4 in neither."""
+    y, z, found = in_blocks("mean_iou")
     theirs = keras.metrics.MeanIoU(5)
     theirs.update_state(y, z.argmax(-1))
     # Keras's quotients are float32, and their sum
-    assert metric.of_counts(sum(blocks)) == pytest.approx(float(theirs.result()), rel=1e-6)
+    assert found == pytest.approx(float(theirs.result()), rel=1e-6)
 
 
 def test_f1_macro_is_scikit_learn_s_over_all_positions() -> None:
     """The rows come in blocks. Of 5 classes, 3 is only in the outputs, and 4 in neither; the mean
     is a sum of 4 quotients."""
-    rng = np.random.default_rng(1)
-    y, z = rng.integers(0, 3, (7, 4, 6)), rng.normal(size=(7, 4, 6, 5))
-    z[..., 4] = -10.0
-    (metric,) = metrics.choose(["f1_macro"], "classification", 5, y).values()
-    assert metric.of_counts is not None
-    found = metric.of_counts(sum([metric.function(z[:3], y[:3]), metric.function(z[3:], y[3:])]))
+    y, z, found = in_blocks("f1_macro")
     expected = f1_score(y.ravel(), z.argmax(-1).ravel(), average="macro")
     assert found == pytest.approx(expected, rel=1e-15)
 

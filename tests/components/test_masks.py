@@ -9,7 +9,7 @@ import pytest
 
 from runner import dispatcher, load_run
 from tests.command_line import forked
-from tests.training import difference, train
+from tests.training import Trained, difference, train
 
 
 def slow_rows(rows: list[tuple[str, ...]], quick: list[tuple[str, ...]]) -> list[Any]:
@@ -96,6 +96,22 @@ def overrides(folder: Path, x: np.ndarray, layers: str, precision: str) -> list[
     ]  # fmt: skip
 
 
+def trained(
+    folder: Path,
+    body: str,
+    kind: str,
+    backends: tuple[str, str],
+    precision: str,
+    num_updates: int,
+) -> list[Trained]:
+    """Train on the rows of 9 steps with the first backend, and of 14 steps with the second."""
+    layers, steps = f"{FIRST[kind]},{BODIES[body]}", f"trainer.max_steps={num_updates}"
+    return [
+        train(backend, [steps, *overrides(folder, rows(kind, num_steps), layers, precision)])
+        for backend, num_steps in zip(backends, (LONGEST, 14), strict=True)
+    ]
+
+
 @pytest.mark.parametrize("kind", FIRST)
 @pytest.mark.parametrize("body", BODIES)
 def test_the_outputs_are_those_of_the_row_without_its_padding(
@@ -125,18 +141,7 @@ def test_the_length_of_the_padding_changes_no_run(
 ) -> None:
     """Losses and weights agree within 1e-12 after 20 updates, as for parity. The short rows are
     Lightning's, so this is parity too."""
-    runs = [
-        train(
-            name,
-            [
-                "trainer.max_steps=20",
-                *overrides(
-                    tmp_path, rows(kind, num_steps), f"{FIRST[kind]},{BODIES[body]}", "float64"
-                ),
-            ],
-        )
-        for name, num_steps in (("lightning", 9), (backend, 14))
-    ]
+    runs = trained(tmp_path, body, kind, ("lightning", backend), "float64", 20)
     np.testing.assert_allclose(runs[1].losses, runs[0].losses, rtol=0, atol=1e-12)
     assert difference(runs[1].state.weights, runs[0].state.weights) < 1e-12
 
@@ -146,18 +151,7 @@ def test_the_length_of_the_padding_changes_no_bit_in_exact_mode(
     tmp_path: Path, body: str, kind: str, backend: str
 ) -> None:
     """The sums over 9 and over 14 steps of 16 rows have up to 2^8 terms, so the bits are equal."""
-    runs = [
-        train(
-            name,
-            [
-                "trainer.max_steps=10",
-                *overrides(
-                    tmp_path, rows(kind, num_steps), f"{FIRST[kind]},{BODIES[body]}", "exact"
-                ),
-            ],
-        )
-        for name, num_steps in (("witness", 9), (backend, 14))
-    ]
+    runs = trained(tmp_path, body, kind, ("witness", backend), "exact", 10)
     np.testing.assert_array_equal(runs[1].losses, runs[0].losses)
     assert difference(runs[1].state.weights, runs[0].state.weights) == 0
 
