@@ -156,7 +156,7 @@ class _Grouped(native.Layer):
             x, padding = tf.pad(x, [(0, 0), (before, 0), (0, 0)]), "VALID"
         operation = tf.nn.conv1d if len(kernel.shape) == 3 else tf.nn.conv2d
 
-        @tf.function(jit_compile=True)
+        @tf.function(jit_compile=True, autograph=False)  # autograph would write a file
         def convolution(x: Any, kernel: Any) -> Any:
             return operation(x, kernel, self.strides, padding, dilations=self.dilation_rate)
 

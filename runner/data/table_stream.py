@@ -1,5 +1,6 @@
 """Tables larger than memory: the transforms are fitted column by column, then all rows are
-transformed once, in blocks, and written to a temporary file, from which training reads them.
+transformed once, in blocks, and written to a temporary file, from which training reads them. The
+file has no name, so the system frees it when the process ends, however it ends.
 
 A Parquet file can be read by groups of rows only, and the order of an epoch needs rows by number.
 """
@@ -9,8 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from runner.data import transforms, weights
 from runner.data.cells import Column
 from runner.data.dataset import Dataset, Scaling, Split, check_classes, fit_scaling
 from runner.data.files import numbers_as_labels, regular_file
-from runner.data.stream import FileRows
+from runner.data.stream import StreamedRows
 from runner.data.table import (
     Columns,
     index_warnings,
@@ -30,18 +30,35 @@ from runner.data.table import (
 )
 from runner.data.table_files import TableFile
 from runner.data.transforms import Transform
-from runner.errors import ConfigError, show
+from runner.errors import ConfigError, RunError, show
 
 _ROWS = 65_536  # of a block
 
 
 @dataclass(frozen=True)
-class TableRows(FileRows):
-    """The transformed rows of a table, in a temporary file."""
+class TableRows(StreamedRows):
+    """The transformed rows of a table, in a temporary file. It is mapped only while rows are read
+    from it."""
 
     low: np.ndarray  # float64[F], the smallest values of the training rows
     high: np.ndarray
-    folder: Any  # tempfile.TemporaryDirectory: it is removed with the last of these rows
+    file: IO[bytes]  # float64[all rows, F]; closed with the last of these rows
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        return self.low.shape
+
+    def __getitem__(self, which: np.ndarray | slice) -> np.ndarray:
+        """Read rows in the requested order; the file is read from front to back.
+
+        int64[n] -> float64[n, F]
+        """
+        rows = self.rows[which]
+        order = np.argsort(rows)
+        values = np.empty((len(rows), *self.row_shape), self.dtype)
+        stored = np.memmap(self.file, self.dtype, "r").reshape(-1, *self.row_shape)
+        values[order] = stored[rows[order]]
+        return values
 
     @property
     def ranges(self) -> tuple[Any, Any]:
@@ -221,15 +238,10 @@ def _written(
     section: Columns, file: StreamedFile, fit: _Fit, parts: Sequence[np.ndarray], num_rows: int
 ) -> TableRows:
     """Transform all rows in blocks, and write them to a temporary file."""
-    folder = tempfile.TemporaryDirectory(prefix="twinrun-table-")
-    path = Path(folder.name) / "x.npy"
-    shape = (num_rows, len(fit.features))
-    stored = np.lib.format.open_memmap(path, "w+", np.float64, shape)
-    stored.flush()
-    del stored
+    stored = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the rows
     is_train = np.zeros(num_rows, bool)
     is_train[parts[0]] = True
-    low, high = np.full(shape[1], np.inf), np.full(shape[1], -np.inf)
+    low, high = np.full(len(fit.features), np.inf), np.full(len(fit.features), -np.inf)
     least, largest, first, digest = np.inf, -np.inf, 0, hashlib.sha256()
     scaling = Scaling(np.array(fit.offset), np.array(fit.scale))
     names = [transform.name for transform in fit.transforms]
@@ -241,7 +253,7 @@ def _written(
         if section.standardize:
             scale_in_place(scaling, x)
         end = first + len(x)
-        np.lib.format.open_memmap(path, "r+")[first:end] = x
+        _append(stored, x, num_rows)
         digest.update(x.data)
         train = x[is_train[first:end]]
         low = np.minimum(low, train.min(axis=0, initial=np.inf))
@@ -252,14 +264,23 @@ def _written(
         dtype=np.dtype(np.float64),
         extent=(float(least), float(largest)),
         sha256=digest.hexdigest(),
-        files=(path,),
-        starts=np.zeros(1, np.int64),
-        stored_shape=shape[1:],
-        channels="last",
         low=low,
         high=high,
-        folder=folder,
+        file=stored,
     )
+
+
+def _append(file: IO[bytes], x: np.ndarray, num_rows: int) -> None:
+    """Write a block of `num_rows` rows. Raise RunError if the disk is full."""
+    try:
+        file.write(x.data)
+        file.flush()
+    except OSError as error:
+        raise RunError(
+            f"data.memory_mb: the transformed rows need {num_rows * x[:1].nbytes} bytes in the "
+            f"folder for temporary files, {tempfile.gettempdir()}: {error.strerror}; TMPDIR=FOLDER "
+            "before the command chooses another folder"
+        ) from error
 
 
 def _as_fitted(column: Column, transform: Transform) -> Column:

@@ -1,5 +1,10 @@
 """Tables that stay in files: the same rows, transforms and losses as in memory, to the bit."""
 
+import os
+import signal
+import subprocess
+import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +17,11 @@ from runner.data import table_stream
 from runner.data.dataset import Dataset
 from runner.errors import ConfigError
 from runner.run.run_folder import read_columns
-from tests.command_line import BACKENDS, forked
+from tests.command_line import BACKENDS, REPOSITORY, forked, start
 from tests.data.test_data import dataset
 from tests.data.test_table import penguins, written
 from tests.rows import slow_but
+from tests.warm import until
 
 Write = Callable[[pa.Table, Path], object]
 WRITE: dict[str, Write] = {
@@ -110,14 +116,90 @@ def test_what_cannot_be_streamed_is_refused_in_one_line(tmp_path: Path) -> None:
         assert "missing cells in bill (7, first in row 3)" in str(refused.value)
 
 
-def test_the_temporary_file_goes_with_the_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(table_stream.tempfile, "tempdir", str(tmp_path))
+def kept(folder: Path, then: str) -> subprocess.CompletedProcess[str]:
+    """A process with a table in a temporary file, in `folder`/temporary, that does `then`."""
+    path = stored(folder, WRITE["parquet"])
+    (folder / "temporary").mkdir()
+    code = f"""
+import os, resource, signal
+from runner.__main__ import main
+from tests.data.test_data import dataset
+keys = ("data.path={path}", "data.target=species", "data.missing=mean", "data.memory_mb=1")
+{then}
+"""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TMPDIR": str(folder / "temporary")},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_killed_process_leaves_no_temporary_file(tmp_path: Path) -> None:
+    done = kept(
+        tmp_path,
+        """
+data = dataset("data=table", *keys)
+print(len(data.train.x[:]), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+""",
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "72\n"), done.stderr
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_killed_run_leaves_no_temporary_file(tmp_path: Path, backend: str) -> None:
+    """A grouped convolution, and a table that stays in a file; torch keeps an empty cache."""
+    stored(tmp_path, WRITE["parquet"])
+    (tmp_path / "temporary").mkdir()
+    keys = ("data.path=a.table", "data.target=species", "data.missing=mean", "data.memory_mb=1")
+    layers = (
+        "[{layer: reshape, shape: [-1, 2]}, {layer: conv1d, filters: 4, kernel_size: 1, groups: 2},"
+        " {layer: flatten}, {layer: dense, units: outputs}]"
+    )
+    run = start(
+        tmp_path,
+        *("data=table", *keys, f"model.layers={layers}", f"backend={backend}", "device=cpu"),
+        *("trainer.max_epochs=1000000", "output.root=out"),
+        shell='TMPDIR=$PWD/temporary exec "$@"',
+    )
+    runs = tmp_path / "out" / "runs"
+    try:
+        until(lambda: any(runs.glob("*/checkpoints/*")), timeout=120)
+    finally:
+        run.kill()
+        printed = run.communicate()
+    assert run.returncode == -signal.SIGKILL, printed
+    left = [path for path in (tmp_path / "temporary").rglob("*") if path.is_file()]
+    assert not left
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    done = kept(
+        tmp_path,
+        """
+import sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+sys.argv[1:] = ["task=describe", "data=table", *keys, "device=cpu"]
+sys.exit(main())
+""",
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: data.memory_mb: the transformed rows need 9600 bytes in the folder for temporary "
+        f"files, {tmp_path}/temporary: File too large; TMPDIR=FOLDER before the command chooses "
+        "another folder\n"
+    )
+
+
+def test_the_temporary_file_goes_with_the_rows(tmp_path: Path) -> None:
     path = stored(tmp_path, WRITE["parquet"])
     keys = [f"data.path={path}", "data.target=species", "data.missing=mean"]
     data = dataset("data=table", *keys, "data.memory_mb=1")
-    (folder,) = tmp_path.glob("twinrun-table-*")
-    assert data.train.x.folder.name == str(folder)
+    file = weakref.ref(data.train.x.file)
     del data
-    assert not folder.exists()
+    assert file() is None
