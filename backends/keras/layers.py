@@ -61,6 +61,7 @@ _STOCK_NAMES = {
     "squeeze_excite.squeeze": {"squeeze_kernel": "kernel", "squeeze_bias": "bias"},
     "squeeze_excite.excite": {"excite_kernel": "kernel", "excite_bias": "bias"},
     **{f"attention.{part}": {part: "kernel"} for part in ("query", "key", "value", "output")},
+    "dense": {"bias": "bias"},  # one that is tied to an embedding
     "position_embedding": {"embedding": "bias"},
     "attention": {name: f"{name}_dense.kernel" for name in ("query", "key", "value", "output")},
 }
@@ -82,7 +83,13 @@ def build(
 ) -> keras.Model:
     """The whole model, functional: keras.layers in order, each under its canonical name."""
     x = keras.Input(network.input_shape, dtype="int32" if network.takes_tokens else None)
-    return kind(x, _sequence(network.nodes, x, dropout_state))
+    ties = {node.spec.tie for node in network.walk() if node.tied}
+    tables = {
+        node.name: native.ReversibleEmbedding(*node.variables[0].shape, name=node.name)
+        for node in network.walk()
+        if node.name in ties
+    }
+    return kind(x, _sequence(network.nodes, x, dropout_state, tables))
 
 
 def named(model: keras.Model) -> dict[str, Any]:
@@ -349,6 +356,18 @@ def _rotated(x: Any, cos: np.ndarray, sin: np.ndarray) -> Any:
     return tf.concat([a * c - b * s, b * c + a * s], -1)
 
 
+class _Bias(_Layer):
+    """The bias of a dense layer that is tied to an embedding."""
+
+    kernel = None
+
+    def build(self, shape: Any) -> None:
+        self.bias = self.add_weight(shape=shape[-1:], name="bias")
+
+    def call(self, x: Any) -> Any:
+        return x + self.bias
+
+
 class _SinusoidalPositions(_Layer):
     def __init__(self, node: spec.Node) -> None:
         super().__init__(name=node.name)
@@ -461,26 +480,50 @@ def _sequence(
     nodes: Sequence[spec.Node],
     x: KerasTensor,
     dropout_state: DropoutState | None,
+    tables: Mapping[str, native.Layer],
     mask: KerasTensor | None = None,
 ) -> KerasTensor:
-    """Apply the layers. `mask` [B, T] is that of x; a layer among them may find it."""
+    """Apply the layers. `tables` has the embeddings that dense layers are tied to, by their names.
+    `mask` [B, T] is that of x; a layer among them may find it."""
     for node in nodes:
         if node.spec.makes_mask:
             mask = _find_mask(node.spec, x)
         known = mask if node.is_masked else None
         if node.spec.layer == "residual":
             main, shortcut = (
-                _sequence(branch, x, dropout_state, known) for branch in node.branches
+                _sequence(branch, x, dropout_state, tables, known) for branch in node.branches
             )
             if dropout_state and (rate := node.spec.stochastic_depth) > 0:
                 name = f"{node.name}.depth"
                 main = _StochasticDepth(rate, node.index, dropout_state, name=name)(main)
             x = native.Add(name=node.name)([main, shortcut])
+        elif node.tied:
+            x = _tied_dense(
+                node, tables[node.spec.tie](x, reverse=True), is_stock=not dropout_state
+            )
         elif not dropout_state and node.spec.layer in _COMPOSED and not _has_stock_layer(node):
             x = _COMPOSED[node.spec.layer](node, x, known)
         else:
-            x = _apply(node, _build(node, dropout_state), x, known)
+            layer = tables.get(node.name) or _build(node, dropout_state)
+            x = _apply(node, layer, x, known)
     return x
+
+
+def _tied_dense(node: spec.Node, x: KerasTensor, is_stock: bool) -> KerasTensor:
+    """Add the bias of a dense layer that is tied to an embedding to its products x. Keras has no
+    layer that only adds a bias; in an export, it is that of a product with ones."""
+    if not node.spec.bias:
+        return x
+    if not is_stock:
+        return _Bias(name=node.name)(x)
+    axes = "abc"[: len(node.output_shape) + 1]
+    return native.EinsumDense(
+        f"{axes},{axes[-1]}->{axes}",
+        node.output_shape,
+        bias_axes=axes[-1],
+        kernel_initializer="ones",
+        name=node.name,
+    )(x)
 
 
 def _apply(node: spec.Node, layer: native.Layer, x: KerasTensor, mask: KerasTensor | None) -> Any:

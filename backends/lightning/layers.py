@@ -80,6 +80,10 @@ class Network(nn.Module):
     def __init__(self, network: spec.Network, dropout_state: DropoutState | None = None) -> None:
         super().__init__()
         self.body = _sequence(network.nodes, dropout_state)
+        modules = {name.rpartition(".")[2]: module for name, module in self.named_modules()}
+        for node in network.walk():
+            if node.tied:
+                modules[node.name].embedding = modules[node.spec.tie].weight
         self.image_in, self.image_out = (
             len(network.input_shape) == 3,
             len(network.output_shape) == 3,
@@ -459,6 +463,23 @@ class _Embedding(nn.Module):
         return F.embedding(x, self.weight.t())
 
 
+class _TiedDense(nn.Module):
+    """A dense layer with the matrix of an embedding, which the network sets: one parameter of two
+    modules."""
+
+    weight = None  # it has no kernel of its own
+    embedding: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(self, node: spec.Node) -> None:
+        super().__init__()
+        num = node.output_shape[-1]
+        self.register_parameter("bias", nn.Parameter(torch.empty(num)) if node.spec.bias else None)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, ..., features] -> [B, ..., num_embeddings]
+        return F.linear(x, self.embedding.t(), self.bias)
+
+
 class _Masking(nn.Module):
     """spec.Masking. The sequence that it is in computes the mask."""
 
@@ -724,7 +745,9 @@ def _build(node: spec.Node, dropout_state: DropoutState | None) -> nn.Module:
     s, channels = node.spec, node.input_shape[-1]
     match s.layer:
         case "dense":
-            return nn.Linear(channels, node.output_shape[-1], bias=s.bias)
+            is_tied = node.tied is not None
+            units = node.output_shape[-1]
+            return _TiedDense(node) if is_tied else nn.Linear(channels, units, bias=s.bias)
         case "conv1d" | "conv2d" | "depthwise_conv2d" | "conv2d_transpose":
             return _convolution(node)
         case "upsampling2d":

@@ -33,8 +33,15 @@ _FIRST = {
 
 
 def cancelled(network: Network) -> dict[str, str]:
-    """Map each trained weight that does not affect the output to the layer that cancels it."""
-    return {name: by for name, change, by in _changes(network.nodes) if change == Change.NONE}
+    """Map each trained weight that does not affect the output to the layer that cancels it. A
+    weight that several layers use is one of them if each use is cancelled."""
+    found: dict[str, str] = {}
+    uses = list(_changes(network.nodes))
+    seen = {name for name, change, _ in uses if change != Change.NONE}
+    for name, _, by in uses:
+        if name not in seen:
+            found.setdefault(name, by)
+    return found
 
 
 def _changes(nodes: Sequence[Node]) -> Iterator[tuple[str, Change, str]]:
@@ -59,6 +66,8 @@ def _own(node: Node) -> Iterator[tuple[str, Change, str]]:
         )
         if variable.trainable:
             yield f"{node.name}/{variable.name}", _narrowed(change, node), node.name
+    if node.tied:
+        yield node.tied, Change.ANY, node.name
 
 
 def _has_no_effect(node: Node, variable: str) -> bool:

@@ -173,6 +173,10 @@ class CustomNetwork(Network):
             by_layer.setdefault(layer_of(name), []).append(name)
         return list(by_layer.values())
 
+    def last_weights(self) -> list[str]:
+        """The names of the weights of the last layer."""
+        return (self.layers() or [[]])[-1]
+
 
 def layer_of(weight: str) -> str:
     """The layer name of a weight: its name up to the last `/`, or in torch up to the last `.`."""

@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import AfterValidator, Field
 
 from runner.components.positions import rotations
-from runner.errors import ConfigError
+from runner.errors import ConfigError, nearest, show
 from runner.random import uniform
 from runner.section import Count, Fraction, NonNegative, Positive, Section
 
@@ -127,11 +127,18 @@ class _IgnoresPadding(_Layer):
 
 
 class Dense(_IgnoresPadding):
-    """y = x W + b; W [in, out] = `kernel`. Applied to each step of a sequence."""
+    """y = x W + b; W [in, out] = `kernel`. Applied to each step of a sequence.
+
+    With `tie: embedding_0`, W is the transpose of the matrix E [num_embeddings, features] of that
+    embedding, y = x E^T + b: one weight, whose gradient is the sum of those of both uses. Its first
+    values (`init`), rate and decay are the embedding's. Press and Wolf (2017), section 2;
+    keras.layers.ReversibleEmbedding; in torch, one parameter of two modules.
+    """
 
     layer: Literal["dense"]
     units: Count | Literal["outputs"]
     bias: bool
+    tie: str | None
     init: Init
 
     def output_shape(self, shape: Shape) -> Shape:
@@ -139,7 +146,8 @@ class Dense(_IgnoresPadding):
         return (*shape[:-1], int(self.units))
 
     def variables(self, shape: Shape) -> tuple[Variable, ...]:
-        return _dense_variables("", shape[-1], int(self.units), self.bias, self.init)
+        own = _dense_variables("", shape[-1], int(self.units), self.bias, self.init)
+        return own if self.tie is None else own[1:]
 
 
 class _Conv2D(_Layer):
@@ -789,15 +797,20 @@ class Node:
     input_shape: Shape
     output_shape: Shape
     variables: tuple[Variable, ...]
-    branches: tuple[tuple["Node", ...], tuple["Node", ...]] = ((), ())
+    branches: tuple[tuple["Node", ...], ...] = ()
     index: int = 0  # number among all nodes, in order of definition; keys the dropout masks
     is_masked: bool = False  # whether the input has a mask
+    tied: str | None = None  # the weight of an embedding whose transpose is this node's `kernel`
 
     def trainable(self) -> list[str]:
         """The names of its trainable weights, including those in its branches."""
         return [
             f"{node.name}/{v.name}" for node in _walk([self]) for v in node.variables if v.trainable
         ]
+
+    def used(self) -> list[str]:
+        """Like `trainable`, with the weights of other layers that it is tied to."""
+        return [*self.trainable(), *(node.tied for node in _walk([self]) if node.tied)]
 
 
 @dataclass(frozen=True)
@@ -821,11 +834,16 @@ class Network:
         return _walk(self.nodes)
 
     def layers(self) -> list[list[str]]:
-        """The names of the weights of each layer that has weights; a residual is one layer."""
-        return [names for node in self.nodes if (names := node.trainable())]
+        """The names of the weights of each layer that has weights; a residual is one layer. A layer
+        that has only a weight of another one has no names."""
+        return [node.trainable() for node in self.nodes if node.used()]
+
+    def last_weights(self) -> list[str]:
+        """The names of the weights that the last layer with weights uses."""
+        return next((names for node in reversed(self.nodes) if (names := node.used())), [])
 
     def variables(self) -> dict[str, Variable]:
-        """Map names to variables, in order of definition."""
+        """Map names to variables, in order of definition; a tied weight is its embedding's."""
         return {f"{node.name}/{v.name}": v for node in self.walk() for v in node.variables}
 
 
@@ -868,6 +886,7 @@ class _Builder:
     def __init__(self, num_outputs: int, num_tokens: int) -> None:
         self.num_outputs, self.num_tokens = num_outputs, num_tokens
         self.counts: Counter[str] = Counter()
+        self.made: dict[str, Shape] = {}  # embeddings so far: name -> [tokens, features]
 
     def build(
         self, specs: Sequence[Any], shape: Shape, path: str, is_masked: bool
@@ -906,7 +925,35 @@ class _Builder:
         except ValueError as error:
             raise ConfigError(f"{where} ({spec.layer}): {error}") from None
         variables = spec.variables(shape)
-        return Node(name, spec, shape, output, variables, index=index, is_masked=is_masked)
+        if spec.layer == "embedding":
+            self.made[name] = variables[0].shape
+        tied = self._tied(spec, shape, where) if getattr(spec, "tie", None) is not None else None
+        return Node(name, spec, shape, output, variables, (), index, is_masked, tied)
+
+    def _tied(self, spec: Any, shape: Shape, where: str) -> str:
+        """Return the name of the weight that a dense layer is tied to. Raises ConfigError if there
+        is no such embedding, or if its sizes are others."""
+        path = f"{where} (dense): tie"
+        if not self.made:
+            raise ConfigError(
+                f"{path} must be null, as no embedding is before it, got {show(spec.tie)}"
+            )
+        if spec.tie not in self.made:
+            raise ConfigError(
+                f"{path} must be {' or '.join(self.made)}, an embedding before it, got "
+                f"{show(spec.tie)}{nearest(spec.tie, self.made)}"
+            )
+        num_tokens, features = self.made[spec.tie]
+        if spec.units != num_tokens:
+            raise ConfigError(
+                f"{path}={spec.tie} needs one unit for each of its {num_tokens} tokens, got "
+                f"units={spec.units}"
+            )
+        if shape[-1] != features:
+            raise ConfigError(
+                f"{path}={spec.tie} needs an input with its {features} features, got {shape[-1]}"
+            )
+        return f"{spec.tie}/embedding"
 
 
 def _check_mask(spec: Any, where: str, is_masked: bool) -> None:

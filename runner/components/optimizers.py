@@ -797,7 +797,7 @@ def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
     used: set[int] = set()
     by_factors: dict[tuple[float, float, str, str], list[str]] = {(1.0, 1.0, "", ""): []}
     scales = width.scales(optimizer, network)
-    variables, last = network.variables(), (network.layers() or [[]])[-1]
+    variables, last = network.variables(), network.last_weights()
     for name, layer in layers.items():
         i = next((i for i, entry in enumerate(optimizer.groups) if entry.fits(name)), None)
         entry = Matching(match=name) if i is None else optimizer.groups[i]

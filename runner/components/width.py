@@ -54,6 +54,13 @@ def scales(optimizer: Any, network: Network) -> dict[str, Scale]:
             f"optimizer.width_base must be null with optimizer={optimizer.name}, for which no rule "
             f"of widths is known, got {base}"
         )
+    for node in network.walk():
+        if node.tied:
+            raise ConfigError(
+                f"optimizer.width_base is not supported with {node.name}, which is tied to "
+                f"{node.tied}: input and output weights have other rates, and it is both; set tie: "
+                f"null, got {base}"
+            )
     nodes = [node for node in network.walk() if node.trainable() and node.variables]
     kernels = [node for node in nodes if node.spec.layer in _KERNELS]
     _check(base, nodes, kernels)

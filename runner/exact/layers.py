@@ -49,6 +49,8 @@ class Pass:
         return self.rows is None
 
     def value(self, node: Node, name: str) -> Tensor:
+        if name == "kernel" and node.tied:
+            return self.o.transpose(self.values[node.tied])
         return self.values[f"{node.name}/{name}"]
 
 

@@ -90,7 +90,7 @@ def forward(
 
 
 def backward(p: Pass, tape: Tape, g: Tensor, gradients: Gradients) -> Tensor:
-    """Store the gradients of the weights in `gradients`. Return the derivative by the tape's input
+    """Add the gradients of the weights to `gradients`. Return the derivative by the tape's input
     if a node before it is trained."""
     for node, memory, needs_dx in reversed(tape):
         if node.spec.layer == "residual":
@@ -100,12 +100,20 @@ def backward(p: Pass, tape: Tape, g: Tensor, gradients: Gradients) -> Tensor:
             g = p.o.r(parts[0] + parts[1]) if needs_dx else None
         elif needs_dx or _is_trained(p, node):
             g, node_gradients = FORMS[node.spec.layer][1](p, node, memory, g, needs_dx)
-            gradients.update(
-                {f"{node.name}/{name}": value for name, value in node_gradients.items()}
-            )
+            _store(p, node, node_gradients, gradients)
         if needs_dx and node.is_masked:
             g = without_padding(p, g)
     return g
+
+
+def _store(p: Pass, node: Node, own: Gradients, gradients: Gradients) -> None:
+    """Add a node's gradients to those of the nodes after it. A weight that several nodes use has
+    the sum, from the last use to the first: R(R(g_3 + g_2) + g_1)."""
+    for name, value in own.items():
+        weight = f"{node.name}/{name}"
+        if name == "kernel" and node.tied is not None:
+            weight, value = node.tied, p.o.transpose(value)
+        gradients[weight] = p.o.r(gradients[weight] + value) if weight in gradients else value
 
 
 def _rows_kept(p: Pass, node: Node, y: Tensor) -> Tensor:
@@ -124,8 +132,4 @@ def _drop(p: Pass, node: Node, is_kept: Tensor, x: Tensor) -> Tensor:
 
 
 def _is_trained(p: Pass, node: Node) -> bool:
-    inner = any(_is_trained(p, other) for branch in node.branches for other in branch)
-    return inner or any(
-        variable.trainable and f"{node.name}/{variable.name}" not in p.frozen
-        for variable in node.variables
-    )
+    return any(name not in p.frozen for name in node.used())

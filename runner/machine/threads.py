@@ -75,6 +75,8 @@ def _products(node: Node) -> list[int]:
         for variable in node.variables
         if variable.decays
     ]
+    if node.tied:
+        products.append(num_positions * node.input_shape[-1] * node.output_shape[-1])
     if node.spec.layer == "attention":
         products += 2 * [num_positions**2 * node.output_shape[-1]]
     return products

@@ -16,7 +16,9 @@ from runner.components.positions import rotations
 from runner.data.order import Chunk
 from runner.plan import Plan
 from runner.spec import Live, Report, TrainState
-from tests.training import first, prepare
+from tests.parity.test_parity import TEXT
+from tests.rows import slow_but
+from tests.training import first, prepare, train
 
 BACKENDS = ("lightning", "keras")
 # Sums of some ten float64 values near 1 in another order differ by some 1e-16
@@ -138,6 +140,41 @@ def test_sinusoidal_positions_are_those_of_the_paper() -> None:
             encoded[pos, 2 * i + 1] = np.cos(pos / 10000 ** (2 * i / 8))
     rows = torch.from_numpy((x.reshape(-1, 8, 8) + encoded).reshape(-1, 64))
     assert_all_close(outputs(prepared, state, x), rows @ last["kernel"] + last["bias"])
+
+
+TIED = [
+    *TEXT,
+    "model.layers=[{layer: embedding, features: 6},{layer: dense, units: 6},"
+    "{layer: activation, function: tanh},{layer: dense, units: outputs, tie: embedding_0}]",
+    *("optimizer=sgd", "optimizer.lr=1.0", "trainer.max_steps=1"),
+]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("backend", slow_but([*BACKENDS, "witness"], "lightning", "witness"))
+def test_a_tied_output_adds_the_gradients_of_both_uses(backend: str, frozen: bool) -> None:
+    """An update of SGD at rate 1 subtracts the gradient of z = tanh(E_x W + b) E^T + c, which torch
+    has; a frozen E has none. Exact mode has 24 bits."""
+    is_exact = backend == "witness"
+    overrides = [*TIED, f"trainer.precision={'exact' if is_exact else 'float64'}"]
+    overrides += ["optimizer.groups=[{match: embedding_0, lr_factor: 0}]"] if frozen else []
+    prepared = prepare(overrides)
+    start = first(prepared)
+    chunk = next(iter(prepared.chunks(0, None, adapt=False)))
+    x, y = (prepared.data.train.x[chunk.rows], prepared.data.train.y[chunk.rows])
+    names = ["embedding_0/embedding", "dense_0/kernel", "dense_0/bias", "dense_1/bias"]
+    assert sorted(start.weights) == sorted(names)
+    e, w, b, c = (
+        torch.tensor(start.weights[n], dtype=torch.float64, requires_grad=True) for n in names
+    )
+    z = torch.tanh(e[torch.from_numpy(x).long()] @ w + b) @ e.t() + c
+    F.cross_entropy(z.flatten(0, 1), torch.from_numpy(y).flatten().long()).backward()
+    state = train(backend, overrides).state
+    for name, value in zip(names, (e, w, b, c), strict=True):
+        assert value.grad is not None
+        gradient = 0 * value.grad if frozen and value is e else value.grad
+        found = start.weights[name] - state.weights[name]
+        np.testing.assert_allclose(found, gradient, rtol=0, atol=1e-6 if is_exact else 1e-14)
 
 
 @pytest.mark.parametrize("base", [1.0, 1.5, 100.0, 10000.0, 1e6])

@@ -126,6 +126,17 @@ def test_what_is_cancelled_is_what_has_no_gradient(
     assert set(cancelled(net)) == expected
 
 
+def test_a_tied_weight_is_cancelled_only_if_both_its_uses_are() -> None:
+    """A layer norm of one value is its offset, whatever the embedding is; the output has the same
+    matrix."""
+    head = "layer: dense, units: outputs, bias: false"
+    for tie, expected in ((", tie: embedding_0", set()), ("", {"embedding_0/embedding"})):
+        body = f"{{layer: embedding, features: 1}},{LINE},{{{head}{tie}}}"
+        given = parse(compose([f"model.layers=[{body}]"])).model.layers
+        found = cancelled(network(given, (4,), 3, (4,), num_tokens=3))
+        assert set(found) == {"layer_norm_0/scale", *expected}
+
+
 # --- as a user sees it
 
 PARTING = [

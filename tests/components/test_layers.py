@@ -220,6 +220,28 @@ def test_recurrent_layers_have_their_gates_side_by_side() -> None:
     }
 
 
+TIED = [
+    {"layer": "embedding", "features": 6},
+    dense(6),
+    {"layer": "layer_norm"},
+    dense("outputs", tie="embedding_0", bias=False),
+]
+
+
+def test_a_tied_layer_has_no_kernel_of_its_own() -> None:
+    made = network(layers(*TIED), (5,), 9, (5,), num_tokens=9)
+    assert {name: variable.shape for name, variable in made.variables().items()} == {
+        "embedding_0/embedding": (9, 6),
+        "dense_0/kernel": (6, 6),
+        "dense_0/bias": (6,),
+        "layer_norm_0/scale": (6,),
+        "layer_norm_0/offset": (6,),
+    }
+    assert made.last_weights() == ["embedding_0/embedding"]
+    # the output is a layer for optimizer.layer_decay, with a weight that the first one has
+    assert [len(names) for names in made.layers()] == [1, 2, 2, 0]
+
+
 def test_every_node_has_an_index_of_its_own_in_order_of_definition() -> None:
     inner = {"layer": "residual", "layers": [dense(6), {"layer": "dropout", "rate": 0.1}]}
     made = net((6,), 2, inner, {"layer": "dropout", "rate": 0.1}, dense("outputs"))

@@ -43,7 +43,7 @@ def optimizer(name: str, **keys: Any) -> Any:
 
 
 def dense() -> dict[str, Any]:
-    return {"layer": "dense", "units": 4, "bias": True, "init": "zeros"}
+    return {"layer": "dense", "units": 4, "bias": True, "tie": None, "init": "zeros"}
 
 
 def norm() -> dict[str, Any]:
