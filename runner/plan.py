@@ -131,6 +131,7 @@ class Plan:
             tables=self.tables(),
             groups=self.groups,
             gradient_clip_norm=trainer.gradient_clip_norm,
+            gradient_clip_value=trainer.gradient_clip_value,
             seed=self.config.seed,
             largest_chunk=self.largest_chunk(),
             steps_per_epoch=self.order.steps_per_epoch,

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from runner.components import width
+from runner.components import clipping, width
 from runner.components.custom import Built, CustomNetwork, Source
 from runner.components.layers import Network, Shape, initial_variables
 from runner.components.optimizers import LEARNING_RATE, TRAINING_WEIGHTS, Group, kinds
@@ -65,6 +65,7 @@ class RunSpec(ModelSpec):
     tables: Tables
     groups: Sequence[Group]  # weights by rate and decay; the first group's rate is eta(t)
     gradient_clip_norm: float | None
+    gradient_clip_value: float | None
     seed: int
     largest_chunk: int
     steps_per_epoch: int
@@ -79,6 +80,11 @@ class RunSpec(ModelSpec):
     def num_steps(self) -> int:
         """T, the number of updates of the whole run."""
         return len(self.tables[LEARNING_RATE])
+
+    @property
+    def clips(self) -> Sequence[clipping.Clip]:
+        """The limits of the gradients: first the trainer's, of all weights without another one."""
+        return clipping.rules(self.groups, self.gradient_clip_norm, self.gradient_clip_value)
 
     @property
     def scheduled(self) -> dict[str, np.ndarray]:

@@ -189,6 +189,18 @@ class BackendContract:
         assert moved(["trainer.gradient_clip_norm=0.01"]) == pytest.approx(0.01, rel=1e-12)
         assert moved([f"trainer.gradient_clip_norm={2 * free}"]) == pytest.approx(free, rel=1e-12)
 
+    def test_clipping_by_value_bounds_each_entry_of_the_gradient(self) -> None:
+        """As above: each weight moves by its entry of the gradient, clipped. 1e-15: the rounding
+        of weights below 1."""
+        overrides = ["optimizer=sgd", "optimizer.lr=1.0", "trainer.accumulate_grad_batches=2"]
+        overrides += ["trainer.precision=float64", "trainer.max_steps=1"]
+        start = first(prepare(overrides))
+        free = self.train(overrides).state.weights
+        clipped = self.train([*overrides, "trainer.gradient_clip_value=1e-3"]).state.weights
+        for name, before in start.weights.items():
+            step = np.clip(free[name] - before, -1e-3, 1e-3)
+            np.testing.assert_allclose(clipped[name] - before, step, rtol=0, atol=1e-15)
+
     @pytest.mark.parametrize("mode", slow_but(["coupled", "decoupled"], "decoupled"))
     def test_weight_decay_spares_what_it_is_told_to(self, mode: str) -> None:
         """One step of SGD: kernels move by a further lr * lambda * p, biases and norms as without

@@ -130,8 +130,8 @@ class Engine:
             )
             if self.run.keeps_outputs:
                 outputs.append(z)
-        if self.run.gradient_clip_norm is not None:
-            gradients = optimizers.clip_by_global_norm(gradients, self.run.gradient_clip_norm)
+        for rule in self.run.clips:
+            gradients = optimizers.clip(gradients, rule)
         self.optimizer.apply(gradients, list(self.trained.values()))
         for variable, value in zip(variables_to_restore, old_values, strict=True):
             variable.assign(tf.where(tf.math.is_finite(total), variable.value, value))

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from backends.keras.layers import constant
 from backends.keras.schedule import TableLR
+from runner.components.clipping import Clip
 from runner.components.optimizers import (
     BASE_WEIGHTS,
     LEARNING_RATE,
@@ -493,8 +494,17 @@ def build(
     return kind(spec, schedule, variables, slots, run.groups, run.scheduled)
 
 
-def clip_by_global_norm(gradients: Sequence[Any], largest: float) -> list[Any]:
-    """Clip: g * min(1, largest / norm), norm = sqrt(sum of g^2 over all gradients)."""
+def clip(gradients: list[Any], rule: Clip) -> list[Any]:
+    """Clip, with the definitions of runner.components.clipping."""
+    if rule.value is not None:
+        return [
+            tf.clip_by_value(g, constant(-rule.value, g), constant(rule.value, g))
+            for g in gradients
+        ]
+    return gradients if rule.norm is None else _clip_by_global_norm(gradients, rule.norm)
+
+
+def _clip_by_global_norm(gradients: Sequence[Any], largest: float) -> list[Any]:
     norm = tf.sqrt(tf.add_n([tf.reduce_sum(g * g) for g in gradients]))
     factor = tf.minimum(constant(largest, norm) / norm, constant(1.0, norm))
     return [g * factor for g in gradients]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from backends.lightning import custom, fast, layers, objective, optimizers
 from backends.lightning.own_optimizer import OwnOptimizer
+from runner.components.clipping import Clip
 from runner.components.custom import CustomNetwork
 from runner.components.optimizers import BASE_WEIGHTS, TRAINING_WEIGHTS, Custom, frozen
 from runner.spec import ModelSpec, RunSpec, TrainState
@@ -38,7 +39,7 @@ class Engine:
         tensors = self.network.named()
         self.weights = {name: tensors[name] for name in start.weights}
         self.buffer_names, self.slot_names = list(start.buffers), list(start.slots)
-        self.frozen = frozen(run.groups)
+        self.frozen, self.clips = frozen(run.groups), run.clips
         self._require_gradients(False)
         is_own = isinstance(self.network, custom.Network)
         is_own = is_own or isinstance(run.optimizer, Custom)
@@ -166,11 +167,14 @@ class Engine:
         return total, outputs
 
     def _clip(self) -> None:
-        largest = self.run.gradient_clip_norm
         if self.steps is not None:
-            self.steps.clip(self.optimizer, largest, self._clip_as_asked)
-        elif largest is not None:
-            optimizers.clip_by_global_norm([flat.gradient for flat in self.flats], largest)
+            self.steps.clip(self.optimizer, self.clips[0], self._clip_as_asked)
+        else:
+            self._clip_by(self.clips[0])
+
+    def _clip_by(self, rule: Clip) -> None:
+        if rule.largest is not None:
+            optimizers.clip([flat.gradient for flat in self.flats], rule)
 
     def _clip_as_asked(
         self,
@@ -181,12 +185,8 @@ class Engine:
         """Take the place of `clip_gradients` of the user's LightningModule."""
         if gradient_clip_val is None:
             return
-        gradients = [flat.gradient for flat in self.flats]
-        if gradient_clip_algorithm == "value":
-            for gradient in gradients:
-                gradient.clamp_(-gradient_clip_val, gradient_clip_val)
-        else:
-            optimizers.clip_by_global_norm(gradients, gradient_clip_val)
+        algorithm = gradient_clip_algorithm or self.clips[0].algorithm
+        self._clip_by(Clip(self.clips[0].names, **{str(algorithm): gradient_clip_val}))
 
     def losses(self, loss_terms: Sequence[Tensor]) -> Tensor:
         """Stack the updates' losses.  # dtype[K]"""

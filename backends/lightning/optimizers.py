@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from backends.lightning import fast
+from runner.components.clipping import Clip
 from runner.components.optimizers import BASE_WEIGHTS, NUMBERS, Group
 from runner.spec import Weights
 
@@ -588,8 +589,15 @@ def count_skipped_update(optimizer: Optimizer) -> None:
                 state["mu_product"] *= group["betas"][0] * (1 - 0.5 * decay)
 
 
-def clip_by_global_norm(gradients: list[Tensor], largest: float) -> None:
-    """Clip in place: g *= min(1, largest / norm), norm = sqrt(sum of g^2 over all gradients).
-    torch's own function divides by norm + 1e-6."""
+def clip(gradients: list[Tensor], rule: Clip) -> None:
+    """Clip in place, with the definitions of runner.components.clipping."""
+    if rule.value is not None:
+        for gradient in gradients:
+            gradient.clamp_(-rule.value, rule.value)
+    elif rule.norm is not None:
+        _clip_by_global_norm(gradients, rule.norm)
+
+
+def _clip_by_global_norm(gradients: list[Tensor], largest: float) -> None:
     norm = torch.linalg.vector_norm(torch.stack(fast.norms(gradients)))
     fast.scale(gradients, torch.clamp(largest / norm, max=1.0))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from runner.components.clipping import Clip
 from runner.errors import ConfigError, RunError
 from runner.spec import Measured
 from runner.user_code import blame
@@ -180,15 +181,16 @@ class Steps:
     def end_backward(self) -> None:
         self._call("on_after_backward")
 
-    def clip(self, optimizer: Any, largest: float | None, clip: Callable[..., None]) -> None:
+    def clip(self, optimizer: Any, rule: Clip, clip: Callable[..., None]) -> None:
         """Clip the gradients, by the module's `configure_gradient_clipping` if it has one. `clip`
         clips by a norm or a value."""
+        largest, algorithm = rule.largest, rule.algorithm
         self._call("on_before_optimizer_step", optimizer)
         if overrides(self.module, "configure_gradient_clipping"):
             object.__setattr__(self.module, "clip_gradients", clip)
-            self.module.configure_gradient_clipping(optimizer, largest, "norm")
+            self.module.configure_gradient_clipping(optimizer, largest, algorithm)
         elif largest is not None:
-            clip(optimizer, largest, "norm")
+            clip(optimizer, largest, algorithm)
 
     def take(self) -> dict[str, float]:
         """Return the means of what the last update has logged, by column."""

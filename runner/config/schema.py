@@ -159,6 +159,7 @@ class Trainer(Section):
     batch_size: Count
     accumulate_grad_batches: Count
     gradient_clip_norm: Positive | None
+    gradient_clip_value: Positive | None
     precision: Precision
     steps_per_call: Annotated[Literal["auto"] | Count, _WHEN_RESUMED]
     threads: Annotated[Literal["auto"] | Count, _WHEN_RESUMED]
@@ -177,6 +178,16 @@ class Trainer(Section):
     def _ends(self) -> "Trainer":
         if self.max_epochs is None and self.max_steps is None:
             raise ValueError("max_epochs or max_steps, so that the run ends; both are null")
+        return self
+
+    @model_validator(mode="after")
+    def _clips_once(self) -> "Trainer":
+        norm, value = self.gradient_clip_norm, self.gradient_clip_value
+        if norm is not None and value is not None:
+            raise ValueError(
+                f"gradient_clip_norm or gradient_clip_value, got {norm:g} and {value:g}; set one "
+                f"to null"
+            )
         return self
 
 

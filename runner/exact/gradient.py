@@ -48,9 +48,7 @@ def gradient(
         vector = batch_vector if vector is None else o.r(vector + batch_vector)
         buffers.update(p.buffers)
         outputs.append(z)
-    if run.gradient_clip_norm is not None:
-        vector = optimizers.clip(o, vector, run.gradient_clip_norm, layout.size)
-    return vector, buffers, outputs
+    return optimizers.clip(o, vector, run.clips, layout), buffers, outputs
 
 
 def losses(

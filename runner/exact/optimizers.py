@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from runner.components.clipping import Clip
 from runner.components.optimizers import Group
 from runner.exact.network import Layout
 from runner.exact.primitives import Primitives, Tensor
@@ -138,13 +139,23 @@ def update_all(
     }
 
 
-def clip(o: Primitives, g: Tensor, largest: float, num: int) -> Tensor:
-    """g min(1, largest / norm), norm = sqrt(sum of g^2); the `num` squares are summed on their
-    grid."""
+def clip(o: Primitives, g: Tensor, rules: Sequence[Clip], layout: Layout) -> Tensor:
+    """Clip the gradient by all weights as one vector; it is 0 for frozen weights."""
+    (rule,) = rules
+    return _clipped(o, g, rule, layout.size)
+
+
+def _clipped(o: Primitives, g: Tensor, rule: Clip, num: int) -> Tensor:
+    """Clip by the rule. Minima and maxima are exact; the `num` squares of a norm are summed on
+    their grid."""
+    if rule.value is not None:
+        most = constant(rule.value)
+        return o.where(g > most, most, o.where(g < -most, -most, g))
+    if rule.norm is None:
+        return g
+    largest = constant(rule.norm)
     norm = o.r(o.sqrt(total(o, o.r(g * g), (0,), num)))
-    factor = o.where(
-        norm <= constant(largest), 1.0, o.r(constant(largest) / o.where(norm > 0.0, norm, 1.0))
-    )
+    factor = o.where(norm <= largest, 1.0, o.r(largest / o.where(norm > 0.0, norm, 1.0)))
     return o.r(g * factor)
 
 
