@@ -293,7 +293,7 @@ class Plan:
             return {name: Field(fields[name].shape, kind) for name, kind in kinds.items()}
         if not self.data.streams and self.augment is None:
             return {}
-        x = {"x": Field(self.network.input_shape, self.model.dtype)}
+        x = {"x": Field(self.network.input_shape, self.model.input_dtype)}
         moves_labels = self.augment is not None and bool(self.data.positions)
         return {**x, "y": Field(self.data.positions, np.dtype(np.int64))} if moves_labels else x
 

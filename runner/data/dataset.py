@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from runner.data import transforms
 from runner.data.blocks import mean_and_deviation
 from runner.data.source import Batch, Field
 from runner.data.splits import SPLIT_WORDS
@@ -191,6 +192,16 @@ class Dataset:
         ids = {name: replace(s, x=s.x.astype(np.int32)) for name, s in splits.items()}
         return replace(self, **ids, num_tokens=num)  # type: ignore[arg-type]
 
+    def with_ids(self, num_ids: int) -> "Dataset":
+        """Convert the categories of a table to int32; unchanged if they have no ids."""
+        if not num_ids:
+            return self
+        train, val, test = (
+            replace(split, x=split.x.astype(np.int32))
+            for split in (self.train, self.val, self.test)
+        )
+        return replace(self, train=train, val=val, test=test, num_tokens=num_ids)
+
     def with_columns(self, features: Sequence[str]) -> "Dataset":
         """Select these columns of x in this order; unchanged if one of them does not exist."""
         if not features or tuple(features) == self.features or set(features) - set(self.features):
@@ -205,7 +216,7 @@ class Dataset:
         place = {name: i for i, name in enumerate(features)}
         first = {Transform.read(c).features[0]: c for c in self.columns}
         columns = [first[name] for name in sorted(first.keys() & place, key=place.__getitem__)]
-        return replace(
+        selected = replace(
             self,
             train=train,
             val=val,
@@ -214,6 +225,20 @@ class Dataset:
             x_scaling=scaling,
             columns=tuple(columns),
         )
+        return selected._numbered() if self.num_tokens else selected
+
+    def _numbered(self) -> "Dataset":
+        """Number the categories of a table anew, in the order of its columns."""
+        before = [Transform.read(column) for column in self.columns]
+        fitted = transforms.numbered(before)
+        ids = np.array([[t.first_id, b.first_id] for t, b in zip(fitted, before, strict=True)])
+        shift = (ids[:, 0] - ids[:, 1]).astype(np.int32)
+        train, val, test = (
+            replace(split, x=split.x + shift) for split in (self.train, self.val, self.test)
+        )
+        columns = tuple(transform.as_json() for transform in fitted)
+        num = transforms.num_ids(fitted)
+        return replace(self, train=train, val=val, test=test, columns=columns, num_tokens=num)
 
 
 def _blocks(array: np.ndarray) -> Iterator[Any]:

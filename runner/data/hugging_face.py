@@ -43,6 +43,11 @@ class HuggingFace(Columns):
     memory_mb: Count | None
 
     def load(self) -> Dataset:
+        if self.inputs is not None and self.category_encoding != "one_hot":
+            raise ConfigError(
+                f"data.category_encoding must be one_hot with data.inputs, which names no columns "
+                f"of categories, got {self.category_encoding}"
+            )
         sets = _sets(_read(self.path, self.subset, self.offline), self.path)
         if self.inputs is not None:
             return self._rows(sets)

@@ -76,6 +76,7 @@ class Columns(Splits):
     columns: list[str] | None
     drop: list[str]
     categories: list[str]
+    category_encoding: Literal["one_hot", "ids"]
     max_categories: Count
     missing: Missing
     missing_target: Literal["error", "drop"]
@@ -112,9 +113,11 @@ class Columns(Splits):
         for name in names:
             if name in columns:
                 fitted.append(transforms.fit(columns[name], parts[0], self.missing))
-        problems += self._missing_cells(file, fitted, columns)
+        problems += [*self._missing_cells(file, fitted, columns), *self._not_categories(fitted)]
         if problems:
             raise ConfigError(f"{self.path}: {joined(problems)}")
+        if self.category_encoding == "ids":
+            fitted = transforms.numbered(fitted)
         del table, file  # their memory is free before x is made
         own = self._own_rows(fitted, targets, classes)
         data = self._dataset(fitted, columns, parts, y, classes, targets, own, weight)
@@ -307,6 +310,17 @@ class Columns(Splits):
         lacking = missing_cells(file, fitted, columns)
         return [f"missing cells in {lacking}; {_FILLS}"] if lacking else []
 
+    def _not_categories(self, fitted: Iterable[Transform]) -> list[str]:
+        """Describe columns that have no ids."""
+        others = [t.name for t in fitted if t.kind != "text"]
+        if self.category_encoding != "ids" or not others:
+            return []
+        return [
+            f"data.category_encoding must be one_hot for columns that are no categories, got ids "
+            f"and {listed(others)}; data.categories names columns whose values are categories, "
+            f"data.drop leaves columns out"
+        ]
+
     def check_features(self, features: Sequence[str]) -> None:
         """Refuse two features of the same name."""
         if len(set(features)) < len(features):
@@ -339,7 +353,8 @@ class Columns(Splits):
         for name, rows in own.items():
             x[SPLITS.index(name)], targets_of[SPLITS.index(name)] = rows.x, rows.y
         is_scaled = np.array([scaled for t in fitted for scaled in t.is_scaled])
-        x_scaling = scale(x, is_scaled) if self.standardize else None
+        num_ids = transforms.num_ids(fitted)
+        x_scaling = scale(x, is_scaled) if self.standardize and not num_ids else None
         scales_y = self.standardize and self.task == "regression"
         y_scaling = scale(targets_of, np.full(len(targets), True)) if scales_y else None
         train, val, test = map(Split, x, targets_of)
@@ -355,7 +370,7 @@ class Columns(Splits):
             target=targets[0] if len(targets) == 1 else list(targets),
             folds_sha256=folds_sha256,
             columns=tuple(transform.as_json() for transform in fitted),
-        )
+        ).with_ids(num_ids)
         of_own = {name: rows.weight for name, rows in own.items() if rows.weight is not None}
         return weights.weighted(data, weight, parts, "data.weight", of_own)
 
@@ -444,7 +459,7 @@ def labelled_rows(
         y_scaling=y_scaling,
         target=target,
     )
-    return data, warnings
+    return data.with_ids(description.get("num_tokens", 0)), warnings
 
 
 def labelled(
@@ -643,11 +658,12 @@ def scale_in_place(scaling: Scaling, values: np.ndarray) -> None:
 
 def unseen(fitted: Iterable[Transform], columns: Mapping[str, Column]) -> list[str]:
     """Warn of categories that only validation and test rows have."""
-    unseen = {t.name: t.unknown(columns[t.name]) for t in fitted if t.kind == "text"}
+    texts = [transform for transform in fitted if transform.kind == "text"]
+    unseen = [(each, each.unknown(columns[each.name])) for each in texts]
     return [
-        f"column {show(name)}: no training row has {listed(categories)}; they are encoded as none "
-        f"of the categories"
-        for name, categories in unseen.items()
+        f"column {show(each.name)}: no training row has {listed(categories)}; they are encoded as "
+        f"{'none of the categories' if each.first_id is None else 'one more category'}"
+        for each, categories in unseen
         if categories
     ]
 

@@ -42,7 +42,7 @@ class TableRows(StreamedRows):
 
     low: np.ndarray  # float64[F], the smallest values of the training rows
     high: np.ndarray
-    file: IO[bytes]  # float64[all rows, F]; closed with the last of these rows
+    file: IO[bytes]  # dtype[all rows, F]; closed with the last of these rows
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -51,7 +51,7 @@ class TableRows(StreamedRows):
     def __getitem__(self, which: np.ndarray | slice) -> np.ndarray:
         """Read rows in the requested order; the file is read from front to back.
 
-        int64[n] -> float64[n, F]
+        int64[n] -> dtype[n, F]
         """
         rows = self.rows[which]
         order = np.argsort(rows)
@@ -146,8 +146,12 @@ def load(section: Columns, memory_mb: int) -> Dataset:
     del table
     for name in names:
         _fit_column(section, file, name, parts[0], fit, is_alone=len(names) == 1)
+    fit.problems += section._not_categories(fit.transforms)
     if fit.problems:
         raise ConfigError(f"{section.path}: {joined(fit.problems)}")
+    if section.category_encoding == "ids":
+        fit.transforms = transforms.numbered(fit.transforms)
+        fit.offset, fit.scale = [0.0] * len(names), [1.0] * len(names)
     fit.hashes += [] if weight is None else [weight]
     data = _dataset(section, file, fit, parts, y)
     target: Any = targets[0] if len(targets) == 1 else list(targets)
@@ -220,6 +224,7 @@ def _dataset(
     y_scaling = scale(targets, np.full(y.shape[1], True)) if scales_y else None
     train, val, test = (Split(rows.taken(p), t) for p, t in zip(parts, targets, strict=True))
     x_scaling = Scaling(np.array(fit.offset), np.array(fit.scale))
+    num_ids = transforms.num_ids(fit.transforms)
     return Dataset(
         train,
         val,
@@ -227,8 +232,9 @@ def _dataset(
         task=section.task,
         classes=(),
         features=tuple(fit.features),
-        x_scaling=x_scaling if section.standardize else None,
+        x_scaling=x_scaling if section.standardize and not num_ids else None,
         y_scaling=y_scaling,
+        num_tokens=num_ids,
         folds_sha256=section.folds_sha256(y, *fit.hashes),
         columns=tuple(transform.as_json() for transform in fit.transforms),
     )
@@ -244,6 +250,7 @@ def _written(
     low, high = np.full(len(fit.features), np.inf), np.full(len(fit.features), -np.inf)
     least, largest, first, digest = np.inf, -np.inf, 0, hashlib.sha256()
     scaling = Scaling(np.array(fit.offset), np.array(fit.scale))
+    dtype = np.dtype(np.int32 if transforms.num_ids(fit.transforms) else np.float64)
     names = [transform.name for transform in fit.transforms]
     texts = [transform.name for transform in fit.transforms if transform.kind == "text"]
     for table in file.batches(names):
@@ -253,15 +260,16 @@ def _written(
         if section.standardize:
             scale_in_place(scaling, x)
         end = first + len(x)
-        _append(stored, x, num_rows)
-        digest.update(x.data)
+        block = x.astype(dtype, copy=False)
+        _append(stored, block, num_rows)
+        digest.update(block.data)
         train = x[is_train[first:end]]
         low = np.minimum(low, train.min(axis=0, initial=np.inf))
         high = np.maximum(high, train.max(axis=0, initial=-np.inf))
         least, largest, first = min(least, x.min()), max(largest, x.max()), end
     return TableRows(
         rows=np.arange(num_rows),
-        dtype=np.dtype(np.float64),
+        dtype=dtype,
         extent=(float(least), float(largest)),
         sha256=digest.hexdigest(),
         low=low,

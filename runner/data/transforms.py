@@ -3,7 +3,8 @@
     number, date   one value; a missing cell gets `fill`
     boolean        0 or 1; likewise
     text           one value per category, 1 for the row's category and 0 for the others
-                   ("one-hot"); a category that no training row has gives 0 for all of them
+                   ("one-hot"); a category that no training row has gives 0 for all of them; or,
+                   for an embedding, one id (`numbered`)
 
 With `indicator`, one more value is 1 for a missing cell and 0 for another. The definitions are
 those of scikit-learn's SimpleImputer(strategy, add_indicator) and
@@ -11,7 +12,7 @@ OneHotEncoder(handle_unknown="ignore").
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +36,8 @@ class Transform:
         allows_missing: False refuses missing cells.
         indicator: True adds a value that is 1 for a missing cell.
         categories: the categories of text in the training rows, sorted; "" is a missing cell.
+        first_id: of text, the id of a category that no training row has; category k has the id
+            first_id + 1 + k. None: text is one-hot.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Transform:
     allows_missing: bool = False
     indicator: bool = False
     categories: tuple[str, ...] = ()
+    first_id: int | None = None
 
     @classmethod
     def read(cls, saved: Mapping[str, Any]) -> "Transform":
@@ -50,11 +54,21 @@ class Transform:
         return cls(**{**saved, "categories": tuple(saved["categories"])})
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "categories": list(self.categories)}
+        values = {**asdict(self), "categories": list(self.categories)}
+        if self.first_id is None:
+            del values["first_id"]
+        return values
+
+    @property
+    def num_ids(self) -> int:
+        """The number of ids of a column of text: its categories, and one for all others."""
+        return len(self.categories) + 1
 
     @property
     def features(self) -> list[str]:
         """The names of its values."""
+        if self.first_id is not None:
+            return [self.name]
         if self.kind == "text":
             return [f"{self.name}={category or 'missing'}" for category in self.categories]
         return [self.name, *([f"{self.name}=missing"] if self.indicator else [])]
@@ -63,7 +77,7 @@ class Transform:
     def is_scaled(self) -> list[bool]:
         """True for each of its values that `standardize` scales: numbers and dates."""
         if self.kind == "text":
-            return [False] * len(self.categories)
+            return [False] * len(self.features)
         return [self.kind != "boolean", *([False] if self.indicator else [])]
 
     def fits(self, column: Column) -> bool:
@@ -85,6 +99,9 @@ class Transform:
         number: dict[Any, int] = {name: i for i, name in enumerate(self.categories)}
         positions = [number.get(c, -1) for c in (*column.categories, self.fill)]
         which = np.array(positions, dtype=np.int64)[cells]
+        if self.first_id is not None:
+            out[:, 0] = self.first_id + 1 + which
+            return
         out[:] = which[:, None] == np.arange(len(self.categories))
 
     def unknown(self, column: Column) -> list[str]:
@@ -128,6 +145,18 @@ def _fill(known: np.ndarray, missing: Missing) -> float:
         values, counts = np.unique(known, return_counts=True)
         return float(values[np.argmax(counts)])
     return float(known.mean())
+
+
+def numbered(transforms: Sequence[Transform]) -> list[Transform]:
+    """Give each category of all columns an id of its own, in the order of the columns, from 0."""
+    ends = np.cumsum([0, *(transform.num_ids for transform in transforms)])
+    return [replace(t, first_id=int(i)) for t, i in zip(transforms, ends, strict=False)]
+
+
+def num_ids(transforms: Sequence[Transform]) -> int:
+    """The number of ids of the categories of all columns; 0 if they have none."""
+    has_ids = any(transform.first_id is not None for transform in transforms)
+    return sum(transform.num_ids for transform in transforms) if has_ids else 0
 
 
 def apply(transforms: Sequence[Transform], columns: Mapping[str, Column]) -> np.ndarray:

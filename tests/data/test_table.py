@@ -482,15 +482,27 @@ outputs = model(torch.from_numpy(x)).detach().numpy()
 }
 
 
+NUMBERS = ("data.drop=[tagged]",)
+IDS = (
+    "data.drop=[tagged,bill,measured]",
+    "data.categories=[flipper]",
+    "data.category_encoding=ids",
+    "model=category_embedding",
+)
+
+
+@pytest.mark.parametrize("more", slow_but([NUMBERS, IDS], NUMBERS))
 @pytest.mark.parametrize("format", slow_but(LOAD, "torch"))
-def test_an_export_predicts_a_table_without_this_project(tmp_path: Path, format: str) -> None:
+def test_an_export_predicts_a_table_without_this_project(
+    tmp_path: Path, format: str, more: tuple[str, ...]
+) -> None:
     """The function of docs/data.md and the export give the outputs of task=predict for a file with
     another order of columns, an unknown category and missing cells. In float64; 1e-12 is far above
     the rounding of sums in another order."""
     written(tmp_path / "a.csv", penguins())
     keys = ("data=table", "data.path=a.csv", "data.target=species", "data.missing=indicator")
     short = ("trainer.precision=float64", "trainer.max_epochs=2", "device=cpu")
-    (done,) = forked(tmp_path, (*keys, *short, "data.drop=[tagged]"))
+    (done,) = forked(tmp_path, (*keys, *short, *more))
     assert (done.status, done.err) == (0, "")
     new = [["male", "", "NA", "2012-03-04", "Elsewhere"], ["", "41.5", "200", "", "Biscoe"]]
     written(tmp_path / "new.csv", new, ["sex", "bill", "flipper", "measured", "island"])
