@@ -130,9 +130,12 @@ class Engine:
             )
             if self.run.keeps_outputs:
                 outputs.append(z)
+        clipped = dict(zip(self.trained, gradients, strict=True))
         for rule in self.run.clips:
-            gradients = optimizers.clip(gradients, rule)
-        self.optimizer.apply(gradients, list(self.trained.values()))
+            # in the network's order: the norm is summed in this order
+            own = {name: g for name, g in clipped.items() if name in rule.names}
+            clipped |= optimizers.clip(own, rule)
+        self.optimizer.apply(list(clipped.values()), list(self.trained.values()))
         for variable, value in zip(variables_to_restore, old_values, strict=True):
             variable.assign(tf.where(tf.math.is_finite(total), variable.value, value))
         return total, outputs

@@ -5,7 +5,7 @@ Scalars are computed in float64 and rounded once to the variables' dtype. Keras'
 through float32.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -494,17 +494,15 @@ def build(
     return kind(spec, schedule, variables, slots, run.groups, run.scheduled)
 
 
-def clip(gradients: list[Any], rule: Clip) -> list[Any]:
+def clip(gradients: Mapping[str, Any], rule: Clip) -> Mapping[str, Any]:
     """Clip, with the definitions of runner.components.clipping."""
+    if not gradients or rule.largest is None:
+        return gradients
     if rule.value is not None:
-        return [
-            tf.clip_by_value(g, constant(-rule.value, g), constant(rule.value, g))
-            for g in gradients
-        ]
-    return gradients if rule.norm is None else _clip_by_global_norm(gradients, rule.norm)
-
-
-def _clip_by_global_norm(gradients: Sequence[Any], largest: float) -> list[Any]:
-    norm = tf.sqrt(tf.add_n([tf.reduce_sum(g * g) for g in gradients]))
-    factor = tf.minimum(constant(largest, norm) / norm, constant(1.0, norm))
-    return [g * factor for g in gradients]
+        return {
+            name: tf.clip_by_value(g, constant(-rule.value, g), constant(rule.value, g))
+            for name, g in gradients.items()
+        }
+    norm = tf.sqrt(tf.add_n([tf.reduce_sum(g * g) for g in gradients.values()]))
+    factor = tf.minimum(constant(rule.largest, norm) / norm, constant(1.0, norm))
+    return {name: g * factor for name, g in gradients.items()}

@@ -56,6 +56,11 @@ class Engine:
             self._build_own_optimizer(run.optimizer, start)
         else:
             self._build_optimizer(start)
+        # the weights of a rule -> their buffers
+        self.clipped_flats = {
+            rule.names: [flat for flat in self.flats if flat.names[0] in rule.names]
+            for rule in self.clips
+        }
 
     def _build_optimizer(self, start: TrainState) -> None:
         run, to_torch = self.run, self.network.to_torch
@@ -167,14 +172,18 @@ class Engine:
         return total, outputs
 
     def _clip(self) -> None:
+        rest, *others = self.clips
         if self.steps is not None:
-            self.steps.clip(self.optimizer, self.clips[0], self._clip_as_asked)
+            self.steps.clip(self.optimizer, rest, self._clip_as_asked)
         else:
-            self._clip_by(self.clips[0])
+            self._clip_by(rest)
+        for rule in others:
+            self._clip_by(rule)
 
     def _clip_by(self, rule: Clip) -> None:
         if rule.largest is not None:
-            optimizers.clip([flat.gradient for flat in self.flats], rule)
+            flats = self.clipped_flats[rule.names]
+            optimizers.clip([flat.gradient for flat in flats], rule)
 
     def _clip_as_asked(
         self,

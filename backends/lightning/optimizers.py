@@ -591,6 +591,8 @@ def count_skipped_update(optimizer: Optimizer) -> None:
 
 def clip(gradients: list[Tensor], rule: Clip) -> None:
     """Clip in place, with the definitions of runner.components.clipping."""
+    if not gradients:
+        return
     if rule.value is not None:
         for gradient in gradients:
             gradient.clamp_(-rule.value, rule.value)

@@ -33,8 +33,8 @@ Slots = dict[str, dict[str, np.ndarray]]
 class Gradient:
     """The gradient of one parameter, with the interface of optimizers.Flat."""
 
-    def __init__(self, parameter: Tensor) -> None:
-        self._parameter = parameter
+    def __init__(self, name: str, parameter: Tensor) -> None:
+        self.names, self._parameter = [name], parameter
 
     @property
     def gradient(self) -> Tensor:
@@ -68,7 +68,7 @@ class OwnOptimizer:
         self.spec = spec
         trained = [group for group in groups if group.names and not group.is_frozen]
         self.parameters = {name: parameters[name] for group in trained for name in group.names}
-        self.gradients = [Gradient(p) for p in self.parameters.values()]
+        self.gradients = [Gradient(name, p) for name, p in self.parameters.items()]
         native_groups = [{"params": [parameters[n] for n in group.names]} for group in trained]
         if isinstance(spec, OfModule):
             assert isinstance(module, pl.LightningModule)

@@ -31,6 +31,14 @@ class Clip:
 
 
 def rules(groups: Iterable[Group], norm: float | None, value: float | None) -> tuple[Clip, ...]:
-    """Return the limit of all trained weights; frozen ones have no gradient."""
-    trained = [name for group in groups if not group.is_frozen for name in group.names]
-    return (Clip(tuple(trained), norm, value),)
+    """Return the limit of the trainer, for all weights without another one, and then that of each
+    entry of optimizer.groups with a norm of its own, for all weights that have its factors. Frozen
+    weights have no gradient."""
+    names: dict[str, list[str]] = {"": []}
+    norms: dict[str, float | None] = {}
+    for group in groups:
+        if not group.is_frozen:
+            names.setdefault(group.clipped_by, []).extend(group.names)
+            norms[group.clipped_by] = group.clip_norm
+    rest = Clip(tuple(names.pop("")), norm, value)
+    return (rest, *(Clip(tuple(own), norms[entry]) for entry, own in names.items()))

@@ -15,6 +15,8 @@ their slots keep the initial values, and the global norm for clipping does not i
 `layer_decay` d multiplies lr by d^(L - 1 - i) in the i-th of L layers with weights (a residual
 counts as one), as in Clark et al., ELECTRA (2020), and timm's layer_decay. `schedule` of an entry
 takes the place of eta(t) for its weights, with the same base rate; a plateau does not lower it.
+`gradient_clip_norm` of an entry takes the place of the trainer's clipping for its weights
+(runner.components.clipping).
 
 `schedules` changes other hyperparameters than lr over the run, with the same schedules. The base is
 then the value of the hyperparameter, and keys that end in `_lr` are values of it. Bias corrections
@@ -46,13 +48,20 @@ LEARNING_RATE = "learning_rate"  # the table of eta(t)
 
 
 class Matching(Section):
-    """An entry of `groups`: factors, and possibly a schedule, for the weights with a name, or a
-    layer name, that matches the pattern `match`."""
+    """An entry of `groups`: factors, and possibly a schedule and a limit of the gradient's norm,
+    for the weights with a name, or a layer name, that matches the pattern `match`."""
 
     match: Annotated[str, Field(min_length=1)]  # dense_0/kernel, dense_*, */bias
     lr_factor: NonNegative = 1.0
     weight_decay_factor: NonNegative = 1.0
     schedule: AnyCurve | None = None
+    gradient_clip_norm: Positive | None = None
+
+    @model_validator(mode="after")
+    def _can_be_clipped(self) -> "Matching":
+        if self.gradient_clip_norm is not None and self.lr_factor == 0:
+            raise ValueError("lr_factor above 0 with gradient_clip_norm, got 0")
+        return self
 
     @model_validator(mode="after")
     def _can_be_scheduled(self) -> "Matching":
@@ -77,8 +86,8 @@ class MuonMatching(Matching):
 
 @dataclass(frozen=True)
 class Group:
-    """Weights with the same rate, lr_factor eta(t) or lr_factor times the group's own schedule, and
-    the same weight decay, decay_factor lambda."""
+    """Weights with the same rate, lr_factor eta(t) or lr_factor times the group's own schedule, the
+    same weight decay, decay_factor lambda, and the same limit of their gradients."""
 
     names: tuple[str, ...]
     lr_factor: float = 1.0
@@ -87,6 +96,10 @@ class Group:
     kind: str = ""
     # `match` of the entry of optimizer.groups whose schedule it has; "" has the run's schedule
     scheduled_by: str = ""
+    # `match` of the entry that limits the norm of the gradients of all its weights, which may be in
+    # several groups, and the limit; "" and None: the trainer's
+    clipped_by: str = ""
+    clip_norm: float | None = None
 
     @property
     def rate(self) -> str:
@@ -782,8 +795,8 @@ def decaying(optimizer: Any, network: Network) -> list[str]:
 
 
 def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
-    """Group the weights by their factors and schedules. The first group has the factors 1, so its
-    rate is eta(t); it may be empty.
+    """Group the weights by their factors, schedules and limits of gradients. The first group has
+    the factors 1, so its rate is eta(t); it may be empty.
 
     Raises ConfigError if a pattern matches no weight, if earlier entries take all weights that it
     matches, or if nothing would be trained.
@@ -795,7 +808,7 @@ def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
         else _layer_factors(optimizer.layer_decay, network)
     )
     used: set[int] = set()
-    by_factors: dict[tuple[float, float, str, str], list[str]] = {(1.0, 1.0, "", ""): []}
+    by_factors: dict[Any, list[str]] = {(1.0, 1.0, "", "", "", None): []}
     scales = width.scales(optimizer, network)
     variables, last = network.variables(), network.last_weights()
     for name, layer in layers.items():
@@ -807,7 +820,10 @@ def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
         lr_factor = layer * entry.lr_factor * optimizer.rate_factor(kind)
         lr_factor *= scales[name].rate if scales else 1.0
         scheduled_by = "" if entry.schedule is None else entry.match
-        by_factors.setdefault((lr_factor, decay_factor, kind, scheduled_by), []).append(name)
+        norm = entry.gradient_clip_norm
+        clip = ("" if norm is None else entry.match, norm)
+        factors = (lr_factor, decay_factor, kind, scheduled_by, *clip)
+        by_factors.setdefault(factors, []).append(name)
     for i, entry in enumerate(optimizer.groups):
         if i not in used:
             names = [*layers, *dict.fromkeys(map(layer_of, layers))]
@@ -825,7 +841,7 @@ def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
             "optimizer.groups must leave at least one weight with lr_factor > 0, got 0 for all"
         )
     if isinstance(optimizer, Muon):
-        _check_has_matrix(layers, [kind for (_, _, kind, _), names in by_factors.items() if names])
+        _check_has_matrix(layers, [kind for (_, _, kind, *_), names in by_factors.items() if names])
     return tuple(Group(tuple(names), *factors) for factors, names in by_factors.items())
 
 

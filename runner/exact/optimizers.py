@@ -141,8 +141,20 @@ def update_all(
 
 def clip(o: Primitives, g: Tensor, rules: Sequence[Clip], layout: Layout) -> Tensor:
     """Clip the gradient by all weights as one vector; it is 0 for frozen weights."""
-    (rule,) = rules
-    return _clipped(o, g, rule, layout.size)
+    rest, *others = rules
+    if not others:
+        return _clipped(o, g, rest, layout.size)
+    parts = {group: g[part] for group, part in layout.parts if group.names}
+    for rule in rules:
+        members = [group for group in parts if group.names[0] in rule.names]
+        if not members:
+            continue
+        joined = o.join([parts[group] for group in members])
+        clipped, begin = _clipped(o, joined, rule, joined.shape[0]), 0
+        for group in members:
+            end = begin + parts[group].shape[0]
+            parts[group], begin = clipped[begin:end], end
+    return o.join([*parts.values()])
 
 
 def _clipped(o: Primitives, g: Tensor, rule: Clip, num: int) -> Tensor:
