@@ -77,7 +77,8 @@ def train(
             (backend=keras), called without arguments under the run's seed; or an instance, which is
             copied and keeps its weights, whatever the seed.
         data: (x, y), {"x": x, "y": y}, or {"train": ..., "val": ..., "test": ...} of these: NumPy
-            arrays, tensors on the CPU, pandas DataFrames; or a map-style data set. The key "weight"
+            arrays, tensors on the CPU, pandas DataFrames; or a map-style data set. Training rows
+            may also be an iterable, or a function that makes one for each pass. The key "weight"
             has the weights of the rows, in the loss and in the metrics. The keys of data=arrays
             apply, such as `data.task=regression` and `data.standardize=true`. Or a table with its
             target: a DataFrame of pandas or Polars, an Arrow table, a dict of columns, a list of

@@ -21,7 +21,8 @@ from runner.data import Dataset, Split, load
 from runner.data.augment import Augment, augmented
 from runner.data.dataset import Task, check_range
 from runner.data.files import without_unscaled
-from runner.data.order import Chunks, Order
+from runner.data.iterable import Reader
+from runner.data.order import Chunks, InOrder, Order
 from runner.data.source import Batch, Field
 from runner.dispatcher import BACKENDS
 from runner.errors import ConfigError, nearest, show
@@ -45,7 +46,7 @@ class Plan:
     loss: Any
     metrics: dict[str, metrics.Metric]
     network: Network
-    order: Order
+    order: Order | InOrder
     clock: Clock
     model: ModelSpec
     groups: tuple[optimizers.Group, ...]
@@ -92,8 +93,8 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences about the user's own model."""
-        notes = []
+        """Sentences about the user's own data and model."""
+        notes = [] if self.data.stream is None else [self._note_on_stream()]
         if not self.built.is_repeatable:
             notes.append(
                 "warning: two forward passes of the model differ under the same seed, so it draws "
@@ -108,6 +109,17 @@ class Plan:
         words = "the config's data, optimizer and schedule replace"
         return [*notes, f"model    {model}: {words} {', '.join(replaced)}"]
 
+    def _note_on_stream(self) -> str:
+        """Say how the rows of an iterable come, and which splits have no rows."""
+        stream, data = self.data.stream, self.config.data
+        note = f"stream   {stream.items.source} yields {stream.records.unit}"
+        note += "es" if stream.is_batched else "s"
+        keys = [f"{name}_fraction" for name in ("val", "test") if not len(getattr(self.data, name))]
+        unused = [f"data.{key}={getattr(data, key):g}" for key in keys if getattr(data, key)]
+        if unused:
+            note += f", of which {' and '.join(unused)} take none; pass those splits as arrays"
+        return note
+
     def checkpoint_steps(self) -> int | None:
         every = self.config.trainer.checkpoint_every
         return None if every is None else max(1, self.clock.steps(every))
@@ -115,17 +127,17 @@ class Plan:
     def run_spec(self) -> RunSpec:
         """Return the run's spec: tables of every step, and training rows in the run's dtype."""
         trainer, model = self.config.trainer, self.model
-        fields = {}
-        if "y" not in self._streamed:
+        fields, streamed = {}, self._streamed
+        if "y" not in streamed:
             fields["y"] = losses.targets(self.loss, self.data.train.y, model.dtype)
         if self.data.train.weight is not None:
             fields["weight"] = self.data.train.weight.astype(model.dtype)
-        if "x" not in self._streamed:
+        if "x" not in streamed:
             fields["x"] = np.ascontiguousarray(self.data.train.x, dtype=self.model.input_dtype)
         return RunSpec(
             **vars(model),
             fields=fields,
-            streamed=self._streamed,
+            streamed=streamed,
             loss=self.loss,
             optimizer=self.config.optimizer,
             tables=self.tables(),
@@ -282,11 +294,21 @@ class Plan:
         """Return the run's chunks from step `start` to `end`, by default the run's end."""
         order = self.order if end is None else replace(self.order, total_steps=end)
         read = self._read if self._streamed else None
-        return Chunks(order, start, self.largest_chunk(), checkpoint_steps, adapt, read)
+        # code of the user's own may use a framework and its random numbers: not in a thread
+        ahead = self.data.stream is None
+        return Chunks(order, start, self.largest_chunk(), checkpoint_steps, adapt, read, ahead)
+
+    @cached_property
+    def reader(self) -> Reader:
+        """Reads the training rows of an iterable."""
+        return Reader(self.data.stream, self.order.rows_per_step)
 
     @property
     def _streamed(self) -> dict[str, Field]:
         """The fields of the training rows that come with the chunks, in the run's dtype."""
+        if self.data.stream is not None:
+            rows = self._converted(self.data.train.read(np.arange(1)))
+            return {name: Field(values.shape[1:], values.dtype) for name, values in rows.items()}
         if self.data.overlaps:
             kinds = {"x": self.model.input_dtype, "y": np.dtype(np.int64)}
             fields = self.data.train.fields
@@ -319,8 +341,15 @@ class Plan:
                 labels = self.data.train.y[rows][..., None]
                 moved["y"] = change(labels, self.augment, np.zeros(1))[..., 0]
             return moved
+        if self.data.stream is not None:
+            return self._converted(self.reader.read(len(rows) // self.order.rows_per_step))
         batch, fields = self.data.train.read(rows), self._streamed.items()
         return {name: batch[name].astype(field.dtype, copy=False) for name, field in fields}
+
+    def _converted(self, rows: Batch) -> Batch:
+        """Convert training rows of an iterable to the run's dtypes."""
+        y = losses.targets(self.loss, rows["y"], self.model.dtype)
+        return {"x": rows["x"].astype(self.model.input_dtype, copy=False), "y": y}
 
     def outputs(self, split: Split, predict: Callable[[Batch], np.ndarray]) -> np.ndarray:
         """Return the network's outputs for all rows of a split.  # float[N, C]"""
@@ -363,7 +392,7 @@ def plan(
     example = _example(config, data)
     model = model_spec(config, shapes_of(data), example)
     loss = _weighted_or_own(config, loss, data, model, example)
-    order = _order(config, len(data.train))
+    order = _order(config, data)
     tokens = data.input_shape[0] if model.network.takes_tokens else 1
     clock = Clock(order.total_steps, order.steps_per_epoch, order.rows_per_step, tokens)
     rows = min(order.batch_size, order.num_rows)
@@ -451,6 +480,11 @@ def _weighted_or_own(
         if dispatcher.building_threads is not None:
             backend.can_use_threads(model.threads)  # before the framework's first computation
         backend.check_loss(loss, example, model.network.output_shape, model.dtype)
+    if data.stream is not None and getattr(loss, "class_weights", None) == "balanced":
+        raise ConfigError(
+            f"loss.class_weights must be null or a list for {data.stream.items.source}, whose rows "
+            f"can only be iterated over, because their labels are not counted, got balanced"
+        )
     return loss.weighted(data.train.y, len(data.classes)) if hasattr(loss, "weighted") else loss
 
 
@@ -489,6 +523,8 @@ def _metrics(
 def _data(config: Config, like: Mapping[str, Any] | None) -> Dataset:
     """Load the data set, as images or as token ids if the model needs them."""
     data = load(config.data, like)
+    if data.stream is not None:
+        data = replace(data, train=data.stream.sample(config.trainer.batch_size))
     if not isinstance(config.model, LayerModel):  # it gets images where data.images is true
         return data
     if needs_tokens(config.model.layers) and not data.num_tokens:
@@ -505,6 +541,11 @@ def _data(config: Config, like: Mapping[str, Any] | None) -> Dataset:
 
 def _as_tokens(config: Config, data: Dataset) -> Dataset:
     """Convert the rows to token ids, for a model that begins with an embedding."""
+    if data.stream is not None:
+        raise ConfigError(
+            f"data.num_tokens must be set for {data.stream.items.source}, whose rows can only be "
+            f"iterated over, because model.layers begin with embedding, got null"
+        )
     if data.streams or data.x_scaling is not None or len(data.input_shape) != 1:
         why = (
             "streams numbers"
@@ -561,14 +602,24 @@ def _check_augment(config: Config, data: Dataset) -> None:
         )
 
 
-def _order(config: Config, num_rows: int) -> Order:
+def _order(config: Config, data: Dataset) -> Order | InOrder:
     """Return the order of the whole run. It ends at max_steps or max_epochs, whichever is
     sooner."""
-    trainer = config.trainer
-    steps_per_epoch = -(-num_rows // (trainer.batch_size * trainer.accumulate_grad_batches))
-    limits = [trainer.max_steps, trainer.max_epochs and trainer.max_epochs * steps_per_epoch]
-    total_steps = min(limit for limit in limits if limit is not None)
+    trainer, num_rows = config.trainer, len(data.train)
     batch_size, accumulate = trainer.batch_size, trainer.accumulate_grad_batches
+    steps_per_epoch: int | None = -(-num_rows // (batch_size * accumulate))
+    if data.stream is not None:
+        steps_per_epoch = data.stream.steps_per_epoch
+        if steps_per_epoch is None and trainer.max_steps is None:
+            raise ConfigError(
+                f"trainer.max_steps must be set for {data.stream.items.source}, whose rows can "
+                f"only be iterated over and are not counted, got null; or set data.steps_per_epoch "
+                f"and trainer.max_epochs"
+            )
+    of_epochs = trainer.max_epochs and steps_per_epoch and trainer.max_epochs * steps_per_epoch
+    total_steps = min(limit for limit in (trainer.max_steps, of_epochs) if limit is not None)
+    if data.stream is not None:
+        return InOrder(batch_size, accumulate, total_steps, steps_per_epoch)
     return Order(num_rows, batch_size, accumulate, config.seed, total_steps)
 
 
@@ -593,6 +644,11 @@ def _refuse_exact(config: Config, data: Dataset) -> None:
             ("data=npy", "use data=npz") if name == "npy" else ("data.memory_mb", "leave it out")
         )
         raise ConfigError(f"{what} is not supported with trainer.precision=exact; {instead}")
+    if data.stream is not None:
+        raise ConfigError(
+            f"trainer.precision=exact needs rows in memory, and the rows of "
+            f"{data.stream.items.source} can only be iterated over; pass arrays of them"
+        )
     if config.trainer.compile:
         raise ConfigError(
             "trainer.compile=true is not supported with trainer.precision=exact; "
@@ -836,7 +892,7 @@ def _in_data_units(plan: Plan, outputs: np.ndarray, y: np.ndarray) -> tuple[np.n
     return invert(outputs.astype(np.float64)), invert(y.astype(np.float64))
 
 
-def _check_batch_norm(net: Network, order: Order) -> None:
+def _check_batch_norm(net: Network, order: Order | InOrder) -> None:
     """Refuse batch norm with a batch of one row, which has no variance."""
     last = order.num_rows % order.batch_size
     for node in net.walk():

@@ -106,11 +106,17 @@ class Given:
             lines.append(override("metrics", listed))
         if self.data is not None:
             lines.append(f"data={self.data.choice}")
+            is_iterated = isinstance(self.data, arrays.Given) and self.data.is_iterated
             for split in ("val", "test"):
-                if split in self.data.splits:
+                if split in self.data.splits or is_iterated:
                     key = f"data.{split}_fraction"
                     if values.get(key, 0) != 0:
-                        raise ConfigError(f"{key} must not be set if data has the split {split}")
+                        raise ConfigError(
+                            f"{key} must not be set if data has the split {split}"
+                            if split in self.data.splits
+                            else f"{key} must be 0 for rows that can only be iterated over; pass "
+                            f"data={{'train': ..., '{split}': ...}}, got {show(values[key])}"
+                        )
                     lines += [] if key in values else [f"{key}=0.0"]
         return lines
 

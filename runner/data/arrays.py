@@ -1,11 +1,13 @@
 """Rows that were passed in Python, or that the user's own code returns: NumPy arrays, tensors on
 the CPU, DataFrames, map-style data sets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from runner import user_code
 from runner.data import weights
@@ -18,6 +20,7 @@ from runner.data.dataset import (
     take,
 )
 from runner.data.files import Rows, as_float, as_targets, as_text, numbers_as_labels, unscaled
+from runner.data.iterable import Batched, Items, Stream, is_batched, is_iterable
 from runner.data.mapped import MapStyle, is_map_style
 from runner.data.splits import SPLITS, named_splits
 from runner.data.stream import StreamedRows
@@ -32,7 +35,7 @@ class Given:
     """The rows of each split that was passed, and the names of their columns. The rows of "train"
     may have groups and times, for data.split."""
 
-    splits: Mapping[str, Pair | MapStyle]  # at least "train"
+    splits: Mapping[str, Pair | MapStyle | Items]  # at least "train"
     features: tuple[str, ...] = ()
     target: str | None = None
     groups: np.ndarray | None = None
@@ -40,6 +43,11 @@ class Given:
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)  # split -> weights of rows
     name: str = "data"  # in an error
     choice: str = "arrays"  # data=arrays
+
+    @property
+    def is_iterated(self) -> bool:
+        """True if the training rows are an iterable."""
+        return isinstance(self.splits["train"], Items)
 
     def of(self, split: str) -> str:
         """The name of a split in an error."""
@@ -52,11 +60,14 @@ _RETURNS = (
 )
 
 
-def given(data: Any, name: str = "data", module: str = "") -> Given:
+def given(
+    data: Any, name: str = "data", module: str = "", again: Callable[[], Any] | None = None
+) -> Given:
     """Read the argument `data` of runner.train: (x, y), {"x": x, "y": y}, a map-style data set, or
-    a mapping of the splits train, val and test to these. A mapping may have "group" and "time" too,
-    for data.split, and "weight", the weights of the rows. `name` is its name in an error, `module`
-    that of the user's code which made it. Raises ConfigError for anything else."""
+    a mapping of the splits train, val and test to these. The training rows may be an iterable. A
+    mapping may have "group" and "time" too, for data.split, and "weight", the weights of the rows.
+    `name` is its name in an error, `module` that of the user's code which made it, and `again`
+    calls this code again. Raises ConfigError for anything else."""
     is_split = isinstance(data, Mapping) and "train" in data
     if is_split:
         data = named_splits(data)
@@ -67,9 +78,12 @@ def given(data: Any, name: str = "data", module: str = "") -> Given:
     parts: dict[str, Any] = {}
     for key, value in named.items():
         source = f"{name}[{key!r}]" if len(named) > 1 else name
-        rows = _map_style(value, source, module)
+        rows: Any = _map_style(value, source, module)
+        if key == "train" and is_iterable(value):
+            make = again and partial(_train_of, again)
+            rows = Items(value, source, module, make)
         parts[key] = _pair(value, source) if rows is None else rows
-    pairs = {key: part for key, part in parts.items() if not isinstance(part, MapStyle)}
+    pairs = {key: part for key, part in parts.items() if not isinstance(part, MapStyle | Items)}
     features, target = _names(pairs, name)
     arrays = {
         key: (
@@ -84,10 +98,16 @@ def given(data: Any, name: str = "data", module: str = "") -> Given:
     return Given({**parts, **arrays}, features, target, groups, times, weights, name)
 
 
+def _train_of(again: Callable[[], Any]) -> Any:
+    """Return the training rows of what the user's code makes."""
+    made = again()
+    return made["train"] if isinstance(made, Mapping) else made
+
+
 def _map_style(data: Any, source: str, module: str) -> MapStyle | None:
     """Return a map-style data set; None for other rows. A list of dicts x and y is one, too."""
     is_list = isinstance(data, list) and data and all(isinstance(row, Mapping) for row in data)
-    return MapStyle(data, source, module) if is_list or is_map_style(data) else None
+    return MapStyle(source, module, data=data) if is_list or is_map_style(data) else None
 
 
 def _names(pairs: Mapping[str, tuple[Any, Any]], name: str) -> tuple[tuple[str, ...], str | None]:
@@ -140,11 +160,11 @@ def _pair(data: Any, name: str) -> tuple[Any, Any]:
         return data[0], data[1]
     kind = f"{type(data).__module__}.{type(data).__qualname__}".removeprefix("builtins.")
     count = f" of {len(data)}" if isinstance(data, Sequence) else ""
-    has_rows = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    if hasattr(data, "__iter__") and not has_rows:
+    if is_iterable(data):  # of validation or test rows
         raise ConfigError(
             f"{name} must have rows by number (__len__ and __getitem__), got {kind}, which can "
-            f"only be iterated over; pass the data set that it reads, or arrays of its rows"
+            f"only be iterated over, as training rows can; pass the data set that it reads, or "
+            f"arrays of its rows"
         )
     raise ConfigError(f"{name} must be (x, y), got {kind}{count}")
 
@@ -296,7 +316,115 @@ class Passed(Rows):
         return weights.weighted(data, rows.weights.get("train"), parts, name, own)
 
 
-class Arrays(Passed, Holder):
+class Iterated(Passed):
+    """Rows that are passed as objects, of which the training rows may be an iterable: it yields
+    rows, or batches of them, of the forms above. They come in its order; when it ends, the next
+    pass begins. Labels are integers below `num_classes`, and x has token ids below `num_tokens` if
+    that is set. An epoch of the run is `steps_per_epoch` updates, or the whole run."""
+
+    num_classes: Annotated[int, Field(ge=2)] | None
+    num_tokens: Count | None
+    steps_per_epoch: Count | None
+    batched: Batched
+
+    def dataset(self, given: Given) -> Dataset:
+        items = given.splits["train"]
+        if isinstance(items, Items):
+            return self._stream(items, given)
+        for key, default in OF_ITERABLES.items():
+            if (value := getattr(self, key)) != default:
+                raise ConfigError(
+                    f"data.{key} must be {show(default)} for rows that have numbers, got "
+                    f"{show(value)}, and {given.name} is no iterable"
+                )
+        return super().dataset(given)
+
+    def _stream(self, items: Items, given: Given) -> Dataset:
+        """Describe the rows of an iterable by its first row; read the other splits."""
+        self._refuse_all_rows(items.source)
+        records = items.records.choose(self.inputs, self.target)
+        unit = is_batched(items, records) if self.batched == "auto" else self.batched
+        records = replace(records, unit="batch" if unit else "row")
+        stream = Stream(
+            items, records, self.task, self.num_classes, self.num_tokens, self.steps_per_epoch
+        )
+        train = stream.sample(1)
+        splits = {name: Split(train.x[:0], train.y[:0]) for name in ("val", "test")}
+        splits |= self._other_splits(stream, train, given)
+        features = () if isinstance(self.inputs, str | None) else tuple(self.inputs)
+        names = map(str, range(self.num_classes or 0))
+        return Dataset(
+            train,
+            splits["val"],
+            splits["test"],
+            task=self.task,
+            classes=tuple(names),
+            features=features if train.x.shape[1:] == (len(features),) else (),
+            target=self.target,
+            num_tokens=self.num_tokens or 0,
+            stream=stream,
+        )
+
+    def _refuse_all_rows(self, source: str) -> None:
+        """Refuse keys that need all training rows before the training."""
+        needs = {
+            "split": ("random", "data.split divides rows by number"),
+            "fold": (None, "folds divide rows by number"),
+            "memory_mb": (None, "a chunk of them is in memory at a time"),
+            "standardize": (False, "their mean is not known; scale them in your code"),
+        }
+        for key, (allowed, why) in needs.items():
+            if (value := getattr(self, key)) != allowed:
+                raise ConfigError(
+                    f"data.{key} must be {show(allowed)} for rows that can only be iterated over, "
+                    f"because {why}, got {show(value)} for {source}"
+                )
+        if (self.task == "classification") != (self.num_classes is not None):
+            must = "must be set" if self.num_classes is None else "must be null"
+            why = (
+                "because the labels cannot be counted before the training"
+                if self.num_classes is None
+                else "with data.task=regression"
+            )
+            raise ConfigError(
+                f"data.num_classes {must} for {source}, whose rows can only be iterated over, {why}"
+                f", got {show(self.num_classes)}"
+            )
+
+    def _other_splits(self, stream: Stream, train: Split, given: Given) -> dict[str, Split]:
+        """Read the validation and test rows, which must be like the training rows."""
+        others = {name: part for name, part in given.splits.items() if name != "train"}
+        if not others:
+            return {}
+        rows, _ = self._read(replace(given, splits=others))
+        if rows.weights:
+            name = rows.of(next(iter(rows.weights)))
+            raise ConfigError(f"{name} must have no weights, because the training rows have none")
+        pairs: dict[str, Any] = dict(rows.splits)
+        _check_shapes({"train": train.x, **{name: x for name, (x, _) in pairs.items()}}, given)
+        splits = {}
+        for name, (x, y) in pairs.items():
+            source = given.of(name)
+            check(as_float(x, "x", source), y, source)
+            splits[name] = Split(*stream.converted(x, y, source))
+            if splits[name].y.shape[1:] != train.y.shape[1:]:
+                raise ConfigError(
+                    f"{source}: a row of y must have the shape of a training row, "
+                    f"{list(train.y.shape[1:])}, got {list(splits[name].y.shape[1:])}"
+                )
+        return splits
+
+
+# the keys of iterables, and their values for other rows
+OF_ITERABLES: dict[str, Any] = {
+    "num_classes": None,
+    "num_tokens": None,
+    "steps_per_epoch": None,
+    "batched": "auto",
+}
+
+
+class Arrays(Iterated, Holder):
     """Rows that were passed in Python, runner.train(data=...). `val_fraction` and `test_fraction`
     are 0 for a split that was passed."""
 
@@ -311,7 +439,7 @@ class Arrays(Passed, Holder):
         return self.dataset(self.given)
 
 
-class Custom(Passed, OwnCode):
+class Custom(Iterated, OwnCode):
     """Rows from your own class or function, `_target_`. It is called with all keys that are not
     listed here as arguments. It makes a map-style data set, or returns x and y, or x, y and group,
     or a dict of these by split. `trusted_modules` must name its module."""
@@ -326,7 +454,8 @@ class Custom(Passed, OwnCode):
         if isinstance(made, tuple) and len(made) == 3:
             made = dict(zip(("x", "y", "group"), made, strict=True))
         try:
-            rows = given(made, self.code, self.code.rpartition(".")[0])
+            again = partial(user_code.make, self.section)
+            rows = given(made, self.code, self.code.rpartition(".")[0], again)
         except ConfigError as error:
             what = str(error).removeprefix(self.code).lstrip()
             raise ConfigError(

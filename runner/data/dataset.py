@@ -69,7 +69,7 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Dataset:
-    train: Split
+    train: Split  # of an iterable, only the first rows
     val: Split
     test: Split
     task: Task
@@ -89,6 +89,7 @@ class Dataset:
     folds_sha256: str | None = None  # Splits.folds_sha256, if data.fold is set
     row_names: tuple[str, ...] = ()  # the files of new test rows, if each is one
     warnings: tuple[str, ...] = ()  # about values that are probably mistakes
+    stream: Any = None  # the runner.data.iterable.Stream of the training rows, if they are one
 
     @property
     def streams(self) -> bool:
@@ -111,10 +112,13 @@ class Dataset:
         """The number of columns of y; 0 for labels."""
         return 0 if self.task == "classification" else int(self.train.y.shape[1])
 
-    def x_range(self) -> dict[str, Any]:
+    def x_range(self) -> dict[str, Any] | None:
         """The smallest and largest unscaled values of x in the training rows: per column if columns
-        have names or scales, else of the whole array."""
+        have names or scales, else of the whole array. None for an iterable, whose rows are not
+        known before the training."""
         x = self.train.x
+        if self.stream is not None:
+            return None
         low, high = x.ranges if self.streams else (x.min(axis=0), x.max(axis=0))
         if self.x_scaling is not None:
             low, high = self.x_scaling.invert(low), self.x_scaling.invert(high)
@@ -128,7 +132,8 @@ class Dataset:
         data."""
         digest = hashlib.sha256()
         values = hashlib.sha256()  # without shapes: an image has the hash of its flattened row
-        for split in (self.train, self.val, self.test):
+        known = (self.train, self.val, self.test) if self.stream is None else (self.val, self.test)
+        for split in known:
             if self.streams:
                 digest.update(split.x.sha256.encode())
                 values.update(split.x.sha256.encode())
@@ -151,9 +156,13 @@ class Dataset:
             **({"positions": list(self.positions)} if self.positions else {}),
             **({"num_tokens": self.num_tokens} if self.num_tokens else {}),
             **({"tokenizer": self.tokenizer.saved()} if self.tokenizer else {}),
-            "rows": {"train": len(self.train), "val": len(self.val), "test": len(self.test)},
+            "rows": {
+                "train": len(self.train) if self.stream is None else None,
+                "val": len(self.val),
+                "test": len(self.test),
+            },
             "sha256": digest.hexdigest(),
-            "values_sha256": values.hexdigest(),
+            **({"values_sha256": values.hexdigest()} if self.stream is None else {}),
             **({"folds_sha256": self.folds_sha256} if self.folds_sha256 else {}),
             **{
                 k: s and {"offset": s.offset.tolist(), "scale": s.scale.tolist()}

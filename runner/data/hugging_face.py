@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from runner.data.arrays import Arrays, Passed, given
+from runner.data.arrays import OF_ITERABLES, Arrays, Passed, given
 from runner.data.dataset import Dataset
 from runner.data.files import regular_file
 from runner.data.frame import Frame, Frames, of_hugging_face
@@ -69,7 +69,7 @@ class HuggingFace(Columns):
                 f"data.target must be one field with data.inputs, got {listed(target)}"
             )
         shared = Passed.model_fields.keys() - {"target"}
-        keys: dict[str, Any] = {key: getattr(self, key) for key in shared}
+        keys: dict[str, Any] = {key: getattr(self, key) for key in shared} | OF_ITERABLES
         section = Arrays.model_construct(**keys, target=target, name="arrays")
         return section.dataset(given(sets, self.path))
 

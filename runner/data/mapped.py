@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -26,6 +26,8 @@ _FIELDS = ("x", "y", "group", "time", "weight")  # of a row that is a dict, if n
 def is_map_style(data: Any) -> bool:
     """Return whether rows are read from an object by number. Arrays, lists and dicts are not."""
     has_rows = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    # torch's IterableDataset inherits a __getitem__ that raises an error
+    has_rows = has_rows and all(cls.__name__ != "IterableDataset" for cls in type(data).__mro__)
     return has_rows and not isinstance(data, Sequence | Mapping) and not hasattr(data, "dtype")
 
 
@@ -41,62 +43,50 @@ class Fields(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MapStyle:
-    """A map-style data set and the fields of its rows.
+class Records:
+    """The fields of rows that are objects of the user's own code.
 
     Attributes:
-        data: the data set.
-        source: its name in an error.
+        source: the name of the data set in an error.
         module: the module that the user's file has in an error.
         inputs: the field of x, or a list of fields that are joined to a vector; None: x.
         target: the field of y; None: y.
+        unit: what one object is: a row, or a batch with an axis of rows.
     """
 
-    data: Any = field(repr=False)
     source: str
     module: str = ""
     inputs: str | Sequence[str] | None = None
     target: str | None = None
+    unit: str = "row"
 
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def choose(self, inputs: str | Sequence[str] | None, target: str | None) -> "MapStyle":
+    def choose(self, inputs: str | Sequence[str] | None, target: str | None) -> Self:
         return replace(self, inputs=inputs, target=target)
 
-    def read(self, rows: Iterable[int]) -> Iterator[dict[str, np.ndarray]]:
-        """Yield the fields of rows in the requested order."""
-        numbers = [int(row) for row in rows]
-        try:
-            several = getattr(self.data, "__getitems__", None)
-            values = several(numbers) if several else (self.data[row] for row in numbers)
-            for row, value in zip(numbers, values, strict=True):
-                yield self._fields(row, value)
-        except ConfigError:
-            raise
-        except Exception as error:  # the user's code
-            what = user_code.blame(error, self.module) if self.module else one_line(repr(error))
-            raise ConfigError(f"{self.source}: reading a row raised {show(what)}") from error
+    def blame(self, error: Exception) -> str:
+        """Describe an error of the user's code in one line."""
+        return user_code.blame(error, self.module) if self.module else one_line(repr(error))
 
-    def _fields(self, row: int, value: Any) -> dict[str, np.ndarray]:
+    def fields(self, number: int, value: Any) -> dict[str, np.ndarray]:
+        """Return the fields of an object, the `number`-th."""
         if isinstance(value, Mapping):
-            named = self._chosen(row, value)
+            named = self._chosen(number, value)
         elif self.inputs is not None or self.target is not None:
             raise ConfigError(
-                f"data.inputs and data.target must be null for rows without names, and row {row} "
-                f"of {self.source} is a {type(value).__name__}"
+                f"data.inputs and data.target must be null for rows without names, and "
+                f"{self.unit} {number} of {self.source} is a {type(value).__name__}"
             )
         elif isinstance(value, tuple | list) and len(value) in (2, 3):
             named = dict(zip(_FIELDS, value, strict=False))
         else:
             raise ConfigError(
-                f"{self.source}: row {row} must be (x, y), (x, y, group) or a dict of fields, got "
-                f"{type(value).__name__}"
+                f"{self.source}: {self.unit} {number} must be (x, y), (x, y, group) or a dict of "
+                f"fields, got {type(value).__name__}"
             )
-        return {name: self._array(row, name, item) for name, item in named.items()}
+        return {name: self._array(number, name, item) for name, item in named.items()}
 
-    def _chosen(self, row: int, value: Mapping[str, Any]) -> dict[str, Any]:
-        """Choose the fields of a row that is a dict."""
+    def _chosen(self, number: int, value: Mapping[str, Any]) -> dict[str, Any]:
+        """Choose the fields of an object that is a dict."""
         inputs = "x" if self.inputs is None else self.inputs
         names = [inputs] if isinstance(inputs, str) else list(inputs)
         target = "y" if self.target is None else self.target
@@ -108,12 +98,17 @@ class MapStyle:
                 )
         x: Any = value[names[0]]
         if not isinstance(inputs, str):
-            x = np.concatenate([self._array(row, name, value[name]).ravel() for name in names])
+            parts = (self._array(number, name, value[name]) for name in names)
+            x = np.concatenate([self._flat(part) for part in parts], axis=-1)
         used = {*names, target}
         more = {name: value[name] for name in _FIELDS[2:] if name in value and name not in used}
         return {"x": x, "y": value[target], **more}
 
-    def _array(self, row: int, name: str, value: Any) -> np.ndarray:
+    def _flat(self, field: np.ndarray) -> np.ndarray:
+        """Flatten each row of a field to a vector."""
+        return field.ravel() if self.unit == "row" else field.reshape(len(field), -1)
+
+    def _array(self, number: int, name: str, value: Any) -> np.ndarray:
         if hasattr(value, "detach"):  # a tensor of torch that is part of a graph
             value = value.detach()
         array = np.asarray(value)
@@ -122,9 +117,39 @@ class MapStyle:
         if array.dtype.kind not in ("iufbUM" if name != "x" else "iufb"):
             kind = f"array of {array.dtype}" if array.ndim else f"{type(value).__name__}"
             raise ConfigError(
-                f"{self.source}: {name} of row {row} must be numbers, got {show(value)} ({kind})"
+                f"{self.source}: {name} of {self.unit} {number} must be numbers, got "
+                f"{show(value)} ({kind})"
+            )
+        if self.unit == "batch" and array.ndim == 0:
+            raise ConfigError(
+                f"{self.source}: {name} of batch {number} must have an axis of rows, got "
+                f"{show(value)}; data.batched=false reads single rows"
             )
         return array
+
+
+@dataclass(frozen=True)
+class MapStyle(Records):
+    """A map-style data set and the fields of its rows."""
+
+    data: Any = field(repr=False, kw_only=True)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def read(self, rows: Iterable[int]) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the fields of rows in the requested order."""
+        numbers = [int(row) for row in rows]
+        try:
+            several = getattr(self.data, "__getitems__", None)
+            values = several(numbers) if several else (self.data[row] for row in numbers)
+            for row, value in zip(numbers, values, strict=True):
+                yield self.fields(row, value)
+        except ConfigError:
+            raise
+        except Exception as error:  # the user's code
+            what = show(self.blame(error))
+            raise ConfigError(f"{self.source}: reading a row raised {what}") from error
 
     def load(self, streams: bool) -> Fields:
         """Read all rows once. If it `streams`, x is not kept, and is read again while training."""

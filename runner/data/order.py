@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -74,6 +74,10 @@ class Order:
     def steps_per_epoch(self) -> int:
         return -(-self.num_rows // self.rows_per_step)
 
+    def is_epoch(self, step: int) -> bool:
+        """Return whether an epoch ends with `step` updates, also in a longer run."""
+        return step % self.steps_per_epoch == 0
+
     def epoch(self, number: int) -> np.ndarray:
         """The permutation of an epoch.  # int64[num_rows]"""
         return _epoch(self.num_rows, self.seed, number)
@@ -97,6 +101,41 @@ class Order:
         return Chunk(first_step, 1, tuple(block for block in blocks if block.size), is_whole=False)
 
 
+@dataclass(frozen=True)
+class InOrder:
+    """The rows of all updates of a run, as an iterable yields them: update t uses rows t A B to
+    (t + 1) A B - 1. All updates have equal shape."""
+
+    batch_size: int
+    accumulate: int
+    total_steps: int
+    epoch_steps: int | None  # None: the whole run is one epoch
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.batch_size * self.accumulate
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.epoch_steps or self.total_steps
+
+    @property
+    def num_rows(self) -> int:
+        """The rows of an epoch."""
+        return self.steps_per_epoch * self.rows_per_step
+
+    def is_epoch(self, step: int) -> bool:
+        """Return whether an epoch ends with `step` updates, also in a longer run."""
+        return self.epoch_steps is not None and step % self.epoch_steps == 0
+
+    def chunk(self, first_step: int, num_steps: int) -> Chunk:
+        """`num_steps` updates from `first_step` on."""
+        size = self.rows_per_step
+        rows = np.arange(first_step * size, (first_step + num_steps) * size)
+        block = rows.reshape(num_steps, self.accumulate, self.batch_size)
+        return Chunk(first_step, num_steps, (block,), is_whole=True)
+
+
 @dataclass
 class Chunks:
     """Iterates over the chunks of a run from the step `start`. A chunk ends at each epoch's end, at
@@ -105,33 +144,35 @@ class Chunks:
     A chunk has at most `largest` updates. With `adapt`, it also takes about a second at most, so
     that progress, signals and saves are handled in time; the results of a run do not depend on it.
     With `read`, a chunk has its fields, which may depend on the epoch; they are read while the
-    previous chunk trains.
+    previous chunk trains, if they are read `ahead`.
     """
 
-    order: Order
+    order: Order | InOrder
     start: int
     largest: int
     checkpoint_steps: int | None
     adapt: bool
     # row numbers int64[n], epoch -> dtype[n, ...] each
     read: Callable[[np.ndarray, int], Batch] | None = None
+    ahead: bool = True
     began: float | None = None  # time.monotonic() at the request of the first chunk
 
     def __iter__(self) -> Iterator[Chunk]:
         self.began = time.monotonic()
         step, num = self.start, min(8, self.largest) if self.adapt else self.largest
+        ahead = self.read is not None and self.ahead
         with ThreadPoolExecutor(1, "rows") as reader:
             upcoming = self._prefetch(step, num, reader)
             while upcoming is not None:
                 chunk = upcoming()
                 step += chunk.num_steps
-                upcoming = self._prefetch(step, num, reader) if self.read else None
+                upcoming = self._prefetch(step, num, reader) if ahead else None
                 before = time.perf_counter()
                 yield chunk
                 if self.adapt:
                     per_step = (time.perf_counter() - before) / chunk.num_steps
                     num = max(1, min(self.largest, int(1.0 / per_step)))
-                if self.read is None:
+                if not ahead:
                     upcoming = self._prefetch(step, num, reader)
 
     def _prefetch(self, step: int, num: int, reader: Executor) -> Callable[[], Chunk] | None:
@@ -142,8 +183,9 @@ class Chunks:
         chunk = self.order.chunk(step, min(num, self._until_event(step)))
         if self.read is None:
             return lambda: chunk
-        rows = reader.submit(self.read, chunk.rows, step // self.order.steps_per_epoch)
-        return lambda: chunk._replace(fields=rows.result())
+        read = partial(self.read, chunk.rows, step // self.order.steps_per_epoch)
+        result = reader.submit(read).result if self.ahead else read
+        return lambda: chunk._replace(fields=result())
 
     def _until_event(self, step: int) -> int:
         periods = [

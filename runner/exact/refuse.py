@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from runner.components.layers import Network, Node
-from runner.data.order import Order
+from runner.data.order import InOrder, Order
 from runner.errors import ConfigError
 from runner.exact import convolutions, layers, losses, optimizers, recurrent
 from runner.exact.forms import FORMS
@@ -18,7 +18,7 @@ _MOST_IN_SOFTMAX = 2**13
 _MOST_VALUES = 2**24  # rows times outputs of an update: a count has at most 24 bits
 
 
-def refuse(net: Network, loss: Any, optimizer: Any, order: Order) -> None:
+def refuse(net: Network, loss: Any, optimizer: Any, order: Order | InOrder) -> None:
     """Raise ConfigError if the rules of exact mode do not cover a part of the run."""
     for node in net.walk():
         _check_has_form("model.layers", node.spec.layer, [*FORMS, "residual"])

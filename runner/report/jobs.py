@@ -212,12 +212,14 @@ class Job:
     @property
     def _data_hash(self) -> str:
         """The hash of the data's values (with folds, of all rows before their division), or of its
-        config if there is no data.json."""
+        config if there is no data.json, or if the training rows are an iterable."""
         known = (
             self.data.get("folds_sha256")
             or self.data.get("values_sha256")
             or self.data.get("sha256")
         )
+        if self.data.get("rows", {}).get("train", 0) is None:
+            known = None
         return str(known or sha256({"data": self.config["data"]}))
 
     def resolution(self, metric: str) -> float:

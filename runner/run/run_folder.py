@@ -157,6 +157,17 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _forget_locks() -> None:
+    """Close the locks in a child process, such as a worker of a DataLoader, which may live longer
+    than the run."""
+    while _held:
+        os.close(_held.popitem()[1])
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
+
+
 def lock_to_share(folder: Path | None) -> Any:
     """Return this process's lock on a folder in a form that can be pickled, for a child process
     that uses the same lock; None if there is no lock."""

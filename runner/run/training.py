@@ -17,6 +17,7 @@ from runner.errors import IF_DIVERGED, RunError
 from runner.plan import Plan, add_rows, evaluate, rows
 from runner.run.checkpoints import Checkpoints
 from runner.run.observer import Epoch, Observer, label
+from runner.run.position import Position
 from runner.run.progress import Progress
 from runner.run.records import Records
 from runner.run.signals import Signals
@@ -89,7 +90,10 @@ class Training:
             self.checkpoints = stack.enter_context(
                 Checkpoints(self.path, keep, sync, done, self._resumed_at)
             )
-            self._default = (self.records, Progress(self.console), self.stalls, self.checkpoints)
+            self._default: tuple[Observer, ...] = (
+                *(self.records, Progress(self.console), self.stalls, self.checkpoints),
+                *([Position(self.plan.reader)] if self.plan.data.stream is not None else []),
+            )
             for name, observer in self._additional.items():
                 self._additional[name] = stack.enter_context(observer)
                 if name in self._saved_states:
@@ -179,7 +183,8 @@ class Training:
             return
         is_used = np.repeat(np.isfinite(losses), chunk.rows_per_step) if len(bad) else slice(None)
         train, used = self.plan.data.train, chunk.rows[is_used]
-        by_row = rows(self.plan, report.outputs[is_used], train.y[used])
+        y = train.y[used] if self.plan.data.stream is None else chunk.fields["y"][is_used]
+        by_row = rows(self.plan, report.outputs[is_used], y)
         add_rows(self._means, by_row, None if train.weight is None else train.weight[used])
 
     def _add_by_update(self, chunk: Chunk, values: Mapping[str, np.ndarray]) -> None:
@@ -191,7 +196,7 @@ class Training:
         """Evaluate after an epoch."""
         plan, number = self.plan, -(-step // self.plan.order.steps_per_epoch)
         means = self._means.result()  # has no entry for a metric if all rows were skipped
-        val, is_whole = plan.data.val, step % plan.order.steps_per_epoch == 0
+        val, is_whole = plan.data.val, plan.order.is_epoch(step)
         measured = evaluate(plan, val, live.predict, live.measure, "val/") if len(val) else {}
         means |= {_key(name): value for name, value in live.end_epoch(is_whole).items()}
         values = {column: means.get(_key(column), math.nan) for column in plan.train_columns()}

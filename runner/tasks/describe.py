@@ -16,7 +16,7 @@ from runner.data.splits import SPLITS
 from runner.data.summary import Column, Summary, summarize
 from runner.data.table import Columns
 from runner.data.text_classes import TextClasses
-from runner.errors import show
+from runner.errors import ConfigError, show
 from runner.report import description as picture
 from runner.run import run_folder
 
@@ -32,6 +32,11 @@ def describe(config: Config) -> int:
     root = Path(config.output.root) / "descriptions"
     run_folder.check(root, "output.root", root)
     data = load(config.data)
+    if data.stream is not None:
+        raise ConfigError(
+            f"task=describe needs rows with numbers, and the rows of {data.stream.items.source} "
+            f"can only be iterated over; task=train checks them while it reads them"
+        )
     summary = summarize(data)
     name = config.data.name
     folder = run_folder.create(root, f"{run_folder.timestamp()}_{name}")

@@ -12,7 +12,7 @@ from runner import dispatcher, user_code
 from runner.components.optimizers import Custom
 from runner.config.given import Given, objects
 from runner.config.schema import Config, sha256
-from runner.data.order import Chunks, Order
+from runner.data.order import Chunks, InOrder, Order
 from runner.errors import IF_DIVERGED, ConfigError, RunError, is_out_of_memory, one_line
 from runner.errors import show as show_value
 from runner.machine import devices
@@ -23,6 +23,7 @@ from runner.run import (
     first_weights,
     native,
     other_process,
+    position,
     run_folder,
     strict_json,
 )
@@ -201,8 +202,7 @@ def train(job: Job) -> int:
         backend = dispatcher.load(config.backend)
         device = devices.resolve(config.device, backend.devices())
         if signals.received is not None:
-            console.say("interrupted before the training began")
-            return 128 + signals.received
+            return _interrupted(console, signals)
         if call is not None:
             prepared = _with_process_threads(prepared, backend)
         num_threads = prepared.model.threads
@@ -222,14 +222,10 @@ def train(job: Job) -> int:
                 _say_first(job, prepared, warnings, console)
                 for line in [*loaded, *native.notes(observers)]:
                     console.say(line)
-                environment = _environment(job, prepared, device, start)
-                if resumed is None:
-                    run_folder.write_json(path / "environment.json", environment)
-                    run_folder.write_json(path / "data.json", prepared.data.description())
-                else:
-                    _prepare_resume(resumed, prepared.order, environment, console)
-                    start = resumed.state
-                return _train(job, prepared, backend, start, path, console, signals, observers)
+                begun = _begin(job, resumed, prepared, start, device, path, console, signals)
+                if begun is None:
+                    return _interrupted(console, signals)
+                return _train(job, prepared, backend, begun, path, console, signals, observers)
     return other_process.run(
         _train_in_other_process, (job, run_folder.lock_to_share(job.path)), num_threads
     )
@@ -301,8 +297,54 @@ def _train_in_other_process(job_and_lock: tuple[Job, Any]) -> int:
         return train(job)
 
 
+def _interrupted(console: Console, signals: Signals) -> int:
+    """Return the exit status of a run that a signal ends before its first update."""
+    assert signals.received is not None
+    console.say("interrupted before the training began")
+    return 128 + signals.received
+
+
+def _begin(
+    job: Job,
+    resumed: Resumed | None,
+    prepared: Plan,
+    start: TrainState,
+    device: str,
+    path: Path,
+    console: Console,
+    signals: Signals,
+) -> TrainState | None:
+    """Write the first files of a run, or prepare its files for resuming. Return its first state;
+    None if a signal came."""
+    environment = _environment(job, prepared, device, start)
+    if resumed is None:
+        run_folder.write_json(path / "environment.json", environment)
+        run_folder.write_json(path / "data.json", prepared.data.description())
+        return start
+    _move_stream(resumed, prepared, console, signals)
+    if signals.received is not None:
+        return None
+    _prepare_resume(resumed, prepared.order, environment, console)
+    return resumed.state
+
+
+def _move_stream(resumed: Resumed, prepared: Plan, console: Console, signals: Signals) -> None:
+    """Move an iterable of training rows to where the run resumes."""
+    step = resumed.state.step
+    if prepared.data.stream is None or resumed.is_over(prepared.order.total_steps):
+        return
+    position.resume(
+        prepared.reader,
+        step,
+        resumed.numbers["stream"],
+        prepared.config.trainer.strict,
+        console.say,
+        lambda: signals.received is not None,
+    )
+
+
 def _prepare_resume(
-    resumed: Resumed, order: Order, environment: Mapping[str, Any], console: Console
+    resumed: Resumed, order: Order | InOrder, environment: Mapping[str, Any], console: Console
 ) -> None:
     """Print where the run resumes and which keys have changed; remove records and checkpoints of
     the steps that it will train again."""

@@ -149,6 +149,8 @@ def _first_batch(prepared: Plan) -> Batch:
     """Return the rows of the run's first update."""
     chunk = next(iter(prepared.chunks(0, None, adapt=False, end=1)))
     rows = np.sort(chunk.blocks[0].ravel())
+    if prepared.data.stream is not None:
+        return {"x": chunk.fields["x"].astype(np.float64), "y": chunk.fields["y"]}
     spec = prepared.run_spec()
     x = prepared.data.train.read(rows)["x"].astype(spec.dtype, copy=False)
     return {"x": np.ascontiguousarray(x, dtype=np.float64), "y": spec.fields["y"][rows]}

@@ -127,9 +127,9 @@ def test_nothing_is_downloaded(library: Any, tmp_path: Path) -> None:
     assert str(error.value).endswith("; data.offline=false downloads it")
 
 
-def test_an_iterable_data_set_is_refused(library: Any, tmp_path: Path) -> None:
+def test_an_iterable_data_set_needs_the_keys_of_iterables(library: Any, tmp_path: Path) -> None:
     rows = table_of(library, written(tmp_path / "a.csv", penguins())).to_iterable_dataset()
-    with pytest.raises(ConfigError, match="IterableDataset, which can only be iterated over"):
+    with pytest.raises(ConfigError, match=r"data\.num_classes must be set for data, whose rows"):
         runner.train(f"output.root={tmp_path}", data=rows, quiet=True)
 
 

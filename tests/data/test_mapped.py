@@ -268,19 +268,6 @@ BAD: dict[str, tuple[Any, str, str]] = {
         "",
         "data: y of row 0 must be numbers, got null (NoneType)",
     ),
-    "an iterable": (
-        (row for row in zip(X, Y, strict=True)),
-        "",
-        "data must have rows by number (__len__ and __getitem__), got generator, which can only be "
-        "iterated over; pass the data set that it reads, or arrays of its rows",
-    ),
-    "a loader of batches": (
-        torch.utils.data.DataLoader(Set(), batch_size=4),
-        "",
-        "data must have rows by number (__len__ and __getitem__), got "
-        "torch.utils.data.dataloader.DataLoader, which can only be iterated over; pass the data "
-        "set that it reads, or arrays of its rows",
-    ),
     "no rows": (Set(X[:0], Y[:0]), "", "data holds no rows"),
     "not finite": (
         Set(np.where(X[150, 2] == X, np.inf, X)),
