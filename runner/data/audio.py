@@ -146,7 +146,7 @@ class AudioFolder(Folder):
         splits = self.split_numbers(listed)
         self.check_classes(splits["train"].y, listed.classes)
         values, warnings = sounds.values, sounds.warnings
-        folds = self.folds_sha256(values, listed.labels)
+        folds = self.folds_sha256(values, listed.labels, listed.weights)
         scaling = None
         if self.standardize:
             rows = splits["train"].x
@@ -170,6 +170,7 @@ class AudioFolder(Folder):
             folds_sha256=folds,
             warnings=warnings,
         )
+        data = self.weighted(data, listed, splits)
         return data.as_images() if self.images is True else data
 
     def new_rows(

@@ -11,11 +11,13 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
 
+from runner.data import weights
 from runner.data.dataset import Dataset, Scaling, Split
 from runner.data.files import label_key, locate, numbered, regular_file
 from runner.data.splits import SPLITS, Splits
+from runner.data.table import column_of_weights
 from runner.data.table_files import TableFile
-from runner.errors import ConfigError, listed, show, show_path
+from runner.errors import ConfigError, listed, nearest, show, show_path
 from runner.section import Mark
 
 _DEEPEST = 50  # folders in folders
@@ -40,6 +42,7 @@ class Listing:
     classes: tuple[str, ...]
     splits: Mapping[str, np.ndarray]  # at least "train" -> numbers of its files, int64[n]
     groups: np.ndarray | None = None  # a table's column group  # str[N]
+    weights: np.ndarray | None = None  # a table's column of weights  # float64[N]
 
 
 class Folder(Splits):
@@ -51,6 +54,7 @@ class Folder(Splits):
     val_path: Annotated[str | None, Mark(on_run=True)]
     test_path: Annotated[str | None, Mark(on_run=True)]
     table: str | None
+    weight: str | None
 
     def listing(self) -> Listing:
         """List the files. Raises ConfigError for a folder or table without two classes."""
@@ -70,7 +74,15 @@ class Folder(Splits):
                 f"data.path must be a folder, got {show_path(self.path)}, which is not a "
                 f"folder; a table of paths is data.table"
             )
-        found = _listed(root, self.media) if self.table is None else _tabled(root, self.table)
+        if self.table is None:
+            if self.weight is not None:
+                raise ConfigError(
+                    f"data.weight must be null without a table that has such a column, data.table, "
+                    f"got {show(self.weight)}"
+                )
+            found = _listed(root, self.media)
+        else:
+            found = _tabled(root, self.table, weight=self.weight)
         for name, path in self.own_paths.items():
             found = self._with_own(found, name, path)
         return found
@@ -83,8 +95,15 @@ class Folder(Splits):
                 f"{key} must be null if data.path holds a folder {name}, got {show_path(path)}"
             )
         root, mode = locate(path, "folder or a table", key)
-        is_folder = stat.S_ISDIR(mode)
-        own = _listed(root, self.media, key) if is_folder else _tabled(root.parent, path, key)
+        if stat.S_ISDIR(mode):
+            if self.weight is not None:
+                raise ConfigError(
+                    f"{key} must be a table with the column {show(self.weight)} of data.weight, "
+                    f"got {show_path(path)}, which is a folder"
+                )
+            own = _listed(root, self.media, key)
+        else:
+            own = _tabled(root.parent, path, key, self.weight)
         if len(own.splits) > 1:
             raise ConfigError(
                 f"{key} must hold a folder of {self.media.plural} for each class, got "
@@ -138,7 +157,7 @@ class Folder(Splits):
                 f"{wanted}"
             )
         x_scaling = Scaling.of(description["x_scaling"])
-        rows = Split(x_scaling.apply(x) if x_scaling else x, labels)
+        rows = Split(x_scaling.apply(x) if x_scaling else x, labels, found.weights)
         names = tuple(os.path.relpath(file, root) for file in found.files)
         data = Dataset(rows, rows, rows, "classification", classes, (), x_scaling=x_scaling)
         return replace(data, row_names=names), warnings
@@ -147,8 +166,9 @@ class Folder(Splits):
         """List labelled files, and return the folder that their names begin in."""
         root, mode = locate(path, "folder")
         if not stat.S_ISDIR(mode):
-            return _tabled(root.parent, path, "data.path"), root.parent
-        own = dict.fromkeys(("table", "val_path", "test_path"))
+            table = _tabled(root.parent, path, "data.path", self.weight, needs_weight=False)
+            return table, root.parent
+        own = dict.fromkeys(("table", "val_path", "test_path", "weight"))
         return self.model_copy(update={"path": path, **own})._listing(), root
 
     def check_classes(self, labels: np.ndarray, classes: Sequence[str]) -> None:
@@ -170,6 +190,11 @@ class Folder(Splits):
         numbers |= {name: rows for name, rows in given.items() if name != "train"}
         return {name: Split(rows, found.labels[rows]) for name, rows in numbers.items()}
 
+    def weighted(self, data: Dataset, found: Listing, splits: Mapping[str, Split]) -> Dataset:
+        """Give the rows of `split_numbers` their weights."""
+        parts = (splits["train"].x, splits["val"].x, splits["test"].x)
+        return weights.weighted(data, found.weights, parts, "data.weight")
+
 
 def renumbered(
     new: Listing, classes: Sequence[str], path: str, lacks: str = "the run was not trained on"
@@ -190,10 +215,12 @@ def with_split(found: Listing, name: str, own: Listing, path: str, source: str) 
     """Add a split whose rows come from another place, `path`, to the rows of `source`."""
     labels = renumbered(own, found.classes, path, f"{show_path(source)} does not have")
     start = len(found.labels)
+    weight = [w for w in (found.weights, own.weights) if w is not None]
     return replace(
         found,
         files=[*found.files, *own.files],
         labels=np.concatenate([found.labels, labels]),
+        weights=np.concatenate(weight) if weight else None,
         splits={**found.splits, name: np.arange(start, start + len(labels))},
     )
 
@@ -289,9 +316,22 @@ def below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
         yield from below(path, inside)
 
 
-def _tabled(root: Path, table_path: str, key: str = "data.table") -> Listing:
-    """List the files of a table with the columns path, relative to `root`, and label. `key` names
-    the table."""
+def _tabled(
+    root: Path,
+    table_path: str,
+    key: str = "data.table",
+    weight: str | None = None,
+    needs_weight: bool = True,
+) -> Listing:
+    """List the files of a table with the columns path, relative to `root`, and label.
+
+    Args:
+        root: the folder that paths begin in.
+        table_path: the table.
+        key: its name in an error.
+        weight: the name of its column of weights.
+        needs_weight: False: without this column, all rows count equally.
+    """
     table = TableFile(regular_file(table_path, key))
     keys = ["path", "label"]
     for name in keys:
@@ -301,7 +341,8 @@ def _tabled(root: Path, table_path: str, key: str = "data.table") -> Listing:
                 f"with {show(', '.join(table.names))}"
             )
     keys += [name for name in ("group",) if name in table.names]
-    content = table.read(keys, keys)
+    extra = weight_columns(table, weight, keys, needs_weight)
+    content = table.read([*keys, *extra], keys)
     if not content.num_rows:
         raise ConfigError(f"{show_path(table_path)} holds no rows")
     columns = {name: table.labels(content, name, "used") for name in keys}
@@ -316,7 +357,30 @@ def _tabled(root: Path, table_path: str, key: str = "data.table") -> Listing:
     if "group" in columns:
         codes, texts = columns["group"]
         groups = np.array(texts)[codes]
-    return Listing(files, numbers, classes, {"train": np.arange(len(files))}, groups)
+    found = [column_of_weights(table, content, name, len(files)) for name in extra]
+    splits = {"train": np.arange(len(files))}
+    return Listing(files, numbers, classes, splits, groups, found[0] if found else None)
+
+
+def weight_columns(
+    table: TableFile, weight: str | None, used: Sequence[str], is_needed: bool
+) -> list[str]:
+    """Return the name of the column of weights, if the table has one. `used` are its columns with
+    another use."""
+    if weight is None:
+        return []
+    if weight in used:
+        raise ConfigError(
+            f"data.weight must be another column than {listed(used)}, got {show(weight)}"
+        )
+    if weight in table.names:
+        return [weight]
+    if is_needed:
+        raise ConfigError(
+            f"data.weight must be a column of {show_path(table.path)}, got {show(weight)}"
+            f"{nearest(weight, table.names)}"
+        )
+    return []
 
 
 def each(pool: Executor, function: Callable[[Any], T], items: Sequence[Any]) -> list[T]:

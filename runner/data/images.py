@@ -78,7 +78,8 @@ class ImageFolder(Folder):
         scale = scaling.apply if scaling else lambda values: values.astype(np.float32)
         train, val, test = (Split(scale(pixels[splits[name].x]), splits[name].y) for name in SPLITS)
         data = Dataset(train, val, test, "classification", listed.classes, (), x_scaling=scaling)
-        data = replace(data, folds_sha256=self.folds_sha256(pixels, listed.labels))
+        folds = self.folds_sha256(pixels, listed.labels, listed.weights)
+        data = self.weighted(replace(data, folds_sha256=folds), listed, splits)
         remedy = "data.scaling=unit scales them"
         return data if scaling else replace(data, warnings=unscaled(pixels, self.path, remedy))
 

@@ -27,7 +27,7 @@ from runner.data.files import (
 from runner.data.splits import SPLITS, Parts, Splits
 from runner.data.table_files import SEPARATORS, TableFile
 from runner.data.transforms import Missing, Transform
-from runner.errors import ConfigError, listed, nearest, show
+from runner.errors import ConfigError, listed, nearest, show, show_path
 from runner.schedules.dialects.calls import SentenceError
 from runner.section import Count, Mark
 
@@ -297,11 +297,7 @@ class Columns(Splits):
         """Return the weights of all rows of a file; None if there are none.  # float64[N]"""
         if self.weight is None:
             return None
-        columns, problems = read_columns(file, table, [self.weight], ())
-        name = f"{file.path}: column {show(self.weight)}"
-        if problems or columns[self.weight].kind != "number":
-            raise ConfigError(f"data.weight must be a column of numbers, got {show(self.weight)}")
-        return weights.checked(columns[self.weight].values, len(y), name)
+        return column_of_weights(file, table, self.weight, len(y))
 
     def _missing_cells(
         self, file: TableFile, fitted: Iterable[Transform], columns: Mapping[str, Column]
@@ -542,6 +538,15 @@ def read_columns(
             remedy = "" if is_new else f"; {text}data.drop=[{show(name)}] leaves it out"
             problems.append(f"{where}column {show(name)} {error.reason}{remedy}")
     return columns, problems
+
+
+def column_of_weights(file: TableFile, table: Any, name: str, num_rows: int) -> np.ndarray:
+    """Return the weights of all rows of a file's table from a column.  # float64[N]"""
+    columns, problems = read_columns(file, table, [name], ())
+    if problems or columns[name].kind != "number":
+        raise ConfigError(f"data.weight must be a column of numbers, got {show(name)}")
+    of = f"{show_path(file.path)}: column {show(name)}"
+    return weights.checked(columns[name].values, num_rows, of)
 
 
 def new_rows(

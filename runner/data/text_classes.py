@@ -16,9 +16,19 @@ from pydantic import Field, model_validator
 from runner.data.capacity import memory
 from runner.data.dataset import Dataset, Split, check_classes
 from runner.data.files import locate, numbered, regular_file
-from runner.data.folders import Folder, Listing, Media, below, each, renumbered, with_split
+from runner.data.folders import (
+    Folder,
+    Listing,
+    Media,
+    below,
+    each,
+    renumbered,
+    weight_columns,
+    with_split,
+)
 from runner.data.frame import FrameFile, arrow_table
 from runner.data.splits import SPLITS
+from runner.data.table import column_of_weights
 from runner.data.table_files import TableFile
 from runner.data.text import read_text
 from runner.data.tokenizer import Tokenizer
@@ -127,9 +137,10 @@ class TextClasses(Folder):
             target=texts.target,
             text_columns=texts.columns,
             folds_sha256=self.folds_sha256(
-                np.frombuffer(b"".join(digests), np.uint8), found.labels
+                np.frombuffer(b"".join(digests), np.uint8), found.labels, found.weights
             ),
         )
+        data = self.weighted(data, found, parts)
         check_classes(data, self.path)
         return replace(data, warnings=_cut_warnings(lengths, context, self.context is None))
 
@@ -179,13 +190,13 @@ class TextClasses(Folder):
         keys = {"column": description.get("text_columns"), "target": description.get("target")}
         section = self.model_copy(update={"path": path, **own})
         if section.is_table and keys["column"]:
-            texts = section.model_copy(update=keys)._tabled()
+            texts = section.model_copy(update=keys)._tabled(needs_weight=False)
         else:
             found, root = self._new_listing(path)
             texts = section._of_listing(found, root)
         labels = renumbered(texts.listing, classes, path)
         x, warnings = self._of_run(texts.rows, texts.names, description, path)
-        rows = Split(x, labels)
+        rows = Split(x, labels, texts.listing.weights)
         data = Dataset(
             rows,
             rows,
@@ -237,6 +248,7 @@ class TextClasses(Folder):
             found,
             files=[file for file, rows in zip(found.files, records, strict=True) for _ in rows],
             labels=found.labels[of_row],
+            weights=None if found.weights is None else found.weights[of_row],
             splits=splits,
         )
         names = _names(found.files, records, root, self.record_separator is not None)
@@ -254,8 +266,9 @@ class TextClasses(Folder):
             read = partial(_records, encoding=self.encoding, separator=self.record_separator)
             return each(pool, read, files)
 
-    def _tabled(self) -> Texts:
-        """Read the texts and labels of a table, and of those of the splits with their own."""
+    def _tabled(self, needs_weight: bool = True) -> Texts:
+        """Read the texts and labels of a table, and of those of the splits with their own.
+        `needs_weight`: False: without the column of weights, all rows count equally."""
         if self.record_separator is not None:
             raise ConfigError(
                 f"data.record_separator must be null for a table, whose rows are texts, got "
@@ -263,7 +276,7 @@ class TextClasses(Folder):
             )
         file = self._table(self.path)
         columns, target = self._chosen(file)
-        rows, found = self._labelled(self.path, file, columns, target)
+        rows, found = self._labelled(self.path, file, columns, target, needs_weight)
         for name, path in self.own_paths.items():
             own_file = self._table(path, f"data.{name}_path")
             own, other = self._labelled(path, own_file, columns, target)
@@ -280,7 +293,7 @@ class TextClasses(Folder):
         names = file.names
         target = names[-1] if self.target is None else self.target
         asked = [self.column] if isinstance(self.column, str) else self.column
-        others = [name for name in names if name not in (target, self.group)]
+        others = [name for name in names if name not in (target, self.group, self.weight)]
         if asked is None and len(others) != 1:
             raise ConfigError(
                 f"data.column must be the name of the column with the texts, or a list of two, one "
@@ -301,15 +314,21 @@ class TextClasses(Folder):
         return columns, target
 
     def _labelled(
-        self, path: str, file: TableFile, columns: Sequence[str], target: str
+        self,
+        path: str,
+        file: TableFile,
+        columns: Sequence[str],
+        target: str,
+        needs_weight: bool = True,
     ) -> tuple[list[Row], Listing]:
-        """Read the texts of a table, with their labels and groups."""
+        """Read the texts of a table, with their labels, groups and weights."""
         rows = self._columns(path, columns, file)
         if target not in file.names:
             raise ConfigError(f"{show_path(path)} lacks the column {show(target)}")
         group = self.group if self.group in file.names else None
         followed = [target, *([] if group is None else [group])]
-        table = file.read(followed, followed)
+        extra = weight_columns(file, self.weight, [*columns, target], needs_weight)
+        table = file.read([*followed, *extra], followed)
         found = {name: file.labels(table, name, "used") for name in followed}
         for name, (codes, _) in found.items():
             if (codes < 0).any():
@@ -320,7 +339,9 @@ class TextClasses(Folder):
         if group is not None:
             codes, texts = found[group]
             groups = np.array(texts)[codes]
-        return rows, Listing((), labels, classes, {"train": np.arange(len(rows))}, groups)
+        found_weights = [column_of_weights(file, table, name, len(rows)) for name in extra]
+        weight, splits = next(iter(found_weights), None), {"train": np.arange(len(rows))}
+        return rows, Listing((), labels, classes, splits, groups, weight)
 
     def _columns(
         self, path: str, columns: Sequence[str], file: TableFile | None = None

@@ -2,15 +2,19 @@
 and in exact mode."""
 
 import json
+import wave
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 import runner
+from runner.cli.compose import compose
 from runner.components.metrics import Means
+from runner.config.schema import parse
 from runner.run.run_folder import read_columns
 from tests.command_line import forked
 from tests.rows import slow_but
@@ -239,6 +243,88 @@ def test_a_mean_with_weights_depends_on_no_chunk_and_survives_a_checkpoint() -> 
     nothing = Means()
     nothing.add({"accuracy": values}, np.zeros(100))
     assert nothing.result() == {}
+
+
+def write_files(folder: Path, data: str, first: int, num: int, name: str) -> None:
+    """Write rows whose content is their weight, first to first + num - 1: an image of this grey, a
+    sound of this many 128ths, a text of this byte."""
+    lines = ["weight,path,label"]
+    for i in range(first, first + num):
+        content = f"{i}.file"
+        if data == "image_folder":
+            PIL.Image.new("L", (2, 2), i).save(folder / content, "png")
+        elif data == "audio_folder":
+            with wave.open(str(folder / content), "wb") as file:
+                file.setparams((1, 2, 8000, 0, "NONE", ""))
+                file.writeframes(np.full(8, i * 256, "<i2").tobytes())
+        else:
+            content = chr(i)
+        lines.append(f"{i},{content},{'uv'[i % 2]}")
+    (folder / name).write_text("\n".join(lines))
+
+
+FOLDERS = {
+    "image_folder": ["data.path=.", "data.table=a.csv"],
+    "audio_folder": [
+        "data.path=.", "data.table=a.csv", "data.sample_rate=8000", "data.seconds=0.001",
+        "data.features=waveform", "data.standardize=false",
+    ],
+    "text_classes": ["data.path=a.csv", "data.column=path", "data.tokenizer=bytes"],
+}  # fmt: skip
+ONE = {"image_folder": 255, "audio_folder": 128, "text_classes": 1}  # of a unit of weight, in x
+
+
+@pytest.mark.parametrize("data", FOLDERS)
+def test_a_column_of_a_table_of_files_or_texts_has_the_weights(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row has its own weight, in a table of validation rows too; new rows count equally if
+    their table lacks the column."""
+    monkeypatch.chdir(tmp_path)
+    write_files(tmp_path, data, 65, 20, "a.csv")
+    write_files(tmp_path, data, 85, 4, "val.csv")
+    keys = [f"data={data}", *FOLDERS[data], "data.weight=weight", "data.val_path=val.csv"]
+    section = parse(compose([*keys, "data.val_fraction=0"])).data
+    found = section.load()
+    shift = 1 if data == "text_classes" else 0  # the ids of bytes are one higher
+    for split in (found.train, found.val, found.test):
+        units = split.x.reshape(len(split), -1)[:, 0] * ONE[data] - shift
+        np.testing.assert_allclose(split.weight, units, rtol=1e-6)  # x may be float32
+    rows, _ = section.labelled_rows("val.csv", found.description())
+    assert rows.test.weight.tolist() == [85, 86, 87, 88]
+    lines = (tmp_path / "val.csv").read_text().splitlines()
+    (tmp_path / "new.csv").write_text("\n".join(line.partition(",")[2] for line in lines))
+    rows, _ = section.labelled_rows("new.csv", found.description())
+    assert rows.test.weight is None
+
+
+FOLDER_ERRORS = {
+    "data.weight must be a column of a.csv, got wieght; did you mean weight?": [
+        "data.weight=wieght"
+    ],
+    "data.weight must be a column of numbers, got text": ["data.weight=text"],
+    "data.weight must be another column than path, label, got label": ["data.weight=label"],
+    "a.csv: column low must be finite and >= 0, got -1.0 in row 1": ["data.weight=low"],
+    "data.weight must be a column of val.csv, got weight": [
+        "data.weight=weight", "data.val_path=val.csv", "data.val_fraction=0"
+    ],
+    "data.val_path must be a table with the column weight of data.weight, got val, which is a "
+    "folder": ["data.weight=weight", "data.val_path=val", "data.val_fraction=0"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", FOLDER_ERRORS)
+def test_columns_of_a_table_of_files_that_are_no_weights_are_refused(
+    message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "val").mkdir()
+    rows = [f"{i}.png,{'uv'[i % 2]},{i},{(-1) ** i},a" for i in range(40)]
+    (tmp_path / "a.csv").write_text("\n".join(["path,label,weight,low,text", *rows]))
+    (tmp_path / "val.csv").write_text("path,label\n1.png,u\n2.png,v\n")
+    with pytest.raises(runner.ConfigError) as caught:
+        prepare(["data=image_folder", *FOLDERS["image_folder"], *FOLDER_ERRORS[message]])
+    assert str(caught.value) == message
 
 
 REFUSED = {
