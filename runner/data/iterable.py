@@ -6,11 +6,11 @@ the iterable is a row or a batch of rows.
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +33,15 @@ def is_iterable(data: Any) -> bool:
 
 def _is_maker(data: Any) -> bool:
     return isinstance(data, type | partial) or inspect.isroutine(data)
+
+
+def _kept(item: Any) -> Any:
+    """Copy an item that is kept while the next ones are read: the user's code may use the same
+    memory for them."""
+    try:
+        return deepcopy(item)
+    except Exception:  # an object that cannot be copied
+        return item
 
 
 class Items:
@@ -81,7 +90,7 @@ class Items:
             if self._iterator is None:
                 self._iterator = self._call(partial(iter, self.data))
             for item in self.next_of(self._iterator):
-                self._looked.append(item)
+                self._looked.append(_kept(item))
                 break
             else:
                 break
@@ -188,40 +197,59 @@ class Stream:
         while num_rows < num:
             number = len(blocks)
             items = self.items.look(number + 1)[number:]
-            if not items:
+            block = self.block(items, 1, number, num_rows)
+            if block is None:
                 found = f"holds {num_rows or 'no'} rows"
                 if not num_rows:
                     raise ConfigError(f"{self.items.source} {found}")
                 raise ConfigError(
                     f"{self.items.source} {found}, fewer than trainer.batch_size={num}"
                 )
-            blocks.append(self.block(items, number, num_rows))
-            num_rows += len(blocks[-1]["x"])
+            blocks.append(block)
+            num_rows += len(block["x"])
         rows = _joined(blocks)
         return Split(rows["x"], rows["y"], rows.get("weight"))
 
-    def block(self, items: Sequence[Any], number: int, first_row: int) -> Batch:
-        """Return the checked rows of items; of one item, if items are batches.
+    def block(self, items: Iterable[Any], most: int, number: int, first_row: int) -> Batch | None:
+        """Read and check the rows of the next items.
 
         Args:
+            items: an iterator. Each item is copied before the next one is read, since the user's
+                code may use the same memory for both.
+            most: the number of items to read, 1 for batches.
             number: the number of the first item, for errors.
             first_row: the number of the first row, for errors.
 
         Returns:
             The fields, [rows, ...] each: x, float32, float64 or int32 token ids; y, labels int64 or
-            targets float64[rows, C].
+            targets float64[rows, C]. None if there are no more items.
         """
-        parts = []
-        for i, item in enumerate(items, number):
-            fields = self._fields(i, item)
-            self._check(i, fields)
-            parts.append(fields)
-        if self.is_batched:
-            (rows,) = parts
-        else:
-            rows = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+        rows: dict[str, np.ndarray] = {}
+        num = 0
+        for item in islice(items, most):
+            fields = self._fields(number + num, item)
+            self._check(number + num, fields)
+            for name, value in fields.items():
+                if self.is_batched:
+                    rows[name] = value.astype(self._dtype(name))
+                    continue
+                if name not in rows:
+                    rows[name] = np.empty((most, *value.shape), self._dtype(name))
+                rows[name][num] = value
+            num += 1
+        if not num:
+            return None
+        if not self.is_batched:
+            rows = {name: values[:num] for name, values in rows.items()}
         x, y = self.converted(rows["x"], rows["y"], self.items.source, first_row)
         return {"x": x, "y": y}
+
+    def _dtype(self, name: str) -> np.dtype:
+        """Return the dtype of a field's rows before they are checked."""
+        dtype: np.dtype = self._first[name].dtype
+        if name == "x" or (self.task == "regression" and dtype.kind in "iufb"):
+            return as_stored(dtype) if name == "x" else np.dtype(np.float64)
+        return np.dtype(np.int64) if dtype.kind in "iu" else dtype
 
     def converted(
         self, x: np.ndarray, y: np.ndarray, source: str, first_row: int = 0
@@ -251,6 +279,8 @@ class Stream:
                 f"{source}: rows that can only be iterated over have no weights, and {unit} "
                 f"{number} has the field weight; give it another name to leave it out"
             )
+        if self.is_batched and 0 in (len(fields["x"]), len(fields["y"])):
+            raise ConfigError(f"{source}: batch {number} has no rows")
         return {name: fields[name] for name in ("x", "y")}
 
     def _check(self, number: int, fields: Mapping[str, np.ndarray]) -> None:
@@ -269,12 +299,18 @@ class Stream:
                     f"{source}: {name} of {unit} {number} has rows of the shape {list(shape)}, the "
                     f"first row has {list(first.shape)}; all rows must have one shape"
                 )
-            kinds = [(v.dtype.kind in "iufb", as_stored(v.dtype)) for v in (value, first)]
-            if kinds[0] != kinds[1]:
+            if value.dtype != first.dtype and self._kind(name, value) != self._kind(name, first):
                 raise ConfigError(
                     f"{source}: {name} of {unit} {number} has the type {value.dtype}, of the first "
                     f"row {first.dtype}; all rows must have one type"
                 )
+
+    def _kind(self, name: str, values: np.ndarray) -> Any:
+        """Return what the values of a field have in common in all rows."""
+        kind = values.dtype.kind
+        if name == "x":
+            return as_stored(values.dtype)
+        return kind in "iufb" if self.task == "regression" else kind in "iu" or kind
 
     def _x(self, x: np.ndarray, source: str, first_row: int) -> np.ndarray:
         if x.ndim < 2 or 0 in x.shape[1:]:
@@ -442,21 +478,18 @@ class Reader:
         """Return the rows of the next item, or up to `num` rows if items are rows."""
         if self.stream.is_batched and num <= max(self._num_last, 1):  # probably the last one
             self._note_state()
-        items: list[Any] = []
         wanted = 1 if self.stream.is_batched else num
-        while not items:
+        block = None
+        while block is None:
             if self._iterator is None:
                 self._iterator, self._num_looked = self.stream.items.begin()
-            for item in self.stream.items.next_of(self._iterator):
-                items.append(item)
-                if len(items) == wanted:
-                    break
-            if not items:
+            items = self.stream.items.next_of(self._iterator)
+            block = self.stream.block(items, wanted, self._num_items, self._num_rows)
+            if block is None:
                 self._begin_again()
         self._is_fresh = False
-        block = self.stream.block(items, self._num_items, self._num_rows)
-        self._num_items += len(items)
         self._num_last = len(block["x"])
+        self._num_items += 1 if self.stream.is_batched else self._num_last
         return block
 
     def _begin_again(self) -> None:

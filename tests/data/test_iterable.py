@@ -141,6 +141,8 @@ def test_every_form_of_an_iterable_trains_the_same(tmp_path: Path) -> None:
             "data.inputs=[a,b]",
         ),
         "batches": (lambda: iter([(X, Y)]), "data.batched=true"),
+        "rows in the same memory": (partial(_same_memory, 1),),
+        "batches in the same memory": (partial(_same_memory, 3), "data.batched=true"),
     }
     found = {name: weights(train(tmp_path, *form, num=30)) for name, form in forms.items()}
     assert found == dict.fromkeys(forms, found["a function"])
@@ -213,6 +215,16 @@ def test_a_killed_run_resumes_to_the_same_bits(
         for path in (folder, here / whole.folder)
     ]
     assert positions[0] == positions[1]
+
+
+def _same_memory(num: int) -> Iterator[Any]:
+    """Yield rows, or batches of them, that overwrite the previous ones."""
+    x, y = X[:num].copy(), Y[:num].copy()
+    for i in range(0, 200 - 200 % num, num):
+        x[:], y[:] = X[i : i + num], Y[i : i + num]
+        yield (x[0], y[0]) if num == 1 else (x, y)
+    if 200 % num:
+        yield X[-(200 % num) :], Y[-(200 % num) :]
 
 
 class Uneven:
@@ -344,6 +356,17 @@ BAD: dict[str, tuple[Any, str, str]] = {
         lambda: iter([(X[0], Y[0])]),
         "data.batched=true",
         "data: y of batch 0 must have an axis of rows, got 1; data.batched=false reads single rows",
+    ),
+    "an empty batch": (
+        lambda: iter([(X[:5], Y[:5]), (X[:0], Y[:0])]),
+        "data.batched=true",
+        "data: batch 1 has no rows",
+    ),
+    "targets of another type": (
+        _changed(3, (X[0], 0.5)),
+        "",
+        "data: y of row 3 has the type float64, of the first row int64; all rows must have one "
+        "type",
     ),
     "another shape": (
         _changed(3, (X[0][:5], 0)),

@@ -583,3 +583,25 @@ def test_a_job_s_folder_that_was_killed_before_its_config_is_used_again(
     with claimed(tmp_path, "seed-1", {"seed": 1}) as claim:
         assert claim.path.name == ("seed-1" if is_reused else "seed-1_2")
         assert not claim.is_completed
+
+
+def test_a_child_process_does_not_keep_a_folder_locked(tmp_path: Path) -> None:
+    """Such as a worker of a DataLoader. The child ends when the pipe closes."""
+    waits, ends = os.pipe()
+    told, begins = os.pipe()
+    with run_folder.locked(tmp_path):
+        child = os.fork()
+        if not child:
+            os.close(ends)
+            os.write(begins, b".")
+            os.read(waits, 1)
+            os._exit(0)
+        os.read(told, 1)
+    try:
+        with run_folder.locked(tmp_path):
+            pass
+    finally:
+        os.close(ends)
+        os.waitpid(child, 0)
+        for pipe in (waits, told, begins):
+            os.close(pipe)
