@@ -115,6 +115,7 @@ ALLOWED = {
     "list_type": "must be a list",
     "string_too_short": "must not be empty",
     "too_short": "must not be empty",
+    "too_few": "must have at least {min_length} items",
     "too_long": "must have at most {max_length} items",
     "one": "must be 1",
     "value_error": "must be {error}",

@@ -489,14 +489,14 @@ def _sequence(
         if node.spec.makes_mask:
             mask = _find_mask(node.spec, x)
         known = mask if node.is_masked else None
-        if node.spec.layer == "residual":
-            main, shortcut = (
+        if node.branches:
+            first, *others = (
                 _sequence(branch, x, dropout_state, tables, known) for branch in node.branches
             )
-            if dropout_state and (rate := node.spec.stochastic_depth) > 0:
+            if dropout_state and (rate := getattr(node.spec, "stochastic_depth", 0)) > 0:
                 name = f"{node.name}.depth"
-                main = _StochasticDepth(rate, node.index, dropout_state, name=name)(main)
-            x = native.Add(name=node.name)([main, shortcut])
+                first = _StochasticDepth(rate, node.index, dropout_state, name=name)(first)
+            x = _JOINS[node.spec.joined_by](name=node.name)([first, *others])
         elif node.tied:
             x = _tied_dense(
                 node, tables[node.spec.tie](x, reverse=True), is_stock=not dropout_state
@@ -507,6 +507,9 @@ def _sequence(
             layer = tables.get(node.name) or _build(node, dropout_state)
             x = _apply(node, layer, x, known)
     return x
+
+
+_JOINS = {"add": native.Add, "multiply": native.Multiply, "concat": native.Concatenate}
 
 
 def _tied_dense(node: spec.Node, x: KerasTensor, is_stock: bool) -> KerasTensor:

@@ -4,6 +4,7 @@ outputs are canonical: [B, H, W, C]."""
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any, Protocol
 
 import numpy as np
@@ -681,27 +682,49 @@ def _mix_tensor(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-class _Residual(nn.Module):
-    def __init__(self, node: spec.Node, dropout_state: DropoutState | None) -> None:
+class _Branches(nn.Module):
+    """The branches of a layer, each a sequence of modules under a name."""
+
+    def __init__(
+        self, node: spec.Node, dropout_state: DropoutState | None, names: Sequence[str]
+    ) -> None:
         super().__init__()
-        main, shortcut = node.branches
-        self.main, self.shortcut = (
-            _sequence(main, dropout_state),
-            _sequence(shortcut, dropout_state),
-        )
+        self.names = tuple(names)
+        for name, branch in zip(names, node.branches, strict=True):
+            self.add_module(name, _sequence(branch, dropout_state))
+
+    def outputs(self, x: Tensor, mask: Tensor | None) -> list[Tensor]:
+        branches = [getattr(self, name) for name in self.names]
+        if mask is None:
+            return [branch(x) for branch in branches]
+        return [
+            branch(x, mask) if isinstance(branch, _MaskedSequence) else branch(x)
+            for branch in branches
+        ]
+
+
+class _Parallel(_Branches):
+    def __init__(self, node: spec.Node, dropout_state: DropoutState | None) -> None:
+        super().__init__(node, dropout_state, [f"branch_{i}" for i in range(len(node.branches))])
+        self.joined_by = node.spec.joined_by
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        parts = self.outputs(x, mask)
+        if self.joined_by == "concat":
+            return torch.cat(parts, 1 if parts[0].ndim == 4 else -1)
+        return reduce(torch.add if self.joined_by == "add" else torch.mul, parts)
+
+
+class _Residual(_Branches):
+    def __init__(self, node: spec.Node, dropout_state: DropoutState | None) -> None:
+        super().__init__(node, dropout_state, ("main", "shortcut"))
         self.depth: nn.Module | None = None
         if dropout_state and node.spec.stochastic_depth > 0:
             self.depth = _StochasticDepth(node.spec.stochastic_depth, node.index, dropout_state)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        if mask is None:
-            y, shortcut = self.main(x), self.shortcut(x)
-        else:
-            y, shortcut = (self._branch(part, x, mask) for part in (self.main, self.shortcut))
+        y, shortcut = self.outputs(x, mask)
         return (y if self.depth is None else self.depth(y)) + shortcut
-
-    def _branch(self, branch: nn.Sequential, x: Tensor, mask: Tensor) -> Tensor:
-        return branch(x, mask) if isinstance(branch, _MaskedSequence) else branch(x)
 
 
 class _MaskedSequence(nn.Sequential):
@@ -720,7 +743,7 @@ class _MaskedSequence(nn.Sequential):
         return x
 
 
-_USE_MASK = (_Attention, _Conv1d, _Recurrent, _GlobalAveragePool, _GlobalMaxPool, _Residual)
+_USE_MASK = (_Attention, _Conv1d, _Recurrent, _GlobalAveragePool, _GlobalMaxPool, _Branches)
 
 
 def _sequence(nodes: Sequence[spec.Node], dropout_state: DropoutState | None) -> nn.Sequential:
@@ -776,8 +799,9 @@ def _build(node: spec.Node, dropout_state: DropoutState | None) -> nn.Module:
             return (
                 Dropout(s.rate, node.index, dropout_state) if dropout_state else nn.Dropout(s.rate)
             )
-        case "residual":
-            return _Residual(node, dropout_state)
+        case "residual" | "parallel":
+            kind = _Residual if s.layer == "residual" else _Parallel
+            return kind(node, dropout_state)
         case "gated_dense":
             return _GatedDense(node)
         case "squeeze_excite":

@@ -85,17 +85,18 @@ def _normalizes_single_values(node: Node) -> bool:
 
 
 def _inner(node: Node) -> Iterator[tuple[str, Change, str]]:
-    """Yield the weights in a residual's branches. The other branch does not change, so the change
-    at the residual's output is that of the branch."""
+    """Yield the weights in a node's branches. The other branches do not change, so the change at
+    the output is that of the branch."""
     for branch in node.branches:
         for name, change, by in _changes(branch):
-            yield name, _after_drop(node, change), by
+            yield name, _after_join(node, change), by
 
 
-def _after_drop(node: Node, change: Change) -> Change:
-    """Return the change of a residual's output: what is dropped differs from row to row."""
-    is_dropped = node.spec.stochastic_depth > 0 and change != Change.NONE
-    return Change.ANY if is_dropped else change
+def _after_join(node: Node, change: Change) -> Change:
+    """Return the change of the output for that of a branch: what is dropped and the factors of a
+    product differ from row to row."""
+    differs = node.spec.joined_by == "multiply" or getattr(node.spec, "stochastic_depth", 0) > 0
+    return Change.ANY if differs and change != Change.NONE else change
 
 
 def _through(nodes: Sequence[Node], change: Change, by: str) -> tuple[Change, str]:
@@ -110,9 +111,9 @@ def _after(node: Node, change: Change) -> Change:
     """The change of the node's output for a change of its input."""
     s = node.spec
     match s.layer:
-        case "residual":
+        case "residual" | "parallel":
             inner = max(_through(branch, change, "")[0] for branch in node.branches)
-            return _after_drop(node, inner)
+            return _after_join(node, inner)
         case "batch_norm":
             return Change.NONE if change == Change.CHANNEL else Change.ANY
         case "layer_norm":

@@ -30,6 +30,7 @@ Shape = tuple[int, ...]
 Pair = tuple[int, int]  # of the height and of the width
 Pads = tuple[Pair, Pair]  # (top, bottom), (left, right)
 Padding = Literal["same", "valid"]
+Join = Literal["concat", "add", "multiply"]
 Init = Literal["glorot_uniform", "he_uniform", "uniform", "zeros", "ones"]
 RotaryBase = Annotated[float, Field(ge=1)]
 _SEQUENCE = ("a sequence [steps, features]", "add reshape")
@@ -759,7 +760,34 @@ def _dense_variables(
     return (kernel, Variable(f"{prefix}bias", (num_out,), "zeros")) if bias else (kernel,)
 
 
-class Residual(_IgnoresPadding):
+class _Branching(_IgnoresPadding):
+    """A layer whose branches of other layers have the same input."""
+
+    @property
+    @abstractmethod
+    def paths(self) -> dict[str, list[Any]]:
+        """The layers of each branch, by its key."""
+
+    @property
+    @abstractmethod
+    def joined_by(self) -> Join:
+        """The function of the outputs of the branches."""
+
+    def joined(self, shapes: Sequence[Shape]) -> Shape:
+        """The output's shape. Raises ValueError if those of the branches do not fit."""
+        found = " and ".join(map(_show, shapes))
+        if self.joined_by != "concat" and len({*shapes}) > 1:
+            raise ValueError(f"the branches must have the same output shape, got {found}")
+        if len({shape[:-1] for shape in shapes}) > 1:
+            raise ValueError(
+                f"the output shapes of the branches must differ only in the last size, got {found}"
+            )
+        if self.joined_by != "concat":
+            return shapes[0]
+        return (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
+
+
+class Residual(_Branching):
     """y = layers(x) + shortcut(x); without shortcut layers, layers(x) + x. He et al. (2016).
 
     With `stochastic_depth` = p, training drops `layers` for a row with probability p: y =
@@ -773,6 +801,34 @@ class Residual(_IgnoresPadding):
     shortcut: list["Layer"]
     stochastic_depth: Fraction
 
+    @property
+    def paths(self) -> dict[str, list[Any]]:
+        return {"layers": self.layers, "shortcut": self.shortcut}
+
+    @property
+    def joined_by(self) -> Join:
+        return "add"
+
+
+class Parallel(_Branching):
+    """The outputs of all branches for the same input x: side by side on the last axis (`join:
+    concat`), their sum (`add`) or their product element by element (`multiply`). A branch is a list
+    of layers; [] is x itself. Szegedy et al. (2015), figure 2, concatenate convolutions of several
+    sizes; keras.layers.Concatenate, Add and Multiply.
+    """
+
+    layer: Literal["parallel"]
+    branches: Annotated[list[list["Layer"]], Field(min_length=2)]
+    join: Join
+
+    @property
+    def paths(self) -> dict[str, list[Any]]:
+        return {f"branches[{i}]": branch for i, branch in enumerate(self.branches)}
+
+    @property
+    def joined_by(self) -> Join:
+        return self.join
+
 
 Layer = Annotated[
     Union[
@@ -780,17 +836,18 @@ Layer = Annotated[
         Activation, Dropout, BatchNorm, LayerNorm, Embedding, PositionEmbedding, Attention,
         Residual, RMSNorm, GroupNorm, GlobalMaxPool,
         Conv1D, GRU, LSTM, DepthwiseConv2D, Conv2DTranspose, UpSampling2D,
-        GatedDense, SqueezeExcite, Masking, SinusoidalPositions,
+        GatedDense, SqueezeExcite, Masking, SinusoidalPositions, Parallel,
     ],
     Field(discriminator="layer"),
 ]  # fmt: skip
 Residual.model_rebuild()
+Parallel.model_rebuild()
 
 
 @dataclass(frozen=True)
 class Node:
-    """A layer of a network: its name, input and output shapes, variables, and for a residual its
-    two branches."""
+    """A layer of a network: its name, input and output shapes, variables, and the nodes of its
+    branches if it has some."""
 
     name: str
     spec: Any
@@ -830,12 +887,12 @@ class Network:
         return self.nodes[-1].output_shape if self.nodes else self.input_shape
 
     def walk(self) -> Iterator[Node]:
-        """Iterate over all nodes in order of definition; a residual comes before its branches."""
+        """Iterate over all nodes in order of definition; branches come after their node."""
         return _walk(self.nodes)
 
     def layers(self) -> list[list[str]]:
-        """The names of the weights of each layer that has weights; a residual is one layer. A layer
-        that has only a weight of another one has no names."""
+        """The names of the weights of each layer that has weights; one with branches is one layer.
+        A layer that has only a weight of another one has no names."""
         return [node.trainable() for node in self.nodes if node.used()]
 
     def last_weights(self) -> list[str]:
@@ -895,14 +952,13 @@ class _Builder:
         masked."""
         nodes = []
         for i, spec in enumerate(specs):
-            node = self._node(spec, shape, f"{path}[{i}]", is_masked)
+            node, is_masked = self._node(spec, shape, f"{path}[{i}]", is_masked)
             nodes.append(node)
-            # a layer that returns no sequence ends the mask
-            is_masked = (is_masked or spec.makes_mask) and len(node.output_shape) == 2
             shape = node.output_shape
         return tuple(nodes), shape, is_masked
 
-    def _node(self, spec: Any, shape: Shape, where: str, is_masked: bool) -> Node:
+    def _node(self, spec: Any, shape: Shape, where: str, is_masked: bool) -> tuple[Node, bool]:
+        """Return a node and whether its output is masked."""
         for key in ("units", "filters"):
             if getattr(spec, key, None) == "outputs":
                 spec = spec.model_copy(update={key: self.num_outputs})
@@ -911,15 +967,17 @@ class _Builder:
         _check_mask(spec, where, is_masked)
         name, index = f"{spec.layer}_{self.counts[spec.layer]}", self.counts.total()
         self.counts[spec.layer] += 1
-        if isinstance(spec, Residual):
-            main, output, _ = self.build(spec.layers, shape, f"{where}.layers", is_masked)
-            shortcut, other, _ = self.build(spec.shortcut, shape, f"{where}.shortcut", is_masked)
-            if output != other:
-                raise ConfigError(
-                    f"{where}: the branches must have the same output shape, got "
-                    f"{_show(output)} and {_show(other)}"
-                )
-            return Node(name, spec, shape, output, (), (main, shortcut), index, is_masked)
+        if isinstance(spec, _Branching):
+            built = [
+                self.build(layers, shape, f"{where}.{key}", is_masked)
+                for key, layers in spec.paths.items()
+            ]
+            branches, shapes, masked = zip(*built, strict=True)
+            try:
+                output = spec.joined(shapes)
+            except ValueError as error:
+                raise ConfigError(f"{where}: {error}") from None
+            return Node(name, spec, shape, output, (), branches, index, is_masked), any(masked)
         try:
             output = spec.output_shape(shape)
         except ValueError as error:
@@ -928,7 +986,9 @@ class _Builder:
         if spec.layer == "embedding":
             self.made[name] = variables[0].shape
         tied = self._tied(spec, shape, where) if getattr(spec, "tie", None) is not None else None
-        return Node(name, spec, shape, output, variables, (), index, is_masked, tied)
+        # a layer that returns no sequence ends the mask
+        stays = (is_masked or spec.makes_mask) and len(output) == 2
+        return Node(name, spec, shape, output, variables, (), index, is_masked, tied), stays
 
     def _tied(self, spec: Any, shape: Shape, where: str) -> str:
         """Return the name of the weight that a dense layer is tied to. Raises ConfigError if there
@@ -957,9 +1017,9 @@ class _Builder:
 
 
 def _check_mask(spec: Any, where: str, is_masked: bool) -> None:
-    """Refuse a second mask, a mask inside a residual, and layers that use padding."""
+    """Refuse a second mask, a mask inside a branch, and layers that use padding."""
     if spec.makes_mask and (is_masked or where.count(".") > 1):
-        reason = "the sequence has a mask already" if is_masked else "a residual cannot make a mask"
+        reason = "the sequence has a mask already" if is_masked else "a branch cannot make a mask"
         raise ConfigError(f"{where} ({spec.layer}): {reason}; use one, before the other layers")
     if is_masked and not spec.ignores_padding:
         raise ConfigError(
@@ -999,8 +1059,8 @@ _FOR_ROWS_AND_SEQUENCES = (
 def needs_images(layers: Sequence[Any]) -> bool:
     """True if the first layer that needs a certain number of axes needs an image."""
     for spec in layers:
-        if isinstance(spec, Residual):
-            if any(needs_images(branch) for branch in (spec.layers, spec.shortcut) if branch):
+        if isinstance(spec, _Branching):
+            if any(map(needs_images, spec.paths.values())):
                 return True
         elif isinstance(spec, (_Conv2D, Conv2DTranspose, UpSampling2D, _Pool, _GlobalPool)):
             return True
@@ -1041,10 +1101,18 @@ def padding_same(size: int, window: int, stride: int) -> tuple[int, int]:
 def with_defaults(layer: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Fill the `layer_defaults` of its kind into an entry of `model.layers`, and into nested
     layers."""
+
+    def nested(branch: Any) -> Any:
+        if not isinstance(branch, list):
+            return branch
+        return [with_defaults(e, defaults) if isinstance(e, Mapping) else e for e in branch]
+
     filled = {**defaults.get(str(layer.get("layer")), {}), **layer}
-    for branch in ("layers", "shortcut"):
-        if isinstance(filled.get(branch), list):
-            filled[branch] = [with_defaults(inner, defaults) for inner in filled[branch]]
+    for key in ("layers", "shortcut"):
+        if key in filled:
+            filled[key] = nested(filled[key])
+    if isinstance(filled.get("branches"), list):
+        filled["branches"] = [nested(branch) for branch in filled["branches"]]
     return filled
 
 

@@ -12,10 +12,10 @@ and position embeddings.
 Groups of weights: each entry of `groups` has factors of lr and lambda for the weights with matching
 names; the first matching entry applies. Weights with lr_factor 0 are frozen: they get no gradient,
 their slots keep the initial values, and the global norm for clipping does not include them.
-`layer_decay` d multiplies lr by d^(L - 1 - i) in the i-th of L layers with weights (a residual
-counts as one), as in Clark et al., ELECTRA (2020), and timm's layer_decay. `schedule` of an entry
-takes the place of eta(t) for its weights, with the same base rate; a plateau does not lower it.
-`gradient_clip_norm` of an entry takes the place of the trainer's clipping for its weights
+`layer_decay` d multiplies lr by d^(L - 1 - i) in the i-th of L layers with weights (one with
+branches counts as one), as in Clark et al., ELECTRA (2020), and timm's layer_decay. `schedule` of
+an entry takes the place of eta(t) for its weights, with the same base rate; a plateau does not
+lower it. `gradient_clip_norm` of an entry takes the place of the trainer's clipping for its weights
 (runner.components.clipping).
 
 `schedules` changes other hyperparameters than lr over the run, with the same schedules. The base is

@@ -22,7 +22,7 @@ in place of its first weights.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from runner.components.layers import Network, Node
 from runner.errors import ConfigError
@@ -55,6 +55,8 @@ def scales(optimizer: Any, network: Network) -> dict[str, Scale]:
             f"of widths is known, got {base}"
         )
     for node in network.walk():
+        if node.spec.layer == "parallel":
+            _refuse(base, node)
         if node.tied:
             raise ConfigError(
                 f"optimizer.width_base is not supported with {node.name}, which is tied to "
@@ -80,10 +82,7 @@ def scales(optimizer: Any, network: Network) -> dict[str, Scale]:
 def _check(base: int, nodes: list[Node], kernels: list[Node]) -> None:
     for node in nodes:
         if node.spec.layer not in (*_KERNELS, *_VECTORS):
-            raise ConfigError(
-                f"optimizer.width_base is not supported with {node.name}; it takes models of "
-                f"{', '.join((*_KERNELS, *_VECTORS))}, got {base}"
-            )
+            _refuse(base, node)
     last = nodes[-1] if nodes else None
     has_kernel = last is not None and any(len(v.shape) > 1 for v in last.variables)
     if len(kernels) < 2 or last is None or last.spec.layer != "dense" or not has_kernel:
@@ -91,6 +90,13 @@ def _check(base: int, nodes: list[Node], kernels: list[Node]) -> None:
             f"optimizer.width_base needs a model of this project's layers with a hidden layer and "
             f"a dense layer as its last one with weights, got {base}"
         )
+
+
+def _refuse(base: int, node: Node) -> NoReturn:
+    raise ConfigError(
+        f"optimizer.width_base is not supported with {node.name}; it takes models of "
+        f"{', '.join((*_KERNELS, *_VECTORS))}, got {base}"
+    )
 
 
 def _role(node: Node, kernels: list[Node]) -> str:

@@ -79,8 +79,11 @@ def _allowed(root: Root, error: Mapping[str, Any]) -> str:
         return ALLOWED["string_pattern_mismatch"]
     if error["type"] == "string_type" and {Duration, Length} & {annotation, *get_args(annotation)}:
         return "must be a duration such as 500steps, 3epochs or 10%"
-    words = ALLOWED.get(error["type"])
-    return words.format(**error.get("ctx", {})) if words else f"must be valid ({error['msg']})"
+    context, kind = error.get("ctx", {}), error["type"]
+    if kind == "too_short" and context["min_length"] > 1:
+        kind = "too_few"
+    words = ALLOWED.get(kind)
+    return words.format(**context) if words else f"must be valid ({error['msg']})"
 
 
 def _unknown_key(root: Root, key: str, location: Sequence[Any], path: Sequence[Any]) -> str:

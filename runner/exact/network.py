@@ -8,8 +8,9 @@ import numpy as np
 
 from runner.components.layers import Network, Node
 from runner.components.optimizers import Group
+from runner.exact.branches import JOINS, total
 from runner.exact.forms import FORMS
-from runner.exact.layers import Gradients, Pass, find_mask, without_padding
+from runner.exact.layers import Gradients, Memory, Pass, find_mask, without_padding
 from runner.exact.primitives import Primitives, Tensor
 from runner.exact.rules import constant
 
@@ -78,10 +79,13 @@ def forward(
         if node.spec.makes_mask:
             find_mask(p, node, x)
         x = without_padding(p, x) if node.is_masked else x
-        if node.spec.layer == "residual":
-            (y, main), (z, shortcut) = (forward(p, branch, x, trained) for branch in node.branches)
-            is_kept = _rows_kept(p, node, y)
-            x, memory = p.o.r(_drop(p, node, is_kept, y) + z), (main, shortcut, is_kept)
+        if node.branches:
+            passes = [forward(p, branch, x, trained) for branch in node.branches]
+            (first, *others), tapes = zip(*passes, strict=True)
+            is_kept = _rows_kept(p, node, first)
+            parts = [_drop(p, node, is_kept, first), *others]
+            x, joined = JOINS[node.spec.joined_by][0](p.o, node, parts)
+            memory = tapes, is_kept, joined
         else:
             x, memory = FORMS[node.spec.layer][0](p, node, x)
         tape.append((node, memory, trained))
@@ -93,17 +97,29 @@ def backward(p: Pass, tape: Tape, g: Tensor, gradients: Gradients) -> Tensor:
     """Add the gradients of the weights to `gradients`. Return the derivative by the tape's input
     if a node before it is trained."""
     for node, memory, needs_dx in reversed(tape):
-        if node.spec.layer == "residual":
-            main, shortcut, is_kept = memory
-            by_main = backward(p, main, _drop(p, node, is_kept, g), gradients)
-            parts = [by_main, backward(p, shortcut, g, gradients)]
-            g = p.o.r(parts[0] + parts[1]) if needs_dx else None
-        elif needs_dx or _is_trained(p, node):
+        if not (needs_dx or _is_trained(p, node)):
+            continue
+        if node.branches:
+            g = _branches_backward(p, node, memory, g, gradients, needs_dx)
+        else:
             g, node_gradients = FORMS[node.spec.layer][1](p, node, memory, g, needs_dx)
             _store(p, node, node_gradients, gradients)
         if needs_dx and node.is_masked:
             g = without_padding(p, g)
     return g
+
+
+def _branches_backward(
+    p: Pass, node: Node, memory: Memory, g: Tensor, gradients: Gradients, needs_dx: bool
+) -> Tensor:
+    tapes, is_kept, joined = memory
+    first, *others = JOINS[node.spec.joined_by][1](p.o, node, joined, g)
+    by_output = [_drop(p, node, is_kept, first), *others]
+    by_input = [
+        backward(p, tape, part, gradients)
+        for tape, part in reversed([*zip(tapes, by_output, strict=True)])
+    ]
+    return total(p.o, by_input[::-1]) if needs_dx else None
 
 
 def _store(p: Pass, node: Node, own: Gradients, gradients: Gradients) -> None:
@@ -118,7 +134,7 @@ def _store(p: Pass, node: Node, own: Gradients, gradients: Gradients) -> None:
 
 def _rows_kept(p: Pass, node: Node, y: Tensor) -> Tensor:
     """Return the mask of stochastic depth, [N, 1, ...]; None if no row is dropped."""
-    rate = node.spec.stochastic_depth
+    rate = getattr(node.spec, "stochastic_depth", 0)
     if p.is_evaluation or rate == 0:
         return None
     one_per_row = y[(slice(None), *(slice(0, 1) for _ in node.output_shape))]

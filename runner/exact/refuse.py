@@ -21,7 +21,7 @@ _MOST_VALUES = 2**24  # rows times outputs of an update: a count has at most 24 
 def refuse(net: Network, loss: Any, optimizer: Any, order: Order | InOrder) -> None:
     """Raise ConfigError if the rules of exact mode do not cover a part of the run."""
     for node in net.walk():
-        _check_has_form("model.layers", node.spec.layer, [*FORMS, "residual"])
+        _check_has_form("model.layers", node.spec.layer, [*FORMS, "residual", "parallel"])
         if node.spec.layer == "activation":
             _check_has_form("model.layers: activation", node.spec.function, layers.ACTIVATIONS)
         num = longest_sum(node, order.batch_size)

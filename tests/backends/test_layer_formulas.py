@@ -85,6 +85,22 @@ def test_squeeze_excite_scales_channels() -> None:
     assert_all_close(outputs(prepared, state, x), rows @ last["kernel"] + last["bias"])
 
 
+@pytest.mark.parametrize("join", ["concat", "add", "multiply"])
+def test_branches_of_images_are_joined_on_the_channels(join: str) -> None:
+    prepared, state, x = drawn(
+        f"{{layer: reshape, shape: [4, 8, 2]}},{{layer: parallel, join: {join}, branches: ["
+        "[{layer: conv2d, filters: 2, kernel_size: 1}],[],[{layer: activation, function: tanh}]]},"
+        "{layer: flatten},{layer: dense, units: outputs}"
+    )
+    w, last = weights(state, "conv2d_0"), weights(state, "dense_0")
+    images = torch.from_numpy(x).reshape(-1, 4, 8, 2)
+    parts = [images @ w["kernel"][0, 0] + w["bias"], images, images.tanh()]
+    y = torch.cat(parts, -1)
+    if join != "concat":
+        y = torch.stack(parts).sum(0) if join == "add" else torch.stack(parts).prod(0)
+    assert_all_close(outputs(prepared, state, x), y.flatten(1) @ last["kernel"] + last["bias"])
+
+
 def heads(x: torch.Tensor, kernel: torch.Tensor, num: int) -> torch.Tensor:
     """[B, T, D] -> [B, num, T, d]"""
     return (x @ kernel).unflatten(-1, (num, -1)).transpose(1, 2)

@@ -85,6 +85,11 @@ TABLE: list[tuple[str, tuple[int, ...], set[str]]] = [
         f"[{DENSE},{NORM}]}},{TANH},{OUT}"
     ), ROW,
      {"dense_0/bias", "dense_1/bias", "dense_2/bias"}),
+    # a product changes what the bias adds, from row to row
+    (f"{{layer: parallel, branches: [[{DENSE}],[{DENSE},{TANH}]]}},{NORM},{OUT}", ROW,
+     {"dense_0/bias"}),
+    (f"{{layer: parallel, join: multiply, branches: [[{DENSE}],[{DENSE},{NORM}]]}},{NORM},{OUT}",
+     ROW, {"dense_1/bias"}),
     (f"{DENSE},{{layer: residual, layers: [{TANH},{DENSE}]}},{NORM},{OUT}", ROW, {"dense_1/bias"}),
 ]  # fmt: skip
 

@@ -220,6 +220,34 @@ def test_recurrent_layers_have_their_gates_side_by_side() -> None:
     }
 
 
+PARALLEL = {
+    "layer": "parallel",
+    "branches": [[dense(5), {"layer": "batch_norm"}], [], [dense(2), {"layer": "batch_norm"}]],
+}
+
+
+@pytest.mark.parametrize(
+    ("join", "branches", "output"),
+    [
+        ("concat", PARALLEL["branches"], (9, 5 + 4 + 2)),
+        ("add", [[], [dense(4)], [dense(4)]], (9, 4)),
+        ("multiply", [[dense(3)], [dense(3)]], (9, 3)),
+    ],
+)
+def test_branches_are_joined(join: str, branches: list[Any], output: Shape) -> None:
+    made = net((9, 4), 2, {**PARALLEL, "branches": branches, "join": join}, FLATTEN, dense(2))
+    assert made.nodes[0].output_shape == output
+
+
+def test_layers_in_branches_are_counted_in_order_of_definition() -> None:
+    inner = {**PARALLEL, "branches": [[PARALLEL, dense(3)], [dense(3)]]}
+    made = net((4,), 2, dense(4), inner, dense("outputs"))
+    assert [(node.name, node.index) for node in made.walk()] == [
+        ("dense_0", 0), ("parallel_0", 1), ("parallel_1", 2), ("dense_1", 3), ("batch_norm_0", 4),
+        ("dense_2", 5), ("batch_norm_1", 6), ("dense_3", 7), ("dense_4", 8), ("dense_5", 9),
+    ]  # fmt: skip
+
+
 TIED = [
     {"layer": "embedding", "features": 6},
     dense(6),
