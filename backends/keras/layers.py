@@ -497,6 +497,9 @@ def _sequence(
                 name = f"{node.name}.depth"
                 first = _StochasticDepth(rate, node.index, dropout_state, name=name)(first)
             x = _JOINS[node.spec.joined_by](name=node.name)([first, *others])
+        elif node.spec.layer == "slice":
+            columns = slice(*node.spec.ends(node.input_shape))
+            x = x[(*(slice(None) for _ in node.input_shape), columns)]
         elif node.tied:
             x = _tied_dense(
                 node, tables[node.spec.tie](x, reverse=True), is_stock=not dropout_state

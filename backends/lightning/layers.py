@@ -428,6 +428,16 @@ class _Reshape(nn.Module):
         return y.permute(0, 3, 1, 2) if len(self.shape) == 3 else y
 
 
+class _Slice(nn.Module):
+    def __init__(self, node: spec.Node) -> None:
+        super().__init__()
+        self.axis = 1 if len(node.input_shape) == 3 else -1
+        self.start, self.stop = node.spec.ends(node.input_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.narrow(self.axis, self.start, self.stop - self.start)
+
+
 def _with_features_last(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Apply `norm`, which expects the features on the last axis; images have them on axis 1."""
     return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if x.ndim == 4 else norm(x)
@@ -791,8 +801,8 @@ def _build(node: spec.Node, dropout_state: DropoutState | None) -> nn.Module:
             return _GlobalMaxPool()
         case "flatten":
             return _Flatten()
-        case "reshape":
-            return _Reshape(node)
+        case "reshape" | "slice":
+            return _Reshape(node) if s.layer == "reshape" else _Slice(node)
         case "activation":
             return _ACTIVATIONS[s.function](s)
         case "dropout":

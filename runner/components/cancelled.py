@@ -124,6 +124,7 @@ def _after(node: Node, change: Change) -> Change:
             return Change.NONE if is_zero else Change.ANY
         case (
             "dense"
+            | "slice"
             | "average_pool"
             | "position_embedding"
             | "sinusoidal_positions"

@@ -24,7 +24,7 @@ from pydantic import AfterValidator, Field
 from runner.components.positions import rotations
 from runner.errors import ConfigError, nearest, show
 from runner.random import uniform
-from runner.section import Count, Fraction, NonNegative, Positive, Section
+from runner.section import Count, Fraction, Index, NonNegative, Positive, Section
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]  # of the height and of the width
@@ -476,6 +476,28 @@ class Reshape(_Layer):
         return output
 
 
+class Slice(_IgnoresPadding):
+    """y = x[..., start:stop], the values `start` to `stop` - 1 of the last axis; `stop: null` is
+    its end. In a branch of `parallel`, it selects the columns of a table that the branch reads."""
+
+    layer: Literal["slice"]
+    start: Index
+    stop: Count | None
+
+    def output_shape(self, shape: Shape) -> Shape:
+        start, stop = self.ends(shape)
+        if not start < stop <= shape[-1]:
+            raise ValueError(
+                f"start must be < stop <= {shape[-1]}, the last size of its input, got {start} and "
+                f"{stop}"
+            )
+        return (*shape[:-1], stop - start)
+
+    def ends(self, shape: Shape) -> Pair:
+        """The first number, and that after the last one, for an input of this shape."""
+        return self.start, shape[-1] if self.stop is None else self.stop
+
+
 class Activation(_IgnoresPadding):
     """relu; leaky_relu with `negative_slope`; gelu = x Phi(x); gelu_tanh, its approximation; silu =
     x sigmoid(x)."""
@@ -836,7 +858,7 @@ Layer = Annotated[
         Activation, Dropout, BatchNorm, LayerNorm, Embedding, PositionEmbedding, Attention,
         Residual, RMSNorm, GroupNorm, GlobalMaxPool,
         Conv1D, GRU, LSTM, DepthwiseConv2D, Conv2DTranspose, UpSampling2D,
-        GatedDense, SqueezeExcite, Masking, SinusoidalPositions, Parallel,
+        GatedDense, SqueezeExcite, Masking, SinusoidalPositions, Parallel, Slice,
     ],
     Field(discriminator="layer"),
 ]  # fmt: skip

@@ -313,6 +313,23 @@ def shape_backward(
     return p.o.reshape(g, (-1, *node.input_shape)), {}
 
 
+def columns(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
+    start, stop = node.spec.ends(node.input_shape)
+    return x[..., start:stop], None
+
+
+def columns_backward(
+    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
+    """Put zeros beside g. Every sum has a single term, so it is exact."""
+    if not needs_dx:
+        return None, {}
+    start, stop = node.spec.ends(node.input_shape)
+    places = np.eye(stop - start, node.input_shape[-1], start)
+    rows = p.o.matmul(p.o.reshape(g, (-1, stop - start)), p.o.constant(places))
+    return p.o.reshape(rows, (-1, *node.input_shape)), {}
+
+
 # --- element by element
 
 
@@ -764,6 +781,7 @@ FORMS: dict[
     "upsampling2d": (upsampling2d, upsampling2d_backward),
     "flatten": (shape, shape_backward),
     "reshape": (shape, shape_backward),
+    "slice": (columns, columns_backward),
     "activation": (activation, activation_backward),
     "dropout": (dropout, dropout_backward),
     "batch_norm": (batch_norm, batch_norm_backward),

@@ -104,6 +104,8 @@ DEPTHWISE = {"layer": "depthwise_conv2d", "kernel_size": 3}
         ((5, 12), {"layer": "position_embedding"}, (5, 12)),
         ((5, 12), {"layer": "attention", "num_heads": 3}, (5, 12)),
         ((5, 12), {"layer": "gated_dense", "units": 7}, (5, 7)),
+        ((5, 12), {"layer": "slice", "start": 2, "stop": 9}, (5, 7)),
+        ((5, 12), {"layer": "slice", "start": 2}, (5, 10)),
         ((5, 12), {"layer": "sinusoidal_positions"}, (5, 12)),
         ((5, 12), {"layer": "attention", "num_heads": 6, "num_kv_heads": 2}, (5, 12)),
         ((9, 7, 4), {"layer": "squeeze_excite", "ratio": 2}, (9, 7, 4)),
