@@ -2,7 +2,7 @@
 that can be refused without a framework."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -684,7 +684,7 @@ def _check_watched(prepared: Plan) -> None:
 
 @dataclass(frozen=True)
 class Shapes:
-    """The shapes of the data that the model depends on."""
+    """The shapes of the data, and the names of its columns, that the model depends on."""
 
     task: Task
     num_classes: int
@@ -692,6 +692,7 @@ class Shapes:
     input_shape: Shape
     positions: Shape = ()
     num_tokens: int = 0
+    features: Sequence[str] = ()
 
 
 def shapes_of(data: Dataset) -> Shapes:
@@ -702,6 +703,7 @@ def shapes_of(data: Dataset) -> Shapes:
         data.input_shape,
         data.positions,
         data.num_tokens,
+        data.features,
     )
 
 
@@ -714,6 +716,7 @@ def saved_shapes(data: Mapping[str, Any]) -> Shapes:
         tuple(data["input_shape"]),
         tuple(data.get("positions", ())),
         data.get("num_tokens", 0),
+        tuple(data.get("features") or ()),
     )
 
 
@@ -731,8 +734,8 @@ def model_spec(config: Config, shapes: Shapes, example: Batch | None = None) -> 
 def _network(config: Config, shapes: Shapes, num_outputs: int, example: Batch | None) -> Network:
     model, input_shape = config.model, shapes.input_shape
     if isinstance(model, LayerModel):
-        positions, num_tokens = shapes.positions, shapes.num_tokens
-        return network(model.layers, input_shape, num_outputs, positions, num_tokens)
+        of_data = (shapes.positions, shapes.num_tokens, shapes.features)
+        return network(model.layers, input_shape, num_outputs, *of_data)
     precision = config.trainer.precision
     if precision == "exact":
         raise ConfigError(

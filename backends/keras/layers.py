@@ -500,6 +500,8 @@ def _sequence(
         elif node.spec.layer == "slice":
             columns = slice(*node.spec.ends(node.input_shape))
             x = x[(*(slice(None) for _ in node.input_shape), columns)]
+        elif node.columns:
+            x = ops.take(x, np.array(node.columns), axis=1)
         elif node.tied:
             x = _tied_dense(
                 node, tables[node.spec.tie](x, reverse=True), is_stock=not dropout_state

@@ -438,6 +438,17 @@ class _Slice(nn.Module):
         return x.narrow(self.axis, self.start, self.stop - self.start)
 
 
+class _Columns(nn.Module):
+    numbers: Tensor
+
+    def __init__(self, node: spec.Node) -> None:
+        super().__init__()
+        self.register_buffer("numbers", torch.tensor(node.columns), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.index_select(1, self.numbers)
+
+
 def _with_features_last(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Apply `norm`, which expects the features on the last axis; images have them on axis 1."""
     return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if x.ndim == 4 else norm(x)
@@ -801,8 +812,8 @@ def _build(node: spec.Node, dropout_state: DropoutState | None) -> nn.Module:
             return _GlobalMaxPool()
         case "flatten":
             return _Flatten()
-        case "reshape" | "slice":
-            return _Reshape(node) if s.layer == "reshape" else _Slice(node)
+        case "reshape" | "slice" | "columns":
+            return {"reshape": _Reshape, "slice": _Slice, "columns": _Columns}[s.layer](node)
         case "activation":
             return _ACTIVATIONS[s.function](s)
         case "dropout":

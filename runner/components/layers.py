@@ -16,6 +16,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, Union
 
 import numpy as np
@@ -498,6 +499,39 @@ class Slice(_IgnoresPadding):
         return self.start, shape[-1] if self.stop is None else self.stop
 
 
+class Columns(_IgnoresPadding):
+    """The values of a row that the data calls so, in the order of `names`. A name is that of a
+    feature, a pattern of names such as `age*`, or a column of text, which stands for the features
+    of all its categories (`job` for `job=clerk`, ...).
+
+    It is the first layer, or the first one of a branch there. A dense layer without bias after the
+    categories of a column is an embedding of the column, as its row is 1 for one category and 0
+    for the others: Guo and Berkhahn (2016), section 3.
+    """
+
+    layer: Literal["columns"]
+    names: Annotated[list[str], Field(min_length=1)]
+
+    def numbers(self, features: Sequence[str]) -> tuple[int, ...]:
+        """The positions of the columns among the data's features. Raises ValueError for a name
+        that none has."""
+        found: list[int] = []
+        for name in self.names:
+            fitting = [i for i, feature in enumerate(features) if _is_called(feature, name)]
+            if not fitting:
+                texts = (feature.partition("=")[0] for feature in features)
+                names = [*dict.fromkeys((*texts, *features))]
+                raise ValueError(
+                    f"names must be columns of the data, got {show(name)}{nearest(name, names)}"
+                )
+            found += fitting
+        return tuple(dict.fromkeys(found))
+
+
+def _is_called(feature: str, name: str) -> bool:
+    return feature == name or feature.startswith(f"{name}=") or fnmatchcase(feature, name)
+
+
 class Activation(_IgnoresPadding):
     """relu; leaky_relu with `negative_slope`; gelu = x Phi(x); gelu_tanh, its approximation; silu =
     x sigmoid(x)."""
@@ -858,7 +892,7 @@ Layer = Annotated[
         Activation, Dropout, BatchNorm, LayerNorm, Embedding, PositionEmbedding, Attention,
         Residual, RMSNorm, GroupNorm, GlobalMaxPool,
         Conv1D, GRU, LSTM, DepthwiseConv2D, Conv2DTranspose, UpSampling2D,
-        GatedDense, SqueezeExcite, Masking, SinusoidalPositions, Parallel, Slice,
+        GatedDense, SqueezeExcite, Masking, SinusoidalPositions, Parallel, Slice, Columns,
     ],
     Field(discriminator="layer"),
 ]  # fmt: skip
@@ -880,6 +914,7 @@ class Node:
     index: int = 0  # number among all nodes, in order of definition; keys the dropout masks
     is_masked: bool = False  # whether the input has a mask
     tied: str | None = None  # the weight of an embedding whose transpose is this node's `kernel`
+    columns: tuple[int, ...] = ()  # of the data's row, for the layer `columns`
 
     def trainable(self) -> list[str]:
         """The names of its trainable weights, including those in its branches."""
@@ -932,6 +967,7 @@ def network(
     num_outputs: int,
     positions: Shape = (),
     num_tokens: int = 0,
+    features: Sequence[str] = (),
 ) -> Network:
     """Name the layers and compute their shapes. Raises ConfigError with the layer's path if shapes
     do not fit.
@@ -942,10 +978,12 @@ def network(
         num_outputs: for each label or row of targets.
         positions: the shape of a row of labels: () for one label, [T] for one at each step.
         num_tokens: how many different token ids the rows have; 0 if they are numbers.
+        features: the names of a row's values; empty if they have none.
     """
     _check_tokens(layers, num_tokens)
-    builder = _Builder(num_outputs, num_tokens)
-    nodes, output, is_masked = builder.build(layers, input_shape, "model.layers", False)
+    is_named = len(features) == math.prod(input_shape) and len(input_shape) == 1
+    builder = _Builder(num_outputs, num_tokens, features if is_named else ())
+    nodes, output, is_masked = builder.build(layers, input_shape, "model.layers", False, True)
     wanted = (*positions, num_outputs)
     if output != wanted:
         raise ConfigError(
@@ -962,24 +1000,27 @@ def network(
 class _Builder:
     """Makes nodes from the entries of model.layers; counts the layers of each kind."""
 
-    def __init__(self, num_outputs: int, num_tokens: int) -> None:
-        self.num_outputs, self.num_tokens = num_outputs, num_tokens
+    def __init__(self, num_outputs: int, num_tokens: int, features: Sequence[str]) -> None:
+        self.num_outputs, self.num_tokens, self.features = num_outputs, num_tokens, features
         self.counts: Counter[str] = Counter()
         self.made: dict[str, Shape] = {}  # embeddings so far: name -> [tokens, features]
 
     def build(
-        self, specs: Sequence[Any], shape: Shape, path: str, is_masked: bool
+        self, specs: Sequence[Any], shape: Shape, path: str, is_masked: bool, is_row: bool
     ) -> tuple[tuple[Node, ...], Shape, bool]:
         """Return the nodes of the layers, and the shape of their output and whether it is
-        masked."""
+        masked. `is_row` says whether their input is the data's row."""
         nodes = []
         for i, spec in enumerate(specs):
-            node, is_masked = self._node(spec, shape, f"{path}[{i}]", is_masked)
+            where = f"{path}[{i}]"
+            node, is_masked = self._node(spec, shape, where, is_masked, is_row and i == 0)
             nodes.append(node)
             shape = node.output_shape
         return tuple(nodes), shape, is_masked
 
-    def _node(self, spec: Any, shape: Shape, where: str, is_masked: bool) -> tuple[Node, bool]:
+    def _node(
+        self, spec: Any, shape: Shape, where: str, is_masked: bool, is_row: bool
+    ) -> tuple[Node, bool]:
         """Return a node and whether its output is masked."""
         for key in ("units", "filters"):
             if getattr(spec, key, None) == "outputs":
@@ -991,7 +1032,7 @@ class _Builder:
         self.counts[spec.layer] += 1
         if isinstance(spec, _Branching):
             built = [
-                self.build(layers, shape, f"{where}.{key}", is_masked)
+                self.build(layers, shape, f"{where}.{key}", is_masked, is_row)
                 for key, layers in spec.paths.items()
             ]
             branches, shapes, masked = zip(*built, strict=True)
@@ -1000,8 +1041,12 @@ class _Builder:
             except ValueError as error:
                 raise ConfigError(f"{where}: {error}") from None
             return Node(name, spec, shape, output, (), branches, index, is_masked), any(masked)
+        columns: tuple[int, ...] = ()
         try:
             output = spec.output_shape(shape)
+            if isinstance(spec, Columns):
+                columns = self._columns(spec, is_row)
+                output = (len(columns),)
         except ValueError as error:
             raise ConfigError(f"{where} ({spec.layer}): {error}") from None
         variables = spec.variables(shape)
@@ -1010,7 +1055,19 @@ class _Builder:
         tied = self._tied(spec, shape, where) if getattr(spec, "tie", None) is not None else None
         # a layer that returns no sequence ends the mask
         stays = (is_masked or spec.makes_mask) and len(output) == 2
-        return Node(name, spec, shape, output, variables, (), index, is_masked, tied), stays
+        return Node(
+            name, spec, shape, output, variables, (), index, is_masked, tied, columns
+        ), stays
+
+    def _columns(self, spec: Columns, is_row: bool) -> tuple[int, ...]:
+        if not is_row:
+            raise ValueError(
+                "only the data's row has names, so this layer must be the first one, also of a "
+                "branch; slice takes numbers"
+            )
+        if not self.features:
+            raise ValueError("this data has no names of columns; slice takes numbers")
+        return spec.numbers(self.features)
 
     def _tied(self, spec: Any, shape: Shape, where: str) -> str:
         """Return the name of the weight that a dense layer is tied to. Raises ConfigError if there
@@ -1074,7 +1131,7 @@ def needs_tokens(layers: Sequence[Any]) -> bool:
 
 _FOR_ROWS_AND_SEQUENCES = (
     Dense, Flatten, Reshape, Conv1D, _Recurrent, Embedding, PositionEmbedding, Attention,
-    GatedDense, Masking, SinusoidalPositions,
+    GatedDense, Masking, SinusoidalPositions, Columns,
 )  # fmt: skip
 
 

@@ -314,11 +314,24 @@ def shape_backward(
 
 
 def columns(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
+    """Take columns of the data's rows. Every sum has a single term, so it is exact."""
+    places = np.eye(node.input_shape[0])[:, list(node.columns)]
+    return p.o.matmul(x, p.o.constant(places)), None
+
+
+def columns_backward(
+    p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
+) -> tuple[Tensor, Gradients]:
+    """Nothing before the layer is trained."""
+    return None, {}
+
+
+def part(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     start, stop = node.spec.ends(node.input_shape)
     return x[..., start:stop], None
 
 
-def columns_backward(
+def part_backward(
     p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
 ) -> tuple[Tensor, Gradients]:
     """Put zeros beside g. Every sum has a single term, so it is exact."""
@@ -781,7 +794,8 @@ FORMS: dict[
     "upsampling2d": (upsampling2d, upsampling2d_backward),
     "flatten": (shape, shape_backward),
     "reshape": (shape, shape_backward),
-    "slice": (columns, columns_backward),
+    "slice": (part, part_backward),
+    "columns": (columns, columns_backward),
     "activation": (activation, activation_backward),
     "dropout": (dropout, dropout_backward),
     "batch_norm": (batch_norm, batch_norm_backward),

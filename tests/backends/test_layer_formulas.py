@@ -101,6 +101,20 @@ def test_branches_of_images_are_joined_on_the_channels(join: str) -> None:
     assert_all_close(outputs(prepared, state, x), y.flatten(1) @ last["kernel"] + last["bias"])
 
 
+def test_columns_and_slices_are_numpy_s() -> None:
+    prepared, state, x = drawn(
+        "{layer: parallel, branches: [[{layer: columns, names: [s5, bmi]}],[{layer: slice, start: "
+        "3, stop: 9}],[{layer: columns, names: [s*]},{layer: slice, start: 4}]]},{layer: dense, "
+        "units: outputs}",
+        "data=diabetes",
+    )
+    names, last = list(prepared.data.features), weights(state, "dense_0")
+    assert names == ["age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6"]
+    # those that begin with s are sex and s1 to s6
+    rows = torch.from_numpy(x[:, [8, 2, 3, 4, 5, 6, 7, 8, 7, 8, 9]])
+    assert_all_close(outputs(prepared, state, x), rows @ last["kernel"] + last["bias"])
+
+
 def heads(x: torch.Tensor, kernel: torch.Tensor, num: int) -> torch.Tensor:
     """[B, T, D] -> [B, num, T, d]"""
     return (x @ kernel).unflatten(-1, (num, -1)).transpose(1, 2)

@@ -241,6 +241,23 @@ def test_branches_are_joined(join: str, branches: list[Any], output: Shape) -> N
     assert made.nodes[0].output_shape == output
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["pay", "age"], (4, 0)),
+        (["job"], (1, 2)),  # both its categories
+        (["job=cook", "*y*"], (2, 3, 4)),
+        (["job*"], (1, 2, 3)),
+    ],
+)
+def test_columns_are_found_by_their_names(names: list[str], expected: tuple[int, ...]) -> None:
+    features = ["age", "job=clerk", "job=cook", "jobs_y", "pay"]
+    given = layers({"layer": "columns", "names": names}, dense(2))
+    made = network(given, (5,), 2, features=features)
+    assert made.nodes[0].columns == expected
+    assert made.nodes[0].output_shape == (len(expected),)
+
+
 def test_layers_in_branches_are_counted_in_order_of_definition() -> None:
     inner = {**PARALLEL, "branches": [[PARALLEL, dense(3)], [dense(3)]]}
     made = net((4,), 2, dense(4), inner, dense("outputs"))
