@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from runner import dispatcher, schedules
-from runner.components import losses, metrics, optimizers, twins
+from runner.components import averages, losses, metrics, optimizers, twins
 from runner.components.cancelled import cancelled
 from runner.components.custom import Built, CustomNetwork, Source
 from runner.components.layers import Network, Shape, needs_images, needs_tokens, network
@@ -61,7 +61,8 @@ class Plan:
     def columns(self) -> list[str]:
         """Return the header of metrics.csv. A split without rows has no columns."""
         val = self.val_columns() if len(self.data.val) else []
-        return ["epoch", "step", *self.train_columns(), *val, "seconds"]
+        average = [f"{column}{self.of_average}" for column in val] if self.of_average else []
+        return ["epoch", "step", *self.train_columns(), *val, *average, "seconds"]
 
     def train_columns(self) -> list[str]:
         """Return the columns of metrics.csv that are measured on the training rows."""
@@ -74,6 +75,13 @@ class Plan:
         rows, the same ones are measured, also if there are no validation rows."""
         loss = [] if self.has_own_loss else ["val/loss"]
         return [*loss, *(f"val/{name}" for name in self.metrics), *self.built.val_columns]
+
+    @property
+    def of_average(self) -> str:
+        """The ending of the validation columns that are measured with the average of the weights,
+        such as _ema; empty without an average."""
+        name = averages.name(self.config.optimizer)
+        return "" if name is None else f"_{name}"
 
     @property
     def has_own_loss(self) -> bool:
@@ -151,6 +159,7 @@ class Plan:
             keeps_outputs=self.keeps_train_outputs,
             compile=trainer.compile,
             skip_nonfinite=trainer.on_nonfinite == "skip",
+            average_shares=averages.shares(self.config.optimizer, self.order.total_steps),
         )
 
     def remark_on_threads(self) -> str | None:
@@ -396,7 +405,9 @@ def plan(
     tokens = data.input_shape[0] if model.network.takes_tokens else 1
     clock = Clock(order.total_steps, order.steps_per_epoch, order.rows_per_step, tokens)
     rows = min(order.batch_size, order.num_rows)
-    memory.check(model, len(config.optimizer.slots()), rows, order.total_steps)
+    averages.check(config.optimizer, config.optimizer.has_own_average)
+    num_slots = len(config.optimizer.slots()) + bool(averages.name(config.optimizer))
+    memory.check(model, num_slots, rows, order.total_steps)
     check_range(data, model.dtype)
     if is_training:
         _check_batch_norm(model.network, order)

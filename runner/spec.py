@@ -2,13 +2,14 @@
 does it), and the data that passes through it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from runner.components import clipping, width
+from runner.components import averages, clipping, width
 from runner.components.custom import Built, CustomNetwork, Source
 from runner.components.layers import Network, Shape, initial_variables
 from runner.components.optimizers import LEARNING_RATE, TRAINING_WEIGHTS, Group, kinds
@@ -74,6 +75,8 @@ class RunSpec(ModelSpec):
     # if the loss is NaN or infinite, an update does not change weights, slots and buffers
     skip_nonfinite: bool
     compile: bool  # compile with torch.compile or XLA, also where that is not the default
+    # of the weights in their average at each update  # float64[T]; None: there is no average
+    average_shares: np.ndarray | None = None
     world: World = World()
 
     @property
@@ -185,6 +188,10 @@ class Live(Protocol):
 
     def measure(self, batches: Iterable[Batch], keeps_outputs: bool) -> Measured:
         """Compute the loss of the user's own code, and what it logs, as in evaluation."""
+        ...
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return a context in which `predict` and `measure` use the average of the weights."""
         ...
 
     def end_epoch(self, is_whole: bool) -> Mapping[str, float]:
@@ -364,4 +371,4 @@ def first_state(network: Network, optimizer: Any, dtype: np.dtype, seed: int) ->
 def first_slots(network: Network, optimizer: Any, weights: Weights) -> Mapping[str, Weights]:
     """Return the slots before the first update from these weights; some slots hold the weights."""
     slots: Mapping[str, Weights] = optimizer.initial_slots(weights, kinds(optimizer, network))
-    return slots
+    return {**slots, **averages.initial_slots(optimizer, weights)}

@@ -2,13 +2,14 @@
 functions. Other models pass through unchanged."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
 
 import numpy as np
 
-from runner.components.optimizers import NUMBERS, TRAINING_WEIGHTS, Custom, Group
+from runner.components.optimizers import AVERAGE_WEIGHTS, NUMBERS, TRAINING_WEIGHTS, Custom, Group
 from runner.components.twins import TwinNetwork
 from runner.data.order import Chunk
 from runner.data.source import Batch
@@ -102,6 +103,9 @@ class _Live:
     def measure(self, batches: Iterable[Batch], keeps_outputs: bool) -> Measured:
         return self.live.measure(batches, keeps_outputs)
 
+    def averaged(self) -> AbstractContextManager[None]:
+        return self.live.averaged()
+
     def end_epoch(self, is_whole: bool) -> Mapping[str, float]:
         return self.live.end_epoch(is_whole)
 
@@ -150,7 +154,7 @@ def _each_slot(
 ) -> dict[str, Mapping[str, np.ndarray]]:
     if has_own_optimizer:
         return {
-            slot: convert(values) if slot == TRAINING_WEIGHTS else values
+            slot: convert(values) if slot in (TRAINING_WEIGHTS, AVERAGE_WEIGHTS) else values
             for slot, values in state.slots.items()
         }
     for slot, values in state.slots.items():

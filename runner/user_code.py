@@ -39,7 +39,7 @@ _EXPORTING: Mapping[str, tuple[str, str]] = {
     "pytorch_lightning.callbacks": ("pytorch_lightning", "Callback"),
 }
 _CHECKPOINTS = "use trainer.checkpoint_every and trainer.keep_checkpoints"
-_AVERAGES = "use optimizer=custom with an optimizer that averages the weights"
+_AVERAGES = "use optimizer.ema, or an optimizer that averages the weights"
 _PROGRESS = "the runner shows its own progress"
 _FREEZING = "use optimizer.groups=[{match: ..., lr_factor: 0}]"
 _STATISTICS = "it needs a logger; metrics.csv and trace.csv have the numbers of a run"

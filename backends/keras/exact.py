@@ -2,8 +2,8 @@
 optimizer that use them."""
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +15,7 @@ from backends.keras import device, layers
 from backends.keras.schedule import TableLR
 from runner.components import layers as spec
 from runner.components.layers import Pads, Window
+from runner.components.optimizers import AVERAGE_WEIGHTS
 from runner.exact import gradient, optimizers, self_test
 from runner.exact.layers import Pass
 from runner.exact.network import Layout, forward
@@ -275,7 +276,7 @@ class Optimizer(keras.optimizers.Optimizer):
         self.spec, self.o, self.layout = run.optimizer, network.o, network.layout
         self.scheduled = [*run.scheduled]
         self.build([network.weights_vector])
-        tables = _tables(run)
+        tables = optimizers.tables_of(run)
         self.memory = SimpleNamespace(
             schedule=schedule,
             slots={
@@ -292,7 +293,7 @@ class Optimizer(keras.optimizers.Optimizer):
 
     def start(self, run: RunSpec, start: TrainState) -> None:
         """Start another run that can use the same compiled functions."""
-        for name, entries in _tables(run).items():
+        for name, entries in optimizers.tables_of(run).items():
             self.memory.tables[name].assign(entries)
         self.load_slots(start)
 
@@ -320,10 +321,6 @@ class Optimizer(keras.optimizers.Optimizer):
         variable.assign(weights)
         for slot, value in new_slots.items():
             self.memory.slots[slot].assign(value)
-
-
-def _tables(run: RunSpec) -> dict[str, np.ndarray]:
-    return optimizers.tables(run.optimizer, run.num_steps, run.scheduled)
 
 
 class Engine:
@@ -359,6 +356,17 @@ class Engine:
     def evaluation(self) -> AbstractContextManager[None]:
         """Return a context for predictions; the weights are the same."""
         return nullcontext()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Give the network the average of the weights in the block."""
+        weights = self.network.weights_vector
+        before = tf.identity(weights.value)
+        weights.assign(self.optimizer.memory.slots[AVERAGE_WEIGHTS])
+        try:
+            yield
+        finally:
+            weights.assign(before)
 
     def _run_self_test(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run the self-test, compiled like the updates. The inputs are arguments: the compiler

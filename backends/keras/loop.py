@@ -7,7 +7,7 @@ Legend of shapes: K updates, A micro-batches per update, B rows each, n = all ro
 import functools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +171,10 @@ class Model(keras.Model):
             loss, compute = run.loss, self.engine.loss
             return objective.measure(loss, compute, self, run, batches, keeps_outputs)
 
+    def averaged(self) -> AbstractContextManager[None]:
+        averaged: AbstractContextManager[None] = self.engine.averaged()
+        return averaged
+
     def end_epoch(self, is_whole: bool) -> Mapping[str, float]:
         return objective.end_epoch(self, is_whole)
 
@@ -247,7 +251,8 @@ def _can_share_compiled(a: RunSpec, b: RunSpec) -> bool:
 
 
 def _constants(run: RunSpec) -> dict[str, Any]:
-    constants = {name: value for name, value in vars(run).items() if name != "fields"}
+    varying = ("fields", "average_shares")  # the latter follow from the optimizer
+    constants = {name: value for name, value in vars(run).items() if name not in varying}
     return {
         **constants,
         # only the tables hold the learning rate

@@ -1,17 +1,24 @@
 """The engine for every precision except exact: GradientTape and this folder's optimizers."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from backends.keras import layers, objective, optimizers
+from backends.keras.average import Average, swapped
 from backends.keras.own_optimizer import OwnOptimizer
 from backends.keras.schedule import TableLR
 from runner.components.custom import CustomNetwork
-from runner.components.optimizers import BASE_WEIGHTS, TRAINING_WEIGHTS, Custom, frozen
+from runner.components.optimizers import (
+    AVERAGE_WEIGHTS,
+    BASE_WEIGHTS,
+    TRAINING_WEIGHTS,
+    Custom,
+    frozen,
+)
 from runner.spec import RunSpec, TrainState
 
 
@@ -51,6 +58,8 @@ class Engine:
             self.optimizer = self.slots = optimizers.build(
                 run, self.schedule, self.trained, start.slots
             )
+        is_averaging = run.average_shares is not None
+        self.average = Average(run, self.trained, start) if is_averaging else None
         self._load_slots(start)
         self.fields = {name: tf.constant(values) for name, values in run.fields.items()}
 
@@ -64,6 +73,8 @@ class Engine:
 
     def _load_slots(self, start: TrainState) -> None:
         self.slots.load_slots(start.slots, start.step)
+        if self.average is not None:
+            self.average.load(start)
         # those of frozen weights keep their values
         self.frozen_slots = {
             slot: {
@@ -72,25 +83,19 @@ class Engine:
                 if name in self.parameters and name not in self.trained
             }
             for slot, values in (start.slots.items() if self.own_optimizer is None else ())
+            if slot != AVERAGE_WEIGHTS
         }
 
     def evaluation(self) -> AbstractContextManager[None]:
         """Return a context in which the model has its weights for evaluation."""
         if self.own_optimizer is None and BASE_WEIGHTS in self.slots.memory.slots:
-            return self._averaged()
+            return swapped(self.parameters, self.state(0).weights)
         return self.own_optimizer.evaluation() if self.own_optimizer else nullcontext()
 
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Give the model the averaged weights of a schedule-free optimizer."""
-        before = {name: tf.identity(v.value) for name, v in self.parameters.items()}
-        for name, value in self.state(0).weights.items():
-            self.parameters[name].assign(value)
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                self.parameters[name].assign(value)
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return a context in which the model has the average of the weights."""
+        assert self.average is not None
+        return swapped(self.parameters, self.average.variables)
 
     def update(
         self, step: Any, batches: Sequence[Mapping[str, Any]], num_rows: int
@@ -99,9 +104,7 @@ class Engine:
         the update."""
         total: Any = None
         gradients: Any = None
-        variables_to_restore = (
-            [*self.model.variables, *self.slots.slot_variables()] if self.run.skip_nonfinite else []
-        )
+        variables_to_restore = self._all_variables() if self.run.skip_nonfinite else []
         old_values = [tf.identity(variable.value) for variable in variables_to_restore]
         outputs, self.dropout_state.step = [], step
         trained = [v.value for v in self.trained.values()]
@@ -135,10 +138,18 @@ class Engine:
             # in the network's order: the norm is summed in this order
             own = {name: g for name, g in clipped.items() if name in rule.names}
             clipped |= optimizers.clip(own, rule)
+        step = tf.convert_to_tensor(step)  # before the optimizer counts this update
         self.optimizer.apply(list(clipped.values()), list(self.trained.values()))
+        if self.average is not None:
+            self.average.update(step)
         for variable, value in zip(variables_to_restore, old_values, strict=True):
             variable.assign(tf.where(tf.math.is_finite(total), variable.value, value))
         return total, outputs
+
+    def _all_variables(self) -> list[Any]:
+        """Return the variables that an update changes, but for the count of updates."""
+        average = [] if self.average is None else self.average.variables.values()
+        return [*self.model.variables, *self.slots.slot_variables(), *average]
 
     def _mean_loss(self, x: Any, y: Any, z: Any, *weights: Any) -> Any:
         """Return a micro-batch's mean loss in training, with add_loss and regularizers."""
@@ -167,4 +178,6 @@ class Engine:
         if BASE_WEIGHTS in slots and own is None:
             slots[TRAINING_WEIGHTS] = weights
             weights = self.run.optimizer.averaged(weights, slots[BASE_WEIGHTS])
+        if self.average is not None:
+            slots[AVERAGE_WEIGHTS] = self.average.save()
         return TrainState(step, weights, slots, buffers)

@@ -17,6 +17,7 @@ from backends.keras.layers import constant
 from backends.keras.schedule import TableLR
 from runner.components.clipping import Clip
 from runner.components.optimizers import (
+    AVERAGE_WEIGHTS,
     BASE_WEIGHTS,
     LEARNING_RATE,
     NUMBERS,
@@ -61,7 +62,7 @@ class _Optimizer(keras.optimizers.Optimizer):
             slots={
                 slot: self._add_slot(slot, variables, like)
                 for slot, like in slots.items()
-                if slot not in (NUMBERS, TRAINING_WEIGHTS)
+                if slot not in (NUMBERS, TRAINING_WEIGHTS, AVERAGE_WEIGHTS)
             },
             scalars={
                 name: self.add_variable((), dtype="float64", name=name)

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from runner import user_code
+from runner.components import averages
 from runner.components.optimizers import LEARNING_RATE, TRAINING_WEIGHTS, Custom, Group
 from runner.errors import ConfigError
 from runner.spec import Weights
@@ -64,6 +65,7 @@ class OwnOptimizer:
         self._names = {id(variable): name for name, variable in variables.items()}
         self._group_of = {name: group for group in groups for name in group.names}
         self.native = _make(spec, self.rate)
+        averages.check(spec, self.native.use_ema)
         self._exclude_from_decay()
         self._slot_of: dict[int, tuple[str, str]] = {}  # id of a variable -> slot, weight
         self._note_additions()

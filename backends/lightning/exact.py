@@ -2,8 +2,8 @@
 that use them."""
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from backends.lightning import layers
 from backends.lightning.schedule import hyperparameters, read
 from runner.components.layers import Pads, Window
-from runner.components.optimizers import Group
+from runner.components.optimizers import AVERAGE_WEIGHTS, Group
 from runner.errors import IF_DIVERGED, RunError
 from runner.exact import gradient, optimizers, self_test
 from runner.exact.layers import Pass
@@ -239,7 +239,7 @@ class Optimizer(torch.optim.Optimizer):
         ]
         super().__init__(groups, {"lr": run.optimizer.lr})
         self.spec, self.network, self.scheduled = run.optimizer, network, [*run.scheduled]
-        self.tables = optimizers.tables(run.optimizer, run.num_steps, run.scheduled)
+        self.tables = optimizers.tables_of(run)
         self.num_updates = start.step
         o, layout = network.o, network.layout
         self.slots = {
@@ -298,6 +298,17 @@ class Engine:
     def evaluation(self) -> AbstractContextManager[None]:
         """Return a context for predictions; the weights are the same."""
         return nullcontext()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Give the network the average of the weights in the block."""
+        weights = self.network.weights.data
+        before = weights.clone()
+        weights.copy_(self.optimizer.slots[AVERAGE_WEIGHTS])
+        try:
+            yield
+        finally:
+            weights.copy_(before)
 
     def close(self) -> None:
         """End the run; nothing is to undo."""

@@ -37,6 +37,15 @@ def scale(tensors: list[Tensor], factor: Any) -> None:
         torch._foreach_mul_(tensors, factor)
 
 
+def lerp(tensors: list[Tensor], ends: list[Tensor], share: float) -> None:
+    """Move tensors in place by a share of the way to others, with one call for all of them."""
+    if STOCK:
+        for tensor, end in zip(tensors, ends, strict=True):
+            tensor.lerp_(end, share)
+    else:
+        torch._foreach_lerp_(tensors, ends, share)
+
+
 def norms(tensors: list[Tensor]) -> list[Tensor]:
     """Return the Euclidean norm of each tensor, with one call for all of them."""
     if STOCK:

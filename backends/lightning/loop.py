@@ -7,7 +7,7 @@ Legend of shapes: K updates, A micro-batches per update, B rows each, n = all ro
 import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,10 @@ class Module(pl.LightningModule):
         with self.engine.evaluation():
             function = self.engine.own_loss
             return objective.measure(function, network, run, batches, keeps_outputs, seed)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        averaged: AbstractContextManager[None] = self.engine.averaged()
+        return averaged
 
     def end_epoch(self, is_whole: bool) -> Mapping[str, float]:
         return {} if self.steps is None else self.steps.end_epoch(is_whole)

@@ -1,8 +1,9 @@
 """The engine for every precision except exact: autograd and torch's optimizers."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,17 @@ import torch
 from torch import Tensor
 
 from backends.lightning import custom, fast, layers, objective, optimizers
+from backends.lightning.average import Average, swapped
 from backends.lightning.own_optimizer import OwnOptimizer
 from runner.components.clipping import Clip
 from runner.components.custom import CustomNetwork
-from runner.components.optimizers import BASE_WEIGHTS, TRAINING_WEIGHTS, Custom, frozen
+from runner.components.optimizers import (
+    AVERAGE_WEIGHTS,
+    BASE_WEIGHTS,
+    TRAINING_WEIGHTS,
+    Custom,
+    frozen,
+)
 from runner.spec import ModelSpec, RunSpec, TrainState
 
 
@@ -38,7 +46,8 @@ class Engine:
         layers.load_state(self.network, start.for_training())
         tensors = self.network.named()
         self.weights = {name: tensors[name] for name in start.weights}
-        self.buffer_names, self.slot_names = list(start.buffers), list(start.slots)
+        self.buffer_names = list(start.buffers)
+        self.slot_names = [slot for slot in start.slots if slot != AVERAGE_WEIGHTS]
         self.frozen, self.clips = frozen(run.groups), run.clips
         self._require_gradients(False)
         is_own = isinstance(self.network, custom.Network)
@@ -61,19 +70,23 @@ class Engine:
             rule.names: [flat for flat in self.flats if flat.names[0] in rule.names]
             for rule in self.clips
         }
+        is_averaging = run.average_shares is not None
+        to_torch = self.network.to_torch
+        self.average = Average(run, self.flats, start, to_torch) if is_averaging else None
 
     def _build_optimizer(self, start: TrainState) -> None:
         run, to_torch = self.run, self.network.to_torch
         flats = optimizers.flatten(self.weights, run.groups, run.optimizer.is_elementwise)
         self.flats: Sequence[Any] = [flat for group_flats in flats for flat in group_flats]
         self.optimizer = optimizers.build(run.optimizer, flats, run.groups, self.network.canonical)
+        slots = {slot: start.slots[slot] for slot in self.slot_names}
         optimizers.load_slots(
-            run.optimizer, self.optimizer, self.flats, start.slots, start.step, to_torch
+            run.optimizer, self.optimizer, self.flats, slots, start.step, to_torch
         )
         # those of frozen weights keep their values
         self.frozen_slots = {
             slot: {name: values[name] for name in self.frozen if name in values}
-            for slot, values in start.slots.items()
+            for slot, values in slots.items()
         }
         self.apply = fast.update(run.optimizer, self.optimizer)
 
@@ -81,8 +94,8 @@ class Engine:
         module = getattr(self.network, "model", None)
         own = self.own_optimizer = OwnOptimizer(spec, self.weights, self.run.groups, module)
         self.flats, self.optimizer = own.gradients, own.native
-        if start.slots:
-            own.load(start.slots)
+        if self.slot_names:
+            own.load({slot: start.slots[slot] for slot in self.slot_names})
             layers.load_state(self.network, start.for_training())
         self.apply = self._step_own_optimizer
 
@@ -95,23 +108,16 @@ class Engine:
     def evaluation(self) -> AbstractContextManager[None]:
         """Return a context in which the network has its weights for evaluation."""
         if BASE_WEIGHTS in self.slot_names:
-            return self._averaged()
+            averages = self.state(0).weights
+            to_torch = self.network.to_torch
+            values = {name: to_torch(averages[name]) for name in self.weights}
+            return swapped(self.weights, values)
         return self.own_optimizer.evaluation() if self.own_optimizer else nullcontext()
 
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Give the network the averaged weights of a schedule-free optimizer."""
-        before = {name: tensor.detach().clone() for name, tensor in self.weights.items()}
-        averages = self.state(0).weights
-        with torch.no_grad():
-            for name, tensor in self.weights.items():
-                tensor.copy_(self.network.to_torch(averages[name]))
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, tensor in self.weights.items():
-                    tensor.copy_(before[name])
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return a context in which the network has the average of the weights."""
+        assert self.average is not None
+        return swapped(self.weights, self.average.views)
 
     def _require_gradients(self, value: bool) -> None:
         """Let autograd compute gradients of the frozen weights, or not."""
@@ -167,6 +173,8 @@ class Engine:
             return total, outputs
         self._clip()
         self.apply()
+        if self.average is not None:
+            self.average.update(step)
         if steps is not None:
             steps.end_batch()
         return total, outputs
@@ -202,8 +210,14 @@ class Engine:
         return torch.stack(list(loss_terms))
 
     def state(self, step: int) -> TrainState:
-        if self.own_optimizer is not None:
-            return self._own_state(step, self.own_optimizer)
+        own = self.own_optimizer
+        state = self._own_state(step, own) if own is not None else self._state(step)
+        if self.average is None:
+            return state
+        average = self.average.save(self.network.to_canonical)
+        return replace(state, slots={**state.slots, AVERAGE_WEIGHTS: average})
+
+    def _state(self, step: int) -> TrainState:
         slots = optimizers.save_slots(
             self.run.optimizer,
             self.optimizer,

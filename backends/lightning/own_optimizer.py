@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from backends.lightning import layers
 from backends.lightning.steps import optimizers_of
 from runner import user_code
+from runner.components import averages
 from runner.components.optimizers import LEARNING_RATE, TRAINING_WEIGHTS, Custom, Group, OfModule
 from runner.errors import ConfigError, RunError
 from runner.spec import Weights
@@ -31,22 +32,25 @@ Slots = dict[str, dict[str, np.ndarray]]
 
 
 class Gradient:
-    """The gradient of one parameter, with the interface of optimizers.Flat."""
+    """One parameter and its gradient, with the interface of optimizers.Flat."""
 
     def __init__(self, name: str, parameter: Tensor) -> None:
-        self.names, self._parameter = [name], parameter
+        self.names, self.buffer = [name], parameter
+
+    def views(self, buffer: Tensor) -> dict[str, Tensor]:
+        return {self.names[0]: buffer}
 
     @property
     def gradient(self) -> Tensor:
-        assert self._parameter.grad is not None
-        return self._parameter.grad
+        assert self.buffer.grad is not None
+        return self.buffer.grad
 
     def reset_gradient(self) -> None:
         """Set the gradient to 0, also that of a parameter without any use."""
-        if self._parameter.grad is None:
-            self._parameter.grad = torch.zeros_like(self._parameter)
+        if self.buffer.grad is None:
+            self.buffer.grad = torch.zeros_like(self.buffer)
         else:
-            self._parameter.grad.zero_()
+            self.buffer.grad.zero_()
 
 
 class OwnOptimizer:
@@ -78,6 +82,7 @@ class OwnOptimizer:
         self._set_factors(trained)
         self._initial = self._shared_values()
         self.has_modes = all(callable(getattr(self.native, m, None)) for m in ("train", "eval"))
+        averages.check(spec, self.has_modes)
         if self.has_modes:
             self.native.train()  # type: ignore[attr-defined]
 

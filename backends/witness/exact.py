@@ -1,10 +1,12 @@
 """The engine in NumPy."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from runner.components.optimizers import AVERAGE_WEIGHTS
 from runner.data.source import Batch
 from runner.exact import gradient, optimizers, rules
 from runner.exact.network import Layout
@@ -26,7 +28,7 @@ class Engine:
             for name, values in run.fields.items()
         }
         self.tables, self.scheduled = run.tables, run.scheduled
-        self.scalars = optimizers.tables(run.optimizer, run.num_steps, self.scheduled)
+        self.scalars = optimizers.tables_of(run)
 
     def update(
         self, step: int, batches: Sequence[Batch], num_rows: int
@@ -47,6 +49,15 @@ class Engine:
             h, self.layout, self.weights, g, self.slots, rates
         )
         return loss, [z.astype(np.float32) for z in outputs]
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Give the network the average of the weights in the block."""
+        before, self.weights = self.weights, self.slots[AVERAGE_WEIGHTS]
+        try:
+            yield
+        finally:
+            self.weights = before
 
     def losses(self, loss_terms: Any) -> np.ndarray:
         """Return the updates' losses: `update` has computed them.  # float32[K]"""

@@ -1,6 +1,7 @@
 """Training in chunks: K updates, one after another."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,9 @@ class _Live:
 
     def measure(self, batches: Iterable[Batch], keeps_outputs: bool) -> Measured:
         raise AssertionError("exact mode has no code of the user's own")
+
+    def averaged(self) -> AbstractContextManager[None]:
+        return self.engine.averaged()
 
     def end_epoch(self, is_whole: bool) -> Mapping[str, float]:
         return {}

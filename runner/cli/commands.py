@@ -26,6 +26,7 @@ from runner.cli import hydra_bridge, multirun, process, sweep
 from runner.cli.compose import Composer, compose
 from runner.cli.overrides import is_search, job_names, jobs, parse_overrides, without_hydra
 from runner.cli.startup import process_start
+from runner.components import averages
 from runner.config.conf_folder import bases, defaults, groups
 from runner.config.schema import Config, marked, parse, sha256
 from runner.errors import ConfigError, RunError, few_lines, memory_errors, nearest, show
@@ -611,6 +612,7 @@ def _on_a_run(overrides: Sequence[str]) -> Callable[[], int]:
             f"data.path names new rows for task=predict or task=evaluate, got {show(source)} for "
             f"task={config.task}"
         )
+    averages.check_choice(config.optimizer, config.weights, folder)
     user_code.announce(config.trusted_modules)
     refuse_links(folder, "run")
     checkpoint.find(folder, config.checkpoint)

@@ -45,6 +45,10 @@ BASE_WEIGHTS = "base_weights"  # the slot with z of a schedule-free optimizer
 # The slot with the weights that training continues from, if those for evaluation are others
 TRAINING_WEIGHTS = "training_weights"
 LEARNING_RATE = "learning_rate"  # the table of eta(t)
+AVERAGE_WEIGHTS = "average_weights"  # the slot with the average of the weights: averages.py
+
+# of an average: the share of the old average in the new one
+Decay = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Matching(Section):
@@ -122,8 +126,11 @@ class _Optimizer(Section):
     layer_decay: Positive
     width_base: Count | None
     schedules: dict[str, AnyCurve]
+    ema: Decay | None
 
     schedulable: ClassVar[Sequence[str]] = ("weight_decay",)  # hyperparameters that can change
+    # True if the weights for evaluation are an average by the optimizer's definition
+    has_own_average: ClassVar[bool] = False
     # False if an update needs norms, means or products of a single weight
     is_elementwise: ClassVar[bool] = True
     # slots with other shapes than the weights, in canonical axes; not every weight has them
@@ -532,6 +539,7 @@ class _ScheduleFree(_Optimizer):
 
     has_own_decay: ClassVar[bool] = True
     needs_one_schedule: ClassVar[bool] = True
+    has_own_average: ClassVar[bool] = True
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -677,11 +685,13 @@ class Custom(OwnCode):
     layer_decay: Positive
     width_base: Count | None
     schedules: dict[str, AnyCurve]
+    ema: Decay | None
 
     schedulable: ClassVar[Sequence[str]] = ()
     is_elementwise: ClassVar[bool] = True
     needs_one_schedule: ClassVar[bool] = False
     width_rule: ClassVar[width.Rule | None] = None
+    has_own_average: ClassVar[bool] = False
 
     def make(self, kind: type, kind_name: str, *arguments: Any, **named: Any) -> Any:
         """Call the user's class or function with a backend's arguments and its own. Raises

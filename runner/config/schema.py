@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from runner import user_code
+from runner.components.averages import Which
 from runner.components.layers import Layer, with_defaults
 from runner.components.losses import Loss
 from runner.components.metrics import CustomMetric
@@ -241,6 +242,7 @@ class Config(Section):
     runs: Annotated[list[str] | None, Mark(outside_hash=True, command_line_only=True)]
     format: Annotated[Format | None, _OF_A_RUN]
     checkpoint: Annotated[Literal["last", "best"] | Index, replace(_OF_A_RUN, on_resume=True)]
+    weights: Annotated[Which, _OF_A_RUN]
     trusted_modules: Annotated[
         list[str], Mark(outside_hash=True, on_resume=True, on_run=True, command_line_only=True)
     ]

@@ -13,13 +13,22 @@ from typing import Any
 import numpy as np
 
 from runner.components.clipping import Clip
-from runner.components.optimizers import Group
+from runner.components.optimizers import AVERAGE_WEIGHTS, Group
 from runner.exact.network import Layout
 from runner.exact.primitives import Primitives, Tensor
 from runner.exact.rules import constant, r, total
+from runner.spec import RunSpec
+
+_SHARE = "average_share"  # of the weights in their average
 
 Slots = dict[str, Tensor]
 Scalars = Mapping[str, Any]
+
+
+def tables_of(run: RunSpec) -> dict[str, np.ndarray]:
+    """Return `tables` of a run, with the shares of the weights in their average."""
+    shares = {} if run.average_shares is None else {_SHARE: r(run.average_shares)}
+    return {**tables(run.optimizer, run.num_steps, run.scheduled), **shares}
 
 
 def tables(spec: Any, num_steps: int, scheduled: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -119,7 +128,12 @@ def update(
         g = o.r(o.plus(g, w, decay))
     elif decay is not None:
         w = o.r(w * o.r(1.0 - rate * decay))
-    return FORMS[h.spec.name](o, h, w, g, slots, rate)
+    w, new_slots = FORMS[h.spec.name](o, h, w, g, slots, rate)
+    if AVERAGE_WEIGHTS in slots:
+        average = slots[AVERAGE_WEIGHTS]
+        moved = o.r(o.plus(average, o.r(w - average), h.scalars[_SHARE]))
+        new_slots = {**new_slots, AVERAGE_WEIGHTS: moved}
+    return w, new_slots
 
 
 def update_all(

@@ -15,6 +15,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from runner import dispatcher
+from runner.components import averages
 from runner.config import yaml_files
 from runner.config.conf_folder import defaults, with_schedule_defaults
 from runner.config.given import Given
@@ -236,8 +237,9 @@ class Run:
 
     @property
     def state(self) -> TrainState:
-        """Weights, slots and buffers of the checkpoint."""
-        return self._saved[0]
+        """Weights, slots and buffers of the checkpoint. The weights are those that were chosen:
+        the average of a run with optimizer.ema, unless it is opened with weights=plain."""
+        return averages.chosen(self._saved[0], self.config.weights)
 
     @cached_property
     def plan(self) -> Plan:
@@ -533,6 +535,7 @@ def load_run(
     schedule: Any = None,
     loss: Any = None,
     metrics: Any = None,
+    weights: str = "auto",
 ) -> Run:
     """Open a run's folder in Python.
 
@@ -543,13 +546,16 @@ def load_run(
         trusted_modules: as on the command line, for a run with your own code.
         model: the object that was passed to runner.train, if one was; `data`, `schedule`, `loss`
             and `metrics` too. They are needed only by what uses them: `model()` needs no data.
+        weights: "plain" or "average" of a run with optimizer.ema; "auto" is the average.
 
     Raises:
         ConfigError: the folder holds no run, or an argument does not fit it.
     """
     given = Given.of(model, data, schedule, loss, metrics)
     values = {**config_of(folder), "trusted_modules": [*trusted_modules, *given.modules()]}
-    config = parse({**values, **({"backend": backend} if backend else {})})
+    chosen = {"weights": weights, **({"backend": backend} if backend else {})}
+    config = parse({**values, **chosen})
+    averages.check_choice(config.optimizer, config.weights, folder)
     return Run(Path(folder), given.bind(config), checkpoint, given=given)
 
 

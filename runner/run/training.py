@@ -198,6 +198,10 @@ class Training:
         means = self._means.result()  # has no entry for a metric if all rows were skipped
         val, is_whole = plan.data.val, plan.order.is_epoch(step)
         measured = evaluate(plan, val, live.predict, live.measure, "val/") if len(val) else {}
+        if measured and plan.of_average:
+            with live.averaged():
+                average = evaluate(plan, val, live.predict, live.measure, "val/")
+            measured |= {f"{name}{plan.of_average}": value for name, value in average.items()}
         means |= {_key(name): value for name, value in live.end_epoch(is_whole).items()}
         values = {column: means.get(_key(column), math.nan) for column in plan.train_columns()}
         values |= measured

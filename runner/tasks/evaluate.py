@@ -30,6 +30,9 @@ def evaluate(run: Run, source: str | None = None) -> int:
         captured.into(run.folder / "run.log")
         about: dict[str, Any] = {"checkpoint": run.state.step, "backend": run.config.backend}
         about["rows"] = num_rows
+        of_average = prepared.of_average and run.config.weights != "plain"
+        if prepared.of_average:
+            about["weights"] = "average" if of_average else "plain"
         path = run.folder / "test.json"
         if is_new:
             path, about["path"] = run.folder / "evaluation.json", source
@@ -40,7 +43,8 @@ def evaluate(run: Run, source: str | None = None) -> int:
             run_folder.write_json(path, {**values, **about})
         console.say(
             f"result   {show(values)}  ({num_rows} {'new ' if is_new else ''}rows, checkpoint "
-            f"{run.state.step}, {run.config.backend})"
+            f"{run.state.step}, {'average of the weights, ' if of_average else ''}"
+            f"{run.config.backend})"
         )
         console.say(f"file     {path}")
         return 0
