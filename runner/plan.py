@@ -159,7 +159,7 @@ class Plan:
             keeps_outputs=self.keeps_train_outputs,
             compile=trainer.compile,
             skip_nonfinite=trainer.on_nonfinite == "skip",
-            average_shares=averages.shares(self.config.optimizer, self.order.total_steps),
+            average_shares=averages.shares(self.config.optimizer, self.clock),
         )
 
     def remark_on_threads(self) -> str | None:
@@ -405,9 +405,8 @@ def plan(
     tokens = data.input_shape[0] if model.network.takes_tokens else 1
     clock = Clock(order.total_steps, order.steps_per_epoch, order.rows_per_step, tokens)
     rows = min(order.batch_size, order.num_rows)
-    averages.check(config.optimizer, config.optimizer.has_own_average)
-    num_slots = len(config.optimizer.slots()) + bool(averages.name(config.optimizer))
-    memory.check(model, num_slots, rows, order.total_steps)
+    averages.check(config.optimizer, clock)
+    memory.check(model, averages.num_slots(config.optimizer), rows, order.total_steps)
     check_range(data, model.dtype)
     if is_training:
         _check_batch_norm(model.network, order)

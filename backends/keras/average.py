@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -19,7 +20,9 @@ class Average:
         # a variable: a large constant would be slow to trace
         self._shares = tf.Variable(run.average_shares, trainable=False, name="average_shares")
         self.variables = {
-            name: tf.Variable(values[name], trainable=False, name=AVERAGE_WEIGHTS)
+            name: keras.Variable(
+                values[name], trainable=False, dtype=values[name].dtype.name, name=AVERAGE_WEIGHTS
+            )
             for name in trained
         }
         self._frozen: Weights = {}
@@ -36,8 +39,9 @@ class Average:
         """Update the average after update `step`."""
         share = tf.gather(self._shares, step)
         for name, variable in self.variables.items():
-            average, weights = tf.convert_to_tensor(variable), self._weights[name].value
-            variable.assign(average + tf.cast(share, average.dtype) * (weights - average))
+            average, weights = variable.value, self._weights[name].value
+            moved = average + tf.cast(share, average.dtype) * (weights - average)
+            variable.assign(tf.where(share < 1, moved, weights))  # the weights to the bit
 
     def save(self) -> dict[str, np.ndarray]:
         """Return a canonical copy."""

@@ -65,7 +65,7 @@ class OwnOptimizer:
         self._names = {id(variable): name for name, variable in variables.items()}
         self._group_of = {name: group for group in groups for name in group.names}
         self.native = _make(spec, self.rate)
-        averages.check(spec, self.native.use_ema)
+        averages.check_second(spec, self.native.use_ema)
         self._exclude_from_decay()
         self._slot_of: dict[int, tuple[str, str]] = {}  # id of a variable -> slot, weight
         self._note_additions()

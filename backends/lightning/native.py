@@ -172,9 +172,7 @@ class Engine:
                 optimizers.count_skipped_update(self.optimizer)
             return total, outputs
         self._clip()
-        self.apply()
-        if self.average is not None:
-            self.average.update(step)
+        self._apply(step)
         if steps is not None:
             steps.end_batch()
         return total, outputs
@@ -204,6 +202,12 @@ class Engine:
             return
         algorithm = gradient_clip_algorithm or self.clips[0].algorithm
         self._clip_by(Clip(self.clips[0].names, **{str(algorithm): gradient_clip_val}))
+
+    def _apply(self, step: int) -> None:
+        """Let the optimizer make update `step`, and average the weights."""
+        self.apply()
+        if self.average is not None:
+            self.average.update(step)
 
     def losses(self, loss_terms: Sequence[Tensor]) -> Tensor:
         """Stack the updates' losses.  # dtype[K]"""

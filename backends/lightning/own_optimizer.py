@@ -82,7 +82,7 @@ class OwnOptimizer:
         self._set_factors(trained)
         self._initial = self._shared_values()
         self.has_modes = all(callable(getattr(self.native, m, None)) for m in ("train", "eval"))
-        averages.check(spec, self.has_modes)
+        averages.check_second(spec, self.has_modes)
         if self.has_modes:
             self.native.train()  # type: ignore[attr-defined]
 

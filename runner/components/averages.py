@@ -1,9 +1,16 @@
 """An average of the weights over the updates, kept beside the weights that are trained.
 
-After update t: a += share[t] (w - a); a = the average, w = the weights. EMA with the decay d
-(`optimizer.ema`) has share 1 at the first update and 1 - d from then on, so a = d a + (1 - d) w,
-and a = w after the first update, as in torch.optim.swa_utils.AveragedModel with get_ema_avg_fn(d)
-and in Keras's `use_ema`. Polyak and Juditsky (1992).
+After update t: a += share[t] (w - a); a = the average, w = the weights. With share 1, a = w to the
+bit.
+
+- `optimizer.ema`, an exponential average with the decay d: share 1 at the first update and 1 - d
+  from then on, so a = d a + (1 - d) w, and a = w after the first update, as in
+  torch.optim.swa_utils.AveragedModel with get_ema_avg_fn(d) and in Keras's `use_ema`. Polyak and
+  Juditsky (1992).
+- `optimizer.swa`, the mean of the weights at the end of each epoch in the last part of the run
+  (stochastic weight averaging): share 1 / n at the n-th of them, 0 between them, and 1 before the
+  first, so a = w until then. An epoch that the end of the run cuts short counts too. Izmailov et
+  al. (2018), algorithm 1; torch.optim.swa_utils.AveragedModel.
 
 The average is a slot of the state, AVERAGE_WEIGHTS; training does not depend on it. It has no
 running statistics of its own: with it, batch norm uses those of the trained weights.
@@ -17,13 +24,15 @@ import numpy as np
 
 from runner.components.optimizers import AVERAGE_WEIGHTS
 from runner.errors import ConfigError
+from runner.schedules.units import Clock
 
 Which = Literal["auto", "plain", "average"]
+_KINDS = ("ema", "swa")  # keys of the optimizer
 
 
 def name(optimizer: Any) -> str | None:
     """Return the name of the average in the columns of metrics.csv; None without one."""
-    return None if optimizer.ema is None else "ema"
+    return next((key for key in _KINDS if getattr(optimizer, key) is not None), None)
 
 
 def check_choice(optimizer: Any, which: Which, folder: Any) -> None:
@@ -31,27 +40,79 @@ def check_choice(optimizer: Any, which: Which, folder: Any) -> None:
     if which == "average" and name(optimizer) is None:
         raise ConfigError(
             f"weights must be auto or plain for {folder}, which was trained with "
-            f"optimizer.ema=null, got average"
+            f"optimizer.ema=null and optimizer.swa=null, got average"
         )
 
 
-def check(optimizer: Any, has_own_average: bool) -> None:
-    """Refuse an average of weights that are not those for evaluation."""
-    if name(optimizer) is not None and has_own_average:
+def check(optimizer: Any, clock: Clock) -> None:
+    """Refuse two averages, an average of weights that are not those for evaluation, and a last part
+    that is longer than the run."""
+    check_second(optimizer, optimizer.has_own_average)
+    shares(optimizer, clock)
+
+
+def check_second(optimizer: Any, has_own_average: bool) -> None:
+    """Refuse a second average."""
+    key = name(optimizer)
+    if key is not None and has_own_average:
         raise ConfigError(
-            f"optimizer.ema must be null with optimizer={optimizer.name}, whose weights for "
-            f"evaluation are an average already, got {optimizer.ema}"
+            f"optimizer.{key} must be null with optimizer={optimizer.name}, whose weights for "
+            f"evaluation are an average already, got {getattr(optimizer, key)}"
+        )
+    if optimizer.ema is not None and optimizer.swa is not None:
+        raise ConfigError(
+            f"optimizer.swa must be null with optimizer.ema={optimizer.ema}, got {optimizer.swa}; "
+            f"a run has one average of its weights"
         )
 
 
-def shares(optimizer: Any, num_steps: int) -> np.ndarray | None:
-    """Return the share of the weights in their average at every update; None without one.
-    # float64[T]"""
-    if name(optimizer) is None:
+def shares(optimizer: Any, clock: Clock) -> np.ndarray | None:
+    """Return the share of the weights in their average at every update; None without one. Raises
+    ConfigError if the last part of the run is longer than the run.  # float64[T]"""
+    if optimizer.ema is not None:
+        values = np.full(clock.total_steps, 1 - optimizer.ema)
+        values[:1] = 1.0
+        return values
+    if optimizer.swa is None:
         return None
-    values = np.full(num_steps, 1 - optimizer.ema)
-    values[:1] = 1.0
+    return _of_epochs(optimizer.swa, clock)
+
+
+def _of_epochs(last_part: str, clock: Clock) -> np.ndarray:
+    length, total = clock.steps(last_part), clock.total_steps
+    if not 0 < length <= total:
+        raise ConfigError(
+            f"optimizer.swa must be from 1 to the {total} updates of the run, got {last_part}, "
+            f"which is {length}"
+        )
+    counts = np.arange(total - length + 1, total + 1)  # updates made, in the last part
+    ends = counts[(counts % clock.steps_per_epoch == 0) | (counts == total)] - 1
+    values = np.zeros(total)
+    values[: ends[0]] = 1.0
+    values[ends] = 1 / np.arange(1, len(ends) + 1)
     return values
+
+
+def check_extended(optimizer: Any, before: Clock, after: Clock, step: int) -> None:
+    """Refuse to resume from `step` with another length if the average would not become the one that
+    the run would have had with this length from its start."""
+    old, new = (shares(optimizer, clock) for clock in (before, after))
+    if old is None or new is None or len(new) <= step or new[step] == 1:
+        return
+    if np.array_equal(_coefficients(old[:step]), _coefficients(new[:step])):
+        return
+    first = int(np.flatnonzero(new < 1)[0])
+    raise ConfigError(
+        f"optimizer.swa={optimizer.swa} averages the weights from step {first} on if the run has "
+        f"{after.total_steps} steps, and the checkpoint of step {step} has another average; set "
+        f"checkpoint to one before step {first}, or train for more steps"
+    )
+
+
+def _coefficients(values: np.ndarray) -> np.ndarray:
+    """Return the coefficient of the weights after each update in their average after the last."""
+    kept = np.cumprod((1 - values)[::-1])[::-1]
+    return values * np.append(kept[1:], 1.0)
 
 
 def initial_slots(
@@ -59,6 +120,11 @@ def initial_slots(
 ) -> dict[str, Mapping[str, np.ndarray]]:
     """Return the slot of the average before the first update."""
     return {} if name(optimizer) is None else {AVERAGE_WEIGHTS: dict(weights)}
+
+
+def num_slots(optimizer: Any) -> int:
+    """Return the number of slots of an optimizer and its average."""
+    return len(optimizer.slots()) + (name(optimizer) is not None)
 
 
 def chosen(state: Any, which: Which) -> Any:

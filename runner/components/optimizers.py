@@ -38,6 +38,7 @@ from runner.components.custom import CustomNetwork, layer_of
 from runner.components.layers import Network, Variable
 from runner.errors import ConfigError, nearest, show
 from runner.schedules import AnyCurve, Clock, Curve, table
+from runner.schedules.units import Length
 from runner.section import MOST, Count, Fraction, NonNegative, OwnCode, Positive, Section
 
 NUMBERS = "numbers"  # a slot with an optimizer's own numbers in place of arrays by weight
@@ -127,6 +128,7 @@ class _Optimizer(Section):
     width_base: Count | None
     schedules: dict[str, AnyCurve]
     ema: Decay | None
+    swa: Length | None
 
     schedulable: ClassVar[Sequence[str]] = ("weight_decay",)  # hyperparameters that can change
     # True if the weights for evaluation are an average by the optimizer's definition
@@ -686,6 +688,7 @@ class Custom(OwnCode):
     width_base: Count | None
     schedules: dict[str, AnyCurve]
     ema: Decay | None
+    swa: Length | None
 
     schedulable: ClassVar[Sequence[str]] = ()
     is_elementwise: ClassVar[bool] = True

@@ -20,6 +20,7 @@ from runner.exact.rules import constant, r, total
 from runner.spec import RunSpec
 
 _SHARE = "average_share"  # of the weights in their average
+_STARTS = "average_starts"  # 1 where the average becomes the weights, else 0
 
 Slots = dict[str, Tensor]
 Scalars = Mapping[str, Any]
@@ -27,8 +28,11 @@ Scalars = Mapping[str, Any]
 
 def tables_of(run: RunSpec) -> dict[str, np.ndarray]:
     """Return `tables` of a run, with the shares of the weights in their average."""
-    shares = {} if run.average_shares is None else {_SHARE: r(run.average_shares)}
-    return {**tables(run.optimizer, run.num_steps, run.scheduled), **shares}
+    each = tables(run.optimizer, run.num_steps, run.scheduled)
+    if run.average_shares is None:
+        return each
+    starts = (run.average_shares == 1).astype(np.float64)
+    return {**each, _SHARE: r(run.average_shares), _STARTS: starts}
 
 
 def tables(spec: Any, num_steps: int, scheduled: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -130,7 +134,8 @@ def update(
         w = o.r(w * o.r(1.0 - rate * decay))
     w, new_slots = FORMS[h.spec.name](o, h, w, g, slots, rate)
     if AVERAGE_WEIGHTS in slots:
-        average = slots[AVERAGE_WEIGHTS]
+        starts = h.scalars[_STARTS]
+        average = slots[AVERAGE_WEIGHTS] * (1.0 - starts) + w * starts  # one of them, exactly
         moved = o.r(o.plus(average, o.r(w - average), h.scalars[_SHARE]))
         new_slots = {**new_slots, AVERAGE_WEIGHTS: moved}
     return w, new_slots

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from hydra.core.override_parser.types import Override
 
+from runner.components import averages
 from runner.components.optimizers import Custom
 from runner.config.given import Given
 from runner.config.schema import Config, marked, parse
@@ -200,6 +201,7 @@ def _extend(
     }
     before, plain = (plan(given.bind(parse(v))) for v in (saved, values))
     lengths = before.order.total_steps, plain.order.total_steps
+    averages.check_extended(plain.config.optimizer, before.clock, plain.clock, step)
     ways = [way for way in HOW if way != "append" or lengths[1] > lengths[0]]
     if how is not None and how not in ways:
         raise ConfigError(

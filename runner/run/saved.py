@@ -238,7 +238,7 @@ class Run:
     @property
     def state(self) -> TrainState:
         """Weights, slots and buffers of the checkpoint. The weights are those that were chosen:
-        the average of a run with optimizer.ema, unless it is opened with weights=plain."""
+        their average, if the run has one and is not opened with weights=plain."""
         return averages.chosen(self._saved[0], self.config.weights)
 
     @cached_property

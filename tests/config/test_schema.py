@@ -8,18 +8,18 @@ from runner.config.explain import every_key
 from runner.config.schema import Config, marked
 
 MARKED = {
-    "outside_hash": "task output print_config find_lr run runs format checkpoint trusted_modules "
-    "steps resume",
+    "outside_hash": "task output print_config find_lr run runs format checkpoint weights "
+    "trusted_modules steps resume",
     "on_resume": "backend device callbacks trainer.max_epochs trainer.max_steps "
     "trainer.steps_per_call trainer.threads trainer.checkpoint_every trainer.keep_checkpoints "
     "trainer.early_stopping_patience trainer.early_stopping_min_delta trainer.strict print_config "
     "checkpoint trusted_modules",
     "on_run": (
         "task backend device data.path data.val_path data.test_path run format checkpoint "
-        "trusted_modules steps"
+        "weights trusted_modules steps"
     ),
-    "command_line_only": "run runs format checkpoint trusted_modules steps resume",
-    "needs_run": "format checkpoint steps",
+    "command_line_only": "run runs format checkpoint weights trusted_modules steps resume",
+    "needs_run": "format checkpoint weights steps",
 }
 
 

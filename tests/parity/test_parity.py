@@ -410,6 +410,8 @@ GROUPS = {
         "{match: dense_0/bias, schedule: {name: sequence, phases: [{for: 30%, name: hold, factor: "
         "0.0},{for: rest, name: hold}]}}]"
     )],
+    "ema": ["optimizer=adam", "optimizer.ema=0.9"],
+    "swa": ["optimizer=sgd", "optimizer.momentum=0.9", "optimizer.swa=60%"],
     "widths": ["optimizer=sgd", "optimizer.momentum=0.9", "optimizer.lr=0.02",
         "optimizer.width_base=24"],
     # no weight has the rate eta(t) itself, and one layer is frozen
@@ -506,7 +508,7 @@ def test_newer_optimizers_agree_on_a_transformer_with_groups(name: str) -> None:
     assert_parity(["trainer.precision=float64", "trainer.max_steps=60", *overrides])
 
 
-@pytest.mark.parametrize("name", slow_but(GROUPS, "schedules", "frozen", "beta1"))
+@pytest.mark.parametrize("name", slow_but(GROUPS, "schedules", "frozen", "beta1", "ema"))
 def test_groups_and_scheduled_hyperparameters_agree(name: str) -> None:
     assert_parity(["trainer.precision=float64", "trainer.max_steps=100", *GROUPS[name]])
 

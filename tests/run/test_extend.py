@@ -252,12 +252,12 @@ STATES = {
     "early stopping": (*_LINEAR, "trainer.early_stopping_patience=2",
         "trainer.early_stopping_min_delta=0.02"),
     "the best epoch, the means of one": _LINEAR,
-    "all of a backend": (  # slots, statistics, masks, the norm of gradients, another table of rates
+    "all of a backend": (  # slots, an average, statistics, masks, clipping, rates of a table
         "schedule=plateau", "schedule.patience=0", "schedule.threshold=0.9", "schedule.factor=0.5",
         "model.layers=[{layer: dense, units: 8},{layer: batch_norm},{layer: dropout, rate: 0.2},"
         "{layer: dense, units: outputs}]",
         "trainer.batch_size=32", "trainer.accumulate_grad_batches=2",
-        "trainer.gradient_clip_norm=0.5", "optimizer=nadam",
+        "trainer.gradient_clip_norm=0.5", "optimizer=nadam", "optimizer.ema=0.9",
     ),
     "skipped updates": (MODEL, "trainer.batch_size=64", "trainer.on_nonfinite=skip",
         "trainer.max_skipped=10", "data=npz"),

@@ -30,7 +30,7 @@ COMMON = [
     "trainer.precision=float64",
     "schedule=linear",
 ]
-COMMON += ["trainer.checkpoint_every=1steps", "device=cpu"]
+COMMON += ["trainer.checkpoint_every=1steps", "device=cpu", "optimizer.ema=0.9"]
 
 
 def data(folder: Path) -> list[str]:
