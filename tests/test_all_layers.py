@@ -19,14 +19,11 @@ from runner.components.layers import Layer
 from runner.errors import ConfigError
 from runner.plan import Plan
 from runner.spec import TrainState
-from tests.parity.test_branches import BRANCHES
-from tests.parity.test_parity import LAYERS as SEQUENTIAL
-from tests.parity.test_parity import MODELS
+from tests.parity.test_parity import LAYERS, MODELS
 from tests.rows import slow_but
 from tests.training import differences, first, prepare, train
 
 SIZES = (1, 3, 7)  # of batches
-LAYERS = {**SEQUENTIAL, **BRANCHES}
 NETWORKS = {**LAYERS, "cnn": MODELS["cnn"]}
 SOME = ["gelu_tanh", "cnn", "tokens"]
 # compiling takes seconds, so networks with several layers stand for those with one of them

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from tests.exact.common import BASE, assert_same_bits, binary_cross_entropy, bits
-from tests.parity.test_branches import BRANCHES
 from tests.parity.test_parity import GROUPS, IMAGES, LAYERS, LOSSES, OPTIMIZERS, SHORT
 from tests.rows import slow_but
 from tests.training import train
@@ -65,10 +64,9 @@ def test_decay_that_spares_biases(mode: str) -> None:
     assert_all_the_same([*HARD, *decay, "model=linear", "trainer.max_steps=5"])
 
 
-@pytest.mark.parametrize("name", slow_but({**LAYERS, **BRANCHES}, "dropout", "conv_same_stride_2"))
+@pytest.mark.parametrize("name", slow_but(LAYERS, "dropout", "conv_same_stride_2"))
 def test_every_layer(name: str) -> None:
-    layers = {**LAYERS, **BRANCHES}[name]
-    assert_all_the_same([*layers, "schedule=cosine", "trainer.max_steps=5"])
+    assert_all_the_same([*LAYERS[name], "schedule=cosine", "trainer.max_steps=5"])
 
 
 @pytest.mark.parametrize("name", slow_but([*LOSSES, *SHORT], "short_batches"))

@@ -53,6 +53,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         (["model=transformer"],
          [16 * 4 * 32, *2 * (4 * [16 * 32 * 32] + 2 * [16 * 16 * 32] + 2 * [16 * 32 * 64]),
              32 * 10]),
+        # the product with the matrix of the embedding of 104 tokens, at 64 steps
+        (["data=topics", "model.layers=[{layer: embedding, features: 8},{layer: dense, units: "
+          "outputs, tie: embedding_0}]"], [64 * 8 * 104]),
     ],
 )  # fmt: skip
 def test_the_work_of_an_operation_is_the_mean_over_all_flops(
