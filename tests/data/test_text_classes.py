@@ -3,6 +3,7 @@ of the training rows, in training, evaluation and prediction."""
 
 import csv
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from runner.config.schema import parse
 from runner.data import Dataset
 from runner.data.tokenizer import Tokenizer
 from runner.errors import ConfigError
-from tests.command_line import BACKENDS, forked
+from tests.command_line import BACKENDS, Running, forked
 from tests.exact.common import assert_same_bits
 from tests.rows import slow_but
 from tests.training import differences, train
@@ -271,6 +272,28 @@ def test_new_texts_are_predicted_and_measured(tmp_path: Path, backend: str) -> N
         [float(found[name][f"output_{i}"]) for i in range(2)] for name in ("bad/2.txt", "bad/1.txt")
     ]
     np.testing.assert_allclose(outputs, expected, atol=1e-6)  # of float32, in other batches
+
+
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
+def test_a_killed_run_resumes_to_the_bits_of_a_whole_one(tmp_path: Path, backend: str) -> None:
+    """Within an epoch too: it makes the vocabulary and the rows of the texts again."""
+    folder(tmp_path / "t", {f"{label}/{i}.txt": text for i, (text, label) in enumerate(reviews())})
+    small = [key for key in SMALL if not key.startswith("trainer.max_epochs")]
+    keys = ("data=text_classes", "data.path=t", f"backend={backend}", *small)
+    often = (*keys, "trainer.checkpoint_every=3steps", "output.root=killed")
+    with Running(tmp_path, *often, "trainer.max_epochs=100000") as running:
+        running.until(lambda: any(tmp_path.glob("killed/runs/*/checkpoints/last")))
+        assert running.end(signal.SIGKILL).status == 128 + signal.SIGKILL
+    (killed,) = tmp_path.glob("killed/runs/*")
+    num_updates = (killed / "trace.csv").read_bytes().count(b"\n")
+    end = (f"trainer.max_steps={num_updates + 10}",)
+    whole, rest = forked(tmp_path, (*keys, *end), (f"resume={killed}", *end))
+    assert [(each.status, each.err) for each in (whole, rest)] == [(0, "")] * 2
+    hashes = [
+        json.loads((path / "result.json").read_text())["weights_sha256"]
+        for path in (killed, tmp_path / whole.folder)
+    ]
+    assert hashes[0] == hashes[1]
 
 
 def test_pairs_in_a_table_are_predicted(tmp_path: Path) -> None:
