@@ -25,11 +25,11 @@ from tests.training import differences, first, prepare, train
 
 SIZES = (1, 3, 7)  # of batches
 NETWORKS = {**LAYERS, "cnn": MODELS["cnn"]}
-SOME = ["gelu_tanh", "cnn", "tokens"]
+SOME = ["activations", "cnn", "tokens"]
 # compiling takes seconds, so networks with several layers stand for those with one of them
 COMPILED = [
-    "dropout", "batch_norm", "layer_norm", "conv_same_even_kernel", "conv_grouped",
-    "conv2d_transpose", "resnet", "llama", "conv1d_grouped", "gru_bidirectional", "lstm",
+    "dropout", "batch_norm", "layer_norm", "conv2d", "conv_grouped",
+    "conv2d_transpose", "resnet", "llama", "conv1d_grouped", "gru", "lstm",
     "masked_recurrent", "masked_attention", "squeeze_excite", "stochastic_depth", "group_norm",
 ]  # fmt: skip
 STEPS = ["trainer.max_steps=4", "device=cpu"]

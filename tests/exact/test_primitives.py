@@ -208,7 +208,7 @@ def _of(overrides: Sequence[str]) -> Any:
 
 
 _OF_NUMBERS = [name for name in LAYERS if name != "tokens"]  # these take real numbers
-_QUICK = ("gelu", "batch_norm", "layer_norm", "conv_same_stride_2", "max_pool_same", "attention")
+_QUICK = ("activations", "batch_norm", "layer_norm", "conv2d", "pools", "attention")
 
 
 @pytest.mark.parametrize(

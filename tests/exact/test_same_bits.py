@@ -64,7 +64,7 @@ def test_decay_that_spares_biases(mode: str) -> None:
     assert_all_the_same([*HARD, *decay, "model=linear", "trainer.max_steps=5"])
 
 
-@pytest.mark.parametrize("name", slow_but(LAYERS, "dropout", "conv_same_stride_2"))
+@pytest.mark.parametrize("name", slow_but(LAYERS, "dropout", "conv2d"))
 def test_every_layer(name: str) -> None:
     assert_all_the_same([*LAYERS[name], "schedule=cosine", "trainer.max_steps=5"])
 
@@ -80,11 +80,10 @@ def test_binary_cross_entropy(tmp_path: Path) -> None:
 
 
 LONG = [
-    ("mlp", "adam", 5000),
-    ("mlp", "momentum", 5000),
-    ("cnn", "adam", 1000),
-    ("resnet", "momentum", 300),
-    ("transformer", "adam", 300),
+    ("mlp", "adam", 3000),
+    ("cnn", "adam", 300),
+    ("resnet", "momentum", 60),
+    ("transformer", "adam", 100),
 ]
 
 
@@ -102,8 +101,8 @@ def test_after_thousands_of_updates(model: str, optimizer: str, num_steps: int) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_with_convolutions(name: str) -> None:
+@pytest.mark.parametrize("name", ["momentum", "adam", "rmsprop_both"])
+def test_optimizers_with_convolutions(name: str) -> None:
     assert_all_the_same(
         [
             *MODELS["cnn"],
