@@ -138,7 +138,7 @@ class Plan:
         fields, streamed = {}, self._streamed
         if "y" not in streamed:
             fields["y"] = losses.targets(self.loss, self.data.train.y, model.dtype)
-        if self.data.train.weight is not None:
+        if self.data.train.weight is not None and "weight" not in streamed:
             fields["weight"] = self.data.train.weight.astype(model.dtype)
         if "x" not in streamed:
             fields["x"] = np.ascontiguousarray(self.data.train.x, dtype=self.model.input_dtype)
@@ -357,8 +357,10 @@ class Plan:
 
     def _converted(self, rows: Batch) -> Batch:
         """Convert training rows of an iterable to the run's dtypes."""
+        x = rows["x"].astype(self.model.input_dtype, copy=False)
         y = losses.targets(self.loss, rows["y"], self.model.dtype)
-        return {"x": rows["x"].astype(self.model.input_dtype, copy=False), "y": y}
+        weight = {"weight": rows["weight"].astype(self.model.dtype)} if "weight" in rows else {}
+        return {"x": x, "y": y, **weight}
 
     def outputs(self, split: Split, predict: Callable[[Batch], np.ndarray]) -> np.ndarray:
         """Return the network's outputs for all rows of a split.  # float[N, C]"""

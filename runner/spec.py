@@ -90,6 +90,11 @@ class RunSpec(ModelSpec):
         return clipping.rules(self.groups, self.gradient_clip_norm, self.gradient_clip_value)
 
     @property
+    def has_weights(self) -> bool:
+        """True if the training rows have weights."""
+        return "weight" in self.fields or "weight" in self.streamed
+
+    @property
     def scheduled(self) -> dict[str, np.ndarray]:
         """The tables of hyperparameters other than the learning rate.  # float64[T] each"""
         rates = {group.rate for group in self.groups} | {LEARNING_RATE}

@@ -34,7 +34,7 @@ class Engine:
         dropout_state: layers.DropoutState,
     ) -> None:
         self.model, self.run, self.dropout_state = model, run, dropout_state
-        self.loss = objective.build(run.loss, model, "weight" in run.fields)
+        self.loss = objective.build(run.loss, model, run.has_weights)
         self.has_own_loss = run.loss.name == "model"
         self.is_own = isinstance(run.network, CustomNetwork)
         layers.load_state(model, start.for_training())

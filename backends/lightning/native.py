@@ -55,7 +55,7 @@ class Engine:
         self.randomness = custom.Randomness(self.dropout_state, device) if is_own else None
         self.steps = objective.steps_of(self.network) if run.loss.name == "model" else None
         self.own_loss = objective.own_function(run.loss)
-        forward = objective.forward(run.loss, self.own_loss, self.network, "weight" in run.fields)
+        forward = objective.forward(run.loss, self.own_loss, self.network, run.has_weights)
         self.forward = layers.compiled(forward, self.network) if run.compile else forward
         self.compile_seconds, self._compiled_for = 0.0, set[torch.Size]()
         self.one = torch.ones((), dtype=dtype, device=device)

@@ -397,16 +397,18 @@ class Iterated(Passed):
         if not others:
             return {}
         rows, _ = self._read(replace(given, splits=others))
-        if rows.weights:
-            name = rows.of(next(iter(rows.weights)))
-            raise ConfigError(f"{name} must have no weights, because the training rows have none")
+        if bool(rows.weights) != (train.weight is not None):
+            must, do = ("no weights", "have none") if rows.weights else ("weights", "have weights")
+            raise ConfigError(
+                f"{given.of(next(iter(others)))} must have {must}, because the training rows {do}"
+            )
         pairs: dict[str, Any] = dict(rows.splits)
         _check_shapes({"train": train.x, **{name: x for name, (x, _) in pairs.items()}}, given)
         splits = {}
         for name, (x, y) in pairs.items():
             source = given.of(name)
             check(as_float(x, "x", source), y, source)
-            splits[name] = Split(*stream.converted(x, y, source))
+            splits[name] = Split(*stream.converted(x, y, source), rows.weights.get(name))
             if splits[name].y.shape[1:] != train.y.shape[1:]:
                 raise ConfigError(
                     f"{source}: a row of y must have the shape of a training row, "

@@ -15,13 +15,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from runner.data import weights
 from runner.data.dataset import Split, Task, check_finite
 from runner.data.files import as_stored
 from runner.data.mapped import Records, is_map_style
 from runner.data.source import Batch
-from runner.errors import ConfigError, RunError, show
+from runner.errors import ConfigError, RunError, listed, show
 
 Batched = Literal["auto"] | bool
+_FIELDS = ("x", "y", "weight")  # of an item
 
 
 def is_iterable(data: Any) -> bool:
@@ -222,7 +224,8 @@ class Stream:
 
         Returns:
             The fields, [rows, ...] each: x, float32, float64 or int32 token ids; y, labels int64 or
-            targets float64[rows, C]. None if there are no more items.
+            targets float64[rows, C]; weight, float64[rows], if the items have it.
+            None if there are no more items.
         """
         rows: dict[str, np.ndarray] = {}
         num = 0
@@ -241,14 +244,20 @@ class Stream:
             return None
         if not self.is_batched:
             rows = {name: values[:num] for name, values in rows.items()}
-        x, y = self.converted(rows["x"], rows["y"], self.items.source, first_row)
-        return {"x": x, "y": y}
+        source = self.items.source
+        x, y = self.converted(rows["x"], rows["y"], source, first_row)
+        if "weight" not in rows:
+            return {"x": x, "y": y}
+        weight = weights.checked(rows["weight"], len(x), f"weight of {source}", first_row)
+        return {"x": x, "y": y, "weight": weight}
 
     def _dtype(self, name: str) -> np.dtype:
         """Return the dtype of a field's rows before they are checked."""
         dtype: np.dtype = self._first[name].dtype
-        if name == "x" or (self.task == "regression" and dtype.kind in "iufb"):
-            return as_stored(dtype) if name == "x" else np.dtype(np.float64)
+        if name == "x":
+            return as_stored(dtype)
+        if (self.task == "regression" or name == "weight") and dtype.kind in "iufb":
+            return np.dtype(np.float64)
         return np.dtype(np.int64) if dtype.kind in "iu" else dtype
 
     def converted(
@@ -259,7 +268,7 @@ class Stream:
         return self._x(x, source, first_row), self._y(y, source, first_row, x.shape[1:])
 
     def _fields(self, number: int, item: Any) -> dict[str, np.ndarray]:
-        """Return the fields x and y of an item."""
+        """Return the fields of an item that are used."""
         unit, source = self.records.unit, self.items.source
         if isinstance(item, tuple | list) and len(item) == 3:
             raise ConfigError(
@@ -274,24 +283,24 @@ class Stream:
             raise ConfigError(
                 f"{source}: reading {unit} {number} raised {show(self.records.blame(error))}"
             ) from error
-        if "weight" in fields:
-            raise ConfigError(
-                f"{source}: rows that can only be iterated over have no weights, and {unit} "
-                f"{number} has the field weight; give it another name to leave it out"
-            )
         if self.is_batched and 0 in (len(fields["x"]), len(fields["y"])):
             raise ConfigError(f"{source}: batch {number} has no rows")
-        return {name: fields[name] for name in ("x", "y")}
+        return {name: fields[name] for name in _FIELDS if name in fields}
 
     def _check(self, number: int, fields: Mapping[str, np.ndarray]) -> None:
         """Refuse rows of another shape or type than the first one."""
         unit, source = self.records.unit, self.items.source
-        if self.is_batched and len(fields["x"]) != len(fields["y"]):
+        if fields.keys() != self._first.keys():
             raise ConfigError(
-                f"{source}: batch {number} has {len(fields['x'])} rows of x and "
-                f"{len(fields['y'])} of y"
+                f"{source}: {unit} {number} has the fields {listed([*fields])}, the first one has "
+                f"{listed([*self._first])}"
             )
         for name, value in fields.items():
+            if self.is_batched and len(value) != len(fields["x"]):
+                raise ConfigError(
+                    f"{source}: batch {number} has {len(fields['x'])} rows of x and {len(value)} "
+                    f"of {name}"
+                )
             first = self._first[name]
             shape = value.shape[1:] if self.is_batched else value.shape
             if shape != first.shape:
@@ -310,7 +319,8 @@ class Stream:
         kind = values.dtype.kind
         if name == "x":
             return as_stored(values.dtype)
-        return kind in "iufb" if self.task == "regression" else kind in "iu" or kind
+        is_number = self.task == "regression" or name == "weight"
+        return kind in "iufb" if is_number else kind in "iu" or kind
 
     def _x(self, x: np.ndarray, source: str, first_row: int) -> np.ndarray:
         if x.ndim < 2 or 0 in x.shape[1:]:

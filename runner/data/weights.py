@@ -17,9 +17,9 @@ from runner.data.splits import SPLIT_WORDS, SPLITS, Parts
 from runner.errors import ConfigError, show
 
 
-def checked(values: np.ndarray, num_rows: int, name: str) -> np.ndarray:
+def checked(values: np.ndarray, num_rows: int, name: str, first_row: int = 0) -> np.ndarray:
     """Return weights as float64[N]. Raise ConfigError, with `name`, if they are not one number >= 0
-    per row."""
+    per row. `first_row` is the number of the first one."""
     values = np.asarray(values)
     if values.shape != (num_rows,) or values.dtype.kind not in "iuf":
         raise ConfigError(
@@ -30,7 +30,8 @@ def checked(values: np.ndarray, num_rows: int, name: str) -> np.ndarray:
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if bad.size:
         raise ConfigError(
-            f"{name} must be finite and >= 0, got {show(float(weights[bad[0]]))} in row {bad[0]}"
+            f"{name} must be finite and >= 0, got {show(float(weights[bad[0]]))} in row "
+            f"{first_row + bad[0]}"
         )
     return weights
 

@@ -182,10 +182,17 @@ class Training:
         if report.outputs is None:
             return
         is_used = np.repeat(np.isfinite(losses), chunk.rows_per_step) if len(bad) else slice(None)
-        train, used = self.plan.data.train, chunk.rows[is_used]
-        y = train.y[used] if self.plan.data.stream is None else chunk.fields["y"][is_used]
+        y, weight = self._targets(chunk)
+        y, weight = y[is_used], None if weight is None else weight[is_used]
         by_row = rows(self.plan, report.outputs[is_used], y)
-        add_rows(self._means, by_row, None if train.weight is None else train.weight[used])
+        add_rows(self._means, by_row, weight)
+
+    def _targets(self, chunk: Chunk) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the targets of a chunk's rows, and their weights if they have some."""
+        train, used = self.plan.data.train, chunk.rows
+        if self.plan.data.stream is not None:
+            return chunk.fields["y"], chunk.fields.get("weight")
+        return train.y[used], None if train.weight is None else train.weight[used]
 
     def _add_by_update(self, chunk: Chunk, values: Mapping[str, np.ndarray]) -> None:
         """Add values of whole updates, each with the weight of the update's rows."""
