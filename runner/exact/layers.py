@@ -322,8 +322,9 @@ def columns(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
 def columns_backward(
     p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
 ) -> tuple[Tensor, Gradients]:
-    """Nothing before the layer is trained."""
-    return None, {}
+    if not needs_dx:
+        return None, {}
+    return _beside_zeros(p, node, g, np.eye(node.input_shape[0])[list(node.columns)]), {}
 
 
 def part(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
@@ -334,13 +335,17 @@ def part(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
 def part_backward(
     p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
 ) -> tuple[Tensor, Gradients]:
-    """Put zeros beside g. Every sum has a single term, so it is exact."""
     if not needs_dx:
         return None, {}
     start, stop = node.spec.ends(node.input_shape)
-    places = np.eye(stop - start, node.input_shape[-1], start)
-    rows = p.o.matmul(p.o.reshape(g, (-1, stop - start)), p.o.constant(places))
-    return p.o.reshape(rows, (-1, *node.input_shape)), {}
+    return _beside_zeros(p, node, g, np.eye(stop - start, node.input_shape[-1], start)), {}
+
+
+def _beside_zeros(p: Pass, node: Node, g: Tensor, places: np.ndarray) -> Tensor:
+    """Put the columns of g at their places among zeros. Every sum has a single term, so it is
+    exact."""
+    rows = p.o.matmul(p.o.reshape(g, (-1, len(places))), p.o.constant(places))
+    return p.o.reshape(rows, (-1, *node.input_shape))
 
 
 # --- element by element

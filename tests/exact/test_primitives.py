@@ -207,7 +207,8 @@ def _of(overrides: Sequence[str]) -> Any:
     return both, layout.size, (8, *network.input_shape), (8, *network.output_shape)
 
 
-_OF_NUMBERS = [name for name in LAYERS if name != "tokens"]  # these take real numbers
+# these take real numbers
+_OF_NUMBERS = [name for name, overrides in LAYERS.items() if "data=text" not in overrides]
 _QUICK = ("activations", "batch_norm", "layer_norm", "conv2d", "pools", "attention")
 
 
