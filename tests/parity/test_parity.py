@@ -268,20 +268,19 @@ LAYERS = {
             "9, dilation: 2},{layer: flatten}"
         )
     ],
+    # few steps, since exact mode is compiled step by step
     "gru": [
         stack(
-            "{layer: reshape, shape: [8, 8]},{layer: gru, units: 6, return_sequences: true},"
+            "{layer: reshape, shape: [4, 16]},{layer: gru, units: 6, return_sequences: true},"
             "{layer: gru, units: 6, return_sequences: true, bidirectional: true},"
-            "{layer: gru, units: 5, bidirectional: true, bias: false},"
-            "{layer: reshape, shape: [10, 1]},{layer: gru, units: 5}"
+            "{layer: gru, units: 5, bidirectional: true, bias: false}"
         )
     ],
     "lstm": [
         stack(
-            "{layer: reshape, shape: [8, 8]},{layer: lstm, units: 6, return_sequences: true},"
+            "{layer: reshape, shape: [4, 16]},{layer: lstm, units: 6, return_sequences: true},"
             "{layer: lstm, units: 6, return_sequences: true, bidirectional: true},"
-            "{layer: lstm, units: 5, bidirectional: true, bias: false},"
-            "{layer: reshape, shape: [10, 1]},{layer: lstm, units: 5}"
+            "{layer: lstm, units: 5, bidirectional: true, bias: false}"
         )
     ],
     "stochastic_depth": [
