@@ -22,7 +22,7 @@ from runner.data.source import Batch, Field
 Weights = Mapping[str, np.ndarray]
 # name -> the optimizer's setting at each update t, rounded once  # [T] each
 Tables = Mapping[str, np.ndarray]
-Precision = Literal["float32", "float64", "bf16-mixed", "exact"]
+Precision = Literal["float32", "float64", "bf16-mixed", "16-mixed", "exact"]
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class ModelSpec:
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype of weights, slots, data and rates. bf16-mixed computes in bfloat16; exact
-        computes in float64, with float32 values."""
+        """The dtype of weights, slots, data and rates. bf16-mixed computes in bfloat16,
+        16-mixed in float16; exact computes in float64, with float32 values."""
         return np.dtype(np.float64 if self.precision == "float64" else np.float32)
 
     @property
@@ -83,6 +83,11 @@ class RunSpec(ModelSpec):
     def num_steps(self) -> int:
         """T, the number of updates of the whole run."""
         return len(self.tables[LEARNING_RATE])
+
+    @property
+    def scales_loss(self) -> bool:
+        """True if the gradient is computed with a scale (runner.components.loss_scale)."""
+        return self.precision == "16-mixed"
 
     @property
     def clips(self) -> Sequence[clipping.Clip]:
@@ -168,7 +173,8 @@ class Report:
     """Results of a chunk of K updates on n rows. Losses and outputs are from before each update."""
 
     losses: np.ndarray  # dtype[K]
-    applied: Tables  # [K] each, like RunSpec.tables, but read from the framework's optimizer
+    # [K] each, like RunSpec.tables, but read from the framework's optimizer; then any loss_scale
+    applied: Tables
     # float[n, C], in the order of Chunk.rows; None without RunSpec.keeps_outputs
     outputs: np.ndarray | None
     # numbers that the user's own model logged in each update, by column of metrics.csv  # [K] each

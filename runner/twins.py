@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from runner.components.loss_scale import SLOT
 from runner.components.optimizers import AVERAGE_WEIGHTS, NUMBERS, TRAINING_WEIGHTS, Custom, Group
 from runner.components.twins import TwinNetwork
 from runner.data.order import Chunk
@@ -159,12 +160,13 @@ def _each_slot(
         }
     for slot, values in state.slots.items():
         for name, value in values.items():
-            if slot != NUMBERS and value.shape != state.weights[name].shape:
+            if slot not in (NUMBERS, SLOT) and value.shape != state.weights[name].shape:
                 raise ConfigError(
                     f"model=twin needs an optimizer whose slots have the shapes of the weights; "
                     f"{slot} of {name} has {list(value.shape)}, the weight "
                     f"{list(state.weights[name].shape)}"
                 )
     return {
-        slot: values if slot == NUMBERS else convert(values) for slot, values in state.slots.items()
+        slot: values if slot in (NUMBERS, SLOT) else convert(values)
+        for slot, values in state.slots.items()
     }

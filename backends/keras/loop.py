@@ -29,6 +29,7 @@ from backends.keras import (
 )
 from runner.components.custom import Built, CustomNetwork, Source
 from runner.components.layers import Shape
+from runner.components.loss_scale import SLOT
 from runner.components.optimizers import Custom, Group
 from runner.components.twins import Trace
 from runner.data.dataset import Scaling
@@ -53,6 +54,7 @@ _POLICY = {
     "float32": "float32",
     "float64": "float64",
     "bf16-mixed": "mixed_bfloat16",
+    "16-mixed": "mixed_float16",
     "exact": "float32",
 }
 
@@ -69,7 +71,11 @@ class Model(keras.Model):
         """Load the state, build the optimizer, compile."""
         kind: Any = exact.Engine if run.precision == "exact" else native.Engine
         self.engine = kind(self, run, start, dropout_state)
-        self.compile(optimizer=self.engine.optimizer, jit_compile=device.uses_xla(run))
+        self.compile(
+            optimizer=self.engine.optimizer,
+            jit_compile=device.uses_xla(run),
+            auto_scale_loss=False,  # the engine scales it
+        )
         # Compiles once per shape of the chunk's blocks; the number of updates is an argument.
         # Without autograph: no Python loop or condition here depends on a tensor, and the rewrite
         # would take longer than the tracing.
@@ -95,7 +101,7 @@ class Model(keras.Model):
             run = self.engine.run
             self.report = Report(
                 losses=self.engine.losses(mean_losses).numpy()[:num],
-                applied=read_back(run.tables, applied.numpy()[:num].T),
+                applied=_read_back(run, applied.numpy()[:num].T),
                 outputs=outputs.numpy()[:num].reshape(-1, *run.network.output_shape)
                 if run.keeps_outputs
                 else None,
@@ -127,12 +133,15 @@ class Model(keras.Model):
         engine, run, length = self.engine, self.engine.run, blocks[0].shape[0]
         dtype = tf.as_dtype(run.dtype)
         shape = (num_rows, *run.network.output_shape) if run.keeps_outputs else (0,)
-        applied = tf.TensorArray(tf.float64, length, element_shape=(len(run.tables),))
+        num_settings = len(run.tables) + run.scales_loss
+        applied = tf.TensorArray(tf.float64, length, element_shape=(num_settings,))
         mean_losses = tf.TensorArray(dtype, length, element_shape=())
         outputs = tf.TensorArray(dtype, length, element_shape=shape)
 
         def update(k: Any, applied: Any, mean_losses: Any, outputs: Any) -> Any:
             others = engine.schedule.others(self.optimizer.iterations)
+            if run.scales_loss:
+                others = [*others, engine.loss_scale.scale.value()]
             settings = tf.stack([tf.cast(self.optimizer.learning_rate, tf.float64), *others])
             batches = [
                 {name: tf.gather(values, rows) for name, values in engine.fields.items()}
@@ -185,6 +194,12 @@ class Model(keras.Model):
 def _micro_batches(blocks: Iterable[Any], k: Any) -> list[Any]:
     """Return the micro-batches of update k.  # [K, A, B, ...] of each block -> [B, ...] each"""
     return [batch for block in blocks for batch in tf.unstack(block[k])]
+
+
+def _read_back(run: RunSpec, values: np.ndarray) -> Tables:
+    """Return the settings that the optimizer had, and then any loss scale.  # [P, K]"""
+    applied = read_back(run.tables, values[: len(run.tables)])
+    return {**applied, SLOT: values[-1]} if run.scales_loss else applied
 
 
 class _AfterChunk(keras.callbacks.Callback):

@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from backends.keras import layers, objective, optimizers
 from backends.keras.average import Average, swapped
 from backends.keras.own_optimizer import OwnOptimizer
 from backends.keras.schedule import TableLR
+from runner.components import loss_scale
 from runner.components.custom import CustomNetwork
 from runner.components.optimizers import (
     AVERAGE_WEIGHTS,
@@ -20,6 +23,35 @@ from runner.components.optimizers import (
     frozen,
 )
 from runner.spec import RunSpec, TrainState
+
+
+class _LossScale:
+    """runner.components.loss_scale.LossScale in variables."""
+
+    def __init__(self) -> None:
+        self.scale, self.num_finite, self.num_skipped = (
+            tf.Variable(0.0, trainable=False, dtype=tf.float64) for _ in range(3)
+        )
+
+    def load(self, values: loss_scale.LossScale) -> None:
+        for name, value in vars(values).items():
+            getattr(self, name).assign(value)
+
+    def slot(self) -> dict[str, np.ndarray]:
+        return {name: variable.numpy() for name, variable in vars(self).items()}
+
+    def unscaled(self, gradients: Sequence[Any]) -> list[Any]:
+        return [g * tf.cast(1 / self.scale, g.dtype) for g in gradients]
+
+    def count(self, is_finite: Any) -> None:
+        """Set the state after an update with a finite gradient, or after a skipped one."""
+        skipped = tf.cast(~is_finite, tf.float64)
+        num = (self.num_finite + 1) * (1 - skipped)
+        grows = num == loss_scale.INTERVAL
+        grown = tf.where(grows, tf.minimum(2 * self.scale, loss_scale.MOST), self.scale.value())
+        self.scale.assign(tf.where(is_finite, grown, self.scale / 2))
+        self.num_finite.assign(num * tf.cast(~grows, tf.float64))
+        self.num_skipped.assign_add(skipped)
 
 
 class Engine:
@@ -34,6 +66,8 @@ class Engine:
         dropout_state: layers.DropoutState,
     ) -> None:
         self.model, self.run, self.dropout_state = model, run, dropout_state
+        self.loss_scale = _LossScale()
+        start = self._load_scale(start)
         self.loss = objective.build(run.loss, model, run.has_weights)
         self.has_own_loss = run.loss.name == "model"
         self.is_own = isinstance(run.network, CustomNetwork)
@@ -69,7 +103,13 @@ class Engine:
         self.dropout_state.seed.assign(run.seed)
         layers.load_state(self.model, start.for_training())
         self.schedule.use(run.tables)
-        self._load_slots(start)
+        self._load_slots(self._load_scale(start))
+
+    def _load_scale(self, start: TrainState) -> TrainState:
+        """Load the loss scale; return the state without it."""
+        slots, scale = loss_scale.split(start.slots)
+        self.loss_scale.load(scale)
+        return replace(start, slots=slots)
 
     def _load_slots(self, start: TrainState) -> None:
         self.slots.load_slots(start.slots, start.step)
@@ -104,7 +144,8 @@ class Engine:
         the update."""
         total: Any = None
         gradients: Any = None
-        variables_to_restore = self._all_variables() if self.run.skip_nonfinite else []
+        may_skip = self.run.skip_nonfinite or self.run.scales_loss
+        variables_to_restore = self._all_variables() if may_skip else []
         old_values = [tf.identity(variable.value) for variable in variables_to_restore]
         outputs, self.dropout_state.step = [], step
         trained = [v.value for v in self.trained.values()]
@@ -118,8 +159,9 @@ class Engine:
                 loss = self._mean_loss(x, batch["y"], z, *weights)
                 if num_rows != x.shape[0]:
                     loss = loss * layers.constant(x.shape[0] / num_rows, loss)
+                scaled = self._scaled(loss)
             batch_gradients = tape.gradient(
-                loss,
+                scaled,
                 trained,
                 unconnected_gradients=tf.UnconnectedGradients.ZERO,
             )
@@ -133,18 +175,37 @@ class Engine:
             )
             if self.run.keeps_outputs:
                 outputs.append(z)
+        gradients, is_finite = self._unscaled(gradients, total)
+        step = tf.convert_to_tensor(step)  # before the optimizer counts this update
+        self.optimizer.apply(self._clipped(gradients), list(self.trained.values()))
+        if self.average is not None:
+            self.average.update(step)
+        for variable, value in zip(variables_to_restore, old_values, strict=True):
+            variable.assign(tf.where(is_finite, variable.value, value))
+        return total, outputs
+
+    def _scaled(self, loss: Any) -> Any:
+        if not self.run.scales_loss:
+            return loss
+        return loss * tf.cast(self.loss_scale.scale, loss.dtype)
+
+    def _unscaled(self, gradients: Sequence[Any], loss: Any) -> tuple[Sequence[Any], Any]:
+        """Divide the gradients by the loss scale, if there is one, and set the next scale. Return
+        them, and whether the update can be made."""
+        is_finite = tf.math.is_finite(loss)
+        if self.run.scales_loss:
+            gradients = self.loss_scale.unscaled(gradients)
+            is_finite &= tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
+            self.loss_scale.count(is_finite)
+        return gradients, is_finite
+
+    def _clipped(self, gradients: Sequence[Any]) -> list[Any]:
         clipped = dict(zip(self.trained, gradients, strict=True))
         for rule in self.run.clips:
             # in the network's order: the norm is summed in this order
             own = {name: g for name, g in clipped.items() if name in rule.names}
             clipped |= optimizers.clip(own, rule)
-        step = tf.convert_to_tensor(step)  # before the optimizer counts this update
-        self.optimizer.apply(list(clipped.values()), list(self.trained.values()))
-        if self.average is not None:
-            self.average.update(step)
-        for variable, value in zip(variables_to_restore, old_values, strict=True):
-            variable.assign(tf.where(tf.math.is_finite(total), variable.value, value))
-        return total, outputs
+        return list(clipped.values())
 
     def _all_variables(self) -> list[Any]:
         """Return the variables that an update changes, but for the count of updates."""
@@ -180,4 +241,6 @@ class Engine:
             weights = self.run.optimizer.averaged(weights, slots[BASE_WEIGHTS])
         if self.average is not None:
             slots[AVERAGE_WEIGHTS] = self.average.save()
+        if self.run.scales_loss:
+            slots[loss_scale.SLOT] = self.loss_scale.slot()
         return TrainState(step, weights, slots, buffers)

@@ -8,6 +8,9 @@ import torch
 
 from runner.machine import devices as runner_devices
 
+SHORT = (torch.bfloat16, torch.float16)  # dtypes of 16 bits
+_MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
 
 def devices() -> list[str]:
     names = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
@@ -16,6 +19,12 @@ def devices() -> list[str]:
 
 def resolve(requested: str) -> torch.device:
     return torch.device(runner_devices.resolve(requested, devices()))
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Return the context in which a mixed precision computes with 16 bits; no other one does."""
+    dtype = _MIXED.get(precision)
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def can_use_threads(num: int) -> bool:

@@ -27,6 +27,7 @@ from backends.lightning import (
     own_optimizer,
 )
 from backends.lightning.schedule import TableLR
+from runner.components.loss_scale import SLOT
 from runner.components.optimizers import Custom, Group
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
@@ -49,6 +50,7 @@ _PRECISION: dict[str, Any] = {
     "float32": "32-true",
     "float64": "64-true",
     "bf16-mixed": "bf16-mixed",
+    "16-mixed": "32-true",  # the engine casts: Lightning has no float16 on the CPU
     "exact": "64-true",
 }
 
@@ -80,12 +82,14 @@ class Module(pl.LightningModule):
         """Make the chunk's updates, one after another. Stores the results in `self.report`."""
         self.on_chunk_start(chunk, self)
         engine = self.engine
-        applied, loss_terms, outputs = [], [], []
+        applied, loss_terms, outputs, scales = [], [], [], []
         logged: dict[str, list[float]] = {}
         blocks = [[*_batches(fields)] for fields in self.fields_of(chunk)]
         counted = [(block, len(block) // chunk.num_steps) for block in blocks]
         for k in range(chunk.num_steps):
             applied.append(self.schedule.read())
+            if self.run.scales_loss:
+                scales.append(engine.loss_scale.scale)
             batches = [batch for block, num in counted for batch in block[k * num : (k + 1) * num]]
             loss_term, z = engine.update(self.step + k, batches, chunk.rows_per_step)
             loss_terms.append(loss_term)
@@ -98,7 +102,10 @@ class Module(pl.LightningModule):
         fast.count(self.trainer, chunk.num_steps)
         self.report = Report(
             losses=_to_numpy(engine.losses(loss_terms)),
-            applied=read_back(self.run.tables, np.array(applied).T),
+            applied={
+                **read_back(self.run.tables, np.array(applied).T),
+                **({SLOT: np.array(scales)} if self.run.scales_loss else {}),
+            },
             outputs=_to_numpy(torch.cat(outputs)) if self.run.keeps_outputs else None,
             logged={name: np.array(values) for name, values in logged.items()},
             compile_seconds=engine.compile_seconds,
@@ -337,9 +344,7 @@ def _network(
 
 def _predict(network: nn.Module, model: ModelSpec, rows: Batch) -> np.ndarray:
     torch_device = next(network.parameters()).device
-    mixed = torch.autocast(
-        torch_device.type, torch.bfloat16, enabled=model.precision == "bf16-mixed"
-    )
+    mixed = device.autocast(model.precision, torch_device)
     training = network.training
     network.eval()
     with torch.inference_mode(), mixed:
@@ -351,5 +356,5 @@ def _predict(network: nn.Module, model: ModelSpec, rows: Batch) -> np.ndarray:
 
 def _to_numpy(tensor: Tensor) -> np.ndarray:
     tensor = tensor.detach().cpu()
-    array: np.ndarray = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    array: np.ndarray = (tensor.float() if tensor.dtype in device.SHORT else tensor).numpy()
     return array

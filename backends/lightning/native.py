@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from backends.lightning import custom, fast, layers, objective, optimizers
+from backends.lightning import device as device_of
 from backends.lightning.average import Average, swapped
 from backends.lightning.own_optimizer import OwnOptimizer
+from runner.components import loss_scale
 from runner.components.clipping import Clip
 from runner.components.custom import CustomNetwork
 from runner.components.optimizers import (
@@ -40,6 +42,11 @@ class Engine:
 
     def __init__(self, run: RunSpec, start: TrainState, device: torch.device) -> None:
         self.run = run
+        slots, self.loss_scale = loss_scale.split(start.slots)
+        start = replace(start, slots=slots)
+        self.float16 = (
+            device_of.autocast(run.precision, device) if run.scales_loss else nullcontext()
+        )
         self.dropout_state = layers.DropoutState(run.seed)
         dtype = torch.from_numpy(np.empty(0, run.dtype)).dtype
         self.network = network(run, self.dropout_state).to(device)
@@ -139,9 +146,8 @@ class Engine:
         self.dropout_state.step, self.dropout_state.micro_batch = step, 0
         for flat in self.flats:
             flat.reset_gradient()
-        old_values = (
-            [buffer.clone() for buffer in self.network.buffers()] if self.run.skip_nonfinite else []
-        )
+        may_skip = self.run.skip_nonfinite or self.run.scales_loss
+        old_values = [buffer.clone() for buffer in self.network.buffers()] if may_skip else []
         batch_losses = []
         for batch in batches:
             x = batch["x"]
@@ -149,10 +155,12 @@ class Engine:
                 self.randomness.seed()
             start_time = time.perf_counter()
             weights = (batch["weight"],) if "weight" in batch else ()
-            z, loss = self.forward(x, batch["y"], *weights)
+            with self.float16:
+                z, loss = self.forward(x, batch["y"], *weights)
             if num_rows != len(x):
                 loss = loss * (len(x) / num_rows)
-            fast.backward(loss, self.one)
+            scaled = loss * self.loss_scale.scale if self.run.scales_loss else loss
+            fast.backward(scaled, self.one)
             if self.run.compile and x.shape not in self._compiled_for:
                 self._compiled_for.add(x.shape)
                 self.compile_seconds += time.perf_counter() - start_time
@@ -165,7 +173,7 @@ class Engine:
                 if len(batch_losses) < len(batches):
                     steps.end_batch()
         total = sum(batch_losses[1:], batch_losses[0])
-        if self.run.skip_nonfinite and not bool(torch.isfinite(total)):
+        if may_skip and not self._is_finite(total):
             for buffer, value in zip(self.network.buffers(), old_values, strict=True):
                 buffer.copy_(value)
             if self.own_optimizer is None:
@@ -176,6 +184,17 @@ class Engine:
         if steps is not None:
             steps.end_batch()
         return total, outputs
+
+    def _is_finite(self, loss: Tensor) -> bool:
+        """Return whether the update can be made. Divides the gradient by the loss scale, if there
+        is one, and sets the next scale."""
+        is_finite = bool(torch.isfinite(loss))
+        if self.run.scales_loss:
+            gradients = [flat.gradient for flat in self.flats]
+            fast.scale(gradients, 1 / self.loss_scale.scale)
+            is_finite = is_finite and all(bool(g.isfinite().all()) for g in gradients)
+            self.loss_scale = self.loss_scale.after(is_finite)
+        return is_finite
 
     def _clip(self) -> None:
         rest, *others = self.clips
@@ -216,10 +235,12 @@ class Engine:
     def state(self, step: int) -> TrainState:
         own = self.own_optimizer
         state = self._own_state(step, own) if own is not None else self._state(step)
-        if self.average is None:
-            return state
-        average = self.average.save(self.network.to_canonical)
-        return replace(state, slots={**state.slots, AVERAGE_WEIGHTS: average})
+        slots = dict(state.slots)
+        if self.average is not None:
+            slots[AVERAGE_WEIGHTS] = self.average.save(self.network.to_canonical)
+        if self.run.scales_loss:
+            slots[loss_scale.SLOT] = self.loss_scale.slot()
+        return replace(state, slots=slots)
 
     def _state(self, step: int) -> TrainState:
         slots = optimizers.save_slots(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backends.lightning import custom, layers, losses
+from backends.lightning import custom, device, layers, losses
 from backends.lightning.steps import Steps
 from runner.components import losses as own_losses
 from runner.data.source import Batch
@@ -87,12 +87,12 @@ def measure(
 ) -> Measured:
     """Compute the loss of the user's function, or what the user's own model computes and logs, in
     blocks of batch_size rows. `seed` is called with the number of each block."""
-    device = next(network.parameters()).device
-    mixed = torch.autocast(device.type, torch.bfloat16, enabled=model.precision == "bf16-mixed")
+    torch_device = next(network.parameters()).device
+    mixed = device.autocast(model.precision, torch_device)
     training = network.training
     network.eval()
     blocks = (
-        (torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))
+        (torch.from_numpy(x).to(torch_device), torch.from_numpy(y).to(torch_device))
         for batch in batches
         for x, y in _blocks(batch, model.batch_size)
     )
@@ -123,7 +123,7 @@ def _own_loss(
         z = network(x)
         values.append(function(z, (x, y)).double().expand(len(x)).cpu().numpy())
         if keeps_outputs:
-            outputs.append((z.float() if z.dtype == torch.bfloat16 else z).cpu().numpy())
+            outputs.append((z.float() if z.dtype in device.SHORT else z).cpu().numpy())
     return Measured(
         {"val/loss": np.concatenate(values)}, {}, np.concatenate(outputs) if outputs else None
     )

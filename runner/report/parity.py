@@ -9,7 +9,7 @@ from runner.report.jobs import Job, pairs
 from runner.run import checkpoint
 
 # allowed difference of losses (relative for losses above 1) from rounding, by precision
-_TOLERANCE = {"exact": 0.0, "float64": 1e-10, "float32": 1e-4, "bf16-mixed": 0.1}
+_TOLERANCE = {"exact": 0.0, "float64": 1e-10, "float32": 1e-4, "bf16-mixed": 0.1, "16-mixed": 0.1}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from hydra.core.override_parser.types import Override
 
-from runner.components import averages
+from runner.components import averages, loss_scale
 from runner.components.optimizers import Custom
 from runner.config.given import Given
 from runner.config.schema import Config, marked, parse
@@ -148,7 +148,7 @@ def check(resumed: Resumed, prepared: Plan, start: TrainState) -> None:
             f"framework, got {after}"
         )
     # the optimizer of the user's own checks its slots itself
-    for slot in {} if is_own else {**start.slots, **resumed.state.slots}:
+    for slot in {} if is_own else {**start.slots, **loss_scale.split(resumed.state.slots)[0]}:
         saved_slot, new_slot = resumed.state.slots.get(slot, {}), start.slots.get(slot, {})
         _check_shapes(folder, f"slot {slot}", saved_slot, new_slot)
     total, is_over = prepared.order.total_steps, resumed.is_over(prepared.order.total_steps)

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from runner.components.loss_scale import SLOT
 from runner.components.losses import is_own
 from runner.components.metrics import Means
 from runner.data.order import Chunk
@@ -82,9 +83,10 @@ class Training:
 
     def __enter__(self) -> Self:
         keep = self.plan.config.trainer.keep_checkpoints
+        scale = [SLOT] if self.plan.config.trainer.precision == "16-mixed" else []
         with ExitStack() as stack:
             self.records = stack.enter_context(
-                Records(self.path, self.plan.columns(), self._tables[1:])
+                Records(self.path, self.plan.columns(), [*self._tables[1:], *scale])
             )
             sync, done = self.records.sync, self._on_checkpoint
             self.checkpoints = stack.enter_context(

@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any, TextIO
 
 from runner import dispatcher, user_code
+from runner.components import loss_scale
 from runner.components.optimizers import Custom
 from runner.config.given import Given, objects
 from runner.config.schema import Config, sha256
@@ -122,8 +123,8 @@ class Job:
                 )
         if natives and self.config.trainer.precision == "exact":
             raise ConfigError(
-                f"{next(iter(natives))} needs trainer.precision=float32, float64 or bf16-mixed, "
-                f"got exact; a runner.Observer can observe an exact run"
+                f"{next(iter(natives))} needs trainer.precision=float32, float64, bf16-mixed or "
+                f"16-mixed, got exact; a runner.Observer can observe an exact run"
             )
         wrapped = backend.observers(natives, len(prepared.data.val) > 0) if natives else []
         made.update(zip(natives, wrapped, strict=True))
@@ -461,10 +462,12 @@ def _updates(
         or training.stalls.stopped_early
         or (training.is_ended and training.signals.received is None)
     )
-    result = {
+    result: dict[str, Any] = {
         "status": "completed" if is_finished else "interrupted",
         "weights_sha256": checkpoint.weights_sha256(state),
     }
+    if spec.scales_loss:
+        result["overflowed"] = loss_scale.split(state.slots)[1].num_skipped
     if spec.precision == "exact":
         result |= certificate.write(training.path, job.composed, state)
     return result
@@ -520,6 +523,11 @@ def _print_outcome(
             listed = ", ".join(map(str, result["skipped"]))
             console.say(
                 f"warning: skipped {len(result['skipped'])} updates without a finite loss: {listed}"
+            )
+        if result.get("overflowed"):
+            console.say(
+                f"precision 16-mixed: the gradient of {result['overflowed']} updates was not "
+                f"finite; they were skipped, and the loss scale was halved each time"
             )
         if result["stopped_early"]:
             console.say(
