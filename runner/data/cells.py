@@ -122,13 +122,15 @@ def _is_text(kind: Any) -> bool:
 
 
 def _floats(array: Any) -> np.ndarray:
-    """Convert numbers to float64, missing cells to NaN."""
+    """Convert numbers to float64, missing cells to NaN. Those of one chunk are not copied."""
     import pyarrow as pa
     from pyarrow import compute
 
     if not pa.types.is_float64(array.type):
         array = compute.cast(array, pa.float64(), safe=False)
     chunks = [array] if isinstance(array, pa.Array) else array.chunks
+    if len(chunks) == 1:
+        return _stored(chunks[0], np.nan)
     values, first = np.empty(len(array)), 0
     for chunk in chunks:
         values[first : first + len(chunk)] = _stored(chunk, np.nan)
