@@ -342,9 +342,14 @@ LAYERS = {
     "grouped_attention": [
         stack(
             "{layer: reshape, shape: [16, 4]},{layer: sinusoidal_positions},{layer: dense, units: "
-            "12},{layer: attention, num_heads: 6, num_kv_heads: 2, causal: true},{layer: "
-            "sinusoidal_positions, base: 50},{layer: attention, num_heads: 2, num_kv_heads: 1, "
-            "positions: rotary, rotary_base: 100, causal: true},{layer: flatten}"
+            "12},{layer: attention, num_heads: 6, num_kv_heads: 2, causal: true},{layer: flatten}"
+        )
+    ],
+    "rotary": [
+        stack(
+            "{layer: reshape, shape: [8, 8]},{layer: sinusoidal_positions, base: 50},{layer: "
+            "attention, num_heads: 2, num_kv_heads: 1, positions: rotary, rotary_base: 100, "
+            "causal: true},{layer: flatten}"
         )
     ],
     "gated_dense": [
