@@ -9,3 +9,9 @@ import pytest
 def slow_but(names: Iterable[object], *quick: object) -> list[Any]:
     """All rows; by default the `quick` ones stand for the rest, which are marked slow."""
     return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+
+
+def slow_rows(rows: Iterable[tuple[str, ...]], quick: Iterable[tuple[str, ...]]) -> list[Any]:
+    """The same for rows of several parameters."""
+    quick = set(quick)
+    return [pytest.param(*row, marks=() if row in quick else pytest.mark.slow) for row in rows]

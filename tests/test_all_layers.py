@@ -21,7 +21,7 @@ from runner.errors import ConfigError
 from runner.plan import Plan
 from runner.spec import TrainState
 from tests.parity.test_parity import LAYERS, MODELS
-from tests.rows import slow_but
+from tests.rows import slow_but, slow_rows
 from tests.training import differences, first, prepare, train
 
 SIZES = (1, 3, 7)  # of batches
@@ -32,6 +32,11 @@ COMPILED = [
     "dropout", "batch_norm", "layer_norm", "conv2d", "conv_grouped",
     "conv2d_transpose", "resnet", "llama", "conv1d_grouped", "gru", "lstm",
     "masked_recurrent", "masked_attention", "squeeze_excite", "stochastic_depth", "group_norm",
+]  # fmt: skip
+# and each kind of kernel in 16 bits on Keras, whose policy is one for all layers
+ON_KERAS = [
+    "batch_norm", "conv2d", "conv_grouped", "conv2d_transpose", "depthwise_conv2d", "attention",
+    "grouped_attention", "tokens", "conv1d", "gru", "lstm", "group_norm", "masked_recurrent",
 ]  # fmt: skip
 STEPS = ["trainer.max_steps=4", "device=cpu"]
 
@@ -139,7 +144,13 @@ def test_without_onnxscript_the_package_is_named(
     assert not (tmp_path / "m.onnx").exists()
 
 
-@pytest.mark.parametrize("name", slow_but(LAYERS, "lstm"))
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    slow_rows(
+        [*(("lightning", name) for name in LAYERS), *(("keras", name) for name in ON_KERAS)],
+        [("lightning", "lstm"), ("lightning", "gated_dense")],
+    ),
+)
 def test_16_bits_train(name: str, backend: str) -> None:
     """The losses are those of float32 but for 2 % with bfloat16, which has 8 bits, so that an
     operation rounds by up to 0.4 %, and 1 % with float16, which has 11: a loss is a mean over rows,

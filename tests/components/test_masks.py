@@ -2,20 +2,14 @@
 embedding with `mask_zero`, compute what they compute for the row without its padding."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from runner import dispatcher, load_run
 from tests.command_line import forked
+from tests.rows import slow_rows
 from tests.training import Trained, difference, train
-
-
-def slow_rows(rows: list[tuple[str, ...]], quick: list[tuple[str, ...]]) -> list[Any]:
-    """All rows; by default the `quick` ones stand for the rest, which are marked slow."""
-    return [pytest.param(*row, marks=() if row in quick else pytest.mark.slow) for row in rows]
-
 
 OUTPUTS = "{layer: dense, units: outputs}"
 BODIES = {

@@ -352,13 +352,15 @@ LAYERS = {
             "causal: true},{layer: flatten}"
         )
     ],
+    # side by side, since each multiplies two products: adversarial values stay within float32
     "gated_dense": [
         stack(
-            "{layer: reshape, shape: [8, 8]},{layer: gated_dense, units: 6},"
-            "{layer: gated_dense, units: 6, activation: gelu, bias: true},{layer: flatten},"
-            "{layer: gated_dense, units: 12, activation: gelu_tanh},"
-            "{layer: gated_dense, units: 12, activation: sigmoid},"
-            "{layer: gated_dense, units: 12, activation: relu, bias: true}"
+            "{layer: reshape, shape: [8, 8]},{layer: parallel, branches: ["
+            "[{layer: gated_dense, units: 6}],"
+            "[{layer: gated_dense, units: 6, activation: gelu, bias: true}],"
+            "[{layer: gated_dense, units: 6, activation: gelu_tanh}],"
+            "[{layer: gated_dense, units: 6, activation: sigmoid}],"
+            "[{layer: gated_dense, units: 6, activation: relu, bias: true}]]},{layer: flatten}"
         )
     ],
     # of an image and of a sequence
@@ -380,9 +382,9 @@ LAYERS = {
     "masked_attention": [
         stack(
             "{layer: reshape, shape: [16, 4]},{layer: masking},{layer: conv1d, filters: 6, "
-            "kernel_size: 3},{layer: residual, layers: [{layer: attention, num_heads: 2}]},"
-            "{layer: dropout, rate: 0.1},{layer: attention, num_heads: 3, causal: true},"
-            "{layer: global_average_pool}"
+            "kernel_size: 3},{layer: residual, layers: [{layer: attention, num_heads: 2}], "
+            "shortcut: [{layer: attention, num_heads: 3, causal: true}]},"
+            "{layer: dropout, rate: 0.1},{layer: global_average_pool}"
         )
     ],
     "masked_maximum": [
