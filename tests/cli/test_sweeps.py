@@ -74,9 +74,12 @@ def hashes(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("backend", ["lightning", pytest.param("keras", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+    ("backend", "number"),
+    [
+        ("lightning", signal.SIGKILL),
+        pytest.param("keras", signal.SIGTERM, marks=pytest.mark.slow),
+    ],
 )
 def test_a_multirun_that_was_stopped_goes_on_to_the_same_bits(
     tmp_path: Path, backend: str, number: int
@@ -258,8 +261,7 @@ on_ray = [
 @pytest.mark.parametrize(
     ("backend", "launcher"),
     [
-        pytest.param("lightning", JOBLIB, id="lightning", marks=pytest.mark.slow),
-        pytest.param("keras", JOBLIB, id="keras", marks=pytest.mark.slow),
+        pytest.param("keras", JOBLIB, id="joblib", marks=pytest.mark.slow),
         pytest.param("lightning", ("hydra/launcher=ray",), id="ray", marks=on_ray),
     ],
 )
@@ -299,7 +301,6 @@ ALIKE = pytest.mark.slow
         pytest.param(JOBLIB, signal.SIGINT, "keras", marks=ALIKE),
         pytest.param(JOBLIB, signal.SIGKILL, "lightning", marks=ALIKE),
         pytest.param(("hydra/launcher=submitit_local",), signal.SIGTERM, "lightning", marks=ALIKE),
-        pytest.param(("hydra/launcher=submitit_local",), signal.SIGKILL, "keras", marks=ALIKE),
     ],
 )
 def test_jobs_end_with_their_command_and_save(
