@@ -18,6 +18,9 @@ import pytest
 
 from tests.command_line import ONE_THREAD, REPOSITORY
 
+# all commands of a page, one after another, on a slow or busy machine
+pytestmark = pytest.mark.timeout(1800)
+
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
