@@ -23,6 +23,8 @@ os.environ.update(ONE_THREAD)
 # Files that take longest, for the workers to begin with: the last one would keep one of them while
 # the other is done.
 _LONG = (
+    "test_readme",
+    "test_docs",
     "test_keras",
     "test_sweeps",
     "test_command_line",
