@@ -1,7 +1,7 @@
 """A data set in memory: three splits of checked rows, and the scaling of its values."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -174,51 +174,43 @@ class Dataset:
 
     def as_images(self) -> "Dataset":
         """Reshape the rows of x to `image_shape`."""
-        assert self.image_shape is not None
-        splits = (
-            replace(split, x=split.x.reshape(-1, *self.image_shape))
-            for split in (self.train, self.val, self.test)
-        )
-        train, val, test = splits
-        scaling = self.x_scaling
-        if scaling is not None:  # of features that become pixels
+        shape, scaling = self.image_shape, self.x_scaling
+        assert shape is not None
+        if scaling is not None:  # features become pixels
             scaling = Scaling(scaling.offset[:, None], scaling.scale[:, None])
-        return replace(self, train=train, val=val, test=test, image_shape=None, x_scaling=scaling)
+        images = self._with_x(lambda x: x.reshape(-1, *shape))
+        return replace(images, image_shape=None, x_scaling=scaling)
+
+    def _with_x(self, change: Callable[[Any], Any]) -> "Dataset":
+        """Change x of each split."""
+        train, val, test = (
+            replace(split, x=change(split.x)) for split in (self.train, self.val, self.test)
+        )
+        return replace(self, train=train, val=val, test=test)
 
     def as_tokens(self, source: str) -> "Dataset":
         """Convert x to token ids. Raise ConfigError if it has other numbers."""
         splits = {"train": self.train, "val": self.val, "test": self.test}
         for name, split in splits.items():
-            bad = (split.x < 0) | (split.x != np.rint(split.x)) | (split.x >= 2**31)
-            if bad.any():
-                row = int(np.argwhere(bad)[0][0])
+            if (bad := first_outside(split.x, 2**31)) is not None:
+                value, row = bad
                 raise ConfigError(
                     f"{source}: x must have token ids for a model that begins with embedding, "
-                    f"whole numbers from 0, got {split.x[bad][0]:g} in "
-                    f"{SPLIT_WORDS[name]} row {row}"
+                    f"whole numbers from 0, got {value:g} in {SPLIT_WORDS[name]} row {row}"
                 )
-        num = 1 + max(int(split.x.max(initial=0)) for split in splits.values())
-        ids = {name: replace(s, x=s.x.astype(np.int32)) for name, s in splits.items()}
-        return replace(self, **ids, num_tokens=num)  # type: ignore[arg-type]
+        return self.with_ids(1 + max(int(split.x.max(initial=0)) for split in splits.values()))
 
     def with_ids(self, num_ids: int) -> "Dataset":
-        """Convert the categories of a table to int32; unchanged if they have no ids."""
+        """Convert ids of tokens or categories to int32; unchanged if there are none."""
         if not num_ids:
             return self
-        train, val, test = (
-            replace(split, x=split.x.astype(np.int32))
-            for split in (self.train, self.val, self.test)
-        )
-        return replace(self, train=train, val=val, test=test, num_tokens=num_ids)
+        return replace(self._with_x(lambda x: x.astype(np.int32)), num_tokens=num_ids)
 
     def with_columns(self, features: Sequence[str]) -> "Dataset":
         """Select these columns of x in this order; unchanged if one of them does not exist."""
         if not features or tuple(features) == self.features or set(features) - set(self.features):
             return self
         which = [self.features.index(name) for name in features]
-        train, val, test = (
-            replace(split, x=split.x[:, which]) for split in (self.train, self.val, self.test)
-        )
         scaling = self.x_scaling and Scaling(
             self.x_scaling.offset[which], self.x_scaling.scale[which]
         )
@@ -226,10 +218,7 @@ class Dataset:
         first = {Transform.read(c).features[0]: c for c in self.columns}
         columns = [first[name] for name in sorted(first.keys() & place, key=place.__getitem__)]
         selected = replace(
-            self,
-            train=train,
-            val=val,
-            test=test,
+            self._with_x(lambda x: x[:, which]),
             features=tuple(features),
             x_scaling=scaling,
             columns=tuple(columns),
@@ -242,12 +231,9 @@ class Dataset:
         fitted = transforms.numbered(before)
         ids = np.array([[t.first_id, b.first_id] for t, b in zip(fitted, before, strict=True)])
         shift = (ids[:, 0] - ids[:, 1]).astype(np.int32)
-        train, val, test = (
-            replace(split, x=split.x + shift) for split in (self.train, self.val, self.test)
-        )
         columns = tuple(transform.as_json() for transform in fitted)
         num = transforms.num_ids(fitted)
-        return replace(self, train=train, val=val, test=test, columns=columns, num_tokens=num)
+        return replace(self._with_x(lambda x: x + shift), columns=columns, num_tokens=num)
 
 
 def _blocks(array: np.ndarray) -> Iterator[Any]:
@@ -376,6 +362,13 @@ def check_classes(data: Dataset, source: str) -> None:
                 f"{where}{source}: {column} has a single class, {show(data.classes[labels[0]])}; "
                 "classification needs two; use data.task=regression to predict numbers"
             )
+
+
+def first_outside(values: np.ndarray, num: int) -> tuple[Any, int] | None:
+    """Return the first value that is no whole number from 0 to `num` - 1, and its row; None if
+    there is none."""
+    bad = (values < 0) | (values >= num) | (values != np.rint(values))
+    return (values[bad][0], int(np.argwhere(bad)[0][0])) if bad.any() else None
 
 
 def check_finite(name: str, values: np.ndarray, source: str, first_row: int = 0) -> None:

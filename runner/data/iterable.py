@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from runner.data import weights
-from runner.data.dataset import Split, Task, check_finite
+from runner.data.dataset import Split, Task, check_finite, first_outside
 from runner.data.files import as_stored
 from runner.data.mapped import Records, is_map_style
 from runner.data.source import Batch
@@ -332,12 +332,11 @@ class Stream:
         check_finite("x", x, source, first_row)
         if self.num_tokens is None:
             return x.astype(as_stored(x.dtype), copy=False)
-        bad = (x < 0) | (x >= self.num_tokens) | (x != np.rint(x))
-        if bad.any():
-            row = int(np.argwhere(bad)[0][0])
+        if (bad := first_outside(x, self.num_tokens)) is not None:
+            value, row = bad
             raise ConfigError(
                 f"{source}: x must have token ids, whole numbers from 0 to data.num_tokens - 1, "
-                f"{self.num_tokens - 1}, got {x[bad][0]:g} in row {first_row + row}"
+                f"{self.num_tokens - 1}, got {value:g} in row {first_row + row}"
             )
         return x.astype(np.int32)
 
@@ -361,12 +360,11 @@ class Stream:
                 f"at each position, got {y.dtype} of shape {list(positions)} in row {first_row}"
                 f"{hint}"
             )
-        bad = (y < 0) | (y >= num)
-        if bad.any():
-            row = int(np.argwhere(bad)[0][0])
+        if (bad := first_outside(y, num)) is not None:
+            value, row = bad
             raise ConfigError(
                 f"{source}: y must have labels from 0 to data.num_classes - 1, {num - 1}, got "
-                f"{y[bad][0]} in row {first_row + row}"
+                f"{value} in row {first_row + row}"
             )
         return y.astype(np.int64)
 
