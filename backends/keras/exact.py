@@ -2,8 +2,8 @@
 optimizer that use them."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from backends.keras import device, layers
+from backends.keras.average import swapped
 from backends.keras.schedule import TableLR
 from runner.components import layers as spec
 from runner.components.layers import Pads, Window
@@ -357,16 +358,10 @@ class Engine:
         """Return a context for predictions; the weights are the same."""
         return nullcontext()
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Give the network the average of the weights in the block."""
-        weights = self.network.weights_vector
-        before = tf.identity(weights.value)
-        weights.assign(self.optimizer.memory.slots[AVERAGE_WEIGHTS])
-        try:
-            yield
-        finally:
-            weights.assign(before)
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return a context in which the network has the average of the weights."""
+        average = self.optimizer.memory.slots[AVERAGE_WEIGHTS]
+        return swapped({"weights": self.network.weights_vector}, {"weights": average})
 
     def _run_self_test(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run the self-test, compiled like the updates. The inputs are arguments: the compiler

@@ -2,8 +2,8 @@
 that use them."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backends.lightning import layers
+from backends.lightning.average import swapped
 from backends.lightning.schedule import hyperparameters, read
 from runner.components.layers import Pads, Window
 from runner.components.optimizers import AVERAGE_WEIGHTS, Group
@@ -299,16 +300,10 @@ class Engine:
         """Return a context for predictions; the weights are the same."""
         return nullcontext()
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Give the network the average of the weights in the block."""
-        weights = self.network.weights.data
-        before = weights.clone()
-        weights.copy_(self.optimizer.slots[AVERAGE_WEIGHTS])
-        try:
-            yield
-        finally:
-            weights.copy_(before)
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return a context in which the network has the average of the weights."""
+        average = self.optimizer.slots[AVERAGE_WEIGHTS]
+        return swapped({"weights": self.network.weights}, {"weights": average})
 
     def close(self) -> None:
         """End the run; nothing is to undo."""
