@@ -493,7 +493,7 @@ def _sequence(
             first, *others = (
                 _sequence(branch, x, dropout_state, tables, known) for branch in node.branches
             )
-            if dropout_state and (rate := getattr(node.spec, "stochastic_depth", 0)) > 0:
+            if dropout_state and (rate := node.spec.drop_rate) > 0:
                 name = f"{node.name}.depth"
                 first = _StochasticDepth(rate, node.index, dropout_state, name=name)(first)
             x = _JOINS[node.spec.joined_by](name=node.name)([first, *others])

@@ -740,8 +740,8 @@ class _Residual(_Branches):
     def __init__(self, node: spec.Node, dropout_state: DropoutState | None) -> None:
         super().__init__(node, dropout_state, ("main", "shortcut"))
         self.depth: nn.Module | None = None
-        if dropout_state and node.spec.stochastic_depth > 0:
-            self.depth = _StochasticDepth(node.spec.stochastic_depth, node.index, dropout_state)
+        if dropout_state and node.spec.drop_rate > 0:
+            self.depth = _StochasticDepth(node.spec.drop_rate, node.index, dropout_state)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         y, shortcut = self.outputs(x, mask)

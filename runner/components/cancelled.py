@@ -95,7 +95,7 @@ def _inner(node: Node) -> Iterator[tuple[str, Change, str]]:
 def _after_join(node: Node, change: Change) -> Change:
     """Return the change of the output for that of a branch: what is dropped and the factors of a
     product differ from row to row."""
-    differs = node.spec.joined_by == "multiply" or getattr(node.spec, "stochastic_depth", 0) > 0
+    differs = node.spec.joined_by == "multiply" or node.spec.drop_rate > 0
     return Change.ANY if differs and change != Change.NONE else change
 
 

@@ -829,6 +829,11 @@ class _Branching(_IgnoresPadding):
     def joined_by(self) -> Join:
         """The function of the outputs of the branches."""
 
+    @property
+    def drop_rate(self) -> float:
+        """The probability that training drops the first branch for a row."""
+        return 0.0
+
     def joined(self, shapes: Sequence[Shape]) -> Shape:
         """The output's shape. Raises ValueError if those of the branches do not fit."""
         found = " and ".join(map(_show, shapes))
@@ -864,6 +869,10 @@ class Residual(_Branching):
     @property
     def joined_by(self) -> Join:
         return "add"
+
+    @property
+    def drop_rate(self) -> float:
+        return self.stochastic_depth
 
 
 class Parallel(_Branching):

@@ -134,7 +134,7 @@ def _store(p: Pass, node: Node, own: Gradients, gradients: Gradients) -> None:
 
 def _rows_kept(p: Pass, node: Node, y: Tensor) -> Tensor:
     """Return the mask of stochastic depth, [N, 1, ...]; None if no row is dropped."""
-    rate = getattr(node.spec, "stochastic_depth", 0)
+    rate = node.spec.drop_rate
     if p.is_evaluation or rate == 0:
         return None
     one_per_row = y[(slice(None), *(slice(0, 1) for _ in node.output_shape))]
@@ -144,7 +144,7 @@ def _rows_kept(p: Pass, node: Node, y: Tensor) -> Tensor:
 def _drop(p: Pass, node: Node, is_kept: Tensor, x: Tensor) -> Tensor:
     if is_kept is None or x is None:
         return x
-    return p.o.where(is_kept, p.o.r(x * constant(1 / (1 - node.spec.stochastic_depth))), 0.0)
+    return p.o.where(is_kept, p.o.r(x * constant(1 / (1 - node.spec.drop_rate))), 0.0)
 
 
 def _is_trained(p: Pass, node: Node) -> bool:
