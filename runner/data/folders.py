@@ -357,9 +357,9 @@ def _tabled(
     if "group" in columns:
         codes, texts = columns["group"]
         groups = np.array(texts)[codes]
-    found = [column_of_weights(table, content, name, len(files)) for name in extra]
     splits = {"train": np.arange(len(files))}
-    return Listing(files, numbers, classes, splits, groups, found[0] if found else None)
+    weight_of = weights_in(table, content, extra, len(files))
+    return Listing(files, numbers, classes, splits, groups, weight_of)
 
 
 def weight_columns(
@@ -381,6 +381,14 @@ def weight_columns(
             f"{nearest(weight, table.names)}"
         )
     return []
+
+
+def weights_in(
+    file: TableFile, content: Any, names: Sequence[str], num_rows: int
+) -> np.ndarray | None:
+    """Return the weights of all rows, in the column that `weight_columns` has found; None without
+    one.  # float64[N]"""
+    return column_of_weights(file, content, names[0], num_rows) if names else None
 
 
 def each(pool: Executor, function: Callable[[Any], T], items: Sequence[Any]) -> list[T]:

@@ -24,11 +24,11 @@ from runner.data.folders import (
     each,
     renumbered,
     weight_columns,
+    weights_in,
     with_split,
 )
 from runner.data.frame import FrameFile, arrow_table
 from runner.data.splits import SPLITS
-from runner.data.table import column_of_weights
 from runner.data.table_files import TableFile
 from runner.data.text import read_text
 from runner.data.tokenizer import Tokenizer
@@ -339,9 +339,9 @@ class TextClasses(Folder):
         if group is not None:
             codes, texts = found[group]
             groups = np.array(texts)[codes]
-        found_weights = [column_of_weights(file, table, name, len(rows)) for name in extra]
-        weight, splits = next(iter(found_weights), None), {"train": np.arange(len(rows))}
-        return rows, Listing((), labels, classes, splits, groups, weight)
+        splits = {"train": np.arange(len(rows))}
+        weights = weights_in(file, table, extra, len(rows))
+        return rows, Listing((), labels, classes, splits, groups, weights)
 
     def _columns(
         self, path: str, columns: Sequence[str], file: TableFile | None = None
