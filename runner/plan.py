@@ -31,7 +31,7 @@ from runner.machine import memory, threads
 from runner.schedules import Clock, Plateau, lint
 from runner.schedules.plateau import State
 from runner.schedules.stall import Stall
-from runner.spec import Measured, ModelSpec, RunSpec, Tables, tables
+from runner.spec import INEXACT, Measured, ModelSpec, RunSpec, Tables, tables
 from runner.text import console
 
 _NO_CODE = Built({}, {}, ())  # of a network of this project's layers
@@ -484,8 +484,8 @@ def _weighted_or_own(
     if loss.name == "custom":
         if config.trainer.precision == "exact":
             raise ConfigError(
-                "trainer.precision must be float32, float64, bf16-mixed or 16-mixed for a loss of "
-                "your own, got exact: exact mode supports only the losses of this project"
+                f"trainer.precision must be {INEXACT} for a loss of your own, got exact: exact "
+                f"mode supports only the losses of this project"
             )
         assert example is not None
         backend = dispatcher.load(config.backend)
@@ -751,8 +751,8 @@ def _network(config: Config, shapes: Shapes, num_outputs: int, example: Batch | 
     precision = config.trainer.precision
     if precision == "exact":
         raise ConfigError(
-            "trainer.precision must be float32, float64, bf16-mixed or 16-mixed for a model of "
-            "your own, got exact: exact mode supports only the layers of this project"
+            f"trainer.precision must be {INEXACT} for a model of your own, got exact: exact mode "
+            f"supports only the layers of this project"
         )
     source = replace(source_of(config), takes_tokens=bool(shapes.num_tokens))
     asked, building = config.trainer.threads, dispatcher.building_threads

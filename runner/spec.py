@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -23,6 +23,8 @@ Weights = Mapping[str, np.ndarray]
 # name -> the optimizer's setting at each update t, rounded once  # [T] each
 Tables = Mapping[str, np.ndarray]
 Precision = Literal["float32", "float64", "bf16-mixed", "16-mixed", "exact"]
+*_first, _last = (name for name in get_args(Precision) if name != "exact")
+INEXACT = f"{', '.join(_first)} or {_last}"  # the other precisions, in errors
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class RunSpec(ModelSpec):
     # if the loss is NaN or infinite, an update does not change weights, slots and buffers
     skip_nonfinite: bool
     compile: bool  # compile with torch.compile or XLA, also where that is not the default
-    # of the weights in their average at each update  # float64[T]; None: there is no average
+    # share of the weights in their average at each update  # float64[T]; None: no average
     average_shares: np.ndarray | None = None
     world: World = World()
 

@@ -190,7 +190,7 @@ class BackendContract:
         assert moved([f"trainer.gradient_clip_norm={2 * free}"]) == pytest.approx(free, rel=1e-12)
 
     def test_clipping_by_value_bounds_each_entry_of_the_gradient(self) -> None:
-        """As above: each weight moves by its entry of the gradient, clipped. 1e-15: the rounding
+        """Each weight moves by its entry of the gradient, clipped. 1e-15: the rounding
         of weights below 1."""
         overrides = ["optimizer=sgd", "optimizer.lr=1.0", "trainer.accumulate_grad_batches=2"]
         overrides += ["trainer.precision=float64", "trainer.max_steps=1"]

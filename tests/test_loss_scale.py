@@ -18,8 +18,8 @@ LARGE = (*MIXED, "data=diabetes", "trainer.batch_size=1")
 
 
 def test_the_scale_is_that_of_torch_s_scaler() -> None:
-    """Of torch.amp.GradScaler with its defaults, over 6,000 updates with rare overflows, and a
-    burst of them."""
+    """torch.amp.GradScaler has its defaults; of 6,000 updates, few overflow, and once a burst of
+    them."""
     torch = pytest.importorskip("torch")
     weight = torch.zeros(1, requires_grad=True)
     scaler, optimizer = torch.amp.GradScaler("cpu"), torch.optim.SGD([weight], lr=0.0)
@@ -38,7 +38,7 @@ def test_the_scale_is_that_of_torch_s_scaler() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_update_beyond_float16_is_skipped(backend: str) -> None:
-    """At first the scale is far too large: weights and slots keep their values while it is halved,
+    """The scale is far too large at first: weights and slots keep their values while it is halved,
     and the optimizer's rates go on. Then the loss falls. The last update doubles the scale."""
     overrides = [*MIXED, "schedule=linear", "trainer.max_steps=4", "model=linear"]
     start, tables = first(prepare(overrides)), prepare(overrides).run_spec().tables
@@ -60,7 +60,7 @@ def test_an_update_beyond_float16_is_skipped(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_a_resumed_run_has_the_same_scales(tmp_path: Path, backend: str) -> None:
-    """And the same bits; the first part ends between two changes of the scale."""
+    """The bits are the same too; the first part ends between two changes of the scale."""
     run = (*LARGE, f"backend={backend}")
     whole, part = forked(tmp_path, (*run, "trainer.max_steps=24"), (*run, "trainer.max_steps=4"))
     assert (whole.status, whole.err, part.status) == (0, "", 0)

@@ -48,7 +48,7 @@ TRAINING_WEIGHTS = "training_weights"
 LEARNING_RATE = "learning_rate"  # the table of eta(t)
 AVERAGE_WEIGHTS = "average_weights"  # the slot with the average of the weights: averages.py
 
-# of an average: the share of the old average in the new one
+# the share of the old average in a new one
 Decay = Annotated[float, Field(gt=0, lt=1)]
 
 

@@ -19,7 +19,7 @@ from runner.exact.primitives import Primitives, Tensor
 from runner.exact.rules import constant, r, total
 from runner.spec import RunSpec
 
-_SHARE = "average_share"  # of the weights in their average
+_SHARE = "average_share"  # share of the weights in their average
 _STARTS = "average_starts"  # 1 where the average becomes the weights, else 0
 
 Slots = dict[str, Tensor]

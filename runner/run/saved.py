@@ -546,7 +546,8 @@ def load_run(
         trusted_modules: as on the command line, for a run with your own code.
         model: the object that was passed to runner.train, if one was; `data`, `schedule`, `loss`
             and `metrics` too. They are needed only by what uses them: `model()` needs no data.
-        weights: "plain" or "average" of a run with optimizer.ema; "auto" is the average.
+        weights: "plain" or "average" of a run with optimizer.ema or optimizer.swa; "auto" is the
+                average if there is one.
 
     Raises:
         ConfigError: the folder holds no run, or an argument does not fit it.

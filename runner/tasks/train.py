@@ -33,7 +33,7 @@ from runner.run.progress import show
 from runner.run.resume import Resumed, check, with_saved_threads
 from runner.run.signals import Signals
 from runner.run.training import Training
-from runner.spec import Backend, RunSpec, TrainState, first_state
+from runner.spec import INEXACT, Backend, RunSpec, TrainState, first_state
 from runner.text import quoting
 from runner.text.console import Console, capture, log_traceback, tree
 
@@ -123,8 +123,8 @@ class Job:
                 )
         if natives and self.config.trainer.precision == "exact":
             raise ConfigError(
-                f"{next(iter(natives))} needs trainer.precision=float32, float64, bf16-mixed or "
-                f"16-mixed, got exact; a runner.Observer can observe an exact run"
+                f"{next(iter(natives))} needs trainer.precision={INEXACT}, got exact; a "
+                f"runner.Observer can observe an exact run"
             )
         wrapped = backend.observers(natives, len(prepared.data.val) > 0) if natives else []
         made.update(zip(natives, wrapped, strict=True))

@@ -38,7 +38,7 @@ def shares(override: str, clock: Clock = CLOCK) -> np.ndarray:
     ],
 )
 def test_the_average_is_that_of_torch(override: str, sampled: list[int]) -> None:
-    """Of 23 random vectors, in float64: 1e-14 is some roundings."""
+    """23 random vectors are averaged in float64; 1e-14 is some roundings."""
     weights = np.random.default_rng(0).normal(size=(23, 4))
     model = torch.nn.Linear(4, 1, bias=False, dtype=torch.float64)
     averaging = get_ema_avg_fn(0.8) if "ema" in override else None
@@ -88,7 +88,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_average_is_evaluated_beside_the_weights(run: Path) -> None:
-    """From the second of the two last epochs on it is another model: that of the mean of the
+    """It is another model once the second of the two last epochs has ended: that of the mean of the
     checkpoints of both."""
     columns = read_columns(run / "metrics.csv")
     assert columns["val/loss"][:3].tolist() == columns["val/loss_swa"][:3].tolist()

@@ -298,6 +298,13 @@ def test_a_column_of_a_table_of_files_or_texts_has_the_weights(
     assert rows.test.weight is None
 
 
+def error(overrides: list[str]) -> str:
+    """What a command says that is refused."""
+    with pytest.raises(runner.ConfigError) as caught:
+        prepare(overrides)
+    return str(caught.value)
+
+
 FOLDER_ERRORS = {
     "data.weight must be a column of a.csv, got wieght; did you mean weight?": [
         "data.weight=wieght"
@@ -322,9 +329,9 @@ def test_columns_of_a_table_of_files_that_are_no_weights_are_refused(
     rows = [f"{i}.png,{'uv'[i % 2]},{i},{(-1) ** i},a" for i in range(40)]
     (tmp_path / "a.csv").write_text("\n".join(["path,label,weight,low,text", *rows]))
     (tmp_path / "val.csv").write_text("path,label\n1.png,u\n2.png,v\n")
-    with pytest.raises(runner.ConfigError) as caught:
-        prepare(["data=image_folder", *FOLDERS["image_folder"], *FOLDER_ERRORS[message]])
-    assert str(caught.value) == message
+    assert (
+        error(["data=image_folder", *FOLDERS["image_folder"], *FOLDER_ERRORS[message]]) == message
+    )
 
 
 REFUSED = {
@@ -366,9 +373,7 @@ def test_columns_that_are_no_weights_are_refused(
     rows = [f"{(-1) ** i},{i % 5},{'uv'[i % 2]},{i % 2}" for i in range(40)]
     (tmp_path / "train.csv").write_text("\n".join(["a,importance,text,label", *rows]))
     (tmp_path / "val.csv").write_text("a,text,label\n1,u,0\n2,v,1\n")
-    with pytest.raises(runner.ConfigError) as caught:
-        prepare(["data=table", "data.path=train.csv", *TABLE_ERRORS[message]])
-    assert str(caught.value) == message
+    assert error(["data=table", "data.path=train.csv", *TABLE_ERRORS[message]]) == message
 
 
 def test_splits_have_weights_all_or_none() -> None:
