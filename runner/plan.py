@@ -15,6 +15,7 @@ from runner.components import averages, losses, metrics, optimizers, twins
 from runner.components.cancelled import cancelled
 from runner.components.custom import Built, CustomNetwork, Source
 from runner.components.layers import Network, Shape, needs_images, needs_tokens, network
+from runner.components.outputs import Outputs
 from runner.components.twins import TwinNetwork
 from runner.config.schema import Config, CustomModel, LayerModel, ObjectModel, TwinModel
 from runner.data import Dataset, Split, load
@@ -103,6 +104,8 @@ class Plan:
     def notes(self) -> list[str]:
         """Sentences about the user's own data and model."""
         notes = [] if self.data.stream is None else [self._note_on_stream()]
+        if self.network.outputs is not None:
+            notes.append(self._note_on_outputs(self.network.outputs))
         if not self.built.is_repeatable:
             notes.append(
                 "warning: two forward passes of the model differ under the same seed, so it draws "
@@ -116,6 +119,11 @@ class Plan:
         model = self.config.model.name
         words = "the config's data, optimizer and schedule replace"
         return [*notes, f"model    {model}: {words} {', '.join(replaced)}"]
+
+    def _note_on_outputs(self, outputs: Outputs) -> str:
+        """Say which outputs the model has, and in which units they are."""
+        units = "" if self.data.y_scaling is None else ", as it returns them, for standardized y"
+        return f"outputs  {outputs}{units}"
 
     def _note_on_stream(self) -> str:
         """Say how the rows of an iterable come, and which splits have no rows."""
@@ -491,7 +499,7 @@ def _weighted_or_own(
         backend = dispatcher.load(config.backend)
         if dispatcher.building_threads is not None:
             backend.can_use_threads(model.threads)  # before the framework's first computation
-        backend.check_loss(loss, example, model.network.output_shape, model.dtype)
+        backend.check_loss(loss, example, model)
     if data.stream is not None and getattr(loss, "class_weights", None) == "balanced":
         raise ConfigError(
             f"loss.class_weights must be null or a list for {data.stream.items.source}, whose rows "
@@ -516,12 +524,13 @@ def _metrics(
                 f"own metrics, got {show(asked)}"
             )
         return {}
-    fits = len(shape) == 1 + len(data.positions)
+    several = network.outputs
+    fits = several is None and len(shape) == 1 + len(data.positions)
     if asked == "auto" and not fits:
         asked = []
     y = (data.val if len(data.val) else data.train).y
     y = y[:_TRIAL_ROWS] if data.positions else y
-    chosen = metrics.choose(asked, data.task, shape[-1] if fits else 0, y)
+    chosen = metrics.choose(asked, data.task, shape[-1] if fits else 0, y, several)
     for name, metric in chosen.items():
         if (data.positions or not metric.by_row) and not len(data.val):
             raise ConfigError(
@@ -764,6 +773,11 @@ def _network(config: Config, shapes: Shapes, num_outputs: int, example: Batch | 
     _check_columns(built, source)
     is_free = built.has_loss or config.loss.name == "custom"
     wanted = (*shapes.positions, num_outputs)
+    if not is_free and built.outputs is not None:
+        raise ConfigError(
+            f"{source.name} returns several outputs, {', '.join(built.outputs.names)}, which only "
+            f"loss=custom takes, or a model that computes its own loss; got loss={config.loss.name}"
+        )
     if not is_free and built.output_shape != wanted:
         raise ConfigError(
             f"{source.name} returns rows of shape {list(built.output_shape)}; the loss and the "
@@ -898,9 +912,12 @@ def add_rows(
     means.add({name: v for name, v in by_row.items() if name not in losses_of}, weights)
 
 
-def _in_data_units(plan: Plan, outputs: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return outputs and targets in the data's units."""
+def _in_data_units(plan: Plan, outputs: np.ndarray, y: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Return outputs and targets in the data's units; several outputs as the model returns them,
+    with the targets that its loss gets."""
     y = losses.targets(plan.loss, y, np.dtype(np.float64))
+    if plan.network.outputs is not None:
+        return plan.network.outputs.unpack(outputs), y
     if plan.data.y_scaling is None or not plan.metrics:
         return outputs, y
     invert = plan.data.y_scaling.invert

@@ -296,7 +296,7 @@ class Backend(Protocol):
         example, try on them what it computes and logs itself."""
         ...
 
-    def check_loss(self, loss: Any, example: Batch, output_shape: Shape, dtype: np.dtype) -> None:
+    def check_loss(self, loss: Any, example: Batch, model: ModelSpec) -> None:
         """Try a loss function of the user's own on zeros as outputs. Raise ConfigError if it does
         not fit."""
         ...

@@ -2,12 +2,14 @@
 Keras's paths and layouts."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from backends.keras import objective, twin
 from backends.keras.layers import DropoutState
@@ -20,6 +22,7 @@ from runner.components.custom import (
     seeded,
 )
 from runner.components.layers import Shape
+from runner.components.outputs import Outputs, describe
 from runner.data.source import Batch
 from runner.errors import ConfigError
 from runner.user_code import blame
@@ -37,16 +40,33 @@ def build(
     if network.source.is_twin and dropout_state is not None:
         order = {id(variable): i for i, variable in enumerate(own.variables)}
         twin.align(called, order, dropout_state)
-    return _around(own, x, y, kind, [*network.variables()])
+    outputs = None if dropout_state is None else network.outputs  # None: it is exported
+    return _around(own, x, y, kind, [*network.variables()], outputs)
 
 
-def _around(own: keras.Model, x: Any, y: Any, kind: type[keras.Model], names: list[str]) -> Any:
-    """Build a functional model around the user's model, whose variables have these names."""
-    model: Any = kind(x, y)
+def _around(
+    own: keras.Model,
+    x: Any,
+    y: Any,
+    kind: type[keras.Model],
+    names: list[str],
+    outputs: Outputs | None,
+) -> Any:
+    """Build a functional model around the user's model, whose variables have these names. It packs
+    several outputs into one tensor."""
+    model: Any = kind(x, y if outputs is None else _packed(y, outputs))
+    model.own_outputs = lambda: outputs
     # functions, so that Keras does not track the model and its variables a second time
     model.own = lambda: dict(zip(names, _variables(own), strict=True))
     model.own_model = lambda: own
     return model
+
+
+def _packed(y: Any, outputs: Outputs) -> Any:
+    """Join several outputs.  # symbolic [B, ...] each -> [B, outputs.size]"""
+    values = outputs.values(y)
+    flat = [ops.reshape(v, (-1, math.prod(v.shape[1:]))) for v in values]
+    return ops.concatenate(flat, axis=1)
 
 
 def inspect(source: Source, input_shape: Shape, seed: int, example: Batch | None = None) -> Built:
@@ -61,14 +81,16 @@ def inspect(source: Source, input_shape: Shape, seed: int, example: Batch | None
     values = dict(zip(paths, (v.value.numpy() for v in _variables(own)), strict=True))
     trained = paths[: len(own.trainable_variables)]
     has_loss = objective.has_own_loss(own)
-    model = _around(own, x, y, keras.Model, paths)
+    outputs = _described(source, y)
+    model = _around(own, x, y, keras.Model, paths, outputs)
     if has_loss and example is not None:
         objective.trial(losses.Model(name="model"), model, example, source.name)
     measured = [metric.name for metric in objective.metrics_of(model)]
     return Built(
         weights={name: values[name] for name in trained},
         buffers={name: value for name, value in values.items() if name not in trained},
-        output_shape=tuple(y.shape[1:]),
+        output_shape=tuple(model.outputs[0].shape[1:]),
+        outputs=outputs,
         uses_xla=_can_compile(own),
         layers=twin.find(called, _in_order(own, paths)) if source.is_twin else None,
         description=_description(own),
@@ -131,9 +153,12 @@ def _build(source: Source, input_shape: Shape, seed: int) -> tuple[keras.Model, 
                 f"{source.name} raised {blame(error, type(model).__module__)}, given rows of shape "
                 f"{list(input_shape)}"
             ) from error
-    if not keras.utils.is_keras_tensor(y) or None in y.shape[1:]:
+    if not _is_output(y) and _described(source, y) is None:
         found = list(y.shape) if keras.utils.is_keras_tensor(y) else type(y).__name__
-        raise ConfigError(f"{source.name} must return one tensor of known shape, got {found}")
+        raise ConfigError(
+            f"{source.name} must return a tensor of known shape with one row per input row, or a "
+            f"tuple or a dict of such tensors of floating-point numbers, got {found}"
+        )
     for original in originals:
         try:
             _take_values(model, original)
@@ -143,6 +168,19 @@ def _build(source: Source, input_shape: Shape, seed: int) -> tuple[keras.Model, 
                 f"function that makes it"
             ) from None
     return model, x, y
+
+
+def _is_output(value: Any) -> bool:
+    return keras.utils.is_keras_tensor(value) and value.ndim > 0 and None not in value.shape[1:]
+
+
+def _described(source: Source, y: Any) -> Outputs | None:
+    """Describe several outputs."""
+
+    def is_one(value: Any) -> bool:
+        return _is_output(value) and "float" in value.dtype
+
+    return describe(y, is_one, lambda value: tuple(value.shape[1:]), source.name)
 
 
 def _copy(original: keras.Layer) -> keras.Layer:

@@ -359,7 +359,9 @@ def export(
             _rescaled(x, 1.0, -x_scaling.offset, 1 / x_scaling.scale, 0.0) if x_scaling else x
         )
         y = _rescaled(y, y_scaling.scale, y_scaling.offset) if y_scaling else y
-        network = keras.Model(x, keras.layers.Activation("linear", dtype=model.dtype.name)(y))
+        # several outputs are a tuple or a dict
+        y = keras.tree.map_structure(keras.layers.Activation("linear", dtype=model.dtype.name), y)
+        network = keras.Model(x, y)
     network.save(path)
 
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 from backends.keras import losses
 from runner import user_code
 from runner.components import losses as own_losses
+from runner.components.outputs import Outputs
 from runner.data.source import Batch
 from runner.errors import ConfigError
 from runner.spec import Measured, ModelSpec
@@ -23,20 +24,27 @@ Compute = Callable[..., Any]
 
 def build(loss: Any, model: keras.Model, has_weights: bool = False) -> Compute:
     """Build the function that computes a batch's loss from its outputs."""
+    outputs = model.own_outputs() if hasattr(model, "own_outputs") else None
     if loss.name == "model":
         own = model.own_model()
         takes_training = "training" in inspect.signature(own.compute_loss).parameters
 
         def computed(x: Any, y: Any, z: Any, training: bool) -> Any:
             more = {"training": training} if takes_training else {}
+            z = unpacked(z, outputs)
             return own.compute_loss(x=x, y=y, y_pred=z, sample_weight=None, **more)
 
         return computed
     if loss.name == "custom":
         function = own_function(loss)
-        return lambda x, y, z, training: function(z, (x, y))
+        return lambda x, y, z, training: function(unpacked(z, outputs), (x, y))
     kernel = losses.build(loss, has_weights)
     return lambda x, y, z, training, *weights: kernel(z, y, *weights)
+
+
+def unpacked(z: Any, outputs: Outputs | None) -> Any:
+    """Return a network's outputs as the user's loss gets them."""
+    return z if outputs is None else outputs.unpack(z, tf.reshape)
 
 
 def own_function(loss: Any) -> Callable[[Any, tuple[Any, ...]], Any]:
@@ -47,13 +55,14 @@ def own_function(loss: Any) -> Callable[[Any, tuple[Any, ...]], Any]:
     return function
 
 
-def check_loss(loss: Any, example: Batch, output_shape: Any, dtype: np.dtype) -> None:
+def check_loss(loss: Any, example: Batch, model: ModelSpec) -> None:
     """Implements `runner.spec.Backend.check_loss`."""
     x, y = (tf.constant(example[name]) for name in ("x", "y"))
-    z = tf.zeros([len(x), *output_shape], dtype)
+    z = tf.zeros([len(x), *model.network.output_shape], model.dtype)
+    outputs = model.network.outputs
     with tf.GradientTape() as tape:
         tape.watch(z)
-        value = own_losses.tried(loss, own_function, z, (x, y))
+        value = own_losses.tried(loss, own_function, unpacked(z, outputs), (x, y), outputs)
     own_losses.check_value(loss, value, tf.is_tensor(value), len(x))
     if tape.gradient(value, z) is None:
         raise ConfigError(

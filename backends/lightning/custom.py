@@ -4,7 +4,6 @@ layouts."""
 import copy
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -24,8 +23,9 @@ from runner.components.custom import (
     seeded,
 )
 from runner.components.layers import Shape
+from runner.components.outputs import Outputs, describe
 from runner.data.source import Batch
-from runner.errors import ConfigError
+from runner.errors import ConfigError, RunError
 from runner.random import layer_key, mix
 from runner.spec import ModelSpec, Precision
 from runner.user_code import blame
@@ -33,11 +33,12 @@ from runner.user_code import blame
 
 class Network(nn.Module):
     """The user's module, with the interface of layers.Network. Converts images [B, H, W, C] to
-    [B, C, H, W] for the module."""
+    [B, C, H, W] for the module, and packs several outputs into one tensor."""
 
     def __init__(self, model: nn.Module, input_shape: Shape) -> None:
         super().__init__()
         self.model, self.image_in = model, len(input_shape) == 3
+        self.outputs: Outputs | None = None
         # of a LightningModule that computes its own loss
         self.steps: Steps | None = None
         if isinstance(model, pl.LightningModule) and overrides(model, "training_step"):
@@ -55,8 +56,11 @@ class Network(nn.Module):
         return x.permute(0, 3, 1, 2) if self.image_in else x
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.model(self.to_model(x))
-        return y
+        y = self.model(self.to_model(x))
+        if self.outputs is not None:
+            y = torch.cat([value.reshape(len(value), -1) for value in self.outputs.values(y)], 1)
+        rows: Tensor = y
+        return rows
 
     def named(self) -> dict[str, Tensor]:
         """Return torch's name -> tensor: parameters, then the buffers of the state dict and the
@@ -95,6 +99,8 @@ def build(
     built = _build(network.source, network.input_shape, dtype, network.seed)[0]
     if network.source.is_twin and dropout_state is not None:
         twin.use_runner_masks(built.model, dropout_state)
+    if dropout_state is None:  # it is exported, with the outputs that the module has
+        built.outputs = None
     return built
 
 
@@ -130,13 +136,14 @@ def inspect(
         weights={name: value for name, value in values.items() if name in trained},
         buffers={name: value for name, value in values.items() if name not in trained},
         output_shape=output_shape,
+        outputs=network.outputs,
         layers=twin.find(network.model, tensors) if source.is_twin else None,
         description=re.sub(r" at 0x[0-9a-f]+", "", repr(network.model)),
         has_loss=network.steps is not None,
         train_columns=columns[0],
         val_columns=columns[1],
         unused=unused,
-        is_repeatable=example is None or _is_repeatable(network, example, seed),
+        is_repeatable=example is None or _is_repeatable(network, example, seed, source.name),
         rate_factors=factors,
         counts=tuple(network.counts()),
     )
@@ -177,23 +184,33 @@ def _tried(
     return columns
 
 
-def _is_repeatable(network: Network, example: Batch, seed: int) -> bool:
+def _is_repeatable(network: Network, example: Batch, seed: int, name: str) -> bool:
     """Return whether two forward passes in training are equal under the same seed of torch.
     Python's and NumPy's generators go on, as they do in training. The module is not used again."""
     x, y = (torch.from_numpy(example[field][:ROWS_OF_REPETITION]) for field in ("x", "y"))
     before = {name: tensor.detach().clone() for name, tensor in network.named().items()}
     results = []
     network.train()
-    # an error is that of the run, which shows it
-    with suppress(Exception), seeded(seed), torch.random.fork_rng(devices=[]):
-        for _ in range(2):
-            torch.manual_seed(seed % 2**63)
-            steps = network.steps
-            results.append((network(x) if steps is None else steps.train(x, y)).detach())
-            with torch.no_grad():
-                for name, tensor in network.named().items():
-                    tensor.copy_(before[name])
-    return len(results) < 2 or torch.equal(results[0].nan_to_num(), results[1].nan_to_num())
+    with seeded(seed), torch.random.fork_rng(devices=[]):
+        try:
+            for _ in range(2):
+                torch.manual_seed(seed % 2**63)
+                steps = network.steps
+                z = network(x) if steps is None else steps.train(x, y)
+                if not isinstance(z, Tensor):
+                    raise RunError(
+                        f"{name} must return a tensor in training and in evaluation, got "
+                        f"{type(z).__name__}"
+                    )
+                results.append(z.detach())
+                with torch.no_grad():
+                    for name, tensor in network.named().items():
+                        tensor.copy_(before[name])
+        except RunError as error:  # other outputs than in evaluation
+            raise ConfigError(str(error)) from error
+        except Exception:  # it is the run's, which shows it
+            return True
+    return torch.equal(results[0].nan_to_num(), results[1].nan_to_num())
 
 
 def _build(
@@ -221,10 +238,22 @@ def _build(
                 f"of shape {list(input_shape)}"
             ) from error
         network.train(training)
+    network.outputs = describe(y, _is_output, lambda value: tuple(value.shape[1:]), source.name)
+    if network.outputs is not None:
+        return network, (network.outputs.size,)
     if not isinstance(y, Tensor) or y.ndim < 1 or len(y) != 2:
         found = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
-        raise ConfigError(f"{source.name} must return one row per input row, here 2, got {found}")
+        raise ConfigError(
+            f"{source.name} must return a tensor with one row per input row, here 2, or a tuple or "
+            f"a dict of such tensors of floating-point numbers, got {found}"
+        )
     return network, tuple(y.shape[1:])
+
+
+def _is_output(value: Any) -> bool:
+    """Return whether a value is one of several outputs of two rows."""
+    is_tensor = isinstance(value, Tensor) and value.is_floating_point()
+    return is_tensor and value.ndim > 0 and len(value) == 2
 
 
 def _copy(model: nn.Module) -> nn.Module:

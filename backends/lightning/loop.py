@@ -283,14 +283,16 @@ def export(
     example = torch.from_numpy(np.zeros((2, *model.network.input_shape), model.input_dtype))
     rows = {"x": {0: torch.export.Dim("rows", min=1)}}
     if path.suffix == ".onnx":
-        path.write_bytes(_onnx(network, example, rows))
+        several = model.network.outputs
+        names = ["y"] if several is None else [*several.names]
+        path.write_bytes(_onnx(network, example, rows, names))
         return
     content = io.BytesIO()  # if the disk is full, torch's file writer ends the process
     torch.export.save(torch.export.export(network, (example,), dynamic_shapes=rows), content)
     path.write_bytes(content.getbuffer())
 
 
-def _onnx(network: nn.Module, example: Tensor, rows: Any) -> bytes:
+def _onnx(network: nn.Module, example: Tensor, rows: Any, names: Sequence[str]) -> bytes:
     """Return the ONNX model that torch's exporter makes of a torch.export program."""
     try:
         import onnxscript  # noqa: F401  what torch.onnx needs
@@ -301,7 +303,7 @@ def _onnx(network: nn.Module, example: Tensor, rows: Any) -> bytes:
         ) from None
     program = torch.onnx.export(
         network, (example,), dynamo=True, dynamic_shapes=rows, input_names=["x"],
-        output_names=["y"], external_data=False, verbose=False,
+        output_names=names, external_data=False, verbose=False,
     )  # fmt: skip
     assert program is not None
     return program.model_proto.SerializeToString()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from backends.lightning import custom, device, layers, losses
 from backends.lightning.steps import Steps
 from runner.components import losses as own_losses
+from runner.components.outputs import Outputs
 from runner.data.source import Batch
 from runner.errors import ConfigError
 from runner.spec import Measured, ModelSpec
@@ -32,10 +33,11 @@ def forward(
         return lambda x, y: (x.new_empty(0), steps.train(x, y))
     call = layers.direct(network)
     if function is not None:
+        outputs = outputs_of(network)
 
         def own(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             z = call(x)
-            return z, function(z, (x, y)).mean()
+            return z, function(unpacked(z, outputs), (x, y)).mean()
 
         return own
     kernel = losses.build(loss, has_weights)
@@ -54,6 +56,16 @@ def steps_of(network: nn.Module) -> Steps:
     return network.steps
 
 
+def outputs_of(network: nn.Module) -> Outputs | None:
+    """Return the outputs of a network that has several ones."""
+    return network.outputs if isinstance(network, custom.Network) else None
+
+
+def unpacked(z: Tensor, outputs: Outputs | None) -> Any:
+    """Return a network's outputs as the user's loss gets them."""
+    return z if outputs is None else outputs.unpack(z, torch.reshape)
+
+
 def own_function(loss: Any) -> OwnLoss | None:
     """Return the user's loss function, f(outputs, batch); None if the loss is none."""
     if loss.name != "custom":
@@ -64,12 +76,14 @@ def own_function(loss: Any) -> OwnLoss | None:
     return function
 
 
-def check_loss(loss: Any, example: Batch, output_shape: Any, dtype: np.dtype) -> None:
+def check_loss(loss: Any, example: Batch, model: ModelSpec) -> None:
     """Implements `runner.spec.Backend.check_loss`."""
     x, y = (torch.from_numpy(example[name]) for name in ("x", "y"))
-    like = torch.from_numpy(np.empty(0, dtype))
-    z = torch.zeros(len(x), *output_shape, dtype=like.dtype, requires_grad=True)
-    value = own_losses.tried(loss, own_function, z, (x, y))
+    like = torch.from_numpy(np.empty(0, model.dtype))
+    shape = (len(x), *model.network.output_shape)
+    z = torch.zeros(shape, dtype=like.dtype, requires_grad=True)
+    outputs = model.network.outputs
+    value = own_losses.tried(loss, own_function, unpacked(z, outputs), (x, y), outputs)
     own_losses.check_value(loss, value, isinstance(value, Tensor), len(x))
     if not value.requires_grad:
         raise ConfigError(
@@ -117,11 +131,11 @@ def _own_loss(
     keeps_outputs: bool,
     seed: Callable[[int], None],
 ) -> Measured:
-    values, outputs = [], []
+    values, outputs, named = [], [], outputs_of(network)
     for i, (x, y) in enumerate(blocks):
         seed(i)
         z = network(x)
-        values.append(function(z, (x, y)).double().expand(len(x)).cpu().numpy())
+        values.append(function(unpacked(z, named), (x, y)).double().expand(len(x)).cpu().numpy())
         if keeps_outputs:
             outputs.append((z.float() if z.dtype in device.SHORT else z).cpu().numpy())
     return Measured(

@@ -17,6 +17,7 @@ import numpy as np
 
 from runner import user_code
 from runner.components.layers import Network, Shape, Variable
+from runner.components.outputs import Outputs
 from runner.errors import ConfigError
 
 
@@ -110,7 +111,8 @@ class Built:
 
     weights: Mapping[str, np.ndarray]
     buffers: Mapping[str, np.ndarray]  # tensors that are not trained
-    output_shape: Shape
+    output_shape: Shape  # of packed outputs, if there are several
+    outputs: Outputs | None = None  # several ones; None: one tensor
     uses_xla: bool = True  # False if XLA cannot compile it
     layers: Any = None  # of a twin: runner.components.twins.Layers
     has_loss: bool = False  # True: the model computes its own loss
@@ -155,6 +157,10 @@ class CustomNetwork(Network):
     @property
     def output_shape(self) -> Shape:
         return self.built.output_shape
+
+    @property
+    def outputs(self) -> Outputs | None:
+        return self.built.outputs
 
     def variables(self) -> dict[str, Variable]:
         """Map names to variables, in order of definition. Weight decay applies to weights with at

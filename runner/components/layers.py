@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, Union
 import numpy as np
 from pydantic import AfterValidator, Field
 
+from runner.components.outputs import Outputs
 from runner.components.positions import rotations
 from runner.errors import ConfigError, nearest, show
 from runner.random import uniform
@@ -951,6 +952,11 @@ class Network:
     @property
     def output_shape(self) -> Shape:
         return self.nodes[-1].output_shape if self.nodes else self.input_shape
+
+    @property
+    def outputs(self) -> Outputs | None:
+        """Several outputs, which only a model of the user's own has."""
+        return None
 
     def walk(self) -> Iterator[Node]:
         """Iterate over all nodes in order of definition; branches come after their node."""

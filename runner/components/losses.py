@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from runner import user_code
+from runner.components.outputs import Outputs
 from runner.errors import ConfigError
 from runner.section import Fraction, NonNegative, OwnCode, Positive, Probability, Section
 
@@ -207,9 +208,15 @@ def is_own(loss: Any) -> bool:
     return isinstance(loss, Custom | Model)
 
 
-def tried(loss: Custom, make: Callable[[Custom], Any], outputs: Any, batch: Any) -> Any:
+def tried(
+    loss: Custom,
+    make: Callable[[Custom], Any],
+    outputs: Any,
+    batch: Any,
+    several: Outputs | None = None,
+) -> Any:
     """Call the user's loss function, which the backend makes, with tensors of the framework. Raise
-    ConfigError if that fails."""
+    ConfigError if that fails. `several` describes several outputs."""
     try:
         function = make(loss)
     except ValueError as error:
@@ -217,9 +224,10 @@ def tried(loss: Custom, make: Callable[[Custom], Any], outputs: Any, batch: Any)
     try:
         return function(outputs, batch)
     except Exception as error:
+        shape = f"of shape {list(outputs.shape)}" if several is None else f"{several} of a row"
         raise ConfigError(
             f"loss._target_ {loss.code} raised {user_code.blame(error, loss.code)}, given outputs "
-            f"of shape {list(outputs.shape)} and y of shape {list(batch[1].shape)}"
+            f"{shape} and y of shape {list(batch[1].shape)}"
         ) from error
 
 

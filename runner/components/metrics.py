@@ -23,6 +23,7 @@ import numpy as np
 
 from runner import user_code
 from runner.components.losses import by_row, log_softmax
+from runner.components.outputs import Outputs
 from runner.errors import ConfigError, RunError, nearest
 from runner.section import OwnCode
 
@@ -121,12 +122,16 @@ _OURS = ("accuracy", "mean_absolute_error")  # each for one of the two tasks
 
 
 def choose(
-    asked: Sequence[str | CustomMetric] | str, task: str, num_outputs: int, y: Array
+    asked: Sequence[str | CustomMetric] | str,
+    task: str,
+    num_outputs: int,
+    y: Array,
+    several: Outputs | None = None,
 ) -> dict[str, Metric]:
     """Choose metrics by name. `auto` is accuracy for classification, and none for regression, where
     the loss is enough. For labels at steps it is bits_per_token, at pixels accuracy and mean_iou.
     `y` has targets on which the metrics that are not ours are tried, with random outputs, so that
-    an error ends the run before the training."""
+    an error ends the run before the training. `several` describes several outputs."""
     if asked == "auto":
         usual = {1: ["accuracy"], 2: ["bits_per_token"]}.get(y.ndim, ["accuracy", "mean_iou"])
         asked = usual if task == "classification" else []
@@ -136,7 +141,14 @@ def choose(
         if name in chosen or name == "loss":
             raise ConfigError(f"metrics must have different names and not loss, got {name} twice")
         if isinstance(metric, CustomMetric):
-            chosen[name] = _own(metric, f"metrics[{i}].", num_outputs, y)
+            trial = _trial(y, num_outputs) if several is None else several.trial(len(y))
+            chosen[name] = _own(metric, f"metrics[{i}].", trial, y)
+        elif several is not None:
+            raise ConfigError(
+                f"metrics: {name} needs one output, and {several.model} returns "
+                f"{', '.join(several.names)}; name a function of yours, "
+                f"{{_target_: MODULE.FUNCTION}}"
+            )
         else:
             chosen[name] = _find(metric, task, num_outputs, y)
     return chosen
@@ -184,13 +196,14 @@ def _trial(y: Array, num_outputs: int) -> Array:
     return np.random.default_rng(0).normal(size=(len(y), *positions, num_outputs))
 
 
-def _own(metric: CustomMetric, key: str, num_outputs: int, y: Array) -> Metric:
+def _own(metric: CustomMetric, key: str, z: Any, y: Array) -> Metric:
+    """Make a metric of the user's function; z are outputs to try it on."""
     try:
         function = metric.given or user_code.function(metric.section)
     except ValueError as error:
         raise ConfigError(f"{key}{error}") from error
     try:
-        value = np.asarray(function(_trial(y, num_outputs), y), dtype=np.float64)
+        value = np.asarray(function(z, y), dtype=np.float64)
     except Exception as error:
         reason = user_code.blame(error, metric.code)
         raise ConfigError(f"{key}_target_ {metric.code} raised {reason}") from error
@@ -219,7 +232,7 @@ def check_weights(chosen: Mapping[str, Metric], num_outputs: int, y: Array) -> N
         )
 
 
-def measure(name: str, metric: Metric, z: Array, y: Array, weights: Array | None = None) -> Any:
+def measure(name: str, metric: Metric, z: Any, y: Array, weights: Array | None = None) -> Any:
     """Call a metric, one of all rows with their weights. Raise RunError if it raises an error."""
     try:
         return metric.function(z, y) if weights is None else metric.function(z, y, weights)

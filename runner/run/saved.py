@@ -403,14 +403,21 @@ class Run:
             raise ConfigError(f"{self.folder} has no test rows: data.test_fraction was 0")
         return prepared
 
-    def predict(self, x: Any) -> np.ndarray:
+    def predict(self, x: Any) -> Any:
         """Predict the outputs of raw rows, as in the data's file: logits of the classes, or targets
-        in the data's units. A table (a DataFrame of pandas or Polars, an Arrow table, a dict of
+        in the data's units; of a model with several outputs, a tuple or a dict of them, as the
+        model returns them. A table (a DataFrame of pandas or Polars, an Arrow table, a dict of
         columns, a list of dicts) must have the columns that the run was trained on, in any order;
         text, dates and missing cells are transformed as in training. A run of data=text_classes
         takes a list of texts, or of pairs of them, a table with its columns, or token ids.
         # x float[N, ...] -> float[N, C]
         """
+        outputs, several = self.packed_outputs(x), self.model_spec.network.outputs
+        return outputs if several is None else several.unpack(outputs)
+
+    def packed_outputs(self, x: Any) -> np.ndarray:
+        """Return what `predict` does; several outputs joined in one array, in order of definition.
+        # float[N, C]"""
         data, section = self.data, self.config.data
         if data["features"]:
             x = self._of_table(x)
@@ -436,6 +443,7 @@ class Run:
             rows = (x_scaling.apply(values) if x_scaling else values).astype(self.model_spec.dtype)
         check_finite("x", rows, f"the new rows, scaled and in {rows.dtype}")
         outputs = self.outputs({"x": np.ascontiguousarray(rows)})
+        y_scaling = None if self.model_spec.network.outputs is not None else y_scaling
         return y_scaling.invert(outputs.astype(np.float64)) if y_scaling else outputs
 
     def _of_table(self, x: Any) -> Any:
@@ -470,8 +478,8 @@ class Run:
             )
 
     def outputs(self, rows: Batch) -> np.ndarray:
-        """Return the network's outputs for rows as in training: scaled, in the run's dtype.
-        # float[N, C]"""
+        """Return the network's outputs for rows as in training: scaled, in the run's dtype; several
+        outputs joined in order of definition.  # float[N, C]"""
         self.check_outputs()
         backend = dispatcher.load(self.config.backend)
         if self.owns_process:

@@ -4,6 +4,7 @@ observers."""
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any, Self
@@ -13,7 +14,9 @@ import numpy as np
 from runner.components.loss_scale import SLOT
 from runner.components.losses import is_own
 from runner.components.metrics import Means
+from runner.components.outputs import Outputs
 from runner.data.order import Chunk
+from runner.data.source import Batch
 from runner.errors import IF_DIVERGED, RunError
 from runner.plan import Plan, add_rows, evaluate, rows
 from runner.run.checkpoints import Checkpoints
@@ -119,6 +122,7 @@ class Training:
 
     def on_chunk_start(self, chunk: Chunk, live: Live) -> None:
         """Implements `runner.spec.OnChunkStart`."""
+        live = self._shown(live)
         for observer in self.observers:
             observer.on_chunk_start(chunk, live)
 
@@ -126,11 +130,14 @@ class Training:
         """Implements `runner.spec.OnChunk`."""
         order, step = self.plan.order, chunk.first_step + chunk.num_steps
         self._count(chunk, report)
-        answers = [observer.on_chunk(chunk, report, live) for observer in self.observers]
+        several, shown = self.plan.network.outputs, self._shown(live)
+        if several is not None and report.outputs is not None:
+            report = replace(report, outputs=several.unpack(report.outputs))
+        answers = [observer.on_chunk(chunk, report, shown) for observer in self.observers]
         is_finished = step == order.total_steps
         if is_finished or step % order.steps_per_epoch == 0:
             epoch = self._end_epoch(step, live)
-            again = [observer.on_epoch(epoch, live) for observer in self.observers]
+            again = [observer.on_epoch(epoch, shown) for observer in self.observers]
             answers = [a and b for a, b in zip(answers, again, strict=True)]
         stop = self.signals.received is not None or not all(answers)
         for name, goes_on in zip(self._additional, answers[len(self._default) :], strict=True):
@@ -139,7 +146,7 @@ class Training:
                 self.console.say(f"ended by the observer {name.partition(' ')[2]} at step {step}")
         if is_finished or not all(answers):
             for observer in self.observers:
-                observer.on_finish(live)
+                observer.on_finish(shown)
         if (
             is_finished
             or stop
@@ -148,6 +155,11 @@ class Training:
             best = (self.result()["best"] or {}).get("step")
             self.checkpoints.save(live.state(), self._state(), best)
         return not stop
+
+    def _shown(self, live: Live) -> Any:
+        """Return the model as observers get it: `predict` returns several outputs by name."""
+        several = self.plan.network.outputs
+        return live if several is None else _Shown(live, several)
 
     def on_end(self, result: Mapping[str, Any]) -> None:
         """Pass the run's result to the observers."""
@@ -249,6 +261,19 @@ class Training:
             "config_sha256": self._config_sha256,
             "threads": self.plan.model.threads,
         }
+
+
+class _Shown:
+    """The model during training, whose `predict` returns a tuple or a dict of several outputs."""
+
+    def __init__(self, live: Live, outputs: Outputs) -> None:
+        self._live, self._outputs = live, outputs
+
+    def predict(self, rows: Batch) -> Any:
+        return self._outputs.unpack(self._live.predict(rows))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._live, name)
 
 
 def _key(column: str) -> str:

@@ -52,19 +52,24 @@ def evaluate(run: Run, source: str | None = None) -> int:
 
 def _by_row(prepared: Plan, outputs: np.ndarray) -> bytes:
     """Format a line per row, in the order of the file; its path comes first if it is a file.
-    Targets and outputs of a regression are in the data's units, the loss is in scaled units."""
+    Targets and outputs of a regression are in the data's units, the loss is in scaled units.
+    Several outputs are as the model returns them."""
     data, y = prepared.data, prepared.data.test.y
     outputs = outputs.astype(np.float64)
     columns = rows(prepared, outputs, y)
-    if data.y_scaling is not None:
-        outputs, y = (data.y_scaling.invert(values) for values in (outputs, y))
+    several, scaling = prepared.network.outputs, data.y_scaling
+    if scaling is not None:
+        y = scaling.invert(y)
+        outputs = scaling.invert(outputs) if several is None else outputs
     targets = np.array(data.classes)[y][:, None] if data.classes else y
     names = data.target if isinstance(data.target, list) else [data.target or "target"]
     if data.row_names:
         names, targets = ["path", *names], np.column_stack([data.row_names, targets])
     content = io.StringIO(newline="")
     writer = csv.writer(content)
-    writer.writerow([*names, *(f"output_{i}" for i in range(outputs.shape[1])), *columns])
+    header = [f"output_{i}" for i in range(outputs.shape[1])]
+    header = header if several is None else [*several.columns()]
+    writer.writerow([*names, *header, *columns])
     measured = np.stack([*columns.values(), np.zeros(len(y))], axis=1)[:, :-1]
     for target, output, values in zip(targets, outputs, measured, strict=True):
         writer.writerow([*target.tolist(), *output.tolist(), *values.tolist()])

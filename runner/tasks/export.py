@@ -13,8 +13,9 @@ import numpy as np
 from safetensors.numpy import save
 
 from runner import dispatcher
+from runner.components.custom import CustomNetwork
 from runner.data.dataset import Scaling
-from runner.errors import ConfigError
+from runner.errors import ConfigError, RunError
 from runner.run import run_folder
 from runner.run.saved import Run
 from runner.text.console import capture
@@ -41,7 +42,9 @@ def export(run: Run, format: str | None) -> int:
     with capture() as (console, captured):
         backend, name = _FORMATS[format]
         path = run.folder / name
+        several = None if backend is None else run.model_spec.network.outputs
         scalings = [Scaling.of(run.data[key]) for key in ("x_scaling", "y_scaling")]
+        scalings[1] = scalings[1] if several is None else None
         if backend is not None:
             run.check_outputs()
             _check_range(scalings, run)
@@ -56,9 +59,12 @@ def export(run: Run, format: str | None) -> int:
                 exported.write_bytes(save(dict(run.weights)))
             else:
                 run = replace(run, config=run.config.model_copy(update={"backend": backend}))
-                dispatcher.load(backend).export(run.model_spec, run.state, exported, *scalings)
+                _export(run, exported, scalings)
             description = Path(temporary) / f"{name}.json"
-            run_folder.write_json(description, _description(run.data, scales=backend is not None))
+            text = _description(run.data, scales=backend is not None)
+            if several is not None:
+                text["outputs"] = several.described()
+            run_folder.write_json(description, text)
             exported.chmod(description.stat().st_mode)  # some writers make it unreadable for others
             for file in (description, exported):
                 file.replace(run.folder / file.name)
@@ -66,6 +72,26 @@ def export(run: Run, format: str | None) -> int:
         if run.data["features"] or any(scalings):
             console.say(f"names    {path}.json (columns, classes and scaling)")
         return 0
+
+
+def _export(run: Run, path: Path, scalings: Sequence[Scaling | None]) -> None:
+    """Let the backend write the file. An exporter that cannot follow code of the user's own ends
+    the command in one line."""
+    export = dispatcher.load(run.config.backend).export
+    if not isinstance(run.model_spec.network, CustomNetwork):
+        export(run.model_spec, run.state, path, *scalings)
+        return
+    try:
+        export(run.model_spec, run.state, path, *scalings)
+    except (ConfigError, RunError, OSError):
+        raise
+    except Exception as error:
+        line = next(iter(str(error).strip().splitlines()), "")
+        raise ConfigError(
+            f"format={run.config.format}: the framework's exporter cannot follow the model's code: "
+            f"{type(error).__name__}: {line[:300]}; the number of rows must stay free (x.shape[0], "
+            f"not len(x)); format=safetensors writes its weights"
+        ) from error
 
 
 def _tidy(folder: Path) -> None:

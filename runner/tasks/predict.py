@@ -28,16 +28,19 @@ def predict(run: Run, source: str) -> int:
     predictions.
 
     It contains the outputs (for regression in the data's units); for classification also the
-    probability of each class and the most probable label. Rows are transformed and scaled like the
-    training rows. A table (CSV, Parquet, ...) needs the training columns, in any order; an NPZ
-    needs the array `x`. A run of images or audio takes a folder of files, whose paths are the first
-    column.
+    probability of each class and the most probable label. Several outputs of a model of the user's
+    own are as the model returns them, without probabilities: the array output_NAME of each in an
+    NPZ file, the columns output_NAME, output_NAME_I, ... in a CSV file.
+
+    Rows are transformed and scaled like the training rows. A table (CSV, Parquet, ...) needs the
+    training columns, in any order; an NPZ needs the array `x`. A run of images or audio takes a
+    folder of files, whose paths are the first column.
     """
     with capture() as (console, captured):
         path, x, names, warnings = _rows(source, run)
         for warning in warnings:
             console.say(f"warning: {warning}")
-        outputs = run.predict(x).astype(np.float64)
+        outputs = run.packed_outputs(x).astype(np.float64)
         captured.into(run.folder / "run.log")
         num_bad = int((~np.isfinite(outputs)).reshape(len(outputs), -1).any(axis=1).sum())
         if num_bad:
@@ -45,7 +48,8 @@ def predict(run: Run, source: str) -> int:
                 f"warning: outputs of {num_bad} of {len(outputs)} rows are NaN or infinite; the "
                 f"run may have diverged"
             )
-        classes: list[str] = run.data["classes"]
+        several = run.model_spec.network.outputs
+        classes: list[str] = run.data["classes"] if several is None else []
         columns: dict[str, Any] = {"outputs": outputs}
         if classes:
             columns["probability"] = probabilities(outputs)
@@ -58,7 +62,12 @@ def predict(run: Run, source: str) -> int:
                 f"{show_path(path)}"
             )
         suffix = ".npz" if names is None and path.suffix.lower() == ".npz" else ".csv"
-        content = _npz(columns) if suffix == ".npz" else _csv(columns, classes, names)
+        header = [f"output_{i}" for i in range(outputs.shape[1])]
+        if several is not None:
+            header = [*several.columns()]
+        if several is not None and suffix == ".npz":
+            columns = {f"output_{name}": v for name, v in several.named(outputs).items()}
+        content = _npz(columns) if suffix == ".npz" else _csv(columns, header, classes, names)
         written = write_new(run.folder, "predictions", suffix, content)
         console.say(f"file     {written}  ({len(outputs)} rows)")
         return 0
@@ -124,13 +133,14 @@ def _npz(columns: dict[str, Any]) -> bytes:
     return content.getvalue()
 
 
-def _csv(columns: dict[str, Any], classes: list[str], names: list[str] | None) -> bytes:
-    """Format the columns path, if rows have names; output_0, ..., in the order of the network's
+def _csv(
+    columns: dict[str, Any], outputs: list[str], classes: list[str], names: list[str] | None
+) -> bytes:
+    """Format the columns path, if rows have names; `outputs`, in the order of the network's
     outputs; probability_CLASS for each class; label."""
     content = io.StringIO(newline="")
     writer = csv.writer(content)
-    header = [] if names is None else ["path"]
-    header += [f"output_{i}" for i in range(columns["outputs"].shape[1])]
+    header = [*([] if names is None else ["path"]), *outputs]
     writer.writerow(
         [*header, *(f"probability_{name}" for name in classes), *(["label"] if classes else [])]
     )
