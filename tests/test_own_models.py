@@ -79,12 +79,16 @@ from runner.plan import plan
 
 
 class Net(keras.Model):
-    def __init__(self, width=16, rate=0.2):
-        super().__init__()
+    def __init__(self, width=16, rate=0.2, **kwargs):
+        super().__init__(**kwargs)
+        self.arguments = {"width": width, "rate": rate}
         self.dense = keras.layers.Dense(width)
         self.norm = keras.layers.BatchNormalization()
         self.dropout = keras.layers.Dropout(rate)
         self.head = keras.layers.Dense(10)
+
+    def get_config(self):
+        return {**super().get_config(), **self.arguments}
 
     def call(self, x, training=False):
         x = keras.ops.relu(self.norm(self.dense(x), training=training))
@@ -228,8 +232,29 @@ def test_what_can_be_done_with_a_run_can_be_done_with_it(here: Path, backend: st
 
         exported = torch.export.load(folder / "model.pt2").module()
         found = exported(torch.from_numpy(x)).detach().numpy()
-        # float32 sums in another order
-        np.testing.assert_allclose(found, outputs, rtol=0, atol=1e-5)
+    else:
+        import keras
+
+        space: dict[str, object] = {"__name__": "mine"}
+        exec(MODULE["keras"], space)
+        loaded = keras.models.load_model(folder / "model.keras", {"Net": space["Net"]})
+        found = loaded(x, training=False).numpy()
+    # float32 sums in another order
+    np.testing.assert_allclose(found, outputs, rtol=0, atol=1e-5)
+
+
+def test_a_keras_file_that_cannot_be_loaded_is_not_written(tmp_path: Path) -> None:
+    """Keras makes a subclass from its config, which holds the defaults of its arguments."""
+    (tmp_path / "mine.py").write_text(MODULE["keras"])
+    one = ("model=custom", "model._target_=mine.Pixels", "data.images=true", *SHORT)
+    (done,) = forked(tmp_path, (*one, "trainer.max_steps=1", "backend=keras"))
+    (exported,) = forked(tmp_path, (f"run={done.folder}", "task=export", "format=keras", TRUSTED))
+    assert exported.status == 2
+    assert exported.err.startswith(
+        "error: format=keras: a file of model._target_ mine.Pixels cannot be loaded: TypeError: "
+    )
+    assert exported.err.count("\n") == 1
+    assert not (tmp_path / done.folder / "model.keras").exists()
 
 
 def test_images_come_in_the_framework_s_order(here: Path, backend: str) -> None:

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -181,6 +182,29 @@ def _described(source: Source, y: Any) -> Outputs | None:
         return _is_output(value) and "float" in value.dtype
 
     return describe(y, is_one, lambda value: tuple(value.shape[1:]), source.name)
+
+
+def check_file(path: Path, own: keras.Model, name: str) -> None:
+    """Refuse to export a model of the user's own whose file Keras cannot read again: it makes the
+    model from what get_config returns."""
+    classes = {
+        type(layer).__name__: type(layer)
+        for layer in _layers(own)
+        if type(layer).__module__.partition(".")[0] != "keras"
+    }
+    if not classes:
+        return
+    try:
+        keras.models.load_model(path, custom_objects=classes, compile=False)
+    except Exception as error:
+        reason = [line for line in str(error).splitlines() if line.strip()]
+        if "Could not locate class" in str(error):  # of a layer within a layer
+            return
+        raise ConfigError(
+            f"format=keras: a file of {name} cannot be loaded: {type(error).__name__}: "
+            f"{reason[-1] if reason else ''}; let __init__ of its classes take **kwargs for Keras, "
+            f"and get_config return all other arguments; format=safetensors writes the weights"
+        ) from error
 
 
 def _copy(original: keras.Layer) -> keras.Layer:

@@ -353,6 +353,7 @@ def export(
     """Write a .keras file; keras.models.load_model(path) is the model. With the scalings, it takes
     raw rows and returns outputs in the data's units. It scales in float64."""
     network = _loaded(model, state)
+    own = network.own_model() if isinstance(model.network, CustomNetwork) else None
     if x_scaling or y_scaling:
         x = keras.Input(model.network.input_shape, dtype=model.input_dtype.name)
         y = network(
@@ -363,6 +364,8 @@ def export(
         y = keras.tree.map_structure(keras.layers.Activation("linear", dtype=model.dtype.name), y)
         network = keras.Model(x, y)
     network.save(path)
+    if isinstance(model.network, CustomNetwork):
+        custom.check_file(path, own, model.network.source.name)
 
 
 def _rescaled(x: Any, *numbers: np.ndarray | float) -> Any:
