@@ -297,13 +297,20 @@ class Plan:
         return self.keeps_outputs and not self.data.positions
 
     def batches(self, split: Split) -> Iterator[Batch]:
-        """Yield the fields of a split in order, as in training, for the backend's `measure`."""
-        y = losses.targets(self.loss, split.y, self.model.dtype)
+        """Yield the fields of a split in order, as in training, for the backend's `measure`. New
+        rows without the weights that the training rows have count equally."""
+        fields = {"y": losses.targets(self.loss, split.y, self.model.dtype)}
+        weight = split.weight
+        if weight is None and getattr(self.config.data, "weight", None) is not None:
+            weight = np.ones(len(split))
+        if weight is not None:
+            fields["weight"] = weight.astype(self.model.dtype)
         begin = 0
         for x in self._x_blocks(split):
             x = np.ascontiguousarray(x, dtype=self.model.input_dtype)
-            yield {"x": x, "y": y[begin : begin + len(x)]}
-            begin += len(x)
+            end = begin + len(x)
+            yield {"x": x, **{name: values[begin:end] for name, values in fields.items()}}
+            begin = end
 
     def chunks(
         self, start: int, checkpoint_steps: int | None, adapt: bool, end: int | None = None
@@ -465,7 +472,8 @@ def _example(config: Config, data: Dataset) -> Batch | None:
     rows = data.train.read(np.arange(min(config.trainer.batch_size, len(data.train))))
     dtype = np.dtype(np.float64 if config.trainer.precision == "float64" else np.float32)
     y = losses.targets(losses.Model(name="model"), rows["y"], dtype)
-    return {"x": np.ascontiguousarray(rows["x"], dtype=dtype), "y": y}
+    weight = {"weight": rows["weight"].astype(dtype)} if "weight" in rows else {}
+    return {"x": np.ascontiguousarray(rows["x"], dtype=dtype), "y": y, **weight}
 
 
 def _weighted_or_own(
@@ -473,12 +481,6 @@ def _weighted_or_own(
 ) -> Any:
     """Return the loss with its class weights as numbers, or the loss of the user's own code after a
     trial."""
-    if data.train.weight is not None and (_has_loss(model.network) or loss.name == "custom"):
-        what = "a loss of your own" if loss.name == "custom" else "a model with its own loss"
-        raise ConfigError(
-            f"{what} gets no weights of rows, and this data has weights; use a loss of this "
-            f"project, such as cross_entropy, or leave the weights out"
-        )
     if _has_loss(model.network):
         if config.loss.name != "auto":
             raise ConfigError(

@@ -14,7 +14,7 @@ from backends.keras import losses
 from runner import user_code
 from runner.components import losses as own_losses
 from runner.components.outputs import Outputs
-from runner.data.source import Batch
+from runner.data.source import Batch, blocks_of
 from runner.errors import ConfigError
 from runner.spec import Measured, ModelSpec
 
@@ -29,15 +29,16 @@ def build(loss: Any, model: keras.Model, has_weights: bool = False) -> Compute:
         own = model.own_model()
         takes_training = "training" in inspect.signature(own.compute_loss).parameters
 
-        def computed(x: Any, y: Any, z: Any, training: bool) -> Any:
+        def computed(x: Any, y: Any, z: Any, training: bool, *weights: Any) -> Any:
             more = {"training": training} if takes_training else {}
             z = unpacked(z, outputs)
-            return own.compute_loss(x=x, y=y, y_pred=z, sample_weight=None, **more)
+            weight = weights[0] if weights else None
+            return own.compute_loss(x=x, y=y, y_pred=z, sample_weight=weight, **more)
 
         return computed
     if loss.name == "custom":
         function = own_function(loss)
-        return lambda x, y, z, training: function(unpacked(z, outputs), (x, y))
+        return lambda x, y, z, training, *weights: function(unpacked(z, outputs), (x, y, *weights))
     kernel = losses.build(loss, has_weights)
     return lambda x, y, z, training, *weights: kernel(z, y, *weights)
 
@@ -57,18 +58,23 @@ def own_function(loss: Any) -> Callable[[Any, tuple[Any, ...]], Any]:
 
 def check_loss(loss: Any, example: Batch, model: ModelSpec) -> None:
     """Implements `runner.spec.Backend.check_loss`."""
-    x, y = (tf.constant(example[name]) for name in ("x", "y"))
-    z = tf.zeros([len(x), *model.network.output_shape], model.dtype)
+    batch = _tensors(example)
+    z = tf.zeros([len(batch[0]), *model.network.output_shape], model.dtype)
     outputs = model.network.outputs
     with tf.GradientTape() as tape:
         tape.watch(z)
-        value = own_losses.tried(loss, own_function, unpacked(z, outputs), (x, y), outputs)
-    own_losses.check_value(loss, value, tf.is_tensor(value), len(x))
+        value = own_losses.tried(loss, own_function, unpacked(z, outputs), batch, outputs)
+    own_losses.check_value(loss, value, tf.is_tensor(value), len(batch[0]))
     if tape.gradient(value, z) is None:
         raise ConfigError(
             f"loss._target_ {loss.code} must depend on the outputs through the framework's "
             f"functions"
         )
+
+
+def _tensors(batch: Batch) -> tuple[Any, ...]:
+    """Return x, y, and weights if the rows have some."""
+    return tuple(tf.constant(batch[name]) for name in ("x", "y", "weight") if name in batch)
 
 
 def metrics_of(model: keras.Model) -> list[Any]:
@@ -99,9 +105,9 @@ def _evaluation(model: keras.Model, compute: Compute | None, dtype: str) -> Any:
     `compute`. It is traced once per run."""
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def evaluate(x: Any, y: Any) -> tuple[Any, Any]:
+    def evaluate(x: Any, y: Any, *weights: Any) -> tuple[Any, Any]:
         z = tf.cast(model(x, training=False), dtype)
-        value = compute(x, y, z, False) if compute else tf.constant(0.0)
+        value = compute(x, y, z, False, *weights) if compute else tf.constant(0.0)
         return z, tf.broadcast_to(tf.cast(value, tf.float64), tf.shape(x)[:1])
 
     return evaluate
@@ -123,11 +129,10 @@ def measure(
     before = [variable.value.numpy() for variable in counts]
     for metric in metrics:
         metric.reset_state()
-    outputs, values, size = [], [], spec.batch_size
+    outputs, values = [], []
     for batch in batches:
-        for i in range(0, len(batch["x"]), size):
-            x, y = (tf.constant(batch[name][i : i + size]) for name in ("x", "y"))
-            z, rows = evaluate(x, y)
+        for block in blocks_of(batch, spec.batch_size):
+            z, rows = evaluate(*_tensors(block))
             values.append(rows.numpy())
             if keeps_outputs:
                 outputs.append(z.numpy())
@@ -162,12 +167,12 @@ def _overrides(own: keras.Model, method: str) -> bool:
 
 def trial(loss: Any, model: keras.Model, example: Batch, name: str) -> None:
     """Try the model's loss and metrics on some rows; restore its variables."""
-    x, y = (tf.constant(example[field]) for field in ("x", "y"))
+    x, y, *weights = _tensors(example)
     before = [variable.value.numpy() for variable in model.variables]
     try:
         for training in (True, False):
             z = model(x, training=training)
-            value = build(loss, model)(x, y, z, training)
+            value = build(loss, model)(x, y, z, training, *weights)
     except Exception as error:
         raise ConfigError(
             f"{name} raised {user_code.blame(error, type(model.own_model()).__module__)}, given "

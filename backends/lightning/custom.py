@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from backends.lightning import layers, twin
-from backends.lightning.steps import Steps, check, overrides, rate_factors, trial
+from backends.lightning.steps import (
+    Steps,
+    check,
+    overrides,
+    rate_factors,
+    tensors,
+    trial,
+)
 from runner.components.custom import (
     ROWS_OF_REPETITION,
     Built,
@@ -173,10 +180,10 @@ def _tried(
     """Try the module's steps. Return the columns that they log. The module is not used again, or
     its tensors are restored."""
     assert network.steps is not None
-    x, y = (torch.from_numpy(example[field]) for field in ("x", "y"))
+    batch = tensors(example)
     before = {name: tensor.detach().clone() for name, tensor in network.named().items()}
     with seeded(seed), torch.random.fork_rng(devices=[]):
-        columns = trial(network.steps, x, y, name)
+        columns = trial(network.steps, batch, name)
     with torch.no_grad():
         for name, tensor in network.named().items():
             tensor.copy_(before[name])
@@ -187,7 +194,7 @@ def _tried(
 def _is_repeatable(network: Network, example: Batch, seed: int, name: str) -> bool:
     """Return whether two forward passes in training are equal under the same seed of torch.
     Python's and NumPy's generators go on, as they do in training. The module is not used again."""
-    x, y = (torch.from_numpy(example[field][:ROWS_OF_REPETITION]) for field in ("x", "y"))
+    batch = tuple(values[:ROWS_OF_REPETITION] for values in tensors(example))
     before = {name: tensor.detach().clone() for name, tensor in network.named().items()}
     results = []
     network.train()
@@ -196,7 +203,7 @@ def _is_repeatable(network: Network, example: Batch, seed: int, name: str) -> bo
             for _ in range(2):
                 torch.manual_seed(seed % 2**63)
                 steps = network.steps
-                z = network(x) if steps is None else steps.train(x, y)
+                z = network(batch[0]) if steps is None else steps.train(*batch)
                 if not isinstance(z, Tensor):
                     raise RunError(
                         f"{name} must return a tensor in training and in evaluation, got "

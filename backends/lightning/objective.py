@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from backends.lightning import custom, device, layers, losses
-from backends.lightning.steps import Steps
+from backends.lightning.steps import Steps, tensors
 from runner.components import losses as own_losses
 from runner.components.outputs import Outputs
-from runner.data.source import Batch
+from runner.data.source import Batch, blocks_of
 from runner.errors import ConfigError
 from runner.spec import Measured, ModelSpec
 
@@ -30,14 +30,14 @@ def forward(
     outputs of a model that computes its own loss are empty."""
     if loss.name == "model":
         steps = steps_of(network)
-        return lambda x, y: (x.new_empty(0), steps.train(x, y))
+        return lambda x, *others: (x.new_empty(0), steps.train(x, *others))
     call = layers.direct(network)
     if function is not None:
         outputs = outputs_of(network)
 
-        def own(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        def own(x: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
             z = call(x)
-            return z, function(unpacked(z, outputs), (x, y)).mean()
+            return z, function(unpacked(z, outputs), (x, *others)).mean()
 
         return own
     kernel = losses.build(loss, has_weights)
@@ -78,13 +78,13 @@ def own_function(loss: Any) -> OwnLoss | None:
 
 def check_loss(loss: Any, example: Batch, model: ModelSpec) -> None:
     """Implements `runner.spec.Backend.check_loss`."""
-    x, y = (torch.from_numpy(example[name]) for name in ("x", "y"))
+    batch = tensors(example)
     like = torch.from_numpy(np.empty(0, model.dtype))
-    shape = (len(x), *model.network.output_shape)
+    shape = (len(batch[0]), *model.network.output_shape)
     z = torch.zeros(shape, dtype=like.dtype, requires_grad=True)
     outputs = model.network.outputs
-    value = own_losses.tried(loss, own_function, unpacked(z, outputs), (x, y), outputs)
-    own_losses.check_value(loss, value, isinstance(value, Tensor), len(x))
+    value = own_losses.tried(loss, own_function, unpacked(z, outputs), batch, outputs)
+    own_losses.check_value(loss, value, isinstance(value, Tensor), len(batch[0]))
     if not value.requires_grad:
         raise ConfigError(
             f"loss._target_ {loss.code} must depend on the outputs through torch's functions"
@@ -106,9 +106,9 @@ def measure(
     training = network.training
     network.eval()
     blocks = (
-        (torch.from_numpy(x).to(torch_device), torch.from_numpy(y).to(torch_device))
+        tuple(values.to(torch_device) for values in tensors(block))
         for batch in batches
-        for x, y in _blocks(batch, model.batch_size)
+        for block in blocks_of(batch, model.batch_size)
     )
     with torch.no_grad(), mixed:
         if function is None:
@@ -119,11 +119,6 @@ def measure(
     return measured
 
 
-def _blocks(batch: Batch, size: int) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-    x, y = batch["x"], batch["y"]
-    return ((x[i : i + size], y[i : i + size]) for i in range(0, len(x), size))
-
-
 def _own_loss(
     function: OwnLoss,
     network: nn.Module,
@@ -132,10 +127,11 @@ def _own_loss(
     seed: Callable[[int], None],
 ) -> Measured:
     values, outputs, named = [], [], outputs_of(network)
-    for i, (x, y) in enumerate(blocks):
+    for i, block in enumerate(blocks):
         seed(i)
+        x = block[0]
         z = network(x)
-        values.append(function(unpacked(z, named), (x, y)).double().expand(len(x)).cpu().numpy())
+        values.append(function(unpacked(z, named), block).double().expand(len(x)).cpu().numpy())
         if keeps_outputs:
             outputs.append((z.float() if z.dtype in device.SHORT else z).cpu().numpy())
     return Measured(

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from runner.components.clipping import Clip
+from runner.data.source import Batch
 from runner.errors import ConfigError, RunError
 from runner.spec import Measured
 from runner.user_code import blame
@@ -156,9 +157,10 @@ class Steps:
         if step % self.steps_per_epoch == 0:
             self._call("on_train_epoch_start")
 
-    def train(self, x: Tensor, y: Tensor) -> Tensor:
-        """Call `training_step` on a micro-batch. Return its loss."""
-        batch, index = (self.to_model(x), y), self.batch_index
+    def train(self, x: Tensor, *others: Tensor) -> Tensor:
+        """Call `training_step` on a micro-batch: x, y, and weights if the rows have some. Return
+        its loss."""
+        batch, index = (self.to_model(x), *others), self.batch_index
         self.log.num_rows = len(x)
         self._call("on_train_batch_start", batch, index)
         returned = self._step("training_step", batch, index)
@@ -215,7 +217,7 @@ class Steps:
     # ---- validation
 
     def validate(
-        self, blocks: Iterable[tuple[Tensor, Tensor]], seed: Callable[[int], None]
+        self, blocks: Iterable[tuple[Tensor, ...]], seed: Callable[[int], None]
     ) -> Measured:
         """Call `validation_step` on each block, with its hooks."""
         if not self.has_validation:
@@ -227,10 +229,10 @@ class Steps:
         try:
             for hook in ("on_validation_start", "on_validation_epoch_start"):
                 self._call(hook)
-            for i, (x, y) in enumerate(blocks):
+            for i, block in enumerate(blocks):
                 seed(i)
-                for name, value in self._validate(x, y, i).items():
-                    rows.setdefault(name, []).append(np.full(len(x), value))
+                for name, value in self._validate(block, i).items():
+                    rows.setdefault(name, []).append(np.full(len(block[0]), value))
             self._call("on_validation_epoch_end")
             last = {name: [v for v, _ in each] for name, each in self.log.take().items()}
             numbers = {column(name, "val"): v[-1] for name, v in last.items()}
@@ -246,8 +248,9 @@ class Steps:
         means = {name: np.concatenate(v) for name, v in rows.items() if name not in reduced}
         return Measured(means, {**reduced, **numbers})
 
-    def _validate(self, x: Tensor, y: Tensor, index: int) -> dict[str, float]:
-        batch = self.to_model(x), y
+    def _validate(self, block: tuple[Tensor, ...], index: int) -> dict[str, float]:
+        x, *others = block
+        batch = self.to_model(x), *others
         self.log.num_rows = len(x)
         self._call("on_validation_batch_start", batch, index)
         returned = self._step("validation_step", batch, index)
@@ -335,17 +338,25 @@ def rate_factors(module: pl.LightningModule) -> dict[str, float] | None:
     return {names[p]: g["lr"] / first for g in groups for p in g["params"] if p in names}
 
 
-def trial(steps: Steps, x: Tensor, y: Tensor, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def tensors(batch: Batch) -> tuple[Tensor, ...]:
+    """Return x, y, and weights if the rows have some."""
+    names = [name for name in ("x", "y", "weight") if name in batch]
+    return tuple(torch.from_numpy(batch[name]) for name in names)
+
+
+def trial(
+    steps: Steps, batch: tuple[Tensor, ...], name: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Try one training step and one validation step. Return the columns that they log."""
     try:
         steps.begin_fit(0, 1, 1, 1)
         steps.begin_update(0)
-        steps.train(x, y).backward()
+        steps.train(*batch).backward()
         steps.end_batch()
         train = [*steps.take()]
         steps.module.eval()
         with torch.no_grad():
-            measured = steps.validate([(x, y)], lambda index: None)
+            measured = steps.validate([batch], lambda index: None)
         steps.module.train()
         train += steps.end_epoch(is_whole=True)
         steps.end_fit()
@@ -353,7 +364,9 @@ def trial(steps: Steps, x: Tensor, y: Tensor, name: str) -> tuple[tuple[str, ...
         raise ConfigError(f"{name}: {error}") from error
     except Exception as error:
         reason = blame(error, type(steps.module).__module__)
-        raise ConfigError(f"{name} raised {reason}, given {len(x)} rows of the data") from error
+        raise ConfigError(
+            f"{name} raised {reason}, given {len(batch[0])} rows of the data"
+        ) from error
     train_columns = tuple(dict.fromkeys(c for c in train if c != "train/loss"))
     val_columns = tuple(dict.fromkeys([*measured.rows, *measured.numbers]))
     first = [c for c in val_columns if c == "val/loss"]

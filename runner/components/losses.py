@@ -154,9 +154,10 @@ class Huber(Section):
 
 class Custom(OwnCode):
     """A function of the user's own, f(outputs, batch), of the framework's tensors. `batch` is the
-    tuple (x, y): labels int64[B] or targets [B, C]. It returns the mean over the batch's rows, or
-    the value of each row [B]. The other keys of the section are additional arguments. An instance
-    of a class of torch.nn is called as f(outputs, y), one of keras.losses as f(y, outputs)."""
+    tuple (x, y), or (x, y, weight) if the rows have weights: labels int64[B] or targets [B, C]. It
+    returns the mean over the batch's rows, or the value of each row [B]. The other keys of the
+    section are additional arguments. An instance of a class of torch.nn is called as f(outputs, y),
+    one of keras.losses as f(y, outputs); both without weights."""
 
     name: Literal["custom"]
 

@@ -1,6 +1,6 @@
 """The interface of a data set: rows by number."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,6 +14,12 @@ class Field(NamedTuple):
 
     shape: tuple[int, ...]  # without rows
     dtype: np.dtype
+
+
+def blocks_of(batch: Batch, size: int) -> Iterator[Batch]:
+    """Yield the fields of `size` rows after another."""
+    for i in range(0, len(batch["x"]), size):
+        yield {name: values[i : i + size] for name, values in batch.items()}
 
 
 class Source(Protocol):

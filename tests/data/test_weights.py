@@ -383,16 +383,94 @@ def test_splits_have_weights_all_or_none() -> None:
     assert str(caught.value) == ("data['val'] must have weights, because data['train'] has weights")
 
 
-def test_what_takes_no_weights_is_refused() -> None:
-    def own_loss(outputs: Any, batch: Any) -> Any:
-        return (outputs**2).mean()
-
-    with pytest.raises(runner.ConfigError) as caught:
-        runner.train("trainer.max_steps=1", data=given(1), loss=own_loss, quiet=True)
-    assert str(caught.value) == (
-        "a loss of your own gets no weights of rows, and this data has weights; use a loss of this "
-        "project, such as cross_entropy, or leave the weights out"
+def test_code_of_the_user_s_own_gets_the_weights(tmp_path: Path, backend: str) -> None:
+    """A loss f(outputs, (x, y, weight)), and training_step or compute_loss, train as the built-in
+    loss with the same weights, also on validation rows. 1e-12: sums in another order."""
+    (tmp_path / "mine.py").write_text(OWN[backend])
+    x, y, w = arrays("cross_entropy")
+    np.savez(tmp_path / "rows.npz", x=x, y=y, w=w)
+    line = (
+        *("data=npz", "data.path=rows.npz", "data.weight=w", "data.test_fraction=0", "device=cpu"),
+        *("trainer.precision=float64", "trainer.max_epochs=2", "trusted_modules=[mine]"),
+        *("trainer.batch_size=16", "model=custom", f"backend={backend}"),
     )
+    plain, own, steps = each = forked(
+        tmp_path,
+        (*line, "model._target_=mine.Net"),
+        (*line, "model._target_=mine.Net", "loss=custom", "loss._target_=mine.weighted"),
+        (*line, "model._target_=mine.Steps"),
+    )
+    assert [(done.status, done.err) for done in each] == [(0, "")] * 3
+    for done in (own, steps):
+        for file, column in (("trace.csv", "loss"), ("metrics.csv", "val/loss")):
+            expected, found = (
+                read_columns(tmp_path / one.folder / file)[column] for one in (plain, done)
+            )
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+OWN = {
+    "lightning": """
+import pytorch_lightning as pl
+import torch.nn.functional as F
+from torch import nn
+
+
+def weighted(outputs, batch):
+    x, y, w = batch
+    return w * F.cross_entropy(outputs, y, reduction="none")
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+class Steps(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.layer(x)
+
+    def training_step(self, batch, index):
+        return weighted(self(batch[0]), batch).mean()
+
+    def validation_step(self, batch, index):
+        return weighted(self(batch[0]), batch).mean()
+""",
+    "keras": """
+import keras
+from keras import ops
+
+
+def weighted(outputs, batch):
+    x, y, w = batch
+    return -w * ops.take_along_axis(ops.log_softmax(outputs), y[:, None], axis=1)[:, 0]
+
+
+class Net(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(2)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+class Steps(Net):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return ops.mean(weighted(y_pred, (x, y, sample_weight)))
+""",
+}
+
+
+def test_what_takes_no_weights_is_refused() -> None:
     targets = {**given(1), "y": np.arange(60.0)}
     with pytest.raises(runner.ConfigError) as caught:
         runner.train("data.task=regression metrics=[neg_max_error]", data=targets, quiet=True)
