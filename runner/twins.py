@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from runner.components import averages
 from runner.components.loss_scale import SLOT
-from runner.components.optimizers import AVERAGE_WEIGHTS, NUMBERS, TRAINING_WEIGHTS, Custom, Group
+from runner.components.optimizers import NUMBERS, TRAINING_WEIGHTS, Custom, Group
 from runner.components.twins import TwinNetwork
 from runner.data.order import Chunk
 from runner.data.source import Batch
@@ -155,7 +156,9 @@ def _each_slot(
 ) -> dict[str, Mapping[str, np.ndarray]]:
     if has_own_optimizer:
         return {
-            slot: convert(values) if slot in (TRAINING_WEIGHTS, AVERAGE_WEIGHTS) else values
+            slot: (
+                convert(values) if slot == TRAINING_WEIGHTS or averages.is_slot(slot) else values
+            )
             for slot, values in state.slots.items()
         }
     for slot, values in state.slots.items():

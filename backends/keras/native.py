@@ -13,16 +13,15 @@ from backends.keras import layers, objective, optimizers
 from backends.keras.average import Average, swapped
 from backends.keras.own_optimizer import OwnOptimizer
 from backends.keras.schedule import TableLR
-from runner.components import loss_scale
+from runner.components import averages, loss_scale
 from runner.components.custom import CustomNetwork
 from runner.components.optimizers import (
-    AVERAGE_WEIGHTS,
     BASE_WEIGHTS,
     TRAINING_WEIGHTS,
     Custom,
     frozen,
 )
-from runner.spec import RunSpec, TrainState
+from runner.spec import RunSpec, TrainState, Weights
 
 
 class _LossScale:
@@ -123,7 +122,7 @@ class Engine:
                 if name in self.parameters and name not in self.trained
             }
             for slot, values in (start.slots.items() if self.own_optimizer is None else ())
-            if slot != AVERAGE_WEIGHTS
+            if not averages.is_slot(slot)
         }
 
     def evaluation(self) -> AbstractContextManager[None]:
@@ -209,7 +208,7 @@ class Engine:
 
     def _all_variables(self) -> list[Any]:
         """Return the variables that an update changes, but for the count of updates."""
-        average = [] if self.average is None else self.average.variables.values()
+        average = [] if self.average is None else self.average.all_variables()
         return [*self.model.variables, *self.slots.slot_variables(), *average]
 
     def _mean_loss(self, x: Any, y: Any, z: Any, *weights: Any) -> Any:
@@ -227,7 +226,7 @@ class Engine:
         return loss_terms
 
     def state(self, step: int) -> TrainState:
-        slots = {
+        slots: dict[str, Weights] = {
             slot: {**values, **self.frozen_slots.get(slot, {})}
             for slot, values in self.slots.save_slots().items()
         }
@@ -240,7 +239,7 @@ class Engine:
             slots[TRAINING_WEIGHTS] = weights
             weights = self.run.optimizer.averaged(weights, slots[BASE_WEIGHTS])
         if self.average is not None:
-            slots[AVERAGE_WEIGHTS] = self.average.save()
+            slots.update(self.average.save())
         if self.run.scales_loss:
             slots[loss_scale.SLOT] = self.loss_scale.slot()
         return TrainState(step, weights, slots, buffers)

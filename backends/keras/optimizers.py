@@ -15,9 +15,9 @@ import tensorflow as tf
 
 from backends.keras.layers import constant
 from backends.keras.schedule import TableLR
+from runner.components import averages
 from runner.components.clipping import Clip
 from runner.components.optimizers import (
-    AVERAGE_WEIGHTS,
     BASE_WEIGHTS,
     LEARNING_RATE,
     NUMBERS,
@@ -62,7 +62,7 @@ class _Optimizer(keras.optimizers.Optimizer):
             slots={
                 slot: self._add_slot(slot, variables, like)
                 for slot, like in slots.items()
-                if slot not in (NUMBERS, TRAINING_WEIGHTS, AVERAGE_WEIGHTS)
+                if slot not in (NUMBERS, TRAINING_WEIGHTS) and not averages.is_slot(slot)
             },
             scalars={
                 name: self.add_variable((), dtype="float64", name=name)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from backends.lightning import fast
-from runner.components.optimizers import AVERAGE_WEIGHTS
+from runner.components import averages
 from runner.spec import RunSpec, TrainState
 
 
@@ -25,26 +25,58 @@ class Average:
     ) -> None:
         assert run.average_shares is not None
         self._shares = run.average_shares.tolist()
+        self._flats = flats
         self._weights = [flat.buffer for flat in flats]
-        self._buffers = [torch.empty_like(weights) for weights in self._weights]
-        self.views: dict[str, Tensor] = {}
-        for flat, buffer in zip(flats, self._buffers, strict=True):
-            self.views |= flat.views(buffer)
+        self._slots = averages.slots(run.optimizer)
+        self._buffers, *self._earlier = (
+            [torch.empty_like(weights) for weights in self._weights] for _ in self._slots
+        )
+        self.views = self._views(self._buffers)
         # those of frozen weights keep their values
-        self._frozen = dict(start.slots[AVERAGE_WEIGHTS])
-        for name, view in self.views.items():
-            view.copy_(to_torch(self._frozen.pop(name)))
+        self._frozen = {
+            name: v for name, v in start.slots[self._slots[0]].items() if name not in self.views
+        }
+        for slot, buffers in zip(self._slots, [self._buffers, *self._earlier], strict=True):
+            for name, view in self._views(buffers).items():
+                view.copy_(to_torch(start.slots[slot][name]))
+
+    def _views(self, buffers: Sequence[Tensor]) -> dict[str, Tensor]:
+        views: dict[str, Tensor] = {}
+        for flat, buffer in zip(self._flats, buffers, strict=True):
+            views |= flat.views(buffer)
+        return views
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Update the average after update `step`."""
         share = self._shares[step]
-        if share:
-            fast.lerp(self._buffers, self._weights, share)
+        if self._earlier and 0 < share < 1:
+            self._average_ends(averages.num_averaged(share))
+        elif share:
+            for buffers in [self._buffers, *self._earlier]:
+                fast.lerp(buffers, self._weights, share)
 
-    def save(self, to_canonical: Callable[[Tensor], np.ndarray]) -> dict[str, np.ndarray]:
-        """Return a canonical copy."""
-        return {**self._frozen, **{name: to_canonical(view) for name, view in self.views.items()}}
+    def _average_ends(self, num: int) -> None:
+        """Set the average to the mean of the weights and of `num` - 1 earlier ones, and keep the
+        weights as the first of these."""
+        fast.lerp(self._buffers, self._weights, 1.0)
+        for i, earlier in enumerate(self._earlier[: num - 1], 1):
+            fast.lerp(self._buffers, earlier, 1 / (i + 1))
+        oldest = self._earlier.pop()
+        fast.lerp(oldest, self._weights, 1.0)
+        self._earlier.insert(0, oldest)
+
+    def save(
+        self, to_canonical: Callable[[Tensor], np.ndarray]
+    ) -> dict[str, Mapping[str, np.ndarray]]:
+        """Return canonical copies of the slots."""
+        return {
+            slot: {
+                **self._frozen,
+                **{name: to_canonical(view) for name, view in self._views(buffers).items()},
+            }
+            for slot, buffers in zip(self._slots, [self._buffers, *self._earlier], strict=True)
+        }
 
 
 @contextmanager

@@ -14,11 +14,10 @@ from backends.lightning import custom, fast, layers, objective, optimizers
 from backends.lightning import device as device_of
 from backends.lightning.average import Average, swapped
 from backends.lightning.own_optimizer import OwnOptimizer
-from runner.components import loss_scale
+from runner.components import averages, loss_scale
 from runner.components.clipping import Clip
 from runner.components.custom import CustomNetwork
 from runner.components.optimizers import (
-    AVERAGE_WEIGHTS,
     BASE_WEIGHTS,
     TRAINING_WEIGHTS,
     Custom,
@@ -54,7 +53,7 @@ class Engine:
         tensors = self.network.named()
         self.weights = {name: tensors[name] for name in start.weights}
         self.buffer_names = list(start.buffers)
-        self.slot_names = [slot for slot in start.slots if slot != AVERAGE_WEIGHTS]
+        self.slot_names = [slot for slot in start.slots if not averages.is_slot(slot)]
         self.frozen, self.clips = frozen(run.groups), run.clips
         self._require_gradients(False)
         is_own = isinstance(self.network, custom.Network)
@@ -237,7 +236,7 @@ class Engine:
         state = self._own_state(step, own) if own is not None else self._state(step)
         slots = dict(state.slots)
         if self.average is not None:
-            slots[AVERAGE_WEIGHTS] = self.average.save(self.network.to_canonical)
+            slots |= self.average.save(self.network.to_canonical)
         if self.run.scales_loss:
             slots[loss_scale.SLOT] = self.loss_scale.slot()
         return replace(state, slots=slots)

@@ -12,8 +12,15 @@ bit.
   first, so a = w until then. An epoch that the end of the run cuts short counts too. Izmailov et
   al. (2018), algorithm 1; torch.optim.swa_utils.AveragedModel.
 
-The average is a slot of the state, AVERAGE_WEIGHTS; training does not depend on it. It has no
-running statistics of its own: with it, batch norm uses those of the trained weights.
+- `optimizer.lawa`, the mean of the weights at the end of each of the latest k epochs (latest weight
+  averaging): share 1 / min(n, k) at the end of epoch n, 0 between the ends, and 1 up to the first
+  one, so a = w until then. At the end of an epoch, the mean runs over w, e_1, ... e_m-1: a = w,
+  then a += (e_i - a) / (i + 1), with m = 1 / share and e_i the weights at the end of the epoch i
+  before. Only whole epochs count. Kaddour (2022), "Stop wasting my time!", section 2.
+
+The average is a slot of the state, AVERAGE_WEIGHTS, and so is each e_i, EARLIER_WEIGHTS; training
+does not depend on them. The average has no running statistics of its own: with it, batch norm uses
+those of the trained weights.
 """
 
 from collections.abc import Mapping
@@ -22,17 +29,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from runner.components.optimizers import AVERAGE_WEIGHTS
+from runner.components.optimizers import AVERAGE_WEIGHTS, EARLIER_WEIGHTS
 from runner.errors import ConfigError
 from runner.schedules.units import Clock
 
 Which = Literal["auto", "plain", "average"]
-_KINDS = ("ema", "swa")  # keys of the optimizer
+KINDS = ("ema", "swa", "lawa")  # keys of the optimizer
 
 
 def name(optimizer: Any) -> str | None:
     """Return the name of the average in the columns of metrics.csv; None without one."""
-    return next((key for key in _KINDS if getattr(optimizer, key) is not None), None)
+    return next((key for key in KINDS if getattr(optimizer, key) is not None), None)
 
 
 def check_choice(optimizer: Any, which: Which, folder: Any) -> None:
@@ -40,7 +47,7 @@ def check_choice(optimizer: Any, which: Which, folder: Any) -> None:
     if which == "average" and name(optimizer) is None:
         raise ConfigError(
             f"weights must be auto or plain for {folder}, which was trained with "
-            f"optimizer.ema=null and optimizer.swa=null, got average"
+            f"{' and '.join(f'optimizer.{key}=null' for key in KINDS)}, got average"
         )
 
 
@@ -59,11 +66,13 @@ def check_second(optimizer: Any, has_own_average: bool) -> None:
             f"optimizer.{key} must be null with optimizer={optimizer.name}, whose weights for "
             f"evaluation are an average already, got {getattr(optimizer, key)}"
         )
-    if optimizer.ema is not None and optimizer.swa is not None:
-        raise ConfigError(
-            f"optimizer.swa must be null with optimizer.ema={optimizer.ema}, got {optimizer.swa}; "
-            f"a run has one average of its weights"
-        )
+    given = {each: getattr(optimizer, each) for each in KINDS}
+    for other, value in given.items():
+        if value is not None and other != key:
+            raise ConfigError(
+                f"optimizer.{other} must be null with optimizer.{key}={given[str(key)]}, got "
+                f"{value}; a run has one average of its weights"
+            )
 
 
 def shares(optimizer: Any, clock: Clock) -> np.ndarray | None:
@@ -73,12 +82,15 @@ def shares(optimizer: Any, clock: Clock) -> np.ndarray | None:
         values = np.full(clock.total_steps, 1 - optimizer.ema)
         values[:1] = 1.0
         return values
-    if optimizer.swa is None:
-        return None
-    return _of_epochs(optimizer.swa, clock)
+    if optimizer.swa is not None:
+        return _of_last_part(optimizer.swa, clock)
+    if optimizer.lawa is not None:
+        ends = np.arange(clock.steps_per_epoch, clock.total_steps + 1, clock.steps_per_epoch)
+        return _of_ends(ends, clock.total_steps, optimizer.lawa)
+    return None
 
 
-def _of_epochs(last_part: str, clock: Clock) -> np.ndarray:
+def _of_last_part(last_part: str, clock: Clock) -> np.ndarray:
     length, total = clock.steps(last_part), clock.total_steps
     if not 0 < length <= total:
         raise ConfigError(
@@ -86,16 +98,27 @@ def _of_epochs(last_part: str, clock: Clock) -> np.ndarray:
             f"which is {length}"
         )
     counts = np.arange(total - length + 1, total + 1)  # updates made, in the last part
-    ends = counts[(counts % clock.steps_per_epoch == 0) | (counts == total)] - 1
-    values = np.zeros(total)
-    values[: ends[0]] = 1.0
-    values[ends] = 1 / np.arange(1, len(ends) + 1)
+    return _of_ends(counts[(counts % clock.steps_per_epoch == 0) | (counts == total)], total, total)
+
+
+def _of_ends(counts: np.ndarray, total_steps: int, most: int) -> np.ndarray:
+    """Return the shares of the mean of the weights after `counts` updates, of the latest `most`."""
+    ends, values = counts - 1, np.zeros(total_steps)
+    values[: min(ends, default=total_steps)] = 1.0
+    values[ends] = 1 / np.minimum(np.arange(1, len(ends) + 1), most)
     return values
+
+
+def num_averaged(share: float) -> int:
+    """Return m, the number of weights in the mean, for a share above 0 of `optimizer.lawa`."""
+    return round(1 / share)
 
 
 def check_extended(optimizer: Any, before: Clock, after: Clock, step: int) -> None:
     """Refuse to resume from `step` with another length if the average would not become the one that
     the run would have had with this length from its start."""
+    if optimizer.lawa is not None:  # its ends do not depend on the length
+        return
     old, new = (shares(optimizer, clock) for clock in (before, after))
     if old is None or new is None or len(new) <= step or new[step] == 1:
         return
@@ -118,13 +141,26 @@ def _coefficients(values: np.ndarray) -> np.ndarray:
 def initial_slots(
     optimizer: Any, weights: Mapping[str, np.ndarray]
 ) -> dict[str, Mapping[str, np.ndarray]]:
-    """Return the slot of the average before the first update."""
-    return {} if name(optimizer) is None else {AVERAGE_WEIGHTS: dict(weights)}
+    """Return the slots of the average before the first update."""
+    return {slot: dict(weights) for slot in slots(optimizer)}
+
+
+def slots(optimizer: Any) -> list[str]:
+    """Return the names of the average's slots: itself, then e_1, e_2, ..."""
+    if name(optimizer) is None:
+        return []
+    num_earlier = 0 if optimizer.lawa is None else optimizer.lawa - 1
+    return [AVERAGE_WEIGHTS, *(f"{EARLIER_WEIGHTS}{i}" for i in range(1, num_earlier + 1))]
+
+
+def is_slot(slot: str) -> bool:
+    """Return whether a slot of the state is one of the average's."""
+    return slot == AVERAGE_WEIGHTS or slot.startswith(EARLIER_WEIGHTS)
 
 
 def num_slots(optimizer: Any) -> int:
     """Return the number of slots of an optimizer and its average."""
-    return len(optimizer.slots()) + (name(optimizer) is not None)
+    return len(optimizer.slots()) + len(slots(optimizer))
 
 
 def chosen(state: Any, which: Which) -> Any:

@@ -47,6 +47,7 @@ BASE_WEIGHTS = "base_weights"  # the slot with z of a schedule-free optimizer
 TRAINING_WEIGHTS = "training_weights"
 LEARNING_RATE = "learning_rate"  # the table of eta(t)
 AVERAGE_WEIGHTS = "average_weights"  # the slot with the average of the weights: averages.py
+EARLIER_WEIGHTS = "earlier_weights_"  # of slots with weights that are in the average
 
 # the share of the old average in a new one
 Decay = Annotated[float, Field(gt=0, lt=1)]
@@ -129,6 +130,7 @@ class _Optimizer(Section):
     schedules: dict[str, AnyCurve]
     ema: Decay | None
     swa: Length | None
+    lawa: Annotated[int, Field(ge=2, le=MOST)] | None
 
     schedulable: ClassVar[Sequence[str]] = ("weight_decay",)  # hyperparameters that can change
     # True if the weights for evaluation are an average by the optimizer's definition
@@ -689,6 +691,7 @@ class Custom(OwnCode):
     schedules: dict[str, AnyCurve]
     ema: Decay | None
     swa: Length | None
+    lawa: Annotated[int, Field(ge=2, le=MOST)] | None
 
     schedulable: ClassVar[Sequence[str]] = ()
     is_elementwise: ClassVar[bool] = True

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from runner.components import averages
 from runner.components.clipping import Clip
 from runner.components.optimizers import AVERAGE_WEIGHTS, Group
 from runner.exact.network import Layout
@@ -21,6 +22,7 @@ from runner.spec import RunSpec
 
 _SHARE = "average_share"  # share of the weights in their average
 _STARTS = "average_starts"  # 1 where the average becomes the weights, else 0
+_ENDS = "average_ends"  # 1 where the average is that of the latest epochs' ends, else 0
 
 Slots = dict[str, Tensor]
 Scalars = Mapping[str, Any]
@@ -31,8 +33,15 @@ def tables_of(run: RunSpec) -> dict[str, np.ndarray]:
     each = tables(run.optimizer, run.num_steps, run.scheduled)
     if run.average_shares is None:
         return each
-    starts = (run.average_shares == 1).astype(np.float64)
-    return {**each, _SHARE: r(run.average_shares), _STARTS: starts}
+    shares = run.average_shares
+    each[_STARTS] = (shares == 1).astype(np.float64)
+    _, *earlier = averages.slots(run.optimizer)
+    if not earlier:
+        return {**each, _SHARE: r(shares)}
+    ends = (shares > 0) & (shares < 1)
+    nums = np.array([averages.num_averaged(share) if share else 1 for share in shares])
+    own = {slot: r(np.where(nums > i, 1 / (i + 1), 0.0)) for i, slot in enumerate(earlier, 1)}
+    return {**each, **own, _ENDS: ends.astype(np.float64)}
 
 
 def tables(spec: Any, num_steps: int, scheduled: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -133,12 +142,26 @@ def update(
     elif decay is not None:
         w = o.r(w * o.r(1.0 - rate * decay))
     w, new_slots = FORMS[h.spec.name](o, h, w, g, slots, rate)
-    if AVERAGE_WEIGHTS in slots:
-        starts = h.scalars[_STARTS]
+    return w, {**new_slots, **_averaged(h, w, slots)}
+
+
+def _averaged(h: Hyperparameters, w: Tensor, slots: Slots) -> Slots:
+    """Return the slots of the average of the weights after an update."""
+    if AVERAGE_WEIGHTS not in slots:
+        return {}
+    o, starts = h.o, h.scalars[_STARTS]
+    _, *earlier = averages.slots(h.spec)
+    if not earlier:
         average = slots[AVERAGE_WEIGHTS] * (1.0 - starts) + w * starts  # one of them, exactly
         moved = o.r(o.plus(average, o.r(w - average), h.scalars[_SHARE]))
-        new_slots = {**new_slots, AVERAGE_WEIGHTS: moved}
-    return w, new_slots
+        return {AVERAGE_WEIGHTS: moved}
+    ends, mean, newer, made = h.scalars[_ENDS], w, w, {}
+    for slot in earlier:
+        mean = o.r(o.plus(mean, o.r(slots[slot] - mean), h.scalars[slot]))
+        made[slot] = slots[slot] * (1.0 - starts - ends) + w * starts + newer * ends
+        newer = slots[slot]
+    takes = starts + ends
+    return {**made, AVERAGE_WEIGHTS: slots[AVERAGE_WEIGHTS] * (1.0 - takes) + mean * takes}
 
 
 def update_all(

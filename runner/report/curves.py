@@ -1,11 +1,13 @@
 """Draw curves.png: the rate and the losses of one run over its steps."""
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from runner.components import averages
 from runner.report import pictures
 from runner.run.run_folder import read_columns
 from runner.text import escape
@@ -60,9 +62,7 @@ def draw(folder: Path, title: str) -> Path:
     loss.plot(
         trace["step"], trace["loss"], color="tab:gray", alpha=0.35, linewidth=0.8, label="batch"
     )
-    for column, color in (("train/loss", "tab:blue"), ("val/loss", "tab:orange")):
-        if column in metrics and np.isfinite(metrics[column]).any():
-            loss.plot(metrics["step"], metrics[column], color=color, marker=".", label=column)
+    _draw_epochs(loss, metrics)
     if 0 < np.nanmin(trace["loss"], initial=np.inf) < np.inf:  # a run without updates has none
         pictures.use_log_scale(loss)
     else:
@@ -71,3 +71,15 @@ def draw(folder: Path, title: str) -> Path:
     path = folder / "curves.png"
     pictures.save(figure, path)
     return path
+
+
+def _draw_epochs(axes: Any, metrics: Mapping[str, np.ndarray]) -> None:
+    """Draw the losses at the end of each epoch; dashed those of an average of the weights."""
+    styles: dict[str, Any] = {
+        "train/loss": {"color": "tab:blue"},
+        "val/loss": {"color": "tab:orange"},
+        **{f"val/loss_{key}": {"color": "tab:green", "linestyle": "--"} for key in averages.KINDS},
+    }
+    for column, style in styles.items():
+        if column in metrics and np.isfinite(metrics[column]).any():
+            axes.plot(metrics["step"], metrics[column], marker=".", label=column, **style)

@@ -120,6 +120,43 @@ def test_commands_on_a_run_use_the_average_unless_told_otherwise(run: Path, tmp_
     assert measured["auto"]["test/loss"] != measured["plain"]["test/loss"]
 
 
+def test_the_latest_epochs_are_averaged() -> None:
+    """The ends of the epochs, after 5, 10, 15 and 20 updates, have equal shares; the average of at
+    most 3 of them is the mean of the latest."""
+    expected = np.zeros(23)
+    expected[:5], expected[[9, 14, 19]] = 1, [1 / 2, 1 / 3, 1 / 3]
+    np.testing.assert_array_equal(shares("optimizer.lawa=3"), expected)
+
+
+_LATEST = ["model=linear", "schedule=constant", "trainer.batch_size=512", "optimizer.lawa=3"]
+
+
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "keras"))
+def test_the_average_of_the_latest_epochs_is_the_mean_of_their_weights(backend: str) -> None:
+    """Runs of 1, 2, ... 5 epochs of 3 updates give the weights; one of 5 epochs and an update keeps
+    the mean of epochs 3 to 5. 1e-15: some roundings."""
+    base = [*_LATEST, "trainer.precision=float64"]
+    runs = [train(backend, [*base, f"trainer.max_epochs={n}"]).state for n in range(1, 6)]
+    found = train(backend, [*base, "trainer.max_steps=16"]).state
+    for name, value in found.slots["average_weights"].items():
+        mean = np.mean([state.weights[name] for state in runs[2:]], axis=0)
+        np.testing.assert_allclose(value, mean, rtol=0, atol=1e-15)
+    for i in (1, 2):  # the next average needs these
+        assert difference(found.slots[f"earlier_weights_{i}"], runs[-i].weights) == 0
+    second = runs[1].slots["average_weights"]
+    for name, value in second.items():
+        mean = (runs[0].weights[name] + runs[1].weights[name]) / 2
+        np.testing.assert_allclose(value, mean, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
+def test_the_average_of_the_latest_epochs_has_the_same_bits_in_exact_mode(backend: str) -> None:
+    run = [*_LATEST, "trainer.precision=exact", "trainer.max_steps=16"]
+    found, expected = (train(name, run).state.slots for name in (backend, "witness"))
+    assert found.keys() == expected.keys()
+    assert all(difference(found[slot], expected[slot]) == 0 for slot in found)
+
+
 def test_a_longer_run_has_the_average_of_one_that_was_longer_from_its_start() -> None:
     """4 epochs of 10 updates average those that end at 30 and 40; a run of 5 epochs averages 40 and
     50, so it cannot have that of 30 and 40; one of 6 epochs averages 50 and 60."""

@@ -436,6 +436,7 @@ GROUPS = {
     )],
     "ema": ["optimizer=adam", "optimizer.ema=0.9"],
     "swa": ["optimizer=sgd", "optimizer.momentum=0.9", "optimizer.swa=60%"],
+    "lawa": ["optimizer=sgd", "trainer.batch_size=128", "optimizer.lawa=4"],
     "widths": ["optimizer=sgd", "optimizer.momentum=0.9", "optimizer.lr=0.02",
         "optimizer.width_base=24"],
     # no weight has the rate eta(t) itself, and one layer is frozen

@@ -259,6 +259,7 @@ STATES = {
         "trainer.batch_size=32", "trainer.accumulate_grad_batches=2",
         "trainer.gradient_clip_norm=0.5", "optimizer=nadam", "optimizer.ema=0.9",
     ),
+    "an average of epochs": (*_LINEAR, "optimizer.lawa=3"),
     "skipped updates": (MODEL, "trainer.batch_size=64", "trainer.on_nonfinite=skip",
         "trainer.max_skipped=10", "data=npz"),
 }  # fmt: skip
