@@ -11,7 +11,7 @@ def slow_but(names: Iterable[object], *quick: object) -> list[Any]:
     return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
 
 
-def slow_rows(rows: Iterable[tuple[str, ...]], quick: Iterable[tuple[str, ...]]) -> list[Any]:
+def slow_rows(rows: Iterable[tuple[Any, ...]], quick: Iterable[tuple[Any, ...]]) -> list[Any]:
     """The same for rows of several parameters."""
     quick = set(quick)
     return [pytest.param(*row, marks=() if row in quick else pytest.mark.slow) for row in rows]

@@ -93,8 +93,8 @@ def _rows(prepared: Plan, num: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("backend", "suffix", "names"),
     [
-        pytest.param("lightning", "pt2", SOME, id="torch-some"),
-        pytest.param("keras", "keras", SOME, id="keras-some"),
+        pytest.param("lightning", "pt2", SOME, id="torch-some", marks=pytest.mark.slow),
+        pytest.param("keras", "keras", SOME, id="keras-some", marks=pytest.mark.slow),
         pytest.param("lightning", "onnx", ["tokens"], id="onnx-tokens"),
         pytest.param("lightning", "pt2", list(NETWORKS), id="torch-all", marks=pytest.mark.slow),
         pytest.param("keras", "keras", list(NETWORKS), id="keras-all", marks=pytest.mark.slow),

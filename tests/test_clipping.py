@@ -6,7 +6,7 @@ import pytest
 
 from tests.exact.test_same_bits import assert_all_the_same
 from tests.parity.test_parity import assert_parity
-from tests.rows import slow_but
+from tests.rows import slow_but, slow_rows
 from tests.training import first, prepare, train
 
 CLIPPED = {
@@ -29,14 +29,17 @@ def test_the_backends_agree(name: str) -> None:
     assert_parity(["trainer.precision=float64", "trainer.max_steps=30", *COMMON, *CLIPPED[name]])
 
 
-@pytest.mark.parametrize("name", slow_but(CLIPPED, "groups"))
+@pytest.mark.parametrize("name", slow_but(CLIPPED))
 def test_exact_mode_has_the_same_bits_everywhere(name: str) -> None:
     assert_all_the_same(["trainer.max_steps=8", *COMMON, *CLIPPED[name]])
 
 
 @pytest.mark.parametrize(
     ("backend", "precision"),
-    [("lightning", "float32"), ("keras", "float32"), ("witness", "exact")],
+    slow_rows(
+        [("lightning", "float32"), ("keras", "float32"), ("witness", "exact")],
+        [("lightning", "float32"), ("witness", "exact")],
+    ),
 )
 def test_each_group_has_its_own_norm(backend: str, precision: str) -> None:
     """One update of SGD at rate 1 moves the weights by the clipped gradient. The norm of each

@@ -27,6 +27,7 @@ FAULTS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_what_a_run_survives(backend: str) -> None:
     """Full and read-only disks need the right to mount; where it is missing they say so and are

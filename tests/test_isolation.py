@@ -169,6 +169,7 @@ def test_a_run_imports_its_own_framework_and_not_the_other(
     assert (found["status"], found["steps"], found["backend"]) == ("completed", 2, backend)
 
 
+@pytest.mark.slow
 def test_a_wrong_config_is_refused_before_any_framework_is_imported(tmp_path: Path) -> None:
     assert run(tmp_path, "data=diabetes", "loss=cross_entropy", status=2) == set()
     assert run(tmp_path, "trainer.monitor=val/los", status=2) == set()

@@ -68,6 +68,7 @@ def test_jobs_of_a_multirun_have_the_hashes_of_runs_of_their_own(
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", pytest.param("exact", marks=SLOW)])
 def test_a_keras_job_after_another_of_its_kind_compiles_nothing(
     tmp_path: Path, precision: str

@@ -261,7 +261,7 @@ def callbacks(backend: str, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", ["Total", "Own"])
-@pytest.mark.parametrize("at", [4, 8, 13])
+@pytest.mark.parametrize("at", slow_but([4, 8, 13], 4))
 def test_a_killed_run_resumes_with_the_callbacks_state(
     tmp_path: Path, backend: str, name: str, at: int
 ) -> None:

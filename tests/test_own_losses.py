@@ -318,6 +318,7 @@ def test_own_steps_train_as_the_config_s_loss(here: Path, backend: str) -> None:
         np.testing.assert_allclose(own["counted"], own["hits"], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_own_steps_in_two_parts_are_those_of_one(here: Path, backend: str) -> None:
     """From inside an epoch on, with dropout and with what the metrics have counted so far."""
     command = (*OWN, f"backend={backend}", "model.rate=0.3", "trainer.checkpoint_every=1steps")
@@ -346,6 +347,7 @@ def test_own_steps_are_evaluated(here: Path, backend: str) -> None:
     assert found["test/loss"] > 0
 
 
+@pytest.mark.slow
 def test_a_module_s_clipping_is_used(tmp_path: Path) -> None:
     """A LightningModule that clips to 0.05 is the run with trainer.gradient_clip_norm=0.05."""
     (tmp_path / "mine.py").write_text(MODULE["lightning"])

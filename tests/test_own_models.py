@@ -274,6 +274,7 @@ def test_its_weights_are_grouped_by_the_framework_s_names(here: Path, backend: s
     assert np.unique(trace["learning_rate*0.1"]) == [1e-4]
 
 
+@pytest.mark.slow
 def test_a_changed_module_is_not_the_same_job(here: Path, backend: str) -> None:
     """A multirun goes on in its folder: jobs of the same code are completed, others are made. A run
     that resumes says that the code has changed."""
@@ -440,6 +441,7 @@ def test_a_built_in_model_starts_from_the_weights_of_a_run(tmp_path: Path) -> No
     assert losses[0][0] < last  # a new network has ln 10, 2.3
 
 
+@pytest.mark.slow
 def test_an_optimizer_whose_state_holds_the_weights_starts_from_those_of_a_run(
     tmp_path: Path,
 ) -> None:

@@ -142,17 +142,17 @@ def test_keras_s_adamw_is_the_built_in_one() -> None:
 
 RESUMED = [
     ("lightning", "mine.radam", "optimizer.betas=[0.9,0.99]"),
-    ("lightning", "torch.optim.NAdam", "optimizer.weight_decay=0.1"),
-    ("lightning", "torch.optim.Muon", ""),
     ("lightning", "mine.ScheduleFree", "optimizer.lr=0.5"),
-    ("lightning", "mine.Noisy", "trainer.gradient_clip_norm=0.1"),
     *(
-        pytest.param("keras", *row, marks=pytest.mark.slow)
+        pytest.param(*row, marks=pytest.mark.slow)
         for row in (
-            ("keras.optimizers.Muon", "optimizer.weight_decay=0.1"),
-            ("keras.optimizers.Lion", "optimizer.use_ema=true"),
-            ("keras.optimizers.Adagrad", "optimizer.clipnorm=0.1"),
-            ("mine.radam", "trainer.gradient_clip_norm=0.1"),
+            ("lightning", "torch.optim.NAdam", "optimizer.weight_decay=0.1"),
+            ("lightning", "torch.optim.Muon", ""),
+            ("lightning", "mine.Noisy", "trainer.gradient_clip_norm=0.1"),
+            ("keras", "keras.optimizers.Muon", "optimizer.weight_decay=0.1"),
+            ("keras", "keras.optimizers.Lion", "optimizer.use_ema=true"),
+            ("keras", "keras.optimizers.Adagrad", "optimizer.clipnorm=0.1"),
+            ("keras", "mine.radam", "trainer.gradient_clip_norm=0.1"),
         )
     ),
 ]

@@ -450,6 +450,7 @@ def test_compare_says_what_the_command_line_says(tmp_path: Path) -> None:
     assert [row["overrides"] for row in answer.table] == [g["label"] for g in saved["groups"]]
 
 
+@pytest.mark.slow
 def test_models_that_differ_are_not_averaged() -> None:
     """Classes of one name, as when a notebook's cell was changed between two runs."""
     narrow, wide = (lambda width=width: nets("lightning")["Net"](width) for width in (8, 24))

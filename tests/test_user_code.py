@@ -57,6 +57,7 @@ def here(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_own_rates_and_rows_train_alike_on_both_backends(here: Path) -> None:
     """120 rows in batches of 32 are 4 updates an epoch: 1e-3 (1 - k / 4) + 1e-5 for k = 0 ... 3,
     twice. The code is said to be trusted at the start; with the run's folder alone it is not."""

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from runner.cli import hydra_bridge
+from runner.cli.hydra_bridge import Composition
 from runner.cli.overrides import explained, first_line, parse_overrides, with_force_add
 from runner.config import trust
 from runner.config.conf_folder import CONF, with_schedule_defaults
@@ -35,7 +36,7 @@ class Composer:
 
     def __init__(self, config_dir: str | None = None) -> None:
         self.config_dir = config_dir
-        self._known: dict[tuple[str, ...], DictConfig] = {}  # group choices -> composition
+        self._known: dict[tuple[str, ...], Composition] = {}  # by the choices of groups
         self._hydra: dict[str, DictConfig] = {}  # choices and values of hydra.* -> its config
 
     def __getstate__(self) -> dict[str, Any]:
@@ -43,32 +44,35 @@ class Composer:
         return {"config_dir": self.config_dir, "_known": {}, "_hydra": {}}
 
     def values(self, overrides: Sequence[str]) -> dict[str, Any]:
-        """Compose one run's config as plain values."""
-        return to_values(self.whole(overrides))
+        """Compose one run's config as plain values, and check both parts."""
+        (own, hydra), hydra_values = self._composed(overrides)
+        if hydra_values or self.config_dir:
+            self._hydra_part(hydra, hydra_values)
+        trust.check_values(plain(own))
+        return to_values(own)
 
     def whole(self, overrides: Sequence[str]) -> DictConfig:
-        """Compose one run's config with Hydra, including hydra.*, and check both parts."""
-        whole, hydra_values = self._composed(overrides)
-        if hydra_values or self.config_dir:
-            self._hydra_part(whole, hydra_values)
-        trust.check_values(plain(own_part(whole)))
-        return whole
+        """Compose one run's config as Hydra shows it, including hydra.*, and check both parts."""
+        self.values(overrides)
+        (own, hydra), _ = self._composed(overrides)
+        return OmegaConf.create({**plain(own), "hydra": plain(hydra)})
 
     def hydra_part(self, overrides: Sequence[str]) -> DictConfig:
         """The hydra.* config that Hydra may act on: the chosen launcher and sweeper with their own
         defaults and with the allowed keys set. Any other key is refused."""
-        return deepcopy(self._hydra_part(*self._composed(overrides)))
+        (_, hydra), hydra_values = self._composed(overrides)
+        return deepcopy(self._hydra_part(hydra, hydra_values))
 
-    def _hydra_part(self, whole: DictConfig, hydra_values: Mapping[str, Any]) -> DictConfig:
-        choices = {group: whole.hydra.runtime.choices.get(group) for group in trust.CHOICES}
+    def _hydra_part(self, hydra: DictConfig, hydra_values: Mapping[str, Any]) -> DictConfig:
+        choices = {group: hydra.runtime.choices.get(group) for group in trust.CHOICES}
         chosen = [f"{group}={choice}" for group, choice in choices.items() if choice]
-        key = repr((chosen, plain(whole.hydra), hydra_values))
+        key = repr((chosen, plain(hydra), hydra_values))
         if key not in self._hydra:
             for group, choice in choices.items():
                 if choice:
                     trust.check_choice(group, choice)
             own = hydra_bridge.load(None, chosen).hydra
-            changed = trust.allowed(plain(whole.hydra), hydra_values, plain(own))
+            changed = trust.allowed(plain(hydra), hydra_values, plain(own))
             params = changed.pop("sweeper.params", None)
             for name, value in changed.items():
                 OmegaConf.update(own, name, value, force_add=True)
@@ -78,8 +82,8 @@ class Composer:
             self._hydra[key] = own
         return self._hydra[key]
 
-    def _composed(self, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
-        """Compose; return the config and the values of hydra.* from the overrides."""
+    def _composed(self, overrides: Sequence[str]) -> tuple[Composition, dict[str, Any]]:
+        """Compose; return both parts, and the values of hydra.* from the overrides."""
         parsed = parse_overrides(overrides, self.config_dir)
         for override in parsed:
             if override.is_sweep_override():
@@ -91,43 +95,37 @@ class Composer:
         for key, override in hydra_values.items():
             if override.is_delete():
                 raise ConfigError(f"{key} cannot be removed")
-        own = OverridesParser.create().parse_overrides(
+        forced = OverridesParser.create().parse_overrides(
             [
                 with_force_add(override)
                 for override in parsed
                 if override.key_or_group not in hydra_values
             ]
         )
-        values = [o for o in own if o.is_force_add() and o.package is None]
-        choices = tuple(o.input_line or "" for o in own if o not in values)
+        values = [o for o in forced if o.is_force_add() and o.package is None]
+        choices = tuple(o.input_line or "" for o in forced if o not in values)
         try:
             if choices not in self._known:
                 self._known[choices] = hydra_bridge.load(self.config_dir, choices)
-            whole = deepcopy(self._known[choices])
-            hydra_bridge.apply(values, whole)
-            _replace_fractions(values, whole)
+            own = deepcopy(self._known[choices].own)
+            hydra_bridge.apply(values, own)
+            _replace_fractions(values, own)
         except ConfigError:
             raise
         except Exception as error:  # Hydra, OmegaConf, and errors that these do not catch
             raise explained(error) from None
-        return whole, {key.removeprefix("hydra."): o.value() for key, o in hydra_values.items()}
+        given = {key.removeprefix("hydra."): o.value() for key, o in hydra_values.items()}
+        return Composition(own, self._known[choices].hydra), given
 
 
-def _replace_fractions(values: Sequence[Override], whole: DictConfig) -> None:
+def _replace_fractions(values: Sequence[Override], config: DictConfig) -> None:
     """Set the fraction to 0 that a key such as data.fold takes the place of. If the user sets both,
     the schema refuses them."""
     given = {override.key_or_group: override.value() for override in values}
     for key, fraction in splits.REPLACES.items():
         is_replaced = given.get(f"data.{key}") is not None and f"data.{fraction}" not in given
-        if is_replaced and OmegaConf.select(whole, f"data.{fraction}") is not None:
-            OmegaConf.update(whole, f"data.{fraction}", 0.0)
-
-
-def own_part(whole: DictConfig) -> DictConfig:
-    """The config without hydra.*."""
-    keys: list[Any] = [key for key in whole if key != "hydra"]  # keys of a file may not be text
-    own: DictConfig = OmegaConf.masked_copy(whole, keys)
-    return own
+        if is_replaced and OmegaConf.select(config, f"data.{fraction}") is not None:
+            OmegaConf.update(config, f"data.{fraction}", 0.0)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -136,10 +134,10 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return values
 
 
-def to_values(whole: DictConfig) -> dict[str, Any]:
-    """Convert to plain values without hydra.*: resolve interpolations, refuse a missing `???`."""
+def to_values(config: DictConfig) -> dict[str, Any]:
+    """Convert to plain values: resolve interpolations, refuse a missing `???`."""
     try:
-        values: Any = OmegaConf.to_container(own_part(whole), resolve=True, throw_on_missing=True)
+        values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} is missing; it needs a value") from None
     except OmegaConfBaseException as error:

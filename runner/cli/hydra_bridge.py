@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -108,14 +108,20 @@ def _loader(config_dir: str | None) -> _Loader:
     return _Loader(path)
 
 
-def load(config_dir: str | None, overrides: Sequence[str]) -> DictConfig:
-    """Compose these overrides with Hydra; the result includes hydra.*."""
+class Composition(NamedTuple):
+    own: DictConfig  # a run's config
+    hydra: DictConfig  # hydra.*
+
+
+def load(config_dir: str | None, overrides: Sequence[str]) -> Composition:
+    """Compose these overrides with Hydra."""
     with warnings.catch_warnings():  # Hydra warns about changes in its next version
         warnings.simplefilter("ignore", UserWarning)
         whole: DictConfig = _loader(config_dir).load_configuration(
             "config", [*overrides], RunMode.RUN
         )
-    return whole
+    with open_dict(whole):
+        return Composition(own=whole, hydra=whole.pop("hydra"))
 
 
 def apply(values: Sequence[Override], whole: DictConfig) -> None:

@@ -473,9 +473,9 @@ def wait_for_a_row(here: Path, backend: str) -> None:
 @pytest.fixture(
     scope="module",
     params=[
-        ("lightning", "SIGTERM"),
-        ("keras", "SIGINT"),
-        pytest.param(("lightning", "SIGINT"), marks=pytest.mark.slow),
+        pytest.param(("lightning", "SIGTERM"), marks=pytest.mark.slow),
+        pytest.param(("keras", "SIGINT"), marks=pytest.mark.slow),
+        ("lightning", "SIGINT"),
         pytest.param(("keras", "SIGTERM"), marks=pytest.mark.slow),
     ],
     ids="-".join,

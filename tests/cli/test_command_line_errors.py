@@ -20,7 +20,7 @@ from runner import dispatcher
 from runner.__main__ import main
 from runner.config.schema import parse
 from runner.errors import ConfigError, closest, nearest, show
-from tests.rows import slow_but
+from tests.rows import slow_but, slow_rows
 
 CATALOGUE = Path(__file__).with_name("command_line_errors.txt")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -225,15 +225,18 @@ def test_shell_completion_is_refused_in_one_line_where_it_lacks_what_it_needs(
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [
-        (("--info", "config"), "Config search path"),
-        (("--cfg", "job", "--package", "_global_"), "\ntrainer:"),
-        (("--cfg", "hydra"), "hydra:"),
-        (("--hydra-help",), "--shell-completion"),
-        (("--shell-completion", "install=bash"), "COMP_LINE"),
-        (("-sc", "query=bash"), "schedule=cosine schedule=cosine_restarts\n"),
-        (("-sc", "query=bash", "data.path='a b"), ""),  # a quote that is still open
-    ],
+    slow_rows(
+        [
+            (("--info", "config"), "Config search path"),
+            (("--cfg", "job", "--package", "_global_"), "\ntrainer:"),
+            (("--cfg", "hydra"), "hydra:"),
+            (("--hydra-help",), "--shell-completion"),
+            (("--shell-completion", "install=bash"), "COMP_LINE"),
+            (("-sc", "query=bash"), "schedule=cosine schedule=cosine_restarts\n"),
+            (("-sc", "query=bash", "data.path='a b"), ""),  # a quote that is still open
+        ],
+        [(("-sc", "query=bash"), "schedule=cosine schedule=cosine_restarts\n")],
+    ),
 )
 def test_hydra_s_own_options_show_what_they_are_for(options: tuple[str, ...], said: str) -> None:
     """The shell completes the line in COMP_LINE."""

@@ -14,11 +14,11 @@ RELEASE = f"Hydra {hydra.__version__}"
 
 
 def test_it_composes_and_puts_values_upon_what_was_composed() -> None:
-    whole = hydra_bridge.load(None, ["schedule=cosine"])
-    assert whole.schedule.name == "cosine", RELEASE
-    assert whole.hydra.runtime.choices["schedule"] == "cosine", RELEASE
-    hydra_bridge.apply(OverridesParser.create().parse_overrides(["++seed=7"]), whole)
-    assert whole.seed == 7, RELEASE
+    own, part = hydra_bridge.load(None, ["schedule=cosine"])
+    assert own.schedule.name == "cosine", RELEASE
+    assert part.runtime.choices["schedule"] == "cosine", RELEASE
+    hydra_bridge.apply(OverridesParser.create().parse_overrides(["++seed=7"]), own)
+    assert own.seed == 7, RELEASE
 
 
 def test_its_options_are_those_that_are_looked_at() -> None:

@@ -222,6 +222,7 @@ def by_backend(jobs: Jobs, lr: str) -> dict[str, Path]:
 DIVERGING, TRAINING = "1e+30", "0.001"
 
 
+@pytest.mark.slow
 def test_a_diverging_job_fails_with_the_update_named_and_the_others_go_on(
     mixed: dict[str, Jobs],
 ) -> None:
@@ -322,7 +323,7 @@ CHAPTER = {
 }
 
 
-@pytest.fixture(scope="module", params=slow_but(BACKENDS, "keras"))
+@pytest.fixture(scope="module", params=slow_but(BACKENDS, "lightning"))
 def chapters(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
     here = tmp_path_factory.mktemp("chapters")
     experiments = f"experiment={','.join(CHAPTER)}"

@@ -17,7 +17,6 @@ from omegaconf import OmegaConf
 from runner.run.run_folder import read_json
 from runner.text.quoting import override
 from tests.command_line import BACKENDS, Running, begun, ended, forked, start, together
-from tests.rows import slow_but
 from tests.warm import until
 
 # tune=lr
@@ -156,6 +155,7 @@ def test_two_commands_started_at_once_train_each_job_once(tmp_path: Path, backen
     )
 
 
+@pytest.mark.slow
 def test_a_command_beside_another_takes_what_is_left_and_says_who_has_the_rest(
     tmp_path: Path,
 ) -> None:
@@ -190,6 +190,7 @@ def test_a_command_beside_another_takes_what_is_left_and_says_who_has_the_rest(
     once_each(folder, 2, 1200, second.out + out.read_text())
 
 
+@pytest.mark.slow
 def test_a_command_takes_over_what_another_held_when_it_was_killed(tmp_path: Path) -> None:
     """The second looks again after its own jobs; the job goes on from its checkpoint to the bits of
     one that was never interrupted."""
@@ -222,7 +223,11 @@ def test_a_command_takes_over_what_another_held_when_it_was_killed(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("many", "ends"), [((), "completed: "), (("-m", "seed=0,1"), "2 of 2 jobs completed")]
+    ("many", "ends"),
+    [
+        ((), "completed: "),
+        pytest.param(("-m", "seed=0,1"), "2 of 2 jobs completed", marks=pytest.mark.slow),
+    ],
 )
 def test_what_was_interrupted_goes_on_by_the_command_that_it_prints(
     tmp_path: Path, many: tuple[str, ...], ends: str
@@ -297,7 +302,7 @@ ALIKE = pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "number", "backend"),
     [
-        (JOBLIB, signal.SIGTERM, "lightning"),
+        pytest.param(JOBLIB, signal.SIGTERM, "lightning", marks=pytest.mark.slow),
         pytest.param(JOBLIB, signal.SIGINT, "keras", marks=ALIKE),
         pytest.param(JOBLIB, signal.SIGKILL, "lightning", marks=ALIKE),
         pytest.param(("hydra/launcher=submitit_local",), signal.SIGTERM, "lightning", marks=ALIKE),
@@ -467,7 +472,8 @@ def test_a_job_that_the_scheduler_takes_off_is_queued_again_and_goes_on_to_the_s
 # search=optuna_lr
 
 
-@pytest.mark.parametrize("mode", slow_but(["min", "max"], "max"))
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["min", "max"])
 def test_a_search_makes_the_monitored_metric_better_and_ends_with_the_comparison(
     tmp_path: Path, mode: str
 ) -> None:
@@ -503,6 +509,7 @@ def test_a_search_makes_the_monitored_metric_better_and_ends_with_the_comparison
     assert "search=" not in done.out.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_search_that_tries_a_value_twice_completes(tmp_path: Path) -> None:
     """Three trials of two values have two folders; Hydra's own sweeper is no search."""
     short = ("trainer.max_steps=2", "device=cpu")

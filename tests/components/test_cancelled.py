@@ -177,6 +177,7 @@ def test_other_weights_are_told_how_to_freeze_them() -> None:
         prepare([*overrides, "trainer.strict=true"]).check_schedule()
 
 
+@pytest.mark.slow
 def test_the_backends_part_by_such_a_bias_and_not_without_it() -> None:
     """Rounding noise differs, and Lion makes steps of 1e-3 of it; 1e-12 as in tests/parity."""
     common = [

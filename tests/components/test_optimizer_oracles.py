@@ -7,6 +7,7 @@ few dozen roundings of 1e-16 each.
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from runner.data.order import Chunk
 from runner.spec import Live, Report, Weights
 from tests.components import oracle_golden
 from tests.optimizer_steps import drawn, optimizer, steps
+from tests.rows import slow_rows
 from tests.training import difference, first, prepare, train
 
 TOLERANCE = 1e-12
@@ -276,8 +278,13 @@ def muon_of_the_post(
     return after
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("adjust_lr", ["original", "match_rms_adamw"])
+@pytest.mark.parametrize(
+    ("nesterov", "adjust_lr"),
+    slow_rows(
+        [*product([False, True], ["original", "match_rms_adamw"])],
+        [(False, "original"), (True, "match_rms_adamw")],
+    ),
+)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_muon_moves_matrices_by_their_singular_vectors(
     backend: str, adjust_lr: str, nesterov: bool

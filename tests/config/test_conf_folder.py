@@ -23,7 +23,7 @@ BASES = [
 
 @pytest.mark.parametrize(("group", "choice"), [of for of in OPTIONS if of[0] in BELOW])
 def test_the_defaults_of_a_choice_are_what_hydra_composes(group: str, choice: str) -> None:
-    composed = OmegaConf.to_container(hydra_bridge.load(None, [f"{group}={choice}"])[group])
+    composed = OmegaConf.to_container(hydra_bridge.load(None, [f"{group}={choice}"]).own[group])
     assert isinstance(composed, dict)
     has_default = {key: value for key, value in composed.items() if value != "???"}
     assert list(defaults(group, choice).items()) == list(has_default.items())

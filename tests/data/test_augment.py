@@ -10,6 +10,7 @@ from runner.data.augment import Augment, augmented
 from runner.errors import ConfigError
 from runner.random import uniform
 from tests.command_line import BACKENDS
+from tests.rows import slow_but
 from tests.training import difference, prepare, train
 
 IMAGES = np.random.default_rng(0).random((30, 7, 5, 3))
@@ -125,7 +126,7 @@ def test_both_backends_train_on_the_same_pixels() -> None:
     assert np.abs(plain.losses - runs[0].losses).max() > 0.01
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_a_run_that_goes_on_from_a_state_ends_with_the_same_bits(backend: str) -> None:
     overrides = [*DIGITS, *ALL, *SHORT, "trainer.max_steps=30", "trainer.steps_per_call=5"]
     whole = train(backend, overrides)

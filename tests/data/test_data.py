@@ -783,7 +783,7 @@ def test_rows_that_seem_to_have_the_channels_first_are_warned_of(
     )
 
 
-@pytest.mark.parametrize("backend", slow_but(BACKENDS, "keras"))
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_predictions_take_rows_with_the_channels_first(tmp_path: Path, backend: str) -> None:
     """A run on the file with the channels first and one on the other file are the same run."""
     x = np.random.default_rng(0).random((60, 8, 8, 3))

@@ -110,6 +110,7 @@ def softmax(z: np.ndarray) -> np.ndarray:
     return np.asarray(np.exp(z) / np.exp(z).sum(1, keepdims=True))
 
 
+@pytest.mark.slow
 def test_columns_in_other_units_are_named_with_both_ranges(
     trained: dict[str, Trained], tmp_path: Path
 ) -> None:
@@ -539,6 +540,7 @@ def test_what_cannot_be_trained_on_or_predicted_is_refused_in_one_line(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_models_of_images_train_on_the_default_data(tmp_path: Path) -> None:
     lines = [
         (f"backend={backend}", "model=cnn", "trainer.max_steps=2", "device=cpu")

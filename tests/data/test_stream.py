@@ -80,7 +80,7 @@ def test_images_with_the_channels_first_are_read_as_the_same_images(tmp_path: Pa
         dataset(*write(tmp_path / "flat", x=X[:, 0]), "data.channels=first")
 
 
-@pytest.mark.parametrize("backend", slow_but(BACKENDS, "keras"))
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 @pytest.mark.parametrize(
     "more",
     [

@@ -269,7 +269,7 @@ def test_a_table_trains_to_the_same_losses_on_both_backends(tmp_path: Path) -> N
     assert len(_column(folders[1] / "predictions.csv", "output_0")) == 120
 
 
-@pytest.mark.parametrize("backend", ["lightning", "keras"])
+@pytest.mark.parametrize("backend", slow_but(["lightning", "keras"], "lightning"))
 def test_a_run_is_evaluated_on_new_labelled_rows(tmp_path: Path, backend: str) -> None:
     """The same rows in another file give the test split's numbers; other rows give the mean over
     the lines of evaluation.csv, whose loss is the cross-entropy of its outputs."""
@@ -443,7 +443,7 @@ def test_a_group_must_be_text_or_numbers(tmp_path: Path) -> None:
         dataset("data=table", f"data.path={path}", "data.split=grouped", "data.group=g")
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", slow_but(range(5), 0, 1))
 def test_no_row_is_lost_in_a_damaged_csv(tmp_path: Path, seed: int) -> None:
     """A file with random bytes changed is refused in one line, or has as many rows as Python's csv
     module finds."""

@@ -137,6 +137,7 @@ keys = ("data.path={path}", "data.target=species", "data.missing=mean", "data.me
     )
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_no_temporary_file(tmp_path: Path) -> None:
     done = kept(
         tmp_path,

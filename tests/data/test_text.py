@@ -18,6 +18,7 @@ from runner.data.tokenizer import Tokenizer
 from runner.errors import ConfigError
 from runner.spec import Live, Report
 from tests.command_line import forked
+from tests.rows import slow_but
 from tests.training import first, prepare
 
 VERSE = "to be, or not to be: that is the question"
@@ -149,7 +150,7 @@ def small(path: Path, *overrides: str) -> list[str]:
     return [*text, "trainer.batch_size=4", "trainer.max_epochs=2", "optimizer.lr=0.01", *overrides]
 
 
-@pytest.mark.parametrize("backend", ["lightning", "keras"])
+@pytest.mark.parametrize("backend", slow_but(["lightning", "keras"], "lightning"))
 def test_the_metrics_of_labels_at_each_step(tmp_path: Path, backend: str) -> None:
     """bits_per_token is the loss in bits and perplexity two to its power. The loss of an epoch is
     the mean of its updates' losses, weighted by their 4, 4, 4, 4 and 4 windows."""
@@ -174,7 +175,7 @@ def test_the_metrics_of_labels_at_each_step(tmp_path: Path, backend: str) -> Non
     assert metrics["val/accuracy"][-1] == (z.argmax(-1) == split.y).mean()
 
 
-@pytest.mark.parametrize("backend", ["lightning", "keras"])
+@pytest.mark.parametrize("backend", slow_but(["lightning", "keras"], "lightning"))
 def test_rows_that_overlap_are_read_during_training(tmp_path: Path, backend: str) -> None:
     """They give the bits of the same rows in memory."""
     read = prepare(small(write(tmp_path, f"{VERSE} " * 5), "data.stride=3"))
@@ -210,7 +211,7 @@ def test_a_prompt_is_continued(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("backend", ["lightning", "keras"])
+@pytest.mark.parametrize("backend", slow_but(["lightning", "keras"], "lightning"))
 def test_an_export_predicts_from_token_ids(tmp_path: Path, backend: str) -> None:
     path = write(tmp_path, f"{VERSE} " * 5)
     overrides = small(path, f"backend={backend}", f"output.root={tmp_path}")

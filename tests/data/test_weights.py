@@ -65,7 +65,7 @@ def trained(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("backend", ["lightning", "keras"])
+@pytest.mark.parametrize("backend", slow_but(["lightning", "keras"], "lightning"))
 @pytest.mark.parametrize("loss", slow_but(LOSSES, "cross_entropy", "huber"))
 def test_a_weight_is_a_number_of_repetitions(tmp_path: Path, loss: str, backend: str) -> None:
     """The gradient of the weighted loss, with all N rows in one batch, is that of the repeated

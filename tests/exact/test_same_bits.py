@@ -41,21 +41,20 @@ _COVERED = ("momentum", "adam", "rmsprop", "rmsprop_momentum", "rmsprop_centered
     "name", slow_but([name for name in OPTIMIZERS if name not in _COVERED], "rmsprop_both")
 )
 def test_every_optimizer(name: str) -> None:
-    """With clipping, accumulation, coupled or decoupled decay, a rate that changes; an epoch's
-    short end is update 8."""
+    """With clipping, accumulation, coupled or decoupled decay, a rate that changes."""
     small = (
         "model.layers=[{layer: dense, units: 8},{layer: activation, function: relu},{layer: "
         "dense, units: outputs}]"
     )
     assert_all_the_same(
-        [*OPTIMIZERS[name], *HARD, small, "trainer.max_steps=11", "trainer.batch_size=48"]
+        [*OPTIMIZERS[name], *HARD, small, "trainer.max_steps=11", "trainer.batch_size=32"]
     )
 
 
 @pytest.mark.parametrize("name", slow_but(GROUPS, "schedules"))
 def test_groups_and_scheduled_hyperparameters(name: str) -> None:
     """And they mean what they mean in float64: 11 updates in 24 bits stay within 1e-4 of it."""
-    overrides = [*GROUPS[name], "trainer.max_steps=11", "trainer.batch_size=48"]
+    overrides = [*GROUPS[name], "trainer.max_steps=11", "trainer.batch_size=64"]
     assert_all_the_same(overrides)
     np.testing.assert_allclose(
         train("witness", [*BASE, *overrides]).losses,
@@ -64,13 +63,13 @@ def test_groups_and_scheduled_hyperparameters(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("mode", slow_but(["coupled", "decoupled"], "decoupled"))
+@pytest.mark.parametrize("mode", slow_but(["coupled", "decoupled"]))
 def test_decay_that_spares_biases(mode: str) -> None:
     decay = [f"optimizer.weight_decay_mode={mode}", "optimizer.decay_exclude=bias_and_norm"]
     assert_all_the_same([*HARD, *decay, "model=linear", "trainer.max_steps=5"])
 
 
-@pytest.mark.parametrize("name", slow_but(LAYERS, "dropout", "conv2d"))
+@pytest.mark.parametrize("name", slow_but(LAYERS, "conv2d"))
 def test_every_layer(name: str) -> None:
     assert_all_the_same([*LAYERS[name], "schedule=cosine", "trainer.max_steps=5"])
 

@@ -11,7 +11,6 @@ import pytest
 from tests.command_line import BACKENDS, REPOSITORY
 from tests.exact.common import BASE, assert_same_bits
 from tests.parity.test_parity import IMAGES
-from tests.rows import slow_but
 from tests.training import train
 
 RUN = [*BASE, "model=cnn", IMAGES, "schedule=cosine", "trainer.max_steps=3"]
@@ -62,8 +61,9 @@ def witness() -> str:
     return " ".join(hashes(trained.state, trained.losses).values())
 
 
-@pytest.mark.parametrize("name", slow_but(SETTINGS, "SSE4.2, two threads"))
-@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_threads_libraries_and_instruction_set(backend: str, name: str, witness: str) -> None:
     assert in_a_process(backend, SETTINGS[name]) == witness
 
@@ -99,6 +99,7 @@ def test_keras_eager() -> None:
         tf.config.run_functions_eagerly(False)
 
 
+@pytest.mark.slow
 def test_exact_mode_learns_as_float32_does() -> None:
     """Four seeds of 200 updates. A rounding of 2^-24 is what float32 does too, so that the two
     differ by less than seeds do: the tolerance is the spread of float32's own last losses."""

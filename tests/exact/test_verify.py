@@ -164,6 +164,7 @@ def test_stretches_that_the_run_does_not_have_are_refused(
         verify(load_run(certified["keras"].path, backend="witness"), steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_half_on_one_backend_and_half_on_the_other_are_the_bits_of_the_whole(backend: str) -> None:
     overrides = [

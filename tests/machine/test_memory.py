@@ -126,6 +126,7 @@ class Full:
     predict = measure = export = train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "said"),
     [

@@ -282,6 +282,7 @@ def test_a_run_goes_on_with_the_number_that_it_had(machine: pytest.MonkeyPatch) 
     ]
 
 
+@pytest.mark.slow
 def test_a_keras_job_with_another_number_is_the_run_that_it_would_be_alone(tmp_path: Path) -> None:
     """TensorFlow keeps the number that it began with; float32 sums of this network differ with
     it."""

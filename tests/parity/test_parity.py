@@ -533,14 +533,14 @@ def test_newer_optimizers_agree_on_a_transformer_with_groups(name: str) -> None:
     assert_parity(["trainer.precision=float64", "trainer.max_steps=60", *overrides])
 
 
-@pytest.mark.parametrize("name", slow_but(GROUPS, "schedules", "frozen", "beta1", "ema"))
+@pytest.mark.parametrize("name", slow_but(GROUPS, "schedules", "frozen"))
 def test_groups_and_scheduled_hyperparameters_agree(name: str) -> None:
     assert_parity(["trainer.precision=float64", "trainer.max_steps=100", *GROUPS[name]])
 
 
 @pytest.mark.parametrize(
     "name",
-    slow_but(LAYERS, "batch_norm", "conv2d", "attention", "dropout", "tokens", "parallel"),
+    slow_but(LAYERS, "batch_norm", "conv2d", "attention", "dropout"),
 )
 def test_layers_agree(name: str) -> None:
     assert_parity(
@@ -548,12 +548,12 @@ def test_layers_agree(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", slow_but(RUNS, "huber", "short_group"))
+@pytest.mark.parametrize("name", slow_but(RUNS, "short_group"))
 def test_losses_and_short_batches_agree(name: str) -> None:
     assert_parity(["trainer.precision=float64", "trainer.max_steps=100", *RUNS[name]])
 
 
-@pytest.mark.parametrize("loss", ["focal", "cosine_similarity"])
+@pytest.mark.parametrize("loss", slow_but(["focal", "cosine_similarity"], "focal"))
 def test_losses_of_several_targets_agree(loss: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 5))
@@ -566,6 +566,7 @@ def test_losses_of_several_targets_agree(loss: str, tmp_path: Path) -> None:
     assert_parity(["trainer.precision=float64", "trainer.max_steps=60", f"loss={loss}", *data])
 
 
+@pytest.mark.slow
 def test_binary_cross_entropy_agrees(tmp_path) -> None:  # type: ignore[no-untyped-def]
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 5))
@@ -644,7 +645,7 @@ ORDERS = (("lightning", "keras"), ("keras", "lightning"))
         pytest.param(
             name,
             ORDERS[i % 2],
-            marks=[] if name in ("nadam", "rmsprop_both") else [pytest.mark.slow],
+            marks=[] if name == "nadam" else [pytest.mark.slow],
         )
         for i, name in enumerate(HANDED_OVER)
     ],

@@ -121,6 +121,7 @@ def test_it_says_what_each_group_took_to_reach_the_target(swept: tuple[Done, Pat
         )
 
 
+@pytest.mark.slow
 def test_compare_says_of_the_same_runs_what_the_multirun_said(
     swept: tuple[Done, Path], tmp_path: Path
 ) -> None:
@@ -177,6 +178,7 @@ def test_with_one_seed_it_says_that_it_cannot_know_and_backends_get_a_parity_tab
     )
 
 
+@pytest.mark.slow
 def test_a_failed_job_is_named_and_not_ranked(tmp_path: Path) -> None:
     (done,) = forked(
         tmp_path, ("-m", "optimizer.lr=1e-3,1e30", "seed=0,1", "trainer.max_steps=20", "device=cpu")
@@ -282,6 +284,7 @@ def test_two_seeds_with_equal_differences_are_never_certain(
     assert found.answer()["is_real"] is False
 
 
+@pytest.mark.slow
 def test_equal_differences_of_a_loss_tell_nothing_of_the_noise(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -321,6 +324,7 @@ def test_groups_with_a_seed_that_diverged_or_failed_are_named_and_not_ranked(
     assert found.answer()["seeds"] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_where_no_group_finished_every_seed_it_says_so_of_each(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -370,6 +374,7 @@ def test_no_seed_in_common_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
     assert found.answer()["is_real"] is False
 
 
+@pytest.mark.slow
 def test_a_group_with_too_few_seeds_does_not_take_them_from_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -399,6 +404,7 @@ def test_bit_identical_runs_are_called_the_same_run(
     assert [group["probability_best"] for group in found.groups().values()] == [0.5, 0.5]
 
 
+@pytest.mark.slow
 def test_folds_of_one_data_set_are_paired_like_seeds(tmp_path: Path) -> None:
     """Two schedules, two seeds and three folds are one answer over six pairs, with SciPy's p. Folds
     of another division are not paired with them."""
@@ -476,6 +482,7 @@ def test_runs_of_other_data_losses_or_metrics_are_not_in_one_list(
     assert "comparison_5.html" not in files
 
 
+@pytest.mark.slow
 def test_with_tune_p_is_corrected_for_all_pairs_that_were_tried(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -511,8 +518,12 @@ def test_with_tune_p_is_corrected_for_all_pairs_that_were_tried(
     ("rates", "said"),
     [
         (("0.1", "0.2", "0.4"), "largest rate that was tried; try optimizer.lr above 0.4 too"),
-        (("0.4", "0.2", "0.1"), "least rate that was tried; try optimizer.lr below 0.1 too"),
-        (("0.1", "0.4", "0.2"), None),
+        pytest.param(
+            ("0.4", "0.2", "0.1"),
+            "least rate that was tried; try optimizer.lr below 0.1 too",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(("0.1", "0.4", "0.2"), None, marks=pytest.mark.slow),
         (("0.1", "0.2"), None),  # one of two always is
     ],
 )

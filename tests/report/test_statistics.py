@@ -17,6 +17,7 @@ from runner.report.statistics import (
     seeds_needed,
     summary,
 )
+from tests.rows import slow_but
 
 
 def test_a_summary_is_that_of_a_table_of_student_s_t() -> None:
@@ -320,8 +321,8 @@ def test_seeds_needed_are_those_of_the_corrected_level() -> None:
 # Simulations, which take a second each
 
 
-@pytest.mark.parametrize("num_seeds", [2, 3, 4, 5])
-@pytest.mark.parametrize("noise", [0.3, 0.7, 1.5, 5.0])
+@pytest.mark.parametrize("num_seeds", slow_but([2, 3, 4, 5], 2, 3))
+@pytest.mark.parametrize("noise", slow_but([0.3, 0.7, 1.5, 5.0], 0.3, 1.5))
 def test_a_coarse_metric_tells_equal_groups_apart_in_no_more_than_5_of_100_cases(
     num_seeds: int, noise: float
 ) -> None:

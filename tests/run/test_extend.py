@@ -118,6 +118,7 @@ def copied(folder: Path, here: Path) -> Path:
     return shutil.copytree(folder, here / folder.name, symlinks=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", slow_but(HOW, "keep"))
 def test_a_finished_run_goes_on_as_it_is_told_and_repeats_to_the_bit(
     finished: dict[str, Path], tmp_path: Path, how: str
@@ -190,6 +191,7 @@ def test_it_asks_what_is_meant_and_shows_what_each_would_do(
     assert (done.status, done.out, done.err) == (2, "", f"error: {expected}\n")
 
 
+@pytest.mark.slow
 def test_the_schedule_of_a_group_is_extended_like_that_of_the_run(tmp_path: Path) -> None:
     """A cosine over 26 updates for the biases, beside a constant rate. Kept, it holds its last
     rate; unsaid, the three ways are those of a run's schedule in REFUSED."""
@@ -208,6 +210,7 @@ def test_the_schedule_of_a_group_is_extended_like_that_of_the_run(tmp_path: Path
     np.testing.assert_allclose(trace["learning_rate/*/bias"], expected, rtol=2**-23)
 
 
+@pytest.mark.slow
 def test_runs_branch_from_one_checkpoint_each_in_its_own_folder(
     finished: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -263,7 +266,7 @@ STATES = {
     "skipped updates": (MODEL, "trainer.batch_size=64", "trainer.on_nonfinite=skip",
         "trainer.max_skipped=10", "data=npz"),
 }  # fmt: skip
-_QUICK = {("lightning", name) for name in ("early stopping", "all of a backend", "skipped updates")}
+_QUICK = {("lightning", name) for name in ("early stopping", "all of a backend")}
 
 
 def _spoiled(here: Path) -> tuple[str, ...]:

@@ -202,6 +202,7 @@ def test_an_epoch_of_skipped_updates_alone_has_a_metric_that_is_no_number(tmp_pa
     assert np.isnan(read_columns(tmp_path / done.folder / "metrics.csv")["train/loss"]).all()
 
 
+@pytest.mark.slow
 def test_json_files_are_strict_whatever_the_numbers(tmp_path: Path) -> None:
     """A last update at a rate of 1e37: the loss before it is finite, the metrics after it are not.
     Going on fails by the next loss."""
@@ -278,6 +279,7 @@ def test_a_multirun_names_the_jobs_that_completed_and_diverged(tmp_path: Path) -
     assert "  optimizer.lr=1e+38: 1 of 1 seeds diverged (seed 0); not ranked" in lines
 
 
+@pytest.mark.slow
 def test_a_job_in_exact_mode_that_leaves_float32_diverged(tmp_path: Path) -> None:
     exact = ("optimizer=sgd", "trainer.max_steps=3", "device=cpu", "trainer.precision=exact")
     command = ("-m", *exact, "optimizer.lr=0.1,1e38")
@@ -287,6 +289,7 @@ def test_a_job_in_exact_mode_that_leaves_float32_diverged(tmp_path: Path) -> Non
     assert "beyond the range of float32; a lower optimizer.lr or trainer." in done.out
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_after_a_trial_that_diverged(tmp_path: Path) -> None:
     command = (
         *("-m", "search=optuna_lr", "hydra.sweeper.n_trials=3", *ONE_UPDATE),

@@ -260,6 +260,7 @@ def test_files_of_the_user_s_own_are_left_alone(ended: dict[str, Path], tmp_path
     assert records(folder) == records(ended["plain"])
 
 
+@pytest.mark.slow
 def test_a_job_that_starts_anew_removes_no_file_of_the_user_s(
     ended: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -487,6 +488,7 @@ def test_while_a_run_is_made_longer_its_result_is_not_completed(
     assert run_folder.records(folder, 40, 20)["metrics.csv"][-1].startswith("2,40,")
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_copied_and_never_dangling(tmp_path: Path) -> None:
     """A rate of 1 makes every epoch after the third worse: with the two newest the third's is kept,
     also where epochs and checkpoints do not end together (every 40 updates; then the one of 40 is

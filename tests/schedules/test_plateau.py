@@ -170,6 +170,7 @@ def test_both_backends_lower_at_the_same_epochs_and_keep_the_state(tmp_path: Pat
         assert State.of(kept).factor in (state.factor, before.factor)
 
 
+@pytest.mark.slow
 def test_a_run_ends_early_as_completed(tmp_path: Path) -> None:
     """After the third epoch in a row whose validation loss was not 0.1 below the best before it."""
     for done in forked(tmp_path, *((f"backend={backend}", *EARLY) for backend in BACKENDS)):

@@ -16,15 +16,18 @@ from runner.data.summary import summarize
 from runner.report.description import draw
 from runner.tasks.describe import report
 from tests.command_line import forked, together
+from tests.rows import slow_but
 from tests.test_isolation import run
 
 SCRIPT = """
 import numpy as np
+from tests.rows import slow_but
 def rows(num):
     return np.random.default_rng(0).random((num, 2)), np.arange(num) % 2
 """
 
 
+@pytest.mark.slow
 def test_it_imports_no_framework(tmp_path: Path) -> None:
     assert run(tmp_path, "task=describe") == set()
 
@@ -118,6 +121,7 @@ def test_the_columns_of_a_table_are_described_as_they_are_in_its_file(tmp_path: 
     assert column["becomes"] == ["color=blue", "color=red"]
 
 
+@pytest.mark.slow
 def test_several_data_sets_are_described_in_turn(tmp_path: Path) -> None:
     (done,) = forked(tmp_path, ("-m", "task=describe", "data=iris,diabetes"))
     assert (done.status, done.err) == (0, "")
@@ -157,6 +161,7 @@ def test_tables_fit_the_terminal(width: int) -> None:
     assert "... and 70 more columns, see describe.json" in lines
 
 
+@pytest.mark.slow
 def test_the_terminal_s_width_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "COLUMNS", "50")
     (done,) = together(tmp_path, ("task=describe", "data=wine"))
@@ -165,7 +170,10 @@ def test_the_terminal_s_width_is_used(tmp_path: Path, monkeypatch: pytest.Monkey
     assert all(len(line) <= 50 for line in columns)
 
 
-@pytest.mark.parametrize("kind", ["grey", "color", "sequence", "regression", "many", "extreme"])
+@pytest.mark.parametrize(
+    "kind",
+    slow_but(["grey", "color", "sequence", "regression", "many", "extreme"], "color", "extreme"),
+)
 def test_every_kind_of_picture_is_drawn(kind: str, tmp_path: Path) -> None:
     """Also for one row, 1e5 columns, 500 classes, and values near the limit of float64."""
     random = np.random.default_rng(3)

@@ -15,6 +15,7 @@ from tests.command_line import REPOSITORY, forked, together
 from tests.test_isolation import run
 
 
+@pytest.mark.slow
 def test_it_imports_no_framework(tmp_path: Path) -> None:
     assert run(tmp_path, "task=preview", "schedule=one_cycle") == set()
 
@@ -76,6 +77,7 @@ def test_several_are_a_line_each_and_one_picture(tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("*.png"))) == 1
 
 
+@pytest.mark.slow
 def test_glob_shows_every_schedule_that_needs_nothing_else_said(tmp_path: Path) -> None:
     (done,) = forked(tmp_path, ("-m", "task=preview", "schedule=glob(*)", "trainer.max_steps=50"))
     assert (done.status, done.err) == (0, "")
@@ -110,6 +112,7 @@ def test_a_warning_is_said_and_with_strict_refused(tmp_path: Path) -> None:
     assert len(list((tmp_path / "outputs" / "previews").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_the_terminal_shows_nothing_of_matplotlib_s_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -376,6 +376,7 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {backend: here / done.folder for backend, done in zip(BACKENDS, trained, strict=True)}
 
 
+@pytest.mark.slow
 @both
 def test_a_regression_has_no_accuracy_columns(lines: dict[str, Path], backend: str) -> None:
     header = (lines[backend] / "metrics.csv").read_text().splitlines()[0]

@@ -85,6 +85,7 @@ def test_a_run_whose_reader_goes_away_completes(tmp_path: Path) -> None:
     assert read_json(the_run(tmp_path) / "result.json")["status"] == "completed"
 
 
+@pytest.mark.slow
 @only_linux
 def test_a_run_whose_terminal_hangs_up_completes(tmp_path: Path) -> None:
     """Draw the progress bar all the while."""
