@@ -24,7 +24,7 @@ CLIPPED = {
 COMMON = ["trainer.accumulate_grad_batches=3", "schedule=cosine"]
 
 
-@pytest.mark.parametrize("name", slow_but(CLIPPED, "groups"))
+@pytest.mark.parametrize("name", slow_but(CLIPPED))
 def test_the_backends_agree(name: str) -> None:
     assert_parity(["trainer.precision=float64", "trainer.max_steps=30", *COMMON, *CLIPPED[name]])
 

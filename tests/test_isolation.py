@@ -382,6 +382,7 @@ FRAMEWORK_STATE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", slow_but(FRAMEWORK_STATE, "lightning"))
 def test_a_notebook_that_loads_a_run_finds_its_process_as_it_was(
     tmp_path: Path, backend: str

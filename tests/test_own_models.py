@@ -421,6 +421,7 @@ def test_first_weights_are_those_of_a_file_of_the_framework(here: Path, backend:
         np.testing.assert_allclose(trained[name], value, rtol=0, atol=1e-20, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_built_in_model_starts_from_the_weights_of_a_run(tmp_path: Path) -> None:
     """Trained on Lightning, then on Keras: the first loss is the last run's, to float32."""
     short = ("device=cpu", "trainer.batch_size=160", "data=digits", "trainer.max_epochs=2")

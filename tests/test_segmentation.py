@@ -49,6 +49,7 @@ def data(tmp_path: Path) -> list[str]:
     return ["data=npz", path, "data.standardize=false", LAYERS]
 
 
+@pytest.mark.slow
 def test_parity_in_float64(data: list[str]) -> None:
     smoothing = ["loss=cross_entropy", "loss.label_smoothing=0.1", "optimizer.lr=0.01"]
     assert_parity([*data, *smoothing, "trainer.precision=float64", "trainer.max_steps=40"])

@@ -51,7 +51,8 @@ def test_a_twin_trains_alike_on_both_frameworks(config: list[str]) -> None:
     assert max(found.values()) <= TOLERANCE, found
 
 
-@pytest.mark.parametrize("backend", [pytest.param("lightning", marks=pytest.mark.slow), "keras"])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["lightning", "keras"])
 def test_a_twin_switches_backends_on_resume(backend: str) -> None:
     """18 updates on one framework and 12 on the other, against 30 on one."""
     config = twin("small")

@@ -243,6 +243,7 @@ def test_a_diverging_job_fails_with_the_update_named_and_the_others_go_on(
         assert json.loads((path / "result.json").read_text())["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_a_failed_run_s_result_has_the_keys_of_the_contract(mixed: dict[str, Jobs]) -> None:
     keys = {
         "status",
@@ -337,6 +338,7 @@ def chapter(chapters: Jobs, experiment: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", CHAPTER)
 def test_a_chapter_s_experiment_trains_at_the_rates_of_its_formula(
     chapters: Jobs, experiment: str

@@ -444,6 +444,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, D
     return runs
 
 
+@pytest.mark.slow
 def test_both_backends_train_on_the_same_rows(trained: dict[str, tuple[Path, Done]]) -> None:
     losses, hashes = [], []
     for here, done in trained.values():

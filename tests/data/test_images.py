@@ -461,6 +461,7 @@ def test_training_rows_of_one_class_are_refused(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_the_whole_of_it_on_the_command_line(tmp_path: Path, backend: str) -> None:
     """Train, evaluate, and predict a folder and one image: the first column names the file."""

@@ -174,6 +174,7 @@ for backend in ("lightning", "keras"):
     assert in_new_process(tmp_path, code).split()[-2:] == ["True", "True"]
 
 
+@pytest.mark.slow
 def test_both_backends_get_the_same_rows(here: Path) -> None:
     """Equal hashes of the rows; losses to 1e-12, the rounding of sums in float64."""
     (here / "go").touch()

@@ -220,6 +220,7 @@ def test_metrics_are_in_the_data_s_units_and_the_loss_as_trained(
     )
 
 
+@pytest.mark.slow
 def test_exports_take_raw_rows_and_a_file_beside_names_them(
     trained: dict[str, Trained], tmp_path: Path
 ) -> None:

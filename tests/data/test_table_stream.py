@@ -179,6 +179,7 @@ def test_a_killed_run_leaves_no_temporary_file(tmp_path: Path, backend: str) -> 
     assert not left
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     done = kept(
         tmp_path,

@@ -223,6 +223,7 @@ def test_folders_that_cannot_be_rows_are_refused(
 # --- training
 
 
+@pytest.mark.slow
 def test_the_backends_agree_and_exact_mode_has_the_same_bits(tmp_path: Path) -> None:
     """Float64 is within 1e-12, as in tests/parity, since sums are in another order."""
     path = table(tmp_path / "a.csv", ["text", "label"], reviews())

@@ -51,7 +51,7 @@ def test_every_optimizer(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", slow_but(GROUPS, "schedules"))
+@pytest.mark.parametrize("name", slow_but(GROUPS))
 def test_groups_and_scheduled_hyperparameters(name: str) -> None:
     """And they mean what they mean in float64: 11 updates in 24 bits stay within 1e-4 of it."""
     overrides = [*GROUPS[name], "trainer.max_steps=11", "trainer.batch_size=64"]

@@ -87,6 +87,7 @@ def test_convolutions_under_xla_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same_bits(train("keras", RUN), as_usual)
 
 
+@pytest.mark.slow
 def test_keras_eager() -> None:
     import tensorflow as tf
 

@@ -69,6 +69,7 @@ def test_result_and_certificate_hold_the_same_hashes_on_both_backends(
     assert certificates[0]["steps"] == 24
 
 
+@pytest.mark.slow
 def test_verify_says_identical_on_either_backend(certified: dict[str, Finished]) -> None:
     """Each backend repeats the other's run; the hash that it prints is the one of result.json."""
     here = certified["keras"].path.parents[2]

@@ -384,6 +384,7 @@ def test_a_process_of_its_own_that_is_killed_is_told() -> None:
         other_process.run(killed, "", 3)
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_ends_with_its_parent(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     code = (

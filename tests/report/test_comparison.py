@@ -142,6 +142,7 @@ def test_compare_says_of_the_same_runs_what_the_multirun_said(
     assert re.fullmatch(r"error: runs holds .* twice\n", twice.err)
 
 
+@pytest.mark.slow
 def test_with_one_seed_it_says_that_it_cannot_know_and_backends_get_a_parity_table(
     tmp_path: Path,
 ) -> None:

@@ -72,7 +72,7 @@ def train(backend: str, path: Path, seen: Seen) -> int:
     return state.step
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_it_sees_every_event_in_order(tmp_path: Path, backend: str) -> None:
     """A chunk ends at an epoch, before its short last update, at a checkpoint and at the end; an
     epoch comes after its last chunk. Checkpoints are written beside the training."""

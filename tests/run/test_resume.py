@@ -82,11 +82,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("backend", "kind"),
     [
-        ("keras", signal.SIGKILL),  # on Lightning, tests/test_faults.py kills runs
+        ("lightning", signal.SIGKILL),
         *(
             pytest.param(*row, marks=pytest.mark.slow)
             for row in (
-                ("lightning", signal.SIGKILL),
+                ("keras", signal.SIGKILL),
                 ("lightning", signal.SIGTERM),
                 ("keras", signal.SIGTERM),
             )

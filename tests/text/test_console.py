@@ -18,6 +18,7 @@ from runner import dispatcher
 from runner.run.run_folder import read_json
 from runner.text.console import steady, tree
 from tests.command_line import begun, ended, forked, start, together
+from tests.rows import slow_but
 
 only_linux = pytest.mark.skipif(
     sys.platform != "linux", reason="its devices and limits are Linux's"
@@ -110,11 +111,7 @@ def test_a_run_whose_terminal_hangs_up_completes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "closed",
-    [
-        ">&-",
-        pytest.param(">&- 2>&- <&-", marks=pytest.mark.slow),
-        pytest.param("2>&-", marks=pytest.mark.slow),
-    ],
+    slow_but([">&-", ">&- 2>&- <&-", "2>&-"], "2>&-"),
 )
 def test_a_run_without_standard_streams_completes(tmp_path: Path, closed: str) -> None:
     """The files that it opens do not take their numbers."""
