@@ -5,7 +5,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -52,14 +52,11 @@ Block = int | Fold  # a seed, or a seed and a fold: groups are compared block by
 
 @dataclass(frozen=True)
 class Job:
-    """A run's folder and its result."""
+    """A run's folder, its result and its config, which is empty if it could not be read."""
 
     folder: Path
     result: Mapping[str, Any]
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        return config_of(self.folder, "runs")
+    config: Mapping[str, Any] = field(repr=False)
 
     @cached_property
     def trace(self) -> dict[str, np.ndarray]:
@@ -360,7 +357,7 @@ def _read(folder: Path) -> Job:
         "best": None,
         "seconds": {},
     }
-    path = folder / "result.json"
+    path, config = folder / "result.json", dict[str, Any]()
     try:
         config = config_of(folder, "runs")
         for section, types in _CONFIG.items():
@@ -368,13 +365,13 @@ def _read(folder: Path) -> Job:
         known |= {"backend": config["backend"], "seed": config["seed"]}
         known["schedule"] = config["schedule"]["name"]
         if not path.is_file():
-            return Job(folder, known)
-        job = Job(folder, {**known, **read_json(path)})
+            return Job(folder, known, config)
+        job = Job(folder, {**known, **read_json(path)}, config)
         check_types(path, job.result, _RESULT)
         job.check()
         return job
     except ConfigError as error:
-        return Job(folder, {**known, "status": "damaged", "error": str(error)})
+        return Job(folder, {**known, "status": "damaged", "error": str(error)}, config)
 
 
 # The keys that are read from result.json and config.yaml, and their types
