@@ -418,6 +418,7 @@ def plan(
     example = _example(config, data)
     model = model_spec(config, shapes_of(data), example)
     loss = _weighted_or_own(config, loss, data, model, example)
+    check_devices(config, data)
     order = _order(config, data)
     tokens = data.input_shape[0] if model.network.takes_tokens else 1
     clock = Clock(order.total_steps, order.steps_per_epoch, order.rows_per_step, tokens)
@@ -629,7 +630,7 @@ def _order(config: Config, data: Dataset) -> Order | InOrder:
     """Return the order of the whole run. It ends at max_steps or max_epochs, whichever is
     sooner."""
     trainer, num_rows = config.trainer, len(data.train)
-    batch_size, accumulate = trainer.batch_size, trainer.accumulate_grad_batches
+    batch_size, accumulate = config.batch_rows, trainer.accumulate_grad_batches
     steps_per_epoch: int | None = -(-num_rows // (batch_size * accumulate))
     if data.stream is not None:
         steps_per_epoch = data.stream.steps_per_epoch
@@ -644,6 +645,36 @@ def _order(config: Config, data: Dataset) -> Order | InOrder:
     if data.stream is not None:
         return InOrder(batch_size, accumulate, total_steps, steps_per_epoch)
     return Order(num_rows, batch_size, accumulate, config.seed, total_steps)
+
+
+def check_devices(config: Config, data: Dataset | None = None) -> None:
+    """Refuse options that a run on several devices does not support; with its data, if it is
+    known."""
+    if config.num_processes == 1:
+        return
+    if data is not None and data.stream is not None:
+        raise ConfigError(
+            f"devices must be 1 with {data.stream.items.source}, whose rows can only be iterated "
+            f"over, got {config.devices}"
+        )
+    trainer = config.trainer
+    refused = {
+        "trainer.precision=exact": trainer.precision == "exact",
+        "trainer.compile=true": trainer.compile,
+        f"model={config.model.name}, which is code of your own": not isinstance(
+            config.model, LayerModel
+        ),
+        f"loss={config.loss.name}": config.loss.name == "custom",
+        f"optimizer={config.optimizer.name}": isinstance(config.optimizer, optimizers.Custom),
+    }
+    for what, is_on in refused.items():
+        if is_on:
+            raise ConfigError(f"devices must be 1 with {what}, got {config.devices}")
+    if trainer.global_batch_size is not None and trainer.global_batch_size < config.num_processes:
+        raise ConfigError(
+            f"trainer.global_batch_size must be at least devices={config.devices}, got "
+            f"{trainer.global_batch_size}"
+        )
 
 
 def _refuse_exact(config: Config, data: Dataset) -> None:
@@ -750,8 +781,9 @@ def model_spec(config: Config, shapes: Shapes, example: Batch | None = None) -> 
     num = losses.num_outputs(loss, shapes.task, shapes.num_classes, shapes.num_targets)
     net = _network(config, shapes, num, example)
     trainer = config.trainer
-    num_threads = threads.resolve(trainer.threads, net, trainer.batch_size)
-    return ModelSpec(net, trainer.precision, config.device, trainer.batch_size, num_threads)
+    batch_size = config.device_batch_rows
+    num_threads = threads.resolve(trainer.threads, net, batch_size, config.devices)
+    return ModelSpec(net, trainer.precision, config.device, batch_size, num_threads)
 
 
 def _network(config: Config, shapes: Shapes, num_outputs: int, example: Batch | None) -> Network:

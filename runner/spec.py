@@ -51,10 +51,25 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train one run together; for now there is one."""
+    """The processes that train one run together, and the number of this one."""
 
     rank: int = 0
     size: int = 1
+    addresses: tuple[str, ...] = ()  # HOST:PORT of each process, for the framework's collectives
+
+    def cut(self, num_rows: int) -> tuple[int, int]:
+        """Return the first row of this process's part of a batch, and the one after its last row.
+        The parts are consecutive; their sizes differ by at most one row and may be 0."""
+        return self.rank * num_rows // self.size, (self.rank + 1) * num_rows // self.size
+
+    def part(self, chunk: Chunk) -> Chunk:
+        """Return this process's part of a chunk, without fields: its part of each micro-batch."""
+        sizes = chunk.batch_sizes
+        blocks = (
+            block[:, :, slice(*self.cut(size))]
+            for block, size in zip(chunk.blocks, sizes, strict=True)
+        )
+        return chunk._replace(blocks=tuple(map(np.ascontiguousarray, blocks)), sizes=sizes)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ def uses_xla(run: RunSpec) -> bool:
     """Return whether XLA compiles the updates. XLA makes small and dense networks faster. For
     convolutions on the CPU, TensorFlow's own kernels are as fast, and XLA takes seconds to
     compile."""
+    if run.world.size > 1:  # XLA has no collectives of the CPU
+        return False
     if isinstance(run.network, CustomNetwork):
         return run.compile or run.network.built.uses_xla
     slow = {"conv1d", "conv2d", "depthwise_conv2d", "conv2d_transpose"}

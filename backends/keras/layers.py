@@ -69,13 +69,16 @@ _STOCK_NAMES = {
 
 class DropoutState:
     """Seed, step and micro-batch of the current forward pass. Together with the index of a layer
-    they determine its dropout mask."""
+    they determine its dropout mask. A process that has a part of the micro-batch has the rows from
+    `first_row` on, of `num_rows`; `total` is the sum over the processes, None for one process."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, total: Callable[[Any], Any] | None = None) -> None:
         # a variable, so that runs with other seeds can use the same compiled functions
         self.seed = tf.Variable(seed, trainable=False, dtype=tf.int64)
         self.step: Any = 0
         self.micro_batch: Any = 0
+        self.first_row = self.num_rows = 0
+        self.total = total
 
 
 def build(
@@ -183,6 +186,10 @@ class _BatchNorm(native.BatchNormalization):
     """Batch norm with torch's running variance, which is unbiased: n / (n - 1) times the batch's.
     Keras's is biased."""
 
+    def __init__(self, dropout_state: DropoutState, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.dropout_state = dropout_state
+
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         x = inputs
         is_16_bit = _is_16_bit(x)
@@ -193,7 +200,8 @@ class _BatchNorm(native.BatchNormalization):
             self._by_kernel if len(x.shape) == 4 and x.dtype == tf.float32 else self._by_formula
         )
         if training:
-            y, mean, variance = normalize(x, None)
+            several = self.dropout_state.total is not None
+            y, mean, variance = self._by_total(x) if several else normalize(x, None)
             for running, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
                 old = constant(self.momentum, running)
                 running.assign(running * old + batch * constant(1 - self.momentum, running))
@@ -208,6 +216,18 @@ class _BatchNorm(native.BatchNormalization):
         n = tf.cast(tf.size(x) // x.shape[-1], x.dtype)
         scale = self.gamma * tf.math.rsqrt(variance + constant(self.epsilon, variance))
         return (x - mean) * scale + self.beta, mean, variance * (n / (n - 1))
+
+    def _by_total(self, x: Any) -> tuple[Any, Any, Any]:
+        """Normalise by the mean and variance of the micro-batch of all processes."""
+        state, axes = self.dropout_state, list(range(len(x.shape) - 1))
+        assert state.total is not None
+        num = state.num_rows * math.prod(x.shape[1:-1])
+        n = constant(float(num), x)
+        mean = state.total(tf.reduce_sum(x, axes)) / n
+        centered = x - mean
+        variance = state.total(tf.reduce_sum(centered * centered, axes)) / n
+        scale = self.gamma * tf.math.rsqrt(variance + constant(self.epsilon, variance))
+        return centered * scale + self.beta, mean, variance * constant(num / (num - 1), x)
 
     def _by_kernel(self, x: Any, statistics: tuple[Any, Any] | None) -> tuple[Any, Any, Any]:
         mean, variance = statistics or ([], [])
@@ -434,9 +454,9 @@ class Dropout(_Layer):
 
     def keep(self, x: Any) -> Any:
         key = layer_key(self.dropout_state.seed, self.index)
-        return keep(
-            tf.shape(x), self.rate, key, self.dropout_state.step, self.dropout_state.micro_batch
-        )
+        state = self.dropout_state
+        where = (state.step, state.micro_batch, state.first_row)
+        return keep(tf.shape(x), self.rate, key, *where)
 
 
 class _StochasticDepth(Dropout):
@@ -444,7 +464,8 @@ class _StochasticDepth(Dropout):
 
     def keep(self, x: Any) -> Any:
         state, key = self.dropout_state, layer_key(self.dropout_state.seed, self.index)
-        mask = keep(tf.shape(x)[:1], self.rate, key, state.step, state.micro_batch)
+        where = (state.step, state.micro_batch, state.first_row)
+        mask = keep(tf.shape(x)[:1], self.rate, key, *where)
         return tf.reshape(mask, [-1, *(1,) * (len(x.shape) - 1)])
 
 
@@ -453,12 +474,14 @@ def layer_key(seed: Any, layer_index: int) -> Any:
     return _mix_tensor(_low_32_bits(_mix_tensor(_low_32_bits(seed)) + layer_index))
 
 
-def keep(shape: Any, rate: float, key: Any, step: Any, micro_batch: Any) -> Any:
-    """Compute runner.random.keep in a shape."""
+def keep(shape: Any, rate: float, key: Any, step: Any, micro_batch: Any, first_row: int = 0) -> Any:
+    """Compute runner.random.keep in a shape, for rows from `first_row` on."""
     k = _mix_tensor(
         _low_32_bits(_mix_tensor(_low_32_bits(key + tf.cast(step, tf.int64))) + micro_batch)
     )
     i = tf.range(tf.reduce_prod(tf.cast(shape, tf.int64)), dtype=tf.int64)
+    if first_row:
+        i += first_row * tf.reduce_prod(tf.cast(shape[1:], tf.int64))
     hashes = _mix_tensor(tf.bitwise.bitwise_xor(_mix_tensor(_low_32_bits(i + k)), k))
     return tf.reshape(hashes >= threshold(rate), shape)
 
@@ -755,7 +778,7 @@ def _own(node: spec.Node, dropout_state: DropoutState) -> native.Layer:
         case "dropout":
             return Dropout(s.rate, node.index, dropout_state, name=name)
         case "batch_norm":
-            return _BatchNorm(momentum=s.momentum, epsilon=s.eps, name=name)
+            return _BatchNorm(dropout_state, momentum=s.momentum, epsilon=s.eps, name=name)
         case "layer_norm":
             return _LayerNorm(epsilon=s.eps, name=name)
         case "rms_norm":

@@ -18,6 +18,7 @@ import tensorflow as tf
 from backends.keras import (
     custom,
     device,
+    distributed,
     exact,
     layers,
     native,
@@ -93,9 +94,11 @@ class Model(keras.Model):
             streamed = {
                 name: self._padded(chunk, chunk.by_block(name)) for name in self.engine.run.streamed
             }
-            start_time, shapes = time.perf_counter(), tuple(tuple(block.shape) for block in blocks)
+            start_time = time.perf_counter()
+            shapes = (*(tuple(block.shape) for block in blocks), chunk.batch_sizes)
             num_steps = tf.constant(num, tf.int32)
-            applied, mean_losses, outputs = self.compiled((num_steps, blocks, streamed))
+            data = (num_steps, blocks, streamed, chunk.batch_sizes)
+            applied, mean_losses, outputs = self.compiled(data)
             is_new = shapes not in self.compiled_for
             self.compiled_for.add(shapes)
             run = self.engine.run
@@ -127,8 +130,10 @@ class Model(keras.Model):
         """Make the chunk's updates, one after another. Return the optimizer's settings [K, P], the
         losses [K] and the outputs [K, A * B, C]."""
         # blocks: int64[K, A, B] each; streamed: [K, A, B, ...] each; steps from num_steps on are
-        # padding
-        num_steps, blocks, streamed = data
+        # padding; sizes: B of each block, of all processes together
+        num_steps, blocks, streamed, sizes = data
+        parts = self._parts(blocks, sizes) if self.engine.run.world.size > 1 else {}
+        whole = sum(block.shape[1] * size for block, size in zip(blocks, sizes, strict=True))
         num_rows = sum(block.shape[1] * block.shape[2] for block in blocks)
         engine, run, length = self.engine, self.engine.run, blocks[0].shape[0]
         dtype = tf.as_dtype(run.dtype)
@@ -150,7 +155,7 @@ class Model(keras.Model):
             for name, values in streamed.items():
                 for batch, field in zip(batches, _micro_batches(values, k), strict=True):
                     batch[name] = field
-            loss, z = engine.update(self.optimizer.iterations.value, batches, num_rows)
+            loss, z = engine.update(self.optimizer.iterations.value, batches, whole, **parts)
             z = tf.concat(z, axis=0) if z else tf.zeros((0,), dtype)
             return (
                 k + 1,
@@ -166,6 +171,11 @@ class Model(keras.Model):
             parallel_iterations=1,
         )
         return applied.stack(), mean_losses.stack(), outputs.stack()
+
+    def _parts(self, blocks: Sequence[Any], sizes: Sequence[int]) -> dict[str, Any]:
+        """Return the rows of each micro-batch of an update, of all processes together."""
+        pairs = zip(blocks, sizes, strict=True)
+        return {"sizes": [size for block, size in pairs for _ in range(block.shape[1])]}
 
     def state(self) -> TrainState:
         return self.engine.state(int(self.optimizer.iterations))
@@ -236,12 +246,13 @@ def train(
     can_reuse = _last is not None and _can_share_compiled(run, _last[0])
     if not can_reuse:
         _last = None  # frees its memory for the new model
+    total = distributed.connect(run.world) if run.world.size > 1 else None
     with tf.device(device.resolve(run.device)), _settings(run, is_fresh=not can_reuse):
         if _last is not None:
             model = _last[1]
             model.engine.start(run, start)
         else:
-            dropout_state = layers.DropoutState(run.seed)
+            dropout_state = layers.DropoutState(run.seed, total)
             model = _network(run, dropout_state, Model)
             model.connect(run, start, dropout_state)
             _last = run, model

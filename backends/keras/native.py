@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from backends.keras import layers, objective, optimizers
+from backends.keras import distributed, layers, objective, optimizers
 from backends.keras.average import Average, swapped
 from backends.keras.own_optimizer import OwnOptimizer
 from backends.keras.schedule import TableLR
@@ -137,7 +137,11 @@ class Engine:
         return swapped(self.parameters, self.average.variables)
 
     def update(
-        self, step: Any, batches: Sequence[Mapping[str, Any]], num_rows: int
+        self,
+        step: Any,
+        batches: Sequence[Mapping[str, Any]],
+        num_rows: int,
+        sizes: Sequence[int] = (),
     ) -> tuple[Any, list[Any]]:
         """Make one update. Return the mean loss and each micro-batch's outputs, both from before
         the update."""
@@ -150,20 +154,18 @@ class Engine:
         trained = [v.value for v in self.trained.values()]
         for micro_batch, batch in enumerate(batches):
             x = batch["x"]
-            self.dropout_state.micro_batch = micro_batch
+            self._begin_batch(micro_batch, sizes)
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(trained)
                 z = tf.cast(self.model(x, training=True), self.run.dtype)
                 weights = (batch["weight"],) if "weight" in batch else ()
                 loss = self._mean_loss(x, batch["y"], z, *weights)
                 if num_rows != x.shape[0]:
-                    loss = loss * layers.constant(x.shape[0] / num_rows, loss)
+                    share = layers.constant(x.shape[0] / num_rows, loss)
+                    loss = loss * share if x.shape[0] else tf.reduce_sum(z)  # 0 without rows
                 scaled = self._scaled(loss)
-            batch_gradients = tape.gradient(
-                scaled,
-                trained,
-                unconnected_gradients=tf.UnconnectedGradients.ZERO,
-            )
+            zero = tf.UnconnectedGradients.ZERO
+            batch_gradients = tape.gradient(scaled, trained, unconnected_gradients=zero)
             if self.is_own or self.run.network.takes_tokens:  # that of an embedding may be sparse
                 batch_gradients = [tf.convert_to_tensor(one) for one in batch_gradients]
             total = loss if total is None else total + loss
@@ -174,6 +176,8 @@ class Engine:
             )
             if self.run.keeps_outputs:
                 outputs.append(z)
+        if self.dropout_state.total is not None:
+            *gradients, total = distributed.add_up(self.dropout_state.total, [*gradients, total])
         gradients, is_finite = self._unscaled(gradients, total)
         step = tf.convert_to_tensor(step)  # before the optimizer counts this update
         self.optimizer.apply(self._clipped(gradients), list(self.trained.values()))
@@ -182,6 +186,14 @@ class Engine:
         for variable, value in zip(variables_to_restore, old_values, strict=True):
             variable.assign(tf.where(is_finite, variable.value, value))
         return total, outputs
+
+    def _begin_batch(self, micro_batch: int, sizes: Sequence[int]) -> None:
+        """Prepare for a micro-batch. `sizes` has the rows of each, of all processes together."""
+        state = self.dropout_state
+        state.micro_batch = micro_batch
+        if sizes:
+            first_row, _ = self.run.world.cut(sizes[micro_batch])
+            state.first_row, state.num_rows = first_row, sizes[micro_batch]
 
     def _scaled(self, loss: Any) -> Any:
         if not self.run.scales_loss:

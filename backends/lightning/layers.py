@@ -59,10 +59,12 @@ _CANONICAL = {4: (2, 3, 1, 0), 2: (1, 0)}  # the inverse
 
 class DropoutState:
     """Seed, step and micro-batch of the current forward pass. Together with the index of a layer
-    they determine its dropout mask."""
+    they determine its dropout mask. A process that has a part of the micro-batch has the rows from
+    `first_row` on, of `num_rows`."""
 
     def __init__(self, seed: int) -> None:
         self.seed, self.step, self.micro_batch = seed, 0, 0
+        self.first_row = self.num_rows = 0
 
 
 class Tensors(Protocol):
@@ -667,14 +669,9 @@ class Dropout(nn.Module):
     def keep(self, x: Tensor) -> Tensor:
         # runner.random.keep gives masks in canonical layout
         shape = (x.shape[0], *x.shape[2:], x.shape[1]) if x.ndim == 4 else x.shape
-        mask = keep(
-            shape,
-            self.rate,
-            self.key,
-            self.dropout_state.step,
-            self.dropout_state.micro_batch,
-            x.device,
-        )
+        state = self.dropout_state
+        where = (state.step, state.micro_batch, x.device, state.first_row)
+        mask = keep(shape, self.rate, self.key, *where)
         return mask.permute(0, 3, 1, 2) if x.ndim == 4 else mask
 
 
@@ -683,16 +680,24 @@ class _StochasticDepth(Dropout):
 
     def keep(self, x: Tensor) -> Tensor:
         state = self.dropout_state
-        mask = keep(x.shape[:1], self.rate, self.key, state.step, state.micro_batch, x.device)
+        where = (state.step, state.micro_batch, x.device, state.first_row)
+        mask = keep(x.shape[:1], self.rate, self.key, *where)
         return mask.view(-1, *(1,) * (x.ndim - 1))
 
 
 def keep(
-    shape: Sequence[int], rate: float, key: int, step: int, micro_batch: int, device: torch.device
+    shape: Sequence[int],
+    rate: float,
+    key: int,
+    step: int,
+    micro_batch: int,
+    device: torch.device,
+    first_row: int = 0,
 ) -> Tensor:
-    """Compute runner.random.keep in a shape, on a device."""
+    """Compute runner.random.keep in a shape, for rows from `first_row` on, on a device."""
     k = mix(mix(key + step) + micro_batch)
-    i = torch.arange(math.prod(shape), device=device)
+    first = first_row * math.prod(shape[1:])
+    i = torch.arange(first, first + math.prod(shape), device=device)
     return (_mix_tensor(_mix_tensor((i + k) & MASK) ^ k) >= threshold(rate)).view(tuple(shape))
 
 

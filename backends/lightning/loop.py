@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
 
 from backends.lightning import (
@@ -86,12 +87,13 @@ class Module(pl.LightningModule):
         logged: dict[str, list[float]] = {}
         blocks = [[*_batches(fields)] for fields in self.fields_of(chunk)]
         counted = [(block, len(block) // chunk.num_steps) for block in blocks]
+        parts = self._parts(chunk) if self.run.world.size > 1 else {}
         for k in range(chunk.num_steps):
             applied.append(self.schedule.read())
             if self.run.scales_loss:
                 scales.append(engine.loss_scale.scale)
             batches = [batch for block, num in counted for batch in block[k * num : (k + 1) * num]]
-            loss_term, z = engine.update(self.step + k, batches, chunk.rows_per_step)
+            loss_term, z = engine.update(self.step + k, batches, chunk.rows_per_step, **parts)
             loss_terms.append(loss_term)
             outputs += z
             if self.steps is not None:
@@ -111,6 +113,11 @@ class Module(pl.LightningModule):
             compile_seconds=engine.compile_seconds,
         )
         engine.compile_seconds = 0.0
+
+    def _parts(self, chunk: Chunk) -> dict[str, Any]:
+        """Return the rows of each micro-batch of an update, of all processes together."""
+        sizes = zip(chunk.blocks, chunk.batch_sizes, strict=True)
+        return {"sizes": [size for block, size in sizes for _ in range(block.shape[1])]}
 
     def fields_of(self, chunk: Chunk) -> Iterator[dict[str, Tensor]]:
         """Yield the fields of each block, with one gather per field.  # [K, A, B, ...] each"""
@@ -222,6 +229,8 @@ def train(
     module = Module(run, start, torch_device, on_chunk_start)
     trainer = pl.Trainer(
         **device.trainer_arguments(torch_device),
+        # it would take the processes of a launcher in the environment for its own
+        plugins=[LightningEnvironment()] if run.world.size > 1 else None,
         precision=_PRECISION[run.precision],
         max_epochs=1,
         callbacks=[_AfterChunk(on_chunk)],

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backends.lightning import custom, fast, layers, objective, optimizers
+from backends.lightning import custom, distributed, fast, layers, objective, optimizers
 from backends.lightning import device as device_of
 from backends.lightning.average import Average, swapped
 from backends.lightning.own_optimizer import OwnOptimizer
@@ -60,6 +60,9 @@ class Engine:
         is_own = is_own or isinstance(run.optimizer, Custom)
         self.randomness = custom.Randomness(self.dropout_state, device) if is_own else None
         self.steps = objective.steps_of(self.network) if run.loss.name == "model" else None
+        self.world = run.world
+        if self.world.size > 1:
+            distributed.connect(self.world, self.network, self.dropout_state)
         self.own_loss = objective.own_function(run.loss)
         forward = objective.forward(run.loss, self.own_loss, self.network, run.has_weights)
         self.forward = layers.compiled(forward, self.network) if run.compile else forward
@@ -135,29 +138,32 @@ class Engine:
         self._require_gradients(True)
 
     def update(
-        self, step: int, batches: Sequence[Mapping[str, Tensor]], num_rows: int
+        self,
+        step: int,
+        batches: Sequence[Mapping[str, Tensor]],
+        num_rows: int,
+        sizes: Sequence[int] = (),
     ) -> tuple[Tensor, list[Tensor]]:
         """Make one update. Return the mean loss and each micro-batch's outputs, both from before
         the update."""
         outputs, steps = [], self.steps
         if steps is not None:
             steps.begin_update(step)
-        self.dropout_state.step, self.dropout_state.micro_batch = step, 0
+        self.dropout_state.step = step
         for flat in self.flats:
             flat.reset_gradient()
         may_skip = self.run.skip_nonfinite or self.run.scales_loss
         old_values = [buffer.clone() for buffer in self.network.buffers()] if may_skip else []
         batch_losses = []
-        for batch in batches:
+        for i, batch in enumerate(batches):
             x = batch["x"]
-            if self.randomness is not None:
-                self.randomness.seed()
+            self._begin_batch(i, sizes)
             start_time = time.perf_counter()
             weights = (batch["weight"],) if "weight" in batch else ()
             with self.float16:
                 z, loss = self.forward(x, batch["y"], *weights)
             if num_rows != len(x):
-                loss = loss * (len(x) / num_rows)
+                loss = loss * (len(x) / num_rows) if len(x) else z.sum()  # 0 without rows
             scaled = loss * self.loss_scale.scale if self.run.scales_loss else loss
             fast.backward(scaled, self.one)
             if self.run.compile and x.shape not in self._compiled_for:
@@ -166,12 +172,13 @@ class Engine:
             batch_losses.append(loss.detach())
             if self.run.keeps_outputs:
                 outputs.append(z.detach())
-            self.dropout_state.micro_batch += 1
             if steps is not None:
                 steps.end_backward()
                 if len(batch_losses) < len(batches):
                     steps.end_batch()
         total = sum(batch_losses[1:], batch_losses[0])
+        if self.world.size > 1:
+            distributed.add_up([*(flat.gradient for flat in self.flats), total])
         if may_skip and not self._is_finite(total):
             for buffer, value in zip(self.network.buffers(), old_values, strict=True):
                 buffer.copy_(value)
@@ -183,6 +190,18 @@ class Engine:
         if steps is not None:
             steps.end_batch()
         return total, outputs
+
+    def _begin_batch(self, micro_batch: int, sizes: Sequence[int]) -> None:
+        """Prepare for a micro-batch. `sizes` has the rows of each, of all processes together."""
+        state = self.dropout_state
+        state.micro_batch = micro_batch
+        if sizes:
+            state.first_row, state.num_rows = (
+                self.world.cut(sizes[micro_batch])[0],
+                sizes[micro_batch],
+            )
+        if self.randomness is not None:
+            self.randomness.seed()
 
     def _is_finite(self, loss: Tensor) -> bool:
         """Return whether the update can be made. Divides the gradient by the loss scale, if there

@@ -169,6 +169,6 @@ def rates(
 
     base = [] if lr is None else [f"optimizer.lr={lr!r}"]
     config = parse(compose([*shlex.split(overrides), *base]))
-    rows = config.trainer.batch_size * config.trainer.accumulate_grad_batches
+    rows = config.batch_rows * config.trainer.accumulate_grad_batches
     clock = schedules.Clock(total_steps, steps_per_epoch or total_steps, rows, tokens_per_row)
     return schedules.table(config.schedule, clock, config.optimizer.lr)

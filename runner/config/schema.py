@@ -6,6 +6,7 @@ the key, the allowed values, the value found, and the nearest match.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -158,6 +159,7 @@ class Trainer(Section):
     max_epochs: Annotated[Count | None, _WHEN_RESUMED]
     max_steps: Annotated[Count | None, _WHEN_RESUMED]
     batch_size: Count
+    global_batch_size: Count | None
     accumulate_grad_batches: Count
     gradient_clip_norm: Positive | None
     gradient_clip_value: Positive | None
@@ -222,9 +224,9 @@ class Config(Section):
     device: Annotated[
         str, Field(pattern=f"^({devices.PATTERN})$"), Mark(on_resume=True, on_run=True)
     ]
-    devices: One
+    devices: Annotated[Count, _WHEN_RESUMED]
     num_nodes: One
-    strategy: Literal["auto"]
+    strategy: Annotated[Literal["auto", "ddp"], _WHEN_RESUMED]
     seed: Index
     data: Data
     model: Model
@@ -248,6 +250,22 @@ class Config(Section):
     ]
     steps: Annotated[str | None, _OF_A_RUN]
     resume: Annotated[str | None, Mark(outside_hash=True, command_line_only=True)]
+
+    @property
+    def num_processes(self) -> int:
+        """The processes that train together, one per device."""
+        return self.devices * self.num_nodes
+
+    @property
+    def batch_rows(self) -> int:
+        """B, the rows of a micro-batch over all devices."""
+        trainer = self.trainer
+        return trainer.global_batch_size or trainer.batch_size * self.num_processes
+
+    @property
+    def device_batch_rows(self) -> int:
+        """The most rows of a micro-batch that one device has."""
+        return -(-self.batch_rows // self.num_processes)
 
 
 def parse(composed: Mapping[str, Any]) -> Config:
@@ -295,10 +313,37 @@ def _check_keys(values: Mapping[Any, Any], path: str = "") -> None:
 
 def sha256(composed: Mapping[str, Any], *without: str) -> str:
     """Hash the values that determine a run: the composed config without the keys that are marked
-    `outside_hash` and without the keys `without`."""
+    `outside_hash` and without the keys `without`. The number of devices does not count."""
     excluded = {*marked("outside_hash"), *without}
-    kept = {key: value for key, value in composed.items() if key not in excluded}
+    values = _on_one_device(composed)
+    kept = {key: value for key, value in values.items() if key not in excluded}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _on_one_device(composed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config that makes the same updates on one device. It has the keys of a config
+    from before there were several devices, so the hashes of older runs stay valid."""
+    values, trainer = dict(composed), composed.get("trainer")
+    if isinstance(trainer, Mapping):
+        rows = global_batch_size(composed)
+        known = {key: value for key, value in trainer.items() if key != "global_batch_size"}
+        values["trainer"] = known if rows is None else {**known, "batch_size": rows}
+    one = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    return {**values, **{key: value for key, value in one.items() if key in values}}
+
+
+def global_batch_size(composed: Mapping[str, Any]) -> int | None:
+    """Return B, the rows of a micro-batch over all devices; None if the config has none."""
+    trainer = composed["trainer"]
+    if trainer.get("global_batch_size") is not None:
+        return int(trainer["global_batch_size"])
+    numbers = (
+        trainer.get("batch_size"),
+        *(composed.get(key, 1) for key in ("devices", "num_nodes")),
+    )
+    if not all(type(number) is int for number in numbers):
+        return None
+    return math.prod(numbers)
 
 
 @cache

@@ -26,6 +26,7 @@ class Chunk(NamedTuple):
     blocks  # int64[K, A, B], row numbers of whole micro-batches; at an epoch's end a second block
             # int64[1, 1, b] for a short micro-batch
     fields  # dtype[n, ...] each, in order of use; only fields that RunSpec.streamed names
+    sizes   # rows of a whole micro-batch in each block, if `blocks` has the part of one process
     """
 
     first_step: int
@@ -33,6 +34,7 @@ class Chunk(NamedTuple):
     blocks: tuple[np.ndarray, ...]
     is_whole: bool  # False: the last update of an epoch, with fewer rows than the others
     fields: Batch = MappingProxyType({})
+    sizes: tuple[int, ...] | None = None
 
     @property
     def rows(self) -> np.ndarray:
@@ -42,8 +44,16 @@ class Chunk(NamedTuple):
         ).reshape(-1)
 
     @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """B of each block, of all processes together."""
+        return self.sizes or tuple(block.shape[2] for block in self.blocks)
+
+    @property
     def rows_per_step(self) -> int:
-        return sum(block.shape[1] * block.shape[2] for block in self.blocks)
+        """The rows of an update, of all processes together."""
+        return sum(
+            block.shape[1] * size for block, size in zip(self.blocks, self.batch_sizes, strict=True)
+        )
 
     def by_block(self, field: str) -> list[np.ndarray]:
         """A field of the chunk in the shapes of its blocks.  # dtype[K, A, B, ...]"""
@@ -144,7 +154,8 @@ class Chunks:
     A chunk has at most `largest` updates. With `adapt`, it also takes about a second at most, so
     that progress, signals and saves are handled in time; the results of a run do not depend on it.
     With `read`, a chunk has its fields, which may depend on the epoch; they are read while the
-    previous chunk trains, if they are read `ahead`.
+    previous chunk trains, if they are read `ahead`. With `part`, the chunks are those of one of
+    several processes.
     """
 
     order: Order | InOrder
@@ -155,6 +166,7 @@ class Chunks:
     # row numbers int64[n], epoch -> dtype[n, ...] each
     read: Callable[[np.ndarray, int], Batch] | None = None
     ahead: bool = True
+    part: Callable[[Chunk], Chunk] | None = None
     began: float | None = None  # time.monotonic() at the request of the first chunk
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -181,11 +193,19 @@ class Chunks:
         if step >= self.order.total_steps:
             return None
         chunk = self.order.chunk(step, min(num, self._until_event(step)))
+        if self.part is not None:
+            chunk = self.part(chunk)
         if self.read is None:
             return lambda: chunk
-        read = partial(self.read, chunk.rows, step // self.order.steps_per_epoch)
-        result = reader.submit(read).result if self.ahead else read
-        return lambda: chunk._replace(fields=result())
+        read = partial(self.with_fields, chunk)
+        return reader.submit(read).result if self.ahead else read
+
+    def with_fields(self, chunk: Chunk) -> Chunk:
+        """Return the chunk with the fields of its rows, if chunks have fields."""
+        if self.read is None:
+            return chunk
+        epoch = chunk.first_step // self.order.steps_per_epoch
+        return chunk._replace(fields=self.read(chunk.rows, epoch))
 
     def _until_event(self, step: int) -> int:
         periods = [

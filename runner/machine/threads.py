@@ -26,12 +26,15 @@ VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_N
 _INHERITED = "TWINRUN_THREAD_LIMIT"
 
 
-def resolve(requested: Literal["auto"] | int, net: Network, batch_size: int) -> int:
+def resolve(
+    requested: Literal["auto"] | int, net: Network, batch_size: int, num_processes: int = 1
+) -> int:
     """The number of threads. `auto`: one per WORTH_A_THREAD FLOP of an average operation, limited
-    by the cores of this process and by the environment."""
+    by the cores of this process, which `num_processes` of one run share, and by the environment."""
     if requested != "auto":
         return requested
-    return min([_worthwhile(net, batch_size), *limits().values()])
+    shared = max(1, cores() // num_processes)
+    return min([_worthwhile(net, batch_size), shared, *limits().values()])
 
 
 def remark(

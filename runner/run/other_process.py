@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, TypeVar
 
@@ -35,7 +35,7 @@ def run(function: Callable[[T], int], argument: T, num_threads: int) -> int:
         )
     sys.stdout.flush()
     pool, process = _pool(num_threads)
-    with _forward_signals(process):
+    with forward_signals(process):
         try:
             return pool.submit(_call, function, argument).result()
         except BrokenProcessPool:
@@ -77,11 +77,16 @@ def _call(function: Callable[[T], int], argument: T) -> int:
 
 
 @contextmanager
-def _forward_signals(process: int) -> Iterator[None]:
-    """Forward the signals that this process handles to the other one, in the block."""
+def forward_signals(
+    process: int, on_signal: Callable[[int], None] = lambda number: None
+) -> Iterator[None]:
+    """Forward the signals that this process handles to the other one, in the block; call
+    `on_signal` with each."""
 
     def forward(number: int, frame: Any) -> None:
-        os.kill(process, number)
+        on_signal(number)
+        with suppress(ProcessLookupError):  # it has ended
+            os.kill(process, number)
 
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():

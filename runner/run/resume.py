@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import Override
 from runner.components import averages, loss_scale
 from runner.components.optimizers import Custom
 from runner.config.given import Given
-from runner.config.schema import Config, marked, parse
+from runner.config.schema import Config, global_batch_size, marked, parse
 from runner.data.dataset import changed
 from runner.errors import ConfigError, RunError, nearest, show
 from runner.plan import Plan, plan
@@ -91,6 +91,9 @@ def resume(folder: Path, overrides: Sequence[Override], given: Given = _NOTHING)
     )
     notes = [f"warning: {error}; resuming from step {state.step}" for error in damaged]
     values["checkpoint"] = saved["checkpoint"]
+    if "devices" in changes and values["trainer"]["global_batch_size"] is None:
+        rows = global_batch_size(saved)  # the updates stay the same
+        values["trainer"] = {**values["trainer"], "global_batch_size": rows}
     if _LENGTH & set(changes):
         values, more = _extend(saved, values, state.step, on_extend, given)
         notes += more
@@ -173,7 +176,7 @@ def with_saved_threads(resumed: Resumed, prepared: Plan) -> tuple[Plan, Resumed]
     """Return the plan with the checkpoint's number of threads, and a note on it for the user.
     `trainer.threads` can be changed."""
     planned, saved = prepared.model.threads, resumed.numbers.get("threads")
-    if "trainer.threads" in resumed.changes or saved == planned:
+    if {"trainer.threads", "devices"} & set(resumed.changes) or saved == planned:
         return prepared, resumed
     if saved is None:
         note = (

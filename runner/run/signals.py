@@ -53,6 +53,10 @@ class Signals:
     def received(self) -> int | None:
         return _asked if self._own is None else self._own
 
+    def receive(self, number: int) -> None:
+        """Take a signal that another process of the run received."""
+        self._own = number
+
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
             handled = [kind for kind in _USER if callable(signal.getsignal(kind))]

@@ -17,7 +17,7 @@ from runner.data.order import Chunks, InOrder, Order
 from runner.errors import IF_DIVERGED, ConfigError, RunError, is_out_of_memory, one_line
 from runner.errors import show as show_value
 from runner.machine import devices
-from runner.plan import Plan, plan
+from runner.plan import Plan, check_devices, plan
 from runner.run import (
     certificate,
     checkpoint,
@@ -25,6 +25,7 @@ from runner.run import (
     native,
     other_process,
     position,
+    ranks,
     run_folder,
     strict_json,
 )
@@ -64,6 +65,7 @@ class Job:
     config_dir: str | None = None  # --config-dir
     path: Path | None = None  # of a multirun's job: its folder, which exists and is locked
     call: Call | None = None  # None: a command line
+    team: ranks.Team | None = None  # of one process of a run of several
 
     @property
     def whole_command(self) -> list[str]:
@@ -84,6 +86,13 @@ class Job:
         path = run_folder.create(self.parent, name)
         run_folder.write_config(path, self.composed)
         return path
+
+    def announce(self, path: Path) -> None:
+        """Tell those who wait for the run its folder."""
+        if self.call is not None:
+            self.call.on_folder(path)
+        if self.team is not None:
+            self.team.say_folder(str(path))
 
     def callbacks(self) -> dict[str, Any]:
         """Make the config's `callbacks`; those of a call in Python follow. Return them by name."""
@@ -121,6 +130,11 @@ class Job:
                     f"{name} must make a runner.Observer or a callback of the framework, got "
                     f"{type(callback).__module__}.{type(callback).__qualname__}"
                 )
+        if natives and self.config.num_processes > 1:
+            raise ConfigError(
+                f"{next(iter(natives))} needs devices=1, got {self.config.devices}; a "
+                f"runner.Observer can observe a run on several devices"
+            )
         if natives and self.config.trainer.precision == "exact":
             raise ConfigError(
                 f"{next(iter(natives))} needs trainer.precision={INEXACT}, got exact; a "
@@ -192,6 +206,9 @@ def check_resumed(resumed: Resumed) -> None:
 def train(job: Job) -> int:
     """Train in a new folder, or resume in an existing one. Return the exit status."""
     config, resumed, call = job.config, job.resumed, job.call
+    _check_batch_sizes(job)
+    if config.num_processes > 1 and job.team is None:
+        return _train_in_processes(job)
     shown, in_python = (call.shown, True) if call else (None, False)
     with capture(shown) as (console, captured), Signals(in_python) as signals:
         prepared = plan(config)
@@ -201,7 +218,7 @@ def train(job: Job) -> int:
             check(resumed, prepared, start)
             prepared, resumed = with_saved_threads(resumed, prepared)
         backend = dispatcher.load(config.backend)
-        device = devices.resolve(config.device, backend.devices())
+        device = devices.resolve(config.device, backend.devices(), config.num_processes)
         if signals.received is not None:
             return _interrupted(console, signals)
         if call is not None:
@@ -216,8 +233,7 @@ def train(job: Job) -> int:
             if resumed is None:
                 start, loaded = first_weights.load(start, prepared, backend)
             path = job.folder()
-            if call is not None:
-                call.on_folder(path)
+            job.announce(path)
             with nullcontext() if job.path is not None else run_folder.locked(path):
                 captured.into(path / "run.log")
                 _say_first(job, prepared, warnings, console)
@@ -290,6 +306,38 @@ def _environment(job: Job, prepared: Plan, device: str, start: TrainState) -> di
     if not prepared.built.is_repeatable:
         values["is_repeatable"] = False
     return {**values, "objects": passed} if passed else values
+
+
+def _check_batch_sizes(job: Job) -> None:
+    """Refuse two sizes of the batch, of which one would have no effect."""
+    keys = {override.partition("=")[0].lstrip("+") for override in job.overrides}
+    both = {"trainer.batch_size", "trainer.global_batch_size"}
+    if job.resumed is None and both <= keys and job.config.trainer.global_batch_size is not None:
+        raise ConfigError(
+            "trainer.batch_size is the rows of each device and trainer.global_batch_size those of "
+            "all; set one of them"
+        )
+
+
+def _train_in_processes(job: Job) -> int:
+    """Train with a process for each device, of which the first one has the folder."""
+    if job.call is not None:
+        raise ConfigError(
+            f"devices must be 1 in Python, got {job.config.devices}: the objects of this process "
+            f"cannot be passed on to others; use python -m runner"
+        )
+    check_devices(job.config)
+    lock = run_folder.lock_to_share(job.path)
+    return ranks.launch(_train_as_rank, (job, lock), job.config.num_processes)
+
+
+def _train_as_rank(job_and_lock: tuple[Job, Any], team: ranks.Team) -> int:
+    job, lock = job_and_lock
+    if team.world.rank == 0:
+        return _train_in_other_process((replace(job, team=team), lock))
+    prepared, backend = plan(job.config), dispatcher.load(job.config.backend)
+    ranks.follow(team, backend, prepared.run_spec(), prepared.chunks(0, None, adapt=False))
+    return 0
 
 
 def _train_in_other_process(job_and_lock: tuple[Job, Any]) -> int:
@@ -452,8 +500,14 @@ def _updates(
         spec = replace(spec, tables=prepared.tables(training.stalls.plateau))
         state = start
         if backend is not None:
-            state = backend.train(spec, start, chunks, training.on_chunk, training.on_chunk_start)
+            if job.team is not None:
+                state = ranks.lead(job.team, backend, spec, start, chunks, training)
+            else:
+                on_chunk, on_chunk_start = training.on_chunk, training.on_chunk_start
+                state = backend.train(spec, start, chunks, on_chunk, on_chunk_start)
         training.checkpoints.finish()
+    except ranks.LostError:
+        raise
     except Exception as error:
         log_traceback()
         return {"error": why_failed(error, job.config)}

@@ -65,7 +65,7 @@ def test_the_schema_takes_every_choice(
     "wrong",
     [
         {"seed": "one"},
-        {"devices": 2},
+        {"devices": 0},
         {"sede": 1},
         {"schedule": {"name": "cosin"}},
         {"schedule": {"name": "cosine", "decay_rate": 0.5}},

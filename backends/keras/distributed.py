@@ -1,0 +1,67 @@
+"""Several processes that train one run: their sums, by TensorFlow's collectives.
+
+tf.distribute.MultiWorkerMirroredStrategy connects the processes. Its variables and `strategy.run`
+are not used: they take the mean of the processes' means, which is another number if their parts of
+the batch differ in size, and their reduction cannot stand inside a loop of updates. The operation
+that the strategy itself uses can: an update makes one all-reduce of all gradients.
+"""
+
+import itertools
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from runner.spec import World
+
+_GROUP = 1  # the key of the group of all processes
+Total = Callable[[Any], Any]  # the differentiable sum of a tensor over the processes
+
+
+def connect(world: World) -> Total:
+    """Join the other processes, before the first computation of this one. Return the sum over
+    them."""
+    cluster = tf.train.ClusterSpec({"worker": list(world.addresses)})
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        cluster, task_type="worker", task_id=world.rank, rpc_layer="grpc"
+    )
+    ring = tf.distribute.experimental.CommunicationImplementation.RING
+    options = tf.distribute.experimental.CommunicationOptions(implementation=ring)
+    tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
+    # TensorFlow has taken over SIGTERM, after which all collectives would hang; take it back
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    # Every process traces the same functions in the same order, so the keys agree.
+    keys = itertools.count(1)
+
+    def reduce(x: Any) -> Any:
+        return tf.raw_ops.CollectiveReduceV2(
+            input=x,
+            group_size=world.size,
+            group_key=_GROUP,
+            instance_key=next(keys),
+            ordering_token=[],
+            merge_op="Add",
+            final_op="Id",
+            communication_hint="ring",
+        )
+
+    @tf.custom_gradient
+    def total(x: Any) -> Any:
+        # each process has a part of the loss: the derivative is the sum of the parts' derivatives
+        return reduce(x), reduce
+
+    return total
+
+
+def add_up(total: Total, tensors: Sequence[Any]) -> list[Any]:
+    """Return the sums of tensors over the processes, with one all-reduce."""
+    dtype = tensors[0].dtype
+    flat = total(tf.concat([tf.reshape(tf.cast(one, dtype), [-1]) for one in tensors], 0))
+    parts = tf.split(flat, [one.shape.num_elements() for one in tensors])
+    return [
+        tf.cast(tf.reshape(part, one.shape), one.dtype)
+        for part, one in zip(parts, tensors, strict=True)
+    ]

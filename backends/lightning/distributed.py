@@ -1,0 +1,85 @@
+"""Several processes that train one run: their sums, by torch.distributed with gloo.
+
+Lightning's own strategy is not used here. Its launcher starts the command again for each process,
+where the runner passes on the config that it has composed; and DistributedDataParallel reduces
+gradients in hooks of `nn.Module.__call__` and takes the mean of the processes' means, which is
+another number if their parts of the batch differ in size. Each process has a Trainer of its own
+device, and an update makes one all-reduce of all gradients.
+"""
+
+import math
+import os
+import socket
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from backends.lightning.layers import DropoutState
+from runner.spec import World
+
+
+def connect(world: World, network: nn.Module, state: DropoutState) -> None:
+    """Join the other processes, and let batch norm use the rows of all of them."""
+    names = [name for _, name in socket.if_nameindex()] if hasattr(socket, "if_nameindex") else []
+    if all(address.startswith("127.") for address in world.addresses):
+        # gloo would look up the name of the machine, and use an address that others can reach
+        for name in {"lo", "lo0"} & {*names}:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    address = f"tcp://{world.addresses[0]}"
+    dist.init_process_group("gloo", init_method=address, rank=world.rank, world_size=world.size)
+    _share_statistics(network, state)
+
+
+def add_up(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors by their sums over the processes, with one all-reduce."""
+    flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.detach().copy_(part.view(tensor.shape))
+
+
+class _Total(torch.autograd.Function):
+    """The sum over the processes. Each process has a part of the loss, so the derivative is the sum
+    of the parts' derivatives."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _Total.forward(ctx, gradients[0])
+
+
+def _share_statistics(network: nn.Module, state: DropoutState) -> None:
+    """Let batch norm use the mean and variance of the whole micro-batch in training."""
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    for norm in norms:
+        own = norm.forward
+        norm.forward = partial(_normalize, norm, own, state)  # type: ignore[method-assign]
+
+
+def _normalize(norm: Any, own: Any, state: DropoutState, x: Tensor) -> Tensor:
+    if not norm.training:
+        return own(x)  # type: ignore[no-any-return]
+    axis = 1 if x.ndim == 4 else x.ndim - 1
+    axes = [i for i in range(x.ndim) if i != axis]
+    shape = [-1 if i == axis else 1 for i in range(x.ndim)]
+    num = state.num_rows * math.prod(x.shape[i] for i in axes if i > 0)
+    wide = x if x.dtype == torch.float64 else x.float()
+    mean = _Total.apply(wide.sum(axes)) / num
+    centered = wide - mean.view(shape)
+    variance = _Total.apply((centered * centered).sum(axes)) / num
+    with torch.no_grad():
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+        unbiased = variance * (num / (num - 1))
+        norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
+    scale = torch.rsqrt(variance + norm.eps) * norm.weight
+    return (centered * scale.view(shape) + norm.bias.view(shape)).to(x.dtype)

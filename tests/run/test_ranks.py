@@ -1,0 +1,140 @@
+"""One run on several processes: how a batch is cut, what each process sees of the others."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from runner.cli.compose import compose
+from runner.config.schema import sha256
+from runner.data.order import Order
+from runner.errors import RunError
+from runner.run import ranks
+from runner.run.run_folder import read_columns
+from runner.spec import World
+from tests.command_line import BACKENDS, OTHER, forked
+from tests.rows import slow_rows
+
+# 1,280 rows in batches of 142: the last one has 2, so of 3 processes one has none
+NETWORK = (
+    "model.layers=[{layer: reshape, shape: [8, 8, 1]}, {layer: conv2d, filters: 2, kernel_size: 3},"
+    "{layer: batch_norm}, {layer: dropout, rate: 0.3}, {layer: flatten},"
+    "{layer: dense, units: outputs}]"
+)
+RUN = (
+    NETWORK,
+    "trainer.precision=float64",
+    "trainer.global_batch_size=71",
+    "trainer.accumulate_grad_batches=2",
+    "trainer.gradient_clip_norm=0.1",
+    "optimizer=sgd",
+    "optimizer.momentum=0.9",
+    "device=cpu",
+)
+# rounding of float64: the sums over rows are added in another order
+CLOSE = 1e-12
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 7, 12])
+def test_the_parts_of_a_batch_are_all_of_it_in_order(num_rows: int) -> None:
+    whole = Order(12, num_rows, 1, 0, 100).chunk(0, 1)
+    parts = [World(rank, 3).part(whole) for rank in range(3)]
+    assert [*np.concatenate([part.rows for part in parts])] == [*whole.rows]
+    sizes = [len(part.rows) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+    assert {part.rows_per_step for part in parts} == {num_rows}
+
+
+def test_outputs_of_all_processes_come_in_the_order_of_the_whole_chunk() -> None:
+    order = Order(23, 5, 2, 0, 100)
+    for whole in (order.chunk(0, 2), order.chunk(2, 1)):  # whole updates; a short last one
+        parts = [World(rank, 3).part(whole) for rank in range(3)]
+        outputs = [part.rows[:, None].astype(float) for part in parts]
+        joined = ranks._gathered(whole, World(0, 3), outputs)
+        assert [*joined[:, 0]] == [*whole.rows]
+
+
+def test_the_number_of_devices_is_not_in_the_hash() -> None:
+    one = compose(["trainer.batch_size=64"])
+    assert sha256(compose(["devices=2", "strategy=ddp"])) == sha256(one)
+    assert sha256(compose(["devices=4", "trainer.global_batch_size=64"])) == sha256(one)
+    assert sha256(compose(["devices=2", "trainer.batch_size=64"])) != sha256(one)
+
+
+def _fails(how: str, team: ranks.Team) -> int:
+    """Be a process of which rank 1 ends, while rank 0 waits for it."""
+    if team.world.rank == 1:
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ValueError("a reason")
+    team.say_folder("a/folder")
+    time.sleep(600)
+    return 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize(
+    ("how", "says"),
+    slow_rows(
+        [("killed", "was killed by SIGKILL"), ("raised", "failed: ValueError: a reason")],
+        [("killed", "was killed by SIGKILL")],
+    ),
+)
+def test_the_end_of_one_process_ends_all_and_is_named(how: str, says: str) -> None:
+    with pytest.raises(RunError) as caught:
+        ranks.launch(_fails, how, 2)
+    assert str(caught.value).startswith(f"rank 1 {says}; the other processes were ended")
+
+
+def _train(folder: Path, root: str, *arguments: str) -> Path:
+    """Train, and return the run's folder."""
+    done = forked(folder, (*RUN, f"output.root={root}", *arguments))[0]
+    assert done.status == 0, done.err
+    return folder / done.folder
+
+
+def _state(folder: Path) -> dict[str, np.ndarray]:
+    """Return the losses, weights, slots and statistics of a run."""
+    files = (folder / "checkpoints" / "last").resolve().glob("*.safetensors")
+    tensors = {f"{file.stem}/{k}": v for file in files for k, v in load_file(file).items()}
+    return {"loss": read_columns(folder / "trace.csv")["loss"], **tensors}
+
+
+def _check_equal(a: Path, b: Path) -> None:
+    """Check that two runs have the same losses, weights, slots and statistics."""
+    first, second = _state(a), _state(b)
+    assert first.keys() == second.keys()
+    for name, values in first.items():
+        np.testing.assert_allclose(values, second[name], rtol=0, atol=CLOSE, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("backend", "num"),
+    slow_rows([(backend, num) for backend in BACKENDS for num in "23"], [("lightning", "2")]),
+)
+def test_several_processes_train_as_one_does(tmp_path: Path, backend: str, num: str) -> None:
+    """Each process has other rows, so that without the sums over the processes, of gradients or of
+    batch norm's statistics, or with other masks, the runs would differ."""
+    steps = (f"backend={backend}", "trainer.max_epochs=1")
+    one, several = (_train(tmp_path, f"{n}_devices", *steps, f"devices={n}") for n in ("1", num))
+    _check_equal(one, several)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_run_goes_on_with_another_number_of_processes_and_another_backend(
+    tmp_path: Path, backend: str
+) -> None:
+    whole = _train(tmp_path, "whole", f"backend={backend}", "trainer.max_steps=16")
+    run = _train(tmp_path, "run", f"backend={backend}", "trainer.max_steps=5", "devices=2")
+    others = {"devices": 1, "backend": OTHER[backend]}, {"devices": 2, "backend": backend}
+    for steps, keys in zip((9, 16), others, strict=True):
+        changes = [f"{key}={value}" for key, value in keys.items()]
+        done = forked(tmp_path, (f"resume={run}", f"trainer.max_steps={steps}", *changes))[0]
+        assert done.status == 0, done.err
+    _check_equal(whole, run)
