@@ -23,6 +23,7 @@ from runner.data.augment import Augment, augmented
 from runner.data.dataset import Task, check_range
 from runner.data.files import without_unscaled
 from runner.data.iterable import Reader
+from runner.data.masking import masked
 from runner.data.order import Chunks, InOrder, Order
 from runner.data.source import Batch, Field
 from runner.dispatcher import BACKENDS
@@ -333,7 +334,7 @@ class Plan:
         if self.data.stream is not None:
             rows = self._converted(self.data.train.read(np.arange(1)))
             return {name: Field(values.shape[1:], values.dtype) for name, values in rows.items()}
-        if self.data.overlaps:
+        if self.data.overlaps or self.data.mask_rate is not None:
             kinds = {"x": self.model.input_dtype, "y": np.dtype(np.int64)}
             fields = self.data.train.fields
             return {name: Field(fields[name].shape, kind) for name, kind in kinds.items()}
@@ -368,6 +369,10 @@ class Plan:
         if self.data.stream is not None:
             return self._converted(self.reader.read(len(rows) // self.order.rows_per_step))
         batch, fields = self.data.train.read(rows), self._streamed.items()
+        if self.data.mask_rate is not None:
+            rate, num, seed = self.data.mask_rate, self.data.num_tokens, self.config.seed
+            x, y = masked(batch["x"], rate, num, rows, seed, f"{epoch}")
+            batch = {"x": x, "y": y}
         return {name: batch[name].astype(field.dtype, copy=False) for name, field in fields}
 
     def _converted(self, rows: Batch) -> Batch:
@@ -414,7 +419,7 @@ def plan(
         data = _data(config, like)
     _check_augment(config, data)
     _check_twin(config)
-    loss = losses.choose(config.loss, data.task, len(data.classes), data.positions)
+    loss = _loss(config, data)
     example = _example(config, data)
     model = model_spec(config, shapes_of(data), example)
     loss = _weighted_or_own(config, loss, data, model, example)
@@ -453,6 +458,18 @@ def plan(
     if data.streams:
         prepared.largest_chunk()  # refuses too little memory
     return prepared
+
+
+def _loss(config: Config, data: Dataset) -> Any:
+    """Choose the loss for the data."""
+    loss = losses.choose(config.loss, data.task, len(data.classes), data.positions)
+    if data.mask_rate is None:
+        return loss
+    if config.trainer.precision == "exact":
+        raise ConfigError(
+            "data.mask_rate is not supported with trainer.precision=exact; set it to null"
+        )
+    return losses.of_masked(loss)
 
 
 def _check_twin(config: Config) -> None:

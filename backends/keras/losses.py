@@ -30,6 +30,8 @@ def build(loss: Any, has_weights: bool = False) -> Callable[..., Any]:
     match loss.name:  # one mean over rows and outputs takes less time than two
         case "cross_entropy" if has_one_mean:
             return lambda z, y: _cross_entropy(z, y, loss.label_smoothing)
+        case "masked_tokens":
+            return _masked_tokens
         case "binary_cross_entropy" if has_one_mean:
             return lambda z, y: tf.reduce_mean(
                 tf.nn.sigmoid_cross_entropy_with_logits(labels=y, logits=z)
@@ -47,6 +49,13 @@ def _cross_entropy(z: Any, y: Any, smoothing: float) -> Any:
         return label_loss
     uniform_loss = -tf.reduce_mean(tf.nn.log_softmax(z))
     return constant(1 - smoothing, z) * label_loss + constant(smoothing, z) * uniform_loss
+
+
+def _masked_tokens(z: Any, y: Any) -> Any:
+    has_label = tf.cast(y >= 0, z.dtype)
+    labels = tf.maximum(y, 0)
+    values = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=z)
+    return tf.reduce_sum(values * has_label) / tf.reduce_sum(has_label)
 
 
 def _huber(z: Any, y: Any, delta: float) -> Any:

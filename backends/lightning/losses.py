@@ -27,6 +27,8 @@ def build(loss: Any, has_weights: bool = False) -> Callable[..., Tensor]:
             return lambda z, y: F.cross_entropy(
                 z.flatten(0, -2), y.flatten(), label_smoothing=loss.label_smoothing
             )
+        case "masked_tokens":
+            return lambda z, y: F.cross_entropy(z.flatten(0, -2), y.flatten(), ignore_index=-1)
         case "binary_cross_entropy" if has_kernel:
             return F.binary_cross_entropy_with_logits
         case "mean_squared_error":

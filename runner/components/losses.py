@@ -129,6 +129,19 @@ class CosineSimilarity(Section):
 COSINE_EPS = 1e-12
 
 
+class MaskedTokens(Section):
+    """-log softmax(z)_y at the positions of a row that have a label, their mean; y = -1 at all
+    others. Every row has as many labels, so the mean over rows is that over the labels of a batch.
+    The loss of BERT, Devlin et al. (2019). A config has cross_entropy for it, with
+    data.mask_rate."""
+
+    name: Literal["masked_tokens"]
+
+    def rows(self, z: Array, y: Array) -> Array:
+        log_p = np.take_along_axis(log_softmax(z), np.maximum(y, 0)[..., None], axis=-1)[..., 0]
+        return by_row(-log_p, y)
+
+
 class MeanSquaredError(Section):
     """The mean over outputs of (z - y)^2."""
 
@@ -190,9 +203,14 @@ def log_softmax(z: Array) -> Array:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def by_row(values: Array) -> Array:
-    """Average the values of each row over its positions.  # float64[N, ...] -> [N]"""
-    return values.mean(axis=tuple(range(1, values.ndim))) if values.ndim > 1 else values
+def by_row(values: Array, y: Array | None = None) -> Array:
+    """Average the values of each row over its positions, or over those whose label y is not
+    negative.  # float64[N, ...] -> [N]"""
+    axes = tuple(range(1, values.ndim))
+    if y is not None and axes and (y < 0).any():
+        total: Array = np.sum(values, axis=axes, where=y >= 0)
+        return total / np.sum(y >= 0, axis=axes)
+    return values.mean(axis=axes) if axes else values
 
 
 Loss = Annotated[
@@ -270,6 +288,19 @@ def choose(loss: Any, task: str, num_classes: int, positions: Sequence[int] = ()
     return loss
 
 
+def of_masked(loss: Any) -> Any:
+    """Return the loss for data whose labels are hidden tokens."""
+    is_plain = loss.name == "cross_entropy" and not loss.label_smoothing and not loss.class_weights
+    if isinstance(loss, Custom):
+        return loss
+    if not is_plain:
+        raise ConfigError(
+            f"loss must be auto, custom, or cross_entropy without label_smoothing and "
+            f"class_weights with data.mask_rate, got {loss.name}"
+        )
+    return MaskedTokens(name="masked_tokens")
+
+
 def num_outputs(loss: Any, task: str, num_classes: int, num_targets: int) -> int:
     """The number of outputs per row that the network must have."""
     if task == "classification":
@@ -282,7 +313,7 @@ def num_outputs(loss: Any, task: str, num_classes: int, num_targets: int) -> int
 def targets(loss: Any, y: Array, dtype: np.dtype) -> Array:
     """Convert y for the loss: labels to int64[N, ...], everything else to dtype[N, C]."""
     takes_labels = loss.name == "focal" or is_own(loss)
-    if loss.name == "cross_entropy" or (takes_labels and y.dtype.kind == "i"):
+    if loss.name in ("cross_entropy", "masked_tokens") or (takes_labels and y.dtype.kind == "i"):
         return y.astype(np.int64)
     # also for 0 rows, where reshape(0, -1) fails
     return np.ascontiguousarray(y.reshape(len(y), math.prod(y.shape[1:])), dtype=dtype)

@@ -60,15 +60,15 @@ def accuracy(z: Array, y: Array) -> Array:
     the positions of a row. With a single output: 1 if z > 0 agrees with y > 1/2."""
     if z.shape[1:] == (1,):
         return ((z[:, 0] > 0) == (y.reshape(-1) > 0.5)).astype(np.float64)
-    return by_row((np.argmax(z, axis=-1) == y).astype(np.float64))
+    return by_row((np.argmax(z, axis=-1) == y).astype(np.float64), y)
 
 
 def top_k_accuracy(k: int) -> Rows:
     """1 if fewer than k outputs are larger than that of the label, else 0."""
 
     def rows(z: Array, y: Array) -> Array:
-        of_label = np.take_along_axis(z, y[..., None], axis=-1)
-        return by_row(((z > of_label).sum(axis=-1) < k).astype(np.float64))
+        of_label = np.take_along_axis(z, np.maximum(y, 0)[..., None], axis=-1)
+        return by_row(((z > of_label).sum(axis=-1) < k).astype(np.float64), y)
 
     return rows
 
@@ -76,8 +76,8 @@ def top_k_accuracy(k: int) -> Rows:
 def bits_per_token(z: Array, y: Array) -> Array:
     """-log2 softmax(z)_y, the mean over the positions of a row: the cross-entropy in bits. Shannon
     (1951). For a tokenizer of characters, these are bits per character."""
-    log_p = np.take_along_axis(log_softmax(z), y[..., None], axis=-1)[..., 0]
-    return by_row(-log_p / math.log(2))
+    log_p = np.take_along_axis(log_softmax(z), np.maximum(y, 0)[..., None], axis=-1)[..., 0]
+    return by_row(-log_p / math.log(2), y)
 
 
 def perplexity(bits: float) -> float:
@@ -90,7 +90,8 @@ def overlaps(z: Array, y: Array) -> Array:
     """Count, for each class, the positions that have it in the labels and in the outputs, and those
     that have it in at least one of them. The largest output (the first one of equals) is the class.
     # int64[2, C]"""
-    num_classes, labels, found = z.shape[-1], y.reshape(-1), z.argmax(axis=-1).reshape(-1)
+    num_classes, has_label = z.shape[-1], y >= 0
+    labels, found = y[has_label], z.argmax(axis=-1)[has_label]
     both = np.bincount(labels[labels == found], minlength=num_classes)
     sizes = [np.bincount(classes, minlength=num_classes) for classes in (labels, found)]
     return np.stack([both, sizes[0] + sizes[1] - both])

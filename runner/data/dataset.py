@@ -81,6 +81,7 @@ class Dataset:
     tokenizer: Tokenizer | None = None  # that made the token ids
     # rows of x and y overlap in memory, so they are read during training
     overlaps: bool = False
+    mask_rate: float | None = None  # the share of tokens that are hidden anew in each epoch
     memory: int | None = None  # bytes for rows of x, if x is read from files during training
     target: str | list[str] | None = None  # the names of y's columns
     text_columns: tuple[str, ...] = ()  # the names of a table's columns of text that became tokens

@@ -283,7 +283,7 @@ def _class_counts(data: Dataset, splits: dict[str, Split]) -> dict[str, dict[str
         return {}
     num = len(data.classes)
     counts = {
-        name: np.bincount(split.y.reshape(-1), minlength=num) for name, split in splits.items()
+        name: np.bincount(split.y[split.y >= 0], minlength=num) for name, split in splits.items()
     }
     return {
         label: {name: int(counts[name][i]) for name in splits}

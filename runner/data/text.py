@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from runner.data.dataset import Dataset, Split
 from runner.data.files import locate, regular_file
+from runner.data.masking import masked
 from runner.data.splits import SPLITS, Splits
 from runner.data.tokenizer import Tokenizer
 from runner.errors import ConfigError, show_path
@@ -24,10 +25,16 @@ class Windows(Splits):
     """The keys of text that is cut into windows: window i has the tokens i T to (i + 1) T - 1, and
     as labels the tokens i T + 1 to (i + 1) T, T = `context`. The last tokens, too few for a window,
     are left out. Windows are divided into splits. `stride` < T gives more training windows: one at
-    each multiple of `stride` tokens whose tokens all belong to training windows."""
+    each multiple of `stride` tokens whose tokens all belong to training windows. With `mask_rate`,
+    labels are the tokens that runner.data.masking hides: in each epoch others of the training
+    windows, always the same ones of the validation and test windows.
+
+    `tokenizer`: characters, bytes, a file, or the folder of a run, whose tokens have the same ids
+    here."""
 
     tokenizer: str
     context: Annotated[int, Field(ge=2, le=MOST)]
+    mask_rate: Annotated[float, Field(gt=0, lt=1)] | None
     stride: Count | None
 
     @model_validator(mode="after")
@@ -39,8 +46,16 @@ class Windows(Splits):
             )
         return self
 
-    def windows(self, text: str, source: str, own: Mapping[str, str]) -> Dataset:
-        """Cut a text into windows. `own` has the texts of splits with files of their own."""
+    def windows(
+        self,
+        text: str,
+        source: str,
+        own: Mapping[str, str],
+        chapters: Mapping[str, str] | None = None,
+    ) -> Dataset:
+        """Cut a text into windows. `own` has the texts of splits with files of their own. With
+        `chapters`, name -> text, of which the text consists, the label of a window is the chapter
+        in which it begins."""
         size = self.context
         tokenizer = self._tokenizer(text)
         tokens = tokenizer.encode(text)
@@ -54,25 +69,34 @@ class Windows(Splits):
                 f"data.split must be chronological or random for text, got {self.split}"
             )
         parts = dict(zip(SPLITS, self.rows(num, source, given=own.keys()), strict=True))
-        if tokenizer.kind == "characters":
+        if self.tokenizer == "characters":
             tokenizer, tokens = _of_training(tokenizer, tokens, parts["train"], size)
         starts = {name: part * size for name, part in parts.items()}
         if self.stride is not None:
             starts["train"] = _overlapping(parts["train"], size, self.stride)
+        if self.mask_rate is not None and not tokenizer.has_mask:
+            tokenizer = tokenizer.with_mask()
+            tokens = tokens + np.int32(1)  # the padding is 0
         splits = {name: _cut(tokens, start, size) for name, start in starts.items()}
         for name, text in own.items():
             splits[name] = self._own(tokenizer, f"data.{name}_path", text)
+        if self.mask_rate is not None:
+            splits = {name: self._masked(split, name, tokenizer) for name, split in splits.items()}
+        if chapters is not None:
+            chapter = _chapter_of_token(tokenizer, chapters)
+            splits = {name: Split(s.x, chapter[starts[name]]) for name, s in splits.items()}
         return Dataset(
             splits["train"],
             splits["val"],
             splits["test"],
             "classification",
-            tokenizer.vocabulary,
+            tokenizer.vocabulary if chapters is None else tuple(chapters),
             features=(),
             num_tokens=len(tokenizer),
             tokenizer=tokenizer,
             folds_sha256=self.folds_sha256(tokens),
             overlaps=self.stride is not None and self.stride < size,
+            mask_rate=self.mask_rate,
         )
 
     def new_rows(self, path: str, tokenizer: Tokenizer) -> Dataset:
@@ -80,6 +104,8 @@ class Windows(Splits):
         are test rows."""
         text = joined_text(path, "data.path", getattr(self, "encoding", "utf-8"))
         rows = self._own(tokenizer, "data.path", text)
+        if self.mask_rate is not None:
+            rows = self._masked(rows, "test", tokenizer)
         names = tokenizer.vocabulary
         return Dataset(
             rows,
@@ -90,6 +116,7 @@ class Windows(Splits):
             (),
             num_tokens=len(names),
             tokenizer=tokenizer,
+            mask_rate=self.mask_rate,
         )
 
     def _tokenizer(self, text: str) -> Tokenizer:
@@ -97,7 +124,17 @@ class Windows(Splits):
             return Tokenizer.of_text(text)
         if self.tokenizer == "bytes":
             return Tokenizer.of_bytes()
+        if Path(self.tokenizer).expanduser().is_dir():
+            return Tokenizer.of_run(Path(self.tokenizer).expanduser())
         return Tokenizer.of_file(regular_file(self.tokenizer, "data.tokenizer"), "data.tokenizer")
+
+    def _masked(self, split: Split, name: str, tokenizer: Tokenizer) -> Split:
+        """Hide tokens of the rows. Those of training rows are hidden during the training."""
+        assert self.mask_rate is not None
+        if name == "train":
+            return Split(split.x, split.x)
+        rows = np.arange(len(split))
+        return Split(*masked(split.x, self.mask_rate, len(tokenizer), rows, 0, name))
 
     def _own(self, tokenizer: Tokenizer, key: str, text: str) -> Split:
         tokens = tokenizer.encode(text)
@@ -108,6 +145,12 @@ class Windows(Splits):
                 f"data.context={self.context}, got {len(tokens)}"
             )
         return _cut(tokens, np.arange(num) * self.context, self.context)
+
+
+def _chapter_of_token(tokenizer: Tokenizer, chapters: Mapping[str, str]) -> np.ndarray:
+    """Return the number of the chapter of each token of the joined text.  # int64[num_tokens]"""
+    lengths = [len(tokenizer.encode(f"{chapter}\n")) for chapter in chapters.values()]
+    return np.repeat(np.arange(len(lengths)), lengths)
 
 
 def _of_training(
@@ -165,7 +208,8 @@ class Text(Windows):
         for path in (self.path, *self.own_paths.values()):
             yield from _files(path, "data.path")
         if self.tokenizer not in ("characters", "bytes"):
-            yield Path(self.tokenizer).expanduser()
+            source = Path(self.tokenizer).expanduser()
+            yield source / "data.json" if source.is_dir() else source
 
     def load(self) -> Dataset:
         text = joined_text(self.path, "data.path", self.encoding)
@@ -220,12 +264,32 @@ def read_text(path: Path, encoding: str) -> str:
 class Topics(Windows):
     """The 79 chapters of the help texts of Python's standard library, pydoc_data.topics, in
     alphabetical order of their names: 465,000 characters, 103 different ones, in Python 3.11. They
-    change with the version of Python."""
+    change with the version of Python. With `chapters`, the label of a window is the chapter in
+    which it begins."""
 
     name: Literal["topics"]
+    chapters: bool
+
+    @model_validator(mode="after")
+    def _chapters_fit(self) -> "Topics":
+        if self.chapters and self.mask_rate is not None:
+            raise SentenceError(
+                f"chapters must be false with data.mask_rate={self.mask_rate}, whose labels are "
+                f"tokens, got true"
+            )
+        return self
 
     def load(self) -> Dataset:
         from pydoc_data.topics import topics
 
-        text = "\n".join(topics[name] for name in sorted(topics))
-        return self.windows(text, "data=topics", {})
+        texts = {name: topics[name] for name in sorted(topics)}
+        chapters = texts if self.chapters else None
+        return self.windows("\n".join(texts.values()), "data=topics", {}, chapters)
+
+    def new_rows(self, path: str, tokenizer: Tokenizer) -> Dataset:
+        if self.chapters:
+            raise ConfigError(
+                "data.path of task=evaluate names a text whose tokens are the labels; this run has "
+                "data.chapters, whose labels are those of data=topics"
+            )
+        return super().new_rows(path, tokenizer)

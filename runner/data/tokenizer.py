@@ -1,5 +1,6 @@
 """Tokenizers: from text to token ids and back."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,8 @@ import numpy as np
 
 from runner.errors import ConfigError, one_line, show_path
 
-UNKNOWN, PADDING, BETWEEN = "<unk>", "<pad>", "<sep>"
+UNKNOWN, PADDING, BETWEEN, MASKED = "<unk>", "<pad>", "<sep>", "<mask>"
+_MARKS = ("has_padding", "has_pairs", "has_mask")
 _NUM_BYTES = 256
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -30,7 +32,8 @@ class Tokenizer:
     - file: a tokenizer of the tokenizers library; `definition` is the content of its JSON file.
 
     With `has_padding`, the id 0 is PADDING, and all others are one higher. With `has_pairs`, the
-    last id is BETWEEN, the token between two texts.
+    last id is BETWEEN, the token between two texts; with `has_mask`, it is MASKED, the token of a
+    hidden one.
     """
 
     kind: str
@@ -38,6 +41,7 @@ class Tokenizer:
     definition: str | None = None
     has_padding: bool = False
     has_pairs: bool = False
+    has_mask: bool = False
 
     def __len__(self) -> int:
         return len(self.vocabulary)
@@ -71,7 +75,7 @@ class Tokenizer:
         """Return the text of some tokens. Bytes that are no UTF-8 become the replacement
         character. Padding is left out; words are separated by spaces."""
         numbers = [int(i) - self.has_padding for i in ids if not (self.has_padding and i == 0)]
-        if self.kind in ("file", "bytes"):  # these know no token between two texts
+        if self.kind in ("file", "bytes"):  # these know no other token
             numbers = [number for number in numbers if number < len(self._own)]
         if self.kind == "file":
             text: str = self._library.decode(numbers)
@@ -87,6 +91,12 @@ class Tokenizer:
         last = (BETWEEN,) if has_pairs else ()
         vocabulary = (PADDING, *self.vocabulary, *last)
         return replace(self, vocabulary=vocabulary, has_padding=True, has_pairs=has_pairs)
+
+    def with_mask(self) -> "Tokenizer":
+        """Return the same tokenizer for rows whose tokens are hidden, with padding, so that a model
+        trained with it can go on with rows of other lengths."""
+        vocabulary = (PADDING, *self.vocabulary, MASKED)
+        return replace(self, vocabulary=vocabulary, has_padding=True, has_mask=True)
 
     @classmethod
     def of_text(cls, text: str) -> "Tokenizer":
@@ -126,22 +136,33 @@ class Tokenizer:
         by_id = {number: token for token, number in vocabulary.items()}
         return cls("file", tuple(by_id.get(i, f"<{i}>") for i in range(num)), definition)
 
+    @classmethod
+    def of_run(cls, folder: Path) -> "Tokenizer":
+        """Read the tokenizer of a run from its folder."""
+        try:
+            saved = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+            return cls.read(saved["tokenizer"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ConfigError(
+                f"data.tokenizer must be the folder of a run on text, got {show_path(folder)}"
+            ) from None
+
     def saved(self) -> dict[str, Any]:
         """The entry of data.json."""
         definition = {} if self.definition is None else {"definition": self.definition}
-        marks = {name: True for name in ("has_padding", "has_pairs") if getattr(self, name)}
+        marks = {name: True for name in _MARKS if getattr(self, name)}
         return {"kind": self.kind, "vocabulary": list(self.vocabulary), **definition, **marks}
 
     @classmethod
     def read(cls, saved: Mapping[str, Any]) -> "Tokenizer":
         """Read an entry of data.json."""
-        marks = {name: saved.get(name, False) for name in ("has_padding", "has_pairs")}
+        marks = {name: saved.get(name, False) for name in _MARKS}
         return cls(saved["kind"], tuple(saved["vocabulary"]), saved.get("definition"), **marks)
 
     @property
     def _own(self) -> tuple[str, ...]:
-        """The vocabulary without PADDING and BETWEEN."""
-        return self.vocabulary[self.has_padding : len(self) - self.has_pairs]
+        """The vocabulary without PADDING, BETWEEN and MASKED."""
+        return self.vocabulary[self.has_padding : len(self) - self.has_pairs - self.has_mask]
 
     @cached_property
     def _codes(self) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 from runner.config.schema import Config
 from runner.data import Dataset, load
 from runner.data.audio import AudioFolder
+from runner.data.masking import num_masked
 from runner.data.originals import Original, originals
 from runner.data.splits import SPLITS
 from runner.data.summary import Column, Summary, summarize
@@ -67,6 +68,9 @@ def _keys(section: Any, data: Dataset) -> list[str]:
             f"text     {kind}: {data.num_tokens} different token ids, rows of "
             f"{data.input_shape[0]}, padded with 0"
         )
+    if data.mask_rate is not None:
+        num = num_masked(data.mask_rate, data.input_shape[0])
+        lines.append(f"masked   {num} of {data.input_shape[0]} tokens of a row are its labels")
     if isinstance(section, AudioFolder):
         frames, features = section.row_shape
         lines.append(
