@@ -70,6 +70,8 @@ class Engine:
         self.loss = objective.build(run.loss, model, run.has_weights)
         self.has_own_loss = run.loss.name == "model"
         self.is_own = isinstance(run.network, CustomNetwork)
+        # it adds up over all processes in the forward pass, also in one without rows
+        self.has_batch_norm = any(name.startswith("batch_norm") for name in start.buffers)
         layers.load_state(model, start.for_training())
         variables = layers.named(model)
         # in the network's order: the norm of the gradients is summed in this order
@@ -153,19 +155,8 @@ class Engine:
         outputs, self.dropout_state.step = [], step
         trained = [v.value for v in self.trained.values()]
         for micro_batch, batch in enumerate(batches):
-            x = batch["x"]
             self._begin_batch(micro_batch, sizes)
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(trained)
-                z = tf.cast(self.model(x, training=True), self.run.dtype)
-                weights = (batch["weight"],) if "weight" in batch else ()
-                loss = self._mean_loss(x, batch["y"], z, *weights)
-                if num_rows != x.shape[0]:
-                    share = layers.constant(x.shape[0] / num_rows, loss)
-                    loss = loss * share if x.shape[0] else tf.reduce_sum(z)  # 0 without rows
-                scaled = self._scaled(loss)
-            zero = tf.UnconnectedGradients.ZERO
-            batch_gradients = tape.gradient(scaled, trained, unconnected_gradients=zero)
+            z, loss, batch_gradients = self._differentiate(batch, num_rows, trained)
             if self.is_own or self.run.network.takes_tokens:  # that of an embedding may be sparse
                 batch_gradients = [tf.convert_to_tensor(one) for one in batch_gradients]
             total = loss if total is None else total + loss
@@ -186,6 +177,27 @@ class Engine:
         for variable, value in zip(variables_to_restore, old_values, strict=True):
             variable.assign(tf.where(is_finite, variable.value, value))
         return total, outputs
+
+    def _differentiate(
+        self, batch: Mapping[str, Any], num_rows: int, trained: Sequence[Any]
+    ) -> tuple[Any, Any, list[Any]]:
+        """Return a micro-batch's outputs, its part of the mean loss over `num_rows` rows, and the
+        part's gradient."""
+        x = batch["x"]
+        if x.shape[0] == 0 and not self.has_batch_norm:  # Keras's recurrent layers need rows
+            z = tf.zeros((0, *self.run.network.output_shape), self.run.dtype)
+            return z, tf.zeros((), self.run.dtype), [tf.zeros_like(one) for one in trained]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(trained)
+            z = tf.cast(self.model(x, training=True), self.run.dtype)
+            weights = (batch["weight"],) if "weight" in batch else ()
+            loss = self._mean_loss(x, batch["y"], z, *weights)
+            if num_rows != x.shape[0]:
+                share = layers.constant(x.shape[0] / num_rows, loss)
+                loss = loss * share if x.shape[0] else tf.reduce_sum(z)  # 0 without rows
+            scaled = self._scaled(loss)
+        zero = tf.UnconnectedGradients.ZERO
+        return z, loss, tape.gradient(scaled, trained, unconnected_gradients=zero)
 
     def _begin_batch(self, micro_batch: int, sizes: Sequence[int]) -> None:
         """Prepare for a micro-batch. `sizes` has the rows of each, of all processes together."""
