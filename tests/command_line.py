@@ -168,6 +168,10 @@ class Running:
         self._done = Done(status, *self._printed(), time.time() - sent)
         return self._done
 
+    def errors(self) -> str:
+        """Return stderr so far."""
+        return self._printed()[1]
+
     def _printed(self) -> tuple[str, str]:
         """Return stdout and stderr so far."""
         return self._out.read_text(), self._err.read_text()

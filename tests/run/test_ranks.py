@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import load_file
 
@@ -17,7 +18,7 @@ from runner.errors import RunError
 from runner.run import ranks
 from runner.run.run_folder import read_columns
 from runner.spec import World
-from tests.command_line import BACKENDS, OTHER, forked
+from tests.command_line import BACKENDS, OTHER, Running, forked
 from tests.rows import slow_rows
 
 # 1,280 rows in batches of 142: the last one has 2, so of 3 processes one has none
@@ -126,15 +127,24 @@ def test_several_processes_train_as_one_does(tmp_path: Path, backend: str, num: 
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes as Linux starts them")
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_run_goes_on_with_another_number_of_processes_and_another_backend(
+def test_a_killed_run_goes_on_with_another_number_of_processes_and_another_backend(
     tmp_path: Path, backend: str
 ) -> None:
-    whole = _train(tmp_path, "whole", f"backend={backend}", "trainer.max_steps=16")
-    run = _train(tmp_path, "run", f"backend={backend}", "trainer.max_steps=5", "devices=2")
-    others = {"devices": 1, "backend": OTHER[backend]}, {"devices": 2, "backend": backend}
-    for steps, keys in zip((9, 16), others, strict=True):
-        changes = [f"{key}={value}" for key, value in keys.items()]
-        done = forked(tmp_path, (f"resume={run}", f"trainer.max_steps={steps}", *changes))[0]
-        assert done.status == 0, done.err
+    steps = ("trainer.max_steps=200", "trainer.checkpoint_every=5steps", "trainer.steps_per_call=1")
+    whole = _train(tmp_path, "whole", f"backend={backend}", *steps)
+    begin = (*RUN, *steps, f"backend={backend}", "output.root=run", "devices=2")
+    with Running(tmp_path, *begin) as running:
+        running.until(lambda: any(tmp_path.glob("run/runs/*/checkpoints/10")))
+        ranks_of_it = [
+            process
+            for process in psutil.Process(running.pid).children()
+            if any("spawn_main" in part for part in process.cmdline())
+        ]
+        max(ranks_of_it, key=lambda process: process.pid).kill()
+        running.until(lambda: "error: rank 1 was killed by SIGKILL; " in running.errors(), 30)
+    (run,) = tmp_path.glob("run/runs/*")
+    done = forked(tmp_path, (f"resume={run}", "devices=1", f"backend={OTHER[backend]}"))[0]
+    assert done.status == 0, done.err
     _check_equal(whole, run)
