@@ -60,3 +60,9 @@ def test_a_device_that_is_not_there_is_refused_and_what_is_there_is_listed(
     assert said.endswith(f"got {requested}")
     assert ", ".join(available) in said
     assert len(said.splitlines()) == 1
+
+
+def test_several_processes_share_no_accelerator() -> None:
+    assert resolve("cpu", SERVER, 2) == "cpu"
+    with pytest.raises(ConfigError, match=r"^devices must be 1 on cuda:0, got 2; device=cpu takes"):
+        resolve("auto", SERVER, 2)

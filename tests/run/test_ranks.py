@@ -11,10 +11,11 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
+import runner
 from runner.cli.compose import compose
 from runner.config.schema import sha256
 from runner.data.order import Order
-from runner.errors import RunError
+from runner.errors import ConfigError, RunError
 from runner.run import ranks
 from runner.run.run_folder import read_columns
 from runner.spec import World
@@ -65,6 +66,11 @@ def test_the_number_of_devices_is_not_in_the_hash() -> None:
     assert sha256(compose(["devices=2", "strategy=ddp"])) == sha256(one)
     assert sha256(compose(["devices=4", "trainer.global_batch_size=64"])) == sha256(one)
     assert sha256(compose(["devices=2", "trainer.batch_size=64"])) != sha256(one)
+
+
+def test_a_run_in_python_has_one_device() -> None:
+    with pytest.raises(ConfigError, match=r"^devices must be 1 in Python, got 2: "):
+        runner.train("devices=2")
 
 
 def _fails(how: str, team: ranks.Team) -> int:
