@@ -17,14 +17,14 @@ from runner.components.custom import Built, CustomNetwork, Source
 from runner.components.layers import Network, Shape, needs_images, needs_tokens, network
 from runner.components.outputs import Outputs
 from runner.components.twins import TwinNetwork
-from runner.config.schema import Config, CustomModel, LayerModel, ObjectModel, TwinModel
+from runner.config.schema import Config, CustomModel, LayerModel, ObjectModel, SizedPart, TwinModel
 from runner.data import Dataset, Split, load
 from runner.data.augment import Augment, augmented
 from runner.data.dataset import Task, check_range
 from runner.data.files import without_unscaled
 from runner.data.iterable import Reader
 from runner.data.masking import masked
-from runner.data.order import Chunks, InOrder, Order
+from runner.data.order import Chunks, InOrder, Order, segments
 from runner.data.source import Batch, Field
 from runner.dispatcher import BACKENDS
 from runner.errors import ConfigError, nearest, show
@@ -33,6 +33,7 @@ from runner.machine import memory, threads
 from runner.schedules import Clock, Plateau, lint
 from runner.schedules.plateau import State
 from runner.schedules.stall import Stall
+from runner.schedules.units import Periods, split
 from runner.spec import INEXACT, Measured, ModelSpec, RunSpec, Tables, tables
 from runner.text import console
 
@@ -137,9 +138,20 @@ class Plan:
             note += f", of which {' and '.join(unused)} take none; pass those splits as arrays"
         return note
 
-    def checkpoint_steps(self) -> int | None:
-        every = self.config.trainer.checkpoint_every
-        return None if every is None else max(1, self.clock.steps(every))
+    def checkpoints(self) -> Periods | None:
+        """Return the periods after which a checkpoint is written."""
+        every, epochs = self.config.trainer.checkpoint_every, self.order.epochs
+        if every is None:
+            return None
+        number, unit = split(every)
+        if epochs.are_equal or unit != "epochs":
+            return Periods(max(1, self.clock.steps(every)))
+        if not number or number.denominator != 1:
+            raise ConfigError(
+                f"trainer.checkpoint_every must be whole epochs, steps or % if trainer.batch_size "
+                f"changes, got {every}"
+            )
+        return epochs.every(int(number))
 
     def run_spec(self) -> RunSpec:
         """Return the run's spec: tables of every step, and training rows in the run's dtype."""
@@ -163,7 +175,7 @@ class Plan:
             gradient_clip_value=trainer.gradient_clip_value,
             seed=self.config.seed,
             largest_chunk=self.largest_chunk(),
-            steps_per_epoch=self.order.steps_per_epoch,
+            epochs=self.order.epochs,
             accumulate=trainer.accumulate_grad_batches,
             keeps_outputs=self.keeps_train_outputs,
             compile=trainer.compile,
@@ -264,6 +276,8 @@ class Plan:
         """Return the most updates in one call: as configured, or an epoch's, limited by the memory
         of their rows and outputs."""
         configured, memory = self.config.trainer.steps_per_call, self.data.memory
+        epochs = self.order.epochs
+        num_steps = max(map(epochs.size, range(len(epochs.starts))))  # of the longest epoch
         inputs, outputs = (
             int(np.prod(shape)) for shape in (self.network.input_shape, self.network.output_shape)
         )
@@ -271,10 +285,8 @@ class Plan:
         row_bytes = self.order.rows_per_step * self.model.dtype.itemsize
         if memory is None:
             if configured != "auto":
-                return min(int(configured), self.order.steps_per_epoch)  # a chunk ends with it
-            return max(
-                1, min(self.order.steps_per_epoch, _CHUNK_BYTES // ((inputs + outputs) * row_bytes))
-            )
+                return min(int(configured), num_steps)  # a chunk ends with it
+            return max(1, min(num_steps, _CHUNK_BYTES // ((inputs + outputs) * row_bytes)))
         num_fitting = memory // (3 * inputs * row_bytes)
         if num_fitting == 0:
             least = -(-3 * inputs * row_bytes // 2**20)
@@ -283,7 +295,7 @@ class Plan:
                 f"{self.order.rows_per_step} rows, "
                 f"got {memory // 2**20}"
             )
-        wanted = self.order.steps_per_epoch if configured == "auto" else int(configured)
+        wanted = num_steps if configured == "auto" else int(configured)
         return min(wanted, num_fitting)
 
     @property
@@ -314,14 +326,14 @@ class Plan:
             begin = end
 
     def chunks(
-        self, start: int, checkpoint_steps: int | None, adapt: bool, end: int | None = None
+        self, start: int, checkpoints: Periods | None, adapt: bool, end: int | None = None
     ) -> Chunks:
         """Return the run's chunks from step `start` to `end`, by default the run's end."""
         order = self.order if end is None else replace(self.order, total_steps=end)
         read = self._read if self._streamed else None
         # code of the user's own may use a framework and its random numbers: not in a thread
         ahead = self.data.stream is None
-        return Chunks(order, start, self.largest_chunk(), checkpoint_steps, adapt, read, ahead)
+        return Chunks(order, start, self.largest_chunk(), checkpoints, adapt, read, ahead)
 
     @cached_property
     def reader(self) -> Reader:
@@ -426,8 +438,11 @@ def plan(
     check_devices(config, data)
     order = _order(config, data)
     tokens = data.input_shape[0] if model.network.takes_tokens else 1
-    clock = Clock(order.total_steps, order.steps_per_epoch, order.rows_per_step, tokens)
-    rows = min(order.batch_size, order.num_rows)
+    epochs = order.epochs
+    clock = Clock(
+        order.total_steps, epochs.length, order.rows_per_step, tokens, starts=epochs.starts
+    )
+    rows = min(order.largest_batch, order.num_rows)
     averages.check(config.optimizer, clock)
     memory.check(model, averages.num_slots(config.optimizer), rows, order.total_steps)
     check_range(data, model.dtype)
@@ -487,7 +502,7 @@ def _example(config: Config, data: Dataset) -> Batch | None:
     has_own_model = not isinstance(config.model, LayerModel | TwinModel)
     if not (has_own_model or config.loss.name == "custom"):
         return None
-    rows = data.train.read(np.arange(min(config.trainer.batch_size, len(data.train))))
+    rows = data.train.read(np.arange(min(config.trainer.largest_batch, len(data.train))))
     dtype = np.dtype(np.float64 if config.trainer.precision == "float64" else np.float32)
     y = losses.targets(losses.Model(name="model"), rows["y"], dtype)
     weight = {"weight": rows["weight"].astype(dtype)} if "weight" in rows else {}
@@ -565,7 +580,7 @@ def _data(config: Config, like: Mapping[str, Any] | None) -> Dataset:
     """Load the data set, as images or as token ids if the model needs them."""
     data = load(config.data, like)
     if data.stream is not None:
-        data = replace(data, train=data.stream.sample(config.trainer.batch_size))
+        data = replace(data, train=data.stream.sample(config.trainer.largest_batch))
     if not isinstance(config.model, LayerModel):  # it gets images where data.images is true
         return data
     if needs_tokens(config.model.layers) and not data.num_tokens:
@@ -647,6 +662,13 @@ def _order(config: Config, data: Dataset) -> Order | InOrder:
     """Return the order of the whole run. It ends at max_steps or max_epochs, whichever is
     sooner."""
     trainer, num_rows = config.trainer, len(data.train)
+    if not isinstance(trainer.batch_size, int):
+        if data.stream is None:
+            return _changing(config, trainer.batch_size, num_rows)
+        raise ConfigError(
+            f"trainer.batch_size must be one number for {data.stream.items.source}, whose rows can "
+            f"only be iterated over, got {len(trainer.batch_size)} parts"
+        )
     batch_size, accumulate = config.batch_rows, trainer.accumulate_grad_batches
     steps_per_epoch: int | None = -(-num_rows // (batch_size * accumulate))
     if data.stream is not None:
@@ -676,6 +698,7 @@ def check_devices(config: Config, data: Dataset | None = None) -> None:
         )
     trainer = config.trainer
     refused = {
+        "a trainer.batch_size that changes": not isinstance(trainer.batch_size, int),
         "trainer.precision=exact": trainer.precision == "exact",
         "trainer.compile=true": trainer.compile,
         f"model={config.model.name}, which is code of your own": not isinstance(
@@ -692,6 +715,27 @@ def check_devices(config: Config, data: Dataset | None = None) -> None:
             f"trainer.global_batch_size must be at least devices={config.devices}, got "
             f"{trainer.global_batch_size}"
         )
+
+
+def _changing(config: Config, sizes: Sequence[SizedPart], num_rows: int) -> Order:
+    """Return the order of a run whose batch size changes. A percentage is of what ends the run: the
+    rows of max_epochs, or max_steps updates."""
+    trainer = config.trainer
+    *parts, rest = sizes
+    max_epochs, max_steps = trainer.max_epochs, trainer.max_steps
+
+    def order(is_of_epochs: bool) -> Order:
+        limit = max_epochs if is_of_epochs else None
+        phases = [part.phase(num_rows, limit, max_steps) for part in parts]
+        num_epochs = max_epochs or max_steps or 0  # one of them is set
+        accumulate = trainer.accumulate_grad_batches
+        earlier = segments(num_rows, accumulate, phases, rest.size, num_epochs)
+        made = Order(num_rows, rest.size, accumulate, config.seed, 0, earlier)
+        limits = [max_steps, max_epochs and made.epochs.begin(max_epochs)]
+        return replace(made, total_steps=min(limit for limit in limits if limit is not None))
+
+    made = order(max_epochs is not None)
+    return order(False) if made.total_steps == max_steps else made
 
 
 def _refuse_exact(config: Config, data: Dataset) -> None:
@@ -977,14 +1021,16 @@ def _in_data_units(plan: Plan, outputs: np.ndarray, y: np.ndarray) -> tuple[Any,
 
 def _check_batch_norm(net: Network, order: Order | InOrder) -> None:
     """Refuse batch norm with a batch of one row, which has no variance."""
-    last = order.num_rows % order.batch_size
+    batches = [(order.num_rows, order.batch_size)]
+    if isinstance(order, Order):
+        batches += [(s.last_row - s.first_row, s.batch_size) for s in order.earlier]
     for node in net.walk():
         if (
             node.spec.layer == "batch_norm"
             and len(node.input_shape) == 1
-            and 1 in (last, order.batch_size)
+            and (found := next((size for n, size in batches if 1 in (n % size, size)), None))
         ):
             raise ConfigError(
-                f"trainer.batch_size={order.batch_size} leaves a batch of one row, which "
+                f"trainer.batch_size={found} leaves a batch of one row, which "
                 f"{node.name} cannot normalise"
             )

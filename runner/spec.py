@@ -17,6 +17,7 @@ from runner.components.twins import Trace
 from runner.data.dataset import Scaling
 from runner.data.order import Chunk
 from runner.data.source import Batch, Field
+from runner.schedules.units import Periods
 
 # "dense_0/kernel" -> float[in, out]: one canonical layout for every framework
 Weights = Mapping[str, np.ndarray]
@@ -86,7 +87,7 @@ class RunSpec(ModelSpec):
     gradient_clip_value: float | None
     seed: int
     largest_chunk: int
-    steps_per_epoch: int
+    epochs: Periods  # the updates at which they begin
     accumulate: int  # micro-batches of an update
     keeps_outputs: bool  # reports contain the network's outputs
     # if the loss is NaN or infinite, an update does not change weights, slots and buffers

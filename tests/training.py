@@ -68,7 +68,7 @@ def train(
         reports.append(report)
         return chunk.first_step + chunk.num_steps != stop_after
 
-    chunks = prepared.chunks(start.step, prepared.checkpoint_steps(), adapt=False)
+    chunks = prepared.chunks(start.step, prepared.checkpoints(), adapt=False)
     state = dispatcher.load(backend).train(spec, start, chunks, on_chunk)
     return Trained(
         np.concatenate([report.losses for report in reports]),

@@ -51,7 +51,7 @@ class KerasCallback(NativeCallback):
 
     def on_chunk_start(self, chunk: Chunk, live: Any) -> None:
         run = _run(live)
-        epoch, batch = divmod(chunk.first_step, run.steps_per_epoch)
+        epoch, batch = run.epochs.number(chunk.first_step), run.epochs.index(chunk.first_step)
         if not self.is_begun:
             self._begin(live)
         if batch == 0:
@@ -66,8 +66,8 @@ class KerasCallback(NativeCallback):
             self.loss_sum += float(report.losses[-1]) * chunk.rows_per_step
             self.num_rows += chunk.rows_per_step
             logs = {"loss": self.loss_sum / self.num_rows}
-            self.call("on_train_batch_end", (step - 1) % run.steps_per_epoch, logs)
-        is_whole = step % run.steps_per_epoch == 0
+            self.call("on_train_batch_end", run.epochs.index(step - 1), logs)
+        is_whole = run.epochs.index(step) == 0
         if is_whole or step == run.num_steps:
             if not is_whole:
                 self.keep_state()
@@ -103,8 +103,8 @@ class KerasCallback(NativeCallback):
         self.model = live.own_model() if is_own else live
         self.model.stop_training = False
         self.native.set_model(self.model)
-        epochs = -(-run.num_steps // run.steps_per_epoch)
-        self.native.set_params({"verbose": 0, "epochs": epochs, "steps": run.steps_per_epoch})
+        epochs = run.epochs.count(run.num_steps)
+        self.native.set_params({"verbose": 0, "epochs": epochs, "steps": run.epochs.size(0)})
         if self._loaded is not None and self.is_per_batch:
             self.loss_sum, self.num_rows = self._loaded["epoch"]
         self.call("on_train_begin", {})

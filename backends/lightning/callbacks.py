@@ -102,10 +102,10 @@ class LightningCallback(NativeCallback):
             self._begin(chunk.first_step, live)
         self._now(chunk.first_step, live)
         trainer = self.trainer
-        if chunk.first_step % live.run.steps_per_epoch == 0:
+        if live.run.epochs.index(chunk.first_step) == 0:
             self.hook("on_train_epoch_start")
         if "on_train_batch_start" in self.hooks:
-            index = chunk.first_step % live.run.steps_per_epoch
+            index = live.run.epochs.index(chunk.first_step)
             self.hook("on_train_batch_start", self._batch(chunk, live), index)
         trainer.training = True
 
@@ -116,10 +116,10 @@ class LightningCallback(NativeCallback):
         self.trainer.global_step = step
         if "on_train_batch_end" in self.hooks:
             outputs = {"loss": torch.tensor(report.losses[-1])}
-            index = (step - 1) % live.run.steps_per_epoch
+            index = live.run.epochs.index(step - 1)
             self.hook("on_train_batch_end", outputs, self._batch(chunk, live), index)
         self._check_weights(live)
-        is_whole = step % live.run.steps_per_epoch == 0
+        is_whole = live.run.epochs.index(step) == 0
         if is_whole or step == live.run.num_steps:
             if not is_whole:
                 self.keep_state()
@@ -144,7 +144,7 @@ class LightningCallback(NativeCallback):
 
     def on_finish(self, live: Any) -> None:
         live = getattr(live, "live", live)
-        self.trainer.current_epoch = self.trainer.global_step // live.run.steps_per_epoch
+        self.trainer.current_epoch = live.run.epochs.number(self.trainer.global_step)
         self.hook("on_train_end")
         self.hook("on_fit_end")
         self.hook("teardown", "fit")
@@ -180,8 +180,8 @@ class LightningCallback(NativeCallback):
         self._weights = {name: p.data_ptr() for name, p in own.named_parameters()}
         trainer, run = self.trainer, live.run
         trainer.max_steps = trainer.estimated_stepping_batches = run.num_steps
-        trainer.max_epochs = -(-run.num_steps // run.steps_per_epoch)
-        trainer.num_training_batches = run.steps_per_epoch * run.accumulate
+        trainer.max_epochs = run.epochs.count(run.num_steps)
+        trainer.num_training_batches = run.epochs.size(run.epochs.number(step)) * run.accumulate
         self._now(step, live)
         self.hook("setup", "fit")
         if self.has_own_state:
@@ -192,7 +192,7 @@ class LightningCallback(NativeCallback):
 
     def _now(self, step: int, live: Any) -> None:
         self.trainer.global_step = step
-        self.trainer.current_epoch = step // live.run.steps_per_epoch
+        self.trainer.current_epoch = live.run.epochs.number(step)
 
     def _batch(self, chunk: Chunk, live: Any) -> tuple[Any, Any]:
         """Return the rows of a chunk of one update, as the model gets them."""

@@ -242,7 +242,7 @@ def train(
     fast.keep_signal_handlers(trainer)
     with device.threads(run.threads), device.random_state(torch_device):
         if module.steps is not None:
-            module.steps.begin_fit(start.step, run.num_steps, run.steps_per_epoch, run.accumulate)
+            module.steps.begin_fit(start.step, run.num_steps, run.epochs, run.accumulate)
         try:
             trainer.fit(module, _Loader(chunks))
         finally:

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from runner.components.clipping import Clip
 from runner.data.source import Batch
 from runner.errors import ConfigError, RunError
+from runner.schedules.units import Periods
 from runner.spec import Measured
 from runner.user_code import blame
 
@@ -133,14 +134,13 @@ class Steps:
 
     # ---- training
 
-    def begin_fit(self, step: int, num_steps: int, steps_per_epoch: int, per_update: int) -> None:
+    def begin_fit(self, step: int, num_steps: int, epochs: Periods, per_update: int) -> None:
         """Begin or continue a run at `step`."""
         trainer = self.trainer
-        self.steps_per_epoch, self.per_update = steps_per_epoch, per_update
+        self.epochs, self.per_update = epochs, per_update
         trainer.max_steps = trainer.estimated_stepping_batches = num_steps
-        trainer.max_epochs = -(-num_steps // steps_per_epoch)
-        trainer.num_training_batches = steps_per_epoch * per_update
-        trainer.global_step, trainer.current_epoch = step, step // steps_per_epoch
+        trainer.max_epochs = epochs.count(num_steps)
+        self._now(step)
         trainer.training = True
         self._call("on_fit_start")
         self._call("on_train_start")
@@ -151,11 +151,16 @@ class Steps:
         self.trainer.training = False
 
     def begin_update(self, step: int) -> None:
-        trainer = self.trainer
-        trainer.global_step, trainer.current_epoch = step, step // self.steps_per_epoch
-        self.batch_index = step % self.steps_per_epoch * self.per_update
-        if step % self.steps_per_epoch == 0:
+        self._now(step)
+        index = self.epochs.index(step)
+        self.batch_index = index * self.per_update
+        if index == 0:
             self._call("on_train_epoch_start")
+
+    def _now(self, step: int) -> None:
+        trainer, epoch = self.trainer, self.epochs.number(step)
+        trainer.global_step, trainer.current_epoch = step, epoch
+        trainer.num_training_batches = self.epochs.size(epoch) * self.per_update
 
     def train(self, x: Tensor, *others: Tensor) -> Tensor:
         """Call `training_step` on a micro-batch: x, y, and weights if the rows have some. Return
@@ -349,7 +354,7 @@ def trial(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Try one training step and one validation step. Return the columns that they log."""
     try:
-        steps.begin_fit(0, 1, 1, 1)
+        steps.begin_fit(0, 1, Periods(1), 1)
         steps.begin_update(0)
         steps.train(*batch).backward()
         steps.end_batch()

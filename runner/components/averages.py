@@ -25,13 +25,14 @@ those of the trained weights.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
 
 from runner.components.optimizers import AVERAGE_WEIGHTS, EARLIER_WEIGHTS
 from runner.errors import ConfigError
-from runner.schedules.units import Clock
+from runner.schedules.units import Clock, half_up
 
 Which = Literal["auto", "plain", "average"]
 KINDS = ("ema", "swa", "lawa")  # keys of the optimizer
@@ -85,20 +86,22 @@ def shares(optimizer: Any, clock: Clock) -> np.ndarray | None:
     if optimizer.swa is not None:
         return _of_last_part(optimizer.swa, clock)
     if optimizer.lawa is not None:
-        ends = np.arange(clock.steps_per_epoch, clock.total_steps + 1, clock.steps_per_epoch)
+        ends = np.array(clock.epochs.ends(clock.total_steps), dtype=np.int64)
         return _of_ends(ends, clock.total_steps, optimizer.lawa)
     return None
 
 
 def _of_last_part(last_part: str, clock: Clock) -> np.ndarray:
-    length, total = clock.steps(last_part), clock.total_steps
+    total = clock.total_steps
+    length = half_up(total - clock.before(Fraction(total), last_part))
     if not 0 < length <= total:
         raise ConfigError(
             f"optimizer.swa must be from 1 to the {total} updates of the run, got {last_part}, "
             f"which is {length}"
         )
-    counts = np.arange(total - length + 1, total + 1)  # updates made, in the last part
-    return _of_ends(counts[(counts % clock.steps_per_epoch == 0) | (counts == total)], total, total)
+    # updates made, in the last part
+    ends = [end for end in clock.epochs.ends(total) if total - length < end < total]
+    return _of_ends(np.array([*ends, total]), total, total)
 
 
 def _of_ends(counts: np.ndarray, total_steps: int, most: int) -> np.ndarray:

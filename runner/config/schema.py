@@ -29,11 +29,13 @@ from runner.components.metrics import CustomMetric
 from runner.components.optimizers import Optimizer
 from runner.config.explain import every_key, explain, sections
 from runner.data import Data
+from runner.data.order import Phase
 from runner.dispatcher import BACKENDS
 from runner.errors import ConfigError, nearest, printable, show
 from runner.machine import devices
 from runner.schedules import Duration, Schedule
 from runner.schedules.stall import Mode
+from runner.schedules.units import Share, half_up, split
 from runner.section import (
     Count,
     Fraction,
@@ -155,10 +157,44 @@ class Callback(OwnCode):
     other keys are its arguments."""
 
 
+class SizedPart(Section):
+    """A part of the run, `for` its length, with a batch size of its own."""
+
+    share: Share = Field(alias="for")
+    size: Count
+
+    def phase(self, num_rows: int, max_epochs: int | None, max_steps: int | None) -> Phase:
+        """Return the part in rows or updates. A percentage is of `max_epochs` passes over the rows,
+        or else of `max_steps` updates."""
+        number, unit = split(self.share)
+        if unit == "epochs":
+            return Phase(self.size, number * num_rows, None)
+        if unit == "%" and max_epochs is not None:
+            return Phase(self.size, number * max_epochs * num_rows / 100, None)
+        steps = number if unit == "steps" else number * (max_steps or 0) / 100
+        return Phase(self.size, None, half_up(steps))
+
+
+def _last_is_the_rest(parts: list[SizedPart]) -> list[SizedPart]:
+    shares = [part.share for part in parts]
+    if len(parts) < 2 or shares.count("rest") != 1 or shares[-1] != "rest":
+        raise ValueError("parts, the last one and no other with for: rest")
+    return parts
+
+
+BatchSize = Annotated[
+    Union[
+        Annotated[Count, Tag("a number")],
+        Annotated[list[SizedPart], AfterValidator(_last_is_the_rest), Tag("parts")],
+    ],
+    Discriminator(lambda value: "parts" if isinstance(value, list) else "a number"),
+]
+
+
 class Trainer(Section):
     max_epochs: Annotated[Count | None, _WHEN_RESUMED]
     max_steps: Annotated[Count | None, _WHEN_RESUMED]
-    batch_size: Count
+    batch_size: BatchSize
     global_batch_size: Count | None
     accumulate_grad_batches: Count
     gradient_clip_norm: Positive | None
@@ -182,6 +218,12 @@ class Trainer(Section):
         if self.max_epochs is None and self.max_steps is None:
             raise ValueError("max_epochs or max_steps, so that the run ends; both are null")
         return self
+
+    @property
+    def largest_batch(self) -> int:
+        """The largest batch size of the run."""
+        sizes = self.batch_size
+        return sizes if isinstance(sizes, int) else max(part.size for part in sizes)
 
     @model_validator(mode="after")
     def _clips_once(self) -> "Trainer":
@@ -258,9 +300,9 @@ class Config(Section):
 
     @property
     def batch_rows(self) -> int:
-        """B, the rows of a micro-batch over all devices."""
+        """B, the rows of a micro-batch over all devices; the most, if they change."""
         trainer = self.trainer
-        return trainer.global_batch_size or trainer.batch_size * self.num_processes
+        return trainer.global_batch_size or trainer.largest_batch * self.num_processes
 
     @property
     def device_batch_rows(self) -> int:

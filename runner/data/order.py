@@ -4,20 +4,27 @@ any step.
 An epoch is one pass over a permutation of the rows. It is cut into micro-batches of B =
 `batch_size` rows. An update uses A = `accumulate` micro-batches; its gradient is that of the mean
 loss over all its rows, as for one batch of A * B rows. The last update of an epoch has the
-remaining rows: fewer micro-batches, the last one possibly short."""
+remaining rows: fewer micro-batches, the last one possibly short.
+
+B may change during the run, also within an epoch: then the epoch's permutation is cut by the sizes
+in turn."""
 
 import time
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from fractions import Fraction
+from functools import cached_property, lru_cache, partial
+from math import ceil
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from runner.data.source import Batch
 from runner.random import permutation
+from runner.schedules.units import Periods
 
 
 class Chunk(NamedTuple):
@@ -66,47 +73,130 @@ class Chunk(NamedTuple):
         ]
 
 
+class Segment(NamedTuple):
+    """Consecutive updates of an epoch with one size of micro-batches. They use the rows at
+    positions `first_row` to `last_row` - 1 of the epoch's permutation."""
+
+    first_step: int
+    epoch: int
+    first_row: int
+    last_row: int
+    batch_size: int
+
+    def end(self, accumulate: int) -> int:
+        """The first update after these."""
+        num_rows = self.last_row - self.first_row
+        return self.first_step - (-num_rows // (self.batch_size * accumulate))
+
+
+class Phase(NamedTuple):
+    """A part of a run with its own size of micro-batches. It ends before the first update that
+    begins `num_rows` rows or `num_steps` updates after the phase; the other one is None."""
+
+    batch_size: int
+    num_rows: Fraction | None
+    num_steps: int | None
+
+
+def segments(
+    num_rows: int, accumulate: int, phases: Sequence[Phase], last_size: int, num_epochs: int
+) -> tuple[Segment, ...]:
+    """Return the segments of the phases, in at most `num_epochs` epochs. The last epoch is cut to
+    its end, with `last_size` after the phases."""
+    made: list[Segment] = []
+    step = epoch = row = 0
+    begin = Fraction(0)  # of the phase, in rows since the run's begin
+    for phase in [*phases, None]:
+        size = last_size if phase is None else phase.batch_size
+        end, left = Fraction((epoch + bool(row)) * num_rows), num_epochs * num_rows
+        if phase is not None:
+            end = Fraction(num_epochs * num_rows)
+            end = end if phase.num_rows is None else min(end, begin + phase.num_rows)
+            left = num_epochs * num_rows if phase.num_steps is None else phase.num_steps
+        while epoch * num_rows + row < end and left:
+            limit = min(num_rows, ceil(end) - epoch * num_rows)
+            num = min(left, -((row - limit) // (size * accumulate)))
+            last = min(num_rows, row + num * size * accumulate)
+            made.append(Segment(step, epoch, row, last, size))
+            step, left = step + num, left - num
+            epoch, row = (epoch + 1, 0) if last == num_rows else (epoch, last)
+        is_of_rows = phase is not None and phase.num_rows is not None
+        begin = end if is_of_rows else Fraction(epoch * num_rows + row)
+    return tuple(made)
+
+
 @dataclass(frozen=True)
 class Order:
-    """The rows of all updates of a run."""
+    """The rows of all updates of a run. The segments `earlier` end with an epoch; all later epochs
+    have micro-batches of `batch_size` rows."""
 
     num_rows: int
     batch_size: int
     accumulate: int
     seed: int
     total_steps: int
+    earlier: tuple[Segment, ...] = ()
+
+    @property
+    def changes_size(self) -> bool:
+        """True if the batch size changes during the run."""
+        return bool(self.earlier)
+
+    @property
+    def largest_batch(self) -> int:
+        """The rows of the largest micro-batch of the run."""
+        return max([self.batch_size, *(segment.batch_size for segment in self.earlier)])
 
     @property
     def rows_per_step(self) -> int:
-        return self.batch_size * self.accumulate
+        """The rows of the largest update of the run."""
+        return self.largest_batch * self.accumulate
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return -(-self.num_rows // self.rows_per_step)
+    @cached_property
+    def epochs(self) -> Periods:
+        """The updates at which the epochs begin."""
+        length = -(-self.num_rows // (self.batch_size * self.accumulate))
+        begins = [segment.first_step for segment in self.earlier if segment.first_row == 0]
+        later = self.earlier[-1].end(self.accumulate) if self.earlier else 0
+        return Periods(length, (*begins, later))
+
+    @cached_property
+    def _begins(self) -> list[int]:
+        return [segment.first_step for segment in self.earlier]
+
+    def segment(self, step: int) -> Segment:
+        """The segment that an update is in."""
+        epochs = self.epochs
+        if step < epochs.starts[-1]:
+            return self.earlier[bisect_right(self._begins, step) - 1]
+        epoch = epochs.number(step)
+        return Segment(epochs.begin(epoch), epoch, 0, self.num_rows, self.batch_size)
 
     def is_epoch(self, step: int) -> bool:
         """Return whether an epoch ends with `step` updates, also in a longer run."""
-        return step % self.steps_per_epoch == 0
+        return self.epochs.index(step) == 0
 
     def epoch(self, number: int) -> np.ndarray:
         """The permutation of an epoch.  # int64[num_rows]"""
         return _epoch(self.num_rows, self.seed, number)
 
     def chunk(self, first_step: int, num_steps: int) -> Chunk:
-        """At most `num_steps` updates from `first_step` on. A chunk does not cross an epoch's end,
-        and a last update with fewer rows is a chunk of its own."""
-        epoch, first = divmod(first_step, self.steps_per_epoch)
-        order = self.epoch(epoch)
-        size, num_whole = self.rows_per_step, self.num_rows // self.rows_per_step
+        """At most `num_steps` updates from `first_step` on. A chunk does not cross the end of an
+        epoch or of a segment, and a last update with fewer rows is a chunk of its own."""
+        segment = self.segment(first_step)
+        batch_size, first = segment.batch_size, first_step - segment.first_step
+        order = self.epoch(segment.epoch)[segment.first_row : segment.last_row]
+        size = batch_size * self.accumulate
+        num_whole = len(order) // size
         if first < num_whole:
             last = min(first + num_steps, num_whole)
             block = order[first * size : last * size].reshape(
-                last - first, self.accumulate, self.batch_size
+                last - first, self.accumulate, batch_size
             )
             return Chunk(first_step, last - first, (block,), is_whole=True)
         rest = order[num_whole * size :]
-        num_full, short = divmod(len(rest), self.batch_size)
-        full = rest[: num_full * self.batch_size].reshape(1, num_full, self.batch_size)
+        num_full, short = divmod(len(rest), batch_size)
+        full = rest[: num_full * batch_size].reshape(1, num_full, batch_size)
         blocks = (full, rest[len(rest) - short :].reshape(1, 1, short))
         return Chunk(first_step, 1, tuple(block for block in blocks if block.size), is_whole=False)
 
@@ -120,23 +210,34 @@ class InOrder:
     accumulate: int
     total_steps: int
     epoch_steps: int | None  # None: the whole run is one epoch
+    changes_size: ClassVar[bool] = False
 
     @property
     def rows_per_step(self) -> int:
         return self.batch_size * self.accumulate
 
     @property
-    def steps_per_epoch(self) -> int:
-        return self.epoch_steps or self.total_steps
+    def largest_batch(self) -> int:
+        return self.batch_size
+
+    @property
+    def epochs(self) -> Periods:
+        """The updates at which the epochs begin."""
+        return Periods(self.epoch_steps or self.total_steps)
 
     @property
     def num_rows(self) -> int:
         """The rows of an epoch."""
-        return self.steps_per_epoch * self.rows_per_step
+        return self.epochs.length * self.rows_per_step
 
     def is_epoch(self, step: int) -> bool:
         """Return whether an epoch ends with `step` updates, also in a longer run."""
         return self.epoch_steps is not None and step % self.epoch_steps == 0
+
+    def segment(self, step: int) -> Segment:
+        """The updates of the epoch that an update is in."""
+        epoch = self.epochs.number(step)
+        return Segment(self.epochs.begin(epoch), epoch, 0, self.num_rows, self.batch_size)
 
     def chunk(self, first_step: int, num_steps: int) -> Chunk:
         """`num_steps` updates from `first_step` on."""
@@ -144,6 +245,17 @@ class InOrder:
         rows = np.arange(first_step * size, (first_step + num_steps) * size)
         block = rows.reshape(num_steps, self.accumulate, self.batch_size)
         return Chunk(first_step, num_steps, (block,), is_whole=True)
+
+
+def begun(order: Order | InOrder, step: int) -> list[tuple[int, int, int, int]]:
+    """Return the first update, epoch, row and batch size of each segment that begins before
+    `step`."""
+    found, first_step = [], 0
+    while first_step < step:
+        segment = order.segment(first_step)
+        found.append((first_step, segment.epoch, segment.first_row, segment.batch_size))
+        first_step = segment.end(order.accumulate)
+    return found
 
 
 @dataclass
@@ -161,7 +273,7 @@ class Chunks:
     order: Order | InOrder
     start: int
     largest: int
-    checkpoint_steps: int | None
+    checkpoints: Periods | None  # a checkpoint is written at the end of each
     adapt: bool
     # row numbers int64[n], epoch -> dtype[n, ...] each
     read: Callable[[np.ndarray, int], Batch] | None = None
@@ -204,16 +316,12 @@ class Chunks:
         """Return the chunk with the fields of its rows, if chunks have fields."""
         if self.read is None:
             return chunk
-        epoch = chunk.first_step // self.order.steps_per_epoch
+        epoch = self.order.epochs.number(chunk.first_step)
         return chunk._replace(fields=self.read(chunk.rows, epoch))
 
     def _until_event(self, step: int) -> int:
-        periods = [
-            self.order.steps_per_epoch,
-            *([self.checkpoint_steps] if self.checkpoint_steps else []),
-        ]
-        ends = [self.order.total_steps, *((step // period + 1) * period for period in periods)]
-        return min(ends) - step
+        periods = [self.order.epochs, *([self.checkpoints] if self.checkpoints else [])]
+        return min([self.order.total_steps, *(each.next(step) for each in periods)]) - step
 
 
 @lru_cache(maxsize=1)

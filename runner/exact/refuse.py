@@ -24,11 +24,11 @@ def refuse(net: Network, loss: Any, optimizer: Any, order: Order | InOrder) -> N
         _check_has_form("model.layers", node.spec.layer, [*FORMS, "residual", "parallel"])
         if node.spec.layer == "activation":
             _check_has_form("model.layers: activation", node.spec.function, layers.ACTIVATIONS)
-        num = longest_sum(node, order.batch_size)
+        num = longest_sum(node, order.largest_batch)
         if num > LONGEST_SUM:
             raise ConfigError(
                 f"trainer.precision=exact sums at most {LONGEST_SUM} products, got {num} at "
-                f"{node.name} with trainer.batch_size={order.batch_size}"
+                f"{node.name} with trainer.batch_size={order.largest_batch}"
             )
         if node.spec.layer == "attention" and node.input_shape[0] > _MOST_IN_SOFTMAX:
             raise ConfigError(

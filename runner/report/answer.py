@@ -25,6 +25,7 @@ class Ranked:
     is_same_run: bool  # its weights equal those of the best group, seed by seed
     probability_best: float | None  # None: unknown
     steps: float  # until the target is reached, median over the seeds; infinite: not reached
+    rows: float  # that all updates until then have used
     seconds: float
     rate_at_best: float
 
@@ -39,6 +40,11 @@ class Answer:
     ranked: list[Ranked]  # best first; of groups that differ in a tuned rate, only the best one
     unranked: list[Group]  # did not finish every seed, or share too few seeds with the others
     tried: list[Group]  # all groups with all their seeds, in the order of their jobs
+
+    @property
+    def has_several_sizes(self) -> bool:
+        """True if the rows of an update differ, so that equal steps are not equal rows."""
+        return len({ranked.group.jobs[0].update_rows for ranked in self.ranked}) > 1
 
     @property
     def best(self) -> Ranked:
@@ -283,13 +289,13 @@ def _ranked(
     probabilities = _probabilities(best, against, metric, mode, resolution)
     ranked = []
     for i, group in enumerate(best):
-        steps, seconds = group.reached(metric, mode, target)
+        steps, rows, seconds = group.reached(metric, mode, target)
         same = i > 0 and _is_same_run(group, best[0])
         values = summary([*group.values(metric).values()])
         rate = group.rate_at_best()
         probability = probabilities[i] if probabilities else None
         ranked.append(
-            Ranked(i + 1, group, values, against[i], same, probability, steps, seconds, rate)
+            Ranked(i + 1, group, values, against[i], same, probability, steps, rows, seconds, rate)
         )
     return ranked
 

@@ -125,14 +125,19 @@ def table_of(verdict: Answer) -> list[tuple[str, ...]]:
         "more seeds",
         *others,
         f"steps to {verdict.target:.4g}",
+        *([f"rows to {verdict.target:.4g}"] if verdict.has_several_sizes else []),
         "seconds",
         "rate at its best",
     )
-    return [header, *(_cells(ranked, others) for ranked in verdict.ranked)]
+    return [
+        header,
+        *(_cells(ranked, others, verdict.has_several_sizes) for ranked in verdict.ranked),
+    ]
 
 
-def _cells(ranked: Ranked, others: Sequence[str]) -> tuple[str, ...]:
+def _cells(ranked: Ranked, others: Sequence[str], has_rows: bool) -> tuple[str, ...]:
     summary, against = ranked.summary, ranked.against_best
+    numbers = [ranked.steps, *([ranked.rows] if has_rows else [])]
     p, more_seeds = (against.p, against.more_seeds) if against else (None, None)
     return (
         str(ranked.rank),
@@ -147,7 +152,7 @@ def _cells(ranked: Ranked, others: Sequence[str]) -> tuple[str, ...]:
         "" if p is None else f"{p:.2g}",
         "" if more_seeds is None else str(more_seeds),
         *(f"{ranked.group.mean(name):.4f}" for name in others),
-        "never" if math.isinf(ranked.steps) else f"{ranked.steps:.0f}",
+        *("never" if math.isinf(n) else f"{n:.0f}" for n in numbers),
         "" if math.isinf(ranked.seconds) else f"{ranked.seconds:.2f}",
         f"{ranked.rate_at_best:.3g}",
     )

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from types import NoneType
@@ -16,6 +17,7 @@ import numpy as np
 
 from runner.config.schema import sha256
 from runner.errors import ConfigError, show
+from runner.run.records import BATCH_SIZE
 from runner.run.run_folder import check_headers, check_types, code_of, read_columns, read_json
 from runner.run.saved import config_of
 from runner.run.strict_json import with_numbers
@@ -231,19 +233,36 @@ class Job:
         """Return the rate of the last update in the best epoch."""
         return float(self.trace["learning_rate"][self.result["best"]["step"] - 1])
 
-    def reached(self, metric: str, mode: str, target: float) -> tuple[float, float]:
-        """Return the step and the seconds of training at the end of the first epoch that reached
-        the target; infinite if there is none. The seconds of a resumed run are infinite too: its
-        clock includes startup times that are not in result.json."""
+    @property
+    def update_rows(self) -> str:
+        """The rows of the updates, as configured."""
+        trainer = self.config["trainer"]
+        return json.dumps([trainer["batch_size"], trainer["accumulate_grad_batches"]])
+
+    def rows_until(self, epoch: int) -> float:
+        """Return the rows of all updates up to the end of row `epoch` of metrics.csv."""
+        trainer, trace = self.config["trainer"], self.trace
+        sizes = trace.get(BATCH_SIZE)
+        if sizes is None:
+            sizes = np.full(len(trace["step"]), trainer["batch_size"])
+        num_rows = self.data.get("rows", {}).get("train") or math.inf  # unknown of an iterable
+        ends = [0, *self.epochs["step"][: epoch + 1].astype(int)]
+        used = (sizes[a:b].sum() * trainer["accumulate_grad_batches"] for a, b in pairwise(ends))
+        return float(sum(min(rows, num_rows) for rows in used))
+
+    def reached(self, metric: str, mode: str, target: float) -> tuple[float, float, float]:
+        """Return the step, the rows seen and the seconds of training at the end of the first epoch
+        that reached the target; infinite if there is none. The seconds of a resumed run are
+        infinite too: its clock includes startup times that are not in result.json."""
         values = self.epochs[metric]
         good = np.flatnonzero(values <= target if mode == "min" else values >= target)
         if not len(good):
-            return math.inf, math.inf
-        step = float(self.epochs["step"][good[0]])
+            return math.inf, math.inf, math.inf
+        step, rows = float(self.epochs["step"][good[0]]), self.rows_until(int(good[0]))
         if self.result.get("resumed_from") is not None:
-            return step, math.inf
+            return step, rows, math.inf
         startup = self.result["seconds"].get("startup") or 0.0
-        return step, float(self.epochs["seconds"][good[0]] - startup)
+        return step, rows, float(self.epochs["seconds"][good[0]] - startup)
 
 
 @dataclass(frozen=True)
@@ -302,11 +321,11 @@ class Group:
         values = self.values(metric)
         return float(np.mean([*values.values()])) if values else math.nan
 
-    def reached(self, metric: str, mode: str, target: float) -> tuple[float, float]:
+    def reached(self, metric: str, mode: str, target: float) -> tuple[float, float, float]:
         """Return the medians of `Job.reached` over the seeds."""
         by_job = [job.reached(metric, mode, target) for job in self.completed]
-        steps, seconds = zip(*by_job, strict=True)
-        return median(steps), median(seconds)
+        steps, rows, seconds = zip(*by_job, strict=True)
+        return median(steps), median(rows), median(seconds)
 
     def rate_at_best(self) -> float:
         return median(job.rate_at_best() for job in self.completed)

@@ -13,6 +13,8 @@ from runner.run.observer import Epoch, Observer
 from runner.run.run_folder import sync_replaced, writing
 from runner.spec import Live, Report
 
+BATCH_SIZE = "batch_size"  # the column of trace.csv of a run whose batch size changes
+
 
 class Records(Observer):
     """Writes one row per applied update into trace.csv and one per epoch into metrics.csv."""

@@ -20,6 +20,7 @@ from runner.components.optimizers import Custom
 from runner.config.given import Given
 from runner.config.schema import Config, global_batch_size, marked, parse
 from runner.data.dataset import changed
+from runner.data.order import begun
 from runner.errors import ConfigError, RunError, nearest, show
 from runner.plan import Plan, plan
 from runner.run import checkpoint
@@ -156,7 +157,7 @@ def check(resumed: Resumed, prepared: Plan, start: TrainState) -> None:
         _check_shapes(folder, f"slot {slot}", saved_slot, new_slot)
     total, is_over = prepared.order.total_steps, resumed.is_over(prepared.order.total_steps)
     if not is_over:
-        records(folder, step, prepared.order.steps_per_epoch)
+        records(folder, step, prepared.order.epochs)
     elif not resumed.is_completed:  # the run was stopped after its last checkpoint
         return
     elif step < total:
@@ -189,6 +190,18 @@ def with_saved_threads(resumed: Resumed, prepared: Plan) -> tuple[Plan, Resumed]
     return with_threads, replace(resumed, notes=[*resumed.notes, note])
 
 
+def _check_sizes(before: Plan, after: Plan, step: int) -> None:
+    """Refuse another length if the updates so far would have had other rows with it."""
+    old, new = before.order, after.order
+    is_changing = old.changes_size or new.changes_size
+    if is_changing and begun(old, step) != begun(new, step):
+        raise ConfigError(
+            f"trainer.batch_size has parts in percent of the run's length, which changes from "
+            f"{old.total_steps} to {new.total_steps} steps, and the first {step} would have had "
+            f"other sizes; set checkpoint to one before the first change, or start a new run"
+        )
+
+
 def _extend(
     saved: Mapping[str, Any], values: dict[str, Any], step: int, how: Any, given: Given
 ) -> tuple[dict[str, Any], Sequence[str]]:
@@ -204,6 +217,7 @@ def _extend(
     }
     before, plain = (plan(given.bind(parse(v))) for v in (saved, values))
     lengths = before.order.total_steps, plain.order.total_steps
+    _check_sizes(before, plain, step)
     averages.check_extended(plain.config.optimizer, before.clock, plain.clock, step)
     ways = [way for way in HOW if way != "append" or lengths[1] > lengths[0]]
     if how is not None and how not in ways:

@@ -25,6 +25,7 @@ from runner.errors import ConfigError, RunError, show, show_path
 from runner.machine import threads
 from runner.run import strict_json
 from runner.run.signals import is_alive
+from runner.schedules.units import Periods
 
 try:
     import fcntl
@@ -288,19 +289,17 @@ def links(folder: Path) -> list[Path]:
     ]
 
 
-def records(folder: Path, step: int, steps_per_epoch: int) -> dict[str, list[str]]:
+def records(folder: Path, step: int, epochs: Periods) -> dict[str, list[str]]:
     """Return the lines of trace.csv and metrics.csv up to `step`: the header, a row for each
     update, a row for each whole epoch. A resumed run writes the later rows again, and the row of an
     epoch that a shorter run did not finish."""
     return {
         "trace.csv": _lines(folder / "trace.csv", step, 0, range(step)),
-        "metrics.csv": _lines(
-            folder / "metrics.csv", step, 1, range(steps_per_epoch, step + 1, steps_per_epoch)
-        ),
+        "metrics.csv": _lines(folder / "metrics.csv", step, 1, epochs.ends(step)),
     }
 
 
-def _lines(path: Path, step: int, column: int, steps: range) -> list[str]:
+def _lines(path: Path, step: int, column: int, steps: Sequence[int]) -> list[str]:
     """Return the header and the row of each of `steps`."""
     header = _HEADERS[path.name]
     numbers = {str(number) for number in steps}

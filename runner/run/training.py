@@ -23,7 +23,7 @@ from runner.run.checkpoints import Checkpoints
 from runner.run.observer import Epoch, Observer, label
 from runner.run.position import Position
 from runner.run.progress import Progress
-from runner.run.records import Records
+from runner.run.records import BATCH_SIZE, Records
 from runner.run.signals import Signals
 from runner.run.stalls import Stalls
 from runner.schedules.stall import Stall
@@ -57,7 +57,7 @@ class Training:
             f"{i} {label(observer)}": observer for i, observer in enumerate(observers)
         }
         self._saved_states = (resumed or {}).get("observers", {})
-        self._checkpoint_steps = plan.checkpoint_steps()
+        self._checkpoints = plan.checkpoints()
         self.step = 0  # updates so far, skipped ones included
         self.skipped: list[int] = []  # updates that were skipped: their loss was not finite
         self.compile_seconds = 0.0
@@ -86,10 +86,11 @@ class Training:
 
     def __enter__(self) -> Self:
         keep = self.plan.config.trainer.keep_checkpoints
-        scale = [SLOT] if self.plan.config.trainer.precision == "16-mixed" else []
+        own = [SLOT] if self.plan.config.trainer.precision == "16-mixed" else []
+        own += [BATCH_SIZE] if self.plan.order.changes_size else []
         with ExitStack() as stack:
             self.records = stack.enter_context(
-                Records(self.path, self.plan.columns(), [*self._tables[1:], *scale])
+                Records(self.path, self.plan.columns(), [*self._tables[1:], *own])
             )
             sync, done = self.records.sync, self._on_checkpoint
             self.checkpoints = stack.enter_context(
@@ -114,7 +115,7 @@ class Training:
         """Return the entries of result.json for the updates so far."""
         return {
             "steps": self.step,
-            "epochs": -(-self.step // self.plan.order.steps_per_epoch),
+            "epochs": self.plan.order.epochs.count(self.step),
             **(self.unfinished or {"metrics": self.metrics, "best": self.best}),
             "stopped_early": self.stalls.stopped_early,
             "skipped": self.skipped,
@@ -129,13 +130,16 @@ class Training:
     def on_chunk(self, chunk: Chunk, report: Report, live: Live) -> bool:
         """Implements `runner.spec.OnChunk`."""
         order, step = self.plan.order, chunk.first_step + chunk.num_steps
+        if order.changes_size:
+            sizes = np.full(chunk.num_steps, order.segment(chunk.first_step).batch_size)
+            report = replace(report, applied={**report.applied, BATCH_SIZE: sizes})
         self._count(chunk, report)
         several, shown = self.plan.network.outputs, self._shown(live)
         if several is not None and report.outputs is not None:
             report = replace(report, outputs=several.unpack(report.outputs))
         answers = [observer.on_chunk(chunk, report, shown) for observer in self.observers]
         is_finished = step == order.total_steps
-        if is_finished or step % order.steps_per_epoch == 0:
+        if is_finished or order.epochs.index(step) == 0:
             epoch = self._end_epoch(step, live)
             again = [observer.on_epoch(epoch, shown) for observer in self.observers]
             answers = [a and b for a, b in zip(answers, again, strict=True)]
@@ -150,7 +154,7 @@ class Training:
         if (
             is_finished
             or stop
-            or (self._checkpoint_steps is not None and step % self._checkpoint_steps == 0)
+            or (self._checkpoints is not None and self._checkpoints.index(step) == 0)
         ):
             best = (self.result()["best"] or {}).get("step")
             self.checkpoints.save(live.state(), self._state(), best)
@@ -215,7 +219,7 @@ class Training:
 
     def _end_epoch(self, step: int, live: Live) -> Epoch:
         """Evaluate after an epoch."""
-        plan, number = self.plan, -(-step // self.plan.order.steps_per_epoch)
+        plan, number = self.plan, self.plan.order.epochs.count(step)
         means = self._means.result()  # has no entry for a metric if all rows were skipped
         val, is_whole = plan.data.val, plan.order.is_epoch(step)
         measured = evaluate(plan, val, live.predict, live.measure, "val/") if len(val) else {}

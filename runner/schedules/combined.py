@@ -25,7 +25,7 @@ from runner.schedules.cycles import cycles
 from runner.schedules.dialects import DIALECTS
 from runner.schedules.named import NAMED
 from runner.schedules.ramps import Array, Edge, between, progress
-from runner.schedules.units import Clock, Length, Share
+from runner.schedules.units import Clock, Length, Share, half_up
 from runner.section import Fraction as BelowOne
 from runner.section import NonNegative, OwnCode, Positive, Section
 
@@ -160,7 +160,7 @@ class Sequence(Curve):
         for i, (phase, begin, end) in enumerate(zip(self.phases, begins, begins[1:], strict=False)):
             inside = (t >= begin) & (t < end) if i != last else t >= begin
             with part(f"phases[{i}]"):
-                within = clock.within(max(1, end - begin)) if own else clock
+                within = clock.within(max(1, end - begin), begin) if own else clock
                 eta[inside] = phase.curve.rates(t[inside] - (begin if own else 0), within, lr)
         return eta
 
@@ -177,7 +177,7 @@ class Sequence(Curve):
         begins = self._begins(clock)
         joints = begins[:]
         for phase, begin, end in zip(self.phases, begins, begins[1:], strict=False):
-            inner = clock.within(end - begin) if self.clock == "own" else clock
+            inner = clock.within(end - begin, begin) if self.clock == "own" else clock
             shift = begin if self.clock == "own" else 0
             joints += [
                 shift + step for step in phase.curve.joints(inner) if begin < shift + step < end
@@ -203,21 +203,21 @@ class Repeat(Curve):
     floor_lr: NonNegative
 
     def rates(self, t: Array, clock: Clock, lr: float) -> Array:
-        cycle = cycles(clock.exact(self.period), self.growth).at(t)
+        cycle = cycles(clock.period(self.period), self.growth).at(t)
         eta = np.empty(t.shape)
         for length in np.unique(cycle.length):
             inside = cycle.length == length
             with part("of"):
-                eta[inside] = self.of.rates(cycle.step[inside], clock.within(int(length)), lr)
+                eta[inside] = self.of.rates(cycle.step[inside], clock.within(int(length), None), lr)
         if self.decay == 1:
             return eta
         return between(eta, self.floor_lr, np.power(self.decay, cycle.number, dtype=np.float64))
 
     def spans(self, clock: Clock) -> dict[str, int]:
-        return {"period": clock.steps(self.period)}
+        return {"period": half_up(clock.period(self.period))}
 
     def joints(self, clock: Clock) -> list[int]:
-        return cycles(clock.exact(self.period), self.growth).begins(clock.total_steps)
+        return cycles(clock.period(self.period), self.growth).begins(clock.total_steps)
 
 
 class Product(Curve):
@@ -274,6 +274,11 @@ class Custom(Curve, OwnCode):
     name: Literal["custom"]
 
     def rates(self, t: Array, clock: Clock, lr: float) -> Array:
+        if not clock.epochs.are_equal:
+            raise ValueError(
+                f"_target_ {self.code} gets steps_per_epoch, which is no fixed number if "
+                f"trainer.batch_size changes; set trainer.batch_size to one number"
+            )
         total, epoch = clock.total_steps, clock.steps_per_epoch
         call = partial(user_code.call, self.code)
         if self.given is not None:

@@ -180,7 +180,7 @@ def _stalling(
                 f"schedule.metric: {schedule.metric} is measured on the training rows; a "
                 f"validation metric (val/...) is usual"
             )
-        first, num = schedule.patience + 2, -(-clock.total_steps // clock.steps_per_epoch)
+        first, num = schedule.patience + 2, clock.epochs.count(clock.total_steps)
         if first >= num:
             texts.append(
                 f"schedule.patience: the rate cannot fall before the end of epoch {first}, but the "
@@ -192,7 +192,7 @@ def _stalling(
                 f"the rate, after {schedule.patience + 1} epochs without improvement"
             )
     falls = np.flatnonzero(np.diff(rates) < 0)
-    earliest = ((early_stopping or 0) + 1) * clock.steps_per_epoch
+    earliest = clock.epochs.begin((early_stopping or 0) + 1)
     if (
         early_stopping is not None
         and len(falls)

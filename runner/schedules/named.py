@@ -195,7 +195,7 @@ class CosineRestarts(_Warmed):
     final_lr: NonNegative
 
     def after_warmup(self, tau: Array, num_warmup: int, clock: Clock, lr: float) -> Array:
-        cycle = cycles(clock.exact(self.period), self.growth).at(tau)
+        cycle = cycles(clock.period(self.period), self.growth).at(tau)
         fall = np.power(self.decay, cycle.number, dtype=np.float64) * ramps.cosine(
             cycle.step / cycle.length
         )
@@ -203,13 +203,13 @@ class CosineRestarts(_Warmed):
 
     def spans(self, clock: Clock) -> dict[str, int]:
         warmup = super().spans(clock)
-        return {**warmup, "period": warmup["warmup"] + clock.steps(self.period)}
+        return {**warmup, "period": warmup["warmup"] + half_up(clock.period(self.period))}
 
     def joints(self, clock: Clock) -> list[int]:
         warmup = clock.steps(self.warmup)
         return [
             warmup + b
-            for b in cycles(clock.exact(self.period), self.growth).begins(
+            for b in cycles(clock.period(self.period), self.growth).begins(
                 clock.total_steps - warmup
             )
         ]
@@ -361,7 +361,7 @@ class OneCycle(Curve):
         )
 
     def _peak(self, clock: Clock) -> float:
-        return float(clock.within(clock.steps(self.duration)).exact(self.rise) - 1)
+        return float(clock.within(clock.steps(self.duration), 0).exact(self.rise) - 1)
 
     def spans(self, clock: Clock) -> dict[str, int]:
         return {"duration": clock.steps(self.duration)}
@@ -469,7 +469,7 @@ class WSD(_Warmed):
 
     def _decay(self, clock: Clock) -> tuple[int, int]:
         """The steps where the decay begins and ends."""
-        begin = half_up(clock.exact(self.duration) - clock.exact(self.decay))
+        begin = half_up(clock.before(clock.exact(self.duration), self.decay))
         return max(clock.steps(self.warmup), begin), clock.steps(self.duration)
 
     def spans(self, clock: Clock) -> dict[str, int]:
@@ -494,6 +494,11 @@ class PowerTokens(WSD):
     exponent: Annotated[float, Field(lt=0)]
 
     def before_decay(self, t: Array, clock: Clock, lr: float) -> Array | float:
+        if not clock.epochs.are_equal:
+            raise ValueError(
+                "name: power_tokens needs one number of rows of all updates, and "
+                "trainer.batch_size changes"
+            )
         num_tokens = np.maximum(t, 0.5) * clock.rows_per_step * clock.tokens_per_row
         power = self.amplitude * clock.rows_per_step * np.power(num_tokens, self.exponent)
         return np.where(t > 0, np.minimum(lr, power), lr)

@@ -2,14 +2,17 @@
 framework."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from runner.config.schema import Config
+from runner.data.order import begun
 from runner.plan import Plan, plan
 from runner.report import rates as picture
 from runner.run import run_folder
+from runner.schedules.units import Periods
 
 _ROWS = 24  # the most rows in the table of turning points
 
@@ -67,18 +70,20 @@ def _turning_points(prepared: Plan) -> list[str]:
     """Format one row per step at which a part of the schedule, or of that of a group, begins or
     ends."""
     rates, clock, config = prepared.rates(), prepared.clock, prepared.config
-    total, per_epoch = clock.total_steps, clock.steps_per_epoch
+    total, epochs = clock.total_steps, clock.epochs
     columns = {"rate": rates, **_of_groups(prepared)}
     widths = [max(11, len(name)) for name in columns]
     lines = [
         f"schedule {config.schedule.name}  optimizer.lr {config.optimizer.lr:g}  "
-        f"{total} steps = {total / per_epoch:g} epochs of {per_epoch}",
+        f"{total} steps = {_epoch(epochs, total):g} epochs"
+        + (f" of {epochs.length}" if epochs.are_equal else ""),
+        *_sizes(prepared),
         f"{'step':>10}  {'epoch':>8}  {'of run':>7}  {_row(columns, widths)}",
     ]
     steps = _steps(prepared)
     for step in steps[:_ROWS]:
         numbers = _row((f"{values[step]:.6g}" for values in columns.values()), widths)
-        lines.append(f"{step:>10}  {step / per_epoch:>8.2f}  {step / total:>7.1%}  {numbers}")
+        lines.append(f"{step:>10}  {_epoch(epochs, step):>8.2f}  {step / total:>7.1%}  {numbers}")
     if len(steps) > _ROWS:
         lines.append(f"{'...':>10}  and {len(steps) - _ROWS} more turning points")
     for name, values in columns.items():
@@ -88,6 +93,23 @@ def _turning_points(prepared: Plan) -> list[str]:
             f"largest {values.max():.6g}"
         )
     return lines
+
+
+def _epoch(epochs: Periods, step: int) -> float:
+    return float(epochs.coordinate(Fraction(step)))
+
+
+def _sizes(prepared: Plan) -> list[str]:
+    """Format the batch sizes of a run in which they change, each with its first step."""
+    order = prepared.order
+    if not order.changes_size:
+        return []
+    parts, last = [], 0
+    for step, _, _, size in begun(order, order.total_steps):
+        if size != last:
+            parts.append(f"{size} from step {step}")
+        last = size
+    return [f"trainer.batch_size {', '.join(parts)}"]
 
 
 def _row(cells: Iterable[str], widths: Sequence[int]) -> str:

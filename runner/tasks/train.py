@@ -421,7 +421,7 @@ def _prepare_resume(
     if is_over:
         console.say("nothing is left to train; writing the final files")
     else:
-        run_folder.rewind(folder, run_folder.records(folder, step, order.steps_per_epoch))
+        run_folder.rewind(folder, run_folder.records(folder, step, order.epochs))
     run_folder.write_config(folder, resumed.values)
     before = _read(folder, "environment.json", console) or dict(environment)
     resumptions = [*before.get("resumed", []), {"step": step, **environment}]
@@ -449,7 +449,7 @@ def _train(
 ) -> int:
     order, spec = prepared.order, prepared.run_spec()
     adapt = prepared.config.trainer.steps_per_call == "auto"
-    chunks = prepared.chunks(start.step, prepared.checkpoint_steps(), adapt)
+    chunks = prepared.chunks(start.step, prepared.checkpoints(), adapt)
     result = {**job.result(), "num_parameters": prepared.num_parameters}
     is_over = job.resumed is not None and job.resumed.is_over(order.total_steps)
     with (
@@ -533,7 +533,7 @@ def why_failed(error: Exception, config: Config) -> str:
     if is_out_of_memory(error):
         trainer = config.trainer
         return (
-            f"RunError: out of memory with trainer.batch_size={trainer.batch_size} ({name}); "
+            f"RunError: out of memory with trainer.batch_size={trainer.largest_batch} ({name}); "
             f"reduce it and increase trainer.accumulate_grad_batches, now "
             f"{trainer.accumulate_grad_batches}, to train the same"
         )

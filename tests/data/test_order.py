@@ -1,5 +1,6 @@
 """Which rows each update uses."""
 
+from fractions import Fraction
 from itertools import pairwise
 from math import ceil
 
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 
 from runner.data import order as module
-from runner.data.order import Chunk, Chunks, Order
+from runner.data.order import Chunk, Chunks, Order, Phase, segments
 from runner.data.source import Batch
+from runner.schedules.units import Periods
 
 # rows, batch size, accumulation: epochs that divide evenly, end in a short batch, in an incomplete
 # group, in both, in one row, or are smaller than one batch or one group.
@@ -28,7 +30,8 @@ def order(
 def chunks(
     of: Order, start: int = 0, largest: int = 10**6, every: int | None = None
 ) -> list[Chunk]:
-    return list(Chunks(of, start, largest, every, adapt=False))
+    checkpoints = None if every is None else Periods(every)
+    return list(Chunks(of, start, largest, checkpoints, adapt=False))
 
 
 def updates(made: list[Chunk]) -> list[list[list[int]]]:
@@ -47,9 +50,9 @@ def test_every_epoch_uses_every_row_exactly_once(
 ) -> None:
     of = order(num_rows, batch_size, accumulate)
     made = updates(chunks(of, largest=largest))
-    assert len(made) == of.total_steps == 3 * of.steps_per_epoch
+    assert len(made) == of.total_steps == 3 * of.epochs.length
     for epoch in range(3):
-        own = made[epoch * of.steps_per_epoch : (epoch + 1) * of.steps_per_epoch]
+        own = made[epoch * of.epochs.length : (epoch + 1) * of.epochs.length]
         used = [row for update in own for micro in update for row in micro]
         assert sorted(used) == list(range(num_rows))
         assert used == of.epoch(epoch).tolist()
@@ -206,3 +209,55 @@ def test_a_chunk_brings_its_rows_in_the_shape_of_its_blocks() -> None:
     for i, chunk in enumerate(made):
         for part, block in zip(chunk.by_block("x"), chunk.blocks, strict=True):
             np.testing.assert_array_equal(part, np.stack([block, block + i // 2 / 2], axis=-1))
+
+
+# sizes by the rows or the updates that they last: within an epoch of 13 rows, to its end, for
+# several epochs, for none
+CHANGES = [
+    ([(2, 20, None), (3, None, 4), (4, 6, None)], 5),
+    ([(6, 13, None)], 1),
+    ([(3, Fraction(13, 2), None), (20, 26, None)], 4),
+    ([(4, 0, None), (2, None, 30)], 3),
+]  # fmt: skip
+
+
+def changing(phases: list[tuple[int, Fraction | int | None, int | None]], last: int) -> Order:
+    parts = [Phase(b, None if n is None else Fraction(n), k) for b, n, k in phases]
+    made = Order(13, last, 2, 0, 0, segments(13, 2, parts, last, num_epochs=5))
+    return Order(13, last, 2, 0, made.epochs.begin(5), made.earlier)
+
+
+def simulated(phases: list[tuple[int, Fraction | int | None, int | None]], last: int) -> list[int]:
+    """The rows of each update, one after another: the first part that has not ended has the size,
+    and no update crosses the end of an epoch of 13 rows."""
+    made: list[int] = []
+    left = [*phases, (last, None, None)]
+    begin, used, num = Fraction(0), 0, 0  # of the part: its first row; rows so far; its updates
+    while used < 5 * 13:
+        size, num_rows, num_steps = left[0]
+        if (num_rows is not None and used >= begin + num_rows) or num == num_steps:
+            begin, num = begin + num_rows if num_rows is not None else Fraction(used), 0
+            left.pop(0)
+            continue
+        made.append(min(2 * size, 13 - used % 13))
+        used, num = used + made[-1], num + 1
+    return made
+
+
+@pytest.mark.parametrize(("phases", "last"), CHANGES)
+def test_a_batch_size_that_changes_cuts_the_same_permutations(
+    phases: list[tuple[int, Fraction | int | None, int | None]], last: int
+) -> None:
+    of = changing(phases, last)
+    made = updates(chunks(of))
+    rows = [[row for micro in update for row in micro] for update in made]
+    assert [*map(len, rows)] == simulated(phases, last)
+    assert [row for update in rows for row in update] == [
+        row for epoch in range(5) for row in of.epoch(epoch)
+    ]
+    ends = np.cumsum([*map(len, rows)])
+    whole = [int(n) + 1 for n in np.flatnonzero(ends % 13 == 0)]
+    assert of.epochs.ends(of.total_steps) == whole
+    assert [of.is_epoch(step) for step in range(1, len(rows) + 1)] == [*(ends % 13 == 0)]
+    for start in range(of.total_steps):  # from any step, in chunks of any length
+        assert updates(chunks(of, start, largest=1 + start % 3)) == made[start:]

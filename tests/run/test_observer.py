@@ -56,7 +56,7 @@ class Seen(Observer):
 def train(backend: str, path: Path, seen: Seen) -> int:
     prepared = prepare([*OVERRIDES, "device=cpu"])
     spec = prepared.run_spec()
-    chunks = prepared.chunks(0, prepared.checkpoint_steps(), adapt=False)
+    chunks = prepared.chunks(0, prepared.checkpoints(), adapt=False)
     with (
         capture() as (console, held),
         Signals() as signals,

@@ -21,6 +21,7 @@ from runner.plan import plan
 from runner.run import checkpoint
 from runner.run.resume import Resumed, branch, check, resume, with_saved_threads
 from runner.run.run_folder import write_config
+from runner.schedules.units import Periods
 from runner.spec import TrainState
 
 COSINE = ("schedule=cosine", "schedule.final_lr=1e-5")
@@ -310,7 +311,7 @@ def planned(total: int, data: Mapping[str, Any] = DATA) -> Any:
     """The parts of a plan that `check` asks for."""
     return SimpleNamespace(
         data=SimpleNamespace(description=lambda: {**data}),
-        order=SimpleNamespace(total_steps=total, steps_per_epoch=13),
+        order=SimpleNamespace(total_steps=total, epochs=Periods(13)),
         config=SimpleNamespace(
             trainer=SimpleNamespace(early_stopping_patience=3), optimizer=SimpleNamespace()
         ),

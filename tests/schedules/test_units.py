@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from runner.schedules import Clock, Duration
-from runner.schedules.units import Length
+from runner.schedules.units import Length, Periods
 
 DURATION: TypeAdapter[str] = TypeAdapter(Duration)
 
@@ -116,8 +116,39 @@ def test_the_boundaries_of_phases_in_200_steps_with_epochs_of_40(
 
 
 def test_the_clock_of_a_part_keeps_the_epoch() -> None:
-    part = Clock(200, 40).within(50)
+    part = Clock(200, 40).within(50, 10)
     assert (part.steps("100%"), part.steps("1epochs")) == (50, 40)
+
+
+# epochs of 8, 4 and then 2 updates
+CHANGING = Clock(20, 2, starts=(0, 8, 12))
+
+
+@pytest.mark.parametrize(
+    ("durations", "expected"),
+    [
+        (["1epochs", "1epochs", "rest"], [0, 8, 12, 20]),
+        (["0.5epochs", "1epochs", "rest"], [0, 4, 10, 20]),
+        (["10steps", "1epochs", "rest"], [0, 10, 13, 20]),  # half of one, half of the next
+        (["rest", "5epochs"], [0, 8, 20]),  # 4, and four times 2
+        (["10%", "3epochs"], [0, 2, 15]),  # from a quarter of the first to that of the fourth
+        (["rest", "99epochs"], [0, 0, 20]),
+    ],
+)
+def test_epochs_of_several_lengths_are_those_from_there_on(
+    durations: list[str], expected: list[int]
+) -> None:
+    assert CHANGING.boundaries(durations)[: len(expected)] == expected
+
+
+def test_epochs_of_several_lengths_in_a_part_of_a_run() -> None:
+    assert CHANGING.steps("2epochs") == 12
+    assert CHANGING.within(10, 8).steps("2epochs") == 6
+    assert CHANGING.epochs.every(2) == Periods(4, (0, 12))
+    with pytest.raises(ValueError, match="period must be in steps or %"):
+        CHANGING.period("1epochs")
+    with pytest.raises(ValueError, match="durations must be in steps or %"):
+        CHANGING.within(5, None).steps("1epochs")
 
 
 @pytest.mark.parametrize("spelled", ["1steps", "0.5%", "0.1epochs", "2epochs", "100%"])

@@ -53,7 +53,7 @@ class _Dialect(Curve):
         return self.args
 
     def rates(self, t: Array, clock: Clock, lr: float) -> Array:
-        tick = t if self.tick == "step" else t // clock.steps_per_epoch
+        tick = t if self.tick == "step" else clock.epochs.numbers(t)
         try:
             defaults = self._run_defaults(clock, lr)
             return bind(self.registry, self.kind, self._arguments(), defaults)(tick, lr)
@@ -63,7 +63,7 @@ class _Dialect(Curve):
     def _run_defaults(self, clock: Clock, lr: float) -> dict[str, Any]:
         """Values from the run for arguments that the config leaves out."""
         total = clock.total_steps
-        ticks = total if self.tick == "step" else -(-total // clock.steps_per_epoch)
+        ticks = total if self.tick == "step" else clock.epochs.count(total)
         return {"num_training_steps": ticks, "t_initial": ticks, "initial_learning_rate": lr}
 
     def joints(self, clock: Clock) -> list[int]:
