@@ -437,11 +437,7 @@ def plan(
     loss = _weighted_or_own(config, loss, data, model, example)
     check_devices(config, data)
     order = _order(config, data)
-    tokens = data.input_shape[0] if model.network.takes_tokens else 1
-    epochs = order.epochs
-    clock = Clock(
-        order.total_steps, epochs.length, order.rows_per_step, tokens, starts=epochs.starts
-    )
+    clock = _clock(order, data, model)
     rows = min(order.largest_batch, order.num_rows)
     averages.check(config.optimizer, clock)
     memory.check(model, averages.num_slots(config.optimizer), rows, order.total_steps)
@@ -470,6 +466,7 @@ def plan(
         group_rates=optimizers.group_rates(config.optimizer, clock),
     )
     _check_watched(prepared)
+    prepared.checkpoints()  # refuses parts of epochs of several lengths
     if data.streams:
         prepared.largest_chunk()  # refuses too little memory
     return prepared
@@ -485,6 +482,12 @@ def _loss(config: Config, data: Dataset) -> Any:
             "data.mask_rate is not supported with trainer.precision=exact; set it to null"
         )
     return losses.of_masked(loss)
+
+
+def _clock(order: Order | InOrder, data: Dataset, model: ModelSpec) -> Clock:
+    tokens = data.input_shape[0] if model.network.takes_tokens else 1
+    epochs, rows = order.epochs, order.rows_per_step
+    return Clock(order.total_steps, epochs.length, rows, tokens, starts=epochs.starts)
 
 
 def _check_twin(config: Config) -> None:
@@ -722,6 +725,11 @@ def _changing(config: Config, sizes: Sequence[SizedPart], num_rows: int) -> Orde
     rows of max_epochs, or max_steps updates."""
     trainer = config.trainer
     *parts, rest = sizes
+    if trainer.global_batch_size is not None:
+        raise ConfigError(
+            f"trainer.global_batch_size must be null with a trainer.batch_size that changes, got "
+            f"{trainer.global_batch_size}"
+        )
     max_epochs, max_steps = trainer.max_epochs, trainer.max_steps
 
     def order(is_of_epochs: bool) -> Order:
