@@ -121,7 +121,7 @@ def test_both_backends_train_alike_in_float64(tmp_path: Path, model: str) -> Non
 def test_updates_have_other_hidden_tokens_in_each_epoch(tmp_path: Path, num: int) -> None:
     """The fields that the chunks bring are those of `masked`, however many updates one has."""
     prepared = prepare(keys(tmp_path, "trainer.max_epochs=2", f"trainer.steps_per_call={num}"))
-    train_rows, per_epoch = prepared.data.train, prepared.order.steps_per_epoch
+    train_rows, per_epoch = prepared.data.train, prepared.order.epochs.length
     for chunk in prepared.chunks(0, None, adapt=False):
         epoch = chunk.first_step // per_epoch
         tokens = np.ascontiguousarray(train_rows.x[chunk.rows])
