@@ -95,7 +95,7 @@ def _rows(prepared: Plan, num: int) -> np.ndarray:
     [
         pytest.param("lightning", "pt2", SOME, id="torch-some", marks=pytest.mark.slow),
         pytest.param("keras", "keras", SOME, id="keras-some", marks=pytest.mark.slow),
-        pytest.param("lightning", "onnx", ["tokens"], id="onnx-tokens"),
+        pytest.param("lightning", "onnx", ["tokens"], id="onnx-tokens", marks=pytest.mark.slow),
         pytest.param("lightning", "pt2", list(NETWORKS), id="torch-all", marks=pytest.mark.slow),
         pytest.param("keras", "keras", list(NETWORKS), id="keras-all", marks=pytest.mark.slow),
         pytest.param("lightning", "onnx", list(NETWORKS), id="onnx-all", marks=pytest.mark.slow),

@@ -309,6 +309,7 @@ def test_outputs_that_do_not_fit_are_one_line(here: Path, backend: str) -> None:
         assert done.err.count("\n") == 1, line
 
 
+@pytest.mark.slow
 def test_a_keras_model_s_own_loss_gets_them(tmp_path: Path) -> None:
     """A compute_loss with the outputs as y_pred trains as loss=custom with the same function."""
     (tmp_path / "mine.py").write_text(MODULE["keras"])

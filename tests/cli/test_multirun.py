@@ -49,7 +49,7 @@ SWEEP = (
 )
 
 
-@pytest.fixture(scope="module", params=slow_but(BACKENDS, "lightning"))
+@pytest.fixture(scope="module", params=slow_but(BACKENDS))
 def sweeps(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Jobs]:
@@ -260,6 +260,7 @@ def test_a_failed_run_s_result_has_the_keys_of_the_contract(mixed: dict[str, Job
         assert keys <= set(json.loads((path / "result.json").read_text()))
 
 
+@pytest.mark.slow
 def test_both_backends_start_from_the_same_bits(mixed: dict[str, Jobs]) -> None:
     """After one update of rate 0 the weights are those that the core drew; the checkpoint before
     the loss that was no number is still there."""
@@ -324,7 +325,7 @@ CHAPTER = {
 }
 
 
-@pytest.fixture(scope="module", params=slow_but(BACKENDS, "lightning"))
+@pytest.fixture(scope="module", params=slow_but(BACKENDS))
 def chapters(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
     here = tmp_path_factory.mktemp("chapters")
     experiments = f"experiment={','.join(CHAPTER)}"

@@ -113,6 +113,7 @@ def test_a_multirun_that_was_stopped_goes_on_to_the_same_bits(
     assert "4 of 4 jobs completed" in done.out
 
 
+@pytest.mark.slow
 def test_one_that_is_completed_is_only_compared_again(tmp_path: Path) -> None:
     short = ("-m", "seed=0,1", "trainer.max_steps=20", "device=cpu", "output.multirun=outputs/here")
     first, second = forked(tmp_path, short)[0], forked(tmp_path, short)[0]

@@ -131,7 +131,7 @@ def test_the_latest_epochs_are_averaged() -> None:
 _LATEST = ["model=linear", "schedule=constant", "trainer.batch_size=512", "optimizer.lawa=3"]
 
 
-@pytest.mark.parametrize("backend", slow_but(BACKENDS, "keras"))
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_the_average_of_the_latest_epochs_is_the_mean_of_their_weights(backend: str) -> None:
     """Runs of 1, 2, ... 5 epochs of 3 updates give the weights; one of 5 epochs and an update keeps
     the mean of epochs 3 to 5. 1e-15: some roundings."""

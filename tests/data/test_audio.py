@@ -459,6 +459,7 @@ def test_both_backends_train_on_the_same_rows(trained: dict[str, tuple[Path, Don
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-12)  # float64, 18 updates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_new_files_are_predicted_and_measured(
     trained: dict[str, tuple[Path, Done]], backend: str

@@ -111,6 +111,7 @@ def test_ids_of_a_table_that_stays_in_a_file_are_the_same(tmp_path: Path) -> Non
     assert resident.num_tokens == streamed.num_tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", slow_but(["float64", "exact"], "float64"))
 def test_both_backends_train_and_predict_alike(tmp_path: Path, precision: str) -> None:
     """Losses and outputs are within 1e-12 in float64, those of exact mode are equal. The outputs of

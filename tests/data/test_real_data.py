@@ -147,6 +147,7 @@ def test_columns_in_other_units_are_named_with_both_ranges(
     assert scaled[0].startswith(begin)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_a_loaded_run_predicts_from_raw_rows(trained: dict[str, Trained], backend: str) -> None:
     """NumPy's network on rows scaled by NumPy; targets in the data's units."""

@@ -491,6 +491,7 @@ IDS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", slow_but([NUMBERS, IDS], NUMBERS))
 @pytest.mark.parametrize("format", slow_but(LOAD, "torch"))
 def test_an_export_predicts_a_table_without_this_project(

@@ -81,6 +81,7 @@ def test_a_single_column_has_the_same_bits_too(tmp_path: Path) -> None:
         assert np.array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_a_training_has_the_same_losses_and_evaluates_and_predicts(
     tmp_path: Path, backend: str

@@ -74,7 +74,7 @@ def test_every_layer(name: str) -> None:
     assert_all_the_same([*LAYERS[name], "schedule=cosine", "trainer.max_steps=5"])
 
 
-@pytest.mark.parametrize("name", slow_but([*LOSSES, *SHORT], "short_batches"))
+@pytest.mark.parametrize("name", slow_but([*LOSSES, *SHORT]))
 def test_every_loss_and_short_batches(name: str) -> None:
     assert_all_the_same([*{**LOSSES, **SHORT}[name], "trainer.max_steps=30"])
 

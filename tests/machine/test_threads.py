@@ -209,6 +209,7 @@ def test_lightning_takes_the_number_and_gives_it_back() -> None:
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("said", "policy"),
     [(None, "PASSIVE"), pytest.param("ACTIVE", "ACTIVE", marks=pytest.mark.slow)],

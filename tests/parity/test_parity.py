@@ -548,7 +548,7 @@ def test_layers_agree(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", slow_but(RUNS, "short_group"))
+@pytest.mark.parametrize("name", slow_but(RUNS, "huber"))
 def test_losses_and_short_batches_agree(name: str) -> None:
     assert_parity(["trainer.precision=float64", "trainer.max_steps=100", *RUNS[name]])
 

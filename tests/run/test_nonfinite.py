@@ -110,6 +110,7 @@ def test_a_skipped_update_changes_nothing(
             assert np.isfinite(value).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer", slow_but(["adam", "nadam", "sgd optimizer.momentum=0.9"], "nadam")
 )

@@ -96,7 +96,7 @@ def test_it_sees_every_event_in_order(tmp_path: Path, backend: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_it_can_end_the_run_which_leaves_a_checkpoint(tmp_path: Path, backend: str) -> None:
     seen = Seen(last=25)
     assert train(backend, tmp_path, seen) == 25

@@ -17,6 +17,7 @@ from runner.__main__ import main
 from runner.cli.multirun import claimed
 from runner.run import checkpoint, run_folder
 from runner.run.run_folder import read_json
+from runner.schedules.units import Periods
 from tests.cli.test_command_line_errors import OnlyCpu
 from tests.command_line import BACKENDS, forked
 from tests.run.test_resume import records
@@ -485,7 +486,7 @@ def test_while_a_run_is_made_longer_its_result_is_not_completed(
     assert read_json(folder / "result.json")["status"] == "interrupted"
     assert checkpoint.read(folder)[0].step == 40
     assert (folder / "checkpoints" / "best").resolve().name == "40"
-    assert run_folder.records(folder, 40, 20)["metrics.csv"][-1].startswith("2,40,")
+    assert run_folder.records(folder, 40, Periods(20))["metrics.csv"][-1].startswith("2,40,")
 
 
 @pytest.mark.slow

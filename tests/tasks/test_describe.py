@@ -54,6 +54,7 @@ def test_it_prints_splits_columns_targets_and_leaves_a_picture(tmp_path: Path) -
     assert list((tmp_path / "outputs").iterdir()) == [folder.parent]
 
 
+@pytest.mark.slow
 def test_every_kind_of_data_is_described(tmp_path: Path) -> None:
     (tmp_path / "own_rows.py").write_text(SCRIPT)
     x, y = np.random.default_rng(1).random((40, 6, 6, 3)), np.arange(40) % 4

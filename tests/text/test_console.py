@@ -109,6 +109,7 @@ def test_a_run_whose_terminal_hangs_up_completes(tmp_path: Path) -> None:
     assert read_json(the_run(tmp_path) / "result.json")["status"] == "completed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "closed",
     slow_but([">&-", ">&- 2>&- <&-", "2>&-"], "2>&-"),
