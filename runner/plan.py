@@ -444,6 +444,7 @@ def plan(
     check_range(data, model.dtype)
     if is_training:
         _check_batch_norm(model.network, order)
+        _check_parts(config, model.network, order)
     if config.trainer.precision == "exact":
         refuse(model.network, loss, config.optimizer, order)
         _refuse_exact(config, data)
@@ -744,6 +745,23 @@ def _changing(config: Config, sizes: Sequence[SizedPart], num_rows: int) -> Orde
 
     made = order(max_epochs is not None)
     return order(False) if made.total_steps == max_steps else made
+
+
+def _check_parts(config: Config, net: Network, order: Order | InOrder) -> None:
+    """Refuse a process without rows where Keras needs some: its recurrent layers fail without rows,
+    and batch norm needs all processes to reach it."""
+    smallest = order.num_rows % order.batch_size or order.batch_size
+    if config.backend != "keras" or smallest >= config.num_processes:
+        return
+    layers = {node.spec.layer for node in net.walk()}
+    recurrent = sorted(layers & {"gru", "lstm"})
+    if recurrent and "batch_norm" in layers:
+        raise ConfigError(
+            f"devices={config.devices} leaves a process without rows in a batch of {smallest}, "
+            f"which {recurrent[0]} with batch_norm does not support on Keras; set "
+            f"trainer.global_batch_size to a number that leaves a last batch of at least "
+            f"{config.devices} rows"
+        )
 
 
 def _refuse_exact(config: Config, data: Dataset) -> None:
