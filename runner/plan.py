@@ -24,7 +24,7 @@ from runner.data.dataset import Task, check_range
 from runner.data.files import without_unscaled
 from runner.data.iterable import Reader
 from runner.data.masking import masked
-from runner.data.order import Chunks, InOrder, Order, segments
+from runner.data.order import Chunks, InOrder, Order, begun, segments
 from runner.data.source import Batch, Field
 from runner.dispatcher import BACKENDS
 from runner.errors import ConfigError, nearest, show
@@ -240,7 +240,7 @@ class Plan:
             key, rates = f"optimizer.groups[{i}].schedule", self.group_rates[entry.match]
             lr, dtype = config.optimizer.lr, self.model.dtype
             findings += lint.of_group(key, entry.schedule, self.clock, rates, lr, dtype)
-        findings += [lint.Finding(text) for text in self._cancelled()]
+        findings += [lint.Finding(text) for text in (*self._cancelled(), *self._unused_sizes())]
         for finding in findings:
             if finding.is_error or trainer.strict:
                 raise ConfigError(finding.text)
@@ -271,6 +271,19 @@ class Plan:
                 f"optimizer={optimizer.name} turns it into steps, and the backends differ; "
                 f"set {fix}"
             )
+
+    def _unused_sizes(self) -> Iterator[str]:
+        """Yield warnings of batch sizes that no update has."""
+        sizes, order = self.config.trainer.batch_size, self.order
+        if isinstance(sizes, int):
+            return
+        used = {size for *_, size in begun(order, order.total_steps)}
+        for i, part in enumerate(sizes):
+            if part.size not in used:
+                yield (
+                    f"trainer.batch_size[{i}]: no update has the size {part.size}: the part begins "
+                    f"after the end of the run, or is shorter than an update"
+                )
 
     def largest_chunk(self) -> int:
         """Return the most updates in one call: as configured, or an epoch's, limited by the memory

@@ -88,6 +88,24 @@ def test_preview_has_the_sizes_and_epochs(tmp_path: Path) -> None:
     assert ["20", "1.00"] in [row[:2] for row in table]  # the warm-up ends with the first epoch
 
 
+def test_a_size_that_no_update_has_is_told() -> None:
+    for parts, unused in (
+        (
+            "{for: 150%, size: 8},{for: rest, size: 4}",
+            "trainer.batch_size[1]: no update has the size 4",
+        ),
+        (
+            "{for: 0steps, size: 8},{for: rest, size: 4}",
+            "trainer.batch_size[0]: no update has the size 8",
+        ),
+        ("{for: 50%, size: 8},{for: rest, size: 4}", None),
+    ):
+        warnings = prepare([f"trainer.batch_size=[{parts}]", "model=linear"]).check_schedule()
+        assert [text.partition(":" + " the part")[0] for text in warnings] == (
+            [unused] if unused else []
+        )
+
+
 def test_a_longer_run_that_would_have_had_other_sizes_is_refused(tmp_path: Path) -> None:
     sizes = "trainer.batch_size=[{for: 50%, size: 64},{for: rest, size: 256}]"
     (short,) = forked(tmp_path, (sizes, "model=linear", "trainer.max_epochs=2"))
