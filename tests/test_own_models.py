@@ -310,19 +310,22 @@ REFUSED = {
         "model._target_ must be importable, got mine.Nothing: module 'mine' has no attribute "
         "'Nothing'"
     ),
-    "mine.Net model.depth=3": (
-        "model._target_ mine.Net raised TypeError: Net.__init__() got an unexpected keyword "
-        "argument 'depth'"
-    ),
+    "mine.Net model.depth=3": "model._target_ mine.Net raised {argument}",
 }
 WORDS = {
-    "lightning": {"kind": "Tensor", "before": "", "base": "torch.nn.Module"},
+    "lightning": {
+        "kind": "Tensor",
+        "before": "",
+        "base": "torch.nn.Module",
+        "argument": "TypeError: Net.__init__() got an unexpected keyword argument 'depth'",
+    },
     "keras": {
         "kind": "SymbolicTensor",
         "before": "Could not automatically infer the output shape / dtype of 'broken' (of type "
         "Broken). Either the `Broken.call()` method is incorrect, or you need to implement the "
         "`Broken.compute_output_spec() / compute_output_shape()` method. Error encountered: ",
         "base": "keras.Model or keras.Layer",
+        "argument": "ValueError: Unrecognized keyword arguments passed to Net: {'depth': 3}",
     },
 }
 
