@@ -45,17 +45,20 @@ class Composer:
 
     def values(self, overrides: Sequence[str]) -> dict[str, Any]:
         """Compose one run's config as plain values, and check both parts."""
-        (own, hydra), hydra_values = self._composed(overrides)
-        if hydra_values or self.config_dir:
-            self._hydra_part(hydra, hydra_values)
-        trust.check_values(plain(own))
-        return to_values(own)
+        return to_values(self._checked(overrides).own)
 
     def whole(self, overrides: Sequence[str]) -> DictConfig:
         """Compose one run's config as Hydra shows it, including hydra.*, and check both parts."""
-        self.values(overrides)
-        (own, hydra), _ = self._composed(overrides)
+        own, hydra = self._checked(overrides)
         return OmegaConf.create({**plain(own), "hydra": plain(hydra)})
+
+    def _checked(self, overrides: Sequence[str]) -> Composition:
+        """Compose and check both parts; interpolations are not resolved."""
+        composition, hydra_values = self._composed(overrides)
+        if hydra_values or self.config_dir:
+            self._hydra_part(composition.hydra, hydra_values)
+        trust.check_values(plain(composition.own))
+        return composition
 
     def hydra_part(self, overrides: Sequence[str]) -> DictConfig:
         """The hydra.* config that Hydra may act on: the chosen launcher and sweeper with their own

@@ -87,7 +87,7 @@ def test_loss_and_metrics_are_those_of_the_labelled_positions() -> None:
 
 
 def test_splits_have_labels_where_tokens_are_hidden(tmp_path: Path) -> None:
-    """Those of training rows are hidden in the training; padding and mask are tokens."""
+    """Tokens of training rows are hidden during the training; padding and mask are tokens."""
     data = load(parse(compose(keys(tmp_path))).data)
     assert (data.classes[0], data.classes[-1]) == (PADDING, MASKED)
     assert data.num_tokens == len(data.classes)

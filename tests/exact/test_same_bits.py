@@ -41,7 +41,7 @@ _COVERED = ("momentum", "adam", "rmsprop", "rmsprop_momentum", "rmsprop_centered
     "name", slow_but([name for name in OPTIMIZERS if name not in _COVERED], "rmsprop_both")
 )
 def test_every_optimizer(name: str) -> None:
-    """With clipping, accumulation, coupled or decoupled decay, a rate that changes."""
+    """Each is trained with clipping, accumulation, decay of both kinds and a changing rate."""
     small = (
         "model.layers=[{layer: dense, units: 8},{layer: activation, function: relu},{layer: "
         "dense, units: outputs}]"
