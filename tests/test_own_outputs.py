@@ -2,6 +2,7 @@
 evaluation, prediction, export, resuming, metrics and observers."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -242,8 +243,8 @@ def test_python_and_observers_get_them_as_the_model_returns_them(
     seen = []
 
     class Look(runner.Observer):
-        def on_chunk(self, chunk: object, report: object, live: object) -> bool:
-            outputs, sizes = live.predict({"x": x}), report.outputs["size"]  # type: ignore[attr-defined]
+        def on_chunk(self, chunk: Any, report: Any, live: Any) -> bool:
+            outputs, sizes = live.predict({"x": x}), report.outputs["size"]
             seen.append((sorted(outputs), outputs["logits"].shape, sizes.shape))
             return True
 

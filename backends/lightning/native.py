@@ -196,10 +196,8 @@ class Engine:
         state = self.dropout_state
         state.micro_batch = micro_batch
         if sizes:
-            state.first_row, state.num_rows = (
-                self.world.cut(sizes[micro_batch])[0],
-                sizes[micro_batch],
-            )
+            first_row, _ = self.world.cut(sizes[micro_batch])
+            state.first_row, state.num_rows = first_row, sizes[micro_batch]
         if self.randomness is not None:
             self.randomness.seed()
 
