@@ -462,10 +462,6 @@ def plan(
         refuse(model.network, loss, config.optimizer, order)
         _refuse_exact(config, data)
     _refuse_backend(config)
-    groups = optimizers.groups(config.optimizer, model.network)
-    if isinstance(model.network, TwinNetwork):
-        for group in groups:
-            model.network.native_names(group.names)
     prepared = Plan(
         config=config,
         data=data,
@@ -475,7 +471,7 @@ def plan(
         order=order,
         clock=clock,
         model=model,
-        groups=groups,
+        groups=_groups(config, model.network),
         hyperparameters=optimizers.hyperparameters(config.optimizer, clock),
         group_rates=optimizers.group_rates(config.optimizer, clock),
     )
@@ -562,6 +558,14 @@ def _weighted_or_own(
 
 def _has_loss(network: Network) -> bool:
     return isinstance(network, CustomNetwork) and network.built.has_loss
+
+
+def _groups(config: Config, net: Network) -> tuple[optimizers.Group, ...]:
+    groups = optimizers.groups(config.optimizer, net)
+    if isinstance(net, TwinNetwork):
+        for group in groups:
+            net.native_names(group.names)  # refuses weights of one tensor in several groups
+    return groups
 
 
 def _metrics(
