@@ -1,5 +1,6 @@
 """The two kinds of errors of a run, each shown to the user in one line."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -114,9 +115,14 @@ def printable(text: str) -> str:
     )
 
 
+# ECMA-48, control sequences: colours and other styles of a terminal, which Keras's errors have
+_STYLES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+
+
 def one_line(text: object) -> str:
-    """Join the lines of a text or an error to one printable line."""
-    return printable(" ".join(str(text).split()))
+    """Join the lines of a text or an error to one printable line, without the codes of a
+    terminal's styles."""
+    return printable(" ".join(_STYLES.sub("", str(text)).split()))
 
 
 def few_lines(text: str) -> str:

@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-from runner.errors import ConfigError, show
+from runner.errors import ConfigError, one_line, show
 
 TARGET = "_target_"
 WEIGHTS = "weights"  # the key of a model with the file of its first weights
@@ -277,7 +277,7 @@ def blame(error: BaseException, target: str) -> str:
         path = Path(frame.filename)
         if path.stem == target.split(".")[0] or target.split(".")[0] in path.parts:
             location = f" ({path.name}:{frame.lineno})"
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{location}"
+    return f"{type(error).__name__}: {one_line(error)}{location}"
 
 
 def open_package(target: str) -> str | None:

@@ -25,7 +25,7 @@ from runner.components.custom import (
 from runner.components.layers import Shape
 from runner.components.outputs import Outputs, describe
 from runner.data.source import Batch
-from runner.errors import ConfigError
+from runner.errors import ConfigError, one_line
 from runner.user_code import blame
 
 
@@ -197,13 +197,14 @@ def check_file(path: Path, own: keras.Model, name: str) -> None:
     try:
         keras.models.load_model(path, custom_objects=classes, compile=False)
     except Exception as error:
-        reason = [line for line in str(error).splitlines() if line.strip()]
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        reason = one_line(lines[-1] if lines else "")
         if "Could not locate class" in str(error):  # of a layer within a layer
             return
         raise ConfigError(
             f"format=keras: a file of {name} cannot be loaded: {type(error).__name__}: "
-            f"{reason[-1] if reason else ''}; let __init__ of its classes take **kwargs for Keras, "
-            f"and get_config return all other arguments; format=safetensors writes the weights"
+            f"{reason}; let __init__ of its classes take **kwargs for Keras, and get_config "
+            f"return all other arguments; format=safetensors writes the weights"
         ) from error
 
 

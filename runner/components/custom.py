@@ -18,7 +18,7 @@ import numpy as np
 from runner import user_code
 from runner.components.layers import Network, Shape, Variable
 from runner.components.outputs import Outputs
-from runner.errors import ConfigError
+from runner.errors import ConfigError, one_line
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ class Source:
         except Exception as error:
             raise ConfigError(
                 f"{self.name} cannot be copied: {type(error).__name__}: "
-                f"{' '.join(str(error).split())[:200]}; pass the class or a function that makes it"
+                f"{one_line(error)[:200]}; pass the class or a function that makes it"
             ) from error
 
     @property

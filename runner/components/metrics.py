@@ -24,7 +24,7 @@ import numpy as np
 from runner import user_code
 from runner.components.losses import by_row, log_softmax
 from runner.components.outputs import Outputs
-from runner.errors import ConfigError, RunError, nearest
+from runner.errors import ConfigError, RunError, nearest, one_line
 from runner.section import OwnCode
 
 Array = np.ndarray
@@ -303,7 +303,7 @@ def _scorer(name: str, task: str, num_outputs: int, y: Array) -> Metric:
     try:
         score(_trial(y, num_outputs), y)
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ConfigError(f"metrics: {name} does not fit this data: {reason}") from error
     return Metric(score, by_row=False, takes_weights=True)
 

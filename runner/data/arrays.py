@@ -24,7 +24,7 @@ from runner.data.iterable import Batched, Items, Stream, is_batched, is_iterable
 from runner.data.mapped import MapStyle, is_map_style
 from runner.data.splits import SPLITS, named_splits
 from runner.data.stream import StreamedRows
-from runner.errors import ConfigError, show
+from runner.errors import ConfigError, one_line, show
 from runner.section import Count, Holder, OwnCode
 
 Pair = tuple[Any, np.ndarray]  # x, an array or StreamedRows, and y
@@ -178,7 +178,7 @@ def _array(values: Any, name: str, split: str) -> np.ndarray:
     except Exception as error:  # a tensor on another device, a list of unequal rows
         raise ConfigError(
             f"data: {name} of {split} must be an array, got {type(values).__name__}: "
-            f"{show(' '.join(str(error).split()))}"
+            f"{show(one_line(error))}"
         ) from None
 
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from runner.components.custom import CustomNetwork
-from runner.errors import ConfigError, show
+from runner.errors import ConfigError, one_line, show
 from runner.plan import Plan
 from runner.run import checkpoint
 from runner.spec import Backend, TrainState, first_slots
@@ -102,4 +102,4 @@ def _read(source: str, prepared: Plan, backend: Backend) -> Mapping[str, np.ndar
 
 
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    return f"{type(error).__name__}: {one_line(error)}"[:300]

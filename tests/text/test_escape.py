@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runner.errors import printable
+from runner.errors import one_line, printable
 from runner.report import rates
 from runner.report.markdown import as_markdown
 from runner.tasks.compare import compare
@@ -65,6 +65,7 @@ def test_plain_text_stays_as_it_is(text: str) -> None:
 def test_what_is_escaped_says_what_it_was() -> None:
     assert printable("\x1b[2J\n\u202e") == r"\x1b[2J\n\u202e"
     assert printable("0.1\xa0\u200b") == r"0.1\xa0\u200b"  # a reader sees neither
+    assert one_line("\x1b[1mNo\x1b[0m\n such \x1b[38;5;4mlayer") == "No such layer"
     assert escape.markdown("<b>|[a](b)") == "&lt;b>&#124;[a&#93;(b)"
     assert escape.csv("=1+1") == "'=1+1"
     assert escape.picture("a$b") == r"a\$b"
