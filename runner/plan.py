@@ -909,7 +909,7 @@ def _network(config: Config, shapes: Shapes, num_outputs: int, example: Batch | 
             backend.can_use_threads(building if asked == "auto" else asked)
         built = backend.inspect(source, input_shape, precision, config.seed, example)
     _check_columns(built, source)
-    is_free = built.has_loss or config.loss.name == "custom"
+    is_free = built.has_loss or config.loss.name == "custom" or _needs_no_loss(config, built)
     wanted = (*shapes.positions, num_outputs)
     if not is_free and built.outputs is not None:
         raise ConfigError(
@@ -928,6 +928,11 @@ def _network(config: Config, shapes: Shapes, num_outputs: int, example: Batch | 
         )
     net = CustomNetwork.of(source, input_shape, config.seed, built)
     return twins.network(net, config.backend, model.map) if isinstance(model, TwinModel) else net
+
+
+def _needs_no_loss(config: Config, built: Built) -> bool:
+    """Return whether task=twin compares several outputs without a loss of the config."""
+    return config.task == "twin" and config.loss.name == "auto" and built.outputs is not None
 
 
 def _check_columns(built: Built, source: Source) -> None:

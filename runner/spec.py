@@ -349,7 +349,8 @@ class Backend(Protocol):
 
     def trace(self, model: ModelSpec, state: TrainState, rows: Batch, loss: Any) -> Trace:
         """Run one batch through a twin's model, forward and backward; return what every layer
-        computed, with the framework's names and layouts."""
+        computed, with the framework's names and layouts. If `loss` is None, it is the mean of the
+        squares of all outputs."""
         ...
 
     def measure(

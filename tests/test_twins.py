@@ -42,6 +42,15 @@ def both(config: list[str]) -> dict[str, Trained]:
         # decoupled decay needs to know which weights are kernels
         pytest.param(twin("small", "optimizer.weight_decay=0.01"), id="small"),
         pytest.param(twin("large", "data.images=true"), marks=pytest.mark.slow, id="large"),
+        pytest.param(
+            twin(
+                "headed",
+                *("loss=custom", "loss._target_=tests.twin_models.headed"),
+                "metrics=[{_target_: tests.twin_models.largest}]",
+            ),
+            marks=pytest.mark.slow,
+            id="several outputs",
+        ),
     ],
 )
 def test_a_twin_trains_alike_on_both_frameworks(config: list[str]) -> None:

@@ -132,3 +132,47 @@ def keras_reordered() -> Any:
             return self.head(ops.tanh(self.second(self.first(x * self.scale))))
 
     return Net()
+
+
+def torch_headed() -> Any:
+    """Two outputs."""
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.size, self.head = nn.Linear(64, 16), nn.Linear(16, 1), nn.Linear(16, 10)
+
+        def forward(self, x: Any) -> Any:
+            h = self.body(x).tanh()
+            return {"size": self.size(h)[:, 0], "logits": self.head(h)}
+
+    return Net()
+
+
+def keras_headed() -> Any:
+    import keras
+    from keras import layers, ops
+
+    x = keras.Input((64,))
+    h = layers.Dense(16, activation="tanh")(x)
+    logits, size = layers.Dense(10)(h), layers.Dense(1)(h)
+    return keras.Model(x, {"size": ops.squeeze(size, 1), "logits": logits})
+
+
+def headed(outputs: Any, batch: Any) -> Any:
+    """The cross-entropy of one output plus a tenth of the square error of the other."""
+    z, size, (x, y) = outputs["logits"], outputs["size"], batch
+    if type(z).__module__.startswith("torch"):
+        from torch.nn import functional
+
+        loss: Any = functional.cross_entropy(z, y) + 0.1 * functional.mse_loss(size, x.mean(1))
+        return loss
+    from keras import ops
+
+    log_p = ops.take_along_axis(ops.log_softmax(z), y[:, None], axis=1)
+    return 0.1 * ops.mean((size - ops.mean(x, axis=1)) ** 2) - ops.mean(log_p)
+
+
+def largest(outputs: Any, targets: Any) -> float:
+    return float(outputs["size"].max())

@@ -345,3 +345,30 @@ def keras_convolutions() -> Any:
             *(layers.GlobalAveragePooling1D(), layers.Dense(10)),
         ]
     )
+
+
+class _TwoOutputs(nn.Module):
+    def __init__(self, name: str, planted: bool) -> None:
+        super().__init__()
+        self.body, self.size, self.head = nn.Linear(64, 8), nn.Linear(8, 1), nn.Linear(8, 10)
+        self.name, self.planted = name, planted
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        h = self.body(x.flatten(1)).tanh()
+        return {self.name: self.size(h)[:, 0], "logits": self.head(h) * (1 + self.planted)}
+
+
+def torch_two_outputs(planted: bool, name: str = "size") -> nn.Module:
+    return _TwoOutputs(name, planted)
+
+
+def keras_two_outputs() -> Any:
+    """The outputs have another order than torch's."""
+    x = keras.Input((8, 8, 1))
+    h = layers.Dense(8, activation="tanh")(layers.Flatten()(x))
+    size = ops.squeeze(layers.Dense(1)(h), 1)
+    return keras.Model(x, {"logits": layers.Dense(10)(h), "size": size})
+
+
+def loss_two_outputs(outputs: dict[str, Any], batch: Any) -> Any:
+    return (outputs["logits"] ** 2).mean() + outputs["size"].mean()

@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import layers as native
 
 from backends.keras import layers as ours
-from backends.keras import losses, twin
+from backends.keras import objective, twin
 from runner.components.layers import padding_same
 from runner.components.twins import Call, Trace
 from runner.data.source import Batch
@@ -40,7 +40,10 @@ def trace(network: keras.Model, state: TrainState, rows: Batch, loss: Any) -> Tr
         network(x, training=False)
     with _recorded(names) as training, tf.GradientTape() as tape:
         outputs = network(x, training=True)
-        value = losses.build(loss)(outputs, y)
+        if loss is None:
+            value = tf.reduce_mean(tf.square(outputs))
+        else:
+            value = tf.reduce_mean(objective.build(loss, network)(x, y, outputs, True))
         if network.losses:
             value = value + tf.add_n([tf.cast(one, value.dtype) for one in network.losses])
     trained = {name: v for name, v in variables.items() if v.trainable}

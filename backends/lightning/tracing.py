@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backends.lightning import custom, device, layers, losses, twin
+from backends.lightning import custom, device, layers, objective, twin
 from runner.components.custom import CustomNetwork
 from runner.components.layers import padding_same
 from runner.components.twins import Call, Trace
@@ -42,9 +42,13 @@ def trace(model: ModelSpec, state: TrainState, rows: Batch, loss: Any) -> Trace:
         with torch.no_grad(), _recorded(network) as evaluation:
             network(x)
         network.train()
+        function = None if loss is None else objective.own_function(loss)
         with _recorded(network) as training:
-            outputs = network(x)
-        value = losses.build(loss)(outputs, y)
+            if loss is None:
+                outputs = network(x)
+                value = outputs.square().mean()
+            else:
+                outputs, value = objective.forward(loss, function, network)(x, y)
         value.backward()  # type: ignore[no-untyped-call]
     tensors = network.named()
     gradients = {

@@ -218,7 +218,7 @@ class Trace:
 
     evaluation: Sequence[Call]
     training: Sequence[Call]
-    outputs: Array  # of the training pass
+    outputs: Array  # of the training pass; several ones are packed
     loss: float
     gradients: Mapping[str, Array]
     buffers: Mapping[str, Array]  # after the training pass

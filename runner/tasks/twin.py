@@ -71,7 +71,8 @@ class Row:
 
     @property
     def name(self) -> str:
-        return f"{self.kind} ({self.torch} / {self.keras})"
+        is_layer = self.torch or self.keras
+        return f"{self.kind} ({self.torch} / {self.keras})" if is_layer else self.kind
 
     def differing(self) -> list[str]:
         """Return the settings that differ, torch's first."""
@@ -106,10 +107,7 @@ def compare(values: Mapping[str, Any]) -> Result:
     config = parse(values)
     if not isinstance(config.model, TwinModel):
         raise ConfigError(f"task=twin needs model=twin, got model={config.model.name}")
-    plans = {}
-    for backend in BACKENDS:
-        trainer = {**values["trainer"], "precision": "float64", "threads": 1}
-        plans[backend] = plan(parse({**values, "backend": backend, "trainer": trainer}))
+    plans = _plans(values, config.loss.name == "custom")
     networks = [_network(plans[backend]) for backend in BACKENDS]
     structural = _structure(*networks)
     if structural is not None:
@@ -119,9 +117,28 @@ def compare(values: Mapping[str, Any]) -> Result:
         prepared = plans[backend]
         rows, state = _first_batch(prepared), _checked_state(prepared)
         module = dispatcher.load(backend)
-        traces.append(module.trace(prepared.model, state, rows, prepared.loss))
+        has_loss = prepared.network.outputs is None or config.loss.name == "custom"
+        loss = prepared.loss if has_loss else None
+        traces.append(module.trace(prepared.model, state, rows, loss))
     result = _numbers((networks[0], networks[1]), (traces[0], traces[1]))
     return _with_confirmed(result, _checked_state(plans[BACKENDS[0]]))
+
+
+def _plans(values: Mapping[str, Any], has_own_loss: bool) -> dict[str, Plan]:
+    """Plan a run of each backend, in float64."""
+    plans = {}
+    for backend in BACKENDS:
+        trainer = {**values["trainer"], "precision": "float64", "threads": 1}
+        try:
+            plans[backend] = plan(parse({**values, "backend": backend, "trainer": trainer}))
+        except ConfigError as error:
+            if not has_own_loss:
+                raise
+            raise ConfigError(
+                f"task=twin calls a loss of your own on both backends, or with loss=auto compares "
+                f"without it; on {backend}: {error}"
+            ) from error
+    return plans
 
 
 def _with_confirmed(result: Result, state: TrainState) -> Result:
@@ -193,6 +210,11 @@ def _structure(torch: TwinNetwork, keras: TwinNetwork) -> Result | None:
             layer = name.partition("/")[0]
             where = f"{layer} ({torch.layer_names[layer]} / {keras.layer_names[layer]})"
             return Result([], np.inf, where, [f"{name} is {found[0]} / {found[1]}"])
+    outputs = [_output_names(net) for net in (torch, keras)]
+    if outputs[0] != outputs[1]:
+        names = [", ".join(one) for one in outputs]
+        cause = f"{names[0]} / {names[1]}: give both a dict with equal keys, or tuples"
+        return Result([], np.inf, "the outputs", [cause])
     frozen = set(torch.built.buffers) ^ set(keras.built.buffers)
     if frozen:
         name = min(frozen)
@@ -201,6 +223,11 @@ def _structure(torch: TwinNetwork, keras: TwinNetwork) -> Result | None:
         owner = "torch" if name in torch.built.buffers else "Keras"
         return Result([], np.inf, where, [f"{name} is not trained in {owner} only"])
     return None
+
+
+def _output_names(net: TwinNetwork) -> list[str]:
+    """Return the names of several outputs; the order of a dict's keys does not matter."""
+    return ["one tensor"] if net.outputs is None else sorted(net.outputs.names)
 
 
 def _found(entry: tuple[str, str] | None, net: TwinNetwork) -> str:
@@ -231,9 +258,12 @@ def _numbers(networks: tuple[TwinNetwork, TwinNetwork], traces: tuple[Trace, Tra
                 rows.append(by_layer[layer])
             row, apart = by_layer[layer], difference(values[0][name], values[1][name])
             setattr(row, column, max(getattr(row, column) or 0.0, apart))
-    outputs = difference(traces[0].outputs, traces[1].outputs)
     loss = difference(np.array(traces[0].loss), np.array(traces[1].loss))
-    rows.append(Row("outputs and loss", "", "", output=max(outputs, loss)))
+    if networks[0].outputs is None:
+        outputs = difference(traces[0].outputs, traces[1].outputs)
+        rows.append(Row("outputs and loss", "", "", output=max(outputs, loss)))
+    else:
+        rows += [*_several(networks, traces), Row("loss", "", "", output=loss)]
     columns = ("output", "gradient", "statistics")
     numbers = [getattr(row, column) for row in rows for column in columns]
     largest = max(number for number in numbers if number is not None)
@@ -265,6 +295,24 @@ def _rows(networks: tuple[TwinNetwork, TwinNetwork], traces: tuple[Trace, Trace]
             row.arrays = row.arrays or (a.input, output, b.output)
             row.notes |= set(_notes(output, b.output)) if _parts(apart) else set()
     return list(rows.values())
+
+
+def _several(
+    networks: tuple[TwinNetwork, TwinNetwork], traces: tuple[Trace, Trace]
+) -> Iterator[Row]:
+    """Compare several outputs, each by its name."""
+    torch, keras = (
+        net.outputs.named(trace.outputs) if net.outputs else {}
+        for net, trace in zip(networks, traces, strict=True)
+    )
+    for name, a in torch.items():
+        b, notes = keras[name], set[str]()
+        apart = difference(a, b) if a.ndim == b.ndim else np.inf
+        if a.ndim != b.ndim:
+            notes = {f"shape {list(a.shape[1:])} / {list(b.shape[1:])}"}
+        elif _parts(apart):
+            notes = set(_notes(a, b)) or {"usual causes: a function between the layers and it"}
+        yield Row(f"output {name}", "", "", output=apart, notes=notes)
 
 
 def _label(call: Call, net: TwinNetwork) -> str:

@@ -5,6 +5,7 @@ import pytest
 
 from runner import dispatcher
 from runner.cli.compose import compose
+from runner.errors import ConfigError
 from runner.tasks.twin import CAUSES, Result, compare, lines
 from runner.tasks.twin_causes import confirmed
 from tests.command_line import REPOSITORY
@@ -37,11 +38,12 @@ PLANTED = {
     # the gradient that reaches the first layer lacks a path
     "detached": ("dense_0 (first /", "usual causes: a detach"),
     "frozen": ("dense_0 (1 /", "dense_0/kernel is not trained in torch only"),
+    "two_outputs": ("output logits", "usual causes: a function between the layers and it"),
 }
 IN_KERAS = {"transposed_kernel"}
 
 
-def found(pair: str, planted: bool) -> Result:
+def found(pair: str, planted: bool, *more: str) -> Result:
     framework = "keras" if pair in IN_KERAS else "lightning"
     return compare(
         compose(
@@ -50,13 +52,14 @@ def found(pair: str, planted: bool) -> Result:
                 *(f"trusted_modules=[{MODULE}]", f"model.keras._target_={MODULE}.keras_{pair}"),
                 f"model.lightning._target_={MODULE}.torch_{pair}",
                 f"model.{framework}.planted={str(planted).lower()}",
+                *more,
             ]
         )
     )
 
 
 @pytest.mark.parametrize(
-    "pair", slow_but(PLANTED, "batch_norm_momentum", "padding", "missing_bias", "gelu_function")
+    "pair", slow_but(PLANTED, "batch_norm_momentum", "padding", "missing_bias", "two_outputs")
 )
 def test_the_layer_with_the_difference_is_named(pair: str) -> None:
     result = found(pair, planted=True)
@@ -72,6 +75,26 @@ def test_the_same_model_is_the_same(pair: str) -> None:
     result = found(pair, planted=False)
     assert result.where is None, [*lines(result)]
     assert result.largest <= 1e-12
+
+
+def test_several_outputs_must_have_the_same_names() -> None:
+    result = found("two_outputs", False, "model.lightning.name=length")
+    assert result.where == "the outputs"
+    assert result.causes == [
+        "length, logits / logits, size: give both a dict with equal keys, or tuples"
+    ]
+
+
+def test_a_loss_of_one_framework_is_refused_in_a_line() -> None:
+    """A tensor of TensorFlow has no method `mean`."""
+    with pytest.raises(ConfigError) as error:
+        found("two_outputs", False, "loss=custom", f"loss._target_={MODULE}.loss_two_outputs")
+    start = (
+        f"task=twin calls a loss of your own on both backends, or with loss=auto compares without "
+        f"it; on keras: loss._target_ {MODULE}.loss_two_outputs raised AttributeError: "
+    )
+    assert str(error.value).startswith(start)
+    assert "\n" not in str(error.value)
 
 
 def test_the_docs_have_the_causes_of_every_kind() -> None:
