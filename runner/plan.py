@@ -720,7 +720,6 @@ def check_devices(config: Config, data: Dataset | None = None) -> None:
     trainer = config.trainer
     refused = {
         "a trainer.batch_size that changes": not isinstance(trainer.batch_size, int),
-        "trainer.precision=exact": trainer.precision == "exact",
         "trainer.compile=true": trainer.compile,
         f"model={config.model.name}, which is code of your own": not isinstance(
             config.model, LayerModel
@@ -768,7 +767,8 @@ def _check_parts(config: Config, net: Network, order: Order | InOrder) -> None:
     """Refuse a process without rows where Keras needs some: its recurrent layers fail without rows,
     and batch norm needs all processes to reach it."""
     smallest = order.num_rows % order.batch_size or order.batch_size
-    if config.backend != "keras" or smallest >= config.num_processes:
+    is_exact = config.trainer.precision == "exact"
+    if config.backend != "keras" or is_exact or smallest >= config.num_processes:
         return
     layers = {node.spec.layer for node in net.walk()}
     recurrent = sorted(layers & {"gru", "lstm"})

@@ -49,12 +49,14 @@ def threshold(rate: float) -> int:
     return int(rate * 2**32)
 
 
-def keep(num: int, rate: float, key: int, step: int, micro_batch: int) -> np.ndarray:
-    """Return a layer's dropout mask in one forward pass, bool[num]; True = kept. The backends are
-    tested against it.
+def keep(
+    num: int, rate: float, key: int, step: int, micro_batch: int, first: int = 0
+) -> np.ndarray:
+    """Return `num` elements of a layer's dropout mask in one forward pass, from `first` on,
+    bool[num]; True = kept. The backends are tested against it.
 
     k = mix(mix(key + step) + micro_batch); element i is kept where mix(mix(i + k) xor k) >= rate *
     2^32.
     """
     k = mix(mix(key + step) + micro_batch)
-    return mix(mix(np.arange(num) + k) ^ k) >= threshold(rate)
+    return mix(mix(np.arange(first, first + num) + k) ^ k) >= threshold(rate)

@@ -9,7 +9,7 @@ that the strategy itself uses can: an update makes one all-reduce of all gradien
 import itertools
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -17,12 +17,10 @@ import tensorflow as tf
 from runner.spec import World
 
 _GROUP = 1  # the key of the group of all processes
-Total = Callable[[Any], Any]  # the differentiable sum of a tensor over the processes
 
 
-def connect(world: World) -> Total:
-    """Join the other processes, before the first computation of this one. Return the sum over
-    them."""
+def connect(world: World) -> "Together":
+    """Join the other processes, before the first computation of this one."""
     cluster = tf.train.ClusterSpec({"worker": list(world.addresses)})
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         cluster, task_type="worker", task_id=world.rank, rpc_layer="grpc"
@@ -33,33 +31,44 @@ def connect(world: World) -> Total:
     # TensorFlow has taken over SIGTERM, after which all collectives would hang; take it back
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-    # Every process traces the same functions in the same order, so the keys agree.
-    keys = itertools.count(1)
+    return Together(world)
 
-    def reduce(x: Any) -> Any:
+
+class Together:
+    """The processes. Implements `runner.exact.primitives.Together`."""
+
+    def __init__(self, world: World) -> None:
+        # Every process traces the same functions in the same order, so the keys agree.
+        self.num, self.keys = world.size, itertools.count(1)
+
+    def largest(self, x: Any) -> Any:
+        return self._reduced(x, "Max")
+
+    def sum(self, x: Any) -> Any:
+        return self._reduced(x, "Add")
+
+    def total(self, x: Any) -> Any:
+        """The differentiable sum. Each process has a part of the loss: the derivative is the sum of
+        the parts' derivatives."""
+        return tf.custom_gradient(lambda x: (self.sum(x), self.sum))(x)
+
+    def _reduced(self, x: Any, operation: str) -> Any:
         return tf.raw_ops.CollectiveReduceV2(
             input=x,
-            group_size=world.size,
+            group_size=self.num,
             group_key=_GROUP,
-            instance_key=next(keys),
+            instance_key=next(self.keys),
             ordering_token=[],
-            merge_op="Add",
+            merge_op=operation,
             final_op="Id",
             communication_hint="ring",
         )
 
-    @tf.custom_gradient
-    def total(x: Any) -> Any:
-        # each process has a part of the loss: the derivative is the sum of the parts' derivatives
-        return reduce(x), reduce
 
-    return total
-
-
-def add_up(total: Total, tensors: Sequence[Any]) -> list[Any]:
+def add_up(together: Together, tensors: Sequence[Any]) -> list[Any]:
     """Return the sums of tensors over the processes, with one all-reduce."""
     dtype = tensors[0].dtype
-    flat = total(tf.concat([tf.reshape(tf.cast(one, dtype), [-1]) for one in tensors], 0))
+    flat = together.sum(tf.concat([tf.reshape(tf.cast(one, dtype), [-1]) for one in tensors], 0))
     parts = tf.split(flat, [one.shape.num_elements() for one in tensors])
     return [
         tf.cast(tf.reshape(part, one.shape), one.dtype)

@@ -20,6 +20,7 @@ from runner.components.optimizers import AVERAGE_WEIGHTS
 from runner.exact import gradient, optimizers, self_test
 from runner.exact.layers import Pass
 from runner.exact.network import Layout, forward
+from runner.exact.primitives import Place, Together
 from runner.exact.reference import sliding
 from runner.exact.rules import TINY, finite, r
 from runner.exact.tables import table
@@ -29,7 +30,10 @@ _EXPONENT = 0x7FF0000000000000  # mask of the exponent's bits in a float64
 
 
 class TensorFlow:
-    """The primitives, in a graph or eagerly."""
+    """The primitives, in a graph or eagerly. `together` are the processes of a run of several."""
+
+    def __init__(self, together: Together | None = None) -> None:
+        self.together = together
 
     def constant(self, value: np.ndarray) -> Any:
         return tf.constant(value)
@@ -43,12 +47,18 @@ class TensorFlow:
     def rint(self, x: Any) -> Any:
         return tf.round(x)
 
-    def grid(self, x: Any, bits: int, per_row: bool = False) -> tuple[Any, Any]:
+    def grid(
+        self, x: Any, bits: int, per_row: bool = False, of_all: bool = False
+    ) -> tuple[Any, Any]:
         axes = list(range(1, len(x.shape))) if per_row else None
-        power, _ = self.power(
-            tf.maximum(tf.reduce_max(tf.abs(x), axes, keepdims=per_row), _float64(2.0**-200))
-        )
+        largest = tf.reduce_max(tf.abs(x), axes, keepdims=per_row)
+        if of_all and self.together is not None:
+            largest = self.together.largest(largest)
+        power, _ = self.power(tf.maximum(largest, _float64(2.0**-200)))
         return tf.round(x * (2.0 ** (bits - 1) / power)), power * 2.0 ** (1 - bits)
+
+    def over_all(self, x: Any) -> Any:
+        return x if self.together is None else self.together.sum(x)
 
     def plus(self, a: Any, b: Any, scale: Any) -> Any:
         return a + b * scale
@@ -158,12 +168,9 @@ class TensorFlow:
     def one_hot(self, labels: Any, num: int) -> Any:
         return tf.one_hot(labels, num, dtype=tf.float64)
 
-    def keep(
-        self, x: Any, rate: float, seed: Any, layer_index: int, step: Any, micro_batch: int
-    ) -> Any:
-        return layers.keep(
-            tf.shape(x), rate, layers.layer_key(seed, layer_index), step, micro_batch
-        )
+    def keep(self, x: Any, rate: float, layer_index: int, where: Place) -> Any:
+        key, first = layers.layer_key(where.seed, layer_index), where.first_row
+        return layers.keep(tf.shape(x), rate, key, where.step, where.micro_batch, first)
 
 
 def _select(condition: Any, a: Any, b: Any) -> Any:
@@ -336,6 +343,7 @@ class Engine:
     ) -> None:
         self.run, self.network, self.dropout_state = run, model.get_layer("network"), dropout_state
         self.network.layout = Layout.of(run.network, run.groups)
+        self.network.o = TensorFlow(dropout_state.together)
         self.network.load(start)
         self_test.check(run.device, self._run_self_test)
         self.schedule = TableLR(run)
@@ -374,17 +382,22 @@ class Engine:
         return [tensor.numpy() for tensor in compiled(*map(tf.constant, inputs))]
 
     def update(
-        self, step: Any, batches: Sequence[Mapping[str, Any]], num_rows: int
+        self,
+        step: Any,
+        batches: Sequence[Mapping[str, Any]],
+        num_rows: int,
+        sizes: Sequence[int] = (),
     ) -> tuple[Any, list[Any]]:
         """Make one update. Return the mean loss and each micro-batch's outputs, both from before
         the update."""
         n, seed = self.network, self.dropout_state.seed
+        sizes = sizes or [batch["x"].shape[0] for batch in batches]
         weights = n.layout.views(n.o, tf.convert_to_tensor(n.weights_vector))
         g, statistics, outputs = gradient.gradient(
-            n.o, self.run, n.layout, weights, n.current_statistics(), batches, num_rows, seed, step
+            n.o, self.run, n.layout, weights, n.current_statistics(), batches, sizes, seed, step
         )
         terms = [gradient.loss_terms(z, batch) for z, batch in zip(outputs, batches, strict=True)]
-        loss = gradient.losses(n.o, self.run, terms, 1)[0]
+        loss = gradient.losses(n.o, self.run, terms, sizes, 1)[0]
         for name, variable in n.statistics.items():
             variable.assign(statistics[name])
         self.optimizer.apply([g], [n.weights_vector])

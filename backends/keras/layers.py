@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras import KerasTensor, ops
 from keras import layers as native
 
+from backends.keras.distributed import Together
 from runner.components import layers as spec
 from runner.components.positions import encodings
 from runner.random import MASK, threshold
@@ -70,15 +71,15 @@ _STOCK_NAMES = {
 class DropoutState:
     """Seed, step and micro-batch of the current forward pass. Together with the index of a layer
     they determine its dropout mask. A process that has a part of the micro-batch has the rows from
-    `first_row` on, of `num_rows`; `total` is the sum over the processes, None for one process."""
+    `first_row` on, of `num_rows`; `together` are the processes, None for one."""
 
-    def __init__(self, seed: int, total: Callable[[Any], Any] | None = None) -> None:
+    def __init__(self, seed: int, together: Together | None = None) -> None:
         # a variable, so that runs with other seeds can use the same compiled functions
         self.seed = tf.Variable(seed, trainable=False, dtype=tf.int64)
         self.step: Any = 0
         self.micro_batch: Any = 0
         self.first_row = self.num_rows = 0
-        self.total = total
+        self.together = together
 
 
 def build(
@@ -200,7 +201,7 @@ class _BatchNorm(native.BatchNormalization):
             self._by_kernel if len(x.shape) == 4 and x.dtype == tf.float32 else self._by_formula
         )
         if training:
-            several = self.dropout_state.total is not None
+            several = self.dropout_state.together is not None
             y, mean, variance = self._by_total(x) if several else normalize(x, None)
             for running, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
                 old = constant(self.momentum, running)
@@ -220,12 +221,12 @@ class _BatchNorm(native.BatchNormalization):
     def _by_total(self, x: Any) -> tuple[Any, Any, Any]:
         """Normalise by the mean and variance of the micro-batch of all processes."""
         state, axes = self.dropout_state, list(range(len(x.shape) - 1))
-        assert state.total is not None
+        assert state.together is not None
         num = state.num_rows * math.prod(x.shape[1:-1])
         n = constant(float(num), x)
-        mean = state.total(tf.reduce_sum(x, axes)) / n
+        mean = state.together.total(tf.reduce_sum(x, axes)) / n
         centered = x - mean
-        variance = state.total(tf.reduce_sum(centered * centered, axes)) / n
+        variance = state.together.total(tf.reduce_sum(centered * centered, axes)) / n
         scale = self.gamma * tf.math.rsqrt(variance + constant(self.epsilon, variance))
         return centered * scale + self.beta, mean, variance * constant(num / (num - 1), x)
 

@@ -246,13 +246,13 @@ def train(
     can_reuse = _last is not None and _can_share_compiled(run, _last[0])
     if not can_reuse:
         _last = None  # frees its memory for the new model
-    total = distributed.connect(run.world) if run.world.size > 1 else None
+    together = distributed.connect(run.world) if run.world.size > 1 else None
     with tf.device(device.resolve(run.device)), _settings(run, is_fresh=not can_reuse):
         if _last is not None:
             model = _last[1]
             model.engine.start(run, start)
         else:
-            dropout_state = layers.DropoutState(run.seed, total)
+            dropout_state = layers.DropoutState(run.seed, together)
             model = _network(run, dropout_state, Model)
             model.connect(run, start, dropout_state)
             _last = run, model

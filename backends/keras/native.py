@@ -167,8 +167,8 @@ class Engine:
             )
             if self.run.keeps_outputs:
                 outputs.append(z)
-        if self.dropout_state.total is not None:
-            *gradients, total = distributed.add_up(self.dropout_state.total, [*gradients, total])
+        if (together := self.dropout_state.together) is not None:
+            *gradients, total = distributed.add_up(together, [*gradients, total])
         gradients, is_finite = self._unscaled(gradients, total)
         step = tf.convert_to_tensor(step)  # before the optimizer counts this update
         self.optimizer.apply(self._clipped(gradients), list(self.trained.values()))

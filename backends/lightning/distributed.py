@@ -22,8 +22,8 @@ from backends.lightning.layers import DropoutState
 from runner.spec import World
 
 
-def connect(world: World, network: nn.Module, state: DropoutState) -> None:
-    """Join the other processes, and let batch norm use the rows of all of them."""
+def connect(world: World) -> "Together":
+    """Join the other processes."""
     names = [name for _, name in socket.if_nameindex()] if hasattr(socket, "if_nameindex") else []
     if all(address.startswith("127.") for address in world.addresses):
         # gloo would look up the name of the machine, and use an address that others can reach
@@ -31,7 +31,22 @@ def connect(world: World, network: nn.Module, state: DropoutState) -> None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
     address = f"tcp://{world.addresses[0]}"
     dist.init_process_group("gloo", init_method=address, rank=world.rank, world_size=world.size)
-    _share_statistics(network, state)
+    return Together()
+
+
+class Together:
+    """The processes. Implements `runner.exact.primitives.Together`."""
+
+    def largest(self, x: Tensor) -> Tensor:
+        return self._reduced(x, dist.ReduceOp.MAX)
+
+    def sum(self, x: Tensor) -> Tensor:
+        return self._reduced(x, dist.ReduceOp.SUM)
+
+    def _reduced(self, x: Tensor, operation: Any) -> Tensor:
+        y = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(y, operation)
+        return y
 
 
 def add_up(tensors: Sequence[Tensor]) -> None:
@@ -49,16 +64,14 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(y)
-        return y
+        return Together().sum(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         return _Total.forward(ctx, gradients[0])
 
 
-def _share_statistics(network: nn.Module, state: DropoutState) -> None:
+def share_statistics(network: nn.Module, state: DropoutState) -> None:
     """Let batch norm use the mean and variance of the whole micro-batch in training."""
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     for norm in norms:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backends.lightning import layers
+from backends.lightning import distributed, layers
 from backends.lightning.average import swapped
 from backends.lightning.schedule import hyperparameters, read
 from runner.components.layers import Pads, Window
@@ -20,6 +20,7 @@ from runner.errors import IF_DIVERGED, RunError
 from runner.exact import gradient, optimizers, self_test
 from runner.exact.layers import Pass
 from runner.exact.network import Layout, forward
+from runner.exact.primitives import Place, Together
 from runner.exact.reference import positions, sliding
 from runner.exact.rules import TINY, finite
 from runner.exact.tables import table
@@ -32,10 +33,10 @@ _SLICE = 1 << 15  # elements per call of an optimizer's update; so many stay in 
 
 class Torch:
     """The primitives on one device. On the CPU, `grid` computes its unit in Python: reading two
-    scalars costs less than six kernel calls."""
+    scalars costs less than six kernel calls. `together` are the processes of a run of several."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.on_cpu = device, device.type == "cpu"
+    def __init__(self, device: torch.device, together: Together | None = None) -> None:
+        self.device, self.on_cpu, self.together = device, device.type == "cpu", together
         self._tables: dict[str, Tensor] = {}
         self._eyes: dict[int, Tensor] = {}
         self._windows: dict[tuple[Any, ...], Tensor] = {}
@@ -52,11 +53,16 @@ class Torch:
     def rint(self, x: Tensor) -> Tensor:
         return torch.round(x)
 
-    def grid(self, x: Tensor, bits: int, per_row: bool = False) -> tuple[Tensor, Any]:
+    def grid(
+        self, x: Tensor, bits: int, per_row: bool = False, of_all: bool = False
+    ) -> tuple[Tensor, Any]:
+        together = self.together if of_all else None
         if self.on_cpu and not per_row:
-            # reduce in memory order
-            low, high = torch.aminmax(x if x.is_contiguous() else x.movedim(-1, 0))
-            bound = max(-low.item(), high.item(), 2.0**-200)
+            bound = _bound(x)
+            if together is not None:
+                # what is not finite is so in all processes: a maximum can lose NaN
+                bound = bound if math.isfinite(bound) else math.inf
+                bound = together.largest(torch.tensor([bound], dtype=x.dtype)).item()
             if not math.isfinite(bound):
                 raise RunError(
                     f"a value is not finite: an update went beyond the range of float32; "
@@ -64,10 +70,14 @@ class Torch:
                 )
             exponent = math.frexp(bound)[1] - bits
             return (x * 2.0**-exponent).round_(), 2.0**exponent
-        largest = x.abs()
+        largest = x.abs() if x.numel() else x.new_zeros((*x.shape[:1], *(1 for _ in x.shape[1:])))
         largest = largest.amax(tuple(range(1, x.ndim)), keepdim=True) if per_row else largest.amax()
+        largest = largest if together is None else together.largest(largest)
         power, _ = self.power(largest.clamp_min(2.0**-200))
         return (x * (2.0 ** (bits - 1) / power)).round_(), power * 2.0 ** (1 - bits)
+
+    def over_all(self, x: Tensor) -> Tensor:
+        return x if self.together is None else self.together.sum(x)
 
     def plus(self, a: Tensor, b: Tensor, scale: Any) -> Tensor:
         return (
@@ -163,12 +173,18 @@ class Torch:
             self._eyes[num] = torch.eye(num, dtype=torch.float64, device=self.device)
         return self._eyes[num][labels]
 
-    def keep(
-        self, x: Tensor, rate: float, seed: int, layer_index: int, step: int, micro_batch: int
-    ) -> Tensor:
-        return layers.keep(
-            x.shape, rate, layer_key(seed, layer_index), step, micro_batch, self.device
-        )
+    def keep(self, x: Tensor, rate: float, layer_index: int, where: Place) -> Tensor:
+        key, first = layer_key(where.seed, layer_index), where.first_row
+        return layers.keep(x.shape, rate, key, where.step, where.micro_batch, self.device, first)
+
+
+def _bound(x: Tensor) -> float:
+    """Return max |x|, at least 2^-200."""
+    if not x.numel():
+        return 2.0**-200
+    # reduce in memory order
+    low, high = torch.aminmax(x if x.is_contiguous() else x.movedim(-1, 0))
+    return max(-low.item(), high.item(), 2.0**-200)
 
 
 def _windows(images: Sequence[int], window: Window, pads: Pads) -> np.ndarray:
@@ -191,12 +207,13 @@ class Network(nn.Module):
         state: TrainState,
         device: torch.device,
         groups: Sequence[Group] = (),
+        together: Together | None = None,
     ) -> None:
         super().__init__()
         self.nodes, self.layout, self.o = (
             model.network.nodes,
             Layout.of(model.network, groups),
-            Torch(device),
+            Torch(device, together),
         )
         self.takes_tokens = model.network.takes_tokens
         self.weights = nn.Parameter(
@@ -286,7 +303,8 @@ class Engine:
     compile_seconds = 0.0  # nothing is compiled
 
     def __init__(self, run: RunSpec, start: TrainState, device: torch.device) -> None:
-        self.run, self.network = run, Network(run, start, device, run.groups)
+        together = distributed.connect(run.world) if run.world.size > 1 else None
+        self.run, self.network = run, Network(run, start, device, run.groups, together)
         self_test.check(str(device), self._run_self_test)
         self.optimizer = Optimizer(run, self.network, start)
         o = self.network.o
@@ -314,11 +332,15 @@ class Engine:
 
     @torch.inference_mode()
     def update(
-        self, step: int, batches: Sequence[Mapping[str, Tensor]], num_rows: int
+        self,
+        step: int,
+        batches: Sequence[Mapping[str, Tensor]],
+        num_rows: int,
+        sizes: Sequence[int] = (),
     ) -> tuple[list[tuple[Tensor, ...]], list[Tensor]]:
         """Make one update. Return each micro-batch's outputs, targets and any weights, for
         `losses`, and its float32 outputs, both from before the update."""
-        n = self.network
+        n, self.sizes = self.network, sizes or [len(batch["x"]) for batch in batches]
         n.weights.grad, n.statistics, outputs = gradient.gradient(
             n.o,
             self.run,
@@ -326,7 +348,7 @@ class Engine:
             n.values(),
             n.statistics,
             batches,
-            num_rows,
+            self.sizes,
             self.run.seed,
             step,
         )
@@ -340,7 +362,8 @@ class Engine:
         # per micro-batch: outputs, targets and weights of all K updates
         by_micro_batch = [zip(*terms, strict=True) for terms in zip(*loss_terms, strict=True)]
         batches = [tuple(map(torch.cat, tensors)) for tensors in by_micro_batch]
-        return gradient.losses(self.network.o, self.run, batches, len(loss_terms)).float()
+        o, num_steps = self.network.o, len(loss_terms)
+        return gradient.losses(o, self.run, batches, self.sizes, num_steps).float()
 
     def state(self, step: int) -> TrainState:
         n = self.network

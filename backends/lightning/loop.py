@@ -87,7 +87,7 @@ class Module(pl.LightningModule):
         logged: dict[str, list[float]] = {}
         blocks = [[*_batches(fields)] for fields in self.fields_of(chunk)]
         counted = [(block, len(block) // chunk.num_steps) for block in blocks]
-        parts = self._parts(chunk) if self.run.world.size > 1 else {}
+        parts = {"sizes": chunk.micro_batch_sizes} if self.run.world.size > 1 else {}
         for k in range(chunk.num_steps):
             applied.append(self.schedule.read())
             if self.run.scales_loss:
@@ -113,11 +113,6 @@ class Module(pl.LightningModule):
             compile_seconds=engine.compile_seconds,
         )
         engine.compile_seconds = 0.0
-
-    def _parts(self, chunk: Chunk) -> dict[str, Any]:
-        """Return the rows of each micro-batch of an update, of all processes together."""
-        sizes = zip(chunk.blocks, chunk.batch_sizes, strict=True)
-        return {"sizes": [size for block, size in sizes for _ in range(block.shape[1])]}
 
     def fields_of(self, chunk: Chunk) -> Iterator[dict[str, Tensor]]:
         """Yield the fields of each block, with one gather per field.  # [K, A, B, ...] each"""

@@ -62,7 +62,8 @@ class Engine:
         self.steps = objective.steps_of(self.network) if run.loss.name == "model" else None
         self.world = run.world
         if self.world.size > 1:
-            distributed.connect(self.world, self.network, self.dropout_state)
+            distributed.connect(self.world)
+            distributed.share_statistics(self.network, self.dropout_state)
         self.own_loss = objective.own_function(run.loss)
         forward = objective.forward(run.loss, self.own_loss, self.network, run.has_weights)
         self.forward = layers.compiled(forward, self.network) if run.compile else forward

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from backends.witness import distributed
 from runner.components.optimizers import AVERAGE_WEIGHTS
 from runner.data.source import Batch
 from runner.exact import gradient, optimizers, rules
@@ -18,7 +19,8 @@ class Engine:
     """Trains all weights as one float64 vector, with the updates of runner.exact."""
 
     def __init__(self, run: RunSpec, start: TrainState) -> None:
-        self.run, self.o, self.layout = run, NumPy(), Layout.of(run.network, run.groups)
+        together = distributed.connect(run.world) if run.world.size > 1 else None
+        self.run, self.o, self.layout = run, NumPy(together), Layout.of(run.network, run.groups)
         self.weights = rules.r(self.layout.pack(start.weights))
         self.slots = {s: rules.r(self.layout.pack(values)) for s, values in start.slots.items()}
         self.buffers = {name: rules.r(value) for name, value in start.buffers.items()}
@@ -31,16 +33,16 @@ class Engine:
         self.scalars = optimizers.tables_of(run)
 
     def update(
-        self, step: int, batches: Sequence[Batch], num_rows: int
+        self, step: int, batches: Sequence[Batch], sizes: Sequence[int]
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """Make one update. Return the mean loss and each micro-batch's outputs, both from before
         the update."""
         o, run, weights = self.o, self.run, self.layout.views(self.o, self.weights)
         g, self.buffers, outputs = gradient.gradient(
-            o, run, self.layout, weights, self.buffers, batches, num_rows, run.seed, step
+            o, run, self.layout, weights, self.buffers, batches, sizes, run.seed, step
         )
         terms = [gradient.loss_terms(z, batch) for z, batch in zip(outputs, batches, strict=True)]
-        (loss,) = gradient.losses(o, run, terms, 1)
+        (loss,) = gradient.losses(o, run, terms, sizes, 1)
         scheduled = {name: self.tables[name][step] for name in self.scheduled}
         scalars = {name: values[step] for name, values in self.scalars.items()}
         rates = [np.float64(self.tables[group.rate][step]) for group, _ in self.layout.parts]

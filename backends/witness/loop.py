@@ -46,7 +46,7 @@ class _Live:
                 for block in chunk.blocks
                 for rows in block[k]
             ]
-            loss_term, z = self.engine.update(self.step, batches, chunk.rows_per_step)
+            loss_term, z = self.engine.update(self.step, batches, chunk.micro_batch_sizes)
             loss_terms.append(loss_term)
             outputs += z
             self.step += 1

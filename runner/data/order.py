@@ -56,11 +56,15 @@ class Chunk(NamedTuple):
         return self.sizes or tuple(block.shape[2] for block in self.blocks)
 
     @property
+    def micro_batch_sizes(self) -> list[int]:
+        """The rows of each micro-batch of an update, of all processes together."""
+        pairs = zip(self.blocks, self.batch_sizes, strict=True)
+        return [size for block, size in pairs for _ in range(block.shape[1])]
+
+    @property
     def rows_per_step(self) -> int:
         """The rows of an update, of all processes together."""
-        return sum(
-            block.shape[1] * size for block, size in zip(self.blocks, self.batch_sizes, strict=True)
-        )
+        return sum(self.micro_batch_sizes)
 
     def by_block(self, field: str) -> list[np.ndarray]:
         """A field of the chunk in the shapes of its blocks.  # dtype[K, A, B, ...]"""

@@ -32,7 +32,7 @@ def _operands(p: Pass, node: Node, x: Tensor, num: int) -> tuple[Tensor, Any, Te
     """Return x and the kernel on their grids, each with its unit, and the bits of both; `num` is
     the number of products of an output."""
     bits = product_bits(num if p.is_evaluation else longest_sum(node, p.rows or 0))
-    return *p.o.grid(x, bits, p.is_evaluation), *p.o.grid(p.value(node, "kernel"), bits), bits
+    return *p.grid(x, bits), *p.o.grid(p.value(node, "kernel"), bits), bits
 
 
 def conv2d(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
@@ -49,12 +49,12 @@ def conv2d_backward(
     p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
 ) -> tuple[Tensor, Gradients]:
     o, (columns, ux, kernel, uw, bits) = p.o, memory
-    qg, ug = o.grid(g, bits)
+    qg, ug = p.grid(g, bits)
     rows = o.reshape(qg, (-1, node.output_shape[2]))
     products = _by_kernel(o, columns, rows, math.prod(node.spec.window.size), node)
-    gradients = {"kernel": o.reshape(o.r(products * (ux * ug)), node.variables[0].shape)}
+    gradients = {"kernel": o.reshape(products * (ux * ug), node.variables[0].shape)}
     if node.spec.bias:
-        gradients["bias"] = o.r(o.sum(rows, (0,)) * ug)
+        gradients["bias"] = o.sum(rows, (0,)) * ug
     return o.r(_conv2d_dx(p, node, qg, rows, kernel) * (ug * uw)) if needs_dx else None, gradients
 
 
@@ -136,14 +136,14 @@ def depthwise_conv2d_backward(
     p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
 ) -> tuple[Tensor, Gradients]:
     o, (parts, ux, kernel, uw, bits) = p.o, memory
-    qg, ug = o.grid(g, bits)
+    qg, ug = p.grid(g, bits)
     apart = o.reshape(
         qg, (-1, *node.output_shape[:2], node.input_shape[2], node.spec.depth_multiplier)
     )
     sums = [o.sum(part * apart, (0, 1, 2)) for part in parts]
-    gradients = {"kernel": o.reshape(o.r(o.join(sums) * (ux * ug)), node.variables[0].shape)}
+    gradients = {"kernel": o.reshape(o.join(sums) * (ux * ug), node.variables[0].shape)}
     if node.spec.bias:
-        gradients["bias"] = o.r(o.sum(qg, (0, 1, 2)) * ug)
+        gradients["bias"] = o.sum(qg, (0, 1, 2)) * ug
     if not needs_dx:
         return None, gradients
     images = [o.sum(apart * kernel[i], (4,)) for i in range(len(parts))]
@@ -170,12 +170,12 @@ def conv2d_transpose_backward(
 ) -> tuple[Tensor, Gradients]:
     """The derivative by x is the convolution of g with the kernel."""
     o, (rows, ux, kernel, uw, bits), window = p.o, memory, node.spec.window
-    qg, ug = o.grid(g, bits)
+    qg, ug = p.grid(g, bits)
     columns = o.patches(qg, window, window.pads(node.output_shape))
-    by_kernel = o.r(o.matmul(o.transpose(columns), rows) * (ux * ug))
+    by_kernel = o.matmul(o.transpose(columns), rows) * (ux * ug)
     gradients = {"kernel": o.reshape(by_kernel, node.variables[0].shape)}
     if node.spec.bias:
-        gradients["bias"] = o.r(o.sum(qg, (0, 1, 2)) * ug)
+        gradients["bias"] = o.sum(qg, (0, 1, 2)) * ug
     if not needs_dx:
         return None, gradients
     dx = o.matmul(columns, o.reshape(kernel, (-1, node.input_shape[2])))
@@ -200,11 +200,11 @@ def conv1d_backward(
     p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
 ) -> tuple[Tensor, Gradients]:
     o, (columns, ux, qw, uw, bits) = p.o, memory
-    qg, ug = o.grid(o.reshape(g, (-1, node.output_shape[1])), bits)
-    parts = [o.r(_by_kernel(o, column, qg, 1, node) * (ux * ug)) for column in columns]
+    qg, ug = p.grid(o.reshape(g, (-1, node.output_shape[1])), bits)
+    parts = [_by_kernel(o, column, qg, 1, node) * (ux * ug) for column in columns]
     gradients = {"kernel": o.reshape(o.join(parts), node.variables[0].shape)}
     if node.spec.bias:
-        gradients["bias"] = o.r(o.sum(qg, (0,)) * ug)
+        gradients["bias"] = o.sum(qg, (0,)) * ug
     if not needs_dx:
         return None, gradients
     low, high = node.spec.pads(node.input_shape[0])

@@ -16,7 +16,7 @@ from runner.exact.layers import (
     product_backward,
 )
 from runner.exact.primitives import Tensor
-from runner.exact.rules import divide, product_bits, total
+from runner.exact.rules import divide, product_bits
 
 
 def gated_dense(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
@@ -42,7 +42,7 @@ def squeeze_excite(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     o, (*positions, channels) = p.o, node.input_shape
     num = math.prod(positions)
     x = o.reshape(x, (-1, num, channels))
-    mean = divide(o, total(o, x, (1,), num, p.is_evaluation, keep=True), num)
+    mean = divide(o, p.total(x, (1,), num), num)
     num_products = channels if p.is_evaluation else max(p.rows or 0, channels)
     bits = product_bits(num_products)
     squeezed, first = product(p, node, "squeeze_", o.reshape(mean, (-1, channels)), bits)
@@ -61,7 +61,7 @@ def squeeze_excite_backward(
     *positions, channels = node.input_shape
     num = math.prod(positions)
     g = o.reshape(g, (-1, num, channels))
-    (qg, ug), (qx, ux) = o.grid(g, product_bits(num)), o.grid(x, product_bits(num))
+    (qg, ug), (qx, ux) = p.grid(g, product_bits(num)), p.grid(x, product_bits(num))
     by_scale = o.r(o.sum(qg * qx, (1,)) * (ug * ux))
     by_excited = o.r(by_scale * o.r(scale * complement))
     by_active, gradients = product_backward(p, node, "excite_", second, by_excited, True)

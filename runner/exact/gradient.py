@@ -9,7 +9,7 @@ from runner.exact import optimizers
 from runner.exact.layers import Pass
 from runner.exact.losses import FORMS, values_per_row
 from runner.exact.network import Layout, backward, forward
-from runner.exact.primitives import Primitives, Tensor
+from runner.exact.primitives import Place, Primitives, Tensor
 from runner.exact.rules import divide, sum_bits
 from runner.spec import RunSpec
 
@@ -23,28 +23,30 @@ def gradient(
     weights: Mapping[str, Tensor],
     buffers: Mapping[str, Tensor],
     batches: Iterable[Mapping[str, Tensor]],
-    num_rows: int,
+    sizes: Sequence[int],
     seed: Any,
     step: Any,
 ) -> tuple[Tensor, Buffers, list[Tensor]]:
     """Return (gradient, running statistics, outputs of each micro-batch). The gradient is that of
-    the mean loss over the num_rows rows of all micro-batches, by all weights as one vector; it is 0
-    for frozen weights.
-    batches  # x [B, ...], y labels [B] or targets [B, C], and any weights [B]"""
+    the mean loss over the rows of all micro-batches of all processes, by all weights as one vector;
+    it is 0 for frozen weights.
+    batches  # x [B, ...], y labels [B] or targets [B, C], and any weights [B]: of this process
+    sizes    # rows of each micro-batch, of all processes together"""
     vector, outputs, buffers = None, [], dict(buffers)
     unchanged = frozen(run.groups)
-    zeros = {name: 0.0 * weights[name] for name in unchanged}
-    for micro_batch, batch in enumerate(batches):
+    zeros = {name: [0.0 * weights[name]] for name in unchanged}
+    for micro_batch, (batch, size) in enumerate(zip(batches, sizes, strict=True)):
         x, y = batch["x"], batch["y"]
-        p = Pass(o, {**weights, **buffers}, x.shape[0], seed, step, micro_batch, unchanged)
+        where = Place(seed, step, micro_batch, run.world.cut(size)[0])
+        p = Pass(o, {**weights, **buffers}, size, where, unchanged)
         z, tape = forward(p, run.network.nodes, x)
         g = FORMS[run.loss.name][0](o, run.loss, _by_position(o, run, z), _target(o, run, y))
-        g = _weighted(o, g, batch.get("weight"))
-        gradients: dict[str, Tensor] = {}
-        num_values = num_rows * _num_positions(run) * _values_per_row(run)
+        g = _weighted(o, run, g, batch.get("weight"))
+        gradients: dict[str, list[Tensor]] = {}
+        num_values = sum(sizes) * _num_positions(run) * _values_per_row(run)
         g = o.reshape(divide(o, g, num_values), (-1, *run.network.output_shape))
         backward(p, tape, g, gradients)
-        batch_vector = layout.join(o, {**gradients, **zeros})
+        batch_vector = layout.total(o, {**gradients, **zeros})
         vector = batch_vector if vector is None else o.r(vector + batch_vector)
         buffers.update(p.buffers)
         outputs.append(z)
@@ -52,27 +54,32 @@ def gradient(
 
 
 def losses(
-    o: Primitives, run: RunSpec, batches: Sequence[tuple[Tensor, ...]], num_steps: int
+    o: Primitives,
+    run: RunSpec,
+    batches: Sequence[tuple[Tensor, ...]],
+    sizes: Sequence[int],
+    num_steps: int,
 ) -> Tensor:
     """Return the loss of each of K updates.  # [K]
 
     `batches` has the `loss_terms` of each micro-batch of an update: the outputs z [K B, C], the
     targets y and any weights of this micro-batch in all K updates, one after another. With a label
-    at each of T positions, z is [K B, T, C]."""
-    loss_sum, num_rows = None, 0
-    for outputs, y, *weights in batches:
+    at each of T positions, z is [K B, T, C]. `sizes` has the rows of each micro-batch, of all
+    processes together."""
+    loss_sum = None
+    for (outputs, y, *weights), size in zip(batches, sizes, strict=True):
         z = _by_position(o, run, outputs)
         values = FORMS[run.loss.name][1](o, run.loss, z, _target(o, run, y))
-        values = _weighted(o, values, *weights)
-        rows = z.shape[0] // num_steps
-        num_values = rows * values.shape[1]
+        values = _weighted(o, run, values, *weights)
+        num_own = values.shape[0] // num_steps * values.shape[1]
+        num = size * _num_positions(run) * values.shape[1]
         q, unit = o.grid(
-            o.reshape(values, (num_steps, num_values)), sum_bits(num_values), per_row=True
+            o.reshape(values, (num_steps, num_own)), sum_bits(num), per_row=True, of_all=True
         )
-        batch_sum = o.r(o.sum(q, (1,), True) * unit)
+        batch_sum = o.r(o.over_all(o.sum(q, (1,), True)) * unit)
         loss_sum = batch_sum if loss_sum is None else o.r(loss_sum + batch_sum)
-        num_rows += rows
-    return o.reshape(divide(o, loss_sum, num_rows * _values_per_row(run)), (num_steps,))
+    num_values = sum(sizes) * _num_positions(run) * _values_per_row(run)
+    return o.reshape(divide(o, loss_sum, num_values), (num_steps,))
 
 
 def integer_fields(run: RunSpec) -> set[str]:
@@ -86,12 +93,12 @@ def loss_terms(z: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     return (z, batch["y"], *([batch["weight"]] if "weight" in batch else []))
 
 
-def _weighted(o: Primitives, values: Tensor, weights: Tensor | None = None) -> Tensor:
+def _weighted(o: Primitives, run: RunSpec, values: Tensor, weights: Tensor | None = None) -> Tensor:
     """R(w v) for the values [B T, V] of rows with the weights [B]."""
     if weights is None:
         return values
     width = values.shape[-1]
-    by_row = o.reshape(values, (weights.shape[0], -1))
+    by_row = o.reshape(values, (-1, _num_positions(run) * width))
     return o.reshape(o.r(by_row * o.reshape(weights, (-1, 1))), (-1, width))
 
 

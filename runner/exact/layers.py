@@ -4,6 +4,10 @@ formulas.
 x  # the input [N, ...]; y  # the output; g  # the derivative of the loss by y. A forward function
 returns (y, memory); a backward function takes memory and g and returns (dx, gradients by variable).
 dx is None unless needs_dx.
+
+Tensors with rows have those of this process, N of them or none. What depends on other rows goes
+through `Pass.grid` and `Pass.over_all`. A gradient is an exact sum over this process's rows, before
+R: network.py adds up those of all processes, and rounds.
 """
 
 import math
@@ -16,9 +20,9 @@ import numpy as np
 from runner.components.layers import Node, Window
 from runner.components.positions import encodings
 from runner.exact.functions import exponentials, normal, sigmoid, tanh
-from runner.exact.primitives import Primitives, Tensor
+from runner.exact.primitives import Place, Primitives, Tensor
 from runner.exact.reference import positions
-from runner.exact.rules import constant, divide, product_bits, r, sum_bits, total
+from runner.exact.rules import constant, divide, product_bits, r, sum_bits
 
 Memory = Any
 Gradients = dict[str, Tensor]
@@ -30,15 +34,13 @@ LOWEST = -(2.0**128)  # below every value: the padding of max_pool and global_ma
 
 @dataclass
 class Pass:
-    """One forward pass: training over `rows` rows, or evaluation, where no row depends on
-    another."""
+    """One forward pass: training over `rows` rows, of all processes together, or evaluation, where
+    no row depends on another."""
 
     o: Primitives
     values: dict[str, Tensor]  # weights and buffers by canonical name
     rows: int | None = None  # None: evaluation
-    seed: Any = 0  # of the run
-    step: Any = 0
-    micro_batch: int = 0
+    where: Place = field(default_factory=Place)
     frozen: Collection[str] = ()  # weights that need no gradient
     # the running statistics after this pass
     buffers: dict[str, Tensor] = field(default_factory=dict)
@@ -47,6 +49,20 @@ class Pass:
     @property
     def is_evaluation(self) -> bool:
         return self.rows is None
+
+    def grid(self, x: Tensor, bits: int) -> Grid:
+        """Q of a tensor with rows: on one grid for all rows in training, on one for each row in
+        evaluation."""
+        return self.o.grid(x, bits, self.is_evaluation, of_all=not self.is_evaluation)
+
+    def total(self, x: Tensor, axes: tuple[int, ...], num: int) -> Tensor:
+        """R of the sums of `num` values of each row, which keep the axes, on the grid of `grid`."""
+        q, unit = self.grid(x, sum_bits(num))
+        return self.o.r(self.o.sum(q, axes, True) * unit)
+
+    def over_all(self, x: Tensor) -> Tensor:
+        """Add up exact sums over the rows of each process, in training."""
+        return self.o.over_all(x)
 
     def value(self, node: Node, name: str) -> Tensor:
         if name == "kernel" and node.tied:
@@ -112,7 +128,7 @@ def product(p: Pass, node: Node, prefix: str, x: Tensor, bits: int) -> tuple[Ten
     """Return x W + b over the last axis of x, and what the derivatives need. W and b are the
     variables `kernel` and `bias` with this prefix."""
     o: Primitives = p.o
-    qx, ux = o.grid(x, bits, p.is_evaluation)
+    qx, ux = p.grid(x, bits)
     qw, uw = o.grid(p.value(node, f"{prefix}kernel"), bits)
     num_in, num_out = qw.shape
     rows = o.reshape(qx, (-1, num_in))
@@ -125,11 +141,11 @@ def product_backward(
 ) -> tuple[Tensor, Gradients]:
     """Differentiate `product`; dx has the shape [rows, in]."""
     rows, ux, qw, uw, bits = factors
-    qg, ug = p.o.grid(p.o.reshape(g, (-1, qw.shape[1])), bits)
+    qg, ug = p.grid(p.o.reshape(g, (-1, qw.shape[1])), bits)
     kernel, dx = _factors_backward(p, (rows, ux), (qw, uw), (qg, ug), needs_dx)
     gradients = {f"{prefix}kernel": kernel}
     if node.spec.bias:
-        gradients[f"{prefix}bias"] = p.o.r(p.o.sum(qg, (0,)) * ug)
+        gradients[f"{prefix}bias"] = p.o.sum(qg, (0,)) * ug
     return dx, gradients
 
 
@@ -139,7 +155,7 @@ def _factors_backward(
     """Differentiate rows x [M, in] times a kernel [in, out], given g [M, out]: by the kernel, and
     by x."""
     (qx, ux), (qw, uw), (qg, ug) = x, kernel, g
-    by_kernel = p.o.r(p.o.matmul(p.o.transpose(qx), qg) * (ux * ug))
+    by_kernel = p.o.matmul(p.o.transpose(qx), qg) * (ux * ug)
     return by_kernel, p.o.r(p.o.matmul(qg, p.o.transpose(qw)) * (ug * uw)) if needs_dx else None
 
 
@@ -151,7 +167,7 @@ def biased(p: Pass, node: Node, products: Tensor, unit: Any, prefix: str = "") -
 
 
 def _num_rows(p: Pass, node: Node) -> int:
-    """Return how many values a batch has for each index of the last axis."""
+    """Return how many values the batch of all processes has for each index of the last axis."""
     return (p.rows or 0) * math.prod(node.input_shape[:-1])
 
 
@@ -199,7 +215,7 @@ def max_pool_backward(
     overlap = any(stride < size for stride, size in zip(window.stride, window.size, strict=True))
     unit: Any = 1.0
     if overlap:
-        g, unit = p.o.grid(g, sum_bits(math.prod(window.size)))
+        g, unit = p.grid(g, sum_bits(math.prod(window.size)))
     parts, not_found = [], None
     for values in values_of_windows:
         is_first = values == y if not_found is None else (values == y) & not_found
@@ -211,7 +227,7 @@ def max_pool_backward(
 
 def average_pool(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     """Average the values of each window, without the padding; the sums are on one grid."""
-    q, unit = p.o.grid(x, sum_bits(math.prod(node.spec.window.size)), p.is_evaluation)
+    q, unit = p.grid(x, sum_bits(math.prod(node.spec.window.size)))
     parts = windows(p, node, q)
     sums = parts[0]
     for values in parts[1:]:
@@ -225,7 +241,7 @@ def average_pool_backward(
     if not needs_dx:
         return None, {}
     num = math.prod(node.spec.window.size)
-    q, unit = p.o.grid(p.o.r(g / _counts(p, node)), sum_bits(num))
+    q, unit = p.grid(p.o.r(g / _counts(p, node)), sum_bits(num))
     return p.o.r(fold_windows(p, node.spec.window, [q] * num, node.input_shape) * unit), {}
 
 
@@ -243,7 +259,7 @@ def _counts(p: Pass, node: Node) -> Tensor:
 def global_average_pool(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     *positions, channels = node.input_shape
     num, axes = math.prod(positions), tuple(range(1, len(positions) + 1))
-    sums = total(p.o, x, axes, num, p.is_evaluation, keep=True)
+    sums = p.total(x, axes, num)
     if node.is_masked:
         return p.o.r(p.o.reshape(sums, (-1, channels)) / _num_values(p)), None
     return p.o.reshape(divide(p.o, sums, num), (-1, channels)), None
@@ -257,7 +273,7 @@ def global_average_pool_backward(
     *positions, channels = node.input_shape
     mean = p.o.r(g / _num_values(p)) if node.is_masked else divide(p.o, g, math.prod(positions))
     dx = p.o.reshape(mean, (-1, *(1 for _ in positions), channels))
-    return p.o.spread(dx, (p.rows or 0, *positions, channels)), {}
+    return p.o.spread(dx, (g.shape[0], *positions, channels)), {}
 
 
 def global_max_pool(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
@@ -276,7 +292,7 @@ def global_max_pool_backward(
     if not needs_dx:
         return None, {}
     o, (columns, y) = p.o, memory
-    shape = (p.rows or 0, node.output_shape[0], math.prod(node.input_shape[:-1]))
+    shape = (g.shape[0], node.output_shape[0], math.prod(node.input_shape[:-1]))
     is_largest = columns == o.spread(y, shape)
     num = o.sum(o.where(is_largest, o.spread(o.constant(np.ones((1, 1, 1))), shape), 0.0), (2,))
     share = o.reshape(o.r(g / num), (-1, shape[1], 1))
@@ -300,7 +316,8 @@ def upsampling2d_backward(
         return None, {}
     (height, width, channels), (down, across) = node.input_shape, node.spec.window.size
     copies = p.o.reshape(g, (-1, height, down, width, across, channels))
-    return total(p.o, copies, (2, 4), down * across), {}
+    sums = p.total(copies, (2, 4), down * across)
+    return p.o.reshape(sums, (-1, *node.input_shape)), {}
 
 
 def shape(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
@@ -433,7 +450,7 @@ ACTIVATIONS: dict[str, tuple[Callable[..., tuple[Tensor, Memory]], Callable[...,
 def dropout(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     if p.is_evaluation or node.spec.rate == 0:
         return x, None
-    mask = p.o.keep(x, node.spec.rate, p.seed, node.index, p.step, p.micro_batch)
+    mask = p.o.keep(x, node.spec.rate, node.index, p.where)
     return _drop(p, node, mask, x), mask
 
 
@@ -457,10 +474,11 @@ def batch_norm(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
         inverse = _inverse_root(o, running_variance, s.eps)
         return o.r(o.r(x - running_mean) * o.r(scale * inverse) + offset), None
     num, axes = _num_rows(p, node), tuple(range(len(node.input_shape)))
-    mean = divide(o, total(o, x, axes, num), num)
+    q, unit = p.grid(x, sum_bits(num))
+    mean = divide(o, o.r(p.over_all(o.sum(q, axes)) * unit), num)
     centred = o.r(x - mean)
-    q, unit = o.grid(centred, product_bits(num))
-    variance = divide(o, o.r(o.sum(q * q, axes) * (unit * unit)), num)
+    q, unit = p.grid(centred, product_bits(num))
+    variance = divide(o, o.r(p.over_all(o.sum(q * q, axes)) * (unit * unit)), num)
     unbiased = o.r(variance * constant(num / max(1, num - 1)))
     for name, old, new in (("mean", running_mean, mean), ("variance", running_variance, unbiased)):
         p.buffers[f"{node.name}/{name}"] = o.r(
@@ -478,20 +496,22 @@ def batch_norm_backward(
     root."""
     o, (normalized, inverse), num = p.o, memory, _num_rows(p, node)
     axes, bits = tuple(range(len(node.input_shape))), product_bits(num)
-    (qg, ug), (qn, un) = o.grid(g, bits), o.grid(normalized, bits)
-    scale, offset = o.r(o.sum(qg * qn, axes) * (ug * un)), o.r(o.sum(qg, axes) * ug)
-    gradients = {"scale": scale, "offset": offset}
+    (qg, ug), (qn, un) = p.grid(g, bits), p.grid(normalized, bits)
+    sums = [o.sum(qg * qn, axes) * (ug * un), o.sum(qg, axes) * ug]
+    gradients = dict(zip(("scale", "offset"), sums, strict=True))
     if not needs_dx:
         return None, gradients
+    both = o.r(p.over_all(o.join(sums)))
+    scale, offset = both[: node.input_shape[-1]], both[node.input_shape[-1] :]
     centred_g = o.r(o.plus(o.r(g - divide(o, offset, num)), normalized, -divide(o, scale, num)))
     return o.r(centred_g * o.r(p.value(node, "scale") * inverse)), gradients
 
 
 def layer_norm(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     o, num, last = p.o, node.input_shape[-1], (len(node.input_shape),)
-    mean = divide(o, total(o, x, last, num, p.is_evaluation, keep=True), num)
+    mean = divide(o, p.total(x, last, num), num)
     centred = o.r(x - mean)
-    q, unit = o.grid(centred, product_bits(num), p.is_evaluation)
+    q, unit = p.grid(centred, product_bits(num))
     variance = divide(o, o.r(o.sum(q * q, last, True) * (unit * unit)), num)
     inverse = _inverse_root(o, variance, node.spec.eps)
     normalized = o.r(centred * inverse)
@@ -506,15 +526,15 @@ def layer_norm_backward(
     o, (normalized, inverse), num = p.o, memory, node.input_shape[-1]
     leading, last = tuple(range(len(node.input_shape))), (len(node.input_shape),)
     bits = product_bits(max(num, _num_rows(p, node)))
-    (qg, ug), (qn, un) = o.grid(g, bits), o.grid(normalized, bits)
+    (qg, ug), (qn, un) = p.grid(g, bits), p.grid(normalized, bits)
     gradients = {
-        "scale": o.r(o.sum(qg * qn, leading) * (ug * un)),
-        "offset": o.r(o.sum(qg, leading) * ug),
+        "scale": o.sum(qg * qn, leading) * (ug * un),
+        "offset": o.sum(qg, leading) * ug,
     }
     if not needs_dx:
         return None, gradients
     h = o.r(g * p.value(node, "scale"))
-    qh, uh = o.grid(h, bits)
+    qh, uh = p.grid(h, bits)
     mean = divide(o, o.r(o.sum(qh, last, True) * uh), num)
     product = divide(o, o.r(o.sum(qh * qn, last, True) * (uh * un)), num)
     return o.r(o.r(o.r(h - mean) - normalized * product) * inverse), gradients
@@ -522,7 +542,7 @@ def layer_norm_backward(
 
 def rms_norm(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     o, num, last = p.o, node.input_shape[-1], (len(node.input_shape),)
-    q, unit = o.grid(x, product_bits(num), p.is_evaluation)
+    q, unit = p.grid(x, product_bits(num))
     mean_square = divide(o, o.r(o.sum(q * q, last, True) * (unit * unit)), num)
     inverse = _inverse_root(o, mean_square, node.spec.eps)
     normalized = o.r(x * inverse)
@@ -537,21 +557,21 @@ def rms_norm_backward(
     o, (normalized, inverse), num = p.o, memory, node.input_shape[-1]
     leading, last = tuple(range(len(node.input_shape))), (len(node.input_shape),)
     bits = product_bits(max(num, _num_rows(p, node)))
-    (qg, ug), (qn, un) = o.grid(g, bits), o.grid(normalized, bits)
-    gradients = {"scale": o.r(o.sum(qg * qn, leading) * (ug * un))}
+    (qg, ug), (qn, un) = p.grid(g, bits), p.grid(normalized, bits)
+    gradients = {"scale": o.sum(qg * qn, leading) * (ug * un)}
     if not needs_dx:
         return None, gradients
     h = o.r(g * p.value(node, "scale"))
-    qh, uh = o.grid(h, bits)
+    qh, uh = p.grid(h, bits)
     product = divide(o, o.r(o.sum(qh * qn, last, True) * (uh * un)), num)
     return o.r(o.r(h - normalized * product) * inverse), gradients
 
 
 def group_norm(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     o, num, x = p.o, _group_size(node), _by_group(p, node, x)
-    mean = divide(o, total(o, x, (1, 3), num, p.is_evaluation, keep=True), num)
+    mean = divide(o, p.total(x, (1, 3), num), num)
     centred = o.r(x - mean)
-    q, unit = o.grid(centred, product_bits(num), p.is_evaluation)
+    q, unit = p.grid(centred, product_bits(num))
     variance = divide(o, o.r(o.sum(q * q, (1, 3), True) * (unit * unit)), num)
     inverse = _inverse_root(o, variance, node.spec.eps)
     normalized = o.r(centred * inverse)
@@ -568,15 +588,15 @@ def group_norm_backward(
     o, (normalized, inverse), num = p.o, memory, _group_size(node)
     g = _by_group(p, node, g)
     bits = product_bits(max(num, _num_rows(p, node)))
-    (qg, ug), (qn, un) = o.grid(g, bits), o.grid(normalized, bits)
+    (qg, ug), (qn, un) = p.grid(g, bits), p.grid(normalized, bits)
     gradients = {
-        "scale": o.reshape(o.r(o.sum(qg * qn, (0, 1)) * (ug * un)), node.variables[0].shape),
-        "offset": o.reshape(o.r(o.sum(qg, (0, 1)) * ug), node.variables[1].shape),
+        "scale": o.reshape(o.sum(qg * qn, (0, 1)) * (ug * un), node.variables[0].shape),
+        "offset": o.reshape(o.sum(qg, (0, 1)) * ug, node.variables[1].shape),
     }
     if not needs_dx:
         return None, gradients
     h = o.r(g * _by_group(p, node, p.value(node, "scale")))
-    qh, uh = o.grid(h, bits)
+    qh, uh = p.grid(h, bits)
     mean = divide(o, o.r(o.sum(qh, (1, 3), True) * uh), num)
     product = divide(o, o.r(o.sum(qh * qn, (1, 3), True) * (uh * un)), num)
     dx = o.r(o.r(o.r(h - mean) - normalized * product) * inverse)
@@ -627,8 +647,8 @@ def embedding_backward(
     """Add the derivatives of all positions of each token, on one grid."""
     num_rows = (p.rows or 0) * node.input_shape[0]
     features = node.output_shape[-1]
-    q, unit = p.o.grid(p.o.reshape(g, (-1, features)), sum_bits(num_rows))
-    return None, {"embedding": p.o.r(p.o.matmul(p.o.transpose(rows), q) * unit)}
+    q, unit = p.grid(p.o.reshape(g, (-1, features)), sum_bits(num_rows))
+    return None, {"embedding": p.o.matmul(p.o.transpose(rows), q) * unit}
 
 
 def position_embedding(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
@@ -638,7 +658,8 @@ def position_embedding(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
 def position_embedding_backward(
     p: Pass, node: Node, memory: Memory, g: Tensor, needs_dx: bool
 ) -> tuple[Tensor, Gradients]:
-    return g if needs_dx else None, {"embedding": total(p.o, g, (0,), p.rows or 0, keep=True)}
+    q, unit = p.grid(g, sum_bits(p.rows or 0))
+    return g if needs_dx else None, {"embedding": p.o.sum(q, (0,), True) * unit}
 
 
 def sinusoidal_positions(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
@@ -662,11 +683,11 @@ def attention(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
         products = o.matmul(o.reshape(q, (-1, width)), kernel)
         return o.r(o.reshape(products, (-1, steps, kernel.shape[1])) * (unit * uw))
 
-    qx, ux = o.grid(x, width_bits, p.is_evaluation)
+    qx, ux = p.grid(x, width_bits)
     heads = {name: _split_heads(p, node, project(qx, ux, name)) for name in _KERNELS[:3]}
     for name in ("query", "key"):
         heads[name] = _rotated(p, node, heads[name])
-    parts = [o.grid(value, head_bits, p.is_evaluation) for value in heads.values()]
+    parts = [p.grid(value, head_bits) for value in heads.values()]
     (q, uq), (k, uk), (v, uv) = parts
     products = _by_query(p, node, o.matmul(_by_key(p, node, q), o.transpose(k)))
     scores = o.r(o.r(products * (uq * uk)) * _scale(node))
@@ -677,9 +698,9 @@ def attention(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
         scores = o.where(o.reshape(p.mask, (-1, 1, 1, steps)), scores, MASKED)
     _, e, s = exponentials(o, scores)
     weights = o.r(o.r(e) / o.r(s))
-    qw, uw = o.grid(weights, head_bits, p.is_evaluation)
+    qw, uw = p.grid(weights, head_bits)
     mixed = _by_query(p, node, o.matmul(_by_key(p, node, qw), v))
-    qh, uh = o.grid(_join_heads(p, node, o.r(mixed * (uw * uv))), width_bits, p.is_evaluation)
+    qh, uh = p.grid(_join_heads(p, node, o.r(mixed * (uw * uv))), width_bits)
     return project(qh, uh, "output"), (
         qx,
         ux,
@@ -712,17 +733,17 @@ def attention_backward(
 
     def project_backward(name: str, x: Tensor, unit: Any, g: Tensor, needs_dx: bool) -> Tensor:
         rows = o.reshape(x, (-1, width))
-        g_grid = o.grid(o.reshape(g, (-1, kernels[name][0].shape[1])), width_bits)
+        g_grid = p.grid(o.reshape(g, (-1, kernels[name][0].shape[1])), width_bits)
         gradients[name], dx = _factors_backward(p, (rows, unit), kernels[name], g_grid, needs_dx)
         return o.reshape(dx, (-1, *node.input_shape)) if needs_dx else None
 
     gradients: Gradients = {}
-    qd, ud = o.grid(_split_heads(p, node, project_backward("output", qh, uh, g, True)), head_bits)
+    qd, ud = p.grid(_split_heads(p, node, project_backward("output", qh, uh, g, True)), head_bits)
     by_key = _by_key(p, node, qd)
     dw = o.r(_by_query(p, node, o.matmul(by_key, o.transpose(v))) * (ud * uv))
-    qdw, udw = o.grid(dw, head_bits)
+    qdw, udw = p.grid(dw, head_bits)
     row_sums = o.r(o.sum(qdw * qw, (3,), True) * (udw * uw))
-    qs, us = o.grid(o.r(o.r(weights * o.r(dw - row_sums)) * _scale(node)), head_bits)
+    qs, us = p.grid(o.r(o.r(weights * o.r(dw - row_sums)) * _scale(node)), head_bits)
     by_score = _by_key(p, node, qs)
     by_query = o.r(_by_query(p, node, o.matmul(by_score, k)) * (us * uk))
     by_keys = o.r(o.matmul(o.transpose(by_score), _by_key(p, node, q)) * (us * uq))

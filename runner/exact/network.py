@@ -57,8 +57,23 @@ class Layout:
     def views(self, o: Primitives, vector: Tensor) -> dict[str, Tensor]:
         return {name: o.reshape(part, self.shapes[name]) for name, part in self._parts(vector)}
 
-    def join(self, o: Primitives, gradients: Gradients) -> Tensor:
-        return o.join([gradients[name] for name in self.shapes])
+    def join(self, o: Primitives, tensors: Mapping[str, Tensor]) -> Tensor:
+        return o.join([tensors[name] for name in self.shapes])
+
+    def total(self, o: Primitives, gradients: Mapping[str, Sequence[Tensor]]) -> Tensor:
+        """Return R of the sums over the processes of what `backward` has found, as one vector. A
+        weight that several nodes use has the sum of theirs: R(R(g_3 + g_2) + g_1)."""
+        first = [gradients[name][0] for name in self.shapes]
+        later = [(name, part) for name in self.shapes for part in gradients[name][1:]]
+        sums = o.r(o.over_all(o.join([*first, *(part for _, part in later)])))
+        if not later:
+            return sums
+        tensors, begin = self.views(o, sums[: self.size]), self.size
+        for name, _ in later:
+            end = begin + int(np.prod(self.shapes[name]))
+            part = o.reshape(sums[begin:end], self.shapes[name])
+            tensors[name], begin = o.r(tensors[name] + part), end
+        return self.join(o, tensors)
 
     def _parts(self, vector: Any) -> list[tuple[str, Any]]:
         parts, offset = [], 0
@@ -93,9 +108,10 @@ def forward(
     return x, tape
 
 
-def backward(p: Pass, tape: Tape, g: Tensor, gradients: Gradients) -> Tensor:
-    """Add the gradients of the weights to `gradients`. Return the derivative by the tape's input
-    if a node before it is trained."""
+def backward(p: Pass, tape: Tape, g: Tensor, gradients: dict[str, list[Tensor]]) -> Tensor:
+    """Add the gradients of the weights to `gradients`: for each use, from the last to the first, an
+    exact sum over this process's rows. Return the derivative by the tape's input if a node before
+    it is trained."""
     for node, memory, needs_dx in reversed(tape):
         if not (needs_dx or _is_trained(p, node)):
             continue
@@ -110,7 +126,12 @@ def backward(p: Pass, tape: Tape, g: Tensor, gradients: Gradients) -> Tensor:
 
 
 def _branches_backward(
-    p: Pass, node: Node, memory: Memory, g: Tensor, gradients: Gradients, needs_dx: bool
+    p: Pass,
+    node: Node,
+    memory: Memory,
+    g: Tensor,
+    gradients: dict[str, list[Tensor]],
+    needs_dx: bool,
 ) -> Tensor:
     tapes, is_kept, joined = memory
     first, *others = JOINS[node.spec.joined_by][1](p.o, node, joined, g)
@@ -122,14 +143,13 @@ def _branches_backward(
     return total(p.o, by_input[::-1]) if needs_dx else None
 
 
-def _store(p: Pass, node: Node, own: Gradients, gradients: Gradients) -> None:
-    """Add a node's gradients to those of the nodes after it. A weight that several nodes use has
-    the sum, from the last use to the first: R(R(g_3 + g_2) + g_1)."""
+def _store(p: Pass, node: Node, own: Gradients, gradients: dict[str, list[Tensor]]) -> None:
+    """Add a node's gradients to those of the nodes after it."""
     for name, value in own.items():
         weight = f"{node.name}/{name}"
         if name == "kernel" and node.tied is not None:
             weight, value = node.tied, p.o.transpose(value)
-        gradients[weight] = p.o.r(gradients[weight] + value) if weight in gradients else value
+        gradients.setdefault(weight, []).append(value)
 
 
 def _rows_kept(p: Pass, node: Node, y: Tensor) -> Tensor:
@@ -138,7 +158,7 @@ def _rows_kept(p: Pass, node: Node, y: Tensor) -> Tensor:
     if p.is_evaluation or rate == 0:
         return None
     one_per_row = y[(slice(None), *(slice(0, 1) for _ in node.output_shape))]
-    return p.o.keep(one_per_row, rate, p.seed, node.index, p.step, p.micro_batch)
+    return p.o.keep(one_per_row, rate, node.index, p.where)
 
 
 def _drop(p: Pass, node: Node, is_kept: Tensor, x: Tensor) -> Tensor:

@@ -1,13 +1,16 @@
 """The operations on float64 tensors that a framework provides for exact mode, about 25. Everything
 else is written once, with these.
 
+If several processes train a run, a tensor with rows has those of one process. Two operations reach
+over all of them: the maximum that makes a grid, and the sum.
+
 Tensors support + - * / < <= > >= == & ~ with tensors and Python numbers, and slices. Images are
 [N, H, W, C]. A `Unit` is a power of two: a number, or a tensor that broadcasts over the integers
 that it scales.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,6 +18,27 @@ from runner.components.layers import Pads, Window
 
 Tensor = Any
 Unit = Any
+
+
+class Place(NamedTuple):
+    """The place of a micro-batch in a run, and of this process's first row in it."""
+
+    seed: Any = 0  # of the run
+    step: Any = 0
+    micro_batch: int = 0
+    first_row: int = 0
+
+
+class Together(Protocol):
+    """The processes that train a run. All of them make the same calls in the same order."""
+
+    def largest(self, x: Tensor) -> Tensor:
+        """The elementwise maximum over the processes, of a tensor of equal shape in each."""
+        ...
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum over the processes in float64, not their mean."""
+        ...
 
 
 class Primitives(Protocol):
@@ -30,12 +54,20 @@ class Primitives(Protocol):
         """Round to the nearest integer, half to even."""
         ...
 
-    def grid(self, x: Tensor, bits: int, per_row: bool = False) -> tuple[Tensor, Unit]:
+    def grid(
+        self, x: Tensor, bits: int, per_row: bool = False, of_all: bool = False
+    ) -> tuple[Tensor, Unit]:
         """Q(x, bits) = (i, u): integers |i| <= 2^bits and u = 2^(1 - bits) 2^floor(log2 max|x|), |x
         - i u| <= u / 2.
 
-        The maximum is over all of x, or over each row [N, 1, ...], and at least 2^-200.
+        The maximum is over all of x, or over each row [N, 1, ...], and at least 2^-200. `of_all`:
+        it is also over x in the other processes, which may have other rows, or none.
         """
+        ...
+
+    def over_all(self, x: Tensor) -> Tensor:
+        """The sum over the processes. Of multiples of one power of two whose sum has at most 53
+        bits it is exact in any order."""
         ...
 
     def plus(self, a: Tensor, b: Tensor, scale: Unit) -> Tensor:
@@ -124,8 +156,6 @@ class Primitives(Protocol):
         """int[N] -> float64[N, num]"""
         ...
 
-    def keep(
-        self, x: Tensor, rate: float, seed: Any, layer_index: int, step: Any, micro_batch: int
-    ) -> Tensor:
+    def keep(self, x: Tensor, rate: float, layer_index: int, where: Place) -> Tensor:
         """Compute a layer's mask runner.random.keep in the shape of x.  # bool"""
         ...

@@ -21,7 +21,7 @@ Step = Any  # what the backward pass needs of a step
 
 def recurrent(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     bits = product_bits(longest_sum(node, p.rows or 1))
-    qx, ux = p.o.grid(x, bits, p.is_evaluation)
+    qx, ux = p.grid(x, bits)
     outputs, memories = [], []
     for prefix in node.spec.prefixes:
         y, memory = _direction(p, node, qx, ux, prefix, bits)
@@ -67,7 +67,7 @@ def _direction(
     state, outputs, memories = (h, h), [h] * steps, []
     order = range(steps - 1, -1, -1) if prefix else range(steps)
     for t in order:
-        qh, uh = o.grid(state[0], bits, p.is_evaluation)
+        qh, uh = p.grid(state[0], bits)
         product = o.matmul(qh, qu)
         unit = uh * uu
         b = o.r(product * unit if recurrent_bias is None else o.plus(recurrent_bias, product, unit))
@@ -112,20 +112,20 @@ def _direction_backward(
         by_input[t], by_state[t], direct, dc = _unless_padding(
             p, node, t, found, (0.0, 0.0, dh, dc)
         )
-        q, u = o.grid(by_state[t], bits)
+        q, u = p.grid(by_state[t], bits)
         dh = o.r(o.plus(direct, o.matmul(q, o.transpose(qu)), u * uu))
     num_gates = qw.shape[1]
-    qa, ua = o.grid(o.reshape(_stack(o, by_input), (-1, num_gates)), bits)
+    qa, ua = p.grid(o.reshape(_stack(o, by_input), (-1, num_gates)), bits)
     rows = o.reshape(qx, (-1, num_in))
-    gradients = {f"{prefix}kernel": o.r(o.matmul(o.transpose(rows), qa) * (ux * ua))}
-    qb, ub = o.grid(o.reshape(o.join([by_state[t] for t, *_ in memories]), (-1, num_gates)), bits)
+    gradients = {f"{prefix}kernel": o.matmul(o.transpose(rows), qa) * (ux * ua)}
+    qb, ub = p.grid(o.reshape(o.join([by_state[t] for t, *_ in memories]), (-1, num_gates)), bits)
     # the states of a step have a unit of their own; as values, they have 24 bits
     states = o.join([o.r(qh * uh) for _, qh, uh, _ in memories])
-    qh, uh = o.grid(o.reshape(states, (-1, s.units)), bits)
-    by_kernel = o.r(o.matmul(o.transpose(qh), qb) * (uh * ub))
+    qh, uh = p.grid(o.reshape(states, (-1, s.units)), bits)
+    by_kernel = o.matmul(o.transpose(qh), qb) * (uh * ub)
     gradients[f"{prefix}recurrent_kernel"] = by_kernel
     if s.bias:
-        biases = [o.r(o.sum(qa, (0,)) * ua), o.r(o.sum(qb, (0,)) * ub)]
+        biases = [o.sum(qa, (0,)) * ua, o.sum(qb, (0,)) * ub]
         gradients[f"{prefix}bias"] = (
             o.reshape(o.join(biases), (2, num_gates)) if s.layer == "gru" else biases[0]
         )

@@ -10,6 +10,7 @@ import numpy as np
 from runner import random
 from runner.components.layers import Pads, Window
 from runner.exact import rules
+from runner.exact.primitives import Place, Together
 from runner.exact.tables import table
 
 Array = np.ndarray
@@ -36,7 +37,10 @@ def positions(window: Window, index: int, height: int, width: int) -> tuple[slic
 
 
 class NumPy:
-    """The primitives in NumPy."""
+    """The primitives in NumPy. `together` are the processes of a run of several."""
+
+    def __init__(self, together: Together | None = None) -> None:
+        self.together = together
 
     def constant(self, value: Array) -> Array:
         return value
@@ -47,11 +51,18 @@ class NumPy:
     def rint(self, x: Array) -> Array:
         return np.rint(x)
 
-    def grid(self, x: Array, bits: int, per_row: bool = False) -> tuple[Array, Array]:
+    def grid(
+        self, x: Array, bits: int, per_row: bool = False, of_all: bool = False
+    ) -> tuple[Array, Array]:
         axes = tuple(range(1, x.ndim)) if per_row else None
         largest = np.max(np.abs(x), axis=axes, keepdims=per_row, initial=0.0)
+        if of_all and self.together is not None:
+            largest = self.together.largest(largest)
         power, _ = self.power(np.maximum(largest, 2.0**-200))
         return np.rint(x * (2.0 ** (bits - 1) / power)), power * 2.0 ** (1 - bits)
+
+    def over_all(self, x: Array) -> Array:
+        return x if self.together is None else np.asarray(self.together.sum(x))
 
     def plus(self, a: Array, b: Array, scale: Any) -> Array:
         return a + b * scale
@@ -132,9 +143,8 @@ class NumPy:
     def one_hot(self, labels: Array, num: int) -> Array:
         return np.eye(num)[labels]
 
-    def keep(
-        self, x: Array, rate: float, seed: int, layer_index: int, step: int, micro_batch: int
-    ) -> Array:
-        return random.keep(
-            x.size, rate, random.layer_key(seed, layer_index), step, micro_batch
-        ).reshape(x.shape)
+    def keep(self, x: Array, rate: float, layer_index: int, where: Place) -> Array:
+        key = random.layer_key(where.seed, layer_index)
+        first = where.first_row * math.prod(x.shape[1:])
+        mask = random.keep(x.size, rate, key, where.step, where.micro_batch, first)
+        return mask.reshape(x.shape)
