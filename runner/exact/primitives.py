@@ -1,4 +1,4 @@
-"""The operations on float64 tensors that a framework provides for exact mode, about 25. Everything
+"""The operations on float64 tensors that a framework provides for exact mode, about 30. Everything
 else is written once, with these.
 
 If several processes train a run, a tensor with rows has those of one process. Two operations reach

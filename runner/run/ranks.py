@@ -163,8 +163,8 @@ def _run(function: Callable[[Any, Team], int], argument: Any, team: Team, tuning
         time.sleep(6 * _GRACE_SECONDS)  # the command says which process was lost, and kills this
         status = 1
     except BaseException as error:
-        if team.world.rank > 0 and isinstance(error, ConfigError):
-            time.sleep(_GRACE_SECONDS)  # rank 0 has the same config, and says the same
+        if team.world.rank > 0 and isinstance(error, ConfigError | RunError):
+            time.sleep(_GRACE_SECONDS)  # rank 0 has the same config and weights, and says the same
         team.launcher.send(("error", _portable(error, team.world.rank)))
         status = 1
     sys.stdout.flush()

@@ -18,7 +18,7 @@ from runner.exact import functions, rules
 from runner.exact.layers import Pass
 from runner.exact.losses import FORMS as LOSSES
 from runner.exact.network import Layout, backward, forward
-from runner.exact.primitives import Primitives, Tensor
+from runner.exact.primitives import Place, Primitives, Tensor
 from tests.exact.common import BASE, bits
 from tests.exact.ways import NUMPY, WAYS, WITH_WITNESS, Function, numpy
 from tests.parity.test_parity import LAYERS
@@ -193,14 +193,14 @@ def _of(overrides: Sequence[str]) -> Any:
 
     def both(o: Primitives, weights: Tensor, x: Tensor, g: Tensor) -> Sequence[Tensor]:
         ones = {name: o.constant(np.ones(variables[name].shape)) for name in buffers}
-        p = Pass(o, {**layout.views(o, o.r(weights)), **ones}, 8, seed=0, step=3)
+        p = Pass(o, {**layout.views(o, o.r(weights)), **ones}, 8, Place(seed=0, step=3))
         y, tape = forward(p, network.nodes, o.r(x), trained=True)
-        found: dict[str, Tensor] = {}
+        found: dict[str, list[Tensor]] = {}
         dx = backward(p, tape, o.r(g), found)
         return [
             y,
             dx,
-            layout.join(o, found) if found else y,
+            layout.total(o, found) if found else y,
             *(p.buffers[name] for name in buffers),
         ]
 

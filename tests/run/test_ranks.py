@@ -1,9 +1,11 @@
 """One run on several processes: how a batch is cut, what each process sees of the others."""
 
+import json
 import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,7 @@ RUN = (
     "optimizer.momentum=0.9",
     "device=cpu",
 )
+EXACT = (*(key for key in RUN if "precision" not in key), "trainer.precision=exact")
 # rounding of float64: the sums over rows are added in another order
 CLOSE = 1e-12
 
@@ -98,9 +101,9 @@ def test_the_end_of_one_process_ends_all_and_is_named(how: str, says: str) -> No
     assert str(caught.value).startswith(f"rank 1 {says}; the other processes were ended")
 
 
-def _train(folder: Path, root: str, *arguments: str) -> Path:
+def _train(folder: Path, root: str, *arguments: str, base: Sequence[str] = RUN) -> Path:
     """Train, and return the run's folder."""
-    done = forked(folder, (*RUN, f"output.root={root}", *arguments))[0]
+    done = forked(folder, (*base, f"output.root={root}", *arguments))[0]
     assert done.status == 0, done.err
     return folder / done.folder
 
@@ -130,6 +133,38 @@ def test_several_processes_train_as_one_does(tmp_path: Path, backend: str, num: 
     steps = (f"backend={backend}", "trainer.max_epochs=1")
     one, several = (_train(tmp_path, f"{n}_devices", *steps, f"devices={n}") for n in ("1", num))
     _check_equal(one, several)
+
+
+def _hashes(folder: Path) -> list[str]:
+    """Return the hashes of the weights, slots and losses of a run."""
+    result = json.loads((folder / "result.json").read_text())
+    return [result[f"{of}_sha256"] for of in ("weights", "slots", "losses")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_in_exact_mode_every_number_of_processes_has_the_same_hashes(
+    tmp_path: Path, backend: str
+) -> None:
+    """Also if some of them have no row of the last batch."""
+    adam = ("optimizer=adamw", "optimizer.weight_decay=0.01", "trainer.max_epochs=2")
+    base = [key for key in EXACT if not key.startswith("optimizer")]
+    one = _train(tmp_path, "one", "backend=witness", *adam, base=base)
+    several = _train(tmp_path, "several", f"backend={backend}", "devices=3", *adam, base=base)
+    assert _hashes(several) == _hashes(one)
+
+
+@pytest.mark.slow
+def test_in_exact_mode_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+    """On the other framework, to the hashes of two processes in NumPy."""
+    steps = "trainer.max_steps=20"
+    whole = _train(tmp_path, "whole", "backend=witness", "devices=2", steps, base=EXACT)
+    first = ("backend=lightning", "devices=2", "trainer.max_steps=9")
+    run = _train(tmp_path, "run", *first, base=EXACT)
+    rest = ("devices=3", "backend=keras", steps)
+    done = forked(tmp_path, (f"resume={run}", *rest))[0]
+    assert done.status == 0, done.err
+    assert _hashes(run) == _hashes(whole)
 
 
 @pytest.mark.slow
