@@ -1,5 +1,5 @@
-"""What every backend promises. A backend's test module subclasses `BackendContract` and names
-itself."""
+"""What every backend promises. A backend's test module subclasses `RunContract` and
+`UpdateContract`, and names itself."""
 
 from dataclasses import replace
 
@@ -37,7 +37,7 @@ def assert_same_bits(a: Trained, b: Trained) -> None:
     assert max(differences(a, b).values()) == 0.0
 
 
-class BackendContract:
+class _Contract:
     name: str
 
     trained: dict[tuple[str, ...], Trained]  # whole runs that several tests look at
@@ -53,6 +53,10 @@ class BackendContract:
             self.trained[key] = train(self.name, overrides)
         return self.trained[key]
 
+
+class RunContract(_Contract):
+    """Runs: their bits, states, rates and chunks."""
+
     def test_it_calls_itself_by_its_name_and_finds_the_cpu(self) -> None:
         backend = dispatcher.load(self.name)
         assert backend.name == self.name
@@ -67,6 +71,7 @@ class BackendContract:
         whole = self.train(overrides)
         assert_same_bits(self.train([*overrides, f"trainer.steps_per_call={length}"]), whole)
 
+    @pytest.mark.slow
     def test_nor_with_convolutions_batch_norm_dropout_and_accumulation(self) -> None:
         overrides = [*SCHEDULE, *CNN, "trainer.accumulate_grad_batches=3", "trainer.max_steps=30"]
         assert_same_bits(
@@ -89,6 +94,7 @@ class BackendContract:
         assert (half.state.step, rest.state.step) == (50, 90)
         assert_same_bits(half.then(rest), whole)
 
+    @pytest.mark.slow
     def test_the_order_of_a_state_s_mappings_reaches_no_sum(self) -> None:
         """The norm of all gradients is a sum over weights. A TrainState sorts its mappings: here
         they are put in another order behind its back, and chunks of another length see to it that
@@ -118,6 +124,33 @@ class BackendContract:
         self.train(F64, start=start)
         assert difference(start.weights, copy) == 0
 
+    def test_predictions_between_chunks_are_those_from_the_state(self) -> None:
+        prepared = prepare([*F64, *CNN])
+        x, seen = np.ascontiguousarray(prepared.data.val.x), []
+
+        def on_chunk(chunk: Chunk, report: Report, live: Live) -> bool:
+            seen.append((live.state(), live.predict({"x": x})))
+            return True
+
+        chunks = Chunks(prepared.order, 0, 40, None, adapt=False)
+        backend = dispatcher.load(self.name)
+        backend.train(prepared.run_spec(), first(prepared), chunks, on_chunk)
+        for state, outputs in seen:
+            np.testing.assert_array_equal(outputs, backend.predict(prepared.model, state, {"x": x}))
+
+    def test_digits_are_learnt_with_the_defaults(self) -> None:
+        """The mean test accuracy of 5 seeds is at least 0.94."""
+        prepared = prepare([])
+        x, y = np.ascontiguousarray(prepared.data.test.x, dtype=np.float32), prepared.data.test.y
+        accuracies = []
+        for seed in range(5):
+            state: TrainState = self.train([f"seed={seed}"]).state
+            outputs = dispatcher.load(self.name).predict(
+                replace(prepared.model, device="cpu"), state, {"x": x}
+            )
+            accuracies.append(np.mean(outputs.argmax(axis=1) == y))
+        assert np.mean(accuracies) >= 0.94
+
     def test_the_rate_is_read_back_and_is_the_table_rounded_once(self) -> None:
         overrides = [*SMALL, "trainer.precision=float32", "schedule.warmup=10%"]
         trained = self.train(overrides)
@@ -134,6 +167,10 @@ class BackendContract:
         expected = prepared.loss.rows(outputs, prepared.data.train.y[rows]).mean()
         # float64 rounding of a mean over 32 rows
         assert trained.losses[0] == pytest.approx(expected, rel=1e-14)
+
+
+class UpdateContract(_Contract):
+    """The arithmetic of an update."""
 
     @pytest.mark.parametrize(
         "loss", slow_but(["mean_squared_error", "huber"], "mean_squared_error")
@@ -259,20 +296,6 @@ class BackendContract:
             buffers["batch_norm_0/variance"], 0.9 + 0.1 * x.var(0, ddof=1), rtol=0, atol=1e-15
         )
 
-    def test_predictions_between_chunks_are_those_from_the_state(self) -> None:
-        prepared = prepare([*F64, *CNN])
-        x, seen = np.ascontiguousarray(prepared.data.val.x), []
-
-        def on_chunk(chunk: Chunk, report: Report, live: Live) -> bool:
-            seen.append((live.state(), live.predict({"x": x})))
-            return True
-
-        chunks = Chunks(prepared.order, 0, 40, None, adapt=False)
-        backend = dispatcher.load(self.name)
-        backend.train(prepared.run_spec(), first(prepared), chunks, on_chunk)
-        for state, outputs in seen:
-            np.testing.assert_array_equal(outputs, backend.predict(prepared.model, state, {"x": x}))
-
     def test_bf16_mixed_trains_with_weights_and_rates_in_float32(self) -> None:
         trained = self.train([*SMALL, "trainer.precision=bf16-mixed"])
         assert {value.dtype for value in trained.state.weights.values()} == {np.dtype(np.float32)}
@@ -284,16 +307,3 @@ class BackendContract:
             trained.losses[-20:].mean(), exact.losses[-20:].mean(), rtol=0.05
         )
         assert not np.array_equal(trained.losses, exact.losses)
-
-    def test_digits_are_learnt_with_the_defaults(self) -> None:
-        """The mean test accuracy of 5 seeds is at least 0.94."""
-        prepared = prepare([])
-        x, y = np.ascontiguousarray(prepared.data.test.x, dtype=np.float32), prepared.data.test.y
-        accuracies = []
-        for seed in range(5):
-            state: TrainState = self.train([f"seed={seed}"]).state
-            outputs = dispatcher.load(self.name).predict(
-                replace(prepared.model, device="cpu"), state, {"x": x}
-            )
-            accuracies.append(np.mean(outputs.argmax(axis=1) == y))
-        assert np.mean(accuracies) >= 0.94

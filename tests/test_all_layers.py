@@ -21,7 +21,7 @@ from runner.errors import ConfigError
 from runner.plan import Plan
 from runner.spec import TrainState
 from tests.parity.test_parity import LAYERS, MODELS
-from tests.rows import slow_but, slow_rows
+from tests.rows import slow_rows
 from tests.training import differences, first, prepare, train
 
 SIZES = (1, 3, 7)  # of batches
@@ -173,8 +173,9 @@ def always_compiled() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("always_compiled")
-@pytest.mark.parametrize("name", slow_but(COMPILED, "layer_norm"))
+@pytest.mark.parametrize("name", COMPILED)
 def test_a_compiled_training_is_the_same(name: str, backend: str) -> None:
     """The tolerance, 1e-12: what the compiler fuses rounds otherwise in the last bits of
     float64."""

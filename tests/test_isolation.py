@@ -147,6 +147,7 @@ def run(folder: Path, *overrides: str, status: int = 0) -> set[str]:
     return imported_after(RUN.format(overrides=given, status=status), folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "own", "other"),
     [

@@ -17,6 +17,7 @@ MIXED = ["trainer.precision=16-mixed", "device=cpu"]
 LARGE = (*MIXED, "data=diabetes", "trainer.batch_size=1")
 
 
+@pytest.mark.slow
 def test_the_scale_is_that_of_torch_s_scaler() -> None:
     """torch.amp.GradScaler has its defaults; of 6,000 updates, few overflow, and once a burst of
     them."""
@@ -36,7 +37,7 @@ def test_the_scale_is_that_of_torch_s_scaler() -> None:
     assert len(seen) > 20  # 20 times halved, and doubled at least once
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_an_update_beyond_float16_is_skipped(backend: str) -> None:
     """The scale is far too large at first: weights and slots keep their values while it is halved,
     and the optimizer's rates go on. Then the loss falls. The last update doubles the scale."""
@@ -58,7 +59,8 @@ def test_an_update_beyond_float16_is_skipped(backend: str) -> None:
     np.testing.assert_allclose(whole.losses, exact.losses, rtol=2**-9)
 
 
-@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_resumed_run_has_the_same_scales(tmp_path: Path, backend: str) -> None:
     """The bits are the same too; the first part ends between two changes of the scale."""
     run = (*LARGE, f"backend={backend}")

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import BACKENDS, forked
-from tests.rows import slow_but
 
 SLOW = pytest.mark.slow
 KEYS = ("schedule", "seed", "trainer.batch_size")
 
 
-@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("model", "precision"),
     [

@@ -358,6 +358,7 @@ def test_a_module_s_clipping_is_used(tmp_path: Path) -> None:
     assert traces[0] == traces[1]
 
 
+@pytest.mark.slow
 def test_a_module_s_own_optimizer_is_kept(tmp_path: Path) -> None:
     """Its groups have the ratio of their rates, and the run is that of optimizer=custom with the
     same groups. Weights that it does not have stay as they are. In two parts it ends the same."""
@@ -399,6 +400,7 @@ def test_a_module_s_own_optimizer_is_kept(tmp_path: Path) -> None:
     assert not np.array_equal(first["body.weight"], last["body.weight"])
 
 
+@pytest.mark.slow
 def test_a_module_without_forward_trains_but_has_no_outputs(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MODULE["lightning"])
     (done,) = forked(tmp_path, ("model=custom", "model._target_=mine.NoForward", *SHORT))
@@ -419,6 +421,7 @@ def test_a_module_without_forward_trains_but_has_no_outputs(tmp_path: Path) -> N
     assert [(each.status, each.err) for each in (predicted, exported)] == [(2, expected)] * 2
 
 
+@pytest.mark.slow
 def test_an_instance_with_its_own_steps_trains_from_python(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

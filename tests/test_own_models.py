@@ -205,6 +205,7 @@ def test_first_weights_are_the_framework_s_under_the_run_s_seed(here: Path, back
         np.testing.assert_allclose(trained[name], value, rtol=0, atol=1e-20, err_msg=name)
 
 
+@pytest.mark.slow
 def test_what_can_be_done_with_a_run_can_be_done_with_it(here: Path, backend: str) -> None:
     """Evaluate, predict and export give the outputs of the model that `load_run` gives."""
     (done,) = forked(here, (*WIDE, f"backend={backend}"))
@@ -243,6 +244,7 @@ def test_what_can_be_done_with_a_run_can_be_done_with_it(here: Path, backend: st
     np.testing.assert_allclose(found, outputs, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_keras_file_that_cannot_be_loaded_is_not_written(tmp_path: Path) -> None:
     """Keras makes a subclass from its config, which holds the defaults of its arguments."""
     (tmp_path / "mine.py").write_text(MODULE["keras"])

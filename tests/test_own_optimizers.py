@@ -336,6 +336,7 @@ WORDS = {
 }
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_cannot_train_is_one_line(here: Path, backend: str) -> None:
     words, refused = WORDS[backend], {**REFUSED, **ONLY[backend]}
     for line, expected in refused.items():
@@ -349,6 +350,7 @@ def test_an_optimizer_that_cannot_train_is_one_line(here: Path, backend: str) ->
         assert not (here / "outputs").exists(), line
 
 
+@pytest.mark.slow
 def test_the_backend_cannot_change_on_resume(here: Path, backend: str) -> None:
     command = (*own(OPTIMIZER[backend]), *SHORT[:-1], f"backend={backend}", "trainer.max_steps=11")
     (done,) = forked(here, command)

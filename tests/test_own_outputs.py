@@ -181,6 +181,7 @@ def test_several_outputs_train_as_one_output_that_holds_them(here: Path, backend
     assert (named["val/span"] > 0).all()
 
 
+@pytest.mark.slow
 def test_what_is_done_with_a_run_has_the_outputs_by_name(here: Path, backend: str) -> None:
     """evaluate, predict to NPZ and to CSV, and the exported model, whose outputs have the same
     names; a run in two parts has the bits of one."""
@@ -321,6 +322,7 @@ def test_a_keras_model_s_own_loss_gets_them(tmp_path: Path) -> None:
     assert traces[0] == traces[1]
 
 
+@pytest.mark.slow
 def test_an_exporter_that_cannot_follow_the_model_is_one_line(tmp_path: Path) -> None:
     """len(x) is a Python number, so torch.export would fix the number of rows."""
     (tmp_path / "mine.py").write_text(MODULE["lightning"])

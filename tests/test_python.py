@@ -126,6 +126,7 @@ def test_a_run_in_two_parts_is_the_run_in_one(backend: str) -> None:
     assert np.array_equal(resumed.trace["loss"], whole.trace["loss"])
 
 
+@pytest.mark.slow
 def test_an_object_is_asked_for_again(tmp_path: Path, backend: str) -> None:
     """The command line and Python say in one line that no file has it."""
     run = quick(backend, model=lambda: nets(backend)["Net"]())
@@ -403,6 +404,7 @@ def test_the_columns_of_a_table_keep_their_names() -> None:
     assert sha256(run) == sha256(quick("lightning", data=(x, y)))
 
 
+@pytest.mark.slow
 def test_quiet_prints_nothing_and_a_long_run_few_lines(
     capfd: pytest.CaptureFixture[str],
 ) -> None:

@@ -60,7 +60,8 @@ def test_the_same_bits_in_exact_mode(data: list[str]) -> None:
     assert_all_the_same([*data, "trainer.max_steps=4"])
 
 
-@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_metrics_over_all_pixels_of_an_epoch(
     backend: str, data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,6 +120,7 @@ def test_what_cannot_be_is_refused_in_a_line(more: list[str], message: str) -> N
 TABLE = "model.map={head: net/head, second.weight: net/second/kernel}"
 
 
+@pytest.mark.slow
 def test_a_table_pairs_layers_and_tensors_in_another_order() -> None:
     """The head comes first in torch, and Keras has another kind of layer for one product: with the
     table both are the same model, without it they are not."""

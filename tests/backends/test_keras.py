@@ -1,7 +1,15 @@
 """The contract on Keras."""
 
-from tests.contract import BackendContract
+import pytest
+
+from tests.contract import RunContract, UpdateContract
 
 
-class TestKeras(BackendContract):
+class TestRuns(RunContract):
+    name = "keras"
+
+
+# Each traces networks of its own: in the default suite the rows of Lightning stand for them.
+@pytest.mark.slow
+class TestUpdates(UpdateContract):
     name = "keras"

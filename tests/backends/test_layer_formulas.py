@@ -216,7 +216,7 @@ def test_angles_are_those_of_numpy(base: float) -> None:
     np.testing.assert_allclose(sin, np.sin(angles), rtol=0, atol=300 * 2.0**-52)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_stochastic_depth_drops_whole_rows_in_training_and_none_in_evaluation(backend: str) -> None:
     """The shortcut is 0 and the branch is a bias of 1, with a learning rate of almost 0: the
     outputs of the training rows are 0, or 1 / (1 - p). Within 6 standard deviations, p of the rows
@@ -267,7 +267,7 @@ EXPORTS = {
 
 
 @pytest.mark.parametrize("name", EXPORTS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_an_export_of_stock_layers_predicts_alike(backend: str, name: str, tmp_path: Path) -> None:
     prepared, state, x = drawn(*EXPORTS[name])
     path = tmp_path / ("model.keras" if backend == "keras" else "model.pt2")

@@ -12,21 +12,34 @@ from backends.lightning import fast, lean
 from runner import dispatcher
 from runner.data.order import Chunk
 from runner.spec import Live, Report, TrainState, Weights
-from tests.contract import F64, BackendContract
+from tests.contract import F64, RunContract, UpdateContract
 from tests.training import first, prepare, train
 
 
-class TestLightning(BackendContract):
+class TestRuns(RunContract):
     name = "lightning"
 
 
-@pytest.mark.slow
-class TestLightningByStockCalls(TestLightning):
+class TestUpdates(UpdateContract):
+    name = "lightning"
+
+
+class _ByStockCalls:
     """The same without anything private of torch and Lightning."""
 
     @pytest.fixture(autouse=True)
     def stock(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(fast, "STOCK", True)
+
+
+@pytest.mark.slow
+class TestRunsByStockCalls(_ByStockCalls, TestRuns):
+    pass
+
+
+@pytest.mark.slow
+class TestUpdatesByStockCalls(_ByStockCalls, TestUpdates):
+    pass
 
 
 VERSIONS = f"torch {torch.__version__}, pytorch-lightning {pl.__version__}"

@@ -403,6 +403,7 @@ def own_files(tmp_path_factory: pytest.TempPathFactory) -> OwnFiles:
     return OwnFiles(here, taken, runs)
 
 
+@pytest.mark.slow
 @both
 def test_two_runs_of_one_second_get_a_folder_each_and_leave_others_alone(
     own_files: OwnFiles, backend: str

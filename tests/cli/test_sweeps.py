@@ -73,11 +73,12 @@ def hashes(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "number"),
     [
         ("lightning", signal.SIGKILL),
-        pytest.param("keras", signal.SIGTERM, marks=pytest.mark.slow),
+        ("keras", signal.SIGTERM),
     ],
 )
 def test_a_multirun_that_was_stopped_goes_on_to_the_same_bits(
@@ -142,7 +143,8 @@ def once_each(folder: Path, num: int, steps: int, said: str) -> None:
     assert said.count(f"completed: {steps} steps") == num
 
 
-@pytest.mark.parametrize("backend", ["lightning", pytest.param("keras", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["lightning", "keras"])
 def test_two_commands_started_at_once_train_each_job_once(tmp_path: Path, backend: str) -> None:
     """They share the jobs; whoever ends last compares all four."""
     command = (*SHARED, f"backend={backend}", "trainer.max_steps=200")
@@ -223,6 +225,7 @@ def test_a_command_takes_over_what_another_held_when_it_was_killed(tmp_path: Pat
 # The command that goes on, which is printed for copying
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("many", "ends"),
     [

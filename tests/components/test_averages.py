@@ -102,6 +102,7 @@ def test_the_average_is_evaluated_beside_the_weights(run: Path) -> None:
     assert load_run(run, weights="plain").weights.keys() == average.keys()
 
 
+@pytest.mark.slow
 def test_commands_on_a_run_use_the_average_unless_told_otherwise(run: Path, tmp_path: Path) -> None:
     """Exported weights are those that are evaluated."""
     measured = {}

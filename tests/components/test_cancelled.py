@@ -154,6 +154,7 @@ TOLD = (
 )
 
 
+@pytest.mark.slow
 def test_a_bias_before_a_norm_is_told_before_training(tmp_path: Path) -> None:
     run = (*PARTING, "trainer.max_steps=1")
     told, without = forked(

@@ -19,7 +19,7 @@ from runner.data.order import Chunk
 from runner.spec import Live, Report, Weights
 from tests.components import oracle_golden
 from tests.optimizer_steps import drawn, optimizer, steps
-from tests.rows import slow_rows
+from tests.rows import slow_but, slow_rows
 from tests.training import difference, first, prepare, train
 
 TOLERANCE = 1e-12
@@ -76,7 +76,7 @@ def by_keras(make: Any, weights: Weights, gradients: Sequence[Weights]) -> Weigh
         keras.config.set_floatx(floatx)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_adafactor_is_torch_s(backend: str) -> None:
     """torch factors the last two axes in memory, here the canonical ones. Its eps1 is a lower bound
     of v, 1e-30 ours: below rounding. Without weight decay, which torch applies after RMS(p)."""
@@ -112,7 +112,7 @@ def test_adafactor_is_keras_s() -> None:
     assert difference(ours.weights, oracle) < 1e-7
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_adafactor_s_first_step_by_hand(backend: str) -> None:
     """At t' = 1 b is 0: R and C are the means of g^2, and for g = a b^T v is g^2, so that u is the
     gradients' signs with RMS 1; p moves by lr RMS(p). A row without gradients stays."""
@@ -127,7 +127,7 @@ def test_adafactor_s_first_step_by_hand(backend: str) -> None:
     np.testing.assert_allclose(ours.slots["column_square_average"]["k"], (g**2).mean(0), atol=1e-15)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_adafactor_without_scale_parameter_ignores_the_size_of_the_weights(backend: str) -> None:
     spec = optimizer("adafactor", scale_parameter=False)
     weights, *gradients = drawn(3, 1 + NUM_STEPS)
@@ -167,7 +167,7 @@ def lamb_of_the_paper(
     return after
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_lamb_is_its_paper_s_algorithm(backend: str) -> None:
     for rng, weights, gradients in problems(backend):
         keys = random_keys(rng, "beta1", "beta2", "eps", "weight_decay")
@@ -204,7 +204,7 @@ def lars_of_the_paper(
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_lars_is_its_paper_s_algorithm(backend: str, nesterov: bool) -> None:
     for rng, weights, gradients in problems(backend):
         keys = random_keys(rng, "momentum", "trust_coefficient", "weight_decay")
@@ -215,7 +215,7 @@ def test_lars_is_its_paper_s_algorithm(backend: str, nesterov: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["lamb", "lars"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_a_step_of_a_layerwise_optimizer_is_in_proportion_to_the_weight(
     backend: str, name: str
 ) -> None:
@@ -285,7 +285,7 @@ def muon_of_the_post(
         [(False, "original"), (True, "match_rms_adamw")],
     ),
 )
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_muon_moves_matrices_by_their_singular_vectors(
     backend: str, adjust_lr: str, nesterov: bool
 ) -> None:
@@ -300,7 +300,7 @@ def test_muon_moves_matrices_by_their_singular_vectors(
         assert difference({name: ours[name] for name in MATRICES}, oracle) < 1e-11
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_muon_is_torch_s_but_for_bfloat16(backend: str) -> None:
     """torch iterates in bfloat16, of 8 bits: its update of size lr sqrt(max(1, out / in)) agrees to
     3 %. Weight decay and the scale are the same."""
@@ -341,7 +341,7 @@ def test_muon_is_keras_s() -> None:
     assert difference(ours.weights, oracle) < 1e-6
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_muon_trains_the_other_weights_by_adamw(backend: str) -> None:
     for rng, weights, gradients in problems(backend):
         keys = random_keys(rng, "beta1", "beta2", "eps")
@@ -385,7 +385,7 @@ GOLDEN = (
 
 
 @pytest.mark.parametrize("name", oracle_golden.ORACLES)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_other_packages_optimizers_give_the_stored_numbers(backend: str, name: str) -> None:
     """oracle_golden.py made them with the packages, from the same hyperparameters."""
     for seed in range(oracle_golden.NUM_SETS):
@@ -402,7 +402,7 @@ def test_other_packages_optimizers_give_the_stored_numbers(backend: str, name: s
         assert difference(after, expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_x_is_the_weighted_mean_of_z(backend: str) -> None:
     """The mean of z_1 ... z_t is x after t updates at constant rates; z is plain SGD's path, since
     the gradients are given."""
@@ -415,7 +415,7 @@ def test_x_is_the_weighted_mean_of_z(backend: str) -> None:
         np.testing.assert_allclose(x[name], path.mean(0), rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_a_schedule_free_run_is_measured_and_saved_with_its_averages(backend: str) -> None:
     """The live model's predictions are those of the weights in a checkpoint, between two chunks;
     the training goes on from others, to the same bits as without the measuring."""

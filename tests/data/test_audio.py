@@ -508,6 +508,7 @@ def test_new_files_are_predicted_and_measured(
     )
 
 
+@pytest.mark.slow
 def test_a_model_of_images_gets_images(tmp_path: Path) -> None:
     """And predicts and measures new files."""
     tones(tmp_path / "tones", 6)

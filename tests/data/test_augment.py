@@ -117,6 +117,7 @@ def test_without_it_rows_stay_in_memory() -> None:
     assert set(spec.streamed) == {"x"}
 
 
+@pytest.mark.slow
 def test_both_backends_train_on_the_same_pixels() -> None:
     """1e-12: float64, sums in another order."""
     overrides = [*DIGITS, *ALL, *SHORT, "trainer.max_epochs=2"]

@@ -128,6 +128,7 @@ def test_rows_train_as_the_same_rows_of_arrays_in_the_same_order(
     assert len(streamed.metrics["epoch"]) == 2
 
 
+@pytest.mark.slow
 def test_every_form_of_an_iterable_trains_the_same(tmp_path: Path) -> None:
     tensors = torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y))
     dicts = [{"image": x, "label": y} for x, y in zip(X, Y, strict=True)]

@@ -12,7 +12,6 @@ import torch.utils.data
 import runner
 from runner.run.run_folder import read_json
 from tests.command_line import BACKENDS, forked
-from tests.rows import slow_but
 
 MODULE = """\
 import numpy as np
@@ -91,7 +90,8 @@ def weights(folder: Path) -> list[str]:
     return [read_json(run / "result.json")["weights_sha256"] for run in sorted(folder.glob("*"))]
 
 
-@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_every_form_of_the_rows_trains_as_the_arrays(here: Path, backend: str) -> None:
     """Equal bits of the weights on each backend."""
     lines = [("data._target_=mine.arrays",), *FORMS.values()]
@@ -150,6 +150,7 @@ def test_a_type_of_rows_has_the_values_of_the_rows_in_memory(tmp_path: Path, dty
     assert resident.evaluate() == streamed.evaluate()
 
 
+@pytest.mark.slow
 def test_a_data_set_of_torch_trains(tmp_path: Path) -> None:
     data = torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y))
     by_arrays = train(tmp_path, (X, Y)).result["weights_sha256"]

@@ -131,6 +131,7 @@ def test_updates_have_other_hidden_tokens_in_each_epoch(tmp_path: Path, num: int
         assert np.array_equal(chunk.fields["y"], y)
 
 
+@pytest.mark.slow
 def test_a_run_in_two_parts_is_evaluated_and_tuned(tmp_path: Path, backend: str) -> None:
     """A part and its rest have the bits of the whole; a classification of chapters begins with its
     weights and its tokens, and only the head is new."""

@@ -412,6 +412,7 @@ def test_evaluate_finds_columns_by_name_and_refuses_other_data(
         assert f"resume: the data is not what run was trained on: {CHANGED[name][1]}" in resumed.err
 
 
+@pytest.mark.slow
 def test_predictions_have_probabilities_and_replace_no_others(
     trained: dict[str, Trained], tmp_path: Path
 ) -> None:
@@ -445,6 +446,7 @@ def test_predictions_have_probabilities_and_replace_no_others(
         assert arrays["label"].tolist() == found["label"].tolist()
 
 
+@pytest.mark.slow
 def test_with_one_output_the_probabilities_are_of_both_classes(tmp_path: Path) -> None:
     """binary_cross_entropy of scikit-learn's breast_cancer, its labels 0 and 1 by name."""
     data = datasets.load_breast_cancer()
@@ -559,6 +561,7 @@ def test_models_of_images_train_on_the_default_data(tmp_path: Path) -> None:
     assert evaluated.status == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="a limit of the shell stands for a full disk")
 @pytest.mark.parametrize(
     ("task", "name"),

@@ -111,6 +111,7 @@ def test_chunks_stay_within_the_memory_that_was_given(tmp_path: Path) -> None:
         prepare([*read, "data.memory_mb=1"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_the_whole_of_it_on_the_command_line(tmp_path: Path, backend: str) -> None:
     """Train and evaluate: the same metrics as with the rows in memory, to float32's rounding."""

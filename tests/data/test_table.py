@@ -243,6 +243,7 @@ def test_new_rows_may_have_another_order_unknown_categories_and_missing_cells(
         new_rows(TableFile(gap), strict, "data.json")
 
 
+@pytest.mark.slow
 def test_a_table_trains_to_the_same_losses_on_both_backends(tmp_path: Path) -> None:
     """In float64 the losses differ by less than 1e-12, as for any data; predictions on the raw file
     have a row for each of its rows."""

@@ -196,6 +196,7 @@ def test_rows_that_overlap_are_read_during_training(tmp_path: Path, backend: str
     np.testing.assert_array_equal(*losses)
 
 
+@pytest.mark.slow
 def test_a_prompt_is_continued(tmp_path: Path) -> None:
     """After 60 epochs, a model of causal attention knows that b is followed by e. What follows a
     prompt in the window does not affect the prediction."""
@@ -245,6 +246,7 @@ def test_a_new_text_is_measured_with_the_run_s_tokens(tmp_path: Path) -> None:
     assert run.evaluate(path) == run.evaluate()
 
 
+@pytest.mark.slow
 def test_predictions_of_labels_at_each_step_are_an_npz(tmp_path: Path) -> None:
     path = write(tmp_path, f"{VERSE} " * 5)
     run = runner.train(small(path, f"output.root={tmp_path}"), quiet=True)

@@ -237,7 +237,8 @@ def test_the_backends_agree_and_exact_mode_has_the_same_bits(tmp_path: Path) -> 
         assert_same_bits(train(backend, exact), witness)
 
 
-@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_new_texts_are_predicted_and_measured(tmp_path: Path, backend: str) -> None:
     """Texts come in a folder, as records, in Python and in a table, with words that the run does
     not know: a film of the same words has the same outputs."""
@@ -275,6 +276,7 @@ def test_new_texts_are_predicted_and_measured(tmp_path: Path, backend: str) -> N
     np.testing.assert_allclose(outputs, expected, atol=1e-6)  # of float32, in other batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_a_killed_run_resumes_to_the_bits_of_a_whole_one(tmp_path: Path, backend: str) -> None:
     """Within an epoch too: it makes the vocabulary and the rows of the texts again."""

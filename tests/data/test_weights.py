@@ -198,6 +198,7 @@ def write_table(path: Path, named: dict[str, Any]) -> None:
     path.write_text("\n".join([",".join(names), *lines]) + "\n")
 
 
+@pytest.mark.slow
 def test_a_column_of_a_table_has_the_weights(tmp_path: Path) -> None:
     """The column is no feature; a file of validation rows has it too; a resumed run ends with the
     bits of a whole one, within an epoch too."""

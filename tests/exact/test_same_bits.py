@@ -37,9 +37,8 @@ def assert_all_the_same(overrides: list[str]) -> None:
 _COVERED = ("momentum", "adam", "rmsprop", "rmsprop_momentum", "rmsprop_centered")
 
 
-@pytest.mark.parametrize(
-    "name", slow_but([name for name in OPTIMIZERS if name not in _COVERED], "rmsprop_both")
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in _COVERED])
 def test_every_optimizer(name: str) -> None:
     """Each is trained with clipping, accumulation, decay of both kinds and a changing rate."""
     small = (

@@ -364,6 +364,7 @@ def pid_in(marker: Path) -> int:
     return int(marker.read_text())
 
 
+@pytest.mark.slow
 def test_a_signal_reaches_the_process_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

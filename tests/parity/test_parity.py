@@ -553,7 +553,8 @@ def test_losses_and_short_batches_agree(name: str) -> None:
     assert_parity(["trainer.precision=float64", "trainer.max_steps=100", *RUNS[name]])
 
 
-@pytest.mark.parametrize("loss", slow_but(["focal", "cosine_similarity"], "focal"))
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["focal", "cosine_similarity"])
 def test_losses_of_several_targets_agree(loss: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 5))
@@ -594,6 +595,7 @@ def test_rates_are_equal_to_the_bit_and_rounded_once(schedule: str) -> None:
     np.testing.assert_array_equal(torch_run.rates, closed_form.astype(np.float32))
 
 
+@pytest.mark.slow
 def test_the_rates_of_groups_are_their_schedules_to_the_bit() -> None:
     """cosine falls as (1 + cos(pi t / T)) / 2, a hold is constant: T = 20 updates in float32, read
     from the frameworks' optimizers."""
@@ -616,6 +618,7 @@ def test_the_rates_of_groups_are_their_schedules_to_the_bit() -> None:
         np.testing.assert_allclose(torch_run.applied[name], rates, rtol=2**-23)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["lightning", "keras"])
 def test_subnormals_are_zero_on_both_and_nobody_s_else(backend: str) -> None:
     """The moment of a weight whose pixel is never lit is 0.9 of what it was: of 1e-40, which

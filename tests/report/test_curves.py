@@ -21,6 +21,7 @@ def run(folder: Path, losses: np.ndarray, val: float | None, group: str = "") ->
     return folder
 
 
+@pytest.mark.slow
 def test_a_picture_does_not_depend_on_those_before_it(tmp_path: Path) -> None:
     """Pictures of a short run, a long one with losses on both sides of zero, one without
     validation, and the first one with a second schedule are drawn in two orders and alone."""

@@ -325,6 +325,7 @@ def test_a_longer_run_equals_the_run_that_never_ended(
         assert len(set(read_columns(tmp_path / whole.folder / "trace.csv")["learning_rate"])) > 2
 
 
+@pytest.mark.slow
 def test_a_run_shorter_than_an_epoch_has_its_one_evaluation_as_its_best(tmp_path: Path) -> None:
     """And a longer one begins anew: its best is that of a whole epoch."""
     (short,) = forked(tmp_path, (*_LINEAR, "device=cpu", "trainer.max_steps=5"))

@@ -128,6 +128,7 @@ def test_both_backends_skip_alike(tmp_path: Path, optimizer: str) -> None:
     assert max(differences(*clean).values()) < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_otherwise_or_after_too_many_the_run_ends_at_the_update(
     tmp_path: Path, backend: str
@@ -271,6 +272,7 @@ def test_a_run_that_ends_with_a_loss_of_nan_says_so_and_predict_says_so_of_its_o
     )
 
 
+@pytest.mark.slow
 def test_a_multirun_names_the_jobs_that_completed_and_diverged(tmp_path: Path) -> None:
     (done,) = forked(tmp_path, ("-m", *ONE_UPDATE, "optimizer.lr=0.1,1e38"))
     assert (done.status, done.err) == (0, "")

@@ -131,7 +131,8 @@ def copied(folder: Path, here: Path) -> Path:
     return shutil.copytree(folder, here / folder.name, symlinks=True)
 
 
-@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_in_exact_mode_a_run_is_finished_on_the_other_framework_with_the_same_hash(
     halves: dict[str, Path], tmp_path: Path, backend: str
 ) -> None:

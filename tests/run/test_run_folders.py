@@ -440,6 +440,7 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_is_completed(
     ) in again.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backend", [BACKENDS[0], pytest.param(BACKENDS[1], marks=pytest.mark.slow)]
 )

@@ -90,11 +90,11 @@ def test_the_minimum_holds_what_the_plateau_lowers_and_lifts_nothing() -> None:
     ("backend", "extra"),
     [
         ("lightning", []),
-        ("keras", []),
         ("lightning", ["trainer.precision=exact"]),
         *(
             pytest.param(*row, marks=pytest.mark.slow)
             for row in (
+                ("keras", []),
                 ("lightning", ["trainer.accumulate_grad_batches=2"]),
                 ("keras", ["trainer.accumulate_grad_batches=2"]),
                 ("keras", ["trainer.precision=exact"]),
@@ -144,6 +144,7 @@ EARLY = (
 )
 
 
+@pytest.mark.slow
 def test_both_backends_lower_at_the_same_epochs_and_keep_the_state(tmp_path: Path) -> None:
     """The oracle: the rule above on the metrics that metrics.csv has."""
     each = forked(tmp_path, *((f"backend={backend}", *STALLING) for backend in BACKENDS))

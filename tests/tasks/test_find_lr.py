@@ -224,6 +224,7 @@ def test_a_folder_that_cannot_be_made_is_the_only_thing_said(
     )
 
 
+@pytest.mark.slow
 def test_what_fails_and_what_is_interrupted_say_so(tmp_path: Path) -> None:
     """The very first update throws the weights away."""
     (done,) = forked(

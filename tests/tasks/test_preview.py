@@ -12,6 +12,7 @@ from runner import rates
 from runner.cli.compose import CONF
 from runner.report.rates import draw
 from tests.command_line import REPOSITORY, forked, together
+from tests.rows import slow_but
 from tests.test_isolation import run
 
 
@@ -151,7 +152,7 @@ def test_it_takes_about_a_second(tmp_path: Path) -> None:
     assert min(seconds) < 4
 
 
-@pytest.mark.parametrize("num", [1, 8, 9])
+@pytest.mark.parametrize("num", slow_but([1, 8, 9], 1, 8))
 def test_a_picture_of_a_long_table_is_drawn_from_a_part_of_it(tmp_path: Path, num: int) -> None:
     tables = {f"curve {i}": np.linspace(0, 1, 10**6) for i in range(num)}
     began = time.perf_counter()

@@ -277,6 +277,7 @@ print("\\n".join(said))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.csv", "trace.csv"]
 
 
+@pytest.mark.slow
 @only_linux
 def test_a_run_on_a_full_disk_fails_in_one_line(tmp_path: Path) -> None:
     """`ulimit -f 1`: no file above 1 kB, which config.yaml is."""

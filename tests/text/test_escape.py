@@ -163,7 +163,8 @@ def test_what_a_run_says_is_printable(text: str) -> None:
     assert not [line for line in lines if line.startswith("winner")]
 
 
-@pytest.mark.parametrize("backend", ["lightning", pytest.param("keras", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["lightning", "keras"])
 def test_a_model_s_name_with_dollars_is_drawn_as_it_is(tmp_path: Path, backend: str) -> None:
     """Between two dollars matplotlib reads mathematics; `^` alone is none, which ended a multirun
     after its training."""
@@ -181,6 +182,7 @@ def test_a_model_s_name_with_dollars_is_drawn_as_it_is(tmp_path: Path, backend: 
     assert len(list(folder.glob("*/curves.png"))) == 3
 
 
+@pytest.mark.slow
 def test_pictures_of_schedules_take_any_name(
     tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
