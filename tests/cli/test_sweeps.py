@@ -22,6 +22,7 @@ from tests.warm import until
 # tune=lr
 
 
+@pytest.mark.slow
 def test_each_schedule_is_compared_at_its_own_best_base_rate(tmp_path: Path) -> None:
     """Three rates of two schedules over two seeds; the table ranks two, each with the least mean of
     its three."""
