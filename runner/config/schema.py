@@ -7,7 +7,7 @@ the key, the allowed values, the value found, and the nearest match.
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
@@ -157,6 +157,24 @@ class Callback(OwnCode):
     other keys are its arguments."""
 
 
+Tracker: TypeAlias = Literal["tensorboard"]
+
+
+def _differ(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError("names that differ")
+    return names
+
+
+Logger = Annotated[
+    Union[
+        Annotated[Tracker | None, Tag("a name")],
+        Annotated[list[Tracker], AfterValidator(_differ), Tag("names")],
+    ],
+    Discriminator(lambda value: "names" if isinstance(value, list) else "a name"),
+]
+
+
 class SizedPart(Section):
     """A part of the run, `for` its length, with a batch size of its own."""
 
@@ -276,6 +294,7 @@ class Config(Section):
     optimizer: Optimizer
     schedule: Schedule
     metrics: Literal["auto"] | Annotated[list[Metric], Field(max_length=100)]
+    logger: Annotated[Logger, Mark(outside_hash=True, on_resume=True)]
     callbacks: Annotated[list[Callback], _WHEN_RESUMED]
     trainer: Trainer
     tune: Tune | None
@@ -292,6 +311,12 @@ class Config(Section):
     ]
     steps: Annotated[str | None, _OF_A_RUN]
     resume: Annotated[str | None, Mark(outside_hash=True, command_line_only=True)]
+
+    @property
+    def trackers(self) -> Sequence[str]:
+        """The trackers that get the points of the run."""
+        names = self.logger if isinstance(self.logger, list) else [self.logger]
+        return [name for name in names if name is not None]
 
     @property
     def num_processes(self) -> int:

@@ -48,7 +48,7 @@ _REPLACED = (
 _HEADERS = {"trace.csv": "step,learning_rate,loss", "metrics.csv": "epoch,step"}  # their beginning
 _TEMPORARY = re.compile(rf"\.(?:{'|'.join(map(re.escape, _REPLACED))})\.[0-9]+")
 # the files that a run, or a task on it, writes
-_WRITTEN = ("*.yaml", "*.json", "*.csv", "*.npz", "*.png", "run.log", "model.*")
+_WRITTEN = ("*.yaml", "*.json", "*.csv", "*.npz", "*.png", "run.log", "model.*", "*tfevents*")
 
 _PACKAGES = (
     *("twinrun", "numpy", "hydra-core"),

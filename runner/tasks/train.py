@@ -28,6 +28,7 @@ from runner.run import (
     ranks,
     run_folder,
     strict_json,
+    trackers,
 )
 from runner.run.observer import Observer
 from runner.run.progress import show
@@ -207,6 +208,7 @@ def train(job: Job) -> int:
     """Train in a new folder, or resume in an existing one. Return the exit status."""
     config, resumed, call = job.config, job.resumed, job.call
     _check_batch_sizes(job)
+    trackers.check(config.trackers)
     if config.num_processes > 1 and job.team is None:
         return _train_in_processes(job)
     shown, in_python = (call.shown, True) if call else (None, False)
@@ -452,6 +454,7 @@ def _train(
     chunks = prepared.chunks(start.step, prepared.checkpoints(), adapt)
     result = {**job.result(), "num_parameters": prepared.num_parameters}
     is_over = job.resumed is not None and job.resumed.is_over(order.total_steps)
+    observers = [*observers, *_trackers(job, order.total_steps, path, console)]
     with (
         console.progress(order.total_steps, start.step),
         Training(
@@ -484,6 +487,17 @@ def _train(
         training.on_end(result)
     _print_outcome(console, result, job, path, picture)
     return 128 + signals.received if signals.received else int(result["status"] != "completed")
+
+
+def _trackers(job: Job, total_steps: int, path: Path, console: Console) -> Sequence[Observer]:
+    """Return the observers that pass the records on to the trackers."""
+    tracked = trackers.TrackedRun(
+        path,
+        Path(job.config.output.root),
+        trackers.group_of(job.path),
+        trackers.hyperparameters(job.composed),
+    )
+    return trackers.followers(job.config.trackers, tracked, total_steps, console)
 
 
 def _updates(

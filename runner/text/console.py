@@ -358,7 +358,12 @@ def warn(line: str) -> None:
 
 def log_traceback() -> None:
     """Write the traceback of the exception that is being handled to run.log."""
-    _write(traceback.format_exc())
+    log(traceback.format_exc())
+
+
+def log(text: str) -> None:
+    """Write a text to run.log only."""
+    _write(text)
 
 
 def _write(text: str) -> None:

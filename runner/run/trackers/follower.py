@@ -1,0 +1,132 @@
+"""An observer that passes a run's records on to a tracker, in a thread of its own.
+
+A tracker gets points when a checkpoint that covers them is on the disk, so a run that is killed and
+resumed never repeats one: what was trained after its last checkpoint has not been passed on. When a
+run begins, the tracker says which points it has, and gets those that it lacks from the records.
+"""
+
+import os
+import re
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from runner.data.order import Chunk
+from runner.errors import one_line
+from runner.run.observer import Observer
+from runner.run.trackers.points import Points, last
+from runner.run.trackers.tracker import TrackedRun, Tracker
+from runner.spec import Live, Report
+from runner.text.console import Console, log
+
+_PATIENCE_SECONDS = 30.0  # how long the end of a run waits for a tracker that does nothing
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
+_SHORTEST_SECRET = 4  # characters; a shorter value is not unique enough to be replaced
+
+
+class Follower(Observer):
+    """Passes the points of a run on to one tracker. A failure is one warning; the run goes on."""
+
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[TrackedRun], Tracker],
+        run: TrackedRun,
+        total_steps: int,
+        console: Console,
+    ) -> None:
+        self.name, self.run, self.console = name, run, console
+        self._make, self._total_steps = make, total_steps
+        self._changed = threading.Condition()
+        self._step: int | None = 0  # the updates that may be passed on; None: all
+        self._status: str | None = None  # of the run, when it has ended
+        self._num_written = 0
+        self._error: str | None = None
+        self._is_told = False
+        self._hint: str | None = None  # how to look at the tracked run
+
+    def __enter__(self) -> "Follower":
+        self._last = last(self.run.path)  # before the training adds rows
+        self._thread = threading.Thread(target=self._follow, name=self.name, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._status = self._status or "failed"
+            self._changed.notify()
+
+    def on_chunk(self, chunk: Chunk, report: Report, live: Live) -> bool:
+        self._tell()
+        return True
+
+    def on_checkpoint(self, folder: Path) -> None:
+        with self._changed:
+            self._step = int(folder.name)
+            self._changed.notify()
+
+    def on_end(self, result: Mapping[str, Any]) -> None:
+        with self._changed:
+            self._step, self._status = None, str(result["status"])
+            self._changed.notify()
+        num_written = -1
+        while self._thread.is_alive() and num_written != self._num_written:
+            num_written = self._num_written
+            self._thread.join(_PATIENCE_SECONDS)
+        if self._thread.is_alive():
+            self._error = f"no answer in {_PATIENCE_SECONDS:.0f} s"
+        self._tell()
+        if self._hint is not None:
+            self.console.say(f"tracker  {self._hint}")
+
+    def _tell(self) -> None:
+        if self._error is not None and not self._is_told:
+            self._is_told = True
+            self.console.say(
+                f"warning: logger={self.name} failed: {self._error}; the run goes on without it, "
+                f"and resume=FOLDER adds what it lacks"
+            )
+
+    def _follow(self) -> None:
+        """Run the thread: wait for checkpoints, pass on the points that they cover."""
+        try:
+            self._pass_on()
+        except Exception as error:
+            log(without_secrets(traceback.format_exc()))
+            self._error = without_secrets(f"{type(error).__name__}: {one_line(error)}"[:300])
+
+    def _pass_on(self) -> None:
+        tracker = self._make(self.run)
+        done = tracker.open(self._last)
+        points = Points(self.run.path, self._total_steps)
+        step: int | None = 0
+        while True:
+            step, status = self._next(step)
+            new = [point for point in points.until(step) if point.order > done]
+            if new:
+                tracker.write(new)
+                done = new[-1].order
+                self._num_written += len(new)
+            if status is not None:
+                points.close()
+                tracker.close(status)
+                self._hint = tracker.hint
+                return
+
+    def _next(self, step: int | None) -> tuple[int | None, str | None]:
+        """Wait for another step than this one, or for the end. Return the step and the status."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._status is not None or self._step != step)
+            return self._step, self._status
+
+
+def without_secrets(text: str) -> str:
+    """Replace the values of environment variables with names such as API_KEY, and passwords in
+    addresses, by ***."""
+    text = re.sub(r"//[^/\s@]+@", "//***@", text)
+    for name, value in os.environ.items():
+        if _SECRET.search(name) and len(value) >= _SHORTEST_SECRET:
+            text = text.replace(value, "***")
+    return text

@@ -1,0 +1,96 @@
+"""Read the points of a run from its records, trace.csv and metrics.csv, while they grow."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from runner.run.trackers.tracker import Point, order
+
+LEARNING_RATE = "learning_rate"
+STEP_LOSS = "train/loss_step"
+_MOST_UPDATES = 1000  # points of updates; trace.csv has all updates
+
+
+def spacing(total_steps: int) -> int:
+    """Return k: trackers get the updates 0, k, 2 k, .... It is the smallest of 1, 2, 5, 10, 20, ...
+    that leaves at most 1,000 of them."""
+    scale = 1
+    while True:
+        for factor in (1, 2, 5):
+            if -(-total_steps // (factor * scale)) <= _MOST_UPDATES:
+                return factor * scale
+        scale *= 10
+
+
+class Points:
+    """The points of the run in a folder, each read once."""
+
+    def __init__(self, path: Path, total_steps: int) -> None:
+        self._every = spacing(total_steps)
+        self._trace = _Rows(path / "trace.csv", "step")
+        self._metrics = _Rows(path / "metrics.csv", "step")
+        self._before: tuple[int, float] | None = None  # step, seconds of the last evaluation
+
+    def close(self) -> None:
+        for rows in (self._trace, self._metrics):
+            rows.close()
+
+    def until(self, step: int | None) -> list[Point]:
+        """Return the points that have come: those of the first `step` updates; None: all."""
+        updates = self._trace.until(None if step is None else step - 1)
+        points = [self._update(row) for row in updates if int(row["step"]) % self._every == 0]
+        points += [self._evaluation(row) for row in self._metrics.until(step)]
+        return sorted(points, key=lambda point: point.order)
+
+    def _update(self, row: dict[str, float]) -> Point:
+        names = {"loss": STEP_LOSS}
+        values = {names.get(name, name): value for name, value in row.items() if name != "step"}
+        return Point(int(row["step"]), values, is_update=True)
+
+    def _evaluation(self, row: dict[str, float]) -> Point:
+        """Make the point of an epoch. `seconds_per_step` needs an epoch before it: the seconds of
+        the first one include the start of the program."""
+        step, seconds = int(row["step"]), row["seconds"]
+        values = {name: value for name, value in row.items() if name not in ("step", "seconds")}
+        if self._before is not None and step > self._before[0]:
+            num_steps = step - self._before[0]
+            values["seconds_per_step"] = (seconds - self._before[1]) / num_steps
+        self._before = step, seconds
+        return Point(step, values, is_update=False)
+
+
+class _Rows:
+    """The whole rows of a growing CSV file, each read once. An empty cell is left out."""
+
+    def __init__(self, path: Path, column: str) -> None:
+        self._file = path.open("rb")
+        self._names = self._file.readline().decode().rstrip("\n").split(",")
+        self._column = self._names.index(column)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def until(self, step: int | None) -> Iterator[dict[str, float]]:
+        """Yield the next rows with at most this step; None: with any."""
+        while True:
+            begin = self._file.tell()
+            line = self._file.readline()
+            cells = line.decode().rstrip("\n").split(",")
+            if not line.endswith(b"\n") or (step is not None and int(cells[self._column]) > step):
+                self._file.seek(begin)
+                return
+            yield {
+                name: float(cell)
+                for name, cell in zip(self._names, cells, strict=True)
+                if cell != ""
+            }
+
+
+def last(path: Path) -> int:
+    """Return the order of the last point in a run's records; -1 if they have none."""
+    ends = []
+    for name, is_update in (("trace.csv", True), ("metrics.csv", False)):
+        rows = _Rows(path / name, "step")
+        steps = [int(row["step"]) for row in rows.until(None)]
+        rows.close()
+        ends += [order(step, is_update) for step in steps[-1:]]
+    return max(ends, default=-1)

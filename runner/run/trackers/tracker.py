@@ -1,0 +1,84 @@
+"""The interface to a tracker, and the points that it gets."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from runner.config.schema import marked
+
+_LONGEST = 500  # characters of a hyperparameter
+
+
+class Point(NamedTuple):
+    """Values at a step. The points of a run have a strict order: update t, which is counted from 0,
+    has the order 2 t + 1, and an evaluation after s updates has 2 s."""
+
+    step: int
+    values: Mapping[str, float]  # tag -> value
+    is_update: bool
+
+    @property
+    def order(self) -> int:
+        return order(self.step, self.is_update)
+
+
+def order(step: int, is_update: bool) -> int:
+    """Return the place of a point among those of a run."""
+    return 2 * step + is_update
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run, as trackers know it."""
+
+    path: Path  # its folder
+    root: Path  # output.root
+    group: str | None  # the multirun that it is a job of
+    hyperparameters: Mapping[str, str | float | int | bool]
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+
+class Tracker(ABC):
+    """A tool that shows the points of runs. A method that fails raises; the run goes on."""
+
+    hint: str  # a command or an address that shows the tracked run
+
+    @abstractmethod
+    def open(self, last: int) -> int:
+        """Find or begin the tracked run. `last` is the order of the last point in the records.
+        Return the order of the last point that the tracker has, at most `last`; -1 if it has
+        none."""
+
+    @abstractmethod
+    def write(self, points: Sequence[Point]) -> None:
+        """Add points, in their order. When this returns, they are out of this process."""
+
+    @abstractmethod
+    def close(self, status: str) -> None:
+        """End the session. `status` is that of result.json."""
+
+
+def hyperparameters(composed: Mapping[str, Any]) -> dict[str, str | float | int | bool]:
+    """Return the keys of a config that determine the run, each as `group.key`, with plain values;
+    lists as JSON."""
+    outside = marked("outside_hash")
+    found: dict[str, str | float | int | bool] = {}
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, Mapping) and value:
+            for key, inner in value.items():
+                add(f"{name}.{key}" if name else str(key), inner)
+        elif isinstance(value, str | float | int):
+            found[name] = value[:_LONGEST] if isinstance(value, str) else value
+        elif value is not None:
+            found[name] = json.dumps(value)[:_LONGEST]
+
+    add("", {key: value for key, value in composed.items() if key not in outside})
+    found.pop("layer_defaults", None)
+    return {key: value for key, value in found.items() if not key.startswith("layer_defaults.")}

@@ -1,0 +1,256 @@
+"""A tracker gets each point of trace.csv and metrics.csv once, also after kills and resumes."""
+
+import csv
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runner.errors import ConfigError
+from runner.run import trackers
+from runner.run.trackers.follower import Follower, without_secrets
+from runner.run.trackers.points import spacing
+from runner.run.trackers.tracker import Point, TrackedRun, Tracker, hyperparameters
+from tests.command_line import BACKENDS, Running, forked
+
+NUM_STEPS, EPOCH = 9, 3
+TRACE = "step,learning_rate,loss\n"
+METRICS = "epoch,step,train/loss,val/accuracy,seconds\n"
+
+
+def tensorboard_points(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Read a run's scalars with TensorBoard's own reader, which must not import TensorFlow here."""
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return {
+        tag: [(event.step, event.value) for event in accumulator.Scalars(tag)]
+        for tag in accumulator.Tags()["scalars"]
+    }
+
+
+READ: dict[str, Callable[[Path], dict[str, list[tuple[int, float]]]]] = {
+    "tensorboard": tensorboard_points
+}
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def check(name: str, folder: Path) -> None:
+    """Every tag has the column's numbers, in float32, at the column's steps."""
+    found = READ[name](folder)
+    trace, metrics = rows_of(folder / "trace.csv"), rows_of(folder / "metrics.csv")
+    columns = {"learning_rate": (trace, "learning_rate"), "train/loss_step": (trace, "loss")}
+    names = [column for column in metrics[0] if column.startswith(("train/", "val/"))]
+    columns |= {column: (metrics, column) for column in [*names, "epoch"]}
+    assert set(found) == {*columns, *(["seconds_per_step"] if len(metrics) > 1 else [])}
+    for tag, (rows, column) in columns.items():
+        assert [step for step, _ in found[tag]] == [int(row["step"]) for row in rows], tag
+        values = np.float32([value for _, value in found[tag]])
+        np.testing.assert_array_equal(values, np.float32([float(row[column]) for row in rows]))
+    seconds = [(int(row["step"]), float(row["seconds"])) for row in metrics]
+    expected = [(b[0], (b[1] - a[1]) / (b[0] - a[0])) for a, b in pairwise(seconds)]
+    per_step = found.get("seconds_per_step", [])
+    assert [step for step, _ in per_step] == [step for step, _ in expected]
+    np.testing.assert_allclose(
+        [v for _, v in per_step],
+        [v for _, v in expected],
+        rtol=1e-6,  # float32
+    )
+
+
+def record(folder: Path, begin: int, end: int) -> None:
+    """Append the rows of updates `begin` to `end` to the records of a run."""
+    for name, header in (("trace.csv", TRACE), ("metrics.csv", METRICS)):
+        if not (folder / name).is_file():
+            (folder / name).write_text(header)
+    for step in range(begin, end):
+        with (folder / "trace.csv").open("a") as file:
+            file.write(f"{step},{0.1 / (step + 1)},{2.5 - 0.1 * step}\n")
+        if (step + 1) % EPOCH == 0:
+            with (folder / "metrics.csv").open("a") as file:
+                number = (step + 1) // EPOCH
+                file.write(f"{number},{step + 1},{2.5 - 0.1 * step},0.{number},{1.5 * number}\n")
+
+
+def rewind(folder: Path, step: int) -> None:
+    for name in ("trace.csv", "metrics.csv"):
+        (folder / name).unlink(missing_ok=True)
+    record(folder, 0, step)
+
+
+class Said:
+    """A console that keeps its lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def follower(name: str, folder: Path, said: Said, make: Any = None) -> Follower:
+    run = TrackedRun(folder, folder, None, {"optimizer.lr": 0.1, "schedule.name": "cosine"})
+    made = make or trackers.TRACKERS[name][1]
+    console: Any = said
+    return Follower(name, made, run, NUM_STEPS, console)
+
+
+@pytest.mark.parametrize("name", trackers.TRACKERS)
+def test_after_kills_and_resumes_it_has_every_point_once(tmp_path: Path, name: str) -> None:
+    """Killed after updates that no checkpoint covers, killed before any point was passed on,
+    resumed from an earlier checkpoint than the last, and extended."""
+    said = Said()
+    for begin, checkpoint, killed_at in ((0, 4, 5), (4, None, 6), (4, 7, 8), (3, 8, 9)):
+        rewind(tmp_path, begin)
+        with follower(name, tmp_path, said) as one:
+            record(tmp_path, begin, killed_at)
+            if checkpoint is not None:
+                one.on_checkpoint(tmp_path / str(checkpoint))
+        one._thread.join(60)
+    rewind(tmp_path, 8)
+    with follower(name, tmp_path, said) as one:
+        record(tmp_path, 8, NUM_STEPS)
+        one.on_end({"status": "completed"})
+    check(name, tmp_path)
+    assert len(said.lines) == 1  # how to look at it
+
+
+def test_a_damaged_end_of_the_event_file_is_written_again(tmp_path: Path) -> None:
+    """Cut within an event, as by a power cut."""
+    record(tmp_path, 0, 7)
+    for begin, end in ((7, 7), (7, NUM_STEPS)):
+        with follower("tensorboard", tmp_path, Said()) as one:
+            record(tmp_path, begin, end)
+            one.on_end({"status": "interrupted"})
+        if end == 7:
+            (file,) = tmp_path.glob("*tfevents*")
+            file.write_bytes(file.read_bytes()[:-9])
+    check("tensorboard", tmp_path)
+
+
+class Failing(Tracker):
+    hint = "look here"
+
+    def __init__(self, run: TrackedRun) -> None: ...
+
+    def open(self, last: int) -> int:
+        return -1
+
+    def write(self, points: Sequence[Point]) -> None:
+        raise OSError("https://me:hunter2@host refused s3cr3t-value")
+
+    def close(self, status: str) -> None: ...
+
+
+class Silent(Failing):
+    def write(self, points: Sequence[Point]) -> None: ...
+
+
+def test_a_tracker_that_fails_is_one_warning_without_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "s3cr3t-value")
+    record(tmp_path, 0, NUM_STEPS)
+    said = Said()
+    with follower("tensorboard", tmp_path, said, Failing) as one:
+        one.on_end({"status": "completed"})
+        one.on_end({"status": "completed"})
+    assert said.lines == [
+        "warning: logger=tensorboard failed: OSError: https://***@host refused ***; the run goes "
+        "on without it, and resume=FOLDER adds what it lacks"
+    ]
+
+
+def test_a_tracker_that_hangs_does_not_hold_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from threading import Event
+
+    monkeypatch.setattr("runner.run.trackers.follower._PATIENCE_SECONDS", 0.05)
+    record(tmp_path, 0, NUM_STEPS)
+    said, hangs = Said(), Event()
+    with follower("tensorboard", tmp_path, said, lambda run: hangs.wait() and Silent(run)) as one:
+        one.on_end({"status": "completed"})
+        hangs.set()
+    assert len(said.lines) == 1
+    assert "no answer in" in said.lines[0]
+
+
+def test_secrets_are_replaced_and_other_text_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "abcd1234")
+    assert without_secrets("//u:p@h/x abcd1234 http://h/x") == "//***@h/x *** http://h/x"
+
+
+@pytest.mark.parametrize(
+    ("total", "expected"), [(1, 1), (1000, 1), (1001, 2), (5001, 10), (10**6, 1000)]
+)
+def test_at_most_a_thousand_updates_are_points(total: int, expected: int) -> None:
+    assert spacing(total) == expected
+
+
+def test_hyperparameters_are_the_keys_that_determine_the_run() -> None:
+    composed = {
+        "optimizer": {"lr": 0.1, "groups": [{"match": "a"}]},
+        "loss": {},
+        "trainer": {"max_steps": None, "compile": False},
+        "output": {"root": "/home/me"},
+        "layer_defaults": {"dense": {"units": 1}},
+    }
+    assert hyperparameters(composed) == {
+        "optimizer.lr": 0.1,
+        "optimizer.groups": '[{"match": "a"}]',
+        "loss": "{}",
+        "trainer.compile": False,
+    }
+
+
+def test_a_missing_library_is_refused_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runner.run.trackers.find_spec", lambda name: None)
+    with pytest.raises(ConfigError) as caught:
+        trackers.check(["tensorboard"])
+    assert str(caught.value) == (
+        "logger=tensorboard needs the package tensorboard; install it with pip install "
+        "'twinrun[tensorboard]'"
+    )
+    trackers.check([])
+
+
+RUN = ("trainer.batch_size=100", "trainer.checkpoint_every=17steps", "device=cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_run_that_is_killed_resumed_and_extended_has_every_point_once(
+    tmp_path: Path, backend: str
+) -> None:
+    """Checkpoints are not at ends of epochs; the 300 updates end within an epoch, whose evaluation
+    the longer run does not have."""
+    names = f"[{','.join(trackers.TRACKERS)}]"
+    arguments = (f"backend={backend}", *RUN, f"logger={names}", "trainer.max_epochs=60")
+    with Running(tmp_path, *arguments, "trainer.max_steps=300") as running:
+        running.until(
+            lambda: any(
+                (path.parents[1] / "trace.csv").read_bytes().count(b"\n") > 100
+                for path in tmp_path.glob("outputs/runs/*/checkpoints/last")
+            )
+        )
+        running.end(signal.SIGKILL)
+    (folder,) = tmp_path.glob("outputs/runs/*")
+    for overrides in ((), ("trainer.max_steps=310",)):
+        (done,) = forked(tmp_path, (f"resume={folder}", *overrides))
+        assert (done.status, done.err) == (0, "")
+        for name in trackers.TRACKERS:
+            check(name, folder)
+    assert len(rows_of(folder / "trace.csv")) == 310
