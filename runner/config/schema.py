@@ -157,7 +157,7 @@ class Callback(OwnCode):
     other keys are its arguments."""
 
 
-Tracker: TypeAlias = Literal["tensorboard"]
+Tracker: TypeAlias = Literal["tensorboard", "mlflow"]
 
 
 def _differ(names: list[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """A tracker gets each point of trace.csv and metrics.csv once, also after kills and resumes."""
 
 import csv
+import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from runner.run.trackers.follower import Follower, without_secrets
 from runner.run.trackers.points import spacing
 from runner.run.trackers.tracker import Point, TrackedRun, Tracker, hyperparameters
 from tests.command_line import BACKENDS, Running, forked
+from tests.rows import slow_but
 
 NUM_STEPS, EPOCH = 9, 3
 TRACE = "step,learning_rate,loss\n"
@@ -37,8 +39,22 @@ def tensorboard_points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
+def mlflow_points(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Read a run's metrics with MLflow's own client from the store in output.root."""
+    from mlflow.tracking import MlflowClient
+
+    root = next(path for path in folder.parents if (path / "mlflow.db").is_file())
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    run_id = json.loads((folder / "mlflow.json").read_text())["run_id"]
+    return {
+        tag: [(each.step, each.value) for each in client.get_metric_history(run_id, tag)]
+        for tag in client.get_run(run_id).data.metrics
+    }
+
+
 READ: dict[str, Callable[[Path], dict[str, list[tuple[int, float]]]]] = {
-    "tensorboard": tensorboard_points
+    "tensorboard": tensorboard_points,
+    "mlflow": mlflow_points,
 }
 
 
@@ -101,13 +117,13 @@ class Said:
 
 
 def follower(name: str, folder: Path, said: Said, make: Any = None) -> Follower:
-    run = TrackedRun(folder, folder, None, {"optimizer.lr": 0.1, "schedule.name": "cosine"})
+    run = TrackedRun(folder, folder.parent, None, {"optimizer.lr": 0.1, "schedule.name": "cosine"})
     made = make or trackers.TRACKERS[name][1]
     console: Any = said
     return Follower(name, made, run, NUM_STEPS, console)
 
 
-@pytest.mark.parametrize("name", trackers.TRACKERS)
+@pytest.mark.parametrize("name", slow_but(trackers.TRACKERS, "tensorboard"))
 def test_after_kills_and_resumes_it_has_every_point_once(tmp_path: Path, name: str) -> None:
     """Killed after updates that no checkpoint covers, killed before any point was passed on,
     resumed from an earlier checkpoint than the last, and extended."""

@@ -17,8 +17,17 @@ def _tensorboard(run: TrackedRun) -> Tracker:
     return TensorBoard(run)
 
 
+def _mlflow(run: TrackedRun) -> Tracker:
+    from runner.run.trackers.mlflow import MLflow
+
+    return MLflow(run)
+
+
 # name -> the modules that it needs, and what makes it
-TRACKERS = {"tensorboard": (("tensorboard",), _tensorboard)}
+TRACKERS = {
+    "tensorboard": (("tensorboard",), _tensorboard),
+    "mlflow": (("mlflow", "sqlalchemy", "alembic"), _mlflow),
+}
 
 
 __all__ = ["TRACKERS", "TrackedRun", "check", "followers", "group_of", "hyperparameters"]
