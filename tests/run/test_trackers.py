@@ -184,8 +184,8 @@ def test_a_tracker_that_fails_is_one_warning_without_secrets(
         one.on_end({"status": "completed"})
         one.on_end({"status": "completed"})
     assert said.lines == [
-        "warning: logger=tensorboard failed: OSError: https://***@host refused ***; the run goes "
-        "on without it, and resume=FOLDER adds what it lacks"
+        "warning: logger=tensorboard failed: OSError: https://***@host refused ***; it lacks "
+        "points of the run"
     ]
 
 

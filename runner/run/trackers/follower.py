@@ -84,10 +84,10 @@ class Follower(Observer):
     def _tell(self) -> None:
         if self._error is not None and not self._is_told:
             self._is_told = True
-            self.console.say(
-                f"warning: logger={self.name} failed: {self._error}; the run goes on without it, "
-                f"and resume=FOLDER adds what it lacks"
-            )
+            then = "the run goes on without it, and adds what it lacks when it is resumed"
+            if self._status == "completed":
+                then = "it lacks points of the run"
+            self.console.say(f"warning: logger={self.name} failed: {self._error}; {then}")
 
     def _follow(self) -> None:
         """Run the thread: wait for checkpoints, pass on the points that they cover."""
