@@ -142,9 +142,10 @@ def torch_headed() -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.body, self.size, self.head = nn.Linear(64, 16), nn.Linear(16, 1), nn.Linear(16, 10)
+            self.drop = nn.Dropout(0.2)
 
         def forward(self, x: Any) -> Any:
-            h = self.body(x).tanh()
+            h = self.drop(self.body(x).tanh())
             return {"size": self.size(h)[:, 0], "logits": self.head(h)}
 
     return Net()
@@ -155,7 +156,7 @@ def keras_headed() -> Any:
     from keras import layers, ops
 
     x = keras.Input((64,))
-    h = layers.Dense(16, activation="tanh")(x)
+    h = layers.Dropout(0.2)(layers.Dense(16, activation="tanh")(x))
     logits, size = layers.Dense(10)(h), layers.Dense(1)(h)
     return keras.Model(x, {"size": ops.squeeze(size, 1), "logits": logits})
 

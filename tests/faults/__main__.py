@@ -37,7 +37,7 @@ LONG = {
     "flip": 500,
     "race": 100,
 }
-LONG |= {"share": 60, "parent": 30, "terminal": 100, "file_limit": 100}
+LONG |= {"share": 60, "kill_own": 10, "parent": 30, "terminal": 100, "file_limit": 100}
 LONG |= {"kill_at_end": 50, "kill_longer": 100, "link": 50, "cut_short": 100}
 
 
@@ -113,6 +113,10 @@ def survive(
     hits = each("kill", lambda folder, i: rows.kill(folder, backend, draw, expected, i))
     if hits:
         say(f"{backend}  kill: {sum(hits)} of them inside a save")
+    if "kill_own" in trials:
+        own = rows.uninterrupted(here / "own", rows.own_command(backend))
+        hits = each("kill_own", lambda folder, i: rows.kill_own(folder, backend, draw, own, i))
+        say(f"{backend}  kill_own: {sum(hits)} of them inside a save")
     hits = each("kill_at_end", lambda folder, i: rows.kill_at_end(folder, backend, expected))
     if hits:
         say(f"{backend}  kill_at_end: {sum(hits)} of them before the result")

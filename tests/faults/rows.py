@@ -37,6 +37,21 @@ def command(backend: str, *more: str, root: str = "out") -> list[str]:
     return [*RUN, f"backend={backend}", f"output.root={root}", *more]
 
 
+TRUST = "trusted_modules=[tests.twin_models]"
+
+
+def own_command(backend: str) -> list[str]:
+    """The run with a model of the user's own, which has two outputs and the framework's dropout."""
+    kind = {"lightning": "torch", "keras": "keras"}[backend]
+    _, *others = RUN
+    return [
+        *(*others, f"backend={backend}", "output.root=out", TRUST),
+        *("model=custom", f"model._target_=tests.twin_models.{kind}_headed"),
+        *("loss=custom", "loss._target_=tests.twin_models.headed"),
+        "metrics=[{_target_: tests.twin_models.largest}]",
+    ]
+
+
 def folder_of(here: Path) -> Path | None:
     return next(iter((here / "out" / "runs").glob("*")), None)
 
@@ -70,12 +85,12 @@ def uninterrupted(here: Path, said: list[str]) -> dict[str, str]:
 
 
 def _begun(
-    here: Path, backend: str, draw: random.Random, while_saving: bool
+    here: Path, said: list[str], draw: random.Random, while_saving: bool
 ) -> tuple[int, Path, Path]:
     """A run that has its first checkpoint, at a random moment after that; or one while a checkpoint
     is written."""
     log = here / "log.txt"
-    child = start(here, command(backend), log)
+    child = start(here, said, log)
     until(
         lambda: (
             (folder := folder_of(here)) is not None and (folder / "checkpoints" / "last").exists()
@@ -91,12 +106,12 @@ def _begun(
     return child, folder, log
 
 
-def _goes_on(here: Path, folder: Path, backend: str, expected: dict[str, str]) -> None:
+def _goes_on(here: Path, folder: Path, backend: str, expected: dict[str, str], *more: str) -> None:
     if (
         not (folder / "result.json").is_file()
         or read_json(folder / "result.json")["status"] != "completed"
     ):
-        ended = run(here, [f"resume={folder}", f"backend={backend}"])
+        ended = run(here, [f"resume={folder}", f"backend={backend}", *more])
         assert ended.status == 0, ended.output
     assert read_json(folder / "result.json")["status"] == "completed"
     assert fingerprint(folder) == expected
@@ -108,11 +123,31 @@ def kill(
 ) -> bool:
     """kill -9 at a random moment, every third time while a checkpoint is being written; the rest
     gives the same bits. True if it hit a save."""
-    child, folder, log = _begun(here, backend, draw, while_saving=number % 3 == 0)
+    said = command(backend)
+    return _killed(here, backend, said, draw, expected, number)
+
+
+def kill_own(
+    here: Path, backend: str, draw: random.Random, expected: dict[str, str], number: int
+) -> bool:
+    """The same of a run with a model of the user's own."""
+    return _killed(here, backend, own_command(backend), draw, expected, number, TRUST)
+
+
+def _killed(
+    here: Path,
+    backend: str,
+    said: list[str],
+    draw: random.Random,
+    expected: dict[str, str],
+    number: int,
+    *more: str,
+) -> bool:
+    child, folder, log = _begun(here, said, draw, while_saving=number % 3 == 0)
     os.kill(child, signal.SIGKILL)
     wait(child, log)
     hit = any((folder / "checkpoints").glob(".*"))
-    _goes_on(here, folder, backend, expected)
+    _goes_on(here, folder, backend, expected, *more)
     return hit
 
 
@@ -260,7 +295,7 @@ def end(
     """SIGTERM or SIGINT: 143 or 130 within 5 s, a checkpoint of all updates that the trace has. The
     seconds that it took."""
     which = (signal.SIGTERM, signal.SIGINT)[number % 2]
-    child, folder, log = _begun(here, backend, draw, while_saving=number % 3 == 0)
+    child, folder, log = _begun(here, command(backend), draw, while_saving=number % 3 == 0)
     since = time.monotonic()
     os.kill(child, which)
     ended = wait(child, log, since)
@@ -279,7 +314,7 @@ def end_twice(
 ) -> None:
     """A second signal ends it at once; the checkpoint before is whole."""
     which = (signal.SIGTERM, signal.SIGINT)[number % 2]
-    child, folder, log = _begun(here, backend, draw, while_saving=False)
+    child, folder, log = _begun(here, command(backend), draw, while_saving=False)
     os.kill(child, which)
     time.sleep(draw.uniform(0, 0.003))
     os.kill(child, which)
