@@ -181,6 +181,7 @@ class Plan:
             compile=trainer.compile,
             skip_nonfinite=trainer.on_nonfinite == "skip",
             average_shares=averages.shares(self.config.optimizer, self.clock),
+            recomputes=trainer.gradient_checkpointing,
         )
 
     def remark_on_threads(self) -> str | None:
@@ -462,6 +463,7 @@ def plan(
         refuse(model.network, loss, config.optimizer, order)
         _refuse_exact(config, data)
     _refuse_backend(config)
+    _check_recomputation(config, model.network)
     prepared = Plan(
         config=config,
         data=data,
@@ -721,6 +723,7 @@ def check_devices(config: Config, data: Dataset | None = None) -> None:
     refused = {
         "a trainer.batch_size that changes": not isinstance(trainer.batch_size, int),
         "trainer.compile=true": trainer.compile,
+        "trainer.gradient_checkpointing=true": trainer.gradient_checkpointing,
         f"model={config.model.name}, which is code of your own": not isinstance(
             config.model, LayerModel
         ),
@@ -807,10 +810,32 @@ def _refuse_exact(config: Config, data: Dataset) -> None:
             f"trainer.precision=exact needs rows in memory, and the rows of "
             f"{data.stream.items.source} can only be iterated over; pass arrays of them"
         )
+    for key in ("compile", "gradient_checkpointing"):
+        if getattr(config.trainer, key):
+            raise ConfigError(
+                f"trainer.{key}=true is not supported with trainer.precision=exact; "
+                f"use trainer.{key}=false"
+            )
+
+
+def _check_recomputation(config: Config, net: Network) -> None:
+    """Refuse gradient checkpointing where it cannot be, or would change nothing."""
+    if not config.trainer.gradient_checkpointing:
+        return
+    key, model = "trainer.gradient_checkpointing", config.model
+    if not isinstance(model, LayerModel):
+        raise ConfigError(
+            f"{key} must be false for a model of your own, got true; call torch.utils.checkpoint "
+            f"or keras.remat in its code"
+        )
     if config.trainer.compile:
         raise ConfigError(
-            "trainer.compile=true is not supported with trainer.precision=exact; "
-            "use trainer.compile=false"
+            f"{key}=true is not supported with trainer.compile=true; set one of them to false"
+        )
+    if not any(node.branches for node in net.nodes):
+        raise ConfigError(
+            f"{key}=true needs residual or parallel layers, whose inside it computes again, and "
+            f"model={model.name} has none; use false"
         )
 
 

@@ -95,6 +95,7 @@ class RunSpec(ModelSpec):
     compile: bool  # compile with torch.compile or XLA, also where that is not the default
     # share of the weights in their average at each update  # float64[T]; None: no average
     average_shares: np.ndarray | None = None
+    recomputes: bool = False  # keeps the inputs of the network's blocks alone for the backward pass
     world: World = World()
 
     @property

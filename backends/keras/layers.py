@@ -2,7 +2,7 @@
 [..., in, out]."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -80,12 +80,17 @@ class DropoutState:
         self.micro_batch: Any = 0
         self.first_row = self.num_rows = 0
         self.together = together
+        self.recomputes = False  # True while the backward pass computes a block again
 
 
 def build(
-    network: spec.Network, dropout_state: DropoutState | None, kind: type[keras.Model] = keras.Model
+    network: spec.Network,
+    dropout_state: DropoutState | None,
+    kind: type[keras.Model] = keras.Model,
+    recomputes: bool = False,
 ) -> keras.Model:
-    """The whole model, functional: keras.layers in order, each under its canonical name."""
+    """The whole model, functional: keras.layers in order, each under its canonical name. With
+    `recomputes`, each residual and parallel layer is a model in a layer `_Recomputed`."""
     x = keras.Input(network.input_shape, dtype="int32" if network.takes_tokens else None)
     ties = {node.spec.tie for node in network.walk() if node.tied}
     tables = {
@@ -93,7 +98,8 @@ def build(
         for node in network.walk()
         if node.name in ties
     }
-    return kind(x, _sequence(network.nodes, x, dropout_state, tables))
+    make = _recomputed if recomputes else _sequence
+    return kind(x, make(network.nodes, x, dropout_state, tables))
 
 
 def named(model: keras.Model) -> dict[str, Any]:
@@ -101,7 +107,7 @@ def named(model: keras.Model) -> dict[str, Any]:
     if hasattr(model, "own"):  # the user's own model
         return dict(model.own())
     variables = {}
-    for layer in model.layers:
+    for layer in _flat(model):
         node, dot, part = layer.name.partition(".")
         kind = node.rpartition("_")[0] + dot + part
         stock = isinstance(layer, (native.MultiHeadAttention, native.EinsumDense)) or part
@@ -112,6 +118,15 @@ def named(model: keras.Model) -> dict[str, Any]:
             if (variable := attrgetter(attribute)(layer)) is not None:
                 variables[f"{node}/{canonical}"] = variable
     return variables
+
+
+def _flat(model: keras.Model) -> Iterator[native.Layer]:
+    """Yield the layers of a model and those inside its recomputed blocks."""
+    for layer in model.layers:
+        if isinstance(layer, _Recomputed):
+            yield from layer.inside.layers
+        else:
+            yield layer
 
 
 def load(model: keras.Model, values: Mapping[str, np.ndarray]) -> None:
@@ -203,6 +218,8 @@ class _BatchNorm(native.BatchNormalization):
         if training:
             several = self.dropout_state.together is not None
             y, mean, variance = self._by_total(x) if several else normalize(x, None)
+            if self.dropout_state.recomputes:
+                return ops.cast(y, self.compute_dtype) if is_16_bit else y
             for running, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
                 old = constant(self.momentum, running)
                 running.assign(running * old + batch * constant(1 - self.momentum, running))
@@ -535,6 +552,60 @@ def _sequence(
         else:
             layer = tables.get(node.name) or _build(node, dropout_state)
             x = _apply(node, layer, x, known)
+    return x
+
+
+class _Recomputed(_Layer):
+    """A block whose inside the backward pass computes again, by tf.recompute_grad. Its inputs are
+    x and, if the block uses it, the mask of a padded sequence."""
+
+    def __init__(self, inside: keras.Model, dropout_state: DropoutState, **kwargs: Any) -> None:
+        super().__init__(autocast=False, **kwargs)
+        self.inside, self.dropout_state = inside, dropout_state
+
+    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> KerasTensor:
+        y = self.inside.outputs[0]
+        return KerasTensor(y.shape, y.dtype)
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        if not training:
+            return self.inside(inputs, training=False)
+        x, *mask = inputs
+        num_passes = 0
+
+        def forward(x: Any) -> Any:
+            nonlocal num_passes
+            # the first pass keeps running statistics; each pass is traced once
+            self.dropout_state.recomputes = num_passes > 0
+            num_passes += 1
+            try:
+                return self.inside([x, *mask], training=True)
+            finally:
+                self.dropout_state.recomputes = False
+
+        return tf.recompute_grad(forward)(x)
+
+
+def _recomputed(
+    nodes: Sequence[spec.Node],
+    x: KerasTensor,
+    dropout_state: DropoutState | None,
+    tables: Mapping[str, native.Layer],
+) -> KerasTensor:
+    """Apply the layers as `_sequence` does, each block by a layer `_Recomputed`."""
+    assert dropout_state is not None
+    mask = None
+    for node in nodes:
+        if not node.branches:
+            if node.spec.makes_mask:
+                mask = _find_mask(node.spec, x)
+            x = _sequence([node], x, dropout_state, tables, mask)
+            continue
+        inputs = [x, *([mask] if node.is_masked and mask is not None else [])]
+        inner = [keras.Input(one.shape[1:], dtype=one.dtype) for one in inputs]
+        y = _sequence([node], inner[0], dropout_state, tables, *inner[1:])
+        inside = keras.Model(inner, y)
+        x = _Recomputed(inside, dropout_state, name=f"{node.name}.recomputed")(inputs)
     return x
 
 

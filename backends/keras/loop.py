@@ -253,7 +253,7 @@ def train(
             model.engine.start(run, start)
         else:
             dropout_state = layers.DropoutState(run.seed, together)
-            model = _network(run, dropout_state, Model)
+            model = _network(run, dropout_state, Model, run.recomputes)
             model.connect(run, start, dropout_state)
             _last = run, model
         model.chunks, model.on_chunk_start = iter(chunks), on_chunk_start
@@ -388,13 +388,16 @@ def _rescaled(x: Any, *numbers: np.ndarray | float) -> Any:
 
 
 def _network(
-    model: ModelSpec, dropout_state: layers.DropoutState | None, kind: type[keras.Model]
+    model: ModelSpec,
+    dropout_state: layers.DropoutState | None,
+    kind: type[keras.Model],
+    recomputes: bool = False,
 ) -> Any:
     if isinstance(model.network, CustomNetwork):
         return custom.build(model.network, kind, dropout_state)
     if dropout_state and model.precision == "exact":
         return exact.build(model.network, kind)
-    return layers.build(model.network, dropout_state, kind)
+    return layers.build(model.network, dropout_state, kind, recomputes)
 
 
 @contextmanager

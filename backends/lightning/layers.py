@@ -3,7 +3,8 @@ outputs are canonical: [B, H, W, C]."""
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import reduce
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from runner.components import layers as spec
 from runner.components.positions import encodings
@@ -136,6 +138,47 @@ def direct(model: nn.Module) -> Callable[[Tensor], Tensor]:
         return x
 
     return lambda x: model.with_canonical_axes(body, x)
+
+
+def recompute(model: Network) -> None:
+    """Let the backward pass compute the inside of each residual and parallel layer again, by
+    torch.utils.checkpoint. Running statistics of batch norms are those of the first pass."""
+    norms: list[Any] = [
+        m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)
+    ]
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        kept = [(norm.running_mean, norm.running_var) for norm in norms]
+        for norm in norms:  # the pass changes copies
+            norm.running_mean = norm.running_mean.clone()
+            norm.running_var = norm.running_var.clone()
+        try:
+            yield
+        finally:
+            for norm, (mean, variance) in zip(norms, kept, strict=True):
+                norm.running_mean, norm.running_var = mean, variance
+
+    def again_without(block: nn.Module) -> Callable[..., Any]:
+        forward = block.forward
+
+        def apply(*arguments: Tensor | None) -> Tensor:
+            if not block.training:
+                return forward(*arguments)  # type: ignore[no-any-return]
+            # masks are a function of the update, so no generator has to be kept
+            return checkpoint(  # type: ignore[no-any-return]
+                forward,
+                *arguments,
+                use_reentrant=False,
+                preserve_rng_state=False,
+                context_fn=lambda: (nullcontext(), again()),
+            )
+
+        return apply
+
+    for block in model.body:
+        if isinstance(block, _Branches):
+            block.forward = again_without(block)  # type: ignore[method-assign]
 
 
 def compiled(function: Callable[..., Any], model: nn.Module) -> Callable[..., Any]:

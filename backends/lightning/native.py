@@ -49,6 +49,9 @@ class Engine:
         self.dropout_state = layers.DropoutState(run.seed)
         dtype = torch.from_numpy(np.empty(0, run.dtype)).dtype
         self.network = network(run, self.dropout_state).to(device)
+        if run.recomputes:
+            assert isinstance(self.network, layers.Network)
+            layers.recompute(self.network)
         layers.load_state(self.network, start.for_training())
         tensors = self.network.named()
         self.weights = {name: tensors[name] for name in start.weights}

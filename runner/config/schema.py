@@ -220,6 +220,7 @@ class Trainer(Section):
     precision: Precision
     steps_per_call: Annotated[Literal["auto"] | Count, _WHEN_RESUMED]
     threads: Annotated[Literal["auto"] | Count, _WHEN_RESUMED]
+    gradient_checkpointing: Annotated[bool, _WHEN_RESUMED]
     compile: bool
     checkpoint_every: Annotated[Duration | None, _WHEN_RESUMED]
     keep_checkpoints: Annotated[Annotated[int, Field(ge=2)] | None, _WHEN_RESUMED]
