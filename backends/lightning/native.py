@@ -27,13 +27,16 @@ from runner.spec import ModelSpec, RunSpec, TrainState
 
 
 def network(
-    model: ModelSpec, dropout_state: layers.DropoutState | None
+    model: ModelSpec, dropout_state: layers.DropoutState | None, recomputes: bool = False
 ) -> layers.Network | custom.Network:
     """Build the network in the run's dtype. Its state is loaded afterwards."""
     dtype = torch.from_numpy(np.empty(0, model.dtype)).dtype
     if isinstance(model.network, CustomNetwork):
         return custom.build(model.network, dtype, dropout_state)
-    return layers.Network(model.network, dropout_state).to(dtype=dtype)
+    built = layers.Network(model.network, dropout_state).to(dtype=dtype)
+    if recomputes:
+        layers.recompute(built)
+    return built
 
 
 class Engine:
@@ -48,10 +51,7 @@ class Engine:
         )
         self.dropout_state = layers.DropoutState(run.seed)
         dtype = torch.from_numpy(np.empty(0, run.dtype)).dtype
-        self.network = network(run, self.dropout_state).to(device)
-        if run.recomputes:
-            assert isinstance(self.network, layers.Network)
-            layers.recompute(self.network)
+        self.network = network(run, self.dropout_state, run.recomputes).to(device)
         layers.load_state(self.network, start.for_training())
         tensors = self.network.named()
         self.weights = {name: tensors[name] for name in start.weights}
