@@ -1,7 +1,10 @@
 """The command line: run the command, turn errors into exit statuses."""
 
+import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 from hydra.errors import HydraException
@@ -14,6 +17,7 @@ from runner.cli import (
 )
 from runner.cli.overrides import explained
 from runner.errors import ConfigError, RunError, few_lines, memory_errors
+from runner.run import outside
 from runner.text.console import steady
 
 
@@ -26,9 +30,28 @@ def main() -> int:
     """
     process.tune()
     signal.signal(signal.SIGTERM, _exit)  # until training installs its own handler
+    return _status(_run)
+
+
+def _run() -> int:
+    """Run the command; under torchrun, srun or TF_CONFIG as one of their processes."""
+    found = outside.find(os.environ)
+    if found is None:
+        return _execute()
+    from runner.run import agents
+
+    return agents.together(found, partial(_status, _execute), commands.follow)
+
+
+def _execute() -> int:
+    return commands.execute(sys.argv[1:])
+
+
+def _status(command: Callable[[], int]) -> int:
+    """Run a command. Print its error, and return the exit status."""
     try:
         with memory_errors():
-            return commands.execute(sys.argv[1:])
+            return command()
     except ConfigError as error:
         return _fail(error, 2)
     except (HydraException, OmegaConfBaseException, RecursionError) as error:

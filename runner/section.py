@@ -7,8 +7,7 @@ implement it. A `name` or `layer` key selects the class. Defaults are in conf/, 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PrivateAttr, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 
 class Section(BaseModel):
@@ -75,15 +74,6 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 MOST = 2**63 - 1  # the largest int64
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Index = Annotated[int, Field(ge=0, le=MOST)]
-
-
-def _one(value: object) -> int:
-    if type(value) is not int or value != 1:  # Literal[1] would accept True, which equals 1
-        raise PydanticCustomError("one", "must be 1")
-    return 1
-
-
-One = Annotated[int, PlainValidator(_one), WithJsonSchema({"const": 1})]
 
 
 def choices(annotation: Any) -> tuple[str, ...]:

@@ -11,9 +11,11 @@ import math
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -24,11 +26,9 @@ from runner.spec import World
 
 def connect(world: World) -> "Together":
     """Join the other processes."""
-    names = [name for _, name in socket.if_nameindex()] if hasattr(socket, "if_nameindex") else []
-    if all(address.startswith("127.") for address in world.addresses):
-        # gloo would look up the name of the machine, and use an address that others can reach
-        for name in {"lo", "lo0"} & {*names}:
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    if (name := _interface(world.addresses[world.rank])) is not None:
+        # gloo would look up the name of the machine, and may find an address that others cannot use
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
     address = f"tcp://{world.addresses[0]}"
     dist.init_process_group("gloo", init_method=address, rank=world.rank, world_size=world.size)
     return Together()
@@ -47,6 +47,18 @@ class Together:
         y = x.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(y, operation)
         return y
+
+
+def _interface(address: str) -> str | None:
+    """Return the name of the network interface that has the address HOST:PORT; None if no one
+    has it."""
+    with suppress(OSError):
+        host = socket.gethostbyname(address.rpartition(":")[0])
+        for name, found in psutil.net_if_addrs().items():
+            addresses = [one.address for one in found]
+            if host in addresses or (host.startswith("127.") and "127.0.0.1" in addresses):
+                return name
+    return None
 
 
 def add_up(tensors: Sequence[Tensor]) -> None:

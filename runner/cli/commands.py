@@ -350,9 +350,18 @@ def _train(request: Request) -> int:
     )
 
 
+def follow(composed: Mapping[str, Any], team: Any) -> int:
+    """Train as another process than rank 0 of a run that a launcher has started."""
+    from runner.tasks.train import follow as train
+
+    process.tune()
+    return train(composed, team)
+
+
 def _multirun(request: Request) -> int:
     """Train all jobs in a new multirun folder with the chosen launcher, then compare them."""
     from runner.report import comparison
+    from runner.tasks.train import check_processes
 
     first = request.frozen[0].config
     if first.tune is not None:
@@ -364,6 +373,8 @@ def _multirun(request: Request) -> int:
         lines = [f"{key}={value}" for key, value in params.items() if key not in request.keys]
         lines += [override.input_line or "" for override in request.overrides]
         request, hydra.sweeper.params = request.replaced(lines), None
+    for frozen in request.frozen:
+        check_processes(frozen.config)
     if request.is_search:
         sweep.check_search(
             request.overrides, parse_overrides([f"{k}={v}" for k, v in params.items()])

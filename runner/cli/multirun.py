@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from runner import user_code
 from runner.config.schema import Config, Tune, sha256
 from runner.errors import ConfigError, one_line
-from runner.run import checkpoint, run_folder, signals
+from runner.run import agents, checkpoint, run_folder, signals
 from runner.run.saved import config_of
 from runner.run.signals import Launch
 from runner.text import quoting
@@ -133,7 +133,14 @@ def launching(folder: Path, launcher: str) -> Iterator[Launch | None]:
 
 
 def check_launcher(launcher: DictConfig) -> None:
-    """Refuse a launcher whose scheduler this machine does not have."""
+    """Refuse a launcher whose scheduler this machine does not have, and one that would start other
+    processes than those that there are."""
+    leader = agents.leader()
+    if leader is not None and not str(launcher["_target_"]).endswith("BasicLauncher"):
+        raise ConfigError(
+            f"hydra/launcher must be basic under {leader.found.launcher}, which has started the "
+            f"processes of each job, got {launcher['_target_'].rpartition('.')[2]}"
+        )
     if str(launcher["_target_"]).endswith("SlurmLauncher") and shutil.which("srun") is None:
         raise ConfigError(
             "hydra/launcher=submitit_slurm needs Slurm, got no srun on the PATH; "

@@ -43,7 +43,6 @@ from runner.section import (
     Index,
     Mark,
     NonNegative,
-    One,
     OwnCode,
     Positive,
     Section,
@@ -286,7 +285,7 @@ class Config(Section):
         str, Field(pattern=f"^({devices.PATTERN})$"), Mark(on_resume=True, on_run=True)
     ]
     devices: Annotated[Count, _WHEN_RESUMED]
-    num_nodes: One
+    num_nodes: Annotated[Count, _WHEN_RESUMED]
     strategy: Annotated[Literal["auto", "ddp"], _WHEN_RESUMED]
     seed: Index
     data: Data

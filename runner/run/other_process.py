@@ -81,9 +81,14 @@ def forward_signals(
     process: int, on_signal: Callable[[int], None] = lambda number: None
 ) -> Iterator[None]:
     """Forward the signals that this process handles to the other one, in the block; call
-    `on_signal` with each."""
+    `on_signal` with each. SIGUSR1 and SIGUSR2, for which a scheduler's launcher has a handler here
+    but not there, are forwarded as SIGTERM, and go to that handler after the block."""
+    for_launcher: list[int] = []
 
     def forward(number: int, frame: Any) -> None:
+        if number in signals.USER:
+            for_launcher.append(number)
+            number = signal.SIGTERM
         on_signal(number)
         with suppress(ProcessLookupError):  # it has ended
             os.kill(process, number)
@@ -99,3 +104,5 @@ def forward_signals(
         signals.children.discard(process)
         for number, handler in before.items():
             signal.signal(number, handler)
+        for number in for_launcher[:1]:
+            signal.raise_signal(number)

@@ -92,7 +92,7 @@ def resume(folder: Path, overrides: Sequence[Override], given: Given = _NOTHING)
     )
     notes = [f"warning: {error}; resuming from step {state.step}" for error in damaged]
     values["checkpoint"] = saved["checkpoint"]
-    if "devices" in changes and values["trainer"]["global_batch_size"] is None:
+    if {"devices", "num_nodes"} & set(changes) and values["trainer"]["global_batch_size"] is None:
         rows = global_batch_size(saved)  # the updates stay the same
         values["trainer"] = {**values["trainer"], "global_batch_size": rows}
     if _LENGTH & set(changes):
@@ -177,7 +177,7 @@ def with_saved_threads(resumed: Resumed, prepared: Plan) -> tuple[Plan, Resumed]
     """Return the plan with the checkpoint's number of threads, and a note on it for the user.
     `trainer.threads` can be changed."""
     planned, saved = prepared.model.threads, resumed.numbers.get("threads")
-    if {"trainer.threads", "devices"} & set(resumed.changes) or saved == planned:
+    if {"trainer.threads", "devices", "num_nodes"} & set(resumed.changes) or saved == planned:
         return prepared, resumed
     if saved is None:
         note = (

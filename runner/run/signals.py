@@ -25,7 +25,7 @@ from typing import Any
 
 _KINDS = (signal.SIGINT, signal.SIGTERM)
 # not on Windows
-_USER = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+USER = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 # environment variable with PID:START:FILE of the command; FILE asks its jobs to end
 _PARENT = "TWINRUN_MULTIRUN"
 _POLL_SECONDS = 0.1
@@ -59,7 +59,7 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
-            handled = [kind for kind in _USER if callable(signal.getsignal(kind))]
+            handled = [kind for kind in USER if callable(signal.getsignal(kind))]
             self._before = {
                 kind: signal.signal(kind, self._on_signal) for kind in (*_KINDS, *handled)
             }
@@ -68,7 +68,7 @@ class Signals:
     def __exit__(self, *_: object) -> None:
         for kind, handler in self._before.items():
             signal.signal(kind, handler)
-        if self._own is not None and (self._own in _USER or self._keeps_process):
+        if self._own is not None and (self._own in USER or self._keeps_process):
             signal.raise_signal(self._own)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

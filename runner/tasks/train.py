@@ -12,24 +12,28 @@ from runner import dispatcher, user_code
 from runner.components import loss_scale
 from runner.components.optimizers import Custom
 from runner.config.given import Given, objects
-from runner.config.schema import Config, sha256
+from runner.config.schema import Config, parse, sha256
 from runner.data.order import Chunks, InOrder, Order
 from runner.errors import IF_DIVERGED, ConfigError, RunError, is_out_of_memory, one_line
 from runner.errors import show as show_value
 from runner.machine import devices
 from runner.plan import Plan, check_devices, plan
 from runner.run import (
+    agents,
     certificate,
     checkpoint,
     first_weights,
+    launch,
     native,
     other_process,
+    outside,
     position,
     ranks,
     run_folder,
     strict_json,
     trackers,
 )
+from runner.run.channel import LostError
 from runner.run.observer import Observer
 from runner.run.progress import show
 from runner.run.resume import Resumed, check, with_saved_threads
@@ -66,7 +70,7 @@ class Job:
     config_dir: str | None = None  # --config-dir
     path: Path | None = None  # of a multirun's job: its folder, which exists and is locked
     call: Call | None = None  # None: a command line
-    team: ranks.Team | None = None  # of one process of a run of several
+    team: launch.Team | None = None  # of one process of a run of several
 
     @property
     def whole_command(self) -> list[str]:
@@ -209,6 +213,8 @@ def train(job: Job) -> int:
     config, resumed, call = job.config, job.resumed, job.call
     _check_batch_sizes(job)
     trackers.check(config.trackers)
+    if job.team is None and call is None:
+        check_processes(config)
     if config.num_processes > 1 and job.team is None:
         return _train_in_processes(job)
     shown, in_python = (call.shown, True) if call else (None, False)
@@ -329,16 +335,33 @@ def _train_in_processes(job: Job) -> int:
             f"cannot be passed on to others; use python -m runner"
         )
     check_devices(job.config)
-    lock = run_folder.lock_to_share(job.path)
-    return ranks.launch(_train_as_rank, (job, lock), job.config.num_processes)
+    lock, leader = run_folder.lock_to_share(job.path), agents.leader()
+    others = None if leader is None else leader.run(job.composed)
+    return launch.launch(_train_as_rank, (job, lock), job.config.num_processes, others)
 
 
-def _train_as_rank(job_and_lock: tuple[Job, Any], team: ranks.Team) -> int:
+def check_processes(config: Config) -> None:
+    """Refuse a config of other processes than a launcher has started."""
+    leader = agents.leader()
+    if leader is not None:
+        leader.found.check(config)
+    else:
+        outside.check_alone(config)
+
+
+def _train_as_rank(job_and_lock: tuple[Job, Any], team: launch.Team) -> int:
     job, lock = job_and_lock
     if team.world.rank == 0:
         return _train_in_other_process((replace(job, team=team), lock))
-    prepared, backend = plan(job.config), dispatcher.load(job.config.backend)
-    ranks.follow(team, backend, prepared.run_spec(), prepared.chunks(0, None, adapt=False))
+    return follow(job.composed, team)
+
+
+def follow(composed: Mapping[str, Any], team: launch.Team) -> int:
+    """Train as another rank than 0, with the config of rank 0."""
+    config = parse(composed)
+    prepared, backend = plan(config), dispatcher.load(config.backend)
+    chunks = prepared.chunks(0, None, adapt=False)
+    ranks.follow(team, backend, prepared.run_spec(), chunks, prepared.data)
     return 0
 
 
@@ -515,12 +538,13 @@ def _updates(
         state = start
         if backend is not None:
             if job.team is not None:
-                state = ranks.lead(job.team, backend, spec, start, chunks, training)
+                data = prepared.data
+                state = ranks.lead(job.team, backend, spec, start, chunks, training, data)
             else:
                 on_chunk, on_chunk_start = training.on_chunk, training.on_chunk_start
                 state = backend.train(spec, start, chunks, on_chunk, on_chunk_start)
         training.checkpoints.finish()
-    except ranks.LostError:
+    except LostError:
         raise
     except Exception as error:
         log_traceback()

@@ -10,7 +10,7 @@ from runner.config.schema import Config, marked
 MARKED = {
     "outside_hash": "task logger output print_config find_lr run runs format checkpoint weights "
     "trusted_modules steps resume",
-    "on_resume": "backend device devices strategy logger callbacks trainer.max_epochs "
+    "on_resume": "backend device devices num_nodes strategy logger callbacks trainer.max_epochs "
     "trainer.max_steps trainer.steps_per_call trainer.threads trainer.gradient_checkpointing "
     "trainer.checkpoint_every "
     "trainer.keep_checkpoints "

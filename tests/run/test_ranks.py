@@ -18,7 +18,7 @@ from runner.cli.compose import compose
 from runner.config.schema import sha256
 from runner.data.order import Order
 from runner.errors import ConfigError, RunError
-from runner.run import ranks
+from runner.run import launch, ranks
 from runner.run.run_folder import read_columns
 from runner.spec import World
 from tests.command_line import BACKENDS, OTHER, Running, forked
@@ -76,7 +76,7 @@ def test_a_run_in_python_has_one_device() -> None:
         runner.train("devices=2")
 
 
-def _fails(how: str, team: ranks.Team) -> int:
+def _fails(how: str, team: launch.Team) -> int:
     """Be a process of which rank 1 ends, while rank 0 waits for it."""
     if team.world.rank == 1:
         if how == "killed":
@@ -97,7 +97,7 @@ def _fails(how: str, team: ranks.Team) -> int:
 )
 def test_the_end_of_one_process_ends_all_and_is_named(how: str, says: str) -> None:
     with pytest.raises(RunError) as caught:
-        ranks.launch(_fails, how, 2)
+        launch.launch(_fails, how, 2)
     assert str(caught.value).startswith(f"rank 1 {says}; the other processes were ended")
 
 
