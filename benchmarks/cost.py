@@ -1,5 +1,5 @@
 """Measure how the cost of a Twinrun run grows with the model, the batch and the number of updates,
-the cost of rows that stay in files, and the cost of the records.
+the cost of rows that stay in files, and the cost of the records and of trackers.
 
     python -m benchmarks.cost                     # some ten minutes on two cores
     python -m benchmarks.cost --parts steps --markdown --json cost.json
@@ -24,6 +24,7 @@ import numpy as np
 from benchmarks.measure import in_new_process, ours
 from benchmarks.report import layout, machine
 from runner.run.run_folder import read_columns, read_json
+from runner.run.trackers import TRACKERS
 
 BACKENDS = ("lightning", "keras")
 _REPEATS = 3
@@ -120,6 +121,15 @@ def _records(folder: Path) -> Cases:
     yield "200 epochs of the MLP, 1 checkpoint", 1, [*long, "trainer.checkpoint_every=null"]
 
 
+def _trackers(folder: Path) -> Cases:
+    """Yield the MLP and the CNN without a tracker and with each."""
+    in_new_process(_write_images, folder)
+    cnn = [*_CNN, "data=npz", f"data.path={folder / 'images.npz'}", "trainer.max_epochs=3"]
+    for model, overrides in (("200 epochs of the MLP", ["trainer.max_epochs=200"]), ("CNN", cnn)):
+        for logger in ("null", *TRACKERS):
+            yield f"{model}, logger={logger}", 1, [*overrides, f"logger={logger}"]
+
+
 def _files(folder: Path) -> Cases:
     """Yield the CNN with a million parameters on 6,400 images of 32x32x3, 79 MB: all in memory, and
     32 MB at a time."""
@@ -152,6 +162,7 @@ _PARTS = {
     "steps": _steps,
     "records": _records,
     "files": _files,
+    "trackers": _trackers,
 }
 
 

@@ -8,6 +8,7 @@ run begins, the tracker says which points it has, and gets those that it lacks f
 import os
 import re
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ from runner.spec import Live, Report
 from runner.text.console import Console, log
 
 _PATIENCE_SECONDS = 30.0  # how long the end of a run waits for a tracker that does nothing
+_SHARE = 0.02  # of the time of a run that a tracker may take: it gets points in larger portions
+_LONGEST_REST_SECONDS = 60.0
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
 _SHORTEST_SECRET = 4  # characters; a shorter value is not unique enough to be replaced
 
@@ -106,14 +109,22 @@ class Follower(Observer):
             step, status = self._next(step)
             new = [point for point in points.until(step) if point.order > done]
             if new:
+                began = time.monotonic()
                 tracker.write(new)
                 done = new[-1].order
                 self._num_written += len(new)
+                self._rest(time.monotonic() - began)
             if status is not None:
                 points.close()
                 tracker.close(status)
                 self._hint = tracker.hint
                 return
+
+    def _rest(self, spent: float) -> None:
+        """Wait after a write of `spent` seconds, until the run ends at the latest."""
+        seconds = min(spent / _SHARE, _LONGEST_REST_SECONDS)
+        with self._changed:
+            self._changed.wait_for(lambda: self._status is not None, seconds)
 
     def _next(self, step: int | None) -> tuple[int | None, str | None]:
         """Wait for another step than this one, or for the end. Return the step and the status."""
