@@ -129,12 +129,7 @@ def launch(function: Rank, argument: Any, size: int, others: Others | None = Non
     members: list[Member] = []
     try:
         if others is None:
-            addresses, spawn = free_addresses(size), multiprocessing.get_context("spawn")
-            pairs = [tuple(map(Channel, spawn.Pipe())) for _ in range(size - 1)]
-            rank_0 = Local(function, argument, World(0, size, addresses), [a for a, _ in pairs])
-            members.append(rank_0)
-            for rank, (_, end) in enumerate(pairs, 1):
-                members.append(Local(function, argument, World(rank, size, addresses), [end]))
+            rank_0 = _start(function, argument, size, members)
         else:
             addresses, links, started = others.begin()
             members.extend(started)
@@ -145,6 +140,24 @@ def launch(function: Rank, argument: Any, size: int, others: Others | None = Non
     finally:
         for member in members:
             member.end()
+
+
+def _start(function: Rank, argument: Any, size: int, members: list[Member]) -> Local:
+    """Start the ranks on this machine and append each to `members`. Return rank 0."""
+    spawn = multiprocessing.get_context("spawn")
+    try:
+        addresses = free_addresses(size)
+        pairs = [tuple(map(Channel, spawn.Pipe())) for _ in range(size - 1)]
+        rank_0 = Local(function, argument, World(0, size, addresses), [a for a, _ in pairs])
+        members.append(rank_0)
+        for rank, (_, end) in enumerate(pairs, 1):
+            members.append(Local(function, argument, World(rank, size, addresses), [end]))
+    except OSError as error:
+        raise RunError(
+            f"devices={size}: {size} processes cannot be started: {error.strerror}; set a smaller "
+            f"number of devices"
+        ) from error
+    return rank_0
 
 
 def free_addresses(num: int, host: str = "127.0.0.1") -> tuple[str, ...]:

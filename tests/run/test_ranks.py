@@ -55,6 +55,21 @@ def test_the_parts_of_a_batch_are_all_of_it_in_order(num_rows: int) -> None:
     assert {part.rows_per_step for part in parts} == {num_rows}
 
 
+def test_too_many_processes_are_one_line_that_names_the_key() -> None:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # no further file can be opened
+    try:
+        with pytest.raises(RunError) as error:
+            launch.launch(len, (), 2)  # type: ignore[arg-type]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert str(error.value) == (
+        "devices=2: 2 processes cannot be started: Too many open files; set a smaller number of "
+        "devices"
+    )
+
+
 def test_outputs_of_all_processes_come_in_the_order_of_the_whole_chunk() -> None:
     order = Order(23, 5, 2, 0, 100)
     for whole in (order.chunk(0, 2), order.chunk(2, 1)):  # whole updates; a short last one
@@ -123,10 +138,9 @@ def _check_equal(a: Path, b: Path) -> None:
         np.testing.assert_allclose(values, second[name], rtol=0, atol=CLOSE, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    ("backend", "num"),
-    slow_rows([(backend, num) for backend in BACKENDS for num in "23"], [("lightning", "2")]),
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("num", "23")
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_several_processes_train_as_one_does(tmp_path: Path, backend: str, num: str) -> None:
     """Each process has other rows, so that without the sums over the processes, of gradients or of
     batch norm's statistics, or with other masks, the runs would differ."""
