@@ -18,7 +18,7 @@ from runner.exact import gradient, rules
 from runner.exact.network import Layout
 from runner.exact.primitives import Primitives, Together
 from runner.exact.reference import NumPy
-from runner.run import ranks
+from runner.run import launch
 from runner.spec import RunSpec, World
 from tests.exact.common import BASE, bits
 from tests.parity.test_parity import LAYERS, LOSSES
@@ -142,7 +142,7 @@ def test_without_a_collective_the_bits_differ(way: str, left_out: str) -> None:
 
 
 def test_the_witness_has_collectives_of_its_own() -> None:
-    addresses = tuple(ranks._free_addresses(3))
+    addresses = launch.free_addresses(3)
 
     def one(rank: int) -> list[np.ndarray]:
         together = distributed.connect(World(rank, 3, addresses))
