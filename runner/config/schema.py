@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Discriminator,
     Field,
     Tag,
@@ -192,19 +193,36 @@ class SizedPart(Section):
         return Phase(self.size, None, half_up(steps))
 
 
+_PARTS = (
+    "two or more parts such as [{for: 50%, size: 32}, {for: rest, size: 128}], the last one and no "
+    "other with for: rest"
+)
+
+
+def _is_list(value: Any) -> Any:
+    if not isinstance(value, list):
+        raise ValueError(_PARTS)
+    return value
+
+
 def _last_is_the_rest(parts: list[SizedPart]) -> list[SizedPart]:
     shares = [part.share for part in parts]
     if len(parts) < 2 or shares.count("rest") != 1 or shares[-1] != "rest":
-        raise ValueError("parts, the last one and no other with for: rest")
+        raise ValueError(_PARTS)
     return parts
 
 
 BatchSize = Annotated[
     Union[
         Annotated[Count, Tag("a number")],
-        Annotated[list[SizedPart], AfterValidator(_last_is_the_rest), Tag("parts")],
+        Annotated[
+            list[SizedPart],
+            BeforeValidator(_is_list),
+            AfterValidator(_last_is_the_rest),
+            Tag("parts"),
+        ],
     ],
-    Discriminator(lambda value: "parts" if isinstance(value, list) else "a number"),
+    Discriminator(lambda value: "parts" if isinstance(value, list | Mapping) else "a number"),
 ]
 
 
