@@ -270,3 +270,17 @@ def test_a_run_that_is_killed_resumed_and_extended_has_every_point_once(
         for name in trackers.TRACKERS:
             check(name, folder)
     assert len(rows_of(folder / "trace.csv")) == 310
+
+
+@pytest.mark.slow
+def test_a_kill_while_the_tables_of_mlflow_are_made_leaves_no_half_of_them(tmp_path: Path) -> None:
+    arguments = ("logger=mlflow", "trainer.max_steps=5", "device=cpu")
+    tables = tmp_path / "outputs" / ".mlflow.new" / "tables.db"
+    with Running(tmp_path, *arguments) as running:
+        running.until(lambda: tables.exists() and tables.stat().st_size > 0)
+        running.end(signal.SIGKILL)
+    assert not (tmp_path / "outputs" / "mlflow.db").exists()
+    (done,) = forked(tmp_path, (*arguments, "output.root=outputs"))
+    assert (done.status, done.err) == (0, "")
+    check("mlflow", tmp_path / done.folder)
+    assert not tables.parent.exists()

@@ -6,9 +6,12 @@ tracked run begins with the whole history, and the tag `replaced_by` of the othe
 """
 
 import os
+import shutil
+import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
+from pathlib import Path
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 
@@ -36,6 +39,8 @@ class MLflow(Tracker):
         configured = os.environ.get("MLFLOW_TRACKING_URI")
         address = configured or f"sqlite:///{store}"
         with run_folder.exclusive_access(run.root):  # jobs side by side would all make the tables
+            if not configured and not store.exists():
+                _make(store)
             self._client = MlflowClient(address)
             self._experiment = self._find_experiment(run)
         self.hint = f"mlflow, in {'the store of MLFLOW_TRACKING_URI' if configured else address}"
@@ -102,6 +107,22 @@ class MLflow(Tracker):
 
     def close(self, status: str) -> None:
         self._client.set_terminated(self._id, _STATUS[status])
+
+
+def _make(store: Path) -> None:
+    """Make the database in a folder beside its place, and move it there when it is whole. MLflow
+    needs seconds for its tables; no run can use a file whose making was killed."""
+    folder = store.with_name(".mlflow.new")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    MlflowClient(f"sqlite:///{folder / 'tables.db'}").search_experiments(max_results=1)
+    with (
+        closing(sqlite3.connect(folder / "tables.db")) as tables,
+        closing(sqlite3.connect(folder / "whole.db")) as whole,
+    ):
+        tables.backup(whole)
+    (folder / "whole.db").replace(store)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _name(text: str) -> str:
