@@ -1,4 +1,4 @@
-"""What every backend promises. A backend's test module subclasses `RunContract` and
+"""The promises of every backend. A backend's test module subclasses `RunContract` and
 `UpdateContract`, and names itself."""
 
 from dataclasses import replace

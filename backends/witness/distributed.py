@@ -8,7 +8,7 @@ import numpy as np
 
 from runner.spec import World
 
-_SECONDS = 60  # until rank 0 must listen
+_SECONDS = 60  # the longest wait for rank 0
 
 
 def connect(world: World) -> "Together":

@@ -37,7 +37,7 @@ class Composer:
 
     def __init__(self, config_dir: str | None = None) -> None:
         self.config_dir = config_dir
-        # By the choices of groups; pickled, since copy.deepcopy takes six times as long.
+        # Choices of groups -> pickled Composition; copy.deepcopy takes six times as long.
         self._known: dict[tuple[str, ...], bytes] = {}
         self._hydra: dict[str, DictConfig] = {}  # choices and values of hydra.* -> its config
 

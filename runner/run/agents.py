@@ -21,8 +21,8 @@ from runner.run.launch import LOST, Local, Member, Rank, forwarding, free_addres
 from runner.run.outside import Outside
 from runner.spec import World
 
-_JOIN_SECONDS = 300  # until all processes of a run must have been started
-_END_SECONDS = 30  # at the end of a command, until those that never came are left alone
+_JOIN_SECONDS = 300  # the longest wait for all processes of a run
+_END_SECONDS = 30  # the wait at the end of a command for those that never came
 _NUM_PORTS = 16
 _LONGEST_HELLO = 4096  # bytes
 
@@ -83,7 +83,7 @@ class Leader:
         self._listener = _listen(found)
         self._changed = threading.Condition()
         self._agents: dict[int, Channel] = {}
-        self._links: dict[tuple[int, int], tuple[Channel, str]] = {}  # by run and rank
+        self._links: dict[tuple[int, int], tuple[Channel, str]] = {}  # (run, rank) -> link
         self._num_runs = 0
         threading.Thread(target=self._accept, daemon=True).start()
 

@@ -25,7 +25,7 @@ from runner.run.channel import Channel, LostError
 from runner.run.other_process import forward_signals
 from runner.spec import World
 
-GRACE_SECONDS = 10  # until a process that should have ended is killed
+GRACE_SECONDS = 10  # the wait before a process that should have ended is killed
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Team:
     """The processes of a run, as one of them sees them."""
 
     world: World
-    others: Sequence[Channel]  # of rank 0: to each other rank; of another rank: to rank 0
+    others: Sequence[Channel]  # connections: of rank 0 to all other ranks, of these to rank 0
     launcher: Connection
 
     def say_folder(self, folder: str) -> None:
@@ -88,7 +88,7 @@ class Local:
         team = Team(world, others, child)
         self._process = spawn.Process(target=_run, args=(function, argument, team, tuning))
         self._process.start()
-        # so that a process reads the end of the file when another one has ended
+        # Only the process itself keeps these: others then notice when it has ended.
         for end in (child, *(other.connection for other in others)):
             end.close()
 
@@ -185,7 +185,7 @@ def _wait(members: Sequence[Member], forwarded: list[int]) -> int:
     while True:
         wait([handle for rank in running for handle in members[rank].handles])
         for rank in [*running]:
-            code = members[rank].code  # before its messages, of which there are then no more
+            code = members[rank].code  # read first: after its end no further message comes
             for kind, content in members[rank].messages():
                 if kind == "folder":
                     folder = content

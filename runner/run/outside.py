@@ -17,10 +17,10 @@ class Outside:
     """The processes of a run, as a launcher's environment variables tell them."""
 
     launcher: str
-    variable: str  # that has the number of processes
+    variable: str  # the environment variable with the number of processes
     rank: int
     size: int
-    host: str  # of rank 0
+    host: str  # the address of rank 0
     identity: str  # equal in all processes of the run, and in no other run of these machines
     num_nodes: int | None = None  # None: the launcher does not say
     addresses: tuple[str, ...] = ()  # HOST:PORT of each process, if the launcher gives them

@@ -514,6 +514,8 @@ def _train(
 
 def _trackers(job: Job, total_steps: int, path: Path, console: Console) -> Sequence[Observer]:
     """Return the observers that pass the records on to the trackers."""
+    if not job.config.trackers:
+        return ()
     tracked = trackers.TrackedRun(
         path,
         Path(job.config.output.root),

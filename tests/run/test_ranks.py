@@ -170,7 +170,7 @@ def test_in_exact_mode_every_number_of_processes_has_the_same_hashes(
 
 @pytest.mark.slow
 def test_in_exact_mode_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
-    """On the other framework, to the hashes of two processes in NumPy."""
+    """The run ends on the other framework with the hashes of two processes in NumPy."""
     steps = "trainer.max_steps=20"
     whole = _train(tmp_path, "whole", "backend=witness", "devices=2", steps, base=EXACT)
     first = ("backend=lightning", "devices=2", "trainer.max_steps=9")

@@ -140,7 +140,7 @@ def test_after_kills_and_resumes_it_has_every_point_once(tmp_path: Path, name: s
         record(tmp_path, 8, NUM_STEPS)
         one.on_end({"status": "completed"})
     check(name, tmp_path)
-    assert len(said.lines) == 1  # how to look at it
+    assert len(said.lines) == 1  # the command that shows it
 
 
 def test_a_damaged_end_of_the_event_file_is_written_again(tmp_path: Path) -> None:

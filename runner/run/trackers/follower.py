@@ -22,8 +22,8 @@ from runner.run.trackers.tracker import TrackedRun, Tracker
 from runner.spec import Live, Report
 from runner.text.console import Console, log
 
-_PATIENCE_SECONDS = 30.0  # how long the end of a run waits for a tracker that does nothing
-_SHARE = 0.02  # of the time of a run that a tracker may take: it gets points in larger portions
+_PATIENCE_SECONDS = 30.0  # the wait at the end of a run for a tracker that does nothing
+_SHARE = 0.02  # the part of a run's time that writes may take
 _LONGEST_REST_SECONDS = 60.0
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
 _SHORTEST_SECRET = 4  # characters; a shorter value is not unique enough to be replaced
@@ -44,14 +44,14 @@ class Follower(Observer):
         self._make, self._total_steps = make, total_steps
         self._changed = threading.Condition()
         self._step: int | None = 0  # the updates that may be passed on; None: all
-        self._status: str | None = None  # of the run, when it has ended
+        self._status: str | None = None  # the run's, when it has ended
         self._num_written = 0
         self._error: str | None = None
         self._is_told = False
-        self._hint: str | None = None  # how to look at the tracked run
+        self._hint: str | None = None  # a command or an address that shows the tracked run
 
     def __enter__(self) -> "Follower":
-        self._last = last(self.run.path)  # before the training adds rows
+        self._last = last(self.run.path)  # read before the training adds rows
         self._thread = threading.Thread(target=self._follow, name=self.name, daemon=True)
         self._thread.start()
         return self

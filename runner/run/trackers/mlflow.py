@@ -24,9 +24,9 @@ from runner.run import run_folder
 from runner.run.trackers.points import LEARNING_RATE
 from runner.run.trackers.tracker import Point, TrackedRun, Tracker, order
 
-FILE = "mlflow.json"  # in the run's folder; has the id of the tracked run
+FILE = "mlflow.json"  # has the id of the tracked run; lies in the run's folder
 _EXPERIMENT = "twinrun"
-_MOST_METRICS = 1000  # of a request
+_MOST_METRICS = 1000  # the limit of a request
 _MOST_PARAMS = 100
 _STATUS = {"completed": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from runner.run.run_folder import read_columns
 from runner.run.trackers.tracker import Point, order
 
 LEARNING_RATE = "learning_rate"
@@ -89,8 +90,6 @@ def last(path: Path) -> int:
     """Return the order of the last point in a run's records; -1 if they have none."""
     ends = []
     for name, is_update in (("trace.csv", True), ("metrics.csv", False)):
-        rows = _Rows(path / name, "step")
-        steps = [int(row["step"]) for row in rows.until(None)]
-        rows.close()
-        ends += [order(step, is_update) for step in steps[-1:]]
+        steps = read_columns(path / name, most=2)["step"]  # the first row and the last one
+        ends += [order(int(step), is_update) for step in steps[-1:]]
     return max(ends, default=-1)

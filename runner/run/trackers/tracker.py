@@ -67,7 +67,7 @@ class Tracker(ABC):
 def hyperparameters(composed: Mapping[str, Any]) -> dict[str, str | float | int | bool]:
     """Return the keys of a config that determine the run, each as `group.key`, with plain values;
     lists as JSON."""
-    outside = marked("outside_hash")
+    outside = {*marked("outside_hash"), "layer_defaults"}  # the layers have these already
     found: dict[str, str | float | int | bool] = {}
 
     def add(name: str, value: Any) -> None:
@@ -80,5 +80,4 @@ def hyperparameters(composed: Mapping[str, Any]) -> dict[str, str | float | int 
             found[name] = json.dumps(value)[:_LONGEST]
 
     add("", {key: value for key, value in composed.items() if key not in outside})
-    found.pop("layer_defaults", None)
-    return {key: value for key, value in found.items() if not key.startswith("layer_defaults.")}
+    return found
