@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner import user_code
 from runner.cli import hydra_bridge, multirun, process, sweep
-from runner.cli.compose import Composer, compose
+from runner.cli.compose import Composer
 from runner.cli.overrides import is_search, job_names, jobs, parse_overrides, without_hydra
 from runner.cli.startup import process_start
 from runner.components import averages
@@ -71,6 +71,7 @@ class Request:
     jobs: Sequence[Sequence[str]]  # the overrides of the single run, or of each multirun job
     is_multirun: bool
     composer: Composer
+    as_json: bool = False  # print JSON
 
     @property
     def keys(self) -> set[str]:
@@ -165,9 +166,12 @@ def execute(argv: Sequence[str]) -> int:
     if _only_shows(options):
         _check_shown(options, composer.whole(expanded[0]), len(expanded))
         return _show(options, config_dir)
-    request = Request(argv, overrides, expanded, options.multirun, composer)
+    request = Request(argv, overrides, expanded, options.multirun, composer, options.json)
     request.check_twice([tuple(job) for job in expanded])
-    return _select(request)(request)
+    command = _select(request)
+    if request.as_json and request.frozen[0].config.task != "list":
+        raise ConfigError(f"--json needs task=list, got task={request.frozen[0].config.task}")
+    return command(request)
 
 
 def _check_options(options: Namespace) -> None:
@@ -274,6 +278,11 @@ def _select(request: Request) -> Callable[[Request], int]:
         if key in request.keys:
             raise ConfigError(f"{key} needs {needed}")
     tasks = {frozen.config.task for frozen in request.frozen}
+    if tasks & {"list"}:
+        return _on_folders
+    for key in ("where", "sort"):
+        if key in request.keys:
+            raise ConfigError(f"{key} needs task=list, got task={min(tasks)}")
     exclusive = tasks & {"preview", "describe", "find_lr", "twin"}
     if exclusive and tasks != exclusive:
         raise ConfigError(f"task={min(exclusive)} cannot be mixed with other tasks in one multirun")
@@ -576,22 +585,37 @@ def _branches(request: Request) -> int:
     return comparison.write(folder, len(branches))
 
 
-def _compare(request: Request) -> int:
+def _on_folders(request: Request) -> int:
+    """Run a task on the runs of folders, or on all runs below output.root."""
+    config = request.frozen[0].config
+    if config.task not in _TASKS_ON_FOLDERS:
+        raise ConfigError(f"runs=[FOLDER,...] needs task=compare, got task={config.task}")
+    accepted, command = _TASKS_ON_FOLDERS[config.task]
+    keys = [override.key_or_group for override in request.overrides]
+    other = next((key for key in keys if key not in ("task", *accepted)), None)
+    if other is not None or request.is_multirun:
+        raise ConfigError(
+            f"task={config.task} accepts only {', '.join(accepted[:-1])} and {accepted[-1]}, got "
+            f"{'-m' if other is None else show(other)}"
+        )
+    return command(request, config)
+
+
+def _compare(request: Request, config: Config) -> int:
     """Compare existing runs."""
     from runner.tasks.compare import compare
 
-    other = next((k for k in request.keys if k not in ("task", "runs", "output.root")), None)
-    if other is not None or request.is_multirun:
-        raise ConfigError(
-            f"task=compare accepts only runs and output.root, got "
-            f"{'-m' if other is None else show(other)}"
-        )
-    config = parse(compose(request.jobs[0]))
-    if config.task != "compare":
-        raise ConfigError(f"runs=[FOLDER,...] needs task=compare, got task={config.task}")
     if not config.runs:
         raise ConfigError(f"runs must list at least one folder, got {show(config.runs)}")
     return compare(config.runs, Path(config.output.root))
+
+
+def _list(request: Request, config: Config) -> int:
+    """Print the runs below output.root."""
+    from runner.tasks.list_runs import list_runs
+
+    root = Path(config.output.root)
+    return list_runs(root, config.where, config.sort, request.as_json)
 
 
 def _on_runs(request: Request) -> int:
@@ -657,7 +681,7 @@ def _verify(run: Run, _: Any) -> int:
 
 _BY_KEY: Mapping[str, Callable[[Request], int]] = {
     "run": _on_runs,
-    "runs": _compare,
+    "runs": _on_folders,
     "resume": _resume,
 }
 _BY_TASK: Mapping[str, Callable[[Request], int]] = {
@@ -666,6 +690,11 @@ _BY_TASK: Mapping[str, Callable[[Request], int]] = {
     "describe": _describe,
     "find_lr": _find_lr,
     "twin": _twin,
+}
+# task -> the keys that it accepts, and its function
+_TASKS_ON_FOLDERS: Mapping[str, tuple[Sequence[str], Callable[[Request, Config], int]]] = {
+    "compare": (("runs", "output.root"), _compare),
+    "list": (("where", "sort", "output.root"), _list),
 }
 _TASKS_ON_A_RUN: Mapping[str, Callable[[Run, Any], int]] = {
     "evaluate": _evaluate,

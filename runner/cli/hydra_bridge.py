@@ -48,6 +48,7 @@ def argument_parser() -> ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="Show the versions and exit")
     parser.add_argument("--schema", action="store_true", help="print a JSON schema of the config")
+    parser.add_argument("--json", action="store_true", help="print task=list as JSON")
     return parser
 
 

@@ -70,6 +70,7 @@ Task: TypeAlias = Literal[
     "export",
     "verify",
     "compare",
+    "list",
     "twin",
 ]
 _WHEN_RESUMED = Mark(on_resume=True)
@@ -296,6 +297,10 @@ class Tune(Section):
     factors: list[Positive] = Field(min_length=2)
 
 
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class Config(Section):
     task: Annotated[Task, Mark(outside_hash=True, on_run=True)]
     backend: Annotated[Backend, Mark(on_resume=True, on_run=True)]
@@ -321,6 +326,11 @@ class Config(Section):
     find_lr: Annotated[FindLR, _OUTSIDE]
     run: Annotated[str | None, Mark(outside_hash=True, on_run=True, command_line_only=True)]
     runs: Annotated[list[str] | None, Mark(outside_hash=True, command_line_only=True)]
+    where: Annotated[
+        Annotated[list[str], BeforeValidator(_as_list)] | None,
+        Mark(outside_hash=True, command_line_only=True),
+    ]
+    sort: Annotated[str, Mark(outside_hash=True, command_line_only=True)]
     format: Annotated[Format | None, _OF_A_RUN]
     checkpoint: Annotated[Literal["last", "best"] | Index, replace(_OF_A_RUN, on_resume=True)]
     weights: Annotated[Which, _OF_A_RUN]

@@ -3,13 +3,13 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-def dumps(values: Mapping[str, Any]) -> str:
+def dumps(values: Mapping[str, Any] | Sequence[Any]) -> str:
     return json.dumps(_strict(values), indent=2, allow_nan=False)
 
 

@@ -43,6 +43,7 @@ def test_its_options_are_those_that_are_looked_at() -> None:
         "package",
         "resolve",
         "version",
+        "json",
     }
     assert set(options) <= known, (
         f"{RELEASE} has options of which nobody has decided whether they are taken"

@@ -8,8 +8,8 @@ from runner.config.explain import every_key
 from runner.config.schema import Config, marked
 
 MARKED = {
-    "outside_hash": "task logger output print_config find_lr run runs format checkpoint weights "
-    "trusted_modules steps resume",
+    "outside_hash": "task logger output print_config find_lr run runs where sort format "
+    "checkpoint weights trusted_modules steps resume",
     "on_resume": "backend device devices num_nodes strategy logger callbacks trainer.max_epochs "
     "trainer.max_steps trainer.steps_per_call trainer.threads trainer.gradient_checkpointing "
     "trainer.checkpoint_every "
@@ -20,7 +20,9 @@ MARKED = {
         "task backend device data.path data.val_path data.test_path run format checkpoint "
         "weights trusted_modules steps"
     ),
-    "command_line_only": "run runs format checkpoint weights trusted_modules steps resume",
+    "command_line_only": (
+        "run runs where sort format checkpoint weights trusted_modules steps resume"
+    ),
     "needs_run": "format checkpoint weights steps",
 }
 
