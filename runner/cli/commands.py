@@ -278,18 +278,15 @@ def _select(request: Request) -> Callable[[Request], int]:
         if key in request.keys:
             raise ConfigError(f"{key} needs {needed}")
     tasks = {frozen.config.task for frozen in request.frozen}
-    if tasks & {"list"}:
+    if tasks & set(_TASKS_ON_FOLDERS):
         return _on_folders
-    for key in ("where", "sort"):
-        if key in request.keys:
-            raise ConfigError(f"{key} needs task=list, got task={min(tasks)}")
+    for key in sorted(request.keys & _ON_FOLDERS):
+        raise ConfigError(f"{key} needs task={_users(key)}, got task={min(tasks)}")
     exclusive = tasks & {"preview", "describe", "find_lr", "twin"}
     if exclusive and tasks != exclusive:
         raise ConfigError(f"task={min(exclusive)} cannot be mixed with other tasks in one multirun")
     for task in sorted(tasks - set(_BY_TASK)):
-        folder = "run=FOLDER, the folder of a finished run"
-        folders = "runs=[FOLDER,...], the folders of finished runs"
-        raise ConfigError(f"task={task} needs {folders if task == 'compare' else folder}")
+        raise ConfigError(f"task={task} needs run=FOLDER, the folder of a finished run")
     return _BY_TASK[min(tasks)]
 
 
@@ -605,9 +602,22 @@ def _compare(request: Request, config: Config) -> int:
     """Compare existing runs."""
     from runner.tasks.compare import compare
 
-    if not config.runs:
+    if config.runs is None and config.where is None:
+        raise ConfigError(
+            "task=compare needs runs=[FOLDER,...], the folders of finished runs, or where=[...], "
+            "conditions on all runs below output.root"
+        )
+    if config.runs == []:
         raise ConfigError(f"runs must list at least one folder, got {show(config.runs)}")
-    return compare(config.runs, Path(config.output.root))
+    return compare(config.runs, Path(config.output.root), config.where)
+
+
+def _clean(_: Request, config: Config) -> int:
+    """Show what can be removed below output.root, or remove it."""
+    from runner.tasks.clean import clean
+
+    root, keys = Path(config.output.root), config.clean
+    return clean(root, config.where, keys.what, keys.confirm)
 
 
 def _list(request: Request, config: Config) -> int:
@@ -693,9 +703,19 @@ _BY_TASK: Mapping[str, Callable[[Request], int]] = {
 }
 # task -> the keys that it accepts, and its function
 _TASKS_ON_FOLDERS: Mapping[str, tuple[Sequence[str], Callable[[Request, Config], int]]] = {
-    "compare": (("runs", "output.root"), _compare),
+    "compare": (("runs", "where", "output.root"), _compare),
+    "clean": (("clean.what", "clean.confirm", "where", "output.root"), _clean),
     "list": (("where", "sort", "output.root"), _list),
 }
+# the keys that only these tasks have
+_ON_FOLDERS = {key for keys, _ in _TASKS_ON_FOLDERS.values() for key in keys} - {"output.root"}
+
+
+def _users(key: str) -> str:
+    """List the tasks that accept a key."""
+    return ", ".join(task for task, (keys, _) in _TASKS_ON_FOLDERS.items() if key in keys)
+
+
 _TASKS_ON_A_RUN: Mapping[str, Callable[[Run, Any], int]] = {
     "evaluate": _evaluate,
     "predict": _predict,

@@ -31,6 +31,7 @@ Commands:
   python -m runner task=twin model=twin ...            are two models of your own the same model
   python -m runner task=compare 'runs=[A,B]'           which run is best, and is it more than noise
   python -m runner task=list where=status:failed       the runs below output.root; --json
+  python -m runner task=clean                          what can be removed; clean.confirm=true does
   python -m runner resume=FOLDER                       resume an interrupted run, or extend one
 
 All keys and values: python -m runner --cfg job (add overrides to see their effect)

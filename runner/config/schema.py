@@ -71,6 +71,7 @@ Task: TypeAlias = Literal[
     "verify",
     "compare",
     "list",
+    "clean",
     "twin",
 ]
 _WHEN_RESUMED = Mark(on_resume=True)
@@ -287,6 +288,11 @@ def _one_line(text: str) -> str:
     return text
 
 
+class Clean(Section):
+    what: list[Literal["failed", "checkpoints", "temporary"]] = Field(min_length=1)
+    confirm: bool
+
+
 class Output(Section):
     root: Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
     multirun: Annotated[str, AfterValidator(_one_line)] | None
@@ -324,6 +330,7 @@ class Config(Section):
     output: Annotated[Output, _OUTSIDE]
     print_config: Annotated[bool, Mark(outside_hash=True, on_resume=True)]
     find_lr: Annotated[FindLR, _OUTSIDE]
+    clean: Annotated[Clean, Mark(outside_hash=True, command_line_only=True)]
     run: Annotated[str | None, Mark(outside_hash=True, on_run=True, command_line_only=True)]
     runs: Annotated[list[str] | None, Mark(outside_hash=True, command_line_only=True)]
     where: Annotated[

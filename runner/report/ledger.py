@@ -140,7 +140,7 @@ def read(root: Path) -> list[Entry]:
 
 def entry(folder: Path) -> Entry:
     """Read a run's folder. Raises nothing for what is in it."""
-    holder, path = run_folder.holder(folder), folder / "result.json"
+    path, holder = folder / "result.json", run_folder.holder(folder)
     try:
         if not os.path.lexists(path):
             _config(folder / "config.yaml")

@@ -161,6 +161,28 @@ def _remove(path: Path) -> None:
         os.rmdir(path)
 
 
+def files(folder: Path, step: int) -> list[Path]:
+    """Return the existing files of a checkpoint, then its folder."""
+    path = folder / "checkpoints" / str(step)
+    parts = (path / name for name in (*_PARTS, _MANIFEST))
+    return [*(part for part in parts if os.path.lexists(part)), path]
+
+
+def temporary_files(folder: Path) -> list[Path]:
+    """Return what a process leaves that is killed while saving: pointers, and staged checkpoints
+    with their files before their folder."""
+    found: list[Path] = []
+    checkpoints = folder / "checkpoints"
+    for entry in os.scandir(checkpoints) if checkpoints.is_dir() else ():
+        is_folder = entry.is_dir(follow_symlinks=False)
+        if _STAGED.fullmatch(entry.name) and is_folder:
+            parts = (Path(entry.path, name) for name in (*_PARTS, _MANIFEST))
+            found += [*(part for part in parts if os.path.lexists(part)), Path(entry.path)]
+        elif _POINTER.fullmatch(entry.name) and not is_folder:
+            found.append(Path(entry.path))
+    return found
+
+
 def steps(folder: Path) -> list[int]:
     """Return the steps of the existing checkpoints, whole or damaged, in ascending order."""
     try:

@@ -45,6 +45,7 @@ _REPLACED = (
     "metrics.csv",
     ".owner",
 )
+_OF_EVERY_RUN = (*_REPLACED, "run.log", "curves.png", "mlflow.json", "events.out.tfevents.twinrun")
 _HEADERS = {"trace.csv": "step,learning_rate,loss", "metrics.csv": "epoch,step"}  # their beginning
 _TEMPORARY = re.compile(rf"\.(?:{'|'.join(map(re.escape, _REPLACED))})\.[0-9]+")
 # the files that a run, or a task on it, writes
@@ -153,7 +154,7 @@ def locked(folder: Path) -> Iterator[None]:
         _write_owner(folder)
         yield
     finally:
-        (folder / _OWNER).unlink(missing_ok=True)
+        remove_owner(folder)
         del _held[identity]
         os.close(descriptor)
 
@@ -236,6 +237,11 @@ def holder(folder: Path) -> str | None:
         return f"process {pid} on {host}"
     except (ConfigError, ValueError, KeyError, TypeError):
         return None
+
+
+def remove_owner(folder: Path) -> None:
+    """Remove the file that names this process, so that a locked folder can be removed."""
+    (folder / _OWNER).unlink(missing_ok=True)
 
 
 def is_left_behind(folder: Path) -> bool:
@@ -351,9 +357,22 @@ def rewind(folder: Path, kept: Mapping[str, Sequence[str]]) -> None:
 
 def tidy(folder: Path) -> None:
     """Remove temporary files of a process that was killed while writing. Other files stay."""
-    for entry in [*os.scandir(folder)]:
-        if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-            os.unlink(entry.path)
+    for path in temporary_files(folder):
+        path.unlink()
+
+
+def temporary_files(folder: Path) -> list[Path]:
+    """Return the temporary files of processes that were killed while writing."""
+    return [
+        Path(entry.path)
+        for entry in os.scandir(folder)
+        if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+    ]
+
+
+def own_files(folder: Path) -> list[Path]:
+    """Return the files that every run writes, by their exact names."""
+    return [path for name in _OF_EVERY_RUN if os.path.lexists(path := folder / name)]
 
 
 def is_abandoned(folder: Path) -> bool:

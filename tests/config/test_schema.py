@@ -8,7 +8,7 @@ from runner.config.explain import every_key
 from runner.config.schema import Config, marked
 
 MARKED = {
-    "outside_hash": "task logger output print_config find_lr run runs where sort format "
+    "outside_hash": "task logger output print_config find_lr clean run runs where sort format "
     "checkpoint weights trusted_modules steps resume",
     "on_resume": "backend device devices num_nodes strategy logger callbacks trainer.max_epochs "
     "trainer.max_steps trainer.steps_per_call trainer.threads trainer.gradient_checkpointing "
@@ -21,7 +21,7 @@ MARKED = {
         "weights trusted_modules steps"
     ),
     "command_line_only": (
-        "run runs where sort format checkpoint weights trusted_modules steps resume"
+        "clean run runs where sort format checkpoint weights trusted_modules steps resume"
     ),
     "needs_run": "format checkpoint weights steps",
 }

@@ -3,13 +3,16 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from runner.__main__ import main
 from runner.report import ledger
+from runner.report.jobs import Job
 from runner.run import run_folder
+from runner.tasks.compare import compare
 from runner.tasks.list_runs import list_runs, size
 from tests.run_folders import write_run
 
@@ -146,3 +149,21 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_sizes_have_decimal_units(num_bytes: int, text: str) -> None:
     assert size(num_bytes) == text
+
+
+def test_the_runs_that_meet_conditions_are_compared(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the folders or without: a run that has not ended, or is damaged, is one of them."""
+    (write_run(root / "runs", ["schedule=step"], 4) / "result.json").unlink()
+    compared: list[list[int]] = []
+
+    def take(folder: Path, jobs: Sequence[Job], _: int) -> int:
+        compared.append(sorted(job.seed for job in jobs))
+        return 0
+
+    monkeypatch.setattr("runner.report.comparison.compare", take)
+    for runs in (None, [str(root / "runs"), str(root / "multiruns/m")]):
+        assert compare(runs, root, ["schedule:cosine"]) == 0
+        assert compare(runs, root, ["status:*"]) == 0
+    assert compared == [[0, 1], [0, 1, 2, 3, 4]] * 2
