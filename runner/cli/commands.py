@@ -9,11 +9,12 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from os.path import isdir  # False for a name that no file system accepts
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import Override
@@ -29,12 +30,14 @@ from runner.cli.startup import process_start
 from runner.components import averages
 from runner.config.conf_folder import bases, defaults, groups
 from runner.config.schema import Config, marked, parse, sha256
+from runner.config.trust import MOST_JOBS
 from runner.errors import ConfigError, RunError, few_lines, memory_errors, nearest, show
 from runner.machine import threads
 from runner.run import checkpoint, run_folder, signals
 from runner.run.saved import Run, config_of, refuse_links, set_keys
 
 if TYPE_CHECKING:
+    from runner.cli.tuning import Tuning
     from runner.run.resume import Resumed
     from runner.tasks.train import Job
 
@@ -114,6 +117,14 @@ class Request:
         modules = [name for each in configs for name in each.config.trusted_modules]
         user_code.announce(list(dict.fromkeys(modules)))
         return configs
+
+    def accepts(self, overrides: Sequence[str]) -> bool:
+        """Return whether a run can have these overrides."""
+        try:
+            self.freeze(overrides)
+        except ConfigError:
+            return False
+        return True
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without the configs of all jobs."""
@@ -366,35 +377,29 @@ def follow(composed: Mapping[str, Any], team: Any) -> int:
 
 def _multirun(request: Request) -> int:
     """Train all jobs in a new multirun folder with the chosen launcher, then compare them."""
+    from runner.cli import tuning
     from runner.report import comparison
-    from runner.tasks.train import check_processes
 
-    first = request.frozen[0].config
-    if first.tune is not None:
-        configs = [frozen.config for frozen in request.frozen]
-        request = request.replaced(multirun.tuned(request.overrides, first.tune, configs))
     hydra = request.composer.hydra_part(request.jobs[0])
     params = {} if hydra.sweeper.params is None else dict(hydra.sweeper.params)
     if params and not request.is_search:  # basic sweeper: its params act as overrides
         lines = [f"{key}={value}" for key, value in params.items() if key not in request.keys]
         lines += [override.input_line or "" for override in request.overrides]
         request, hydra.sweeper.params = request.replaced(lines), None
-    for frozen in request.frozen:
-        check_processes(frozen.config)
-    if request.is_search:
-        sweep.check_search(
-            request.overrides, parse_overrides([f"{k}={v}" for k, v in params.items()])
-        )
+    first = request.frozen[0].config
+    tuned = _checked(request, params)
     multirun.check_launcher(hydra.launcher)
     folder = multirun.folder(first)
     threads.keep_limits()
-    task = _JobTask(request, folder, process_start(), frozenset(params))
-    num_jobs = int(hydra.sweeper.n_trials) if request.is_search else len(request.jobs)
-    multirun.limit_workers(hydra.launcher, num_jobs)
+    num_jobs: int | None = int(hydra.sweeper.n_trials) if request.is_search else len(request.jobs)
     signal_number, failure = None, None
     with multirun.launching(folder, str(hydra.launcher["_target_"])) as launched:
+        jobs = _Jobs(hydra, request, folder, launched, process_start(), frozenset(params))
         try:
-            _launch(hydra, task)
+            if tuned is None:
+                jobs.train()
+            else:
+                num_jobs = tuning.run(tuned, jobs.train_all, request.accepts)
             signal_number = launched.ended if launched else None
         except SystemExit as end:  # a signal; compare the jobs that are done
             signal_number = int(end.code or 0) - 128
@@ -403,22 +408,100 @@ def _multirun(request: Request) -> int:
         except Exception as error:  # raised by the launcher or the sweeper
             failure = RunError(multirun.why_ended(error))
     if signal_number is None and failure is None:
-        return comparison.write(folder, 0 if request.is_search else num_jobs)  # 0: those it tried
+        # 0: those that a search has tried
+        return comparison.write(folder, 0 if request.is_search else num_jobs or 0)
     with suppress(RunError):
-        comparison.write(folder, num_jobs)
+        comparison.write(folder, num_jobs or 0)
     print(f"resume   {multirun.resume_command(request.arguments, folder)}")
     if failure is not None:
         raise failure
     return 128 + (signal_number or 0)
 
 
-def _launch(hydra: DictConfig, task: "_JobTask") -> None:
-    """Train all jobs; then, once more, those that another command had and was killed in."""
-    hydra_bridge.launch(hydra, task.folder, task.request.lines, task)
-    taken: frozenset[int] = frozenset()
-    while left := task.left_behind() - taken:
-        taken |= left
-        hydra_bridge.launch(hydra, task.folder, task.request.lines, replace(task, numbers=left))
+def _checked(request: Request, params: Mapping[str, Any]) -> "Tuning | None":
+    """Check the jobs of a multirun; plan its tuning, if it has one."""
+    from runner.cli import tuning
+    from runner.tasks.train import check_processes
+
+    for frozen in request.frozen:
+        check_processes(frozen.config)
+    is_tuned = any(frozen.config.tune is not None for frozen in request.frozen)
+    if request.is_search:
+        if is_tuned:
+            raise ConfigError("tune=lr and a search both choose values; use one of them")
+        sweep.check_search(
+            request.overrides, parse_overrides([f"{k}={v}" for k, v in params.items()])
+        )
+    if not is_tuned:
+        return None
+    configs = [(frozen.config, frozen.values) for frozen in request.frozen]
+    tuned = tuning.plan(request.jobs, request.overrides, configs)
+    grid = replace(request, jobs=tuned.jobs(tuned.first(), tuned.tuning_seeds))
+    if len(grid.jobs) > MOST_JOBS:
+        raise ConfigError(
+            f"tune.keys makes {len(grid.jobs)} jobs; a multirun has at most {MOST_JOBS}"
+        )
+    _ = grid.frozen  # checks each
+    return tuned
+
+
+@dataclass
+class _Jobs:
+    """Trains jobs of a multirun with its launcher."""
+
+    hydra: DictConfig
+    request: Request
+    folder: Path
+    launched: signals.Launch | None
+    started: float | None  # start of the process, which counts for its first job
+    searched: frozenset[str]
+    number: int = 0  # of the next job
+
+    def train(self) -> None:
+        """Train all jobs of the command line, or those that the sweeper chooses."""
+        hydra, request = self.hydra, self.request
+        num_jobs = int(hydra.sweeper.n_trials) if request.is_search else len(request.jobs)
+        multirun.limit_workers(hydra.launcher, num_jobs)
+        self._launch(hydra, _JobTask(request, self.folder, self.started, self.searched), None)
+
+    def train_all(self, jobs: Sequence[list[str]]) -> list[float] | None:
+        """Train these jobs, and wait for those that other commands train. Return the value that
+        each is to minimise, or None if a signal ended them."""
+        request = replace(self.request, jobs=[*jobs])
+        tune = request.frozen[0].config.tune
+        swept = [o.key_or_group for o in self.request.overrides if o.is_sweep_override()]
+        named = frozenset([*swept, "seed", *(tune.keys if tune else ())])
+        task = _JobTask(
+            request, self.folder, self.started, self.searched, named=named, first=self.number
+        )
+        hydra = deepcopy(self.hydra)
+        multirun.limit_workers(hydra.launcher, len(jobs))
+        self._launch(hydra, task, request.jobs)
+        while task.is_training() and not (self.launched and self.launched.ended):
+            sleep(_POLL_SECONDS)
+            self._take_over(hydra, task, request.jobs)
+        self.number, self.started = self.number + len(jobs), None
+        return None if self.launched and self.launched.ended else task.objectives()
+
+    def _launch(
+        self, hydra: DictConfig, task: "_JobTask", jobs: Sequence[Sequence[str]] | None
+    ) -> None:
+        """Train all jobs; then, once more, those that another command had and was killed in."""
+        lines = self.request.lines
+        hydra_bridge.launch(hydra, self.folder, lines, task, jobs, task.first)
+        self._take_over(hydra, task, jobs)
+
+    def _take_over(
+        self, hydra: DictConfig, task: "_JobTask", jobs: Sequence[Sequence[str]] | None
+    ) -> None:
+        lines, taken = self.request.lines, frozenset[int]()
+        while left := task.left_behind() - taken:
+            taken |= left
+            again = replace(task, numbers=left)
+            hydra_bridge.launch(hydra, self.folder, lines, again, jobs, task.first)
+
+
+_POLL_SECONDS = 0.5  # between two looks at the jobs of other commands
 
 
 @dataclass
@@ -430,13 +513,16 @@ class _JobTask:
     started: float | None  # start of the process, which counts for its first job
     searched: frozenset[str]  # keys that a search chooses
     numbers: frozenset[int] | None = None  # of the jobs to train; None: all of them
+    named: frozenset[str] = frozenset()  # keys that are in a job's name even if all have one value
+    first: int = 0  # number of the first job
     _known: dict[tuple[str, ...], tuple[str, Frozen]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.request.is_search:
             frozen = self.request.frozen
             jobs = [tuple(without_hydra(overrides)) for overrides in self.request.jobs]
-            self._known = dict(zip(jobs, zip(job_names(jobs), frozen, strict=True), strict=True))
+            names = job_names(jobs, self.named)
+            self._known = dict(zip(jobs, zip(names, frozen, strict=True), strict=True))
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without the start of this process: another process has its own."""
@@ -456,17 +542,31 @@ class _JobTask:
                     signals.end_multirun(status - 128)
         if not self.request.is_search:
             return None
-        code = user_code.hashes(frozen.values)
-        return multirun.objective(self.folder, name, frozen.sha256, code, frozen.config)
+        return self._objective(name, frozen)
 
     def left_behind(self) -> frozenset[int]:
         """The numbers of the jobs whose process was killed: another command's, as a failure of a
         process of this command's ends the command. A search has none: it has gone on without it."""
         return frozenset(
             number
-            for number, (name, frozen) in enumerate(self._known.values())
+            for number, (name, frozen) in enumerate(self._known.values(), start=self.first)
             if multirun.is_left_behind(self.folder, name, frozen.values)
         )
+
+    def is_training(self) -> bool:
+        """Return whether another command trains one of the jobs."""
+        return any(
+            multirun.is_training(self.folder, name, frozen.values)
+            for name, frozen in self._known.values()
+        )
+
+    def objectives(self) -> list[float]:
+        """Return the value that each job is to minimise; infinite if it did not complete."""
+        return [self._objective(name, frozen) for name, frozen in self._known.values()]
+
+    def _objective(self, name: str, frozen: Frozen) -> float:
+        code = user_code.hashes(frozen.values)
+        return multirun.objective(self.folder, name, frozen.sha256, code, frozen.config)
 
     def _job(self, overrides: Sequence[str]) -> tuple[str, Frozen]:
         """Look up a job's name and config; compose it here if a search has just chosen it."""

@@ -158,9 +158,19 @@ def shells() -> list[str]:
 Task = Callable[[list[str], int], float | None]
 
 
-def launch(hydra: DictConfig, folder: Path, overrides: Sequence[str], task: Task) -> None:
+def launch(
+    hydra: DictConfig,
+    folder: Path,
+    overrides: Sequence[str],
+    task: Task,
+    jobs: Sequence[Sequence[str]] | None = None,
+    first: int = 0,
+) -> None:
     """Let the sweeper choose the jobs and the launcher run `task` for each, in this process or in
-    others. `hydra` is the checked hydra.* config; `overrides` come from the command line."""
+    others. `hydra` is the checked hydra.* config; `overrides` come from the command line.
+
+    The basic sweeper can be given the `jobs`, with the number of the `first` one.
+    """
     JobRuntime.instance().set("name", "twinrun")
     setup_globals()  # registers the resolvers that hydra.* uses
     config = OmegaConf.create({"hydra": hydra})
@@ -172,7 +182,14 @@ def launch(hydra: DictConfig, folder: Path, overrides: Sequence[str], task: Task
     sweeper = Plugins.instance().instantiate_sweeper(
         config=config, hydra_context=context, task_function=_ForHydra(task)
     )
-    sweeper.sweep([*overrides])
+    if jobs is None:
+        sweeper.sweep([*overrides])
+        return
+    size = sweeper.max_batch_size or max(1, len(jobs))
+    for start in range(0, len(jobs), size):
+        batch = [[*job] for job in jobs[start : start + size]]
+        for done in sweeper.launcher.launch(batch, initial_job_idx=first + start):
+            _ = done.return_value  # raises the error of the job, if it has one
 
 
 class _JobLoader(ConfigLoaderImpl):  # type: ignore[misc]

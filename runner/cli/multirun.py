@@ -1,4 +1,4 @@
-"""The jobs of a multirun: their folders, their state, and the grid of base rates of tune=lr."""
+"""The jobs of a multirun: their folders and their state."""
 
 import math
 import os
@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from runner import user_code
-from runner.config.schema import Config, Tune, sha256
+from runner.config.schema import Config, sha256
 from runner.errors import ConfigError, one_line
 from runner.run import agents, checkpoint, run_folder, signals
 from runner.run.saved import config_of
@@ -107,6 +106,12 @@ def is_left_behind(parent: Path, name: str, values: Mapping[str, Any]) -> bool:
         return path is not None and run_folder.is_left_behind(path) and not is_completed(path)
 
 
+def is_training(parent: Path, name: str, values: Mapping[str, Any]) -> bool:
+    """Return whether a process has this job now."""
+    path = job_folder(parent, name, sha256(values), user_code.hashes(values))
+    return path is not None and run_folder.holder(path) is not None
+
+
 def is_completed(path: Path) -> bool:
     try:
         return bool(run_folder.read_json(path / "result.json")["status"] == "completed")
@@ -193,21 +198,3 @@ def objective(
     if not math.isfinite(value):  # it diverged
         return math.inf
     return -value if trainer.monitor_mode == "max" else value
-
-
-def tuned(overrides: Sequence[Override], tune: Tune, configs: Sequence[Config]) -> list[str]:
-    """Expand tune=lr: return the overrides with `optimizer.lr` set to a list of base rates, the
-    config's rate times each of `tune.factors`."""
-    rates = {config.optimizer.lr for config in configs}
-    if len(rates) > 1:
-        raise ConfigError(
-            f"tune=lr needs a single base rate, got {len(rates)}: optimizer or optimizer.lr has "
-            f"several values"
-        )
-    (base,) = rates
-    values = [float(f"{base * factor:.3g}") for factor in sorted(tune.factors)]
-    duplicate = next((value for value in values if values.count(value) > 1), None)
-    if duplicate is not None:
-        raise ConfigError(f"tune.factors must give distinct rates, got {duplicate!r} twice")
-    kept = [o.input_line or "" for o in overrides if o.key_or_group != "optimizer.lr"]
-    return [*kept, f"optimizer.lr={','.join(map(repr, values))}"]

@@ -300,6 +300,8 @@ class Output(Section):
 
 class Tune(Section):
     name: Literal["lr"]
+    keys: list[str] = Field(min_length=1)
+    seeds: Annotated[list[Index], Field(min_length=1)] | None
     factors: list[Positive] = Field(min_length=2)
 
 

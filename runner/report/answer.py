@@ -5,13 +5,13 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median_high
 
 import numpy as np
 
-from runner.report.jobs import NO_OVERRIDES, Block, Fold, Group, Job, best_rates, groups
+from runner.report.jobs import NO_OVERRIDES, Block, Fold, Group, Job, groups
 from runner.report.statistics import Paired, Summary, compare, probabilities_best, summary
 from runner.text.quoting import command_line, override
 
@@ -37,9 +37,10 @@ class Answer:
     mode: str  # min, max
     target: float  # the best epoch of the worst group, median of its seeds; NaN without a group
     seeds: tuple[Block, ...] | None  # the seeds that all ranked groups share; None: none in common
-    ranked: list[Ranked]  # best first; of groups that differ in a tuned rate, only the best one
+    ranked: list[Ranked]  # best first
     unranked: list[Group]  # did not finish every seed, or share too few seeds with the others
     tried: list[Group]  # all groups with all their seeds, in the order of their jobs
+    tuning: list[Group] = field(default_factory=list)  # tune=lr: the runs on the tuning seeds
 
     @property
     def has_several_sizes(self) -> bool:
@@ -67,10 +68,13 @@ class Answer:
 
     def sentences(self) -> list[str]:
         """Return the answer in words, one sentence per line."""
+        if not self.tried:
+            return ["the runs on the tuning seeds have not ended, so nothing is compared yet"]
         if not self.ranked:
             return [f"no group has a finite {self.metric}", *self._unranked_lines()]
         return [
             *self._ranked_lines(),
+            *self._tuning_lines(),
             *self._folds_lines(),
             *self._seeds_lines(),
             *self._unfinished_lines(),
@@ -159,30 +163,36 @@ class Answer:
         """Return how many of its seeds diverged or failed, or that it shares too few seeds."""
         return f"{fate(group, self.metric) or 'too few seeds in common'}; not ranked"
 
+    def _tuning_lines(self) -> list[str]:
+        """Say on which seeds keys were chosen, and on which the groups are compared."""
+        keys = sorted({key for group in self.tuning for key in group.tuned_keys})
+        if not keys:
+            return []
+        seeds, tuning_seeds = (
+            list(dict.fromkeys(job.seed for group in groups for job in group.jobs))
+            for groups in (self.tried, self.tuning)
+        )
+        was = "was" if len(keys) == 1 else "were"
+        return [
+            f"{', '.join(keys)} {was} chosen on {seeds_in_words(tuning_seeds)}; the comparison is "
+            f"on {seeds_in_words(seeds)}, between the chosen ones only"
+        ]
+
     def at_edges(self) -> list[str]:
-        """Return warnings about a best rate that is the smallest or largest of those tried: there
-        may be a better one beyond it. Two rates that were not tuned are not enough to warn."""
-        tried: dict[str, list[float]] = {}
-        for other in self.tried:
-            tried.setdefault(other.but_for_rate(), []).append(other.base_rate)
+        """Return warnings about a best value that is the smallest or largest of those tried: there
+        may be a better one beyond it. Two values are not enough to warn."""
+        families: dict[str, list[Group]] = {}
+        for group in self.tuning or self.tried:
+            families.setdefault(group.but_for(_searched(group)), []).append(group)
         best: dict[str, Group] = {}
         for ranked in self.ranked:
-            best.setdefault(ranked.group.but_for_rate(), ranked.group)
-        lines = []
-        for same, group in best.items():
-            rate, lowest, highest = group.base_rate, min(tried[same]), max(tried[same])
-            if len(tried[same]) < (2 if group.is_tuned else 3) or lowest < rate < highest:
-                continue
-            which, where = ("least", "below") if rate == lowest else ("largest", "above")
-            lines.append(
-                f"warning: {group.label} is best at the {which} rate that was tried; "
-                + (
-                    f"add a factor {where} the others to tune.factors"
-                    if group.is_tuned
-                    else f"try optimizer.lr {where} {rate:g} too"
-                )
-            )
-        return lines
+            best.setdefault(ranked.group.but_for(_searched(ranked.group)), ranked.group)
+        return [
+            line
+            for same, group in best.items()
+            for key in _searched(group)
+            for line in _at_an_edge(group, key, families.get(same, []))
+        ]
 
     def winner(self) -> str:
         others = self.ranked[1:]
@@ -191,6 +201,25 @@ class Answer:
             remark = " (all groups are the same run)"
         failures = fate(self.whole(self.best.group.label), self.metric)
         return f"{self.best.group.label}{remark}{f' ({failures})' if failures else ''}"
+
+
+def _searched(group: Group) -> list[str]:
+    """Return the keys with values that may end too early."""
+    return group.tuned_keys or ["optimizer.lr"]
+
+
+def _at_an_edge(group: Group, key: str, family: Sequence[Group]) -> list[str]:
+    found = {other.value(key) for other in family}
+    values = sorted(value for value in found if isinstance(value, int | float))
+    value = group.value(key)
+    if len(values) < 3 or value not in (values[0], values[-1]):
+        return []
+    which, where = ("least", "below") if value == values[0] else ("largest", "above")
+    name = "rate" if key == "optimizer.lr" else key
+    return [
+        f"warning: {group.label} is best at the {which} {name} that was tried; "
+        f"try {key} {where} {value:g} too"
+    ]
 
 
 def answers(jobs: Sequence[Job]) -> list[Answer]:
@@ -217,11 +246,11 @@ def answers(jobs: Sequence[Job]) -> list[Answer]:
 
 def _answer(jobs: Sequence[Job]) -> Answer:
     """Rank the groups that finished every seed, over the seeds that all of them have. If there are
-    none, rank those with a finite value for any seed."""
+    none, rank those with a finite value for any seed. Runs on tuning seeds are not ranked."""
     leader = next((job for job in jobs if job.data), jobs[0])  # jobs without data were refused
     trainer = leader.config["trainer"]
     metric, mode = trainer["monitor"], trainer["monitor_mode"]
-    tried = groups(jobs)
+    tuning, tried = _split(groups(jobs))
     whole = [group for group in tried if len(group.values(metric)) == len(group.jobs)]
     rankable = whole or [group for group in tried if group.values(metric)]
     rankable, seeds = _panel(rankable, metric)
@@ -229,14 +258,26 @@ def _answer(jobs: Sequence[Job]) -> Answer:
         group.over([*group.values(metric)] if seeds is None else seeds) for group in rankable
     ]
     sign = 1 if mode == "min" else -1
-    best = best_rates(compared, lambda group: sign * group.mean(metric))
+    best = sorted(compared, key=lambda group: sign * group.mean(metric))
     labels = {group.label for group in compared}
     unranked = [group for group in tried if group.label not in labels]
     target = _target(best, sign)
     shared = None if seeds is None else tuple(seeds)
     resolution = max((job.resolution(metric) for job in jobs), default=0.0)
-    ranked = _ranked(compared, best, metric, mode, target, shared, resolution) if best else []
-    return Answer(leader.measures(), metric, mode, target, shared, ranked, unranked, tried)
+    ranked = _ranked(best, metric, mode, target, shared, resolution) if best else []
+    title = leader.measures()
+    return Answer(title, metric, mode, target, shared, ranked, unranked, tried, tuning)
+
+
+def _split(groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
+    """Split the groups by their seeds: those of tune=lr, and those to compare."""
+    parts: tuple[list[Group], list[Group]] = ([], [])
+    for part, is_for_tuning in zip(parts, (True, False), strict=True):
+        for group in groups:
+            jobs = tuple(job for job in group.jobs if job.is_for_tuning == is_for_tuning)
+            if jobs:
+                part.append(Group(group.label, jobs))
+    return parts
 
 
 def _panel(groups: Sequence[Group], metric: str) -> tuple[list[Group], list[Block] | None]:
@@ -270,7 +311,6 @@ def _target(best: Sequence[Group], sign: int) -> float:
 
 
 def _ranked(
-    compared: Sequence[Group],
     best: Sequence[Group],
     metric: str,
     mode: str,
@@ -278,11 +318,9 @@ def _ranked(
     seeds: Sequence[Block] | None,
     resolution: float,
 ) -> list[Ranked]:
-    """Rank the groups of `best`. The tests' correction is for all pairs of `compared`, because
-    `best` was chosen from these groups."""
-    labels = [group.label for group in best]
-    ordered = [*best, *(group for group in compared if group.label not in labels)]
-    values_by_label = {group.label: group.values(metric) if seeds else {} for group in ordered}
+    """Rank the groups, which are sorted. The tests' correction is for all pairs, because the best
+    one was chosen by the same values."""
+    values_by_label = {group.label: group.values(metric) if seeds else {} for group in best}
     tests = compare(values_by_label, resolution)
     against: list[Paired | None] = [None]
     against += [_negated(tests[best[0].label, group.label]) for group in best[1:]]
@@ -437,6 +475,11 @@ def _finite(value: float) -> float | None:
 
 def _listed(seeds: Sequence[Block]) -> str:
     return ", ".join(map(str, seeds))
+
+
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    """Return "seed 0" or "seeds 0, 1"."""
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def _in_order(seed: Block) -> tuple[int, int]:

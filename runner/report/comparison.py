@@ -189,21 +189,19 @@ def _text(
 
 
 def _parts(verdict: Answer, escaped: Callable[[str], str]) -> list[str]:
-    """Format one answer: its sentences, its table, and all rates that were tried."""
+    """Format one answer: its sentences, its table, and all values that tune=lr has tried."""
     parts = ["\n".join(map(escaped, [*verdict.sentences(), *verdict.at_edges()]))]
     if verdict.ranked:
         parts.append(as_markdown(table_of(verdict), escaped))
-    rankable = [group for group in verdict.tried if group not in verdict.unranked]
-    if len(rankable) > len(verdict.ranked):
-        means = [(group.label, _mean_or_fate(group, verdict)) for group in verdict.tried]
+    if verdict.tuning:
+        means = [(group.label, _mean_or_fate(group, verdict.metric)) for group in verdict.tuning]
         table = as_markdown([("overrides", verdict.metric), *means], escaped)
-        parts.append(f"All rates that were tried:\n\n{table}")
+        parts.append(f"On the tuning seeds:\n\n{table}")
     return parts
 
 
-def _mean_or_fate(group: Group, verdict: Answer) -> str:
-    shared = group if verdict.seeds is None else group.over(verdict.seeds)
-    return answer.fate(group, verdict.metric) or f"{shared.mean(verdict.metric):.4f}"
+def _mean_or_fate(group: Group, metric: str) -> str:
+    return answer.fate(group, metric) or f"{group.mean(metric):.4f}"
 
 
 def _write_csv(path: Path, jobs: Sequence[Job], metrics: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -123,12 +123,20 @@ class Job:
         return [str(item) for item in self.result["overrides"]]
 
     def settings(self, *without: str) -> str:
-        """Return a hash of the job's config without the seed and the fold, and of the user's own
-        code. Jobs with equal settings can be averaged."""
+        """Return a hash of the job's config without the seed, the fold and the keys `without`, and
+        of the user's own code. Jobs with equal settings can be averaged."""
         code = {"code": self._code} if self._code else {}
         data = self.config["data"]
         folded = {} if self.fold is None else {"data": {**data, "fold": "any"}}
-        return sha256({**self.config, **code, **folded}, "seed", *without)
+        config = {**self.config, **code, **folded}
+        for key in without:
+            config = _without(config, key.split("."))
+        return sha256(config, "seed")
+
+    @property
+    def is_for_tuning(self) -> bool:
+        """True if its seed is one that tune=lr chooses the values of keys on."""
+        return self.seed in ((self.config.get("tune") or {}).get("seeds") or ())
 
     @cached_property
     def _code(self) -> Mapping[str, str]:
@@ -303,19 +311,17 @@ class Group:
         return [seed for seed in self.seeds if seed not in others]
 
     @property
-    def base_rate(self) -> float:
-        return float(self.jobs[0].config["optimizer"]["lr"])
+    def tuned_keys(self) -> list[str]:
+        """The keys that tune=lr has chosen."""
+        return [*(self.jobs[0].config.get("tune") or {}).get("keys", ())]
 
-    @property
-    def is_tuned(self) -> bool:
-        """True if its base rate is one of tune=lr."""
-        return bool(self.jobs[0].config.get("tune"))
+    def value(self, key: str) -> Any:
+        """Return the value of a key of the config, `optimizer.lr`; None if there is none."""
+        return _value(self.jobs[0].config, key)
 
-    def but_for_rate(self) -> str:
-        """Return a key of the group's settings without its base rate."""
-        job = self.jobs[0]
-        optimizer = {k: v for k, v in job.config["optimizer"].items() if k != "lr"}
-        return job.settings("optimizer") + json.dumps(optimizer, sort_keys=True)
+    def but_for(self, keys: Collection[str]) -> str:
+        """Return a hash of the group's settings without these keys."""
+        return self.jobs[0].settings(*keys)
 
     def mean(self, metric: str) -> float:
         values = self.values(metric)
@@ -345,6 +351,21 @@ class Group:
         """Return the overrides that train the group."""
         without = ("seed=", "data.fold=", "output.", "tune", "search=")
         return [item for item in self.jobs[0].overrides if not item.startswith(without)]
+
+
+def _without(config: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    """Return the config without a key, given by its parts."""
+    name, *rest = path
+    part = config.get(name)
+    if rest and isinstance(part, Mapping):
+        return {**config, name: _without(part, rest)}
+    return {key: value for key, value in config.items() if key != name}
+
+
+def _value(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, Mapping) else None
+    return config
 
 
 def inside(folder: Path) -> list[Path]:
@@ -453,16 +474,6 @@ def _with_overrides_first(seeds: Mapping[Block, Job]) -> list[Job]:
     """Sort a group's jobs, those with overrides first: the first one names the group. A run that
     has not ended, or is damaged, has no overrides."""
     return sorted(seeds.values(), key=lambda job: not job.overrides)
-
-
-def best_rates(groups: Iterable[Group], badness: Callable[[Group], float]) -> list[Group]:
-    """Sort the groups, the best first. Of groups that differ only in a tuned base rate, keep the
-    best one."""
-    best: dict[str, Group] = {}
-    for group in sorted(groups, key=badness):
-        same = group.but_for_rate() if group.is_tuned else group.jobs[0].settings()
-        best.setdefault(same, group)
-    return list(best.values())
 
 
 def pairs(jobs: Sequence[Job]) -> list[tuple[Job, Job]]:

@@ -483,36 +483,38 @@ def test_runs_of_other_data_losses_or_metrics_are_not_in_one_list(
     assert "comparison_5.html" not in files
 
 
-@pytest.mark.slow
-def test_with_tune_p_is_corrected_for_all_pairs_that_were_tried(
+def test_with_tune_only_the_chosen_are_compared_and_on_other_seeds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two schedules at two rates are six pairs, of which Holm takes the p of the two winners."""
+    """Two schedules at three rates on seeds 5 to 9, and each at one rate on seeds 0 to 4: p, the
+    means and the winner are those of the latter alone, and p is that of one pair."""
     draw = np.random.default_rng(3)
     noise = draw.normal(0, 0.02, 5)
-    values = {
-        f"schedule={schedule} optimizer.lr={rate} tune=lr": (
-            mean + noise + draw.normal(0, 0.004, 5)
-        ).tolist()
-        for schedule, rate, mean in (
-            ("constant", "0.1", 0.5), ("constant", "0.2", 0.502), ("linear", "0.1", 0.48),
-            ("linear", "0.2", 0.482),
-        )
-    }  # fmt: skip
-    found = compared(tmp_path, capsys, values)
-    labels = [*values]
-    pairs = [(a, b) for i, a in enumerate(labels) for b in labels[i + 1 :]]
-    raw = {pair: float(stats.ttest_rel(values[pair[0]], values[pair[1]]).pvalue) for pair in pairs}
-    order = sorted(raw, key=lambda pair: raw[pair])
-    winners = (labels[0], labels[2])
-    at = order.index(winners)
-    corrected = min(1.0, max((6 - i) * raw[pair] for i, pair in enumerate(order[: at + 1])))
-    best, other = found.answer()["groups"]
-    assert (best["rank"], other["rank"]) == (1, 2)
-    assert "schedule=linear optimizer.lr=0.1" in best["label"]
-    assert other["p_raw"] == pytest.approx(raw[winners], rel=1e-9)
-    assert other["p"] == pytest.approx(corrected, rel=1e-9)
-    assert corrected > raw[winners]
+    judged = {
+        schedule: (mean + noise + draw.normal(0, 0.004, 5)).tolist()
+        for schedule, mean in (("constant", 0.5), ("linear", 0.494))
+    }
+    tune = ["tune=lr", "tune.seeds=[5,6,7,8,9]"]
+    for schedule, values in judged.items():
+        for rate, loss in (("0.1", 0.3), ("0.2", 0.2), ("0.4", 0.1)):
+            choices = [f"schedule={schedule}", f"optimizer.lr={rate}", *tune]
+            for seed in range(5):
+                write_run(tmp_path / "runs", choices, 5 + seed, loss)
+                if rate == "0.4":
+                    write_run(tmp_path / "runs", choices, seed, values[seed])
+    found = said(tmp_path, capsys)
+    first, second = found.answer()["groups"]
+    assert first["label"] == "schedule=linear optimizer.lr=0.4"
+    assert (first["seeds"], second["seeds"]) == ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
+    assert second["mean"] == pytest.approx(np.mean(judged["constant"]), rel=1e-12)
+    expected = stats.ttest_rel(judged["constant"], judged["linear"]).pvalue
+    assert (second["p_raw"], second["p"]) == pytest.approx((expected, expected), rel=1e-9)
+    assert (
+        "optimizer.lr was chosen on seeds 5, 6, 7, 8, 9; the comparison is on seeds 0, 1, 2, 3, 4, "
+        "between the chosen ones only"
+    ) in found.out
+    assert "| schedule=constant optimizer.lr=0.2 | 0.2000   |" in found.out
+    assert "largest rate that was tried; try optimizer.lr above 0.4 too" in found.out
 
 
 @pytest.mark.parametrize(
