@@ -29,6 +29,7 @@ from runner.components.losses import Loss
 from runner.components.metrics import CustomMetric
 from runner.components.optimizers import Optimizer
 from runner.config.explain import every_key, explain, sections
+from runner.config.times import Time
 from runner.data import Data
 from runner.data.order import Phase
 from runner.dispatcher import BACKENDS
@@ -231,6 +232,7 @@ BatchSize = Annotated[
 class Trainer(Section):
     max_epochs: Annotated[Count | None, _WHEN_RESUMED]
     max_steps: Annotated[Count | None, _WHEN_RESUMED]
+    max_time: Annotated[Time | None, _WHEN_RESUMED]
     batch_size: BatchSize
     global_batch_size: Count | None
     accumulate_grad_batches: Count

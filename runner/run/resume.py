@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import Override
 
 from runner.components import averages, loss_scale
 from runner.components.optimizers import Custom
+from runner.config import times
 from runner.config.given import Given
 from runner.config.schema import Config, global_batch_size, marked, parse
 from runner.data.dataset import changed
@@ -26,6 +27,7 @@ from runner.plan import Plan, plan
 from runner.run import checkpoint
 from runner.run.run_folder import read_json, records
 from runner.run.saved import config_of, data_of, refuse_links, set_keys
+from runner.run.time_limit import has_ended, trained_seconds
 from runner.schedules.extend import HOW, extended
 from runner.spec import TrainState
 
@@ -54,6 +56,8 @@ class Resumed:
         """Return whether the checkpoint is that of the last update, so that only the final files of
         the run are missing."""
         if self.numbers["stopped_early"] and "trainer.early_stopping_patience" not in self.changes:
+            return True
+        if has_ended(self.numbers) and "trainer.max_time" not in self.changes:
             return True
         return self.state.step == total_steps and not _LENGTH & set(self.changes)
 
@@ -160,7 +164,9 @@ def check(resumed: Resumed, prepared: Plan, start: TrainState) -> None:
         records(folder, step, prepared.order.epochs)
     elif not resumed.is_completed:  # the run was stopped after its last checkpoint
         return
-    elif step < total:
+    if is_over or "trainer.max_time" in resumed.changes:
+        _check_time(resumed, prepared.config.trainer.max_time)
+    if is_over and step < total:
         patience = show(prepared.config.trainer.early_stopping_patience)
         raise ConfigError(
             f"resume: {folder} stopped early at step {step}; to train longer, increase "
@@ -170,6 +176,17 @@ def check(resumed: Resumed, prepared: Plan, start: TrainState) -> None:
         raise ConfigError(
             f"resume: {folder} is at step {step} of {total}, nothing is left; to train longer, "
             f"increase trainer.max_epochs or trainer.max_steps"
+        )
+
+
+def _check_time(resumed: Resumed, max_time: str | None) -> None:
+    """Refuse a run that has trained for all of `trainer.max_time`."""
+    spent = trained_seconds(resumed.numbers)
+    if max_time is not None and spent >= times.seconds(max_time):
+        raise ConfigError(
+            f"resume: {resumed.folder} has trained for {times.clock(spent)} (h:mm:ss) at step "
+            f"{resumed.state.step}, all of trainer.max_time={max_time}; to train longer, increase "
+            f"trainer.max_time"
         )
 
 

@@ -26,6 +26,7 @@ from runner.run.progress import Progress
 from runner.run.records import BATCH_SIZE, Records
 from runner.run.signals import Signals
 from runner.run.stalls import Stalls
+from runner.run.time_limit import TimeLimit, has_ended
 from runner.schedules.stall import Stall
 from runner.spec import Live, Report, Tables
 from runner.text.console import Console
@@ -67,9 +68,10 @@ class Training:
         # `metrics` and `best` of a run that ends within an epoch; the other attributes are as in a
         # run that continues
         self.unfinished: dict[str, Any] | None = None
-        self.is_ended = False  # by an observer of the user's own
+        self._ended_by: str | None = None  # an observer of the user's own
         self._means = Means()
         self.stalls = Stalls(plan, console, resumed)
+        self.time_limit = TimeLimit(plan.config.trainer.max_time, resumed)
         if resumed is not None:
             self.best, self.metrics, self.step = (
                 resumed["best"],
@@ -82,6 +84,7 @@ class Training:
             if is_over:
                 self.unfinished = resumed.get("unfinished")
                 self.stalls.stopped_early = resumed["stopped_early"]
+                self.time_limit.is_over = has_ended(resumed)
         self._resumed_at = None if resumed is None else self.step
 
     def __enter__(self) -> Self:
@@ -97,7 +100,8 @@ class Training:
                 Checkpoints(self.path, keep, sync, done, self._resumed_at)
             )
             self._default: tuple[Observer, ...] = (
-                *(self.records, Progress(self.console), self.stalls, self.checkpoints),
+                *(self.records, Progress(self.console), self.stalls, self.time_limit),
+                self.checkpoints,
                 *([Position(self.plan.reader)] if self.plan.data.stream is not None else []),
             )
             for name, observer in self._additional.items():
@@ -111,6 +115,18 @@ class Training:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    @property
+    def stopped_by(self) -> str | None:
+        """The cause that ended the run before its last update, if it was no signal: early_stopping,
+        max_time or the name of an observer."""
+        if self.step == self.plan.order.total_steps:
+            return None
+        if self.stalls.stopped_early:
+            return "early_stopping"
+        if self.time_limit.is_over:
+            return "max_time"
+        return self._ended_by if self.signals.received is None else None
+
     def result(self) -> dict[str, Any]:
         """Return the entries of result.json for the updates so far."""
         return {
@@ -118,6 +134,7 @@ class Training:
             "epochs": self.plan.order.epochs.count(self.step),
             **(self.unfinished or {"metrics": self.metrics, "best": self.best}),
             "stopped_early": self.stalls.stopped_early,
+            "stopped_by": self.stopped_by,
             "skipped": self.skipped,
         }
 
@@ -139,15 +156,15 @@ class Training:
             report = replace(report, outputs=several.unpack(report.outputs))
         answers = [observer.on_chunk(chunk, report, shown) for observer in self.observers]
         is_finished = step == order.total_steps
-        if is_finished or order.epochs.index(step) == 0:
+        if is_finished or self.time_limit.is_over or order.epochs.index(step) == 0:
             epoch = self._end_epoch(step, live)
             again = [observer.on_epoch(epoch, shown) for observer in self.observers]
             answers = [a and b for a, b in zip(answers, again, strict=True)]
         stop = self.signals.received is not None or not all(answers)
         for name, goes_on in zip(self._additional, answers[len(self._default) :], strict=True):
             if not goes_on and not is_finished:
-                self.is_ended = True
-                self.console.say(f"ended by the observer {name.partition(' ')[2]} at step {step}")
+                self._ended_by = name.partition(" ")[2]
+                self.console.say(f"ended by the observer {self._ended_by} at step {step}")
         if is_finished or not all(answers):
             for observer in self.observers:
                 observer.on_finish(shown)

@@ -12,7 +12,7 @@ from runner import dispatcher, user_code
 from runner.components import loss_scale
 from runner.components.optimizers import Custom
 from runner.config.given import Given, objects
-from runner.config.schema import Config, parse, sha256
+from runner.config.schema import Config, Trainer, parse, sha256
 from runner.data.order import Chunks, InOrder, Order
 from runner.errors import IF_DIVERGED, ConfigError, RunError, is_out_of_memory, one_line
 from runner.errors import show as show_value
@@ -176,6 +176,7 @@ class Job:
             "metrics": {},
             "best": None,
             "stopped_early": False,
+            "stopped_by": None,
             "skipped": [],
             "resumed_from": None,
             "seconds": {"startup": None, "train": None, "compile": None, "total": None},
@@ -551,11 +552,7 @@ def _updates(
     except Exception as error:
         log_traceback()
         return {"error": why_failed(error, job.config)}
-    is_finished = (
-        state.step == prepared.order.total_steps
-        or training.stalls.stopped_early
-        or (training.is_ended and training.signals.received is None)
-    )
+    is_finished = state.step == prepared.order.total_steps or training.stopped_by is not None
     result: dict[str, Any] = {
         "status": "completed" if is_finished else "interrupted",
         "weights_sha256": checkpoint.weights_sha256(state),
@@ -599,6 +596,30 @@ def _draw(path: Path, title: str) -> Path | None:
         return None
 
 
+def _say_ending(console: Console, result: Mapping[str, Any], trainer: Trainer) -> None:
+    """Print which updates were skipped, and what ended the run early."""
+    if result["skipped"]:
+        listed = ", ".join(map(str, result["skipped"]))
+        console.say(
+            f"warning: skipped {len(result['skipped'])} updates without a finite loss: {listed}"
+        )
+    if result.get("overflowed"):
+        console.say(
+            f"precision 16-mixed: the gradient of {result['overflowed']} updates was not "
+            f"finite; they were skipped, and the loss scale was halved each time"
+        )
+    if result["stopped_early"]:
+        console.say(
+            f"stopped early: {trainer.monitor} was no better for "
+            f"{trainer.early_stopping_patience} epochs"
+        )
+    if result["stopped_by"] == "max_time":
+        console.say(
+            f"stopped by time: trainer.max_time={trainer.max_time} is over at step "
+            f"{result['steps']}; to train longer, resume with a larger trainer.max_time"
+        )
+
+
 def _print_outcome(
     console: Console,
     result: Mapping[str, Any],
@@ -613,21 +634,7 @@ def _print_outcome(
         console.say(f"failed: {result['error'][:300]}")
         console.say(f"traceback in {path / 'run.log'}")
     else:
-        if result["skipped"]:
-            listed = ", ".join(map(str, result["skipped"]))
-            console.say(
-                f"warning: skipped {len(result['skipped'])} updates without a finite loss: {listed}"
-            )
-        if result.get("overflowed"):
-            console.say(
-                f"precision 16-mixed: the gradient of {result['overflowed']} updates was not "
-                f"finite; they were skipped, and the loss scale was halved each time"
-            )
-        if result["stopped_early"]:
-            console.say(
-                f"stopped early: {trainer.monitor} was no better for "
-                f"{trainer.early_stopping_patience} epochs"
-            )
+        _say_ending(console, result, trainer)
         times = (
             f"{result['steps']} steps in {seconds['train']:.1f} s, {seconds['total']:.1f} s in all"
         )

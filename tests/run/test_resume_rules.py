@@ -307,13 +307,14 @@ def made(
     )
 
 
-def planned(total: int, data: Mapping[str, Any] = DATA) -> Any:
+def planned(total: int, data: Mapping[str, Any] = DATA, max_time: str | None = None) -> Any:
     """The parts of a plan that `check` asks for."""
     return SimpleNamespace(
         data=SimpleNamespace(description=lambda: {**data}),
         order=SimpleNamespace(total_steps=total, epochs=Periods(13)),
         config=SimpleNamespace(
-            trainer=SimpleNamespace(early_stopping_patience=3), optimizer=SimpleNamespace()
+            trainer=SimpleNamespace(early_stopping_patience=3, max_time=max_time),
+            optimizer=SimpleNamespace(),
         ),
     )
 

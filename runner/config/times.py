@@ -1,0 +1,31 @@
+"""Times on the clock: `90s`, `30m`, `2h`, `1h30m`."""
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+_TIME = re.compile(r"(?:\d+(?:\.\d+)?[dhms])+")
+_PART = re.compile(r"(\d+(?:\.\d+)?)([dhms])")
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
+
+def seconds(time: str) -> float:
+    """Return a time in seconds. The units are d (days), h (hours), m (minutes) and s (seconds)."""
+    return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(time))
+
+
+def clock(number: float) -> str:
+    """Format seconds as H:MM:SS, rounded down."""
+    minutes, rest = divmod(int(number), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def _check(value: Any) -> Any:
+    is_time = isinstance(value, str) and _TIME.fullmatch(value) is not None
+    if not is_time or seconds(value) == 0:
+        raise ValueError("a time above 0, such as 90s, 30m, 2h or 1h30m")
+    return value
+
+
+Time = Annotated[str, BeforeValidator(_check)]
