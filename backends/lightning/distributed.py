@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from backends.lightning.layers import DropoutState
+from runner.run import pulse
 from runner.spec import World
 
 
@@ -45,6 +46,7 @@ class Together:
 
     def _reduced(self, x: Tensor, operation: Any) -> Tensor:
         y = x.clone(memory_format=torch.contiguous_format)
+        pulse.count()
         dist.all_reduce(y, operation)
         return y
 
@@ -64,6 +66,7 @@ def _interface(address: str) -> str | None:
 def add_up(tensors: Sequence[Tensor]) -> None:
     """Replace tensors by their sums over the processes, with one all-reduce."""
     flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+    pulse.count()
     dist.all_reduce(flat)
     parts = flat.split([tensor.numel() for tensor in tensors])
     for tensor, part in zip(tensors, parts, strict=True):

@@ -241,6 +241,7 @@ class Trainer(Section):
     precision: Precision
     steps_per_call: Annotated[Literal["auto"] | Count, _WHEN_RESUMED]
     threads: Annotated[Literal["auto"] | Count, _WHEN_RESUMED]
+    process_timeout: Annotated[Annotated[float, Field(ge=5)], _WHEN_RESUMED]
     gradient_checkpointing: Annotated[bool, _WHEN_RESUMED]
     compile: bool
     checkpoint_every: Annotated[Duration | None, _WHEN_RESUMED]
@@ -432,7 +433,8 @@ def _on_one_device(composed: Mapping[str, Any]) -> dict[str, Any]:
     values, trainer = dict(composed), composed.get("trainer")
     if isinstance(trainer, Mapping):
         rows = global_batch_size(composed)
-        known = {key: value for key, value in trainer.items() if key != "global_batch_size"}
+        newer = ("global_batch_size", "process_timeout")
+        known = {key: value for key, value in trainer.items() if key not in newer}
         values["trainer"] = known if rows is None else {**known, "batch_size": rows}
     one = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     return {**values, **{key: value for key, value in one.items() if key in values}}

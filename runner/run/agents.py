@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from runner.errors import RunError
+from runner.run import pulse
 from runner.run.channel import Channel, LostError, decode
 from runner.run.launch import LOST, Local, Member, Rank, forwarding, free_addresses
 from runner.run.outside import Outside
@@ -85,7 +86,16 @@ class Leader:
         self._agents: dict[int, Channel] = {}
         self._links: dict[tuple[int, int], tuple[Channel, str]] = {}  # (run, rank) -> link
         self._num_runs = 0
-        threading.Thread(target=self._accept, daemon=True).start()
+        for work in (self._accept, self._tell_pulse):
+            threading.Thread(target=work, daemon=True).start()
+
+    def _tell_pulse(self) -> None:
+        """Tell all agents every second that this process runs."""
+        while True:
+            time.sleep(pulse.SECONDS)
+            for agent in [*self._agents.values()]:
+                with suppress(OSError):
+                    agent.send(("pulse", 0, None))
 
     def _accept(self) -> None:
         with suppress(OSError):  # the listener was closed
@@ -259,7 +269,7 @@ def _serve(found: Outside, follow: Rank) -> int:
     agent = _connect(found)
     try:
         while True:
-            kind, number, *content = agent.receive()
+            kind, number, *content = _next(agent)
             if kind == "end":
                 return int(number)
             if kind == "run":
@@ -270,6 +280,14 @@ def _serve(found: Outside, follow: Rank) -> int:
         ) from None
 
 
+def _next(agent: Channel) -> Any:
+    """Wait for the next message of rank 0 that is no pulse."""
+    while True:
+        message = agent.receive()
+        if message[0] != "pulse":
+            return message
+
+
 def _serve_run(
     found: Outside, agent: Channel, number: int, values: Mapping[str, Any], follow: Rank
 ) -> None:
@@ -277,17 +295,19 @@ def _serve_run(
     rank 0 ends the run."""
     port = int(free_addresses(1, "")[0].rpartition(":")[2])
     link = _connect(found, run=number, port=port)
-    kind, of, addresses = agent.receive()
+    kind, of, addresses = _next(agent)
     if kind == "kill" and of == number:
         link.connection.close()
         return
     world = World(found.rank, found.size, tuple(addresses))
     process = Local(follow, values, world, [link])
     is_over = False
+    limit = values["trainer"]["process_timeout"]
+    heard = time.monotonic()
     try:
         with forwarding(process):
             while True:
-                wait([agent.connection, *(() if is_over else process.handles)])
+                wait([agent.connection, *(() if is_over else process.handles)], pulse.SECONDS)
                 code = process.code
                 if not is_over:
                     for kind, content in process.messages():
@@ -295,7 +315,14 @@ def _serve_run(
                     if code is not None:
                         is_over = True
                         agent.send((number, "exit", code))
-                if agent.has_come() and tuple(agent.receive()[:2]) == ("kill", number):
-                    return
+                while agent.has_come():
+                    heard = time.monotonic()
+                    if tuple(agent.receive()[:2]) == ("kill", number):
+                        return
+                if time.monotonic() - heard > limit:
+                    raise RunError(
+                        f"rank 0 gave no sign of life for {limit:g} s (trainer.process_timeout); "
+                        f"rank {found.rank} was ended too"
+                    )
     finally:
         process.end()

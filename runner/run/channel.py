@@ -7,6 +7,7 @@ cannot make it run code.
 
 import io
 import json
+import threading
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
@@ -25,10 +26,16 @@ class Channel:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self._sending = threading.Lock()
+
+    def __reduce__(self) -> Any:
+        return Channel, (self.connection,)
 
     def send(self, message: Any) -> None:
         """Send a message. Raises OSError if the other process has ended."""
-        self.connection.send_bytes(encode(message))
+        content = encode(message)
+        with self._sending:
+            self.connection.send_bytes(content)
 
     def receive(self) -> Any:
         """Wait for the next message. Raises LostError if the other process has ended."""

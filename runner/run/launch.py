@@ -5,6 +5,7 @@ TF_CONFIG), these are agents (runner.run.agents): each of them starts the proces
 and tells the command, which is the agent of rank 0, what becomes of it.
 """
 
+import math
 import multiprocessing
 import os
 import signal
@@ -21,11 +22,14 @@ from typing import Any, Protocol
 
 from runner import dispatcher
 from runner.errors import ConfigError, RunError, one_line
+from runner.run import pulse
 from runner.run.channel import Channel, LostError
 from runner.run.other_process import forward_signals
 from runner.spec import World
 
 GRACE_SECONDS = 10  # the wait before a process that should have ended is killed
+
+_telling = threading.Lock()  # the pulse and the training of a process tell the launcher
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,10 @@ class Team:
     others: Sequence[Channel]  # connections: of rank 0 to all other ranks, of these to rank 0
     launcher: Connection
 
-    def say_folder(self, folder: str) -> None:
-        """Tell the launcher the run's folder, for its messages."""
-        self.launcher.send(("folder", folder))
+    def tell(self, kind: str, content: Any) -> None:
+        """Tell the launcher something: a folder, a status, an error, the pulse."""
+        with _telling:
+            self.launcher.send((kind, content))
 
 
 Rank = Callable[[Any, Team], int]  # what a process does with its argument; its exit status
@@ -58,7 +63,7 @@ class Member(Protocol):
         ...
 
     def messages(self) -> Iterator[tuple[str, Any]]:
-        """Yield what has come from it: folder, status, error."""
+        """Yield what has come from it: pulse, folder, status, error."""
         ...
 
     def end(self) -> None:
@@ -122,10 +127,16 @@ class Local:
 # --- the command ---
 
 
-def launch(function: Rank, argument: Any, size: int, others: Others | None = None) -> int:
+def launch(
+    function: Rank,
+    argument: Any,
+    size: int,
+    others: Others | None = None,
+    timeout: float = math.inf,
+) -> int:
     """Call `function(argument, team)` in a new process for each rank; return the exit status of
     rank 0. The ranks are processes of this machine, or `others` has all but rank 0. If a process
-    ends too soon, end the others and raise RunError."""
+    ends too soon, or hangs for `timeout` seconds, end all and raise RunError."""
     members: list[Member] = []
     try:
         if others is None:
@@ -136,7 +147,7 @@ def launch(function: Rank, argument: Any, size: int, others: Others | None = Non
             rank_0 = Local(function, argument, World(0, size, addresses), links)
             members.insert(0, rank_0)
         with forwarding(rank_0) as forwarded:
-            return _wait(members, forwarded)
+            return _wait(members, forwarded, pulse.Watch(size, timeout))
     finally:
         for member in members:
             member.end()
@@ -179,15 +190,17 @@ def forwarding(process: Local) -> Iterator[list[int]]:
         yield forwarded
 
 
-def _wait(members: Sequence[Member], forwarded: list[int]) -> int:
+def _wait(members: Sequence[Member], forwarded: list[int], watch: pulse.Watch) -> int:
     """Wait for rank 0, and for the others after it. Return its exit status."""
     running, folder = [*range(len(members))], None
     while True:
-        wait([handle for rank in running for handle in members[rank].handles])
+        wait([handle for rank in running for handle in members[rank].handles], pulse.SECONDS)
         for rank in [*running]:
             code = members[rank].code  # read first: after its end no further message comes
             for kind, content in members[rank].messages():
-                if kind == "folder":
+                if kind == "pulse":
+                    watch.hear(rank, *content)
+                elif kind == "folder":
                     folder = content
                 elif kind == "status" and rank == 0:
                     _finish(members[0])
@@ -202,6 +215,8 @@ def _wait(members: Sequence[Member], forwarded: list[int]) -> int:
                     return 128 - code  # a second signal ended it at once
                 if rank == 0 or code != 0:
                     raise RunError(f"rank {rank} {_how(code)}; {_then(folder)}")
+        if (fault := watch.fault()) is not None:
+            raise RunError(f"{fault}; {_then(folder)}")
 
 
 def _finish(rank_0: Member) -> None:
@@ -236,20 +251,21 @@ def _run(function: Rank, argument: Any, team: Team, tuning: Any) -> None:
     dispatcher.importing, dispatcher.building_threads = tuning
     if hasattr(os, "setsid"):
         os.setsid()  # only the command passes Ctrl-C on
-    threading.Thread(target=_end_with_command, args=(team.world.rank,), daemon=True).start()
+    for work in (_end_with_command, _tell_pulse):
+        threading.Thread(target=work, args=(team,), daemon=True).start()
     if team.world.rank > 0:
         for descriptor in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
     status = 0
     try:
-        team.launcher.send(("status", function(argument, team)))
+        team.tell("status", function(argument, team))
     except LostError:
-        time.sleep(6 * GRACE_SECONDS)  # the command says which process was lost, and kills this
+        _parent().join(6 * GRACE_SECONDS)  # the command says which one was lost, and kills this
         status = 1
     except BaseException as error:
         if team.world.rank > 0 and isinstance(error, ConfigError | RunError):
             time.sleep(GRACE_SECONDS)  # rank 0 has the same config and weights, and says the same
-        team.launcher.send(("error", _portable(error, team.world.rank)))
+        team.tell("error", _portable(error, team.world.rank))
         status = 1
     sys.stdout.flush()
     sys.stderr.flush()
@@ -265,13 +281,26 @@ def _portable(error: BaseException, rank: int) -> Any:
     return RunError("".join(traceback.format_exception(error)))
 
 
-def _end_with_command(rank: int) -> None:
-    """Wait for the end of the command. Then rank 0 saves; the others, which it needs for that, end
-    later."""
+def _parent() -> Any:
+    """Return the process that has started this one."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    if rank == 0:
+    return parent
+
+
+def _tell_pulse(team: Team) -> None:
+    """Tell the command every second how far this process is."""
+    with suppress(OSError):  # the command has ended
+        while True:
+            team.tell("pulse", pulse.now())
+            pulse.rest()
+
+
+def _end_with_command(team: Team) -> None:
+    """Wait for the end of the command. Then rank 0 saves; the others, which it needs for that, end
+    later."""
+    _parent().join()
+    if team.world.rank == 0:
         os.kill(os.getpid(), signal.SIGTERM)
     else:
         time.sleep(6 * GRACE_SECONDS)

@@ -18,7 +18,7 @@ import numpy as np
 from runner.data.dataset import Dataset
 from runner.data.order import Chunk, Chunks
 from runner.errors import RunError
-from runner.run import signals
+from runner.run import pulse, signals
 from runner.run.launch import Team
 from runner.spec import Backend, Live, Report, RunSpec, TrainState, World
 
@@ -70,11 +70,13 @@ def lead(
     def told() -> Iterator[Chunk]:
         for chunk in chunks:
             tell(("chunk", (chunk.first_step, chunk.num_steps)))
+            pulse.count()
             yield chunk
         tell(("chunk", None))
 
     def on_chunk_start(part: Chunk, live: Live) -> None:
         run.on_chunk_start(order.chunk(part.first_step, part.num_steps), _Told(live, tell))
+        pulse.begin_chunk()
 
     def on_chunk(part: Chunk, report: Report, live: Live) -> bool:
         whole = order.chunk(part.first_step, part.num_steps)
@@ -84,6 +86,7 @@ def lead(
             outputs.append(theirs)
             if received is not None and run.signals.received is None:
                 run.signals.receive(received)
+        pulse.end_chunk()
         if report.outputs is not None:
             report = replace(report, outputs=_gathered(whole, world, outputs))
         goes_on = run.on_chunk(whole, report, _Told(live, tell))
@@ -165,7 +168,9 @@ def follow(team: Team, backend: Backend, spec: RunSpec, chunks: Chunks, data: Da
 
     def parts() -> Iterator[Chunk]:
         while (steps := inbox.next("chunk")) is not None:
-            yield chunks.with_fields(world.part(chunks.order.chunk(*steps)))
+            chunk = chunks.with_fields(world.part(chunks.order.chunk(*steps)))
+            pulse.count()
+            yield chunk
 
     with signals.Signals() as own, _noticing(team):
 

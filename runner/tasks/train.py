@@ -97,7 +97,7 @@ class Job:
         if self.call is not None:
             self.call.on_folder(path)
         if self.team is not None:
-            self.team.say_folder(str(path))
+            self.team.tell("folder", str(path))
 
     def callbacks(self) -> dict[str, Any]:
         """Make the config's `callbacks`; those of a call in Python follow. Return them by name."""
@@ -338,7 +338,8 @@ def _train_in_processes(job: Job) -> int:
     check_devices(job.config)
     lock, leader = run_folder.lock_to_share(job.path), agents.leader()
     others = None if leader is None else leader.run(job.composed)
-    return launch.launch(_train_as_rank, (job, lock), job.config.num_processes, others)
+    num, timeout = job.config.num_processes, job.config.trainer.process_timeout
+    return launch.launch(_train_as_rank, (job, lock), num, others, timeout)
 
 
 def check_processes(config: Config) -> None:

@@ -12,7 +12,7 @@ MARKED = {
     "checkpoint weights trusted_modules steps resume",
     "on_resume": "backend device devices num_nodes strategy logger callbacks trainer.max_epochs "
     "trainer.max_steps trainer.max_time trainer.steps_per_call trainer.threads "
-    "trainer.gradient_checkpointing trainer.checkpoint_every "
+    "trainer.process_timeout trainer.gradient_checkpointing trainer.checkpoint_every "
     "trainer.keep_checkpoints "
     "trainer.early_stopping_patience trainer.early_stopping_min_delta trainer.strict print_config "
     "checkpoint trusted_modules",

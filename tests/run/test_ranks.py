@@ -97,7 +97,7 @@ def _fails(how: str, team: launch.Team) -> int:
         if how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         raise ValueError("a reason")
-    team.say_folder("a/folder")
+    team.tell("folder", "a/folder")
     time.sleep(600)
     return 0
 
@@ -181,6 +181,45 @@ def test_in_exact_mode_a_run_goes_on_with_another_number_of_processes(tmp_path: 
     assert _hashes(run) == _hashes(whole)
 
 
+def _ranks(running: Running) -> list[psutil.Process]:
+    """Return the processes of a run, by rank."""
+    started = [
+        process
+        for process in psutil.Process(running.pid).children()
+        if any("spawn_main" in part for part in process.cmdline())
+    ]
+    return sorted(started, key=lambda process: process.pid)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes as Linux starts them")
+@pytest.mark.parametrize(("backend", "rank"), [("lightning", 1), ("keras", 0)])
+def test_a_process_that_is_stopped_ends_the_run_which_resumes_with_the_same_bits(
+    tmp_path: Path, backend: str, rank: int
+) -> None:
+    two = (f"backend={backend}", "devices=2", "trainer.process_timeout=5")
+    often = ("trainer.checkpoint_every=5steps", "trainer.steps_per_call=1")
+    without_end = ("trainer.max_steps=99999", "trainer.max_epochs=null")
+    with Running(tmp_path, *RUN, *two, *often, *without_end, "output.root=run") as running:
+        running.until(lambda: any(tmp_path.glob("run/runs/*/checkpoints/10")))
+        stopped = _ranks(running)[rank]
+        stopped.suspend()
+        says = (
+            f"error: rank {rank} gave no sign of life for 5 s (trainer.process_timeout); the other "
+            f"processes were ended; to continue: resume=run"
+        )
+        running.until(lambda: says in running.errors(), 30)
+        running.until(lambda: not stopped.is_running(), 30)
+    (run,) = tmp_path.glob("run/runs/*")
+    last = max(int(path.name) for path in run.glob("checkpoints/*[0-9]"))
+    steps = (f"trainer.max_steps={last + 9}", "trainer.max_epochs=null")
+    done = forked(tmp_path, (f"resume={run}", "trainer.checkpoint_every=null", *steps))[0]
+    assert done.status == 0, done.err
+    whole = _train(tmp_path, "whole", *two, *steps)
+    states = [{k: v.tobytes() for k, v in _state(folder).items()} for folder in (run, whole)]
+    assert states[0] == states[1]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes as Linux starts them")
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -192,12 +231,7 @@ def test_a_killed_run_goes_on_with_another_number_of_processes_and_another_backe
     begin = (*RUN, *steps, f"backend={backend}", "output.root=run", "devices=2")
     with Running(tmp_path, *begin) as running:
         running.until(lambda: any(tmp_path.glob("run/runs/*/checkpoints/10")))
-        ranks_of_it = [
-            process
-            for process in psutil.Process(running.pid).children()
-            if any("spawn_main" in part for part in process.cmdline())
-        ]
-        max(ranks_of_it, key=lambda process: process.pid).kill()
+        _ranks(running)[1].kill()
         running.until(lambda: "error: rank 1 was killed by SIGKILL; " in running.errors(), 30)
     (run,) = tmp_path.glob("run/runs/*")
     done = forked(tmp_path, (f"resume={run}", "devices=1", f"backend={OTHER[backend]}"))[0]
