@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,13 @@ from tests.rows import slow_but
 # Before any framework is imported: two workers on two cores, each with two threads that wait for
 # each other, take tens of times as long.
 os.environ.update(ONE_THREAD)
+
+# What the processes of this session share: compositions, and the programs that XLA compiles, which
+# are half of a short run on Keras. The workers find the folder in the environment.
+if composed.SESSION not in os.environ:
+    _folder = tempfile.TemporaryDirectory(prefix="twinrun_tests_", ignore_cleanup_errors=True)
+    os.environ[composed.SESSION] = _folder.name
+    os.environ["TF_XLA_FLAGS"] = f"--tf_xla_persistent_cache_directory={_folder.name}/xla"
 
 
 # Files that take longest, for the workers to begin with: the last one would keep one of them while

@@ -1,5 +1,5 @@
-"""The promises of every backend. A backend's test module subclasses `RunContract` and
-`UpdateContract`, and names itself."""
+"""The promises of every backend. A backend's test module subclasses `RunContract`,
+`CallContract` and `UpdateContract`, and names itself."""
 
 from dataclasses import replace
 
@@ -82,9 +82,6 @@ class RunContract(_Contract):
         overrides = [*SMALL, *CNN]
         assert_same_bits(train(self.name, overrides), train(self.name, overrides))
 
-    def test_another_seed_gives_another_run(self) -> None:
-        assert differences(self.train(SMALL), self.train([*SMALL, "seed=1"]))["weights"] > 1e-3
-
     @pytest.mark.parametrize("optimizer", slow_but(RESUMED, "nadam"))
     def test_a_run_goes_on_from_its_state_to_the_same_bits(self, optimizer: str) -> None:
         momentum = ["optimizer.momentum=0.9"] if optimizer in ("sgd", "rmsprop") else []
@@ -112,31 +109,6 @@ class RunContract(_Contract):
             self.train([*overrides, "trainer.steps_per_call=20"], start=turned),
             self.train(overrides),
         )
-
-    def test_it_stops_when_it_is_told_to(self) -> None:
-        stopped = self.train([*SMALL, "trainer.steps_per_call=5"], stop_after=20)
-        assert stopped.state.step == 20
-        assert len(stopped.losses) == 20
-
-    def test_what_it_starts_from_is_left_as_it_was(self) -> None:
-        start = first(prepare(F64))
-        copy = {name: value.copy() for name, value in start.weights.items()}
-        self.train(F64, start=start)
-        assert difference(start.weights, copy) == 0
-
-    def test_predictions_between_chunks_are_those_from_the_state(self) -> None:
-        prepared = prepare([*F64, *CNN])
-        x, seen = np.ascontiguousarray(prepared.data.val.x), []
-
-        def on_chunk(chunk: Chunk, report: Report, live: Live) -> bool:
-            seen.append((live.state(), live.predict({"x": x})))
-            return True
-
-        chunks = Chunks(prepared.order, 0, 40, None, adapt=False)
-        backend = dispatcher.load(self.name)
-        backend.train(prepared.run_spec(), first(prepared), chunks, on_chunk)
-        for state, outputs in seen:
-            np.testing.assert_array_equal(outputs, backend.predict(prepared.model, state, {"x": x}))
 
     def test_digits_are_learnt_with_the_defaults(self) -> None:
         """The mean test accuracy of 5 seeds is at least 0.94."""
@@ -167,6 +139,38 @@ class RunContract(_Contract):
         expected = prepared.loss.rows(outputs, prepared.data.train.y[rows]).mean()
         # float64 rounding of a mean over 32 rows
         assert trained.losses[0] == pytest.approx(expected, rel=1e-14)
+
+
+class CallContract(_Contract):
+    """Calls: what they take, stop at and leave as it was."""
+
+    def test_another_seed_gives_another_run(self) -> None:
+        assert differences(self.train(SMALL), self.train([*SMALL, "seed=1"]))["weights"] > 1e-3
+
+    def test_it_stops_when_it_is_told_to(self) -> None:
+        stopped = self.train([*SMALL, "trainer.steps_per_call=5"], stop_after=20)
+        assert stopped.state.step == 20
+        assert len(stopped.losses) == 20
+
+    def test_what_it_starts_from_is_left_as_it_was(self) -> None:
+        start = first(prepare(F64))
+        copy = {name: value.copy() for name, value in start.weights.items()}
+        self.train(F64, start=start)
+        assert difference(start.weights, copy) == 0
+
+    def test_predictions_between_chunks_are_those_from_the_state(self) -> None:
+        prepared = prepare([*F64, *CNN])
+        x, seen = np.ascontiguousarray(prepared.data.val.x), []
+
+        def on_chunk(chunk: Chunk, report: Report, live: Live) -> bool:
+            seen.append((live.state(), live.predict({"x": x})))
+            return True
+
+        chunks = Chunks(prepared.order, 0, 40, None, adapt=False)
+        backend = dispatcher.load(self.name)
+        backend.train(prepared.run_spec(), first(prepared), chunks, on_chunk)
+        for state, outputs in seen:
+            np.testing.assert_array_equal(outputs, backend.predict(prepared.model, state, {"x": x}))
 
 
 class UpdateContract(_Contract):

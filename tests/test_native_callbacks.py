@@ -260,7 +260,7 @@ def callbacks(backend: str, folder: Path) -> Any:
     return module
 
 
-@pytest.mark.parametrize("name", ["Total", "Own"])
+@pytest.mark.parametrize("name", slow_but(["Total", "Own"], "Own"))
 @pytest.mark.parametrize("at", slow_but([4, 8, 13], 4))
 def test_a_killed_run_resumes_with_the_callbacks_state(
     tmp_path: Path, backend: str, name: str, at: int

@@ -141,11 +141,11 @@ def test_keras_s_adamw_is_the_built_in_one() -> None:
 
 
 RESUMED = [
-    ("lightning", "mine.radam", "optimizer.betas=[0.9,0.99]"),
     ("lightning", "mine.ScheduleFree", "optimizer.lr=0.5"),
     *(
         pytest.param(*row, marks=pytest.mark.slow)
         for row in (
+            ("lightning", "mine.radam", "optimizer.betas=[0.9,0.99]"),
             ("lightning", "torch.optim.NAdam", "optimizer.weight_decay=0.1"),
             ("lightning", "torch.optim.Muon", ""),
             ("lightning", "mine.Noisy", "trainer.gradient_clip_norm=0.1"),

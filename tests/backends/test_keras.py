@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.contract import RunContract, UpdateContract
+from tests.contract import CallContract, RunContract, UpdateContract
 
 
 class TestRuns(RunContract):
@@ -10,6 +10,11 @@ class TestRuns(RunContract):
 
 
 # Each traces networks of its own: in the default suite the rows of Lightning stand for them.
+@pytest.mark.slow
+class TestCalls(CallContract):
+    name = "keras"
+
+
 @pytest.mark.slow
 class TestUpdates(UpdateContract):
     name = "keras"

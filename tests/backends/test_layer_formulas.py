@@ -266,7 +266,7 @@ EXPORTS = {
 }
 
 
-@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize("name", slow_but(EXPORTS, "gates"))
 @pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_an_export_of_stock_layers_predicts_alike(backend: str, name: str, tmp_path: Path) -> None:
     prepared, state, x = drawn(*EXPORTS[name])

@@ -12,11 +12,15 @@ from backends.lightning import fast, lean
 from runner import dispatcher
 from runner.data.order import Chunk
 from runner.spec import Live, Report, TrainState, Weights
-from tests.contract import F64, RunContract, UpdateContract
+from tests.contract import F64, CallContract, RunContract, UpdateContract
 from tests.training import first, prepare, train
 
 
 class TestRuns(RunContract):
+    name = "lightning"
+
+
+class TestCalls(CallContract):
     name = "lightning"
 
 

@@ -15,7 +15,7 @@ import runner
 from runner.data.iterable import Items, Reader, Stream
 from runner.run.run_folder import read_json
 from tests.command_line import BACKENDS, Running, forked, in_new_process
-from tests.rows import slow_but
+from tests.rows import slow_but, slow_rows
 
 MODULE = """\
 import time
@@ -195,10 +195,13 @@ def test_both_backends_get_the_same_rows(here: Path) -> None:
 @pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 @pytest.mark.parametrize(
     ("form", "said"),
-    [
-        ("rows", "mine.rows is read again up to row 1"),  # 120 or 160
-        ("Places", "mine.Places continues after 1"),
-    ],
+    slow_rows(
+        [
+            ("rows", "mine.rows is read again up to row 1"),  # 120 or 160
+            ("Places", "mine.Places continues after 1"),
+        ],
+        [("Places", "mine.Places continues after 1")],
+    ),
 )
 def test_a_killed_run_resumes_to_the_same_bits(
     here: Path, backend: str, form: str, said: str

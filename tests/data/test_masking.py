@@ -16,7 +16,6 @@ from runner.data.tokenizer import MASKED, PADDING, Tokenizer
 from runner.plan import plan
 from runner.run.run_folder import read_columns, read_json
 from tests.command_line import forked
-from tests.rows import slow_but
 from tests.training import difference, prepare, train
 
 TEXT = "the cat sat on the mat. the dog sat on the log. a cat and a dog met on a mat. " * 12
@@ -107,7 +106,8 @@ def test_splits_have_labels_where_tokens_are_hidden(tmp_path: Path) -> None:
 SMALL = "model.layers=[{layer: embedding, features: 8},{layer: dense, units: outputs}]"
 
 
-@pytest.mark.parametrize("model", slow_but([SMALL, LAYERS, "model=bert"], SMALL))
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [SMALL, LAYERS, "model=bert"])
 def test_both_backends_train_alike_in_float64(tmp_path: Path, model: str) -> None:
     """1e-12: sums in another order."""
     steps = ("trainer.precision=float64", "trainer.max_steps=8", "data.stride=4")

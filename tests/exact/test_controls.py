@@ -18,6 +18,7 @@ from tests.exact.common import BASE, assert_same_bits
 from tests.exact.test_same_bits import HARD, MODELS
 from tests.exact.ways import TENSORFLOW, TORCH, WAYS, numpy
 from tests.parity.test_parity import IMAGES, LAYERS
+from tests.rows import slow_but
 from tests.training import train
 
 SMALL = (
@@ -143,7 +144,9 @@ def test_without_the_flush_of_subnormals_roundings_part() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of the same overflow
-@pytest.mark.parametrize("backend", ["lightning", "keras", "witness"])
+@pytest.mark.parametrize(
+    "backend", slow_but(["lightning", "keras", "witness"], "lightning", "witness")
+)
 def test_beyond_the_range_of_float32_a_run_ends_alike(backend: str) -> None:
     with pytest.raises(RunError, match="beyond the range of float32"):
         train(

@@ -26,7 +26,7 @@ from tests.rows import slow_but
 from tests.training import prepare
 
 # by default without TensorFlow's graphs, which have its eager kernels
-QUICK = slow_but(WAYS, "torch", "tensorflow", "xla")
+QUICK = slow_but(WAYS, "torch", "xla")
 
 SHAPE = (6, 5, 4)
 # ties of the rounding to 24 bits, both zeros, the edge of what is flushed, subnormals of float32
@@ -129,7 +129,7 @@ def test_of_one_tensor(way: str, function: Any, x: np.ndarray) -> None:
     assert_as_the_witness(way, function, x)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", QUICK)
 @quickly
 @given(x=hostile, z=hostile)
 def test_of_two_tensors(way: str, x: np.ndarray, z: np.ndarray) -> None:
@@ -209,17 +209,18 @@ def _of(overrides: Sequence[str]) -> Any:
 
 # these take real numbers
 _OF_NUMBERS = [name for name, overrides in LAYERS.items() if "data=text" not in overrides]
-_QUICK = ("activations", "batch_norm", "layer_norm", "conv2d", "pools", "attention")
+_STANDING = ("activations", "batch_norm", "layer_norm", "conv2d", "pools", "attention")
+_QUICK = {(name, way) for name in _STANDING for way in ("torch", "graph")}
 
 
 @pytest.mark.parametrize(
     ("name", "way"),
     [
-        pytest.param(name, way, marks=() if name in _QUICK and way != "xla" else pytest.mark.slow)
+        pytest.param(name, way, marks=() if (name, way) in _QUICK else pytest.mark.slow)
         for name in _OF_NUMBERS
         for way in WAYS
         # the graphs have the primitives of TensorFlow's eager kernels, compiled in seconds each
-        if name in _QUICK or way in ("torch", "tensorflow")
+        if name in _STANDING or way in ("torch", "tensorflow")
     ],
 )
 def test_every_layer_forward_and_backward(name: str, way: str) -> None:

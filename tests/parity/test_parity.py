@@ -540,7 +540,7 @@ def test_groups_and_scheduled_hyperparameters_agree(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    slow_but(LAYERS, "batch_norm", "conv2d", "attention", "dropout"),
+    slow_but(LAYERS, "batch_norm", "dropout"),
 )
 def test_layers_agree(name: str) -> None:
     assert_parity(

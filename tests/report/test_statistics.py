@@ -321,7 +321,7 @@ def test_seeds_needed_are_those_of_the_corrected_level() -> None:
 # Simulations, which take a second each
 
 
-@pytest.mark.parametrize("num_seeds", slow_but([2, 3, 4, 5], 2, 3))
+@pytest.mark.parametrize("num_seeds", slow_but([2, 3, 4, 5], 2))
 @pytest.mark.parametrize("noise", slow_but([0.3, 0.7, 1.5, 5.0], 1.5))
 def test_a_coarse_metric_tells_equal_groups_apart_in_no_more_than_5_of_100_cases(
     num_seeds: int, noise: float
@@ -372,7 +372,7 @@ def best_is_told(values: dict[str, dict[int, float]]) -> bool:
     return any(found.is_real for pair, found in compare(values).items() if best in pair)
 
 
-@pytest.mark.parametrize("num_groups", [2, 4])
+@pytest.mark.parametrize("num_groups", slow_but([2, 4], 2))
 def test_identical_schedules_are_told_apart_in_no_more_than_5_of_100_cases(num_groups: int) -> None:
     """Though the best is chosen from the same values. 600 repetitions; three deviations of their
     share are allowed."""

@@ -266,7 +266,7 @@ STATES = {
     "skipped updates": (MODEL, "trainer.batch_size=64", "trainer.on_nonfinite=skip",
         "trainer.max_skipped=10", "data=npz"),
 }  # fmt: skip
-_QUICK = {("lightning", name) for name in ("early stopping", "all of a backend")}
+_QUICK = {("lightning", "all of a backend")}
 
 
 def _spoiled(here: Path) -> tuple[str, ...]:

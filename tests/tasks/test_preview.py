@@ -141,6 +141,7 @@ def test_its_picture_needs_no_pyplot(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_it_takes_about_a_second(tmp_path: Path) -> None:
     """1.5 s on an idle machine; the fastest of three, and 4 s, since the cores of this one are
     shared."""
