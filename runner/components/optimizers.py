@@ -36,7 +36,7 @@ from runner import user_code
 from runner.components import width
 from runner.components.custom import CustomNetwork, layer_of
 from runner.components.layers import Network, Variable
-from runner.errors import ConfigError, nearest, show
+from runner.errors import ConfigError, listed, nearest, show
 from runner.schedules import AnyCurve, Clock, Curve, table
 from runner.schedules.units import Length
 from runner.section import MOST, Count, Fraction, NonNegative, OwnCode, Positive, Section
@@ -842,13 +842,9 @@ def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
         by_factors.setdefault(factors, []).append(name)
     for i, entry in enumerate(optimizer.groups):
         if i not in used:
-            names = [*layers, *dict.fromkeys(map(layer_of, layers))]
-            reason = f"which matches none{nearest(entry.match, names)}"
-            if any(map(entry.fits, layers)):
-                reason = "but earlier entries match the same weights"
             raise ConfigError(
                 f"optimizer.groups[{i}].match must match a weight of the model "
-                f"({', '.join(layers)}), got {entry.match}, {reason}"
+                f"({listed([*layers])}), got {entry.match}, {_why_unused(entry, [*layers])}"
             )
     if not layers:
         raise ConfigError("model must have at least one weight to train, got none")
@@ -859,6 +855,17 @@ def groups(optimizer: Any, network: Network) -> tuple[Group, ...]:
     if isinstance(optimizer, Muon):
         _check_has_matrix(layers, [kind for (_, _, kind, *_), names in by_factors.items() if names])
     return tuple(Group(tuple(names), *factors) for factors, names in by_factors.items())
+
+
+def _why_unused(entry: Matching, names: list[str]) -> str:
+    """Say why an entry of `groups` takes no weight, and which pattern was probably meant."""
+    if any(map(entry.fits, names)):
+        return "but earlier entries match the same weights"
+    inside = entry.model_copy(update={"match": f"*{entry.match.strip('*')}*"})
+    if any(map(inside.fits, names)):  # as the weights of a part, whose names begin with the whole
+        return f"which matches none; did you mean {inside.match}?"
+    close = nearest(entry.match, [*names, *dict.fromkeys(map(layer_of, names))])
+    return f"which matches none{close}"
 
 
 def _check_has_matrix(names: Iterable[str], kinds: Iterable[str]) -> None:

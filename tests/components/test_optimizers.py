@@ -261,6 +261,12 @@ FIT = f"must match a weight of the model ({', '.join(ALL)})"
         ),
         (
             2,
+            [{"match": "kernel*"}],
+            f"optimizer.groups[0].match {FIT}, got kernel*, which matches none; did you mean "
+            "*kernel*?",
+        ),
+        (
+            2,
             [{"match": "*"}, {"match": "dense_0"}],
             f"optimizer.groups[1].match {FIT}, got dense_0, but earlier entries match the same "
             "weights",
