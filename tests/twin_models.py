@@ -156,7 +156,7 @@ def keras_headed() -> Any:
     from keras import layers, ops
 
     x = keras.Input((64,))
-    h = layers.Dropout(0.2)(layers.Dense(16, activation="tanh")(x))
+    h = layers.Dropout(0.2)(layers.Dense(16, activation="tanh", name="body")(x))
     logits, size = layers.Dense(10)(h), layers.Dense(1)(h)
     return keras.Model(x, {"size": ops.squeeze(size, 1), "logits": logits})
 

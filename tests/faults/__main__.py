@@ -37,7 +37,7 @@ LONG = {
     "flip": 500,
     "race": 100,
 }
-LONG |= {"share": 60, "kill_own": 10, "parent": 30, "terminal": 100, "file_limit": 100}
+LONG |= {"share": 60, "kill_own": 20, "parent": 30, "terminal": 100, "file_limit": 100}
 LONG |= {"kill_at_end": 50, "kill_longer": 100, "link": 50, "cut_short": 100}
 
 
@@ -114,8 +114,16 @@ def survive(
     if hits:
         say(f"{backend}  kill: {sum(hits)} of them inside a save")
     if "kill_own" in trials:
-        own = rows.uninterrupted(here / "own", rows.own_command(backend))
-        hits = each("kill_own", lambda folder, i: rows.kill_own(folder, backend, draw, own, i))
+        own = [rows.own_command(backend)]
+        come_to = [rows.uninterrupted(here / "own", own[0])]
+        trained = rows.folder_of(here / "own")
+        assert trained is not None
+        own.append(rows.tuned_command(backend, trained))
+        come_to.append(rows.uninterrupted(here / "tuned", own[1]))
+        hits = each(
+            "kill_own",
+            lambda folder, i: rows.kill_own(folder, backend, own[i % 2], draw, come_to[i % 2], i),
+        )
         say(f"{backend}  kill_own: {sum(hits)} of them inside a save")
     hits = each("kill_at_end", lambda folder, i: rows.kill_at_end(folder, backend, expected))
     if hits:

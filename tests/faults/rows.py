@@ -52,6 +52,12 @@ def own_command(backend: str) -> list[str]:
     ]
 
 
+def tuned_command(backend: str, trained: Path) -> list[str]:
+    """The same from the weights of a run, with a frozen body."""
+    frozen = 'optimizer.groups=[{match: "*body*", lr_factor: 0.0}]'
+    return [*own_command(backend), f"model.weights={trained}", frozen]
+
+
 def folder_of(here: Path) -> Path | None:
     return next(iter((here / "out" / "runs").glob("*")), None)
 
@@ -128,10 +134,15 @@ def kill(
 
 
 def kill_own(
-    here: Path, backend: str, draw: random.Random, expected: dict[str, str], number: int
+    here: Path,
+    backend: str,
+    said: list[str],
+    draw: random.Random,
+    expected: dict[str, str],
+    number: int,
 ) -> bool:
     """The same of a run with a model of the user's own."""
-    return _killed(here, backend, own_command(backend), draw, expected, number, TRUST)
+    return _killed(here, backend, said, draw, expected, number, TRUST)
 
 
 def _killed(
