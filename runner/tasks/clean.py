@@ -21,7 +21,7 @@ from runner.tasks.list_runs import size
 
 @dataclass(frozen=True)
 class Removal:
-    """What can be removed of one run."""
+    """The parts of one run that can be removed."""
 
     kind: str
     entry: Entry
