@@ -7,7 +7,7 @@ frozen object is trained, hashed, saved and passed to a launcher.
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -742,6 +742,8 @@ def _on_a_run(overrides: Sequence[str]) -> Callable[[], int]:
     if not isinstance(keys["run"], str) or not keys["run"]:
         raise ConfigError(f"run must be the folder of a run, got {show(keys['run'])}")
     folder = Path(keys["run"])
+    if keys.get("task") == "card":
+        return _card(folder, keys)
     changes = [override for override in parsed if override.key_or_group != "data.path"]
     values = set_keys(config_of(folder), changes, marked("on_run"))
     config = parse({**values, "resume": None})
@@ -762,6 +764,17 @@ def _on_a_run(overrides: Sequence[str]) -> Callable[[], int]:
     refuse_links(folder, "run")
     checkpoint.find(folder, config.checkpoint)
     return partial(task, Run(folder, config, config.checkpoint, owns_process=True), source)
+
+
+def _card(folder: Path, keys: Iterable[str]) -> Callable[[], int]:
+    """Prepare the card of a run or a multirun."""
+    from runner.tasks.card import card, check
+
+    check(folder)
+    other = next((key for key in keys if key not in ("task", "run")), None)
+    if other is not None:
+        raise ConfigError(f"task=card accepts only run, got {show(other)}")
+    return partial(card, folder)
 
 
 def _evaluate(run: Run, source: Any) -> int:

@@ -28,10 +28,10 @@ Commands:
   python -m runner task=predict run=FOLDER data.path=FILE   predictions for new rows
   python -m runner task=export run=FOLDER format=torch      a model file: keras, torch, onnx, ...
   python -m runner task=verify run=FOLDER              repeat a run in exact mode, compare the bits
+  python -m runner task=card run=FOLDER                a card of a run or multirun, to share
   python -m runner task=twin model=twin ...            are two models of your own the same model
   python -m runner task=compare 'runs=[A,B]'           which run is best, and is it more than noise
-  python -m runner task=list where=status:failed       the runs below output.root; --json
-  python -m runner task=clean                          what can be removed; clean.confirm=true does
+  python -m runner task=list (or clean)                all runs; what of them can be removed
   python -m runner resume=FOLDER                       resume an interrupted run, or extend one
 
 All keys and values: python -m runner --cfg job (add overrides to see their effect)

@@ -71,6 +71,7 @@ Task: TypeAlias = Literal[
     "export",
     "verify",
     "compare",
+    "card",
     "list",
     "clean",
     "twin",

@@ -40,6 +40,8 @@ _REPLACED = (
     "result.json",
     "certificate.json",
     "test.json",
+    "card.json",
+    "card.md",
     "evaluation.json",
     "trace.csv",
     "metrics.csv",
@@ -396,6 +398,11 @@ def write_config(folder: Path, composed: Mapping[str, Any]) -> None:
 
 def write_json(path: Path, values: Mapping[str, Any], is_durable: bool = False) -> None:
     _write(path, strict_json.dumps(values) + "\n", is_durable)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file as a whole or not at all."""
+    _write(path, text)
 
 
 def _write(path: Path, text: str, is_durable: bool = False, newline: str | None = None) -> None:

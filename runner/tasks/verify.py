@@ -31,6 +31,7 @@ def verify(run: Run, steps: str | None) -> int:
             f"{run.config.trainer.precision}"
         )
     recorded = _certificate(run)
+    _check_card(run, recorded)
     begin, end, backend = *_range(steps, recorded["steps"]), run.config.backend
     with capture() as (console, captured):
         captured.into(run.folder / "run.log")
@@ -103,6 +104,17 @@ def _certificate(run: Run) -> dict[str, Any]:
     if not path.is_file():
         raise RunError(f"{run.folder} has no certificate.json: the run did not end")
     return run_folder.read_json(path)
+
+
+def _check_card(run: Run, recorded: Mapping[str, Any]) -> None:
+    """Refuse a card of the run with other hashes than its certificate."""
+    path = run.folder / "card.json"
+    if not path.is_file():
+        return
+    hashes = run_folder.read_json(path, {"hashes": (dict,)})["hashes"]
+    for name, value in hashes.items():
+        if name in recorded and recorded[name] != value:
+            raise RunError(f"different: {name} of {path} is not that of certificate.json")
 
 
 def _trace(run: Run) -> Mapping[str, np.ndarray]:

@@ -13,6 +13,7 @@ import pytest
 from runner.errors import ConfigError, RunError
 from runner.run import checkpoint
 from runner.run.saved import load_run
+from runner.tasks.card import card
 from runner.tasks.verify import verify
 from tests.command_line import BACKENDS, OTHER, Finished, forked
 from tests.exact.common import assert_same_bits
@@ -78,6 +79,19 @@ def test_verify_says_identical_on_either_backend(certified: dict[str, Finished])
         assert done.status == 0, done
         assert f"identical: steps 0 to 24 on {OTHER[backend]}: 24 losses" in done.out
         assert read(certified[backend].path, "result.json")["weights_sha256"] in done.out
+
+
+def test_verify_compares_the_hashes_of_a_card(copied: Path) -> None:
+    card(copied)
+    found = read(copied, "card.json")
+    assert {name: found["hashes"][name] for name in HASHES} == {
+        name: read(copied, "result.json")[name] for name in HASHES
+    }
+    assert verify(load_run(copied, backend="witness"), "16..24") == 0
+    found["hashes"]["losses_sha256"] = "0" * 64
+    (copied / "card.json").write_text(json.dumps(found))
+    with pytest.raises(RunError, match="different: losses_sha256 of"):
+        verify(load_run(copied, backend="witness"), "16..24")
 
 
 @pytest.mark.parametrize("steps", [None, "0..16", "16..24"])

@@ -1,0 +1,265 @@
+"""task=card: write a model card of a run, or a schedule card of a multirun, into its folder: the
+claim, and what another team needs to repeat it.
+
+A card takes all its numbers from the folder's files. It imports no framework.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from os.path import isfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runner.errors import ConfigError, show_path
+from runner.report import ledger
+from runner.report.jobs import inside
+from runner.report.markdown import as_markdown
+from runner.run import run_folder
+from runner.run.saved import config_of
+from runner.text import escape
+from runner.text.quoting import command_line, override
+
+FORMAT = 1
+# the hashes of a certificate that a card repeats; task=verify compares them
+HASHES = ("weights_sha256", "slots_sha256", "losses_sha256", "data_sha256")
+# the keys of the config that the page shows
+_SHOWN = ("backend", "seed", "model", "data", "loss", "optimizer", "schedule", "trainer")
+
+
+def card(folder: Path) -> int:
+    """Write the card of a run, or of a multirun, and print its claim and its path."""
+    if isfile(folder / "result.json"):
+        values = _of_run(folder)
+        text = _model_page(values)
+    else:
+        values = _of_multirun(folder)
+        text = _schedule_page(values)
+    run_folder.write_json(folder / "card.json", values)
+    run_folder.write_text(folder / "card.md", text)
+    for sentence in values["claim"]:
+        print(sentence)
+    print(f"card     {folder / 'card.md'}")
+    print(f"data     {folder / 'card.json'}")
+    return 0
+
+
+def check(folder: Path) -> None:
+    """Refuse a folder that has neither a run nor a multirun."""
+    if not isfile(folder / "result.json") and not isfile(folder / "answer.json"):
+        raise ConfigError(
+            f"run must be the folder of a run or of a multirun, got {show_path(folder)}, which "
+            f"holds no result.json and no answer.json"
+        )
+
+
+def _of_run(folder: Path) -> dict[str, Any]:
+    row = ledger.entry(folder)
+    if row.status in ("damaged", "training"):
+        reason = row.problem or f"{row.holder} trains in it"
+        raise ConfigError(f"run must be the folder of a run that has ended: {reason}")
+    config, data, result = config_of(folder), _read(folder / "data.json"), row.result
+    return {
+        "format": FORMAT,
+        "kind": "model",
+        "claim": _claim(folder, row),
+        "status": row.status,
+        "metrics": result["metrics"],
+        "best": result.get("best"),
+        "test": _read(folder / "test.json"),
+        "steps": result.get("steps"),
+        "num_parameters": result.get("num_parameters"),
+        "seeds": [config["seed"]],
+        "rates": _rates(folder),
+        "data": {key: data[key] for key in ("task", "rows", "input_shape", "classes", "target")
+                 if key in data},
+        **_proof(folder, result, data),
+        "command": _command(folder, result),
+        "config": {key: value for key, value in config.items() if key != "trusted_modules"},
+        "made_with": _made_with(folder),
+    }  # fmt: skip
+
+
+def _command(folder: Path, result: Mapping[str, Any]) -> str | None:
+    """Return the command that trains the run; None if objects were passed to it in Python."""
+    if _read(folder / "environment.json").get("objects"):
+        return None
+    options = ["--config-dir", str(result["config_dir"])] if result.get("config_dir") else []
+    return command_line([*options, *map(str, result.get("overrides", []))])
+
+
+def _claim(folder: Path, row: ledger.Entry) -> list[str]:
+    """Say in one sentence what the run reached, and in a second one what it reached on the test
+    split, if it was evaluated there."""
+    numbers = ", ".join(f"{name} {value:.4f}" for name, value in row.metrics.items())
+    steps = row.result.get("steps", 0)
+    of = f"schedule={row.schedule} on {row.backend}, seed {row.value('seed')}"
+    if row.status != "completed":
+        return [f"{of}: {row.status} after {steps} updates"]
+    claim = [f"{of}, reached {numbers} after {steps} updates."]
+    test = {k: v for k, v in _read(folder / "test.json").items() if k.startswith("test/")}
+    if test:
+        numbers = ", ".join(f"{name} {float(value):.4f}" for name, value in test.items())
+        claim.append(f"On the test split it reached {numbers}.")
+    return claim
+
+
+def _rates(folder: Path) -> dict[str, float]:
+    """Describe the rates of all updates, as the framework's optimizer applied them."""
+    rates = run_folder.read_columns(folder / "trace.csv").get("learning_rate", np.empty(0))
+    if not len(rates):
+        return {}
+    named = {"first": rates[0], "largest": rates.max(), "last": rates[-1], "sum": rates.sum()}
+    return {name: float(value) for name, value in named.items()}
+
+
+def _proof(folder: Path, result: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the hashes of a run, and how another team repeats it."""
+    recorded = _read(folder / "certificate.json")
+    hashes = {name: recorded[name] for name in HASHES if name in recorded}
+    known = {
+        "config_sha256": result.get("config_sha256"),
+        "weights_sha256": result.get("weights_sha256"),
+        "data_sha256": data.get("sha256"),
+    }
+    return {
+        "hashes": {**known, **hashes},
+        "is_certified": bool(recorded),
+        "verify": command_line(["task=verify", "run=."]) if recorded else None,
+    }
+
+
+def _of_multirun(folder: Path) -> dict[str, Any]:
+    answer = run_folder.read_json(
+        folder / "answer.json", {"metric": (str,), "says": (list,), "groups": (list,)}
+    )
+    jobs = [_job(path) for path in inside(folder)]
+    return {
+        "format": FORMAT,
+        "kind": "schedule",
+        "claim": [str(sentence).strip() for sentence in answer["says"]],
+        **{key: answer.get(key) for key in ("metric", "mode", "winner", "is_real", "command")},
+        "seeds": answer.get("seeds"),
+        "groups": answer["groups"],
+        "jobs": jobs,
+        "made_with": _made_with(inside(folder)[0]) if jobs else {},
+    }
+
+
+def _job(folder: Path) -> dict[str, Any]:
+    """Describe a job of a multirun: its result, its hashes, and the command that repeats it."""
+    row = ledger.entry(folder)
+    recorded = _read(folder / "certificate.json")
+    hashes = {name: row.result.get(name) for name in ("config_sha256", "weights_sha256")}
+    return {
+        "folder": folder.name,
+        "status": row.status,
+        "seed": row.value("seed"),
+        "overrides": row.result.get("overrides", []),
+        "metrics": row.metrics,
+        "hashes": {**hashes, **{name: recorded[name] for name in HASHES if name in recorded}},
+        "is_certified": bool(recorded),
+        "verify": command_line(["task=verify", override("run", folder.name)]) if recorded else None,
+    }
+
+
+def _made_with(folder: Path) -> dict[str, Any]:
+    environment = _read(folder / "environment.json")
+    return {key: environment.get(key) for key in ("python", "platform", "packages", "device")}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a file of the folder; empty if it is missing or damaged."""
+    try:
+        return run_folder.read_json(path)
+    except ConfigError:
+        return {}
+
+
+_CERTIFIED = (
+    "The run is certified: exact mode gives the same bits on Lightning, on Keras and in NumPy. In "
+    "the folder of this card, this repeats it and prints `identical`, or what differs first:"
+)
+_NOT_CERTIFIED = (
+    "Not certified: without trainer.precision=exact another machine may round differently, so only "
+    "the config and the data can be compared by their hashes."
+)
+
+
+def _model_page(values: Mapping[str, Any]) -> str:
+    config = values["config"]
+    hashes = [(name, str(value)) for name, value in values["hashes"].items() if value]
+    settings = [(key, _settings(config[key])) for key in _SHOWN if key in config]
+    metrics = [(name, str(value)) for name, value in values["metrics"].items()]
+    metrics += [(k, str(v)) for k, v in values["test"].items() if k.startswith("test/")]
+    rates = [(name, f"{value:.6g}") for name, value in values["rates"].items()]
+    return _page(
+        "Model card",
+        values,
+        ("Metrics", _table(("metric", "value"), metrics)),
+        ("Config", _table(("key", "value"), settings)),
+        ("Rates that the optimizer applied", _table(("rate", "value"), rates)),
+        ("Hashes", _table(("of", "SHA-256"), hashes)),
+        ("How to check it", _verify_lines([values])),
+    )
+
+
+def _schedule_page(values: Mapping[str, Any]) -> str:
+    header = ("rank", "group", "seeds", values["metric"], "95 % interval", "p")
+    groups = [
+        (
+            str(group.get("rank")),
+            str(group.get("label")),
+            ", ".join(map(str, group.get("seeds") or [])),
+            _number(group.get("mean")),
+            " to ".join(map(_number, group.get("interval") or [])),
+            _number(group.get("p")),
+        )
+        for group in values["groups"]
+    ]
+    jobs = [
+        (job["folder"], job["status"], str(job["hashes"]["weights_sha256"] or ""))
+        for job in values["jobs"]
+    ]
+    return _page(
+        "Schedule card",
+        values,
+        ("Groups", _table(header, groups)),
+        ("Jobs", _table(("job", "status", "SHA-256 of the weights"), jobs)),
+        ("How to check it", _verify_lines(values["jobs"])),
+    )
+
+
+def _page(title: str, values: Mapping[str, Any], *sections: tuple[str, list[str]]) -> str:
+    lines = [f"# {title}", "", *(escape.markdown(str(line)) for line in values["claim"]), ""]
+    if values.get("command"):
+        lines += ["```bash", str(values["command"]).replace("\n", " "), "```", ""]
+    for heading, body in sections:
+        if body:
+            lines += [f"## {heading}", "", *body, ""]
+    made = {key: value for key, value in values["made_with"].items() if value}
+    packages = ", ".join(f"{k} {v}" for k, v in (made.get("packages") or {}).items())
+    lines += [escape.markdown(f"Made with Python {made.get('python')}, {packages}."), ""]
+    return "\n".join(lines)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [as_markdown([header, *rows], escape.markdown)] if rows else []
+
+
+def _verify_lines(runs: Iterable[Mapping[str, Any]]) -> list[str]:
+    commands = [str(run["verify"]) for run in runs if run["verify"]]
+    return [_CERTIFIED, "", "```bash", *commands, "```"] if commands else [_NOT_CERTIFIED]
+
+
+def _settings(value: Any) -> str:
+    """Write a section of the config in one line."""
+    if not isinstance(value, Mapping):
+        return ledger.show_cell(value)
+    cells = (f"{key}: {ledger.show_cell(inner)}" for key, inner in value.items())
+    text = ", ".join(cells)
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value or "")
