@@ -275,7 +275,7 @@ class Plan:
 
     def _unused_sizes(self) -> Iterator[str]:
         """Yield warnings of batch sizes that no update has."""
-        sizes, order = self.config.trainer.batch_size, self.order
+        sizes, order = self.config.batch_size, self.order
         if isinstance(sizes, int):
             return
         used = {size for *_, size in begun(order, order.total_steps)}
@@ -685,14 +685,14 @@ def _order(config: Config, data: Dataset) -> Order | InOrder:
     """Return the order of the whole run. It ends at max_steps or max_epochs, whichever is
     sooner."""
     trainer, num_rows = config.trainer, len(data.train)
-    if not isinstance(trainer.batch_size, int):
+    batch_size, accumulate = config.batch_size, trainer.accumulate_grad_batches
+    if not isinstance(batch_size, int):
         if data.stream is None:
-            return _changing(config, trainer.batch_size, num_rows)
+            return _changing(config, batch_size, num_rows)
         raise ConfigError(
             f"trainer.batch_size must be one number for {data.stream.items.source}, whose rows can "
-            f"only be iterated over, got {len(trainer.batch_size)} parts"
+            f"only be iterated over, got {len(batch_size)} parts"
         )
-    batch_size, accumulate = config.batch_rows, trainer.accumulate_grad_batches
     steps_per_epoch: int | None = -(-num_rows // (batch_size * accumulate))
     if data.stream is not None:
         steps_per_epoch = data.stream.steps_per_epoch
@@ -721,7 +721,6 @@ def check_devices(config: Config, data: Dataset | None = None) -> None:
         )
     trainer = config.trainer
     refused = {
-        "a trainer.batch_size that changes": not isinstance(trainer.batch_size, int),
         "trainer.compile=true": trainer.compile,
         "trainer.gradient_checkpointing=true": trainer.gradient_checkpointing,
         f"model={config.model.name}, which is code of your own": not isinstance(
@@ -733,10 +732,11 @@ def check_devices(config: Config, data: Dataset | None = None) -> None:
     for what, is_on in refused.items():
         if is_on:
             raise ConfigError(f"devices must be 1 with {what}, got {config.devices}")
-    if trainer.global_batch_size is not None and trainer.global_batch_size < config.num_processes:
+    sizes = config.batch_size
+    smallest = sizes if isinstance(sizes, int) else min(part.size for part in sizes)
+    if smallest < config.num_processes:
         raise ConfigError(
-            f"trainer.global_batch_size must be at least devices={config.devices}, got "
-            f"{trainer.global_batch_size}"
+            f"trainer.global_batch_size must be at least devices={config.devices}, got {smallest}"
         )
 
 
@@ -745,11 +745,6 @@ def _changing(config: Config, sizes: Sequence[SizedPart], num_rows: int) -> Orde
     rows of max_epochs, or max_steps updates."""
     trainer = config.trainer
     *parts, rest = sizes
-    if trainer.global_batch_size is not None:
-        raise ConfigError(
-            f"trainer.global_batch_size must be null with a trainer.batch_size that changes, got "
-            f"{trainer.global_batch_size}"
-        )
     max_epochs, max_steps = trainer.max_epochs, trainer.max_steps
 
     def order(is_of_epochs: bool) -> Order:
@@ -769,7 +764,8 @@ def _changing(config: Config, sizes: Sequence[SizedPart], num_rows: int) -> Orde
 def _check_parts(config: Config, net: Network, order: Order | InOrder) -> None:
     """Refuse a process without rows where Keras needs some: its recurrent layers fail without rows,
     and batch norm needs all processes to reach it."""
-    smallest = order.num_rows % order.batch_size or order.batch_size
+    parts = [*getattr(order, "earlier", ()), order.segment(order.epochs.starts[-1])]
+    smallest = min((p.last_row - p.first_row) % p.batch_size or p.batch_size for p in parts)
     is_exact = config.trainer.precision == "exact"
     if config.backend != "keras" or is_exact or smallest >= config.num_processes:
         return
@@ -911,8 +907,8 @@ def model_spec(config: Config, shapes: Shapes, example: Batch | None = None) -> 
     net = _network(config, shapes, num, example)
     trainer = config.trainer
     batch_size = config.device_batch_rows
-    num_threads = threads.resolve(trainer.threads, net, batch_size, config.devices)
-    return ModelSpec(net, trainer.precision, config.device, batch_size, num_threads)
+    num_threads = threads.resolve(trainer.threads, net, batch_size, config.num_devices)
+    return ModelSpec(net, trainer.precision, config.device_name, batch_size, num_threads)
 
 
 def _network(config: Config, shapes: Shapes, num_outputs: int, example: Batch | None) -> Network:

@@ -31,6 +31,21 @@ def test_exact_mode_has_the_same_bits(backend: str) -> None:
     assert_same_bits(train(backend, run), train("witness", run))
 
 
+@pytest.mark.slow
+def test_several_processes_train_as_one_does(tmp_path: Path) -> None:
+    """The run begins with one process and goes on with two, inside the first part."""
+    run = (*RUN, "trainer.precision=float64", "trainer.max_epochs=4", "device=cpu")
+    (whole,) = forked(tmp_path, (*run, "output.root=whole"))
+    (begun,) = forked(tmp_path, (*run, "output.root=run", "trainer.max_steps=25"))
+    rest = (f"resume={begun.folder}", "backend=keras", "devices=2", "trainer.max_steps=null")
+    (resumed,) = forked(tmp_path, rest)
+    assert (whole.err, begun.err, resumed.err) == ("", "", "")
+    traces = [read_columns(tmp_path / done.folder / "trace.csv") for done in (whole, begun)]
+    assert [*traces[0]["batch_size"]] == [*traces[1]["batch_size"]]
+    # rounding of float64: the sums over rows are added in another order
+    np.testing.assert_allclose(traces[0]["loss"], traces[1]["loss"], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("limits", "expected"),
     [

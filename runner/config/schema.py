@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, Union
 
 from pydantic import (
     AfterValidator,
@@ -76,6 +76,7 @@ Task: TypeAlias = Literal[
     "clean",
     "twin",
 ]
+T = TypeVar("T")
 _WHEN_RESUMED = Mark(on_resume=True)
 _OUTSIDE = Mark(outside_hash=True)
 _OF_A_RUN = Mark(outside_hash=True, on_run=True, command_line_only=True, needs_run=True)
@@ -164,10 +165,11 @@ class Callback(OwnCode):
 Tracker: TypeAlias = Literal["tensorboard", "mlflow"]
 
 
-def _differ(names: list[str]) -> list[str]:
-    if len(set(names)) < len(names):
-        raise ValueError("names that differ")
-    return names
+def _differ(items: list[T]) -> list[T]:
+    if len({*items}) < len(items):
+        kind = "names" if isinstance(items[0], str) else "numbers"
+        raise ValueError(f"{kind} that differ")
+    return items
 
 
 Logger = Annotated[
@@ -230,12 +232,26 @@ BatchSize = Annotated[
 ]
 
 
+GlobalBatchSize = Annotated[
+    Union[
+        Annotated[Count | None, Tag("a number")],
+        Annotated[
+            list[SizedPart],
+            BeforeValidator(_is_list),
+            AfterValidator(_last_is_the_rest),
+            Tag("parts"),
+        ],
+    ],
+    Discriminator(lambda value: "parts" if isinstance(value, list | Mapping) else "a number"),
+]
+
+
 class Trainer(Section):
     max_epochs: Annotated[Count | None, _WHEN_RESUMED]
     max_steps: Annotated[Count | None, _WHEN_RESUMED]
     max_time: Annotated[Time | None, _WHEN_RESUMED]
     batch_size: BatchSize
-    global_batch_size: Count | None
+    global_batch_size: GlobalBatchSize
     accumulate_grad_batches: Count
     gradient_clip_norm: Positive | None
     gradient_clip_value: Positive | None
@@ -313,13 +329,29 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+Devices = Annotated[
+    Union[
+        Annotated[Annotated[int, Field(ge=1, le=1024)], Tag("a number")],
+        Annotated[Literal["auto"], Tag("a word")],
+        Annotated[
+            Annotated[list[Index], Field(min_length=1), AfterValidator(_differ)], Tag("numbers")
+        ],
+    ],
+    Discriminator(
+        lambda value: (
+            "numbers" if isinstance(value, list) else "a word" if value == "auto" else "a number"
+        )
+    ),
+]
+
+
 class Config(Section):
     task: Annotated[Task, Mark(outside_hash=True, on_run=True)]
     backend: Annotated[Backend, Mark(on_resume=True, on_run=True)]
     device: Annotated[
         str, Field(pattern=f"^({devices.PATTERN})$"), Mark(on_resume=True, on_run=True)
     ]
-    devices: Annotated[Count, _WHEN_RESUMED]
+    devices: Annotated[Devices, _WHEN_RESUMED]
     num_nodes: Annotated[Count, _WHEN_RESUMED]
     strategy: Annotated[Literal["auto", "ddp"], _WHEN_RESUMED]
     seed: Index
@@ -362,13 +394,34 @@ class Config(Section):
     @property
     def num_processes(self) -> int:
         """The processes that train together, one per device."""
-        return self.devices * self.num_nodes
+        return self.num_devices * self.num_nodes
+
+    @property
+    def num_devices(self) -> int:
+        """The processes on each machine."""
+        return num_devices(self.devices)
+
+    @property
+    def device_name(self) -> str:
+        """The device as requested: auto, cpu, cuda, cuda:N or mps."""
+        listed = self.devices if isinstance(self.devices, list) else []
+        return f"cuda:{listed[0]}" if len(listed) == 1 else self.device
+
+    @property
+    def batch_size(self) -> int | list[SizedPart]:
+        """B, the rows of a micro-batch over all devices; or the parts of the run with their own."""
+        sizes, num = self.trainer.batch_size, self.num_processes
+        if self.trainer.global_batch_size is not None:
+            return self.trainer.global_batch_size
+        if isinstance(sizes, int):
+            return sizes * num
+        return [part.model_copy(update={"size": part.size * num}) for part in sizes]
 
     @property
     def batch_rows(self) -> int:
         """B, the rows of a micro-batch over all devices; the most, if they change."""
-        trainer = self.trainer
-        return trainer.global_batch_size or trainer.largest_batch * self.num_processes
+        sizes = self.batch_size
+        return sizes if isinstance(sizes, int) else max(part.size for part in sizes)
 
     @property
     def device_batch_rows(self) -> int:
@@ -395,9 +448,15 @@ def parse(composed: Mapping[str, Any]) -> Config:
             ]
             values["model"] = {**model, "layers": layers}
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(explain(error, Config, values, composed)) from None
+    if isinstance(config.devices, list) and config.device != "cuda":
+        raise ConfigError(
+            f"devices={config.devices} are the numbers of accelerators, which need device=cuda, "
+            f"got {config.device}; on the CPU, set how many, devices={len(config.devices)}"
+        )
+    return config
 
 
 def _check_keys(values: Mapping[Any, Any], path: str = "") -> None:
@@ -441,18 +500,28 @@ def _on_one_device(composed: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, **{key: value for key, value in one.items() if key in values}}
 
 
-def global_batch_size(composed: Mapping[str, Any]) -> int | None:
-    """Return B, the rows of a micro-batch over all devices; None if the config has none."""
+def global_batch_size(composed: Mapping[str, Any]) -> int | list[dict[str, Any]] | None:
+    """Return B, the rows of a micro-batch over all devices, or the parts of the run with their own;
+    None if the config has none."""
     trainer = composed["trainer"]
-    if trainer.get("global_batch_size") is not None:
-        return int(trainer["global_batch_size"])
-    numbers = (
-        trainer.get("batch_size"),
-        *(composed.get(key, 1) for key in ("devices", "num_nodes")),
-    )
-    if not all(type(number) is int for number in numbers):
+    if (rows := trainer.get("global_batch_size")) is not None:
+        return rows  # type: ignore[no-any-return]
+    sizes, numbers = trainer.get("batch_size"), [composed.get("num_nodes", 1)]
+    numbers.append(num_devices(composed.get("devices", 1)))
+    is_list = isinstance(sizes, list) and all(isinstance(part, Mapping) for part in sizes)
+    parts = sizes if is_list else [{"size": sizes}]
+    if not all(type(number) is int for number in (*numbers, *(p.get("size") for p in parts))):
         return None
-    return math.prod(numbers)
+    scaled = [{**part, "size": part["size"] * math.prod(numbers)} for part in parts]
+    return scaled if is_list else scaled[0]["size"]
+
+
+def num_devices(devices: Any) -> int:
+    """Return the number of devices of each machine. `auto` is 1, as Lightning has it on the CPU; a
+    list has the numbers of accelerators."""
+    if isinstance(devices, list):
+        return len(devices)
+    return 1 if devices == "auto" else devices
 
 
 @cache

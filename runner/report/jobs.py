@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from runner.config.schema import sha256
+from runner.config.schema import global_batch_size, sha256
 from runner.errors import ConfigError, show
 from runner.run.records import BATCH_SIZE
 from runner.run.run_folder import check_headers, check_types, code_of, read_columns, read_json
@@ -245,14 +245,14 @@ class Job:
     def update_rows(self) -> str:
         """The rows of the updates, as configured."""
         trainer = self.config["trainer"]
-        return json.dumps([trainer["batch_size"], trainer["accumulate_grad_batches"]])
+        return json.dumps([global_batch_size(self.config), trainer["accumulate_grad_batches"]])
 
     def rows_until(self, epoch: int) -> float:
         """Return the rows of all updates up to the end of row `epoch` of metrics.csv."""
         trainer, trace = self.config["trainer"], self.trace
         sizes = trace.get(BATCH_SIZE)
         if sizes is None:
-            sizes = np.full(len(trace["step"]), trainer["batch_size"])
+            sizes = np.full(len(trace["step"]), global_batch_size(self.config))
         num_rows = self.data.get("rows", {}).get("train") or math.inf  # unknown of an iterable
         ends = [0, *self.epochs["step"][: epoch + 1].astype(int)]
         used = (sizes[a:b].sum() * trainer["accumulate_grad_batches"] for a, b in pairwise(ends))

@@ -39,7 +39,7 @@ def find_lr(request: tuple[Mapping[str, Any], str | None]) -> int:
     with capture() as (console, captured), Signals() as signals:
         prepared = plan(config)
         backend = dispatcher.load(config.backend)
-        devices.resolve(config.device, backend.devices())
+        devices.resolve(config.device_name, backend.devices())
         if backend.can_use_threads(prepared.model.threads):
             root = Path(config.output.root) / "find_lr"
             path = run_folder.create(root, f"{run_folder.timestamp()}_{config.backend}")

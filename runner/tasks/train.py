@@ -227,7 +227,7 @@ def train(job: Job) -> int:
             check(resumed, prepared, start)
             prepared, resumed = with_saved_threads(resumed, prepared)
         backend = dispatcher.load(config.backend)
-        device = devices.resolve(config.device, backend.devices(), config.num_processes)
+        device = devices.resolve(config.device_name, backend.devices(), config.num_processes)
         if signals.received is not None:
             return _interrupted(console, signals)
         if call is not None:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 import runner
 from runner.cli.compose import compose
-from runner.config.schema import sha256
+from runner.config.schema import parse, sha256
 from runner.data.order import Order
 from runner.errors import ConfigError, RunError
 from runner.run import launch, ranks
@@ -84,6 +84,18 @@ def test_the_number_of_devices_is_not_in_the_hash() -> None:
     assert sha256(compose(["devices=2", "strategy=ddp"])) == sha256(one)
     assert sha256(compose(["devices=4", "trainer.global_batch_size=64"])) == sha256(one)
     assert sha256(compose(["devices=2", "trainer.batch_size=64"])) != sha256(one)
+    parts = "batch_size=[{{for: 50%, size: {}}},{{for: rest, size: {}}}]".format
+    changing = sha256(compose([f"trainer.{parts(64, 256)}"]))
+    assert sha256(compose(["devices=2", f"trainer.{parts(32, 128)}"])) == changing
+    assert sha256(compose(["devices=4", f"trainer.global_{parts(64, 256)}"])) == changing
+
+
+def test_devices_are_numbers_as_lightning_has_them() -> None:
+    """`auto` is one process on a CPU: lightning's CPUAccelerator.auto_device_count() is 1."""
+    found = [parse(compose([key])) for key in ("devices=auto", "devices=3")]
+    assert [config.num_processes for config in found] == [1, 3]
+    third = parse(compose(["device=cuda", "devices=[2]"]))
+    assert (third.num_processes, third.device_name) == (1, "cuda:2")
 
 
 def test_a_run_in_python_has_one_device() -> None:
