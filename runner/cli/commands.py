@@ -353,6 +353,9 @@ def _train(request: Request) -> int:
     (frozen,) = request.frozen
     if frozen.config.tune is not None:
         raise ConfigError("tune=lr starts several runs and needs -m (--multirun)")
+    compared = next((key for key in sorted(request.keys) if key.startswith("answer.")), None)
+    if compared is not None:
+        raise ConfigError(f"{compared} is a key of comparisons: it needs -m or task=compare")
     if frozen.config.output.multirun is not None:
         raise ConfigError("output.multirun is the folder of a multirun and needs -m (--multirun)")
     return train(
@@ -379,6 +382,7 @@ def _multirun(request: Request) -> int:
     """Train all jobs in a new multirun folder with the chosen launcher, then compare them."""
     from runner.cli import tuning
     from runner.report import comparison
+    from runner.tasks import compare
 
     hydra = request.composer.hydra_part(request.jobs[0])
     params = {} if hydra.sweeper.params is None else dict(hydra.sweeper.params)
@@ -409,7 +413,8 @@ def _multirun(request: Request) -> int:
             failure = RunError(multirun.why_ended(error))
     if signal_number is None and failure is None:
         # 0: those that a search has tried
-        return comparison.write(folder, 0 if request.is_search else num_jobs or 0)
+        num_jobs = 0 if request.is_search else num_jobs or 0
+        return comparison.write(folder, num_jobs, compare.wanted(first.answer))
     with suppress(RunError):
         comparison.write(folder, num_jobs or 0)
     print(f"resume   {multirun.resume_command(request.arguments, folder)}")
@@ -709,7 +714,7 @@ def _compare(request: Request, config: Config) -> int:
         )
     if config.runs == []:
         raise ConfigError(f"runs must list at least one folder, got {show(config.runs)}")
-    return compare(config.runs, Path(config.output.root), config.where)
+    return compare(config.runs, Path(config.output.root), config.where, config.answer)
 
 
 def _clean(_: Request, config: Config) -> int:
@@ -816,12 +821,13 @@ _BY_TASK: Mapping[str, Callable[[Request], int]] = {
 }
 # task -> the keys that it accepts, and its function
 _TASKS_ON_FOLDERS: Mapping[str, tuple[Sequence[str], Callable[[Request, Config], int]]] = {
-    "compare": (("runs", "where", "output.root"), _compare),
+    "compare": (("runs", "where", "answer.margin", "answer.test", "output.root"), _compare),
     "clean": (("clean.what", "clean.confirm", "where", "output.root"), _clean),
     "list": (("where", "sort", "output.root"), _list),
 }
 # the keys that only these tasks have
-_ON_FOLDERS = {key for keys, _ in _TASKS_ON_FOLDERS.values() for key in keys} - {"output.root"}
+_SHARED = {"output.root", "answer.margin", "answer.test"}
+_ON_FOLDERS = {key for keys, _ in _TASKS_ON_FOLDERS.values() for key in keys} - _SHARED
 
 
 def _users(key: str) -> str:

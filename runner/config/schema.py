@@ -318,6 +318,11 @@ class Output(Section):
     multirun: Annotated[str, AfterValidator(_one_line)] | None
 
 
+class Answer(Section):
+    margin: Positive | None
+    test: bool
+
+
 class Tune(Section):
     name: Literal["lr"]
     keys: list[str] = Field(min_length=1)
@@ -365,6 +370,7 @@ class Config(Section):
     callbacks: Annotated[list[Callback], _WHEN_RESUMED]
     trainer: Trainer
     tune: Tune | None
+    answer: Annotated[Answer, _OUTSIDE]
     output: Annotated[Output, _OUTSIDE]
     print_config: Annotated[bool, Mark(outside_hash=True, on_resume=True)]
     find_lr: Annotated[FindLR, _OUTSIDE]

@@ -4,16 +4,27 @@ seeds' noise."""
 import json
 import math
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median_high
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from runner.report.jobs import NO_OVERRIDES, Block, Fold, Group, Job, groups
-from runner.report.statistics import Paired, Summary, compare, probabilities_best, summary
+from runner.report.statistics import (
+    Paired,
+    Summary,
+    compare,
+    deviations,
+    probabilities_best,
+    summary,
+)
 from runner.text.quoting import command_line, override
+
+if TYPE_CHECKING:
+    from runner.report.tested import Tested
 
 
 @dataclass(frozen=True)
@@ -23,6 +34,7 @@ class Ranked:
     summary: Summary  # of the monitored metric after the last epoch
     against_best: Paired | None  # this - best; None for the best group
     is_same_run: bool  # its weights equal those of the best group, seed by seed
+    better_on: int  # the number of seeds on which it was better than the best group
     probability_best: float | None  # None: unknown
     steps: float  # until the target is reached, median over the seeds; infinite: not reached
     rows: float  # that all updates until then have used
@@ -41,6 +53,9 @@ class Answer:
     unranked: list[Group]  # did not finish every seed, or share too few seeds with the others
     tried: list[Group]  # all groups with all their seeds, in the order of their jobs
     tuning: list[Group] = field(default_factory=list)  # tune=lr: the runs on the tuning seeds
+    margin: float | None = None  # answer.margin: smaller differences do not matter
+    tested: "Tested | None" = None  # answer.test: the best two groups on the test split
+    untested: str | None = None  # why there are no results on the test split
 
     @property
     def has_several_sizes(self) -> bool:
@@ -66,6 +81,36 @@ class Answer:
         """True if the best group is better than all others by more than the noise."""
         return len(self.ranked) > 1 and not self.noise
 
+    @property
+    def num_comparisons(self) -> int:
+        """The number of tests that p is corrected for."""
+        tested = len(self.ranked)
+        return tested * (tested - 1) // 2
+
+    def verdict(self) -> list[str]:
+        """Return the answer in two sentences for a reader without statistics; none if nothing is
+        compared or the noise is unknown."""
+        others = [other for other in self.ranked[1:] if not other.is_same_run]
+        if not others or any(o.against_best is None or o.against_best.p is None for o in others):
+            return []
+        name, num = self.best.group.label, self.best.summary.num
+        which = "highest" if self.mode == "max" else "lowest"
+        first = f"{name} has the {which} {self.metric} on average over {num} seeds."
+        close = [other for other in others if not _is_real(other)]
+        if not close:
+            return [
+                first,
+                f"Its lead over {_all(others)} is more than the seeds' noise: if there were no "
+                f"difference, at most 5 of 100 such comparisons would name any winner.",
+            ]
+        few = ", ".join(other.group.label for other in close[:3])
+        more = f" and {len(close) - 3} more" if len(close) > 3 else ""
+        return [
+            first,
+            f"These runs do not show that it is better than {few}{more}: the lead is small beside "
+            f"the differences between seeds.",
+        ]
+
     def sentences(self) -> list[str]:
         """Return the answer in words, one sentence per line."""
         if not self.tried:
@@ -79,6 +124,8 @@ class Answer:
             *self._seeds_lines(),
             *self._unfinished_lines(),
             *self._unranked_lines(),
+            *(self.tested.sentences() if self.tested else ()),
+            *([self.untested] if self.untested else ()),
         ]
 
     def _ranked_lines(self) -> list[str]:
@@ -99,7 +146,9 @@ class Answer:
             return [lead, *same, f"{reason}; run five seeds to find out: seed=0,1,2,3,4"]
         if not self.noise:
             worst = max(other.against_best.p or 0.0 for other in others if other.against_best)
-            return [f"{lead}: better than {_all(others)} beyond the seeds' noise ({_p(worst)})"]
+            return [
+                f"{lead}: better than {_all(others)} beyond the seeds' noise ({p_in_words(worst)})"
+            ]
         lines = [lead, *(self._other_line(other) for other in others)]
         if len(self.noise) == len(others) > len(same):
             lines.append("no difference beyond the seeds' noise")
@@ -113,14 +162,23 @@ class Answer:
         by = f"{abs(paired.difference):.4g} {'more' if paired.difference > 0 else 'less'}"
         if paired.difference == 0:
             by = "no difference"
+        if paired.interval is not None:
+            low, high = paired.interval
+            by += f" (95 % interval {low:+.4g} to {high:+.4g}; {_better(other)})"
+        if paired.is_equivalent and not paired.is_real:
+            return (
+                f"  {name}: {by}, within {self.margin:g} of the best "
+                f"({p_in_words(paired.p_equivalent or 0.0)} of two one-sided tests)"
+            )
         if paired.p is None:
             return f"  {name}: {by}, the same in every seed, so the noise is unknown"
         if paired.is_real:
-            return f"  {name}: {by}, beyond the noise ({_p(paired.p)})"
+            small = f", but within {self.margin:g} of the best" if paired.is_equivalent else ""
+            return f"  {name}: {by}, beyond the noise ({p_in_words(paired.p)}){small}"
         more = paired.more_seeds
         seeds = "seed is" if more == 1 else "seeds are"
         needed = "" if more is None else f"; about {more} more {seeds} needed to confirm it"
-        return f"  {name}: {by}, within the noise ({_p(paired.p)}{needed})"
+        return f"  {name}: {by}, within the noise ({p_in_words(paired.p)}{needed})"
 
     def whole(self, label: str) -> Group:
         """Return the group with all its seeds."""
@@ -133,7 +191,22 @@ class Answer:
             return []
         return [
             f"paired by seed and fold (data.fold={','.join(map(str, sorted(folds)))}), each pair "
-            f"counts as a seed; folds share training rows, so the noise may be larger than it seems"
+            f"counts as a seed; folds share training rows, so the noise may be larger than it "
+            f"seems",
+            *self._deviations_lines(folds),
+        ]
+
+    def _deviations_lines(self, folds: Collection[int]) -> list[str]:
+        """Say how much the metric of the best group differs between folds, and between seeds."""
+        values = self.best.group.values(self.metric)
+        seeds = sorted({block.seed for block in values if isinstance(block, Fold)})
+        if len(folds) < 2 or len(seeds) < 2 or len(values) != len(folds) * len(seeds):
+            return []
+        rows = [[values[Fold(seed, fold)] for seed in seeds] for fold in sorted(folds)]
+        between, within = deviations(rows)
+        return [
+            f"standard deviation of the best group's {self.metric}: {between:.2g} between folds, "
+            f"{within:.2g} between seeds of a fold"
         ]
 
     def _seeds_lines(self) -> list[str]:
@@ -222,9 +295,10 @@ def _at_an_edge(group: Group, key: str, family: Sequence[Group]) -> list[str]:
     ]
 
 
-def answers(jobs: Sequence[Job]) -> list[Answer]:
+def answers(jobs: Sequence[Job], margin: float | None = None) -> list[Answer]:
     """Return one answer for each meaning of the monitored metric, in the order of their first jobs.
-    Runs with other data, another loss or another metric are not ranked in the same list."""
+    Runs with other data, another loss or another metric are not ranked in the same list.
+    Differences up to `margin` do not matter."""
     jobs = [job for job in jobs if job.has_config]
     sets: dict[str, list[Job]] = {}
     unknown = []  # jobs that were refused before their data was read
@@ -241,10 +315,12 @@ def answers(jobs: Sequence[Job]) -> list[Answer]:
         same = [group for group in same_data if group[0].monitor == monitor]
         (same or same_data or list(sets.values()))[0].append(job)
     order = {id(job): i for i, job in enumerate(jobs)}
-    return [_answer(sorted(group, key=lambda job: order[id(job)])) for group in sets.values()]
+    return [
+        _answer(sorted(group, key=lambda job: order[id(job)]), margin) for group in sets.values()
+    ]
 
 
-def _answer(jobs: Sequence[Job]) -> Answer:
+def _answer(jobs: Sequence[Job], margin: float | None) -> Answer:
     """Rank the groups that finished every seed, over the seeds that all of them have. If there are
     none, rank those with a finite value for any seed. Runs on tuning seeds are not ranked."""
     leader = next((job for job in jobs if job.data), jobs[0])  # jobs without data were refused
@@ -264,9 +340,9 @@ def _answer(jobs: Sequence[Job]) -> Answer:
     target = _target(best, sign)
     shared = None if seeds is None else tuple(seeds)
     resolution = max((job.resolution(metric) for job in jobs), default=0.0)
-    ranked = _ranked(best, metric, mode, target, shared, resolution) if best else []
+    ranked = _ranked(best, metric, mode, target, shared, (resolution, margin)) if best else []
     title = leader.measures()
-    return Answer(title, metric, mode, target, shared, ranked, unranked, tried, tuning)
+    return Answer(title, metric, mode, target, shared, ranked, unranked, tried, tuning, margin)
 
 
 def _split(groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
@@ -316,15 +392,15 @@ def _ranked(
     mode: str,
     target: float,
     seeds: Sequence[Block] | None,
-    resolution: float,
+    tested: tuple[float, float | None],
 ) -> list[Ranked]:
-    """Rank the groups, which are sorted. The tests' correction is for all pairs, because the best
-    one was chosen by the same values."""
+    """Rank the groups, which are sorted, with tests of this resolution and margin. Their correction
+    is for all pairs, because the best one was chosen by the same values."""
     values_by_label = {group.label: group.values(metric) if seeds else {} for group in best}
-    tests = compare(values_by_label, resolution)
+    tests = compare(values_by_label, *tested)
     against: list[Paired | None] = [None]
     against += [_negated(tests[best[0].label, group.label]) for group in best[1:]]
-    probabilities = _probabilities(best, against, metric, mode, resolution)
+    probabilities = _probabilities(best, against, metric, mode, tested[0])
     ranked = []
     for i, group in enumerate(best):
         steps, rows, seconds = group.reached(metric, mode, target)
@@ -333,17 +409,33 @@ def _ranked(
         rate = group.rate_at_best()
         probability = probabilities[i] if probabilities else None
         ranked.append(
-            Ranked(i + 1, group, values, against[i], same, probability, steps, rows, seconds, rate)
+            Ranked(
+                i + 1,
+                group,
+                values,
+                against[i],
+                same,
+                _num_better(group, best[0], metric, mode),
+                probability,
+                steps,
+                rows,
+                seconds,
+                rate,
+            )
         )
     return ranked
+
+
+def _num_better(group: Group, other: Group, metric: str, mode: str) -> int:
+    """Count the seeds on which the group has a better value than the other one."""
+    sign, values, others = 1 if mode == "min" else -1, group.values(metric), other.values(metric)
+    return sum(sign * values[seed] < sign * others[seed] for seed in values.keys() & others.keys())
 
 
 def _negated(paired: Paired) -> Paired:
     """Return the comparison b - a from a - b."""
     interval = None if paired.interval is None else (-paired.interval[1], -paired.interval[0])
-    return Paired(
-        paired.num, 0.0 - paired.difference, interval, paired.p_raw, paired.p, paired.more_seeds
-    )
+    return replace(paired, difference=0.0 - paired.difference, interval=interval)
 
 
 def _probabilities(
@@ -401,7 +493,11 @@ def write(path: Path, answer: Answer) -> None:
         "is_real": answer.is_real,
         "command": command(answer.best.group) if answer.ranked else None,
         "seeds": answer.seeds,
+        "comparisons": answer.num_comparisons,
+        "margin": answer.margin,
+        "verdict": " ".join(answer.verdict()) or None,
         "says": answer.sentences(),
+        "test": answer.tested.entry() if answer.tested else None,
         "groups": [*ranked, *(_group_entry(group, answer.metric) for group in answer.unranked)],
     }
     path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -421,6 +517,8 @@ def _group_entry(whole: Group, metric: str, ranked: Ranked | None = None) -> dic
         "difference_interval": against.interval if against else None,
         "p_raw": against.p_raw if against else None,
         "p": against.p if against else None,
+        "p_equivalent": against.p_equivalent if against else None,
+        "better_on": ranked.better_on if ranked and against else None,
         "probability_best": ranked.probability_best if ranked else None,
         "is_same_run": ranked.is_same_run if ranked else False,
         "diverged": len(whole.diverged(metric)),
@@ -469,6 +567,10 @@ def _is_real(other: Ranked) -> bool:
     return other.against_best is not None and other.against_best.is_real
 
 
+def _better(other: Ranked) -> str:
+    return f"better on {other.better_on} of {other.against_best.num if other.against_best else 0}"
+
+
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
@@ -490,5 +592,6 @@ def _all(others: Sequence[Ranked]) -> str:
     return others[0].group.label if len(others) == 1 else f"each of the {len(others)} others"
 
 
-def _p(value: float) -> str:
+def p_in_words(value: float) -> str:
+    """Format a p-value."""
     return "p < 0.0001" if value < 1e-4 else f"p = {value:.2g}"

@@ -4,6 +4,7 @@ picture."""
 import csv
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,23 @@ from runner.report.answer import Answer, Ranked, answers
 from runner.report.curves import MOST_POINTS
 from runner.report.jobs import Group, Job, inside, read
 from runner.report.markdown import as_markdown
+from runner.report.tested import Evaluate, with_test
 from runner.run.run_folder import exclusive_access, jobs_in_training, points
 from runner.text import escape
 
 
-def write(folder: Path, num_jobs: int) -> int:
+@dataclass(frozen=True)
+class Wanted:
+    """The parts of a comparison besides its ranking."""
+
+    margin: float | None = None  # answer.margin
+    evaluate: Evaluate | None = None  # answer.test: evaluates a run on the test split
+
+
+_NOTHING = Wanted()
+
+
+def write(folder: Path, num_jobs: int, wanted: Wanted = _NOTHING) -> int:
     """Write a multirun's comparison into its folder. Return 0 if all of its `num_jobs` completed,
     else 1.
 
@@ -33,7 +46,7 @@ def write(folder: Path, num_jobs: int) -> int:
             raise RunError(f"no job of {folder} wrote a result")
         num_jobs = max(num_jobs, len(folders) + len(others))
         jobs = read(folders)
-        status = compare(folder, jobs, num_jobs) if jobs else 0
+        status = compare(folder, jobs, num_jobs, wanted=wanted) if jobs else 0
         for name, process in others.items():
             print(f"training: {name} in {process}")
         is_whole = len(jobs) + len(others) == num_jobs and all(job.is_completed for job in jobs)
@@ -46,6 +59,7 @@ def compare(
     num_jobs: int,
     verdicts: Sequence[Answer] | None = None,
     say: Callable[[str], None] = print,
+    wanted: Wanted = _NOTHING,
 ) -> int:
     """Write comparison.csv, .md, .html, .png and answer.json of these jobs, and print a summary.
     Jobs that measure different things get separate answers: comparison_2.html, ...
@@ -54,7 +68,9 @@ def compare(
     """
     _write_csv(folder / "comparison.csv", jobs, _metrics(jobs))
     completed = [job for job in jobs if job.is_completed]
-    verdicts = answers(jobs) if verdicts is None else verdicts
+    verdicts = answers(jobs, wanted.margin) if verdicts is None else verdicts
+    if wanted.evaluate is not None:
+        verdicts = [with_test(verdict, wanted.evaluate) for verdict in verdicts]
 
     def say_line(line: str) -> None:
         say(printable(line))
@@ -121,6 +137,9 @@ def table_of(verdict: Answer) -> list[tuple[str, ...]]:
         "sd",
         "95 % interval",
         "from the best",
+        "its 95 % interval",
+        "better on",
+        "raw p",
         "p",
         "more seeds",
         *others,
@@ -149,6 +168,9 @@ def _cells(ranked: Ranked, others: Sequence[str], has_rows: bool) -> tuple[str, 
         if summary.interval is None
         else f"{summary.interval[0]:.4f} to {summary.interval[1]:.4f}",
         "" if against is None or not against.num else f"{against.difference:+.4f}",
+        "" if against is None or against.interval is None else _range(against.interval),
+        "" if against is None or not against.num else f"{ranked.better_on} of {against.num}",
+        "" if against is None or against.p_raw is None else f"{against.p_raw:.2g}",
         "" if p is None else f"{p:.2g}",
         "" if more_seeds is None else str(more_seeds),
         *(f"{ranked.group.mean(name):.4f}" for name in others),
@@ -156,6 +178,10 @@ def _cells(ranked: Ranked, others: Sequence[str], has_rows: bool) -> tuple[str, 
         "" if math.isinf(ranked.seconds) else f"{ranked.seconds:.2f}",
         f"{ranked.rate_at_best:.3g}",
     )
+
+
+def _range(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:+.4f} to {interval[1]:+.4f}"
 
 
 def _text(
@@ -177,9 +203,10 @@ def _text(
     if any(len(verdict.ranked) > 1 for verdict in verdicts):
         parts.append(
             "Ranked by the monitored metric after the last epoch. p: Student's paired test over "
-            "the seeds in common, with Holm's correction for all pairs; the standard deviation of "
-            "a metric that counts rows is at least one row. Steps and seconds: training until the "
-            "first epoch that is as good as the best epoch of the worst group; medians over the "
+            "the seeds in common, with Holm's correction for all pairs (raw p: without it); the "
+            "standard deviation of a metric that counts rows is at least one row. Steps and "
+            "seconds: training until the first epoch that is as good as the best epoch of the "
+            "worst group; medians over the "
             "seeds. Rate at its best: the rate of the last update in the best epoch."
         )
     if parity_rows:
@@ -190,7 +217,8 @@ def _text(
 
 def _parts(verdict: Answer, escaped: Callable[[str], str]) -> list[str]:
     """Format one answer: its sentences, its table, and all values that tune=lr has tried."""
-    parts = ["\n".join(map(escaped, [*verdict.sentences(), *verdict.at_edges()]))]
+    parts = [escaped(" ".join(verdict.verdict()))] if verdict.verdict() else []
+    parts.append("\n".join(map(escaped, [*verdict.sentences(), *verdict.at_edges()])))
     if verdict.ranked:
         parts.append(as_markdown(table_of(verdict), escaped))
     if verdict.tuning:

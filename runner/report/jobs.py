@@ -349,7 +349,7 @@ class Group:
 
     def to_copy(self) -> list[str]:
         """Return the overrides that train the group."""
-        without = ("seed=", "data.fold=", "output.", "tune", "search=")
+        without = ("seed=", "data.fold=", "output.", "tune", "search=", "answer.")
         return [item for item in self.jobs[0].overrides if not item.startswith(without)]
 
 
@@ -492,6 +492,6 @@ def pairs(jobs: Sequence[Job]) -> list[tuple[Job, Job]]:
 def _label(job: Job, shared: set[str]) -> str:
     if job.status in ("unfinished", "damaged"):
         return job.folder.name
-    without = ("seed=", "data.fold=", "output.", "backend=", "trusted_modules=")
+    without = ("seed=", "data.fold=", "output.", "backend=", "trusted_modules=", "answer.")
     label = [item for item in job.overrides if item not in shared and not item.startswith(without)]
     return " ".join(label) or NO_OVERRIDES

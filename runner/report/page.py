@@ -31,7 +31,7 @@ def write(
     trains the best group."""
     from plotly.offline import get_plotlyjs
 
-    lines = answer.sentences()
+    lines = [*answer.verdict(), *answer.sentences()]
     styles = [_style(i) for i in range(len(answer.ranked))]
     data = {
         "metric": escape.plotly(answer.metric),
@@ -50,6 +50,7 @@ def write(
             _choice(i, ranked, style)
             for i, (ranked, style) in enumerate(zip(answer.ranked, styles, strict=True))
         ),
+        differences=_differences(answer, styles),
         table=_table("groups", table),
         parity=_table("parity", [parity.HEADER, *(row.cells() for row in same)], "Backends")
         if same
@@ -103,6 +104,45 @@ def _choice(i: int, ranked: Ranked, style: Mapping[str, str]) -> str:
     return (
         f'<label><input type="checkbox" data-group="{i}" checked> {swatch} {ranked.rank}. '
         f"{label}</label>"
+    )
+
+
+_ROW = 46  # height of a row of the picture
+
+
+def _differences(answer: Answer, styles: Sequence[Mapping[str, str]]) -> str:
+    """Draw the difference of each group to the best one with its 95 % interval, as SVG; nothing if
+    no interval is known."""
+    shown = [
+        (ranked.group.label, ranked.against_best.difference, ranked.against_best.interval, style)
+        for ranked, style in zip(answer.ranked, styles, strict=True)
+        if ranked.against_best is not None and ranked.against_best.interval is not None
+    ]
+    if not shown:
+        return ""
+    ends = [0.0, *(end for _, _, interval, _ in shown for end in interval)]
+    low, width = min(ends), max(ends) - min(ends) or 1.0
+
+    def x(value: float) -> str:
+        return f"{2 + 96 * (value - low) / width:.2f}%"
+
+    rows = []
+    for i, (label, difference, (left, right), style) in enumerate(shown):
+        y, colour = i * _ROW + 32, style["colour"]
+        text = f"{label}: {difference:+.4g} ({left:+.4g} to {right:+.4g})"
+        rows.append(
+            f'<text x="2%" y="{y - 14}">{escape.html(text)}</text>'
+            f'<line x1="{x(left)}" x2="{x(right)}" y1="{y}" y2="{y}" stroke="{colour}"/>'
+            f'<circle cx="{x(difference)}" cy="{y}" r="5" fill="{colour}"/>'
+        )
+    height = len(shown) * _ROW + 4
+    return (
+        "<h2>Difference to the best, with its 95 % interval</h2>"
+        f'<svg id="differences" role="img" aria-label="Differences to the best group; the numbers '
+        f'are in the table" width="100%" height="{height}">{"".join(rows)}'
+        f'<line class="zero" x1="{x(0)}" x2="{x(0)}" y1="0" y2="{height}"/></svg>'
+        f"<p>An interval that does not reach the dashed line, 0, is a difference beyond noise for "
+        f"this pair alone; p in the table is corrected for all pairs.</p>"
     )
 
 

@@ -38,10 +38,15 @@ class Paired:
     p_raw: float | None  # two-sided, of Student's paired test; None: unknown
     p: float | None  # with Holm's correction for all comparisons
     more_seeds: int | None  # needed to find such a difference; 0: it is found; None: unknown
+    p_equivalent: float | None = None  # that the difference is within the margin, with Holm's
 
     @property
     def is_real(self) -> bool:
         return self.p is not None and self.p < LEVEL
+
+    @property
+    def is_equivalent(self) -> bool:
+        return self.p_equivalent is not None and self.p_equivalent < LEVEL
 
 
 def summary(values: Sequence[float]) -> Summary:
@@ -56,7 +61,9 @@ def summary(values: Sequence[float]) -> Summary:
 
 
 def compare(
-    groups: Mapping[str, Mapping[Any, float]], resolution: float = 0.0
+    groups: Mapping[str, Mapping[Any, float]],
+    resolution: float = 0.0,
+    margin: float | None = None,
 ) -> dict[tuple[str, str], Paired]:
     """Compare every pair of groups; a group maps seeds to values. `resolution` is the step between
     the values that the metric can have (1 / rows for an accuracy), 0 for a continuous metric.
@@ -74,19 +81,27 @@ def compare(
     chosen from the same values. The number of seeds needed is the smallest n for which the paired
     test, at LEVEL / number of comparisons, finds the observed standardised difference with
     probability POWER, from the noncentral t distribution.
+
+    With a margin m, the difference is tested to be within it by two one-sided tests (Schuirmann
+    1987): p_equivalent is the larger p of mean > -m and mean < m, with Holm's correction for all
+    pairs.
     """
     pairs = {pair: _common(groups[pair[0]], groups[pair[1]]) for pair in combinations(groups, 2)}
     differences = {pair: a - b for pair, (a, b) in pairs.items()}
     deviations = {pair: _deviation(a, b, resolution) for pair, (a, b) in pairs.items()}
     raw = {pair: _p(differences[pair], deviations[pair]) for pair in pairs}
     corrected = holm({pair: p for pair, p in raw.items() if p is not None})
+    within = {pair: _p_within(differences[pair], deviations[pair], margin) for pair in pairs}
+    equivalent = holm({pair: p for pair, p in within.items() if p is not None})
     comparisons = {}
     for pair, values in differences.items():
         p, sd = corrected.get(pair), deviations[pair]
         mean = float(values.mean()) if len(values) else math.nan
         more = _more_seeds(mean, sd, len(values), p, len(corrected))
         interval = _interval(mean, sd, len(values))
-        comparisons[pair] = Paired(len(values), mean, interval, raw[pair], p, more)
+        comparisons[pair] = Paired(
+            len(values), mean, interval, raw[pair], p, more, equivalent.get(pair)
+        )
     return comparisons
 
 
@@ -181,6 +196,32 @@ def _p(differences: np.ndarray, sd: float | None) -> float | None:
         return None
     t = float(differences.mean()) / sd * math.sqrt(len(differences))
     return float(2 * special.stdtr(len(differences) - 1, -abs(t)))
+
+
+def _p_within(differences: np.ndarray, sd: float | None, margin: float | None) -> float | None:
+    """Return the larger p of two one-sided tests, that the mean is > -margin and < margin."""
+    from scipy import special
+
+    if margin is None or len(differences) < 2:
+        return None
+    if sd is None:
+        return None if differences.any() else 0.0
+    t = (margin - abs(float(differences.mean()))) / sd * math.sqrt(len(differences))
+    return float(special.stdtr(len(differences) - 1, -t))
+
+
+def deviations(values: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Return the standard deviations between folds and between the seeds of a fold, of values with
+    a row of the same number of seeds for each fold.  # values [folds, seeds]
+
+    The estimates of the one-way analysis of variance with random effects: MSW, the mean variance
+    within folds, and (MSB - MSW) / number of seeds between them, at least 0, where MSB is the
+    variance of the folds' means times the number of seeds.
+    """
+    table = np.array(values)
+    within = float(table.var(axis=1, ddof=1).mean())
+    between = float(table.mean(axis=1).var(ddof=1)) - within / table.shape[1]
+    return math.sqrt(max(0.0, between)), math.sqrt(within)
 
 
 def _interval(mean: float, sd: float | None, num: int) -> tuple[float, float] | None:

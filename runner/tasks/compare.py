@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from os.path import isdir, isfile  # False for a name that no file system allows
 from pathlib import Path
 
+from runner.config.schema import Answer
 from runner.errors import ConfigError
 from runner.report import comparison, ledger
 from runner.report.jobs import Job, inside, read
@@ -11,7 +12,12 @@ from runner.report.ledger import Condition, Entry
 from runner.run import run_folder
 
 
-def compare(folders: Sequence[str] | None, root: Path, where: Sequence[str] | None = None) -> int:
+def compare(
+    folders: Sequence[str] | None,
+    root: Path,
+    where: Sequence[str] | None = None,
+    keys: Answer | None = None,
+) -> int:
     """Compare the runs in a new folder below root/comparisons. Each of `folders` is a run's folder,
     or contains runs, like a multirun's; None: all runs below root. The runs must meet the
     conditions `where`."""
@@ -20,7 +26,18 @@ def compare(folders: Sequence[str] | None, root: Path, where: Sequence[str] | No
         jobs = _jobs(_selected(ledger.read(root), conditions))
     else:
         jobs = read_all(folders, conditions)
-    return comparison.compare(new_folder(root), jobs, len(jobs))
+    return comparison.compare(new_folder(root), jobs, len(jobs), wanted=wanted(keys))
+
+
+def wanted(keys: Answer | None) -> comparison.Wanted:
+    """Return what the keys answer.* ask for."""
+    if keys is None:
+        return comparison.Wanted()
+    if not keys.test:
+        return comparison.Wanted(keys.margin)
+    from runner.tasks.evaluate import on_test_split
+
+    return comparison.Wanted(keys.margin, on_test_split)
 
 
 def new_folder(root: Path) -> Path:

@@ -3,14 +3,17 @@ or on new labelled rows of a table or folder, or a new text."""
 
 import csv
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from runner import user_code
+from runner.config.schema import parse
 from runner.plan import Plan, rows
 from runner.run import run_folder
 from runner.run.progress import show
-from runner.run.saved import Run
+from runner.run.saved import Run, config_of
 from runner.tasks.predict import encoded, write_new
 from runner.text.console import capture
 
@@ -28,11 +31,8 @@ def evaluate(run: Run, source: str | None = None) -> int:
         outputs = prepared.outputs(test, run.outputs) if has_lines else None
         values, num_rows = run.evaluate_plan(prepared, outputs), len(test)
         captured.into(run.folder / "run.log")
-        about: dict[str, Any] = {"checkpoint": run.state.step, "backend": run.config.backend}
-        about["rows"] = num_rows
-        of_average = prepared.of_average and run.config.weights != "plain"
-        if prepared.of_average:
-            about["weights"] = "average" if of_average else "plain"
+        about = _about(run, prepared)
+        of_average = about.get("weights") == "average"
         path = run.folder / "test.json"
         if is_new:
             path, about["path"] = run.folder / "evaluation.json", source
@@ -48,6 +48,29 @@ def evaluate(run: Run, source: str | None = None) -> int:
         )
         console.say(f"file     {path}")
         return 0
+
+
+def on_test_split(folder: Path) -> dict[str, float]:
+    """Evaluate the last checkpoint of a run on the test split. Write test.json and return the
+    metrics."""
+    config = parse({**config_of(folder), "resume": None})
+    user_code.announce(config.trusted_modules)
+    with capture() as (_, captured):
+        run = Run(folder, config, "last", owns_process=True)
+        prepared, _ = run.plan_to_evaluate()
+        values = run.evaluate_plan(prepared)
+        captured.into(folder / "run.log")
+        run_folder.write_json(folder / "test.json", {**values, **_about(run, prepared)})
+    return values
+
+
+def _about(run: Run, prepared: Plan) -> dict[str, Any]:
+    """Return what the files say beside the metrics."""
+    about: dict[str, Any] = {"checkpoint": run.state.step, "backend": run.config.backend}
+    about["rows"] = len(prepared.data.test)
+    if prepared.of_average:
+        about["weights"] = "plain" if run.config.weights == "plain" else "average"
+    return about
 
 
 def _by_row(prepared: Plan, outputs: np.ndarray) -> bytes:

@@ -14,6 +14,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from runner.config.schema import Answer
+from runner.errors import ConfigError
+from runner.report.answer import answers
+from runner.report.jobs import read
+from runner.report.tested import with_test
 from runner.run.run_folder import read_json
 from runner.tasks.compare import compare as compare_task
 from tests.command_line import Done, forked
@@ -280,7 +285,8 @@ def test_two_seeds_with_equal_differences_are_never_certain(
         "schedule=linear": [239 / 256, 241 / 256],
     }
     found = compared(tmp_path, capsys, values, monitor="val/accuracy")
-    assert "schedule=constant: 0.003906 less, within the noise (p = 0.39" in found.out
+    assert "schedule=constant: 0.003906 less (95 % interval -0.039" in found.out
+    assert "better on 0 of 2), within the noise (p = 0.39" in found.out
     assert "winner   schedule=linear (by its mean; not beyond noise)" in found.out
     assert found.answer()["is_real"] is False
 
@@ -405,6 +411,119 @@ def test_bit_identical_runs_are_called_the_same_run(
     assert [group["probability_best"] for group in found.groups().values()] == [0.5, 0.5]
 
 
+def test_the_answer_has_each_difference_with_its_interval_and_what_it_is_corrected_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By scipy: the interval of the paired difference; and the seeds on which it was better."""
+    values = {
+        "schedule=linear": [0.48, 0.51, 0.50, 0.47],
+        "schedule=cosine": [0.49, 0.50, 0.52, 0.48],
+        "schedule=constant": [0.91, 0.93, 0.95, 0.90],
+    }
+    found = compared(tmp_path, capsys, values)
+    answer = found.answer()
+    assert answer["comparisons"] == 3
+    best = values["schedule=linear"]
+    for group in answer["groups"][1:]:
+        differences = np.array(values[group["label"]]) - best
+        interval = stats.t.interval(0.95, 3, loc=differences.mean(), scale=stats.sem(differences))
+        assert group["difference_interval"] == pytest.approx(interval, rel=1e-9)
+        assert group["better_on"] == (differences < 0).sum()
+    row = rows(found.folder)["schedule=cosine"]
+    p = stats.ttest_rel(values["schedule=cosine"], best).pvalue  # the largest: Holm's factor is 1
+    assert (row["better on"], row["p"]) == ("1 of 4", f"{p:.2g}")
+    assert answer["verdict"] == (
+        "schedule=linear has the lowest val/loss on average over 4 seeds. These runs do not show "
+        "that it is better than schedule=cosine: the lead is small beside the differences between "
+        "seeds."
+    )
+    assert answer["verdict"] in (found.folder / "comparison.md").read_text()
+    page = (found.folder / "comparison.html").read_text()
+    drawn = page.partition('<svg id="differences"')[2].partition("</svg>")[0]
+    assert drawn.count("<circle") == 2
+
+
+def test_a_margin_tells_groups_that_are_as_good_as_the_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"schedule=linear": [0.48, 0.51, 0.50], "schedule=cosine": [0.482, 0.511, 0.501]}
+    for choices, losses in values.items():
+        for seed, loss in enumerate(losses):
+            write_run(tmp_path / "runs", [choices], seed, loss)
+    capsys.readouterr()
+    compare_task([str(tmp_path / "runs")], tmp_path, keys=Answer(margin=0.01, test=False))
+    differences = np.subtract(values["schedule=cosine"], values["schedule=linear"])
+    p = stats.ttest_1samp(differences, 0.01, alternative="less").pvalue
+    out = capsys.readouterr().out
+    assert f"within 0.01 of the best (p = {p:.2g} of two one-sided tests)" in out
+
+
+@pytest.mark.parametrize("test", [(0.6, 0.5), (0.5, 0.6)])
+def test_the_best_two_are_evaluated_on_the_test_split_over_all_seeds(
+    tmp_path: Path, test: tuple[float, float]
+) -> None:
+    """The third group is not evaluated. The runner-up may be ahead there."""
+    means = {"linear": 0.4, "cosine": 0.5, "constant": 0.9}
+    noise = [0.0, 0.01, 0.03]
+    for name, mean in means.items():
+        for seed in range(3):
+            write_run(tmp_path, [f"schedule={name}"], seed, mean + 0.1 * noise[seed] * mean)
+    values = dict(zip(("linear", "cosine"), test, strict=True))
+    evaluated = []
+
+    def evaluate(folder: Path) -> dict[str, float]:
+        name, seed = re.fullmatch(r"schedule=(.*)_(\d)", folder.name).groups()  # type: ignore[union-attr]
+        evaluated.append((name, int(seed)))
+        return {"test/loss": values[name] * (1 + noise[int(seed)])}
+
+    (verdict,) = answers(read(sorted(tmp_path.iterdir())))
+    tested = with_test(verdict, evaluate).tested
+    assert tested is not None
+    assert tested.against is not None
+    assert sorted(evaluated) == [(name, i) for name in ("cosine", "linear") for i in range(3)]
+    expected = [values[name] * (1 + np.mean(noise)) for name in ("linear", "cosine")]
+    assert [each.mean for _, each in tested.groups] == pytest.approx(expected, rel=1e-12)
+    rows = np.outer(test, 1 + np.array(noise))
+    assert tested.against.p == pytest.approx(stats.ttest_rel(*rows).pvalue, rel=1e-9)
+    last = tested.sentences()[-1]
+    if test[0] < test[1]:
+        assert last.startswith("validation and test agree: schedule=linear is ahead on both")
+    else:
+        assert last.startswith(
+            "validation and test disagree: on the test split schedule=cosine is ahead by 0.1013 ("
+        )
+
+
+def test_without_a_test_split_the_comparison_says_so(tmp_path: Path) -> None:
+    write_run(tmp_path, ["schedule=linear"], 0)
+
+    def evaluate(_: Path) -> dict[str, float]:
+        raise ConfigError("there are no test rows")
+
+    (verdict,) = answers(read(sorted(tmp_path.iterdir())))
+    said = with_test(verdict, evaluate).sentences()
+    assert said[-1] == "answer.test: no results, there are no test rows"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["lightning", "keras"])
+def test_answer_test_gives_what_task_evaluate_gives(backend: str, tmp_path: Path) -> None:
+    sweep = ("-m", "schedule=constant,linear", "seed=0,1", f"backend={backend}", "device=cpu")
+    short = ("trainer.max_steps=20", "model=linear", "answer.test=true")
+    (done,) = forked(tmp_path, (*sweep, *short))
+    assert (done.status, done.err) == (0, "")
+    answer = read_json(tmp_path / done.folder / "answer.json")
+    for group in answer["test"]["groups"]:
+        runs = [
+            tmp_path / done.folder / f"{group['label'].replace('=', '-')}_seed-{i}" for i in (0, 1)
+        ]
+        saved = [read_json(run / "test.json") for run in runs]
+        (again,) = forked(tmp_path, ("task=evaluate", f"run={runs[0]}", "device=cpu"))
+        assert again.status == 0
+        assert read_json(runs[0] / "test.json") == saved[0]
+        assert group["mean"] == pytest.approx(np.mean([each["test/loss"] for each in saved]))
+
+
 @pytest.mark.slow
 def test_folds_of_one_data_set_are_paired_like_seeds(tmp_path: Path) -> None:
     """Two schedules, two seeds and three folds are one answer over six pairs, with SciPy's p. Folds
@@ -417,6 +536,7 @@ def test_folds_of_one_data_set_are_paired_like_seeds(tmp_path: Path) -> None:
     (done,) = forked(tmp_path, (*command, "seed=0,1"))
     assert (done.status, done.err) == (0, "")
     assert "paired by seed and fold (data.fold=0,1,2), each pair counts as a seed" in done.out
+    assert "between folds, " in done.out
     answer = json.loads((tmp_path / done.folder / "answer.json").read_text())
     assert answer["seeds"] == [[seed, fold] for seed in (0, 1) for fold in (0, 1, 2)]
     values = {

@@ -11,6 +11,7 @@ from runner.report import statistics
 from runner.report.statistics import (
     Paired,
     compare,
+    deviations,
     holm,
     power,
     probabilities_best,
@@ -388,3 +389,34 @@ def test_a_difference_of_two_deviations_is_found_with_the_seeds_that_the_calcula
     draw = np.random.default_rng(0)
     found = [best_is_told(simulated(draw, num, [0.0, 2.0])) for _ in range(400)]
     assert np.mean(found) > 0.8 - 3 * (0.8 * 0.2 / 400) ** 0.5
+
+
+def test_two_one_sided_tests_of_a_margin() -> None:
+    """By scipy's one-sided tests; with Holm's correction over the three pairs."""
+    draw = np.random.default_rng(1)
+    rows = {name: draw.normal(mean, 0.01, 8) for name, mean in (("a", 0), ("b", 0.004), ("c", 0.1))}
+    groups = {name: dict(enumerate(values)) for name, values in rows.items()}
+    raw = {}
+    for a, b in (("a", "b"), ("a", "c"), ("b", "c")):
+        above = stats.ttest_1samp(rows[a] - rows[b], -0.02, alternative="greater").pvalue
+        below = stats.ttest_1samp(rows[a] - rows[b], 0.02, alternative="less").pvalue
+        raw[a, b] = max(above, below)
+    found = compare(groups, margin=0.02)
+    assert found["a", "b"].p_equivalent == pytest.approx(3 * raw["a", "b"], rel=1e-9)
+    assert found["a", "b"].is_equivalent
+    assert not found["a", "c"].is_equivalent
+    assert compare(groups)["a", "b"].p_equivalent is None
+
+
+def test_values_that_are_equal_are_within_any_margin_if_they_are_no_counts() -> None:
+    same = {"a": {0: 0.5, 1: 0.6}, "b": {0: 0.5, 1: 0.6}}
+    assert compare(same, margin=1e-6)["a", "b"].p_equivalent == 0
+    assert not compare(same, 1 / 256, margin=0.001)["a", "b"].is_equivalent
+
+
+def test_deviations_between_and_within_folds_are_those_of_a_hand_calculation() -> None:
+    """Folds of means 1 and 5; within them, variances 2 and 8: MSW = 5, MSB = 2 x 8 = 16."""
+    assert deviations([[0.0, 2.0], [3.0, 7.0]]) == pytest.approx(
+        (math.sqrt((16 - 5) / 2), math.sqrt(5)), rel=1e-12
+    )
+    assert deviations([[0.0, 2.0], [2.0, 0.0]])[0] == 0
