@@ -29,7 +29,7 @@ from runner.components.losses import Loss
 from runner.components.metrics import CustomMetric
 from runner.components.optimizers import Optimizer
 from runner.config.explain import every_key, explain, sections
-from runner.config.times import Time
+from runner.config.times import Time, Timeout
 from runner.data import Data
 from runner.data.order import Phase
 from runner.dispatcher import BACKENDS
@@ -258,7 +258,7 @@ class Trainer(Section):
     precision: Precision
     steps_per_call: Annotated[Literal["auto"] | Count, _WHEN_RESUMED]
     threads: Annotated[Literal["auto"] | Count, _WHEN_RESUMED]
-    process_timeout: Annotated[Annotated[float, Field(ge=5)], _WHEN_RESUMED]
+    process_timeout: Annotated[Timeout, _WHEN_RESUMED]
     gradient_checkpointing: Annotated[bool, _WHEN_RESUMED]
     compile: bool
     checkpoint_every: Annotated[Duration | None, _WHEN_RESUMED]

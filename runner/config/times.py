@@ -1,6 +1,7 @@
 """Times on the clock: `90s`, `30m`, `2h`, `1h30m`."""
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -21,11 +22,15 @@ def clock(number: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def _check(value: Any) -> Any:
-    is_time = isinstance(value, str) and _TIME.fullmatch(value) is not None
-    if not is_time or seconds(value) == 0:
-        raise ValueError("a time above 0, such as 90s, 30m, 2h or 1h30m")
-    return value
+def _time(is_allowed: Callable[[float], bool], words: str) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        is_time = isinstance(value, str) and _TIME.fullmatch(value) is not None
+        if not is_time or not is_allowed(seconds(value)):
+            raise ValueError(f"a time {words}, such as 90s, 30m, 2h or 1h30m")
+        return value
+
+    return BeforeValidator(check)
 
 
-Time = Annotated[str, BeforeValidator(_check)]
+Time = Annotated[str, _time(lambda number: number > 0, "above 0")]
+Timeout = Annotated[str, _time(lambda number: number >= 5, "of at least 5s")]

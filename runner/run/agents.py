@@ -15,6 +15,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from runner.config import times
 from runner.errors import RunError
 from runner.run import pulse
 from runner.run.channel import Channel, LostError, decode
@@ -302,7 +303,7 @@ def _serve_run(
     world = World(found.rank, found.size, tuple(addresses))
     process = Local(follow, values, world, [link])
     is_over = False
-    limit = values["trainer"]["process_timeout"]
+    limit = times.seconds(values["trainer"]["process_timeout"])
     heard = time.monotonic()
     try:
         with forwarding(process):

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from runner import dispatcher, user_code
 from runner.components import loss_scale
 from runner.components.optimizers import Custom
+from runner.config import times
 from runner.config.given import Given, objects
 from runner.config.schema import Config, Trainer, parse, sha256
 from runner.data.order import Chunks, InOrder, Order
@@ -338,7 +339,7 @@ def _train_in_processes(job: Job) -> int:
     check_devices(job.config)
     lock, leader = run_folder.lock_to_share(job.path), agents.leader()
     others = None if leader is None else leader.run(job.composed)
-    num, timeout = job.config.num_processes, job.config.trainer.process_timeout
+    num, timeout = job.config.num_processes, times.seconds(job.config.trainer.process_timeout)
     return launch.launch(_train_as_rank, (job, lock), num, others, timeout)
 
 

@@ -209,7 +209,7 @@ def _ranks(running: Running) -> list[psutil.Process]:
 def test_a_process_that_is_stopped_ends_the_run_which_resumes_with_the_same_bits(
     tmp_path: Path, backend: str, rank: int
 ) -> None:
-    two = (f"backend={backend}", "devices=2", "trainer.process_timeout=5")
+    two = (f"backend={backend}", "devices=2", "trainer.process_timeout=5s")
     often = ("trainer.checkpoint_every=5steps", "trainer.steps_per_call=1")
     without_end = ("trainer.max_steps=99999", "trainer.max_epochs=null")
     with Running(tmp_path, *RUN, *two, *often, *without_end, "output.root=run") as running:
