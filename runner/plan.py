@@ -24,7 +24,7 @@ from runner.data.dataset import Task, check_range
 from runner.data.files import without_unscaled
 from runner.data.iterable import Reader
 from runner.data.masking import masked
-from runner.data.order import Chunks, InOrder, Order, begun, segments
+from runner.data.order import Chunks, InOrder, Order, begun, one_batch, segments
 from runner.data.source import Batch, Field
 from runner.dispatcher import BACKENDS
 from runner.errors import ConfigError, nearest, show
@@ -206,7 +206,7 @@ class Plan:
         """The rule that ends the run early. With patience p, the run ends after p epochs in a row
         that are no better, as in Lightning and Keras."""
         trainer = self.config.trainer
-        if trainer.early_stopping_patience is None:
+        if trainer.early_stopping_patience is None or self.config.debug == "overfit":
             return None
         return Stall(
             trainer.monitor_mode,
@@ -289,6 +289,8 @@ class Plan:
     def largest_chunk(self) -> int:
         """Return the most updates in one call: as configured, or an epoch's, limited by the memory
         of their rows and outputs."""
+        if self.config.debug == "fast":
+            return 1
         configured, memory = self.config.trainer.steps_per_call, self.data.memory
         epochs = self.order.epochs
         num_steps = max(map(epochs.size, range(len(epochs.starts))))  # of the longest epoch
@@ -424,7 +426,7 @@ class Plan:
             begin += len(x)
 
     def _x_blocks(self, split: Split) -> Iterator[np.ndarray]:
-        if self.data.streams:
+        if self.data.streams and not isinstance(split.x, np.ndarray):
             yield from split.x.blocks()
         elif not self.data.positions:
             yield split.x
@@ -451,6 +453,8 @@ def plan(
     loss = _weighted_or_own(config, loss, data, model, example)
     check_devices(config, data)
     order = _order(config, data)
+    if config.debug == "overfit":
+        order = _one_batch(order, data)
     clock = _clock(order, data, model)
     rows = min(order.largest_batch, order.num_rows)
     averages.check(config.optimizer, clock)
@@ -679,6 +683,17 @@ def _check_augment(config: Config, data: Dataset) -> None:
             "data.augment needs one scale for all pixels, got data.standardize=true, which scales "
             "each pixel by itself; scale x in the file, and set data.standardize=false"
         )
+
+
+def _one_batch(order: Order | InOrder, data: Dataset) -> Order:
+    """Return the order of debug=overfit."""
+    if isinstance(order, InOrder):
+        assert data.stream is not None
+        raise ConfigError(
+            f"debug=overfit needs rows that can be read again, and {data.stream.items.source} can "
+            f"only be iterated over; pass the rows of one batch as arrays"
+        )
+    return one_batch(order)
 
 
 def _order(config: Config, data: Dataset) -> Order | InOrder:

@@ -41,6 +41,11 @@ class Split:
     def read(self, rows: np.ndarray) -> Batch:
         return {name: array[rows] for name, array in self._arrays().items()}
 
+    def head(self, num: int) -> "Split":
+        """Return the first `num` rows, in memory."""
+        weight = None if self.weight is None else self.weight[:num]
+        return Split(self.x[:num], self.y[:num], weight)
+
     def _arrays(self) -> dict[str, Any]:
         weight = {} if self.weight is None else {"weight": self.weight}
         return {"x": self.x, "y": self.y, **weight}

@@ -13,7 +13,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import cached_property, lru_cache, partial
 from math import ceil
@@ -205,6 +205,20 @@ class Order:
         return Chunk(first_step, 1, tuple(block for block in blocks if block.size), is_whole=False)
 
 
+class OneBatch(Order):
+    """The order of debug=overfit: every update has rows of the first one, in the same order."""
+
+    def epoch(self, number: int) -> np.ndarray:
+        """The rows of the first update, repeated.  # int64[num_rows]"""
+        num = self.segment(0).batch_size * self.accumulate
+        return np.resize(super().epoch(0)[:num], self.num_rows)
+
+
+def one_batch(order: Order) -> OneBatch:
+    """Return the order of the same updates with the rows of the first one."""
+    return OneBatch(**{field.name: getattr(order, field.name) for field in fields(order)})
+
+
 @dataclass(frozen=True)
 class InOrder:
     """The rows of all updates of a run, as an iterable yields them: update t uses rows t A B to
@@ -321,6 +335,8 @@ class Chunks:
         if self.read is None:
             return chunk
         epoch = self.order.epochs.number(chunk.first_step)
+        if isinstance(self.order, OneBatch):  # augmentation and masks stay, too
+            epoch = 0
         return chunk._replace(fields=self.read(chunk.rows, epoch))
 
     def _until_event(self, step: int) -> int:

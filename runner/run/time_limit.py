@@ -19,6 +19,8 @@ class TimeLimit(Observer):
     its last checkpoint, from which the run resumes.
     """
 
+    cause = "max_time"
+
     def __init__(self, max_time: str | None, resumed: Mapping[str, Any] | None = None) -> None:
         """`resumed` is a checkpoint's state.json."""
         self.max_time = max_time

@@ -19,6 +19,7 @@ from runner.data.order import Chunk
 from runner.data.source import Batch
 from runner.errors import IF_DIVERGED, RunError
 from runner.plan import Plan, add_rows, evaluate, rows
+from runner.run import debug
 from runner.run.checkpoints import Checkpoints
 from runner.run.observer import Epoch, Observer, label
 from runner.run.position import Position
@@ -72,6 +73,7 @@ class Training:
         self._means = Means()
         self.stalls = Stalls(plan, console, resumed)
         self.time_limit = TimeLimit(plan.config.trainer.max_time, resumed)
+        self._limits = [self.time_limit, *debug.observers(plan, console, resumed)]
         if resumed is not None:
             self.best, self.metrics, self.step = (
                 resumed["best"],
@@ -100,7 +102,7 @@ class Training:
                 Checkpoints(self.path, keep, sync, done, self._resumed_at)
             )
             self._default: tuple[Observer, ...] = (
-                *(self.records, Progress(self.console), self.stalls, self.time_limit),
+                *(self.records, Progress(self.console), self.stalls, *self._limits),
                 self.checkpoints,
                 *([Position(self.plan.reader)] if self.plan.data.stream is not None else []),
             )
@@ -118,13 +120,14 @@ class Training:
     @property
     def stopped_by(self) -> str | None:
         """The cause that ended the run before its last update, if it was no signal: early_stopping,
-        max_time or the name of an observer."""
+        max_time, debug or the name of an observer."""
         if self.step == self.plan.order.total_steps:
             return None
         if self.stalls.stopped_early:
             return "early_stopping"
-        if self.time_limit.is_over:
-            return "max_time"
+        for limit in self._limits:
+            if limit.is_over:
+                return str(limit.cause)
         return self._ended_by if self.signals.received is None else None
 
     def result(self) -> dict[str, Any]:
@@ -156,7 +159,8 @@ class Training:
             report = replace(report, outputs=several.unpack(report.outputs))
         answers = [observer.on_chunk(chunk, report, shown) for observer in self.observers]
         is_finished = step == order.total_steps
-        if is_finished or self.time_limit.is_over or order.epochs.index(step) == 0:
+        is_over = any(limit.is_over for limit in self._limits)
+        if is_finished or is_over or order.epochs.index(step) == 0:
             epoch = self._end_epoch(step, live)
             again = [observer.on_epoch(epoch, shown) for observer in self.observers]
             answers = [a and b for a, b in zip(answers, again, strict=True)]
@@ -238,7 +242,7 @@ class Training:
         """Evaluate after an epoch."""
         plan, number = self.plan, self.plan.order.epochs.count(step)
         means = self._means.result()  # has no entry for a metric if all rows were skipped
-        val, is_whole = plan.data.val, plan.order.is_epoch(step)
+        val, is_whole = debug.validation(plan), plan.order.is_epoch(step)
         measured = evaluate(plan, val, live.predict, live.measure, "val/") if len(val) else {}
         if measured and plan.of_average:
             with live.averaged():

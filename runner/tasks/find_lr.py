@@ -89,6 +89,7 @@ def _range_test(values: Mapping[str, Any]) -> dict[str, Any]:
     groups = [{**entry, "schedule": None} for entry in values["optimizer"]["groups"]]
     return {
         **values,
+        "debug": None,
         "schedule": {"name": "range_test", **rates},
         "optimizer": {**values["optimizer"], "groups": groups},
         "trainer": {**values["trainer"], **trainer},

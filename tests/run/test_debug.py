@@ -1,0 +1,93 @@
+"""debug=fast executes everything once; debug=overfit fits one batch, or warns."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import runner
+from runner import dispatcher
+from runner.data.order import Order, one_batch
+from runner.errors import ConfigError
+from tests.command_line import BACKENDS, forked, loss_and_accuracy, mlp
+from tests.rows import slow_but
+
+
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
+def test_fast_makes_two_updates_and_validates_one_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """The schedule is that of the whole run."""
+    dispatcher.load(backend)
+    monkeypatch.chdir(tmp_path)
+    line = f"backend={backend} device=cpu schedule=linear trainer.batch_size=100"
+    run = runner.train(f"{line} debug=fast", quiet=True)
+    assert (run.status, run.result["steps"], run.result["stopped_by"]) == ("completed", 2, "debug")
+    rates = runner.rates("schedule=linear", total_steps=260, lr=1e-3)[:2]
+    assert np.array_equal(run.trace["learning_rate"].astype(np.float32), rates.astype(np.float32))
+    x, y = run.plan.data.val.x[:100], run.plan.data.val.y[:100]
+    loss, accuracy = loss_and_accuracy(mlp(run.weights, x), y)
+    metrics = run.result["metrics"]
+    assert (metrics["val/accuracy"], metrics["val/loss"]) == (accuracy, pytest.approx(loss, 1e-6))
+    assert {"curves.png", "checkpoints"} <= {path.name for path in run.folder.iterdir()}
+
+
+def test_every_update_of_one_batch_has_the_rows_of_the_first_one() -> None:
+    """The last update of an epoch has as many rows as in the run, here 7 - 2 * 3."""
+    order = Order(num_rows=7, batch_size=3, accumulate=1, seed=0, total_steps=6)
+    rows = [one_batch(order).chunk(step, 1).rows.tolist() for step in range(6)]
+    first = order.chunk(0, 1).rows.tolist()
+    assert rows == [first, first, first[:1]] * 2
+
+
+LOSS = {
+    "lightning": """
+import torch
+
+def shuffled(outputs, batch):
+    x, y = batch
+    return torch.nn.functional.cross_entropy(outputs, y[torch.randperm(len(y))])
+""",
+    "keras": """
+import keras
+import tensorflow as tf
+
+def shuffled(outputs, batch):
+    x, y = batch
+    y = tf.random.shuffle(y)
+    return keras.losses.sparse_categorical_crossentropy(y, outputs, from_logits=True)
+""",
+}
+
+
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
+def test_overfit_fits_one_batch_and_warns_of_labels_that_are_shuffled_within_it(
+    tmp_path: Path, backend: str
+) -> None:
+    (tmp_path / "mine.py").write_text(LOSS[backend])
+    line = (f"backend={backend}", "device=cpu", "debug=overfit", "optimizer.lr=0.01")
+    bug = ("loss=custom", "loss._target_=mine.shuffled", "trusted_modules=[mine]")
+    good, bad = forked(
+        tmp_path,
+        (*line, "output.root=good"),
+        (*line, *bug, "output.root=bad", "trainer.max_steps=100"),
+    )
+    assert (good.status, good.err) == (0, "")
+    assert "overfit  the loss of one batch fell from 2.351 to 0.0" in good.out
+    assert "warning" not in good.out
+    assert (bad.status, bad.err) == (0, "")
+    assert "warning: debug=overfit: the loss of one batch went from 2." in bad.out
+    assert "which is not near 0" in bad.out
+
+
+def test_overfit_refuses_rows_that_cannot_be_read_again() -> None:
+    def rows():  # type: ignore[no-untyped-def]
+        yield np.zeros((32, 3)), np.zeros(32, int)
+
+    with pytest.raises(ConfigError, match="debug=overfit needs rows that can be read again"):
+        runner.train(
+            "debug=overfit trainer.max_steps=2 data.batched=true data.num_classes=2 "
+            "data.steps_per_epoch=1",
+            data=rows,
+            quiet=True,
+        )
