@@ -289,7 +289,7 @@ class Plan:
     def largest_chunk(self) -> int:
         """Return the most updates in one call: as configured, or an epoch's, limited by the memory
         of their rows and outputs."""
-        if self.config.debug == "fast":
+        if self.config.debug in ("fast", "anomaly"):
             return 1
         configured, memory = self.config.trainer.steps_per_call, self.data.memory
         epochs = self.order.epochs
@@ -452,9 +452,7 @@ def plan(
     model = model_spec(config, shapes_of(data), example)
     loss = _weighted_or_own(config, loss, data, model, example)
     check_devices(config, data)
-    order = _order(config, data)
-    if config.debug == "overfit":
-        order = _one_batch(order, data)
+    order = _debugged(config, data, _order(config, data))
     clock = _clock(order, data, model)
     rows = min(order.largest_batch, order.num_rows)
     averages.check(config.optimizer, clock)
@@ -685,8 +683,24 @@ def _check_augment(config: Config, data: Dataset) -> None:
         )
 
 
-def _one_batch(order: Order | InOrder, data: Dataset) -> Order:
-    """Return the order of debug=overfit."""
+def _check_debug(config: Config) -> None:
+    """Refuse debug=anomaly where layers are not the framework's, or in other processes."""
+    if config.debug != "anomaly":
+        return
+    if config.trainer.precision == "exact":
+        raise ConfigError(
+            f"debug=anomaly needs trainer.precision={INEXACT}, got exact, whose numbers are "
+            f"bounded by their grids"
+        )
+    if config.num_processes > 1:
+        raise ConfigError(f"debug=anomaly needs devices=1, got {config.devices}")
+
+
+def _debugged(config: Config, data: Dataset, order: Order | InOrder) -> Order | InOrder:
+    """Return the order of the config's `debug`, or refuse it."""
+    _check_debug(config)
+    if config.debug != "overfit":
+        return order
     if isinstance(order, InOrder):
         assert data.stream is not None
         raise ConfigError(

@@ -354,6 +354,14 @@ class Backend(Protocol):
         squares of all outputs."""
         ...
 
+    def layer_outputs(
+        self, model: ModelSpec, state: TrainState, rows: Batch
+    ) -> Sequence[tuple[str, np.ndarray]]:
+        """Return the output of each layer for some rows, as in training, in the order in which the
+        layers end: those inside a layer come before it. Names are those of the framework's
+        layers; numbers only."""
+        ...
+
     def measure(
         self,
         model: ModelSpec,

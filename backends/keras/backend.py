@@ -11,6 +11,7 @@ name = "keras"
 train = twins.trains(loop.train)
 check_optimizer = twins.checks(loop.check_optimizer)
 predict = twins.takes_state(loop.predict)
+layer_outputs = twins.takes_state(loop.layer_outputs)
 measure = twins.takes_state(loop.measure)
 native_model = twins.takes_state(loop.native_model)
 trace = twins.takes_state(loop.trace)
@@ -24,6 +25,7 @@ __all__ = [
     "export",
     "fixed_threads",
     "inspect",
+    "layer_outputs",
     "measure",
     "name",
     "native_model",

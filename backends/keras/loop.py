@@ -295,6 +295,17 @@ def predict(model: ModelSpec, state: TrainState, rows: Batch) -> np.ndarray:
         return _predict(network, model, rows)
 
 
+def layer_outputs(
+    model: ModelSpec, state: TrainState, rows: Batch
+) -> Sequence[tuple[str, np.ndarray]]:
+    with tf.device(device.resolve(model.device)), _settings(model):
+        network = _network(model, layers.DropoutState(0), keras.Model)
+        layers.load_state(network, state)
+        with tracing.outputs_of_layers(network) as found:
+            network(tf.constant(rows["x"]), training=True)
+        return [(name, tf.cast(value, model.dtype).numpy()) for name, value in found]
+
+
 def trace(model: ModelSpec, state: TrainState, rows: Batch, loss: Any) -> Trace:
     """Run one batch through a twin's model on the CPU."""
     with tf.device("/CPU:0"), _settings(model):

@@ -59,6 +59,26 @@ def trace(network: keras.Model, state: TrainState, rows: Batch, loss: Any) -> Tr
 
 
 @contextmanager
+def outputs_of_layers(network: keras.Model) -> Iterator[list[tuple[str, Any]]]:
+    """Collect the outputs of the layers of a model that is called in the block, by name."""
+    found: list[tuple[str, Any]] = []
+    original = keras.Layer.__call__
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original(self, *args, **kwargs)
+        tensor = output[0] if isinstance(output, list | tuple) and output else output
+        if self is not network and tf.is_tensor(tensor):
+            found.append((self.name, tensor))
+        return output
+
+    keras.Layer.__call__ = call
+    try:
+        yield found
+    finally:
+        keras.Layer.__call__ = original
+
+
+@contextmanager
 def _recorded(names: Mapping[int, str]) -> Iterator[list[Call]]:
     """Record the calls of layers in the block; those inside a known layer belong to it. The
     activation inside a dense layer or a convolution is a call of its own."""

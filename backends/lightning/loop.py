@@ -257,6 +257,30 @@ def predict(model: ModelSpec, state: TrainState, rows: Batch) -> np.ndarray:
         return _predict(_network(model, state, layers.DropoutState(0)), model, rows)
 
 
+def layer_outputs(
+    model: ModelSpec, state: TrainState, rows: Batch
+) -> Sequence[tuple[str, np.ndarray]]:
+    network = _network(model, state, layers.DropoutState(0))
+    found: list[tuple[str, np.ndarray]] = []
+
+    def hook(name: str) -> Any:
+        def record(module: nn.Module, args: Any, output: Any) -> None:
+            tensor = output[0] if isinstance(output, tuple) and output else output
+            if isinstance(tensor, Tensor):
+                found.append((name, _to_numpy(tensor)))
+
+        return record
+
+    for path, module in network.named_modules():
+        if path not in ("", "body", "model"):  # the whole model
+            module.register_forward_hook(hook(path.partition(".")[2]))
+    torch_device = next(network.parameters()).device
+    network.train()
+    with torch.no_grad(), device.autocast(model.precision, torch_device):
+        network(torch.from_numpy(rows["x"]).to(torch_device))
+    return found
+
+
 def measure(
     model: ModelSpec, state: TrainState, loss: Any, batches: Iterable[Batch], keeps_outputs: bool
 ) -> Measured:

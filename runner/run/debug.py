@@ -1,18 +1,23 @@
-"""debug=fast and debug=overfit: a run that checks its own config. Both train as the run would, and
-end early with an evaluation and a checkpoint."""
+"""debug=fast, overfit and anomaly: a run that checks its own config, model and data. All train as
+the run would; the first two end it early, with an evaluation and a checkpoint."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from runner import dispatcher
 from runner.data import Split
 from runner.data.order import Chunk
+from runner.errors import RunError
 from runner.plan import Plan
 from runner.run.observer import Observer
-from runner.spec import Live, Report
+from runner.spec import Live, Report, TrainState
 from runner.text.console import Console
 
 _FAST_UPDATES = 2
 _NEAR_ZERO = 0.01  # of the first loss
+_MOST_ROWS = 10  # that a message lists
 
 
 class Fast(Observer):
@@ -71,6 +76,79 @@ class Overfit(Observer):
         self._first = numbers.get("overfit", {}).get("first_loss")
 
 
+class Anomaly(Observer):
+    """Ends the run as failed at the first update with a NaN or infinite loss or weight, and names
+    the layer and the rows, or the weight, in which the first such value is.
+
+    It keeps the state from before each update, and runs the rows of the failed update through its
+    layers, as in training but for the dropout masks.
+    """
+
+    cause = "debug"
+    is_over = False
+
+    def __init__(self, plan: Plan, console: Console) -> None:
+        self.plan, self.console = plan, console
+        self._before: TrainState | None = None
+
+    def on_chunk_start(self, chunk: Chunk, live: Live) -> None:
+        if self._before is None:
+            self._before = live.state()
+
+    def examine(self, chunk: Chunk, report: Report, live: Live) -> None:
+        """Raise RunError if the chunk's only update has such a value. It comes before all other
+        work on the chunk."""
+        loss, step = float(report.losses[0]), chunk.first_step
+        if not np.isfinite(loss):
+            raise RunError(f"debug=anomaly: the loss of update {step} is {loss}: {self._of(chunk)}")
+        after = live.state()
+        tensors = {"": after.weights, "the running statistic ": after.buffers}
+        for slot, values in after.slots.items():
+            tensors[f"the optimizer's {slot} of "] = values
+        for kind, values in tensors.items():
+            for name, value in values.items():
+                if not np.isfinite(value).all():
+                    raise RunError(
+                        f"debug=anomaly: update {step} made {kind}{name} {_kind(value)}: its loss "
+                        f"was {loss:.4g}, so its gradient, or the optimizer's division by it, is "
+                        f"not finite"
+                    )
+        self._before = after
+
+    def _of(self, chunk: Chunk) -> str:
+        """Name the first layer with such a value, for the weights before the update."""
+        model, rows = self.plan.model, chunk.rows
+        x = chunk.fields["x"] if "x" in chunk.fields else self.plan.data.train.read(rows)["x"]
+        x = np.ascontiguousarray(x, dtype=model.input_dtype)
+        assert self._before is not None
+        backend = dispatcher.load(self.plan.config.backend)
+        outputs = backend.layer_outputs(model, self._before, {"x": x})
+        for name, values in [("x", x), *outputs]:
+            is_bad = ~np.isfinite(values)
+            if is_bad.any():
+                where = "the input x" if name == "x" else f"the output of layer {name}"
+                return f"{where} is {_kind(values)} {_rows(is_bad, rows)}"
+        return "all layers are finite, so it comes from the loss of these outputs and targets"
+
+    def on_finish(self, live: Live) -> None:
+        self.console.say("anomaly  no loss, weight or slot was NaN or infinite")
+
+
+def _kind(values: np.ndarray) -> str:
+    """Return the first value of an array that is not finite: nan, inf or -inf."""
+    return str(values[~np.isfinite(values)].flat[0])
+
+
+def _rows(is_bad: np.ndarray, rows: np.ndarray) -> str:
+    """Name the training rows with such values; outputs without an axis of rows have none."""
+    if is_bad.ndim == 0 or len(is_bad) != len(rows):
+        return ""
+    found = rows[is_bad.reshape(len(rows), -1).any(axis=1)].tolist()
+    listed = ", ".join(map(str, found[:_MOST_ROWS]))
+    more = f" and {len(found) - _MOST_ROWS} more" if len(found) > _MOST_ROWS else ""
+    return f"in {len(found)} of {len(rows)} rows: training rows {listed}{more}"
+
+
 def observers(plan: Plan, console: Console, resumed: Mapping[str, Any] | None) -> list[Any]:
     """Return the observers of the config's `debug`, which may end the run."""
     if plan.config.debug == "fast":
@@ -79,6 +157,8 @@ def observers(plan: Plan, console: Console, resumed: Mapping[str, Any] | None) -
         observer = Overfit(plan, console)
         observer.resume(resumed or {})
         return [observer]
+    if plan.config.debug == "anomaly":
+        return [Anomaly(plan, console)]
     return []
 
 

@@ -153,6 +153,9 @@ class Training:
         if order.changes_size:
             sizes = np.full(chunk.num_steps, order.segment(chunk.first_step).batch_size)
             report = replace(report, applied={**report.applied, BATCH_SIZE: sizes})
+        for limit in self._limits:
+            if isinstance(limit, debug.Anomaly):
+                limit.examine(chunk, report, live)
         self._count(chunk, report)
         several, shown = self.plan.network.outputs, self._shown(live)
         if several is not None and report.outputs is not None:

@@ -1,6 +1,10 @@
-"""debug=fast executes everything once; debug=overfit fits one batch, or warns."""
+"""debug=fast executes everything once; debug=overfit fits one batch, or warns; debug=anomaly names
+the layer, the update and the rows of the first NaN."""
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,9 +12,12 @@ import pytest
 import runner
 from runner import dispatcher
 from runner.data.order import Order, one_batch
-from runner.errors import ConfigError
+from runner.errors import ConfigError, RunError
+from runner.run.debug import Anomaly
+from runner.spec import TrainState
 from tests.command_line import BACKENDS, forked, loss_and_accuracy, mlp
 from tests.rows import slow_but
+from tests.training import prepare
 
 
 @pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
@@ -91,3 +98,78 @@ def test_overfit_refuses_rows_that_cannot_be_read_again() -> None:
             data=rows,
             quiet=True,
         )
+
+
+MODEL = {
+    "lightning": """
+import torch
+
+class Planted(torch.nn.Module):
+    def forward(self, x):
+        return torch.where(x.sum(1, keepdim=True) > LIMIT, torch.nan, x)
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Identity()
+        self.planted = Planted()
+        self.last = torch.nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.last(self.planted(self.first(x)))
+""",
+    "keras": """
+import keras
+
+class Planted(keras.layers.Layer):
+    def call(self, x):
+        return keras.ops.where(keras.ops.sum(x, 1, keepdims=True) > LIMIT, float("nan"), x)
+
+class Net(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.first = keras.layers.Identity(name="first")
+        self.planted = Planted(name="planted")
+        self.last = keras.layers.Dense(10, name="last")
+
+    def call(self, x):
+        return self.last(self.planted(self.first(x)))
+""",
+}
+
+
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
+def test_anomaly_names_the_layer_the_update_and_the_row_of_a_planted_nan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """A layer is NaN for the row with the largest sum, which the order has in a known update."""
+    dispatcher.load(backend)
+    monkeypatch.chdir(tmp_path)
+    prepared = prepare(["device=cpu"])
+    sums = np.asarray(prepared.data.train.x, np.float32).sum(1)
+    row, limit = int(sums.argmax()), float(np.sort(sums)[-2:].mean())
+    step = [*prepared.order.epoch(0)].index(row) // 32
+    space: dict[str, Any] = {"__name__": "notebook", "LIMIT": limit}
+    exec(MODEL[backend], space)
+    line = f"backend={backend} device=cpu debug=anomaly"
+    expected = (
+        f"debug=anomaly: the loss of update {step} is nan: the output of layer planted is nan in "
+        f"1 of 32 rows: training rows {row}"
+    )
+    with pytest.raises(RunError, match=re.escape(expected)):
+        runner.train(line, model=space["Net"], quiet=True)
+
+
+def test_anomaly_names_the_weight_or_the_slot_that_an_update_makes_infinite() -> None:
+    chunk: Any = SimpleNamespace(first_step=4)
+    report: Any = SimpleNamespace(losses=np.array([0.5]))
+    good, bad = {"dense_0/bias": np.zeros(2)}, {"dense_0/bias": np.array([0.0, -np.inf])}
+    nothing: Any = None
+    for weights, moments, expected in (
+        (bad, good, "update 4 made dense_0/bias -inf: its loss was 0.5"),
+        (good, bad, "update 4 made the optimizer's momentum of dense_0/bias -inf"),
+    ):
+        state = TrainState(5, weights, {"momentum": moments}, {})
+        live: Any = SimpleNamespace(state=lambda state=state: state)
+        with pytest.raises(RunError, match=f"^debug=anomaly: {expected}"):
+            Anomaly(nothing, nothing).examine(chunk, report, live)
