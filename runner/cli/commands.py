@@ -691,7 +691,9 @@ def _on_folders(request: Request) -> int:
     """Run a task on the runs of folders, or on all runs below output.root."""
     config = request.frozen[0].config
     if config.task not in _TASKS_ON_FOLDERS:
-        raise ConfigError(f"runs=[FOLDER,...] needs task=compare, got task={config.task}")
+        raise ConfigError(
+            f"runs=[FOLDER,...] needs task=compare or forecast, got task={config.task}"
+        )
     accepted, command = _TASKS_ON_FOLDERS[config.task]
     keys = [override.key_or_group for override in request.overrides]
     other = next((key for key in keys if key not in ("task", *accepted)), None)
@@ -723,6 +725,16 @@ def _clean(_: Request, config: Config) -> int:
 
     root, keys = Path(config.output.root), config.clean
     return clean(root, config.where, keys.what, keys.confirm)
+
+
+def _forecast(_: Request, config: Config) -> int:
+    """Predict the final losses of the named schedules."""
+    from runner.tasks.forecast import forecast
+
+    if not config.runs:
+        raise ConfigError("task=forecast needs runs=[FOLDER,...], the folders of two or more runs")
+    keys = config.forecast
+    return forecast(config.runs, Path(config.output.root), keys.tolerance, keys.optimize)
 
 
 def _list(request: Request, config: Config) -> int:
@@ -823,6 +835,7 @@ _BY_TASK: Mapping[str, Callable[[Request], int]] = {
 _TASKS_ON_FOLDERS: Mapping[str, tuple[Sequence[str], Callable[[Request, Config], int]]] = {
     "compare": (("runs", "where", "answer.margin", "answer.test", "output.root"), _compare),
     "clean": (("clean.what", "clean.confirm", "where", "output.root"), _clean),
+    "forecast": (("runs", "forecast.tolerance", "forecast.optimize", "output.root"), _forecast),
     "list": (("where", "sort", "output.root"), _list),
 }
 # the keys that only these tasks have

@@ -27,10 +27,10 @@ Commands:
   python -m runner task=evaluate run=FOLDER            metrics of a finished run on the test split
   python -m runner task=predict run=FOLDER data.path=FILE   predictions for new rows
   python -m runner task=export run=FOLDER format=torch      a model file: keras, torch, onnx, ...
-  python -m runner task=verify run=FOLDER              repeat a run in exact mode, compare the bits
-  python -m runner task=card run=FOLDER                a card of a run or multirun, to share
+  python -m runner task=verify run=FOLDER              repeat an exact run (task=card: a card of it)
   python -m runner task=twin model=twin ...            are two models of your own the same model
   python -m runner task=compare 'runs=[A,B]'           which run is best, and is it more than noise
+  python -m runner task=forecast 'runs=[A,B]'          final losses of schedules that were not run
   python -m runner task=list (or clean)                all runs; what of them can be removed
   python -m runner resume=FOLDER                       resume an interrupted run, or extend one
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from runner.components.layers import Layer
 from runner.config.conf_folder import files
 from runner.config.explain import sections
-from runner.config.schema import Clean, Config, FindLR, Output, Trainer
+from runner.config.schema import Clean, Config, FindLR, Forecast, Output, Trainer
 from runner.data.augment import Augment
 from runner.section import keys
 
@@ -38,6 +38,7 @@ def of_sections() -> dict[type[BaseModel], dict[str, str]]:
         Config: _words("", "config"),
         Output: _words("", "config", "output."),
         FindLR: _words("", "config", "find_lr."),
+        Forecast: _words("", "config", "forecast."),
         Clean: _words("", "config", "clean."),
         Trainer: _words("trainer", "default"),
         Augment: _words("data", "digits", "augment."),

@@ -73,6 +73,7 @@ Task: TypeAlias = Literal[
     "compare",
     "card",
     "list",
+    "forecast",
     "clean",
     "twin",
 ]
@@ -308,6 +309,11 @@ def _one_line(text: str) -> str:
     return text
 
 
+class Forecast(Section):
+    tolerance: Positive
+    optimize: bool
+
+
 class Clean(Section):
     what: list[Literal["failed", "checkpoints", "temporary"]] = Field(min_length=1)
     confirm: bool
@@ -375,6 +381,7 @@ class Config(Section):
     output: Annotated[Output, _OUTSIDE]
     print_config: Annotated[bool, Mark(outside_hash=True, on_resume=True)]
     find_lr: Annotated[FindLR, _OUTSIDE]
+    forecast: Annotated[Forecast, Mark(outside_hash=True, command_line_only=True)]
     clean: Annotated[Clean, Mark(outside_hash=True, command_line_only=True)]
     run: Annotated[str | None, Mark(outside_hash=True, on_run=True, command_line_only=True)]
     runs: Annotated[list[str] | None, Mark(outside_hash=True, command_line_only=True)]

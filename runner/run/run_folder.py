@@ -60,7 +60,7 @@ _PACKAGES = (
 
 
 # Folders of output.root; each holds a folder per command
-PARENTS = ("runs", "multiruns", "find_lr", "comparisons", "previews", "descriptions")
+PARENTS = ("runs", "multiruns", "find_lr", "comparisons", "previews", "descriptions", "forecasts")
 
 
 def create(parent: Path, name: str) -> Path:

@@ -1,0 +1,178 @@
+"""task=forecast: predict the final training loss of the named schedules from two or more recorded
+runs. It imports no framework and trains nothing."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+from pydantic import TypeAdapter, ValidationError
+
+from runner.config.conf_folder import choices, defaults, with_schedule_defaults
+from runner.errors import ConfigError, RunError, printable
+from runner.report import forecast as law_of
+from runner.report.forecast import HeldOut, Law, Trace
+from runner.report.jobs import Job
+from runner.run import run_folder
+from runner.schedules import Clock, Schedule, table
+from runner.schedules.plateau import Plateau
+from runner.tasks.compare import read_all
+from runner.text.quoting import command_line
+
+_FEWEST_STEPS = 200  # of a run
+_TIMES = (1, 2, 4)  # horizons
+_FREE = ("schedule", "seed", "backend")  # the keys in which the runs may differ
+
+
+def forecast(folders: Sequence[str], root: Path, tolerance: float, optimize: bool) -> int:
+    """Fit the law to the runs, check it on held-out stretches, and print the predictions."""
+    jobs = [job for job in read_all(folders) if job.is_completed]
+    traces, lr, steps_per_epoch = _traces(jobs)
+    errors = law_of.held_out(traces)
+    for each in errors:
+        print(printable(f"held out {each.name}: {each.error:.2%} off, bias {each.bias:+.2%}"))
+    _check(errors, tolerance)
+    law = law_of.fit([law_of.blocks(trace) for trace in traces])
+    laws = law_of.resampled(traces, law)
+    print(
+        f"law      L = {law.floor:.4g} + {law.scale:.4g} S1^-{law.alpha:.3g} - {law.gain:.4g} S2, "
+        f"memory {law.memory:.0f} updates"
+    )
+    num_steps = max(len(trace.rates) for trace in traces)
+    curves = {times: named(Clock(times * num_steps, steps_per_epoch), lr) for times in _TIMES}
+    unseen = [name for name, rates in curves[1].items() if rates.sum() < _recorded(traces)]
+    if unseen:
+        print(f"left out {', '.join(unseen)}: lower rates in all than before the first block")
+    rows = {
+        name: [law_of.predict(curves[times][name], law, laws, errors, times) for times in _TIMES]
+        for name in curves[1]
+        if name not in unseen
+    }
+    rows = dict(sorted(rows.items(), key=lambda row: row[1][0].value))
+    print("\n".join(_table(rows, num_steps)))
+    folder = run_folder.create(root / "forecasts", run_folder.timestamp())
+    run_folder.write_json(folder / "forecast.json", _as_json(jobs, errors, law, rows, num_steps))
+    print(f"data     {folder / 'forecast.json'}")
+    if optimize:
+        _write_best(folder, law, num_steps, lr, jobs[0])
+    return 0
+
+
+def _traces(jobs: Sequence[Job]) -> tuple[list[Trace], float, int]:
+    """Return the runs' traces, their base rate and the updates of an epoch."""
+    if len(jobs) < 2:
+        raise ConfigError(f"runs must hold at least two completed runs, got {len(jobs)}")
+    first = jobs[0]
+    for job in jobs:
+        if job.settings(*_FREE) != first.settings(*_FREE):
+            raise ConfigError(
+                f"runs must differ only in schedule, seed and backend, got {job.folder}, which "
+                f"differs from {first.folder} in other keys"
+            )
+        if len(job.trace["loss"]) < _FEWEST_STEPS:
+            raise ConfigError(
+                f"runs must have at least {_FEWEST_STEPS} updates, got {job.folder} with "
+                f"{len(job.trace['loss'])}"
+            )
+        if not (np.isfinite(job.trace["loss"]) & (job.trace["loss"] > 0)).all():
+            raise ConfigError(f"runs must have losses above 0, got others in {job.folder}")
+    steps_per_epoch = int(first.epochs["step"][0])
+    block = law_of.block_length(min(len(job.trace["loss"]) for job in jobs), steps_per_epoch)
+    traces = [
+        Trace(job.folder.name, job.trace["learning_rate"], job.trace["loss"], block) for job in jobs
+    ]
+    if len({trace.rates.tobytes() for trace in traces}) < 2:
+        raise ConfigError("runs must have at least two schedules, got the same rates in all")
+    return traces, float(first.config["optimizer"]["lr"]), steps_per_epoch
+
+
+def _recorded(traces: Sequence[Trace]) -> float:
+    """Return S1, the sum of the rates, from which on a run's losses were fitted."""
+    return min(float(trace.rates[: trace.edges[0]].sum()) for trace in traces)
+
+
+def _check(errors: Sequence[HeldOut], tolerance: float) -> None:
+    """Refuse a fit that does not predict a held-out stretch."""
+    worst = max(errors, key=lambda each: each.error)
+    if not worst.error <= tolerance:
+        raise RunError(
+            f"the law does not predict the last quarter of {worst.name} from its beginning and the "
+            f"other runs: it is {worst.error:.1%} off, forecast.tolerance is {tolerance:.1%}; give "
+            f"longer runs, or runs of other schedules"
+        )
+
+
+def named(clock: Clock, lr: float) -> dict[str, np.ndarray]:
+    """Return the rates of every schedule of conf/schedule/ that needs no other key, for a run of
+    this length.  # name -> float64[T]"""
+    curves: dict[str, np.ndarray] = {}
+    for name in choices("schedule"):
+        values = with_schedule_defaults({"schedule": defaults("schedule", name)})["schedule"]
+        try:
+            schedule = TypeAdapter(Schedule).validate_python(values)
+            if not isinstance(schedule, Plateau) and name != "range_test":
+                rates = table(schedule, clock, lr)
+                if np.isfinite(rates).all():
+                    curves[name] = rates
+        except (ValidationError, ValueError, NotImplementedError):
+            continue  # it needs a key, or the losses of the run
+    return curves
+
+
+def _table(rows: Mapping[str, Sequence[law_of.Prediction]], num_steps: int) -> list[str]:
+    width = max(map(len, rows))
+    heads = [f"{times * num_steps} steps" for times in _TIMES]
+    lines = [f"{'schedule':{width}}" + "".join(f"  {head:<26}" for head in heads).rstrip()]
+    for name, predictions in rows.items():
+        cells = (f"{p.value:.4f} ({p.low:.4f} to {p.high:.4f})" for p in predictions)
+        lines.append((f"{name:{width}}" + "".join(f"  {cell:<26}" for cell in cells)).rstrip())
+    best, others = next(iter(rows.values()))[0], [p[0] for p in [*rows.values()][1:]]
+    apart = sum(other.low > best.high for other in others)
+    lines.append(
+        f"training loss at the end, 80 % intervals; {apart} of {len(others)} schedules lie apart "
+        f"from the first by more than their intervals"
+    )
+    return lines
+
+
+def _as_json(
+    jobs: Sequence[Job],
+    errors: Sequence[HeldOut],
+    law: Law,
+    rows: Mapping[str, Sequence[law_of.Prediction]],
+    num_steps: int,
+) -> dict[str, Any]:
+    return {
+        "runs": [str(job.folder) for job in jobs],
+        "law": vars(law),
+        "held_out": [vars(each) for each in errors],
+        "forecasts": [
+            {"schedule": name, "steps": times * num_steps, **vars(prediction)}
+            for name, predictions in rows.items()
+            for times, prediction in zip(_TIMES, predictions, strict=True)
+        ],
+    }
+
+
+def _write_best(folder: Path, law: Law, num_steps: int, lr: float, job: Job) -> None:
+    """Search the shape that the law likes best, and write it as a choice of `schedule`."""
+    ends = [round(factor, 4) for factor in law_of.best_shape(law, num_steps, lr)]
+    starts = [1.0, *ends]
+    share = f"{100 / len(ends):g}%"
+    phases = [
+        {"for": share, "name": "ramp", "from": a, "to": b, "edge": "left"}
+        for a, b in zip(starts, ends, strict=False)
+    ]
+    phases[-1]["for"] = "rest"
+    schedule = {"name": "sequence", "clock": "own", "phases": phases}
+    (folder / "schedule").mkdir()
+    path = folder / "schedule" / "forecast.yaml"
+    run_folder.write_text(path, OmegaConf.to_yaml(OmegaConf.create(schedule)))
+    values = with_schedule_defaults({"schedule": schedule})["schedule"]
+    curve = table(TypeAdapter(Schedule).validate_python(values), Clock(num_steps, num_steps), lr)
+    print(f"best     {path}: {law.final(curve):.4f} by the law, factors {ends}")
+    own = ("schedule", "output.", "seed=", "tune", "search=", "data.fold=")
+    others = [override for override in job.overrides if not override.startswith(own)]
+    command = command_line(["--config-dir", str(folder), "schedule=forecast", *others])
+    print(f"to try   {command}")
