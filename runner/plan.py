@@ -451,7 +451,7 @@ def plan(
     example = _example(config, data)
     model = model_spec(config, shapes_of(data), example)
     loss = _weighted_or_own(config, loss, data, model, example)
-    check_devices(config, data)
+    check_devices(config, data, model.network)
     order = _debugged(config, data, _order(config, data))
     clock = _clock(order, data, model)
     rows = min(order.largest_batch, order.num_rows)
@@ -738,11 +738,13 @@ def _order(config: Config, data: Dataset) -> Order | InOrder:
     return Order(num_rows, batch_size, accumulate, config.seed, total_steps)
 
 
-def check_devices(config: Config, data: Dataset | None = None) -> None:
-    """Refuse options that a run on several devices does not support; with its data, if it is
-    known."""
+def check_devices(config: Config, data: Dataset | None = None, net: Network | None = None) -> None:
+    """Refuse options that a run on several devices does not support; with its data and its network,
+    if they are known."""
     if config.num_processes == 1:
         return
+    if isinstance(net, CustomNetwork):
+        _check_own_parts(config, net)
     if data is not None and data.stream is not None:
         raise ConfigError(
             f"devices must be 1 with {data.stream.items.source}, whose rows can only be iterated "
@@ -752,12 +754,15 @@ def check_devices(config: Config, data: Dataset | None = None) -> None:
     refused = {
         "trainer.compile=true": trainer.compile,
         "trainer.gradient_checkpointing=true": trainer.gradient_checkpointing,
-        f"model={config.model.name}, which is code of your own": not isinstance(
-            config.model, LayerModel
-        ),
+    }
+    own = {
+        f"model={config.model.name}": not isinstance(config.model, LayerModel),
         f"loss={config.loss.name}": config.loss.name == "custom",
         f"optimizer={config.optimizer.name}": isinstance(config.optimizer, optimizers.Custom),
     }
+    if config.backend == "keras":  # TensorFlow connects its processes before its first computation
+        reason = "on Keras, where code of your own would compute before the processes are connected"
+        refused |= {f"{what} {reason}": is_on for what, is_on in own.items()}
     for what, is_on in refused.items():
         if is_on:
             raise ConfigError(f"devices must be 1 with {what}, got {config.devices}")
@@ -766,6 +771,21 @@ def check_devices(config: Config, data: Dataset | None = None) -> None:
     if smallest < config.num_processes:
         raise ConfigError(
             f"trainer.global_batch_size must be at least devices={config.devices}, got {smallest}"
+        )
+
+
+def _check_own_parts(config: Config, net: CustomNetwork) -> None:
+    """Refuse a model of the user's own that would differ between the processes of a run."""
+    name, buffers = net.source.name, [*net.built.buffers]
+    if net.built.has_loss:
+        raise ConfigError(
+            f"devices must be 1 with {name}, which computes its own loss, got {config.devices}; a "
+            f"loss of the config, or loss=custom, is supported"
+        )
+    if buffers:
+        raise ConfigError(
+            f"devices must be 1 with {name}, whose {buffers[0]} changes without a gradient and so "
+            f"would differ between the processes, got {config.devices}"
         )
 
 

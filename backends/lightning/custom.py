@@ -286,9 +286,11 @@ class Randomness:
         elif device.type == "mps":
             self.generators.append(torch.mps.manual_seed)
 
-    def seed(self) -> None:
+    def seed(self, rank: int = 0) -> None:
+        """Seed for the next draws, which differ by the rank of the process."""
         now = self.dropout_state
         seed = mix(mix(self.key + now.step) + now.micro_batch)
+        seed = mix(seed + rank) if rank else seed
         for generator in self.generators:
             generator(seed)
 

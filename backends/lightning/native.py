@@ -59,9 +59,10 @@ class Engine:
         self.slot_names = [slot for slot in start.slots if not averages.is_slot(slot)]
         self.frozen, self.clips = frozen(run.groups), run.clips
         self._require_gradients(False)
-        is_own = isinstance(self.network, custom.Network)
-        is_own = is_own or isinstance(run.optimizer, Custom)
-        self.randomness = custom.Randomness(self.dropout_state, device) if is_own else None
+        self.is_own = isinstance(self.network, custom.Network)
+        draws = self.is_own or isinstance(run.optimizer, Custom)
+        draws = draws or (run.loss.name == "custom" and run.world.size > 1)
+        self.randomness = custom.Randomness(self.dropout_state, device) if draws else None
         self.steps = objective.steps_of(self.network) if run.loss.name == "model" else None
         self.world = run.world
         if self.world.size > 1:
@@ -160,19 +161,8 @@ class Engine:
         old_values = [buffer.clone() for buffer in self.network.buffers()] if may_skip else []
         batch_losses = []
         for i, batch in enumerate(batches):
-            x = batch["x"]
             self._begin_batch(i, sizes)
-            start_time = time.perf_counter()
-            weights = (batch["weight"],) if "weight" in batch else ()
-            with self.float16:
-                z, loss = self.forward(x, batch["y"], *weights)
-            if num_rows != len(x):
-                loss = loss * (len(x) / num_rows) if len(x) else z.sum()  # 0 without rows
-            scaled = loss * self.loss_scale.scale if self.run.scales_loss else loss
-            fast.backward(scaled, self.one)
-            if self.run.compile and x.shape not in self._compiled_for:
-                self._compiled_for.add(x.shape)
-                self.compile_seconds += time.perf_counter() - start_time
+            z, loss = self._differentiate(batch, num_rows)
             batch_losses.append(loss.detach())
             if self.run.keeps_outputs:
                 outputs.append(z.detach())
@@ -195,6 +185,25 @@ class Engine:
             steps.end_batch()
         return total, outputs
 
+    def _differentiate(self, batch: Mapping[str, Tensor], num_rows: int) -> tuple[Tensor, Tensor]:
+        """Return a micro-batch's outputs and its part of the mean loss over `num_rows` rows. Add
+        the part's gradient to the others."""
+        x, start_time = batch["x"], time.perf_counter()
+        if self.is_own and not len(x):  # code of the user's own may need rows
+            zero = torch.zeros_like(self.one)
+            return zero.new_empty(0, *self.run.network.output_shape), zero
+        weights = (batch["weight"],) if "weight" in batch else ()
+        with self.float16:
+            z, loss = self.forward(x, batch["y"], *weights)
+        if num_rows != len(x):
+            loss = loss * (len(x) / num_rows) if len(x) else z.sum()  # 0 without rows
+        scaled = loss * self.loss_scale.scale if self.run.scales_loss else loss
+        fast.backward(scaled, self.one)
+        if self.run.compile and x.shape not in self._compiled_for:
+            self._compiled_for.add(x.shape)
+            self.compile_seconds += time.perf_counter() - start_time
+        return z, loss
+
     def _begin_batch(self, micro_batch: int, sizes: Sequence[int]) -> None:
         """Prepare for a micro-batch. `sizes` has the rows of each, of all processes together."""
         state = self.dropout_state
@@ -203,7 +212,7 @@ class Engine:
             first_row, _ = self.world.cut(sizes[micro_batch])
             state.first_row, state.num_rows = first_row, sizes[micro_batch]
         if self.randomness is not None:
-            self.randomness.seed()
+            self.randomness.seed(self.world.rank)
 
     def _is_finite(self, loss: Tensor) -> bool:
         """Return whether the update can be made. Divides the gradient by the loss scale, if there

@@ -37,6 +37,8 @@ def forward(
 
         def own(x: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
             z = call(x)
+            if not len(x):  # the part of a process without rows
+                return z, z.sum()
             return z, function(unpacked(z, outputs), (x, *others)).mean()
 
         return own

@@ -161,6 +161,54 @@ def test_several_processes_train_as_one_does(tmp_path: Path, backend: str, num: 
     _check_equal(one, several)
 
 
+OWN = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        assert len(x) > 0
+        return self.last(self.first(x).tanh())
+
+
+class Normalized(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(64, 10), nn.BatchNorm1d(10))
+
+
+def rows(z, batch):
+    return nn.functional.cross_entropy(z, batch[1], reduction="none")
+"""
+OWN_RUN = (
+    *(key for key in RUN if "model" not in key and "optimizer" not in key),
+    *("trusted_modules=[mine]", "model=custom", "trainer.max_epochs=1"),
+)
+
+
+@pytest.mark.slow
+def test_code_of_the_users_own_trains_as_in_one_process(tmp_path: Path) -> None:
+    """A model, a loss of each row and an optimizer; one of three processes is without rows in the
+    last update. Running statistics would differ between the processes."""
+    (tmp_path / "mine.py").write_text(OWN)
+    own = (
+        *("model._target_=mine.Net", "loss=custom", "loss._target_=mine.rows"),
+        *("optimizer=custom", "optimizer._target_=torch.optim.SGD", "optimizer.momentum=0.9"),
+    )
+    runs = (("one", "devices=1"), ("three", "devices=3"))
+    _check_equal(*(_train(tmp_path, name, *own, num, base=OWN_RUN) for name, num in runs))
+    done = forked(tmp_path, (*OWN_RUN, "model._target_=mine.Normalized", "devices=2"))[0]
+    assert (done.status, done.err.strip()) == (
+        2,
+        "error: devices must be 1 with model._target_ mine.Normalized, whose 1.running_mean "
+        "changes without a gradient and so would differ between the processes, got 2",
+    )
+
+
 def _hashes(folder: Path) -> list[str]:
     """Return the hashes of the weights, slots and losses of a run."""
     result = json.loads((folder / "result.json").read_text())
