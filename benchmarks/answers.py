@@ -1,0 +1,126 @@
+"""Simulate comparisons: how often their claims are wrong, and how often they find a difference.
+
+    python -m benchmarks.answers --repeats 1000
+
+Groups of simulated runs share the noise of a seed, with a standard deviation of 3, and have noise
+of their own, so that the difference of two runs has a standard deviation of 1.
+runner.report.statistics compares them, as it compares real runs. docs/statistics.md has the
+figures.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from itertools import product
+
+import numpy as np
+
+from runner.report.statistics import Paired, compare, summary
+
+_MARGIN = 2.0
+_RATES = 5  # of each schedule, in the simulation of tune=lr
+
+Noise = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
+NOISES: dict[str, Noise] = {
+    "normal": lambda draw, shape: draw.normal(0, 0.5**0.5, shape),
+    # Student's t with 3 degrees of freedom has a variance of 3
+    "heavy tails": lambda draw, shape: draw.standard_t(3, shape) * (0.5 / 3) ** 0.5,
+    "counts": lambda draw, shape: draw.normal(0, 0.5**0.5, shape),
+}
+
+
+def values_of(
+    draw: np.random.Generator, noise: str, gaps: np.ndarray, num_seeds: int
+) -> np.ndarray:
+    """Return the metric of each group and seed; "counts" are whole numbers of rows.
+
+    # gaps [groups], result [groups, seeds]
+    """
+    own = NOISES[noise](draw, (len(gaps), num_seeds))
+    values = gaps[:, None] + draw.normal(0, 3, num_seeds) + own
+    return np.round(values) if noise == "counts" else values
+
+
+def tests(values: np.ndarray, noise: str) -> dict[tuple[str, str], Paired]:
+    groups = {str(i): dict(enumerate(row.tolist())) for i, row in enumerate(values)}
+    return compare(groups, 1.0 if noise == "counts" else 0.0, _MARGIN)
+
+
+def against_best(values: np.ndarray, noise: str) -> list[Paired]:
+    """Return the comparisons of the group with the least mean with all others."""
+    best = str(values.mean(axis=1).argmin())
+    return [paired for pair, paired in tests(values, noise).items() if best in pair]
+
+
+def wrong(repeats: int, num_groups: int, num_seeds: int, noise: str) -> tuple[float, ...]:
+    """Return the shares of repetitions with a wrong claim: a difference to the best where all are
+    equal; a group within the margin where all others differ from the first by the margin; and the
+    coverage of the interval of a difference."""
+    draw = np.random.default_rng(0)
+    told = within = covered = 0
+    far = np.array([0.0, *[_MARGIN] * (num_groups - 1)])
+    for _ in range(repeats):
+        equal = values_of(draw, noise, np.zeros(num_groups), num_seeds)
+        found = tests(equal, noise)
+        best = str(equal.mean(axis=1).argmin())
+        told += any(paired.is_real for pair, paired in found.items() if best in pair)
+        interval = found["0", "1"].interval
+        covered += interval is not None and interval[0] <= 0 <= interval[1]
+        apart = tests(values_of(draw, noise, far, num_seeds), noise)
+        within += any(paired.is_equivalent for pair, paired in apart.items() if "0" in pair)
+    return told / repeats, within / repeats, covered / repeats
+
+
+def tuned(repeats: int, num_schedules: int, num_seeds: int, lead: float) -> tuple[float, ...]:
+    """Choose one of five equal rates for each schedule, then compare the schedules; the first is
+    better by `lead`. Return figures for judging on the same seeds and on others: the share in which
+    a winner is named; the winner's mean minus its true mean; the coverage of the first schedule's
+    interval."""
+    draw = np.random.default_rng(0)
+    gaps = np.zeros((num_schedules, _RATES))
+    gaps[0] -= lead
+    figures = []
+    for _ in range(repeats):
+        tried = values_of(draw, "normal", gaps.ravel(), num_seeds)
+        rates = tried.reshape(num_schedules, _RATES, num_seeds).mean(axis=2).argmin(axis=1)
+        rows = np.arange(num_schedules) * _RATES + rates
+        others = values_of(draw, "normal", gaps[:, 0], num_seeds)
+        figures.append([*_judged(tried[rows], lead), *_judged(others, lead)])
+    return tuple(np.mean(figures, axis=0).tolist())
+
+
+def _judged(values: np.ndarray, lead: float) -> Iterator[float]:
+    best = int(values.mean(axis=1).argmin())
+    yield float(all(paired.is_real for paired in against_best(values, "normal")))
+    yield float(values[best].mean()) + (lead if best == 0 else 0.0)
+    low, high = summary(values[0].tolist()).interval or (np.inf, np.inf)
+    yield float(low <= -lead <= high)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=1000)
+    parser.add_argument("--groups", type=int, nargs="*", default=[2, 5, 10])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 5, 10])
+    options = parser.parse_args()
+    print(f"{options.repeats} repetitions; shares in %")
+    print("| groups | seeds | noise | wrong difference | wrong equivalence | coverage |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for groups, seeds, noise in product(options.groups, options.seeds, NOISES):
+        shares = wrong(options.repeats, groups, seeds, noise)
+        cells = " | ".join(f"{100 * share:.1f}" for share in shares)
+        print(f"| {groups} | {seeds} | {noise} | {cells} |", flush=True)
+    print("\nfour schedules at five rates: judged on the same seeds, on others")
+    print("| seeds | lead | winner named | winner's bias | coverage |")
+    print("| --- | --- | --- | --- | --- |")
+    for seeds, lead in product(options.seeds, (0.0, 2.0)):
+        same, other = np.split(np.array(tuned(options.repeats, 4, seeds, lead)), 2)
+        named, bias, coverage = zip(same, other, strict=True)
+        print(
+            f"| {seeds} | {lead:g} | {100 * named[0]:.1f}, {100 * named[1]:.1f} | "
+            f"{bias[0]:+.2f}, {bias[1]:+.2f} | {100 * coverage[0]:.1f}, {100 * coverage[1]:.1f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
