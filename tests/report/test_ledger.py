@@ -158,7 +158,7 @@ def test_the_runs_that_meet_conditions_are_compared(
     (write_run(root / "runs", ["schedule=step"], 4) / "result.json").unlink()
     compared: list[list[int]] = []
 
-    def take(folder: Path, jobs: Sequence[Job], _: int) -> int:
+    def take(folder: Path, jobs: Sequence[Job], _: int, wanted: object) -> int:
         compared.append(sorted(job.seed for job in jobs))
         return 0
 
