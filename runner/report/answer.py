@@ -268,10 +268,15 @@ class Answer:
         ]
 
     def winner(self) -> str:
-        others = self.ranked[1:]
-        remark = " (by its mean; not beyond noise)" if others and not self.is_real else ""
-        if others and all(other.is_same_run for other in others):
+        same = [other.group.label for other in self.ranked[1:] if other.is_same_run]
+        others = [other for other in self.ranked[1:] if not other.is_same_run]
+        remark = ""
+        if same and not others:
             remark = " (all groups are the same run)"
+        elif not all(map(_is_real, others)):
+            remark = " (by its mean; not beyond noise)"
+        elif same:
+            remark = f" (the same run as {', '.join(same)}; beyond noise for all others)"
         failures = fate(self.whole(self.best.group.label), self.metric)
         return f"{self.best.group.label}{remark}{f' ({failures})' if failures else ''}"
 

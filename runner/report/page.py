@@ -131,7 +131,7 @@ def _differences(answer: Answer, styles: Sequence[Mapping[str, str]]) -> str:
         y, colour = i * _ROW + 32, style["colour"]
         text = f"{label}: {difference:+.4g} ({left:+.4g} to {right:+.4g})"
         rows.append(
-            f'<text x="2%" y="{y - 14}">{escape.html(text)}</text>'
+            f'<text x="2%" dx="8" y="{y - 14}">{escape.html(text)}</text>'
             f'<line x1="{x(left)}" x2="{x(right)}" y1="{y}" y2="{y}" stroke="{colour}"/>'
             f'<circle cx="{x(difference)}" cy="{y}" r="5" fill="{colour}"/>'
         )
@@ -152,8 +152,15 @@ def _table(name: str, rows: Sequence[Sequence[str]], caption: str = "") -> str:
         f'<th scope="col" aria-sort="none"><button type="button">{escape.html(cell)}</button></th>'
         for cell in header
     )
+    names = [escape.html(cell) for cell in header]
     cells = "".join(
-        "<tr>" + "".join(f"<td>{escape.html(cell)}</td>" for cell in row) + "</tr>" for row in body
+        "<tr>"
+        + "".join(
+            f'<td data-name="{name}">{escape.html(cell)}</td>'
+            for name, cell in zip(names, row, strict=True)
+        )
+        + "</tr>"
+        for row in body
     )
     title = f"<caption>{escape.html(caption)}</caption>" if caption else ""
     return (

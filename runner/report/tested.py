@@ -1,4 +1,5 @@
-"""Evaluate the best two groups of a comparison on the test split, over all their seeds."""
+"""Evaluate the best two groups of a comparison on the test split, over all their seeds. A group
+with the same runs as the best one is not the second."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -80,7 +81,7 @@ def with_test(verdict: Answer, evaluate: Evaluate) -> Answer:
 
 def _tested(verdict: Answer, evaluate: Evaluate) -> Tested:
     name = "test/" + verdict.metric.partition("/")[2]
-    groups = [ranked.group for ranked in verdict.ranked[:2]]
+    groups = [ranked.group for ranked in verdict.ranked if not ranked.is_same_run][:2]
     values = {group.label: _values(group, name, evaluate) for group in groups}
     summaries = [(label, summary([*each.values()])) for label, each in values.items()]
     against = None

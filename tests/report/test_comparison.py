@@ -494,6 +494,25 @@ def test_the_best_two_are_evaluated_on_the_test_split_over_all_seeds(
         )
 
 
+def test_a_group_of_the_same_runs_is_no_rival(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It does not take the lead from the winner, and is not the runner-up on the test split."""
+    values = {"constant": [0.5, 0.52, 0.51], "step": [0.5, 0.52, 0.51], "linear": [0.9, 0.93, 0.92]}
+    for name, losses in values.items():
+        for seed, loss in enumerate(losses):
+            sha256 = f"{'linear' if name == 'linear' else 'same'}{seed}"
+            write_run(tmp_path / "runs", [f"schedule={name}"], seed, loss, weights_sha256=sha256)
+    found = said(tmp_path, capsys)
+    assert (
+        "winner   schedule=constant (the same run as schedule=step; beyond noise for all others)"
+    ) in found.out
+    (verdict,) = answers(read(sorted((tmp_path / "runs").iterdir())))
+    tested = with_test(verdict, lambda folder: {"test/loss": float(folder.name[-1])}).tested
+    assert tested is not None
+    assert [label for label, _ in tested.groups] == ["schedule=constant", "schedule=linear"]
+
+
 def test_without_a_test_split_the_comparison_says_so(tmp_path: Path) -> None:
     write_run(tmp_path, ["schedule=linear"], 0)
 

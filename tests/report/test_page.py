@@ -135,9 +135,16 @@ def test_page_and_charts_follow_the_reader_s_light_or_dark(
     soon(page, lambda: page.execute_script(fills) == ground)
 
 
+def test_the_table_fits_a_window_of_1200_points(page: Any) -> None:
+    assert page.execute_script(
+        "const frame = document.querySelector('#groups').parentElement;"
+        "return frame.scrollWidth <= frame.clientWidth"
+    )
+
+
 def test_it_fits_a_phone(page: Any) -> None:
-    """Nothing but the table, in its own frame, is wider than 390 points; the charts stand one below
-    the other."""
+    """Nothing is wider than 390 points, the table's rows are blocks of lines, and the charts stand
+    one below the other."""
     metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     soon(page, lambda: page.execute_script("return document.documentElement.scrollWidth") <= 390)
@@ -146,6 +153,8 @@ def test_it_fits_a_phone(page: Any) -> None:
         "document.getElementById(id).getBoundingClientRect().top)"
     )
     assert tops[1] > tops[0]
+    width = "return document.querySelector('#groups').parentElement.scrollWidth"
+    assert page.execute_script(width) <= 390
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
