@@ -4,6 +4,7 @@ A section is one class. Its fields are the keys of its YAML, with types and rang
 implement it. A `name` or `layer` key selects the class. Defaults are in conf/, never in a class.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -65,6 +66,13 @@ class Mark:
     on_run: bool = False  # a task on a finished run accepts it
     command_line_only: bool = False  # in a file it would have no effect, or trust unknown code
     needs_run: bool = False  # only with run=FOLDER
+
+
+def value_at(values: Any, key: str) -> Any:
+    """Return the value of a dotted key, such as `optimizer.lr`; None if there is none."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
 
 
 Positive = Annotated[float, Field(gt=0)]

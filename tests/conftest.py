@@ -20,8 +20,8 @@ from tests.rows import slow_but
 # each other, take tens of times as long.
 os.environ.update(ONE_THREAD)
 
-# What the processes of this session share: compositions, and the programs that XLA compiles, which
-# are half of a short run on Keras. The workers find the folder in the environment.
+# The processes of this session share compositions, and the programs that XLA compiles, which are
+# half of a short run on Keras. The workers find the folder in the environment.
 if composed.SESSION not in os.environ:
     _folder = tempfile.TemporaryDirectory(prefix="twinrun_tests_", ignore_cleanup_errors=True)
     os.environ[composed.SESSION] = _folder.name

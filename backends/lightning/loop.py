@@ -26,6 +26,7 @@ from backends.lightning import (
     native,
     objective,
     own_optimizer,
+    tracing,
 )
 from backends.lightning.schedule import TableLR
 from runner.components.loss_scale import SLOT
@@ -261,24 +262,15 @@ def layer_outputs(
     model: ModelSpec, state: TrainState, rows: Batch
 ) -> Sequence[tuple[str, np.ndarray]]:
     network = _network(model, state, layers.DropoutState(0))
-    found: list[tuple[str, np.ndarray]] = []
-
-    def hook(name: str) -> Any:
-        def record(module: nn.Module, args: Any, output: Any) -> None:
-            tensor = output[0] if isinstance(output, tuple) and output else output
-            if isinstance(tensor, Tensor):
-                found.append((name, _to_numpy(tensor)))
-
-        return record
-
-    for path, module in network.named_modules():
-        if path not in ("", "body", "model"):  # the whole model
-            module.register_forward_hook(hook(path.partition(".")[2]))
     torch_device = next(network.parameters()).device
     network.train()
-    with torch.no_grad(), device.autocast(model.precision, torch_device):
+    with (
+        torch.no_grad(),
+        device.autocast(model.precision, torch_device),
+        tracing.outputs_of_layers(network) as found,
+    ):
         network(torch.from_numpy(rows["x"]).to(torch_device))
-    return found
+    return [(name, _to_numpy(tensor)) for name, tensor in found]
 
 
 def measure(

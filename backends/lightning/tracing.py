@@ -62,6 +62,31 @@ def trace(model: ModelSpec, state: TrainState, rows: Batch, loss: Any) -> Trace:
 
 
 @contextmanager
+def outputs_of_layers(network: nn.Module) -> Iterator[list[tuple[str, Tensor]]]:
+    """Collect the outputs of the layers of a network that is called in the block, by name."""
+    found: list[tuple[str, Tensor]] = []
+
+    def hook(name: str) -> Callable[..., None]:
+        def record(module: nn.Module, args: Any, output: Any) -> None:
+            tensor = output[0] if isinstance(output, tuple) and output else output
+            if isinstance(tensor, Tensor):
+                found.append((name, tensor.clone()))
+
+        return record
+
+    hooks = [
+        module.register_forward_hook(hook(path.partition(".")[2]))
+        for path, module in network.named_modules()
+        if path not in ("", "body", "model")  # the whole model
+    ]
+    try:
+        yield found
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+@contextmanager
 def _float64() -> Iterator[None]:
     """Make float64 torch's default in the block, as Lightning does for a run in float64: products
     of a mask and a Python number have the default."""

@@ -395,7 +395,7 @@ def _multirun(request: Request) -> int:
     multirun.check_launcher(hydra.launcher)
     folder = multirun.folder(first)
     threads.keep_limits()
-    num_jobs: int | None = int(hydra.sweeper.n_trials) if request.is_search else len(request.jobs)
+    num_jobs = int(hydra.sweeper.n_trials) if request.is_search else len(request.jobs)
     signal_number, failure = None, None
     with multirun.launching(folder, str(hydra.launcher["_target_"])) as launched:
         jobs = _Jobs(hydra, request, folder, launched, process_start(), frozenset(params))
@@ -403,7 +403,7 @@ def _multirun(request: Request) -> int:
             if tuned is None:
                 jobs.train()
             else:
-                num_jobs = tuning.run(tuned, jobs.train_all, request.accepts)
+                num_jobs = tuning.run(tuned, jobs.train_all, request.accepts) or 0
             signal_number = launched.ended if launched else None
         except SystemExit as end:  # a signal; compare the jobs that are done
             signal_number = int(end.code or 0) - 128
@@ -413,10 +413,10 @@ def _multirun(request: Request) -> int:
             failure = RunError(multirun.why_ended(error))
     if signal_number is None and failure is None:
         # 0: those that a search has tried
-        num_jobs = 0 if request.is_search else num_jobs or 0
+        num_jobs = 0 if request.is_search else num_jobs
         return comparison.write(folder, num_jobs, compare.wanted(first.answer))
     with suppress(RunError):
-        comparison.write(folder, num_jobs or 0)
+        comparison.write(folder, num_jobs)
     print(f"resume   {multirun.resume_command(request.arguments, folder)}")
     if failure is not None:
         raise failure

@@ -15,6 +15,7 @@ from runner.config.schema import Config, Tune
 from runner.errors import ConfigError, nearest, show
 from runner.report.answer import seeds_in_words
 from runner.report.jobs import NO_OVERRIDES
+from runner.section import value_at
 
 _MOST_ROUNDS = 3  # how often a grid grows where its best value is at an edge
 _BLOCK = ("seed", "data.fold")  # the keys of a block of runs
@@ -140,7 +141,7 @@ def _checked_keys(tune: Tune, values: Mapping[str, Any]) -> list[str]:
         if key in _NEVER or key.startswith(("output.", "tune.", "hydra")):
             raise ConfigError(f"tune.keys must be keys that change the training, got {show(key)}")
         parent, _, last = key.rpartition(".")
-        section = _at(values, parent) if parent else values
+        section = value_at(values, parent) if parent else values
         if not isinstance(section, Mapping) or last not in section:
             names = [f"{parent}.{name}" for name in section] if isinstance(section, Mapping) else []
             raise ConfigError(
@@ -153,15 +154,9 @@ def _checked_keys(tune: Tune, values: Mapping[str, Any]) -> list[str]:
     return tune.keys
 
 
-def _at(values: Any, key: str) -> Any:
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, Mapping) else None
-    return values
-
-
 def _grid(key: str, tune: Tune, values: Mapping[str, Any]) -> list[str]:
     """Return the config's value times each factor."""
-    base = _at(values, key)
+    base = value_at(values, key)
     if not isinstance(base, float) or not math.isfinite(base) or base <= 0:
         raise ConfigError(
             f"tune.keys has {key}, whose value {show(base)} cannot be multiplied by tune.factors; "

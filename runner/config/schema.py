@@ -219,31 +219,15 @@ def _last_is_the_rest(parts: list[SizedPart]) -> list[SizedPart]:
     return parts
 
 
-BatchSize = Annotated[
-    Union[
-        Annotated[Count, Tag("a number")],
-        Annotated[
-            list[SizedPart],
-            BeforeValidator(_is_list),
-            AfterValidator(_last_is_the_rest),
-            Tag("parts"),
-        ],
-    ],
-    Discriminator(lambda value: "parts" if isinstance(value, list | Mapping) else "a number"),
+_Parts = Annotated[
+    list[SizedPart], BeforeValidator(_is_list), AfterValidator(_last_is_the_rest), Tag("parts")
 ]
-
-
+_NUMBER_OR_PARTS = Discriminator(
+    lambda value: "parts" if isinstance(value, list | Mapping) else "a number"
+)
+BatchSize = Annotated[Union[Annotated[Count, Tag("a number")], _Parts], _NUMBER_OR_PARTS]
 GlobalBatchSize = Annotated[
-    Union[
-        Annotated[Count | None, Tag("a number")],
-        Annotated[
-            list[SizedPart],
-            BeforeValidator(_is_list),
-            AfterValidator(_last_is_the_rest),
-            Tag("parts"),
-        ],
-    ],
-    Discriminator(lambda value: "parts" if isinstance(value, list | Mapping) else "a number"),
+    Union[Annotated[Count | None, Tag("a number")], _Parts], _NUMBER_OR_PARTS
 ]
 
 

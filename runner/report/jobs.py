@@ -21,6 +21,7 @@ from runner.run.records import BATCH_SIZE
 from runner.run.run_folder import check_headers, check_types, code_of, read_columns, read_json
 from runner.run.saved import config_of
 from runner.run.strict_json import with_numbers
+from runner.section import value_at
 
 # The loss that loss=auto selects, by the data's task
 _USUAL_LOSS: dict[str, dict[str, Any]] = {
@@ -317,7 +318,7 @@ class Group:
 
     def value(self, key: str) -> Any:
         """Return the value of a key of the config, `optimizer.lr`; None if there is none."""
-        return _value(self.jobs[0].config, key)
+        return value_at(self.jobs[0].config, key)
 
     def but_for(self, keys: Collection[str]) -> str:
         """Return a hash of the group's settings without these keys."""
@@ -360,12 +361,6 @@ def _without(config: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
     if rest and isinstance(part, Mapping):
         return {**config, name: _without(part, rest)}
     return {key: value for key, value in config.items() if key != name}
-
-
-def _value(config: Any, key: str) -> Any:
-    for part in key.split("."):
-        config = config.get(part) if isinstance(config, Mapping) else None
-    return config
 
 
 def inside(folder: Path) -> list[Path]:

@@ -23,7 +23,7 @@ from runner.config.schema import Config
 from runner.errors import ConfigError, nearest, show
 from runner.run import run_folder
 from runner.run.strict_json import with_numbers
-from runner.section import keys
+from runner.section import keys, value_at
 
 COLUMNS = ("folder", "status", "schedule", "backend", "seed", "steps", "epochs", "date", "bytes")
 _OTHER_FOLDERS = tuple(name for name in run_folder.PARENTS if name not in ("runs", "multiruns"))
@@ -67,7 +67,7 @@ class Entry:
         return self._name("backend", "backend")
 
     def _name(self, column: str, key: str) -> str | None:
-        name = self.result[column] if column in self.result else self._setting(key)
+        name = self.result[column] if column in self.result else value_at(self.config, key)
         return None if name is None else str(name)
 
     @property
@@ -108,14 +108,7 @@ class Entry:
             return self.result[column]
         if column in self.metrics:
             return self.metrics[column]
-        return self._setting(column)
-
-    def _setting(self, key: str) -> Any:
-        """Return the value of a dotted key of the config; None if it has none."""
-        found: Any = self.config
-        for part in key.split("."):
-            found = found.get(part) if isinstance(found, Mapping) else None
-        return found
+        return value_at(self.config, column)
 
     def as_json(self) -> dict[str, Any]:
         """Return the row for a program: COLUMNS, all metrics, the best epoch and the overrides."""

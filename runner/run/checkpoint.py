@@ -163,7 +163,10 @@ def _remove(path: Path) -> None:
 
 def files(folder: Path, step: int) -> list[Path]:
     """Return the existing files of a checkpoint, then its folder."""
-    path = folder / "checkpoints" / str(step)
+    return _files(folder / "checkpoints" / str(step))
+
+
+def _files(path: Path) -> list[Path]:
     parts = (path / name for name in (*_PARTS, _MANIFEST))
     return [*(part for part in parts if os.path.lexists(part)), path]
 
@@ -171,16 +174,21 @@ def files(folder: Path, step: int) -> list[Path]:
 def temporary_files(folder: Path) -> list[Path]:
     """Return what a process leaves that is killed while saving: pointers, and staged checkpoints
     with their files before their folder."""
-    found: list[Path] = []
+    staged, pointers = _leftovers(folder)
+    return [*pointers, *(file for path in staged for file in _files(path))]
+
+
+def _leftovers(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the staged checkpoints and the pointers of a process that was killed while saving."""
+    staged, pointers = [], []
     checkpoints = folder / "checkpoints"
     for entry in os.scandir(checkpoints) if checkpoints.is_dir() else ():
         is_folder = entry.is_dir(follow_symlinks=False)
         if _STAGED.fullmatch(entry.name) and is_folder:
-            parts = (Path(entry.path, name) for name in (*_PARTS, _MANIFEST))
-            found += [*(part for part in parts if os.path.lexists(part)), Path(entry.path)]
+            staged.append(Path(entry.path))
         elif _POINTER.fullmatch(entry.name) and not is_folder:
-            found.append(Path(entry.path))
-    return found
+            pointers.append(Path(entry.path))
+    return staged, pointers
 
 
 def steps(folder: Path) -> list[int]:
@@ -260,11 +268,11 @@ def rewind_to(folder: Path, step: int, best: int | None) -> None:
     """Prepare the checkpoints for resuming at a step: point `last` and `best` to the checkpoints of
     that time, and remove temporary files of a process that was killed while saving. Later
     checkpoints stay until they are overwritten or no longer kept."""
-    for entry in [*os.scandir(folder / "checkpoints")]:
-        if _STAGED.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
-            _remove(Path(entry.path))
-        elif _POINTER.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False):
-            os.unlink(entry.path)
+    staged, pointers = _leftovers(folder)
+    for path in staged:
+        _remove(path)
+    for path in pointers:
+        path.unlink()
     point(folder, "last", step)
     if best is None:
         (folder / "checkpoints" / "best").unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from runner.data import Split
 from runner.data.order import Chunk
 from runner.errors import RunError
 from runner.plan import Plan
-from runner.run.observer import Observer
+from runner.run.observer import Limit
 from runner.spec import Live, Report, TrainState
 from runner.text.console import Console
 
@@ -20,14 +20,13 @@ _NEAR_ZERO = 0.01  # of the first loss
 _MOST_ROWS = 10  # that a message lists
 
 
-class Fast(Observer):
+class Fast(Limit):
     """Ends the run after two updates, so that everything is executed: a whole run with all of its
     observers, the validation of one batch, a checkpoint, the picture."""
 
     cause = "debug"
 
     def __init__(self) -> None:
-        self.is_over = False
         self._num_updates = 0  # of this session
 
     def on_chunk(self, chunk: Chunk, report: Report, live: Live) -> bool:
@@ -36,7 +35,7 @@ class Fast(Observer):
         return not self.is_over
 
 
-class Overfit(Observer):
+class Overfit(Limit):
     """Ends the run when the loss of its only batch is near 0: at most 1 % of the first loss. Warns
     if the run ends before that."""
 
@@ -44,7 +43,6 @@ class Overfit(Observer):
 
     def __init__(self, plan: Plan, console: Console) -> None:
         self.console, self.lr = console, plan.config.optimizer.lr
-        self.is_over = False
         self._first: float | None = None
         self._last, self._step = 0.0, 0
 
@@ -76,7 +74,7 @@ class Overfit(Observer):
         self._first = numbers.get("overfit", {}).get("first_loss")
 
 
-class Anomaly(Observer):
+class Anomaly(Limit):
     """Ends the run as failed at the first update with a NaN or infinite loss or weight, and names
     the layer and the rows, or the weight, in which the first such value is.
 
@@ -85,7 +83,6 @@ class Anomaly(Observer):
     """
 
     cause = "debug"
-    is_over = False
 
     def __init__(self, plan: Plan, console: Console) -> None:
         self.plan, self.console = plan, console
@@ -96,8 +93,7 @@ class Anomaly(Observer):
             self._before = live.state()
 
     def examine(self, chunk: Chunk, report: Report, live: Live) -> None:
-        """Raise RunError if the chunk's only update has such a value. It comes before all other
-        work on the chunk."""
+        """Raise RunError if the chunk's only update has such a value."""
         loss, step = float(report.losses[0]), chunk.first_step
         if not np.isfinite(loss):
             raise RunError(f"debug=anomaly: the loss of update {step} is {loss}: {self._of(chunk)}")
@@ -149,7 +145,7 @@ def _rows(is_bad: np.ndarray, rows: np.ndarray) -> str:
     return f"in {len(found)} of {len(rows)} rows: training rows {listed}{more}"
 
 
-def observers(plan: Plan, console: Console, resumed: Mapping[str, Any] | None) -> list[Any]:
+def observers(plan: Plan, console: Console, resumed: Mapping[str, Any] | None) -> list[Limit]:
     """Return the observers of the config's `debug`, which may end the run."""
     if plan.config.debug == "fast":
         return [Fast()]

@@ -75,6 +75,16 @@ class Observer:
         checkpoint."""
 
 
+class Limit(Observer):
+    """Ends a run before its last update, or as failed, for a reason of its own."""
+
+    cause: str  # for result.json
+    is_over = False
+
+    def examine(self, chunk: Chunk, report: Report, live: Live) -> None:
+        """Called after each chunk, before any observer's on_chunk. It may raise RunError."""
+
+
 def label(observer: Observer) -> str:
     """Return the name of an observer's class; of a framework's callback, that of its class."""
     return type(getattr(observer, "native", observer)).__qualname__

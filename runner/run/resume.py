@@ -29,6 +29,7 @@ from runner.run.run_folder import read_json, records
 from runner.run.saved import config_of, data_of, refuse_links, set_keys
 from runner.run.time_limit import has_ended, trained_seconds
 from runner.schedules.extend import HOW, extended
+from runner.section import value_at
 from runner.spec import TrainState
 
 CHANGEABLE = marked("on_resume")  # all other keys determine the numbers of the run
@@ -86,9 +87,9 @@ def resume(folder: Path, overrides: Sequence[Override], given: Given = _NOTHING)
     values = set_keys(saved, key_overrides, (*CHANGEABLE, ON_EXTEND))
     parse(values)  # refuses a wrong value before it is used
     changes = {
-        key: (_value_of(saved, key), after)
+        key: (value_at(saved, key), after)
         for key in CHANGEABLE
-        if (after := _value_of(values, key)) != _value_of(saved, key)
+        if (after := value_at(values, key)) != value_at(saved, key)
     }
     which = values["checkpoint"] if "checkpoint" in changes else None
     state, numbers, damaged = (
@@ -306,9 +307,3 @@ def _check_shapes(
                 f"the checkpoint of {folder} does not fit its config: {kind} {name} is {a}, "
                 f"expected {b}"
             )
-
-
-def _value_of(values: Mapping[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        values = values[part]
-    return values

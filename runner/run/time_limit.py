@@ -1,16 +1,17 @@
 """End a run by the clock: trainer.max_time."""
 
 from collections.abc import Mapping
+from math import inf
 from time import monotonic
 from typing import Any
 
 from runner.config.times import seconds
 from runner.data.order import Chunk
-from runner.run.observer import Observer
+from runner.run.observer import Limit
 from runner.spec import Live, Report
 
 
-class TimeLimit(Observer):
+class TimeLimit(Limit):
     """Ends the run after the first chunk that ends at or after `max_time` of training.
 
     The clock counts as Lightning's Timer does: the training of all sessions of the run together.
@@ -23,10 +24,9 @@ class TimeLimit(Observer):
 
     def __init__(self, max_time: str | None, resumed: Mapping[str, Any] | None = None) -> None:
         """`resumed` is a checkpoint's state.json."""
-        self.max_time = max_time
+        self._limit = inf if max_time is None else seconds(max_time)
         self._began: float | None = None
         self._before = trained_seconds(resumed or {})  # of earlier sessions
-        self.is_over = False
 
     @property
     def elapsed(self) -> float:
@@ -38,8 +38,7 @@ class TimeLimit(Observer):
             self._began = monotonic()
 
     def on_chunk(self, chunk: Chunk, report: Report, live: Live) -> bool:
-        if self.max_time is not None:
-            self.is_over = self.elapsed >= seconds(self.max_time)
+        self.is_over = self.elapsed >= self._limit
         return not self.is_over
 
     def state(self) -> dict[str, Any]:

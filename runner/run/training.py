@@ -21,7 +21,7 @@ from runner.errors import IF_DIVERGED, RunError
 from runner.plan import Plan, add_rows, evaluate, rows
 from runner.run import debug
 from runner.run.checkpoints import Checkpoints
-from runner.run.observer import Epoch, Observer, label
+from runner.run.observer import Epoch, Limit, Observer, label
 from runner.run.position import Position
 from runner.run.progress import Progress
 from runner.run.records import BATCH_SIZE, Records
@@ -73,7 +73,7 @@ class Training:
         self._means = Means()
         self.stalls = Stalls(plan, console, resumed)
         self.time_limit = TimeLimit(plan.config.trainer.max_time, resumed)
-        self._limits = [self.time_limit, *debug.observers(plan, console, resumed)]
+        self._limits: list[Limit] = [self.time_limit, *debug.observers(plan, console, resumed)]
         if resumed is not None:
             self.best, self.metrics, self.step = (
                 resumed["best"],
@@ -127,7 +127,7 @@ class Training:
             return "early_stopping"
         for limit in self._limits:
             if limit.is_over:
-                return str(limit.cause)
+                return limit.cause
         return self._ended_by if self.signals.received is None else None
 
     def result(self) -> dict[str, Any]:
@@ -154,8 +154,7 @@ class Training:
             sizes = np.full(chunk.num_steps, order.segment(chunk.first_step).batch_size)
             report = replace(report, applied={**report.applied, BATCH_SIZE: sizes})
         for limit in self._limits:
-            if isinstance(limit, debug.Anomaly):
-                limit.examine(chunk, report, live)
+            limit.examine(chunk, report, live)
         self._count(chunk, report)
         several, shown = self.plan.network.outputs, self._shown(live)
         if several is not None and report.outputs is not None:

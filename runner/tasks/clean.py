@@ -16,7 +16,7 @@ from runner.report import ledger
 from runner.report.ledger import Entry
 from runner.run import checkpoint, run_folder
 from runner.run.saved import refuse_links
-from runner.tasks.list_runs import size
+from runner.tasks.list_runs import aligned, size
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,4 @@ def _is_folder(path: Path) -> bool:
 
 
 def _table(found: Sequence[Removal]) -> list[str]:
-    cells = [(r.kind, size(r.bytes), r.what, str(r.entry.folder)) for r in found]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)] if cells else []
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+    return aligned([(r.kind, size(r.bytes), r.what, str(r.entry.folder)) for r in found])

@@ -1,6 +1,6 @@
 """task=list: print the runs below output.root as a table, or as JSON. It imports no framework."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from runner.errors import printable
@@ -40,16 +40,21 @@ def table(rows: Sequence[Entry]) -> list[str]:
         metrics = (f"{row.metrics[name]:.4f}" if name in row.metrics else "-" for name in shown)
         known = ("-" if (cell := row.value(name)) is None else str(cell) for name in columns)
         cells.append([row.date, *known, *metrics, size(row.bytes), str(row.folder)])
-    cells = [[printable(cell) for cell in line] for line in cells]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    numbers = {"seed", "steps", "size", *shown}
-    is_number = [name in numbers for name in cells[0]]
+    return aligned(
+        [[printable(cell) for cell in line] for line in cells],
+        {i for i, name in enumerate(cells[0]) if name in ("seed", "steps", "size", *shown)},
+    )
+
+
+def aligned(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> list[str]:
+    """Format rows of cells as columns; those at the positions `numbers` are aligned right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, is_number, strict=True)
+            cell.rjust(width) if i in numbers else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for line in cells
+        for row in rows
     ]
 
 

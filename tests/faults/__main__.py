@@ -110,7 +110,8 @@ def survive(
         say(f"{backend}  {fault}: {len(found)} of {len(found) + len(failures) - before} survived")
         return found
 
-    hits = each("kill", lambda folder, i: rows.kill(folder, backend, draw, expected, i))
+    command = rows.command(backend)
+    hits = each("kill", lambda folder, i: rows.kill(folder, backend, command, draw, expected, i))
     if hits:
         say(f"{backend}  kill: {sum(hits)} of them inside a save")
     if "kill_own" in trials:
@@ -122,7 +123,9 @@ def survive(
         come_to.append(rows.uninterrupted(here / "tuned", own[1]))
         hits = each(
             "kill_own",
-            lambda folder, i: rows.kill_own(folder, backend, own[i % 2], draw, come_to[i % 2], i),
+            lambda folder, i: rows.kill(
+                folder, backend, own[i % 2], draw, come_to[i % 2], i, rows.TRUST
+            ),
         )
         say(f"{backend}  kill_own: {sum(hits)} of them inside a save")
     hits = each("kill_at_end", lambda folder, i: rows.kill_at_end(folder, backend, expected))

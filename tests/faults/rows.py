@@ -125,27 +125,6 @@ def _goes_on(here: Path, folder: Path, backend: str, expected: dict[str, str], *
 
 
 def kill(
-    here: Path, backend: str, draw: random.Random, expected: dict[str, str], number: int
-) -> bool:
-    """kill -9 at a random moment, every third time while a checkpoint is being written; the rest
-    gives the same bits. True if it hit a save."""
-    said = command(backend)
-    return _killed(here, backend, said, draw, expected, number)
-
-
-def kill_own(
-    here: Path,
-    backend: str,
-    said: list[str],
-    draw: random.Random,
-    expected: dict[str, str],
-    number: int,
-) -> bool:
-    """The same of a run with a model of the user's own."""
-    return _killed(here, backend, said, draw, expected, number, TRUST)
-
-
-def _killed(
     here: Path,
     backend: str,
     said: list[str],
@@ -154,6 +133,8 @@ def _killed(
     number: int,
     *more: str,
 ) -> bool:
+    """kill -9 at a random moment, every third time while a checkpoint is being written; the rest,
+    which is resumed with `more`, gives the same bits. True if it hit a save."""
     child, folder, log = _begun(here, said, draw, while_saving=number % 3 == 0)
     os.kill(child, signal.SIGKILL)
     wait(child, log)

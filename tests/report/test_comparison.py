@@ -414,7 +414,7 @@ def test_bit_identical_runs_are_called_the_same_run(
 def test_the_answer_has_each_difference_with_its_interval_and_what_it_is_corrected_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By scipy: the interval of the paired difference; and the seeds on which it was better."""
+    """SciPy gives the interval of the paired difference. The seeds on which it was better count."""
     values = {
         "schedule=linear": [0.48, 0.51, 0.50, 0.47],
         "schedule=cosine": [0.49, 0.50, 0.52, 0.48],

@@ -154,7 +154,7 @@ def test_sizes_have_decimal_units(num_bytes: int, text: str) -> None:
 def test_the_runs_that_meet_conditions_are_compared(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the folders or without: a run that has not ended, or is damaged, is one of them."""
+    """The folders may be given or not. A run that has not ended, or is damaged, is one of them."""
     (write_run(root / "runs", ["schedule=step"], 4) / "result.json").unlink()
     compared: list[list[int]] = []
 

@@ -392,7 +392,7 @@ def test_a_difference_of_two_deviations_is_found_with_the_seeds_that_the_calcula
 
 
 def test_two_one_sided_tests_of_a_margin() -> None:
-    """By scipy's one-sided tests; with Holm's correction over the three pairs."""
+    """SciPy's one-sided tests give p, with Holm's correction over the three pairs."""
     draw = np.random.default_rng(1)
     rows = {name: draw.normal(mean, 0.01, 8) for name, mean in (("a", 0), ("b", 0.004), ("c", 0.1))}
     groups = {name: dict(enumerate(values)) for name, values in rows.items()}

@@ -15,18 +15,20 @@ from runner.data.order import Order, one_batch
 from runner.errors import ConfigError, RunError
 from runner.run.debug import Anomaly
 from runner.spec import TrainState
-from tests.command_line import BACKENDS, forked, loss_and_accuracy, mlp
-from tests.rows import slow_but
+from tests.command_line import forked, loss_and_accuracy, mlp
 from tests.training import prepare
 
 
-@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
-def test_fast_makes_two_updates_and_validates_one_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
-) -> None:
-    """The schedule is that of the whole run."""
+@pytest.fixture
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    """Import the backend here, then go to a folder of the test's own."""
     dispatcher.load(backend)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("in_a_folder")
+def test_fast_makes_two_updates_and_validates_one_batch(backend: str) -> None:
+    """The schedule is that of the whole run."""
     line = f"backend={backend} device=cpu schedule=linear trainer.batch_size=100"
     run = runner.train(f"{line} debug=fast", quiet=True)
     assert (run.status, run.result["steps"], run.result["stopped_by"]) == ("completed", 2, "debug")
@@ -67,7 +69,6 @@ def shuffled(outputs, batch):
 }
 
 
-@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_overfit_fits_one_batch_and_warns_of_labels_that_are_shuffled_within_it(
     tmp_path: Path, backend: str
 ) -> None:
@@ -138,13 +139,9 @@ class Net(keras.Model):
 }
 
 
-@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
-def test_anomaly_names_the_layer_the_update_and_the_row_of_a_planted_nan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
-) -> None:
+@pytest.mark.usefixtures("in_a_folder")
+def test_anomaly_names_the_layer_the_update_and_the_row_of_a_planted_nan(backend: str) -> None:
     """A layer is NaN for the row with the largest sum, which the order has in a known update."""
-    dispatcher.load(backend)
-    monkeypatch.chdir(tmp_path)
     prepared = prepare(["device=cpu"])
     sums = np.asarray(prepared.data.train.x, np.float32).sum(1)
     row, limit = int(sums.argmax()), float(np.sort(sums)[-2:].mean())
