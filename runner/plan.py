@@ -24,6 +24,7 @@ from runner.data.dataset import Task, check_range
 from runner.data.files import without_unscaled
 from runner.data.iterable import Reader
 from runner.data.masking import masked
+from runner.data.mixing import Mixing, mixed, mixing_of
 from runner.data.order import Chunks, InOrder, Order, begun, one_batch, segments
 from runner.data.source import Batch, Field
 from runner.dispatcher import BACKENDS
@@ -70,7 +71,7 @@ class Plan:
     def train_columns(self) -> list[str]:
         """Return the columns of metrics.csv that are measured on the training rows."""
         by_row = [name for name, metric in self.metrics.items() if metric.by_row]
-        by_row = [] if self.data.positions else by_row
+        by_row = by_row if self.keeps_train_outputs else []
         return [*(f"train/{name}" for name in ("loss", *by_row)), *self.built.train_columns]
 
     def val_columns(self) -> list[str]:
@@ -167,7 +168,7 @@ class Plan:
             **vars(model),
             fields=fields,
             streamed=streamed,
-            loss=self.loss,
+            loss=self.loss if self.mixing is None else losses.of_mixed(self.loss),
             optimizer=self.config.optimizer,
             tables=self.tables(),
             groups=self.groups,
@@ -321,9 +322,9 @@ class Plan:
 
     @property
     def keeps_train_outputs(self) -> bool:
-        """True if the outputs of the training rows are needed. For labels at positions, they are
-        not: the loss of an epoch is the mean of its updates' losses."""
-        return self.keeps_outputs and not self.data.positions
+        """True if the outputs of the training rows are needed. For labels at positions and mixed
+        rows, they are not: the loss of an epoch is the mean of its updates' losses."""
+        return self.keeps_outputs and not self.data.positions and self.mixing is None
 
     def batches(self, split: Split) -> Iterator[Batch]:
         """Yield the fields of a split in order, as in training, for the backend's `measure`. New
@@ -366,9 +367,12 @@ class Plan:
             kinds = {"x": self.model.input_dtype, "y": np.dtype(np.int64)}
             fields = self.data.train.fields
             return {name: Field(fields[name].shape, kind) for name, kind in kinds.items()}
-        if not self.data.streams and self.augment is None:
+        if not self.data.streams and self.augment is None and self.mixing is None:
             return {}
         x = {"x": Field(self.network.input_shape, self.model.input_dtype)}
+        if self.mixing is not None:
+            y = self._train_targets(np.arange(1))
+            return {**x, "y": Field(y.shape[1:], y.dtype)}
         moves_labels = self.augment is not None and bool(self.data.positions)
         return {**x, "y": Field(self.data.positions, np.dtype(np.int64))} if moves_labels else x
 
@@ -377,23 +381,50 @@ class Plan:
         """The random changes of the training images; None if there are none."""
         return augment_of(self.config)
 
+    @property
+    def mixing(self) -> Mixing | None:
+        """How training rows are mixed in pairs; None if they are not."""
+        return mixing_of(self.config.data)
+
     @cached_property
     def _train_x(self) -> np.ndarray:
-        """The training images in memory, in the run's dtype, before they are augmented."""
+        """The training rows in memory, in the run's dtype, before they are augmented or mixed."""
         return np.ascontiguousarray(self.data.train.x, dtype=self.model.dtype)
+
+    def _train_targets(self, rows: np.ndarray) -> np.ndarray:
+        """Return the targets of training rows as numbers that can be mixed.  # dtype[n, C]"""
+        y, num_classes = self.data.train.y[rows], len(self.data.classes)
+        return losses.soft_targets(self.loss, y, num_classes, self.model.dtype)
+
+    def _augmented(self, rows: np.ndarray, epoch: int) -> Batch:
+        """Read training rows in memory, and change the images at random. Labels at pixels move with
+        them."""
+        if self.augment is None:
+            return {"x": self._train_x[rows]}
+        images, num, seed = self._train_x[rows], len(self.data.train), self.config.seed
+        black, scaling = np.zeros(images.shape[-1]), self.data.x_scaling
+        black = scaling.apply(black) if scaling else black
+        change = partial(augmented, rows=rows, num_rows=num, seed=seed, epoch=epoch)
+        moved = {"x": change(images, self.augment, black)}
+        if self.data.positions:
+            labels = self.data.train.y[rows][..., None]
+            moved["y"] = change(labels, self.augment, np.zeros(1))[..., 0]
+        return moved
+
+    def _mixed(self, mixing: Mixing, rows: np.ndarray, epoch: int) -> Batch:
+        """Read training rows, mixed with their partners."""
+        num, seed = len(self.data.train), self.config.seed
+        how = mixed(mixing, self.data.input_shape, rows, num, seed, epoch)
+        x, other = (self._augmented(which, epoch)["x"] for which in (rows, how.partners))
+        y, other_y = (self._train_targets(which) for which in (rows, how.partners))
+        return {"x": how.of(x, other), "y": how.targets(y, other_y)}
 
     def _read(self, rows: np.ndarray, epoch: int) -> Batch:
         """Read the streamed fields of some training rows.  # int64[n] -> [n, ...] each"""
+        if self.mixing is not None:
+            return self._mixed(self.mixing, rows, epoch)
         if self.augment is not None:
-            images, num, seed = self._train_x[rows], len(self.data.train), self.config.seed
-            black, scaling = np.zeros(images.shape[-1]), self.data.x_scaling
-            black = scaling.apply(black) if scaling else black
-            change = partial(augmented, rows=rows, num_rows=num, seed=seed, epoch=epoch)
-            moved = {"x": change(images, self.augment, black)}
-            if self.data.positions:
-                labels = self.data.train.y[rows][..., None]
-                moved["y"] = change(labels, self.augment, np.zeros(1))[..., 0]
-            return moved
+            return self._augmented(rows, epoch)
         if self.data.stream is not None:
             return self._converted(self.reader.read(len(rows) // self.order.rows_per_step))
         batch, fields = self.data.train.read(rows), self._streamed.items()
@@ -446,11 +477,14 @@ def plan(
     if data is None:
         data = _data(config, like)
     _check_augment(config, data)
+    _check_mixing(config, data)
     _check_twin(config)
     loss = _loss(config, data)
     example = _example(config, data)
     model = model_spec(config, shapes_of(data), example)
     loss = _weighted_or_own(config, loss, data, model, example)
+    if mixing_of(config.data) is not None:
+        losses.of_mixed(loss)  # refuses those without such targets
     check_devices(config, data, model.network)
     order = _debugged(config, data, _order(config, data))
     clock = _clock(order, data, model)
@@ -683,6 +717,39 @@ def _check_augment(config: Config, data: Dataset) -> None:
         )
 
 
+def _check_mixing(config: Config, data: Dataset) -> None:
+    """Refuse to mix rows that are not in memory, are no numbers, or have no target that can be
+    mixed."""
+    mixing = mixing_of(config.data)
+    if mixing is None:
+        return
+    key = "data.mixup" if mixing.mixup is not None else "data.cutmix"
+    reasons = {
+        "has token ids or categories, which cannot be mixed": data.num_tokens > 0,
+        "has a label at each position": bool(data.positions),
+        "has weights of rows": data.train.weight is not None,
+        "reads rows while training": data.streams or data.stream is not None,
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise ConfigError(f"{key} must be null for data={config.data.name}, which {reason}")
+    if config.debug == "overfit":
+        raise ConfigError(
+            f"debug=overfit needs {key}=null, since the loss of mixed targets does not reach 0"
+        )
+    if mixing.cutmix is None:
+        return
+    if data.task == "regression":
+        raise ConfigError(
+            "data.cutmix needs labels, and this data has targets; data.mixup mixes targets"
+        )
+    if len(data.input_shape) != 3:
+        hint = "; data.images=true makes them images" if data.image_shape else ""
+        raise ConfigError(
+            f"data.cutmix needs rows that are images, [H, W, C], got {list(data.input_shape)}{hint}"
+        )
+
+
 def _check_debug(config: Config) -> None:
     """Refuse debug=anomaly where layers are not the framework's, or in other processes."""
     if config.debug != "anomaly":
@@ -840,6 +907,11 @@ def _refuse_exact(config: Config, data: Dataset) -> None:
         raise ConfigError(
             "data.augment is not supported with trainer.precision=exact; leave it out"
         )
+    for key in ("mixup", "cutmix"):
+        if getattr(config.data, key, None) is not None:
+            raise ConfigError(
+                f"data.{key} is not supported with trainer.precision=exact; set it to null"
+            )
     if data.overlaps:
         raise ConfigError(
             "data.stride is not supported with trainer.precision=exact; set it to null"

@@ -58,7 +58,8 @@ def train(
     or other ones; stop at the chunk that ends `stop_after`."""
     prepared = prepare(overrides)
     spec: RunSpec = prepared.run_spec()
-    if prepared.data.positions:  # a run does not need these outputs; the suites compare them
+    # a run does not need these outputs; the suites compare them
+    if prepared.data.positions or prepared.mixing is not None:
         spec = replace(spec, keeps_outputs=True)
     spec = spec if tables is None else replace(spec, tables=tables)
     start = start or first(prepared)

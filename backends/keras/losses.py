@@ -32,6 +32,8 @@ def build(loss: Any, has_weights: bool = False) -> Callable[..., Any]:
             return lambda z, y: _cross_entropy(z, y, loss.label_smoothing)
         case "masked_tokens":
             return _masked_tokens
+        case "soft_cross_entropy":  # TensorFlow's kernel takes only targets with the sum 1
+            return lambda z, y: -tf.reduce_mean(tf.reduce_sum(y * tf.nn.log_softmax(z), axis=-1))
         case "binary_cross_entropy" if has_one_mean:
             return lambda z, y: tf.reduce_mean(
                 tf.nn.sigmoid_cross_entropy_with_logits(labels=y, logits=z)

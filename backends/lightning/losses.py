@@ -29,6 +29,8 @@ def build(loss: Any, has_weights: bool = False) -> Callable[..., Tensor]:
             )
         case "masked_tokens":
             return lambda z, y: F.cross_entropy(z.flatten(0, -2), y.flatten(), ignore_index=-1)
+        case "soft_cross_entropy":
+            return lambda z, y: -(y * F.log_softmax(z, -1)).sum(-1).mean()
         case "binary_cross_entropy" if has_kernel:
             return F.binary_cross_entropy_with_logits
         case "mean_squared_error":

@@ -142,6 +142,18 @@ class MaskedTokens(Section):
         return by_row(-log_p, y)
 
 
+class SoftCrossEntropy(Section):
+    """- sum_c t_c log softmax(z)_c for targets t float[N, C] of `soft_targets`: the cross-entropy
+    of training rows that are mixed. A config has cross_entropy for it, with data.mixup or
+    data.cutmix."""
+
+    name: Literal["soft_cross_entropy"]
+
+    def rows(self, z: Array, y: Array) -> Array:
+        rows: Array = -np.sum(y * log_softmax(z), axis=-1)
+        return rows
+
+
 class MeanSquaredError(Section):
     """The mean over outputs of (z - y)^2."""
 
@@ -299,6 +311,38 @@ def of_masked(loss: Any) -> Any:
             f"class_weights with data.mask_rate, got {loss.name}"
         )
     return MaskedTokens(name="masked_tokens")
+
+
+def of_mixed(loss: Any) -> Any:
+    """Return the loss of training rows that are mixed in pairs, for the targets of
+    `soft_targets`."""
+    if loss.name == "cross_entropy":
+        return SoftCrossEntropy(name="soft_cross_entropy")
+    if loss.name in ("focal", "custom", "model"):
+        own = "a model that computes its own loss" if loss.name == "model" else f"loss={loss.name}"
+        raise ConfigError(
+            f"data.mixup and data.cutmix must be null for {own}, which takes no mixed targets"
+        )
+    if getattr(loss, "class_weights", None) is not None:
+        raise ConfigError(
+            f"loss.class_weights must be null for loss={loss.name} with data.mixup or data.cutmix"
+        )
+    return loss
+
+
+def soft_targets(loss: Any, y: Array, num_classes: int, dtype: np.dtype) -> Array:
+    """Convert y to numbers of which the loss of `of_mixed` is a linear function, so that the loss
+    of a mixed target is the mixed loss.
+
+    For cross_entropy with class weights w and label smoothing s, t_c = w_y ((1 - s) one_hot(y)_c +
+    s / C). Other targets are those of the loss.  # dtype[N, C]
+    """
+    if loss.name != "cross_entropy":
+        return targets(loss, y, dtype)
+    smoothing = loss.label_smoothing
+    one_hot = y[:, None] == np.arange(num_classes)
+    rows = (1 - smoothing) * one_hot + smoothing / num_classes
+    return (rows * np.reshape(loss.row_weights(y), (-1, 1))).astype(dtype)
 
 
 def num_outputs(loss: Any, task: str, num_classes: int, num_targets: int) -> int:

@@ -22,6 +22,7 @@ from runner.data.dataset import (
 from runner.data.files import Rows, as_float, as_targets, as_text, numbers_as_labels, unscaled
 from runner.data.iterable import Batched, Items, Stream, is_batched, is_iterable
 from runner.data.mapped import MapStyle, is_map_style
+from runner.data.mixing import Alpha
 from runner.data.splits import SPLITS, named_splits
 from runner.data.stream import StreamedRows
 from runner.errors import ConfigError, one_line, show
@@ -191,6 +192,8 @@ class Passed(Rows):
     inputs: str | list[str] | None
     target: str | None
     memory_mb: Count | None
+    mixup: Alpha
+    cutmix: Alpha
 
     def dataset(self, given: Given) -> Dataset:
         """Check the rows and split them."""

@@ -18,6 +18,7 @@ from runner.data.capacity import memory
 from runner.data.dataset import Dataset, Scaling, Split, fit_scaling
 from runner.data.files import unscaled
 from runner.data.folders import Folder, Media, each
+from runner.data.mixing import Alpha
 from runner.data.splits import SPLITS
 from runner.errors import ConfigError, one_line, show_path
 from runner.schedules.dialects.calls import SentenceError
@@ -92,6 +93,8 @@ class AudioFolder(Folder):
     num_mfcc: Size
     standardize: bool
     images: Literal["auto"] | bool
+    mixup: Alpha
+    cutmix: Alpha
 
     @model_validator(mode="after")
     def _agree(self) -> "AudioFolder":

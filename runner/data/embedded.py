@@ -10,6 +10,7 @@ import numpy as np
 
 from runner.data.augment import Augment
 from runner.data.dataset import Dataset, split_rows, standardize
+from runner.data.mixing import Alpha
 from runner.errors import ConfigError
 from runner.section import Section
 
@@ -35,6 +36,8 @@ class Digits(Section):
     name: Literal["digits"]
     images: Literal["auto"] | bool
     augment: Augment
+    mixup: Alpha
+    cutmix: Alpha
 
     def load(self) -> Dataset:
         rows = np.loadtxt(_file("digits.csv.gz"), delimiter=",")

@@ -22,6 +22,7 @@ from runner.data.dataset import (
     standardize,
     take,
 )
+from runner.data.mixing import Alpha
 from runner.data.splits import Splits, with_own_rows
 from runner.errors import ConfigError, listed, one_line, show, show_path
 from runner.section import Mark
@@ -142,6 +143,8 @@ class NPZ(_File):
     channels: Channels
     weight: str | None
     augment: Augment
+    mixup: Alpha
+    cutmix: Alpha
 
     def load(self) -> Dataset:
         path = regular_file(self.path)

@@ -19,6 +19,7 @@ from runner.data.capacity import memory
 from runner.data.dataset import Dataset, Scaling, Split
 from runner.data.files import unscaled
 from runner.data.folders import Folder, Media, each
+from runner.data.mixing import Alpha
 from runner.data.splits import SPLITS
 from runner.errors import ConfigError, one_line, show_path
 
@@ -62,6 +63,8 @@ class ImageFolder(Folder):
     color: Color
     scaling: Literal["unit", "none", "standardize"]
     augment: Augment
+    mixup: Alpha
+    cutmix: Alpha
 
     def new_rows(
         self, files: Sequence[Path], description: Mapping[str, Any]

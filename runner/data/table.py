@@ -24,6 +24,7 @@ from runner.data.files import (
     numbers_as_labels,
     regular_file,
 )
+from runner.data.mixing import Alpha
 from runner.data.splits import SPLITS, Parts, Splits
 from runner.data.table_files import SEPARATORS, TableFile
 from runner.data.transforms import Missing, Transform
@@ -84,6 +85,8 @@ class Columns(Splits):
     time: str | None
     weight: str | None
     standardize: bool
+    mixup: Alpha
+    cutmix: Alpha
 
     def of(self, section: type[_Other], **keys: Any) -> _Other:
         """Return a section with these columns and other rows."""

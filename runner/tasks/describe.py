@@ -12,6 +12,7 @@ from runner.config.schema import Config
 from runner.data import Dataset, load
 from runner.data.audio import AudioFolder
 from runner.data.masking import num_masked
+from runner.data.mixing import mixing_of
 from runner.data.originals import Original, originals
 from runner.data.splits import SPLITS
 from runner.data.summary import Column, Summary, summarize
@@ -86,6 +87,10 @@ def _keys(section: Any, data: Dataset) -> list[str]:
     if augment is not None and augment.is_on:
         changes = ", ".join(f"data.augment.{key}={show(value)}" for key, value in augment if value)
         lines.append(f"augment  {changes}: other changes of the training images in each epoch")
+    mixing = mixing_of(section)
+    if mixing is not None:
+        kinds = ", ".join(f"data.{k}={show(v)}" for k, v in vars(mixing).items() if v is not None)
+        lines.append(f"mixed    {kinds}: each training row with another one in each epoch")
     return lines
 
 

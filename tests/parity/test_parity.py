@@ -493,6 +493,10 @@ LOSSES_WITHOUT_EXACT_FORM = {
         "loss=focal", "loss.alpha=null", "loss.gamma=0.5", "loss.class_weights=balanced",
     ],
     "focal_of_tokens": [*LAYERS["tokens"], "loss=focal", "loss.gamma=1"],
+    "mixed": [
+        "data.mixup=0.4", "data.cutmix=1", IMAGES, "data.augment.flip=true", "model=cnn",
+        "loss=cross_entropy", "loss.class_weights=balanced", "loss.label_smoothing=0.1",
+    ],
 }  # fmt: skip
 SHORT = {
     "short_batches": ["trainer.batch_size=48"],
