@@ -383,7 +383,7 @@ class Plan:
 
     @property
     def mixing(self) -> Mixing | None:
-        """How training rows are mixed in pairs; None if they are not."""
+        """The mixing of training rows in pairs; None without it."""
         return mixing_of(self.config.data)
 
     @cached_property
@@ -477,14 +477,12 @@ def plan(
     if data is None:
         data = _data(config, like)
     _check_augment(config, data)
-    _check_mixing(config, data)
     _check_twin(config)
     loss = _loss(config, data)
     example = _example(config, data)
     model = model_spec(config, shapes_of(data), example)
     loss = _weighted_or_own(config, loss, data, model, example)
-    if mixing_of(config.data) is not None:
-        losses.of_mixed(loss)  # refuses those without such targets
+    _check_mixing(config, data, loss)
     check_devices(config, data, model.network)
     order = _debugged(config, data, _order(config, data))
     clock = _clock(order, data, model)
@@ -717,7 +715,7 @@ def _check_augment(config: Config, data: Dataset) -> None:
         )
 
 
-def _check_mixing(config: Config, data: Dataset) -> None:
+def _check_mixing(config: Config, data: Dataset, loss: Any) -> None:
     """Refuse to mix rows that are not in memory, are no numbers, or have no target that can be
     mixed."""
     mixing = mixing_of(config.data)
@@ -737,6 +735,7 @@ def _check_mixing(config: Config, data: Dataset) -> None:
         raise ConfigError(
             f"debug=overfit needs {key}=null, since the loss of mixed targets does not reach 0"
         )
+    losses.of_mixed(loss)  # refuses those without such targets
     if mixing.cutmix is None:
         return
     if data.task == "regression":
