@@ -479,10 +479,10 @@ def plan(
     _check_augment(config, data)
     _check_twin(config)
     loss = _loss(config, data)
+    _check_mixing(config, data, loss)
     example = _example(config, data)
     model = model_spec(config, shapes_of(data), example)
     loss = _weighted_or_own(config, loss, data, model, example)
-    _check_mixing(config, data, loss)
     check_devices(config, data, model.network)
     order = _debugged(config, data, _order(config, data))
     clock = _clock(order, data, model)
@@ -572,7 +572,9 @@ def _weighted_or_own(
             raise ConfigError(
                 "trainer.compile must be false for a model that computes its own loss, got true"
             )
-        return losses.Model(name="model")
+        own = losses.Model(name="model")
+        _check_mixing(config, data, own)
+        return own
     if loss.name == "custom":
         if config.trainer.precision == "exact":
             raise ConfigError(
