@@ -16,13 +16,15 @@ from backends.keras.average import swapped
 from backends.keras.schedule import TableLR
 from runner.components import layers as spec
 from runner.components.layers import Pads, Window
-from runner.components.optimizers import AVERAGE_WEIGHTS
+from runner.components.optimizers import AVERAGE_WEIGHTS, BASE_WEIGHTS
 from runner.exact import gradient, optimizers, self_test
+from runner.exact.hyperparameters import Hyperparameters
 from runner.exact.layers import Pass
 from runner.exact.network import Layout, forward
 from runner.exact.primitives import Place, Together
 from runner.exact.reference import sliding
-from runner.exact.rules import TINY, finite, r
+from runner.exact.rules import TINY, r
+from runner.exact.state import StateLayout, evaluated
 from runner.exact.tables import table
 from runner.spec import RunSpec, TrainState
 
@@ -281,15 +283,16 @@ class Optimizer(keras.optimizers.Optimizer):
         self, run: RunSpec, network: Network, schedule: TableLR, start: TrainState
     ) -> None:
         super().__init__(learning_rate=schedule, name=run.optimizer.name)
-        self.spec, self.o, self.layout = run.optimizer, network.o, network.layout
-        self.scheduled = [*run.scheduled]
+        self.spec, self.o, self.scheduled = run.optimizer, network.o, [*run.scheduled]
         self.build([network.weights_vector])
         tables = optimizers.tables_of(run)
+        layout = StateLayout.of(network.layout, start.slots)
         self.memory = SimpleNamespace(
             schedule=schedule,
+            layout=layout,
             slots={
-                slot: self.add_variable((self.layout.size,), dtype="float64", name=slot)
-                for slot in start.slots
+                slot: self.add_variable((part.size,), dtype="float64", name=slot)
+                for slot, part in layout.slots.items()
             },
             # variables: a large constant would be slow to trace
             tables={
@@ -307,12 +310,13 @@ class Optimizer(keras.optimizers.Optimizer):
 
     def load_slots(self, start: TrainState) -> None:
         self.iterations.assign(start.step)
-        for slot, values in start.slots.items():
-            self.memory.slots[slot].assign(r(self.layout.pack(values)))
+        for slot, values in self.memory.layout.pack(start.slots).items():
+            self.memory.slots[slot].assign(values)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         step, table = self.iterations.value, self.memory.schedule
-        h = optimizers.Hyperparameters(
+        parts = self.memory.layout.weights.parts
+        h = Hyperparameters(
             self.o,
             self.spec,
             {name: table.at(name, step) for name in self.scheduled},
@@ -320,11 +324,11 @@ class Optimizer(keras.optimizers.Optimizer):
         )
         weights, new_slots = optimizers.update_all(
             h,
-            self.layout,
+            self.memory.layout,
             tf.convert_to_tensor(variable),
             tf.convert_to_tensor(gradient),
             {slot: tf.convert_to_tensor(value) for slot, value in self.memory.slots.items()},
-            [tf.cast(table.at(group.rate, step), tf.float64) for group, _ in self.layout.parts],
+            [tf.cast(table.at(group.rate, step), tf.float64) for group, _ in parts],
         )
         variable.assign(weights)
         for slot, value in new_slots.items():
@@ -344,7 +348,7 @@ class Engine:
         self.run, self.network, self.dropout_state = run, model.get_layer("network"), dropout_state
         self.network.layout = Layout.of(run.network, run.groups)
         self.network.o = TensorFlow(dropout_state.together)
-        self.network.load(start)
+        self.network.load(start.for_training())
         self_test.check(run.device, self._run_self_test)
         self.schedule = TableLR(run)
         self.optimizer = Optimizer(run, self.network, self.schedule, start)
@@ -358,13 +362,18 @@ class Engine:
         """Start another run that can use the same compiled functions."""
         self.run = run
         self.dropout_state.seed.assign(run.seed)
-        self.network.load(start)
+        self.network.load(start.for_training())
         self.schedule.use(run.tables)
         self.optimizer.start(run, start)
 
     def evaluation(self) -> AbstractContextManager[None]:
-        """Return a context for predictions; the weights are the same."""
-        return nullcontext()
+        """Return a context in which the network has its weights for evaluation."""
+        slots, network = self.optimizer.memory.slots, self.network
+        if BASE_WEIGHTS not in slots:
+            return nullcontext()
+        y, z = (tf.convert_to_tensor(v) for v in (network.weights_vector, slots[BASE_WEIGHTS]))
+        x = evaluated(network.o, self.run.optimizer, y, z)
+        return swapped({"weights": network.weights_vector}, {"weights": x})
 
     def averaged(self) -> AbstractContextManager[None]:
         """Return a context in which the network has the average of the weights."""
@@ -410,14 +419,11 @@ class Engine:
 
     def state(self, step: int) -> TrainState:
         n = self.network
-        weights = np.array(n.weights_vector)
-        finite(weights)
-        return TrainState(
+        memory = self.optimizer.memory
+        return memory.layout.state(
+            self.run.optimizer,
             step,
-            n.layout.unpack(weights),
-            {
-                slot: n.layout.unpack(np.array(value))
-                for slot, value in self.optimizer.memory.slots.items()
-            },
+            np.array(n.weights_vector),
+            {slot: np.array(value) for slot, value in memory.slots.items()},
             {name: np.array(value, np.float32) for name, value in n.statistics.items()},
         )

@@ -15,14 +15,16 @@ from backends.lightning import distributed, layers
 from backends.lightning.average import swapped
 from backends.lightning.schedule import hyperparameters, read
 from runner.components.layers import Pads, Window
-from runner.components.optimizers import AVERAGE_WEIGHTS, Group
+from runner.components.optimizers import AVERAGE_WEIGHTS, BASE_WEIGHTS, Group
 from runner.errors import IF_DIVERGED, RunError
 from runner.exact import gradient, optimizers, self_test
+from runner.exact.hyperparameters import Hyperparameters
 from runner.exact.layers import Pass
 from runner.exact.network import Layout, forward
 from runner.exact.primitives import Place, Together
 from runner.exact.reference import positions, sliding
-from runner.exact.rules import TINY, finite
+from runner.exact.rules import TINY
+from runner.exact.state import StateLayout, evaluated
 from runner.exact.tables import table
 from runner.random import layer_key
 from runner.spec import ModelSpec, RunSpec, TrainState
@@ -246,6 +248,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init__(self, run: RunSpec, network: Network, start: TrainState) -> None:
         parts, hyper = network.layout.parts, hyperparameters(run.optimizer)
+        size = network.layout.size
         groups = [
             {
                 **hyper,
@@ -259,13 +262,21 @@ class Optimizer(torch.optim.Optimizer):
         self.spec, self.network, self.scheduled = run.optimizer, network, [*run.scheduled]
         self.tables = optimizers.tables_of(run)
         self.num_updates = start.step
-        o, layout = network.o, network.layout
-        self.slots = {
-            slot: o.r(o.constant(layout.pack(values))) for slot, values in start.slots.items()
-        }
+        self.layout = StateLayout.of(network.layout, start.slots)
+        packed = self.layout.pack(start.slots)
+        self.slots = {slot: network.o.constant(values) for slot, values in packed.items()}
+        # what an update changes together: the unit, and views of its weights and slots
+        self.units = [
+            (
+                unit,
+                network.weights.data[unit.weights],
+                {slot: self.slots[slot][part] for slot, part in unit.slots.items()},
+            )
+            for unit in self.layout.units(run.optimizer, _SLICE)
+        ]
         for group, (_, part) in zip(self.param_groups, parts, strict=True):
             self.state[group["params"][0]] = {
-                slot: value[part] for slot, value in self.slots.items()
+                slot: value[part] for slot, value in self.slots.items() if len(value) == size
             }
 
     @torch.no_grad()
@@ -276,24 +287,23 @@ class Optimizer(torch.optim.Optimizer):
         """Make one update without torch's wrapper around `step`. The caller must disable
         autograd."""
         gradients: Any = self.network.weights.grad
-        h = optimizers.Hyperparameters(
+        h = Hyperparameters(
             self.network.o,
             self.spec,
             {name: read(self.param_groups[0], name) for name in self.scheduled},
             {name: float(values[self.num_updates]) for name, values in self.tables.items()},
         )
-        parts = self.network.layout.parts
-        for native, (group, part) in zip(self.param_groups, parts, strict=True):
-            (weights,) = native["params"]
-            slots, g = self.state[weights], gradients[part]
-            for begin in range(0, len(weights), _SLICE):
-                piece = slice(begin, begin + _SLICE)
-                old_slots = {slot: value[piece] for slot, value in slots.items()}
-                weights[piece], new_slots = optimizers.update(
-                    h, weights[piece], g[piece], old_slots, native["lr"], group
-                )
-                for slot, value in new_slots.items():
-                    slots[slot][piece] = value
+        rates = [native["lr"] for native in self.param_groups]
+        w = self.network.weights
+        h, changed = optimizers.before(h, self.layout.weights, w, gradients, self.slots, rates[0])
+        for slot, value in changed.items():
+            self.slots[slot].copy_(value)
+        for unit, weights, slots in self.units:
+            g, rate = gradients[unit.weights], rates[unit.number]
+            new, new_slots = optimizers.update(h, unit, weights, g, slots, rate)
+            weights.copy_(new)
+            for slot, value in new_slots.items():
+                slots[slot].copy_(value)
         self.num_updates += 1
 
 
@@ -304,7 +314,8 @@ class Engine:
 
     def __init__(self, run: RunSpec, start: TrainState, device: torch.device) -> None:
         together = distributed.connect(run.world) if run.world.size > 1 else None
-        self.run, self.network = run, Network(run, start, device, run.groups, together)
+        self.run = run
+        self.network = Network(run, start.for_training(), device, run.groups, together)
         self_test.check(str(device), self._run_self_test)
         self.optimizer = Optimizer(run, self.network, start)
         o = self.network.o
@@ -315,8 +326,12 @@ class Engine:
         }
 
     def evaluation(self) -> AbstractContextManager[None]:
-        """Return a context for predictions; the weights are the same."""
-        return nullcontext()
+        """Return a context in which the network has its weights for evaluation."""
+        slots, network = self.optimizer.slots, self.network
+        if BASE_WEIGHTS not in slots:
+            return nullcontext()
+        x = evaluated(network.o, self.run.optimizer, network.weights.data, slots[BASE_WEIGHTS])
+        return swapped({"weights": network.weights}, {"weights": x})
 
     def averaged(self) -> AbstractContextManager[None]:
         """Return a context in which the network has the average of the weights."""
@@ -367,14 +382,10 @@ class Engine:
 
     def state(self, step: int) -> TrainState:
         n = self.network
-        weights = n.weights.detach().cpu().numpy()
-        finite(weights)
-        return TrainState(
+        return self.optimizer.layout.state(
+            self.run.optimizer,
             step,
-            n.layout.unpack(weights),
-            {
-                slot: n.layout.unpack(value.cpu().numpy())
-                for slot, value in self.optimizer.slots.items()
-            },
+            n.weights.detach().cpu().numpy(),
+            {slot: value.cpu().numpy() for slot, value in self.optimizer.slots.items()},
             {name: value.float().cpu().numpy() for name, value in n.statistics.items()},
         )

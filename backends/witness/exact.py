@@ -10,8 +10,10 @@ from backends.witness import distributed
 from runner.components.optimizers import AVERAGE_WEIGHTS
 from runner.data.source import Batch
 from runner.exact import gradient, optimizers, rules
+from runner.exact.hyperparameters import Hyperparameters
 from runner.exact.network import Layout
 from runner.exact.reference import NumPy
+from runner.exact.state import StateLayout
 from runner.spec import RunSpec, TrainState
 
 
@@ -21,8 +23,9 @@ class Engine:
     def __init__(self, run: RunSpec, start: TrainState) -> None:
         together = distributed.connect(run.world) if run.world.size > 1 else None
         self.run, self.o, self.layout = run, NumPy(together), Layout.of(run.network, run.groups)
-        self.weights = rules.r(self.layout.pack(start.weights))
-        self.slots = {s: rules.r(self.layout.pack(values)) for s, values in start.slots.items()}
+        self.weights = rules.r(self.layout.pack(start.for_training().weights))
+        self.state_layout = StateLayout.of(self.layout, start.slots)
+        self.slots = self.state_layout.pack(start.slots)
         self.buffers = {name: rules.r(value) for name, value in start.buffers.items()}
         integers = gradient.integer_fields(run)
         self.fields = {
@@ -46,9 +49,9 @@ class Engine:
         scheduled = {name: self.tables[name][step] for name in self.scheduled}
         scalars = {name: values[step] for name, values in self.scalars.items()}
         rates = [np.float64(self.tables[group.rate][step]) for group, _ in self.layout.parts]
-        h = optimizers.Hyperparameters(o, run.optimizer, scheduled, scalars)
+        h = Hyperparameters(o, run.optimizer, scheduled, scalars)
         self.weights, self.slots = optimizers.update_all(
-            h, self.layout, self.weights, g, self.slots, rates
+            h, self.state_layout, self.weights, g, self.slots, rates
         )
         return loss, [z.astype(np.float32) for z in outputs]
 
@@ -66,7 +69,6 @@ class Engine:
         return np.asarray(loss_terms, np.float32)
 
     def state(self, step: int) -> TrainState:
-        rules.finite(self.weights)
-        slots = {slot: self.layout.unpack(values) for slot, values in self.slots.items()}
         buffers = {name: np.array(value, np.float32) for name, value in self.buffers.items()}
-        return TrainState(step, self.layout.unpack(self.weights), slots, buffers)
+        spec = self.run.optimizer
+        return self.state_layout.state(spec, step, self.weights, self.slots, buffers)

@@ -47,12 +47,16 @@ class Layout:
         parts = [np.asarray(values[name], np.float64).reshape(-1) for name in self.shapes]
         return np.concatenate(parts) if parts else np.empty(0)
 
-    def unpack(self, vector: np.ndarray) -> dict[str, np.ndarray]:
-        """Undo `pack`, in float32, which holds R's outputs exactly."""
+    def unpack(self, vector: np.ndarray, dtype: type = np.float32) -> dict[str, np.ndarray]:
+        """Undo `pack`, in float32, which holds R's outputs exactly, or in another dtype."""
         return {
-            name: np.array(part, np.float32).reshape(self.shapes[name])
+            name: np.array(part, dtype).reshape(self.shapes[name])
             for name, part in self._parts(vector)
         }
+
+    def slices(self) -> dict[str, slice]:
+        """Return the slice of each variable."""
+        return {name: slice(*part) for name, part in self._bounds()}
 
     def views(self, o: Primitives, vector: Tensor) -> dict[str, Tensor]:
         return {name: o.reshape(part, self.shapes[name]) for name, part in self._parts(vector)}
@@ -76,12 +80,15 @@ class Layout:
         return self.join(o, tensors)
 
     def _parts(self, vector: Any) -> list[tuple[str, Any]]:
-        parts, offset = [], 0
+        return [(name, vector[begin:end]) for name, (begin, end) in self._bounds()]
+
+    def _bounds(self) -> list[tuple[str, tuple[int, int]]]:
+        bounds, offset = [], 0
         for name, shape in self.shapes.items():
-            size = int(np.prod(shape))
-            parts.append((name, vector[offset : offset + size]))
-            offset += size
-        return parts
+            end = offset + int(np.prod(shape))
+            bounds.append((name, (offset, end)))
+            offset = end
+        return bounds
 
 
 def forward(

@@ -1,12 +1,12 @@
 """The optimizers of runner/components/optimizers.py, on all weights as one vector, with that
-module's formulas and symbols.
+module's formulas and symbols: here the elementwise ones, in by_tensor.py the others.
 
 Scalars with a power are tables, computed on the host in float64 with * and / only: `pow` differs
 between machines. All other scalars are 24-bit numbers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from decimal import Decimal, localcontext
 from typing import Any
 
@@ -14,18 +14,18 @@ import numpy as np
 
 from runner.components import averages
 from runner.components.clipping import Clip
-from runner.components.optimizers import AVERAGE_WEIGHTS, Group
+from runner.components.optimizers import AVERAGE_WEIGHTS, NUMBERS
+from runner.exact import by_tensor
+from runner.exact.hyperparameters import Hyperparameters, Slots, mean, norm, root_eps
 from runner.exact.network import Layout
 from runner.exact.primitives import Primitives, Tensor
-from runner.exact.rules import constant, r, total
+from runner.exact.rules import constant, r
+from runner.exact.state import StateLayout, Unit
 from runner.spec import RunSpec
 
 _SHARE = "average_share"  # share of the weights in their average
 _STARTS = "average_starts"  # 1 where the average becomes the weights, else 0
 _ENDS = "average_ends"  # 1 where the average is that of the latest epochs' ends, else 0
-
-Slots = dict[str, Tensor]
-Scalars = Mapping[str, Any]
 
 
 def tables_of(run: RunSpec) -> dict[str, np.ndarray]:
@@ -58,7 +58,7 @@ def tables(spec: Any, num_steps: int, scheduled: Mapping[str, np.ndarray]) -> di
         are."""
         return r(1 / np.sqrt(1 - powers("beta2")))
 
-    if spec.name in ("adam", "adamw", "ademamix"):
+    if spec.name in ("adam", "adamw", "ademamix", "lamb"):
         return {"correction": r(1 - powers("beta1")), "root": root()}
     if spec.name == "adamax":
         return {"correction": r(1 - powers("beta1"))}
@@ -75,7 +75,30 @@ def tables(spec: Any, num_steps: int, scheduled: Mapping[str, np.ndarray]) -> di
             "moment_factor": r(moment_factor),
             "root": root(),
         }
+    return _tables_of_newer(spec, num_steps, root)
+
+
+def _tables_of_newer(spec: Any, num: int, root: Callable[[], np.ndarray]) -> dict[str, np.ndarray]:
+    if spec.name == "muon":
+        beta1, beta2 = (_powers(beta, num) for beta in (spec.adamw_beta1, spec.adamw_beta2))
+        return {"correction": r(1 - beta1), "root": r(1 / np.sqrt(1 - beta2))}
+    if spec.name == "adafactor":
+        new = _powers_of_counts(spec.beta2_decay, num)
+        return {"old_share": r(1 - new), "new_share": r(new)}
+    if spec.name in ("schedule_free_sgd", "schedule_free_adamw"):
+        own = {"root": root()} if spec.name == "schedule_free_adamw" else {}
+        return {**own, "count_weight": r(_powers_of_counts(spec.r, num))}
+    if spec.name == "prodigy" and spec.use_bias_correction:
+        beta1, beta2 = (_powers(beta, num) for beta in (spec.beta1, spec.beta2))
+        return {"bias_correction": r(np.sqrt(1 - beta2) / (1 - beta1))}
     return {}
+
+
+def _powers_of_counts(exponent: float, num: int) -> np.ndarray:
+    """Return 1^exponent ... num^exponent."""
+    if exponent == 0:
+        return np.ones(num)
+    return np.array([_power(float(t), exponent) for t in range(1, num + 1)])
 
 
 def _powers(base: float | np.ndarray, num: int) -> np.ndarray:
@@ -98,50 +121,33 @@ def _power(base: float, exponent: float) -> float:
         return float((Decimal(base).ln() * Decimal(exponent)).exp())
 
 
-@dataclass(frozen=True)
-class Hyperparameters:
-    """The hyperparameters of one update as 24-bit numbers, constant or scheduled."""
-
-    o: Primitives
-    spec: Any
-    scheduled: Mapping[str, Any]  # name -> its value in float64
-    scalars: Scalars  # this update's entries of `tables`
-
-    def __getitem__(self, name: str) -> Any:
-        return (
-            self.o.r(self.scheduled[name])
-            if name in self.scheduled
-            else constant(getattr(self.spec, name))
-        )
-
-    def one_minus(self, name: str) -> Any:
-        """R(1 - value)"""
-        value = self.scheduled.get(name)
-        return constant(1 - getattr(self.spec, name)) if value is None else self.o.r(1.0 - value)
-
-    def decay(self, group: Group) -> Any:
-        """lambda of a group, or None without weight decay."""
-        if not (self.spec.decays and group.decay_factor):
-            return None
-        value = self.scheduled.get("weight_decay")
-        if value is None:
-            return constant(self.spec.weight_decay * group.decay_factor)
-        return self.o.r(value * group.decay_factor)
+def before(
+    h: Hyperparameters, layout: Layout, w: Tensor, g: Tensor, slots: Slots, rate: Any
+) -> tuple[Hyperparameters, Slots]:
+    """Do what an optimizer does for all weights together, before `update`; rate = eta(t). Return
+    the hyperparameters with what was found, and the slots that change."""
+    if h.spec.name not in by_tensor.BEFORE:
+        return h, {}
+    found, changed = by_tensor.BEFORE[h.spec.name](h, layout, w, g, slots, rate)
+    return replace(h, scalars={**h.scalars, **found}), changed
 
 
 def update(
-    h: Hyperparameters, w: Tensor, g: Tensor, slots: Slots, rate: Any, group: Group
+    h: Hyperparameters, unit: Unit, w: Tensor, g: Tensor, slots: Slots, rate: Any
 ) -> tuple[Tensor, Slots]:
-    """Return (weights, slots) of one group after an update; rate = its learning rate. A frozen
-    group does not change."""
-    if group.is_frozen:
-        return w, slots
-    o, decay = h.o, h.decay(group)
-    if decay is not None and h.spec.weight_decay_mode == "coupled":
+    """Return the weights of a unit after an update, and its slots that change; rate = the learning
+    rate of its group. A frozen group does not change."""
+    if unit.group.is_frozen:
+        return w, {}
+    o, decay, mode = h.o, h.decay(unit.group), h.spec.weight_decay_mode
+    if decay is not None and mode == "coupled":
         g = o.r(o.plus(g, w, decay))
-    elif decay is not None:
+    elif decay is not None and mode == "decoupled" and not h.spec.has_own_decay:
         w = o.r(w * o.r(1.0 - rate * decay))
-    w, new_slots = FORMS[h.spec.name](o, h, w, g, slots, rate)
+    if h.spec.name in ELEMENTWISE:
+        w, new_slots = ELEMENTWISE[h.spec.name](o, h, w, g, slots, rate)
+    else:
+        w, new_slots = by_tensor.FORMS[h.spec.name](h, unit, w, g, slots, rate)
     return w, {**new_slots, **_averaged(h, w, slots)}
 
 
@@ -155,30 +161,40 @@ def _averaged(h: Hyperparameters, w: Tensor, slots: Slots) -> Slots:
         average = slots[AVERAGE_WEIGHTS] * (1.0 - starts) + w * starts  # one of them, exactly
         moved = o.r(o.plus(average, o.r(w - average), h.scalars[_SHARE]))
         return {AVERAGE_WEIGHTS: moved}
-    ends, mean, newer, made = h.scalars[_ENDS], w, w, {}
+    ends, average, newer, made = h.scalars[_ENDS], w, w, {}
     for slot in earlier:
-        mean = o.r(o.plus(mean, o.r(slots[slot] - mean), h.scalars[slot]))
+        average = o.r(o.plus(average, o.r(slots[slot] - average), h.scalars[slot]))
         made[slot] = slots[slot] * (1.0 - starts - ends) + w * starts + newer * ends
         newer = slots[slot]
     takes = starts + ends
-    return {**made, AVERAGE_WEIGHTS: slots[AVERAGE_WEIGHTS] * (1.0 - takes) + mean * takes}
+    return {**made, AVERAGE_WEIGHTS: slots[AVERAGE_WEIGHTS] * (1.0 - takes) + average * takes}
 
 
 def update_all(
-    h: Hyperparameters, layout: Layout, w: Tensor, g: Tensor, slots: Slots, rates: Sequence[Any]
+    h: Hyperparameters,
+    state: StateLayout,
+    w: Tensor,
+    g: Tensor,
+    slots: Slots,
+    rates: Sequence[Any],
 ) -> tuple[Tensor, Slots]:
     """Update the whole vector; rates = the groups' learning rates, in order."""
-    if len(layout.parts) == 1:
-        return update(h, w, g, slots, rates[0], layout.parts[0][0])
-    updated = [
-        update(
-            h, w[part], g[part], {slot: value[part] for slot, value in slots.items()}, rate, group
-        )
-        for (group, part), rate in zip(layout.parts, rates, strict=True)
-    ]
-    return h.o.join([w for w, _ in updated]), {
-        slot: h.o.join([group_slots[slot] for _, group_slots in updated]) for slot in slots
-    }
+    h, changed = before(h, state.weights, w, g, slots, rates[0])
+    slots, units = {**slots, **changed}, [*state.units(h.spec, state.weights.size)]
+    if len(units) == 1 and h.spec.is_elementwise:
+        new, own = update(h, units[0], w, g, slots, rates[units[0].number])
+        return new, {**slots, **own}
+    weights: list[Tensor] = []
+    parts: dict[str, list[Tensor]] = {slot: [] for slot in slots if slot != NUMBERS}
+    for unit in units:
+        own = {slot: slots[slot][part] for slot, part in unit.slots.items()}
+        rate = rates[unit.number]
+        new, new_slots = update(h, unit, w[unit.weights], g[unit.weights], own, rate)
+        weights.append(new)
+        for slot, value in {**own, **new_slots}.items():
+            parts[slot].append(value)
+    joined = {slot: h.o.join(values) for slot, values in parts.items()}
+    return h.o.join(weights), {**slots, **joined}
 
 
 def clip(o: Primitives, g: Tensor, rules: Sequence[Clip], layout: Layout) -> Tensor:
@@ -208,20 +224,9 @@ def _clipped(o: Primitives, g: Tensor, rule: Clip, num: int) -> Tensor:
     if rule.norm is None:
         return g
     largest = constant(rule.norm)
-    norm = o.r(o.sqrt(total(o, o.r(g * g), (0,), num)))
-    factor = o.where(norm <= largest, 1.0, o.r(largest / o.where(norm > 0.0, norm, 1.0)))
+    size = norm(o, g, num)
+    factor = o.where(size <= largest, 1.0, o.r(largest / o.where(size > 0.0, size, 1.0)))
     return o.r(g * factor)
-
-
-def _mean(h: Hyperparameters, old: Tensor, new: Tensor, beta: str) -> Tensor:
-    """R(beta old + (1 - beta) new): both products are exact."""
-    return h.o.r(h.o.plus(old * h[beta], new, h.one_minus(beta)))
-
-
-def _root_eps(o: Primitives, v: Tensor, eps: float, root: Any = None) -> Tensor:
-    """sqrt(v) + eps, or sqrt(v) root + eps if `root` is given."""
-    sqrt_v = o.r(o.sqrt(v))
-    return o.r((sqrt_v if root is None else sqrt_v * root) + constant(eps))
 
 
 def sgd(
@@ -237,19 +242,19 @@ def sgd(
 def adam(
     o: Primitives, h: Hyperparameters, w: Tensor, g: Tensor, slots: Slots, rate: Any
 ) -> tuple[Tensor, Slots]:
-    m = _mean(h, slots["first_moment"], g, "beta1")
-    v = _mean(h, slots["second_moment"], o.r(g * g), "beta2")
+    m = mean(h, slots["first_moment"], g, "beta1")
+    v = mean(h, slots["second_moment"], o.r(g * g), "beta2")
     new_slots, v_or_max = {"first_moment": m, "second_moment": v}, v
     if h.spec.amsgrad:
         v_or_max = new_slots["max_second_moment"] = o.maximum(slots["max_second_moment"], v)
-    d = o.r(m / _root_eps(o, v_or_max, h.spec.eps, h.scalars["root"]))
+    d = o.r(m / root_eps(o, v_or_max, h.spec.eps, h.scalars["root"]))
     return o.r(o.plus(w, d, -o.r(rate / h.scalars["correction"]))), new_slots
 
 
 def adamax(
     o: Primitives, h: Hyperparameters, w: Tensor, g: Tensor, slots: Slots, rate: Any
 ) -> tuple[Tensor, Slots]:
-    m = _mean(h, slots["first_moment"], g, "beta1")
+    m = mean(h, slots["first_moment"], g, "beta1")
     u = o.maximum(o.r(slots["infinity_norm"] * h["beta2"]), o.r(o.abs(g) + constant(h.spec.eps)))
     return o.r(o.plus(w, o.r(m / u), -o.r(rate / h.scalars["correction"]))), {
         "first_moment": m,
@@ -260,9 +265,9 @@ def adamax(
 def nadam(
     o: Primitives, h: Hyperparameters, w: Tensor, g: Tensor, slots: Slots, rate: Any
 ) -> tuple[Tensor, Slots]:
-    m = _mean(h, slots["first_moment"], g, "beta1")
-    v = _mean(h, slots["second_moment"], o.r(g * g), "beta2")
-    root = _root_eps(o, v, h.spec.eps, h.scalars["root"])
+    m = mean(h, slots["first_moment"], g, "beta1")
+    v = mean(h, slots["second_moment"], o.r(g * g), "beta2")
+    root = root_eps(o, v, h.spec.eps, h.scalars["root"])
     w = o.r(o.plus(w, o.r(g / root), -o.r(rate * h.scalars["gradient_factor"])))
     w = o.r(o.plus(w, o.r(m / root), -o.r(rate * h.scalars["moment_factor"])))
     return w, {"first_moment": m, "second_moment": v}
@@ -271,13 +276,13 @@ def nadam(
 def rmsprop(
     o: Primitives, h: Hyperparameters, w: Tensor, g: Tensor, slots: Slots, rate: Any
 ) -> tuple[Tensor, Slots]:
-    v = _mean(h, slots["square_average"], o.r(g * g), "rho")
+    v = mean(h, slots["square_average"], o.r(g * g), "rho")
     new_slots, variance = {"square_average": v}, v
     if h.spec.centered:
-        a = new_slots["gradient_average"] = _mean(h, slots["gradient_average"], g, "rho")
+        a = new_slots["gradient_average"] = mean(h, slots["gradient_average"], g, "rho")
         variance = o.r(v - a * a)
         variance = o.maximum(variance, 0.0)  # rounding can make it negative
-    d = o.r(g / _root_eps(o, variance, h.spec.eps))
+    d = o.r(g / root_eps(o, variance, h.spec.eps))
     if h.spec.momentum:
         d = new_slots["momentum"] = o.r(o.plus(d, slots["momentum"], h["momentum"]))
     return o.r(o.plus(w, d, -rate)), new_slots
@@ -287,28 +292,28 @@ def adagrad(
     o: Primitives, h: Hyperparameters, w: Tensor, g: Tensor, slots: Slots, rate: Any
 ) -> tuple[Tensor, Slots]:
     a = o.r(slots["accumulator"] + g * g)
-    return o.r(o.plus(w, o.r(g / _root_eps(o, a, h.spec.eps)), -rate)), {"accumulator": a}
+    return o.r(o.plus(w, o.r(g / root_eps(o, a, h.spec.eps)), -rate)), {"accumulator": a}
 
 
 def adadelta(
     o: Primitives, h: Hyperparameters, w: Tensor, g: Tensor, slots: Slots, rate: Any
 ) -> tuple[Tensor, Slots]:
     eps = constant(h.spec.eps)
-    v = _mean(h, slots["square_average"], o.r(g * g), "rho")
+    v = mean(h, slots["square_average"], o.r(g * g), "rho")
     ratio = o.r(o.r(o.sqrt(o.r(slots["delta_average"] + eps))) / o.r(o.sqrt(o.r(v + eps))))
     d = o.r(ratio * g)
-    a = _mean(h, slots["delta_average"], o.r(d * d), "rho")
+    a = mean(h, slots["delta_average"], o.r(d * d), "rho")
     return o.r(o.plus(w, d, -rate)), {"square_average": v, "delta_average": a}
 
 
 def ademamix(
     o: Primitives, h: Hyperparameters, w: Tensor, g: Tensor, slots: Slots, rate: Any
 ) -> tuple[Tensor, Slots]:
-    m = _mean(h, slots["first_moment"], g, "beta1")
-    v = _mean(h, slots["second_moment"], o.r(g * g), "beta2")
-    slow = _mean(h, slots["slow_moment"], g, "beta3")
+    m = mean(h, slots["first_moment"], g, "beta1")
+    v = mean(h, slots["second_moment"], o.r(g * g), "beta2")
+    slow = mean(h, slots["slow_moment"], g, "beta3")
     d = o.r(o.plus(o.r(m / h.scalars["correction"]), slow, h["alpha"]))
-    d = o.r(d / _root_eps(o, v, h.spec.eps, h.scalars["root"]))
+    d = o.r(d / root_eps(o, v, h.spec.eps, h.scalars["root"]))
     return o.r(o.plus(w, d, -rate)), {
         "first_moment": m,
         "second_moment": v,
@@ -320,12 +325,12 @@ def lion(
     o: Primitives, h: Hyperparameters, w: Tensor, g: Tensor, slots: Slots, rate: Any
 ) -> tuple[Tensor, Slots]:
     m = slots["first_moment"]
-    u = _mean(h, m, g, "beta1")
+    u = mean(h, m, g, "beta1")
     w = o.r(w + o.where(u > 0.0, -rate, o.where(u < 0.0, rate, 0.0 * u)))
-    return w, {"first_moment": _mean(h, m, g, "beta2")}
+    return w, {"first_moment": mean(h, m, g, "beta2")}
 
 
-FORMS: dict[str, Callable[..., tuple[Tensor, Slots]]] = {
+ELEMENTWISE: dict[str, Callable[..., tuple[Tensor, Slots]]] = {
     "sgd": sgd,
     "adam": adam,
     "adamw": adam,
@@ -337,17 +342,4 @@ FORMS: dict[str, Callable[..., tuple[Tensor, Slots]]] = {
     "lion": lion,
     "ademamix": ademamix,
 }
-_NORM = "it needs the norm of each weight tensor, and all weights are one vector here"
-_AVERAGES = (
-    "its weights for evaluation are not those that it trains, and only one vector is kept here"
-)
-# optimizers of the config without one -> the reason
-WITHOUT_FORM = {
-    "adafactor": "its slots have other shapes than the weights, which are one vector here",
-    "lamb": _NORM,
-    "lars": _NORM,
-    "muon": "it multiplies matrices of single weights, and all weights are one vector here",
-    "prodigy": "its rate comes from sums over all weights, which have no grid here",
-    "schedule_free_sgd": _AVERAGES,
-    "schedule_free_adamw": _AVERAGES,
-}
+FORMS = (*ELEMENTWISE, *by_tensor.FORMS)

@@ -15,6 +15,7 @@ from runner.exact.rules import FEWEST_BITS, SIGNIFICAND, TINY
 LONGEST_SUM = 2 ** (SIGNIFICAND - 2 * FEWEST_BITS)  # of products of 16-bit integers
 # classes, or steps of a sequence: the sum of so many exponentials <= 2^40 is at most 2^53
 _MOST_IN_SOFTMAX = 2**13
+_LARGEST_POWER = 8  # of a rate, by repeated products
 _MOST_VALUES = 2**24  # rows times outputs of an update: a count has at most 24 bits
 
 
@@ -42,14 +43,8 @@ def refuse(net: Network, loss: Any, optimizer: Any, order: Order | InOrder) -> N
         raise ConfigError(
             "loss.class_weights is not supported with trainer.precision=exact; set it to null"
         )
-    if optimizer.name in optimizers.WITHOUT_FORM:
-        raise ConfigError(
-            f"optimizer={optimizer.name} has no exact form, because "
-            f"{optimizers.WITHOUT_FORM[optimizer.name]}; trainer.precision=exact takes "
-            f"{', '.join(optimizers.FORMS)}"
-        )
     _check_has_form("optimizer", optimizer.name, optimizers.FORMS)
-    _check_not_tiny("optimizer.eps", getattr(optimizer, "eps", None))
+    _refuse_keys(optimizer)
     num_outputs = int(np.prod(net.output_shape))
     num_classes = net.output_shape[-1]
     if loss.name == "cross_entropy" and num_classes > _MOST_IN_SOFTMAX:
@@ -61,6 +56,20 @@ def refuse(net: Network, loss: Any, optimizer: Any, order: Order | InOrder) -> N
             f"trainer.precision=exact takes fewer than {_MOST_VALUES} outputs per update, got "
             f"{order.rows_per_step} rows of {num_outputs}; reduce trainer.batch_size or "
             f"trainer.accumulate_grad_batches"
+        )
+
+
+def _refuse_keys(optimizer: Any) -> None:
+    """Refuse values of the optimizer's keys without an exact form."""
+    for key in ("eps", "eps1", "adamw_eps", "d0"):
+        _check_not_tiny(f"optimizer.{key}", getattr(optimizer, key, None))
+    if optimizer.name == "prodigy":
+        _check_not_tiny("optimizer.d0 times optimizer.eps", optimizer.d0 * optimizer.eps)
+    power = getattr(optimizer, "weight_lr_power", 0.0)
+    if power % 1 or power > _LARGEST_POWER:
+        raise ConfigError(
+            f"optimizer.weight_lr_power must be a whole number up to {_LARGEST_POWER} with "
+            f"trainer.precision=exact, got {power}"
         )
 
 
@@ -98,4 +107,4 @@ def _check_has_form(key: str, name: str, forms: Iterable[str]) -> None:
 
 def _check_not_tiny(key: str, value: float | None) -> None:
     if value is not None and value <= TINY:
-        raise ConfigError(f"{key} must be > 2^-126 with trainer.precision=exact, got {value}")
+        raise ConfigError(f"{key} must be > 2^-126 with trainer.precision=exact, got {value:g}")

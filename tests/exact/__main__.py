@@ -17,7 +17,7 @@ from backends.keras import device
 from runner.run.certificate import hashes
 from tests.exact.common import BASE, binary_cross_entropy
 from tests.exact.test_same_bits import HARD, MODELS
-from tests.parity.test_parity import LOSSES, OPTIMIZERS
+from tests.parity.test_parity import ALL_OPTIMIZERS, LOSSES
 from tests.training import train
 
 # name -> backend, whether TensorFlow compiles by XLA
@@ -34,7 +34,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.exact")
     parser.add_argument("--steps", type=int, default=5000, help="updates of each run")
     parser.add_argument("--models", nargs="+", choices=[*MODELS], default=[*MODELS])
-    parser.add_argument("--optimizers", nargs="+", choices=[*OPTIMIZERS], default=MAIN)
+    parser.add_argument("--optimizers", nargs="+", choices=[*ALL_OPTIMIZERS], default=MAIN)
     parser.add_argument("--ways", nargs="+", choices=[*IMPLEMENTATIONS], default=[*IMPLEMENTATIONS])
     parser.add_argument(
         "--losses",
@@ -46,11 +46,11 @@ def main() -> int:
     with TemporaryDirectory() as folder:
         losses = {**LOSSES, "binary_cross_entropy": binary_cross_entropy(Path(folder))}
         if said.losses:
-            rows = {name: [*losses[name], *OPTIMIZERS["adam"]] for name in said.losses}
+            rows = {name: [*losses[name], *ALL_OPTIMIZERS["adam"]] for name in said.losses}
         else:
             pairs = product(said.models, said.optimizers)
             rows = {
-                f"{model}  {name}": [*MODELS[model], *OPTIMIZERS[name]] for model, name in pairs
+                f"{model}  {name}": [*MODELS[model], *ALL_OPTIMIZERS[name]] for model, name in pairs
             }
         differing = [
             name for name, row in rows.items() if not _alike(name, row, said.steps, said.ways)

@@ -144,6 +144,261 @@ def update(
     return r(w - r(m / size) * r(rate / correction))
 
 
+# --- optimizers of whole tensors: all weights at once
+
+SHAPES = {"kernel": (3, 2), "bias": (4,)}
+Values = list[Fraction]
+# of a tensor after an update: (values, slots) from (spec, shape, values, gradient, slots, t, rate)
+Slots = dict[str, Any]
+
+
+def on_grid(values: Values, bits: int) -> tuple[list[int], Fraction]:
+    """Whole numbers and the power of two that is their unit."""
+    largest = max([*map(abs, values), F(1, 2**200)])
+    power = F(2) ** (int(mpmath.floor(mpmath.log(mpmath.mpf(float(largest)), 2))))
+    return [round(x * 2 ** (bits - 1) / power) for x in values], power / 2 ** (bits - 1)
+
+
+def total(values: Values) -> Fraction:
+    whole, unit = on_grid(values, min(32, 53 - (len(values) - 1).bit_length()))
+    return r(sum(whole) * unit)
+
+
+def norm(values: Values) -> Fraction:
+    return r(root(total([r(x * x) for x in values])))
+
+
+def product(a: list[Values], b: list[Values]) -> list[Values]:
+    """R of a product of matrices, of whole numbers."""
+    bits = min(24, (53 - (len(b) - 1).bit_length()) // 2)
+    width = len(b[0])
+    (whole_a, ua), (whole_b, ub) = (on_grid([x for row in m for x in row], bits) for m in (a, b))
+    return [
+        [
+            r(
+                sum(whole_a[i * len(b) + k] * whole_b[k * width + j] for k in range(len(b)))
+                * ua
+                * ub
+            )
+            for j in range(width)
+        ]
+        for i in range(len(a))
+    ]
+
+
+def correction(beta: float, t: int) -> Fraction:
+    return r(f64(1 - Scalars(beta, t).values[t]))
+
+
+def inverse_root(beta: float, t: int) -> Fraction:
+    return r(f64(1 / root(f64(1 - Scalars(beta, t).values[t]))))
+
+
+def power_of(base: float, exponent: float) -> Fraction:
+    return F(float(mpmath.mpf(base) ** mpmath.mpf(exponent)))
+
+
+def moment(slots: Slots, name: str, new: Values, beta: float) -> Values:
+    slots[name] = [mean(a, b, beta) for a, b in zip(slots[name], new, strict=True)]
+    result: Values = slots[name]
+    return result
+
+
+def squared(g: Values) -> Values:
+    return [r(x * x) for x in g]
+
+
+def scaled(m: Values, v: Values, eps: Fraction, inverse: Fraction) -> Values:
+    return [r(a / r(r(root(b)) * inverse + eps)) for a, b in zip(m, v, strict=True)]
+
+
+def moved(w: Values, d: Values, rate: Fraction) -> Values:
+    return [r(a - b * rate) for a, b in zip(w, d, strict=True)]
+
+
+def ratio(a: Fraction, b: Fraction) -> Fraction:
+    return r(a / b) if a > 0 and b > 0 else F(1)
+
+
+def lamb(s: Any, w: Values, g: Values, slots: Slots, t: int, inner: Fraction) -> Values:
+    m = moment(slots, "first_moment", g, s["beta1"])
+    v = moment(slots, "second_moment", squared(g), s["beta2"])
+    u = scaled(m, v, number(s["eps"]), inverse_root(s["beta2"], t))
+    u = [r(x / correction(s["beta1"], t)) for x in u]
+    u = [r(x + y * inner) for x, y in zip(u, w, strict=True)] if inner else u
+    return moved(w, u, r(RATES[t] * ratio(norm(w), norm(u))))
+
+
+def lars(s: Any, w: Values, g: Values, slots: Slots, t: int, inner: Fraction) -> Values:
+    size = norm(w)
+    below = r(norm(g) + size * inner) if inner else norm(g)
+    factor = ratio(r(size * number(s["trust_coefficient"])), below)
+    d = [r(x + y * inner) for x, y in zip(g, w, strict=True)] if inner else g
+    d, momentum = [r(x * factor) for x in d], number(s["momentum"])
+    b = slots["momentum"] = [r(x + y * momentum) for x, y in zip(d, slots["momentum"], strict=True)]
+    d = [r(x + y * momentum) for x, y in zip(d, b, strict=True)] if s["nesterov"] else b
+    return moved(w, d, RATES[t])
+
+
+def adafactor(s: Any, name: str, w: Values, g: Values, slots: Slots, t: int) -> Values:
+    new = power_of(t + 1, s["beta2_decay"])
+    old, new, eps = r(f64(1 - new)), r(new), number(s["eps1"])
+
+    def averaged(slot: str, values: Values) -> Values:
+        pairs = zip(slots[slot], values, strict=True)
+        slots[slot] = [r(a * old + r(b + eps) * new) for a, b in pairs]
+        result: Values = slots[slot]
+        return result
+
+    if name == "bias":
+        v = averaged("square_average", squared(g))
+        u = [r(a / r(root(b))) for a, b in zip(g, v, strict=True)]
+    else:
+        num_in, num_out = SHAPES[name]
+        square = squared(g)
+        rows = averaged("row_square_average",
+            [r(total(square[i * num_out : (i + 1) * num_out]) / num_out) for i in range(num_in)]
+        )  # fmt: skip
+        columns = averaged(
+            "column_square_average", [r(total(square[j::num_out]) / num_in) for j in range(num_out)]
+        )
+        middle = r(total(rows) / num_in)
+        scale = [r(root(r(middle / row))) for row in rows]
+        u = [r(r(x * scale[k // num_out]) / r(root(columns[k % num_out]))) for k, x in enumerate(g)]
+    size = r(root(r(total(squared(u)) / len(u))))
+    step = r(RATES[t] / max(F(1), r(size / number(s["clip_threshold"]))))
+    if s["scale_parameter"]:
+        step = r(step * max(number(s["eps2"]), r(root(r(total(squared(w)) / len(w))))))
+    return moved(w, u, step)
+
+
+def muon(s: Any, name: str, w: Values, g: Values, slots: Slots, t: int) -> Values:
+    if name == "bias":
+        m = moment(slots, "first_moment", g, s["adamw_beta1"])
+        v = moment(slots, "second_moment", squared(g), s["adamw_beta2"])
+        d = scaled(m, v, number(s["adamw_eps"]), inverse_root(s["adamw_beta2"], t))
+        return moved(w, d, r(RATES[t] / correction(s["adamw_beta1"], t)))
+    num_in, num_out = SHAPES[name]  # taller than wide
+    b = moment(slots, "momentum", g, s["momentum"])
+    d = [mean(x, y, s["momentum"]) for x, y in zip(b, g, strict=True)] if s["nesterov"] else b
+    size = max(norm(d), number(s["eps"]))
+    x = [[r(d[i * num_out + j] / size) for i in range(num_in)] for j in range(num_out)]
+    c0, c1, c2 = map(number, s["ns_coefficients"])
+    for _ in range(s["ns_steps"]):
+        gram = product(x, [*map(list, zip(*x, strict=True))])
+        square = product(gram, gram)
+        inner = [[r(p * c1 + q * c2) for p, q in zip(*two, strict=True)]
+            for two in zip(gram, square, strict=True)]  # fmt: skip
+        x = [[r(p + q * c0) for p, q in zip(*two, strict=True)]
+            for two in zip(product(inner, x), x, strict=True)]  # fmt: skip
+    scale = number(0.2 * max(num_in, num_out) ** 0.5)  # match_rms_adamw
+    return moved(w, [x[k % num_out][k // num_out] for k in range(len(w))], r(RATES[t] * scale))
+
+
+def schedule_free(s: Any, w: Values, g: Values, slots: Slots, t: int, inner: Fraction) -> Values:
+    d = g
+    if s["name"] == "schedule_free_adamw":
+        v = moment(slots, "second_moment", squared(g), s["beta2"])
+        d = scaled(g, v, number(s["eps"]), inverse_root(s["beta2"], t))
+    d = [r(x + y * inner) for x, y in zip(d, w, strict=True)] if inner else d
+    c, z = slots["share"], slots["base_weights"]
+    step = r(RATES[t] * r(r(number(s["beta1"]) * r(f64(1 - c))) - 1))
+    slots["base_weights"] = moved(z, d, RATES[t])
+    y = [r(a + c * r(b - a)) for a, b in zip(w, z, strict=True)]
+    return [r(a + b * step) for a, b in zip(y, d, strict=True)]
+
+
+def share(s: Any, numbers: dict[str, Fraction], t: int) -> Fraction:
+    """c of a schedule-free optimizer; the sum is a float64."""
+    numbers["largest_rate"] = max(numbers["largest_rate"], RATES[t])
+    weight = r(power_of(t + 1, s["r"]))
+    for _ in range(int(s["weight_lr_power"])):
+        weight = r(weight * numbers["largest_rate"])
+    numbers["weight_sum"] = f64(numbers["weight_sum"] + weight)
+    return r(weight / numbers["weight_sum"])
+
+
+def prodigy(
+    s: Any, w: dict[str, Values], g: dict[str, Values], all_slots: dict[str, Slots],
+    numbers: dict[str, Fraction], t: int, inner: Fraction,
+) -> dict[str, Values]:  # fmt: skip
+    """All tensors together: the estimate, then the weights."""
+    d, d0, numerator = r(numbers["distance"]), number(s["d0"]), r(numbers["numerator"])
+    step, share = r(d * RATES[t]), r(d / d0)
+    beta3 = number(float(root(F(s["beta2"]))))
+    slopes, sizes = [], []
+    for name, slots in all_slots.items():
+        first = slots["first_weights"]
+        slopes += [r(a * r(b - c)) for a, b, c in zip(g[name], first, w[name], strict=True)]
+        for slot, beta, new, part in (
+            ("first_moment", number(s["beta1"]), g[name], r(d * r(f64(1 - F(s["beta1"]))))),
+            ("second_moment", number(s["beta2"]), squared(g[name]),
+                r(r(d * d) * r(f64(1 - F(s["beta2"]))))),
+            ("gradient_sum", beta3, g[name], r(share * step)),
+        ):  # fmt: skip
+            slots[slot] = [r(a * beta + b * part) for a, b in zip(slots[slot], new, strict=True)]
+        sizes += [*map(abs, slots["gradient_sum"])]
+    numerator = numbers["numerator"] = r(numerator * beta3 + r(share * step) * total(slopes))
+    found = r(r(numerator * number(s["d_coef"])) / total(sizes))
+    numbers["largest_distance"] = max(r(numbers["largest_distance"]), found)
+    numbers["distance"] = numbers["largest_distance"]
+    eps, after = r(numbers["distance"] * number(s["eps"])), {}
+    for name, slots in all_slots.items():
+        pairs = zip(slots["first_moment"], slots["second_moment"], strict=True)
+        before = [r(x * r(f64(1 - f64(step * inner)))) for x in w[name]] if inner else w[name]
+        after[name] = moved(before, [r(m / r(r(root(v)) + eps)) for m, v in pairs], step)
+    return after
+
+
+def of_tensors(s: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, Any]:
+    """Train a kernel and a bias for 4 updates with weight decay 0.01, from the first slots `start`;
+    return the weights and every slot."""
+    w, all_slots = {}, {}
+    for i, (name, shape) in enumerate(SHAPES.items()):
+        w[name] = [*map(F, drawn(5 + i, shape).reshape(-1))]
+        all_slots[name] = {
+            slot: [*map(F, values[name].reshape(-1))]
+            for slot, values in start.items()
+            if name in values and slot != "training_weights"  # those are the weights
+        }  # fmt: skip
+    numbers = {name: F(float(value)) for name, value in start.get("numbers", {}).items()}
+    for t in range(len(RATES)):
+        w = _after(s, w, all_slots, numbers, t)
+    found = {name: {"weights": w[name], **slots} for name, slots in all_slots.items()}
+    hexed = {
+        f"{name}/{slot}": hexadecimal(values)
+        for name, slots in found.items() for slot, values in slots.items() if slot != "share"
+    }  # fmt: skip
+    return {**hexed, **{name: hexadecimal([value]) for name, value in numbers.items()}}
+
+
+def _after(
+    s: Mapping[str, Any], w: dict[str, Values], all_slots: dict[str, Slots],
+    numbers: dict[str, Fraction], t: int,
+) -> dict[str, Values]:  # fmt: skip
+    kind, mode, decay = s["name"], s["weight_decay_mode"], number(s["weight_decay"])
+    g = {name: [*map(F, drawn(10 * t + i + 20, shape).reshape(-1))]
+        for i, (name, shape) in enumerate(SHAPES.items())}  # fmt: skip
+    if mode == "coupled":
+        g = {name: [r(a + b * decay) for a, b in zip(g[name], w[name], strict=True)] for name in w}
+    own = kind == "prodigy" or kind.startswith("schedule_free")
+    if mode == "decoupled" and not own:
+        shrink = r(f64(1 - f64(RATES[t] * decay)))
+        w = {name: [r(x * shrink) for x in values] for name, values in w.items()}
+    inner = decay if mode == "layerwise" or (own and mode == "decoupled") else F(0)
+    if kind == "prodigy":
+        return prodigy(s, w, g, all_slots, numbers, t, inner)
+    if own:
+        c = share(s, numbers, t)
+        all_slots = {name: slots for name, slots in all_slots.items() if not slots.update(share=c)}
+    form: Any = {"lamb": lamb, "lars": lars, "adafactor": adafactor, "muon": muon}.get(
+        kind, schedule_free
+    )
+    if kind in ("adafactor", "muon"):
+        return {name: form(s, name, w[name], g[name], all_slots[name], t) for name in w}
+    return {name: form(s, w[name], g[name], all_slots[name], t, inner) for name in w}
+
+
 # --- losses: a row of outputs and its target -> the derivatives and the values, before the mean
 
 
@@ -290,10 +545,12 @@ def hexadecimal(values: Iterable[Fraction]) -> list[str]:
 
 
 def main() -> None:
-    from tests.exact.test_golden import OPTIMIZER_ROWS, spec_of
+    from tests.exact.test_golden import OPTIMIZER_ROWS, TENSOR_ROWS, first_slots, spec_of
 
     specs = {name: spec_of(name) for name in OPTIMIZER_ROWS}
     made = {name: optimizer(spec.model_dump(), spec.slots()) for name, spec in specs.items()}
+    for name in TENSOR_ROWS:
+        made[name] = of_tensors(spec_of(name).model_dump(), first_slots(spec_of(name)))
     golden = {"optimizers": made, "losses": {name: loss(name) for name in LOSSES}}
     GOLDEN.write_text(json.dumps(golden, indent=0) + "\n", encoding="utf-8")
 

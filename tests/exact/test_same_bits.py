@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from tests.exact.common import BASE, assert_same_bits, binary_cross_entropy, bits
-from tests.parity.test_parity import GROUPS, IMAGES, LAYERS, LOSSES, OPTIMIZERS, SHORT
+from tests.parity.test_parity import (
+    ALL_OPTIMIZERS,
+    GROUPS,
+    IMAGES,
+    LAYERS,
+    LOSSES,
+    OPTIMIZERS,
+    SHORT,
+)
 from tests.rows import slow_but
 from tests.training import train
 
@@ -38,7 +46,7 @@ _COVERED = ("momentum", "adam", "rmsprop", "rmsprop_momentum", "rmsprop_centered
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in _COVERED])
+@pytest.mark.parametrize("name", [name for name in ALL_OPTIMIZERS if name not in _COVERED])
 def test_every_optimizer(name: str) -> None:
     """Each is trained with clipping, accumulation, decay of both kinds and a changing rate."""
     small = (
@@ -46,7 +54,7 @@ def test_every_optimizer(name: str) -> None:
         "dense, units: outputs}]"
     )
     assert_all_the_same(
-        [*OPTIMIZERS[name], *HARD, small, "trainer.max_steps=11", "trainer.batch_size=32"]
+        [*ALL_OPTIMIZERS[name], *HARD, small, "trainer.max_steps=11", "trainer.batch_size=32"]
     )
 
 

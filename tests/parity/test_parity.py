@@ -54,8 +54,8 @@ OPTIMIZERS = {
     "lion": ["optimizer=lion"],
     "ademamix": ["optimizer=ademamix", "optimizer.beta3=0.99"],
 }
-# and those that exact mode refuses
-WITHOUT_EXACT_FORM = {
+# and those with numbers of whole tensors, or of all of them
+OF_TENSORS = {
     "adafactor": ["optimizer=adafactor", "optimizer.lr=3e-3"],
     "lamb": ["optimizer=lamb"],
     # its estimate multiplies rounding like its rate: at d_coef 1, 1.1e-12 for one row of the cnn
@@ -82,7 +82,7 @@ SETTINGS = {
         "optimizer.decay_exclude=bias_and_norm",
     ],
 }
-ALL_OPTIMIZERS = {**OPTIMIZERS, **WITHOUT_EXACT_FORM}
+ALL_OPTIMIZERS = {**OPTIMIZERS, **OF_TENSORS}
 BY_DEFAULT = {("adam", "mlp", "constant", "plain"), ("nesterov", "mlp", "exponential", "decoupled")}
 
 
@@ -419,7 +419,7 @@ LAYERS = {
         )
     ],
 }
-NEWER = (*WITHOUT_EXACT_FORM, "ademamix")  # the optimizers that are not among torch's classic ones
+NEWER = (*OF_TENSORS, "ademamix")  # the optimizers that are not among torch's classic ones
 # Groups of weights with their own rate and decay, and hyperparameters with a schedule of their own
 _MOMENTUM = (
     "optimizer.schedules.momentum={name: sequence, phases: [{for: 30%, name: ramp, from: "
