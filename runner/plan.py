@@ -18,7 +18,7 @@ from runner.components.layers import Network, Shape, needs_images, needs_tokens,
 from runner.components.outputs import Outputs
 from runner.components.twins import TwinNetwork
 from runner.config.schema import Config, CustomModel, LayerModel, ObjectModel, SizedPart, TwinModel
-from runner.data import Dataset, Split, load
+from runner.data import Dataset, Split, load, transforms
 from runner.data.augment import Augment, augmented
 from runner.data.dataset import Task, check_range
 from runner.data.files import without_unscaled
@@ -39,6 +39,7 @@ from runner.spec import INEXACT, Measured, ModelSpec, RunSpec, Tables, tables
 from runner.text import console
 
 _NO_CODE = Built({}, {}, ())  # of a network of this project's layers
+_MOST_IDS = 2**24
 _TRIAL_ROWS = 10  # of labels at positions, on which a metric is tried
 _CHUNK_BYTES = 16 * 2**20  # limit for the rows and outputs of one call of a framework
 
@@ -477,6 +478,7 @@ def plan(
     if data is None:
         data = _data(config, like)
     _check_augment(config, data)
+    _check_ids(config, data)
     _check_twin(config)
     loss = _loss(config, data)
     _check_mixing(config, data, loss)
@@ -661,9 +663,11 @@ def _as_tokens(config: Config, data: Dataset) -> Dataset:
             f"data.num_tokens must be set for {data.stream.items.source}, whose rows can only be "
             f"iterated over, because model.layers begin with embedding, got null"
         )
-    if data.streams or data.x_scaling is not None or len(data.input_shape) != 1:
+    if data.streams or data.ids or data.x_scaling is not None or len(data.input_shape) != 1:
         why = (
-            "streams numbers"
+            "has numbers beside ids"
+            if data.ids
+            else "streams numbers"
             if data.streams
             else "standardizes them"
             if data.x_scaling is not None
@@ -681,6 +685,23 @@ def augment_of(config: Config) -> Augment | None:
     """Return the random changes of the training images that the config asks for."""
     augment = getattr(config.data, "augment", None)
     return augment if isinstance(augment, Augment) and augment.is_on else None
+
+
+def _check_ids(config: Config, data: Dataset) -> None:
+    """Refuse ids that the numbers beside them cannot represent."""
+    if not data.ids or not isinstance(config.model, LayerModel):
+        return
+    precision = config.trainer.precision
+    if precision in ("bf16-mixed", "16-mixed"):
+        raise ConfigError(
+            f"trainer.precision must be float32, float64 or exact for ids beside numbers in one "
+            f"row, since numbers of 16 bits cannot represent all ids, got {precision}"
+        )
+    if max(data.ids) > _MOST_IDS:
+        raise ConfigError(
+            f"data: ids beside numbers must be below 2^24, which float32 represents, got "
+            f"{max(data.ids)} ids"
+        )
 
 
 def _check_augment(config: Config, data: Dataset) -> None:
@@ -725,7 +746,7 @@ def _check_mixing(config: Config, data: Dataset, loss: Any) -> None:
         return
     key = "data.mixup" if mixing.mixup is not None else "data.cutmix"
     reasons = {
-        "has token ids or categories, which cannot be mixed": data.num_tokens > 0,
+        "has token ids or categories, which cannot be mixed": data.num_tokens > 0 or any(data.ids),
         "has a label at each position": bool(data.positions),
         "has weights of rows": data.train.weight is not None,
         "reads rows while training": data.streams or data.stream is not None,
@@ -994,6 +1015,7 @@ class Shapes:
     positions: Shape = ()
     num_tokens: int = 0
     features: Sequence[str] = ()
+    ids: Sequence[int] = ()
 
 
 def shapes_of(data: Dataset) -> Shapes:
@@ -1005,11 +1027,13 @@ def shapes_of(data: Dataset) -> Shapes:
         data.positions,
         data.num_tokens,
         data.features,
+        data.ids,
     )
 
 
 def saved_shapes(data: Mapping[str, Any]) -> Shapes:
     """Read the shapes from a run's data.json."""
+    columns = data.get("columns") or ()
     return Shapes(
         data["task"],
         len(data["classes"]),
@@ -1018,6 +1042,7 @@ def saved_shapes(data: Mapping[str, Any]) -> Shapes:
         tuple(data.get("positions", ())),
         data.get("num_tokens", 0),
         tuple(data.get("features") or ()),
+        () if data.get("num_tokens") else transforms.ids(transforms.read(columns, "data.json")),
     )
 
 
@@ -1036,7 +1061,7 @@ def model_spec(config: Config, shapes: Shapes, example: Batch | None = None) -> 
 def _network(config: Config, shapes: Shapes, num_outputs: int, example: Batch | None) -> Network:
     model, input_shape = config.model, shapes.input_shape
     if isinstance(model, LayerModel):
-        of_data = (shapes.positions, shapes.num_tokens, shapes.features)
+        of_data = (shapes.positions, shapes.num_tokens, shapes.features, shapes.ids)
         return network(model.layers, input_shape, num_outputs, *of_data)
     precision = config.trainer.precision
     if precision == "exact":

@@ -168,7 +168,7 @@ class TensorFlow:
         return tf.gather(tf.constant(table(name)), index)
 
     def one_hot(self, labels: Any, num: int) -> Any:
-        return tf.one_hot(labels, num, dtype=tf.float64)
+        return tf.one_hot(tf.cast(labels, tf.int32), num, dtype=tf.float64)
 
     def keep(self, x: Any, rate: float, layer_index: int, where: Place) -> Any:
         key, first = layers.layer_key(where.seed, layer_index), where.first_row

@@ -530,6 +530,8 @@ def _sequence(
         if node.spec.makes_mask:
             mask = _find_mask(node.spec, x)
         known = mask if node.is_masked else None
+        if node.spec.layer == "embedding" and x.dtype != "int32":
+            x = ops.cast(x, "int32")  # ids beside numbers
         if node.branches:
             first, *others = (
                 _sequence(branch, x, dropout_state, tables, known) for branch in node.branches

@@ -70,6 +70,7 @@ class Engine:
         self.loss = objective.build(run.loss, model, run.has_weights)
         self.has_own_loss = run.loss.name == "model"
         self.is_own = isinstance(run.network, CustomNetwork)
+        self.has_embedding = any(n.spec.layer == "embedding" for n in run.network.walk())
         # it adds up over all processes in the forward pass, also in one without rows
         self.has_batch_norm = any(name.startswith("batch_norm") for name in start.buffers)
         layers.load_state(model, start.for_training())
@@ -157,7 +158,7 @@ class Engine:
         for micro_batch, batch in enumerate(batches):
             self._begin_batch(micro_batch, sizes)
             z, loss, batch_gradients = self._differentiate(batch, num_rows, trained)
-            if self.is_own or self.run.network.takes_tokens:  # that of an embedding may be sparse
+            if self.is_own or self.has_embedding:  # its gradient may be sparse
                 batch_gradients = [tf.convert_to_tensor(one) for one in batch_gradients]
             total = loss if total is None else total + loss
             gradients = (

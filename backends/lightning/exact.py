@@ -173,7 +173,7 @@ class Torch:
     def one_hot(self, labels: Tensor, num: int) -> Tensor:
         if num not in self._eyes:
             self._eyes[num] = torch.eye(num, dtype=torch.float64, device=self.device)
-        return self._eyes[num][labels]
+        return self._eyes[num][labels.long()]
 
     def keep(self, x: Tensor, rate: float, layer_index: int, where: Place) -> Tensor:
         key, first = layer_key(where.seed, layer_index), where.first_row

@@ -526,8 +526,8 @@ class _Embedding(nn.Module):
         num, features = node.variables[0].shape
         self.weight = nn.Parameter(torch.empty(features, num))
 
-    def forward(self, x: Tensor) -> Tensor:  # int[B, T] -> [B, T, D]
-        return F.embedding(x, self.weight.t())
+    def forward(self, x: Tensor) -> Tensor:  # ids [B, T], also as numbers -> [B, T, D]
+        return F.embedding(x.long() if x.is_floating_point() else x, self.weight.t())
 
 
 class _TiedDense(nn.Module):

@@ -24,7 +24,7 @@ from pydantic import AfterValidator, Field
 
 from runner.components.outputs import Outputs
 from runner.components.positions import rotations
-from runner.errors import ConfigError, nearest, show
+from runner.errors import ConfigError, listed, nearest, show
 from runner.random import uniform
 from runner.section import Count, Fraction, Index, NonNegative, Positive, Section
 
@@ -587,7 +587,8 @@ class Embedding(_Layer):
     """y_t = E[x_t] for token ids x [T]; E [num_embeddings, features] = `embedding`. Bengio et al.
     (2003); torch.nn.Embedding, keras.layers.Embedding.
 
-    It must be the first layer. `num_embeddings: tokens` is the number of tokens of the data. With
+    It is the first layer, or follows `columns` of ids. `num_embeddings: tokens` is the number of
+    tokens of the data, or of ids of the columns. With
     `mask_zero`, the ids 0 at the end of a row are padding. keras.layers.Embedding also masks zeros
     before other ids.
     """
@@ -983,6 +984,7 @@ def network(
     positions: Shape = (),
     num_tokens: int = 0,
     features: Sequence[str] = (),
+    ids: Sequence[int] = (),
 ) -> Network:
     """Name the layers and compute their shapes. Raises ConfigError with the layer's path if shapes
     do not fit.
@@ -994,10 +996,12 @@ def network(
         positions: the shape of a row of labels: () for one label, [T] for one at each step.
         num_tokens: how many different token ids the rows have; 0 if they are numbers.
         features: the names of a row's values; empty if they have none.
+        ids: one more than the largest id of each of the row's values, 0 for numbers; empty if the
+            values are all ids or all numbers.
     """
     _check_tokens(layers, num_tokens)
     is_named = len(features) == math.prod(input_shape) and len(input_shape) == 1
-    builder = _Builder(num_outputs, num_tokens, features if is_named else ())
+    builder = _Builder(num_outputs, num_tokens, features if is_named else (), ids)
     nodes, output, is_masked = builder.build(layers, input_shape, "model.layers", False, True)
     wanted = (*positions, num_outputs)
     if output != wanted:
@@ -1015,8 +1019,11 @@ def network(
 class _Builder:
     """Makes nodes from the entries of model.layers; counts the layers of each kind."""
 
-    def __init__(self, num_outputs: int, num_tokens: int, features: Sequence[str]) -> None:
+    def __init__(
+        self, num_outputs: int, num_tokens: int, features: Sequence[str], ids: Sequence[int]
+    ) -> None:
         self.num_outputs, self.num_tokens, self.features = num_outputs, num_tokens, features
+        self.ids = ids
         self.counts: Counter[str] = Counter()
         self.made: dict[str, Shape] = {}  # embeddings so far: name -> [tokens, features]
 
@@ -1026,22 +1033,56 @@ class _Builder:
         """Return the nodes of the layers, and the shape of their output and whether it is
         masked. `is_row` says whether their input is the data's row."""
         nodes = []
+        ids = self.ids if is_row else ()  # of the input
         for i, spec in enumerate(specs):
             where = f"{path}[{i}]"
+            self._check_ids(spec, ids, where)
+            spec = self._of_data(spec, ids)
             node, is_masked = self._node(spec, shape, where, is_masked, is_row and i == 0)
             nodes.append(node)
             shape = node.output_shape
+            ids = [self.ids[column] for column in node.columns] if self.ids else ()
+        if any(ids):
+            raise ConfigError(f"{path} must not end in ids, which are no numbers; add embedding")
         return tuple(nodes), shape, is_masked
+
+    def _of_data(self, spec: Any, ids: Sequence[int]) -> Any:
+        """Return a layer with the sizes that the data has."""
+        sizes = {"outputs": self.num_outputs, "tokens": max(ids, default=self.num_tokens)}
+        keys = ("units", "filters", "num_embeddings")
+        found = {key: getattr(spec, key, None) for key in keys}
+        own = {key: sizes[value] for key, value in found.items() if isinstance(value, str)}
+        return spec.model_copy(update=own) if own else spec
+
+    def _check_ids(self, spec: Any, ids: Sequence[int], where: str) -> None:
+        """Refuse ids as numbers, and numbers as ids. `ids` are those of the input's values."""
+        if not self.ids or isinstance(spec, Columns | _Branching):
+            return
+        if not isinstance(spec, Embedding):
+            if any(ids):
+                named = zip(self.features, self.ids, strict=True)
+                with_ids = dict.fromkeys(name.partition("=")[0] for name, num in named if num)
+                raise ConfigError(
+                    f"{where} ({spec.layer}): the columns {listed([*with_ids])} are ids, which are "
+                    f"no numbers; take them by columns and embedding in a branch of parallel, and "
+                    f"the others by columns in another one"
+                )
+            return
+        if not ids or not all(ids):
+            raise ConfigError(
+                f"{where} (embedding): needs columns of ids alone before it, "
+                f"{{layer: columns, names: [...]}}; others have numbers"
+            )
+        if isinstance(spec.num_embeddings, int) and spec.num_embeddings < max(ids):
+            raise ConfigError(
+                f"{where} (embedding): num_embeddings must be >= {max(ids)}, the number of ids of "
+                f"its columns, got {spec.num_embeddings}"
+            )
 
     def _node(
         self, spec: Any, shape: Shape, where: str, is_masked: bool, is_row: bool
     ) -> tuple[Node, bool]:
         """Return a node and whether its output is masked."""
-        for key in ("units", "filters"):
-            if getattr(spec, key, None) == "outputs":
-                spec = spec.model_copy(update={key: self.num_outputs})
-        if spec.layer == "embedding" and spec.num_embeddings == "tokens":
-            spec = spec.model_copy(update={"num_embeddings": self.num_tokens})
         _check_mask(spec, where, is_masked)
         name, index = f"{spec.layer}_{self.counts[spec.layer]}", self.counts.total()
         self.counts[spec.layer] += 1
@@ -1051,6 +1092,7 @@ class _Builder:
                 for key, layers in spec.paths.items()
             ]
             branches, shapes, masked = zip(*built, strict=True)
+            _check_branch_masks(spec, where, is_masked, masked)
             try:
                 output = spec.joined(shapes)
             except ValueError as error:
@@ -1111,10 +1153,12 @@ class _Builder:
 
 
 def _check_mask(spec: Any, where: str, is_masked: bool) -> None:
-    """Refuse a second mask, a mask inside a branch, and layers that use padding."""
-    if spec.makes_mask and (is_masked or where.count(".") > 1):
-        reason = "the sequence has a mask already" if is_masked else "a branch cannot make a mask"
-        raise ConfigError(f"{where} ({spec.layer}): {reason}; use one, before the other layers")
+    """Refuse a second mask, and layers that use padding."""
+    if spec.makes_mask and is_masked:
+        raise ConfigError(
+            f"{where} ({spec.layer}): the sequence has a mask already; use one, before the other "
+            f"layers"
+        )
     if is_masked and not spec.ignores_padding:
         raise ConfigError(
             f"{where} ({spec.layer}): this layer would use the padding of a masked sequence; use "
@@ -1122,6 +1166,17 @@ def _check_mask(spec: Any, where: str, is_masked: bool) -> None:
             "attention, layer_norm, rms_norm), and global_average_pool or global_max_pool at the "
             "end"
         )
+
+
+def _check_branch_masks(spec: Any, where: str, is_masked: bool, ends: Sequence[bool]) -> None:
+    """Refuse a branch that makes a mask and does not end it. `ends` says which outputs of the
+    branches have a mask."""
+    for path, has_mask in zip(spec.paths, ends, strict=True):
+        if has_mask and not is_masked:
+            raise ConfigError(
+                f"{where}.{path}: a branch that makes a mask must end it, by global_average_pool, "
+                f"global_max_pool, gru or lstm"
+            )
 
 
 def _check_tokens(layers: Sequence[Any], num_tokens: int) -> None:

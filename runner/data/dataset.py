@@ -83,6 +83,8 @@ class Dataset:
     x_scaling: Scaling | None = None
     y_scaling: Scaling | None = None
     num_tokens: int = 0  # x has token ids below this number; 0: it has numbers
+    # of a table whose rows have ids beside numbers, transforms.ids: of each column; () for others
+    ids: tuple[int, ...] = ()
     tokenizer: Tokenizer | None = None  # that made the token ids
     # rows of x and y overlap in memory, so they are read during training
     overlaps: bool = False
@@ -229,17 +231,22 @@ class Dataset:
             x_scaling=scaling,
             columns=tuple(columns),
         )
-        return selected._numbered() if self.num_tokens else selected
+        return selected._numbered() if self.num_tokens or self.ids else selected
 
     def _numbered(self) -> "Dataset":
         """Number the categories of a table anew, in the order of its columns."""
         before = [Transform.read(column) for column in self.columns]
         fitted = transforms.numbered(before)
-        ids = np.array([[t.first_id, b.first_id] for t, b in zip(fitted, before, strict=True)])
-        shift = (ids[:, 0] - ids[:, 1]).astype(np.int32)
+        shifts = [
+            np.full(len(t.features), (t.first_id or 0) - (b.first_id or 0), np.int32)
+            for t, b in zip(fitted, before, strict=True)
+        ]
+        shift = np.concatenate(shifts)
         columns = tuple(transform.as_json() for transform in fitted)
         num = transforms.num_ids(fitted)
-        return replace(self._with_x(lambda x: x + shift), columns=columns, num_tokens=num)
+        ids = () if num else transforms.ids(fitted)
+        moved = self._with_x(lambda x: x + shift)
+        return replace(moved, columns=columns, num_tokens=num, ids=ids)
 
 
 def _blocks(array: np.ndarray) -> Iterator[Any]:
@@ -375,6 +382,17 @@ def first_outside(values: np.ndarray, num: int) -> tuple[Any, int] | None:
     there is none."""
     bad = (values < 0) | (values >= num) | (values != np.rint(values))
     return (values[bad][0], int(np.argwhere(bad)[0][0])) if bad.any() else None
+
+
+def check_ids(x: np.ndarray, ids: Sequence[int], features: Sequence[str], source: str) -> None:
+    """Refuse ids beside numbers that are none of the data's. `ids` is Dataset.ids."""
+    for column, (num, name) in enumerate(zip(ids, features, strict=False)):
+        if num and (bad := first_outside(x[:, column], num)) is not None:
+            value, row = bad
+            raise ConfigError(
+                f"{source}: x must have ids from 0 to {num - 1} in column {name}, got {value:g} in "
+                f"row {row}"
+            )
 
 
 def check_finite(name: str, values: np.ndarray, source: str, first_row: int = 0) -> None:

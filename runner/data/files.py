@@ -2,7 +2,7 @@
 
 import math
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +24,7 @@ from runner.data.dataset import (
 )
 from runner.data.mixing import Alpha
 from runner.data.splits import Splits, with_own_rows
+from runner.data.tokenizer import Tokenizer
 from runner.errors import ConfigError, listed, one_line, show, show_path
 from runner.section import Mark
 
@@ -207,6 +208,16 @@ def regular_file(path: str | Path, key: str = "data.path") -> Path:
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
         raise ConfigError(f"{key} must be a file, got {show_path(path)}, which is {kind}")
     return resolved
+
+
+def tokenizer_of(kind: str, texts: Iterable[str], most: int) -> Tokenizer:
+    """Make a tokenizer of words, characters or bytes, or read one from its JSON file, for
+    `data.tokenizer`. The vocabulary of words and characters is that of the texts."""
+    if kind in ("words", "characters"):
+        return Tokenizer.most_frequent(kind, texts, most)
+    if kind == "bytes":
+        return Tokenizer.of_bytes()
+    return Tokenizer.of_file(regular_file(kind, "data.tokenizer"), "data.tokenizer")
 
 
 def locate(path: str | Path, kind: str, key: str = "data.path") -> tuple[Path, int]:

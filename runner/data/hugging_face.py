@@ -43,6 +43,11 @@ class HuggingFace(Columns):
     memory_mb: Count | None
 
     def load(self) -> Dataset:
+        if self.inputs is not None and self.texts:
+            raise ConfigError(
+                f"data.texts must be [] with data.inputs, which names no columns of a table, got "
+                f"{listed(self.texts)}"
+            )
         if self.inputs is not None and self.category_encoding != "one_hot":
             raise ConfigError(
                 f"data.category_encoding must be one_hot with data.inputs, which names no columns "

@@ -23,6 +23,7 @@ from runner.data.files import (
     numbered,
     numbers_as_labels,
     regular_file,
+    tokenizer_of,
 )
 from runner.data.mixing import Alpha
 from runner.data.splits import SPLITS, Parts, Splits
@@ -32,7 +33,7 @@ from runner.errors import ConfigError, listed, nearest, show, show_path
 from runner.schedules.dialects.calls import SentenceError
 from runner.section import Count, Mark
 
-_LISTS = ("columns", "drop", "categories")  # keys with several columns
+_LISTS = ("columns", "drop", "categories", "texts")  # keys with several columns
 _MOST = 8  # columns in one message
 _FILLS = (
     "data.missing=median fills them (or mean, most_frequent, indicator, a number), data.drop "
@@ -56,10 +57,11 @@ class Columns(Splits):
     """The keys of rows with named columns, and what is done to these.
 
     Columns of numbers and dates (in days) are one feature each, truth values are 0 or 1, text is
-    one feature per category; runner.data.transforms has the definitions. `target` (null: the last
-    column) is the column to predict, or a list of them. For classification, labels are any text,
-    sorted (as numbers if all are numbers). The column `weight` has the weights of the rows
-    (runner.data.weights).
+    one feature per category, or ids of its categories or tokens, for embeddings in branches of a
+    model (`category_encoding: ids`, `texts`); runner.data.transforms has the definitions. `target`
+    (null: the last column) is the column to predict, or a list of them. For classification, labels
+    are any text, sorted (as numbers if all are numbers). The column `weight` has the weights of the
+    rows (runner.data.weights).
     """
 
     if TYPE_CHECKING:
@@ -79,6 +81,10 @@ class Columns(Splits):
     categories: list[str]
     category_encoding: Literal["one_hot", "ids"]
     max_categories: Count
+    texts: list[str]
+    tokenizer: str
+    max_vocabulary: Count
+    context: Count | None
     missing: Missing
     missing_target: Literal["error", "drop"]
     group: str | None
@@ -99,7 +105,7 @@ class Columns(Splits):
         targets = self._targets(file.names)
         names = self._features(file.names, targets)
         is_labels = self.task == "classification"
-        text = [*self.categories, *(targets if is_labels else [])]
+        text = [*self.categories, *self.texts, *(targets if is_labels else [])]
         extra = [n for n in (self.group, self.time, self.weight) if n and n not in names]
         table = file.read([*dict.fromkeys([*names, *targets, *extra])], text)
         if table.num_rows == 0:
@@ -115,8 +121,8 @@ class Columns(Splits):
         fitted = []
         for name in names:
             if name in columns:
-                fitted.append(transforms.fit(columns[name], parts[0], self.missing))
-        problems += [*self._missing_cells(file, fitted, columns), *self._not_categories(fitted)]
+                fitted.append(self.fitted(columns[name], parts[0]))
+        problems += self._missing_cells(file, fitted, columns)
         if problems:
             raise ConfigError(f"{self.path}: {joined(problems)}")
         if self.category_encoding == "ids":
@@ -161,6 +167,7 @@ class Columns(Splits):
     def _features(self, header: Sequence[str], targets: Sequence[str]) -> list[str]:
         self._check_names("drop", self.drop, header)
         self._check_names("categories", self.categories, header)
+        self._check_names("texts", self.texts, header)
         self._check_names("group", [self.group] if self.group is not None else [], header)
         self._check_names("time", [self.time] if self.time is not None else [], header)
         self._check_names("weight", [self.weight] if self.weight is not None else [], header)
@@ -198,14 +205,16 @@ class Columns(Splits):
         self, file: TableFile, table: Any, names: Sequence[str]
     ) -> tuple[dict[str, Column], list[str]]:
         """Convert the columns; describe those that cannot be used."""
-        columns, problems = read_columns(file, table, names, self.categories)
+        as_text = (*self.categories, *self.texts)
+        columns, problems = read_columns(file, table, names, as_text)
         for name in list(columns):
             of = f"column {show(name)}"
-            if columns[name].kind == "text" and len(columns[name].categories) > self.max_categories:
-                num = len(columns[name].categories)
+            num = len(columns[name].categories)
+            if num > self.max_categories and name not in self.texts:
                 problems.append(
                     f"{of} has {num} different texts; data.drop=[{show(name)}] leaves it out, "
-                    f"data.max_categories={num} allows them"
+                    f"data.max_categories={num} allows them, data.texts=[{show(name)}] divides "
+                    f"them into words"
                 )
             elif infinite := _infinite(file, columns[name]):
                 problems.append(infinite)
@@ -309,16 +318,13 @@ class Columns(Splits):
         lacking = missing_cells(file, fitted, columns)
         return [f"missing cells in {lacking}; {_FILLS}"] if lacking else []
 
-    def _not_categories(self, fitted: Iterable[Transform]) -> list[str]:
-        """Describe columns that have no ids."""
-        others = [t.name for t in fitted if t.kind != "text"]
-        if self.category_encoding != "ids" or not others:
-            return []
-        return [
-            f"data.category_encoding must be one_hot for columns that are no categories, got ids "
-            f"and {listed(others)}; data.categories names columns whose values are categories, "
-            f"data.drop leaves columns out"
-        ]
+    def fitted(self, column: Column, train: np.ndarray) -> Transform:
+        """Fit the transform of a column on the training rows."""
+        if column.name not in self.texts:
+            return transforms.fit(column, train, self.missing)
+        texts = (column.categories[i] for i in column.values[train] if i >= 0)
+        tokenizer = tokenizer_of(self.tokenizer, texts, self.max_vocabulary).padded(False)
+        return transforms.of_tokens(column, train, tokenizer, self.context, self.missing)
 
     def check_features(self, features: Sequence[str]) -> None:
         """Refuse two features of the same name."""
@@ -369,6 +375,7 @@ class Columns(Splits):
             target=targets[0] if len(targets) == 1 else list(targets),
             folds_sha256=folds_sha256,
             columns=tuple(transform.as_json() for transform in fitted),
+            ids=() if num_ids else transforms.ids(fitted),
         ).with_ids(num_ids)
         of_own = {name: rows.weight for name, rows in own.items() if rows.weight is not None}
         return weights.weighted(data, weight, parts, "data.weight", of_own)
@@ -457,6 +464,7 @@ def labelled_rows(
         x_scaling=x_scaling,
         y_scaling=y_scaling,
         target=target,
+        ids=() if description.get("num_tokens") else transforms.ids(fitted),
     )
     return data.with_ids(description.get("num_tokens", 0)), warnings
 

@@ -30,7 +30,7 @@ from runner.data.table import (
 )
 from runner.data.table_files import TableFile
 from runner.data.transforms import Transform
-from runner.errors import ConfigError, RunError, show
+from runner.errors import ConfigError, RunError, listed, show
 
 _ROWS = 65_536  # of a block
 
@@ -146,7 +146,7 @@ def load(section: Columns, memory_mb: int) -> Dataset:
     del table
     for name in names:
         _fit_column(section, file, name, parts[0], fit, is_alone=len(names) == 1)
-    fit.problems += section._not_categories(fit.transforms)
+    fit.problems += _beside_ids(section, fit.transforms)
     if fit.problems:
         raise ConfigError(f"{section.path}: {joined(fit.problems)}")
     if section.category_encoding == "ids":
@@ -161,6 +161,19 @@ def load(section: Columns, memory_mb: int) -> Dataset:
     if is_labels:
         fit.warnings += numbers_as_labels(f"column {show(targets[0])}", len(y), classes)
     return replace(data, warnings=tuple(fit.warnings))
+
+
+def _beside_ids(section: Columns, fitted: Sequence[Transform]) -> list[str]:
+    """Describe ids that are beside other values, which are only made in memory."""
+    if section.texts:
+        return [f"data.memory_mb must be null with data.texts, got {listed(section.texts)}"]
+    others = [t.name for t in fitted if t.kind != "text"]
+    if section.category_encoding != "ids" or not others:
+        return []
+    return [
+        f"data.memory_mb must be null with ids beside numbers, got data.category_encoding=ids and "
+        f"{listed(others)}; data.categories names columns whose values are categories"
+    ]
 
 
 def _opened(section: Columns) -> StreamedFile:

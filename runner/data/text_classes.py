@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from runner.data.capacity import memory
 from runner.data.dataset import Dataset, Split, check_classes
-from runner.data.files import locate, numbered, regular_file
+from runner.data.files import locate, numbered, regular_file, tokenizer_of
 from runner.data.folders import (
     Folder,
     Listing,
@@ -118,7 +118,8 @@ class TextClasses(Folder):
         parts = self.split_numbers(found)
         has_pairs = len(texts.columns) == 2
         training = [text for i in parts["train"].x for text in texts.rows[i]]
-        tokenizer = self._fitted(training).padded(has_pairs)
+        fitted = tokenizer_of(self.tokenizer, training, self.max_vocabulary)
+        tokenizer = fitted.padded(has_pairs)
         ids = _encoded(tokenizer, texts.rows, texts.names, self.path)
         lengths = np.array([len(row) for row in ids])
         context = self.context or int(lengths[parts["train"].x].max())
@@ -375,14 +376,6 @@ class TextClasses(Folder):
         return list(zip(*cells, strict=True))
 
     # --- tokens
-
-    def _fitted(self, texts: Sequence[str]) -> Tokenizer:
-        """Return the tokenizer, with the vocabulary of the training rows."""
-        if self.tokenizer in ("words", "characters"):
-            return Tokenizer.most_frequent(self.tokenizer, texts, self.max_vocabulary)
-        if self.tokenizer == "bytes":
-            return Tokenizer.of_bytes()
-        return Tokenizer.of_file(regular_file(self.tokenizer, "data.tokenizer"), "data.tokenizer")
 
     def _of_run(
         self, rows: Sequence[Row], names: Sequence[str], description: Mapping[str, Any], path: str

@@ -4,21 +4,23 @@
     boolean        0 or 1; likewise
     text           one value per category, 1 for the row's category and 0 for the others
                    ("one-hot"); a category that no training row has gives 0 for all of them; or,
-                   for an embedding, one id (`numbered`)
+                   for an embedding, one id (`numbered`), or the ids of its tokens (`of_tokens`)
 
 With `indicator`, one more value is 1 for a missing cell and 0 for another. The definitions are
 those of scikit-learn's SimpleImputer(strategy, add_indicator) and
 OneHotEncoder(handle_unknown="ignore").
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
 from runner.data.blocks import in_blocks
 from runner.data.cells import Column, Kind
+from runner.data.tokenizer import Tokenizer
 from runner.errors import ConfigError
 
 Missing = Literal["error", "mean", "median", "most_frequent", "indicator"] | float
@@ -38,6 +40,8 @@ class Transform:
         categories: the categories of text in the training rows, sorted; "" is a missing cell.
         first_id: of text, the id of a category that no training row has; category k has the id
             first_id + 1 + k. None: text is one-hot.
+        tokenizer: of text whose values are the ids of its tokens, an entry of data.json.
+        context: the number of these ids; 0 pads them at the end.
     """
 
     name: str
@@ -47,6 +51,8 @@ class Transform:
     indicator: bool = False
     categories: tuple[str, ...] = ()
     first_id: int | None = None
+    tokenizer: Mapping[str, Any] | None = None
+    context: int = 0
 
     @classmethod
     def read(cls, saved: Mapping[str, Any]) -> "Transform":
@@ -57,7 +63,23 @@ class Transform:
         values = {**asdict(self), "categories": list(self.categories)}
         if self.first_id is None:
             del values["first_id"]
+        if self.tokenizer is None:
+            del values["tokenizer"], values["context"]
         return values
+
+    @property
+    def is_categorical(self) -> bool:
+        """True for text whose values are categories, not tokens."""
+        return self.kind == "text" and self.tokenizer is None
+
+    @property
+    def ids(self) -> list[int]:
+        """One more than the largest id of each of its values; 0 for numbers."""
+        if self.tokenizer is not None:
+            return [len(self.tokenizer["vocabulary"])] * self.context
+        if self.first_id is not None:
+            return [self.first_id + self.num_ids]
+        return [0] * len(self.features)
 
     @property
     def num_ids(self) -> int:
@@ -67,6 +89,8 @@ class Transform:
     @property
     def features(self) -> list[str]:
         """The names of its values."""
+        if self.tokenizer is not None:
+            return [f"{self.name}={i}" for i in range(self.context)]
         if self.first_id is not None:
             return [self.name]
         if self.kind == "text":
@@ -84,6 +108,21 @@ class Transform:
         """Return whether it can transform a column of another file; an empty one fits any kind."""
         kinds = {self.kind, "number"} if self.kind == "boolean" else {self.kind}
         return column.kind in kinds or bool(column.missing.all())
+
+    def writer(self, column: Column) -> Callable[[slice, np.ndarray], None]:
+        """Return `write` for a column; each different text is divided into tokens once."""
+        if self.tokenizer is None:
+            return partial(self.write, column)
+        ids = np.zeros((len(column.categories) + 1, self.context))  # the last: a missing cell
+        tokens = Tokenizer.read(self.tokenizer).encode_all(column.categories)
+        for row, found in zip(ids, tokens, strict=False):
+            kept = found[: self.context]
+            row[: len(kept)] = kept
+
+        def write(rows: slice, out: np.ndarray) -> None:
+            out[:] = ids[column.values[rows]]
+
+        return write
 
     def write(self, column: Column, rows: slice, out: np.ndarray) -> None:
         """Write the values of some rows of a column.  # out float64[n, len(features)]"""
@@ -106,6 +145,8 @@ class Transform:
 
     def unknown(self, column: Column) -> list[str]:
         """Return the categories of a column that no training row has."""
+        if not self.is_categorical:
+            return []
         return [c for c in column.categories if c not in self.categories]
 
 
@@ -134,6 +175,22 @@ def fit(column: Column, rows: np.ndarray, missing: Missing) -> Transform:
     return Transform(column.name, "text", MISSING if allows else None, allows, categories=names)
 
 
+def of_tokens(
+    column: Column, rows: np.ndarray, tokenizer: Tokenizer, context: int | None, missing: Missing
+) -> Transform:
+    """Fit the transform of a column of text to the ids of its tokens. `context`: None: as many as
+    the longest text of the training rows has. A missing cell has no tokens."""
+    if context is None:
+        used = np.unique(column.values[rows])
+        texts = [column.categories[i] for i in used if i >= 0]
+        context = max([1, *map(len, tokenizer.encode_all(texts))])
+    allows = missing != "error"
+    fill = MISSING if allows else None
+    return Transform(
+        column.name, "text", fill, allows, tokenizer=tokenizer.saved(), context=context
+    )
+
+
 def _fill(known: np.ndarray, missing: Missing) -> float:
     if isinstance(missing, float | int):
         return float(missing)
@@ -148,15 +205,27 @@ def _fill(known: np.ndarray, missing: Missing) -> float:
 
 
 def numbered(transforms: Sequence[Transform]) -> list[Transform]:
-    """Give each category of all columns an id of its own, in the order of the columns, from 0."""
-    ends = np.cumsum([0, *(transform.num_ids for transform in transforms)])
-    return [replace(t, first_id=int(i)) for t, i in zip(transforms, ends, strict=False)]
+    """Give each category of all columns an id of its own, in the order of the columns, from 0.
+    Numbers and columns of tokens are unchanged."""
+    ends = np.cumsum([0, *(t.num_ids if t.is_categorical else 0 for t in transforms)])
+    return [
+        replace(t, first_id=int(i)) if t.is_categorical else t
+        for t, i in zip(transforms, ends, strict=False)
+    ]
 
 
 def num_ids(transforms: Sequence[Transform]) -> int:
-    """The number of ids of the categories of all columns; 0 if they have none."""
-    has_ids = any(transform.first_id is not None for transform in transforms)
-    return sum(transform.num_ids for transform in transforms) if has_ids else 0
+    """The number of ids of the categories of all columns; 0 if some columns have other values."""
+    if any(transform.first_id is None for transform in transforms):
+        return 0
+    return sum(transform.num_ids for transform in transforms)
+
+
+def ids(transforms: Sequence[Transform]) -> tuple[int, ...]:
+    """One more than the largest id of each value of a row, 0 for numbers; empty if all values are
+    numbers."""
+    found = tuple(num for transform in transforms for num in transform.ids)
+    return found if any(found) else ()
 
 
 def apply(transforms: Sequence[Transform], columns: Mapping[str, Column]) -> np.ndarray:
@@ -181,11 +250,12 @@ def apply_to(
     place = np.full(num_rows, -1, np.int64)
     place[used] = np.arange(len(used))
     out = np.empty((len(used), ends[-1]))
+    writers = [transform.writer(columns[transform.name]) for transform in transforms]
 
     def write(rows: slice) -> None:
         block = np.empty((rows.stop - rows.start, ends[-1]))
-        for transform, begin, end in zip(transforms, ends, ends[1:], strict=False):
-            transform.write(columns[transform.name], rows, block[:, begin:end])
+        for write_column, begin, end in zip(writers, ends, ends[1:], strict=False):
+            write_column(rows, block[:, begin:end])
         places = place[rows]
         if len(used) < num_rows:
             block, places = block[places >= 0], places[places >= 0]

@@ -102,12 +102,17 @@ def forward(
             find_mask(p, node, x)
         x = without_padding(p, x) if node.is_masked else x
         if node.branches:
-            passes = [forward(p, branch, x, trained) for branch in node.branches]
+            passes, mask, masks = [], p.mask, []
+            for branch in node.branches:  # a branch may have a mask of its own
+                p.mask = mask
+                passes.append(forward(p, branch, x, trained))
+                masks.append(p.mask)
+            p.mask = mask
             (first, *others), tapes = zip(*passes, strict=True)
             is_kept = _rows_kept(p, node, first)
             parts = [_drop(p, node, is_kept, first), *others]
             x, joined = JOINS[node.spec.joined_by][0](p.o, node, parts)
-            memory = tapes, is_kept, joined
+            memory = tapes, masks, is_kept, joined
         else:
             x, memory = FORMS[node.spec.layer][0](p, node, x)
         tape.append((node, memory, trained))
@@ -140,13 +145,15 @@ def _branches_backward(
     gradients: dict[str, list[Tensor]],
     needs_dx: bool,
 ) -> Tensor:
-    tapes, is_kept, joined = memory
+    tapes, masks, is_kept, joined = memory
+    mask = p.mask
     first, *others = JOINS[node.spec.joined_by][1](p.o, node, joined, g)
     by_output = [_drop(p, node, is_kept, first), *others]
-    by_input = [
-        backward(p, tape, part, gradients)
-        for tape, part in reversed([*zip(tapes, by_output, strict=True)])
-    ]
+    by_input = []
+    for tape, own, part in reversed([*zip(tapes, masks, by_output, strict=True)]):
+        p.mask = own
+        by_input.append(backward(p, tape, part, gradients))
+    p.mask = mask
     return total(p.o, by_input[::-1]) if needs_dx else None
 
 

@@ -141,7 +141,7 @@ class NumPy:
         return table(name)[index]
 
     def one_hot(self, labels: Array, num: int) -> Array:
-        return np.eye(num)[labels]
+        return np.eye(num)[labels.astype(np.int64)]
 
     def keep(self, x: Array, rate: float, layer_index: int, where: Place) -> Array:
         key = random.layer_key(where.seed, layer_index)

@@ -20,7 +20,8 @@ from runner.config import yaml_files
 from runner.config.conf_folder import defaults, with_schedule_defaults
 from runner.config.given import Given
 from runner.config.schema import Config, LayerModel, parse, sha256
-from runner.data.dataset import Scaling, changed, check_finite
+from runner.data import transforms
+from runner.data.dataset import Scaling, changed, check_finite, check_ids
 from runner.data.files import NPZ, channels_last
 from runner.data.folders import Folder
 from runner.data.frame import Frame, FrameFile, Frames, arrow_table
@@ -433,6 +434,8 @@ class Run:
         check_finite("x", values, "the new rows")
         if num := data.get("num_tokens"):
             return self.outputs({"x": _token_ids(values, num)})
+        fitted = transforms.read(data.get("columns") or (), self.folder / "data.json")
+        check_ids(values, transforms.ids(fitted), data["features"], "the new rows")
         if far := far_outside(values, data, self.folder / "data.json"):
             console.warn(
                 f"the new rows seem to be in other units than the training rows: {far}; "
