@@ -179,5 +179,5 @@ def test_what_cannot_represent_ids_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="must be null for data=table, which has token"):
         prepare([*common, BRANCHES, "data.mixup=0.2"])
     parquet.write_table(csv.read_csv(tmp_path / "a.csv"), table)
-    with pytest.raises(ConfigError, match="must be null with data.texts, got review"):
+    with pytest.raises(ConfigError, match=r"must be null with data\.texts, got"):
         dataset(*IDS, f"data.path={table}", "data.memory_mb=1")
