@@ -158,11 +158,10 @@ class Plan:
     def run_spec(self) -> RunSpec:
         """Return the run's spec: tables of every step, and training rows in the run's dtype."""
         trainer, model = self.config.trainer, self.model
-        fields, streamed = {}, self._streamed
+        fields: dict[str, np.ndarray] = {}
+        streamed = self._streamed
         if "y" not in streamed:
-            fields["y"] = losses.targets(self.loss, self.data.train.y, model.dtype)
-        if self.data.train.weight is not None and "weight" not in streamed:
-            fields["weight"] = self.data.train.weight.astype(model.dtype)
+            fields |= self._labelled(self.data.train.y, self.data.train.weight)
         if "x" not in streamed:
             fields["x"] = np.ascontiguousarray(self.data.train.x, dtype=self.model.input_dtype)
         return RunSpec(
@@ -358,6 +357,15 @@ class Plan:
         """Reads the training rows of an iterable."""
         return Reader(self.data.stream, self.order.rows_per_step)
 
+    def _labelled(self, y: np.ndarray, weight: np.ndarray | None) -> Batch:
+        """Return the targets of training rows as fields, with their weights if they have some;
+        those of positions without a label are 0."""
+        if self.data.no_label is not None:
+            of_row = 1.0 if weight is None else weight.reshape(-1, *(1 for _ in y.shape[1:]))
+            weight, y = losses.position_weights(y) * of_row, np.maximum(y, 0)
+        more = {} if weight is None else {"weight": weight.astype(self.model.dtype)}
+        return {"y": losses.targets(self.loss, y, self.model.dtype), **more}
+
     @property
     def _streamed(self) -> dict[str, Field]:
         """The fields of the training rows that come with the chunks, in the run's dtype."""
@@ -374,8 +382,10 @@ class Plan:
         if self.mixing is not None:
             y = self._train_targets(np.arange(1))
             return {**x, "y": Field(y.shape[1:], y.dtype)}
-        moves_labels = self.augment is not None and bool(self.data.positions)
-        return {**x, "y": Field(self.data.positions, np.dtype(np.int64))} if moves_labels else x
+        if self.augment is None or not self.data.positions:
+            return x
+        moved = self._labelled(self.data.train.y[:1], None)
+        return x | {name: Field(values.shape[1:], values.dtype) for name, values in moved.items()}
 
     @property
     def augment(self) -> Augment | None:
@@ -409,7 +419,9 @@ class Plan:
         moved = {"x": change(images, self.augment, black)}
         if self.data.positions:
             labels = self.data.train.y[rows][..., None]
-            moved["y"] = change(labels, self.augment, np.zeros(1))[..., 0]
+            labels = change(labels, self.augment, np.zeros(1))[..., 0]
+            weight = self.data.train.weight
+            moved |= self._labelled(labels, None if weight is None else weight[rows])
         return moved
 
     def _mixed(self, mixing: Mixing, rows: np.ndarray, epoch: int) -> Batch:
@@ -565,6 +577,11 @@ def _weighted_or_own(
 ) -> Any:
     """Return the loss with its class weights as numbers, or the loss of the user's own code after a
     trial."""
+    if data.no_label is not None and (loss.name == "custom" or _has_loss(model.network)):
+        raise ConfigError(
+            f"data.no_label must be null with a loss of your own, which gets no weights of "
+            f"positions, got {data.no_label}"
+        )
     if _has_loss(model.network):
         if config.loss.name != "auto":
             raise ConfigError(
@@ -1016,6 +1033,7 @@ class Shapes:
     num_tokens: int = 0
     features: Sequence[str] = ()
     ids: Sequence[int] = ()
+    has_gaps: bool = False  # positions may have no label
 
 
 def shapes_of(data: Dataset) -> Shapes:
@@ -1028,6 +1046,7 @@ def shapes_of(data: Dataset) -> Shapes:
         data.num_tokens,
         data.features,
         data.ids,
+        data.no_label is not None,
     )
 
 
@@ -1043,6 +1062,7 @@ def saved_shapes(data: Mapping[str, Any]) -> Shapes:
         data.get("num_tokens", 0),
         tuple(data.get("features") or ()),
         () if data.get("num_tokens") else transforms.ids(transforms.read(columns, "data.json")),
+        data.get("no_label") is not None,
     )
 
 
@@ -1062,7 +1082,7 @@ def _network(config: Config, shapes: Shapes, num_outputs: int, example: Batch | 
     model, input_shape = config.model, shapes.input_shape
     if isinstance(model, LayerModel):
         of_data = (shapes.positions, shapes.num_tokens, shapes.features, shapes.ids)
-        return network(model.layers, input_shape, num_outputs, *of_data)
+        return network(model.layers, input_shape, num_outputs, *of_data, shapes.has_gaps)
     precision = config.trainer.precision
     if precision == "exact":
         raise ConfigError(

@@ -119,6 +119,15 @@ class RunSpec(ModelSpec):
         return "weight" in self.fields or "weight" in self.streamed
 
     @property
+    def weighs_positions(self) -> bool:
+        """True if each position of a row has a weight; their sum is the row's."""
+        if not self.has_weights:
+            return False
+        fields: Mapping[str, Any] = self.fields if "weight" in self.fields else self.streamed
+        shape = fields["weight"].shape
+        return len(shape) > (1 if "weight" in self.fields else 0)
+
+    @property
     def scheduled(self) -> dict[str, np.ndarray]:
         """The tables of hyperparameters other than the learning rate.  # float64[T] each"""
         rates = {group.rate for group in self.groups} | {LEARNING_RATE}

@@ -17,13 +17,15 @@ from runner.components.losses import COSINE_EPS
 def build(loss: Any, has_weights: bool = False) -> Callable[..., Any]:
     """Build the function (z, y) that computes a batch's mean loss from a
     runner.components.losses.Loss. If the rows have weights w [B], it is (z, y, w), the mean of the
-    rows' losses times w."""
+    rows' losses times w; of weights of positions [B, T], the sum over a row's positions."""
     values = _values(loss)
     if has_weights:
 
         def weighted(z: Any, y: Any, w: Any) -> Any:
-            by_row = tf.reduce_mean(tf.reshape(values(z, y), [tf.shape(w)[0], -1]), axis=1)
-            return tf.reduce_mean(by_row * tf.cast(w, z.dtype))
+            by_row, w = tf.reshape(values(z, y), [tf.shape(w)[0], -1]), tf.cast(w, z.dtype)
+            if len(w.shape) == 1:
+                return tf.reduce_mean(tf.reduce_mean(by_row, axis=1) * w)
+            return tf.reduce_mean(tf.reduce_sum(by_row * tf.reshape(w, tf.shape(by_row)), axis=1))
 
         return weighted
     has_one_mean = getattr(loss, "class_weights", None) is None

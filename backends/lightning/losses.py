@@ -17,10 +17,18 @@ from runner.components.losses import COSINE_EPS
 def build(loss: Any, has_weights: bool = False) -> Callable[..., Tensor]:
     """Build the function (z, y) that computes a batch's mean loss from a
     runner.components.losses.Loss. If the rows have weights w [B], it is (z, y, w), the mean of the
-    rows' losses times w."""
+    rows' losses times w; of weights of positions [B, T], the sum over a row's positions."""
     values = _values(loss)
     if has_weights:
-        return lambda z, y, w: (values(z, y).reshape(len(w), -1).mean(1) * w.to(z.dtype)).mean()
+
+        def weighted(z: Tensor, y: Tensor, w: Tensor) -> Tensor:
+            by_row = values(z, y).reshape(len(w), -1)
+            w = w.to(z.dtype)
+            if w.ndim == 1:
+                return (by_row.mean(1) * w).mean()
+            return (by_row * w.flatten(1)).sum(1).mean()
+
+        return weighted
     has_kernel = getattr(loss, "class_weights", None) is None
     match loss.name:  # torch's kernels of a mean
         case "cross_entropy" if has_kernel:

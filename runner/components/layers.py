@@ -985,6 +985,7 @@ def network(
     num_tokens: int = 0,
     features: Sequence[str] = (),
     ids: Sequence[int] = (),
+    has_gaps: bool = False,
 ) -> Network:
     """Name the layers and compute their shapes. Raises ConfigError with the layer's path if shapes
     do not fit.
@@ -998,6 +999,7 @@ def network(
         features: the names of a row's values; empty if they have none.
         ids: one more than the largest id of each of the row's values, 0 for numbers; empty if the
             values are all ids or all numbers.
+        has_gaps: positions may have no label, such as the padding of a masked sequence.
     """
     _check_tokens(layers, num_tokens)
     is_named = len(features) == math.prod(input_shape) and len(input_shape) == 1
@@ -1008,10 +1010,10 @@ def network(
         raise ConfigError(
             f"model.layers must end in the shape {_show(wanted)} for this data, got {_show(output)}"
         )
-    if is_masked:
+    if is_masked and not has_gaps:
         raise ConfigError(
-            "model.layers must end the mask, because a label at each step has none; remove masking "
-            "and mask_zero, or use one label per row"
+            "model.layers must end the mask, because the padding has labels, too; data.no_label is "
+            "the number in y that stands for none"
         )
     return Network(nodes, input_shape)
 

@@ -5,7 +5,8 @@ z  # outputs [N, C]
 y  # labels int[N], or targets float[N, C]
 
 Each loss returns the value of every row, float64[N], and the loss of a batch is their mean. Labels
-int[N, T] have outputs [N, T, C], and a row's value is the mean over its T positions. With
+int[N, T] have outputs [N, T, C], and a row's value is the mean over its T positions, or over those
+whose label is not -1. With
 `class_weights` the value of a row is multiplied by the weight of its class, and the mean is still
 over the number of rows, as in Keras; torch divides by the sum of the weights instead.
 """
@@ -40,7 +41,8 @@ class _Weighted(Section):
         if y.dtype.kind != "i":
             raise ConfigError("loss.class_weights needs labels, and this data has targets")
         if weights == "balanced":
-            counts = np.bincount(y.reshape(-1), minlength=num_classes)
+            y = y[y >= 0]
+            counts = np.bincount(y, minlength=num_classes)
             if not counts.all():
                 raise ConfigError(
                     f"loss.class_weights=balanced needs training rows of each class, got none of "
@@ -70,9 +72,9 @@ class CrossEntropy(_Weighted):
 
     def rows(self, z: Array, y: Array) -> Array:
         log_p = log_softmax(z)
-        of_label = np.take_along_axis(log_p, y[..., None], axis=-1)[..., 0]
+        of_label = np.take_along_axis(log_p, np.maximum(y, 0)[..., None], axis=-1)[..., 0]
         rows = -(1 - self.label_smoothing) * of_label - self.label_smoothing * log_p.mean(axis=-1)
-        return by_row(rows * self.row_weights(y))
+        return by_row(rows * self.row_weights(y), y)
 
 
 class BinaryCrossEntropy(_Weighted):
@@ -107,10 +109,10 @@ class Focal(_Weighted):
             rows = factors * np.exp(-self.gamma * np.logaddexp(0, t)) * np.logaddexp(0, -t)
             return np.mean(rows, axis=1)
         log_p = log_softmax(z)
-        is_label = np.arange(z.shape[-1]) == y[..., None]
+        is_label = np.arange(z.shape[-1]) == np.maximum(y, 0)[..., None]
         log_others = np.logaddexp.reduce(np.where(is_label, -np.inf, log_p), axis=-1)
         rows = -np.exp(self.gamma * log_others) * np.sum(log_p, axis=-1, where=is_label)
-        return by_row((1 if self.alpha is None else self.alpha) * rows * self.row_weights(y))
+        return by_row((1 if self.alpha is None else self.alpha) * rows * self.row_weights(y), y)
 
 
 class CosineSimilarity(Section):
@@ -343,6 +345,15 @@ def soft_targets(loss: Any, y: Array, num_classes: int, dtype: np.dtype) -> Arra
     one_hot = y[:, None] == np.arange(num_classes)
     rows = (1 - smoothing) * one_hot + smoothing / num_classes
     return (rows * np.reshape(loss.row_weights(y), (-1, 1))).astype(dtype)
+
+
+def position_weights(y: Array) -> Array:
+    """Return the weights with which the sum over positions is the mean over those of a row that
+    have a label: 1 / their number, 0 where y is -1.  # int64[N, ...] -> float64[N, ...]"""
+    has_label = y >= 0
+    num = has_label.reshape(len(y), -1).sum(axis=1)
+    weights: Array = has_label / np.maximum(num, 1).reshape(-1, *(1 for _ in y.shape[1:]))
+    return weights
 
 
 def num_outputs(loss: Any, task: str, num_classes: int, num_targets: int) -> int:

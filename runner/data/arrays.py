@@ -266,14 +266,16 @@ class Passed(Rows):
             if values.ndim == 0:
                 raise ConfigError(f"{rows.of(name)}: y must be an array, got one value")
         if self.task == "regression":
-            return {n: as_targets(v, "regression", rows.of(n))[0] for n, v in y.items()}, ()
+            of = self.no_label
+            return {n: as_targets(v, "regression", rows.of(n), (), of)[0] for n, v in y.items()}, ()
         if all(values.dtype.kind in "OUb" and values.ndim == 1 for values in y.values()):
             return _numbered(y, rows)
         shape = pairs["train"][0].shape[1:]
         for name, values in y.items():
-            as_targets(values, self.task, rows.of(name), shape)
+            as_targets(values, self.task, rows.of(name), shape, self.no_label)
         ends = np.cumsum([len(values) for values in y.values()])[:-1]
-        whole, classes = as_targets(np.concatenate([*y.values()]), self.task, rows.name, shape)
+        every = np.concatenate([*y.values()])
+        whole, classes = as_targets(every, self.task, rows.name, shape, self.no_label)
         return dict(zip(y, np.split(whole, ends), strict=True)), classes
 
     def _split(
@@ -310,6 +312,7 @@ class Passed(Rows):
             classes=classes,
             features=rows.features if len(x["train"].shape) == 2 else (),
             target=rows.target,
+            no_label=self.no_label,
             folds_sha256=self.folds_sha256(
                 hashed, y["train"], rows.groups, rows.times, rows.weights.get("train")
             ),
@@ -375,6 +378,7 @@ class Iterated(Passed):
             "fold": (None, "folds divide rows by number"),
             "memory_mb": (None, "a chunk of them is in memory at a time"),
             "standardize": (False, "their mean is not known; scale them in your code"),
+            "no_label": (None, "labels are whole numbers below data.num_classes"),
         }
         for key, (allowed, why) in needs.items():
             if (value := getattr(self, key)) != allowed:

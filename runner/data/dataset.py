@@ -86,6 +86,8 @@ class Dataset:
     # of a table whose rows have ids beside numbers, transforms.ids: of each column; () for others
     ids: tuple[int, ...] = ()
     tokenizer: Tokenizer | None = None  # that made the token ids
+    # positions may have no label: the number in the user's y for it, which is -1 here
+    no_label: int | None = None
     # rows of x and y overlap in memory, so they are read during training
     overlaps: bool = False
     mask_rate: float | None = None  # the share of tokens that are hidden anew in each epoch
@@ -162,6 +164,7 @@ class Dataset:
             "input_shape": list(self.input_shape),
             "num_targets": self.num_targets,
             **({"positions": list(self.positions)} if self.positions else {}),
+            **({} if self.no_label is None else {"no_label": self.no_label}),
             **({"num_tokens": self.num_tokens} if self.num_tokens else {}),
             **({"tokenizer": self.tokenizer.saved()} if self.tokenizer else {}),
             "rows": {
@@ -367,7 +370,7 @@ def check(x: np.ndarray, y: np.ndarray, source: str) -> None:
 def check_classes(data: Dataset, source: str) -> None:
     """Refuse labels of a single class."""
     if data.task == "classification":
-        labels = np.unique(data.train.y)
+        labels = np.unique(data.train.y[data.train.y >= 0])
         if len(labels) == 1:
             where = "" if len(data.classes) == 1 else "the training rows of "
             column = "y" if data.target is None else f"column {show(data.target)}"

@@ -63,6 +63,7 @@ class Rows(Splits):
 
     task: Task
     standardize: bool
+    no_label: int | None
 
     def _dataset(
         self,
@@ -91,6 +92,7 @@ class Rows(Splits):
             features=columns,
             target=target,
             folds_sha256=self.folds_sha256(x, y, groups, times, weight),
+            no_label=self.no_label,
         )
         data = weights.weighted(data, weight, parts, f"{source}: weight")
         check_classes(data, source)
@@ -113,7 +115,7 @@ class Rows(Splits):
             raise ConfigError(
                 f"{source}: x must hold a row of values per sample, got the shape {list(x.shape)}"
             )
-        y, classes = as_targets(y, self.task, source, x.shape[1:])
+        y, classes = as_targets(y, self.task, source, x.shape[1:], self.no_label)
         data = self._dataset(
             source, x, y, classes, groups=groups, times=times, own=own, weight=weight
         )
@@ -191,8 +193,10 @@ class NPZ(_File):
                     f"{self.path}, got the shape {list(own.shape)}"
                 )
         check(as_float(own_x, "x", path), own_y, path)
-        as_targets(own_y, self.task, path, own_x.shape[1:])
-        if self.task == "classification" and len(others := np.setdiff1d(own_y, y)):
+        as_targets(own_y, self.task, path, own_x.shape[1:], self.no_label)
+        others = np.setdiff1d(own_y, y)
+        others = others if self.no_label is None else others[others != self.no_label]
+        if self.task == "classification" and len(others):
             raise ConfigError(
                 f"{path}: y must have the classes of {self.path}, got {show(str(others[0]))}, "
                 f"which is not one of them"
@@ -307,12 +311,21 @@ def as_text(values: np.ndarray) -> np.ndarray:
 
 
 def as_targets(
-    y: np.ndarray, task: Task, source: object, row_shape: Sequence[int] = ()
+    y: np.ndarray,
+    task: Task,
+    source: object,
+    row_shape: Sequence[int] = (),
+    no_label: int | None = None,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Convert y. Regression: targets float64[N, C], no classes. Classification: labels int64[N],
     numbered from 0, and the classes' names, the sorted distinct integers of y. Labels of shape [N,
     T], one at each step, need rows of x that begin with T, and labels [N, H, W], one at each pixel,
-    images [N, H, W, C]: `row_shape`."""
+    images [N, H, W, C]: `row_shape`. Where y is `no_label`, a position has none: -1."""
+    if no_label is not None and (task == "regression" or y.ndim < 2):
+        raise ConfigError(
+            f"data.no_label must be null unless {source} has a label at each position, got "
+            f"{no_label}"
+        )
     if task == "regression":
         if 0 in y.shape[1:]:
             raise ConfigError(
@@ -328,7 +341,24 @@ def as_targets(
         hint = hint or ("; labels at pixels have the shape [N, H, W]" if is_mask else "")
         raise ConfigError(f"{source}: y must be labels, integers of shape [N], {got}{hint}")
     names, labels = np.unique(y, return_inverse=True)
-    return labels.astype(np.int64).reshape(y.shape), tuple(str(name) for name in names)
+    labels = labels.astype(np.int64).reshape(y.shape)
+    if no_label is not None:
+        labels, names = _with_gaps(labels, y == no_label, source), names[names != no_label]
+    return labels, tuple(str(name) for name in names)
+
+
+def _with_gaps(labels: np.ndarray, is_gap: np.ndarray, source: object) -> np.ndarray:
+    """Renumber labels without the number that stands for none, which becomes -1. Raise ConfigError
+    for a row without labels."""
+    if is_gap.any():
+        labels = labels - (labels > labels[is_gap][0])
+        labels[is_gap] = -1
+    lacking = is_gap.reshape(len(is_gap), -1).all(axis=1)
+    if lacking.any():
+        raise ConfigError(
+            f"{source}: row {int(np.argmax(lacking))} of y has no label; leave it out"
+        )
+    return labels
 
 
 def _is_finite(text: str) -> bool:

@@ -73,9 +73,9 @@ class HuggingFace(Columns):
             raise ConfigError(
                 f"data.target must be one field with data.inputs, got {listed(target)}"
             )
-        shared = Passed.model_fields.keys() - {"target"}
+        shared = Passed.model_fields.keys() - {"target", "no_label"}
         keys: dict[str, Any] = {key: getattr(self, key) for key in shared} | OF_ITERABLES
-        section = Arrays.model_construct(**keys, target=target, name="arrays")
+        section = Arrays.model_construct(**keys, target=target, no_label=None, name="arrays")
         return section.dataset(given(sets, self.path))
 
     def file(self, path: str | Path, key: str = "data.path") -> TableFile:

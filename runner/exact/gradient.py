@@ -43,7 +43,7 @@ def gradient(
         g = FORMS[run.loss.name][0](o, run.loss, _by_position(o, run, z), _target(o, run, y))
         g = _weighted(o, run, g, batch.get("weight"))
         gradients: dict[str, list[Tensor]] = {}
-        num_values = sum(sizes) * _num_positions(run) * _values_per_row(run)
+        num_values = sum(sizes) * _num_averaged(run) * _values_per_row(run)
         g = o.reshape(divide(o, g, num_values), (-1, *run.network.output_shape))
         backward(p, tape, g, gradients)
         batch_vector = layout.total(o, {**gradients, **zeros})
@@ -78,7 +78,7 @@ def losses(
         )
         batch_sum = o.r(o.over_all(o.sum(q, (1,), True)) * unit)
         loss_sum = batch_sum if loss_sum is None else o.r(loss_sum + batch_sum)
-    num_values = sum(sizes) * _num_positions(run) * _values_per_row(run)
+    num_values = sum(sizes) * _num_averaged(run) * _values_per_row(run)
     return o.reshape(divide(o, loss_sum, num_values), (num_steps,))
 
 
@@ -94,11 +94,13 @@ def loss_terms(z: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
 
 
 def _weighted(o: Primitives, run: RunSpec, values: Tensor, weights: Tensor | None = None) -> Tensor:
-    """R(w v) for the values [B T, V] of rows with the weights [B]."""
+    """R(w v) for the values [B T, V] of rows with the weights [B], or of positions [B, T]."""
     if weights is None:
         return values
     width = values.shape[-1]
     by_row = o.reshape(values, (-1, _num_positions(run) * width))
+    if run.weighs_positions:
+        return o.r(values * o.reshape(weights, (-1, 1)))
     return o.reshape(o.r(by_row * o.reshape(weights, (-1, 1))), (-1, width))
 
 
@@ -110,6 +112,12 @@ def _by_position(o: Primitives, run: RunSpec, z: Tensor) -> Tensor:
 def _num_positions(run: RunSpec) -> int:
     """Return T, the number of labels of a row."""
     return math.prod(run.network.output_shape[:-1])
+
+
+def _num_averaged(run: RunSpec) -> int:
+    """Return the number of positions that a row's loss is divided by; weights of positions have
+    divided it."""
+    return 1 if run.weighs_positions else _num_positions(run)
 
 
 def _target(o: Primitives, run: RunSpec, y: Tensor) -> Tensor:
