@@ -38,6 +38,7 @@ NEEDS = {
         "trusted_modules=[tests.own]",
     ],
     ("data", "csv"): ["data.path=a.csv"],
+    ("experiment", "speech_digits"): ["data.path=a"],
     ("data", "table"): ["data.path=a.csv"],
     ("data", "npy"): ["data.path=a"],
     ("data", "image_folder"): ["data.path=a"],

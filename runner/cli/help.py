@@ -21,12 +21,10 @@ Groups (GROUP=CHOICE):
 Commands:
   python -m runner schedule=cosine optimizer.lr=3e-4   train
   python -m runner -m schedule=cosine,linear seed=0,1  one job per combination, then the comparison
-  python -m runner task=preview schedule=cosine        draw the rates without training
-  python -m runner task=describe data=digits           describe the data without training
+  python -m runner task=preview (or describe)          draw the rates (describe the data)
   python -m runner task=find_lr                        find a first learning rate
   python -m runner task=evaluate run=FOLDER            metrics of a finished run on the test split
-  python -m runner task=predict run=FOLDER data.path=FILE   predictions for new rows
-  python -m runner task=export run=FOLDER format=torch      a model file: keras, torch, onnx, ...
+  python -m runner task=predict run=FOLDER data.path=FILE   new rows (task=export: a model file)
   python -m runner task=verify run=FOLDER              repeat an exact run (task=card: a card of it)
   python -m runner task=twin model=twin ...            are two models of your own the same model
   python -m runner task=compare 'runs=[A,B]'           which run is best, and is it more than noise

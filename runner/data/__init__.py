@@ -16,6 +16,7 @@ from runner.data.folders import Folder
 from runner.data.frame import Frame
 from runner.data.hugging_face import HuggingFace
 from runner.data.images import ImageFolder
+from runner.data.packaged import JapaneseVowels, Mnist5k
 from runner.data.splits import Splits
 from runner.data.stream import NPY
 from runner.data.table import Columns, Table
@@ -32,6 +33,8 @@ Data = Annotated[
         Iris,
         Wine,
         BreastCancer,
+        Mnist5k,
+        JapaneseVowels,
         NPZ,
         Table,
         NPY,

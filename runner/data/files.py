@@ -4,6 +4,7 @@ import math
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -225,9 +226,10 @@ def tokenizer_of(kind: str, texts: Iterable[str], most: int) -> Tokenizer:
 
 
 def locate(path: str | Path, kind: str, key: str = "data.path") -> tuple[Path, int]:
-    """Expand ~ in a path; return it with its mode. Raises ConfigError if it does not exist."""
+    """Expand ~ or package: in a path; return it with its mode. Raises ConfigError if it does not
+    exist."""
     try:
-        resolved = Path(path).expanduser()
+        resolved = _of_package(str(path), key) or Path(path).expanduser()
         return resolved, resolved.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         reason = "which does not exist"
@@ -235,6 +237,22 @@ def locate(path: str | Path, kind: str, key: str = "data.path") -> tuple[Path, i
     except (OSError, ValueError, RuntimeError) as error:
         reason = f"which cannot be opened: {getattr(error, 'strerror', None) or error}"
     raise ConfigError(f"{key} must be a {kind}, got {show_path(path)}, {reason}")
+
+
+def _of_package(path: str, key: str) -> Path | None:
+    """The path of package:NAME/FILE, a file of the installed package NAME, which is not imported;
+    None for any other path."""
+    if not path.startswith("package:"):
+        return None
+    name, _, file = path.removeprefix("package:").partition("/")
+    spec = find_spec(name) if name.isidentifier() else None
+    folders = spec.submodule_search_locations if spec is not None else None
+    if not folders:
+        raise ConfigError(
+            f"{key} is {show_path(path)}, and the package {name} is not installed: "
+            f"pip install --no-deps {name}"
+        )
+    return Path(folders[0], file)
 
 
 def read_npz(path: Path, *names: str, optional: Sequence[str] = ()) -> list[np.ndarray]:
