@@ -12,6 +12,7 @@ from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from importlib import import_module
 from os.path import isdir  # False for a name that no file system accepts
 from pathlib import Path
 from time import monotonic, sleep
@@ -22,7 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner import user_code
+from runner import dispatcher, user_code
 from runner.cli import hydra_bridge, multirun, process, sweep
 from runner.cli.compose import Composer
 from runner.cli.overrides import is_search, job_names, jobs, parse_overrides, without_hydra
@@ -35,6 +36,7 @@ from runner.errors import ConfigError, RunError, few_lines, memory_errors, neare
 from runner.machine import threads
 from runner.run import checkpoint, run_folder, signals
 from runner.run.saved import Run, config_of, refuse_links, set_keys
+from runner.text.console import quiet
 
 if TYPE_CHECKING:
     from runner.cli.tuning import Tuning
@@ -392,7 +394,7 @@ def _multirun(request: Request) -> int:
         request, hydra.sweeper.params = request.replaced(lines), None
     first = request.frozen[0].config
     tuned = _checked(request, params)
-    multirun.check_launcher(hydra.launcher)
+    hydra.launcher = multirun.settled(hydra.launcher, [each.config for each in request.frozen])
     folder = multirun.folder(first)
     threads.keep_limits()
     num_jobs = int(hydra.sweeper.n_trials) if request.is_search else len(request.jobs)
@@ -532,6 +534,14 @@ class _JobTask:
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without the start of this process: another process has its own."""
         return {**vars(self), "started": None}
+
+    def prepare(self) -> None:
+        """Import what the jobs need, for processes that are forked from this one."""
+        import_module("runner.tasks.train")
+        with quiet():
+            for backend in dict.fromkeys(each.config.backend for each in self.request.frozen):
+                dispatcher.load(backend)
+        self.started = None  # not a job's own time
 
     def __call__(self, overrides: list[str], number: int) -> float | None:
         """Train or resume a job. A failure is recorded, and the other jobs continue."""

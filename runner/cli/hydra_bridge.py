@@ -8,7 +8,7 @@ tests/cli/test_hydra_bridge.py fails and names Hydra's version if one of these i
 import logging
 import warnings
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
@@ -24,13 +24,15 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobRuntime, setup_globals
+from hydra.core.utils import JobReturn, JobRuntime, JobStatus, setup_globals
 from hydra.errors import HydraException
 from hydra.plugins.completion_plugin import CompletionPlugin
 from hydra.plugins.config_source import ConfigResult
+from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
+from runner.cli.pool import Ended, Pool, Task
 from runner.config import yaml_files
 from runner.config.conf_folder import CONF, bases, shared
 from runner.errors import ConfigError
@@ -154,10 +156,6 @@ def shells() -> list[str]:
     return sorted(each.provides() for each in Plugins.instance().discover(CompletionPlugin))
 
 
-# (a job's overrides, its number) -> the value that a search minimizes
-Task = Callable[[list[str], int], float | None]
-
-
 def launch(
     hydra: DictConfig,
     folder: Path,
@@ -179,9 +177,15 @@ def launch(
         config.hydra.sweep.dir = str(folder).replace("${", r"\${")
         config.hydra.overrides.task = [*overrides]
     context = HydraContext(config_loader=_JobLoader(), callbacks=Callbacks())
-    sweeper = Plugins.instance().instantiate_sweeper(
-        config=config, hydra_context=context, task_function=_ForHydra(task)
-    )
+    plugins = Plugins.instance()
+    if str(hydra.launcher["_target_"]).endswith(PoolLauncher.__name__):
+        plugins.instantiate_launcher = _pool
+    try:
+        sweeper = plugins.instantiate_sweeper(
+            config=config, hydra_context=context, task_function=_ForHydra(task)
+        )
+    finally:
+        vars(plugins).pop("instantiate_launcher", None)
     if jobs is None:
         sweeper.sweep([*overrides])
         return
@@ -190,6 +194,34 @@ def launch(
         batch = [[*job] for job in jobs[start : start + size]]
         for done in sweeper.launcher.launch(batch, initial_job_idx=first + start):
             _ = done.return_value  # raises the error of the job, if it has one
+
+
+class PoolLauncher(Launcher):  # type: ignore[misc]
+    """Launches jobs in a pool of processes."""
+
+    def setup(self, *, task_function: "_ForHydra", config: DictConfig, **_: Any) -> None:
+        self._task, self._num_jobs = task_function.task, int(config.hydra.launcher.n_jobs)
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> list[JobReturn]:
+        jobs = Pool(self._task, self._num_jobs).run(job_overrides, initial_job_idx)
+        return [_returned(job) for job in jobs]
+
+
+def _pool(**arguments: Any) -> PoolLauncher:
+    """Make the launcher, in place of Hydra, which takes plugins from the package hydra_plugins
+    only."""
+    launcher = PoolLauncher()
+    launcher.setup(**arguments)
+    return launcher
+
+
+def _returned(job: Ended) -> JobReturn:
+    is_failed = job.error is not None
+    done = JobReturn(status=JobStatus.FAILED if is_failed else JobStatus.COMPLETED)
+    done.return_value = job.error if is_failed else job.value
+    return done
 
 
 class _JobLoader(ConfigLoaderImpl):  # type: ignore[misc]
@@ -211,8 +243,8 @@ class _ForHydra:
     """Adapts a task to Hydra, which calls it with the job's config, empty here."""
 
     def __init__(self, task: Task) -> None:
-        self._task = task
+        self.task = task
 
     def __call__(self, _: Any) -> float | None:
         hydra = HydraConfig.get()
-        return self._task([*hydra.overrides.task], int(hydra.job.num))
+        return self.task([*hydra.overrides.task], int(hydra.job.num))

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from runner import user_code
+from runner.cli import pool
 from runner.config.schema import Config, sha256
 from runner.errors import ConfigError, one_line
 from runner.run import agents, checkpoint, run_folder, signals
@@ -121,7 +122,8 @@ def is_completed(path: Path) -> bool:
 
 # Launchers that run jobs as local processes, which end with the command. Other launchers hand their
 # jobs to a scheduler.
-_OWN_PROCESSES = ("JoblibLauncher", "LocalLauncher")
+_OWN_PROCESSES = ("PoolLauncher", "JoblibLauncher", "LocalLauncher")
+_BASIC = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
 
 
 @contextmanager
@@ -137,26 +139,34 @@ def launching(folder: Path, launcher: str) -> Iterator[Launch | None]:
         yield launch
 
 
-def check_launcher(launcher: DictConfig) -> None:
-    """Refuse a launcher whose scheduler this machine does not have, and one that would start other
-    processes than those that there are."""
+def settled(launcher: DictConfig, configs: Sequence[Config]) -> DictConfig:
+    """Settle how many jobs a pool trains at a time; one is Hydra's basic launcher. Refuse a
+    launcher whose scheduler this machine does not have, and one that would start other processes
+    than those that there are."""
+    name = str(launcher["_target_"]).rpartition(".")[2]
     leader = agents.leader()
-    if leader is not None and not str(launcher["_target_"]).endswith("BasicLauncher"):
+    if name == "PoolLauncher":
+        alone = leader is not None and launcher.n_jobs == "auto"
+        launcher.n_jobs = 1 if alone else pool.num_jobs(launcher.n_jobs, configs)
+        if launcher.n_jobs == 1:
+            return OmegaConf.create(_BASIC)
+    if leader is not None and not name == "BasicLauncher":
         raise ConfigError(
             f"hydra/launcher must be basic under {leader.found.launcher}, which has started the "
-            f"processes of each job, got {launcher['_target_'].rpartition('.')[2]}"
+            f"processes of each job, got {name}"
         )
-    if str(launcher["_target_"]).endswith("SlurmLauncher") and shutil.which("srun") is None:
+    if name == "SlurmLauncher" and shutil.which("srun") is None:
         raise ConfigError(
             "hydra/launcher=submitit_slurm needs Slurm, got no srun on the PATH; "
             "hydra/launcher=submitit_local runs the jobs on this machine"
         )
+    return launcher
 
 
 def limit_workers(launcher: DictConfig, num_jobs: int) -> None:
     """Limit joblib's workers to the number of jobs: joblib starts all of them at once."""
     if str(launcher["_target_"]).endswith("JoblibLauncher"):
-        requested = int(launcher.n_jobs)
+        requested = -1 if launcher.n_jobs == "auto" else int(launcher.n_jobs)
         num_workers = requested if requested > 0 else (os.cpu_count() or 1) + 1 + requested
         launcher.n_jobs = max(1, min(num_workers, num_jobs))
 

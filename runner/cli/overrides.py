@@ -175,7 +175,7 @@ def _check_choice(override: Override, config_dir: str | None) -> None:
         trust.check_choice(group, choice)
     folders = [CONF / group, *([Path(config_dir) / group] if config_dir else [])]
     folders = [folder for folder in folders if isdir(folder)]
-    if not folders or override.type == OverrideType.DEL:
+    if not folders or group.startswith("hydra/") or override.type == OverrideType.DEL:
         return
     if override.type != OverrideType.CHANGE:
         raise ConfigError(f"{group} is a group of choices: write {group}=CHOICE, without +")

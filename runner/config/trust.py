@@ -13,9 +13,9 @@ from runner.user_code import check_places, walk
 
 MOST_JOBS = 10_000  # of one multirun
 
-# group -> allowed choices; each but the first needs an extra to be installed
+# group -> allowed choices; some need an extra to be installed
 CHOICES: Mapping[str, tuple[str, ...]] = {
-    "hydra/launcher": ("basic", "joblib", "submitit_local", "submitit_slurm", "ray"),
+    "hydra/launcher": ("pool", "basic", "joblib", "submitit_local", "submitit_slurm", "ray"),
     "hydra/sweeper": ("basic", "optuna"),
     "hydra/sweeper/sampler": ("tpe", "random", "grid"),
 }
@@ -36,7 +36,10 @@ def _is_number(value: Any) -> bool:
 
 _COUNT = _Kind("an integer >= 1", lambda v: _is_int(v) and v >= 1)
 _INDEX = _Kind("an integer >= 0", lambda v: _is_int(v) and v >= 0)
-_JOBS = _Kind("an integer >= 1, or -1 for all cores", lambda v: _is_int(v) and (v >= 1 or v == -1))
+_JOBS = _Kind(
+    "auto, an integer >= 1, or -1 for all cores",
+    lambda v: v == "auto" or (_is_int(v) and (v >= 1 or v == -1)),
+)
 _ONE = _Kind("1: a job is one process", lambda v: _is_int(v) and v == 1)
 _TRIALS = _Kind(f"an integer from 1 to {MOST_JOBS}", lambda v: _is_int(v) and 1 <= v <= MOST_JOBS)
 _SHARE = _Kind("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
@@ -52,7 +55,7 @@ _MINIMIZE = _Kind(
 )
 
 _KEYS: Mapping[str, _Kind] = {
-    # joblib
+    # pool and joblib
     "launcher.n_jobs": _JOBS,
     "launcher.verbose": _INDEX,
     "launcher.timeout": _POSITIVE,

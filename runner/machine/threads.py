@@ -6,6 +6,7 @@ would give other weights.
 """
 
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,15 @@ VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_N
 # The limits at the start of the command. Launchers such as joblib set the variables above for their
 # workers, but a job must use the same number of threads as a single run.
 _INHERITED = "TWINRUN_THREAD_LIMIT"
+
+
+def _do_not_wait(number: int) -> None:
+    """Find all cores free."""
+
+
+# Waits until this number of cores is free, for a run that has as many threads. The pool of a
+# multirun, whose jobs share the cores, sets it in each of its processes.
+wait_for_cores: Callable[[int], None] = _do_not_wait
 
 
 def resolve(

@@ -195,7 +195,7 @@ def job() -> Iterator[int | None]:
     """Run one job of a multirun in the block. Yields the signal that ended the multirun before the
     job began, or None."""
     global _in_job
-    _follow()
+    follow()
     _in_job = True
     try:
         yield _asked
@@ -213,7 +213,7 @@ def end_multirun(number: int) -> None:
         _ask(number)
 
 
-def _follow() -> None:
+def follow() -> None:
     """Start to watch the command that launched this process, once per process."""
     global _end_file
     parent = os.environ.get(_PARENT)

@@ -17,7 +17,7 @@ from runner.config.schema import Config, Trainer, parse, sha256
 from runner.data.order import Chunks, InOrder, Order
 from runner.errors import IF_DIVERGED, ConfigError, RunError, is_out_of_memory, one_line
 from runner.errors import show as show_value
-from runner.machine import devices
+from runner.machine import devices, threads
 from runner.plan import Plan, check_devices, plan
 from runner.run import (
     agents,
@@ -234,6 +234,7 @@ def train(job: Job) -> int:
         if call is not None:
             prepared = _with_process_threads(prepared, backend)
         num_threads = prepared.model.threads
+        threads.wait_for_cores(num_threads * config.num_processes)
         if call is not None or backend.can_use_threads(num_threads):
             if isinstance(config.optimizer, Custom):
                 backend.check_optimizer(config.optimizer, prepared.model, prepared.groups)

@@ -33,6 +33,7 @@ _current: "Console | None" = None  # set while output is captured
 _process_contexts = ExitStack()  # stays open until the process ends
 _is_captured = False  # output of libraries goes to a log
 _MOST_EPOCHS = 20  # lines of epochs in a notebook
+_shows_epochs = True  # without a progress bar
 
 
 class _Stream(io.FileIO):
@@ -133,6 +134,13 @@ def stand() -> None:
     _process_contexts.enter_context(_unfailing_streams())
 
 
+def leave_out_epochs() -> None:
+    """Print no line for an epoch in this process: its output goes to a terminal, but through
+    another process, so that it has no progress bar."""
+    global _shows_epochs
+    _shows_epochs = False
+
+
 def steady(main: Callable[[], int]) -> Callable[[], int]:
     """Decorate a command so that it does not depend on its terminal.
 
@@ -199,7 +207,7 @@ class Console:
         part = _MOST_EPOCHS * self._step // max(1, self._total)
         is_left_out = self._is_sparse and part == self._printed
         self._printed = part
-        if self._bar is None and not is_left_out:
+        if self._bar is None and _shows_epochs and not is_left_out:
             self.say(line)
         else:
             self._log(line)

@@ -71,7 +71,7 @@ def test_a_launcher_is_given_each_job_s_overrides(tmp_path: Path) -> None:
     def task(overrides: list[str], number: int) -> None:
         seen.append((overrides, number))
 
-    part = hydra_bridge.load(None, []).hydra
+    part = hydra_bridge.load(None, ["hydra/launcher=basic"]).hydra
     hydra_bridge.launch(part, tmp_path, ["seed=3,4", "schedule=cosine"], task)
     assert seen == [(["seed=3", "schedule=cosine"], 0), (["seed=4", "schedule=cosine"], 1)], RELEASE
     assert OmegaConf.load(f"{tmp_path}/multirun.yaml").hydra.overrides.task == [

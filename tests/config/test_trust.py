@@ -125,7 +125,7 @@ NOT_TAKEN: list[tuple[tuple[str, ...], str]] = [  # the arguments; the last one 
     (("hydra/job_logging=default",), f"hydra/job_logging {SET}"),
     (("hydra/hydra_logging=colorlog",), f"hydra/hydra_logging {SET}"),
     (("hydra/help=default",), f"hydra/help {SET}"),
-    (("hydra/launcher=nope",), "hydra/launcher must be one of basic, joblib"),
+    (("hydra/launcher=nope",), "hydra/launcher must be one of pool, basic, joblib"),
     # logging
     (("+hydra.job_logging.formatters.x.format=ext://os.environ",),
         f"hydra.job_logging.formatters.x.format {SET}"),
@@ -137,7 +137,7 @@ NOT_TAKEN: list[tuple[tuple[str, ...], str]] = [  # the arguments; the last one 
     ((*JOBLIB, "hydra.launcher.n_jobs=many"), "hydra.launcher.n_jobs"),
     ((*JOBLIB, "hydra.launcher.n_jobs='${seed}'"), "hydra.launcher.n_jobs"),
     ((*JOBLIB, "hydra.launcher.n_jobs=0"),
-        "hydra.launcher.n_jobs must be an integer >= 1, or -1 for all cores, got 0"),
+        "hydra.launcher.n_jobs must be auto, an integer >= 1, or -1 for all cores, got 0"),
     ((*JOBLIB, "hydra.launcher.temp_folder=elsewhere"), f"hydra.launcher.temp_folder {SET}"),
     ((*JOBLIB, "hydra.launcher.pre_dispatch='__import__(1)'"),
         f"hydra.launcher.pre_dispatch {SET}"),
