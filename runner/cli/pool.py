@@ -30,7 +30,7 @@ from runner.text import console
 
 
 class Task(Protocol):
-    """What trains a job."""
+    """Trains a job."""
 
     def prepare(self) -> None:
         """Import what the jobs need, for the processes to have it."""
@@ -82,7 +82,7 @@ def _free_memory() -> int:
 
 @dataclass
 class Ended:
-    """What became of a job."""
+    """The end of a job: its value, or its error."""
 
     value: float | None = None
     error: Exception | None = None

@@ -47,6 +47,12 @@ def resolve(
     return min([_worthwhile(net, batch_size), shared, *limits().values()])
 
 
+def reserve(num_threads: int, num_processes: int) -> int:
+    """Wait until the cores for these threads of each process are free; return `num_threads`."""
+    wait_for_cores(num_threads * num_processes)
+    return num_threads
+
+
 def remark(
     requested: Literal["auto"] | int, number: int, net: Network, batch_size: int
 ) -> str | None:

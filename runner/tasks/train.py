@@ -233,8 +233,7 @@ def train(job: Job) -> int:
             return _interrupted(console, signals)
         if call is not None:
             prepared = _with_process_threads(prepared, backend)
-        num_threads = prepared.model.threads
-        threads.wait_for_cores(num_threads * config.num_processes)
+        num_threads = threads.reserve(prepared.model.threads, config.num_processes)
         if call is not None or backend.can_use_threads(num_threads):
             if isinstance(config.optimizer, Custom):
                 backend.check_optimizer(config.optimizer, prepared.model, prepared.groups)

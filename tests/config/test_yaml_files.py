@@ -71,8 +71,8 @@ EXPERIMENTS = [
         "a defaults list cannot contain ${...}; name the choice itself",
     ),
     (
-        HEADER + "hydra:\n  launcher:\n    n_jobs: 2\n",
-        "unknown key hydra.launcher.n_jobs: the chosen launcher or sweeper does not have it",
+        HEADER + "hydra:\n  sweeper:\n    n_trials: 2\n",
+        "unknown key hydra.sweeper.n_trials: the chosen launcher or sweeper does not have it",
     ),
 ]
 
