@@ -11,6 +11,21 @@ def slow_but(names: Iterable[object], *quick: object) -> list[Any]:
     return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
 
 
+def long_but(
+    names: Iterable[object], slow: Iterable[object], quick: Iterable[object] = ()
+) -> list[Any]:
+    """All rows of a grid; the `quick` ones by default, the `slow` ones in the slow suite, and the
+    rest with `-m long`, since those state the same claim of other cases."""
+    quick, slow = [*quick], [*slow]
+    return [
+        pytest.param(
+            *(name if isinstance(name, tuple) else (name,)),
+            marks=() if name in quick else pytest.mark.slow if name in slow else pytest.mark.long,
+        )
+        for name in names
+    ]
+
+
 def slow_rows(rows: Iterable[tuple[Any, ...]], quick: Iterable[tuple[Any, ...]]) -> list[Any]:
     """The same for rows of several parameters."""
     quick = set(quick)

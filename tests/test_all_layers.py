@@ -20,8 +20,9 @@ from runner.components.loss_scale import SLOT, LossScale
 from runner.errors import ConfigError
 from runner.plan import Plan
 from runner.spec import TrainState
+from tests.command_line import BACKENDS
 from tests.parity.test_parity import LAYERS, MODELS
-from tests.rows import slow_rows
+from tests.rows import long_but
 from tests.training import differences, first, prepare, train
 
 SIZES = (1, 3, 7)  # of batches
@@ -39,6 +40,11 @@ ON_KERAS = [
     "grouped_attention", "tokens", "conv1d", "gru", "lstm", "group_norm", "masked_recurrent",
 ]  # fmt: skip
 STEPS = ["trainer.max_steps=4", "device=cpu"]
+IN_16_BITS = [
+    *(("lightning", name) for name in LAYERS),
+    *(("keras", name) for name in ON_KERAS),
+]
+COMPILINGS = [(backend, name) for backend in BACKENDS for name in COMPILED]
 
 # loads each file of a folder and predicts the rows beside it
 ALONE = """
@@ -146,9 +152,10 @@ def test_without_onnxscript_the_package_is_named(
 
 @pytest.mark.parametrize(
     ("backend", "name"),
-    slow_rows(
-        [*(("lightning", name) for name in LAYERS), *(("keras", name) for name in ON_KERAS)],
-        [("lightning", "lstm"), ("lightning", "gated_dense")],
+    long_but(
+        IN_16_BITS,
+        slow=IN_16_BITS[::2],
+        quick=[("lightning", "lstm"), ("lightning", "gated_dense")],
     ),
 )
 def test_16_bits_train(name: str, backend: str) -> None:
@@ -173,9 +180,8 @@ def always_compiled() -> Iterator[None]:
         yield
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("always_compiled")
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize(("backend", "name"), long_but(COMPILINGS, slow=COMPILINGS[::3]))
 def test_a_compiled_training_is_the_same(name: str, backend: str) -> None:
     """The tolerance, 1e-12: what the compiler fuses rounds otherwise in the last bits of
     float64."""

@@ -11,7 +11,8 @@ import pytest
 
 from runner.cli.compose import compose
 from tests.command_line import REPOSITORY
-from tests.test_readme import blocks, execute
+from tests.pages import execute
+from tests.test_readme import blocks
 
 DOCS = REPOSITORY / "docs"
 

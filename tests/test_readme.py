@@ -7,16 +7,14 @@ suite; `benchmark` in its shortest form; `console` shows a command and what it s
 FOLDER being the last run's.
 """
 
-import os
 import re
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
-from tests.command_line import ONE_THREAD, REPOSITORY
+from tests.command_line import REPOSITORY
+from tests.pages import execute
 
 # all commands of a page, one after another, on a slow or busy machine
 pytestmark = pytest.mark.timeout(1800)
@@ -32,15 +30,6 @@ def blocks(language: str, page: str = README) -> list[str]:
     found = re.findall(rf"^ *```{language}\n(.*?)^ *```$", page, flags=re.MULTILINE | re.DOTALL)
     assert found, f"the page has no block of {language}"
     return [textwrap.dedent(text) for text in found]
-
-
-def execute(script: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, **ONE_THREAD, "PATH": path, "PYTHONPATH": str(REPOSITORY)}
-    command = ["bash", "-euo", "pipefail", "-c", script, *arguments]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
 
 
 def test_ci_runs_the_second_command_as_it_stands() -> None:
@@ -68,7 +57,7 @@ def test_the_tests_it_names_are_there() -> None:
 def test_every_command_runs_and_its_python_too(tmp_path: Path) -> None:
     first = blocks("bash setup")[0].split(" && ")[-1]
     for script in [first, *blocks("bash")]:
-        done = execute(script, tmp_path)
+        done = execute(script, tmp_path, is_forked=script != first)
         assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
     last = sorted((tmp_path / "outputs" / "runs").iterdir())[-1]
     for code in blocks("python"):

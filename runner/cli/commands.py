@@ -606,6 +606,8 @@ class _JobTask:
                 print(f"job {number}: {name}{note}", flush=True)
                 return 0 if claim.is_completed else _train_claimed(job, claim)
         except run_folder.InUseError as error:
+            if run_folder.wait_for_orphan(error.folder):
+                return self._train(name, frozen, overrides, number, started)
             print(f"job {number}: {name} is skipped: {error.holder} trains it", flush=True)
             return 0
         except (ConfigError, RunError, OSError) as error:  # the folder is not writable

@@ -14,6 +14,7 @@ from datetime import datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from time import monotonic, sleep
 from types import NoneType
 from typing import Any, TextIO
 
@@ -23,7 +24,7 @@ from omegaconf import OmegaConf
 from runner.dispatcher import BACKENDS
 from runner.errors import ConfigError, RunError, show, show_path
 from runner.machine import threads
-from runner.run import strict_json
+from runner.run import signals, strict_json
 from runner.run.signals import is_alive
 from runner.schedules.units import Periods
 
@@ -122,7 +123,7 @@ class InUseError(ConfigError):
     """Raised if another process, `holder`, trains in the folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.holder = holder(folder) or "another process"
+        self.folder, self.holder = folder, holder(folder) or "another process"
         super().__init__(f"resume: {folder} is in use, another process trains in it: {self.holder}")
 
 
@@ -222,6 +223,7 @@ def _write_owner(folder: Path) -> None:
 
     process = psutil.Process()
     owner = {"pid": process.pid, "began": process.create_time(), "host": platform.node()}
+    owner["command"] = signals.command()
     with suppress(RunError):  # the disk is full: the lock works without this file
         write_json(folder / _OWNER, owner)
 
@@ -250,6 +252,27 @@ def is_left_behind(folder: Path) -> bool:
     """Return whether the process that trained in the folder was killed: it did not remove its
     `.owner`."""
     return os.path.isfile(folder / _OWNER) and holder(folder) is None
+
+
+_MOST_SECONDS = 30  # that a process without its command saves
+
+
+def wait_for_orphan(folder: Path) -> bool:
+    """Wait until the process that trains in the folder has ended, if the command that launched it
+    was killed: it saves and ends. Return whether it has ended."""
+    try:
+        entries = _owner(folder)[1]
+        command, host = entries["command"], entries["host"]
+        if command is None or host != platform.node() or is_alive(*command):
+            return False
+    except (ConfigError, ValueError, KeyError, TypeError):
+        return False
+    deadline = monotonic() + _MOST_SECONDS
+    while is_held := holder(folder) is not None:
+        if monotonic() > deadline:
+            break
+        sleep(0.05)
+    return not is_held
 
 
 def jobs_in_training(folder: Path) -> dict[str, str]:

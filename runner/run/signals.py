@@ -213,6 +213,13 @@ def end_multirun(number: int) -> None:
         _ask(number)
 
 
+def command() -> tuple[int, float] | None:
+    """Return the number and the start time of the command that launched this process as a job of a
+    multirun; None if there is none."""
+    process, began, _ = os.environ.get(_PARENT, f"{os.getpid()}:0:").split(":", 2)
+    return None if int(process) == os.getpid() else (int(process), float(began))
+
+
 def follow() -> None:
     """Start to watch the command that launched this process, once per process."""
     global _end_file

@@ -216,10 +216,12 @@ _QUICK = {(name, way) for name in _STANDING for way in ("torch", "graph")}
 @pytest.mark.parametrize(
     ("name", "way"),
     [
-        pytest.param(name, way, marks=() if (name, way) in _QUICK else pytest.mark.slow)
+        pytest.param(name, way, marks=() if (name, way) in _QUICK else mark)
         for name in _OF_NUMBERS
         for way in WAYS
-        # the graphs have the primitives of TensorFlow's eager kernels, compiled in seconds each
+        # the graphs have the primitives of TensorFlow's eager kernels, compiled in seconds each;
+        # test_same_bits trains each layer under XLA
+        for mark in [pytest.mark.long if way == "xla" else pytest.mark.slow]
         if name in _STANDING or way in ("torch", "tensorflow")
     ],
 )

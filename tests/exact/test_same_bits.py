@@ -16,7 +16,7 @@ from tests.parity.test_parity import (
     OPTIMIZERS,
     SHORT,
 )
-from tests.rows import slow_but
+from tests.rows import long_but, slow_but
 from tests.training import train
 
 BACKENDS = ("lightning", "keras")
@@ -58,7 +58,13 @@ def test_every_optimizer(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", slow_but(GROUPS))
+@pytest.mark.parametrize(
+    "name",
+    long_but(
+        GROUPS,
+        slow=["rates", "schedules", "ema", "swa", "lawa", "widths", "frozen_shrinking", "betas"],
+    ),
+)
 def test_groups_and_scheduled_hyperparameters(name: str) -> None:
     """And they mean what they mean in float64: 11 updates in 24 bits stay within 1e-4 of it."""
     overrides = [*GROUPS[name], "trainer.max_steps=11"]
@@ -101,8 +107,7 @@ LONG = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("model", "optimizer", "num_steps"), LONG)
+@pytest.mark.parametrize(("model", "optimizer", "num_steps"), long_but(LONG, slow=LONG[:1]))
 def test_after_thousands_of_updates(model: str, optimizer: str, num_steps: int) -> None:
     """Of three micro-batches each; the witness, which is slow, goes along with the smallest one.
     `python -m tests.exact` makes more of them, and longer ones."""

@@ -11,6 +11,7 @@ import pytest
 from tests.command_line import BACKENDS, REPOSITORY
 from tests.exact.common import BASE, assert_same_bits
 from tests.parity.test_parity import IMAGES
+from tests.rows import long_but
 from tests.training import train
 
 RUN = [*BASE, "model=cnn", IMAGES, "schedule=cosine", "trainer.max_steps=3"]
@@ -61,8 +62,9 @@ def witness() -> str:
     return " ".join(hashes(trained.state, trained.losses).values())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", long_but(SETTINGS, slow=["two threads", "oneDNN off", "SSE4.2, two threads"])
+)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_threads_libraries_and_instruction_set(backend: str, name: str, witness: str) -> None:
     assert in_a_process(backend, SETTINGS[name]) == witness

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from runner.spec import TrainState
-from tests.rows import slow_but
+from tests.rows import long_but, slow_but
 from tests.training import Trained, differences, first, prepare, train
 
 TOLERANCE = 1e-12
@@ -96,11 +96,26 @@ def rows() -> Iterator[tuple[str, str, str, str]]:
     yield from BY_DEFAULT
 
 
+# a row of each optimizer, with all settings in turn
+IN_CI = {
+    (optimizer, setting)
+    for i, optimizer in enumerate(ALL_OPTIMIZERS)
+    for j, setting in enumerate(SETTINGS)
+    if (i + j) % len(SETTINGS) == 0
+}
+
+
+def _mark(row: tuple[str, str, str, str]) -> list[pytest.MarkDecorator]:
+    if row in BY_DEFAULT:
+        return []
+    return [pytest.mark.slow if (row[0], row[3]) in IN_CI else pytest.mark.long]
+
+
 TABLE = [
     pytest.param(
         ALL_OPTIMIZERS[optimizer] + MODELS[model] + SCHEDULES[schedule] + SETTINGS[setting],
         id=f"{optimizer}-{model}-{schedule}-{setting}",
-        marks=[] if (optimizer, model, schedule, setting) in BY_DEFAULT else [pytest.mark.slow],
+        marks=_mark((optimizer, model, schedule, setting)),
     )
     for optimizer, model, schedule, setting in sorted(set(rows()))
 ]
@@ -644,18 +659,14 @@ HANDED_OVER = (
     "momentum", "adam", "adamw", "nadam", "rmsprop_both", "adagrad", "adadelta", "lion", *NEWER,
 )  # fmt: skip
 ORDERS = (("lightning", "keras"), ("keras", "lightning"))
+_ORDERED = [(name, ORDERS[i % 2]) for i, name in enumerate(HANDED_OVER)]
 
 
 @pytest.mark.parametrize(
     ("name", "order"),
-    [
-        pytest.param(
-            name,
-            ORDERS[i % 2],
-            marks=[] if name == "nadam" else [pytest.mark.slow],
-        )
-        for i, name in enumerate(HANDED_OVER)
-    ],
+    long_but(
+        _ORDERED, slow=[row for row in _ORDERED if row[0] in ("adam", *NEWER)], quick=_ORDERED[3:4]
+    ),
 )
 def test_a_run_started_on_one_framework_is_finished_on_the_other(
     name: str, order: tuple[str, str]
