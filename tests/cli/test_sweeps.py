@@ -115,6 +115,7 @@ def test_one_that_is_completed_is_only_compared_again(tmp_path: Path) -> None:
 # Two commands with one output.multirun
 
 SHARED = ("-m", "seed=0,1,2,3", "device=cpu", "output.multirun=outputs/shared")
+ONE_AFTER_ANOTHER = ("-m", "hydra.launcher.n_jobs=1")  # in the command's own process
 
 
 def once_each(folder: Path, num: int, steps: int, said: str) -> None:
@@ -153,7 +154,7 @@ def test_a_command_beside_another_takes_what_is_left_and_says_who_has_the_rest(
     """The first is in its only job, which the second has too; a note in that job's folder stays."""
     folder = tmp_path / "outputs" / "shared"
     out, err = tmp_path / "out", tmp_path / "err"
-    long = ("-m", "seed=0", "device=cpu", "output.multirun=outputs/shared", "trainer.max_epochs=30")
+    long = (*ONE_AFTER_ANOTHER, "seed=0", "device=cpu", *SHARED[3:], "trainer.max_epochs=30")
     child = begun(tmp_path, *long, out=out, err=err)
     deadline = time.monotonic() + 120
     while not list(folder.glob("*/checkpoints/last")):
@@ -164,7 +165,7 @@ def test_a_command_beside_another_takes_what_is_left_and_says_who_has_the_rest(
     os.kill(child, signal.SIGSTOP)  # so that it is still there however slow this machine is
     try:
         (refused,) = forked(tmp_path, (override("resume", str(job)),))
-        (second,) = forked(tmp_path, ("-m", "seed=0,1", *long[2:]))
+        (second,) = forked(tmp_path, (*ONE_AFTER_ANOTHER, "seed=0,1", *long[3:]))
     finally:
         os.kill(child, signal.SIGCONT)
     assert ended(child, err) == 0
@@ -185,7 +186,7 @@ def test_a_command_beside_another_takes_what_is_left_and_says_who_has_the_rest(
 def test_a_command_takes_over_what_another_held_when_it_was_killed(tmp_path: Path) -> None:
     """The second looks again after its own jobs; the job goes on from its checkpoint to the bits of
     one that was never interrupted."""
-    command = ("-m", "device=cpu", "trainer.max_epochs=30")
+    command = (*ONE_AFTER_ANOTHER, "device=cpu", "trainer.max_epochs=30")
     (whole,) = forked(tmp_path, (*command, "seed=0,1"))
     folder = tmp_path / "outputs" / "shared"
     shared = (*command, "output.multirun=outputs/shared")
@@ -295,8 +296,8 @@ ALIKE = pytest.mark.slow
     ("launcher", "number", "backend"),
     [
         pytest.param(JOBLIB, signal.SIGTERM, "lightning", marks=pytest.mark.slow),
-        pytest.param(JOBLIB, signal.SIGINT, "keras", marks=ALIKE),
-        pytest.param(JOBLIB, signal.SIGKILL, "lightning", marks=ALIKE),
+        pytest.param((), signal.SIGINT, "keras", marks=ALIKE),
+        pytest.param((), signal.SIGKILL, "lightning", marks=ALIKE),
         pytest.param(("hydra/launcher=submitit_local",), signal.SIGTERM, "lightning", marks=ALIKE),
     ],
 )
