@@ -304,9 +304,10 @@ class Plan:
             if configured != "auto":
                 return min(int(configured), num_steps)  # a chunk ends with it
             return max(1, min(num_steps, _CHUNK_BYTES // ((inputs + outputs) * row_bytes)))
-        num_fitting = memory // (3 * inputs * row_bytes)
+        copies = 3 if self.mixing is None else 4  # a mixed row is made of two
+        num_fitting = memory // (copies * inputs * row_bytes)
         if num_fitting == 0:
-            least = -(-3 * inputs * row_bytes // 2**20)
+            least = -(-copies * inputs * row_bytes // 2**20)
             raise ConfigError(
                 f"data.memory_mb must be at least {least} for three updates of "
                 f"{self.order.rows_per_step} rows, "
@@ -398,8 +399,11 @@ class Plan:
         return mixing_of(self.config.data)
 
     @cached_property
-    def _train_x(self) -> np.ndarray:
-        """The training rows in memory, in the run's dtype, before they are augmented or mixed."""
+    def _train_x(self) -> Any:
+        """The training rows before they are augmented or mixed: in memory, in the run's dtype, or
+        those that are read while training."""
+        if self.data.streams:
+            return self.data.train.x
         return np.ascontiguousarray(self.data.train.x, dtype=self.model.dtype)
 
     def _train_targets(self, rows: np.ndarray) -> np.ndarray:
@@ -408,11 +412,12 @@ class Plan:
         return losses.soft_targets(self.loss, y, num_classes, self.model.dtype)
 
     def _augmented(self, rows: np.ndarray, epoch: int) -> Batch:
-        """Read training rows in memory, and change the images at random. Labels at pixels move with
-        them."""
+        """Read training rows, and change the images at random. Labels at pixels move with them."""
+        images = self._train_x[rows]
+        images = images.astype(self.model.dtype, copy=False)  # those that are read just now
         if self.augment is None:
-            return {"x": self._train_x[rows]}
-        images, num, seed = self._train_x[rows], len(self.data.train), self.config.seed
+            return {"x": images}
+        num, seed = len(self.data.train), self.config.seed
         black, scaling = np.zeros(images.shape[-1]), self.data.x_scaling
         black = scaling.apply(black) if scaling else black
         change = partial(augmented, rows=rows, num_rows=num, seed=seed, epoch=epoch)
@@ -766,7 +771,7 @@ def _check_mixing(config: Config, data: Dataset, loss: Any) -> None:
         "has token ids or categories, which cannot be mixed": data.num_tokens > 0 or any(data.ids),
         "has a label at each position": bool(data.positions),
         "has weights of rows": data.train.weight is not None,
-        "reads rows while training": data.streams or data.stream is not None,
+        "is an iterable, whose rows have no numbers": data.stream is not None,
     }
     for reason, applies in reasons.items():
         if applies:

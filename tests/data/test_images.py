@@ -2,6 +2,7 @@
 image is refused with its name."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,11 +15,13 @@ from PIL import Image
 from runner.cli.compose import compose
 from runner.config.schema import parse
 from runner.data import Dataset, images, load
-from runner.errors import ConfigError
+from runner.errors import ConfigError, RunError
+from runner.plan import Plan
 from runner.run.run_folder import read_columns, read_json
 from runner.run.saved import load_run
 from tests.command_line import BACKENDS, forked
 from tests.rows import slow_but
+from tests.training import difference, prepare, train
 
 WHOLE = ["data.val_fraction=0", "data.test_fraction=0"]  # all rows are training rows
 SHAPE = (6, 5)
@@ -506,3 +509,68 @@ def test_the_whole_of_it_on_the_command_line(tmp_path: Path, backend: str) -> No
     assert refused.err == (
         "error: data.path must be a folder of images, got none, which has no files\n"
     )
+
+
+def streamed(root: Path, *more: str) -> tuple[Plan, Plan]:
+    """Plans with the images in memory, and with those that are decoded while training."""
+    common = ["data=image_folder", f"data.path={root}", "model=linear", *more]
+    common += ["trainer.batch_size=4", "trainer.max_epochs=2", "trainer.precision=float64"]
+    return prepare(common), prepare([*common, "data.memory_mb=1"])
+
+
+@pytest.mark.parametrize("scaling", ["unit", "standardize", "none"])
+def test_images_that_are_decoded_while_training_are_the_same(scaling: str, tmp_path: Path) -> None:
+    """With augmentation and mixup too; to the bit, in the same order."""
+    folder(tmp_path, num=12)
+    save(tmp_path / "cat" / "0.png", pixels(3, *SHAPE, 3))  # colored, so all have three channels
+    changes = ["data.augment.crop=2", "data.mixup=0.4"] if scaling == "unit" else []
+    resident, read = streamed(tmp_path, f"data.scaling={scaling}", *changes)
+    chunks = [[*prepared.chunks(0, None, adapt=False)] for prepared in (resident, read)]
+    for name in ("x", "y") if changes else ("x",):
+        fields = [
+            chunk.fields[name] if chunk.fields else resident.run_spec().fields[name][chunk.rows]
+            for chunk in chunks[0]
+        ]
+        expected = np.concatenate(fields)
+        found = np.concatenate([chunk.fields[name] for chunk in chunks[1]])
+        np.testing.assert_array_equal(found, expected)
+    (a,), (b,) = (prepared.batches(prepared.data.val) for prepared in (resident, read))
+    np.testing.assert_array_equal(a["x"], b["x"])
+    descriptions = [prepared.data.description() for prepared in (resident, read)]
+    for key in ("x_scaling", "x_range", "rows", "classes"):
+        assert descriptions[0][key] == descriptions[1][key]
+    assert resident.data.warnings == read.data.warnings
+
+
+def test_the_number_of_threads_changes_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder(tmp_path, num=6)
+    hashes, values = [], []
+    for threads in (1, 3):
+        monkeypatch.setattr(images, "_THREADS", threads)
+        data = dataset(tmp_path, "data.memory_mb=1")
+        hashes.append(data.description()["sha256"])
+        values.append(data.train.x[np.arange(len(data.train))[::-1]])
+    assert hashes[0] == hashes[1]
+    np.testing.assert_array_equal(*values)
+
+
+def test_an_image_that_is_gone_ends_the_run_in_one_line(tmp_path: Path) -> None:
+    folder(tmp_path, num=6)
+    rows = dataset(tmp_path, "data.memory_mb=1").train.x
+    gone = rows.decoder.files[rows.rows[1]]
+    gone.unlink()
+    words = f"{re.escape(str(gone))} cannot be read as an image: No such file or directory"
+    with pytest.raises(RunError, match=words):
+        rows[:3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_training_on_them_has_the_same_bits(backend: str, tmp_path: Path) -> None:
+    folder(tmp_path, num=20)
+    common = ["data=image_folder", f"data.path={tmp_path}", "model=linear", "trainer.max_epochs=2"]
+    runs = [train(backend, [*common, f"data.memory_mb={size}"]) for size in ("null", "1")]
+    np.testing.assert_array_equal(runs[0].losses, runs[1].losses)
+    assert difference(runs[0].state.weights, runs[1].state.weights) == 0
