@@ -70,7 +70,7 @@ def _by_lightning(
     parameters = {
         name: torch.nn.Parameter(layers.from_canonical(value)) for name, value in weights.items()
     }
-    flats = optimizers.flatten(parameters, groups, spec.is_elementwise)
+    flats = optimizers.flatten(parameters, groups, spec.joins)
     native = optimizers.build(spec, flats, groups, layers.canonical)
     everything = [flat for group_flats in flats for flat in group_flats]
     start = spec.initial_slots(weights, _kinds(groups))

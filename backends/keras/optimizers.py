@@ -294,13 +294,16 @@ class LAMB(_Layerwise):
         decay = self.layerwise_decay(group, p)
         m = _mean(memory["first_moment"], g, self.hyper("beta1"))
         v = _mean(memory["second_moment"], g * g, self.hyper("beta2"))
-        root = tf.cast(tf.sqrt(1 - _power(self.hyper("beta2"), self.count)), p.dtype)
-        u = m / (tf.sqrt(v) / root + constant(self.spec.eps, p))
-        u = u / tf.cast(1 - _power(self.hyper("beta1"), self.count), p.dtype)
+        # the corrections of both moments, as one factor of u
+        correction = tf.sqrt(1 - _power(self.hyper("beta2"), self.count))
+        factor = correction / (1 - _power(self.hyper("beta1"), self.count))
+        u = m / (tf.sqrt(v) + tf.cast(self.spec.eps * correction, p.dtype))
         if decay is not None:
-            u = u + decay * p
-        ratio = constant(1.0, p) if group.kind == "plain" else _ratio(_norm(p), _norm(u))
-        return p - tf.cast(lr, p.dtype) * ratio * u
+            u, factor = u * tf.cast(factor, p.dtype) + decay * p, tf.ones((), tf.float64)
+        step = tf.cast(lr * factor, p.dtype)
+        if group.kind != "plain":
+            step = step * _ratio(_norm(p), _norm(u) * tf.cast(factor, p.dtype))
+        return p - step * u
 
 
 class LARS(_Layerwise):
@@ -375,8 +378,9 @@ class ScheduleFree(_Optimizer):
         if self.spec.name == "schedule_free_sgd":
             return g
         v = _mean(memory["second_moment"], g * g, self.hyper("beta2"))
-        correction = tf.cast(1 - _power(self.hyper("beta2"), self.count), p.dtype)
-        return g / (tf.sqrt(v / correction) + constant(self.spec.eps, p))
+        correction = tf.sqrt(1 - _power(self.hyper("beta2"), self.count))
+        root = tf.sqrt(v) + tf.cast(self.spec.eps * correction, p.dtype)
+        return g * tf.cast(correction, p.dtype) / root
 
 
 class AdEMAMix(_Optimizer):

@@ -37,6 +37,15 @@ def scale(tensors: list[Tensor], factor: Any) -> None:
         torch._foreach_mul_(tensors, factor)
 
 
+def add(tensors: list[Tensor], number: float) -> None:
+    """Add a number to tensors in place, with one call for all of them."""
+    if STOCK:
+        for tensor in tensors:
+            tensor.add_(number)
+    else:
+        torch._foreach_add_(tensors, number)
+
+
 def lerp(tensors: list[Tensor], ends: list[Tensor], share: float) -> None:
     """Move tensors in place by a share of the way to others, with one call for all of them."""
     if STOCK:

@@ -90,7 +90,7 @@ class Engine:
 
     def _build_optimizer(self, start: TrainState) -> None:
         run, to_torch = self.run, self.network.to_torch
-        flats = optimizers.flatten(self.weights, run.groups, run.optimizer.is_elementwise)
+        flats = optimizers.flatten(self.weights, run.groups, run.optimizer.joins)
         self.flats: Sequence[Any] = [flat for group_flats in flats for flat in group_flats]
         self.optimizer = optimizers.build(run.optimizer, flats, run.groups, self.network.canonical)
         slots = {slot: start.slots[slot] for slot in self.slot_names}

@@ -45,28 +45,31 @@ class Adafactor(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        new = _count(self) ** self.spec.beta2_decay
         for group in self.param_groups:
             for p in group["params"]:
-                self._update(group, p, _decayed_gradient(group, p), self.state[p])
+                self._update(group, p, _decayed_gradient(group, p), self.state[p], new)
 
-    def _update(self, group: Any, p: Tensor, g: Tensor, state: dict[str, Tensor]) -> None:
+    def _update(
+        self, group: Any, p: Tensor, g: Tensor, state: dict[str, Tensor], new: float
+    ) -> None:
         s = self.spec
-        state["step"] += 1
-        new = float(state["step"]) ** s.beta2_decay
         g = self.canonical(g)
+        # sums over squares: torch's norms over the first axis in memory take 10 times as long
+        square = g * g
         if g.ndim >= 2:
             rows, columns = state["row_square_average"], state["column_square_average"]
-            rows.mul_(1 - new).add_(_mean_square(g, -1).add_(s.eps1), alpha=new)
-            columns.mul_(1 - new).add_(_mean_square(g, -2).add_(s.eps1), alpha=new)
+            rows.lerp_(square.mean(-1).add_(s.eps1), new)
+            columns.lerp_(square.mean(-2).add_(s.eps1), new)
             scale = (rows.mean(-1, keepdim=True) / rows).sqrt_()
-            u = (g * scale.unsqueeze(-1)).div_(columns.sqrt().unsqueeze(-2))
+            u = torch.mul(g, scale.unsqueeze(-1), out=square).mul_(columns.rsqrt().unsqueeze(-2))
         else:
-            v = state["square_average"].mul_(1 - new).add_(g * g + s.eps1, alpha=new)
+            v = state["square_average"].lerp_(square.add_(s.eps1), new)
             u = g / v.sqrt()
-        step = group["lr"] / (_rms(u) / s.clip_threshold).clamp(min=1.0)
+        step = group["lr"] / max(1.0, _rms(u) / s.clip_threshold)
         if s.scale_parameter:
-            step = step * _rms(p).clamp(min=s.eps2)
-        self.canonical(p).addcmul_(u, step, value=-1.0)
+            step *= max(s.eps2, _rms(p))
+        self.canonical(p).sub_(u, alpha=step)
 
 
 class _Layerwise(Optimizer):
@@ -142,24 +145,23 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        t = _count(self)
         for group in self.param_groups:
             update = self._adamw if group["kind"] == "adamw" else self._muon
             for p in group["params"]:
-                update(group, p, _decayed_gradient(group, p), self.state[p])
+                update(group, p, _decayed_gradient(group, p), self.state[p], t)
 
-    def _adamw(self, group: Any, p: Tensor, g: Tensor, state: dict[str, Tensor]) -> None:
+    def _adamw(self, group: Any, p: Tensor, g: Tensor, state: dict[str, Tensor], t: float) -> None:
         s = self.spec
-        state["step"] += 1
-        t = float(state["step"])
         m = state["first_moment"].mul_(s.adamw_beta1).add_(g, alpha=1 - s.adamw_beta1)
         v = state["second_moment"].mul_(s.adamw_beta2).addcmul_(g, g, value=1 - s.adamw_beta2)
         root = v.sqrt().div_((1 - s.adamw_beta2**t) ** 0.5).add_(s.adamw_eps)
         p.addcdiv_(m, root, value=-group["lr"] / (1 - s.adamw_beta1**t))
 
-    def _muon(self, group: Any, p: Tensor, g: Tensor, state: dict[str, Tensor]) -> None:
+    def _muon(self, group: Any, p: Tensor, g: Tensor, state: dict[str, Tensor], t: float) -> None:
         momentum = group["momentum"]
-        b = state["momentum"].mul_(momentum).add_(g, alpha=1 - momentum)
-        d = b * momentum + g * (1 - momentum) if self.spec.nesterov else b
+        b = state["momentum"].lerp_(g, 1 - momentum)
+        d = torch.lerp(b, g, 1 - momentum) if self.spec.nesterov else b
         d_view, p_view = self.canonical(d), self.canonical(p)
         if p_view is p:  # of the user's own model, in torch's layout
             d_view, p_view = d.movedim(0, -1), p.movedim(0, -1)
@@ -319,14 +321,16 @@ def _decayed_gradient(group: Any, p: Tensor) -> Tensor:
     return p.grad.add(p, alpha=group["weight_decay"]) if group["weight_decay"] else p.grad
 
 
-def _mean_square(x: Tensor, axis: int) -> Tensor:
-    """Return the mean of x^2 over an axis."""
-    return torch.linalg.vector_norm(x, dim=axis).square_().div_(x.shape[axis])
-
-
-def _rms(x: Tensor) -> Tensor:
+def _rms(x: Tensor) -> float:
     """sqrt(mean of x^2)"""
-    return torch.linalg.vector_norm(x) / x.numel() ** 0.5
+    return float(torch.linalg.vector_norm(x)) / x.numel() ** 0.5
+
+
+def _count(optimizer: Optimizer) -> float:
+    """Count an update in the state of all parameters; return its number."""
+    steps = [state["step"] for state in optimizer.state.values()]
+    fast.add(steps, 1)
+    return float(steps[0])
 
 
 class Flat:
@@ -375,10 +379,10 @@ _LARGE = 2**16  # elements; parameters of this size and more stay separate
 
 
 def flatten(
-    parameters: Mapping[str, Tensor], groups: Iterable[Group], is_elementwise: bool
+    parameters: Mapping[str, Tensor], groups: Iterable[Group], joins: Callable[[str], bool]
 ) -> list[list[Flat]]:
-    """Return the buffers of each parameter group; a frozen group has none. An optimizer that is not
-    elementwise has a buffer for each parameter."""
+    """Return the buffers of each parameter group; a frozen group has none. `joins` says whether a
+    kind of update is elementwise; other weights have a buffer each."""
     flats: list[list[Flat]] = []
     for group in groups:
         if group.is_frozen:
@@ -387,7 +391,7 @@ def flatten(
         small = {
             name: parameters[name]
             for name in group.names
-            if is_elementwise and parameters[name].numel() < _LARGE
+            if joins(group.kind) and parameters[name].numel() < _LARGE
         }
         large = [Flat({name: parameters[name]}) for name in group.names if name not in small]
         flats.append([*([Flat(small)] if small else []), *large])

@@ -169,6 +169,11 @@ class _Optimizer(Section):
         with weights, `entry` is that of `groups` which matches it."""
         return ""
 
+    def joins(self, kind: str) -> bool:
+        """Return whether weights with this kind of update can be one vector: their update is
+        elementwise."""
+        return self.is_elementwise
+
     def rate_factor(self, kind: str) -> float:
         """Return the factor of the rate of a kind of update."""
         return 1.0
@@ -417,6 +422,9 @@ class _Layerwise(_Optimizer):
         is_plain = self.adapt_exclude == "bias_and_norm" and not variable.decays
         return "plain" if is_plain else ""
 
+    def joins(self, kind: str) -> bool:
+        return kind == "plain"
+
 
 class LAMB(_Layerwise):
     """m, v, mhat, vhat as in Adam; u = mhat / (sqrt(vhat) + eps) + lambda p; p -= lr |p| / |u| u.
@@ -502,6 +510,9 @@ class Muon(_Optimizer):
 
     def rate_factor(self, kind: str) -> float:
         return self.adamw_lr_factor if kind == "adamw" else 1.0
+
+    def joins(self, kind: str) -> bool:
+        return kind == "adamw"
 
     def ratio(self, num_in: int, num_out: int) -> float:
         """Return r of a matrix [num_in, num_out]."""

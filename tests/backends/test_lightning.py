@@ -49,6 +49,7 @@ class TestUpdatesByStockCalls(_ByStockCalls, TestUpdates):
 VERSIONS = f"torch {torch.__version__}, pytorch-lightning {pl.__version__}"
 PRIVATE = {
     "the engine of autograd": lambda: torch.autograd.Variable._execution_engine.run_backward,
+    "a number added to many tensors": lambda: torch._foreach_add_,
     "a product with many tensors": lambda: torch._foreach_mul_,
     "the norms of many tensors": lambda: torch._foreach_norm,
     "the fused kernel of Adam": lambda: torch._fused_adam_,
