@@ -80,6 +80,7 @@ def test_a_keras_job_after_another_of_its_kind_compiles_nothing(
     )
     command = (
         "-m",
+        "hydra.launcher.n_jobs=1",  # in one process
         "schedule=constant,cosine",
         "seed=0,1",
         "backend=keras",

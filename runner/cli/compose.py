@@ -4,6 +4,7 @@ import pickle
 import shlex
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ class Composer:
             for group, choice in choices.items():
                 if choice:
                     trust.check_choice(group, choice)
-            own = hydra_bridge.load(None, chosen).hydra
+            own = deepcopy(_hydra_defaults(tuple(chosen)))
             changed = trust.allowed(plain(hydra), hydra_values, plain(own))
             params = changed.pop("sweeper.params", None)
             for name, value in changed.items():
@@ -122,6 +123,12 @@ class Composer:
             raise explained(error) from None
         given = {key.removeprefix("hydra."): o.value() for key, o in hydra_values.items()}
         return Composition(own, hydra), given
+
+
+@cache
+def _hydra_defaults(choices: tuple[str, ...]) -> DictConfig:
+    """Compose the hydra.* config of these choices alone."""
+    return hydra_bridge.load(None, choices).hydra
 
 
 def _replace_fractions(values: Sequence[Override], config: DictConfig) -> None:
