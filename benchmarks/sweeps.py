@@ -4,8 +4,8 @@
     python -m benchmarks.sweeps --jobs 1 4 16 --markdown
 
 The jobs are schedules and seeds of the default model, 20 epochs each, with all files of a run and
-the comparison at the end. They run one after another, and two at a time with joblib's launcher (an
-extra). Figures are medians of three, or of one if it takes a minute; single runs and sweeps take
+the comparison at the end. They run one after another, and side by side, as many as there are cores.
+Figures are medians of three, or of one if it takes a minute; single runs and sweeps take
 turns. The ratio is the sweep's time / a single run's. Memory is that of the first process.
 """
 
@@ -28,8 +28,8 @@ _SCHEDULES = (
     "wsd",
 )
 _WAYS: dict[str, list[str]] = {
-    "in turn": [],
-    "two at a time": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "in turn": ["hydra.launcher.n_jobs=1"],
+    "side by side": [],
 }
 _REPEATS = 3
 
