@@ -947,6 +947,11 @@ def _refuse_exact(config: Config, data: Dataset) -> None:
             "trainer.on_nonfinite=skip is not supported with trainer.precision=exact; "
             "use trainer.on_nonfinite=stop"
         )
+    if config.loss.name == "focal" and data.task == "multilabel":
+        raise ConfigError(
+            "loss=focal of several labels has no exact form; with trainer.precision=exact use "
+            "loss=binary_cross_entropy"
+        )
     if augment_of(config) is not None:
         raise ConfigError(
             "data.augment is not supported with trainer.precision=exact; leave it out"

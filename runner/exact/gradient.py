@@ -7,7 +7,7 @@ from typing import Any
 from runner.components.optimizers import frozen
 from runner.exact import optimizers
 from runner.exact.layers import Pass
-from runner.exact.losses import FORMS, values_per_row
+from runner.exact.losses import FORMS, OF_LABELS, values_per_row
 from runner.exact.network import Layout, backward, forward
 from runner.exact.primitives import Place, Primitives, Tensor
 from runner.exact.rules import divide, sum_bits
@@ -84,7 +84,7 @@ def losses(
 
 def integer_fields(run: RunSpec) -> set[str]:
     """Return the fields that stay integers: token ids and labels. R rounds the others."""
-    is_integer = {"x": run.network.takes_tokens, "y": run.loss.name == "cross_entropy"}
+    is_integer = {"x": run.network.takes_tokens, "y": run.loss.name in OF_LABELS}
     return {name for name, is_one in is_integer.items() if is_one}
 
 
@@ -121,7 +121,7 @@ def _num_averaged(run: RunSpec) -> int:
 
 
 def _target(o: Primitives, run: RunSpec, y: Tensor) -> Tensor:
-    if run.loss.name != "cross_entropy":
+    if run.loss.name not in OF_LABELS:
         return y
     return o.one_hot(o.reshape(y, (-1,)), run.network.output_shape[-1])
 

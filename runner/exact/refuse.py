@@ -16,6 +16,7 @@ LONGEST_SUM = 2 ** (SIGNIFICAND - 2 * FEWEST_BITS)  # of products of 16-bit inte
 # classes, or steps of a sequence: the sum of so many exponentials <= 2^40 is at most 2^53
 _MOST_IN_SOFTMAX = 2**13
 _LARGEST_POWER = 8  # of a rate, by repeated products
+_MOST_PRODUCTS = 32  # of a power; each is an operation of every update
 _MOST_VALUES = 2**24  # rows times outputs of an update: a count has at most 24 bits
 
 
@@ -38,16 +39,12 @@ def refuse(net: Network, loss: Any, optimizer: Any, order: Order | InOrder) -> N
                 f"{node.name}"
             )
         _check_not_tiny("model.layers: eps", getattr(node.spec, "eps", None))
-    _check_has_form("loss", loss.name, losses.FORMS)
-    if getattr(loss, "class_weights", None) is not None:
-        raise ConfigError(
-            "loss.class_weights is not supported with trainer.precision=exact; set it to null"
-        )
+    _refuse_loss(loss)
     _check_has_form("optimizer", optimizer.name, optimizers.FORMS)
     _refuse_keys(optimizer)
     num_outputs = int(np.prod(net.output_shape))
     num_classes = net.output_shape[-1]
-    if loss.name == "cross_entropy" and num_classes > _MOST_IN_SOFTMAX:
+    if loss.name in losses.OF_LABELS and num_classes > _MOST_IN_SOFTMAX:
         raise ConfigError(
             f"trainer.precision=exact takes at most {_MOST_IN_SOFTMAX} classes, got {num_classes}"
         )
@@ -56,6 +53,21 @@ def refuse(net: Network, loss: Any, optimizer: Any, order: Order | InOrder) -> N
             f"trainer.precision=exact takes fewer than {_MOST_VALUES} outputs per update, got "
             f"{order.rows_per_step} rows of {num_outputs}; reduce trainer.batch_size or "
             f"trainer.accumulate_grad_batches"
+        )
+
+
+def _refuse_loss(loss: Any) -> None:
+    """Refuse a loss, or values of its keys, without an exact form."""
+    _check_has_form("loss", loss.name, losses.FORMS)
+    if getattr(loss, "class_weights", None) is not None:
+        raise ConfigError(
+            "loss.class_weights is not supported with trainer.precision=exact; set it to null"
+        )
+    gamma = getattr(loss, "gamma", 0)
+    if gamma != int(gamma) or gamma > _MOST_PRODUCTS:
+        raise ConfigError(
+            f"loss.gamma must be a whole number of at most {_MOST_PRODUCTS} with "
+            f"trainer.precision=exact, whose powers are products, got {gamma:g}"
         )
 
 

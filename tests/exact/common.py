@@ -17,6 +17,15 @@ def binary_cross_entropy(folder: Path) -> list[str]:
     return [f"data.path={folder / 'data.npz'}", "data=npz", "loss=binary_cross_entropy"]
 
 
+def cosine_similarity(folder: Path) -> list[str]:
+    """On three targets of drawn rows."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 5))
+    np.savez(folder / "data.npz", x=x, y=x @ rng.normal(size=(5, 3)))
+    path = f"data.path={folder / 'data.npz'}"
+    return [path, "data=npz", "data.task=regression", "loss=cosine_similarity"]
+
+
 def bits(values: np.ndarray) -> np.ndarray:
     """The integers behind floats, so that zeros of both signs differ."""
     return np.ascontiguousarray(values).view({4: np.int32, 8: np.int64}[values.dtype.itemsize])

@@ -248,7 +248,7 @@ def test_every_layer_forward_and_backward(name: str, way: str) -> None:
 
 @cache  # so that each is traced once
 def _both_of(name: str) -> Function:
-    loss = SimpleNamespace(name=name, label_smoothing=0.1, delta=1.0)
+    loss = SimpleNamespace(name=name, label_smoothing=0.1, delta=1.0, alpha=0.25, gamma=2.0)
     return lambda o, z, y: [form(o, loss, o.r(z), y) for form in LOSSES[name]]
 
 

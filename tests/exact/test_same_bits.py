@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.exact.common import BASE, assert_same_bits, binary_cross_entropy, bits
+from tests.exact.common import BASE, assert_same_bits, binary_cross_entropy, bits, cosine_similarity
 from tests.parity.test_parity import (
     ALL_OPTIMIZERS,
     GROUPS,
@@ -97,6 +97,11 @@ def test_every_loss_and_short_batches(name: str) -> None:
 @pytest.mark.slow
 def test_binary_cross_entropy(tmp_path: Path) -> None:
     assert_all_the_same([*binary_cross_entropy(tmp_path), "trainer.max_steps=8"])
+
+
+@pytest.mark.slow
+def test_cosine_similarity(tmp_path: Path) -> None:
+    assert_all_the_same([*cosine_similarity(tmp_path), "trainer.max_steps=8"])
 
 
 LONG = [

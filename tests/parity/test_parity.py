@@ -500,10 +500,10 @@ LOSSES = {
     "mean_squared_error": ["data=diabetes"],
     "huber": ["data=diabetes", "loss=huber", "loss.delta=0.5"],
     "linear_model": ["model=linear"],
+    "focal": ["loss=focal"],
 }
 # and those that exact mode refuses
 LOSSES_WITHOUT_EXACT_FORM = {
-    "focal": ["loss=focal"],
     "focal_weighted": [
         "loss=focal", "loss.alpha=null", "loss.gamma=0.5", "loss.class_weights=balanced",
     ],
