@@ -92,6 +92,15 @@ class RunContract(_Contract):
         assert_same_bits(half.then(rest), whole)
 
     @pytest.mark.slow
+    @pytest.mark.parametrize("average", ["ema=0.9", "swa=60%", "lawa=2"])
+    def test_a_run_with_an_average_goes_on_to_the_same_bits(self, average: str) -> None:
+        overrides = [*F64, f"optimizer.{average}", "trainer.steps_per_call=10"]
+        whole, half = self.train(overrides), self.train(overrides, stop_after=70)
+        rest = self.train(overrides, start=half.state)
+        assert (half.state.step, rest.state.step) == (70, 90)
+        assert_same_bits(half.then(rest), whole)
+
+    @pytest.mark.slow
     def test_the_order_of_a_state_s_mappings_reaches_no_sum(self) -> None:
         """The norm of all gradients is a sum over weights. A TrainState sorts its mappings: here
         they are put in another order behind its back, and chunks of another length see to it that

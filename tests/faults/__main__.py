@@ -38,6 +38,7 @@ LONG = {
     "race": 100,
 }
 LONG |= {"share": 60, "kill_own": 20, "parent": 30, "terminal": 100, "file_limit": 100}
+LONG |= {"kill_state": 60}
 LONG |= {"kill_at_end": 50, "kill_longer": 100, "link": 50, "cut_short": 100}
 
 
@@ -128,6 +129,15 @@ def survive(
             ),
         )
         say(f"{backend}  kill_own: {sum(hits)} of them inside a save")
+    if "kill_state" in trials:
+        states = [rows.state_command(backend, name) for name in rows.STATES]
+        ends = [rows.uninterrupted(here / f"state_{i}", said) for i, said in enumerate(states)]
+        each(
+            "kill_state",
+            lambda folder, i: rows.kill_state(
+                folder, backend, states[i // 2 % len(states)], draw, ends[i // 2 % len(ends)], i
+            ),
+        )
     hits = each("kill_at_end", lambda folder, i: rows.kill_at_end(folder, backend, expected))
     if hits:
         say(f"{backend}  kill_at_end: {sum(hits)} of them before the result")

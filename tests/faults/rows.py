@@ -40,6 +40,24 @@ def command(backend: str, *more: str, root: str = "out") -> list[str]:
 TRUST = "trusted_modules=[tests.twin_models]"
 
 
+# additions with a state of their own: a slot, a number, a position in the data
+STATES = {
+    "ema": ["optimizer.ema=0.9"],
+    "lawa": ["optimizer.lawa=2"],
+    "schedule_free": ["optimizer=schedule_free_adamw"],
+    "prodigy": ["optimizer=prodigy"],
+    "loss_scale": ["trainer.precision=16-mixed"],
+    "batch_sizes": ["trainer.batch_size=[{for: 4epochs, size: 160},{for: rest, size: 320}]"],
+}
+
+
+def state_command(backend: str, name: str) -> list[str]:
+    """The run with one of the STATES, at a constant rate, so that it can be made longer."""
+    own = {said.partition("=")[0] for said in STATES[name]}
+    kept = [said for said in command(backend) if said.partition("=")[0] not in {*own, "schedule"}]
+    return [*kept, "schedule=constant", *STATES[name]]
+
+
 def own_command(backend: str) -> list[str]:
     """The run with a model of the user's own, which has two outputs and the framework's dropout."""
     kind = {"lightning": "torch", "keras": "keras"}[backend]
@@ -172,6 +190,31 @@ def _kill_when(child: int, log: Path, holds: Callable[[], bool], later: float = 
     finally:
         os.kill(child, signal.SIGKILL)
         wait(child, log)
+
+
+def kill_state(
+    here: Path,
+    backend: str,
+    said: list[str],
+    draw: random.Random,
+    expected: dict[str, str],
+    number: int,
+) -> None:
+    """kill -9 of a run with one of the STATES; every second time of one that had ended after 40
+    updates and is made longer. The rest gives the same bits."""
+    if number % 2 == 0:
+        kill(here, backend, said, draw, expected, number)
+        return
+    ended = run(here, [*said, "trainer.max_steps=40"])
+    assert ended.status == 0, ended.output
+    folder, log = folder_of(here), here / "log.txt"
+    assert folder is not None
+    longer = [f"resume={folder}", f"backend={backend}", "trainer.max_steps=null"]
+    child = start(here, longer, log)
+    _kill_when(
+        child, log, lambda: checkpoint.read_newest(folder)[0].step > 40, draw.uniform(0, 0.2)
+    )
+    _goes_on(here, folder, backend, expected)
 
 
 def kill_longer(
