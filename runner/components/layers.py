@@ -1012,8 +1012,8 @@ def network(
         )
     if is_masked and not has_gaps:
         raise ConfigError(
-            "model.layers must end the mask, because the padding has labels, too; data.no_label is "
-            "the number in y that stands for none"
+            "model.layers must end the mask, because the padding has labels, too; data.no_label of "
+            "data=npz or arrays is the number in y that stands for none"
         )
     return Network(nodes, input_shape)
 

@@ -128,8 +128,8 @@ class Transform:
         """Write the values of some rows of a column.  # out float64[n, len(features)]"""
         cells = column.values[rows]
         if self.kind != "text":
-            missing = np.isnan(cells)
             out[:, 0] = cells
+            missing = np.array(False) if column.is_finite else np.isnan(cells)
             if missing.any():
                 out[missing, 0] = self.fill
             if self.indicator:

@@ -129,8 +129,8 @@ def test_both_backends_agree(precision: str, tmp_path: Path) -> None:
         (
             {"y": np.abs(rows(9)[1])},
             ["data.no_label=null"],
-            "model.layers must end the mask, because the padding has labels, too; data.no_label is "
-            "the number in y that stands for none",
+            "model.layers must end the mask, because the padding has labels, too; data.no_label of "
+            "data=npz or arrays is the number in y that stands for none",
         ),
     ],
 )

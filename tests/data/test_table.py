@@ -490,10 +490,19 @@ IDS = (
     "data.category_encoding=ids",
     "model=category_embedding",
 )
+TEXTS = (
+    "data.drop=[tagged]",
+    "data.texts=[island]",
+    "data.category_encoding=ids",
+    "model.layers=[{layer: parallel, branches: [[{layer: columns, names: [island]},{layer: "
+    "embedding, features: 3, mask_zero: true},{layer: global_average_pool}],[{layer: columns, "
+    "names: [sex]},{layer: embedding, features: 2},{layer: flatten}],[{layer: columns, names: "
+    "['bill*', 'flipper*', 'measured*']}]]},{layer: dense, units: outputs}]",
+)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", slow_but([NUMBERS, IDS], NUMBERS))
+@pytest.mark.parametrize("more", slow_but([NUMBERS, IDS, TEXTS], NUMBERS))
 @pytest.mark.parametrize("format", slow_but(LOAD, "torch"))
 def test_an_export_predicts_a_table_without_this_project(
     tmp_path: Path, format: str, more: tuple[str, ...]
