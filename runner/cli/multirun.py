@@ -103,7 +103,7 @@ def _config_sha256(path: Path) -> str | None:
 
 @cache
 def _of_version(path: Path, modified: int) -> str:
-    """The same from config.yaml as it was at this time; 40 ms, for each job that is training."""
+    """Return the hash of config.yaml as it was at this time. It takes 40 ms, so that it is kept."""
     return sha256(config_of(path))
 
 

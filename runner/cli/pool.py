@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 from runner.config.schema import Config
 from runner.errors import ConfigError
@@ -94,7 +94,7 @@ class _Worker:
 
     process: Any
     connection: Connection
-    streams: dict[int, TextIO]  # pipes of its output -> where the command prints it
+    streams: dict[int, str]  # pipes of its output -> stdout or stderr
     job: int | None = None  # its job's number
     asked: int = 0  # cores that its job waits for
     cores: int = 1  # cores that its job has
@@ -104,7 +104,7 @@ class _Worker:
 class _Output:
     """The output of one job: kept until it is the job's turn."""
 
-    parts: list[tuple[TextIO, bytes]] = field(default_factory=list)
+    parts: list[tuple[str, bytes]] = field(default_factory=list)
     is_over: bool = False
 
 
@@ -114,6 +114,7 @@ class Pool:
     def __init__(self, task: Task, size: int) -> None:
         self._task, self._size = task, size
         self._capacity = max(threads.cores(), size)
+        self._shown = console.Console(sys.stdout)
         self._workers: list[_Worker] = []
         self._outputs: dict[int, _Output] = {}
         self._ended: dict[int, Ended] = {}
@@ -129,12 +130,14 @@ class Pool:
             for _ in range(min(self._size, len(jobs))):
                 self._start()
             imports.start()
-            while len(self._ended) < len(numbers):
-                self._give(waiting)
-                self._listen()
-                if waiting and not self._workers:  # all were killed
-                    imports.join()
-                    self._start()
+            with self._shown.progress(len(jobs), 0):
+                while len(self._ended) < len(numbers):
+                    self._shown.advance(len(self._ended), "jobs")
+                    self._give(waiting)
+                    self._listen()
+                    if waiting and not self._workers:  # all were killed
+                        imports.join()
+                        self._start()
             imports.join()
         finally:
             self._close()
@@ -144,7 +147,7 @@ class Pool:
         _flush()
         fork = multiprocessing.get_context("fork")
         here, there = fork.Pipe()
-        pipes = {stream: os.pipe() for stream in (sys.stdout, sys.stderr)}
+        pipes = {stream: os.pipe() for stream in ("stdout", "stderr")}
         open_here = [here.fileno(), *(reader for reader, _ in pipes.values())]
         open_here += [worker.connection.fileno() for worker in self._workers]
         open_here += [reader for worker in self._workers for reader in worker.streams]
@@ -216,7 +219,7 @@ class Pool:
         self._drop(worker)
         if number is not None:
             note = f"job {number}: its process was killed, perhaps because memory ran out\n"
-            self._outputs[number].parts.append((sys.stderr, note.encode()))
+            self._outputs[number].parts.append(("stderr", note.encode()))
             self._finish(worker, Ended())
 
     @staticmethod
@@ -238,8 +241,7 @@ class Pool:
         """Print what has come of the jobs whose turn it is."""
         for number, output in [*self._outputs.items()]:
             for stream, text in output.parts:
-                stream.write(text.decode(errors="replace"))
-                stream.flush()
+                self._shown.pass_on(text.decode(errors="replace"), stream)
             output.parts.clear()
             if not output.is_over:
                 return

@@ -202,6 +202,14 @@ class Console:
         else:
             print(line, file=self._terminal, flush=True)
 
+    def pass_on(self, text: str, stream: str) -> None:
+        """Print the output of another process, of its "stdout" or "stderr", above the progress
+        bar."""
+        if self._bar is not None and stream == "stdout":
+            self._bar.console.print(text, end="", highlight=False, markup=False, soft_wrap=True)
+        else:
+            print(text, end="", file=getattr(sys, stream), flush=True)
+
     def epoch(self, line: str) -> None:
         """Print the line of an epoch if there is no progress bar; log it in any case."""
         part = _MOST_EPOCHS * self._step // max(1, self._total)
