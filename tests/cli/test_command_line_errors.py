@@ -83,7 +83,13 @@ def test_the_catalogue_is_long_and_says_nothing_twice() -> None:
     assert len({line for line, _ in CASES}) == len(CASES)
 
 
-@pytest.mark.parametrize(("line", "said"), CASES, ids=[line for line, _ in CASES])
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [  # every fourth by default
+        pytest.param(line, said, id=line, marks=[pytest.mark.slow] if i % 4 else [])
+        for i, (line, said) in enumerate(CASES)
+    ],
+)
 def test_a_wrong_command_line_is_refused_in_exactly_these_words(
     line: str,
     said: str,

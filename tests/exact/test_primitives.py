@@ -25,8 +25,8 @@ from tests.parity.test_parity import LAYERS
 from tests.rows import slow_but
 from tests.training import prepare
 
-# by default without TensorFlow's graphs, which have its eager kernels
-QUICK = slow_but(WAYS, "torch", "xla")
+# TensorFlow compiles each in seconds
+QUICK = slow_but(WAYS, "torch")
 
 SHAPE = (6, 5, 4)
 # ties of the rounding to 24 bits, both zeros, the edge of what is flushed, subnormals of float32
@@ -210,7 +210,7 @@ def _of(overrides: Sequence[str]) -> Any:
 # these take real numbers
 _OF_NUMBERS = [name for name, overrides in LAYERS.items() if "data=text" not in overrides]
 _STANDING = ("activations", "batch_norm", "layer_norm", "conv2d", "pools", "attention")
-_QUICK = {(name, way) for name in _STANDING for way in ("torch", "graph")}
+_QUICK = {(name, "torch") for name in _STANDING}
 
 
 @pytest.mark.parametrize(

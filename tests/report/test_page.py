@@ -12,10 +12,13 @@ from tests.command_line import forked
 from tests.run_folders import write_run
 from tests.text.test_escape import HOSTILE
 
-pytestmark = pytest.mark.skipif(
-    not (shutil.which("chromium") and shutil.which("chromedriver")),
-    reason="needs chromium and chromedriver",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (shutil.which("chromium") and shutil.which("chromedriver")),
+        reason="needs chromium and chromedriver",
+    ),
+]
 
 
 @pytest.fixture(scope="module")
