@@ -27,6 +27,7 @@ from runner import dispatcher, user_code
 from runner.cli import hydra_bridge, multirun, process, sweep
 from runner.cli.compose import Composer
 from runner.cli.overrides import is_search, job_names, jobs, parse_overrides, without_hydra
+from runner.cli.pool import Pool
 from runner.cli.startup import process_start
 from runner.components import averages
 from runner.config.conf_folder import bases, defaults, groups
@@ -399,8 +400,8 @@ def _multirun(request: Request) -> int:
     threads.keep_limits()
     num_jobs = int(hydra.sweeper.n_trials) if request.is_search else len(request.jobs)
     signal_number, failure = None, None
-    with multirun.launching(folder, str(hydra.launcher["_target_"])) as launched:
-        jobs = _Jobs(hydra, request, folder, launched, process_start(), frozenset(params))
+    with multirun.launching(folder, hydra.launcher) as (launched, workers):
+        jobs = _Jobs(hydra, request, folder, launched, workers, process_start(), frozenset(params))
         try:
             if tuned is None:
                 jobs.train()
@@ -460,6 +461,7 @@ class _Jobs:
     request: Request
     folder: Path
     launched: signals.Launch | None
+    workers: Pool | None
     started: float | None  # start of the process, which counts for its first job
     searched: frozenset[str]
     number: int = 0  # of the next job
@@ -495,7 +497,7 @@ class _Jobs:
     ) -> None:
         """Train all jobs; then, once more, those that another command had and was killed in."""
         lines = self.request.lines
-        hydra_bridge.launch(hydra, self.folder, lines, task, jobs, task.first)
+        hydra_bridge.launch(hydra, self.folder, lines, task, jobs, task.first, self.workers)
         self._take_over(hydra, task, jobs)
 
     def _take_over(
@@ -505,7 +507,7 @@ class _Jobs:
         while left := task.left_behind() - taken:
             taken |= left
             again = replace(task, numbers=left)
-            hydra_bridge.launch(hydra, self.folder, lines, again, jobs, task.first)
+            hydra_bridge.launch(hydra, self.folder, lines, again, jobs, task.first, self.workers)
 
 
 _POLL_SECONDS = 0.5  # between two looks at the jobs of other commands

@@ -11,6 +11,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from contextlib import suppress
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,9 +164,11 @@ def launch(
     task: Task,
     jobs: Sequence[Sequence[str]] | None = None,
     first: int = 0,
+    pool: Pool | None = None,
 ) -> None:
-    """Let the sweeper choose the jobs and the launcher run `task` for each, in this process or in
-    others. `hydra` is the checked hydra.* config; `overrides` come from the command line.
+    """Let the sweeper choose the jobs, and `pool` or the launcher run `task` for each, in this
+    process or in others. `hydra` is the checked hydra.* config; `overrides` come from the command
+    line.
 
     The basic sweeper can be given the `jobs`, with the number of the `first` one.
     """
@@ -178,8 +181,8 @@ def launch(
         config.hydra.overrides.task = [*overrides]
     context = HydraContext(config_loader=_JobLoader(), callbacks=Callbacks())
     plugins = Plugins.instance()
-    if str(hydra.launcher["_target_"]).endswith(PoolLauncher.__name__):
-        plugins.instantiate_launcher = _pool
+    if pool is not None:  # Hydra makes launchers of the package hydra_plugins only
+        plugins.instantiate_launcher = partial(_pool_launcher, pool)
     try:
         sweeper = plugins.instantiate_sweeper(
             config=config, hydra_context=context, task_function=_ForHydra(task)
@@ -199,21 +202,22 @@ def launch(
 class PoolLauncher(Launcher):  # type: ignore[misc]
     """Launches jobs in a pool of processes."""
 
-    def setup(self, *, task_function: "_ForHydra", config: DictConfig, **_: Any) -> None:
-        self._task, self._num_jobs = task_function.task, int(config.hydra.launcher.n_jobs)
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def setup(self, *, task_function: "_ForHydra", **_: Any) -> None:
+        self._task = task_function.task
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> list[JobReturn]:
-        jobs = Pool(self._task, self._num_jobs).run(job_overrides, initial_job_idx)
+        jobs = self._pool.run(self._task, job_overrides, initial_job_idx)
         return [_returned(job) for job in jobs]
 
 
-def _pool(**arguments: Any) -> PoolLauncher:
-    """Make the launcher, in place of Hydra, which takes plugins from the package hydra_plugins
-    only."""
-    launcher = PoolLauncher()
-    launcher.setup(**arguments)
+def _pool_launcher(pool: Pool, **given: Any) -> PoolLauncher:
+    launcher = PoolLauncher(pool)
+    launcher.setup(**given)
     return launcher
 
 

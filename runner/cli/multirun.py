@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from runner import user_code
 from runner.cli import pool
+from runner.cli.pool import Pool
 from runner.config.schema import Config, sha256
 from runner.errors import ConfigError, one_line
 from runner.run import agents, checkpoint, run_folder, signals
@@ -134,16 +135,22 @@ _BASIC = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher
 
 
 @contextmanager
-def launching(folder: Path, launcher: str) -> Iterator[Launch | None]:
-    """Handle signals while a launcher of this class runs the jobs."""
+def launching(folder: Path, launcher: DictConfig) -> Iterator[tuple[Launch | None, Pool | None]]:
+    """Handle signals while this launcher runs the jobs. Yields its pool of processes, if it has
+    one."""
     kept_in_files()
-    if not launcher.endswith(_OWN_PROCESSES):
-        yield None
+    name = str(launcher["_target_"])
+    if not name.endswith(_OWN_PROCESSES):
+        yield None, None
         return
-    if launcher.endswith("JoblibLauncher"):
+    if name.endswith("JoblibLauncher"):
         signals.start_trackers()
     with signals.launching(folder, lambda: _is_training_for_us(folder)) as launch:
-        yield launch
+        if not name.endswith("PoolLauncher"):
+            yield launch, None
+            return
+        with Pool(launcher.n_jobs) as workers:
+            yield launch, workers
 
 
 def settled(launcher: DictConfig, configs: Sequence[Config]) -> DictConfig:

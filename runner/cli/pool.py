@@ -1,14 +1,16 @@
 """hydra/launcher=pool: the jobs of a multirun side by side on this machine.
 
 The command imports the framework once and forks a process for each of `hydra.launcher.n_jobs`
-jobs at a time. A process trains one job after another. Results, folders and the order of the output
-are those of jobs that run one after another: the command prints the output of the first job that is
+jobs at a time. A process trains one job after another, until the multirun ends; it keeps what it
+has compiled. Results, folders and the order of the output are those of jobs that run one after
+another: the command prints the output of the first job that is
 not over as it comes, and keeps that of later jobs until then.
 
 A job that uses several threads waits until as many cores are free, so that jobs never wait for each
 other's threads.
 """
 
+import codecs
 import importlib
 import multiprocessing
 import os
@@ -89,12 +91,21 @@ class Ended:
 
 
 @dataclass
+class _Pipe:
+    stream: str  # stdout or stderr
+    decoder: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
+    )
+
+
+@dataclass
 class _Worker:
     """A process that trains jobs, as the command sees it."""
 
     process: Any
     connection: Connection
-    streams: dict[int, str]  # pipes of its output -> stdout or stderr
+    pipes: dict[int, _Pipe]  # of its output, by their descriptors
+    task: int  # the number of the task that it has
     job: int | None = None  # its job's number
     asked: int = 0  # cores that its job waits for
     cores: int = 1  # cores that its job has
@@ -104,63 +115,81 @@ class _Worker:
 class _Output:
     """The output of one job: kept until it is the job's turn."""
 
-    parts: list[tuple[str, bytes]] = field(default_factory=list)
+    parts: list[tuple[str, str]] = field(default_factory=list)
     is_over: bool = False
 
 
 class Pool:
-    """Runs `task` for each job in `size` processes."""
+    """Processes, at most `size` of them, that train jobs until the `with` block ends."""
 
-    def __init__(self, task: Task, size: int) -> None:
-        self._task, self._size = task, size
-        self._capacity = max(threads.cores(), size)
+    def __init__(self, size: int) -> None:
+        self._size, self._capacity = size, max(threads.cores(), size)
         self._shown = console.Console(sys.stdout)
         self._workers: list[_Worker] = []
+        self._task: Task | None = None
+        self._num_tasks = 0  # so far
         self._outputs: dict[int, _Output] = {}
         self._ended: dict[int, Ended] = {}
+        self._imports: threading.Thread | None = None
 
-    def run(self, jobs: Sequence[Sequence[str]], first: int) -> list[Ended]:
-        """Run all jobs; the first has this number. Return what became of each."""
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the processes: at once, if a job is not over."""
+        for worker in self._workers:
+            if worker.job is None:
+                with suppress(OSError):
+                    worker.connection.send(None)
+            else:
+                worker.process.kill()
+        for worker in self._workers:
+            worker.process.join()
+            self._drop(worker)
+        self._workers.clear()
+
+    def run(self, task: Task, jobs: Sequence[Sequence[str]], first: int) -> list[Ended]:
+        """Run the task for all jobs; the first has this number. Return what became of each."""
         waiting = deque((number, [*job]) for number, job in enumerate(jobs, first))
-        self._outputs = {number: _Output() for number, _ in waiting}
+        self._outputs, self._ended = {number: _Output() for number, _ in waiting}, {}
         numbers = [*self._outputs]
-        self._task.prepare()
-        imports = threading.Thread(target=_import_for_the_comparison, daemon=True)
-        try:
-            for _ in range(min(self._size, len(jobs))):
-                self._start()
-            imports.start()
-            with self._shown.progress(len(jobs), 0):
-                while len(self._ended) < len(numbers):
-                    self._shown.advance(len(self._ended), "jobs")
-                    self._give(waiting)
-                    self._listen()
-                    if waiting and not self._workers:  # all were killed
-                        imports.join()
-                        self._start()
-            imports.join()
-        finally:
-            self._close()
+        task.prepare()
+        self._task, self._num_tasks = task, self._num_tasks + 1
+        while len(self._workers) < min(self._size, len(jobs)):
+            self._start()
+        if self._imports is None:
+            self._imports = threading.Thread(target=_import_for_the_comparison, daemon=True)
+            self._imports.start()
+        with self._shown.progress(len(jobs), 0):
+            while len(self._ended) < len(numbers):
+                self._shown.advance(len(self._ended), "jobs")
+                self._give(waiting)
+                self._listen()
+                if waiting and not self._workers:  # all were killed
+                    self._start()
         return [self._ended[number] for number in numbers]
 
     def _start(self) -> None:
+        """Fork a process. An import in another thread would hold locks that the process needs."""
+        if self._imports is not None:
+            self._imports.join()
         _flush()
         fork = multiprocessing.get_context("fork")
         here, there = fork.Pipe()
         pipes = {stream: os.pipe() for stream in ("stdout", "stderr")}
         open_here = [here.fileno(), *(reader for reader, _ in pipes.values())]
         open_here += [worker.connection.fileno() for worker in self._workers]
-        open_here += [reader for worker in self._workers for reader in worker.streams]
+        open_here += [reader for worker in self._workers for reader in worker.pipes]
         writers = [writer for _, writer in pipes.values()]
         process = fork.Process(target=_work, args=(self._task, there, writers, open_here))
         process.start()
         there.close()
         for writer in writers:
             os.close(writer)
-        streams = {reader: stream for stream, (reader, _) in pipes.items()}
-        for reader in streams:
+        readers = {reader: _Pipe(stream) for stream, (reader, _) in pipes.items()}
+        for reader in readers:
             os.set_blocking(reader, False)
-        self._workers.append(_Worker(process, here, streams))
+        self._workers.append(_Worker(process, here, readers, self._num_tasks))
 
     def _give(self, waiting: deque[tuple[int, list[str]]]) -> None:
         """Give each idle process a job, and cores to those whose jobs wait for them."""
@@ -168,8 +197,10 @@ class Pool:
             if worker.job is None and waiting:
                 number, overrides = waiting.popleft()
                 worker.job, worker.asked, worker.cores = number, 0, 1
+                task = None if worker.task == self._num_tasks else self._task
                 with suppress(OSError):  # it was killed, which _listen finds
-                    worker.connection.send((overrides, number))
+                    worker.connection.send((task, overrides, number))
+                worker.task = self._num_tasks
         for worker in sorted(self._workers, key=lambda each: each.job or 0):
             others = sum(w.cores for w in self._workers if w is not worker and w.job is not None)
             if worker.asked and others + worker.asked <= self._capacity:
@@ -183,7 +214,7 @@ class Pool:
         """Wait for news of the processes, and take it."""
         handles: list[Any] = []
         for worker in self._workers:
-            handles += [worker.connection, worker.process.sentinel, *worker.streams]
+            handles += [worker.connection, worker.process.sentinel, *worker.pipes]
         wait(handles)
         for worker in [*self._workers]:
             try:
@@ -219,46 +250,34 @@ class Pool:
         self._drop(worker)
         if number is not None:
             note = f"job {number}: its process was killed, perhaps because memory ran out\n"
-            self._outputs[number].parts.append(("stderr", note.encode()))
+            self._outputs[number].parts.append(("stderr", note))
             self._finish(worker, Ended())
 
     @staticmethod
     def _drop(worker: _Worker) -> None:
         worker.connection.close()
-        for reader in worker.streams:
+        for reader in worker.pipes:
             os.close(reader)
 
     def _read(self, worker: _Worker) -> None:
-        for reader, stream in [*worker.streams.items()]:
+        for reader, pipe in [*worker.pipes.items()]:
             with suppress(BlockingIOError):
-                while text := os.read(reader, 2**16):
+                while read := os.read(reader, 2**16):
                     if worker.job is not None:
-                        self._outputs[worker.job].parts.append((stream, text))
-                worker.streams.pop(reader)  # closed
+                        text = pipe.decoder.decode(read)
+                        self._outputs[worker.job].parts.append((pipe.stream, text))
+                worker.pipes.pop(reader)  # closed
                 os.close(reader)
 
     def _print(self) -> None:
         """Print what has come of the jobs whose turn it is."""
         for number, output in [*self._outputs.items()]:
             for stream, text in output.parts:
-                self._shown.pass_on(text.decode(errors="replace"), stream)
+                self._shown.pass_on(text, stream)
             output.parts.clear()
             if not output.is_over:
                 return
             del self._outputs[number]
-
-    def _close(self) -> None:
-        """End the processes: at once, if a job is not over."""
-        for worker in self._workers:
-            if worker.job is None:
-                with suppress(OSError):
-                    worker.connection.send(None)
-            else:
-                worker.process.kill()
-        for worker in self._workers:
-            worker.process.join()
-            self._drop(worker)
-        self._workers.clear()
 
 
 def _import_for_the_comparison() -> None:
@@ -297,9 +316,10 @@ def _work(
     threads.wait_for_cores = wait_for_cores
     with suppress(EOFError, BrokenPipeError):
         while (received := connection.recv()) is not None:
-            ended = Ended()
+            new, overrides, number = received
+            task, ended = task if new is None else new, Ended()
             try:
-                ended.value = task(*received)
+                ended.value = task(overrides, number)
             except Exception as error:
                 ended.error = error
             _flush()

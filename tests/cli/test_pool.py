@@ -39,7 +39,8 @@ class Task:
 
 
 def run(work: Callable[[int], float | None], num: int, size: int = 2) -> list[pool.Ended]:
-    return Pool(Task(work), size).run([[f"seed={5 + i}"] for i in range(num)], 5)
+    with Pool(size) as workers:
+        return workers.run(Task(work), [[f"seed={5 + i}"] for i in range(num)], 5)
 
 
 def test_the_output_of_jobs_comes_in_their_order_and_in_one_piece(
@@ -78,6 +79,29 @@ def test_a_job_whose_process_is_killed_does_not_end_the_others(
         f"job {number}: its process was killed, perhaps because memory ran out"
         for number in sorted(killed)
     ]
+
+
+class Times:
+    """Multiplies a job's number. Its processes tell who they are."""
+
+    def __init__(self, factor: int) -> None:
+        self._factor = factor
+
+    def prepare(self) -> None:
+        pass
+
+    def __call__(self, overrides: list[str], number: int) -> float | None:
+        print(os.getpid())
+        return self._factor * number
+
+
+def test_the_same_processes_train_the_next_jobs(capfd: pytest.CaptureFixture[str]) -> None:
+    """Those of another task, which comes to them pickled."""
+    with Pool(1) as workers:
+        for factor in (1, 3):
+            ended = workers.run(Times(factor), [[], []], 4)
+            assert [each.value for each in ended] == [4 * factor, 5 * factor]
+    assert len(set(capfd.readouterr().out.split())) == 1
 
 
 def test_jobs_of_several_threads_wait_until_as_many_cores_are_free(
