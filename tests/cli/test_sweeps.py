@@ -52,6 +52,7 @@ def test_rates_are_chosen_on_some_seeds_and_schedules_compared_on_others(tmp_pat
 
 # output.multirun
 
+ONE_AFTER_ANOTHER = ("-m", "hydra.launcher.n_jobs=1")  # in the command's own process
 LONG = ("-m", "schedule=constant,cosine", "seed=0,1", "trainer.max_epochs=25", "device=cpu")
 
 
@@ -79,7 +80,7 @@ def test_a_multirun_that_was_stopped_goes_on_to_the_same_bits(
     assert whole.status == 0
     again = (*sweep, "output.multirun=outputs/multiruns/mine")
     folder = tmp_path / "outputs" / "multiruns" / "mine"
-    with Running(tmp_path, *again) as running:
+    with Running(tmp_path, *again, ONE_AFTER_ANOTHER[1]) as running:
         running.until(  # the second job has a checkpoint, and a job has ended
             lambda: (
                 any(folder.glob("*seed-1*/checkpoints/[0-9]*"))
@@ -115,7 +116,6 @@ def test_one_that_is_completed_is_only_compared_again(tmp_path: Path) -> None:
 # Two commands with one output.multirun
 
 SHARED = ("-m", "seed=0,1,2,3", "device=cpu", "output.multirun=outputs/shared")
-ONE_AFTER_ANOTHER = ("-m", "hydra.launcher.n_jobs=1")  # in the command's own process
 
 
 def once_each(folder: Path, num: int, steps: int, said: str) -> None:
