@@ -3,8 +3,8 @@
 The command imports the framework once and forks a process for each of `hydra.launcher.n_jobs`
 jobs at a time. A process trains one job after another, until the multirun ends; it keeps what it
 has compiled. Results, folders and the order of the output are those of jobs that run one after
-another: the command prints the output of the first job that is
-not over as it comes, and keeps that of later jobs until then.
+another: the command prints the output of the first job that is not over as it comes, and keeps that
+of later jobs until then.
 
 A job that uses several threads waits until as many cores are free, so that jobs never wait for each
 other's threads.
