@@ -58,6 +58,16 @@ def test_a_remark_follows_the_defaults_list() -> None:
     )
 
 
+EXPERIMENTS = [choice for choice in choices("experiment") if choice != "speech_digits"]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_another_schedule_replaces_that_of_an_experiment_with_its_keys(experiment: str) -> None:
+    plain, replaced = compose([]), compose([f"experiment={experiment}", "schedule=constant"])
+    assert replaced["schedule"] == plain["schedule"]
+    assert replaced["optimizer"] == compose([f"experiment={experiment}"])["optimizer"]
+
+
 MINE = [
     (
         "defaults: [linear, _self_]\nfinal_lr: 1e-4\nwarmup: 3%\n",
