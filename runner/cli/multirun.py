@@ -150,7 +150,10 @@ def launching(folder: Path, launcher: DictConfig) -> Iterator[tuple[Launch | Non
             yield launch, None
             return
         with Pool(launcher.n_jobs) as workers:
-            yield launch, workers
+            try:
+                yield launch, workers
+            finally:
+                launch.finish()  # the processes end now
 
 
 def settled(launcher: DictConfig, configs: Sequence[Config]) -> DictConfig:

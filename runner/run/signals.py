@@ -97,9 +97,13 @@ class Launch:
         self._before = signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
         self._thread.start()
 
+    def finish(self) -> None:
+        """Note that all jobs are over: a signal that was received no longer ends this process."""
+        self._is_over = True
+
     def close(self) -> None:
         """End the thread that takes the signals."""
-        self._is_over = True
+        self.finish()
         signal.set_wakeup_fd(self._before)
         os.write(self._wakeup, bytes([signal.SIGTERM]))
         self._thread.join()
@@ -143,7 +147,7 @@ class Launch:
             interrupt_main(signal.SIGTERM)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._is_saved:
+        if self._is_saved and not self._is_over:
             sys.exit(128 + (self.ended or number))
 
 
