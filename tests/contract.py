@@ -86,18 +86,19 @@ class RunContract(_Contract):
     def test_a_run_goes_on_from_its_state_to_the_same_bits(self, optimizer: str) -> None:
         momentum = ["optimizer.momentum=0.9"] if optimizer in ("sgd", "rmsprop") else []
         overrides = [*F64, f"optimizer={optimizer}", *momentum, "trainer.steps_per_call=10"]
-        whole, half = self.train(overrides), self.train(overrides, stop_after=50)
-        rest = self.train(overrides, start=half.state)
-        assert (half.state.step, rest.state.step) == (50, 90)
-        assert_same_bits(half.then(rest), whole)
+        self._assert_goes_on(overrides, at=50)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("average", ["ema=0.9", "swa=60%", "lawa=2"])
     def test_a_run_with_an_average_goes_on_to_the_same_bits(self, average: str) -> None:
         overrides = [*F64, f"optimizer.{average}", "trainer.steps_per_call=10"]
-        whole, half = self.train(overrides), self.train(overrides, stop_after=70)
+        self._assert_goes_on(overrides, at=70)
+
+    def _assert_goes_on(self, overrides: list[str], at: int) -> None:
+        """Train 90 updates, and as many in two parts."""
+        whole, half = self.train(overrides), self.train(overrides, stop_after=at)
         rest = self.train(overrides, start=half.state)
-        assert (half.state.step, rest.state.step) == (70, 90)
+        assert (half.state.step, rest.state.step) == (at, 90)
         assert_same_bits(half.then(rest), whole)
 
     @pytest.mark.slow

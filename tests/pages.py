@@ -6,14 +6,14 @@ themselves."""
 import json
 import os
 import shlex
-import socket
+import socketserver
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from tests.command_line import ONE_THREAD, REPOSITORY, forked
 
@@ -34,11 +34,11 @@ def execute(
     """Run a script in a folder; "$0" and so on are the arguments."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, **ONE_THREAD, "PATH": path, "PYTHONPATH": str(REPOSITORY)}
-    with tempfile.TemporaryDirectory() as name:
-        server = _Server(f"{name}/socket", environment)
+    with ExitStack() as stack:
         if is_forked and sys.platform == "linux":
-            server.start()
-            parts = {"python": sys.executable, "script": str(_COMMAND), "address": f"{name}/socket"}
+            address = f"{stack.enter_context(tempfile.TemporaryDirectory())}/socket"
+            stack.enter_context(_served(address, environment))
+            parts = {"python": sys.executable, "script": str(_COMMAND), "address": address}
             quoted = {key: shlex.quote(part) for key, part in parts.items()}
             script = _FUNCTION.format(**quoted) + script
         command = ["bash", "-euo", "pipefail", "-c", script, *arguments]
@@ -47,29 +47,23 @@ def execute(
         )
 
 
-class _Server(threading.Thread):
-    """Runs the commands of one script, one after another."""
+@contextmanager
+def _served(address: str, environment: Mapping[str, str]) -> Iterator[None]:
+    """Run the commands that come to the socket in the block, one after another."""
 
-    def __init__(self, address: str, environment: dict[str, str]) -> None:
-        super().__init__(daemon=True)
-        self._environment = environment
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.bind(address)
-        self._socket.listen()
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            folder, arguments, variables = json.loads(self.rfile.readline())
+            answer = None  # it needs a process of its own, for its environment
+            if _without_shell(variables) == _without_shell(environment):
+                (done,) = forked(Path(folder), tuple(arguments))
+                answer = done.status, done.out, done.err
+            self.wfile.write(f"{json.dumps(answer)}\n".encode())
 
-    def run(self) -> None:
-        while True:
-            connection, _ = self._socket.accept()
-            with connection, connection.makefile("rw") as file:
-                print(json.dumps(self._answer(*json.loads(file.readline()))), file=file, flush=True)
-
-    def _answer(self, folder: str, arguments: list[str], environment: dict[str, str]) -> Any:
-        """Return the command's exit status and what it printed; None if it needs a process of its
-        own, for its environment."""
-        if _without_shell(environment) != _without_shell(self._environment):
-            return None
-        (done,) = forked(Path(folder), tuple(arguments))
-        return done.status, done.out, done.err
+    with socketserver.UnixStreamServer(address, Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield
+        server.shutdown()
 
 
 def _without_shell(environment: Mapping[str, str]) -> dict[str, str]:

@@ -82,6 +82,13 @@ def train(
     )
 
 
+def in_two_parts(backend: str, overrides: Sequence[str], at: int) -> tuple[Trained, Trained]:
+    """Train a run as a whole, and one that goes on from its state after `at` updates."""
+    whole = train(backend, overrides)
+    begun = train(backend, overrides, stop_after=at)
+    return whole, begun.then(train(backend, overrides, start=begun.state))
+
+
 def difference(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> float:
     """The largest difference of two sets of tensors of the same names and shapes, by `apart`."""
     assert a.keys() == b.keys()

@@ -2,7 +2,6 @@
 takes over a second."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -10,22 +9,42 @@ import numpy as np
 
 from runner.data.augment import Augment
 from runner.data.dataset import Dataset, split_rows, standardize
+from runner.data.files import package_folder
 from runner.data.mixing import Alpha
 from runner.errors import ConfigError
 from runner.section import Section
 
 
 def _file(name: str) -> Path:
-    spec = find_spec("sklearn")
-    if spec is None or not spec.submodule_search_locations:
+    folder = package_folder("sklearn")
+    if folder is None:
         raise ConfigError(
             "this data set comes with scikit-learn, which is not installed: pip install "
             "scikit-learn"
         )
-    return Path(spec.submodule_search_locations[0]) / "datasets" / "data" / name
+    return folder / "datasets" / "data" / name
 
 
-class Digits(Section):
+class DigitImages(Section):
+    """Images of the ten digits, in rows of their levels."""
+
+    name: str
+    images: Literal["auto"] | bool
+    augment: Augment
+    mixup: Alpha
+    cutmix: Alpha
+
+    def divided(
+        self, x: np.ndarray, y: np.ndarray, size: int, num_val: int, num_test: int
+    ) -> Dataset:
+        """Divide rows by a fixed permutation.  # float[N, size * size], int64[N]"""
+        splits = split_rows(x, y, num_val=num_val, num_test=num_test, seed=0)
+        shape = (size, size, 1)
+        data = Dataset(*splits, "classification", tuple("0123456789"), (), image_shape=shape)
+        return data.as_images() if self.images is True else data
+
+
+class Digits(DigitImages):
     """1,797 images of handwritten digits, 8x8, 16 grey levels, 10 classes; x = level / 16.
 
     UCI, Alpaydin and Kaynak (1998); sklearn.datasets.load_digits. 1,280 training, 256 validation
@@ -34,18 +53,11 @@ class Digits(Section):
     """
 
     name: Literal["digits"]
-    images: Literal["auto"] | bool
-    augment: Augment
-    mixup: Alpha
-    cutmix: Alpha
 
     def load(self) -> Dataset:
         rows = np.loadtxt(_file("digits.csv.gz"), delimiter=",")
         x, y = rows[:, :-1] / 16, rows[:, -1].astype(np.int64)
-        train, val, test = split_rows(x, y, num_val=256, num_test=261, seed=0)
-        classes, shape = tuple("0123456789"), (8, 8, 1)
-        data = Dataset(train, val, test, "classification", classes, (), image_shape=shape)
-        return data.as_images() if self.images is True else data
+        return self.divided(x, y, size=8, num_val=256, num_test=261)
 
 
 class Diabetes(Section):

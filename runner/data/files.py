@@ -245,14 +245,20 @@ def _of_package(path: str, key: str) -> Path | None:
     if not path.startswith("package:"):
         return None
     name, _, file = path.removeprefix("package:").partition("/")
-    spec = find_spec(name) if name.isidentifier() else None
-    folders = spec.submodule_search_locations if spec is not None else None
-    if not folders:
+    folder = package_folder(name) if name.isidentifier() else None
+    if folder is None:
         raise ConfigError(
             f"{key} is {show_path(path)}, and the package {name} is not installed: "
             f"pip install --no-deps {name}"
         )
-    return Path(folders[0], file)
+    return folder / file
+
+
+def package_folder(name: str) -> Path | None:
+    """Find the folder of an installed package without importing it; None if there is none."""
+    spec = find_spec(name)
+    folders = spec.submodule_search_locations if spec is not None else None
+    return Path(folders[0]) if folders else None
 
 
 def read_npz(path: Path, *names: str, optional: Sequence[str] = ()) -> list[np.ndarray]:

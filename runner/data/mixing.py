@@ -46,8 +46,7 @@ class Mixed:
 
     def of(self, own: np.ndarray, partner: np.ndarray) -> np.ndarray:
         """Mix rows.  # float[n, ...] twice -> float[n, ...]"""
-        shares = self._like(np.where(self.is_cut, 1.0, self.shares), own)
-        mixed = shares * own + (1 - shares) * partner
+        mixed = _blended(np.where(self.is_cut, 1.0, self.shares), own, partner)
         if self.rectangles is not None:
             y, x = (np.arange(size) for size in own.shape[1:3])
             top, bottom, left, right = self.rectangles.T[..., None]
@@ -58,13 +57,14 @@ class Mixed:
 
     def targets(self, own: np.ndarray, partner: np.ndarray) -> np.ndarray:
         """Mix targets.  # float[n, C] twice -> float[n, C]"""
-        shares = self._like(self.shares, own)
-        mixed: np.ndarray = shares * own + (1 - shares) * partner
-        return mixed
+        return _blended(self.shares, own, partner)
 
-    def _like(self, shares: np.ndarray, values: np.ndarray) -> np.ndarray:
-        shape = (-1, *(1 for _ in values.shape[1:]))
-        return shares.astype(values.dtype).reshape(shape)
+
+def _blended(shares: np.ndarray, own: np.ndarray, partner: np.ndarray) -> np.ndarray:
+    """Return shares own + (1 - shares) partner.  # float64[n], float[n, ...] twice"""
+    shares = shares.astype(own.dtype).reshape(-1, *(1 for _ in own.shape[1:]))
+    blended: np.ndarray = shares * own + (1 - shares) * partner
+    return blended
 
 
 def mixed(

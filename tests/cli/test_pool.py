@@ -96,7 +96,7 @@ class Times:
 
 
 def test_the_same_processes_train_the_next_jobs(capfd: pytest.CaptureFixture[str]) -> None:
-    """Those of another task, which comes to them pickled."""
+    """Give them another task, which comes to them pickled."""
     with Pool(1) as workers:
         for factor in (1, 3):
             ended = workers.run(Times(factor), [[], []], 4)

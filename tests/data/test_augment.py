@@ -11,7 +11,7 @@ from runner.errors import ConfigError
 from runner.random import uniform
 from tests.command_line import BACKENDS
 from tests.rows import slow_but
-from tests.training import difference, prepare, train
+from tests.training import difference, in_two_parts, prepare, train
 
 IMAGES = np.random.default_rng(0).random((30, 7, 5, 3))
 BLACK = np.array([-1.0, -2.0, -3.0])
@@ -130,11 +130,9 @@ def test_both_backends_train_on_the_same_pixels() -> None:
 @pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_a_run_that_goes_on_from_a_state_ends_with_the_same_bits(backend: str) -> None:
     overrides = [*DIGITS, *ALL, *SHORT, "trainer.max_steps=30", "trainer.steps_per_call=5"]
-    whole = train(backend, overrides)
-    begun = train(backend, overrides, stop_after=18)
-    rest = train(backend, overrides, start=begun.state)
-    np.testing.assert_array_equal(begun.then(rest).losses, whole.losses)
-    assert difference(rest.state.weights, whole.state.weights) == 0
+    whole, joined = in_two_parts(backend, overrides, at=18)
+    np.testing.assert_array_equal(joined.losses, whole.losses)
+    assert difference(joined.state.weights, whole.state.weights) == 0
 
 
 def test_black_is_the_scaled_value_of_0(tmp_path: Path) -> None:

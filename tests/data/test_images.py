@@ -520,7 +520,7 @@ def streamed(root: Path, *more: str) -> tuple[Plan, Plan]:
 
 @pytest.mark.parametrize("scaling", ["unit", "standardize", "none"])
 def test_images_that_are_decoded_while_training_are_the_same(scaling: str, tmp_path: Path) -> None:
-    """With augmentation and mixup too; to the bit, in the same order."""
+    """Compare bits and order with images in memory, also with augmentation and mixup."""
     folder(tmp_path, num=12)
     save(tmp_path / "cat" / "0.png", pixels(3, *SHAPE, 3))  # colored, so all have three channels
     changes = ["data.augment.crop=2", "data.mixup=0.4"] if scaling == "unit" else []

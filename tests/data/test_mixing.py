@@ -14,7 +14,7 @@ from runner.data.mixing import Mixed, Mixing, mixed
 from runner.errors import ConfigError
 from runner.random import uniform
 from tests.rows import slow_but
-from tests.training import difference, prepare, train
+from tests.training import difference, in_two_parts, prepare
 
 NUM = 40
 IMAGES = np.random.default_rng(0).random((NUM, 7, 5, 3))
@@ -131,11 +131,9 @@ def test_chunks_of_every_length_have_the_same_rows_and_only_training_rows_are_mi
 @pytest.mark.parametrize("backend", slow_but(["keras", "lightning"], "lightning"))
 def test_a_run_that_goes_on_from_a_state_ends_with_the_same_bits(backend: str) -> None:
     overrides = [*SHORT, *BOTH, "trainer.max_steps=20", "trainer.steps_per_call=5"]
-    whole = train(backend, overrides)
-    begun = train(backend, overrides, stop_after=10)
-    rest = train(backend, overrides, start=begun.state)
-    np.testing.assert_array_equal(begun.then(rest).losses, whole.losses)
-    assert difference(rest.state.weights, whole.state.weights) == 0
+    whole, joined = in_two_parts(backend, overrides, at=10)
+    np.testing.assert_array_equal(joined.losses, whole.losses)
+    assert difference(joined.state.weights, whole.state.weights) == 0
 
 
 def test_targets_of_a_regression_are_mixed(tmp_path: Path) -> None:

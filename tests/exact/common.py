@@ -18,7 +18,7 @@ def binary_cross_entropy(folder: Path) -> list[str]:
 
 
 def cosine_similarity(folder: Path) -> list[str]:
-    """On three targets of drawn rows."""
+    """Return the overrides of the loss on three targets of drawn rows."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 5))
     np.savez(folder / "data.npz", x=x, y=x @ rng.normal(size=(5, 3)))
