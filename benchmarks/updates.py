@@ -35,7 +35,7 @@ from runner.spec import first_state
 MODELS = {
     "mlp": ["data=digits", "model=mlp"],
     "transformer": ["data=digits", "model=transformer"],
-    "gpt": ["data=topics", "model=gpt"],
+    "gpt": ["data=python_docs", "model=gpt"],
 }
 _PLAIN = ["optimizer.weight_decay=0.0"]
 OPTIMIZERS: dict[str, list[str]] = {

@@ -46,6 +46,7 @@ NEEDS = {
     ("data", "text"): ["data.path=a"],
     ("data", "text_classes"): ["data.path=a"],
     ("data", "datasets"): ["data.path=a"],
+    ("data", "huggingface"): ["data.path=a"],
     ("schedule", "from_torch"): ["schedule.class=LinearLR"],
     ("schedule", "from_keras"): [
         "schedule.class=ExponentialDecay",

@@ -29,13 +29,14 @@ class HuggingFace(Columns):
     of Parquet, JSON, CSV or Arrow, or the name of a data set on the Hub. `subset` is the name of
     its configuration. If it is `offline`, a name must be in the library's cache.
 
-    Its columns are used as those of data=table; a ClassLabel is the text of its name. With
-    `inputs`, the fields of that name are x as in data=custom: images, arrays, sequences of one
-    length; `memory_mb` reads them while training. Its splits train, validation (or val) and test
-    are used as they are; those that it lacks are taken from the training rows.
+    `data=datasets` is the same. Its columns are used as those of data=table; a ClassLabel is the
+    text of its name. With `inputs`, the fields of that name are x as in data=custom: images,
+    arrays, sequences of one length; `memory_mb` reads them while training. Its splits train,
+    validation (or val) and test are used as they are; those that it lacks are taken from the
+    training rows.
     """
 
-    name: Literal["datasets"]
+    name: Literal["huggingface", "datasets"]
     path: Annotated[str, Mark(on_run=True)]
     subset: str | None
     offline: bool
@@ -99,7 +100,8 @@ def _read(path: str, subset: str | None, offline: bool) -> Any:
         import datasets
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"data=datasets needs the library datasets ({error}): pip install 'twinrun[datasets]'"
+            f"data=huggingface needs the library datasets ({error}): "
+            "pip install 'twinrun[datasets]'"
         ) from None
     root = Path(path).expanduser()
     try:

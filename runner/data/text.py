@@ -265,9 +265,9 @@ class Topics(Windows):
     """The 79 chapters of the help texts of Python's standard library, pydoc_data.topics, in
     alphabetical order of their names: 465,000 characters, 103 different ones, in Python 3.11. They
     change with the version of Python. With `chapters`, the label of a window is the chapter in
-    which it begins."""
+    which it begins. `data=topics` is the same."""
 
-    name: Literal["topics"]
+    name: Literal["python_docs", "topics"]
     chapters: bool
 
     @model_validator(mode="after")
@@ -284,12 +284,12 @@ class Topics(Windows):
 
         texts = {name: topics[name] for name in sorted(topics)}
         chapters = texts if self.chapters else None
-        return self.windows("\n".join(texts.values()), "data=topics", {}, chapters)
+        return self.windows("\n".join(texts.values()), "data=python_docs", {}, chapters)
 
     def new_rows(self, path: str, tokenizer: Tokenizer) -> Dataset:
         if self.chapters:
             raise ConfigError(
                 "data.path of task=evaluate names a text whose tokens are the labels; this run has "
-                "data.chapters, whose labels are those of data=topics"
+                "data.chapters, whose labels are those of data=python_docs"
             )
         return super().new_rows(path, tokenizer)

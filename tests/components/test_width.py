@@ -56,7 +56,7 @@ def test_the_first_weights_of_a_wide_model_spread_as_table_3_says(init: str) -> 
 
 @pytest.mark.parametrize("model", ["mlp", "gpt"])
 def test_the_base_width_itself_changes_no_number(model: str) -> None:
-    extra = ["data=topics", "model=gpt"] if model == "gpt" else overrides(BASE)
+    extra = ["data=python_docs", "model=gpt"] if model == "gpt" else overrides(BASE)
     width = 128 if model == "gpt" else BASE
     plain, scaled = prepare(extra), prepare([*extra, f"optimizer.width_base={width}"])
     assert {*scales(scaled.config.optimizer, scaled.network).values()} == {Scale()}
@@ -68,7 +68,9 @@ def test_the_base_width_itself_changes_no_number(model: str) -> None:
 def test_a_transformer_scales_by_the_features_that_its_last_layer_reads() -> None:
     """The last layer reads 128 features, so r = 2: embeddings and norms train at eta, all kernels
     at eta / 2, whether they read 128 features or 512."""
-    prepared = prepare(["data=topics", "model=gpt", "optimizer=adamw", "optimizer.width_base=64"])
+    prepared = prepare(
+        ["data=python_docs", "model=gpt", "optimizer=adamw", "optimizer.width_base=64"]
+    )
     halved = {n for g in prepared.groups if g.lr_factor == 0.5 for n in g.names}
     variables = prepared.network.variables()
     assert halved == {

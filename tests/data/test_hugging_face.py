@@ -40,7 +40,7 @@ def test_a_table_is_the_data_set_of_the_same_file(library: Any, tmp_path: Path) 
     (tmp_path / "files").mkdir()
     rows.to_parquet(str(tmp_path / "files" / "train.parquet"))
     for source in ("saved", "files", "files/train.parquet"):
-        data = dataset("data=datasets", f"data.path={tmp_path / source}", *KEYS)
+        data = dataset("data=huggingface", f"data.path={tmp_path / source}", *KEYS)
         assert data.description() == expected, source
 
 
@@ -59,7 +59,7 @@ def test_splits_are_those_of_tables(library: Any, tmp_path: Path) -> None:
         "data.test_fraction=0",
         *KEYS,
     )
-    data = dataset("data=datasets", f"data.path={tmp_path / 'saved'}", *KEYS)
+    data = dataset("data=huggingface", f"data.path={tmp_path / 'saved'}", *KEYS)
     assert data.description() == expected.description()
 
 
@@ -93,7 +93,7 @@ def test_images_are_rows_with_the_names_of_their_labels(
     rows, pixels, labels = images(library)
     rows.save_to_disk(str(tmp_path / "saved"))
     data = dataset(
-        "data=datasets",
+        "data=huggingface",
         f"data.path={tmp_path / 'saved'}",
         "data.inputs=image",
         "data.standardize=false",
@@ -112,15 +112,15 @@ def test_sequences_and_numbers_are_joined_to_a_vector(library: Any, tmp_path: Pa
     columns = {"v": [[1.0, 2.0], [3.0, 4.0]] * 10, "n": [5, 6] * 10, "y": [0, 1] * 10}
     library.Dataset.from_dict(columns).save_to_disk(str(tmp_path / "saved"))
     path = f"data.path={tmp_path / 'saved'}"
-    data = dataset("data=datasets", path, "data.inputs=[n, v]", "data.standardize=false")
+    data = dataset("data=huggingface", path, "data.inputs=[n, v]", "data.standardize=false")
     assert {tuple(row) for row in data.train.x.tolist()} == {(5.0, 1.0, 2.0), (6.0, 3.0, 4.0)}
     with pytest.raises(ConfigError, match=r"column v has the type list<.*>; data\.drop=\[v\]"):
-        dataset("data=datasets", path, "data.target=y")
+        dataset("data=huggingface", path, "data.target=y")
 
 
 def test_nothing_is_downloaded(library: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
-        dataset("data=datasets", "data.path=nobody/nothing")
+        dataset("data=huggingface", "data.path=nobody/nothing")
     assert str(error.value).startswith(
         "data.path must be a data set of Hugging Face, got nobody/nothing: "
     )
@@ -146,11 +146,13 @@ def test_wrong_keys_are_refused(library: Any, tmp_path: Path) -> None:
         "data.inputs, got label",
     }.items():
         with pytest.raises(ConfigError) as error:
-            dataset("data=datasets", path, *keys)
+            dataset("data=huggingface", path, *keys)
         assert str(error.value) == message
 
 
 def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ConfigError, match=r"data=datasets needs the library datasets .* install"):
-        dataset("data=datasets", f"data.path={tmp_path}")
+    with pytest.raises(
+        ConfigError, match=r"data=huggingface needs the library datasets .* install"
+    ):
+        dataset("data=huggingface", f"data.path={tmp_path}")

@@ -143,7 +143,13 @@ def test_a_run_in_two_parts_is_evaluated_and_tuned(tmp_path: Path, backend: str)
     assert [(done.status, done.err) for done in (whole, part)] == [(0, "")] * 2
     encoder = LAYERS.replace("{layer: dense", "{layer: global_average_pool},{layer: dense")
     tuned = (
-        *("data=topics", "data.chapters=true", "data.split=random", "data.context=16", encoder),
+        *(
+            "data=python_docs",
+            "data.chapters=true",
+            "data.split=random",
+            "data.context=16",
+            encoder,
+        ),
         *("trainer.max_steps=2", "trainer.max_epochs=null", "device=cpu", f"backend={backend}"),
         *(f"data.tokenizer={whole.folder}", f"model.weights={whole.folder}", "model.strict=false"),
     )

@@ -110,7 +110,7 @@ def test_splits_may_have_files_of_their_own(tmp_path: Path) -> None:
 
 
 def test_the_topics_of_the_standard_library() -> None:
-    data = parse(compose(["data=topics"])).data.load()
+    data = parse(compose(["data=python_docs"])).data.load()
     num = 1 + len(data.train) + len(data.val) + len(data.test)
     assert 460_000 < num * 64 < 500_000
     assert decoded(data, data.train.x[:1])[0].startswith('The "assert" statement')

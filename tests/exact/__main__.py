@@ -29,7 +29,7 @@ IMPLEMENTATIONS = {
     "graph": ("keras", False),
     "witness": ("witness", True),
 }
-_TEXT = ["data=topics", "data.context=32", "trainer.batch_size=8"]
+_TEXT = ["data=python_docs", "data.context=32", "trainer.batch_size=8"]
 _BLOCK = (
     "{layer: residual, layers: [{layer: layer_norm},{layer: attention, num_heads: 2CAUSAL}]},"
     "{layer: residual, layers: [{layer: layer_norm},{layer: dense, units: 64},"

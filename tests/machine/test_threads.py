@@ -54,7 +54,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
          [16 * 4 * 32, *2 * (4 * [16 * 32 * 32] + 2 * [16 * 16 * 32] + 2 * [16 * 32 * 64]),
              32 * 10]),
         # the product with the matrix of the embedding of 104 tokens, at 64 steps
-        (["data=topics", "model.layers=[{layer: embedding, features: 8},{layer: dense, units: "
+        (["data=python_docs", "model.layers=[{layer: embedding, features: 8},{layer: dense, units: "
           "outputs, tie: embedding_0}]"], [64 * 8 * 104]),
     ],
 )  # fmt: skip

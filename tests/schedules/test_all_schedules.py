@@ -43,7 +43,7 @@ def test_a_run_counts_its_rows_and_tokens_for_the_power_scheduler() -> None:
     1 from update 18 on. Rows that are no tokens count as one."""
     power = ["schedule=power_tokens", "schedule.decay=0%", "optimizer.lr=1"]
     batch = ["trainer.batch_size=8", "trainer.accumulate_grad_batches=2", "trainer.max_steps=40"]
-    text = ["data=topics", "data.context=16", "model=gpt"]
+    text = ["data=python_docs", "data.context=16", "model=gpt"]
     t = np.arange(1, 40)
     for data, tokens in ((text, 16), ([], 1)):
         expected = np.minimum(1, 4.6 * 16 * (16 * tokens * t) ** -0.51)
