@@ -290,7 +290,7 @@ class Plan:
     def largest_chunk(self) -> int:
         """Return the most updates in one call: as configured, or an epoch's, limited by the memory
         of their rows and outputs."""
-        if self.config.debug in ("fast", "anomaly"):
+        if self.config.debug in ("fast", "anomaly", "nondeterminism"):
             return 1
         configured, memory = self.config.trainer.steps_per_call, self.data.memory
         epochs = self.order.epochs
@@ -795,30 +795,32 @@ def _check_mixing(config: Config, data: Dataset, loss: Any) -> None:
 
 
 def _check_debug(config: Config) -> None:
-    """Refuse debug=anomaly where layers are not the framework's, or in other processes."""
-    if config.debug != "anomaly":
+    """Refuse debug=anomaly where layers are not the framework's, and both modes that look at the
+    state in other processes."""
+    if config.debug not in ("anomaly", "nondeterminism"):
         return
-    if config.trainer.precision == "exact":
+    if config.debug == "anomaly" and config.trainer.precision == "exact":
         raise ConfigError(
             f"debug=anomaly needs trainer.precision={INEXACT}, got exact, whose numbers are "
             f"bounded by their grids"
         )
     if config.num_processes > 1:
-        raise ConfigError(f"debug=anomaly needs devices=1, got {config.devices}")
+        raise ConfigError(f"debug={config.debug} needs devices=1, got {config.devices}")
 
 
 def _debugged(config: Config, data: Dataset, order: Order | InOrder) -> Order | InOrder:
     """Return the order of the config's `debug`, or refuse it."""
     _check_debug(config)
-    if config.debug != "overfit":
+    if config.debug not in ("overfit", "nondeterminism"):
         return order
     if isinstance(order, InOrder):
         assert data.stream is not None
         raise ConfigError(
-            f"debug=overfit needs rows that can be read again, and {data.stream.items.source} can "
-            f"only be iterated over; pass the rows of one batch as arrays"
+            f"debug={config.debug} needs rows that can be read again, and "
+            f"{data.stream.items.source} can only be iterated over; pass the rows of one batch as "
+            f"arrays"
         )
-    return one_batch(order)
+    return one_batch(order) if config.debug == "overfit" else order
 
 
 def _order(config: Config, data: Dataset) -> Order | InOrder:

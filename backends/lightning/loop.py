@@ -261,14 +261,17 @@ def predict(model: ModelSpec, state: TrainState, rows: Batch) -> np.ndarray:
 def layer_outputs(
     model: ModelSpec, state: TrainState, rows: Batch
 ) -> Sequence[tuple[str, np.ndarray]]:
-    network = _network(model, state, layers.DropoutState(0))
+    dropout_state = layers.DropoutState(0)
+    network = _network(model, state, dropout_state)
     torch_device = next(network.parameters()).device
     network.train()
     with (
         torch.no_grad(),
+        device.random_state(torch_device),
         device.autocast(model.precision, torch_device),
         tracing.outputs_of_layers(network) as found,
     ):
+        custom.Randomness(dropout_state, torch_device).seed()  # as training does
         network(torch.from_numpy(rows["x"]).to(torch_device))
     return [(name, _to_numpy(tensor)) for name, tensor in found]
 

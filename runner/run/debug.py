@@ -1,5 +1,5 @@
-"""debug=fast, overfit and anomaly: a run that checks its own config, model and data. All train as
-the run would; the first two end it early, with an evaluation and a checkpoint."""
+"""debug=fast, overfit, anomaly, ...: a run that checks its own config, model and data. All train as
+the run would; most end it early, with an evaluation and a checkpoint."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +11,7 @@ from runner.data import Split
 from runner.data.order import Chunk
 from runner.errors import RunError
 from runner.plan import Plan
+from runner.run.nondeterminism import Nondeterminism
 from runner.run.observer import Limit
 from runner.spec import Live, Report, TrainState
 from runner.text.console import Console
@@ -155,6 +156,8 @@ def observers(plan: Plan, console: Console, resumed: Mapping[str, Any] | None) -
         return [observer]
     if plan.config.debug == "anomaly":
         return [Anomaly(plan, console)]
+    if plan.config.debug == "nondeterminism":
+        return [Nondeterminism(plan, console)]
     return []
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from runner.data.order import Chunk
-from runner.spec import Live, Report
+from runner.spec import Backend, Live, Report, RunSpec, TrainState
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,9 @@ class Limit(Observer):
 
     cause: str  # for result.json
     is_over = False
+
+    def prepare(self, backend: Backend, run: RunSpec, start: TrainState) -> None:
+        """Called before the training, with what the backend gets. It may raise RunError."""
 
     def examine(self, chunk: Chunk, report: Report, live: Live) -> None:
         """Called after each chunk, before any observer's on_chunk. It may raise RunError."""

@@ -73,7 +73,7 @@ class Training:
         self._means = Means()
         self.stalls = Stalls(plan, console, resumed)
         self.time_limit = TimeLimit(plan.config.trainer.max_time, resumed)
-        self._limits: list[Limit] = [self.time_limit, *debug.observers(plan, console, resumed)]
+        self.limits: list[Limit] = [self.time_limit, *debug.observers(plan, console, resumed)]
         if resumed is not None:
             self.best, self.metrics, self.step = (
                 resumed["best"],
@@ -102,7 +102,7 @@ class Training:
                 Checkpoints(self.path, keep, sync, done, self._resumed_at)
             )
             self._default: tuple[Observer, ...] = (
-                *(self.records, Progress(self.console), self.stalls, *self._limits),
+                *(self.records, Progress(self.console), self.stalls, *self.limits),
                 self.checkpoints,
                 *([Position(self.plan.reader)] if self.plan.data.stream is not None else []),
             )
@@ -125,7 +125,7 @@ class Training:
             return None
         if self.stalls.stopped_early:
             return "early_stopping"
-        for limit in self._limits:
+        for limit in self.limits:
             if limit.is_over:
                 return limit.cause
         return self._ended_by if self.signals.received is None else None
@@ -153,7 +153,7 @@ class Training:
         if order.changes_size:
             sizes = np.full(chunk.num_steps, order.segment(chunk.first_step).batch_size)
             report = replace(report, applied={**report.applied, BATCH_SIZE: sizes})
-        for limit in self._limits:
+        for limit in self.limits:
             limit.examine(chunk, report, live)
         self._count(chunk, report)
         several, shown = self.plan.network.outputs, self._shown(live)
@@ -161,7 +161,7 @@ class Training:
             report = replace(report, outputs=several.unpack(report.outputs))
         answers = [observer.on_chunk(chunk, report, shown) for observer in self.observers]
         is_finished = step == order.total_steps
-        is_over = any(limit.is_over for limit in self._limits)
+        is_over = any(limit.is_over for limit in self.limits)
         if is_finished or is_over or order.epochs.index(step) == 0:
             epoch = self._end_epoch(step, live)
             again = [observer.on_epoch(epoch, shown) for observer in self.observers]

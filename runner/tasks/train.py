@@ -542,6 +542,8 @@ def _updates(
         spec = replace(spec, tables=prepared.tables(training.stalls.plateau))
         state = start
         if backend is not None:
+            for limit in training.limits:
+                limit.prepare(backend, spec, start)
             if job.team is not None:
                 data = prepared.data
                 state = ranks.lead(job.team, backend, spec, start, chunks, training, data)

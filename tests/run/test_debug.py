@@ -1,5 +1,6 @@
 """debug=fast executes everything once; debug=overfit fits one batch, or warns; debug=anomaly names
-the layer, the update and the rows of the first NaN."""
+the layer, the update and the rows of the first NaN; debug=nondeterminism names the layer that draws
+random numbers without a seed."""
 
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from runner import dispatcher
 from runner.data.order import Order, one_batch
 from runner.errors import ConfigError, RunError
 from runner.run.debug import Anomaly
+from runner.run.nondeterminism import Nondeterminism, _Update
 from runner.spec import TrainState
 from tests.command_line import forked, loss_and_accuracy, mlp
 from tests.training import prepare
@@ -88,13 +90,14 @@ def test_overfit_fits_one_batch_and_warns_of_labels_that_are_shuffled_within_it(
     assert "which is not near 0" in bad.out
 
 
-def test_overfit_refuses_rows_that_cannot_be_read_again() -> None:
+@pytest.mark.parametrize("mode", ["overfit", "nondeterminism"])
+def test_rows_that_cannot_be_read_again_are_refused(mode: str) -> None:
     def rows():  # type: ignore[no-untyped-def]
         yield np.zeros((32, 3)), np.zeros(32, int)
 
-    with pytest.raises(ConfigError, match="debug=overfit needs rows that can be read again"):
+    with pytest.raises(ConfigError, match=f"debug={mode} needs rows that can be read again"):
         runner.train(
-            "debug=overfit trainer.max_steps=2 data.batched=true data.num_classes=2 "
+            f"debug={mode} trainer.max_steps=2 data.batched=true data.num_classes=2 "
             "data.steps_per_epoch=1",
             data=rows,
             quiet=True,
@@ -170,3 +173,81 @@ def test_anomaly_names_the_weight_or_the_slot_that_an_update_makes_infinite() ->
         live: Any = SimpleNamespace(state=lambda state=state: state)
         with pytest.raises(RunError, match=f"^debug=anomaly: {expected}"):
             Anomaly(nothing, nothing).examine(chunk, report, live)
+
+
+DRAWS = {
+    "lightning": """
+class Noise(torch.nn.Module):
+    def forward(self, x):
+        return x + DRAW()
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dropout = torch.nn.Dropout(0.2)
+        self.noise = Noise()
+        self.last = torch.nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.last(self.noise(self.dropout(x)))
+""",
+    "keras": """
+class Noise(keras.layers.Layer):
+    def call(self, x):
+        return x + DRAW()
+
+class Net(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dropout = keras.layers.Dropout(0.2)
+        self.noise = Noise(name="noise")
+        self.last = keras.layers.Dense(10)
+
+    def call(self, x):
+        return self.last(self.noise(self.dropout(x)))
+""",
+}
+
+
+@pytest.mark.usefixtures("in_a_folder")
+def test_nondeterminism_names_a_layer_that_draws_without_a_seed(backend: str) -> None:
+    """Dropout before it draws too, but under the run's seed. Without the draw, all is the same. On
+    Keras, the layer draws while it is traced."""
+    first = {"lightning": "import torch\n", "keras": "import keras\n"}
+    line = f"backend={backend} device=cpu debug=nondeterminism"
+    draws = np.random.default_rng(0)
+    for draw in (lambda: np.float32(0), lambda: np.float32(draws.random())):
+        space: dict[str, Any] = {"__name__": "notebook", "DRAW": draw}
+        exec(first[backend] + DRAWS[backend], space)
+        if draw() == 0:
+            run = runner.train(line, model=space["Net"], quiet=True)
+            assert (run.result["steps"], run.result["stopped_by"]) == (10, "debug")
+            said = "10 updates made twice: every loss, weight and slot had the same bits"
+            assert said in (run.folder / "run.log").read_text()
+            continue
+        expected = (
+            r"debug=nondeterminism: the loss of update 0 was [\d.]+, then [\d.]+: layer noise "
+            r"returns two outputs"
+        )
+        with pytest.raises(RunError, match=expected):
+            runner.train(line, model=space["Net"], quiet=True)
+
+
+def test_nondeterminism_names_the_field_the_weight_or_the_slot_that_differs() -> None:
+    chunk: Any = SimpleNamespace(first_step=3, fields={"x": np.zeros(2)})
+    other_rows: Any = SimpleNamespace(first_step=3, fields={"x": np.ones(2)})
+    report: Any = SimpleNamespace(losses=np.ones(1), outputs=None, applied={})
+    a, b = {"dense_0/bias": np.zeros(2)}, {"dense_0/bias": np.array([0.0, 0.5])}
+    nothing: Any = None
+    for now, weights, moments, expected in (
+        (other_rows, a, a, "the rows of update 3 differ when they are read again: field x"),
+        (chunk, b, a, "the loss of update 3 was the same, but dense_0/bias was not, by at most "
+         "0.5 in 1 of 2 numbers"),
+        (chunk, a, b, "the loss of update 3 was the same, but the optimizer's momentum of"),
+    ):  # fmt: skip
+        states = [TrainState(4, w, {"momentum": m}, {}) for w, m in ((a, a), (weights, moments))]
+        found = Nondeterminism(nothing, nothing)
+        found._first = [_Update(chunk.fields, report, states[0])]
+        live: Any = SimpleNamespace(state=lambda states=states: states[1])
+        with pytest.raises(RunError, match=f"^debug=nondeterminism: {expected}"):
+            found.examine(now, report, live)
