@@ -27,6 +27,9 @@ from tests.training import differences, first, prepare, train
 
 SIZES = (1, 3, 7)  # of batches
 NETWORKS = {**LAYERS, "cnn": MODELS["cnn"]}
+# which LiteRT cannot run: tensors of five dimensions, a tied kernel
+NOT_TFLITE = {"upsampling2d", "llama", "grouped_attention", "rotary", "tied"}
+TFLITE = [name for name in NETWORKS if name not in NOT_TFLITE]
 SOME = ["activations", "cnn", "tokens"]
 # compiling takes seconds, so networks with several layers stand for those with one of them
 COMPILED = [
@@ -63,6 +66,14 @@ for path in Path(sys.argv[1]).glob("*.x.npy"):
         import keras
         model = keras.models.load_model(file)
         call = lambda x: np.asarray(model(x))
+    elif (file := path.with_name(stem + ".savedmodel")).exists():
+        import tensorflow
+        model = tensorflow.saved_model.load(file)
+        call = lambda x: np.asarray(model.serve(x)["y"])
+    elif (file := path.with_name(stem + ".tflite")).exists():
+        import tensorflow
+        model = tensorflow.lite.Interpreter(str(file)).get_signature_runner()
+        call = lambda x: model(x=x)["y"]
     else:
         import torch
         model = torch.export.load(path.with_name(stem + ".pt2")).module()
@@ -105,6 +116,18 @@ def _rows(prepared: Plan, num: int) -> np.ndarray:
         pytest.param("lightning", "pt2", list(NETWORKS), id="torch-all", marks=pytest.mark.slow),
         pytest.param("keras", "keras", list(NETWORKS), id="keras-all", marks=pytest.mark.slow),
         pytest.param("lightning", "onnx", list(NETWORKS), id="onnx-all", marks=pytest.mark.slow),
+        pytest.param("keras", "savedmodel", SOME, id="savedmodel-some", marks=pytest.mark.slow),
+        pytest.param(
+            "keras", "savedmodel", list(NETWORKS), id="savedmodel-all", marks=pytest.mark.long
+        ),
+        pytest.param(
+            "keras",
+            "tflite",
+            ["activations", "tokens", "gru"],
+            id="tflite-some",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("keras", "tflite", TFLITE, id="tflite-all", marks=pytest.mark.long),
     ],
 )
 def test_an_export_predicts_alone_what_the_run_predicts(

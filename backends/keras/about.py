@@ -15,7 +15,11 @@ ABOUT = About(
     distribution="tensorflow",
     packages=("tensorflow", "keras"),
     precisions=("float32", "float64", "bf16-mixed", "16-mixed", "exact"),
-    exports={"keras": "model.keras"},
+    exports={
+        "keras": "model.keras",
+        "savedmodel": "model.savedmodel",
+        "tflite": "model.tflite",
+    },
     environment={"KERAS_BACKEND": "tensorflow"},
     tune=_tune,
 )

@@ -189,7 +189,7 @@ def check_file(path: Path, own: keras.Model, name: str) -> None:
     model from what get_config returns."""
     classes = {
         type(layer).__name__: type(layer)
-        for layer in _layers(own)
+        for layer in all_layers(own)
         if type(layer).__module__.partition(".")[0] != "keras"
     }
     if not classes:
@@ -223,14 +223,14 @@ def _take_values(model: keras.Layer, original: keras.Layer) -> None:
     that is not built has no values."""
     if not original.weights:
         return
-    layers, originals = _layers(model), _layers(original)
+    layers, originals = all_layers(model), all_layers(original)
     for layer, other in zip(layers, originals, strict=True):
         layer.trainable = other.trainable
     for variable, other in zip(_variables(model), _variables(original), strict=True):
         variable.assign(other.value)
 
 
-def _layers(model: keras.Layer) -> list[keras.Layer]:
+def all_layers(model: keras.Layer) -> list[keras.Layer]:
     """Return a model and the layers in it, each model before its layers."""
     layers = [model]
     for layer in layers:  # the list grows during the loop
@@ -241,7 +241,7 @@ def _layers(model: keras.Layer) -> list[keras.Layer]:
 def _description(model: keras.Layer) -> str:
     """Describe the layers without their names."""
     parts = []
-    for layer in _layers(model):
+    for layer in all_layers(model):
         settings = {}
         if not getattr(layer, "layers", []):
             with suppress(Exception):  # a config that its class does not give
@@ -290,5 +290,5 @@ def _unique(paths: Iterable[str]) -> Iterator[str]:
 def _can_compile(model: keras.Model) -> bool:
     """Return whether XLA compiles the model quickly. It takes seconds for convolutions on the CPU,
     and longer for recurrent layers."""
-    recurrent = any(isinstance(layer, keras.layers.RNN) for layer in _layers(model))
+    recurrent = any(isinstance(layer, keras.layers.RNN) for layer in all_layers(model))
     return not recurrent and all(len(v.shape) < 4 for v in model.trainable_variables)

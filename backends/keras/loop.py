@@ -20,6 +20,7 @@ from backends.keras import (
     device,
     distributed,
     exact,
+    exports,
     layers,
     native,
     objective,
@@ -372,30 +373,26 @@ def export(
     x_scaling: Scaling | None = None,
     y_scaling: Scaling | None = None,
 ) -> None:
-    """Write a .keras file; keras.models.load_model(path) is the model. With the scalings, it takes
-    raw rows and returns outputs in the data's units. It scales in float64."""
+    """Write a .keras file; keras.models.load_model(path) is the model. For a path with the suffix
+    .savedmodel, write a folder for tf.saved_model.load; for .tflite, a file for LiteRT. With the
+    scalings, the model takes raw rows and returns outputs in the data's units."""
+    if path.suffix == ".tflite":
+        exports.check_dtype(model)
     network = _loaded(model, state)
     own = network.own_model() if isinstance(model.network, CustomNetwork) else None
     if x_scaling or y_scaling:
+        is_float32 = path.suffix == ".tflite"
+        rescaled = exports.rescaled_in_float32 if is_float32 else exports.rescaled
         x = keras.Input(model.network.input_shape, dtype=model.input_dtype.name)
-        y = network(
-            _rescaled(x, 1.0, -x_scaling.offset, 1 / x_scaling.scale, 0.0) if x_scaling else x
-        )
-        y = _rescaled(y, y_scaling.scale, y_scaling.offset) if y_scaling else y
-        # several outputs are a tuple or a dict
-        y = keras.tree.map_structure(keras.layers.Activation("linear", dtype=model.dtype.name), y)
+        y = network(rescaled(x, x_scaling.offset, x_scaling.scale) if x_scaling else x)
+        y = exports.in_units(y, y_scaling, model.dtype.name, "float32" if is_float32 else "float64")
         network = keras.Model(x, y)
+    if path.suffix != ".keras":
+        exports.write(network, model, path)
+        return
     network.save(path)
     if isinstance(model.network, CustomNetwork):
         custom.check_file(path, own, model.network.source.name)
-
-
-def _rescaled(x: Any, *numbers: np.ndarray | float) -> Any:
-    """Apply x * scale + offset with a stock layer, for each scale and offset. These are arrays:
-    Keras converts lists to float32."""
-    for scale, offset in zip(numbers[::2], numbers[1::2], strict=True):
-        x = keras.layers.Rescaling(scale, offset, dtype="float64")(x)
-    return x
 
 
 def _network(

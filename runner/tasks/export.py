@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -32,11 +33,13 @@ _FORMATS: dict[str, tuple[str | None, str]] = {
 
 
 def export(run: Run, format: str | None) -> int:
-    """Write FOLDER/model.keras (keras.models.load_model), model.pt2 (torch.export.load), model.onnx
-    (torch's exporter; for a model of torch's or of layers of this project) or model.safetensors
-    (canonical weights), and FILE.json, which describes its inputs and outputs. All but safetensors
-    take raw rows and return targets in the data's units. For safetensors, the user must scale the
-    rows and the outputs."""
+    """Write a run's model to its folder, and FILE.json, which describes its inputs and outputs.
+
+    Keras writes model.keras (keras.models.load_model), model.savedmodel (a folder, for
+    tf.saved_model.load) and model.tflite (LiteRT). torch writes model.pt2 (torch.export.load) and
+    model.onnx. A model of built-in layers or a twin can have any of them, whichever backend trained
+    it. model.safetensors has the canonical weights alone. All others take raw rows and return
+    targets in the data's units."""
     if format is None:
         raise ConfigError(f"format must be one of {', '.join(_FORMATS)} for task=export, got null")
     with capture() as (console, captured):
@@ -65,9 +68,10 @@ def export(run: Run, format: str | None) -> int:
             if several is not None:
                 text["outputs"] = several.described()
             run_folder.write_json(description, text)
-            exported.chmod(description.stat().st_mode)  # some writers make it unreadable for others
+            if not exported.is_dir():  # some writers make it unreadable for others
+                exported.chmod(description.stat().st_mode)
             for file in (description, exported):
-                file.replace(run.folder / file.name)
+                _put(file, run.folder / file.name)
         console.say(f"file     {path}")
         if run.data["features"] or any(scalings):
             console.say(f"names    {path}.json (columns, classes and scaling)")
@@ -94,6 +98,13 @@ def _export(run: Run, path: Path, scalings: Sequence[Scaling | None]) -> None:
         ) from error
 
 
+def _put(source: Path, path: Path) -> None:
+    """Move a new file or folder to its place, in place of that of an earlier export."""
+    if path.is_dir() and not path.is_symlink():
+        path.replace(source.with_name(f"{source.name}.old"))
+    source.replace(path)
+
+
 def _tidy(folder: Path) -> None:
     """Remove the temporary folders of exports that were killed. Other files in them stay."""
     import psutil
@@ -102,7 +113,10 @@ def _tidy(folder: Path) -> None:
         match = re.fullmatch(r"\.export-(\d+)-\w+", temporary.name)
         if match and not temporary.is_symlink() and not psutil.pid_exists(int(match[1])):
             for _, name in _FORMATS.values():
-                (temporary / name).unlink(missing_ok=True)
+                for file in (temporary / name, temporary / f"{name}.old"):
+                    if file.is_dir() and not file.is_symlink():
+                        shutil.rmtree(file)
+                    file.unlink(missing_ok=True)
                 (temporary / f"{name}.json").unlink(missing_ok=True)
             with suppress(OSError):  # it contains other files
                 temporary.rmdir()
