@@ -183,6 +183,7 @@ class Plan:
             skip_nonfinite=trainer.on_nonfinite == "skip",
             average_shares=averages.shares(self.config.optimizer, self.clock),
             recomputes=trainer.gradient_checkpointing,
+            divides=self.config.strategy == "fsdp" and self.config.num_processes > 1,
         )
 
     def remark_on_threads(self) -> str | None:
@@ -854,6 +855,7 @@ def _order(config: Config, data: Dataset) -> Order | InOrder:
 def check_devices(config: Config, data: Dataset | None = None, net: Network | None = None) -> None:
     """Refuse options that a run on several devices does not support; with its data and its network,
     if they are known."""
+    _check_divided(config, net)
     if config.num_processes == 1:
         return
     if isinstance(net, CustomNetwork):
@@ -866,8 +868,10 @@ def check_devices(config: Config, data: Dataset | None = None, net: Network | No
     trainer = config.trainer
     refused = {
         "trainer.compile=true": trainer.compile,
-        "trainer.gradient_checkpointing=true": trainer.gradient_checkpointing,
     }
+    if config.backend == "keras":
+        what = "trainer.gradient_checkpointing=true on Keras"
+        refused[what] = trainer.gradient_checkpointing
     own = {
         f"model={config.model.name}": not isinstance(config.model, LayerModel),
         f"loss={config.loss.name}": config.loss.name == "custom",
@@ -885,6 +889,26 @@ def check_devices(config: Config, data: Dataset | None = None, net: Network | No
         raise ConfigError(
             f"trainer.global_batch_size must be at least devices={config.devices}, got {smallest}"
         )
+
+
+def _check_divided(config: Config, net: Network | None) -> None:
+    """Refuse to divide weights whose update needs whole ones."""
+    if config.strategy != "fsdp":
+        return
+    optimizer, reason = config.optimizer, None
+    if config.trainer.precision == "exact":
+        reason = "trainer.precision=exact, which computes with whole weights"
+    elif isinstance(config.model, TwinModel):
+        reason = "model=twin, whose layouts are of whole weights"
+    elif isinstance(optimizer, optimizers.Custom):
+        reason = f"optimizer={optimizer.name}, whose updates may need whole weights"
+    elif not optimizer.is_elementwise or optimizer.needs_sums:
+        reason = f"optimizer={optimizer.name}, whose updates need whole weights"
+    elif isinstance(net, CustomNetwork):
+        scalars = [name for name, value in net.built.weights.items() if value.ndim == 0]
+        reason = f"{net.source.name}, whose {scalars[0]} is one number" if scalars else None
+    if reason is not None:
+        raise ConfigError(f"strategy must be auto or ddp with {reason}, got fsdp")
 
 
 def _check_own_parts(config: Config, net: CustomNetwork) -> None:
@@ -929,6 +953,14 @@ def _check_parts(config: Config, net: Network, order: Order | InOrder) -> None:
     parts = [*getattr(order, "earlier", ()), order.segment(order.epochs.starts[-1])]
     smallest = min((p.last_row - p.first_row) % p.batch_size or p.batch_size for p in parts)
     is_exact = config.trainer.precision == "exact"
+    divides, is_own = config.strategy == "fsdp", isinstance(net, CustomNetwork)
+    if divides and is_own and smallest < config.num_processes:
+        raise ConfigError(
+            f"devices={config.devices} leaves a process without rows in a batch of {smallest}, "
+            f"which strategy=fsdp does not support for a model of your own; set "
+            f"trainer.global_batch_size to a number that leaves a last batch of at least "
+            f"{config.num_processes} rows, or strategy=ddp"
+        )
     if config.backend != "keras" or is_exact or smallest >= config.num_processes:
         return
     layers = {node.spec.layer for node in net.walk()}

@@ -97,6 +97,8 @@ class RunSpec(ModelSpec):
     average_shares: np.ndarray | None = None
     recomputes: bool = False  # keeps the inputs of the network's blocks alone for the backward pass
     world: World = World()
+    # each process of `world` keeps a part of the weights, gradients and slots
+    divides: bool = False
 
     @property
     def num_steps(self) -> int:
@@ -244,6 +246,20 @@ class Live(Protocol):
 
     def use_tables(self, tables: Tables) -> None:
         """Replace the tables by others with the same names, from the next update on."""
+        ...
+
+
+class Divided(Live, Protocol):
+    """The model of one of several processes that divide the weights. All of them must call these
+    methods and `state`, in the same order; rank 0 gets the result."""
+
+    def gather(self) -> None:
+        """Gather the weights for evaluation, which `predict` and `measure` then use until the next
+        update."""
+        ...
+
+    def num_bytes(self) -> Mapping[str, int]:
+        """Count the bytes of this process's weights and optimizer state. This is local."""
         ...
 
 

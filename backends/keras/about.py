@@ -1,8 +1,18 @@
 """Facts about this backend that the runner needs before it imports the framework."""
 
 import os
+from typing import Any
 
+from runner.errors import ConfigError
 from runner.spec import About
+
+
+def _refuse(config: Any) -> None:
+    if config.strategy == "fsdp":
+        raise ConfigError(
+            "strategy must be auto or ddp on backend=keras, got fsdp: TensorFlow's strategies keep "
+            "all weights in every process; backend=lightning divides them"
+        )
 
 
 def _tune() -> None:
@@ -15,6 +25,7 @@ ABOUT = About(
     distribution="tensorflow",
     packages=("tensorflow", "keras"),
     precisions=("float32", "float64", "bf16-mixed", "16-mixed", "exact"),
+    refuse=_refuse,
     exports={
         "keras": "model.keras",
         "savedmodel": "model.savedmodel",

@@ -37,8 +37,9 @@ class Average:
             name: v for name, v in start.slots[self._slots[0]].items() if name not in self.views
         }
         for slot, buffers in zip(self._slots, [self._buffers, *self._earlier], strict=True):
-            for name, view in self._views(buffers).items():
-                view.copy_(to_torch(start.slots[slot][name]))
+            for flat, buffer in zip(flats, buffers, strict=True):
+                values = {name: to_torch(start.slots[slot][name]) for name in flat.names}
+                flat.fill(buffer, values)
 
     def _views(self, buffers: Sequence[Tensor]) -> dict[str, Tensor]:
         views: dict[str, Tensor] = {}
@@ -73,10 +74,21 @@ class Average:
         return {
             slot: {
                 **self._frozen,
-                **{name: to_canonical(view) for name, view in self._views(buffers).items()},
+                **{name: to_canonical(value) for name, value in self._whole(buffers).items()},
             }
             for slot, buffers in zip(self._slots, [self._buffers, *self._earlier], strict=True)
         }
+
+    def num_bytes(self) -> int:
+        return sum(each.nbytes for buffers in [self._buffers, *self._earlier] for each in buffers)
+
+    def whole(self) -> dict[str, Tensor]:
+        """Return the average, with the weights' shapes."""
+        return self._whole(self._buffers)
+
+    def _whole(self, buffers: Sequence[Tensor]) -> dict[str, Tensor]:
+        pairs = zip(self._flats, buffers, strict=True)
+        return {name: v for flat, buffer in pairs for name, v in flat.whole(buffer).items()}
 
 
 @contextmanager

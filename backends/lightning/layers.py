@@ -82,6 +82,8 @@ class Tensors(Protocol):
 class Network(nn.Module):
     """The whole model: nn.Modules in order, each under its canonical name."""
 
+    is_divided = False  # True if hooks gather its parameters (sharded.py)
+
     def __init__(self, network: spec.Network, dropout_state: DropoutState | None = None) -> None:
         super().__init__()
         self.body = _sequence(network.nodes, dropout_state)
@@ -126,6 +128,8 @@ class Network(nn.Module):
 def direct(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return model.forward without nn.Module.__call__, which looks for hooks: this takes as long as
     a small layer. The modules of a user's own model keep their hooks."""
+    if getattr(model, "is_divided", False):
+        return model
     if not isinstance(model, Network):
         return model.forward
     if isinstance(model.body, _MaskedSequence):

@@ -58,7 +58,7 @@ _PRECISION: dict[str, Any] = {
 
 
 class Module(pl.LightningModule):
-    """The network, its loss and its optimizer. Implements `runner.spec.Live`."""
+    """The network, its loss and its optimizer. Implements `runner.spec.Divided`."""
 
     def __init__(
         self,
@@ -71,8 +71,7 @@ class Module(pl.LightningModule):
         self.automatic_optimization = False
         self.on_chunk_start = on_chunk_start
         self.run, self.torch_device, self.step = run, torch_device, start.step
-        kind: Any = exact.Engine if run.precision == "exact" else native.Engine
-        self.engine = kind(run, start, torch_device)
+        self.engine = _engine(run)(run, start, torch_device)
         self.network, self.optimizer = self.engine.network, self.engine.optimizer
         self.schedule = TableLR(self.optimizer, run, start.step)
         self.steps = getattr(self.engine, "steps", None)
@@ -135,10 +134,10 @@ class Module(pl.LightningModule):
 
     def predict(self, rows: Batch) -> np.ndarray:
         with self.engine.evaluation():
-            return _predict(self.network, self.run, rows)
+            return _predict(self._evaluated(), self.run, rows)
 
     def measure(self, batches: Iterable[Batch], keeps_outputs: bool) -> Measured:
-        run, network, randomness = self.run, self.network, self.engine.randomness
+        run, network, randomness = self.run, self._evaluated(), self.engine.randomness
 
         def seed(index: int) -> None:
             if randomness is not None:
@@ -147,6 +146,18 @@ class Module(pl.LightningModule):
         with self.engine.evaluation():
             function = self.engine.own_loss
             return objective.measure(function, network, run, batches, keeps_outputs, seed)
+
+    def _evaluated(self) -> nn.Module:
+        """Return the network for evaluation: a whole one, if the weights are divided."""
+        whole: nn.Module = self.engine.evaluated() if self.run.divides else self.network
+        return whole
+
+    def gather(self) -> None:
+        self.engine.gather()
+
+    def num_bytes(self) -> Mapping[str, int]:
+        num_bytes: Mapping[str, int] = self.engine.num_bytes()
+        return num_bytes
 
     def averaged(self) -> AbstractContextManager[None]:
         averaged: AbstractContextManager[None] = self.engine.averaged()
@@ -157,6 +168,16 @@ class Module(pl.LightningModule):
 
     def use_tables(self, tables: Tables) -> None:
         self.schedule.use(tables)
+
+
+def _engine(run: RunSpec) -> Any:
+    if run.precision == "exact":
+        return exact.Engine
+    if run.divides:
+        from backends.lightning import sharded  # the import takes half a second
+
+        return sharded.Engine
+    return native.Engine
 
 
 def _batches(fields: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:

@@ -42,6 +42,8 @@ def network(
 class Engine:
     """Trains torch.nn modules with autograd and the optimizers of this folder."""
 
+    norm = staticmethod(optimizers.norm)  # of the gradients that this process has
+
     def __init__(self, run: RunSpec, start: TrainState, device: torch.device) -> None:
         self.run = run
         slots, self.loss_scale = loss_scale.split(start.slots)
@@ -53,6 +55,9 @@ class Engine:
         dtype = torch.from_numpy(np.empty(0, run.dtype)).dtype
         self.network = network(run, self.dropout_state, run.recomputes).to(device)
         layers.load_state(self.network, start.for_training())
+        self.world = run.world
+        if self.world.size > 1:
+            self._join()
         tensors = self.network.named()
         self.weights = {name: tensors[name] for name in start.weights}
         self.buffer_names = list(start.buffers)
@@ -64,10 +69,6 @@ class Engine:
         draws = draws or (run.loss.name == "custom" and run.world.size > 1)
         self.randomness = custom.Randomness(self.dropout_state, device) if draws else None
         self.steps = objective.steps_of(self.network) if run.loss.name == "model" else None
-        self.world = run.world
-        if self.world.size > 1:
-            distributed.connect(self.world)
-            distributed.share_statistics(self.network, self.dropout_state)
         self.own_loss = objective.own_function(run.loss)
         forward = objective.forward(run.loss, self.own_loss, self.network, run.has_weights)
         self.forward = layers.compiled(forward, self.network) if run.compile else forward
@@ -88,9 +89,18 @@ class Engine:
         to_torch = self.network.to_torch
         self.average = Average(run, self.flats, start, to_torch) if is_averaging else None
 
+    def _join(self) -> None:
+        """Join the other processes of the run."""
+        distributed.connect(self.world)
+        distributed.share_statistics(self.network, self.dropout_state)
+
+    def _flatten(self) -> Sequence[Sequence[Any]]:
+        """Return the buffers that the optimizer updates, by parameter group."""
+        return optimizers.flatten(self.weights, self.run.groups, self.run.optimizer.joins)
+
     def _build_optimizer(self, start: TrainState) -> None:
         run, to_torch = self.run, self.network.to_torch
-        flats = optimizers.flatten(self.weights, run.groups, run.optimizer.joins)
+        flats = self._flatten()
         self.flats: Sequence[Any] = [flat for group_flats in flats for flat in group_flats]
         self.optimizer = optimizers.build(run.optimizer, flats, run.groups, self.network.canonical)
         slots = {slot: start.slots[slot] for slot in self.slot_names}
@@ -118,6 +128,10 @@ class Engine:
         assert self.randomness is not None
         self.randomness.seed()  # it may draw random numbers
         self.own_optimizer.step()
+
+    def evaluated(self) -> layers.Network | custom.Network:
+        """Return the network for evaluation, in the context of `evaluation` or `averaged`."""
+        return self.network
 
     def evaluation(self) -> AbstractContextManager[None]:
         """Return a context in which the network has its weights for evaluation."""
@@ -172,7 +186,7 @@ class Engine:
                     steps.end_batch()
         total = sum(batch_losses[1:], batch_losses[0])
         if self.world.size > 1:
-            distributed.add_up([*(flat.gradient for flat in self.flats), total])
+            self._add_up(total)
         if may_skip and not self._is_finite(total):
             for buffer, value in zip(self.network.buffers(), old_values, strict=True):
                 buffer.copy_(value)
@@ -184,6 +198,10 @@ class Engine:
         if steps is not None:
             steps.end_batch()
         return total, outputs
+
+    def _add_up(self, loss: Tensor) -> None:
+        """Replace the loss and the gradients by their sums over the processes."""
+        distributed.add_up([*(flat.gradient for flat in self.flats), loss])
 
     def _differentiate(self, batch: Mapping[str, Tensor], num_rows: int) -> tuple[Tensor, Tensor]:
         """Return a micro-batch's outputs and its part of the mean loss over `num_rows` rows. Add
@@ -221,9 +239,14 @@ class Engine:
         if self.run.scales_loss:
             gradients = [flat.gradient for flat in self.flats]
             fast.scale(gradients, 1 / self.loss_scale.scale)
-            is_finite = is_finite and all(bool(g.isfinite().all()) for g in gradients)
+            are_finite = all(bool(g.isfinite().all()) for g in gradients)
+            is_finite = is_finite and self._agree(are_finite)
             self.loss_scale = self.loss_scale.after(is_finite)
         return is_finite
+
+    def _agree(self, is_true: bool) -> bool:
+        """Return whether it is true in all processes. Here all have the same gradients."""
+        return is_true
 
     def _clip(self) -> None:
         rest, *others = self.clips
@@ -237,7 +260,7 @@ class Engine:
     def _clip_by(self, rule: Clip) -> None:
         if rule.largest is not None:
             flats = self.clipped_flats[rule.names]
-            optimizers.clip([flat.gradient for flat in flats], rule)
+            optimizers.clip([flat.gradient for flat in flats], rule, self.norm)
 
     def _clip_as_asked(
         self,

@@ -333,7 +333,27 @@ def _count(optimizer: Optimizer) -> float:
     return float(steps[0])
 
 
-class Flat:
+class Views:
+    """Base class of what an optimizer updates: a buffer with the values of named parameters."""
+
+    def views(self, buffer: Tensor) -> dict[str, Tensor]:
+        """Return views of a buffer of this size, by the parameters' names."""
+        raise AssertionError("each subclass defines it")
+
+    def fill(self, buffer: Tensor, values: Mapping[str, Tensor]) -> None:
+        """Copy values of the parameters' shapes into a buffer."""
+        for name, view in self.views(buffer).items():
+            view.copy_(values[name])
+
+    def whole(self, buffer: Tensor) -> dict[str, Tensor]:
+        """Return a buffer's values, with the parameters' shapes."""
+        return self.views(buffer)
+
+    def collect(self) -> None:
+        """Prepare `gradient` after the backward passes of an update."""
+
+
+class Flat(Views):
     """Small parameters as views of one buffer, and their gradients as views of another, so that one
     kernel updates them all. All updates are elementwise, so the results equal those of separate
     parameters. A large parameter keeps its own buffer and gradient: there, a copy costs more than a
@@ -429,7 +449,7 @@ _OWN_COUNTS = {
 
 def build(
     spec: Any,
-    flats: Iterable[Sequence[Flat]],
+    flats: Iterable[Sequence[Any]],
     groups: Iterable[Group],
     canonical: Callable[[Tensor], Tensor],
 ) -> Optimizer:
@@ -526,7 +546,7 @@ def _state_key(spec: Any, slot: str) -> str:
 def load_slots(
     spec: Any,
     optimizer: Optimizer,
-    flats: Iterable[Flat],
+    flats: Iterable[Any],
     slots: Mapping[str, Weights],
     step: int,
     to_torch: Callable[[np.ndarray], Tensor],
@@ -546,8 +566,7 @@ def load_slots(
                 state[slot] = torch.from_numpy(value).to(flat.buffer.device)
                 continue
             state[_state_key(spec, slot)] = buffer = torch.empty_like(flat.buffer)
-            for name, view in flat.views(buffer).items():
-                view.copy_(to_torch(values[name]))
+            flat.fill(buffer, {name: to_torch(values[name]) for name in flat.names})
         if spec.name in _COUNTS:
             state["step"] = torch.tensor(float(step), dtype=torch.float32)
         if spec.name in _OWN_COUNTS:
@@ -560,20 +579,19 @@ def load_slots(
 def save_slots(
     spec: Any,
     optimizer: Optimizer,
-    flats: Sequence[Flat],
+    flats: Sequence[Any],
     slots: Iterable[str],
     to_canonical: Callable[[Tensor], np.ndarray],
 ) -> dict[str, dict[str, np.ndarray]]:
     """Return canonical copies of the optimizer's slots."""
 
-    def of(slot: str, flat: Flat) -> dict[str, np.ndarray]:
+    def of(slot: str, flat: Any) -> dict[str, np.ndarray]:
         state, key = optimizer.state[flat.buffer], _state_key(spec, slot)
         if key not in state:
             return {}
         if slot in spec.reduced_slots:
             return {flat.names[0]: state[slot].cpu().numpy().copy()}
-        views = flat.views(state[key])
-        return {name: to_canonical(view) for name, view in views.items()}
+        return {name: to_canonical(value) for name, value in flat.whole(state[key]).items()}
 
     saved = {slot: {k: v for flat in flats for k, v in of(slot, flat).items()} for slot in slots}
     if NUMBERS in saved:
@@ -593,7 +611,14 @@ def count_skipped_update(optimizer: Optimizer) -> None:
                 state["mu_product"] *= group["betas"][0] * (1 - 0.5 * decay)
 
 
-def clip(gradients: list[Tensor], rule: Clip) -> None:
+Norm = Callable[[list[Tensor]], Tensor]  # tensors -> the Euclidean norm of all of them
+
+
+def norm(tensors: list[Tensor]) -> Tensor:
+    return torch.linalg.vector_norm(torch.stack(fast.norms(tensors)))
+
+
+def clip(gradients: list[Tensor], rule: Clip, norm: Norm = norm) -> None:
     """Clip in place, with the definitions of runner.components.clipping."""
     if not gradients:
         return
@@ -601,9 +626,4 @@ def clip(gradients: list[Tensor], rule: Clip) -> None:
         for gradient in gradients:
             gradient.clamp_(-rule.value, rule.value)
     elif rule.norm is not None:
-        _clip_by_global_norm(gradients, rule.norm)
-
-
-def _clip_by_global_norm(gradients: list[Tensor], largest: float) -> None:
-    norm = torch.linalg.vector_norm(torch.stack(fast.norms(gradients)))
-    fast.scale(gradients, torch.clamp(largest / norm, max=1.0))
+        fast.scale(gradients, torch.clamp(rule.norm / norm(gradients), max=1.0))

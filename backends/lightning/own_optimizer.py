@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from backends.lightning import layers
+from backends.lightning.optimizers import Views
 from backends.lightning.steps import optimizers_of
 from runner import user_code
 from runner.components import averages
@@ -31,7 +32,7 @@ _TORCH_ATTRIBUTES = {"defaults", "state", "param_groups", "step", "_opt_called"}
 Slots = dict[str, dict[str, np.ndarray]]
 
 
-class Gradient:
+class Gradient(Views):
     """One parameter and its gradient, with the interface of optimizers.Flat."""
 
     def __init__(self, name: str, parameter: Tensor) -> None:

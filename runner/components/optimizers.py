@@ -137,6 +137,8 @@ class _Optimizer(Section):
     has_own_average: ClassVar[bool] = False
     # False if an update needs norms, means or products of a single weight
     is_elementwise: ClassVar[bool] = True
+    # True if an update needs sums over all weights together
+    needs_sums: ClassVar[bool] = False
     # slots with other shapes than the weights, in canonical axes; not every weight has them
     reduced_slots: ClassVar[frozenset[str]] = frozenset()
     # True if the update contains the decoupled weight decay too, in place of a factor before it
@@ -670,6 +672,7 @@ class Prodigy(_Adam):
     schedulable: ClassVar[Sequence[str]] = ("weight_decay",)
     has_own_decay: ClassVar[bool] = True
     needs_one_schedule: ClassVar[bool] = True
+    needs_sums: ClassVar[bool] = True
     width_rule: ClassVar[width.Rule | None] = None
 
     @property

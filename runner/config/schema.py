@@ -348,7 +348,7 @@ class Config(Section):
     ]
     devices: Annotated[Devices, _WHEN_RESUMED]
     num_nodes: Annotated[Count, _WHEN_RESUMED]
-    strategy: Annotated[Literal["auto", "ddp"], _WHEN_RESUMED]
+    strategy: Annotated[Literal["auto", "ddp", "fsdp"], _WHEN_RESUMED]
     seed: Index
     data: Data
     model: Model

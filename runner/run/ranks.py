@@ -8,19 +8,20 @@ observers have one home. The gradients go through the framework's own collective
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from runner.data.dataset import Dataset
 from runner.data.order import Chunk, Chunks
+from runner.data.source import Batch
 from runner.errors import RunError
 from runner.run import pulse, signals
 from runner.run.launch import Team
-from runner.spec import Backend, Live, Report, RunSpec, TrainState, World
+from runner.spec import Backend, Divided, Live, Measured, Report, RunSpec, TrainState, World
 
 # --- rank 0 ---
 
@@ -29,6 +30,8 @@ class Observed(Protocol):
     """The work of rank 0 between two chunks (runner.run.training.Training)."""
 
     signals: Any
+
+    def on_memory(self, num_bytes: Sequence[Mapping[str, int]]) -> None: ...
 
     def on_chunk(self, chunk: Chunk, report: Report, live: Live) -> bool: ...
 
@@ -47,6 +50,51 @@ class _Told:
     def use_tables(self, tables: Mapping[str, np.ndarray]) -> None:
         self._tell(("tables", tables))
         self._live.use_tables(tables)
+
+
+class _Divided(_Told):
+    """The model of rank 0, if it has only a part of the weights. The other ranks wait for a message
+    of this kind; they are told to take part in what needs all of them."""
+
+    def __init__(self, live: Live, tell: Callable[[Any], None], kind: str) -> None:
+        super().__init__(live, tell)
+        self._kind, self._is_gathered = kind, False
+
+    def state(self) -> TrainState:
+        self._tell((self._kind, "state"))
+        return self._live.state()
+
+    def predict(self, rows: Batch) -> np.ndarray:
+        self._gather()
+        return self._live.predict(rows)
+
+    def measure(self, batches: Iterable[Batch], keeps_outputs: bool) -> Measured:
+        self._gather()
+        return self._live.measure(batches, keeps_outputs)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        self._gather()
+        self._tell((self._kind, "averaged"))
+        return self._live.averaged()
+
+    def _gather(self) -> None:
+        if not self._is_gathered:
+            self._tell((self._kind, "gather"))
+            cast(Divided, self._live).gather()
+            self._is_gathered = True
+
+
+def _take_part(inbox: "_Inbox", kind: str, live: Live) -> bool:
+    """Do as another rank what `_Divided` asks for, until the answer comes. Return the answer."""
+    while isinstance(answer := inbox.next(kind), str):
+        if answer == "state":
+            live.state()
+        elif answer == "gather":
+            cast(Divided, live).gather()
+        else:
+            with live.averaged():
+                pass
+    return bool(answer)
 
 
 def lead(
@@ -75,27 +123,44 @@ def lead(
         tell(("chunk", None))
 
     def on_chunk_start(part: Chunk, live: Live) -> None:
-        run.on_chunk_start(order.chunk(part.first_step, part.num_steps), _Told(live, tell))
+        shown = _Divided(live, tell, "starts") if spec.divides else _Told(live, tell)
+        run.on_chunk_start(order.chunk(part.first_step, part.num_steps), shown)
+        if spec.divides:
+            tell(("starts", True))
         pulse.begin_chunk()
 
     def on_chunk(part: Chunk, report: Report, live: Live) -> bool:
         whole = order.chunk(part.first_step, part.num_steps)
-        outputs = [report.outputs]
+        outputs, memory = [report.outputs], [_num_bytes(live, spec, start)]
         for other in team.others:
-            theirs, received = other.receive()
+            theirs, received, num_bytes = other.receive()
             outputs.append(theirs)
+            memory.append(num_bytes or memory[0])
             if received is not None and run.signals.received is None:
                 run.signals.receive(received)
         pulse.end_chunk()
+        run.on_memory(memory)
         if report.outputs is not None:
             report = replace(report, outputs=_gathered(whole, world, outputs))
-        goes_on = run.on_chunk(whole, report, _Told(live, tell))
+        shown = _Divided(live, tell, "goes on") if spec.divides else _Told(live, tell)
+        goes_on = run.on_chunk(whole, report, shown)
         tell(("goes on", goes_on))
         return goes_on
 
     tell(("begin", (_hash(data, world), vars(start), spec.tables, spec.threads)))
     with _noticing(team):
         return backend.train(replace(spec, world=world), start, told(), on_chunk, on_chunk_start)
+
+
+def _num_bytes(live: Live, spec: RunSpec, start: TrainState) -> Mapping[str, int]:
+    """Count the bytes of the weights and the optimizer's state in this process."""
+    if spec.divides:
+        return cast(Divided, live).num_bytes()
+    slots = [value for values in start.slots.values() for value in values.values()]
+    return {
+        "weights": sum(value.nbytes for value in start.weights.values()),
+        "optimizer": sum(value.nbytes for value in slots),
+    }
 
 
 def _hash(data: Dataset, world: World) -> str | None:
@@ -163,7 +228,6 @@ def follow(team: Team, backend: Backend, spec: RunSpec, chunks: Chunks, data: Da
             f"machines of a run must read the same files"
         )
     backend.can_use_threads(num_threads)
-    start = TrainState(**start)
     spec = replace(spec, tables=tables, threads=num_threads, world=world)
 
     def parts() -> Iterator[Chunk]:
@@ -175,10 +239,15 @@ def follow(team: Team, backend: Backend, spec: RunSpec, chunks: Chunks, data: Da
     with signals.Signals() as own, _noticing(team):
 
         def on_chunk(part: Chunk, report: Report, live: Live) -> bool:
-            team.others[0].send((report.outputs, own.received))
-            goes_on: bool = inbox.next("goes on")
+            num_bytes = cast(Divided, live).num_bytes() if spec.divides else None
+            team.others[0].send((report.outputs, own.received, num_bytes))
+            goes_on = _take_part(inbox, "goes on", live)
             for changed in inbox.received("tables"):
                 live.use_tables(changed)
             return goes_on
 
-        backend.train(spec, start, parts(), on_chunk)
+        def on_chunk_start(part: Chunk, live: Live) -> None:
+            if spec.divides:
+                _take_part(inbox, "starts", live)
+
+        backend.train(spec, TrainState(**start), parts(), on_chunk, on_chunk_start)

@@ -30,7 +30,7 @@ from runner.run.stalls import Stalls
 from runner.run.time_limit import TimeLimit, has_ended
 from runner.schedules.stall import Stall
 from runner.spec import Live, Report, Tables
-from runner.text.console import Console
+from runner.text.console import Console, size
 
 
 class Training:
@@ -70,6 +70,8 @@ class Training:
         # run that continues
         self.unfinished: dict[str, Any] | None = None
         self._ended_by: str | None = None  # an observer of the user's own
+        # of the weights and the optimizer's state in each process; empty with one process
+        self.num_bytes: Sequence[Mapping[str, int]] = ()
         self._means = Means()
         self.stalls = Stalls(plan, console, resumed)
         self.time_limit = TimeLimit(plan.config.trainer.max_time, resumed)
@@ -139,7 +141,18 @@ class Training:
             "stopped_early": self.stalls.stopped_early,
             "stopped_by": self.stopped_by,
             "skipped": self.skipped,
+            **({"process_bytes": self.num_bytes} if self.num_bytes else {}),
         }
+
+    def on_memory(self, num_bytes: Sequence[Mapping[str, int]]) -> None:
+        """Take the bytes of weights and optimizer state in each of several processes."""
+        if not self.num_bytes:
+            self.num_bytes = num_bytes
+            most = {name: max(of[name] for of in num_bytes) for name in num_bytes[0]}
+            self.console.say(
+                f"memory   each of {len(num_bytes)} processes has {size(most['weights'])} of "
+                f"weights and {size(most['optimizer'])} of optimizer state"
+            )
 
     def on_chunk_start(self, chunk: Chunk, live: Live) -> None:
         """Implements `runner.spec.OnChunkStart`."""

@@ -7,9 +7,9 @@ from runner.errors import printable
 from runner.report import ledger
 from runner.report.ledger import Entry
 from runner.run import strict_json
+from runner.text.console import size
 
 _MOST_METRICS = 4  # columns of metrics in the table; JSON has all
-_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def list_runs(root: Path, where: Sequence[str] | None, sort: str, as_json: bool) -> int:
@@ -56,16 +56,6 @@ def aligned(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> lis
         ).rstrip()
         for row in rows
     ]
-
-
-def size(num_bytes: int) -> str:
-    """Format a number of bytes in decimal units: 999 B, 1.2 kB, 34 MB."""
-    number, unit = float(num_bytes), 0
-    while number >= 999.5 and unit < len(_UNITS) - 1:
-        number, unit = number / 1000, unit + 1
-    return (
-        f"{number:.1f} {_UNITS[unit]}" if unit and number < 9.95 else f"{number:.0f} {_UNITS[unit]}"
-    )
 
 
 def _summary(root: Path, rows: Sequence[Entry], num_all: int) -> str:

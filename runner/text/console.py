@@ -181,6 +181,19 @@ def kept_in_files() -> None:
     _is_kept = True
 
 
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def size(num_bytes: int) -> str:
+    """Format a number of bytes in decimal units: 999 B, 1.2 kB, 34 MB."""
+    number, unit = float(num_bytes), 0
+    while number >= 999.5 and unit < len(_UNITS) - 1:
+        number, unit = number / 1000, unit + 1
+    return (
+        f"{number:.1f} {_UNITS[unit]}" if unit and number < 9.95 else f"{number:.0f} {_UNITS[unit]}"
+    )
+
+
 class Console:
     """Prints lines for the user, and on a terminal a progress bar."""
 

@@ -161,6 +161,34 @@ def test_several_processes_train_as_one_does(tmp_path: Path, backend: str, num: 
     _check_equal(one, several)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("num", "23")
+def test_processes_that_divide_the_weights_train_as_one_does(tmp_path: Path, num: str) -> None:
+    """A layer of 73,728 weights is gathered by itself; with 3 processes some have no part of a
+    bias, and one has no row of the last batch. The run goes on with whole weights on the other
+    framework."""
+    layers = NETWORK.replace("{layer: flatten}", "{layer: flatten},{layer: dense, units: 1024}")
+    base = (layers, *RUN[1:], "optimizer.ema=0.9", "schedule=cosine", "trainer.max_steps=10")
+    one = _train(tmp_path, "one", base=base)
+    several = _train(tmp_path, "several", f"devices={num}", "strategy=fsdp", base=base)
+    _check_equal(one, several)
+    whole, *parts = (
+        json.loads((folder / "result.json").read_text()).get("process_bytes")
+        for folder in (one, several)
+    )
+    weights = sum(v.nbytes for k, v in _state(one).items() if k.startswith("weights/"))
+    running = 2 * 2 * 8  # mean and variance of two channels, which no process divides
+    assert whole is None
+    assert sum(of["weights"] for of in parts[0]) == weights - running
+    constant = (*(key for key in base if key != "schedule=cosine"),)
+    shorter = (*constant[:-1], "trainer.max_steps=6")
+    begun = _train(tmp_path, "begun", "devices=2", "strategy=fsdp", base=shorter)
+    longer = ("backend=keras", "devices=1", "strategy=auto", "trainer.max_steps=10")
+    done = forked(tmp_path, (f"resume={begun}", *longer))[0]
+    assert done.status == 0, done.err
+    _check_equal(_train(tmp_path, "constant", base=constant), begun)
+
+
 OWN = """
 import torch
 from torch import nn
