@@ -40,6 +40,8 @@ from runner.text import console
 
 _NO_CODE = Built({}, {}, ())  # of a network of this project's layers
 _MOST_IDS = 2**24
+_PROFILED_CHUNK = 5  # updates
+LEAST_PROFILED = 3  # updates of debug=profile: one of warm-up, one that is timed, one recorded
 _TRIAL_ROWS = 10  # of labels at positions, on which a metric is tried
 _CHUNK_BYTES = 16 * 2**20  # limit for the rows and outputs of one call of a framework
 
@@ -293,6 +295,12 @@ class Plan:
         of their rows and outputs."""
         if self.config.debug in ("fast", "anomaly", "nondeterminism"):
             return 1
+        if self.config.debug == "profile":
+            num = max(1, min(_PROFILED_CHUNK, self.order.total_steps // 8))
+            return min(num, self._largest_chunk())
+        return self._largest_chunk()
+
+    def _largest_chunk(self) -> int:
         configured, memory = self.config.trainer.steps_per_call, self.data.memory
         epochs = self.order.epochs
         num_steps = max(map(epochs.size, range(len(epochs.starts))))  # of the longest epoch
@@ -796,9 +804,9 @@ def _check_mixing(config: Config, data: Dataset, loss: Any) -> None:
 
 
 def _check_debug(config: Config) -> None:
-    """Refuse debug=anomaly where layers are not the framework's, and both modes that look at the
-    state in other processes."""
-    if config.debug not in ("anomaly", "nondeterminism"):
+    """Refuse debug=anomaly where layers are not the framework's, a profile without a profiler, and
+    modes that look at one process in several."""
+    if config.debug not in ("anomaly", "nondeterminism", "profile"):
         return
     if config.debug == "anomaly" and config.trainer.precision == "exact":
         raise ConfigError(
@@ -807,11 +815,22 @@ def _check_debug(config: Config) -> None:
         )
     if config.num_processes > 1:
         raise ConfigError(f"debug={config.debug} needs devices=1, got {config.devices}")
+    if config.debug == "profile" and not BACKENDS[config.backend].has_profiler:
+        names = [name for name, about in BACKENDS.items() if about.has_profiler]
+        raise ConfigError(
+            f"debug=profile needs a backend with a profiler, {' or '.join(names)}, got "
+            f"backend={config.backend}"
+        )
 
 
 def _debugged(config: Config, data: Dataset, order: Order | InOrder) -> Order | InOrder:
     """Return the order of the config's `debug`, or refuse it."""
     _check_debug(config)
+    if config.debug == "profile" and order.total_steps < LEAST_PROFILED:
+        raise ConfigError(
+            f"debug=profile needs at least {LEAST_PROFILED} updates, got {order.total_steps}; set "
+            f"a larger trainer.max_epochs or trainer.max_steps"
+        )
     if config.debug not in ("overfit", "nondeterminism"):
         return order
     if isinstance(order, InOrder):

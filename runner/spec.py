@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 
@@ -299,12 +299,36 @@ class About:
     packages: Sequence[str]  # environment.json records their versions
     precisions: Sequence[str]
     exports: Mapping[str, str] = field(default_factory=dict)  # format of task=export -> file
+    has_profiler: bool = True
     # raises ConfigError for a config that the backend cannot run
     refuse: Callable[[Any], None] = lambda config: None
     # prepares a process of the command line for its framework
     tune: Callable[[], None] = lambda: None
     # environment variables during the framework's import; they replace the user's values
     environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class Operation(NamedTuple):
+    """An operation of a framework, as its profiler records it."""
+
+    name: str
+    calls: int
+    seconds: float  # of all calls, without the operations inside them
+
+
+class Profiler(Protocol):
+    """The framework's own profiler."""
+
+    trace: Path  # what it has written, for a viewer
+
+    def start(self, live: Live) -> None:
+        """Begin to record."""
+        ...
+
+    def stop(self) -> Sequence[Operation]:
+        """Write the trace. Return the operations, those that take the most time first; none if they
+        are unknown."""
+        ...
 
 
 class Backend(Protocol):
@@ -367,6 +391,10 @@ class Backend(Protocol):
     def observers(self, natives: Mapping[str, Any], has_validation: bool) -> Sequence[Any]:
         """Return observers that call the framework's callbacks, by their names for errors. Raise
         ConfigError for what a callback needs and the runner does not do."""
+        ...
+
+    def profiler(self, run: RunSpec, folder: Path) -> Profiler:
+        """Return the framework's profiler. It writes into `folder`."""
         ...
 
     def predict(self, model: ModelSpec, state: TrainState, rows: Batch) -> np.ndarray:

@@ -5,9 +5,11 @@ from backends.lightning.callbacks import observers
 from backends.lightning.custom import inspect, read_weights
 from backends.lightning.device import can_use_threads, devices, fixed_threads
 from backends.lightning.objective import check_loss
+from backends.lightning.profiler import Profiler
 from runner import twins
 
 name = "lightning"
+profiler = Profiler
 train = twins.trains(loop.train)
 check_optimizer = twins.checks(loop.check_optimizer)
 predict = twins.takes_state(loop.predict)
@@ -31,6 +33,7 @@ __all__ = [
     "native_model",
     "observers",
     "predict",
+    "profiler",
     "read_weights",
     "trace",
     "train",

@@ -1,8 +1,8 @@
 """The engine for every precision except exact: autograd and torch's optimizers."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -146,6 +146,16 @@ class Engine:
         """Return a context in which the network has the average of the weights."""
         assert self.average is not None
         return swapped(self.weights, self.average.views)
+
+    @contextmanager
+    def with_hooks(self) -> Iterator[None]:
+        """Call the modules in the block so that their hooks run; an update leaves them out."""
+        run, before, own = self.run, self.forward, self.own_loss
+        self.forward = objective.forward(run.loss, own, self.network, run.has_weights, True)
+        try:
+            yield
+        finally:
+            self.forward = before
 
     def _require_gradients(self, value: bool) -> None:
         """Let autograd compute gradients of the frozen weights, or not."""

@@ -24,14 +24,19 @@ OwnLoss = Callable[[Any, tuple[Tensor, ...]], Tensor]  # outputs, batch -> mean 
 
 
 def forward(
-    loss: Any, function: OwnLoss | None, network: nn.Module, has_weights: bool = False
+    loss: Any,
+    function: OwnLoss | None,
+    network: nn.Module,
+    has_weights: bool = False,
+    has_hooks: bool = False,
 ) -> Forward:
     """Build the forward pass in training. `function` is the user's loss function, if it is one. The
-    outputs of a model that computes its own loss are empty."""
+    outputs of a model that computes its own loss are empty. With `has_hooks`, the hooks of the
+    network's modules run, also those of built-in layers."""
     if loss.name == "model":
         steps = steps_of(network)
         return lambda x, *others: (x.new_empty(0), steps.train(x, *others))
-    call = layers.direct(network)
+    call = network.forward if has_hooks else layers.direct(network)
     if function is not None:
         outputs = outputs_of(network)
 

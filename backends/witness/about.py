@@ -2,4 +2,6 @@
 
 from runner.spec import About
 
-ABOUT = About(name="witness", distribution="twinrun", packages=(), precisions=("exact",))
+ABOUT = About(
+    name="witness", distribution="twinrun", packages=(), precisions=("exact",), has_profiler=False
+)

@@ -358,7 +358,7 @@ class Config(Section):
     metrics: Literal["auto"] | Annotated[list[Metric], Field(max_length=100)]
     logger: Annotated[Logger, Mark(outside_hash=True, on_resume=True)]
     callbacks: Annotated[list[Callback], _WHEN_RESUMED]
-    debug: Literal["fast", "overfit", "anomaly", "nondeterminism"] | None
+    debug: Literal["fast", "overfit", "anomaly", "nondeterminism", "profile"] | None
     trainer: Trainer
     tune: Tune | None
     answer: Annotated[Answer, _OUTSIDE]

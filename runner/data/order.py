@@ -298,6 +298,7 @@ class Chunks:
     ahead: bool = True
     part: Callable[[Chunk], Chunk] | None = None
     began: float | None = None  # time.monotonic() at the request of the first chunk
+    waited_seconds: float = 0.0  # for rows, so far
 
     def __iter__(self) -> Iterator[Chunk]:
         self.began = time.monotonic()
@@ -306,7 +307,9 @@ class Chunks:
         with ThreadPoolExecutor(1, "rows") as reader:
             upcoming = self._prefetch(step, num, reader)
             while upcoming is not None:
+                before = time.perf_counter()
                 chunk = upcoming()
+                self.waited_seconds += time.perf_counter() - before
                 step += chunk.num_steps
                 upcoming = self._prefetch(step, num, reader) if ahead else None
                 before = time.perf_counter()

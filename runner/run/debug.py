@@ -2,6 +2,7 @@
 the run would; most end it early, with an evaluation and a checkpoint."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from runner.errors import RunError
 from runner.plan import Plan
 from runner.run.nondeterminism import Nondeterminism
 from runner.run.observer import Limit
+from runner.run.profile import Profile
 from runner.spec import Live, Report, TrainState
 from runner.text.console import Console
 
@@ -146,7 +148,9 @@ def _rows(is_bad: np.ndarray, rows: np.ndarray) -> str:
     return f"in {len(found)} of {len(rows)} rows: training rows {listed}{more}"
 
 
-def observers(plan: Plan, console: Console, resumed: Mapping[str, Any] | None) -> list[Limit]:
+def observers(
+    plan: Plan, path: Path, console: Console, resumed: Mapping[str, Any] | None
+) -> list[Limit]:
     """Return the observers of the config's `debug`, which may end the run."""
     if plan.config.debug == "fast":
         return [Fast()]
@@ -158,6 +162,8 @@ def observers(plan: Plan, console: Console, resumed: Mapping[str, Any] | None) -
         return [Anomaly(plan, console)]
     if plan.config.debug == "nondeterminism":
         return [Nondeterminism(plan, console)]
+    if plan.config.debug == "profile":
+        return [Profile(plan, path, console)]
     return []
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from runner.data.order import Chunk
+from runner.data.order import Chunk, Chunks
 from runner.errors import RunError
 from runner.plan import Plan, plan
 from runner.run.checkpoint import num_bytes
@@ -45,7 +45,7 @@ class Nondeterminism(Limit):
         self._num_updates = 0  # of the second pass
         self._before: TrainState
 
-    def prepare(self, backend: Backend, run: RunSpec, start: TrainState) -> None:
+    def prepare(self, backend: Backend, run: RunSpec, start: TrainState, chunks: Chunks) -> None:
         """Make the first pass. Raise RunError if what is made before the first update differs."""
         self._backend, self._before = backend, start
         again = plan(self.plan.config)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from runner.data.order import Chunk
+from runner.data.order import Chunk, Chunks
 from runner.spec import Backend, Live, Report, RunSpec, TrainState
 
 
@@ -81,7 +81,7 @@ class Limit(Observer):
     cause: str  # for result.json
     is_over = False
 
-    def prepare(self, backend: Backend, run: RunSpec, start: TrainState) -> None:
+    def prepare(self, backend: Backend, run: RunSpec, start: TrainState, chunks: Chunks) -> None:
         """Called before the training, with what the backend gets. It may raise RunError."""
 
     def examine(self, chunk: Chunk, report: Report, live: Live) -> None:

@@ -75,7 +75,7 @@ class Training:
         self._means = Means()
         self.stalls = Stalls(plan, console, resumed)
         self.time_limit = TimeLimit(plan.config.trainer.max_time, resumed)
-        self.limits: list[Limit] = [self.time_limit, *debug.observers(plan, console, resumed)]
+        self.limits: list[Limit] = [self.time_limit, *debug.observers(plan, path, console, resumed)]
         if resumed is not None:
             self.best, self.metrics, self.step = (
                 resumed["best"],

@@ -16,7 +16,7 @@ from runner.report import ledger
 from runner.report.ledger import Entry
 from runner.run import checkpoint, run_folder
 from runner.run.saved import refuse_links
-from runner.tasks.list_runs import aligned
+from runner.text.columns import aligned
 from runner.text.console import size
 
 

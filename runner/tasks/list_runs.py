@@ -1,12 +1,13 @@
 """task=list: print the runs below output.root as a table, or as JSON. It imports no framework."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from runner.errors import printable
 from runner.report import ledger
 from runner.report.ledger import Entry
 from runner.run import strict_json
+from runner.text.columns import aligned
 from runner.text.console import size
 
 _MOST_METRICS = 4  # columns of metrics in the table; JSON has all
@@ -44,18 +45,6 @@ def table(rows: Sequence[Entry]) -> list[str]:
         [[printable(cell) for cell in line] for line in cells],
         {i for i, name in enumerate(cells[0]) if name in ("seed", "steps", "size", *shown)},
     )
-
-
-def aligned(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> list[str]:
-    """Format rows of cells as columns; those at the positions `numbers` are aligned right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if i in numbers else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def _summary(root: Path, rows: Sequence[Entry], num_all: int) -> str:

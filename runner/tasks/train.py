@@ -543,7 +543,7 @@ def _updates(
         state = start
         if backend is not None:
             for limit in training.limits:
-                limit.prepare(backend, spec, start)
+                limit.prepare(backend, spec, start, chunks)
             if job.team is not None:
                 data = prepared.data
                 state = ranks.lead(job.team, backend, spec, start, chunks, training, data)
