@@ -24,7 +24,7 @@ from runner.cli.commands import Frozen, Request, check_config_dir
 from runner.cli.compose import Composer
 from runner.cli.overrides import explained, parse_overrides
 from runner.config.given import Given
-from runner.config.schema import marked
+from runner.config.schema import Config, marked
 from runner.errors import ConfigError, RunError, show
 from runner.report import answer, comparison
 from runner.run.resume import Resumed
@@ -270,8 +270,14 @@ def _run(
 ) -> Run:
     """Train the run. Return it, or raise how it ended."""
     folders: list[Path] = []
+    configs: list[Config] = []
+
+    def on_folder(path: Path, config: Config) -> None:
+        folders.append(path)
+        configs.append(config)
+
     with _shown(quiet) as stream:
-        call = Call(given, stream, callbacks, folders.append)
+        call = Call(given, stream, callbacks, on_folder)
         lines = request.lines if isinstance(source, Frozen) else source.overrides
         config_dir = request.composer.config_dir
         job = request.job(source, lines, parent, None, monotonic(), config_dir)
@@ -286,7 +292,7 @@ def _run(
             raise RunError(error, folders[0] if folders else None) from None
     if not folders:  # the handler of a signal did not end the process
         raise RunError("a signal ended the run before the training began")
-    finished = Run(folders[0], job.config, given=given)
+    finished = Run(folders[0], configs[0], given=given)
     if finished.status == "failed":
         reason = finished.result.get("error", "its last files could not be written")
         raise RunError(f"{reason}; the traceback is in {finished.folder / 'run.log'}", folders[0])

@@ -500,9 +500,17 @@ def plan(
 ) -> Plan:
     """Plan a run, or refuse it. `like` is the data.json of a run; it names the data's columns.
     `data` replaces the config's data, to evaluate on other rows."""
-    is_training = data is None
-    if data is None:
-        data = _data(config, like)
+    if data is not None:
+        return _plan(config, data, is_training=False)
+    return _plan(config, _data(config, like), is_training=True)
+
+
+def replanned(prepared: Plan, config: Config) -> Plan:
+    """Plan a run on the data of another run, with a config that differs in other keys."""
+    return _plan(config, prepared.data, is_training=True)
+
+
+def _plan(config: Config, data: Dataset, is_training: bool) -> Plan:
     _check_augment(config, data)
     _check_ids(config, data)
     _check_twin(config)

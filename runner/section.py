@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, WithJsonSchema
 
 
 class Section(BaseModel):
@@ -75,6 +75,8 @@ def value_at(values: Any, key: str) -> Any:
     return values
 
 
+# of a number that a user may also leave to the runner
+OR_AUTO = WithJsonSchema({"anyOf": [{"exclusiveMinimum": 0, "type": "number"}, {"const": "auto"}]})
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]

@@ -7,7 +7,7 @@ frozen object is trained, hashed, saved and passed to a launcher.
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -32,6 +32,7 @@ from runner.cli.startup import process_start
 from runner.components import averages
 from runner.config.conf_folder import bases, defaults, groups
 from runner.config.schema import Config, marked, parse, sha256
+from runner.config.stand_in import with_stand_in
 from runner.config.trust import MOST_JOBS
 from runner.errors import ConfigError, RunError, few_lines, memory_errors, nearest, show
 from runner.machine import threads
@@ -55,6 +56,7 @@ class Frozen:
     """A run's config after it was composed, resolved and checked."""
 
     values: dict[str, Any]  # the content of config.yaml
+    finds_lr: bool = False  # optimizer.lr=auto: `values` has a number that stands in for it
 
     @cached_property
     def config(self) -> Config:
@@ -65,7 +67,7 @@ class Frozen:
         return sha256(self.values)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"values": self.values}
+        return {"values": self.values, "finds_lr": self.finds_lr}
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Request:
                     f"{key} can only be set on the command line, not in a file, got "
                     f"{show(values[key])}"
                 )
-        frozen = Frozen(values)
+        frozen = Frozen(*with_stand_in(values))
         _ = frozen.config  # validates: raises ConfigError
         return frozen
 
@@ -156,6 +158,7 @@ class Request:
             started,
             resumed,
             config_dir,
+            finds_lr=isinstance(source, Frozen) and source.finds_lr,
         )
 
     def replaced(self, lines: Sequence[str]) -> "Request":
@@ -292,6 +295,8 @@ def _select(request: Request) -> Callable[[Request], int]:
         if key in request.keys:
             raise ConfigError(f"{key} needs {needed}")
     tasks = {frozen.config.task for frozen in request.frozen}
+    if any(frozen.finds_lr for frozen in request.frozen):
+        _check_finds_lr(request, tasks)
     if tasks & set(_TASKS_ON_FOLDERS):
         return _on_folders
     for key in sorted(request.keys & _ON_FOLDERS):
@@ -302,6 +307,23 @@ def _select(request: Request) -> Callable[[Request], int]:
     for task in sorted(tasks - set(_BY_TASK)):
         raise ConfigError(f"task={task} needs run=FOLDER, the folder of a finished run")
     return _BY_TASK[min(tasks)]
+
+
+def _check_finds_lr(request: Request, tasks: Collection[str]) -> None:
+    """Refuse optimizer.lr=auto where no run begins, and where several begin."""
+    for task in sorted({*tasks} - {"train", "find_lr", "describe"}):
+        raise ConfigError(f"optimizer.lr must be a number with task={task}, got auto")
+    devices = request.frozen[0].config.devices
+    if request.frozen[0].config.num_processes > 1:
+        raise ConfigError(
+            f"optimizer.lr must be a number with devices={devices}, got auto; task=find_lr "
+            f"suggests one"
+        )
+    if request.is_multirun and tasks == {"train"}:
+        raise ConfigError(
+            "optimizer.lr=auto finds the base rate of one run; with -m, use tune=lr, which chooses "
+            "the rate of each combination on other seeds"
+        )
 
 
 def _preview(request: Request) -> int:

@@ -39,7 +39,7 @@ from runner.components.layers import Network, Variable
 from runner.errors import ConfigError, listed, nearest, show
 from runner.schedules import AnyCurve, Clock, Curve, table
 from runner.schedules.units import Length
-from runner.section import MOST, Count, Fraction, NonNegative, OwnCode, Positive, Section
+from runner.section import MOST, OR_AUTO, Count, Fraction, NonNegative, OwnCode, Positive, Section
 
 NUMBERS = "numbers"  # a slot with an optimizer's own numbers in place of arrays by weight
 BASE_WEIGHTS = "base_weights"  # the slot with z of a schedule-free optimizer
@@ -48,6 +48,9 @@ TRAINING_WEIGHTS = "training_weights"
 LEARNING_RATE = "learning_rate"  # the table of eta(t)
 AVERAGE_WEIGHTS = "average_weights"  # the slot with the average of the weights: averages.py
 EARLIER_WEIGHTS = "earlier_weights_"  # of slots with weights that are in the average
+
+# A command or a file may also have auto (runner.tasks.auto_lr), for which a number stands in
+Rate = Annotated[Positive, OR_AUTO]
 
 # the share of the old average in a new one
 Decay = Annotated[float, Field(gt=0, lt=1)]
@@ -120,7 +123,7 @@ class Group:
 
 
 class _Optimizer(Section):
-    lr: Positive
+    lr: Rate
     weight_decay: NonNegative
     weight_decay_mode: Literal["coupled", "decoupled"]
     decay_exclude: Literal["none", "bias_and_norm"]
@@ -697,7 +700,7 @@ class Custom(OwnCode):
     """
 
     name: Literal["custom"]
-    lr: Positive
+    lr: Rate
     decay_exclude: Literal["none", "bias_and_norm"]
     groups: list[Matching]
     layer_decay: Positive

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from runner.errors import closest, nearest, show
 from runner.schedules import Curve, Duration, Length
 from runner.schedules.dialects.calls import SentenceError
-from runner.section import ALLOWED, Mark, keys
+from runner.section import ALLOWED, OR_AUTO, Mark, keys
 
 Root = type[BaseModel]  # the class of the whole config
 
@@ -60,7 +60,7 @@ def explain(
         if other["type"] == "literal_error"
         for name in _words(other["ctx"]["expected"])
     ]
-    hint = nearest(found, names)
+    hint = nearest(found, names + _other_words(_annotation(root, error["loc"])))
     if kind == "string_pattern_mismatch":  # device: many users write gpu for cuda
         hint = nearest(str(found).replace("gpu", "cuda"), ["auto", "cuda", "mps"])
     text = " or ".join(
@@ -83,7 +83,14 @@ def _allowed(root: Root, error: Mapping[str, Any]) -> str:
     if kind == "too_short" and context["min_length"] > 1:
         kind = "too_few"
     words = ALLOWED.get(kind)
+    if words and kind == "float_type":
+        words = _or([words, *_other_words(annotation)])
     return words.format(**context) if words else f"must be valid ({error['msg']})"
+
+
+def _other_words(annotation: Any) -> list[str]:
+    """Return the words that a key of numbers takes besides."""
+    return ["auto"] if OR_AUTO in getattr(annotation, "__metadata__", ()) else []
 
 
 def _unknown_key(root: Root, key: str, location: Sequence[Any], path: Sequence[Any]) -> str:

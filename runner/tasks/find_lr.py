@@ -2,6 +2,7 @@
 rate. The trained state is not kept."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,42 @@ from runner.plan import Plan, plan
 from runner.report import lr_range as picture
 from runner.report.range_test import Suggestion, end, first_read, smooth, suggest
 from runner.run import first_weights, other_process, run_folder
+from runner.run.failure import why_failed
 from runner.run.signals import Signals
-from runner.spec import Live, Report, first_state
-from runner.tasks.train import why_failed
+from runner.spec import Backend, Live, Report, TrainState, first_state
 from runner.text.console import Console, capture, log_traceback
 
 _STEPS_PER_CALL = 10  # few, so that the test ends soon after the loss has risen
 
 
+@dataclass(frozen=True)
+class Tested:
+    """The updates of a range test before the loss rose."""
+
+    rates: np.ndarray  # float64[n]
+    losses: np.ndarray  # float64[n]
+    smoothed: np.ndarray  # float64[n]
+    rose_at: int | None  # the update at which the loss rose; None if it did not
+    suggestion: Suggestion | None  # None if the loss does not fall
+
+    def draw(self, path: Path) -> Path | None:
+        """Draw find_lr.png into a folder. Return its path, None if there is nothing to draw."""
+        if not len(self.rates):
+            return None
+        file = path / "find_lr.png"
+        picture.draw(file, self.rates, self.losses, self.smoothed, self.suggestion)
+        return file
+
+    def json(self) -> dict[str, Any]:
+        """Return the content of find_lr.json."""
+        found = self.suggestion
+        entry = None if found is None else {**vars(found), "lr": found.lr}
+        return {"suggestion": entry, "steps": len(self.rates)}
+
+
 def check(values: Mapping[str, Any]) -> None:
     """Refuse a config that cannot be trained or written. Writes nothing."""
-    config = plan(parse(_range_test(values))).config
+    config = plan(parse(as_range_test(values))).config
     root = Path(config.output.root) / "find_lr"
     run_folder.check(root, "output.root", root)
 
@@ -35,7 +61,7 @@ def find_lr(request: tuple[Mapping[str, Any], str | None]) -> int:
     """Run the test of a composed config, below a heading that is printed once its folder is made.
     Return 1 if the loss never falls, else 0."""
     values, heading = request
-    config = parse(_range_test(values))
+    config = parse(as_range_test(values))
     with capture() as (console, captured), Signals() as signals:
         prepared = plan(config)
         backend = dispatcher.load(config.backend)
@@ -49,22 +75,27 @@ def find_lr(request: tuple[Mapping[str, Any], str | None]) -> int:
             run_folder.write_config(path, values)
             for warning in prepared.data.warnings:
                 console.say(f"warning: {warning}")
+            start = first_state(
+                prepared.network, config.optimizer, prepared.model.dtype, config.seed
+            )
+            start = first_weights.load(start, prepared, backend)[0]
             try:
-                rates, losses = _train(prepared, console, signals)
+                tested = train(prepared, backend, start, console, signals)
             except Exception as error:
                 log_traceback()
                 console.say(f"failed: {why_failed(error, config)}")
                 console.say(f"traceback in {path / 'run.log'}")
                 return 1
             if signals.received:
-                console.say(f"interrupted after {len(losses)} updates: nothing is suggested")
+                console.say(f"interrupted after {len(tested.rates)} updates: nothing is suggested")
                 return 128 + signals.received
-            return _report(config, path, rates, losses, console)
+            return _report(config, path, tested, console)
     return other_process.run(find_lr, request, prepared.model.threads)
 
 
-def _range_test(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config with the range test's schedule, also for groups of weights, and length."""
+def as_range_test(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the composed config with the range test's schedule, also for groups of weights, and
+    its length."""
     section = parse(values).find_lr
     if section.max_lr <= section.min_lr:
         raise ConfigError(
@@ -96,8 +127,10 @@ def _range_test(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _train(prepared: Plan, console: Console, signals: Signals) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rates and losses of the updates until the test ends.  # float64[n] each"""
+def train(
+    prepared: Plan, backend: Backend, start: TrainState, console: Console, signals: Signals
+) -> Tested:
+    """Make the updates of a planned range test until the loss has risen."""
     config, order, spec = prepared.config, prepared.order, prepared.run_spec()
     seen: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -116,31 +149,26 @@ def _train(prepared: Plan, console: Console, signals: Signals) -> tuple[np.ndarr
             and not signals.received
         )
 
-    backend = dispatcher.load(config.backend)
-    start = first_state(prepared.network, config.optimizer, spec.dtype, config.seed)
-    start = first_weights.load(start, prepared, backend)[0]
     with console.progress(order.total_steps, 0):
         backend.train(spec, start, prepared.chunks(0, None, adapt=False), on_chunk)
     rates, losses = (np.concatenate(parts) for parts in zip(*seen, strict=True))
-    return rates, losses
-
-
-def _report(
-    config: Config, path: Path, rates: np.ndarray, losses: np.ndarray, console: Console
-) -> int:
     smoothed = smooth(losses, config.find_lr.smoothing)
-    last = end(losses, smoothed, config.find_lr.stop_factor)
-    num = len(losses) if last is None else last
-    rates, losses, smoothed = rates[:num], losses[:num], smoothed[:num]
-    suggestion = suggest(rates, smoothed) if num else None
-    _write(path, rates, losses, smoothed, suggestion)
-    rose = "" if last is None else f"; the loss rose at update {last}"
+    rose_at = end(losses, smoothed, config.find_lr.stop_factor)
+    num = len(losses) if rose_at is None else rose_at
+    suggestion = suggest(rates[:num], smoothed[:num]) if num else None
+    return Tested(rates[:num], losses[:num], smoothed[:num], rose_at, suggestion)
+
+
+def _report(config: Config, path: Path, tested: Tested, console: Console) -> int:
+    """Write the files of a range test and print its result. Return the exit status."""
+    rates, suggestion = tested.rates, tested.suggestion
+    _write(path, tested)
+    rose = "" if tested.rose_at is None else f"; the loss rose at update {tested.rose_at}"
     console.say(
-        f"range test: {num} updates at rates from {config.find_lr.min_lr:g} to "
-        f"{rates[-1] if num else 0:.3g}{rose}"
+        f"range test: {len(rates)} updates at rates from {config.find_lr.min_lr:g} to "
+        f"{rates[-1] if len(rates) else 0:.3g}{rose}"
     )
-    if num:
-        picture.draw(path / "find_lr.png", rates, losses, smoothed, suggestion)
+    drawn = tested.draw(path)
     if suggestion is None:
         console.say(
             "failed: the loss does not fall; find_lr.min_lr may be too high or "
@@ -152,11 +180,12 @@ def _report(
             f"{suggestion.tenth:.3g}"
         )
         console.say(f"suggestion  optimizer.lr={suggestion.lr:g}")
-        for warning in _at_edges(config.find_lr, suggestion, rates, rose=last is not None):
+        rose_at = tested.rose_at
+        for warning in _at_edges(config.find_lr, suggestion, rates, rose=rose_at is not None):
             console.say(f"warning: {warning}")
     console.say(f"folder   {path}")
-    if num:
-        console.say(f"picture  {path / 'find_lr.png'}")
+    if drawn is not None:
+        console.say(f"picture  {drawn}")
     return int(suggestion is None)
 
 
@@ -176,17 +205,12 @@ def _at_edges(
         )
 
 
-def _write(
-    path: Path,
-    rates: np.ndarray,
-    losses: np.ndarray,
-    smoothed: np.ndarray,
-    suggestion: Suggestion | None,
-) -> None:
-    rows = zip(rates.tolist(), losses.tolist(), smoothed.tolist(), strict=True)
+def _write(path: Path, tested: Tested) -> None:
+    """Write trace.csv and find_lr.json of a range test into its folder."""
+    columns = (tested.rates, tested.losses, tested.smoothed)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
     lines = [f"{step},{rate!r},{loss!r},{mean!r}\n" for step, (rate, loss, mean) in enumerate(rows)]
     (path / "trace.csv").write_text(
         "step,learning_rate,loss,smoothed_loss\n" + "".join(lines), encoding="utf-8"
     )
-    entry = None if suggestion is None else {**vars(suggestion), "lr": suggestion.lr}
-    run_folder.write_json(path / "find_lr.json", {"suggestion": entry, "steps": len(rates)})
+    run_folder.write_json(path / "find_lr.json", tested.json())

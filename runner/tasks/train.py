@@ -14,11 +14,12 @@ from runner.components.optimizers import Custom
 from runner.config import times
 from runner.config.given import Given, objects
 from runner.config.schema import Config, Trainer, parse, sha256
+from runner.config.stand_in import with_lr
 from runner.data.order import Chunks, InOrder, Order
-from runner.errors import IF_DIVERGED, ConfigError, RunError, is_out_of_memory, one_line
+from runner.errors import IF_DIVERGED, ConfigError, RunError
 from runner.errors import show as show_value
 from runner.machine import devices, threads
-from runner.plan import Plan, check_devices, plan
+from runner.plan import Plan, check_devices, plan, replanned
 from runner.run import (
     agents,
     certificate,
@@ -35,12 +36,14 @@ from runner.run import (
     trackers,
 )
 from runner.run.channel import LostError
+from runner.run.failure import why_failed
 from runner.run.observer import Observer
 from runner.run.progress import show
 from runner.run.resume import Resumed, check, with_saved_threads
 from runner.run.signals import Signals
 from runner.run.training import Training
 from runner.spec import INEXACT, Backend, RunSpec, TrainState, first_state
+from runner.tasks import auto_lr
 from runner.text import quoting
 from runner.text.console import Console, capture, log_traceback, tree
 
@@ -53,7 +56,8 @@ class Call:
     given: Given
     shown: TextIO  # where lines for the user go
     callbacks: Sequence[Any] = ()  # runner.Observer, or callbacks of the framework
-    on_folder: Callable[[Path], None] = lambda path: None  # gets the run's folder before training
+    # gets the run's folder and config before training
+    on_folder: Callable[[Path, Config], None] = lambda path, config: None
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Job:
     path: Path | None = None  # of a multirun's job: its folder, which exists and is locked
     call: Call | None = None  # None: a command line
     team: launch.Team | None = None  # of one process of a run of several
+    finds_lr: bool = False  # optimizer.lr=auto: `config` has a number that stands in for it
 
     @property
     def whole_command(self) -> list[str]:
@@ -96,7 +101,7 @@ class Job:
     def announce(self, path: Path) -> None:
         """Tell those who wait for the run its folder."""
         if self.call is not None:
-            self.call.on_folder(path)
+            self.call.on_folder(path, self.config)
         if self.team is not None:
             self.team.tell("folder", str(path))
 
@@ -163,6 +168,18 @@ class Job:
                 ) from error
         return observers
 
+    def at_lr(self, lr: float) -> "Job":
+        """Return the same job with a base rate in place of optimizer.lr=auto."""
+        values = with_lr(self.composed, lr)
+        others = [item for item in self.overrides if item.partition("=")[0] != "optimizer.lr"]
+        return replace(
+            self,
+            composed=values,
+            config=parse(values) if self.call is None else self.call.given.bind(parse(values)),
+            overrides=[*others, f"optimizer.lr={lr!r}"],
+            finds_lr=False,
+        )
+
     def result(self) -> dict[str, Any]:
         """Return the entries of result.json of a run that has not begun."""
         return {
@@ -219,10 +236,10 @@ def train(job: Job) -> int:
         check_processes(config)
     if config.num_processes > 1 and job.team is None:
         return _train_in_processes(job)
-    shown, in_python = (call.shown, True) if call else (None, False)
-    with capture(shown) as (console, captured), Signals(in_python) as signals:
+    shown = call.shown if call else None
+    with capture(shown) as (console, captured), Signals(call is not None) as signals:
         prepared = plan(config)
-        warnings = prepared.check_schedule()
+        warnings = [] if job.finds_lr else prepared.check_schedule()
         start = first_state(prepared.network, config.optimizer, prepared.model.dtype, config.seed)
         if resumed is not None:
             check(resumed, prepared, start)
@@ -231,21 +248,22 @@ def train(job: Job) -> int:
         device = devices.resolve(config.device_name, backend.devices(), config.num_processes)
         if signals.received is not None:
             return _interrupted(console, signals)
-        if call is not None:
-            prepared = _with_process_threads(prepared, backend)
+        prepared = _with_process_threads(prepared, backend) if call else prepared
         num_threads = threads.reserve(prepared.model.threads, config.num_processes)
         if call is not None or backend.can_use_threads(num_threads):
             if isinstance(config.optimizer, Custom):
                 backend.check_optimizer(config.optimizer, prepared.model, prepared.groups)
-            loaded: list[str] = []
             observers = job.observers(prepared, backend)
+            start, loaded = (start, []) if resumed else first_weights.load(start, prepared, backend)
+            job, prepared, found = _with_lr(job, prepared, backend, start, console, signals)
             prepared = native.with_single_updates(prepared, observers)
-            if resumed is None:
-                start, loaded = first_weights.load(start, prepared, backend)
+            if signals.received is not None:
+                return _interrupted(console, signals)
             path = job.folder()
             job.announce(path)
             with nullcontext() if job.path is not None else run_folder.locked(path):
                 captured.into(path / "run.log")
+                warnings += [] if found is None else found.write(path)
                 _say_first(job, prepared, warnings, console)
                 for line in [*loaded, *native.notes(observers)]:
                     console.say(line)
@@ -256,6 +274,40 @@ def train(job: Job) -> int:
     return other_process.run(
         _train_in_other_process, (job, run_folder.lock_to_share(job.path)), num_threads
     )
+
+
+def _with_lr(
+    job: Job,
+    prepared: Plan,
+    backend: Backend,
+    start: TrainState,
+    console: Console,
+    signals: Signals,
+) -> tuple[Job, Plan, auto_lr.Found | None]:
+    """Return the job and its plan with the base rate that optimizer.lr=auto finds, and how it was
+    found. With a number, and if a signal comes, return them as they are."""
+
+    def planned(values: Mapping[str, Any]) -> Plan:
+        config = parse(values)
+        if job.call is not None:
+            keeps_schedule = values["schedule"] == job.composed["schedule"]
+            given = job.call.given if keeps_schedule else replace(job.call.given, schedule=None)
+            config = given.bind(config)
+        again = replanned(prepared, config)
+        return replace(again, model=replace(again.model, threads=prepared.model.threads))
+
+    if not job.finds_lr:
+        return job, prepared, None
+    auto_lr.check(prepared)
+    try:
+        found = auto_lr.find(job.composed, planned, prepared, backend, start, console, signals)
+    except (ConfigError, RunError):
+        raise
+    except Exception as error:
+        raise RunError(
+            f"optimizer.lr=auto finds no rate: {why_failed(error, job.config)}"
+        ) from error
+    return (job, prepared, None) if found is None else (job.at_lr(found.lr), found.plan, found)
 
 
 def _with_process_threads(prepared: Plan, backend: Backend) -> Plan:
@@ -566,19 +618,6 @@ def _updates(
     if spec.precision == "exact":
         result |= certificate.write(training.path, job.composed, state)
     return result
-
-
-def why_failed(error: Exception, config: Config) -> str:
-    """Format an error that ended the training, in one line."""
-    name, text = type(error).__name__, one_line(error)
-    if is_out_of_memory(error):
-        trainer = config.trainer
-        return (
-            f"RunError: out of memory with trainer.batch_size={trainer.largest_batch} ({name}); "
-            f"reduce it and increase trainer.accumulate_grad_batches, now "
-            f"{trainer.accumulate_grad_batches}, to train the same"
-        )
-    return f"{name}: {text}"
 
 
 def _title(config: Config) -> str:

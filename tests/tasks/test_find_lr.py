@@ -16,7 +16,8 @@ from runner.cli.compose import compose
 from runner.components.optimizers import Matching
 from runner.config.schema import parse
 from runner.report import range_test
-from runner.tasks.find_lr import _at_edges, _range_test
+from runner.tasks import find_lr
+from runner.tasks.find_lr import _at_edges
 from tests.command_line import BACKENDS, Running, forked
 from tests.training import prepare, train
 
@@ -64,7 +65,7 @@ def test_nothing_is_suggested_where_the_loss_does_not_fall(losses: list[float]) 
 def test_groups_are_tested_at_the_rate_of_the_test_times_their_factors() -> None:
     """The groups' own schedules would have other rates."""
     groups = "optimizer.groups=[{match: dense_0, lr_factor: 0.5, schedule: {name: cosine}}]"
-    made = parse(_range_test(compose([groups])))
+    made = parse(find_lr.as_range_test(compose([groups])))
     assert made.optimizer.groups == [Matching(match="dense_0", lr_factor=0.5)]
     assert made.schedule.name == "range_test"
 
