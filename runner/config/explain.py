@@ -84,7 +84,7 @@ def _allowed(root: Root, error: Mapping[str, Any]) -> str:
         kind = "too_few"
     words = ALLOWED.get(kind)
     if words and kind == "float_type":
-        words = _or([words, *_other_words(annotation)])
+        words = " or ".join([words, *_other_words(annotation)])
     return words.format(**context) if words else f"must be valid ({error['msg']})"
 
 

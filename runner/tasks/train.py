@@ -265,8 +265,7 @@ def train(job: Job) -> int:
                 captured.into(path / "run.log")
                 warnings += [] if found is None else found.write(path)
                 _say_first(job, prepared, warnings, console)
-                for line in [*loaded, *native.notes(observers)]:
-                    console.say(line)
+                console.say_all([*loaded, *native.notes(observers)])
                 begun = _begin(job, resumed, prepared, start, device, path, console, signals)
                 if begun is None:
                     return _interrupted(console, signals)
@@ -329,12 +328,9 @@ def _with_process_threads(prepared: Plan, backend: Backend) -> Plan:
 def _say_first(job: Job, prepared: Plan, warnings: Sequence[str], console: Console) -> None:
     """Print what the user should know before the training."""
     if job.config.print_config:
-        for line in tree(job.composed).splitlines():
-            console.say(line)
-    for warning in warnings:
-        console.say(f"warning: {warning}")
-    for note in prepared.notes:
-        console.say(note)
+        console.say_all(tree(job.composed).splitlines())
+    console.say_all(f"warning: {warning}" for warning in warnings)
+    console.say_all(prepared.notes)
     if job.call is None:
         if remark := prepared.remark_on_threads():
             console.say(remark)
@@ -478,8 +474,7 @@ def _prepare_resume(
     """Print where the run resumes and which keys have changed; remove records and checkpoints of
     the steps that it will train again."""
     folder, step, is_over = resumed.folder, resumed.state.step, resumed.is_over(order.total_steps)
-    for note in resumed.notes:
-        console.say(note)
+    console.say_all(resumed.notes)
     console.say(f"resume   {folder} from step {step}")
     for name, digest in (run_folder.code_of(folder) or {}).items():
         if name != "model.weights" and environment["code"].get(name) != digest:

@@ -205,6 +205,11 @@ class Console:
         self._is_sparse = is_sparse
         self._step = self._total = self._printed = 0
 
+    def say_all(self, lines: Iterable[str]) -> None:
+        """Print lines."""
+        for line in lines:
+            self.say(line)
+
     def say(self, line: str) -> None:
         """Print a line. Control characters are escaped: a run folder from elsewhere may contain
         some."""
