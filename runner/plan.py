@@ -11,10 +11,19 @@ from typing import Any
 import numpy as np
 
 from runner import dispatcher, schedules
-from runner.components import averages, losses, metrics, optimizers, twins
+from runner.components import alignment, averages, losses, metrics, optimizers, twins
 from runner.components.cancelled import cancelled
 from runner.components.custom import Built, CustomNetwork, Source
-from runner.components.layers import Network, Shape, needs_images, needs_tokens, network
+from runner.components.layers import (
+    ANY_STEPS,
+    Network,
+    Shape,
+    fits_shape,
+    needs_images,
+    needs_tokens,
+    network,
+    show_wanted,
+)
 from runner.components.outputs import Outputs
 from runner.components.twins import TwinNetwork
 from runner.config.schema import Config, CustomModel, LayerModel, ObjectModel, SizedPart, TwinModel
@@ -27,6 +36,7 @@ from runner.data.masking import masked
 from runner.data.mixing import Mixing, mixed, mixing_of
 from runner.data.order import Chunks, InOrder, Order, begun, one_batch, segments
 from runner.data.source import Batch, Field
+from runner.data.splits import SPLIT_WORDS
 from runner.dispatcher import BACKENDS
 from runner.errors import ConfigError, nearest, show
 from runner.exact.refuse import refuse
@@ -332,9 +342,10 @@ class Plan:
 
     @property
     def keeps_train_outputs(self) -> bool:
-        """True if the outputs of the training rows are needed. For labels at positions and mixed
-        rows, they are not: the loss of an epoch is the mean of its updates' losses."""
-        return self.keeps_outputs and not self.data.positions and self.mixing is None
+        """True if the outputs of the training rows are needed. For labels at positions, sequences
+        of labels and mixed rows, they are not: the loss of an epoch is the mean of its updates'
+        losses."""
+        return self.keeps_outputs and self.data.has_one_label and self.mixing is None
 
     def batches(self, split: Split) -> Iterator[Batch]:
         """Yield the fields of a split in order, as in training, for the backend's `measure`. New
@@ -486,7 +497,7 @@ class Plan:
     def _x_blocks(self, split: Split) -> Iterator[np.ndarray]:
         if self.data.streams and not isinstance(split.x, np.ndarray):
             yield from split.x.blocks()
-        elif not self.data.positions:
+        elif self.data.has_one_label:
             yield split.x
         else:  # a backend predicts 8 batches at once; blocks of these have the same outputs
             unit = 8 * self.model.batch_size
@@ -525,7 +536,7 @@ def _plan(config: Config, data: Dataset, is_training: bool) -> Plan:
     rows = min(order.largest_batch, order.num_rows)
     averages.check(config.optimizer, clock)
     memory.check(model, averages.num_slots(config.optimizer), rows, order.total_steps)
-    check_range(data, model.dtype)
+    _check_rows(data, loss, model)
     if is_training:
         _check_batch_norm(model.network, order)
         _check_parts(config, model.network, order)
@@ -564,6 +575,36 @@ def _loss(config: Config, data: Dataset) -> Any:
             "data.mask_rate is not supported with trainer.precision=exact; set it to null"
         )
     return losses.of_masked(loss)
+
+
+def _check_rows(data: Dataset, loss: Any, model: ModelSpec) -> None:
+    """Refuse rows that the run's numbers, or its loss, cannot take."""
+    check_range(data, model.dtype)
+    if isinstance(loss, losses.CTC):
+        _check_lengths(data, model.network)
+
+
+def _check_lengths(data: Dataset, net: Network) -> None:
+    """Refuse rows with more labels than their outputs can have, whose loss would be infinite."""
+    if any(node.spec.makes_mask for node in net.walk() if node is not net.nodes[0]):
+        raise ConfigError(
+            "loss=ctc needs masking or mask_zero in the first of model.layers, where the steps of "
+            "each row are counted before the training"
+        )
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    for name, part in splits.items():
+        mask, needed = net.mask_of(part.x), alignment.fewest_steps(part.y)
+        num_steps = net.output_shape[0] if mask is None else mask.sum(axis=1)
+        short = np.flatnonzero(needed > num_steps)
+        if len(short):
+            row = int(short[0])
+            steps = np.broadcast_to(num_steps, len(needed))[row]
+            raise ConfigError(
+                f"data: {len(short)} of {len(needed)} {SPLIT_WORDS[name]} rows have more labels "
+                f"than steps of the outputs; row {row} has {steps} steps, and its "
+                f"{alignment.lengths(part.y)[row]} labels need {needed[row]}, one for each, and a "
+                f"blank between equal neighbours; leave them out, or use a smaller stride"
+            )
 
 
 def _clock(order: Order | InOrder, data: Dataset, model: ModelSpec) -> Clock:
@@ -660,12 +701,16 @@ def _metrics(
             )
         return {}
     several = network.outputs
-    fits = several is None and len(shape) == 1 + len(data.positions)
+    num_axes = 2 if data.separator is not None else 1 + len(data.positions)
+    fits = several is None and len(shape) == num_axes
     if asked == "auto" and not fits:
         asked = []
     y = (data.val if len(data.val) else data.train).y
-    y = y[:_TRIAL_ROWS] if data.positions else y
-    chosen = metrics.choose(asked, data.task, shape[-1] if fits else 0, y, several)
+    y = y if data.has_one_label else y[:_TRIAL_ROWS]
+    sequences = None
+    if fits and data.separator is not None:
+        sequences = metrics.Sequences(data.classes, data.separator, shape[0])
+    chosen = metrics.choose(asked, data.task, shape[-1] if fits else 0, y, several, sequences)
     for name, metric in chosen.items():
         if (data.positions or not metric.by_row) and not len(data.val):
             raise ConfigError(
@@ -1106,6 +1151,11 @@ class Shapes:
     ids: Sequence[int] = ()
     has_gaps: bool = False  # positions may have no label
 
+    @property
+    def label_positions(self) -> Shape:
+        """The axes of the outputs before the last one."""
+        return (ANY_STEPS,) if self.task == "transcription" else self.positions
+
 
 def shapes_of(data: Dataset) -> Shapes:
     return Shapes(
@@ -1152,7 +1202,7 @@ def model_spec(config: Config, shapes: Shapes, example: Batch | None = None) -> 
 def _network(config: Config, shapes: Shapes, num_outputs: int, example: Batch | None) -> Network:
     model, input_shape = config.model, shapes.input_shape
     if isinstance(model, LayerModel):
-        of_data = (shapes.positions, shapes.num_tokens, shapes.features, shapes.ids)
+        of_data = (shapes.label_positions, shapes.num_tokens, shapes.features, shapes.ids)
         return network(model.layers, input_shape, num_outputs, *of_data, shapes.has_gaps)
     precision = config.trainer.precision
     if precision == "exact":
@@ -1169,16 +1219,16 @@ def _network(config: Config, shapes: Shapes, num_outputs: int, example: Batch | 
         built = backend.inspect(source, input_shape, precision, config.seed, example)
     _check_columns(built, source)
     is_free = built.has_loss or config.loss.name == "custom" or _needs_no_loss(config, built)
-    wanted = (*shapes.positions, num_outputs)
+    wanted = (*shapes.label_positions, num_outputs)
     if not is_free and built.outputs is not None:
         raise ConfigError(
             f"{source.name} returns several outputs, {', '.join(built.outputs.names)}, which only "
             f"loss=custom takes, or a model that computes its own loss; got loss={config.loss.name}"
         )
-    if not is_free and built.output_shape != wanted:
+    if not is_free and not fits_shape(built.output_shape, wanted):
         raise ConfigError(
             f"{source.name} returns rows of shape {list(built.output_shape)}; the loss and the "
-            f"data need {list(wanted)}"
+            f"data need {show_wanted(wanted)}"
         )
     if built.has_loss and isinstance(model, TwinModel):
         raise ConfigError(

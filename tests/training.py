@@ -59,7 +59,7 @@ def train(
     prepared = prepare(overrides)
     spec: RunSpec = prepared.run_spec()
     # a run does not need these outputs; the suites compare them
-    if prepared.data.positions or prepared.mixing is not None:
+    if not prepared.data.has_one_label or prepared.mixing is not None:
         spec = replace(spec, keeps_outputs=True)
     spec = spec if tables is None else replace(spec, tables=tables)
     start = start or first(prepared)

@@ -543,6 +543,8 @@ def _sequence(
         elif node.spec.layer == "slice":
             columns = slice(*node.spec.ends(node.input_shape))
             x = x[(*(slice(None) for _ in node.input_shape), columns)]
+        elif node.spec.layer == "blank_padding":
+            x = _with_blanks(x, known)
         elif node.columns:
             x = ops.take(x, np.array(node.columns), axis=1)
         elif node.tied:
@@ -660,6 +662,14 @@ def _find_mask(s: Any, x: KerasTensor) -> KerasTensor:
     later = ops.cumsum(ops.flip(ops.cast(is_value, "int32"), 1), 1)
     is_first = np.arange(x.shape[1]) == 0
     return ops.logical_or(ops.greater(ops.flip(later, 1), 0), is_first[None])
+
+
+def _with_blanks(x: KerasTensor, mask: KerasTensor) -> KerasTensor:
+    """Replace the padding of x by the blank, the last feature, for certain."""
+    num = x.shape[-1]
+    blank = np.full((1, 1, num), max(spec.LOG_NEVER, tf.as_dtype(x.dtype).min))
+    blank[..., -1] = 0
+    return ops.where(ops.expand_dims(mask, -1), x, ops.cast(blank, x.dtype))
 
 
 def _without_padding(x: KerasTensor, mask: KerasTensor, value: float) -> KerasTensor:

@@ -1,7 +1,7 @@
 """The losses in TensorFlow: the mean over rows, from raw outputs.
 
 z  # [B, C]; y  # labels [B] or targets [B, C]. Labels [B, T] have outputs [B, T, C]; the mean is
-over rows and positions.
+over rows and positions. Sequences of labels [B, L] have outputs [B, T, C + 1].
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from backends.keras import alignment
 from backends.keras.layers import constant
 from runner.components.losses import COSINE_EPS
 
@@ -110,6 +111,8 @@ def _values(loss: Any) -> Callable[[Any, Any], Any]:
                 return tf.reshape(_focal(loss, z, y), [-1])
             case "cosine_similarity":
                 return _cosine_similarity(z, y)
+            case "ctc":
+                return alignment.negative_log_likelihood(z, y)
         raise AssertionError(loss.name)
 
     if getattr(loss, "class_weights", None) is None:

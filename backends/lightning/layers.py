@@ -558,6 +558,14 @@ class _Masking(nn.Module):
         return x
 
 
+class _BlankPadding(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        assert mask is not None
+        blank = torch.full_like(x[:1, :1], max(spec.LOG_NEVER, torch.finfo(x.dtype).min))
+        blank[..., -1] = 0.0
+        return x.where(mask[..., None], blank)
+
+
 def _find_mask(s: Any, x: Tensor) -> Tensor:
     """Return the mask of `masking` or `embedding` for its input.  # bool[B, T]"""
     is_value = x != 0 if s.layer == "embedding" else (x != s.mask_value).any(-1)
@@ -816,7 +824,9 @@ class _MaskedSequence(nn.Sequential):
         return x
 
 
-_USE_MASK = (_Attention, _Conv1d, _Recurrent, _GlobalAveragePool, _GlobalMaxPool, _Branches)
+_USE_MASK = (
+    _Attention, _Conv1d, _Recurrent, _GlobalAveragePool, _GlobalMaxPool, _Branches, _BlankPadding,
+)  # fmt: skip
 
 
 def _sequence(nodes: Sequence[spec.Node], dropout_state: DropoutState | None) -> nn.Sequential:
@@ -914,6 +924,8 @@ def _build_for_sequences(node: spec.Node) -> nn.Module:
             return _Embedding(node)
         case "masking":
             return _Masking()
+        case "blank_padding":
+            return _BlankPadding()
         case "position_embedding":
             return _PositionEmbedding(node)
         case "sinusoidal_positions":

@@ -1,7 +1,7 @@
 """The losses in torch: the mean over rows, from raw outputs.
 
 z  # [B, C]; y  # labels [B] or targets [B, C]. Labels [B, T] have outputs [B, T, C]; the mean is
-over rows and positions.
+over rows and positions. Sequences of labels [B, L] have outputs [B, T, C + 1].
 """
 
 from collections.abc import Callable
@@ -65,6 +65,13 @@ def _cosine_similarity(z: Tensor, y: Tensor) -> Tensor:
     return 1 - (z * y).sum(1) / sizes.sqrt()
 
 
+def _ctc(z: Tensor, y: Tensor) -> Tensor:
+    num_steps = z.new_full((len(z),), z.shape[1], dtype=torch.int64)
+    log_p, num_labels = F.log_softmax(z, -1).transpose(0, 1), (y >= 0).sum(1)
+    labels, blank = y.clamp(min=0), z.shape[-1] - 1
+    return F.ctc_loss(log_p, labels, num_steps, num_labels, blank, reduction="none")
+
+
 def _values(loss: Any) -> Callable[[Tensor, Tensor], Tensor]:
     """Build the function that computes the loss of each label, or of each row of targets, times its
     class weight.  # [B T] or [B]"""
@@ -85,6 +92,8 @@ def _values(loss: Any) -> Callable[[Tensor, Tensor], Tensor]:
                 return _focal(loss, z, y).flatten()
             case "cosine_similarity":
                 return _cosine_similarity(z, y)
+            case "ctc":
+                return _ctc(z, y)
         raise AssertionError(loss.name)
 
     if getattr(loss, "class_weights", None) is None:

@@ -115,6 +115,11 @@ class _Layer(Section):
         """True if no output that a later layer uses depends on the padding of a masked sequence."""
         return False
 
+    @property
+    def ends_mask(self) -> bool:
+        """True if the layer replaces the padding of a sequence, so that later layers may use it."""
+        return False
+
     def output_shape(self, shape: Shape) -> Shape:
         return shape
 
@@ -627,6 +632,30 @@ class Masking(_Layer):
         return shape
 
 
+class BlankPadding(_Layer):
+    """y = x, and at the padding of a masked sequence [T, C + 1] the certain blank of loss=ctc: 0
+    for the last feature, -1e30 for all others (float16: its least number). As the last layer, it
+    ends the mask: a path that is longer by certain blanks has the probability of that without
+    them, so the loss is that of the row's own steps."""
+
+    layer: Literal["blank_padding"]
+
+    @property
+    def ignores_padding(self) -> bool:
+        return True
+
+    @property
+    def ends_mask(self) -> bool:
+        return True
+
+    def output_shape(self, shape: Shape) -> Shape:
+        _check_rank(shape, (2,), *_SEQUENCE)
+        return shape
+
+
+LOG_NEVER = -1e30  # of blank_padding, for a class that a step of padding never has
+
+
 class RMSNorm(_IgnoresPadding):
     """y = x / sqrt(mean(x^2) + eps) * scale, over the last axis of each row; scale [D]. Zhang and
     Sennrich (2019), equation 4; torch.nn.RMSNorm, keras.layers.RMSNormalization."""
@@ -903,7 +932,8 @@ Layer = Annotated[
         Activation, Dropout, BatchNorm, LayerNorm, Embedding, PositionEmbedding, Attention,
         Residual, RMSNorm, GroupNorm, GlobalMaxPool,
         Conv1D, GRU, LSTM, DepthwiseConv2D, Conv2DTranspose, UpSampling2D,
-        GatedDense, SqueezeExcite, Masking, SinusoidalPositions, Parallel, Slice, Columns,
+        GatedDense, SqueezeExcite, Masking, BlankPadding, SinusoidalPositions, Parallel, Slice,
+        Columns,
     ],
     Field(discriminator="layer"),
 ]  # fmt: skip
@@ -959,6 +989,17 @@ class Network:
         """Several outputs, which only a model of the user's own has."""
         return None
 
+    def mask_of(self, x: np.ndarray) -> np.ndarray | None:
+        """Return which steps of rows are no padding, if the first layer finds it; None without a
+        mask.  # bool[N, T]"""
+        first = self.nodes[0].spec if self.nodes else None
+        if first is None or not first.makes_mask:
+            return None
+        is_value = x != 0 if isinstance(first, Embedding) else (x != first.mask_value).any(axis=-1)
+        mask: np.ndarray = np.maximum.accumulate(is_value[:, ::-1], axis=1)[:, ::-1]
+        mask[:, 0] = True
+        return mask
+
     def walk(self) -> Iterator[Node]:
         """Iterate over all nodes in order of definition; branches come after their node."""
         return _walk(self.nodes)
@@ -994,7 +1035,8 @@ def network(
         layers: the entries of `model.layers`.
         input_shape: of a row.
         num_outputs: for each label or row of targets.
-        positions: the shape of a row of labels: () for one label, [T] for one at each step.
+        positions: the shape of a row of labels: () for one label, [T] for one at each step,
+            [ANY_STEPS] for sequences of labels that are shorter.
         num_tokens: how many different token ids the rows have; 0 if they are numbers.
         features: the names of a row's values; empty if they have none.
         ids: one more than the largest id of each of the row's values, 0 for numbers; empty if the
@@ -1005,10 +1047,17 @@ def network(
     is_named = len(features) == math.prod(input_shape) and len(input_shape) == 1
     builder = _Builder(num_outputs, num_tokens, features if is_named else (), ids)
     nodes, output, is_masked = builder.build(layers, input_shape, "model.layers", False, True)
+    _check_blanks(nodes, ANY_STEPS in positions)
     wanted = (*positions, num_outputs)
-    if output != wanted:
+    if not fits_shape(output, wanted):
         raise ConfigError(
-            f"model.layers must end in the shape {_show(wanted)} for this data, got {_show(output)}"
+            f"model.layers must end in the shape {show_wanted(wanted)} for this data, got "
+            f"{_show(output)}"
+        )
+    if is_masked and ANY_STEPS in positions:
+        raise ConfigError(
+            "model.layers must end the mask with {layer: blank_padding}, so that the padding has "
+            "no labels of a sequence"
         )
     if is_masked and not has_gaps:
         raise ConfigError(
@@ -1016,6 +1065,32 @@ def network(
             "data=npz or arrays is the number in y that stands for none"
         )
     return Network(nodes, input_shape)
+
+
+def _check_blanks(nodes: Sequence[Node], has_blank: bool) -> None:
+    """Refuse blank_padding that is not at the end of a network whose last output is a blank."""
+    blanks = [node for node in _walk(nodes) if node.spec.ends_mask]
+    if blanks and not (has_blank and blanks == [nodes[-1]]):
+        raise ConfigError(
+            "model.layers: blank_padding must be the last layer of a model for "
+            "data.task=transcription"
+        )
+
+
+ANY_STEPS = -1  # in a wanted shape
+
+
+def fits_shape(found: Shape, wanted: Sequence[int]) -> bool:
+    """Return whether a shape is the wanted one, ANY_STEPS standing for any size."""
+    if len(found) != len(wanted):
+        return False
+    return all(size in (a, ANY_STEPS) for a, size in zip(found, wanted, strict=True))
+
+
+def show_wanted(shape: Sequence[int]) -> str:
+    """Show a wanted shape: [steps, 4] for any number of steps."""
+    sizes = ("steps" if size == ANY_STEPS else str(size) for size in shape)
+    return f"[{', '.join(sizes)}]"
 
 
 class _Builder:
@@ -1113,7 +1188,7 @@ class _Builder:
             self.made[name] = variables[0].shape
         tied = self._tied(spec, shape, where) if getattr(spec, "tie", None) is not None else None
         # a layer that returns no sequence ends the mask
-        stays = (is_masked or spec.makes_mask) and len(output) == 2
+        stays = (is_masked or spec.makes_mask) and len(output) == 2 and not spec.ends_mask
         return Node(
             name, spec, shape, output, variables, (), index, is_masked, tied, columns
         ), stays
@@ -1156,6 +1231,11 @@ class _Builder:
 
 def _check_mask(spec: Any, where: str, is_masked: bool) -> None:
     """Refuse a second mask, and layers that use padding."""
+    if spec.ends_mask and not is_masked:
+        raise ConfigError(
+            f"{where} ({spec.layer}): the sequence has no mask, so no padding to replace; remove "
+            f"it, or begin with masking or mask_zero"
+        )
     if spec.makes_mask and is_masked:
         raise ConfigError(
             f"{where} ({spec.layer}): the sequence has a mask already; use one, before the other "

@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import Field
 
 from runner import user_code
+from runner.components.alignment import negative_log_likelihood
 from runner.components.outputs import Outputs
 from runner.errors import ConfigError
 from runner.section import Fraction, NonNegative, OwnCode, Positive, Probability, Section
@@ -131,6 +132,18 @@ class CosineSimilarity(Section):
 COSINE_EPS = 1e-12
 
 
+class CTC(Section):
+    """-ln p(y), y the labels of a row in their order, without their places: the sum over all paths
+    of C classes and blanks that become y (runner.components.alignment). z [N, T, C + 1] has the
+    blank last; y int[N, L] has -1 after the last label. Connectionist temporal classification,
+    Graves et al. (2006); torch.nn.CTCLoss divides by the number of labels besides."""
+
+    name: Literal["ctc"]
+
+    def rows(self, z: Array, y: Array) -> Array:
+        return negative_log_likelihood(log_softmax(z), y)
+
+
 class MaskedTokens(Section):
     """-log softmax(z)_y at the positions of a row that have a label, their mean; y = -1 at all
     others. Every row has as many labels, so the mean over rows is that over the labels of a batch.
@@ -229,8 +242,8 @@ def by_row(values: Array, y: Array | None = None) -> Array:
 
 Loss = Annotated[
     Union[
-        CrossEntropy, BinaryCrossEntropy, Focal, CosineSimilarity, MeanSquaredError, Huber, Custom,
-        Auto,
+        CrossEntropy, BinaryCrossEntropy, Focal, CosineSimilarity, CTC, MeanSquaredError, Huber,
+        Custom, Auto,
     ],
     Field(discriminator="name"),
 ]  # fmt: skip
@@ -284,19 +297,24 @@ def choose(loss: Any, task: str, num_classes: int, positions: Sequence[int] = ()
             if task == "classification"
             else BinaryCrossEntropy(name="binary_cross_entropy", class_weights=None)
             if task == "multilabel"
+            else CTC(name="ctc")
+            if task == "transcription"
             else MeanSquaredError(name="mean_squared_error")
         )
     if isinstance(loss, Custom):
         return loss
-    labels = task == "classification"
+    labels, has_sequences = task == "classification", task == "transcription"
     is_binary = not labels or (num_classes == 2 and not positions)
     fits = {
         "cross_entropy": labels,
         "binary_cross_entropy": is_binary,
         "focal": (labels and num_classes > 1) or task == "multilabel",
     }.get(loss.name, not labels)
+    if has_sequences or loss.name == "ctc":
+        fits = has_sequences and loss.name == "ctc"
     if not fits:
         content = f"labels of {num_classes} classes" if labels else "targets, not labels"
+        content = "sequences of labels" if has_sequences else content
         content += f" at each of {list(positions)} positions" if positions else ""
         raise ConfigError(f"loss={loss.name} does not fit this data, which has {content}")
     return loss
@@ -320,7 +338,7 @@ def of_mixed(loss: Any) -> Any:
     `soft_targets`."""
     if loss.name == "cross_entropy":
         return SoftCrossEntropy(name="soft_cross_entropy")
-    if loss.name in ("focal", "custom", "model"):
+    if loss.name in ("focal", "ctc", "custom", "model"):
         own = "a model that computes its own loss" if loss.name == "model" else f"loss={loss.name}"
         raise ConfigError(
             f"data.mixup and data.cutmix must be null for {own}, which takes no mixed targets"
@@ -360,6 +378,8 @@ def num_outputs(loss: Any, task: str, num_classes: int, num_targets: int) -> int
     """The number of outputs per row that the network must have."""
     if task == "classification":
         return 1 if loss.name == "binary_cross_entropy" else num_classes
+    if task == "transcription":
+        return num_classes + 1  # the blank is the last
     if loss.name == "cosine_similarity" and num_targets < 2:
         raise ConfigError("loss=cosine_similarity needs at least 2 targets, got 1")
     return num_targets
@@ -367,8 +387,9 @@ def num_outputs(loss: Any, task: str, num_classes: int, num_targets: int) -> int
 
 def targets(loss: Any, y: Array, dtype: np.dtype) -> Array:
     """Convert y for the loss: labels to int64[N, ...], everything else to dtype[N, C]."""
-    takes_labels = loss.name == "focal" or is_own(loss)
-    if loss.name in ("cross_entropy", "masked_tokens") or (takes_labels and y.dtype.kind == "i"):
+    is_of_labels = loss.name in ("cross_entropy", "masked_tokens", "ctc")
+    may_be = loss.name == "focal" or is_own(loss)
+    if is_of_labels or (may_be and y.dtype.kind == "i"):
         return y.astype(np.int64)
     # also for 0 rows, where reshape(0, -1) fails
     return np.ascontiguousarray(y.reshape(len(y), math.prod(y.shape[1:])), dtype=dtype)

@@ -1,7 +1,7 @@
 """The metrics, and means over an epoch that do not depend on the batches.
 
 z  # outputs [N, C], or [N, T, C] for a label at each of T positions, [N, H, W, C] at each pixel
-y  # labels int[N], int[N, T] or int[N, H, W], or targets float[N, C]
+y  # labels int[N], int[N, T] or int[N, H, W], sequences of labels int[N, L], or targets float[N, C]
 
 Both are in the data's units, also if training uses standardized targets. A function that returns
 the value of every row, float64[N], is averaged over the rows of an epoch. A function that returns
@@ -17,11 +17,12 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from runner import user_code
+from runner.components import alignment
 from runner.components.losses import by_row, log_softmax
 from runner.components.outputs import Outputs
 from runner.errors import ConfigError, RunError, nearest, one_line
@@ -40,6 +41,15 @@ class CustomMetric(OwnCode):
     @property
     def column(self) -> str:
         return self.name or self.code.rpartition(".")[2]
+
+
+class Sequences(NamedTuple):
+    """Sequences of labels: the names of the labels, what is between two of them in a text, and the
+    number of steps of the outputs."""
+
+    classes: Sequence[str]
+    separator: str
+    num_steps: int
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,43 @@ def f1_macro(counts: Array) -> float:
     return float(np.mean(2 * intersection / (union + intersection))) if len(union) else math.nan
 
 
+def token_errors(z: Array, y: Array) -> Array:
+    """Count the errors of the greedily decoded sequences, and the labels: [sum of edit distances,
+    number of labels].  # int64[2]"""
+    errors = alignment.edit_distances(alignment.greedy(z), y)
+    return np.array([errors.sum(), alignment.lengths(y).sum()])
+
+
+def word_errors(classes: Sequence[str], separator: str) -> Callable[[Array, Array], Array]:
+    """Make the function that counts as `token_errors` does, over the words between white space of
+    the text of each row: the names of its labels, joined by `separator`."""
+
+    def count(z: Array, y: Array) -> Array:
+        numbers: dict[str, int] = {}
+
+        def words(labels: Array) -> Array:
+            """Number the words of each row.  # int64[N, W]"""
+            rows = [text.split() for text in alignment.texts_of(labels, classes, separator)]
+            found = np.full((len(rows), max(map(len, rows), default=0)), alignment.NO_LABEL)
+            for row, these in zip(found, rows, strict=True):
+                row[: len(these)] = [numbers.setdefault(word, len(numbers)) for word in these]
+            return found
+
+        wanted = words(y)
+        errors = alignment.edit_distances(words(alignment.greedy(z)), wanted)
+        return np.array([errors.sum(), alignment.lengths(wanted).sum()])
+
+    return count
+
+
+def error_rate(counts: Array) -> float:
+    """The edit distances of all rows by their number of tokens or words, which may be above 1:
+    (S + D + I) / N. Also called label, character or word error rate; Graves et al. (2006), section
+    2.1, and jiwer.wer."""
+    errors, num = counts
+    return float(errors / num) if num else math.nan
+
+
 def mean_absolute_error(z: Array, y: Array) -> Array:
     """The mean over outputs of |z - y|."""
     return np.mean(np.abs(z.astype(np.float64) - y), axis=1)
@@ -128,21 +175,24 @@ def choose(
     num_outputs: int,
     y: Array,
     several: Outputs | None = None,
+    sequences: Sequences | None = None,
 ) -> dict[str, Metric]:
     """Choose metrics by name. `auto` is accuracy for classification, and none for regression, where
-    the loss is enough. For labels at steps it is bits_per_token, at pixels accuracy and mean_iou.
+    the loss is enough. For labels at steps it is bits_per_token, at pixels accuracy and mean_iou,
+    for sequences of labels, which `sequences` describes, token_error_rate.
     `y` has targets on which the metrics that are not ours are tried, with random outputs, so that
     an error ends the run before the training. `several` describes several outputs."""
     if asked == "auto":
         usual = {1: ["accuracy"], 2: ["bits_per_token"]}.get(y.ndim, ["accuracy", "mean_iou"])
         asked = usual if task == "classification" else []
+        asked = ["token_error_rate"] if task == "transcription" else asked
     chosen: dict[str, Metric] = {}
     for i, metric in enumerate(asked):
         name = metric.column if isinstance(metric, CustomMetric) else metric
         if name in chosen or name == "loss":
             raise ConfigError(f"metrics must have different names and not loss, got {name} twice")
         if isinstance(metric, CustomMetric):
-            trial = _trial(y, num_outputs) if several is None else several.trial(len(y))
+            trial = _trial(y, num_outputs, sequences) if several is None else several.trial(len(y))
             chosen[name] = _own(metric, f"metrics[{i}].", trial, y)
         elif several is not None:
             raise ConfigError(
@@ -150,9 +200,23 @@ def choose(
                 f"{', '.join(several.names)}; name a function of yours, "
                 f"{{_target_: MODULE.FUNCTION}}"
             )
+        elif sequences is not None:
+            chosen[name] = _of_sequences(metric, sequences)
         else:
             chosen[name] = _find(metric, task, num_outputs, y)
     return chosen
+
+
+def _of_sequences(name: str, sequences: Sequences) -> Metric:
+    """Find a metric of sequences of labels."""
+    of_words = word_errors(sequences.classes, sequences.separator)
+    fitting = {"token_error_rate": token_errors, "word_error_rate": of_words}
+    if name not in fitting:
+        raise ConfigError(
+            f"metrics must be auto or a list of {', '.join(fitting)} for sequences of labels, got "
+            f"{name}{nearest(name, [*fitting])}"
+        )
+    return Metric(fitting[name], by_row=False, of_counts=error_rate)
 
 
 def _find(name: str, task: str, num_outputs: int, y: Array) -> Metric:
@@ -191,9 +255,10 @@ def _find(name: str, task: str, num_outputs: int, y: Array) -> Metric:
     )
 
 
-def _trial(y: Array, num_outputs: int) -> Array:
+def _trial(y: Array, num_outputs: int, sequences: Sequences | None = None) -> Array:
     """Return random outputs for the rows of y."""
     positions = y.shape[1:] if y.dtype.kind == "i" else ()
+    positions = positions if sequences is None else (sequences.num_steps,)
     return np.random.default_rng(0).normal(size=(len(y), *positions, num_outputs))
 
 

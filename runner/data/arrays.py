@@ -217,7 +217,8 @@ class Passed(Rows):
         scaled = () if self.standardize else unscaled(x["train"], rows.name, remedy)
         if self.standardize:
             data = standardize(data, x=True, y=self.task == "regression")
-        numeric = numbers_as_labels(f"{rows.name}: y", len(data.train), classes)
+        alone = () if self.task == "transcription" else classes
+        numeric = numbers_as_labels(f"{rows.name}: y", len(data.train), alone)
         return replace(data, warnings=(*read, *scaled, *numeric))
 
     def _read(self, given: Given) -> tuple[Given, list[str]]:
@@ -229,6 +230,11 @@ class Passed(Rows):
                 self._refuse_fields(given.of(name))
                 continue
             chosen = part.choose(self.inputs, self.target)
+            if self.memory_mb is not None and self.task == "transcription":
+                raise ConfigError(
+                    f"data.memory_mb must be null with data.task=transcription, whose rows are in "
+                    f"memory, got {self.memory_mb}"
+                )
             if self.memory_mb is not None and self.standardize:
                 raise ConfigError(
                     "data.standardize must be false with data.memory_mb, because the mean of rows "
@@ -268,7 +274,8 @@ class Passed(Rows):
         if self.task == "regression":
             of = self.no_label
             return {n: as_targets(v, "regression", rows.of(n), (), of)[0] for n, v in y.items()}, ()
-        if all(values.dtype.kind in "OUb" and values.ndim == 1 for values in y.values()):
+        is_text = all(v.dtype.kind in "OUb" and v.ndim == 1 for v in y.values())
+        if is_text and self.task == "classification":
             return _numbered(y, rows)
         shape = pairs["train"][0].shape[1:]
         for name, values in y.items():
@@ -312,7 +319,7 @@ class Passed(Rows):
             classes=classes,
             features=rows.features if len(x["train"].shape) == 2 else (),
             target=rows.target,
-            no_label=self.no_label,
+            **self.of_sequences,
             folds_sha256=self.folds_sha256(
                 hashed, y["train"], rows.groups, rows.times, rows.weights.get("train")
             ),
@@ -386,6 +393,11 @@ class Iterated(Passed):
                     f"data.{key} must be {show(allowed)} for rows that can only be iterated over, "
                     f"because {why}, got {show(value)} for {source}"
                 )
+        if self.task == "transcription":
+            raise ConfigError(
+                f"data.task must be classification or regression for {source}, whose rows can only "
+                f"be iterated over, got transcription; pass arrays of them"
+            )
         if (self.task == "classification") != (self.num_classes is not None):
             must = "must be set" if self.num_classes is None else "must be null"
             why = (

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from runner.components.alignment import texts_of
 from runner.data import transforms
 from runner.data.blocks import mean_and_deviation
 from runner.data.source import Batch, Field
@@ -17,7 +18,9 @@ from runner.errors import ConfigError, show
 from runner.random import permutation
 
 _HASHED = 2**24  # bytes of rows that are hashed at a time
-Task = Literal["classification", "regression", "multilabel"]
+AlignedTask = Literal["classification", "regression", "multilabel"]
+# transcription: labels are sequences that are shorter than those of x
+Task = Literal["classification", "regression", "multilabel", "transcription"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Split:
     # float64[N, ...]; float32 if the file has float32; int32[N, T] token ids; or a
     # runner.data.stream.FileRows
     x: Any
-    # labels int64[N], or int64[N, T] for one at each position; or targets float64[N, C]
+    # labels int64[N], or int64[N, T] for one at each position; sequences of labels int64[N, L], -1
+    # after the last one of a row; or targets float64[N, C]
     y: np.ndarray
     weight: np.ndarray | None = None  # float64[N]; None: all rows count equally
 
@@ -88,6 +92,8 @@ class Dataset:
     tokenizer: Tokenizer | None = None  # that made the token ids
     # positions may have no label: the number in the user's y for it, which is -1 here
     no_label: int | None = None
+    # between the names of two labels in the text of a sequence; None without such sequences
+    separator: str | None = None
     # rows of x and y overlap in memory, so they are read during training
     overlaps: bool = False
     mask_rate: float | None = None  # the share of tokens that are hidden anew in each epoch
@@ -118,9 +124,19 @@ class Dataset:
         return shape if self.task == "classification" else ()
 
     @property
+    def has_one_label(self) -> bool:
+        """True if a row has one label, or targets; False for several labels in places or an
+        order."""
+        return not self.positions and self.separator is None
+
+    @property
     def num_targets(self) -> int:
         """The number of columns of y; 0 for labels."""
-        return 0 if self.task == "classification" else int(self.train.y.shape[1])
+        return 0 if self.classes else int(self.train.y.shape[1])
+
+    def text_of(self, labels: np.ndarray) -> list[str]:
+        """Return the text of sequences of labels.  # int64[N, L]"""
+        return texts_of(labels, self.classes, self.separator or "")
 
     def x_range(self) -> dict[str, Any] | None:
         """The smallest and largest unscaled values of x in the training rows: per column if columns
@@ -165,6 +181,7 @@ class Dataset:
             "num_targets": self.num_targets,
             **({"positions": list(self.positions)} if self.positions else {}),
             **({} if self.no_label is None else {"no_label": self.no_label}),
+            **({} if self.separator is None else {"separator": self.separator}),
             **({"num_tokens": self.num_tokens} if self.num_tokens else {}),
             **({"tokenizer": self.tokenizer.saved()} if self.tokenizer else {}),
             "rows": {

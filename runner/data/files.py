@@ -66,6 +66,13 @@ class Rows(Splits):
     standardize: bool
     no_label: int | None
 
+    @property
+    def of_sequences(self) -> dict[str, Any]:
+        """The fields of the data set that say what y is -1 for."""
+        if self.task == "transcription":
+            return {"separator": " "}
+        return {"no_label": self.no_label}
+
     def _dataset(
         self,
         source: str,
@@ -93,7 +100,7 @@ class Rows(Splits):
             features=columns,
             target=target,
             folds_sha256=self.folds_sha256(x, y, groups, times, weight),
-            no_label=self.no_label,
+            **self.of_sequences,
         )
         data = weights.weighted(data, weight, parts, f"{source}: weight")
         check_classes(data, source)
@@ -122,9 +129,8 @@ class Rows(Splits):
         )
         remedy = "data.standardize=true scales them"
         scaled = () if self.standardize else unscaled(x, source, remedy)
-        return replace(
-            data, warnings=(*scaled, *numbers_as_labels(f"{source}: y", len(y), classes))
-        )
+        alone = () if self.task == "transcription" else classes
+        return replace(data, warnings=(*scaled, *numbers_as_labels(f"{source}: y", len(y), alone)))
 
 
 class _File(Rows):
@@ -197,7 +203,7 @@ class NPZ(_File):
         as_targets(own_y, self.task, path, own_x.shape[1:], self.no_label)
         others = np.setdiff1d(own_y, y)
         others = others if self.no_label is None else others[others != self.no_label]
-        if self.task == "classification" and len(others):
+        if self.task in ("classification", "transcription") and len(others):
             raise ConfigError(
                 f"{path}: y must have the classes of {self.path}, got {show(str(others[0]))}, "
                 f"which is not one of them"
@@ -344,7 +350,10 @@ def as_targets(
     """Convert y. Regression: targets float64[N, C], no classes. Classification: labels int64[N],
     numbered from 0, and the classes' names, the sorted distinct integers of y. Labels of shape [N,
     T], one at each step, need rows of x that begin with T, and labels [N, H, W], one at each pixel,
-    images [N, H, W, C]: `row_shape`. Where y is `no_label`, a position has none: -1."""
+    images [N, H, W, C]: `row_shape`. Where y is `no_label`, a position has none: -1. Transcription:
+    sequences of labels int64[N, L], -1 after the last one of a row, where y is `no_label`."""
+    if task == "transcription":
+        return _sequences(y, source, no_label)
     if no_label is not None and (task == "regression" or y.ndim < 2):
         raise ConfigError(
             f"data.no_label must be null unless {source} has a label at each position, got "
@@ -368,6 +377,29 @@ def as_targets(
     labels = labels.astype(np.int64).reshape(y.shape)
     if no_label is not None:
         labels, names = _with_gaps(labels, y == no_label, source), names[names != no_label]
+    return labels, tuple(str(name) for name in names)
+
+
+def _sequences(
+    y: np.ndarray, source: object, no_label: int | None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Number the labels of sequences; refuse a row without labels, or with one after the end."""
+    if y.ndim != 2 or y.dtype.kind not in "iu" or not y.shape[1]:
+        raise ConfigError(
+            f"{source}: y must be sequences of labels for data.task=transcription, integers of "
+            f"shape [N, L] with data.no_label after the last label of a row, got {y.dtype} of "
+            f"shape {list(y.shape)}"
+        )
+    names, labels = np.unique(y, return_inverse=True)
+    labels = labels.astype(np.int64).reshape(y.shape)
+    if no_label is not None:
+        labels, names = _with_gaps(labels, y == no_label, source), names[names != no_label]
+    resumes = ((labels[:, 1:] >= 0) & (labels[:, :-1] < 0)).any(axis=1)
+    if resumes.any():
+        raise ConfigError(
+            f"{source}: row {int(np.argmax(resumes))} of y has a label after "
+            f"data.no_label={no_label}, which ends a row's labels"
+        )
     return labels, tuple(str(name) for name in names)
 
 

@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 
 from runner.data.dataset import (
+    AlignedTask,
     Dataset,
     Split,
-    Task,
     check_classes,
     check_finite,
     take,
@@ -129,7 +129,7 @@ class NPY(Splits):
     name: Literal["npy"]
     path: Annotated[str, Mark(on_run=True)]
     channels: Channels
-    task: Task
+    task: AlignedTask
     memory_mb: Count
 
     def load(self) -> Dataset:

@@ -279,7 +279,7 @@ def _distinct_in_blocks(split: Split, num_columns: int) -> list[int | None]:
 
 
 def _class_counts(data: Dataset, splits: dict[str, Split]) -> dict[str, dict[str, int]]:
-    if data.task != "classification":
+    if not data.classes:
         return {}
     num = len(data.classes)
     counts = {
@@ -294,7 +294,7 @@ def _class_counts(data: Dataset, splits: dict[str, Split]) -> dict[str, dict[str
 def _targets(data: Dataset) -> list[Column]:
     """Describe the targets over the training rows."""
     y = data.train.y
-    if data.task == "classification":
+    if data.classes:
         return []
     raw = _in_data_units(y, data.y_scaling)
     rounding = np.zeros(1)
@@ -361,7 +361,7 @@ def _warnings(
         yield from _counting(names(data), reduce(_Moments.joined, moments))
         if summary.targets:
             yield from _correlated(data, train)
-        elif not data.positions:
+        elif data.has_one_label:
             yield from _labels_in_columns(data)
         if train.count < len(summary.columns):
             rows = "row" if train.count == 1 else "rows"
@@ -374,7 +374,7 @@ def _warnings(
     for target in summary.targets:
         if target.is_constant and summary.rows["train"] > 1:
             yield f"target {show(target.name)} is always {target.low:g} in the training rows"
-    if not data.positions:
+    if data.has_one_label:
         yield from _class_warnings(summary)
     for name in ("val", "test"):
         if number := summary.duplicates[name]:

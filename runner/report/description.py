@@ -30,7 +30,7 @@ def draw(path: Path, data: Dataset, summary: Summary, title: str) -> None:
 
     shape = image_shape(data)
     figure = Figure(layout="constrained")
-    if shape is None or data.positions:
+    if shape is None or not data.has_one_label:
         _draw_columns(figure, data, summary)
     elif summary.classes:
         _draw_classes(figure, data, summary, shape)

@@ -207,10 +207,11 @@ def _classes(summary: Summary, width: int) -> list[str]:
     assert summary.majority is not None
     name, shares = summary.majority
     accuracies = ", ".join(f"{split} {share:.4f}" for split, share in shares.items())
+    guess = f"always guessing {_visible(name)} has the accuracy {accuracies}"
     return [
         f"classes, number of {'rows' if num == summary.rows['train'] else 'labels'}:",
         *_table(header, rows, more, "classes", width),
-        f"always guessing {_visible(name)} has the accuracy {accuracies}",
+        *([] if summary.task == "transcription" else [guess]),
     ]
 
 

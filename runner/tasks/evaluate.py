@@ -27,7 +27,7 @@ def evaluate(run: Run, source: str | None = None) -> int:
         for warning in prepared.data.warnings if is_new else ():
             console.say(f"warning: {warning}")
         test = prepared.data.test
-        has_lines = is_new and not prepared.data.positions  # a line for each row
+        has_lines = is_new and prepared.data.has_one_label  # a line for each row
         outputs = prepared.outputs(test, run.outputs) if has_lines else None
         values, num_rows = run.evaluate_plan(prepared, outputs), len(test)
         captured.into(run.folder / "run.log")

@@ -125,6 +125,8 @@ def _tidy(folder: Path) -> None:
 def _description(data: Mapping[str, Any], scales: bool) -> dict[str, Any]:
     """Describe the model's inputs and outputs, from data.json."""
     logits = "logits" if data["num_targets"] == 0 else "targets"
+    of_sequences = {key: data[key] for key in ("separator",) if key in data}
+    logits = "logits of the classes and of the blank, at each step" if of_sequences else logits
     keys = (
         "task",
         "features",
@@ -142,6 +144,7 @@ def _description(data: Mapping[str, Any], scales: bool) -> dict[str, Any]:
         "inputs": "raw rows" if scales or not data["x_scaling"] else "rows (raw - offset) / scale",
         "outputs": logits if scales or not data["y_scaling"] else "targets (raw - offset) / scale",
         **{key: data.get(key) for key in keys},
+        **of_sequences,
     }
 
 

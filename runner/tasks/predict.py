@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from runner.components.alignment import greedy, texts_of
 from runner.components.metrics import probabilities
 from runner.data.files import as_float, locate, read_npz, regular_file
 from runner.data.folders import Folder, below
@@ -28,9 +29,10 @@ def predict(run: Run, source: str) -> int:
     predictions.
 
     It contains the outputs (for regression in the data's units); for classification also the
-    probability of each class and the most probable label. Several outputs of a model of the user's
-    own are as the model returns them, without probabilities: the array output_NAME of each in an
-    NPZ file, the columns output_NAME, output_NAME_I, ... in a CSV file.
+    probability of each class and the most probable label. Of sequences of labels, it contains the
+    text of the most probable path, and in an NPZ file the outputs too. Several outputs of a model
+    of the user's own are as the model returns them, without probabilities: the array output_NAME of
+    each in an NPZ file, the columns output_NAME, output_NAME_I, ... in a CSV file.
 
     Rows are transformed and scaled like the training rows. A table (CSV, Parquet, ...) needs the
     training columns, in any order; an NPZ needs the array `x`. A run of images or audio takes a
@@ -51,18 +53,23 @@ def predict(run: Run, source: str) -> int:
         several = run.model_spec.network.outputs
         classes: list[str] = run.data["classes"] if several is None else []
         columns: dict[str, Any] = {"outputs": outputs}
+        has_sequences = "separator" in run.data
+        if has_sequences:
+            labels = texts_of(greedy(outputs), classes, run.data["separator"])
+            columns = {**(columns if path.suffix.lower() == ".npz" else {}), "label": labels}
+            classes = []
         if classes:
             columns["probability"] = probabilities(outputs)
             is_single = outputs.shape[1:] == (1,)
             best = outputs[:, 0] > 0 if is_single else outputs.argmax(axis=-1)
             columns["label"] = np.array(classes)[best.astype(int)]
-        if outputs.ndim > 2 and path.suffix.lower() != ".npz":
+        if outputs.ndim > 2 and not has_sequences and path.suffix.lower() != ".npz":
             raise ConfigError(
                 f"data.path must be an NPZ file for a run with labels at each step, got "
                 f"{show_path(path)}"
             )
         suffix = ".npz" if names is None and path.suffix.lower() == ".npz" else ".csv"
-        header = [f"output_{i}" for i in range(outputs.shape[1])]
+        header = ["label"] if has_sequences else [f"output_{i}" for i in range(outputs.shape[1])]
         if several is not None:
             header = [*several.columns()]
         if several is not None and suffix == ".npz":
