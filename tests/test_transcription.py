@@ -6,10 +6,13 @@ from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
+import torch
 
 import runner
+from runner import dispatcher
 from runner.components import alignment
 from runner.components.losses import CTC, log_softmax
 from runner.components.metrics import Metric, Sequences, choose
@@ -17,7 +20,7 @@ from runner.errors import ConfigError
 from tests.command_line import forked
 from tests.parity.test_parity import assert_parity
 from tests.rows import slow_but
-from tests.training import difference, prepare, train
+from tests.training import difference, first, prepare, train
 
 LAYERS = (
     "model.layers=[{layer: masking},{layer: conv1d, filters: 12, kernel_size: 3},{layer: "
@@ -156,6 +159,25 @@ def test_a_run_learns_and_writes_texts(backend: str, tmp_path: Path) -> None:
     labels = np.load(folder / "predictions.npz")["label"]
     wanted = [" ".join(map(str, row[row > 0])) for row in sequences()[1]]
     assert np.mean(labels == wanted) > 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "suffix"), [("lightning", "pt2"), ("keras", "keras")])
+def test_an_export_gives_padding_the_blank(backend: str, suffix: str, tmp_path: Path) -> None:
+    """1e-5: float32 from kernels that sum in another order; -1e30 is the same number."""
+    prepared, engine = prepare(keys(tmp_path)), dispatcher.load(backend)
+    state, path = first(prepared), tmp_path / f"model.{suffix}"
+    x = prepared.data.train.x[:5].astype(np.float32)
+    expected = engine.predict(prepared.model, state, {"x": x})
+    engine.export(prepared.model, state, path)
+    if suffix == "pt2":
+        found = torch.export.load(path).module()(torch.from_numpy(x)).detach().numpy()
+    else:
+        found = np.asarray(keras.models.load_model(path)(x))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    is_padding = np.flip(np.cumsum(np.flip(x.any(axis=2), 1), 1), 1) == 0
+    assert is_padding.any()
+    assert (found[is_padding] == np.float32([-1e30, -1e30, -1e30, 0])).all()
 
 
 PLAIN = "model.layers=[{layer: conv1d, filters: outputs, kernel_size: 3, stride: 4}]"
