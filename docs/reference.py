@@ -12,7 +12,8 @@ from typing import Any
 
 import runner
 from runner.components.layers import Layer
-from runner.config.conf_folder import CONF, choices
+from runner.config.callbacks import NamedCallback
+from runner.config.conf_folder import CALLBACKS, CONF, choices
 from runner.config.explain import sections
 from runner.config.remarks import remarks
 from runner.config.schema import Config
@@ -39,6 +40,7 @@ def write(folder: Path) -> None:
 def pages() -> dict[str, str]:
     """File name -> Markdown."""
     found = {"keys.md": _keys_page(), "layers.md": _layers_page(), "python.md": _python_page()}
+    found["callbacks.md"] = _callbacks_page()
     return {**found, **{f"{group}.md": _group_page(group) for group in GROUPS}}
 
 
@@ -83,6 +85,14 @@ def _layers_page() -> str:
     for name, section in sections(Layer).items():
         own = {key: beside.get(f"{name}.{key}") for key in keys(section)}
         lines += [f"## `layer: {name}`", "", *_choice(section, "layer", "", own)]
+    return "\n".join(lines)
+
+
+def _callbacks_page() -> str:
+    lines = ["# Callbacks", "", "`callbacks` is a list of these, or of their names.", ""]
+    for name, section in sections(NamedCallback).items():
+        lines += [f"## `callback: {name}`", ""]
+        lines += _choice(section, "callback", "", remarks(CALLBACKS, name))
     return "\n".join(lines)
 
 

@@ -26,6 +26,7 @@ from runner.components.layers import (
 )
 from runner.components.outputs import Outputs
 from runner.components.twins import TwinNetwork
+from runner.config import callbacks
 from runner.config.schema import Config, CustomModel, LayerModel, ObjectModel, SizedPart, TwinModel
 from runner.data import Dataset, Split, load, transforms
 from runner.data.augment import Augment, augmented
@@ -1129,6 +1130,7 @@ def _check_watched(prepared: Plan) -> None:
     watched = {"trainer.monitor": prepared.config.trainer.monitor}
     if prepared.plateau:
         watched["schedule.metric"] = prepared.plateau.metric
+    watched |= callbacks.watched(prepared.config.callbacks)
     for key, metric in watched.items():
         if metric not in measured:
             raise ConfigError(

@@ -340,6 +340,10 @@ class Backend(Protocol):
         """List the devices of this machine: "cpu", "cuda:0", "mps", ..."""
         ...
 
+    def device_peak_bytes(self, requested: str) -> int | None:
+        """Return the largest memory of tensors on the accelerator so far; None on the CPU."""
+        ...
+
     def can_use_threads(self, num: int) -> bool:
         """Return whether this process can train with `num` threads. A framework that cannot change
         the number later fixes it here."""

@@ -2,7 +2,7 @@
 
 from backends.keras import loop
 from backends.keras.callbacks import observers
-from backends.keras.device import can_use_threads, devices, fixed_threads
+from backends.keras.device import can_use_threads, device_peak_bytes, devices, fixed_threads
 from backends.keras.loop import inspect, read_weights
 from backends.keras.objective import check_loss
 from backends.keras.profiler import Profiler
@@ -23,6 +23,7 @@ __all__ = [
     "can_use_threads",
     "check_loss",
     "check_optimizer",
+    "device_peak_bytes",
     "devices",
     "export",
     "fixed_threads",

@@ -19,6 +19,14 @@ def resolve(requested: str) -> str:
     return f"/{'GPU' if kind == 'cuda' else 'CPU'}:{index or 0}"
 
 
+def device_peak_bytes(requested: str) -> int | None:
+    """Return the largest memory of tensors on the accelerator so far; None on the CPU."""
+    kind, _, number = resolve(requested).strip("/").rpartition(":")
+    if kind != "GPU":
+        return None
+    return int(tf.config.experimental.get_memory_info(f"GPU:{number}")["peak"])
+
+
 def can_use_threads(num: int) -> bool:
     """Set the number of threads. TensorFlow fixes it at its first computation; return False if it
     then has another number."""

@@ -3,7 +3,7 @@
 from backends.lightning import loop, tracing
 from backends.lightning.callbacks import observers
 from backends.lightning.custom import inspect, read_weights
-from backends.lightning.device import can_use_threads, devices, fixed_threads
+from backends.lightning.device import can_use_threads, device_peak_bytes, devices, fixed_threads
 from backends.lightning.objective import check_loss
 from backends.lightning.profiler import Profiler
 from runner import twins
@@ -23,6 +23,7 @@ __all__ = [
     "can_use_threads",
     "check_loss",
     "check_optimizer",
+    "device_peak_bytes",
     "devices",
     "export",
     "fixed_threads",

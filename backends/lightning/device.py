@@ -27,6 +27,12 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
+def device_peak_bytes(requested: str) -> int | None:
+    """Return the largest memory of tensors on the accelerator so far; None on the CPU."""
+    device = resolve(requested)
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
 def can_use_threads(num: int) -> bool:
     return True
 

@@ -2,6 +2,7 @@
 
 from backends.witness.loop import (
     can_use_threads,
+    device_peak_bytes,
     devices,
     export,
     fixed_threads,
@@ -14,6 +15,7 @@ name = "witness"
 
 __all__ = [
     "can_use_threads",
+    "device_peak_bytes",
     "devices",
     "export",
     "fixed_threads",

@@ -82,6 +82,10 @@ def can_use_threads(num: int) -> bool:
     return True
 
 
+def device_peak_bytes(requested: str) -> int | None:
+    return None
+
+
 def fixed_threads() -> int | None:
     return None
 

@@ -17,7 +17,7 @@ from runner.cli import hydra_bridge
 from runner.cli.hydra_bridge import Composition
 from runner.cli.overrides import explained, first_line, parse_overrides, with_force_add
 from runner.config import trust
-from runner.config.conf_folder import CONF, with_schedule_defaults
+from runner.config.conf_folder import CONF, with_callback_defaults, with_schedule_defaults
 from runner.data import splits
 from runner.errors import ConfigError, show
 
@@ -155,7 +155,7 @@ def to_values(config: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"{error.full_key} is missing; it needs a value") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {first_line(error)}") from None
-    return with_schedule_defaults(values)
+    return with_callback_defaults(with_schedule_defaults(values))
 
 
 def rates(

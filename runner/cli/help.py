@@ -7,7 +7,9 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import ModelSchema
 
+from runner.config.callbacks import NamedCallback
 from runner.config.conf_folder import choices, groups
+from runner.config.explain import sections
 from runner.config.remarks import of_sections
 from runner.config.schema import Config
 
@@ -55,6 +57,7 @@ def schema_text() -> str:
     its keys.
     """
     schema = _for_files(Config.model_json_schema(schema_generator=_WithRemarks))
+    schema["properties"]["callbacks"]["items"]["anyOf"] += [{"enum": [*sections(NamedCallback)]}]
     schema["properties"] |= {
         "layer_defaults": {"type": "object"},
         "experiment": {"type": ["string", "null"]},

@@ -12,6 +12,8 @@ _RUNNER = Path(__file__).resolve().parents[1]
 # conf/ is inside runner/ in a wheel, beside it in a checkout
 CONF = _RUNNER / "conf" if (_RUNNER / "conf").is_dir() else _RUNNER.parent / "conf"
 
+CALLBACKS = "trainer/callback"  # the folder with the defaults of named callbacks
+
 
 def groups(config_dir: str | None = None) -> list[str]:
     """List the groups of conf/ and of the folder of --config-dir."""
@@ -98,6 +100,22 @@ def with_schedule_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(optimizer.get("groups"), list):
             filled["optimizer"]["groups"] = [_fill_entry(item) for item in optimizer["groups"]]
     return filled
+
+
+def with_callback_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in the defaults of conf/trainer/callback/NAME.yaml in the entries of `callbacks`; a name
+    becomes a section."""
+    entries = values.get("callbacks")
+    if not isinstance(entries, list):
+        return dict(values)
+    sections = [{"callback": e} if isinstance(e, str) else e for e in entries]
+    filled = [
+        {**defaults(CALLBACKS, section["callback"]), **section}
+        if isinstance(section, dict) and isinstance(section.get("callback"), str)
+        else section
+        for section in sections
+    ]
+    return {**values, "callbacks": filled}
 
 
 def _fill_entry(entry: Any) -> Any:

@@ -229,12 +229,12 @@ def _members(annotation: Any) -> list[Any]:
 
 
 def _tag(section: Any) -> str | None:
-    """The key that selects this section: `layer` or `name`."""
+    """The key that selects this section: `layer`, `callback` or `name`."""
     fields = getattr(section, "model_fields", {})
     return next(
         (
             name
-            for name in ("layer", "name")
+            for name in ("layer", "callback", "name")
             if name in fields and get_args(fields[name].annotation)
         ),
         None,

@@ -8,7 +8,7 @@ from functools import cache
 from pydantic import BaseModel
 
 from runner.components.layers import Layer
-from runner.config.conf_folder import files
+from runner.config.conf_folder import CALLBACKS, files
 from runner.config.explain import sections
 from runner.config.schema import Clean, Config, FindLR, Forecast, Output, Trainer
 from runner.data.augment import Augment
@@ -47,7 +47,8 @@ def of_sections() -> dict[type[BaseModel], dict[str, str]]:
         by_class[section] = _words("layer_defaults", "default", f"{kind}.")
     for group, field in keys(Config).items():
         for kind, section in sections(field.rebuild_annotation()).items():
-            by_class[section] = _words(group, kind)
+            folder = CALLBACKS if group == "callbacks" else group
+            by_class[section] = _words(folder, kind)
     return by_class
 
 

@@ -28,6 +28,7 @@ from runner.components.layers import Layer, with_defaults
 from runner.components.losses import Loss
 from runner.components.metrics import CustomMetric
 from runner.components.optimizers import Optimizer
+from runner.config.callbacks import Callback
 from runner.config.explain import every_key, explain, sections
 from runner.config.times import Time, Timeout
 from runner.data import Data
@@ -156,11 +157,6 @@ Metric = Annotated[
     Union[Annotated[str, Tag("name")], Annotated[CustomMetric, Tag("own code")]],
     Discriminator(lambda value: "own code" if isinstance(value, dict | CustomMetric) else "name"),
 ]
-
-
-class Callback(OwnCode):
-    """An observer of the user's own: a class of a trusted module, derived from runner.Observer. The
-    other keys are its arguments."""
 
 
 Tracker: TypeAlias = Literal["tensorboard", "mlflow"]

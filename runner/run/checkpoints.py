@@ -1,7 +1,7 @@
 """Write a run's checkpoints while the next chunk trains; keep the newest ones and the best."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -50,17 +50,26 @@ class Checkpoints(Observer):
             writing, self._writing = self._writing, None
             writing.result()
 
-    def save(self, state: TrainState, extra: Mapping[str, Any], best: int | None) -> None:
-        """Save a state with its state.json. `best` is the step of the best epoch so far."""
+    def save(
+        self,
+        state: TrainState,
+        extra: Mapping[str, Any],
+        best: int | None,
+        others: Collection[int] = (),
+    ) -> None:
+        """Save a state with its state.json. `best` is the step of the best epoch so far; `others`
+        are steps of checkpoints that stay besides the newest ones and the best."""
         self.finish()
         stage: Callable[[], Path] = partial(checkpoint.stage, self.path, state, dict(extra))
         if checkpoint.num_bytes(state) < _QUICKLY_STAGED:
             with self._saving(state.step):
                 staged = stage()
             stage = lambda: staged  # noqa: E731
-        self._writing = self._writer.submit(self._write, stage, state.step, best)
+        self._writing = self._writer.submit(self._write, stage, state.step, best, set(others))
 
-    def _write(self, stage: Callable[[], Path], step: int, best: int | None) -> None:
+    def _write(
+        self, stage: Callable[[], Path], step: int, best: int | None, others: set[int]
+    ) -> None:
         with self._saving(step):
             self._before_commit()  # the records must contain all updates of a checkpoint
             checkpoint.commit(stage(), step)
@@ -71,7 +80,7 @@ class Checkpoints(Observer):
             saved = [*(old for old in self._saved if old != step), step]
             self._saved = saved[-(self.keep or 0) :]
             best_saved = [] if self._best_saved is None else [self._best_saved]
-            checkpoint.keep(self.path, {*self._saved, *best_saved})
+            checkpoint.keep(self.path, {*self._saved, *best_saved, *others})
         self._after_commit(self.path / "checkpoints" / str(step))
 
     @contextmanager

@@ -1,7 +1,7 @@
 """The base class of observers, which are called between two chunks: records, checkpoints, stalls,
 progress, and the user's own."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -38,6 +38,8 @@ class Observer:
         ...         return epoch.metrics["val/accuracy"] < self.value
     """
 
+    name: str | None = None  # of its state in checkpoints; None: its position and class
+
     def __enter__(self) -> Self:
         return self
 
@@ -61,6 +63,11 @@ class Observer:
 
     def on_checkpoint(self, folder: Path) -> None:
         """Called by the thread that writes checkpoints, when one is on the disk."""
+
+    def kept_checkpoints(self) -> Collection[int]:
+        """Return the steps of the checkpoints that must stay. If the present step is among them, a
+        checkpoint is written."""
+        return ()
 
     def on_end(self, result: Mapping[str, Any]) -> None:
         """Called after all other events, with the values of result.json."""

@@ -24,7 +24,7 @@ from runner.data.dataset import changed
 from runner.data.order import begun
 from runner.errors import ConfigError, RunError, nearest, show
 from runner.plan import Plan, plan
-from runner.run import checkpoint
+from runner.run import callbacks, checkpoint
 from runner.run.run_folder import read_json, records
 from runner.run.saved import config_of, data_of, refuse_links, set_keys
 from runner.run.time_limit import has_ended, trained_seconds
@@ -57,6 +57,8 @@ class Resumed:
         """Return whether the checkpoint is that of the last update, so that only the final files of
         the run are missing."""
         if self.numbers["stopped_early"] and "trainer.early_stopping_patience" not in self.changes:
+            return True
+        if callbacks.has_ended(self.numbers) and "callbacks" not in self.changes:
             return True
         if has_ended(self.numbers) and "trainer.max_time" not in self.changes:
             return True
@@ -167,6 +169,11 @@ def check(resumed: Resumed, prepared: Plan, start: TrainState) -> None:
         return
     if is_over or "trainer.max_time" in resumed.changes:
         _check_time(resumed, prepared.config.trainer.max_time)
+    if is_over and step < total and callbacks.has_ended(resumed.numbers):
+        raise ConfigError(
+            f"resume: {folder} stopped early at step {step}; to train longer, change the "
+            f"early_stopping of callbacks"
+        )
     if is_over and step < total:
         patience = show(prepared.config.trainer.early_stopping_patience)
         raise ConfigError(

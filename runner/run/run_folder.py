@@ -48,7 +48,10 @@ _REPLACED = (
     "metrics.csv",
     ".owner",
 )
-_OF_EVERY_RUN = (*_REPLACED, "run.log", "curves.png", "mlflow.json", "events.out.tfevents.twinrun")
+_OF_EVERY_RUN = (
+    *(*_REPLACED, "run.log", "curves.png", "mlflow.json", "events.out.tfevents.twinrun"),
+    *("best_checkpoints.csv", "throughput.csv", "memory.csv"),
+)
 _HEADERS = {"trace.csv": "step,learning_rate,loss", "metrics.csv": "epoch,step"}  # their beginning
 _TEMPORARY = re.compile(rf"\.(?:{'|'.join(map(re.escape, _REPLACED))})\.[0-9]+")
 # the files that a run, or a task on it, writes

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from runner import dispatcher
 from runner.components import averages
 from runner.config import yaml_files
-from runner.config.conf_folder import defaults, with_schedule_defaults
+from runner.config.conf_folder import defaults, with_callback_defaults, with_schedule_defaults
 from runner.config.given import Given
 from runner.config.schema import Config, LayerModel, parse, sha256
 from runner.data import transforms
@@ -97,7 +97,7 @@ def set_keys(
         for group in groups:
             section = section[group]
         section[last] = override.value()
-    return changed
+    return with_callback_defaults(changed)
 
 
 _NOTHING = Given()
@@ -115,7 +115,7 @@ def _with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
     }
     if "layer_defaults" in saved:
         default["layer_defaults"] = defaults("layer_defaults", "default")
-    return with_schedule_defaults(_merge(default, saved, depth=2))
+    return with_callback_defaults(with_schedule_defaults(_merge(default, saved, depth=2)))
 
 
 def _merge(default: Mapping[str, Any], saved: Any, depth: int) -> Any:

@@ -56,9 +56,10 @@ class Training:
         self.plan, self.path, self.console, self.signals = plan, path, console, signals
         self._tables, self._config_sha256, self._started = list(tables), config_sha256, started
         self._additional = {
-            f"{i} {label(observer)}": observer for i, observer in enumerate(observers)
+            observer.name or f"{i} {label(observer)}": observer
+            for i, observer in enumerate(observers)
         }
-        self._saved_states = (resumed or {}).get("observers", {})
+        self._saved_states, self._is_over = (resumed or {}).get("observers", {}), is_over
         self._checkpoints = plan.checkpoints()
         self.step = 0  # updates so far, skipped ones included
         self.skipped: list[int] = []  # updates that were skipped: their loss was not finite
@@ -112,6 +113,8 @@ class Training:
                 self._additional[name] = stack.enter_context(observer)
                 if name in self._saved_states:
                     observer.load_state(self._saved_states[name])
+                    if isinstance(observer, Limit) and self._is_over:
+                        observer.is_over = bool(self._saved_states[name].get("is_over"))
             self.observers: list[Observer] = [*self._default, *self._additional.values()]
             self._stack = stack.pop_all()
         return self
@@ -127,8 +130,8 @@ class Training:
             return None
         if self.stalls.stopped_early:
             return "early_stopping"
-        for limit in self.limits:
-            if limit.is_over:
+        for limit in (*self.limits, *self._additional.values()):
+            if isinstance(limit, Limit) and limit.is_over:
                 return limit.cause
         return self._ended_by if self.signals.received is None else None
 
@@ -181,19 +184,18 @@ class Training:
             answers = [a and b for a, b in zip(answers, again, strict=True)]
         stop = self.signals.received is not None or not all(answers)
         for name, goes_on in zip(self._additional, answers[len(self._default) :], strict=True):
-            if not goes_on and not is_finished:
+            is_limit = isinstance(self._additional[name], Limit)  # it has a cause and a message
+            if not goes_on and not is_finished and not is_limit:
                 self._ended_by = name.partition(" ")[2]
                 self.console.say(f"ended by the observer {self._ended_by} at step {step}")
         if is_finished or not all(answers):
             for observer in self.observers:
                 observer.on_finish(shown)
-        if (
-            is_finished
-            or stop
-            or (self._checkpoints is not None and self._checkpoints.index(step) == 0)
-        ):
+        kept = {step for observer in self.observers for step in observer.kept_checkpoints()}
+        is_due = self._checkpoints is not None and self._checkpoints.index(step) == 0
+        if is_finished or stop or is_due or step in kept:
             best = (self.result()["best"] or {}).get("step")
-            self.checkpoints.save(live.state(), self._state(), best)
+            self.checkpoints.save(live.state(), self._state(), best, kept)
         return not stop
 
     def _shown(self, live: Live) -> Any:

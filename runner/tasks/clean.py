@@ -15,6 +15,7 @@ from runner.errors import ConfigError, RunError, one_line, printable
 from runner.report import ledger
 from runner.report.ledger import Entry
 from runner.run import checkpoint, run_folder
+from runner.run.callbacks import best_checkpoints
 from runner.run.saved import refuse_links
 from runner.text.columns import aligned
 from runner.text.console import size
@@ -107,7 +108,7 @@ def _checkpoints(row: Entry) -> Removal | None:
     steps = checkpoint.steps(row.folder)
     if last not in steps:  # what a reader would fall back to must stay
         return None
-    kept = {last, checkpoint.target(row.folder, "best")}
+    kept = {last, checkpoint.target(row.folder, "best"), *best_checkpoints.listed(row.folder)}
     old = [step for step in steps if step not in kept]
     paths = tuple(path for step in old for path in checkpoint.files(row.folder, step))
     return Removal("checkpoints", row, f"{len(old)} of {len(steps)} checkpoints", paths)

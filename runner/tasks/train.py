@@ -12,6 +12,7 @@ from runner import dispatcher, user_code
 from runner.components import loss_scale
 from runner.components.optimizers import Custom
 from runner.config import times
+from runner.config.callbacks import OwnCallback
 from runner.config.given import Given, objects
 from runner.config.schema import Config, Trainer, parse, sha256
 from runner.config.stand_in import with_lr
@@ -22,6 +23,7 @@ from runner.machine import devices, threads
 from runner.plan import Plan, check_devices, plan, replanned
 from runner.run import (
     agents,
+    callbacks,
     certificate,
     checkpoint,
     first_weights,
@@ -109,6 +111,8 @@ class Job:
         """Make the config's `callbacks`; those of a call in Python follow. Return them by name."""
         made = {}
         for i, callback in enumerate(self.config.callbacks):
+            if not isinstance(callback, OwnCallback):  # runner.run.callbacks makes it
+                continue
             of = native.backend_of(callback.code)
             if of not in (None, self.config.backend):  # before it is imported
                 raise ConfigError(
@@ -527,7 +531,8 @@ def _train(
     chunks = prepared.chunks(start.step, prepared.checkpoints(), adapt)
     result = {**job.result(), "num_parameters": prepared.num_parameters}
     is_over = job.resumed is not None and job.resumed.is_over(order.total_steps)
-    observers = [*observers, *_trackers(job, order.total_steps, path, console)]
+    named = callbacks.observers(prepared, backend, path, console)
+    observers = [*observers, *named, *_trackers(job, order.total_steps, path, console)]
     with (
         console.progress(order.total_steps, start.step),
         Training(

@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from runner.run.callbacks import memory, throughput
 from runner.run.run_folder import read_columns
 from runner.run.trackers.tracker import Point, order
 
 LEARNING_RATE = "learning_rate"
 STEP_LOSS = "train/loss_step"
+OF_EVALUATIONS = (throughput.FILE, memory.FILE)  # files of callbacks, with a row an evaluation
 _MOST_UPDATES = 1000  # points of updates; trace.csv has all updates
 
 
@@ -23,24 +25,40 @@ def spacing(total_steps: int) -> int:
 
 
 class Points:
-    """The points of the run in a folder, each read once."""
+    """The points of the run in a folder, each read once. The files of callbacks have further values
+    of evaluations."""
 
     def __init__(self, path: Path, total_steps: int) -> None:
+        self._path = path
+        self._others: dict[str, _Rows] = {}  # of callbacks
+        self._values: dict[int, dict[str, float]] = {}  # of these files, by step
         self._every = spacing(total_steps)
         self._trace = _Rows(path / "trace.csv", "step")
         self._metrics = _Rows(path / "metrics.csv", "step")
         self._before: tuple[int, float] | None = None  # step, seconds of the last evaluation
 
     def close(self) -> None:
-        for rows in (self._trace, self._metrics):
+        for rows in (self._trace, self._metrics, *self._others.values()):
             rows.close()
 
     def until(self, step: int | None) -> list[Point]:
         """Return the points that have come: those of the first `step` updates; None: all."""
         updates = self._trace.until(None if step is None else step - 1)
         points = [self._update(row) for row in updates if int(row["step"]) % self._every == 0]
+        if step != 0:  # callbacks write their headers when the first update begins
+            self._read_others(step)
         points += [self._evaluation(row) for row in self._metrics.until(step)]
         return sorted(points, key=lambda point: point.order)
+
+    def _read_others(self, step: int | None) -> None:
+        """Read the new rows of the callbacks' files."""
+        for name in OF_EVALUATIONS:
+            if name not in self._others and (self._path / name).is_file():
+                self._others[name] = _Rows(self._path / name, "step")
+        for rows in self._others.values():
+            for row in rows.until(step):
+                values = {name: value for name, value in row.items() if name != "step"}
+                self._values.setdefault(int(row["step"]), {}).update(values)
 
     def _update(self, row: dict[str, float]) -> Point:
         names = {"loss": STEP_LOSS}
@@ -52,6 +70,7 @@ class Points:
         the first one include the start of the program."""
         step, seconds = int(row["step"]), row["seconds"]
         values = {name: value for name, value in row.items() if name not in ("step", "seconds")}
+        values |= self._values.pop(step, {})
         if self._before is not None and step > self._before[0]:
             num_steps = step - self._before[0]
             values["seconds_per_step"] = (seconds - self._before[1]) / num_steps

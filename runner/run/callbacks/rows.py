@@ -1,0 +1,51 @@
+"""A file of numbers that grows by rows, as trace.csv does."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from runner.data.order import Chunk
+from runner.plan import Plan
+from runner.run.observer import Observer
+from runner.run.run_folder import writing
+from runner.spec import Live
+
+
+class Rows(Observer):
+    """An observer that appends rows to a file of the run's folder. The first column is `step`.
+
+    When a run resumes, rows of updates that it makes again are removed, and so is the row of an
+    evaluation within an epoch, which a longer run does not have.
+    """
+
+    of_updates = False  # a row is of an update, counted from 0; else of the updates so far
+
+    def __init__(self, plan: Plan, path: Path, columns: Sequence[str]) -> None:
+        self.plan, self.file, self.columns = plan, path, ["step", *columns]
+        self._is_begun = False
+
+    def on_chunk_start(self, chunk: Chunk, live: Live) -> None:
+        if not self._is_begun:
+            self._is_begun = True
+            self._begin(chunk.first_step)
+
+    def _begin(self, step: int) -> None:
+        """Write the header, or keep the rows from before update `step`."""
+        is_epoch = not self.of_updates and self.plan.order.is_epoch(step)
+        kept: list[list[str]] = []
+        if self.file.exists():
+            with self.file.open(newline="", encoding="utf-8") as file:
+                kept = [
+                    row
+                    for row in csv.reader(file)
+                    if row and row[0].isdigit() and int(row[0]) < step + is_epoch
+                ]
+        with writing(self.file), self.file.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([self.columns, *kept])
+
+    def append(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append a row. A missing value is an empty cell."""
+        row = [str(step), *(str(values.get(name, "")) for name in self.columns[1:])]
+        with writing(self.file), self.file.open("a", encoding="utf-8") as file:
+            file.write(",".join(row) + "\n")

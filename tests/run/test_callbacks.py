@@ -1,0 +1,135 @@
+"""The callbacks that a config names: what each one does, and that its state survives a resume."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import runner
+from runner import dispatcher
+from runner.config.callbacks import BestCheckpoints as BestSection
+from runner.config.callbacks import EarlyStopping as StopSection
+from runner.run.callbacks import CALLBACKS, best_checkpoints
+from runner.run.callbacks.best_checkpoints import BestCheckpoints
+from runner.run.callbacks.early_stopping import EarlyStopping
+from runner.run.observer import Epoch
+from runner.run.trackers.points import Points
+
+ANY: Any = None
+
+
+def plan(monitor: str = "val/loss", mode: str = "min") -> Any:
+    trainer = SimpleNamespace(monitor=monitor, monitor_mode=mode)
+    return SimpleNamespace(config=SimpleNamespace(trainer=trainer))
+
+
+class Said:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+# losses and accuracies of epochs; the epoch after which the run ends with patience 2
+LOSSES = [3.0, 2.0, 2.5, 1.0, 1.5, 1.5, 1.5]
+ACCURACIES = [0.1, 0.2, 0.3, 0.4, 0.4, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("stop", "accuracies", "ended"),
+    [("any", ACCURACIES, 6), ("all", ACCURACIES, None), ("all", [0.9] * 7, 6)],
+)
+def test_early_stopping_waits_for_all_metrics_or_for_any(
+    stop: str, accuracies: list[float], ended: int | None
+) -> None:
+    """The loss has not improved for two epochs after the sixth. Saved and loaded between any two
+    epochs, it ends after the same one."""
+    section = StopSection.model_validate(
+        {
+            "callback": "early_stopping",
+            "metrics": {"val/loss": "min", "val/accuracy": "max"},
+            "patience": 2,
+            "min_delta": 0.0,
+            "stop": stop,
+        }
+    )
+    console: Any = Said()
+    state: dict[str, Any] | None = None
+    found = None
+    for i, (loss, accuracy) in enumerate(zip(LOSSES, accuracies, strict=True), 1):
+        callback = EarlyStopping(section, plan(), ANY, ANY, console)
+        if state is not None:
+            callback.load_state(json.loads(json.dumps(state)))
+        values = {"val/loss": loss, "val/accuracy": accuracy}
+        assert callback.on_epoch(Epoch(i, i, {"val/loss": 9.0}, 0, False), ANY)  # of no whole epoch
+        if not callback.on_epoch(Epoch(i, i, values, 0, True), ANY):
+            found = i
+            break
+        state = callback.state()
+    assert found == ended
+
+
+def test_best_checkpoints_prefers_earlier_epochs_of_equal_value_and_no_nan(tmp_path: Path) -> None:
+    section = BestSection.model_validate(
+        {"callback": "best_checkpoints", "num": 2, "metric": "val/accuracy", "mode": "max"}
+    )
+    console: Any = Said()
+    callback = BestCheckpoints(section, plan(), ANY, tmp_path, console)
+    kept = []
+    for i, value in enumerate((0.5, float("nan"), 0.7, 0.5, 0.7, 0.9), 1):
+        callback.on_epoch(Epoch(i, 10 * i, {"val/accuracy": value}, 0, True), ANY)
+        kept.append([*callback.kept_checkpoints()])
+    assert kept == [[10], [10], [30, 10], [30, 10], [30, 50], [60, 30]]
+    again = BestCheckpoints(section, plan(), ANY, tmp_path, console)
+    again.load_state(json.loads(json.dumps(callback.state())))
+    assert again.state() == callback.state()
+    assert callback.file.read_text() == "rank,step,epoch,val/accuracy\n1,60,6,0.9\n2,30,3,0.7\n"
+    assert best_checkpoints.listed(tmp_path) == {60, 30}
+
+
+NAMED = (
+    "callbacks=[{callback: best_checkpoints, num: 2, metric: train/loss, mode: max}, throughput, "
+    "memory, {callback: early_stopping, patience: 9}]"
+)
+
+
+def test_a_resumed_run_has_the_files_and_the_states_of_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """The best epochs are the first two: their checkpoints stay beside the two newest ones, though
+    trainer.checkpoint_every has none. A longer run has no row of the evaluation within epoch 3."""
+    dispatcher.load(backend)
+    monkeypatch.chdir(tmp_path)
+    line = [f"backend={backend}", "device=cpu", "trainer.batch_size=200", NAMED]
+    line += ["trainer.checkpoint_every=null"]
+    whole = runner.train([*line, "trainer.max_epochs=5"], quiet=True)
+    part = runner.train([*line, "trainer.max_steps=17", "trainer.max_epochs=5"], quiet=True)
+    shutil.copytree(part.folder, tmp_path / "copy")
+    part = runner.resume(part, "trainer.max_steps=null", quiet=True)
+    read = [(run.folder / "best_checkpoints.csv").read_text() for run in (whole, part)]
+    assert read[0] == read[1]
+    assert [row.split(",")[1] for row in read[0].splitlines()[1:]] == ["7", "14"]
+    states = []
+    for run in (whole, part):
+        checkpoints = run.folder / "checkpoints"
+        assert {"7", "14", "35"} <= {path.name for path in checkpoints.iterdir()}
+        saved = json.loads((checkpoints / "last" / "state.json").read_text())["observers"]
+        assert {*saved} == {"best_checkpoints", "early_stopping"}
+        states.append(saved)
+        for name in ("throughput", "memory"):
+            rows = (run.folder / f"{name}.csv").read_text().splitlines()
+            assert [row.split(",")[0] for row in rows] == ["step", *map(str, range(7, 36, 7))]
+    assert states[0] == states[1]
+    rows = (tmp_path / "copy" / "memory.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["step", "7", "14", "17"]
+    points = {point.step: point.values for point in Points(whole.folder, 35).until(None)}
+    assert {"rows_per_second", "process_peak_bytes", "val/loss"} <= {*points[35]}
+
+
+def test_every_named_callback_has_defaults_in_conf() -> None:
+    folder = Path(runner.__file__).parents[1] / "conf" / "trainer" / "callback"
+    assert {path.stem for path in folder.glob("*.yaml")} == {*CALLBACKS}
