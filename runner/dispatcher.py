@@ -10,7 +10,7 @@ from typing import Any
 
 import backends
 from runner.errors import ConfigError, show
-from runner.spec import About, Backend
+from runner.spec import About, Backend, World
 from runner.text import console
 
 # every folder of backends/, by name
@@ -25,6 +25,9 @@ importing: Callable[[About], AbstractContextManager[Any]] = nullcontext
 # The number of threads for building a user's own model, before its size is known; None: the
 # framework's default. The command line sets one thread.
 building_threads: int | None = None
+# The processes of the run that this process belongs to, if there are several. A framework that
+# must join them before it computes does so before it tries code of the user's own.
+world: World | None = None
 
 
 def load(name: str) -> Backend:
@@ -42,6 +45,15 @@ def load(name: str) -> Backend:
             f"backend={name} needs the package {error.name}, which is not installed: pip "
             f"install {about.distribution}"
         ) from None
+
+
+def prepare(backend: Backend, num_threads: int) -> None:
+    """Prepare a framework for its first computation: set the number of threads, if this is a
+    process of the command line, and join the other processes of the run."""
+    if building_threads is not None:
+        backend.can_use_threads(num_threads)
+    if world is not None:
+        backend.join(world)
 
 
 @contextmanager

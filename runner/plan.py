@@ -202,7 +202,8 @@ class Plan:
     def remark_on_threads(self) -> str | None:
         """Remark on the number of threads, if the user should know of it."""
         trainer, model = self.config.trainer, self.model
-        return threads.remark(trainer.threads, model.threads, model.network, model.batch_size)
+        asked = 1 if joins_first(self.config) else trainer.threads
+        return threads.remark(asked, model.threads, model.network, model.batch_size)
 
     @cached_property
     def _rates(self) -> np.ndarray:
@@ -666,8 +667,7 @@ def _weighted_or_own(
             )
         assert example is not None
         backend = dispatcher.load(config.backend)
-        if dispatcher.building_threads is not None:
-            backend.can_use_threads(model.threads)  # before the framework's first computation
+        dispatcher.prepare(backend, model.threads)
         backend.check_loss(loss, example, model)
     if data.stream is not None and getattr(loss, "class_weights", None) == "balanced":
         raise ConfigError(
@@ -945,14 +945,6 @@ def check_devices(config: Config, data: Dataset | None = None, net: Network | No
     if config.backend == "keras":
         what = "trainer.gradient_checkpointing=true on Keras"
         refused[what] = trainer.gradient_checkpointing
-    own = {
-        f"model={config.model.name}": not isinstance(config.model, LayerModel),
-        f"loss={config.loss.name}": config.loss.name == "custom",
-        f"optimizer={config.optimizer.name}": isinstance(config.optimizer, optimizers.Custom),
-    }
-    if config.backend == "keras":  # TensorFlow connects its processes before its first computation
-        reason = "on Keras, where code of your own would compute before the processes are connected"
-        refused |= {f"{what} {reason}": is_on for what, is_on in own.items()}
     for what, is_on in refused.items():
         if is_on:
             raise ConfigError(f"devices must be 1 with {what}, got {config.devices}")
@@ -986,7 +978,7 @@ def _check_divided(config: Config, net: Network | None) -> None:
 
 def _check_own_parts(config: Config, net: CustomNetwork) -> None:
     """Refuse a model of the user's own that would differ between the processes of a run."""
-    name, buffers = net.source.name, [*net.built.buffers]
+    name, buffers = net.source.name, net.built.unshared
     if net.built.has_loss:
         raise ConfigError(
             f"devices must be 1 with {name}, which computes its own loss, got {config.devices}; a "
@@ -1026,14 +1018,18 @@ def _check_parts(config: Config, net: Network, order: Order | InOrder) -> None:
     parts = [*getattr(order, "earlier", ()), order.segment(order.epochs.starts[-1])]
     smallest = min((p.last_row - p.first_row) % p.batch_size or p.batch_size for p in parts)
     is_exact = config.trainer.precision == "exact"
-    divides, is_own = config.strategy == "fsdp", isinstance(net, CustomNetwork)
-    if divides and is_own and smallest < config.num_processes:
-        raise ConfigError(
-            f"devices={config.devices} leaves a process without rows in a batch of {smallest}, "
-            f"which strategy=fsdp does not support for a model of your own; set "
-            f"trainer.global_batch_size to a number that leaves a last batch of at least "
-            f"{config.num_processes} rows, or strategy=ddp"
-        )
+    if isinstance(net, CustomNetwork) and smallest < config.num_processes:
+        what = "batch norm" if net.built.shared else None
+        what = "strategy=fsdp" if config.strategy == "fsdp" else what
+        if config.backend == "keras" and net.built.counts:
+            what = "the state of random numbers"
+        if what is not None:
+            raise ConfigError(
+                f"devices={config.devices} leaves a process without rows in a batch of {smallest}, "
+                f"which {what} does not support for a model of your own; set "
+                f"trainer.global_batch_size to a number that leaves a last batch of at least "
+                f"{config.num_processes} rows"
+            )
     if config.backend != "keras" or is_exact or smallest >= config.num_processes:
         return
     layers = {node.spec.layer for node in net.walk()}
@@ -1197,8 +1193,24 @@ def model_spec(config: Config, shapes: Shapes, example: Batch | None = None) -> 
     net = _network(config, shapes, num, example)
     trainer = config.trainer
     batch_size = config.device_batch_rows
-    num_threads = threads.resolve(trainer.threads, net, batch_size, config.num_devices)
+    asked = trainer.threads
+    if asked == "auto" and joins_first(config):
+        asked = 1  # it is built after the number was fixed, so before its size is known
+    num_threads = threads.resolve(asked, net, batch_size, config.num_devices)
     return ModelSpec(net, trainer.precision, config.device_name, batch_size, num_threads)
+
+
+def joins_first(config: Config) -> bool:
+    """Return whether the processes of the run join before the user's own model is built."""
+    return not isinstance(config.model, LayerModel) and fixes_threads(config)
+
+
+def fixes_threads(config: Config) -> bool:
+    """Return whether code of the user's own fixes the number of threads before the training, in a
+    process that cannot be replaced."""
+    has_own_model = not isinstance(config.model, LayerModel)
+    is_own = isinstance(config.optimizer, optimizers.Custom) or config.loss.name == "custom"
+    return (has_own_model or is_own) and config.backend == "keras" and config.num_processes > 1
 
 
 def _network(config: Config, shapes: Shapes, num_outputs: int, example: Batch | None) -> Network:
@@ -1216,8 +1228,7 @@ def _network(config: Config, shapes: Shapes, num_outputs: int, example: Batch | 
     asked, building = config.trainer.threads, dispatcher.building_threads
     with nullcontext() if building is None else console.quiet():
         backend = dispatcher.load(config.backend)
-        if building is not None:
-            backend.can_use_threads(building if asked == "auto" else asked)
+        dispatcher.prepare(backend, building or 1 if asked == "auto" else asked)
         built = backend.inspect(source, input_shape, precision, config.seed, example)
     _check_columns(built, source)
     is_free = built.has_loss or config.loss.name == "custom" or _needs_no_loss(config, built)

@@ -349,6 +349,11 @@ class Backend(Protocol):
         the number later fixes it here."""
         ...
 
+    def join(self, world: World) -> None:
+        """Join the other processes of the run, if the framework can only do so before it computes.
+        A second call does nothing."""
+        ...
+
     def fixed_threads(self) -> int | None:
         """Return the number of threads that a run in Python must use, because the framework has one
         number for the whole process; None if every run can have its own."""

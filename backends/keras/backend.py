@@ -3,6 +3,7 @@
 from backends.keras import loop
 from backends.keras.callbacks import observers
 from backends.keras.device import can_use_threads, device_peak_bytes, devices, fixed_threads
+from backends.keras.distributed import join
 from backends.keras.loop import inspect, read_weights
 from backends.keras.objective import check_loss
 from backends.keras.profiler import Profiler
@@ -28,6 +29,7 @@ __all__ = [
     "export",
     "fixed_threads",
     "inspect",
+    "join",
     "layer_outputs",
     "measure",
     "name",

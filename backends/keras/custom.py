@@ -28,6 +28,8 @@ from runner.data.source import Batch
 from runner.errors import ConfigError, one_line
 from runner.user_code import blame
 
+_GENERATOR = "seed_generator_state"  # the end of the paths of layers' random generators
+
 
 def build(
     network: CustomNetwork, kind: type[keras.Model], dropout_state: DropoutState | None
@@ -87,6 +89,10 @@ def inspect(source: Source, input_shape: Shape, seed: int, example: Batch | None
     if has_loss and example is not None:
         objective.trial(losses.Model(name="model"), model, example, source.name)
     measured = [metric.name for metric in objective.metrics_of(model)]
+    is_repeatable, changed = True, {*paths} - {*trained}
+    if example is not None:
+        is_repeatable, changed = _tried_twice(model, own, example, seed)
+    generators = {path for path in paths if path.partition(":")[0].endswith(_GENERATOR)}
     return Built(
         weights={name: values[name] for name in trained},
         buffers={name: value for name, value in values.items() if name not in trained},
@@ -99,23 +105,30 @@ def inspect(source: Source, input_shape: Shape, seed: int, example: Batch | None
         train_columns=tuple(f"train/{name}" for name in measured),
         val_columns=tuple(f"val/{name}" for name in (["loss"] if has_loss else []) + measured),
         counts=tuple(_counts(own, paths)),
-        is_repeatable=example is None or _is_repeatable(model, own, example, seed),
+        unshared=tuple(name for name in paths if name in changed - generators),
+        is_repeatable=is_repeatable,
     )
 
 
-def _is_repeatable(model: keras.Model, own: keras.Model, example: Batch, seed: int) -> bool:
+def _tried_twice(
+    model: keras.Model, own: keras.Model, example: Batch, seed: int
+) -> tuple[bool, set[str]]:
     """Return whether two forward passes in training are equal with the same values of all
-    variables, those of the layers' generators included. Python's and NumPy's generators go on, as
-    they do in training."""
+    variables, those of the layers' generators included, and the names of the variables that a pass
+    changes. Python's and NumPy's generators go on, as they do in training."""
     x = keras.ops.convert_to_tensor(example["x"][:ROWS_OF_REPETITION])
     before = [variable.value.numpy() for variable in _variables(own)]
-    results = []
+    results, changed = [], set[str]()
     with suppress(Exception), seeded(seed):  # an error is that of the run, which shows it
         for _ in range(2):
             results.append(np.asarray(model(x, training=True)))
-            for variable, value in zip(_variables(own), before, strict=True):
+            for (name, variable), value in zip(model.own().items(), before, strict=True):
+                if not np.array_equal(variable.value.numpy(), value):
+                    changed.add(name)
                 variable.assign(value)
-    return len(results) < 2 or np.array_equal(results[0], results[1], equal_nan=True)
+    if len(results) < 2:
+        return True, {*model.own()}
+    return np.array_equal(results[0], results[1], equal_nan=True), changed
 
 
 def _call_inner_layers(source: Source, model: keras.Model, input_shape: Shape) -> None:
@@ -275,7 +288,7 @@ def _counts(model: keras.Model, paths: list[str]) -> Iterator[str]:
     """Yield the names of variables with the states of generators and the counts of metrics."""
     of_metrics = {id(v) for metric in getattr(model, "metrics", []) for v in metric.variables}
     for path, variable in zip(paths, _variables(model), strict=True):
-        if id(variable) in of_metrics or variable.path.endswith("seed_generator_state"):
+        if id(variable) in of_metrics or variable.path.endswith(_GENERATOR):
             yield path
 
 

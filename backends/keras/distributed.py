@@ -19,8 +19,25 @@ from runner.spec import World
 _GROUP = 1  # the key of the group of all processes
 
 
+_joined: "Together | None" = None  # a process belongs to one run
+
+
+def join(world: World) -> None:
+    """Implements `runner.spec.Backend.join`."""
+    connect(world)
+
+
 def connect(world: World) -> "Together":
-    """Join the other processes, before the first computation of this one."""
+    """Join the other processes, before the first computation of this one; return them. A second
+    call returns the same."""
+    global _joined
+    if _joined is None:
+        _join(world)
+        _joined = Together(world)
+    return _joined
+
+
+def _join(world: World) -> None:
     cluster = tf.train.ClusterSpec({"worker": list(world.addresses)})
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         cluster, task_type="worker", task_id=world.rank, rpc_layer="grpc"
@@ -31,7 +48,6 @@ def connect(world: World) -> "Together":
     # TensorFlow has taken over SIGTERM, after which all collectives would hang; take it back
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-    return Together(world)
 
 
 class Together:

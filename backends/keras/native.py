@@ -21,6 +21,7 @@ from runner.components.optimizers import (
     Custom,
     frozen,
 )
+from runner.random import mix
 from runner.spec import RunSpec, TrainState, Weights
 
 
@@ -75,6 +76,8 @@ class Engine:
         self.has_batch_norm = any(name.startswith("batch_norm") for name in start.buffers)
         layers.load_state(model, start.for_training())
         variables = layers.named(model)
+        if self.is_own:
+            self._separate_generators(variables)
         # in the network's order: the norm of the gradients is summed in this order
         self.parameters = {
             name: variables[name] for name in run.network.variables() if name in start.weights
@@ -98,6 +101,16 @@ class Engine:
         self.average = Average(run, self.trained, start) if is_averaging else None
         self._load_slots(start)
         self.fields = {name: tf.constant(values) for name, values in run.fields.items()}
+
+    def _separate_generators(self, variables: Mapping[str, Any]) -> None:
+        """Let the layers' generators draw other numbers in each process. Rank 0, which saves their
+        state, draws those of a single process."""
+        network = self.run.network
+        assert isinstance(network, CustomNetwork)
+        for name in network.built.counts if self.run.world.rank else ():
+            seed, count = variables[name].numpy()  # uint32[2]
+            seed = mix(int(seed) + self.run.world.rank)
+            variables[name].assign(np.array([seed, count], np.uint32))
 
     def start(self, run: RunSpec, start: TrainState) -> None:
         """Start another run that can use the same compiled functions."""

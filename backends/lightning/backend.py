@@ -3,7 +3,13 @@
 from backends.lightning import loop, tracing
 from backends.lightning.callbacks import observers
 from backends.lightning.custom import inspect, read_weights
-from backends.lightning.device import can_use_threads, device_peak_bytes, devices, fixed_threads
+from backends.lightning.device import (
+    can_use_threads,
+    device_peak_bytes,
+    devices,
+    fixed_threads,
+    join,
+)
 from backends.lightning.objective import check_loss
 from backends.lightning.profiler import Profiler
 from runner import twins
@@ -28,6 +34,7 @@ __all__ = [
     "export",
     "fixed_threads",
     "inspect",
+    "join",
     "layer_outputs",
     "measure",
     "name",

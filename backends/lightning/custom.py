@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from backends.lightning import layers, twin
+from backends.lightning import distributed, layers, twin
 from backends.lightning.steps import (
     Steps,
     check,
@@ -139,6 +139,10 @@ def inspect(
         factors = rate_factors(network.steps.module)
         if example is not None:
             columns = _tried(network, example, source.name, seed)
+    is_repeatable, changed = True, {*values} - trained
+    if example is not None:
+        is_repeatable, changed = _tried_twice(network, example, seed, source.name)
+    shared = _shared_buffers(network.model)
     return Built(
         weights={name: value for name, value in values.items() if name in trained},
         buffers={name: value for name, value in values.items() if name not in trained},
@@ -150,7 +154,9 @@ def inspect(
         train_columns=columns[0],
         val_columns=columns[1],
         unused=unused,
-        is_repeatable=example is None or _is_repeatable(network, example, seed, source.name),
+        is_repeatable=is_repeatable,
+        unshared=tuple(name for name in values if name in changed - shared - trained),
+        shared=tuple(name for name in values if name in shared),
         rate_factors=factors,
         counts=tuple(network.counts()),
     )
@@ -191,12 +197,23 @@ def _tried(
     return columns
 
 
-def _is_repeatable(network: Network, example: Batch, seed: int, name: str) -> bool:
-    """Return whether two forward passes in training are equal under the same seed of torch.
-    Python's and NumPy's generators go on, as they do in training. The module is not used again."""
+def _shared_buffers(model: nn.Module) -> set[str]:
+    """Return the names of buffers of batch norms that share their statistics (distributed.py)."""
+    return {
+        f"{name}.{buffer}" if name else buffer
+        for name, module in model.named_modules()
+        if distributed.shares_statistics(module)
+        for buffer, _ in module.named_buffers(recurse=False)
+    }
+
+
+def _tried_twice(network: Network, example: Batch, seed: int, name: str) -> tuple[bool, set[str]]:
+    """Return whether two forward passes in training are equal under the same seed of torch, and the
+    names of the tensors that a pass changes. Python's and NumPy's generators go on, as they do in
+    training. The module is not used again."""
     batch = tuple(values[:ROWS_OF_REPETITION] for values in tensors(example))
     before = {name: tensor.detach().clone() for name, tensor in network.named().items()}
-    results = []
+    results, changed = [], set[str]()
     network.train()
     with seeded(seed), torch.random.fork_rng(devices=[]):
         try:
@@ -212,12 +229,14 @@ def _is_repeatable(network: Network, example: Batch, seed: int, name: str) -> bo
                 results.append(z.detach())
                 with torch.no_grad():
                     for name, tensor in network.named().items():
+                        if not torch.equal(tensor, before[name]):
+                            changed.add(name)
                         tensor.copy_(before[name])
         except RunError as error:  # other outputs than in evaluation
             raise ConfigError(str(error)) from error
         except Exception:  # it is the run's, which shows it
-            return True
-    return torch.equal(results[0].nan_to_num(), results[1].nan_to_num())
+            return True, {*before}
+    return torch.equal(results[0].nan_to_num(), results[1].nan_to_num()), changed
 
 
 def _build(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from runner.machine import devices as runner_devices
+from runner.spec import World
 
 SHORT = (torch.bfloat16, torch.float16)  # dtypes of 16 bits
 _MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -35,6 +36,10 @@ def device_peak_bytes(requested: str) -> int | None:
 
 def can_use_threads(num: int) -> bool:
     return True
+
+
+def join(world: World) -> None:
+    """Do nothing: torch joins other processes at any time, and an engine does it."""
 
 
 def fixed_threads() -> int | None:

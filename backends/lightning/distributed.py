@@ -88,16 +88,28 @@ class _Total(torch.autograd.Function):
 
 def share_statistics(network: nn.Module, state: DropoutState) -> None:
     """Let batch norm use the mean and variance of the whole micro-batch in training."""
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
-    for norm in norms:
+    for norm in filter(shares_statistics, network.modules()):
         own = norm.forward
-        norm.forward = partial(_normalize, norm, own, state)  # type: ignore[method-assign]
+        norm.forward = partial(_normalize, norm, own, state)
+
+
+def shares_statistics(module: nn.Module) -> bool:
+    """Return whether a module is a batch norm that can use the statistics of all processes: torch's
+    own, with a fixed momentum. nn.SyncBatchNorm needs a GPU."""
+    if not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+        return False
+    is_own = type(module).forward is not nn.modules.batchnorm._BatchNorm.forward
+    return module.momentum is not None and (not is_own or _has_features_last(module))
+
+
+def _has_features_last(norm: Any) -> bool:
+    return bool(getattr(norm, "has_features_last", False))
 
 
 def _normalize(norm: Any, own: Any, state: DropoutState, x: Tensor) -> Tensor:
     if not norm.training:
         return own(x)  # type: ignore[no-any-return]
-    axis = 1 if x.ndim == 4 else x.ndim - 1
+    axis = x.ndim - 1 if _has_features_last(norm) else 1
     axes = [i for i in range(x.ndim) if i != axis]
     shape = [-1 if i == axis else 1 for i in range(x.ndim)]
     num = state.num_rows * math.prod(x.shape[i] for i in axes if i > 0)
@@ -105,9 +117,14 @@ def _normalize(norm: Any, own: Any, state: DropoutState, x: Tensor) -> Tensor:
     mean = _Total.apply(wide.sum(axes)) / num
     centered = wide - mean.view(shape)
     variance = _Total.apply((centered * centered).sum(axes)) / num
-    with torch.no_grad():
-        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
-        unbiased = variance * (num / (num - 1))
-        norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
-    scale = torch.rsqrt(variance + norm.eps) * norm.weight
-    return (centered * scale.view(shape) + norm.bias.view(shape)).to(x.dtype)
+    if norm.track_running_stats:
+        with torch.no_grad():
+            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+            unbiased = variance * (num / (num - 1))
+            norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
+            norm.num_batches_tracked.add_(1)
+    scale = torch.rsqrt(variance + norm.eps)
+    if norm.affine:
+        scale = scale * norm.weight
+    y = centered * scale.view(shape)
+    return (y + norm.bias.view(shape) if norm.affine else y).to(x.dtype)

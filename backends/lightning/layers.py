@@ -509,6 +509,8 @@ def _with_features_first(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 class _BatchNorm1d(nn.BatchNorm1d):
+    has_features_last = True
+
     """Batch norm of [B, C] and of sequences [B, T, C]; torch expects the features on axis 1."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from runner.spec import (
     RunSpec,
     Tables,
     TrainState,
+    World,
     ignore,
     read_back,
 )
@@ -84,6 +85,10 @@ def can_use_threads(num: int) -> bool:
 
 def device_peak_bytes(requested: str) -> int | None:
     return None
+
+
+def join(world: World) -> None:
+    """Do nothing: the engine joins the other processes."""
 
 
 def fixed_threads() -> int | None:

@@ -124,6 +124,11 @@ class Built:
     rate_factors: Mapping[str, float] | None = None
     # buffers that belong to one run: states of random generators, and what metrics have counted
     counts: tuple[str, ...] = ()
+    # buffers that a forward pass in training changes, and that several processes would change
+    # differently
+    unshared: tuple[str, ...] = ()
+    # buffers that several processes change in the same way: statistics of whole batches
+    shared: tuple[str, ...] = ()
     # False: two forward passes in training differ under the same seed
     is_repeatable: bool = True
     description: str = ""  # the layers and their settings, the same for models of the same layout

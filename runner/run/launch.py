@@ -249,6 +249,7 @@ def _then(folder: str | None) -> str:
 def _run(function: Rank, argument: Any, team: Team, tuning: Any) -> None:
     """Be one process of a run."""
     dispatcher.importing, dispatcher.building_threads = tuning
+    dispatcher.world = team.world
     if hasattr(os, "setsid"):
         os.setsid()  # only the command passes Ctrl-C on
     for work in (_end_with_command, _tell_pulse):

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -97,6 +98,12 @@ def _take_part(inbox: "_Inbox", kind: str, live: Live) -> bool:
     return bool(answer)
 
 
+def _tell_all(team: Team, message: Any) -> None:
+    for other in team.others:
+        with suppress(OSError):  # it has ended; the next collective or answer says so
+            other.send(message)
+
+
 def lead(
     team: Team,
     backend: Backend,
@@ -109,11 +116,12 @@ def lead(
     """Train as rank 0. `run` sees whole chunks, as in a run of one process."""
     world, order = team.world, chunks.order
     chunks.part = world.part
+    memory: list[Mapping[str, int]] = []  # of each process, after the first chunk
 
-    def tell(message: Any) -> None:
-        for other in team.others:
-            with suppress(OSError):  # it has ended; the next collective or answer says so
-                other.send(message)
+    tell = partial(_tell_all, team)
+
+    def shown(live: Live, kind: str) -> Any:
+        return _Divided(live, tell, kind) if spec.divides else _Told(live, tell)
 
     def told() -> Iterator[Chunk]:
         for chunk in chunks:
@@ -123,27 +131,27 @@ def lead(
         tell(("chunk", None))
 
     def on_chunk_start(part: Chunk, live: Live) -> None:
-        shown = _Divided(live, tell, "starts") if spec.divides else _Told(live, tell)
-        run.on_chunk_start(order.chunk(part.first_step, part.num_steps), shown)
+        whole = order.chunk(part.first_step, part.num_steps)
+        run.on_chunk_start(whole, shown(live, "starts"))
         if spec.divides:
             tell(("starts", True))
         pulse.begin_chunk()
 
     def on_chunk(part: Chunk, report: Report, live: Live) -> bool:
         whole = order.chunk(part.first_step, part.num_steps)
-        outputs, memory = [report.outputs], [_num_bytes(live, spec, start)]
-        for other in team.others:
-            theirs, received, num_bytes = other.receive()
-            outputs.append(theirs)
-            memory.append(num_bytes or memory[0])
+        answers = [other.receive() for other in team.others]
+        for _, received, _ in answers:
             if received is not None and run.signals.received is None:
                 run.signals.receive(received)
         pulse.end_chunk()
-        run.on_memory(memory)
+        if not memory:
+            memory.append(_num_bytes(live, spec))
+            memory.extend(num_bytes or memory[0] for _, _, num_bytes in answers)
+            run.on_memory(memory)
         if report.outputs is not None:
+            outputs = [report.outputs, *(theirs for theirs, _, _ in answers)]
             report = replace(report, outputs=_gathered(whole, world, outputs))
-        shown = _Divided(live, tell, "goes on") if spec.divides else _Told(live, tell)
-        goes_on = run.on_chunk(whole, report, shown)
+        goes_on = run.on_chunk(whole, report, shown(live, "goes on"))
         tell(("goes on", goes_on))
         return goes_on
 
@@ -152,13 +160,14 @@ def lead(
         return backend.train(replace(spec, world=world), start, told(), on_chunk, on_chunk_start)
 
 
-def _num_bytes(live: Live, spec: RunSpec, start: TrainState) -> Mapping[str, int]:
+def _num_bytes(live: Live, spec: RunSpec) -> Mapping[str, int]:
     """Count the bytes of the weights and the optimizer's state in this process."""
     if spec.divides:
         return cast(Divided, live).num_bytes()
-    slots = [value for values in start.slots.values() for value in values.values()]
+    state = live.state()
+    slots = [value for values in state.slots.values() for value in values.values()]
     return {
-        "weights": sum(value.nbytes for value in start.weights.values()),
+        "weights": sum(value.nbytes for value in state.weights.values()),
         "optimizer": sum(value.nbytes for value in slots),
     }
 

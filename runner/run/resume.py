@@ -23,7 +23,7 @@ from runner.config.schema import Config, global_batch_size, marked, parse
 from runner.data.dataset import changed
 from runner.data.order import begun
 from runner.errors import ConfigError, RunError, nearest, show
-from runner.plan import Plan, plan
+from runner.plan import Plan, fixes_threads, plan
 from runner.run import callbacks, checkpoint
 from runner.run.run_folder import read_json, records
 from runner.run.saved import config_of, data_of, refuse_links, set_keys
@@ -203,6 +203,8 @@ def with_saved_threads(resumed: Resumed, prepared: Plan) -> tuple[Plan, Resumed]
     `trainer.threads` can be changed."""
     planned, saved = prepared.model.threads, resumed.numbers.get("threads")
     if {"trainer.threads", "devices", "num_nodes"} & set(resumed.changes) or saved == planned:
+        return prepared, resumed
+    if fixes_threads(prepared.config):
         return prepared, resumed
     if saved is None:
         note = (

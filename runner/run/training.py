@@ -149,13 +149,12 @@ class Training:
 
     def on_memory(self, num_bytes: Sequence[Mapping[str, int]]) -> None:
         """Take the bytes of weights and optimizer state in each of several processes."""
-        if not self.num_bytes:
-            self.num_bytes = num_bytes
-            most = {name: max(of[name] for of in num_bytes) for name in num_bytes[0]}
-            self.console.say(
-                f"memory   each of {len(num_bytes)} processes has {size(most['weights'])} of "
-                f"weights and {size(most['optimizer'])} of optimizer state"
-            )
+        self.num_bytes = num_bytes
+        most = {name: max(of[name] for of in num_bytes) for name in num_bytes[0]}
+        self.console.say(
+            f"memory   each of {len(num_bytes)} processes has {size(most['weights'])} of "
+            f"weights and {size(most['optimizer'])} of optimizer state"
+        )
 
     def on_chunk_start(self, chunk: Chunk, live: Live) -> None:
         """Implements `runner.spec.OnChunkStart`."""

@@ -256,7 +256,7 @@ def train(job: Job) -> int:
         num_threads = threads.reserve(prepared.model.threads, config.num_processes)
         if call is not None or backend.can_use_threads(num_threads):
             if isinstance(config.optimizer, Custom):
-                backend.check_optimizer(config.optimizer, prepared.model, prepared.groups)
+                _try_optimizer(prepared, backend, num_threads)
             observers = job.observers(prepared, backend)
             start, loaded = (start, []) if resumed else first_weights.load(start, prepared, backend)
             job, prepared, found = _with_lr(job, prepared, backend, start, console, signals)
@@ -311,6 +311,13 @@ def _with_lr(
             f"optimizer.lr=auto finds no rate: {why_failed(error, job.config)}"
         ) from error
     return (job, prepared, None) if found is None else (job.at_lr(found.lr), found.plan, found)
+
+
+def _try_optimizer(prepared: Plan, backend: Backend, num_threads: int) -> None:
+    """Refuse an optimizer of the user's own that cannot train the model."""
+    dispatcher.prepare(backend, num_threads)
+    optimizer = prepared.config.optimizer
+    backend.check_optimizer(optimizer, prepared.model, prepared.groups)
 
 
 def _with_process_threads(prepared: Plan, backend: Backend) -> Plan:
@@ -415,6 +422,8 @@ def follow(composed: Mapping[str, Any], team: launch.Team) -> int:
     """Train as another rank than 0, with the config of rank 0."""
     config = parse(composed)
     prepared, backend = plan(config), dispatcher.load(config.backend)
+    if isinstance(config.optimizer, Custom):  # rank 0 tries it
+        dispatcher.prepare(backend, prepared.model.threads)
     chunks = prepared.chunks(0, None, adapt=False)
     ranks.follow(team, backend, prepared.run_spec(), chunks, prepared.data)
     return 0

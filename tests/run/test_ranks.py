@@ -209,8 +209,37 @@ class Normalized(nn.Sequential):
         super().__init__(nn.Linear(64, 10), nn.BatchNorm1d(10))
 
 
+class Counted(Normalized):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen += x.sum()
+        return super().forward(x)
+
+
 def rows(z, batch):
     return nn.functional.cross_entropy(z, batch[1], reduction="none")
+"""
+KERAS_OWN = """
+import keras
+
+
+class Net(keras.Sequential):
+    def __init__(self):
+        l2 = keras.regularizers.L2(1e-2)
+        first = keras.layers.Dense(8, "tanh", kernel_regularizer=l2)
+        super().__init__([first, keras.layers.Dense(10)])
+
+
+class Counted(keras.Sequential):
+    def __init__(self):
+        super().__init__([keras.layers.Dense(10), keras.layers.BatchNormalization()])
+
+
+def rows(z, batch):
+    return keras.ops.sparse_categorical_crossentropy(batch[1], z, from_logits=True)
 """
 OWN_RUN = (
     *(key for key in RUN if "model" not in key and "optimizer" not in key),
@@ -219,21 +248,47 @@ OWN_RUN = (
 
 
 @pytest.mark.slow
-def test_code_of_the_users_own_trains_as_in_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("backend", "code", "sgd", "changed"),
+    [
+        ("lightning", OWN, "torch.optim.SGD", "seen"),
+        ("keras", KERAS_OWN, "keras.optimizers.SGD", "counted/batch_normalization/moving_mean"),
+    ],
+)
+def test_code_of_the_users_own_trains_as_in_one_process(
+    tmp_path: Path, backend: str, code: str, sgd: str, changed: str
+) -> None:
     """A model, a loss of each row and an optimizer; one of three processes is without rows in the
-    last update. Running statistics would differ between the processes."""
-    (tmp_path / "mine.py").write_text(OWN)
+    last update. What a forward pass counts would differ between the processes."""
+    (tmp_path / "mine.py").write_text(code)
     own = (
-        *("model._target_=mine.Net", "loss=custom", "loss._target_=mine.rows"),
-        *("optimizer=custom", "optimizer._target_=torch.optim.SGD", "optimizer.momentum=0.9"),
+        *(f"backend={backend}", "model._target_=mine.Net", "loss=custom"),
+        *("loss._target_=mine.rows", "optimizer=custom", f"optimizer._target_={sgd}"),
+        "optimizer.momentum=0.9",
     )
     runs = (("one", "devices=1"), ("three", "devices=3"))
     _check_equal(*(_train(tmp_path, name, *own, num, base=OWN_RUN) for name, num in runs))
-    done = forked(tmp_path, (*OWN_RUN, "model._target_=mine.Normalized", "devices=2"))[0]
+    counted = (f"backend={backend}", "model._target_=mine.Counted", "devices=2")
+    done = forked(tmp_path, (*OWN_RUN, *counted))[0]
     assert (done.status, done.err.strip()) == (
         2,
-        "error: devices must be 1 with model._target_ mine.Normalized, whose 1.running_mean "
+        f"error: devices must be 1 with model._target_ mine.Counted, whose {changed} "
         "changes without a gradient and so would differ between the processes, got 2",
+    )
+
+
+@pytest.mark.slow
+def test_batch_norm_of_the_users_own_model_has_the_statistics_of_all_rows(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    own = ("model._target_=mine.Normalized", "optimizer=sgd")
+    runs = (("one", "devices=1"), ("two", "devices=2"))
+    _check_equal(*(_train(tmp_path, name, *own, num, base=OWN_RUN) for name, num in runs))
+    done = forked(tmp_path, (*OWN_RUN, *own, "devices=3"))[0]
+    assert (done.status, done.err.strip()) == (
+        2,
+        "error: devices=3 leaves a process without rows in a batch of 2, which batch norm does not "
+        "support for a model of your own; set trainer.global_batch_size to a number that leaves a "
+        "last batch of at least 3 rows",
     )
 
 
