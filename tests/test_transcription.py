@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 import runner
@@ -159,6 +160,43 @@ def test_a_run_learns_and_writes_texts(backend: str, tmp_path: Path) -> None:
     labels = np.load(folder / "predictions.npz")["label"]
     wanted = [" ".join(map(str, row[row > 0])) for row in sequences()[1]]
     assert np.mean(labels == wanted) > 0.8
+
+
+def test_the_labels_of_recordings_are_characters_or_words(tmp_path: Path) -> None:
+    """New recordings have the classes of the training, also those with another text."""
+    texts, rng = ["no go", "go", "on no go", "go go"], np.random.default_rng(0)
+    for i in range(len(texts)):
+        soundfile.write(tmp_path / f"{i}.wav", rng.uniform(-0.5, 0.5, 8000), 8000)
+    table = tmp_path / "labels.csv"
+    lines = [f"{i}.wav,{text}" for i, text in enumerate(texts)]
+    table.write_text("\n".join(["path,label", *lines]))
+    common = [
+        "data=audio_folder", f"data.path={tmp_path}", f"data.table={table}",
+        "data.task=transcription", "data.sample_rate=8000", "model=transcriber",
+        "data.val_fraction=0.25", "data.test_fraction=0.25",
+    ]  # fmt: skip
+    for kind, classes, between in (
+        ("characters", (" ", "g", "n", "o"), ""),
+        ("words", ("go", "no", "on"), " "),
+    ):
+        prepared = prepare([*common, f"data.target_tokenizer={kind}"])
+        data, section = prepared.data, prepared.config.data
+        assert data.classes == classes
+        assert prepared.network.output_shape == (13, len(classes) + 1)
+        found = [
+            text for part in (data.train, data.val, data.test) for text in data.text_of(part.y)
+        ]
+        assert sorted(found) == sorted(texts)
+        new = tmp_path / "new.csv"
+        new.write_text("path,label\n0.wav,go no\n1.wav,on\n")
+        rows, _ = section.labelled_rows(str(new), data.description())
+        assert rows.text_of(rows.test.y) == ["go no", "on"]
+        assert (rows.task, rows.separator) == ("transcription", between)
+        new.write_text("path,label\n0.wav,stop\n")
+        with pytest.raises(
+            ConfigError, match=f"has labels with the {kind} '.*', which the run was"
+        ):
+            section.labelled_rows(str(new), data.description())
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -13,14 +14,15 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, model_validator
 
+from runner.components.alignment import NO_LABEL
 from runner.data import spectra
 from runner.data.capacity import memory
 from runner.data.dataset import Dataset, Scaling, Split, fit_scaling
 from runner.data.files import unscaled
-from runner.data.folders import Folder, Media, each
+from runner.data.folders import Folder, Listing, Media, each
 from runner.data.mixing import Alpha
 from runner.data.splits import SPLITS
-from runner.errors import ConfigError, one_line, show_path
+from runner.errors import ConfigError, listed, one_line, show_path
 from runner.schedules.dialects.calls import SentenceError
 from runner.section import NonNegative, Positive
 
@@ -74,6 +76,9 @@ class AudioFolder(Folder):
     frames of the training rows, without padding; frames of padding are then 0. AIFF, FLAC, OGG
     (Vorbis, Opus) and WAV are read. Names that begin with a dot are ignored. A split without its
     own folder is split off the training rows.
+
+    With `task: transcription`, a label is a text, and a row's labels are its characters, or its
+    words between white space: `target_tokenizer`. The classes are the distinct ones of all rows.
     """
 
     media: ClassVar[Media] = Media("audio files", _SUFFIXES)
@@ -93,6 +98,8 @@ class AudioFolder(Folder):
     num_mfcc: Size
     standardize: bool
     images: Literal["auto"] | bool
+    task: Literal["classification", "transcription"]
+    target_tokenizer: Literal["characters", "words"]
     mixup: Alpha
     cutmix: Alpha
 
@@ -143,13 +150,59 @@ class AudioFolder(Folder):
         frames = spectra.num_frames(self.num_samples, self.hop_length)
         return frames, self.num_mels if self.features == "log_mel" else self.num_mfcc
 
+    @property
+    def has_texts(self) -> bool:
+        return self.task == "transcription"
+
+    @property
+    def separator(self) -> str | None:
+        """The text between two labels; None without texts."""
+        between = "" if self.target_tokenizer == "characters" else " "
+        return between if self.has_texts else None
+
+    def _tokens(self, text: str) -> list[str]:
+        return [*text] if self.target_tokenizer == "characters" else text.split()
+
+    def _numbered(self, found: Listing, classes: Sequence[str]) -> np.ndarray:
+        """Number the tokens of each row's text.  # int64[N, L], -1 after the last one"""
+        number = {token: i for i, token in enumerate(classes)}
+        rows = [[number[token] for token in self._tokens(text)] for text in found.classes]
+        if [] in rows:
+            text = found.classes[rows.index([])]
+            raise ConfigError(f"{show_path(self.path)}: the label {text!r} has no words")
+        y = np.full((len(rows), max(map(len, rows))), NO_LABEL)
+        for labels, row in zip(y, rows, strict=True):
+            labels[: len(row)] = row
+        return y[found.labels]
+
+    def new_labels(self, found: Listing, classes: Sequence[str], path: str) -> np.ndarray:
+        if not self.has_texts:
+            return super().new_labels(found, classes, path)
+        unknown = {token for text in found.classes for token in self._tokens(text)} - {*classes}
+        if unknown:
+            raise ConfigError(
+                f"{show_path(path)} has labels with the {self.target_tokenizer} "
+                f"{listed([*map(repr, sorted(unknown))])}, which the run was not trained on"
+            )
+        return self._numbered(found, classes)
+
+    def _labelled(self) -> Listing:
+        """List the files with their labels, the tokens of texts if they are texts."""
+        found = self.listing()
+        if not self.has_texts:
+            return found
+        tokens = {token for text in found.classes for token in self._tokens(text)}
+        classes = tuple(sorted(tokens))
+        return replace(found, labels=self._numbered(found, classes), classes=classes)
+
     def load(self) -> Dataset:
-        listed = self.listing()
-        sounds = read_sounds(listed.files, self)
-        splits = self.split_numbers(listed)
-        self.check_classes(splits["train"].y, listed.classes)
+        found = self._labelled()
+        sounds = read_sounds(found.files, self)
+        splits = self.split_numbers(found)
+        if not self.has_texts:
+            self.check_classes(splits["train"].y, found.classes)
         values, warnings = sounds.values, sounds.warnings
-        folds = self.folds_sha256(values, listed.labels, listed.weights)
+        folds = self.folds_sha256(values, found.labels, found.weights)
         scaling = None
         if self.standardize:
             rows = splits["train"].x
@@ -165,15 +218,16 @@ class AudioFolder(Folder):
             train,
             val,
             test,
-            "classification",
-            listed.classes,
+            self.task,
+            found.classes,
             (),
             x_scaling=scaling,
+            separator=self.separator,
             image_shape=(*self.row_shape, 1),
             folds_sha256=folds,
             warnings=warnings,
         )
-        data = self.weighted(data, listed, splits)
+        data = self.weighted(data, found, splits)
         return data.as_images() if self.images is True else data
 
     def new_rows(

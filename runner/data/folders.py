@@ -56,10 +56,15 @@ class Folder(Splits):
     table: str | None
     weight: str | None
 
+    @property
+    def has_texts(self) -> bool:
+        """True if the labels are texts, any of which may be new, and no classes."""
+        return False
+
     def listing(self) -> Listing:
         """List the files. Raises ConfigError for a folder or table without two classes."""
         found = self._listing()
-        if len(found.classes) == 1:
+        if len(found.classes) == 1 and not self.has_texts:
             raise ConfigError(
                 f"{show_path(self.path if self.table is None else self.table)} has "
                 f"{self.media.plural} of a single class, {show(found.classes[0])}; classification "
@@ -109,7 +114,8 @@ class Folder(Splits):
                 f"{key} must hold a folder of {self.media.plural} for each class, got "
                 f"{show_path(path)}, which holds the folders {', '.join(own.splits)}"
             )
-        return with_split(found, name, own, path, self.path if self.table is None else self.table)
+        source = self.path if self.table is None else self.table
+        return with_split(found, name, own, path, source, self.has_texts)
 
     def files(self) -> Iterator[Path]:
         """The files and folders that determine the rows."""
@@ -148,7 +154,7 @@ class Folder(Splits):
         """
         found, root = self._new_listing(path)
         classes = tuple(description["classes"])
-        labels = renumbered(found, classes, path)
+        labels = self.new_labels(found, classes, path)
         x, warnings = self.new_rows(found.files, description)
         wanted = list(description["input_shape"])
         if list(x.shape[1:]) != wanted:
@@ -159,8 +165,14 @@ class Folder(Splits):
         x_scaling = Scaling.of(description["x_scaling"])
         rows = Split(x_scaling.apply(x) if x_scaling else x, labels, found.weights)
         names = tuple(os.path.relpath(file, root) for file in found.files)
-        data = Dataset(rows, rows, rows, "classification", classes, (), x_scaling=x_scaling)
-        return replace(data, row_names=names), warnings
+        task, separator = description["task"], description.get("separator")
+        data = Dataset(rows, rows, rows, task, classes, (), x_scaling=x_scaling)
+        return replace(data, row_names=names, separator=separator), warnings
+
+    def new_labels(self, found: Listing, classes: Sequence[str], path: str) -> np.ndarray:
+        """Number the labels of new rows by a run's classes. Raise ConfigError for a class that is
+        none of these.  # int64[N], or int64[N, L]"""
+        return renumbered(found, classes, path)
 
     def _new_listing(self, path: str) -> tuple[Listing, Path]:
         """List labelled files, and return the folder that their names begin in."""
@@ -182,7 +194,7 @@ class Folder(Splits):
     def split_numbers(self, found: Listing) -> dict[str, Split]:
         """Return the numbers of each split's files, and their labels."""
         given, train = found.splits, found.splits["train"]
-        labels = found.labels[train]
+        labels = None if self.has_texts else found.labels[train]
         parts = self.rows(
             len(train), self.path, labels=labels, groups=found.groups, given=given.keys()
         )
@@ -211,8 +223,14 @@ def renumbered(
     return numbers[new.labels]
 
 
-def with_split(found: Listing, name: str, own: Listing, path: str, source: str) -> Listing:
-    """Add a split whose rows come from another place, `path`, to the rows of `source`."""
+def with_split(
+    found: Listing, name: str, own: Listing, path: str, source: str, has_texts: bool = False
+) -> Listing:
+    """Add a split whose rows come from another place, `path`, to the rows of `source`. If
+    `has_texts`, its labels may be new."""
+    if has_texts:
+        more = [text for text in own.classes if text not in found.classes]
+        found = replace(found, classes=(*found.classes, *more))
     labels = renumbered(own, found.classes, path, f"{show_path(source)} does not have")
     start = len(found.labels)
     weight = [w for w in (found.weights, own.weights) if w is not None]
