@@ -4,20 +4,30 @@
 
 Groups of simulated runs share the noise of a seed, with a standard deviation of 3, and have noise
 of their own, so that the difference of two runs has a standard deviation of 1.
-runner.report.statistics compares them, as it compares real runs. docs/statistics.md has the
-figures.
+runner.report.statistics compares them, and runner.report.race races them, as with real runs.
+docs/statistics.md has the figures.
 """
 
 import argparse
 from collections.abc import Callable, Iterator
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
+from scipy import special
 
-from runner.report.statistics import Paired, compare, summary
+from runner.report.race import FIRST_LOOK, replay
+from runner.report.statistics import LEVEL, Paired, compare, holm, summary
 
 _MARGIN = 2.0
 _RATES = 5  # of each schedule, in the simulation of tune=lr
+_RUN = 0.5**0.5  # standard deviation of a run's own noise
+# where the true means of schedules lie, in standard deviations of a run
+RACES = {
+    "8 schedules, each 2 from the next": 2.0 * np.arange(8),
+    "one is 2 ahead of 7 equals": np.array([0.0, *[2.0] * 7]),
+    "2 schedules, 2 apart": np.array([0.0, 2.0]),
+    "5 schedules, each 1 from the next": np.arange(5.0),
+}
 
 Noise = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
 NOISES: dict[str, Noise] = {
@@ -96,12 +106,110 @@ def _judged(values: np.ndarray, lead: float) -> Iterator[float]:
     yield float(low <= -lead <= high)
 
 
+def raced(
+    repeats: int, gaps: np.ndarray, noise: str, num_seeds: int, spread: float = 1.0
+) -> tuple[float, float, float]:
+    """Race schedules with a budget of `num_seeds` seeds of each. Return the mean number of runs,
+    the share in which the best alone is left, and the share in which one that is as good as the
+    best is dropped. The noise of the first schedule is multiplied by `spread`."""
+    draw, num = np.random.default_rng(0), len(gaps)
+    figures = []
+    for _ in range(repeats):
+        values = values_of(draw, noise, gaps * _RUN, num_seeds * num)
+        values[0] += draw.normal(0, _RUN * (spread**2 - 1) ** 0.5, num_seeds * num)
+        race, num_runs, _ = replay(values, num_seeds * num, 1.0 if noise == "counts" else 0.0)
+        best = {i for i in range(num) if gaps[i] == gaps.min()}
+        left = set(range(num)) - set(race.dropped)
+        figures.append((num_runs, left == {0}, bool(best - left)))
+    runs, named, wrong = np.mean(figures, axis=0).tolist()
+    return runs, named, wrong
+
+
+def fixed(repeats: int, gaps: np.ndarray, num_seeds: int, is_pooled: bool) -> float:
+    """Return the share in which the first schedule is told from all others by Student's paired
+    tests, or by tests with one variance for all pairs, after `num_seeds` seeds of each schedule."""
+    draw, num = np.random.default_rng(0), len(gaps)
+    named = 0
+    for _ in range(repeats):
+        values = values_of(draw, "normal", gaps * _RUN, num_seeds)
+        p = _pooled(values) if is_pooled else _paired(values)
+        named += int(values.mean(axis=1).argmin()) == 0 and all(
+            p[0, other] < LEVEL for other in range(1, num)
+        )
+    return named / repeats
+
+
+def _paired(values: np.ndarray) -> dict[tuple[int, int], float]:
+    found = tests(values, "normal")
+    return {(int(a), int(b)): paired.p or 0.0 for (a, b), paired in found.items()}
+
+
+def _pooled(values: np.ndarray) -> dict[tuple[int, int], float]:
+    """Return p of every pair, with Holm's correction, by the residual variance of schedules and
+    seeds."""
+    num, num_seeds = values.shape
+    residuals = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
+    df = (num - 1) * (num_seeds - 1)
+    error = np.sqrt(2 * (residuals**2).sum() / df / num_seeds)
+    means = values.mean(axis=1)
+    raw = {
+        (str(a), str(b)): float(2 * special.stdtr(df, -abs(means[a] - means[b]) / error))
+        for a, b in combinations(range(num), 2)
+    }
+    return {(int(a), int(b)): p for (a, b), p in holm(raw).items()}
+
+
+def _seeds_for(repeats: int, gaps: np.ndarray, share: float, is_pooled: bool) -> int:
+    """Return the least number of seeds with which a fixed design names the best as often."""
+    low, high = 2, 40
+    while low < high:
+        middle = (low + high) // 2
+        if fixed(repeats, gaps, middle, is_pooled) < share:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def _print_races(repeats: int) -> None:
+    print(f"\nraces, first look after {FIRST_LOOK} seeds; runs, and how often the best is named")
+    print("| means | budget | race | fixed design | as often, paired | as often, one variance |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, gaps in RACES.items():
+        for num_seeds in (10, 20):
+            runs, named, _ = raced(repeats, gaps, "normal", num_seeds)
+            of_fixed = fixed(repeats // 4, gaps, num_seeds, is_pooled=False)
+            other = [_seeds_for(repeats // 4, gaps, named, pooled) for pooled in (False, True)]
+            print(
+                f"| {name} | {num_seeds} seeds | {runs:.1f} runs, {100 * named:.0f} % | "
+                f"{num_seeds * len(gaps)} runs, {100 * of_fixed:.0f} % | "
+                f"{' | '.join(f'{seeds * len(gaps)} runs' for seeds in other)} |",
+                flush=True,
+            )
+    print("\nraces of equal schedules: how often one is dropped, %")
+    print(f"| groups | budget | {' | '.join(NOISES)} | first has 5 times the noise |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for groups, num_seeds in product((2, 5, 10), (10, 30)):
+        gaps = np.zeros(groups)
+        shares = [raced(repeats, gaps, noise, num_seeds)[2] for noise in NOISES]
+        shares.append(raced(repeats, gaps, "normal", num_seeds, spread=5.0)[2])
+        cells = " | ".join(f"{100 * share:.1f}" for share in shares)
+        print(f"| {groups} | {num_seeds} seeds | {cells} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=1000)
     parser.add_argument("--groups", type=int, nargs="*", default=[2, 5, 10])
     parser.add_argument("--seeds", type=int, nargs="+", default=[3, 5, 10])
+    parser.add_argument("--only-races", action="store_true")
     options = parser.parse_args()
+    if not options.only_races:
+        _print_comparisons(options)
+    _print_races(options.repeats)
+
+
+def _print_comparisons(options: argparse.Namespace) -> None:
     print(f"{options.repeats} repetitions; shares in %")
     print("| groups | seeds | noise | wrong difference | wrong equivalence | coverage |")
     print("| --- | --- | --- | --- | --- | --- |")

@@ -128,6 +128,8 @@ def train(
             raise ConfigError(f"task must be train in runner.train, got {config.task}")
         if config.tune is not None:
             raise ConfigError("tune starts several runs, which is for the command line with -m")
+        if config.race.budget is not None:
+            raise ConfigError("race.budget starts several runs: it needs the command line and -m")
         if not quiet:  # who passes an object knows what it is
             passed = given.modules()
             user_code.announce([name for name in config.trusted_modules if name not in passed])

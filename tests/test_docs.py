@@ -27,7 +27,7 @@ def reference() -> ModuleType:
 def test_the_reference_has_every_key_and_every_choice(reference: ModuleType) -> None:
     pages = reference.pages()
     for name, value in compose([]).items():
-        sections = ("trainer", "answer", "output", "find_lr", "clean", "forecast")
+        sections = ("trainer", "answer", "race", "output", "find_lr", "clean", "forecast")
         inside = value if name in sections else {}
         for key in [f"{name}.{inner}" for inner in inside] or [name]:
             if key not in ("layer_defaults", "tune"):  # tune.name, tune.factors

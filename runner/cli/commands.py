@@ -41,7 +41,10 @@ from runner.run.saved import Run, config_of, refuse_links, set_keys
 from runner.text.console import quiet
 
 if TYPE_CHECKING:
+    from runner.cli.racing import Racing
     from runner.cli.tuning import Tuning
+    from runner.report.comparison import Wanted
+    from runner.report.jobs import Job as Ran
     from runner.run.resume import Resumed
     from runner.tasks.train import Job
 
@@ -301,6 +304,9 @@ def _select(request: Request) -> Callable[[Request], int]:
         return _on_folders
     for key in sorted(request.keys & _ON_FOLDERS):
         raise ConfigError(f"{key} needs task={_users(key)}, got task={min(tasks)}")
+    raced = any(frozen.config.race.budget is not None for frozen in request.frozen)
+    if raced and tasks != {"train"}:
+        raise ConfigError(f"race.budget needs task=train, got task={min(tasks - {'train'})}")
     exclusive = tasks & {"preview", "describe", "find_lr", "twin"}
     if exclusive and tasks != exclusive:
         raise ConfigError(f"task={min(exclusive)} cannot be mixed with other tasks in one multirun")
@@ -379,6 +385,8 @@ def _train(request: Request) -> int:
     if frozen.config.tune is not None:
         raise ConfigError("tune=lr starts several runs and needs -m (--multirun)")
     compared = next((key for key in sorted(request.keys) if key.startswith("answer.")), None)
+    if frozen.config.race.budget is not None:
+        raise ConfigError("race.budget starts several runs and needs -m (--multirun)")
     if compared is not None:
         raise ConfigError(f"{compared} is a key of comparisons: it needs -m or task=compare")
     if frozen.config.output.multirun is not None:
@@ -416,7 +424,7 @@ def _multirun(request: Request) -> int:
         lines += [override.input_line or "" for override in request.overrides]
         request, hydra.sweeper.params = request.replaced(lines), None
     first = request.frozen[0].config
-    tuned = _checked(request, params)
+    tuned, race = _checked(request, params)
     hydra.launcher = multirun.settled(hydra.launcher, [each.config for each in request.frozen])
     folder = multirun.folder(first)
     threads.keep_limits()
@@ -425,7 +433,9 @@ def _multirun(request: Request) -> int:
     with multirun.launching(folder, hydra.launcher) as (launched, workers):
         jobs = _Jobs(hydra, request, folder, launched, workers, process_start(), frozenset(params))
         try:
-            if tuned is None:
+            if race is not None:
+                race.run(jobs.train_runs)
+            elif tuned is None:
                 jobs.train()
             else:
                 num_jobs = tuning.run(tuned, jobs.train_all, request.accepts) or 0
@@ -436,34 +446,49 @@ def _multirun(request: Request) -> int:
             raise
         except Exception as error:  # raised by the launcher or the sweeper
             failure = RunError(multirun.why_ended(error))
+    # 0: those that a search or a race has tried
+    num_jobs = 0 if request.is_search or race is not None else num_jobs
     if signal_number is None and failure is None:
-        # 0: those that a search has tried
-        num_jobs = 0 if request.is_search else num_jobs
-        return comparison.write(folder, num_jobs, compare.wanted(first.answer))
+        return comparison.write(folder, num_jobs, _wanted(compare.wanted(first.answer), race))
     with suppress(RunError):
-        comparison.write(folder, num_jobs)
+        comparison.write(folder, num_jobs, _wanted(comparison.Wanted(), race))
     print(f"resume   {multirun.resume_command(request.arguments, folder)}")
     if failure is not None:
         raise failure
     return 128 + (signal_number or 0)
 
 
-def _checked(request: Request, params: Mapping[str, Any]) -> "Tuning | None":
-    """Check the jobs of a multirun; plan its tuning, if it has one."""
-    from runner.cli import tuning
+def _wanted(wanted: "Wanted", race: "Racing | None") -> "Wanted":
+    """Add the race to the parts of a comparison, if it has runs."""
+    return replace(wanted, course=race.course) if race is not None and race.seeds else wanted
+
+
+def _checked(request: Request, params: Mapping[str, Any]) -> "tuple[Tuning | None, Racing | None]":
+    """Check the jobs of a multirun; plan its tuning or its race, if it has one."""
+    from runner.cli import racing, tuning
     from runner.tasks.train import check_processes
 
     for frozen in request.frozen:
         check_processes(frozen.config)
     is_tuned = any(frozen.config.tune is not None for frozen in request.frozen)
+    is_race = any(frozen.config.race.budget is not None for frozen in request.frozen)
+    if is_race and (is_tuned or request.is_search):
+        other = "tune=lr" if is_tuned else "a search"
+        raise ConfigError(
+            f"race.budget and {other} both choose the runs; choose the values first, then race at "
+            f"them"
+        )
     if request.is_search:
         if is_tuned:
             raise ConfigError("tune=lr and a search both choose values; use one of them")
         sweep.check_search(
             request.overrides, parse_overrides([f"{k}={v}" for k, v in params.items()])
         )
+    if is_race:
+        raced = [frozen.config for frozen in request.frozen]
+        return None, racing.plan(request.jobs, raced)
     if not is_tuned:
-        return None
+        return None, None
     configs = [(frozen.config, frozen.values) for frozen in request.frozen]
     tuned = tuning.plan(request.jobs, request.overrides, configs)
     grid = replace(request, jobs=tuned.jobs(tuned.first(), tuned.tuning_seeds))
@@ -472,7 +497,7 @@ def _checked(request: Request, params: Mapping[str, Any]) -> "Tuning | None":
             f"tune.keys makes {len(grid.jobs)} jobs; a multirun has at most {MOST_JOBS}"
         )
     _ = grid.frozen  # checks each
-    return tuned
+    return tuned, None
 
 
 @dataclass
@@ -496,23 +521,42 @@ class _Jobs:
         self._launch(hydra, _JobTask(request, self.folder, self.started, self.searched), None)
 
     def train_all(self, jobs: Sequence[list[str]]) -> list[float] | None:
-        """Train these jobs, and wait for those that other commands train. Return the value that
-        each is to minimise, or None if a signal ended them."""
+        """Train these jobs. Return the value that each is to minimise, or None if a signal ended
+        them."""
+        task = self._train_these(self._task(jobs))
+        return None if task is None else task.objectives()
+
+    def train_runs(self, jobs: Sequence[list[str]]) -> "tuple[list[Ran | None], int] | None":
+        """Train these jobs. Return the run of each, None if it has no folder, and the number of
+        those that were completed before; None if a signal ended them."""
+        from runner.report.jobs import read
+
+        task = self._task(jobs)
+        reused = sum(path is not None and multirun.is_completed(path) for path in task.folders())
+        if self._train_these(task) is None:
+            return None
+        return [None if path is None else read([path])[0] for path in task.folders()], reused
+
+    def _task(self, jobs: Sequence[list[str]]) -> "_JobTask":
         request = replace(self.request, jobs=[*jobs])
         tune = request.frozen[0].config.tune
         swept = [o.key_or_group for o in self.request.overrides if o.is_sweep_override()]
         named = frozenset([*swept, "seed", *(tune.keys if tune else ())])
-        task = _JobTask(
+        return _JobTask(
             request, self.folder, self.started, self.searched, named=named, first=self.number
         )
-        hydra = deepcopy(self.hydra)
+
+    def _train_these(self, task: "_JobTask") -> "_JobTask | None":
+        """Train the jobs of the task, and wait for those that other commands train. Return the
+        task, or None if a signal ended them."""
+        hydra, jobs = deepcopy(self.hydra), task.request.jobs
         multirun.limit_workers(hydra.launcher, len(jobs))
-        self._launch(hydra, task, request.jobs)
+        self._launch(hydra, task, jobs)
         while task.is_training() and not (self.launched and self.launched.ended):
             sleep(_POLL_SECONDS)
-            self._take_over(hydra, task, request.jobs)
+            self._take_over(hydra, task, jobs)
         self.number, self.started = self.number + len(jobs), None
-        return None if self.launched and self.launched.ended else task.objectives()
+        return None if self.launched and self.launched.ended else task
 
     def _launch(
         self, hydra: DictConfig, task: "_JobTask", jobs: Sequence[Sequence[str]] | None
@@ -602,6 +646,13 @@ class _JobTask:
     def objectives(self) -> list[float]:
         """Return the value that each job is to minimise; infinite if it did not complete."""
         return [self._objective(name, frozen) for name, frozen in self._known.values()]
+
+    def folders(self) -> list[Path | None]:
+        """Return the folder of each job, None if it has none."""
+        return [
+            multirun.job_folder(self.folder, name, frozen.sha256, user_code.hashes(frozen.values))
+            for name, frozen in self._known.values()
+        ]
 
     def _objective(self, name: str, frozen: Frozen) -> float:
         code = user_code.hashes(frozen.values)

@@ -30,7 +30,7 @@ from runner.components.metrics import CustomMetric
 from runner.components.optimizers import Optimizer
 from runner.config.callbacks import Callback
 from runner.config.explain import every_key, explain, sections
-from runner.config.times import Time, Timeout
+from runner.config.times import Budget, Time, Timeout
 from runner.data import Data
 from runner.data.order import Phase
 from runner.dispatcher import BACKENDS
@@ -309,6 +309,10 @@ class Answer(Section):
     test: bool
 
 
+class Race(Section):
+    budget: Budget | None
+
+
 class Tune(Section):
     name: Literal["lr"]
     keys: list[str] = Field(min_length=1)
@@ -358,6 +362,7 @@ class Config(Section):
     trainer: Trainer
     tune: Tune | None
     answer: Annotated[Answer, _OUTSIDE]
+    race: Annotated[Race, _OUTSIDE]
     output: Annotated[Output, _OUTSIDE]
     print_config: Annotated[bool, Mark(outside_hash=True, on_resume=True)]
     find_lr: Annotated[FindLR, _OUTSIDE]

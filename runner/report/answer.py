@@ -24,6 +24,7 @@ from runner.report.statistics import (
 from runner.text.quoting import command_line, override
 
 if TYPE_CHECKING:
+    from runner.report.raced import Raced
     from runner.report.tested import Tested
 
 
@@ -56,6 +57,7 @@ class Answer:
     margin: float | None = None  # answer.margin: smaller differences do not matter
     tested: "Tested | None" = None  # answer.test: the best two groups on the test split
     untested: str | None = None  # why there are no results on the test split
+    race: "Raced | None" = None  # race.budget: the tests are those of a race
 
     @property
     def has_several_sizes(self) -> bool:
@@ -117,11 +119,10 @@ class Answer:
             return ["the runs on the tuning seeds have not ended, so nothing is compared yet"]
         if not self.ranked:
             return [f"no group has a finite {self.metric}", *self._unranked_lines()]
+        compared = [*self._ranked_lines(), *self._tuning_lines(), *self._folds_lines()]
+        compared += [*self._seeds_lines(), *self._chosen_lines()]
         return [
-            *self._ranked_lines(),
-            *self._tuning_lines(),
-            *self._folds_lines(),
-            *self._seeds_lines(),
+            *(compared if self.race is None else self.race.sentences(self)),
             *self._unfinished_lines(),
             *self._unranked_lines(),
             *(self.tested.sentences() if self.tested else ()),
@@ -218,6 +219,16 @@ class Answer:
         left_out = ", ".join(map(str, sorted(seeds - set(self.seeds), key=_in_order)))
         shared = _listed(self.seeds)
         return [f"compared over the seeds that all have, {shared}; left out: {left_out}"]
+
+    def _chosen_lines(self) -> list[str]:
+        """Warn of runs that a race has started: it looked at their values."""
+        jobs = [job for group in self.tried for job in group.jobs]
+        if not any((job.config.get("race") or {}).get("budget") for job in jobs):
+            return []
+        return [
+            "warning: a race (race.budget) chose how many of these runs there are by their values, "
+            "which this p does not account for; answer.json in its folder has the race's own p"
+        ]
 
     def _unfinished_lines(self) -> list[str]:
         """Name the ranked groups that did not finish every seed, if no group did."""
@@ -342,12 +353,12 @@ def _answer(jobs: Sequence[Job], margin: float | None) -> Answer:
     best = sorted(compared, key=lambda group: sign * group.mean(metric))
     labels = {group.label for group in compared}
     unranked = [group for group in tried if group.label not in labels]
-    target = _target(best, sign)
+    goal = target(best, sign)
     shared = None if seeds is None else tuple(seeds)
     resolution = max((job.resolution(metric) for job in jobs), default=0.0)
-    ranked = _ranked(best, metric, mode, target, shared, (resolution, margin)) if best else []
+    ranked = _ranked(best, metric, mode, goal, shared, (resolution, margin)) if best else []
     title = leader.measures()
-    return Answer(title, metric, mode, target, shared, ranked, unranked, tried, tuning, margin)
+    return Answer(title, metric, mode, goal, shared, ranked, unranked, tried, tuning, margin)
 
 
 def _split(groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
@@ -383,7 +394,7 @@ def _num_shared(group: Group, others: Sequence[Group], metric: str) -> int:
     return sum(len(seeds & other.values(metric).keys()) for other in others)
 
 
-def _target(best: Sequence[Group], sign: int) -> float:
+def target(best: Sequence[Group], sign: int) -> float:
     """Return the value of the metric that most seeds of every group reach."""
     values = [
         [sign * float(job.result["best"]["value"]) for job in group.completed] for group in best
@@ -395,7 +406,7 @@ def _ranked(
     best: Sequence[Group],
     metric: str,
     mode: str,
-    target: float,
+    goal: float,
     seeds: Sequence[Block] | None,
     tested: tuple[float, float | None],
 ) -> list[Ranked]:
@@ -406,32 +417,39 @@ def _ranked(
     against: list[Paired | None] = [None]
     against += [_negated(tests[best[0].label, group.label]) for group in best[1:]]
     probabilities = _probabilities(best, against, metric, mode, tested[0])
-    ranked = []
-    for i, group in enumerate(best):
-        steps, rows, seconds = group.reached(metric, mode, target)
-        same = i > 0 and _is_same_run(group, best[0])
-        values = summary([*group.values(metric).values()])
-        rate = group.rate_at_best()
-        probability = probabilities[i] if probabilities else None
-        ranked.append(
-            Ranked(
-                i + 1,
-                group,
-                values,
-                against[i],
-                same,
-                _num_better(group, best[0], metric, mode),
-                probability,
-                steps,
-                rows,
-                seconds,
-                rate,
-            )
+    return [
+        rank(
+            i + 1,
+            group,
+            summary([*group.values(metric).values()]),
+            against[i],
+            i > 0 and _is_same_run(group, best[0]),
+            num_better(group, best[0], metric, mode),
+            probabilities[i] if probabilities else None,
+            group.reached(metric, mode, goal),
         )
-    return ranked
+        for i, group in enumerate(best)
+    ]
 
 
-def _num_better(group: Group, other: Group, metric: str, mode: str) -> int:
+def rank(
+    number: int,
+    group: Group,
+    values: Summary,
+    against: Paired | None,
+    is_same_run: bool,
+    better_on: int,
+    probability: float | None,
+    reached: tuple[float, float, float],
+) -> Ranked:
+    """Return the group as it is ranked; `reached` is that of Group.reached."""
+    rate = group.rate_at_best()
+    return Ranked(
+        number, group, values, against, is_same_run, better_on, probability, *reached, rate
+    )
+
+
+def num_better(group: Group, other: Group, metric: str, mode: str) -> int:
     """Count the seeds on which the group has a better value than the other one."""
     sign, values, others = 1 if mode == "min" else -1, group.values(metric), other.values(metric)
     return sum(sign * values[seed] < sign * others[seed] for seed in values.keys() & others.keys())
@@ -503,6 +521,7 @@ def write(path: Path, answer: Answer) -> None:
         "verdict": " ".join(answer.verdict()) or None,
         "says": answer.sentences(),
         "test": answer.tested.entry() if answer.tested else None,
+        "race": answer.race.entry() if answer.race else None,
         "groups": [*ranked, *(_group_entry(group, answer.metric) for group in answer.unranked)],
     }
     path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from runner.errors import RunError, printable
-from runner.report import answer, page, parity, pictures
+from runner.report import answer, page, parity, pictures, raced
 from runner.report.answer import Answer, Ranked, answers
 from runner.report.curves import MOST_POINTS
 from runner.report.jobs import Group, Job, inside, read
 from runner.report.markdown import as_markdown
+from runner.report.raced import Course
 from runner.report.tested import Evaluate, with_test
 from runner.run.run_folder import exclusive_access, jobs_in_training, points
 from runner.text import escape
@@ -27,6 +28,7 @@ class Wanted:
 
     margin: float | None = None  # answer.margin
     evaluate: Evaluate | None = None  # answer.test: evaluates a run on the test split
+    course: Course | None = None  # race.budget: only its runs are compared, by its tests
 
 
 _NOTHING = Wanted()
@@ -42,6 +44,8 @@ def write(folder: Path, num_jobs: int, wanted: Wanted = _NOTHING) -> int:
     with exclusive_access(folder):
         others = jobs_in_training(folder)
         folders = [path for path in inside(folder) if path.name not in others]
+        if wanted.course is not None:
+            folders, others = [*wanted.course.folders], {}
         if not folders and not others:
             raise RunError(f"no job of {folder} wrote a result")
         num_jobs = max(num_jobs, len(folders) + len(others))
@@ -68,6 +72,8 @@ def compare(
     """
     _write_csv(folder / "comparison.csv", jobs, _metrics(jobs))
     completed = [job for job in jobs if job.is_completed]
+    if verdicts is None and wanted.course is not None and len(completed) > 0:
+        verdicts = raced.answers(jobs, wanted.margin, wanted.course)
     verdicts = answers(jobs, wanted.margin) if verdicts is None else verdicts
     if wanted.evaluate is not None:
         verdicts = [with_test(verdict, wanted.evaluate) for verdict in verdicts]
@@ -201,18 +207,23 @@ def _text(
             parts.append(f"## {escaped(verdict.title)}")
         parts += _parts(verdict, escaped)
     if any(len(verdict.ranked) > 1 for verdict in verdicts):
+        tests = raced.TESTS if any(verdict.race for verdict in verdicts) else _TESTS
         parts.append(
-            "Ranked by the monitored metric after the last epoch. p: Student's paired test over "
-            "the seeds in common, with Holm's correction for all pairs (raw p: without it); the "
-            "standard deviation of a metric that counts rows is at least one row. Steps and "
-            "seconds: training until the first epoch that is as good as the best epoch of the "
-            "worst group; medians over the "
-            "seeds. Rate at its best: the rate of the last update in the best epoch."
+            f"Ranked by the monitored metric after the last epoch. {tests}; the standard deviation "
+            f"of a metric that counts rows is at least one row. Steps and seconds: training until "
+            f"the first epoch that is as good as the best epoch of the worst group; medians over "
+            f"the seeds. Rate at its best: the rate of the last update in the best epoch."
         )
     if parity_rows:
         rows = [parity.HEADER, *(row.cells() for row in parity_rows)]
         parts.append(as_markdown(rows, escaped))
     return "\n\n".join(parts)
+
+
+_TESTS = (
+    "p: Student's paired test over the seeds in common, with Holm's correction for all pairs (raw "
+    "p: without it)"
+)
 
 
 def _parts(verdict: Answer, escaped: Callable[[str], str]) -> list[str]:

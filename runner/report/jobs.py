@@ -350,7 +350,7 @@ class Group:
 
     def to_copy(self) -> list[str]:
         """Return the overrides that train the group."""
-        without = ("seed=", "data.fold=", "output.", "tune", "search=", "answer.")
+        without = ("seed=", "data.fold=", "output.", "tune", "search=", "answer.", "race.")
         return [item for item in self.jobs[0].overrides if not item.startswith(without)]
 
 
@@ -487,6 +487,6 @@ def pairs(jobs: Sequence[Job]) -> list[tuple[Job, Job]]:
 def _label(job: Job, shared: set[str]) -> str:
     if job.status in ("unfinished", "damaged"):
         return job.folder.name
-    without = ("seed=", "data.fold=", "output.", "backend=", "trusted_modules=", "answer.")
+    without = ("seed=", "data.fold=", "output.", "backend=", "trusted_modules=", "answer.", "race.")
     label = [item for item in job.overrides if item not in shared and not item.startswith(without)]
     return " ".join(label) or NO_OVERRIDES

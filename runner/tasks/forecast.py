@@ -172,7 +172,7 @@ def _write_best(folder: Path, law: Law, num_steps: int, lr: float, job: Job) -> 
     values = with_schedule_defaults({"schedule": schedule})["schedule"]
     curve = table(TypeAdapter(Schedule).validate_python(values), Clock(num_steps, num_steps), lr)
     print(f"best     {path}: {law.final(curve):.4f} by the law, factors {ends}")
-    own = ("schedule", "output.", "seed=", "tune", "search=", "data.fold=")
+    own = ("schedule", "output.", "seed=", "tune", "search=", "data.fold=", "race.")
     others = [override for override in job.overrides if not override.startswith(own)]
     command = command_line(["--config-dir", str(folder), "schedule=forecast", *others])
     print(f"to try   {command}")

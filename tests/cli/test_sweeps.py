@@ -1,8 +1,9 @@
-"""Several runs of one command: tune=lr, and going on with a multirun that was stopped."""
+"""Several runs of one command: tune=lr, race.budget, going on with a multirun that was stopped."""
 
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from omegaconf import OmegaConf
 from runner.run.run_folder import read_json
 from runner.text.quoting import override
 from tests.command_line import BACKENDS, Running, begun, ended, forked, start, together
+from tests.rows import slow_but
 from tests.warm import until
 
 # tune=lr
@@ -48,6 +50,44 @@ def test_rates_are_chosen_on_some_seeds_and_schedules_compared_on_others(tmp_pat
         }
         for done in both:
             assert f"chosen   schedule={schedule}: optimizer.lr={best}, val/loss" in done.out
+
+
+# race.budget
+
+
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
+def test_a_race_reuses_runs_and_a_killed_one_goes_on_to_the_same_decisions(
+    tmp_path: Path, backend: str
+) -> None:
+    """The first seed of all three schedules is there before. A killed race is one that lacks some
+    of its runs: the last seed's are removed."""
+    sweep = ("-m", "schedule=constant,linear,cosine", f"backend={backend}", "model=linear")
+    sweep += ("trainer.max_steps=40", "optimizer.lr=0.01", "device=cpu")
+    sweep += ("output.multirun=outputs/m/a",)
+    (before,) = forked(tmp_path, (*sweep, "seed=0"))
+    assert before.status == 0
+    race = (*sweep, "seed=0,1,2,3,4,5", "race.budget=auto")
+    folder, answers = tmp_path / "outputs/m/a", []
+    for num_reused in (3, None):
+        (done,) = forked(tmp_path, race)
+        assert (done.status, done.err) == (0, "")
+        answers.append(read_json(folder / "answer.json"))
+        cost = answers[-1]["race"]["cost"]
+        assert num_reused in (cost.pop("reused"), None)
+        assert any(line.startswith("cost: ") for line in answers[-1].pop("says"))
+        runs = [path.parent for path in folder.glob("*/result.json")]
+        assert cost["runs"] == len(runs) <= 18
+        assert cost["updates"] == 40 * len(runs)
+        last = answers[-1]["race"]["seeds"][-1]
+        for path in folder.glob(f"*seed-{last}"):
+            shutil.rmtree(path)
+    first, second = answers
+    assert first == second
+    assert first["race"]["dropped"]
+    assert first["winner"] == "schedule=constant"
+    assert all(group["p"] < 0.05 for group in first["groups"] if group["rank"] != 1)
+    (compared,) = forked(tmp_path, ("task=compare", "runs=[outputs/m/a]"))
+    assert "warning: a race (race.budget) chose how many of these runs there are" in compared.out
 
 
 # output.multirun

@@ -4,7 +4,7 @@ with fixed draws. docs/statistics.md has longer ones."""
 import numpy as np
 import pytest
 
-from benchmarks.answers import tuned, wrong
+from benchmarks.answers import RACES, fixed, raced, tuned, wrong
 from tests.rows import slow_but
 
 # three standard deviations of a share of 5 %
@@ -33,3 +33,25 @@ def test_a_winner_that_was_tuned_on_other_seeds_has_its_true_value() -> None:
     assert other == pytest.approx(0, abs=allowed)
     assert abs(covered - 0.95) < ALLOWED / repeats**0.5
     assert named > 0.9
+
+
+@pytest.mark.parametrize("noise", slow_but(["normal", "heavy tails", "counts"], "heavy tails"))
+@pytest.mark.parametrize("num_groups", slow_but([2, 5, 10], 5))
+def test_a_race_drops_one_of_the_best_in_at_most_5_of_100_cases(
+    num_groups: int, noise: str
+) -> None:
+    """All schedules are equal, so each one that is dropped is one of the best; it looks after every
+    one of 10 seeds."""
+    repeats = 200
+    _, _, wrong_drops = raced(repeats, np.zeros(num_groups), noise, 10)
+    assert wrong_drops < 0.05 + ALLOWED / repeats**0.5
+
+
+def test_a_race_of_distinct_schedules_takes_half_of_the_runs_of_a_fixed_design() -> None:
+    """Eight schedules whose means lie two standard deviations of a run apart. Ten seeds of each
+    name the best less often than the race does."""
+    gaps = RACES["8 schedules, each 2 from the next"]
+    runs, named, wrong_drops = raced(50, gaps, "normal", 10)
+    assert runs < 0.55 * 80
+    assert named >= fixed(50, gaps, 10, is_pooled=False)
+    assert wrong_drops == 0
