@@ -155,16 +155,18 @@ class Plan:
 
     def checkpoints(self) -> Periods | None:
         """Return the periods after which a checkpoint is written."""
-        every, epochs = self.config.trainer.checkpoint_every, self.order.epochs
-        if every is None:
-            return None
+        every = self.config.trainer.checkpoint_every
+        return None if every is None else self.periods("trainer.checkpoint_every", every)
+
+    def periods(self, key: str, every: str) -> Periods:
+        """Return the periods of a length such as 1epochs, 500steps or 10%, the value of a key."""
         number, unit = split(every)
+        epochs = self.order.epochs
         if epochs.are_equal or unit != "epochs":
             return Periods(max(1, self.clock.steps(every)))
         if not number or number.denominator != 1:
             raise ConfigError(
-                f"trainer.checkpoint_every must be whole epochs, steps or % if trainer.batch_size "
-                f"changes, got {every}"
+                f"{key} must be whole epochs, steps or % if trainer.batch_size changes, got {every}"
             )
         return epochs.every(int(number))
 
@@ -373,7 +375,16 @@ class Plan:
         read = self._read if self._streamed else None
         # code of the user's own may use a framework and its random numbers: not in a thread
         ahead = self.data.stream is None
-        return Chunks(order, start, self.largest_chunk(), checkpoints, adapt, read, ahead)
+        chunks = Chunks(order, start, self.largest_chunk(), checkpoints, adapt, read, ahead)
+        return replace(chunks, events=self._events())
+
+    def _events(self) -> list[Periods]:
+        """Return the periods of callbacks that need a call of the backend to begin with theirs."""
+        return [
+            self.periods(f"callbacks[{i}].every", callback.every)
+            for i, callback in enumerate(self.config.callbacks)
+            if isinstance(callback, callbacks.Norms)
+        ]
 
     @cached_property
     def reader(self) -> Reader:
@@ -561,6 +572,7 @@ def _plan(config: Config, data: Dataset, is_training: bool) -> Plan:
         group_rates=optimizers.group_rates(config.optimizer, clock),
     )
     _check_watched(prepared)
+    _check_norms(prepared)
     prepared.checkpoints()  # refuses parts of epochs of several lengths
     if data.streams:
         prepared.largest_chunk()  # refuses too little memory
@@ -1117,6 +1129,23 @@ def _refuse_backend(config: Config) -> None:
             f"backend={about.name}, got {precision}"
         )
     about.refuse(config)
+
+
+def _check_norms(prepared: Plan) -> None:
+    """Refuse norms where a backend cannot compute a gradient without an update."""
+    config = prepared.config
+    for i, callback in enumerate(config.callbacks):
+        if not isinstance(callback, callbacks.Norms):
+            continue
+        key = f"callbacks[{i}] (norms)"
+        if config.trainer.precision == "exact":
+            raise ConfigError(f"{key} needs trainer.precision={INEXACT}, got exact")
+        if config.num_processes > 1:
+            raise ConfigError(f"{key} needs devices=1, got {config.devices}")
+        if isinstance(config.model, TwinModel):
+            raise ConfigError(f"{key} needs another model than model={config.model.name}")
+        if prepared.has_own_loss:
+            raise ConfigError(f"{key} needs a loss of the config; this model computes its own")
 
 
 def _check_watched(prepared: Plan) -> None:

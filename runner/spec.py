@@ -231,6 +231,11 @@ class Live(Protocol):
         """Compute the loss of the user's own code, and what it logs, as in evaluation."""
         ...
 
+    def gradient_norms(self, chunk: Chunk) -> Mapping[str, float]:
+        """Return the norm of each weight's gradient in an update, before clipping. The update is
+        not made, and nothing changes; `chunk` has it alone."""
+        ...
+
     def averaged(self) -> AbstractContextManager[None]:
         """Return a context in which `predict` and `measure` use the average of the weights."""
         ...

@@ -105,6 +105,9 @@ class _Live:
     def measure(self, batches: Iterable[Batch], keeps_outputs: bool) -> Measured:
         return self.live.measure(batches, keeps_outputs)
 
+    def gradient_norms(self, chunk: Chunk) -> Mapping[str, float]:
+        raise AssertionError("a plan of a twin has no norms")
+
     def averaged(self) -> AbstractContextManager[None]:
         return self.live.averaged()
 

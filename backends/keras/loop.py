@@ -191,6 +191,19 @@ class Model(keras.Model):
             loss, compute = run.loss, self.engine.loss
             return objective.measure(loss, compute, self, run, batches, keeps_outputs)
 
+    def gradient_norms(self, chunk: Chunk) -> Mapping[str, float]:
+        engine = self.engine
+        batches = [
+            {name: tf.gather(values, rows) for name, values in engine.fields.items()}
+            for rows in _micro_batches(chunk.blocks, 0)
+        ]
+        for name in engine.run.streamed:
+            for batch, field in zip(batches, _micro_batches(chunk.by_block(name), 0), strict=True):
+                batch[name] = field
+        norms: Mapping[str, float]
+        norms = engine.gradient_norms(self.optimizer.iterations.value, batches, chunk.rows_per_step)
+        return norms
+
     def averaged(self) -> AbstractContextManager[None]:
         averaged: AbstractContextManager[None] = self.engine.averaged()
         return averaged

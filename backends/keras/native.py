@@ -97,6 +97,7 @@ class Engine:
             self.optimizer = self.slots = optimizers.build(
                 run, self.schedule, self.trained, start.slots
             )
+        self._norms = tf.function(self._norms_of, autograph=False)
         is_averaging = run.average_shares is not None
         self.average = Average(run, self.trained, start) if is_averaging else None
         self._load_slots(start)
@@ -161,11 +162,27 @@ class Engine:
     ) -> tuple[Any, list[Any]]:
         """Make one update. Return the mean loss and each micro-batch's outputs, both from before
         the update."""
-        total: Any = None
-        gradients: Any = None
         may_skip = self.run.skip_nonfinite or self.run.scales_loss
         variables_to_restore = self._all_variables() if may_skip else []
         old_values = [tf.identity(variable.value) for variable in variables_to_restore]
+        total, gradients, outputs = self._sums(step, batches, num_rows, sizes)
+        if (together := self.dropout_state.together) is not None:
+            *gradients, total = distributed.add_up(together, [*gradients, total])
+        unscaled, is_finite = self._unscaled(gradients, total)
+        step = tf.convert_to_tensor(step)  # before the optimizer counts this update
+        self.optimizer.apply(self._clipped(unscaled), list(self.trained.values()))
+        if self.average is not None:
+            self.average.update(step)
+        for variable, value in zip(variables_to_restore, old_values, strict=True):
+            variable.assign(tf.where(is_finite, variable.value, value))
+        return total, outputs
+
+    def _sums(
+        self, step: Any, batches: Sequence[Mapping[str, Any]], num_rows: int, sizes: Sequence[int]
+    ) -> tuple[Any, list[Any], list[Any]]:
+        """Return the mean loss of the micro-batches, its gradient, and each one's outputs."""
+        total: Any = None
+        gradients: Any = None
         outputs, self.dropout_state.step = [], step
         trained = [v.value for v in self.trained.values()]
         for micro_batch, batch in enumerate(batches):
@@ -181,16 +198,25 @@ class Engine:
             )
             if self.run.keeps_outputs:
                 outputs.append(z)
-        if (together := self.dropout_state.together) is not None:
-            *gradients, total = distributed.add_up(together, [*gradients, total])
-        gradients, is_finite = self._unscaled(gradients, total)
-        step = tf.convert_to_tensor(step)  # before the optimizer counts this update
-        self.optimizer.apply(self._clipped(gradients), list(self.trained.values()))
-        if self.average is not None:
-            self.average.update(step)
-        for variable, value in zip(variables_to_restore, old_values, strict=True):
-            variable.assign(tf.where(is_finite, variable.value, value))
-        return total, outputs
+        return total, gradients, outputs
+
+    def gradient_norms(
+        self, step: Any, batches: Sequence[Mapping[str, Any]], num_rows: int
+    ) -> dict[str, float]:
+        """Compute the gradient of an update without making it. Return its norm for each weight."""
+        others = self.model.non_trainable_variables
+        old_values = [tf.identity(variable.value) for variable in others]
+        norms = self._norms(tf.identity(step), batches, num_rows).numpy()
+        for variable, value in zip(others, old_values, strict=True):
+            variable.assign(value)
+        return dict(zip(self.trained, map(float, norms), strict=True))
+
+    def _norms_of(self, step: Any, batches: Sequence[Mapping[str, Any]], num_rows: int) -> Any:
+        """Return the norm of each weight's gradient, before clipping.  # float64[weights]"""
+        _, gradients, _ = self._sums(step, batches, num_rows, ())
+        if self.run.scales_loss:
+            gradients = self.loss_scale.unscaled(gradients)
+        return tf.stack([tf.norm(tf.cast(gradient, tf.float64)) for gradient in gradients])
 
     def _differentiate(
         self, batch: Mapping[str, Any], num_rows: int, trained: Sequence[Any]

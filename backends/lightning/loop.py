@@ -159,6 +159,12 @@ class Module(pl.LightningModule):
         num_bytes: Mapping[str, int] = self.engine.num_bytes()
         return num_bytes
 
+    def gradient_norms(self, chunk: Chunk) -> Mapping[str, float]:
+        batches = [batch for fields in self.fields_of(chunk) for batch in _batches(fields)]
+        norms: Mapping[str, float]
+        norms = self.engine.gradient_norms(self.step, batches, chunk.rows_per_step)
+        return norms
+
     def averaged(self) -> AbstractContextManager[None]:
         averaged: AbstractContextManager[None] = self.engine.averaged()
         return averaged

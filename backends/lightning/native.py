@@ -213,6 +213,27 @@ class Engine:
         """Replace the loss and the gradients by their sums over the processes."""
         distributed.add_up([*(flat.gradient for flat in self.flats), loss])
 
+    def gradient_norms(
+        self, step: int, batches: Sequence[Mapping[str, Tensor]], num_rows: int
+    ) -> dict[str, float]:
+        """Compute the gradient of an update without making it. Return its norm for each weight."""
+        old_values = [buffer.clone() for buffer in self.network.buffers()]
+        self.dropout_state.step = step
+        for flat in self.flats:
+            flat.reset_gradient()
+        for i, batch in enumerate(batches):
+            self._begin_batch(i, ())
+            self._differentiate(batch, num_rows)
+        for buffer, value in zip(self.network.buffers(), old_values, strict=True):
+            buffer.copy_(value)
+        scale = self.loss_scale.scale if self.run.scales_loss else 1.0
+        gradients = {name: weight.grad for name, weight in self.weights.items()}
+        return {
+            name: float(gradient.double().norm()) / scale
+            for name, gradient in gradients.items()
+            if gradient is not None and name not in self.frozen
+        }
+
     def _differentiate(self, batch: Mapping[str, Tensor], num_rows: int) -> tuple[Tensor, Tensor]:
         """Return a micro-batch's outputs and its part of the mean loss over `num_rows` rows. Add
         the part's gradient to the others."""

@@ -65,6 +65,9 @@ class _Live:
     def measure(self, batches: Iterable[Batch], keeps_outputs: bool) -> Measured:
         raise AssertionError("exact mode has no code of the user's own")
 
+    def gradient_norms(self, chunk: Chunk) -> Mapping[str, float]:
+        raise AssertionError("a plan of an exact run has no norms")
+
     def averaged(self) -> AbstractContextManager[None]:
         return self.engine.averaged()
 

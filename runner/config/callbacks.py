@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from runner.schedules import Duration
 from runner.schedules.stall import Mode
 from runner.section import Count, NonNegative, OwnCode, Section
 
@@ -45,6 +46,13 @@ class Memory(Section):
     callback: Literal["memory"]
 
 
+class Norms(Section):
+    """Records the norms of gradients and weights, of the model and of each layer."""
+
+    callback: Literal["norms"]
+    every: Duration
+
+
 class Throughput(Section):
     """Records rows and updates a second, of each epoch."""
 
@@ -52,7 +60,8 @@ class Throughput(Section):
 
 
 NamedCallback = Annotated[
-    Union[BestCheckpoints, EarlyStopping, Memory, Throughput], Field(discriminator="callback")
+    Union[BestCheckpoints, EarlyStopping, Memory, Norms, Throughput],
+    Field(discriminator="callback"),
 ]
 
 

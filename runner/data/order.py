@@ -51,6 +51,13 @@ class Chunk(NamedTuple):
         ).reshape(-1)
 
     @property
+    def first(self) -> "Chunk":
+        """The first update alone."""
+        fields = {name: values[: self.rows_per_step] for name, values in self.fields.items()}
+        blocks = tuple(block[:1] for block in self.blocks)
+        return self._replace(num_steps=1, blocks=blocks, fields=fields)
+
+    @property
     def batch_sizes(self) -> tuple[int, ...]:
         """B of each block, of all processes together."""
         return self.sizes or tuple(block.shape[2] for block in self.blocks)
@@ -299,6 +306,7 @@ class Chunks:
     part: Callable[[Chunk], Chunk] | None = None
     began: float | None = None  # time.monotonic() at the request of the first chunk
     waited_seconds: float = 0.0  # for rows, so far
+    events: Sequence[Periods] = ()  # further periods, at whose ends a chunk ends
 
     def __iter__(self) -> Iterator[Chunk]:
         self.began = time.monotonic()
@@ -343,7 +351,8 @@ class Chunks:
         return chunk._replace(fields=self.read(chunk.rows, epoch))
 
     def _until_event(self, step: int) -> int:
-        periods = [self.order.epochs, *([self.checkpoints] if self.checkpoints else [])]
+        checkpoints = [self.checkpoints] if self.checkpoints else []
+        periods = [self.order.epochs, *checkpoints, *self.events]
         return min([self.order.total_steps, *(each.next(step) for each in periods)]) - step
 
 

@@ -50,7 +50,7 @@ _REPLACED = (
 )
 _OF_EVERY_RUN = (
     *(*_REPLACED, "run.log", "curves.png", "mlflow.json", "events.out.tfevents.twinrun"),
-    *("best_checkpoints.csv", "throughput.csv", "memory.csv"),
+    *("best_checkpoints.csv", "norms.csv", "throughput.csv", "memory.csv"),
 )
 _HEADERS = {"trace.csv": "step,learning_rate,loss", "metrics.csv": "epoch,step"}  # their beginning
 _TEMPORARY = re.compile(rf"\.(?:{'|'.join(map(re.escape, _REPLACED))})\.[0-9]+")

@@ -1,11 +1,13 @@
 """The callbacks that a config names: what each one does, and that its state survives a resume."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import runner
@@ -17,6 +19,7 @@ from runner.run.callbacks.best_checkpoints import BestCheckpoints
 from runner.run.callbacks.early_stopping import EarlyStopping
 from runner.run.observer import Epoch
 from runner.run.trackers.points import Points
+from tests.training import first, prepare
 
 ANY: Any = None
 
@@ -128,6 +131,60 @@ def test_a_resumed_run_has_the_files_and_the_states_of_an_uninterrupted_one(
     assert [row.split(",")[0] for row in rows] == ["step", "7", "14", "17"]
     points = {point.step: point.values for point in Points(whole.folder, 35).until(None)}
     assert {"rows_per_second", "process_peak_bytes", "val/loss"} <= {*points[35]}
+
+
+def gradient_norms(run: Any) -> dict[str, float]:
+    """The norms of the first update of the default model, by hand: cross-entropy's gradient with
+    respect to the outputs is (softmax(z) - one_hot(y)) / B."""
+    weights = {name: v.astype(np.float64) for name, v in run.first.weights.items()}
+    rows = run.plan.order.chunk(0, 1).rows
+    x, y = run.plan.data.train.x[rows].astype(np.float64), run.plan.data.train.y[rows]
+    hidden = np.maximum(x @ weights["dense_0/kernel"] + weights["dense_0/bias"], 0)
+    z = hidden @ weights["dense_1/kernel"] + weights["dense_1/bias"]
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    dz = (p - np.eye(z.shape[1])[y]) / len(y)
+    dh = dz @ weights["dense_1/kernel"].T * (hidden > 0)
+    squares = {
+        "dense_0": np.sum((x.T @ dh) ** 2) + np.sum(dh.sum(0) ** 2),
+        "dense_1": np.sum((hidden.T @ dz) ** 2) + np.sum(dz.sum(0) ** 2),
+    }
+    found = {f"gradient_norm/{layer}": float(np.sqrt(v)) for layer, v in squares.items()}
+    return {**found, "gradient_norm": float(np.sqrt(sum(squares.values())))}
+
+
+LAYERS = (
+    "model.layers=[{layer: dense, units: 8}, {layer: batch_norm}, {layer: dropout, rate: 0.3}, "
+    "{layer: dense, units: 10}]"
+)
+
+
+def test_norms_are_those_of_the_update_and_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """Running statistics and dropout masks are those of a run without norms."""
+    dispatcher.load(backend)
+    monkeypatch.chdir(tmp_path)
+    line = [f"backend={backend}", "device=cpu", "trainer.max_steps=9"]
+    norms = "callbacks=[{callback: norms, every: 4steps}]"
+    run = runner.train([*line, norms], quiet=True)
+    with (run.folder / "norms.csv").open() as file:
+        rows = [{name: float(v) for name, v in row.items()} for row in csv.DictReader(file)]
+    assert [row["step"] for row in rows] == [0, 4, 8]
+    prepared = prepare(line)
+    expected = gradient_norms(SimpleNamespace(plan=prepared, first=first(prepared)))
+    for name, value in expected.items():
+        assert rows[0][name] == pytest.approx(value, rel=1e-5), name  # float32
+    weights = first(prepared).weights
+    norm = np.sqrt(sum(np.sum(v.astype(float) ** 2) for v in weights.values()))
+    assert rows[0]["weight_norm"] == pytest.approx(norm, rel=1e-12)
+    points = {p.step: p.values for p in Points(run.folder, 2000).until(None) if p.is_update}
+    assert {*points} == {0, 2, 4, 6, 8}
+    assert points[4]["gradient_norm/dense_1"] == rows[1]["gradient_norm/dense_1"]
+    assert "gradient_norm" not in points[6]
+    with_norms, without = (
+        runner.train([*line, LAYERS, *more], quiet=True) for more in ([norms], [])
+    )
+    assert with_norms.result["weights_sha256"] == without.result["weights_sha256"]
 
 
 def test_every_named_callback_has_defaults_in_conf() -> None:

@@ -9,6 +9,7 @@ from runner.plan import Plan
 from runner.run.callbacks.best_checkpoints import BestCheckpoints
 from runner.run.callbacks.early_stopping import EarlyStopping
 from runner.run.callbacks.memory import Memory
+from runner.run.callbacks.norms import Norms
 from runner.run.callbacks.throughput import Throughput
 from runner.run.observer import Observer
 from runner.spec import Backend
@@ -19,6 +20,7 @@ CALLBACKS = {
     "best_checkpoints": BestCheckpoints,
     "early_stopping": EarlyStopping,
     "memory": Memory,
+    "norms": Norms,
     "throughput": Throughput,
 }
 

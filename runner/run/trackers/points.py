@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from runner.run.callbacks import memory, throughput
+from runner.run.callbacks import memory, norms, throughput
 from runner.run.run_folder import read_columns
 from runner.run.trackers.tracker import Point, order
 
 LEARNING_RATE = "learning_rate"
 STEP_LOSS = "train/loss_step"
-OF_EVALUATIONS = (throughput.FILE, memory.FILE)  # files of callbacks, with a row an evaluation
+# files of callbacks, with rows of evaluations and of updates
+OF_EVALUATIONS, OF_UPDATES = (throughput.FILE, memory.FILE), (norms.FILE,)
 _MOST_UPDATES = 1000  # points of updates; trace.csv has all updates
 
 
@@ -25,13 +26,13 @@ def spacing(total_steps: int) -> int:
 
 
 class Points:
-    """The points of the run in a folder, each read once. The files of callbacks have further values
-    of evaluations."""
+    """The points of the run in a folder, each read once. The files of callbacks have further
+    values."""
 
     def __init__(self, path: Path, total_steps: int) -> None:
         self._path = path
         self._others: dict[str, _Rows] = {}  # of callbacks
-        self._values: dict[int, dict[str, float]] = {}  # of these files, by step
+        self._values: dict[int, dict[str, float]] = {}  # of these files, by Point.order
         self._every = spacing(total_steps)
         self._trace = _Rows(path / "trace.csv", "step")
         self._metrics = _Rows(path / "metrics.csv", "step")
@@ -43,26 +44,33 @@ class Points:
 
     def until(self, step: int | None) -> list[Point]:
         """Return the points that have come: those of the first `step` updates; None: all."""
-        updates = self._trace.until(None if step is None else step - 1)
-        points = [self._update(row) for row in updates if int(row["step"]) % self._every == 0]
         if step != 0:  # callbacks write their headers when the first update begins
             self._read_others(step)
+        updates = self._trace.until(None if step is None else step - 1)
+        points = [self._update(row) for row in updates if self._is_point(int(row["step"]))]
         points += [self._evaluation(row) for row in self._metrics.until(step)]
         return sorted(points, key=lambda point: point.order)
 
     def _read_others(self, step: int | None) -> None:
         """Read the new rows of the callbacks' files."""
-        for name in OF_EVALUATIONS:
+        for name in (*OF_EVALUATIONS, *OF_UPDATES):
             if name not in self._others and (self._path / name).is_file():
                 self._others[name] = _Rows(self._path / name, "step")
-        for rows in self._others.values():
-            for row in rows.until(step):
+        for name, rows in self._others.items():
+            of_updates = name in OF_UPDATES
+            for row in rows.until(step - 1 if of_updates and step is not None else step):
                 values = {name: value for name, value in row.items() if name != "step"}
-                self._values.setdefault(int(row["step"]), {}).update(values)
+                place = order(int(row["step"]), of_updates)
+                self._values.setdefault(place, {}).update(values)
+
+    def _is_point(self, step: int) -> bool:
+        """Return whether trackers get an update: also one with values of a callback."""
+        return step % self._every == 0 or order(step, is_update=True) in self._values
 
     def _update(self, row: dict[str, float]) -> Point:
         names = {"loss": STEP_LOSS}
         values = {names.get(name, name): value for name, value in row.items() if name != "step"}
+        values |= self._values.pop(order(int(row["step"]), is_update=True), {})
         return Point(int(row["step"]), values, is_update=True)
 
     def _evaluation(self, row: dict[str, float]) -> Point:
@@ -70,7 +78,7 @@ class Points:
         the first one include the start of the program."""
         step, seconds = int(row["step"]), row["seconds"]
         values = {name: value for name, value in row.items() if name not in ("step", "seconds")}
-        values |= self._values.pop(step, {})
+        values |= self._values.pop(order(step, is_update=False), {})
         if self._before is not None and step > self._before[0]:
             num_steps = step - self._before[0]
             values["seconds_per_step"] = (seconds - self._before[1]) / num_steps
