@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from runner.errors import printable
 from runner.report import parity
 from runner.report.answer import Answer, Ranked
 from runner.run.run_folder import points
@@ -17,7 +18,7 @@ from runner.text import escape
 # The palette of Okabe and Ito (2008): distinct with any colour vision, on light and on dark
 # backgrounds. After the last colour it repeats with dashed lines.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a6d3b", "#7a7a7a")
-_DASHES = ("solid", "dash", "dot", "dashdot")
+_DASHES = ("solid", "dashed", "dotted", "dashdot")
 
 
 def write(
@@ -29,15 +30,13 @@ def write(
 ) -> None:
     """Write the page. `table` has a header and one row per group, as in comparison.md; `command`
     trains the best group."""
-    from plotly.offline import get_plotlyjs
-
     lines = [*answer.verdict(), *answer.sentences()]
     styles = [_style(i) for i in range(len(answer.ranked))]
     data = {
-        "metric": escape.plotly(answer.metric),
+        "metric": printable(answer.metric),
         "logarithmic": answer.is_logarithmic,
         "groups": [
-            {"label": escape.plotly(ranked.group.label), **style, **_curves(ranked, answer.metric)}
+            {"label": printable(ranked.group.label), **style, **_curves(ranked, answer.metric)}
             for ranked, style in zip(answer.ranked, styles, strict=True)
         ],
     }
@@ -56,9 +55,16 @@ def write(
         if same
         else "",
         data=escape.script(data),
-        plotly=get_plotlyjs(),
+        bokeh=_bokeh(),
     )
     path.write_text(page, encoding="utf-8")
+
+
+def _bokeh() -> str:
+    """Return BokehJS without its widgets, tables and formulas: 1.4 MB."""
+    folder = files("bokeh").joinpath("server/static/js")
+    parts = ("bokeh.min.js", "bokeh-api.min.js")
+    return "\n".join(folder.joinpath(part).read_text(encoding="utf-8") for part in parts)
 
 
 def _style(i: int) -> dict[str, str]:

@@ -37,11 +37,6 @@ def script(value: Any) -> str:
     return json.dumps(value, allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def plotly(text: str) -> str:
-    """Escape for Plotly, which interprets entities and tags such as <b> and <a> in any text."""
-    return _html.escape(printable(text), quote=False)
-
-
 def picture(text: str, most: int | None = None) -> str:
     """Escape for Matplotlib, which reads text between two $ as mathematics. Text longer than `most`
     characters is cut."""

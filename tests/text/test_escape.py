@@ -28,7 +28,7 @@ HOSTILE = {
     "direction": "model.name=\u202etxt.exe",
     "surrogate": "model.name=\udc80 模型",
     "formula": "=1+1",
-    "template": "model.name=${title} $plotly %{x}",
+    "template": "model.name=${title} $bokeh @{x}",
 }
 
 
@@ -141,8 +141,8 @@ def test_the_page_s_scripts_are_ours_alone(reports: tuple[str, Path]) -> None:
     assert data is not None
     assert "<" not in data[1]
     labels = [group["label"] for group in json.loads(data[1])["groups"]]
-    assert any("&lt;!--&lt;script&gt;" in label for label in labels)
-    assert not any("<" in label for label in labels)  # Plotly reads tags too
+    # BokehJS shows them as text: tests/report/test_page.py
+    assert any("<!--<script>" in label for label in labels)
 
 
 def test_answer_json_keeps_the_text_as_it_was(reports: tuple[str, Path]) -> None:
