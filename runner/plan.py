@@ -349,7 +349,8 @@ class Plan:
         """True if the outputs of the training rows are needed. For labels at positions, sequences
         of labels and mixed rows, they are not: the loss of an epoch is the mean of its updates'
         losses."""
-        return self.keeps_outputs and self.data.has_one_label and self.mixing is None
+        has_own_loss = self.data.has_one_label and not losses.couples_rows(self.loss)
+        return self.keeps_outputs and has_own_loss and self.mixing is None
 
     def batches(self, split: Split) -> Iterator[Batch]:
         """Yield the fields of a split in order, as in training, for the backend's `measure`. New
@@ -582,6 +583,8 @@ def _plan(config: Config, data: Dataset, is_training: bool) -> Plan:
 def _loss(config: Config, data: Dataset) -> Any:
     """Choose the loss for the data."""
     loss = losses.choose(config.loss, data.task, len(data.classes), data.positions)
+    if losses.couples_rows(loss):
+        _check_coupled(config, data)
     if data.mask_rate is None:
         return loss
     if config.trainer.precision == "exact":
@@ -619,6 +622,26 @@ def _check_lengths(data: Dataset, net: Network) -> None:
                 f"{alignment.lengths(part.y)[row]} labels need {needed[row]}, one for each, and a "
                 f"blank between equal neighbours; leave them out, or use a smaller stride"
             )
+
+
+def _check_coupled(config: Config, data: Dataset) -> None:
+    """Refuse what divides the batch of a loss that compares its rows, and metrics of classes."""
+    trainer, compares = config.trainer, "which compares the rows of a batch"
+    accumulate, size = trainer.accumulate_grad_batches, trainer.largest_batch
+    asked = [] if config.metrics == "auto" else config.metrics
+    of_classes = [metric for metric in asked if isinstance(metric, str)]
+    refused: dict[str, tuple[bool, str, Any]] = {
+        "trainer.accumulate_grad_batches must be 1": (accumulate > 1, compares, accumulate),
+        "devices must be 1": (config.num_processes > 1, compares, config.devices),
+        "data.memory_mb must be null": (data.streams, compares, (data.memory or 0) // 2**20),
+        "trainer.batch_size must be at least 2": (size < 2, compares, size),
+        "metrics must be auto or functions of your own": (
+            bool(of_classes), "whose outputs are no classes", show(", ".join(of_classes)),
+        ),
+    }  # fmt: skip
+    for words, (is_found, why, value) in refused.items():
+        if is_found:
+            raise ConfigError(f"{words} with loss={config.loss.name}, {why}, got {value}")
 
 
 def _clock(order: Order | InOrder, data: Dataset, model: ModelSpec) -> Clock:
@@ -716,7 +739,7 @@ def _metrics(
     several = network.outputs
     num_axes = 2 if data.separator is not None else 1 + len(data.positions)
     fits = several is None and len(shape) == num_axes
-    if asked == "auto" and not fits:
+    if asked == "auto" and (not fits or losses.couples_rows(loss)):
         asked = []
     y = (data.val if len(data.val) else data.train).y
     y = y if data.has_one_label else y[:_TRIAL_ROWS]
@@ -1385,7 +1408,7 @@ def rows(plan: Plan, outputs: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray
     values = {}
     if not losses.is_own(plan.loss):
         targets = losses.targets(plan.loss, y, np.dtype(np.float64))
-        values["loss"] = plan.loss.rows(outputs, targets)
+        values["loss"] = losses.values(plan.loss, outputs, targets, plan.model.batch_size)
     z, y = _in_data_units(plan, outputs, y)
     by_row = {name: metric for name, metric in plan.metrics.items() if metric.by_row}
     return values | {name: metrics.measure(name, metric, z, y) for name, metric in by_row.items()}

@@ -8,6 +8,7 @@ import numpy as np
 
 from runner import dispatcher
 from runner.cli.compose import compose
+from runner.components.losses import couples_rows
 from runner.config.schema import parse
 from runner.data.order import Chunk
 from runner.plan import Plan, plan
@@ -59,7 +60,8 @@ def train(
     prepared = prepare(overrides)
     spec: RunSpec = prepared.run_spec()
     # a run does not need these outputs; the suites compare them
-    if not prepared.data.has_one_label or prepared.mixing is not None:
+    has_places = not prepared.data.has_one_label or couples_rows(prepared.loss)
+    if has_places or prepared.mixing is not None:
         spec = replace(spec, keeps_outputs=True)
     spec = spec if tables is None else replace(spec, tables=tables)
     start = start or first(prepared)

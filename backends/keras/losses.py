@@ -87,6 +87,18 @@ def _cosine_similarity(z: Any, y: Any) -> Any:
     return 1 - tf.reduce_sum(z * y, 1) / tf.sqrt(sizes)
 
 
+def _contrastive(loss: Any, z: Any, y: Any) -> Any:
+    u = z / tf.sqrt(tf.reduce_sum(z * z, 1, keepdims=True) + constant(COSINE_EPS, z))
+    similarity = tf.matmul(u, u, transpose_b=True) / constant(loss.temperature, z)
+    is_self = tf.eye(tf.shape(z)[0], dtype=tf.bool)
+    # no infinity: a batch of one row has no others
+    others = tf.where(is_self, constant(-1e30, z), similarity)
+    total = tf.reduce_logsumexp(others, 1, keepdims=True)
+    has_label = (y[:, None] == y) & ~is_self
+    sums = tf.reduce_sum(tf.where(has_label, total - similarity, constant(0, z)), 1)
+    return sums / tf.maximum(tf.reduce_sum(tf.cast(has_label, z.dtype), 1), constant(1, z))
+
+
 def _values(loss: Any) -> Callable[[Any, Any], Any]:
     """Build the function that computes the loss of each label, or of each row of targets, times its
     class weight.  # [B T] or [B]"""
@@ -111,6 +123,8 @@ def _values(loss: Any) -> Callable[[Any, Any], Any]:
                 return tf.reshape(_focal(loss, z, y), [-1])
             case "cosine_similarity":
                 return _cosine_similarity(z, y)
+            case "contrastive":
+                return _contrastive(loss, z, y)
             case "ctc":
                 return alignment.negative_log_likelihood(z, y)
         raise AssertionError(loss.name)

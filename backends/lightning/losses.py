@@ -65,6 +65,19 @@ def _cosine_similarity(z: Tensor, y: Tensor) -> Tensor:
     return 1 - (z * y).sum(1) / sizes.sqrt()
 
 
+def _contrastive(loss: Any, z: Tensor, y: Tensor) -> Tensor:
+    with torch.autocast(z.device.type, enabled=False):
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        u = z / ((z * z).sum(1, keepdim=True) + COSINE_EPS).sqrt()
+        similarity = u @ u.t() / loss.temperature
+    is_self = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    # no infinity: a batch of one row has no others
+    total = similarity.masked_fill(is_self, -1e30).logsumexp(1, keepdim=True)
+    has_label = (y[:, None] == y) & ~is_self
+    sums = torch.where(has_label, total - similarity, 0.0).sum(1)
+    return sums / has_label.sum(1).clamp(min=1)
+
+
 def _ctc(z: Tensor, y: Tensor) -> Tensor:
     num_steps = z.new_full((len(z),), z.shape[1], dtype=torch.int64)
     log_p, num_labels = F.log_softmax(z, -1).transpose(0, 1), (y >= 0).sum(1)
@@ -92,6 +105,8 @@ def _values(loss: Any) -> Callable[[Tensor, Tensor], Tensor]:
                 return _focal(loss, z, y).flatten()
             case "cosine_similarity":
                 return _cosine_similarity(z, y)
+            case "contrastive":
+                return _contrastive(loss, z, y)
             case "ctc":
                 return _ctc(z, y)
         raise AssertionError(loss.name)

@@ -23,7 +23,7 @@ from runner import user_code
 from runner.components.alignment import negative_log_likelihood
 from runner.components.outputs import Outputs
 from runner.errors import ConfigError
-from runner.section import Fraction, NonNegative, OwnCode, Positive, Probability, Section
+from runner.section import Count, Fraction, NonNegative, OwnCode, Positive, Probability, Section
 
 Array = np.ndarray
 
@@ -144,6 +144,48 @@ class CTC(Section):
         return negative_log_likelihood(log_softmax(z), y)
 
 
+class Contrastive(Section):
+    """l_i = -1 / |P(i)| sum_{p in P(i)} ln(exp(u_i . u_p / t) / sum_{a != i} exp(u_i . u_a / t)),
+    where u = z / sqrt(z . z + eps), eps = 1e-12, t is `temperature`, a are the rows of the batch,
+    and P(i) are those other than i with its label. A row without such rows has the loss 0. z [N,
+    `features`] are vectors, y the labels.
+
+    Supervised contrastive learning, Khosla et al. (2020), equation 2. With two views of each image
+    in place of labels, it would be NT-Xent, Chen et al. (2020), equation 1.
+    """
+
+    name: Literal["contrastive"]
+    features: Count
+    temperature: Positive
+
+    def rows(self, z: Array, y: Array) -> Array:
+        """Return the loss of the rows of one batch."""
+        z = z.astype(np.float64)
+        u = z / np.sqrt(np.sum(z * z, axis=1, keepdims=True) + COSINE_EPS)
+        similarity, is_other = u @ u.T / self.temperature, ~np.eye(len(z), dtype=bool)
+        total = np.logaddexp.reduce(np.where(is_other, similarity, -np.inf), axis=1, keepdims=True)
+        has_label = (y[:, None] == y) & is_other
+        sums = np.sum(total - similarity, axis=1, where=has_label)
+        found: Array = sums / np.maximum(has_label.sum(axis=1), 1)
+        return found
+
+
+def values(loss: Any, z: Array, y: Array, batch_size: int) -> Array:
+    """Return the loss of each row; if it depends on the other rows of a batch, in batches of
+    `batch_size` rows in their order.  # float64[N]"""
+    if not couples_rows(loss):
+        found: Array = loss.rows(z, y)
+        return found
+    starts = range(0, len(z), batch_size)
+    parts = [loss.rows(z[i : i + batch_size], y[i : i + batch_size]) for i in starts]
+    return np.concatenate([np.empty(0), *parts])
+
+
+def couples_rows(loss: Any) -> bool:
+    """Return whether the loss of a row depends on the other rows of its batch."""
+    return isinstance(loss, Contrastive)
+
+
 class MaskedTokens(Section):
     """-log softmax(z)_y at the positions of a row that have a label, their mean; y = -1 at all
     others. Every row has as many labels, so the mean over rows is that over the labels of a batch.
@@ -242,8 +284,8 @@ def by_row(values: Array, y: Array | None = None) -> Array:
 
 Loss = Annotated[
     Union[
-        CrossEntropy, BinaryCrossEntropy, Focal, CosineSimilarity, CTC, MeanSquaredError, Huber,
-        Custom, Auto,
+        CrossEntropy, BinaryCrossEntropy, Focal, CosineSimilarity, CTC, Contrastive,
+        MeanSquaredError, Huber, Custom, Auto,
     ],
     Field(discriminator="name"),
 ]  # fmt: skip
@@ -309,6 +351,7 @@ def choose(loss: Any, task: str, num_classes: int, positions: Sequence[int] = ()
         "cross_entropy": labels,
         "binary_cross_entropy": is_binary,
         "focal": (labels and num_classes > 1) or task == "multilabel",
+        "contrastive": labels and not positions,
     }.get(loss.name, not labels)
     if has_sequences or loss.name == "ctc":
         fits = has_sequences and loss.name == "ctc"
@@ -338,7 +381,7 @@ def of_mixed(loss: Any) -> Any:
     `soft_targets`."""
     if loss.name == "cross_entropy":
         return SoftCrossEntropy(name="soft_cross_entropy")
-    if loss.name in ("focal", "ctc", "custom", "model"):
+    if loss.name in ("focal", "ctc", "contrastive", "custom", "model"):
         own = "a model that computes its own loss" if loss.name == "model" else f"loss={loss.name}"
         raise ConfigError(
             f"data.mixup and data.cutmix must be null for {own}, which takes no mixed targets"
@@ -376,6 +419,8 @@ def position_weights(y: Array) -> Array:
 
 def num_outputs(loss: Any, task: str, num_classes: int, num_targets: int) -> int:
     """The number of outputs per row that the network must have."""
+    if isinstance(loss, Contrastive):
+        return loss.features
     if task == "classification":
         return 1 if loss.name == "binary_cross_entropy" else num_classes
     if task == "transcription":
@@ -387,7 +432,7 @@ def num_outputs(loss: Any, task: str, num_classes: int, num_targets: int) -> int
 
 def targets(loss: Any, y: Array, dtype: np.dtype) -> Array:
     """Convert y for the loss: labels to int64[N, ...], everything else to dtype[N, C]."""
-    is_of_labels = loss.name in ("cross_entropy", "masked_tokens", "ctc")
+    is_of_labels = loss.name in ("cross_entropy", "masked_tokens", "ctc", "contrastive")
     may_be = loss.name == "focal" or is_own(loss)
     if is_of_labels or (may_be and y.dtype.kind == "i"):
         return y.astype(np.int64)

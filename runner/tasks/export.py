@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from runner import dispatcher
 from runner.components.custom import CustomNetwork
+from runner.components.losses import couples_rows
 from runner.data.dataset import Scaling
 from runner.errors import ConfigError, RunError
 from runner.run import run_folder
@@ -64,7 +65,7 @@ def export(run: Run, format: str | None) -> int:
                 run = replace(run, config=run.config.model_copy(update={"backend": backend}))
                 _export(run, exported, scalings)
             description = Path(temporary) / f"{name}.json"
-            text = _description(run.data, scales=backend is not None)
+            text = _description(run, scales=backend is not None)
             if several is not None:
                 text["outputs"] = several.described()
             run_folder.write_json(description, text)
@@ -122,10 +123,12 @@ def _tidy(folder: Path) -> None:
                 temporary.rmdir()
 
 
-def _description(data: Mapping[str, Any], scales: bool) -> dict[str, Any]:
+def _description(run: Run, scales: bool) -> dict[str, Any]:
     """Describe the model's inputs and outputs, from data.json."""
+    data = run.data
     logits = "logits" if data["num_targets"] == 0 else "targets"
     of_sequences = {key: data[key] for key in ("separator",) if key in data}
+    logits = "vectors" if couples_rows(run.config.loss) else logits
     logits = "logits of the classes and of the blank, at each step" if of_sequences else logits
     keys = (
         "task",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from runner.components.alignment import greedy, texts_of
+from runner.components.losses import couples_rows
 from runner.components.metrics import probabilities
 from runner.data.files import as_float, locate, read_npz, regular_file
 from runner.data.folders import Folder, below
@@ -51,7 +52,8 @@ def predict(run: Run, source: str) -> int:
                 f"run may have diverged"
             )
         several = run.model_spec.network.outputs
-        classes: list[str] = run.data["classes"] if several is None else []
+        has_classes = several is None and not couples_rows(run.config.loss)
+        classes: list[str] = run.data["classes"] if has_classes else []
         columns: dict[str, Any] = {"outputs": outputs}
         has_sequences = "separator" in run.data
         if has_sequences:

@@ -507,6 +507,7 @@ LOSSES_WITHOUT_EXACT_FORM = {
     "focal_weighted": [
         "loss=focal", "loss.alpha=null", "loss.gamma=0.5", "loss.class_weights=balanced",
     ],
+    "contrastive": ["loss=contrastive", "loss.features=8", "trainer.batch_size=24"],
     "focal_of_tokens": [*LAYERS["tokens"], "loss=focal", "loss.gamma=1"],
     "mixed": [
         "data.mixup=0.4", "data.cutmix=1", IMAGES, "data.augment.flip=true", "model=cnn",
