@@ -8,7 +8,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -37,6 +37,7 @@ from runner.config.trust import MOST_JOBS
 from runner.errors import ConfigError, RunError, few_lines, memory_errors, nearest, show
 from runner.machine import threads
 from runner.run import checkpoint, run_folder, signals
+from runner.run.observer import Limit
 from runner.run.saved import Run, config_of, refuse_links, set_keys
 from runner.text.console import quiet
 
@@ -181,7 +182,7 @@ def execute(argv: Sequence[str]) -> int:
     config_dir, composer = options.config_dir, Composer(options.config_dir)
     overrides = parse_overrides(options.overrides, config_dir)
     if options.multirun:
-        sweep.check_size(overrides)
+        sweep.check_size(overrides, is_search(overrides))
     expanded = jobs(options.overrides, options.multirun, config_dir)
     if _only_shows(options):
         _check_shown(options, composer.whole(expanded[0]), len(expanded))
@@ -307,6 +308,8 @@ def _select(request: Request) -> Callable[[Request], int]:
     raced = any(frozen.config.race.budget is not None for frozen in request.frozen)
     if raced and tasks != {"train"}:
         raise ConfigError(f"race.budget needs task=train, got task={min(tasks - {'train'})}")
+    if request.is_search and tasks != {"train"}:
+        raise ConfigError(f"a search needs task=train, got task={max(tasks - {'train'})}")
     exclusive = tasks & {"preview", "describe", "find_lr", "twin"}
     if exclusive and tasks != exclusive:
         raise ConfigError(f"task={min(exclusive)} cannot be mixed with other tasks in one multirun")
@@ -418,20 +421,22 @@ def _multirun(request: Request) -> int:
     from runner.tasks import compare
 
     hydra = request.composer.hydra_part(request.jobs[0])
+    if request.is_search:
+        return _search(request, hydra)
     params = {} if hydra.sweeper.params is None else dict(hydra.sweeper.params)
-    if params and not request.is_search:  # basic sweeper: its params act as overrides
+    if params:  # they act as overrides
         lines = [f"{key}={value}" for key, value in params.items() if key not in request.keys]
         lines += [override.input_line or "" for override in request.overrides]
         request, hydra.sweeper.params = request.replaced(lines), None
     first = request.frozen[0].config
-    tuned, race = _checked(request, params)
+    tuned, race = _checked(request)
     hydra.launcher = multirun.settled(hydra.launcher, [each.config for each in request.frozen])
     folder = multirun.folder(first)
     threads.keep_limits()
-    num_jobs = int(hydra.sweeper.n_trials) if request.is_search else len(request.jobs)
+    num_jobs = len(request.jobs)
     signal_number, failure = None, None
     with multirun.launching(folder, hydra.launcher) as (launched, workers):
-        jobs = _Jobs(hydra, request, folder, launched, workers, process_start(), frozenset(params))
+        jobs = _Jobs(hydra, request, folder, launched, workers, process_start())
         try:
             if race is not None:
                 race.run(jobs.train_runs)
@@ -446,8 +451,7 @@ def _multirun(request: Request) -> int:
             raise
         except Exception as error:  # raised by the launcher or the sweeper
             failure = RunError(multirun.why_ended(error))
-    # 0: those that a search or a race has tried
-    num_jobs = 0 if request.is_search or race is not None else num_jobs
+    num_jobs = 0 if race is not None else num_jobs  # 0: those that it has tried
     if signal_number is None and failure is None:
         return comparison.write(folder, num_jobs, _wanted(compare.wanted(first.answer), race))
     with suppress(RunError):
@@ -463,7 +467,51 @@ def _wanted(wanted: "Wanted", race: "Racing | None") -> "Wanted":
     return replace(wanted, course=race.course) if race is not None and race.seeds else wanted
 
 
-def _checked(request: Request, params: Mapping[str, Any]) -> "tuple[Tuning | None, Racing | None]":
+def _search(request: Request, hydra: DictConfig) -> int:
+    """Train the trials of a search in a new multirun folder, or those that are left in the folder
+    of output.multirun, then compare them."""
+    from runner.cli import search
+    from runner.report import comparison, trials
+    from runner.tasks import compare
+
+    planned = search.plan(request, hydra.sweeper)
+    first = planned.first.config
+    launcher = search.with_jobs(hydra.launcher, hydra.sweeper.n_jobs)
+    hydra.sweeper = search.basic_sweeper(hydra.sweeper, launcher)
+    hydra.launcher = multirun.settled(launcher, [first])
+    folder = multirun.folder(first)
+    opened = planned.at(folder)
+    threads.keep_limits()
+    num_left = opened.open()
+    ended, failure = None, None
+    with multirun.launching(folder, hydra.launcher) as (launched, workers):
+        multirun.limit_workers(hydra.launcher, num_left)
+        runs = _JobTask(request, folder, process_start(), opened.named, word="trial")
+        task, slots = search.TrialTask(opened, runs), [[f"+trial={i}"] for i in range(num_left)]
+        try:
+            if slots:
+                hydra_bridge.launch(hydra, folder, request.lines, task, slots, 0, workers)
+            ended = launched.ended if launched else None
+        except SystemExit as end:  # a signal
+            ended = int(end.code or 0) - 128
+        except (ConfigError, RunError, OSError, HydraException, OmegaConfBaseException):
+            raise
+        except Exception as error:  # raised by the launcher
+            failure = RunError(multirun.why_ended(error))
+    is_over = ended is None and failure is None
+    trials.write(folder, opened.settings, opened.metric)
+    with nullcontext() if is_over else suppress(RunError):
+        wanted = compare.wanted(first.answer) if is_over else comparison.Wanted()
+        status = comparison.write(folder, 0, wanted)
+    if is_over:
+        return status
+    print(f"resume   {multirun.resume_command(request.arguments, folder)}")
+    if failure is not None:
+        raise failure
+    return 128 + (ended or 0)
+
+
+def _checked(request: Request) -> "tuple[Tuning | None, Racing | None]":
     """Check the jobs of a multirun; plan its tuning or its race, if it has one."""
     from runner.cli import racing, tuning
     from runner.tasks.train import check_processes
@@ -472,18 +520,7 @@ def _checked(request: Request, params: Mapping[str, Any]) -> "tuple[Tuning | Non
         check_processes(frozen.config)
     is_tuned = any(frozen.config.tune is not None for frozen in request.frozen)
     is_race = any(frozen.config.race.budget is not None for frozen in request.frozen)
-    if is_race and (is_tuned or request.is_search):
-        other = "tune=lr" if is_tuned else "a search"
-        raise ConfigError(
-            f"race.budget and {other} both choose the runs; choose the values first, then race at "
-            f"them"
-        )
-    if request.is_search:
-        if is_tuned:
-            raise ConfigError("tune=lr and a search both choose values; use one of them")
-        sweep.check_search(
-            request.overrides, parse_overrides([f"{k}={v}" for k, v in params.items()])
-        )
+    sweep.check_choosers(is_race, is_tuned, is_search=False)
     if is_race:
         raced = [frozen.config for frozen in request.frozen]
         return None, racing.plan(request.jobs, raced)
@@ -510,15 +547,13 @@ class _Jobs:
     launched: signals.Launch | None
     workers: Pool | None
     started: float | None  # start of the process, which counts for its first job
-    searched: frozenset[str]
     number: int = 0  # of the next job
 
     def train(self) -> None:
-        """Train all jobs of the command line, or those that the sweeper chooses."""
+        """Train all jobs of the command line."""
         hydra, request = self.hydra, self.request
-        num_jobs = int(hydra.sweeper.n_trials) if request.is_search else len(request.jobs)
-        multirun.limit_workers(hydra.launcher, num_jobs)
-        self._launch(hydra, _JobTask(request, self.folder, self.started, self.searched), None)
+        multirun.limit_workers(hydra.launcher, len(request.jobs))
+        self._launch(hydra, _JobTask(request, self.folder, self.started), None)
 
     def train_all(self, jobs: Sequence[list[str]]) -> list[float] | None:
         """Train these jobs. Return the value that each is to minimise, or None if a signal ended
@@ -542,9 +577,7 @@ class _Jobs:
         tune = request.frozen[0].config.tune
         swept = [o.key_or_group for o in self.request.overrides if o.is_sweep_override()]
         named = frozenset([*swept, "seed", *(tune.keys if tune else ())])
-        return _JobTask(
-            request, self.folder, self.started, self.searched, named=named, first=self.number
-        )
+        return _JobTask(request, self.folder, self.started, named, first=self.number)
 
     def _train_these(self, task: "_JobTask") -> "_JobTask | None":
         """Train the jobs of the task, and wait for those that other commands train. Return the
@@ -586,10 +619,10 @@ class _JobTask:
     request: Request
     folder: Path
     started: float | None  # start of the process, which counts for its first job
-    searched: frozenset[str]  # keys that a search chooses
-    numbers: frozenset[int] | None = None  # of the jobs to train; None: all of them
     named: frozenset[str] = frozenset()  # keys that are in a job's name even if all have one value
+    numbers: frozenset[int] | None = None  # of the jobs to train; None: all of them
     first: int = 0  # number of the first job
+    word: str = "job"  # for a line of output; "trial" of a search
     _known: dict[tuple[str, ...], tuple[str, Frozen]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -611,25 +644,32 @@ class _JobTask:
                 dispatcher.load(backend)
         self.started = None  # not a job's own time
 
-    def __call__(self, overrides: list[str], number: int) -> float | None:
+    def __call__(self, overrides: list[str], number: int) -> None:
         """Train or resume a job. A failure is recorded, and the other jobs continue."""
         if self.numbers is not None and number not in self.numbers:
-            return None
+            return
         process.tune()  # needed if a launcher started this process
-        name, frozen = self._job(overrides)
-        started, self.started = self.started, None
         with signals.job() as is_cancelled:
             if not is_cancelled:
-                status = self._train(name, frozen, overrides, number, started or monotonic())
+                status = self.train(overrides, number)
                 if status > 128:
                     signals.end_multirun(status - 128)
-        if not self.request.is_search:
-            return None
-        return self._objective(name, frozen)
+
+    def train(self, overrides: list[str], number: int, limits: Sequence[Limit] = ()) -> int:
+        """Train or resume a job, and return its exit status. `limits` may end it."""
+        name, frozen = self._job(overrides)
+        started, self.started = self.started, None
+        return self._train(name, frozen, overrides, number, started or monotonic(), limits)
+
+    def find(self, overrides: list[str]) -> Path | None:
+        """Return the folder of a job."""
+        name, frozen = self._job(overrides)
+        code = user_code.hashes(frozen.values)
+        return multirun.job_folder(self.folder, name, frozen.sha256, code)
 
     def left_behind(self) -> frozenset[int]:
         """The numbers of the jobs whose process was killed: another command's, as a failure of a
-        process of this command's ends the command. A search has none: it has gone on without it."""
+        process of this command's ends the command."""
         return frozenset(
             number
             for number, (name, frozen) in enumerate(self._known.values(), start=self.first)
@@ -661,29 +701,38 @@ class _JobTask:
     def _job(self, overrides: Sequence[str]) -> tuple[str, Frozen]:
         """Look up a job's name and config; compose it here if a search has just chosen it."""
         known = self._known.get(tuple(overrides))
-        if known is not None:
-            return known
-        swept = [o for o in self.request.overrides if o.is_sweep_override()]
-        keys = self.searched | {override.key_or_group for override in swept}
-        return job_names([overrides], keys)[0], self.request.freeze(overrides)
+        if known is None:
+            known = job_names([overrides], self.named)[0], self.request.freeze(overrides)
+            self._known[tuple(overrides)] = known
+        return known
 
     def _train(
-        self, name: str, frozen: Frozen, overrides: list[str], number: int, started: float
+        self,
+        name: str,
+        frozen: Frozen,
+        overrides: list[str],
+        number: int,
+        started: float,
+        limits: Sequence[Limit],
     ) -> int:
         job = self.request.job(
             frozen, overrides, self.folder, name, started, self.request.composer.config_dir
         )
+        job = replace(job, limits=limits)
         try:  # the job may have run before: output.multirun was given, or a scheduler requeued it
             with multirun.claimed(self.folder, name, frozen.values) as claim:
-                note = " is already completed" if claim.is_completed else ""
-                if self.numbers is not None and not claim.is_completed:
+                is_over = claim.is_completed or (claim.is_pruned and self.request.is_search)
+                note = ""
+                if is_over:
+                    note = f" is already {'completed' if claim.is_completed else 'pruned'}"
+                elif self.numbers is not None:
                     note = " is taken over: the process that trained it was killed"
-                print(f"job {number}: {name}{note}", flush=True)
-                return 0 if claim.is_completed else _train_claimed(job, claim)
+                print(f"{self.word} {number}: {name}{note}", flush=True)
+                return 0 if is_over else _train_claimed(job, claim)
         except run_folder.InUseError as error:
             if run_folder.wait_for_orphan(error.folder):
-                return self._train(name, frozen, overrides, number, started)
-            print(f"job {number}: {name} is skipped: {error.holder} trains it", flush=True)
+                return self._train(name, frozen, overrides, number, started, limits)
+            print(f"{self.word} {number}: {name} is skipped: {error.holder} trains it", flush=True)
             return 0
         except (ConfigError, RunError, OSError) as error:  # the folder is not writable
             print(few_lines(f"error: {error}"), file=sys.stderr)

@@ -80,11 +80,14 @@ class Composer:
             own = deepcopy(_hydra_defaults(tuple(chosen)))
             changed = trust.allowed(plain(hydra), hydra_values, plain(own))
             params = changed.pop("sweeper.params", None)
+            conditions = changed.pop("sweeper.conditions", None)
             for name, value in changed.items():
                 OmegaConf.update(own, name, value, force_add=True)
             if params is not None:
                 parse_overrides([f"{name}={v}" for name, v in params.items()], self.config_dir)
                 own.sweeper.params = params
+            if conditions is not None:
+                own.sweeper.conditions = conditions
             self._hydra[key] = own
         return self._hydra[key]
 

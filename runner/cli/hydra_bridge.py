@@ -22,6 +22,7 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -105,11 +106,21 @@ class _Loader(ConfigLoaderImpl):  # type: ignore[misc]
 def _loader(config_dir: str | None) -> _Loader:
     """Make a config loader for conf/ and the folder of --config-dir."""
     SourcesRegistry.instance().register(_UserFiles)
+    _forget_other_sweeper()
     path = create_config_search_path(str(CONF))
     if config_dir:
         folder = f"{_UserFiles.scheme()}://{Path(config_dir).resolve()}"
         path.prepend("command-line", folder, anchor=SearchPathQuery(provider="schema"))
     return _Loader(path)
+
+
+def _forget_other_sweeper() -> None:
+    """Drop the configs of the package hydra-optuna-sweeper, if it is installed: Hydra would take
+    them as the schema of ours, which have the same names."""
+    Plugins.instance()  # imports the package
+    sweepers = ConfigStore.instance().repo.get("hydra", {}).get("sweeper", {})
+    for name in ("optuna.yaml", "sampler"):
+        sweepers.pop(name, None)
 
 
 class Composition(NamedTuple):
@@ -166,11 +177,10 @@ def launch(
     first: int = 0,
     pool: Pool | None = None,
 ) -> None:
-    """Let the sweeper choose the jobs, and `pool` or the launcher run `task` for each, in this
-    process or in others. `hydra` is the checked hydra.* config; `overrides` come from the command
-    line.
+    """Let `pool` or the launcher run `task` for each job, in this process or in others. `hydra` is
+    the checked hydra.* config; `overrides` come from the command line.
 
-    The basic sweeper can be given the `jobs`, with the number of the `first` one.
+    Without `jobs`, Hydra's basic sweeper makes them; the first of `jobs` has the number `first`.
     """
     JobRuntime.instance().set("name", "twinrun")
     setup_globals()  # registers the resolvers that hydra.* uses

@@ -59,6 +59,7 @@ class Claim:
 
     path: Path
     is_completed: bool
+    is_pruned: bool  # by a search
     has_checkpoint: bool
 
 
@@ -80,7 +81,9 @@ def claimed(parent: Path, name: str, values: Mapping[str, Any]) -> Iterator[Clai
             stack.enter_context(run_folder.locked(path))
             if not (path / "config.yaml").is_file():
                 run_folder.write_config(path, values)
-        yield Claim(path, is_completed(path), bool(checkpoint.steps(path)))
+        status = _status(path)
+        has_checkpoint = bool(checkpoint.steps(path))
+        yield Claim(path, status == "completed", status == "pruned", has_checkpoint)
 
 
 def job_folder(parent: Path, name: str, config_sha256: str, code: Mapping[str, str]) -> Path | None:
@@ -122,10 +125,14 @@ def is_training(parent: Path, name: str, values: Mapping[str, Any]) -> bool:
 
 
 def is_completed(path: Path) -> bool:
+    return _status(path) == "completed"
+
+
+def _status(path: Path) -> str | None:
     try:
-        return bool(run_folder.read_json(path / "result.json")["status"] == "completed")
+        return str(run_folder.read_json(path / "result.json")["status"])
     except (ConfigError, KeyError):  # missing or damaged
-        return False
+        return None
 
 
 # Launchers that run jobs as local processes, which end with the command. Other launchers hand their

@@ -43,8 +43,8 @@ def jobs(
     ):
         overrides = [_globbed(override) for override in parsed]
         parsed = parse_overrides(overrides, config_dir)
-    if is_search(parsed):  # the sweeper expands an interval; here its two ends are checked
-        parsed = parse_overrides([_ends(override) for override in parsed], config_dir)
+    if is_search(parsed):  # the study chooses the values; here is one of each
+        return [[_first(override) for override in parsed]]
     for override in parsed:
         if override.value_type in (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP):
             raise ConfigError(
@@ -76,12 +76,17 @@ def without_hydra(overrides: Sequence[str]) -> list[str]:
     return [override for override in overrides if not override.lstrip("+~").startswith("hydra")]
 
 
-def _ends(override: Override) -> str:
-    """Replace an interval, `optimizer.lr=interval(1e-4,1e-1)`, by a list of its two ends."""
-    interval = override.value()
-    if override.value_type != ValueType.INTERVAL_SWEEP:
+def _first(override: Override) -> str:
+    """Replace a range, `optimizer.lr=interval(1e-4,1e-1)`, by its first value."""
+    if not override.is_sweep_override():
         return override.input_line or ""
-    return f"{override.key_or_group}={interval.start},{interval.end}"
+    value, key = override.value(), override.get_key_element()
+    if isinstance(value, IntervalSweep):
+        return f"{key}={value.start}"
+    first = next(iter(override.sweep_string_iterator()), None)
+    if first is None:
+        raise ConfigError(f"{override.input_line} has no values")
+    return f"{key}={first}"
 
 
 def _globbed(override: Override) -> str:
@@ -210,7 +215,6 @@ _EXTRAS = {
     "submitit_local": "submitit",
     "submitit_slurm": "submitit",
     "ray": "ray",
-    "optuna": "optuna",
 }
 
 

@@ -10,9 +10,9 @@ from runner.config.trust import MOST_JOBS
 from runner.errors import ConfigError, show
 
 
-def check_size(overrides: Sequence[Override]) -> None:
+def check_size(overrides: Sequence[Override], is_search: bool = False) -> None:
     """Refuse too many jobs before they are expanded: a range may describe more jobs than fit into
-    memory."""
+    memory. A search does not expand them; only the values of each key are limited."""
     counts = [
         (_count(override), override) for override in overrides if override.is_sweep_override()
     ]
@@ -23,7 +23,8 @@ def check_size(overrides: Sequence[Override]) -> None:
             )
         if count == 0:
             raise ConfigError(f"{override.input_line} has no values")
-    num_jobs = math.prod(count for count, _ in counts)
+    combine = max if is_search else math.prod
+    num_jobs = combine([1, *(count for count, _ in counts)])
     if num_jobs > MOST_JOBS:
         _, largest = max(counts, key=lambda pair: pair[0])
         raise ConfigError(
@@ -32,16 +33,16 @@ def check_size(overrides: Sequence[Override]) -> None:
         )
 
 
-def check_search(overrides: Sequence[Override], params: Sequence[Override]) -> None:
-    """Refuse a search that has nothing to choose. `params` are hydra.sweeper.params; an override of
-    the same key replaces one of them."""
-    keys = {override.key_or_group for override in overrides}
-    chosen = [*overrides, *(param for param in params if param.key_or_group not in keys)]
-    if not any(override.is_sweep_override() for override in chosen):
+def check_choosers(is_race: bool, is_tuned: bool, is_search: bool) -> None:
+    """Refuse two of race.budget, tune=lr and a search: each chooses the runs of a multirun."""
+    if is_race and (is_tuned or is_search):
+        other = "tune=lr" if is_tuned else "a search"
         raise ConfigError(
-            "a search needs a key with several values, got a single value for each; give an "
-            "interval, such as 'optimizer.lr=tag(log,interval(1e-4,1e-1))'"
+            f"race.budget and {other} both choose the runs; choose the values first, then race at "
+            f"them"
         )
+    if is_tuned and is_search:
+        raise ConfigError("tune=lr and a search both choose values; use one of them")
 
 
 def _count(override: Override) -> float:

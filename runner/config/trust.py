@@ -17,7 +17,8 @@ MOST_JOBS = 10_000  # of one multirun
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "hydra/launcher": ("pool", "basic", "joblib", "submitit_local", "submitit_slurm", "ray"),
     "hydra/sweeper": ("basic", "optuna"),
-    "hydra/sweeper/sampler": ("tpe", "random", "grid"),
+    "hydra/sweeper/sampler": ("tpe", "cmaes", "gp", "grid", "quasi_random", "random"),
+    "hydra/sweeper/pruner": ("none", "median", "asha", "hyperband"),
 }
 
 
@@ -42,7 +43,7 @@ _JOBS = _Kind(
 )
 _ONE = _Kind("1: a job is one process", lambda v: _is_int(v) and v == 1)
 _TRIALS = _Kind(f"an integer from 1 to {MOST_JOBS}", lambda v: _is_int(v) and 1 <= v <= MOST_JOBS)
-_SHARE = _Kind("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
+_FACTOR = _Kind("an integer >= 2", lambda v: _is_int(v) and v >= 2)
 _POSITIVE = _Kind("a number > 0", lambda v: _is_number(v) and v > 0)
 _AMOUNT = _Kind("a number >= 0", lambda v: _is_number(v) and v >= 0)
 _SWITCH = _Kind("true or false", lambda v: isinstance(v, bool))
@@ -102,13 +103,17 @@ _KEYS: Mapping[str, _Kind] = {
     "sweeper.n_trials": _TRIALS,
     "sweeper.n_jobs": _COUNT,
     "sweeper.direction": _MINIMIZE,
-    "sweeper.max_failure_rate": _SHARE,
     "sweeper.sampler.seed": _INDEX,
     "sweeper.sampler.n_startup_trials": _INDEX,
     "sweeper.sampler.n_ei_candidates": _COUNT,
     "sweeper.sampler.multivariate": _SWITCH,
+    "sweeper.pruner.n_startup_trials": _INDEX,
+    "sweeper.pruner.n_warmup_steps": _INDEX,
+    "sweeper.pruner.min_resource": _COUNT,
+    "sweeper.pruner.reduction_factor": _FACTOR,
 }
 _PARAMS = "sweeper.params."  # KEY -> a range, like `KEY=RANGE` on the command line
+_CONDITIONS = "sweeper.conditions"  # KEY=VALUE -> such ranges; in a file only
 # keys where Hydra records the composition; it does not act on them
 _NOTES = ("overrides.", "runtime.", "job.override_dirname", "job.name", "job.config_name")
 _INTERPOLATION = re.compile(r"\$\{[A-Za-z_]\w*(\.\w+|\[\d+\])*\}")
@@ -136,9 +141,10 @@ def allowed(
 
     Returns dotted key -> value, with interpolations unresolved. Raises ConfigError if a key is not
     in the allowlist or its value has the wrong type."""
-    before, after = dict(_leaves(own)), dict(_leaves(composed))
+    conditions = _conditions(composed)
+    before, after = dict(leaves(own)), dict(leaves(_without_conditions(composed)))
     for key, value in overrides.items():
-        after |= dict(_leaves(value, key))
+        after |= dict(leaves(value, key))
     changed = {
         key: value
         for key, value in after.items()
@@ -159,17 +165,44 @@ def allowed(
         if not kind.fits(value):
             raise ConfigError(f"hydra.{key} must be {kind.words}, got {show(value)}")
     for key in before:
-        if key not in after and not key.startswith(_NOTES) and not key == _PARAMS[:-1]:
+        if key not in after and not key.startswith((*_NOTES, _PARAMS[:-1], _CONDITIONS)):
             raise ConfigError(f"hydra.{key} cannot be removed")
-    for name, value in params.items():
+    _check_ranges(_PARAMS, params)
+    found = {_PARAMS[:-1]: params, _CONDITIONS: conditions}
+    return {**changed, **{key: value for key, value in found.items() if value}}
+
+
+def _check_ranges(parent: str, ranges: Mapping[str, Any]) -> None:
+    """Refuse a range of a key of hydra.*, and a value that is no range in Hydra's syntax."""
+    for name, value in ranges.items():
         if name.startswith("hydra") or not re.fullmatch(r"[\w./@]+", name):
-            raise ConfigError(f"hydra.{_PARAMS}{name} must name a key of the config")
+            raise ConfigError(f"hydra.{parent}{name} must name a key of the config")
         if not (isinstance(value, str) or _is_number(value)) or "${" in str(value):
             raise ConfigError(
-                f"hydra.{_PARAMS}{name} must be a range such as interval(1e-4,1e-1), got "
+                f"hydra.{parent}{name} must be a range such as interval(1e-4,1e-1), got "
                 f"{show(value)}"
             )
-    return {**changed, **({_PARAMS[:-1]: params} if params else {})}
+
+
+def _conditions(composed: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return hydra.sweeper.conditions as KEY=VALUE -> {key: range}."""
+    found = (composed.get("sweeper") or {}).get("conditions")
+    conditions: dict[str, dict[str, Any]] = {}
+    for text, ranges in (found or {}).items():
+        if not isinstance(ranges, Mapping):
+            raise ConfigError(
+                f"hydra.{_CONDITIONS}: {show(text)} must have ranges of keys below it, got "
+                f"{show(ranges)}"
+            )
+        conditions[str(text)] = dict(leaves(ranges))
+        _check_ranges(f"{_CONDITIONS}: {text}: ", conditions[str(text)])
+    return conditions
+
+
+def _without_conditions(composed: Mapping[str, Any]) -> dict[str, Any]:
+    sweeper = dict(composed.get("sweeper") or {})
+    sweeper.pop("conditions", None)
+    return {**composed, "sweeper": sweeper} if sweeper else dict(composed)
 
 
 def check_values(values: Mapping[str, Any]) -> None:
@@ -184,10 +217,10 @@ def check_values(values: Mapping[str, Any]) -> None:
             )
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted path, value) of every value that is not a group of keys."""
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+            yield from leaves(inner, f"{path}.{key}" if path else str(key))
     else:
         yield path, value

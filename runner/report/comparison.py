@@ -53,7 +53,8 @@ def write(folder: Path, num_jobs: int, wanted: Wanted = _NOTHING) -> int:
         status = compare(folder, jobs, num_jobs, wanted=wanted) if jobs else 0
         for name, process in others.items():
             print(f"training: {name} in {process}")
-        is_whole = len(jobs) + len(others) == num_jobs and all(job.is_completed for job in jobs)
+        is_over = all(job.status in ("completed", "pruned") for job in jobs)
+        is_whole = len(jobs) + len(others) == num_jobs and is_over
         return 0 if others and is_whole else status
 
 
@@ -72,9 +73,11 @@ def compare(
     """
     _write_csv(folder / "comparison.csv", jobs, _metrics(jobs))
     completed = [job for job in jobs if job.is_completed]
+    pruned = [job for job in jobs if job.status == "pruned"]  # by a search
+    ended = [job for job in jobs if job not in pruned]
     if verdicts is None and wanted.course is not None and len(completed) > 0:
         verdicts = raced.answers(jobs, wanted.margin, wanted.course)
-    verdicts = answers(jobs, wanted.margin) if verdicts is None else verdicts
+    verdicts = answers(ended, wanted.margin) if verdicts is None else verdicts
     if wanted.evaluate is not None:
         verdicts = [with_test(verdict, wanted.evaluate) for verdict in verdicts]
 
@@ -85,7 +88,7 @@ def compare(
     text = _text(verdicts, parity_rows, escape.markdown)
     (folder / "comparison.md").write_text(text + "\n", encoding="utf-8")
     say(f"\n{_text(verdicts, parity_rows, printable)}\n")
-    for job in jobs:
+    for job in ended:
         if not job.is_completed:
             say_line(f"{job.status}: {job.folder.name}  {job.result.get('error', '')}".rstrip())
     diverged = [job for job in completed if job.has_diverged]
@@ -95,13 +98,14 @@ def compare(
             f"diverged: {job.folder.name}  {metric} is {job.last(metric)} after the last epoch"
         )
     known = f", {len(diverged)} of them diverged" if diverged else ""
-    say_line(f"{len(completed)} of {num_jobs} jobs completed{known}")
+    ended_early = f", {len(pruned)} pruned" if pruned else ""
+    say_line(f"{len(completed)} of {num_jobs} jobs completed{ended_early}{known}")
     say_line(f"folder   {folder}")
     for i, verdict in enumerate(verdicts, start=1):
         if len(verdicts) > 1:
             say_line(f"answer   {verdict.title}")
         _write_answer(folder, verdict, parity_rows, "" if i == 1 else f"_{i}", say_line)
-    return 0 if len(completed) == num_jobs else 1
+    return 0 if len(completed) + len(pruned) == num_jobs else 1
 
 
 def _write_answer(

@@ -72,8 +72,8 @@ class Job:
 
     @property
     def status(self) -> str:
-        """completed, interrupted or failed; unfinished: it has no result.json; damaged: its files
-        cannot be read."""
+        """completed, pruned, interrupted or failed; unfinished: it has no result.json; damaged: its
+        files cannot be read."""
         return str(self.result["status"])
 
     @property

@@ -49,10 +49,11 @@ class Training:
         resumed: Mapping[str, Any] | None = None,
         is_over: bool = False,
         observers: Sequence[Observer] = (),
+        limits: Sequence[Limit] = (),
     ) -> None:
         """`started` is a time of time.monotonic. `resumed` is a checkpoint's state.json; `is_over`
-        says that it is the run's last checkpoint, so nothing is left to train. `observers` are
-        additional ones."""
+        says that it is the run's last checkpoint, so nothing is left to train. `observers` and
+        `limits` are additional ones."""
         self.plan, self.path, self.console, self.signals = plan, path, console, signals
         self._tables, self._config_sha256, self._started = list(tables), config_sha256, started
         self._additional = {
@@ -76,7 +77,9 @@ class Training:
         self._means = Means()
         self.stalls = Stalls(plan, console, resumed)
         self.time_limit = TimeLimit(plan.config.trainer.max_time, resumed)
+        self._given_limits = limits
         self.limits: list[Limit] = [self.time_limit, *debug.observers(plan, path, console, resumed)]
+        self.limits += limits
         if resumed is not None:
             self.best, self.metrics, self.step = (
                 resumed["best"],
@@ -109,6 +112,8 @@ class Training:
                 self.checkpoints,
                 *([Position(self.plan.reader)] if self.plan.data.stream is not None else []),
             )
+            for limit in self._given_limits:
+                stack.enter_context(limit)
             for name, observer in self._additional.items():
                 self._additional[name] = stack.enter_context(observer)
                 if name in self._saved_states:
@@ -125,7 +130,7 @@ class Training:
     @property
     def stopped_by(self) -> str | None:
         """The cause that ended the run before its last update, if it was no signal: early_stopping,
-        max_time, debug or the name of an observer."""
+        max_time, debug, pruned or the name of an observer."""
         if self.step == self.plan.order.total_steps:
             return None
         if self.stalls.stopped_early:

@@ -39,8 +39,9 @@ from runner.run import (
 )
 from runner.run.channel import LostError
 from runner.run.failure import why_failed
-from runner.run.observer import Observer
+from runner.run.observer import Limit, Observer
 from runner.run.progress import show
+from runner.run.pruning import Pruning
 from runner.run.resume import Resumed, check, with_saved_threads
 from runner.run.signals import Signals
 from runner.run.training import Training
@@ -79,6 +80,7 @@ class Job:
     call: Call | None = None  # None: a command line
     team: launch.Team | None = None  # of one process of a run of several
     finds_lr: bool = False  # optimizer.lr=auto: `config` has a number that stands in for it
+    limits: Sequence[Limit] = ()  # of a search, which may end the run
 
     @property
     def whole_command(self) -> list[str]:
@@ -555,6 +557,7 @@ def _train(
             resumed=job.resumed.numbers if job.resumed else None,
             is_over=is_over,
             observers=observers,
+            limits=job.limits,
         ) as training,
     ):
         trainer = None if is_over else backend
@@ -619,7 +622,7 @@ def _updates(
         return {"error": why_failed(error, job.config)}
     is_finished = state.step == prepared.order.total_steps or training.stopped_by is not None
     result: dict[str, Any] = {
-        "status": "completed" if is_finished else "interrupted",
+        "status": _status(training.stopped_by, is_finished),
         "weights_sha256": checkpoint.weights_sha256(state),
     }
     if spec.scales_loss:
@@ -627,6 +630,13 @@ def _updates(
     if spec.precision == "exact":
         result |= certificate.write(training.path, job.composed, state)
     return result
+
+
+def _status(stopped_by: str | None, is_finished: bool) -> str:
+    """Return the status of a run that did not fail."""
+    if stopped_by == Pruning.cause:
+        return "pruned"
+    return "completed" if is_finished else "interrupted"
 
 
 def _title(config: Config) -> str:

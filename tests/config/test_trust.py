@@ -156,8 +156,10 @@ NOT_TAKEN: list[tuple[tuple[str, ...], str]] = [  # the arguments; the last one 
     ((*SEARCH, "hydra.sweeper.n_trials=0"),
         "hydra.sweeper.n_trials must be an integer from 1 to 10000, got 0"),
     ((*SEARCH, "hydra.sweeper.n_trials=1.5"), "hydra.sweeper.n_trials"),
-    ((*SEARCH, "hydra.sweeper.max_failure_rate=2"),
-        "hydra.sweeper.max_failure_rate must be a number from 0 to 1"),
+    ((*SEARCH, "hydra/sweeper/pruner=asha", "hydra.sweeper.pruner.reduction_factor=1"),
+        "hydra.sweeper.pruner.reduction_factor must be an integer >= 2"),
+    ((*SEARCH, "+hydra.sweeper.conditions={optimizer: {hydra.output_subdir: elsewhere}}"),
+        "hydra.sweeper.conditions"),
     (("-m", "+hydra.sweeper.params={hydra.output_subdir: elsewhere}"),
         "must name a key of the config"),
     (
