@@ -172,7 +172,7 @@ def test_the_labels_of_recordings_are_characters_or_words(tmp_path: Path) -> Non
     table.write_text("\n".join(["path,label", *lines]))
     common = [
         "data=audio_folder", f"data.path={tmp_path}", f"data.table={table}",
-        "data.task=transcription", "data.sample_rate=8000", "model=transcriber",
+        "data.task=transcription", "data.sample_rate=8000", "model=ctc_gru",
         "data.val_fraction=0.25", "data.test_fraction=0.25",
     ]  # fmt: skip
     for kind, classes, between in (
