@@ -251,7 +251,7 @@ def train(job: Job) -> int:
             check(resumed, prepared, start)
             prepared, resumed = with_saved_threads(resumed, prepared)
         backend = dispatcher.load(config.backend)
-        device = devices.resolve(config.device_name, backend.devices(), config.num_processes)
+        prepared = _on_device(prepared, backend)
         if signals.received is not None:
             return _interrupted(console, signals)
         prepared = _with_process_threads(prepared, backend) if call else prepared
@@ -272,13 +272,13 @@ def train(job: Job) -> int:
                 warnings += [] if found is None else found.write(path)
                 _say_first(job, prepared, warnings, console)
                 console.say_all([*loaded, *native.notes(observers)])
-                begun = _begin(job, resumed, prepared, start, device, path, console, signals)
+                begun = _begin(job, resumed, prepared, start, path, console, signals)
                 if begun is None:
                     return _interrupted(console, signals)
                 return _train(job, prepared, backend, begun, path, console, signals, observers)
-    return other_process.run(
-        _train_in_other_process, (job, run_folder.lock_to_share(job.path)), num_threads
-    )
+    devices.release()  # for the other process
+    job_and_lock = job, run_folder.lock_to_share(job.path)
+    return other_process.run(_train_in_other_process, job_and_lock, num_threads)
 
 
 def _with_lr(
@@ -299,7 +299,9 @@ def _with_lr(
             given = job.call.given if keeps_schedule else replace(job.call.given, schedule=None)
             config = given.bind(config)
         again = replanned(prepared, config)
-        return replace(again, model=replace(again.model, threads=prepared.model.threads))
+        model = prepared.model
+        model = replace(again.model, threads=model.threads, device=model.device)
+        return replace(again, model=model)
 
     if not job.finds_lr:
         return job, prepared, None
@@ -313,6 +315,13 @@ def _with_lr(
             f"optimizer.lr=auto finds no rate: {why_failed(error, job.config)}"
         ) from error
     return (job, prepared, None) if found is None else (job.at_lr(found.lr), found.plan, found)
+
+
+def _on_device(prepared: Plan, backend: Backend) -> Plan:
+    """Return the plan with the device that the run uses from now on."""
+    config = prepared.config
+    device = devices.pin(config.device_name, backend.devices(), config.num_processes)
+    return replace(prepared, model=replace(prepared.model, device=device))
 
 
 def _try_optimizer(prepared: Plan, backend: Backend, num_threads: int) -> None:
@@ -362,7 +371,7 @@ def _say_first(job: Job, prepared: Plan, warnings: Sequence[str], console: Conso
         )
 
 
-def _environment(job: Job, prepared: Plan, device: str, start: TrainState) -> dict[str, Any]:
+def _environment(job: Job, prepared: Plan, start: TrainState) -> dict[str, Any]:
     """Return the content of environment.json."""
     given = job.call.given if job.call else Given()
     passed = objects(given, prepared.network)
@@ -373,7 +382,8 @@ def _environment(job: Job, prepared: Plan, device: str, start: TrainState) -> di
         **{f"{group} {entry['name']}": entry["sha256"] for group, entry in passed.items()},
     }
     known = {name: digest for name, digest in code.items() if digest is not None}
-    values = run_folder.environment(device, prepared.model.threads, job.whole_command, known)
+    model = prepared.model
+    values = run_folder.environment(model.device, model.threads, job.whole_command, known)
     if not prepared.built.is_repeatable:
         values["is_repeatable"] = False
     return {**values, "objects": passed} if passed else values
@@ -449,14 +459,13 @@ def _begin(
     resumed: Resumed | None,
     prepared: Plan,
     start: TrainState,
-    device: str,
     path: Path,
     console: Console,
     signals: Signals,
 ) -> TrainState | None:
     """Write the first files of a run, or prepare its files for resuming. Return its first state;
     None if a signal came."""
-    environment = _environment(job, prepared, device, start)
+    environment = _environment(job, prepared, start)
     if resumed is None:
         run_folder.write_json(path / "environment.json", environment)
         run_folder.write_json(path / "data.json", prepared.data.description())

@@ -466,12 +466,12 @@ def children_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "num"), [("lightning", 2), ("keras", 1)])
 def test_a_job_that_the_scheduler_takes_off_is_queued_again_and_goes_on_to_the_same_bits(
-    tmp_path: Path, backend: str
+    tmp_path: Path, backend: str, num: int
 ) -> None:
-    """SIGUSR2 is what submitit has Slurm send before it takes a job's place; the job saves, and is
-    started again from there."""
+    """SIGUSR2 is what submitit has Slurm send before it takes a job's place; the job saves, with
+    all its processes, and is started again from there."""
     sweep = (
         "-m",
         f"backend={backend}",
@@ -479,6 +479,7 @@ def test_a_job_that_the_scheduler_takes_off_is_queued_again_and_goes_on_to_the_s
         "seed=0,1",
         "trainer.max_epochs=150",
         "device=cpu",
+        f"devices={num}",
     )
     (whole,) = forked(tmp_path, sweep)
     process = start(tmp_path, *sweep, "hydra/launcher=submitit_local")

@@ -283,3 +283,37 @@ def test_a_node_that_is_killed_ends_the_run_with_its_rank(tmp_path: Path) -> Non
     done = forked(tmp_path / "0", (f"resume={folder}", "num_nodes=1", "trainer.max_steps=60"))[0]
     assert done.status == 0, done.err
     assert read_json(folder / "result.json")["status"] == "completed"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have one loopback address")
+def test_a_multirun_on_two_nodes_ends_with_a_signal_and_goes_on(tmp_path: Path) -> None:
+    """Slurm sends SIGTERM to all tasks and queues the script again: four jobs, four folders, one
+    comparison, written by rank 0."""
+    folder = tmp_path / "outputs" / "multiruns" / "m"
+    where = (f"output.root={tmp_path / 'outputs'}", f"output.multirun={folder}")
+    sweep = ("-m", "seed=0,1", "schedule=cosine,linear", "trainer.max_epochs=6", "num_nodes=2")
+
+    def started(name: str) -> list[Any]:
+        ports = _free_ports(2)
+        both = [_both("srun", rank, ports) for rank in (0, 1)]
+        return [
+            _start(tmp_path / f"{name}_{rank}", environment, *command, *RUN, *sweep, *where)
+            for rank, (environment, command) in enumerate(both)
+        ]
+
+    processes = started("first")
+    until(lambda: any(folder.glob("*/checkpoints/last")))
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    assert [process.wait(60) for process in processes] == [143, 143]
+    last = (tmp_path / "first_0" / "out").read_text().splitlines()[-1]
+    assert last.startswith("resume   python -m runner ")
+    processes = started("again")
+    said = (tmp_path / "again_0" / "out").read_text
+    assert [process.wait(120) for process in processes] == [0, 0], said()
+    assert "4 of 4 jobs completed" in said()
+    jobs = [read_json(path) for path in folder.glob("*/result.json")]
+    assert [job["status"] for job in jobs] == ["completed"] * 4
+    assert any(job["resumed_from"] for job in jobs)
+    assert len((folder / "comparison.csv").read_text().splitlines()) == 1 + 4
