@@ -34,6 +34,7 @@ from runner.run.saved import Run, as_frame
 from runner.tasks.compare import new_folder, read_all
 from runner.tasks.train import Call, Job
 from runner.tasks.train import train as train_job
+from runner.text import notebook
 from runner.text.quoting import override as spelled
 
 _one_at_a_time = threading.RLock()  # a run uses settings of the whole process
@@ -208,9 +209,23 @@ class Answer:
         return as_frame(list(self.table))
 
     def _repr_html_(self) -> str:
-        from html import escape
+        """Show the answer, the table, the picture and the command of the winner in a notebook."""
+        picture = self.folder / "comparison.png"
+        return notebook.html(*self._summary, picture=picture, command=self.command)
 
-        return f"<pre>{escape(self.text)}</pre>"
+    def _repr_markdown_(self) -> str:
+        return notebook.markdown(*self._summary)
+
+    @property
+    def _summary(self) -> tuple[str, list[str], list[tuple[str, ...]]]:
+        """The heading, the lines and the table of a notebook's cell, without empty columns."""
+        heading = f"best {self.metric}: {self.winner or 'no run can be ranked'}"
+        names = [name for name in (self.table[0] if self.table else ()) if self._has(name)]
+        rows = [tuple(names), *(tuple(row[name] for name in names) for row in self.table)]
+        return heading, [*self.says], rows if names else []
+
+    def _has(self, column: str) -> bool:
+        return any(row[column] for row in self.table)
 
 
 def compare(runs: Sequence[Run | str | Path]) -> Answer:

@@ -29,8 +29,7 @@ Commands:
   python -m runner task=predict run=FOLDER data.path=FILE   new rows (task=export: a model file)
   python -m runner task=verify run=FOLDER              repeat an exact run (task=card: a card of it)
   python -m runner task=twin model=twin ...            are two models of your own the same model
-  python -m runner task=compare 'runs=[A,B]'           which run is best, and is it more than noise
-  python -m runner task=forecast 'runs=[A,B]'          final losses of schedules that were not run
+  python -m runner task=compare 'runs=[A,B]'           which run is best (forecast: final losses)
   python -m runner task=list (or clean)                all runs; what of them can be removed
   python -m runner resume=FOLDER                       resume an interrupted run, or extend one
 

@@ -37,7 +37,7 @@ from runner.plan import Plan, evaluate, model_spec, plan, saved_shapes
 from runner.run import checkpoint, run_folder
 from runner.run.strict_json import with_numbers
 from runner.spec import Measured, ModelSpec, TrainState
-from runner.text import console
+from runner.text import console, notebook
 
 
 def config_of(folder: str | Path, key: str = "run") -> dict[str, Any]:
@@ -215,6 +215,30 @@ class Run:
         """One line: the folder, the status and the metrics after the last epoch."""
         values = ", ".join(f"{name} {value:.4g}" for name, value in self._last_metrics.items())
         return f"Run({str(self.folder)!r}, {self.status}{', ' if values else ''}{values})"
+
+    def _repr_html_(self) -> str:
+        """Show the status, the metrics and the curves in a notebook."""
+        return notebook.html(*self._summary, picture=self.folder / "curves.png")
+
+    def _repr_markdown_(self) -> str:
+        return notebook.markdown(*self._summary)
+
+    @property
+    def _summary(self) -> tuple[str, list[str], list[tuple[str, ...]]]:
+        """The heading, the lines and the table of a notebook's cell."""
+        config, heading = self.config, self.status
+        heading += f": schedule={config.schedule.name}, {config.backend}, seed {config.seed}"
+        metrics = self._last_metrics
+        if not metrics:
+            return heading, [str(self.folder)], []
+        best = self.result.get("best") or {}
+        value = best.get("value")
+        value = f"{value:.4g}" if isinstance(value, int | float) else str(value)
+        bests = {best.get("metric"): f"{value} (epoch {best.get('epoch')})"}
+        steps = f"{self.result.get('steps', 0)} steps, {self.result.get('epochs', 0)} epochs"
+        rows: list[tuple[str, ...]] = [("metric", "after the last epoch", "best")]
+        rows += [(name, f"{last:.4g}", bests.get(name, "")) for name, last in metrics.items()]
+        return heading, [steps, str(self.folder)], rows
 
     @property
     def status(self) -> str:
