@@ -410,7 +410,10 @@ class Plan:
         if self.data.overlaps or self.data.mask_rate is not None:
             kinds = {"x": self.model.input_dtype, "y": np.dtype(np.int64)}
             fields = self.data.train.fields
-            return {name: Field(fields[name].shape, kind) for name, kind in kinds.items()}
+            found = {name: Field(fields[name].shape, kind) for name, kind in kinds.items()}
+            if self._weighs_hidden:
+                found["weight"] = Field(fields["y"].shape, self.model.dtype)
+            return found
         if not self.data.streams and self.augment is None and self.mixing is None:
             return {}
         x = {"x": Field(self.network.input_shape, self.model.input_dtype)}
@@ -421,6 +424,12 @@ class Plan:
             return x
         moved = self._labelled(self.data.train.y[:1], None)
         return x | {name: Field(values.shape[1:], values.dtype) for name, values in moved.items()}
+
+    @property
+    def _weighs_hidden(self) -> bool:
+        """True if the loss of hidden tokens is the cross-entropy with weights of positions, 1 by
+        their number in a row, as in exact mode."""
+        return self.data.mask_rate is not None and self.config.trainer.precision == "exact"
 
     @property
     def augment(self) -> Augment | None:
@@ -484,6 +493,8 @@ class Plan:
             rate, num, seed = self.data.mask_rate, self.data.num_tokens, self.config.seed
             x, y = masked(batch["x"], rate, num, rows, seed, f"{epoch}")
             batch = {"x": x, "y": y}
+            if self._weighs_hidden:
+                batch |= {"y": np.maximum(y, 0), "weight": losses.position_weights(y)}
         return {name: batch[name].astype(field.dtype, copy=False) for name, field in fields}
 
     def _converted(self, rows: Batch) -> Batch:
@@ -587,11 +598,8 @@ def _loss(config: Config, data: Dataset) -> Any:
         _check_coupled(config, data)
     if data.mask_rate is None:
         return loss
-    if config.trainer.precision == "exact":
-        raise ConfigError(
-            "data.mask_rate is not supported with trainer.precision=exact; set it to null"
-        )
-    return losses.of_masked(loss)
+    masked_loss = losses.of_masked(loss)
+    return loss if config.trainer.precision == "exact" else masked_loss
 
 
 def _check_rows(data: Dataset, loss: Any, model: ModelSpec) -> None:

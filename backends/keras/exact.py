@@ -400,6 +400,15 @@ class Engine:
         """Make one update. Return the mean loss and each micro-batch's outputs, both from before
         the update."""
         n, seed = self.network, self.dropout_state.seed
+        integers = gradient.integer_fields(self.run)
+        rounded = {name for name in self.run.streamed if name not in integers}
+        batches = [
+            {
+                name: n.o.r(tf.cast(values, tf.float64)) if name in rounded else values
+                for name, values in batch.items()
+            }
+            for batch in batches
+        ]
         sizes = sizes or [batch["x"].shape[0] for batch in batches]
         weights = n.layout.views(n.o, tf.convert_to_tensor(n.weights_vector))
         g, statistics, outputs = gradient.gradient(

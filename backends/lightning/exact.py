@@ -319,11 +319,14 @@ class Engine:
         self_test.check(str(device), self._run_self_test)
         self.optimizer = Optimizer(run, self.network, start)
         o = self.network.o
-        integers = gradient.integer_fields(run)
         self.fields = {
-            name: o.constant(values) if name in integers else o.r(o.constant(values).double())
-            for name, values in run.fields.items()
+            name: self._field(name, o.constant(values)) for name, values in run.fields.items()
         }
+
+    def _field(self, name: str, values: Tensor) -> Tensor:
+        """Return a field's integers, or its numbers rounded by R."""
+        is_integer = name in gradient.integer_fields(self.run)
+        return values if is_integer else self.network.o.r(values.double())
 
     def evaluation(self) -> AbstractContextManager[None]:
         """Return a context in which the network has its weights for evaluation."""
@@ -356,6 +359,11 @@ class Engine:
         """Make one update. Return each micro-batch's outputs, targets and any weights, for
         `losses`, and its float32 outputs, both from before the update."""
         n, self.sizes = self.network, sizes or [len(batch["x"]) for batch in batches]
+        streamed = self.run.streamed
+        batches = [
+            {name: self._field(name, v) if name in streamed else v for name, v in batch.items()}
+            for batch in batches
+        ]
         n.weights.grad, n.statistics, outputs = gradient.gradient(
             n.o,
             self.run,

@@ -27,13 +27,14 @@ class Engine:
         self.state_layout = StateLayout.of(self.layout, start.slots)
         self.slots = self.state_layout.pack(start.slots)
         self.buffers = {name: rules.r(value) for name, value in start.buffers.items()}
-        integers = gradient.integer_fields(run)
-        self.fields = {
-            name: values if name in integers else rules.r(values)
-            for name, values in run.fields.items()
-        }
+        self.integers = gradient.integer_fields(run)
+        self.fields = {name: self.field(name, values) for name, values in run.fields.items()}
         self.tables, self.scheduled = run.tables, run.scheduled
         self.scalars = optimizers.tables_of(run)
+
+    def field(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Return a field's integers, or its numbers rounded by R."""
+        return values if name in self.integers else rules.r(values)
 
     def update(
         self, step: int, batches: Sequence[Batch], sizes: Sequence[int]

@@ -41,11 +41,16 @@ class _Live:
     def train(self, chunk: Chunk) -> Report:
         """Make the chunk's updates, one after another."""
         loss_terms, outputs, fields = [], [], self.engine.fields
+        field = self.engine.field
+        streamed = {
+            name: [field(name, block) for block in chunk.by_block(name)] for name in chunk.fields
+        }
         for k in range(chunk.num_steps):
             batches = [
                 {name: values[rows] for name, values in fields.items()}
-                for block in chunk.blocks
-                for rows in block[k]
+                | {name: blocks[i][k, j] for name, blocks in streamed.items()}
+                for i, block in enumerate(chunk.blocks)
+                for j, rows in enumerate(block[k])
             ]
             loss_term, z = self.engine.update(self.step, batches, chunk.micro_batch_sizes)
             loss_terms.append(loss_term)

@@ -16,6 +16,7 @@ from runner.data.tokenizer import MASKED, PADDING, Tokenizer
 from runner.plan import plan
 from runner.run.run_folder import read_columns, read_json
 from tests.command_line import forked
+from tests.rows import slow_but
 from tests.training import difference, prepare, train
 
 TEXT = "the cat sat on the mat. the dog sat on the log. a cat and a dog met on a mat. " * 12
@@ -177,3 +178,17 @@ def test_auto_and_cross_entropy_are_the_loss_of_hidden_tokens(tmp_path: Path) ->
         assert plan(parse(compose(keys(tmp_path, *more)))).loss == MaskedTokens(
             name="masked_tokens"
         )
+
+
+@pytest.mark.parametrize("other", slow_but(["lightning", "keras"], "lightning"))
+def test_exact_mode_has_the_same_bits_and_the_loss_of_float64(other: str, tmp_path: Path) -> None:
+    """Micro-batches, and a short last batch. The first loss, before any update, is that of float64
+    within the 2^-24 of each value of exact mode, times some dozen operations."""
+    settings = keys(tmp_path, "trainer.max_steps=6", "trainer.accumulate_grad_batches=2")
+    settings += ["trainer.batch_size=5"]
+    a, b = (train(name, [*settings, "trainer.precision=exact"]) for name in ("witness", other))
+    assert np.array_equal(a.losses, b.losses)
+    assert difference(a.state.weights, b.state.weights) == 0
+    plain = train("lightning", [*settings, "trainer.precision=float64"])
+    assert a.losses[0] == pytest.approx(plain.losses[0], rel=1e-5)
+    assert np.abs(a.losses - plain.losses).max() < 1e-3
