@@ -159,7 +159,7 @@ Metric = Annotated[
 ]
 
 
-Tracker: TypeAlias = Literal["tensorboard", "mlflow"]
+Tracker: TypeAlias = Literal["tensorboard", "mlflow", "wandb"]
 
 
 def _differ(items: list[T]) -> list[T]:

@@ -49,7 +49,14 @@ _REPLACED = (
     ".owner",
 )
 _OF_EVERY_RUN = (
-    *(*_REPLACED, "run.log", "curves.png", "mlflow.json", "events.out.tfevents.twinrun"),
+    *(
+        *_REPLACED,
+        "run.log",
+        "curves.png",
+        "mlflow.json",
+        "wandb.json",
+        "events.out.tfevents.twinrun",
+    ),
     *("best_checkpoints.csv", "norms.csv", "throughput.csv", "memory.csv"),
 )
 _HEADERS = {"trace.csv": "step,learning_rate,loss", "metrics.csv": "epoch,step"}  # their beginning

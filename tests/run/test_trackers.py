@@ -2,6 +2,7 @@
 
 import csv
 import json
+import platform
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -52,9 +53,24 @@ def mlflow_points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
+def wandb_points(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Read the files of all sessions of a run with the library's own messages."""
+    from runner.run.trackers import wandb
+
+    run_id = json.loads((folder / "wandb.json").read_text())["run_id"]
+    found: dict[str, list[tuple[int, float]]] = {}
+    for point in wandb.points(folder, run_id):
+        step = point.pop("step")
+        for tag, value in point.items():
+            if not tag.startswith("_"):
+                found.setdefault(tag, []).append((step, value))
+    return found
+
+
 READ: dict[str, Callable[[Path], dict[str, list[tuple[int, float]]]]] = {
     "tensorboard": tensorboard_points,
     "mlflow": mlflow_points,
+    "wandb": wandb_points,
 }
 
 
@@ -244,6 +260,43 @@ def test_a_missing_library_is_refused_before_the_training(monkeypatch: pytest.Mo
 
 
 RUN = ("trainer.batch_size=100", "trainer.checkpoint_every=17steps", "device=cpu")
+
+
+@pytest.mark.slow
+def test_no_key_and_nothing_of_the_machine_is_in_the_files_of_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library itself would write the host, the user, the program and the packages."""
+    secret = "k" * 39 + "7"
+    for name, value in (("WANDB_API_KEY", secret), ("WANDB_MODE", "offline"), ("USER", secret)):
+        monkeypatch.setenv(name, value)
+    record(tmp_path, 0, NUM_STEPS)
+    with follower("wandb", tmp_path, Said()) as one:
+        one.on_end({"status": "completed"})
+    check("wandb", tmp_path)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    machine = platform.node().encode() * (len(platform.node()) > 3)
+    for path in files:
+        content = path.read_bytes()
+        assert secret.encode() not in content, path
+        assert not machine or machine not in content, path
+        assert b"torch==" not in content, path
+
+
+def test_wandb_is_offline_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from runner.run.trackers import wandb
+
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    assert not wandb.has_key()
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password abc\n")
+    assert wandb.has_key()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://other.example")
+    assert not wandb.has_key()
+    monkeypatch.setenv("WANDB_API_KEY", "abc")
+    assert wandb.has_key()
 
 
 @pytest.mark.slow

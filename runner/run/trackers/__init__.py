@@ -23,10 +23,17 @@ def _mlflow(run: TrackedRun) -> Tracker:
     return MLflow(run)
 
 
+def _wandb(run: TrackedRun) -> Tracker:
+    from runner.run.trackers.wandb import WandB
+
+    return WandB(run)
+
+
 # name -> the modules that it needs, and what makes it
 TRACKERS = {
     "tensorboard": (("tensorboard",), _tensorboard),
     "mlflow": (("mlflow", "sqlalchemy", "alembic"), _mlflow),
+    "wandb": (("wandb",), _wandb),
 }
 
 

@@ -1,0 +1,154 @@
+"""logger=wandb: a run in Weights & Biases, whose files are in the run's folder. Without a key of
+its server it is offline; `wandb sync` uploads it later.
+
+Each session of a run has a file, also online, with what the run has been given. The points that the
+tracked run has are those in these files, so none is given twice. Weights & Biases cannot remove
+points: if a run resumes before the last one, a new tracked run begins with the whole history, and
+its tag `replaces-ID` names the other one.
+"""
+
+import json
+import netrc
+import os
+import shlex
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when wandb is imported
+
+import wandb
+import wandb.proto.wandb_internal_pb2 as messages
+from google.protobuf.message import DecodeError
+
+from runner.errors import ConfigError
+from runner.run import run_folder
+from runner.run.trackers.tracker import Point, TrackedRun, Tracker
+
+FILE = "wandb.json"  # has the id of the tracked run; lies in the run's folder
+STEP = "step"  # the horizontal axis of all tags
+_PROJECT = "twinrun"
+_SERVER = "https://api.wandb.ai"
+_HEADER_BYTES = 7  # of a file
+_BLOCK_BYTES = 2**15
+_WHOLE, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4  # kinds of parts of a record
+_EXIT = {"completed": 0, "interrupted": 130, "failed": 1}
+# nothing of this machine, of its environment or of what is printed
+_SETTINGS: dict[str, Any] = {
+    "console": "off",
+    "silent": True,
+    "host": "-",
+    "program": "-",
+    "symlink": False,
+    "disable_git": True,
+    "disable_code": True,
+    "save_code": False,
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+    "x_disable_machine_info": True,
+    "x_save_requirements": False,
+}
+
+
+class WandB(Tracker):
+    """Writes metrics, and the config; the multirun is the group. A point's number in Weights &
+    Biases, `_step`, is its order."""
+
+    def __init__(self, run: TrackedRun) -> None:
+        self._run = run
+
+    def open(self, last: int) -> int:
+        before, tags = self._saved_id(), None
+        if before is not None:
+            done = max((int(p["_step"]) for p in points(self._run.path, before)), default=-1)
+            if done <= last:
+                self._begin(before)
+                return done
+            tags = [f"replaces-{before}"]
+        begun = uuid4().hex[:8]
+        run_folder.write_json(self._run.path / FILE, {"run_id": begun})
+        self._begin(begun, tags)
+        return -1
+
+    def _saved_id(self) -> str | None:
+        with suppress(ConfigError, KeyError):
+            return str(run_folder.read_json(self._run.path / FILE)["run_id"])
+        return None
+
+    def _begin(self, run_id: str, tags: Sequence[str] | None = None) -> None:
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
+        self._tracked = wandb.init(
+            project=os.environ.get("WANDB_PROJECT") or _PROJECT,
+            dir=str(self._run.path),
+            id=run_id,
+            name=self._run.name,
+            group=self._run.group,
+            tags=tags,
+            config=dict(self._run.hyperparameters),
+            mode=mode,
+            resume="allow",
+            reinit="create_new",  # a notebook may have a run of its own
+            settings=wandb.Settings(**_SETTINGS),
+        )
+        self._tracked.define_metric("*", step_metric=STEP)
+        if mode == "offline":
+            sessions = sorted(self._run.path.glob(f"wandb/offline-run-*-{run_id}*"))
+            self.hint = shlex.join(["wandb", "sync", *map(str, sessions)])
+        else:
+            self.hint = f"wandb, {self._tracked.url or mode}"
+
+    def write(self, points: Sequence[Point]) -> None:
+        for point in points:
+            self._tracked.log({**point.values, STEP: point.step}, step=point.order)
+
+    def close(self, status: str) -> None:
+        self._tracked.finish(exit_code=_EXIT[status])
+
+
+def has_key() -> bool:
+    """Return whether this user has a key of the server that WANDB_BASE_URL names, in the
+    environment or in the file of `wandb login`."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or _SERVER).hostname or ""
+    with suppress(OSError, netrc.NetrcParseError):
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    return False
+
+
+def points(folder: Path, run_id: str) -> Iterator[dict[str, Any]]:
+    """Yield the points in the files of a run's sessions, the oldest first: tag -> value."""
+    for path in sorted(folder.glob(f"wandb/*run-*-{run_id}*/run-{run_id}.wandb")):
+        for record in _records(path):
+            if record.WhichOneof("record_type") == "history":
+                items = record.history.item
+                yield {
+                    item.key or "/".join(item.nested_key): json.loads(item.value_json)
+                    for item in items
+                }
+
+
+def _records(path: Path) -> Iterator[Any]:
+    """Yield the whole records of a file. It has the format of LevelDB's log: blocks of 32 KiB with
+    parts of records, each with a checksum, its length and its kind."""
+    content, position, record = path.read_bytes(), _HEADER_BYTES, b""
+    while position + 7 <= len(content):
+        rest = _BLOCK_BYTES - position % _BLOCK_BYTES
+        if rest < 7:
+            position += rest
+            continue
+        _, length, kind = struct.unpack("<IHB", content[position : position + 7])
+        part = content[position + 7 : position + 7 + length]
+        if kind not in (_WHOLE, _FIRST, _MIDDLE, _LAST) or len(part) < length:
+            return  # the end of what a killed process has written
+        position += 7 + length
+        record = part if kind in (_WHOLE, _FIRST) else record + part
+        if kind in (_WHOLE, _LAST):
+            try:
+                yield messages.Record.FromString(record)  # type: ignore[attr-defined]
+            except DecodeError:
+                return
