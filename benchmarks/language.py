@@ -113,13 +113,11 @@ def _batches(data: Any, num_updates: int) -> list[np.ndarray]:
     return [rng.integers(0, len(data.train), BATCH) for _ in range(num_updates)]
 
 
-def _torch(data: Any, num_updates: int, threads: int) -> dict[str, float]:
+def torch_gpt(num_tokens: int) -> Any:
+    """Return the model in torch, with first weights from N(0, 0.02)."""
     import torch
     import torch.nn.functional as F
     from torch import Tensor, nn
-
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
 
     class Block(nn.Module):
         def __init__(self) -> None:
@@ -139,18 +137,14 @@ def _torch(data: Any, num_updates: int, threads: int) -> dict[str, float]:
     class GPT(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.tokens = nn.Embedding(data.num_tokens, WIDTH)
+            self.tokens = nn.Embedding(num_tokens, WIDTH)
             self.positions = nn.Embedding(CONTEXT, WIDTH)
             self.blocks = nn.Sequential(*(Block() for _ in range(LAYERS)))
-            self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, data.num_tokens)
+            self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, num_tokens)
 
         def forward(self, x: Tensor) -> Tensor:
             positions = torch.arange(x.shape[1])
             return self.head(self.norm(self.blocks(self.tokens(x) + self.positions(positions))))
-
-    def loss_of(x: np.ndarray, y: np.ndarray) -> Tensor:
-        z = model(torch.from_numpy(x))
-        return F.cross_entropy(z.flatten(0, 1), torch.from_numpy(y).long().flatten())
 
     model = GPT()
     for name, parameter in model.named_parameters():
@@ -158,6 +152,22 @@ def _torch(data: Any, num_updates: int, threads: int) -> dict[str, float]:
             nn.init.normal_(parameter, std=0.02)
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
+    return model
+
+
+def _torch(data: Any, num_updates: int, threads: int) -> dict[str, float]:
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor, nn
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+
+    def loss_of(x: np.ndarray, y: np.ndarray) -> Tensor:
+        z = model(torch.from_numpy(x))
+        return F.cross_entropy(z.flatten(0, 1), torch.from_numpy(y).long().flatten())
+
+    model = torch_gpt(data.num_tokens)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
@@ -178,20 +188,16 @@ def _torch(data: Any, num_updates: int, threads: int) -> dict[str, float]:
     return _timed(data, num_updates, update, validate)
 
 
-def _tensorflow(data: Any, num_updates: int, threads: int) -> dict[str, float]:
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+def keras_gpt(num_tokens: int) -> Any:
+    """Return the model in Keras, with first weights from N(0, 0.02)."""
     import keras
     from keras import layers
 
-    keras.utils.set_random_seed(0)
     normal = {"kernel_initializer": keras.initializers.RandomNormal(stddev=0.02)}
     ids = keras.Input((CONTEXT,), dtype="int32")
     embedding = keras.initializers.RandomNormal(stddev=0.02)
     positions = layers.Embedding(CONTEXT, WIDTH, embeddings_initializer=embedding)
-    tokens = layers.Embedding(data.num_tokens, WIDTH, embeddings_initializer=embedding)
+    tokens = layers.Embedding(num_tokens, WIDTH, embeddings_initializer=embedding)
     x = tokens(ids) + positions(np.arange(CONTEXT))
     for _ in range(LAYERS):
         norm = layers.LayerNormalization(epsilon=1e-5)(x)
@@ -199,8 +205,19 @@ def _tensorflow(data: Any, num_updates: int, threads: int) -> dict[str, float]:
         x = x + attention(norm, norm, use_causal_mask=True)
         y = layers.Dense(4 * WIDTH, **normal)(layers.LayerNormalization(epsilon=1e-5)(x))
         x = x + layers.Dense(WIDTH, **normal)(keras.activations.gelu(y, approximate=True))
-    z = layers.Dense(data.num_tokens, **normal)(layers.LayerNormalization(epsilon=1e-5)(x))
-    model = keras.Model(ids, z)
+    z = layers.Dense(num_tokens, **normal)(layers.LayerNormalization(epsilon=1e-5)(x))
+    return keras.Model(ids, z)
+
+
+def _tensorflow(data: Any, num_updates: int, threads: int) -> dict[str, float]:
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    import keras
+
+    keras.utils.set_random_seed(0)
+    model = keras_gpt(data.num_tokens)
     optimizer = keras.optimizers.AdamW(
         1e-3, weight_decay=0.1, beta_2=0.99, epsilon=1e-8, global_clipnorm=1.0
     )

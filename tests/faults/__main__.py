@@ -38,7 +38,7 @@ LONG = {
     "race": 100,
 }
 LONG |= {"share": 60, "kill_own": 20, "parent": 30, "terminal": 100, "file_limit": 100}
-LONG |= {"kill_state": 60}
+LONG |= {"kill_state": 60, "kill_rank": 50}
 LONG |= {"kill_at_end": 50, "kill_longer": 100, "link": 50, "cut_short": 100}
 
 
@@ -137,6 +137,14 @@ def survive(
             lambda folder, i: rows.kill_state(
                 folder, backend, states[i // 2 % len(states)], draw, ends[i // 2 % len(ends)], i
             ),
+        )
+    if "kill_rank" in trials:
+        bits = rows.uninterrupted(here / "ranks", rows.ranks_command(backend, 1))
+        found = each("kill_rank", lambda folder, i: rows.kill_rank(folder, backend, draw, bits, i))
+        hit, spent = zip(*found, strict=True) if found else ((), (0.0,))
+        say(
+            f"{backend}  kill_rank: {sum(hit)} of them before the run's end; the last process was "
+            f"gone after {max(spent):.2f} s at most"
         )
     hits = each("kill_at_end", lambda folder, i: rows.kill_at_end(folder, backend, expected))
     if hits:

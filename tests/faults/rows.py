@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from runner.errors import RunError
 from runner.run import checkpoint
 from runner.run.run_folder import read_json
@@ -159,6 +161,46 @@ def kill(
     hit = any((folder / "checkpoints").glob(".*"))
     _goes_on(here, folder, backend, expected, *more)
     return hit
+
+
+def ranks_command(backend: str, num: int) -> list[str]:
+    """The run in exact mode, where every number of processes gives the same bits."""
+    kept = [said for said in command(backend) if not said.startswith("trainer.batch_size")]
+    return [
+        *(*kept, "trainer.global_batch_size=160", "trainer.precision=exact"),
+        *("trainer.threads=1", f"devices={num}"),
+    ]
+
+
+def kill_rank(
+    here: Path, backend: str, draw: random.Random, expected: dict[str, str], number: int
+) -> tuple[bool, float]:
+    """kill -9 of one of two or three processes of a run: all end with one line that names its rank.
+    The rest gives the same bits, every second time with another number of processes. True if the
+    run was not over before, and the seconds from the kill to the last process's end."""
+    num = draw.choice([2, 3])
+    child, folder, log = _begun(here, ranks_command(backend, num), draw, number % 3 == 0)
+    started = [
+        process
+        for process in psutil.Process(child).children()
+        if any("spawn_main" in part for part in process.cmdline())
+    ]
+    rank = draw.randrange(num)
+    began = time.monotonic()
+    for killed in sorted(started, key=lambda process: process.pid)[rank : rank + 1]:
+        killed.kill()
+    ended = wait(child, log)
+    left = psutil.wait_procs(started, timeout=30)[1]
+    seconds = time.monotonic() - began
+    assert not left, left
+    if is_hit := ended.status != 0:
+        assert ended.status == 1, ended.output
+        (told,) = (line for line in ended.output.splitlines() if line.startswith("error: "))
+        assert told.startswith(f"error: rank {rank} was killed by SIGKILL; "), told
+    assert seconds < 30, seconds
+    other = draw.choice([other for other in (1, 2, 3) if other != num])
+    _goes_on(here, folder, backend, expected, f"devices={other if number % 2 else num}")
+    return is_hit, seconds
 
 
 def kill_at_end(here: Path, backend: str, expected: dict[str, str]) -> bool:
