@@ -123,6 +123,18 @@ class _Fit:
     def features(self) -> list[str]:
         return [name for transform in self.transforms for name in transform.features]
 
+    def number_categories(self) -> None:
+        """Replace the features of each column of categories by one id, which is not scaled."""
+        first, offset, scale = 0, [], []
+        for transform in self.transforms:
+            end = first + len(transform.features)
+            is_id = transform.is_categorical
+            offset += [0.0] if is_id else self.offset[first:end]
+            scale += [1.0] if is_id else self.scale[first:end]
+            first = end
+        self.transforms = transforms.numbered(self.transforms)
+        self.offset, self.scale = offset, scale
+
 
 def load(section: Columns, memory_mb: int) -> Dataset:
     """Load the table of a section. x stays in a file, of which `memory_mb` are in memory."""
@@ -146,12 +158,13 @@ def load(section: Columns, memory_mb: int) -> Dataset:
     del table
     for name in names:
         _fit_column(section, file, name, parts[0], fit, is_alone=len(names) == 1)
-    fit.problems += _beside_ids(section, fit.transforms)
+    if section.texts:
+        texts = listed(section.texts)
+        fit.problems.append(f"data.memory_mb must be null with data.texts, got {texts}")
     if fit.problems:
         raise ConfigError(f"{section.path}: {joined(fit.problems)}")
     if section.category_encoding == "ids":
-        fit.transforms = transforms.numbered(fit.transforms)
-        fit.offset, fit.scale = [0.0] * len(names), [1.0] * len(names)
+        fit.number_categories()
     fit.hashes += [] if weight is None else [weight]
     data = _dataset(section, file, fit, parts, y)
     target: Any = targets[0] if len(targets) == 1 else list(targets)
@@ -161,19 +174,6 @@ def load(section: Columns, memory_mb: int) -> Dataset:
     if is_labels:
         fit.warnings += numbers_as_labels(f"column {show(targets[0])}", len(y), classes)
     return replace(data, warnings=tuple(fit.warnings))
-
-
-def _beside_ids(section: Columns, fitted: Sequence[Transform]) -> list[str]:
-    """Describe ids that are beside other values, which are only made in memory."""
-    if section.texts:
-        return [f"data.memory_mb must be null with data.texts, got {listed(section.texts)}"]
-    others = [t.name for t in fitted if t.kind != "text"]
-    if section.category_encoding != "ids" or not others:
-        return []
-    return [
-        f"data.memory_mb must be null with ids beside numbers, got data.category_encoding=ids and "
-        f"{listed(others)}; data.categories names columns whose values are categories"
-    ]
 
 
 def _opened(section: Columns) -> StreamedFile:
@@ -250,6 +250,7 @@ def _dataset(
         num_tokens=num_ids,
         folds_sha256=section.folds_sha256(y, *fit.hashes),
         columns=tuple(transform.as_json() for transform in fit.transforms),
+        ids=() if num_ids else transforms.ids(fit.transforms),
     )
 
 

@@ -81,17 +81,15 @@ def test_the_order_of_the_columns_in_the_file_changes_nothing(tmp_path: Path) ->
     assert now.columns == tuple(before["columns"])
 
 
-def test_columns_of_numbers_are_refused_in_a_table_that_stays_in_a_file(tmp_path: Path) -> None:
+def test_columns_of_texts_are_refused_in_a_table_that_stays_in_a_file(tmp_path: Path) -> None:
     path = written(tmp_path / "a.csv", rows(), HEADER)
     table = tmp_path / "a.parquet"
     parquet.write_table(csv.read_csv(path), table)
-    keys = (KEYS[0], KEYS[1], "data.missing=mean", f"data.path={table}")
+    keys = (*KEYS, "data.texts=[island]", f"data.path={table}")
     with pytest.raises(ConfigError) as refused:
         dataset(*keys, "data.memory_mb=1")
     assert str(refused.value) == (
-        f"{table}: data.memory_mb must be null with ids beside numbers, got "
-        "data.category_encoding=ids and code; data.categories names columns whose values are "
-        "categories"
+        f"{table}: data.memory_mb must be null with data.texts, got island"
     )
 
 

@@ -21,6 +21,7 @@ from tests.command_line import BACKENDS, REPOSITORY, forked, start
 from tests.data.test_data import dataset
 from tests.data.test_table import penguins, written
 from tests.rows import slow_but
+from tests.training import train
 from tests.warm import until
 
 Write = Callable[[pa.Table, Path], object]
@@ -67,6 +68,36 @@ def test_rows_are_those_in_memory_to_the_bit(
         k: v for k, v in other.items() if k not in hashes
     }
     assert resident.warnings == streamed.warnings
+
+
+def test_ids_beside_numbers_are_those_in_memory_to_the_bit(tmp_path: Path) -> None:
+    """And a training of branches on them has the same losses, to the bit."""
+    keys = [f"data.path={stored(tmp_path, WRITE['parquet'])}", "data.target=species"]
+    keys += ["data.missing=mean", "data.category_encoding=ids"]
+    resident, streamed = (dataset("data=table", *keys, *m) for m in ([], ["data.memory_mb=1"]))
+    for a, b in zip(parts(resident), parts(streamed), strict=True):
+        assert np.array_equal(a, b)
+    assert resident.ids == streamed.ids
+    assert max(resident.ids) > 0
+    one, other = resident.description(), streamed.description()
+    assert [one[key] for key in ("columns", "features", "x_scaling")] == [
+        other[key] for key in ("columns", "features", "x_scaling")
+    ]
+    named = zip(resident.features, resident.ids, strict=True)
+    branches = [
+        f"[{{layer: columns, names: [{name}]}}"
+        + (",{layer: embedding, features: 2},{layer: flatten}]" if num else "]")
+        for name, num in named
+    ]
+    model = (
+        f"model.layers=[{{layer: parallel, branches: [{','.join(branches)}]}},"
+        "{layer: dense, units: outputs}]"
+    )
+    runs = [
+        train("lightning", ["data=table", *keys, model, "trainer.max_steps=12", *more])
+        for more in ([], ["data.memory_mb=1"])
+    ]
+    assert np.array_equal(runs[0].losses, runs[1].losses)
 
 
 def test_a_single_column_has_the_same_bits_too(tmp_path: Path) -> None:
