@@ -189,7 +189,7 @@ def _print_races(repeats: int) -> None:
     print("\nraces of equal schedules: how often one is dropped, %")
     print(f"| groups | budget | {' | '.join(NOISES)} | first has 5 times the noise |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for groups, num_seeds in product((2, 5, 10), (10, 30)):
+    for groups, num_seeds in product((2, 3, 5, 10), (10, 30)):
         gaps = np.zeros(groups)
         shares = [raced(repeats, gaps, noise, num_seeds)[2] for noise in NOISES]
         shares.append(raced(repeats, gaps, "normal", num_seeds, spread=5.0)[2])

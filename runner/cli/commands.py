@@ -44,8 +44,8 @@ from runner.text.console import quiet
 if TYPE_CHECKING:
     from runner.cli.racing import Racing
     from runner.cli.tuning import Tuning
-    from runner.report.comparison import Wanted
     from runner.report.jobs import Job as Ran
+    from runner.report.raced import Course
     from runner.run.resume import Resumed
     from runner.tasks.train import Job
 
@@ -416,7 +416,6 @@ def follow(composed: Mapping[str, Any], team: Any) -> int:
 
 def _multirun(request: Request) -> int:
     """Train all jobs in a new multirun folder with the chosen launcher, then compare them."""
-    from runner.cli import tuning
     from runner.report import comparison
     from runner.tasks import compare
 
@@ -429,7 +428,7 @@ def _multirun(request: Request) -> int:
         lines += [override.input_line or "" for override in request.overrides]
         request, hydra.sweeper.params = request.replaced(lines), None
     first = request.frozen[0].config
-    tuned, race = _checked(request)
+    tuned, is_race = _checked(request)
     hydra.launcher = multirun.settled(hydra.launcher, [each.config for each in request.frozen])
     folder = multirun.folder(first)
     threads.keep_limits()
@@ -438,12 +437,7 @@ def _multirun(request: Request) -> int:
     with multirun.launching(folder, hydra.launcher) as (launched, workers):
         jobs = _Jobs(hydra, request, folder, launched, workers, process_start())
         try:
-            if race is not None:
-                race.run(jobs.train_runs)
-            elif tuned is None:
-                jobs.train()
-            else:
-                num_jobs = tuning.run(tuned, jobs.train_all, request.accepts) or 0
+            num_jobs = jobs.run(tuned, is_race)
             signal_number = launched.ended if launched else None
         except SystemExit as end:  # a signal; compare the jobs that are done
             signal_number = int(end.code or 0) - 128
@@ -451,20 +445,15 @@ def _multirun(request: Request) -> int:
             raise
         except Exception as error:  # raised by the launcher or the sweeper
             failure = RunError(multirun.why_ended(error))
-    num_jobs = 0 if race is not None else num_jobs  # 0: those that it has tried
     if signal_number is None and failure is None:
-        return comparison.write(folder, num_jobs, _wanted(compare.wanted(first.answer), race))
+        wanted = replace(compare.wanted(first.answer), course=jobs.course)
+        return comparison.write(folder, num_jobs, wanted)
     with suppress(RunError):
-        comparison.write(folder, num_jobs, _wanted(comparison.Wanted(), race))
+        comparison.write(folder, num_jobs, comparison.Wanted(course=jobs.course))
     print(f"resume   {multirun.resume_command(request.arguments, folder)}")
     if failure is not None:
         raise failure
     return 128 + (signal_number or 0)
-
-
-def _wanted(wanted: "Wanted", race: "Racing | None") -> "Wanted":
-    """Add the race to the parts of a comparison, if it has runs."""
-    return replace(wanted, course=race.course) if race is not None and race.seeds else wanted
 
 
 def _search(request: Request, hydra: DictConfig) -> int:
@@ -511,8 +500,9 @@ def _search(request: Request, hydra: DictConfig) -> int:
     return 128 + (ended or 0)
 
 
-def _checked(request: Request) -> "tuple[Tuning | None, Racing | None]":
-    """Check the jobs of a multirun; plan its tuning or its race, if it has one."""
+def _checked(request: Request) -> "tuple[Tuning | None, bool]":
+    """Check the jobs of a multirun; plan its tuning, if it has one. Return it, and whether the
+    multirun is a race."""
     from runner.cli import racing, tuning
     from runner.tasks.train import check_processes
 
@@ -520,12 +510,12 @@ def _checked(request: Request) -> "tuple[Tuning | None, Racing | None]":
         check_processes(frozen.config)
     is_tuned = any(frozen.config.tune is not None for frozen in request.frozen)
     is_race = any(frozen.config.race.budget is not None for frozen in request.frozen)
-    sweep.check_choosers(is_race, is_tuned, is_search=False)
     if is_race:
-        raced = [frozen.config for frozen in request.frozen]
-        return None, racing.plan(request.jobs, raced)
+        racing.check([frozen.config for frozen in request.frozen])
     if not is_tuned:
-        return None, None
+        if is_race:
+            racing.check_several(racing.schedules(request.jobs))
+        return None, is_race
     configs = [(frozen.config, frozen.values) for frozen in request.frozen]
     tuned = tuning.plan(request.jobs, request.overrides, configs)
     grid = replace(request, jobs=tuned.jobs(tuned.first(), tuned.tuning_seeds))
@@ -534,7 +524,9 @@ def _checked(request: Request) -> "tuple[Tuning | None, Racing | None]":
             f"tune.keys makes {len(grid.jobs)} jobs; a multirun has at most {MOST_JOBS}"
         )
     _ = grid.frozen  # checks each
-    return tuned, None
+    if is_race:
+        racing.check_several(tuned.combinations)
+    return tuned, is_race
 
 
 @dataclass
@@ -548,6 +540,29 @@ class _Jobs:
     workers: Pool | None
     started: float | None  # start of the process, which counts for its first job
     number: int = 0  # of the next job
+    racing: "Racing | None" = None
+    tuning_runs: "list[Ran]" = field(default_factory=list)
+
+    @property
+    def course(self) -> "Course | None":
+        """The race so far, if it has runs."""
+        return self.racing.course if self.racing is not None and self.racing.seeds else None
+
+    def run(self, tuned: "Tuning | None", is_race: bool) -> int:
+        """Train the jobs of the command line, those of tune=lr, or those of a race. Return their
+        number; 0: those that a race has tried."""
+        from runner.cli import tuning
+
+        num_jobs = 0
+        if tuned is not None:
+            race = self.race if is_race else None
+            num_jobs = tuning.run(tuned, self.train_all, self.request.accepts, race) or 0
+        elif is_race:
+            self.race([[*job] for job in self.request.jobs])
+        else:
+            self.train()
+            num_jobs = len(self.request.jobs)
+        return 0 if is_race else num_jobs
 
     def train(self) -> None:
         """Train all jobs of the command line."""
@@ -556,21 +571,34 @@ class _Jobs:
         self._launch(hydra, _JobTask(request, self.folder, self.started), None)
 
     def train_all(self, jobs: Sequence[list[str]]) -> list[float] | None:
-        """Train these jobs. Return the value that each is to minimise, or None if a signal ended
-        them."""
-        task = self._train_these(self._task(jobs))
-        return None if task is None else task.objectives()
+        """Train the jobs of tune=lr. Return the value that each is to minimise, or None if a signal
+        ended them."""
+        task = self._task(jobs)
+        if not self._train_these(task):
+            return None
+        self.tuning_runs += [run for run in self._runs(task) if run is not None]
+        return task.objectives()
+
+    def race(self, jobs: Sequence[list[str]]) -> None:
+        """Race the schedules of these jobs."""
+        from runner.cli import racing
+
+        configs = [each.config for each in replace(self.request, jobs=[*jobs]).frozen]
+        self.racing = racing.plan(jobs, configs, self.tuning_runs)
+        self.racing.run(self.train_runs)
 
     def train_runs(self, jobs: Sequence[list[str]]) -> "tuple[list[Ran | None], int] | None":
         """Train these jobs. Return the run of each, None if it has no folder, and the number of
         those that were completed before; None if a signal ended them."""
-        from runner.report.jobs import read
-
         task = self._task(jobs)
         reused = sum(path is not None and multirun.is_completed(path) for path in task.folders())
-        if self._train_these(task) is None:
-            return None
-        return [None if path is None else read([path])[0] for path in task.folders()], reused
+        return (self._runs(task), reused) if self._train_these(task) else None
+
+    @staticmethod
+    def _runs(task: "_JobTask") -> "list[Ran | None]":
+        from runner.report.jobs import read
+
+        return [None if path is None else read([path])[0] for path in task.folders()]
 
     def _task(self, jobs: Sequence[list[str]]) -> "_JobTask":
         request = replace(self.request, jobs=[*jobs])
@@ -579,9 +607,9 @@ class _Jobs:
         named = frozenset([*swept, "seed", *(tune.keys if tune else ())])
         return _JobTask(request, self.folder, self.started, named, first=self.number)
 
-    def _train_these(self, task: "_JobTask") -> "_JobTask | None":
-        """Train the jobs of the task, and wait for those that other commands train. Return the
-        task, or None if a signal ended them."""
+    def _train_these(self, task: "_JobTask") -> bool:
+        """Train the jobs of the task, and wait for those that other commands train. Return whether
+        they ended, not by a signal."""
         hydra, jobs = deepcopy(self.hydra), task.request.jobs
         multirun.limit_workers(hydra.launcher, len(jobs))
         self._launch(hydra, task, jobs)
@@ -589,7 +617,7 @@ class _Jobs:
             sleep(_POLL_SECONDS)
             self._take_over(hydra, task, jobs)
         self.number, self.started = self.number + len(jobs), None
-        return None if self.launched and self.launched.ended else task
+        return not (self.launched and self.launched.ended)
 
     def _launch(
         self, hydra: DictConfig, task: "_JobTask", jobs: Sequence[Sequence[str]] | None

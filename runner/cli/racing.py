@@ -63,6 +63,8 @@ class Racing:
     given: list[int]  # the seeds of the command line
     sign: int  # 1 if a small metric is good, else -1
     margin: float | None  # answer.margin
+    avoided: Sequence[int] = ()  # seeds that tune=lr has used
+    tuning_runs: Sequence[Job] = ()  # that chose values before; a budget in time counts them
     seeds: list[int] = field(default_factory=list)  # that the schedules still there have
     race: Race | None = None  # from the first look on
     num_reused: int = 0
@@ -120,7 +122,8 @@ class Racing:
         The first look needs FIRST_LOOK of them. With a budget that is not a number of runs, the
         first seed shows what a run costs.
         """
-        seeds = chain(self.given, count(max(self.given) + 1))
+        following = count(max([*self.given, *self.avoided]) + 1)
+        seeds = chain(self.given, following)
         sizes = [FIRST_LOOK] if self.budget == "auto" else [1, FIRST_LOOK - 1]
         for size in chain(sizes, repeat(1)):
             yield [next(seeds) for _ in range(size)]
@@ -136,7 +139,8 @@ class Racing:
             most, unit = times.amount(self.budget)
         costs = [[_cost(run, unit) for run in each.runs] for each in self.schedules]
         following = num_seeds * sum(float(np.mean(costs[number])) for number in self.left)
-        return sum(map(sum, costs)) + following <= most
+        before = sum(_cost(run, unit) for run in self.tuning_runs) if unit != "runs" else 0.0
+        return before + sum(map(sum, costs)) + following <= most
 
     def _take(
         self, numbers: Sequence[int], seeds: Sequence[int], runs: Sequence[Job | None], reused: int
@@ -222,8 +226,8 @@ class Racing:
         return f"race     {why} after {num_runs} runs"
 
 
-def plan(jobs: Sequence[Sequence[str]], configs: Sequence[Config]) -> Racing:
-    """Return the race of a multirun from its jobs and their configs."""
+def check(configs: Sequence[Config]) -> None:
+    """Refuse jobs that cannot race."""
     for key, value in _COMMON.items():
         found = list(dict.fromkeys(map(value, configs)))
         if len(found) > 1:
@@ -231,30 +235,48 @@ def plan(jobs: Sequence[Sequence[str]], configs: Sequence[Config]) -> Racing:
                 f"{key} must be the same for all runs of a race, got {show(found[0])} and "
                 f"{show(found[1])}"
             )
-    schedules: dict[tuple[str, ...], list[str]] = {}
-    for job in jobs:
-        own = [item for item in without_hydra(job) if not item.lstrip("+").startswith("seed=")]
-        schedules.setdefault(tuple(own), own)
+    num_seeds = len({config.seed for config in configs})
+    if configs[0].race.budget == "auto" and num_seeds < FIRST_LOOK:
+        raise ConfigError(
+            f"race.budget=auto allows as many runs as {FIRST_LOOK} or more values of seed would "
+            f"take, got {num_seeds}; give it seed=0,1,2,3,4,5,6,7,8,9"
+        )
+
+
+def check_several(schedules: Sequence[object]) -> None:
+    """Refuse a race of one."""
     if len(schedules) < 2:
         raise ConfigError(
             "race.budget needs several schedules, or other keys with several values, got one; "
             "give it schedule=A,B"
         )
-    seeds = list(dict.fromkeys(config.seed for config in configs))
-    budget, first = configs[0].race.budget, configs[0]
-    assert budget is not None
-    if budget == "auto" and len(seeds) < FIRST_LOOK:
-        raise ConfigError(
-            f"race.budget=auto allows as many runs as {FIRST_LOOK} or more values of seed would "
-            f"take, got {len(seeds)}; give it seed=0,1,2,3,4,5,6,7,8,9"
-        )
-    shared = set.intersection(*map(set, schedules.values()))
-    named = [
+
+
+def schedules(jobs: Sequence[Sequence[str]]) -> list[Schedule]:
+    """Return the combinations of all keys but the seed, in the order of their first jobs."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for job in jobs:
+        own = [item for item in without_hydra(job) if not item.lstrip("+").startswith("seed=")]
+        found.setdefault(tuple(own), own)
+    shared = set.intersection(*map(set, found.values()))
+    return [
         Schedule(own, " ".join(item for item in own if item not in shared) or NO_OVERRIDES)
-        for own in schedules.values()
+        for own in found.values()
     ]
+
+
+def plan(
+    jobs: Sequence[Sequence[str]], configs: Sequence[Config], tuning_runs: Sequence[Job] = ()
+) -> Racing:
+    """Return the race of these jobs; `tuning_runs` chose some of their values."""
+    first, seeds = configs[0], list(dict.fromkeys(config.seed for config in configs))
+    budget = first.race.budget
+    assert budget is not None
     sign = 1 if first.trainer.monitor_mode == "min" else -1
-    return Racing(budget, named, seeds, sign, first.answer.margin)
+    avoided = first.tune.seeds if first.tune is not None else None
+    return Racing(
+        budget, schedules(jobs), seeds, sign, first.answer.margin, avoided or [], tuning_runs
+    )
 
 
 def _check_meaning(runs: Sequence[Job]) -> None:

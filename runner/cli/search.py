@@ -214,7 +214,7 @@ def plan(request: Request, sweeper: Mapping[str, Any]) -> Plan:
     frozen = [request.freeze(probe) for probe in probes]
     for each in frozen:
         is_race = each.config.race.budget is not None
-        sweep.check_choosers(is_race, each.config.tune is not None, is_search=True)
+        sweep.check_choosers(is_race, each.config.tune is not None)
         check_processes(each.config)
     planned = Plan(found, sweeper, base, _seeds(seeds), frozen[0])
     _check_sampler(sweeper["sampler"], found)

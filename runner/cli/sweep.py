@@ -33,15 +33,11 @@ def check_size(overrides: Sequence[Override], is_search: bool = False) -> None:
         )
 
 
-def check_choosers(is_race: bool, is_tuned: bool, is_search: bool) -> None:
-    """Refuse two of race.budget, tune=lr and a search: each chooses the runs of a multirun."""
-    if is_race and (is_tuned or is_search):
-        other = "tune=lr" if is_tuned else "a search"
-        raise ConfigError(
-            f"race.budget and {other} both choose the runs; choose the values first, then race at "
-            f"them"
-        )
-    if is_tuned and is_search:
+def check_choosers(is_race: bool, is_tuned: bool) -> None:
+    """Refuse race.budget and tune=lr in a search, which chooses the runs itself."""
+    if is_race:
+        raise ConfigError("race.budget and a search both choose the runs; use one of them")
+    if is_tuned:
         raise ConfigError("tune=lr and a search both choose values; use one of them")
 
 

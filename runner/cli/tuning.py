@@ -189,11 +189,18 @@ def _tuning_seeds(tune: Tune, seeds: Sequence[int]) -> list[int]:
 # trains jobs; returns the value that each is to minimise, infinite if it did not complete, or None
 # if a signal ended them
 Train = Callable[[Sequence[list[str]]], Sequence[float] | None]
+# races the schedules of these jobs
+Race = Callable[[Sequence[list[str]]], None]
 
 
-def run(tuning: Tuning, train: Train, accepts: Callable[[list[str]], bool]) -> int | None:
-    """Train the grid, which grows where its best value is at an edge, then the comparison. Return
-    the number of jobs, or None after a signal.
+def run(
+    tuning: Tuning,
+    train: Train,
+    accepts: Callable[[list[str]], bool],
+    race: Race | None = None,
+) -> int | None:
+    """Train the grid, which grows where its best value is at an edge, then the comparison, by a
+    `race` if there is one. Return the number of jobs, or None after a signal.
 
     A grid grows only to values with which the schema `accepts` the overrides of a job.
     """
@@ -222,7 +229,9 @@ def run(tuning: Tuning, train: Train, accepts: Callable[[list[str]], bool]) -> i
     for i, best in chosen.items():
         print(_chosen_line(tuning, i, best), flush=True)
     jobs = tuning.jobs([(i, best[0]) for i, best in chosen.items() if best], tuning.seeds)
-    if jobs and train(jobs) is None:
+    if jobs and race is not None:
+        race(jobs)
+    elif jobs and train(jobs) is None:
         return None
     return num_jobs + len(jobs)
 

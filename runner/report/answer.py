@@ -119,10 +119,11 @@ class Answer:
             return ["the runs on the tuning seeds have not ended, so nothing is compared yet"]
         if not self.ranked:
             return [f"no group has a finite {self.metric}", *self._unranked_lines()]
-        compared = [*self._ranked_lines(), *self._tuning_lines(), *self._folds_lines()]
-        compared += [*self._seeds_lines(), *self._chosen_lines()]
+        compared = [*self._folds_lines(), *self._seeds_lines(), *self._chosen_lines()]
         return [
-            *(compared if self.race is None else self.race.sentences(self)),
+            *(self._ranked_lines() if self.race is None else self.race.sentences(self)),
+            *self._tuning_lines(),
+            *(compared if self.race is None else ()),
             *self._unfinished_lines(),
             *self._unranked_lines(),
             *(self.tested.sentences() if self.tested else ()),
@@ -342,7 +343,7 @@ def _answer(jobs: Sequence[Job], margin: float | None) -> Answer:
     leader = next((job for job in jobs if job.data), jobs[0])  # jobs without data were refused
     trainer = leader.config["trainer"]
     metric, mode = trainer["monitor"], trainer["monitor_mode"]
-    tuning, tried = _split(groups(jobs))
+    tuning, tried = split(groups(jobs))
     whole = [group for group in tried if len(group.values(metric)) == len(group.jobs)]
     rankable = whole or [group for group in tried if group.values(metric)]
     rankable, seeds = _panel(rankable, metric)
@@ -361,7 +362,7 @@ def _answer(jobs: Sequence[Job], margin: float | None) -> Answer:
     return Answer(title, metric, mode, goal, shared, ranked, unranked, tried, tuning, margin)
 
 
-def _split(groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
+def split(groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
     """Split the groups by their seeds: those of tune=lr, and those to compare."""
     parts: tuple[list[Group], list[Group]] = ([], [])
     for part, is_for_tuning in zip(parts, (True, False), strict=True):

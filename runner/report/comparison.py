@@ -45,7 +45,9 @@ def write(folder: Path, num_jobs: int, wanted: Wanted = _NOTHING) -> int:
         others = jobs_in_training(folder)
         folders = [path for path in inside(folder) if path.name not in others]
         if wanted.course is not None:
-            folders, others = [*wanted.course.folders], {}
+            others = {}
+            tuning = [job.folder for job in read(folders) if job.has_config and job.is_for_tuning]
+            folders = [*wanted.course.folders, *tuning]
         if not folders and not others:
             raise RunError(f"no job of {folder} wrote a result")
         num_jobs = max(num_jobs, len(folders) + len(others))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from runner.report.answer import Answer, Ranked, num_better, p_in_words, rank, target
+from runner.report.answer import Answer, Ranked, num_better, p_in_words, rank, split, target
 from runner.report.jobs import Group, Job, groups
 from runner.report.race import FIRST_LOOK, Race, radius
 from runner.report.statistics import LEVEL, Paired, Summary, summary
@@ -118,10 +118,11 @@ class Raced:
     def _cost_lines(self) -> list[str]:
         cost = self.cost
         reused = f" ({cost['reused']} of them were there before)" if cost["reused"] else ""
+        tuning = f"; {cost['tuning_runs']} more runs chose values" if cost["tuning_runs"] else ""
         return [
             f"cost: {cost['runs']} runs{reused}, {cost['updates']:,} updates; a fixed design, "
             f"{_seeds(cost['fixed_seeds'])} of every schedule, costs {cost['fixed_runs']} runs, "
-            f"{cost['fixed_updates']:,} updates"
+            f"{cost['fixed_updates']:,} updates{tuning}"
         ]
 
     def entry(self) -> dict[str, Any]:
@@ -159,7 +160,7 @@ def answers(jobs: Sequence[Job], margin: float | None, course: Course) -> list[A
     ones, the last one first. Differences are over the seeds that both have, p is the race's.
     Intervals of means and differences are confidence sequences.
     """
-    tried = groups([job for job in jobs if job.has_config])
+    tuning, tried = split(groups([job for job in jobs if job.has_config]))
     leader = next((job for job in jobs if job.data), jobs[0])
     metric, mode = leader.monitor, str(leader.config["trainer"]["monitor_mode"])
     sign = 1 if mode == "min" else -1
@@ -177,13 +178,15 @@ def answers(jobs: Sequence[Job], margin: float | None, course: Course) -> list[A
     ]
     unranked = [group for number, group in numbers.items() if number not in whole]
     raced = Raced(
-        course, {number: group.label for number, group in numbers.items()}, _cost(course, tried)
+        course,
+        {number: group.label for number, group in numbers.items()},
+        _cost(course, tried, sum(len(group.jobs) for group in tuning)),
     )
     title = leader.measures()
     return [
         Answer(
             title, metric, mode, goal, tuple(shared) or None, ranked, unranked, tried,
-            margin=margin, race=raced,
+            tuning, margin, race=raced,
         )
     ]  # fmt: skip
 
@@ -273,7 +276,7 @@ def _summary(values: Sequence[float]) -> Summary:
     return replace(plain, interval=interval)
 
 
-def _cost(course: Course, tried: Sequence[Group]) -> dict[str, Any]:
+def _cost(course: Course, tried: Sequence[Group], num_tuning: int) -> dict[str, Any]:
     """Return the race's cost, and that of a fixed design: as many seeds for every schedule as the
     command line or the race has, whichever are more."""
     updates = [
@@ -283,6 +286,7 @@ def _cost(course: Course, tried: Sequence[Group]) -> dict[str, Any]:
     return {
         "runs": sum(map(len, updates)),
         "reused": course.num_reused,
+        "tuning_runs": num_tuning,
         "updates": sum(map(sum, updates)),
         "fixed_seeds": num,
         "fixed_runs": num * len(course.members),

@@ -16,7 +16,9 @@ SCHEDULES = "schedule=constant,linear,cosine,step"
 
 def planned(*lines: str) -> racing.Racing:
     expanded = jobs(lines, multirun=True)
-    return racing.plan(expanded, [parse(compose(job)) for job in expanded])
+    configs = [parse(compose(job)) for job in expanded]
+    racing.check(configs)
+    return racing.plan(expanded, configs)
 
 
 def raced(
@@ -88,6 +90,20 @@ def test_a_race_ends_when_one_schedule_is_left_or_all_are_within_the_margin() ->
     assert 1 < len(raced(race, noisy)) < 8
     assert race.stopped == "known"
     assert len(race.left) == 2
+
+
+def test_seeds_that_chose_rates_are_not_added_and_their_runs_count() -> None:
+    """The grid's two runs on seed 4 took 100 steps; the rounds of 4, 8 and 2 runs take 700."""
+    tune = ("tune=lr", "tune.seeds=[4]")
+    lines = (SCHEDULES, "seed=0,1,2", *tune)
+    grid = planned(SCHEDULES, "seed=4", "race.budget=2000steps", *tune)
+    raced(grid, noisy)
+    for budget, num_rounds in ((799, 2), (800, 3)):
+        expanded = jobs([*lines, f"race.budget={budget}steps"], multirun=True)
+        configs = [parse(compose(job)) for job in expanded]
+        race = racing.plan(expanded, configs, grid.schedules[0].runs[:2])
+        assert len(raced(race, noisy)) == num_rounds
+        assert race.seeds == [0, 1, 2, 5][: num_rounds + 1]
 
 
 def test_failed_and_equal_schedules_leave_the_race(capsys: pytest.CaptureFixture[str]) -> None:
