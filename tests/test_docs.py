@@ -47,7 +47,9 @@ def test_every_link_between_pages_leads_somewhere(reference: ModuleType) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["tutorial.md", "howto.md", "twins.md", "experiments.md"])
+@pytest.mark.parametrize(
+    "page", ["tutorial.md", "howto.md", "twins.md", "experiments.md", "search.md"]
+)
 def test_every_command_of_a_page_runs(page: str, tmp_path: Path) -> None:
     for script in blocks("bash", (DOCS / page).read_text("utf-8")):
         done = execute(script, tmp_path)

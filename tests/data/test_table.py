@@ -402,6 +402,7 @@ def test_a_table_that_does_not_agree_with_the_training_rows_is_refused(
         (b"a,y\n1,u\n\xfc,v\n", "line 3 has the byte 0xfc; save it in UTF-8, or set data.encoding"),
         (b"a;y\n1.234,5;u\n2.345,5;v\n", "line 2, column a is '1.234,5': a number must have no "),
         (b"a,y\n1,u\n,\n", "line 3, column y is empty; a label is needed"),
+        (b"a,y\n1e400,u\n2,v\n", "line 2, column a is inf; all values must be finite"),
         (b"a,y\n1,u\n\n  \n2,v\n", "line 4 has 1 cell, the header has 2"),
         (gzip.compress(b"a,y\n1,u\n2,v\n", mtime=0)[:-9], "cannot be decompressed as gzip"),
         (b"PAR1" + b"x" * 50 + b"PAR1", "cannot be read as Parquet"),
@@ -418,6 +419,16 @@ def test_a_damaged_table_is_refused_in_one_line(
     with pytest.raises(ConfigError, match=message) as refused:
         dataset("data=table", f"data.path={path}", *UNSPLIT)
     assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_table_may_have_100000_columns(tmp_path: Path) -> None:
+    num, path = 100_000, tmp_path / "wide.csv"
+    names = ",".join(f"c{i}" for i in range(num))
+    rows = [",".join(str(i % 7 + row) for i in range(num)) for row in range(2)]
+    path.write_text(f"{names},y\n{rows[0]},u\n{rows[1]},v\n")
+    x = dataset("data=table", f"data.path={path}", "data.standardize=false", *UNSPLIT).train.x
+    np.testing.assert_array_equal(np.sort(x, axis=0), np.arange(num) % 7 + [[0], [1]])
 
 
 @pytest.mark.parametrize("kind", ["list", "struct", "bytes"])
