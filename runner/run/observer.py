@@ -38,7 +38,7 @@ class Observer:
         ...         return epoch.metrics["val/accuracy"] < self.value
     """
 
-    name: str | None = None  # of its state in checkpoints; None: its position and class
+    state_name: str | None = None  # of its state in checkpoints; None: its position and class
 
     def __enter__(self) -> Self:
         return self

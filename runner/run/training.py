@@ -57,7 +57,7 @@ class Training:
         self.plan, self.path, self.console, self.signals = plan, path, console, signals
         self._tables, self._config_sha256, self._started = list(tables), config_sha256, started
         self._additional = {
-            observer.name or f"{i} {label(observer)}": observer
+            observer.state_name or f"{i} {label(observer)}": observer
             for i, observer in enumerate(observers)
         }
         self._saved_states, self._is_over = (resumed or {}).get("observers", {}), is_over

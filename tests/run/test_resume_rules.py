@@ -16,6 +16,7 @@ import pytest
 
 from runner.cli.compose import compose
 from runner.cli.overrides import parse_overrides
+from runner.config.schema import Config, parse
 from runner.errors import ConfigError, RunError
 from runner.plan import plan
 from runner.run import checkpoint
@@ -438,6 +439,7 @@ class Planned:
     """The parts of a plan that the number of threads needs."""
 
     model: Model
+    config: Config
 
 
 @pytest.mark.parametrize(
@@ -458,7 +460,7 @@ def test_a_run_goes_on_with_as_many_threads_as_its_checkpoint_has(
 ) -> None:
     numbers = {} if saved is None else {"threads": saved}
     before = replace(made(Path("run"), 20, changes=changes), numbers=numbers, notes=["first"])
-    prepared: Any = Planned(Model(4))
+    prepared: Any = Planned(Model(4), parse(compose([])))
     plan, found = with_saved_threads(before, prepared)
     assert plan.model.threads == threads
     assert found == replace(before, notes=["first", *notes])

@@ -36,9 +36,9 @@ def observers(plan: Plan, backend: Backend, path: Path, console: Console) -> lis
             continue
         if section.callback == "early_stopping" and plan.config.debug == "overfit":
             continue
-        num = sum(other.name.startswith(section.callback) for other in made if other.name)
+        num = sum((other.state_name or "").startswith(section.callback) for other in made)
         observer: Observer = CALLBACKS[section.callback](section, plan, backend, path, console)
-        observer.name = f"{section.callback} {num}" if num else section.callback
+        observer.state_name = f"{section.callback} {num}" if num else section.callback
         made.append(observer)
     return made
 

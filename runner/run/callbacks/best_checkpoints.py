@@ -40,7 +40,7 @@ class BestCheckpoints(Observer):
 
     @property
     def file(self) -> Path:
-        return self._path / f"{(self.name or FILE).replace(' ', '_')}.csv"
+        return self._path / f"{(self.state_name or FILE).replace(' ', '_')}.csv"
 
     def on_epoch(self, epoch: Epoch, live: Live) -> bool:
         value = epoch.metrics[self.metric]
