@@ -11,10 +11,12 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from runner.run import run_folder
 from tests.command_line import ONE_THREAD, REPOSITORY, forked
 
 _COMMAND = Path(__file__).with_name("page_command.py")
@@ -56,6 +58,7 @@ def _served(address: str, environment: Mapping[str, str]) -> Iterator[None]:
             folder, arguments, variables = json.loads(self.rfile.readline())
             answer = None  # it needs a process of its own, for its environment
             if _without_shell(variables) == _without_shell(environment):
+                _wait_for_new_second(Path(folder))
                 (done,) = forked(Path(folder), tuple(arguments))
                 answer = done.status, done.out, done.err
             self.wfile.write(f"{json.dumps(answer)}\n".encode())
@@ -64,6 +67,13 @@ def _served(address: str, environment: Mapping[str, str]) -> Iterator[None]:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield
         server.shutdown()
+
+
+def _wait_for_new_second(folder: Path) -> None:
+    """Wait until no run has this second in its name: pages take the last name for the newest run,
+    and a forked run takes less than a second."""
+    while any(folder.glob(f"*/*/{run_folder.timestamp()}*")):
+        time.sleep(0.02)
 
 
 def _without_shell(environment: Mapping[str, str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ import json
 import platform
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -139,6 +140,18 @@ def follower(name: str, folder: Path, said: Said, make: Any = None) -> Follower:
     return Follower(name, made, run, NUM_STEPS, console)
 
 
+def wait_until_written(folder: Path) -> None:
+    """Wait until the files of wandb stay as they are for a second: a process of its own writes them
+    after a kill, while the next session of a run takes seconds to begin."""
+    sizes: list[int] = []
+    while len(sizes) < 11 or len({*sizes[-11:]}) > 1:
+        files = [*folder.glob("wandb/*/*.wandb")]
+        if not files:
+            return
+        sizes.append(sum(file.stat().st_size for file in files))
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize("name", slow_but(trackers.TRACKERS, "tensorboard"))
 def test_after_kills_and_resumes_it_has_every_point_once(tmp_path: Path, name: str) -> None:
     """Killed after updates that no checkpoint covers, killed before any point was passed on,
@@ -151,6 +164,7 @@ def test_after_kills_and_resumes_it_has_every_point_once(tmp_path: Path, name: s
             if checkpoint is not None:
                 one.on_checkpoint(tmp_path / str(checkpoint))
         one._thread.join(60)
+        wait_until_written(tmp_path)
     rewind(tmp_path, 8)
     with follower(name, tmp_path, said) as one:
         record(tmp_path, 8, NUM_STEPS)

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from time import gmtime, localtime, sleep, strftime
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -80,6 +81,7 @@ class WandB(Tracker):
         return None
 
     def _begin(self, run_id: str, tags: Sequence[str] | None = None) -> None:
+        self._wait_for_new_second(run_id)
         mode: Any = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
         self._tracked = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or _PROJECT,
@@ -100,6 +102,19 @@ class WandB(Tracker):
             self.hint = shlex.join(["wandb", "sync", *map(str, sessions)])
         else:
             self.hint = f"wandb, {self._tracked.url or mode}"
+
+    def _wait_for_new_second(self, run_id: str) -> None:
+        """Wait until no session has begun in this second: its folder is named by the second, and a
+        second session would write over its file."""
+
+        def has_begun() -> bool:
+            return any(
+                any(self._run.path.glob(f"wandb/*run-{strftime('%Y%m%d_%H%M%S', now)}-{run_id}"))
+                for now in (localtime(), gmtime())
+            )
+
+        while has_begun():
+            sleep(0.02)
 
     def write(self, points: Sequence[Point]) -> None:
         for point in points:
