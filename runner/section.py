@@ -15,7 +15,12 @@ class Section(BaseModel):
     """A group of keys. Unknown keys, missing keys, wrong types, NaN and infinity are refused."""
 
     model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=()
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        defer_build=True,
     )
 
 

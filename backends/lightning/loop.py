@@ -88,12 +88,13 @@ class Module(pl.LightningModule):
         blocks = [[*_batches(fields)] for fields in self.fields_of(chunk)]
         counted = [(block, len(block) // chunk.num_steps) for block in blocks]
         parts = {"sizes": chunk.micro_batch_sizes} if self.run.world.size > 1 else {}
+        num_rows, scales_loss = chunk.rows_per_step, self.run.scales_loss
         for k in range(chunk.num_steps):
             applied.append(self.schedule.read())
-            if self.run.scales_loss:
+            if scales_loss:
                 scales.append(engine.loss_scale.scale)
             batches = [batch for block, num in counted for batch in block[k * num : (k + 1) * num]]
-            loss_term, z = engine.update(self.step + k, batches, chunk.rows_per_step, **parts)
+            loss_term, z = engine.update(self.step + k, batches, num_rows, **parts)
             loss_terms.append(loss_term)
             outputs += z
             if self.steps is not None:
@@ -106,7 +107,7 @@ class Module(pl.LightningModule):
             losses=_to_numpy(engine.losses(loss_terms)),
             applied={
                 **read_back(self.run.tables, np.array(applied).T),
-                **({SLOT: np.array(scales)} if self.run.scales_loss else {}),
+                **({SLOT: np.array(scales)} if scales_loss else {}),
             },
             outputs=_to_numpy(torch.cat(outputs)) if self.run.keeps_outputs else None,
             logged={name: np.array(values) for name, values in logged.items()},

@@ -5,6 +5,7 @@ over rows and positions. Sequences of labels [B, L] have outputs [B, T, C + 1].
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,9 +33,7 @@ def build(loss: Any, has_weights: bool = False) -> Callable[..., Tensor]:
     has_kernel = getattr(loss, "class_weights", None) is None
     match loss.name:  # torch's kernels of a mean
         case "cross_entropy" if has_kernel:
-            return lambda z, y: F.cross_entropy(
-                z.flatten(0, -2), y.flatten(), label_smoothing=loss.label_smoothing
-            )
+            return partial(_cross_entropy, loss.label_smoothing)
         case "masked_tokens":
             return lambda z, y: F.cross_entropy(z.flatten(0, -2), y.flatten(), ignore_index=-1)
         case "soft_cross_entropy":
@@ -46,6 +45,12 @@ def build(loss: Any, has_weights: bool = False) -> Callable[..., Tensor]:
         case "huber":
             return lambda z, y: F.huber_loss(z, y, delta=loss.delta)
     return lambda z, y: values(z, y).mean()
+
+
+def _cross_entropy(label_smoothing: float, z: Tensor, y: Tensor) -> Tensor:
+    if z.ndim > 2:  # a view of two dimensions would take as long as a small layer
+        z, y = z.flatten(0, -2), y.flatten()
+    return F.cross_entropy(z, y, label_smoothing=label_smoothing)
 
 
 def _focal(loss: Any, z: Tensor, y: Tensor) -> Tensor:

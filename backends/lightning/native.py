@@ -85,6 +85,9 @@ class Engine:
             rule.names: [flat for flat in self.flats if flat.names[0] in rule.names]
             for rule in self.clips
         }
+        has_limit = any(rule.largest is not None for rule in self.clips)
+        self.clips_something = has_limit or self.steps is not None
+        self.may_skip = run.skip_nonfinite or run.scales_loss
         is_averaging = run.average_shares is not None
         to_torch = self.network.to_torch
         self.average = Average(run, self.flats, start, to_torch) if is_averaging else None
@@ -181,8 +184,8 @@ class Engine:
         self.dropout_state.step = step
         for flat in self.flats:
             flat.reset_gradient()
-        may_skip = self.run.skip_nonfinite or self.run.scales_loss
-        old_values = [buffer.clone() for buffer in self.network.buffers()] if may_skip else []
+        may_skip, buffers = self.may_skip, self.network.buffers
+        old_values = [buffer.clone() for buffer in buffers()] if may_skip else []
         batch_losses = []
         for i, batch in enumerate(batches):
             self._begin_batch(i, sizes)
@@ -198,12 +201,13 @@ class Engine:
         if self.world.size > 1:
             self._add_up(total)
         if may_skip and not self._is_finite(total):
-            for buffer, value in zip(self.network.buffers(), old_values, strict=True):
+            for buffer, value in zip(buffers(), old_values, strict=True):
                 buffer.copy_(value)
             if self.own_optimizer is None:
                 optimizers.count_skipped_update(self.optimizer)
             return total, outputs
-        self._clip()
+        if self.clips_something:
+            self._clip()
         self._apply(step)
         if steps is not None:
             steps.end_batch()
