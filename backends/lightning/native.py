@@ -56,8 +56,7 @@ class Engine:
         self.network = network(run, self.dropout_state, run.recomputes).to(device)
         layers.load_state(self.network, start.for_training())
         self.world = run.world
-        if self.world.size > 1:
-            self._join()
+        self._join()
         tensors = self.network.named()
         self.weights = {name: tensors[name] for name in start.weights}
         self.buffer_names = list(start.buffers)
@@ -65,8 +64,8 @@ class Engine:
         self.frozen, self.clips = frozen(run.groups), run.clips
         self._require_gradients(False)
         self.is_own = isinstance(self.network, custom.Network)
-        draws = self.is_own or isinstance(run.optimizer, Custom)
-        draws = draws or (run.loss.name == "custom" and run.world.size > 1)
+        own_loss = run.loss.name == "custom" and run.world.size > 1
+        draws = self.is_own or isinstance(run.optimizer, Custom) or own_loss
         self.randomness = custom.Randomness(self.dropout_state, device) if draws else None
         self.steps = objective.steps_of(self.network) if run.loss.name == "model" else None
         self.own_loss = objective.own_function(run.loss)
@@ -87,13 +86,14 @@ class Engine:
         }
         has_limit = any(rule.largest is not None for rule in self.clips)
         self.clips_something = has_limit or self.steps is not None
-        self.may_skip = run.skip_nonfinite or run.scales_loss
-        is_averaging = run.average_shares is not None
-        to_torch = self.network.to_torch
-        self.average = Average(run, self.flats, start, to_torch) if is_averaging else None
+        self.average: Average | None = None
+        if run.average_shares is not None:
+            self.average = Average(run, self.flats, start, self.network.to_torch)
 
     def _join(self) -> None:
-        """Join the other processes of the run."""
+        """Join the other processes of the run, if it has several."""
+        if self.world.size == 1:
+            return
         distributed.connect(self.world)
         distributed.share_statistics(self.network, self.dropout_state)
 
@@ -184,7 +184,7 @@ class Engine:
         self.dropout_state.step = step
         for flat in self.flats:
             flat.reset_gradient()
-        may_skip, buffers = self.may_skip, self.network.buffers
+        buffers, may_skip = self.network.buffers, self.run.skip_nonfinite or self.run.scales_loss
         old_values = [buffer.clone() for buffer in buffers()] if may_skip else []
         batch_losses = []
         for i, batch in enumerate(batches):
