@@ -19,7 +19,7 @@ from runner.report.race import FIRST_LOOK, Dropped, Race
 from runner.report.raced import Course, Member, Stopped
 from runner.report.statistics import LEVEL
 
-# What all runs of a race have in common.
+# key -> its value in a config; all runs of a race have the same
 _COMMON: Mapping[str, Callable[[Config], Any]] = {
     "race.budget": lambda config: config.race.budget,
     "backend": lambda config: config.backend,

@@ -111,10 +111,10 @@ class Space:
         parents = {each.key: each for each in self.ranges if each.condition is None}
         for each in self.ranges:
             for end in each.ends:
-                forced = {each.name: end}
+                picked = {other: other.ends[0] for other in self.ranges} | {each: end}
                 if each.condition is not None:
-                    forced[parents[each.condition.key].name] = each.condition.values[0]
-                chosen = self.choose(lambda it, forced=forced: forced.get(it.name, it.ends[0]))  # type: ignore[misc]
+                    picked[parents[each.condition.key]] = each.condition.values[0]
+                chosen = self.choose(picked.__getitem__)
                 if chosen not in seen:
                     seen.append(chosen)
                     yield chosen

@@ -21,6 +21,7 @@ from runner.report.statistics import (
     probabilities_best,
     summary,
 )
+from runner.run import strict_json
 from runner.text.quoting import command_line, override
 
 if TYPE_CHECKING:
@@ -536,9 +537,9 @@ def _group_entry(whole: Group, metric: str, ranked: Ranked | None = None) -> dic
         "label": group.label,
         "overrides": group.to_copy(),
         "seeds": sorted(group.values(metric), key=_in_order),
-        "mean": _finite(group.mean(metric)),
+        "mean": strict_json.finite(group.mean(metric)),
         "interval": ranked.summary.interval if ranked else None,
-        "difference": _finite(against.difference) if against else None,
+        "difference": strict_json.finite(against.difference) if against else None,
         "difference_interval": against.interval if against else None,
         "p_raw": against.p_raw if against else None,
         "p": against.p if against else None,
@@ -594,10 +595,6 @@ def _is_real(other: Ranked) -> bool:
 
 def _better(other: Ranked) -> str:
     return f"better on {other.better_on} of {other.against_best.num if other.against_best else 0}"
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _listed(seeds: Sequence[Block]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from runner.errors import printable
 from runner.report import parity
 from runner.report.answer import Answer, Ranked
+from runner.run import strict_json
 from runner.run.run_folder import points
 from runner.text import escape
 
@@ -100,7 +101,7 @@ def _subsample(x: np.ndarray, y: np.ndarray) -> dict[str, list[float | None]]:
 
 def _numbers(values: np.ndarray) -> list[float | None]:
     """Convert to JSON numbers; NaN and infinity, which JSON does not have, become null."""
-    return [float(value) if np.isfinite(value) else None for value in values]
+    return [strict_json.finite(float(value)) for value in values]
 
 
 def _choice(i: int, ranked: Ranked, style: Mapping[str, str]) -> str:

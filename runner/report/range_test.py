@@ -28,6 +28,11 @@ def end(losses: Array, smoothed: Array, factor: float) -> int | None:
     return int(bad[0]) if len(bad) else None
 
 
+def two_digits(rate: float) -> float:
+    """Round a rate to two digits."""
+    return float(f"{rate:.1e}")
+
+
 @dataclass(frozen=True)
 class Suggestion:
     steepest: float  # the rate at which the smoothed loss falls fastest over ln(rate)
@@ -37,7 +42,7 @@ class Suggestion:
     @property
     def lr(self) -> float:
         """The rate `steepest`, rounded to two digits."""
-        return float(f"{self.steepest:.1e}")
+        return two_digits(self.steepest)
 
 
 def first_read(rates: Array) -> float:

@@ -13,6 +13,11 @@ def dumps(values: Mapping[str, Any] | Sequence[Any]) -> str:
     return json.dumps(_strict(values), indent=2, allow_nan=False)
 
 
+def finite(value: float) -> float | None:
+    """Return a number for JSON that others read; None for one that is not finite."""
+    return value if math.isfinite(value) else None
+
+
 def with_numbers(values: Any) -> Any:
     """Undo this for values that have been read. They must not contain these words as text."""
     if isinstance(values, dict):

@@ -21,10 +21,9 @@ from runner.config.stand_in import with_lr
 from runner.data.order import Chunk
 from runner.errors import IF_DIVERGED, ConfigError, RunError
 from runner.plan import Plan, evaluate
-from runner.report.range_test import Suggestion
-from runner.run import run_folder
+from runner.report.range_test import two_digits
+from runner.run import run_folder, strict_json
 from runner.run.signals import Signals
-from runner.schedules.stall import Stall
 from runner.spec import Backend, Live, Report, TrainState
 from runner.tasks import find_lr
 from runner.text.console import Console
@@ -32,6 +31,7 @@ from runner.text.console import Console
 FACTOR = 4.0  # between neighbouring rates
 MOST_RATES = 6  # that are compared
 FEWEST_STEPS = 500  # of a short run, if the run has as many
+TRAIN_LOSS = "train/loss"  # decides without validation rows
 SHARE = 10  # a short run has this part of the updates of a long run
 
 Planned = Callable[[Mapping[str, Any]], Plan]  # plans a composed config on the run's data
@@ -49,95 +49,105 @@ class Found:
 
     def write(self, path: Path) -> list[str]:
         """Write find_lr.json and find_lr.png into the run's folder. Return the warnings."""
-        measured = [{"lr": lr, "value": _or_none(v)} for lr, v in sorted(self.measured.items())]
+        measured = [
+            {"lr": lr, "value": strict_json.finite(v)} for lr, v in sorted(self.measured.items())
+        ]
         entries = {**self.test.json(), "measured": measured, "lr": self.lr}
         run_folder.write_json(path / "find_lr.json", entries)
         self.test.draw(path)
         return self.warnings
 
 
-def find(
-    composed: Mapping[str, Any],
-    planned: Planned,
-    prepared: Plan,
-    backend: Backend,
-    start: TrainState,
-    console: Console,
-    signals: Signals,
-) -> Found | None:
-    """Find the base rate of a planned run, and print the steps. None if a signal came."""
-    test_values = find_lr.as_range_test(composed)
-    tested = find_lr.train(planned(test_values), backend, start, console, signals)
-    if signals.received:
-        return None
-    suggestion = tested.suggestion
-    if suggestion is None:
-        raise RunError(
-            "optimizer.lr=auto finds no rate: the loss does not fall in the range test; set a "
-            "number, or see task=find_lr"
+@dataclass(frozen=True)
+class Search:
+    """The search for the base rate of a planned run."""
+
+    composed: Mapping[str, Any]  # the run's config, as plain values
+    planned: Planned
+    prepared: Plan
+    backend: Backend
+    start: TrainState
+    console: Console
+    signals: Signals
+
+    @property
+    def num_steps(self) -> int:
+        """The updates of a short run."""
+        total = self.prepared.order.total_steps
+        return min(total, max(FEWEST_STEPS, total // SHARE))
+
+    @property
+    def metric(self) -> str:
+        """The metric that decides."""
+        monitor = self.prepared.config.trainer.monitor
+        is_measured = len(self.prepared.data.val) > 0 and not monitor.startswith("train/")
+        return monitor if is_measured else TRAIN_LOSS
+
+    def find(self) -> Found | None:
+        """Find the rate, and print the steps. None if a signal came."""
+        test = self.planned(find_lr.as_range_test(self.composed))
+        tested = find_lr.train(test, self.backend, self.start, self.console, self.signals)
+        if self.signals.received:
+            return None
+        suggestion = tested.suggestion
+        if suggestion is None:
+            raise RunError(
+                "optimizer.lr=auto finds no rate: the loss does not fall in the range test; set a "
+                "number, or see task=find_lr"
+            )
+        self.console.say(
+            f"rate     optimizer.lr=auto: the loss falls fastest at {suggestion.lr:g} (range test "
+            f"of {len(tested.rates)} updates)"
         )
-    console.say(
-        f"rate     optimizer.lr=auto: the loss falls fastest at {suggestion.lr:g} (range test of "
-        f"{len(tested.rates)} updates)"
-    )
-    short = _Short(composed, planned, prepared, backend, start, console, signals)
-    measured = _compare(short, suggestion)
-    if signals.received:
-        return None
-    lr = short.best(measured)
-    listed = ", ".join(f"{rate:g}: {value:.4g}" for rate, value in sorted(measured.items()))
-    console.say(f"rate     {short.metric} after {short.num_steps} updates at {listed}")
-    if not math.isfinite(measured[lr]):
-        raise RunError(f"optimizer.lr=auto finds no rate: all short runs diverged; {IF_DIVERGED}")
-    console.say(f"rate     optimizer.lr={lr:g}")
-    plan = planned(with_lr(composed, lr))
-    return Found(lr, plan, plan.check_schedule(), tested, measured)
+        measured = self._compare(suggestion.lr)
+        if self.signals.received:
+            return None
+        listed = ", ".join(f"{rate:g}: {value:.4g}" for rate, value in sorted(measured.items()))
+        self.console.say(f"rate     {self.metric} after {self.num_steps} updates at {listed}")
+        lr = self._best(measured)
+        if not math.isfinite(measured[lr]):
+            raise RunError(
+                f"optimizer.lr=auto finds no rate: all short runs diverged; {IF_DIVERGED}"
+            )
+        self.console.say(f"rate     optimizer.lr={lr:g}")
+        plan = self.planned(with_lr(self.composed, lr))
+        return Found(lr, plan, plan.check_schedule(), tested, measured)
 
+    def _compare(self, suggested: float) -> dict[float, float]:
+        """Return the metric of each rate that was tried."""
+        measured: dict[float, float] = {}
+        rates = [suggested / FACTOR, suggested, suggested * FACTOR]
+        while rates and not self.signals.received:
+            for rate in map(two_digits, rates):
+                measured[rate] = self._measure(rate)
+            best, rates = self._best(measured), []
+            if best == min(measured):
+                rates = [best / FACTOR]
+            elif best == max(measured):
+                rates = [best * FACTOR]
+            rates = rates if len(measured) < MOST_RATES else []
+        return measured
 
-class _Short:
-    """Trains short runs of a planned run with other base rates."""
+    def _best(self, measured: Mapping[float, float]) -> float:
+        """Return the rate with the best value; the smallest of equal ones, and of all if none has a
+        finite value."""
+        finite = {lr: measured[lr] for lr in sorted(measured) if math.isfinite(measured[lr])}
+        if not finite:
+            return min(measured)
+        maximizes = self.prepared.config.trainer.monitor_mode == "max"
+        choose = max if maximizes and self.metric != TRAIN_LOSS else min
+        return choose(finite, key=finite.__getitem__)
 
-    def __init__(
-        self,
-        composed: Mapping[str, Any],
-        planned: Planned,
-        prepared: Plan,
-        backend: Backend,
-        start: TrainState,
-        console: Console,
-        signals: Signals,
-    ) -> None:
-        self.prepared, self.backend, self.start = prepared, backend, start
-        self.console, self.signals = console, signals
-        self._composed, self._planned = composed, planned
-        total = prepared.order.total_steps
-        self.num_steps = min(total, max(FEWEST_STEPS, total // SHARE))
-        trainer = prepared.config.trainer
-        self._has_val = len(prepared.data.val) > 0
-        self.metric = trainer.monitor if self._has_val else "train/loss"
-        self._mode = Stall(trainer.monitor_mode if self._has_val else "min", patience=0)
-
-    def best(self, measured: Mapping[float, float]) -> float:
-        """Return the rate with the best value; the smallest of equal ones."""
-        best = None
-        for lr in sorted(measured):
-            value = measured[lr]
-            if math.isfinite(value) and (
-                best is None or self._mode.is_better(value, measured[best])
-            ):
-                best = lr
-        return min(measured) if best is None else best
-
-    def measure(self, lr: float) -> float:
+    def _measure(self, lr: float) -> float:
         """Return the metric after a short run at base rate `lr`; NaN if it diverges."""
         trainer = {
-            **self._composed["trainer"],
+            **self.composed["trainer"],
             "max_epochs": None,
             "max_steps": self.num_steps,
             "early_stopping_patience": None,
         }
-        values = {**with_lr(self._composed, lr), "debug": None, "trainer": trainer}
-        prepared = self._planned(values)
+        values = {**with_lr(self.composed, lr), "debug": None, "trainer": trainer}
+        prepared = self.planned(values)
         losses: list[np.ndarray] = []
         found = math.nan
 
@@ -148,7 +158,7 @@ class _Short:
             self.console.advance(step, f"rate {lr:.3g}  loss {report.losses[-1]:.4g}")
             if not np.isfinite(report.losses).all():
                 return False
-            if step == self.num_steps and self._has_val:
+            if step == self.num_steps and self.metric != TRAIN_LOSS:
                 val = prepared.data.val
                 found = evaluate(prepared, val, live.predict, live.measure, "val/")[self.metric]
             elif step == self.num_steps:
@@ -159,31 +169,6 @@ class _Short:
             chunks = prepared.chunks(0, None, adapt=False)
             self.backend.train(prepared.run_spec(), self.start, chunks, on_chunk)
         return found
-
-
-def _compare(short: _Short, suggestion: Suggestion) -> dict[float, float]:
-    """Return the metric of each rate that was tried."""
-    measured: dict[float, float] = {}
-    rates = [suggestion.lr / FACTOR, suggestion.lr, suggestion.lr * FACTOR]
-    while rates and not short.signals.received:
-        for rate in map(_two_digits, rates):
-            measured[rate] = short.measure(rate)
-        best, rates = short.best(measured), []
-        if best == min(measured):
-            rates = [best / FACTOR]
-        elif best == max(measured):
-            rates = [best * FACTOR]
-        rates = rates if len(measured) < MOST_RATES else []
-    return measured
-
-
-def _two_digits(rate: float) -> float:
-    return float(f"{rate:.1e}")
-
-
-def _or_none(value: float) -> float | None:
-    """Return a number that JSON has; None for one that is not finite."""
-    return value if math.isfinite(value) else None
 
 
 def check(prepared: Plan) -> None:

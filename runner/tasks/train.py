@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from runner import dispatcher, user_code
 from runner.components import loss_scale
@@ -46,9 +46,11 @@ from runner.run.resume import Resumed, check, with_saved_threads
 from runner.run.signals import Signals
 from runner.run.training import Training
 from runner.spec import INEXACT, Backend, RunSpec, TrainState, first_state
-from runner.tasks import auto_lr
 from runner.text import quoting
 from runner.text.console import Console, capture, log_traceback, tree
+
+if TYPE_CHECKING:
+    from runner.tasks import auto_lr
 
 
 @dataclass(frozen=True)
@@ -288,7 +290,7 @@ def _with_lr(
     start: TrainState,
     console: Console,
     signals: Signals,
-) -> tuple[Job, Plan, auto_lr.Found | None]:
+) -> "tuple[Job, Plan, auto_lr.Found | None]":
     """Return the job and its plan with the base rate that optimizer.lr=auto finds, and how it was
     found. With a number, and if a signal comes, return them as they are."""
 
@@ -305,9 +307,12 @@ def _with_lr(
 
     if not job.finds_lr:
         return job, prepared, None
+    from runner.tasks import auto_lr
+
     auto_lr.check(prepared)
     try:
-        found = auto_lr.find(job.composed, planned, prepared, backend, start, console, signals)
+        search = auto_lr.Search(job.composed, planned, prepared, backend, start, console, signals)
+        found = search.find()
     except (ConfigError, RunError):
         raise
     except Exception as error:

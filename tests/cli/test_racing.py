@@ -56,7 +56,7 @@ def noisy(name: str, seed: int) -> float:
 
 
 def test_a_race_adds_seeds_and_drops_schedules_up_to_the_runs_of_a_fixed_design() -> None:
-    """Of 4 schedules on 4 seeds, two are dropped after 3 seeds, 12 runs; the other two get the
+    """Two of 4 schedules are dropped after 3 of 4 seeds, 12 runs; the other two get the
     last seed of the list and the one that follows, 16 runs."""
     race = planned(SCHEDULES, "seed=3,0,7,5", "race.budget=auto")
     first, *others = raced(race, noisy)

@@ -45,7 +45,7 @@ def test_the_run_has_the_rate_that_was_best_in_short_runs(tmp_path: Path, backen
 
 
 def test_the_objects_of_python_have_it_too(tmp_path: Path) -> None:
-    """With a schedule of the user's own, and without validation: the training losses decide."""
+    """A schedule of the user's own is used; without validation, the training losses decide."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(96, 3))
     run = train(
