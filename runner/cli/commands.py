@@ -447,7 +447,9 @@ def _multirun(request: Request) -> int:
             failure = RunError(multirun.why_ended(error))
     if signal_number is None and failure is None:
         wanted = replace(compare.wanted(first.answer), course=jobs.course)
-        return comparison.write(folder, num_jobs, wanted)
+        status = comparison.write(folder, num_jobs, wanted)
+        _track_answer(folder, [each.config for each in request.frozen])
+        return status
     with suppress(RunError):
         comparison.write(folder, num_jobs, comparison.Wanted(course=jobs.course))
     print(f"resume   {multirun.resume_command(request.arguments, folder)}")
@@ -493,6 +495,7 @@ def _search(request: Request, hydra: DictConfig) -> int:
         wanted = compare.wanted(first.answer) if is_over else comparison.Wanted()
         status = comparison.write(folder, 0, wanted)
     if is_over:
+        _track_answer(folder, [first])
         return status
     print(f"resume   {multirun.resume_command(request.arguments, folder)}")
     if failure is not None:
@@ -500,14 +503,25 @@ def _search(request: Request, hydra: DictConfig) -> int:
     return 128 + (ended or 0)
 
 
+def _track_answer(folder: Path, configs: Sequence[Config]) -> None:
+    """Give the trackers of the jobs the answer of their multirun."""
+    if any(config.trackers for config in configs):
+        from runner.report.jobs import inside
+        from runner.run import trackers
+
+        trackers.answer(folder, configs, inside(folder))
+
+
 def _checked(request: Request) -> "tuple[Tuning | None, bool]":
     """Check the jobs of a multirun; plan its tuning, if it has one. Return it, and whether the
     multirun is a race."""
     from runner.cli import racing, tuning
+    from runner.run import trackers
     from runner.tasks.train import check_processes
 
     for frozen in request.frozen:
         check_processes(frozen.config)
+        trackers.check(frozen.config)
     is_tuned = any(frozen.config.tune is not None for frozen in request.frozen)
     is_race = any(frozen.config.race.budget is not None for frozen in request.frozen)
     if is_race:
@@ -848,7 +862,9 @@ def _branches(request: Request) -> int:
         status = train(job)
         if status > 128:
             return status
-    return comparison.write(folder, len(branches))
+    status = comparison.write(folder, len(branches))
+    _track_answer(folder, [branch.config for branch in branches])
+    return status
 
 
 def _on_folders(request: Request) -> int:

@@ -186,6 +186,7 @@ class Plan:
 def plan(request: Request, sweeper: Mapping[str, Any]) -> Plan:
     """Read what a search chooses, from hydra.sweeper and the command line, and check its configs:
     both ends of each interval and every category."""
+    from runner.run import trackers
     from runner.tasks.train import check_processes
 
     if "n_trials" not in sweeper:
@@ -216,6 +217,7 @@ def plan(request: Request, sweeper: Mapping[str, Any]) -> Plan:
         is_race = each.config.race.budget is not None
         sweep.check_choosers(is_race, each.config.tune is not None)
         check_processes(each.config)
+        trackers.check(each.config)
     planned = Plan(found, sweeper, base, _seeds(seeds), frozen[0])
     _check_sampler(sweeper["sampler"], found)
     return planned

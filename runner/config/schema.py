@@ -178,6 +178,13 @@ Logger = Annotated[
 ]
 
 
+Artifact: TypeAlias = Literal["curves", "certificate", "checkpoints", "comparison"]
+
+
+class Tracking(Section):
+    artifacts: Annotated[list[Artifact], AfterValidator(_differ)]
+
+
 class SizedPart(Section):
     """A part of the run, `for` its length, with a batch size of its own."""
 
@@ -357,6 +364,7 @@ class Config(Section):
     schedule: Schedule
     metrics: Literal["auto"] | Annotated[list[Metric], Field(max_length=100)]
     logger: Annotated[Logger, Mark(outside_hash=True, on_resume=True)]
+    tracker: Annotated[Tracking, Mark(outside_hash=True, on_resume=True)]
     callbacks: Annotated[list[Callback], _WHEN_RESUMED]
     debug: Literal["fast", "overfit", "anomaly", "nondeterminism", "profile"] | None
     trainer: Trainer

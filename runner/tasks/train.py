@@ -239,7 +239,7 @@ def train(job: Job) -> int:
     """Train in a new folder, or resume in an existing one. Return the exit status."""
     config, resumed, call = job.config, job.resumed, job.call
     _check_batch_sizes(job)
-    trackers.check(config.trackers)
+    trackers.check(config, is_resumed=resumed is not None)
     if job.team is None and call is None:
         check_processes(config)
     if config.num_processes > 1 and job.team is None:
@@ -597,11 +597,14 @@ def _trackers(job: Job, total_steps: int, path: Path, console: Console) -> Seque
     """Return the observers that pass the records on to the trackers."""
     if not job.config.trackers:
         return ()
+    if "comparison" in job.config.tracker.artifacts and job.path is None and job.resumed is None:
+        console.say("note: tracker.artifacts has comparison, which only a multirun has (-m)")
     tracked = trackers.TrackedRun(
         path,
         Path(job.config.output.root),
         trackers.group_of(job.path),
         trackers.hyperparameters(job.composed),
+        job.config.tracker.artifacts,
     )
     return trackers.followers(job.config.trackers, tracked, total_steps, console)
 

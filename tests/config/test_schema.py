@@ -8,10 +8,10 @@ from runner.config.explain import every_key
 from runner.config.schema import Config, marked
 
 MARKED = {
-    "outside_hash": "task logger answer race output print_config find_lr forecast clean run runs "
-    "where sort format checkpoint weights trusted_modules steps resume",
-    "on_resume": "backend device devices num_nodes strategy logger callbacks trainer.max_epochs "
-    "trainer.max_steps trainer.max_time trainer.steps_per_call trainer.threads "
+    "outside_hash": "task logger tracker answer race output print_config find_lr forecast clean "
+    "run runs where sort format checkpoint weights trusted_modules steps resume",
+    "on_resume": "backend device devices num_nodes strategy logger tracker callbacks "
+    "trainer.max_epochs trainer.max_steps trainer.max_time trainer.steps_per_call trainer.threads "
     "trainer.process_timeout trainer.gradient_checkpointing trainer.checkpoint_every "
     "trainer.keep_checkpoints "
     "trainer.early_stopping_patience trainer.early_stopping_min_delta trainer.strict print_config "

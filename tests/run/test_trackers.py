@@ -1,5 +1,6 @@
 """A tracker gets each point of trace.csv and metrics.csv once, also after kills and resumes."""
 
+import base64
 import csv
 import json
 import platform
@@ -9,14 +10,17 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from textwrap import dedent
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
+from runner.cli.compose import compose
+from runner.config.schema import parse
 from runner.errors import ConfigError
-from runner.run import trackers
+from runner.run import checkpoint, trackers
 from runner.run.trackers.follower import Follower, without_secrets
 from runner.run.trackers.points import spacing
 from runner.run.trackers.tracker import Point, TrackedRun, Tracker, hyperparameters
@@ -24,6 +28,7 @@ from tests.command_line import BACKENDS, Running, forked
 from tests.rows import slow_but
 
 NUM_STEPS, EPOCH = 9, 3
+ARTIFACTS = ("curves", "certificate", "checkpoints")
 TRACE = "step,learning_rate,loss\n"
 METRICS = "epoch,step,train/loss,val/accuracy,seconds\n"
 
@@ -72,6 +77,54 @@ READ: dict[str, Callable[[Path], dict[str, list[tuple[int, float]]]]] = {
     "tensorboard": tensorboard_points,
     "mlflow": mlflow_points,
     "wandb": wandb_points,
+}
+
+
+def tensorboard_files(folder: Path) -> dict[str, bytes]:
+    """Read a run's pictures and texts. JSON is indented, so that it is shown as it is."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0, "tensors": 0})
+    accumulator.Reload()
+    tags = accumulator.Tags()
+    found = {f"{t}.png": accumulator.Images(t)[-1].encoded_image_string for t in tags["images"]}
+    for tag in tags["tensors"]:
+        if not tag.startswith("_"):
+            (text,) = accumulator.Tensors(tag)[-1].tensor_proto.string_val
+            is_json = text.startswith(b"    ")
+            found[f"{tag}.json" if is_json else f"{tag}.md"] = dedent(text.decode()).encode()
+    return found
+
+
+def mlflow_files(folder: Path) -> dict[str, bytes]:
+    from mlflow.tracking import MlflowClient
+
+    root = next(path for path in folder.parents if (path / "mlflow.db").is_file())
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    run_id = json.loads((folder / "mlflow.json").read_text())["run_id"]
+    top = Path(client.download_artifacts(run_id, ""))
+    return {str(p.relative_to(top)): p.read_bytes() for p in top.rglob("*") if p.is_file()}
+
+
+def wandb_files(folder: Path) -> dict[str, bytes]:
+    """Read the files that the last session of a run has recorded."""
+    from runner.run.trackers import wandb
+
+    run_id = json.loads((folder / "wandb.json").read_text())["run_id"]
+    records = sorted(folder.glob(f"wandb/*run-*-{run_id}*/run-{run_id}.wandb"))[-1]
+    named = [
+        file.path
+        for record in wandb._records(records)
+        if record.WhichOneof("record_type") == "files"
+        for file in record.files.files
+    ]
+    return {name: (records.parent / "files" / name).read_bytes() for name in named}
+
+
+READ_FILES: dict[str, Callable[[Path], dict[str, bytes]]] = {
+    "tensorboard": tensorboard_files,
+    "mlflow": mlflow_files,
+    "wandb": wandb_files,
 }
 
 
@@ -134,8 +187,10 @@ class Said:
 
 
 def follower(name: str, folder: Path, said: Said, make: Any = None) -> Follower:
-    run = TrackedRun(folder, folder.parent, None, {"optimizer.lr": 0.1, "schedule.name": "cosine"})
-    made = make or trackers.TRACKERS[name][1]
+    keys = {"optimizer.lr": 0.1, "schedule.name": "cosine"}
+    known = [each for each in ARTIFACTS if each in trackers.TRACKERS[name].artifacts]
+    run = TrackedRun(folder, folder.parent, None, keys, known)
+    made = make or trackers.TRACKERS[name].make
     console: Any = said
     return Follower(name, made, run, NUM_STEPS, console)
 
@@ -157,12 +212,12 @@ def test_after_kills_and_resumes_it_has_every_point_once(tmp_path: Path, name: s
     """Killed after updates that no checkpoint covers, killed before any point was passed on,
     resumed from an earlier checkpoint than the last, and extended."""
     said = Said()
-    for begin, checkpoint, killed_at in ((0, 4, 5), (4, None, 6), (4, 7, 8), (3, 8, 9)):
+    for begin, saved, killed_at in ((0, 4, 5), (4, None, 6), (4, 7, 8), (3, 8, 9)):
         rewind(tmp_path, begin)
         with follower(name, tmp_path, said) as one:
             record(tmp_path, begin, killed_at)
-            if checkpoint is not None:
-                one.on_checkpoint(tmp_path / str(checkpoint))
+            if saved is not None:
+                one.on_checkpoint(tmp_path / str(saved))
         one._thread.join(60)
         wait_until_written(tmp_path)
     rewind(tmp_path, 8)
@@ -171,6 +226,72 @@ def test_after_kills_and_resumes_it_has_every_point_once(tmp_path: Path, name: s
         one.on_end({"status": "completed"})
     check(name, tmp_path)
     assert len(said.lines) == 1  # the command that shows it
+
+
+PICTURE = base64.b64decode(  # a PNG of one grey pixel
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
+)
+
+
+@pytest.mark.parametrize("name", slow_but(trackers.TRACKERS, "tensorboard"))
+def test_files_that_are_asked_for_are_those_of_the_end(tmp_path: Path, name: str) -> None:
+    """Twice at the end, after an interruption: a file is there once, with its last content."""
+    record(tmp_path, 0, NUM_STEPS)
+    (tmp_path / "curves.png").write_bytes(PICTURE)
+    for step in (6, NUM_STEPS):
+        kept = tmp_path / "checkpoints" / str(step)
+        kept.mkdir(parents=True)
+        (kept / "state.json").write_text(f'{{"step": {step}}}')
+        checkpoint.point(tmp_path, "last", step)
+        (tmp_path / "certificate.json").write_text(f'{{"steps": {step}}}')
+        for _ in range(2):
+            with follower(name, tmp_path, Said()) as one:
+                one.on_end({"status": "interrupted", "steps": step})
+    expected = {"curves.png": PICTURE, "certificate.json": b'{"steps": 9}'}
+    if name != "tensorboard":
+        expected["checkpoints/last/state.json"] = b'{"step": 9}'
+    assert READ_FILES[name](tmp_path) == expected
+    check(name, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_multirun_is_a_group_with_its_answer(tmp_path: Path) -> None:
+    """The files are those of the multirun's folder; MLflow's jobs have the answer as their
+    parent."""
+    from mlflow.tracking import MlflowClient
+
+    names = f"[{','.join(trackers.TRACKERS)}]"
+    (done,) = forked(
+        tmp_path,
+        (
+            *("-m", "seed=0,1", "schedule=constant,cosine", "trainer.max_steps=20", "device=cpu"),
+            *(f"logger={names}", "tracker.artifacts=[comparison,curves]"),
+        ),
+    )
+    assert (done.status, done.err) == (0, "")
+    (folder,) = tmp_path.glob("outputs/multiruns/*")
+    answer = json.loads((folder / "answer.json").read_text())
+    files = {name: read(folder) for name, read in READ_FILES.items()}
+    assert b"\n".join(files["tensorboard"].pop("answer.md").split(b"  \n")).decode() == "\n".join(
+        answer["says"]
+    )
+    assert set(files["tensorboard"]) == {"comparison.md", "comparison.png"}
+    assert set(files["mlflow"]) == set(files["wandb"])
+    assert {*files["mlflow"]} >= {"comparison.html", "comparison.csv", "answer.json"}
+    for name, content in (each for found in files.values() for each in found.items()):
+        assert content == (folder / name).read_bytes()
+    client = MlflowClient(f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
+    ids = {
+        path.parent: json.loads(path.read_text())["run_id"]
+        for path in [folder / "mlflow.json", *folder.glob("*/mlflow.json")]
+    }
+    parent = ids.pop(folder)
+    assert client.get_run(parent).data.tags["winner"] == answer["winner"]
+    assert len(ids) == 4
+    for path, run_id in ids.items():
+        tags = client.get_run(run_id).data.tags
+        assert (tags["group"], tags["mlflow.parentRunId"]) == (folder.name, parent)
+        assert {*READ_FILES["mlflow"](path)} == {"curves.png"}
 
 
 def test_a_damaged_end_of_the_event_file_is_written_again(tmp_path: Path) -> None:
@@ -193,6 +314,8 @@ class Failing(Tracker):
 
     def open(self, last: int) -> int:
         return -1
+
+    def keep(self, name: str, path: Path, step: int) -> None: ...
 
     def write(self, points: Sequence[Point]) -> None:
         raise OSError("https://me:hunter2@host refused s3cr3t-value")
@@ -265,12 +388,11 @@ def test_hyperparameters_are_the_keys_that_determine_the_run() -> None:
 def test_a_missing_library_is_refused_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runner.run.trackers.find_spec", lambda name: None)
     with pytest.raises(ConfigError) as caught:
-        trackers.check(["tensorboard"])
+        trackers.check(parse(compose(["logger=tensorboard"])))
     assert str(caught.value) == (
         "logger=tensorboard needs the package tensorboard; install it with pip install "
         "'twinrun[tensorboard]'"
     )
-    trackers.check([])
 
 
 RUN = ("trainer.batch_size=100", "trainer.checkpoint_every=17steps", "device=cpu")

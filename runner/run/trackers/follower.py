@@ -17,6 +17,7 @@ from typing import Any
 from runner.data.order import Chunk
 from runner.errors import one_line
 from runner.run.observer import Observer
+from runner.run.trackers import files
 from runner.run.trackers.points import Points, last
 from runner.run.trackers.tracker import TrackedRun, Tracker
 from runner.spec import Live, Report
@@ -45,6 +46,7 @@ class Follower(Observer):
         self._changed = threading.Condition()
         self._step: int | None = 0  # the updates that may be passed on; None: all
         self._status: str | None = None  # the run's, when it has ended
+        self._num_steps: int | None = None  # its updates, when its files are written
         self._num_written = 0
         self._error: str | None = None
         self._is_told = False
@@ -73,6 +75,7 @@ class Follower(Observer):
     def on_end(self, result: Mapping[str, Any]) -> None:
         with self._changed:
             self._step, self._status = None, str(result["status"])
+            self._num_steps = result.get("steps")
             self._changed.notify()
         num_written = -1
         while self._thread.is_alive() and num_written != self._num_written:
@@ -98,7 +101,7 @@ class Follower(Observer):
             self._pass_on()
         except Exception as error:
             log(without_secrets(traceback.format_exc()))
-            self._error = without_secrets(f"{type(error).__name__}: {one_line(error)}"[:300])
+            self._error = why(error)
 
     def _pass_on(self) -> None:
         tracker = self._make(self.run)
@@ -116,9 +119,19 @@ class Follower(Observer):
                 self._rest(time.monotonic() - began)
             if status is not None:
                 points.close()
-                tracker.close(status)
+                try:
+                    self._keep_files(tracker)
+                finally:
+                    tracker.close(status)
                 self._hint = tracker.hint
                 return
+
+    def _keep_files(self, tracker: Tracker) -> None:
+        """Add the files that tracker.artifacts asks for; none of a run that raised an error."""
+        for name, path in files.of_run(self.run.path, self.run.artifacts):
+            if self._num_steps is not None:
+                tracker.keep(name, path, self._num_steps)
+                self._num_written += 1
 
     def _rest(self, spent: float) -> None:
         """Wait after a write of `spent` seconds, until the run ends at the latest."""
@@ -131,6 +144,32 @@ class Follower(Observer):
         with self._changed:
             self._changed.wait_for(lambda: self._status is not None or self._step != step)
             return self._step, self._status
+
+
+def in_time(work: Callable[[], str]) -> str:
+    """Return what `work` returns. It runs in a thread; raises TimeoutError after 30 s, and what
+    `work` raises."""
+    found: list[str | Exception] = []
+
+    def try_it() -> None:
+        try:
+            found.append(work())
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=try_it, daemon=True)
+    thread.start()
+    thread.join(_PATIENCE_SECONDS)
+    if not found:
+        raise TimeoutError(f"no answer in {_PATIENCE_SECONDS:.0f} s")
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
+
+
+def why(error: Exception) -> str:
+    """Describe a failure in one line, without secrets."""
+    return without_secrets(f"{type(error).__name__}: {one_line(error)}"[:300])
 
 
 def without_secrets(text: str) -> str:

@@ -22,41 +22,25 @@ from mlflow.tracking import MlflowClient
 from runner.errors import ConfigError
 from runner.run import run_folder
 from runner.run.trackers.points import LEARNING_RATE
-from runner.run.trackers.tracker import Point, TrackedRun, Tracker, order
+from runner.run.trackers.tracker import Point, TrackedMultirun, TrackedRun, Tracker, order
 
 FILE = "mlflow.json"  # has the id of the tracked run; lies in the run's folder
 _EXPERIMENT = "twinrun"
 _MOST_METRICS = 1000  # the limit of a request
 _MOST_PARAMS = 100
+_LONGEST_TAG = 5000  # characters
 _STATUS = {"completed": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
 class MLflow(Tracker):
-    """Writes metrics, and the config as parameters; the multirun is the tag `group`."""
+    """Writes metrics, files, and the config as parameters; the multirun is the tag `group`."""
 
     def __init__(self, run: TrackedRun) -> None:
-        self._run, store = run, (run.root / "mlflow.db").resolve()
-        configured = os.environ.get("MLFLOW_TRACKING_URI")
-        address = configured or f"sqlite:///{store}"
-        with run_folder.exclusive_access(run.root):  # jobs side by side would all make the tables
-            if not configured and not store.exists():
-                _make(store)
-            self._client = MlflowClient(address)
-            self._experiment = self._find_experiment(run)
-        self.hint = f"mlflow, in {'the store of MLFLOW_TRACKING_URI' if configured else address}"
-
-    def _find_experiment(self, run: TrackedRun) -> str:
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or _EXPERIMENT
-        found = self._client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        artifacts = None  # a server has a place of its own for them
-        if not os.environ.get("MLFLOW_TRACKING_URI"):
-            artifacts = (run.root / "mlflow_artifacts").resolve().as_uri()
-        return str(self._client.create_experiment(name, artifact_location=artifacts))
+        self._run = run
+        self._client, self._experiment, self.hint = _connect(run.root)
 
     def open(self, last: int) -> int:
-        before = self._saved_id()
+        before = _saved_id(self._client, self._run.path)
         if before is not None:
             done = max(self._orders(before), default=-1)
             if done <= last:
@@ -67,14 +51,6 @@ class MLflow(Tracker):
         if before is not None:
             self._client.set_tag(before, "replaced_by", self._id)
         return -1
-
-    def _saved_id(self) -> str | None:
-        """Return the id of the tracked run; None if there is none in this store."""
-        with suppress(ConfigError, KeyError, MlflowException):
-            saved = str(run_folder.read_json(self._run.path / FILE)["run_id"])
-            self._client.get_run(saved)
-            return saved
-        return None
 
     def _orders(self, run_id: str) -> Iterator[int]:
         """Yield the orders of the last update and of the last evaluation that the run has."""
@@ -105,8 +81,75 @@ class MLflow(Tracker):
             batch += new
         self._client.log_batch(self._id, metrics=batch)
 
+    def keep(self, name: str, path: Path, step: int) -> None:
+        _keep(self._client, self._id, name, path)
+
     def close(self, status: str) -> None:
         self._client.set_terminated(self._id, _STATUS[status])
+
+
+def write_answer(multirun: TrackedMultirun) -> str:
+    """Write a run with the answer of a multirun: it is the parent of the jobs' runs, its
+    description is the table, and its artifacts are the files. Return the hint."""
+    client, experiment, hint = _connect(multirun.root)
+    parent = _saved_id(client, multirun.path)
+    if parent is None:
+        made = client.create_run(experiment, run_name=multirun.name)
+        parent = made.info.run_id
+        run_folder.write_json(multirun.path / FILE, {"run_id": parent})
+    tags = {
+        "group": multirun.name,
+        "answer": multirun.says,
+        "winner": multirun.winner or "",
+        "mlflow.note.content": multirun.table,
+    }
+    for key, value in tags.items():
+        client.set_tag(parent, key, value[:_LONGEST_TAG])
+    for run in multirun.runs:
+        if (child := _saved_id(client, run)) is not None:
+            client.set_tag(child, "mlflow.parentRunId", parent)
+    for name, path in multirun.files:
+        _keep(client, parent, name, path)
+    client.set_terminated(parent, "FINISHED")
+    return hint
+
+
+def _keep(client: MlflowClient, run_id: str, name: str, path: Path) -> None:
+    """Add a file as an artifact. MLflow keeps the name of the file itself."""
+    client.log_artifact(run_id, str(path), str(Path(name).parent) if "/" in name else None)
+
+
+def _connect(root: Path) -> tuple[MlflowClient, str, str]:
+    """Return the client of the store, the experiment's id, and a hint where the store is."""
+    store, configured = (root / "mlflow.db").resolve(), os.environ.get("MLFLOW_TRACKING_URI")
+    address = configured or f"sqlite:///{store}"
+    with run_folder.exclusive_access(root):  # jobs side by side would all make the tables
+        if not configured and not store.exists():
+            _make(store)
+        client = MlflowClient(address)
+        experiment = _find_experiment(client, None if configured else root)
+    place = "the store of MLFLOW_TRACKING_URI" if configured else address
+    return client, experiment, f"mlflow, in {place}"
+
+
+def _find_experiment(client: MlflowClient, root: Path | None) -> str:
+    """Find or make the experiment. Without `root`, the store is a server, which has a place of its
+    own for artifacts."""
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or _EXPERIMENT
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    artifacts = None if root is None else (root / "mlflow_artifacts").resolve().as_uri()
+    return str(client.create_experiment(name, artifact_location=artifacts))
+
+
+def _saved_id(client: MlflowClient, folder: Path) -> str | None:
+    """Return the id of the tracked run of a folder; None if there is none in this store."""
+    with suppress(ConfigError, KeyError, MlflowException):
+        saved = str(run_folder.read_json(folder / FILE)["run_id"])
+        client.get_run(saved)
+        return saved
+    return None
 
 
 def _make(store: Path) -> None:

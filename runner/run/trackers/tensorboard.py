@@ -4,10 +4,13 @@ The file is written with the protocol buffers and the record format of the packa
 without its writer, which would import TensorFlow. Values are float32.
 """
 
+import os
 import shlex
 import struct
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from textwrap import indent
 from typing import Any, BinaryIO
 
 from google.protobuf.struct_pb2 import Value
@@ -22,9 +25,11 @@ from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from runner.run.trackers.points import LEARNING_RATE
-from runner.run.trackers.tracker import Point, TrackedRun, Tracker, order
+from runner.run.trackers.tracker import Point, TrackedMultirun, TrackedRun, Tracker, order
 
 FILE = "events.out.tfevents.twinrun"  # TensorBoard reads files with `tfevents` in the name
+_SHOWN = (".png", ".md")  # the files of a comparison that it can show
+_RGBA = 4  # a number of the format
 _STATUS = {
     "completed": api_pb2.Status.Value("STATUS_SUCCESS"),
     "failed": api_pb2.Status.Value("STATUS_FAILURE"),
@@ -32,7 +37,7 @@ _STATUS = {
 
 
 class TensorBoard(Tracker):
-    """Writes scalars, and the config as hyperparameters."""
+    """Writes scalars, pictures and texts, and the config as hyperparameters."""
 
     def __init__(self, run: TrackedRun) -> None:
         self._run, self._path = run, run.path / FILE
@@ -45,17 +50,19 @@ class TensorBoard(Tracker):
             raise OSError(f"{self._path} is a symbolic link")
         self._file = self._path.open("r+b" if self._path.exists() else "w+b")
         done, end = -1, 0
+        self._kept = set[tuple[str, int]]()
         for event, position in _events(self._file):
             if (place := _order(event)) is not None:
                 if place > last:
                     break
                 done = place
+            self._kept |= {(value.tag, event.step) for value in event.summary.value}
             end = position
         self._file.truncate(end)
         self._file.seek(end)
         self._writer = RecordWriter(self._file)
         if end == 0:
-            self._add(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
+            _add_version(self._writer)
             self._add_session(
                 "start",
                 plugin_data_pb2.SessionStartInfo(
@@ -75,18 +82,19 @@ class TensorBoard(Tracker):
             self._add_values(point.step, values)
         self._file.flush()
 
+    def keep(self, name: str, path: Path, step: int) -> None:
+        value = _shown(path)
+        if (value.tag, step) not in self._kept:
+            self._add_values(step, [value])
+
     def close(self, status: str) -> None:
         if status in _STATUS:
             info = plugin_data_pb2.SessionEndInfo(status=_STATUS[status], end_time_secs=time.time())
             self._add_session("end", info)
         self._file.close()
 
-    def _add(self, event: Any) -> None:
-        self._writer.write(event.SerializeToString())
-
     def _add_values(self, step: int, values: Sequence[Any]) -> None:
-        summary = summary_pb2.Summary(value=values)
-        self._add(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+        _add_values(self._writer, step, values)
 
     def _add_session(self, which: str, info: Any) -> None:
         """Add an event of the hyperparameters plugin: the `start` or the `end` of a session."""
@@ -107,6 +115,60 @@ class TensorBoard(Tracker):
             tensor=empty,
         )
         self._add_values(0, [value])
+
+
+def write_answer(multirun: TrackedMultirun) -> str:
+    """Write an event file with the answer of a multirun as a text, and the pictures and tables of
+    its comparison. Return the hint."""
+    path = multirun.path / FILE
+    temporary = path.with_name(f".{FILE}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        writer = RecordWriter(file)
+        _add_version(writer)
+        values = [_text("answer", multirun.says.replace("\n", "  \n"))]  # two spaces end a line
+        values += [_shown(each) for _, each in multirun.files if each.suffix in _SHOWN]
+        _add_values(writer, 0, values)
+    temporary.replace(path)
+    return shlex.join(["tensorboard", "--logdir", str(multirun.path)])
+
+
+def _add_version(writer: RecordWriter) -> None:
+    event = event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2")
+    writer.write(event.SerializeToString())
+
+
+def _add_values(writer: RecordWriter, step: int, values: Sequence[Any]) -> None:
+    summary = summary_pb2.Summary(value=values)
+    event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
+    writer.write(event.SerializeToString())
+
+
+def _shown(path: Path) -> Any:
+    """Return a file as a value: a PNG as a picture, JSON and Markdown as texts."""
+    if path.suffix == ".png":
+        return _picture(path.stem, path.read_bytes())
+    text = path.read_text(encoding="utf-8")
+    return _text(path.stem, indent(text, "    ") if path.suffix == ".json" else text)
+
+
+def _picture(tag: str, content: bytes) -> Any:
+    """Return a PNG as a value. Bytes 16 to 24 of the file have its width and height."""
+    width, height = struct.unpack(">II", content[16:24])
+    image = summary_pb2.Summary.Image(
+        width=width, height=height, colorspace=_RGBA, encoded_image_string=content
+    )
+    return summary_pb2.Summary.Value(tag=tag, image=image)
+
+
+def _text(tag: str, markdown: str) -> Any:
+    plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name="text")
+    content = tensor_pb2.TensorProto(
+        dtype=types_pb2.DT_STRING,
+        tensor_shape=tensor_shape_pb2.TensorShapeProto(),
+        string_val=[markdown.encode()],
+    )
+    metadata = summary_pb2.SummaryMetadata(plugin_data=plugin)
+    return summary_pb2.Summary.Value(tag=tag, metadata=metadata, tensor=content)
 
 
 def _value(value: str | float | int | bool) -> Any:

@@ -38,10 +38,32 @@ class TrackedRun:
     root: Path  # output.root
     group: str | None  # the multirun that it is a job of
     hyperparameters: Mapping[str, str | float | int | bool]
+    artifacts: Sequence[str] = ()  # tracker.artifacts
 
     @property
     def name(self) -> str:
         return self.path.name
+
+
+@dataclass(frozen=True)
+class TrackedMultirun:
+    """A multirun that has ended, as trackers know it."""
+
+    path: Path  # its folder, whose name is that of the group
+    root: Path  # output.root
+    runs: Sequence[Path]  # the folders of its jobs
+    winner: str | None
+    says: str  # the answer in words, a sentence a line
+    files: Sequence[tuple[str, Path]]  # those of its comparison, if tracker.artifacts asks for them
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def table(self) -> str:
+        """The comparison as Markdown."""
+        return (self.path / "comparison.md").read_text(encoding="utf-8")
 
 
 class Tracker(ABC):
@@ -58,6 +80,11 @@ class Tracker(ABC):
     @abstractmethod
     def write(self, points: Sequence[Point]) -> None:
         """Add points, in their order. When this returns, they are out of this process."""
+
+    @abstractmethod
+    def keep(self, name: str, path: Path, step: int) -> None:
+        """Add a file of a run that has `step` updates. A file that is there with this name is
+        replaced, or stays if it has the same step."""
 
     @abstractmethod
     def close(self, status: str) -> None:

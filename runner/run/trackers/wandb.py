@@ -11,6 +11,7 @@ import json
 import netrc
 import os
 import shlex
+import shutil
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -28,7 +29,7 @@ from google.protobuf.message import DecodeError
 
 from runner.errors import ConfigError
 from runner.run import run_folder
-from runner.run.trackers.tracker import Point, TrackedRun, Tracker
+from runner.run.trackers.tracker import Point, TrackedMultirun, TrackedRun, Tracker
 
 FILE = "wandb.json"  # has the id of the tracked run; lies in the run's folder
 STEP = "step"  # the horizontal axis of all tags
@@ -56,14 +57,14 @@ _SETTINGS: dict[str, Any] = {
 
 
 class WandB(Tracker):
-    """Writes metrics, and the config; the multirun is the group. A point's number in Weights &
-    Biases, `_step`, is its order."""
+    """Writes metrics, files and the config; the multirun is the group. A point's number in Weights
+    & Biases, `_step`, is its order."""
 
     def __init__(self, run: TrackedRun) -> None:
         self._run = run
 
     def open(self, last: int) -> int:
-        before, tags = self._saved_id(), None
+        before, tags = _saved_id(self._run.path), None
         if before is not None:
             done = max((int(p["_step"]) for p in points(self._run.path, before)), default=-1)
             if done <= last:
@@ -75,53 +76,94 @@ class WandB(Tracker):
         self._begin(begun, tags)
         return -1
 
-    def _saved_id(self) -> str | None:
-        with suppress(ConfigError, KeyError):
-            return str(run_folder.read_json(self._run.path / FILE)["run_id"])
-        return None
-
     def _begin(self, run_id: str, tags: Sequence[str] | None = None) -> None:
-        self._wait_for_new_second(run_id)
-        mode: Any = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
-        self._tracked = wandb.init(
-            project=os.environ.get("WANDB_PROJECT") or _PROJECT,
-            dir=str(self._run.path),
-            id=run_id,
-            name=self._run.name,
+        self._tracked, self.hint = _session(
+            self._run.path,
+            run_id,
             group=self._run.group,
             tags=tags,
             config=dict(self._run.hyperparameters),
-            mode=mode,
-            resume="allow",
-            reinit="create_new",  # a notebook may have a run of its own
-            settings=wandb.Settings(**_SETTINGS),
         )
         self._tracked.define_metric("*", step_metric=STEP)
-        if mode == "offline":
-            sessions = sorted(self._run.path.glob(f"wandb/offline-run-*-{run_id}*"))
-            self.hint = shlex.join(["wandb", "sync", *map(str, sessions)])
-        else:
-            self.hint = f"wandb, {self._tracked.url or mode}"
-
-    def _wait_for_new_second(self, run_id: str) -> None:
-        """Wait until no session has begun in this second: its folder is named by the second, and a
-        second session would write over its file."""
-
-        def has_begun() -> bool:
-            return any(
-                any(self._run.path.glob(f"wandb/*run-{strftime('%Y%m%d_%H%M%S', now)}-{run_id}"))
-                for now in (localtime(), gmtime())
-            )
-
-        while has_begun():
-            sleep(0.02)
 
     def write(self, points: Sequence[Point]) -> None:
         for point in points:
             self._tracked.log({**point.values, STEP: point.step}, step=point.order)
 
+    def keep(self, name: str, path: Path, step: int) -> None:
+        _keep(self._tracked, name, path)
+
     def close(self, status: str) -> None:
         self._tracked.finish(exit_code=_EXIT[status])
+
+
+def write_answer(multirun: TrackedMultirun) -> str:
+    """Write a run of the multirun's group with its answer as notes and summary, and its files.
+    Return the hint."""
+    known = _saved_id(multirun.path)
+    if known is None:
+        known = uuid4().hex[:8]
+        run_folder.write_json(multirun.path / FILE, {"run_id": known})
+    tracked, hint = _session(
+        multirun.path, known, group=multirun.name, job_type="answer", notes=multirun.says
+    )
+    tracked.summary.update({"answer": multirun.says, "winner": multirun.winner})
+    for name, path in multirun.files:
+        _keep(tracked, name, path)
+    tracked.finish()
+    return hint
+
+
+def _session(folder: Path, run_id: str, **about: Any) -> tuple[wandb.Run, str]:
+    """Begin a session of the tracked run of a folder. Return it and the hint."""
+    _wait_for_new_second(folder, run_id)
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
+    tracked = wandb.init(
+        project=os.environ.get("WANDB_PROJECT") or _PROJECT,
+        dir=str(folder.resolve()),  # the process of wandb may have another working folder
+        id=run_id,
+        name=folder.name,
+        mode=mode,
+        resume="allow",
+        reinit="create_new",  # a notebook may have a run of its own
+        settings=wandb.Settings(**_SETTINGS),
+        **about,
+    )
+    if mode != "offline":
+        return tracked, f"wandb, {tracked.url or mode}"
+    sessions = sorted(folder.glob(f"wandb/offline-run-*-{run_id}*"))
+    return tracked, shlex.join(["wandb", "sync", *map(str, sessions)])
+
+
+def _wait_for_new_second(folder: Path, run_id: str) -> None:
+    """Wait until no session has begun in this second: its folder is named by the second, and a
+    second session would write over its file."""
+
+    def has_begun() -> bool:
+        return any(
+            any(folder.glob(f"wandb/*run-{strftime('%Y%m%d_%H%M%S', now)}-{run_id}"))
+            for now in (localtime(), gmtime())
+        )
+
+    while has_begun():
+        sleep(0.02)
+
+
+def _keep(tracked: wandb.Run, name: str, path: Path) -> None:
+    """Add a file to the files of a session, as a link if the file system allows it."""
+    own = Path(tracked.dir) / name
+    own.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path, own)
+    except OSError:
+        shutil.copyfile(path, own)
+    tracked.save(own, base_path=tracked.dir, policy="now", glob=False)
+
+
+def _saved_id(folder: Path) -> str | None:
+    with suppress(ConfigError, KeyError):
+        return str(run_folder.read_json(folder / FILE)["run_id"])
+    return None
 
 
 def has_key() -> bool:
