@@ -90,6 +90,7 @@ def _reader(reader: str, path: str) -> Callable[[], Any]:
     """Import what reads the file; return the reading."""
     is_csv = path.endswith(".csv")
     if reader == "twinrun":
+        import pyarrow.compute
         import pyarrow.csv
         import pyarrow.parquet  # noqa: F401
 

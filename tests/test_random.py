@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runner import random
 from runner.random import keep, layer_key, mix, permutation, threshold, uniform
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -20,6 +21,13 @@ PINNED_DROPPED = [1, 4, 10, 14, 18, 20, 24, 28]
 @pytest.mark.parametrize("num", [0, 1, 2, 1000])
 def test_a_permutation_holds_every_number_once(num: int) -> None:
     assert np.array_equal(np.sort(permutation(num, 0, "a place")), np.arange(num))
+
+
+def test_equal_draws_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = np.array([3, 1, 3, 1, 0, 3] * 40, np.uint64)
+    monkeypatch.setattr(random, "_bits", lambda num, seed, name: draws[:num])
+    expected = sorted(range(240), key=lambda i: (int(draws[i]), i))
+    assert permutation(240, 0, "ties").tolist() == expected
 
 
 def test_a_permutation_depends_on_seed_and_place_alone() -> None:

@@ -8,8 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from runner.components.alignment import texts_of
-from runner.data import transforms
-from runner.data.blocks import mean_and_deviation
+from runner.data import blocks, transforms
 from runner.data.source import Batch, Field
 from runner.data.splits import SPLIT_WORDS
 from runner.data.tokenizer import Tokenizer
@@ -156,20 +155,10 @@ class Dataset:
     def description(self) -> dict[str, Any]:
         """The content of data.json: everything that predictions on new rows need, and hashes of the
         data."""
-        digest = hashlib.sha256()
-        values = hashlib.sha256()  # without shapes: an image has the hash of its flattened row
-        known = (self.train, self.val, self.test) if self.stream is None else (self.val, self.test)
-        for split in known:
-            if self.streams:
-                digest.update(split.x.sha256.encode())
-                values.update(split.x.sha256.encode())
-            weight = () if split.weight is None else (split.weight,)
-            for array in (split.x.rows if self.streams else split.x, split.y, *weight):
-                digest.update(repr((array.shape, array.dtype.str)).encode())
-                values.update(repr((len(array), array.dtype.str)).encode())
-                for block in _blocks(array):
-                    digest.update(block)
-                    values.update(block)
+        is_large = not self.streams and self.train.x.nbytes >= _HASHED
+        sha256, values_sha256 = blocks.together(
+            lambda: self._sha256(True), lambda: self._sha256(False), is_large=is_large
+        )
         scalings = {"x_scaling": self.x_scaling, "y_scaling": self.y_scaling}
         return {
             "task": self.task,
@@ -189,8 +178,8 @@ class Dataset:
                 "val": len(self.val),
                 "test": len(self.test),
             },
-            "sha256": digest.hexdigest(),
-            **({"values_sha256": values.hexdigest()} if self.stream is None else {}),
+            "sha256": sha256,
+            **({"values_sha256": values_sha256} if self.stream is None else {}),
             **({"folds_sha256": self.folds_sha256} if self.folds_sha256 else {}),
             **{
                 k: s and {"offset": s.offset.tolist(), "scale": s.scale.tolist()}
@@ -199,6 +188,21 @@ class Dataset:
             "x_range": self.x_range(),
             **({"columns": [dict(column) for column in self.columns]} if self.columns else {}),
         }
+
+    def _sha256(self, with_shapes: bool) -> str:
+        """Hash the rows. Without shapes, an image has the hash of its flattened row."""
+        digest = hashlib.sha256()
+        known = (self.train, self.val, self.test) if self.stream is None else (self.val, self.test)
+        for split in known:
+            if self.streams:
+                digest.update(split.x.sha256.encode())
+            weight = () if split.weight is None else (split.weight,)
+            for array in (split.x.rows if self.streams else split.x, split.y, *weight):
+                shape = array.shape if with_shapes else len(array)
+                digest.update(repr((shape, array.dtype.str)).encode())
+                for block in _blocks(array):
+                    digest.update(block)
+        return digest.hexdigest()
 
     def as_images(self) -> "Dataset":
         """Reshape the rows of x to `image_shape`."""
@@ -359,18 +363,42 @@ def fit_scaling(values: np.ndarray) -> Scaling:
     """Compute mean and standard deviation per column. A column of extreme values is divided by its
     largest value first, so that squares fit into float64. A column with no spread beyond rounding
     is a constant: its offset is its smallest value, its scale 1."""
-    low, high = (edge(axis=0).astype(np.float64) for edge in (values.min, values.max))
+    is_large = values.size >= blocks.LARGE
+    found = blocks.together(lambda: _edges(values), lambda: (_mean(values),), is_large=is_large)
+    low, high, mean = (each.astype(np.float64) for part in found for each in part)
     largest = np.maximum(np.abs(low), np.abs(high))
     extreme = (largest > 0) & ((largest > _SQUARES) | (largest < 1 / _SQUARES))
     unit = np.where(extreme, largest, 1.0)
-    divided = values / unit if extreme.any() else values
-    if divided.dtype == np.float64 and divided.ndim == 2 and divided.shape[1] > 1:
-        mean, deviation = mean_and_deviation(divided)
-    else:
-        mean, deviation = (f(axis=0, dtype=np.float64) for f in (divided.mean, divided.std))
-    mean, scale = mean * unit, deviation * unit
+    if extreme.any():
+        values = values / unit
+        mean = _mean(values)
+    mean, scale = mean * unit, _deviation(values, mean) * unit
     constant = high / unit - low / unit <= _NOISE * (np.spacing(largest) / unit)
     return Scaling(np.where(constant, low, mean), np.where(constant, 1.0, scale))
+
+
+def _is_table(values: np.ndarray) -> bool:
+    """True if NumPy adds the rows one after another, as runner.data.blocks does."""
+    return values.dtype == np.float64 and values.ndim == 2 and values.shape[1] > 1
+
+
+def _edges(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return blocks.edges(values) if _is_table(values) else (values.min(axis=0), values.max(axis=0))
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):  # of values that are divided first
+        if _is_table(values):
+            return blocks.mean(values)
+        mean: np.ndarray = values.mean(axis=0, dtype=np.float64)
+        return mean
+
+
+def _deviation(values: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    if _is_table(values):
+        return blocks.deviation(values, mean)
+    deviation: np.ndarray = values.std(axis=0, dtype=np.float64)
+    return deviation
 
 
 def check(x: np.ndarray, y: np.ndarray, source: str) -> None:
@@ -387,7 +415,7 @@ def check(x: np.ndarray, y: np.ndarray, source: str) -> None:
 def check_classes(data: Dataset, source: str) -> None:
     """Refuse labels of a single class."""
     if data.task == "classification":
-        labels = np.unique(data.train.y[data.train.y >= 0])
+        labels = np.flatnonzero(np.bincount(data.train.y.ravel() + 1)[1:])  # without -1, for none
         if len(labels) == 1:
             where = "" if len(data.classes) == 1 else "the training rows of "
             column = "y" if data.target is None else f"column {show(data.target)}"

@@ -431,7 +431,8 @@ def numbered(codes: np.ndarray, texts: Sequence[str]) -> tuple[np.ndarray, tuple
     Returns:
         The number of each row's class, -1 for none; and the classes that rows have.
     """
-    used = [texts[i] for i in np.unique(codes[codes >= 0])]
+    counts = np.bincount(codes + 1, minlength=len(texts) + 1)[1:]
+    used = [text for text, count in zip(texts, counts, strict=True) if count]
     classes = tuple(sorted(used, key=label_key(used)))
     number = {name: i for i, name in enumerate(classes)}
     of_code = np.array([*(number.get(text, -1) for text in texts), -1], dtype=np.int64)

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import model_validator
 
 from runner.data import transforms, weights
-from runner.data.blocks import in_blocks
+from runner.data.blocks import LARGE, each, in_blocks
 from runner.data.cells import Column, UnusableError, column
 from runner.data.dataset import (
     Dataset,
@@ -293,16 +293,19 @@ class Columns(Splits):
                     f"data.time must be a column of numbers or dates, got {show(self.time)}"
                 )
             times = columns[self.time].values
-        rows = np.arange(len(y)) if which is None else which
-        parts = self.rows(
-            len(rows),
-            self.path,
-            labels=y[rows] if self.task == "classification" else None,
-            groups=None if groups is None else groups[rows],
-            times=None if times is None else times[rows],
-            given=self.own_paths,
-        )
-        train, val, test = (rows[part] for part in parts)
+        followed: dict[str, np.ndarray | None] = {
+            "labels": y if self.task == "classification" else None,
+            "groups": groups,
+            "times": times,
+        }
+        num_rows = len(y)
+        if which is not None:
+            num_rows = len(which)
+            followed = {k: None if v is None else v[which] for k, v in followed.items()}
+        parts = self.rows(num_rows, self.path, **followed, given=self.own_paths)
+        if which is None:
+            return parts
+        train, val, test = (which[part] for part in parts)
         return train, val, test
 
     def weights(self, file: TableFile, table: Any, y: np.ndarray) -> np.ndarray | None:
@@ -530,24 +533,34 @@ def labelled(
 def read_columns(
     file: TableFile,
     table: Any,
-    names: Iterable[str],
+    names: Sequence[str],
     as_text: Sequence[str],
     is_new: bool = False,
 ) -> tuple[dict[str, Column], list[str]]:
     """Convert columns of a file's table; describe those that cannot be used. If the rows are new
     ones for a finished run, no key can help."""
     commas = file.kind == "csv" and file.delimiter != ","
-    columns, problems = {}, []
-    for name in names:
+    found: dict[str, Column | UnusableError] = {}
+
+    def convert(name: str) -> None:
         try:
-            columns[name] = column(
+            found[name] = column(
                 name, table.column(name), as_text=name in as_text, decimal_commas=commas
             )
         except UnusableError as error:
-            where = "" if error.row is None else f"{file.position(error.row)}, "
-            text = f"data.categories=[{show(name)}] reads text; " if error.is_mixed else ""
-            remedy = "" if is_new else f"; {text}data.drop=[{show(name)}] leaves it out"
-            problems.append(f"{where}column {show(name)} {error.reason}{remedy}")
+            found[name] = error
+
+    each(convert, names, 1 if table.num_rows * table.num_columns < LARGE else None)
+    columns, problems = {}, []
+    for name in names:
+        converted = found[name]
+        if isinstance(converted, Column):
+            columns[name] = converted
+            continue
+        where = "" if converted.row is None else f"{file.position(converted.row)}, "
+        text = f"data.categories=[{show(name)}] reads text; " if converted.is_mixed else ""
+        remedy = "" if is_new else f"; {text}data.drop=[{show(name)}] leaves it out"
+        problems.append(f"{where}column {show(name)} {converted.reason}{remedy}")
     return columns, problems
 
 

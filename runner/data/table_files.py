@@ -29,6 +29,7 @@ from runner.errors import ConfigError, listed, one_line, show
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "space": " "}
 _GUESSED = (",", ";", "\t", "|")
 _BLOCK = 16 * 2**20  # bytes that pyarrow parses at a time; a row must fit into it
+_SCANNED = 2**20  # bytes of a CSV that are searched for quotes at a time
 _MAGIC = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -144,9 +145,11 @@ class TableFile:
         raw = dict(zip(self.names, self._header, strict=True))
         categories = pa.dictionary(pa.int32(), pa.string())
         table = reader.read_csv(
-            pa.BufferReader(self._utf8),
+            pa.OSFile(str(self.path)) if self._is_plain else pa.BufferReader(self._utf8),
             reader.ReadOptions(block_size=_BLOCK),
-            reader.ParseOptions(delimiter=self.delimiter, newlines_in_values=b'"' in self._utf8),
+            reader.ParseOptions(
+                delimiter=self.delimiter, newlines_in_values=self._has_newlines_in_cells
+            ),
             reader.ConvertOptions(
                 include_columns=[raw[name] for name in columns],
                 column_types={raw[name]: categories for name in as_text if name in raw},
@@ -161,13 +164,15 @@ class TableFile:
 
     @property
     def head(self) -> bytes:
-        """The first eight bytes."""
-        return self._content[:8]
+        """The first eight bytes, decompressed."""
+        return self._stored_head if self._method is None else self._content[:8]
 
     def open(self) -> Any:
         """Return pyarrow's source of the bytes."""
         import pyarrow as pa
 
+        if self._method is None:
+            return pa.OSFile(str(self.path))
         return pa.BufferReader(self._content)
 
     def _schema(self) -> Any:
@@ -191,28 +196,39 @@ class TableFile:
         return pa.ipc.open_stream(self.open())
 
     @cached_property
+    def _stored_head(self) -> bytes:
+        """The first eight bytes, as they are stored."""
+        with self.path.open("rb") as file:
+            return file.read(8)
+
+    @cached_property
+    def _method(self) -> str | None:
+        """The file's compression; None without one. Refuses a file that is too large."""
+        for magic, name in _MAGIC.items():
+            if self._stored_head.startswith(magic):
+                return name
+        size = self.path.stat().st_size
+        if size > memory() // 4:
+            raise ConfigError(
+                f"{self.path} has {size / 2**30:.1f} GiB, more than a quarter of this "
+                f"machine's memory; data.memory_mb reads Parquet and Feather while training"
+            )
+        return None
+
+    @cached_property
     def _content(self) -> bytes:
         """The decompressed bytes."""
-        with self.path.open("rb") as file:
-            start = file.read(8)
-        method = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
-        most = memory() // 4
-        if method is None:
-            size = self.path.stat().st_size
-            if size > most:
-                raise ConfigError(
-                    f"{self.path} has {size / 2**30:.1f} GiB, more than a quarter of this "
-                    f"machine's memory; data.memory_mb reads Parquet and Feather while training"
-                )
+        if self._method is None:
             return self.path.read_bytes()
+        most = memory() // 4
         try:
-            with self._decompressed(method) as stream:
+            with self._decompressed(self._method) as stream:
                 content = stream.read(most + 1)
         except ConfigError:
             raise
         except Exception as error:  # each format has its own errors
             raise ConfigError(
-                f"{self.path} cannot be decompressed as {method}: {_reason(error)}"
+                f"{self.path} cannot be decompressed as {self._method}: {_reason(error)}"
             ) from None
         if len(content) > most:
             raise ConfigError(
@@ -245,13 +261,7 @@ class TableFile:
         if encoding is None and content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             encoding = "utf-16"
         if encoding is None:
-            content = content.removeprefix(codecs.BOM_UTF8)
-            if b"\x00" in content:
-                line = content.count(b"\n", 0, content.index(b"\x00")) + 1
-                raise ConfigError(
-                    f"{self.path}: line {line} has the control character '\\x00'; remove it"
-                )
-            return content
+            return content.removeprefix(codecs.BOM_UTF8)
         try:
             return content.decode(encoding).removeprefix("\ufeff").encode()
         except UnicodeError as error:
@@ -259,11 +269,50 @@ class TableFile:
                 f"data.encoding: {self.path} cannot be read in {encoding}: {_reason(error)}"
             ) from None
 
+    @property
+    def _is_plain(self) -> bool:
+        """True for a CSV that is stored in UTF-8. It is read in blocks: its content is needed at
+        once only for an error."""
+        marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        is_utf8 = self.encoding is None and not self._stored_head.startswith(marks)
+        return self._method is None and is_utf8
+
+    def _blocks(self) -> Iterator[bytes]:
+        """Yield the bytes of a CSV in UTF-8."""
+        with self.path.open("rb") if self._is_plain else io.BytesIO(self._utf8) as file:
+            while block := file.read(_SCANNED):
+                yield block
+
+    @cached_property
+    def _has_newlines_in_cells(self) -> bool:
+        """False if no line of a CSV ends within quotes; pyarrow then reads it on several threads.
+        Also True where only a parser could tell. Refuses NUL."""
+        inside, before, offset, is_simple = False, ord("\n"), 0, True
+        for block in self._blocks():
+            if b"\x00" in block:
+                self._refuse_nul(offset + block.index(b"\x00"))
+            if is_simple and (inside or b'"' in block):
+                inside, is_simple = _quoted(block, inside, before, self.delimiter)
+            before, offset = block[-1], offset + len(block)
+        return inside or not is_simple
+
+    def _refuse_nul(self, offset: int) -> None:
+        """Raise the error of a NUL at this byte."""
+        line = 1
+        for block in self._blocks():
+            line += block.count(b"\n", 0, max(0, offset))
+            offset -= len(block)
+        raise ConfigError(f"{self.path}: line {line} has the control character '\\x00'; remove it")
+
     @cached_property
     def _start(self) -> str:
         """The first megabyte of the text, to the end of a line."""
-        end = self._utf8.find(b"\n", 2**20)
-        return (self._utf8 if end < 0 else self._utf8[: end + 1]).decode(errors="replace")
+        with self.path.open("rb") if self._is_plain else io.BytesIO(self._utf8) as file:
+            start = file.read(2**20)
+            if b"\x00" in start:
+                self._refuse_nul(start.index(b"\x00"))
+            start += file.readline()
+        return start.removeprefix(codecs.BOM_UTF8).decode(errors="replace")
 
     @cached_property
     def delimiter(self) -> str:
@@ -321,6 +370,31 @@ class TableFile:
                     )
         except csv.Error as error:
             raise ConfigError(f"{self.path} cannot be read as CSV: line {line}: {error}") from None
+
+
+def _quoted(block: bytes, inside: bool, before: int, delimiter: str) -> tuple[bool, bool]:
+    """Find the quotes of a part of a CSV.
+
+    Args:
+        block: the part.
+        inside: True if it begins within quotes.
+        before: the byte before it.
+        delimiter: the separator of the cells.
+
+    Returns:
+        True if the part ends within quotes; and True if no line ends within quotes and every quote
+        that opens begins a cell, or follows one that closes.
+    """
+    values = np.frombuffer(block, np.uint8)
+    quotes = np.flatnonzero(values == ord('"'))
+    opening = quotes[int(inside) :: 2]
+    previous = values[opening - 1]
+    if len(opening) and opening[0] == 0:
+        previous[0] = before
+    begins = np.isin(previous, np.frombuffer(f'{delimiter}\r\n"'.encode(), np.uint8)).all()
+    ends = np.flatnonzero((values == ord("\n")) | (values == ord("\r")))
+    is_within = (np.searchsorted(quotes, ends) + inside) % 2
+    return bool((len(quotes) + inside) % 2), bool(begins and not is_within.any())
 
 
 def _reason(error: Exception) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from runner.data.blocks import in_blocks
+from runner.data.blocks import as_records, in_blocks
 from runner.data.cells import Column, Kind
 from runner.data.tokenizer import Tokenizer
 from runner.errors import ConfigError
@@ -250,6 +250,7 @@ def apply_to(
     place = np.full(num_rows, -1, np.int64)
     place[used] = np.arange(len(used))
     out = np.empty((len(used), ends[-1]))
+    out_rows = as_records(out)
     writers = [transform.writer(columns[transform.name]) for transform in transforms]
 
     def write(rows: slice) -> None:
@@ -259,7 +260,7 @@ def apply_to(
         places = place[rows]
         if len(used) < num_rows:
             block, places = block[places >= 0], places[places >= 0]
-        out[places] = block
+        out_rows[places] = as_records(block)
 
     in_blocks(write, num_rows)
     return np.split(out, np.cumsum([len(part) for part in parts])[:-1])

@@ -12,9 +12,12 @@ from runner.data.cells import Column
 def test_mean_and_deviation_have_the_bits_of_numpy(num_rows: int, num_columns: int) -> None:
     rng = np.random.default_rng(num_rows)
     values = rng.normal(3, 100, (num_rows, num_columns)) * rng.lognormal(size=num_columns)
-    mean, deviation = blocks.mean_and_deviation(values)
+    mean = blocks.mean(values)
     assert np.array_equal(mean, values.mean(axis=0))
-    assert np.array_equal(deviation, values.std(axis=0))
+    assert np.array_equal(blocks.deviation(values, mean), values.std(axis=0))
+    low, high = blocks.edges(values)
+    assert np.array_equal(low, values.min(axis=0))
+    assert np.array_equal(high, values.max(axis=0))
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -21,6 +21,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from runner.data import table_files
 from runner.data.dataset import Dataset
 from runner.data.table import new_rows
 from runner.data.table_files import TableFile
@@ -550,3 +551,29 @@ def test_an_export_predicts_a_table_without_this_project(
     for i in range(3):
         expected = _column(tmp_path / done.folder / "predictions.csv", f"output_{i}")
         np.testing.assert_allclose(outputs[:, i], expected, rtol=1e-12)
+
+
+def test_cells_with_quotes_and_line_breaks_are_those_of_the_csv_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the blocks end that are searched for quotes, and those that are parsed."""
+    monkeypatch.setattr(table_files, "_SCANNED", 13)
+    monkeypatch.setattr(table_files, "_BLOCK", 400)
+    rng = np.random.default_rng(0)
+    simple = ["plain", '"x,""y"" z"', '"q"', '""', '"\'"', "1"]
+    broken = ['"a\nb"', '"\r\n\n"', '"a\n"', 'a"b', 'a"b",']
+    is_divided = []
+    for number in range(40):
+        known = simple if number % 2 else simple + broken
+        rows = [f"{i},{known[rng.integers(len(known))]},z" for i in range(60)]
+        path = tmp_path / f"{number}.csv"
+        text = "n,t,v" + ",w" * any('",,' in row for row in rows) + "\n"
+        rows = [row if '",,' in row or ",w" not in text else f"{row}," for row in rows]
+        path.write_bytes((text + "\n".join(rows)).encode())
+        with path.open(newline="") as lines:
+            expected = [row[1] for row in csv.reader(lines)][1:]
+        file = TableFile(path)
+        found = file.read(["t"], ["t"]).column("t").to_pylist()
+        assert ["" if cell is None else cell for cell in found] == expected
+        is_divided.append(not file._has_newlines_in_cells)
+    assert is_divided == [number % 2 == 1 for number in range(40)]
