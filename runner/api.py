@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +27,10 @@ from runner.config.given import Given
 from runner.config.schema import Config, marked
 from runner.errors import ConfigError, RunError, show
 from runner.report import answer, comparison
+from runner.report.workloads import Rules
 from runner.run.resume import Resumed
 from runner.run.resume import resume as read_resumed
-from runner.run.run_folder import PARENTS
+from runner.run.run_folder import PARENTS, read_json
 from runner.run.saved import Run, as_frame
 from runner.tasks.compare import new_folder, read_all
 from runner.tasks.train import Call, Job
@@ -200,6 +201,7 @@ class Answer:
     folder: Path  # comparison.html, comparison.md, answer.json, ...
     text: str
     others: tuple["Answer", ...] = ()  # of runs with other data, another loss or another metric
+    workloads: Mapping[str, Any] | None = None  # over all of these, as in answer.json
 
     def __str__(self) -> str:
         return self.text
@@ -250,9 +252,18 @@ def compare(runs: Sequence[Run | str | Path]) -> Answer:
         folder = new_folder(_root(jobs[0].folder))
         text = io.StringIO()
         verdicts = answer.answers(jobs)
-        comparison.compare(folder, jobs, len(jobs), verdicts, lambda line: print(line, file=text))
+        rules = Rules(relax=Composer().values([])["answer"]["relax"])
+        comparison.compare(
+            folder,
+            jobs,
+            len(jobs),
+            verdicts,
+            lambda line: print(line, file=text),
+            comparison.Wanted(rules=rules),
+        )
         first, *others = (_answer(verdict, folder, text.getvalue()) for verdict in verdicts)
-        return Answer(**{**vars(first), "others": tuple(others)})
+        over = read_json(folder / "answer.json")["workloads"]
+        return Answer(**{**vars(first), "others": tuple(others), "workloads": over})
 
 
 def _answer(verdict: answer.Answer, folder: Path, text: str) -> Answer:

@@ -522,6 +522,7 @@ def _checked(request: Request) -> "tuple[Tuning | None, bool]":
     for frozen in request.frozen:
         check_processes(frozen.config)
         trackers.check(frozen.config)
+    _check_targets(request)
     is_tuned = any(frozen.config.tune is not None for frozen in request.frozen)
     is_race = any(frozen.config.race.budget is not None for frozen in request.frozen)
     if is_race:
@@ -541,6 +542,26 @@ def _checked(request: Request) -> "tuple[Tuning | None, bool]":
     if is_race:
         racing.check_several(tuned.combinations)
     return tuned, is_race
+
+
+def _check_targets(request: Request) -> None:
+    """Refuse a target of a workload that no job can have: its name consists of values of the jobs'
+    keys, or of the names of their data and model."""
+    target = request.frozen[0].config.answer.target
+    if not isinstance(target, dict):
+        return
+    values = [item.partition("=")[2] for job in request.jobs for item in job]
+    values += [
+        name for each in request.frozen for name in (each.config.data.name, each.config.model.name)
+    ]
+    known = list(dict.fromkeys(part for value in values for part in value.split("/")))
+    for name in target:
+        unknown = next((part for part in name.split("/") if part not in known), None)
+        if unknown is not None:
+            raise ConfigError(
+                f"answer.target must have names of workloads, which are values of the jobs' keys, "
+                f"such as iris or iris/mlp, got {show(name)}{nearest(unknown, known)}"
+            )
 
 
 @dataclass
@@ -1011,15 +1032,16 @@ _BY_TASK: Mapping[str, Callable[[Request], int]] = {
     "find_lr": _find_lr,
     "twin": _twin,
 }
+_ANSWER = ("answer.margin", "answer.test", "answer.target", "answer.relax")
 # task -> the keys that it accepts, and its function
 _TASKS_ON_FOLDERS: Mapping[str, tuple[Sequence[str], Callable[[Request, Config], int]]] = {
-    "compare": (("runs", "where", "answer.margin", "answer.test", "output.root"), _compare),
+    "compare": (("runs", "where", *_ANSWER, "output.root"), _compare),
     "clean": (("clean.what", "clean.confirm", "where", "output.root"), _clean),
     "forecast": (("runs", "forecast.tolerance", "forecast.optimize", "output.root"), _forecast),
     "list": (("where", "sort", "output.root"), _list),
 }
 # the keys that only these tasks have
-_SHARED = {"output.root", "answer.margin", "answer.test"}
+_SHARED = {"output.root", *_ANSWER}
 _ON_FOLDERS = {key for keys, _ in _TASKS_ON_FOLDERS.values() for key in keys} - _SHARED
 
 

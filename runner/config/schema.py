@@ -314,6 +314,8 @@ class Output(Section):
 class Answer(Section):
     margin: Positive | None
     test: bool
+    target: float | dict[str, float] | None
+    relax: Fraction
 
 
 class Race(Section):

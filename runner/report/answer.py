@@ -4,15 +4,15 @@ seeds' noise."""
 import json
 import math
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median_high
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runner.report.jobs import NO_OVERRIDES, Block, Fold, Group, Job, groups
+from runner.report.jobs import NO_OVERRIDES, Block, Fold, Group, Job, groups, in_order
 from runner.report.statistics import (
     Paired,
     Summary,
@@ -218,7 +218,7 @@ class Answer:
         seeds = {seed for whole in wholes for seed in whole.values(self.metric)}
         if self.seeds is None or seeds == set(self.seeds):
             return []
-        left_out = ", ".join(map(str, sorted(seeds - set(self.seeds), key=_in_order)))
+        left_out = ", ".join(map(str, sorted(seeds - set(self.seeds), key=in_order)))
         shared = _listed(self.seeds)
         return [f"compared over the seeds that all have, {shared}; left out: {left_out}"]
 
@@ -384,10 +384,10 @@ def _panel(groups: Sequence[Group], metric: str) -> tuple[list[Group], list[Bloc
     while len(kept) > 1:
         shared = set.intersection(*(set(group.values(metric)) for group in kept))
         if len(shared) > 1:
-            return kept, sorted(shared, key=_in_order)
+            return kept, sorted(shared, key=in_order)
         kept.remove(min(kept, key=lambda group: _num_shared(group, kept, metric)))
     shared = set.intersection(*(set(group.values(metric)) for group in groups)) if groups else set()
-    return list(groups), sorted(shared, key=_in_order) or None
+    return list(groups), sorted(shared, key=in_order) or None
 
 
 def _num_shared(group: Group, others: Sequence[Group], metric: str) -> int:
@@ -475,7 +475,7 @@ def _probabilities(
     if any(paired is not None and paired.p is None for paired in against):
         return None
     values = [group.values(metric) for group in best]
-    seeds = sorted(values[0], key=_in_order) if values else []
+    seeds = sorted(values[0], key=in_order) if values else []
     rows = [[value[seed] for seed in seeds] for value in values]
     return probabilities_best(np.array(rows), mode, resolution) if len(best) > 1 else None
 
@@ -505,8 +505,9 @@ def fate(group: Group, metric: str) -> str:
     return ", ".join(parts)
 
 
-def write(path: Path, answer: Answer) -> None:
-    """Write answer.json as strict JSON. Unknown values are null."""
+def write(path: Path, answer: Answer, over: Mapping[str, Any] | None = None) -> None:
+    """Write answer.json as strict JSON. Unknown values are null. `over` is the answer over several
+    workloads."""
     ranked = [
         _group_entry(answer.whole(other.group.label), answer.metric, other)
         for other in answer.ranked
@@ -524,6 +525,7 @@ def write(path: Path, answer: Answer) -> None:
         "says": answer.sentences(),
         "test": answer.tested.entry() if answer.tested else None,
         "race": answer.race.entry() if answer.race else None,
+        "workloads": over,
         "groups": [*ranked, *(_group_entry(group, answer.metric) for group in answer.unranked)],
     }
     path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -536,7 +538,7 @@ def _group_entry(whole: Group, metric: str, ranked: Ranked | None = None) -> dic
         "rank": ranked.rank if ranked else None,
         "label": group.label,
         "overrides": group.to_copy(),
-        "seeds": sorted(group.values(metric), key=_in_order),
+        "seeds": sorted(group.values(metric), key=in_order),
         "mean": strict_json.finite(group.mean(metric)),
         "interval": ranked.summary.interval if ranked else None,
         "difference": strict_json.finite(against.difference) if against else None,
@@ -604,10 +606,6 @@ def _listed(seeds: Sequence[Block]) -> str:
 def seeds_in_words(seeds: Sequence[int]) -> str:
     """Return "seed 0" or "seeds 0, 1"."""
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-
-
-def _in_order(seed: Block) -> tuple[int, int]:
-    return (seed.seed, seed.fold) if isinstance(seed, Fold) else (seed, -1)
 
 
 def _all(others: Sequence[Ranked]) -> str:

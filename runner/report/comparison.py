@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from runner.errors import RunError, printable
-from runner.report import answer, page, parity, pictures, raced
+from runner.report import answer, page, parity, pictures, profile_page, raced, workloads
 from runner.report.answer import Answer, Ranked, answers
+from runner.report.board import Board
 from runner.report.curves import MOST_POINTS
 from runner.report.jobs import Group, Job, inside, read
 from runner.report.markdown import as_markdown
 from runner.report.raced import Course
 from runner.report.tested import Evaluate, with_test
+from runner.report.workloads import Rules
 from runner.run.run_folder import exclusive_access, jobs_in_training, points
 from runner.text import escape
 
@@ -29,6 +31,7 @@ class Wanted:
     margin: float | None = None  # answer.margin
     evaluate: Evaluate | None = None  # answer.test: evaluates a run on the test split
     course: Course | None = None  # race.budget: only its runs are compared, by its tests
+    rules: Rules | None = None  # answer.target and .relax; None: nothing is ranked over workloads
 
 
 _NOTHING = Wanted()
@@ -83,15 +86,38 @@ def compare(
     if wanted.evaluate is not None:
         verdicts = [with_test(verdict, wanted.evaluate) for verdict in verdicts]
 
+    board = None
+    if wanted.rules is not None and wanted.course is None:
+        board = workloads.board(ended, wanted.rules)
+    parity_rows = parity.table(completed)
+    text = _text(verdicts, parity_rows, escape.markdown, board)
+    (folder / "comparison.md").write_text(text + "\n", encoding="utf-8")
+    say(f"\n{_text(verdicts, parity_rows, printable, board)}\n")
+
     def say_line(line: str) -> None:
         say(printable(line))
 
-    parity_rows = parity.table(completed)
-    text = _text(verdicts, parity_rows, escape.markdown)
-    (folder / "comparison.md").write_text(text + "\n", encoding="utf-8")
-    say(f"\n{_text(verdicts, parity_rows, printable)}\n")
-    for job in ended:
-        if not job.is_completed:
+    _say_ends(jobs, num_jobs, say_line)
+    say_line(f"folder   {folder}")
+    if board is not None and board.entrants:
+        say_line(f"answer   over {len(board.workloads)} workloads")
+        profile_page.draw(folder / "profiles.png", board)
+        say_line(f"picture  {folder / 'profiles.png'}")
+        say_line(f"winner   {board.remark()}")
+    for i, verdict in enumerate(verdicts, start=1):
+        if len(verdicts) > 1 or board is not None:
+            say_line(f"answer   {verdict.title}")
+        suffix, over = ("", board) if i == 1 else (f"_{i}", None)
+        _write_answer(folder, verdict, parity_rows, suffix, say_line, over)
+    return 0 if len(completed) + len(pruned) == num_jobs else 1
+
+
+def _say_ends(jobs: Sequence[Job], num_jobs: int, say_line: Callable[[str], None]) -> None:
+    """Name the jobs that did not complete and those that diverged, and count the others."""
+    completed = [job for job in jobs if job.is_completed]
+    pruned = [job for job in jobs if job.status == "pruned"]
+    for job in jobs:
+        if job.status not in ("completed", "pruned"):
             say_line(f"{job.status}: {job.folder.name}  {job.result.get('error', '')}".rstrip())
     diverged = [job for job in completed if job.has_diverged]
     for job in diverged:
@@ -102,12 +128,6 @@ def compare(
     known = f", {len(diverged)} of them diverged" if diverged else ""
     ended_early = f", {len(pruned)} pruned" if pruned else ""
     say_line(f"{len(completed)} of {num_jobs} jobs completed{ended_early}{known}")
-    say_line(f"folder   {folder}")
-    for i, verdict in enumerate(verdicts, start=1):
-        if len(verdicts) > 1:
-            say_line(f"answer   {verdict.title}")
-        _write_answer(folder, verdict, parity_rows, "" if i == 1 else f"_{i}", say_line)
-    return 0 if len(completed) + len(pruned) == num_jobs else 1
 
 
 def _write_answer(
@@ -116,16 +136,19 @@ def _write_answer(
     parity_rows: Sequence[parity.Parity],
     suffix: str,
     say_line: Callable[[str], None],
+    board: Board | None,
 ) -> None:
     """Write answer.json; if there are ranked groups, also a picture and a page, and print the
-    commands to copy."""
-    answer.write(folder / f"answer{suffix}.json", verdict)
+    commands to copy. The first answer's files also have that over the workloads."""
+    entry = board.entry() if board is not None else None
+    answer.write(folder / f"answer{suffix}.json", verdict, entry)
     if not verdict.ranked:
         return
     picture, html = (folder / f"comparison{suffix}{end}" for end in (".png", ".html"))
     _draw(picture, verdict)
     command = answer.command(verdict.best.group)
-    page.write(html, verdict, command, table_of(verdict), parity_rows)
+    over = profile_page.html(board) if board is not None else ""
+    page.write(html, verdict, command, table_of(verdict), parity_rows, over)
     say_line(f"picture  {picture}")
     say_line(f"page     {html}")
     say_line(f"to test  {answer.command_to_test(verdict.best.group)}")
@@ -200,16 +223,17 @@ def _text(
     verdicts: Sequence[Answer],
     parity_rows: Sequence[parity.Parity],
     escaped: Callable[[str], str],
+    board: Board | None,
 ) -> str:
     """Format comparison.md: the answers, their tables, and the parity of backends. `escaped`
     escapes text for the medium."""
-    parts = []
+    parts = [] if board is None else _board_parts(board, escaped)
     if len(verdicts) > 1:
         parts.append(
             f"These runs measure {len(verdicts)} different things, so they are not in one list."
         )
     for verdict in verdicts:
-        if len(verdicts) > 1:
+        if len(verdicts) > 1 or board is not None:
             parts.append(f"## {escaped(verdict.title)}")
         parts += _parts(verdict, escaped)
     if any(len(verdict.ranked) > 1 for verdict in verdicts):
@@ -224,6 +248,14 @@ def _text(
         rows = [parity.HEADER, *(row.cells() for row in parity_rows)]
         parts.append(as_markdown(rows, escaped))
     return "\n\n".join(parts)
+
+
+def _board_parts(board: Board, escaped: Callable[[str], str]) -> list[str]:
+    """Format the answer over the workloads."""
+    parts = ["## Over all workloads", escaped(" ".join(board.verdict()))]
+    parts += ["\n".join(map(escaped, board.apart))] if board.apart else []
+    parts += [as_markdown(table, escaped) for table in board.tables()]
+    return [*parts, *map(escaped, board.notes())]
 
 
 _TESTS = (

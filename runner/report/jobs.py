@@ -53,6 +53,11 @@ class Fold(NamedTuple):
 Block = int | Fold  # a seed, or a seed and a fold: groups are compared block by block
 
 
+def in_order(seed: Block) -> tuple[int, int]:
+    """Return the key that sorts seeds, and the folds of each."""
+    return (seed.seed, seed.fold) if isinstance(seed, Fold) else (seed, -1)
+
+
 @dataclass(frozen=True)
 class Job:
     """A run's folder, its result and its config, which is empty if it could not be read."""
@@ -84,6 +89,11 @@ class Job:
     def has_config(self) -> bool:
         """True if its config could be read, so that its group is known."""
         return bool(self.result["backend"])
+
+    @property
+    def has_overrides(self) -> bool:
+        """True if its overrides are known: those of a run that has not ended are not."""
+        return self.status not in ("unfinished", "damaged")
 
     @property
     def has_diverged(self) -> bool:
@@ -177,11 +187,22 @@ class Job:
 
     def _meaning(self) -> tuple[str, str, dict[str, Any] | None]:
         """Return the metric, its mode, and for a loss its name and numbers."""
-        trainer, loss = self.config["trainer"], dict(self.config["loss"])
-        metric = self.monitor
-        if loss["name"] == "auto":
-            loss = _USUAL_LOSS.get(str(self.data.get("task")), loss)
-        return metric, str(trainer["monitor_mode"]), loss if metric.endswith("/loss") else None
+        metric, mode = self.monitor, str(self.config["trainer"]["monitor_mode"])
+        return metric, mode, self._loss if metric.endswith("/loss") else None
+
+    @property
+    def _loss(self) -> dict[str, Any]:
+        """The loss and its numbers; that of loss=auto as the data's task selects it."""
+        loss = dict(self.config["loss"])
+        return _USUAL_LOSS.get(str(self.data.get("task")), loss) if loss["name"] == "auto" else loss
+
+    def workload(self, meaning: str) -> str:
+        """Return a hash of what is trained: the data and the metric, as in `meaning`, the model and
+        the loss, without the keys that tune=lr has chosen."""
+        config: dict[str, Any] = {"model": self.config.get("model"), "loss": self._loss}
+        for key in (self.config.get("tune") or {}).get("keys") or ():
+            config = _without(config, key.split("."))
+        return sha256({**config, "meaning": meaning})
 
     def check(self) -> None:
         """Raise ConfigError if an entry is not a number, or if a completed run's records cannot be
@@ -485,7 +506,7 @@ def pairs(jobs: Sequence[Job]) -> list[tuple[Job, Job]]:
 
 
 def _label(job: Job, shared: set[str]) -> str:
-    if job.status in ("unfinished", "damaged"):
+    if not job.has_overrides:
         return job.folder.name
     without = ("seed=", "data.fold=", "output.", "backend=", "trusted_modules=", "answer.", "race.")
     label = [item for item in job.overrides if item not in shared and not item.startswith(without)]

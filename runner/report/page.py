@@ -28,11 +28,12 @@ def write(
     command: str,
     table: Sequence[Sequence[str]],
     same: Sequence[parity.Parity],
+    over: str = "",
 ) -> None:
     """Write the page. `table` has a header and one row per group, as in comparison.md; `command`
-    trains the best group."""
+    trains the best group; `over` is the HTML of the answer over several workloads."""
     lines = [*answer.verdict(), *answer.sentences()]
-    styles = [_style(i) for i in range(len(answer.ranked))]
+    styles = [style_of(i) for i in range(len(answer.ranked))]
     data = {
         "metric": printable(answer.metric),
         "logarithmic": answer.is_logarithmic,
@@ -50,9 +51,11 @@ def write(
             _choice(i, ranked, style)
             for i, (ranked, style) in enumerate(zip(answer.ranked, styles, strict=True))
         ),
+        over=over,
+        heading=f"{escape.html(answer.title)}" if over else "Comparison",
         differences=_differences(answer, styles),
-        table=_table("groups", table),
-        parity=_table("parity", [parity.HEADER, *(row.cells() for row in same)], "Backends")
+        table=table_html("groups", table),
+        parity=table_html("parity", [parity.HEADER, *(row.cells() for row in same)], "Backends")
         if same
         else "",
         data=escape.script(data),
@@ -68,7 +71,7 @@ def _bokeh() -> str:
     return "\n".join(folder.joinpath(part).read_text(encoding="utf-8") for part in parts)
 
 
-def _style(i: int) -> dict[str, str]:
+def style_of(i: int) -> dict[str, str]:
     return {
         "colour": _COLOURS[i % len(_COLOURS)],
         "dash": _DASHES[i // len(_COLOURS) % len(_DASHES)],
@@ -153,7 +156,7 @@ def _differences(answer: Answer, styles: Sequence[Mapping[str, str]]) -> str:
     )
 
 
-def _table(name: str, rows: Sequence[Sequence[str]], caption: str = "") -> str:
+def table_html(name: str, rows: Sequence[Sequence[str]], caption: str = "") -> str:
     header, *body = rows
     head = "".join(
         f'<th scope="col" aria-sort="none"><button type="button">{escape.html(cell)}</button></th>'

@@ -5,7 +5,7 @@ seed. scipy.special has the distributions.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 
 LEVEL = 0.05  # significance level of all comparisons together
 POWER = 0.8  # the probability that the suggested number of seeds finds the observed difference
+NUM_DRAWS = 9_999  # of a bootstrap, and of a permutation test with more permutations
 _NUM_DRAWS = 20_000  # for probabilities; their standard error is at most 0.0036
 _FLOAT32 = float(np.finfo(np.float32).eps)
 
@@ -134,14 +135,41 @@ def probabilities_best(
     return [float(share) for share in (winners / winners.sum(axis=1, keepdims=True)).mean(axis=0)]
 
 
-def holm(p_values: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
+def holm(
+    p_values: Mapping[tuple[str, str], float], num: int | None = None
+) -> dict[tuple[str, str], float]:
     """Apply Holm's correction: the i-th smallest p of m, i from 1, becomes the largest so far of
-    min(1, (m - i + 1) p)."""
-    adjusted, largest = {}, 0.0
+    min(1, (m - i + 1) p). `num` is m if only some of the tests are given: the others count as if
+    their p were larger, which is careful."""
+    adjusted, largest, most = {}, 0.0, len(p_values) if num is None else num
     for i, (pair, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        largest = max(largest, min(1.0, (len(p_values) - i) * p))
+        largest = max(largest, min(1.0, (most - i) * p))
         adjusted[pair] = largest
     return adjusted
+
+
+def sign_flip_p(values: np.ndarray, statistic: Callable[..., np.ndarray]) -> float:
+    """Return the two-sided p of a statistic of values that have either sign with equal chance, by
+    scipy.stats.permutation_test. It is exact for up to 13 values; more have NUM_DRAWS random
+    signs. `statistic` takes values [..., n] and an axis."""
+    from scipy.stats import permutation_test
+
+    found = permutation_test(
+        (values,),
+        statistic,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=NUM_DRAWS,
+        batch=1_000,
+        rng=np.random.default_rng(0),
+    )
+    return float(found.pvalue)
+
+
+def smallest_p(num: int) -> float:
+    """Return the smallest p that `sign_flip_p` can give for `num` values: of all 2^num equally
+    likely signs, two are as extreme as the most extreme ones."""
+    return min(1.0, 2.0 / min(2**num, NUM_DRAWS + 1))
 
 
 def power(effect: float, num: int, level: float) -> float:

@@ -9,6 +9,7 @@ from runner.errors import ConfigError
 from runner.report import comparison, ledger
 from runner.report.jobs import Job, inside, read
 from runner.report.ledger import Condition, Entry
+from runner.report.workloads import Rules
 from runner.run import run_folder
 
 
@@ -33,11 +34,12 @@ def wanted(keys: Answer | None) -> comparison.Wanted:
     """Return what the keys answer.* ask for."""
     if keys is None:
         return comparison.Wanted()
+    rules = Rules(keys.target, keys.relax)
     if not keys.test:
-        return comparison.Wanted(keys.margin)
+        return comparison.Wanted(keys.margin, rules=rules)
     from runner.tasks.evaluate import on_test_split
 
-    return comparison.Wanted(keys.margin, on_test_split)
+    return comparison.Wanted(keys.margin, on_test_split, rules=rules)
 
 
 def new_folder(root: Path) -> Path:
