@@ -1179,19 +1179,23 @@ def _check_norms(prepared: Plan) -> None:
             raise ConfigError(f"{key} needs a loss of the config; this model computes its own")
 
 
+def measured(prepared: Plan) -> list[str]:
+    """Return the columns of metrics.csv that are measures of the model."""
+    others = ("epoch", "step", "seconds")
+    return [column for column in prepared.columns() if column not in others]
+
+
 def _check_watched(prepared: Plan) -> None:
     """Refuse to watch a metric that is not measured."""
-    others = ("epoch", "step", "seconds")
-    measured = [column for column in prepared.columns() if column not in others]
+    known = measured(prepared)
     watched = {"trainer.monitor": prepared.config.trainer.monitor}
     if prepared.plateau:
         watched["schedule.metric"] = prepared.plateau.metric
     watched |= callbacks.watched(prepared.config.callbacks)
     for key, metric in watched.items():
-        if metric not in measured:
+        if metric not in known:
             raise ConfigError(
-                f"{key} must be one of {', '.join(measured)}, got "
-                f"{metric}{nearest(metric, measured)}"
+                f"{key} must be one of {', '.join(known)}, got {metric}{nearest(metric, known)}"
             )
 
 

@@ -27,9 +27,8 @@ def reference() -> ModuleType:
 def test_the_reference_has_every_key_and_every_choice(reference: ModuleType) -> None:
     pages = reference.pages()
     for name, value in compose([]).items():
-        sections = ("trainer", "tracker", "answer", "race", "output", "find_lr", "clean")
-        sections = (*sections, "forecast")
-        inside = value if name in sections else {}
+        sections = {"trainer", "tracker", "answer", "race", "output", "find_lr", "clean"}
+        inside = value if name in {*sections, "forecast"} else {}
         for key in [f"{name}.{inner}" for inner in inside] or [name]:
             if key not in ("layer_defaults", "tune"):  # tune.name, tune.factors
                 assert f"## `{key}`\n" in pages["keys.md"], key

@@ -490,10 +490,10 @@ def _search(request: Request, hydra: DictConfig) -> int:
         except Exception as error:  # raised by the launcher
             failure = RunError(multirun.why_ended(error))
     is_over = ended is None and failure is None
-    trials.write(folder, opened.settings, opened.metric)
+    front = trials.write(folder, opened.settings, opened.chosen, task.folders)
     with nullcontext() if is_over else suppress(RunError):
         wanted = compare.wanted(first.answer) if is_over else comparison.Wanted()
-        status = comparison.write(folder, 0, wanted)
+        status = comparison.write(folder, 0, replace(wanted, front=front))
     if is_over:
         _track_answer(folder, [first])
         return status

@@ -81,6 +81,7 @@ class Composer:
             changed = trust.allowed(plain(hydra), hydra_values, plain(own))
             params = changed.pop("sweeper.params", None)
             conditions = changed.pop("sweeper.conditions", None)
+            objectives = changed.pop("sweeper.objectives", None)
             for name, value in changed.items():
                 OmegaConf.update(own, name, value, force_add=True)
             if params is not None:
@@ -88,6 +89,8 @@ class Composer:
                 own.sweeper.params = params
             if conditions is not None:
                 own.sweeper.conditions = conditions
+            if objectives is not None:
+                own.sweeper.objectives = objectives
             self._hydra[key] = own
         return self._hydra[key]
 

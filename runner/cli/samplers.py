@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 GENERATION = "generation"  # attribute of a trial of CMA-ES
+OF_ONE_OBJECTIVE, OF_SEVERAL_OBJECTIVES = ("cmaes",), ("nsgaii",)  # samplers, by name
 
 
 def sampler(options: Mapping[str, Any], space: Space, number: int) -> Any:
     """Return the sampler of one trial. `options` is hydra.sweeper.sampler."""
-    from optuna.samplers import GPSampler, GridSampler, QMCSampler, RandomSampler, TPESampler
+    from optuna import samplers
 
     seed = int(options["seed"])
     own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
@@ -31,7 +32,7 @@ def sampler(options: Mapping[str, Any], space: Space, number: int) -> Any:
     match options["name"]:
         case "tpe":
             together = bool(options["multivariate"])
-            return TPESampler(
+            return samplers.TPESampler(
                 seed=own,
                 n_startup_trials=startup,
                 n_ei_candidates=options["n_ei_candidates"],
@@ -40,25 +41,27 @@ def sampler(options: Mapping[str, Any], space: Space, number: int) -> Any:
                 constant_liar=True,
             )
         case "grid":
-            return GridSampler(space.grid(), seed=seed)
+            return samplers.GridSampler(space.grid(), seed=seed)
         case "gp":
-            return GPSampler(
+            return samplers.GPSampler(
                 seed=own,
                 n_startup_trials=startup,
-                independent_sampler=RandomSampler(own),
+                independent_sampler=samplers.RandomSampler(own),
                 warn_independent_sampling=False,
             )
         case "quasi_random":
-            return QMCSampler(
+            return samplers.QMCSampler(
                 scramble=True,
                 seed=seed,
-                independent_sampler=RandomSampler(own),
+                independent_sampler=samplers.RandomSampler(own),
                 warn_asynchronous_seeding=False,
                 warn_independent_sampling=False,
             )
+        case "nsgaii":
+            return samplers.NSGAIISampler(population_size=options["population_size"], seed=own)
         case "cmaes":
             return CmaEs(space, own)
-    return RandomSampler(own)
+    return samplers.RandomSampler(own)
 
 
 def distribution(values: Range) -> "BaseDistribution":

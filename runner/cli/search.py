@@ -7,11 +7,11 @@ continues when it is repeated.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
@@ -22,17 +22,20 @@ from runner.cli.overrides import parse_overrides
 from runner.cli.space import Space, space
 from runner.config.schema import Config
 from runner.config.trust import leaves
-from runner.errors import ConfigError, few_lines, show
+from runner.errors import ConfigError, few_lines, nearest, show
 from runner.run import run_folder, signals, study
 from runner.run.observer import Limit
 from runner.run.pruning import Pruning
-from runner.run.study import Claim, Settings
+from runner.run.study import Claim, Objective, Settings
 from runner.text import quoting
 
 if TYPE_CHECKING:
     import optuna
 
+    from runner.report.jobs import Job
+
 _SPACE = "space"  # attribute of a study
+Values = Sequence[float]  # of a run, one for each objective
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,6 @@ class Search:
     num_trials: int
     base: tuple[str, ...]  # overrides of all trials
     seeds: tuple[str, ...]  # values of `seed` that each trial trains; empty: that of the config
-    metric: str  # trainer.monitor
 
     @property
     def named(self) -> frozenset[str]:
@@ -71,6 +73,8 @@ class Search:
 
         Raises ConfigError if the study has another space."""
         described = [*self.base, *map(str, self.space.ranges), *self.seeds]
+        if self.settings.has_several:
+            described += map(str, self.settings.objectives)
         with run_folder.exclusive_access(self.settings.folder), study.quiet():
             opened = self.settings.study()
             before = opened.user_attrs.get(_SPACE)
@@ -116,14 +120,21 @@ class Search:
             trial.set_user_attr(samplers.GENERATION, sampler.generation)
         return chosen
 
-    def tell(self, trial: Trial, values: Sequence[float] | None, is_pruned: bool) -> None:
-        """Record the end of a trial: its mean value, that it was pruned, or that it failed."""
+    def chosen(self, params: Mapping[str, Any]) -> dict[str, str]:
+        """Return the values by key that a trial's parameters of Optuna say."""
+        return self.space.choose(lambda each: each.text(params[each.name]))
+
+    def tell(self, trial: Trial, runs: Sequence[Values] | None, is_pruned: bool) -> None:
+        """Record the end of a trial: the means over its runs, a value for each objective; that it
+        was pruned; or that it failed."""
         from optuna.trial import TrialState
 
-        state = TrialState.PRUNED if is_pruned else TrialState.FAIL if values is None else None
-        value = None if values is None or is_pruned else sum(values) / len(values)
+        state = TrialState.PRUNED if is_pruned else TrialState.FAIL if runs is None else None
+        means = None
+        if runs is not None and not is_pruned:
+            means = [sum(values) / len(values) for values in zip(*runs, strict=True)]
         with study.quiet():
-            self.settings.study().tell(trial.number, value, state, skip_if_finished=True)
+            self.settings.study().tell(trial.number, means, state, skip_if_finished=True)
         trial.claim.release(is_over=True)
 
 
@@ -162,13 +173,11 @@ class Plan:
     base: tuple[str, ...]
     seeds: tuple[str, ...]
     first: Any  # the frozen config of the first probe
+    objectives: tuple[Objective, ...]
 
     def at(self, folder: Path) -> Search:
         """Return the search in a multirun's folder."""
-        config: Config = self.first.config
-        settings = Settings(
-            folder, config.trainer.monitor_mode == "max", dict(self.sweeper["pruner"])
-        )
+        settings = Settings(folder, self.objectives, dict(self.sweeper["pruner"]))
         num_trials = int(self.sweeper["n_trials"])
         if self.sweeper["sampler"]["name"] == "grid":
             num_trials = min(num_trials, math.prod(map(len, self.space.grid().values())))
@@ -179,7 +188,6 @@ class Plan:
             num_trials,
             self.base,
             self.seeds,
-            config.trainer.monitor,
         )
 
 
@@ -218,9 +226,46 @@ def plan(request: Request, sweeper: Mapping[str, Any]) -> Plan:
         sweep.check_choosers(is_race, each.config.tune is not None)
         check_processes(each.config)
         trackers.check(each.config)
-    planned = Plan(found, sweeper, base, _seeds(seeds), frozen[0])
+    objectives = _objectives(sweeper, frozen[0].config)
+    planned = Plan(found, sweeper, base, _seeds(seeds), frozen[0], objectives)
     _check_sampler(sweeper["sampler"], found)
     return planned
+
+
+def _objectives(sweeper: Mapping[str, Any], config: Config) -> tuple[Objective, ...]:
+    """Return hydra.sweeper.objectives, or trainer.monitor. Raises ConfigError for a metric that is
+    not measured, and for a sampler or pruner that is not for so many objectives."""
+    from runner.cli import samplers
+    from runner.plan import measured
+    from runner.plan import plan as prepare
+
+    wanted: Mapping[str, str] = sweeper["objectives"]
+    sampler, pruner = sweeper["sampler"]["name"], sweeper["pruner"]["name"]
+    if not wanted:
+        if sampler in samplers.OF_SEVERAL_OBJECTIVES:
+            raise ConfigError(
+                f"hydra/sweeper/sampler={sampler} needs hydra.sweeper.objectives with two or more "
+                f"metrics; for trainer.monitor alone use another sampler, such as tpe"
+            )
+        return (Objective(config.trainer.monitor, config.trainer.monitor_mode == "max"),)
+    if sampler in samplers.OF_ONE_OBJECTIVE:
+        raise ConfigError(
+            f"hydra/sweeper/sampler={sampler} has one objective, got {', '.join(wanted)} in "
+            f"hydra.sweeper.objectives; use tpe, nsgaii, gp, quasi_random, random or grid"
+        )
+    if pruner != "none":
+        raise ConfigError(
+            f"hydra/sweeper/pruner={pruner} compares one metric, got {', '.join(wanted)} in "
+            f"hydra.sweeper.objectives; use hydra/sweeper/pruner=none"
+        )
+    known = [*measured(prepare(config)), *OF_RESULT]
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(
+                f"hydra.sweeper.objectives must be of {', '.join(known)}, got {name}"
+                f"{nearest(name, known)}"
+            )
+    return tuple(Objective(name, mode == "max") for name, mode in wanted.items())
 
 
 def _check_sampler(options: Mapping[str, Any], found: Space) -> None:
@@ -322,6 +367,11 @@ class TrialTask:
     def prepare(self) -> None:
         self.runs.prepare()
 
+    def folders(self, chosen: Mapping[str, str]) -> list[Path]:
+        """Return the folders of the runs with these values."""
+        found = map(self.runs.find, self.search.overrides(chosen))
+        return [path for path in found if path is not None]
+
     def __call__(self, overrides: list[str], number: int) -> float | None:
         """Train the next trial of the study, if there is one."""
         process.tune()  # needed if a launcher started this process
@@ -336,31 +386,32 @@ class TrialTask:
 
     def _train(self, trial: Trial) -> int:
         """Train a run for each seed until one is pruned or fails; tell the study the mean."""
-        values: list[float] = []
+        values: list[Values] = []
         for i, overrides in enumerate(self.search.overrides(trial.chosen)):
-            # the seeds of a trial are pruned by the first one
-            limits = [self._pruning(trial)] if i == 0 else []
+            # the seeds of a trial are pruned by the first one; several objectives are not pruned
+            can_prune = i == 0 and not self.search.settings.has_several
+            limits = [self._pruning(trial)] if can_prune else []
             try:
                 status = self.runs.train(overrides, trial.number, limits)
                 if status > 128:
                     return status
-                value = self._value(overrides)
+                value = self._values(overrides)
             except ConfigError as error:  # these values do not go together
                 print(few_lines(f"trial {trial.number} failed: {error}"), flush=True)
                 value = None
             if value is None or value == "pruned":
                 self.search.tell(trial, None, is_pruned=value == "pruned")
                 return 0
-            values.append(float(value))
+            values.append(value)
         self.search.tell(trial, values, is_pruned=False)
         return 0
 
     def _pruning(self, trial: Trial) -> Limit:
-        return Pruning(self.search.settings, trial.number, self.search.metric)
+        return Pruning(self.search.settings, trial.number, self.search.settings.objectives[0].name)
 
-    def _value(self, overrides: list[str]) -> float | str | None:
-        """Return a run's monitored metric after its last epoch; the worst value if it diverged,
-        "pruned" if it was pruned, None if it failed."""
+    def _values(self, overrides: list[str]) -> Values | Literal["pruned"] | None:
+        """Return a run's value for each objective; the worst ones if it diverged, "pruned" if it
+        was pruned, None if it failed."""
         from runner.report import jobs
 
         folder = self.runs.find(overrides)
@@ -371,9 +422,23 @@ class TrialTask:
         (job,) = jobs.read([folder])
         if job.status == "pruned":
             return "pruned"
+        objectives = self.search.settings.objectives
         if job.has_config and job.has_diverged:
-            return -math.inf if self.search.settings.maximizes else math.inf
-        return job.last(self.search.metric) if job.is_completed else None
+            return [objective.worst for objective in objectives]
+        return [_of(job, objective.name) for objective in objectives] if job.is_completed else None
+
+
+def _of(job: "Job", name: str) -> float:
+    """Return the number of a completed run that an objective names."""
+    of_result = OF_RESULT.get(name)
+    return job.last(name) if of_result is None else float(of_result(job.result))
+
+
+# objectives that are not in metrics.csv, from result.json
+OF_RESULT: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
+    "seconds": lambda result: result["seconds"]["train"],
+    "num_parameters": lambda result: result["num_parameters"],
+}
 
 
 _POLL_SECONDS = 0.2

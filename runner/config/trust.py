@@ -17,7 +17,7 @@ MOST_JOBS = 10_000  # of one multirun
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "hydra/launcher": ("pool", "basic", "joblib", "submitit_local", "submitit_slurm", "ray"),
     "hydra/sweeper": ("basic", "optuna"),
-    "hydra/sweeper/sampler": ("tpe", "cmaes", "gp", "grid", "quasi_random", "random"),
+    "hydra/sweeper/sampler": ("tpe", "cmaes", "gp", "grid", "quasi_random", "random", "nsgaii"),
     "hydra/sweeper/pruner": ("none", "median", "asha", "hyperband"),
 }
 
@@ -107,13 +107,16 @@ _KEYS: Mapping[str, _Kind] = {
     "sweeper.sampler.n_startup_trials": _INDEX,
     "sweeper.sampler.n_ei_candidates": _COUNT,
     "sweeper.sampler.multivariate": _SWITCH,
+    "sweeper.sampler.population_size": _FACTOR,
     "sweeper.pruner.n_startup_trials": _INDEX,
     "sweeper.pruner.n_warmup_steps": _INDEX,
     "sweeper.pruner.min_resource": _COUNT,
     "sweeper.pruner.reduction_factor": _FACTOR,
 }
+_OBJECTIVES = "sweeper.objectives."  # METRIC -> min or max
 _PARAMS = "sweeper.params."  # KEY -> a range, like `KEY=RANGE` on the command line
 _CONDITIONS = "sweeper.conditions"  # KEY=VALUE -> such ranges; in a file only
+_OF_SEARCHES = (_PARAMS[:-1], _CONDITIONS, _OBJECTIVES[:-1])
 # keys where Hydra records the composition; it does not act on them
 _NOTES = ("overrides.", "runtime.", "job.override_dirname", "job.name", "job.config_name")
 _INTERPOLATION = re.compile(r"\$\{[A-Za-z_]\w*(\.\w+|\[\d+\])*\}")
@@ -151,6 +154,7 @@ def allowed(
         if not key.startswith(_NOTES) and (key not in before or before[key] != value)
     }
     params = {k.removeprefix(_PARAMS): changed.pop(k) for k in [*changed] if k.startswith(_PARAMS)}
+    objectives = _objectives(changed)
     for key, value in changed.items():
         kind = _KEYS.get(key)
         if kind is None or (key not in before and not key.startswith("launcher.ray.")):
@@ -165,11 +169,29 @@ def allowed(
         if not kind.fits(value):
             raise ConfigError(f"hydra.{key} must be {kind.words}, got {show(value)}")
     for key in before:
-        if key not in after and not key.startswith((*_NOTES, _PARAMS[:-1], _CONDITIONS)):
+        if key not in after and not key.startswith((*_NOTES, *_OF_SEARCHES)):
             raise ConfigError(f"hydra.{key} cannot be removed")
     _check_ranges(_PARAMS, params)
-    found = {_PARAMS[:-1]: params, _CONDITIONS: conditions}
+    found = {_PARAMS[:-1]: params, _CONDITIONS: conditions, _OBJECTIVES[:-1]: objectives}
     return {**changed, **{key: value for key, value in found.items() if value}}
+
+
+def _objectives(changed: dict[str, Any]) -> dict[str, str]:
+    """Take hydra.sweeper.objectives from the keys, as METRIC -> min or max."""
+    keys = [key for key in changed if key.startswith(_OBJECTIVES)]
+    found = {key.removeprefix(_OBJECTIVES): changed.pop(key) for key in keys}
+    for name, mode in found.items():
+        if mode not in ("min", "max"):
+            raise ConfigError(
+                f"hydra.{_OBJECTIVES}{name} must be min or max, got {show(mode)}"
+                f"{nearest(mode, ('min', 'max'))}"
+            )
+    if len(found) == 1:
+        raise ConfigError(
+            f"hydra.{_OBJECTIVES[:-1]} must have two or more metrics, got {', '.join(found)}; for "
+            f"one, set trainer.monitor and trainer.monitor_mode"
+        )
+    return found
 
 
 def _check_ranges(parent: str, ranges: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ from runner.run import strict_json
 from runner.text.quoting import command_line, override
 
 if TYPE_CHECKING:
+    from runner.report.front import Front
     from runner.report.raced import Raced
     from runner.report.tested import Tested
 
@@ -59,6 +60,7 @@ class Answer:
     tested: "Tested | None" = None  # answer.test: the best two groups on the test split
     untested: str | None = None  # why there are no results on the test split
     race: "Raced | None" = None  # race.budget: the tests are those of a race
+    front: "Front | None" = None  # of a search with several objectives
 
     @property
     def has_several_sizes(self) -> bool:
@@ -129,6 +131,7 @@ class Answer:
             *self._unranked_lines(),
             *(self.tested.sentences() if self.tested else ()),
             *([self.untested] if self.untested else ()),
+            *(self.front.sentences(self.metric) if self.front else ()),
         ]
 
     def _ranked_lines(self) -> list[str]:
@@ -526,6 +529,7 @@ def write(path: Path, answer: Answer, over: Mapping[str, Any] | None = None) -> 
         "test": answer.tested.entry() if answer.tested else None,
         "race": answer.race.entry() if answer.race else None,
         "workloads": over,
+        "front": answer.front.entry() if answer.front else None,
         "groups": [*ranked, *(_group_entry(group, answer.metric) for group in answer.unranked)],
     }
     path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")

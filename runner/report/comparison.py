@@ -3,8 +3,8 @@ picture."""
 
 import csv
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from runner.report import answer, page, parity, pictures, profile_page, raced, w
 from runner.report.answer import Answer, Ranked, answers
 from runner.report.board import Board
 from runner.report.curves import MOST_POINTS
+from runner.report.front import Front
 from runner.report.jobs import Group, Job, inside, read
 from runner.report.markdown import as_markdown
 from runner.report.raced import Course
@@ -32,6 +33,7 @@ class Wanted:
     evaluate: Evaluate | None = None  # answer.test: evaluates a run on the test split
     course: Course | None = None  # race.budget: only its runs are compared, by its tests
     rules: Rules | None = None  # answer.target and .relax; None: nothing is ranked over workloads
+    front: Front | None = None  # of a search with several objectives
 
 
 _NOTHING = Wanted()
@@ -85,6 +87,8 @@ def compare(
     verdicts = answers(ended, wanted.margin) if verdicts is None else verdicts
     if wanted.evaluate is not None:
         verdicts = [with_test(verdict, wanted.evaluate) for verdict in verdicts]
+    if wanted.front is not None and verdicts:
+        verdicts = [replace(verdicts[0], front=wanted.front), *verdicts[1:]]
 
     board = None
     if wanted.rules is not None and wanted.course is None:
@@ -153,7 +157,18 @@ def _write_answer(
     say_line(f"page     {html}")
     say_line(f"to test  {answer.command_to_test(verdict.best.group)}")
     say_line(f"winner   {verdict.winner()}")
+    for number, line in _commands_of_front(verdict):
+        say_line(f"trial {number:<2} {line}")
     say_line(f"to copy  {command}")
+
+
+def _commands_of_front(verdict: Answer) -> Iterator[tuple[int, str]]:
+    """Yield each trial of the Pareto front and the command that trains it again."""
+    groups = {job.folder: group for group in verdict.tried for job in group.jobs}
+    for point in verdict.front.points if verdict.front else ():
+        group = next((groups[path] for path in point.folders if path in groups), None)
+        if group is not None:
+            yield point.trial, answer.command(group)
 
 
 def _metrics(jobs: Iterable[Job]) -> list[str]:
@@ -270,6 +285,8 @@ def _parts(verdict: Answer, escaped: Callable[[str], str]) -> list[str]:
     parts.append("\n".join(map(escaped, [*verdict.sentences(), *verdict.at_edges()])))
     if verdict.ranked:
         parts.append(as_markdown(table_of(verdict), escaped))
+    if verdict.front:
+        parts.append(as_markdown(verdict.front.table(), escaped))
     if verdict.tuning:
         means = [(group.label, _mean_or_fate(group, verdict.metric)) for group in verdict.tuning]
         table = as_markdown([("overrides", verdict.metric), *means], escaped)

@@ -55,13 +55,18 @@ def write(
         heading=f"{escape.html(answer.title)}" if over else "Comparison",
         differences=_differences(answer, styles),
         table=table_html("groups", table),
-        parity=table_html("parity", [parity.HEADER, *(row.cells() for row in same)], "Backends")
-        if same
-        else "",
+        more=_more(answer, same),
         data=escape.script(data),
         bokeh=_bokeh(),
     )
     path.write_text(page, encoding="utf-8")
+
+
+def _more(answer: Answer, same: Sequence[parity.Parity]) -> str:
+    """Return the tables of the Pareto front and of the parity of backends, if there are some."""
+    front = table_html("front", answer.front.table(), "Pareto front") if answer.front else ""
+    rows = [parity.HEADER, *(row.cells() for row in same)]
+    return front + (table_html("parity", rows, "Backends") if same else "")
 
 
 def _bokeh() -> str:

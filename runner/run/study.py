@@ -8,6 +8,7 @@ trial. A trial whose process was killed has no lock: the next process that asks 
 again, with the same values. No pickle is read or written.
 """
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -71,11 +72,30 @@ def _storage(path: Path, process: int) -> "optuna.storages.BaseStorage":
 
 
 @dataclass(frozen=True)
+class Objective:
+    """A number of a run that a search makes small or large."""
+
+    name: str  # a column of metrics.csv, after the last epoch; seconds; num_parameters
+    maximizes: bool
+
+    @property
+    def mode(self) -> str:
+        return "max" if self.maximizes else "min"
+
+    @property
+    def worst(self) -> float:
+        return -math.inf if self.maximizes else math.inf
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.mode})"
+
+
+@dataclass(frozen=True)
 class Settings:
-    """A study's folder and its pruner."""
+    """A study's folder, its objectives and its pruner."""
 
     folder: Path  # of the multirun
-    maximizes: bool
+    objectives: tuple[Objective, ...]
     pruner: Mapping[str, Any]  # hydra.sweeper.pruner
 
     @property
@@ -85,6 +105,15 @@ class Settings:
     @property
     def storage(self) -> "optuna.storages.BaseStorage":
         return _storage(self.path, os.getpid())
+
+    @property
+    def has_several(self) -> bool:
+        return len(self.objectives) > 1
+
+    @property
+    def directions(self) -> list[str]:
+        """The directions, as Optuna has them."""
+        return ["maximize" if each.maximizes else "minimize" for each in self.objectives]
 
     def study(self, sampler: "optuna.samplers.BaseSampler | None" = None) -> "optuna.Study":
         """Open the study; make it, if it does not exist."""
@@ -96,7 +125,7 @@ class Settings:
                 storage=self.storage,
                 sampler=sampler,
                 pruner=_pruner(self.pruner),
-                direction="maximize" if self.maximizes else "minimize",
+                directions=self.directions,
                 load_if_exists=True,
             )
 

@@ -3,7 +3,7 @@
 import csv
 import math
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,23 +74,32 @@ def test_a_condition_that_no_trial_meets_is_refused(condition: str, said: str) -
 
 
 def searched(
-    folder: Path, found: Space, name: str, num: int, value: Callable[[Mapping[str, Any]], float]
+    folder: Path,
+    found: Space,
+    name: str,
+    num: int,
+    value: Callable[[Mapping[str, Any]], float | Sequence[float]],
+    objectives: Sequence[str] = ("val/loss",),
 ) -> list[dict[str, str]]:
     """Let a study choose and evaluate trials; a new object for each, as in another process."""
     from runner.cli.search import Search
-    from runner.run.study import Settings
+    from runner.run.study import Objective, Settings
 
     hydra = {"name": name, "seed": 3, "n_startup_trials": 5, "n_ei_candidates": 24}
+    hydra |= {"population_size": 5}
     folder.mkdir()
     chosen = []
     for _ in range(num):
-        settings = Settings(folder, False, {"name": "none"})
-        search = Search(found, settings, {**hydra, "multivariate": True}, num, (), (), "val/loss")
+        settings = Settings(
+            folder, tuple(Objective(each, False) for each in objectives), {"name": "none"}
+        )
+        search = Search(found, settings, {**hydra, "multivariate": True}, num, (), ())
         search.open()
         trial = search.draw()
         assert trial is not None
         chosen.append(dict(trial.chosen))
-        search.tell(trial, [value(trial.chosen)], is_pruned=False)
+        told = value(trial.chosen)
+        search.tell(trial, [[told] if isinstance(told, float) else told], is_pruned=False)
     assert search.draw() is None
     return chosen
 
@@ -118,6 +127,42 @@ def test_a_sampler_chooses_by_seed_number_and_results_alone(tmp_path: Path, name
         assert np.median([*map(sphere, first[-5:])]) < np.median([*map(sphere, first[:5])])
 
 
+def two(chosen: Mapping[str, str]) -> list[float]:
+    """The squared distances of (log10 lr, x) from (-2, 3) and (-1, 5); the worst of both, as of a
+    run that diverged, for lr > 1."""
+    rate, x = math.log10(float(chosen["lr"])), float(chosen["x"])
+    if rate > 0:
+        return [math.inf, math.inf]
+    return [(rate + 2) ** 2 + (x - 3) ** 2 / 10, (rate + 1) ** 2 + (x - 5) ** 2 / 10]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tpe", "nsgaii", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gp", "quasi_random"))],
+)
+def test_several_objectives_end_with_the_trials_that_no_other_one_beats(
+    tmp_path: Path, name: str
+) -> None:
+    """Twice the same trials; the front is that of the definition, by comparing all pairs."""
+    from runner.report.trials import write
+    from runner.run.study import Objective, Settings
+
+    names = ("near", "far")
+    first = searched(tmp_path / "a", ranges(*NUMBERS), name, 20, two, names)
+    assert searched(tmp_path / "b", ranges(*NUMBERS), name, 20, two, names) == first
+    settings = Settings(tmp_path / "a", tuple(Objective(n, False) for n in names), {"name": "none"})
+    front = write(tmp_path / "a", settings, dict, lambda chosen: ())
+    values = [tuple(two(chosen)) for chosen in first]
+    finite = [each for each in values if math.isfinite(each[0])]
+    best = {a for a in finite if not any(b[0] <= a[0] and b[1] <= a[1] and a != b for b in finite)}
+    assert front is not None
+    # six digits of the values that were tried
+    assert [*front.points[0].values] == pytest.approx(min(best), rel=1e-9)
+    assert len(front.points) == len(best)
+    assert read_json(tmp_path / "a" / "search.json")["front"] == front.entry()
+    assert rows(tmp_path / "a")[0].keys() >= {"near", "far"}
+
+
 def test_a_grid_has_each_combination_once(tmp_path: Path) -> None:
     found = ranges("kind=a,b", "x=range(0,3)")
     chosen = searched(tmp_path / "a", found, "grid", 6, lambda _: 1.0)
@@ -128,10 +173,11 @@ def test_a_grid_has_each_combination_once(tmp_path: Path) -> None:
 
 def test_the_importance_is_that_of_the_key_that_matters(tmp_path: Path) -> None:
     from runner.report.trials import importance
-    from runner.run.study import Settings
+    from runner.run.study import Objective, Settings
 
     searched(tmp_path / "a", ranges(*NUMBERS), "random", 20, lambda c: math.log(float(c["lr"])))
-    found = importance(Settings(tmp_path / "a", False, {"name": "none"}).trials(), False)
+    settings = Settings(tmp_path / "a", (Objective("val/loss", False),), {"name": "none"})
+    found = importance(settings.trials(), settings.directions)
     assert next(iter(found)) == "lr"
     assert found["lr"] > 5 * found["x"]
 
@@ -223,6 +269,45 @@ def test_the_command_of_the_best_trial_trains_it_again(tmp_path: Path) -> None:
     assert trained["weights_sha256"] in {
         result["weights_sha256"] for result in results if result["seed"] == 0
     }
+
+
+@pytest.mark.slow
+def test_several_objectives_are_numbers_of_the_runs(tmp_path: Path) -> None:
+    """A column of metrics.csv, and the parameters; means over the seeds. Each printed command of
+    the front trains a run with its numbers."""
+    command = ("-m", "hydra/sweeper=optuna", "model=mlp,linear", "device=cpu", "seed=0,1")
+    command += ("hydra.sweeper.objectives={val/accuracy:max,num_parameters:min}",)
+    command += ("optimizer.lr=0.001,0.02", "hydra/sweeper/sampler=grid", "trainer.max_epochs=1")
+    (done,) = forked(tmp_path, command)
+    assert (done.status, done.err) == (0, "")
+    folder = tmp_path / done.folder
+    found = [read_json(path) for path in folder.glob("*/result.json")]
+    assert len(found) == 8
+    seeds: dict[str, list[dict[str, Any]]] = {}
+    for result in found:
+        seeds.setdefault(" ".join(o for o in result["overrides"] if "seed" not in o), []).append(
+            result
+        )
+    values = [
+        (
+            float(np.mean([-r["metrics"]["val/accuracy"] for r in results])),
+            results[0]["num_parameters"],
+        )
+        for results in seeds.values()
+    ]
+    best = [a for a in values if not any(b[0] <= a[0] and b[1] <= a[1] and a != b for b in values)]
+    answer = read_json(folder / "answer.json")
+    told = [point["objectives"] for point in answer["front"]]
+    assert sorted((-of["val/accuracy"], of["num_parameters"]) for of in told) == sorted(best)
+    assert "Pareto front of val/accuracy (max) and num_parameters (min)" in done.out
+    lines = [
+        line for line in done.out.splitlines() if line.startswith("trial ") and "python" in line
+    ]
+    assert len(lines) == len(best)
+    arguments = lines[0].split("python -m runner ")[1].split()
+    (again,) = forked(tmp_path, tuple(arguments))
+    again_result = read_json(tmp_path / again.folder / "result.json")
+    assert again_result["weights_sha256"] in {result["weights_sha256"] for result in found}
 
 
 def to_copy(done: Done) -> list[str]:

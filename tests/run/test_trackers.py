@@ -190,9 +190,12 @@ def follower(name: str, folder: Path, said: Said, make: Any = None) -> Follower:
     keys = {"optimizer.lr": 0.1, "schedule.name": "cosine"}
     known = [each for each in ARTIFACTS if each in trackers.TRACKERS[name].artifacts]
     run = TrackedRun(folder, folder.parent, None, keys, known)
-    made = make or trackers.TRACKERS[name].make
+
+    def load() -> Any:
+        return make or trackers.load(name)
+
     console: Any = said
-    return Follower(name, made, run, NUM_STEPS, console)
+    return Follower(name, load, run, NUM_STEPS, console)
 
 
 def wait_until_written(folder: Path) -> None:
@@ -437,28 +440,36 @@ def test_wandb_is_offline_without_a_key(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_run_that_is_killed_resumed_and_extended_has_every_point_once(
+def test_a_run_that_is_killed_five_times_and_extended_has_every_point_once(
     tmp_path: Path, backend: str
 ) -> None:
-    """Checkpoints are not at ends of epochs; the 300 updates end within an epoch, whose evaluation
-    the longer run does not have."""
+    """Killed at random moments: three times after so many updates more, twice within a second after
+    the run resumes. Checkpoints are not at ends of epochs; the 990 updates end within an epoch,
+    whose evaluation the longer run does not have."""
     names = f"[{','.join(trackers.TRACKERS)}]"
-    arguments = (f"backend={backend}", *RUN, f"logger={names}", "trainer.max_epochs=60")
-    with Running(tmp_path, *arguments, "trainer.max_steps=300") as running:
-        running.until(
-            lambda: any(
-                (path.parents[1] / "trace.csv").read_bytes().count(b"\n") > 100
-                for path in tmp_path.glob("outputs/runs/*/checkpoints/last")
-            )
-        )
-        running.end(signal.SIGKILL)
-    (folder,) = tmp_path.glob("outputs/runs/*")
-    for overrides in ((), ("trainer.max_steps=310",)):
+    command = (f"backend={backend}", *RUN, f"logger={names}", "trainer.max_epochs=100")
+    command += ("trainer.max_steps=990",)
+    random = np.random.default_rng(BACKENDS.index(backend))
+
+    def num_updates() -> int:
+        return sum(path.read_bytes().count(b"\n") for path in tmp_path.glob("*/*/*/trace.csv"))
+
+    for i in range(5):
+        with Running(tmp_path, *command) as running:
+            if i % 2 == 0:
+                wanted = min(700, num_updates() + int(random.integers(30, 200)))
+                running.until(lambda n=wanted: num_updates() >= n)  # type: ignore[misc]
+            else:
+                time.sleep(random.random())
+            assert running.end(signal.SIGKILL).status == 128 + signal.SIGKILL
+        (folder,) = tmp_path.glob("outputs/runs/*")
+        command = (f"resume={folder}",)
+    for overrides in ((), ("trainer.max_steps=1000",)):
         (done,) = forked(tmp_path, (f"resume={folder}", *overrides))
         assert (done.status, done.err) == (0, "")
         for name in trackers.TRACKERS:
             check(name, folder)
-    assert len(rows_of(folder / "trace.csv")) == 310
+    assert len(rows_of(folder / "trace.csv")) == 1000
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """Trackers: the records of a run in TensorBoard and other tools. Each is a file here; its library
 is imported only when a run uses it."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 from runner.config.schema import Config
@@ -17,59 +19,30 @@ from runner.run.trackers.tracker import TrackedMultirun, TrackedRun, Tracker, hy
 from runner.text.console import Console
 
 
-def _tensorboard(run: TrackedRun) -> Tracker:
-    from runner.run.trackers.tensorboard import TensorBoard
-
-    return TensorBoard(run)
-
-
-def _answer_in_tensorboard(multirun: TrackedMultirun) -> str:
-    from runner.run.trackers.tensorboard import write_answer
-
-    return write_answer(multirun)
-
-
-def _mlflow(run: TrackedRun) -> Tracker:
-    from runner.run.trackers.mlflow import MLflow
-
-    return MLflow(run)
-
-
-def _answer_in_mlflow(multirun: TrackedMultirun) -> str:
-    from runner.run.trackers.mlflow import write_answer
-
-    return write_answer(multirun)
-
-
-def _wandb(run: TrackedRun) -> Tracker:
-    from runner.run.trackers.wandb import WandB
-
-    return WandB(run)
-
-
-def _answer_in_wandb(multirun: TrackedMultirun) -> str:
-    from runner.run.trackers.wandb import write_answer
-
-    return write_answer(multirun)
-
-
 class Kind(NamedTuple):
-    """A tracker before its library is imported."""
+    """A tracker before its file, and so its library, is imported."""
 
+    name: str  # of its class
     modules: Sequence[str]  # that it needs
     artifacts: frozenset[str]  # the values of tracker.artifacts that it has a place for
-    make: Callable[[TrackedRun], Tracker]
-    write_answer: Callable[[TrackedMultirun], str]  # returns a hint, as Tracker has it
 
 
 _FILES = frozenset({"curves", "certificate", "checkpoints", "comparison"})
 TRACKERS = {
-    "tensorboard": Kind(
-        ("tensorboard",), _FILES - {"checkpoints"}, _tensorboard, _answer_in_tensorboard
-    ),
-    "mlflow": Kind(("mlflow", "sqlalchemy", "alembic"), _FILES, _mlflow, _answer_in_mlflow),
-    "wandb": Kind(("wandb",), _FILES, _wandb, _answer_in_wandb),
+    "tensorboard": Kind("TensorBoard", ("tensorboard",), _FILES - {"checkpoints"}),
+    "mlflow": Kind("MLflow", ("mlflow", "sqlalchemy", "alembic"), _FILES),
+    "wandb": Kind("WandB", ("wandb",), _FILES),
 }
+
+
+def _file(name: str) -> ModuleType:
+    return import_module(f"runner.run.trackers.{name}")
+
+
+def load(name: str) -> type[Tracker]:
+    """Import a tracker's library. Return the tracker's class."""
+    found: type[Tracker] = getattr(_file(name), TRACKERS[name].name)
+    return found
 
 
 __all__ = [
@@ -81,6 +54,7 @@ __all__ = [
     "followers",
     "group_of",
     "hyperparameters",
+    "load",
 ]
 
 
@@ -123,7 +97,7 @@ def followers(
 ) -> list[Follower]:
     """Return an observer for each tracker."""
     return [
-        Follower(name, TRACKERS[name].make, _for(name, run), total_steps, console) for name in names
+        Follower(name, partial(load, name), _for(name, run), total_steps, console) for name in names
     ]
 
 
@@ -155,9 +129,9 @@ def answer(folder: Path, configs: Collection[Config], runs: Sequence[Path]) -> N
         files.of_multirun(folder) if "comparison" in wanted else (),
     )
     for name in names:
-        write = partial(TRACKERS[name].write_answer, multirun)
         try:
-            print(printable(f"tracker  {in_time(write)}"))
+            hint = in_time(partial(_file(name).write_answer, multirun))
+            print(printable(f"tracker  {hint}"))
         except Exception as error:
             print(
                 printable(

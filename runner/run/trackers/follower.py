@@ -36,13 +36,13 @@ class Follower(Observer):
     def __init__(
         self,
         name: str,
-        make: Callable[[TrackedRun], Tracker],
+        load: Callable[[], Callable[[TrackedRun], Tracker]],
         run: TrackedRun,
         total_steps: int,
         console: Console,
     ) -> None:
         self.name, self.run, self.console = name, run, console
-        self._make, self._total_steps = make, total_steps
+        self._load, self._total_steps = load, total_steps
         self._changed = threading.Condition()
         self._step: int | None = 0  # the updates that may be passed on; None: all
         self._status: str | None = None  # the run's, when it has ended
@@ -55,7 +55,14 @@ class Follower(Observer):
     def __enter__(self) -> "Follower":
         self._last = last(self.run.path)  # read before the training adds rows
         self._thread = threading.Thread(target=self._follow, name=self.name, daemon=True)
-        self._thread.start()
+        # A library is imported in this thread. Many parse Python when they are imported, TensorFlow
+        # does when it traces, and ast.parse of Python 3.11 fails if two threads use it.
+        try:
+            self._make = self._load()
+        except Exception as error:
+            self._fail(error)
+        else:
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -100,8 +107,11 @@ class Follower(Observer):
         try:
             self._pass_on()
         except Exception as error:
-            log(without_secrets(traceback.format_exc()))
-            self._error = why(error)
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        log(without_secrets(traceback.format_exc()))
+        self._error = why(error)
 
     def _pass_on(self) -> None:
         tracker = self._make(self.run)
