@@ -17,7 +17,7 @@ from scipy import special
 
 from runner.report.profiles import Curve, Races, intervals, p_of_lead, scores_of
 from runner.report.race import FIRST_LOOK, replay
-from runner.report.statistics import LEVEL, Paired, compare, holm, summary
+from runner.report.statistics import LEVEL, Paired, by_signs, compare, holm, summary
 
 _MARGIN = 2.0
 _RATES = 5  # of each schedule, in the simulation of tune=lr
@@ -79,6 +79,27 @@ def wrong(repeats: int, num_groups: int, num_seeds: int, noise: str) -> tuple[fl
         apart = tests(values_of(draw, noise, far, num_seeds), noise)
         within += any(paired.is_equivalent for pair, paired in apart.items() if "0" in pair)
     return told / repeats, within / repeats, covered / repeats
+
+
+def by_sign_flips(
+    repeats: int, num_groups: int, num_seeds: int, noise: str, lead: float
+) -> tuple[float, float]:
+    """Return the shares in which some group is told from the best by Student's test, and by the
+    sign-flip test. The first group is better by `lead`; with 0, all are equal."""
+    draw = np.random.default_rng(1)
+    gaps = np.array([0.0, *[lead] * (num_groups - 1)])
+    told = np.zeros(2)
+    for _ in range(repeats):
+        values = values_of(draw, noise, gaps, num_seeds)
+        groups = {str(i): dict(enumerate(row.tolist())) for i, row in enumerate(values)}
+        best = str(values.mean(axis=1).argmin())
+        signs = by_signs(groups, best)
+        told += [
+            any(paired.is_real for paired in against_best(values, noise)),
+            any(p < LEVEL for _, p in signs.values()),
+        ]
+    by_t, by_flips = (told / repeats).tolist()
+    return by_t, by_flips
 
 
 def tuned(repeats: int, num_schedules: int, num_seeds: int, lead: float) -> tuple[float, ...]:
@@ -240,6 +261,16 @@ def _print_races(repeats: int) -> None:
         print(f"| {groups} | {num_seeds} seeds | {cells} |", flush=True)
 
 
+def _print_signs(repeats: int) -> None:
+    print("\nStudent's test, sign flips: a difference where all are equal; with a lead of 1.5, %")
+    print("| groups | seeds | noise | equal | lead |")
+    print("| --- | --- | --- | --- | --- |")
+    for groups, seeds, noise in product((2, 5), (5, 10), NOISES):
+        shares = [by_sign_flips(repeats, groups, seeds, noise, lead) for lead in (0.0, 1.5)]
+        cells = " | ".join(f"{100 * t:.1f}, {100 * flips:.1f}" for t, flips in shares)
+        print(f"| {groups} | {seeds} | {noise} | {cells} |", flush=True)
+
+
 def _print_workloads(repeats: int) -> None:
     print("\nover workloads: a winner named where all are equal, with a lead of 30 %, coverage, %")
     print("| groups | workloads | seeds | named, equal | named, lead | coverage, equal, lead |")
@@ -259,11 +290,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[3, 5, 10])
     parser.add_argument("--only-races", action="store_true")
     parser.add_argument("--only-workloads", action="store_true")
+    parser.add_argument("--only-signs", action="store_true")
     options = parser.parse_args()
+    if options.only_signs:
+        return _print_signs(options.repeats)
     if options.only_workloads:
         return _print_workloads(options.repeats)
     if not options.only_races:
         _print_comparisons(options)
+        _print_signs(options.repeats)
         _print_workloads(options.repeats // 5)
     _print_races(options.repeats)
     return None

@@ -14,11 +14,14 @@ import numpy as np
 
 from runner.report.jobs import NO_OVERRIDES, Block, Fold, Group, Job, groups, in_order
 from runner.report.statistics import (
+    LEVEL,
     Paired,
     Summary,
+    by_signs,
     compare,
     deviations,
     probabilities_best,
+    smallest_p,
     summary,
 )
 from runner.run import strict_json
@@ -122,7 +125,12 @@ class Answer:
             return ["the runs on the tuning seeds have not ended, so nothing is compared yet"]
         if not self.ranked:
             return [f"no group has a finite {self.metric}", *self._unranked_lines()]
-        compared = [*self._folds_lines(), *self._seeds_lines(), *self._chosen_lines()]
+        compared = [
+            *self._signs_lines(),
+            *self._folds_lines(),
+            *self._seeds_lines(),
+            *self._chosen_lines(),
+        ]
         return [
             *(self._ranked_lines() if self.race is None else self.race.sentences(self)),
             *self._tuning_lines(),
@@ -185,6 +193,38 @@ class Answer:
         seeds = "seed is" if more == 1 else "seeds are"
         needed = "" if more is None else f"; about {more} more {seeds} needed to confirm it"
         return f"  {name}: {by}, within the noise ({p_in_words(paired.p)}{needed})"
+
+    def _signs_lines(self) -> list[str]:
+        """Say whether the sign-flip test agrees with the differences beyond the noise."""
+        tested = [
+            (other.group.label, other.against_best, other.against_best.p_signs)
+            for other in self.ranked[1:]
+            if other.against_best is not None and not other.is_same_run
+        ]
+        known = [(label, paired, p) for label, paired, p in tested if p is not None]
+        real = [(label, p) for label, paired, p in known if paired.is_real]
+        found = [label for label, paired, _ in known if paired.is_real_by_signs]
+        test = "the sign-flip test, which does not assume that differences are normal,"
+        others = [label for label in found if label not in dict(real)]
+        lines = [f"{test} finds a difference to {', '.join(others)}"] if others else []
+        if not real:
+            return lines
+        unconfirmed = [label for label, _ in real if label not in found]
+        if not unconfirmed:
+            return [f"{test} agrees ({p_in_words(max(p for _, p in real))})", *lines]
+        num = min(paired.num for _, paired, _ in known)
+        least = min(1.0, self.num_comparisons * smallest_p(num))
+        if least >= LEVEL:
+            return [
+                f"{test} cannot show this with {num} seeds: for {self.num_comparisons} "
+                f"{'comparison' if self.num_comparisons == 1 else 'comparisons'} its smallest "
+                f"possible {p_in_words(least)}"
+            ]
+        worst = max(p for label, p in real if label in unconfirmed)
+        return [
+            f"{test} does not show it for {', '.join(unconfirmed)} ({p_in_words(worst)})",
+            *lines,
+        ]
 
     def whole(self, label: str) -> Group:
         """Return the group with all its seeds."""
@@ -419,8 +459,12 @@ def _ranked(
     is for all pairs, because the best one was chosen by the same values."""
     values_by_label = {group.label: group.values(metric) if seeds else {} for group in best}
     tests = compare(values_by_label, *tested)
+    signs = by_signs(values_by_label, best[0].label)
     against: list[Paired | None] = [None]
-    against += [_negated(tests[best[0].label, group.label]) for group in best[1:]]
+    against += [
+        _with_signs(_negated(tests[best[0].label, group.label]), signs.get(group.label))
+        for group in best[1:]
+    ]
     probabilities = _probabilities(best, against, metric, mode, tested[0])
     return [
         rank(
@@ -464,6 +508,13 @@ def _negated(paired: Paired) -> Paired:
     """Return the comparison b - a from a - b."""
     interval = None if paired.interval is None else (-paired.interval[1], -paired.interval[0])
     return replace(paired, difference=0.0 - paired.difference, interval=interval)
+
+
+def _with_signs(paired: Paired, p_values: tuple[float, float] | None) -> Paired:
+    """Return the comparison with the p of the sign-flip test, raw and corrected."""
+    if p_values is None:
+        return paired
+    return replace(paired, p_signs_raw=p_values[0], p_signs=p_values[1])
 
 
 def _probabilities(
@@ -549,6 +600,8 @@ def _group_entry(whole: Group, metric: str, ranked: Ranked | None = None) -> dic
         "difference_interval": against.interval if against else None,
         "p_raw": against.p_raw if against else None,
         "p": against.p if against else None,
+        "p_signs_raw": against.p_signs_raw if against else None,
+        "p_signs": against.p_signs if against else None,
         "p_equivalent": against.p_equivalent if against else None,
         "better_on": ranked.better_on if ranked and against else None,
         "probability_best": ranked.probability_best if ranked else None,

@@ -191,6 +191,7 @@ def table_of(verdict: Answer) -> list[tuple[str, ...]]:
         "better on",
         "raw p",
         "p",
+        "p by signs",
         "more seeds",
         *others,
         f"steps to {verdict.target:.4g}",
@@ -222,6 +223,7 @@ def _cells(ranked: Ranked, others: Sequence[str], has_rows: bool) -> tuple[str, 
         "" if against is None or not against.num else f"{ranked.better_on} of {against.num}",
         "" if against is None or against.p_raw is None else f"{against.p_raw:.2g}",
         "" if p is None else f"{p:.2g}",
+        "" if against is None or against.p_signs is None else f"{against.p_signs:.2g}",
         "" if more_seeds is None else str(more_seeds),
         *(f"{ranked.group.mean(name):.4f}" for name in others),
         *("never" if math.isinf(n) else f"{n:.0f}" for n in numbers),
@@ -275,7 +277,7 @@ def _board_parts(board: Board, escaped: Callable[[str], str]) -> list[str]:
 
 _TESTS = (
     "p: Student's paired test over the seeds in common, with Holm's correction for all pairs (raw "
-    "p: without it)"
+    "p: without it); p by signs: a sign-flip permutation test with the same correction"
 )
 
 

@@ -40,10 +40,16 @@ class Paired:
     p: float | None  # with Holm's correction for all comparisons
     more_seeds: int | None  # needed to find such a difference; 0: it is found; None: unknown
     p_equivalent: float | None = None  # that the difference is within the margin, with Holm's
+    p_signs_raw: float | None = None  # two-sided, of the sign-flip test; None: not made
+    p_signs: float | None = None  # with Holm's correction for all comparisons
 
     @property
     def is_real(self) -> bool:
         return self.p is not None and self.p < LEVEL
+
+    @property
+    def is_real_by_signs(self) -> bool:
+        return self.p_signs is not None and self.p_signs < LEVEL
 
     @property
     def is_equivalent(self) -> bool:
@@ -164,6 +170,25 @@ def sign_flip_p(values: np.ndarray, statistic: Callable[..., np.ndarray]) -> flo
         rng=np.random.default_rng(0),
     )
     return float(found.pvalue)
+
+
+def by_signs(
+    groups: Mapping[str, Mapping[Any, float]], best: str
+) -> dict[str, tuple[float, float]]:
+    """Test the difference of each group to `best` without assuming that differences are normal:
+    label -> raw p, p with Holm's correction for all pairs. Groups with fewer than two seeds in
+    common with the best are left out.
+
+    If two groups are equal, each seed's difference has either sign with equal chance, whatever the
+    distribution (Fisher 1935). The statistic is the mean difference.
+    """
+    raw = {}
+    for label in groups:
+        a, b = _common(groups[label], groups[best])
+        if label != best and len(a) > 1 and np.isfinite([a, b]).all():
+            raw[best, label] = sign_flip_p(a - b, np.mean)
+    corrected = holm(raw, len(groups) * (len(groups) - 1) // 2)
+    return {label: (p, corrected[best, label]) for (_, label), p in raw.items()}
 
 
 def smallest_p(num: int) -> float:

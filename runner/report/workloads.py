@@ -56,7 +56,8 @@ class _Field:
 def board(jobs: Sequence[Job], rules: Rules) -> Board | None:
     """Rank the settings that were trained on several workloads; None if there are not several of
     both. Runs of a search, and those on tuning seeds, do not count."""
-    fields = _fields([job for job in jobs if job.has_config and not job.config.get("search")])
+    jobs = [job for job in jobs if job.has_config and not job.config.get("search")]
+    fields = _fields(jobs)
     labels = list(dict.fromkeys(label for each in fields for label in each.groups))
     if len(fields) < 2 or len(labels) < 2:
         return None
@@ -67,6 +68,7 @@ def board(jobs: Sequence[Job], rules: Rules) -> Board | None:
     kept = [(each, own) for each, own in zip(shared, seeds, strict=True) if own]
     apart = [
         *(f"{label}: {reason}; not ranked" for label, reason in reasons.items() if reason),
+        *_unread(jobs),
         *(f"{each.label}: one group only; left out" for each in fields if each not in shared),
         *(
             f"{each.label}: no seed in common; left out"
@@ -108,6 +110,15 @@ def _fields(jobs: Sequence[Job]) -> list[_Field]:
         _field(place, tried, [_joined(items, keys - alike - own) for items in table])
         for place, tried, table in zip(_numbered(places), divided, tables, strict=True)
     ]
+
+
+def _unread(jobs: Sequence[Job]) -> list[str]:
+    """Name the data that no job has read, because all failed before."""
+    read = {json.dumps(job.config["data"]) for job in jobs if job.data}
+    names = [
+        job.config["data"]["name"] for job in jobs if json.dumps(job.config["data"]) not in read
+    ]
+    return [f"data={name}: no run has read it; left out" for name in dict.fromkeys(names)]
 
 
 def _items(group: Group) -> dict[str, str]:

@@ -2,6 +2,7 @@
 published tables, formulas by hand, and simulations."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -10,12 +11,14 @@ from scipy import integrate, optimize, stats
 from runner.report import statistics
 from runner.report.statistics import (
     Paired,
+    by_signs,
     compare,
     deviations,
     holm,
     power,
     probabilities_best,
     seeds_needed,
+    smallest_p,
     summary,
 )
 from tests.rows import slow_but
@@ -420,3 +423,30 @@ def test_deviations_between_and_within_folds_are_those_of_a_hand_calculation() -
         (math.sqrt((16 - 5) / 2), math.sqrt(5)), rel=1e-12
     )
     assert deviations([[0.0, 2.0], [2.0, 0.0]])[0] == 0
+
+
+def test_sign_flips_are_all_the_equally_likely_signs() -> None:
+    """p by writing out the 32 signs of five differences, of which one has the other sign; the
+    smallest p of n differences is 2 / 2^n, with Holm's correction for three pairs."""
+    a = {0: 0.5, 1: 0.7, 2: 0.4, 3: 0.9, 4: 0.6}
+    b = {0: 0.4, 1: 0.5, 2: 0.45, 3: 0.6, 4: 0.5}
+    c = {seed: value + 1 + seed / 10 for seed, value in b.items()}
+    differences = np.array([a[seed] - b[seed] for seed in a])
+    means = [np.mean(np.abs(differences) * signs) for signs in product((-1, 1), repeat=5)]
+    p = 2 * np.mean(np.array(means) >= differences.mean() - 1e-12)
+    found = by_signs({"a": a, "b": b, "c": c}, "b")
+    assert found["a"][0] == pytest.approx(p, abs=1e-12)
+    assert found["c"] == (pytest.approx(2 / 32), pytest.approx(3 * 2 / 32))
+    assert smallest_p(5) == 2 / 32
+    assert by_signs({"a": {0: 1.0}, "b": {0: 2.0}}, "b") == {}
+
+
+def test_sign_flips_do_not_need_normal_differences() -> None:
+    """Ten differences of one sign, one of them an outlier: the t-test takes it for noise, the
+    sign-flip test has its smallest p."""
+    zeros = dict.fromkeys(range(10), 0.0)
+    outlier = {seed: 1.0 + seed / 100 for seed in range(9)} | {9: 40.0}
+    paired = compare({"a": outlier, "b": zeros})["a", "b"]
+    assert paired.p is not None
+    assert paired.p > 0.2
+    assert by_signs({"a": outlier, "b": zeros}, "b")["a"] == (2 / 1024, 2 / 1024)
