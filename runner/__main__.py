@@ -17,6 +17,7 @@ from runner.cli import (
 )
 from runner.cli.overrides import explained
 from runner.errors import ConfigError, RunError, few_lines, memory_errors
+from runner.machine import programs
 from runner.run import outside
 from runner.text.console import steady
 
@@ -35,6 +36,7 @@ def main() -> int:
 
 def _run() -> int:
     """Run the command; under torchrun, srun or TF_CONFIG as one of their processes."""
+    programs.check()
     found = outside.find(os.environ)
     if found is None:
         return _execute()

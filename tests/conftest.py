@@ -25,6 +25,7 @@ os.environ.update(ONE_THREAD)
 if composed.SESSION not in os.environ:
     _folder = tempfile.TemporaryDirectory(prefix="twinrun_tests_", ignore_cleanup_errors=True)
     os.environ[composed.SESSION] = _folder.name
+    os.environ["TWINRUN_CACHE"] = f"{_folder.name}/cache"  # not the user's
     os.environ["TF_XLA_FLAGS"] = f"--tf_xla_persistent_cache_directory={_folder.name}/xla"
 
 

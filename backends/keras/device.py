@@ -4,12 +4,14 @@ import os
 
 import tensorflow as tf
 
+from backends.keras import programs
 from runner.components.custom import CustomNetwork
 from runner.machine import devices as runner_devices
 from runner.spec import RunSpec
 
 
 def devices() -> list[str]:
+    programs.prepare()
     return ["cpu", *(f"cuda:{i}" for i in range(len(tf.config.list_physical_devices("GPU"))))]
 
 
@@ -30,6 +32,7 @@ def device_peak_bytes(requested: str) -> int | None:
 def can_use_threads(num: int) -> bool:
     """Set the number of threads. TensorFlow fixes it at its first computation; return False if it
     then has another number."""
+    programs.prepare()
     try:
         tf.config.threading.set_intra_op_parallelism_threads(num)
         tf.config.threading.set_inter_op_parallelism_threads(num)

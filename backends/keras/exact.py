@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from backends.keras import device, layers
+from backends.keras import device, layers, programs
 from backends.keras.average import swapped
 from backends.keras.schedule import TableLR
 from runner.components import layers as spec
@@ -383,12 +383,15 @@ class Engine:
     def _run_self_test(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run the self-test, compiled like the updates. The inputs are arguments: the compiler
         would compute with constants itself."""
+        uses_xla = device.uses_xla(self.run)
         compiled = tf.function(
             lambda *tensors: self_test.results(self.network.o, *tensors),
-            jit_compile=device.uses_xla(self.run),
+            jit_compile=uses_xla,
             autograph=False,
         )
-        return [tensor.numpy() for tensor in compiled(*map(tf.constant, inputs))]
+        tensors = map(tf.constant, inputs)
+        results = programs.call(compiled, *tensors)[0] if uses_xla else compiled(*tensors)
+        return [tensor.numpy() for tensor in results]
 
     def update(
         self,

@@ -7,7 +7,7 @@ Legend of shapes: K updates, A micro-batches per update, B rows each, n = all ro
 import functools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from backends.keras import (
     native,
     objective,
     own_optimizer,
+    programs,
     session,
     tracing,
     twin,
@@ -99,8 +100,12 @@ class Model(keras.Model):
             shapes = (*(tuple(block.shape) for block in blocks), chunk.batch_sizes)
             num_steps = tf.constant(num, tf.int32)
             data = (num_steps, blocks, streamed, chunk.batch_sizes)
-            applied, mean_losses, outputs = self.compiled(data)
             is_new = shapes not in self.compiled_for
+            if is_new and self.jit_compile:
+                results, self.compiled = programs.call(self.compiled, data)
+            else:
+                results = self.compiled(data)
+            applied, mean_losses, outputs = results
             self.compiled_for.add(shapes)
             run = self.engine.run
             self.report = Report(
@@ -261,7 +266,12 @@ def train(
     if not can_reuse:
         _last = None  # frees its memory for the new model
     together = distributed.connect(run.world) if run.world.size > 1 else None
-    with tf.device(device.resolve(run.device)), _settings(run, is_fresh=not can_reuse):
+    compiles = not can_reuse and device.uses_xla(run)
+    with (
+        tf.device(device.resolve(run.device)),
+        _settings(run, is_fresh=not can_reuse),
+        programs.kept(run) if compiles else nullcontext(),
+    ):
         if _last is not None:
             model = _last[1]
             model.engine.start(run, start)

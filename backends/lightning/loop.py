@@ -7,7 +7,7 @@ Legend of shapes: K updates, A micro-batches per update, B rows each, n = all ro
 import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from backends.lightning import (
     native,
     objective,
     own_optimizer,
+    programs,
     tracing,
 )
 from backends.lightning.schedule import TableLR
@@ -264,7 +265,11 @@ def train(
         enable_model_summary=False,
     )
     fast.keep_signal_handlers(trainer)
-    with device.threads(run.threads), device.random_state(torch_device):
+    with (
+        device.threads(run.threads),
+        device.random_state(torch_device),
+        programs.kept(run) if run.compile else nullcontext(),
+    ):
         if module.steps is not None:
             module.steps.begin_fit(start.step, run.num_steps, run.epochs, run.accumulate)
         try:

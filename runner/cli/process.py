@@ -6,12 +6,14 @@ from contextlib import contextmanager
 
 from runner import dispatcher
 from runner.cli.malloc import keep_freed_pages
+from runner.machine import programs
 from runner.spec import About
 
 
 def tune() -> None:
     """Prepare this process for training. The command line and its workers call it once."""
     dispatcher.importing = tuned
+    programs.choose()
     if dispatcher.building_threads is None:
         dispatcher.building_threads = 1
 

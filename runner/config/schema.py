@@ -302,7 +302,7 @@ class Forecast(Section):
 
 
 class Clean(Section):
-    what: list[Literal["failed", "checkpoints", "temporary"]] = Field(min_length=1)
+    what: list[Literal["failed", "checkpoints", "temporary", "programs"]] = Field(min_length=1)
     confirm: bool
 
 

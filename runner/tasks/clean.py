@@ -1,17 +1,20 @@
 """task=clean: show what can be removed below output.root, and remove it if clean.confirm=true.
 
-Three kinds can be removed: runs that failed; the checkpoints of completed runs, except for the last
-and the best; and temporary files of processes that were killed. Only files that a run writes are
-removed, by their exact names. Other files stay, and so does a folder that holds some.
+Four kinds can be removed: runs that failed; the checkpoints of completed runs, except for the last
+and the best; temporary files of processes that were killed; and the compiled programs of this user,
+which belong to no run. Only files that a run writes are removed, by their exact names. Other files
+stay, and so does a folder that holds some.
 """
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runner.errors import ConfigError, RunError, one_line, printable
+from runner.machine import programs
 from runner.report import ledger
 from runner.report.ledger import Entry
 from runner.run import checkpoint, run_folder
@@ -34,19 +37,63 @@ class Removal:
     def bytes(self) -> int:
         return sum(path.lstat().st_size for path in self.paths if not _is_folder(path))
 
+    @property
+    def folder(self) -> Path:
+        return self.entry.folder
+
+    def remove(self) -> str | None:
+        """Remove it while no other process can train in the folder. Return why not, or None."""
+        return _remove(self)
+
+
+@dataclass(frozen=True)
+class Programs:
+    """A folder of compiled programs."""
+
+    kept: programs.Kept
+    kind = "programs"
+
+    @property
+    def what(self) -> str:
+        used = time.strftime("%Y-%m-%d", time.localtime(self.kept.used))
+        num = self.kept.num_files
+        return f"{num} {'file' if num == 1 else 'files'}, used {used}"
+
+    @property
+    def bytes(self) -> int:
+        return self.kept.num_bytes
+
+    @property
+    def folder(self) -> Path:
+        return self.kept.path
+
+    def remove(self) -> str | None:
+        """Remove it. Return why not, or None."""
+        return None if programs.remove(self.folder) else "not removed, a process uses it"
+
+
+def _programs(what: Sequence[str], where: Sequence[str] | None) -> list[Programs]:
+    """Return the folders of compiled programs. None meets a condition on runs."""
+    folder = programs.root()
+    if "programs" not in what or where is not None or folder is None:
+        return []
+    return [Programs(each) for each in programs.kept(folder)]
+
 
 def clean(root: Path, where: Sequence[str] | None, what: Sequence[str], confirm: bool) -> int:
-    """Print a row for each thing that can be removed of the runs that meet the conditions; with
-    `confirm`, remove it. Return 1 if something could not be removed."""
+    """Print a row for each thing that can be removed of the runs that meet the conditions, and
+    without conditions a row for each folder of compiled programs; with `confirm`, remove it. Return
+    1 if something could not be removed."""
     selected = ledger.conditions(where)
     ledger.check_root(root)
     rows = ledger.select(ledger.read(root), selected)
-    found, notes = plan(rows, what)
+    of_runs, notes = plan(rows, what)
+    found: list[Removal | Programs] = [*of_runs, *_programs(what, where)]
     status = 0
     for note in notes:
         print(f"skipped  {printable(note)}")
     for removal, line in zip(found, _table(found), strict=True):
-        problem = _remove(removal) if confirm else None
+        problem = removal.remove() if confirm else None
         if problem is not None:
             status = 1
         print(printable(line if problem is None else f"{line}: {problem}"))
@@ -158,5 +205,5 @@ def _is_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def _table(found: Sequence[Removal]) -> list[str]:
-    return aligned([(r.kind, size(r.bytes), r.what, str(r.entry.folder)) for r in found])
+def _table(found: Sequence[Removal | Programs]) -> list[str]:
+    return aligned([(r.kind, size(r.bytes), r.what, str(r.folder)) for r in found])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from runner.__main__ import main
+from runner.machine import programs
 from runner.run import checkpoint, run_folder
 from runner.spec import TrainState
 from runner.tasks.clean import clean
@@ -50,6 +51,8 @@ def test_it_shows_what_it_would_remove_and_removes_it_when_asked(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = paths(root)
+    monkeypatch.setenv("TWINRUN_CACHE", "off")
+    monkeypatch.setenv("TWINRUN_CACHE_CHOSEN", "")
     monkeypatch.setattr(sys, "argv", ["runner", "task=clean", f"output.root={root}"])
     assert main() == 0
     shown = capsys.readouterr().out.splitlines()
@@ -121,3 +124,26 @@ def test_the_checkpoints_of_a_run_without_its_last_one_stay(root: Path) -> None:
     before = paths(root)
     assert clean(root, None, ["checkpoints"], True) == 0
     assert paths(root) == before
+
+
+def test_compiled_programs_are_shown_and_removed_but_for_those_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TWINRUN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TWINRUN_CACHE_CHOSEN", "")  # it is restored after the test
+    programs.choose()
+    for name in "ab":
+        with programs.opened("keras", {"name": name}) as folder:
+            assert folder is not None
+            (folder / "program.pb").write_bytes(bytes(1000))
+    what = ["programs"]
+    with programs.opened("keras", {"name": "a"}) as folder:
+        assert clean(tmp_path, None, what, False) == 0
+        shown = capsys.readouterr().out.splitlines()
+        assert shown[-1].startswith("2 entries, 2.0 kB: nothing is removed yet")
+        assert clean(tmp_path, ["seed:0"], what, True) == 0  # no condition on runs selects them
+        assert clean(tmp_path, None, what, True) == 1
+        assert "not removed, a process uses it" in capsys.readouterr().out
+        assert folder is not None
+        assert (folder / "program.pb").exists()
+    assert [each.path for each in programs.kept(tmp_path / "cache/programs")] == [folder.parent]
