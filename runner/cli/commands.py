@@ -184,10 +184,11 @@ def execute(argv: Sequence[str]) -> int:
     if options.multirun:
         sweep.check_size(overrides, is_search(overrides))
     expanded = jobs(options.overrides, options.multirun, config_dir)
-    if _only_shows(options):
-        _check_shown(options, composer.whole(expanded[0]), len(expanded))
-        return _show(options, config_dir)
     request = Request(argv, overrides, expanded, options.multirun, composer, options.json)
+    if _only_shows(options):
+        whole = composer.whole(expanded[0])
+        _check_shown(options, whole, request)
+        return _show(options, config_dir, whole)
     request.check_twice([tuple(job) for job in expanded])
     command = _select(request)
     if request.as_json and request.frozen[0].config.task != "list":
@@ -234,14 +235,22 @@ def check_config_dir(config_dir: str | None) -> None:
                 )
 
 
-def _check_shown(options: Namespace, whole: DictConfig, num_jobs: int) -> None:
-    """Refuse options on which Hydra would exit by itself or print a traceback."""
-    package = options.package
-    if num_jobs > 1 and (options.cfg or options.info):
-        raise ConfigError(
-            f"{'--cfg' if options.cfg else '--info'} shows one job, got {num_jobs}; give each key "
-            f"one value"
-        )
+def _check_shown(options: Namespace, whole: DictConfig, request: Request) -> None:
+    """Refuse a config that no run accepts, and options on which Hydra would exit by itself or print
+    a traceback."""
+    package, num_jobs = options.package, len(request.jobs)
+    if options.cfg or options.info:
+        option = "--cfg" if options.cfg else "--info"
+        if num_jobs > 1:
+            raise ConfigError(f"{option} shows one job, got {num_jobs}; give each key one value")
+        if key := next((key for key in ("resume", "run") if key in request.keys), None):
+            raise ConfigError(
+                f"{option} shows the config of a new run; config.yaml in the folder of {key}= is "
+                f"that of a saved one"
+            )
+        missing = {key for key in OmegaConf.missing_keys(whole) if not key.startswith("hydra.")}
+        if not missing:  # they are what the user wants to see
+            request.freeze(request.jobs[0])
     if options.cfg and package and package != "_global_":
         parts = {"job": {str(key) for key in whole} - {"hydra"}, "hydra": {"hydra"}}
         names = sorted(parts.get(options.cfg, map(str, whole)))
@@ -280,10 +289,10 @@ def _only_shows(options: Namespace) -> bool:
     return any(getattr(options, name) for name in names)
 
 
-def _show(options: Namespace, config_dir: str | None) -> int:
+def _show(options: Namespace, config_dir: str | None, whole: DictConfig) -> int:
     """Run an option that only prints something."""
     if not options.help and not options.schema:
-        return hydra_bridge.show(options, config_dir)
+        return hydra_bridge.show(options, config_dir, whole)
     from runner.cli.help import help_text, schema_text
 
     print(help_text(config_dir) if options.help else schema_text())

@@ -34,6 +34,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
+from runner.cli.overrides import is_value, parse_override
 from runner.cli.pool import Ended, Pool, Task
 from runner.config import yaml_files
 from runner.config.conf_folder import CONF, bases, shared
@@ -103,7 +104,28 @@ class _Loader(ConfigLoaderImpl):  # type: ignore[misc]
         return [option for option in options if not option.startswith("_")]
 
 
-def _loader(config_dir: str | None) -> _Loader:
+class _ShownLoader(_Loader):
+    """Loads the config that a run with these overrides has, for Hydra's options that print it:
+    Hydra itself would refuse a key that no file of conf/ has, such as data.fold."""
+
+    own: DictConfig  # the run's config, composed and checked
+
+    def load_configuration(
+        self, config_name: str | None, overrides: list[str], *rest: Any, **named: Any
+    ) -> DictConfig:
+        parsed = {line: parse_override(line) for line in overrides}
+        kept = [line for line, override in parsed.items() if not is_value(override)]
+        config: DictConfig = super().load_configuration(config_name, kept, *rest, **named)
+        with open_dict(config):
+            for key, value in self.own.items_ex(resolve=False):
+                if key != "hydra":
+                    config[key] = value
+            tasks = [line for line, override in parsed.items() if not override.is_hydra_override()]
+            config.hydra.overrides.task = tasks
+        return config
+
+
+def _loader(config_dir: str | None, kind: type[_Loader] = _Loader) -> _Loader:
     """Make a config loader for conf/ and the folder of --config-dir."""
     SourcesRegistry.instance().register(_UserFiles)
     _forget_other_sweeper()
@@ -111,7 +133,7 @@ def _loader(config_dir: str | None) -> _Loader:
     if config_dir:
         folder = f"{_UserFiles.scheme()}://{Path(config_dir).resolve()}"
         path.prepend("command-line", folder, anchor=SearchPathQuery(provider="schema"))
-    return _Loader(path)
+    return kind(path)
 
 
 def _forget_other_sweeper() -> None:
@@ -144,9 +166,11 @@ def apply(values: Sequence[Override], whole: DictConfig) -> None:
     ConfigLoaderImpl._apply_overrides_to_config([*values], whole)
 
 
-def show(arguments: Namespace, config_dir: str | None) -> int:
-    """Run --hydra-help, --cfg, --info or --shell-completion."""
-    loader = _loader(config_dir)
+def show(arguments: Namespace, config_dir: str | None, own: DictConfig) -> int:
+    """Run --hydra-help, --cfg, --info or --shell-completion. `own` is the config of a run with the
+    overrides."""
+    loader = _loader(config_dir, _ShownLoader)
+    loader.own = own
     hydra = Hydra.create_main_hydra2("runner", loader.get_search_path())
     hydra.config_loader = loader
     parser, overrides = argument_parser(), arguments.overrides

@@ -116,7 +116,7 @@ def _key(argument: str) -> str:
 
 def parse_overrides(overrides: Sequence[str], config_dir: str | None = None) -> list[Override]:
     """Parse overrides with Hydra; refuse a repeated key, and a choice that does not exist."""
-    parsed = [_parse(argument) for argument in overrides]
+    parsed = [parse_override(argument) for argument in overrides]
     seen: set[str] = set()
     for override in parsed:
         key = override.key_or_group
@@ -141,7 +141,7 @@ def parse_overrides(overrides: Sequence[str], config_dir: str | None = None) -> 
     return parsed
 
 
-def _parse(argument: str) -> Override:
+def parse_override(argument: str) -> Override:
     """Parse one override. A value that Hydra's grammar rejects, but that contains none of its
     special characters, is text: output.root=ünï."""
     parser = OverridesParser.create()
@@ -166,10 +166,15 @@ def _parse(argument: str) -> Override:
 def with_force_add(override: Override) -> str:
     """Turn `a.b=c` into `++a.b=c`. Hydra then accepts unknown keys, and the schema refuses them
     with a better message."""
-    line, key = override.input_line or "", override.key_or_group
-    is_value = override.type == OverrideType.CHANGE and not isdir(CONF / key)
-    is_value = is_value and not key.startswith("hydra")
-    return f"++{line}" if is_value else line
+    line = override.input_line or ""
+    return f"++{line}" if is_value(override) and override.type == OverrideType.CHANGE else line
+
+
+def is_value(override: Override) -> bool:
+    """Return whether an override sets a key of a run's config, not a choice or hydra.*."""
+    key = override.key_or_group
+    is_own = not isdir(CONF / key) and not key.startswith("hydra")
+    return is_own and override.type != OverrideType.DEL
 
 
 def _check_choice(override: Override, config_dir: str | None) -> None:

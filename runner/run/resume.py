@@ -25,6 +25,7 @@ from runner.data.order import begun
 from runner.errors import ConfigError, RunError, nearest, show
 from runner.plan import Plan, fixes_threads, plan
 from runner.run import callbacks, checkpoint
+from runner.run.recorded import overrides_of, updated
 from runner.run.run_folder import read_json, records
 from runner.run.saved import config_of, data_of, refuse_links, set_keys
 from runner.run.time_limit import has_ended, trained_seconds
@@ -48,8 +49,8 @@ class Resumed:
     state: TrainState
     numbers: dict[str, Any]  # the checkpoint's state.json
     notes: Sequence[str]  # for the user
-    is_completed: bool  # from the result.json of its folder, like the next two
-    overrides: list[str]
+    is_completed: bool  # from the result.json of its folder
+    overrides: list[str]  # that train the run as it is from now on
     config_dir: str | None
     given: Given = _NOTHING
 
@@ -78,9 +79,7 @@ def resume(folder: Path, overrides: Sequence[Override], given: Given = _NOTHING)
     task = next((o.value() for o in overrides if o.key_or_group == "task"), "train")
     if task != "train":
         raise ConfigError(f"resume=FOLDER needs task=train, got task={show(task)}")
-    on_extend = next(
-        (override.value() for override in overrides if override.key_or_group == ON_EXTEND), None
-    )
+    on_extend = next((o.value() for o in overrides if o.key_or_group == ON_EXTEND), None)
     key_overrides = [
         override
         for override in overrides
@@ -110,20 +109,22 @@ def resume(folder: Path, overrides: Sequence[Override], given: Given = _NOTHING)
             f"{ON_EXTEND} has no effect if the run's length does not change; set "
             f"{' or '.join(sorted(_LENGTH))} too"
         )
-    return Resumed(folder, values, changes, state, numbers, notes, *_result(folder), given)
+    recorded, config_dir = overrides_of(folder)
+    of_run = [key for key in changes if key not in ("checkpoint", "print_config")]
+    lines = updated(recorded, saved, values, of_run, on_extend)
+    is_completed = _is_completed(folder)
+    return Resumed(
+        folder, values, changes, state, numbers, notes, is_completed, lines, config_dir, given
+    )
 
 
-def _result(folder: Path) -> tuple[bool, list[str], str | None]:
-    """Return (is_completed, overrides, --config-dir) from result.json. If the file is missing or
-    damaged, the run writes a new one."""
+def _is_completed(folder: Path) -> bool:
+    """Return whether result.json says so. If the file is missing or damaged, the run writes a new
+    one."""
     try:
-        result = read_json(folder / "result.json")
+        return read_json(folder / "result.json").get("status") == "completed"
     except ConfigError:
-        return False, [], None
-    config_dir = result.get("config_dir")
-    overrides = [*map(str, result.get("overrides", []))]
-    is_completed = result.get("status") == "completed"
-    return is_completed, overrides, None if config_dir is None else str(config_dir)
+        return False
 
 
 def branch(resumed: Resumed, folder: Path) -> Resumed:

@@ -509,8 +509,8 @@ def check_types(path: Path, values: Mapping[str, Any], needs: Mapping[str, Seque
 def environment(
     device: str, num_threads: int, command: list[str], code: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Describe the machine and the packages, for a human reader. Only `code`, the hashes of the
-    user's own modules and objects, is read back, by `code_of`."""
+    """Describe the machine and the packages, for a human reader. Of these, only `code`, the hashes
+    of the user's own modules and objects, is read back, by `code_of`."""
     return {
         "command": command,
         "code": dict(code),

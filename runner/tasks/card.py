@@ -97,10 +97,13 @@ def _claim(folder: Path, row: ledger.Entry) -> list[str]:
     if row.status != "completed":
         return [f"{of}: {row.status} after {steps} updates"]
     claim = [f"{of}, reached {numbers} after {steps} updates."]
-    test = {k: v for k, v in _read(folder / "test.json").items() if k.startswith("test/")}
+    evaluated = _read(folder / "test.json")
+    test = {k: v for k, v in evaluated.items() if k.startswith("test/")}
     if test:
         numbers = ", ".join(f"{name} {float(value):.4f}" for name, value in test.items())
-        claim.append(f"On the test split it reached {numbers}.")
+        step = evaluated.get("checkpoint", steps)
+        which = "it" if step == steps else f"its checkpoint of update {step}"
+        claim.append(f"On the test split, {which} reached {numbers}.")
     return claim
 
 

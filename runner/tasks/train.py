@@ -389,6 +389,7 @@ def _environment(job: Job, prepared: Plan, start: TrainState) -> dict[str, Any]:
     known = {name: digest for name, digest in code.items() if digest is not None}
     model = prepared.model
     values = run_folder.environment(model.device, model.threads, job.whole_command, known)
+    values |= {"overrides": job.overrides, "config_dir": job.config_dir}
     if not prepared.built.is_repeatable:
         values["is_repeatable"] = False
     return {**values, "objects": passed} if passed else values

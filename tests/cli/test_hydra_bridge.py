@@ -5,10 +5,14 @@ from pathlib import Path
 
 import hydra
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from runner.cli import hydra_bridge
+from runner.cli.commands import execute
+from runner.cli.compose import compose, to_values
+from runner.config import yaml_files
 
 RELEASE = f"Hydra {hydra.__version__}"
 
@@ -56,13 +60,25 @@ def test_shell_completion_offers_the_choices_and_no_base(
     monkeypatch.setenv("COMP_LINE", "runner optimizer=")
     monkeypatch.setenv("COMP_POINT", "17")
     parsed = hydra_bridge.argument_parser().parse_args(["--shell-completion", "query=bash"])
-    hydra_bridge.show(parsed, None)
+    hydra_bridge.show(parsed, None, OmegaConf.create())
     names = (
         "adadelta adafactor adagrad adam adamax adamw ademamix custom lamb lars lion "
         "module muon nadam prodigy rmsprop schedule_free_adamw schedule_free_sgd sgd"
     )
     offered = capsys.readouterr().out.split()
     assert offered == [f"optimizer={name}" for name in names.split()], RELEASE
+
+
+@pytest.mark.parametrize("line", ["schedule=plateau", "data=npz data.path=x data.fold=1"])
+def test_the_config_that_is_shown_is_the_one_that_runs(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra itself refuses keys that no file has, and cannot read a name such as ünï."""
+    GlobalHydra.instance().clear()
+    keys = ["optimizer.schedules.beta1.name=ramp", "output.root=ünï", "seed=3"]
+    assert execute(["--cfg", "job", "--resolve", *line.split(), *keys]) == 0
+    shown = yaml_files.parse(capsys.readouterr().out, Path("shown"))
+    assert to_values(shown) == compose([*line.split(), *keys]), RELEASE
 
 
 def test_a_launcher_is_given_each_job_s_overrides(tmp_path: Path) -> None:

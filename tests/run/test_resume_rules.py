@@ -138,7 +138,7 @@ def test_of_a_damaged_last_checkpoint_the_one_before_it_is_taken_and_one_asked_f
         ("{", (False, [], None)),
         ("{}", (False, [], None)),
         ('{"status": "completed", "overrides": ["seed=3"]}', (True, ["seed=3"], None)),
-        ('{"status": "failed", "config_dir": "mine"}', (False, [], "mine")),
+        ('{"status": "failed", "overrides": [], "config_dir": "mine"}', (False, [], "mine")),
         ('{"status": "aborted", "config_dir": null}', (False, [], None)),
     ],
 )
@@ -150,6 +150,50 @@ def test_whether_the_run_was_completed_is_as_result_json_says(
         (folder / "result.json").write_text(result)
     found = resumed(folder)
     assert (found.is_completed, found.overrides, found.config_dir) == expected
+
+
+EXTENSIONS = [
+    (COSINE, ["trainer.max_steps=40", "schedule.on_extend=append", "backend=keras"]),
+    (["experiment=chapter_step"], ["trainer.max_epochs=12"]),
+    (
+        ["schedule=plateau", "schedule.of.name=cosine", "schedule.factor=0.5"],
+        ["trainer.max_steps=40", "schedule.on_extend=rescale"],
+    ),
+    (
+        ["optimizer.schedules.beta1.name=cosine", "optimizer.schedules.beta1.final_lr=0.5"],
+        ["trainer.max_steps=40", "schedule.on_extend=keep", "logger=tensorboard"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("first", "changes"), EXTENSIONS)
+def test_the_overrides_of_a_run_that_changed_compose_to_its_config(
+    tmp_path: Path, first: list[str], changes: list[str]
+) -> None:
+    """A comparison prints them to copy. The process was killed: there is no result.json."""
+    folder = save(tmp_path / "run", first)
+    (folder / "environment.json").write_text(
+        json.dumps({"overrides": [*RUN, *first], "config_dir": "mine"})
+    )
+    found = resumed(folder, *changes)
+    assert compose(found.overrides) == found.values
+    assert found.config_dir == "mine"
+
+
+def test_the_overrides_are_those_of_the_last_session(folder: Path) -> None:
+    """The second session was killed; the first one wrote result.json."""
+    sessions = {"overrides": ["seed=1"], "resumed": [{"overrides": ["seed=1", "logger=wandb"]}]}
+    (folder / "environment.json").write_text(json.dumps(sessions))
+    (folder / "result.json").write_text('{"status": "interrupted", "overrides": ["seed=1"]}')
+    assert resumed(folder).overrides == ["seed=1", "logger=wandb"]
+
+
+def test_the_overrides_of_a_branch_stay_those_of_a_branch(folder: Path) -> None:
+    """Its rates so far are those of the run that it came from."""
+    lines = ["resume=a", "trainer.max_steps=26", "schedule.on_extend=keep"]
+    (folder / "environment.json").write_text(json.dumps({"overrides": lines}))
+    found = resumed(folder, "trainer.max_steps=40", "schedule.on_extend=rescale")
+    assert found.overrides == ["resume=a", "trainer.max_steps=40", "schedule.on_extend=rescale"]
 
 
 # A run of another length. The cosine from 1e-3 to 1e-5: at update 20 of 40, half way, 5.05e-4

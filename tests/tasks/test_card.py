@@ -41,7 +41,7 @@ def test_a_model_card_has_the_claim_the_config_the_hashes_and_the_seed(
     found = json.loads((folder / "card.json").read_text())
     assert found["claim"] == [
         "schedule=cosine on lightning, seed 3, reached val/loss 0.2500 after 80 updates.",
-        "On the test split it reached test/loss 0.3125.",
+        "On the test split, it reached test/loss 0.3125.",
     ]
     assert capsys.readouterr().out.splitlines()[:2] == found["claim"]
     assert (found["kind"], found["seeds"], found["metrics"]) == ("model", [3], {"val/loss": 0.25})
@@ -55,6 +55,14 @@ def test_a_model_card_has_the_claim_the_config_the_hashes_and_the_seed(
     page = (folder / "card.md").read_text()
     for text in ("# Model card", *found["claim"], *HASHES.values(), "task=verify run=."):
         assert text in page
+
+
+def test_a_card_names_the_checkpoint_that_was_tested_if_the_run_went_on(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, [], 3, 0.25, data=DATA)
+    (folder / "test.json").write_text('{"test/loss": 0.3125, "rows": 9, "checkpoint": 40}')
+    card(folder)
+    tested = "On the test split, its checkpoint of update 40 reached test/loss 0.3125."
+    assert json.loads((folder / "card.json").read_text())["claim"][1] == tested
 
 
 def test_a_schedule_card_has_the_answer_and_the_hashes_of_all_jobs(tmp_path: Path) -> None:
