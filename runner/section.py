@@ -8,7 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    PrivateAttr,
+    WithJsonSchema,
+)
+from pydantic_core import CoreSchema, core_schema
 
 
 class Section(BaseModel):
@@ -71,6 +79,37 @@ class Mark:
     on_run: bool = False  # a task on a finished run accepts it
     command_line_only: bool = False  # in a file it would have no effect, or trust unknown code
     needs_run: bool = False  # only with run=FOLDER
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A union of sections, as `Annotated[Union[...], OneOf(TAG)]`: the value of the key `TAG`
+    selects the section. It refuses what pydantic's `Field(discriminator=TAG)` refuses, with the
+    same errors. pydantic prepares all sections of such a union before the first config is checked;
+    here each one is prepared when a config first selects it. There are some 150 sections, and a
+    config has about ten.
+    """
+
+    tag: str
+
+    def __get_pydantic_core_schema__(self, union: Any, _: GetCoreSchemaHandler) -> CoreSchema:
+        lazily = {
+            section: core_schema.no_info_plain_validator_function(
+                section.model_validate, metadata={SECTION: section}
+            )
+            for section in get_args(union)
+        }
+        return core_schema.tagged_union_schema(
+            {
+                name: schema
+                for section, schema in lazily.items()
+                for name in choices(section.model_fields[self.tag].annotation)
+            },
+            discriminator=self.tag,
+        )
+
+
+SECTION = "section"  # the class, in the metadata of a section that is prepared later
 
 
 def value_at(values: Any, key: str) -> Any:

@@ -193,6 +193,7 @@ def execute(argv: Sequence[str]) -> int:
     command = _select(request)
     if request.as_json and request.frozen[0].config.task != "list":
         raise ConfigError(f"--json needs task=list, got task={request.frozen[0].config.task}")
+    process.collect_again()
     return command(request)
 
 

@@ -5,13 +5,15 @@ import textwrap
 from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
-from pydantic_core.core_schema import ModelSchema
+from pydantic_core import core_schema
+from pydantic_core.core_schema import ModelSchema, PlainValidatorFunctionSchema
 
 from runner.config.callbacks import NamedCallback
 from runner.config.conf_folder import choices, groups
 from runner.config.explain import sections
 from runner.config.remarks import of_sections
 from runner.config.schema import Config
+from runner.section import SECTION, Section
 
 _COLUMNS = 100
 _HELP = """\
@@ -68,12 +70,26 @@ def schema_text() -> str:
 
 
 class _WithRemarks(GenerateJsonSchema):
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._begun: set[type[Section]] = set()
+
     def model_schema(self, schema: ModelSchema) -> JsonSchemaValue:
         described = super().model_schema(schema)
         for key, words in of_sections().get(schema["cls"], {}).items():
             if key in described["properties"]:
                 described["properties"][key]["description"] = words
         return described
+
+    def function_plain_schema(self, schema: PlainValidatorFunctionSchema) -> JsonSchemaValue:
+        """Describe a section of a OneOf, which pydantic has not prepared yet."""
+        section: type[Section] = schema["metadata"][SECTION]
+        section.model_rebuild()
+        core = section.__pydantic_core_schema__
+        if section in self._begun:  # a layer may contain layers
+            core = core_schema.definition_reference_schema(core["ref"])  # type: ignore[typeddict-item]
+        self._begun.add(section)
+        return self.generate_inner(core)
 
 
 def _for_files(node: Any) -> Any:

@@ -18,6 +18,13 @@ def tune() -> None:
         dispatcher.building_threads = 1
 
 
+def collect_again() -> None:
+    """Enable garbage collection, which `runner.__main__` disables while it imports. Freezing what
+    there is keeps collections from visiting it."""
+    gc.freeze()
+    gc.enable()
+
+
 @contextmanager
 def tuned(about: About) -> Iterator[None]:
     """Import a framework without garbage collection. The import makes some hundred thousand objects

@@ -26,7 +26,7 @@ from runner.components.outputs import Outputs
 from runner.components.positions import rotations
 from runner.errors import ConfigError, listed, nearest, show
 from runner.random import uniform
-from runner.section import Count, Fraction, Index, NonNegative, Positive, Section
+from runner.section import Count, Fraction, Index, NonNegative, OneOf, Positive, Section
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]  # of the height and of the width
@@ -935,7 +935,7 @@ Layer = Annotated[
         GatedDense, SqueezeExcite, Masking, BlankPadding, SinusoidalPositions, Parallel, Slice,
         Columns,
     ],
-    Field(discriminator="layer"),
+    OneOf("layer"),
 ]  # fmt: skip
 Residual.model_rebuild()
 Parallel.model_rebuild()

@@ -17,13 +17,21 @@ from functools import partial
 from typing import Annotated, Any, Literal, Union
 
 import numpy as np
-from pydantic import Field
 
 from runner import user_code
 from runner.components.alignment import negative_log_likelihood
 from runner.components.outputs import Outputs
 from runner.errors import ConfigError
-from runner.section import Count, Fraction, NonNegative, OwnCode, Positive, Probability, Section
+from runner.section import (
+    Count,
+    Fraction,
+    NonNegative,
+    OneOf,
+    OwnCode,
+    Positive,
+    Probability,
+    Section,
+)
 
 Array = np.ndarray
 
@@ -287,7 +295,7 @@ Loss = Annotated[
         CrossEntropy, BinaryCrossEntropy, Focal, CosineSimilarity, CTC, Contrastive,
         MeanSquaredError, Huber, Custom, Auto,
     ],
-    Field(discriminator="name"),
+    OneOf("name"),
 ]  # fmt: skip
 
 

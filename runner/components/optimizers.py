@@ -39,7 +39,17 @@ from runner.components.layers import Network, Variable
 from runner.errors import ConfigError, listed, nearest, show
 from runner.schedules import AnyCurve, Clock, Curve, table
 from runner.schedules.units import Length
-from runner.section import MOST, OR_AUTO, Count, Fraction, NonNegative, OwnCode, Positive, Section
+from runner.section import (
+    MOST,
+    OR_AUTO,
+    Count,
+    Fraction,
+    NonNegative,
+    OneOf,
+    OwnCode,
+    Positive,
+    Section,
+)
 
 NUMBERS = "numbers"  # a slot with an optimizer's own numbers in place of arrays by weight
 BASE_WEIGHTS = "base_weights"  # the slot with z of a schedule-free optimizer
@@ -815,7 +825,7 @@ Optimizer = Annotated[
         Custom,
         OfModule,
     ],
-    Field(discriminator="name"),
+    OneOf("name"),
 ]
 
 

@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from runner.schedules import Duration
 from runner.schedules.stall import Mode
-from runner.section import Count, NonNegative, OwnCode, Section
+from runner.section import Count, NonNegative, OneOf, OwnCode, Section
 
 
 class OwnCallback(OwnCode):
@@ -61,7 +61,7 @@ class Throughput(Section):
 
 NamedCallback = Annotated[
     Union[BestCheckpoints, EarlyStopping, Memory, Norms, Throughput],
-    Field(discriminator="callback"),
+    OneOf("callback"),
 ]
 
 

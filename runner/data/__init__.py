@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Union
 
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 
 from runner.data.arrays import Arrays, Custom
 from runner.data.audio import AudioFolder
@@ -23,6 +23,7 @@ from runner.data.table import Columns, Table
 from runner.data.text import Text, Topics
 from runner.data.text_classes import TextClasses
 from runner.errors import ConfigError
+from runner.section import OneOf
 
 __all__ = ["Data", "Dataset", "Split", "load"]
 
@@ -48,7 +49,7 @@ Data = Annotated[
         Frame,
         HuggingFace,
     ],
-    Field(discriminator="name"),
+    OneOf("name"),
 ]
 
 

@@ -10,19 +10,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, Union
 
 import numpy as np
-from pydantic import Field
 
 from runner.schedules.combined import ALL, AnyCurve
 from runner.schedules.curve import Curve
 from runner.schedules.plateau import Plateau
 from runner.schedules.units import Clock, Duration, Length
+from runner.section import OneOf
 
 __all__ = ["AnyCurve", "Clock", "Curve", "Duration", "Length", "Plateau", "Schedule", "table"]
 
 if TYPE_CHECKING:
     Schedule = Curve
 else:
-    Schedule = Annotated[Union[(*ALL, Plateau)], Field(discriminator="name")]
+    Schedule = Annotated[Union[(*ALL, Plateau)], OneOf("name")]
 
 _BLOCK = 2**15  # steps per evaluation, so that intermediate arrays fit into the processor's cache
 

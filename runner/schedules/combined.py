@@ -27,7 +27,7 @@ from runner.schedules.named import NAMED
 from runner.schedules.ramps import Array, Edge, between, progress
 from runner.schedules.units import Clock, Length, Share, half_up
 from runner.section import Fraction as BelowOne
-from runner.section import NonNegative, OwnCode, Positive, Section
+from runner.section import NonNegative, OneOf, OwnCode, Positive, Section
 
 
 class Hold(Curve):
@@ -298,6 +298,6 @@ ALL = (*NAMED, Hold, Ramp, Inverse, Sequence, Repeat, Product, Clip, Custom, *DI
 if TYPE_CHECKING:
     AnyCurve = Curve
 else:
-    AnyCurve = Annotated[Union[ALL], Field(discriminator="name")]
+    AnyCurve = Annotated[Union[ALL], OneOf("name")]
 for _kind in (Phase, Sequence, Repeat, Product, Clip):
     _kind.model_rebuild()
