@@ -36,7 +36,7 @@ def main() -> int:
     """
     process.tune()
     signal.signal(signal.SIGTERM, _exit)  # until training installs its own handler
-    return _status(_run)
+    return process.in_one_chunk(partial(_status, _run))
 
 
 def _run() -> int:
