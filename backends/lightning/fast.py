@@ -11,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -26,6 +27,15 @@ def backward(loss: Tensor, one: Tensor) -> None:
     torch.autograd.Variable._execution_engine.run_backward(
         (loss,), (one,), False, False, (), allow_unreachable=True, accumulate_grad=True
     )
+
+
+def cross_entropy(z: Tensor, y: Tensor, label_smoothing: float) -> Tensor:
+    """Return the mean cross-entropy of outputs z [B, C] and labels y [B]. The public function looks
+    for tensors of other libraries and translates its arguments, which takes 1 us."""
+    if STOCK:
+        return F.cross_entropy(z, y, label_smoothing=label_smoothing)
+    mean = 1
+    return torch._C._nn.cross_entropy_loss(z, y, None, mean, -100, label_smoothing)  # type: ignore[arg-type]
 
 
 def scale(tensors: list[Tensor], factor: Any) -> None:

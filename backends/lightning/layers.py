@@ -134,7 +134,7 @@ def direct(model: nn.Module) -> Callable[[Tensor], Tensor]:
         return model.forward
     if isinstance(model.body, _MaskedSequence):
         return lambda x: model.with_canonical_axes(model.body.forward, x)
-    calls = [module.forward for module in model.body]
+    calls = [_call(module) for module in model.body]
 
     def body(x: Tensor) -> Tensor:
         for call in calls:
@@ -142,6 +142,15 @@ def direct(model: nn.Module) -> Callable[[Tensor], Tensor]:
         return x
 
     return lambda x: model.with_canonical_axes(body, x)
+
+
+def _call(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return module.forward; for the layers of an MLP, the function that it calls, because looking
+    for the module's parameters takes half as long as a small layer."""
+    if type(module) is nn.Linear:
+        weight, bias = module.weight, module.bias
+        return lambda x: F.linear(x, weight, bias)
+    return torch.relu if type(module) is nn.ReLU else module.forward
 
 
 def recompute(model: Network) -> None:

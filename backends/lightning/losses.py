@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backends.lightning import fast
 from runner.components.losses import COSINE_EPS
 
 
@@ -50,7 +51,7 @@ def build(loss: Any, has_weights: bool = False) -> Callable[..., Tensor]:
 def _cross_entropy(label_smoothing: float, z: Tensor, y: Tensor) -> Tensor:
     if z.ndim > 2:  # a view of two dimensions would take as long as a small layer
         z, y = z.flatten(0, -2), y.flatten()
-    return F.cross_entropy(z, y, label_smoothing=label_smoothing)
+    return fast.cross_entropy(z, y, label_smoothing)
 
 
 def _focal(loss: Any, z: Tensor, y: Tensor) -> Tensor:

@@ -55,6 +55,9 @@ PRIVATE = {
     "the fused kernel of Adam": lambda: torch._fused_adam_,
     "the fused kernel of AdamW": lambda: torch._fused_adamw_,
     "the fused kernel of SGD": lambda: torch._fused_sgd_,
+    "the kernel of the cross-entropy": lambda: fast.cross_entropy(
+        torch.zeros(2, 3), torch.tensor([0, 1]), 0.1
+    ),
     "Lightning's signal handlers": lambda: (
         pl.Trainer(logger=False)._signal_connector.register_signal_handlers
     ),
