@@ -199,6 +199,7 @@ class Plan:
             average_shares=averages.shares(self.config.optimizer, self.clock),
             recomputes=trainer.gradient_checkpointing,
             divides=self.config.strategy == "fsdp" and self.config.num_processes > 1,
+            measures_norms=any(isinstance(c, callbacks.Norms) for c in self.config.callbacks),
         )
 
     def remark_on_threads(self) -> str | None:
@@ -1169,10 +1170,6 @@ def _check_norms(prepared: Plan) -> None:
         if not isinstance(callback, callbacks.Norms):
             continue
         key = f"callbacks[{i}] (norms)"
-        if config.trainer.precision == "exact":
-            raise ConfigError(f"{key} needs trainer.precision={INEXACT}, got exact")
-        if config.num_processes > 1:
-            raise ConfigError(f"{key} needs devices=1, got {config.devices}")
         if isinstance(config.model, TwinModel):
             raise ConfigError(f"{key} needs another model than model={config.model.name}")
         if prepared.has_own_loss:

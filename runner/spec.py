@@ -99,6 +99,7 @@ class RunSpec(ModelSpec):
     world: World = World()
     # each process of `world` keeps a part of the weights, gradients and slots
     divides: bool = False
+    measures_norms: bool = False  # Live.gradient_norms is called: all processes take part
 
     @property
     def num_steps(self) -> int:

@@ -352,6 +352,7 @@ class Engine:
         self_test.check(run.device, self._run_self_test)
         self.schedule = TableLR(run)
         self.optimizer = Optimizer(run, self.network, self.schedule, start)
+        self._unclipped = tf.function(self._unclipped_of, autograph=False)
         integers = gradient.integer_fields(run)
         self.fields = {
             name: tf.constant(values if name in integers else r(values))
@@ -402,16 +403,7 @@ class Engine:
     ) -> tuple[Any, list[Any]]:
         """Make one update. Return the mean loss and each micro-batch's outputs, both from before
         the update."""
-        n, seed = self.network, self.dropout_state.seed
-        integers = gradient.integer_fields(self.run)
-        rounded = {name for name in self.run.streamed if name not in integers}
-        batches = [
-            {
-                name: n.o.r(tf.cast(values, tf.float64)) if name in rounded else values
-                for name, values in batch.items()
-            }
-            for batch in batches
-        ]
+        n, seed, batches = self.network, self.dropout_state.seed, self._rounded(batches)
         sizes = sizes or [batch["x"].shape[0] for batch in batches]
         weights = n.layout.views(n.o, tf.convert_to_tensor(n.weights_vector))
         g, statistics, outputs = gradient.gradient(
@@ -424,6 +416,40 @@ class Engine:
         self.optimizer.apply([g], [n.weights_vector])
         kept = outputs if self.run.keeps_outputs else []
         return tf.cast(loss, tf.float32), [tf.cast(z, tf.float32) for z in kept]
+
+    def _rounded(self, batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return the batches with R of the numbers that are not in memory."""
+        o, integers = self.network.o, gradient.integer_fields(self.run)
+        rounded = {name for name in self.run.streamed if name not in integers}
+        return [
+            {
+                name: o.r(tf.cast(values, tf.float64)) if name in rounded else values
+                for name, values in batch.items()
+            }
+            for batch in batches
+        ]
+
+    def gradient_norms(
+        self,
+        step: Any,
+        batches: Sequence[Mapping[str, Any]],
+        num_rows: int,
+        sizes: Sequence[int] = (),
+    ) -> dict[str, float]:
+        """Compute the gradient of an update without making it. Return its norm for each weight."""
+        sizes = sizes or [batch["x"].shape[0] for batch in batches]
+        vector = self._unclipped(tf.identity(step), batches, sizes).numpy()
+        return gradient.norms(self.run, self.network.layout, vector)
+
+    def _unclipped_of(
+        self, step: Any, batches: Sequence[Mapping[str, Any]], sizes: Sequence[int]
+    ) -> Any:
+        n, seed, rounded = self.network, self.dropout_state.seed, self._rounded(batches)
+        weights = n.layout.views(n.o, tf.convert_to_tensor(n.weights_vector))
+        vector, _, _ = gradient.unclipped(
+            n.o, self.run, n.layout, weights, n.current_statistics(), rounded, sizes, seed, step
+        )
+        return vector
 
     def losses(self, loss_terms: Any) -> Any:
         """Return the updates' losses: `update` has computed them.  # float32[K]"""

@@ -206,7 +206,9 @@ class Model(keras.Model):
             for batch, field in zip(batches, _micro_batches(chunk.by_block(name), 0), strict=True):
                 batch[name] = field
         norms: Mapping[str, float]
-        norms = engine.gradient_norms(self.optimizer.iterations.value, batches, chunk.rows_per_step)
+        parts = {"sizes": chunk.micro_batch_sizes} if engine.run.world.size > 1 else {}
+        step = self.optimizer.iterations.value
+        norms = engine.gradient_norms(step, batches, chunk.rows_per_step, **parts)
         return norms
 
     def averaged(self) -> AbstractContextManager[None]:

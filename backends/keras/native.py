@@ -201,19 +201,27 @@ class Engine:
         return total, gradients, outputs
 
     def gradient_norms(
-        self, step: Any, batches: Sequence[Mapping[str, Any]], num_rows: int
+        self,
+        step: Any,
+        batches: Sequence[Mapping[str, Any]],
+        num_rows: int,
+        sizes: Sequence[int] = (),
     ) -> dict[str, float]:
         """Compute the gradient of an update without making it. Return its norm for each weight."""
         others = self.model.non_trainable_variables
         old_values = [tf.identity(variable.value) for variable in others]
-        norms = self._norms(tf.identity(step), batches, num_rows).numpy()
+        norms = self._norms(tf.identity(step), batches, num_rows, sizes).numpy()
         for variable, value in zip(others, old_values, strict=True):
             variable.assign(value)
         return dict(zip(self.trained, map(float, norms), strict=True))
 
-    def _norms_of(self, step: Any, batches: Sequence[Mapping[str, Any]], num_rows: int) -> Any:
+    def _norms_of(
+        self, step: Any, batches: Sequence[Mapping[str, Any]], num_rows: int, sizes: Sequence[int]
+    ) -> Any:
         """Return the norm of each weight's gradient, before clipping.  # float64[weights]"""
-        _, gradients, _ = self._sums(step, batches, num_rows, ())
+        _, gradients, _ = self._sums(step, batches, num_rows, sizes)
+        if (together := self.dropout_state.together) is not None:
+            gradients = distributed.add_up(together, gradients)
         if self.run.scales_loss:
             gradients = self.loss_scale.unscaled(gradients)
         return tf.stack([tf.norm(tf.cast(gradient, tf.float64)) for gradient in gradients])

@@ -359,11 +359,7 @@ class Engine:
         """Make one update. Return each micro-batch's outputs, targets and any weights, for
         `losses`, and its float32 outputs, both from before the update."""
         n, self.sizes = self.network, sizes or [len(batch["x"]) for batch in batches]
-        streamed = self.run.streamed
-        batches = [
-            {name: self._field(name, v) if name in streamed else v for name, v in batch.items()}
-            for batch in batches
-        ]
+        batches = self._rounded(batches)
         n.weights.grad, n.statistics, outputs = gradient.gradient(
             n.o,
             self.run,
@@ -378,6 +374,30 @@ class Engine:
         self.optimizer.apply()
         terms = [gradient.loss_terms(z, batch) for z, batch in zip(outputs, batches, strict=True)]
         return terms, [z.float() for z in outputs]
+
+    def _rounded(self, batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """Return the batches with R of the numbers that are not in memory."""
+        streamed = self.run.streamed
+        return [
+            {name: self._field(name, v) if name in streamed else v for name, v in batch.items()}
+            for batch in batches
+        ]
+
+    @torch.inference_mode()
+    def gradient_norms(
+        self,
+        step: int,
+        batches: Sequence[Mapping[str, Tensor]],
+        num_rows: int,
+        sizes: Sequence[int] = (),
+    ) -> dict[str, float]:
+        """Compute the gradient of an update without making it. Return its norm for each weight."""
+        n, run, rounded = self.network, self.run, self._rounded(batches)
+        sizes = sizes or [len(batch["x"]) for batch in batches]
+        vector, _, _ = gradient.unclipped(
+            n.o, run, n.layout, n.values(), n.statistics, rounded, sizes, run.seed, step
+        )
+        return gradient.norms(run, n.layout, vector.cpu().numpy())
 
     @torch.inference_mode()
     def losses(self, loss_terms: Sequence[list[tuple[Tensor, ...]]]) -> Tensor:

@@ -164,7 +164,8 @@ class Module(pl.LightningModule):
     def gradient_norms(self, chunk: Chunk) -> Mapping[str, float]:
         batches = [batch for fields in self.fields_of(chunk) for batch in _batches(fields)]
         norms: Mapping[str, float]
-        norms = self.engine.gradient_norms(self.step, batches, chunk.rows_per_step)
+        parts = {"sizes": chunk.micro_batch_sizes} if self.run.world.size > 1 else {}
+        norms = self.engine.gradient_norms(self.step, batches, chunk.rows_per_step, **parts)
         return norms
 
     def averaged(self) -> AbstractContextManager[None]:

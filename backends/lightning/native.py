@@ -218,7 +218,11 @@ class Engine:
         distributed.add_up([*(flat.gradient for flat in self.flats), loss])
 
     def gradient_norms(
-        self, step: int, batches: Sequence[Mapping[str, Tensor]], num_rows: int
+        self,
+        step: int,
+        batches: Sequence[Mapping[str, Tensor]],
+        num_rows: int,
+        sizes: Sequence[int] = (),
     ) -> dict[str, float]:
         """Compute the gradient of an update without making it. Return its norm for each weight."""
         old_values = [buffer.clone() for buffer in self.network.buffers()]
@@ -226,14 +230,20 @@ class Engine:
         for flat in self.flats:
             flat.reset_gradient()
         for i, batch in enumerate(batches):
-            self._begin_batch(i, ())
+            self._begin_batch(i, sizes)
             self._differentiate(batch, num_rows)
+        if self.world.size > 1:
+            self._add_up(torch.zeros_like(self.one))
         for buffer, value in zip(self.network.buffers(), old_values, strict=True):
             buffer.copy_(value)
         scale = self.loss_scale.scale if self.run.scales_loss else 1.0
+        return {name: norm / scale for name, norm in self._norms().items()}
+
+    def _norms(self) -> dict[str, float]:
+        """Return the norm of each weight's gradient."""
         gradients = {name: weight.grad for name, weight in self.weights.items()}
         return {
-            name: float(gradient.double().norm()) / scale
+            name: float(gradient.double().norm())
             for name, gradient in gradients.items()
             if gradient is not None and name not in self.frozen
         }

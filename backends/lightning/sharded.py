@@ -185,6 +185,14 @@ class Engine(native.Engine):
             flat.collect()
         distributed.add_up([loss])
 
+    def _norms(self) -> dict[str, float]:
+        parts = [flat.gradient.double() for flat in self.flats]
+        squares = torch.stack([part.square().sum() for part in parts])
+        pulse.count()
+        dist.all_reduce(squares)
+        names = [name for flat in self.flats for name in flat.names]
+        return dict(zip(names, squares.sqrt().tolist(), strict=True))
+
     def _agree(self, is_true: bool) -> bool:
         answer = torch.tensor(float(is_true))
         pulse.count()

@@ -56,6 +56,16 @@ class Engine:
         )
         return loss, [z.astype(np.float32) for z in outputs]
 
+    def gradient_norms(
+        self, step: int, batches: Sequence[Batch], sizes: Sequence[int]
+    ) -> dict[str, float]:
+        """Compute the gradient of an update without making it. Return its norm for each weight."""
+        o, run, weights = self.o, self.run, self.layout.views(self.o, self.weights)
+        vector, _, _ = gradient.unclipped(
+            o, run, self.layout, weights, self.buffers, batches, sizes, run.seed, step
+        )
+        return gradient.norms(run, self.layout, vector)
+
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Give the network the average of the weights in the block."""

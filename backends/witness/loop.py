@@ -1,6 +1,6 @@
 """Training in chunks: K updates, one after another."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -40,18 +40,8 @@ class _Live:
 
     def train(self, chunk: Chunk) -> Report:
         """Make the chunk's updates, one after another."""
-        loss_terms, outputs, fields = [], [], self.engine.fields
-        field = self.engine.field
-        streamed = {
-            name: [field(name, block) for block in chunk.by_block(name)] for name in chunk.fields
-        }
-        for k in range(chunk.num_steps):
-            batches = [
-                {name: values[rows] for name, values in fields.items()}
-                | {name: blocks[i][k, j] for name, blocks in streamed.items()}
-                for i, block in enumerate(chunk.blocks)
-                for j, rows in enumerate(block[k])
-            ]
+        loss_terms, outputs = [], []
+        for batches in self._batches(chunk):
             loss_term, z = self.engine.update(self.step, batches, chunk.micro_batch_sizes)
             loss_terms.append(loss_term)
             outputs += z
@@ -60,6 +50,20 @@ class _Live:
         applied = read_back(tables, [values[steps] for values in tables.values()])
         kept = np.concatenate(outputs) if self.run.keeps_outputs else None
         return Report(self.engine.losses(loss_terms), applied, kept)
+
+    def _batches(self, chunk: Chunk) -> Iterator[list[dict[str, np.ndarray]]]:
+        """Yield the micro-batches of each update."""
+        fields, field = self.engine.fields, self.engine.field
+        streamed = {
+            name: [field(name, block) for block in chunk.by_block(name)] for name in chunk.fields
+        }
+        for k in range(chunk.num_steps):
+            yield [
+                {name: values[rows] for name, values in fields.items()}
+                | {name: blocks[i][k, j] for name, blocks in streamed.items()}
+                for i, block in enumerate(chunk.blocks)
+                for j, rows in enumerate(block[k])
+            ]
 
     def state(self) -> TrainState:
         return self.engine.state(self.step)
@@ -71,7 +75,8 @@ class _Live:
         raise AssertionError("exact mode has no code of the user's own")
 
     def gradient_norms(self, chunk: Chunk) -> Mapping[str, float]:
-        raise AssertionError("a plan of an exact run has no norms")
+        (batches,) = self._batches(chunk)
+        return self.engine.gradient_norms(self.step, batches, chunk.micro_batch_sizes)
 
     def averaged(self) -> AbstractContextManager[None]:
         return self.engine.averaged()

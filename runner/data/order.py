@@ -53,8 +53,9 @@ class Chunk(NamedTuple):
     @property
     def first(self) -> "Chunk":
         """The first update alone."""
-        fields = {name: values[: self.rows_per_step] for name, values in self.fields.items()}
         blocks = tuple(block[:1] for block in self.blocks)
+        num_rows = sum(block.size for block in blocks)
+        fields = {name: values[:num_rows] for name, values in self.fields.items()}
         return self._replace(num_steps=1, blocks=blocks, fields=fields)
 
     @property

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from runner.components.optimizers import frozen
 from runner.exact import optimizers
 from runner.exact.layers import Pass
@@ -17,6 +19,24 @@ Buffers = dict[str, Tensor]
 
 
 def gradient(
+    o: Primitives,
+    run: RunSpec,
+    layout: Layout,
+    weights: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    batches: Iterable[Mapping[str, Tensor]],
+    sizes: Sequence[int],
+    seed: Any,
+    step: Any,
+) -> tuple[Tensor, Buffers, list[Tensor]]:
+    """Return what `unclipped` returns, with the gradient within the run's limits."""
+    vector, buffers, outputs = unclipped(
+        o, run, layout, weights, buffers, batches, sizes, seed, step
+    )
+    return optimizers.clip(o, vector, run.clips, layout), buffers, outputs
+
+
+def unclipped(
     o: Primitives,
     run: RunSpec,
     layout: Layout,
@@ -50,7 +70,18 @@ def gradient(
         vector = batch_vector if vector is None else o.r(vector + batch_vector)
         buffers.update(p.buffers)
         outputs.append(z)
-    return optimizers.clip(o, vector, run.clips, layout), buffers, outputs
+    return vector, buffers, outputs
+
+
+def norms(run: RunSpec, layout: Layout, vector: np.ndarray) -> dict[str, float]:
+    """Return the norm of the gradient of each weight that is not frozen. Every backend and any
+    number of processes has the same bits: the vector has, and NumPy adds up the squares."""
+    unchanged = frozen(run.groups)
+    return {
+        name: math.sqrt(np.sum(np.square(part)))
+        for name, part in layout.unpack(vector, np.float64).items()
+        if name not in unchanged
+    }
 
 
 def losses(

@@ -40,10 +40,12 @@ class Observed(Protocol):
 
 
 class _Told:
-    """The model of rank 0. What changes the updates is told to the other ranks."""
+    """The model of rank 0. What changes the updates is told to the other ranks. They wait for a
+    message of this kind, and take part in what needs all of them; `part` are the rows of rank
+    0."""
 
-    def __init__(self, live: Live, tell: Callable[[Any], None]) -> None:
-        self._live, self._tell = live, tell
+    def __init__(self, live: Live, tell: Callable[[Any], None], kind: str, part: Chunk) -> None:
+        self._live, self._tell, self._kind, self._part = live, tell, kind, part
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._live, name)
@@ -52,14 +54,17 @@ class _Told:
         self._tell(("tables", tables))
         self._live.use_tables(tables)
 
+    def gradient_norms(self, chunk: Chunk) -> Mapping[str, float]:
+        self._tell((self._kind, "norms"))
+        return self._live.gradient_norms(self._part.first)
+
 
 class _Divided(_Told):
-    """The model of rank 0, if it has only a part of the weights. The other ranks wait for a message
-    of this kind; they are told to take part in what needs all of them."""
+    """The model of rank 0, if it has only a part of the weights."""
 
-    def __init__(self, live: Live, tell: Callable[[Any], None], kind: str) -> None:
-        super().__init__(live, tell)
-        self._kind, self._is_gathered = kind, False
+    def __init__(self, live: Live, tell: Callable[[Any], None], kind: str, part: Chunk) -> None:
+        super().__init__(live, tell, kind, part)
+        self._is_gathered = False
 
     def state(self) -> TrainState:
         self._tell((self._kind, "state"))
@@ -85,11 +90,13 @@ class _Divided(_Told):
             self._is_gathered = True
 
 
-def _take_part(inbox: "_Inbox", kind: str, live: Live) -> bool:
-    """Do as another rank what `_Divided` asks for, until the answer comes. Return the answer."""
+def _take_part(inbox: "_Inbox", kind: str, live: Live, part: Chunk) -> bool:
+    """Do as another rank what `_Told` asks for, until the answer comes. Return the answer."""
     while isinstance(answer := inbox.next(kind), str):
         if answer == "state":
             live.state()
+        elif answer == "norms":
+            live.gradient_norms(part.first)
         elif answer == "gather":
             cast(Divided, live).gather()
         else:
@@ -120,8 +127,8 @@ def lead(
 
     tell = partial(_tell_all, team)
 
-    def shown(live: Live, kind: str) -> Any:
-        return _Divided(live, tell, kind) if spec.divides else _Told(live, tell)
+    def shown(live: Live, kind: str, part: Chunk) -> Any:
+        return (_Divided if spec.divides else _Told)(live, tell, kind, part)
 
     def told() -> Iterator[Chunk]:
         for chunk in chunks:
@@ -132,8 +139,8 @@ def lead(
 
     def on_chunk_start(part: Chunk, live: Live) -> None:
         whole = order.chunk(part.first_step, part.num_steps)
-        run.on_chunk_start(whole, shown(live, "starts"))
-        if spec.divides:
+        run.on_chunk_start(whole, shown(live, "starts", part))
+        if spec.divides or spec.measures_norms:
             tell(("starts", True))
         pulse.begin_chunk()
 
@@ -151,7 +158,7 @@ def lead(
         if report.outputs is not None:
             outputs = [report.outputs, *(theirs for theirs, _, _ in answers)]
             report = replace(report, outputs=_gathered(whole, world, outputs))
-        goes_on = run.on_chunk(whole, report, shown(live, "goes on"))
+        goes_on = run.on_chunk(whole, report, shown(live, "goes on", part))
         tell(("goes on", goes_on))
         return goes_on
 
@@ -250,13 +257,13 @@ def follow(team: Team, backend: Backend, spec: RunSpec, chunks: Chunks, data: Da
         def on_chunk(part: Chunk, report: Report, live: Live) -> bool:
             num_bytes = cast(Divided, live).num_bytes() if spec.divides else None
             team.others[0].send((report.outputs, own.received, num_bytes))
-            goes_on = _take_part(inbox, "goes on", live)
+            goes_on = _take_part(inbox, "goes on", live, part)
             for changed in inbox.received("tables"):
                 live.use_tables(changed)
             return goes_on
 
         def on_chunk_start(part: Chunk, live: Live) -> None:
-            if spec.divides:
-                _take_part(inbox, "starts", live)
+            if spec.divides or spec.measures_norms:
+                _take_part(inbox, "starts", live, part)
 
         backend.train(spec, TrainState(**start), parts(), on_chunk, on_chunk_start)

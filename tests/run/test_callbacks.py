@@ -19,6 +19,7 @@ from runner.run.callbacks.best_checkpoints import BestCheckpoints
 from runner.run.callbacks.early_stopping import EarlyStopping
 from runner.run.observer import Epoch
 from runner.run.trackers.points import Points
+from tests.command_line import BACKENDS, forked
 from tests.training import first, prepare
 
 ANY: Any = None
@@ -185,6 +186,32 @@ def test_norms_are_those_of_the_update_and_change_nothing(
         runner.train([*line, LAYERS, *more], quiet=True) for more in ([norms], [])
     )
     assert with_norms.result["weights_sha256"] == without.result["weights_sha256"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_norms_do_not_depend_on_the_number_of_processes(tmp_path: Path, backend: str) -> None:
+    """Batch norm, dropout, two micro-batches and a batch that two processes do not share evenly. In
+    exact mode two processes have the bytes of NumPy's one; in float64 divided weights (replicated
+    ones on Keras) have the norms of one process."""
+    line = ["device=cpu", "trainer.max_steps=6", "trainer.global_batch_size=65", LAYERS]
+    line += ["trainer.accumulate_grad_batches=2", "callbacks=[{callback: norms, every: 4steps}]"]
+    exact, whole = ["trainer.precision=exact"], ["trainer.precision=float64"]
+    several = "strategy=fsdp" if backend == "lightning" else "strategy=ddp"
+    runs = forked(
+        tmp_path,
+        (*line, *exact, "backend=witness"),
+        (*line, *exact, f"backend={backend}", "devices=2"),
+        (*line, *whole, f"backend={backend}"),
+        (*line, *whole, f"backend={backend}", "devices=2", several),
+    )
+    assert [done.status for done in runs] == [0] * 4
+    files = [tmp_path / done.folder / "norms.csv" for done in runs]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    numbers = [np.loadtxt(path, delimiter=",", skiprows=1) for path in files]
+    # sums in another order; exact mode rounds each value to 24 bits
+    np.testing.assert_allclose(numbers[3], numbers[2], rtol=1e-12)
+    np.testing.assert_allclose(numbers[1], numbers[2], rtol=1e-4)
 
 
 def test_every_named_callback_has_defaults_in_conf() -> None:
