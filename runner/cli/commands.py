@@ -43,6 +43,7 @@ from runner.text.console import quiet
 
 if TYPE_CHECKING:
     from runner.cli.racing import Racing
+    from runner.cli.trunks import Branch, Trunks
     from runner.cli.tuning import Tuning
     from runner.report.jobs import Job as Ran
     from runner.report.raced import Course
@@ -587,6 +588,7 @@ class _Jobs:
     number: int = 0  # of the next job
     racing: "Racing | None" = None
     tuning_runs: "list[Ran]" = field(default_factory=list)
+    trunks: "Trunks | None" = None  # of a race
 
     @property
     def course(self) -> "Course | None":
@@ -626,18 +628,35 @@ class _Jobs:
 
     def race(self, jobs: Sequence[list[str]]) -> None:
         """Race the schedules of these jobs."""
-        from runner.cli import racing
+        from runner.cli import racing, trunks
 
-        configs = [each.config for each in replace(self.request, jobs=[*jobs]).frozen]
-        self.racing = racing.plan(jobs, configs, self.tuning_runs)
+        frozen = replace(self.request, jobs=[*jobs]).frozen
+        self.racing = racing.plan(jobs, [each.config for each in frozen], self.tuning_runs)
+        seed = frozen[0].config.seed
+        same_seed = {
+            _without_seed(job): (each.config, each.values)
+            for job, each in zip(jobs, frozen, strict=True)
+            if each.config.seed == seed and not each.finds_lr
+        }
+        self.trunks = trunks.find(same_seed)
         self.racing.run(self.train_runs)
 
     def train_runs(self, jobs: Sequence[list[str]]) -> "tuple[list[Ran | None], int] | None":
-        """Train these jobs. Return the run of each, None if it has no folder, and the number of
-        those that were completed before; None if a signal ended them."""
-        task = self._task(jobs)
-        reused = sum(path is not None and multirun.is_completed(path) for path in task.folders())
-        return (self._runs(task), reused) if self._train_these(task) else None
+        """Train these jobs, those that branch from others after them. Return the run of each, None
+        if it has no folder, and the number of those that were completed before; None if a signal
+        ended them."""
+        from runner.cli import trunks
+
+        whole = self._task(jobs)
+        reused = sum(path is not None and multirun.is_completed(path) for path in whole.folders())
+        schedules = list(dict.fromkeys(map(_without_seed, jobs)))
+        branches = self.trunks.branches(schedules) if self.trunks else {}
+        for wave in trunks.waves(schedules, branches):
+            now = [job for job in jobs if _without_seed(job) in wave]
+            task = self._task(now, whole, branches, trunks.kept(branches))
+            if not self._train_these(task):
+                return None
+        return self._runs(whole), reused
 
     @staticmethod
     def _runs(task: "_JobTask") -> "list[Ran | None]":
@@ -645,12 +664,31 @@ class _Jobs:
 
         return [None if path is None else read([path])[0] for path in task.folders()]
 
-    def _task(self, jobs: Sequence[list[str]]) -> "_JobTask":
+    def _task(
+        self,
+        jobs: Sequence[list[str]],
+        whole: "_JobTask | None" = None,
+        branches: "Mapping[tuple[str, ...], Branch] | None" = None,
+        kept: Mapping[tuple[str, ...], frozenset[int]] | None = None,
+    ) -> "_JobTask":
+        """Return the task that trains these jobs. In a race, `whole` has all jobs of the round;
+        `branches` and `kept` are of schedules."""
         request = replace(self.request, jobs=[*jobs])
         tune = request.frozen[0].config.tune
         swept = [o.key_or_group for o in self.request.overrides if o.is_sweep_override()]
         named = frozenset([*swept, "seed", *(tune.keys if tune else ())])
-        return _JobTask(request, self.folder, self.started, named, first=self.number)
+        task = _JobTask(request, self.folder, self.started, named, first=self.number)
+        if whole is None:
+            return task
+        origins: dict[tuple[str, ...], tuple[Path, int]] = {}
+        steps = {}
+        for job in jobs:
+            schedule = _without_seed(job)
+            if (branch := (branches or {}).get(schedule)) is not None:
+                parent = whole.find([*branch.parent, job[-1]])
+                origins |= {} if parent is None else {tuple(job): (parent, branch.step)}
+            steps[tuple(job)] = (kept or {}).get(schedule, frozenset())
+        return replace(task, branches=origins, kept=steps)
 
     def _train_these(self, task: "_JobTask") -> bool:
         """Train the jobs of the task, and wait for those that other commands train. Return whether
@@ -682,6 +720,12 @@ class _Jobs:
             hydra_bridge.launch(hydra, self.folder, lines, again, jobs, task.first, self.workers)
 
 
+def _without_seed(job: Sequence[str]) -> tuple[str, ...]:
+    """Return the overrides of a job's schedule."""
+    own = without_hydra(job)
+    return tuple(item for item in own if not item.lstrip("+").startswith("seed="))
+
+
 _POLL_SECONDS = 0.5  # between two looks at the jobs of other commands
 
 
@@ -696,6 +740,9 @@ class _JobTask:
     numbers: frozenset[int] | None = None  # of the jobs to train; None: all of them
     first: int = 0  # number of the first job
     word: str = "job"  # for a line of output; "trial" of a search
+    # of jobs in a race: the run and the step that each branches from; checkpoints that each keeps
+    branches: "Mapping[tuple[str, ...], tuple[Path, int]]" = field(default_factory=dict)
+    kept: Mapping[tuple[str, ...], frozenset[int]] = field(default_factory=dict)
     _known: dict[tuple[str, ...], tuple[str, Frozen]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -779,6 +826,14 @@ class _JobTask:
             self._known[tuple(overrides)] = known
         return known
 
+    def _keepers(self, config: Config, overrides: Sequence[str]) -> list[Limit]:
+        """Return what keeps the checkpoints that other jobs branch from."""
+        from runner.run.trunk import Keeper
+
+        steps = self.kept.get(tuple(overrides))
+        trainer = config.trainer
+        return [Keeper(steps, trainer.monitor, trainer.monitor_mode)] if steps else []
+
     def _train(
         self,
         name: str,
@@ -791,7 +846,7 @@ class _JobTask:
         job = self.request.job(
             frozen, overrides, self.folder, name, started, self.request.composer.config_dir
         )
-        job = replace(job, limits=limits)
+        job = replace(job, limits=[*limits, *self._keepers(frozen.config, overrides)])
         try:  # the job may have run before: output.multirun was given, or a scheduler requeued it
             with multirun.claimed(self.folder, name, frozen.values) as claim:
                 is_over = claim.is_completed or (claim.is_pruned and self.request.is_search)
@@ -801,7 +856,9 @@ class _JobTask:
                 elif self.numbers is not None:
                     note = " is taken over: the process that trained it was killed"
                 print(f"{self.word} {number}: {name}{note}", flush=True)
-                return 0 if is_over else _train_claimed(job, claim)
+                if is_over:
+                    return 0
+                return _train_claimed(job, claim, self.branches.get(tuple(overrides)))
         except run_folder.InUseError as error:
             if run_folder.wait_for_orphan(error.folder):
                 return self._train(name, frozen, overrides, number, started, limits)
@@ -812,8 +869,12 @@ class _JobTask:
             return 1
 
 
-def _train_claimed(job: Any, claim: multirun.Claim) -> int:
-    """Train a job of a multirun from the beginning or from its checkpoint."""
+def _train_claimed(
+    job: Any, claim: multirun.Claim, branched: tuple[Path, int] | None = None
+) -> int:
+    """Train a job of a multirun from the beginning, from its checkpoint, or from another run's,
+    `branched`."""
+    from runner.run import trunk
     from runner.run.resume import resume
     from runner.tasks.train import refuse, train
 
@@ -824,6 +885,9 @@ def _train_claimed(job: Any, claim: multirun.Claim) -> int:
         else:
             refuse_links(claim.path, "output.multirun")
             run_folder.restart(claim.path)
+            if branched is not None and trunk.branch(branched[0], claim.path, branched[1]):
+                print(f"trunk    the first {branched[1]} updates are those of {branched[0].name}")
+                job = replace(job, resumed=resume(claim.path, []))
         with memory_errors():
             return train(job)
     except (ConfigError, RunError, OSError) as error:

@@ -18,6 +18,7 @@ from runner.report.jobs import NO_OVERRIDES, Job
 from runner.report.race import FIRST_LOOK, Dropped, Race
 from runner.report.raced import Course, Member, Stopped
 from runner.report.statistics import LEVEL
+from runner.run.trunk import shared_steps
 
 # key -> its value in a config; all runs of a race have the same
 _COMMON: Mapping[str, Callable[[Config], Any]] = {
@@ -293,5 +294,8 @@ def _cost(run: Job, unit: str) -> float:
     """Return what a run cost, in runs, steps, epochs or seconds."""
     if unit == "runs":
         return 1.0
-    found = run.result["seconds"].get("total") if unit == "seconds" else run.result.get(unit)
-    return float(found or 0)
+    if unit == "seconds":
+        return float(run.result["seconds"].get("total") or 0)
+    steps = int(run.result.get("steps") or 0)
+    own = 1 - shared_steps(run.folder) / steps if steps else 1.0  # the others are another run's
+    return float(run.result.get(unit) or 0) * own

@@ -13,6 +13,7 @@ from runner.report.answer import Answer, Ranked, num_better, p_in_words, rank, s
 from runner.report.jobs import Group, Job, groups
 from runner.report.race import FIRST_LOOK, Race, radius
 from runner.report.statistics import LEVEL, Paired, Summary, summary
+from runner.run.trunk import shared_steps
 
 ASSUMPTION = (
     "the differences between two runs of a seed are normal, with about one variance, and "
@@ -118,11 +119,13 @@ class Raced:
     def _cost_lines(self) -> list[str]:
         cost = self.cost
         reused = f" ({cost['reused']} of them were there before)" if cost["reused"] else ""
+        shared = cost["shared_updates"]
+        trunks = f"; {shared:,} more updates were shared by several runs" if shared else ""
         tuning = f"; {cost['tuning_runs']} more runs chose values" if cost["tuning_runs"] else ""
         return [
             f"cost: {cost['runs']} runs{reused}, {cost['updates']:,} updates; a fixed design, "
             f"{_seeds(cost['fixed_seeds'])} of every schedule, costs {cost['fixed_runs']} runs, "
-            f"{cost['fixed_updates']:,} updates{tuning}"
+            f"{cost['fixed_updates']:,} updates{trunks}{tuning}"
         ]
 
     def entry(self) -> dict[str, Any]:
@@ -283,11 +286,13 @@ def _cost(course: Course, tried: Sequence[Group], num_tuning: int) -> dict[str, 
         [int(job.result.get("steps") or 0) for job in group.jobs] for group in tried if group.jobs
     ]
     num = max(course.num_given, len(course.seeds))
+    shared = sum(shared_steps(job.folder) for group in tried for job in group.jobs)
     return {
         "runs": sum(map(len, updates)),
         "reused": course.num_reused,
         "tuning_runs": num_tuning,
-        "updates": sum(map(sum, updates)),
+        "updates": sum(map(sum, updates)) - shared,
+        "shared_updates": shared,
         "fixed_seeds": num,
         "fixed_runs": num * len(course.members),
         "fixed_updates": round(sum(num * float(np.mean(each)) for each in updates)),

@@ -24,7 +24,7 @@ from runner.data.dataset import changed
 from runner.data.order import begun
 from runner.errors import ConfigError, RunError, nearest, show
 from runner.plan import Plan, fixes_threads, plan
-from runner.run import callbacks, checkpoint
+from runner.run import callbacks, checkpoint, trunk
 from runner.run.recorded import overrides_of, updated
 from runner.run.run_folder import read_json, records
 from runner.run.saved import config_of, data_of, refuse_links, set_keys
@@ -131,14 +131,8 @@ def branch(resumed: Resumed, folder: Path) -> Resumed:
     """Branch a run: copy its files, up to the checkpoint, to another folder. The run itself does
     not change."""
     source, step = resumed.folder, resumed.state.step
-    for name in ("config.yaml", "data.json", "environment.json", "trace.csv", "metrics.csv"):
-        shutil.copy2(source / name, folder / name)
-    best = checkpoint.best_saved(source, step, resumed.numbers["best"])
-    for name, saved_step in (("best", best), ("last", step)):
-        if saved_step is not None:
-            path = Path("checkpoints", str(saved_step))
-            shutil.copytree(source / path, folder / path, dirs_exist_ok=True)
-            checkpoint.point(folder, name, saved_step)
+    shutil.copy2(source / "config.yaml", folder / "config.yaml")
+    trunk.copy(source, folder, step, checkpoint.best_saved(source, step, resumed.numbers["best"]))
     return replace(resumed, folder=folder)
 
 

@@ -1,0 +1,103 @@
+"""Shared trunks of a race: updates that several schedules have in common are made once."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from runner.cli.compose import compose
+from runner.cli.trunks import Branch, Trunks, find, kept, waves
+from runner.config.schema import parse
+from runner.run.run_folder import read_json
+from runner.run.trunk import shared_steps
+from tests.command_line import forked
+from tests.rows import slow_but
+
+COMMON = ("data=wine", "seed=0", "trainer.max_epochs=10")  # 4 updates an epoch
+WSD = (*COMMON, "schedule=wsd")
+
+
+def steps(first: tuple[str, ...], second: tuple[str, ...]) -> int:
+    values = {name: compose(name) for name in (first, second)}
+    found = find({name: (parse(value), value) for name, value in values.items()})
+    return found.steps.get((first, second), 0)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        # 40 updates: a decay over the last 40 % begins at update 24, over the last 30 % at 28
+        ((*WSD, "schedule.decay=20%"), (*WSD, "schedule.decay=40%"), 24),
+        ((*COMMON, "schedule=constant"), (*WSD, "schedule.decay=30%"), 28),
+        # both decay over 8 updates: the shorter one from update 32 of 40 on
+        (
+            (*WSD, "schedule.decay=8steps"),
+            (*WSD[:-2], "trainer.max_epochs=20", "schedule=wsd", "schedule.decay=8steps"),
+            32,
+        ),
+        # checkpoints after every 9 updates: the last one before the decay is that of 18
+        (
+            (*WSD, "schedule.decay=20%", "trainer.checkpoint_every=9steps"),
+            (*WSD, "schedule.decay=40%", "trainer.checkpoint_every=9steps"),
+            18,
+        ),
+        ((*COMMON, "schedule=linear"), (*COMMON, "schedule=cosine"), 0),
+        ((*WSD, "optimizer.lr=0.1"), (*WSD, "optimizer.lr=0.1", "model=linear"), 0),
+        ((*WSD, "trainer.checkpoint_every=null"), (*COMMON, "schedule=constant"), 0),
+        ((*WSD, "optimizer.ema=0.9"), (*WSD, "optimizer.ema=0.9", "schedule.decay=40%"), 0),
+        ((*COMMON, "schedule=plateau"), (*COMMON, "schedule=constant"), 0),
+    ],
+)
+def test_a_trunk_ends_at_the_last_checkpoint_before_the_rates_part(
+    first: tuple[str, ...], second: tuple[str, ...], expected: int
+) -> None:
+    assert steps(first, second) == expected
+
+
+def test_a_schedule_branches_from_the_earlier_one_with_the_longest_trunk() -> None:
+    """c branches from b, which branches from a; d has nothing in common; without b, c branches
+    from a."""
+    a, b, c, d = (("a",), ("b",), ("c",), ("d",))
+    trunks = Trunks({(a, b): 10, (a, c): 10, (b, c): 30})
+    branches = trunks.branches([a, b, c, d])
+    assert branches == {b: Branch(a, 10), c: Branch(b, 30)}
+    assert waves([a, b, c, d], branches) == [[a, d], [b], [c]]
+    assert kept(branches) == {a: {10}, b: {30}}
+    assert trunks.branches([a, c]) == {c: Branch(a, 10)}
+
+
+@pytest.mark.parametrize("backend", slow_but(["lightning", "keras"], "lightning"))
+def test_runs_that_branch_are_those_of_a_plain_multirun_bit_by_bit(
+    backend: str, tmp_path: Path
+) -> None:
+    """Weights, optimizer's state, trace, metrics and best epoch. Decays over 33 % and 66 % of 24
+    updates share the first 34 %, 8.2: 9 updates and 3 epochs of each seed."""
+    common = ("-m", f"backend={backend}", "data=iris", "schedule=wsd", "schedule.decay=33%,66%")
+    lines = (*common, "seed=0,1,2", "trainer.max_epochs=8", "device=cpu")
+    race, plain = forked(tmp_path, (*lines, "race.budget=auto"), lines)
+    assert (race.status, race.err, plain.status) == (0, "", 0)
+    raced, whole = (tmp_path / done.folder for done in (race, plain))
+    shared = []
+    for folder in sorted(path for path in whole.iterdir() if path.is_dir()):
+        branched = raced / folder.name
+        shared.append(shared_steps(branched))
+        first, second = (read_json(path / "result.json") for path in (folder, branched))
+        for key in ("weights_sha256", "metrics", "best", "steps", "epochs", "config_sha256"):
+            assert first[key] == second[key]
+        manifests = [
+            json.loads((path / "checkpoints" / "last" / "manifest.json").read_text())
+            for path in (folder, branched)
+        ]
+        for part in ("weights.safetensors", "optimizer.safetensors"):
+            assert manifests[0][part] == manifests[1][part]
+        assert (folder / "trace.csv").read_bytes() == (branched / "trace.csv").read_bytes()
+        rows = [
+            [row[:-1] for row in csv.reader((path / "metrics.csv").open())]
+            for path in (folder, branched)
+        ]
+        assert rows[0] == rows[1]
+    assert sorted(shared) == [0, 0, 0, 9, 9, 9]
+    cost = read_json(raced / "answer.json")["race"]["cost"]
+    assert (cost["updates"], cost["shared_updates"]) == (6 * 24 - 27, 27)
+    assert "27 more updates were shared by several runs" in race.out
