@@ -7,7 +7,7 @@ frozen object is trained, hashed, saved and passed to a launcher.
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -1043,6 +1043,8 @@ def _on_a_run(overrides: Sequence[str]) -> Callable[[], int]:
     if task is None:
         allowed = ", ".join(_TASKS_ON_A_RUN)
         raise ConfigError(f"run=FOLDER needs task to be one of {allowed}, got {config.task}")
+    if config.push is not None:
+        raise ConfigError(f"push needs task=card, got task={config.task}")
     source = keys.get("data.path")
     if source is None and config.task == "predict":
         raise ConfigError("task=predict needs data.path=FILE")
@@ -1058,15 +1060,19 @@ def _on_a_run(overrides: Sequence[str]) -> Callable[[], int]:
     return partial(task, Run(folder, config, config.checkpoint, owns_process=True), source)
 
 
-def _card(folder: Path, keys: Iterable[str]) -> Callable[[], int]:
+def _card(folder: Path, keys: Mapping[str, Any]) -> Callable[[], int]:
     """Prepare the card of a run or a multirun."""
+    from runner.tasks import push
     from runner.tasks.card import card, check
 
     check(folder)
-    other = next((key for key in keys if key not in ("task", "run")), None)
+    other = next((key for key in keys if key not in ("task", "run", "push")), None)
     if other is not None:
-        raise ConfigError(f"task=card accepts only run, got {show(other)}")
-    return partial(card, folder)
+        raise ConfigError(f"task=card accepts only run and push, got {show(other)}")
+    repository = keys.get("push")
+    if repository is not None:
+        push.check(repository)
+    return partial(card, folder, repository)
 
 
 def _evaluate(run: Run, source: Any) -> int:

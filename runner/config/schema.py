@@ -349,6 +349,9 @@ Devices = Annotated[
 ]
 
 
+REPOSITORY = r"^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$"  # OWNER/NAME
+
+
 class Config(Section):
     task: Annotated[Task, Mark(outside_hash=True, on_run=True)]
     backend: Annotated[Backend, Mark(on_resume=True, on_run=True)]
@@ -388,6 +391,7 @@ class Config(Section):
     format: Annotated[Format | None, _OF_A_RUN]
     checkpoint: Annotated[Literal["last", "best"] | Index, replace(_OF_A_RUN, on_resume=True)]
     weights: Annotated[Which, _OF_A_RUN]
+    push: Annotated[Annotated[str, Field(pattern=REPOSITORY)] | None, _OF_A_RUN]
     trusted_modules: Annotated[
         list[str], Mark(outside_hash=True, on_resume=True, on_run=True, command_line_only=True)
     ]

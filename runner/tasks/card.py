@@ -27,8 +27,9 @@ HASHES = ("weights_sha256", "slots_sha256", "losses_sha256", "data_sha256")
 _SHOWN = ("backend", "seed", "model", "data", "loss", "optimizer", "schedule", "trainer")
 
 
-def card(folder: Path) -> int:
-    """Write the card of a run, or of a multirun, and print its claim and its path."""
+def card(folder: Path, repository: str | None = None) -> int:
+    """Write the card of a run, or of a multirun, and print its claim and its path. Push it and the
+    files to a repository, if one is given."""
     if isfile(folder / "result.json"):
         values = _of_run(folder)
         text = _model_page(values)
@@ -41,6 +42,10 @@ def card(folder: Path) -> int:
         print(sentence)
     print(f"card     {folder / 'card.md'}")
     print(f"data     {folder / 'card.json'}")
+    if repository is not None:
+        from runner.tasks.push import push
+
+        push(folder, repository, values)
     return 0
 
 

@@ -9,7 +9,7 @@ from runner.config.schema import Config, marked
 
 MARKED = {
     "outside_hash": "task logger tracker answer race output print_config find_lr forecast clean "
-    "run runs where sort format checkpoint weights trusted_modules steps resume",
+    "run runs where sort format checkpoint weights push trusted_modules steps resume",
     "on_resume": "backend device devices num_nodes strategy logger tracker callbacks "
     "trainer.max_epochs trainer.max_steps trainer.max_time trainer.steps_per_call trainer.threads "
     "trainer.process_timeout trainer.gradient_checkpointing trainer.checkpoint_every "
@@ -18,12 +18,13 @@ MARKED = {
     "checkpoint trusted_modules",
     "on_run": (
         "task backend device data.path data.val_path data.test_path run format checkpoint "
-        "weights trusted_modules steps"
+        "weights push trusted_modules steps"
     ),
     "command_line_only": (
-        "forecast clean run runs where sort format checkpoint weights trusted_modules steps resume"
+        "forecast clean run runs where sort format checkpoint weights push trusted_modules steps "
+        "resume"
     ),
-    "needs_run": "format checkpoint weights steps",
+    "needs_run": "format checkpoint weights push steps",
 }
 
 

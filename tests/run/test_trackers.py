@@ -438,6 +438,13 @@ def test_wandb_is_offline_without_a_key(tmp_path: Path, monkeypatch: pytest.Monk
     assert wandb.has_key()
 
 
+def make_mlflow_tables(store: Path) -> None:
+    from runner.run.trackers import mlflow
+
+    store.parent.mkdir()
+    mlflow._make(store)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_run_that_is_killed_five_times_and_extended_has_every_point_once(
@@ -450,6 +457,7 @@ def test_a_run_that_is_killed_five_times_and_extended_has_every_point_once(
     command = (f"backend={backend}", *RUN, f"logger={names}", "trainer.max_epochs=100")
     command += ("trainer.max_steps=990",)
     random = np.random.default_rng(BACKENDS.index(backend))
+    make_mlflow_tables(tmp_path / "outputs" / "mlflow.db")  # a run does, in seconds
 
     def num_updates() -> int:
         return sum(path.read_bytes().count(b"\n") for path in tmp_path.glob("*/*/*/trace.csv"))

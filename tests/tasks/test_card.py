@@ -106,4 +106,4 @@ def test_no_other_key_is_accepted(
     (tmp_path / "answer.json").write_text("{}")
     monkeypatch.setattr(sys, "argv", ["runner", "task=card", f"run={tmp_path}", "backend=keras"])
     assert main() == 2
-    assert capsys.readouterr().err == "error: task=card accepts only run, got backend\n"
+    assert capsys.readouterr().err == "error: task=card accepts only run and push, got backend\n"

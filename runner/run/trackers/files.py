@@ -7,7 +7,7 @@ from pathlib import Path
 from runner.run import checkpoint
 
 _OF_RUN = {"curves": "curves.png", "certificate": "certificate.json"}
-_OF_MULTIRUN = ("comparison*", "answer*.json")
+_OF_MULTIRUN = ("comparison*", "answer*.json", "search.json", "search.png", "trials.csv")
 
 
 def of_run(folder: Path, artifacts: Collection[str]) -> Sequence[tuple[str, Path]]:

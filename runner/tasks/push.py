@@ -1,0 +1,90 @@
+"""Push a card and the files of a run or a multirun to a Hugging Face repository: push=OWNER/NAME.
+
+The package huggingface_hub is the client. It finds the user's token (HF_TOKEN, or the file of
+`hf auth login`) and the server (HF_ENDPOINT) by itself; neither is in a file or a message here.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.config.schema import REPOSITORY
+from runner.errors import ConfigError, RunError, one_line, show
+from runner.run.trackers import files
+from runner.run.trackers.follower import without_secrets
+from runner.text.console import quiet
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+_OF_RUN = (
+    *("config.yaml", "result.json", "data.json", "metrics.csv", "trace.csv", "certificate.json"),
+    *("curves.png", "test.json", "model.*"),
+)
+
+
+def check(repository: Any) -> None:
+    """Refuse a text that names no repository, and a missing package."""
+    if not isinstance(repository, str) or not re.fullmatch(REPOSITORY, repository):
+        raise ConfigError(f"push must be OWNER/NAME, a repository, got {show(repository)}")
+    if find_spec("huggingface_hub") is None:
+        raise ConfigError(
+            "push needs the package huggingface_hub; install it with pip install "
+            "'twinrun[huggingface]'"
+        )
+
+
+def push(folder: Path, repository: str, card: Mapping[str, Any]) -> None:
+    """Push in one commit, and print where. The card is README.md. A repository that does not exist
+    is made, a private one. Files of the repository with other names stay.
+
+    Raises RunError if the server refuses or cannot be reached."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when the package is imported
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from huggingface_hub import HfApi
+
+    try:
+        with quiet():
+            num, address = _commit(HfApi(), folder, repository, card)
+    except Exception as error:
+        raise RunError(
+            f"push={repository} failed: {type(error).__name__}: "
+            f"{without_secrets(one_line(error))[:300]}; `hf auth login` or HF_TOKEN gives access"
+        ) from None
+    print(f"pushed   {num} files to {without_secrets(address)}")
+
+
+def _commit(
+    api: "HfApi", folder: Path, repository: str, card: Mapping[str, Any]
+) -> tuple[int, str]:
+    """Make the repository and the commit. Return the number of files and the address."""
+    from huggingface_hub import CommitOperationAdd, ModelCardData
+
+    about = ModelCardData(library_name="twinrun", tags=["twinrun", f"twinrun-{card['kind']}-card"])
+    text = (folder / "card.md").read_text(encoding="utf-8")
+    readme = f"---\n{about.to_yaml()}\n---\n\n{text}".encode()
+    named = {"card.json": folder / "card.json", **dict(_files(folder))}
+    added = [CommitOperationAdd("README.md", readme)]
+    added += [CommitOperationAdd(name, str(path)) for name, path in named.items()]
+    address = api.create_repo(repository, private=True, exist_ok=True)
+    message = " ".join(card["claim"])[:200]
+    api.create_commit(repository, added, commit_message=message)
+    return len(added), str(address)
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the name and the path of each file besides the card: nothing of this machine, and no
+    logs."""
+    if not (folder / "result.json").is_file():
+        yield from files.of_multirun(folder)
+        return
+    paths = (path for pattern in _OF_RUN for path in sorted(folder.glob(pattern)))
+    for path in paths:
+        if path.is_symlink():
+            raise ConfigError(f"push: {path} is a symbolic link, which is not pushed; remove it")
+        inner = sorted(path.rglob("*")) if path.is_dir() else [path]  # a SavedModel is a folder
+        yield from ((str(each.relative_to(folder)), each) for each in inner if each.is_file())
+    yield from files.of_run(folder, ["checkpoints"])
