@@ -252,6 +252,8 @@ def train(job: Job) -> int:
         if resumed is not None:
             check(resumed, prepared, start)
             prepared, resumed = with_saved_threads(resumed, prepared)
+        elif job.name is None and call is None:
+            console.say(f"train    {_title(config, job.finds_lr)}")  # importing takes a second
         backend = dispatcher.load(config.backend)
         prepared = _on_device(prepared, backend)
         if signals.received is not None:
@@ -657,12 +659,13 @@ def _status(stopped_by: str | None, is_finished: bool) -> str:
     return "completed" if is_finished else "interrupted"
 
 
-def _title(config: Config) -> str:
-    """Return the picture's title: data, model, optimizer, schedule and base rate."""
+def _title(config: Config, finds_lr: bool = False) -> str:
+    """Return a run in one line: data, model, optimizer, schedule, base rate, seed and backend."""
     source = getattr(config.data, "path", None)
     data = f"{config.data.name} {Path(source).name}" if source else config.data.name
     names = (data, config.model.name, config.optimizer.name, config.schedule.name)
-    return f"{', '.join(names)}, lr {config.optimizer.lr:g}, seed {config.seed}, {config.backend}"
+    lr = "auto" if finds_lr else f"{config.optimizer.lr:g}"
+    return f"{', '.join(names)}, lr {lr}, seed {config.seed}, {config.backend}"
 
 
 def _draw(path: Path, title: str) -> Path | None:
