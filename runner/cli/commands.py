@@ -42,6 +42,7 @@ from runner.run.saved import Run, config_of, refuse_links, set_keys
 from runner.text.console import quiet
 
 if TYPE_CHECKING:
+    from runner.cli.earlier import Earlier
     from runner.cli.racing import Racing
     from runner.cli.trunks import Branch, Trunks
     from runner.cli.tuning import Tuning
@@ -589,6 +590,7 @@ class _Jobs:
     racing: "Racing | None" = None
     tuning_runs: "list[Ran]" = field(default_factory=list)
     trunks: "Trunks | None" = None  # of a race
+    earlier: "Earlier | None" = None  # runs that a race may use
 
     @property
     def course(self) -> "Course | None":
@@ -629,6 +631,7 @@ class _Jobs:
     def race(self, jobs: Sequence[list[str]]) -> None:
         """Race the schedules of these jobs."""
         from runner.cli import racing, trunks
+        from runner.cli.earlier import Earlier
 
         frozen = replace(self.request, jobs=[*jobs]).frozen
         self.racing = racing.plan(jobs, [each.config for each in frozen], self.tuning_runs)
@@ -639,6 +642,7 @@ class _Jobs:
             if each.config.seed == seed and not each.finds_lr
         }
         self.trunks = trunks.find(same_seed)
+        self.earlier = Earlier(Path(frozen[0].config.output.root), self.trunks.planned)
         self.racing.run(self.train_runs)
 
     def train_runs(self, jobs: Sequence[list[str]]) -> "tuple[list[Ran | None], int] | None":
@@ -648,6 +652,13 @@ class _Jobs:
         from runner.cli import trunks
 
         whole = self._task(jobs)
+        for job in jobs:
+            name, frozen = whole.job(job)
+            if self.earlier is None or frozen.finds_lr:
+                continue
+            source = self.earlier.take(self.folder, name, frozen.values, job)
+            if source is not None:
+                print(f"earlier  {name} is a copy of {source}", flush=True)
         reused = sum(path is not None and multirun.is_completed(path) for path in whole.folders())
         schedules = list(dict.fromkeys(map(_without_seed, jobs)))
         branches = self.trunks.branches(schedules) if self.trunks else {}
@@ -777,13 +788,13 @@ class _JobTask:
 
     def train(self, overrides: list[str], number: int, limits: Sequence[Limit] = ()) -> int:
         """Train or resume a job, and return its exit status. `limits` may end it."""
-        name, frozen = self._job(overrides)
+        name, frozen = self.job(overrides)
         started, self.started = self.started, None
         return self._train(name, frozen, overrides, number, started or monotonic(), limits)
 
     def find(self, overrides: list[str]) -> Path | None:
         """Return the folder of a job."""
-        name, frozen = self._job(overrides)
+        name, frozen = self.job(overrides)
         code = user_code.hashes(frozen.values)
         return multirun.job_folder(self.folder, name, frozen.sha256, code)
 
@@ -818,7 +829,7 @@ class _JobTask:
         code = user_code.hashes(frozen.values)
         return multirun.objective(self.folder, name, frozen.sha256, code, frozen.config)
 
-    def _job(self, overrides: Sequence[str]) -> tuple[str, Frozen]:
+    def job(self, overrides: Sequence[str]) -> tuple[str, Frozen]:
         """Look up a job's name and config; compose it here if a search has just chosen it."""
         known = self._known.get(tuple(overrides))
         if known is None:

@@ -1,0 +1,39 @@
+"""Earlier runs of a race are copied, not trained again, if nothing that they depend on differs."""
+
+import json
+import shutil
+from pathlib import Path
+
+from runner.report.jobs import read
+from runner.run.run_folder import read_json
+from tests.command_line import forked
+
+COMMON = ("trainer.max_epochs=2", "device=cpu")
+
+
+def test_a_race_uses_earlier_runs_of_the_same_data_packages_and_config(tmp_path: Path) -> None:
+    """Four earlier runs have the race's config. One is of other packages, one of other data."""
+    rows = [f"{i},{i % 7},{(3 * i) % 11}" for i in range(120)]
+    (tmp_path / "t.csv").write_text("\n".join(["a,b,y", *rows]) + "\n")
+    data = ("data=csv", "data.path=t.csv", "data.target=y", "schedule=constant,linear")
+    (first,) = forked(tmp_path, ("-m", *COMMON, *data, "seed=0,1"))
+    assert (first.status, first.err) == (0, "")
+    before = tmp_path / first.folder
+    path = before / "schedule-constant_seed-1" / "environment.json"
+    path.write_text(json.dumps({**read_json(path), "packages": {"numpy": "1.0"}}))
+    path = before / "schedule-linear_seed-1" / "data.json"
+    path.write_text(json.dumps({**read_json(path), "sha256": "0" * 64}))
+    (race,) = forked(tmp_path, ("-m", *data, *COMMON, "seed=0,1,2", "race.budget=auto"))
+    assert (race.status, race.err) == (0, "")
+    folder = tmp_path / race.folder
+    assert race.out.count(" is a copy of ") == 2
+    assert "earlier  schedule-linear_seed-0 is a copy of " in race.out
+    assert read_json(folder / "answer.json")["race"]["cost"]["reused"] == 2
+    taken = folder / "schedule-linear_seed-0"
+    old, new = read([before / taken.name, taken])
+    for key in ("weights_sha256", "metrics", "best", "steps", "config_sha256"):
+        assert old.result[key] == new.result[key]
+    assert new.overrides == [*data[:3], "schedule=linear", *COMMON, "race.budget=auto", "seed=0"]
+    shutil.rmtree(before)  # the race has all files of its own
+    (again,) = forked(tmp_path, ("task=evaluate", f"run={taken.relative_to(tmp_path)}"))
+    assert (again.status, again.err) == (0, "")
