@@ -246,14 +246,12 @@ def train(job: Job) -> int:
         return _train_in_processes(job)
     shown = call.shown if call else None
     with capture(shown) as (console, captured), Signals(call is not None) as signals:
-        prepared = plan(config)
+        prepared = _planned(job, console)
         warnings = [] if job.finds_lr else prepared.check_schedule()
         start = first_state(prepared.network, config.optimizer, prepared.model.dtype, config.seed)
         if resumed is not None:
             check(resumed, prepared, start)
             prepared, resumed = with_saved_threads(resumed, prepared)
-        elif job.name is None and call is None:
-            console.say(f"train    {_title(config, job.finds_lr)}")  # importing takes a second
         backend = dispatcher.load(config.backend)
         prepared = _on_device(prepared, backend)
         if signals.received is not None:
@@ -322,6 +320,15 @@ def _with_lr(
             f"optimizer.lr=auto finds no rate: {why_failed(error, job.config)}"
         ) from error
     return (job, prepared, None) if found is None else (job.at_lr(found.lr), found.plan, found)
+
+
+def _planned(job: Job, console: Console) -> Plan:
+    """Return the plan of a run. Name a new single run, since its framework's import takes a
+    second."""
+    prepared = plan(job.config)
+    if job.resumed is None and job.name is None and job.call is None:
+        console.say(f"train    {_title(job.config, job.finds_lr)}")
+    return prepared
 
 
 def _on_device(prepared: Plan, backend: Backend) -> Plan:
