@@ -41,7 +41,7 @@ from runner.data.splits import SPLIT_WORDS
 from runner.dispatcher import BACKENDS
 from runner.errors import ConfigError, nearest, show
 from runner.exact.refuse import refuse
-from runner.machine import memory, threads
+from runner.machine import devices, memory, threads
 from runner.schedules import Clock, Plateau, lint
 from runner.schedules.plateau import State
 from runner.schedules.stall import Stall
@@ -70,6 +70,7 @@ class Plan:
     groups: tuple[optimizers.Group, ...]
     hyperparameters: dict[str, np.ndarray]
     group_rates: dict[str, np.ndarray]  # of schedules in optimizer.groups, by their `match`
+    compiled_before: bool | None = None  # what trainer.compile=auto chose before the run resumed
 
     @property
     def num_parameters(self) -> int:
@@ -194,13 +195,43 @@ class Plan:
             epochs=self.order.epochs,
             accumulate=trainer.accumulate_grad_batches,
             keeps_outputs=self.keeps_train_outputs,
-            compile=trainer.compile,
+            compile=self.compiles,
             skip_nonfinite=trainer.on_nonfinite == "skip",
             average_shares=averages.shares(self.config.optimizer, self.clock),
             recomputes=trainer.gradient_checkpointing,
             divides=self.config.strategy == "fsdp" and self.config.num_processes > 1,
             measures_norms=any(isinstance(c, callbacks.Norms) for c in self.config.callbacks),
         )
+
+    @property
+    def compiles(self) -> bool:
+        """True if the run is compiled where it need not be. `auto` depends on the config, the
+        model, the updates of the whole run and the device, never on a measurement: compiled float32
+        has other bits."""
+        config, trainer = self.config, self.config.trainer
+        if trainer.compile != "auto":
+            return trainer.compile
+        if self.compiled_before is not None:
+            return self.compiled_before
+        is_possible = (
+            isinstance(config.model, LayerModel)
+            and config.num_processes == 1
+            and trainer.precision != "exact"
+            and not trainer.gradient_checkpointing
+            and devices.is_cpu(self.model.device)
+        )
+        pays = BACKENDS[config.backend].pays_to_compile
+        return is_possible and pays(self.network, self.order.total_steps)
+
+    def remark_on_compiling(self) -> str | None:
+        """Say what trainer.compile=auto has chosen."""
+        if self.config.trainer.compile != "auto":
+            return None
+        if self.compiled_before is not None:
+            return f"compile  {show(self.compiles)}, as before the run resumed"
+        num, name = self.order.total_steps, self.config.model.name
+        chosen = f"compile  {show(self.compiles)}, as trainer.compile=auto chooses"
+        return f"{chosen} for {num:,} updates of model={name}"
 
     def remark_on_threads(self) -> str | None:
         """Remark on the number of threads, if the user should know of it."""
@@ -696,7 +727,7 @@ def _weighted_or_own(
             raise ConfigError(
                 f"loss must be auto for a model that computes its own loss, got {config.loss.name}"
             )
-        if config.trainer.compile:
+        if config.trainer.compile is True:
             raise ConfigError(
                 "trainer.compile must be false for a model that computes its own loss, got true"
             )
@@ -984,7 +1015,7 @@ def check_devices(config: Config, data: Dataset | None = None, net: Network | No
         )
     trainer = config.trainer
     refused = {
-        "trainer.compile=true": trainer.compile,
+        "trainer.compile=true": trainer.compile is True,
     }
     if config.backend == "keras":
         what = "trainer.gradient_checkpointing=true on Keras"
@@ -1124,7 +1155,7 @@ def _refuse_exact(config: Config, data: Dataset) -> None:
             f"{data.stream.items.source} can only be iterated over; pass arrays of them"
         )
     for key in ("compile", "gradient_checkpointing"):
-        if getattr(config.trainer, key):
+        if getattr(config.trainer, key) is True:
             raise ConfigError(
                 f"trainer.{key}=true is not supported with trainer.precision=exact; "
                 f"use trainer.{key}=false"
@@ -1141,7 +1172,7 @@ def _check_recomputation(config: Config, net: Network) -> None:
             f"{key} must be false for a model of your own, got true; call torch.utils.checkpoint "
             f"or keras.remat in its code"
         )
-    if config.trainer.compile:
+    if config.trainer.compile is True:
         raise ConfigError(
             f"{key}=true is not supported with trainer.compile=true; set one of them to false"
         )

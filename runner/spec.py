@@ -308,6 +308,8 @@ class About:
     has_profiler: bool = True
     # raises ConfigError for a config that the backend cannot run
     refuse: Callable[[Any], None] = lambda config: None
+    # trainer.compile=auto, on a CPU: whether compiling this network pays within so many updates
+    pays_to_compile: Callable[[Network, int], bool] = lambda net, num_steps: False
     # prepares a process of the command line for its framework
     tune: Callable[[], None] = lambda: None
     # environment variables during the framework's import; they replace the user's values

@@ -2,6 +2,8 @@
 be."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -9,6 +11,7 @@ from runner.cli.compose import compose
 from runner.config.schema import parse
 from runner.errors import ConfigError
 from runner.plan import plan
+from runner.run.resume import with_saved_compile
 from runner.run.run_folder import read_json
 from tests.command_line import BACKENDS, together
 from tests.training import differences, train
@@ -58,6 +61,41 @@ def test_the_time_that_it_took_is_told(tmp_path: Path) -> None:
         assert "s of it compiling)" in done.out
         seconds = read_json(tmp_path / done.folder / "result.json")["seconds"]
         assert 0.05 < seconds["compile"] < seconds["train"]
+
+
+CHOICES = [
+    ("keras", "model=transformer trainer.max_steps=5000", True),
+    ("keras", "model=transformer trainer.max_steps=4999", False),
+    ("keras", "model=transformer trainer.max_steps=5000 trainer.precision=exact", False),
+    ("keras", "model=transformer trainer.max_steps=5000 devices=2", False),
+    ("keras", "model=cnn data.images=true trainer.max_steps=100000", False),
+    ("keras", "model=mlp trainer.max_steps=100000", False),  # XLA compiles it in any case
+    ("lightning", "model=transformer trainer.max_steps=40000", True),
+    ("lightning", "model=transformer trainer.max_steps=39999", False),
+    ("lightning", "model=mlp trainer.max_steps=100000", False),
+    ("witness", "trainer.precision=exact trainer.max_steps=100000", False),
+]
+
+
+@pytest.mark.parametrize(("backend", "overrides", "expected"), CHOICES)
+def test_auto_goes_by_the_model_and_the_updates(
+    backend: str, overrides: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "sh")  # some program that there is
+    common = ["device=cpu", "trainer.max_epochs=null", f"backend={backend}"]
+    prepared = plan(parse(compose([*common, *overrides.split(), "trainer.compile=auto"])))
+    assert prepared.compiles is expected
+    assert prepared.run_spec().compile is expected
+
+
+def test_a_checkpoint_keeps_the_choice_of_auto() -> None:
+    overrides = ["model=transformer", "device=cpu", "trainer.compile=auto", "backend=keras"]
+    prepared = plan(parse(compose(overrides)))
+    assert not prepared.compiles
+    resumed: Any = SimpleNamespace(changes={}, numbers={"compiles": True})
+    assert with_saved_compile(resumed, prepared).compiles
+    resumed.changes["backend"] = ("lightning", "keras")
+    assert not with_saved_compile(resumed, prepared).compiles
 
 
 def test_it_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:

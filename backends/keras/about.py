@@ -3,7 +3,9 @@
 import os
 from typing import Any
 
+from runner.components.layers import Network
 from runner.errors import ConfigError
+from runner.machine import threads
 from runner.spec import About
 
 
@@ -13,6 +15,23 @@ def _refuse(config: Any) -> None:
             "strategy must be auto or ddp on backend=keras, got fsdp: TensorFlow's strategies keep "
             "all weights in every process; backend=lightning divides them"
         )
+
+
+# Updates after which XLA has paid for two seconds of compilation, on one core without programs of
+# earlier runs: 2,400 for a transformer with a small convolution (python -m benchmarks.compiling). A
+# run must have twice as many. Networks of convolutions were slower with it, four to ten times.
+_PAYS_AFTER = 5_000
+_CONVOLUTIONS = 0.1  # largest share of the multiplications in convolutions
+
+
+def _pays_to_compile(net: Network, num_steps: int) -> bool:
+    """Return whether XLA pays; without convolutions it is used in any case (device.uses_xla)."""
+    total = convolutions = 0
+    for node in net.walk():
+        num = sum(threads.products(node))
+        total += num
+        convolutions += num if "conv" in node.spec.layer else 0
+    return num_steps >= _PAYS_AFTER and 0 < convolutions <= _CONVOLUTIONS * total
 
 
 def _tune() -> None:
@@ -26,6 +45,7 @@ ABOUT = About(
     packages=("tensorflow", "keras"),
     precisions=("float32", "float64", "bf16-mixed", "16-mixed", "exact"),
     refuse=_refuse,
+    pays_to_compile=_pays_to_compile,
     exports={
         "keras": "model.keras",
         "savedmodel": "model.savedmodel",

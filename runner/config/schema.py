@@ -248,7 +248,7 @@ class Trainer(Section):
     threads: Annotated[Literal["auto"] | Count, _WHEN_RESUMED]
     process_timeout: Annotated[Timeout, _WHEN_RESUMED]
     gradient_checkpointing: Annotated[bool, _WHEN_RESUMED]
-    compile: bool
+    compile: bool | Literal["auto"]
     checkpoint_every: Annotated[Duration | None, _WHEN_RESUMED]
     keep_checkpoints: Annotated[Annotated[int, Field(ge=2)] | None, _WHEN_RESUMED]
     monitor: str

@@ -8,6 +8,7 @@ that are started together, have a device each as long as there are enough.
 import itertools
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +47,12 @@ def _resolve(requested: str, available: Sequence[str]) -> str:
             f"device must be auto or a device of this machine ({devices}), got {requested}"
         )
     return device
+
+
+def is_cpu(device: str) -> bool:
+    """Return whether a device is the CPU; `auto` is, on a machine without a driver of another."""
+    found = any(map(os.path.exists, ("/dev/nvidia0", "/dev/kfd")))
+    return device == "cpu" or (device == "auto" and not found and sys.platform != "darwin")
 
 
 _MOST_RUNS = 100  # on one accelerator; one more has no lock

@@ -79,26 +79,26 @@ def work(net: Network, batch_size: int) -> float:
     values take 2 B T^2 D each.
     """
     if isinstance(net, CustomNetwork):  # assumes that every kernel is used once per row
-        products = [int(np.prod(v.shape)) for v in net.variables().values() if v.decays]
+        numbers = [int(np.prod(v.shape)) for v in net.variables().values() if v.decays]
     else:
-        products = [num for node in net.walk() for num in _products(node)]
-    flops = np.array(products, dtype=np.float64) * 2 * batch_size
+        numbers = [num for node in net.walk() for num in products(node)]
+    flops = np.array(numbers, dtype=np.float64) * 2 * batch_size
     return float((flops**2).sum() / flops.sum()) if len(flops) else 0.0
 
 
-def _products(node: Node) -> list[int]:
+def products(node: Node) -> list[int]:
     """Count the multiplications of each matrix product of a layer, for one row."""
     num_positions = int(np.prod(node.output_shape[:-1]))
-    products = [
+    numbers = [
         num_positions * int(np.prod(variable.shape))
         for variable in node.variables
         if variable.decays
     ]
     if node.tied:
-        products.append(num_positions * node.input_shape[-1] * node.output_shape[-1])
+        numbers.append(num_positions * node.input_shape[-1] * node.output_shape[-1])
     if node.spec.layer == "attention":
-        products += 2 * [num_positions**2 * node.output_shape[-1]]
-    return products
+        numbers += 2 * [num_positions**2 * node.output_shape[-1]]
+    return numbers
 
 
 @cache

@@ -193,6 +193,11 @@ def _check_time(resumed: Resumed, max_time: str | None) -> None:
         )
 
 
+def with_saved_choices(resumed: Resumed, prepared: Plan) -> tuple[Plan, Resumed]:
+    """Return the plan with what `auto` chose before the checkpoint, and any note for the user."""
+    return with_saved_threads(resumed, with_saved_compile(resumed, prepared))
+
+
 def with_saved_threads(resumed: Resumed, prepared: Plan) -> tuple[Plan, Resumed]:
     """Return the plan with the checkpoint's number of threads, and a note on it for the user.
     `trainer.threads` can be changed."""
@@ -210,6 +215,14 @@ def with_saved_threads(resumed: Resumed, prepared: Plan) -> tuple[Plan, Resumed]
     note = f"threads  {saved} as before; trainer.threads=auto would use {planned} here"
     with_threads = replace(prepared, model=replace(prepared.model, threads=saved))
     return with_threads, replace(resumed, notes=[*resumed.notes, note])
+
+
+def with_saved_compile(resumed: Resumed, prepared: Plan) -> Plan:
+    """Return the plan with what trainer.compile=auto chose before the checkpoint, on the same
+    backend."""
+    if "backend" in resumed.changes:
+        return prepared
+    return replace(prepared, compiled_before=resumed.numbers.get("compiles"))
 
 
 def _check_sizes(before: Plan, after: Plan, step: int) -> None:

@@ -306,6 +306,7 @@ class Training:
             "seconds": round(monotonic() - self._started, 3),
             "config_sha256": self._config_sha256,
             "threads": self.plan.model.threads,
+            "compiles": self.plan.compiles,
         }
 
 

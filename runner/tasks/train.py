@@ -42,7 +42,7 @@ from runner.run.failure import why_failed
 from runner.run.observer import Limit, Observer
 from runner.run.progress import show
 from runner.run.pruning import Pruning
-from runner.run.resume import Resumed, check, with_saved_threads
+from runner.run.resume import Resumed, check, with_saved_choices
 from runner.run.signals import Signals
 from runner.run.training import Training
 from runner.spec import INEXACT, Backend, RunSpec, TrainState, first_state
@@ -251,7 +251,7 @@ def train(job: Job) -> int:
         start = first_state(prepared.network, config.optimizer, prepared.model.dtype, config.seed)
         if resumed is not None:
             check(resumed, prepared, start)
-            prepared, resumed = with_saved_threads(resumed, prepared)
+            prepared, resumed = with_saved_choices(resumed, prepared)
         backend = dispatcher.load(config.backend)
         prepared = _on_device(prepared, backend)
         if signals.received is not None:
@@ -367,6 +367,8 @@ def _say_first(job: Job, prepared: Plan, warnings: Sequence[str], console: Conso
         console.say_all(tree(job.composed).splitlines())
     console.say_all(f"warning: {warning}" for warning in warnings)
     console.say_all(prepared.notes)
+    if remark := prepared.remark_on_compiling():
+        console.say(remark)
     if job.call is None:
         if remark := prepared.remark_on_threads():
             console.say(remark)
@@ -728,7 +730,7 @@ def _print_outcome(
         times = (
             f"{result['steps']} steps in {seconds['train']:.1f} s, {seconds['total']:.1f} s in all"
         )
-        if trainer.compile:
+        if trainer.compile and seconds["compile"]:
             times += f" ({seconds['compile']:.1f} s of it compiling)"
         console.say(f"{result['status']}: {times}")
         value = result["metrics"].get(trainer.monitor, 0.0)
