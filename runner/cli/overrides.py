@@ -143,7 +143,7 @@ def parse_overrides(overrides: Sequence[str], config_dir: str | None = None) -> 
 
 def parse_override(argument: str) -> Override:
     """Parse one override. A value that Hydra's grammar rejects, but that contains none of its
-    special characters, is text: output.root=ünï."""
+    special characters, is text: output.root=ünï, where=[steps<100,backend:keras]."""
     parser = OverridesParser.create()
     try:
         return parser.parse_overrides([argument])[0]
@@ -157,10 +157,30 @@ def parse_override(argument: str) -> Override:
             raise ConfigError(
                 f"{show(argument)} is not KEY=VALUE; did you mean task={task}?"
             ) from None
-        if sign and value and not set("\"'\\,()[]{}$=") & set(value):
+        if sign and (spelled := _as_text(value)):
             with suppress(HydraException):
-                return parser.parse_overrides([f"{key}={spell(value)}"])[0]
+                return parser.parse_overrides([f"{key}={spelled}"])[0]
         raise explained(error) from None
+
+
+def _as_text(value: str) -> str | None:
+    """Quote what Hydra's grammar rejects, a text or the texts of a list; None for a value with
+    special characters."""
+    is_list = value[:1] == "[" and value[-1:] == "]"
+    items = value[1:-1].split(",") if is_list else [value]
+    if not value or any(set("\"'\\,()[]{}$=") & set(item) for item in items):
+        return None
+    spelled = ",".join(map(_item, items))
+    return f"[{spelled}]" if is_list else spelled
+
+
+def _item(text: str) -> str:
+    """Quote a text, unless Hydra's grammar accepts it."""
+    try:
+        OverridesParser.create().parse_overrides([f"key={text}"])
+    except HydraException:
+        return spell(text.strip())
+    return text
 
 
 def with_force_add(override: Override) -> str:

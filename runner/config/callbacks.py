@@ -1,11 +1,11 @@
 """The callbacks that a config can name. Their defaults are in conf/trainer/callback/; runner.run
 has the observers."""
 
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Union, get_args
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from runner.schedules import Duration
+from runner.schedules import Length
 from runner.schedules.stall import Mode
 from runner.section import Count, NonNegative, OneOf, OwnCode, Section
 
@@ -50,7 +50,7 @@ class Norms(Section):
     """Records the norms of gradients and weights, of the model and of each layer."""
 
     callback: Literal["norms"]
-    every: Duration
+    every: Length
 
 
 class Throughput(Section):
@@ -74,6 +74,18 @@ Callback = Annotated[
     Union[Annotated[OwnCallback, Tag("own code")], Annotated[NamedCallback, Tag("a name")]],
     Discriminator(_kind),
 ]
+
+
+def _check_once(callbacks: list[Any]) -> list[Any]:
+    """Refuse two callbacks that would write one file."""
+    for kind in (Memory, Norms, Throughput):
+        if sum(isinstance(callback, kind) for callback in callbacks) > 1:
+            name = get_args(kind.model_fields["callback"].annotation)[0]
+            raise ValueError(f"a list with {name} at most once, because it writes {name}.csv")
+    return callbacks
+
+
+CallbackList = Annotated[list[Callback], AfterValidator(_check_once)]
 
 
 def watched(callbacks: list[Any]) -> dict[str, str]:

@@ -28,7 +28,7 @@ from runner.components.layers import Layer, with_defaults
 from runner.components.losses import Loss
 from runner.components.metrics import CustomMetric
 from runner.components.optimizers import Optimizer
-from runner.config.callbacks import Callback
+from runner.config.callbacks import CallbackList
 from runner.config.explain import every_key, explain, sections
 from runner.config.times import Budget, Time, Timeout
 from runner.data import Data
@@ -36,7 +36,7 @@ from runner.data.order import Phase
 from runner.dispatcher import BACKENDS
 from runner.errors import ConfigError, nearest, printable, show
 from runner.machine import devices
-from runner.schedules import Duration, Schedule
+from runner.schedules import Length, Schedule
 from runner.schedules.stall import Mode
 from runner.schedules.units import Share, half_up, split
 from runner.section import (
@@ -249,7 +249,7 @@ class Trainer(Section):
     process_timeout: Annotated[Timeout, _WHEN_RESUMED]
     gradient_checkpointing: Annotated[bool, _WHEN_RESUMED]
     compile: bool | Literal["auto"]
-    checkpoint_every: Annotated[Duration | None, _WHEN_RESUMED]
+    checkpoint_every: Annotated[Length | None, _WHEN_RESUMED]
     keep_checkpoints: Annotated[Annotated[int, Field(ge=2)] | None, _WHEN_RESUMED]
     monitor: str
     monitor_mode: Mode
@@ -370,7 +370,7 @@ class Config(Section):
     metrics: Literal["auto"] | Annotated[list[Metric], Field(max_length=100)]
     logger: Annotated[Logger, Mark(outside_hash=True, on_resume=True)]
     tracker: Annotated[Tracking, Mark(outside_hash=True, on_resume=True)]
-    callbacks: Annotated[list[Callback], _WHEN_RESUMED]
+    callbacks: Annotated[CallbackList, _WHEN_RESUMED]
     debug: Literal["fast", "overfit", "anomaly", "nondeterminism", "profile"] | None
     trainer: Trainer
     tune: Tune | None

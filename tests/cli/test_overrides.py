@@ -56,6 +56,8 @@ def test_a_name_needs_no_quotes_and_keeps_the_seed_and_the_rate(
 def test_text_that_hydra_s_grammar_does_not_know_needs_no_quotes() -> None:
     values = [o.value() for o in parse_overrides(["output.root=ünï", "data.path=a~b^c", "seed=1"])]
     assert values == ["ünï", "a~b^c", 1]
+    (listed,) = parse_overrides(["where=[steps<100, backend:keras,3,größe>2]"])
+    assert listed.value() == ["steps<100", "backend:keras", 3, "größe>2"]
 
 
 def test_jobs_are_every_combination_in_order() -> None:
