@@ -25,6 +25,7 @@ from runner.report.statistics import (
     summary,
 )
 from runner.run import strict_json
+from runner.text.numbers import show_metric
 from runner.text.quoting import command_line, override
 
 if TYPE_CHECKING:
@@ -643,9 +644,12 @@ def call(function: str, text: str, passed: Sequence[str]) -> str:
 def describe(summary: Summary) -> str:
     """Format the mean and its interval."""
     if summary.interval is None:
-        return f"{summary.mean:.4f} with one seed"
+        return f"{show_metric(summary.mean)} with one seed"
     low, high = summary.interval
-    return f"{summary.mean:.4f} (95 % interval {low:.4f} to {high:.4f}, {summary.num} seeds)"
+    return (
+        f"{show_metric(summary.mean)} (95 % interval {show_metric(low)} to {show_metric(high)}, "
+        f"{summary.num} seeds)"
+    )
 
 
 def _is_real(other: Ranked) -> bool:

@@ -23,6 +23,7 @@ from runner.report.tested import Evaluate, with_test
 from runner.report.workloads import Rules
 from runner.run.run_folder import exclusive_access, jobs_in_training, points
 from runner.text import escape
+from runner.text.numbers import show_metric
 
 
 @dataclass(frozen=True)
@@ -213,19 +214,17 @@ def _cells(ranked: Ranked, others: Sequence[str], has_rows: bool) -> tuple[str, 
         str(ranked.rank),
         ranked.group.label,
         str(summary.num),
-        f"{summary.mean:.4f}",
-        "" if summary.sd is None else f"{summary.sd:.4f}",
-        ""
-        if summary.interval is None
-        else f"{summary.interval[0]:.4f} to {summary.interval[1]:.4f}",
-        "" if against is None or not against.num else f"{against.difference:+.4f}",
+        show_metric(summary.mean),
+        "" if summary.sd is None else show_metric(summary.sd),
+        "" if summary.interval is None else " to ".join(map(show_metric, summary.interval)),
+        "" if against is None or not against.num else show_metric(against.difference, "+"),
         "" if against is None or against.interval is None else _range(against.interval),
         "" if against is None or not against.num else f"{ranked.better_on} of {against.num}",
         "" if against is None or against.p_raw is None else f"{against.p_raw:.2g}",
         "" if p is None else f"{p:.2g}",
         "" if against is None or against.p_signs is None else f"{against.p_signs:.2g}",
         "" if more_seeds is None else str(more_seeds),
-        *(f"{ranked.group.mean(name):.4f}" for name in others),
+        *(show_metric(ranked.group.mean(name)) for name in others),
         *("never" if math.isinf(n) else f"{n:.0f}" for n in numbers),
         "" if math.isinf(ranked.seconds) else f"{ranked.seconds:.2f}",
         f"{ranked.rate_at_best:.3g}",
@@ -233,7 +232,7 @@ def _cells(ranked: Ranked, others: Sequence[str], has_rows: bool) -> tuple[str, 
 
 
 def _range(interval: tuple[float, float]) -> str:
-    return f"{interval[0]:+.4f} to {interval[1]:+.4f}"
+    return " to ".join(show_metric(value, "+") for value in interval)
 
 
 def _text(
@@ -297,7 +296,7 @@ def _parts(verdict: Answer, escaped: Callable[[str], str]) -> list[str]:
 
 
 def _mean_or_fate(group: Group, metric: str) -> str:
-    return answer.fate(group, metric) or f"{group.mean(metric):.4f}"
+    return answer.fate(group, metric) or show_metric(group.mean(metric))
 
 
 def _write_csv(path: Path, jobs: Sequence[Job], metrics: Sequence[str]) -> None:

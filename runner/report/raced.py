@@ -14,6 +14,7 @@ from runner.report.jobs import Group, Job, groups
 from runner.report.race import FIRST_LOOK, Race, radius
 from runner.report.statistics import LEVEL, Paired, Summary, summary
 from runner.run.trunk import shared_steps
+from runner.text.numbers import show_metric
 
 ASSUMPTION = (
     "the differences between two runs of a seed are normal, with about one variance, and "
@@ -67,7 +68,8 @@ class Raced:
         dropped = len(self.course.race.dropped)
         lead = (
             f"race of {len(self.labels)} schedules: {best.group.label} has the best "
-            f"{answer.metric}, {best.summary.mean:.4f} on average over {_seeds(best.summary.num)}"
+            f"{answer.metric}, {show_metric(best.summary.mean)} on average over "
+            f"{_seeds(best.summary.num)}"
         )
         return [
             lead,

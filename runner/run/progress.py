@@ -6,6 +6,7 @@ from runner.data.order import Chunk
 from runner.run.observer import Epoch, Observer
 from runner.spec import Live, Report
 from runner.text.console import Console
+from runner.text.numbers import show_metric
 
 
 class Progress(Observer):
@@ -28,4 +29,4 @@ class Progress(Observer):
 
 def show(values: Mapping[str, float]) -> str:
     """Format metrics as one line."""
-    return "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+    return "  ".join(f"{name} {show_metric(value)}" for name, value in values.items())

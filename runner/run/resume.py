@@ -176,9 +176,11 @@ def check(resumed: Resumed, prepared: Plan, start: TrainState) -> None:
             f"trainer.early_stopping_patience, now {patience}"
         )
     if step >= total:
+        trainer = prepared.config.trainer
+        key = "max_steps" if trainer.max_steps == total else "max_epochs"
         raise ConfigError(
             f"resume: {folder} is at step {step} of {total}, nothing is left; to train longer, "
-            f"increase trainer.max_epochs or trainer.max_steps"
+            f"increase trainer.{key}, now {show(getattr(trainer, key))}"
         )
 
 

@@ -18,6 +18,7 @@ from runner.report.markdown import as_markdown
 from runner.run import run_folder
 from runner.run.saved import config_of
 from runner.text import escape
+from runner.text.numbers import show_metric
 from runner.text.quoting import command_line, override
 
 FORMAT = 1
@@ -96,7 +97,7 @@ def _command(folder: Path, result: Mapping[str, Any]) -> str | None:
 def _claim(folder: Path, row: ledger.Entry) -> list[str]:
     """Say in one sentence what the run reached, and in a second one what it reached on the test
     split, if it was evaluated there."""
-    numbers = ", ".join(f"{name} {value:.4f}" for name, value in row.metrics.items())
+    numbers = ", ".join(f"{name} {show_metric(value)}" for name, value in row.metrics.items())
     steps = row.result.get("steps", 0)
     of = f"schedule={row.schedule} on {row.backend}, seed {row.value('seed')}"
     if row.status != "completed":
@@ -105,7 +106,7 @@ def _claim(folder: Path, row: ledger.Entry) -> list[str]:
     evaluated = _read(folder / "test.json")
     test = {k: v for k, v in evaluated.items() if k.startswith("test/")}
     if test:
-        numbers = ", ".join(f"{name} {float(value):.4f}" for name, value in test.items())
+        numbers = ", ".join(f"{name} {show_metric(float(value))}" for name, value in test.items())
         step = evaluated.get("checkpoint", steps)
         which = "it" if step == steps else f"its checkpoint of update {step}"
         claim.append(f"On the test split, {which} reached {numbers}.")

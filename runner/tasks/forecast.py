@@ -18,6 +18,7 @@ from runner.run import run_folder
 from runner.schedules import Clock, Schedule, table
 from runner.schedules.plateau import Plateau
 from runner.tasks.compare import read_all
+from runner.text.numbers import show_metric
 from runner.text.quoting import command_line
 
 _FEWEST_STEPS = 200  # of a run
@@ -125,7 +126,10 @@ def _table(rows: Mapping[str, Sequence[law_of.Prediction]], num_steps: int) -> l
     heads = [f"{times * num_steps} steps" for times in _TIMES]
     lines = [f"{'schedule':{width}}" + "".join(f"  {head:<26}" for head in heads).rstrip()]
     for name, predictions in rows.items():
-        cells = (f"{p.value:.4f} ({p.low:.4f} to {p.high:.4f})" for p in predictions)
+        cells = (
+            f"{show_metric(p.value)} ({show_metric(p.low)} to {show_metric(p.high)})"
+            for p in predictions
+        )
         lines.append((f"{name:{width}}" + "".join(f"  {cell:<26}" for cell in cells)).rstrip())
     best, others = next(iter(rows.values()))[0], [p[0] for p in [*rows.values()][1:]]
     apart = sum(other.low > best.high for other in others)
@@ -171,7 +175,7 @@ def _write_best(folder: Path, law: Law, num_steps: int, lr: float, job: Job) -> 
     run_folder.write_text(path, OmegaConf.to_yaml(OmegaConf.create(schedule)))
     values = with_schedule_defaults({"schedule": schedule})["schedule"]
     curve = table(TypeAdapter(Schedule).validate_python(values), Clock(num_steps, num_steps), lr)
-    print(f"best     {path}: {law.final(curve):.4f} by the law, factors {ends}")
+    print(f"best     {path}: {show_metric(law.final(curve))} by the law, factors {ends}")
     own = ("schedule", "output.", "seed=", "tune", "search=", "data.fold=", "race.")
     others = [override for override in job.overrides if not override.startswith(own)]
     command = command_line(["--config-dir", str(folder), "schedule=forecast", *others])

@@ -9,6 +9,7 @@ from runner.report.ledger import Entry
 from runner.run import strict_json
 from runner.text.columns import aligned
 from runner.text.console import size
+from runner.text.numbers import show_metric
 
 _MOST_METRICS = 4  # columns of metrics in the table; JSON has all
 
@@ -38,7 +39,7 @@ def table(rows: Sequence[Entry]) -> list[str]:
     columns = ("status", "schedule", "backend", "seed", "steps")
     cells = [["date", *columns, *shown, "size", "folder"]]
     for row in rows:
-        metrics = (f"{row.metrics[name]:.4f}" if name in row.metrics else "-" for name in shown)
+        metrics = (show_metric(row.metrics[name]) if name in row.metrics else "-" for name in shown)
         known = ("-" if (cell := row.value(name)) is None else str(cell) for name in columns)
         cells.append([row.date, *known, *metrics, size(row.bytes), str(row.folder)])
     return aligned(

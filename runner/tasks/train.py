@@ -48,6 +48,7 @@ from runner.run.training import Training
 from runner.spec import INEXACT, Backend, RunSpec, TrainState, first_state
 from runner.text import quoting
 from runner.text.console import Console, capture, log_traceback, tree
+from runner.text.numbers import show_metric
 
 if TYPE_CHECKING:
     from runner.tasks import auto_lr
@@ -742,7 +743,9 @@ def _print_outcome(
     if result["metrics"]:
         best_epoch = f"no epoch had a finite {trainer.monitor}"
         if best:
-            best_epoch = f"best {best['metric']} {best['value']:.4f} after epoch {best['epoch']}"
+            best_epoch = (
+                f"best {best['metric']} {show_metric(best['value'])} after epoch {best['epoch']}"
+            )
         console.say(f"result   {show(result['metrics'])}  ({best_epoch})")
     console.say(f"folder   {path}")
     if result["status"] == "interrupted" and job.path is None:  # a multirun resumes as a whole

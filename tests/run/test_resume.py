@@ -178,10 +178,10 @@ def test_of_a_damaged_checkpoint_the_newest_whole_one_before_it_is_taken(
     assert (folder / "trace.csv").read_text() == (alone / "trace.csv").read_text()
 
 
-MORE = "nothing is left; to train longer, increase trainer.max_epochs or trainer.max_steps"
+MORE = "nothing is left; to train longer, increase trainer.max_steps, now"
 REFUSED = [
-    ("plain", [], f"resume: {{folder}} is at step 20 of 20, {MORE}"),
-    ("plain", ["trainer.max_steps=10"], f"resume: {{folder}} is at step 20 of 10, {MORE}"),
+    ("plain", [], f"resume: {{folder}} is at step 20 of 20, {MORE} 20"),
+    ("plain", ["trainer.max_steps=10"], f"resume: {{folder}} is at step 20 of 10, {MORE} 10"),
     (
         "plain",
         ["optimizer.lr=0.1"],

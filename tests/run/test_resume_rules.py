@@ -358,7 +358,9 @@ def planned(total: int, data: Mapping[str, Any] = DATA, max_time: str | None = N
         data=SimpleNamespace(description=lambda: {**data}),
         order=SimpleNamespace(total_steps=total, epochs=Periods(13)),
         config=SimpleNamespace(
-            trainer=SimpleNamespace(early_stopping_patience=3, max_time=max_time),
+            trainer=SimpleNamespace(
+                early_stopping_patience=3, max_time=max_time, max_steps=20, max_epochs=2
+            ),
             optimizer=SimpleNamespace(),
         ),
     )
@@ -392,7 +394,7 @@ def test_a_run_is_over_after_its_last_update_or_where_it_stopped_early(
     assert found.is_over(int(str(total))) is expected
 
 
-MORE = "nothing is left; to train longer, increase trainer.max_epochs or trainer.max_steps"
+MORE = "nothing is left; to train longer, increase trainer."
 EARLY = "stopped early at step 20; to train longer, increase trainer.early_stopping_patience, now 3"
 
 
@@ -401,16 +403,16 @@ EARLY = "stopped early at step 20; to train longer, increase trainer.early_stopp
     [
         (40, {}, None),
         (40, {"changes": LONGER, "stopped_early": False}, None),
-        (20, {}, f"is at step 20 of 20, {MORE}"),
+        (20, {}, f"is at step 20 of 20, {MORE}max_steps, now 20"),
         (20, {"is_completed": False}, None),  # only the files of its end are missing
-        (10, {"changes": LONGER}, f"is at step 20 of 10, {MORE}"),
-        (20, {"changes": LONGER}, f"is at step 20 of 20, {MORE}"),
+        (10, {"changes": LONGER}, f"is at step 20 of 10, {MORE}max_epochs, now 2"),
+        (20, {"changes": LONGER}, f"is at step 20 of 20, {MORE}max_steps, now 20"),
         (40, {"stopped_early": True}, EARLY),
         (40, {"stopped_early": True, "changes": LONGER}, EARLY),
         (40, {"stopped_early": True, "changes": PATIENT}, None),
         (40, {"stopped_early": True, "is_completed": False}, None),
-        (20, {"stopped_early": True}, f"is at step 20 of 20, {MORE}"),
-        (10, {"stopped_early": True}, f"is at step 20 of 10, {MORE}"),
+        (20, {"stopped_early": True}, f"is at step 20 of 20, {MORE}max_steps, now 20"),
+        (10, {"stopped_early": True}, f"is at step 20 of 10, {MORE}max_epochs, now 2"),
     ],
 )
 def test_a_run_with_nothing_left_to_do_is_refused(

@@ -12,6 +12,7 @@ from runner.run.observer import Epoch, Observer
 from runner.schedules.stall import Stall
 from runner.spec import Backend, Live
 from runner.text.console import Console
+from runner.text.numbers import show_metric
 
 FILE = "best_checkpoints.csv"
 
@@ -70,7 +71,9 @@ class BestCheckpoints(Observer):
 
     def on_end(self, result: Mapping[str, Any]) -> None:
         if self._best:
-            listed = ", ".join(f"{best.value:.4f} at step {best.step}" for best in self._best)
+            listed = ", ".join(
+                f"{show_metric(best.value)} at step {best.step}" for best in self._best
+            )
             self.console.say(f"kept     {self.metric} {listed}; checkpoint=STEP reads one of them")
 
     def state(self) -> dict[str, Any]:
