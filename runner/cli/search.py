@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from runner.cli import process, sweep
 from runner.cli.compose import Composer
 from runner.cli.overrides import parse_overrides
-from runner.cli.space import Space, space
+from runner.cli.space import Space, listed, space
 from runner.config.schema import Config
 from runner.config.trust import leaves
 from runner.errors import ConfigError, few_lines, nearest, show
@@ -313,7 +313,7 @@ def _seeds(override: Override | None) -> tuple[str, ...]:
             f"seed must be a list in a search, got {show(override.input_line)}: each trial trains "
             f"all seeds, and its value is their mean; write seed=0,1,2"
         )
-    return tuple(override.sweep_string_iterator())
+    return listed(override)
 
 
 def _set_by_search(lines: Sequence[str], named: Sequence[str], composer: Composer) -> list[str]:

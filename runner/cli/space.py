@@ -214,8 +214,16 @@ def _range(override: Override, condition: Condition | None) -> Range:
             f"tag(log, interval(1e-4, 1e-1))"
         )
     if override.is_sweep_override():
-        return Range(key, tuple(override.sweep_string_iterator()), condition=condition)
+        return Range(key, listed(override), condition=condition)
     return Range(key, (override.get_value_element_as_str(),), condition=condition)
+
+
+def listed(override: Override) -> tuple[str, ...]:
+    """Return the values of KEY=a,b. Raise ConfigError for a value that is there twice."""
+    values = tuple(override.sweep_string_iterator())
+    if twice := next((v for i, v in enumerate(values) if v in values[:i]), None):
+        raise ConfigError(f"{override.key_or_group}={twice} is there twice; all values must differ")
+    return values
 
 
 def _numbers(

@@ -80,7 +80,7 @@ def test_a_run_whose_reader_goes_away_completes(tmp_path: Path) -> None:
     select.select([reader], [], [], 120)
     said = os.read(reader, 6)
     os.close(reader)
-    assert said == b"epoch "
+    assert said == b"train "
     assert ended(child, err) == 0
     assert err.read_text() == ""
     assert read_json(the_run(tmp_path) / "result.json")["status"] == "completed"
