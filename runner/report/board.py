@@ -56,6 +56,7 @@ class Board:
     apart: list[str]  # entrants, workloads and seeds that do not count, and why
     relax: float
     smallest_p: float  # that these runs can give, corrected for all pairs
+    reason: str = ""  # why nothing is ranked
 
     @property
     def is_real(self) -> bool:
@@ -85,7 +86,7 @@ class Board:
     def verdict(self) -> list[str]:
         """Return the answer in two sentences."""
         if not self.entrants:
-            return [f"Nothing is ranked over the workloads: {self.apart[0]}."]
+            return [f"Nothing is ranked over the workloads: {self.reason}."]
         num, names = len(self.workloads), self.winner()
         if names is None:
             return [f"Nobody reaches the target on any of {num} workloads."]

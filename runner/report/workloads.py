@@ -24,7 +24,6 @@ from runner.run import strict_json
 # Keys that are neither settings to compare nor of a workload
 _APART = ("seed", "data.fold", "backend", "trusted_modules")
 _APART_PREFIXES = ("output.", "answer.", "race.", "tune", "search", "hydra")
-_ALWAYS_COMPARED = ("schedule", "optimizer")  # never of a workload
 Unit = Literal["steps", "rows", "seconds"]
 
 
@@ -73,7 +72,7 @@ def board(jobs: Sequence[Job], rules: Rules) -> Board | None:
         *(
             f"{each.label}: no seed in common; left out"
             for each, own in zip(shared, seeds, strict=True)
-            if not own
+            if not own and len(ranked) > 1
         ),
         *(line for each, own in kept for line in _seed_lines(each, ranked, own)),
         *_unknown_names(fields, rules.target),
@@ -82,7 +81,7 @@ def board(jobs: Sequence[Job], rules: Rules) -> Board | None:
         what = "groups were trained on all workloads"
         if len(ranked) > 1:
             what = "workloads have a seed that all groups share"
-        return Board([], [], [f"fewer than two {what}", *apart], rules.relax, 1.0)
+        return Board([], [], apart, rules.relax, 1.0, f"fewer than two {what}")
     return _board(kept, ranked, apart, rules)
 
 
@@ -134,8 +133,7 @@ def _items(group: Group) -> dict[str, str]:
 
 def _is_of_workloads(key: str, tables: Sequence[Sequence[Mapping[str, str]]]) -> bool:
     """Return whether a key that differs is the same for all groups of each workload."""
-    same = all(len({items.get(key) for items in table}) == 1 for table in tables)
-    return same and key not in _ALWAYS_COMPARED
+    return all(len({items.get(key) for items in table}) == 1 for table in tables)
 
 
 def _place(group: Group, items: Mapping[str, str], own: Collection[str]) -> tuple[str, str]:

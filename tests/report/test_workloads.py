@@ -221,6 +221,26 @@ def test_odd_inputs_are_said(
     assert words is not None or "Over all workloads" not in out
 
 
+def test_keys_that_are_the_same_on_each_workload_belong_to_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Iris has one optimizer and wine another one, with two batch sizes: rows are counted."""
+    for data, optimizer in (("iris", "adam"), ("wine", "sgd")):
+        for size, loss in ((16, 0.2), (32, 0.5)):
+            own = [f"data={data}", f"optimizer={optimizer}", f"trainer.batch_size={size}"]
+            known = {"sha256": data.ljust(64, "0")}
+            write_run(tmp_path / "runs", own, 0, loss, data=known)
+    _, found = answered(tmp_path, capsys)
+    assert [group["label"] for group in found["groups"]] == [
+        "trainer.batch_size=16",
+        "trainer.batch_size=32",
+    ]
+    first, _ = found["workloads"]
+    assert (first["label"], first["unit"]) == ("data=iris optimizer=adam", "rows")
+    # two epochs of 40 updates of 16 rows
+    assert first["costs"] == {"trainer.batch_size=16": 80 * 16, "trainer.batch_size=32": None}
+
+
 def test_task_compare_gives_the_answer_of_the_multirun(tmp_path: Path) -> None:
     """Two data sets and two models are four workloads; the page and a picture have the profiles."""
     command = ("data=iris,wine", "model=linear,mlp", "schedule=constant,cosine", "seed=0,1")
