@@ -1,6 +1,7 @@
 """Build a run from its config: data, network, order, clock, rates. This module refuses everything
 that can be refused without a framework."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -360,9 +361,11 @@ class Plan:
                 return min(int(configured), num_steps)  # a chunk ends with it
             return max(1, min(num_steps, _CHUNK_BYTES // ((inputs + outputs) * row_bytes)))
         copies = 3 if self.mixing is None else 4  # a mixed row is made of two
-        num_fitting = memory // (copies * inputs * row_bytes)
+        sizes = (math.prod(f.shape) * f.dtype.itemsize for f in self._streamed.values())
+        needed = copies * self.order.rows_per_step * sum(sizes)
+        num_fitting = memory // needed
         if num_fitting == 0:
-            least = -(-copies * inputs * row_bytes // 2**20)
+            least = -(-needed // 2**20)
             raise ConfigError(
                 f"data.memory_mb must be at least {least} for three updates of "
                 f"{self.order.rows_per_step} rows, "
@@ -387,18 +390,18 @@ class Plan:
     def batches(self, split: Split) -> Iterator[Batch]:
         """Yield the fields of a split in order, as in training, for the backend's `measure`. New
         rows without the weights that the training rows have count equally."""
-        fields = {"y": losses.targets(self.loss, split.y, self.model.dtype)}
         weight = split.weight
         if weight is None and getattr(self.config.data, "weight", None) is not None:
             weight = np.ones(len(split))
-        if weight is not None:
-            fields["weight"] = weight.astype(self.model.dtype)
         begin = 0
         for x in self._x_blocks(split):
             x = np.ascontiguousarray(x, dtype=self.model.input_dtype)
-            end = begin + len(x)
-            yield {"x": x, **{name: values[begin:end] for name, values in fields.items()}}
-            begin = end
+            rows = slice(begin, begin + len(x))
+            fields = {"x": x, "y": losses.targets(self.loss, split.y[rows], self.model.dtype)}
+            if weight is not None:
+                fields["weight"] = weight[rows].astype(self.model.dtype)
+            yield fields
+            begin = rows.stop
 
     def chunks(
         self, start: int, checkpoints: Periods | None, adapt: bool, end: int | None = None
@@ -475,11 +478,15 @@ class Plan:
 
     @cached_property
     def _train_x(self) -> Any:
-        """The training rows before they are augmented or mixed: in memory, in the run's dtype, or
-        those that are read while training."""
-        if self.data.streams:
-            return self.data.train.x
+        """The training rows before they are augmented or mixed, in the run's dtype."""
         return np.ascontiguousarray(self.data.train.x, dtype=self.model.dtype)
+
+    def _rows_of_x(self, rows: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        """Return training rows in the run's dtype, those that are streamed from their source."""
+        if self.data.memory is not None:
+            x: np.ndarray = self.data.train.x.converted(rows, dtype, self.data.memory)
+            return x
+        return self._train_x[rows].astype(dtype, copy=False)
 
     def _train_targets(self, rows: np.ndarray) -> np.ndarray:
         """Return the targets of training rows as numbers that can be mixed.  # dtype[n, C]"""
@@ -488,8 +495,7 @@ class Plan:
 
     def _augmented(self, rows: np.ndarray, epoch: int) -> Batch:
         """Read training rows, and change the images at random. Labels at pixels move with them."""
-        images = self._train_x[rows]
-        images = images.astype(self.model.dtype, copy=False)  # those that are read just now
+        images = self._rows_of_x(rows, self.model.dtype)
         if self.augment is None:
             return {"x": images}
         num, seed = len(self.data.train), self.config.seed
@@ -520,7 +526,10 @@ class Plan:
             return self._augmented(rows, epoch)
         if self.data.stream is not None:
             return self._converted(self.reader.read(len(rows) // self.order.rows_per_step))
-        batch, fields = self.data.train.read(rows), self._streamed.items()
+        fields = self._streamed.items()
+        if [*self._streamed] == ["x"]:
+            return {name: self._rows_of_x(rows, field.dtype) for name, field in fields}
+        batch = self.data.train.read(rows)
         if self.data.mask_rate is not None:
             rate, num, seed = self.data.mask_rate, self.data.num_tokens, self.config.seed
             x, y = masked(batch["x"], rate, num, rows, seed, f"{epoch}")
@@ -552,14 +561,15 @@ class Plan:
             begin += len(x)
 
     def _x_blocks(self, split: Split) -> Iterator[np.ndarray]:
-        if self.data.streams and not isinstance(split.x, np.ndarray):
-            yield from split.x.blocks()
+        unit = 8 * self.model.batch_size  # a backend predicts them at once: outputs stay the same
+        row_bytes = int(np.prod(self.network.output_shape)) * self.model.dtype.itemsize
+        size = unit * max(1, _CHUNK_BYTES // (unit * row_bytes))
+        if self.data.memory is not None and not isinstance(split.x, np.ndarray):
+            most = None if self.data.has_one_label else size
+            yield from split.x.blocks(self.data.memory, unit, most)
         elif self.data.has_one_label:
             yield split.x
-        else:  # a backend predicts 8 batches at once; blocks of these have the same outputs
-            unit = 8 * self.model.batch_size
-            row_bytes = int(np.prod(self.network.output_shape)) * self.model.dtype.itemsize
-            size = unit * max(1, _CHUNK_BYTES // (unit * row_bytes))
+        else:
             yield from (split.x[i : i + size] for i in range(0, len(split), size))
 
 
@@ -650,7 +660,7 @@ def _check_lengths(data: Dataset, net: Network) -> None:
         )
     splits = {"train": data.train, "val": data.val, "test": data.test}
     for name, part in splits.items():
-        mask, needed = net.mask_of(part.x), alignment.fewest_steps(part.y)
+        mask, needed = _masks(data, net, part.x), alignment.fewest_steps(part.y)
         num_steps = net.output_shape[0] if mask is None else mask.sum(axis=1)
         short = np.flatnonzero(needed > num_steps)
         if len(short):
@@ -662,6 +672,19 @@ def _check_lengths(data: Dataset, net: Network) -> None:
                 f"{alignment.lengths(part.y)[row]} labels need {needed[row]}, one for each, and a "
                 f"blank between equal neighbours; leave them out, or use a smaller stride"
             )
+
+
+def _masks(data: Dataset, net: Network, x: Any) -> np.ndarray | None:
+    """Return which steps of rows are no padding; None without a mask.  # bool[N, T]"""
+    if data.memory is None:
+        return net.mask_of(x)
+    masks = []
+    for block in x.blocks(data.memory, 1):
+        mask = net.mask_of(block)
+        if mask is None:
+            return None
+        masks.append(mask)
+    return np.concatenate(masks) if masks else net.mask_of(x[:])
 
 
 def _check_coupled(config: Config, data: Dataset) -> None:
@@ -1139,7 +1162,7 @@ def _refuse_exact(config: Config, data: Dataset) -> None:
             raise ConfigError(
                 f"data.{key} is not supported with trainer.precision=exact; set it to null"
             )
-    if data.overlaps:
+    if data.overlaps and not data.streams:
         raise ConfigError(
             "data.stride is not supported with trainer.precision=exact; set it to null"
         )
@@ -1418,7 +1441,7 @@ def evaluate(
             found = metrics.measure(name, others[name], outputs, y)
             counts[name] = counts.get(name, 0) + found
     if kept:
-        z, y = _in_data_units(plan, np.concatenate(kept), split.y)
+        z, y = _in_data_units(plan, np.concatenate(kept), split.y[:])
         for name, metric in whole.items():
             values[f"{prefix}{name}"] = float(metrics.measure(name, metric, z, y, split.weight))
     values |= {f"{prefix}{name}": counted[name](total) for name, total in counts.items()}

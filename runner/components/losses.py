@@ -50,6 +50,7 @@ class _Weighted(Section):
         if y.dtype.kind != "i":
             raise ConfigError("loss.class_weights needs labels, and this data has targets")
         if weights == "balanced":
+            y = y[:]  # labels in a file are read
             y = y[y >= 0]
             counts = np.bincount(y, minlength=num_classes)
             if not counts.all():

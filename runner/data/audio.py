@@ -1,15 +1,17 @@
 """Audio files in folders: their list, and the features of their samples, which soundfile reads."""
 
+import hashlib
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -17,14 +19,15 @@ from pydantic import Field, model_validator
 from runner.components.alignment import NO_LABEL
 from runner.data import spectra
 from runner.data.capacity import memory
-from runner.data.dataset import Dataset, Scaling, Split, fit_scaling
+from runner.data.dataset import Dataset, Scaling, Split, fit_scaling, fit_scaling_in_blocks
 from runner.data.files import unscaled
 from runner.data.folders import Folder, Listing, Media, each
 from runner.data.mixing import Alpha
 from runner.data.splits import SPLITS
+from runner.data.stream import StoredRows, append
 from runner.errors import ConfigError, listed, one_line, show_path
 from runner.schedules.dialects.calls import SentenceError
-from runner.section import NonNegative, Positive
+from runner.section import Count, NonNegative, Positive
 
 # The first bytes of a file -> its format. libsndfile has more readers, for formats that are rare.
 _FORMATS = {b"RIFF": "WAV", b"RF64": "WAV", b"fLaC": "FLAC", b"OggS": "OGG", b"FORM": "AIFF"}
@@ -75,7 +78,9 @@ class AudioFolder(Folder):
     in runner/data/spectra.py. `standardize` scales each feature to mean 0 and deviation 1 over the
     frames of the training rows, without padding; frames of padding are then 0. AIFF, FLAC, OGG
     (Vorbis, Opus) and WAV are read. Names that begin with a dot are ignored. A split without its
-    own folder is split off the training rows.
+    own folder is split off the training rows. With `memory_mb` (in 2^20 bytes), features are
+    computed in blocks, and read while training, within this memory, from a temporary file, with
+    the same values.
 
     With `task: transcription`, a label is a text, and a row's labels are its characters, or its
     words between white space: `target_tokenizer`. The classes are the distinct ones of all rows.
@@ -98,6 +103,7 @@ class AudioFolder(Folder):
     num_mfcc: Size
     standardize: bool
     images: Literal["auto"] | bool
+    memory_mb: Count | None
     task: Literal["classification", "transcription"]
     target_tokenizer: Literal["characters", "words"]
     mixup: Alpha
@@ -122,6 +128,11 @@ class AudioFolder(Folder):
         if self.features == "mfcc" and self.num_mfcc > self.num_mels:
             raise SentenceError(
                 f"num_mfcc must be <= data.num_mels={self.num_mels}, got {self.num_mfcc}"
+            )
+        if self.memory_mb is not None and self.standardize and self.row_shape[1] == 1:
+            raise SentenceError(
+                f"standardize must be false with data.memory_mb={self.memory_mb} for rows with one "
+                f"feature, which are scaled in memory, got true"
             )
         if self.features != "waveform":
             empty = int((self._filters().max(axis=1) == 0).sum())
@@ -149,6 +160,11 @@ class AudioFolder(Folder):
             return self.num_samples, 1
         frames = spectra.num_frames(self.num_samples, self.hop_length)
         return frames, self.num_mels if self.features == "log_mel" else self.num_mfcc
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of a row before it is scaled."""
+        return np.dtype(np.float32 if self.features == "waveform" else np.float64)
 
     @property
     def has_texts(self) -> bool:
@@ -196,6 +212,8 @@ class AudioFolder(Folder):
         return replace(found, labels=self._numbered(found, classes), classes=classes)
 
     def load(self) -> Dataset:
+        if self.memory_mb is not None:
+            return self._streamed(self.memory_mb * 2**20)
         found = self._labelled()
         sounds = read_sounds(found.files, self)
         splits = self.split_numbers(found)
@@ -225,6 +243,42 @@ class AudioFolder(Folder):
             separator=self.separator,
             image_shape=(*self.row_shape, 1),
             folds_sha256=folds,
+            warnings=warnings,
+        )
+        data = self.weighted(data, found, splits)
+        return data.as_images() if self.images is True else data
+
+    def _streamed(self, memory: int) -> Dataset:
+        """Compute the features of all files once, and store them in a temporary file."""
+        found = self._labelled()
+        splits = self.split_numbers(found)
+        if not self.has_texts:
+            self.check_classes(splits["train"].y, found.classes)
+        stored, warnings = _stored(found.files, self, memory)
+        scaling = None
+        if self.standardize:
+            rows = stored.taken(splits["train"].x)
+            size = _rows_in(memory, rows.row_bytes)
+            scaling = fit_scaling_in_blocks(lambda: rows.frames(size))
+        every = stored.scaled(scaling, splits["train"].x, memory)
+        if not self.standardize and self.features != "waveform":
+            warnings += unscaled(every, self.path, "data.standardize=true scales them")
+        train, val, test = (
+            Split(every.taken(part.x), part.y) for part in (splits[name] for name in SPLITS)
+        )
+        hashed = np.frombuffer(every.sha256.encode(), np.uint8)
+        data = Dataset(
+            train,
+            val,
+            test,
+            self.task,
+            found.classes,
+            (),
+            x_scaling=scaling,
+            separator=self.separator,
+            image_shape=(*self.row_shape, 1),
+            memory=memory,
+            folds_sha256=self.folds_sha256(hashed, found.labels, found.weights),
             warnings=warnings,
         )
         data = self.weighted(data, found, splits)
@@ -262,12 +316,23 @@ def read_sounds(files: Sequence[Path], section: AudioFolder) -> Sounds:
     Raises:
         ConfigError: a file is no audio or a damaged one; or the rows do not fit into memory.
     """
-    shape = section.row_shape
-    dtype = np.dtype(np.float32 if section.features == "waveform" else np.float64)
+    shape, dtype = section.row_shape, section.dtype
     _check_memory(len(files), shape, dtype.itemsize + 8)  # standardized rows are float64
     values = np.empty((len(files), *shape), dtype)
-    lengths = np.empty(len(files), np.int64)  # samples at `sample_rate`
-    rates = np.empty(len(files), np.int64)
+    found = _read(files, section, values)
+    return Sounds(values, _num_frames(found.lengths, section), _warnings(files, found, section))
+
+
+class _Read(NamedTuple):
+    """What is known of files that were read."""
+
+    lengths: np.ndarray  # samples at data.sample_rate  # int64[N]
+    rates: np.ndarray  # of the files, in Hz  # int64[N]
+
+
+def _read(files: Sequence[Path], section: AudioFolder, values: np.ndarray) -> _Read:
+    """Write the features of files to `values`, float[N, T, F]."""
+    lengths, rates = np.empty((2, len(files)), np.int64)
 
     def read(numbered_file: tuple[int, Path]) -> None:
         i, file = numbered_file
@@ -277,18 +342,124 @@ def read_sounds(files: Sequence[Path], section: AudioFolder) -> Sounds:
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), "audio") as pool:
         _import_soundfile()
         each(pool, read, [*enumerate(files)])
+    return _Read(lengths, rates)
+
+
+def _num_frames(lengths: np.ndarray, section: AudioFolder) -> np.ndarray:
+    """Return the frames of files that are not padding.  # int64[N]"""
     used = np.minimum(lengths, section.num_samples)
-    frames = (
-        used if section.features == "waveform" else spectra.num_frames(used, section.hop_length)
+    if section.features == "waveform":
+        return used
+    frames: np.ndarray = spectra.num_frames(used, section.hop_length)
+    return frames
+
+
+@dataclass(frozen=True)
+class SoundRows(StoredRows):
+    """Rows of audio in a temporary file: features that are not scaled, as they are stored. They are
+    scaled as they are read, and padding is then 0."""
+
+    num_frames: np.ndarray  # int64[all rows], the frames that are not padding
+    scaling: Scaling | None
+    low: np.ndarray  # the smallest values of the training rows  # [1, F]
+    high: np.ndarray
+    is_image: bool = False
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        return (*self.stored_shape, 1) if self.is_image else self.stored_shape
+
+    @property
+    def ranges(self) -> tuple[Any, Any]:
+        return (
+            (self.low[..., None], self.high[..., None]) if self.is_image else (self.low, self.high)
+        )
+
+    def __getitem__(self, which: np.ndarray | slice) -> np.ndarray:
+        rows = self.rows[which]
+        sounds = Sounds(super().__getitem__(which), self.num_frames[rows], ())
+        values = sounds.values
+        if self.scaling is not None:
+            sounds.pad(self.scaling.offset)
+            values = self.scaling.apply(values)
+        return values[..., None] if self.is_image else values
+
+    def reshape(self, *shape: int) -> Self:
+        """Return the rows as images of one channel, the only other shape that they have."""
+        assert shape[1:] == (*self.stored_shape, 1)
+        return replace(self, is_image=True)
+
+    def frames(self, size: int) -> Iterator[np.ndarray]:
+        """Yield the frames that are not padding, of `size` rows at a time.  # float64[n, F]"""
+        for first in range(0, len(self), size):
+            rows = self.rows[first : first + size]
+            sounds = Sounds(self[first : first + size], self.num_frames[rows], ())
+            yield sounds.values[sounds.mask]
+
+    def scaled(self, scaling: Scaling | None, train: np.ndarray, memory: int) -> Self:
+        """Return the rows scaled, with the smallest and the largest of all values, and of each
+        feature of the rows `train`."""
+        every = replace(self, scaling=scaling)
+        low, high = _ends(every.taken(train), memory)
+        others = np.setdiff1d(self.rows, train)
+        least, largest = _ends(every.taken(others), memory) if len(others) else (low, high)
+        extent = (float(min(low.min(), least.min())), float(max(high.max(), largest.max())))
+        return replace(every, low=low, high=high, extent=extent)
+
+
+def _rows_in(memory: int, row_bytes: int) -> int:
+    """Return the number of rows that fit eight times into `memory`: they are read, sorted, selected
+    and scaled, each time into a new array."""
+    return max(1, memory // (8 * row_bytes))
+
+
+def _ends(rows: SoundRows, memory: int) -> tuple[np.ndarray, np.ndarray]:
+    """Find the smallest and largest value of each feature.  # float64[1, F] each"""
+    size = _rows_in(memory, rows.row_bytes)
+    low, high = (np.full(rows.low.shape, end) for end in (np.inf, -np.inf))
+    for first in range(0, len(rows), size):
+        part = rows[first : first + size]
+        low, high = np.minimum(low, part.min(axis=(0, 1))), np.maximum(high, part.max(axis=(0, 1)))
+    return low, high
+
+
+def _stored(
+    files: Sequence[Path], section: AudioFolder, memory: int
+) -> tuple[SoundRows, tuple[str, ...]]:
+    """Write the features of all files to a temporary file. Return them, and warnings."""
+    shape, dtype, num = section.row_shape, section.dtype, len(files)
+    row_bytes = shape[0] * shape[1] * dtype.itemsize
+    file = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the rows
+    digest = hashlib.sha256(repr((num, shape, dtype.str)).encode())
+    size, parts = _rows_in(memory, row_bytes), []
+    for first in range(0, num, size):
+        some = files[first : first + size]
+        values = np.empty((len(some), *shape), dtype)
+        parts.append(_read(some, section, values))
+        digest.update(values.data)
+        append(file, values, num * row_bytes, "the features of the sounds")
+    found = _Read(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    frames = _num_frames(found.lengths, section)
+    digest.update(frames.data)
+    unknown = np.zeros((1, shape[1]))
+    rows = SoundRows(
+        rows=np.arange(num),
+        dtype=dtype,
+        extent=(0.0, 0.0),
+        sha256=digest.hexdigest(),
+        stored_shape=shape,
+        file=file,
+        num_frames=frames,
+        scaling=None,
+        low=unknown,
+        high=unknown,
     )
-    return Sounds(values, frames, _warnings(files, lengths, rates, section))
+    return rows, _warnings(files, found, section)
 
 
-def _warnings(
-    files: Sequence[Path], lengths: np.ndarray, rates: np.ndarray, section: AudioFolder
-) -> tuple[str, ...]:
+def _warnings(files: Sequence[Path], found: _Read, section: AudioFolder) -> tuple[str, ...]:
     """Warn of files that are longer than a row, or have a lower sample rate."""
-    texts, most = [], section.num_samples
+    (lengths, rates), texts, most = found, [], section.num_samples
     if longer := int((lengths > most).sum()):
         longest = int(np.argmax(lengths))
         texts.append(

@@ -5,7 +5,7 @@ not depend on the number of threads.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -88,21 +88,29 @@ def edges(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def mean(values: np.ndarray) -> np.ndarray:
     """Compute the mean of each column, to the bits of NumPy's mean with axis=0, which adds row
     after row.  # float64[N, C] -> float64[C]"""
-    return _total(values, np.copy) / len(values)
+    return total(np.copy(block) for block in _parts(values)) / len(values)
 
 
 def deviation(values: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """Compute the standard deviation of each column around its mean, to the bits of NumPy's std
     with axis=0, without a copy of all values.  # float64[N, C] -> float64[C]"""
-    return np.sqrt(_total(values, lambda block: np.square(block - mean)) / len(values))
+    return np.sqrt(total(np.square(block - mean) for block in _parts(values)) / len(values))
 
 
-def _total(values: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Add a function of the rows, row after row, in blocks."""
-    sums = np.zeros(values.shape[1])
-    for first in range(0, len(values), ROWS):
-        block = of(values[first : first + ROWS])
-        if first:
-            block[0] += sums
-        sums = np.add.reduce(block, axis=0)
+def total(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """Add all rows of the parts, which it may change, row after row.
+
+    float64[n, C] each, n > 0, C > 1 -> float64[C]
+    """
+    sums: np.ndarray | None = None
+    for part in parts:
+        if sums is not None:
+            part[0] += sums
+        sums = np.add.reduce(part, axis=0)
+    assert sums is not None
     return sums
+
+
+def _parts(values: np.ndarray) -> Iterator[np.ndarray]:
+    for first in range(0, len(values), ROWS):
+        yield values[first : first + ROWS]

@@ -1,7 +1,7 @@
 """A data set in memory: three splits of checked rows, and the scaling of its values."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -366,15 +366,42 @@ def fit_scaling(values: np.ndarray) -> Scaling:
     is_large = values.size >= blocks.LARGE
     found = blocks.together(lambda: _edges(values), lambda: (_mean(values),), is_large=is_large)
     low, high, mean = (each.astype(np.float64) for part in found for each in part)
-    largest = np.maximum(np.abs(low), np.abs(high))
-    extreme = (largest > 0) & ((largest > _SQUARES) | (largest < 1 / _SQUARES))
-    unit = np.where(extreme, largest, 1.0)
-    if extreme.any():
+    unit = _unit(low, high)
+    if (unit != 1).any():
         values = values / unit
         mean = _mean(values)
-    mean, scale = mean * unit, _deviation(values, mean) * unit
-    constant = high / unit - low / unit <= _NOISE * (np.spacing(largest) / unit)
-    return Scaling(np.where(constant, low, mean), np.where(constant, 1.0, scale))
+    return _scaling(low, high, mean, _deviation(values, mean), unit)
+
+
+def fit_scaling_in_blocks(read: Callable[[], Iterable[np.ndarray]]) -> Scaling:
+    """Compute the scaling of `fit_scaling`, to the bit, of rows that do not fit into memory.
+
+    Args:
+        read: returns the blocks of the rows, float64[n, C] each, n > 0, C > 1; called three times.
+    """
+    lows, highs, sizes = zip(*((*blocks.edges(block), len(block)) for block in read()), strict=True)
+    low, high, num_rows = np.min(lows, axis=0), np.max(highs, axis=0), sum(sizes)
+    unit = _unit(low, high)
+    mean = blocks.total(block / unit for block in read()) / num_rows
+    squares = blocks.total(np.square(block / unit - mean) for block in read())
+    return _scaling(low, high, mean, np.sqrt(squares / num_rows), unit)
+
+
+def _unit(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Return what extreme values are divided by; 1 for others.  # float64[C] each"""
+    largest = np.maximum(np.abs(low), np.abs(high))
+    extreme = (largest > 0) & ((largest > _SQUARES) | (largest < 1 / _SQUARES))
+    return np.where(extreme, largest, 1.0)
+
+
+def _scaling(
+    low: np.ndarray, high: np.ndarray, mean: np.ndarray, deviation: np.ndarray, unit: np.ndarray
+) -> Scaling:
+    """Return the scaling by a mean and a deviation of values that were divided by `unit`."""
+    noise = _NOISE * (np.spacing(np.maximum(np.abs(low), np.abs(high))) / unit)
+    constant = high / unit - low / unit <= noise
+    scale = np.where(constant, 1.0, deviation * unit)
+    return Scaling(np.where(constant, low, mean * unit), scale)
 
 
 def _is_table(values: np.ndarray) -> bool:
@@ -459,8 +486,8 @@ def check_range(data: Dataset, dtype: np.dtype) -> None:
     """Refuse scaled values that `dtype` cannot represent."""
     largest, least = float(np.finfo(dtype).max), float(np.finfo(dtype).tiny)
     for split in (data.train, data.val, data.test):
-        x = split.x.largest if data.streams else largest_of(split.x)
-        for name, size in (("x", x), ("y", largest_of(split.y))):
+        sizes = [a.largest if hasattr(a, "largest") else largest_of(a) for a in (split.x, split.y)]
+        for name, size in zip("xy", sizes, strict=True):
             if size > largest:
                 raise ConfigError(
                     f"data: {name} has values up to {size:g}, too large for {dtype.name}"

@@ -5,11 +5,12 @@ import math
 import os
 import re
 import stat
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import IO, Annotated, Any, Literal, Self
 
 import numpy as np
 
@@ -32,7 +33,7 @@ from runner.data.files import (
     unscaled,
 )
 from runner.data.splits import Splits
-from runner.errors import ConfigError, one_line
+from runner.errors import ConfigError, RunError, one_line
 from runner.section import Count, Mark
 
 _BLOCK = 16 * 2**20  # bytes to read at a time in a pass over all rows
@@ -81,11 +82,25 @@ class StreamedRows(ABC):
         """Return some of the rows without reading them."""
         return replace(self, rows=self.rows[which])
 
-    def blocks(self) -> Iterator[np.ndarray]:
-        """Iterate over all rows in blocks of about _BLOCK bytes."""
-        size = max(1, _BLOCK // self.row_bytes)
+    def blocks(self, memory: int, unit: int, most: int | None = None) -> Iterator[np.ndarray]:
+        """Iterate over all rows in blocks of at most _BLOCK bytes, and a quarter of `memory`, if
+        one row is not larger; of a multiple of `unit` rows, if so many fit; of at most `most`."""
+        size = max(1, min(_BLOCK, memory // 4) // self.row_bytes)
+        size = size if most is None else min(size, most)
+        size -= size % unit if size > unit else 0
         for first in range(0, len(self), size):
             yield self[first : first + size]
+
+    def converted(self, which: np.ndarray, dtype: np.dtype, memory: int) -> np.ndarray:
+        """Read rows in the requested order, in another dtype. Rows in their own dtype take at most
+        an eighth of `memory` at a time, if one row is not larger.  # int64[n] -> dtype[n, ...]"""
+        if dtype == self.dtype:
+            return self[which]
+        values = np.empty((len(which), *self.row_shape), dtype)
+        size = max(1, memory // 8 // self.row_bytes)
+        for first in range(0, len(which), size):
+            values[first : first + size] = self[which[first : first + size]]
+        return values
 
 
 @dataclass(frozen=True)
@@ -117,6 +132,51 @@ class FileRows(StreamedRows):
             stored = _mapped(self.files[i])[rows[positions] - self.starts[i]]
             values[positions] = channels_last(stored) if self.channels == "first" else stored
         return values
+
+
+@dataclass(frozen=True)
+class StoredRows(StreamedRows):
+    """Rows in a temporary file without a name, which the system frees when the process ends,
+    however it ends. It is mapped only while rows are read from it."""
+
+    stored_shape: tuple[int, ...]  # of a row in the file
+    file: IO[bytes] = field(repr=False)  # dtype[all rows, ...]; closed with the last of these rows
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        return self.stored_shape
+
+    def __getitem__(self, which: np.ndarray | slice) -> np.ndarray:
+        """Read rows in the requested order.  # int64[n] -> dtype[n, ...]"""
+        return read_stored(self.file, self.dtype, self.stored_shape, self.rows[which])
+
+
+def read_stored(
+    file: IO[bytes], dtype: np.dtype, shape: Sequence[int], rows: np.ndarray
+) -> np.ndarray:
+    """Read rows of a file in the requested order; the file is read from front to back.
+
+    int64[n] -> dtype[n, *shape]
+    """
+    order = np.argsort(rows)
+    values = np.empty((len(rows), *shape), dtype)
+    if len(rows):
+        values[order] = np.memmap(file, dtype, "r").reshape(-1, *shape)[rows[order]]
+    return values
+
+
+def append(file: IO[bytes], block: np.ndarray, num_bytes: int, what: str) -> None:
+    """Write a block of rows to a temporary file. Raise RunError if the disk is full: `what` needs
+    `num_bytes`."""
+    try:
+        file.write(np.ascontiguousarray(block).data)
+        file.flush()
+    except OSError as error:
+        raise RunError(
+            f"data.memory_mb: {what} need {num_bytes} bytes in the folder for temporary files, "
+            f"{tempfile.gettempdir()}: {error.strerror}; TMPDIR=FOLDER before the command chooses "
+            f"another folder"
+        ) from error
 
 
 class NPY(Splits):

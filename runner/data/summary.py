@@ -5,6 +5,7 @@ read in blocks, in a few passes, so that data=npy is never in memory as a whole.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -282,13 +283,21 @@ def _class_counts(data: Dataset, splits: dict[str, Split]) -> dict[str, dict[str
     if not data.classes:
         return {}
     num = len(data.classes)
-    counts = {
-        name: np.bincount(split.y[split.y >= 0], minlength=num) for name, split in splits.items()
-    }
+    counts = {name: _counts(split, num) for name, split in splits.items()}
     return {
         label: {name: int(counts[name][i]) for name in splits}
         for i, label in enumerate(data.classes)
     }
+
+
+def _counts(split: Split, num: int) -> np.ndarray:
+    """Count the labels of a split.  # int64[num]"""
+    size = max(1, _BLOCK // max(1, math.prod(split.y.shape[1:])))
+    counts = np.zeros(num, np.int64)
+    for first in range(0, len(split), size):
+        labels = split.y[first : first + size]
+        counts += np.bincount(labels[labels >= 0], minlength=num)
+    return counts
 
 
 def _targets(data: Dataset) -> list[Column]:

@@ -1,6 +1,5 @@
 """Tables larger than memory: the transforms are fitted column by column, then all rows are
-transformed once, in blocks, and written to a temporary file, from which training reads them. The
-file has no name, so the system frees it when the process ends, however it ends.
+transformed once, in blocks, and written to a temporary file, from which training reads them.
 
 A Parquet file can be read by groups of rows only, and the order of an epoch needs rows by number.
 """
@@ -10,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from runner.data import transforms, weights
 from runner.data.cells import Column
 from runner.data.dataset import Dataset, Scaling, Split, check_classes, fit_scaling
 from runner.data.files import numbers_as_labels, regular_file
-from runner.data.stream import StreamedRows
+from runner.data.stream import StoredRows, append
 from runner.data.table import (
     Columns,
     index_warnings,
@@ -30,35 +29,17 @@ from runner.data.table import (
 )
 from runner.data.table_files import TableFile
 from runner.data.transforms import Transform
-from runner.errors import ConfigError, RunError, listed, show
+from runner.errors import ConfigError, listed, show
 
 _ROWS = 65_536  # of a block
 
 
 @dataclass(frozen=True)
-class TableRows(StreamedRows):
-    """The transformed rows of a table, in a temporary file. It is mapped only while rows are read
-    from it."""
+class TableRows(StoredRows):
+    """The transformed rows of a table."""
 
     low: np.ndarray  # float64[F], the smallest values of the training rows
     high: np.ndarray
-    file: IO[bytes]  # dtype[all rows, F]; closed with the last of these rows
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        return self.low.shape
-
-    def __getitem__(self, which: np.ndarray | slice) -> np.ndarray:
-        """Read rows in the requested order; the file is read from front to back.
-
-        int64[n] -> dtype[n, F]
-        """
-        rows = self.rows[which]
-        order = np.argsort(rows)
-        values = np.empty((len(rows), *self.row_shape), self.dtype)
-        stored = np.memmap(self.file, self.dtype, "r").reshape(-1, *self.row_shape)
-        values[order] = stored[rows[order]]
-        return values
 
     @property
     def ranges(self) -> tuple[Any, Any]:
@@ -275,7 +256,7 @@ def _written(
             scale_in_place(scaling, x)
         end = first + len(x)
         block = x.astype(dtype, copy=False)
-        _append(stored, block, num_rows)
+        append(stored, block, num_rows * block[:1].nbytes, "the transformed rows")
         digest.update(block.data)
         train = x[is_train[first:end]]
         low = np.minimum(low, train.min(axis=0, initial=np.inf))
@@ -288,21 +269,9 @@ def _written(
         sha256=digest.hexdigest(),
         low=low,
         high=high,
+        stored_shape=low.shape,
         file=stored,
     )
-
-
-def _append(file: IO[bytes], x: np.ndarray, num_rows: int) -> None:
-    """Write a block of `num_rows` rows. Raise RunError if the disk is full."""
-    try:
-        file.write(x.data)
-        file.flush()
-    except OSError as error:
-        raise RunError(
-            f"data.memory_mb: the transformed rows need {num_rows * x[:1].nbytes} bytes in the "
-            f"folder for temporary files, {tempfile.gettempdir()}: {error.strerror}; TMPDIR=FOLDER "
-            "before the command chooses another folder"
-        ) from error
 
 
 def _as_fitted(column: Column, transform: Transform) -> Column:

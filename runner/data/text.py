@@ -1,7 +1,7 @@
 """Text for language models: rows of token ids, and as labels the token that follows each."""
 
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -57,23 +57,12 @@ class Windows(Splits):
         `chapters`, name -> text, of which the text consists, the label of a window is the chapter
         in which it begins."""
         size = self.context
-        tokenizer = self._tokenizer(text)
+        tokenizer = self.tokenizer_of(text)
         tokens = tokenizer.encode(text)
-        num = (len(tokens) - 1) // size
-        if num < 1:
-            raise ConfigError(
-                f"{source} has {len(tokens)} tokens; data.context={size} needs {size + 1} for a row"
-            )
-        if self.split in ("stratified", "grouped"):
-            raise ConfigError(
-                f"data.split must be chronological or random for text, got {self.split}"
-            )
-        parts = dict(zip(SPLITS, self.rows(num, source, given=own.keys()), strict=True))
+        parts = self.parts_of(len(tokens), source, own)
         if self.tokenizer == "characters":
             tokenizer, tokens = _of_training(tokenizer, tokens, parts["train"], size)
-        starts = {name: part * size for name, part in parts.items()}
-        if self.stride is not None:
-            starts["train"] = _overlapping(parts["train"], size, self.stride)
+        starts = self.starts_of(parts)
         if self.mask_rate is not None and not tokenizer.has_mask:
             tokenizer = tokenizer.with_mask()
             tokens = tokens + np.int32(1)  # the padding is 0
@@ -119,7 +108,39 @@ class Windows(Splits):
             mask_rate=self.mask_rate,
         )
 
-    def _tokenizer(self, text: str) -> Tokenizer:
+    def parts_of(self, num_tokens: int, source: str, own: Collection[str]) -> dict[str, np.ndarray]:
+        """Divide windows into the splits, by their numbers. `own` are splits of other files."""
+        size = self.context
+        num = (num_tokens - 1) // size
+        if num < 1:
+            raise ConfigError(
+                f"{source} has {num_tokens} tokens; data.context={size} needs {size + 1} for a row"
+            )
+        if self.split in ("stratified", "grouped"):
+            raise ConfigError(
+                f"data.split must be chronological or random for text, got {self.split}"
+            )
+        return dict(zip(SPLITS, self.rows(num, source, given=own), strict=True))
+
+    def starts_of(self, parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the first tokens of the windows of each split."""
+        starts = {name: part * self.context for name, part in parts.items()}
+        if self.stride is not None:
+            starts["train"] = _overlapping(parts["train"], self.context, self.stride)
+        return starts
+
+    def starts_of_own(self, num_tokens: int, key: str) -> np.ndarray:
+        """Return the first tokens of the windows of a text that is one split."""
+        num = (num_tokens - 1) // self.context
+        if num < 1:
+            raise ConfigError(
+                f"{key} must have at least {self.context + 1} tokens, one row of "
+                f"data.context={self.context}, got {num_tokens}"
+            )
+        return np.arange(num) * self.context
+
+    def tokenizer_of(self, text: str) -> Tokenizer:
+        """Make the tokenizer; `text` has the characters of one of characters."""
         if self.tokenizer == "characters":
             return Tokenizer.of_text(text)
         if self.tokenizer == "bytes":
@@ -138,13 +159,7 @@ class Windows(Splits):
 
     def _own(self, tokenizer: Tokenizer, key: str, text: str) -> Split:
         tokens = tokenizer.encode(text)
-        num = (len(tokens) - 1) // self.context
-        if num < 1:
-            raise ConfigError(
-                f"{key} must have at least {self.context + 1} tokens, one row of "
-                f"data.context={self.context}, got {len(tokens)}"
-            )
-        return _cut(tokens, np.arange(num) * self.context, self.context)
+        return _cut(tokens, self.starts_of_own(len(tokens), key), self.context)
 
 
 def _chapter_of_token(tokenizer: Tokenizer, chapters: Mapping[str, str]) -> np.ndarray:
@@ -162,10 +177,17 @@ def _of_training(
     for offset in range(0, len(rows), 1024):
         starts = rows[offset : offset + 1024] * size
         is_known[np.unique(sliding_window_view(tokens, size + 1)[starts])] = True
+    reduced, numbers = kept(tokenizer, is_known)
+    return reduced, numbers[tokens]
+
+
+def kept(tokenizer: Tokenizer, is_known: np.ndarray) -> tuple[Tokenizer, np.ndarray]:
+    """Reduce a vocabulary of characters to the known ones. Return it with the new id of each token,
+    UNKNOWN's for those that are left out.  # int32[tokens]"""
     is_known[0] = True  # UNKNOWN
     numbers = np.where(is_known, np.cumsum(is_known) - 1, 0).astype(np.int32)
-    kept = tuple(t for t, known in zip(tokenizer.vocabulary, is_known, strict=True) if known)
-    return Tokenizer(tokenizer.kind, kept), numbers[tokens]
+    known = tuple(t for t, known in zip(tokenizer.vocabulary, is_known, strict=True) if known)
+    return Tokenizer(tokenizer.kind, known), numbers
 
 
 def _overlapping(rows: np.ndarray, size: int, stride: int) -> np.ndarray:
@@ -195,13 +217,16 @@ class Text(Windows):
 
     `tokenizer`: characters, those of the training rows, and an unknown one for all others; bytes,
     of UTF-8; or the JSON file of a tokenizer of the tokenizers library (extra `text`). `val_path`
-    and `test_path` are files or folders with the rows of these splits, in place of a fraction."""
+    and `test_path` are files or folders with the rows of these splits, in place of a fraction. With
+    `memory_mb` (in 2^20 bytes), tokens of characters or bytes are in a temporary file, and windows
+    are read while training, within this memory."""
 
     name: Literal["text"]
     path: Annotated[str, Mark(on_run=True)]
     val_path: Annotated[str | None, Mark(on_run=True)]
     test_path: Annotated[str | None, Mark(on_run=True)]
     encoding: str
+    memory_mb: Count | None
 
     def files(self) -> Iterator[Path]:
         """The files that determine the rows."""
@@ -212,6 +237,10 @@ class Text(Windows):
             yield source / "data.json" if source.is_dir() else source
 
     def load(self) -> Dataset:
+        if self.memory_mb is not None:
+            from runner.data import text_stream  # it needs this module
+
+            return text_stream.load(self, self.memory_mb)
         text = joined_text(self.path, "data.path", self.encoding)
         own = {
             name: joined_text(path, f"data.{name}_path", self.encoding)
@@ -222,13 +251,18 @@ class Text(Windows):
 
 def joined_text(path: str, key: str, encoding: str) -> str:
     """Read a text file, or the files of a folder, with a line break between two."""
+    return "\n".join(read_text(file, encoding) for file in files_of(path, key))
+
+
+def files_of(path: str, key: str) -> list[Path]:
+    """List the files of a text. Raise ConfigError for a folder without any."""
     files = _files(path, key)
     if not files:
         raise ConfigError(
             f"{key} must be a text file or a folder of files *{_SUFFIX}, got {show_path(path)}, "
             f"which has none"
         )
-    return "\n".join(read_text(file, encoding) for file in files)
+    return files
 
 
 def _files(path: str, key: str) -> list[Path]:

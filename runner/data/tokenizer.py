@@ -101,8 +101,15 @@ class Tokenizer:
     @classmethod
     def of_text(cls, text: str) -> "Tokenizer":
         """Make a tokenizer of the characters of a text."""
-        characters = _text(np.unique(_codes(text)))
-        return cls("characters", (UNKNOWN, *characters))
+        return cls.of_parts([text])
+
+    @classmethod
+    def of_parts(cls, texts: Iterable[str]) -> "Tokenizer":
+        """Make a tokenizer of the characters of the parts of a text."""
+        found = np.zeros(0, np.uint32)
+        for text in texts:
+            found = np.union1d(found, _codes(text))
+        return cls("characters", (UNKNOWN, *_text(found)))
 
     @classmethod
     def most_frequent(cls, kind: str, texts: Iterable[str], most: int) -> "Tokenizer":

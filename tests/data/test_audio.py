@@ -25,6 +25,7 @@ from runner.run.saved import load_run
 from tests.command_line import BACKENDS, Done, forked
 from tests.data.test_images import unshuffled
 from tests.rows import slow_but
+from tests.training import difference, prepare, train
 
 WHOLE = ["data.val_fraction=0", "data.test_fraction=0"]  # all rows are training rows
 RATE = 8000
@@ -212,6 +213,54 @@ def test_the_number_of_threads_changes_nothing(
         monkeypatch.setattr(os, "cpu_count", lambda: 8)
         data.append(dataset(folder(tmp_path, 30)).description())
     assert data[0] == data[1]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["data.features=mfcc", "data.images=true", "data.mixup=0.4"],
+        WAVEFORM,
+    ],
+    ids=["log_mel", "images", "waveform"],
+)
+def test_sounds_that_are_read_while_training_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: Sequence[str]
+) -> None:
+    """Compare bits and order with rows in memory; with one thread and with three, and in blocks of
+    5 rows."""
+    monkeypatch.setattr(audio, "_rows_in", lambda memory, row_bytes: 5)
+    tones(tmp_path, 8)
+    common = ["data=audio_folder", f"data.path={tmp_path}", "model=linear", "data.seconds=0.3"]
+    common += ["trainer.batch_size=4", "trainer.max_epochs=2", "trainer.precision=float64", *more]
+    plans = [prepare(common)]
+    for threads in (1, 3):
+        monkeypatch.setattr(audio, "_THREADS", threads)
+        plans.append(prepare([*common, "data.memory_mb=1"]))
+    expected, *found = ([*prepared.chunks(0, None, adapt=False)] for prepared in plans)
+    whole = plans[0].run_spec().fields
+    for chunks in found:
+        for a, b in zip(expected, chunks, strict=True):
+            x = a.fields["x"] if a.fields else whole["x"][a.rows]
+            np.testing.assert_array_equal(b.fields["x"], x)
+    val = [next(iter(prepared.batches(prepared.data.val)))["x"] for prepared in plans]
+    descriptions = [prepared.data.description() for prepared in plans]
+    for other, streamed in zip(val[1:], descriptions[1:], strict=True):
+        np.testing.assert_array_equal(other, val[0])
+        for key in ("x_scaling", "x_range", "rows", "classes", "input_shape"):
+            assert streamed[key] == descriptions[0][key]
+    assert descriptions[1]["sha256"] == descriptions[2]["sha256"]
+    assert plans[0].data.warnings == plans[1].data.warnings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_training_on_them_has_the_same_bits(backend: str, tmp_path: Path) -> None:
+    tones(tmp_path, 8)
+    common = ["data=audio_folder", f"data.path={tmp_path}", "model=linear", "trainer.max_epochs=2"]
+    runs = [train(backend, [*common, f"data.memory_mb={size}"]) for size in ("null", "1")]
+    np.testing.assert_array_equal(runs[0].losses, runs[1].losses)
+    assert difference(runs[0].state.weights, runs[1].state.weights) == 0
 
 
 def test_a_changed_folder_is_read_again(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_rows_come_from_the_file_they_are_in_in_the_order_asked_for(tmp_path: Pa
     for split in ("train", "val", "test"):
         a, b = getattr(parts, split), getattr(whole, split)
         assert a.x.shape == (len(a.y), 8, 8, 1)
-        np.testing.assert_array_equal(np.concatenate(list(a.x.blocks())), b.x[:])
+        np.testing.assert_array_equal(np.concatenate(list(a.x.blocks(2**20, 8))), b.x[:])
         np.testing.assert_array_equal(a.y, b.y)
     np.testing.assert_array_equal(parts.train.x[order], X[parts.train.x.rows[order]])
     np.testing.assert_array_equal(parts.train.y[order], Y[parts.train.x.rows[order]])

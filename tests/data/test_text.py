@@ -12,7 +12,7 @@ import runner
 from runner import dispatcher
 from runner.cli.compose import compose
 from runner.config.schema import parse
-from runner.data import Dataset
+from runner.data import Dataset, text_stream
 from runner.data.order import Chunk
 from runner.data.tokenizer import Tokenizer
 from runner.errors import ConfigError
@@ -86,6 +86,8 @@ def test_a_tokenizer_of_the_library(tmp_path: Path) -> None:
     path = write(tmp_path)
     data = load(path, "data.context=2", f"data.tokenizer={tmp_path / 'words.json'}")
     assert data.train.x[:3].tolist() == [[1, 2], [5, 3], [4, 1]]  # to be | , or | not to
+    with pytest.raises(ConfigError, match="others need the whole text at once, got 8"):
+        load(path, f"data.tokenizer={tmp_path / 'words.json'}", "data.memory_mb=8")
     assert data.classes == tuple(words)
     saved = json.loads(json.dumps(data.description()["tokenizer"]))
     assert Tokenizer.read(saved).encode("be or be").tolist() == [2, 3, 2]
@@ -134,8 +136,9 @@ def test_text_that_cannot_be_rows_is_refused(
 ) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(ConfigError, match=message):
-        load(path, *overrides)
+    for more in ([], ["data.memory_mb=1"]):
+        with pytest.raises(ConfigError, match=message):
+            load(path, *overrides, *more)
 
 
 # --- training
@@ -262,3 +265,46 @@ def test_predictions_of_labels_at_each_step_are_an_npz(tmp_path: Path) -> None:
     assert found["outputs"].shape == (9, 8, len(run.data["classes"]))
     labels = np.array(run.data["classes"])[found["outputs"].argmax(-1)]
     np.testing.assert_array_equal(found["label"], labels)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["data.split=random"],
+        ["data.tokenizer=bytes", "data.stride=3"],
+        ["data.mask_rate=0.2"],
+        ["data.val_path=val.txt", "data.val_fraction=0"],
+    ],
+    ids=["characters", "bytes", "masked", "own"],
+)
+def test_windows_that_are_read_while_training_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    """Compare bits and order with a text in memory. Blocks of 7 characters divide line breaks."""
+    monkeypatch.setattr(text_stream, "_CHARACTERS", 7)
+    monkeypatch.setattr(text_stream, "_WINDOWS", 3)
+    monkeypatch.chdir(tmp_path)
+    rng, letters = np.random.default_rng(0), np.array([*"abcdefghij \u00e4\u4e16"])
+    for name in ("text/1.txt", "text/a/2.txt", "val.txt"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        lines = ["".join(rng.choice(letters, 20)) for _ in range(15)]
+        Path(name).write_bytes("\r\n".join([*lines, name]).encode("utf-8-sig"))
+    common = ["data=text", "data.path=text", "data.context=8", "model=gpt", "trainer.batch_size=2"]
+    common += ["trainer.max_epochs=2", *more]
+    resident, read = prepare(common), prepare([*common, "data.memory_mb=1"])
+    assert read.data.tokenizer == resident.data.tokenizer
+    assert isinstance(read.data.train.x, text_stream.TokenRows)
+    whole = resident.run_spec().fields
+    pairs = zip(*(p.chunks(0, None, adapt=False) for p in (resident, read)), strict=True)
+    for a, b in pairs:
+        for name in ("x", "y"):
+            expected = a.fields[name] if a.fields else whole[name][a.rows]
+            np.testing.assert_array_equal(b.fields[name], expected)
+    for split in ("val", "test"):
+        batches = [p.batches(getattr(p.data, split)) for p in (resident, read)]
+        for a, b in zip(*batches, strict=True):
+            np.testing.assert_array_equal(a["x"], b["x"])
+            np.testing.assert_array_equal(a["y"], b["y"])
+    descriptions = [p.data.description() for p in (resident, read)]
+    for key in ("x_range", "rows", "tokenizer", "num_tokens"):
+        assert descriptions[0][key] == descriptions[1][key]
