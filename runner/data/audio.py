@@ -324,7 +324,7 @@ def read_sounds(files: Sequence[Path], section: AudioFolder) -> Sounds:
 
 
 class _Read(NamedTuple):
-    """What is known of files that were read."""
+    """The lengths and the rates of files."""
 
     lengths: np.ndarray  # samples at data.sample_rate  # int64[N]
     rates: np.ndarray  # of the files, in Hz  # int64[N]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -286,23 +286,37 @@ class TableFile:
     @cached_property
     def _has_newlines_in_cells(self) -> bool:
         """False if no line of a CSV ends within quotes; pyarrow then reads it on several threads.
-        Also True where only a parser could tell. Refuses NUL."""
-        inside, before, offset, is_simple = False, ord("\n"), 0, True
+        Also True where only a parser could tell. Refuses NUL, and a quote that is not closed, with
+        which a parser would join all rows after it to one cell."""
+        state, offset, last_quote = _Quotes(False, ord("\n"), True, False), 0, 0
         for block in self._blocks():
             if b"\x00" in block:
                 self._refuse_nul(offset + block.index(b"\x00"))
-            if is_simple and (inside or b'"' in block):
-                inside, is_simple = _quoted(block, inside, before, self.delimiter)
-            before, offset = block[-1], offset + len(block)
-        return inside or not is_simple
+            if state.is_known and (state.is_inside or b'"' in block):
+                state = state.after(block, self.delimiter)
+            if (place := block.rfind(b'"')) >= 0:
+                last_quote = offset + place
+            state, offset = state._replace(before=block[-1]), offset + len(block)
+        if state.is_known and state.is_inside:
+            raise ConfigError(
+                f"{self.path}: line {self._line(last_quote)} has a quote that is not closed; "
+                f"close it, or double it within quotes"
+            )
+        return state.has_newlines or not state.is_known
 
     def _refuse_nul(self, offset: int) -> None:
-        """Raise the error of a NUL at this byte."""
+        line = self._line(offset)
+        raise ConfigError(f"{self.path}: line {line} has the control character '\\x00'; remove it")
+
+    def _line(self, offset: int) -> int:
+        """Return the number of the line that has this byte, counted from 1."""
         line = 1
         for block in self._blocks():
-            line += block.count(b"\n", 0, max(0, offset))
+            line += block.count(b"\n", 0, offset)
             offset -= len(block)
-        raise ConfigError(f"{self.path}: line {line} has the control character '\\x00'; remove it")
+            if offset <= 0:
+                break
+        return line
 
     @cached_property
     def _start(self) -> str:
@@ -355,9 +369,10 @@ class TableFile:
                 f"0x{self._utf8[error.start]:02x}; save it in UTF-8, or set data.encoding, such as "
                 f"latin-1"
             ) from None
-        line = 1
+        line, num = 1, 0
         try:
             for line, row in self._records():
+                num += 1
                 if control := next(filter(None, map(CONTROL.search, row)), None):
                     raise ConfigError(
                         f"{self.path}: line {line} has the control character {control[0]!r}; "
@@ -370,31 +385,32 @@ class TableFile:
                     )
         except csv.Error as error:
             raise ConfigError(f"{self.path} cannot be read as CSV: line {line}: {error}") from None
+        if num < 2:
+            raise ConfigError(f"{self.path} holds no rows")
 
 
-def _quoted(block: bytes, inside: bool, before: int, delimiter: str) -> tuple[bool, bool]:
-    """Find the quotes of a part of a CSV.
+class _Quotes(NamedTuple):
+    """The quotes of a CSV up to some byte."""
 
-    Args:
-        block: the part.
-        inside: True if it begins within quotes.
-        before: the byte before it.
-        delimiter: the separator of the cells.
+    is_inside: bool  # the next byte is within quotes
+    before: int  # the last byte
+    is_known: bool  # every quote that opens begins a cell, or follows one that closes
+    has_newlines: bool  # a line ends within quotes
 
-    Returns:
-        True if the part ends within quotes; and True if no line ends within quotes and every quote
-        that opens begins a cell, or follows one that closes.
-    """
-    values = np.frombuffer(block, np.uint8)
-    quotes = np.flatnonzero(values == ord('"'))
-    opening = quotes[int(inside) :: 2]
-    previous = values[opening - 1]
-    if len(opening) and opening[0] == 0:
-        previous[0] = before
-    begins = np.isin(previous, np.frombuffer(f'{delimiter}\r\n"'.encode(), np.uint8)).all()
-    ends = np.flatnonzero((values == ord("\n")) | (values == ord("\r")))
-    is_within = (np.searchsorted(quotes, ends) + inside) % 2
-    return bool((len(quotes) + inside) % 2), bool(begins and not is_within.any())
+    def after(self, block: bytes, delimiter: str) -> "_Quotes":
+        """Return what is known after the next bytes."""
+        values = np.frombuffer(block, np.uint8)
+        quotes = np.flatnonzero(values == ord('"'))
+        opening = quotes[int(self.is_inside) :: 2]
+        previous = values[opening - 1]
+        if len(opening) and opening[0] == 0:
+            previous[0] = self.before
+        begins = np.isin(previous, np.frombuffer(f'{delimiter}\r\n"'.encode(), np.uint8)).all()
+        ends = np.flatnonzero((values == ord("\n")) | (values == ord("\r")))
+        is_within = (np.searchsorted(quotes, ends) + self.is_inside) % 2
+        is_inside = bool((len(quotes) + self.is_inside) % 2)
+        has_newlines = self.has_newlines or bool(is_within.any())
+        return _Quotes(is_inside, self.before, bool(begins), has_newlines)
 
 
 def _reason(error: Exception) -> str:
