@@ -91,6 +91,12 @@ class StreamedRows(ABC):
         for first in range(0, len(self), size):
             yield self[first : first + size]
 
+    def scanned(self, memory: int) -> Self:
+        """Return the rows with their smallest and their largest value."""
+        ends = [(float(b.min()), float(b.max())) for b in self.blocks(memory, 1)]
+        lows, highs = zip(*ends, strict=True) if ends else ((0.0,), (0.0,))
+        return replace(self, extent=(min(lows), max(highs)))
+
     def converted(self, which: np.ndarray, dtype: np.dtype, memory: int) -> np.ndarray:
         """Read rows in the requested order, in another dtype. Rows in their own dtype take at most
         an eighth of `memory` at a time, if one row is not larger.  # int64[n] -> dtype[n, ...]"""

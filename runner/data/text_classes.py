@@ -73,6 +73,9 @@ class TextClasses(Folder):
     characters of the training rows, all others are <unk>, the id 1. A row has `context` tokens, by
     default as many as the longest training row: the end of a longer one is left out, of a pair
     first that of the longer text; a shorter one is padded at its end with the id 0.
+
+    With `memory_mb` (in 2^20 bytes), the texts of a folder are read in blocks, their tokens are in
+    a temporary file, and rows are read while training, within this memory, with the same values.
     """
 
     name: Literal["text_classes"]
@@ -85,6 +88,7 @@ class TextClasses(Folder):
     tokenizer: str
     max_vocabulary: Count
     context: Annotated[int, Field(ge=1, le=MOST)] | None
+    memory_mb: Count | None
 
     @model_validator(mode="after")
     def _pairs_fit(self) -> "TextClasses":
@@ -113,6 +117,15 @@ class TextClasses(Folder):
             yield Path(self.tokenizer).expanduser()
 
     def load(self) -> Dataset:
+        if self.memory_mb is not None:
+            from runner.data import text_class_stream  # it needs this module
+
+            if self.is_table:
+                raise ConfigError(
+                    f"data.memory_mb must be null unless data.path is a folder of texts, got "
+                    f"{self.memory_mb}"
+                )
+            return text_class_stream.load(self, self.memory_mb)
         texts = self._tabled() if self.is_table else self._in_folders()
         found = texts.listing
         parts = self.split_numbers(found)
@@ -143,7 +156,7 @@ class TextClasses(Folder):
         )
         data = self.weighted(data, found, parts)
         check_classes(data, self.path)
-        return replace(data, warnings=_cut_warnings(lengths, context, self.context is None))
+        return replace(data, warnings=cut_warnings(lengths, context, self.context is None))
 
     def new_rows(
         self, files: Sequence[Path], description: Mapping[str, Any]
@@ -228,41 +241,35 @@ class TextClasses(Folder):
     # --- reading
 
     def _in_folders(self) -> Texts:
+        self.check_keys_of_tables()
+        return self._of_listing(self.listing(), Path(self.path).expanduser())
+
+    def check_keys_of_tables(self) -> None:
+        """Refuse keys of tables for texts in folders."""
         for key in ("column", "target", "group"):
             if getattr(self, key) is not None:
                 raise ConfigError(
                     f"data.{key} must be null unless data.path is a table, got "
                     f"{show(str(getattr(self, key)))}"
                 )
-        return self._of_listing(self.listing(), Path(self.path).expanduser())
 
     def _of_listing(self, found: Listing, root: Path) -> Texts:
         """Read the texts of listed files; a file has one row, or several."""
-        records = self._records_of(found.files)
-        of_row = np.repeat(np.arange(len(records)), [len(rows) for rows in records])
-        splits = {
-            name: np.flatnonzero(np.isin(of_row, files)) for name, files in found.splits.items()
-        }
-        if found.groups is not None:  # of the training files
-            found = replace(found, groups=found.groups[of_row[splits["train"]]])
-        listing = replace(
-            found,
-            files=[file for file, rows in zip(found.files, records, strict=True) for _ in rows],
-            labels=found.labels[of_row],
-            weights=None if found.weights is None else found.weights[of_row],
-            splits=splits,
-        )
-        names = _names(found.files, records, root, self.record_separator is not None)
-        return Texts([(text,) for rows in records for text in rows], names, listing)
+        records = self.records_of(found.files)
+        num_rows = [len(rows) for rows in records]
+        names = names_of(found.files, num_rows, root, self.record_separator is not None)
+        rows: list[Row] = [(text,) for texts in records for text in texts]
+        return Texts(rows, names, of_rows(found, num_rows))
 
     def _read(self, files: Sequence[Path], root: Path | None = None) -> tuple[list[Row], Any]:
         """Read the rows of some files, and their names below a folder."""
-        records = self._records_of(files)
-        root = root or files[0].parent
-        names = _names(files, records, root, self.record_separator is not None)
+        records = self.records_of(files)
+        root, num_rows = root or files[0].parent, [len(rows) for rows in records]
+        names = names_of(files, num_rows, root, self.record_separator is not None)
         return [(text,) for rows in records for text in rows], names
 
-    def _records_of(self, files: Sequence[Path]) -> list[list[str]]:
+    def records_of(self, files: Sequence[Path]) -> list[list[str]]:
+        """Read the texts of files: of each, its rows."""
         with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), "texts") as pool:
             read = partial(_records, encoding=self.encoding, separator=self.record_separator)
             return each(pool, read, files)
@@ -389,7 +396,7 @@ class TextClasses(Folder):
         ids = _encoded(tokenizer, rows, names, path)
         context = description["input_shape"][0]
         lengths = np.array([len(row) for row in ids])
-        return _padded(tokenizer, ids, context), [*_cut_warnings(lengths, context, True)]
+        return _padded(tokenizer, ids, context), [*cut_warnings(lengths, context, True)]
 
 
 def _located(path: str) -> tuple[Path, int]:
@@ -417,14 +424,29 @@ def _records(file: Path, encoding: str, separator: str | None) -> list[str]:
     return found
 
 
-def _names(
-    files: Sequence[Path], records: Sequence[Sequence[str]], root: Path, is_numbered: bool
+def of_rows(found: Listing, num_rows: Sequence[int]) -> Listing:
+    """Return the listing of the rows of listed files; `num_rows` are those of each file."""
+    of_row = np.repeat(np.arange(len(num_rows)), num_rows)
+    splits = {name: np.flatnonzero(np.isin(of_row, files)) for name, files in found.splits.items()}
+    if found.groups is not None:  # of the training files
+        found = replace(found, groups=found.groups[of_row[splits["train"]]])
+    return replace(
+        found,
+        files=[found.files[int(i)] for i in of_row],
+        labels=found.labels[of_row],
+        weights=None if found.weights is None else found.weights[of_row],
+        splits=splits,
+    )
+
+
+def names_of(
+    files: Sequence[Path], num_rows: Sequence[int], root: Path, is_numbered: bool
 ) -> tuple[str, ...]:
-    """Name the rows: FILE, or FILE:NUMBER, counted from 1."""
+    """Name the rows of files: FILE, or FILE:NUMBER, counted from 1."""
     names = []
-    for file, rows in zip(files, records, strict=True):
+    for file, num in zip(files, num_rows, strict=True):
         name = os.path.relpath(file, root)
-        names += [f"{name}:{i}" for i in range(1, len(rows) + 1)] if is_numbered else [name]
+        names += [f"{name}:{i}" for i in range(1, num + 1)] if is_numbered else [name]
     return tuple(names)
 
 
@@ -477,7 +499,7 @@ def _padded(tokenizer: Tokenizer, ids: Sequence[_Ids], context: int) -> np.ndarr
     return x
 
 
-def _cut_warnings(lengths: np.ndarray, context: int, is_fixed: bool) -> tuple[str, ...]:
+def cut_warnings(lengths: np.ndarray, context: int, is_fixed: bool) -> tuple[str, ...]:
     """Warn of rows with more tokens than a row has."""
     num = int((lengths > context).sum())
     if not num:

@@ -66,12 +66,6 @@ class TokenRows(StreamedRows):
         x, y = (replace(self, mask=(rate, num_tokens, name, part)) for part in (0, 1))
         return x, replace(y, dtype=np.dtype(np.int64))
 
-    def scanned(self, memory: int) -> "TokenRows":
-        """Return the rows with their smallest and their largest token."""
-        ends = [(int(b.min()), int(b.max())) for b in self.blocks(memory, 1)]
-        lows, highs = zip(*ends, strict=True) if ends else ((0,), (0,))
-        return replace(self, extent=(min(lows), max(highs)))
-
 
 class Stored(NamedTuple):
     """The tokens of a text in a temporary file."""

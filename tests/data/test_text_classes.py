@@ -15,13 +15,13 @@ from sklearn.feature_extraction.text import CountVectorizer
 import runner
 from runner.cli.compose import compose
 from runner.config.schema import parse
-from runner.data import Dataset
+from runner.data import Dataset, text_class_stream
 from runner.data.tokenizer import Tokenizer
 from runner.errors import ConfigError
 from tests.command_line import BACKENDS, Running, forked
 from tests.exact.common import assert_same_bits
 from tests.rows import slow_but
-from tests.training import differences, train
+from tests.training import differences, prepare, train
 
 ALL_TRAIN = ("data.val_fraction=0", "data.test_fraction=0")
 SMALL = (
@@ -159,6 +159,42 @@ def test_records_of_a_file_are_rows(tmp_path: Path) -> None:
     assert data.train.y.tolist() == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize(
+    "more",
+    [["data.record_separator=%"], ["data.tokenizer=bytes", "data.context=9", "data.split=grouped"]],
+    ids=["records", "bytes"],
+)
+def test_rows_that_are_read_while_training_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    """Compare bits and order with texts in memory; blocks have three files."""
+    monkeypatch.setattr(text_class_stream, "_MOST_FILES", 3)
+    files: dict[str, list[str]] = {}
+    for i, (text, label) in enumerate(reviews(40)):
+        files.setdefault(f"{label}/{i // 3}.txt", []).append(text)
+    texts = {name: "\n%\n".join(rows) for name, rows in files.items()}
+    path = folder(tmp_path / "t", texts)
+    rows = [(name, Path(name).parent.name, str(len(text))) for name, text in texts.items()]
+    listing = f"data.table={table(tmp_path / 't.csv', ['path', 'label', 'group'], rows)}"
+    common = ["data=text_classes", f"data.path={path}", "model=text_classifier", *more]
+    common += ["trainer.max_epochs=2", "trainer.batch_size=4", listing]
+    resident, read = prepare(common), prepare([*common, "data.memory_mb=1"])
+    assert isinstance(read.data.train.x, text_class_stream.TextRows)
+    whole = resident.run_spec().fields["x"]
+    pairs = zip(*(p.chunks(0, None, adapt=False) for p in (resident, read)), strict=True)
+    for a, b in pairs:
+        np.testing.assert_array_equal(b.fields["x"], whole[a.rows])
+        assert b.fields["x"].dtype == whole.dtype
+    for split in ("train", "val", "test"):
+        a, b = (getattr(p.data, split) for p in (resident, read))
+        np.testing.assert_array_equal(a.y, b.y)
+        np.testing.assert_array_equal(a.x, b.x[:])
+    descriptions = [p.data.description() for p in (resident, read)]
+    for key in ("x_range", "rows", "tokenizer", "num_tokens", "classes"):
+        assert descriptions[0][key] == descriptions[1][key]
+    assert resident.data.warnings == read.data.warnings
+
+
 def test_splits_are_folders_or_have_paths_of_their_own(tmp_path: Path) -> None:
     files = {f"{split}/{c}/a.txt": f"{split} {c}" for split in ("train", "val") for c in "xy"}
     path = folder(tmp_path / "t", files)
@@ -193,6 +229,7 @@ def test_parquet_and_groups(tmp_path: Path) -> None:
         ([("a", "x"), ("b", "y")], ["data.record_separator=%"], "must be null for a table"),
         ([("a", "x"), ("b", "y")], ["data.column=[text,label,c]"], "one column, or two for pairs"),
         ([("1", "x"), ("2", "y")], ["data.tokenizer=word"], r"data\.tokenizer must be a file"),
+        ([("a", "x"), ("b", "y")], ["data.memory_mb=8"], "unless data.path is a folder of texts"),
     ],
 )
 def test_tables_that_cannot_be_rows_are_refused(
@@ -216,8 +253,9 @@ def test_folders_that_cannot_be_rows_are_refused(
     tmp_path: Path, files: dict[str, str], overrides: list[str], message: str
 ) -> None:
     path = folder(tmp_path / "t", files)
-    with pytest.raises(ConfigError, match=message):
-        load(path, *ALL_TRAIN, *overrides)
+    for more in ([], ["data.memory_mb=1"]):
+        with pytest.raises(ConfigError, match=message):
+            load(path, *ALL_TRAIN, *overrides, *more)
 
 
 # --- training
