@@ -128,13 +128,14 @@ def common_steps(a: Plan, b: Plan) -> int:
     0: none. Both go on after it."""
     tables, others = dict(a.tables()), dict(b.tables())
     periods = a.checkpoints(), b.checkpoints()
-    if tables.keys() != others.keys() or None in periods:
+    choices = [(each.compiles, each.model.threads) for each in (a, b)]  # of keys that are auto
+    if tables.keys() != others.keys() or None in periods or choices[0] != choices[1]:
         return 0
     step = min(a.order.total_steps, b.order.total_steps) - 1
     for name, values in tables.items():
         num = min(len(values), len(others[name]))
         differs = np.flatnonzero(np.asarray(values[:num]) != np.asarray(others[name][:num]))
-        step = min(step, *differs[:1].tolist())
+        step = min([step, *differs[:1].tolist()])
     while step > 0:
         before = min(each.begin(each.number(step)) for each in periods if each is not None)
         if before == step:

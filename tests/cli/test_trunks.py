@@ -42,6 +42,8 @@ def steps(first: tuple[str, ...], second: tuple[str, ...]) -> int:
             (*WSD, "schedule.decay=40%", "trainer.checkpoint_every=9steps"),
             18,
         ),
+        # equal rates: the last checkpoint within the shorter run of 40 updates
+        ((*COMMON, "schedule=constant"), (*COMMON[:2], "trainer.max_epochs=20"), 36),
         ((*COMMON, "schedule=linear"), (*COMMON, "schedule=cosine"), 0),
         ((*WSD, "optimizer.lr=0.1"), (*WSD, "optimizer.lr=0.1", "model=linear"), 0),
         ((*WSD, "trainer.checkpoint_every=null"), (*COMMON, "schedule=constant"), 0),
