@@ -2,11 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,56 @@ def test_processes_on_two_nodes_train_as_one_does(
         read_columns(f / "trace.csv")["loss"] for f in (folder, tmp_path / "one" / done.folder)
     ]
     np.testing.assert_allclose(*losses, rtol=0, atol=1e-12)
+
+
+@pytest.fixture
+def networks() -> Iterator[tuple[str, str]]:
+    """Two network namespaces, 10.77.0.1 and 10.77.0.2, that a virtual cable joins."""
+    names = (f"twinrun{os.getpid()}a", f"twinrun{os.getpid()}b")
+
+    def ip(*arguments: str) -> bool:
+        return subprocess.run(["ip", *arguments], capture_output=True).returncode == 0
+
+    if sys.platform != "linux" or shutil.which("ip") is None or not ip("netns", "add", names[0]):
+        pytest.skip("this user cannot make network namespaces")
+    try:
+        ip("netns", "add", names[1])
+        ip("link", "add", "cable", "netns", names[0], "type", "veth", "peer", "netns", names[1])
+        ends = ("cable", "veth0")
+        for i, (name, end) in enumerate(zip(names, ends, strict=True)):
+            ip("-n", name, "addr", "add", f"10.77.0.{i + 1}/24", "dev", end)
+            assert ip("-n", name, "link", "set", end, "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield names
+    finally:
+        for name in names:
+            ip("netns", "del", name)
+
+
+@pytest.mark.slow
+def test_torchrun_on_two_networks_has_the_bits_of_one_process(
+    tmp_path: Path, networks: tuple[str, str]
+) -> None:
+    """Neither reaches the other's loopback address. Two parts of 32 rows are a batch of 64."""
+    line = ("backend=keras", "device=cpu", "trainer.precision=exact", "trainer.max_steps=20")
+    begin = (sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1")
+    begin += ("--master-addr=10.77.0.1", "--master-port=29500")
+    processes = [
+        _start(
+            tmp_path / str(rank),
+            {},
+            *("ip", "netns", "exec", networks[rank], *begin, f"--node-rank={rank}"),
+            *("-m", "runner", *line, "num_nodes=2"),
+        )
+        for rank in (0, 1)
+    ]
+    (tmp_path / "one").mkdir()
+    (one,) = forked(tmp_path / "one", (*line, "trainer.batch_size=64"))
+    said = [(tmp_path / name / "out").read_text for name in "01"]
+    assert [process.wait(200) for process in processes] == [0, 0], said[0]() + said[1]()
+    (folder,) = (tmp_path / "0" / "outputs" / "runs").iterdir()
+    results = [read_json(f / "result.json") for f in (folder, tmp_path / "one" / one.folder)]
+    assert results[0]["weights_sha256"] == results[1]["weights_sha256"]
 
 
 @pytest.mark.slow
