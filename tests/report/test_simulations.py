@@ -4,7 +4,7 @@ with fixed draws. docs/statistics.md has longer ones."""
 import numpy as np
 import pytest
 
-from benchmarks.answers import RACES, fixed, raced, tuned, wrong
+from benchmarks.answers import RACES, by_sign_flips, fixed, raced, ranked, tuned, wrong
 from tests.rows import slow_but
 
 # three standard deviations of a share of 5 %
@@ -19,6 +19,27 @@ def test_claims_are_wrong_in_at_most_5_of_100_cases(num_groups: int, noise: str)
     assert different < 0.05 + ALLOWED / repeats**0.5
     assert equivalent < 0.05 + ALLOWED / repeats**0.5
     assert covered > 0.95 - ALLOWED / repeats**0.5
+
+
+@pytest.mark.parametrize("noise", slow_but(["normal", "heavy tails", "counts"], "heavy tails"))
+def test_sign_flips_find_a_difference_of_equal_groups_in_at_most_5_of_100_cases(noise: str) -> None:
+    """With 8 seeds, the smallest p of two groups is 2 / 256, so the level can be reached; a lead of
+    two deviations is found nearly always."""
+    repeats = 100
+    _, told = by_sign_flips(repeats, 2, 8, noise, 0.0)
+    assert told < 0.05 + ALLOWED / repeats**0.5
+    _, found = by_sign_flips(repeats, 2, 8, noise, 2.0)
+    assert found > 0.8
+
+
+@pytest.mark.slow
+def test_equal_groups_are_told_apart_over_workloads_in_at_most_5_of_100_cases() -> None:
+    """Four workloads of three seeds, where a lead of 30 % is named nearly always."""
+    repeats = 60
+    named, _ = ranked(repeats, 2, 4, 3, 0.0)
+    assert named < 0.05 + ALLOWED / repeats**0.5
+    found, _ = ranked(repeats, 2, 4, 3, 0.3)
+    assert found > 0.8
 
 
 def test_a_winner_that_was_tuned_on_other_seeds_has_its_true_value() -> None:
