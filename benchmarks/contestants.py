@@ -300,6 +300,7 @@ def environment(num_threads: int) -> Mapping[str, str]:
         "TF_NUM_INTRAOP_THREADS": str(num_threads),
         "TF_NUM_INTEROP_THREADS": str(num_threads),
         "XLA_FLAGS": f"--xla_cpu_multi_thread_eigen={'true' if num_threads > 1 else 'false'}",
+        "TWINRUN_CACHE": "off",  # every run compiles, as its peers do
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "KERAS_BACKEND": "tensorflow",
         "CUDA_VISIBLE_DEVICES": "-1",

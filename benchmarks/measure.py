@@ -88,6 +88,7 @@ def ours(
             {
                 **inherited,
                 **(environment(num_threads) if num_threads is not None else {}),
+                "TWINRUN_CACHE": "off",
                 **(variables or {}),
             },
         )

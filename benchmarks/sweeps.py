@@ -1,16 +1,21 @@
 """Time several runs in one command, from start to exit, relative to a command with one run.
 
     python -m benchmarks.sweeps                   # some ten minutes on two cores
-    python -m benchmarks.sweeps --jobs 1 4 16 --markdown
+    python -m benchmarks.sweeps --jobs 16 64 --markdown
+    python -m benchmarks.sweeps --jobs 4 --epochs 1 --rounds 1        # to try it
 
 The jobs are schedules and seeds of the default model, 20 epochs each, with all files of a run and
 the comparison at the end. They run one after another, and side by side, as many as there are cores.
-Figures are medians of three, or of one if it takes a minute; single runs and sweeps take
-turns. The ratio is the sweep's time / a single run's. Memory is that of the first process.
+A first command keeps no compiled programs or begins with none; a second one finds those of the
+first. Figures are medians of three, or of one if it takes a minute; single runs and sweeps take
+turns. The ratio is the sweep's time / a first single run's. Memory is that of the first process.
 """
 
 import argparse
 import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from statistics import median
 
 from benchmarks.cost import BACKENDS
@@ -27,11 +32,42 @@ _SCHEDULES = (
     "inverse_sqrt",
     "wsd",
 )
-_WAYS: dict[str, list[str]] = {
-    "in turn": ["hydra.launcher.n_jobs=1"],
-    "side by side": [],
-}
-_REPEATS = 3
+_IN_TURN = ["hydra.launcher.n_jobs=1"]
+_LONG = 60  # seconds after which one run is enough
+
+
+@dataclass
+class _Command:
+    """A command, and what it took: as the first of its kind, and as the second."""
+
+    backend: str
+    name: str
+    overrides: Sequence[str]
+    has_second: bool
+    first: list[tuple[float, float]] = field(default_factory=list)  # seconds, peak megabytes
+    second: list[tuple[float, float]] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Run it, and again with the programs that it has compiled."""
+        if sum(seconds for seconds, _ in self.first) > _LONG:
+            return
+        with tempfile.TemporaryDirectory() as programs:
+            for taken in (self.first, self.second)[: 1 + self.has_second]:
+                variables = {"TWINRUN_CACHE": programs if self.has_second else "off"}
+                with ours(self.backend, self.overrides, 1, variables) as (seconds, megabytes, _):
+                    taken.append((seconds, megabytes))
+                print(self.backend, self.name, f"{seconds:.1f} s", file=sys.stderr, flush=True)
+
+    def rows(self, single: float) -> list[tuple[str, ...]]:
+        rows = []
+        for which, taken in (("first", self.first), ("second", self.second)):
+            if taken:
+                seconds, peak = map(median, zip(*taken, strict=True))
+                ratio = f"{seconds / single:.2f}"
+                rows.append(
+                    (self.backend, self.name, which, f"{seconds:.1f}", ratio, f"{peak:,.0f}")
+                )
+        return rows
 
 
 def main() -> int:
@@ -39,37 +75,33 @@ def main() -> int:
         prog="python -m benchmarks.sweeps", description="What a multirun costs."
     )
     parser.add_argument("--jobs", nargs="+", type=int, default=[1, 4, 16, 64])
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
+    parser.add_argument("--epochs", type=int, default=20, help="of each job")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     arguments = parser.parse_args()
-    rows = [("backend", "jobs", "seconds", "of a single run's", "peak MB")]
-    for backend in BACKENDS:
-        singles: list[tuple[float, float]] = []
-        sweeps = {
-            (num, way): list[tuple[float, float]]() for num in arguments.jobs for way in _WAYS
-        }
-        for _ in range(_REPEATS):
-            singles.append(_run(backend, []))
-            for (num, way), runs in sweeps.items():
-                if sum(seconds for seconds, _ in runs) > 60:  # one run is enough
-                    continue
-                runs.append(_run(backend, ["-m", *_WAYS[way], *_jobs(num)]))
-                progress = f"{runs[-1][0]:.1f} s, single {singles[-1][0]:.1f} s"
-                print(backend, num, way, progress, file=sys.stderr, flush=True)
-        single, megabytes = map(median, zip(*singles, strict=True))
-        for (num, way), runs in sweeps.items():
-            seconds, peak = map(median, zip(*runs, strict=True))
-            rows.append(
-                (
-                    backend,
-                    f"{num} {way}",
-                    f"{seconds:.1f}",
-                    f"{seconds / single:.2f}",
-                    f"{peak:,.0f}",
-                )
-            )
-        rows.append((backend, "a single run", f"{single:.1f}", "1", f"{megabytes:,.0f}"))
+    rows = [("backend", "jobs", "command", "seconds", "of a single run's", "peak MB")]
+    for backend in arguments.backends:
+        single, *sweeps = _commands(backend, arguments.jobs, arguments.epochs)
+        for _ in range(arguments.rounds):
+            for command in (single, *sweeps):
+                command.run()
+        seconds = median(seconds for seconds, _ in single.first)
+        rows += [row for command in (*sweeps, single) for row in command.rows(seconds)]
     print(layout(rows, arguments.markdown))
     return 0
+
+
+def _commands(backend: str, nums: Sequence[int], epochs: int) -> list[_Command]:
+    """Return a single run, and the sweeps of each number of jobs. On Lightning nothing is compiled
+    by default, so a second command is as the first."""
+    length, compiles = [f"trainer.max_epochs={epochs}"], backend == "keras"
+    commands = [_Command(backend, "a single run", length, compiles)]
+    for num in nums:
+        jobs = ["-m", *length, *_jobs(num)]
+        commands.append(_Command(backend, f"{num} in turn", [*jobs, *_IN_TURN], False))
+        commands.append(_Command(backend, f"{num} side by side", jobs, compiles))
+    return commands
 
 
 def _jobs(num: int) -> list[str]:
@@ -78,12 +110,6 @@ def _jobs(num: int) -> list[str]:
         f"schedule={','.join(schedules)}",
         f"seed={','.join(map(str, range(-(-num // len(schedules)))))}",
     ]
-
-
-def _run(backend: str, overrides: list[str]) -> tuple[float, float]:
-    """Return the seconds and peak megabytes of one command."""
-    with ours(backend, overrides, 1) as (seconds, megabytes, _):
-        return seconds, megabytes
 
 
 if __name__ == "__main__":
