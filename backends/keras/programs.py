@@ -21,14 +21,16 @@ from runner.machine import programs
 from runner.spec import RunSpec
 
 _VARIABLE, _FLAG = "TF_XLA_FLAGS", "--tf_xla_persistent_cache_directory"
-_PRIVATE = ".process-"  # the folder of a process, in its name the process's number
+_PRIVATE = ".process-"  # begins the name of a process's folder
 
 
 class _Link:
     """The symbolic link that this process's flags name."""
 
     def __init__(self, root: Path, flags: str) -> None:
-        self.process, self.folder = os.getpid(), root / f"{_PRIVATE}{os.getpid()}"
+        self.process = os.getpid()
+        # its name is new: a killed process with the same number may have left its link behind
+        self.folder = root / f"{_PRIVATE}{os.getpid()}-{os.urandom(4).hex()}"
         self.path = self.folder / "now"
         self.flags = flags  # the user's
         self.temporary: str | None = None  # the folder in place of one that was abandoned
