@@ -322,7 +322,7 @@ def _draw(path: Path, verdict: Answer) -> None:
 
     figure = Figure(figsize=(12.5, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
-    rate, metric = figure.subplots(1, 2)
+    rate, metric = figure.subplots(1, 2, sharex=True)
     for ranked in verdict.ranked[_NAMED:]:
         _draw_group(rate, metric, ranked, verdict.metric, color="0.8", label=None)
     for number, ranked in enumerate(verdict.ranked[:_NAMED]):
@@ -338,6 +338,7 @@ def _draw(path: Path, verdict: Answer) -> None:
     for axes in (rate, metric):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
+    pictures.use_whole_ticks(rate)
     handles, labels = metric.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize="small")
     title = escape.picture(f"best {verdict.metric}: {verdict.winner()}", most=160)
@@ -359,7 +360,10 @@ def _draw_group(
     curves = [job.epochs[name] for job in jobs]
     if len({len(curve) for curve in curves}) == 1:
         steps = job.epochs["step"]
-        metric.plot(steps, np.mean(curves, axis=0), color=color, label=label)
+        mark = "o" if len(steps) == 1 else None  # one epoch is a point
+        metric.plot(steps, np.mean(curves, axis=0), marker=mark, color=color, label=label)
         if len(curves) > 1:
             low, high = np.min(curves, axis=0), np.max(curves, axis=0)
+            if mark:
+                metric.vlines(steps, low, high, color=color, alpha=0.5)
             metric.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)

@@ -29,6 +29,7 @@ def _figure() -> Any:
     rate.set_ylabel("learning rate")
     loss.set_xlabel("step")
     loss.set_ylabel("loss")
+    pictures.use_whole_ticks(loss)
     for axes in (rate, loss):
         axes.grid(alpha=0.3)
     return figure

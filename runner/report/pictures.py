@@ -46,6 +46,13 @@ def use_log_scale(axes: Any) -> None:
     axes.set_ylim(low, high)
 
 
+def use_whole_ticks(axes: Any) -> None:
+    """Put the ticks of the x axis at whole numbers: steps and trials are counted."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
+
+
 def save(figure: Any, path: Path) -> None:
     """Save a figure. A character that the font lacks becomes a box, without a warning."""
     with warnings.catch_warnings():

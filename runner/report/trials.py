@@ -290,6 +290,7 @@ def _draw_history(axes: Any, trials: Sequence["FrozenTrial"], maximizes: bool) -
     numbers = [*(trial.number for trial in ended), len(trials) - 1]
     axes.step(numbers, [*best, best[-1]], color="C1", where="post", label="best so far")
     axes.set_xlabel("trial")
+    pictures.use_whole_ticks(axes)
     axes.legend(fontsize="small")
 
 

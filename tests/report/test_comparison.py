@@ -372,6 +372,23 @@ def test_a_run_that_has_not_ended_is_named_and_not_ranked(
     assert "3 of 4 jobs completed" in found.out.splitlines()
 
 
+def test_one_epoch_is_a_point_in_the_picture(tmp_path: Path) -> None:
+    """A line through one point has no pixels. The right half has the metric, below the legend; the
+    second group is orange."""
+    from matplotlib.image import imread
+
+    folders = [write_run(tmp_path, [f"schedule={name}"], 0) for name in ("constant", "linear")]
+    for folder in folders:
+        (folder / "metrics.csv").write_text(
+            "epoch,step,train/loss,val/loss,seconds\n1,80,1,0.5,2\n"
+        )
+    assert compare_task([str(folder) for folder in folders], tmp_path / "out") == 0
+    picture = imread(next((tmp_path / "out").glob("**/comparison.png")))[..., :3] * 255
+    height, width, _ = picture.shape
+    metric = picture[height // 4 :, width // 2 :]
+    assert np.any(np.abs(metric - (255, 127, 14)).max(axis=-1) < 2)
+
+
 def test_no_seed_in_common_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = {"schedule=constant": {0: 0.5, 1: 0.6}, "schedule=linear": {2: 0.45, 3: 0.5}}
     found = compared(tmp_path, capsys, values)
