@@ -1,5 +1,5 @@
 """Measure how the cost of a Twinrun run grows with the model, the batch and the number of updates,
-the cost of rows that stay in files, and the cost of the records and of trackers.
+the cost of rows that stay in files, and the cost of the records.
 
     python -m benchmarks.cost                     # some ten minutes on two cores
     python -m benchmarks.cost --parts steps --markdown --json cost.json
@@ -24,11 +24,10 @@ import numpy as np
 from benchmarks.measure import in_new_process, ours
 from benchmarks.report import layout, machine
 from runner.run.run_folder import read_columns, read_json
-from runner.run.trackers import TRACKERS
 
 BACKENDS = ("lightning", "keras")
 _REPEATS = 3
-_CNN = (
+CNN = (
     "--config-dir",
     str(Path(__file__).with_name("conf")),
     "model=cnn_1m",
@@ -121,20 +120,11 @@ def _records(folder: Path) -> Cases:
     yield "200 epochs of the MLP, 1 checkpoint", 1, [*long, "trainer.checkpoint_every=null"]
 
 
-def _trackers(folder: Path) -> Cases:
-    """Yield the MLP and the CNN without a tracker and with each."""
-    in_new_process(_write_images, folder)
-    cnn = [*_CNN, "data=npz", f"data.path={folder / 'images.npz'}", "trainer.max_epochs=3"]
-    for model, overrides in (("200 epochs of the MLP", ["trainer.max_epochs=200"]), ("CNN", cnn)):
-        for logger in ("null", *TRACKERS):
-            yield f"{model}, logger={logger}", 1, [*overrides, f"logger={logger}"]
-
-
 def _files(folder: Path) -> Cases:
     """Yield the CNN with a million parameters on 6,400 images of 32x32x3, 79 MB: all in memory, and
     32 MB at a time."""
-    in_new_process(_write_images, folder)
-    common = [*_CNN, "trainer.max_epochs=3", "data.val_fraction=0.1", "data.test_fraction=0"]
+    in_new_process(write_images, folder)
+    common = [*CNN, "trainer.max_epochs=3", "data.val_fraction=0.1", "data.test_fraction=0"]
     yield (
         "79 MB of images in memory",
         2,
@@ -144,7 +134,7 @@ def _files(folder: Path) -> Cases:
     yield "79 MB of images in files, 32 MB at a time", 2, [*common, *streamed]
 
 
-def _write_images(folder: Path) -> None:
+def write_images(folder: Path) -> None:
     generator = np.random.default_rng(0)
     y = generator.integers(0, 10, 6400)
     x = (generator.random((10, 32, 32, 3))[y] + generator.normal(0, 1, (6400, 32, 32, 3))).astype(
@@ -162,7 +152,6 @@ _PARTS = {
     "steps": _steps,
     "records": _records,
     "files": _files,
-    "trackers": _trackers,
 }
 
 
