@@ -210,7 +210,7 @@ def _keras(name: str, prepared: Plan) -> tuple[list[Update], int]:
 
     def ours(variables: dict[str, Any]) -> Any:
         slots = run.optimizer.initial_slots(weights, kinds)
-        native = optimizers.build(run, TableLR(run), variables, slots)
+        native = optimizers.build(run, TableLR(run), variables, slots, uses_products=True)
         native.load_slots(slots, 0)
         return native
 

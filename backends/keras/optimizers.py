@@ -50,8 +50,10 @@ class _Optimizer(keras.optimizers.Optimizer):
         slots: Mapping[str, Weights],
         groups: Iterable[Group],
         scheduled: Iterable[str],
+        uses_products: bool,
     ) -> None:
         super().__init__(learning_rate=schedule, name=spec.name)
+        self.uses_products = uses_products
         self.spec, self.scheduled = spec, frozenset(scheduled)
         native = list(variables.values())
         self.build(native)
@@ -149,6 +151,21 @@ class _Optimizer(keras.optimizers.Optimizer):
         """Return the new p and assign the new slots in `memory`. lr  # float64 scalar"""
         raise AssertionError("each subclass defines it")
 
+    def divided(self, x: Any, divisor: Any) -> Any:
+        """Return x / divisor, correctly rounded. `divisor` is a float64 scalar, which is first
+        rounded to x's dtype.
+
+        A loop that XLA compiles for the CPU waits for its divisions and roots. With
+        `uses_products`, a quotient in float32 is x (1 / divisor) in float64 instead, with the same
+        bits: its relative error is below 2^-51, and the quotient of two numbers of 24 bits is
+        further than 2^-49 from the middle between two others.
+        """
+        rounded = tf.cast(divisor, x.dtype)
+        if not self.uses_products or x.dtype != tf.float32:
+            return x / rounded
+        inverse = 1 / tf.cast(rounded, tf.float64)
+        return tf.cast(tf.cast(x, tf.float64) * inverse, x.dtype)
+
     @property
     def count(self) -> Any:
         """The number of this update, counted from 1, in float64."""
@@ -185,8 +202,8 @@ class Adam(_Optimizer):
         if s.amsgrad:
             v = memory["max_second_moment"].assign(tf.maximum(memory["max_second_moment"], v))
         step = tf.cast(lr / (1 - _power(self.hyper("beta1"), self.count)), p.dtype)
-        root = tf.cast(tf.sqrt(1 - _power(self.hyper("beta2"), self.count)), p.dtype)
-        return p - step * m / (tf.sqrt(v) / root + constant(s.eps, p))
+        root = tf.sqrt(1 - _power(self.hyper("beta2"), self.count))
+        return p - step * m / (self.divided(tf.sqrt(v), root) + constant(s.eps, p))
 
 
 class Adamax(_Optimizer):
@@ -206,9 +223,8 @@ class NAdam(_Optimizer):
         v = _mean(memory["second_moment"], g * g, self.hyper("beta2"))
         mu, next_mu = self._mu(self.count), self._mu(self.count + 1)
         product = self.memory.scalars["mu_product"] * mu
-        root = tf.sqrt(
-            v / tf.cast(1 - _power(self.hyper("beta2"), self.count), p.dtype)
-        ) + constant(s.eps, p)
+        corrected = self.divided(v, 1 - _power(self.hyper("beta2"), self.count))
+        root = tf.sqrt(corrected) + constant(s.eps, p)
         p = p - tf.cast(lr * (1 - mu) / (1 - product), p.dtype) * g / root
         return p - tf.cast(lr * next_mu / (1 - product * next_mu), p.dtype) * m / root
 
@@ -331,8 +347,8 @@ class Muon(_Optimizer):
             m = _mean(memory["first_moment"], g, s.adamw_beta1)
             v = _mean(memory["second_moment"], g * g, s.adamw_beta2)
             step = tf.cast(lr / (1 - _power(s.adamw_beta1, self.count)), p.dtype)
-            root = tf.cast(tf.sqrt(1 - _power(s.adamw_beta2, self.count)), p.dtype)
-            return p - step * m / (tf.sqrt(v) / root + constant(s.adamw_eps, p))
+            root = tf.sqrt(1 - _power(s.adamw_beta2, self.count))
+            return p - step * m / (self.divided(tf.sqrt(v), root) + constant(s.adamw_eps, p))
         momentum, num_out = self.hyper("momentum"), p.shape[-1]
         b = _mean(memory["momentum"], g, momentum)
         d = b * constant(momentum, p) + g * constant(1 - momentum, p) if s.nesterov else b
@@ -369,10 +385,11 @@ class ScheduleFree(_Optimizer):
         d = self._direction(p, g, memory)
         if s.weight_decay_mode == "decoupled" and s.decays and group.decay_factor:
             d = d + constant(self.decay(group), p) * p
-        y = p + tf.cast(c, p.dtype) * (z - p)
-        y = y + tf.cast(lr * (s.beta1 * (1 - c) - 1), p.dtype) * d
-        z.assign(z - tf.cast(lr, p.dtype) * d)
-        return y
+        before = tf.convert_to_tensor(z)
+        after = z.assign(before - tf.cast(lr, p.dtype) * d)
+        # lr d is the difference of z: XLA would store d, to read it twice
+        y = p + tf.cast(c, p.dtype) * (before - p)
+        return y + tf.cast(s.beta1 * (1 - c) - 1, p.dtype) * (before - after)
 
     def _direction(self, p: Any, g: Any, memory: Mapping[str, Any]) -> Any:
         if self.spec.name == "schedule_free_sgd":
@@ -388,10 +405,10 @@ class AdEMAMix(_Optimizer):
         m = _mean(memory["first_moment"], g, self.hyper("beta1"))
         v = _mean(memory["second_moment"], g * g, self.hyper("beta2"))
         slow = _mean(memory["slow_moment"], g, self.hyper("beta3"))
-        correction = tf.cast(1 - _power(self.hyper("beta1"), self.count), p.dtype)
-        d = m / correction + constant(self.hyper("alpha"), p) * slow
-        root = tf.cast(tf.sqrt(1 - _power(self.hyper("beta2"), self.count)), p.dtype)
-        return p - tf.cast(lr, p.dtype) * d / (tf.sqrt(v) / root + constant(self.spec.eps, p))
+        corrected = self.divided(m, 1 - _power(self.hyper("beta1"), self.count))
+        d = corrected + constant(self.hyper("alpha"), p) * slow
+        root = self.divided(tf.sqrt(v), tf.sqrt(1 - _power(self.hyper("beta2"), self.count)))
+        return p - tf.cast(lr, p.dtype) * d / (root + constant(self.spec.eps, p))
 
 
 class Prodigy(_Optimizer):
@@ -490,13 +507,18 @@ _OPTIMIZERS: dict[str, type[_Optimizer]] = {
 
 
 def build(
-    run: RunSpec, schedule: TableLR, variables: Mapping[str, Any], slots: Mapping[str, Weights]
+    run: RunSpec,
+    schedule: TableLR,
+    variables: Mapping[str, Any],
+    slots: Mapping[str, Weights],
+    uses_products: bool = False,
 ) -> _Optimizer:
     """Build a Keras optimizer. `variables` maps canonical names to the variables that are trained,
     in the model's order; each has the learning rate and the weight decay of its group. `slots` are
-    those of the first state, for their shapes."""
+    those of the first state, for their shapes. With `uses_products`, which changes no number but
+    suits XLA on the CPU, divisions by a scalar are products."""
     kind, spec = _OPTIMIZERS[run.optimizer.name], run.optimizer
-    return kind(spec, schedule, variables, slots, run.groups, run.scheduled)
+    return kind(spec, schedule, variables, slots, run.groups, run.scheduled, uses_products)
 
 
 def clip(gradients: Mapping[str, Any], rule: Clip) -> Mapping[str, Any]:
