@@ -98,6 +98,13 @@ ORACLES: Mapping[str, Callable[[Any, Mapping[str, float]], Any]] = {
     "ademamix": ademamix,
     "prodigy": prodigy,
 }
+# the modules that they are in
+PACKAGES: Mapping[str, str] = {
+    "schedule_free_sgd": "schedulefree",
+    "schedule_free_adamw": "schedulefree",
+    "ademamix": "pytorch_optimizer",
+    "prodigy": "prodigyopt",
+}
 
 
 def rates(name: str) -> list[float]:

@@ -2,12 +2,15 @@
 
 Each is given the same weights, gradients and rates as its oracle, over random hyperparameters, in
 float64. Tolerance 1e-12, relative to the largest weight where that is above 1: a few updates of a
-few dozen roundings of 1e-16 each.
+few dozen roundings of 1e-16 each. Twenty sets of hyperparameters by default; all 200 on both
+backends, those of other packages included, if the packages of oracle_golden.py are installed:
+
+    python -m pytest -m "slow or long" tests/components/test_optimizer_oracles.py \\
+        tests/components/test_torch_oracles.py
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from itertools import product
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,20 +22,27 @@ from runner.data.order import Chunk
 from runner.spec import Live, Report, Weights
 from tests.components import oracle_golden
 from tests.optimizer_steps import drawn, optimizer, steps
-from tests.rows import slow_but, slow_rows
+from tests.rows import long_but, slow_but
 from tests.training import difference, first, prepare, train
 
 TOLERANCE = 1e-12
 BACKENDS = ("lightning", "keras")
 NUM_STEPS = 5
 RATES = [0.01, 0.02, 0.005, 0.0, 0.013]
-# sets of random hyperparameters; an eager update of Keras takes 10 times as long as one of torch
-NUM_SETS = {"lightning": 200, "keras": 10}
+# of random hyperparameters; an eager update of Keras takes 10 times as long as one of torch
+over_sets = pytest.mark.parametrize(
+    ("backend", "num_sets"),
+    long_but(
+        [("lightning", 20), ("lightning", 200), ("keras", 10), ("keras", 200)],
+        slow=[("lightning", 200), ("keras", 10)],
+        quick=[("lightning", 20)],
+    ),
+)
 
 
-def problems(backend: str) -> Iterator[tuple[np.random.Generator, Weights, list[Weights]]]:
+def problems(num_sets: int) -> Iterator[tuple[np.random.Generator, Weights, list[Weights]]]:
     """Yield a generator for hyperparameters, the first weights, and the gradients."""
-    for seed in range(NUM_SETS[backend]):
+    for seed in range(num_sets):
         weights, *gradients = drawn(seed, 1 + NUM_STEPS)
         yield np.random.default_rng([seed, 1]), weights, [*gradients]
 
@@ -45,13 +55,18 @@ def by_torch(make: Any, weights: Weights, gradients: Sequence[Weights]) -> Weigh
     parameters = {
         name: torch.nn.Parameter(torch.from_numpy(value.copy())) for name, value in weights.items()
     }
-    native = make(parameters)
-    for values, rate in zip(gradients, RATES, strict=True):
-        for group in native.param_groups:
-            group["lr"] = rate
-        for name, p in parameters.items():
-            p.grad = torch.from_numpy(values[name].copy())
-        native.step()
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # the type of NAdam's product of momenta
+    try:
+        native = make(parameters)
+        for values, rate in zip(gradients, RATES, strict=True):
+            for group in native.param_groups:
+                group["lr"] = rate
+            for name, p in parameters.items():
+                p.grad = torch.from_numpy(values[name].copy())
+            native.step()
+    finally:
+        torch.set_default_dtype(default)
     return {name: p.detach().numpy() for name, p in parameters.items()}
 
 
@@ -76,13 +91,13 @@ def by_keras(make: Any, weights: Weights, gradients: Sequence[Weights]) -> Weigh
         keras.config.set_floatx(floatx)
 
 
-@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
-def test_adafactor_is_torch_s(backend: str) -> None:
+@over_sets
+def test_adafactor_is_torch_s(backend: str, num_sets: int) -> None:
     """torch factors the last two axes in memory, here the canonical ones. Its eps1 is a lower bound
     of v, 1e-30 ours: below rounding. Without weight decay, which torch applies after RMS(p)."""
     import torch
 
-    for rng, weights, gradients in problems(backend):
+    for rng, weights, gradients in problems(num_sets):
         keys = {
             "beta2_decay": -rng.uniform(0.1, 1.0),
             "eps2": 10 ** rng.uniform(-4, 0),
@@ -144,7 +159,8 @@ def test_adafactor_without_scale_parameter_ignores_the_size_of_the_weights(backe
 def random_keys(rng: np.random.Generator, *names: str) -> dict[str, float]:
     """Draw hyperparameters in the ranges that people use."""
     ranges = {"weight_decay": (0.0, 0.3), "momentum": (0.5, 0.99), "trust_coefficient": (1e-3, 0.1),
-              "beta1": (0.5, 0.95), "beta2": (0.9, 0.999), "eps": (1e-8, 1e-3)}  # fmt: skip
+              "beta1": (0.5, 0.95), "beta2": (0.9, 0.999), "eps": (1e-8, 1e-3), "rho": (0.8, 0.999),
+              "momentum_decay": (1e-3, 0.1), "initial_accumulator": (0.0, 1.0)}  # fmt: skip
     return {name: rng.uniform(*ranges[name]) for name in names}
 
 
@@ -167,9 +183,9 @@ def lamb_of_the_paper(
     return after
 
 
-@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
-def test_lamb_is_its_paper_s_algorithm(backend: str) -> None:
-    for rng, weights, gradients in problems(backend):
+@over_sets
+def test_lamb_is_its_paper_s_algorithm(backend: str, num_sets: int) -> None:
+    for rng, weights, gradients in problems(num_sets):
         keys = random_keys(rng, "beta1", "beta2", "eps", "weight_decay")
         ours = steps(backend, optimizer("lamb", **keys), weights, gradients, RATES)
         assert difference(ours.weights, lamb_of_the_paper(weights, gradients, **keys)) < TOLERANCE
@@ -203,14 +219,15 @@ def lars_of_the_paper(
     return after
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
-def test_lars_is_its_paper_s_algorithm(backend: str, nesterov: bool) -> None:
-    for rng, weights, gradients in problems(backend):
-        keys = random_keys(rng, "momentum", "trust_coefficient", "weight_decay")
-        spec = optimizer("lars", **keys, nesterov=nesterov)
-        ours = steps(backend, spec, weights, gradients, RATES)
-        oracle = lars_of_the_paper(weights, gradients, **keys, nesterov=nesterov)
+@over_sets
+def test_lars_is_its_paper_s_algorithm(backend: str, num_sets: int) -> None:
+    for rng, weights, gradients in problems(num_sets):
+        keys = {
+            **random_keys(rng, "momentum", "trust_coefficient", "weight_decay"),
+            "nesterov": bool(rng.integers(2)),
+        }
+        ours = steps(backend, optimizer("lars", **keys), weights, gradients, RATES)
+        oracle = lars_of_the_paper(weights, gradients, **keys)
         assert difference(ours.weights, oracle) < TOLERANCE
 
 
@@ -278,20 +295,15 @@ def muon_of_the_post(
     return after
 
 
-@pytest.mark.parametrize(
-    ("nesterov", "adjust_lr"),
-    slow_rows(
-        [*product([False, True], ["original", "match_rms_adamw"])],
-        [(False, "original"), (True, "match_rms_adamw")],
-    ),
-)
-@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
-def test_muon_moves_matrices_by_their_singular_vectors(
-    backend: str, adjust_lr: str, nesterov: bool
-) -> None:
+@over_sets
+def test_muon_moves_matrices_by_their_singular_vectors(backend: str, num_sets: int) -> None:
     """1e-11: small singular values, and their rounding, grow 3.4445^5 = 485 times."""
-    for rng, weights, gradients in problems(backend):
-        keys = {**random_keys(rng, "momentum"), "nesterov": nesterov, "adjust_lr": adjust_lr}
+    for rng, weights, gradients in problems(num_sets):
+        keys = {
+            **random_keys(rng, "momentum"),
+            "nesterov": bool(rng.integers(2)),
+            "adjust_lr": ("original", "match_rms_adamw")[rng.integers(2)],
+        }
         ours = steps(
             backend, optimizer("muon", weight_decay=0.0, **keys), weights, gradients, RATES,
             MUON_GROUPS,
@@ -341,9 +353,9 @@ def test_muon_is_keras_s() -> None:
     assert difference(ours.weights, oracle) < 1e-6
 
 
-@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
-def test_muon_trains_the_other_weights_by_adamw(backend: str) -> None:
-    for rng, weights, gradients in problems(backend):
+@over_sets
+def test_muon_trains_the_other_weights_by_adamw(backend: str, num_sets: int) -> None:
+    for rng, weights, gradients in problems(num_sets):
         keys = random_keys(rng, "beta1", "beta2", "eps")
         decay = random_keys(rng, "weight_decay")
         bias = {"b/bias": weights["b/bias"]}
@@ -388,7 +400,20 @@ GOLDEN = (
 @pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
 def test_other_packages_optimizers_give_the_stored_numbers(backend: str, name: str) -> None:
     """oracle_golden.py made them with the packages, from the same hyperparameters."""
-    for seed in range(oracle_golden.NUM_SETS):
+    _compare_with_package(backend, name, GOLDEN[name])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", oracle_golden.ORACLES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_other_packages_optimizers_are_ours(backend: str, name: str) -> None:
+    pytest.importorskip(oracle_golden.PACKAGES[name])
+    _compare_with_package(backend, name, (oracle_golden.trained(name, s) for s in range(200)))
+
+
+def _compare_with_package(backend: str, name: str, sets: Iterable[Any]) -> None:
+    """Compare with the package's weights of each set."""
+    for seed, stored in enumerate(sets):
         weights, gradients = oracle_golden.problem(seed)
         spec = optimizer(name, **oracle_golden.keys(name, seed))
         found = steps(backend, spec, weights, gradients, oracle_golden.rates(name))
@@ -396,10 +421,9 @@ def test_other_packages_optimizers_give_the_stored_numbers(backend: str, name: s
         if BASE_WEIGHTS in found.slots:
             after = spec.averaged(after, found.slots[BASE_WEIGHTS])
         expected = {
-            key: np.array(value).reshape(weights[key].shape)
-            for key, value in GOLDEN[name][seed].items()
+            key: np.array(value).reshape(weights[key].shape) for key, value in stored.items()
         }
-        assert difference(after, expected) < TOLERANCE
+        assert difference(after, expected) < TOLERANCE, (name, seed)
 
 
 @pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
