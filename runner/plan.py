@@ -513,7 +513,8 @@ class Plan:
     def _mixed(self, mixing: Mixing, rows: np.ndarray, epoch: int) -> Batch:
         """Read training rows, mixed with their partners."""
         num, seed = len(self.data.train), self.config.seed
-        how = mixed(mixing, self.data.input_shape, rows, num, seed, epoch)
+        is_exact = self.config.trainer.precision == "exact"
+        how = mixed(mixing, self.data.input_shape, rows, num, seed, epoch, is_exact)
         x, other = (self._augmented(which, epoch)["x"] for which in (rows, how.partners))
         y, other_y = (self._train_targets(which) for which in (rows, how.partners))
         return {"x": how.of(x, other), "y": how.targets(y, other_y)}
@@ -1153,15 +1154,6 @@ def _refuse_exact(config: Config, data: Dataset) -> None:
             "loss=focal of several labels has no exact form; with trainer.precision=exact use "
             "loss=binary_cross_entropy"
         )
-    if augment_of(config) is not None:
-        raise ConfigError(
-            "data.augment is not supported with trainer.precision=exact; leave it out"
-        )
-    for key in ("mixup", "cutmix"):
-        if getattr(config.data, key, None) is not None:
-            raise ConfigError(
-                f"data.{key} is not supported with trainer.precision=exact; set it to null"
-            )
     if data.overlaps and not data.streams:
         raise ConfigError(
             "data.stride is not supported with trainer.precision=exact; set it to null"

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from runner.data.beta import quantiles
 from runner.random import uniform
 
 Alpha = Annotated[float, Field(gt=0, le=1000)] | None
@@ -43,10 +44,11 @@ class Mixed:
     # the first and one after the last of the partner's pixels: y, y, x, x  # int64[n, 4]
     rectangles: np.ndarray | None
     is_cut: np.ndarray  # bool[n]
+    is_exact: bool = False  # mix in float64 and round once, as exact mode does
 
     def of(self, own: np.ndarray, partner: np.ndarray) -> np.ndarray:
         """Mix rows.  # float[n, ...] twice -> float[n, ...]"""
-        mixed = _blended(np.where(self.is_cut, 1.0, self.shares), own, partner)
+        mixed = self._blended(np.where(self.is_cut, 1.0, self.shares), own, partner)
         if self.rectangles is not None:
             y, x = (np.arange(size) for size in own.shape[1:3])
             top, bottom, left, right = self.rectangles.T[..., None]
@@ -57,14 +59,15 @@ class Mixed:
 
     def targets(self, own: np.ndarray, partner: np.ndarray) -> np.ndarray:
         """Mix targets.  # float[n, C] twice -> float[n, C]"""
-        return _blended(self.shares, own, partner)
+        return self._blended(self.shares, own, partner)
 
-
-def _blended(shares: np.ndarray, own: np.ndarray, partner: np.ndarray) -> np.ndarray:
-    """Return shares own + (1 - shares) partner.  # float64[n], float[n, ...] twice"""
-    shares = shares.astype(own.dtype).reshape(-1, *(1 for _ in own.shape[1:]))
-    blended: np.ndarray = shares * own + (1 - shares) * partner
-    return blended
+    def _blended(self, shares: np.ndarray, own: np.ndarray, partner: np.ndarray) -> np.ndarray:
+        """Return shares own + (1 - shares) partner.  # float64[n], float[n, ...] twice"""
+        shares = shares.astype(own.dtype).reshape(-1, *(1 for _ in own.shape[1:]))
+        if self.is_exact:  # each operation has one result
+            shares = shares.astype(np.float64)
+        blended: np.ndarray = shares * own + (1 - shares) * partner
+        return blended.astype(own.dtype, copy=False)
 
 
 def mixed(
@@ -74,6 +77,7 @@ def mixed(
     num_rows: int,
     seed: int,
     epoch: int,
+    is_exact: bool = False,
 ) -> Mixed:
     """Choose how rows are mixed; a function of (seed, epoch, row).
 
@@ -84,15 +88,13 @@ def mixed(
         num_rows: the number of all training rows.
         seed: the run's seed.
         epoch: the number of the epoch.
+        is_exact: whether the bits must be the same on every machine; see runner.data.beta.
     """
-    from scipy.special import betaincinv  # the inverse of the distribution function of Beta
-
     partner, kind, draw, y, x = _draws(num_rows, seed, epoch)[rows].T
     is_cut = np.full(len(rows), mixing.cutmix is not None)
     if mixing.mixup is not None and mixing.cutmix is not None:
         is_cut = kind < 0.5
-    alphas = np.where(is_cut, mixing.cutmix or 1.0, mixing.mixup or 1.0)
-    shares = betaincinv(alphas, alphas, draw)
+    shares = _shares(mixing, is_cut, draw, is_exact)
     rectangles = None
     if mixing.cutmix is not None:
         height, width, _ = row_shape
@@ -101,7 +103,19 @@ def mixed(
         (top, bottom), (left, right) = ends
         area = (bottom - top) * (right - left)
         shares = np.where(is_cut, 1 - area / (height * width), shares)
-    return Mixed((partner * num_rows).astype(np.int64), shares, rectangles, is_cut)
+    return Mixed((partner * num_rows).astype(np.int64), shares, rectangles, is_cut, is_exact)
+
+
+def _shares(mixing: Mixing, is_cut: np.ndarray, draws: np.ndarray, is_exact: bool) -> np.ndarray:
+    """Return lambda, the quantiles of each row's Beta distribution.  # float64[n]"""
+    cutmix, mixup = mixing.cutmix or 1.0, mixing.mixup or 1.0
+    if is_exact:
+        return np.where(is_cut, quantiles(cutmix, draws), quantiles(mixup, draws))
+    from scipy.special import betaincinv  # the inverse of the distribution function of Beta
+
+    alphas = np.where(is_cut, cutmix, mixup)
+    shares: np.ndarray = betaincinv(alphas, alphas, draws)
+    return shares
 
 
 def _side(size: int, draws: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,9 @@ from runner.exact.rules import constant, total
 
 def values_per_row(loss: Any, num_outputs: int) -> int:
     """Return V. A loss of targets is a mean over the outputs, but for a cosine."""
-    return 1 if loss.name in (*OF_LABELS, "cosine_similarity") else num_outputs
+    return (
+        1 if loss.name in (*OF_LABELS, "soft_cross_entropy", "cosine_similarity") else num_outputs
+    )
 
 
 def cross_entropy(o: Primitives, loss: Any, z: Tensor, y: Tensor) -> Tensor:
@@ -35,6 +37,23 @@ def cross_entropy_value(o: Primitives, loss: Any, z: Tensor, y: Tensor) -> Tenso
         return o.r(log(o, s) + label_term)
     smoothing_term = o.r(total(o, d, (1,), num, per_row=True, keep=True) * constant(a / num))
     return o.r(o.r(log(o, s) + o.r(label_term * constant(1 - a))) + smoothing_term)
+
+
+def soft_cross_entropy(o: Primitives, loss: Any, z: Tensor, y: Tensor) -> Tensor:
+    """softmax(z) Y - y, where Y is the sum of a row's targets y, nearly 1."""
+    _, e, s = exponentials(o, z)
+    return o.r(o.r(o.r(e) / o.r(s)) * _row_sum(o, y) - y)
+
+
+def soft_cross_entropy_value(o: Primitives, loss: Any, z: Tensor, y: Tensor) -> Tensor:
+    """Y ln s + sum(y d)"""
+    d, _, s = exponentials(o, z)
+    return o.r(_row_sum(o, y) * o.r(log(o, s)) + _row_sum(o, o.r(y * d)))
+
+
+def _row_sum(o: Primitives, x: Tensor) -> Tensor:
+    """R of the sum of a row.  # [N, 1]"""
+    return total(o, x, (1,), x.shape[1], per_row=True, keep=True)
 
 
 def binary_cross_entropy(o: Primitives, loss: Any, z: Tensor, y: Tensor) -> Tensor:
@@ -147,4 +166,5 @@ FORMS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "huber": (huber, huber_value),
     "focal": (focal, focal_value),
     "cosine_similarity": (cosine_similarity, cosine_similarity_value),
+    "soft_cross_entropy": (soft_cross_entropy, soft_cross_entropy_value),
 }

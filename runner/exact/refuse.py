@@ -58,7 +58,8 @@ def refuse(net: Network, loss: Any, optimizer: Any, order: Order | InOrder) -> N
 
 def _refuse_loss(loss: Any) -> None:
     """Refuse a loss, or values of its keys, without an exact form."""
-    _check_has_form("loss", loss.name, losses.FORMS)
+    own = "soft_cross_entropy"  # is no choice of a config
+    _check_has_form("loss", loss.name, [name for name in losses.FORMS if name != own])
     if getattr(loss, "class_weights", None) is not None:
         raise ConfigError(
             "loss.class_weights is not supported with trainer.precision=exact; set it to null"

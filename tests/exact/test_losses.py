@@ -26,9 +26,17 @@ def cosine(z: Tensor, y: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(z, y)
 
 
+def soft_cross_entropy(z: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(z, y, reduction="none")
+
+
 @pytest.mark.parametrize(
     ("name", "gamma", "function"),
-    [("focal", g, focal(g)) for g in (0, 1, 3)] + [("cosine_similarity", 0, cosine)],
+    [
+        *(("focal", g, focal(g)) for g in (0, 1, 3)),
+        ("cosine_similarity", 0, cosine),
+        ("soft_cross_entropy", 0, soft_cross_entropy),
+    ],
 )
 def test_values_and_derivatives_are_torch_s(
     name: str, gamma: float, function: Callable[[Tensor, Tensor], Tensor]
@@ -37,6 +45,8 @@ def test_values_and_derivatives_are_torch_s(
     rng = np.random.default_rng(0)
     z = r(3 * rng.normal(size=(40, 5)))
     y = np.eye(5)[rng.integers(0, 5, 40)] if name == "focal" else r(rng.normal(size=(40, 5)))
+    if name == "soft_cross_entropy":
+        y = r(rng.dirichlet(np.ones(5), 40))
     loss = SimpleNamespace(name=name, alpha=0.25, gamma=gamma)
     leaf = torch.tensor(z, requires_grad=True)
     expected = function(leaf, torch.tensor(y))

@@ -104,6 +104,19 @@ def test_cosine_similarity(tmp_path: Path) -> None:
     assert_all_the_same([*cosine_similarity(tmp_path), "trainer.max_steps=8"])
 
 
+@pytest.mark.slow
+def test_rows_that_are_augmented_and_mixed() -> None:
+    """Partners, shares, rectangles and moves are made once, in NumPy."""
+    layers = (
+        "{layer: conv2d, filters: 4, kernel_size: 3},{layer: activation, function: relu},"
+        "{layer: global_average_pool},{layer: dense, units: outputs}"
+    )
+    changes = ["data.mixup=0.4", "data.cutmix=1", "data.augment.flip=true", "data.augment.crop=1"]
+    smoothed = ["loss=cross_entropy", "loss.label_smoothing=0.1"]
+    short = [IMAGES, f"model.layers=[{layers}]", "trainer.max_steps=11"]
+    assert_all_the_same([*changes, *smoothed, *HARD, *short])
+
+
 LONG = [
     ("mlp", "adam", 3000),
     ("cnn", "adam", 300),
