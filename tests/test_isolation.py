@@ -39,6 +39,7 @@ NEEDS = {
     ],
     ("data", "csv"): ["data.path=a.csv"],
     ("experiment", "speech_digits"): ["data.path=a"],
+    ("experiment", "speech_transcription"): ["data.path=a"],
     ("data", "table"): ["data.path=a.csv"],
     ("data", "npy"): ["data.path=a"],
     ("data", "image_folder"): ["data.path=a"],
