@@ -505,7 +505,7 @@ def _search(request: Request, hydra: DictConfig) -> int:
     front = trials.write(folder, opened.settings, opened.chosen, task.folders)
     with nullcontext() if is_over else suppress(RunError):
         wanted = compare.wanted(first.answer) if is_over else comparison.Wanted()
-        status = comparison.write(folder, 0, replace(wanted, front=front))
+        status = comparison.write(folder, 0, replace(wanted, front=front, rules=None))
     if is_over:
         _track_answer(folder, [first])
         return status
