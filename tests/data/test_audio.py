@@ -258,6 +258,7 @@ def test_sounds_that_are_read_while_training_are_the_same(
 def test_training_on_them_has_the_same_bits(backend: str, tmp_path: Path) -> None:
     tones(tmp_path, 8)
     common = ["data=audio_folder", f"data.path={tmp_path}", "model=linear", "trainer.max_epochs=2"]
+    common += ["trainer.batch_size=4"]
     runs = [train(backend, [*common, f"data.memory_mb={size}"]) for size in ("null", "1")]
     np.testing.assert_array_equal(runs[0].losses, runs[1].losses)
     assert difference(runs[0].state.weights, runs[1].state.weights) == 0
