@@ -372,6 +372,8 @@ def as_targets(
         hint = "; set data.task=regression to predict numbers" if y.dtype.kind == "f" else ""
         is_mask = y.ndim == 4 and y.shape[1:3] == tuple(row_shape[:2]) and y.shape[3] == 1
         hint = hint or ("; labels at pixels have the shape [N, H, W]" if is_mask else "")
+        is_sequence = y.ndim == 2 and y.shape[1] > 1 and y.dtype.kind in "iu"
+        hint = hint or ("; data.task=transcription takes sequences" if is_sequence else "")
         raise ConfigError(f"{source}: y must be labels, integers of shape [N], {got}{hint}")
     names, labels = np.unique(y, return_inverse=True)
     labels = labels.astype(np.int64).reshape(y.shape)

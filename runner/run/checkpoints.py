@@ -1,6 +1,5 @@
 """Write a run's checkpoints while the next chunk trains; keep the newest ones and the best."""
 
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 from runner.errors import RunError
 from runner.run import checkpoint
 from runner.run.observer import Observer
+from runner.run.run_folder import why_unwritten
 from runner.spec import TrainState
 
 # Bytes. Smaller checkpoints are serialised on the training thread: contention for the GIL would
@@ -93,7 +93,5 @@ class Checkpoints(Observer):
             previous = "there is no earlier checkpoint"
             if self._saved:
                 previous = f"the last whole checkpoint is that of step {self._saved[-1]}"
-            path, free = self.path / "checkpoints" / str(step), shutil.disk_usage(self.path).free
-            raise RunError(
-                f"{path} cannot be written: {error.strerror}, {free} bytes are free; {previous}"
-            ) from error
+            path = self.path / "checkpoints" / str(step)
+            raise RunError(f"{why_unwritten(path, error)}; {previous}") from error

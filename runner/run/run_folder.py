@@ -1,5 +1,6 @@
 """A run's folder: its name, its lock, and its text files."""
 
+import errno
 import json
 import math
 import os
@@ -317,10 +318,18 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        free = shutil.disk_usage(path.parent).free
-        raise RunError(
-            f"{path} cannot be written: {error.strerror}, {free} bytes are free"
-        ) from error
+        raise RunError(why_unwritten(path, error)) from error
+
+
+def why_unwritten(path: Path, error: OSError) -> str:
+    """Return what the system says of a file that cannot be written, with the number of free bytes
+    unless the folder is missing or closed to the user."""
+    said = f"{path} cannot be written: {error.strerror}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
+        return said
+    with suppress(OSError):
+        said += f", {shutil.disk_usage(path.parent).free} bytes are free"
+    return said
 
 
 def links(folder: Path) -> list[Path]:

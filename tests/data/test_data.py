@@ -320,6 +320,13 @@ def test_what_is_probably_not_meant_is_said(tmp_path: Path) -> None:
             r"y must be labels, integers of shape \[N\], got int64 of shape \[2, 1\]",
         ),
         (
+            {"x": [[1.0], [2.0]], "y": [[0, 1], [1, 2]]},
+            (
+                r"y must be labels, integers of shape \[N\], got int64 of shape \[2, 2\]; "
+                r"data.task=transcription takes sequences"
+            ),
+        ),
+        (
             {"x": [[1.0], [2.0]], "y": ["a", "b"]},
             r"y must be labels, integers of shape \[N\], got <U1",
         ),

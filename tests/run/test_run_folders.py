@@ -1,8 +1,10 @@
 """A run's folder that somebody else has touched: what is theirs is left alone, what is broken is
 told in one line."""
 
+import errno
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from runner import dispatcher
 from runner.__main__ import main
 from runner.cli.multirun import claimed
 from runner.run import checkpoint, run_folder
-from runner.run.run_folder import read_json
+from runner.run.run_folder import read_json, why_unwritten
 from runner.schedules.units import Periods
 from tests.cli.test_command_line_errors import OnlyCpu
 from tests.command_line import BACKENDS, forked
@@ -536,7 +538,7 @@ NOT_ON_A_RUN = [
     ("run={} task=evaluate checkpoint=999", "{} has no checkpoint 999; it has 40, 50, best, last"),
     ("resume={} checkpoint=../x", "checkpoint must be one of last, best or an integer, got ../x"),
     ("-m resume={} trainer.steps_per_call=1,2", "resume: {} is at step 50 of 50, nothing is left; "
-        "to train longer, increase trainer.max_epochs or trainer.max_steps"),
+        "to train longer, increase trainer.max_steps, now 50"),
     ("-m seed=0,1 output.multirun={} output.root={}/..", "output.multirun must be a folder of its "
         "own, got {}, which is inside a run's folder"),
 ]  # fmt: skip
@@ -609,3 +611,19 @@ def test_a_child_process_does_not_keep_a_folder_locked(tmp_path: Path) -> None:
         os.waitpid(child, 0)
         for pipe in (waits, told, begins):
             os.close(pipe)
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (errno.EACCES, "cannot be written: Permission denied"),
+        (errno.EROFS, "cannot be written: Read-only file system"),
+        (errno.ENOSPC, r"cannot be written: No space left on device, \d+ bytes are free"),
+    ],
+)
+def test_only_what_may_be_a_full_disk_is_said_with_its_free_bytes(
+    tmp_path: Path, number: int, expected: str
+) -> None:
+    path = tmp_path / "card.json"
+    said = why_unwritten(path, OSError(number, os.strerror(number)))
+    assert re.fullmatch(f"{re.escape(str(path))} {expected}", said)
