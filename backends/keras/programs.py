@@ -88,14 +88,12 @@ def kept(run: RunSpec) -> Iterator[None]:
     tf.constant(0) + 1  # TensorFlow has read the flags now
     _restore(link)
     with programs.opened("keras", _parts(run)) as folder:
-        if folder is None:
-            yield
-            return
         try:
-            with suppress(OSError):
-                link.point(folder)
+            if folder is not None:
+                with suppress(OSError):
+                    link.point(folder)
             yield
-            if link.temporary is not None:
+            if folder is not None and link.temporary is not None:
                 _empty(folder)
         finally:
             link.remove()

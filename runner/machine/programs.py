@@ -60,7 +60,7 @@ def _chosen(requested: str) -> str:
     if requested == "off" or fcntl is None:
         return ""
     if requested:
-        return str(Path(requested).expanduser().absolute())
+        return os.path.abspath(os.path.expanduser(requested))
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):  # the standard of these folders ignores it then
         base = os.path.expanduser("~/.cache")
@@ -70,11 +70,20 @@ def _chosen(requested: str) -> str:
 def check() -> None:
     """Refuse a value of TWINRUN_CACHE that cannot be a folder."""
     requested = os.environ.get(VARIABLE, "")
-    path = Path(requested).expanduser()
-    if requested not in ("", "off") and path.exists() and not path.is_dir():
+    if requested in ("", "off"):
+        return
+    path, problem = Path(os.path.expanduser(requested)), None
+    try:
+        if str(path).startswith("~"):
+            problem = f"{path.parts[0]} is no user's folder"
+        elif path.exists() and not path.is_dir():
+            problem = "which is a file"
+    except OSError as error:  # a name that is too long
+        problem = error.strerror or str(error)
+    if problem is not None:
         raise ConfigError(
-            f"the environment variable {VARIABLE} must be a folder or off, got {show(requested)}, "
-            f"which is a file"
+            f"the environment variable {VARIABLE} must be a folder or off, got {show(requested)}"
+            f", {problem}"
         )
 
 
@@ -106,8 +115,10 @@ def _warn(text: str) -> None:
 def _problem(path: Path) -> str | None:
     """Return why programs cannot be kept below the path; None if they can."""
     try:
-        there = next(folder for folder in (path, *path.parents) if folder.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        there = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+        if not there.is_dir():  # a file, or a link to nothing
+            return f"{there} is not a folder"
+        if not os.access(there, os.W_OK | os.X_OK):
             return f"{there} is not writable"
         status = path.stat() if there == path else None
         if status is not None and (status.st_uid != os.getuid() or status.st_mode & 0o022):
@@ -212,7 +223,7 @@ def _listed(path: Path) -> dict[str, list[int]]:
     """Return what contents.json lists; nothing if it is missing or damaged."""
     try:
         listed = json.loads((path / "contents.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return listed if isinstance(listed, dict) else {}
 

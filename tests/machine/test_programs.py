@@ -63,7 +63,7 @@ def test_a_damaged_file_is_removed_alone(cache: Path, damage: bytes) -> None:
     assert found() == {"a": b"123456789", "b": b"other"}
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"a": [9', '{"a": [1, 2, 3]}'])
+@pytest.mark.parametrize("text", ["", "[]", '{"a": [9', '{"a": [1, 2, 3]}', "[" * 10**5])
 def test_a_damaged_list_costs_a_compilation(cache: Path, text: str) -> None:
     folder = keep(a=b"1")
     (folder.parent / "contents.json").write_text(text)
@@ -157,6 +157,31 @@ def test_the_folder_must_be_a_folder_that_only_the_user_writes(
         "is a file$",
     ):
         programs.check()
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("~nobody-has-this-name/x", "~nobody-has-this-name is no user's folder"),
+        ("x" * 300, "File name too long"),
+    ],
+)
+def test_a_name_that_no_folder_can_have_is_refused(
+    name: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TWINRUN_CACHE", name)
+    monkeypatch.setenv("TWINRUN_CACHE_CHOSEN", "")
+    programs.choose()  # comes first
+    with pytest.raises(ConfigError, match=f"^the environment variable .*, {problem}$"):
+        programs.check()
+
+
+@pytest.mark.parametrize("target", ["nothing", "cache", "file"])
+def test_a_link_to_nothing_or_to_itself_keeps_nothing(target: str, cache: Path) -> None:
+    """TensorFlow would fail a run that cannot make its folder there."""
+    (cache.parents[1] / "file").touch()
+    cache.parent.symlink_to(target)
+    assert programs.usable_root() is None
 
 
 def test_the_folder_is_the_user_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
