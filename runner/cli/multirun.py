@@ -90,7 +90,11 @@ def job_folder(parent: Path, name: str, config_sha256: str, code: Mapping[str, s
     """Find the job's folder by the hashes of its config and of its own code. Folders with the job's
     name come first; an earlier multirun over other keys may have given the same config another
     name."""
-    folders = [path for path in sorted(parent.iterdir()) if path.is_dir() and not path.is_symlink()]
+    folders = [
+        path
+        for path in sorted(parent.glob("[!.]*"))  # the others are copies that a kill has cut off
+        if path.is_dir() and not path.is_symlink()
+    ]
     folders.sort(key=lambda path: not path.name.startswith(name))
     same = (path for path in folders if _config_sha256(path) == config_sha256)
     return next((path for path in same if run_folder.code_of(path) in (None, code)), None)

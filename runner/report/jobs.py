@@ -387,7 +387,7 @@ def _without(config: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
 def inside(folder: Path) -> list[Path]:
     """Return the run folders in a multirun's folder, also those without a result.json: runs that
     have not ended."""
-    records = [*folder.glob("*/result.json"), *folder.glob("*/config.yaml")]
+    records = [*folder.glob("[!.]*/result.json"), *folder.glob("[!.]*/config.yaml")]
     return sorted({path.parent for path in records})
 
 

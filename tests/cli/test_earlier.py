@@ -1,8 +1,11 @@
 """Earlier runs of a race are copied, not trained again, if nothing that they depend on differs."""
 
 import json
+import os
 import shutil
 from pathlib import Path
+
+from omegaconf import OmegaConf
 
 from runner.report.jobs import read
 from runner.run.run_folder import read_json
@@ -37,3 +40,35 @@ def test_a_race_uses_earlier_runs_of_the_same_data_packages_and_config(tmp_path:
     shutil.rmtree(before)  # the race has all files of its own
     (again,) = forked(tmp_path, ("task=evaluate", f"run={taken.relative_to(tmp_path)}"))
     assert (again.status, again.err) == (0, "")
+
+
+def test_a_race_copies_whole_runs_and_nothing_else_of_their_folders(tmp_path: Path) -> None:
+    """Of six earlier runs, five are damaged in a file of their own; the sixth was used by tasks. A
+    copy that a kill has cut off is in the race's folder. Runs with a tracker are trained."""
+    lines = ("-m", *COMMON, "data=iris", "schedule=constant,linear", "seed=0,1,2")
+    (first,) = forked(tmp_path, lines)
+    before = tmp_path / first.folder
+    runs = sorted(path for path in before.iterdir() if path.is_dir())
+    (runs[0] / "metrics.csv").unlink()
+    for run, name in zip(
+        runs[1:5],
+        ("trace.csv", "result.json", "checkpoints/last/weights.safetensors", "config.yaml"),
+        strict=True,
+    ):
+        (run / name).write_bytes((run / name).read_bytes()[:90])
+    for name in ("predictions_2.csv", "test.json", "model.onnx"):
+        (runs[5] / name).write_text("{}")
+    cut_off = tmp_path / "outputs/multiruns/race" / f".{runs[5].name}.1"
+    shutil.copytree(runs[5], cut_off)
+    (cut_off / "trace.csv").unlink()
+    race = (*lines, "race.budget=auto", "output.multirun=outputs/multiruns/race")
+    done, tracked = forked(tmp_path, race, (*lines, "race.budget=auto", "logger=tensorboard"))
+    assert (done.status, done.err) == (0, "")
+    assert done.out.count(" is a copy of ") == 1
+    assert "6 of 6 jobs completed" in done.out
+    taken = tmp_path / done.folder / runs[5].name
+    assert not cut_off.exists()
+    assert sorted(os.listdir(taken)) == sorted(os.listdir(taken.with_name(runs[0].name)))
+    config = OmegaConf.load(taken / "config.yaml")
+    assert config.race.budget == "auto"  # a later task=compare warns of its seeds by it
+    assert (tracked.status, tracked.out.count(" is a copy of ")) == (0, 0)
