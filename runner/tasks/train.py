@@ -324,11 +324,11 @@ def _with_lr(
 
 
 def _planned(job: Job, console: Console) -> Plan:
-    """Return the plan of a run. Name a new single run, since its framework's import takes a
-    second."""
+    """Return the plan of a run. Name a new single run on a terminal, since its framework's import
+    takes a second."""
     prepared = plan(job.config)
     if job.resumed is None and job.name is None and job.call is None:
-        console.say(f"train    {_title(job.config, job.finds_lr)}")
+        console.greet(f"train    {_title(job.config, job.finds_lr)}")
     return prepared
 
 

@@ -210,6 +210,13 @@ class Console:
         for line in lines:
             self.say(line)
 
+    def greet(self, line: str) -> None:
+        """Print a line if a user waits at a terminal; log it in any case."""
+        if self._terminal.isatty():
+            self.say(line)
+        else:
+            self._log(line)
+
     def say(self, line: str) -> None:
         """Print a line. Control characters are escaped: a run folder from elsewhere may contain
         some."""

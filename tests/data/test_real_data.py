@@ -485,8 +485,8 @@ def test_what_is_probably_not_meant_is_said_before_the_training(tmp_path: Path) 
     )
     said = "digits.npz: x has unscaled values up to 16; data.standardize=true scales them"
     assert told.status == 0
-    assert f"\nwarning: {said}\n" in told.out  # after the line of the run
-    assert strict.out.startswith("train    npz digits.npz, ")
+    assert told.out.startswith(f"warning: {said}\n")
+    assert (strict.status, strict.err) == (2, f"error: {said}\n")
     assert ranged.out.startswith(f"warning: {said}\n")
 
 

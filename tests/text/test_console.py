@@ -80,7 +80,7 @@ def test_a_run_whose_reader_goes_away_completes(tmp_path: Path) -> None:
     select.select([reader], [], [], 120)
     said = os.read(reader, 6)
     os.close(reader)
-    assert said == b"train "
+    assert said == b"epoch "
     assert ended(child, err) == 0
     assert err.read_text() == ""
     assert read_json(the_run(tmp_path) / "result.json")["status"] == "completed"
@@ -97,6 +97,7 @@ def test_a_run_whose_terminal_hangs_up_completes(tmp_path: Path) -> None:
     more = ("trainer.max_epochs=40", "device=cpu", "trainer.steps_per_call=1")
     child = begun(tmp_path, *more, out=Path(os.ttyname(terminal)), err=err)
     os.close(terminal)
+    assert os.read(control, 200).startswith(b"train    digits, mlp, adam, ")
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("outputs/runs/*/checkpoints/last")):
         assert time.monotonic() < deadline
