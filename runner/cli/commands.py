@@ -26,7 +26,14 @@ from omegaconf.errors import OmegaConfBaseException
 from runner import dispatcher, user_code
 from runner.cli import hydra_bridge, multirun, process, sweep
 from runner.cli.compose import Composer
-from runner.cli.overrides import is_search, job_names, jobs, parse_overrides, without_hydra
+from runner.cli.overrides import (
+    is_search,
+    job_names,
+    jobs,
+    parse_overrides,
+    plain_text,
+    without_hydra,
+)
 from runner.cli.pool import Pool
 from runner.cli.startup import process_start
 from runner.components import averages
@@ -562,7 +569,9 @@ def _check_targets(request: Request) -> None:
     target = request.frozen[0].config.answer.target
     if not isinstance(target, dict):
         return
-    values = [item.partition("=")[2] for job in request.jobs for item in job]
+    all_items = (item for job in request.jobs for item in job)
+    items = dict.fromkeys(item for item in all_items if not item.startswith("answer."))
+    values = [text for item in items for text in (item.partition("=")[2], plain_text(item))]
     values += [
         name for each in request.frozen for name in (each.config.data.name, each.config.model.name)
     ]

@@ -16,6 +16,7 @@ from hydra.core.override_parser.types import (
     IntervalSweep,
     Override,
     OverrideType,
+    QuotedString,
     RangeSweep,
     ValueType,
 )
@@ -161,6 +162,12 @@ def parse_override(argument: str) -> Override:
             with suppress(HydraException):
                 return parser.parse_overrides([f"{key}={spelled}"])[0]
         raise explained(error) from None
+
+
+def plain_text(override: str) -> str:
+    """Return the value of an override as text, without the quotes of a text that has them."""
+    value = parse_override(override).value()
+    return value.text if isinstance(value, QuotedString) else str(value)
 
 
 def _as_text(value: str) -> str | None:

@@ -474,7 +474,8 @@ def parse(composed: Mapping[str, Any]) -> Config:
 
 def _check_keys(values: Mapping[Any, Any], path: str = "") -> None:
     """Refuse a key that is not text or that contains a dot. Keys in `args` are not checked: they
-    are arguments of a function; those in `model.map` are names of torch."""
+    are arguments of a function; those in `model.map` are names of torch, and those in
+    `answer.target` of workloads, such as tables."""
     for key, value in values.items():
         where = f"{path}.{key}" if path else str(key)
         if not isinstance(key, str) or not key:
@@ -485,7 +486,7 @@ def _check_keys(values: Mapping[Any, Any], path: str = "") -> None:
                 f"{show(where)} is a single key that contains a dot; in a file, write "
                 f"{show(last)} below {show(group)}"
             )
-        if key != "args" and where != "model.map":
+        if key != "args" and where not in ("model.map", "answer.target"):
             for item in value if isinstance(value, list) else (value,):
                 if isinstance(item, Mapping):
                     _check_keys(item, where)

@@ -138,10 +138,17 @@ def _is_of_workloads(key: str, tables: Sequence[Sequence[Mapping[str, str]]]) ->
 
 def _place(group: Group, items: Mapping[str, str], own: Collection[str]) -> tuple[str, str]:
     """Return a workload's label and its name: of its own overrides, else of the data and model."""
-    label = _joined(items, own)
-    if label == NO_OVERRIDES:
-        label = f"data={group.value('data.name')} model={group.value('model.name')}"
-    return label, "/".join(item.partition("=")[2] for item in label.split(" "))
+    if not any(key in own for key in items):
+        data, model = (str(group.value(f"{key}.name")) for key in ("data", "model"))
+        return f"data={data} model={model}", f"{data}/{model}"
+    return _joined(items, own), "/".join(_value(group, items[key]) for key in items if key in own)
+
+
+def _value(group: Group, item: str) -> str:
+    """Return an override's value without the quotes that a text with special characters has."""
+    key, _, text = item.partition("=")
+    plain = group.value(key.lstrip("+~"))
+    return plain if isinstance(plain, str) and text[:1] in ("'", '"') else text
 
 
 def _joined(items: Mapping[str, str], keys: Collection[str]) -> str:

@@ -241,6 +241,20 @@ def test_keys_that_are_the_same_on_each_workload_belong_to_it(
     assert first["costs"] == {"trainer.batch_size=16": 80 * 16, "trainer.batch_size=32": None}
 
 
+def test_tables_are_named_by_their_paths(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name may have a dot, a space and a slash; the quotes of the command line are no part."""
+    for path in ("'my t.csv'", "d/u.csv"):
+        for schedule, loss in (("constant", 0.2), ("cosine", 0.5)):
+            own = ["data=csv", f"data.path={path}", "data.target=y", f"schedule={schedule}"]
+            write_run(tmp_path / "runs", own, 0, loss, data={"sha256": path.ljust(64, "0")})
+    target = {"my t.csv": 0.3, "d/u.csv": 0.1}
+    out, found = answered(tmp_path, capsys, target=target)
+    assert "no workload is" not in out
+    assert {each["target"] for each in found["workloads"]} == {0.3, 0.1}
+
+
 def test_task_compare_gives_the_answer_of_the_multirun(tmp_path: Path) -> None:
     """Two data sets and two models are four workloads; the page and a picture have the profiles."""
     command = ("data=iris,wine", "model=linear,mlp", "schedule=constant,cosine", "seed=0,1")
