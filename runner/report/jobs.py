@@ -39,6 +39,9 @@ _DIVERGED = re.compile(r"the loss of update \d+ is (nan|-?inf)|went beyond the r
 
 NO_OVERRIDES = "defaults"  # label of a group without its own overrides
 
+# Beginnings of overrides that a multirun takes and a single run refuses or does not need
+OF_A_MULTIRUN = ("output.multirun=", "tune", "search=", "answer.", "race.")
+
 
 class Fold(NamedTuple):
     """A seed and a fold of the data: a block of runs in a cross-validation."""
@@ -371,7 +374,7 @@ class Group:
 
     def to_copy(self) -> list[str]:
         """Return the overrides that train the group."""
-        without = ("seed=", "data.fold=", "output.", "tune", "search=", "answer.", "race.")
+        without = ("seed=", "data.fold=", "output.", *OF_A_MULTIRUN)
         return [item for item in self.jobs[0].overrides if not item.startswith(without)]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from runner.errors import ConfigError, show_path
 from runner.report import ledger
-from runner.report.jobs import inside
+from runner.report.jobs import OF_A_MULTIRUN, inside
 from runner.report.markdown import as_markdown
 from runner.run import run_folder
 from runner.run.saved import config_of
@@ -91,7 +91,8 @@ def _command(folder: Path, result: Mapping[str, Any]) -> str | None:
     if _read(folder / "environment.json").get("objects"):
         return None
     options = ["--config-dir", str(result["config_dir"])] if result.get("config_dir") else []
-    return command_line([*options, *map(str, result.get("overrides", []))])
+    overrides = map(str, result.get("overrides", []))
+    return command_line([*options, *(o for o in overrides if not o.startswith(OF_A_MULTIRUN))])
 
 
 def _claim(folder: Path, row: ledger.Entry) -> list[str]:

@@ -57,6 +57,15 @@ def test_a_model_card_has_the_claim_the_config_the_hashes_and_the_seed(
         assert text in page
 
 
+def test_the_command_of_a_card_trains_one_run(tmp_path: Path) -> None:
+    """Keys that need -m, which a run of a race or of tune=lr was started with, are not in it."""
+    own = ["schedule=cosine", "race.budget=auto", "tune=lr", "answer.margin=0.1"]
+    folder = write_run(tmp_path, own, 3, 0.25, data=DATA)
+    card(folder)
+    command = json.loads((folder / "card.json").read_text())["command"]
+    assert command == "python -m runner schedule=cosine seed=3"
+
+
 def test_a_card_names_the_checkpoint_that_was_tested_if_the_run_went_on(tmp_path: Path) -> None:
     folder = write_run(tmp_path, [], 3, 0.25, data=DATA)
     (folder / "test.json").write_text('{"test/loss": 0.3125, "rows": 9, "checkpoint": 40}')
