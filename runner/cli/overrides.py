@@ -174,7 +174,7 @@ def _as_text(value: str) -> str | None:
     """Quote what Hydra's grammar rejects, a text or the texts of a list; None for a value with
     special characters."""
     is_list = value[:1] == "[" and value[-1:] == "]"
-    items = value[1:-1].split(",") if is_list else [value]
+    items = [item.strip(" ") for item in value[1:-1].split(",")] if is_list else [value]
     if not value or any(set("\"'\\,()[]{}$=") & set(item) for item in items):
         return None
     spelled = ",".join(map(_item, items))
@@ -186,7 +186,7 @@ def _item(text: str) -> str:
     try:
         OverridesParser.create().parse_overrides([f"key={text}"])
     except HydraException:
-        return spell(text.strip())
+        return spell(text)
     return text
 
 
