@@ -490,6 +490,8 @@ _KINDS = {
 def read_json(path: Path, needs: Mapping[str, Sequence[type]] | None = None) -> dict[str, Any]:
     """Read a JSON object. Raise ConfigError if the file holds none, or if a key of `needs` is
     missing or has none of its types."""
+    if path.exists() and not path.is_file():  # to read a pipe would wait for its writer
+        raise ConfigError(f"{path} must be a regular file")
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if text.strip() else None

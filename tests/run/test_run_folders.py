@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from runner import dispatcher
 from runner.__main__ import main
 from runner.cli.multirun import claimed
+from runner.errors import ConfigError
 from runner.run import checkpoint, run_folder
 from runner.run.run_folder import read_json, why_unwritten
 from runner.schedules.units import Periods
@@ -627,3 +628,10 @@ def test_only_what_may_be_a_full_disk_is_said_with_its_free_bytes(
     path = tmp_path / "card.json"
     said = why_unwritten(path, OSError(number, os.strerror(number)))
     assert re.fullmatch(f"{re.escape(str(path))} {expected}", said)
+
+
+def test_a_pipe_in_place_of_a_file_of_a_run_is_refused(tmp_path: Path) -> None:
+    """Nobody writes to it: a plain open would wait for ever."""
+    os.mkfifo(tmp_path / "result.json")
+    with pytest.raises(ConfigError, match=r"result\.json must be a regular file$"):
+        run_folder.read_json(tmp_path / "result.json")
