@@ -19,6 +19,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -89,6 +91,8 @@ def _read(reader: str, path: str) -> dict[str, float]:
 def _reader(reader: str, path: str) -> Callable[[], Any]:
     """Import what reads the file; return the reading."""
     is_csv = path.endswith(".csv")
+    with suppress(ImportError):
+        import_module("pandas")  # pyarrow imports it, if it is there, with its first table
     if reader == "twinrun":
         import pyarrow.compute
         import pyarrow.csv
