@@ -446,8 +446,17 @@ class Engine:
     ) -> Any:
         n, seed, rounded = self.network, self.dropout_state.seed, self._rounded(batches)
         weights = n.layout.views(n.o, tf.convert_to_tensor(n.weights_vector))
-        vector, _, _ = gradient.unclipped(
-            n.o, self.run, n.layout, weights, n.current_statistics(), rounded, sizes, seed, step
+        vector, _, _ = gradient.gradient(
+            n.o,
+            self.run,
+            n.layout,
+            weights,
+            n.current_statistics(),
+            rounded,
+            sizes,
+            seed,
+            step,
+            clips=False,
         )
         return vector
 

@@ -394,8 +394,17 @@ class Engine:
         """Compute the gradient of an update without making it. Return its norm for each weight."""
         n, run, rounded = self.network, self.run, self._rounded(batches)
         sizes = sizes or [len(batch["x"]) for batch in batches]
-        vector, _, _ = gradient.unclipped(
-            n.o, run, n.layout, n.values(), n.statistics, rounded, sizes, run.seed, step
+        vector, _, _ = gradient.gradient(
+            n.o,
+            run,
+            n.layout,
+            n.values(),
+            n.statistics,
+            rounded,
+            sizes,
+            run.seed,
+            step,
+            clips=False,
         )
         return gradient.norms(run, n.layout, vector.cpu().numpy())
 

@@ -34,8 +34,10 @@ def cross_entropy(z: Tensor, y: Tensor, label_smoothing: float) -> Tensor:
     for tensors of other libraries and translates its arguments, which takes 1 us."""
     if STOCK:
         return F.cross_entropy(z, y, label_smoothing=label_smoothing)
-    mean = 1
-    return torch._C._nn.cross_entropy_loss(z, y, None, mean, -100, label_smoothing)  # type: ignore[arg-type]
+    kernel: Any = torch._C._nn.cross_entropy_loss
+    mean, ignored_label = 1, -100
+    loss: Tensor = kernel(z, y, None, mean, ignored_label, label_smoothing)
+    return loss
 
 
 def scale(tensors: list[Tensor], factor: Any) -> None:

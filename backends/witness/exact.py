@@ -61,8 +61,17 @@ class Engine:
     ) -> dict[str, float]:
         """Compute the gradient of an update without making it. Return its norm for each weight."""
         o, run, weights = self.o, self.run, self.layout.views(self.o, self.weights)
-        vector, _, _ = gradient.unclipped(
-            o, run, self.layout, weights, self.buffers, batches, sizes, run.seed, step
+        vector, _, _ = gradient.gradient(
+            o,
+            run,
+            self.layout,
+            weights,
+            self.buffers,
+            batches,
+            sizes,
+            run.seed,
+            step,
+            clips=False,
         )
         return gradient.norms(run, self.layout, vector)
 

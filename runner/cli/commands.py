@@ -33,6 +33,7 @@ from runner.cli.overrides import (
     parse_overrides,
     plain_text,
     without_hydra,
+    without_seed,
 )
 from runner.cli.pool import Pool
 from runner.cli.startup import process_start
@@ -646,7 +647,7 @@ class _Jobs:
         self.racing = racing.plan(jobs, [each.config for each in frozen], self.tuning_runs)
         seed = frozen[0].config.seed
         same_seed = {
-            _without_seed(job): (each.config, each.values)
+            without_seed(job): (each.config, each.values)
             for job, each in zip(jobs, frozen, strict=True)
             if each.config.seed == seed and not each.finds_lr
         }
@@ -669,10 +670,10 @@ class _Jobs:
             if source is not None:
                 print(f"earlier  {name} is a copy of {source}", flush=True)
         reused = sum(path is not None and multirun.is_completed(path) for path in whole.folders())
-        schedules = list(dict.fromkeys(map(_without_seed, jobs)))
+        schedules = list(dict.fromkeys(map(without_seed, jobs)))
         branches = self.trunks.branches(schedules) if self.trunks else {}
         for wave in trunks.waves(schedules, branches):
-            now = [job for job in jobs if _without_seed(job) in wave]
+            now = [job for job in jobs if without_seed(job) in wave]
             task = self._task(now, whole, branches, trunks.kept(branches))
             if not self._train_these(task):
                 return None
@@ -703,7 +704,7 @@ class _Jobs:
         origins: dict[tuple[str, ...], tuple[Path, int]] = {}
         steps = {}
         for job in jobs:
-            schedule = _without_seed(job)
+            schedule = without_seed(job)
             if (branch := (branches or {}).get(schedule)) is not None:
                 parent = whole.find([*branch.parent, job[-1]])
                 origins |= {} if parent is None else {tuple(job): (parent, branch.step)}
@@ -738,12 +739,6 @@ class _Jobs:
             taken |= left
             again = replace(task, numbers=left)
             hydra_bridge.launch(hydra, self.folder, lines, again, jobs, task.first, self.workers)
-
-
-def _without_seed(job: Sequence[str]) -> tuple[str, ...]:
-    """Return the overrides of a job's schedule."""
-    own = without_hydra(job)
-    return tuple(item for item in own if not item.lstrip("+").startswith("seed="))
 
 
 _POLL_SECONDS = 0.5  # between two looks at the jobs of other commands

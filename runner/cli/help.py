@@ -85,9 +85,9 @@ class _WithRemarks(GenerateJsonSchema):
         """Describe a section of a OneOf, which pydantic has not prepared yet."""
         section: type[Section] = schema["metadata"][SECTION]
         section.model_rebuild()
-        core = section.__pydantic_core_schema__
+        core: Any = section.__pydantic_core_schema__
         if section in self._begun:  # a layer may contain layers
-            core = core_schema.definition_reference_schema(core["ref"])  # type: ignore[typeddict-item]
+            core = core_schema.definition_reference_schema(core["ref"])
         self._begun.add(section)
         return self.generate_inner(core)
 

@@ -77,6 +77,12 @@ def without_hydra(overrides: Sequence[str]) -> list[str]:
     return [override for override in overrides if not override.lstrip("+~").startswith("hydra")]
 
 
+def without_seed(job: Sequence[str]) -> tuple[str, ...]:
+    """Return what a job's overrides have besides the seed and hydra.*."""
+    own = without_hydra(job)
+    return tuple(item for item in own if not item.lstrip("+").startswith("seed="))
+
+
 def _first(override: Override) -> str:
     """Replace a range, `optimizer.lr=interval(1e-4,1e-1)`, by its first value."""
     if not override.is_sweep_override():

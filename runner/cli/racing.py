@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from runner.cli.overrides import without_hydra
+from runner.cli.overrides import without_seed
 from runner.config import times
 from runner.config.schema import Config
 from runner.config.trust import MOST_JOBS
@@ -255,14 +255,11 @@ def check_several(schedules: Sequence[object]) -> None:
 
 def schedules(jobs: Sequence[Sequence[str]]) -> list[Schedule]:
     """Return the combinations of all keys but the seed, in the order of their first jobs."""
-    found: dict[tuple[str, ...], list[str]] = {}
-    for job in jobs:
-        own = [item for item in without_hydra(job) if not item.lstrip("+").startswith("seed=")]
-        found.setdefault(tuple(own), own)
-    shared = set.intersection(*map(set, found.values()))
+    found = list(dict.fromkeys(map(without_seed, jobs)))
+    shared = set.intersection(*map(set, found))
     return [
-        Schedule(own, " ".join(item for item in own if item not in shared) or NO_OVERRIDES)
-        for own in found.values()
+        Schedule([*own], " ".join(item for item in own if item not in shared) or NO_OVERRIDES)
+        for own in found
     ]
 
 

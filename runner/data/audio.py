@@ -1,11 +1,9 @@
 """Audio files in folders: their list, and the features of their samples, which soundfile reads."""
 
-import hashlib
 import os
 import re
 import stat
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,7 +22,7 @@ from runner.data.files import unscaled
 from runner.data.folders import Folder, Listing, Media, each
 from runner.data.mixing import Alpha
 from runner.data.splits import SPLITS
-from runner.data.stream import StoredRows, append
+from runner.data.stream import RowFile, StoredRows
 from runner.errors import ConfigError, listed, one_line, show_path
 from runner.schedules.dialects.calls import SentenceError
 from runner.section import Count, NonNegative, Positive
@@ -228,10 +226,23 @@ class AudioFolder(Folder):
             sounds.pad(scaling.offset)
         elif self.features != "waveform":
             warnings += unscaled(values, self.path, "data.standardize=true scales them")
-        train, val, test = (
+        parts = (
             Split(scaling.apply(values[part.x]) if scaling else values[part.x], part.y)
             for part in (splits[name] for name in SPLITS)
         )
+        return self._dataset(
+            found, splits, parts, x_scaling=scaling, folds_sha256=folds, warnings=warnings
+        )
+
+    def _dataset(
+        self,
+        found: Listing,
+        splits: Mapping[str, Split],
+        parts: Iterable[Split],
+        **others: Any,
+    ) -> Dataset:
+        """Return the data set of three splits, of which `splits` has the numbers of the rows."""
+        train, val, test = parts
         data = Dataset(
             train,
             val,
@@ -239,11 +250,9 @@ class AudioFolder(Folder):
             self.task,
             found.classes,
             (),
-            x_scaling=scaling,
             separator=self.separator,
             image_shape=(*self.row_shape, 1),
-            folds_sha256=folds,
-            warnings=warnings,
+            **others,
         )
         data = self.weighted(data, found, splits)
         return data.as_images() if self.images is True else data
@@ -263,26 +272,17 @@ class AudioFolder(Folder):
         every = stored.scaled(scaling, splits["train"].x, memory)
         if not self.standardize and self.features != "waveform":
             warnings += unscaled(every, self.path, "data.standardize=true scales them")
-        train, val, test = (
-            Split(every.taken(part.x), part.y) for part in (splits[name] for name in SPLITS)
-        )
+        parts = (Split(every.taken(part.x), part.y) for part in (splits[name] for name in SPLITS))
         hashed = np.frombuffer(every.sha256.encode(), np.uint8)
-        data = Dataset(
-            train,
-            val,
-            test,
-            self.task,
-            found.classes,
-            (),
+        return self._dataset(
+            found,
+            splits,
+            parts,
             x_scaling=scaling,
-            separator=self.separator,
-            image_shape=(*self.row_shape, 1),
             memory=memory,
             folds_sha256=self.folds_sha256(hashed, found.labels, found.weights),
             warnings=warnings,
         )
-        data = self.weighted(data, found, splits)
-        return data.as_images() if self.images is True else data
 
     def new_rows(
         self, files: Sequence[Path], description: Mapping[str, Any]
@@ -429,26 +429,25 @@ def _stored(
     """Write the features of all files to a temporary file. Return them, and warnings."""
     shape, dtype, num = section.row_shape, section.dtype, len(files)
     row_bytes = shape[0] * shape[1] * dtype.itemsize
-    file = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the rows
-    digest = hashlib.sha256(repr((num, shape, dtype.str)).encode())
+    stored = RowFile(num * row_bytes, "the features of the sounds")
+    stored.digest.update(repr((num, shape, dtype.str)).encode())
     size, parts = _rows_in(memory, row_bytes), []
     for first in range(0, num, size):
         some = files[first : first + size]
         values = np.empty((len(some), *shape), dtype)
         parts.append(_read(some, section, values))
-        digest.update(values.data)
-        append(file, values, num * row_bytes, "the features of the sounds")
+        stored.append(values)
     found = _Read(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
     frames = _num_frames(found.lengths, section)
-    digest.update(frames.data)
+    stored.digest.update(frames.data)
     unknown = np.zeros((1, shape[1]))
     rows = SoundRows(
         rows=np.arange(num),
         dtype=dtype,
         extent=(0.0, 0.0),
-        sha256=digest.hexdigest(),
+        sha256=stored.digest.hexdigest(),
         stored_shape=shape,
-        file=file,
+        file=stored.file,
         num_frames=frames,
         scaling=None,
         low=unknown,

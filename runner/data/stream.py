@@ -171,18 +171,28 @@ def read_stored(
     return values
 
 
-def append(file: IO[bytes], block: np.ndarray, num_bytes: int, what: str) -> None:
-    """Write a block of rows to a temporary file. Raise RunError if the disk is full: `what` needs
-    `num_bytes`."""
-    try:
-        file.write(np.ascontiguousarray(block).data)
-        file.flush()
-    except OSError as error:
-        raise RunError(
-            f"data.memory_mb: {what} need {num_bytes} bytes in the folder for temporary files, "
-            f"{tempfile.gettempdir()}: {error.strerror}; TMPDIR=FOLDER before the command chooses "
-            f"another folder"
-        ) from error
+class RowFile:
+    """A temporary file of rows, which lives as long as its descriptor `file`, and the hash `digest`
+    of what is in it. `what`, with all rows, needs `num_bytes`."""
+
+    def __init__(self, num_bytes: int, what: str) -> None:
+        self.file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        self.digest = hashlib.sha256()
+        self._num_bytes, self._what = num_bytes, what
+
+    def append(self, block: np.ndarray) -> None:
+        """Write a block of rows. Raise RunError if the disk is full."""
+        content = np.ascontiguousarray(block).data
+        self.digest.update(content)
+        try:
+            self.file.write(content)
+            self.file.flush()
+        except OSError as error:
+            raise RunError(
+                f"data.memory_mb: {self._what} need {self._num_bytes} bytes in the folder for "
+                f"temporary files, {tempfile.gettempdir()}: {error.strerror}; TMPDIR=FOLDER before "
+                f"the command chooses another folder"
+            ) from error
 
 
 class NPY(Splits):

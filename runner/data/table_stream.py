@@ -5,7 +5,6 @@ A Parquet file can be read by groups of rows only, and the order of an epoch nee
 """
 
 import hashlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,7 +16,7 @@ from runner.data import transforms, weights
 from runner.data.cells import Column
 from runner.data.dataset import Dataset, Scaling, Split, check_classes, fit_scaling
 from runner.data.files import numbers_as_labels, regular_file
-from runner.data.stream import StoredRows, append
+from runner.data.stream import RowFile, StoredRows
 from runner.data.table import (
     Columns,
     index_warnings,
@@ -239,13 +238,13 @@ def _written(
     section: Columns, file: StreamedFile, fit: _Fit, parts: Sequence[np.ndarray], num_rows: int
 ) -> TableRows:
     """Transform all rows in blocks, and write them to a temporary file."""
-    stored = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the rows
     is_train = np.zeros(num_rows, bool)
     is_train[parts[0]] = True
     low, high = np.full(len(fit.features), np.inf), np.full(len(fit.features), -np.inf)
-    least, largest, first, digest = np.inf, -np.inf, 0, hashlib.sha256()
+    least, largest, first = np.inf, -np.inf, 0
     scaling = Scaling(np.array(fit.offset), np.array(fit.scale))
     dtype = np.dtype(np.int32 if transforms.num_ids(fit.transforms) else np.float64)
+    stored = RowFile(num_rows * len(fit.features) * dtype.itemsize, "the transformed rows")
     names = [transform.name for transform in fit.transforms]
     texts = [transform.name for transform in fit.transforms if transform.kind == "text"]
     for table in file.batches(names):
@@ -255,9 +254,7 @@ def _written(
         if section.standardize:
             scale_in_place(scaling, x)
         end = first + len(x)
-        block = x.astype(dtype, copy=False)
-        append(stored, block, num_rows * block[:1].nbytes, "the transformed rows")
-        digest.update(block.data)
+        stored.append(x.astype(dtype, copy=False))
         train = x[is_train[first:end]]
         low = np.minimum(low, train.min(axis=0, initial=np.inf))
         high = np.maximum(high, train.max(axis=0, initial=-np.inf))
@@ -266,11 +263,11 @@ def _written(
         rows=np.arange(num_rows),
         dtype=dtype,
         extent=(float(least), float(largest)),
-        sha256=digest.hexdigest(),
+        sha256=stored.digest.hexdigest(),
         low=low,
         high=high,
         stored_shape=low.shape,
-        file=stored,
+        file=stored.file,
     )
 
 

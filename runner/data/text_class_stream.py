@@ -3,7 +3,6 @@ the rows, to find the vocabulary, and to divide them into tokens, which are writ
 file. Training reads rows from it."""
 
 import hashlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from runner.data.dataset import Dataset, Split, check_classes
 from runner.data.files import tokenizer_of
 from runner.data.splits import SPLITS
-from runner.data.stream import StreamedRows, append
+from runner.data.stream import RowFile, StreamedRows
 from runner.data.text_classes import TextClasses, cut_warnings, names_of, of_rows
 from runner.data.tokenizer import Tokenizer
 from runner.errors import ConfigError, show_path
@@ -129,16 +128,12 @@ def _written(
 ) -> _Tokens:
     """Write the tokens of all rows to a temporary file. Raise ConfigError for a text without
     tokens."""
-    stored = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the rows
     lengths: list[int] = []
-    digest = hashlib.sha256()
-    most = 4 * sum(file.stat().st_size for file in files)
+    stored = RowFile(4 * sum(file.stat().st_size for file in files), "the tokens of the texts")
     for block in _blocks(section, files, memory):
         rows = tokenizer.encode_all([text for texts in block for text in texts])
         if (empty := next((i for i, ids in enumerate(rows) if not len(ids)), None)) is not None:
             raise ConfigError(f"{show_path(names[len(lengths) + empty])} has no tokens")
         lengths += [len(ids) for ids in rows]
-        tokens = np.concatenate(rows)
-        digest.update(tokens.data)
-        append(stored, tokens, most, "the tokens of the texts")
-    return _Tokens(stored, np.array(lengths), digest.hexdigest())
+        stored.append(np.concatenate(rows))
+    return _Tokens(stored.file, np.array(lengths), stored.digest.hexdigest())

@@ -4,7 +4,6 @@ vocabulary of its characters."""
 
 import codecs
 import hashlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from runner.data.dataset import Dataset, Split
 from runner.data.masking import masked
-from runner.data.stream import StreamedRows, append
+from runner.data.stream import RowFile, StreamedRows
 from runner.data.text import Text, files_of, kept, read_text
 from runner.data.tokenizer import Tokenizer
 from runner.errors import ConfigError, show_path
@@ -89,14 +88,13 @@ def _store(files: Sequence[Path], encoding: str, tokenizer: Tokenizer) -> Stored
     """Write the tokens of files to a temporary file, in the smallest integers that can hold
     them."""
     dtype = np.min_scalar_type(max(1, len(tokenizer) - 1))
-    file, num, digest = tempfile.TemporaryFile(), 0, hashlib.sha256()  # noqa: SIM115  # as rows live
     most = sum(path.stat().st_size for path in files) * dtype.itemsize
+    stored, num = RowFile(most, "the tokens of the text"), 0
     for text in blocks_of(files, encoding):
         tokens = tokenizer.encode(text).astype(dtype)
-        digest.update(tokens.data)
-        append(file, tokens, most, "the tokens of the text")
+        stored.append(tokens)
         num += len(tokens)
-    return Stored(file, dtype, num, digest.hexdigest())
+    return Stored(stored.file, dtype, num, stored.digest.hexdigest())
 
 
 def blocks_of(files: Sequence[Path], encoding: str) -> Iterator[str]:

@@ -28,28 +28,11 @@ def gradient(
     sizes: Sequence[int],
     seed: Any,
     step: Any,
-) -> tuple[Tensor, Buffers, list[Tensor]]:
-    """Return what `unclipped` returns, with the gradient within the run's limits."""
-    vector, buffers, outputs = unclipped(
-        o, run, layout, weights, buffers, batches, sizes, seed, step
-    )
-    return optimizers.clip(o, vector, run.clips, layout), buffers, outputs
-
-
-def unclipped(
-    o: Primitives,
-    run: RunSpec,
-    layout: Layout,
-    weights: Mapping[str, Tensor],
-    buffers: Mapping[str, Tensor],
-    batches: Iterable[Mapping[str, Tensor]],
-    sizes: Sequence[int],
-    seed: Any,
-    step: Any,
+    clips: bool = True,
 ) -> tuple[Tensor, Buffers, list[Tensor]]:
     """Return (gradient, running statistics, outputs of each micro-batch). The gradient is that of
     the mean loss over the rows of all micro-batches of all processes, by all weights as one vector;
-    it is 0 for frozen weights.
+    it is 0 for frozen weights. With `clips`, it is within the run's limits.
     batches  # x [B, ...], y labels [B] or targets [B, C], and any weights [B]: of this process
     sizes    # rows of each micro-batch, of all processes together"""
     vector, outputs, buffers = None, [], dict(buffers)
@@ -70,6 +53,8 @@ def unclipped(
         vector = batch_vector if vector is None else o.r(vector + batch_vector)
         buffers.update(p.buffers)
         outputs.append(z)
+    if clips:
+        vector = optimizers.clip(o, vector, run.clips, layout)
     return vector, buffers, outputs
 
 

@@ -43,7 +43,7 @@ def test_a_race_uses_earlier_runs_of_the_same_data_packages_and_config(tmp_path:
 
 
 def test_a_race_copies_whole_runs_and_nothing_else_of_their_folders(tmp_path: Path) -> None:
-    """Of six earlier runs, five are damaged in a file of their own; the sixth was used by tasks. A
+    """Five of six earlier runs are damaged, each in another file; the sixth was used by tasks. A
     copy that a kill has cut off is in the race's folder. Runs with a tracker are trained."""
     lines = ("-m", *COMMON, "data=iris", "schedule=constant,linear", "seed=0,1,2")
     (first,) = forked(tmp_path, lines)

@@ -23,8 +23,8 @@ def test_claims_are_wrong_in_at_most_5_of_100_cases(num_groups: int, noise: str)
 
 @pytest.mark.parametrize("noise", slow_but(["normal", "heavy tails", "counts"], "heavy tails"))
 def test_sign_flips_find_a_difference_of_equal_groups_in_at_most_5_of_100_cases(noise: str) -> None:
-    """With 8 seeds, the smallest p of two groups is 2 / 256, so the level can be reached; a lead of
-    two deviations is found nearly always."""
+    """The level can be reached: the smallest p of two groups with 8 seeds is 2 / 256. A lead of two
+    deviations is found nearly always."""
     repeats = 100
     _, told = by_sign_flips(repeats, 2, 8, noise, 0.0)
     assert told < 0.05 + ALLOWED / repeats**0.5

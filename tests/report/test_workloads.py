@@ -39,7 +39,7 @@ def write(here: Path, data: str, schedule: str, seed: int, losses: Losses, **mor
 
 
 def answered(here: Path, capsys: pytest.CaptureFixture[str], **keys: Any) -> tuple[str, Any]:
-    """What task=compare prints, and the entry `workloads` of answer.json."""
+    """Return the output of task=compare, and the entry `workloads` of answer.json."""
     answer = Answer(**{"margin": None, "test": False, "target": None, "relax": 0.01, **keys})
     capsys.readouterr()
     compare_task([str(here / "runs")], here, keys=answer)
