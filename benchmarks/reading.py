@@ -4,11 +4,13 @@
     python -m benchmarks.reading --rows 100000 --kinds csv --markdown
 
 `data=table` reads the file, checks it, numbers the labels, divides the rows and scales them. Its
-peers, pyarrow, pandas and Polars, read the file with their defaults. Every reading is a new process
-that has imported everything before the clock starts. The readers take turns, round after round.
-Seconds are the median of the rounds; "CPU" is the time of all threads, which other programs on the
-machine change less; memory is the largest peak above the process before the reading. Compare only
-the ratios of one run: they are to pyarrow, of medians over the same rounds.
+peers, pyarrow, pandas and Polars, read the file with their defaults. "numpy" is the plainest
+program that does as much: pyarrow reads, NumPy makes shuffled, standardized rows of float32, and
+nothing is checked. Every reading is a new process that has imported everything before the clock
+starts. The readers take turns, round after round. Seconds are the median of the rounds; "CPU" is
+the time of all threads, which other programs on the machine change less; memory is the largest peak
+above the process before the reading. Compare only the ratios of one run: they are to pyarrow, of
+medians over the same rounds.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from typing import Any
 
 from benchmarks.measure import execute, in_new_process
 
-READERS = ("pyarrow", "pandas", "polars", "twinrun")
+READERS = ("pyarrow", "pandas", "polars", "numpy", "twinrun")
 KINDS = ("csv", "parquet")
 
 
@@ -104,10 +106,13 @@ def _reader(reader: str, path: str) -> Callable[[], Any]:
         section: Any = parse(compose(["data=table", f"data.path={path}"])).data
         load: Callable[[], Any] = section.load
         return load
-    if reader == "pyarrow":
+    if reader in ("pyarrow", "numpy"):
         from pyarrow import csv, parquet
 
-        return lambda: csv.read_csv(path) if is_csv else parquet.read_table(path)
+        def table() -> Any:
+            return csv.read_csv(path) if is_csv else parquet.read_table(path)
+
+        return table if reader == "pyarrow" else lambda: _plain(table())
     if reader == "pandas":
         import pandas
 
@@ -115,6 +120,20 @@ def _reader(reader: str, path: str) -> Callable[[], Any]:
     import polars
 
     return lambda: polars.read_csv(path) if is_csv else polars.read_parquet(path)
+
+
+def _plain(table: Any) -> Any:
+    """Divide the rows of a table at random, and standardize them, as a script does with NumPy."""
+    import numpy as np
+
+    *names, label = table.column_names
+    x = np.stack([table[name].to_numpy() for name in names], axis=1)
+    y = table[label].to_numpy()
+    order = np.random.default_rng(0).permutation(len(x))
+    train, val, test = np.split(order, [len(x) * 6 // 10, len(x) * 8 // 10])
+    mean, deviation = x[train].mean(axis=0), x[train].std(axis=0)
+    scaled = ((x[rows] - mean) / deviation for rows in (train, val, test))
+    return [part.astype(np.float32) for part in scaled], [y[rows] for rows in (train, val, test)]
 
 
 def _peak_megabytes() -> float:

@@ -23,8 +23,10 @@ def test_a_permutation_holds_every_number_once(num: int) -> None:
     assert np.array_equal(np.sort(permutation(num, 0, "a place")), np.arange(num))
 
 
-def test_equal_draws_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    draws = np.array([3, 1, 3, 1, 0, 3] * 40, np.uint64)
+@pytest.mark.parametrize("shift", [0, 7, 40])
+def test_equal_draws_keep_their_order(monkeypatch: pytest.MonkeyPatch, shift: int) -> None:
+    """Also draws that differ only in the bits that `permutation` replaces by their numbers."""
+    draws = np.array([3, 1, 3, 1, 0, 3] * 40, np.uint64) << np.uint64(shift)
     monkeypatch.setattr(random, "_bits", lambda num, seed, name: draws[:num])
     expected = sorted(range(240), key=lambda i: (int(draws[i]), i))
     assert permutation(240, 0, "ties").tolist() == expected

@@ -364,8 +364,8 @@ def fit_scaling(values: np.ndarray) -> Scaling:
     largest value first, so that squares fit into float64. A column with no spread beyond rounding
     is a constant: its offset is its smallest value, its scale 1."""
     is_large = values.size >= blocks.LARGE
-    found = blocks.together(lambda: _edges(values), lambda: (_mean(values),), is_large=is_large)
-    low, high, mean = (each.astype(np.float64) for part in found for each in part)
+    edges, mean = blocks.together(lambda: _edges(values), lambda: _mean(values), is_large=is_large)
+    low, high = (edge.astype(np.float64) for edge in edges)
     unit = _unit(low, high)
     if (unit != 1).any():
         values = values / unit

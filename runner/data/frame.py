@@ -184,6 +184,11 @@ class FrameFile(TableFile):
     def kind(self) -> str:
         return "arrow"
 
+    @property
+    def known_rows(self) -> int | None:
+        num: int = self.table.num_rows
+        return num
+
     def _schema(self) -> Any:
         return self.table.schema
 

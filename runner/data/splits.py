@@ -80,9 +80,11 @@ class Splits(Section):
         groups: np.ndarray | None = None,
         times: np.ndarray | None = None,
         given: Collection[str] = (),
+        order: np.ndarray | None = None,
     ) -> Parts:
         """Assign the rows of `source` by these keys. A split of `given` ("val", "test") has rows of
-        its own, and gets none of these. Rows that are not split keep their order."""
+        its own, and gets none of these. Rows that are not split keep their order. `order` is what
+        the method `order` returned, for this or another number of rows."""
         if self.fold is not None and "val" in given:
             raise ConfigError(
                 f"data.fold must be null if {source} has the split val, got {self.fold}"
@@ -101,9 +103,16 @@ class Splits(Section):
             groups=groups,
             times=times,
             source=source,
+            order=order,
         )
         is_whole = {"val", "test"} & set(given) and len(parts[0]) == num_rows
         return (np.arange(num_rows), *parts[1:]) if is_whole else parts
+
+    def order(self, num_rows: int) -> np.ndarray | None:
+        """Return the permutation of the rows that `rows` follows; None if it follows none."""
+        if self.split == "chronological":
+            return None
+        return permutation(num_rows, self.split_seed, "split")
 
     def folds_sha256(self, *arrays: np.ndarray | None) -> str | None:
         """Hash what all folds have in common: the rows before they are divided, and the keys that
@@ -142,6 +151,7 @@ def assign(
     groups: np.ndarray | None = None,
     times: np.ndarray | None = None,
     source: str = "data",
+    order: np.ndarray | None = None,
 ) -> Parts:
     """Divide the rows 0 ... num_rows - 1 into training, validation and test rows.
 
@@ -170,6 +180,8 @@ def assign(
     - chronological: K windows of m // (K + 1) rows each end the m rows; fold k has window k, and
       all rows before it are for training, as in TimeSeriesSplit.
 
+    `order` is the permutation, if it is known; one of another length is not used.
+
     Returns:
         three int64 arrays of row numbers. Raises ConfigError, naming `source`, if there are no
         training rows, fewer rows than folds, or no labels or groups to follow.
@@ -177,8 +189,11 @@ def assign(
     fractions = (0.0 if fold is not None else val_fraction, test_fraction)
     held_out = _num_held_out(num_rows, fractions, source)
     followed = _followed(split, labels, groups, times, num_rows, source)
+    if split == "chronological":
+        order = np.arange(num_rows) if followed is None else np.argsort(followed, kind="stable")
+    elif order is None or len(order) != num_rows:
+        order = permutation(num_rows, seed, "split")
     if followed is None or split == "chronological":
-        order = _order(num_rows, seed, split, followed)
         num_val, num_test = held_out
         rest, test = np.split(order, [num_rows - num_test])
         if fold is None:
@@ -186,7 +201,6 @@ def assign(
         if split == "chronological":
             return *_window(rest, fold, num_folds, source), test
         return *_apart(rest, _blocks(len(rest), num_folds, source) == fold), test
-    order = permutation(num_rows, seed, "split")
     codes = np.unique(followed, return_inverse=True)[1].reshape(-1)
     if split == "stratified":
         part = _stratified(codes, order, fractions)
@@ -208,12 +222,6 @@ def _num_held_out(num_rows: int, fractions: Sequence[float], source: str) -> lis
             f"{num_rows} rows"
         )
     return held_out
-
-
-def _order(num_rows: int, seed: int, split: Kind, times: np.ndarray | None) -> np.ndarray:
-    if split == "random":
-        return permutation(num_rows, seed, "split")
-    return np.arange(num_rows) if times is None else np.argsort(times, kind="stable")
 
 
 def _followed(

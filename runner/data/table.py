@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import model_validator
 
-from runner.data import transforms, weights
+from runner.data import blocks, transforms, weights
 from runner.data.blocks import LARGE, each, in_blocks
 from runner.data.cells import Column, UnusableError, column
 from runner.data.dataset import (
@@ -35,6 +36,7 @@ from runner.section import Count, Mark
 
 _LISTS = ("columns", "drop", "categories", "texts")  # keys with several columns
 _MOST = 8  # columns in one message
+_MANY = 2**16  # rows whose numbers are worth a thread
 _FILLS = (
     "data.missing=median fills them (or mean, most_frequent, indicator, a number), data.drop "
     "leaves columns out"
@@ -107,16 +109,18 @@ class Columns(Splits):
         is_labels = self.task == "classification"
         text = [*self.categories, *self.texts, *(targets if is_labels else [])]
         extra = [n for n in (self.group, self.time, self.weight) if n and n not in names]
-        table = file.read([*dict.fromkeys([*names, *targets, *extra])], text)
-        if table.num_rows == 0:
-            raise ConfigError(f"{self.path} holds no rows")
+        table, order = self._read(file, [*dict.fromkeys([*names, *targets, *extra])], text)
         file.release()
-        y, classes, rows = self._labels(file, table, targets) if is_labels else (None, (), None)
-        columns, problems = self._columns(file, table, names if is_labels else [*names, *targets])
-        if not is_labels:
-            y, rows = self._values(file, columns, targets, problems)
-        assert y is not None
-        parts = self._parts(file, table, y, rows)
+        if is_labels:
+            (y, classes, rows), (columns, problems) = blocks.together(
+                partial(self._labels, file, table, targets),
+                partial(self._columns, file, table, names),
+                is_large=table.num_rows > _MANY,
+            )
+        else:
+            columns, problems = self._columns(file, table, [*names, *targets])
+            (y, rows), classes = self._values(file, columns, targets, problems), ()
+        parts = self._parts(file, table, y, rows, order)
         weight = self.weights(file, table, y)
         fitted = []
         for name in names:
@@ -137,6 +141,21 @@ class Columns(Splits):
         warnings += unseen(fitted, columns)
         warnings += [text for rows in own.values() for text in rows.warnings]
         return replace(data, warnings=tuple(warnings))
+
+    def _read(
+        self, file: TableFile, names: Sequence[str], text: Sequence[str]
+    ) -> tuple[Any, np.ndarray | None]:
+        """Read columns to a pyarrow.Table, and find the permutation of the rows meanwhile, if the
+        file says how many it has."""
+        num = file.known_rows or 0
+        table, order = blocks.together(
+            lambda: file.read(names, text),
+            lambda: self.order(num) if num > _MANY else None,
+            is_large=num > _MANY,
+        )
+        if table.num_rows == 0:
+            raise ConfigError(f"{self.path} holds no rows")
+        return table, order
 
     def _own_rows(
         self, fitted: Sequence[Transform], targets: Sequence[str], classes: Sequence[str]
@@ -281,8 +300,16 @@ class Columns(Splits):
             raise ConfigError(f"{file.path}: column {show(target)} is empty")
         return np.flatnonzero(~lacks)
 
-    def _parts(self, file: TableFile, table: Any, y: np.ndarray, which: np.ndarray | None) -> Parts:
-        """Return the row numbers of training, validation and test, from the rows `which`."""
+    def _parts(
+        self,
+        file: TableFile,
+        table: Any,
+        y: np.ndarray,
+        which: np.ndarray | None,
+        order: np.ndarray | None = None,
+    ) -> Parts:
+        """Return the row numbers of training, validation and test, from the rows `which`. `order`
+        is the permutation of all rows, if it is known."""
         groups = times = None
         if self.split == "grouped" and self.group is not None:
             groups, _ = file.labels(table, self.group, "a group")
@@ -302,7 +329,7 @@ class Columns(Splits):
         if which is not None:
             num_rows = len(which)
             followed = {k: None if v is None else v[which] for k, v in followed.items()}
-        parts = self.rows(num_rows, self.path, **followed, given=self.own_paths)
+        parts = self.rows(num_rows, self.path, **followed, given=self.own_paths, order=order)
         if which is None:
             return parts
         train, val, test = (which[part] for part in parts)
@@ -544,9 +571,9 @@ def read_columns(
 
     def convert(name: str) -> None:
         try:
-            found[name] = column(
-                name, table.column(name), as_text=name in as_text, decimal_commas=commas
-            )
+            made = column(name, table.column(name), as_text=name in as_text, decimal_commas=commas)
+            _ = made.is_finite  # kept for later: here it is found on several threads
+            found[name] = made
         except UnusableError as error:
             found[name] = error
 
@@ -677,10 +704,12 @@ def scale(parts: Sequence[np.ndarray], is_scaled: np.ndarray) -> Scaling:
 
 
 def scale_in_place(scaling: Scaling, values: np.ndarray) -> None:
+    offset, divisor = blocks.beside(scaling.offset), blocks.beside(scaling.scale)
+
     def scale_block(rows: slice) -> None:
         with np.errstate(over="ignore"):
-            values[rows] -= scaling.offset
-            values[rows] /= scaling.scale
+            blocks.by_row(np.subtract, values[rows], offset)
+            blocks.by_row(np.divide, values[rows], divisor)
 
     in_blocks(scale_block, len(values))
 

@@ -88,6 +88,19 @@ class TableFile:
             )
         return names
 
+    @property
+    def known_rows(self) -> int | None:
+        """The number of rows, if the file says it; None if it has to be read for that. A file that
+        says it has more rows than bytes is not believed."""
+        if self.kind != "parquet":
+            return None
+        from pyarrow import parquet
+
+        with suppress(Exception):  # of a damaged file; `read` explains it
+            num: int = parquet.read_metadata(self.open()).num_rows
+            return num if num <= self.path.stat().st_size else None
+        return None
+
     def read(self, columns: Sequence[str], as_text: Collection[str] = ()) -> Any:
         """Read these columns to a pyarrow.Table. Those `as_text` of a CSV keep their text."""
         try:

@@ -1,10 +1,14 @@
 """Work in blocks of rows: the same values as in one piece, with any number of threads."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from runner.data import blocks, transforms
 from runner.data.cells import Column
+from runner.data.dataset import Scaling
+from runner.data.table import scale_in_place
 
 
 @pytest.mark.parametrize("num_rows", [1, 5, blocks.ROWS, blocks.ROWS + 1, 3 * blocks.ROWS - 7])
@@ -18,6 +22,16 @@ def test_mean_and_deviation_have_the_bits_of_numpy(num_rows: int, num_columns: i
     low, high = blocks.edges(values)
     assert np.array_equal(low, values.min(axis=0))
     assert np.array_equal(high, values.max(axis=0))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_rows_are_scaled_as_numpy_scales_them(order: Any) -> None:
+    rng = np.random.default_rng(1)
+    values = np.array(rng.normal(size=(2 * blocks.ROWS + 77, 5)), order=order)
+    scaling = Scaling(rng.normal(size=5), rng.lognormal(size=5))
+    expected = scaling.apply(values)
+    scale_in_place(scaling, values)
+    assert np.array_equal(values, expected)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
