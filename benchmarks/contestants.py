@@ -24,6 +24,10 @@ _OURS_DOES = (
     "Training phase: seconds.train of result.json, from the request of the first chunk to the end "
     "of the backend's training."
 )
+_RECORDS = (
+    "with what Twinrun writes: the loss and accuracy of training and validation, the rate and loss "
+    "of every update, and a synced checkpoint of weights and optimizer per epoch."
+)
 
 
 @dataclass(frozen=True)
@@ -102,14 +106,20 @@ CONTESTANTS = (
         "torch",
         _OURS_DOES,
         backend="lightning",
-        peers=("Lightning, idiomatic", "torch loop", "torch loop, plain", "JAX scan"),
+        peers=(
+            *("Lightning, idiomatic", "torch loop", "torch loop with records"),
+            *("torch loop, plain", "JAX scan"),
+        ),
     ),
     Contestant(
         "twinrun keras",
         "tensorflow",
         _OURS_DOES,
         backend="keras",
-        peers=("keras.fit", "TensorFlow loop", "TensorFlow loop, plain", "JAX scan"),
+        peers=(
+            *("keras.fit", "TensorFlow loop", "TensorFlow loop with records"),
+            *("TensorFlow loop, plain", "JAX scan"),
+        ),
     ),
     Contestant(
         "Lightning, idiomatic",
@@ -150,6 +160,20 @@ CONTESTANTS = (
         "checkpoints or logs. "
         "Training phase: the loop over the epochs.",
         module="benchmarks.peers.tensorflow_loop",
+    ),
+    Contestant(
+        "torch loop with records",
+        "torch",
+        f"the torch loop {_RECORDS}",
+        module="benchmarks.peers.torch_records",
+        only="mlp",
+    ),
+    Contestant(
+        "TensorFlow loop with records",
+        "tensorflow",
+        f"the TensorFlow loop {_RECORDS}",
+        module="benchmarks.peers.tensorflow_records",
+        only="mlp",
     ),
     Contestant(
         "torch loop, plain",

@@ -34,6 +34,7 @@ class Run:
     num_steps: int
     num_epochs: int
     val_accuracy: float
+    weights_sha256: str | None  # of Twinrun's
 
     @property
     def steps_per_second(self) -> float:
@@ -44,14 +45,15 @@ class Run:
         return self.num_steps * (1 - 1 / self.num_epochs) / self.later_seconds
 
 
-def measure(contestant: Contestant, model: Model, rows: Path) -> Run:
-    """Measure a contestant in a new process and a new folder."""
+def measure(contestant: Contestant, model: Model, rows: Path, checkout: Path = ROOT) -> Run:
+    """Measure a contestant in a new process and a new folder. `checkout` has the Twinrun that
+    runs."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = contestant.command(model, rows, folder)
         start_time = time.time()
         seconds, megabytes, output = execute(
-            command, {**os.environ, **environment(model.num_threads)}
+            command, {**os.environ, **environment(model.num_threads)}, checkout
         )
         result = _ours(folder) if contestant.backend else json.loads(output.splitlines()[-1])
     first = result["startup"] if contestant.backend else result["began"] - start_time
@@ -64,6 +66,7 @@ def measure(contestant: Contestant, model: Model, rows: Path) -> Run:
         num_steps=result["steps"],
         num_epochs=model.num_epochs,
         val_accuracy=result["val_accuracy"],
+        weights_sha256=result.get("weights_sha256"),
     )
 
 
@@ -73,6 +76,7 @@ def ours(
     overrides: Sequence[str],
     num_threads: int | None,
     variables: Mapping[str, str] | None = None,
+    checkout: Path = ROOT,
 ) -> Iterator[tuple[float, float, Path]]:
     """Run Twinrun's command line; yield its seconds, its peak megabytes and its output folder,
     which exists during the block. If `num_threads` is None, the environment sets no number of
@@ -91,6 +95,7 @@ def ours(
                 "TWINRUN_CACHE": "off",
                 **(variables or {}),
             },
+            checkout,
         )
         yield seconds, megabytes, Path(name)
 
@@ -107,6 +112,7 @@ def _ours(folder: Path) -> dict[str, Any]:
         "later_seconds": float(ends[-1] - ends[0]),
         "steps": result["steps"],
         "val_accuracy": result["metrics"]["val/accuracy"],
+        "weights_sha256": result["weights_sha256"],
     }
 
 
@@ -117,12 +123,19 @@ def in_new_process(function: Callable[..., T], *arguments: Any) -> T:
         return pool.submit(function, *arguments).result()
 
 
-def execute(command: Sequence[str], variables: Mapping[str, str]) -> tuple[float, float, str]:
-    """Run a command that must succeed; return its seconds, peak resident megabytes and standard
-    output."""
+def execute(
+    command: Sequence[str], variables: Mapping[str, str], checkout: Path = ROOT
+) -> tuple[float, float, str]:
+    """Run a command in a checkout. It must succeed. Return its seconds, peak resident megabytes
+    and standard output. Python keeps its bytecode, as it does for a user."""
+    path = os.pathsep.join([str(checkout), *filter(None, [variables.get("PYTHONPATH")])])
+    inherited = {**variables, "PYTHONPATH": path}
+    inherited.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         start_time = time.perf_counter()
-        process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=output, stderr=errors)
+        process = subprocess.Popen(
+            command, cwd=checkout, env=inherited, stdout=output, stderr=errors
+        )
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start_time
         process.returncode = os.waitstatus_to_exitcode(status)

@@ -98,13 +98,14 @@ def _commands(backend: str, nums: Sequence[int], epochs: int) -> list[_Command]:
     length, compiles = [f"trainer.max_epochs={epochs}"], backend == "keras"
     commands = [_Command(backend, "a single run", length, compiles)]
     for num in nums:
-        jobs = ["-m", *length, *_jobs(num)]
-        commands.append(_Command(backend, f"{num} in turn", [*jobs, *_IN_TURN], False))
-        commands.append(_Command(backend, f"{num} side by side", jobs, compiles))
+        arguments = ["-m", *length, *jobs(num)]
+        commands.append(_Command(backend, f"{num} in turn", [*arguments, *_IN_TURN], False))
+        commands.append(_Command(backend, f"{num} side by side", arguments, compiles))
     return commands
 
 
-def _jobs(num: int) -> list[str]:
+def jobs(num: int) -> list[str]:
+    """Return the overrides that make this many jobs."""
     schedules = _SCHEDULES[: min(num, len(_SCHEDULES))]
     return [
         f"schedule={','.join(schedules)}",

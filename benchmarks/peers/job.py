@@ -2,8 +2,9 @@
 
 import argparse
 import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +66,36 @@ def accuracy(rows: Rows, predict: Callable[[np.ndarray], np.ndarray]) -> float:
     batches = [rows.x[i : i + VAL_BATCH_SIZE] for i in range(0, len(rows.x), VAL_BATCH_SIZE)]
     outputs = np.concatenate([predict(batch) for batch in batches])
     return float((outputs.argmax(1) == rows.y).mean())
+
+
+class Records:
+    """Records of a training as Twinrun keeps them: a row per update, a row per epoch, and synced
+    checkpoints."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.num_steps = folder, 0
+        self._trace = (folder / "trace.csv").open("w")
+        self._metrics = (folder / "metrics.csv").open("w")
+
+    def end_epoch(
+        self, rates: Iterable[float], losses: np.ndarray, metrics: Iterable[float]
+    ) -> None:
+        """Append the rows of an epoch."""
+        for rate, loss in zip(rates, losses, strict=True):
+            self._trace.write(f"{self.num_steps},{rate},{loss}\n")
+            self.num_steps += 1
+        self._metrics.write(",".join(map(str, [self.num_steps, *metrics])) + "\n")
+        for file in (self._trace, self._metrics):
+            file.flush()
+            os.fsync(file.fileno())
+
+    def save(self, suffix: str, write: Callable[[Path], object]) -> None:
+        """Save a checkpoint, and remove the one before."""
+        temporary, path = self.folder / f".last{suffix}", self.folder / f"last{suffix}"
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
 
 @dataclass

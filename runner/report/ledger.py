@@ -16,8 +16,6 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from runner.config import yaml_files
 from runner.config.schema import Config
 from runner.errors import ConfigError, nearest, show
@@ -173,8 +171,7 @@ def _folders(folder: Path, depth: int = 0) -> Iterator[Path]:
 
 
 def _config(path: Path) -> Mapping[str, Any]:
-    values: Any = OmegaConf.to_container(yaml_files.parse(yaml_files.read_text(path), path))
-    return values if isinstance(values, dict) else {}
+    return yaml_files.values(yaml_files.read_text(path), path)
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -20,8 +20,8 @@ from types import NoneType
 from typing import Any, TextIO
 
 import numpy as np
-from omegaconf import OmegaConf
 
+from runner.config import yaml_files
 from runner.dispatcher import BACKENDS
 from runner.errors import ConfigError, RunError, show, show_path
 from runner.machine import threads
@@ -435,7 +435,7 @@ def sync_replaced(folder: Path) -> None:
 
 
 def write_config(folder: Path, composed: Mapping[str, Any]) -> None:
-    _write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(composed))))
+    _write(folder / "config.yaml", yaml_files.dump(composed))
 
 
 def write_json(path: Path, values: Mapping[str, Any], is_durable: bool = False) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from hydra.core.override_parser.types import Override
-from omegaconf import OmegaConf
 
 from runner import dispatcher
 from runner.components import averages
@@ -154,15 +153,11 @@ def _hashes(folder: Path) -> set[str]:
 
 def _load(path: Path, key: str) -> dict[str, Any]:
     try:
-        values: Any = OmegaConf.to_container(yaml_files.parse(yaml_files.read_text(path), path))
+        values = yaml_files.values(yaml_files.read_text(path), path)
     except ConfigError as error:
         reason = str(error).removeprefix(str(path)).lstrip(",: ").removeprefix("cannot be read: ")
         raise ConfigError(f"{key}: {path} cannot be read: {reason}") from None
-    if (
-        not isinstance(values, dict)
-        or not values
-        or not all(isinstance(name, str) for name in values)
-    ):
+    if not values or not all(isinstance(name, str) for name in values):
         state = "is empty" if not values else "holds no keys"
         raise ConfigError(f"{key}: {path} {state}; it must hold the config that ran")
     return values

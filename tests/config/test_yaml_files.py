@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from runner.cli.compose import compose
 from runner.config.schema import parse as config
-from runner.config.yaml_files import parse, read_text
+from runner.config.yaml_files import dump, parse, read_text, values
 from runner.errors import ConfigError
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
@@ -106,3 +106,24 @@ def test_text_is_utf8_of_a_regular_file_of_bounded_size(tmp_path: Path) -> None:
         read_text(tmp_path / "pipe")
     with pytest.raises(ConfigError, match=r"nowhere cannot be read: No such file"):
         read_text(tmp_path / "nowhere")
+
+
+def test_yaml_is_read_and_written_as_omegaconf_does() -> None:
+    """A canary of omegaconf._utils: its own reader and writer are the reference."""
+    shared = [1]
+    written = {
+        "texts": ["1e-3", "yes", "2020-01-01", "0x1f", "1_000", "nan", "", " a", "x: y", "#", "~"],
+        "long": "a" * 200 + " b" * 60,
+        "ü": {"float": 1e-3, "inf": float("inf"), "none": None, "empty": [[], {}], "${x}": "${x}"},
+        "twice": [shared, shared],
+        "tuple": (1, 2),
+        "path": Path("a"),
+    }
+    text = OmegaConf.to_yaml(OmegaConf.create(written))
+    assert dump(written) == text
+    plain = {key: value for key, value in written.items() if key != "path"}
+    assert dump(plain) == OmegaConf.to_yaml(OmegaConf.create(plain))
+    text = "a: 1e-3\nb: 2020-01-01\nc: 1:30\nd: yes\ne: &e {f: 010}\ng: {<<: *e, h: .5e+3}\ni: *e\n"
+    assert parse(text, Path("mine.yaml")) == OmegaConf.create(text)
+    with pytest.raises(ConfigError, match=r"line 1: a key must be a text, got null$"):
+        values("null: 1\n", Path("mine.yaml"))
