@@ -307,6 +307,7 @@ PRIVATE = {
     "backends/lightning/fast.py",  # torch, Lightning
     "backends/lightning/lean.py",  # torchmetrics
     "runner/cli/hydra_bridge.py",  # Hydra
+    "runner/config/yaml_files.py",  # OmegaConf
     "runner/run/signals.py",  # the resource tracker of multiprocessing
 }
 

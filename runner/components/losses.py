@@ -83,7 +83,9 @@ class CrossEntropy(_Weighted):
     def rows(self, z: Array, y: Array) -> Array:
         log_p = log_softmax(z)
         of_label = np.take_along_axis(log_p, np.maximum(y, 0)[..., None], axis=-1)[..., 0]
-        rows = -(1 - self.label_smoothing) * of_label - self.label_smoothing * log_p.mean(axis=-1)
+        rows = -of_label
+        if self.label_smoothing:
+            rows = (1 - self.label_smoothing) * rows - self.label_smoothing * log_p.mean(axis=-1)
         return by_row(rows * self.row_weights(y), y)
 
 
@@ -276,9 +278,10 @@ class Auto(Section):
 
 def log_softmax(z: Array) -> Array:
     """Return z - log sum exp(z), over the last axis.  # float64[..., C]"""
-    z = z.astype(np.float64)
-    shifted = z - z.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    shifted = z.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
 
 
 def by_row(values: Array, y: Array | None = None) -> Array:

@@ -18,7 +18,8 @@ MOST_POINTS = 5000  # of a line; more than the picture's width in pixels
 @cache
 def _figure() -> Any:
     """Make the figure once per process, since its axes and ticks take half of a picture's time. Its
-    margins and the title's position are fixed: to fit them, Matplotlib would draw it twice."""
+    margins and the positions of its title and labels are fixed: to fit them, Matplotlib would lay
+    it out twice."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -32,6 +33,8 @@ def _figure() -> Any:
     pictures.use_whole_ticks(loss)
     for axes in (rate, loss):
         axes.grid(alpha=0.3)
+        axes.yaxis.set_label_coords(-0.09, 0.5)
+    loss.xaxis.set_label_coords(0.5, -0.11)
     return figure
 
 

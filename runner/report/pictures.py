@@ -57,4 +57,4 @@ def save(figure: Any, path: Path) -> None:
     """Save a figure. A character that the font lacks becomes a box, without a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
-        figure.savefig(path, dpi=110)
+        figure.savefig(path, dpi=110, pil_kwargs={"compress_level": 3})  # 6 takes 5 ms more

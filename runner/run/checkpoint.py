@@ -40,8 +40,11 @@ def stage(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
     """Write all files of a checkpoint into a temporary folder, which readers ignore. They are not
     synced yet."""
     staged = folder / "checkpoints" / f".{state.step}.{os.getpid()}"
-    _remove(staged)  # from an earlier process with the same id
-    staged.mkdir(parents=True)
+    try:
+        os.makedirs(staged)
+    except FileExistsError:  # from an earlier process with the same id
+        _remove(staged)
+        os.makedirs(staged)
     slots = {
         f"{slot}/{name}": value
         for slot, values in state.slots.items()
@@ -51,19 +54,19 @@ def stage(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
     parts = (
         _serialized({**state.weights, **state.buffers}),
         _serialized(slots),
-        [strict_json.dumps(numbers).encode()],
+        [strict_json.dumps(numbers, indent=None).encode()],
     )
     hashes = {
-        name: _write(staged / name, pieces) for name, pieces in zip(_PARTS, parts, strict=True)
+        name: _write(f"{staged}/{name}", pieces) for name, pieces in zip(_PARTS, parts, strict=True)
     }
-    _write(staged / _MANIFEST, [json.dumps(hashes, indent=2).encode()])
+    _write(f"{staged}/{_MANIFEST}", [json.dumps(hashes, indent=2).encode()])
     return staged
 
 
-def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
+def _write(path: str, pieces: Iterable[bytes | memoryview]) -> str:
     """Write a file; return its SHA-256."""
     digest = hashlib.sha256()
-    with path.open("wb") as file:
+    with open(path, "wb") as file:
         for piece in pieces:
             digest.update(piece)
             file.write(piece)
@@ -100,7 +103,7 @@ def _serialized(tensors: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryvie
 def commit(staged: Path, step: int) -> Path:
     """Sync a staged checkpoint, then rename its folder to STEP and sync the parent folder."""
     for name in (*_PARTS, _MANIFEST):
-        sync(staged / name)
+        sync(f"{staged}/{name}")
     sync(staged)
     path = staged.with_name(str(step))
     if path.exists():
@@ -156,7 +159,7 @@ def _remove(path: Path) -> None:
     """Remove a checkpoint's files, and its folder if nothing else is in it."""
     for name in (*_PARTS, _MANIFEST):
         with suppress(FileNotFoundError):
-            os.unlink(path / name)
+            os.unlink(f"{path}/{name}")
     with suppress(OSError):
         os.rmdir(path)
 

@@ -465,9 +465,9 @@ def _write(path: Path, text: str, is_durable: bool = False, newline: str | None 
         raise
 
 
-def sync(path: Path) -> None:
+def sync(path: str | Path) -> None:
     """Sync a file's content, or a folder's list of files, to the disk."""
-    is_folder = path.is_dir()
+    is_folder = os.path.isdir(path)
     if is_folder and os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
