@@ -128,7 +128,7 @@ def _dumper() -> Any:
     """Return PyYAML's dumper in C with OmegaConf's rules: texts that look like another value are
     quoted, and a value that stands in two places is written twice."""
 
-    class Dumper(_Dumper):
+    class Dumper(_Dumper):  # type: ignore[misc]
         def ignore_aliases(self, data: Any) -> bool:
             return True
 
