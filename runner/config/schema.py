@@ -159,7 +159,7 @@ Metric = Annotated[
 ]
 
 
-Tracker: TypeAlias = Literal["tensorboard", "mlflow", "wandb"]
+Tracker: TypeAlias = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 
 
 def _differ(items: list[T]) -> list[T]:

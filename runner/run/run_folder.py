@@ -56,6 +56,7 @@ _OF_EVERY_RUN = (
         "curves.png",
         "mlflow.json",
         "wandb.json",
+        "trackio.json",
         "events.out.tfevents.twinrun",
     ),
     *("best_checkpoints.csv", "norms.csv", "throughput.csv", "memory.csv"),

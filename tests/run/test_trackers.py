@@ -73,10 +73,31 @@ def wandb_points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
+def trackio_rows(folder: Path) -> list[dict[str, Any]]:
+    """Read the rows of a run, or of a multirun's answer, with Trackio's own reader."""
+    from trackio.sqlite_storage import SQLiteStorage
+
+    from runner.run.trackers import trackio
+
+    root = next(path for path in folder.parents if (path / "trackio").is_dir())
+    run_id = json.loads((folder / "trackio.json").read_text())["run_id"]
+    with trackio.storage(root):
+        return SQLiteStorage.get_logs(trackio.PROJECT, run_id=run_id)
+
+
+def trackio_points(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    found: dict[str, list[tuple[int, float]]] = {}
+    for row in trackio_rows(folder):
+        for tag in {*row} - {"step", "timestamp"}:
+            found.setdefault(tag, []).append((row["step"], row[tag]))
+    return found
+
+
 READ: dict[str, Callable[[Path], dict[str, list[tuple[int, float]]]]] = {
     "tensorboard": tensorboard_points,
     "mlflow": mlflow_points,
     "wandb": wandb_points,
+    "trackio": trackio_points,
 }
 
 
@@ -121,10 +142,30 @@ def wandb_files(folder: Path) -> dict[str, bytes]:
     return {name: (records.parent / "files" / name).read_bytes() for name in named}
 
 
+def trackio_files(folder: Path) -> dict[str, bytes]:
+    """Read the last version of the artifact of a run, by its manifest."""
+    from trackio import cas
+    from trackio.sqlite_storage import SQLiteStorage
+
+    from runner.run.trackers import trackio
+
+    root = next(path for path in folder.parents if (path / "trackio").is_dir())
+    run_id = json.loads((folder / "trackio.json").read_text())["run_id"]
+    with trackio.storage(root):
+        linked = SQLiteStorage.get_run_artifacts(trackio.PROJECT, None, run_id)
+        (artifact,) = linked["output"]
+        made = SQLiteStorage.get_artifact_manifest(trackio.PROJECT, artifact["name"], "latest")
+        return {
+            file["path"]: cas.blob_path(trackio.PROJECT, file["digest"]).read_bytes()
+            for file in made["manifest"]
+        }
+
+
 READ_FILES: dict[str, Callable[[Path], dict[str, bytes]]] = {
     "tensorboard": tensorboard_files,
     "mlflow": mlflow_files,
     "wandb": wandb_files,
+    "trackio": trackio_files,
 }
 
 
@@ -279,10 +320,12 @@ def test_a_multirun_is_a_group_with_its_answer(tmp_path: Path) -> None:
         answer["says"]
     )
     assert set(files["tensorboard"]) == {"comparison.md", "comparison.png"}
-    assert set(files["mlflow"]) == set(files["wandb"])
+    assert set(files["mlflow"]) == set(files["wandb"]) == set(files["trackio"])
     assert {*files["mlflow"]} >= {"comparison.html", "comparison.csv", "answer.json"}
     for name, content in (each for found in files.values() for each in found.items()):
         assert content == (folder / name).read_bytes()
+    (row,) = trackio_rows(folder)
+    assert row["answer"]["_value"].startswith(f"{answer['says'][0]}  \n")
     client = MlflowClient(f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
     ids = {
         path.parent: json.loads(path.read_text())["run_id"]
@@ -401,26 +444,45 @@ def test_a_missing_library_is_refused_before_the_training(monkeypatch: pytest.Mo
 RUN = ("trainer.batch_size=100", "trainer.checkpoint_every=17steps", "device=cpu")
 
 
-@pytest.mark.slow
-def test_no_key_and_nothing_of_the_machine_is_in_the_files_of_wandb(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", slow_but(("wandb", "trackio"), "trackio"))
+def test_no_key_and_nothing_of_the_machine_is_in_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The library itself would write the host, the user, the program and the packages."""
-    secret = "k" * 39 + "7"
-    for name, value in (("WANDB_API_KEY", secret), ("WANDB_MODE", "offline"), ("USER", secret)):
-        monkeypatch.setenv(name, value)
-    record(tmp_path, 0, NUM_STEPS)
-    with follower("wandb", tmp_path, Said()) as one:
+    """The library of wandb itself would write the host, the user, the program and the packages;
+    that of Trackio would send the points to the space, and ask a server for the user's name."""
+    secret, folder = "k" * 39 + "7", tmp_path / "run"
+    folder.mkdir()
+    for variable in ("WANDB_API_KEY", "HF_TOKEN", "USER", "TRACKIO_SPACE_ID"):
+        monkeypatch.setenv(variable, secret)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    if name == "trackio":
+        monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("asks a server"))
+    record(folder, 0, NUM_STEPS)
+    with follower(name, folder, Said()) as one:
         one.on_end({"status": "completed"})
-    check("wandb", tmp_path)
+    check(name, folder)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert any(path.suffix == ".wandb" for path in files)
+    assert any(path.suffix in (".wandb", ".db") for path in files)
     machine = platform.node().encode() * (len(platform.node()) > 3)
     for path in files:
         content = path.read_bytes()
         assert secret.encode() not in content, path
         assert not machine or machine not in content, path
         assert b"torch==" not in content, path
+
+
+def test_trackio_that_would_ask_a_server_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_BUCKET_ID", "me/bucket")
+    record(tmp_path, 0, NUM_STEPS)
+    said = Said()
+    with follower("trackio", tmp_path, said) as one:
+        one.on_end({"status": "completed"})
+    assert said.lines == [
+        "warning: logger=trackio failed: OSError: TRACKIO_BUCKET_ID is set, so Trackio would ask a "
+        "server; unset it; it lacks points of the run"
+    ]
 
 
 def test_wandb_is_offline_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

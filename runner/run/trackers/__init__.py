@@ -32,6 +32,7 @@ TRACKERS = {
     "tensorboard": Kind("TensorBoard", ("tensorboard",), _FILES - {"checkpoints"}),
     "mlflow": Kind("MLflow", ("mlflow", "sqlalchemy", "alembic"), _FILES),
     "wandb": Kind("WandB", ("wandb",), _FILES),
+    "trackio": Kind("Trackio", ("trackio",), _FILES),
 }
 
 

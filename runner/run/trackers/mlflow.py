@@ -19,10 +19,17 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from runner.errors import ConfigError
 from runner.run import run_folder
 from runner.run.trackers.points import LEARNING_RATE
-from runner.run.trackers.tracker import Point, TrackedMultirun, TrackedRun, Tracker, order
+from runner.run.trackers.tracker import (
+    Point,
+    TrackedMultirun,
+    TrackedRun,
+    Tracker,
+    order,
+    save_id,
+    saved_id,
+)
 
 FILE = "mlflow.json"  # has the id of the tracked run; lies in the run's folder
 _EXPERIMENT = "twinrun"
@@ -40,7 +47,7 @@ class MLflow(Tracker):
         self._client, self._experiment, self.hint = _connect(run.root)
 
     def open(self, last: int) -> int:
-        before = _saved_id(self._client, self._run.path)
+        before = _known_id(self._client, self._run.path)
         if before is not None:
             done = max(self._orders(before), default=-1)
             if done <= last:
@@ -62,8 +69,7 @@ class MLflow(Tracker):
     def _begin(self) -> None:
         tags = {} if self._run.group is None else {"group": self._run.group}
         made = self._client.create_run(self._experiment, run_name=self._run.name, tags=tags)
-        self._id = made.info.run_id
-        run_folder.write_json(self._run.path / FILE, {"run_id": self._id})
+        self._id = save_id(self._run.path / FILE, made.info.run_id)
         params = [Param(_name(key), str(value)) for key, value in self._run.hyperparameters.items()]
         for i in range(0, len(params), _MOST_PARAMS):
             self._client.log_batch(self._id, params=params[i : i + _MOST_PARAMS])
@@ -92,11 +98,10 @@ def write_answer(multirun: TrackedMultirun) -> str:
     """Write a run with the answer of a multirun: it is the parent of the jobs' runs, its
     description is the table, and its artifacts are the files. Return the hint."""
     client, experiment, hint = _connect(multirun.root)
-    parent = _saved_id(client, multirun.path)
+    parent = _known_id(client, multirun.path)
     if parent is None:
         made = client.create_run(experiment, run_name=multirun.name)
-        parent = made.info.run_id
-        run_folder.write_json(multirun.path / FILE, {"run_id": parent})
+        parent = save_id(multirun.path / FILE, made.info.run_id)
     tags = {
         "group": multirun.name,
         "answer": multirun.says,
@@ -106,7 +111,7 @@ def write_answer(multirun: TrackedMultirun) -> str:
     for key, value in tags.items():
         client.set_tag(parent, key, value[:_LONGEST_TAG])
     for run in multirun.runs:
-        if (child := _saved_id(client, run)) is not None:
+        if (child := _known_id(client, run)) is not None:
             client.set_tag(child, "mlflow.parentRunId", parent)
     for name, path in multirun.files:
         _keep(client, parent, name, path)
@@ -143,12 +148,13 @@ def _find_experiment(client: MlflowClient, root: Path | None) -> str:
     return str(client.create_experiment(name, artifact_location=artifacts))
 
 
-def _saved_id(client: MlflowClient, folder: Path) -> str | None:
+def _known_id(client: MlflowClient, folder: Path) -> str | None:
     """Return the id of the tracked run of a folder; None if there is none in this store."""
-    with suppress(ConfigError, KeyError, MlflowException):
-        saved = str(run_folder.read_json(folder / FILE)["run_id"])
-        client.get_run(saved)
-        return saved
+    saved = saved_id(folder / FILE)
+    if saved is not None:
+        with suppress(MlflowException):
+            client.get_run(saved)
+            return saved
     return None
 
 

@@ -3,11 +3,14 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from runner.config.schema import marked
+from runner.errors import ConfigError
+from runner.run import run_folder
 
 _LONGEST = 500  # characters of a hyperparameter
 
@@ -89,6 +92,20 @@ class Tracker(ABC):
     @abstractmethod
     def close(self, status: str) -> None:
         """End the session. `status` is that of result.json."""
+
+
+def saved_id(file: Path) -> str | None:
+    """Return the id of the tracked run from its file in the folder of a run or a multirun; None if
+    there is none."""
+    with suppress(ConfigError, KeyError):
+        return str(run_folder.read_json(file)["run_id"])
+    return None
+
+
+def save_id(file: Path, run_id: str) -> str:
+    """Write the file that saved_id reads. Return the id."""
+    run_folder.write_json(file, {"run_id": run_id})
+    return run_id
 
 
 def hyperparameters(composed: Mapping[str, Any]) -> dict[str, str | float | int | bool]:

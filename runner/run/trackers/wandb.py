@@ -27,9 +27,14 @@ import wandb
 import wandb.proto.wandb_internal_pb2 as messages
 from google.protobuf.message import DecodeError
 
-from runner.errors import ConfigError
-from runner.run import run_folder
-from runner.run.trackers.tracker import Point, TrackedMultirun, TrackedRun, Tracker
+from runner.run.trackers.tracker import (
+    Point,
+    TrackedMultirun,
+    TrackedRun,
+    Tracker,
+    save_id,
+    saved_id,
+)
 
 FILE = "wandb.json"  # has the id of the tracked run; lies in the run's folder
 STEP = "step"  # the horizontal axis of all tags
@@ -64,16 +69,14 @@ class WandB(Tracker):
         self._run = run
 
     def open(self, last: int) -> int:
-        before, tags = _saved_id(self._run.path), None
+        before, tags = saved_id(self._run.path / FILE), None
         if before is not None:
             done = max((int(p["_step"]) for p in points(self._run.path, before)), default=-1)
             if done <= last:
                 self._begin(before)
                 return done
             tags = [f"replaces-{before}"]
-        begun = uuid4().hex[:8]
-        run_folder.write_json(self._run.path / FILE, {"run_id": begun})
-        self._begin(begun, tags)
+        self._begin(save_id(self._run.path / FILE, _new_id()), tags)
         return -1
 
     def _begin(self, run_id: str, tags: Sequence[str] | None = None) -> None:
@@ -100,12 +103,10 @@ class WandB(Tracker):
 def write_answer(multirun: TrackedMultirun) -> str:
     """Write a run of the multirun's group with its answer as notes and summary, and its files.
     Return the hint."""
-    known = _saved_id(multirun.path)
-    if known is None:
-        known = uuid4().hex[:8]
-        run_folder.write_json(multirun.path / FILE, {"run_id": known})
+    file = multirun.path / FILE
+    run_id = saved_id(file) or save_id(file, _new_id())
     tracked, hint = _session(
-        multirun.path, known, group=multirun.name, job_type="answer", notes=multirun.says
+        multirun.path, run_id, group=multirun.name, job_type="answer", notes=multirun.says
     )
     tracked.summary.update({"answer": multirun.says, "winner": multirun.winner})
     for name, path in multirun.files:
@@ -160,10 +161,8 @@ def _keep(tracked: wandb.Run, name: str, path: Path) -> None:
     tracked.save(own, base_path=tracked.dir, policy="now", glob=False)
 
 
-def _saved_id(folder: Path) -> str | None:
-    with suppress(ConfigError, KeyError):
-        return str(run_folder.read_json(folder / FILE)["run_id"])
-    return None
+def _new_id() -> str:
+    return uuid4().hex[:8]
 
 
 def has_key() -> bool:
