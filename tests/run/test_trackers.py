@@ -325,7 +325,8 @@ def test_a_multirun_is_a_group_with_its_answer(tmp_path: Path) -> None:
     for name, content in (each for found in files.values() for each in found.items()):
         assert content == (folder / name).read_bytes()
     (row,) = trackio_rows(folder)
-    assert row["answer"]["_value"].startswith(f"{answer['says'][0]}  \n")
+    report = row["answer"]["_value"].splitlines()
+    assert report == [f"- {line.strip()}" for line in answer["says"]]
     client = MlflowClient(f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
     ids = {
         path.parent: json.loads(path.read_text())["run_id"]
@@ -504,7 +505,7 @@ def make_mlflow_tables(store: Path) -> None:
     from runner.run.trackers import mlflow
 
     store.parent.mkdir()
-    mlflow._make(store)
+    mlflow.make_store(store)
 
 
 @pytest.mark.slow

@@ -14,8 +14,6 @@ from runner.spec import Backend, Live
 from runner.text.console import Console
 from runner.text.numbers import show_metric
 
-FILE = "best_checkpoints.csv"
-
 
 class Best(NamedTuple):
     """A whole epoch."""
@@ -26,9 +24,10 @@ class Best(NamedTuple):
 
 
 class BestCheckpoints(Observer):
-    """Has a checkpoint written at each whole epoch that is among the `num` best so far, and keeps
-    these whatever trainer.keep_checkpoints is. Of equal values the earlier one is better; NaN is
-    never among them. best_checkpoints.csv lists them, best first."""
+    """Keeps the checkpoints of the `num` best whole epochs so far, whatever
+    trainer.keep_checkpoints is; a checkpoint is written at each of these epochs. Of equal values
+    the earlier one is better; NaN is never among them. best_checkpoints.csv lists them, best
+    first."""
 
     def __init__(
         self, section: Any, plan: Plan, backend: Backend, path: Path, console: Console
@@ -41,7 +40,8 @@ class BestCheckpoints(Observer):
 
     @property
     def file(self) -> Path:
-        return self._path / f"{(self.state_name or FILE).replace(' ', '_')}.csv"
+        name = self.state_name or "best_checkpoints"  # of the second one: best_checkpoints 1
+        return self._path / f"{name.replace(' ', '_')}.csv"
 
     def on_epoch(self, epoch: Epoch, live: Live) -> bool:
         value = epoch.metrics[self.metric]

@@ -35,11 +35,9 @@ class Norms(Rows):
         self._periods = plan.periods("every", section.every)
         names = [name for names in plan.network.layers() for name in names]
         self._layers = list(dict.fromkeys(map(layer_of, names)))
-        columns = [f"{kind}{of}" for of in ("", *self._of_layers()) for kind in _KINDS]
+        parts = ["", *(f"/{layer}" for layer in self._layers)]
+        columns = [f"{kind}{part}" for part in parts for kind in ("gradient_norm", "weight_norm")]
         super().__init__(plan, path / FILE, columns)
-
-    def _of_layers(self) -> list[str]:
-        return [f"/{layer}" for layer in self._layers]
 
     def on_chunk_start(self, chunk: Chunk, live: Live) -> None:
         super().on_chunk_start(chunk, live)
@@ -59,6 +57,3 @@ class Norms(Rows):
             if own:
                 found[f"{kind}/{layer}"] = sqrt(sum(own))
         return found
-
-
-_KINDS = ("gradient_norm", "weight_norm")

@@ -6,6 +6,7 @@ tracked run begins with the whole history, and the tag `replaced_by` of the othe
 """
 
 import os
+import re
 import shutil
 import sqlite3
 import time
@@ -130,7 +131,7 @@ def _connect(root: Path) -> tuple[MlflowClient, str, str]:
     address = configured or f"sqlite:///{store}"
     with run_folder.exclusive_access(root):  # jobs side by side would all make the tables
         if not configured and not store.exists():
-            _make(store)
+            make_store(store)
         client = MlflowClient(address)
         experiment = _find_experiment(client, None if configured else root)
     place = "the store of MLFLOW_TRACKING_URI" if configured else address
@@ -158,7 +159,7 @@ def _known_id(client: MlflowClient, folder: Path) -> str | None:
     return None
 
 
-def _make(store: Path) -> None:
+def make_store(store: Path) -> None:
     """Make the database in a folder beside its place, and move it there when it is whole. MLflow
     needs seconds for its tables; no run can use a file whose making was killed."""
     folder = store.with_name(".mlflow.new")
@@ -176,4 +177,4 @@ def _make(store: Path) -> None:
 
 def _name(text: str) -> str:
     """Return a name as MLflow allows it."""
-    return "".join(c if c.isalnum() or c in "_-. :/" else "_" for c in text)
+    return re.sub(r"[^\w. :/-]", "_", text)

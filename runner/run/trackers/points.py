@@ -34,8 +34,8 @@ class Points:
         self._others: dict[str, _Rows] = {}  # of callbacks
         self._values: dict[int, dict[str, float]] = {}  # of these files, by Point.order
         self._every = spacing(total_steps)
-        self._trace = _Rows(path / "trace.csv", "step")
-        self._metrics = _Rows(path / "metrics.csv", "step")
+        self._trace = _Rows(path / "trace.csv")
+        self._metrics = _Rows(path / "metrics.csv")
         self._before: tuple[int, float] | None = None  # step, seconds of the last evaluation
 
     def close(self) -> None:
@@ -55,7 +55,7 @@ class Points:
         """Read the new rows of the callbacks' files."""
         for name in (*OF_EVALUATIONS, *OF_UPDATES):
             if name not in self._others and (self._path / name).is_file():
-                self._others[name] = _Rows(self._path / name, "step")
+                self._others[name] = _Rows(self._path / name)
         for name, rows in self._others.items():
             of_updates = name in OF_UPDATES
             for row in rows.until(step - 1 if of_updates and step is not None else step):
@@ -87,12 +87,13 @@ class Points:
 
 
 class _Rows:
-    """The whole rows of a growing CSV file, each read once. An empty cell is left out."""
+    """The whole rows of a growing CSV file with a column `step`, each read once. An empty cell is
+    left out."""
 
-    def __init__(self, path: Path, column: str) -> None:
+    def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
         self._names = self._file.readline().decode().rstrip("\n").split(",")
-        self._column = self._names.index(column)
+        self._column = self._names.index("step")
 
     def close(self) -> None:
         self._file.close()

@@ -8,6 +8,7 @@ rows of the run are removed and written again.
 """
 
 import os
+import re
 import shlex
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from runner.run.trackers.tracker import (
 FILE = "trackio.json"  # has the id of the tracked run; lies in the run's folder
 PROJECT = "twinrun"
 _ASK_A_SERVER = ("TRACKIO_BUCKET_ID", "TRACKIO_DATASET_ID")  # variables of the environment
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]")  # of artifacts
 _access = threading.Lock()
 
 
@@ -81,12 +83,12 @@ class Trackio(Tracker):
 
 
 def write_answer(multirun: TrackedMultirun) -> str:
-    """Write a run of the multirun's group: its answer and its table are a report, and its files are
-    an artifact. Return the hint."""
+    """Write a run of the multirun's group: its answer is a report, and its files are an artifact.
+    Return the hint."""
     known = saved_id(multirun.path / FILE)
     run_id = known or save_id(multirun.path / FILE, uuid4().hex)
-    says = multirun.says.replace("\n", "  \n")  # two spaces end a line
-    report = Markdown(f"{says}\n\n{multirun.table}")
+    # Trackio's pages show lists, but neither tables nor ends of lines
+    report = "\n".join(f"- {line.strip()}" for line in multirun.says.splitlines())
     config = {"answer": multirun.says, "winner": multirun.winner}
     with storage(multirun.root):
         if known is not None:
@@ -94,7 +96,7 @@ def write_answer(multirun: TrackedMultirun) -> str:
         SQLiteStorage.bulk_log(
             PROJECT,
             multirun.name,
-            [{"answer": report._to_dict()}],
+            [{"answer": {"_type": Markdown.TYPE, "_value": report}}],
             config=_config(config, multirun.name),
             run_id=run_id,
         )
@@ -170,7 +172,7 @@ def _commit(name: str, run_id: str, kind: str, files: Sequence[dict[str, Any]]) 
     if files:
         SQLiteStorage.commit_artifact_version(
             PROJECT,
-            f"{''.join(c if c.isalnum() or c in '._-' else '-' for c in name)}-{run_id[:8]}",
+            f"{_NOT_IN_NAMES.sub('-', name)}-{run_id[:8]}",
             kind,
             description=None,
             manifest=list(files),
