@@ -102,6 +102,30 @@ def with_schedule_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
+def without_part_defaults(value: Any) -> Any:
+    """Leave out the keys that have the defaults of conf/schedule/NAME.yaml in schedules that are in
+    lists: the phases of a sequence, the groups of an optimizer. `with_schedule_defaults` fills them
+    in again. A schedule that is in no list keeps its keys, since Hydra merges it with another."""
+    if isinstance(value, list):
+        return [_shortened(part) for part in value]
+    if isinstance(value, Mapping):
+        return {key: without_part_defaults(part) for key, part in value.items()}
+    return value
+
+
+def _shortened(part: Any) -> Any:
+    if isinstance(part, list):
+        return [_shortened(each) for each in part]
+    if not isinstance(part, Mapping):
+        return part
+    known = defaults("schedule", str(part.get("name")))
+    return {
+        key: _shortened(value)
+        for key, value in part.items()
+        if key == "name" or key not in known or known[key] != value
+    }
+
+
 def with_callback_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in the defaults of conf/trainer/callback/NAME.yaml in the entries of `callbacks`; a name
     becomes a section."""

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from runner.config.conf_folder import defaults, without_part_defaults
 from runner.errors import ConfigError
 from runner.run.run_folder import read_json
 from runner.section import value_at
@@ -35,10 +36,12 @@ def updated(
     values: Mapping[str, Any],
     changed: Collection[str],
     on_extend: str | None = None,
+    config_dir: str | None = None,
 ) -> list[str]:
     """Return the overrides that train a run of the config `values`, which had `overrides` with the
     config `saved`. `changed` are the keys that the user has changed, `on_extend` is how the
-    schedules have changed with the run's length.
+    schedules have changed with the run's length. Keys of schedules that have their defaults are not
+    listed, unless an experiment or a file of `config_dir` may set them.
 
     >>> updated(["seed=1", "epochs=2"], {"epochs": 2}, {"epochs": 3}, ["epochs"])
     ['seed=1', 'epochs=3']
@@ -58,22 +61,32 @@ def updated(
     for key in ("optimizer.groups", "optimizer.schedules"):  # on_extend changes these and schedule
         value = value_at(values, key)
         if value != value_at(saved, key):
-            lines = _replaced(lines, key, [override(key, value)])
-    return _with_schedule(lines, saved["schedule"], values["schedule"])
+            lines = _replaced(lines, key, [override(key, without_part_defaults(value))])
+    may_be_set = config_dir is not None or any(line.startswith("experiment=") for line in lines)
+    return _with_schedule(lines, saved["schedule"], values["schedule"], may_be_set)
 
 
 def _with_schedule(
-    lines: Sequence[str], before: Mapping[str, Any], after: Mapping[str, Any]
+    lines: Sequence[str], before: Mapping[str, Any], after: Mapping[str, Any], may_be_set: bool
 ) -> list[str]:
-    if before["name"] == after["name"] == "plateau":  # its other keys stay
+    """Replace the schedule; with `may_be_set`, a file may set keys of it to other values than those
+    of conf/schedule."""
+    if before == after:
+        return [*lines]
+    choices = [line.partition("=")[2] for line in lines if line.startswith("schedule=")]
+    if before["name"] == after["name"] == "plateau" and choices in ([], ["plateau"]):
+        # its other keys stay; those of another choice's `of` would be merged with the new ones
         changed = [name for name in after if after[name] != before[name]]
         for name in changed:
             key = f"schedule.{name}"
-            lines = _replaced(lines, key, [override(key, after[name])])
+            lines = _replaced(lines, key, [override(key, without_part_defaults(after[name]))])
         return [*lines]
-    if before == after:
-        return [*lines]
-    keys = [override(f"schedule.{name}", value) for name, value in after.items() if name != "name"]
+    known = {} if may_be_set else defaults("schedule", after["name"])
+    keys = [
+        override(f"schedule.{name}", without_part_defaults(value))
+        for name, value in after.items()
+        if name != "name" and (name not in known or known[name] != value)
+    ]
     return _replaced(lines, "schedule", [override("schedule", after["name"]), *keys])
 
 

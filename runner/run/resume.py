@@ -111,7 +111,7 @@ def resume(folder: Path, overrides: Sequence[Override], given: Given = _NOTHING)
         )
     recorded, config_dir = overrides_of(folder)
     of_run = [key for key in changes if key not in ("checkpoint", "print_config")]
-    lines = updated(recorded, saved, values, of_run, on_extend)
+    lines = updated(recorded, saved, values, of_run, on_extend, config_dir)
     is_completed = _is_completed(folder)
     return Resumed(
         folder, values, changes, state, numbers, notes, is_completed, lines, config_dir, given

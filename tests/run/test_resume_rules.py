@@ -159,6 +159,14 @@ EXTENSIONS = [
         ["schedule=plateau", "schedule.of.name=cosine", "schedule.factor=0.5"],
         ["trainer.max_steps=40", "schedule.on_extend=rescale"],
     ),
+    (  # its `of` has a warm-up, which a sequence has not
+        ["schedule=plateau_warmup"],
+        ["trainer.max_steps=40", "schedule.on_extend=keep"],
+    ),
+    (
+        ["optimizer.groups=[{match: '*/bias', schedule: {name: cosine, final_lr: 1e-5}}]"],
+        ["trainer.max_steps=40", "schedule.on_extend=append"],
+    ),
     (
         ["optimizer.schedules.beta1.name=cosine", "optimizer.schedules.beta1.final_lr=0.5"],
         ["trainer.max_steps=40", "schedule.on_extend=keep", "logger=tensorboard"],
@@ -166,18 +174,32 @@ EXTENSIONS = [
 ]
 
 
+@pytest.mark.parametrize("config_dir", ["mine", None])
 @pytest.mark.parametrize(("first", "changes"), EXTENSIONS)
 def test_the_overrides_of_a_run_that_changed_compose_to_its_config(
-    tmp_path: Path, first: list[str], changes: list[str]
+    tmp_path: Path, first: list[str], changes: list[str], config_dir: str | None
 ) -> None:
     """A comparison prints them to copy. The process was killed: there is no result.json."""
     folder = save(tmp_path / "run", first)
     (folder / "environment.json").write_text(
-        json.dumps({"overrides": [*RUN, *first], "config_dir": "mine"})
+        json.dumps({"overrides": [*RUN, *first], "config_dir": config_dir})
     )
     found = resumed(folder, *changes)
     assert compose(found.overrides) == found.values
-    assert found.config_dir == "mine"
+    assert found.config_dir == config_dir
+
+
+def test_the_overrides_of_an_extended_run_have_no_default(folder: Path) -> None:
+    """They are its label in a comparison."""
+    (folder / "environment.json").write_text(json.dumps({"overrides": [*RUN, *COSINE]}))
+    found = resumed(folder, "trainer.max_steps=40", "schedule.on_extend=append").overrides
+    phases = "{for:26steps,name:cosine,final_lr:1e-05},{for:rest,name:cosine,final_lr:1e-05}"
+    assert found == [
+        *RUN[:-1],
+        "trainer.max_steps=40",
+        "schedule=sequence",
+        f"schedule.phases=[{phases}]",
+    ]
 
 
 def test_the_overrides_are_those_of_the_last_session(folder: Path) -> None:
