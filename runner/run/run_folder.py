@@ -49,20 +49,17 @@ _REPLACED = (
     "metrics.csv",
     ".owner",
 )
+# Files of some runs only, which are also written so
+_SOMETIMES_REPLACED = ("find_lr.json", "mlflow.json", "trackio.json", "trunk.json", "wandb.json")
+# The files of callbacks=[best_checkpoints]: the second one in the list writes ..._1.csv
+BEST_CHECKPOINTS = re.compile(r"best_checkpoints(?:_[1-9][0-9]*)?\.csv")
 _OF_EVERY_RUN = (
-    *(
-        *_REPLACED,
-        "run.log",
-        "curves.png",
-        "mlflow.json",
-        "wandb.json",
-        "trackio.json",
-        "events.out.tfevents.twinrun",
-    ),
-    *("best_checkpoints.csv", "norms.csv", "throughput.csv", "memory.csv"),
+    *(*_REPLACED, *_SOMETIMES_REPLACED, "run.log", "curves.png", "events.out.tfevents.twinrun"),
+    *("norms.csv", "throughput.csv", "memory.csv"),
 )
 _HEADERS = {"trace.csv": "step,learning_rate,loss", "metrics.csv": "epoch,step"}  # their beginning
-_TEMPORARY = re.compile(rf"\.(?:{'|'.join(map(re.escape, _REPLACED))})\.[0-9]+")
+_NAMES = "|".join(map(re.escape, (*_REPLACED, *_SOMETIMES_REPLACED)))
+_TEMPORARY = re.compile(rf"\.(?:{_NAMES}|{BEST_CHECKPOINTS.pattern})\.[0-9]+")
 # the files that a run, or a task on it, writes
 _WRITTEN = ("*.yaml", "*.json", "*.csv", "*.npz", "*.png", "run.log", "model.*", "*tfevents*")
 
@@ -416,8 +413,15 @@ def temporary_files(folder: Path) -> list[Path]:
 
 
 def own_files(folder: Path) -> list[Path]:
-    """Return the files that every run writes, by their exact names."""
-    return [path for name in _OF_EVERY_RUN if os.path.lexists(path := folder / name)]
+    """Return the files that a run writes, by their exact names."""
+    found = [path for name in _OF_EVERY_RUN if os.path.lexists(path := folder / name)]
+    return [*found, *best_checkpoints(folder)]
+
+
+def best_checkpoints(folder: Path) -> list[Path]:
+    """Return the files of callbacks=[best_checkpoints] in a run's folder."""
+    names = sorted(os.listdir(folder))
+    return [folder / name for name in names if BEST_CHECKPOINTS.fullmatch(name)]
 
 
 def is_abandoned(folder: Path) -> bool:

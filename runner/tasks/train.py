@@ -539,6 +539,7 @@ def _prepare_resume(
         console.say("nothing is left to train; writing the final files")
     else:
         run_folder.rewind(folder, run_folder.records(folder, step, order.epochs))
+    callbacks.rewind(folder, step, is_over or order.is_epoch(step))
     run_folder.write_config(folder, resumed.values)
     before = _read(folder, "environment.json", console) or dict(environment)
     resumptions = [*before.get("resumed", []), {"step": step, **environment}]

@@ -134,6 +134,24 @@ def test_a_resumed_run_has_the_files_and_the_states_of_an_uninterrupted_one(
     assert {"rows_per_second", "process_peak_bytes", "val/loss"} <= {*points[35]}
 
 
+def test_a_resume_without_the_callbacks_leaves_none_of_their_later_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven updates an epoch, resumed from the end of the first of two: a list of best checkpoints
+    would name those that are removed."""
+    monkeypatch.chdir(tmp_path)
+    listed = "callbacks=[best_checkpoints,{callback: best_checkpoints, num: 1},throughput,norms]"
+    line = ["device=cpu", "model=linear", "trainer.batch_size=200", "trainer.max_epochs=2"]
+    run = runner.train([*line, listed, "trainer.keep_checkpoints=null"], quiet=True)
+    assert len([*run.folder.glob("best_checkpoints*.csv")]) == 2
+    again = runner.resume(run, ["callbacks=[]", "checkpoint=7"], quiet=True)
+    assert again.folder == run.folder
+    assert [*run.folder.glob("best_checkpoints*.csv")] == []
+    for name, steps in (("throughput.csv", ["7"]), ("norms.csv", ["0"])):
+        rows = (run.folder / name).read_text().splitlines()[1:]
+        assert [row.split(",")[0] for row in rows] == steps
+
+
 def gradient_norms(run: Any) -> dict[str, float]:
     """The norms of the first update of the default model, by hand: cross-entropy's gradient with
     respect to the outputs is (softmax(z) - one_hot(y)) / B."""

@@ -38,6 +38,8 @@ def root(tmp_path: Path) -> Path:
     (completed / "checkpoints/.7.999999/state.json").write_text("{")
     failed = write_run(tmp_path / "multiruns/m", ["schedule=step"], 1, None)
     with_checkpoints(failed, range(1, 3), best=1)
+    for name in ("best_checkpoints_1.csv", ".best_checkpoints.csv.999999", "trunk.json"):
+        (failed / name).write_text("")
     kept = write_run(tmp_path / "multiruns/m", ["schedule=linear"], 2, None)
     (kept / "notes.txt").write_text("mine")
     return tmp_path

@@ -6,10 +6,13 @@ from typing import Any
 
 from runner.config.callbacks import OwnCallback
 from runner.plan import Plan
+from runner.run import run_folder
+from runner.run.callbacks import memory, norms, throughput
 from runner.run.callbacks.best_checkpoints import BestCheckpoints
 from runner.run.callbacks.early_stopping import EarlyStopping
 from runner.run.callbacks.memory import Memory
 from runner.run.callbacks.norms import Norms
+from runner.run.callbacks.rows import cut
 from runner.run.callbacks.throughput import Throughput
 from runner.run.observer import Observer
 from runner.spec import Backend
@@ -24,7 +27,9 @@ CALLBACKS = {
     "throughput": Throughput,
 }
 
-__all__ = ["CALLBACKS", "has_ended", "observers"]
+_ROWS = {memory.FILE: Memory, norms.FILE: Norms, throughput.FILE: Throughput}
+
+__all__ = ["CALLBACKS", "has_ended", "observers", "rewind"]
 
 
 def observers(plan: Plan, backend: Backend, path: Path, console: Console) -> list[Observer]:
@@ -41,6 +46,16 @@ def observers(plan: Plan, backend: Backend, path: Path, console: Console) -> lis
         observer.state_name = f"{section.callback} {num}" if num else section.callback
         made.append(observer)
     return made
+
+
+def rewind(folder: Path, step: int, is_epoch: bool) -> None:
+    """Prepare the files of callbacks for resuming at `step`, where an epoch ends if `is_epoch`,
+    also those of callbacks that the run has no longer: remove the rows of later steps, and lists
+    of best checkpoints, which a callback writes again from its state."""
+    for path in run_folder.best_checkpoints(folder):
+        path.unlink()
+    for name, kind in _ROWS.items():
+        cut(folder / name, kind.end(step, is_epoch))
 
 
 def has_ended(numbers: Mapping[str, Any]) -> bool:

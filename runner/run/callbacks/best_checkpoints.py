@@ -89,7 +89,7 @@ class BestCheckpoints(Observer):
 def listed(folder: Path) -> set[int]:
     """Return the steps of the checkpoints that a run's files list."""
     found = set()
-    for path in folder.glob("best_checkpoints*.csv"):
+    for path in run_folder.best_checkpoints(folder):
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
             rows = [*csv.reader(file)][1:]
         found |= {int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}

@@ -31,21 +31,44 @@ class Rows(Observer):
             self._begin(chunk.first_step)
 
     def _begin(self, step: int) -> None:
-        """Write the header, or keep the rows from before update `step`."""
-        is_epoch = not self.of_updates and self.plan.order.is_epoch(step)
-        kept: list[list[str]] = []
-        if self.file.exists():
-            with self.file.open(newline="", encoding="utf-8") as file:
-                kept = [
-                    row
-                    for row in csv.reader(file)
-                    if row and row[0].isdigit() and int(row[0]) < step + is_epoch
-                ]
-        with writing(self.file), self.file.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([self.columns, *kept])
+        """Write the header and the rows from before update `step`."""
+        end = self.end(step, self.plan.order.is_epoch(step))
+        _write(self.file, [self.columns, *_before(end, _rows(self.file))])
+
+    @classmethod
+    def end(cls, step: int, is_epoch: bool) -> int:
+        """Return the first step that has no row when a run resumes at `step`, where an epoch ends
+        if `is_epoch`."""
+        return step + (is_epoch and not cls.of_updates)
 
     def append(self, step: int, values: Mapping[str, Any]) -> None:
         """Append a row. A missing value is an empty cell."""
         row = [str(step), *(str(values.get(name, "")) for name in self.columns[1:])]
         with writing(self.file), self.file.open("a", encoding="utf-8") as file:
             file.write(",".join(row) + "\n")
+
+
+def cut(path: Path, end: int) -> None:
+    """Remove the rows from step `end` on, if there is such a file."""
+    header, *rows = _rows(path) or [[]]
+    kept = _before(end, rows)
+    if len(kept) < len(rows):
+        _write(path, [header, *kept])
+
+
+def _rows(path: Path) -> list[list[str]]:
+    """Return all rows of a file, the header included; none if it is missing."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        return [row for row in csv.reader(file) if row]
+
+
+def _before(end: int, rows: Sequence[list[str]]) -> list[list[str]]:
+    """Return the rows of steps before `end`, without the header."""
+    return [row for row in rows if row[0].isdigit() and int(row[0]) < end]
+
+
+def _write(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    with writing(path), path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
