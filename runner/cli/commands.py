@@ -550,6 +550,7 @@ def _checked(request: Request) -> "tuple[Tuning | None, bool]":
     if not is_tuned:
         if is_race:
             racing.check_several(racing.schedules(request.jobs))
+            _check_budget(request)
         return None, is_race
     configs = [(frozen.config, frozen.values) for frozen in request.frozen]
     tuned = tuning.plan(request.jobs, request.overrides, configs)
@@ -561,7 +562,30 @@ def _checked(request: Request) -> "tuple[Tuning | None, bool]":
     _ = grid.frozen  # checks each
     if is_race:
         racing.check_several(tuned.combinations)
+        firsts = {i: (i, values) for i, values in reversed(tuned.first())}.values()
+        one_each = replace(request, jobs=tuned.jobs([*firsts], tuned.seeds[:1]))
+        _check_budget(one_each, len(grid.jobs))
     return tuned, is_race
+
+
+def _check_budget(request: Request, num_tuning_runs: int = 0) -> None:
+    """Refuse a race of these jobs if its budget is spent before its first look."""
+    from runner.cli import racing, trunks
+
+    if racing.has_known_cost(request.frozen[0].config):
+        found = trunks.find(_of_one_seed(request))
+        racing.check_budget(found, len(racing.schedules(request.jobs)), num_tuning_runs)
+
+
+def _of_one_seed(request: Request) -> dict[tuple[str, ...], tuple[Config, Mapping[str, Any]]]:
+    """Return the schedules of a race, with a config of each, and its plain values. Those that find
+    their rate when they run are left out."""
+    seed = request.frozen[0].config.seed
+    return {
+        without_seed(job): (each.config, each.values)
+        for job, each in zip(request.jobs, request.frozen, strict=True)
+        if each.config.seed == seed and not each.finds_lr
+    }
 
 
 def _check_targets(request: Request) -> None:
@@ -643,15 +667,10 @@ class _Jobs:
         from runner.cli import racing, trunks
         from runner.cli.earlier import Earlier
 
-        frozen = replace(self.request, jobs=[*jobs]).frozen
+        request = replace(self.request, jobs=[*jobs])
+        frozen = request.frozen
         self.racing = racing.plan(jobs, [each.config for each in frozen], self.tuning_runs)
-        seed = frozen[0].config.seed
-        same_seed = {
-            without_seed(job): (each.config, each.values)
-            for job, each in zip(jobs, frozen, strict=True)
-            if each.config.seed == seed and not each.finds_lr
-        }
-        self.trunks = trunks.find(same_seed)
+        self.trunks = trunks.find(_of_one_seed(request))
         self.earlier = Earlier(Path(frozen[0].config.output.root), self.trunks.planned)
         self.racing.run(self.train_runs)
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from runner.run import checkpoint, run_folder, trunk
 from runner.run.run_folder import read_json, write_config, write_json
 
 _PATTERNS = ("runs/[!.]*/result.json", "multiruns/[!.]*/[!.]*/result.json")
+# Copies of one config that are looked at, the newest ones: each takes tens of milliseconds
+_MOST_COPIES = 10
 # Files of tasks on a finished run, which a run that is trained does not have
 _OF_TASKS = ("test.json", "evaluation.json", "card.*", "predictions*", "model.*", trunk.FILE)
 
@@ -56,7 +59,7 @@ class Earlier:
             return None
         digest, code = sha256(values), user_code.hashes(values)
         candidates = self._by_config.get(digest, ())
-        same = (path for path in candidates if self._is_same(path, code))
+        same = islice((path for path in candidates if self._is_same(path, code)), _MOST_COPIES)
         source = next((path for path in same if _is_whole(path, digest)), None)
         if source is None:
             return None

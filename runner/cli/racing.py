@@ -4,15 +4,18 @@ budget is spent."""
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count, repeat
+from math import ceil
 from typing import Any
 
 import numpy as np
 
 from runner.cli.overrides import without_seed
+from runner.cli.trunks import Trunks
 from runner.config import times
 from runner.config.schema import Config
 from runner.config.trust import MOST_JOBS
 from runner.errors import ConfigError, RunError, show
+from runner.plan import Plan
 from runner.report.answer import p_in_words, seeds_in_words
 from runner.report.jobs import NO_OVERRIDES, Job
 from runner.report.race import FIRST_LOOK, Dropped, Race
@@ -242,6 +245,48 @@ def check(configs: Sequence[Config]) -> None:
             f"race.budget=auto allows as many runs as {FIRST_LOOK} or more values of seed would "
             f"take, got {num_seeds}; give it seed=0,1,2,3,4,5,6,7,8,9"
         )
+
+
+def check_budget(trunks: Trunks, num_schedules: int, num_tuning_runs: int = 0) -> None:
+    """Refuse a budget of steps or epochs that is spent before the first look, which needs
+    FIRST_LOOK seeds of each schedule; `num_tuning_runs` of tune=lr come before. Nothing is refused
+    where a run may end early, or cannot be planned."""
+    plans = trunks.plans
+    if len(plans) < num_schedules or any(map(_may_end_early, plans.values())):
+        return
+    budget = next(iter(plans.values())).config.race.budget
+    assert budget is not None
+    most, unit = times.amount(budget)
+    branches = trunks.branches([*plans])
+    lengths, costs = [], []
+    for settings, prepared in plans.items():
+        total = prepared.order.total_steps
+        lengths.append(total if unit == "steps" else prepared.order.epochs.count(total))
+        shared = branches[settings].step if settings in branches else 0
+        costs.append(lengths[-1] * (1 - shared / total))
+    least = ceil(FIRST_LOOK * sum(costs) + num_tuning_runs * min(lengths))
+    if least > most:
+        tuning = f" after {num_tuning_runs} runs of tune=lr" if num_tuning_runs else ""
+        raise ConfigError(
+            f"race.budget must be at least {least}{unit}, got {budget}: the first look needs "
+            f"{FIRST_LOOK} seeds of {num_schedules} schedules{tuning}"
+        )
+
+
+def has_known_cost(config: Config) -> bool:
+    """Return whether the budget is of steps or epochs, which a run's length tells beforehand."""
+    budget = config.race.budget
+    return budget not in (None, "auto") and times.amount(budget)[1] != "seconds"
+
+
+def _may_end_early(prepared: Plan) -> bool:
+    trainer = prepared.config.trainer
+    return (
+        trainer.early_stopping_patience is not None
+        or trainer.max_time is not None
+        or bool(prepared.config.callbacks)
+        or prepared.data.stream is not None
+    )
 
 
 def check_several(schedules: Sequence[object]) -> None:

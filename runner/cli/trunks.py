@@ -36,7 +36,12 @@ class Trunks:
     """The trunks that each pair of schedules has in common: (first, second) -> updates."""
 
     steps: Mapping[tuple[Settings, Settings], int] = field(default_factory=dict)
-    planned: Plan | None = field(default=None, repr=False)  # of the first schedule
+    plans: Mapping[Settings, Plan] = field(default_factory=dict, repr=False)
+
+    @property
+    def planned(self) -> Plan | None:
+        """The plan of the first schedule that can be planned."""
+        return next(iter(self.plans.values()), None)
 
     def branches(self, schedules: Sequence[Settings]) -> dict[Settings, Branch]:
         """Return the branch of each schedule that has a trunk in common with an earlier one: the
@@ -78,14 +83,14 @@ def find(configs: Mapping[Settings, tuple[Any, Mapping[str, Any]]]) -> Trunks:
     A schedule that cannot be planned has none: its run will say why.
     """
     plans: dict[str, list[tuple[Settings, Plan]]] = {}
-    first_plan: Plan | None = None
+    all_plans: dict[Settings, Plan] = {}
     for schedule, (config, values) in configs.items():
         alike = plans.setdefault(_hash_of_others(values), [])
         try:
             prepared = replanned(alike[0][1], config) if alike else plan(config)
         except ConfigError:
             continue
-        first_plan = first_plan or prepared
+        all_plans[schedule] = prepared
         if _can_branch(prepared):
             alike.append((schedule, prepared))
     return Trunks(
@@ -95,7 +100,7 @@ def find(configs: Mapping[Settings, tuple[Any, Mapping[str, Any]]]) -> Trunks:
             for (first, a), (second, b) in combinations(alike, 2)
             if (step := common_steps(a, b))
         },
-        first_plan,
+        all_plans,
     )
 
 

@@ -5,8 +5,14 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
 from omegaconf import OmegaConf
 
+from runner.cli import earlier
+from runner.cli.compose import compose
+from runner.cli.earlier import Earlier
+from runner.config.schema import parse, sha256
+from runner.plan import plan
 from runner.report.jobs import read
 from runner.run.run_folder import read_json
 from tests.command_line import forked
@@ -40,6 +46,23 @@ def test_a_race_uses_earlier_runs_of_the_same_data_packages_and_config(tmp_path:
     shutil.rmtree(before)  # the race has all files of its own
     (again,) = forked(tmp_path, ("task=evaluate", f"run={taken.relative_to(tmp_path)}"))
     assert (again.status, again.err) == (0, "")
+
+
+def test_a_race_looks_at_the_newest_copies_of_a_config_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each damaged one would cost the start of the race 25 ms."""
+    looked_at = []
+    monkeypatch.setattr(earlier, "_is_whole", lambda path, _: bool(looked_at.append(path)))
+    monkeypatch.setattr(Earlier, "_is_same", lambda *_: True)
+    values = compose(["data=iris"])
+    for i in range(20):
+        path = tmp_path / "runs" / f"{i:02}" / "result.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"status": "completed", "config_sha256": sha256(values)}))
+    runs = Earlier(tmp_path, plan(parse(values)))
+    assert runs.take(tmp_path / "race", "job", values, []) is None
+    assert [path.name for path in looked_at] == [f"{i:02}" for i in range(19, 9, -1)]
 
 
 def test_a_race_copies_whole_runs_and_nothing_else_of_their_folders(tmp_path: Path) -> None:
