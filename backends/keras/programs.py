@@ -21,7 +21,6 @@ from runner.machine import programs
 from runner.spec import RunSpec
 
 _VARIABLE, _FLAG = "TF_XLA_FLAGS", "--tf_xla_persistent_cache_directory"
-_PRIVATE = ".process-"  # begins the name of a process's folder
 
 
 class _Link:
@@ -29,8 +28,7 @@ class _Link:
 
     def __init__(self, root: Path, flags: str) -> None:
         self.process = os.getpid()
-        # its name is new: a killed process with the same number may have left its link behind
-        self.folder = root / f"{_PRIVATE}{os.getpid()}-{os.urandom(4).hex()}"
+        self.folder = programs.process_folder(root)
         self.path = self.folder / "now"
         self.flags = flags  # the user's
         self.temporary: str | None = None  # the folder in place of one that was abandoned
@@ -69,12 +67,15 @@ def prepare() -> None:
     if _link is not None and _link.process == os.getpid():
         return
     flags = os.environ.get(_VARIABLE, "")
-    root = None if _FLAG in flags and _PRIVATE not in flags else programs.usable_root()
+    is_of_user = _FLAG in flags and not programs.is_of_process(flags)
+    root = None if is_of_user else programs.usable_root()
     if root is None:  # off, or the user has a folder of their own
         _link = None
         return
     # another process's flag is there if that one has not computed yet
-    _link = _Link(root, " ".join(flag for flag in flags.split() if _PRIVATE not in flag))
+    _link = _Link(
+        root, " ".join(flag for flag in flags.split() if not programs.is_of_process(flag))
+    )
     os.environ[_VARIABLE] = f"{_link.flags} {_FLAG}={_link.path}".strip()
 
 

@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -48,7 +49,8 @@ _NEEDS = 2**28  # free bytes on the disk
 _USED = 3600  # seconds after which the time of the last use is written again
 _ATTEMPTS = 20  # to get a lock, one every 10 ms
 _REMOVED = ".removed-"  # folders on their way out
-_LEFT_BEHIND = 7 * 24 * 3600  # seconds after which nobody needs a process's own folder any more
+_OF_PROCESS = ".process-"  # begins the name of a process's own folder
+_LEFT_BEHIND = 7 * 24 * 3600  # seconds after which nobody needs a folder of another machine
 
 
 def choose() -> None:
@@ -281,6 +283,38 @@ def _write(path: Path, text: str) -> None:
         raise
 
 
+@cache
+def _here() -> str:
+    """Return a text that differs between machines, and between containers of one: the numbers of
+    processes mean something here only."""
+    names = [platform.node()]
+    with suppress(OSError):
+        names.append(os.readlink("/proc/self/ns/pid"))
+    with suppress(OSError):
+        names.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8"))
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+
+
+def process_folder(path: Path) -> Path:
+    """Return the name of a new folder of this process below `path`, after removing those of
+    processes of this machine that were killed."""
+    import psutil
+
+    pattern = re.compile(rf"{re.escape(_OF_PROCESS)}{_here()}-([0-9]+)-[0-9a-f]+")
+    with suppress(OSError):
+        for name in os.listdir(path):
+            match = pattern.fullmatch(name)
+            if match is not None and not psutil.pid_exists(int(match[1])):
+                shutil.rmtree(path / name, ignore_errors=True)
+    # a killed process with the same number may have left its folder behind
+    return path / f"{_OF_PROCESS}{_here()}-{os.getpid()}-{os.urandom(4).hex()}"
+
+
+def is_of_process(flags: str) -> bool:
+    """Return whether a text has the name of such a folder."""
+    return _OF_PROCESS in flags
+
+
 class Kept(NamedTuple):
     """A folder of programs."""
 
@@ -319,8 +353,10 @@ def _evict(folder: Path) -> None:
         if num_bytes > LIMIT:
             remove(each.path)
     for path in folder.glob(".*"):  # of processes that were killed
-        if time.time() - path.stat().st_mtime > _LEFT_BEHIND:
-            shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):  # another process removes it
+            is_private = path.name.startswith(_OF_PROCESS)
+            if time.time() - path.stat().st_mtime > (_LEFT_BEHIND if is_private else _USED):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def remove(path: Path) -> bool:

@@ -176,6 +176,19 @@ def test_a_name_that_no_folder_can_have_is_refused(
         programs.check()
 
 
+def test_a_process_removes_the_folders_of_killed_ones_of_this_machine(cache: Path) -> None:
+    """No process has the number 2 ** 22, the largest on Linux. A folder of another machine or
+    container stays: its process may live there."""
+    own = programs.process_folder(cache)
+    killed = own.with_name(own.name.replace(f"-{os.getpid()}-", f"-{2**22}-"))
+    elsewhere = own.with_name(killed.name.replace(own.name.split("-")[1], "0" * 8))
+    for folder in (own, killed, elsewhere):
+        folder.mkdir(parents=True)
+    (killed / "now").symlink_to("nothing")
+    assert programs.process_folder(cache) != own
+    assert sorted(cache.iterdir()) == sorted([own, elsewhere])
+
+
 @pytest.mark.parametrize("target", ["nothing", "cache", "file"])
 def test_a_link_to_nothing_or_to_itself_keeps_nothing(target: str, cache: Path) -> None:
     """TensorFlow would fail a run that cannot make its folder there."""
