@@ -119,6 +119,13 @@ def value_at(values: Any, key: str) -> Any:
     return values
 
 
+def has_key(values: Any, key: str) -> bool:
+    """Return whether there is a value, or a section, at a dotted key."""
+    parent, _, last = key.rpartition(".")
+    section = value_at(values, parent) if parent else values
+    return isinstance(section, Mapping) and last in section
+
+
 # of a number that a user may also leave to the runner
 OR_AUTO = WithJsonSchema({"anyOf": [{"exclusiveMinimum": 0, "type": "number"}, {"const": "auto"}]})
 Positive = Annotated[float, Field(gt=0)]

@@ -35,6 +35,7 @@ from runner.errors import ConfigError, nearest, show
 from runner.plan import Plan, evaluate, model_spec, plan, saved_shapes
 from runner.run import checkpoint, run_folder
 from runner.run.strict_json import with_numbers
+from runner.section import has_key
 from runner.spec import Measured, ModelSpec, TrainState
 from runner.text import console, notebook
 
@@ -87,9 +88,9 @@ def set_keys(
     for override in overrides:
         key = override.key_or_group
         if key not in allowed:
+            hint = "" if has_key(values, key) else nearest(key, allowed)
             raise ConfigError(
-                f"{show(key)} cannot be set for a finished run{nearest(key, allowed)}; "
-                f"{', '.join(allowed)} can"
+                f"{show(key)} cannot be set for a finished run{hint}; {', '.join(allowed)} can"
             )
         *groups, last = key.split(".")
         section = changed

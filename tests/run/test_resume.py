@@ -187,6 +187,11 @@ REFUSED = [
         ["optimizer.lr=0.1"],
         "optimizer.lr cannot be set for a finished run; {changeable} can",
     ),
+    (  # a key of the config is no misspelled one
+        "plain",
+        ["trainer.precision=float64"],
+        "trainer.precision cannot be set for a finished run; {changeable} can",
+    ),
     (
         "plain",
         ["trainer.max_step=30"],
