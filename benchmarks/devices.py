@@ -1,8 +1,9 @@
 """Time an update of two processes with one thread each, against idiomatic scripts of the same
 frameworks, and compare it with a cost model.
 
-    python -m benchmarks.devices                          # four minutes on two idle cores
-    python -m benchmarks.devices --models cnn --processes 1 2 4 --updates 40
+    python -m benchmarks.devices                          # some four minutes on two idle cores
+    python -m benchmarks.devices --processes 1 2 4 --exact
+    python -m benchmarks.devices --models cnn --updates 40
 
 The models are the CNN with a million parameters (a global batch of 64 images) and the GPT with 0.8
 million (32 rows of 64 characters). The peers are Lightning's Trainer with `strategy="ddp"`, and the
@@ -82,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", nargs="+", choices=[*BATCH], default=[*BATCH])
     parser.add_argument("--backends", nargs="+", choices=[*IDIOMATIC], default=[*IDIOMATIC])
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--updates", type=int, default=40)
+    parser.add_argument("--updates", type=int, default=24)
     parser.add_argument("--exact", action="store_true", help="exact mode too")
     parser.add_argument("--markdown", action="store_true", help="print tables as Markdown")
     parser.add_argument("--peer", nargs=4, help=argparse.SUPPRESS)
@@ -188,10 +189,14 @@ def _timed_peer(backend: str, model: str, updates: int) -> float:
             told = json.dumps({"cluster": {"worker": workers}, "task": task})
             environ = {**variables, "TF_CONFIG": told}
             started.append(subprocess.Popen(command, env=environ, stderr=subprocess.PIPE))
-        for process in started:
-            _, errors = process.communicate(timeout=300)
-            if process.returncode:
-                raise RuntimeError(errors.decode()[-2000:])
+        try:
+            for process in started:
+                _, errors = process.communicate(timeout=600)
+                if process.returncode:
+                    raise RuntimeError(errors.decode()[-2000:])
+        finally:
+            for process in started:
+                process.kill()  # of two workers, one waits for the other for ever
         return float(path.read_text()) * 1e3
 
 

@@ -93,6 +93,19 @@ def _other_words(annotation: Any) -> list[str]:
     return ["auto"] if OR_AUTO in getattr(annotation, "__metadata__", ()) else []
 
 
+# The names of other programs (Lightning, Keras, transformers) -> our keys. Lightning's
+# gradient_clip_val is a norm by default
+_OTHER_NAMES = {
+    "accelerator": "device",
+    "epochs": "trainer.max_epochs",
+    "gpus": "devices",
+    "gradient_accumulation_steps": "trainer.accumulate_grad_batches",
+    "gradient_clip_val": "trainer.gradient_clip_norm",
+    "learning_rate": "optimizer.lr",
+    "max_grad_norm": "trainer.gradient_clip_norm",
+}
+
+
 def _unknown_key(root: Root, key: str, location: Sequence[Any], path: Sequence[Any]) -> str:
     """List the keys that exist, and suggest where the given one belongs: in another choice, beside
     it, or elsewhere."""
@@ -110,6 +123,8 @@ def _unknown_key(root: Root, key: str, location: Sequence[Any], path: Sequence[A
     hint = ""
     if others:
         hint = f"; it belongs to {f'{parent}=' if tag == 'name' else ''}{', '.join(others)}"
+    elif path[-1] in _OTHER_NAMES:
+        hint = f"; did you mean {_OTHER_NAMES[path[-1]]}?"
     elif beside:
         hint = f"; did you mean {parent}{'.' if parent else ''}{beside}?"
     elif elsewhere:

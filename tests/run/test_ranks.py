@@ -6,22 +6,22 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from safetensors.numpy import load_file
 
 import runner
 from runner.cli.compose import compose
 from runner.config.schema import parse, sha256
-from runner.data.order import Order
+from runner.data.order import Chunks, Order
 from runner.errors import ConfigError, RunError
 from runner.run import launch, ranks
-from runner.run.run_folder import read_columns
 from runner.spec import World
 from tests.command_line import BACKENDS, OTHER, Running, forked
+from tests.ranks import state_of
 from tests.rows import slow_rows
 
 # 1,280 rows in batches of 142: the last one has 2, so of 3 processes one has none
@@ -77,6 +77,26 @@ def test_outputs_of_all_processes_come_in_the_order_of_the_whole_chunk() -> None
         outputs = [part.rows[:, None].astype(float) for part in parts]
         joined = ranks._gathered(whole, World(0, 3), outputs)
         assert [*joined[:, 0]] == [*whole.rows]
+
+
+def test_each_process_reads_its_own_rows_alone() -> None:
+    """23 rows in files, in updates of two micro-batches of 5: of three processes, each reads at
+    most 2 rows of a micro-batch, a part of what one process would hold."""
+    order = Order(23, 5, 2, 0, 20)
+    read: dict[int, list[np.ndarray]] = {0: [], 1: [], 2: []}
+
+    def reads(rank: int, rows: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
+        read[rank].append(rows)
+        return {"x": rows}
+
+    for rank in read:
+        own = Chunks(order, 0, 2, None, False, partial(reads, rank), part=World(rank, 3).part)
+        assert all(chunk.num_steps <= 2 for chunk in own)
+    whole = [chunk.rows for chunk in Chunks(order, 0, 2, None, False)]
+    assert len(whole) == len(read[0])
+    for rows, *parts in zip(whole, *read.values(), strict=True):
+        assert sorted(np.concatenate(parts)) == sorted(rows)
+        assert max(map(len, parts)) <= 2 * 2 * 2
 
 
 def test_the_number_of_devices_is_not_in_the_hash() -> None:
@@ -135,16 +155,9 @@ def _train(folder: Path, root: str, *arguments: str, base: Sequence[str] = RUN) 
     return folder / done.folder
 
 
-def _state(folder: Path) -> dict[str, np.ndarray]:
-    """Return the losses, weights, slots and statistics of a run."""
-    files = (folder / "checkpoints" / "last").resolve().glob("*.safetensors")
-    tensors = {f"{file.stem}/{k}": v for file in files for k, v in load_file(file).items()}
-    return {"loss": read_columns(folder / "trace.csv")["loss"], **tensors}
-
-
 def _check_equal(a: Path, b: Path) -> None:
     """Check that two runs have the same losses, weights, slots and statistics."""
-    first, second = _state(a), _state(b)
+    first, second = state_of(a), state_of(b)
     assert first.keys() == second.keys()
     for name, values in first.items():
         np.testing.assert_allclose(values, second[name], rtol=0, atol=CLOSE, err_msg=name)
@@ -176,7 +189,7 @@ def test_processes_that_divide_the_weights_train_as_one_does(tmp_path: Path, num
         json.loads((folder / "result.json").read_text()).get("process_bytes")
         for folder in (one, several)
     )
-    weights = sum(v.nbytes for k, v in _state(one).items() if k.startswith("weights/"))
+    weights = sum(v.nbytes for k, v in state_of(one).items() if k.startswith("weights/"))
     running = 2 * 2 * 8  # mean and variance of two channels, which no process divides
     assert whole is None
     assert sum(of["weights"] for of in parts[0]) == weights - running
@@ -324,6 +337,19 @@ def test_in_exact_mode_a_run_goes_on_with_another_number_of_processes(tmp_path: 
     assert _hashes(run) == _hashes(whole)
 
 
+@pytest.mark.slow
+def test_a_multirun_of_runs_on_two_processes_has_a_folder_each_and_one_comparison(
+    tmp_path: Path,
+) -> None:
+    jobs = ("schedule=constant,linear", "seed=0,1", "model=linear", "trainer.max_epochs=2")
+    (done,) = forked(tmp_path, ("-m", *jobs, "devices=2", "device=cpu"))
+    assert (done.status, done.err) == (0, "")
+    assert "4 of 4 jobs completed" in done.out
+    folder = tmp_path / done.folder
+    assert len([*folder.glob("*/result.json")]) == 4
+    assert len((folder / "comparison.csv").read_text().splitlines()) == 1 + 4
+
+
 def _ranks(running: Running) -> list[psutil.Process]:
     """Return the processes of a run, by rank."""
     started = [
@@ -359,7 +385,7 @@ def test_a_process_that_is_stopped_ends_the_run_which_resumes_with_the_same_bits
     done = forked(tmp_path, (f"resume={run}", "trainer.checkpoint_every=null", *steps))[0]
     assert done.status == 0, done.err
     whole = _train(tmp_path, "whole", *two, *steps)
-    states = [{k: v.tobytes() for k, v in _state(folder).items()} for folder in (run, whole)]
+    states = [{k: v.tobytes() for k, v in state_of(folder).items()} for folder in (run, whole)]
     assert states[0] == states[1]
 
 
