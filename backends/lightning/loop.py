@@ -253,7 +253,7 @@ def train(
 ) -> TrainState:
     torch_device = device.resolve(run.device)
     module = Module(run, start, torch_device, on_chunk_start)
-    trainer = pl.Trainer(
+    trainer = fast.make_trainer(
         **device.trainer_arguments(torch_device),
         # it would take the processes of a launcher in the environment for its own
         plugins=[LightningEnvironment()] if run.world.size > 1 else None,

@@ -67,6 +67,9 @@ PRIVATE = {
         ).fit_loop.epoch_loop.manual_optimization.optim_step_progress.total.completed
         + 0
     ),
+    "Lightning's search for callbacks of other packages": lambda: (
+        fast.make_trainer(logger=False, callbacks=[]).callbacks
+    ),
     "torchmetrics' own order of imports": lambda: [
         importlib.import_module(f"torchmetrics.{name}") for name in lean._IMPORT_ORDER
     ],
