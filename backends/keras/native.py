@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from backends.keras import device, distributed, layers, objective, optimizers
+from backends.keras import distributed, layers, objective, optimizers
 from backends.keras.average import Average, swapped
 from backends.keras.own_optimizer import OwnOptimizer
 from backends.keras.schedule import TableLR
@@ -94,9 +94,8 @@ class Engine:
             )
             self.optimizer: Any = self.slots.native
         else:
-            is_on_cpu = device.resolve(run.device).startswith("/CPU")
             self.optimizer = self.slots = optimizers.build(
-                run, self.schedule, self.trained, start.slots, is_on_cpu and device.uses_xla(run)
+                run, self.schedule, self.trained, start.slots
             )
         self._norms = tf.function(self._norms_of, autograph=False)
         is_averaging = run.average_shares is not None

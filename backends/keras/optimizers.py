@@ -5,7 +5,7 @@ Scalars are computed in float64 and rounded once to the variables' dtype. Keras'
 through float32.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ class _Memory:
     groups: dict[str, Group]
     slots: dict[str, dict[str, Any]]
     scalars: dict[str, Any]
+    now: dict[str, Any]  # scalars of the update that is being computed, in float64
 
 
 class _Optimizer(keras.optimizers.Optimizer):
@@ -50,10 +51,8 @@ class _Optimizer(keras.optimizers.Optimizer):
         slots: Mapping[str, Weights],
         groups: Iterable[Group],
         scheduled: Iterable[str],
-        uses_products: bool,
     ) -> None:
         super().__init__(learning_rate=schedule, name=spec.name)
-        self.uses_products = uses_products
         self.spec, self.scheduled = spec, frozenset(scheduled)
         native = list(variables.values())
         self.build(native)
@@ -70,6 +69,7 @@ class _Optimizer(keras.optimizers.Optimizer):
                 name: self.add_variable((), dtype="float64", name=name)
                 for name in [*spec.scalars(0), *spec.numbers]
             },
+            now={},
         )
 
     def _add_slot(self, slot: str, variables: Mapping[str, Any], like: Weights) -> dict[str, Any]:
@@ -85,11 +85,17 @@ class _Optimizer(keras.optimizers.Optimizer):
     def hyper(self, name: str) -> Any:
         """Return a hyperparameter's current value in float64: a number, or a tensor if it is
         scheduled."""
-        return (
-            self.memory.schedule.at(name, self.iterations)
-            if name in self.scheduled
-            else getattr(self.spec, name)
-        )
+        if name not in self.scheduled:
+            return getattr(self.spec, name)
+        return self._once(name, lambda: self.memory.schedule.at(name, self.iterations))
+
+    def _once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Return a scalar of this update. It is computed at its first use: a graph would otherwise
+        have it once for each variable."""
+        now = self.memory.now
+        if name not in now:
+            now[name] = tf.cast(compute(), tf.float64)
+        return now[name]
 
     def load_slots(self, slots: Mapping[str, Weights], step: int) -> None:
         """Load canonical slots, as the state after `step` updates."""
@@ -120,16 +126,23 @@ class _Optimizer(keras.optimizers.Optimizer):
         slots = [variable for slot in self.memory.slots.values() for variable in slot.values()]
         return [*slots, *numbers]
 
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        self.memory.now.clear()
+        self.prepare(grads, trainable_variables)
+        super().apply(grads, trainable_variables)
+
+    def prepare(self, gradients: Any, variables: Any) -> None:
+        """Compute what an update needs before the first variable. Most need nothing."""
+
+    def rate(self, table: str) -> Any:
+        """Return the rate of this update from one of RunSpec.tables, in float64."""
+        return self._once(table, lambda: self.memory.schedule.at(table, self.iterations))
+
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         name, s = self.memory.names[variable.ref()], self.spec
         group = self.memory.groups[name]
-        if group.rate != LEARNING_RATE:
-            learning_rate = self.memory.schedule.at(group.rate, self.iterations)
-        p, g, lr = (
-            tf.convert_to_tensor(variable),
-            tf.convert_to_tensor(gradient),
-            tf.cast(learning_rate, tf.float64),
-        )
+        lr = self.rate(group.rate)
+        p, g = tf.convert_to_tensor(variable), tf.convert_to_tensor(gradient)
         if s.decays and group.decay_factor:
             if s.weight_decay_mode == "coupled":
                 g = g + constant(self.decay(group), p) * p
@@ -151,25 +164,24 @@ class _Optimizer(keras.optimizers.Optimizer):
         """Return the new p and assign the new slots in `memory`. lr  # float64 scalar"""
         raise AssertionError("each subclass defines it")
 
-    def divided(self, x: Any, divisor: Any) -> Any:
-        """Return x / divisor, correctly rounded. `divisor` is a float64 scalar, which is first
-        rounded to x's dtype.
-
-        A loop that XLA compiles for the CPU waits for its divisions and roots. With
-        `uses_products`, a quotient in float32 is x (1 / divisor) in float64 instead, with the same
-        bits: its relative error is below 2^-51, and the quotient of two numbers of 24 bits is
-        further than 2^-49 from the middle between two others.
-        """
-        rounded = tf.cast(divisor, x.dtype)
-        if not self.uses_products or x.dtype != tf.float32:
-            return x / rounded
-        inverse = 1 / tf.cast(rounded, tf.float64)
-        return tf.cast(tf.cast(x, tf.float64) * inverse, x.dtype)
-
     @property
     def count(self) -> Any:
         """The number of this update, counted from 1, in float64."""
-        return tf.cast(self.iterations, tf.float64) + 1
+        return self._once("count", lambda: tf.cast(self.iterations, tf.float64) + 1)
+
+    def correction(self, name: str) -> Any:
+        """Return the bias correction 1 - beta^t' of the hyperparameter `name` in float64."""
+        return self._once(f"1 - {name}^t'", lambda: 1 - _power(self.hyper(name), self.count))
+
+    def corrected_root(self, v: Any, name: str, eps: float) -> tuple[Any, Any]:
+        """Return r = sqrt(1 - beta^t') in float64, and sqrt(v) + r eps in v's dtype.
+
+        With vhat = v / (1 - beta^t'), x / (sqrt(vhat) + eps) is r x / (sqrt(v) + r eps). r becomes
+        a factor of the step, so a weight needs one division in place of two.
+        """
+        r = self._once(f"sqrt(1 - {name}^t')", lambda: tf.sqrt(self.correction(name)))
+        small = self._once(f"{eps!r} sqrt(1 - {name}^t')", lambda: eps * r)
+        return r, tf.sqrt(v) + tf.cast(small, v.dtype)
 
 
 def _mean(old: Any, new: Any, beta: Any) -> Any:
@@ -201,9 +213,8 @@ class Adam(_Optimizer):
         v = _mean(memory["second_moment"], g * g, self.hyper("beta2"))
         if s.amsgrad:
             v = memory["max_second_moment"].assign(tf.maximum(memory["max_second_moment"], v))
-        step = tf.cast(lr / (1 - _power(self.hyper("beta1"), self.count)), p.dtype)
-        root = tf.sqrt(1 - _power(self.hyper("beta2"), self.count))
-        return p - step * m / (self.divided(tf.sqrt(v), root) + constant(s.eps, p))
+        r, root = self.corrected_root(v, "beta2", s.eps)
+        return p - tf.cast(lr * r / self.correction("beta1"), p.dtype) * m / root
 
 
 class Adamax(_Optimizer):
@@ -213,28 +224,30 @@ class Adamax(_Optimizer):
         u = u.assign(
             tf.maximum(u * constant(self.hyper("beta2"), p), tf.abs(g) + constant(s.eps, p))
         )
-        return p - tf.cast(lr / (1 - _power(self.hyper("beta1"), self.count)), p.dtype) * m / u
+        return p - tf.cast(lr / self.correction("beta1"), p.dtype) * m / u
 
 
 class NAdam(_Optimizer):
+    def prepare(self, gradients: Any, variables: Any) -> None:
+        stored, mu, next_mu = (
+            self.memory.scalars["mu_product"],
+            self._mu(self.count),
+            self._mu(self.count + 1),
+        )
+        product = stored * mu
+        stored.assign(product)
+        self.of_gradient = (1 - mu) / (1 - product)
+        self.of_moment = next_mu / (1 - product * next_mu)
+
     def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
-        s = self.spec
         m = _mean(memory["first_moment"], g, self.hyper("beta1"))
         v = _mean(memory["second_moment"], g * g, self.hyper("beta2"))
-        mu, next_mu = self._mu(self.count), self._mu(self.count + 1)
-        product = self.memory.scalars["mu_product"] * mu
-        corrected = self.divided(v, 1 - _power(self.hyper("beta2"), self.count))
-        root = tf.sqrt(corrected) + constant(s.eps, p)
-        p = p - tf.cast(lr * (1 - mu) / (1 - product), p.dtype) * g / root
-        return p - tf.cast(lr * next_mu / (1 - product * next_mu), p.dtype) * m / root
+        r, root = self.corrected_root(v, "beta2", self.spec.eps)
+        of_g, of_m = (tf.cast(lr * r * x, p.dtype) for x in (self.of_gradient, self.of_moment))
+        return p - (of_g * g + of_m * m) / root
 
     def _mu(self, count: Any) -> Any:
         return self.spec.beta1 * (1 - 0.5 * _power(0.96, count * self.spec.momentum_decay))
-
-    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
-        mu = self._mu(self.count)
-        super().apply(grads, trainable_variables)
-        self.memory.scalars["mu_product"].assign(self.memory.scalars["mu_product"] * mu)
 
 
 class RMSprop(_Optimizer):
@@ -310,10 +323,9 @@ class LAMB(_Layerwise):
         decay = self.layerwise_decay(group, p)
         m = _mean(memory["first_moment"], g, self.hyper("beta1"))
         v = _mean(memory["second_moment"], g * g, self.hyper("beta2"))
+        r, root = self.corrected_root(v, "beta2", self.spec.eps)
         # the corrections of both moments, as one factor of u
-        correction = tf.sqrt(1 - _power(self.hyper("beta2"), self.count))
-        factor = correction / (1 - _power(self.hyper("beta1"), self.count))
-        u = m / (tf.sqrt(v) + tf.cast(self.spec.eps * correction, p.dtype))
+        u, factor = m / root, r / self.correction("beta1")
         if decay is not None:
             u, factor = u * tf.cast(factor, p.dtype) + decay * p, tf.ones((), tf.float64)
         step = tf.cast(lr * factor, p.dtype)
@@ -346,9 +358,8 @@ class Muon(_Optimizer):
         if group.kind == "adamw":
             m = _mean(memory["first_moment"], g, s.adamw_beta1)
             v = _mean(memory["second_moment"], g * g, s.adamw_beta2)
-            step = tf.cast(lr / (1 - _power(s.adamw_beta1, self.count)), p.dtype)
-            root = tf.sqrt(1 - _power(s.adamw_beta2, self.count))
-            return p - step * m / (self.divided(tf.sqrt(v), root) + constant(s.adamw_eps, p))
+            r, root = self.corrected_root(v, "adamw_beta2", s.adamw_eps)
+            return p - tf.cast(lr * r / self.correction("adamw_beta1"), p.dtype) * m / root
         momentum, num_out = self.hyper("momentum"), p.shape[-1]
         b = _mean(memory["momentum"], g, momentum)
         d = b * constant(momentum, p) + g * constant(1 - momentum, p) if s.nesterov else b
@@ -371,14 +382,13 @@ def _orthogonal(x: Any, s: Any) -> Any:
 class ScheduleFree(_Optimizer):
     """Schedule-free SGD and AdamW: the variables are y, the slot `base_weights` is z."""
 
-    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+    def prepare(self, gradients: Any, variables: Any) -> None:
         numbers, power = self.memory.scalars, self.spec.weight_lr_power
-        rate = tf.cast(self.memory.schedule(self.iterations), tf.float64)
+        rate = self.rate(LEARNING_RATE)
         largest = numbers["largest_rate"].assign(tf.maximum(numbers["largest_rate"], rate))
         weight = _power(self.count, self.spec.r) * _power(largest, power)
         total = numbers["weight_sum"].assign(numbers["weight_sum"] + weight)
         self.share = tf.where(total > 0, weight / tf.where(total > 0, total, 1.0), 0.0)
-        super().apply(grads, trainable_variables)
 
     def update_in(self, group: Group, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
         s, c, z = self.spec, self.share, memory[BASE_WEIGHTS]
@@ -395,9 +405,8 @@ class ScheduleFree(_Optimizer):
         if self.spec.name == "schedule_free_sgd":
             return g
         v = _mean(memory["second_moment"], g * g, self.hyper("beta2"))
-        correction = tf.sqrt(1 - _power(self.hyper("beta2"), self.count))
-        root = tf.sqrt(v) + tf.cast(self.spec.eps * correction, p.dtype)
-        return g * tf.cast(correction, p.dtype) / root
+        r, root = self.corrected_root(v, "beta2", self.spec.eps)
+        return g * tf.cast(r, p.dtype) / root
 
 
 class AdEMAMix(_Optimizer):
@@ -405,33 +414,30 @@ class AdEMAMix(_Optimizer):
         m = _mean(memory["first_moment"], g, self.hyper("beta1"))
         v = _mean(memory["second_moment"], g * g, self.hyper("beta2"))
         slow = _mean(memory["slow_moment"], g, self.hyper("beta3"))
-        corrected = self.divided(m, 1 - _power(self.hyper("beta1"), self.count))
-        d = corrected + constant(self.hyper("alpha"), p) * slow
-        root = self.divided(tf.sqrt(v), tf.sqrt(1 - _power(self.hyper("beta2"), self.count)))
-        return p - tf.cast(lr, p.dtype) * d / (root + constant(self.spec.eps, p))
+        r, root = self.corrected_root(v, "beta2", self.spec.eps)
+        first = self.correction("beta1")
+        d = m + tf.cast(self.hyper("alpha") * first, p.dtype) * slow
+        return p - tf.cast(lr * r / first, p.dtype) * d / root
 
 
 class Prodigy(_Optimizer):
     """Prodigy: Adam with an estimated distance to the solution as its rate."""
 
-    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+    def prepare(self, gradients: Any, variables: Any) -> None:
         s, numbers = self.spec, self.memory.scalars
-        d = tf.convert_to_tensor(numbers["distance"])
-        rate = tf.cast(self.memory.schedule(self.iterations), tf.float64)
+        d, rate = tf.convert_to_tensor(numbers["distance"]), self.rate(LEARNING_RATE)
         if s.use_bias_correction:
-            root = tf.sqrt(1 - _power(s.beta2, self.count))
-            rate = rate * root / (1 - _power(s.beta1, self.count))
+            rate = rate * tf.sqrt(self.correction("beta2")) / self.correction("beta1")
         self.is_moving, self.step = rate > 0, d * rate
         numerator = numbers["numerator"] * s.beta2**0.5
         total = tf.zeros((), tf.float64)
-        for gradient, variable in zip(grads, trainable_variables, strict=True):
+        for gradient, variable in zip(gradients, variables, strict=True):
             slope, size = self._average(gradient, variable.value, d)
             numerator = numerator + d / s.d0 * self.step * tf.cast(slope, tf.float64)
             total = total + tf.cast(size, tf.float64)
         self._keep(numbers["numerator"], numerator)
         found = s.d_coef * numerator / tf.where(total > 0, total, 1.0)
         self._estimate(tf.where(total > 0, found, 0.0), d)
-        super().apply(grads, trainable_variables)
 
     def _average(self, gradient: Any, variable: Any, d: Any) -> tuple[Any, Any]:
         """Update the averages. Return the sums of g (P - p) and of |s|."""
@@ -511,14 +517,12 @@ def build(
     schedule: TableLR,
     variables: Mapping[str, Any],
     slots: Mapping[str, Weights],
-    uses_products: bool = False,
 ) -> _Optimizer:
     """Build a Keras optimizer. `variables` maps canonical names to the variables that are trained,
     in the model's order; each has the learning rate and the weight decay of its group. `slots` are
-    those of the first state, for their shapes. With `uses_products`, which changes no number but
-    suits XLA on the CPU, divisions by a scalar are products."""
+    those of the first state, for their shapes."""
     kind, spec = _OPTIMIZERS[run.optimizer.name], run.optimizer
-    return kind(spec, schedule, variables, slots, run.groups, run.scheduled, uses_products)
+    return kind(spec, schedule, variables, slots, run.groups, run.scheduled)
 
 
 def clip(gradients: Mapping[str, Any], rule: Clip) -> Mapping[str, Any]:

@@ -101,11 +101,9 @@ class LAMB(_Layerwise):
         t = float(state["step"])
         m = state["first_moment"].mul_(beta1).add_(g, alpha=1 - beta1)
         v = state["second_moment"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        r, root = _corrected_root(v, beta2, t, self.spec.eps)
         # the corrections of both moments, as one factor of u
-        correction = (1 - beta2**t) ** 0.5
-        factor = correction / (1 - beta1**t)
-        root = v.sqrt().add_(self.spec.eps * correction)
-        u = torch.div(m, root, out=root)
+        u, factor = torch.div(m, root, out=root), r / (1 - beta1**t)
         if decay:
             u.mul_(factor).add_(p, alpha=decay)
             factor = 1.0
@@ -155,8 +153,8 @@ class Muon(Optimizer):
         s = self.spec
         m = state["first_moment"].mul_(s.adamw_beta1).add_(g, alpha=1 - s.adamw_beta1)
         v = state["second_moment"].mul_(s.adamw_beta2).addcmul_(g, g, value=1 - s.adamw_beta2)
-        root = v.sqrt().div_((1 - s.adamw_beta2**t) ** 0.5).add_(s.adamw_eps)
-        p.addcdiv_(m, root, value=-group["lr"] / (1 - s.adamw_beta1**t))
+        r, root = _corrected_root(v, s.adamw_beta2, t, s.adamw_eps)
+        p.addcdiv_(m, root, value=-group["lr"] * r / (1 - s.adamw_beta1**t))
 
     def _muon(self, group: Any, p: Tensor, g: Tensor, state: dict[str, Tensor], t: float) -> None:
         momentum = group["momentum"]
@@ -193,9 +191,7 @@ class ScheduleFree(Optimizer):
         s, numbers = self.spec, self.numbers
         # the first group has the rate eta(t)
         numbers["largest_rate"] = max(self.param_groups[0]["lr"], numbers["largest_rate"])
-        for state in self.state.values():
-            state["step"] += 1
-        t = float(next(iter(self.state.values()))["step"])
+        t = _count(self)
         weight = t**s.r * numbers["largest_rate"] ** s.weight_lr_power
         numbers["weight_sum"] += weight
         c = weight / numbers["weight_sum"] if numbers["weight_sum"] else 0.0
@@ -216,9 +212,8 @@ class ScheduleFree(Optimizer):
             return g
         _, beta2 = group["betas"]
         v = self.state[y]["second_moment"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        correction = (1 - beta2**t) ** 0.5
-        root = v.sqrt().add_(s.eps * correction)
-        d = torch.div(g, root, out=root).mul_(correction)
+        r, root = _corrected_root(v, beta2, t, s.eps)
+        d = torch.div(g, root, out=root).mul_(r)
         return d if is_coupled or not decay else d.add_(y, alpha=decay)
 
 
@@ -232,19 +227,18 @@ class AdEMAMix(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        t = _count(self)
         for group in self.param_groups:
             beta1, beta2, beta3 = group["betas"]
             for p in group["params"]:
                 g, state = _decayed_gradient(group, p), self.state[p]
-                state["step"] += 1
-                t = float(state["step"])
                 m = state["first_moment"].mul_(beta1).add_(g, alpha=1 - beta1)
                 v = state["second_moment"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
                 slow = state["slow_moment"].mul_(beta3).add_(g, alpha=1 - beta3)
-                first, second = 1 - beta1**t, (1 - beta2**t) ** 0.5
+                r, root = _corrected_root(v, beta2, t, self.spec.eps)
+                first = 1 - beta1**t
                 d = m.add(slow, alpha=group["alpha"] * first)
-                root = v.sqrt().add_(self.spec.eps * second)
-                p.addcdiv_(d, root, value=-group["lr"] * second / first)
+                p.addcdiv_(d, root, value=-group["lr"] * r / first)
 
 
 class Prodigy(Optimizer):
@@ -257,13 +251,11 @@ class Prodigy(Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         s, numbers, d = self.spec, self.numbers, self.numbers["distance"]
-        for state in self.state.values():
-            state["step"] += 1
+        t = _count(self)
         rate = self.param_groups[0]["lr"]  # the first group has the rate eta(t)
         if rate == 0:
             return
         if s.use_bias_correction:
-            t = float(next(iter(self.state.values()))["step"])
             rate *= (1 - s.beta2**t) ** 0.5 / (1 - s.beta1**t)
         numbers["numerator"] *= s.beta2**0.5
         total = 0.0
@@ -304,6 +296,13 @@ class Prodigy(Optimizer):
         numbers["largest_distance"] = max(numbers["largest_distance"], found)
         most = numbers["largest_distance"]
         numbers["distance"] = most if s.growth_rate is None else min(most, d * s.growth_rate)
+
+
+def _corrected_root(v: Tensor, beta2: float, t: float, eps: float) -> tuple[float, Tensor]:
+    """Return r = sqrt(1 - beta2^t) and sqrt(v) + r eps: with vhat = v / (1 - beta2^t),
+    x / (sqrt(vhat) + eps) is r x / (sqrt(v) + r eps), and r a factor of the step."""
+    r = (1 - beta2**t) ** 0.5
+    return r, v.sqrt().add_(eps * r)
 
 
 def _norm(x: Tensor) -> Tensor:
