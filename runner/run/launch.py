@@ -24,7 +24,7 @@ from runner import dispatcher
 from runner.errors import ConfigError, RunError, one_line
 from runner.run import pulse
 from runner.run.channel import Channel, LostError
-from runner.run.other_process import forward_signals
+from runner.run.other_process import forward_signals, spawn_context
 from runner.spec import World
 
 GRACE_SECONDS = 10  # the wait before a process that should have ended is killed
@@ -87,7 +87,7 @@ class Local:
         self, function: Rank, argument: Any, world: World, others: Sequence[Channel]
     ) -> None:
         sys.stdout.flush()
-        spawn = multiprocessing.get_context("spawn")
+        spawn = spawn_context()
         self._parent, child = spawn.Pipe()
         tuning = (dispatcher.importing, dispatcher.building_threads)
         team = Team(world, others, child)
@@ -155,7 +155,7 @@ def launch(
 
 def _start(function: Rank, argument: Any, size: int, members: list[Member]) -> Local:
     """Start the ranks on this machine and append each to `members`. Return rank 0."""
-    spawn = multiprocessing.get_context("spawn")
+    spawn = spawn_context()
     try:
         addresses = free_addresses(size)
         pairs = [tuple(map(Channel, spawn.Pipe())) for _ in range(size - 1)]

@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from functools import cache
+from multiprocessing.context import SpawnContext
 from typing import Any, TypeVar
 
 from runner import dispatcher
@@ -45,10 +46,19 @@ def run(function: Callable[[T], int], argument: T, num_threads: int) -> int:
             ) from None
 
 
+def spawn_context() -> SpawnContext:
+    """Return the context that starts new interpreters. They begin with this process's default way
+    of starting processes; they do not know that of a worker of joblib, so it is replaced."""
+    known = multiprocessing.get_all_start_methods()
+    if multiprocessing.get_start_method(allow_none=True) not in (None, *known):
+        multiprocessing.set_start_method("spawn", force=True)
+    return multiprocessing.get_context("spawn")
+
+
 @cache
 def _pool(num_threads: int) -> tuple[ProcessPoolExecutor, int]:
     """Start an interpreter; return its executor and its process id."""
-    spawn, tuning = multiprocessing.get_context("spawn"), (dispatcher.importing,)
+    spawn, tuning = spawn_context(), (dispatcher.importing,)
     pool = ProcessPoolExecutor(1, spawn, initializer=_begin, initargs=(*tuning, num_threads))
     return pool, pool.submit(os.getpid).result()
 

@@ -338,11 +338,15 @@ def test_in_exact_mode_a_run_goes_on_with_another_number_of_processes(tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["pool", "joblib"])
 def test_a_multirun_of_runs_on_two_processes_has_a_folder_each_and_one_comparison(
-    tmp_path: Path,
+    tmp_path: Path, launcher: str
 ) -> None:
+    if launcher == "joblib":
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="it is an extra")
     jobs = ("schedule=constant,linear", "seed=0,1", "model=linear", "trainer.max_epochs=2")
-    (done,) = forked(tmp_path, ("-m", *jobs, "devices=2", "device=cpu"))
+    side = (f"hydra/launcher={launcher}", "hydra.launcher.n_jobs=2")
+    (done,) = forked(tmp_path, ("-m", *jobs, *side, "devices=2", "device=cpu"))
     assert (done.status, done.err) == (0, "")
     assert "4 of 4 jobs completed" in done.out
     folder = tmp_path / done.folder
