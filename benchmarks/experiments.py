@@ -1,9 +1,10 @@
 """Compare experiments of conf/experiment with plain scripts of the same frameworks, five seeds.
 
-    REAL_DATA=FOLDER python -m benchmarks.experiments          # all of them; half an hour
+    REAL_DATA=FOLDER python -m benchmarks.experiments          # all of them; an hour
     REAL_DATA=FOLDER python -m benchmarks.experiments --names speech_vowels --contestants keras
 
-FOLDER has the packages of tests/real_data.txt; the words of speech_digits are spoken by espeak-ng.
+FOLDER has the packages of tests/real_data.txt; espeak-ng speaks the words of speech_digits and the
+numbers of speech_transcription.
 A script has the same layers, rows, optimizer, rates and length, with the framework's own first
 weights, its own order of the rows, and the usual loop: in torch by hand, in Keras `fit`. The score
 is that of the test rows. "no worse": the mean over the seeds is no worse than the script's by more
@@ -27,12 +28,14 @@ import numpy as np
 from benchmarks.contestants import environment
 from benchmarks.measure import execute
 from benchmarks.report import layout
+from runner.components.metrics import token_errors
 
 PEERS = {"lightning": "torch", "keras": "tensorflow"}
 CONTESTANTS = ("torch", "lightning", "tensorflow", "keras")
 SEEDS = 5
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 VOICES = ("m1", "m2", "m3", "m4", "f1", "f2", "f3", "f4")
+NUMBER_VOICES = ("en+m3", "en+f2", "en-us")
 
 Rate = Callable[[float], float]
 
@@ -75,6 +78,11 @@ CASES = {
         "accuracy", 1, ("sgd", {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}),
         _tenths(0.334, 0.667), ("data.path=spoken", "data.table=spoken.csv", "data.split=grouped"),
     ),
+    "speech_transcription": Case(
+        "token_error_rate", -1, ("adam", {"lr": 6e-3}),
+        lambda u: min(u / 0.05, (1 + math.cos(math.pi * (u - 0.05) / 0.95)) / 2),
+        ("data.path=numbers", "data.table=numbers.csv"),
+    ),
     "table_mixed": Case(
         "mean_absolute_error", -1, ("adam", {"lr": 5e-3}),
         lambda u: (1 + math.cos(math.pi * u)) / 2,
@@ -91,8 +99,12 @@ def main() -> int:
         ("experiment", "score", "contestant", "mean", "deviation", "no worse than its script")
     ]
     with tempfile.TemporaryDirectory() as folder:
-        if "speech_digits" in arguments.names:
-            speak(Path(folder))
+        for name, speak in (
+            ("speech_digits", speak_words),
+            ("speech_transcription", speak_numbers),
+        ):
+            if name in arguments.names:
+                speak(Path(folder))
         for name in arguments.names:
             found: dict[str, np.ndarray] = {}
             for contestant in arguments.contestants:
@@ -114,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def speak(folder: Path) -> None:
+def speak_words(folder: Path) -> None:
     """Write spoken/WORD/VOICE_PITCH.wav, ten digits by eight voices at three pitches, and a table
     with the voices as groups."""
     lines = ["path,label,group"]
@@ -123,10 +135,27 @@ def speak(folder: Path) -> None:
         for voice in VOICES:
             for pitch in ("35", "50", "65"):
                 path = f"{word}/{voice}_{pitch}.wav"
-                command = ["espeak-ng", "-v", f"en+{voice}", "-p", pitch, "-w", path, word]
-                subprocess.run(command, cwd=folder / "spoken", check=True, timeout=60)
+                _speak(folder / "spoken" / path, word, "-v", f"en+{voice}", "-p", pitch)
                 lines.append(f"{path},{word},{voice}")
     (folder / "spoken.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def speak_numbers(folder: Path) -> None:
+    """Write numbers/ROW.wav, 400 recordings of one to four digits in three voices of many pitches
+    and speeds, and a table with what is said."""
+    (folder / "numbers").mkdir()
+    lines, rng = ["path,label"], np.random.default_rng(0)
+    for row in range(400):
+        digits = "".join(map(str, rng.integers(0, 10, rng.integers(1, 5))))
+        voice, pitch, speed = NUMBER_VOICES[row % 3], rng.integers(30, 70), rng.integers(140, 200)
+        keys = ("-v", voice, "-p", str(pitch), "-s", str(speed))
+        _speak(folder / "numbers" / f"{row}.wav", " ".join(digits), *keys)
+        lines.append(f"{row}.wav,{digits}")
+    (folder / "numbers.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _speak(path: Path, text: str, *keys: str) -> None:
+    subprocess.run(["espeak-ng", *keys, "-w", str(path), text], check=True, timeout=60)
 
 
 def _row(name: str, contestant: str, found: dict[str, np.ndarray]) -> Sequence[str]:
@@ -188,6 +217,9 @@ def _measured(case: Case, data: Any, z: np.ndarray) -> float:
         return float(np.mean(z.argmax(-1) == y))
     if case.metric == "mean_absolute_error":
         return float(np.abs(data.y_scaling.invert(z) - data.y_scaling.invert(y)).mean())
+    if case.metric == "token_error_rate":
+        errors, labels = token_errors(np.roll(z, -1, axis=-1), y)  # a script's blank is class 0
+        return float(errors / labels)
     shifted = z - z.max(-1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     return float(-np.take_along_axis(log_p, y[..., None], -1).mean() / math.log(2))
@@ -206,7 +238,6 @@ def _columns(data: Any) -> list[list[int]]:
 def _torch(name: str, data: Any, seed: int, num_updates: int, size: int) -> np.ndarray:
     """Train by a loop in torch; return the outputs of the test rows."""
     import torch
-    import torch.nn.functional as F
 
     torch.set_num_threads(1)
     torch.manual_seed(seed)
@@ -228,13 +259,8 @@ def _torch(name: str, data: Any, seed: int, num_updates: int, size: int) -> np.n
                 break
             for group in optimizer.param_groups:
                 group["lr"] = arguments["lr"] * case.rate((step + 0.5) / num_updates)
-            z = model(batch)
-            if labels.is_floating_point():
-                loss = F.mse_loss(z, labels.float())
-            else:
-                loss = F.cross_entropy(z.flatten(0, -2), labels.flatten())
             optimizer.zero_grad()
-            loss.backward()
+            _torch_loss(data.task, model(batch), labels).backward()
             if kind == "rmsprop":
                 torch.nn.utils.clip_grad_value_(model.parameters(), 5.0)
             optimizer.step()
@@ -244,6 +270,20 @@ def _torch(name: str, data: Any, seed: int, num_updates: int, size: int) -> np.n
     test = test.float() if test.is_floating_point() else test.long()
     with torch.inference_mode():
         return np.concatenate([model(part).numpy() for part in test.split(256)])
+
+
+def _torch_loss(task: str, z: Any, labels: Any) -> Any:
+    """The loss of a batch, of sequences that of a row, whose padding of labels is -1."""
+    import torch
+    import torch.nn.functional as F
+
+    if task == "regression":
+        return F.mse_loss(z, labels.float())
+    if task == "transcription":
+        num_steps, num_labels = torch.full((len(z),), z.shape[1]), (labels >= 0).sum(1)
+        log_p = F.log_softmax(z, -1).transpose(0, 1)
+        return F.ctc_loss(log_p, labels + 1, num_steps, num_labels, reduction="sum") / len(z)
+    return F.cross_entropy(z.flatten(0, -2), labels.flatten().long())
 
 
 def _torch_model(name: str, data: Any) -> Any:
@@ -314,6 +354,19 @@ def _torch_model(name: str, data: Any) -> Any:
         pool = (nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(48, 10))
         return nn.Sequential(Swap(), *blocks, *pool)
 
+    class Transcribed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = (nn.Conv1d(i, 64, 5, 2, 2) for i in (40, 64))
+            self.norms = nn.ModuleList((nn.LayerNorm(64), nn.LayerNorm(64)))
+            self.gru = nn.GRU(64, 64, batch_first=True, bidirectional=True)
+            self.head = nn.Linear(128, len(data.classes) + 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for conv, norm in zip((self.first, self.second), self.norms, strict=True):
+                x = torch.relu(norm(conv(x.mT).mT))
+            return self.head(self.gru(x)[0])
+
     def pictured() -> Any:
         def conv(inputs: int, outputs: int, width: int, stride: int = 1) -> Any:
             return nn.Conv2d(inputs, outputs, width, stride, width // 2, bias=False)
@@ -331,7 +384,7 @@ def _torch_model(name: str, data: Any) -> Any:
 
     return {
         "image_mnist": pictured, "language_lstm": Steps, "speech_vowels": Last,
-        "speech_digits": spoken, "table_mixed": Mixed,
+        "speech_digits": spoken, "speech_transcription": Transcribed, "table_mixed": Mixed,
     }[name]()  # fmt: skip
 
 
@@ -362,10 +415,13 @@ def _keras(name: str, data: Any, seed: int, num_updates: int, size: int) -> np.n
         arguments["clipvalue"] = 5.0
     make = {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam}
     optimizer = make.get(kind, keras.optimizers.RMSprop)(base, **arguments)
-    labels = data.task == "classification"
-    of_labels = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer, of_labels if labels else "mse")
+    losses = {
+        "classification": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "transcription": keras.losses.CTC(),
+    }
+    model.compile(optimizer, losses.get(data.task, "mse"))
     left, x, y = num_updates, np.array(data.train.x), np.array(data.train.y)
+    y = y + 1 if data.task == "transcription" else y  # 0 is the blank, and the padding
     per_epoch = math.ceil(len(x) / size)
     rates = Rates()
     while left > 0:  # the last epoch may be a part of one
@@ -380,19 +436,22 @@ def _keras_model(name: str, data: Any) -> Any:
     from keras import Model, Sequential
     from keras import layers as k
 
+    def norm() -> Any:
+        return k.BatchNormalization(momentum=0.9)  # 0.99 suits more than some hundred updates
+
     def residual(x: Any, conv: Any, filters: int, width: int, stride: int, relu: bool) -> Any:
         keys = {"padding": "same", "use_bias": False}
-        y = k.ReLU()(k.BatchNormalization()(conv(filters, width, stride, **keys)(x)))
-        y = k.BatchNormalization()(conv(filters, width, **keys)(y))
+        y = k.ReLU()(norm()(conv(filters, width, stride, **keys)(x)))
+        y = norm()(conv(filters, width, **keys)(y))
         if stride > 1:
-            x = k.BatchNormalization()(conv(filters, 1, stride, **keys)(x))
+            x = norm()(conv(filters, 1, stride, **keys)(x))
             x = k.ReLU()(x) if relu else x
         return k.ReLU()(x + y)
 
     def pictured() -> Any:
         x = inputs = k.Input((28, 28, 1))
         x = k.Conv2D(16, 3, padding="same", use_bias=False)(x)
-        x = residual(k.ReLU()(k.BatchNormalization()(x)), k.Conv2D, 16, 3, 1, False)
+        x = residual(k.ReLU()(norm()(x)), k.Conv2D, 16, 3, 1, False)
         x = residual(x, k.Conv2D, 32, 3, 2, False)
         return Model(inputs, k.Dense(10)(k.GlobalAveragePooling2D()(x)))
 
@@ -402,6 +461,13 @@ def _keras_model(name: str, data: Any) -> Any:
         for filters in (24, 32, 48):
             x = residual(x, k.Conv1D, filters, 9, 2, True)
         return Model(inputs, k.Dense(10)(k.Dropout(0.5)(k.GlobalAveragePooling1D()(x))))
+
+    def transcribed() -> Any:
+        x = inputs = k.Input(data.input_shape)
+        for _ in range(2):
+            x = k.ReLU()(k.LayerNormalization()(k.Conv1D(64, 5, 2, padding="same")(x)))
+        x = k.Bidirectional(k.GRU(64, return_sequences=True))(x)
+        return Model(inputs, k.Dense(len(data.classes) + 1)(x))
 
     def mixed() -> Any:
         inputs = k.Input(data.input_shape)
@@ -421,6 +487,7 @@ def _keras_model(name: str, data: Any) -> Any:
         ),
         "speech_vowels": lambda: Sequential([k.Masking(), k.GRU(64), k.Dense(9)]),
         "speech_digits": spoken,
+        "speech_transcription": transcribed,
         "table_mixed": mixed,
     }
     return models[name]()
