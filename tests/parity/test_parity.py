@@ -9,9 +9,10 @@ the tensor where that is above 1: a slot such as RMSprop's momentum reaches 1e3.
 A new optimizer, layer, loss or setting is one row.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -565,19 +566,25 @@ def test_groups_and_scheduled_hyperparameters_agree(name: str) -> None:
     assert_parity(["trainer.precision=float64", "trainer.max_steps=100", *GROUPS[name]])
 
 
-@pytest.mark.parametrize(
-    "name",
-    slow_but(LAYERS, "batch_norm"),
-)
-def test_layers_agree(name: str) -> None:
-    assert_parity(
-        ["trainer.precision=float64", "trainer.max_steps=60", "schedule=cosine", *LAYERS[name]]
-    )
+def _of_lengths(names: Iterable[str], num_updates: int, quick: str) -> list[Any]:
+    """Each row with so many updates, and with 300 by `-m long`."""
+    slow = [(name, num_updates) for name in names]
+    return long_but([*slow, *((name, 300) for name in names)], slow, [(quick, num_updates)])
 
 
-@pytest.mark.parametrize("name", slow_but(RUNS, "huber"))
-def test_losses_and_short_batches_agree(name: str) -> None:
-    assert_parity(["trainer.precision=float64", "trainer.max_steps=100", *RUNS[name]])
+def _float64(num_updates: int) -> list[str]:
+    length = [f"trainer.max_steps={num_updates}", "trainer.max_epochs=null"]
+    return ["trainer.precision=float64", *length]
+
+
+@pytest.mark.parametrize(("name", "num_updates"), _of_lengths(LAYERS, 60, "batch_norm"))
+def test_layers_agree(name: str, num_updates: int) -> None:
+    assert_parity([*_float64(num_updates), "schedule=cosine", *LAYERS[name]])
+
+
+@pytest.mark.parametrize(("name", "num_updates"), _of_lengths(RUNS, 100, "huber"))
+def test_losses_and_short_batches_agree(name: str, num_updates: int) -> None:
+    assert_parity([*_float64(num_updates), *RUNS[name]])
 
 
 @pytest.mark.slow
