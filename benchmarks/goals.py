@@ -86,6 +86,9 @@ def main() -> int:
     header = ["figure", *(["before"] if before else []), "now", "goal", "next goal", "verdict"]
     print(layout([[*header, "runs"], *rows], arguments.markdown))
     print(_listed("fall short", [row[0] for row in rows if row[-2] == "short"]))
+    unmeasured = {goal.name for goal in goals} - {row[0] for row in rows}
+    if unmeasured:
+        print(_listed("not measured, since a command failed", sorted(unmeasured)))
     if left_out:
         print(_listed("left out with fewer than five rounds", [goal.name for goal in left_out]))
     if before:
@@ -128,9 +131,7 @@ def _run(command: Command, number: int, arguments: argparse.Namespace) -> None:
         try:
             taken.append(command.run(checkout))
         except (RuntimeError, OSError, ValueError) as error:
-            if checkout == ROOT:
-                raise
-            print(f"{checkout} cannot run {command.name}: {error}", file=sys.stderr)
+            print(f"{checkout} cannot run {command.name}: {error}", file=sys.stderr, flush=True)
         label = "before" if checkout != ROOT else "now"
         seconds = f"{time.monotonic() - began:.1f} s"
         print(
