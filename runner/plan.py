@@ -1154,16 +1154,6 @@ def _refuse_exact(config: Config, data: Dataset) -> None:
             "loss=focal of several labels has no exact form; with trainer.precision=exact use "
             "loss=binary_cross_entropy"
         )
-    if data.overlaps and not data.streams:
-        raise ConfigError(
-            "data.stride is not supported with trainer.precision=exact; set it to null"
-        )
-    if data.streams:
-        name = config.data.name
-        what, instead = (
-            ("data=npy", "use data=npz") if name == "npy" else ("data.memory_mb", "leave it out")
-        )
-        raise ConfigError(f"{what} is not supported with trainer.precision=exact; {instead}")
     if data.stream is not None:
         raise ConfigError(
             f"trainer.precision=exact needs rows in memory, and the rows of "

@@ -17,12 +17,12 @@ from pydantic import Field, model_validator
 from runner.components.alignment import NO_LABEL
 from runner.data import spectra
 from runner.data.capacity import memory
-from runner.data.dataset import Dataset, Scaling, Split, fit_scaling, fit_scaling_in_blocks
+from runner.data.dataset import Dataset, Scaling, Split, fit_scaling_in_blocks
 from runner.data.files import unscaled
 from runner.data.folders import Folder, Listing, Media, each
 from runner.data.mixing import Alpha
 from runner.data.splits import SPLITS
-from runner.data.stream import RowFile, StoredRows
+from runner.data.stream import RowFile, StoredRows, read_stored
 from runner.errors import ConfigError, listed, one_line, show_path
 from runner.schedules.dialects.calls import SentenceError
 from runner.section import Count, NonNegative, Positive
@@ -32,6 +32,7 @@ _FORMATS = {b"RIFF": "WAV", b"RF64": "WAV", b"fLaC": "FLAC", b"OggS": "OGG", b"F
 _NAMES = "AIFF, FLAC, OGG, WAV"
 _SUFFIXES = (".aif", ".aiff", ".flac", ".oga", ".ogg", ".opus", ".wav")
 _THREADS = 8  # that read; more wait for memory
+_FITTED = 64  # rows whose frames are in memory a second time, to fit the scaling
 _LEAST_RATE, _LARGEST_RATE = 1_000, 384_000  # Hz
 _LARGEST_SAMPLE = 2.0**31  # of files of floats; those of integers are within -1 and 1
 # The log of libsndfile about the bytes of a file's samples
@@ -56,6 +57,16 @@ class Sounds(NamedTuple):
         """True for frames that are not padding.  # bool[N, T]"""
         is_sound: np.ndarray = np.arange(self.values.shape[1]) < self.num_frames[:, None]
         return is_sound
+
+    def frames(self, rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+        """Yield the frames of some rows that are not padding, of `size` rows at a time.
+
+        int64[n] -> float64[m, F] each
+        """
+        mask = self.mask
+        for first in range(0, len(rows), size):
+            some = rows[first : first + size]
+            yield self.values[some][mask[some]].astype(np.float64, copy=False)
 
     def pad(self, frame: np.ndarray) -> None:
         """Set the frames of padding.  # float64[F]"""
@@ -126,11 +137,6 @@ class AudioFolder(Folder):
         if self.features == "mfcc" and self.num_mfcc > self.num_mels:
             raise SentenceError(
                 f"num_mfcc must be <= data.num_mels={self.num_mels}, got {self.num_mfcc}"
-            )
-        if self.memory_mb is not None and self.standardize and self.row_shape[1] == 1:
-            raise SentenceError(
-                f"standardize must be false with data.memory_mb={self.memory_mb} for rows with one "
-                f"feature, which are scaled in memory, got true"
             )
         if self.features != "waveform":
             empty = int((self._filters().max(axis=1) == 0).sum())
@@ -222,7 +228,7 @@ class AudioFolder(Folder):
         scaling = None
         if self.standardize:
             rows = splits["train"].x
-            scaling = fit_scaling(values[rows][sounds.mask[rows]])
+            scaling = fit_scaling_in_blocks(lambda: sounds.frames(rows, _FITTED))
             sounds.pad(scaling.offset)
         elif self.features != "waveform":
             warnings += unscaled(values, self.path, "data.standardize=true scales them")
@@ -359,6 +365,7 @@ class SoundRows(StoredRows):
     """Rows of audio in a temporary file: features that are not scaled, as they are stored. They are
     scaled as they are read, and padding is then 0."""
 
+    stored: np.dtype  # of the values in the file
     num_frames: np.ndarray  # int64[all rows], the frames that are not padding
     scaling: Scaling | None
     low: np.ndarray  # the smallest values of the training rows  # [1, F]
@@ -377,7 +384,8 @@ class SoundRows(StoredRows):
 
     def __getitem__(self, which: np.ndarray | slice) -> np.ndarray:
         rows = self.rows[which]
-        sounds = Sounds(super().__getitem__(which), self.num_frames[rows], ())
+        found = read_stored(self.file, self.stored, self.stored_shape, rows)
+        sounds = Sounds(found, self.num_frames[rows], ())
         values = sounds.values
         if self.scaling is not None:
             sounds.pad(self.scaling.offset)
@@ -392,14 +400,16 @@ class SoundRows(StoredRows):
     def frames(self, size: int) -> Iterator[np.ndarray]:
         """Yield the frames that are not padding, of `size` rows at a time.  # float64[n, F]"""
         for first in range(0, len(self), size):
-            rows = self.rows[first : first + size]
-            sounds = Sounds(self[first : first + size], self.num_frames[rows], ())
-            yield sounds.values[sounds.mask]
+            sounds = Sounds(
+                self[first : first + size], self.num_frames[self.rows[first : first + size]], ()
+            )
+            yield from sounds.frames(np.arange(len(sounds.values)), size)
 
     def scaled(self, scaling: Scaling | None, train: np.ndarray, memory: int) -> Self:
         """Return the rows scaled, with the smallest and the largest of all values, and of each
         feature of the rows `train`."""
-        every = replace(self, scaling=scaling)
+        dtype = self.stored if scaling is None else np.dtype(np.float64)
+        every = replace(self, scaling=scaling, dtype=dtype)
         low, high = _ends(every.taken(train), memory)
         others = np.setdiff1d(self.rows, train)
         least, largest = _ends(every.taken(others), memory) if len(others) else (low, high)
@@ -448,6 +458,7 @@ def _stored(
         sha256=stored.digest.hexdigest(),
         stored_shape=shape,
         file=stored.file,
+        stored=dtype,
         num_frames=frames,
         scaling=None,
         low=unknown,

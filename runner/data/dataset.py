@@ -374,17 +374,28 @@ def fit_scaling(values: np.ndarray) -> Scaling:
 
 
 def fit_scaling_in_blocks(read: Callable[[], Iterable[np.ndarray]]) -> Scaling:
-    """Compute the scaling of `fit_scaling`, to the bit, of rows that do not fit into memory.
+    """Compute the scaling of `fit_scaling`, to the bit, of rows that do not fit into memory. Rows
+    of one number are added one after another too, whatever the blocks are; `fit_scaling` adds them
+    in pairs.
 
     Args:
-        read: returns the blocks of the rows, float64[n, C] each, n > 0, C > 1; called three times.
+        read: returns the blocks of the rows, float64[n, C] each, n > 0; called three times.
     """
     lows, highs, sizes = zip(*((*blocks.edges(block), len(block)) for block in read()), strict=True)
     low, high, num_rows = np.min(lows, axis=0), np.max(highs, axis=0), sum(sizes)
     unit = _unit(low, high)
-    mean = blocks.total(block / unit for block in read()) / num_rows
-    squares = blocks.total(np.square(block / unit - mean) for block in read())
+    mean = _total((block / unit for block in read()), len(low)) / num_rows
+    squares = _total((np.square(block / unit - mean) for block in read()), len(low))
     return _scaling(low, high, mean, np.sqrt(squares / num_rows), unit)
+
+
+def _total(parts: Iterable[np.ndarray], width: int) -> np.ndarray:
+    """Add all rows, one after another. NumPy does so only for several columns.
+
+    float64[n, width] each -> float64[width]
+    """
+    wide = parts if width > 1 else (np.repeat(part, 2, axis=1) for part in parts)
+    return blocks.total(wide)[:width]
 
 
 def _unit(low: np.ndarray, high: np.ndarray) -> np.ndarray:

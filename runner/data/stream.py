@@ -8,6 +8,7 @@ import stat
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, Self
@@ -184,15 +185,22 @@ class RowFile:
         """Write a block of rows. Raise RunError if the disk is full."""
         content = np.ascontiguousarray(block).data
         self.digest.update(content)
-        try:
+        with explained(self._num_bytes, self._what):
             self.file.write(content)
             self.file.flush()
-        except OSError as error:
-            raise RunError(
-                f"data.memory_mb: {self._what} need {self._num_bytes} bytes in the folder for "
-                f"temporary files, {tempfile.gettempdir()}: {error.strerror}; TMPDIR=FOLDER before "
-                f"the command chooses another folder"
-            ) from error
+
+
+@contextmanager
+def explained(num_bytes: int, what: str) -> Iterator[None]:
+    """Raise RunError if the disk is full, while `what` is written to a temporary file."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"data.memory_mb: {what} need {num_bytes} bytes in the folder for temporary files, "
+            f"{tempfile.gettempdir()}: {error.strerror}; TMPDIR=FOLDER before the command chooses "
+            f"another folder"
+        ) from error
 
 
 class NPY(Splits):

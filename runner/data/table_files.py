@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -158,7 +158,7 @@ class TableFile:
         raw = dict(zip(self.names, self._header, strict=True))
         categories = pa.dictionary(pa.int32(), pa.string())
         table = reader.read_csv(
-            pa.OSFile(str(self.path)) if self._is_plain else pa.BufferReader(self._utf8),
+            pa.OSFile(str(self.path)) if self.is_plain else pa.BufferReader(self._utf8),
             reader.ReadOptions(block_size=_BLOCK),
             reader.ParseOptions(
                 delimiter=self.delimiter, newlines_in_values=self._has_newlines_in_cells
@@ -221,19 +221,24 @@ class TableFile:
             if self._stored_head.startswith(magic):
                 return name
         size = self.path.stat().st_size
-        if size > memory() // 4:
+        if size > self._most_bytes:
             raise ConfigError(
                 f"{self.path} has {size / 2**30:.1f} GiB, more than a quarter of this "
-                f"machine's memory; data.memory_mb reads Parquet and Feather while training"
+                f"machine's memory; data.memory_mb reads rows while training"
             )
         return None
+
+    @property
+    def _most_bytes(self) -> int:
+        """The largest size of a file that is read into memory."""
+        return memory() // 4
 
     @cached_property
     def _content(self) -> bytes:
         """The decompressed bytes."""
         if self._method is None:
             return self.path.read_bytes()
-        most = memory() // 4
+        most = self._most_bytes
         try:
             with self._decompressed(self._method) as stream:
                 content = stream.read(most + 1)
@@ -283,7 +288,7 @@ class TableFile:
             ) from None
 
     @property
-    def _is_plain(self) -> bool:
+    def is_plain(self) -> bool:
         """True for a CSV that is stored in UTF-8. It is read in blocks: its content is needed at
         once only for an error."""
         marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -292,7 +297,7 @@ class TableFile:
 
     def _blocks(self) -> Iterator[bytes]:
         """Yield the bytes of a CSV in UTF-8."""
-        with self.path.open("rb") if self._is_plain else io.BytesIO(self._utf8) as file:
+        with self.path.open("rb") if self.is_plain else io.BytesIO(self._utf8) as file:
             while block := file.read(_SCANNED):
                 yield block
 
@@ -334,7 +339,7 @@ class TableFile:
     @cached_property
     def _start(self) -> str:
         """The first megabyte of the text, to the end of a line."""
-        with self.path.open("rb") if self._is_plain else io.BytesIO(self._utf8) as file:
+        with self.path.open("rb") if self.is_plain else io.BytesIO(self._utf8) as file:
             start = file.read(2**20)
             if b"\x00" in start:
                 self._refuse_nul(start.index(b"\x00"))
@@ -363,25 +368,18 @@ class TableFile:
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
         """Yield the line where each record of a CSV begins, counted from 1, and its cells."""
-        text = self._utf8.decode(errors="replace")
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=self.delimiter)
+        content = self.path.open("rb") if self.is_plain else io.BytesIO(self._utf8)
         line = 1
-        for row in reader:
-            if row:
-                yield line, row
-            line = reader.line_num + 1
+        with io.TextIOWrapper(content, "utf-8-sig", errors="replace", newline="") as text:
+            reader = csv.reader(text, delimiter=self.delimiter)
+            for row in reader:
+                if row:
+                    yield line, row
+                line = reader.line_num + 1
 
     def _explain(self) -> None:
         """Raise the error of the first line of a CSV that pyarrow does not read."""
-        try:
-            self._utf8.decode()
-        except UnicodeDecodeError as error:
-            line = self._utf8.count(b"\n", 0, error.start) + 1
-            raise ConfigError(
-                f"{self.path} cannot be read as CSV in UTF-8: line {line} has the byte "
-                f"0x{self._utf8[error.start]:02x}; save it in UTF-8, or set data.encoding, such as "
-                f"latin-1"
-            ) from None
+        self._refuse_other_encoding()
         line, num = 1, 0
         try:
             for line, row in self._records():
@@ -400,6 +398,21 @@ class TableFile:
             raise ConfigError(f"{self.path} cannot be read as CSV: line {line}: {error}") from None
         if num < 2:
             raise ConfigError(f"{self.path} holds no rows")
+
+    def _refuse_other_encoding(self) -> None:
+        """Refuse bytes that are no UTF-8."""
+        decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
+        for block in chain(self._blocks(), [b""]):
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                line += error.object.count(b"\n", 0, error.start)
+                raise ConfigError(
+                    f"{self.path} cannot be read as CSV in UTF-8: line {line} has the byte "
+                    f"0x{error.object[error.start]:02x}; save it in UTF-8, or set data.encoding, "
+                    f"such as latin-1"
+                ) from None
+            line += block.count(b"\n")
 
 
 class _Quotes(NamedTuple):

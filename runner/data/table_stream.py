@@ -1,13 +1,16 @@
 """Tables larger than memory: the transforms are fitted column by column, then all rows are
 transformed once, in blocks, and written to a temporary file, from which training reads them.
 
-A Parquet file can be read by groups of rows only, and the order of an epoch needs rows by number.
+A Parquet file can be read by groups of rows only, and the order of an epoch needs rows by number. A
+CSV can be read from front to back only, so its columns are converted first.
 """
 
 import hashlib
+import mmap
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,8 +18,8 @@ import numpy as np
 from runner.data import transforms, weights
 from runner.data.cells import Column
 from runner.data.dataset import Dataset, Scaling, Split, check_classes, fit_scaling
-from runner.data.files import numbers_as_labels, regular_file
-from runner.data.stream import RowFile, StoredRows
+from runner.data.files import numbers_as_labels
+from runner.data.stream import RowFile, StoredRows, explained
 from runner.data.table import (
     Columns,
     index_warnings,
@@ -28,7 +31,7 @@ from runner.data.table import (
 )
 from runner.data.table_files import TableFile
 from runner.data.transforms import Transform
-from runner.errors import ConfigError, listed, show
+from runner.errors import ConfigError, show
 
 _ROWS = 65_536  # of a block
 
@@ -49,10 +52,13 @@ class TableRows(StoredRows):
 class StreamedFile(TableFile):
     """A Parquet or Arrow file that is not held in memory."""
 
-    @cached_property
+    @property
     def head(self) -> bytes:
-        with self.path.open("rb") as file:
-            return file.read(8)
+        return self._stored_head
+
+    @property
+    def _most_bytes(self) -> int:
+        return sys.maxsize
 
     def open(self) -> Any:
         import pyarrow as pa
@@ -86,6 +92,58 @@ class StreamedFile(TableFile):
         for group in groups:
             for first in range(0, group.num_rows, _ROWS):
                 yield pa.Table.from_batches([group.slice(first, _ROWS)])
+
+
+@dataclass(frozen=True)
+class ConvertedFile(StreamedFile):
+    """A CSV, of which columns were converted once, into temporary files."""
+
+    table: Any = None  # pyarrow.Table, whose cells are in these files
+
+    def _read(self, columns: Sequence[str], as_text: Any) -> Any:
+        return self.table.select(list(columns))
+
+    def batches(self, columns: Sequence[str]) -> Iterator[Any]:
+        """Yield tables of at most _ROWS rows, in the order of the file."""
+        for first in range(0, self.table.num_rows, _ROWS):
+            yield self.table.select(list(columns)).slice(first, _ROWS)
+
+
+def _converted(
+    file: StreamedFile, columns: Sequence[str], as_text: Sequence[str], memory: int
+) -> ConvertedFile:
+    """Convert columns of a CSV. pyarrow knows the types of columns only after the last row, so it
+    reads the file once for each group of columns that fits into half of `memory`, and gives them
+    the types that it gives to those of a file in memory."""
+    import pyarrow as pa
+
+    converted: dict[str, Any] = {}
+    size, num_rows = file.path.stat().st_size, None
+    width = max(1, memory * len(file.names) // (2 * max(1, size)))
+    for first in range(0, len(columns), width):
+        names = list(columns[first : first + width])
+        table = _mapped(file.read(names, as_text))
+        if num_rows not in (None, table.num_rows):
+            raise ConfigError(
+                f"{file.path} changed while it was read: it had {num_rows} rows, and has "
+                f"{table.num_rows}"
+            )
+        num_rows = table.num_rows
+        converted |= dict(zip(names, table.columns, strict=True))
+    return ConvertedFile(file.path, file.separator, file.encoding, pa.table(converted))
+
+
+def _mapped(table: Any) -> Any:
+    """Write a pyarrow.Table to a temporary file without a name, and map its cells from there."""
+    import pyarrow as pa
+
+    table = table.unify_dictionaries()  # a file has one dictionary of each column
+    with tempfile.TemporaryFile() as file, explained(table.nbytes, "the cells of the table"):
+        with pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+        file.flush()
+        cells = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return pa.ipc.open_file(pa.BufferReader(pa.py_buffer(cells))).read_all()
 
 
 @dataclass
@@ -124,8 +182,13 @@ def load(section: Columns, memory_mb: int) -> Dataset:
     is_labels = section.task == "classification"
     fit = _Fit()
     named = (section.group, section.time, section.weight)
-    followed = [name for name in named if name is not None]
-    table = file.read([*dict.fromkeys([*targets, *followed])], targets if is_labels else [])
+    used = [*dict.fromkeys([*targets, *(name for name in named if name is not None)])]
+    labels = targets if is_labels else []
+    if file.kind == "csv":
+        as_text = [*section.categories, *section.texts, *labels]
+        every = [*dict.fromkeys([*used, *names])]
+        file = _converted(file, every, as_text, memory_mb * 2**20)
+    table = file.read(used, labels)
     if table.num_rows == 0:
         raise ConfigError(f"{section.path} holds no rows")
     if is_labels:
@@ -138,9 +201,6 @@ def load(section: Columns, memory_mb: int) -> Dataset:
     del table
     for name in names:
         _fit_column(section, file, name, parts[0], fit, is_alone=len(names) == 1)
-    if section.texts:
-        texts = listed(section.texts)
-        fit.problems.append(f"data.memory_mb must be null with data.texts, got {texts}")
     if fit.problems:
         raise ConfigError(f"{section.path}: {joined(fit.problems)}")
     if section.category_encoding == "ids":
@@ -157,11 +217,14 @@ def load(section: Columns, memory_mb: int) -> Dataset:
 
 
 def _opened(section: Columns) -> StreamedFile:
-    file = StreamedFile(regular_file(section.path))
-    if not file.head.startswith((b"PAR1", b"ARROW1")):
+    named = section.file(section.path)
+    file = StreamedFile(named.path, named.separator, named.encoding)
+    is_csv = file.kind == "csv" and file.is_plain
+    if not (is_csv or file.head.startswith((b"PAR1", b"ARROW1"))):
         raise ConfigError(
-            f"data.memory_mb must be null unless data.path is a Parquet, Feather or Arrow file, "
-            f"got {show(section.path)}"
+            f"data.memory_mb must be null unless data.path is a Parquet, Feather or Arrow file, or "
+            f"a CSV in UTF-8, not compressed, with data.encoding=auto, because others are decoded "
+            f"in memory, got {show(section.path)}"
         )
     return file
 
@@ -181,7 +244,7 @@ def _fit_column(
     if name not in columns:
         return
     column = columns[name]
-    transform = transforms.fit(column, train, section.missing)
+    transform = section.fitted(column, train)
     fit.problems += section._missing_cells(file, [transform], columns)
     if fit.problems:
         return

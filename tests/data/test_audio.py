@@ -221,8 +221,9 @@ def test_the_number_of_threads_changes_nothing(
         [],
         ["data.features=mfcc", "data.images=true", "data.mixup=0.4"],
         WAVEFORM,
+        [WAVEFORM[0], WAVEFORM[2], "data.standardize=true"],
     ],
-    ids=["log_mel", "images", "waveform"],
+    ids=["log_mel", "images", "waveform", "scaled waveform"],
 )
 def test_sounds_that_are_read_while_training_are_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: Sequence[str]

@@ -15,7 +15,6 @@ from runner.data import load
 from runner.data.dataset import changed
 from runner.data.table import new_rows
 from runner.data.table_files import TableFile
-from runner.errors import ConfigError
 from runner.run.run_folder import read_columns, read_json
 from tests.command_line import forked
 from tests.data.test_data import dataset
@@ -79,18 +78,6 @@ def test_the_order_of_the_columns_in_the_file_changes_nothing(tmp_path: Path) ->
     now = load(section, before)
     assert changed(before, now.description()) is None
     assert now.columns == tuple(before["columns"])
-
-
-def test_columns_of_texts_are_refused_in_a_table_that_stays_in_a_file(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.csv", rows(), HEADER)
-    table = tmp_path / "a.parquet"
-    parquet.write_table(csv.read_csv(path), table)
-    keys = (*KEYS, "data.texts=[island]", f"data.path={table}")
-    with pytest.raises(ConfigError) as refused:
-        dataset(*keys, "data.memory_mb=1")
-    assert str(refused.value) == (
-        f"{table}: data.memory_mb must be null with data.texts, got island"
-    )
 
 
 def test_ids_of_a_table_that_stays_in_a_file_are_the_same(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pyarrow import csv, parquet
+from pyarrow import csv
 
 import runner
 from runner.cli.compose import compose
@@ -172,12 +172,9 @@ def test_ids_and_numbers_are_not_taken_for_each_other(
 
 
 def test_what_cannot_represent_ids_is_refused(tmp_path: Path) -> None:
-    common, table = keys(tmp_path), tmp_path / "a.parquet"
+    common = keys(tmp_path)
     words = "trainer.precision must be float32, float64 or exact for ids beside numbers in one row"
     with pytest.raises(ConfigError, match=words):
         prepare([*common, BRANCHES, "trainer.precision=bf16-mixed"])
     with pytest.raises(ConfigError, match="must be null for data=table, which has token"):
         prepare([*common, BRANCHES, "data.mixup=0.2"])
-    parquet.write_table(csv.read_csv(tmp_path / "a.csv"), table)
-    with pytest.raises(ConfigError, match=r"must be null with data\.texts, got"):
-        dataset(*IDS, f"data.path={table}", "data.memory_mb=1")

@@ -287,11 +287,6 @@ BAD: dict[str, tuple[Any, str, str]] = {
         "data.memory_mb=1",
         "data.memory_mb must be at least 110 for three updates of 32 rows, got 1",
     ),
-    "exact mode": (
-        Set(),
-        "data.memory_mb=1 trainer.precision=exact",
-        "data.memory_mb is not supported with trainer.precision=exact; leave it out",
-    ),
 }
 
 

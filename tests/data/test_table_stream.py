@@ -1,5 +1,6 @@
 """Tables that stay in files: the same rows, transforms and losses as in memory, to the bit."""
 
+import gzip
 import os
 import signal
 import subprocess
@@ -15,13 +16,14 @@ from pyarrow import csv, feather, parquet
 
 from runner.data import table_stream
 from runner.data.dataset import Dataset
+from runner.data.table_stream import StreamedFile
 from runner.errors import ConfigError
 from runner.run.run_folder import read_columns
 from tests.command_line import BACKENDS, REPOSITORY, forked, start
 from tests.data.test_data import dataset
 from tests.data.test_table import penguins, written
 from tests.rows import slow_but
-from tests.training import train
+from tests.training import difference, train
 from tests.warm import until
 
 Write = Callable[[pa.Table, Path], object]
@@ -29,6 +31,7 @@ WRITE: dict[str, Write] = {
     "parquet": lambda t, p: parquet.write_table(t, p, row_group_size=50),
     "feather": lambda t, p: feather.write_feather(t, p, chunksize=50),
     "arrow": lambda t, p: feather.write_feather(t, p, compression="uncompressed"),
+    "csv": csv.write_csv,
 }
 
 
@@ -100,6 +103,45 @@ def test_ids_beside_numbers_are_those_in_memory_to_the_bit(tmp_path: Path) -> No
     assert np.array_equal(runs[0].losses, runs[1].losses)
 
 
+CELLS = """\
+size;day;is new;note;code;review
+1,5;2020-01-01;true;"two
+lines";01;a good film
+;2020-03-02;false;;02;
+-3;2021-01-01;;x;01;"good; and bad"
+7,25;2020-01-04;true;x;02;bad
+"""
+
+
+def test_a_csv_has_the_rows_in_memory_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decimal commas, dates, truth values, text, labels that look like numbers, and a column of
+    texts; the file is read once for each column."""
+    monkeypatch.setattr(table_stream, "_ROWS", 3)
+    head, rows = CELLS.split("\n", 1)
+    path = tmp_path / "a.csv"
+    path.write_text(f"{head}\n{rows * 9}")
+    file = StreamedFile(path)
+    made = table_stream._converted(file, file.names, ["code"], 1)
+    assert made.table.equals(file.read(file.names, ["code"]))
+    keys = [f"data.path={path}", "data.target=code", "data.missing=mean", "data.texts=[review]"]
+    resident, streamed = (dataset("data=table", *keys, *m) for m in ([], ["data.memory_mb=1"]))
+    for a, b in zip(parts(resident), parts(streamed), strict=True):
+        assert np.array_equal(a, b)
+    assert resident.columns == streamed.columns
+    assert resident.classes == streamed.classes == ("01", "02")
+
+
+@pytest.mark.parametrize("backend", slow_but([*BACKENDS, "witness"], "witness"))
+def test_exact_mode_has_the_same_weights(tmp_path: Path, backend: str) -> None:
+    keys = [f"data.path={stored(tmp_path, csv.write_csv)}", "data.target=species"]
+    keys += ["data=table", "data.missing=mean", "trainer.precision=exact", "trainer.max_epochs=2"]
+    runs = [train(backend, [*keys, f"data.memory_mb={size}"]) for size in ("null", "1")]
+    assert np.array_equal(runs[0].losses, runs[1].losses)
+    assert difference(runs[0].state.weights, runs[1].state.weights) == 0
+
+
 def test_a_single_column_has_the_same_bits_too(tmp_path: Path) -> None:
     path = stored(tmp_path, WRITE["parquet"])
     keys = [f"data.path={path}", "data.target=species", "data.columns=[flipper]"]
@@ -135,7 +177,8 @@ def test_a_training_has_the_same_losses_and_evaluates_and_predicts(
 
 
 def test_what_cannot_be_streamed_is_refused_in_one_line(tmp_path: Path) -> None:
-    text = written(tmp_path / "a.csv", penguins())
+    text = tmp_path / "a.csv.gz"
+    text.write_bytes(gzip.compress(written(tmp_path / "a.csv", penguins()).read_bytes()))
     with pytest.raises(ConfigError, match=r"data.memory_mb must be null unless data.path is a Par"):
         dataset("data=table", f"data.path={text}", "data.memory_mb=1")
     path = stored(tmp_path, WRITE["parquet"])

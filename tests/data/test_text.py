@@ -271,7 +271,7 @@ def test_predictions_of_labels_at_each_step_are_an_npz(tmp_path: Path) -> None:
     "more",
     [
         ["data.split=random"],
-        ["data.tokenizer=bytes", "data.stride=3"],
+        ["data.tokenizer=bytes", "data.stride=3", "trainer.precision=exact"],
         ["data.mask_rate=0.2"],
         ["data.val_path=val.txt", "data.val_fraction=0"],
     ],
