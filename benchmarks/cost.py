@@ -146,12 +146,33 @@ def write_images(folder: Path) -> None:
     np.save(folder / "images" / "y.npy", y)
 
 
+def _table(folder: Path) -> Cases:
+    """Yield the MLP on 200,000 rows of 19 numbers, 30 MB of Parquet: in memory, and 8 MB at a
+    time."""
+    path = folder / "table.parquet"
+    in_new_process(write_table, path)
+    common = ["data=table", f"data.path={path}", "trainer.batch_size=256", "trainer.max_epochs=6"]
+    yield "200,000 rows of Parquet in memory", 1, common
+    yield "200,000 rows of Parquet, 8 MB at a time", 1, [*common, "data.memory_mb=8"]
+
+
+def write_table(path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(200_000, 19))
+    columns = {f"c{i}": column for i, column in enumerate(x.T)}
+    parquet.write_table(pa.table({**columns, "label": (x[:, 0] > x[:, 1] * x[:, 2]) * 1}), path)
+
+
 _PARTS = {
     "parameters": _parameters,
     "batch": _batch,
     "steps": _steps,
     "records": _records,
     "files": _files,
+    "table": _table,
 }
 
 

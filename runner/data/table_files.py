@@ -12,8 +12,8 @@ import io
 import lzma
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
@@ -103,17 +103,21 @@ class TableFile:
 
     def read(self, columns: Sequence[str], as_text: Collection[str] = ()) -> Any:
         """Read these columns to a pyarrow.Table. Those `as_text` of a CSV keep their text."""
+        with self.explained():
+            return self._read(columns, as_text)
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Raise ConfigError for an error of the reader: a damaged file raises several types."""
         try:
-            table = self._read(columns, as_text)
+            yield
         except ConfigError:
             raise
-        # a damaged file raises several types of errors
         except Exception as error:
             if self.kind == "csv":
                 self._explain()
             kind = {"csv": "CSV", "parquet": "Parquet", "arrow": "Arrow"}[self.kind]
             raise ConfigError(f"{self.path} cannot be read as {kind}: {_reason(error)}") from None
-        return table
 
     def release(self) -> None:
         """Free the memory of the file's content. It is read again if an error needs a line."""
@@ -153,19 +157,26 @@ class TableFile:
             return stored.read(columns=list(columns)).select(list(columns))
         if self.kind == "arrow":
             return self._arrow().read_all().select(list(columns))
+        categories = pa.dictionary(pa.int32(), pa.string())
+        source = pa.OSFile(str(self.path)) if self.is_plain else pa.BufferReader(self._utf8)
+        return self.parsed(source, columns, dict.fromkeys(as_text, categories))
+
+    def parsed(self, source: Any, columns: Sequence[str], types: Mapping[str, Any]) -> Any:
+        """Parse columns of this CSV's bytes, or of a part with the header, to a pyarrow.Table.
+        Those without a type in `types` get the first type that all of their cells have."""
+        import pyarrow as pa
         from pyarrow import csv as reader
 
         raw = dict(zip(self.names, self._header, strict=True))
-        categories = pa.dictionary(pa.int32(), pa.string())
         table = reader.read_csv(
-            pa.OSFile(str(self.path)) if self.is_plain else pa.BufferReader(self._utf8),
+            source,
             reader.ReadOptions(block_size=_BLOCK),
             reader.ParseOptions(
-                delimiter=self.delimiter, newlines_in_values=self._has_newlines_in_cells
+                delimiter=self.delimiter, newlines_in_values=self.has_newlines_in_cells
             ),
             reader.ConvertOptions(
                 include_columns=[raw[name] for name in columns],
-                column_types={raw[name]: categories for name in as_text if name in raw},
+                column_types={raw[name]: kind for name, kind in types.items() if name in raw},
                 null_values=list(NULLS),
                 auto_dict_encode=True,
             ),
@@ -302,7 +313,7 @@ class TableFile:
                 yield block
 
     @cached_property
-    def _has_newlines_in_cells(self) -> bool:
+    def has_newlines_in_cells(self) -> bool:
         """False if no line of a CSV ends within quotes; pyarrow then reads it on several threads.
         Also True where only a parser could tell. Refuses NUL, and a quote that is not closed, with
         which a parser would join all rows after it to one cell."""

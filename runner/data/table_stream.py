@@ -9,9 +9,9 @@ import hashlib
 import mmap
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -34,6 +34,18 @@ from runner.data.transforms import Transform
 from runner.errors import ConfigError, show
 
 _ROWS = 65_536  # of a block
+_PART = 8 * 2**20  # bytes of a CSV that are converted at a time
+# The types of the cells of a CSV, in the order in which pyarrow tries them -> their names in it
+_TYPES = {
+    "null": "null",
+    "int64": "int64",
+    "bool": "bool",
+    "date32[day]": "date32",
+    "time32[s]": "time32[s]",
+    "timestamp[s]": "timestamp[s]",
+    "timestamp[ns]": "timestamp[ns]",
+    "double": "float64",
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,7 @@ class TableRows(StoredRows):
 
 @dataclass(frozen=True)
 class StreamedFile(TableFile):
-    """A Parquet or Arrow file that is not held in memory."""
+    """A file that is not held in memory."""
 
     @property
     def head(self) -> bytes:
@@ -109,41 +121,93 @@ class ConvertedFile(StreamedFile):
             yield self.table.select(list(columns)).slice(first, _ROWS)
 
 
-def _converted(
-    file: StreamedFile, columns: Sequence[str], as_text: Sequence[str], memory: int
-) -> ConvertedFile:
-    """Convert columns of a CSV. pyarrow knows the types of columns only after the last row, so it
-    reads the file once for each group of columns that fits into half of `memory`, and gives them
-    the types that it gives to those of a file in memory."""
+def _converted(file: StreamedFile, columns: Sequence[str], as_text: Sequence[str]) -> ConvertedFile:
+    """Convert columns of a CSV, a part after another, to a temporary file. They get the types that
+    pyarrow gives to columns in memory: the first of _TYPES that all cells have."""
     import pyarrow as pa
 
-    converted: dict[str, Any] = {}
-    size, num_rows = file.path.stat().st_size, None
-    width = max(1, memory * len(file.names) // (2 * max(1, size)))
-    for first in range(0, len(columns), width):
-        names = list(columns[first : first + width])
-        table = _mapped(file.read(names, as_text))
-        if num_rows not in (None, table.num_rows):
-            raise ConfigError(
-                f"{file.path} changed while it was read: it had {num_rows} rows, and has "
-                f"{table.num_rows}"
-            )
-        num_rows = table.num_rows
-        converted |= dict(zip(names, table.columns, strict=True))
-    return ConvertedFile(file.path, file.separator, file.encoding, pa.table(converted))
+    text = dict.fromkeys(as_text, pa.string())
+    types = {name: text.get(name, pa.null()) for name in columns}
+    for part in _parts(file):
+        with file.explained():
+            table = file.parsed(part, columns, text)
+        types = {n: _common(types[n], table.schema.field(n).type) for n in columns}
+    with tempfile.TemporaryFile() as stored:
+        while (failed := _stored(file, types, stored)) is not None:
+            types[failed] = _next(types[failed])
+        cells = mmap.mmap(stored.fileno(), 0, access=mmap.ACCESS_READ)
+    pa.default_memory_pool().release_unused()
+    table = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(cells))).read_all()
+    return ConvertedFile(file.path, file.separator, file.encoding, table)
 
 
-def _mapped(table: Any) -> Any:
-    """Write a pyarrow.Table to a temporary file without a name, and map its cells from there."""
+def _parts(file: StreamedFile) -> Iterator[Any]:
+    """Yield parts of a CSV of about _PART bytes that end with a line, each after the header."""
     import pyarrow as pa
 
-    table = table.unify_dictionaries()  # a file has one dictionary of each column
-    with tempfile.TemporaryFile() as file, explained(table.nbytes, "the cells of the table"):
-        with pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table)
-        file.flush()
-        cells = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return pa.ipc.open_file(pa.BufferReader(pa.py_buffer(cells))).read_all()
+    with file.path.open("rb") as content:
+        header = content.readline()
+        while not header.strip():
+            header = content.readline()
+        while lines := content.read(_PART) + content.readline():
+            yield pa.BufferReader(header + lines)
+
+
+def _common(kind: Any, other: Any) -> Any:
+    """Return the first type that the cells of two parts of a column may have."""
+    import pyarrow as pa
+
+    if kind == other or pa.types.is_null(other):
+        return kind
+    is_known = str(other) in _TYPES or pa.types.is_timestamp(other)
+    if pa.types.is_null(kind):
+        return other if is_known else pa.string()
+    names = list(_TYPES)
+    if str(kind) not in names or str(other) not in names:
+        return pa.string()
+    return max(kind, other, key=lambda t: names.index(str(t)))
+
+
+def _next(kind: Any) -> Any:
+    """Return the type that pyarrow tries after one that a cell does not have."""
+    import pyarrow as pa
+
+    aliases = [*_TYPES.values(), "string"]
+    known = _TYPES.get(str(kind), aliases[-2])
+    return pa.type_for_alias(aliases[aliases.index(known) + 1])
+
+
+def _stored(file: StreamedFile, types: Mapping[str, Any], stored: IO[bytes]) -> str | None:
+    """Write the columns with these types to a file; or return a column that has another type."""
+    import pyarrow as pa
+
+    stored.seek(0)
+    stored.truncate()
+    names, size = list(types), file.path.stat().st_size
+    with explained(2 * size, "the cells of the table"):
+        with pa.ipc.new_file(stored, pa.schema(list(types.items()))) as writer:
+            for part in _parts(file):
+                try:
+                    table = file.parsed(part, names, types)
+                except pa.ArrowInvalid:
+                    return _failing(file, part, types)
+                writer.write_table(table)
+        stored.flush()
+    return None
+
+
+def _failing(file: StreamedFile, part: Any, types: Mapping[str, Any]) -> str:
+    """Find the first column of a part that does not have its type."""
+    import pyarrow as pa
+
+    for name, kind in types.items():
+        part.seek(0)
+        try:
+            file.parsed(part, [name], {name: kind})
+        except pa.ArrowInvalid:
+            if not pa.types.is_string(kind):
+                return name
+    raise ConfigError(f"{file.path} changed while it was read")
 
 
 @dataclass
@@ -187,7 +251,7 @@ def load(section: Columns, memory_mb: int) -> Dataset:
     if file.kind == "csv":
         as_text = [*section.categories, *section.texts, *labels]
         every = [*dict.fromkeys([*used, *names])]
-        file = _converted(file, every, as_text, memory_mb * 2**20)
+        file = _converted(file, every, as_text)
     table = file.read(used, labels)
     if table.num_rows == 0:
         raise ConfigError(f"{section.path} holds no rows")
@@ -220,6 +284,12 @@ def _opened(section: Columns) -> StreamedFile:
     named = section.file(section.path)
     file = StreamedFile(named.path, named.separator, named.encoding)
     is_csv = file.kind == "csv" and file.is_plain
+    if is_csv and file.has_newlines_in_cells:
+        raise ConfigError(
+            f"data.memory_mb must be null for a CSV with cells that may have line breaks, because "
+            f"it is converted in parts that end with a line, got {show(section.path)}; save it as "
+            f"Parquet"
+        )
     if not (is_csv or file.head.startswith((b"PAR1", b"ARROW1"))):
         raise ConfigError(
             f"data.memory_mb must be null unless data.path is a Parquet, Feather or Arrow file, or "

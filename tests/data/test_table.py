@@ -575,5 +575,5 @@ def test_cells_with_quotes_and_line_breaks_are_those_of_the_csv_module(
         file = TableFile(path)
         found = file.read(["t"], ["t"]).column("t").to_pylist()
         assert ["" if cell is None else cell for cell in found] == expected
-        is_divided.append(not file._has_newlines_in_cells)
+        is_divided.append(not file.has_newlines_in_cells)
     assert is_divided == [number % 2 == 1 for number in range(40)]

@@ -16,7 +16,6 @@ from pyarrow import csv, feather, parquet
 
 from runner.data import table_stream
 from runner.data.dataset import Dataset
-from runner.data.table_stream import StreamedFile
 from runner.errors import ConfigError
 from runner.run.run_folder import read_columns
 from tests.command_line import BACKENDS, REPOSITORY, forked, start
@@ -104,33 +103,34 @@ def test_ids_beside_numbers_are_those_in_memory_to_the_bit(tmp_path: Path) -> No
 
 
 CELLS = """\
-size;day;is new;note;code;review
-1,5;2020-01-01;true;"two
-lines";01;a good film
-;2020-03-02;false;;02;
--3;2021-01-01;;x;01;"good; and bad"
-7,25;2020-01-04;true;x;02;bad
+size;day;is new;seen;note;code;review
+1,5;2020-01-01;1;;two;01;a good film
+;2020-03-02;0;2020-01-01T05:00:00;;02;
+-3;2021-01-01;1;;x;01;good, and bad
+7,25;2020-01-04 10:00:00;true;;x;02;bad
 """
 
 
 def test_a_csv_has_the_rows_in_memory_to_the_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Decimal commas, dates, truth values, text, labels that look like numbers, and a column of
-    texts; the file is read once for each column."""
+    """Decimal commas, dates and later times, whole numbers and later truth values, text, labels
+    that look like numbers, and texts; each part of the file has one or two rows."""
     monkeypatch.setattr(table_stream, "_ROWS", 3)
+    monkeypatch.setattr(table_stream, "_PART", 40)
     head, rows = CELLS.split("\n", 1)
     path = tmp_path / "a.csv"
     path.write_text(f"{head}\n{rows * 9}")
-    file = StreamedFile(path)
-    made = table_stream._converted(file, file.names, ["code"], 1)
-    assert made.table.equals(file.read(file.names, ["code"]))
     keys = [f"data.path={path}", "data.target=code", "data.missing=mean", "data.texts=[review]"]
     resident, streamed = (dataset("data=table", *keys, *m) for m in ([], ["data.memory_mb=1"]))
     for a, b in zip(parts(resident), parts(streamed), strict=True):
         assert np.array_equal(a, b)
     assert resident.columns == streamed.columns
+    assert [c["kind"] for c in streamed.columns][:4] == ["number", "date", "boolean", "date"]
     assert resident.classes == streamed.classes == ("01", "02")
+    path.write_text(path.read_text().replace("two", '"two\nlines"'))
+    with pytest.raises(ConfigError, match="a CSV with cells that may have line breaks"):
+        dataset("data=table", *keys, "data.memory_mb=1")
 
 
 @pytest.mark.parametrize("backend", slow_but([*BACKENDS, "witness"], "witness"))
