@@ -1042,8 +1042,7 @@ def _forecast(_: Request, config: Config) -> int:
 
     if not config.runs:
         raise ConfigError("task=forecast needs runs=[FOLDER,...], the folders of two or more runs")
-    keys = config.forecast
-    return forecast(config.runs, Path(config.output.root), keys.tolerance, keys.optimize)
+    return forecast(config.runs, Path(config.output.root), config.forecast)
 
 
 def _list(request: Request, config: Config) -> int:
@@ -1151,7 +1150,10 @@ _ANSWER = ("answer.margin", "answer.test", "answer.target", "answer.relax")
 _TASKS_ON_FOLDERS: Mapping[str, tuple[Sequence[str], Callable[[Request, Config], int]]] = {
     "compare": (("runs", "where", *_ANSWER, "output.root"), _compare),
     "clean": (("clean.what", "clean.confirm", "where", "output.root"), _clean),
-    "forecast": (("runs", "forecast.tolerance", "forecast.optimize", "output.root"), _forecast),
+    "forecast": (
+        ("runs", "forecast.law", "forecast.tolerance", "forecast.optimize", "output.root"),
+        _forecast,
+    ),
     "list": (("where", "sort", "output.root"), _list),
 }
 # the keys that only these tasks have

@@ -297,6 +297,7 @@ def _one_line(text: str) -> str:
 
 
 class Forecast(Section):
+    law: Literal["auto", "annealing", "multi_power"]
     tolerance: Positive
     optimize: bool
 

@@ -1,28 +1,31 @@
-"""The law of the training loss as a functional of the learning rates, fitted to recorded runs.
+"""Fit a law of the training loss to recorded runs, check it on what was held out, and predict.
 
-Tissue et al. 2024, "Scaling Law with Learning Rate Annealing", equation 1:
+Runs of one seed have the same rows at the same updates, so their losses have noise in common. With
+y the logarithm of the mean loss of block b of run r, which has seed s:
 
-    L(t) = L0 + A S1(t)^-alpha - C S2(t)
-    S1(t) = sum of eta(i) for i <= t
-    S2(t) = sum of m(i) for i <= t,  m(i) = lambda m(i - 1) + eta(i - 1) - eta(i),  m(0) = 0
+    y(r, b) = log L(r, b) + shared(s, b) + own(r, b)
 
-S1 is the distance that was travelled, S2 the area of the annealing. L0, A and C are >= 0; alpha > 0
-and 0 < lambda < 1, here as the memory tau = 1 / (1 - lambda) in updates.
+The variances of both terms follow from the residuals, and the fit weighs the residuals by them
+(generalized least squares; runs of one seed have correlated residuals in a block).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from runner.report.laws import KINDS, Kind, Law, Path, Unit, bounds, evaluate, starts
 
 _BLOCKS = 64  # the most means of losses of a run that the law is fitted to
 _SHORTEST = 8  # updates of a block
 _FEWEST_EPOCHS = 12  # of a run with blocks of whole epochs
-_SKIPPED = 0.05  # of a run at its beginning, which the law does not describe
+_SKIPPED = 0.1  # of a run at its beginning, which the laws do not describe
 _HELD_OUT = 0.75  # where the stretch of a run begins that a fit must predict
 _RESAMPLES = 24
-# the quantile of a normal distribution that bounds 80 % on both sides
-_Z = 1.2816
+_NEIGHBOURS = 4  # blocks that are drawn together
+_HUBER = 0.01  # residuals of the logarithm from here on count linearly, not squared
+_ROUNDS = 2  # of estimates of the noise
+_PROBABILITY = 0.9  # below the upper end of an 80 % interval
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Trace:
     rates: np.ndarray
     losses: np.ndarray
     block: int  # updates of a block
+    lr: float  # the base rate, of all runs
+    seed: Hashable = 0  # runs of one seed have the same rows at each update
 
     @property
     def edges(self) -> np.ndarray:
@@ -41,6 +46,11 @@ class Trace:
         first = max(self.block, round(_SKIPPED * total))
         num = (total - first) // self.block
         return total - self.block * np.arange(num, -1, -1)
+
+    @property
+    def key(self) -> bytes:
+        """Equal for runs with the same rates."""
+        return self.rates.tobytes()
 
 
 def block_length(num_steps: int, steps_per_epoch: int) -> int:
@@ -53,31 +63,8 @@ def block_length(num_steps: int, steps_per_epoch: int) -> int:
 
 
 @dataclass(frozen=True)
-class Law:
-    """The law with its five numbers."""
-
-    floor: float  # L0
-    scale: float  # A
-    alpha: float
-    gain: float  # C
-    memory: float  # tau
-    block: int  # updates over which the losses are means
-
-    def losses(self, rates: np.ndarray, edges: np.ndarray) -> np.ndarray:
-        """Return the mean loss of each block of updates.  # float64[n]"""
-        columns = _columns(rates, edges, self.alpha, self.memory)
-        predicted: np.ndarray = columns @ [self.floor, self.scale, self.gain]
-        return predicted
-
-    def final(self, rates: np.ndarray) -> float:
-        """Return the mean loss of the last block of a run with these rates."""
-        edges = np.array([len(rates) - self.block, len(rates)])
-        return float(self.losses(rates, edges)[0])
-
-
-@dataclass(frozen=True)
 class HeldOut:
-    """The error with which the other runs and a run's beginning predict its last quarter."""
+    """The error with which a fit to other runs predicts a schedule, or its last quarter."""
 
     name: str
     error: float  # mean of |predicted / recorded - 1| over the blocks
@@ -91,117 +78,289 @@ class Prediction:
     high: float
 
 
-def _columns(rates: np.ndarray, edges: np.ndarray, alpha: float, memory: float) -> np.ndarray:
-    """Return what L0, A and C multiply, averaged over blocks.  # float64[n, 3]"""
-    from scipy.signal import lfilter
+@dataclass(frozen=True)
+class Blocks:
+    """Neighbouring blocks of a run: their edges, and the logarithms of their mean losses."""
 
-    travelled = np.cumsum(rates)
-    steps = -np.diff(rates, prepend=rates[0])
-    annealed = np.cumsum(lfilter([1.0], [1.0, -(1.0 - 1.0 / memory)], steps))
-    powers = np.maximum(travelled, 1e-300) ** -alpha
-    return np.stack(
-        [np.ones(len(edges) - 1), _means(powers, edges), -_means(annealed, edges)], axis=1
-    )
+    trace: Trace
+    edges: np.ndarray  # int64[n + 1]
+    logs: np.ndarray  # float64[n]
 
-
-def _means(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    sums = np.add.reduceat(values[: edges[-1]], edges[:-1])
-    means: np.ndarray = sums / np.diff(edges)
-    return means
+    @property
+    def places(self) -> list[Hashable]:
+        """The keys of the rows of each block: equal for runs with the same rows.  # [n]"""
+        return [(self.trace.seed, len(self.trace.rates), int(edge)) for edge in self.edges[:-1]]
 
 
-# a run's rates, the edges of its blocks, and their mean losses
-Blocks = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-def blocks(trace: Trace, share: float = 1.0) -> Blocks:
-    """Return the blocks of the first `share` of a run."""
+def blocks(trace: Trace, begin: float = 0.0, end: float = 1.0) -> Blocks:
+    """Return the blocks of a run from one share of them to another."""
     edges = trace.edges
-    kept = edges[: max(3, round(share * (len(edges) - 1))) + 1]
-    return trace.rates, kept, _means(trace.losses, kept)
+    first, last = (round(share * (len(edges) - 1)) for share in (begin, end))
+    kept = edges[first : max(last, first + 2) + 1]
+    sums = np.add.reduceat(trace.losses[: kept[-1]], kept[:-1])
+    return Blocks(trace, kept, np.log(sums / np.diff(kept)))
 
 
-def fit(runs: Sequence[Blocks], start: Law | None = None) -> Law:
-    """Fit the law to blocks by least squares of relative errors: L0, A and C exactly (non-negative
-    least squares), alpha and tau by Nelder and Mead's simplex from several starts, or from
-    `start`."""
-    from scipy.optimize import minimize, nnls
+@dataclass(frozen=True)
+class Noise:
+    """Standard deviations of the logarithm of a block's loss, and the part that runs share."""
 
-    longest = max(len(rates) for rates, _, _ in runs)
-    targets = np.concatenate([losses for _, _, losses in runs])
+    own: float
+    shared: float
+    effects: Mapping[Hashable, float]  # place -> what its rows add to the logarithm
 
-    def solve(alpha: float, memory: float) -> tuple[np.ndarray, float]:
-        columns = np.concatenate([_columns(r, edges, alpha, memory) for r, edges, _ in runs])
-        scaled = columns / targets[:, None]
-        norms = np.maximum(np.abs(scaled).max(axis=0), 1e-300)
-        solution, residual = nnls(scaled / norms, np.ones(len(targets)))
-        return solution / norms, residual
+    def of(self, places: Iterable[Hashable]) -> np.ndarray:
+        """Return what the rows of these blocks add; 0 where no run was seen.  # float64[n]"""
+        return np.array([self.effects.get(place, 0.0) for place in places])
 
-    def numbers(point: np.ndarray) -> tuple[float, float]:
-        limits = np.clip(point, np.log([0.02, 2.0]), np.log([3.0, float(longest)]))
-        alpha, memory = np.exp(limits)
-        return float(alpha), float(memory)
 
-    starts = [(a, longest / m) for a in (0.2, 0.8) for m in (50, 8)]
-    if start is not None:
-        starts = [(start.alpha, start.memory)]
-    found = [
-        minimize(
-            lambda point: solve(*numbers(point))[1],
-            np.log(first),
-            method="Nelder-Mead",
-            options={"xatol": 1e-2, "fatol": 1e-6, "maxfev": 60},
+@dataclass(frozen=True)
+class Fit:
+    law: Law
+    noise: Noise
+
+
+class _Problem:
+    """The residuals of a law in the blocks of several runs.
+
+    N rows are the blocks of all runs, M places those that differ in seed or update.
+    """
+
+    def __init__(self, kind: Kind, runs: Sequence[Blocks], unit: Unit) -> None:
+        self.kind, self.places = kind, list(dict.fromkeys(p for run in runs for p in run.places))
+        numbers = {place: i for i, place in enumerate(self.places)}
+        self.ids = np.array([numbers[place] for run in runs for place in run.places])  # [N]
+        self.counts = np.bincount(self.ids)  # [M]
+        self.logs = np.concatenate([run.logs for run in runs])  # [N]
+        distinct = {(run.trace.key, len(run.edges), int(run.edges[0])): run for run in runs}
+        self.paths = [Path.of(run.trace.rates, run.edges, unit) for run in distinct.values()]
+        ends = np.cumsum([0, *(len(run.logs) for run in distinct.values())])
+        begins = dict(zip(distinct, ends[:-1], strict=True))
+        self.rows = np.concatenate(  # of each block among those of the distinct runs
+            [
+                begins[run.trace.key, len(run.edges), int(run.edges[0])] + np.arange(len(run.logs))
+                for run in runs
+            ]
         )
-        for first in starts
-    ]
-    alpha, memory = numbers(min(found, key=lambda each: each.fun).x)
-    (floor, scale, gain), _ = solve(alpha, memory)
-    block = int(runs[0][1][-1] - runs[0][1][-2])
-    return Law(float(floor), float(scale), alpha, float(gain), memory, block)
+        self.weights = np.zeros(len(self.places))  # 1 - own deviation / deviation of the mean
+
+    def raw(self, point: np.ndarray) -> np.ndarray:
+        """Return log(predicted / recorded).  # float64[N]"""
+        losses = np.concatenate([evaluate(self.kind, point, path)[0] for path in self.paths])
+        return np.log(np.maximum(losses, 1e-12))[self.rows] - self.logs
+
+    def residuals(self, point: np.ndarray) -> np.ndarray:
+        return self._weighed(self.raw(point))
+
+    def slopes(self, point: np.ndarray) -> np.ndarray:
+        """Return the derivatives of the residuals.  # float64[N, p]"""
+        found = [evaluate(self.kind, point, path) for path in self.paths]
+        losses = np.concatenate([loss for loss, _ in found])[:, None]
+        relative = np.concatenate([slope for _, slope in found]) / np.maximum(losses, 1e-12)
+        return self._weighed(np.where(losses > 1e-12, relative, 0.0)[self.rows])
+
+    def _weighed(self, values: np.ndarray) -> np.ndarray:
+        """Reduce the mean of each place's rows: it has the shared noise.  # [N] or [N, p]"""
+        columns = values.reshape(len(values), -1)
+        means = np.stack([self._means(column) for column in columns.T], axis=1)
+        return (columns - (self.weights[:, None] * means)[self.ids]).reshape(values.shape)
+
+    def _means(self, values: np.ndarray) -> np.ndarray:
+        means: np.ndarray = np.bincount(self.ids, values) / self.counts
+        return means
+
+    def noise(self, point: np.ndarray) -> Noise:
+        """Estimate both variances by the residuals within and between places."""
+        raw = self.raw(point)
+        means, several = self._means(raw), self.counts > 1
+        free = max(int((self.counts - 1).sum()) - len(point), 1)
+        own = float(((raw - means[self.ids]) ** 2).sum()) / free
+        shared = 0.0
+        if several.any():
+            own = max(own, 1e-12)
+            shared = max(float((means**2 - own / self.counts)[several].mean()), 0.0)
+        else:
+            own = max(float(raw.var()), 1e-12)
+        shares = self.counts * shared / (own + self.counts * shared)
+        return Noise(
+            own**0.5, shared**0.5, dict(zip(self.places, (-shares * means).tolist(), strict=True))
+        )
+
+    def weigh(self, noise: Noise) -> None:
+        """Take the correlation within a place from the noise."""
+        whole = noise.own**2 + self.counts * noise.shared**2
+        self.weights = 1 - noise.own / np.sqrt(whole)
+
+    def solve(self, begins: Sequence[np.ndarray], rounds: int) -> np.ndarray:
+        """Return the point with the least sum of Huber's losses, from the best of the begins."""
+        from scipy.optimize import least_squares
+
+        low, high = bounds(self.kind)
+        found = [
+            least_squares(
+                self.residuals,
+                np.clip(begin, low + 1e-6, high - 1e-6),
+                jac=self.slopes,
+                bounds=(low, high),
+                x_scale="jac",
+                loss="huber",
+                f_scale=_HUBER,
+                ftol=1e-6,
+                xtol=1e-6,
+                max_nfev=rounds,
+            )
+            for begin in begins
+        ]
+        ranked = sorted(found, key=lambda each: each.cost)
+        if len(begins) > 2:
+            return self.solve([each.x for each in ranked[:2]], 80)
+        point: np.ndarray = ranked[0].x
+        return point
 
 
-def held_out(traces: Sequence[Trace]) -> list[HeldOut]:
-    """Predict the last quarter of each run by the other runs and the run's own beginning."""
+def fit(runs: Sequence[Blocks], kind: Kind, start: Fit | None = None) -> Fit:
+    """Fit a law to blocks by least squares of the logarithms with Huber's loss, from several
+    starts, or from the numbers and the noise of `start`."""
+    trace = runs[0].trace
+    unit = (
+        Unit(trace.lr, max(len(run.trace.rates) for run in runs))
+        if start is None
+        else (start.law.unit)
+    )
+    problem = _Problem(kind, runs, unit)
+    if start is None:
+        point = problem.solve(starts(kind, float(np.exp(problem.logs.min()))), 12)
+        for _ in range(_ROUNDS):
+            problem.weigh(problem.noise(point))
+            point = problem.solve([point], 80)
+    else:
+        problem.weigh(start.noise)
+        point = problem.solve([start.law.point], 20)
+    return Fit(Law(kind, point, unit, trace.block), problem.noise(point))
+
+
+def _missed(name: str, fitted: Fit, hidden: Sequence[Blocks]) -> HeldOut:
+    """Compare the losses of hidden blocks with those that a fit predicts."""
+    first = hidden[0]
+    law = np.log(np.maximum(fitted.law.losses(first.trace.rates, first.edges), 1e-12))
+    ratios = np.stack([np.exp(law + fitted.noise.of(run.places) - run.logs) for run in hidden])
+    means = np.stack([np.exp(run.logs) for run in hidden])
+    bias = float((ratios * means).sum() / means.sum() - 1)
+    return HeldOut(name, float(np.abs(ratios.mean(axis=0) - 1).mean()), bias)
+
+
+def _schedules(traces: Sequence[Trace]) -> list[list[Trace]]:
+    """Divide runs by their rates."""
+    divided: dict[bytes, list[Trace]] = {}
+    for trace in traces:
+        divided.setdefault(trace.key, []).append(trace)
+    return list(divided.values())
+
+
+def held_out(traces: Sequence[Trace], kind: Kind) -> list[HeldOut]:
+    """Predict the last quarter of each schedule by the others and its own beginning."""
     errors = []
-    for i, trace in enumerate(traces):
-        known = [blocks(each, _HELD_OUT if i == j else 1.0) for j, each in enumerate(traces)]
-        law, (rates, edges, losses) = fit(known), blocks(trace)
-        begin = len(known[i][2])
-        predicted = law.losses(rates, edges)[begin:]
-        ratios = predicted / losses[begin:] - 1
-        bias = predicted.mean() / losses[begin:].mean() - 1
-        errors.append(HeldOut(trace.name, float(np.abs(ratios).mean()), float(bias)))
+    for own in _schedules(traces):
+        key = own[0].key
+        known = [blocks(each, end=_HELD_OUT if each.key == key else 1.0) for each in traces]
+        hidden = [blocks(each, begin=_HELD_OUT) for each in own]
+        errors.append(_missed(own[0].name, fit(known, kind), hidden))
     return errors
 
 
-def resampled(traces: Sequence[Trace], law: Law, seed: int = 0) -> list[Law]:
-    """Fit the law again to the fitted losses with relative residuals that are drawn in runs of four
-    neighbouring blocks: neighbours are not independent (a moving-block bootstrap)."""
+def left_out(traces: Sequence[Trace], kind: Kind) -> list[HeldOut]:
+    """Predict the last block of each schedule by the others; empty if there are only two."""
+    divided = _schedules(traces)
+    if len(divided) < 3:
+        return []
+    errors = []
+    for own in divided:
+        known = [blocks(each) for each in traces if each.key != own[0].key]
+        last = [_last(each) for each in own]
+        errors.append(_missed(own[0].name, fit(known, kind), last))
+    return errors
+
+
+def _last(trace: Trace) -> Blocks:
+    """Return the last block."""
+    whole = blocks(trace)
+    return Blocks(trace, whole.edges[-2:], whole.logs[-1:])
+
+
+def seed_noise(traces: Sequence[Trace]) -> float | None:
+    """Return the standard deviation of the logarithm of the final loss between seeds of a schedule,
+    pooled over the schedules; None if none has two."""
+    finals = [[float(_last(each).logs[0]) for each in own] for own in _schedules(traces)]
+    free = sum(len(own) - 1 for own in finals)
+    squares = sum(float(np.var(own)) * len(own) for own in finals)
+    return (squares / free) ** 0.5 if free else None
+
+
+def best_kind(traces: Sequence[Trace]) -> tuple[Kind, dict[str, list[HeldOut]]]:
+    """Return the law with the least mean error on what was held out, and the errors of each."""
+    errors = {name: held_out(traces, kind) for name, kind in KINDS.items()}
+    best = min(errors, key=lambda name: np.mean([each.error for each in errors[name]]))
+    return KINDS[best], errors
+
+
+def resampled(traces: Sequence[Trace], fitted: Fit, seed: int = 0) -> list[Law]:
+    """Fit the law again to the fitted losses with residuals that are drawn in runs of neighbouring
+    blocks, the same for all runs: neighbours, and the runs of a seed, are not independent."""
     random, laws, known = np.random.default_rng(seed), [], [blocks(each) for each in traces]
-    fitted = [law.losses(rates, edges) for rates, edges, _ in known]
+    means = [
+        np.log(np.maximum(fitted.law.losses(run.trace.rates, run.edges), 1e-12)) for run in known
+    ]
+    num = max(len(run.logs) for run in known)
     for _ in range(_RESAMPLES):
-        drawn = []
-        for (rates, edges, losses), mean in zip(known, fitted, strict=True):
-            residuals = losses / np.maximum(mean, 1e-300) - 1
-            begins = random.integers(0, len(losses), -(-len(losses) // 4))
-            rows = (begins[:, None] + np.arange(4)).ravel()[: len(losses)] % len(losses)
-            drawn.append((rates, edges, np.maximum(mean * (1 + residuals[rows]), 1e-12)))
-        laws.append(fit(drawn, law))
+        begins = random.integers(0, num, -(-num // _NEIGHBOURS))
+        rows = (begins[:, None] + np.arange(_NEIGHBOURS)).ravel()[:num]
+        drawn = [
+            replace(run, logs=mean + (run.logs - mean)[rows[: len(mean)] % len(mean)])
+            for run, mean in zip(known, means, strict=True)
+        ]
+        laws.append(fit(drawn, fitted.law.kind, fitted).law)
     return laws
 
 
-def predict(
-    rates: np.ndarray, law: Law, laws: Sequence[Law], errors: Sequence[HeldOut], times: float
-) -> Prediction:
-    """Predict the final loss of a run with these rates, with an 80 % interval. Its variance is that
-    of the resampled fits, plus the mean square of the held-out errors, which grows with each
-    doubling of the horizon, `times` the recorded one."""
-    value = law.final(rates)
-    spread = float(np.std([each.final(rates) for each in laws]))
-    missed = float(np.sqrt(np.mean([each.bias**2 for each in errors])))
-    model = abs(value) * missed * (1 + max(0.0, np.log2(times)))
-    half = _Z * float(np.hypot(spread, model))
-    return Prediction(value, value - half, value + half)
+@dataclass(frozen=True)
+class Forecast:
+    """A fitted law with what its predictions are off by."""
+
+    fitted: Fit
+    laws: Sequence[Law]  # of the resampled residuals
+    errors: Sequence[HeldOut]  # of left out schedules; with two schedules, of held-out stretches
+    has_left_out: bool  # the errors are those of left out schedules
+    seeds: Sequence[Hashable]
+
+    @staticmethod
+    def of(traces: Sequence[Trace], kind: Kind, held: Sequence[HeldOut]) -> "Forecast":
+        fitted = fit([blocks(each) for each in traces], kind)
+        errors, laws = left_out(traces, kind), resampled(traces, fitted)
+        seeds = list(dict.fromkeys(each.seed for each in traces))
+        return Forecast(fitted, laws, errors or held, bool(errors), seeds)
+
+    def predict(self, rates: np.ndarray) -> Prediction:
+        """Predict the final loss of a run with these rates, with an 80 % interval.
+
+        Its variance is that of the resampled fits, plus the mean square of the errors, which grows
+        with each doubling of the recorded length; Student's t has a degree of freedom for each
+        error. A run of the recorded length has the rows of the recorded runs in its last block, and
+        so the noise that runs share; of a longer one it is not known, and part of the variance.
+        """
+        from scipy.special import stdtrit
+
+        law, noise = self.fitted.law, self.fitted.noise
+        last = len(rates) - law.block
+        places = ((seed, len(rates), last) for seed in self.seeds)
+        known = [noise.effects[place] for place in places if place in noise.effects]
+        value = law.final(rates) * float(np.exp(np.mean(known) if known else 0.0))
+        spread = float(np.std([each.final(rates) for each in self.laws]))
+        missed = float(np.sqrt(np.mean([each.bias**2 for each in self.errors])))
+        missed *= 1 + max(0.0, np.log2(len(rates) / law.unit.num_steps))
+        rows = 0.0 if known else noise.shared
+        half = stdtrit(len(self.errors), _PROBABILITY)
+        half *= float(np.hypot(spread, abs(value) * np.hypot(missed, rows)))
+        return Prediction(value, float(value - half), float(value + half))
 
 
 def best_shape(law: Law, num_steps: int, lr: float, num_phases: int = 8) -> list[float]:

@@ -10,10 +10,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from runner.report.statistics import NUM_DRAWS, sign_flip_p
+from runner.report.statistics import sign_flip_p
 
 R_MAX = 4.0  # ratios from here on count like a target that is not reached, as in AlgoPerf
-_BATCH = 1_000  # draws at a time
 DIGITS = 9  # of a score; the rest is rounding of its mean
 
 
@@ -128,31 +127,42 @@ def seed_scores(races: Sequence[Races], runs: Sequence[np.ndarray]) -> np.ndarra
     return np.asarray(np.mean(each, axis=0))
 
 
-def intervals(races: Sequence[Races]) -> list[tuple[float, float]] | None:
-    """Return the 95 % percentile intervals of the scores, by a bootstrap over the seeds of each
-    workload; None if a workload has one seed. A draw of a workload has the same seeds for all
-    entrants, and targets of its own where they follow from the runs."""
-    from scipy.stats import bootstrap
+def seed_intervals(races: Sequence[Races]) -> list[tuple[float, float]] | None:
+    """Return the 95 % intervals of `seed_scores`; None if a workload has one seed.
 
+    A score is a mean of credits from 0 to 1, many of them 0 or 1, over the seeds of several
+    workloads: a proportion in strata. Its variance v is that of the seeds within the workloads. The
+    interval is Jeffreys' for m (1 - m) / v runs, with m the score: Korn and Graubard (1998),
+    "Confidence intervals for proportions with small expected number of positive counts estimated
+    from survey data". These are at most the runs that there are, so equal credits of all seeds do
+    not give a single number.
+    """
     if min(race.num_seeds for race in races) < 2:
         return None
+    each = [credits(ratios(race.run_costs(race.runs)[0].T)) for race in races]  # [n, S]
+    means = np.mean([own.mean(axis=0) for own in each], axis=0)
+    variances = sum(own.var(axis=0, ddof=1) / len(own) for own in each) / len(each) ** 2
+    num = sum(race.num_seeds for race in races)
+    free = num - len(races)
+    return [
+        _of_proportion(float(mean), float(variance), num, free)
+        for mean, variance in zip(means, np.asarray(variances), strict=True)
+    ]
 
-    def statistic(*seeds: np.ndarray, axis: int) -> np.ndarray:
-        runs = [
-            race.runs[0][:, drawn].swapaxes(0, 1) for race, drawn in zip(races, seeds, strict=True)
-        ]
-        return scores_of(races, runs).T
 
-    found = bootstrap(
-        [np.arange(race.num_seeds) for race in races],
-        statistic,
-        n_resamples=NUM_DRAWS,
-        batch=_BATCH,
-        vectorized=True,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return list(zip(map(float, found.low), map(float, found.high), strict=True))
+def _of_proportion(mean: float, variance: float, num: int, free: int) -> tuple[float, float]:
+    """Return Jeffreys' 95 % interval of a proportion, for as many of `num` runs as the variance,
+    which has `free` degrees of freedom, stands for."""
+    from scipy.special import betaincinv, stdtrit
+
+    runs = float(num)
+    if variance > 0:
+        unsure = (stdtrit(num - 1, 0.975) / stdtrit(free, 0.975)) ** 2
+        runs = min(runs, mean * (1 - mean) / variance * unsure)
+    hits, others = mean * runs + 0.5, (1 - mean) * runs + 0.5
+    low = float(betaincinv(hits, others, 0.025)) if mean > 0 else 0.0
+    high = float(betaincinv(hits, others, 0.975)) if mean < 1 else 1.0
+    return min(low, mean), max(high, mean)
 
 
 def p_of_lead(races: Sequence[Races], a: int, b: int) -> float:

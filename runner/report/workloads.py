@@ -17,7 +17,16 @@ import numpy as np
 from runner.report.answer import fate, split
 from runner.report.board import Board, Entrant, Workload
 from runner.report.jobs import NO_OVERRIDES, Block, Group, Job, groups, in_order
-from runner.report.profiles import DIGITS, Curve, Races, intervals, p_of_lead, ratios, scores
+from runner.report.profiles import (
+    DIGITS,
+    Curve,
+    Races,
+    p_of_lead,
+    ratios,
+    scores,
+    seed_intervals,
+    seed_scores,
+)
 from runner.report.statistics import holm, smallest_p
 from runner.run import strict_json
 
@@ -241,12 +250,14 @@ def _board(
     order = [int(i) for i in np.argsort(-found, kind="stable")]
     first, num_pairs = order[0], len(labels) * (len(labels) - 1) // 2
     raw = {(labels[first], labels[i]): p_of_lead(races, first, i) for i in order[1:]}
-    corrected, ends = holm(raw, num_pairs), intervals(races)
+    corrected, ends = holm(raw, num_pairs), seed_intervals(races)
+    by_seed = seed_scores(races, [race.runs for race in races])[0]
     entrants = [
         Entrant(
             1 + int((found > found[i]).sum()),
             labels[i],
             float(found[i]),
+            round(float(by_seed[i]), DIGITS),
             None if ends is None else ends[i],
             strict_json.finite(float(by_time[i])),
             all_ratios[:, i],

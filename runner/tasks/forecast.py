@@ -10,10 +10,12 @@ from omegaconf import OmegaConf
 from pydantic import TypeAdapter
 
 from runner.config.conf_folder import choices, defaults, with_schedule_defaults
+from runner.config.schema import Forecast as Keys
 from runner.errors import ConfigError, RunError, printable
-from runner.report import forecast as law_of
-from runner.report.forecast import HeldOut, Law, Trace
+from runner.report import forecast as fits
+from runner.report.forecast import Forecast, HeldOut, Prediction, Trace
 from runner.report.jobs import Job
+from runner.report.laws import KINDS, Kind
 from runner.run import run_folder
 from runner.schedules import Clock, Schedule, table
 from runner.schedules.plateau import Plateau
@@ -26,38 +28,60 @@ _TIMES = (1, 2, 4)  # horizons
 _FREE = ("schedule", "seed", "backend")  # the keys in which the runs may differ
 
 
-def forecast(folders: Sequence[str], root: Path, tolerance: float, optimize: bool) -> int:
-    """Fit the law to the runs, check it on held-out stretches, and print the predictions."""
+def forecast(folders: Sequence[str], root: Path, keys: Keys) -> int:
+    """Fit a law to the runs, check it on held-out stretches, and print the predictions."""
     jobs = [job for job in read_all(folders) if job.is_completed]
     traces, lr, steps_per_epoch = _traces(jobs)
-    errors = law_of.held_out(traces)
-    for each in errors:
-        print(printable(f"held out {each.name}: {each.error:.2%} off, bias {each.bias:+.2%}"))
-    _check(errors, tolerance)
-    law = law_of.fit([law_of.blocks(trace) for trace in traces])
-    laws = law_of.resampled(traces, law)
-    print(
-        f"law      L = {law.floor:.4g} + {law.scale:.4g} S1^-{law.alpha:.3g} - {law.gain:.4g} S2, "
-        f"memory {law.memory:.0f} updates"
-    )
+    kind, errors = _chosen(traces, keys.law)
+    _check(errors, keys.tolerance)
+    found = Forecast.of(traces, kind, errors)
+    _print_fit(found, traces)
     num_steps = max(len(trace.rates) for trace in traces)
     curves = {times: named(Clock(times * num_steps, steps_per_epoch), lr) for times in _TIMES}
     unseen = [name for name, rates in curves[1].items() if rates.sum() < _recorded(traces)]
     if unseen:
         print(f"left out {', '.join(unseen)}: lower rates in all than before the first block")
     rows = {
-        name: [law_of.predict(curves[times][name], law, laws, errors, times) for times in _TIMES]
+        name: [found.predict(curves[times][name]) for times in _TIMES]
         for name in curves[1]
         if name not in unseen
     }
     rows = dict(sorted(rows.items(), key=lambda row: row[1][0].value))
     print("\n".join(_table(rows, num_steps)))
     folder = run_folder.create(root / "forecasts", run_folder.timestamp())
-    run_folder.write_json(folder / "forecast.json", _as_json(jobs, errors, law, rows, num_steps))
+    run_folder.write_json(folder / "forecast.json", _as_json(jobs, errors, found, rows, num_steps))
     print(f"data     {folder / 'forecast.json'}")
-    if optimize:
-        _write_best(folder, law, num_steps, lr, jobs[0])
+    if keys.optimize:
+        _write_best(folder, found, num_steps, lr, jobs[0])
     return 0
+
+
+def _chosen(traces: Sequence[Trace], name: str) -> tuple[Kind, list[HeldOut]]:
+    """Return the law of `forecast.law`, or the better one, and its errors on held-out stretches."""
+    if name == "auto":
+        kind, by_law = fits.best_kind(traces)
+    else:
+        kind = KINDS[name]
+        by_law = {name: fits.held_out(traces, kind)}
+    for each in by_law[kind.name]:
+        print(printable(f"held out {each.name}: {each.error:.2%} off, bias {each.bias:+.2%}"))
+    means = (
+        f"{name} {np.mean([each.error for each in errors]):.2%} off"
+        for name, errors in by_law.items()
+    )
+    print(f"law      {kind.name}; mean of the held-out stretches: {', '.join(means)}")
+    return kind, by_law[kind.name]
+
+
+def _print_fit(found: Forecast, traces: Sequence[Trace]) -> None:
+    """Print the law's numbers, its errors on schedules that were left out, and the noise."""
+    print(f"fit      {found.fitted.law.says()}")
+    if len({trace.key for trace in traces}) > 2:
+        off = np.mean([abs(each.bias) for each in found.errors])
+        print(f"left out each schedule in turn: its final loss is {off:.2%} off on average")
+    spread = fits.seed_noise(traces)
+    if spread is not None:
+        print(f"noise    the final losses of two seeds of a schedule differ by {spread:.2%}")
 
 
 def _traces(jobs: Sequence[Job]) -> tuple[list[Trace], float, int]:
@@ -79,13 +103,15 @@ def _traces(jobs: Sequence[Job]) -> tuple[list[Trace], float, int]:
         if not (np.isfinite(job.trace["loss"]) & (job.trace["loss"] > 0)).all():
             raise ConfigError(f"runs must have losses above 0, got others in {job.folder}")
     steps_per_epoch = int(first.epochs["step"][0])
-    block = law_of.block_length(min(len(job.trace["loss"]) for job in jobs), steps_per_epoch)
+    block = fits.block_length(min(len(job.trace["loss"]) for job in jobs), steps_per_epoch)
+    lr = float(first.config["optimizer"]["lr"])
     traces = [
-        Trace(job.folder.name, job.trace["learning_rate"], job.trace["loss"], block) for job in jobs
+        Trace(job.folder.name, job.trace["learning_rate"], job.trace["loss"], block, lr, job.block)
+        for job in jobs
     ]
-    if len({trace.rates.tobytes() for trace in traces}) < 2:
+    if len({trace.key for trace in traces}) < 2:
         raise ConfigError("runs must have at least two schedules, got the same rates in all")
-    return traces, float(first.config["optimizer"]["lr"]), steps_per_epoch
+    return traces, lr, steps_per_epoch
 
 
 def _recorded(traces: Sequence[Trace]) -> float:
@@ -121,7 +147,7 @@ def named(clock: Clock, lr: float) -> dict[str, np.ndarray]:
     return curves
 
 
-def _table(rows: Mapping[str, Sequence[law_of.Prediction]], num_steps: int) -> list[str]:
+def _table(rows: Mapping[str, Sequence[Prediction]], num_steps: int) -> list[str]:
     width = max(map(len, rows))
     heads = [f"{times * num_steps} steps" for times in _TIMES]
     lines = [f"{'schedule':{width}}" + "".join(f"  {head:<26}" for head in heads).rstrip()]
@@ -142,15 +168,16 @@ def _table(rows: Mapping[str, Sequence[law_of.Prediction]], num_steps: int) -> l
 
 def _as_json(
     jobs: Sequence[Job],
-    errors: Sequence[HeldOut],
-    law: Law,
-    rows: Mapping[str, Sequence[law_of.Prediction]],
+    held: Sequence[HeldOut],
+    found: Forecast,
+    rows: Mapping[str, Sequence[Prediction]],
     num_steps: int,
 ) -> dict[str, Any]:
     return {
         "runs": [str(job.folder) for job in jobs],
-        "law": vars(law),
-        "held_out": [vars(each) for each in errors],
+        "law": {"name": found.fitted.law.kind.name, **found.fitted.law.numbers},
+        "held_out": [vars(each) for each in held],
+        "left_out": [vars(each) for each in found.errors] if found.has_left_out else [],
         "forecasts": [
             {"schedule": name, "steps": times * num_steps, **vars(prediction)}
             for name, predictions in rows.items()
@@ -159,9 +186,9 @@ def _as_json(
     }
 
 
-def _write_best(folder: Path, law: Law, num_steps: int, lr: float, job: Job) -> None:
+def _write_best(folder: Path, found: Forecast, num_steps: int, lr: float, job: Job) -> None:
     """Search the shape that the law likes best, and write it as a choice of `schedule`."""
-    ends = [round(factor, 4) for factor in law_of.best_shape(law, num_steps, lr)]
+    ends = [round(factor, 4) for factor in fits.best_shape(found.fitted.law, num_steps, lr)]
     starts = [1.0, *ends]
     share = f"{100 / len(ends):g}%"
     phases = [
@@ -175,7 +202,7 @@ def _write_best(folder: Path, law: Law, num_steps: int, lr: float, job: Job) -> 
     run_folder.write_text(path, OmegaConf.to_yaml(OmegaConf.create(schedule)))
     values = with_schedule_defaults({"schedule": schedule})["schedule"]
     curve = table(TypeAdapter(Schedule).validate_python(values), Clock(num_steps, num_steps), lr)
-    print(f"best     {path}: {show_metric(law.final(curve))} by the law, factors {ends}")
+    print(f"best     {path}: {show_metric(found.predict(curve).value)} by the law, factors {ends}")
     own = ("schedule", "output.", "seed=", "tune", "search=", "data.fold=", "race.")
     others = [override for override in job.overrides if not override.startswith(own)]
     command = command_line(["--config-dir", str(folder), "schedule=forecast", *others])

@@ -4,7 +4,16 @@ with fixed draws. docs/statistics.md has longer ones."""
 import numpy as np
 import pytest
 
-from benchmarks.answers import RACES, by_sign_flips, fixed, raced, ranked, tuned, wrong
+from benchmarks.answers import (
+    RACES,
+    by_sign_flips,
+    covered,
+    fixed,
+    raced,
+    ranked,
+    tuned,
+    wrong,
+)
 from tests.rows import slow_but
 
 # three standard deviations of a share of 5 %
@@ -36,10 +45,19 @@ def test_sign_flips_find_a_difference_of_equal_groups_in_at_most_5_of_100_cases(
 def test_equal_groups_are_told_apart_over_workloads_in_at_most_5_of_100_cases() -> None:
     """Four workloads of three seeds, where a lead of 30 % is named nearly always."""
     repeats = 60
-    named, _ = ranked(repeats, 2, 4, 3, 0.0)
+    named = ranked(repeats, 2, 4, 3, 0.0)
     assert named < 0.05 + ALLOWED / repeats**0.5
-    found, _ = ranked(repeats, 2, 4, 3, 0.3)
+    found = ranked(repeats, 2, 4, 3, 0.3)
     assert found > 0.8
+
+
+@pytest.mark.parametrize("num_seeds", slow_but([3, 5, 10], 3))
+@pytest.mark.parametrize("lead", slow_but([0.0, 0.1, 0.3], 0.3))
+def test_the_interval_of_a_score_over_workloads_contains_it_in_95_of_100_cases(
+    num_seeds: int, lead: float
+) -> None:
+    repeats = 100
+    assert covered(repeats, 2, 2, num_seeds, lead) > 0.95 - ALLOWED / repeats**0.5
 
 
 def test_a_winner_that_was_tuned_on_other_seeds_has_its_true_value() -> None:

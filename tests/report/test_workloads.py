@@ -109,13 +109,14 @@ def test_scores_and_p_are_those_of_a_plain_calculation(
                 write(tmp_path, data, schedule, seed, losses, monitor=monitor)
     write(tmp_path, "wine", "constant", 3, (0.1, 0.1, 0.1))
     out, found = answered(tmp_path, capsys)
-    expected, _ = by_hand(RUNS)
+    expected, by_seed = by_hand(RUNS)
     groups = {group["label"].removeprefix("schedule="): group for group in found["groups"]}
     assert [*groups] == sorted(expected, key=lambda name: -expected[name])
     for name, score in expected.items():
         assert groups[name]["score"] == pytest.approx(score, abs=1e-8)
+        assert groups[name]["seed_score"] == pytest.approx(by_seed[name], abs=1e-8)
         low, high = groups[name]["interval"]
-        assert low <= score <= high
+        assert low <= by_seed[name] <= high
     first = found["winner"].removeprefix("schedule=")
     for name in groups:
         if name == first:

@@ -1,0 +1,186 @@
+"""Laws of the training loss as a functional of the learning rates.
+
+    L(t) = L0 + A S1(t)^-alpha - B sum of d(k) G(k, t) over k <= t
+
+S1(t) is the sum of the rates eta(i) for i <= t, and d(k) = eta(k - 1) - eta(k) a decrease of the
+rate. Its gain G goes from 0 to 1 after it; the laws differ in G. Rates that rise at the beginning
+of a run count in S1, but not in d.
+
+annealing    Tissue et al. 2024, "Scaling Law with Learning Rate Annealing", equation 1:
+             G(k, t) = 1 - exp(-(t - k + 1) / tau). Their C is B / tau, their lambda exp(-1 / tau).
+multi_power  Luo et al. 2025, "A Multi-Power Law for Loss Curve Prediction Across Learning Rate
+             Schedules": G(k, t) = 1 - (1 + C eta(k)^-gamma S_k(t))^-beta, where S_k(t) is the sum
+             of the rates from update k to t.
+
+All numbers of a law are >= 0. Letters: n blocks of updates, K decreases, p numbers.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+_CELLS = 96  # the most decreases of a run that are told apart; neighbours are merged
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The units of a fit: rates are divided by `lr`, updates by `num_steps`."""
+
+    lr: float
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class Path:
+    """A run's rates as the laws read them: at the middle of each block, in a fit's units."""
+
+    travelled: np.ndarray  # S1  # float64[n]
+    drops: np.ndarray  # d  # float64[K]
+    log_rates: np.ndarray  # log eta after the decrease  # float64[K]
+    gone: np.ndarray  # S_k, 0 before the decrease  # float64[n, K]
+    ages: np.ndarray  # updates since the decrease, 0 before it  # float64[n, K]
+
+    @staticmethod
+    def of(rates: np.ndarray, edges: np.ndarray, unit: Unit) -> "Path":
+        """Read rates at the blocks between edges.  # rates [T], edges [n + 1]"""
+        eta, middles = rates / unit.lr, (edges[:-1] + edges[1:] - 1) / 2
+        steps = np.arange(len(eta))
+        sums = np.cumsum(eta) / unit.num_steps
+        travelled = np.interp(middles, steps, sums)
+        drops = -np.diff(eta, prepend=eta[0])
+        falls = np.flatnonzero(drops > _TINY)
+        drops[: falls[0] if len(falls) else None] = 0.0  # the warm-up
+        at = np.flatnonzero(np.abs(drops) > _TINY)
+        if not len(at):
+            none = np.zeros((len(middles), 0))
+            return Path(np.maximum(travelled, _TINY), np.zeros(0), np.zeros(0), none, none)
+        cells = np.arange(0, len(at), -(-len(at) // _CELLS))
+        sizes = np.abs(drops[at])
+
+        def mean(values: np.ndarray) -> np.ndarray:
+            merged: np.ndarray = np.add.reduceat(sizes * values, cells)
+            return merged / np.add.reduceat(sizes, cells)
+
+        return Path(
+            np.maximum(travelled, _TINY),
+            np.add.reduceat(drops[at], cells),
+            np.log(np.maximum(mean(eta[at]), _TINY)),
+            np.maximum(travelled[:, None] - mean(sums[at] - eta[at] / unit.num_steps), 0.0),
+            np.maximum(middles[:, None] - mean(steps[at] - 1.0), 0.0) / unit.num_steps,
+        )
+
+
+# G and its derivatives by the logarithms of its numbers  # float64[n, K] each
+_Gain = Callable[[np.ndarray, Path], tuple[np.ndarray, list[np.ndarray]]]
+
+
+def _annealing(numbers: np.ndarray, path: Path) -> tuple[np.ndarray, list[np.ndarray]]:
+    """G = 1 - exp(-age / tau)."""
+    ages = path.ages / numbers[0]
+    left = np.exp(-ages)
+    return 1 - left, [-ages * left]
+
+
+def _multi_power(numbers: np.ndarray, path: Path) -> tuple[np.ndarray, list[np.ndarray]]:
+    """G = 1 - (1 + x)^-beta with x = C eta^-gamma S_k."""
+    scale, beta, gamma = numbers
+    x = scale * np.exp(-gamma * path.log_rates) * path.gone
+    log = np.log1p(x)
+    left = np.exp(-beta * log)
+    by_x = beta * left * x / (1 + x)
+    return 1 - left, [by_x, beta * left * log, -gamma * path.log_rates * by_x]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the laws: its gain G with the limits of its numbers, in a fit's units."""
+
+    name: str
+    gain: _Gain
+    limits: tuple[tuple[float, float], ...]
+    starts: tuple[tuple[float, ...], ...]
+
+
+KINDS: Mapping[str, Kind] = {
+    "annealing": Kind("annealing", _annealing, ((1e-3, 1.0),), ((0.02,), (0.15,))),
+    "multi_power": Kind(
+        "multi_power",
+        _multi_power,
+        ((1e-2, 1e6), (0.02, 5.0), (1e-3, 2.0)),
+        ((30.0, 0.5, 0.1), (3.0, 1.5, 0.5), (1e3, 0.2, 0.9)),
+    ),
+}
+_COMMON = ((1e-7, 1e3), (0.02, 5.0), (1e-11, 1e3))  # limits of A, alpha and B
+
+
+def bounds(kind: Kind) -> tuple[np.ndarray, np.ndarray]:
+    """Return the limits of a point: L0, and the logarithms of A, alpha, B and those of G.  # [p]"""
+    low, high = np.log([*_COMMON, *kind.limits]).T
+    return np.append(0.0, low), np.append(np.inf, high)
+
+
+def starts(kind: Kind, lowest: float) -> list[np.ndarray]:
+    """Return points to begin a fit at, for runs whose lowest loss is this one.  # [p] each"""
+    return [
+        np.append(0.7 * lowest, np.log([0.3 * lowest, alpha, 0.3 * lowest, *gain]))
+        for alpha in (0.3, 1.0)
+        for gain in kind.starts
+    ]
+
+
+def evaluate(kind: Kind, point: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the loss of each block, and its derivatives by the point.  # [n], [n, p]"""
+    floor, (scale, alpha, drop), numbers = point[0], np.exp(point[1:4]), np.exp(point[4:])
+    power = scale * path.travelled**-alpha
+    gain, slopes = kind.gain(numbers, path)
+    fallen = drop * (gain @ path.drops)
+    columns = [
+        np.ones(len(power)),
+        power,
+        -alpha * np.log(path.travelled) * power,
+        -fallen,
+        *(-drop * (slope @ path.drops) for slope in slopes),
+    ]
+    return floor + power - fallen, np.stack(columns, axis=1)
+
+
+@dataclass(frozen=True)
+class Law:
+    """A law with its numbers."""
+
+    kind: Kind
+    point: np.ndarray  # in the fit's units  # float64[p]
+    unit: Unit
+    block: int  # updates over which the losses are means
+
+    def losses(self, rates: np.ndarray, edges: np.ndarray) -> np.ndarray:
+        """Return the loss in the middle of each block of updates.  # float64[n]"""
+        return evaluate(self.kind, self.point, Path.of(rates, edges, self.unit))[0]
+
+    def final(self, rates: np.ndarray) -> float:
+        """Return the loss in the last block of a run with these rates."""
+        edges = np.array([len(rates) - self.block, len(rates)])
+        return float(self.losses(rates, edges)[0])
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The numbers in units of the rate itself and of updates, by the papers' letters."""
+        scale, alpha, drop, *gain = np.exp(self.point[1:]).tolist()
+        distance = self.unit.lr * self.unit.num_steps
+        found = {"L0": float(self.point[0]), "A": scale * distance**alpha, "alpha": alpha}
+        if self.kind.name == "annealing":
+            memory = gain[0] * self.unit.num_steps
+            return {**found, "C": drop / (self.unit.lr * memory), "tau": memory}
+        factor, beta, gamma = gain
+        factor *= self.unit.lr**gamma / distance
+        return {**found, "B": drop / self.unit.lr, "C": factor, "beta": beta, "gamma": gamma}
+
+    def says(self) -> str:
+        """Return the law in one line."""
+        numbers = {name: f"{value:.4g}" for name, value in self.numbers.items()}
+        begin = "L = {L0} + {A} S1^-{alpha} - ".format(**numbers)
+        if self.kind.name == "annealing":
+            return begin + "{C} S2, memory {tau} updates".format(**numbers)
+        return begin + "{B} sum d (1 - (1 + {C} eta^-{gamma} S)^-{beta})".format(**numbers)
