@@ -627,6 +627,7 @@ def _plan(config: Config, data: Dataset, is_training: bool) -> Plan:
         group_rates=optimizers.group_rates(config.optimizer, clock),
     )
     _check_watched(prepared)
+    _check_throughput(prepared)
     _check_norms(prepared)
     prepared.checkpoints()  # refuses parts of epochs of several lengths
     if data.streams:
@@ -1229,6 +1230,17 @@ def _check_watched(prepared: Plan) -> None:
         if metric not in known:
             raise ConfigError(
                 f"{key} must be one of {', '.join(known)}, got {metric}{nearest(metric, known)}"
+            )
+
+
+def _check_throughput(prepared: Plan) -> None:
+    """Refuse a share of the peak for a model that has no count of its FLOP."""
+    for i, section in enumerate(prepared.config.callbacks):
+        peak = getattr(section, "peak_flops", None)
+        if peak is not None and isinstance(prepared.network, CustomNetwork):
+            raise ConfigError(
+                f"callbacks[{i}].peak_flops must be null for a model of your own, whose FLOP are "
+                f"not counted, got {show(peak)}"
             )
 
 

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from runner.schedules import Length
 from runner.schedules.stall import Mode
-from runner.section import Count, NonNegative, OneOf, OwnCode, Section
+from runner.section import Count, NonNegative, OneOf, OwnCode, Positive, Section
 
 
 class OwnCallback(OwnCode):
@@ -54,9 +54,10 @@ class Norms(Section):
 
 
 class Throughput(Section):
-    """Records rows and updates a second, of each epoch."""
+    """Records rows, updates and floating-point operations a second, of each epoch."""
 
     callback: Literal["throughput"]
+    peak_flops: Positive | None
 
 
 NamedCallback = Annotated[

@@ -14,8 +14,9 @@ from typing import Literal
 import numpy as np
 
 from runner.components.custom import CustomNetwork
-from runner.components.layers import Network, Node
+from runner.components.layers import Network
 from runner.errors import ConfigError, show
+from runner.machine.work import num_outputs, products
 
 # FLOP of an operation per thread: 0.6 ms of one core. With less work, threads wait for each other
 # longer than they compute, and much longer if another process uses a core (benchmarks/README.md).
@@ -81,24 +82,9 @@ def work(net: Network, batch_size: int) -> float:
     if isinstance(net, CustomNetwork):  # assumes that every kernel is used once per row
         numbers = [int(np.prod(v.shape)) for v in net.variables().values() if v.decays]
     else:
-        numbers = [num for node in net.walk() for num in products(node)]
+        numbers = [num for node in net.walk() for num in products(node, num_outputs(node))]
     flops = np.array(numbers, dtype=np.float64) * 2 * batch_size
     return float((flops**2).sum() / flops.sum()) if len(flops) else 0.0
-
-
-def products(node: Node) -> list[int]:
-    """Count the multiplications of each matrix product of a layer, for one row."""
-    num_positions = int(np.prod(node.output_shape[:-1]))
-    numbers = [
-        num_positions * int(np.prod(variable.shape))
-        for variable in node.variables
-        if variable.decays
-    ]
-    if node.tied:
-        numbers.append(num_positions * node.input_shape[-1] * node.output_shape[-1])
-    if node.spec.layer == "attention":
-        numbers += 2 * [num_positions**2 * node.output_shape[-1]]
-    return numbers
 
 
 @cache

@@ -96,8 +96,8 @@ def test_best_checkpoints_prefers_earlier_epochs_of_equal_value_and_no_nan(tmp_p
 
 
 NAMED = (
-    "callbacks=[{callback: best_checkpoints, num: 2, metric: train/loss, mode: max}, throughput, "
-    "memory, {callback: early_stopping, patience: 9}]"
+    "callbacks=[{callback: best_checkpoints, num: 2, metric: train/loss, mode: max}, "
+    "{callback: throughput, peak_flops: 1e12}, memory, {callback: early_stopping, patience: 9}]"
 )
 
 
@@ -131,7 +131,12 @@ def test_a_resumed_run_has_the_files_and_the_states_of_an_uninterrupted_one(
     rows = (tmp_path / "copy" / "memory.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["step", "7", "14", "17"]
     points = {point.step: point.values for point in Points(whole.folder, 35).until(None)}
-    assert {"rows_per_second", "process_peak_bytes", "val/loss"} <= {*points[35]}
+    assert {*points[35]} >= {"rows_per_second", "process_peak_bytes", "val/loss"}
+    speed, share = points[35]["flops_per_second"], points[35]["peak_share"]
+    per_row = 6 * (64 * 128 + 128 * 10)  # of the MLP's two products
+    # rows a second have three decimals
+    assert speed == pytest.approx(per_row * points[35]["rows_per_second"], rel=1e-4)
+    assert share == speed / 1e12
 
 
 def test_a_resume_without_the_callbacks_leaves_none_of_their_later_rows(

@@ -33,7 +33,9 @@ class Rows(Observer):
     def _begin(self, step: int) -> None:
         """Write the header and the rows from before update `step`."""
         end = self.end(step, self.plan.order.is_epoch(step))
-        _write(self.file, [self.columns, *_before(end, _rows(self.file))])
+        width = len(self.columns)  # in an earlier version, a file could have fewer columns
+        kept = [row + [""] * (width - len(row)) for row in _before(end, _rows(self.file))]
+        _write(self.file, [self.columns, *kept])
 
     @classmethod
     def end(cls, step: int, is_epoch: bool) -> int:
