@@ -5,7 +5,7 @@ from typing import Any
 
 from runner.components.layers import Network
 from runner.errors import ConfigError
-from runner.machine import threads
+from runner.machine.work import products
 from runner.spec import About
 
 
@@ -28,7 +28,7 @@ def _pays_to_compile(net: Network, num_steps: int) -> bool:
     """Return whether XLA pays; without convolutions it is used in any case (device.uses_xla)."""
     total = convolutions = 0
     for node in net.walk():
-        num = sum(threads.products(node))
+        num = sum(products(node))
         total += num
         convolutions += num if "conv" in node.spec.layer else 0
     return num_steps >= _PAYS_AFTER and 0 < convolutions <= _CONVOLUTIONS * total

@@ -6,7 +6,7 @@ from typing import Any
 
 from runner.components.layers import Network
 from runner.errors import ConfigError
-from runner.machine import threads
+from runner.machine.work import products
 from runner.spec import About
 
 
@@ -35,7 +35,7 @@ def _pays_to_compile(net: Network, num_steps: int) -> bool:
     networks were slower with it, and so was a GPT, where large products take the time."""
     nodes = [*net.walk()]
     has_attention = any(node.spec.layer == "attention" for node in nodes)
-    is_small = sum(num for node in nodes for num in threads.products(node)) <= _SMALL
+    is_small = sum(num for node in nodes for num in products(node)) <= _SMALL
     return has_attention and is_small and num_steps >= _PAYS_AFTER and _has_compiler()
 
 

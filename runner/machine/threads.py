@@ -16,7 +16,7 @@ import numpy as np
 from runner.components.custom import CustomNetwork
 from runner.components.layers import Network
 from runner.errors import ConfigError, show
-from runner.machine.work import num_outputs, products
+from runner.machine.work import products
 
 # FLOP of an operation per thread: 0.6 ms of one core. With less work, threads wait for each other
 # longer than they compute, and much longer if another process uses a core (benchmarks/README.md).
@@ -82,7 +82,7 @@ def work(net: Network, batch_size: int) -> float:
     if isinstance(net, CustomNetwork):  # assumes that every kernel is used once per row
         numbers = [int(np.prod(v.shape)) for v in net.variables().values() if v.decays]
     else:
-        numbers = [num for node in net.walk() for num in products(node, num_outputs(node))]
+        numbers = [num for node in net.walk() for num in products(node)]
     flops = np.array(numbers, dtype=np.float64) * 2 * batch_size
     return float((flops**2).sum() / flops.sum()) if len(flops) else 0.0
 

@@ -21,9 +21,11 @@ def flops(net: Network) -> int:
     return 6 * sum(sum(products(node, _num_uses(node))) for node in net.walk())
 
 
-def products(node: Node, num_positions: int) -> list[int]:
+def products(node: Node, num_positions: int | None = None) -> list[int]:
     """Count the multiplications of each matrix product of a layer, for one row, with kernels that
-    are used at so many positions."""
+    are used at so many positions; None: at those of the output."""
+    if num_positions is None:
+        num_positions = math.prod(node.output_shape[:-1])
     numbers = [num_positions * math.prod(v.shape) for v in node.variables if v.decays]
     if node.tied:
         numbers.append(num_positions * node.input_shape[-1] * node.output_shape[-1])
@@ -32,15 +34,10 @@ def products(node: Node, num_positions: int) -> list[int]:
     return numbers
 
 
-def num_outputs(node: Node) -> int:
-    """Count the positions of a layer's output."""
-    return math.prod(node.output_shape[:-1])
-
-
-def _num_uses(node: Node) -> int:
-    """Count the positions at which a layer uses its kernels."""
+def _num_uses(node: Node) -> int | None:
+    """Count the positions at which a layer uses its kernels; None: those of its output."""
     if node.spec.layer == "squeeze_excite":  # of the means over all positions
         return 1
     if node.spec.layer in _OVER_INPUTS:
         return math.prod(node.input_shape[:-1])
-    return num_outputs(node)
+    return None

@@ -157,6 +157,17 @@ def test_a_resume_without_the_callbacks_leaves_none_of_their_later_rows(
         assert [row.split(",")[0] for row in rows] == steps
 
 
+def test_a_share_of_the_peak_needs_layers_that_are_counted(tmp_path: Path) -> None:
+    own = ("model=custom", "model._target_=torch.nn.Linear", "model.in_features=64")
+    peak = "callbacks=[{callback:throughput,peak_flops:1e12}]"
+    (done,) = forked(tmp_path, (*own, "model.out_features=10", peak))
+    assert (done.status, done.err.strip()) == (
+        2,
+        "error: callbacks[0].peak_flops must be null for a model of your own, whose FLOP are not "
+        "counted, got 1000000000000.0",
+    )
+
+
 def gradient_norms(run: Any) -> dict[str, float]:
     """The norms of the first update of the default model, by hand: cross-entropy's gradient with
     respect to the outputs is (softmax(z) - one_hot(y)) / B."""
