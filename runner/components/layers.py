@@ -33,7 +33,7 @@ Pair = tuple[int, int]  # of the height and of the width
 Pads = tuple[Pair, Pair]  # (top, bottom), (left, right)
 Padding = Literal["same", "valid"]
 Join = Literal["concat", "add", "multiply"]
-Init = Literal["glorot_uniform", "he_uniform", "uniform", "zeros", "ones"]
+Init = Literal["glorot_uniform", "he_uniform", "uniform", "unit_uniform", "zeros", "ones"]
 RotaryBase = Annotated[float, Field(ge=1)]
 _SEQUENCE = ("a sequence [steps, features]", "add reshape")
 _IMAGE = ("an image", "add reshape")
@@ -1305,7 +1305,8 @@ def initial_variables(net: Network, seed: int) -> dict[str, np.ndarray]:
 
     glorot_uniform: U(-a, a), a = sqrt(6 / (fan_in + fan_out)), Glorot and Bengio (2010), equation
     16. he_uniform: a = sqrt(6 / fan_in), He et al. (2015), equation 10, as a uniform draw. uniform:
-    a = 0.05, as for keras.layers.Embedding. fan_in is the number of inputs that an output is a sum
+    a = 0.05, as for keras.layers.Embedding. unit_uniform: a = sqrt(3), so mean 0 and variance 1, as
+    the normal draw of torch.nn.Embedding. fan_in is the number of inputs that an output is a sum
     of, fan_out the number of outputs that an input is in; padding is ignored.
     """
     return {name: _initial(variable, name, seed) for name, variable in net.variables().items()}
@@ -1316,6 +1317,8 @@ def _initial(variable: Variable, name: str, seed: int) -> np.ndarray:
         return np.full(variable.shape, float(variable.init == "ones"))
     if variable.init == "uniform":
         return (2 * uniform(variable.shape, seed, name) - 1) * 0.05
+    if variable.init == "unit_uniform":
+        return (2 * uniform(variable.shape, seed, name) - 1) * np.sqrt(3)
     receptive = math.prod(variable.shape[:-2])
     fan_in, fan_out = variable.fans or (size * receptive for size in variable.shape[-2:])
     fan = fan_in + fan_out if variable.init == "glorot_uniform" else fan_in

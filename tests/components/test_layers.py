@@ -403,6 +403,8 @@ def first_values(
             (8, 8, 16),
             sqrt(6 / (9 + 9 * 8)),
         ),
+        # mean 0 and variance 1, as the normal draw of torch.nn.Embedding
+        (dense(100, init="unit_uniform"), (64,), sqrt(3)),
         # with stride 2, a quarter of the kernel's positions reach an output
         (transposed(16, 4, stride=2), (8, 8, 8), sqrt(6 / (4 * 8))),
     ],

@@ -39,7 +39,7 @@ def test_the_rates_are_those_of_table_3() -> None:
         assert [by_name[n] for n in found] == rates
 
 
-@pytest.mark.parametrize("init", ["glorot_uniform", "he_uniform", "uniform"])
+@pytest.mark.parametrize("init", ["glorot_uniform", "he_uniform", "uniform", "unit_uniform"])
 def test_the_first_weights_of_a_wide_model_spread_as_table_3_says(init: str) -> None:
     """Relative to the narrow model: the input's kernel as wide, the hidden one's 1 / sqrt(r), the
     output's 1 / r. r = 16; the deviation of 640 and more uniform draws is within 10 %, four times
