@@ -612,6 +612,7 @@ def _plan(config: Config, data: Dataset, is_training: bool) -> Plan:
         refuse(model.network, loss, config.optimizer, order)
         _refuse_exact(config, data)
     _refuse_backend(config)
+    _check_tf32(config)
     _check_recomputation(config, model.network)
     prepared = Plan(
         config=config,
@@ -1168,6 +1169,15 @@ def _refuse_exact(config: Config, data: Dataset) -> None:
             )
 
 
+def _check_tf32(config: Config) -> None:
+    precision = config.trainer.precision
+    if config.trainer.tf32 and precision in ("float64", "exact"):
+        raise ConfigError(
+            f"trainer.tf32 must be false with trainer.precision={precision}, which has no products "
+            f"of float32, got true"
+        )
+
+
 def _check_recomputation(config: Config, net: Network) -> None:
     """Refuse gradient checkpointing where it cannot be, or would change nothing."""
     if not config.trainer.gradient_checkpointing:
@@ -1306,7 +1316,9 @@ def model_spec(config: Config, shapes: Shapes, example: Batch | None = None) -> 
     if asked == "auto" and joins_first(config):
         asked = 1  # it is built after the number was fixed, so before its size is known
     num_threads = threads.resolve(asked, net, batch_size, config.num_devices)
-    return ModelSpec(net, trainer.precision, config.device_name, batch_size, num_threads)
+    return ModelSpec(
+        net, trainer.precision, config.device_name, batch_size, num_threads, trainer.tf32
+    )
 
 
 def joins_first(config: Config) -> bool:

@@ -37,6 +37,7 @@ class ModelSpec:
     device: str  # as configured: auto, cpu, cuda, cuda:N, mps
     batch_size: int
     threads: int  # per operation of the framework; float32 sums depend on it
+    tf32: bool  # products of float32 have inputs of 10 bits, on GPUs that have such units
 
     @property
     def dtype(self) -> np.dtype:

@@ -78,6 +78,27 @@ class RunContract(_Contract):
             self.train([*overrides, "trainer.steps_per_call=4"]), self.train(overrides)
         )
 
+    def tf32(self) -> tuple[bool, ...]:
+        """The framework's flags that let GPUs round the inputs of float32 products."""
+        raise NotImplementedError
+
+    @pytest.mark.parametrize("is_on", [False, True])
+    def test_tf32_is_off_unless_asked_and_as_before_afterwards(self, is_on: bool) -> None:
+        """Both frameworks have it on for convolutions, which parts their float32 on a GPU."""
+        before, during = self.tf32(), []
+        prepared = prepare([*SMALL, f"trainer.tf32={str(is_on).lower()}"])
+
+        def on_chunk(chunk: Chunk, report: Report, live: Live) -> bool:
+            during.append(self.tf32())
+            return False  # stop
+
+        chunks = prepared.chunks(0, prepared.checkpoints(), adapt=False)
+        backend = dispatcher.load(self.name)
+        backend.train(prepared.run_spec(), first(prepared), chunks, on_chunk)
+        assert True in before
+        assert {flag for flags in during for flag in flags} == {is_on}
+        assert self.tf32() == before
+
     def test_the_same_run_twice_gives_the_same_bits(self) -> None:
         overrides = [*SMALL, *CNN]
         assert_same_bits(train(self.name, overrides), train(self.name, overrides))

@@ -1,6 +1,8 @@
 """TensorFlow's devices on this machine, their names, and whether XLA compiles the updates."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import tensorflow as tf
 
@@ -49,6 +51,17 @@ def fixed_threads() -> int | None:
         return num
     has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
     return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+
+
+@contextmanager
+def tensor_float_32(is_on: bool) -> Iterator[None]:
+    """Set the use of TF32 for the block, which is on by default; restore it afterwards."""
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(is_on)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
 def uses_xla(run: RunSpec) -> bool:

@@ -441,7 +441,11 @@ def _settings(model: ModelSpec, is_fresh: bool = False) -> Iterator[None]:
     with session.isolated():
         if is_fresh:
             keras.utils.clear_session()
-        with _dtypes(model.dtype.name, _POLICY[model.precision]), twin.exact_numbers(is_twin):
+        with (
+            _dtypes(model.dtype.name, _POLICY[model.precision]),
+            device.tensor_float_32(model.tf32),
+            twin.exact_numbers(is_twin),
+        ):
             yield
 
 

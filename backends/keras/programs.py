@@ -135,6 +135,7 @@ def _parts(run: RunSpec) -> Mapping[str, object]:
         "tensorflow": tf.version.GIT_VERSION,
         "flags": [os.environ.get(name, "") for name in ("XLA_FLAGS", _VARIABLE)],
         "threads": tf.config.threading.get_intra_op_parallelism_threads(),
+        "tf32": run.tf32,
         "weights": {name: each.shape for name, each in run.network.variables().items()},
         "optimizer": run.optimizer.name,
         "loss": run.loss.name,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from runner.machine import devices as runner_devices
-from runner.spec import World
+from runner.spec import ModelSpec, World
 
 SHORT = (torch.bfloat16, torch.float16)  # dtypes of 16 bits
 _MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -48,14 +48,37 @@ def fixed_threads() -> int | None:
 
 
 @contextmanager
-def threads(num: int) -> Iterator[None]:
-    """Set the number of threads for the block; restore it afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(num)
+def settings(model: ModelSpec) -> Iterator[None]:
+    """Set the number of threads and the use of TF32 for the block; restore both afterwards.
+
+    torch's default is TF32 in cuDNN's convolutions and recurrent layers, but not in products of
+    matrices.
+    """
+    num_threads, flags = torch.get_num_threads(), _tf32_flags()
+    before = [getattr(owner, name) for owner, name, _, _ in flags]
+    torch.set_num_threads(model.threads)
+    for owner, name, on, off in flags:
+        setattr(owner, name, on if model.tf32 else off)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(num_threads)
+        for (owner, name, _, _), value in zip(flags, before, strict=True):
+            setattr(owner, name, value)
+
+
+def _tf32_flags() -> list[tuple[Any, str, Any, Any]]:
+    """Return torch's flags of TF32: their owner, name, and the values that switch it on and off."""
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    flags = [(owner, "allow_tf32", True, False) for owner in (matmul, cudnn)]
+    try:
+        for owner, name, _, _ in flags:
+            getattr(owner, name)
+    except RuntimeError:  # the caller has set the newer flags; torch does not mix the two
+        newer = (matmul, cudnn.conv, cudnn.rnn)
+        return [(owner, "fp32_precision", "tf32", "ieee") for owner in newer]
+    return flags
 
 
 def random_state(device: torch.device) -> AbstractContextManager[None]:

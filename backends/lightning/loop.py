@@ -267,7 +267,7 @@ def train(
     )
     fast.keep_signal_handlers(trainer)
     with (
-        device.threads(run.threads),
+        device.settings(run),
         device.random_state(torch_device),
         programs.kept(run) if run.compile else nullcontext(),
     ):
@@ -288,7 +288,7 @@ def check_optimizer(spec: Custom, model: ModelSpec, groups: Sequence[Group]) -> 
 
 
 def predict(model: ModelSpec, state: TrainState, rows: Batch) -> np.ndarray:
-    with device.threads(model.threads):
+    with device.settings(model):
         return _predict(_network(model, state, layers.DropoutState(0)), model, rows)
 
 
@@ -301,6 +301,7 @@ def layer_outputs(
     network.train()
     with (
         torch.no_grad(),
+        device.settings(model),
         device.random_state(torch_device),
         device.autocast(model.precision, torch_device),
         tracing.outputs_of_layers(network) as found,
@@ -313,7 +314,7 @@ def layer_outputs(
 def measure(
     model: ModelSpec, state: TrainState, loss: Any, batches: Iterable[Batch], keeps_outputs: bool
 ) -> Measured:
-    with device.threads(model.threads):
+    with device.settings(model):
         network = _network(model, state, layers.DropoutState(0))
         function = objective.own_function(loss)
         return objective.measure(function, network, model, batches, keeps_outputs)

@@ -33,7 +33,7 @@ _OTHERS: Mapping[str, tuple[type[nn.Module], ...]] = {
 def trace(model: ModelSpec, state: TrainState, rows: Batch, loss: Any) -> Trace:
     """Run one batch in evaluation, then in training with its backward pass, on the CPU."""
     dropout_state = layers.DropoutState(0)
-    with device.threads(model.threads), _float64():
+    with device.settings(model), _float64():
         assert isinstance(model.network, CustomNetwork)
         network = custom.build(model.network, torch.float64, dropout_state)
         layers.load_state(network, state)

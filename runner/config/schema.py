@@ -244,6 +244,7 @@ class Trainer(Section):
     gradient_clip_norm: Positive | None
     gradient_clip_value: Positive | None
     precision: Precision
+    tf32: bool
     steps_per_call: Annotated[Literal["auto"] | Count, _WHEN_RESUMED]
     threads: Annotated[Literal["auto"] | Count, _WHEN_RESUMED]
     process_timeout: Annotated[Timeout, _WHEN_RESUMED]
@@ -510,6 +511,8 @@ def _on_one_device(composed: Mapping[str, Any]) -> dict[str, Any]:
         rows = global_batch_size(composed)
         newer = ("global_batch_size", "process_timeout")
         known = {key: value for key, value in trainer.items() if key not in newer}
+        if known.get("tf32") is False:  # as all runs were from before there was the key
+            del known["tf32"]
         values["trainer"] = known if rows is None else {**known, "batch_size": rows}
     one = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     return {**values, **{key: value for key, value in one.items() if key in values}}

@@ -19,6 +19,9 @@ from tests.training import first, prepare, train
 class TestRuns(RunContract):
     name = "lightning"
 
+    def tf32(self) -> tuple[bool, ...]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
 
 class TestCalls(CallContract):
     name = "lightning"
