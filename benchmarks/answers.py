@@ -19,7 +19,8 @@ from runner.report.profiles import (
     Curve,
     Races,
     p_of_lead,
-    scores_of,
+    ratios,
+    scores,
     seed_intervals,
     seed_scores,
 )
@@ -161,7 +162,8 @@ def ranked(repeats: int, num_groups: int, num_workloads: int, num_seeds: int, le
     named = 0
     for _ in range(repeats):
         races = workloads(draw, num_groups, num_workloads, num_seeds, lead)
-        best = int(scores_of(races, [race.runs for race in races])[0].argmax())
+        all_ratios = ratios(np.stack([race.costs(race.runs)[0] for race in races]))
+        best = int(scores(all_ratios).argmax())
         others = [other for other in range(num_groups) if other != best]
         raw = {(str(best), str(other)): p_of_lead(races, best, other) for other in others}
         found = holm(raw, num_groups * (num_groups - 1) // 2)

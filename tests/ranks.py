@@ -123,15 +123,16 @@ def main() -> int:
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--updates", type=int, default=300)
     parser.add_argument("--share", type=float, default=1.0, help="of the rows, evenly spread")
-    said = parser.parse_args()
-    rows = [Row(*row) for row in product(said.models, said.optimizers, said.accumulate, said.modes)]
-    num = max(1, round(len(rows) * said.share))
+    options = parser.parse_args()
+    keys = (options.models, options.optimizers, options.accumulate, options.modes)
+    rows = [Row(*row) for row in product(*keys)]
+    num = max(1, round(len(rows) * options.share))
     rows = [rows[int((i + 0.5) * len(rows) / num)] for i in range(num)]
     num_equal = 0
     for row in rows:
         with TemporaryDirectory() as folder:
-            num_equal += check(row, said.processes, said.updates, Path(folder))
-    print(f"{num_equal} of {len(rows)} rows are equal on {said.processes} processes")
+            num_equal += check(row, options.processes, options.updates, Path(folder))
+    print(f"{num_equal} of {len(rows)} rows are equal on {options.processes} processes")
     return int(num_equal < len(rows))
 
 

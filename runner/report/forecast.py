@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from runner.report.laws import KINDS, Kind, Law, Path, Unit, bounds, evaluate, starts
+from runner.report.laws import KINDS, LEAST, Kind, Law, Path, Unit, bounds, evaluate, starts
 
 _BLOCKS = 64  # the most means of losses of a run that the law is fitted to
 _SHORTEST = 8  # updates of a block
@@ -74,8 +74,13 @@ class HeldOut:
 @dataclass(frozen=True)
 class Prediction:
     value: float
-    low: float  # 80 % interval
+    low: float  # 80 % interval, cut off at 0
     high: float
+
+    @property
+    def is_loss(self) -> bool:
+        """False where the law falls to 0 or below, which no training loss does."""
+        return self.value > 0
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ class _Problem:
         numbers = {place: i for i, place in enumerate(self.places)}
         self.ids = np.array([numbers[place] for run in runs for place in run.places])  # [N]
         self.counts = np.bincount(self.ids)  # [M]
-        self.logs = np.concatenate([run.logs for run in runs])  # [N]
+        self.logs = np.concatenate([run.logs for run in runs]) - np.log(unit.loss)  # [N]
         distinct = {(run.trace.key, len(run.edges), int(run.edges[0])): run for run in runs}
         self.paths = [Path.of(run.trace.rates, run.edges, unit) for run in distinct.values()]
         ends = np.cumsum([0, *(len(run.logs) for run in distinct.values())])
@@ -147,7 +152,7 @@ class _Problem:
     def raw(self, point: np.ndarray) -> np.ndarray:
         """Return log(predicted / recorded).  # float64[N]"""
         losses = np.concatenate([evaluate(self.kind, point, path)[0] for path in self.paths])
-        return np.log(np.maximum(losses, 1e-12))[self.rows] - self.logs
+        return np.log(np.maximum(losses, LEAST))[self.rows] - self.logs
 
     def residuals(self, point: np.ndarray) -> np.ndarray:
         return self._weighed(self.raw(point))
@@ -156,8 +161,8 @@ class _Problem:
         """Return the derivatives of the residuals.  # float64[N, p]"""
         found = [evaluate(self.kind, point, path) for path in self.paths]
         losses = np.concatenate([loss for loss, _ in found])[:, None]
-        relative = np.concatenate([slope for _, slope in found]) / np.maximum(losses, 1e-12)
-        return self._weighed(np.where(losses > 1e-12, relative, 0.0)[self.rows])
+        relative = np.concatenate([slope for _, slope in found]) / np.maximum(losses, LEAST)
+        return self._weighed(np.where(losses > LEAST, relative, 0.0)[self.rows])
 
     def _weighed(self, values: np.ndarray) -> np.ndarray:
         """Reduce the mean of each place's rows: it has the shared noise.  # [N] or [N, p]"""
@@ -218,15 +223,17 @@ class _Problem:
         return point
 
 
+def _unit(runs: Sequence[Blocks]) -> Unit:
+    """Return the base rate, the most updates of a run, and the geometric mean of the losses."""
+    num_steps = max(len(run.trace.rates) for run in runs)
+    loss = float(np.exp(np.concatenate([run.logs for run in runs]).mean()))
+    return Unit(runs[0].trace.lr, num_steps, loss)
+
+
 def fit(runs: Sequence[Blocks], kind: Kind, start: Fit | None = None) -> Fit:
     """Fit a law to blocks by least squares of the logarithms with Huber's loss, from several
     starts, or from the numbers and the noise of `start`."""
-    trace = runs[0].trace
-    unit = (
-        Unit(trace.lr, max(len(run.trace.rates) for run in runs))
-        if start is None
-        else (start.law.unit)
-    )
+    trace, unit = runs[0].trace, _unit(runs) if start is None else start.law.unit
     problem = _Problem(kind, runs, unit)
     if start is None:
         point = problem.solve(starts(kind, float(np.exp(problem.logs.min()))), 12)
@@ -242,7 +249,7 @@ def fit(runs: Sequence[Blocks], kind: Kind, start: Fit | None = None) -> Fit:
 def _missed(name: str, fitted: Fit, hidden: Sequence[Blocks]) -> HeldOut:
     """Compare the losses of hidden blocks with those that a fit predicts."""
     first = hidden[0]
-    law = np.log(np.maximum(fitted.law.losses(first.trace.rates, first.edges), 1e-12))
+    law = fitted.law.logs(first.trace.rates, first.edges)
     ratios = np.stack([np.exp(law + fitted.noise.of(run.places) - run.logs) for run in hidden])
     means = np.stack([np.exp(run.logs) for run in hidden])
     bias = float((ratios * means).sum() / means.sum() - 1)
@@ -289,8 +296,13 @@ def _last(trace: Trace) -> Blocks:
 
 def seed_noise(traces: Sequence[Trace]) -> float | None:
     """Return the standard deviation of the logarithm of the final loss between seeds of a schedule,
-    pooled over the schedules; None if none has two."""
-    finals = [[float(_last(each).logs[0]) for each in own] for own in _schedules(traces)]
+    pooled over the schedules; None if none has two. Runs of one seed count as their mean."""
+    finals = []
+    for own in _schedules(traces):
+        by_seed: dict[Hashable, list[float]] = {}
+        for each in own:
+            by_seed.setdefault(each.seed, []).append(float(_last(each).logs[0]))
+        finals.append([np.mean(logs) for logs in by_seed.values()])
     free = sum(len(own) - 1 for own in finals)
     squares = sum(float(np.var(own)) * len(own) for own in finals)
     return (squares / free) ** 0.5 if free else None
@@ -307,9 +319,7 @@ def resampled(traces: Sequence[Trace], fitted: Fit, seed: int = 0) -> list[Law]:
     """Fit the law again to the fitted losses with residuals that are drawn in runs of neighbouring
     blocks, the same for all runs: neighbours, and the runs of a seed, are not independent."""
     random, laws, known = np.random.default_rng(seed), [], [blocks(each) for each in traces]
-    means = [
-        np.log(np.maximum(fitted.law.losses(run.trace.rates, run.edges), 1e-12)) for run in known
-    ]
+    means = [fitted.law.logs(run.trace.rates, run.edges) for run in known]
     num = max(len(run.logs) for run in known)
     for _ in range(_RESAMPLES):
         begins = random.integers(0, num, -(-num // _NEIGHBOURS))
@@ -360,7 +370,8 @@ class Forecast:
         rows = 0.0 if known else noise.shared
         half = stdtrit(len(self.errors), _PROBABILITY)
         half *= float(np.hypot(spread, abs(value) * np.hypot(missed, rows)))
-        return Prediction(value, float(value - half), float(value + half))
+        low = value - half
+        return Prediction(value, float(max(low, 0.0) if value > 0 else low), float(value + half))
 
 
 def best_shape(law: Law, num_steps: int, lr: float, num_phases: int = 8) -> list[float]:

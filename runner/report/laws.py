@@ -7,7 +7,8 @@ rate. Its gain G goes from 0 to 1 after it; the laws differ in G. Rates that ris
 of a run count in S1, but not in d.
 
 annealing    Tissue et al. 2024, "Scaling Law with Learning Rate Annealing", equation 1:
-             G(k, t) = 1 - exp(-(t - k + 1) / tau). Their C is B / tau, their lambda exp(-1 / tau).
+             G(k, t) = 1 - exp(-(t - k + 1) / tau). Their lambda is exp(-1 / tau), and their C is
+             B (1 - lambda).
 multi_power  Luo et al. 2025, "A Multi-Power Law for Loss Curve Prediction Across Learning Rate
              Schedules": G(k, t) = 1 - (1 + C eta(k)^-gamma S_k(t))^-beta, where S_k(t) is the sum
              of the rates from update k to t.
@@ -15,6 +16,7 @@ multi_power  Luo et al. 2025, "A Multi-Power Law for Loss Curve Prediction Acros
 All numbers of a law are >= 0. Letters: n blocks of updates, K decreases, p numbers.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -22,14 +24,16 @@ import numpy as np
 
 _CELLS = 96  # the most decreases of a run that are told apart; neighbours are merged
 _TINY = 1e-12
+LEAST = 1e-12  # of a loss in a fit's unit, for its logarithm
 
 
 @dataclass(frozen=True)
 class Unit:
-    """The units of a fit: rates are divided by `lr`, updates by `num_steps`."""
+    """The units of a fit: rates are divided by `lr`, updates by `num_steps`, losses by `loss`."""
 
     lr: float
     num_steps: int
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,10 @@ def starts(kind: Kind, lowest: float) -> list[np.ndarray]:
 
 
 def evaluate(kind: Kind, point: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the loss of each block, and its derivatives by the point.  # [n], [n, p]"""
+    """Return the loss of each block in the fit's unit, and its derivatives by the point.
+
+    Shapes: [n], [n, p]
+    """
     floor, (scale, alpha, drop), numbers = point[0], np.exp(point[1:4]), np.exp(point[4:])
     power = scale * path.travelled**-alpha
     gain, slopes = kind.gain(numbers, path)
@@ -157,6 +164,17 @@ class Law:
 
     def losses(self, rates: np.ndarray, edges: np.ndarray) -> np.ndarray:
         """Return the loss in the middle of each block of updates.  # float64[n]"""
+        return self.unit.loss * self._evaluate(rates, edges)
+
+    def logs(self, rates: np.ndarray, edges: np.ndarray) -> np.ndarray:
+        """Return the logarithms of `losses`; that of LEAST units where the law falls below it.
+
+        Shape: float64[n]
+        """
+        found = np.maximum(self._evaluate(rates, edges), LEAST)
+        return np.asarray(np.log(self.unit.loss) + np.log(found))
+
+    def _evaluate(self, rates: np.ndarray, edges: np.ndarray) -> np.ndarray:
         return evaluate(self.kind, self.point, Path.of(rates, edges, self.unit))[0]
 
     def final(self, rates: np.ndarray) -> float:
@@ -168,14 +186,16 @@ class Law:
     def numbers(self) -> dict[str, float]:
         """The numbers in units of the rate itself and of updates, by the papers' letters."""
         scale, alpha, drop, *gain = np.exp(self.point[1:]).tolist()
-        distance = self.unit.lr * self.unit.num_steps
-        found = {"L0": float(self.point[0]), "A": scale * distance**alpha, "alpha": alpha}
+        distance, loss = self.unit.lr * self.unit.num_steps, self.unit.loss
+        per_rate = loss * drop / self.unit.lr  # B
+        found = {"L0": loss * float(self.point[0]), "A": loss * scale * distance**alpha}
+        found["alpha"] = alpha
         if self.kind.name == "annealing":
             memory = gain[0] * self.unit.num_steps
-            return {**found, "C": drop / (self.unit.lr * memory), "tau": memory}
+            return {**found, "C": -per_rate * math.expm1(-1 / memory), "tau": memory}
         factor, beta, gamma = gain
         factor *= self.unit.lr**gamma / distance
-        return {**found, "B": drop / self.unit.lr, "C": factor, "beta": beta, "gamma": gamma}
+        return {**found, "B": per_rate, "C": factor, "beta": beta, "gamma": gamma}
 
     def says(self) -> str:
         """Return the law in one line."""

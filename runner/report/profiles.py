@@ -111,12 +111,6 @@ def scores(all_ratios: np.ndarray) -> np.ndarray:
     return np.asarray(credits(all_ratios).mean(axis=-2))
 
 
-def scores_of(races: Sequence[Races], runs: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the scores of draws of the runs.  # runs: for each workload [B, S, n] -> [B, S]"""
-    each = [ratios(race.costs(drawn)) for race, drawn in zip(races, runs, strict=True)]
-    return scores(np.stack(each, axis=-2))
-
-
 def seed_scores(races: Sequence[Races], runs: Sequence[np.ndarray]) -> np.ndarray:
     """Return the mean over the workloads of the mean credit of their seeds: each seed is a race of
     its own. One run changes it, where a median over few seeds stays the same.  # -> [B, S]"""

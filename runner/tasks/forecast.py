@@ -25,12 +25,13 @@ from runner.text.quoting import command_line
 
 _FEWEST_STEPS = 200  # of a run
 _TIMES = (1, 2, 4)  # horizons
+_BELOW = "below 0"  # in place of a loss
 _FREE = ("schedule", "seed", "backend")  # the keys in which the runs may differ
 
 
 def forecast(folders: Sequence[str], root: Path, keys: Keys) -> int:
     """Fit a law to the runs, check it on held-out stretches, and print the predictions."""
-    jobs = [job for job in read_all(folders) if job.is_completed]
+    jobs = _completed(folders)
     traces, lr, steps_per_epoch = _traces(jobs)
     kind, errors = _chosen(traces, keys.law)
     _check(errors, keys.tolerance)
@@ -40,13 +41,17 @@ def forecast(folders: Sequence[str], root: Path, keys: Keys) -> int:
     curves = {times: named(Clock(times * num_steps, steps_per_epoch), lr) for times in _TIMES}
     unseen = [name for name, rates in curves[1].items() if rates.sum() < _recorded(traces)]
     if unseen:
-        print(f"left out {', '.join(unseen)}: lower rates in all than before the first block")
+        print(f"left out {', '.join(unseen)}: sum of rates below that of any loss in the fit")
     rows = {
         name: [found.predict(curves[times][name]) for times in _TIMES]
         for name in curves[1]
         if name not in unseen
     }
-    rows = dict(sorted(rows.items(), key=lambda row: row[1][0].value))
+    if not any(predictions[0].is_loss for predictions in rows.values()):
+        raise RunError(
+            "the law holds for no named schedule with this base rate; give runs of named schedules"
+        )
+    rows = dict(sorted(rows.items(), key=lambda row: (not row[1][0].is_loss, row[1][0].value)))
     print("\n".join(_table(rows, num_steps)))
     folder = run_folder.create(root / "forecasts", run_folder.timestamp())
     run_folder.write_json(folder / "forecast.json", _as_json(jobs, errors, found, rows, num_steps))
@@ -54,6 +59,15 @@ def forecast(folders: Sequence[str], root: Path, keys: Keys) -> int:
     if keys.optimize:
         _write_best(folder, found, num_steps, lr, jobs[0])
     return 0
+
+
+def _completed(folders: Sequence[str]) -> list[Job]:
+    """Return the completed runs, and name the others."""
+    jobs = read_all(folders)
+    for job in jobs:
+        if not job.is_completed:
+            print(printable(f"ignored  {job.folder}: {job.status}, not completed"))
+    return [job for job in jobs if job.is_completed]
 
 
 def _chosen(traces: Sequence[Trace], name: str) -> tuple[Kind, list[HeldOut]]:
@@ -76,12 +90,12 @@ def _chosen(traces: Sequence[Trace], name: str) -> tuple[Kind, list[HeldOut]]:
 def _print_fit(found: Forecast, traces: Sequence[Trace]) -> None:
     """Print the law's numbers, its errors on schedules that were left out, and the noise."""
     print(f"fit      {found.fitted.law.says()}")
-    if len({trace.key for trace in traces}) > 2:
+    if found.has_left_out:
         off = np.mean([abs(each.bias) for each in found.errors])
         print(f"left out each schedule in turn: its final loss is {off:.2%} off on average")
     spread = fits.seed_noise(traces)
     if spread is not None:
-        print(f"noise    the final losses of two seeds of a schedule differ by {spread:.2%}")
+        print(f"noise    the final losses of a schedule's seeds have a deviation of {spread:.2%}")
 
 
 def _traces(jobs: Sequence[Job]) -> tuple[list[Trace], float, int]:
@@ -111,6 +125,11 @@ def _traces(jobs: Sequence[Job]) -> tuple[list[Trace], float, int]:
     ]
     if len({trace.key for trace in traces}) < 2:
         raise ConfigError("runs must have at least two schedules, got the same rates in all")
+    if not any((np.diff(trace.rates) < 0).any() for trace in traces):
+        raise ConfigError(
+            "runs must have a schedule with a falling rate, got none: they cannot tell what a "
+            "decrease of the rate gains; add schedule=linear"
+        )
     return traces, lr, steps_per_epoch
 
 
@@ -152,18 +171,24 @@ def _table(rows: Mapping[str, Sequence[Prediction]], num_steps: int) -> list[str
     heads = [f"{times * num_steps} steps" for times in _TIMES]
     lines = [f"{'schedule':{width}}" + "".join(f"  {head:<26}" for head in heads).rstrip()]
     for name, predictions in rows.items():
-        cells = (
-            f"{show_metric(p.value)} ({show_metric(p.low)} to {show_metric(p.high)})"
-            for p in predictions
-        )
-        lines.append((f"{name:{width}}" + "".join(f"  {cell:<26}" for cell in cells)).rstrip())
-    best, others = next(iter(rows.values()))[0], [p[0] for p in [*rows.values()][1:]]
+        cells = "".join(f"  {_cell(each):<26}" for each in predictions)
+        lines.append(f"{name:{width}}{cells}".rstrip())
+    if not all(each.is_loss for predictions in rows.values() for each in predictions):
+        lines.append(f"{_BELOW}: the law does not hold there")
+    best, *others = [predictions[0] for predictions in rows.values() if predictions[0].is_loss]
     apart = sum(other.low > best.high for other in others)
     lines.append(
         f"training loss at the end, 80 % intervals; {apart} of {len(others)} schedules lie apart "
         f"from the first by more than their intervals"
     )
     return lines
+
+
+def _cell(prediction: Prediction) -> str:
+    if not prediction.is_loss:
+        return _BELOW
+    value, low, high = map(show_metric, (prediction.value, prediction.low, prediction.high))
+    return f"{value} ({low} to {high})"
 
 
 def _as_json(
@@ -182,6 +207,7 @@ def _as_json(
             {"schedule": name, "steps": times * num_steps, **vars(prediction)}
             for name, predictions in rows.items()
             for times, prediction in zip(_TIMES, predictions, strict=True)
+            if prediction.is_loss
         ],
     }
 
@@ -197,12 +223,16 @@ def _write_best(folder: Path, found: Forecast, num_steps: int, lr: float, job: J
     ]
     phases[-1]["for"] = "rest"
     schedule = {"name": "sequence", "clock": "own", "phases": phases}
+    values = with_schedule_defaults({"schedule": schedule})["schedule"]
+    curve = table(TypeAdapter(Schedule).validate_python(values), Clock(num_steps, num_steps), lr)
+    predicted = found.predict(curve)
+    if not predicted.is_loss:
+        print(f"best     none: the law falls below 0 for the factors {ends}, so it does not hold")
+        return
     (folder / "schedule").mkdir()
     path = folder / "schedule" / "forecast.yaml"
     run_folder.write_text(path, OmegaConf.to_yaml(OmegaConf.create(schedule)))
-    values = with_schedule_defaults({"schedule": schedule})["schedule"]
-    curve = table(TypeAdapter(Schedule).validate_python(values), Clock(num_steps, num_steps), lr)
-    print(f"best     {path}: {show_metric(found.predict(curve).value)} by the law, factors {ends}")
+    print(f"best     {path}: {show_metric(predicted.value)} by the law, factors {ends}")
     own = ("schedule", "output.", "seed=", "tune", "search=", "data.fold=", "race.")
     others = [override for override in job.overrides if not override.startswith(own)]
     command = command_line(["--config-dir", str(folder), "schedule=forecast", *others])

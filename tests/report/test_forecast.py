@@ -3,6 +3,7 @@ that no law made is refused."""
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,10 +79,36 @@ def test_the_law_that_made_three_runs_predicts_the_others(kind: Kind) -> None:
         assert law.numbers["C"] == pytest.approx(0.4 / 30, rel=0.1)
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_a_fit_does_not_depend_on_the_unit_of_the_loss(scale: float) -> None:
+    """Only rounding differs: the start and the limits follow the losses."""
+    runs = [trace(name, 0.01) for name in ("constant", "linear", "step")]
+    scaled = [replace(run, losses=scale * run.losses) for run in runs]
+    one, other = (
+        forecast.fit([forecast.blocks(run) for run in each], KINDS["annealing"]).law
+        for each in (runs, scaled)
+    )
+    expected = scale * one.final(CURVES["cosine"])
+    assert other.final(CURVES["cosine"]) == pytest.approx(expected, rel=1e-4)  # the fit's xtol
+
+
+def test_an_interval_ends_at_0_and_a_law_below_0_predicts_no_loss() -> None:
+    fit = fitted(KINDS["annealing"], "constant", "linear")
+    missed = [forecast.HeldOut("linear", 1.0, 1.0)] * 2  # as large as the loss itself
+    made = Forecast(fit, [fit.law], missed, True, [0])
+    found = made.predict(CURVES["cosine"])
+    assert found.is_loss
+    assert found.low == 0.0 < found.value < found.high
+    deep = replace(fit.law, point=fit.law.point + np.eye(5)[3] * 3)  # 20 times B
+    below = replace(made, fitted=replace(fit, law=deep)).predict(CURVES["cosine"])
+    assert not below.is_loss
+    assert below.low <= below.value <= below.high
+
+
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_the_derivatives_are_those_of_finite_differences(kind: Kind) -> None:
     run = forecast.blocks(trace("cosine"))
-    path = laws.Path.of(run.trace.rates, run.edges, laws.Unit(0.1, STEPS))
+    path = laws.Path.of(run.trace.rates, run.edges, laws.Unit(0.1, STEPS, 1.0))
     for point in laws.starts(kind, 0.3):
         _, slopes = laws.evaluate(kind, point, path)
         for i in range(len(point)):
@@ -153,7 +180,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_table_has_every_named_schedule_at_three_horizons(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs = ",".join(write_traces(tmp_path))
+    failed = str(write_run(tmp_path, ["schedule=step"], 0, None).rename(tmp_path / "failed"))
+    runs = ",".join([*write_traces(tmp_path), failed])
     arguments = ["task=forecast", f"runs=[{runs}]", f"output.root={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["runner", *arguments])
     assert main() == 0
@@ -168,6 +196,7 @@ def test_the_table_has_every_named_schedule_at_three_horizons(
     cosine = next(r for r in found if (r["schedule"], r["steps"]) == ("cosine", STEPS))
     assert cosine["value"] == pytest.approx(losses(CURVES["cosine"])[-20:].mean(), rel=0.01)
     out = capsys.readouterr().out
+    assert f"ignored  {failed}: failed, not completed" in out
     assert "held out constant: " in out
     assert "law      annealing; mean of the held-out stretches: annealing 0." in out
     assert "left out noam: " in out  # its rates are those of a width of 512
@@ -191,6 +220,7 @@ def test_a_loss_that_the_law_does_not_predict_is_refused(
         ("short", "runs must have at least 200 updates, got "),
         ("same", "runs must have at least two schedules, got the same rates in all"),
         ("negative", "runs must have losses above 0, got others in "),
+        ("rising", "runs must have a schedule with a falling rate, got none"),
     ],
 )
 def test_runs_that_cannot_be_fitted_are_refused(
@@ -207,6 +237,7 @@ def test_runs_that_cannot_be_fitted_are_refused(
         "short": lines[:150],
         "same": (Path(first) / "trace.csv").read_text().splitlines(keepends=True),
         "negative": [*lines[:-1], "399,0.1,-0.5\n"],
+        "rising": [lines[0], *(f"{t},{0.1 * min(t / 40, 1)!s},1.0\n" for t in range(STEPS))],
     }[change]
     (Path(second) / "trace.csv").write_text("".join(changed))
     runs = first if change == "one" else f"{first},{second}"
