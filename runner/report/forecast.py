@@ -101,7 +101,7 @@ def blocks(trace: Trace, begin: float = 0.0, end: float = 1.0) -> Blocks:
     """Return the blocks of a run from one share of them to another."""
     edges = trace.edges
     first, last = (round(share * (len(edges) - 1)) for share in (begin, end))
-    kept = edges[first : max(last, first + 2) + 1]
+    kept = edges[first : last + 1]
     sums = np.add.reduceat(trace.losses[: kept[-1]], kept[:-1])
     return Blocks(trace, kept, np.log(sums / np.diff(kept)))
 
