@@ -307,9 +307,11 @@ class TableFile:
         return self._method is None and is_utf8
 
     def _blocks(self) -> Iterator[bytes]:
-        """Yield the bytes of a CSV in UTF-8."""
+        """Yield the bytes of a CSV in UTF-8. No block ends within a CR LF."""
         with self.path.open("rb") if self.is_plain else io.BytesIO(self._utf8) as file:
             while block := file.read(_SCANNED):
+                while block.endswith(b"\r") and (more := file.read(1)):
+                    block += more
                 yield block
 
     @cached_property
@@ -341,7 +343,7 @@ class TableFile:
         """Return the number of the line that has this byte, counted from 1."""
         line = 1
         for block in self._blocks():
-            line += block.count(b"\n", 0, offset)
+            line += _num_lines(block[:offset])
             offset -= len(block)
             if offset <= 0:
                 break
@@ -363,7 +365,7 @@ class TableFile:
         quotes."""
         if self.separator is not None:
             return self.separator
-        line = next((line for line in io.StringIO(self._start) if line.strip()), "")
+        line = next((line for line in io.StringIO(self._start, newline="") if line.strip()), "")
         outside = "".join(line.split('"')[::2])
         return max(_GUESSED, key=outside.count)
 
@@ -417,13 +419,18 @@ class TableFile:
             try:
                 decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
-                line += error.object.count(b"\n", 0, error.start)
+                line += _num_lines(error.object[: error.start])
                 raise ConfigError(
                     f"{self.path} cannot be read as CSV in UTF-8: line {line} has the byte "
                     f"0x{error.object[error.start]:02x}; save it in UTF-8, or set data.encoding, "
                     f"such as latin-1"
                 ) from None
-            line += block.count(b"\n")
+            line += _num_lines(block)
+
+
+def _num_lines(block: bytes) -> int:
+    """Count the ends of lines: LF, CR LF, or CR alone."""
+    return block.count(b"\n") + block.count(b"\r") - block.count(b"\r\n")
 
 
 class _Quotes(NamedTuple):

@@ -7,6 +7,7 @@ CSV can be read from front to back only, so its columns are converted first.
 
 import hashlib
 import mmap
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,9 @@ from runner.errors import ConfigError, show
 
 _ROWS = 65_536  # of a block
 _PART = 8 * 2**20  # bytes of a CSV that are converted at a time
+_HEADER = re.compile(
+    rb"(?:\xef\xbb\xbf)?[\r\n]*[^\r\n]+[\r\n]+"
+)  # of a CSV; the first line with text
 # The types of the cells of a CSV, in the order in which pyarrow tries them -> their names in it
 _TYPES = {
     "null": "null",
@@ -145,12 +149,26 @@ def _parts(file: StreamedFile) -> Iterator[Any]:
     """Yield parts of a CSV of about _PART bytes that end with a line, each after the header."""
     import pyarrow as pa
 
+    header = b""
     with file.path.open("rb") as content:
-        header = content.readline()
-        while not header.strip():
-            header = content.readline()
-        while lines := content.read(_PART) + content.readline():
+        for lines in _whole_lines(content):
             yield pa.BufferReader(header + lines)
+            if not header and (found := _HEADER.match(lines)):  # the first part begins with it
+                header = found[0]
+
+
+def _whole_lines(content: IO[bytes]) -> Iterator[bytes]:
+    """Yield about _PART bytes at a time, to the end of a line: LF, CR LF, or CR alone."""
+    rest = b""
+    while block := content.read(_PART):
+        rest += block
+        # a CR at the end may be half of a CR LF
+        end = max(rest.rfind(b"\n"), rest.rfind(b"\r", 0, -1)) + 1
+        if end:
+            yield rest[:end]
+        rest = rest[end:]
+    if rest:
+        yield rest
 
 
 def _common(kind: Any, other: Any) -> Any:

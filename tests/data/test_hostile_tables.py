@@ -148,6 +148,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "a C1 character": (labels("u\x85", "v"), r"column y has the control character '\x85'"),
     "a line separator": (labels("u\u2028x", "v"), r"column y has the control character '\u2028'"),
     "latin-1": (b"a,y\n1,\xfc\n2,v\n", f"{UTF_8}2 has the byte 0xfc"),
+    "latin-1, lines of CR": (b"a,y\r1,v\r2,\xfc\r", f"{UTF_8}3 has the byte 0xfc"),
     "latin-1 in the header": (b"\xfc,y\n1,u\n2,v\n", f"{UTF_8}1 has the byte 0xfc"),
     "half of a UTF-8 letter": (b"a,y\n1,u\n2,\xc3\n", f"{UTF_8}3 has the byte 0xc3"),
     "a surrogate": (b"a,y\n1,\xed\xa0\x80\n2,v\n", f"{UTF_8}2 has the byte 0xed"),

@@ -111,16 +111,20 @@ size;day;is new;seen;note;code;review
 """
 
 
+@pytest.mark.parametrize(
+    ("first", "end"), [("\n", "\n"), ("\r\n", "\r\n"), ("\r", "\n"), ("\r", "\r")]
+)
 def test_a_csv_has_the_rows_in_memory_to_the_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, end: str
 ) -> None:
     """Decimal commas, dates and later times, whole numbers and later truth values, text, labels
-    that look like numbers, and texts; each part of the file has one or two rows."""
+    that look like numbers, and texts; each part of the file has one or two rows. The header's line
+    ends with `first`, the others with `end`."""
     monkeypatch.setattr(table_stream, "_ROWS", 3)
     monkeypatch.setattr(table_stream, "_PART", 40)
     head, rows = CELLS.split("\n", 1)
     path = tmp_path / "a.csv"
-    path.write_text(f"{head}\n{rows * 9}")
+    path.write_text(f"{head}{first}" + (rows * 9).replace("\n", end), newline="")
     keys = [f"data.path={path}", "data.target=code", "data.missing=mean", "data.texts=[review]"]
     resident, streamed = (dataset("data=table", *keys, *m) for m in ([], ["data.memory_mb=1"]))
     for a, b in zip(parts(resident), parts(streamed), strict=True):
