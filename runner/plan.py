@@ -43,6 +43,7 @@ from runner.dispatcher import BACKENDS
 from runner.errors import ConfigError, nearest, show
 from runner.exact.refuse import refuse
 from runner.machine import devices, memory, threads
+from runner.machine.work import flops
 from runner.schedules import Clock, Plateau, lint
 from runner.schedules.plateau import State
 from runner.schedules.stall import Stall
@@ -1245,12 +1246,13 @@ def _check_watched(prepared: Plan) -> None:
 
 def _check_throughput(prepared: Plan) -> None:
     """Refuse a share of the peak for a model that has no count of its FLOP."""
+    is_own = isinstance(prepared.network, CustomNetwork)
+    model = "of your own, whose FLOP are not counted" if is_own else "without matrix products"
     for i, section in enumerate(prepared.config.callbacks):
         peak = getattr(section, "peak_flops", None)
-        if peak is not None and isinstance(prepared.network, CustomNetwork):
+        if peak is not None and not flops(prepared.network):
             raise ConfigError(
-                f"callbacks[{i}].peak_flops must be null for a model of your own, whose FLOP are "
-                f"not counted, got {show(peak)}"
+                f"callbacks[{i}].peak_flops must be null for a model {model}, got {show(peak)}"
             )
 
 

@@ -33,6 +33,7 @@ _DEEPEST = 60
 _TAGS_OF_KEYS = {
     f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "merge", "value")
 }
+_COLLECTIONS = {"seq": "a list", "map": "a mapping"}
 
 
 def read_text(path: Path) -> str:
@@ -96,12 +97,15 @@ def _explained(path: Path) -> Iterator[None]:
     except OmegaConfBaseException as error:  # its other lines are about OmegaConf's classes
         key = f" {error.full_key}:" if error.full_key else ""
         raise ConfigError(f"{path}:{key} {printable(str(error).partition(chr(10))[0])}") from None
+    except IndexError:  # PyYAML looks at the first character of a number
+        raise ConfigError(f"{path}: a value after !!int or !!float is empty") from None
     except ValueError as error:
         raise ConfigError(f"{path}: {one_line(error)}") from None
 
 
 def dump(values: Mapping[str, Any]) -> str:
-    """Return plain values as YAML, as OmegaConf.to_yaml does."""
+    """Return plain values as YAML, as OmegaConf.to_yaml does. Texts with characters beyond U+FFFF,
+    or with control characters, may be written with other escapes for the same characters."""
     try:
         text: str = yaml.dump(
             dict(values),
@@ -164,7 +168,8 @@ def _measure(node: Any, path: Path, sizes: dict[int, int], above: set[int]) -> i
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise ConfigError(f"{path}, line {line}: the key {show(key.value)} is repeated")
             if key.tag not in _TAGS_OF_KEYS:
-                got = show(str(key.value))
+                kind = key.tag.rpartition(":")[2]
+                got = _COLLECTIONS.get(kind) or show(key.value or kind)
                 raise ConfigError(f"{path}, line {line}: a key must be a text, got {got}")
             seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
     size = 1 + sum(_measure(item, path, sizes, above | {id(node)}) for item in inner)

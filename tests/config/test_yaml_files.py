@@ -30,6 +30,9 @@ BROKEN = [
         "could not determine a constructor for the tag",
     ),
     ("a: ${\n", "no viable alternative"),
+    ("a: !!float\n", "a value after !!int or !!float is empty"),
+    ("a: 1\n? [b, c]\n: 2\n", "line 2: a key must be a text, got a list"),
+    ("? \n: 2\n", "a key must be a text, got null"),
 ]
 
 
@@ -125,5 +128,7 @@ def test_yaml_is_read_and_written_as_omegaconf_does() -> None:
     assert dump(plain) == OmegaConf.to_yaml(OmegaConf.create(plain))
     text = "a: 1e-3\nb: 2020-01-01\nc: 1:30\nd: yes\ne: &e {f: 010}\ng: {<<: *e, h: .5e+3}\ni: *e\n"
     assert parse(text, Path("mine.yaml")) == OmegaConf.create(text)
+    escaped = {"texts": ["😀 a", "a\x85b", "\r\n", "\x07"], "a\rb": 1}
+    assert values(dump(escaped), Path("mine.yaml")) == escaped
     with pytest.raises(ConfigError, match=r"line 1: a key must be a text, got null$"):
         values("null: 1\n", Path("mine.yaml"))
