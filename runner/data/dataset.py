@@ -374,9 +374,9 @@ def fit_scaling(values: np.ndarray) -> Scaling:
 
 
 def fit_scaling_in_blocks(read: Callable[[], Iterable[np.ndarray]]) -> Scaling:
-    """Compute the scaling of `fit_scaling`, to the bit, of rows that do not fit into memory. Rows
-    of one number are added one after another too, whatever the blocks are; `fit_scaling` adds them
-    in pairs.
+    """Compute the scaling of rows that do not fit into memory; the blocks do not change a bit of
+    it. For several columns it has the bits of `fit_scaling`. A single column is added row after
+    row, while `fit_scaling` adds it in pairs, as NumPy does.
 
     Args:
         read: returns the blocks of the rows, float64[n, C] each, n > 0; called three times.

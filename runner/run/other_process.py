@@ -47,8 +47,9 @@ def run(function: Callable[[T], int], argument: T, num_threads: int) -> int:
 
 
 def spawn_context() -> SpawnContext:
-    """Return the context that starts new interpreters. They begin with this process's default way
-    of starting processes; they do not know that of a worker of joblib, so it is replaced."""
+    """Return the context that starts new interpreters. A new interpreter gets the default start
+    method of this process. It does not know joblib's own method, `loky`, which is the default in a
+    worker of joblib, so spawn replaces it."""
     known = multiprocessing.get_all_start_methods()
     if multiprocessing.get_start_method(allow_none=True) not in (None, *known):
         multiprocessing.set_start_method("spawn", force=True)

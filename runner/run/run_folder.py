@@ -53,7 +53,7 @@ _REPLACED = (
 _SOMETIMES_REPLACED = ("find_lr.json", "mlflow.json", "trackio.json", "trunk.json", "wandb.json")
 # The files of callbacks=[best_checkpoints]: the second one in the list writes ..._1.csv
 BEST_CHECKPOINTS = re.compile(r"best_checkpoints(?:_[1-9][0-9]*)?\.csv")
-_OF_EVERY_RUN = (
+_OWN_FILES = (
     *(*_REPLACED, *_SOMETIMES_REPLACED, "run.log", "curves.png", "events.out.tfevents.twinrun"),
     *("norms.csv", "throughput.csv", "memory.csv"),
 )
@@ -414,7 +414,7 @@ def temporary_files(folder: Path) -> list[Path]:
 
 def own_files(folder: Path) -> list[Path]:
     """Return the files that a run writes, by their exact names."""
-    found = [path for name in _OF_EVERY_RUN if os.path.lexists(path := folder / name)]
+    found = [path for name in _OWN_FILES if os.path.lexists(path := folder / name)]
     return [*found, *best_checkpoints(folder)]
 
 

@@ -4,6 +4,7 @@ passed over."""
 import json
 import math
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -240,7 +241,8 @@ def test_json_files_are_strict_whatever_the_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan, 1e308, -0.0])
 def test_a_number_is_read_back_as_it_was(number: float) -> None:
-    written = strict_json.dumps({"metrics": {"a": number}, "means": [(1, [number])], "best": None})
+    metrics = MappingProxyType({"a": number})  # a mapping that is no dict
+    written = strict_json.dumps({"metrics": metrics, "means": [(1, [number])], "best": None})
     read = strict_json.with_numbers(json.loads(written))
     assert repr(read) == repr({"metrics": {"a": number}, "means": [[1, [number]]], "best": None})
 
