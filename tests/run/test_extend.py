@@ -198,7 +198,8 @@ def test_the_schedule_of_a_group_is_extended_like_that_of_the_run(tmp_path: Path
     group = "optimizer.groups=[{match: '*/bias', schedule: {name: cosine, final_lr: 1e-5}}]"
     (done,) = forked(tmp_path, (*COSINE[2:], group))
     longer = (f"resume={done.folder}", "trainer.max_steps=40")
-    refused, kept = forked(tmp_path, longer, (*longer, "schedule.on_extend=keep"))
+    (refused,) = forked(tmp_path, longer)  # not beside the next one, which moves the run on
+    (kept,) = forked(tmp_path, (*longer, "schedule.on_extend=keep"))
     of_run = REFUSED[0][1]
     assert refused.err == f"error: {of_run.replace('schedule', GROUP, 1)}\n"
     assert (kept.status, kept.err) == (0, "")

@@ -96,8 +96,8 @@ def test_a_run_whose_terminal_hangs_up_completes(tmp_path: Path) -> None:
     err = tmp_path / "err"
     more = ("trainer.max_epochs=40", "device=cpu", "trainer.steps_per_call=1")
     child = begun(tmp_path, *more, out=Path(os.ttyname(terminal)), err=err)
-    os.close(terminal)
     assert os.read(control, 200).startswith(b"train    digits, mlp, adam, ")
+    os.close(terminal)  # now that the run has opened it
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("outputs/runs/*/checkpoints/last")):
         assert time.monotonic() < deadline
