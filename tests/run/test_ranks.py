@@ -20,7 +20,7 @@ from runner.data.order import Chunks, Order
 from runner.errors import ConfigError, RunError
 from runner.run import launch, ranks
 from runner.spec import World
-from tests.command_line import BACKENDS, OTHER, Running, forked
+from tests.command_line import BACKENDS, OTHER, Running, forked, together
 from tests.ranks import state_of
 from tests.rows import slow_rows
 
@@ -342,11 +342,13 @@ def test_in_exact_mode_a_run_goes_on_with_another_number_of_processes(tmp_path: 
 def test_a_multirun_of_runs_on_two_processes_has_a_folder_each_and_one_comparison(
     tmp_path: Path, launcher: str
 ) -> None:
+    """joblib warns of its semaphores if an interpreter does not end as usual, as forked ones do."""
     if launcher == "joblib":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="it is an extra")
     jobs = ("schedule=constant,linear", "seed=0,1", "model=linear", "trainer.max_epochs=2")
     side = (f"hydra/launcher={launcher}", "hydra.launcher.n_jobs=2")
-    (done,) = forked(tmp_path, ("-m", *jobs, *side, "devices=2", "device=cpu"))
+    runs = together if launcher == "joblib" else forked
+    (done,) = runs(tmp_path, ("-m", *jobs, *side, "devices=2", "device=cpu"))
     assert (done.status, done.err) == (0, "")
     assert "4 of 4 jobs completed" in done.out
     folder = tmp_path / done.folder
