@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -204,7 +204,8 @@ def test_lightning_takes_the_number_and_gives_it_back() -> None:
     from backends.lightning import device
 
     before = torch.get_num_threads()
-    with device.threads(before + 2):
+    model = replace(prepare(["device=cpu"]).model, threads=before + 2)
+    with device.settings(model):
         assert torch.get_num_threads() == before + 2
     assert torch.get_num_threads() == before
 
