@@ -29,7 +29,7 @@ from statistics import median
 from benchmarks import sweeps
 from benchmarks.contestants import Contestant, Model, environment, models, taking_part, write_rows
 from benchmarks.cost import BACKENDS
-from benchmarks.measure import ROOT, execute, in_new_process, measure, ours
+from benchmarks.measure import ROOT, execute, in_new_process, measure, of_checkout, ours
 from benchmarks.report import layout, machine
 from runner.run.run_folder import read_json
 
@@ -227,8 +227,7 @@ def _first_line(backend: str, checkout: Path) -> Values:
     with tempfile.TemporaryDirectory() as folder:
         here, terminal = pty.openpty()
         overrides = [f"backend={backend}", "device=cpu", f"output.root={folder}"]
-        variables = {**os.environ, "PYTHONPATH": str(checkout)}
-        variables.pop("PYTHONDONTWRITEBYTECODE", None)
+        variables = of_checkout(os.environ, checkout)
         began = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "-m", "runner", *overrides],

@@ -123,14 +123,21 @@ def in_new_process(function: Callable[..., T], *arguments: Any) -> T:
         return pool.submit(function, *arguments).result()
 
 
+def of_checkout(variables: Mapping[str, str], checkout: Path) -> dict[str, str]:
+    """Return the environment of a command of a checkout. Python keeps its bytecode, as it does for
+    a user."""
+    path = os.pathsep.join([str(checkout), *filter(None, [variables.get("PYTHONPATH")])])
+    found = {**variables, "PYTHONPATH": path}
+    found.pop("PYTHONDONTWRITEBYTECODE", None)
+    return found
+
+
 def execute(
     command: Sequence[str], variables: Mapping[str, str], checkout: Path = ROOT
 ) -> tuple[float, float, str]:
     """Run a command in a checkout. It must succeed. Return its seconds, peak resident megabytes
-    and standard output. Python keeps its bytecode, as it does for a user."""
-    path = os.pathsep.join([str(checkout), *filter(None, [variables.get("PYTHONPATH")])])
-    inherited = {**variables, "PYTHONPATH": path}
-    inherited.pop("PYTHONDONTWRITEBYTECODE", None)
+    and standard output."""
+    inherited = of_checkout(variables, checkout)
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         start_time = time.perf_counter()
         process = subprocess.Popen(

@@ -96,6 +96,11 @@ class Blocks:
         """The keys of the rows of each block: equal for runs with the same rows.  # [n]"""
         return [(self.trace.seed, len(self.trace.rates), int(edge)) for edge in self.edges[:-1]]
 
+    @property
+    def key(self) -> Hashable:
+        """Equal for the same blocks of runs with the same rates."""
+        return self.trace.key, len(self.edges), int(self.edges[0])
+
 
 def blocks(trace: Trace, begin: float = 0.0, end: float = 1.0) -> Blocks:
     """Return the blocks of a run from one share of them to another."""
@@ -137,15 +142,13 @@ class _Problem:
         self.ids = np.array([numbers[place] for run in runs for place in run.places])  # [N]
         self.counts = np.bincount(self.ids)  # [M]
         self.logs = np.concatenate([run.logs for run in runs]) - np.log(unit.loss)  # [N]
-        distinct = {(run.trace.key, len(run.edges), int(run.edges[0])): run for run in runs}
+        keys = [run.key for run in runs]
+        distinct = dict(zip(keys, runs, strict=True))
         self.paths = [Path.of(run.trace.rates, run.edges, unit) for run in distinct.values()]
         ends = np.cumsum([0, *(len(run.logs) for run in distinct.values())])
         begins = dict(zip(distinct, ends[:-1], strict=True))
         self.rows = np.concatenate(  # of each block among those of the distinct runs
-            [
-                begins[run.trace.key, len(run.edges), int(run.edges[0])] + np.arange(len(run.logs))
-                for run in runs
-            ]
+            [begins[key] + np.arange(len(run.logs)) for key, run in zip(keys, runs, strict=True)]
         )
         self.weights = np.zeros(len(self.places))  # 1 - own deviation / deviation of the mean
 
@@ -178,14 +181,11 @@ class _Problem:
         """Estimate both variances by the residuals within and between places."""
         raw = self.raw(point)
         means, several = self._means(raw), self.counts > 1
-        free = max(int((self.counts - 1).sum()) - len(point), 1)
-        own = float(((raw - means[self.ids]) ** 2).sum()) / free
-        shared = 0.0
+        own, shared = max(float(raw.var()), 1e-12), 0.0  # where each place has one row
         if several.any():
-            own = max(own, 1e-12)
+            free = max(int((self.counts - 1).sum()) - len(point), 1)
+            own = max(float(((raw - means[self.ids]) ** 2).sum()) / free, 1e-12)
             shared = max(float((means**2 - own / self.counts)[several].mean()), 0.0)
-        else:
-            own = max(float(raw.var()), 1e-12)
         shares = self.counts * shared / (own + self.counts * shared)
         return Noise(
             own**0.5, shared**0.5, dict(zip(self.places, (-shares * means).tolist(), strict=True))

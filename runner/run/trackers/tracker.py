@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +106,11 @@ def save_id(file: Path, run_id: str) -> str:
     """Write the file that saved_id reads. Return the id."""
     run_folder.write_json(file, {"run_id": run_id})
     return run_id
+
+
+def kept_id(file: Path, new: Callable[[], str]) -> str:
+    """Return the id that the file has; write a new one if there is none."""
+    return saved_id(file) or save_id(file, new())
 
 
 def hyperparameters(composed: Mapping[str, Any]) -> dict[str, str | float | int | bool]:

@@ -27,9 +27,8 @@ from runner.run.trackers.tracker import (
     TrackedMultirun,
     TrackedRun,
     Tracker,
+    kept_id,
     order,
-    save_id,
-    saved_id,
 )
 
 FILE = "trackio.json"  # has the id of the tracked run; lies in the run's folder
@@ -48,8 +47,7 @@ class Trackio(Tracker):
         self.hint = _hint(run.root)
 
     def open(self, last: int) -> int:
-        known = saved_id(self._run.path / FILE)
-        self._id = known or save_id(self._run.path / FILE, uuid4().hex)
+        self._id = kept_id(self._run.path / FILE, _new_id)
         with storage(self._run.root):
             rows = SQLiteStorage.get_logs(PROJECT, run_id=self._id)
             done = max(map(_order, rows), default=-1)
@@ -85,14 +83,12 @@ class Trackio(Tracker):
 def write_answer(multirun: TrackedMultirun) -> str:
     """Write a run of the multirun's group: its answer is a report, and its files are an artifact.
     Return the hint."""
-    known = saved_id(multirun.path / FILE)
-    run_id = known or save_id(multirun.path / FILE, uuid4().hex)
+    run_id = kept_id(multirun.path / FILE, _new_id)
     # Trackio's pages show lists, but neither tables nor ends of lines
     report = "\n".join(f"- {line.strip()}" for line in multirun.says.splitlines())
     config = {"answer": multirun.says, "winner": multirun.winner}
     with storage(multirun.root):
-        if known is not None:
-            _remove(multirun.name, run_id)
+        _remove(multirun.name, run_id)  # of an earlier answer
         SQLiteStorage.bulk_log(
             PROJECT,
             multirun.name,
@@ -137,6 +133,10 @@ def storage(root: Path) -> Iterator[None]:
         finally:
             for place, value in before.items():
                 setattr(*place, value)
+
+
+def _new_id() -> str:
+    return uuid4().hex
 
 
 def _hint(root: Path) -> str:

@@ -32,6 +32,7 @@ from runner.run.trackers.tracker import (
     TrackedMultirun,
     TrackedRun,
     Tracker,
+    kept_id,
     save_id,
     saved_id,
 )
@@ -103,8 +104,7 @@ class WandB(Tracker):
 def write_answer(multirun: TrackedMultirun) -> str:
     """Write a run of the multirun's group with its answer as notes and summary, and its files.
     Return the hint."""
-    file = multirun.path / FILE
-    run_id = saved_id(file) or save_id(file, _new_id())
+    run_id = kept_id(multirun.path / FILE, _new_id)
     tracked, hint = _session(
         multirun.path, run_id, group=multirun.name, job_type="answer", notes=multirun.says
     )
