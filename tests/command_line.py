@@ -60,8 +60,12 @@ class Finished(NamedTuple):
 
 
 def _environment() -> dict[str, str]:
+    """That of the tests. A run would share the process that writes for wandb in this one, if a
+    test has started it: a kill of the run would not end it."""
     path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "PYTHONPATH": path, **ONE_THREAD}
+    environment = {**os.environ, "PYTHONPATH": path, **ONE_THREAD}
+    environment.pop("WANDB_SERVICE", None)
+    return environment
 
 
 def start(folder: Path, *arguments: str, shell: str | None = None) -> subprocess.Popen[str]:
