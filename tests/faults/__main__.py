@@ -26,7 +26,7 @@ SHORT = {
     "race": 1,
 }
 SHORT |= {"terminal": 1, "file_limit": 1}
-SHORT |= {"kill_at_end": 1, "kill_longer": 1, "link": 1, "cut_short": 1}
+SHORT |= {"kill_at_end": 2, "kill_longer": 1, "link": 1, "cut_short": 1}
 LONG = {
     "kill": 500,
     "end": 200,
@@ -146,7 +146,7 @@ def survive(
             f"{backend}  kill_rank: {sum(hit)} of them before the run's end; the last process was "
             f"gone after {max(spent):.2f} s at most"
         )
-    hits = each("kill_at_end", lambda folder, i: rows.kill_at_end(folder, backend, expected))
+    hits = each("kill_at_end", lambda folder, i: rows.kill_at_end(folder, backend, expected, i))
     if hits:
         say(f"{backend}  kill_at_end: {sum(hits)} of them before the result")
     each(

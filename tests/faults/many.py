@@ -12,7 +12,7 @@ import psutil
 
 from runner.run import checkpoint
 from runner.run.run_folder import read_json
-from tests.faults.rows import RUN, command, fingerprint, folder_of, leftovers
+from tests.faults.rows import RUN, command, fingerprint, folder_of, is_as, leftovers
 from tests.warm import run, start, until, wait
 
 SEEDS = (0, 1, 2)
@@ -155,8 +155,7 @@ def terminal(
     assert (ended.status, ended.output) == (0, ""), ended.output
     folder = folder_of(here)
     assert folder is not None
-    assert fingerprint(folder) == expected
-    assert leftovers(folder) == []
+    is_as(folder, expected)
 
 
 def file_limit(here: Path, backend: str, draw: random.Random, expected: dict[str, str]) -> bool:
@@ -184,6 +183,5 @@ def file_limit(here: Path, backend: str, draw: random.Random, expected: dict[str
     if folder is not None and (folder / "checkpoints" / "last").exists():
         again = run(here, [f"resume={folder}", f"backend={backend}"])
         assert again.status == 0, again.output
-        assert fingerprint(folder) == expected
-        assert leftovers(folder) == []
+        is_as(folder, expected)
     return True
