@@ -3,7 +3,7 @@ that can be refused without a framework."""
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -48,7 +48,7 @@ from runner.schedules import Clock, Plateau, lint
 from runner.schedules.plateau import State
 from runner.schedules.stall import Stall
 from runner.schedules.units import Periods, split
-from runner.spec import INEXACT, Measured, ModelSpec, RunSpec, Tables, tables
+from runner.spec import INEXACT, ModelSpec, RunSpec, Tables, World, tables
 from runner.text import console
 
 _NO_CODE = Built({}, {}, ())  # of a network of this project's layers
@@ -388,21 +388,19 @@ class Plan:
         has_own_loss = self.data.has_one_label and not losses.couples_rows(self.loss)
         return self.keeps_outputs and has_own_loss and self.mixing is None
 
-    def batches(self, split: Split) -> Iterator[Batch]:
-        """Yield the fields of a split in order, as in training, for the backend's `measure`. New
-        rows without the weights that the training rows have count equally."""
+    def batches(self, split: Split, share: np.ndarray | None = None) -> Iterator[Batch]:
+        """Yield the fields of a split, or of the rows `share`, in order, as in training, for the
+        backend's `measure`. New rows without the weights that the training rows have count
+        equally."""
         weight = split.weight
         if weight is None and getattr(self.config.data, "weight", None) is not None:
             weight = np.ones(len(split))
-        begin = 0
-        for x in self._x_blocks(split):
-            x = np.ascontiguousarray(x, dtype=self.model.input_dtype)
-            rows = slice(begin, begin + len(x))
-            fields = {"x": x, "y": losses.targets(self.loss, split.y[rows], self.model.dtype)}
+        for which in self._blocks(split, share):
+            x = np.ascontiguousarray(split.x[which], dtype=self.model.input_dtype)
+            fields = {"x": x, "y": losses.targets(self.loss, split.y[which], self.model.dtype)}
             if weight is not None:
-                fields["weight"] = weight[rows].astype(self.model.dtype)
+                fields["weight"] = weight[which].astype(self.model.dtype)
             yield fields
-            begin = rows.stop
 
     def chunks(
         self, start: int, checkpoints: Periods | None, adapt: bool, end: int | None = None
@@ -552,27 +550,54 @@ class Plan:
         return np.concatenate([outputs for outputs, _ in self.output_blocks(split, predict)])
 
     def output_blocks(
-        self, split: Split, predict: Callable[[Batch], np.ndarray]
+        self,
+        split: Split,
+        predict: Callable[[Batch], np.ndarray],
+        share: np.ndarray | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the network's outputs and the targets of a split in blocks of rows: all rows at
-        once, if they have one label each and are in memory."""
-        begin = 0
-        for x in self._x_blocks(split):
-            outputs = predict({"x": np.ascontiguousarray(x, dtype=self.model.input_dtype)})
-            yield outputs, split.y[begin : begin + len(x)]
-            begin += len(x)
+        """Yield the network's outputs and the targets of a split, or of the rows `share`, in blocks
+        of rows: all rows at once, if they have one label each and are in memory."""
+        for which in self._blocks(split, share):
+            x = np.ascontiguousarray(split.x[which], dtype=self.model.input_dtype)
+            yield predict({"x": x}), split.y[which]
 
-    def _x_blocks(self, split: Split) -> Iterator[np.ndarray]:
-        unit = 8 * self.model.batch_size  # a backend predicts them at once: outputs stay the same
+    def share(self, split: Split, world: World) -> np.ndarray:
+        """Return the rows of a split that one of several processes evaluates.  # int64[n]"""
+        return world.share(len(split), self._sizes(split)[1])
+
+    @property
+    def shares_evaluation(self) -> bool:
+        """True if processes can share an evaluation: the user's own model measures nothing over all
+        of its rows."""
+        return not self.built.val_columns
+
+    def block_numbers(self, split: Split, share: np.ndarray) -> list[int]:
+        """Number the blocks of batch_size rows of the rows `share`, as in the whole split."""
+        batch, size = self._sizes(split)[1], self.model.batch_size
+        numbers = share // batch * -(-batch // size) + share % batch // size
+        return [int(number) for number in np.unique(numbers)]
+
+    def _blocks(self, split: Split, share: np.ndarray | None) -> Iterator[Any]:
+        """Yield the rows of each block of a split, or of the rows `share`. A block consists of
+        whole batches, but for the last one."""
+        num = len(split) if share is None else len(share)
+        size, _ = self._sizes(split)
+        for first in range(0, max(num, 1), size):
+            part = slice(first, min(first + size, num))
+            yield part if share is None else share[part]
+
+    def _sizes(self, split: Split) -> tuple[int, int]:
+        """Return the rows of a block, which are in memory together, and those of a batch, which a
+        backend predicts at once."""
+        unit = 8 * self.model.batch_size  # blocks are multiples, so that outputs stay the same
         row_bytes = int(np.prod(self.network.output_shape)) * self.model.dtype.itemsize
         size = unit * max(1, _CHUNK_BYTES // (unit * row_bytes))
         if self.data.memory is not None and not isinstance(split.x, np.ndarray):
             most = None if self.data.has_one_label else size
-            yield from split.x.blocks(self.data.memory, unit, most)
+            size = split.x.block_size(self.data.memory, unit, most)
         elif self.data.has_one_label:
-            yield split.x
-        else:
-            yield from (split.x[i : i + size] for i in range(0, len(split), size))
+            size = max(unit, len(split))
+        return size, min(size, unit)
 
 
 def plan(
@@ -1417,99 +1442,6 @@ def source_of(config: Config) -> Source:
         )
     section = sections[config.backend].section
     return Source(section, key=f"model.{config.backend}", is_twin=True)
-
-
-Predict = Callable[[Batch], np.ndarray]
-Measure = Callable[[Iterable[Batch], bool], Measured]
-
-
-def evaluate(
-    plan: Plan, split: Split, predict: Predict, measure: Measure, prefix: str
-) -> dict[str, float]:
-    """Return the loss and the metrics of a split, by column of metrics.csv with `prefix` instead of
-    `val/`."""
-    measured = None
-    if plan.is_measured_by_backend:
-        measured = measure(plan.batches(split), plan.keeps_outputs)
-    means = metrics.Means()
-    values: dict[str, float] = {}
-    others = {name: metric for name, metric in plan.metrics.items() if not metric.by_row}
-    counted = {name: metric.of_counts for name, metric in others.items() if metric.of_counts}
-    whole = {name: metric for name, metric in others.items() if name not in counted}
-    counts: dict[str, Any] = {}
-    blocks = plan.output_blocks(split, predict) if measured is None else _measured(measured, split)
-    kept, begin = [], 0
-    for outputs, y in blocks:
-        by_row = {f"{prefix}{name}": v for name, v in rows(plan, outputs, y).items()}
-        weights = None if split.weight is None else split.weight[begin : begin + len(y)]
-        add_rows(means, by_row, weights)
-        begin += len(y)
-        kept += [outputs] if whole else []
-        for name in counted:
-            found = metrics.measure(name, others[name], outputs, y)
-            counts[name] = counts.get(name, 0) + found
-    if kept:
-        z, y = _in_data_units(plan, np.concatenate(kept), split.y[:])
-        for name, metric in whole.items():
-            values[f"{prefix}{name}"] = float(metrics.measure(name, metric, z, y, split.weight))
-    values |= {f"{prefix}{name}": counted[name](total) for name, total in counts.items()}
-    if measured is not None:
-        means.add({_column(name, prefix): v for name, v in measured.rows.items()})
-        values |= {_column(name, prefix): v for name, v in measured.numbers.items()}
-    values |= means.result()
-    for name, metric in plan.metrics.items():
-        if f"{prefix}{name}" in values:
-            values[f"{prefix}{name}"] = metric.of_mean(values[f"{prefix}{name}"])
-    columns = [_column(name, prefix) for name in (*plan.train_columns(), *plan.val_columns())]
-    return {column: values[column] for column in columns if column in values}
-
-
-def _measured(measured: Measured, split: Split) -> list[tuple[np.ndarray, np.ndarray]]:
-    return [] if measured.outputs is None else [(measured.outputs, split.y)]
-
-
-def _column(name: str, prefix: str) -> str:
-    """Return the name of a validation column for another split."""
-    return name if prefix == "val/" else f"{prefix}{name.removeprefix('val/')}"
-
-
-def rows(plan: Plan, outputs: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the loss of each row, with targets as in training, and every metric that has a value
-    for each row, with targets in the data's units. The backend computes the loss of own code."""
-    values = {}
-    if not losses.is_own(plan.loss):
-        targets = losses.targets(plan.loss, y, np.dtype(np.float64))
-        values["loss"] = losses.values(plan.loss, outputs, targets, plan.model.batch_size)
-    z, y = _in_data_units(plan, outputs, y)
-    by_row = {name: metric for name, metric in plan.metrics.items() if metric.by_row}
-    return values | {name: metrics.measure(name, metric, z, y) for name, metric in by_row.items()}
-
-
-def add_rows(
-    means: metrics.Means, by_row: Mapping[str, np.ndarray], weights: np.ndarray | None
-) -> None:
-    """Add the loss and the metrics of rows. The loss is a mean over rows of w l, the metrics are
-    means with the weights w (runner.data.weights)."""
-    if weights is None:
-        means.add(by_row)
-        return
-    losses_of = {
-        name: v * weights for name, v in by_row.items() if name.rpartition("/")[2] == "loss"
-    }
-    means.add(losses_of)
-    means.add({name: v for name, v in by_row.items() if name not in losses_of}, weights)
-
-
-def _in_data_units(plan: Plan, outputs: np.ndarray, y: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Return outputs and targets in the data's units; several outputs as the model returns them,
-    with the targets that its loss gets."""
-    y = losses.targets(plan.loss, y, np.dtype(np.float64))
-    if plan.network.outputs is not None:
-        return plan.network.outputs.unpack(outputs), y
-    if plan.data.y_scaling is None or not plan.metrics:
-        return outputs, y
-    invert = plan.data.y_scaling.invert
-    return invert(outputs.astype(np.float64)), invert(y.astype(np.float64))
 
 
 def _check_batch_norm(net: Network, order: Order | InOrder) -> None:

@@ -64,6 +64,12 @@ class World:
         The parts are consecutive; their sizes differ by at most one row and may be 0."""
         return self.rank * num_rows // self.size, (self.rank + 1) * num_rows // self.size
 
+    def share(self, num_rows: int, batch: int) -> np.ndarray:
+        """Return the rows that this process evaluates: those of the batches rank, rank + P, rank +
+        2 P, ... of `batch` rows each, in order.  # int64[n]"""
+        rows = np.arange(num_rows)
+        return rows[rows // batch % self.size == self.rank]
+
     def part(self, chunk: Chunk) -> Chunk:
         """Return this process's part of a chunk, without fields: its part of each micro-batch."""
         sizes = chunk.batch_sizes
@@ -229,8 +235,12 @@ class Live(Protocol):
 
     def state(self) -> TrainState: ...
 
-    def measure(self, batches: Iterable[Batch], keeps_outputs: bool) -> Measured:
-        """Compute the loss of the user's own code, and what it logs, as in evaluation."""
+    def measure(
+        self, batches: Iterable[Batch], keeps_outputs: bool, numbers: Iterable[int] | None = None
+    ) -> Measured:
+        """Compute the loss of the user's own code, and what it logs, as in evaluation. `numbers`
+        are those of the blocks of batch_size rows among all rows, from which random numbers follow;
+        None: 0, 1, 2, ..."""
         ...
 
     def gradient_norms(self, chunk: Chunk) -> Mapping[str, float]:

@@ -102,8 +102,10 @@ class _Live:
     def predict(self, rows: Batch) -> np.ndarray:
         return self.live.predict(rows)
 
-    def measure(self, batches: Iterable[Batch], keeps_outputs: bool) -> Measured:
-        return self.live.measure(batches, keeps_outputs)
+    def measure(
+        self, batches: Iterable[Batch], keeps_outputs: bool, numbers: Iterable[int] | None = None
+    ) -> Measured:
+        return self.live.measure(batches, keeps_outputs, numbers)
 
     def gradient_norms(self, chunk: Chunk) -> Mapping[str, float]:
         raise AssertionError("a plan of a twin has no norms")

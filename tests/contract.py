@@ -9,8 +9,10 @@ import pytest
 
 from runner import dispatcher
 from runner.data.order import Chunk, Chunks
+from runner.evaluation import values
 from runner.random import keep, layer_key
-from runner.spec import Live, Report, TrainState
+from runner.run import validation
+from runner.spec import Live, Report, TrainState, World
 from tests.rows import slow_but
 from tests.training import Trained, difference, differences, first, prepare, train
 
@@ -170,6 +172,30 @@ class RunContract(_Contract):
         expected = prepared.loss.rows(outputs, prepared.data.train.y[rows]).mean()
         # float64 rounding of a mean over 32 rows
         assert trained.losses[0] == pytest.approx(expected, rel=1e-14)
+
+    @pytest.mark.parametrize(
+        "precision", slow_but(["float32", "float64", "exact"], "float32", "exact")
+    )
+    def test_processes_that_share_an_evaluation_find_the_bits_of_one(self, precision: str) -> None:
+        """256 validation rows in batches of 40. F1 needs the outputs of all rows at once."""
+        overrides = ["trainer.batch_size=5", "trainer.max_steps=2", "metrics=[accuracy,f1_macro]"]
+        prepared = prepare([*overrides, f"trainer.precision={precision}"])
+        val, found = validation.split(prepared), []
+
+        def on_chunk(chunk: Chunk, report: Report, live: Live) -> bool:
+            found.append(validation.validate(prepared, live))
+            for num in (2, 3):
+                worlds = [World(rank, num) for rank in range(num)]
+                parts = [validation.own_results(prepared, live, world) for world in worlds]
+                assert all(len(part.by_row["loss"]) > 64 for part in parts)
+                whole = validation.of_all(prepared, worlds[0], parts)
+                found.append(values(prepared, val, whole, "val/"))
+            return False
+
+        chunks = prepared.chunks(0, prepared.checkpoints(), adapt=False)
+        dispatcher.load(self.name).train(prepared.run_spec(), first(prepared), chunks, on_chunk)
+        assert found[0].keys() == {"val/loss", "val/accuracy", "val/f1_macro"}
+        assert found == found[:1] * 3
 
 
 class CallContract(_Contract):

@@ -111,6 +111,7 @@ ROOMS = [
         "config",
         "exact",
         "plan",
+        "evaluation",
         "run",
         "report",
         "tasks",

@@ -190,7 +190,9 @@ class Model(keras.Model):
         with self.engine.evaluation():
             return _predict(self, self.engine.run, rows)
 
-    def measure(self, batches: Iterable[Batch], keeps_outputs: bool) -> Measured:
+    def measure(
+        self, batches: Iterable[Batch], keeps_outputs: bool, numbers: Iterable[int] | None = None
+    ) -> Measured:
         run = self.engine.run
         with self.engine.evaluation():
             loss, compute = run.loss, self.engine.loss

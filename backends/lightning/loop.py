@@ -138,12 +138,16 @@ class Module(pl.LightningModule):
         with self.engine.evaluation():
             return _predict(self._evaluated(), self.run, rows)
 
-    def measure(self, batches: Iterable[Batch], keeps_outputs: bool) -> Measured:
+    def measure(
+        self, batches: Iterable[Batch], keeps_outputs: bool, numbers: Iterable[int] | None = None
+    ) -> Measured:
         run, network, randomness = self.run, self._evaluated(), self.engine.randomness
+        known = None if numbers is None else [*numbers]
 
         def seed(index: int) -> None:
             if randomness is not None:
-                randomness.seed_validation(self.step, index)
+                number = index if known is None else known[index]
+                randomness.seed_validation(self.step, number)
 
         with self.engine.evaluation():
             function = self.engine.own_loss

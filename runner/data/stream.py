@@ -83,12 +83,16 @@ class StreamedRows(ABC):
         """Return some of the rows without reading them."""
         return replace(self, rows=self.rows[which])
 
-    def blocks(self, memory: int, unit: int, most: int | None = None) -> Iterator[np.ndarray]:
-        """Iterate over all rows in blocks of at most _BLOCK bytes, and a quarter of `memory`, if
-        one row is not larger; of a multiple of `unit` rows, if so many fit; of at most `most`."""
+    def block_size(self, memory: int, unit: int, most: int | None = None) -> int:
+        """Return how many rows to read at a time: at most _BLOCK bytes, and a quarter of `memory`,
+        if one row is not larger; a multiple of `unit` rows, if so many fit; at most `most`."""
         size = max(1, min(_BLOCK, memory // 4) // self.row_bytes)
         size = size if most is None else min(size, most)
-        size -= size % unit if size > unit else 0
+        return size - (size % unit if size > unit else 0)
+
+    def blocks(self, memory: int, unit: int) -> Iterator[np.ndarray]:
+        """Iterate over all rows in blocks of `block_size`."""
+        size = self.block_size(memory, unit)
         for first in range(0, len(self), size):
             yield self[first : first + size]
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from runner import dispatcher
-from runner.data import Split
 from runner.data.order import Chunk
 from runner.errors import RunError
 from runner.plan import Plan
@@ -165,9 +164,3 @@ def observers(
     if plan.config.debug == "profile":
         return [Profile(plan, path, console)]
     return []
-
-
-def validation(plan: Plan) -> Split:
-    """Return the validation rows that a run evaluates: with debug=fast, those of one batch."""
-    val = plan.data.val
-    return val.head(plan.model.batch_size) if plan.config.debug == "fast" else val

@@ -9,9 +9,10 @@ from typing import Any
 
 from runner.data.order import Chunk, Chunks
 from runner.errors import RunError
-from runner.plan import LEAST_PROFILED, Plan, evaluate
+from runner.plan import LEAST_PROFILED, Plan
 from runner.run.observer import Limit
 from runner.run.run_folder import writing
+from runner.run.validation import validate
 from runner.spec import Backend, Live, Operation, Profiler, Report, RunSpec, TrainState
 from runner.text.columns import aligned
 from runner.text.console import Console
@@ -81,9 +82,9 @@ class Profile(Limit):
 
     def on_finish(self, live: Live) -> None:
         """Evaluate once more: the first time may compile."""
-        plan, began = self.plan, perf_counter()
-        if len(plan.data.val):
-            evaluate(plan, plan.data.val, self._live.predict, self._live.measure, "val/")
+        began = perf_counter()
+        if len(self.plan.data.val):
+            validate(self.plan, self._live)
             self._seconds["evaluation"] = perf_counter() - began
         self._saving = perf_counter()
 

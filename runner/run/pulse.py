@@ -7,16 +7,17 @@ sum over the processes; then it has begun fewer sums than they.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 SECONDS = 1.0  # between two messages
 START_SECONDS = 300.0  # the least limit before the first updates: imports, reading, compilation
 
-_num_events = 0  # chunks and sums that this process has begun
+_num_events = 0  # chunks and sums that this process has begun, and shares of evaluations it ended
 _num_chunks = 0  # chunks that all processes have ended; counted by rank 0
 _has_begun = threading.Event()
-_trains = False  # rank 0: between the beginning and the end of a chunk
+_trains = False  # rank 0: between the beginning and the end of a chunk, and in `waiting`
 
 
 def count() -> None:
@@ -37,6 +38,17 @@ def end_chunk() -> None:
     _trains, _num_chunks = False, _num_chunks + 1
     if _num_chunks == 1:
         _has_begun.set()  # told at once, since it changes the limit
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Tell in the block that rank 0 waits for the others, so that they should make progress."""
+    global _trains
+    _trains = True
+    try:
+        yield
+    finally:
+        _trains = False
 
 
 def rest() -> None:

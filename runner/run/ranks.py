@@ -1,15 +1,15 @@
 """Train one run with several processes, one per device.
 
-The process of rank 0 is the run: it has the folder, prints, evaluates and decides everything. The
+The process of rank 0 is the run: it has the folder, prints and decides everything. The
 others, which have the same config, follow it: before each chunk it tells them which updates come,
-and after it they send the outputs of their rows. So signals, stalls, the lengths of chunks and the
-observers have one home. The gradients go through the framework's own collectives
-(backends/*/distributed.py).
+and after it they send the outputs of their rows; of an evaluation, they measure every P-th batch.
+So signals, stalls, the lengths of chunks and the observers have one home. The gradients go through
+the framework's own collectives (backends/*/distributed.py).
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, cast
@@ -20,7 +20,9 @@ from runner.data.dataset import Dataset
 from runner.data.order import Chunk, Chunks
 from runner.data.source import Batch
 from runner.errors import RunError
-from runner.run import pulse, signals
+from runner.evaluation import Results
+from runner.plan import Plan
+from runner.run import pulse, signals, validation
 from runner.run.launch import Team
 from runner.spec import Backend, Divided, Live, Measured, Report, RunSpec, TrainState, World
 
@@ -59,6 +61,32 @@ class _Told:
         return self._live.gradient_norms(self._part.first)
 
 
+class _Sharing(_Told, validation.Sharing):
+    """The model of rank 0, if all ranks evaluate together."""
+
+    def __init__(self, live: Live, team: Team, plan: Plan, kind: str, part: Chunk) -> None:
+        super().__init__(live, partial(_tell_all, team), kind, part)
+        self._team, self._plan, self._is_average = team, plan, False
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        with self._live.averaged():
+            self._is_average = True
+            try:
+                yield
+            finally:
+                self._is_average = False
+
+    def results(self) -> Results:
+        self._tell((self._kind, "results of the average" if self._is_average else "results"))
+        world = self._team.world
+        own = validation.own_results(self._plan, self._live, world)
+        pulse.count()
+        with pulse.waiting():
+            others = [Results(*other.receive()) for other in self._team.others]
+        return validation.of_all(self._plan, world, [own, *others])
+
+
 class _Divided(_Told):
     """The model of rank 0, if it has only a part of the weights."""
 
@@ -90,7 +118,9 @@ class _Divided(_Told):
             self._is_gathered = True
 
 
-def _take_part(inbox: "_Inbox", kind: str, live: Live, part: Chunk) -> bool:
+def _take_part(
+    inbox: "_Inbox", kind: str, live: Live, part: Chunk, evaluate: Callable[[Live], None]
+) -> bool:
     """Do as another rank what `_Told` asks for, until the answer comes. Return the answer."""
     while isinstance(answer := inbox.next(kind), str):
         if answer == "state":
@@ -99,9 +129,12 @@ def _take_part(inbox: "_Inbox", kind: str, live: Live, part: Chunk) -> bool:
             live.gradient_norms(part.first)
         elif answer == "gather":
             cast(Divided, live).gather()
-        else:
+        elif answer == "averaged":
             with live.averaged():
                 pass
+        else:
+            with live.averaged() if answer == "results of the average" else nullcontext():
+                evaluate(live)
     return bool(answer)
 
 
@@ -111,24 +144,29 @@ def _tell_all(team: Team, message: Any) -> None:
             other.send(message)
 
 
+def _shown(team: Team, prepared: Plan, live: Live, kind: str, part: Chunk) -> _Told:
+    """Return the model of rank 0 as its observers see it."""
+    divides = prepared.config.strategy == "fsdp"
+    if prepared.shares_evaluation and not divides:
+        return _Sharing(live, team, prepared, kind, part)
+    return (_Divided if divides else _Told)(live, partial(_tell_all, team), kind, part)
+
+
 def lead(
     team: Team,
     backend: Backend,
+    prepared: Plan,
     spec: RunSpec,
     start: TrainState,
     chunks: Chunks,
     run: Observed,
-    data: Dataset,
 ) -> TrainState:
     """Train as rank 0. `run` sees whole chunks, as in a run of one process."""
     world, order = team.world, chunks.order
     chunks.part = world.part
     memory: list[Mapping[str, int]] = []  # of each process, after the first chunk
 
-    tell = partial(_tell_all, team)
-
-    def shown(live: Live, kind: str, part: Chunk) -> Any:
-        return (_Divided if spec.divides else _Told)(live, tell, kind, part)
+    tell, shown = partial(_tell_all, team), partial(_shown, team, prepared)
 
     def told() -> Iterator[Chunk]:
         for chunk in chunks:
@@ -162,7 +200,7 @@ def lead(
         tell(("goes on", goes_on))
         return goes_on
 
-    tell(("begin", (_hash(data, world), vars(start), spec.tables, spec.threads)))
+    tell(("begin", (_hash(prepared.data, world), vars(start), spec.tables, spec.threads)))
     with _noticing(team):
         return backend.train(replace(spec, world=world), start, told(), on_chunk, on_chunk_start)
 
@@ -234,17 +272,18 @@ class _Inbox:
             yield self._waiting[kind].popleft()
 
 
-def follow(team: Team, backend: Backend, spec: RunSpec, chunks: Chunks, data: Dataset) -> None:
-    """Train as another rank than 0, as rank 0 says. `chunks` are those of the whole run."""
+def follow(team: Team, backend: Backend, prepared: Plan) -> None:
+    """Train as another rank than 0, as rank 0 says."""
     inbox, world = _Inbox(team), team.world
     expected, start, tables, num_threads = inbox.next("begin")
-    if (found := _hash(data, world)) != expected:
+    if (found := _hash(prepared.data, world)) != expected:
         raise RunError(
             f"its data has the hash {str(found)[:12]} and that of rank 0 {str(expected)[:12]}; the "
             f"machines of a run must read the same files"
         )
     backend.can_use_threads(num_threads)
-    spec = replace(spec, tables=tables, threads=num_threads, world=world)
+    spec = replace(prepared.run_spec(), tables=tables, threads=num_threads, world=world)
+    chunks = prepared.chunks(0, None, adapt=False)
 
     def parts() -> Iterator[Chunk]:
         while (steps := inbox.next("chunk")) is not None:
@@ -252,18 +291,23 @@ def follow(team: Team, backend: Backend, spec: RunSpec, chunks: Chunks, data: Da
             pulse.count()
             yield chunk
 
+    def evaluate(live: Live) -> None:
+        found = validation.own_results(prepared, live, world)
+        pulse.count()
+        team.others[0].send(found)
+
     with signals.Signals() as own, _noticing(team):
 
         def on_chunk(part: Chunk, report: Report, live: Live) -> bool:
             num_bytes = cast(Divided, live).num_bytes() if spec.divides else None
             team.others[0].send((report.outputs, own.received, num_bytes))
-            goes_on = _take_part(inbox, "goes on", live, part)
+            goes_on = _take_part(inbox, "goes on", live, part, evaluate)
             for changed in inbox.received("tables"):
                 live.use_tables(changed)
             return goes_on
 
         def on_chunk_start(part: Chunk, live: Live) -> None:
             if spec.divides or spec.measures_norms:
-                _take_part(inbox, "starts", live, part)
+                _take_part(inbox, "starts", live, part, evaluate)
 
         backend.train(spec, TrainState(**start), parts(), on_chunk, on_chunk_start)

@@ -32,7 +32,8 @@ from runner.data.text import Text, Windows
 from runner.data.text_classes import TextClasses
 from runner.data.tokenizer import Tokenizer
 from runner.errors import ConfigError, nearest, show
-from runner.plan import Plan, evaluate, model_spec, plan, saved_shapes
+from runner.evaluation import evaluate
+from runner.plan import Plan, model_spec, plan, saved_shapes
 from runner.run import checkpoint, run_folder
 from runner.run.strict_json import with_numbers
 from runner.section import has_key

@@ -18,7 +18,8 @@ from runner.components.outputs import Outputs
 from runner.data.order import Chunk
 from runner.data.source import Batch
 from runner.errors import IF_DIVERGED, RunError
-from runner.plan import Plan, add_rows, evaluate, rows
+from runner.evaluation import add_rows, rows
+from runner.plan import Plan
 from runner.run import debug
 from runner.run.checkpoints import Checkpoints
 from runner.run.observer import Epoch, Limit, Observer, label
@@ -28,6 +29,7 @@ from runner.run.records import BATCH_SIZE, Records
 from runner.run.signals import Signals
 from runner.run.stalls import Stalls
 from runner.run.time_limit import TimeLimit, has_ended
+from runner.run.validation import validate
 from runner.schedules.stall import Stall
 from runner.spec import Live, Report, Tables
 from runner.text.console import Console, size
@@ -263,11 +265,11 @@ class Training:
         """Evaluate after an epoch."""
         plan, number = self.plan, self.plan.order.epochs.count(step)
         means = self._means.result()  # has no entry for a metric if all rows were skipped
-        val, is_whole = debug.validation(plan), plan.order.is_epoch(step)
-        measured = evaluate(plan, val, live.predict, live.measure, "val/") if len(val) else {}
+        is_whole = plan.order.is_epoch(step)
+        measured = validate(plan, live)
         if measured and plan.of_average:
             with live.averaged():
-                average = evaluate(plan, val, live.predict, live.measure, "val/")
+                average = validate(plan, live)
             measured |= {f"{name}{plan.of_average}": value for name, value in average.items()}
         means |= {_key(name): value for name, value in live.end_epoch(is_whole).items()}
         values = {column: means.get(_key(column), math.nan) for column in plan.train_columns()}

@@ -20,7 +20,8 @@ import numpy as np
 from runner.config.stand_in import with_lr
 from runner.data.order import Chunk
 from runner.errors import IF_DIVERGED, ConfigError, RunError
-from runner.plan import Plan, evaluate
+from runner.evaluation import evaluate
+from runner.plan import Plan
 from runner.report.range_test import two_digits
 from runner.run import run_folder, strict_json
 from runner.run.signals import Signals

@@ -10,7 +10,8 @@ import numpy as np
 
 from runner import user_code
 from runner.config.schema import parse
-from runner.plan import Plan, rows
+from runner.evaluation import rows
+from runner.plan import Plan
 from runner.run import run_folder
 from runner.run.progress import show
 from runner.run.saved import Run, config_of

@@ -454,8 +454,7 @@ def follow(composed: Mapping[str, Any], team: launch.Team) -> int:
     prepared, backend = plan(config), dispatcher.load(config.backend)
     if isinstance(config.optimizer, Custom):  # rank 0 tries it
         dispatcher.prepare(backend, prepared.model.threads)
-    chunks = prepared.chunks(0, None, adapt=False)
-    ranks.follow(team, backend, prepared.run_spec(), chunks, prepared.data)
+    ranks.follow(team, backend, prepared)
     return 0
 
 
@@ -640,8 +639,7 @@ def _updates(
             for limit in training.limits:
                 limit.prepare(backend, spec, start, chunks)
             if job.team is not None:
-                data = prepared.data
-                state = ranks.lead(job.team, backend, spec, start, chunks, training, data)
+                state = ranks.lead(job.team, backend, prepared, spec, start, chunks, training)
             else:
                 on_chunk, on_chunk_start = training.on_chunk, training.on_chunk_start
                 state = backend.train(spec, start, chunks, on_chunk, on_chunk_start)

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from runner.errors import ConfigError
-from runner.plan import evaluate
+from runner.evaluation import evaluate
 from runner.spec import Measured
 from tests.rows import slow_but, slow_rows
 from tests.training import difference, prepare, train

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from runner.run import pulse
 from runner.run.pulse import START_SECONDS, Watch
 
 LIMIT = 20.0
@@ -85,3 +86,10 @@ def test_the_start_of_a_run_may_take_minutes(clock: Clock) -> None:
     assert watch.fault() is None
     assert [*clock.until(START_SECONDS + 1)]
     assert watch.fault() == "rank 0 gave no sign of life for 300 s (trainer.process_timeout)"
+
+
+def test_rank_0_tells_when_it_waits_for_the_others() -> None:
+    """It does not between two chunks, so that it may take any time."""
+    with pulse.waiting():
+        assert pulse.now()[2]
+    assert not pulse.now()[2]

@@ -19,6 +19,7 @@ from runner.config.schema import parse, sha256
 from runner.data.order import Chunks, Order
 from runner.errors import ConfigError, RunError
 from runner.run import launch, ranks
+from runner.run.run_folder import read_columns
 from runner.spec import World
 from tests.command_line import BACKENDS, OTHER, Running, forked, together
 from tests.ranks import state_of
@@ -53,6 +54,15 @@ def test_the_parts_of_a_batch_are_all_of_it_in_order(num_rows: int) -> None:
     sizes = [len(part.rows) for part in parts]
     assert max(sizes) - min(sizes) <= 1
     assert {part.rows_per_step for part in parts} == {num_rows}
+
+
+@pytest.mark.parametrize(("num_rows", "batch"), [(23, 4), (3, 4), (8, 1)])
+def test_each_batch_of_an_evaluation_belongs_to_one_process(num_rows: int, batch: int) -> None:
+    """The batches go round; a process may have none."""
+    shares = [World(rank, 3).share(num_rows, batch) for rank in range(3)]
+    for rank, share in enumerate(shares):
+        whole = [range(i, min(i + batch, num_rows)) for i in range(0, num_rows, batch)]
+        assert [*share] == [row for rows in whole[rank::3] for row in rows]
 
 
 def test_too_many_processes_are_one_line_that_names_the_key() -> None:
@@ -148,6 +158,37 @@ def test_the_end_of_one_process_ends_all_and_is_named(how: str, says: str) -> No
     assert str(caught.value).startswith(f"rank 1 {says}; the other processes were ended")
 
 
+DYING = """
+import os
+import signal
+
+from runner import dispatcher
+
+calls = []
+
+
+def correct(z, y):
+    calls.append(z)
+    if dispatcher.world.rank == 1 and len(calls) > 1:  # the first call tries the function
+        os.kill(os.getpid(), signal.SIGKILL)
+    return (z.argmax(1) == y).astype(float)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_process_that_is_killed_in_an_evaluation_ends_the_run_and_is_named(
+    tmp_path: Path,
+) -> None:
+    """Rank 0 measures its share meanwhile, and waits for the other one."""
+    (tmp_path / "mine.py").write_text(DYING)
+    own = ("metrics=[{_target_: mine.correct}]", "trusted_modules=[mine]", "trainer.batch_size=4")
+    steps = ("trainer.max_steps=2", "device=cpu", "devices=2", "output.root=run")
+    done = forked(tmp_path, (*own, *steps))[0]
+    says = "error: rank 1 was killed by SIGKILL; the other processes were ended; to continue: "
+    assert (done.status, done.err.startswith(says)) == (1, True), done.err
+
+
 def _train(folder: Path, root: str, *arguments: str, base: Sequence[str] = RUN) -> Path:
     """Train, and return the run's folder."""
     done = forked(folder, (*base, f"output.root={root}", *arguments))[0]
@@ -156,11 +197,15 @@ def _train(folder: Path, root: str, *arguments: str, base: Sequence[str] = RUN) 
 
 
 def _check_equal(a: Path, b: Path) -> None:
-    """Check that two runs have the same losses, weights, slots and statistics."""
+    """Check that two runs have the same losses, weights, slots, statistics and metrics."""
     first, second = state_of(a), state_of(b)
     assert first.keys() == second.keys()
     for name, values in first.items():
         np.testing.assert_allclose(values, second[name], rtol=0, atol=CLOSE, err_msg=name)
+    first, second = (read_columns(folder / "metrics.csv") for folder in (a, b))
+    assert first.keys() == second.keys()
+    for name in first.keys() - {"seconds"}:
+        np.testing.assert_allclose(first[name], second[name], rtol=0, atol=CLOSE, err_msg=name)
 
 
 @pytest.mark.slow
@@ -306,9 +351,10 @@ def test_batch_norm_of_the_users_own_model_has_the_statistics_of_all_rows(tmp_pa
 
 
 def _hashes(folder: Path) -> list[str]:
-    """Return the hashes of the weights, slots and losses of a run."""
+    """Return the hashes of the weights, slots and losses of a run, and its last metrics."""
     result = json.loads((folder / "result.json").read_text())
-    return [result[f"{of}_sha256"] for of in ("weights", "slots", "losses")]
+    hashes = [result[f"{of}_sha256"] for of in ("weights", "slots", "losses")]
+    return [*hashes, str(result["metrics"])]
 
 
 @pytest.mark.slow
