@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from backends.keras.layers import read
 from runner.components import averages
 from runner.spec import RunSpec, TrainState, Weights
 
@@ -70,7 +71,7 @@ class Average:
     def save(self) -> dict[str, Weights]:
         """Return canonical copies of the slots."""
         return {
-            slot: {**self._frozen, **{name: v.numpy() for name, v in variables.items()}}
+            slot: {**self._frozen, **{name: read(v) for name, v in variables.items()}}
             for slot, variables in zip(self._slots, [self.variables, *self._earlier], strict=True)
         }
 

@@ -139,7 +139,18 @@ def load(model: keras.Model, values: Mapping[str, np.ndarray]) -> None:
 def save(model: keras.Model, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Return canonical copies of the model's values."""
     variables = named(model)
-    return {name: variables[name].value.numpy() for name in names}
+    return {name: read(variables[name]) for name in names}
+
+
+def read(variable: Any) -> np.ndarray:
+    """Return a copy of a variable's value. `numpy()` of a tf.Variable takes three times as long."""
+    variable = variable.value if isinstance(variable, keras.Variable) else variable
+    if isinstance(variable, tf.distribute.DistributedValues):
+        value: np.ndarray = variable.numpy()
+    else:
+        read_op = tf.raw_ops.ReadVariableOp
+        value = read_op(resource=variable.handle, dtype=variable.dtype).numpy()
+    return value
 
 
 def load_state(model: keras.Model, state: TrainState) -> None:

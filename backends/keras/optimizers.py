@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from backends.keras.layers import constant
+from backends.keras.layers import constant, read
 from backends.keras.schedule import TableLR
 from runner.components import averages
 from runner.components.clipping import Clip
@@ -111,7 +111,7 @@ class _Optimizer(keras.optimizers.Optimizer):
     def save_slots(self) -> dict[str, dict[str, np.ndarray]]:
         """Return canonical copies of the slots."""
         slots = {
-            slot: {name: v.value.numpy() for name, v in values.items()}
+            slot: {name: read(v) for name, v in values.items()}
             for slot, values in self.memory.slots.items()
         }
         if self.spec.numbers:
