@@ -17,6 +17,7 @@ from runner.components.cancelled import cancelled
 from runner.components.custom import Built, CustomNetwork, Source
 from runner.components.layers import (
     ANY_STEPS,
+    Masking,
     Network,
     Shape,
     fits_shape,
@@ -676,8 +677,21 @@ def _loss(config: Config, data: Dataset) -> Any:
 def _check_rows(data: Dataset, loss: Any, model: ModelSpec) -> None:
     """Refuse rows that the run's numbers, or its loss, cannot take."""
     check_range(data, model.dtype)
+    _check_padding(data, model.network)
     if isinstance(loss, losses.CTC):
         _check_lengths(data, model.network)
+
+
+def _check_padding(data: Dataset, net: Any) -> None:
+    """Refuse a mask of sequences whose padding was scaled, each step by itself, with the rest."""
+    is_scaled = data.x_scaling is not None and data.x_scaling.offset.ndim == 2
+    layers = net.walk() if isinstance(net, Network) else ()
+    if is_scaled and any(isinstance(node.spec, Masking) for node in layers):
+        raise ConfigError(
+            "data.standardize must be false for a model with masking: it scales each step by "
+            "itself, and padding would have other values than mask_value; scale the values in the "
+            "file, before the padding"
+        )
 
 
 def _check_lengths(data: Dataset, net: Network) -> None:

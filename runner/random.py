@@ -67,13 +67,23 @@ def threshold(rate: float) -> int:
 
 
 def keep(
-    num: int, rate: float, key: int, step: int, micro_batch: int, first: int = 0
+    num: int,
+    rate: float,
+    key: int,
+    step: int,
+    micro_batch: int,
+    first: int = 0,
+    row_size: int | None = None,
 ) -> np.ndarray:
     """Return `num` elements of a layer's dropout mask in one forward pass, from `first` on,
     bool[num]; True = kept. The backends are tested against it.
 
     k = mix(mix(key + step) + micro_batch); element i is kept where mix(mix(i + k) xor k) >= rate *
-    2^32.
+    2^32. In a masked sequence, each row r of `row_size` elements counts its own from 0, with
+    mix(k + r) as its k, so that longer padding does not change them.
     """
-    k = mix(mix(key + step) + micro_batch)
-    return mix(mix(np.arange(first, first + num) + k) ^ k) >= threshold(rate)
+    k, i = mix(mix(key + step) + micro_batch), np.arange(first, first + num)
+    if row_size is not None:
+        rows, i = np.divmod(i, row_size)
+        k = mix(k + rows)
+    return mix(mix(i + k) ^ k) >= threshold(rate)

@@ -53,6 +53,18 @@ _LONG = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run all tests, of every mark")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--long"):
+        return
+    if any(word.startswith("-m") for word in config.invocation_params.args):
+        raise pytest.UsageError("--long runs the tests of all marks; leave -m out")
+    config.option.markexpr = ""  # in place of that of pyproject.toml
+
+
 # Imports and the collection make a million objects that stay. The garbage collector is off until
 # they are there, and never looks at them again: a short training takes half the time.
 gc.disable()

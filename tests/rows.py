@@ -30,3 +30,14 @@ def slow_rows(rows: Iterable[tuple[Any, ...]], quick: Iterable[tuple[Any, ...]])
     """The same for rows of several parameters."""
     quick = set(quick)
     return [pytest.param(*row, marks=() if row in quick else pytest.mark.slow) for row in rows]
+
+
+def of_lengths(
+    names: Iterable[object], num_updates: int, quick: Iterable[object] = (), longest: int = 300
+) -> list[Any]:
+    """Each row with so many updates, in the slow suite unless it is `quick`, and with as many as
+    the parity table has by `-m long`."""
+    names = [*names]
+    slow = [(name, num_updates) for name in names]
+    quick_rows = [(name, num_updates) for name in quick]
+    return long_but([*slow, *((name, longest) for name in names)], slow, quick_rows)

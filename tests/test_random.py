@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import combinations
 from math import sqrt
 from pathlib import Path
 
@@ -122,3 +123,18 @@ def test_the_masks_of_two_places_agree_by_chance_only() -> None:
 def test_the_threshold_is_the_rate_in_parts_of_2_to_the_32() -> None:
     assert [threshold(rate) for rate in (0.0, 0.25, 0.5)] == [0, 2**30, 2**31]
     assert threshold(1 - 2**-53) == 2**32 - 1
+
+
+def test_rows_of_a_masked_sequence_have_elements_of_their_own() -> None:
+    """Longer rows begin with the elements of shorter ones, and a part of the rows has theirs. Two
+    rows agree where both are kept or dropped, by chance in 0.7^2 + 0.3^2 of the places, give or
+    take six standard deviations."""
+    key = layer_key(0, 2)
+    short, long = (
+        keep(6 * size, 0.3, key, 2, 1, row_size=size).reshape(6, size) for size in (4000, 7000)
+    )
+    np.testing.assert_array_equal(long[:, :4000], short)
+    last = keep(2 * 4000, 0.3, key, 2, 1, first=4 * 4000, row_size=4000)
+    np.testing.assert_array_equal(last.reshape(2, 4000), short[4:])
+    agreeing = np.array([(a == b).mean() for a, b in combinations(short, 2)])
+    assert np.abs(agreeing - 0.58).max() < 6 * sqrt(0.58 * 0.42 / 4000)

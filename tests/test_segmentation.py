@@ -11,8 +11,8 @@ import runner
 from runner.components import metrics
 from runner.errors import ConfigError
 from tests.exact.test_same_bits import BACKENDS, assert_all_the_same
-from tests.parity.test_parity import assert_parity
-from tests.rows import slow_but
+from tests.parity.test_parity import assert_parity, in_float64
+from tests.rows import long_but, slow_but
 from tests.training import prepare
 
 # down by a strided convolution, up by a transposed one, with a shortcut at the full size
@@ -49,10 +49,10 @@ def data(tmp_path: Path) -> list[str]:
     return ["data=npz", path, "data.standardize=false", LAYERS]
 
 
-@pytest.mark.slow
-def test_parity_in_float64(data: list[str]) -> None:
+@pytest.mark.parametrize("num_updates", long_but([40, 300], slow=[40]))
+def test_parity_in_float64(num_updates: int, data: list[str]) -> None:
     smoothing = ["loss=cross_entropy", "loss.label_smoothing=0.1", "optimizer.lr=0.01"]
-    assert_parity([*data, *smoothing, "trainer.precision=float64", "trainer.max_steps=40"])
+    assert_parity([*data, *smoothing, *in_float64(num_updates)])
 
 
 @pytest.mark.slow

@@ -19,8 +19,8 @@ from runner.components.losses import CTC, log_softmax
 from runner.components.metrics import Metric, Sequences, choose
 from runner.errors import ConfigError
 from tests.command_line import forked
-from tests.parity.test_parity import assert_parity
-from tests.rows import slow_but
+from tests.parity.test_parity import assert_parity, in_float64
+from tests.rows import long_but, slow_but
 from tests.training import difference, first, prepare, train
 
 LAYERS = (
@@ -112,10 +112,9 @@ def rate(metric: Metric, z: np.ndarray, y: np.ndarray, size: int) -> float:
     return metric.of_counts(sum(blocks))
 
 
-def test_parity_in_float64(tmp_path: Path) -> None:
-    assert_parity(
-        [*keys(tmp_path), "optimizer.lr=0.01", "trainer.precision=float64", "trainer.max_steps=20"]
-    )
+@pytest.mark.parametrize("num_updates", long_but([20, 300], slow=[], quick=[20]))
+def test_parity_in_float64(num_updates: int, tmp_path: Path) -> None:
+    assert_parity([*keys(tmp_path), "optimizer.lr=0.01", *in_float64(num_updates)])
 
 
 @pytest.mark.slow

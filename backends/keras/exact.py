@@ -170,9 +170,12 @@ class TensorFlow:
     def one_hot(self, labels: Any, num: int) -> Any:
         return tf.one_hot(tf.cast(labels, tf.int32), num, dtype=tf.float64)
 
-    def keep(self, x: Any, rate: float, layer_index: int, where: Place) -> Any:
-        key, first = layers.layer_key(where.seed, layer_index), where.first_row
-        return layers.keep(tf.shape(x), rate, key, where.step, where.micro_batch, first)
+    def keep(
+        self, x: Any, rate: float, layer_index: int, where: Place, is_masked: bool = False
+    ) -> Any:
+        key = layers.layer_key(where.seed, layer_index)
+        place = (where.step, where.micro_batch, where.first_row)
+        return layers.keep(tf.shape(x), rate, key, *place, is_masked)
 
 
 def _select(condition: Any, a: Any, b: Any) -> Any:

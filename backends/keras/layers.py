@@ -472,9 +472,17 @@ class _SqueezeExcite(_Products):
 class Dropout(_Layer):
     """Dropout with the masks of runner.random.keep, computed on the device."""
 
-    def __init__(self, rate: float, index: int, dropout_state: DropoutState, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        rate: float,
+        index: int,
+        dropout_state: DropoutState,
+        is_masked: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.rate, self.index, self.dropout_state = rate, index, dropout_state
+        self.is_masked = is_masked
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         if not training or self.rate == 0:
@@ -485,7 +493,7 @@ class Dropout(_Layer):
         key = layer_key(self.dropout_state.seed, self.index)
         state = self.dropout_state
         where = (state.step, state.micro_batch, state.first_row)
-        return keep(tf.shape(x), self.rate, key, *where)
+        return keep(tf.shape(x), self.rate, key, *where, self.is_masked)
 
 
 class _StochasticDepth(Dropout):
@@ -503,14 +511,28 @@ def layer_key(seed: Any, layer_index: int) -> Any:
     return _mix_tensor(_low_32_bits(_mix_tensor(_low_32_bits(seed)) + layer_index))
 
 
-def keep(shape: Any, rate: float, key: Any, step: Any, micro_batch: Any, first_row: int = 0) -> Any:
-    """Compute runner.random.keep in a shape, for rows from `first_row` on."""
+def keep(
+    shape: Any,
+    rate: float,
+    key: Any,
+    step: Any,
+    micro_batch: Any,
+    first_row: int = 0,
+    is_masked: bool = False,
+) -> Any:
+    """Compute runner.random.keep in a shape, for rows from `first_row` on. Rows of a masked
+    sequence have elements of their own."""
     k = _mix_tensor(
         _low_32_bits(_mix_tensor(_low_32_bits(key + tf.cast(step, tf.int64))) + micro_batch)
     )
-    i = tf.range(tf.reduce_prod(tf.cast(shape, tf.int64)), dtype=tf.int64)
-    if first_row:
-        i += first_row * tf.reduce_prod(tf.cast(shape[1:], tf.int64))
+    num_rows, size = tf.cast(shape[0], tf.int64), tf.reduce_prod(tf.cast(shape[1:], tf.int64))
+    if is_masked:
+        rows = tf.range(num_rows, dtype=tf.int64) + first_row
+        k, i = _mix_tensor(_low_32_bits(rows + k))[:, None], tf.range(size, dtype=tf.int64)
+    else:
+        i = tf.range(num_rows * size, dtype=tf.int64)
+        if first_row:
+            i += first_row * size
     hashes = _mix_tensor(tf.bitwise.bitwise_xor(_mix_tensor(_low_32_bits(i + k)), k))
     return tf.reshape(hashes >= threshold(rate), shape)
 
@@ -871,7 +893,7 @@ def _own(node: spec.Node, dropout_state: DropoutState) -> native.Layer:
         case "activation":
             return _Activation(_ACTIVATIONS[s.function](s), name=name)
         case "dropout":
-            return Dropout(s.rate, node.index, dropout_state, name=name)
+            return Dropout(s.rate, node.index, dropout_state, node.is_masked, name=name)
         case "batch_norm":
             return _BatchNorm(dropout_state, momentum=s.momentum, epsilon=s.eps, name=name)
         case "layer_norm":

@@ -175,9 +175,12 @@ class Torch:
             self._eyes[num] = torch.eye(num, dtype=torch.float64, device=self.device)
         return self._eyes[num][labels.long()]
 
-    def keep(self, x: Tensor, rate: float, layer_index: int, where: Place) -> Tensor:
-        key, first = layer_key(where.seed, layer_index), where.first_row
-        return layers.keep(x.shape, rate, key, where.step, where.micro_batch, self.device, first)
+    def keep(
+        self, x: Tensor, rate: float, layer_index: int, where: Place, is_masked: bool = False
+    ) -> Tensor:
+        key = layer_key(where.seed, layer_index)
+        place = (where.step, where.micro_batch, self.device, where.first_row)
+        return layers.keep(x.shape, rate, key, *place, is_masked)
 
 
 def _bound(x: Tensor) -> float:

@@ -719,12 +719,15 @@ class _SqueezeExcite(_Products):
 class Dropout(nn.Module):
     """Dropout with the masks of runner.random.keep, computed on the device."""
 
-    def __init__(self, rate: float, index: int, dropout_state: DropoutState) -> None:
+    def __init__(
+        self, rate: float, index: int, dropout_state: DropoutState, is_masked: bool = False
+    ) -> None:
         super().__init__()
-        self.rate, self.dropout_state, self.key = (
+        self.rate, self.dropout_state, self.key, self.is_masked = (
             rate,
             dropout_state,
             layer_key(dropout_state.seed, index),
+            is_masked,
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -737,7 +740,7 @@ class Dropout(nn.Module):
         shape = (x.shape[0], *x.shape[2:], x.shape[1]) if x.ndim == 4 else x.shape
         state = self.dropout_state
         where = (state.step, state.micro_batch, x.device, state.first_row)
-        mask = keep(shape, self.rate, self.key, *where)
+        mask = keep(shape, self.rate, self.key, *where, self.is_masked)
         return mask.permute(0, 3, 1, 2) if x.ndim == 4 else mask
 
 
@@ -759,11 +762,18 @@ def keep(
     micro_batch: int,
     device: torch.device,
     first_row: int = 0,
+    is_masked: bool = False,
 ) -> Tensor:
-    """Compute runner.random.keep in a shape, for rows from `first_row` on, on a device."""
-    k = mix(mix(key + step) + micro_batch)
-    first = first_row * math.prod(shape[1:])
-    i = torch.arange(first, first + math.prod(shape), device=device)
+    """Compute runner.random.keep in a shape, for rows from `first_row` on, on a device. Rows of a
+    masked sequence have elements of their own."""
+    k: Any = mix(mix(key + step) + micro_batch)
+    size = math.prod(shape[1:])
+    if is_masked:
+        rows = torch.arange(first_row, first_row + shape[0], device=device)
+        k, i = _mix_tensor((rows + k) & MASK)[:, None], torch.arange(size, device=device)
+    else:
+        first = first_row * size
+        i = torch.arange(first, first + math.prod(shape), device=device)
     return (_mix_tensor(_mix_tensor((i + k) & MASK) ^ k) >= threshold(rate)).view(tuple(shape))
 
 
@@ -891,7 +901,9 @@ def _build(node: spec.Node, dropout_state: DropoutState | None) -> nn.Module:
             return _ACTIVATIONS[s.function](s)
         case "dropout":
             return (
-                Dropout(s.rate, node.index, dropout_state) if dropout_state else nn.Dropout(s.rate)
+                Dropout(s.rate, node.index, dropout_state, node.is_masked)
+                if dropout_state
+                else nn.Dropout(s.rate)
             )
         case "residual" | "parallel":
             kind = _Residual if s.layer == "residual" else _Parallel

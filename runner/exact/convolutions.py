@@ -31,7 +31,9 @@ def longest_sum(node: Node, rows: int) -> int:
 def _operands(p: Pass, node: Node, x: Tensor, num: int) -> tuple[Tensor, Any, Tensor, Any, int]:
     """Return x and the kernel on their grids, each with its unit, and the bits of both; `num` is
     the number of products of an output."""
-    bits = product_bits(num if p.is_evaluation else longest_sum(node, p.rows or 0))
+    if not p.is_evaluation:
+        num = longest_sum(node, p.rows or 0)
+    bits = product_bits(num, node.is_masked and not p.is_evaluation)
     return *p.grid(x, bits), *p.o.grid(p.value(node, "kernel"), bits), bits
 
 

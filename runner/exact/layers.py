@@ -121,7 +121,9 @@ def dense_backward(
 def dense_bits(p: Pass, node: Node) -> int:
     """Return the bits of the operands of products over the last axis."""
     num_in, num_out = node.input_shape[-1], node.output_shape[-1]
-    return product_bits(num_in if p.is_evaluation else max(_num_rows(p, node), num_in, num_out))
+    if p.is_evaluation:
+        return product_bits(num_in)
+    return product_bits(max(_num_rows(p, node), num_in, num_out), node.is_masked)
 
 
 def product(p: Pass, node: Node, prefix: str, x: Tensor, bits: int) -> tuple[Tensor, Factors]:
@@ -450,7 +452,7 @@ ACTIVATIONS: dict[str, tuple[Callable[..., tuple[Tensor, Memory]], Callable[...,
 def dropout(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     if p.is_evaluation or node.spec.rate == 0:
         return x, None
-    mask = p.o.keep(x, node.spec.rate, node.index, p.where)
+    mask = p.o.keep(x, node.spec.rate, node.index, p.where, node.is_masked)
     return _drop(p, node, mask, x), mask
 
 
@@ -525,7 +527,7 @@ def layer_norm_backward(
     the last axis."""
     o, (normalized, inverse), num = p.o, memory, node.input_shape[-1]
     leading, last = tuple(range(len(node.input_shape))), (len(node.input_shape),)
-    bits = product_bits(max(num, _num_rows(p, node)))
+    bits = product_bits(max(num, _num_rows(p, node)), node.is_masked)
     (qg, ug), (qn, un) = p.grid(g, bits), p.grid(normalized, bits)
     gradients = {
         "scale": o.sum(qg * qn, leading) * (ug * un),
@@ -556,7 +558,7 @@ def rms_norm_backward(
     axis."""
     o, (normalized, inverse), num = p.o, memory, node.input_shape[-1]
     leading, last = tuple(range(len(node.input_shape))), (len(node.input_shape),)
-    bits = product_bits(max(num, _num_rows(p, node)))
+    bits = product_bits(max(num, _num_rows(p, node)), node.is_masked)
     (qg, ug), (qn, un) = p.grid(g, bits), p.grid(normalized, bits)
     gradients = {"scale": o.sum(qg * qn, leading) * (ug * un)}
     if not needs_dx:
@@ -587,7 +589,7 @@ def group_norm_backward(
     group."""
     o, (normalized, inverse), num = p.o, memory, _group_size(node)
     g = _by_group(p, node, g)
-    bits = product_bits(max(num, _num_rows(p, node)))
+    bits = product_bits(max(num, _num_rows(p, node)), node.is_masked)
     (qg, ug), (qn, un) = p.grid(g, bits), p.grid(normalized, bits)
     gradients = {
         "scale": o.reshape(o.sum(qg * qn, (0, 1)) * (ug * un), node.variables[0].shape),
@@ -673,9 +675,13 @@ def attention(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
 
     The heads of q that share a head of k and v are the rows of one product."""
     o, (steps, width) = p.o, node.input_shape
-    width_bits = product_bits(width if p.is_evaluation else max(_num_rows(p, node), width))
+    width_bits = (
+        product_bits(width)
+        if p.is_evaluation
+        else product_bits(max(_num_rows(p, node), width), node.is_masked)
+    )
     shared = node.spec.num_heads // node.spec.kv_heads
-    head_bits = product_bits(max(shared * steps, width // node.spec.num_heads))
+    head_bits = product_bits(max(shared * steps, width // node.spec.num_heads), node.is_masked)
     kernels = {name: o.grid(p.value(node, name), width_bits) for name in _KERNELS}
 
     def project(q: Tensor, unit: Any, name: str) -> Tensor:

@@ -156,6 +156,9 @@ class Primitives(Protocol):
         """int[N] -> float64[N, num]"""
         ...
 
-    def keep(self, x: Tensor, rate: float, layer_index: int, where: Place) -> Tensor:
-        """Compute a layer's mask runner.random.keep in the shape of x.  # bool"""
+    def keep(
+        self, x: Tensor, rate: float, layer_index: int, where: Place, is_masked: bool = False
+    ) -> Tensor:
+        """Compute a layer's mask runner.random.keep in the shape of x, a masked sequence or not.
+        # bool"""
         ...

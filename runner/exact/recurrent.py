@@ -20,7 +20,7 @@ Step = Any  # what the backward pass needs of a step
 
 
 def recurrent(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
-    bits = product_bits(longest_sum(node, p.rows or 1))
+    bits = product_bits(longest_sum(node, p.rows or 1), node.is_masked)
     qx, ux = p.grid(x, bits)
     outputs, memories = [], []
     for prefix in node.spec.prefixes:

@@ -143,8 +143,10 @@ class NumPy:
     def one_hot(self, labels: Array, num: int) -> Array:
         return np.eye(num)[labels.astype(np.int64)]
 
-    def keep(self, x: Array, rate: float, layer_index: int, where: Place) -> Array:
-        key = random.layer_key(where.seed, layer_index)
-        first = where.first_row * math.prod(x.shape[1:])
-        mask = random.keep(x.size, rate, key, where.step, where.micro_batch, first)
+    def keep(
+        self, x: Array, rate: float, layer_index: int, where: Place, is_masked: bool = False
+    ) -> Array:
+        key, size = random.layer_key(where.seed, layer_index), math.prod(x.shape[1:])
+        place = (where.step, where.micro_batch, where.first_row * size)
+        mask = random.keep(x.size, rate, key, *place, size if is_masked else None)
         return mask.reshape(x.shape)

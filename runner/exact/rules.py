@@ -18,6 +18,8 @@ TINY = 2.0**-126  # the smallest normal float32; R makes this and smaller magnit
 FEWEST_BITS = 16  # of an operand on the grid; with fewer, training is less accurate than in float32
 MOST_BITS = 24  # of an operand of a product; R's outputs have no more
 _SUM_BITS = 32  # of a term of a sum; more than R keeps, since terms differ in magnitude
+# the K of a masked sequence is at least this: up to there, longer padding changes no number of bits
+_MASKED_PRODUCTS = 2**13
 
 
 def r(x: Any) -> np.ndarray:
@@ -44,9 +46,10 @@ def log2_ceil(num: int) -> int:
     return max(0, int(num) - 1).bit_length()
 
 
-def product_bits(num: int) -> int:
+def product_bits(num: int, is_masked: bool = False) -> int:
     """b = min(24, (53 - ceil(log2 num)) // 2): a sum of `num` products of integers |i| <= 2^b is
-    exact in any order."""
+    exact in any order. At most 20 in a masked sequence, whatever its length up to 2^13 products."""
+    num = max(num, _MASKED_PRODUCTS) if is_masked else num
     bits = min(MOST_BITS, (SIGNIFICAND - log2_ceil(num)) // 2)
     assert 2 * bits + log2_ceil(num) <= SIGNIFICAND
     assert bits >= FEWEST_BITS, "runner.exact.refuse refuses longer sums"

@@ -19,7 +19,9 @@ from runner.data.table_files import TableFile
 from runner.errors import ConfigError
 from tests.data.test_data import dataset
 from tests.data.test_table import written
-from tests.training import difference, differences, prepare, train
+from tests.parity.test_parity import assert_parity, in_float64
+from tests.rows import long_but
+from tests.training import difference, prepare, train
 
 HEADER = ["age", "city", "review", "label"]
 WORDS = ["good", "bad", "film", "Plot", "actor!"]
@@ -87,11 +89,11 @@ def test_the_order_of_the_columns_in_the_file_changes_nothing(tmp_path: Path) ->
     assert now.ids == first.ids
 
 
-def test_both_backends_train_alike_on_texts_categories_and_numbers(tmp_path: Path) -> None:
-    """float64, sums in another order: 1e-12."""
-    overrides = [*keys(tmp_path), BRANCHES, "trainer.precision=float64", "trainer.max_steps=8"]
-    a, b = (train(backend, overrides) for backend in ("lightning", "keras"))
-    assert max(differences(a, b).values()) < 1e-12
+@pytest.mark.parametrize("num_updates", long_but([8, 300], slow=[], quick=[8]))
+def test_both_backends_train_alike_on_texts_categories_and_numbers(
+    num_updates: int, tmp_path: Path
+) -> None:
+    assert_parity([*keys(tmp_path), BRANCHES, *in_float64(num_updates)])
 
 
 @pytest.mark.slow

@@ -16,7 +16,8 @@ from runner.data.tokenizer import MASKED, PADDING, Tokenizer
 from runner.plan import plan
 from runner.run.run_folder import read_columns, read_json
 from tests.command_line import forked
-from tests.rows import slow_but
+from tests.parity.test_parity import assert_parity, in_float64
+from tests.rows import of_lengths, slow_but
 from tests.training import difference, prepare, train
 
 TEXT = "the cat sat on the mat. the dog sat on the log. a cat and a dog met on a mat. " * 12
@@ -107,15 +108,10 @@ def test_splits_have_labels_where_tokens_are_hidden(tmp_path: Path) -> None:
 SMALL = "model.layers=[{layer: embedding, features: 8},{layer: dense, units: outputs}]"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model", [SMALL, LAYERS, "model=bert"])
-def test_both_backends_train_alike_in_float64(tmp_path: Path, model: str) -> None:
-    """1e-12: sums in another order."""
-    steps = ("trainer.precision=float64", "trainer.max_steps=8", "data.stride=4")
-    line = [*keys(tmp_path)[:-1], model, *steps]
-    one, two = (train(backend, line) for backend in ("lightning", "keras"))
-    assert difference(one.state.weights, two.state.weights) < 1e-12
-    np.testing.assert_allclose(one.losses, two.losses, rtol=0, atol=1e-12)
+@pytest.mark.parametrize(("model", "num_updates"), of_lengths([SMALL, LAYERS, "model=bert"], 8))
+def test_both_backends_train_alike_in_float64(model: str, num_updates: int, tmp_path: Path) -> None:
+    data = keys(tmp_path)[:-1]
+    assert_parity([*data, model, "data.stride=4", *in_float64(num_updates)])
 
 
 @pytest.mark.parametrize("num", [1, 5])

@@ -12,7 +12,7 @@ from torch.nn import functional
 from runner.errors import ConfigError
 from runner.evaluation import evaluate
 from runner.spec import Measured
-from tests.rows import slow_but, slow_rows
+from tests.rows import long_but, slow_but, slow_rows
 from tests.training import difference, prepare, train
 
 NUM = 40
@@ -99,11 +99,14 @@ def test_longer_padding_changes_nothing(backend: str, precision: str, tmp_path: 
     assert np.abs(runs[0].losses - runs[1].losses).max() <= (0 if precision == "exact" else 1e-12)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["float64", "exact"])
-def test_both_backends_agree(precision: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("precision", "num_updates"),
+    long_but([("float64", 9), ("exact", 9), ("float64", 300)], slow=[("float64", 9), ("exact", 9)]),
+)
+def test_both_backends_agree(precision: str, num_updates: int, tmp_path: Path) -> None:
     """1e-12 in float64; to the bit in exact mode, as the witness."""
-    overrides = [*keys(tmp_path), f"trainer.precision={precision}", "trainer.max_steps=9"]
+    length = [f"trainer.max_steps={num_updates}", "trainer.max_epochs=null"]
+    overrides = [*keys(tmp_path), f"trainer.precision={precision}", *length]
     a, b = (train(backend, overrides) for backend in ("lightning", "keras"))
     limit = 0 if precision == "exact" else 1e-12
     assert difference(a.state.weights, b.state.weights) <= limit

@@ -9,16 +9,15 @@ the tensor where that is above 1: a slot such as RMSprop's momentum reaches 1e3.
 A new optimizer, layer, loss or setting is one row.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from runner.spec import TrainState
-from tests.rows import long_but, slow_but
+from tests.rows import long_but, of_lengths, slow_but
 from tests.training import Trained, differences, first, prepare, train
 
 TOLERANCE = 1e-12
@@ -568,30 +567,24 @@ def test_groups_and_scheduled_hyperparameters_agree(name: str) -> None:
     assert_parity(["trainer.precision=float64", "trainer.max_steps=100", *GROUPS[name]])
 
 
-def _of_lengths(names: Iterable[str], num_updates: int, quick: str) -> list[Any]:
-    """Each row with so many updates, and with 300 by `-m long`."""
-    slow = [(name, num_updates) for name in names]
-    return long_but([*slow, *((name, 300) for name in names)], slow, [(quick, num_updates)])
-
-
-def _float64(num_updates: int) -> list[str]:
+def in_float64(num_updates: int) -> list[str]:
+    """The overrides of a run of so many updates."""
     length = [f"trainer.max_steps={num_updates}", "trainer.max_epochs=null"]
     return ["trainer.precision=float64", *length]
 
 
-@pytest.mark.parametrize(("name", "num_updates"), _of_lengths(LAYERS, 60, "batch_norm"))
+@pytest.mark.parametrize(("name", "num_updates"), of_lengths(LAYERS, 60, ["batch_norm"]))
 def test_layers_agree(name: str, num_updates: int) -> None:
-    assert_parity([*_float64(num_updates), "schedule=cosine", *LAYERS[name]])
+    assert_parity([*in_float64(num_updates), "schedule=cosine", *LAYERS[name]])
 
 
-@pytest.mark.parametrize(("name", "num_updates"), _of_lengths(RUNS, 100, "huber"))
+@pytest.mark.parametrize(("name", "num_updates"), of_lengths(RUNS, 100, ["huber"]))
 def test_losses_and_short_batches_agree(name: str, num_updates: int) -> None:
-    assert_parity([*_float64(num_updates), *RUNS[name]])
+    assert_parity([*in_float64(num_updates), *RUNS[name]])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("loss", ["focal", "cosine_similarity"])
-def test_losses_of_several_targets_agree(loss: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("loss", "num_updates"), of_lengths(["focal", "cosine_similarity"], 60))
+def test_losses_of_several_targets_agree(loss: str, num_updates: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 5))
     y = x @ rng.normal(size=(5, 3))
@@ -600,16 +593,16 @@ def test_losses_of_several_targets_agree(loss: str, tmp_path: Path) -> None:
     np.savetxt(path, table, delimiter=",", header="a,b,c,d,e,f,g,h", comments="")
     task = "multilabel" if loss == "focal" else "regression"
     data = ["data=table", f"data.path={path}", "data.target=[f,g,h]", f"data.task={task}"]
-    assert_parity(["trainer.precision=float64", "trainer.max_steps=60", f"loss={loss}", *data])
+    assert_parity([*in_float64(num_updates), f"loss={loss}", *data])
 
 
-@pytest.mark.slow
-def test_binary_cross_entropy_agrees(tmp_path) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("num_updates", long_but([60, 300], slow=[60]))
+def test_binary_cross_entropy_agrees(num_updates: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 5))
     np.savez(tmp_path / "data.npz", x=x, y=(x[:, 0] + x[:, 1] > 0).astype(int))
     data = [f"data.path={tmp_path / 'data.npz'}", "data=npz", "loss=binary_cross_entropy"]
-    assert_parity(["trainer.precision=float64", "trainer.max_steps=60", *data])
+    assert_parity([*in_float64(num_updates), *data])
 
 
 @pytest.mark.parametrize(
