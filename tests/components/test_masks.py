@@ -11,7 +11,7 @@ import pytest
 from runner import dispatcher, load_run
 from runner.data.source import Batch
 from runner.errors import ConfigError
-from runner.plan import evaluate
+from runner.evaluation import evaluate
 from runner.spec import Measured
 from tests.command_line import forked
 from tests.rows import long_but, slow_rows
