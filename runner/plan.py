@@ -123,8 +123,10 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences about the user's own data and model."""
+        """Sentences about the user's own data and model, and about batch norm by process."""
         notes = [] if self.data.stream is None else [self._note_on_stream()]
+        if self.config.num_processes > 1 and not self.config.trainer.sync_batchnorm:
+            notes.append(self._note_on_batch_norm())
         if self.network.outputs is not None:
             notes.append(self._note_on_outputs(self.network.outputs))
         if not self.built.is_repeatable:
@@ -140,6 +142,16 @@ class Plan:
         model = self.config.model.name
         words = "the config's data, optimizer and schedule replace"
         return [*notes, f"model    {model}: {words} {', '.join(replaced)}"]
+
+    def _note_on_batch_norm(self) -> str:
+        """Say what trainer.sync_batchnorm=false does."""
+        key, num = "trainer.sync_batchnorm=false", self.config.num_processes
+        if not self.normalizes_by_process:
+            return f"note: {key} has no effect: the model has no batch norm"
+        return (
+            f"note: {key}: batch norm has the statistics of the rows of each of {num} processes "
+            f"alone, so the results depend on their number"
+        )
 
     def _note_on_outputs(self, outputs: Outputs) -> str:
         """Say which outputs the model has, and in which units they are."""
@@ -204,7 +216,19 @@ class Plan:
             recomputes=trainer.gradient_checkpointing,
             divides=self.config.strategy == "fsdp" and self.config.num_processes > 1,
             measures_norms=any(isinstance(c, callbacks.Norms) for c in self.config.callbacks),
+            syncs_batch_norm=not self.normalizes_by_process,
         )
+
+    @property
+    def normalizes_by_process(self) -> bool:
+        """True if batch norm has the statistics of each of several processes in training."""
+        return self.config.num_processes > 1 and self.has_own_statistics
+
+    @property
+    def has_own_statistics(self) -> bool:
+        """True if batch norm would have the statistics of each process alone."""
+        norms = [node for node in self.network.walk() if node.spec.layer == "batch_norm"]
+        return not self.config.trainer.sync_batchnorm and bool(norms or self.built.shared)
 
     @property
     def compiles(self) -> bool:
@@ -1154,10 +1178,12 @@ def _changing(config: Config, sizes: Sequence[SizedPart], num_rows: int) -> Orde
 
 
 def _check_parts(config: Config, net: Network, order: Order | InOrder) -> None:
-    """Refuse a process without rows where Keras needs some: its recurrent layers fail without rows,
-    and batch norm needs all processes to reach it."""
+    """Refuse a process without rows where batch norm has its statistics, or where Keras needs some:
+    its recurrent layers fail without rows, and batch norm needs all processes to reach it."""
     parts = [*getattr(order, "earlier", ()), order.segment(order.epochs.starts[-1])]
     smallest = min((p.last_row - p.first_row) % p.batch_size or p.batch_size for p in parts)
+    if not config.trainer.sync_batchnorm:
+        _check_own_rows(config, net, smallest)
     is_exact = config.trainer.precision == "exact"
     if isinstance(net, CustomNetwork) and smallest < config.num_processes:
         what = "batch norm" if net.built.shared else None
@@ -1181,6 +1207,22 @@ def _check_parts(config: Config, net: Network, order: Order | InOrder) -> None:
             f"which {recurrent[0]} with batch_norm does not support on Keras; set "
             f"trainer.global_batch_size to a number that leaves a last batch of at least "
             f"{config.devices} rows"
+        )
+
+
+def _check_own_rows(config: Config, net: Network, smallest: int) -> None:
+    """Refuse batch norm by process where one has no row, or one without a variance, of a batch of
+    `smallest` rows."""
+    norms = [node for node in net.walk() if node.spec.layer == "batch_norm"]
+    fewest = 2 if any(len(node.input_shape) == 1 for node in norms) else 1
+    num = config.num_processes
+    if norms and smallest < fewest * num:
+        few = "without rows" if fewest == 1 else f"with fewer than {fewest} rows"
+        raise ConfigError(
+            f"devices={config.devices} leaves a process {few} in a batch of {smallest}, which "
+            f"batch norm does not support with trainer.sync_batchnorm=false; set "
+            f"trainer.global_batch_size to a number that leaves a last batch of at least "
+            f"{fewest * num} rows"
         )
 
 

@@ -107,6 +107,9 @@ class RunSpec(ModelSpec):
     # each process of `world` keeps a part of the weights, gradients and slots
     divides: bool = False
     measures_norms: bool = False  # Live.gradient_norms is called: all processes take part
+    # False: batch norm in training has the statistics of this process's rows, and each update ends
+    # with the mean of the processes' running statistics
+    syncs_batch_norm: bool = True
 
     @property
     def num_steps(self) -> int:

@@ -71,15 +71,19 @@ _STOCK_NAMES = {
 class DropoutState:
     """Seed, step and micro-batch of the current forward pass. Together with the index of a layer
     they determine its dropout mask. A process that has a part of the micro-batch has the rows from
-    `first_row` on, of `num_rows`; `together` are the processes, None for one."""
+    `first_row` on, of `num_rows`; `together` are the processes, None for one. Batch norm has the
+    statistics of all of them, if it `syncs_statistics`."""
 
-    def __init__(self, seed: int, together: Together | None = None) -> None:
+    def __init__(
+        self, seed: int, together: Together | None = None, syncs_statistics: bool = True
+    ) -> None:
         # a variable, so that runs with other seeds can use the same compiled functions
         self.seed = tf.Variable(seed, trainable=False, dtype=tf.int64)
         self.step: Any = 0
         self.micro_batch: Any = 0
         self.first_row = self.num_rows = 0
         self.together = together
+        self.syncs_statistics = together is not None and syncs_statistics
         self.recomputes = False  # True while the backward pass computes a block again
 
 
@@ -227,7 +231,7 @@ class _BatchNorm(native.BatchNormalization):
             self._by_kernel if len(x.shape) == 4 and x.dtype == tf.float32 else self._by_formula
         )
         if training:
-            several = self.dropout_state.together is not None
+            several = self.dropout_state.syncs_statistics
             y, mean, variance = self._by_total(x) if several else normalize(x, None)
             if self.dropout_state.recomputes:
                 return ops.cast(y, self.compute_dtype) if is_16_bit else y

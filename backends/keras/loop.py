@@ -282,7 +282,7 @@ def train(
             model = _last[1]
             model.engine.start(run, start)
         else:
-            dropout_state = layers.DropoutState(run.seed, together)
+            dropout_state = layers.DropoutState(run.seed, together, run.syncs_batch_norm)
             model = _network(run, dropout_state, Model, run.recomputes)
             model.connect(run, start, dropout_state)
             _last = run, model

@@ -85,6 +85,9 @@ class Engine:
         names = frozen(run.groups)
         self.trained = {name: v for name, v in self.parameters.items() if name not in names}
         self.buffers = list(start.buffers)
+        # running statistics that differ between the processes, until the end of an update
+        is_local = dropout_state.together is not None and not run.syncs_batch_norm
+        self.own_statistics = [variables[name] for name in self.buffers if is_local]
         self.schedule = TableLR(run)
         self.slots: Any  # loads and saves the optimizer's slots
         self.own_optimizer: OwnOptimizer | None = None
@@ -167,7 +170,7 @@ class Engine:
         old_values = [tf.identity(variable.value) for variable in variables_to_restore]
         total, gradients, outputs = self._sums(step, batches, num_rows, sizes)
         if (together := self.dropout_state.together) is not None:
-            *gradients, total = distributed.add_up(together, [*gradients, total])
+            gradients, total = self._add_up(together, gradients, total)
         unscaled, is_finite = self._unscaled(gradients, total)
         step = tf.convert_to_tensor(step)  # before the optimizer counts this update
         self.optimizer.apply(self._clipped(unscaled), list(self.trained.values()))
@@ -176,6 +179,18 @@ class Engine:
         for variable, value in zip(variables_to_restore, old_values, strict=True):
             variable.assign(tf.where(is_finite, variable.value, value))
         return total, outputs
+
+    def _add_up(
+        self, together: distributed.Together, gradients: Sequence[Any], loss: Any
+    ) -> tuple[list[Any], Any]:
+        """Return the sums of the gradients and the loss over the processes. Replace running
+        statistics of this process alone by their means."""
+        running = [tf.identity(variable.value) for variable in self.own_statistics]
+        sums = distributed.add_up(together, [*gradients, loss, *running])
+        num = len(gradients)
+        for variable, total in zip(self.own_statistics, sums[num + 1 :], strict=True):
+            variable.assign(total / together.num)
+        return sums[:num], sums[num]
 
     def _sums(
         self, step: Any, batches: Sequence[Mapping[str, Any]], num_rows: int, sizes: Sequence[int]

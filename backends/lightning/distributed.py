@@ -88,9 +88,14 @@ class _Total(torch.autograd.Function):
 
 def share_statistics(network: nn.Module, state: DropoutState) -> None:
     """Let batch norm use the mean and variance of the whole micro-batch in training."""
-    for norm in filter(shares_statistics, network.modules()):
+    for norm in batch_norms(network):
         own = norm.forward
         norm.forward = partial(_normalize, norm, own, state)
+
+
+def batch_norms(network: nn.Module) -> list[Any]:
+    """Return the batch norms that several processes support."""
+    return [module for module in network.modules() if shares_statistics(module)]
 
 
 def shares_statistics(module: nn.Module) -> bool:

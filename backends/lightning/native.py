@@ -43,6 +43,7 @@ class Engine:
     """Trains torch.nn modules with autograd and the optimizers of this folder."""
 
     norm = staticmethod(optimizers.norm)  # of the gradients that this process has
+    own_norms: Sequence[Any] = ()  # batch norms with the statistics of this process's rows
 
     def __init__(self, run: RunSpec, start: TrainState, device: torch.device) -> None:
         self.run = run
@@ -95,7 +96,10 @@ class Engine:
         if self.world.size == 1:
             return
         distributed.connect(self.world)
-        distributed.share_statistics(self.network, self.dropout_state)
+        if self.run.syncs_batch_norm:
+            distributed.share_statistics(self.network, self.dropout_state)
+        else:
+            self.own_norms = distributed.batch_norms(self.network)
 
     def _flatten(self) -> Sequence[Sequence[Any]]:
         """Return the buffers that the optimizer updates, by parameter group."""
@@ -214,8 +218,20 @@ class Engine:
         return total, outputs
 
     def _add_up(self, loss: Tensor) -> None:
-        """Replace the loss and the gradients by their sums over the processes."""
-        distributed.add_up([*(flat.gradient for flat in self.flats), loss])
+        """Replace the loss and the gradients by their sums over the processes, and running
+        statistics of this process alone by their means."""
+        self._reduce([*(flat.gradient for flat in self.flats), loss])
+
+    def _reduce(self, sums: Sequence[Tensor]) -> None:
+        running = [
+            statistic
+            for norm in self.own_norms
+            for statistic in (norm.running_mean, norm.running_var)
+            if statistic is not None
+        ]
+        distributed.add_up([*sums, *running])
+        for statistic in running:
+            statistic.div_(self.world.size)
 
     def gradient_norms(
         self,

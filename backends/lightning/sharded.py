@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from backends.lightning import custom, distributed, layers, native, optimizers
+from backends.lightning import custom, layers, native, optimizers
 from backends.lightning.average import swapped
 from runner.components.optimizers import BASE_WEIGHTS, Group
 from runner.run import pulse
@@ -180,10 +180,10 @@ class Engine(native.Engine):
         return super().update(*arguments, **more)
 
     def _add_up(self, loss: Tensor) -> None:
-        """Add up the loss; FSDP2 has added up the gradients."""
+        """Do so for the loss and the statistics; FSDP2 has added up the gradients."""
         for flat in self.flats:
             flat.collect()
-        distributed.add_up([loss])
+        self._reduce([loss])
 
     def _norms(self) -> dict[str, float]:
         parts = [flat.gradient.double() for flat in self.flats]

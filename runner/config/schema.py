@@ -245,6 +245,7 @@ class Trainer(Section):
     gradient_clip_value: Positive | None
     precision: Precision
     tf32: bool
+    sync_batchnorm: bool
     steps_per_call: Annotated[Literal["auto"] | Count, _WHEN_RESUMED]
     threads: Annotated[Literal["auto"] | Count, _WHEN_RESUMED]
     process_timeout: Annotated[Timeout, _WHEN_RESUMED]
@@ -513,6 +514,10 @@ def _on_one_device(composed: Mapping[str, Any]) -> dict[str, Any]:
         known = {key: value for key, value in trainer.items() if key not in newer}
         if known.get("tf32") is False:  # as all runs were from before there was the key
             del known["tf32"]
+        if "sync_batchnorm" in known:
+            num = num_processes(composed)
+            if known.pop("sync_batchnorm") is False and num != 1:  # the number counts
+                known["sync_batchnorm"] = num
         values["trainer"] = known if rows is None else {**known, "batch_size": rows}
     one = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     return {**values, **{key: value for key, value in one.items() if key in values}}
@@ -524,14 +529,24 @@ def global_batch_size(composed: Mapping[str, Any]) -> int | list[dict[str, Any]]
     trainer = composed["trainer"]
     if (rows := trainer.get("global_batch_size")) is not None:
         return rows  # type: ignore[no-any-return]
-    sizes, numbers = trainer.get("batch_size"), [composed.get("num_nodes", 1)]
-    numbers.append(num_devices(composed.get("devices", 1)))
+    sizes, numbers = trainer.get("batch_size"), _numbers(composed)
     is_list = isinstance(sizes, list) and all(isinstance(part, Mapping) for part in sizes)
     parts = sizes if is_list else [{"size": sizes}]
     if not all(type(number) is int for number in (*numbers, *(p.get("size") for p in parts))):
         return None
     scaled = [{**part, "size": part["size"] * math.prod(numbers)} for part in parts]
     return scaled if is_list else scaled[0]["size"]
+
+
+def num_processes(composed: Mapping[str, Any]) -> int | None:
+    """Return the number of processes of a config; None if it has none."""
+    numbers = _numbers(composed)
+    return math.prod(numbers) if all(type(number) is int for number in numbers) else None
+
+
+def _numbers(composed: Mapping[str, Any]) -> list[Any]:
+    """Return the number of machines and of devices of each."""
+    return [composed.get("num_nodes", 1), num_devices(composed.get("devices", 1))]
 
 
 def num_devices(devices: Any) -> int:

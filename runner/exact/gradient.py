@@ -38,10 +38,11 @@ def gradient(
     vector, outputs, buffers = None, [], dict(buffers)
     unchanged = frozen(run.groups)
     zeros = {name: [0.0 * weights[name]] for name in unchanged}
+    is_local = run.world.size > 1 and not run.syncs_batch_norm
     for micro_batch, (batch, size) in enumerate(zip(batches, sizes, strict=True)):
         x, y = batch["x"], batch["y"]
         where = Place(seed, step, micro_batch, run.world.cut(size)[0])
-        p = Pass(o, {**weights, **buffers}, size, where, unchanged)
+        p = Pass(o, {**weights, **buffers}, size, where, unchanged, syncs_batch_norm=not is_local)
         z, tape = forward(p, run.network.nodes, x)
         g = FORMS[run.loss.name][0](o, run.loss, _by_position(o, run, z), _target(o, run, y))
         g = _weighted(o, run, g, batch.get("weight"))
@@ -53,9 +54,24 @@ def gradient(
         vector = batch_vector if vector is None else o.r(vector + batch_vector)
         buffers.update(p.buffers)
         outputs.append(z)
+    if is_local:
+        buffers = _means(o, buffers, run.world.size)
     if clips:
         vector = optimizers.clip(o, vector, run.clips, layout)
     return vector, buffers, outputs
+
+
+def _means(o: Primitives, buffers: Buffers, num: int) -> Buffers:
+    """Return the means of the buffers [C] over `num` processes: R(R(sum) / num), each number on a
+    grid of its own."""
+    values = o.reshape(o.join([*buffers.values()]), (-1, 1))
+    q, unit = o.grid(values, sum_bits(num), per_row=True, of_all=True)
+    mean = o.reshape(divide(o, o.r(o.over_all(q) * unit), num), (-1,))
+    means, begin = {}, 0
+    for name, buffer in buffers.items():
+        means[name] = mean[begin : begin + buffer.shape[0]]
+        begin += buffer.shape[0]
+    return means
 
 
 def norms(run: RunSpec, layout: Layout, vector: np.ndarray) -> dict[str, float]:

@@ -45,6 +45,7 @@ class Pass:
     # the running statistics after this pass
     buffers: dict[str, Tensor] = field(default_factory=dict)
     mask: Tensor = None  # bool[N, T]: false at the padding of sequences; set by `find_mask`
+    syncs_batch_norm: bool = True  # False: batch norm has the rows of this process alone
 
     @property
     def is_evaluation(self) -> bool:
@@ -469,18 +470,29 @@ def _drop(p: Pass, node: Node, mask: Tensor, x: Tensor) -> Tensor:
 # --- norms
 
 
+def _num_normalized(p: Pass, node: Node, x: Tensor) -> int:
+    """Return how many values batch norm normalises together for each index of the last axis."""
+    rows = (p.rows or 0) if p.syncs_batch_norm else int(x.shape[0])
+    return rows * math.prod(node.input_shape[:-1])
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
 def batch_norm(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
     o, s = p.o, node.spec
     scale, offset, running_mean, running_variance = (p.value(node, v.name) for v in node.variables)
     if p.is_evaluation:
         inverse = _inverse_root(o, running_variance, s.eps)
         return o.r(o.r(x - running_mean) * o.r(scale * inverse) + offset), None
-    num, axes = _num_rows(p, node), tuple(range(len(node.input_shape)))
-    q, unit = p.grid(x, sum_bits(num))
-    mean = divide(o, o.r(p.over_all(o.sum(q, axes)) * unit), num)
+    num, axes = _num_normalized(p, node, x), tuple(range(len(node.input_shape)))
+    grid, over_all = (p.grid, p.over_all) if p.syncs_batch_norm else (o.grid, _same)
+    q, unit = grid(x, sum_bits(num))
+    mean = divide(o, o.r(over_all(o.sum(q, axes)) * unit), num)
     centred = o.r(x - mean)
-    q, unit = p.grid(centred, product_bits(num))
-    variance = divide(o, o.r(p.over_all(o.sum(q * q, axes)) * (unit * unit)), num)
+    q, unit = grid(centred, product_bits(num))
+    variance = divide(o, o.r(over_all(o.sum(q * q, axes)) * (unit * unit)), num)
     unbiased = o.r(variance * constant(num / max(1, num - 1)))
     for name, old, new in (("mean", running_mean, mean), ("variance", running_variance, unbiased)):
         p.buffers[f"{node.name}/{name}"] = o.r(
@@ -496,14 +508,15 @@ def batch_norm_backward(
 ) -> tuple[Tensor, Gradients]:
     """Differentiate batch norm; n is the normalised input: dx = (g - mean(g) - n mean(g n)) scale /
     root."""
-    o, (normalized, inverse), num = p.o, memory, _num_rows(p, node)
-    axes, bits = tuple(range(len(node.input_shape))), product_bits(num)
+    o, (normalized, inverse), num = p.o, memory, _num_normalized(p, node, g)
+    axes, bits = tuple(range(len(node.input_shape))), product_bits(_num_rows(p, node))
     (qg, ug), (qn, un) = p.grid(g, bits), p.grid(normalized, bits)
     sums = [o.sum(qg * qn, axes) * (ug * un), o.sum(qg, axes) * ug]
     gradients = dict(zip(("scale", "offset"), sums, strict=True))
     if not needs_dx:
         return None, gradients
-    both = o.r(p.over_all(o.join(sums)))
+    both = o.join(sums)
+    both = o.r(p.over_all(both) if p.syncs_batch_norm else both)
     scale, offset = both[: node.input_shape[-1]], both[node.input_shape[-1] :]
     centred_g = o.r(o.plus(o.r(g - divide(o, offset, num)), normalized, -divide(o, scale, num)))
     return o.r(centred_g * o.r(p.value(node, "scale") * inverse)), gradients

@@ -44,9 +44,11 @@ def hashes(state: TrainState, losses: np.ndarray) -> dict[str, str]:
     }
 
 
-def write(folder: Path, composed: Mapping[str, Any], state: TrainState) -> dict[str, str]:
-    """Write FOLDER/certificate.json: the config, the data's hash and the hashes of the results.
-    Versions are for information only."""
+def write(
+    folder: Path, composed: Mapping[str, Any], state: TrainState, more: Mapping[str, Any]
+) -> dict[str, str]:
+    """Write FOLDER/certificate.json: the config, the data's hash, the hashes of the results, and
+    `more`. Versions are for information only."""
     losses = run_folder.read_columns(folder / "trace.csv")["loss"][: state.step]
     result = hashes(state, losses)
     data, environment = (
@@ -55,6 +57,7 @@ def write(folder: Path, composed: Mapping[str, Any], state: TrainState) -> dict[
     certificate = {
         "format": FORMAT,
         "steps": state.step,
+        **more,
         **result,
         "tensors_sha256": tensor_hashes(state),
         "data_sha256": data["sha256"],

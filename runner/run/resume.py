@@ -19,7 +19,7 @@ from runner.components import averages, loss_scale
 from runner.components.optimizers import Custom
 from runner.config import times
 from runner.config.given import Given
-from runner.config.schema import Config, global_batch_size, marked, parse
+from runner.config.schema import Config, global_batch_size, marked, num_processes, parse
 from runner.data.dataset import changed
 from runner.data.order import begun
 from runner.errors import ConfigError, RunError, nearest, show
@@ -153,6 +153,7 @@ def check(resumed: Resumed, prepared: Plan, start: TrainState) -> None:
             f"resume: backend must stay {before} with optimizer=custom, whose state is of that "
             f"framework, got {after}"
         )
+    _check_processes(resumed, prepared)
     # the optimizer of the user's own checks its slots itself
     for slot in {} if is_own else {**start.slots, **loss_scale.split(resumed.state.slots)[0]}:
         saved_slot, new_slot = resumed.state.slots.get(slot, {}), start.slots.get(slot, {})
@@ -181,6 +182,20 @@ def check(resumed: Resumed, prepared: Plan, start: TrainState) -> None:
         raise ConfigError(
             f"resume: {folder} is at step {step} of {total}, nothing is left; to train longer, "
             f"increase trainer.{key}, now {show(getattr(trainer, key))}"
+        )
+
+
+def _check_processes(resumed: Resumed, prepared: Plan) -> None:
+    """Refuse another number of processes if batch norm has the statistics of each of them."""
+    now = num_processes(resumed.values)
+    devices, nodes = (
+        resumed.changes.get(key, (resumed.values[key],))[0] for key in ("devices", "num_nodes")
+    )
+    before = num_processes({"devices": devices, "num_nodes": nodes})
+    if now != before and prepared.has_own_statistics:
+        raise ConfigError(
+            f"resume: the number of processes, devices times num_nodes, must stay {before} with "
+            f"trainer.sync_batchnorm=false, where batch norm has the statistics of each, got {now}"
         )
 
 

@@ -656,8 +656,12 @@ def _updates(
     }
     if spec.scales_loss:
         result["overflowed"] = loss_scale.split(state.slots)[1].num_skipped
+    by_process = {}
+    if prepared.normalizes_by_process:  # the results depend on their number
+        by_process = {"sync_batchnorm": False, "processes": prepared.config.num_processes}
+    result |= by_process
     if spec.precision == "exact":
-        result |= certificate.write(training.path, job.composed, state)
+        result |= certificate.write(training.path, job.composed, state, by_process)
     return result
 
 

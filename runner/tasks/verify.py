@@ -30,6 +30,12 @@ def verify(run: Run, steps: str | None) -> int:
             f"task=verify takes runs with trainer.precision=exact, got one with "
             f"{run.config.trainer.precision}"
         )
+    if run.plan.normalizes_by_process:
+        raise ConfigError(
+            f"task=verify repeats a run in one process, and batch norm of this one has the "
+            f"statistics of each of {run.config.num_processes} (trainer.sync_batchnorm=false); "
+            f"train it again and compare certificate.json"
+        )
     recorded = _certificate(run)
     _check_card(run, recorded)
     begin, end, backend = *_range(steps, recorded["steps"]), run.config.backend

@@ -91,10 +91,13 @@ def update(o: Primitives, run: RunSpec, state: Any) -> list[np.ndarray]:
     return [np.array(value) for value in (vector, loss, *buffers.values(), *outputs)]
 
 
-def of_processes(make: Callable[[Any], Any], overrides: Sequence[str], num: int) -> Any:
+def of_processes(
+    make: Callable[[Any], Any], overrides: Sequence[str], num: int, **changed: bool
+) -> Any:
     """Return what each of `num` threads finds as one of the processes."""
     prepared = prepare([*BASE, *overrides])
     run, table, state = prepared.run_spec(), Table(num), first(prepared)
+    run = replace(run, **changed)
 
     def one(rank: int) -> list[np.ndarray]:
         o = table.of(rank, make) if num > 1 else make(None)
@@ -120,6 +123,36 @@ def assert_as_one_process(way: str, overrides: Sequence[str], num: int) -> None:
 )
 def test_an_update_of_several_processes_is_that_of_one(way: str, num: int) -> None:
     assert_as_one_process(way, CHECKED, num)
+
+
+@pytest.mark.parametrize("way", slow_but([way for way in WAYS if way != "numpy"], "torch"))
+def test_batch_norm_of_each_process_has_the_same_bits_everywhere(way: str) -> None:
+    """All processes have the same running statistics after an update, and others than with the
+    statistics of all rows."""
+    expected = of_processes(NumPy, CHECKED, 2, syncs_batch_norm=False)
+    found = of_processes(WAYS[way], CHECKED, 2, syncs_batch_norm=False)
+    synced = of_processes(NumPy, CHECKED, 2)
+    for rank in range(2):
+        for i, value in enumerate(expected[rank]):
+            np.testing.assert_array_equal(bits(found[rank][i]), bits(value), err_msg=f"value {i}")
+    for i in range(len(expected[0]) - len(SIZES)):
+        np.testing.assert_array_equal(bits(expected[0][i]), bits(expected[1][i]))
+        assert not np.array_equal(expected[0][i], synced[0][i])
+
+
+def test_the_mean_over_processes_is_that_of_each_statistic() -> None:
+    """Rounded twice to float32: a relative error of 2^-23 at most."""
+    values = [{"a": np.array([1.0, 1e-20, 3.0]), "b": np.array([1e9 * k])} for k in (1, 2, 4)]
+    table = Table(3)
+
+    def one(rank: int) -> Any:
+        return gradient._means(table.of(rank, NumPy), values[rank], 3)
+
+    with ThreadPoolExecutor(3) as threads:
+        for found in threads.map(one, range(3)):
+            for name in ("a", "b"):
+                expected = np.mean([each[name] for each in values], axis=0)
+                np.testing.assert_allclose(found[name], expected, rtol=2.0**-23)
 
 
 @pytest.mark.slow

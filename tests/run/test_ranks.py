@@ -120,6 +120,15 @@ def test_the_number_of_devices_is_not_in_the_hash() -> None:
     assert sha256(compose(["devices=4", f"trainer.global_{parts(64, 256)}"])) == changing
 
 
+def test_the_number_of_devices_is_in_the_hash_if_batch_norm_is_of_each() -> None:
+    """With one process, false is true."""
+    key, rows = "trainer.sync_batchnorm=false", "trainer.global_batch_size=64"
+    plain = sha256(compose([rows]))
+    hashes = [sha256(compose([key, rows, f"devices={num}"])) for num in (1, 2, 3)]
+    assert hashes[0] == plain == sha256(compose([rows, "devices=3"]))
+    assert len({*hashes}) == 3
+
+
 def test_devices_are_numbers_as_lightning_has_them() -> None:
     """`auto` is one process on a CPU: lightning's CPUAccelerator.auto_device_count() is 1."""
     found = [parse(compose([key])) for key in ("devices=auto", "devices=3")]
@@ -368,6 +377,60 @@ def test_in_exact_mode_every_number_of_processes_has_the_same_hashes(
     one = _train(tmp_path, "one", "backend=witness", *adam, base=base)
     several = _train(tmp_path, "several", f"backend={backend}", "devices=3", *adam, base=base)
     assert _hashes(several) == _hashes(one)
+
+
+BY_PROCESS = (
+    "model.layers=[{layer: reshape, shape: [8, 8, 1]}, {layer: conv2d, filters: 2, kernel_size: 3,"
+    "bias: false}, {layer: batch_norm}, {layer: flatten}, {layer: dense, units: outputs}]",
+    *("optimizer=sgd", "optimizer.momentum=0.9", "device=cpu", "trainer.max_epochs=1"),
+)
+
+
+@pytest.mark.slow
+def test_batch_norm_of_each_process_is_that_of_micro_batches(tmp_path: Path) -> None:
+    """The oracle is one process with two micro-batches an update, the parts of the two processes:
+    each normalises alone, and all rows have one mean loss. Its running statistics move twice, so
+    only the two backends have equal ones. The number of processes must stay."""
+    base = (*BY_PROCESS, "trainer.precision=float64")
+    half = ("trainer.batch_size=16", "trainer.accumulate_grad_batches=2")
+    two = ("devices=2", "trainer.batch_size=16", "trainer.sync_batchnorm=false")
+    one = state_of(_train(tmp_path, "one", *half, base=base))
+    runs = [_train(tmp_path, name, f"backend={name}", *two, base=base) for name in BACKENDS]
+    _check_equal(*runs)
+    states = [*map(state_of, runs)]
+    trained = [name for name in one if "/mean" not in name and "/variance" not in name]
+    assert len(trained) == len(one) - 2
+    for name in trained:
+        np.testing.assert_allclose(states[0][name], one[name], rtol=0, atol=CLOSE, err_msg=name)
+    result = json.loads((runs[0] / "result.json").read_text())
+    assert (result["sync_batchnorm"], result["processes"]) == (False, 2)
+    done = forked(tmp_path, (f"resume={runs[0]}", "devices=1", "trainer.max_epochs=2"))[0]
+    assert (done.status, done.err.strip()) == (
+        2,
+        "error: resume: the number of processes, devices times num_nodes, must stay 2 with "
+        "trainer.sync_batchnorm=false, where batch norm has the statistics of each, got 1",
+    )
+
+
+@pytest.mark.slow
+def test_in_exact_mode_batch_norm_of_each_process_has_the_same_hashes(tmp_path: Path) -> None:
+    """On every backend, with the same number of processes; without the key there are others."""
+    base = (*BY_PROCESS, "trainer.precision=exact", "trainer.global_batch_size=50", "devices=3")
+    own = "trainer.sync_batchnorm=false"
+    names = (*BACKENDS, "witness")
+    runs = [_train(tmp_path, name, f"backend={name}", own, base=base) for name in names]
+    hashes = [*map(_hashes, runs)]
+    assert hashes == hashes[:1] * 3
+    assert _hashes(_train(tmp_path, "synced", "backend=witness", base=base)) != hashes[0]
+    certificate = json.loads((runs[0] / "certificate.json").read_text())
+    assert (certificate["sync_batchnorm"], certificate["processes"]) == (False, 3)
+    done = forked(tmp_path, ("task=verify", f"run={runs[0]}"))[0]
+    assert (done.status, done.err.strip()) == (
+        2,
+        "error: task=verify repeats a run in one process, and batch norm of this one has the "
+        "statistics of each of 3 (trainer.sync_batchnorm=false); train it again and compare "
+        "certificate.json",
+    )
 
 
 @pytest.mark.slow
