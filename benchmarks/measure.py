@@ -77,15 +77,16 @@ def ours(
     num_threads: int | None,
     variables: Mapping[str, str] | None = None,
     checkout: Path = ROOT,
+    module: Sequence[str] = ("runner",),
 ) -> Iterator[tuple[float, float, Path]]:
     """Run Twinrun's command line; yield its seconds, its peak megabytes and its output folder,
     which exists during the block. If `num_threads` is None, the environment sets no number of
-    threads except in `variables`."""
+    threads except in `variables`. `module` is the module that runs, and its own arguments."""
     with tempfile.TemporaryDirectory() as name:
         arguments = [*overrides, f"backend={backend}", "device=cpu", f"output.root={name}"]
         if num_threads is not None:
             arguments.append(f"trainer.threads={num_threads}")
-        command = [sys.executable, "-m", "runner", *arguments]
+        command = [sys.executable, "-m", *module, *arguments]
         inherited = {key: value for key, value in os.environ.items() if key not in environment(1)}
         seconds, megabytes, _ = execute(
             command,

@@ -1,15 +1,18 @@
 """Measure what each tracker costs a run.
 
-    python -m benchmarks.trackers                      # the MLP on both backends; five minutes
-    python -m benchmarks.trackers --models mlp cnn --trackers tensorboard --rounds 5 --markdown
+    python -m benchmarks.trackers                      # the MLP on both backends; three minutes
+    python -m benchmarks.trackers --models cnn --trackers mlflow --backends keras --markdown
 
-The small model has the most points a second. A run without a tracker and a run with each take
-turns, each in a new process with a store of its own, in another order each round; MLflow's store is
-made before, as a first run does once. "training" is the ratio of two times from the first update to
-the last one, with evaluations and checkpoints: of a run with the tracker, and of the run without
-one in the same round; the median of the rounds, the smallest and the largest. The goal is 1.02.
-"more seconds" is what the whole command takes longer: the import of the library before the
-training, and what is left to write at the end.
+"mlp" has the most points a second: 1,000 epochs of some 10 ms, ten seconds of training. "cnn" is a
+run of usual size: a minute, with an epoch each few seconds. Each run is a new process with a store
+of its own; MLflow's is made before, as a first run does once.
+
+"beside" is the time of the processor that the tracker takes while the run trains, in the calls
+of its observer, in its threads and in its processes, divided by the seconds of the training: the
+most that the training can lose, where no core is free. "fixed" are its seconds of the processor
+before and after: the import of the library, which is once a command, the start, and the last
+points. "of a minute" is what both take of a run of a minute; the goal is 2 %. "wait" are the
+seconds that the run waits at its end. benchmarks.tracked has the clocks.
 """
 
 import argparse
@@ -20,28 +23,38 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 
 from benchmarks.cost import BACKENDS, CNN, write_images
 from benchmarks.measure import in_new_process, ours
 from benchmarks.report import layout, machine
+from benchmarks.tracked import Cost
 from runner.run.run_folder import read_json
 from runner.run.trackers import TRACKERS
 
-NONE = "null"
 MODELS = ("mlp", "cnn")
+_NUM_EPOCHS = {"mlp": 1000, "cnn": 12}
 _STORE = "mlflow.db"
 
 
 @dataclass(frozen=True)
 class Overhead:
-    """A tracker on one model and backend, against the run without it in each round."""
+    """A tracker on one model and backend."""
 
     model: str
     backend: str
     tracker: str
-    ratios: list[float]  # of the training's seconds
-    more_seconds: list[float]  # of the whole command
+    train_seconds: float
+    cost: Cost
+
+    @property
+    def beside(self) -> float:
+        """The part of the training's time that the tracker takes of a core."""
+        return self.cost.beside / self.train_seconds
+
+    @property
+    def fixed(self) -> float:
+        """The seconds of the processor before and after the training."""
+        return self.cost.load + self.cost.open + self.cost.last
 
 
 def main() -> int:
@@ -55,8 +68,19 @@ def main() -> int:
             in_new_process(_make_store, folder / _STORE)
         for model in arguments.models:
             for backend in arguments.backends:
-                found += _measured(model, backend, folder, arguments.trackers, arguments.rounds)
-    header = ("model", "backend", "tracker", "training", "smallest", "largest", "more seconds")
+                for tracker in arguments.trackers:
+                    found.append(_measured(model, backend, tracker, folder))
+                    print(found[-1], file=sys.stderr, flush=True)
+    header = (
+        "model",
+        "backend",
+        "tracker",
+        "training s",
+        "beside %",
+        "fixed s",
+        "of a minute %",
+        "wait s",
+    )
     print(layout([header, *map(_row, found)], arguments.markdown))
     if arguments.json is not None:
         values = {"machine": machine(), "overheads": [asdict(each) for each in found]}
@@ -71,7 +95,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["mlp"])
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     parser.add_argument("--trackers", nargs="+", choices=list(TRACKERS), default=list(TRACKERS))
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write everything that was measured"
     )
@@ -85,55 +108,36 @@ def _make_store(path: Path) -> None:
     make_store(path)
 
 
-def _run_of(model: str, folder: Path) -> Sequence[str]:
-    """Return the overrides: 1,000 epochs of the small model, or 9 of a CNN with a million weights;
-    some ten seconds of training, so that the start of a tracker does not decide."""
+def _overrides(model: str, folder: Path) -> Sequence[str]:
+    length = f"trainer.max_epochs={_NUM_EPOCHS[model]}"
     if model == "mlp":
-        return ["trainer.max_epochs=1000"]
-    return [*CNN, "data=npz", f"data.path={folder / 'images.npz'}", "trainer.max_epochs=9"]
+        return [length]
+    return [*CNN, "data=npz", f"data.path={folder / 'images.npz'}", length]
 
 
-def _measured(
-    model: str, backend: str, folder: Path, trackers: Sequence[str], num_rounds: int
-) -> list[Overhead]:
-    found = [Overhead(model, backend, name, [], []) for name in trackers]
-    overrides = _run_of(model, folder)
-    names = [NONE, *trackers]
-    for number in range(num_rounds):
-        first = number % len(names)
-        times = {
-            name: _run(backend, [*overrides, f"logger={name}"], folder)
-            for name in [*names[first:], *names[:first]]
-        }
-        train, whole = times[NONE]
-        for each in found:
-            own_train, own_whole = times[each.tracker]
-            each.ratios.append(own_train / train)
-            each.more_seconds.append(own_whole - whole)
-        print(model, backend, f"round {number + 1} of {num_rounds}", file=sys.stderr, flush=True)
-    return found
-
-
-def _run(backend: str, overrides: Sequence[str], folder: Path) -> tuple[float, float]:
-    """Return the seconds of the training and of the whole command."""
+def _measured(model: str, backend: str, tracker: str, folder: Path) -> Overhead:
+    """Train with one thread and one tracker, in a new process."""
     with tempfile.TemporaryDirectory(dir=folder) as own:
         variables = {"WANDB_MODE": "offline"}
-        if "logger=mlflow" in overrides:
+        if tracker == "mlflow":
             store = shutil.copy(folder / _STORE, own)
             variables["MLFLOW_TRACKING_URI"] = f"sqlite:///{store}"
-        with ours(backend, overrides, 1, variables) as (seconds, _, root):
+        file = Path(own) / "cost.json"
+        overrides = [*_overrides(model, folder), f"logger={tracker}"]
+        module = ("benchmarks.tracked", str(file))
+        with ours(backend, overrides, 1, variables, module=module) as (_, _, root):
             (path,) = root.glob("runs/*/result.json")
             result = read_json(path)
+        cost = Cost(**read_json(file))
     assert result["status"] == "completed"
-    return float(result["seconds"]["train"]), seconds
+    return Overhead(model, backend, tracker, float(result["seconds"]["train"]), cost)
 
 
 def _row(each: Overhead) -> tuple[str, ...]:
-    ratios = (median(each.ratios), min(each.ratios), max(each.ratios))
     return (
-        *(each.model, each.backend, each.tracker),
-        *(f"{ratio:.3f}" for ratio in ratios),
-        f"{median(each.more_seconds):.1f}",
+        *(each.model, each.backend, each.tracker, f"{each.train_seconds:.1f}"),
+        *(f"{100 * each.beside:.2f}", f"{each.fixed:.2f}"),
+        *(f"{100 * (each.beside + each.fixed / 60):.2f}", f"{each.cost.wait:.2f}"),
     )
 
 

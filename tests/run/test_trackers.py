@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ from runner.run import checkpoint, trackers
 from runner.run.trackers.follower import Follower, without_secrets
 from runner.run.trackers.points import spacing
 from runner.run.trackers.tracker import Point, TrackedRun, Tracker, hyperparameters
-from tests.command_line import BACKENDS, Running, forked
+from tests.command_line import BACKENDS, Running, forked, in_new_process
 from tests.rows import slow_but
 
 NUM_STEPS, EPOCH = 9, 3
@@ -402,6 +402,94 @@ def test_a_tracker_that_hangs_does_not_hold_the_run(
         hangs.set()
     assert len(said.lines) == 1
     assert "no answer in" in said.lines[0]
+
+
+def test_a_tracker_that_has_hung_for_long_is_told_at_once_and_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training never waits, or this test would not end. One second: far above the time of a
+    thread that is scheduled, far below the wait of a tracker that may still answer."""
+    from threading import Event
+
+    record(tmp_path, 0, NUM_STEPS)
+    said, hangs, chunk = Said(), Event(), cast(Any, None)
+    with follower("tensorboard", tmp_path, said, lambda run: hangs.wait() and Silent(run)) as one:
+        monkeypatch.setattr("runner.run.trackers.follower._PATIENCE_SECONDS", 0.05)
+        while not said.lines:
+            one.on_chunk(chunk, chunk, chunk)
+        monkeypatch.setattr("runner.run.trackers.follower._PATIENCE_SECONDS", 0.01)
+        began = time.monotonic()
+        one.on_end({"status": "completed"})
+        assert time.monotonic() - began < 1
+        hangs.set()
+    assert [line.partition(";")[0] for line in said.lines] == [
+        "warning: logger=tensorboard has not answered for 0 s",
+        "warning: logger=tensorboard failed: no answer in 0 s",
+    ]
+
+
+@pytest.mark.parametrize("is_busy", [True, False])
+def test_a_slow_tracker_takes_two_percent_of_the_time(tmp_path: Path, is_busy: bool) -> None:
+    """Each write takes 10 ms, on a core or asleep, so it is followed by a rest of at least half a
+    second. The run has 100 checkpoints a second; its own thread does next to nothing for it."""
+    num_writes = 0
+
+    class Slow(Silent):
+        def write(self, points: Sequence[Point]) -> None:
+            nonlocal num_writes
+            num_writes += 1
+            end = time.thread_time() + 0.01
+            while is_busy and time.thread_time() < end:
+                pass
+            time.sleep(0.0 if is_busy else 0.01)
+
+    record(tmp_path, 0, 1)
+    with follower("tensorboard", tmp_path, Said(), Slow) as one:
+        began, used, chunk = time.monotonic(), 0.0, cast(Any, None)
+        for step in range(1, 121):
+            record(tmp_path, step, step + 1)
+            before = time.thread_time()
+            one.on_checkpoint(tmp_path / str(step))
+            one.on_chunk(chunk, chunk, chunk)
+            used += time.thread_time() - before
+            time.sleep(0.01)
+        elapsed = time.monotonic() - began
+        assert 1 <= num_writes <= 1 + elapsed / 0.5
+    assert used < 0.02 * elapsed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_run_with_a_tracker_that_sleeps_has_all_points_and_a_warning(
+    tmp_path: Path, backend: str
+) -> None:
+    """Every call sleeps three seconds. benchmarks.tracked counts the time of the processor, so
+    other processes do not matter; the run lasts two seconds or longer."""
+    code = f"""
+    import sys, time
+    from benchmarks import tracked
+    from runner.run.trackers.tensorboard import TensorBoard
+
+    def asleep(method):
+        def call(*arguments):
+            time.sleep(3)
+            return method(*arguments)
+        return call
+
+    for name in ("open", "write", "close"):
+        setattr(TensorBoard, name, asleep(getattr(TensorBoard, name)))
+    sys.argv[1:] = ["cost.json", "backend={backend}", "device=cpu", "logger=tensorboard"]
+    sys.argv += ["trainer.max_epochs=300", "schedule=linear"]
+    sys.exit(tracked.main())
+    """
+    out = in_new_process(tmp_path, dedent(code))
+    (folder,) = tmp_path.glob("outputs/runs/*")
+    cost = json.loads((tmp_path / "cost.json").read_text())
+    train = json.loads((folder / "result.json").read_text())["seconds"]["train"]
+    assert 0 < cost["beside"] < 0.02 * train
+    assert "warning: logger=tensorboard is slow: the run has waited" in out
+    steps = [step for step, _ in tensorboard_points(folder)["val/loss"]]
+    assert steps == [int(row["step"]) for row in rows_of(folder / "metrics.csv")]
 
 
 def test_secrets_are_replaced_and_other_text_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ import re
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,22 @@ from runner.run.trackers.tracker import TrackedRun, Tracker
 from runner.spec import Live, Report
 from runner.text.console import Console, log
 
-_PATIENCE_SECONDS = 30.0  # the wait at the end of a run for a tracker that does nothing
-_SHARE = 0.02  # the part of a run's time that writes may take
-_LONGEST_REST_SECONDS = 60.0
+_PATIENCE_SECONDS = 30.0  # without an answer of a tracker
+_SHARE = 0.02  # the part of a run's time that a tracker may take
+_LONGEST_REST_SECONDS = 60.0  # after a write that has waited, as for a server
+_SLOW_SECONDS = 5.0  # a longer wait at the end of a run is worth a warning
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
 _SHORTEST_SECRET = 4  # characters; a shorter value is not unique enough to be replaced
 
 
 class Follower(Observer):
-    """Passes the points of a run on to one tracker. A failure is one warning; the run goes on."""
+    """Passes the points of a run on to one tracker. A failure is one warning; the run goes on.
+
+    The training never waits for the tracker. After each write the thread rests, so that it uses at
+    most 2 % of the time of a core. The end of the run waits for the last points, but not for a
+    tracker that does not answer: not at all if it has been silent for 30 s, and at most 15 s, or
+    2 % of the run's time.
+    """
 
     def __init__(
         self,
@@ -47,12 +55,13 @@ class Follower(Observer):
         self._step: int | None = 0  # the updates that may be passed on; None: all
         self._status: str | None = None  # the run's, when it has ended
         self._num_steps: int | None = None  # its updates, when its files are written
-        self._num_written = 0
+        self._called_at: float | None = None  # when the tracker was called that has not answered
         self._error: str | None = None
-        self._is_told = False
+        self._is_told = self._is_late_told = False
         self._hint: str | None = None  # a command or an address that shows the tracked run
 
     def __enter__(self) -> "Follower":
+        self._began = time.monotonic()
         self._last = last(self.run.path)  # read before the training adds rows
         self._thread = threading.Thread(target=self._follow, name=self.name, daemon=True)
         # A library is imported in this thread. Many parse Python when they are imported, TensorFlow
@@ -80,19 +89,38 @@ class Follower(Observer):
             self._changed.notify()
 
     def on_end(self, result: Mapping[str, Any]) -> None:
+        ended = time.monotonic()
         with self._changed:
             self._step, self._status = None, str(result["status"])
             self._num_steps = result.get("steps")
             self._changed.notify()
-        num_written = -1
-        while self._thread.is_alive() and num_written != self._num_written:
-            num_written = self._num_written
-            self._thread.join(_PATIENCE_SECONDS)
+        self._wait(ended)
         if self._thread.is_alive():
-            self._error = f"no answer in {_PATIENCE_SECONDS:.0f} s"
+            self._error = f"no answer in {self._silence():.0f} s"
         self._tell()
         if self._hint is not None:
             self.console.say(f"tracker  {self._hint}")
+        waited = time.monotonic() - ended
+        if waited > max(_SLOW_SECONDS, _SHARE * (ended - self._began)):
+            self.console.say(
+                f"warning: logger={self.name} is slow: the run has waited {waited:.0f} s for it at "
+                f"its end"
+            )
+
+    def _wait(self, ended: float) -> None:
+        """Wait until the tracker has all, or has not answered for too long."""
+        limit = max(_PATIENCE_SECONDS / 2, _SHARE * (ended - self._began))
+        while self._thread.is_alive():
+            silence, waited = self._silence(), time.monotonic() - ended
+            left = min(_PATIENCE_SECONDS - silence, limit - min(silence, waited))
+            if left <= 0:
+                return
+            self._thread.join(left)
+
+    def _silence(self) -> float:
+        """Return the seconds since the tracker was called, if it has not answered yet."""
+        called_at = self._called_at  # the thread may set it at any moment
+        return 0.0 if called_at is None else time.monotonic() - called_at
 
     def _tell(self) -> None:
         if self._error is not None and not self._is_told:
@@ -101,6 +129,12 @@ class Follower(Observer):
             if self._status == "completed":
                 then = "it lacks points of the run"
             self.console.say(f"warning: logger={self.name} failed: {self._error}; {then}")
+        elif not self._is_late_told and self._silence() > _PATIENCE_SECONDS:
+            self._is_late_told = True
+            self.console.say(
+                f"warning: logger={self.name} has not answered for {_PATIENCE_SECONDS:.0f} s; the "
+                f"run goes on, and does not wait for it at its end"
+            )
 
     def _follow(self) -> None:
         """Run the thread: wait for checkpoints, pass on the points that they cover."""
@@ -114,40 +148,56 @@ class Follower(Observer):
         self._error = why(error)
 
     def _pass_on(self) -> None:
-        tracker = self._make(self.run)
-        done = tracker.open(self._last)
+        with self._asking():
+            tracker = self._make(self.run)
+        with self._asking():
+            done = tracker.open(self._last)
         points = Points(self.run.path, self._total_steps)
         step: int | None = 0
         while True:
             step, status = self._next(step)
+            began, used = time.monotonic(), time.thread_time()
             new = [point for point in points.until(step) if point.order > done]
             if new:
-                began = time.monotonic()
-                tracker.write(new)
+                with self._asking():
+                    tracker.write(new)
                 done = new[-1].order
-                self._num_written += len(new)
-                self._rest(time.monotonic() - began)
             if status is not None:
                 points.close()
-                try:
-                    self._keep_files(tracker)
-                finally:
-                    tracker.close(status)
-                self._hint = tracker.hint
+                self._end(tracker, status)
                 return
+            self._rest(time.monotonic() - began, time.thread_time() - used)
+
+    def _end(self, tracker: Tracker, status: str) -> None:
+        try:
+            self._keep_files(tracker)
+        finally:
+            with self._asking():
+                tracker.close(status)
+        self._hint = tracker.hint
 
     def _keep_files(self, tracker: Tracker) -> None:
         """Add the files that tracker.artifacts asks for; none of a run that raised an error."""
         for name, path in files.of_run(self.run.path, self.run.artifacts):
             if self._num_steps is not None:
-                tracker.keep(name, path, self._num_steps)
-                self._num_written += 1
+                with self._asking():
+                    tracker.keep(name, path, self._num_steps)
 
-    def _rest(self, spent: float) -> None:
-        """Wait after a write of `spent` seconds, until the run ends at the latest."""
-        seconds = min(spent / _SHARE, _LONGEST_REST_SECONDS)
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Note that the tracker works in this block."""
+        self._called_at = time.monotonic()
+        try:
+            yield
+        finally:
+            self._called_at = None
+
+    def _rest(self, seconds: float, used: float) -> None:
+        """Wait after `seconds` of work, `used` of them on a core, until the run ends at the
+        latest."""
+        rest = max(used / _SHARE, min(seconds / _SHARE, _LONGEST_REST_SECONDS))
         with self._changed:
-            self._changed.wait_for(lambda: self._status is not None, seconds)
+            self._changed.wait_for(lambda: self._status is not None, rest)
 
     def _next(self, step: int | None) -> tuple[int | None, str | None]:
         """Wait for another step than this one, or for the end. Return the step and the status."""

@@ -1,6 +1,6 @@
 """Read the points of a run from its records, trace.csv and metrics.csv, while they grow."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from runner.run.callbacks import memory, norms, throughput
@@ -46,8 +46,8 @@ class Points:
         """Return the points that have come: those of the first `step` updates; None: all."""
         if step != 0:  # callbacks write their headers when the first update begins
             self._read_others(step)
-        updates = self._trace.until(None if step is None else step - 1)
-        points = [self._update(row) for row in updates if self._is_point(int(row["step"]))]
+        updates = self._trace.until(None if step is None else step - 1, self._is_point)
+        points = [self._update(row) for row in updates]
         points += [self._evaluation(row) for row in self._metrics.until(step)]
         return sorted(points, key=lambda point: point.order)
 
@@ -98,15 +98,23 @@ class _Rows:
     def close(self) -> None:
         self._file.close()
 
-    def until(self, step: int | None) -> Iterator[dict[str, float]]:
-        """Yield the next rows with at most this step; None: with any."""
+    def until(
+        self, step: int | None, is_wanted: Callable[[int], bool] = lambda step: True
+    ) -> Iterator[dict[str, float]]:
+        """Yield the next rows with at most this step; None: with any. Rows of steps that are not
+        wanted are passed over; only their step is read, as a run may have thousands of them a
+        second."""
         while True:
             begin = self._file.tell()
             line = self._file.readline()
-            cells = line.decode().rstrip("\n").split(",")
-            if not line.endswith(b"\n") or (step is not None and int(cells[self._column]) > step):
+            is_whole = line.endswith(b"\n")
+            own = int(line.split(b",", self._column + 1)[self._column]) if is_whole else 0
+            if not is_whole or (step is not None and own > step):
                 self._file.seek(begin)
                 return
+            if not is_wanted(own):
+                continue
+            cells = line.decode().rstrip("\n").split(",")
             yield {
                 name: float(cell)
                 for name, cell in zip(self._names, cells, strict=True)
