@@ -34,6 +34,8 @@ from runner.run.trackers.tracker import (
 
 FILE = "mlflow.json"  # has the id of the tracked run; lies in the run's folder
 _EXPERIMENT = "twinrun"
+# MLflow's pages open an experiment with this tag on its runs; without it, on those for agents
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
 _MOST_METRICS = 1000  # the limit of a request
 _MOST_PARAMS = 100
 _LONGEST_TAG = 5000  # characters
@@ -144,9 +146,11 @@ def _find_experiment(client: MlflowClient, root: Path | None) -> str:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or _EXPERIMENT
     found = client.get_experiment_by_name(name)
     if found is not None:
+        if name == _EXPERIMENT and not _KIND.keys() & found.tags.keys():  # of an earlier version
+            client.set_experiment_tag(found.experiment_id, *next(iter(_KIND.items())))
         return str(found.experiment_id)
     artifacts = None if root is None else (root / "mlflow_artifacts").resolve().as_uri()
-    return str(client.create_experiment(name, artifact_location=artifacts))
+    return str(client.create_experiment(name, artifact_location=artifacts, tags=_KIND))
 
 
 def _known_id(client: MlflowClient, folder: Path) -> str | None:
