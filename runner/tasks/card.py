@@ -4,6 +4,7 @@ claim, and what another team needs to repeat it.
 A card takes all its numbers from the folder's files. It imports no framework.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from os.path import isfile
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from runner.errors import ConfigError, show_path
+from runner.errors import ConfigError, RunError, show, show_path
 from runner.report import ledger
 from runner.report.jobs import OF_A_MULTIRUN, inside
 from runner.report.markdown import as_markdown
-from runner.run import run_folder
+from runner.run import run_folder, strict_json
 from runner.run.saved import config_of
 from runner.text import escape
 from runner.text.numbers import show_metric
@@ -24,6 +25,8 @@ from runner.text.quoting import command_line, override
 FORMAT = 1
 # the hashes of a certificate that a card repeats; task=verify compares them
 HASHES = ("weights_sha256", "slots_sha256", "losses_sha256", "data_sha256")
+# the values of a card that come from environment.json
+_OF_ENVIRONMENT = ("command", "made_with")
 # the keys of the config that the page shows
 _SHOWN = ("backend", "seed", "model", "data", "loss", "optimizer", "schedule", "trainer")
 
@@ -57,6 +60,52 @@ def check(folder: Path) -> None:
             f"run must be the folder of a run or of a multirun, got {show_path(folder)}, which "
             f"holds no result.json and no answer.json"
         )
+
+
+def check_saved(folder: Path) -> None:
+    """Compare the card of a run, and the run in the card of its multirun, with what the files of
+    the folder say. Raise RunError with the first difference. There may be no card."""
+    if isfile(folder / "card.json"):
+        _compare(folder, run_folder.read_json(folder / "card.json"), _of_run(folder))
+    multirun = folder.parent
+    if isfile(multirun / "card.json") and isfile(multirun / "answer.json"):
+        saved = run_folder.read_json(multirun / "card.json", {"jobs": (list,)})
+        jobs = {job["folder"]: job for job in map(_job, inside(multirun))}
+        saved["jobs"] = [job for job in saved["jobs"] if _name(job) in jobs]  # others were not sent
+        made = _of_multirun(multirun)
+        made["jobs"] = [jobs[_name(job)] for job in saved["jobs"]]
+        _compare(multirun, saved, made)
+
+
+def _name(job: Any) -> str | None:
+    return str(job.get("folder")) if isinstance(job, dict) else None
+
+
+def _compare(folder: Path, saved: Mapping[str, Any], made: Mapping[str, Any]) -> None:
+    """Raise RunError if a card has another value than the one that would be made now. Without
+    environment.json, which is not pushed, two values are unknown."""
+    has_all = isfile(folder / "environment.json")
+    plain = json.loads(strict_json.dumps(made))
+    for key in [key for key in plain if key in saved and (has_all or key not in _OF_ENVIRONMENT)]:
+        found = _difference(saved[key], plain[key], key)
+        if found is not None:
+            where, of_card, of_files = found
+            raise RunError(
+                f"different: {where} of {folder / 'card.json'} is {show(of_card)}, and the files "
+                f"beside it say {show(of_files)}; task=card writes the card anew"
+            )
+
+
+def _difference(a: Any, b: Any, where: str) -> tuple[str, Any, Any] | None:
+    """Return the place of the first difference of two JSON values, and what is there."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        pairs = [(f"{where}.{key}", a.get(key), b.get(key)) for key in {**b, **a}]
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        pairs = [(f"{where}.{i}", *pair) for i, pair in enumerate(zip(a, b, strict=True))]
+    else:
+        return None if a == b else (where, a, b)
+    found = (_difference(mine, theirs, place) for place, mine, theirs in pairs)
+    return next((each for each in found if each is not None), None)
 
 
 def _of_run(folder: Path) -> dict[str, Any]:
@@ -152,6 +201,11 @@ def _of_multirun(folder: Path) -> dict[str, Any]:
         "seeds": answer.get("seeds"),
         "groups": answer["groups"],
         "jobs": jobs,
+        "paths": [
+            *dict.fromkeys(
+                path for each in inside(folder) for path in _paths(ledger.entry(each).config)
+            )
+        ],
         "made_with": _made_with(inside(folder)[0]) if jobs else {},
     }
 
@@ -188,7 +242,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 _CERTIFIED = (
     "The run is certified: exact mode gives the same bits on Lightning, on Keras and in NumPy. In "
-    "the folder of this card, this repeats it and prints `identical`, or what differs first:"
+    "the folder of this card, this repeats it and prints `identical`, or what differs first."
+)
+_PATHS = (
+    "It reads the data from {}, which is no part of the folder: a relative path begins where the "
+    "command runs. Data with another hash is refused."
 )
 _NOT_CERTIFIED = (
     "Not certified: without trainer.precision=exact another machine may round differently, so only "
@@ -210,7 +268,7 @@ def _model_page(values: Mapping[str, Any]) -> str:
         ("Config", _table(("key", "value"), settings)),
         ("Rates that the optimizer applied", _table(("rate", "value"), rates)),
         ("Hashes", _table(("of", "SHA-256"), hashes)),
-        ("How to check it", _verify_lines([values])),
+        ("How to check it", _verify_lines([values], _paths(config))),
     )
 
 
@@ -236,12 +294,13 @@ def _schedule_page(values: Mapping[str, Any]) -> str:
         values,
         ("Groups", _table(header, groups)),
         ("Jobs", _table(("job", "status", "SHA-256 of the weights"), jobs)),
-        ("How to check it", _verify_lines(values["jobs"])),
+        ("How to check it", _verify_lines(values["jobs"], values["paths"])),
     )
 
 
 def _page(title: str, values: Mapping[str, Any], *sections: tuple[str, list[str]]) -> str:
-    lines = [f"# {title}", "", *(escape.markdown(str(line)) for line in values["claim"]), ""]
+    claim = [escape.markdown(str(line)) for line in values["claim"]]
+    lines = [f"# {title}", "", *(f"- {line}" for line in claim), ""]
     if values.get("command"):
         lines += ["```bash", str(values["command"]).replace("\n", " "), "```", ""]
     for heading, body in sections:
@@ -257,18 +316,38 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [as_markdown([header, *rows], escape.markdown)] if rows else []
 
 
-def _verify_lines(runs: Iterable[Mapping[str, Any]]) -> list[str]:
+def _verify_lines(runs: Iterable[Mapping[str, Any]], paths: Sequence[str]) -> list[str]:
     commands = [str(run["verify"]) for run in runs if run["verify"]]
-    return [_CERTIFIED, "", "```bash", *commands, "```"] if commands else [_NOT_CERTIFIED]
+    if not commands:
+        return [_NOT_CERTIFIED]
+    named = f" {_PATHS.format(', '.join(escape.markdown(path) for path in paths))}" if paths else ""
+    return [f"{_CERTIFIED}{named}", "", "```bash", *commands, "```"]
+
+
+def _paths(config: Mapping[str, Any]) -> list[str]:
+    """Return the files and folders with the data."""
+    data = config.get("data", {})
+    found = [data.get(key) for key in ("path", "val_path", "test_path") if data.get(key)]
+    return [str(path) for each in found for path in (each if isinstance(each, list) else [each])]
 
 
 def _settings(value: Any) -> str:
     """Write a section of the config in one line."""
     if not isinstance(value, Mapping):
         return ledger.show_cell(value)
-    cells = (f"{key}: {ledger.show_cell(inner)}" for key, inner in value.items())
+    first = {key: value[key] for key in ("name", "path", "target") if key in value}
+    cells = (f"{key}: {_plain(inner)}" for key, inner in {**first, **value}.items())
     text = ", ".join(cells)
     return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def _plain(value: Any) -> str:
+    """Write a value as in YAML's flow style."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_plain(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_plain, value)) + "]"
+    return ledger.show_cell(value)
 
 
 def _number(value: Any) -> str:

@@ -15,6 +15,7 @@ from runner.errors import ConfigError, RunError
 from runner.run import certificate, checkpoint, run_folder
 from runner.run.saved import Run
 from runner.spec import Live, OnChunk, Report, Tables, TrainState, first_state
+from runner.tasks import card
 from runner.text.console import capture
 
 
@@ -37,7 +38,7 @@ def verify(run: Run, steps: str | None) -> int:
             f"train it again and compare certificate.json"
         )
     recorded = _certificate(run)
-    _check_card(run, recorded)
+    card.check_saved(run.folder)
     begin, end, backend = *_range(steps, recorded["steps"]), run.config.backend
     with capture() as (console, captured):
         captured.into(run.folder / "run.log")
@@ -55,17 +56,15 @@ def verify(run: Run, steps: str | None) -> int:
         if step is not None:
             console.say(f"different: the loss of step {step} on {backend}")
             return 1
-        hashes = certificate.tensor_hashes(state)
-        names = [name for name in sorted(expected) if hashes.get(name) != expected[name]]
-        if names:
-            console.say(
-                f"different: {names[0]} after step {end} on {backend} ({len(names)} of "
-                f"{len(hashes)} tensors)"
-            )
+        different = _different_tensor(state, expected, backend)
+        if different is None and end == recorded["steps"]:
+            different = _different_hash(run, recorded, state, trace)
+        if different is not None:
+            console.say(f"different: {different}")
             return 1
         console.say(
             f"identical: steps {begin} to {end} on {backend}: {end - begin} losses, "
-            f"{len(hashes)} tensors"
+            f"{len(expected)} tensors"
         )
         console.say(f"hash     {checkpoint.weights_sha256(state)}")
         return 0
@@ -112,15 +111,23 @@ def _certificate(run: Run) -> dict[str, Any]:
     return run_folder.read_json(path)
 
 
-def _check_card(run: Run, recorded: Mapping[str, Any]) -> None:
-    """Refuse a card of the run with other hashes than its certificate."""
-    path = run.folder / "card.json"
-    if not path.is_file():
-        return
-    hashes = run_folder.read_json(path, {"hashes": (dict,)})["hashes"]
-    for name, value in hashes.items():
-        if name in recorded and recorded[name] != value:
-            raise RunError(f"different: {name} of {path} is not that of certificate.json")
+def _different_tensor(state: TrainState, expected: Mapping[str, str], backend: str) -> str | None:
+    """Describe the first tensor with another hash than expected."""
+    hashes = certificate.tensor_hashes(state)
+    names = [name for name in sorted(expected) if hashes.get(name) != expected[name]]
+    num = f"{len(names)} of {len(hashes)} tensors"
+    return f"{names[0]} after step {state.step} on {backend} ({num})" if names else None
+
+
+def _different_hash(
+    run: Run, recorded: Mapping[str, Any], state: TrainState, trace: Mapping[str, np.ndarray]
+) -> str | None:
+    """Describe the first hash of the certificate that is not that of the repeated run."""
+    made = certificate.hashes(state, trace["loss"][: state.step])
+    if not (run.folder / "trace.csv").is_file():
+        del made["losses_sha256"]
+    name = next((name for name in made if recorded.get(name, made[name]) != made[name]), None)
+    return name and f"{name} of certificate.json is not that of the repeated run"
 
 
 def _trace(run: Run) -> Mapping[str, np.ndarray]:

@@ -90,8 +90,47 @@ def test_verify_compares_the_hashes_of_a_card(copied: Path) -> None:
     assert verify(load_run(copied, backend="witness"), "16..24") == 0
     found["hashes"]["losses_sha256"] = "0" * 64
     (copied / "card.json").write_text(json.dumps(found))
-    with pytest.raises(RunError, match="different: losses_sha256 of"):
+    with pytest.raises(RunError, match=r"different: hashes\.losses_sha256 of"):
         verify(load_run(copied, backend="witness"), "16..24")
+
+
+def test_verify_refuses_a_card_or_a_certificate_with_another_number(
+    copied: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Those of a pushed run, which has no environment.json; the card of a multirun has the entry of
+    each job."""
+    card(copied)
+    (copied / "environment.json").unlink()
+    assert verify(load_run(copied, backend="witness"), "16..24") == 0
+    saved = (copied / "card.json").read_text()
+    for path, value in (
+        (("metrics", "val/loss"), 0.001),
+        (("seeds", 0), 7),
+        (("claim", 0), "best"),
+    ):
+        found = json.loads(saved)
+        found[path[0]][path[1]] = value
+        (copied / "card.json").write_text(json.dumps(found))
+        with pytest.raises(
+            RunError, match=rf"different: {path[0]}\.{path[1]} of .* is {value}, and"
+        ):
+            verify(load_run(copied, backend="witness"), "16..24")
+    (copied / "card.json").unlink()
+    groups = [{"rank": 1, "label": "schedule=cosine", "seeds": [0], "mean": 0.5, "p": None}]
+    answer = {"metric": "val/loss", "says": ["cosine"], "groups": groups}
+    (copied.parent / "answer.json").write_text(json.dumps(answer))
+    card(copied.parent)
+    assert verify(load_run(copied, backend="witness"), "16..24") == 0
+    found = read(copied.parent, "card.json")
+    found["jobs"][0]["hashes"]["weights_sha256"] = "0" * 64
+    (copied.parent / "card.json").write_text(json.dumps(found))
+    with pytest.raises(RunError, match=r"different: jobs\.0\.hashes\.weights_sha256 of"):
+        verify(load_run(copied, backend="witness"), "16..24")
+    (copied.parent / "card.json").unlink()
+    recorded = {**read(copied, "certificate.json"), "slots_sha256": "0" * 64}
+    (copied / "certificate.json").write_text(json.dumps(recorded))
+    status, out = witness_says(copied, capfd)
+    assert (status, "different: slots_sha256 of certificate.json is not" in out) == (1, True)
 
 
 @pytest.mark.parametrize("steps", [None, "0..16", "16..24"])
