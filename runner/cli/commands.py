@@ -145,9 +145,16 @@ class Request:
             return False
         return True
 
+    @cached_property
+    def trunks(self) -> "Trunks":
+        """The plans of a race's schedules, and the updates that they have in common."""
+        from runner.cli import trunks
+
+        return trunks.find(_of_one_seed(self))
+
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle without the configs of all jobs."""
-        return {key: value for key, value in vars(self).items() if key != "frozen"}
+        """Pickle without the configs and the plans of all jobs."""
+        return {key: value for key, value in vars(self).items() if key not in ("frozen", "trunks")}
 
     def job(
         self,
@@ -570,11 +577,11 @@ def _checked(request: Request) -> "tuple[Tuning | None, bool]":
 
 def _check_budget(request: Request, num_tuning_runs: int = 0) -> None:
     """Refuse a race of these jobs if its budget is spent before its first look."""
-    from runner.cli import racing, trunks
+    from runner.cli import racing
 
     if racing.has_known_cost(request.frozen[0].config):
-        found = trunks.find(_of_one_seed(request))
-        racing.check_budget(found, len(racing.schedules(request.jobs)), num_tuning_runs)
+        num_schedules = len(racing.schedules(request.jobs))
+        racing.check_budget(request.trunks, num_schedules, num_tuning_runs)
 
 
 def _of_one_seed(request: Request) -> dict[tuple[str, ...], tuple[Config, Mapping[str, Any]]]:
@@ -664,13 +671,15 @@ class _Jobs:
 
     def race(self, jobs: Sequence[list[str]]) -> None:
         """Race the schedules of these jobs."""
-        from runner.cli import racing, trunks
+        from runner.cli import racing
         from runner.cli.earlier import Earlier
 
-        request = replace(self.request, jobs=[*jobs])
+        request = self.request  # its schedules may have been planned already, for the budget
+        if [*map(list, request.jobs)] != [*jobs]:  # those of tune=lr
+            request = replace(request, jobs=[*jobs])
         frozen = request.frozen
         self.racing = racing.plan(jobs, [each.config for each in frozen], self.tuning_runs)
-        self.trunks = trunks.find(_of_one_seed(request))
+        self.trunks = request.trunks
         self.earlier = Earlier(Path(frozen[0].config.output.root), self.trunks.planned)
         self.racing.run(self.train_runs)
 

@@ -419,9 +419,10 @@ def own_files(folder: Path) -> list[Path]:
 
 
 def best_checkpoints(folder: Path) -> list[Path]:
-    """Return the files of callbacks=[best_checkpoints] in a run's folder."""
-    names = sorted(os.listdir(folder))
-    return [folder / name for name in names if BEST_CHECKPOINTS.fullmatch(name)]
+    """Return the files of callbacks=[best_checkpoints] in a run's folder. A folder of this name is
+    not the run's own."""
+    found = [entry for entry in os.scandir(folder) if BEST_CHECKPOINTS.fullmatch(entry.name)]
+    return sorted(folder / e.name for e in found if not e.is_dir(follow_symlinks=False))
 
 
 def is_abandoned(folder: Path) -> bool:

@@ -29,11 +29,12 @@ def predict(run: Run, source: str) -> int:
     """Write FOLDER/predictions.csv or .npz, or predictions_2, _3, ... if that file has other
     predictions.
 
-    It contains the outputs (for regression in the data's units); for classification also the
-    probability of each class and the most probable label. Of sequences of labels, it contains the
-    text of the most probable path, and in an NPZ file the outputs too. Several outputs of a model
-    of the user's own are as the model returns them, without probabilities: the array output_NAME of
-    each in an NPZ file, the columns output_NAME, output_NAME_I, ... in a CSV file.
+    It contains the outputs, for regression in the data's units and named as the targets; for
+    classification also the probability of each class and the most probable label. Of sequences of
+    labels, it contains the text of the most probable path, and in an NPZ file the outputs too.
+    Several outputs of a model of the user's own are as the model returns them, without
+    probabilities: the array output_NAME of each in an NPZ file, the columns output_NAME,
+    output_NAME_I, ... in a CSV file.
 
     Rows are transformed and scaled like the training rows. A table (CSV, Parquet, ...) needs the
     training columns, in any order; an NPZ needs the array `x`. A run of images or audio takes a
@@ -71,15 +72,25 @@ def predict(run: Run, source: str) -> int:
                 f"{show_path(path)}"
             )
         suffix = ".npz" if names is None and path.suffix.lower() == ".npz" else ".csv"
-        header = ["label"] if has_sequences else [f"output_{i}" for i in range(outputs.shape[1])]
-        if several is not None:
-            header = [*several.columns()]
+        header = ["label"] if has_sequences else _header(run, outputs.shape[1])
         if several is not None and suffix == ".npz":
             columns = {f"output_{name}": v for name, v in several.named(outputs).items()}
         content = _npz(columns) if suffix == ".npz" else _csv(columns, header, classes, names)
         written = write_new(run.folder, "predictions", suffix, content)
         console.say(f"file     {written}  ({len(outputs)} rows)")
         return 0
+
+
+def _header(run: Run, num_outputs: int) -> list[str]:
+    """Return the names of the outputs: of a regression those of the targets, if the data has names
+    and the network an output for each; else output_0, output_1, ..."""
+    several, target = run.model_spec.network.outputs, run.data.get("target")
+    if several is not None:
+        return [*several.columns()]
+    targets = [target] if isinstance(target, str) else list(target or ())
+    if run.data["task"] == "regression" and len(targets) == num_outputs:
+        return targets
+    return [f"output_{i}" for i in range(num_outputs)]
 
 
 def _rows(source: str, run: Run) -> tuple[Path, np.ndarray, list[str] | None, list[str]]:

@@ -3,10 +3,14 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from runner.cli.compose import compose
+from runner.cli import commands, trunks
+from runner.cli.compose import Composer, compose
+from runner.cli.overrides import jobs, parse_overrides
+from runner.cli.racing import Racing
 from runner.cli.trunks import Branch, Trunks, find, kept, waves
 from runner.config.schema import parse
 from runner.run.run_folder import read_json
@@ -104,3 +108,21 @@ def test_runs_that_branch_are_those_of_a_plain_multirun_bit_by_bit(
     cost = read_json(raced / "answer.json")["race"]["cost"]
     assert (cost["updates"], cost["shared_updates"]) == (6 * 24 - 27, 27)
     assert "27 more updates were shared by several runs" in race.out
+
+
+def test_a_race_plans_each_schedule_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """For the check of its budget, and for its trunks; its workers get no plan."""
+    lines = ["data=iris", "seed=0,1,2", "schedule=constant,cosine", "race.budget=500epochs"]
+    lines.append(f"output.root={tmp_path}")
+    expanded = jobs(lines, True, None)
+    request = commands.Request(lines, parse_overrides(lines), expanded, True, Composer(None))
+    planned = []
+    for name in ("plan", "replanned"):
+        made = getattr(trunks, name)
+        monkeypatch.setattr(trunks, name, lambda *a, made=made: planned.append(a) or made(*a))
+    monkeypatch.setattr(Racing, "run", lambda *_: None)
+    assert commands._checked(request) == (None, True)
+    hydra: Any = None
+    commands._Jobs(hydra, request, tmp_path, None, None, None).race([[*each] for each in expanded])
+    assert len(planned) == 2
+    assert not {"frozen", "trunks"} & request.__getstate__().keys()

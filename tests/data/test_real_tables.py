@@ -185,7 +185,7 @@ def _predicted(case: Case, here: Path, seed: int) -> np.ndarray:
         lines = [*csv.DictReader(file)]
     if case.task == "classification":
         return np.array([[line["label"]] for line in lines])
-    names = [f"output_{i}" for i in range(len(case.targets))]
+    names = case.targets
     return np.array([[float(line[name]) for name in names] for line in lines])
 
 

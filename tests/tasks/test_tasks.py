@@ -393,7 +393,7 @@ def test_predictions_are_in_the_target_s_own_units(lines: dict[str, Path], backe
     and some."""
     with (lines[backend] / "predictions.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
-    assert header == ["output_0"]
+    assert header == ["y"]
     assert [float(row[0]) for row in rows] == pytest.approx([400, -1200], abs=0.1)
 
 
