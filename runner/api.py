@@ -186,6 +186,10 @@ def resume(
         return _run(request, resumed, given, folder.parent, callbacks, quiet)
 
 
+# columns of a comparison's table that a notebook's cell leaves out, as it is narrower than a page
+_DETAILS = ("sd", "better on", "raw p", "p by signs", "more seeds", "seconds", "rate at its best")
+
+
 @dataclass(frozen=True)
 class Answer:
     """The answer of a comparison: which settings are best, and whether that is more than noise.
@@ -220,14 +224,16 @@ class Answer:
 
     @property
     def _summary(self) -> tuple[str, list[str], list[tuple[str, ...]]]:
-        """The heading, the lines and the table of a notebook's cell, without empty columns."""
+        """The heading, the lines and the table of a notebook's cell, without empty columns and
+        details. `table` has all."""
         heading = f"best {self.metric}: {self.winner or 'no run can be ranked'}"
         names = [name for name in (self.table[0] if self.table else ()) if self._has(name)]
         rows = [tuple(names), *(tuple(row[name] for name in names) for row in self.table)]
         return heading, [*self.says], rows if names else []
 
     def _has(self, column: str) -> bool:
-        return any(row[column] for row in self.table)
+        is_detail = column in _DETAILS or column.startswith(("steps to ", "rows to "))
+        return not is_detail and any(row[column] for row in self.table)
 
 
 def compare(runs: Sequence[Run | str | Path]) -> Answer:

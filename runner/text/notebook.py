@@ -26,12 +26,13 @@ def html(
     if rows:
         header, *body = rows
         cells = [_row("th", header), *(_row("td", row) for row in body)]
-        parts.append(f"<table>{''.join(cells)}</table>")
+        table = f"<table>{''.join(cells)}</table>"
+        parts.append(f'<div style="overflow-x: auto">{table}</div>')
     if picture is not None and picture.is_file() and picture.stat().st_size <= _LARGEST:
         data = base64.b64encode(picture.read_bytes()).decode("ascii")
         parts.append(f'<img style="max-width: 100%" src="data:image/png;base64,{data}">')
     if command is not None:
-        parts.append(f"<pre>{escape.html(command)}</pre>")
+        parts.append(f'<pre style="white-space: pre-wrap">{escape.html(command)}</pre>')
     return f"<div>{''.join(parts)}</div>"
 
 
