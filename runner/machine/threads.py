@@ -19,7 +19,7 @@ from runner.errors import ConfigError, show
 from runner.machine.work import products
 
 # FLOP of an operation per thread: 0.6 ms of one core. With less work, threads wait for each other
-# longer than they compute, and much longer if another process uses a core (benchmarks/README.md).
+# longer than they compute, and much longer if another process uses a core (docs/threads.md).
 WORTH_A_THREAD = 2**25
 # The user's limits on the threads of a process; `auto` respects all of them on every backend.
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
