@@ -34,7 +34,7 @@ from runner.run.trackers.tracker import (
 
 FILE = "mlflow.json"  # has the id of the tracked run; lies in the run's folder
 _EXPERIMENT = "twinrun"
-# MLflow's pages open an experiment with this tag on its runs; without it, on those for agents
+# MLflow's own name for an experiment that trains models, as opposed to one of agents
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 _MOST_METRICS = 1000  # the limit of a request
 _MOST_PARAMS = 100
