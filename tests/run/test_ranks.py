@@ -371,8 +371,9 @@ def _hashes(folder: Path) -> list[str]:
 def test_in_exact_mode_every_number_of_processes_has_the_same_hashes(
     tmp_path: Path, backend: str
 ) -> None:
-    """Also if some of them have no row of the last batch."""
-    adam = ("optimizer=adamw", "optimizer.weight_decay=0.01", "trainer.max_epochs=2")
+    """Also if some of them have no row of the last batch, and the same metrics, also those of the
+    average of the weights."""
+    adam = ("optimizer=adamw", "optimizer.ema=0.9", "trainer.max_epochs=2")
     base = [key for key in EXACT if not key.startswith("optimizer")]
     one = _train(tmp_path, "one", "backend=witness", *adam, base=base)
     several = _train(tmp_path, "several", f"backend={backend}", "devices=3", *adam, base=base)
@@ -414,21 +415,20 @@ def test_batch_norm_of_each_process_is_that_of_micro_batches(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_in_exact_mode_batch_norm_of_each_process_has_the_same_hashes(tmp_path: Path) -> None:
-    """On every backend, with the same number of processes; without the key there are others."""
-    base = (*BY_PROCESS, "trainer.precision=exact", "trainer.global_batch_size=50", "devices=3")
+    """The backends agree with the same number of processes."""
+    base = (*BY_PROCESS, "trainer.precision=exact", "trainer.global_batch_size=50", "devices=2")
     own = "trainer.sync_batchnorm=false"
     names = (*BACKENDS, "witness")
     runs = [_train(tmp_path, name, f"backend={name}", own, base=base) for name in names]
     hashes = [*map(_hashes, runs)]
     assert hashes == hashes[:1] * 3
-    assert _hashes(_train(tmp_path, "synced", "backend=witness", base=base)) != hashes[0]
     certificate = json.loads((runs[0] / "certificate.json").read_text())
-    assert (certificate["sync_batchnorm"], certificate["processes"]) == (False, 3)
+    assert (certificate["sync_batchnorm"], certificate["processes"]) == (False, 2)
     done = forked(tmp_path, ("task=verify", f"run={runs[0]}"))[0]
     assert (done.status, done.err.strip()) == (
         2,
         "error: task=verify repeats a run in one process, and batch norm of this one has the "
-        "statistics of each of 3 (trainer.sync_batchnorm=false); train it again and compare "
+        "statistics of each of 2 (trainer.sync_batchnorm=false); train it again and compare "
         "certificate.json",
     )
 
