@@ -73,6 +73,13 @@ def accuracy(z: Array, y: Array) -> Array:
     return by_row((np.argmax(z, axis=-1) == y).astype(np.float64), y)
 
 
+def label_accuracy(z: Array, y: Array) -> Array:
+    """The share of a row's labels of 0 or 1 that its outputs have: z > 0 agrees with y > 1/2.
+    keras.metrics.BinaryAccuracy; 1 less the Hamming loss."""
+    found: Array = np.mean((z > 0) == (y > 0.5), axis=1)
+    return found
+
+
 def top_k_accuracy(k: int) -> Rows:
     """1 if fewer than k outputs are larger than that of the label, else 0."""
 
@@ -223,6 +230,8 @@ def _find(name: str, task: str, num_outputs: int, y: Array) -> Metric:
     fitting: Mapping[str, Rows] = (
         {"accuracy": accuracy}
         if task == "classification"
+        else {"accuracy": label_accuracy}
+        if task == "multilabel"
         else {"mean_absolute_error": mean_absolute_error}
     )
     if task == "classification" and y.ndim > 1:
@@ -307,10 +316,12 @@ def measure(name: str, metric: Metric, z: Any, y: Array, weights: Array | None =
 
 
 class _Outputs:
-    """The network's outputs as a fitted estimator of scikit-learn: X are the outputs."""
+    """The network's outputs as a fitted estimator of scikit-learn: X are the outputs. With
+    `several`, each is that of a label of 0 or 1."""
 
-    def __init__(self, is_classifier: bool, num_outputs: int) -> None:
+    def __init__(self, is_classifier: bool, num_outputs: int, several: bool = False) -> None:
         self._estimator_type = "classifier" if is_classifier else "regressor"
+        self.several = several
         self.classes_ = np.arange(max(num_outputs, 2))
 
     def __sklearn_tags__(self) -> Any:
@@ -324,16 +335,20 @@ class _Outputs:
     def predict(self, z: Array) -> Array:
         if self._estimator_type == "regressor":
             return z[:, 0] if z.shape[1] == 1 else z
+        if self.several:
+            return (z > 0).astype(int)
         return (z[:, 0] > 0).astype(int) if z.shape[1] == 1 else np.argmax(z, axis=1)
 
     def decision_function(self, z: Array) -> Array:
-        """The score of the second of two classes, or the scores of all classes."""
+        """The score of the second of two classes, or the scores of all classes or labels."""
+        if self.several:
+            return z
         if z.shape[1] == 1:
             return z[:, 0]
         return z[:, 1] - z[:, 0] if z.shape[1] == 2 else z
 
     def predict_proba(self, z: Array) -> Array:
-        return probabilities(z)
+        return np.exp(-np.logaddexp(0, -z)) if self.several else probabilities(z)
 
 
 def probabilities(z: Array) -> Array:
@@ -353,13 +368,14 @@ def _scorer(name: str, task: str, num_outputs: int, y: Array) -> Metric:
     from sklearn.metrics import get_scorer
 
     scorer = get_scorer(name)
-    is_classifier = task == "classification"
-    estimator: Any = _Outputs(is_classifier, num_outputs)
+    is_classifier, several = task != "regression", task == "multilabel" and num_outputs > 1
+    estimator: Any = _Outputs(is_classifier, num_outputs, several)
 
     def score(z: Array, y: Array, weights: Array | None = None) -> float:
         if not np.isfinite(z).all():
             return math.nan
-        targets = y.reshape(-1).astype(int) if is_classifier else y
+        targets = y.astype(int) if is_classifier else y
+        targets = targets.reshape(-1) if is_classifier and not several else targets
         with warnings.catch_warnings():  # for example, a class that was never predicted
             warnings.simplefilter("ignore")
             more = {} if weights is None else {"sample_weight": weights}

@@ -37,6 +37,10 @@ from runner.section import Count, Mark
 _LISTS = ("columns", "drop", "categories", "texts")  # keys with several columns
 _MOST = 8  # columns in one message
 _MANY = 2**16  # rows whose numbers are worth a thread
+_WANTED = {  # of a target, by the task
+    "regression": "a number, data.task=classification predicts text",
+    "multilabel": "0 or 1 with data.task=multilabel",
+}
 _FILLS = (
     "data.missing=median fills them (or mean, most_frequent, indicator, a number), data.drop "
     "leaves columns out"
@@ -268,8 +272,8 @@ class Columns(Splits):
                 row = int(np.argmax(target.values >= 0))
                 problems.append(
                     f"{file.position(row)}, column {name} is "
-                    f"{show(repr(target.categories[target.values[row]]))}; a target must be a "
-                    "number, data.task=classification predicts text"
+                    f"{show(repr(target.categories[target.values[row]]))}; a target must be "
+                    f"{_WANTED[self.task]}"
                 )
                 continue
             y[:, i] = target.values

@@ -243,6 +243,30 @@ def test_scorers_of_targets(columns: int) -> None:
     assert choose("neg_mean_absolute_error", z, y, "regression") == expected
 
 
+@pytest.mark.parametrize("columns", [1, 3])
+def test_metrics_of_several_labels_are_scikit_learn_s(columns: int) -> None:
+    """A label is 1 where its output is above 0; rankings are those of the outputs."""
+    rng = np.random.default_rng(0)
+    z, y = rng.normal(size=(40, columns)), rng.integers(0, 2, (40, columns)).astype(np.float32)
+    names = ["accuracy", "f1_macro", "roc_auc", "average_precision", "jaccard_macro"]
+    chosen = metrics.choose(names, "multilabel", columns, y)
+    labels, found = y.astype(int), (z > 0).astype(int)
+    assert np.mean(chosen["accuracy"].function(z, y)) == pytest.approx(
+        1 - oracle.hamming_loss(labels, found), rel=1e-12
+    )
+    expected = {
+        "f1_macro": oracle.f1_score(labels, found, average="macro"),
+        "roc_auc": oracle.roc_auc_score(labels, z),
+        "average_precision": oracle.average_precision_score(labels, z),
+        "jaccard_macro": oracle.jaccard_score(labels, found, average="macro"),
+    }
+    for name, metric in chosen.items():
+        if name != "accuracy":
+            assert metric.function(z, y) == pytest.approx(expected[name], rel=1e-12)
+    with pytest.raises(ConfigError, match="got mean_absolute_error"):
+        metrics.choose(["mean_absolute_error"], "multilabel", columns, y)
+
+
 def test_a_scorer_of_a_diverged_run_is_nan() -> None:
     z = logits()
     z[3, 1] = np.nan
