@@ -1098,7 +1098,8 @@ def _on_a_run(overrides: Sequence[str]) -> Callable[[], int]:
     averages.check_choice(config.optimizer, config.weights, folder)
     user_code.announce(config.trusted_modules)
     refuse_links(folder, "run")
-    checkpoint.find(folder, config.checkpoint)
+    if config.task != "verify":  # it repeats the run from its beginning
+        checkpoint.find(folder, config.checkpoint)
     return partial(task, Run(folder, config, config.checkpoint, owns_process=True), source)
 
 

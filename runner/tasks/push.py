@@ -6,13 +6,16 @@ The package huggingface_hub is the client. It finds the user's token (HF_TOKEN, 
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.config.schema import REPOSITORY
 from runner.errors import ConfigError, RunError, one_line, show
+from runner.report.jobs import inside
+from runner.run import checkpoint
 from runner.run.trackers import files
 from runner.run.trackers.follower import without_secrets
 from runner.text.console import quiet
@@ -66,25 +69,43 @@ def _commit(
     about = ModelCardData(library_name="twinrun", tags=["twinrun", f"twinrun-{card['kind']}-card"])
     text = (folder / "card.md").read_text(encoding="utf-8")
     readme = f"---\n{about.to_yaml()}\n---\n\n{text}".encode()
-    named = {"card.json": folder / "card.json", **dict(_files(folder))}
+    named: dict[str, Path | bytes] = {"card.json": folder / "card.json", **dict(_files(folder))}
     added = [CommitOperationAdd("README.md", readme)]
-    added += [CommitOperationAdd(name, str(path)) for name, path in named.items()]
+    for name, file in named.items():
+        added.append(CommitOperationAdd(name, file if isinstance(file, bytes) else str(file)))
     address = api.create_repo(repository, private=True, exist_ok=True)
     message = " ".join(card["claim"])[:200]
     api.create_commit(repository, added, commit_message=message)
     return len(added), str(address)
 
 
-def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the name and the path of each file besides the card: nothing of this machine, and no
-    logs."""
-    if not (folder / "result.json").is_file():
-        yield from files.of_multirun(folder)
+def _files(folder: Path) -> Iterator[tuple[str, Path | bytes]]:
+    """Yield the name and the path or content of each file besides the card: nothing of this
+    machine, and no logs. `task=verify` needs no more."""
+    if (folder / "result.json").is_file():
+        yield from _of_run(folder, _OF_RUN)
+        yield from _checkpoints(folder)
         return
-    paths = (path for pattern in _OF_RUN for path in sorted(folder.glob(pattern)))
-    for path in paths:
+    yield from files.of_multirun(folder)
+    for job in inside(folder):
+        found = _of_run(job, [name for name in _OF_RUN if name != "model.*"])
+        yield from ((f"{job.name}/{name}", path) for name, path in found)
+
+
+def _of_run(folder: Path, patterns: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    for path in (path for pattern in patterns for path in sorted(folder.glob(pattern))):
         if path.is_symlink():
             raise ConfigError(f"push: {path} is a symbolic link, which is not pushed; remove it")
         inner = sorted(path.rglob("*")) if path.is_dir() else [path]  # a SavedModel is a folder
         yield from ((str(each.relative_to(folder)), each) for each in inner if each.is_file())
-    yield from files.of_run(folder, ["checkpoints"])
+
+
+def _checkpoints(folder: Path) -> Iterator[tuple[str, Path | bytes]]:
+    """Yield the last and the best checkpoint. A repository has no links, so `last` and `best` are
+    files that name a step, as on a file system without links."""
+    for which in ("last", "best"):
+        with suppress(checkpoint.MissingError):
+            path = checkpoint.find(folder, which)
+            yield f"checkpoints/{which}", path.name.encode()
+            for file in sorted(each for each in path.iterdir() if each.is_file()):
+                yield f"checkpoints/{path.name}/{file.name}", file

@@ -13,7 +13,7 @@ import pytest
 
 from runner.__main__ import main
 from runner.errors import RunError
-from runner.tasks.push import push
+from runner.tasks.push import _files, push
 from tests.run_folders import write_run
 from tests.tasks.test_card import DATA, certified
 
@@ -101,7 +101,8 @@ def test_a_private_repository_gets_the_card_and_the_files_in_one_commit(
     head, _, text = hub.files["README.md"].decode().removeprefix("---\n").partition("\n---\n\n")
     assert text == (folder / "card.md").read_text()
     assert "library_name: twinrun" in head
-    assert hub.files["checkpoints/last/weights.safetensors"] == b"numbers"
+    assert hub.files["checkpoints/80/weights.safetensors"] == b"numbers"
+    assert hub.files["checkpoints/last"] == b"80"  # a repository has no links
     assert hub.files["result.json"] == (folder / "result.json").read_bytes()
     assert {*hub.files}.isdisjoint({"run.log", "environment.json"})
     created = json.loads(hub.requests[0][2])
@@ -111,6 +112,15 @@ def test_a_private_repository_gets_the_card_and_the_files_in_one_commit(
     bodies = b"".join(body for _, _, body in hub.requests)
     written = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
     assert TOKEN.encode() not in bodies + written + (printed.out + printed.err).encode()
+
+
+def test_a_multirun_is_pushed_with_all_that_task_verify_needs_of_its_jobs(tmp_path: Path) -> None:
+    made = certified(write_run(tmp_path, ["schedule=cosine"], 0, 0.5, data=DATA))
+    (tmp_path / "answer.json").write_text("{}")
+    names = {name for name, _ in _files(tmp_path)}
+    needed = ("config.yaml", "data.json", "result.json", "trace.csv", "certificate.json")
+    assert {"answer.json", *(f"{made.name}/{name}" for name in needed)} <= names
+    assert f"{made.name}/environment.json" not in names
 
 
 def test_a_refusal_is_one_line_without_the_token(
