@@ -101,7 +101,8 @@ class Follower(Observer):
         if self._hint is not None:
             self.console.say(f"tracker  {self._hint}")
         waited = time.monotonic() - ended
-        if waited > max(_SLOW_SECONDS, _SHARE * (ended - self._began)):
+        is_slow = waited > max(_SLOW_SECONDS, _SHARE * (ended - self._began))
+        if is_slow and self._error is None:
             self.console.say(
                 f"warning: logger={self.name} is slow: the run has waited {waited:.0f} s for it at "
                 f"its end"
