@@ -384,7 +384,9 @@ def _scorer(name: str, task: str, num_outputs: int, y: Array) -> Metric:
     try:
         score(_trial(y, num_outputs), y)
     except Exception as error:
-        reason = one_line(error)
+        reason, num = one_line(error), len(np.unique(y))
+        if task == "classification" and num < num_outputs:
+            reason += f" (its rows have {num} of {num_outputs} classes)"
         raise ConfigError(f"metrics: {name} does not fit this data: {reason}") from error
     return Metric(score, by_row=False, takes_weights=True)
 

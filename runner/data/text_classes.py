@@ -38,6 +38,7 @@ from runner.section import MOST, Count
 
 _THREADS = 8  # that read; more wait for memory
 Row = tuple[str, ...]  # one text, or two
+_TABLES = (".csv", ".tsv", ".parquet", ".feather")  # suffixes of files that are seldom one text
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,12 @@ class TextClasses(Folder):
             )
         texts, names = self._read(files, root if stat.S_ISDIR(mode) else root.parent)
         x, warnings = self._of_run(texts, names, description, path)
+        if root.suffix.lower() in _TABLES and not stat.S_ISDIR(mode):
+            warnings.insert(
+                0,
+                f"{show_path(path)} is one text, not a table, because the run was trained on "
+                f"files; to predict several texts, use a folder with a file each",
+            )
         return x, list(names), warnings
 
     def labelled_rows(self, path: str, description: Mapping[str, Any]) -> tuple[Dataset, list[str]]:

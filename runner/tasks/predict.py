@@ -30,7 +30,8 @@ def predict(run: Run, source: str) -> int:
     predictions.
 
     It contains the outputs, for regression in the data's units and named as the targets; for
-    classification also the probability of each class and the most probable label. Of sequences of
+    classification also the probability of each class and the most probable label, for several
+    labels of a row the probability of each. Of sequences of
     labels, it contains the text of the most probable path, and in an NPZ file the outputs too.
     Several outputs of a model of the user's own are as the model returns them, without
     probabilities: the array output_NAME of each in an NPZ file, the columns output_NAME,
@@ -66,6 +67,8 @@ def predict(run: Run, source: str) -> int:
             is_single = outputs.shape[1:] == (1,)
             best = outputs[:, 0] > 0 if is_single else outputs.argmax(axis=-1)
             columns["label"] = np.array(classes)[best.astype(int)]
+        elif has_classes and run.data["task"] == "multilabel":
+            columns["probability"] = np.exp(-np.logaddexp(0, -outputs))
         if outputs.ndim > 2 and not has_sequences and path.suffix.lower() != ".npz":
             raise ConfigError(
                 f"data.path must be an NPZ file for a run with labels at each step, got "
@@ -75,10 +78,20 @@ def predict(run: Run, source: str) -> int:
         header = ["label"] if has_sequences else _header(run, outputs.shape[1])
         if several is not None and suffix == ".npz":
             columns = {f"output_{name}": v for name, v in several.named(outputs).items()}
-        content = _npz(columns) if suffix == ".npz" else _csv(columns, header, classes, names)
+        if "probability" in columns:
+            header += [f"probability_{name}" for name in classes or _targets(run, outputs)]
+        header += ["label"] if classes else []
+        content = _npz(columns) if suffix == ".npz" else _csv(columns, header, names)
         written = write_new(run.folder, "predictions", suffix, content)
         console.say(f"file     {written}  ({len(outputs)} rows)")
         return 0
+
+
+def _targets(run: Run, outputs: np.ndarray) -> list[str]:
+    """Return the names of the columns of y, numbers if the data has none."""
+    target = run.data.get("target")
+    names = [target] if isinstance(target, str) else list(target or ())
+    return names or [str(i) for i in range(outputs.shape[1])]
 
 
 def _header(run: Run, num_outputs: int) -> list[str]:
@@ -153,17 +166,11 @@ def _npz(columns: dict[str, Any]) -> bytes:
     return content.getvalue()
 
 
-def _csv(
-    columns: dict[str, Any], outputs: list[str], classes: list[str], names: list[str] | None
-) -> bytes:
-    """Format the columns path, if rows have names; `outputs`, in the order of the network's
-    outputs; probability_CLASS for each class; label."""
+def _csv(columns: dict[str, Any], header: list[str], names: list[str] | None) -> bytes:
+    """Format the columns path, if rows have names, and those of `header`."""
     content = io.StringIO(newline="")
     writer = csv.writer(content)
-    header = [*([] if names is None else ["path"]), *outputs]
-    writer.writerow(
-        [*header, *(f"probability_{name}" for name in classes), *(["label"] if classes else [])]
-    )
+    writer.writerow([*([] if names is None else ["path"]), *header])
     cells = [np.reshape(values, (len(values), -1)).tolist() for values in columns.values()]
     if names is not None:
         cells.insert(0, [[name] for name in names])

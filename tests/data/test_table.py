@@ -21,11 +21,13 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+import runner
 from runner.data import table_files
 from runner.data.dataset import Dataset
 from runner.data.table import new_rows
 from runner.data.table_files import TableFile
 from runner.errors import ConfigError
+from runner.run.run_folder import read_columns
 from tests.command_line import REPOSITORY, forked, in_new_process
 from tests.data.test_data import dataset
 from tests.rows import slow_but
@@ -174,6 +176,28 @@ def test_several_targets_are_several_outputs_and_truth_values_are_labels(tmp_pat
         ConfigError, match=r"one column for data.task=classification, got odd, third"
     ):
         dataset("data=table", *both)
+
+
+def test_predictions_have_the_probability_of_each_of_several_labels(tmp_path: Path) -> None:
+    """1 / (1 + exp(-z)), in columns with the names of the targets."""
+    rows = [[str(i), str(i % 2), str(int(i % 3 > 0))] for i in range(30)]
+    path = written(tmp_path / "a.csv", rows, ["a", "odd", "third"])
+    keys = [f"data.path={path}", "data.target=[odd,third]", "data.task=multilabel"]
+    short = ["data=table", "trainer.max_steps=2", "metrics=[accuracy,f1_macro]", "device=cpu"]
+    run = runner.train([*keys, *short, f"output.root={tmp_path}"], quiet=True)
+    (done,) = forked(tmp_path, ("task=predict", f"run={run.folder}", f"data.path={path}"))
+    assert (done.status, done.err) == (0, "")
+    found = read_columns(run.folder / "predictions.csv")
+    assert list(found) == ["output_0", "output_1", "probability_odd", "probability_third"]
+    for i, name in enumerate(("odd", "third")):
+        np.testing.assert_allclose(
+            found[f"probability_{name}"], 1 / (1 + np.exp(-found[f"output_{i}"])), rtol=1e-14
+        )
+    assert {"val/accuracy", "val/f1_macro"} <= set(run.metrics)
+    text = written(tmp_path / "b.csv", [["1", "y", "0"]] * 3, ["a", "odd", "third"])
+    message = "column odd is 'y'; a target must be 0 or 1 with data.task=multilabel"
+    with pytest.raises(ConfigError, match=message):
+        dataset("data=table", f"data.path={text}", *keys[1:])
 
 
 def test_a_code_can_be_a_category_and_a_name_is_refused(tmp_path: Path) -> None:

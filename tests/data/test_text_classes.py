@@ -287,6 +287,7 @@ def test_new_texts_are_predicted_and_measured(tmp_path: Path, backend: str) -> N
     assert (done.status, done.err) == (0, "")
     new = {"good/1.txt": "great town zzz", "bad/1.txt": "the dull film", "bad/2.txt": "dull yyy"}
     folder(tmp_path / "new", new)
+    (tmp_path / "one.csv").write_text("text\ngreat film\n")
     run = f"run={done.folder}"
     results = [
         forked(tmp_path, command)[0]
@@ -296,9 +297,11 @@ def test_new_texts_are_predicted_and_measured(tmp_path: Path, backend: str) -> N
             ("task=evaluate", run, "data.path=new"),
             ("task=predict", run, "data.path=new"),
             ("task=predict", run, "data.path=new/good/1.txt"),
+            ("task=predict", run, "data.path=one.csv"),
         )
     ]
-    assert [(each.status, each.err) for each in results] == [(0, "")] * 5
+    assert [(each.status, each.err) for each in results] == [(0, "")] * 6
+    assert "warning: one.csv is one text, not a table, because" in results[5].out
     assert "(12 rows, " in results[0].out
     assert results[1].out.splitlines()[-2:] == results[0].out.splitlines()[-2:]
     assert "test/accuracy 1.0000  (3 new rows" in results[2].out
