@@ -15,6 +15,7 @@ from itertools import combinations, product
 import numpy as np
 from scipy import special
 
+from runner.report.choice import winners_value
 from runner.report.profiles import (
     Curve,
     Races,
@@ -30,6 +31,7 @@ from runner.report.statistics import LEVEL, Paired, by_signs, compare, holm, sum
 _MARGIN = 2.0
 _RATES = 5  # of each schedule, in the simulation of tune=lr
 _RUN = 0.5**0.5  # standard deviation of a run's own noise
+_OF_SEEDS = 3.0  # standard deviation of the noise that the runs of a seed share
 # where the true means of schedules lie, in standard deviations of a run
 RACES = {
     "8 schedules, each 2 from the next": 2.0 * np.arange(8),
@@ -51,14 +53,19 @@ NOISES: dict[str, Noise] = {
 
 
 def values_of(
-    draw: np.random.Generator, noise: str, gaps: np.ndarray, num_seeds: int
+    draw: np.random.Generator,
+    noise: str,
+    gaps: np.ndarray,
+    num_seeds: int,
+    of_seeds: float = _OF_SEEDS,
 ) -> np.ndarray:
-    """Return the metric of each group and seed; "counts" are whole numbers of rows.
+    """Return the metric of each group and seed; "counts" are whole numbers of rows. The noise of a
+    seed that groups share has the deviation `of_seeds`.
 
     # gaps [groups], result [groups, seeds]
     """
     own = NOISES[noise](draw, (len(gaps), num_seeds))
-    values = gaps[:, None] + draw.normal(0, 3, num_seeds) + own
+    values = gaps[:, None] + draw.normal(0, of_seeds, num_seeds) + own
     return np.round(values) if noise == "counts" else values
 
 
@@ -137,6 +144,54 @@ def _judged(values: np.ndarray, lead: float) -> Iterator[float]:
     yield float(values[best].mean()) + (lead if best == 0 else 0.0)
     low, high = summary(values[0].tolist()).interval or (np.inf, np.inf)
     yield float(low <= -lead <= high)
+
+
+def _not_told_from(best: int, values: np.ndarray) -> list[int]:
+    """Return the groups that Student's paired tests with Holm's correction do not tell from the
+    best one, as runner.report.statistics.compare does it, without the other figures."""
+    num_groups, num = values.shape
+    differences = values[:, None] - values
+    with np.errstate(invalid="ignore"):
+        t = differences.mean(axis=-1) / differences.std(axis=-1, ddof=1) * num**0.5
+    raw = 2 * special.stdtr(num - 1, -np.abs(t))
+    p = holm({(str(a), str(b)): float(raw[a, b]) for a, b in combinations(range(num_groups), 2)})
+    return [
+        int(name)
+        for pair, value in p.items()
+        if str(best) in pair and value >= LEVEL
+        for name in pair
+        if name != str(best)
+    ]
+
+
+def value_of_winner(
+    repeats: int, num_groups: int, num_seeds: int, noise: str, lead: float, of_seeds: float
+) -> tuple[float, ...]:
+    """Choose the best of the groups, of which the first is better by `lead`. Return the share in
+    which the interval of the winner's mean contains its true mean, the same for the interval that
+    allows for the choice, the mean of the winner minus its true mean, the same after the luck is
+    taken out, and the mean width of the second interval over that of the first."""
+    draw = np.random.default_rng(0)
+    gaps = np.array([0.0, *[lead] * (num_groups - 1)])
+    figures = []
+    for _ in range(repeats):
+        values = values_of(draw, noise, gaps, num_seeds, of_seeds)
+        best = int(values.mean(axis=1).argmin())
+        value = winners_value(values[[best, *_not_told_from(best, values)]], "min")
+        plain = summary(values[best].tolist()).interval
+        assert value is not None
+        assert plain is not None
+        true, (low, high) = gaps[best], value.interval
+        figures.append(
+            (
+                plain[0] <= true <= plain[1],
+                low <= true <= high,
+                value.mean - true,
+                value.mean + value.luck - true,
+                (high - low) / (plain[1] - plain[0]),
+            )
+        )
+    return tuple(np.mean(figures, axis=0).tolist())
 
 
 def workloads(
@@ -288,6 +343,23 @@ def _print_signs(repeats: int) -> None:
         print(f"| {groups} | {seeds} | {noise} | {cells} |", flush=True)
 
 
+def _print_values(repeats: int) -> None:
+    print("\nthe winner's value: coverage, that of the interval that allows for the choice, %;")
+    print("bias, and without the luck; width over that of the plain interval")
+    print("| seeds' noise | groups | seeds | noise | lead | coverage | bias | width |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    cells = product((0.0, _OF_SEEDS), (2, 5, 10), (3, 5, 10), ("normal", "heavy tails"), (0.0, 2.0))
+    for of_seeds, groups, seeds, noise, lead in cells:
+        plain, allowing, bias, without, width = value_of_winner(
+            repeats, groups, seeds, noise, lead, of_seeds
+        )
+        print(
+            f"| {of_seeds:g} | {groups} | {seeds} | {noise} | {lead:g} | {100 * plain:.1f}, "
+            f"{100 * allowing:.1f} | {bias:+.2f}, {without:+.2f} | {width:.2f} |",
+            flush=True,
+        )
+
+
 def _print_workloads(repeats: int) -> None:
     print("\nover workloads: a winner named where all are equal, with a lead of 30 %, %")
     print("| groups | workloads | seeds | named, equal | named, lead |")
@@ -313,14 +385,18 @@ def main() -> None:
     parser.add_argument("--only-races", action="store_true")
     parser.add_argument("--only-workloads", action="store_true")
     parser.add_argument("--only-signs", action="store_true")
+    parser.add_argument("--only-values", action="store_true")
     options = parser.parse_args()
     if options.only_signs:
         return _print_signs(options.repeats)
+    if options.only_values:
+        return _print_values(options.repeats)
     if options.only_workloads:
         return _print_workloads(options.repeats)
     if not options.only_races:
         _print_comparisons(options)
         _print_signs(options.repeats)
+        _print_values(options.repeats)
         _print_workloads(options.repeats // 5)
     _print_races(options.repeats)
     return None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runner.report.choice import WinnersValue, winners_value
 from runner.report.jobs import NO_OVERRIDES, Block, Fold, Group, Job, groups, in_order
 from runner.report.statistics import (
     LEVEL,
@@ -96,6 +97,17 @@ class Answer:
         tested = len(self.ranked)
         return tested * (tested - 1) // 2
 
+    @property
+    def value(self) -> WinnersValue | None:
+        """The value of the best group, which these runs have chosen; None for one seed, for groups
+        without a seed in common, and for a race."""
+        if not self.ranked or self.seeds is None or self.race is not None:
+            return None
+        others = [other for other in self.noise if not other.is_same_run]
+        values = [each.group.values(self.metric) for each in (self.best, *others)]
+        rows = [[own[seed] for seed in self.seeds] for own in values]
+        return winners_value(np.array(rows), self.mode)
+
     def verdict(self) -> list[str]:
         """Return the answer in two sentences for a reader without statistics; none if nothing is
         compared or the noise is unknown."""
@@ -127,6 +139,7 @@ class Answer:
         if not self.ranked:
             return [f"no group has a finite {self.metric}", *self._unranked_lines()]
         compared = [
+            *self._value_lines(),
             *self._signs_lines(),
             *self._folds_lines(),
             *self._seeds_lines(),
@@ -194,6 +207,19 @@ class Answer:
         seeds = "seed is" if more == 1 else "seeds are"
         needed = "" if more is None else f"; about {more} more {seeds} needed to confirm it"
         return f"  {name}: {by}, within the noise ({p_in_words(paired.p)}{needed})"
+
+    def _value_lines(self) -> list[str]:
+        """Say what the choice of the best group makes of its value."""
+        value = self.value
+        if value is None or value.num_groups < 2:
+            return []
+        which = "high" if self.mode == "max" else "low"
+        low, high = map(show_metric, value.interval)
+        return [
+            f"these runs chose {self.best.group.label} among {value.num_groups} groups that they "
+            f"do not tell apart: if those are equal, the best mean is {value.luck:.2g} too {which} "
+            f"by luck; its 95 % interval that allows for the choice is {low} to {high}"
+        ]
 
     def _signs_lines(self) -> list[str]:
         """Say whether the sign-flip test agrees with the differences beyond the noise."""
@@ -576,6 +602,7 @@ def write(path: Path, answer: Answer, over: Mapping[str, Any] | None = None) -> 
         "seeds": answer.seeds,
         "comparisons": answer.num_comparisons,
         "margin": answer.margin,
+        "winner_value": _value_entry(answer.value),
         "verdict": " ".join(answer.verdict()) or None,
         "says": answer.sentences(),
         "test": answer.tested.entry() if answer.tested else None,
@@ -585,6 +612,17 @@ def write(path: Path, answer: Answer, over: Mapping[str, Any] | None = None) -> 
         "groups": [*ranked, *(_group_entry(group, answer.metric) for group in answer.unranked)],
     }
     path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _value_entry(value: WinnersValue | None) -> dict[str, object] | None:
+    if value is None:
+        return None
+    return {
+        "mean": value.mean,
+        "interval": value.interval,
+        "luck": value.luck,
+        "groups": value.num_groups,
+    }
 
 
 def _group_entry(whole: Group, metric: str, ranked: Ranked | None = None) -> dict[str, object]:

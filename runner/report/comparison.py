@@ -14,6 +14,7 @@ from runner.errors import RunError, printable
 from runner.report import answer, page, parity, pictures, profile_page, raced, workloads
 from runner.report.answer import Answer, Ranked, answers
 from runner.report.board import Board
+from runner.report.choice import WinnersValue
 from runner.report.curves import MOST_POINTS
 from runner.report.front import Front
 from runner.report.jobs import Group, Job, inside, read
@@ -180,6 +181,9 @@ def table_of(verdict: Answer) -> list[tuple[str, ...]]:
     """Return a header and one row per ranked group, best first. The cells are not escaped."""
     names = _metrics(job for ranked in verdict.ranked for job in ranked.group.completed)
     others = [name for name in names if name.startswith("val/") and name != verdict.metric]
+    value = verdict.value
+    if value is not None and value.num_groups < 2:
+        value = None  # there was nothing to choose
     header = (
         "rank",
         "overrides",
@@ -187,6 +191,7 @@ def table_of(verdict: Answer) -> list[tuple[str, ...]]:
         verdict.metric,
         "sd",
         "95 % interval",
+        *(["allowing for the choice"] if value else []),
         "from the best",
         "its 95 % interval",
         "better on",
@@ -202,11 +207,13 @@ def table_of(verdict: Answer) -> list[tuple[str, ...]]:
     )
     return [
         header,
-        *(_cells(ranked, others, verdict.has_several_sizes) for ranked in verdict.ranked),
+        *(_cells(ranked, others, verdict.has_several_sizes, value) for ranked in verdict.ranked),
     ]
 
 
-def _cells(ranked: Ranked, others: Sequence[str], has_rows: bool) -> tuple[str, ...]:
+def _cells(
+    ranked: Ranked, others: Sequence[str], has_rows: bool, value: WinnersValue | None
+) -> tuple[str, ...]:
     summary, against = ranked.summary, ranked.against_best
     numbers = [ranked.steps, *([ranked.rows] if has_rows else [])]
     p, more_seeds = (against.p, against.more_seeds) if against else (None, None)
@@ -217,6 +224,7 @@ def _cells(ranked: Ranked, others: Sequence[str], has_rows: bool) -> tuple[str, 
         show_metric(summary.mean),
         "" if summary.sd is None else show_metric(summary.sd),
         "" if summary.interval is None else " to ".join(map(show_metric, summary.interval)),
+        *([_of_winner(ranked, value)] if value else []),
         "" if against is None or not against.num else show_metric(against.difference, "+"),
         "" if against is None or against.interval is None else _range(against.interval),
         "" if against is None or not against.num else f"{ranked.better_on} of {against.num}",
@@ -229,6 +237,11 @@ def _cells(ranked: Ranked, others: Sequence[str], has_rows: bool) -> tuple[str, 
         "" if math.isinf(ranked.seconds) else f"{ranked.seconds:.2f}",
         f"{ranked.rate_at_best:.3g}",
     )
+
+
+def _of_winner(ranked: Ranked, value: WinnersValue) -> str:
+    """Format the interval of the winner that allows for its choice; others have none."""
+    return " to ".join(map(show_metric, value.interval)) if ranked.rank == 1 else ""
 
 
 def _range(interval: tuple[float, float]) -> str:
@@ -253,12 +266,15 @@ def _text(
             parts.append(f"## {escaped(verdict.title)}")
         parts += _parts(verdict, escaped)
     if any(len(verdict.ranked) > 1 for verdict in verdicts):
-        tests = raced.TESTS if any(verdict.race for verdict in verdicts) else _TESTS
+        is_race = any(verdict.race for verdict in verdicts)
+        tests = raced.TESTS if is_race else _TESTS
+        choice = "" if is_race else f"{_CHOICE} "
         parts.append(
             f"Ranked by the monitored metric after the last epoch. {tests}; the standard deviation "
-            f"of a metric that counts rows is at least one row. Steps and seconds: training until "
-            f"the first epoch that is as good as the best epoch of the worst group; medians over "
-            f"the seeds. Rate at its best: the rate of the last update in the best epoch."
+            f"of a metric that counts rows is at least one row. {choice}Steps and seconds: "
+            f"training until the first epoch that is as good as the best epoch of the worst group; "
+            f"medians over the seeds. Rate at its best: the rate of the last update in the best "
+            f"epoch."
         )
     if parity_rows:
         rows = [parity.HEADER, *(row.cells() for row in parity_rows)]
@@ -274,6 +290,7 @@ def _board_parts(board: Board, escaped: Callable[[str], str]) -> list[str]:
     return [*parts, *map(escaped, board.notes())]
 
 
+_CHOICE = "Allowing for the choice: the 95 % interval of the best of those not told from it."
 _TESTS = (
     "p: Student's paired test over the seeds in common, with Holm's correction for all pairs (raw "
     "p: without it); p by signs: a sign-flip permutation test with the same correction"
