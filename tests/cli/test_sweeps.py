@@ -18,6 +18,7 @@ import pytest
 from runner.run.run_folder import read_json
 from runner.text.quoting import override
 from tests.command_line import BACKENDS, Running, begun, ended, forked, start, together
+from tests.report.independent import check
 from tests.rows import slow_but
 from tests.warm import until
 
@@ -50,6 +51,7 @@ def test_rates_are_chosen_on_some_seeds_and_schedules_compared_on_others(tmp_pat
         }
         for done in both:
             assert f"chosen   schedule={schedule}: optimizer.lr={best}, val/loss" in done.out
+    assert check(folder) == []
 
 
 # race.budget
@@ -78,6 +80,7 @@ def test_a_race_reuses_runs_and_a_killed_one_goes_on_to_the_same_decisions(
         runs = [path.parent for path in folder.glob("*/result.json")]
         assert cost["runs"] == len(runs) <= 18
         assert cost["updates"] == 40 * len(runs)
+        assert check(folder) == []  # all numbers, from the runs alone
         last = answers[-1]["race"]["seeds"][-1]
         for path in folder.glob(f"*seed-{last}"):
             shutil.rmtree(path)

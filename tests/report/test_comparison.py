@@ -22,6 +22,7 @@ from runner.report.tested import with_test
 from runner.run.run_folder import read_json
 from runner.tasks.compare import compare as compare_task
 from tests.command_line import Done, forked
+from tests.report.independent import check
 from tests.run_folders import write_run
 
 # What a multirun says
@@ -90,6 +91,7 @@ def test_winner_intervals_and_p_are_those_of_an_independent_calculation(
         if rank > 1:
             assert row["from the best"] == f"{np.mean(own) - np.mean(values[order[0]]):+.4f}"
             assert row["p"] == f"{adjusted[order[0], name]:.2g}"
+    assert check(folder) == []  # all other numbers, from the runs alone
     *_, winner, command = done.out.splitlines()
     assert winner.startswith(f"winner   schedule={order[0]}")
     assert ("not beyond noise" in winner) == any(
@@ -274,6 +276,7 @@ def test_groups_with_different_seeds_are_ranked_and_tested_over_the_same_seeds(
     # three standard errors of 20,000 draws
     assert best["probability_best"] == pytest.approx(1 - expected.pvalue / 2, abs=0.001)
     assert (best["diverged"], other["diverged"]) == (0, 0)
+    assert check(found.folder, [*(tmp_path / "runs").iterdir()]) == []
 
 
 def test_two_seeds_with_equal_differences_are_never_certain(
@@ -329,6 +332,7 @@ def test_groups_with_a_seed_that_diverged_or_failed_are_named_and_not_ranked(
     assert [groups[label]["rank"] for label in order] == [1, 2, None, None]
     assert found.answer()["winner"] == "schedule=constant"
     assert found.answer()["seeds"] == [0, 1, 2]
+    assert check(found.folder, [*(tmp_path / "runs").iterdir()]) == []
 
 
 @pytest.mark.slow
@@ -414,6 +418,7 @@ def test_a_group_with_too_few_seeds_does_not_take_them_from_the_others(
     assert (found.answer()["winner"], found.answer()["seeds"]) == ("schedule=cosine", [0, 1, 2])
     p = float(stats.ttest_rel([0.5, 0.6, 0.55], [0.3, 0.43, 0.34]).pvalue)
     assert found.groups()["schedule=constant"]["p"] == pytest.approx(p, rel=1e-9)
+    assert check(found.folder, [*(tmp_path / "runs").iterdir()]) == []
 
 
 def test_bit_identical_runs_are_called_the_same_run(
@@ -477,6 +482,8 @@ def test_a_margin_tells_groups_that_are_as_good_as_the_best(
     p = stats.ttest_1samp(differences, 0.01, alternative="less").pvalue
     out = capsys.readouterr().out
     assert f"within 0.01 of the best (p = {p:.2g} of two one-sided tests)" in out
+    (folder,) = (tmp_path / "comparisons").iterdir()
+    assert check(folder, [*(tmp_path / "runs").iterdir()]) == []
 
 
 @pytest.mark.parametrize("test", [(0.6, 0.5), (0.5, 0.6)])
@@ -549,9 +556,10 @@ def test_without_a_test_split_the_comparison_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("backend", ["lightning", "keras"])
 def test_answer_test_gives_what_task_evaluate_gives(backend: str, tmp_path: Path) -> None:
     sweep = ("-m", "schedule=constant,linear", "seed=0,1", f"backend={backend}", "device=cpu")
-    short = ("trainer.max_steps=20", "model=linear", "answer.test=true")
+    short = ("trainer.max_steps=20", "model=linear", "answer.test=true", "answer.margin=0.1")
     (done,) = forked(tmp_path, (*sweep, *short))
     assert (done.status, done.err) == (0, "")
+    assert check(tmp_path / done.folder) == []
     answer = read_json(tmp_path / done.folder / "answer.json")
     for group in answer["test"]["groups"]:
         runs = [
@@ -593,6 +601,7 @@ def test_folds_of_one_data_set_are_paired_like_seeds(tmp_path: Path) -> None:
     second = answer["groups"][1]
     # both compute the same sums; the values that are saved are exact
     assert second["p_raw"] == pytest.approx(p, rel=1e-9)
+    assert check(tmp_path / done.folder) == []
     assert "data.fold" not in answer["command"]
     (other,) = forked(tmp_path, (*command, "data.split_seed=1"))
     (both,) = forked(tmp_path, ("task=compare", f"runs=[{done.folder},{other.folder}]"))
@@ -675,6 +684,7 @@ def test_with_tune_only_the_chosen_are_compared_and_on_other_seeds(
     ) in found.out
     assert "| schedule=constant optimizer.lr=0.2 | 0.2000   |" in found.out
     assert "largest rate that was tried; try optimizer.lr above 0.4 too" in found.out
+    assert check(found.folder, [*(tmp_path / "runs").iterdir()]) == []
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from runner.report.statistics import smallest_p
 from runner.run.run_folder import read_json
 from runner.tasks.compare import compare as compare_task
 from tests.command_line import forked
+from tests.report.independent import check
 from tests.run_folders import write_run
 
 Losses = Sequence[float] | None  # after each epoch of 40 updates; None: the run failed
@@ -140,6 +141,8 @@ def test_scores_and_p_are_those_of_a_plain_calculation(
     assert "data=wine: compared over the seeds 0, 1, 2; left out: 3" in out
     assert "1 of 3 seeds diverged (seed 1); a diverged run never reaches the target" in out
     assert found["smallest_p"] == pytest.approx(3 * 2 / 64)
+    (folder,) = (tmp_path / "comparisons").iterdir()
+    assert check(folder, [*(tmp_path / "runs").iterdir()]) == []
 
 
 def equal(num_seeds: int, **losses: Sequence[float]) -> Races:
@@ -271,3 +274,4 @@ def test_task_compare_gives_the_answer_of_the_multirun(tmp_path: Path) -> None:
     assert first["verdict"] in done.out
     assert 'id="profiles"' in (tmp_path / done.folder / "comparison.html").read_text()
     assert (tmp_path / done.folder / "profiles.png").is_file()
+    assert check(tmp_path / done.folder) == []
