@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from time import gmtime, localtime, sleep, strftime
+from time import gmtime, localtime, monotonic, sleep, strftime
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -41,6 +41,7 @@ FILE = "wandb.json"  # has the id of the tracked run; lies in the run's folder
 STEP = "step"  # the horizontal axis of all tags
 _PROJECT = "twinrun"
 _SERVER = "https://api.wandb.ai"
+_MOST_SECONDS = 10.0  # for the last record of a session
 _HEADER_BYTES = 7  # of a file
 _BLOCK_BYTES = 2**15
 _WHOLE, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4  # kinds of parts of a record
@@ -89,6 +90,7 @@ class WandB(Tracker):
             config=dict(self._run.hyperparameters),
         )
         self._tracked.define_metric("*", step_metric=STEP)
+        self._file = Path(self._tracked.dir).parent / f"run-{run_id}.wandb"
 
     def write(self, points: Sequence[Point]) -> None:
         for point in points:
@@ -99,6 +101,7 @@ class WandB(Tracker):
 
     def close(self, status: str) -> None:
         self._tracked.finish(exit_code=_EXIT[status])
+        _wait_for_end(self._file)
 
 
 def write_answer(multirun: TrackedMultirun) -> str:
@@ -147,6 +150,18 @@ def _wait_for_new_second(folder: Path, run_id: str) -> None:
         )
 
     while has_begun():
+        sleep(0.02)
+
+
+def _wait_for_end(file: Path) -> None:
+    """Wait until a session's file has its last record, which a resumed run reads. On a busy machine
+    `finish` returns before the process of wandb has written it."""
+    until, size = monotonic() + _MOST_SECONDS, -1
+    while file.is_file() and monotonic() < until:
+        if file.stat().st_size != size:
+            size = file.stat().st_size
+            if any(record.WhichOneof("record_type") == "exit" for record in _records(file)):
+                return
         sleep(0.02)
 
 
