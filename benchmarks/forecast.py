@@ -61,6 +61,10 @@ WORKLOADS: Mapping[str, list[str]] = {
         "data.task=regression",
     ],
     "text": [*_TEXT, _GPT],
+    "language_lstm": [  # rows without a character in common
+        *("experiment=language_lstm", "data.context=32", "data.stride=32"),
+        *("trainer.batch_size=16", "trainer.max_steps=400"),
+    ],
     **{data: [f"data={data}", "trainer.max_steps=800"] for data in ("digits", "diabetes", "wine")},
 }
 _WARMUP = 2160  # updates of the public curves
