@@ -19,6 +19,7 @@ from runner.components.layers import (
     ANY_STEPS,
     Masking,
     Network,
+    Node,
     Shape,
     fits_shape,
     needs_images,
@@ -1214,7 +1215,7 @@ def _check_own_rows(config: Config, net: Network, smallest: int) -> None:
     """Refuse batch norm by process where one has no row, or one without a variance, of a batch of
     `smallest` rows."""
     norms = [node for node in net.walk() if node.spec.layer == "batch_norm"]
-    fewest = 2 if any(len(node.input_shape) == 1 for node in norms) else 1
+    fewest = 2 if any(_has_one_value(node) for node in norms) else 1
     num = config.num_processes
     if norms and smallest < fewest * num:
         few = "without rows" if fewest == 1 else f"with fewer than {fewest} rows"
@@ -1500,6 +1501,11 @@ def source_of(config: Config) -> Source:
     return Source(section, key=f"model.{config.backend}", is_twin=True)
 
 
+def _has_one_value(node: Node) -> bool:
+    """Return whether a row has one value of each channel: a vector, or one step or pixel."""
+    return math.prod(node.input_shape[:-1]) == 1
+
+
 def _check_batch_norm(net: Network, order: Order | InOrder) -> None:
     """Refuse batch norm with a batch of one row, which has no variance."""
     batches = [(order.num_rows, order.batch_size)]
@@ -1508,7 +1514,7 @@ def _check_batch_norm(net: Network, order: Order | InOrder) -> None:
     for node in net.walk():
         if (
             node.spec.layer == "batch_norm"
-            and len(node.input_shape) == 1
+            and _has_one_value(node)
             and (found := next((size for n, size in batches if 1 in (n % size, size)), None))
         ):
             raise ConfigError(

@@ -276,7 +276,8 @@ def _run(function: Rank, argument: Any, team: Team, tuning: Any) -> None:
 def _portable(error: BaseException, rank: int) -> Any:
     """Return an error for the launcher: that of rank 0 is raised there, others are told."""
     if rank > 0:
-        return f"{type(error).__name__}: {one_line(error)}"
+        kind = "" if isinstance(error, ConfigError | RunError) else f"{type(error).__name__}: "
+        return f"{kind}{one_line(error)}"
     if isinstance(error, ConfigError | RunError | OSError | SystemExit | KeyboardInterrupt):
         return error
     return RunError("".join(traceback.format_exception(error)))

@@ -167,6 +167,12 @@ def test_the_end_of_one_process_ends_all_and_is_named(how: str, says: str) -> No
     assert str(caught.value).startswith(f"rank 1 {says}; the other processes were ended")
 
 
+def test_a_reason_of_this_project_has_no_class() -> None:
+    """The command prints it as one of rank 0, which has only words for the user."""
+    assert launch._portable(RunError("a reason"), 1) == "a reason"
+    assert launch._portable(ValueError("a reason"), 1) == "ValueError: a reason"
+
+
 DYING = """
 import os
 import signal

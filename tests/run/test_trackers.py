@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import platform
+import re
 import signal
 import sys
 import time
@@ -422,9 +423,10 @@ def test_a_tracker_that_has_hung_for_long_is_told_at_once_and_not_waited_for(
         one.on_end({"status": "completed"})
         assert time.monotonic() - began < 1
         hangs.set()
-    assert [line.partition(";")[0] for line in said.lines] == [
-        "warning: logger=tensorboard has not answered for 0 s",
-        "warning: logger=tensorboard failed: no answer in 0 s",
+    # a slow machine may count a second
+    assert [re.sub(r"\d+ s;.*", "N s", line) for line in said.lines] == [
+        "warning: logger=tensorboard has not answered for N s",
+        "warning: logger=tensorboard failed: no answer in N s",
     ]
 
 
