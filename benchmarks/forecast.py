@@ -49,6 +49,9 @@ _TEXT = [
     *("data=python_docs", "data.context=32", "data.stride=4", "model=gpt"),
     *("trainer.batch_size=16", "optimizer.lr=3e-3", "trainer.max_steps=800"),
 ]
+_SHORT = [  # rows without a character in common
+    *("data.context=32", "data.stride=32", "trainer.batch_size=16", "trainer.max_steps=400"),
+]
 WORKLOADS: Mapping[str, list[str]] = {
     "classes": [
         *_STREAM,
@@ -61,10 +64,7 @@ WORKLOADS: Mapping[str, list[str]] = {
         "data.task=regression",
     ],
     "text": [*_TEXT, _GPT],
-    "language_lstm": [  # rows without a character in common
-        *("experiment=language_lstm", "data.context=32", "data.stride=32"),
-        *("trainer.batch_size=16", "trainer.max_steps=400"),
-    ],
+    **{name: [f"experiment={name}", *_SHORT] for name in ("language_lstm", "language_gpt")},
     **{data: [f"data={data}", "trainer.max_steps=800"] for data in ("digits", "diabetes", "wine")},
 }
 _WARMUP = 2160  # updates of the public curves
