@@ -141,8 +141,7 @@ class Plan:
         if not replaced:
             return notes
         model = self.config.model.name
-        words = "the config's data, optimizer and schedule replace"
-        return [*notes, f"model    {model}: {words} {', '.join(replaced)}"]
+        return [*notes, f"model    {model}: the config replaces {', '.join(replaced)}"]
 
     def _note_on_batch_norm(self) -> str:
         """Say what trainer.sync_batchnorm=false does."""

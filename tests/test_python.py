@@ -279,6 +279,18 @@ def test_a_notebook_s_keras_session_goes_on() -> None:
     assert not np.array_equal(outputs(net, x), before)
 
 
+def test_a_compiled_keras_model_trains_as_it_does_uncompiled() -> None:
+    """The config's loss, optimizer and metrics replace those of `compile`."""
+    dispatcher.load("keras")
+    compiled, plain = instance("keras")[0], instance("keras")[0]
+    compiled.compile("sgd", "mse", metrics=["accuracy", "mae"])
+    run, other = quick("keras", epochs=1, model=compiled), quick("keras", epochs=1, model=plain)
+    assert run.result["metrics"] == other.result["metrics"]
+    says = "the config replaces the loss, optimizer and metrics of compile"
+    logs = [(each.folder / "run.log").read_text("utf-8") for each in (run, other)]
+    assert [says in log for log in logs] == [True, False]
+
+
 def test_keras_s_state_is_where_this_release_has_it() -> None:
     """A canary: without it, a run would use the notebook's session."""
     dispatcher.load("keras")

@@ -28,7 +28,7 @@ from runner.data.source import Batch
 from runner.errors import ConfigError, one_line
 from runner.user_code import blame
 
-_GENERATOR = "seed_generator_state"  # the end of the paths of layers' random generators
+GENERATOR = "seed_generator_state"  # the end of the paths of layers' random generators
 
 
 def build(
@@ -92,7 +92,7 @@ def inspect(source: Source, input_shape: Shape, seed: int, example: Batch | None
     is_repeatable, changed = True, {*paths} - {*trained}
     if example is not None:
         is_repeatable, changed = _tried_twice(model, own, example, seed)
-    generators = {path for path in paths if path.partition(":")[0].endswith(_GENERATOR)}
+    generators = {path for path in paths if path.partition(":")[0].endswith(GENERATOR)}
     return Built(
         weights={name: values[name] for name in trained},
         buffers={name: value for name, value in values.items() if name not in trained},
@@ -106,8 +106,18 @@ def inspect(source: Source, input_shape: Shape, seed: int, example: Batch | None
         val_columns=tuple(f"val/{name}" for name in (["loss"] if has_loss else []) + measured),
         counts=tuple(_counts(own, paths)),
         unshared=tuple(name for name in paths if name in changed - generators),
+        unused=_of_compile(source.given if isinstance(source.given, keras.Model) else own),
         is_repeatable=is_repeatable,
     )
+
+
+def _of_compile(own: Any) -> tuple[str, ...]:
+    """Return what the user's `compile` has set, in words. A loss of the model's own may call that
+    of `compile`."""
+    if not getattr(own, "compiled", False):
+        return ()
+    loss = "" if objective.has_own_loss(own) else "loss, "
+    return (f"the {loss}optimizer and metrics of compile",)
 
 
 def _tried_twice(
@@ -280,15 +290,15 @@ def _variables(model: keras.Model) -> list[Any]:
     """Return the model's variables, the trained ones first. The others include running statistics,
     the states of the layers' generators and what stateful metrics have counted."""
     variables = [*model.trainable_variables, *model.non_trainable_variables]
-    counts = [v for metric in getattr(model, "metrics", []) for v in metric.variables]
+    counts = [v for metric in objective.own_metrics(model) for v in metric.variables]
     return [*variables, *(v for v in counts if all(v is not other for other in variables))]
 
 
 def _counts(model: keras.Model, paths: list[str]) -> Iterator[str]:
     """Yield the names of variables with the states of generators and the counts of metrics."""
-    of_metrics = {id(v) for metric in getattr(model, "metrics", []) for v in metric.variables}
+    of_metrics = {id(v) for metric in objective.own_metrics(model) for v in metric.variables}
     for path, variable in zip(paths, _variables(model), strict=True):
-        if id(variable) in of_metrics or variable.path.endswith(_GENERATOR):
+        if id(variable) in of_metrics or variable.path.endswith(GENERATOR):
             yield path
 
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from backends.keras import distributed, layers, objective, optimizers
 from backends.keras.average import Average, swapped
+from backends.keras.custom import GENERATOR
 from backends.keras.own_optimizer import OwnOptimizer
 from backends.keras.schedule import TableLR
 from runner.components import averages, loss_scale
@@ -112,6 +113,8 @@ class Engine:
         network = self.run.network
         assert isinstance(network, CustomNetwork)
         for name in network.built.counts if self.run.world.rank else ():
+            if not variables[name].path.endswith(GENERATOR):  # the count of a metric
+                continue
             seed, count = variables[name].numpy()  # uint32[2]
             seed = mix(int(seed) + self.run.world.rank)
             variables[name].assign(np.array([seed, count], np.uint32))

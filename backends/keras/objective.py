@@ -20,6 +20,7 @@ from runner.spec import Measured, ModelSpec
 
 # x, y, outputs, training, and weights if the rows have some -> mean loss or rows
 Compute = Callable[..., Any]
+_OF_COMPILE = ("loss", "compile_metrics")  # Keras's names of what counts its loss and its metrics
 
 
 def build(loss: Any, model: keras.Model, has_weights: bool = False) -> Compute:
@@ -78,11 +79,13 @@ def _tensors(batch: Batch) -> tuple[Any, ...]:
 
 
 def metrics_of(model: keras.Model) -> list[Any]:
-    """Return the stateful metrics of the user's own model, without Keras's own loss tracker."""
-    if not hasattr(model, "own_model"):
-        return []
-    own = model.own_model()
-    return [metric for metric in getattr(own, "metrics", []) if metric.name != "loss"]
+    """Return the stateful metrics of the user's own model inside `model`, if there is one."""
+    return own_metrics(model.own_model()) if hasattr(model, "own_model") else []
+
+
+def own_metrics(own: keras.Model) -> list[Any]:
+    """Return the stateful metrics of the user's own model, without those that `compile` adds."""
+    return [each for each in getattr(own, "metrics", []) if each.name not in _OF_COMPILE]
 
 
 def results(metrics: Iterable[Any], split: str) -> dict[str, float]:

@@ -119,7 +119,7 @@ class Built:
     # columns of metrics.csv that the model logs, measured on training and on validation rows
     train_columns: tuple[str, ...] = ()
     val_columns: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()  # methods of the model that the config replaces
+    unused: tuple[str, ...] = ()  # parts of the model that the config replaces
     # of a model with an optimizer of its own: weight -> rate, relative to the first group's
     rate_factors: Mapping[str, float] | None = None
     # buffers that belong to one run: states of random generators, and what metrics have counted

@@ -304,6 +304,7 @@ class Net(keras.Sequential):
         l2 = keras.regularizers.L2(1e-2)
         first = keras.layers.Dense(8, "tanh", kernel_regularizer=l2)
         super().__init__([first, keras.layers.Dense(10)])
+        self.compile("adam", "mse", metrics=["accuracy"])  # the config replaces them
 
 
 class Counted(keras.Sequential):
