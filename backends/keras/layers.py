@@ -82,6 +82,7 @@ class DropoutState:
         self.step: Any = 0
         self.micro_batch: Any = 0
         self.first_row = self.num_rows = 0
+        self.has_rows = True  # False: the pass has a row of zeros that is none of the micro-batch
         self.together = together
         self.syncs_statistics = together is not None and syncs_statistics
         self.recomputes = False  # True while the backward pass computes a block again
@@ -255,10 +256,10 @@ class _BatchNorm(native.BatchNormalization):
         state, axes = self.dropout_state, list(range(len(x.shape) - 1))
         assert state.together is not None
         num = state.num_rows * math.prod(x.shape[1:-1])
-        n = constant(float(num), x)
-        mean = state.together.total(tf.reduce_sum(x, axes)) / n
+        n, own = constant(float(num), x), constant(float(state.has_rows), x)
+        mean = state.together.total(own * tf.reduce_sum(x, axes)) / n
         centered = x - mean
-        variance = state.together.total(tf.reduce_sum(centered * centered, axes)) / n
+        variance = state.together.total(own * tf.reduce_sum(centered * centered, axes)) / n
         scale = self.gamma * tf.math.rsqrt(variance + constant(self.epsilon, variance))
         return centered * scale + self.beta, mean, variance * constant(num / (num - 1), x)
 

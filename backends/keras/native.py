@@ -249,21 +249,27 @@ class Engine:
     ) -> tuple[Any, Any, list[Any]]:
         """Return a micro-batch's outputs, its part of the mean loss over `num_rows` rows, and the
         part's gradient."""
-        x = batch["x"]
-        if x.shape[0] == 0 and not self.has_batch_norm:  # Keras's recurrent layers need rows
+        x, has_rows = batch["x"], batch["x"].shape[0] > 0
+        if not has_rows and not self.has_batch_norm:  # Keras's recurrent layers need rows
             z = tf.zeros((0, *self.run.network.output_shape), self.run.dtype)
             return z, tf.zeros((), self.run.dtype), [tf.zeros_like(one) for one in trained]
+        self.dropout_state.has_rows = has_rows
+        if not has_rows:  # oneDNN's convolutions need rows; batch norm needs all processes
+            x = tf.zeros((1, *x.shape[1:]), x.dtype)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(trained)
             z = tf.cast(self.model(x, training=True), self.run.dtype)
-            weights = (batch["weight"],) if "weight" in batch else ()
-            loss = self._mean_loss(x, batch["y"], z, *weights)
-            if num_rows != x.shape[0]:
-                share = layers.constant(x.shape[0] / num_rows, loss)
-                loss = loss * share if x.shape[0] else tf.reduce_sum(z)  # 0 without rows
+            if has_rows:
+                weights = (batch["weight"],) if "weight" in batch else ()
+                loss = self._mean_loss(x, batch["y"], z, *weights)
+                if num_rows != x.shape[0]:
+                    loss *= layers.constant(x.shape[0] / num_rows, loss)
+            else:
+                loss = 0 * tf.reduce_sum(z)
             scaled = self._scaled(loss)
         zero = tf.UnconnectedGradients.ZERO
-        return z, loss, tape.gradient(scaled, trained, unconnected_gradients=zero)
+        gradients = tape.gradient(scaled, trained, unconnected_gradients=zero)
+        return z if has_rows else z[:0], loss, gradients
 
     def _begin_batch(self, micro_batch: int, sizes: Sequence[int]) -> None:
         """Prepare for a micro-batch. `sizes` has the rows of each, of all processes together."""

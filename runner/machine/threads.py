@@ -63,7 +63,10 @@ def remark(
         return f"warning: {text}; trainer.threads=auto uses fewer"
     if requested == "auto" and number < _worthwhile(net, batch_size):
         limit = " ".join(f"{name}={value}" for name, value in limits().items() if value == number)
-        return f"threads  {number}, limited by {limit} in the environment; set trainer.threads=N"
+        if limit:  # else the processes of the run share the cores
+            return (
+                f"threads  {number}, limited by {limit} in the environment; set trainer.threads=N"
+            )
     return None
 
 

@@ -262,6 +262,19 @@ def test_processes_that_divide_the_weights_train_as_one_does(tmp_path: Path, num
     _check_equal(_train(tmp_path, "constant", base=constant), begun)
 
 
+@pytest.mark.slow
+def test_a_process_without_rows_changes_nothing_in_float32(tmp_path: Path) -> None:
+    """oneDNN's convolutions on Keras take float32 alone, and need rows. 1e-5: nine updates of
+    float32, whose sums over rows are in another order."""
+    base = [key for key in RUN if "precision" not in key]
+    own = ("backend=keras", "trainer.max_epochs=1")
+    one, three = (
+        state_of(_train(tmp_path, f"of_{num}", *own, f"devices={num}", base=base)) for num in (1, 3)
+    )
+    for name, values in one.items():
+        np.testing.assert_allclose(values, three[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
 OWN = """
 import torch
 from torch import nn
