@@ -108,6 +108,12 @@ class Answer:
         rows = [[own[seed] for seed in self.seeds] for own in values]
         return winners_value(np.array(rows), self.mode)
 
+    @property
+    def chosen_value(self) -> WinnersValue | None:
+        """The same; None too if the best group is told from all others: nothing was chosen."""
+        value = self.value
+        return value if value is not None and value.num_groups > 1 else None
+
     def verdict(self) -> list[str]:
         """Return the answer in two sentences for a reader without statistics; none if nothing is
         compared or the noise is unknown."""
@@ -210,8 +216,8 @@ class Answer:
 
     def _value_lines(self) -> list[str]:
         """Say what the choice of the best group makes of its value."""
-        value = self.value
-        if value is None or value.num_groups < 2:
+        value = self.chosen_value
+        if value is None:
             return []
         which = "high" if self.mode == "max" else "low"
         low, high = map(show_metric, value.interval)

@@ -181,9 +181,7 @@ def table_of(verdict: Answer) -> list[tuple[str, ...]]:
     """Return a header and one row per ranked group, best first. The cells are not escaped."""
     names = _metrics(job for ranked in verdict.ranked for job in ranked.group.completed)
     others = [name for name in names if name.startswith("val/") and name != verdict.metric]
-    value = verdict.value
-    if value is not None and value.num_groups < 2:
-        value = None  # there was nothing to choose
+    value = verdict.chosen_value
     header = (
         "rank",
         "overrides",
@@ -268,7 +266,7 @@ def _text(
     if any(len(verdict.ranked) > 1 for verdict in verdicts):
         is_race = any(verdict.race for verdict in verdicts)
         tests = raced.TESTS if is_race else _TESTS
-        choice = "" if is_race else f"{_CHOICE} "
+        choice = f"{_CHOICE} " if any(verdict.chosen_value for verdict in verdicts) else ""
         parts.append(
             f"Ranked by the monitored metric after the last epoch. {tests}; the standard deviation "
             f"of a metric that counts rows is at least one row. {choice}Steps and seconds: "
