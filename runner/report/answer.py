@@ -110,7 +110,7 @@ class Answer:
 
     @property
     def chosen_value(self) -> WinnersValue | None:
-        """The same; None too if the best group is told from all others: nothing was chosen."""
+        """The value of the best group if these runs do not tell it from all others, as `value`."""
         value = self.value
         return value if value is not None and value.num_groups > 1 else None
 
