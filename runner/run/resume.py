@@ -187,11 +187,8 @@ def check(resumed: Resumed, prepared: Plan, start: TrainState) -> None:
 
 def _check_processes(resumed: Resumed, prepared: Plan) -> None:
     """Refuse another number of processes if batch norm has the statistics of each of them."""
-    now = num_processes(resumed.values)
-    devices, nodes = (
-        resumed.changes.get(key, (resumed.values[key],))[0] for key in ("devices", "num_nodes")
-    )
-    before = num_processes({"devices": devices, "num_nodes": nodes})
+    changed = {key: before for key, (before, _) in resumed.changes.items()}
+    now, before = (num_processes(resumed.values | own) for own in ({}, changed))
     if now != before and prepared.has_own_statistics:
         raise ConfigError(
             f"resume: the number of processes, devices times num_nodes, must stay {before} with "

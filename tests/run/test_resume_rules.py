@@ -379,6 +379,7 @@ def planned(total: int, data: Mapping[str, Any] = DATA, max_time: str | None = N
     return SimpleNamespace(
         data=SimpleNamespace(description=lambda: {**data}),
         order=SimpleNamespace(total_steps=total, epochs=Periods(13)),
+        has_own_statistics=False,
         config=SimpleNamespace(
             trainer=SimpleNamespace(
                 early_stopping_patience=3, max_time=max_time, max_steps=20, max_epochs=2
