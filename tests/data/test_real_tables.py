@@ -174,7 +174,7 @@ def test_a_table_is_learned_no_worse_than_by_scikit_learn(tmp_path: Path, name: 
 
 
 def _predicted(case: Case, here: Path, seed: int) -> np.ndarray:
-    """Train, and predict the raw file: labels, or numbers.  # [N, C]"""
+    """Train, and predict the raw file: labels, their probabilities, or numbers.  # [N, C]"""
     keys = (*case.data, *WITHOUT_VAL, "optimizer.lr=0.001", "device=cpu", f"seed={seed}")
     length = (f"trainer.max_epochs={case.num_epochs}", f"trainer.batch_size={case.batch_size}")
     (done,) = forked(here, (*keys, *length))
@@ -185,14 +185,15 @@ def _predicted(case: Case, here: Path, seed: int) -> np.ndarray:
         lines = [*csv.DictReader(file)]
     if case.task == "classification":
         return np.array([[line["label"]] for line in lines])
-    names = case.targets
+    of_labels = case.task == "multilabel"
+    names = [f"probability_{name}" for name in case.targets] if of_labels else case.targets
     return np.array([[float(line[name]) for name in names] for line in lines])
 
 
 def _score(task: str, outputs: np.ndarray, truth: np.ndarray) -> float:
     if task == "regression":
         return -float(np.abs(outputs - truth).mean())
-    predicted = outputs > 0 if task == "multilabel" else outputs
+    predicted = outputs > 0.5 if task == "multilabel" else outputs
     return float(np.mean(predicted == truth))
 
 
