@@ -97,6 +97,8 @@ def _table(backend: str, model: str, arguments: Any) -> str:
     peer = _timed_peer(backend, model, updates)
     rows.append((IDIOMATIC[backend], "2", f"{peer:.1f}", "", ""))
     kinds = {"": ()} | ({"strategy=fsdp": ("strategy=fsdp",)} if backend == "lightning" else {})
+    if model == "cnn":  # the peers' batch norm has the statistics of each process
+        kinds |= {"sync_batchnorm=false": ("trainer.sync_batchnorm=false",)}
     kinds |= {"exact": ("trainer.precision=exact",)} if arguments.exact else {}
     for kind, more in kinds.items():
         for num in arguments.processes if not kind else [2]:
