@@ -227,8 +227,8 @@ class Plan:
     @property
     def has_own_statistics(self) -> bool:
         """True if batch norm would have the statistics of each process alone."""
-        norms = [node for node in self.network.walk() if node.spec.layer == "batch_norm"]
-        return not self.config.trainer.sync_batchnorm and bool(norms or self.built.shared)
+        has_norms = bool(_batch_norms(self.network) or self.built.shared)
+        return has_norms and not self.config.trainer.sync_batchnorm
 
     @property
     def compiles(self) -> bool:
@@ -1213,7 +1213,7 @@ def _check_parts(config: Config, net: Network, order: Order | InOrder) -> None:
 def _check_own_rows(config: Config, net: Network, smallest: int) -> None:
     """Refuse batch norm by process where one has no row, or one without a variance, of a batch of
     `smallest` rows."""
-    norms = [node for node in net.walk() if node.spec.layer == "batch_norm"]
+    norms = _batch_norms(net)
     fewest = 2 if any(_has_one_value(node) for node in norms) else 1
     num = config.num_processes
     if norms and smallest < fewest * num:
@@ -1500,6 +1500,11 @@ def source_of(config: Config) -> Source:
     return Source(section, key=f"model.{config.backend}", is_twin=True)
 
 
+def _batch_norms(net: Network | CustomNetwork) -> list[Node]:
+    """Return the batch norms of this project's layers."""
+    return [node for node in net.walk() if node.spec.layer == "batch_norm"]
+
+
 def _has_one_value(node: Node) -> bool:
     """Return whether a row has one value of each channel: a vector, or one step or pixel."""
     return math.prod(node.input_shape[:-1]) == 1
@@ -1510,11 +1515,9 @@ def _check_batch_norm(net: Network, order: Order | InOrder) -> None:
     batches = [(order.num_rows, order.batch_size)]
     if isinstance(order, Order):
         batches += [(s.last_row - s.first_row, s.batch_size) for s in order.earlier]
-    for node in net.walk():
-        if (
-            node.spec.layer == "batch_norm"
-            and _has_one_value(node)
-            and (found := next((size for n, size in batches if 1 in (n % size, size)), None))
+    for node in _batch_norms(net):
+        if _has_one_value(node) and (
+            found := next((size for n, size in batches if 1 in (n % size, size)), None)
         ):
             raise ConfigError(
                 f"trainer.batch_size={found} leaves a batch of one row, which "

@@ -60,8 +60,8 @@ class Finished(NamedTuple):
 
 
 def _environment() -> dict[str, str]:
-    """That of the tests. A run would share the process that writes for wandb in this one, if a
-    test has started it: a kill of the run would not end it."""
+    """Return the environment of the tests, without the process that writes for wandb: a run would
+    share one that a test has started, and a kill of the run would not end it."""
     path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, **ONE_THREAD}
     environment.pop("WANDB_SERVICE", None)

@@ -180,7 +180,7 @@ class Engine(native.Engine):
         return super().update(*arguments, **more)
 
     def _add_up(self, loss: Tensor) -> None:
-        """Do so for the loss and the statistics; FSDP2 has added up the gradients."""
+        """Replace the loss by its sum and statistics by their means; FSDP2 adds up gradients."""
         for flat in self.flats:
             flat.collect()
         self._reduce([loss])

@@ -348,7 +348,7 @@ class _Outputs:
         return z[:, 1] - z[:, 0] if z.shape[1] == 2 else z
 
     def predict_proba(self, z: Array) -> Array:
-        return np.exp(-np.logaddexp(0, -z)) if self.several else probabilities(z)
+        return label_probabilities(z) if self.several else probabilities(z)
 
 
 def probabilities(z: Array) -> Array:
@@ -359,6 +359,12 @@ def probabilities(z: Array) -> Array:
     shifted = np.exp(z - z.max(axis=-1, keepdims=True, initial=-np.inf))
     total: Array = shifted.sum(axis=-1, keepdims=True)
     return shifted / total
+
+
+def label_probabilities(z: Array) -> Array:
+    """Return the probability of each of several labels: 1 / (1 + exp(-z)).  # float64[N, C]"""
+    found: Array = np.exp(-np.logaddexp(0, -z))
+    return found
 
 
 def _scorer(name: str, task: str, num_outputs: int, y: Array) -> Metric:

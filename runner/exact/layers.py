@@ -688,11 +688,7 @@ def attention(p: Pass, node: Node, x: Tensor) -> tuple[Tensor, Memory]:
 
     The heads of q that share a head of k and v are the rows of one product."""
     o, (steps, width) = p.o, node.input_shape
-    width_bits = (
-        product_bits(width)
-        if p.is_evaluation
-        else product_bits(max(_num_rows(p, node), width), node.is_masked)
-    )
+    width_bits = dense_bits(p, node)
     shared = node.spec.num_heads // node.spec.kv_heads
     head_bits = product_bits(max(shared * steps, width // node.spec.num_heads), node.is_masked)
     kernels = {name: o.grid(p.value(node, name), width_bits) for name in _KERNELS}

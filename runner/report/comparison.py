@@ -264,8 +264,7 @@ def _text(
             parts.append(f"## {escaped(verdict.title)}")
         parts += _parts(verdict, escaped)
     if any(len(verdict.ranked) > 1 for verdict in verdicts):
-        is_race = any(verdict.race for verdict in verdicts)
-        tests = raced.TESTS if is_race else _TESTS
+        tests = raced.TESTS if any(verdict.race for verdict in verdicts) else _TESTS
         choice = f"{_CHOICE} " if any(verdict.chosen_value for verdict in verdicts) else ""
         parts.append(
             f"Ranked by the monitored metric after the last epoch. {tests}; the standard deviation "

@@ -12,7 +12,7 @@ import numpy as np
 
 from runner.components.alignment import greedy, texts_of
 from runner.components.losses import couples_rows
-from runner.components.metrics import probabilities
+from runner.components.metrics import label_probabilities, probabilities
 from runner.data.files import as_float, locate, read_npz, regular_file
 from runner.data.folders import Folder, below
 from runner.data.table import Table, new_rows
@@ -31,11 +31,10 @@ def predict(run: Run, source: str) -> int:
 
     It contains the outputs, for regression in the data's units and named as the targets; for
     classification also the probability of each class and the most probable label, for several
-    labels of a row the probability of each. Of sequences of
-    labels, it contains the text of the most probable path, and in an NPZ file the outputs too.
-    Several outputs of a model of the user's own are as the model returns them, without
-    probabilities: the array output_NAME of each in an NPZ file, the columns output_NAME,
-    output_NAME_I, ... in a CSV file.
+    labels of a row the probability of each. Of sequences of labels, it contains the text of the
+    most probable path, and in an NPZ file the outputs too. Several outputs of a model of the user's
+    own are as the model returns them, without probabilities: the array output_NAME of each in an
+    NPZ file, the columns output_NAME, output_NAME_I, ... in a CSV file.
 
     Rows are transformed and scaled like the training rows. A table (CSV, Parquet, ...) needs the
     training columns, in any order; an NPZ needs the array `x`. A run of images or audio takes a
@@ -68,7 +67,7 @@ def predict(run: Run, source: str) -> int:
             best = outputs[:, 0] > 0 if is_single else outputs.argmax(axis=-1)
             columns["label"] = np.array(classes)[best.astype(int)]
         elif has_classes and run.data["task"] == "multilabel":
-            columns["probability"] = np.exp(-np.logaddexp(0, -outputs))
+            columns["probability"] = label_probabilities(outputs)
         if outputs.ndim > 2 and not has_sequences and path.suffix.lower() != ".npz":
             raise ConfigError(
                 f"data.path must be an NPZ file for a run with labels at each step, got "
@@ -79,7 +78,7 @@ def predict(run: Run, source: str) -> int:
         if several is not None and suffix == ".npz":
             columns = {f"output_{name}": v for name, v in several.named(outputs).items()}
         if "probability" in columns:
-            header += [f"probability_{name}" for name in classes or _targets(run, outputs)]
+            header += [f"probability_{name}" for name in classes or _labels(run, outputs)]
         header += ["label"] if classes else []
         content = _npz(columns) if suffix == ".npz" else _csv(columns, header, names)
         written = write_new(run.folder, "predictions", suffix, content)
@@ -87,20 +86,23 @@ def predict(run: Run, source: str) -> int:
         return 0
 
 
-def _targets(run: Run, outputs: np.ndarray) -> list[str]:
-    """Return the names of the columns of y, numbers if the data has none."""
+def _targets(run: Run) -> list[str]:
+    """Return the names of the columns of y, none if the data has none."""
     target = run.data.get("target")
-    names = [target] if isinstance(target, str) else list(target or ())
-    return names or [str(i) for i in range(outputs.shape[1])]
+    return [target] if isinstance(target, str) else list(target or ())
+
+
+def _labels(run: Run, outputs: np.ndarray) -> list[str]:
+    """Return the names of several labels, numbers if the data has none."""
+    return _targets(run) or [str(i) for i in range(outputs.shape[1])]
 
 
 def _header(run: Run, num_outputs: int) -> list[str]:
     """Return the names of the outputs: of a regression those of the targets, if the data has names
     and the network an output for each; else output_0, output_1, ..."""
-    several, target = run.model_spec.network.outputs, run.data.get("target")
+    several, targets = run.model_spec.network.outputs, _targets(run)
     if several is not None:
         return [*several.columns()]
-    targets = [target] if isinstance(target, str) else list(target or ())
     if run.data["task"] == "regression" and len(targets) == num_outputs:
         return targets
     return [f"output_{i}" for i in range(num_outputs)]

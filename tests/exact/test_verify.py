@@ -97,8 +97,8 @@ def test_verify_compares_the_hashes_of_a_card(copied: Path) -> None:
 def test_verify_refuses_a_card_or_a_certificate_with_another_number(
     copied: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Those of a pushed run, which has no environment.json; the card of a multirun has the entry of
-    each job."""
+    """The files are those of a pushed run, which has no environment.json. The card of a multirun
+    has the entry of each job."""
     card(copied)
     (copied / "environment.json").unlink()
     assert verify(load_run(copied, backend="witness"), "16..24") == 0

@@ -115,7 +115,7 @@ class Run:
 
     @property
     def meaning(self) -> str:
-        """What the metric measures: runs of other data, losses or metrics have another answer."""
+        """The key of an answer: runs of other data, losses or metrics have another one."""
         known = self.data.get("folds_sha256") or self.data.get("values_sha256")
         loss = self.config["loss"] if self.metric.endswith("/loss") else None
         return json.dumps([known or self.data.get("sha256"), self.metric, self.sign, loss])
@@ -726,7 +726,7 @@ class Race:
 
 
 def _residuals(table: np.ndarray) -> np.ndarray:
-    """What is left after the means of rows and columns."""
+    """Subtract the means of rows and columns."""
     rows, columns = table.mean(axis=1, keepdims=True), table.mean(axis=0)
     return np.asarray(table - rows - columns + table.mean())
 

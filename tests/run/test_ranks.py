@@ -121,7 +121,7 @@ def test_the_number_of_devices_is_not_in_the_hash() -> None:
 
 
 def test_the_number_of_devices_is_in_the_hash_if_batch_norm_is_of_each() -> None:
-    """With one process, false is true."""
+    """Check that false is another hash for each number of processes, and the same for one."""
     key, rows = "trainer.sync_batchnorm=false", "trainer.global_batch_size=64"
     plain = sha256(compose([rows]))
     hashes = [sha256(compose([key, rows, f"devices={num}"])) for num in (1, 2, 3)]
