@@ -9,6 +9,7 @@ import sys
 from collections.abc import Collection
 from copy import deepcopy
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,26 @@ def test_no_import_goes_upwards() -> None:
                 names = []
             upwards += [(str(path), n) for n in names if n not in ROOMS[: room + 1]]
     assert upwards == []
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    """Imports within functions and for types count too."""
+    files = [f for room in ("runner", "backends") for f in (REPOSITORY / room).rglob("*.py")]
+    names = {".".join(file.relative_to(REPOSITORY).with_suffix("").parts): file for file in files}
+    modules = {
+        name.removesuffix(".__init__"): ast.parse(f.read_text()) for name, f in names.items()
+    }
+    imported = {
+        name: {
+            inner if inner in modules else node.module
+            for node in ast.walk(module)
+            if isinstance(node, ast.ImportFrom) and node.module in modules
+            for inner in (f"{node.module}.{alias.name}" for alias in node.names)
+        }
+        for name, module in modules.items()
+    }
+    assert imported["runner.data.table"] >= {"runner.data.columns", "runner.data.table_stream"}
+    TopologicalSorter(imported).prepare()  # raises CycleError
 
 
 RUN = """

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 
 from runner.data.arrays import Arrays, Custom
 from runner.data.audio import AudioFolder
+from runner.data.columns import Columns
 from runner.data.dataset import Dataset, Split
 from runner.data.embedded import BreastCancer, Diabetes, Digits, Iris, Wine
 from runner.data.files import NPZ
@@ -19,7 +20,7 @@ from runner.data.images import ImageFolder
 from runner.data.packaged import JapaneseVowels, Mnist5k
 from runner.data.splits import Splits
 from runner.data.stream import NPY
-from runner.data.table import Columns, Table
+from runner.data.table import Table
 from runner.data.text import Text, Topics
 from runner.data.text_classes import TextClasses
 from runner.errors import ConfigError

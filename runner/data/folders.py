@@ -12,10 +12,10 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import numpy as np
 
 from runner.data import weights
+from runner.data.columns import column_of_weights
 from runner.data.dataset import Dataset, Scaling, Split
 from runner.data.files import label_key, locate, numbered, regular_file
 from runner.data.splits import SPLITS, Splits
-from runner.data.table import column_of_weights
 from runner.data.table_files import TableFile
 from runner.errors import ConfigError, listed, nearest, show, show_path
 from runner.section import Mark

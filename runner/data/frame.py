@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from runner.data.columns import Columns
 from runner.data.dataset import Dataset
 from runner.data.files import regular_file
 from runner.data.splits import SPLITS, named_splits
-from runner.data.table import Columns
 from runner.data.table_files import TableFile
 from runner.errors import ConfigError, one_line, show
 from runner.section import Holder

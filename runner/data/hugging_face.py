@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from runner.data.arrays import OF_ITERABLES, Arrays, Passed, given
+from runner.data.columns import Columns
 from runner.data.dataset import Dataset
 from runner.data.files import regular_file
 from runner.data.frame import Frame, Frames, of_hugging_face
 from runner.data.splits import named_splits
-from runner.data.table import Columns
 from runner.data.table_files import TableFile
 from runner.errors import ConfigError, listed, one_line, show
 from runner.section import Count, Mark

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from runner.data.cells import Column
-from runner.data.table import Columns, read_columns
+from runner.data.columns import Columns, read_columns
 from runner.data.transforms import Transform
 
 _DAY = 86_400_000_000  # microseconds

@@ -18,10 +18,7 @@ import numpy as np
 
 from runner.data import transforms, weights
 from runner.data.cells import Column
-from runner.data.dataset import Dataset, Scaling, Split, check_classes, fit_scaling
-from runner.data.files import numbers_as_labels
-from runner.data.stream import RowFile, StoredRows, explained
-from runner.data.table import (
+from runner.data.columns import (
     Columns,
     index_warnings,
     joined,
@@ -30,6 +27,9 @@ from runner.data.table import (
     scale_in_place,
     unseen,
 )
+from runner.data.dataset import Dataset, Scaling, Split, check_classes, fit_scaling
+from runner.data.files import numbers_as_labels
+from runner.data.stream import RowFile, StoredRows, explained
 from runner.data.table_files import TableFile
 from runner.data.transforms import Transform
 from runner.errors import ConfigError, show

@@ -14,7 +14,7 @@ from runner.data.dataset import Dataset, Split, check_classes
 from runner.data.files import tokenizer_of
 from runner.data.splits import SPLITS
 from runner.data.stream import RowFile, StreamedRows
-from runner.data.text_classes import TextClasses, cut_warnings, names_of, of_rows
+from runner.data.text_folder import TextFolder, cut_warnings, names_of, of_rows
 from runner.data.tokenizer import Tokenizer
 from runner.errors import ConfigError, show_path
 
@@ -60,10 +60,9 @@ class _Tokens(NamedTuple):
         return TextRows(numbers, np.dtype(np.int32), extent, sha256, size, self.file, begins)
 
 
-def load(section: TextClasses, memory_mb: int) -> Dataset:
+def load(section: TextFolder, memory_mb: int) -> Dataset:
     """Divide the texts of a section's folder into tokens, of which `memory_mb` are in memory. The
     rows are those of TextClasses.load."""
-    section.check_keys_of_tables()
     files, memory = section.listing(), memory_mb * 2**20
     root = Path(section.path).expanduser()
     num_rows, digests = [], []
@@ -104,7 +103,7 @@ def load(section: TextClasses, memory_mb: int) -> Dataset:
     return replace(data, warnings=warnings)
 
 
-def _blocks(section: TextClasses, files: Sequence[Path], memory: int) -> Iterator[list[list[str]]]:
+def _blocks(section: TextFolder, files: Sequence[Path], memory: int) -> Iterator[list[list[str]]]:
     """Yield the rows of the files, in blocks of files that take an eighth of `memory`, if one file
     does not take more."""
     block: list[Path] = []
@@ -120,7 +119,7 @@ def _blocks(section: TextClasses, files: Sequence[Path], memory: int) -> Iterato
 
 
 def _written(
-    section: TextClasses,
+    section: TextFolder,
     files: Sequence[Path],
     tokenizer: Tokenizer,
     names: Sequence[str],

@@ -1,27 +1,21 @@
 """Texts with a label each: rows of token ids of one length, with padding at the end."""
 
 import hashlib
-import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from runner.data.capacity import memory
 from runner.data.dataset import Dataset, Split, check_classes
 from runner.data.files import locate, numbered, regular_file, tokenizer_of
 from runner.data.folders import (
-    Folder,
     Listing,
-    Media,
     below,
-    each,
     renumbered,
     weight_columns,
     weights_in,
@@ -30,13 +24,11 @@ from runner.data.folders import (
 from runner.data.frame import FrameFile, arrow_table
 from runner.data.splits import SPLITS
 from runner.data.table_files import TableFile
-from runner.data.text import read_text
+from runner.data.text_folder import TextFolder, cut_warnings, names_of, of_rows
 from runner.data.tokenizer import Tokenizer
 from runner.errors import ConfigError, listed, nearest, show, show_path
 from runner.schedules.dialects.calls import SentenceError
-from runner.section import MOST, Count
 
-_THREADS = 8  # that read; more wait for memory
 Row = tuple[str, ...]  # one text, or two
 _TABLES = (".csv", ".tsv", ".parquet", ".feather")  # suffixes of files that are seldom one text
 
@@ -60,7 +52,7 @@ class Texts:
     target: str | None = None
 
 
-class TextClasses(Folder):
+class TextClasses(TextFolder):
     """A folder with one folder of text files per class, or with the folders train, val and test,
     which hold the class folders; with `table`, a CSV file, the classes are in its column label, and
     the files in its column path. Each file is a row. With `record_separator`, files are divided at
@@ -80,16 +72,9 @@ class TextClasses(Folder):
     """
 
     name: Literal["text_classes"]
-    media: ClassVar[Media] = Media("text files", (".txt",))
     column: str | list[str] | None
     target: str | None
     group: str | None
-    record_separator: Annotated[str, Field(min_length=1)] | None
-    encoding: str
-    tokenizer: str
-    max_vocabulary: Count
-    context: Annotated[int, Field(ge=1, le=MOST)] | None
-    memory_mb: Count | None
 
     @model_validator(mode="after")
     def _pairs_fit(self) -> "TextClasses":
@@ -119,13 +104,14 @@ class TextClasses(Folder):
 
     def load(self) -> Dataset:
         if self.memory_mb is not None:
-            from runner.data import text_class_stream  # it needs this module
+            from runner.data import text_class_stream  # the start of other runs does not need it
 
             if self.is_table:
                 raise ConfigError(
                     f"data.memory_mb must be null unless data.path is a folder of texts, got "
                     f"{self.memory_mb}"
                 )
+            self._check_keys_of_tables()
             return text_class_stream.load(self, self.memory_mb)
         texts = self._tabled() if self.is_table else self._in_folders()
         found = texts.listing
@@ -248,10 +234,10 @@ class TextClasses(Folder):
     # --- reading
 
     def _in_folders(self) -> Texts:
-        self.check_keys_of_tables()
+        self._check_keys_of_tables()
         return self._of_listing(self.listing(), Path(self.path).expanduser())
 
-    def check_keys_of_tables(self) -> None:
+    def _check_keys_of_tables(self) -> None:
         """Refuse keys of tables for texts in folders."""
         for key in ("column", "target", "group"):
             if getattr(self, key) is not None:
@@ -274,12 +260,6 @@ class TextClasses(Folder):
         root, num_rows = root or files[0].parent, [len(rows) for rows in records]
         names = names_of(files, num_rows, root, self.record_separator is not None)
         return [(text,) for rows in records for text in rows], names
-
-    def records_of(self, files: Sequence[Path]) -> list[list[str]]:
-        """Read the texts of files: of each, its rows."""
-        with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), "texts") as pool:
-            read = partial(_records, encoding=self.encoding, separator=self.record_separator)
-            return each(pool, read, files)
 
     def _tabled(self, needs_weight: bool = True) -> Texts:
         """Read the texts and labels of a table, and of those of the splits with their own.
@@ -410,53 +390,6 @@ def _located(path: str) -> tuple[Path, int]:
     return locate(path, "folder of text files or a table")
 
 
-def _records(file: Path, encoding: str, separator: str | None) -> list[str]:
-    """Read the rows of a text file."""
-    if not file.is_file():
-        raise ConfigError(f"{show_path(file)} is not a regular file, so not a text")
-    text = read_text(file, encoding)
-    if separator is None:
-        found = [text]
-    else:
-        parts: list[list[str]] = [[]]
-        for line in text.split("\n"):
-            if line == separator:
-                parts.append([])
-            else:
-                parts[-1].append(line)
-        found = ["\n".join(lines).strip("\n") for lines in parts]
-    found = [record for record in found if record.strip()]
-    if not found:
-        raise ConfigError(f"{show_path(file)} has no text; remove it")
-    return found
-
-
-def of_rows(found: Listing, num_rows: Sequence[int]) -> Listing:
-    """Return the listing of the rows of listed files; `num_rows` are those of each file."""
-    of_row = np.repeat(np.arange(len(num_rows)), num_rows)
-    splits = {name: np.flatnonzero(np.isin(of_row, files)) for name, files in found.splits.items()}
-    if found.groups is not None:  # of the training files
-        found = replace(found, groups=found.groups[of_row[splits["train"]]])
-    return replace(
-        found,
-        files=[found.files[int(i)] for i in of_row],
-        labels=found.labels[of_row],
-        weights=None if found.weights is None else found.weights[of_row],
-        splits=splits,
-    )
-
-
-def names_of(
-    files: Sequence[Path], num_rows: Sequence[int], root: Path, is_numbered: bool
-) -> tuple[str, ...]:
-    """Name the rows of files: FILE, or FILE:NUMBER, counted from 1."""
-    names = []
-    for file, num in zip(files, num_rows, strict=True):
-        name = os.path.relpath(file, root)
-        names += [f"{name}:{i}" for i in range(1, num + 1)] if is_numbered else [name]
-    return tuple(names)
-
-
 def _encoded(
     tokenizer: Tokenizer, rows: Sequence[Row], names: Sequence[str], path: str
 ) -> list["_Ids"]:
@@ -504,17 +437,3 @@ def _padded(tokenizer: Tokenizer, ids: Sequence[_Ids], context: int) -> np.ndarr
         cut = tokens.cut(context, len(tokenizer) - 1)
         row[: len(cut)] = cut
     return x
-
-
-def cut_warnings(lengths: np.ndarray, context: int, is_fixed: bool) -> tuple[str, ...]:
-    """Warn of rows with more tokens than a row has."""
-    num = int((lengths > context).sum())
-    if not num:
-        return ()
-    size = f"{context} tokens, like the longest training row"
-    size = size if is_fixed else f"data.context={context} tokens"
-    whose = "its" if num == 1 else "their"
-    return (
-        f"{num} of {len(lengths)} rows lost {whose} end: rows have {size}, and the longest text "
-        f"has {lengths.max()}",
-    )

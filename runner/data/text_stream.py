@@ -15,8 +15,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from runner.data.dataset import Dataset, Split
 from runner.data.masking import masked
 from runner.data.stream import RowFile, StreamedRows
-from runner.data.text import Text, files_of, kept, read_text
+from runner.data.text_files import files_of, read_text
 from runner.data.tokenizer import Tokenizer
+from runner.data.windows import Windows, kept
 from runner.errors import ConfigError, show_path
 
 _CHARACTERS = 2**18  # of a block
@@ -98,7 +99,7 @@ def _store(files: Sequence[Path], encoding: str, tokenizer: Tokenizer) -> Stored
 
 
 def blocks_of(files: Sequence[Path], encoding: str) -> Iterator[str]:
-    """Yield the text of runner.data.text.joined_text in blocks. Raise ConfigError for a file that
+    """Yield the text of `text_files.joined_text` in blocks. Raise ConfigError for a file that
     cannot be read."""
     for i, path in enumerate(files):
         if i:
@@ -114,20 +115,20 @@ def blocks_of(files: Sequence[Path], encoding: str) -> Iterator[str]:
             raise
 
 
-def load(section: Text, memory_mb: int) -> Dataset:
-    """Cut the text of a section into windows, of which `memory_mb` are in memory. The rows are
-    those of Windows.windows."""
-    size, files = section.context, files_of(section.path, "data.path")
+def load(section: Windows, path: str, encoding: str, memory_mb: int) -> Dataset:
+    """Cut the text of a file or folder into windows, of which `memory_mb` are in memory. The rows
+    are those of Windows.windows."""
+    size, files = section.context, files_of(path, "data.path")
     of_characters = section.tokenizer == "characters"
-    blocks = blocks_of(files, section.encoding)
+    blocks = blocks_of(files, encoding)
     tokenizer = Tokenizer.of_parts(blocks) if of_characters else section.tokenizer_of("")
     if tokenizer.kind not in ("characters", "bytes"):
         raise ConfigError(
             f"data.memory_mb must be null unless data.tokenizer has characters or bytes, because "
             f"others need the whole text at once, got {memory_mb}"
         )
-    stored = _store(files, section.encoding, tokenizer)
-    parts = section.parts_of(stored.num_tokens, show_path(section.path), section.own_paths)
+    stored = _store(files, encoding, tokenizer)
+    parts = section.parts_of(stored.num_tokens, show_path(path), section.own_paths)
     numbers = np.arange(len(tokenizer), dtype=np.int32)
     if of_characters:
         tokenizer, numbers = kept(tokenizer, _known(stored, len(tokenizer), parts["train"], size))
@@ -137,8 +138,9 @@ def load(section: Text, memory_mb: int) -> Dataset:
         numbers += 1  # the padding is 0
     rows = {name: stored.rows(start, size, numbers) for name, start in starts.items()}
     rows["train"] = rows["train"].scanned(memory_mb * 2**20)
-    for name, path in section.own_paths.items():
-        rows[name] = _own(section, tokenizer, f"data.{name}_path", path)
+    for name, own in section.own_paths.items():
+        stored = _store(files_of(own, f"data.{name}_path"), encoding, tokenizer)
+        rows[name] = _whole(section, stored, tokenizer, f"data.{name}_path")
     rate, num = section.mask_rate, len(tokenizer)
     splits = {name: _labelled(x, rate, num, name) for name, x in rows.items()}
     return Dataset(
@@ -157,9 +159,8 @@ def load(section: Text, memory_mb: int) -> Dataset:
     )
 
 
-def _own(section: Text, tokenizer: Tokenizer, key: str, path: str) -> TokenRows:
+def _whole(section: Windows, stored: Stored, tokenizer: Tokenizer, key: str) -> TokenRows:
     """Return the windows of a split with files of its own."""
-    stored = _store(files_of(path, key), section.encoding, tokenizer)
     starts = section.starts_of_own(stored.num_tokens, key)
     return stored.rows(starts, section.context, np.arange(len(tokenizer), dtype=np.int32))
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median_high
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -31,8 +31,6 @@ from runner.text.quoting import command_line, override
 
 if TYPE_CHECKING:
     from runner.report.front import Front
-    from runner.report.raced import Raced
-    from runner.report.tested import Tested
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,16 @@ class Ranked:
     rate_at_best: float
 
 
+class Findings(Protocol):
+    """More that is known of a comparison."""
+
+    def sentences(self, answer: "Answer", /) -> list[str]:
+        """Return it in words, one sentence per line."""
+
+    def entry(self) -> dict[str, Any]:
+        """Return the entry of answer.json."""
+
+
 @dataclass(frozen=True)
 class Answer:
     title: str  # the metric and the data
@@ -62,9 +70,9 @@ class Answer:
     tried: list[Group]  # all groups with all their seeds, in the order of their jobs
     tuning: list[Group] = field(default_factory=list)  # tune=lr: the runs on the tuning seeds
     margin: float | None = None  # answer.margin: smaller differences do not matter
-    tested: "Tested | None" = None  # answer.test: the best two groups on the test split
+    tested: Findings | None = None  # answer.test: the best two groups on the test split
     untested: str | None = None  # why there are no results on the test split
-    race: "Raced | None" = None  # race.budget: the tests are those of a race
+    race: Findings | None = None  # race.budget: the tests are those of a race
     front: "Front | None" = None  # of a search with several objectives
 
     @property
@@ -157,7 +165,7 @@ class Answer:
             *(compared if self.race is None else ()),
             *self._unfinished_lines(),
             *self._unranked_lines(),
-            *(self.tested.sentences() if self.tested else ()),
+            *(self.tested.sentences(self) if self.tested else ()),
             *([self.untested] if self.untested else ()),
             *(self.front.sentences(self.metric) if self.front else ()),
         ]

@@ -22,16 +22,10 @@ class Tested:
     metric: str
     groups: list[tuple[str, Summary]]  # label, values over the seeds
     against: Paired | None  # runner-up - winner
-    mode: str
+    agrees: bool | None  # whether the winner of the validation is not worse here; None: it is alone
 
-    @property
-    def agrees(self) -> bool | None:
-        """Return whether the winner of the validation is not worse here; None with one group."""
-        if self.against is None:
-            return None
-        return self.against.difference * (1 if self.mode == "min" else -1) >= 0
-
-    def sentences(self) -> list[str]:
+    def sentences(self, answer: Answer) -> list[str]:
+        """Return the results in words, one sentence per line."""
         lines = [
             "on the test split, over all their seeds:",
             *(f"  {label}: {self.metric} {describe(values)}" for label, values in self.groups),
@@ -84,13 +78,14 @@ def _tested(verdict: Answer, evaluate: Evaluate) -> Tested:
     groups = [ranked.group for ranked in verdict.ranked if not ranked.is_same_run][:2]
     values = {group.label: _values(group, name, evaluate) for group in groups}
     summaries = [(label, summary([*each.values()])) for label, each in values.items()]
-    against = None
+    against = agrees = None
     if len(groups) > 1:
         second, first = groups[1].label, groups[0].label
         resolution = max(job.resolution(name) for group in groups for job in group.completed)
         tests = compare({second: values[second], first: values[first]}, resolution)
         against = tests[second, first]
-    return Tested(name, summaries, against, verdict.mode)
+        agrees = against.difference * (1 if verdict.mode == "min" else -1) >= 0
+    return Tested(name, summaries, against, agrees)
 
 
 def _values(group: Group, name: str, evaluate: Evaluate) -> dict[Block, float]:

@@ -20,6 +20,7 @@ from runner.config.conf_folder import defaults, with_callback_defaults, with_sch
 from runner.config.given import Given
 from runner.config.schema import Config, LayerModel, parse, sha256
 from runner.data import transforms
+from runner.data.columns import Columns, labelled_rows, new_rows
 from runner.data.dataset import Scaling, changed, check_finite, check_ids
 from runner.data.files import NPZ, channels_last
 from runner.data.folders import Folder
@@ -27,10 +28,11 @@ from runner.data.frame import Frame, FrameFile, Frames, arrow_table
 from runner.data.ranges import far_outside
 from runner.data.source import Batch
 from runner.data.stream import NPY
-from runner.data.table import Columns, Table, labelled_rows, new_rows
-from runner.data.text import Text, Windows
+from runner.data.table import Table
+from runner.data.text import Text
 from runner.data.text_classes import TextClasses
 from runner.data.tokenizer import Tokenizer
+from runner.data.windows import Windows
 from runner.errors import ConfigError, nearest, show
 from runner.evaluation import evaluate
 from runner.plan import Plan, model_spec, plan, saved_shapes

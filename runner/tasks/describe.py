@@ -11,12 +11,12 @@ import numpy as np
 from runner.config.schema import Config
 from runner.data import Dataset, load
 from runner.data.audio import AudioFolder
+from runner.data.columns import Columns
 from runner.data.masking import num_masked
 from runner.data.mixing import mixing_of
 from runner.data.originals import Original, originals
 from runner.data.splits import SPLITS
 from runner.data.summary import Column, Summary, summarize
-from runner.data.table import Columns
 from runner.data.text_classes import TextClasses
 from runner.errors import ConfigError, show
 from runner.report import description as picture

@@ -13,12 +13,13 @@ import numpy as np
 from runner.components.alignment import greedy, texts_of
 from runner.components.losses import couples_rows
 from runner.components.metrics import label_probabilities, probabilities
+from runner.data.columns import new_rows
 from runner.data.files import as_float, locate, read_npz, regular_file
 from runner.data.folders import Folder, below
-from runner.data.table import Table, new_rows
+from runner.data.table import Table
 from runner.data.table_files import TableFile
-from runner.data.text import Windows
 from runner.data.text_classes import TextClasses
+from runner.data.windows import Windows
 from runner.errors import ConfigError, RunError, show_path
 from runner.run import run_folder
 from runner.run.saved import Run

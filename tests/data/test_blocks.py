@@ -7,8 +7,8 @@ import pytest
 
 from runner.data import blocks, transforms
 from runner.data.cells import Column
+from runner.data.columns import scale_in_place
 from runner.data.dataset import Scaling
-from runner.data.table import scale_in_place
 
 
 @pytest.mark.parametrize("num_rows", [1, 5, blocks.ROWS, blocks.ROWS + 1, 3 * blocks.ROWS - 7])

@@ -12,8 +12,8 @@ import runner
 from runner.cli.compose import compose
 from runner.config.schema import parse
 from runner.data import load
+from runner.data.columns import new_rows
 from runner.data.dataset import changed
-from runner.data.table import new_rows
 from runner.data.table_files import TableFile
 from runner.run.run_folder import read_columns, read_json
 from tests.command_line import forked

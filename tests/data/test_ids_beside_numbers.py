@@ -13,8 +13,8 @@ import runner
 from runner.cli.compose import compose
 from runner.config.schema import parse
 from runner.data import load
+from runner.data.columns import new_rows
 from runner.data.dataset import changed
-from runner.data.table import new_rows
 from runner.data.table_files import TableFile
 from runner.errors import ConfigError
 from tests.data.test_data import dataset

@@ -23,8 +23,8 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import runner
 from runner.data import table_files
+from runner.data.columns import new_rows
 from runner.data.dataset import Dataset
-from runner.data.table import new_rows
 from runner.data.table_files import TableFile
 from runner.errors import ConfigError
 from runner.run.run_folder import read_columns

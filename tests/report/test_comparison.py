@@ -16,9 +16,9 @@ from scipy import stats
 
 from runner.config.schema import Answer
 from runner.errors import ConfigError
+from runner.report import tested as on_test
 from runner.report.answer import answers
 from runner.report.jobs import read
-from runner.report.tested import with_test
 from runner.run.run_folder import read_json
 from runner.tasks.compare import compare as compare_task
 from tests.command_line import Done, forked
@@ -505,15 +505,15 @@ def test_the_best_two_are_evaluated_on_the_test_split_over_all_seeds(
         return {"test/loss": values[name] * (1 + noise[int(seed)])}
 
     (verdict,) = answers(read(sorted(tmp_path.iterdir())))
-    tested = with_test(verdict, evaluate).tested
-    assert tested is not None
+    tested = on_test.with_test(verdict, evaluate).tested
+    assert isinstance(tested, on_test.Tested)
     assert tested.against is not None
     assert sorted(evaluated) == [(name, i) for name in ("cosine", "linear") for i in range(3)]
     expected = [values[name] * (1 + np.mean(noise)) for name in ("linear", "cosine")]
     assert [each.mean for _, each in tested.groups] == pytest.approx(expected, rel=1e-12)
     rows = np.outer(test, 1 + np.array(noise))
     assert tested.against.p == pytest.approx(stats.ttest_rel(*rows).pvalue, rel=1e-9)
-    last = tested.sentences()[-1]
+    last = tested.sentences(verdict)[-1]
     if test[0] < test[1]:
         assert last.startswith("validation and test agree: schedule=linear is ahead on both")
     else:
@@ -536,8 +536,8 @@ def test_a_group_of_the_same_runs_is_no_rival(
         "winner   schedule=constant (the same run as schedule=step; beyond noise for all others)"
     ) in found.out
     (verdict,) = answers(read(sorted((tmp_path / "runs").iterdir())))
-    tested = with_test(verdict, lambda folder: {"test/loss": float(folder.name[-1])}).tested
-    assert tested is not None
+    tested = on_test.with_test(verdict, lambda folder: {"test/loss": float(folder.name[-1])}).tested
+    assert isinstance(tested, on_test.Tested)
     assert [label for label, _ in tested.groups] == ["schedule=constant", "schedule=linear"]
 
 
@@ -548,7 +548,7 @@ def test_without_a_test_split_the_comparison_says_so(tmp_path: Path) -> None:
         raise ConfigError("there are no test rows")
 
     (verdict,) = answers(read(sorted(tmp_path.iterdir())))
-    said = with_test(verdict, evaluate).sentences()
+    said = on_test.with_test(verdict, evaluate).sentences()
     assert said[-1] == "answer.test: no results, there are no test rows"
 
 
