@@ -84,7 +84,26 @@ class Constant(_Warmed):
         return np.full(tau.shape, lr)
 
 
-class Exponential(_Warmed):
+class _Periodic(_Warmed):
+    """A decay by periods of `decay_steps`, which has steps of this length with `staircase`."""
+
+    decay_steps: Count
+    staircase: bool
+
+    def periods(self, tau: Array) -> Array:
+        """Return tau / s, or floor(tau / s) with `staircase`."""
+        return tau // self.decay_steps if self.staircase else tau / self.decay_steps
+
+    def spans(self, clock: Clock) -> dict[str, int]:
+        warmup = super().spans(clock)
+        return (
+            {**warmup, "decay_steps": warmup["warmup"] + self.decay_steps}
+            if self.staircase
+            else warmup
+        )
+
+
+class Exponential(_Periodic):
     """eta(t) = eta0 * r^(tau / s), or eta0 * r^floor(tau / s) with `staircase`; r = `decay_rate`, s
     = `decay_steps`.
 
@@ -94,20 +113,9 @@ class Exponential(_Warmed):
 
     name: Literal["exponential"]
     decay_rate: Positive
-    decay_steps: Count
-    staircase: bool
 
     def after_warmup(self, tau: Array, num_warmup: int, clock: Clock, lr: float) -> Array:
-        periods = tau // self.decay_steps if self.staircase else tau / self.decay_steps
-        return lr * np.power(self.decay_rate, periods, dtype=np.float64)
-
-    def spans(self, clock: Clock) -> dict[str, int]:
-        warmup = super().spans(clock)
-        return (
-            {**warmup, "decay_steps": warmup["warmup"] + self.decay_steps}
-            if self.staircase
-            else warmup
-        )
+        return lr * np.power(self.decay_rate, self.periods(tau), dtype=np.float64)
 
 
 class Linear(_Ending):
@@ -251,7 +259,7 @@ class Piecewise(_Warmed):
         return {**super().spans(clock), **boundaries}
 
 
-class InverseTime(_Warmed):
+class InverseTime(_Periodic):
     """eta(t) = eta0 / (1 + r tau / s), with `staircase` floor(tau / s); r = `decay_rate`, s =
     `decay_steps`.
 
@@ -261,20 +269,9 @@ class InverseTime(_Warmed):
 
     name: Literal["inverse_time"]
     decay_rate: NonNegative
-    decay_steps: Count
-    staircase: bool
 
     def after_warmup(self, tau: Array, num_warmup: int, clock: Clock, lr: float) -> Array:
-        periods = tau // self.decay_steps if self.staircase else tau / self.decay_steps
-        return lr / (1 + self.decay_rate * periods)
-
-    def spans(self, clock: Clock) -> dict[str, int]:
-        warmup = super().spans(clock)
-        return (
-            {**warmup, "decay_steps": warmup["warmup"] + self.decay_steps}
-            if self.staircase
-            else warmup
-        )
+        return lr / (1 + self.decay_rate * self.periods(tau))
 
 
 class InverseSqrt(_Warmed):
