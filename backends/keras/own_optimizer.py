@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
+from backends.keras.layers import read
 from runner import user_code
 from runner.components import averages
 from runner.components.optimizers import LEARNING_RATE, TRAINING_WEIGHTS, Custom, Group
@@ -153,11 +154,11 @@ class OwnOptimizer:
     def save_slots(self) -> dict[str, dict[str, np.ndarray]]:
         """Return copies of the slots; with other weights for evaluation, those for training too."""
         slots = {
-            slot: {name: v.numpy() for name, v in values.items()}
+            slot: {name: read(v) for name, v in values.items()}
             for slot, values in self.slots.items()
         }
         if self._averages():
-            slots[TRAINING_WEIGHTS] = {name: v.numpy() for name, v in self.parameters.items()}
+            slots[TRAINING_WEIGHTS] = {name: read(v) for name, v in self.parameters.items()}
         return slots
 
     def _averages(self) -> Mapping[str, Any]:
@@ -170,7 +171,7 @@ class OwnOptimizer:
     def evaluation(self) -> Iterator[None]:
         """Give the model its weights for evaluation in the block."""
         averages = self._averages()
-        before = {name: self.parameters[name].numpy() for name in averages}
+        before = {name: read(self.parameters[name]) for name in averages}
         for name, average in averages.items():
             self.parameters[name].assign(average)
         try:
