@@ -11,9 +11,10 @@ default model, by the clock and of CPU time of all threads:
 
     e + c,  e = P(20, over an epoch's end) - P(20, within an epoch),  c = 2 P(10) - P(20, within)
 
-where P(K, ...) is the median time from the end of a chunk of K updates to that of the next. An
-epoch has 40 updates; e is what its end takes (metrics, evaluation, records, the checkpoint with its
-thread) and c what a chunk takes besides its updates.
+where P(K, ...) is the time from the end of a chunk of K updates to that of the next: the median by
+the clock, and the mean of the CPU time, since another thread writes the checkpoints of some epochs.
+An epoch has 40 updates; e is what its end takes (metrics, evaluation, records, the checkpoint with
+its thread) and c what a chunk takes besides its updates.
 """
 
 import json
@@ -24,7 +25,7 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from itertools import pairwise
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 _EPOCHS = 60
@@ -83,7 +84,8 @@ def _periods(backend: str, size: int, clock: Callable[[], float]) -> tuple[float
     within, over = [], []
     for (_, begin), (step, end) in pairwise(ends[_UPDATES_PER_EPOCH // size :]):
         (over if step % _UPDATES_PER_EPOCH == 0 else within).append(end - begin)
-    return median(within), median(over)
+    average = fmean if clock is time.process_time else median
+    return average(within), average(over)
 
 
 if __name__ == "__main__":

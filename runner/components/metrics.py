@@ -17,6 +17,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -426,9 +427,9 @@ class Means:
             self._values.setdefault(_WEIGHT, []).append(weights)
 
     def result(self) -> dict[str, float]:
-        total = math.fsum(np.concatenate(self._values.get(_WEIGHT, [np.empty(0)])))
+        total = _sum(self._values.get(_WEIGHT, []))
         return {
-            name: math.fsum(np.concatenate(self._values[name])) / divisor
+            name: _sum(self._values[name]) / divisor
             for name, num in self._num.items()
             if (divisor := total if num is None else num)
         }
@@ -442,11 +443,18 @@ class Means:
         return {name: (num, self._values[name][0].tolist()) for name, num in self._num.items()}
 
 
+def _sum(parts: Sequence[Array]) -> float:
+    """Return the sum of all values, rounded once. Python's floats are added in half of the time of
+    NumPy's."""
+    return math.fsum(chain.from_iterable(part.tolist() for part in parts))
+
+
 def _expansion(values: Array) -> list[float]:
     """The exact sum as a list of numbers that add up to it: the rounded sum, then the rounded
     remainder, and so on."""
+    numbers: list[float] = values.tolist()
     parts: list[float] = []
-    while part := math.fsum([*values, *(-p for p in parts)]):
+    while part := math.fsum([*numbers, *(-p for p in parts)]):
         parts.append(part)
         if not math.isfinite(part):
             break

@@ -33,12 +33,18 @@ _STAGED, _POINTER = re.compile(rf"\.{_STEP}\.[0-9]+"), re.compile(r"\.(?:last|be
 
 def write(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
     """Write checkpoints/STEP of a run, with `extra` in its state.json. Return its folder."""
-    return commit(stage(folder, state, extra), state.step)
+    return commit(stage(folder, state, state_json(state, extra)), state.step)
 
 
-def stage(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
-    """Write all files of a checkpoint into a temporary folder, which readers ignore. They are not
-    synced yet."""
+def state_json(state: TrainState, extra: Mapping[str, Any]) -> bytes:
+    """Return the content of state.json: the format, the step, the names of the buffers, `extra`."""
+    numbers = {"format": FORMAT, "step": state.step, "buffers": sorted(state.buffers), **extra}
+    return strict_json.dumps(numbers, indent=None).encode()
+
+
+def stage(folder: Path, state: TrainState, numbers: bytes) -> Path:
+    """Write all files of a checkpoint, with `numbers` as its state.json, into a temporary folder,
+    which readers ignore. They are not synced yet."""
     staged = folder / "checkpoints" / f".{state.step}.{os.getpid()}"
     try:
         os.makedirs(staged)
@@ -50,11 +56,10 @@ def stage(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
         for slot, values in state.slots.items()
         for name, value in values.items()
     }
-    numbers = {"format": FORMAT, "step": state.step, "buffers": sorted(state.buffers), **extra}
     parts = (
         _serialized({**state.weights, **state.buffers}),
         _serialized(slots),
-        [strict_json.dumps(numbers, indent=None).encode()],
+        [numbers],
     )
     hashes = {
         name: _write(f"{staged}/{name}", pieces) for name, pieces in zip(_PARTS, parts, strict=True)

@@ -39,6 +39,8 @@ class Observer:
     """
 
     state_name: str | None = None  # of its state in checkpoints; None: its position and class
+    # True: on_checkpoint is not needed for checkpoints that newer ones replace at once
+    skips_checkpoints = False
 
     def __enter__(self) -> Self:
         return self
@@ -62,7 +64,9 @@ class Observer:
         its last checkpoint. An interrupted run has no such event."""
 
     def on_checkpoint(self, folder: Path) -> None:
-        """Called by the thread that writes checkpoints, when one is on the disk."""
+        """Called by the thread that writes checkpoints, when one is on the disk. If an observer has
+        this method, every checkpoint is written. Else a checkpoint is left out if newer ones
+        replace it within about 0.1 s, and so it is if `skips_checkpoints` is True."""
 
     def kept_checkpoints(self) -> Collection[int]:
         """Return the steps of the checkpoints that must stay. If the present step is among them, a
@@ -93,6 +97,12 @@ class Limit(Observer):
 
     def examine(self, chunk: Chunk, report: Report, live: Live) -> None:
         """Called after each chunk, before any observer's on_chunk. It may raise RunError."""
+
+
+def takes_each_checkpoint(observer: Observer) -> bool:
+    """Return whether an observer needs each checkpoint to be written."""
+    has_event = type(observer).on_checkpoint is not Observer.on_checkpoint
+    return has_event and not observer.skips_checkpoints
 
 
 def label(observer: Observer) -> str:

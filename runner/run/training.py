@@ -22,7 +22,7 @@ from runner.evaluation import add_rows, rows
 from runner.plan import Plan
 from runner.run import debug
 from runner.run.checkpoints import Checkpoints
-from runner.run.observer import Epoch, Limit, Observer, label
+from runner.run.observer import Epoch, Limit, Observer, label, takes_each_checkpoint
 from runner.run.position import Position
 from runner.run.progress import Progress
 from runner.run.records import BATCH_SIZE, Records
@@ -123,6 +123,8 @@ class Training:
                     if isinstance(observer, Limit) and self._is_over:
                         observer.is_over = bool(self._saved_states[name].get("is_over"))
             self.observers: list[Observer] = [*self._default, *self._additional.values()]
+            if any(map(takes_each_checkpoint, self.observers)):
+                self.checkpoints.writes_each = True
             self._stack = stack.pop_all()
         return self
 
@@ -201,7 +203,8 @@ class Training:
         is_due = self._checkpoints is not None and self._checkpoints.index(step) == 0
         if is_finished or stop or is_due or step in kept:
             best = (self.result()["best"] or {}).get("step")
-            self.checkpoints.save(live.state(), self._state(), best, kept)
+            is_last = is_finished or stop
+            self.checkpoints.save(live.state(), self._state(), best, kept, is_last)
         return not stop
 
     def _shown(self, live: Live) -> Any:

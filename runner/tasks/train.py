@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -648,6 +648,8 @@ def _updates(
         raise
     except Exception as error:
         log_traceback()
+        with suppress(Exception):  # the first error is the one to report
+            training.checkpoints.finish()
         return {"error": why_failed(error, job.config)}
     is_finished = state.step == prepared.order.total_steps or training.stopped_by is not None
     result: dict[str, Any] = {

@@ -149,7 +149,7 @@ def test_a_file_of_the_user_s_own_survives_when_its_step_is_written_again_or_rem
 
 
 def test_what_an_earlier_process_of_this_number_has_left_is_replaced(tmp_path: Path) -> None:
-    checkpoint.stage(tmp_path / "run", state(), {"round": 1})  # and then it was killed
+    checkpoint.stage(tmp_path / "run", state(), b"{}")  # and then it was killed
     os.symlink("1", tmp_path / "run" / "checkpoints" / f".last.{os.getpid()}")
     checkpoint.write(tmp_path / "run", state(), {"round": 2})
     checkpoint.point(tmp_path / "run", "last", 7)
@@ -237,16 +237,17 @@ def test_a_run_s_records_are_on_the_disk_before_its_checkpoint(
     assert main() == 0
     (folder,) = (tmp_path / "outputs" / "runs").iterdir()
     at = {step: recorded.index(("rename", f"checkpoints/{step}", 4)) for step in (2, 4)}
-    first, second = recorded[: at[2]], recorded[at[2] : at[4]]
+    first = recorded[: at[2]]
     lines = (folder / "trace.csv").read_bytes().splitlines(keepends=True)
-    for before, step in ((first, 2), (second, 4)):
+    for step in (2, 4):
+        before = recorded[: at[step]]
         rows = len(b"".join(lines[: step + 1]))
         sizes = [
             size
             for what, name, size in before
             if (what, name) == ("fsync", f"{folder.name}/trace.csv")
         ]
-        assert sizes[0] >= rows  # more, if the next chunk was as quick
+        assert max(sizes) >= rows  # more, if the next chunk was as quick
         assert any(name == f"{folder.name}/metrics.csv" for _, name, _ in before)
     synced = {name for what, name, _ in first if what == "fsync"}
     assert {

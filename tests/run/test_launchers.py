@@ -322,7 +322,7 @@ def test_a_node_that_is_killed_ends_the_run_with_its_rank(tmp_path: Path) -> Non
     for rank in (0, 1):
         environment, command = _both("srun", rank, ports)
         processes.append(_start(tmp_path / str(rank), environment, *command, *RUN, *steps))
-    until(lambda: any(tmp_path.glob("0/outputs/runs/*/checkpoints/10")))
+    until(lambda: any(tmp_path.glob("0/outputs/runs/*/checkpoints/last")))
     processes[1].send_signal(signal.SIGKILL)
     assert processes[0].wait(30) == 1
     (folder,) = tmp_path.glob("0/outputs/runs/*")

@@ -505,7 +505,7 @@ def test_a_process_that_is_stopped_ends_the_run_which_resumes_with_the_same_bits
     often = ("trainer.checkpoint_every=5steps", "trainer.steps_per_call=1")
     without_end = ("trainer.max_steps=99999", "trainer.max_epochs=null")
     with Running(tmp_path, *RUN, *two, *often, *without_end, "output.root=run") as running:
-        running.until(lambda: any(tmp_path.glob("run/runs/*/checkpoints/10")))
+        running.until(lambda: any(tmp_path.glob("run/runs/*/checkpoints/last")))
         stopped = _ranks(running)[rank]
         stopped.suspend()
         says = (
@@ -534,7 +534,7 @@ def test_a_killed_run_goes_on_with_another_number_of_processes_and_another_backe
     whole = _train(tmp_path, "whole", f"backend={backend}", *steps)
     begin = (*RUN, *steps, f"backend={backend}", "output.root=run", "devices=2")
     with Running(tmp_path, *begin) as running:
-        running.until(lambda: any(tmp_path.glob("run/runs/*/checkpoints/10")))
+        running.until(lambda: any(tmp_path.glob("run/runs/*/checkpoints/last")))
         _ranks(running)[1].kill()
         running.until(lambda: "error: rank 1 was killed by SIGKILL; " in running.errors(), 30)
     (run,) = tmp_path.glob("run/runs/*")

@@ -41,6 +41,8 @@ class Follower(Observer):
     2 % of the run's time.
     """
 
+    skips_checkpoints = True
+
     def __init__(
         self,
         name: str,
