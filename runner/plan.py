@@ -658,7 +658,7 @@ def _plan(config: Config, data: Dataset, is_training: bool) -> Plan:
     _check_rows(data, loss, model)
     if is_training:
         _check_batch_norm(model.network, order)
-        _check_parts(config, model.network, order)
+        _check_own_rows(config, model.network, order)
     if config.trainer.precision == "exact":
         refuse(model.network, loss, config.optimizer, order)
         _refuse_exact(config, data)
@@ -1177,46 +1177,15 @@ def _changing(config: Config, sizes: Sequence[SizedPart], num_rows: int) -> Orde
     return order(False) if made.total_steps == max_steps else made
 
 
-def _check_parts(config: Config, net: Network, order: Order | InOrder) -> None:
-    """Refuse a process without rows where batch norm has its statistics, or where Keras needs some:
-    its recurrent layers fail without rows, and batch norm needs all processes to reach it."""
+def _check_own_rows(config: Config, net: Network, order: Order | InOrder) -> None:
+    """Refuse batch norm by process where one has no row, or one without a variance, of a batch."""
+    own = isinstance(net, CustomNetwork) and bool(net.built.shared)
+    if config.trainer.sync_batchnorm or not (own or _batch_norms(net)):
+        return
     parts = [*getattr(order, "earlier", ()), order.segment(order.epochs.starts[-1])]
     smallest = min((p.last_row - p.first_row) % p.batch_size or p.batch_size for p in parts)
-    if not config.trainer.sync_batchnorm:
-        _check_own_rows(config, net, smallest)
-    is_exact = config.trainer.precision == "exact"
-    if isinstance(net, CustomNetwork) and smallest < config.num_processes:
-        what = "batch norm" if net.built.shared else None
-        what = "strategy=fsdp" if config.strategy == "fsdp" else what
-        if config.backend == "keras" and net.built.counts:
-            what = "the state of random numbers"
-        if what is not None:
-            raise ConfigError(
-                f"devices={config.devices} leaves a process without rows in a batch of {smallest}, "
-                f"which {what} does not support for a model of your own; set "
-                f"trainer.global_batch_size to a number that leaves a last batch of at least "
-                f"{config.num_processes} rows"
-            )
-    if config.backend != "keras" or is_exact or smallest >= config.num_processes:
-        return
-    layers = {node.spec.layer for node in net.walk()}
-    recurrent = sorted(layers & {"gru", "lstm"})
-    if recurrent and "batch_norm" in layers:
-        raise ConfigError(
-            f"devices={config.devices} leaves a process without rows in a batch of {smallest}, "
-            f"which {recurrent[0]} with batch_norm does not support on Keras; set "
-            f"trainer.global_batch_size to a number that leaves a last batch of at least "
-            f"{config.devices} rows"
-        )
-
-
-def _check_own_rows(config: Config, net: Network, smallest: int) -> None:
-    """Refuse batch norm by process where one has no row, or one without a variance, of a batch of
-    `smallest` rows."""
-    norms = _batch_norms(net)
-    fewest = 2 if any(_has_one_value(node) for node in norms) else 1
-    num = config.num_processes
-    if norms and smallest < fewest * num:
+    fewest, num = 2 if _vector_norms(net) else 1, config.num_processes
+    if smallest < fewest * num:
         few = "without rows" if fewest == 1 else f"with fewer than {fewest} rows"
         raise ConfigError(
             f"devices={config.devices} leaves a process {few} in a batch of {smallest}, which "
@@ -1505,9 +1474,13 @@ def _batch_norms(net: Network | CustomNetwork) -> list[Node]:
     return [node for node in net.walk() if node.spec.layer == "batch_norm"]
 
 
-def _has_one_value(node: Node) -> bool:
-    """Return whether a row has one value of each channel: a vector, or one step or pixel."""
-    return math.prod(node.input_shape[:-1]) == 1
+def _vector_norms(net: Network) -> list[str]:
+    """Name the batch norms that get one value of each channel of a row: a vector, or one step or
+    pixel. One row has no variance."""
+    if isinstance(net, CustomNetwork):
+        norms = (f"the batch norm {name}".rstrip() for name in net.built.vector_norms)
+        return [f"{norm} of {net.source.name}" for norm in norms]
+    return [node.name for node in _batch_norms(net) if math.prod(node.input_shape[:-1]) == 1]
 
 
 def _check_batch_norm(net: Network, order: Order | InOrder) -> None:
@@ -1515,11 +1488,9 @@ def _check_batch_norm(net: Network, order: Order | InOrder) -> None:
     batches = [(order.num_rows, order.batch_size)]
     if isinstance(order, Order):
         batches += [(s.last_row - s.first_row, s.batch_size) for s in order.earlier]
-    for node in _batch_norms(net):
-        if _has_one_value(node) and (
-            found := next((size for n, size in batches if 1 in (n % size, size)), None)
-        ):
+    for name in _vector_norms(net):
+        if found := next((size for n, size in batches if 1 in (n % size, size)), None):
             raise ConfigError(
-                f"trainer.batch_size={found} leaves a batch of one row, which "
-                f"{node.name} cannot normalise"
+                f"trainer.batch_size={found} leaves a batch of one row, which {name} cannot "
+                f"normalise"
             )

@@ -71,10 +71,12 @@ class Engine:
         start = self._load_scale(start)
         self.loss = objective.build(run.loss, model, run.has_weights)
         self.has_own_loss = run.loss.name == "model"
-        self.is_own = isinstance(run.network, CustomNetwork)
-        self.has_embedding = any(n.spec.layer == "embedding" for n in run.network.walk())
+        network = run.network
+        self.is_own = isinstance(network, CustomNetwork)
+        self.counts = network.built.counts if isinstance(network, CustomNetwork) else ()
+        self.has_embedding = any(n.spec.layer == "embedding" for n in network.walk())
         # it adds up over all processes in the forward pass, also in one without rows
-        self.has_batch_norm = any(name.startswith("batch_norm") for name in start.buffers)
+        self.has_batch_norm = any(n.spec.layer == "batch_norm" for n in network.walk())
         layers.load_state(model, start.for_training())
         variables = layers.named(model)
         if self.is_own:
@@ -250,12 +252,14 @@ class Engine:
         """Return a micro-batch's outputs, its part of the mean loss over `num_rows` rows, and the
         part's gradient."""
         x, has_rows = batch["x"], batch["x"].shape[0] > 0
-        if not has_rows and not self.has_batch_norm:  # Keras's recurrent layers need rows
+        self.dropout_state.has_rows = has_rows
+        if not has_rows:  # oneDNN's convolutions and Keras's recurrent layers need rows
+            x = tf.zeros((1, *x.shape[1:]), x.dtype)
+        if not has_rows and not self.has_batch_norm:
+            if self.counts:  # the layers' generators go on as in the other processes
+                self.model(x, training=True)
             z = tf.zeros((0, *self.run.network.output_shape), self.run.dtype)
             return z, tf.zeros((), self.run.dtype), [tf.zeros_like(one) for one in trained]
-        self.dropout_state.has_rows = has_rows
-        if not has_rows:  # oneDNN's convolutions need rows; batch norm needs all processes
-            x = tf.zeros((1, *x.shape[1:]), x.dtype)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(trained)
             z = tf.cast(self.model(x, training=True), self.run.dtype)

@@ -2,8 +2,11 @@
 layouts."""
 
 import copy
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -140,8 +143,9 @@ def inspect(
         if example is not None:
             columns = _tried(network, example, source.name, seed)
     is_repeatable, changed = True, {*values} - trained
-    if example is not None:
-        is_repeatable, changed = _tried_twice(network, example, seed, source.name)
+    with _vector_norms(network.model) as vector_norms:
+        if example is not None:
+            is_repeatable, changed = _tried_twice(network, example, seed, source.name)
     shared = _shared_buffers(network.model)
     return Built(
         weights={name: value for name, value in values.items() if name in trained},
@@ -157,6 +161,7 @@ def inspect(
         is_repeatable=is_repeatable,
         unshared=tuple(name for name in values if name in changed - shared - trained),
         shared=tuple(name for name in values if name in shared),
+        vector_norms=tuple(vector_norms),
         rate_factors=factors,
         counts=tuple(network.counts()),
     )
@@ -205,6 +210,28 @@ def _shared_buffers(model: nn.Module) -> set[str]:
         if distributed.shares_statistics(module)
         for buffer, _ in module.named_buffers(recurse=False)
     }
+
+
+@contextmanager
+def _vector_norms(model: nn.Module) -> Iterator[dict[str, None]]:
+    """Collect the names of the batch norms that are called in the block, in training, with one
+    value of each channel of a row."""
+    found: dict[str, None] = {}
+
+    def note(name: str, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if norm.training and inputs and math.prod(inputs[0].shape[2:]) == 1:
+            found[name] = None
+
+    hooks = [
+        module.register_forward_pre_hook(partial(note, name))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _tried_twice(network: Network, example: Batch, seed: int, name: str) -> tuple[bool, set[str]]:

@@ -119,9 +119,10 @@ def _normalize(norm: Any, own: Any, state: DropoutState, x: Tensor) -> Tensor:
     shape = [-1 if i == axis else 1 for i in range(x.ndim)]
     num = state.num_rows * math.prod(x.shape[i] for i in axes if i > 0)
     wide = x if x.dtype == torch.float64 else x.float()
-    mean = _Total.apply(wide.sum(axes)) / num
+    own = float(state.has_rows)
+    mean = _Total.apply(own * wide.sum(axes)) / num
     centered = wide - mean.view(shape)
-    variance = _Total.apply((centered * centered).sum(axes)) / num
+    variance = _Total.apply(own * (centered * centered).sum(axes)) / num
     if norm.track_running_stats:
         with torch.no_grad():
             norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)

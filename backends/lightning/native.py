@@ -269,6 +269,7 @@ class Engine:
         the part's gradient to the others."""
         x, start_time = batch["x"], time.perf_counter()
         if self.is_own and not len(x):  # code of the user's own may need rows
+            self._pass_uncounted(x)
             zero = torch.zeros_like(self.one)
             return zero.new_empty(0, *self.run.network.output_shape), zero
         weights = (batch["weight"],) if "weight" in batch else ()
@@ -282,6 +283,20 @@ class Engine:
             self._compiled_for.add(x.shape)
             self.compile_seconds += time.perf_counter() - start_time
         return z, loss
+
+    def _pass_uncounted(self, x: Tensor) -> None:
+        """Pass a row that does not count through the user's model, if its batch norms or the
+        gathers of its weights wait for all processes. `x` has no rows."""
+        network = self.run.network
+        has_norms = isinstance(network, CustomNetwork) and bool(network.built.shared)
+        if not has_norms and not self.run.divides:
+            return
+        row = self.fields["x"][:1] if "x" in self.fields else x.new_zeros(1, *x.shape[1:])
+        self.dropout_state.has_rows = False
+        with self.float16:
+            z = layers.direct(self.network)(row)
+        fast.backward(0 * z.sum().to(self.one.dtype), self.one)
+        self.dropout_state.has_rows = True
 
     def _begin_batch(self, micro_batch: int, sizes: Sequence[int]) -> None:
         """Prepare for a micro-batch. `sizes` has the rows of each, of all processes together."""

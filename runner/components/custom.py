@@ -129,6 +129,8 @@ class Built:
     unshared: tuple[str, ...] = ()
     # buffers that several processes change in the same way: statistics of whole batches
     shared: tuple[str, ...] = ()
+    # batch norms that get one value of each channel of a row, in training
+    vector_norms: tuple[str, ...] = ()
     # False: two forward passes in training differ under the same seed
     is_repeatable: bool = True
     description: str = ""  # the layers and their settings, the same for models of the same layout

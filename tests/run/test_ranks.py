@@ -263,16 +263,27 @@ def test_processes_that_divide_the_weights_train_as_one_does(tmp_path: Path, num
 
 
 @pytest.mark.slow
-def test_a_process_without_rows_changes_nothing_in_float32(tmp_path: Path) -> None:
-    """oneDNN's convolutions on Keras take float32 alone, and need rows. 1e-5: nine updates of
-    float32, whose sums over rows are in another order."""
-    base = [key for key in RUN if "precision" not in key]
-    own = ("backend=keras", "trainer.max_epochs=1")
+@pytest.mark.parametrize(
+    ("backend", "precision", "close"),
+    [
+        ("keras", "float32", 1e-5),  # nine updates, whose sums over rows are in another order
+        ("keras", "float64", CLOSE),
+        ("lightning", "float64", CLOSE),
+    ],
+)
+def test_a_process_without_rows_changes_nothing(
+    tmp_path: Path, backend: str, precision: str, close: float
+) -> None:
+    """On Keras, oneDNN's convolutions, which take float32 alone, and recurrent layers need rows;
+    batch norm needs all processes."""
+    recurrent = "{layer: reshape, shape: [8, 16]},{layer: lstm, units: 4}"
+    own = (f"backend={backend}", "trainer.max_epochs=1", f"trainer.precision={precision}")
+    base = (NETWORK.replace("{layer: flatten}", recurrent), *RUN[2:])
     one, three = (
         state_of(_train(tmp_path, f"of_{num}", *own, f"devices={num}", base=base)) for num in (1, 3)
     )
     for name, values in one.items():
-        np.testing.assert_allclose(values, three[name], rtol=1e-5, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(values, three[name], rtol=close, atol=close, err_msg=name)
 
 
 OWN = """
@@ -316,7 +327,8 @@ class Net(keras.Sequential):
     def __init__(self):
         l2 = keras.regularizers.L2(1e-2)
         first = keras.layers.Dense(8, "tanh", kernel_regularizer=l2)
-        super().__init__([first, keras.layers.Dense(10)])
+        noise = keras.layers.GaussianNoise(1e-300)  # below rounding; its state counts the calls
+        super().__init__([first, noise, keras.layers.Dense(10)])
         self.compile("adam", "mse", metrics=["accuracy"])  # the config replaces them
 
 
@@ -345,8 +357,9 @@ OWN_RUN = (
 def test_code_of_the_users_own_trains_as_in_one_process(
     tmp_path: Path, backend: str, code: str, sgd: str, changed: str
 ) -> None:
-    """A model, a loss of each row and an optimizer; one of three processes is without rows in the
-    last update. What a forward pass counts would differ between the processes."""
+    """A model, a loss of each row and an optimizer. Rank 0 of three processes, which saves the
+    state, is without rows in the last update; a Keras model's generators go on. What a forward pass
+    counts would differ between the processes."""
     (tmp_path / "mine.py").write_text(code)
     own = (
         *(f"backend={backend}", "model._target_=mine.Net", "loss=custom"),
@@ -366,17 +379,29 @@ def test_code_of_the_users_own_trains_as_in_one_process(
 
 @pytest.mark.slow
 def test_batch_norm_of_the_users_own_model_has_the_statistics_of_all_rows(tmp_path: Path) -> None:
+    """One of three processes is without rows in the last update, also with divided weights."""
     (tmp_path / "mine.py").write_text(OWN)
     own = ("model._target_=mine.Normalized", "optimizer=sgd")
-    runs = (("one", "devices=1"), ("two", "devices=2"))
-    _check_equal(*(_train(tmp_path, name, *own, num, base=OWN_RUN) for name, num in runs))
-    done = forked(tmp_path, (*OWN_RUN, *own, "devices=3"))[0]
-    assert (done.status, done.err.strip()) == (
-        2,
-        "error: devices=3 leaves a process without rows in a batch of 2, which batch norm does not "
-        "support for a model of your own; set trainer.global_batch_size to a number that leaves a "
-        "last batch of at least 3 rows",
-    )
+    one = _train(tmp_path, "one", *own, base=OWN_RUN)
+    for strategy in ("ddp", "fsdp"):
+        three = ("devices=3", f"strategy={strategy}")
+        _check_equal(one, _train(tmp_path, strategy, *own, *three, base=OWN_RUN))
+
+
+def test_batch_norm_of_the_users_own_model_needs_two_rows_of_vectors(tmp_path: Path) -> None:
+    """torch refuses one row in the training: it has no variance. The last batch of 1,280 rows has 2
+    of them, and 1 in batches of 1,279."""
+    (tmp_path / "mine.py").write_text(OWN)
+    own = ("trusted_modules=[mine]", "model=custom", "model._target_=mine.Normalized")
+    two = ("trainer.global_batch_size=71", "devices=2", "trainer.sync_batchnorm=false")
+    done = forked(tmp_path, (*own, *two), (*own, "trainer.batch_size=1279"))
+    assert [each.err.strip() for each in done] == [
+        "error: devices=2 leaves a process with fewer than 2 rows in a batch of 2, which batch "
+        "norm does not support with trainer.sync_batchnorm=false; set trainer.global_batch_size to "
+        "a number that leaves a last batch of at least 4 rows",
+        "error: trainer.batch_size=1279 leaves a batch of one row, which the batch norm 1 of "
+        "model._target_ mine.Normalized cannot normalise",
+    ]
 
 
 def _hashes(folder: Path) -> list[str]:
