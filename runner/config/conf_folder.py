@@ -8,6 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from runner.config import yaml_files
+
 _RUNNER = Path(__file__).resolve().parents[1]
 # conf/ is inside runner/ in a wheel, beside it in a checkout
 CONF = _RUNNER / "conf" if (_RUNNER / "conf").is_dir() else _RUNNER.parent / "conf"
@@ -62,9 +64,7 @@ def _merged(group: str, name: str) -> dict[str, Any]:
 
 @cache
 def _read(file: Path) -> DictConfig:
-    config = OmegaConf.load(file)
-    assert isinstance(config, DictConfig)
-    return config
+    return yaml_files.read(file)
 
 
 @cache

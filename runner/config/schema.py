@@ -352,7 +352,8 @@ Devices = Annotated[
 ]
 
 
-REPOSITORY = r"^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$"  # OWNER/NAME
+# OWNER/NAME; in ASCII, since a class of Unicode would take 50 ms to compile
+REPOSITORY = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}$"
 
 
 class Config(Section):

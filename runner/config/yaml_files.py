@@ -1,4 +1,4 @@
-"""Read a user's YAML files strictly; errors name the file and the line. Write a config.
+"""Read a user's YAML files strictly; errors name the file and the line. Read conf/, write a config.
 
 Only this file uses omegaconf._utils. OmegaConf reads and writes YAML with PyYAML's classes in
 Python; those in C, with OmegaConf's rules, do the same in a tenth of the time. A default config is
@@ -79,6 +79,13 @@ def parse(text: str, path: Path) -> DictConfig:
     interpolations that OmegaConf does not take."""
     with _explained(path):
         return OmegaConf.create(values(text, path))
+
+
+def read(path: Path) -> DictConfig:
+    """Read a file of conf/, without the checks of a user's file."""
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    return OmegaConf.create(yaml.load(text, Loader=_loader()) or {})
 
 
 @contextmanager

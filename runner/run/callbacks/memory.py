@@ -4,8 +4,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from runner.plan import Plan
 from runner.run.callbacks.rows import Rows
 from runner.run.observer import Epoch
@@ -43,6 +41,8 @@ class Memory(Rows):
 def process_peak_bytes() -> int:
     """Return the largest resident memory of this process so far."""
     if resource is None:
+        import psutil
+
         return int(psutil.Process().memory_info().peak_wset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak  # in KiB on Linux
