@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from runner.cli.racing import Racing
     from runner.cli.trunks import Branch, Trunks
     from runner.cli.tuning import Tuning
+    from runner.plan import Plan
     from runner.report.jobs import Job as Ran
     from runner.report.raced import Course
     from runner.run.resume import Resumed
@@ -94,6 +95,8 @@ class Request:
     is_multirun: bool
     composer: Composer
     as_json: bool = False  # print JSON
+    # of the schedules of a race; copies of the request share them
+    plans: "list[Plan]" = field(default_factory=list, compare=False, repr=False)
 
     @property
     def keys(self) -> set[str]:
@@ -150,11 +153,12 @@ class Request:
         """The plans of a race's schedules, and the updates that they have in common."""
         from runner.cli import trunks
 
-        return trunks.find(_of_one_seed(self))
+        return trunks.find(_of_one_seed(self), self.plans)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without the configs and the plans of all jobs."""
-        return {key: value for key, value in vars(self).items() if key not in ("frozen", "trunks")}
+        kept = {key: v for key, v in vars(self).items() if key not in ("frozen", "trunks")}
+        return {**kept, "plans": []}
 
     def job(
         self,

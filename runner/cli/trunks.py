@@ -14,7 +14,7 @@ import numpy as np
 
 from runner.components import averages
 from runner.components.optimizers import Custom
-from runner.config.schema import sha256
+from runner.config.schema import Config, sha256
 from runner.data.order import begun
 from runner.errors import ConfigError
 from runner.plan import Plan, plan, replanned
@@ -77,22 +77,22 @@ def kept(branches: Mapping[Settings, Branch]) -> dict[Settings, frozenset[int]]:
     return steps
 
 
-def find(configs: Mapping[Settings, tuple[Any, Mapping[str, Any]]]) -> Trunks:
+def find(configs: Mapping[Settings, tuple[Config, Mapping[str, Any]]], known: list[Plan]) -> Trunks:
     """Return the trunks of schedules, by a config of each and its plain values; both of one seed.
 
-    A schedule that cannot be planned has none: its run will say why.
+    `known` has the plans of the command, and gets new ones. A schedule that cannot be planned has
+    none: its run will say why.
     """
     plans: dict[str, list[tuple[Settings, Plan]]] = {}
     all_plans: dict[Settings, Plan] = {}
     for schedule, (config, values) in configs.items():
-        alike = plans.setdefault(_hash_of_others(values), [])
         try:
-            prepared = replanned(alike[0][1], config) if alike else plan(config)
+            prepared = _planned(config, known)
         except ConfigError:
             continue
         all_plans[schedule] = prepared
         if _can_branch(prepared):
-            alike.append((schedule, prepared))
+            plans.setdefault(_hash_of_others(values), []).append((schedule, prepared))
     return Trunks(
         {
             (first, second): step
@@ -102,6 +102,22 @@ def find(configs: Mapping[Settings, tuple[Any, Mapping[str, Any]]]) -> Trunks:
         },
         all_plans,
     )
+
+
+def _planned(config: Config, known: list[Plan]) -> Plan:
+    """Return the plan of a config: the known one, or a new one, on the data of another run."""
+    for each in known:
+        if each.config == config:
+            return each
+    like = next((each for each in known if _share_data(each.config, config)), None)
+    known.append(plan(config) if like is None else replanned(like, config))
+    return known[-1]
+
+
+def _share_data(a: Config, b: Config) -> bool:
+    """Return whether two runs have the same rows in the same form, which the model chooses."""
+    of_a, of_b = ((each.data, each.model, each.trainer.largest_batch) for each in (a, b))
+    return of_a == of_b
 
 
 def _hash_of_others(values: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ WSD = (*COMMON, "schedule=wsd")
 
 def steps(first: tuple[str, ...], second: tuple[str, ...]) -> int:
     values = {name: compose(name) for name in (first, second)}
-    found = find({name: (parse(value), value) for name, value in values.items()})
+    found = find({name: (parse(value), value) for name, value in values.items()}, [])
     return found.steps.get((first, second), 0)
 
 
@@ -110,19 +110,48 @@ def test_runs_that_branch_are_those_of_a_plain_multirun_bit_by_bit(
     assert "27 more updates were shared by several runs" in race.out
 
 
+def race_of(
+    lines: list[str], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[commands.Request, list[str]]:
+    """The request of a race that trains nothing, and the kinds of the plans that it makes."""
+    lines = [*lines, "data=iris", "seed=0,1,2", "schedule=constant,cosine", f"output.root={root}"]
+    expanded, made = jobs(lines, True, None), list[str]()
+    for name in ("plan", "replanned"):
+        whole = getattr(trunks, name)
+        monkeypatch.setattr(
+            trunks, name, lambda *a, name=name, whole=whole: made.append(name) or whole(*a)
+        )
+    monkeypatch.setattr(Racing, "run", lambda *_: None)
+    parsed = parse_overrides(lines)
+    return commands.Request(lines, parsed, expanded, True, Composer(None)), made
+
+
+def race(request: commands.Request, root: Path, expanded: Any) -> None:
+    hydra: Any = None
+    jobs = [[*each] for each in expanded]
+    commands._Jobs(hydra, request, root, None, None, None).race(jobs)
+
+
 def test_a_race_plans_each_schedule_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """For the check of its budget, and for its trunks; its workers get no plan."""
-    lines = ["data=iris", "seed=0,1,2", "schedule=constant,cosine", "race.budget=500epochs"]
-    lines.append(f"output.root={tmp_path}")
-    expanded = jobs(lines, True, None)
-    request = commands.Request(lines, parse_overrides(lines), expanded, True, Composer(None))
-    planned = []
-    for name in ("plan", "replanned"):
-        made = getattr(trunks, name)
-        monkeypatch.setattr(trunks, name, lambda *a, made=made: planned.append(a) or made(*a))
-    monkeypatch.setattr(Racing, "run", lambda *_: None)
+    request, made = race_of(["race.budget=500epochs"], tmp_path, monkeypatch)
     assert commands._checked(request) == (None, True)
-    hydra: Any = None
-    commands._Jobs(hydra, request, tmp_path, None, None, None).race([[*each] for each in expanded])
-    assert len(planned) == 2
-    assert not {"frozen", "trunks"} & request.__getstate__().keys()
+    race(request, tmp_path, request.jobs)
+    assert made == ["plan", "replanned"]
+    state = request.__getstate__()
+    assert not {"frozen", "trunks"} & state.keys()
+    assert state["plans"] == []
+
+
+def test_tuned_schedules_are_planned_again_only_at_other_rates_and_on_the_same_data(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The check of the budget plans both schedules at the first rate of their grids; tuning then
+    chooses another rate for the second one."""
+    request, made = race_of(["race.budget=900epochs", "tune=lr"], tmp_path, monkeypatch)
+    tuned, is_race = commands._checked(request)
+    assert tuned is not None
+    assert (is_race, made) == (True, ["plan", "replanned"])
+    first, second = ([point for point in tuned.first() if point[0] == i] for i in (0, 1))
+    race(request, tmp_path, tuned.jobs([first[0], second[1]], tuned.seeds))
+    assert made == ["plan", "replanned", "replanned"]
