@@ -5,10 +5,11 @@
 This program imports nothing of runner/, only NumPy and SciPy. It reads config.yaml, result.json,
 data.json, metrics.csv, trace.csv and test.json of the runs, which are those in the folder if none
 are named, and computes what docs/statistics.md defines. It prints the numbers of answer.json and
-of the tables of comparison.md that are not the same; the exit status is 1 if there are some.
+of comparison.md that are not the same; the exit status is 1 if there are some.
 
-Not covered: the words, runs without a result, the same settings on two backends, updates of
-different sizes. `answer.margin`, `.relax` and `.target` are read from answer.json.
+Of the sentences it checks the numbers. Not covered: runs without a result, the same settings on two
+backends, updates of different sizes. `answer.margin`, `.relax` and `.target` are read from
+answer.json, and the seeds that a race was given from multirun.yaml.
 """
 
 import csv
@@ -19,6 +20,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from html import unescape
 from itertools import combinations, pairwise, product
 from pathlib import Path
 from statistics import median, median_high
@@ -180,6 +182,17 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 
 # Student's paired tests, Holm, sign flips
 
+EXACT = 13  # values: of more, the signs are random
+NUM_FLIPS = 20_000
+
+
+def up_to_draws(p: float, given: float | None, num: int) -> float:
+    """Return the program's p, of 9,999 draws, if it differs from ours, of `num` draws, by at most
+    four standard errors of twice a tail; else ours."""
+    share = max(p / 2, 1 / num)
+    error = 2 * math.sqrt(share * (1 - share) * (1 / num + 1 / 9_999))
+    return p if given is None or abs(p - given) > 4 * error else given
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -233,17 +246,22 @@ class Pair:
         below = stats.t.cdf((mean - margin) / self.error, df)
         return float(max(above, below))
 
-    def p_signs(self) -> float | None:
-        """All sign flips of up to 13 differences, written out; None: not made, or random."""
+    def p_signs(self, given: float | None) -> float | None:
+        """All sign flips of up to 13 differences, written out, and random ones of more; `given` is
+        what the program found by random ones."""
         num = len(self.a)
-        if not 2 <= num <= 13:
+        if num < 2:
             return None
-        signs = np.array([*product((1, -1), repeat=num)])
+        if num > EXACT:
+            signs = np.random.default_rng(2).choice((-1, 1), (NUM_FLIPS, num))
+        else:
+            signs = np.array([*product((1, -1), repeat=num)])
         means = signs @ self.differences / num
         own = self.differences.mean()
         slack = 1e-12 * max(1e-300, float(np.abs(self.differences).max()))
         tails = (np.mean(means >= own - slack), np.mean(means <= own + slack))
-        return min(1.0, 2 * float(min(tails)))
+        p = min(1.0, 2 * float(min(tails)))
+        return p if num <= EXACT else up_to_draws(p, given, NUM_FLIPS)
 
     def more_seeds(self, p: float | None, num_tests: int) -> int | None:
         """Further seeds with which such a difference is found with a probability of 0.8."""
@@ -379,7 +397,11 @@ class Answer:
         """The entries of the groups, as in answer.json."""
         margin, sign = self.given["margin"], self.runs[0].sign
         within = self.corrected(lambda pair: pair.p_within(margin))
-        flips = {g.label: self.pairs[g.label, self.best.label].p_signs() for g in self.ranked[1:]}
+        given = {each["label"]: each.get("p_signs_raw") for each in self.given["groups"]}
+        flips = {
+            g.label: self.pairs[g.label, self.best.label].p_signs(given[g.label])
+            for g in self.ranked[1:]
+        }
         num_pairs = len(self.ranked) * (len(self.ranked) - 1) // 2
         by_signs = holm({key: p for key, p in flips.items() if p is not None}, num_pairs)
         rows = np.stack([group.row(self.seeds) for group in self.ranked])
@@ -731,8 +753,8 @@ def _residuals(table: np.ndarray) -> np.ndarray:
     return np.asarray(table - rows - columns + table.mean())
 
 
-def raced(answer: Answer) -> dict[str, Any]:
-    """The expected entries of a race without failed runs."""
+def raced(answer: Answer, num_given: int) -> dict[str, Any]:
+    """The expected entries of a race without failed runs, for which so many seeds were given."""
     given, sign = answer.given["race"], answer.runs[0].sign
     groups = {group.label: group for group in answer.tried}
     rows = {
@@ -780,9 +802,43 @@ def raced(answer: Answer) -> dict[str, Any]:
                 for label, (seeds, by, p) in race.dropped.items()
             ],
             "left": [label for label in rows if label not in race.dropped],
-            "cost": {"runs": sum(len(group.runs) for group in groups.values())},
+            "cost": cost_of_race(answer, num_given),
         },
     }
+
+
+def cost_of_race(answer: Answer, num_given: int) -> dict[str, int]:
+    """Runs and updates, and those of a fixed design: as many seeds of every schedule as the command
+    has or the race took, each at the mean updates of the schedule's runs."""
+    steps = [[run.result["steps"] for run in group.runs] for group in answer.tried]
+    runs = [run for group in answer.tried for run in group.runs]
+    shared = sum(run.json("trunk.json").get("step", 0) for run in runs)
+    fixed = max(num_given, len(answer.given["race"]["seeds"]))
+    return {
+        "runs": len(runs),
+        "tuning_runs": sum(len(group.runs) for group in answer.tuning),
+        "updates": sum(map(sum, steps)) - shared,
+        "shared_updates": shared,
+        "fixed_seeds": fixed,
+        "fixed_runs": fixed * len(steps),
+        "fixed_updates": round(sum(fixed * float(np.mean(own)) for own in steps)),
+    }
+
+
+def seeds_of_command(folder: Path, runs: Sequence[Run]) -> int:
+    """The number of seeds in the command of a race, which the multirun or runs of it have saved; 0
+    if it has none."""
+    saved = yaml.safe_load((folder / "multirun.yaml").read_text("utf-8"))
+    commands = [run.json("environment.json").get("command", []) for run in runs]
+    return max(
+        (
+            len(item.split(","))
+            for command in (saved["hydra"]["overrides"]["task"], *commands)
+            for item in command
+            if item.startswith("seed=") and any(key.startswith("race.budget=") for key in command)
+        ),
+        default=0,
+    )
 
 
 # Several workloads
@@ -902,8 +958,9 @@ def over_workloads(runs: Sequence[Run], given: Mapping[str, Any]) -> dict[str, A
         name: float(np.mean([_credit(c[name], min(c.values())) for c in costs]))
         for name in entrants
     }
-    raw = {name: p_of_lead(own, first, name) for name in entrants[1:]}
-    p = holm({name: value for name, value in raw.items() if value is not None}, num_pairs)
+    found = {group["label"]: group["p_raw"] for group in given["groups"]}
+    raw = {name: p_of_lead(own, first, name, found[name]) for name in entrants[1:]}
+    p = holm(raw, num_pairs)
     seconds = [field.medians(in_seconds=True) for field in own]
     by_time = {
         name: float(np.mean([_credit(s[name], min(s.values())) for s in seconds]))
@@ -954,14 +1011,17 @@ def jeffreys(rows: Sequence[Sequence[float]]) -> tuple[float, float] | None:
     return (min(low, mean) if mean > 0 else 0.0, max(high, mean) if mean < 1 else 1.0)
 
 
-def p_of_lead(own: Sequence[Field], a: str, b: str) -> float | None:
-    """All exchanges of the runs of a and b on each seed of each workload, written out; None above
-    13 seeds, where the program takes random ones."""
+NUM_EXCHANGES = 2_000
+
+
+def p_of_lead(own: Sequence[Field], a: str, b: str, given: float | None) -> float:
+    """All exchanges of the runs of a and b on each seed of each workload, written out, and random
+    ones above 13 seeds; `given` is what the program found by random ones."""
     places = [(field, i) for field in own for i in range(len(field.seeds))]
-    if len(places) > 13:
-        return None
-    leads = []
-    for flips in product((False, True), repeat=len(places)):
+    leads, is_exact = [], len(places) <= EXACT
+    drawn = np.random.default_rng(3).random((NUM_EXCHANGES, len(places))) < 0.5
+    drawn[0] = False
+    for flips in product((False, True), repeat=len(places)) if is_exact else drawn:
         swaps = dict(zip([(field.label, i) for field, i in places], flips, strict=True))
         lead = 0.0
         for field in own:
@@ -976,7 +1036,8 @@ def p_of_lead(own: Sequence[Field], a: str, b: str) -> float | None:
         return 1.0
     ahead = sum(lead >= leads[0] - 1e-9 for lead in leads)
     behind = sum(lead <= leads[0] + 1e-9 for lead in leads)
-    return min(1.0, 2 * min(ahead, behind) / len(leads))
+    p = min(1.0, 2 * min(ahead, behind) / len(leads))
+    return p if is_exact else up_to_draws(p, given, NUM_EXCHANGES)
 
 
 # Comparison of what is expected with what is written
@@ -1036,6 +1097,9 @@ def tables(path: Path) -> list[list[dict[str, str]]]:
     ]
 
 
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?")
+
+
 def is_printed(cell: str, value: Any) -> bool:
     """Whether a cell shows a value to its last digit."""
     if value is None:
@@ -1043,10 +1107,11 @@ def is_printed(cell: str, value: Any) -> bool:
     if isinstance(value, str):
         return True
     if isinstance(value, tuple):
-        parts = re.split(r" to | of ", cell)
+        parts = NUMBER.findall(cell)
         return len(parts) == len(value) and all(map(is_printed, parts, value))
     if math.isinf(value):
         return cell == "never"
+    cell = cell.replace(",", "")
     number, _, exponent = cell.lower().partition("e")
     digits = len(number.partition(".")[2])
     unit = 10.0 ** (int(exponent or 0) - digits)
@@ -1065,21 +1130,167 @@ def wrong_cells(expected: Sequence[Mapping[str, Any]], table: Any, place: str) -
                 yield f"{place}, row {i + 1}, {name}: {cells[name]!r}, expected {value}"
 
 
+# A sentence: how it begins, how it ends (or not), and the numbers between in their order
+Sentence = tuple[str, str, Sequence[float | None]]
+
+
+def wrong_sentences(expected: Sequence[Sentence], text: str, place: str) -> Iterator[str]:
+    """Yield the sentences that are missing or have other numbers. A None may be left out."""
+    for begin, end, values in expected:
+        _, found, rest = text.partition(begin)
+        if not found:
+            yield f"{place}: nothing begins with {begin!r}"
+            continue
+        between = rest.partition("\n")[0].partition(end)[0] if end else rest.partition("\n")[0]
+        known = tuple(value for value in values if value is not None)
+        if not is_printed(between, known):
+            yield f"{place}: {begin}{between!r}, expected {known}"
+
+
+def _printed_p(p: float | None) -> float | None:
+    """A p below 0.0001 is printed as p < 0.0001."""
+    return None if p is None else max(p, 1e-4)
+
+
+def sentences(answer: Answer, expected: Mapping[str, Any]) -> list[Sentence]:
+    """The sentences of one answer that have numbers."""
+    best, *others = [entry for entry in expected["groups"] if entry["rank"]]
+    name, num = best["label"], len(answer.seeds)
+    has = "has a" if not others else "has the best"
+    ends = (95, *best["interval"], num) if best["interval"] else ()
+    found: list[Sentence] = []
+    if ends and name != "defaults":
+        found.append((f"{name} {has} {expected['metric']}, ", ")", (best["mean"], *ends)))
+    tested = [each for each in others if not each["is_same_run"] and each["difference_interval"]]
+    if not expected["is_real"]:
+        found += [_of_other(answer, each, num) for each in tested if each["p"] is not None]
+    elif tested:
+        worst = _printed_p(max(each["p"] for each in others))
+        found.append(("beyond the seeds' noise (", ")", (worst,)))
+    value = answer.given["winner_value"]  # whose interval has the noise of the program's draws
+    if value is not None and value["groups"] > 1:
+        numbers = (value["groups"], value["luck"], 95, *value["interval"])
+        found.append((f"these runs chose {name} among ", "", numbers))
+    found += [*_of_signs(others, expected["comparisons"], num), *_of_folds(answer)]
+    return [*found, *(_of_test(expected["test"]) if expected.get("test") else ())]
+
+
+def _of_other(answer: Answer, entry: Mapping[str, Any], num: int) -> Sentence:
+    """The sentence of a group that is compared with the best one."""
+    margin, p, within = answer.given["margin"], _printed_p(entry["p"]), entry["p_equivalent"]
+    is_real, is_within = entry["p"] < LEVEL, within is not None and within < LEVEL
+    by = abs(entry["difference"]) or None
+    numbers = [by, 95, *entry["difference_interval"], entry["better_on"], num]
+    pair = answer.pairs[entry["label"], answer.best.label]
+    if is_within and not is_real:
+        tail = [margin, _printed_p(within)]
+    elif is_real:
+        tail = [p, margin if is_within else None]
+    else:
+        tail = [p, pair.more_seeds(entry["p"], len(answer.p))]
+    return f"  {entry['label']}: ", " of two one-sided" if is_within else "", [*numbers, *tail]
+
+
+def _of_signs(others: Sequence[Mapping[str, Any]], num_pairs: int, num: int) -> Iterator[Sentence]:
+    """The sentence of the sign flips, if they agree with all differences beyond the noise, or
+    cannot."""
+    real = [each for each in others if each["p"] is not None and each["p"] < LEVEL]
+    flips = [each["p_signs"] for each in real if each["p_signs"] is not None]
+    least = min(1.0, num_pairs * 2 / min(2**num, 10_000))
+    if flips and max(flips) < LEVEL:
+        yield "differences are normal, agrees (", ")", (_printed_p(max(flips)),)
+    elif flips and least >= LEVEL:
+        yield "cannot show this with ", " seeds", (num,)
+        yield "its smallest possible ", "", (_printed_p(least),)
+
+
+def _of_folds(answer: Answer) -> Iterator[Sentence]:
+    """The deviations of the best group between folds and between the seeds of a fold: one-way
+    analysis of variance with random effects."""
+    values = {b: v for b, v in answer.best.values().items() if isinstance(b, tuple)}
+    seeds, folds = ({block[i] for block in values} for i in (0, 1))
+    is_whole = len(values) == len(seeds) * len(folds)
+    if len(answer.ranked) < 2 or min(len(seeds), len(folds)) < 2 or not is_whole:
+        return
+    rows = [[values[seed, fold] for seed in seeds] for fold in folds]
+    within = float(np.mean([np.var(row, ddof=1) for row in rows]))
+    between = float(np.var([np.mean(row) for row in rows], ddof=1)) - within / len(seeds)
+    numbers = (math.sqrt(max(between, 0.0)), math.sqrt(within))
+    yield f"standard deviation of the best group's {answer.runs[0].metric}: ", "", numbers
+
+
+def _of_test(test: Mapping[str, Any]) -> list[Sentence]:
+    """The sentences on the test split."""
+    known = [each for each in test["groups"] if each["interval"]]
+    found: list[Sentence] = []
+    for each in known:
+        numbers = (each["mean"], 95, *each["interval"], each["seeds"])
+        found.append((f"  {each['label']}: {test['metric']} ", "", numbers))
+    if test["difference_interval"]:
+        sign = -1 if test["difference"] < 0 else 1
+        ends = sorted(sign * end for end in test["difference_interval"])
+        begin = "here by " if test["agrees"] else "is ahead by "
+        lead = (abs(test["difference"]), 95, *ends, _printed_p(test["p"]))
+        found.append((begin, "", lead))
+    return found
+
+
+def sentences_of_race(expected: Mapping[str, Any], margin: float | None) -> list[Sentence]:
+    """The sentences of a race that have numbers; with a margin, only those of dropped schedules."""
+    race, (best, *others) = expected["race"], expected["groups"]
+    cost, dropped = race["cost"], {each["label"]: each for each in race["dropped"]}
+    found: list[Sentence] = [
+        (f"{best['label']} has the best ", "", (best["mean"], len(best["seeds"]))),
+        ("cost: ", " runs", (cost["runs"],)),
+        ("a fixed design, ", " of every", (cost["fixed_seeds"],)),
+        ("every schedule, costs ", " updates", (cost["fixed_runs"], cost["fixed_updates"])),
+    ]
+    for each in others:
+        drop = dropped.get(each["label"])
+        ends = (95, *each["difference_interval"]) if each["difference_interval"] else ()
+        numbers = [abs(each["difference"]), *ends]
+        begin, end = f"  {each['label']}: ", ""
+        if drop is None:
+            numbers.append(_printed_p(each["p"]))
+        elif drop["by"] == best["label"]:
+            numbers += [drop["seeds"], _printed_p(drop["p"])]
+        else:  # the label of the rival may have numbers
+            numbers, end = [*numbers, drop["seeds"]], " because of"
+        if drop is not None or margin is None:
+            found.append((begin, end, numbers))
+    return found
+
+
+def sentences_over(expected: Mapping[str, Any]) -> list[Sentence]:
+    """The first sentence over several workloads, if one group leads."""
+    best, *others = expected["groups"]
+    num = len(expected["workloads"])
+    if not best["score"] or any(each["rank"] == 1 for each in others):
+        return []
+    ratios = [ratio for ratio in best["ratios"] if ratio is not None]
+    seed_by_seed = (best["seed_score"], 95, *best["interval"]) if best["interval"] else ()
+    numbers = (best["score"], 1, *seed_by_seed, len(ratios), sum(ratio <= 1 for ratio in ratios))
+    begin = f"Over {num} workloads, {best['label']} has the best score, "
+    return [(begin, ". ", numbers)]
+
+
 def check(folder: Path, runs: Sequence[Path] = ()) -> list[str]:
     """Return the numbers of a comparison's folder that differ from those of its runs."""
     found = sorted(runs or {path.parent for path in folder.glob("[!.]*/result.json")})
     divided: dict[str, list[Run]] = {}
     for run in map(Run, found):
         divided.setdefault(run.meaning, []).append(run)
-    all_tables, wrong = tables(folder / "comparison.md"), []
+    all_tables, wrong = tables(folder / "comparison.md"), list[str]()
     main = [table for table in all_tables if "from the best" in table[0]]
     tuned = [table for table in all_tables if [*table[0]][:1] == ["overrides"]]
+    text = unescape((folder / "comparison.md").read_text("utf-8"))
+    parts = re.split(r"^## ", text, flags=re.MULTILINE)[-len(divided) :]
     for i, own in enumerate(divided.values()):
         name = "answer.json" if i == 0 else f"answer_{i + 1}.json"
         given = json.loads((folder / name).read_text("utf-8"))
         answer = Answer(own, given)
         if given["race"]:
-            expected = raced(answer)
+            expected = raced(answer, seeds_of_command(folder, own))
             order = [group["label"] for group in given["groups"]]
             expected["groups"].sort(key=lambda group: order.index(group["label"]))
             # those that one look drops, and those that are left, are in the order of the command
@@ -1087,8 +1298,13 @@ def check(folder: Path, runs: Sequence[Path] = ()) -> list[str]:
             expected["race"]["dropped"].sort(key=lambda each: dropped.index(each["label"]))
             expected["race"]["left"].sort(key=given["race"]["left"].index)
             wrong += different(expected, given, name)
+            wrong += wrong_sentences(
+                sentences_of_race(expected, given["margin"]), parts[i], "comparison.md"
+            )
             continue
-        wrong += different(answer.expected(), given, name)
+        expected = answer.expected()
+        wrong += different(expected, given, name)
+        wrong += wrong_sentences(sentences(answer, expected), parts[i], "comparison.md")
         wrong += wrong_cells(answer.rows(), main[i], f"comparison.md, table {i + 1}")
         wrong += [f"{label}: not the best on the tuning seeds" for label in answer.wrong_choices()]
         if answer.tuning:
@@ -1099,6 +1315,8 @@ def check(folder: Path, runs: Sequence[Path] = ()) -> list[str]:
         expected = over_workloads(every, first["workloads"])
         wrong += different(expected, first["workloads"], "workloads")
         wrong += wrong_cells(*_score_table(expected, all_tables), "comparison.md, workloads")
+        wrong += wrong_cells(*_cost_table(expected, all_tables), "comparison.md, costs")
+        wrong += wrong_sentences(sentences_over(expected), text, "comparison.md, workloads")
     return wrong
 
 
@@ -1127,6 +1345,22 @@ def _score_table(
         }
         for group in expected["groups"]
     ]
+    return rows, table
+
+
+def _cost_table(
+    expected: Mapping[str, Any], all_tables: Sequence[Any]
+) -> tuple[list[dict[str, Any]], Any]:
+    (table,) = [table for table in all_tables if [*table[0]][:1] == ["workload"]]
+    rows = []
+    for each in expected["workloads"]:
+        pairs = {name: (cost, each["seconds"][name]) for name, cost in each["costs"].items()}
+        cells = {
+            name: math.inf if cost is None else (cost,) if seconds is None else (cost, seconds)
+            for name, (cost, seconds) in pairs.items()
+        }
+        target = (each["target"],) if math.isfinite(each["target"]) else "none"
+        rows.append({"target": target, "seeds": len(each["seeds"]), **cells})
     return rows, table
 
 

@@ -60,11 +60,34 @@ def change_answer(text: str) -> str:
     return json.dumps(answer)
 
 
+def test_random_sign_flips_are_the_same_up_to_the_noise_of_the_draws(tmp_path: Path) -> None:
+    """Fourteen seeds have more signs than are written out. Four standard errors of 9,999 and of
+    20,000 draws are at most 0.05; another 0.1 is no noise."""
+    draw = np.random.default_rng(0)
+    for seed in range(14):
+        first = float(draw.normal(0.5, 0.01))
+        for name, value in (
+            ("constant", first),
+            ("linear", first + float(draw.normal(0.002, 0.01))),
+        ):
+            write_run(tmp_path / "runs", [f"schedule={name}"], seed, value)
+    compare_task([str(tmp_path / "runs")], tmp_path)
+    (folder,) = (tmp_path / "comparisons").iterdir()
+    runs = sorted((tmp_path / "runs").iterdir())
+    assert check(folder, runs) == []
+    answer = json.loads((folder / "answer.json").read_text())
+    answer["groups"][1]["p_signs_raw"] += 0.1
+    (folder / "answer.json").write_text(json.dumps(answer))
+    (wrong, *_) = check(folder, runs)
+    assert "p_signs_raw" in wrong
+
+
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
         ("answer.json", change_answer, "answer.json.groups[1].p: "),
         ("comparison.md", lambda text: text.replace(" of 6 ", " of 7 "), "better on: '"),
+        ("comparison.md", lambda text: text.replace("(p = 0.0062)", "(p = 0.0063)"), "noise ('p"),
     ],
 )
 def test_a_number_that_is_changed_is_named(
