@@ -126,7 +126,8 @@ def measure(traces: Sequence[Trace], law: str) -> str:
         others = [trace for trace in traces if trace.name != name]
         kind, errors = _errors(others, law)
         rates = next(trace.rates for trace in traces if trace.name == name)
-        prediction = Forecast.of(others, KINDS[kind], errors).predict(rates)
+        longer = forecast.held_out(others, KINDS[kind])
+        prediction = Forecast.of(others, KINDS[kind], errors, longer).predict(rates)
         loss = float(np.exp(logs).mean())
         predicted.append(prediction.value)
         recorded.append(loss)
@@ -145,7 +146,7 @@ def measure(traces: Sequence[Trace], law: str) -> str:
 
 def _errors(traces: Sequence[Trace], law: str) -> tuple[str, list[HeldOut]]:
     if law != "auto":
-        return law, forecast.held_out(traces, KINDS[law])
+        return law, forecast.held_out(traces, KINDS[law].shaped)
     kind, errors = forecast.best_kind(traces)
     return kind.name, errors[kind.name]
 
@@ -168,7 +169,8 @@ def measure_public(folder: Path, law: str) -> str:
     traces = public(folder)
     known = [trace for trace in traces if trace.name in _FITTED]
     kind, errors = _errors(known, law)
-    found = Forecast.of(known, KINDS[kind], errors)
+    longer = forecast.held_out(known, KINDS[kind])
+    found = Forecast.of(known, KINDS[kind], errors, longer)
     off = [
         found.predict(trace.rates).value / np.exp(_last(trace)) - 1
         for trace in traces

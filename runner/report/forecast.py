@@ -25,6 +25,7 @@ _RESAMPLES = 24
 _NEIGHBOURS = 4  # blocks that are drawn together
 _HUBER = 0.01  # residuals of the logarithm from here on count linearly, not squared
 _ROUNDS = 2  # of estimates of the noise
+_BUMP = 0.05  # standard deviation of c, the logarithm of a bump of the shape, before the fit
 _PROBABILITY = 0.9  # below the upper end of an 80 % interval
 
 
@@ -151,6 +152,7 @@ class _Problem:
             [begins[key] + np.arange(len(run.logs)) for key, run in zip(keys, runs, strict=True)]
         )
         self.weights = np.zeros(len(self.places))  # 1 - own deviation / deviation of the mean
+        self.own = _HUBER  # deviation of a residual, until the noise is known
 
     def raw(self, point: np.ndarray) -> np.ndarray:
         """Return log(predicted / recorded).  # float64[N]"""
@@ -158,14 +160,21 @@ class _Problem:
         return np.log(np.maximum(losses, LEAST))[self.rows] - self.logs
 
     def residuals(self, point: np.ndarray) -> np.ndarray:
-        return self._weighed(self.raw(point))
+        """Return the weighed residuals, and one for each bump: it is small a priori.  # [N + J]"""
+        return np.append(self._weighed(self.raw(point)), self._prior(len(point)) @ point)
+
+    def _prior(self, num: int) -> np.ndarray:
+        """Return the rows of the bumps, which are the last numbers of a point.  # [J, p]"""
+        rows = np.eye(num)[num - self.kind.num_bumps :]
+        return np.asarray(self.own / _BUMP * rows)
 
     def slopes(self, point: np.ndarray) -> np.ndarray:
-        """Return the derivatives of the residuals.  # float64[N, p]"""
+        """Return the derivatives of the residuals.  # float64[N + J, p]"""
         found = [evaluate(self.kind, point, path) for path in self.paths]
         losses = np.concatenate([loss for loss, _ in found])[:, None]
         relative = np.concatenate([slope for _, slope in found]) / np.maximum(losses, LEAST)
-        return self._weighed(np.where(losses > LEAST, relative, 0.0)[self.rows])
+        own = self._weighed(np.where(losses > LEAST, relative, 0.0)[self.rows])
+        return np.concatenate([own, self._prior(len(point))])
 
     def _weighed(self, values: np.ndarray) -> np.ndarray:
         """Reduce the mean of each place's rows: it has the shared noise.  # [N] or [N, p]"""
@@ -195,6 +204,7 @@ class _Problem:
         """Take the correlation within a place from the noise."""
         whole = noise.own**2 + self.counts * noise.shared**2
         self.weights = 1 - noise.own / np.sqrt(whole)
+        self.own = noise.own
 
     def solve(self, begins: Sequence[np.ndarray], rounds: int) -> np.ndarray:
         """Return the point with the least sum of Huber's losses, from the best of the begins."""
@@ -309,8 +319,9 @@ def seed_noise(traces: Sequence[Trace]) -> float | None:
 
 
 def best_kind(traces: Sequence[Trace]) -> tuple[Kind, dict[str, list[HeldOut]]]:
-    """Return the law with the least mean error on what was held out, and the errors of each."""
-    errors = {name: held_out(traces, kind) for name, kind in KINDS.items()}
+    """Return the law with the least mean error on what was held out, and the errors of each; both
+    have a shape there."""
+    errors = {name: held_out(traces, kind.shaped) for name, kind in KINDS.items()}
     best = min(errors, key=lambda name: np.mean([each.error for each in errors[name]]))
     return KINDS[best], errors
 
@@ -341,9 +352,19 @@ class Forecast:
     errors: Sequence[HeldOut]  # of left out schedules; with two schedules, of held-out stretches
     has_left_out: bool  # the errors are those of left out schedules
     seeds: Sequence[Hashable]
+    longer: "Forecast | None" = None  # of the law without its shape; None: this has no shape
 
     @staticmethod
-    def of(traces: Sequence[Trace], kind: Kind, held: Sequence[HeldOut]) -> "Forecast":
+    def of(
+        traces: Sequence[Trace], kind: Kind, held: Sequence[HeldOut], longer: Sequence[HeldOut]
+    ) -> "Forecast":
+        """Fit a law with its shape, and without it for runs that are longer than the recorded ones;
+        `held` and `longer` are their errors on held-out stretches."""
+        plain = Forecast._fitted(traces, kind, longer)
+        return replace(Forecast._fitted(traces, kind.shaped, held), longer=plain)
+
+    @staticmethod
+    def _fitted(traces: Sequence[Trace], kind: Kind, held: Sequence[HeldOut]) -> "Forecast":
         fitted = fit([blocks(each) for each in traces], kind)
         errors, laws = left_out(traces, kind), resampled(traces, fitted)
         seeds = list(dict.fromkeys(each.seed for each in traces))
@@ -352,11 +373,14 @@ class Forecast:
     def predict(self, rates: np.ndarray) -> Prediction:
         """Predict the final loss of a run with these rates, with an 80 % interval.
 
-        Its variance is that of the resampled fits, plus the mean square of the errors, which grows
+        The shape tells nothing of the way of a longer run, so the law without it predicts that. The
+        variance is that of the resampled fits, plus the mean square of the errors, which grows
         with each doubling of the recorded length; Student's t has a degree of freedom for each
         error. A run of the recorded length has the rows of the recorded runs in its last block, and
         so the noise that runs share; of a longer one it is not known, and part of the variance.
         """
+        if self.longer is not None and len(rates) > self.fitted.law.unit.num_steps:
+            return self.longer.predict(rates)
         from scipy.special import stdtrit
 
         law, noise = self.fitted.law, self.fitted.noise

@@ -1,10 +1,18 @@
 """Laws of the training loss as a functional of the learning rates.
 
-    L(t) = L0 + A S1(t)^-alpha - B sum of d(k) G(k, t) over k <= t
+    L(t) = (L0 + A S1(t)^-alpha - B sum of d(k) G(k, t) over k <= t) M(S1(t))
 
-S1(t) is the sum of the rates eta(i) for i <= t, and d(k) = eta(k - 1) - eta(k) a decrease of the
-rate. Its gain G goes from 0 to 1 after it; the laws differ in G. Rates that rise at the beginning
-of a run count in S1, but not in d.
+S1(t) is the sum of h(eta(i)) for i <= t, the way that the rates eta(i) make, and
+d(k) = eta(k - 1) - eta(k) a decrease of the rate. Its gain G goes from 0 to 1 after it; the laws
+differ in G. Rates that rise at the beginning of a run count in S1, but not in d.
+
+h(eta) = eta (1 + kappa) / (1 + kappa eta / lr), so h(lr) = lr for the base rate lr. The papers have
+kappa = 0, where the way is the sum of the rates. For kappa > 0 it saturates: twice the rate makes
+less than twice the way. Adam at a high rate does so.
+
+M(S1) = exp(sum of c(j) exp(-(log S1 - z(j))^2 / (2 w^2))), with J places z(j) at equal distances w,
+is the shape: what a power law leaves of the dependence on S1. J is 0 in the papers, where M = 1.
+It tells nothing of an S1 that no run has reached.
 
 annealing    Tissue et al. 2024, "Scaling Law with Learning Rate Annealing", equation 1:
              G(k, t) = 1 - exp(-(t - k + 1) / tau). Their lambda is exp(-1 / tau), and their C is
@@ -13,16 +21,19 @@ multi_power  Luo et al. 2025, "A Multi-Power Law for Loss Curve Prediction Acros
              Schedules": G(k, t) = 1 - (1 + C eta(k)^-gamma S_k(t))^-beta, where S_k(t) is the sum
              of the rates from update k to t.
 
-All numbers of a law are >= 0. Letters: n blocks of updates, K decreases, p numbers.
+All numbers of a law but c are >= 0. Letters: n blocks of updates, m cells of updates, K decreases,
+J bumps of the shape, p numbers.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 _CELLS = 96  # the most decreases of a run that are told apart; neighbours are merged
+_RATES = 2048  # the most rates of a run that are told apart; those of a cell have their mean
+_BUMPS = 6  # of a shape
 _TINY = 1e-12
 LEAST = 1e-12  # of a loss in a fit's unit, for its logarithm
 
@@ -40,38 +51,57 @@ class Unit:
 class Path:
     """A run's rates as the laws read them: at the middle of each block, in a fit's units."""
 
-    travelled: np.ndarray  # S1  # float64[n]
+    middles: np.ndarray  # updates  # float64[n]
+    cells: np.ndarray  # the last update of each cell  # int64[m]
+    rates: np.ndarray  # the mean rate of a cell  # float64[m]
+    shares: np.ndarray  # the cell's updates, over those of the unit  # float64[m]
     drops: np.ndarray  # d  # float64[K]
     log_rates: np.ndarray  # log eta after the decrease  # float64[K]
     gone: np.ndarray  # S_k, 0 before the decrease  # float64[n, K]
     ages: np.ndarray  # updates since the decrease, 0 before it  # float64[n, K]
+
+    def travelled(self, kappa: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return S1 and its derivative by log kappa.  # float64[n] each"""
+        below = 1 + kappa * self.rates
+        way = self.rates * (1 + kappa) / below
+        slope = kappa * self.rates * (1 - self.rates) / below**2
+        sums = (
+            np.interp(self.middles, self.cells, np.cumsum(each * self.shares))
+            for each in (way, slope)
+        )
+        found, by_kappa = sums
+        return np.maximum(found, _TINY), by_kappa
 
     @staticmethod
     def of(rates: np.ndarray, edges: np.ndarray, unit: Unit) -> "Path":
         """Read rates at the blocks between edges.  # rates [T], edges [n + 1]"""
         eta, middles = rates / unit.lr, (edges[:-1] + edges[1:] - 1) / 2
         steps = np.arange(len(eta))
+        begins = np.arange(0, len(eta), -(-len(eta) // _RATES))
+        sizes = np.diff(begins, append=len(eta))
+        own = begins + sizes - 1, np.add.reduceat(eta, begins) / sizes, sizes / unit.num_steps
         sums = np.cumsum(eta) / unit.num_steps
-        travelled = np.interp(middles, steps, sums)
         drops = -np.diff(eta, prepend=eta[0])
         falls = np.flatnonzero(drops > _TINY)
         drops[: falls[0] if len(falls) else None] = 0.0  # the warm-up
         at = np.flatnonzero(np.abs(drops) > _TINY)
         if not len(at):
             none = np.zeros((len(middles), 0))
-            return Path(np.maximum(travelled, _TINY), np.zeros(0), np.zeros(0), none, none)
-        cells = np.arange(0, len(at), -(-len(at) // _CELLS))
-        sizes = np.abs(drops[at])
+            return Path(middles, *own, np.zeros(0), np.zeros(0), none, none)
+        merged = np.arange(0, len(at), -(-len(at) // _CELLS))
+        weights = np.abs(drops[at])
 
         def mean(values: np.ndarray) -> np.ndarray:
-            merged: np.ndarray = np.add.reduceat(sizes * values, cells)
-            return merged / np.add.reduceat(sizes, cells)
+            added: np.ndarray = np.add.reduceat(weights * values, merged)
+            return added / np.add.reduceat(weights, merged)
 
+        plain = np.interp(middles, steps, sums)[:, None]
         return Path(
-            np.maximum(travelled, _TINY),
-            np.add.reduceat(drops[at], cells),
+            middles,
+            *own,
+            np.add.reduceat(drops[at], merged),
             np.log(np.maximum(mean(eta[at]), _TINY)),
-            np.maximum(travelled[:, None] - mean(sums[at] - eta[at] / unit.num_steps), 0.0),
+            np.maximum(plain - mean(sums[at] - eta[at] / unit.num_steps), 0.0),
             np.maximum(middles[:, None] - mean(steps[at] - 1.0), 0.0) / unit.num_steps,
         )
 
@@ -105,6 +135,12 @@ class Kind:
     gain: _Gain
     limits: tuple[tuple[float, float], ...]
     starts: tuple[tuple[float, ...], ...]
+    num_bumps: int = 0  # of the shape
+
+    @property
+    def shaped(self) -> "Kind":
+        """The law with a shape."""
+        return replace(self, num_bumps=_BUMPS)
 
 
 KINDS: Mapping[str, Kind] = {
@@ -116,20 +152,33 @@ KINDS: Mapping[str, Kind] = {
         ((30.0, 0.5, 0.1), (3.0, 1.5, 0.5), (1e3, 0.2, 0.9)),
     ),
 }
-_COMMON = ((1e-7, 1e3), (0.02, 5.0), (1e-11, 1e3))  # limits of A, alpha and B
+# limits of A, alpha, B and kappa, and where kappa begins
+_COMMON = ((1e-7, 1e3), (0.02, 5.0), (1e-11, 1e3), (1e-4, 1e3))
+_KAPPAS = (0.1, 5.0)
+_NUM_COMMON = 1 + len(_COMMON)  # with L0
+_FIRST, _LAST = math.log(0.05), 0.0  # log S1 of the first and the last bump, in a fit's unit
 
 
 def bounds(kind: Kind) -> tuple[np.ndarray, np.ndarray]:
-    """Return the limits of a point: L0, and the logarithms of A, alpha, B and those of G.  # [p]"""
+    """Return the limits of a point: L0, the logarithms of A, alpha, B, kappa and the numbers of G,
+    and c.  # float64[p] each"""
     low, high = np.log([*_COMMON, *kind.limits]).T
-    return np.append(0.0, low), np.append(np.inf, high)
+    bump = np.ones(kind.num_bumps)
+    return np.concatenate([[0.0], low, -bump]), np.concatenate([[np.inf], high, bump])
 
 
 def starts(kind: Kind, lowest: float) -> list[np.ndarray]:
     """Return points to begin a fit at, for runs whose lowest loss is this one.  # [p] each"""
     return [
-        np.append(0.7 * lowest, np.log([0.3 * lowest, alpha, 0.3 * lowest, *gain]))
+        np.concatenate(
+            [
+                [0.7 * lowest],
+                np.log([0.3 * lowest, alpha, 0.3 * lowest, kappa, *gain]),
+                np.zeros(kind.num_bumps),
+            ]
+        )
         for alpha in (0.3, 1.0)
+        for kappa in _KAPPAS
         for gain in kind.starts
     ]
 
@@ -139,18 +188,33 @@ def evaluate(kind: Kind, point: np.ndarray, path: Path) -> tuple[np.ndarray, np.
 
     Shapes: [n], [n, p]
     """
-    floor, (scale, alpha, drop), numbers = point[0], np.exp(point[1:4]), np.exp(point[4:])
-    power = scale * path.travelled**-alpha
+    floor, (scale, alpha, drop, kappa) = point[0], np.exp(point[1:_NUM_COMMON])
+    ends = _NUM_COMMON + len(kind.limits)
+    numbers, bumps = np.exp(point[_NUM_COMMON:ends]), point[ends:]
+    travelled, by_kappa = path.travelled(kappa)
+    power = scale * travelled**-alpha
     gain, slopes = kind.gain(numbers, path)
     fallen = drop * (gain @ path.drops)
     columns = [
         np.ones(len(power)),
         power,
-        -alpha * np.log(path.travelled) * power,
+        -alpha * np.log(travelled) * power,
         -fallen,
+        -alpha * power / travelled * by_kappa,
         *(-drop * (slope @ path.drops) for slope in slopes),
     ]
-    return floor + power - fallen, np.stack(columns, axis=1)
+    losses, derivatives = floor + power - fallen, np.stack(columns, axis=1)
+    if not len(bumps):
+        return losses, derivatives
+    places, width = np.linspace(_FIRST, _LAST, len(bumps), retstep=True)
+    z = (np.log(travelled)[:, None] - places) / width
+    bases = np.exp(-(z**2) / 2)
+    shape = np.exp(bases @ bumps)
+    losses = losses * shape
+    derivatives = derivatives * shape[:, None]
+    by_log = (-z * bases / width) @ bumps  # of log M by log S1
+    derivatives[:, _NUM_COMMON - 1] += losses * by_log * by_kappa / travelled
+    return losses, np.column_stack([derivatives, losses[:, None] * bases])
 
 
 @dataclass(frozen=True)
@@ -185,11 +249,13 @@ class Law:
     @property
     def numbers(self) -> dict[str, float]:
         """The numbers in units of the rate itself and of updates, by the papers' letters."""
-        scale, alpha, drop, *gain = np.exp(self.point[1:]).tolist()
+        ends = _NUM_COMMON + len(self.kind.limits)
+        scale, alpha, drop, kappa, *gain = np.exp(self.point[1:ends]).tolist()
         distance, loss = self.unit.lr * self.unit.num_steps, self.unit.loss
         per_rate = loss * drop / self.unit.lr  # B
         found = {"L0": loss * float(self.point[0]), "A": loss * scale * distance**alpha}
-        found["alpha"] = alpha
+        found |= {"alpha": alpha, "kappa": kappa}
+        found |= {f"c{j}": float(bump) for j, bump in enumerate(self.point[ends:], start=1)}
         if self.kind.name == "annealing":
             memory = gain[0] * self.unit.num_steps
             return {**found, "C": -per_rate * math.expm1(-1 / memory), "tau": memory}
@@ -201,6 +267,9 @@ class Law:
         """Return the law in one line."""
         numbers = {name: f"{value:.4g}" for name, value in self.numbers.items()}
         begin = "L = {L0} + {A} S1^-{alpha} - ".format(**numbers)
+        end = ", kappa {kappa}".format(**numbers)
+        if self.kind.num_bumps:
+            end += ", times a shape"
         if self.kind.name == "annealing":
-            return begin + "{C} S2, memory {tau} updates".format(**numbers)
-        return begin + "{B} sum d (1 - (1 + {C} eta^-{gamma} S)^-{beta})".format(**numbers)
+            return begin + "{C} S2, memory {tau} updates".format(**numbers) + end
+        return begin + "{B} sum d (1 - (1 + {C} eta^-{gamma} S)^-{beta})".format(**numbers) + end

@@ -35,15 +35,17 @@ def forecast(folders: Sequence[str], root: Path, keys: Keys) -> int:
     traces, lr, steps_per_epoch = _traces(jobs)
     kind, errors = _chosen(traces, keys.law)
     _check(errors, keys.tolerance)
-    found = Forecast.of(traces, kind, errors)
+    longer = fits.held_out(traces, kind)
+    found = Forecast.of(traces, kind, errors, longer)
     _print_fit(found, traces)
     num_steps = max(len(trace.rates) for trace in traces)
-    curves = {times: named(Clock(times * num_steps, steps_per_epoch), lr) for times in _TIMES}
+    lengths = horizons(longer, keys.tolerance)
+    curves = {times: named(Clock(times * num_steps, steps_per_epoch), lr) for times in lengths}
     unseen = [name for name, rates in curves[1].items() if rates.sum() < _recorded(traces)]
     if unseen:
         print(f"left out {', '.join(unseen)}: sum of rates below that of any loss in the fit")
     rows = {
-        name: [found.predict(curves[times][name]) for times in _TIMES]
+        name: [found.predict(curves[times][name]) for times in lengths]
         for name in curves[1]
         if name not in unseen
     }
@@ -76,7 +78,7 @@ def _chosen(traces: Sequence[Trace], name: str) -> tuple[Kind, list[HeldOut]]:
         kind, by_law = fits.best_kind(traces)
     else:
         kind = KINDS[name]
-        by_law = {name: fits.held_out(traces, kind)}
+        by_law = {name: fits.held_out(traces, kind.shaped)}
     for each in by_law[kind.name]:
         print(printable(f"held out {each.name}: {each.error:.2%} off, bias {each.bias:+.2%}"))
     means = (
@@ -90,6 +92,8 @@ def _chosen(traces: Sequence[Trace], name: str) -> tuple[Kind, list[HeldOut]]:
 def _print_fit(found: Forecast, traces: Sequence[Trace]) -> None:
     """Print the law's numbers, its errors on schedules that were left out, and the noise."""
     print(f"fit      {found.fitted.law.says()}")
+    if found.longer is not None:
+        print(f"longer   {found.longer.fitted.law.says()}")
     if found.has_left_out:
         off = np.mean([abs(each.bias) for each in found.errors])
         print(f"left out each schedule in turn: its final loss is {off:.2%} off on average")
@@ -149,6 +153,19 @@ def _check(errors: Sequence[HeldOut], tolerance: float) -> None:
         )
 
 
+def horizons(longer: Sequence[HeldOut], tolerance: float) -> tuple[int, ...]:
+    """Return the lengths to predict, over the recorded one: only 1 if the law without its shape
+    does not predict a held-out stretch."""
+    worst = max(longer, key=lambda each: each.error)
+    if worst.error <= tolerance:
+        return _TIMES
+    print(
+        f"no longer runs are predicted: without its shape the law is {worst.error:.1%} off on the "
+        f"last quarter of {worst.name}, forecast.tolerance is {tolerance:.1%}"
+    )
+    return _TIMES[:1]
+
+
 def named(clock: Clock, lr: float) -> dict[str, np.ndarray]:
     """Return the rates of every schedule of conf/schedule/ that needs no other key, for a run of
     this length.  # name -> float64[T]"""
@@ -168,7 +185,8 @@ def named(clock: Clock, lr: float) -> dict[str, np.ndarray]:
 
 def _table(rows: Mapping[str, Sequence[Prediction]], num_steps: int) -> list[str]:
     width = max(map(len, rows))
-    heads = [f"{times * num_steps} steps" for times in _TIMES]
+    lengths = _TIMES[: len(next(iter(rows.values())))]
+    heads = [f"{times * num_steps} steps" for times in lengths]
     lines = [f"{'schedule':{width}}" + "".join(f"  {head:<26}" for head in heads).rstrip()]
     for name, predictions in rows.items():
         cells = "".join(f"  {_cell(each):<26}" for each in predictions)
@@ -200,13 +218,17 @@ def _as_json(
 ) -> dict[str, Any]:
     return {
         "runs": [str(job.folder) for job in jobs],
-        "law": {"name": found.fitted.law.kind.name, **found.fitted.law.numbers},
+        **{
+            key: {"name": each.fitted.law.kind.name, **each.fitted.law.numbers}
+            for key, each in (("law", found), ("law_of_longer_runs", found.longer))
+            if each is not None
+        },
         "held_out": [vars(each) for each in held],
         "left_out": [vars(each) for each in found.errors] if found.has_left_out else [],
         "forecasts": [
             {"schedule": name, "steps": times * num_steps, **vars(prediction)}
             for name, predictions in rows.items()
-            for times, prediction in zip(_TIMES, predictions, strict=True)
+            for times, prediction in zip(_TIMES, predictions, strict=False)
             if prediction.is_loss
         ],
     }
