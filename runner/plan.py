@@ -31,7 +31,7 @@ from runner.components.outputs import Outputs
 from runner.components.twins import TwinNetwork
 from runner.config import callbacks
 from runner.config.schema import Config, CustomModel, LayerModel, ObjectModel, SizedPart, TwinModel
-from runner.data import Dataset, Split, load, transforms
+from runner.data import Dataset, Split, blocks, load, transforms
 from runner.data.augment import Augment, augmented
 from runner.data.dataset import Task, check_range
 from runner.data.files import without_unscaled
@@ -194,7 +194,7 @@ class Plan:
         if "y" not in streamed:
             fields |= self._labelled(self.data.train.y, self.data.train.weight)
         if "x" not in streamed:
-            fields["x"] = np.ascontiguousarray(self.data.train.x, dtype=self.model.input_dtype)
+            fields["x"] = blocks.converted(self.data.train.x, self.model.input_dtype)
         return RunSpec(
             **vars(model),
             fields=fields,

@@ -358,7 +358,7 @@ class Engine:
         self._unclipped = tf.function(self._unclipped_of, autograph=False)
         integers = gradient.integer_fields(run)
         self.fields = {
-            name: tf.constant(values if name in integers else r(values))
+            name: device.tensor(values if name in integers else r(values))
             for name, values in run.fields.items()
         }
 

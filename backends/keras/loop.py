@@ -39,6 +39,7 @@ from runner.data.dataset import Scaling
 from runner.data.order import Chunk
 from runner.data.source import Batch
 from runner.errors import RunError
+from runner.machine.malloc import release_freed_pages
 from runner.spec import (
     Measured,
     ModelSpec,
@@ -107,6 +108,8 @@ class Model(keras.Model):
                 results = self.compiled(data)
             applied, mean_losses, outputs = results
             self.compiled_for.add(shapes)
+            if is_new:
+                release_freed_pages()
             run = self.engine.run
             self.report = Report(
                 losses=self.engine.losses(mean_losses).numpy()[:num],

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from backends.keras import distributed, layers, objective, optimizers
+from backends.keras import device, distributed, layers, objective, optimizers
 from backends.keras.average import Average, swapped
 from backends.keras.custom import GENERATOR
 from backends.keras.own_optimizer import OwnOptimizer
@@ -107,7 +107,7 @@ class Engine:
         is_averaging = run.average_shares is not None
         self.average = Average(run, self.trained, start) if is_averaging else None
         self._load_slots(start)
-        self.fields = {name: tf.constant(values) for name, values in run.fields.items()}
+        self.fields = {name: device.tensor(values) for name, values in run.fields.items()}
 
     def _separate_generators(self, variables: Mapping[str, Any]) -> None:
         """Let the layers' generators draw other numbers in each process. Rank 0, which saves their

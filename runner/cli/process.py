@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from types import FunctionType
 
 from runner import dispatcher
-from runner.cli.malloc import keep_freed_pages
 from runner.machine import programs
+from runner.machine.malloc import keep_freed_pages
 from runner.spec import About
 
 

@@ -4,8 +4,9 @@ The blocks of a thread follow each other, and every row is written once, so that
 not depend on the number of threads.
 """
 
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -60,6 +61,43 @@ def in_blocks(function: Callable[[slice], object], num_rows: int) -> None:
 
     parts = np.array_split(np.arange(len(blocks)), max(1, threads))
     each(work, [[blocks[i] for i in part] for part in parts], threads)
+
+
+_ALIGNMENT = 64  # bytes; the kernels of frameworks need it to use an array without a copy
+
+
+def empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """Return an array that begins at a multiple of 64 bytes, as a framework's tensors do; NumPy's
+    own begin at a multiple of 16."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % _ALIGNMENT
+    return memory[first : first + num_bytes].view(dtype).reshape(shape)
+
+
+def is_aligned(values: np.ndarray) -> bool:
+    """Return whether a framework can use the memory of an array."""
+    return values.flags.c_contiguous and values.ctypes.data % _ALIGNMENT == 0
+
+
+def converted(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Convert to a contiguous array of a dtype, aligned if it is a copy."""
+    if values.dtype == dtype and values.flags.c_contiguous:
+        return values
+    return copied(values, dtype)
+
+
+def copied(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Copy to an aligned array of a dtype."""
+    copy = empty(values.shape, dtype)
+    copy[...] = values
+    return copy
+
+
+def rows(values: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """Copy rows to an aligned array.  # dtype[N, ...], int64[n] -> dtype[n, ...]"""
+    found = empty((len(which), *values.shape[1:]), values.dtype)
+    return np.take(values, which, axis=0, out=found, mode="clip")  # "raise" would copy twice
 
 
 def as_records(values: np.ndarray) -> np.ndarray:

@@ -333,7 +333,7 @@ def split_rows(
 
 def take(x: np.ndarray, y: np.ndarray, parts: Sequence[np.ndarray]) -> tuple[Split, Split, Split]:
     """The splits with these rows."""
-    train, val, test = (Split(x[rows], y[rows]) for rows in parts)
+    train, val, test = (Split(blocks.rows(x, rows), y[rows]) for rows in parts)
     return train, val, test
 
 

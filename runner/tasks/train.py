@@ -20,6 +20,7 @@ from runner.data.order import Chunks, InOrder, Order
 from runner.errors import IF_DIVERGED, ConfigError, RunError
 from runner.errors import show as show_value
 from runner.machine import devices, threads
+from runner.machine.malloc import release_freed_pages
 from runner.plan import Plan, check_devices, plan, replanned
 from runner.run import (
     agents,
@@ -590,6 +591,8 @@ def _train(
         trainer = None if is_over else backend
         result |= _updates(job, prepared, spec, trainer, start, chunks, training)
         ended = monotonic()
+        if job.path is None:  # the next job of a multirun would use the pages
+            release_freed_pages()  # the picture needs some
         picture = _draw(path, _title(job.config))
         result |= {
             **training.result(),

@@ -1,7 +1,9 @@
-"""The contract on Keras."""
+"""The contract on Keras, and what it has alone."""
 
+import numpy as np
 import pytest
 
+from runner.data import blocks
 from tests.contract import CallContract, RunContract, UpdateContract
 
 
@@ -23,3 +25,15 @@ class TestCalls(CallContract):
 @pytest.mark.slow
 class TestUpdates(UpdateContract):
     name = "keras"
+
+
+def test_a_tensor_shares_the_memory_of_a_large_array() -> None:
+    """It copies one that TensorFlow's kernels could not read where it is."""
+    from backends.keras import device
+
+    values = blocks.empty((2**18 + 1, 1), np.dtype(np.float32))
+    values[...] = 1.0
+    shared, copied = device.tensor(values), device.tensor(values[1:])
+    values[...] = 2.0
+    assert (float(shared[7, 0]), float(copied[7, 0])) == (2.0, 1.0)
+    assert (shared.dtype.name, shared.shape) == ("float32", values.shape)

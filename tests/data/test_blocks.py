@@ -53,6 +53,24 @@ def test_rows_of_a_table_go_to_their_places(monkeypatch: pytest.MonkeyPatch, thr
         assert np.array_equal(x, whole[part])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32"])
+def test_rows_go_to_memory_that_a_framework_can_use(dtype: str) -> None:
+    """It begins at a multiple of 64 bytes; NumPy's own large arrays begin 16 bytes later."""
+    rng = np.random.default_rng(0)
+    values = np.array(rng.integers(0, 99, (5000, 3, 7)), dtype=dtype)
+    rows = rng.permutation(5000)[:4001]
+    taken = blocks.rows(values, rows)
+    assert np.array_equal(taken, values[rows])
+    assert blocks.converted(taken, taken.dtype) is taken
+    wide = blocks.converted(taken, np.dtype(np.float64))
+    assert np.array_equal(wide, values[rows])
+    for found in (taken, wide):
+        assert found.ctypes.data % 64 == 0
+        assert blocks.is_aligned(found)
+        assert found.flags.writeable
+    assert not blocks.is_aligned(taken[:, 1:])
+
+
 def test_the_first_error_of_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "num_threads", lambda: 4)
 
