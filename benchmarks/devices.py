@@ -42,9 +42,9 @@ from runner.run.launch import free_addresses
 from runner.spec import World
 
 BATCH = {"cnn": 64, "gpt": 32}  # global
-# sums over the processes in an update: the gradients, and in each of three batch norms two forward
-# and two backward
-COLLECTIVES = {"cnn": 13, "gpt": 1}
+# exchanges of the processes in an update: the gradients, and in each of three batch norms one
+# forward and one backward
+COLLECTIVES = {"cnn": 7, "gpt": 1}
 IDIOMATIC = {"lightning": "Lightning ddp", "keras": "MultiWorkerMirroredStrategy"}
 
 

@@ -63,10 +63,19 @@ class Together:
     def sum(self, x: Any) -> Any:
         return self._reduced(x, "Add")
 
-    def total(self, x: Any) -> Any:
-        """The differentiable sum. Each process has a part of the loss: the derivative is the sum of
-        the parts' derivatives."""
-        return tf.custom_gradient(lambda x: (self.sum(x), self.sum))(x)
+    def gathered(self, x: Any) -> Any:
+        """Return the tensors of all processes, in an order that is the same in all of them. Of a
+        small tensor this takes half the time of a sum: P - 1 steps of a ring, a sum 2 (P - 1).
+        # [...] -> [P, ...]"""
+        parts = tf.raw_ops.CollectiveGatherV2(
+            input=x[None],
+            group_size=self.num,
+            group_key=_GROUP,
+            instance_key=next(self.keys),
+            ordering_token=[],
+            communication_hint="ring",
+        )
+        return tf.ensure_shape(parts, [self.num, *x.shape])
 
     def _reduced(self, x: Any, operation: str) -> Any:
         return tf.raw_ops.CollectiveReduceV2(

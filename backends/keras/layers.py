@@ -70,9 +70,10 @@ _STOCK_NAMES = {
 
 class DropoutState:
     """Seed, step and micro-batch of the current forward pass. Together with the index of a layer
-    they determine its dropout mask. A process that has a part of the micro-batch has the rows from
-    `first_row` on, of `num_rows`; `together` are the processes, None for one. Batch norm has the
-    statistics of all of them, if it `syncs_statistics`."""
+    they determine its dropout mask. A process that has a part of the micro-batch has `own_rows` of
+    its `num_rows`, from `first_row` on. If it has none, the pass has a row of zeros that does not
+    count. `together` are the processes, None for one. Batch norm has the statistics of all of them,
+    if it `syncs_statistics`."""
 
     def __init__(
         self, seed: int, together: Together | None = None, syncs_statistics: bool = True
@@ -81,8 +82,7 @@ class DropoutState:
         self.seed = tf.Variable(seed, trainable=False, dtype=tf.int64)
         self.step: Any = 0
         self.micro_batch: Any = 0
-        self.first_row = self.num_rows = 0
-        self.has_rows = True  # False: the pass has a row of zeros that is none of the micro-batch
+        self.first_row = self.own_rows = self.num_rows = 0
         self.together = together
         self.syncs_statistics = together is not None and syncs_statistics
         self.recomputes = False  # True while the backward pass computes a block again
@@ -227,54 +227,126 @@ class _BatchNorm(native.BatchNormalization):
         is_16_bit = _is_16_bit(x)
         if is_16_bit:
             x = ops.cast(x, "float32")
-        # TensorFlow's kernel takes half the time of the formula; it has float32 images only
-        normalize = (
-            self._by_kernel if len(x.shape) == 4 and x.dtype == tf.float32 else self._by_formula
-        )
         if training:
             several = self.dropout_state.syncs_statistics
-            y, mean, variance = self._by_total(x) if several else normalize(x, None)
+            y, mean, variance = self._by_total(x) if several else self._normalized(x, None)
             if self.dropout_state.recomputes:
                 return ops.cast(y, self.compute_dtype) if is_16_bit else y
             for running, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
                 old = constant(self.momentum, running)
                 running.assign(running * old + batch * constant(1 - self.momentum, running))
         else:
-            y, _, _ = normalize(x, (self.moving_mean.value, self.moving_variance.value))
+            statistics = self.moving_mean.value, self.moving_variance.value
+            y, _, _ = self._normalized(x, statistics)
         return ops.cast(y, self.compute_dtype) if is_16_bit else y
 
-    def _by_formula(self, x: Any, statistics: tuple[Any, Any] | None) -> tuple[Any, Any, Any]:
+    def _normalized(self, x: Any, statistics: tuple[Any, Any] | None) -> tuple[Any, Any, Any]:
         """Return the output, the mean and the unbiased variance. If `statistics` is None, normalise
         by the batch's mean and variance."""
+        gamma, beta = (tf.convert_to_tensor(one) for one in (self.gamma, self.beta))
+        if _has_kernel(x):
+            return _by_kernel(x, gamma, beta, self.epsilon, statistics)
         mean, variance = statistics or tf.nn.moments(x, list(range(len(x.shape) - 1)))
         n = tf.cast(tf.size(x) // x.shape[-1], x.dtype)
-        scale = self.gamma * tf.math.rsqrt(variance + constant(self.epsilon, variance))
-        return (x - mean) * scale + self.beta, mean, variance * (n / (n - 1))
+        y = _by_formula(x, gamma, beta, self.epsilon, (mean, variance))
+        return y, mean, variance * (n / (n - 1))
 
     def _by_total(self, x: Any) -> tuple[Any, Any, Any]:
-        """Normalise by the mean and variance of the micro-batch of all processes."""
-        state, axes = self.dropout_state, list(range(len(x.shape) - 1))
-        assert state.together is not None
-        num = state.num_rows * math.prod(x.shape[1:-1])
-        n, own = constant(float(num), x), constant(float(state.has_rows), x)
-        mean = state.together.total(own * tf.reduce_sum(x, axes)) / n
-        centered = x - mean
-        variance = state.together.total(own * tf.reduce_sum(centered * centered, axes)) / n
-        scale = self.gamma * tf.math.rsqrt(variance + constant(self.epsilon, variance))
-        return centered * scale + self.beta, mean, variance * constant(num / (num - 1), x)
+        """Normalise by the mean and variance of the micro-batch of all processes.
 
-    def _by_kernel(self, x: Any, statistics: tuple[Any, Any] | None) -> tuple[Any, Any, Any]:
-        mean, variance = statistics or ([], [])
-        y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        Each has n rows with the mean m and the variance v, of N rows. The processes exchange
+        (m, v, n): mean M = sum(n m) / N, variance V = sum(n (v + (m - M)^2)) / N. The derivative
+        needs two sums more, g = sum(dy (x - M) r) and b = sum(dy), with r = (V + eps)^(-1/2):
+        dx = gamma r (dy - b / N - (x - M) r g / N). Autograd's derivative of a mean and a variance
+        would take four exchanges, at each of which one process waits for the others.
+        """
+        state, size = self.dropout_state, math.prod(x.shape[1:-1])
+        assert state.together is not None
+        exchange, epsilon = state.together.gathered, self.epsilon
+        own, num = state.own_rows * size, state.num_rows * size
+
+        def normalized(x: Any, gamma: Any, beta: Any) -> Any:
+            statistics = _moments(x, gamma, beta, own)
+            parts = exchange(tf.concat([*statistics, constant(float(own), x)[None]], 0))
+            means, variances, counts = tf.split(parts, [x.shape[-1], x.shape[-1], 1], 1)
+            mean = tf.reduce_sum(counts * means, 0) / num
+            variance = tf.reduce_sum(counts * (variances + (means - mean) ** 2), 0) / num
+
+            def gradient(dy: Any, *_: Any) -> Any:
+                dx, *sums = _derivatives(dy, x, gamma, epsilon, mean, variance)
+                g, b = tf.unstack(tf.reduce_sum(exchange(tf.stack(sums)), 0) / num)
+                r = tf.math.rsqrt(variance + constant(epsilon, variance))
+                dx -= (x - mean) * (gamma * r * r * g) + gamma * r * b
+                return (dx if own else tf.zeros_like(x)), *sums
+
+            if _has_kernel(x):
+                y, *_ = _by_kernel(x, gamma, beta, epsilon, (mean, variance))
+            else:
+                y = _by_formula(x, gamma, beta, epsilon, (mean, variance))
+            return (y, mean, variance), gradient
+
+        gamma, beta = (tf.convert_to_tensor(one) for one in (self.gamma, self.beta))
+        y, mean, variance = tf.custom_gradient(normalized)(x, gamma, beta)
+        return y, mean, variance * (num / (num - 1))
+
+
+def _has_kernel(x: Any) -> bool:
+    """Return whether TensorFlow has a kernel for batch norm of x, which takes half the time of the
+    formula; it has float32 images only."""
+    return len(x.shape) == 4 and x.dtype == tf.float32
+
+
+def _by_formula(x: Any, gamma: Any, beta: Any, epsilon: float, statistics: tuple[Any, Any]) -> Any:
+    mean, variance = statistics
+    return (x - mean) * (gamma * tf.math.rsqrt(variance + constant(epsilon, variance))) + beta
+
+
+def _by_kernel(
+    x: Any, gamma: Any, beta: Any, epsilon: float, statistics: tuple[Any, Any] | None
+) -> tuple[Any, Any, Any]:
+    """Return the output, the mean and the unbiased variance, as `_BatchNorm._normalized`."""
+    mean, variance = statistics or ([], [])
+    y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=x,
+        scale=gamma,
+        offset=beta,
+        mean=mean,
+        variance=variance,
+        epsilon=epsilon,
+        is_training=statistics is None,
+    )
+    return y, mean, variance
+
+
+def _moments(x: Any, gamma: Any, beta: Any, num: int) -> tuple[Any, Any]:
+    """Return the mean and the biased variance of `num` values of each channel."""
+    if not _has_kernel(x):
+        mean, variance = tf.nn.moments(x, list(range(len(x.shape) - 1)))
+    else:  # the kernel takes less time than TensorFlow's sums, also with its output
+        _, mean, variance = _by_kernel(x, gamma, beta, 1e-3, None)
+        variance *= (num - 1) / num if num > 1 else 0.0
+    return mean, variance
+
+
+def _derivatives(
+    dy: Any, x: Any, gamma: Any, epsilon: float, mean: Any, variance: Any
+) -> tuple[Any, Any, Any]:
+    """Return the derivatives by x, gamma and beta, for a mean and a variance that are constants."""
+    if _has_kernel(x):
+        dx, dgamma, dbeta, *_ = tf.raw_ops.FusedBatchNormGradV3(
+            y_backprop=dy,
             x=x,
-            scale=self.gamma,
-            offset=self.beta,
-            mean=mean,
-            variance=variance,
-            epsilon=self.epsilon,
-            is_training=statistics is None,
+            scale=gamma,
+            reserve_space_1=mean,
+            reserve_space_2=variance,
+            reserve_space_3=[],
+            epsilon=epsilon,
+            is_training=False,
         )
-        return y, mean, variance
+        return dx, dgamma, dbeta
+    r, axes = tf.math.rsqrt(variance + constant(epsilon, variance)), list(range(len(x.shape) - 1))
+    dgamma = tf.reduce_sum(dy * (x - mean), axes) * r
+    return dy * (gamma * r), dgamma, tf.reduce_sum(dy, axes)
 
 
 class _LayerNorm(native.LayerNormalization):

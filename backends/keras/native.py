@@ -252,7 +252,6 @@ class Engine:
         """Return a micro-batch's outputs, its part of the mean loss over `num_rows` rows, and the
         part's gradient."""
         x, has_rows = batch["x"], batch["x"].shape[0] > 0
-        self.dropout_state.has_rows = has_rows
         if not has_rows:  # oneDNN's convolutions and Keras's recurrent layers need rows
             x = tf.zeros((1, *x.shape[1:]), x.dtype)
         if not has_rows and not self.has_batch_norm:
@@ -280,8 +279,9 @@ class Engine:
         state = self.dropout_state
         state.micro_batch = micro_batch
         if sizes:
-            first_row, _ = self.run.world.cut(sizes[micro_batch])
-            state.first_row, state.num_rows = first_row, sizes[micro_batch]
+            state.num_rows = sizes[micro_batch]
+            state.first_row, end = self.run.world.cut(state.num_rows)
+            state.own_rows = end - state.first_row
 
     def _scaled(self, loss: Any) -> Any:
         if not self.run.scales_loss:

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backends.lightning.layers import DropoutState
@@ -43,6 +44,13 @@ class Together:
 
     def sum(self, x: Tensor) -> Tensor:
         return self._reduced(x, dist.ReduceOp.SUM)
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """Return the tensors of all processes, by rank.  # [...] -> [P, ...]"""
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        pulse.count()
+        dist.all_gather(parts, x)
+        return torch.stack(parts)
 
     def _reduced(self, x: Tensor, operation: Any) -> Tensor:
         y = x.clone(memory_format=torch.contiguous_format)
@@ -73,17 +81,50 @@ def add_up(tensors: Sequence[Tensor]) -> None:
         tensor.detach().copy_(part.view(tensor.shape))
 
 
-class _Total(torch.autograd.Function):
-    """The sum over the processes. Each process has a part of the loss, so the derivative is the sum
-    of the parts' derivatives."""
+class _Normalized(torch.autograd.Function):
+    """Batch norm by the mean and variance of the rows of all processes, with one exchange forward
+    and one backward (the Keras backend's `_BatchNorm._by_total` has the formulas).
+
+    x  # float[B, C, ...] of which this process has `own` of `num` values of each channel
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return Together().sum(x)
+    def forward(
+        ctx: Any, x: Tensor, weight: Any, bias: Any, own: int, num: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        channels, axes = x.shape[1], [i for i in range(x.ndim) if i != 1]
+        statistics = x.new_zeros(2 * channels + 1)
+        if own:
+            variance, mean = torch.var_mean(x, axes, correction=0)
+            torch.cat([mean, variance, x.new_full((1,), own)], out=statistics)
+        means, variances, counts = Together().gathered(statistics).split([channels, channels, 1], 1)
+        mean = (counts * means).sum(0) / num
+        variance = (counts * (variances + (means - mean) ** 2)).sum(0) / num
+        y = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps) if len(x) else x.clone()
+        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.own, ctx.num, ctx.eps = own, num, eps
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return _Total.forward(ctx, gradients[0])
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x, weight, mean, variance = ctx.saved_tensors
+        dx, sums = torch.zeros_like(x), x.new_zeros(2, x.shape[1])
+        if ctx.own:  # the derivatives for a mean and a variance that are constants
+            dx, *sums_of_own = torch.ops.aten.native_batch_norm_backward(
+                gradients[0], x, weight, mean, variance, None, None, False, ctx.eps, [True] * 3
+            )
+            sums = torch.stack(sums_of_own)
+        g, b = Together().gathered(sums).sum(0) / ctx.num
+        if ctx.own:
+            shape = [-1 if i == 1 else 1 for i in range(x.ndim)]
+            r = torch.rsqrt(variance + ctx.eps)
+            scale = r if weight is None else weight * r
+            centered = x - mean.view(shape)
+            dx -= torch.addcmul((scale * b).view(shape), centered, (scale * r * g).view(shape))
+        needed = ctx.needs_input_grad[1:3]
+        own = [part if is_needed else None for part, is_needed in zip(sums, needed, strict=True)]
+        return dx, *own, None, None, None
 
 
 def share_statistics(network: nn.Module, state: DropoutState) -> None:
@@ -114,23 +155,18 @@ def _has_features_last(norm: Any) -> bool:
 def _normalize(norm: Any, own: Any, state: DropoutState, x: Tensor) -> Tensor:
     if not norm.training:
         return own(x)  # type: ignore[no-any-return]
-    axis = x.ndim - 1 if _has_features_last(norm) else 1
-    axes = [i for i in range(x.ndim) if i != axis]
-    shape = [-1 if i == axis else 1 for i in range(x.ndim)]
-    num = state.num_rows * math.prod(x.shape[i] for i in axes if i > 0)
     wide = x if x.dtype == torch.float64 else x.float()
-    own = float(state.has_rows)
-    mean = _Total.apply(own * wide.sum(axes)) / num
-    centered = wide - mean.view(shape)
-    variance = _Total.apply(own * (centered * centered).sum(axes)) / num
+    is_sequence = _has_features_last(norm) and x.ndim == 3
+    wide = wide.transpose(1, 2) if is_sequence else wide
+    size = math.prod(wide.shape[2:])
+    num = state.num_rows * size
+    y, mean, variance = _Normalized.apply(
+        wide, norm.weight, norm.bias, state.own_rows * size, num, norm.eps
+    )
     if norm.track_running_stats:
         with torch.no_grad():
             norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
             unbiased = variance * (num / (num - 1))
             norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
             norm.num_batches_tracked.add_(1)
-    scale = torch.rsqrt(variance + norm.eps)
-    if norm.affine:
-        scale = scale * norm.weight
-    y = centered * scale.view(shape)
-    return (y + norm.bias.view(shape) if norm.affine else y).to(x.dtype)
+    return (y.transpose(1, 2) if is_sequence else y).to(x.dtype)

@@ -61,14 +61,13 @@ _CANONICAL = {4: (2, 3, 1, 0), 2: (1, 0)}  # the inverse
 
 class DropoutState:
     """Seed, step and micro-batch of the current forward pass. Together with the index of a layer
-    they determine its dropout mask. A process that has a part of the micro-batch has the rows from
-    `first_row` on, of `num_rows`. If `has_rows` is False, it has none, and the pass has a row that
-    does not count."""
+    they determine its dropout mask. A process that has a part of the micro-batch has `own_rows` of
+    its `num_rows`, from `first_row` on. If it has none, the pass may have a row that does not
+    count."""
 
     def __init__(self, seed: int) -> None:
         self.seed, self.step, self.micro_batch = seed, 0, 0
-        self.first_row = self.num_rows = 0
-        self.has_rows = True
+        self.first_row = self.own_rows = self.num_rows = 0
 
 
 class Tensors(Protocol):

@@ -292,19 +292,18 @@ class Engine:
         if not has_norms and not self.run.divides:
             return
         row = self.fields["x"][:1] if "x" in self.fields else x.new_zeros(1, *x.shape[1:])
-        self.dropout_state.has_rows = False
         with self.float16:
             z = layers.direct(self.network)(row)
         fast.backward(0 * z.sum().to(self.one.dtype), self.one)
-        self.dropout_state.has_rows = True
 
     def _begin_batch(self, micro_batch: int, sizes: Sequence[int]) -> None:
         """Prepare for a micro-batch. `sizes` has the rows of each, of all processes together."""
         state = self.dropout_state
         state.micro_batch = micro_batch
         if sizes:
-            first_row, _ = self.world.cut(sizes[micro_batch])
-            state.first_row, state.num_rows = first_row, sizes[micro_batch]
+            state.num_rows = sizes[micro_batch]
+            state.first_row, end = self.world.cut(state.num_rows)
+            state.own_rows = end - state.first_row
         if self.randomness is not None:
             self.randomness.seed(self.world.rank)
 
