@@ -602,6 +602,12 @@ class Plan:
         numbers = share // batch * -(-batch // size) + share % batch // size
         return [int(number) for number in np.unique(numbers)]
 
+    def num_passes(self, split: Split, share: np.ndarray) -> int:
+        """Count the forward passes in which a backend measures the rows `share`."""
+        if self.is_measured_by_backend:
+            return len(self.block_numbers(split, share))
+        return -(-len(share) // self._sizes(split)[1])
+
     def _blocks(self, split: Split, share: np.ndarray | None) -> Iterator[Any]:
         """Yield the rows of each block of a split, or of the rows `share`. A block consists of
         whole batches, but for the last one."""

@@ -270,12 +270,12 @@ class Live(Protocol):
 
 
 class Divided(Live, Protocol):
-    """The model of one of several processes that divide the weights. All of them must call these
-    methods and `state`, in the same order; rank 0 gets the result."""
+    """The model of one of several processes that divide the weights. All of them must call `state`,
+    of which rank 0 gets the result, and make equally many forward passes, in the same order:
+    `predict` makes one for 8 `batch_size` rows, `measure` one for `batch_size`."""
 
-    def gather(self) -> None:
-        """Gather the weights for evaluation, which `predict` and `measure` then use until the next
-        update."""
+    def take_part(self, num_passes: int) -> None:
+        """Make forward passes that other processes need, and drop the outputs."""
         ...
 
     def num_bytes(self) -> Mapping[str, int]:

@@ -82,10 +82,6 @@ class Average:
     def num_bytes(self) -> int:
         return sum(each.nbytes for buffers in [self._buffers, *self._earlier] for each in buffers)
 
-    def whole(self) -> dict[str, Tensor]:
-        """Return the average, with the weights' shapes."""
-        return self._whole(self._buffers)
-
     def _whole(self, buffers: Sequence[Tensor]) -> dict[str, Tensor]:
         pairs = zip(self._flats, buffers, strict=True)
         return {name: v for flat, buffer in pairs for name, v in flat.whole(buffer).items()}

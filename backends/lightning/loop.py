@@ -136,12 +136,12 @@ class Module(pl.LightningModule):
 
     def predict(self, rows: Batch) -> np.ndarray:
         with self.engine.evaluation():
-            return _predict(self._evaluated(), self.run, rows)
+            return _predict(self.network, self.run, rows)
 
     def measure(
         self, batches: Iterable[Batch], keeps_outputs: bool, numbers: Iterable[int] | None = None
     ) -> Measured:
-        run, network, randomness = self.run, self._evaluated(), self.engine.randomness
+        run, network, randomness = self.run, self.network, self.engine.randomness
         known = None if numbers is None else [*numbers]
 
         def seed(index: int) -> None:
@@ -153,13 +153,10 @@ class Module(pl.LightningModule):
             function = self.engine.own_loss
             return objective.measure(function, network, run, batches, keeps_outputs, seed)
 
-    def _evaluated(self) -> nn.Module:
-        """Return the network for evaluation: a whole one, if the weights are divided."""
-        whole: nn.Module = self.engine.evaluated() if self.run.divides else self.network
-        return whole
-
-    def gather(self) -> None:
-        self.engine.gather()
+    def take_part(self, num_passes: int) -> None:
+        row = np.zeros((1, *self.run.network.input_shape), self.run.input_dtype)
+        for _ in range(num_passes):
+            self.predict({"x": row})
 
     def num_bytes(self) -> Mapping[str, int]:
         num_bytes: Mapping[str, int] = self.engine.num_bytes()
@@ -411,7 +408,9 @@ def _predict(network: nn.Module, model: ModelSpec, rows: Batch) -> np.ndarray:
     mixed = device.autocast(model.precision, torch_device)
     training = network.training
     network.eval()
-    with torch.inference_mode(), mixed:
+    # tensors that FSDP2 allocates in inference mode could not be trained with
+    divided = getattr(network, "is_divided", False)
+    with torch.no_grad() if divided else torch.inference_mode(), mixed:
         parts = torch.from_numpy(rows["x"]).split(model.batch_size * 8)
         outputs = [_to_numpy(network(x.to(torch_device))) for x in parts]
     network.train(training)

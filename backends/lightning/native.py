@@ -136,10 +136,6 @@ class Engine:
         self.randomness.seed()  # it may draw random numbers
         self.own_optimizer.step()
 
-    def evaluated(self) -> layers.Network | custom.Network:
-        """Return the network for evaluation, in the context of `evaluation` or `averaged`."""
-        return self.network
-
     def evaluation(self) -> AbstractContextManager[None]:
         """Return a context in which the network has its weights for evaluation."""
         if BASE_WEIGHTS in self.slot_names:

@@ -538,7 +538,8 @@ _BY_AXES: dict[str, Any] = {
 }  # updates that need the canonical axes
 
 
-def _state_key(spec: Any, slot: str) -> str:
+def state_key(spec: Any, slot: str) -> str:
+    """Return the key of a slot in the state of torch's optimizer."""
     return _STATE.get(spec.name, {}).get(slot, slot)
 
 
@@ -564,7 +565,7 @@ def load_slots(
                 value = np.array(values[flat.names[0]])
                 state[slot] = torch.from_numpy(value).to(flat.buffer.device)
                 continue
-            state[_state_key(spec, slot)] = buffer = torch.empty_like(flat.buffer)
+            state[state_key(spec, slot)] = buffer = torch.empty_like(flat.buffer)
             flat.fill(buffer, {name: to_torch(values[name]) for name in flat.names})
         if spec.name in _COUNTS:
             state["step"] = torch.tensor(float(step), dtype=torch.float32)
@@ -585,7 +586,7 @@ def save_slots(
     """Return canonical copies of the optimizer's slots."""
 
     def of(slot: str, flat: Any) -> dict[str, np.ndarray]:
-        state, key = optimizer.state[flat.buffer], _state_key(spec, slot)
+        state, key = optimizer.state[flat.buffer], state_key(spec, slot)
         if key not in state:
             return {}
         if slot in spec.reduced_slots:

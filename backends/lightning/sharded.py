@@ -12,8 +12,8 @@ P processes keep ceil(N / P) of the N rows (first axis) of each parameter; the l
 fewer or none.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from backends.lightning import custom, layers, native, optimizers
+from backends.lightning import layers, native, optimizers
 from backends.lightning.average import swapped
 from runner.components.optimizers import BASE_WEIGHTS, Group
 from runner.run import pulse
-from runner.spec import TrainState, World
+from runner.spec import World
 
 _LARGE = 2**16  # weights; a block or layer of this size and more is gathered by itself
 _LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
@@ -162,11 +162,9 @@ def norm(tensors: list[Tensor]) -> Tensor:
 
 
 class Engine(native.Engine):
-    """The engine with divided weights. Rank 0 makes a whole network for each evaluation, and drops
-    it before the next update."""
+    """The engine with divided weights."""
 
     norm = staticmethod(norm)
-    _whole: layers.Network | custom.Network | None = None
 
     def _join(self) -> None:
         super()._join()
@@ -174,10 +172,6 @@ class Engine(native.Engine):
 
     def _flatten(self) -> Sequence[Sequence[Any]]:
         return parts(self.weights, self.run.groups, self.world)
-
-    def update(self, *arguments: Any, **more: Any) -> tuple[Tensor, list[Tensor]]:
-        self._whole = None
-        return super().update(*arguments, **more)
 
     def _add_up(self, loss: Tensor) -> None:
         """Replace the loss by its sum and statistics by their means; FSDP2 adds up gradients."""
@@ -199,29 +193,37 @@ class Engine(native.Engine):
         dist.all_reduce(answer, dist.ReduceOp.MIN)
         return bool(answer)
 
-    def gather(self) -> None:
-        """Implements `runner.spec.Divided`."""
-        if BASE_WEIGHTS in self.slot_names:  # the weights for evaluation follow from slots
-            state = self._state(0)
-        else:
-            state = TrainState(0, self._save(self.weights), {}, self._save(self.buffer_names))
-        if self.world.rank == 0:
-            device = self.one.device
-            self._whole = native.network(self.run, self.dropout_state).to(device)
-            layers.load_state(self._whole, state)
-
-    def evaluated(self) -> layers.Network | custom.Network:
-        assert self._whole is not None
-        return self._whole
-
-    def evaluation(self) -> AbstractContextManager[None]:
-        """Return an empty context: the whole network has the weights for evaluation."""
-        return nullcontext()
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Return a context in which the network has its weights for evaluation. Each forward pass
+        gathers every unit and drops it again. In training, FSDP2 keeps the outermost one for the
+        backward pass; without one, further passes would use the same values."""
+        network: Any = self.network
+        network.set_reshard_after_forward(True, recurse=False)
+        try:
+            with swapped(self._parts(), self._evaluated()):
+                yield
+        finally:
+            network.set_reshard_after_forward(False, recurse=False)
 
     def averaged(self) -> AbstractContextManager[None]:
         assert self.average is not None
-        average = self.average.whole()  # all processes gather it
-        return nullcontext() if self._whole is None else swapped(self._whole.named(), average)
+        return swapped(self._parts(), self.average.views)
+
+    def _parts(self) -> dict[str, Tensor]:
+        """Return this process's part of each weight."""
+        return {name: local(weight) for name, weight in self.weights.items()}
+
+    def _evaluated(self) -> dict[str, Tensor]:
+        """Return this process's part of the weights for evaluation, if training has others."""
+        if BASE_WEIGHTS not in self.slot_names:
+            return {}
+        spec, states = self.run.optimizer, self.optimizer.state
+        key = optimizers.state_key(spec, BASE_WEIGHTS)
+        weights = {flat.names[0]: flat.buffer.numpy() for flat in self.flats}
+        base = {flat.names[0]: states[flat.buffer][key].numpy() for flat in self.flats}
+        found = spec.averaged(weights, base)
+        return {name: torch.from_numpy(value) for name, value in found.items()}
 
     def num_bytes(self) -> dict[str, int]:
         """Implements `runner.spec.Divided`."""

@@ -9,7 +9,7 @@ the framework's own collectives (backends/*/distributed.py).
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, cast
@@ -46,27 +46,20 @@ class _Told:
     message of this kind, and take part in what needs all of them; `part` are the rows of rank
     0."""
 
-    def __init__(self, live: Live, tell: Callable[[Any], None], kind: str, part: Chunk) -> None:
-        self._live, self._tell, self._kind, self._part = live, tell, kind, part
+    def __init__(self, live: Live, team: Team, plan: Plan, kind: str, part: Chunk) -> None:
+        self._live, self._team, self._plan = live, team, plan
+        self._kind, self._part, self._is_average = kind, part, False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._live, name)
 
     def use_tables(self, tables: Mapping[str, np.ndarray]) -> None:
-        self._tell(("tables", tables))
+        _tell_all(self._team, ("tables", tables))
         self._live.use_tables(tables)
 
     def gradient_norms(self, chunk: Chunk) -> Mapping[str, float]:
-        self._tell((self._kind, "norms"))
+        self._ask("norms")
         return self._live.gradient_norms(self._part.first)
-
-
-class _Sharing(_Told, validation.Sharing):
-    """The model of rank 0, if all ranks evaluate together."""
-
-    def __init__(self, live: Live, team: Team, plan: Plan, kind: str, part: Chunk) -> None:
-        super().__init__(live, partial(_tell_all, team), kind, part)
-        self._team, self._plan, self._is_average = team, plan, False
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -77,8 +70,16 @@ class _Sharing(_Told, validation.Sharing):
             finally:
                 self._is_average = False
 
+    def _ask(self, what: str, num_passes: int = 0) -> None:
+        """Let the other ranks take part, with the average of the weights if rank 0 has it."""
+        _tell_all(self._team, (self._kind, (what, self._is_average, num_passes)))
+
+
+class _Sharing(_Told, validation.Sharing):
+    """The model of rank 0, if all ranks evaluate together."""
+
     def results(self) -> Results:
-        self._tell((self._kind, "results of the average" if self._is_average else "results"))
+        self._ask("results")
         world = self._team.world
         own = validation.own_results(self._plan, self._live, world)
         pulse.count()
@@ -87,55 +88,45 @@ class _Sharing(_Told, validation.Sharing):
         return validation.of_all(self._plan, world, [own, *others])
 
 
-class _Divided(_Told):
-    """The model of rank 0, if it has only a part of the weights."""
-
-    def __init__(self, live: Live, tell: Callable[[Any], None], kind: str, part: Chunk) -> None:
-        super().__init__(live, tell, kind, part)
-        self._is_gathered = False
+class _Divided(_Sharing):
+    """The model of rank 0, if it has only a part of the weights: all ranks take part in its forward
+    passes."""
 
     def state(self) -> TrainState:
-        self._tell((self._kind, "state"))
+        self._ask("state")
         return self._live.state()
 
     def predict(self, rows: Batch) -> np.ndarray:
-        self._gather()
+        self._ask_for_passes([rows], 8)
         return self._live.predict(rows)
 
     def measure(self, batches: Iterable[Batch], keeps_outputs: bool) -> Measured:
-        self._gather()
-        return self._live.measure(batches, keeps_outputs)
+        known = [*batches]
+        self._ask_for_passes(known, 1)
+        return self._live.measure(known, keeps_outputs)
 
-    def averaged(self) -> AbstractContextManager[None]:
-        self._gather()
-        self._tell((self._kind, "averaged"))
-        return self._live.averaged()
-
-    def _gather(self) -> None:
-        if not self._is_gathered:
-            self._tell((self._kind, "gather"))
-            cast(Divided, self._live).gather()
-            self._is_gathered = True
+    def _ask_for_passes(self, batches: Sequence[Batch], num_batches: int) -> None:
+        """Ask for a pass for each `num_batches` * batch_size rows."""
+        size = num_batches * self._plan.model.batch_size
+        self._ask("passes", sum(max(1, -(-len(batch["x"]) // size)) for batch in batches))
 
 
 def _take_part(
     inbox: "_Inbox", kind: str, live: Live, part: Chunk, evaluate: Callable[[Live], None]
 ) -> bool:
     """Do as another rank what `_Told` asks for, until the answer comes. Return the answer."""
-    while isinstance(answer := inbox.next(kind), str):
-        if answer == "state":
-            live.state()
-        elif answer == "norms":
-            live.gradient_norms(part.first)
-        elif answer == "gather":
-            cast(Divided, live).gather()
-        elif answer == "averaged":
-            with live.averaged():
-                pass
-        else:
-            with live.averaged() if answer == "results of the average" else nullcontext():
+    while not isinstance(answer := inbox.next(kind), bool):
+        what, is_average, num_passes = answer
+        with live.averaged() if is_average else nullcontext():
+            if what == "state":
+                live.state()
+            elif what == "norms":
+                live.gradient_norms(part.first)
+            elif what == "passes":
+                cast(Divided, live).take_part(num_passes)
+            else:
                 evaluate(live)
-    return bool(answer)
+    return answer
 
 
 def _tell_all(team: Team, message: Any) -> None:
@@ -146,10 +137,9 @@ def _tell_all(team: Team, message: Any) -> None:
 
 def _shown(team: Team, prepared: Plan, live: Live, kind: str, part: Chunk) -> _Told:
     """Return the model of rank 0 as its observers see it."""
-    divides = prepared.config.strategy == "fsdp"
-    if prepared.shares_evaluation and not divides:
-        return _Sharing(live, team, prepared, kind, part)
-    return (_Divided if divides else _Told)(live, partial(_tell_all, team), kind, part)
+    shown = _Sharing if prepared.shares_evaluation else _Told
+    shown = _Divided if prepared.config.strategy == "fsdp" else shown
+    return shown(live, team, prepared, kind, part)
 
 
 def lead(
@@ -197,7 +187,7 @@ def lead(
             outputs = [report.outputs, *(theirs for theirs, _, _ in answers)]
             report = replace(report, outputs=_gathered(whole, world, outputs))
         goes_on = run.on_chunk(whole, report, shown(live, "goes on", part))
-        tell(("goes on", goes_on))
+        tell(("goes on", bool(goes_on)))
         return goes_on
 
     tell(("begin", (_hash(prepared.data, world), vars(start), spec.tables, spec.threads)))

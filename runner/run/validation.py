@@ -3,11 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
+
+import numpy as np
 
 from runner.data import Split
 from runner.evaluation import Results, joined, results, values
 from runner.plan import Plan
-from runner.spec import Live, World
+from runner.spec import Divided, Live, World
 
 
 class Sharing(ABC):
@@ -38,12 +41,22 @@ def validate(plan: Plan, live: Live) -> dict[str, float]:
 
 
 def own_results(plan: Plan, live: Live, world: World) -> Results:
-    """Measure the validation rows that this process evaluates."""
+    """Measure the validation rows that this process evaluates. If the processes divide the weights,
+    it makes as many forward passes as the one with the most rows."""
     rows = split(plan)
-    return results(plan, rows, live.predict, live.measure, plan.share(rows, world))
+    found = results(plan, rows, live.predict, live.measure, plan.share(rows, world))
+    if plan.config.strategy == "fsdp":
+        num_passes = [plan.num_passes(rows, share) for share in _shares(plan, world)]
+        cast(Divided, live).take_part(max(num_passes) - num_passes[world.rank])
+    return found
 
 
 def of_all(plan: Plan, world: World, parts: Sequence[Results]) -> Results:
     """Put together the results of all processes, by rank."""
+    return joined(parts, _shares(plan, world))
+
+
+def _shares(plan: Plan, world: World) -> list[np.ndarray]:
+    """Return the validation rows that each process evaluates, by rank.  # int64[n] each"""
     worlds = [replace(world, rank=rank) for rank in range(world.size)]
-    return joined(parts, [plan.share(split(plan), each) for each in worlds])
+    return [plan.share(split(plan), each) for each in worlds]
