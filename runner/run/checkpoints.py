@@ -77,7 +77,7 @@ class Checkpoints(Observer):
         self._is_urgent = False  # write all states that wait, without a rest
         self._is_closed = self._is_idle = False
         self._rests_until = 0.0  # of time.monotonic
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._writer = threading.Thread(target=self._write_all, name="checkpoints", daemon=True)
 
     def __enter__(self) -> "Checkpoints":
@@ -157,7 +157,7 @@ class Checkpoints(Observer):
             error = None
             try:
                 self._write(snapshots)
-            except Exception as raised:
+            except BaseException as raised:  # the training thread raises it, SystemExit too
                 error = raised
             with self._changed:
                 self._writing, self._rests_until = (), monotonic() + _PACE_SECONDS

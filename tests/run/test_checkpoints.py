@@ -118,6 +118,19 @@ def test_a_state_that_cannot_be_written_ends_the_run_and_leaves_the_last_checkpo
     assert checkpoint.read(tmp_path)[0].step == 3
 
 
+def test_an_observer_that_exits_in_the_writer_ends_the_run(tmp_path: Path) -> None:
+    """SystemExit would end the thread alone, and the training would wait for it without end."""
+
+    def leave(folder: Path) -> None:
+        raise SystemExit(3)
+
+    with Checkpoints(tmp_path, 2, lambda: None, leave, None) as writer:
+        writer.save(state(3), {}, 3, is_last=True)
+        with pytest.raises(SystemExit, match="3"):
+            writer.finish()
+        assert checkpoint.read(tmp_path)[0].step == 3
+
+
 MODULE = """
 import os
 import time
