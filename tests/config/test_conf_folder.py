@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from runner.cli import hydra_bridge
 from runner.cli.compose import CONF, compose
+from runner.config import yaml_files
 from runner.config.conf_folder import bases, choices, defaults, files
 from runner.config.remarks import remarks
 from runner.errors import ConfigError
@@ -19,6 +20,15 @@ BASES = [
     ("schedule", "_ending"),
     ("schedule", "_warmup"),
 ]
+
+
+def test_conf_is_read_as_omegaconf_reads_it_and_repeats_no_key() -> None:
+    """The quick reader takes the last of two equal keys, where OmegaConf's raises an error."""
+    paths = sorted(CONF.rglob("*.yaml"))
+    assert paths
+    for path in paths:
+        expected = OmegaConf.to_container(OmegaConf.load(path))  # refuses a repeated key
+        assert repr(OmegaConf.to_container(yaml_files.read(path))) == repr(expected), path
 
 
 @pytest.mark.parametrize(("group", "choice"), [of for of in OPTIONS if of[0] in BELOW])
