@@ -127,6 +127,7 @@ def _traces(jobs: Sequence[Job]) -> tuple[list[Trace], float, int]:
         Trace(job.folder.name, job.trace["learning_rate"], job.trace["loss"], block, lr, job.block)
         for job in jobs
     ]
+    _say_same_rates(jobs, traces)
     if len({trace.key for trace in traces}) < 2:
         raise ConfigError("runs must have at least two schedules, got the same rates in all")
     if not any((np.diff(trace.rates) < 0).any() for trace in traces):
@@ -135,6 +136,18 @@ def _traces(jobs: Sequence[Job]) -> tuple[list[Trace], float, int]:
             "decrease of the rate gains; add schedule=linear"
         )
     return traces, lr, steps_per_epoch
+
+
+def _say_same_rates(jobs: Sequence[Job], traces: Sequence[Trace]) -> None:
+    """Name each schedule whose rates are those of another one, as `step` before its first step."""
+    known: dict[bytes, tuple[Job, list[Any]]] = {}
+    for job, trace in zip(jobs, traces, strict=True):
+        first, schedules = known.setdefault(trace.key, (job, []))
+        if job.config["schedule"] not in schedules:
+            schedules.append(job.config["schedule"])
+            if len(schedules) > 1:
+                line = f"same     {job.folder.name} has the rates of {first.folder.name}"
+                print(printable(f"{line}: the fit has both as one schedule"))
 
 
 def _recorded(traces: Sequence[Trace]) -> float:
@@ -254,7 +267,8 @@ def _write_best(folder: Path, found: Forecast, num_steps: int, lr: float, job: J
     (folder / "schedule").mkdir()
     path = folder / "schedule" / "forecast.yaml"
     run_folder.write_text(path, OmegaConf.to_yaml(OmegaConf.create(schedule)))
-    print(f"best     {path}: {show_metric(predicted.value)} by the law, factors {ends}")
+    shape = "a constant rate" if set(ends) == {1.0} else f"factors {ends}"
+    print(f"best     {path}: {show_metric(predicted.value)} by the law, {shape}")
     own = ("schedule", "output.", "seed=", "tune", "search=", "data.fold=", "race.")
     others = [override for override in job.overrides if not override.startswith(own)]
     command = command_line(["--config-dir", str(folder), "schedule=forecast", *others])

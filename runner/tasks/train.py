@@ -46,6 +46,7 @@ from runner.run.pruning import Pruning
 from runner.run.resume import Resumed, check, with_saved_choices
 from runner.run.signals import Signals
 from runner.run.training import Training
+from runner.schedules.stall import Stall
 from runner.spec import INEXACT, Backend, RunSpec, TrainState, first_state
 from runner.text import quoting
 from runner.text.console import Console, capture, log_traceback, tree
@@ -730,7 +731,7 @@ def _print_outcome(
 ) -> None:
     """Print the run's outcome."""
     trainer = job.config.trainer
-    best, seconds = result["best"], result["seconds"]
+    seconds = result["seconds"]
     if "error" in result:
         console.say(f"failed: {result['error'][:300]}")
         console.say(f"traceback in {path / 'run.log'}")
@@ -749,17 +750,24 @@ def _print_outcome(
                 f"{IF_DIVERGED}"
             )
     if result["metrics"]:
-        best_epoch = f"no epoch had a finite {trainer.monitor}"
-        if best:
-            best_epoch = (
-                f"best {best['metric']} {show_metric(best['value'])} after epoch {best['epoch']}"
-            )
-        console.say(f"result   {show(result['metrics'])}  ({best_epoch})")
+        console.say(f"result   {show(result['metrics'])}  ({_best_epoch(result, trainer)})")
     console.say(f"folder   {path}")
     if result["status"] == "interrupted" and job.path is None:  # a multirun resumes as a whole
         console.say(f"resume   {_to_resume(job, path)}")
     if picture is not None:
         console.say(f"picture  {picture}")
+
+
+def _best_epoch(result: Mapping[str, Any], trainer: Trainer) -> str:
+    """Describe the best whole epoch. A run that ends within an epoch may end at a better value,
+    which does not count, because a longer run would not measure it."""
+    best = result["best"]
+    if not best:
+        return f"no epoch had a finite {trainer.monitor}"
+    last = result["metrics"].get(trainer.monitor, math.nan)
+    is_beaten = Stall(trainer.monitor_mode, patience=0).is_better(last, float(best["value"]))
+    among = " of the whole epochs" if is_beaten else ""
+    return f"best {best['metric']}{among} {show_metric(best['value'])} after epoch {best['epoch']}"
 
 
 def _to_resume(job: Job, path: Path) -> str:

@@ -284,7 +284,10 @@ def test_runs_that_cannot_be_fitted_are_refused(
     runs = first if change == "one" else f"{first},{second}"
     monkeypatch.setattr(sys, "argv", ["runner", "task=forecast", f"runs=[{runs}]"])
     assert main() == 2
-    assert capsys.readouterr().err.startswith(f"error: {message}")
+    out, err = capsys.readouterr()
+    assert err.startswith(f"error: {message}")
+    same = "same     linear has the rates of constant: the fit has both as one schedule\n"
+    assert (same in out) == (change == "same")
 
 
 @pytest.mark.slow
