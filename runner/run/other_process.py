@@ -92,8 +92,13 @@ def forward_signals(
     process: int, on_signal: Callable[[int], None] = lambda number: None
 ) -> Iterator[None]:
     """Forward the signals that this process handles to the other one, in the block; call
-    `on_signal` with each. SIGUSR1 and SIGUSR2, for which a scheduler's launcher has a handler here
-    but not there, are forwarded as SIGTERM, and go to that handler after the block."""
+    `on_signal` with each.
+
+    A script's shell ignores SIGINT for a command in the background. It is forwarded too, since a
+    run of one process handles it; but not in a job of a multirun, where the command receives it.
+    SIGUSR1 and SIGUSR2, for which a scheduler's launcher has a handler here but not there, are
+    forwarded as SIGTERM, and go to that handler after the block.
+    """
     for_launcher: list[int] = []
 
     def forward(number: int, frame: Any) -> None:
@@ -107,6 +112,8 @@ def forward_signals(
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         handled = [number for number in _FORWARDED if callable(signal.getsignal(number))]
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and signals.command() is None:
+            handled.append(signal.SIGINT)
         before = {number: signal.signal(number, forward) for number in handled}
     signals.children.add(process)
     try:

@@ -87,6 +87,7 @@ class Constant(_Warmed):
 class _Periodic(_Warmed):
     """A decay by periods of `decay_steps`, which has steps of this length with `staircase`."""
 
+    decay_rate: NonNegative  # first, as in the YAML: messages list the keys in this order
     decay_steps: Count
     staircase: bool
 
@@ -268,7 +269,6 @@ class InverseTime(_Periodic):
     """
 
     name: Literal["inverse_time"]
-    decay_rate: NonNegative
 
     def after_warmup(self, tau: Array, num_warmup: int, clock: Clock, lr: float) -> Array:
         return lr / (1 + self.decay_rate * self.periods(tau))
