@@ -259,15 +259,17 @@ def _run(function: Rank, argument: Any, team: Team, tuning: Any) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
     status = 0
     try:
-        team.tell("status", function(argument, team))
+        ended: tuple[str, Any] | None = "status", function(argument, team)
     except LostError:
         _parent().join(6 * GRACE_SECONDS)  # the command says which one was lost, and kills this
-        status = 1
+        ended, status = None, 1
     except BaseException as error:
         if team.world.rank > 0 and isinstance(error, ConfigError | RunError):
             time.sleep(GRACE_SECONDS)  # rank 0 has the same config and weights, and says the same
-        team.tell("error", _portable(error, team.world.rank))
-        status = 1
+        ended, status = ("error", _portable(error, team.world.rank)), 1
+    if ended is not None:
+        with suppress(OSError):  # the command has been killed
+            team.tell(*ended)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # a framework's threads may wait for the other processes

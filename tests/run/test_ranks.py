@@ -19,7 +19,7 @@ from runner.config.schema import parse, sha256
 from runner.data.order import Chunks, Order
 from runner.errors import ConfigError, RunError
 from runner.run import launch, ranks
-from runner.run.run_folder import read_columns
+from runner.run.run_folder import read_columns, read_json
 from runner.spec import World
 from tests.command_line import BACKENDS, OTHER, Running, forked, together
 from tests.ranks import state_of
@@ -547,6 +547,24 @@ def test_a_process_that_is_stopped_ends_the_run_which_resumes_with_the_same_bits
     whole = _train(tmp_path, "whole", *two, *steps)
     states = [{k: v.tobytes() for k, v in state_of(folder).items()} for folder in (run, whole)]
     assert states[0] == states[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes as Linux starts them")
+def test_the_processes_of_a_command_that_is_killed_save_and_say_nothing_else(
+    tmp_path: Path,
+) -> None:
+    """Nobody is there to whom they could tell their status."""
+    without_end = ("trainer.max_steps=99999", "trainer.max_epochs=null", "trainer.steps_per_call=1")
+    with Running(tmp_path, *RUN, *without_end, "devices=2", "output.root=run") as running:
+        running.until(lambda: any(tmp_path.glob("run/runs/*/checkpoints/last")))
+        ranks = _ranks(running)
+        running.end(signal.SIGKILL)
+        assert not psutil.wait_procs(ranks, timeout=60)[1]
+        said = running.errors()
+    (run,) = tmp_path.glob("run/runs/*")
+    assert read_json(run / "result.json")["status"] == "interrupted"
+    assert "Traceback" not in said
 
 
 @pytest.mark.slow
