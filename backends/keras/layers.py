@@ -229,7 +229,7 @@ class _BatchNorm(native.BatchNormalization):
             x = ops.cast(x, "float32")
         if training:
             several = self.dropout_state.syncs_statistics
-            y, mean, variance = self._by_total(x) if several else self._normalized(x, None)
+            y, mean, variance = self._by_total(x) if several else self._by_own(x, None)
             if self.dropout_state.recomputes:
                 return ops.cast(y, self.compute_dtype) if is_16_bit else y
             for running, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
@@ -237,19 +237,13 @@ class _BatchNorm(native.BatchNormalization):
                 running.assign(running * old + batch * constant(1 - self.momentum, running))
         else:
             statistics = self.moving_mean.value, self.moving_variance.value
-            y, _, _ = self._normalized(x, statistics)
+            y, _, _ = self._by_own(x, statistics)
         return ops.cast(y, self.compute_dtype) if is_16_bit else y
 
-    def _normalized(self, x: Any, statistics: tuple[Any, Any] | None) -> tuple[Any, Any, Any]:
-        """Return the output, the mean and the unbiased variance. If `statistics` is None, normalise
-        by the batch's mean and variance."""
+    def _by_own(self, x: Any, statistics: tuple[Any, Any] | None) -> tuple[Any, Any, Any]:
+        """Normalise by the mean and variance of this process's rows, or by the given ones."""
         gamma, beta = (tf.convert_to_tensor(one) for one in (self.gamma, self.beta))
-        if _has_kernel(x):
-            return _by_kernel(x, gamma, beta, self.epsilon, statistics)
-        mean, variance = statistics or tf.nn.moments(x, list(range(len(x.shape) - 1)))
-        n = tf.cast(tf.size(x) // x.shape[-1], x.dtype)
-        y = _by_formula(x, gamma, beta, self.epsilon, (mean, variance))
-        return y, mean, variance * (n / (n - 1))
+        return _normalized(x, gamma, beta, self.epsilon, statistics)
 
     def _by_total(self, x: Any) -> tuple[Any, Any, Any]:
         """Normalise by the mean and variance of the micro-batch of all processes.
@@ -279,10 +273,7 @@ class _BatchNorm(native.BatchNormalization):
                 dx -= (x - mean) * (gamma * r * r * g) + gamma * r * b
                 return (dx if own else tf.zeros_like(x)), *sums
 
-            if _has_kernel(x):
-                y, *_ = _by_kernel(x, gamma, beta, epsilon, (mean, variance))
-            else:
-                y = _by_formula(x, gamma, beta, epsilon, (mean, variance))
+            y, *_ = _normalized(x, gamma, beta, epsilon, (mean, variance))
             return (y, mean, variance), gradient
 
         gamma, beta = (tf.convert_to_tensor(one) for one in (self.gamma, self.beta))
@@ -296,15 +287,16 @@ def _has_kernel(x: Any) -> bool:
     return len(x.shape) == 4 and x.dtype == tf.float32
 
 
-def _by_formula(x: Any, gamma: Any, beta: Any, epsilon: float, statistics: tuple[Any, Any]) -> Any:
-    mean, variance = statistics
-    return (x - mean) * (gamma * tf.math.rsqrt(variance + constant(epsilon, variance))) + beta
-
-
-def _by_kernel(
+def _normalized(
     x: Any, gamma: Any, beta: Any, epsilon: float, statistics: tuple[Any, Any] | None
 ) -> tuple[Any, Any, Any]:
-    """Return the output, the mean and the unbiased variance, as `_BatchNorm._normalized`."""
+    """Return the output, the mean and the unbiased variance. If `statistics` is None, normalise by
+    the batch's mean and variance."""
+    if not _has_kernel(x):
+        mean, variance = statistics or tf.nn.moments(x, list(range(len(x.shape) - 1)))
+        n = tf.cast(tf.size(x) // x.shape[-1], x.dtype)
+        y = (x - mean) * (gamma * tf.math.rsqrt(variance + constant(epsilon, variance))) + beta
+        return y, mean, variance * (n / (n - 1))
     mean, variance = statistics or ([], [])
     y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=x,
@@ -323,7 +315,7 @@ def _moments(x: Any, gamma: Any, beta: Any, num: int) -> tuple[Any, Any]:
     if not _has_kernel(x):
         mean, variance = tf.nn.moments(x, list(range(len(x.shape) - 1)))
     else:  # the kernel takes less time than TensorFlow's sums, also with its output
-        _, mean, variance = _by_kernel(x, gamma, beta, 1e-3, None)
+        _, mean, variance = _normalized(x, gamma, beta, 1e-3, None)
         variance *= (num - 1) / num if num > 1 else 0.0
     return mean, variance
 
