@@ -66,13 +66,12 @@ class _OwnFiles(FileConfigSource):  # type: ignore[misc]
 
     def load_config(self, config_path: str) -> ConfigResult:
         path = Path(self.path) / self._normalize_file_name(config_path)
-        with open(path, encoding="utf-8") as file:
-            header = self._get_header_dict(file.read(512))
+        text = path.read_text("utf-8")
         return ConfigResult(
-            config=yaml_files.read(path),
+            config=yaml_files.of_own(text),
             path=f"{self.scheme()}://{self.path}",
             provider=self.provider,
-            header=header,
+            header=self._get_header_dict(text[:512]),
         )
 
 

@@ -64,7 +64,7 @@ def _merged(group: str, name: str) -> dict[str, Any]:
 
 @cache
 def _read(file: Path) -> DictConfig:
-    return yaml_files.read(file)
+    return yaml_files.of_own(file.read_text("utf-8"))
 
 
 @cache

@@ -81,10 +81,8 @@ def parse(text: str, path: Path) -> DictConfig:
         return OmegaConf.create(values(text, path))
 
 
-def read(path: Path) -> DictConfig:
-    """Read a file of conf/, without the checks of a user's file."""
-    with open(path, encoding="utf-8") as file:
-        text = file.read()
+def of_own(text: str) -> DictConfig:
+    """Return the config of the text of a file of conf/, without the checks of a user's file."""
     return OmegaConf.create(yaml.load(text, Loader=_loader()) or {})
 
 

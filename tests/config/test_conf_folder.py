@@ -28,7 +28,9 @@ def test_conf_is_read_as_omegaconf_reads_it_and_repeats_no_key() -> None:
     assert paths
     for path in paths:
         expected = OmegaConf.to_container(OmegaConf.load(path))  # refuses a repeated key
-        assert repr(OmegaConf.to_container(yaml_files.read(path))) == repr(expected), path
+        assert repr(OmegaConf.to_container(yaml_files.of_own(path.read_text("utf-8")))) == repr(
+            expected
+        ), path
 
 
 @pytest.mark.parametrize(("group", "choice"), [of for of in OPTIONS if of[0] in BELOW])
