@@ -49,7 +49,7 @@ def write(path: Path, all_saves: Sequence[Save], writes_each: bool = False) -> l
     told = []
 
     def has_named_ones(folder: Path) -> None:
-        """What a checkpoint on the disk names is on the disk, for a run that is killed now."""
+        """Check that the disk has all checkpoints that this one names: a run may be killed now."""
         told.append(int(folder.name))
         named: Collection[int] = read_json(folder / "state.json")["named"]
         assert {*named} <= {*checkpoint.steps(path)}
