@@ -387,14 +387,13 @@ class Engine:
     def _run_self_test(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run the self-test, compiled like the updates. The inputs are arguments: the compiler
         would compute with constants itself."""
-        uses_xla = device.uses_xla(self.run)
         compiled = tf.function(
             lambda *tensors: self_test.results(self.network.o, *tensors),
-            jit_compile=uses_xla,
+            jit_compile=device.uses_xla(self.run),
             autograph=False,
         )
         tensors = map(tf.constant, inputs)
-        results = programs.call(compiled, *tensors)[0] if uses_xla else compiled(*tensors)
+        results, _ = programs.call(compiled, *tensors)
         return [tensor.numpy() for tensor in results]
 
     def update(

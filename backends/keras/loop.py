@@ -83,8 +83,8 @@ class Model(keras.Model):
         # Compiles once per shape of the chunk's blocks; the number of updates is an argument.
         # Without autograph: no Python loop or condition here depends on a tensor, and the rewrite
         # would take longer than the tracing.
-        self.compiled = tf.function(self.train_step, jit_compile=self.jit_compile, autograph=False)
-        self.compiled_for: set[Any] = set()
+        self.function = tf.function(self.train_step, jit_compile=self.jit_compile, autograph=False)
+        self.traced: dict[Any, Any] = {}  # by shapes; called directly, they take 0.2 ms less
 
     def make_train_function(self, force: bool = False) -> Any:
         """Return the function that `fit` calls: it trains on the next chunk. `fit`'s iterator is
@@ -101,15 +101,13 @@ class Model(keras.Model):
             shapes = (*(tuple(block.shape) for block in blocks), chunk.batch_sizes)
             num_steps = tf.constant(num, tf.int32)
             data = (num_steps, blocks, streamed, chunk.batch_sizes)
-            is_new = shapes not in self.compiled_for
-            if is_new and self.jit_compile:
-                results, self.compiled = programs.call(self.compiled, data)
-            else:
-                results = self.compiled(data)
-            applied, mean_losses, outputs = results
-            self.compiled_for.add(shapes)
+            is_new = shapes not in self.traced
             if is_new:
+                results, self.traced[shapes] = programs.call(self.function, data)
                 release_freed_pages()
+            else:
+                results = self.traced[shapes](data)
+            applied, mean_losses, outputs = results
             run = self.engine.run
             self.report = Report(
                 losses=self.engine.losses(mean_losses).numpy()[:num],

@@ -115,17 +115,19 @@ def _restore(link: _Link) -> None:
 
 
 def call(function: Any, *arguments: Any) -> tuple[Any, Any]:
-    """Call a tf.function that XLA compiles in this call. If it fails with the programs of earlier
-    runs, or because it cannot keep a new one, compile it again without. Return what it returns, and
-    the function for later calls."""
+    """Trace a tf.function for these arguments, compile it if it uses XLA, and call it. If it fails
+    with the programs of earlier runs, or because it cannot keep a new one, compile it again
+    without. Return what it returns, and the traced function for later calls."""
+    traced = function.get_concrete_function(*arguments)
     try:
-        return function(*arguments), function
+        return traced(*arguments), traced
     except tf.errors.OpError:
         if _link is None or not _link.abandon():
             raise
     # TensorFlow keeps the failure of a function that it has traced
     again = tf.function(function.python_function, jit_compile=True, autograph=False)
-    return again(*arguments), again
+    traced = again.get_concrete_function(*arguments)
+    return traced(*arguments), traced
 
 
 def _parts(run: RunSpec) -> Mapping[str, object]:
