@@ -620,7 +620,7 @@ class Plan:
     def _sizes(self, split: Split) -> tuple[int, int]:
         """Return the rows of a block, which are in memory together, and those of a batch, which a
         backend predicts at once."""
-        unit = 8 * self.model.batch_size  # blocks are multiples, so that outputs stay the same
+        unit = self.model.rows_per_pass  # blocks are multiples, so that outputs stay the same
         row_bytes = int(np.prod(self.network.output_shape)) * self.model.dtype.itemsize
         size = unit * max(1, _CHUNK_BYTES // (unit * row_bytes))
         if self.data.memory is not None and not isinstance(split.x, np.ndarray):

@@ -26,6 +26,7 @@ Tables = Mapping[str, np.ndarray]
 Precision = Literal["float32", "float64", "bf16-mixed", "16-mixed", "exact"]
 *_first, _last = (name for name in get_args(Precision) if name != "exact")
 INEXACT = f"{', '.join(_first)} or {_last}"  # the other precisions, in errors
+_MOST_BATCHES, _LARGEST_OUTPUT = 8, 2**22  # of a forward pass; bytes of a layer's output in it
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,13 @@ class ModelSpec:
     def input_dtype(self) -> np.dtype:
         """The dtype of x: int32 for token ids, else that of the weights."""
         return np.dtype(np.int32) if self.network.takes_tokens else self.dtype
+
+    @property
+    def rows_per_pass(self) -> int:
+        """The rows of a forward pass in an evaluation: up to eight batches, as long as the output
+        of no layer takes more than 4 MB; at least one batch."""
+        batch_bytes = self.batch_size * self.network.widest() * self.dtype.itemsize
+        return self.batch_size * min(max(_LARGEST_OUTPUT // batch_bytes, 1), _MOST_BATCHES)
 
 
 @dataclass(frozen=True)

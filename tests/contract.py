@@ -229,6 +229,20 @@ class CallContract(_Contract):
         for state, outputs in seen:
             np.testing.assert_array_equal(outputs, backend.predict(prepared.model, state, {"x": x}))
 
+    def test_predictions_do_not_depend_on_the_rows_of_a_forward_pass(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A pass has eight batches of 32 rows, or one if a layer's output would take more than the
+        limit. Float64's sums may have another order: 10 outputs of order 1, 1e-12."""
+        prepared = prepare([*F64, *CNN])
+        start, x, found = first(prepared), np.ascontiguousarray(prepared.data.val.x), {}
+        for limit in (1, 2**22):
+            monkeypatch.setattr("runner.spec._LARGEST_OUTPUT", limit)
+            outputs = dispatcher.load(self.name).predict(prepared.model, start, {"x": x})
+            found[prepared.model.rows_per_pass] = outputs
+        assert [*found] == [32, 256]
+        np.testing.assert_allclose(found[32], found[256], rtol=0, atol=1e-12)
+
 
 class UpdateContract(_Contract):
     """The arithmetic of an update."""

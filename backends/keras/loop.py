@@ -469,7 +469,7 @@ def _dtypes(dtype: str, policy_name: str) -> Iterator[None]:
 
 
 def _predict(network: keras.Model, model: ModelSpec, rows: Batch) -> np.ndarray:
-    x, size = rows["x"], model.batch_size * 8
+    x, size = rows["x"], model.rows_per_pass
     function = _inference(network)
     outputs = [
         tf.cast(function(tf.constant(x[i : i + size])), model.dtype).numpy()

@@ -411,7 +411,7 @@ def _predict(network: nn.Module, model: ModelSpec, rows: Batch) -> np.ndarray:
     # tensors that FSDP2 allocates in inference mode could not be trained with
     divided = getattr(network, "is_divided", False)
     with torch.no_grad() if divided else torch.inference_mode(), mixed:
-        parts = torch.from_numpy(rows["x"]).split(model.batch_size * 8)
+        parts = torch.from_numpy(rows["x"]).split(model.rows_per_pass)
         outputs = [_to_numpy(network(x.to(torch_device))) for x in parts]
     network.train(training)
     return np.concatenate(outputs) if outputs else np.empty((0, *model.network.output_shape))

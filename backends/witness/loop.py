@@ -128,7 +128,7 @@ def train(
 
 def predict(model: ModelSpec, state: TrainState, rows: Batch) -> np.ndarray:
     values = {name: rules.r(value) for name, value in {**state.weights, **state.buffers}.items()}
-    x, size = rows["x"], model.batch_size * 8
+    x, size = rows["x"], model.rows_per_pass
     x = x if model.network.takes_tokens else rules.r(x)
     outputs = [
         forward(Pass(NumPy(), dict(values)), model.network.nodes, x[i : i + size])[0]

@@ -4,6 +4,7 @@ tensors. A backend builds it; names and layouts are the framework's."""
 import hashlib
 import inspect
 import json
+import math
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,8 @@ from runner import user_code
 from runner.components.layers import Network, Shape, Variable
 from runner.components.outputs import Outputs
 from runner.errors import ConfigError, one_line
+
+_WIDENING = 16  # how much larger than input and output a layer's output may be
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +171,11 @@ class CustomNetwork(Network):
     @property
     def outputs(self) -> Outputs | None:
         return self.built.outputs
+
+    def widest(self) -> int:
+        """Estimate the numbers of a row in the largest output of a layer: its layers are not
+        known."""
+        return _WIDENING * max(math.prod(self.input_shape), math.prod(self.output_shape))
 
     def variables(self) -> dict[str, Variable]:
         """Map names to variables, in order of definition. Weight decay applies to weights with at

@@ -1000,6 +1000,11 @@ class Network:
         mask[:, 0] = True
         return mask
 
+    def widest(self) -> int:
+        """Count the numbers of a row in the largest output of a layer, or in the input."""
+        shapes = [self.input_shape, *(node.output_shape for node in self.walk())]
+        return max(map(math.prod, shapes))
+
     def walk(self) -> Iterator[Node]:
         """Iterate over all nodes in order of definition; branches come after their node."""
         return _walk(self.nodes)

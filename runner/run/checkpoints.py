@@ -153,12 +153,14 @@ class Checkpoints(Observer):
 
     def _write_all(self) -> None:
         """Run the thread: write states until the end."""
+        snapshots: Sequence[_Snapshot]
         while snapshots := self._next():
             error = None
             try:
                 self._write(snapshots)
             except BaseException as raised:  # the training thread raises it, SystemExit too
                 error = raised
+            snapshots = ()  # frees their memory, before the next ones arrive
             with self._changed:
                 self._writing, self._rests_until = (), monotonic() + _PACE_SECONDS
                 if error is not None:

@@ -306,6 +306,13 @@ def test_outputs_stands_for_what_the_data_asks_for() -> None:
     assert net((6,), 3, dense("outputs")).output_shape == (3,)
 
 
+def test_the_largest_output_of_a_layer_counts_also_in_a_branch() -> None:
+    wide = {"layer": "residual", "layers": [dense(96), dense(8)]}
+    assert net((8,), 10, wide, dense("outputs")).widest() == 96
+    assert net((4, 4, 3), 2, conv(5, 1), {"layer": "flatten"}, dense(2)).widest() == 4 * 4 * 5
+    assert net((64,), 10, dense("outputs")).widest() == 64  # the input
+
+
 def test_the_mlp_of_the_contract_is_64_128_10() -> None:
     made = network(parse(compose(["model=mlp"])).model.layers, (64,), 10)
     assert {name: variable.shape for name, variable in made.variables().items()} == {

@@ -4,6 +4,7 @@ import errno
 import random
 import signal
 import time
+import weakref
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -74,6 +75,16 @@ def content(folder: Path) -> dict[str, bytes | str]:
         for path in folder.rglob("*")
         if path.is_symlink() or path.is_file()
     }
+
+
+def test_a_written_state_takes_no_memory_while_the_next_is_awaited(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path, 2, lambda: None, lambda _: None, None) as writer:
+        saved = state(3)
+        writer.save(saved, {}, 3, is_last=True)
+        writer.finish()
+        still_there = weakref.ref(saved)
+        del saved
+        assert still_there() is None
 
 
 def test_the_folder_is_that_of_a_run_that_writes_each_checkpoint(
