@@ -45,16 +45,21 @@ class Run:
         return self.num_steps * (1 - 1 / self.num_epochs) / self.later_seconds
 
 
-def measure(contestant: Contestant, model: Model, rows: Path, checkout: Path = ROOT) -> Run:
+def measure(
+    contestant: Contestant,
+    model: Model,
+    rows: Path,
+    checkout: Path = ROOT,
+    variables: Mapping[str, str] | None = None,
+) -> Run:
     """Measure a contestant in a new process and a new folder. `checkout` has the Twinrun that
-    runs."""
+    runs. `variables` are further environment variables."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = contestant.command(model, rows, folder)
         start_time = time.time()
-        seconds, megabytes, output = execute(
-            command, {**os.environ, **environment(model.num_threads)}, checkout
-        )
+        known = {**os.environ, **environment(model.num_threads), **(variables or {})}
+        seconds, megabytes, output = execute(command, known, checkout)
         result = _ours(folder) if contestant.backend else json.loads(output.splitlines()[-1])
     first = result["startup"] if contestant.backend else result["began"] - start_time
     return Run(

@@ -1,4 +1,4 @@
-"""What holds for all tests, and runs that more than one module looks at."""
+"""Settings of all tests, and runs that more than one module looks at."""
 
 import gc
 import os

@@ -156,8 +156,8 @@ def test_a_model_equal_to_the_mlp_trains_as_it_does(here: Path, backend: str) ->
 
 
 def test_a_run_in_two_parts_ends_with_the_bits_of_one(here: Path, backend: str) -> None:
-    """With dropout of the framework's own and running statistics, from inside an epoch on; and a
-    random moment's checkpoint gives the same."""
+    """The model has the framework's dropout and running statistics, and the run goes on from
+    inside an epoch. A checkpoint of a random moment gives the same."""
     command = (*WIDE, f"backend={backend}", "trainer.checkpoint_every=1steps", KEPT)
     whole, part = forked(here, command, (*command, "trainer.max_steps=11"))
     assert (whole.status, part.status) == (0, 0)

@@ -92,7 +92,7 @@ def test_every_command_of_the_schedules_page_runs(tmp_path: Path) -> None:
 
 
 def test_the_schedules_page_names_every_schedule_and_every_key() -> None:
-    """Those of conf/schedule/; `name`, and what warm-up stands for, aside."""
+    """The keys are those of conf/schedule/, without `name` and the keys that warm-up stands for."""
     from runner.config.conf_folder import choices
     from runner.config.remarks import remarks
 

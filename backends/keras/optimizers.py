@@ -5,7 +5,7 @@ Scalars are computed in float64 and rounded once to the variables' dtype. Keras'
 through float32.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class _Memory:
     groups: dict[str, Group]
     slots: dict[str, dict[str, Any]]
     scalars: dict[str, Any]
-    now: dict[str, Any]  # scalars of the update that is being computed, in float64
+    now: dict[Any, Any]  # scalars of the update that is being computed
 
 
 class _Optimizer(keras.optimizers.Optimizer):
@@ -89,9 +89,9 @@ class _Optimizer(keras.optimizers.Optimizer):
             return getattr(self.spec, name)
         return self._once(name, lambda: self.memory.schedule.at(name, self.iterations))
 
-    def _once(self, name: str, compute: Callable[[], Any]) -> Any:
+    def _once(self, name: Hashable, compute: Callable[[], Any]) -> Any:
         """Return a scalar of this update. It is computed at its first use: a graph would otherwise
-        have it once for each variable."""
+        have it once for each variable, which takes longer to trace and to compile."""
         now = self.memory.now
         if name not in now:
             now[name] = tf.cast(compute(), tf.float64)
@@ -145,9 +145,10 @@ class _Optimizer(keras.optimizers.Optimizer):
         p, g = tf.convert_to_tensor(variable), tf.convert_to_tensor(gradient)
         if s.decays and group.decay_factor:
             if s.weight_decay_mode == "coupled":
-                g = g + constant(self.decay(group), p) * p
+                g = g + self.scalar(self.decay(group), p) * p
             elif s.weight_decay_mode == "decoupled" and not s.has_own_decay:
-                p = p * tf.cast(1 - lr * self.decay(group), p.dtype)
+                key = ("kept", group.rate, group.decay_factor)
+                p = p * self.scalar(self._once(key, lambda: 1 - lr * self.decay(group)), p)
         slots = self.memory.slots
         memory = {slot: values[name] for slot, values in slots.items() if name in values}
         variable.assign(self.update_in(group, p, g, lr, memory))
@@ -181,12 +182,25 @@ class _Optimizer(keras.optimizers.Optimizer):
         """
         r = self._once(f"sqrt(1 - {name}^t')", lambda: tf.sqrt(self.correction(name)))
         small = self._once(f"{eps!r} sqrt(1 - {name}^t')", lambda: eps * r)
-        return r, tf.sqrt(v) + tf.cast(small, v.dtype)
+        return r, tf.sqrt(v) + self.scalar(small, v)
 
+    def adam_step(self, lr: Any, r: Any, name: str, like: Any) -> Any:
+        """Return the factor lr r / (1 - beta^t') of a first moment in the dtype of `like`, with
+        beta = `name` and the r of `corrected_root`."""
+        factor = self._once(("step", lr.ref(), name), lambda: lr * r / self.correction(name))
+        return self.scalar(factor, like)
 
-def _mean(old: Any, new: Any, beta: Any) -> Any:
-    """Assign and return old * beta + new * (1 - beta)."""
-    return old.assign(old * constant(beta, new) + new * constant(1 - beta, new))
+    def mean(self, old: Any, new: Any, beta: Any) -> Any:
+        """Assign and return old * beta + new * (1 - beta)."""
+        return old.assign(old * self.scalar(beta, new) + new * self.scalar(1 - beta, new))
+
+    def scalar(self, value: Any, like: Any) -> Any:
+        """Return a number, or a scalar in float64, in the dtype of `like`. Like `_once`, it makes
+        one operation for all variables of an update."""
+        key, now = (value.ref() if tf.is_tensor(value) else value, like.dtype), self.memory.now
+        if key not in now:
+            now[key] = constant(value, like)
+        return now[key]
 
 
 def _power(base: Any, exponent: Any) -> Any:
@@ -195,34 +209,34 @@ def _power(base: Any, exponent: Any) -> Any:
 
 class SGD(_Optimizer):
     def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
-        s, step = self.spec, tf.cast(lr, p.dtype)
+        s, step = self.spec, self.scalar(lr, p)
         if not s.momentum:
             return p - step * g
         buffer = memory["momentum"].assign(
-            memory["momentum"] * constant(self.hyper("momentum"), p) + g
+            memory["momentum"] * self.scalar(self.hyper("momentum"), p) + g
         )
         return p - step * (
-            g + constant(self.hyper("momentum"), p) * buffer if s.nesterov else buffer
+            g + self.scalar(self.hyper("momentum"), p) * buffer if s.nesterov else buffer
         )
 
 
 class Adam(_Optimizer):
     def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
         s = self.spec
-        m = _mean(memory["first_moment"], g, self.hyper("beta1"))
-        v = _mean(memory["second_moment"], g * g, self.hyper("beta2"))
+        m = self.mean(memory["first_moment"], g, self.hyper("beta1"))
+        v = self.mean(memory["second_moment"], g * g, self.hyper("beta2"))
         if s.amsgrad:
             v = memory["max_second_moment"].assign(tf.maximum(memory["max_second_moment"], v))
         r, root = self.corrected_root(v, "beta2", s.eps)
-        return p - tf.cast(lr * r / self.correction("beta1"), p.dtype) * m / root
+        return p - self.adam_step(lr, r, "beta1", p) * m / root
 
 
 class Adamax(_Optimizer):
     def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
         s = self.spec
-        m, u = _mean(memory["first_moment"], g, self.hyper("beta1")), memory["infinity_norm"]
+        m, u = self.mean(memory["first_moment"], g, self.hyper("beta1")), memory["infinity_norm"]
         u = u.assign(
-            tf.maximum(u * constant(self.hyper("beta2"), p), tf.abs(g) + constant(s.eps, p))
+            tf.maximum(u * self.scalar(self.hyper("beta2"), p), tf.abs(g) + self.scalar(s.eps, p))
         )
         return p - tf.cast(lr / self.correction("beta1"), p.dtype) * m / u
 
@@ -240,8 +254,8 @@ class NAdam(_Optimizer):
         self.of_moment = next_mu / (1 - product * next_mu)
 
     def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
-        m = _mean(memory["first_moment"], g, self.hyper("beta1"))
-        v = _mean(memory["second_moment"], g * g, self.hyper("beta2"))
+        m = self.mean(memory["first_moment"], g, self.hyper("beta1"))
+        v = self.mean(memory["second_moment"], g * g, self.hyper("beta2"))
         r, root = self.corrected_root(v, "beta2", self.spec.eps)
         of_g, of_m = (tf.cast(lr * r * x, p.dtype) for x in (self.of_gradient, self.of_moment))
         return p - (of_g * g + of_m * m) / root
@@ -252,59 +266,59 @@ class NAdam(_Optimizer):
 
 class RMSprop(_Optimizer):
     def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
-        s, step = self.spec, tf.cast(lr, p.dtype)
-        square = _mean(memory["square_average"], g * g, self.hyper("rho"))
+        s, step = self.spec, self.scalar(lr, p)
+        square = self.mean(memory["square_average"], g * g, self.hyper("rho"))
         if s.centered:
-            mean = _mean(memory["gradient_average"], g, self.hyper("rho"))
+            mean = self.mean(memory["gradient_average"], g, self.hyper("rho"))
             square = square - mean * mean
-        d = g / (tf.sqrt(square) + constant(s.eps, p))
+        d = g / (tf.sqrt(square) + self.scalar(s.eps, p))
         if not s.momentum:
             return p - step * d
         return p - step * memory["momentum"].assign(
-            memory["momentum"] * constant(self.hyper("momentum"), p) + d
+            memory["momentum"] * self.scalar(self.hyper("momentum"), p) + d
         )
 
 
 class Adagrad(_Optimizer):
     def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
         total = memory["accumulator"].assign(memory["accumulator"] + g * g)
-        return p - tf.cast(lr, p.dtype) * g / (tf.sqrt(total) + constant(self.spec.eps, p))
+        return p - self.scalar(lr, p) * g / (tf.sqrt(total) + self.scalar(self.spec.eps, p))
 
 
 class Adadelta(_Optimizer):
     def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
-        eps = constant(self.spec.eps, p)
-        square = _mean(memory["square_average"], g * g, self.hyper("rho"))
+        eps = self.scalar(self.spec.eps, p)
+        square = self.mean(memory["square_average"], g * g, self.hyper("rho"))
         d = tf.sqrt(memory["delta_average"] + eps) / tf.sqrt(square + eps) * g
-        _mean(memory["delta_average"], d * d, self.hyper("rho"))
-        return p - tf.cast(lr, p.dtype) * d
+        self.mean(memory["delta_average"], d * d, self.hyper("rho"))
+        return p - self.scalar(lr, p) * d
 
 
 class Lion(_Optimizer):
     def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
         m = memory["first_moment"]
-        p = p - tf.cast(lr, p.dtype) * tf.sign(
-            m * constant(self.hyper("beta1"), p) + g * constant(1 - self.hyper("beta1"), p)
+        p = p - self.scalar(lr, p) * tf.sign(
+            m * self.scalar(self.hyper("beta1"), p) + g * self.scalar(1 - self.hyper("beta1"), p)
         )
-        _mean(m, g, self.hyper("beta2"))
+        self.mean(m, g, self.hyper("beta2"))
         return p
 
 
 class Adafactor(_Optimizer):
     def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
-        s, step = self.spec, tf.cast(lr, p.dtype)
-        eps, beta = constant(s.eps1, p), 1 - _power(self.count, s.beta2_decay)
+        s, step = self.spec, self.scalar(lr, p)
+        eps, beta = self.scalar(s.eps1, p), 1 - _power(self.count, s.beta2_decay)
         square = g * g + eps
         if "row_square_average" in memory:
-            rows = _mean(memory["row_square_average"], tf.reduce_mean(square, -1), beta)
-            columns = _mean(memory["column_square_average"], tf.reduce_mean(square, -2), beta)
+            rows = self.mean(memory["row_square_average"], tf.reduce_mean(square, -1), beta)
+            columns = self.mean(memory["column_square_average"], tf.reduce_mean(square, -2), beta)
             scale = tf.sqrt(tf.reduce_mean(rows, -1, keepdims=True) / rows)
             u = g * scale[..., None] / tf.sqrt(columns)[..., None, :]
         else:
-            u = g / tf.sqrt(_mean(memory["square_average"], square, beta))
-        step = step / tf.maximum(_rms(u) / constant(s.clip_threshold, p), constant(1.0, p))
+            u = g / tf.sqrt(self.mean(memory["square_average"], square, beta))
+        step = step / tf.maximum(_rms(u) / self.scalar(s.clip_threshold, p), self.scalar(1.0, p))
         if s.scale_parameter:
-            step = step * tf.maximum(_rms(p), constant(s.eps2, p))
+            step = step * tf.maximum(_rms(p), self.scalar(s.eps2, p))
         return p - step * u
 
 
@@ -315,14 +329,14 @@ class _Layerwise(_Optimizer):
         """Return lambda inside of the scaled update, in p's dtype; None without it."""
         s = self.spec
         is_inside = s.weight_decay_mode == "layerwise" and s.decays and group.decay_factor
-        return constant(self.decay(group), p) if is_inside else None
+        return self.scalar(self.decay(group), p) if is_inside else None
 
 
 class LAMB(_Layerwise):
     def update_in(self, group: Group, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
         decay = self.layerwise_decay(group, p)
-        m = _mean(memory["first_moment"], g, self.hyper("beta1"))
-        v = _mean(memory["second_moment"], g * g, self.hyper("beta2"))
+        m = self.mean(memory["first_moment"], g, self.hyper("beta1"))
+        v = self.mean(memory["second_moment"], g * g, self.hyper("beta2"))
         r, root = self.corrected_root(v, "beta2", self.spec.eps)
         # the corrections of both moments, as one factor of u
         u, factor = m / root, r / self.correction("beta1")
@@ -341,12 +355,12 @@ class LARS(_Layerwise):
         if group.kind != "plain":
             size = _norm(p)
             below = _norm(g) if decay is None else _norm(g) + decay * size
-            d = d * _ratio(size * constant(s.trust_coefficient, p), below)
+            d = d * _ratio(size * self.scalar(s.trust_coefficient, p), below)
         if s.momentum:
-            momentum = constant(self.hyper("momentum"), p)
+            momentum = self.scalar(self.hyper("momentum"), p)
             b = memory["momentum"].assign(memory["momentum"] * momentum + d)
             d = d + momentum * b if s.nesterov else b
-        return p - tf.cast(lr, p.dtype) * d
+        return p - self.scalar(lr, p) * d
 
 
 class Muon(_Optimizer):
@@ -356,13 +370,13 @@ class Muon(_Optimizer):
     def update_in(self, group: Group, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
         s = self.spec
         if group.kind == "adamw":
-            m = _mean(memory["first_moment"], g, s.adamw_beta1)
-            v = _mean(memory["second_moment"], g * g, s.adamw_beta2)
+            m = self.mean(memory["first_moment"], g, s.adamw_beta1)
+            v = self.mean(memory["second_moment"], g * g, s.adamw_beta2)
             r, root = self.corrected_root(v, "adamw_beta2", s.adamw_eps)
-            return p - tf.cast(lr * r / self.correction("adamw_beta1"), p.dtype) * m / root
+            return p - self.adam_step(lr, r, "adamw_beta1", p) * m / root
         momentum, num_out = self.hyper("momentum"), p.shape[-1]
-        b = _mean(memory["momentum"], g, momentum)
-        d = b * constant(momentum, p) + g * constant(1 - momentum, p) if s.nesterov else b
+        b = self.mean(memory["momentum"], g, momentum)
+        d = b * self.scalar(momentum, p) + g * self.scalar(1 - momentum, p) if s.nesterov else b
         x = tf.reshape(_orthogonal(tf.reshape(d, (-1, num_out)), s), p.shape)
         ratio = s.ratio(p.shape.num_elements() // num_out, num_out)
         return p - tf.cast(lr * ratio, p.dtype) * x
@@ -394,9 +408,9 @@ class ScheduleFree(_Optimizer):
         s, c, z = self.spec, self.share, memory[BASE_WEIGHTS]
         d = self._direction(p, g, memory)
         if s.weight_decay_mode == "decoupled" and s.decays and group.decay_factor:
-            d = d + constant(self.decay(group), p) * p
+            d = d + self.scalar(self.decay(group), p) * p
         before = tf.convert_to_tensor(z)
-        after = z.assign(before - tf.cast(lr, p.dtype) * d)
+        after = z.assign(before - self.scalar(lr, p) * d)
         # lr d is the difference of z: XLA would store d, to read it twice
         y = p + tf.cast(c, p.dtype) * (before - p)
         return y + tf.cast(s.beta1 * (1 - c) - 1, p.dtype) * (before - after)
@@ -404,20 +418,19 @@ class ScheduleFree(_Optimizer):
     def _direction(self, p: Any, g: Any, memory: Mapping[str, Any]) -> Any:
         if self.spec.name == "schedule_free_sgd":
             return g
-        v = _mean(memory["second_moment"], g * g, self.hyper("beta2"))
+        v = self.mean(memory["second_moment"], g * g, self.hyper("beta2"))
         r, root = self.corrected_root(v, "beta2", self.spec.eps)
         return g * tf.cast(r, p.dtype) / root
 
 
 class AdEMAMix(_Optimizer):
     def update(self, p: Any, g: Any, lr: Any, memory: Mapping[str, Any]) -> Any:
-        m = _mean(memory["first_moment"], g, self.hyper("beta1"))
-        v = _mean(memory["second_moment"], g * g, self.hyper("beta2"))
-        slow = _mean(memory["slow_moment"], g, self.hyper("beta3"))
+        m = self.mean(memory["first_moment"], g, self.hyper("beta1"))
+        v = self.mean(memory["second_moment"], g * g, self.hyper("beta2"))
+        slow = self.mean(memory["slow_moment"], g, self.hyper("beta3"))
         r, root = self.corrected_root(v, "beta2", self.spec.eps)
-        first = self.correction("beta1")
-        d = m + tf.cast(self.hyper("alpha") * first, p.dtype) * slow
-        return p - tf.cast(lr * r / first, p.dtype) * d / root
+        d = m + self.scalar(self.hyper("alpha") * self.correction("beta1"), p) * slow
+        return p - self.adam_step(lr, r, "beta1", p) * d / root
 
 
 class Prodigy(_Optimizer):
@@ -445,13 +458,13 @@ class Prodigy(_Optimizer):
         memory = {slot: values[name] for slot, values in self.memory.slots.items()}
         p, g, group = tf.convert_to_tensor(variable), gradient, self.memory.groups[name]
         if s.weight_decay_mode == "coupled" and s.decays and group.decay_factor:
-            g = g + constant(self.decay(group), p) * p
+            g = g + self.scalar(self.decay(group), p) * p
         slope = tf.reduce_sum(g * (memory["first_weights"] - p))
         m, v, sums = (memory[slot] for slot in ("first_moment", "second_moment", "gradient_sum"))
-        self._keep(m, m * constant(s.beta1, p) + g * constant(d * (1 - s.beta1), p))
-        self._keep(v, v * constant(s.beta2, p) + g * g * constant(d * d * (1 - s.beta2), p))
+        self._keep(m, m * self.scalar(s.beta1, p) + g * self.scalar(d * (1 - s.beta1), p))
+        self._keep(v, v * self.scalar(s.beta2, p) + g * g * self.scalar(d * d * (1 - s.beta2), p))
         share = d / s.d0 * (d if s.safeguard_warmup else self.step)
-        self._keep(sums, sums * constant(s.beta2**0.5, p) + g * constant(share, p))
+        self._keep(sums, sums * self.scalar(s.beta2**0.5, p) + g * self.scalar(share, p))
         return slope, tf.reduce_sum(tf.abs(tf.convert_to_tensor(sums)))
 
     def _estimate(self, found: Any, d: Any) -> None:
@@ -470,7 +483,7 @@ class Prodigy(_Optimizer):
         s, step = self.spec, self.step * group.lr_factor
         if s.weight_decay_mode == "decoupled" and s.decays and group.decay_factor:
             p = p * tf.cast(1 - step * self.decay(group), p.dtype)
-        eps = constant(self.memory.scalars["distance"] * s.eps, p)
+        eps = self.scalar(self.memory.scalars["distance"] * s.eps, p)
         m, v = memory["first_moment"], memory["second_moment"]
         return p - tf.cast(step, p.dtype) * m / (tf.sqrt(v) + eps)
 

@@ -1,4 +1,4 @@
-"""What an optimizer's definition says without a framework: memory, scalars, what decays."""
+"""Definitions of optimizers without a framework: memory, scalars, which weights decay."""
 
 import math
 import re

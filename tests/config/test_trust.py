@@ -280,7 +280,7 @@ def test_what_only_the_command_line_says_is_not_ignored_in_a_file(
 
 
 class Evil:
-    """What runs when it is unpickled."""
+    """An object that runs code when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return exec, ("open('canary', 'w')",)
@@ -290,7 +290,7 @@ class Evil:
 def test_a_pickle_in_a_checkpoint_s_place_is_no_checkpoint(
     part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a manifest that has its hash, so that nothing but its form is wrong."""
+    """The manifest has its hash, so only its form is wrong."""
     monkeypatch.chdir(tmp_path)
     place = checkpoint.write(tmp_path, TrainState(1, {"w": np.zeros(2)}, {}, {}), {})
     (place / part).write_bytes(pickle.dumps(Evil()))

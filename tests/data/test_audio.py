@@ -561,7 +561,7 @@ def test_new_files_are_predicted_and_measured(
 
 @pytest.mark.slow
 def test_a_model_of_images_gets_images(tmp_path: Path) -> None:
-    """And predicts and measures new files."""
+    """It predicts and measures new files too."""
     tones(tmp_path / "tones", 6)
     data = ("data=audio_folder", "data.path=tones", "data.seconds=0.3", "data.n_fft=512")
     (done,) = forked(tmp_path, (*data, "model=cnn", "trainer.max_epochs=1", "device=cpu"))

@@ -1,4 +1,4 @@
-"""Which rows each update uses."""
+"""The rows that each update uses."""
 
 from fractions import Fraction
 from itertools import pairwise
@@ -147,7 +147,7 @@ def test_the_rows_do_not_depend_on_the_batch_size_or_the_length_of_the_run() -> 
 
 
 def test_a_chunk_of_its_own_choosing_is_cut_by_the_same_rules() -> None:
-    """With `adapt` the lengths follow the clock, the updates do not."""
+    """`adapt` makes the lengths follow the clock; the updates stay the same."""
     of = order(100, 3, 1)
     adapted = list(Chunks(of, 0, 1000, None, adapt=True))
     assert updates(adapted) == updates(chunks(of))

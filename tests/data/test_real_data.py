@@ -473,7 +473,7 @@ def test_with_one_output_the_probabilities_are_of_both_classes(tmp_path: Path) -
 
 
 def test_what_is_probably_not_meant_is_said_before_the_training(tmp_path: Path) -> None:
-    """And refused with trainer.strict. Digits' levels, 0 to 16, as a user would save them."""
+    """trainer.strict refuses it. Digits' levels, 0 to 16, as a user would save them."""
     digits = datasets.load_digits()
     np.savez(tmp_path / "digits.npz", x=digits.images[..., None].astype(np.uint8), y=digits.target)
     line = ("data=npz", "data.path=digits.npz", "model=linear", "trainer.max_steps=2", "device=cpu")

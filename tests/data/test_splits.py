@@ -1,4 +1,4 @@
-"""Which rows are for training, validation and test: compared with scikit-learn's definitions."""
+"""The rows for training, validation and test, compared with scikit-learn's definitions."""
 
 from collections.abc import Sequence
 from pathlib import Path

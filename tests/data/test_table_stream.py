@@ -73,7 +73,7 @@ def test_rows_are_those_in_memory_to_the_bit(
 
 
 def test_ids_beside_numbers_are_those_in_memory_to_the_bit(tmp_path: Path) -> None:
-    """And a training of branches on them has the same losses, to the bit."""
+    """A training of branches on them has the same losses, to the bit."""
     keys = [f"data.path={stored(tmp_path, WRITE['parquet'])}", "data.target=species"]
     keys += ["data.missing=mean", "data.category_encoding=ids"]
     resident, streamed = (dataset("data=table", *keys, *m) for m in ([], ["data.memory_mb=1"]))

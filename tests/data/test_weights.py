@@ -300,7 +300,7 @@ def test_a_column_of_a_table_of_files_or_texts_has_the_weights(
 
 
 def error(overrides: list[str]) -> str:
-    """What a command says that is refused."""
+    """Return the error of a command that is refused."""
     with pytest.raises(runner.ConfigError) as caught:
         prepare(overrides)
     return str(caught.value)

@@ -1,4 +1,4 @@
-"""What the tests of exact mode share."""
+"""Parts that the tests of exact mode share."""
 
 from collections.abc import Mapping
 from pathlib import Path

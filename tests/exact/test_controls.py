@@ -1,5 +1,5 @@
-"""That the rules do it: the same bits with every sum's axis shuffled, and other bits where a rule
-is switched off."""
+"""Controls of the rules of exact mode: with every sum's axis shuffled the bits are the same, and
+where a rule is switched off they are not."""
 
 from collections.abc import Callable
 from typing import Any

@@ -66,7 +66,7 @@ def test_every_optimizer(name: str) -> None:
     ),
 )
 def test_groups_and_scheduled_hyperparameters(name: str) -> None:
-    """And they mean what they mean in float64: 11 updates in 24 bits stay within 1e-4 of it."""
+    """They mean the same as in float64: 11 updates in 24 bits stay within 1e-4 of it."""
     overrides = [*GROUPS[name], "trainer.max_steps=11"]
     if not any(override.startswith("trainer.batch_size=") for override in overrides):
         overrides += ["trainer.batch_size=64"]

@@ -1,2 +1,2 @@
-"""What a run must survive: each fault is injected into a whole run of the real program, again and
+"""Faults that a run must survive: each is injected into a whole run of the real program, again and
 again."""

@@ -159,9 +159,9 @@ def terminal(
 
 
 def file_limit(here: Path, backend: str, draw: random.Random, expected: dict[str, str]) -> bool:
-    """No file above a random size, as by `ulimit -f`, from a random moment on: one line and status
-    1; what has a checkpoint goes on to the same bits when there is room. True if the run met the
-    limit."""
+    """Allow no file above a random size, as `ulimit -f` does, from a random moment on. The run ends
+    with one line and status 1; if it has a checkpoint, it goes on to the same bits when there is
+    room. Return True if the run met the limit."""
     if sys.platform != "linux":
         raise PermissionError("limits of another process are Linux's")
     import resource

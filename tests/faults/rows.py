@@ -101,7 +101,7 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def uninterrupted(here: Path, said: list[str]) -> dict[str, str]:
-    """What every interrupted run must come to."""
+    """The results that every interrupted run must reach."""
     here.mkdir()
     ended = run(here, said)
     assert ended.status == 0, ended.output

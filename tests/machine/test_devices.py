@@ -1,4 +1,4 @@
-"""Which device a run uses, on machines made up."""
+"""The device that a run uses, on invented machines."""
 
 import os
 from pathlib import Path

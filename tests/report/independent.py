@@ -1101,7 +1101,7 @@ NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
 def is_printed(cell: str, value: Any) -> bool:
-    """Whether a cell shows a value to its last digit."""
+    """Return whether a cell shows a value to its last digit."""
     if value is None:
         return cell == ""
     if isinstance(value, str):

@@ -1,5 +1,5 @@
-"""Which schedule is best and whether that is more than noise: what a multirun and task=compare
-say."""
+"""The answer of a multirun and of task=compare: the best schedule, and whether it is more than
+noise."""
 
 import csv
 import json

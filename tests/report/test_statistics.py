@@ -1,5 +1,5 @@
-"""Whether a difference between groups of runs is more than the seeds' noise: against scipy's tests,
-published tables, formulas by hand, and simulations."""
+"""Tests of differences between groups of runs, against scipy's tests, published tables, formulas by
+hand, and simulations."""
 
 import math
 from itertools import product

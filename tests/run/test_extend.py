@@ -328,7 +328,7 @@ def test_a_longer_run_equals_the_run_that_never_ended(
 
 @pytest.mark.slow
 def test_a_run_shorter_than_an_epoch_has_its_one_evaluation_as_its_best(tmp_path: Path) -> None:
-    """And a longer one begins anew: its best is that of a whole epoch."""
+    """A longer run begins anew: its best is that of a whole epoch."""
     (short,) = forked(tmp_path, (*_LINEAR, "device=cpu", "trainer.max_steps=5"))
     result = read_json(tmp_path / short.folder / "result.json")
     assert (result["best"]["step"], result["best"]["value"]) == (5, result["metrics"]["val/loss"])

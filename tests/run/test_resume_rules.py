@@ -283,7 +283,7 @@ def test_a_run_that_becomes_shorter_than_it_is_asks_nothing(folder: Path, num: i
 
 
 def test_what_does_not_go_by_the_length_is_extended_as_it_is(tmp_path: Path) -> None:
-    """And a way to do so is taken if it is given."""
+    """It may be given another way to do so, which is taken."""
     folder = save(tmp_path / "run", ["schedule=constant"])
     found = resumed(folder, "trainer.max_steps=40", "backend=keras")
     assert (found.config.schedule.name, found.notes) == ("constant", [])

@@ -405,7 +405,7 @@ def test_nothing_is_written_or_deleted_through_a_link(
 def test_a_link_that_the_program_does_not_write_to_is_no_matter(
     ended: dict[str, Path], tmp_path: Path
 ) -> None:
-    """And the run's folder itself may be reached by one."""
+    """The run's folder itself may be reached by one."""
     folder = copied(ended["plain"], tmp_path)
     (folder / "dataset").symlink_to("/etc")
     (tmp_path / "latest").symlink_to("run")

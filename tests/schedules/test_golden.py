@@ -32,7 +32,7 @@ TOLERANCE = {"torch": 1e-9, "keras": 2e-6, "optax": 1e-9}
 
 
 class Same(NamedTuple):
-    """What says the same here; compared for t < `until`."""
+    """The same schedule here; compared for t < `until`."""
 
     schedule: Any
     lr: float

@@ -23,8 +23,8 @@ ROUNDING = 1e-15
 
 
 def schedule(name: str, **keys: Any) -> Any:
-    """With no warm-up, from the left edge, over the whole run, where the keys do not say
-    otherwise."""
+    """Make a schedule. Without other keys it has no warm-up, begins at the left edge, and lasts the
+    whole run."""
     ends: dict[str, Any] = (
         {"duration": "100%", "edge": "left"} if name in ("linear", "polynomial", "cosine") else {}
     )

@@ -1,4 +1,4 @@
-"""When a metric has stalled: torch's rule, by hand."""
+"""The rule by which a metric has stalled: torch's, by hand."""
 
 import pytest
 

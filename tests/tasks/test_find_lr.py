@@ -75,7 +75,7 @@ FOUND = ("task=find_lr", "trainer.precision=float64", "device=cpu")
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Path]]:
-    """What is said, and the folder, for two optimizers at once on each backend."""
+    """The output and the folder, for two optimizers at once on each backend."""
     here = tmp_path_factory.mktemp("found")
     each = forked(
         here, *(("-m", *FOUND, f"backend={backend}", "optimizer=adam,sgd") for backend in BACKENDS)

@@ -135,7 +135,7 @@ assert "matplotlib.pyplot" not in sys.modules
 
 
 def test_its_picture_needs_no_pyplot(tmp_path: Path) -> None:
-    """Which would open windows, keep figures, and cost its import."""
+    """pyplot would open windows, keep figures, and take time for its import."""
     subprocess.run(
         [sys.executable, "-c", NO_PYPLOT, str(tmp_path / "a.png")], cwd=REPOSITORY, check=True
     )

@@ -1,4 +1,4 @@
-"""What can be done with a finished run: evaluate, predict and export on the command line, and
+"""Tasks for a finished run: evaluate, predict and export on the command line, and
 `load_run` in Python."""
 
 import csv
@@ -264,7 +264,7 @@ def test_export_as_safetensors_holds_the_canonical_weights(
 def test_no_task_changes_what_the_run_left(
     tasks: dict[str, Tasks], finished: dict[str, Finished], backend: str
 ) -> None:
-    """But for run.log, which goes on."""
+    """Only run.log goes on."""
     before, after = finished[backend].path, tasks[backend].path
     for file in (file for file in before.rglob("*") if file.is_file() and file.name != "run.log"):
         assert (after / file.relative_to(before)).read_bytes() == file.read_bytes()
@@ -335,7 +335,7 @@ def test_a_loaded_run_s_model_is_a_native_one(
 
 @both
 def test_an_earlier_checkpoint_can_be_loaded(finished: dict[str, Finished], backend: str) -> None:
-    """That of update 26, at the end of epoch 2, whose validation loss is in metrics.csv."""
+    """It is of update 26, at the end of epoch 2, whose validation loss is in metrics.csv."""
     path = finished[backend].path
     run = load_run(path, checkpoint=26)
     val = run.plan.data.val

@@ -78,8 +78,8 @@ def test_what_is_escaped_says_what_it_was() -> None:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """What task=compare prints and writes of runs whose result.json a stranger wrote, errors,
-    schedules and metrics among it."""
+    """Compare runs whose result.json a stranger wrote, with errors, schedules and metrics in it.
+    Return the output and the files."""
     here = tmp_path_factory.mktemp("hostile")
     for i, text in enumerate(HOSTILE.values()):
         for seed in (0, 1):
