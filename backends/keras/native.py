@@ -68,6 +68,7 @@ class Engine:
     ) -> None:
         self.model, self.run, self.dropout_state = model, run, dropout_state
         self.loss_scale = _LossScale()
+        self.may_skip = run.skip_nonfinite or run.scales_loss
         start = self._load_scale(start)
         self.loss = objective.build(run.loss, model, run.has_weights)
         self.has_own_loss = run.loss.name == "model"
@@ -170,8 +171,7 @@ class Engine:
     ) -> tuple[Any, list[Any]]:
         """Make one update. Return the mean loss and each micro-batch's outputs, both from before
         the update."""
-        may_skip = self.run.skip_nonfinite or self.run.scales_loss
-        variables_to_restore = self._all_variables() if may_skip else []
+        variables_to_restore = self._all_variables() if self.may_skip else []
         old_values = [tf.identity(variable.value) for variable in variables_to_restore]
         total, gradients, outputs = self._sums(step, batches, num_rows, sizes)
         if (together := self.dropout_state.together) is not None:
@@ -290,8 +290,8 @@ class Engine:
 
     def _unscaled(self, gradients: Sequence[Any], loss: Any) -> tuple[Sequence[Any], Any]:
         """Divide the gradients by the loss scale, if there is one, and set the next scale. Return
-        them, and whether the update can be made."""
-        is_finite = tf.math.is_finite(loss)
+        them, and whether the update can be made, if it may be skipped."""
+        is_finite = tf.math.is_finite(loss) if self.may_skip else None
         if self.run.scales_loss:
             gradients = self.loss_scale.unscaled(gradients)
             is_finite &= tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
