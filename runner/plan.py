@@ -140,7 +140,7 @@ class Plan:
         replaced = [m for m in self.built.unused if not (is_kept and m == "configure_optimizers")]
         if not replaced:
             return notes
-        model = self.config.model.name
+        model = getattr(self.config.model, "object", None) or self.config.model.name
         return [*notes, f"model    {model}: the config replaces {', '.join(replaced)}"]
 
     def _note_on_batch_norm(self) -> str:

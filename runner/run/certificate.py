@@ -71,4 +71,4 @@ def write(
 
 
 def _sha256(values: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values, dtype="<f4").tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(values, dtype="<f4").data).hexdigest()

@@ -120,6 +120,8 @@ class Checkpoints(Observer):
             self._is_urgent = self._is_urgent or is_urgent
             if self._is_idle or self._is_urgent:
                 self._changed.notify_all()
+        if is_last and size > _MOST_WAITING:
+            self.finish()  # frees its memory before the backend copies the state that it returns
 
     def _num_bytes(self) -> int:
         """Count the bytes of all states in memory."""
