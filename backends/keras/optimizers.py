@@ -5,9 +5,10 @@ Scalars are computed in float64 and rounded once to the variables' dtype. Keras'
 through float32.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -23,8 +24,78 @@ from runner.components.optimizers import (
     NUMBERS,
     TRAINING_WEIGHTS,
     Group,
+    joined,
 )
 from runner.spec import RunSpec, Weights
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Weights that are updated together: one, or several small ones as one vector. All updates of
+    several are elementwise, so the results equal those of separate weights."""
+
+    group: Group
+    variables: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return next(iter(self.variables))
+
+    @property
+    def is_single(self) -> bool:
+        return len(self.variables) == 1
+
+    @property
+    def sizes(self) -> list[int]:
+        return [math.prod(variable.shape) for variable in self.variables.values()]
+
+    def joined(self, tensors: Sequence[Any]) -> Any:
+        """Return the weights' tensors as one."""
+        if self.is_single:
+            return tf.convert_to_tensor(tensors[0])
+        return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
+
+    def assign(self, values: Any) -> None:
+        """Assign new values to the weights."""
+        parts = [values] if self.is_single else tf.split(values, self.sizes)
+        for variable, part in zip(self.variables.values(), parts, strict=True):
+            variable.assign(tf.reshape(part, variable.shape))
+
+    def packed(self, values: Weights) -> np.ndarray:
+        """Return canonical values of the weights as the block has them."""
+        if self.is_single:
+            return values[self.name]
+        return np.concatenate([values[name].ravel() for name in self.variables])
+
+    def unpacked(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """Undo `packed`."""
+        if self.is_single:
+            return {self.name: values}
+        parts = np.split(values, np.cumsum(self.sizes)[:-1])
+        return {
+            name: part.reshape(variable.shape)
+            for (name, variable), part in zip(self.variables.items(), parts, strict=True)
+        }
+
+
+def _blocks(spec: Any, groups: Iterable[Group], variables: Mapping[str, Any]) -> Iterator[_Block]:
+    """Yield the blocks of all groups. Weights with several dtypes stay separate."""
+    sizes = {name: math.prod(variable.shape) for name, variable in variables.items()}
+    for group in groups:
+        for names in joined(group, sizes, spec.joins):
+            if len({variables[name].dtype for name in names}) > 1:
+                yield from (_Block(group, {name: variables[name]}) for name in names)
+            else:
+                yield _Block(group, {name: variables[name] for name in names})
+
+
+class _Update(NamedTuple):
+    """The update of a block: values, gradient, and its variables of each slot."""
+
+    block: _Block
+    p: Any
+    g: Any
+    memory: Mapping[str, Any]
 
 
 @dataclass
@@ -33,8 +104,8 @@ class _Memory:
 
     schedule: TableLR
     names: dict[Any, str]  # reference to a variable -> its canonical name
-    groups: dict[str, Group]
-    slots: dict[str, dict[str, Any]]
+    blocks: list[_Block]
+    slots: dict[str, dict[str, Any]]  # by slot and the block's name
     scalars: dict[str, Any]
     now: dict[Any, Any]  # scalars of the update that is being computed
 
@@ -54,14 +125,18 @@ class _Optimizer(keras.optimizers.Optimizer):
     ) -> None:
         super().__init__(learning_rate=schedule, name=spec.name)
         self.spec, self.scheduled = spec, frozenset(scheduled)
-        native = list(variables.values())
-        self.build(native)
+        self.build(list(variables.values()))
+        blocks = list(_blocks(spec, groups, variables))
         self.memory = _Memory(
             schedule=schedule,
             names={variable.value.ref(): name for name, variable in variables.items()},
-            groups={name: group for group in groups for name in group.names},
+            blocks=blocks,
             slots={
-                slot: self._add_slot(slot, variables, like)
+                slot: {
+                    block.name: self._add_slot(slot, block, like)
+                    for block in blocks
+                    if block.name in like
+                }
                 for slot, like in slots.items()
                 if slot not in (NUMBERS, TRAINING_WEIGHTS) and not averages.is_slot(slot)
             },
@@ -72,15 +147,14 @@ class _Optimizer(keras.optimizers.Optimizer):
             now={},
         )
 
-    def _add_slot(self, slot: str, variables: Mapping[str, Any], like: Weights) -> dict[str, Any]:
-        names = [name for name in variables if name in like]
+    def _add_slot(self, slot: str, block: _Block, like: Weights) -> Any:
+        if not block.is_single:
+            variable = block.variables[block.name]
+            return self.add_variable((sum(block.sizes),), dtype=variable.dtype, name=slot)
         if slot not in self.spec.reduced_slots:
-            native = [variables[name] for name in names]
-            return dict(zip(names, self.add_optimizer_variables(native, slot), strict=True))
-        return {
-            name: self.add_variable(like[name].shape, dtype=str(like[name].dtype), name=slot)
-            for name in names
-        }
+            return self.add_optimizer_variables([*block.variables.values()], slot)[0]
+        values = like[block.name]
+        return self.add_variable(values.shape, dtype=str(values.dtype), name=slot)
 
     def hyper(self, name: str) -> Any:
         """Return a hyperparameter's current value in float64: a number, or a tensor if it is
@@ -101,8 +175,9 @@ class _Optimizer(keras.optimizers.Optimizer):
         """Load canonical slots, as the state after `step` updates."""
         self.iterations.assign(step)
         for slot, variables in self.memory.slots.items():
-            for name, variable in variables.items():
-                variable.assign(slots[slot][name])
+            for block in self.memory.blocks:
+                if block.name in variables:
+                    variables[block.name].assign(block.packed(slots[slot]))
         for name, number in self.spec.scalars(step).items():
             self.memory.scalars[name].assign(number)
         for name, number in slots.get(NUMBERS, {}).items():
@@ -110,10 +185,11 @@ class _Optimizer(keras.optimizers.Optimizer):
 
     def save_slots(self) -> dict[str, dict[str, np.ndarray]]:
         """Return canonical copies of the slots."""
-        slots = {
-            slot: {name: read(v) for name, v in values.items()}
-            for slot, values in self.memory.slots.items()
-        }
+        slots: dict[str, dict[str, np.ndarray]] = {slot: {} for slot in self.memory.slots}
+        for slot, variables in self.memory.slots.items():
+            for block in self.memory.blocks:
+                if block.name in variables:
+                    slots[slot] |= block.unpacked(read(variables[block.name]))
         if self.spec.numbers:
             scalars = self.memory.scalars
             slots[NUMBERS] = {name: np.array(scalars[name]) for name in self.spec.numbers}
@@ -128,30 +204,45 @@ class _Optimizer(keras.optimizers.Optimizer):
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         self.memory.now.clear()
-        self.prepare(grads, trainable_variables)
         super().apply(grads, trainable_variables)
 
-    def prepare(self, gradients: Any, variables: Any) -> None:
-        """Compute what an update needs before the first variable. Most need nothing."""
+    def _backend_update_step(
+        self, grads: Any, trainable_variables: Any, learning_rate: Any
+    ) -> None:
+        """Update all variables. Keras calls it in `apply`; its own calls `update_step` for each."""
+        names = [self.memory.names[variable.value.ref()] for variable in trainable_variables]
+        gradients = dict(zip(names, grads, strict=True))
+        updates = [
+            _Update(
+                block,
+                block.joined([*block.variables.values()]),
+                block.joined([gradients[name] for name in block.variables]),
+                {slot: v[block.name] for slot, v in self.memory.slots.items() if block.name in v},
+            )
+            for block in self.memory.blocks
+        ]
+        self.prepare(updates)
+        for update in updates:
+            update.block.assign(self._new_values(update))
+
+    def prepare(self, updates: Sequence[_Update]) -> None:
+        """Compute what an update needs before the first block. Most need nothing."""
 
     def rate(self, table: str) -> Any:
         """Return the rate of this update from one of RunSpec.tables, in float64."""
         return self._once(table, lambda: self.memory.schedule.at(table, self.iterations))
 
-    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        name, s = self.memory.names[variable.ref()], self.spec
-        group = self.memory.groups[name]
+    def _new_values(self, update: _Update) -> Any:
+        """Return a block's new values, after the weight decay and the subclass's update."""
+        s, group, p, g = self.spec, update.block.group, update.p, update.g
         lr = self.rate(group.rate)
-        p, g = tf.convert_to_tensor(variable), tf.convert_to_tensor(gradient)
         if s.decays and group.decay_factor:
             if s.weight_decay_mode == "coupled":
                 g = g + self.scalar(self.decay(group), p) * p
             elif s.weight_decay_mode == "decoupled" and not s.has_own_decay:
                 key = ("kept", group.rate, group.decay_factor)
                 p = p * self.scalar(self._once(key, lambda: 1 - lr * self.decay(group)), p)
-        slots = self.memory.slots
-        memory = {slot: values[name] for slot, values in slots.items() if name in values}
-        variable.assign(self.update_in(group, p, g, lr, memory))
+        return self.update_in(group, p, g, lr, update.memory)
 
     def decay(self, group: Group) -> Any:
         """Return lambda of a group in float64."""
@@ -242,7 +333,7 @@ class Adamax(_Optimizer):
 
 
 class NAdam(_Optimizer):
-    def prepare(self, gradients: Any, variables: Any) -> None:
+    def prepare(self, updates: Sequence[_Update]) -> None:
         stored, mu, next_mu = (
             self.memory.scalars["mu_product"],
             self._mu(self.count),
@@ -396,7 +487,7 @@ def _orthogonal(x: Any, s: Any) -> Any:
 class ScheduleFree(_Optimizer):
     """Schedule-free SGD and AdamW: the variables are y, the slot `base_weights` is z."""
 
-    def prepare(self, gradients: Any, variables: Any) -> None:
+    def prepare(self, updates: Sequence[_Update]) -> None:
         numbers, power = self.memory.scalars, self.spec.weight_lr_power
         rate = self.rate(LEARNING_RATE)
         largest = numbers["largest_rate"].assign(tf.maximum(numbers["largest_rate"], rate))
@@ -436,7 +527,7 @@ class AdEMAMix(_Optimizer):
 class Prodigy(_Optimizer):
     """Prodigy: Adam with an estimated distance to the solution as its rate."""
 
-    def prepare(self, gradients: Any, variables: Any) -> None:
+    def prepare(self, updates: Sequence[_Update]) -> None:
         s, numbers = self.spec, self.memory.scalars
         d, rate = tf.convert_to_tensor(numbers["distance"]), self.rate(LEARNING_RATE)
         if s.use_bias_correction:
@@ -444,19 +535,18 @@ class Prodigy(_Optimizer):
         self.is_moving, self.step = rate > 0, d * rate
         numerator = numbers["numerator"] * s.beta2**0.5
         total = tf.zeros((), tf.float64)
-        for gradient, variable in zip(gradients, variables, strict=True):
-            slope, size = self._average(gradient, variable.value, d)
+        for update in updates:
+            slope, size = self._average(update, d)
             numerator = numerator + d / s.d0 * self.step * tf.cast(slope, tf.float64)
             total = total + tf.cast(size, tf.float64)
         self._keep(numbers["numerator"], numerator)
         found = s.d_coef * numerator / tf.where(total > 0, total, 1.0)
         self._estimate(tf.where(total > 0, found, 0.0), d)
 
-    def _average(self, gradient: Any, variable: Any, d: Any) -> tuple[Any, Any]:
+    def _average(self, update: _Update, d: Any) -> tuple[Any, Any]:
         """Update the averages. Return the sums of g (P - p) and of |s|."""
-        s, name = self.spec, self.memory.names[variable.ref()]
-        memory = {slot: values[name] for slot, values in self.memory.slots.items()}
-        p, g, group = tf.convert_to_tensor(variable), gradient, self.memory.groups[name]
+        s, group = self.spec, update.block.group
+        _, p, g, memory = update
         if s.weight_decay_mode == "coupled" and s.decays and group.decay_factor:
             g = g + self.scalar(self.decay(group), p) * p
         slope = tf.reduce_sum(g * (memory["first_weights"] - p))

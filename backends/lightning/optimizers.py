@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from backends.lightning import fast
 from runner.components.clipping import Clip
-from runner.components.optimizers import BASE_WEIGHTS, NUMBERS, Group
+from runner.components.optimizers import BASE_WEIGHTS, NUMBERS, Group, joined
 from runner.spec import Weights
 
 
@@ -394,27 +394,15 @@ class Flat(Views):
             self.gradient.zero_()
 
 
-_LARGE = 2**16  # elements; parameters of this size and more stay separate
-
-
 def flatten(
     parameters: Mapping[str, Tensor], groups: Iterable[Group], joins: Callable[[str], bool]
 ) -> list[list[Flat]]:
-    """Return the buffers of each parameter group; a frozen group has none. `joins` says whether a
-    kind of update is elementwise; other weights have a buffer each."""
-    flats: list[list[Flat]] = []
-    for group in groups:
-        if group.is_frozen:
-            flats.append([])
-            continue
-        small = {
-            name: parameters[name]
-            for name in group.names
-            if joins(group.kind) and parameters[name].numel() < _LARGE
-        }
-        large = [Flat({name: parameters[name]}) for name in group.names if name not in small]
-        flats.append([*([Flat(small)] if small else []), *large])
-    return flats
+    """Return the buffers of each parameter group, as `joined` says; a frozen group has none."""
+    sizes = {name: parameter.numel() for name, parameter in parameters.items()}
+    return [
+        [Flat({name: parameters[name] for name in names}) for names in joined(group, sizes, joins)]
+        for group in groups
+    ]
 
 
 # optimizer of torch, or Lion -> slot -> key in torch's state; in those of this file, the slot

@@ -24,7 +24,7 @@ use the current value, as in torch.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar, Literal, Union
@@ -130,6 +130,19 @@ class Group:
     def is_frozen(self) -> bool:
         """True with lr_factor 0: the weights never change, so they need no gradient."""
         return self.lr_factor == 0
+
+
+_LARGE = 2**16  # numbers; weights of this size and more stay separate
+
+
+def joined(group: Group, sizes: Mapping[str, int], joins: Callable[[str], bool]) -> list[list[str]]:
+    """Return the weights of a group that are updated together: small ones as one vector, if `joins`
+    says that the group's kind of update is elementwise, and each other one by itself. A large one
+    would take longer to copy than to update. A frozen group has none."""
+    if group.is_frozen:
+        return []
+    small = [name for name in group.names if joins(group.kind) and sizes[name] < _LARGE]
+    return [*([small] if small else []), *([name] for name in group.names if name not in small)]
 
 
 class _Optimizer(Section):
