@@ -49,7 +49,7 @@ class _Block:
     def sizes(self) -> list[int]:
         return [math.prod(variable.shape) for variable in self.variables.values()]
 
-    def joined(self, tensors: Sequence[Any]) -> Any:
+    def join(self, tensors: Sequence[Any]) -> Any:
         """Return the weights' tensors as one."""
         if self.is_single:
             return tf.convert_to_tensor(tensors[0])
@@ -57,7 +57,10 @@ class _Block:
 
     def assign(self, values: Any) -> None:
         """Assign new values to the weights."""
-        parts = [values] if self.is_single else tf.split(values, self.sizes)
+        if self.is_single:
+            self.variables[self.name].assign(values)
+            return
+        parts = tf.split(values, self.sizes)
         for variable, part in zip(self.variables.values(), parts, strict=True):
             variable.assign(tf.reshape(part, variable.shape))
 
@@ -215,8 +218,8 @@ class _Optimizer(keras.optimizers.Optimizer):
         updates = [
             _Update(
                 block,
-                block.joined([*block.variables.values()]),
-                block.joined([gradients[name] for name in block.variables]),
+                block.join([*block.variables.values()]),
+                block.join([gradients[name] for name in block.variables]),
                 {slot: v[block.name] for slot, v in self.memory.slots.items() if block.name in v},
             )
             for block in self.memory.blocks

@@ -91,6 +91,22 @@ def by_keras(make: Any, weights: Weights, gradients: Sequence[Weights]) -> Weigh
         keras.config.set_floatx(floatx)
 
 
+@pytest.mark.parametrize("backend", slow_but(BACKENDS, "lightning"))
+@pytest.mark.parametrize("name", ["sgd", "adamw", "nadam", "rmsprop", "lion", "ademamix"])
+def test_weights_in_one_vector_are_updated_to_the_bits_of_separate_ones(
+    backend: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operations of a number are the same in float64, and each is rounded correctly."""
+    weights, *gradients = drawn(1, 1 + NUM_STEPS)
+    spec = optimizer(name, weight_decay=0.01)
+    together = steps(backend, spec, weights, gradients, RATES)
+    monkeypatch.setattr("runner.components.optimizers._LARGE", 0)
+    separate = steps(backend, spec, weights, gradients, RATES)
+    assert difference(together.weights, separate.weights) == 0
+    for slot in spec.slots():
+        assert difference(together.slots[slot], separate.slots[slot]) == 0
+
+
 @over_sets
 def test_adafactor_is_torch_s(backend: str, num_sets: int) -> None:
     """torch factors the last two axes in memory, here the canonical ones. Its eps1 is a lower bound

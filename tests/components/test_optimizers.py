@@ -18,6 +18,7 @@ from runner.components.optimizers import (
     group_rates,
     groups,
     hyperparameters,
+    joined,
 )
 from runner.config.conf_folder import defaults
 from runner.config.schema import parse
@@ -231,6 +232,16 @@ def test_a_group_s_table_is_named_by_its_factor_and_the_entry_with_its_schedule(
     group: Group, name: str
 ) -> None:
     assert group.rate == name
+
+
+def test_small_weights_with_elementwise_updates_are_one_vector() -> None:
+    sizes = {"a": 10, "b": 2**16, "c": 2**16 - 1, "d": 1}
+    whole = Group(tuple(sizes))
+    assert joined(whole, sizes, optimizer("adam").joins) == [["a", "c", "d"], ["b"]]
+    assert joined(whole, sizes, optimizer("lamb").joins) == [["a"], ["b"], ["c"], ["d"]]
+    plain = Group(("a", "c"), kind="plain")
+    assert joined(plain, sizes, optimizer("lamb").joins) == [["a", "c"]]
+    assert joined(Group(("a", "c"), lr_factor=0.0), sizes, optimizer("adam").joins) == []
 
 
 def test_the_rates_of_a_group_are_its_schedule_times_its_factor_rounded_once() -> None:
