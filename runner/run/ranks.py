@@ -97,18 +97,17 @@ class _Divided(_Sharing):
         return self._live.state()
 
     def predict(self, rows: Batch) -> np.ndarray:
-        self._ask_for_passes([rows], 8)
+        self._ask_for_passes([rows], self._plan.model.rows_per_pass)
         return self._live.predict(rows)
 
     def measure(self, batches: Iterable[Batch], keeps_outputs: bool) -> Measured:
         known = [*batches]
-        self._ask_for_passes(known, 1)
+        self._ask_for_passes(known, self._plan.model.batch_size)
         return self._live.measure(known, keeps_outputs)
 
-    def _ask_for_passes(self, batches: Sequence[Batch], num_batches: int) -> None:
-        """Ask for a pass for each `num_batches` * batch_size rows."""
-        size = num_batches * self._plan.model.batch_size
-        self._ask("passes", sum(max(1, -(-len(batch["x"]) // size)) for batch in batches))
+    def _ask_for_passes(self, batches: Sequence[Batch], num_rows: int) -> None:
+        """Ask for a pass for each `num_rows` rows of a batch."""
+        self._ask("passes", sum(max(1, -(-len(batch["x"]) // num_rows)) for batch in batches))
 
 
 def _take_part(

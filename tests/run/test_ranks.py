@@ -388,6 +388,35 @@ def test_batch_norm_of_the_users_own_model_has_the_statistics_of_all_rows(tmp_pa
         _check_equal(one, _train(tmp_path, strategy, *own, *three, base=OWN_RUN))
 
 
+PREDICTS = """
+import numpy as np
+import runner
+
+class Predicts(runner.Observer):
+    def on_epoch(self, epoch, live):
+        np.save(f"{self.name}.npy", live.predict({"x": np.ones((400, 64))}))
+        return True
+
+    def __init__(self, name):
+        self.name = name
+"""
+
+
+@pytest.mark.slow
+def test_an_observer_can_predict_with_divided_weights(tmp_path: Path) -> None:
+    """Rank 0 makes five forward passes, since a layer is wide; the other one takes part in each."""
+    (tmp_path / "mine.py").write_text(PREDICTS)
+    wide = "{layer: flatten},{layer: dense, units: 4200},{layer: dense, units: outputs}"
+    base = (f"model.layers=[{wide}]", "trainer.global_batch_size=96", "trainer.max_steps=2")
+    base += (*RUN[1:2], "trusted_modules=[mine]", "optimizer=sgd", "device=cpu")
+    for name, *keys in (("one", "devices=1"), ("two", "devices=2", "strategy=fsdp")):
+        observer = f"callbacks=[{{_target_: mine.Predicts, name: {name}}}]"
+        done = forked(tmp_path, (*base, *keys, observer))[0]
+        assert done.status == 0, done.err
+    one, two = (np.load(tmp_path / f"{name}.npy") for name in ("one", "two"))
+    np.testing.assert_allclose(one, two, rtol=0, atol=CLOSE)
+
+
 def test_batch_norm_of_the_users_own_model_needs_two_rows_of_vectors(tmp_path: Path) -> None:
     """torch refuses one row in the training: it has no variance. The last batch of 1,280 rows has 2
     of them, and 1 in batches of 1,279."""
