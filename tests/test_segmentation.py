@@ -65,8 +65,8 @@ def test_the_same_bits_in_exact_mode(data: list[str]) -> None:
 def test_metrics_over_all_pixels_of_an_epoch(
     backend: str, data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are measured in blocks of 8 batches, and equal scikit-learn's on all pixels at once: the
-    counts are whole numbers. After 6 epochs the network has found the shapes."""
+    """They are measured in blocks, and equal scikit-learn's on all pixels at once: the counts are
+    whole numbers. After 6 epochs the network has found the shapes."""
     monkeypatch.setattr("runner.plan._CHUNK_BYTES", 1)
     few = ["trainer.batch_size=4", "optimizer.lr=0.01", "trainer.max_epochs=6"]
     run = runner.train([*data, *few, f"backend={backend}", f"output.root={tmp_path}"], quiet=True)
