@@ -29,7 +29,7 @@ from runner.components.optimizers import (
 from runner.spec import RunSpec, Weights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Block:
     """Weights that are updated together: one, or several small ones as one vector. All updates of
     several are elementwise, so the results equal those of separate weights."""
@@ -108,7 +108,7 @@ class _Memory:
     schedule: TableLR
     names: dict[Any, str]  # reference to a variable -> its canonical name
     blocks: list[_Block]
-    slots: dict[str, dict[str, Any]]  # by slot and the block's name
+    slots: dict[str, dict[_Block, Any]]
     scalars: dict[str, Any]
     now: dict[Any, Any]  # scalars of the update that is being computed
 
@@ -136,7 +136,7 @@ class _Optimizer(keras.optimizers.Optimizer):
             blocks=blocks,
             slots={
                 slot: {
-                    block.name: self._add_slot(slot, block, like)
+                    block: self._add_slot(slot, block, like)
                     for block in blocks
                     if block.name in like
                 }
@@ -178,9 +178,8 @@ class _Optimizer(keras.optimizers.Optimizer):
         """Load canonical slots, as the state after `step` updates."""
         self.iterations.assign(step)
         for slot, variables in self.memory.slots.items():
-            for block in self.memory.blocks:
-                if block.name in variables:
-                    variables[block.name].assign(block.packed(slots[slot]))
+            for block, variable in variables.items():
+                variable.assign(block.packed(slots[slot]))
         for name, number in self.spec.scalars(step).items():
             self.memory.scalars[name].assign(number)
         for name, number in slots.get(NUMBERS, {}).items():
@@ -190,9 +189,8 @@ class _Optimizer(keras.optimizers.Optimizer):
         """Return canonical copies of the slots."""
         slots: dict[str, dict[str, np.ndarray]] = {slot: {} for slot in self.memory.slots}
         for slot, variables in self.memory.slots.items():
-            for block in self.memory.blocks:
-                if block.name in variables:
-                    slots[slot] |= block.unpacked(read(variables[block.name]))
+            for block, variable in variables.items():
+                slots[slot] |= block.unpacked(read(variable))
         if self.spec.numbers:
             scalars = self.memory.scalars
             slots[NUMBERS] = {name: np.array(scalars[name]) for name in self.spec.numbers}
@@ -220,7 +218,7 @@ class _Optimizer(keras.optimizers.Optimizer):
                 block,
                 block.join([*block.variables.values()]),
                 block.join([gradients[name] for name in block.variables]),
-                {slot: v[block.name] for slot, v in self.memory.slots.items() if block.name in v},
+                {slot: v[block] for slot, v in self.memory.slots.items() if block in v},
             )
             for block in self.memory.blocks
         ]

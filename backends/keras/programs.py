@@ -126,8 +126,7 @@ def call(function: Any, *arguments: Any) -> tuple[Any, Any]:
             raise
     # TensorFlow keeps the failure of a function that it has traced
     again = tf.function(function.python_function, jit_compile=True, autograph=False)
-    traced = again.get_concrete_function(*arguments)
-    return traced(*arguments), traced
+    return call(again, *arguments)
 
 
 def _parts(run: RunSpec) -> Mapping[str, object]:
