@@ -331,7 +331,9 @@ def test_a_node_that_is_killed_ends_the_run_with_its_rank(tmp_path: Path) -> Non
         "error: rank 1 was lost: the connection to it has ended; the other processes were ended; "
         f"to continue: resume={folder.relative_to(tmp_path / '0')}"
     )
-    done = forked(tmp_path / "0", (f"resume={folder}", "num_nodes=1", "trainer.max_steps=60"))[0]
+    num_rows = (folder / "trace.csv").read_bytes().count(b"\n")
+    longer = f"trainer.max_steps={num_rows + 60}"
+    done = forked(tmp_path / "0", (f"resume={folder}", "num_nodes=1", longer))[0]
     assert done.status == 0, done.err
     assert read_json(folder / "result.json")["status"] == "completed"
 
